@@ -1,0 +1,67 @@
+# dalle-zoo: every target sets itself up. Needs make, and Python 3.11 or newer with pip.
+
+PYTHON ?= python3
+VENV ?= .venv
+PROMPT ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# The raw text, through the environment, so that no quote or dollar sign in a prompt is read as a command.
+export DALLE_ZOO_PROMPT = $(value PROMPT)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow format clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@echo
+	@echo '  PROMPT="a flat emoji of a red apple"   what make demo draws'
+	@echo '  PYTHON=python3.12                      which Python makes the environment $(VENV)'
+
+demo: $(VENV)/.demo ## draw a grid of pictures with the bundled weights (PROMPT="...")
+	@if [ -n "$$DALLE_ZOO_PROMPT" ]; then $(BIN)/dalle-zoo demo "$$DALLE_ZOO_PROMPT"; else $(BIN)/dalle-zoo demo; fi
+
+test: $(VENV)/.test ## lint, types, tests: what CI runs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.test ## the tests that make test leaves out
+	$(BIN)/python -m pytest -m slow
+
+format: $(VENV)/.test ## rewrite the code in the one style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment and all caches; runs/ and outputs stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment. It is installed again only when pyproject.toml changed.
+
+INSTALLING = installing $(1) into $(VENV) (the first time 1-3 minutes; about 6 GB where torch comes with CUDA) ...
+
+$(VENV)/.demo: pyproject.toml $(VENV)/.python
+	@echo '$(call INSTALLING,dalle-zoo)'
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml tests/requirements-parity.txt $(VENV)/.python
+	@echo '$(call INSTALLING,dalle-zoo and what its tests need)'
+	@$(PIP) --editable '.[test]'
+	@$(PIP) --no-deps --requirement tests/requirements-parity.txt
+	@touch $@ $(VENV)/.demo
+
+# Debian's Python may lack ensurepip (package python3-venv): then its own pip fills the environment.
+$(VENV)/.python:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo 'There is no $(PYTHON) here: install Python 3.11 or newer, or name yours: make PYTHON=...' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "dalle-zoo needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo 'making the environment $(VENV) with $(PYTHON) ...'
+	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv $(VENV); \
+	else $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; fi || { \
+	  echo 'The environment could not be made. On Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
+	@touch $@

@@ -1,0 +1,51 @@
+"""Readers, transforms, the resumable loader and code shards.
+
+```
+open_source ─► SampleSource ─► ImageTextDataset ─┐
+                    └─ encode_source ─► shards ─► CodeDataset ─┴─► ResumableLoader, iterate_batches
+                    ─► batches
+```
+"""
+
+from dalle_zoo.data.codes import CodeDataset, CodeShardWriter, encode_source
+from dalle_zoo.data.datasets import CaptionedDataset, ImageTextDataset, Item
+from dalle_zoo.data.folder import FolderSource
+from dalle_zoo.data.images import CorruptImageError, decode_image
+from dalle_zoo.data.loader import Batch, Collate, EncodeCaptions, ResumableLoader, iterate_batches
+from dalle_zoo.data.samples import Sample, SampleSource, Skipped
+from dalle_zoo.data.shards import ShardSource
+from dalle_zoo.data.sources import open_source
+from dalle_zoo.data.transforms import (
+    TRANSFORMS,
+    center_transform,
+    dvae_transform,
+    prior_transform,
+    sample_rng,
+)
+
+__all__ = [
+    "TRANSFORMS",
+    "Batch",
+    "CaptionedDataset",
+    "CodeDataset",
+    "CodeShardWriter",
+    "Collate",
+    "CorruptImageError",
+    "EncodeCaptions",
+    "FolderSource",
+    "ImageTextDataset",
+    "Item",
+    "ResumableLoader",
+    "Sample",
+    "SampleSource",
+    "ShardSource",
+    "Skipped",
+    "center_transform",
+    "decode_image",
+    "dvae_transform",
+    "encode_source",
+    "iterate_batches",
+    "open_source",
+    "prior_transform",
+    "sample_rng",
+]

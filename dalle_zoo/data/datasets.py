@@ -1,0 +1,134 @@
+"""Samples as the networks take them: pixels or codes, one caption, in a reproducible order."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch.utils.data
+from torch import Tensor
+
+from dalle_zoo.data.checks import check_caption_choice, check_positive
+from dalle_zoo.data.images import CorruptImageError, decode_image
+from dalle_zoo.data.ordering import seeded_rng
+from dalle_zoo.data.samples import Sample, SampleSource, Skipped
+from dalle_zoo.data.transforms import TRANSFORMS, Transform, sample_rng
+
+log = logging.getLogger(__name__)
+
+# h w code grid
+
+Item = dict[str, Any]
+"""``key`` and ``caption`` (str), and ``image`` uint8 (3, size, size) or ``codes`` int64 (h, w)."""
+
+NO_CAPTION = "no caption (no .txt or .json with one beside it, or not readable as UTF-8)"
+
+
+class CaptionedDataset(torch.utils.data.IterableDataset[Item], ABC):
+    """Items at positions of an epoch; what the loader and evaluation read from."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Listed samples, corrupt ones among them."""
+
+    @abstractmethod
+    def read(
+        self, *, seed: int | None, epoch: int, start: int, stop: int
+    ) -> Iterator[Item | Skipped]:
+        """Items at positions ``start .. stop - 1`` of an epoch, a `Skipped` for each unusable one.
+
+        Args:
+            seed: Seed of the order; None keeps the stored order.
+            epoch: Pass over the data: its order, crops and captions.
+            start: First position.
+            stop: One past the last position.
+        """
+
+    def __iter__(self) -> Iterator[Item]:
+        """Usable items of epoch 0 in stored order; the others are named in warnings and counted."""
+        worker = torch.utils.data.get_worker_info()
+        part, parts = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        total, skipped = len(self), 0
+        start, stop = total * part // parts, total * (part + 1) // parts
+        for record in self.read(seed=None, epoch=0, start=start, stop=stop):
+            if isinstance(record, Skipped):
+                skipped += 1
+                log.warning("skipped %s", record)
+            else:
+                yield record
+        if skipped:
+            log.warning("skipped %d of %d samples", skipped, stop - start)
+
+
+class ImageTextDataset(CaptionedDataset):
+    """Pictures of a source, decoded, cropped and paired with one caption.
+
+    Args:
+        source: Where the pictures come from, see `open_source`.
+        transform: Name in `TRANSFORMS`: ``dvae``, ``prior``, ``center``.
+        size: Side of the pictures, pixels.
+        seed: Seed of crops and of the choice of captions.
+        variants: Different crops of a picture: epoch e takes crop ``e % variants``. None: a new
+            one in each epoch.
+        caption: Which of several captions: the ``first``, or a ``random`` one in each epoch.
+        needs_captions: Skip samples without one; otherwise they get ``""``.
+    """
+
+    def __init__(
+        self,
+        source: SampleSource,
+        *,
+        transform: str,
+        size: int,
+        seed: int = 0,
+        variants: int | None = None,
+        caption: str = "first",
+        needs_captions: bool = True,
+    ) -> None:
+        super().__init__()
+        check_positive(size=size)
+        if variants is not None:  # None: a new crop each epoch
+            check_positive(variants=variants)
+        check_caption_choice(caption)
+        self.source, self.size, self.seed = source, size, seed
+        self.transform = TRANSFORMS[transform]
+        self.variants, self.caption, self.needs_captions = variants, caption, needs_captions
+
+    def __len__(self) -> int:
+        return self.source.num_samples
+
+    def read(
+        self, *, seed: int | None, epoch: int, start: int, stop: int
+    ) -> Iterator[Item | Skipped]:
+        """As `CaptionedDataset.read`."""
+        for record in self.source.read(seed=seed, epoch=epoch, start=start, stop=stop):
+            yield record if isinstance(record, Skipped) else self._item(record, epoch)
+
+    def _item(self, sample: Sample, epoch: int) -> Item | Skipped:
+        if self.needs_captions and not sample.captions:
+            return Skipped(sample.key, NO_CAPTION)
+        variant = epoch if self.variants is None else epoch % self.variants
+        try:
+            image = crop_of(sample, self.transform, self.size, self.seed, variant)
+        except CorruptImageError as error:
+            return Skipped(sample.key, str(error))
+        caption = pick_caption(sample.captions, self.caption, self.seed, sample.key, epoch)
+        return {"key": sample.key, "image": image, "caption": caption}
+
+
+def crop_of(sample: Sample, transform: Transform, size: int, seed: int, variant: int) -> Tensor:
+    """One crop of one sample, uint8 (3, size, size): the same on the fly and for code shards."""
+    return transform(decode_image(sample.image), size, sample_rng(seed, sample.key, variant))
+
+
+def pick_caption(captions: Sequence[str], choice: str, seed: int, key: str, epoch: int) -> str:
+    """One of a sample's captions, ``""`` if there is none."""
+    if not captions:
+        return ""
+    return (
+        captions[0]
+        if choice == "first"
+        else seeded_rng("caption", seed, key, epoch).choice(captions)
+    )

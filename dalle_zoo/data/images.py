@@ -1,0 +1,85 @@
+"""Picture files to RGB, doing what a person who looks at the file expects."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 178_956_970
+"""Pictures with more are refused: half a gigabyte once decoded, Pillow's line for an attack."""
+
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+"""Decoders that may run on foreign bytes; Pillow has others, such as EPS, that start programs."""
+
+
+class CorruptImageError(ValueError):
+    """Bytes that are no picture, are cut off, or would take too much memory."""
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Decodes a picture file.
+
+    The EXIF rotation is applied, transparency is put on white, 16-bit values are scaled (not
+    clipped) to 8 bits, and of an animation the first frame is taken. Palette, grey and CMYK
+    pictures become RGB.
+
+    Args:
+        data: Contents of a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or AVIF file.
+
+    Returns:
+        An RGB picture, fully loaded.
+
+    Raises:
+        CorruptImageError: Not a picture, cut off, or more than `MAX_PIXELS` pixels.
+    """
+    # Pillow warns of broken EXIF blocks and of large pictures: the first is harmless, the second
+    # checked here.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data), formats=_known_formats()) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise CorruptImageError(f"{width} x {height} pixels, more than {MAX_PIXELS}")
+                image.load()
+                return _to_rgb(_upright(image))
+        except CorruptImageError:
+            raise
+        except Exception as error:  # decoders raise nearly anything on damaged bytes
+            raise CorruptImageError(
+                f"not a readable picture ({type(error).__name__}: {error})"
+            ) from error
+
+
+def _known_formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a damaged EXIF block must not cost the picture
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _wide_grey(image).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _wide_grey(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits (0 .. 65535) or float (0 .. 1, else 0 .. 255) to 8 bits."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    top = 65535.0
+    if image.mode == "F":
+        top = 1.0 if values.max(initial=0) <= 1 else 255.0
+    return Image.fromarray((values * (255 / top)).round().clip(0, 255).astype(np.uint8))

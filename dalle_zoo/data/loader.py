@@ -1,0 +1,303 @@
+"""Batches that a run killed at any moment continues with, bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils.data
+from torch import Tensor
+
+from dalle_zoo.data.checks import check_positive
+from dalle_zoo.data.datasets import CaptionedDataset, Item
+from dalle_zoo.data.samples import Skipped
+
+log = logging.getLogger(__name__)
+
+# B batch, T text positions, H W image, h w code grid
+
+Batch = dict[str, Any]
+EncodeCaptions = Callable[[Sequence[str], Sequence[str], int], Tensor]
+"""(captions, keys, epoch) to text ids, int64 (B, T)."""
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Items to a batch.
+
+    The batch holds ``key`` and ``caption`` (lists of str), ``epoch`` (int), and of the items'
+    parts ``image`` as float32 (B, 3, H, W) in [0, 1], ``codes`` as int64 (B, h, w); with
+    ``encode_captions`` also ``text``, int64 (B, T).
+    """
+
+    encode_captions: EncodeCaptions | None = None
+    """Turns captions into ids, in the workers. Keys and epoch are there to seed its randomness."""
+
+    def __call__(self, items: Sequence[Item], epoch: int) -> Batch:
+        """Stacks the items of one batch."""
+        batch: Batch = {name: [item[name] for item in items] for name in ("key", "caption")}
+        batch["epoch"] = epoch
+        if "image" in items[0]:
+            batch["image"] = torch.stack([item["image"] for item in items]).float().div_(255)
+        if "codes" in items[0]:
+            batch["codes"] = torch.stack([item["codes"] for item in items])
+        if self.encode_captions is not None:
+            batch["text"] = self.encode_captions(batch["caption"], batch["key"], epoch)
+        return batch
+
+
+_PLAIN = Collate()
+
+
+def iterate_batches(
+    dataset: CaptionedDataset, batch_size: int, collate: Collate = _PLAIN
+) -> Iterator[Batch]:
+    """Every usable item once, in stored order, as of epoch 0; the last batch may be short."""
+    check_positive(batch_size=batch_size)
+    items = iter(dataset)
+    while chunk := list(itertools.islice(items, batch_size)):
+        yield collate(chunk, 0)
+
+
+@dataclass(frozen=True)
+class _Lane:
+    """Batches ``index, index + step, ...`` of one epoch on one rank: the work of one worker."""
+
+    dataset: CaptionedDataset
+    collate: Collate
+    seed: int | None
+    epoch: int
+    start: int
+    stop: int
+    batch_sizes: tuple[int, ...]
+    """Sizes of all batches of the rank."""
+    index: int
+    step: int
+    skip: int
+    """Batches of the rank that were given before the run was interrupted."""
+
+    def __iter__(self) -> Iterator[tuple[Batch, list[Skipped]]]:
+        skipped: list[Skipped] = []
+        items = self._endless(skipped)
+        for number in range(self.index, len(self.batch_sizes), self.step):
+            chunk = list(itertools.islice(items, self.batch_sizes[number]))
+            if number >= self.skip:
+                yield self.collate(chunk, self.epoch), skipped.copy()
+                skipped.clear()
+
+    def _endless(self, skipped: list[Skipped]) -> Iterator[Item]:
+        """The lane's items, over and over: one rank's unusable samples must not end its epoch early."""
+        while True:
+            usable = 0
+            for record in self.dataset.read(
+                seed=self.seed, epoch=self.epoch, start=self.start, stop=self.stop
+            ):
+                if isinstance(record, Skipped):
+                    skipped.append(record)
+                else:
+                    usable += 1
+                    yield record
+            if not usable:
+                reasons = "; ".join(str(record) for record in skipped[:3])
+                raise ValueError(
+                    f"none of {self.stop - self.start} samples (from position {self.start}) can be "
+                    f"used: {reasons or 'the files hold fewer than listed'}. Check the data."
+                )
+
+
+class _Lanes(torch.utils.data.IterableDataset[tuple[Batch, list[Skipped]]]):
+    """The lanes of one rank; worker w takes lane w."""
+
+    def __init__(self, lanes: Sequence[_Lane]) -> None:
+        super().__init__()
+        self.lanes = lanes
+
+    def __iter__(self) -> Iterator[tuple[Batch, list[Skipped]]]:
+        worker = torch.utils.data.get_worker_info()
+        return iter(self.lanes[0 if worker is None else worker.id])
+
+
+def _as_is(record: Any) -> Any:
+    return record
+
+
+class ResumableLoader:
+    """Batches of a data set, epoch after epoch, with a position that can be saved and restored.
+
+    ``len(loader)`` batches make an epoch, the same number on every rank; each epoch is shuffled
+    anew by ``(seed, epoch)``, and all ranks and workers together read each sample once. A restored
+    loader gives what an undisturbed one would have given next. Each `iter` starts at the restored
+    position, or else at the beginning of an epoch: of the next one if the last was left half-way.
+
+    Unusable samples are counted in `skipped`, named in a warning, and replaced by samples from the
+    beginning of the same stream, so that no rank runs dry.
+
+    Args:
+        dataset: What to read.
+        batch_size: Samples per batch on each rank.
+        seed: Seed of the order.
+        num_workers: Processes that read and decode; 0 does it in this one. Another number means
+            another order.
+        rank: Number of this process among those that train together.
+        world_size: How many train together.
+        drop_last: Leave out what does not fill a batch; otherwise the last batch is short.
+        shuffle: False keeps the stored order in every epoch.
+        collate: How items become a batch.
+
+    Raises:
+        ValueError: An option out of range, or too few samples for one batch.
+    """
+
+    def __init__(
+        self,
+        dataset: CaptionedDataset,
+        batch_size: int,
+        *,
+        seed: int,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = True,
+        shuffle: bool = True,
+        collate: Collate = _PLAIN,
+    ) -> None:
+        check_positive(batch_size=batch_size, world_size=world_size)
+        if num_workers < 0:
+            raise ValueError(f"num_workers must be 0 or more, got {num_workers}")
+        if not 0 <= rank < world_size:
+            raise ValueError(
+                f"rank must lie in 0..{world_size - 1} (world_size {world_size}), got {rank}"
+            )
+        self.dataset, self.batch_size, self.collate = dataset, batch_size, collate
+        self.seed = seed if shuffle else None
+        self.num_workers, self.rank, self.world_size = num_workers, rank, world_size
+        self._batch_sizes = self._plan_batches(drop_last)
+        self._epoch = 0
+        self._done = 0
+        self._restored = False
+        self.skipped: dict[str, str] = {}
+        """Reasons by key of every sample found unusable by this loader so far."""
+
+    def _plan_batches(self, drop_last: bool) -> tuple[int, ...]:
+        total = len(self.dataset)
+        if total == 0:
+            raise ValueError("the data set is empty: no sample to train on. Check its location.")
+        if total < self.world_size:
+            raise ValueError(
+                f"{total} sample(s) cannot be shared by {self.world_size} ranks: train on fewer"
+            )
+        per_rank = total // self.world_size if drop_last else -(-total // self.world_size)
+        full, rest = divmod(per_rank, self.batch_size)
+        sizes = (self.batch_size,) * full + ((rest,) if rest and not drop_last else ())
+        if not sizes:
+            raise ValueError(
+                f"batch_size {self.batch_size} on {self.world_size} rank(s) needs at least "
+                f"{self.batch_size * self.world_size} samples, got {total}: lower batch_size or set drop_last=False"
+            )
+        return sizes
+
+    def __len__(self) -> int:
+        """Batches per epoch and rank."""
+        return len(self._batch_sizes)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._restored:
+            self._restored = False
+        elif self._done:
+            self._epoch, self._done = self._epoch + 1, 0
+        epoch, skip = self._epoch, self._done
+        for batch, skipped in self._read(epoch, skip):
+            self._note(skipped)
+            self._done += 1
+            if self._done == len(self):
+                # Before the yield: a trainer that knows the length never comes back for the end.
+                self._epoch, self._done = epoch + 1, 0
+                self._summarise()
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The position. It holds for every rank: Lightning stores that of rank 0 alone."""
+        return {"epoch": self._epoch, "batches": self._done, **self._layout()}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continues behind a position of `state_dict` at the next `iter`."""
+        if not 0 <= state["batches"] < len(self):
+            raise ValueError(
+                f"the saved position is batch {state['batches']} of an epoch, but an epoch has {len(self)} batches: "
+                "resume with the data and the batch_size that the run began with"
+            )
+        for name, value in self._layout().items():
+            if state.get(name, value) != value:
+                log.warning(
+                    "%s was %d when the position was saved and is %d now: the run goes on, but not with the same "
+                    "batches as one never interrupted",
+                    name,
+                    state[name],
+                    value,
+                )
+        self._epoch, self._done, self._restored = state["epoch"], state["batches"], True
+
+    def _layout(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in ("batch_size", "num_workers", "world_size")}
+
+    def _read(self, epoch: int, skip: int) -> Iterator[tuple[Batch, list[Skipped]]]:
+        lanes = self._lanes(epoch, skip)
+        if self.num_workers == 0:
+            return iter(lanes[0])
+        # The workers are asked in turn, starting with worker 0: it must hold the lane of the first
+        # batch.
+        first = skip % len(lanes)
+        return iter(
+            torch.utils.data.DataLoader(
+                _Lanes(lanes[first:] + lanes[:first]),
+                batch_size=None,
+                collate_fn=_as_is,
+                num_workers=len(lanes),
+                # Its own: the loader draws a seed at each start, and a resumed run starts once
+                # more.
+                generator=torch.Generator(),
+            )
+        )
+
+    def _lanes(self, epoch: int, skip: int) -> list[_Lane]:
+        """Divides the rank's positions so that each lane has those of its batches, and a share of what is left."""
+        count = max(self.num_workers, 1)
+        start, stop = (
+            len(self.dataset) * r // self.world_size for r in (self.rank, self.rank + 1)
+        )
+        left = stop - start - sum(self._batch_sizes)
+        ends = [
+            start + done + left * (index + 1) // count
+            for index, done in enumerate(
+                itertools.accumulate(sum(self._batch_sizes[i::count]) for i in range(count))
+            )
+        ]
+        return [
+            _Lane(
+                self.dataset,
+                self.collate,
+                self.seed,
+                epoch,
+                low,
+                high,
+                self._batch_sizes,
+                index,
+                count,
+                skip,
+            )
+            for index, (low, high) in enumerate(itertools.pairwise([start, *ends]))
+        ]
+
+    def _note(self, skipped: Sequence[Skipped]) -> None:
+        for record in skipped:
+            if record.key not in self.skipped:
+                self.skipped[record.key] = record.reason
+                log.warning("skipped %s", record)
+
+    def _summarise(self) -> None:
+        if self.skipped:
+            log.warning("%d samples were skipped so far; each is named above", len(self.skipped))

@@ -1,0 +1,113 @@
+"""From what a person types to a `SampleSource`: shards, patterns, folders and the data set in the box."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import importlib.resources
+from pathlib import Path
+
+from dalle_zoo.data.folder import FolderSource
+from dalle_zoo.data.samples import IMAGE_SUFFIXES, SampleSource
+from dalle_zoo.data.shards import SHARD_ENDINGS, ShardSource, is_shard
+from dalle_zoo.registry import UnknownNameError, suggest
+
+BUNDLED = {"emoji64": ("train", "val-styles", "val-concepts")}
+"""Data sets in the package and their splits, typed as ``emoji64:train``; ``emoji64:all`` is every split."""
+
+_EXPECTED = (
+    f"Expected a shard ({', '.join(SHARD_ENDINGS)}), a folder of shards, a pattern such as 'shards/*.tar' or "
+    "'shards/{00000..00009}.tar', a folder of pictures with captions in .txt files of the same name, "
+    f"or data in the package such as 'emoji64:train'"
+)
+
+
+def open_source(location: str | Path) -> SampleSource:
+    """Recognises what a location is and opens it.
+
+    | location | what it is |
+    |---|---|
+    | ``file.tar``, ``.tar.gz``, ``.tgz`` | one WebDataset shard |
+    | a folder with shards in it | these shards, as img2dataset or `webdataset` wrote them |
+    | a pattern with ``*``, ``?``, ``[...]``, ``{a..b}`` or ``{a,b}`` | the shards that match |
+    | any other folder | the pictures below it, captions in files of the same name |
+    | ``emoji64:train`` | shards in the package |
+
+    img2dataset pads pictures with white borders unless it is run with ``--resize_mode
+    center_crop``; such borders stay, so prefer that mode.
+
+    Raises:
+        ValueError: Nothing there, or nothing usable in it.
+    """
+    text = str(location)
+    bundle, _, split = text.partition(":")
+    if bundle in BUNDLED and split and not Path(text).exists():
+        source: SampleSource = ShardSource(_bundled_shards(bundle, split))
+    elif "://" in text or text.startswith("pipe:"):
+        raise ValueError(f"location {text!r} is not a local path: download it first. {_EXPECTED}")
+    else:
+        source = _open_path(Path(text).expanduser(), text)
+    if source.num_samples == 0:
+        raise ValueError(f"location {text!r} holds no picture. {_EXPECTED}")
+    return source
+
+
+def _open_path(path: Path, text: str) -> SampleSource:
+    if path.is_file():
+        if not is_shard(path):
+            raise ValueError(f"location {text!r} is a file, but no shard. {_EXPECTED}")
+        return ShardSource([path])
+    if path.is_dir():
+        shards = sorted(p for p in path.iterdir() if is_shard(p) and p.is_file())
+        if shards and all(p.name.startswith("codes-") for p in shards):
+            raise ValueError(
+                f"location {text!r} holds code shards, not pictures: open it as a CodeDataset"
+            )
+        return ShardSource(shards) if shards else FolderSource(path)
+    if any(sign in text for sign in "*?[{"):
+        return ShardSource(_matching_shards(str(path), text))
+    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    hint = f" Did you mean {str(path.with_name(near[0]))!r}?" if near else ""
+    raise ValueError(f"location {text!r} does not exist.{hint} {_EXPECTED}")
+
+
+def _matching_shards(pattern: str, text: str) -> list[Path]:
+    found: set[Path] = set()
+    for part in _expand_braces(pattern):
+        matches = [Path(part)] if Path(part).is_file() else [Path(p) for p in glob.glob(part)]
+        shards = [p for p in matches if is_shard(p) and p.is_file()]
+        if not shards:
+            kinds = "pictures, not shards: name their folder" if _pictures(matches) else "no shard"
+            raise ValueError(f"location {text!r}: {part!r} matches {kinds}. {_EXPECTED}")
+        found.update(shards)
+    return sorted(found)
+
+
+def _pictures(paths: list[Path]) -> bool:
+    return any(p.suffix.lower().removeprefix(".") in IMAGE_SUFFIXES for p in paths)
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    if "{" not in pattern:
+        return [pattern]
+    import braceexpand  # comes with webdataset
+
+    try:
+        return list(braceexpand.braceexpand(pattern))
+    except braceexpand.UnbalancedBracesError as error:
+        raise ValueError(f"location {pattern!r} has unbalanced braces: {error}") from error
+
+
+def _bundled_shards(bundle: str, split: str) -> list[Path]:
+    splits = BUNDLED[bundle]
+    if split != "all" and split not in splits:
+        raise UnknownNameError(suggest(f"split of {bundle}", split, [*splits, "all"]))
+    folder = Path(str(importlib.resources.files("dalle_zoo"))) / "_data" / bundle
+    wanted = splits if split == "all" else (split,)
+    shards = sorted(p for name in wanted for p in folder.glob(f"{bundle}-{name}-*.tar.gz"))
+    if not shards:
+        raise ValueError(
+            f"this installation lacks the shards of {bundle}:{split} in {folder}: install the package again"
+        )
+    return shards

@@ -1,0 +1,48 @@
+"""Attention masks: which position reads which, declared once a pattern.
+
+The table, `MASKS`: a name, and the function that declares the mask on a layout. To add one, write
+a file beside these with a factory under ``@MASKS.register("name")`` and import it here; a third
+party adds an entry point in the group ``dalle_zoo.masks``. Drawing, decoding, cost and the
+contract tests follow from the declaration.
+
+| name | an image cell reads, besides all text | paper |
+|---|---|---|
+| ``full`` | every earlier cell | |
+| ``row`` | the previous W cells | figure 11 (a) |
+| ``column`` | the cells above | figure 11 (b, c) |
+| ``conv`` | a causal neighbourhood that wraps round | figure 11 (d) |
+"""
+
+from dalle_zoo.masks.column import column
+from dalle_zoo.masks.conv import conv
+from dalle_zoo.masks.draw import draw_masks
+from dalle_zoo.masks.full import full
+from dalle_zoo.masks.layout import (
+    MASKS,
+    MaskFactory,
+    MaskMod,
+    TextImageLayout,
+    text_then_image,
+)
+from dalle_zoo.masks.plan import CachePlan, DecodeTable, Mask
+from dalle_zoo.masks.row import row
+from dalle_zoo.masks.schedule import layer_masks
+from dalle_zoo.masks.spec import MaskSpec
+
+__all__ = [
+    "MASKS",
+    "CachePlan",
+    "DecodeTable",
+    "Mask",
+    "MaskFactory",
+    "MaskMod",
+    "MaskSpec",
+    "TextImageLayout",
+    "column",
+    "conv",
+    "draw_masks",
+    "full",
+    "layer_masks",
+    "row",
+    "text_then_image",
+]

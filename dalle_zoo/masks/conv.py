@@ -1,0 +1,47 @@
+"""Convolutional attention of the paper."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dalle_zoo.masks.layout import MASKS, MaskMod, TextImageLayout, text_then_image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@MASKS.register("conv")
+def conv(layout: TextImageLayout, *, kernel: int = 11) -> MaskMod:
+    """Reads a K x K neighbourhood, its causal half, wrapping round at the side borders.
+
+    ``(o + p) mod W < K`` and ``o < (p + 1) W``, with ``o = query - key >= 0`` and
+    ``p = (K - 1) / 2``. In each of the ``p + 1`` bands of W offsets, what leaves the kernel on the
+    left comes back at the far end: the drawn case (W = 4, K = 3) has the offsets 0, 1, 3, 4, 5
+    and 7, of which a centred kernel would lack the 7.
+
+    On a grid no wider than the kernel (W <= K) the first condition always holds: the mask is the
+    band of the last ``(p + 1) W`` cells.
+
+    Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), appendix B.1,
+    figure 11 (d).
+
+    Args:
+        layout: Where text and image stand.
+        kernel: Side K of the neighbourhood, odd; the paper's model has 11.
+
+    Raises:
+        ValueError: ``kernel`` is even or not positive.
+    """
+    if kernel < 1 or kernel % 2 == 0:
+        raise ValueError(
+            f"kernel of the conv mask must be odd and at least 1, got {kernel}: "
+            f"try kernel={max(kernel, 0) + 1}"
+        )
+    reach = (kernel - 1) // 2
+
+    def image_rule(query: Tensor, key: Tensor) -> Tensor:
+        offset = query - key
+        near_column = (offset + reach) % layout.width < kernel
+        return near_column & (offset < (reach + 1) * layout.width)
+
+    return text_then_image(layout, image_rule)

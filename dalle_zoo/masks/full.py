@@ -1,0 +1,24 @@
+"""Full causal attention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dalle_zoo.masks.layout import MASKS, MaskMod, TextImageLayout, text_then_image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@MASKS.register("full")
+def full(layout: TextImageLayout) -> MaskMod:
+    """Reads everything before it: plain causal attention, the baseline of the sparse masks.
+
+    Args:
+        layout: Where text and image stand.
+    """
+
+    def image_rule(query: Tensor, key: Tensor) -> Tensor:
+        return key <= query
+
+    return text_then_image(layout, image_rule)

@@ -1,0 +1,109 @@
+"""Positions of the stream, what a mask is, and the registry of masks.
+
+A mask is declared once, as a function of positions, in one small file; `dalle_zoo.masks.plan.Mask`
+derives everything else from that function.
+
+```
+positions   0 ........ T-1 | T .................. T+N-1
+            text           | image, raster order, N = height * width
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Concatenate, TypeAlias
+
+from dalle_zoo.registry import Registry
+
+if TYPE_CHECKING:  # names and specs are looked up without waiting for torch
+    from torch import Tensor
+
+# T text positions, W width of the grid, N image positions, q query and k key positions, o = q - k
+
+MaskMod: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
+"""``mod(query, key)``: whether query positions may read key positions.
+
+Both are int64 tensors that broadcast; the answer is a bool tensor of the broadcast shape. Only
+arithmetic and comparisons of the two: no branch on their values, no other tensors.
+"""
+
+
+@dataclass(frozen=True)
+class TextImageLayout:
+    """Where text and image stand in the stream; positions are 0 .. ``length`` - 1.
+
+    Args:
+        text: Text positions T, padding included (256 in the paper).
+        height: Rows of the image grid (32 in the paper).
+        width: Columns of the image grid W (32 in the paper).
+
+    Raises:
+        ValueError: A size is not a positive integer.
+
+    Example:
+        >>> layout = TextImageLayout(text=6, height=4, width=4)
+        >>> layout.image, layout.length
+        (16, 22)
+    """
+
+    text: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            size = getattr(self, field.name)
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise ValueError(
+                    f"{field.name} of a TextImageLayout must be a positive integer, got {size!r}"
+                )
+
+    @property
+    def image(self) -> int:
+        """Image positions N = height * width."""
+        return self.height * self.width
+
+    @property
+    def length(self) -> int:
+        """All positions, T + N."""
+        return self.text + self.image
+
+
+MaskFactory: TypeAlias = Callable[Concatenate[TextImageLayout, ...], MaskMod]
+"""``factory(layout, **options) -> MaskMod``; options are integers given by keyword.
+
+The first line of its docstring explains the mask in drawings and listings.
+"""
+
+MASKS: Registry[MaskFactory] = Registry("attention mask", group="dalle_zoo.masks")
+
+
+def text_then_image(layout: TextImageLayout, image_rule: MaskMod) -> MaskMod:
+    """The frame that all masks of the paper share, around a rule for image-to-image attention.
+
+    Text reads text causally and never the image. The image reads all text, padding included, and
+    the image by ``image_rule``, causally (appendix B.1, figure 11).
+
+    Args:
+        layout: Where text and image stand.
+        image_rule: Which image cells (raster indices 0 .. N - 1) read which. It need not be
+            causal.
+
+    Example:
+        >>> import torch
+        >>> mod = text_then_image(TextImageLayout(1, 1, 2), lambda query, key: query == key)
+        >>> mod(torch.arange(3)[:, None], torch.arange(3)).int()
+        tensor([[1, 0, 0],
+                [1, 1, 0],
+                [1, 0, 1]], dtype=torch.int32)
+    """
+    text = layout.text
+
+    def mod(query: Tensor, key: Tensor) -> Tensor:
+        # Where an index handed to the rule is negative its answer does not count: a text key needs
+        # no rule, and an image key is in the future of every text query.
+        return (key <= query) & ((key < text) | image_rule(query - text, key - text))
+
+    return mod

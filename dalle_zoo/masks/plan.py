@@ -1,0 +1,217 @@
+"""Everything that follows from a mask: matrix, attention arguments, decode tables, cache, cost."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from dalle_zoo.masks.layout import MaskMod, TextImageLayout
+from dalle_zoo.masks.spec import MaskSpec
+
+if TYPE_CHECKING:  # torch is imported where tensors are made: listing masks does not wait for it
+    import torch
+    from torch import Tensor
+
+# T text positions, N image positions, L = T + N, n most image keys that a step reads
+
+
+@dataclass(frozen=True, eq=False)
+class DecodeTable:
+    """Image keys that each image step reads. Text is not listed: every step reads all of it."""
+
+    keys: Tensor
+    """Raster indices, ascending, int64 (N, n). Padding repeats the step's own key."""
+    valid: Tensor
+    """False at padding, bool (N, n)."""
+
+
+@dataclass(frozen=True, eq=False)
+class CachePlan:
+    """Slots of a static key-value cache that holds only keys which a later step still reads.
+
+    Step i writes the key of image position i to slot ``slot_of_key[i]``, then reads
+    ``read_slots[i]`` where ``valid[i]``. No slot is overwritten before the last read of its key.
+    """
+
+    num_slots: int
+    """Slots for image keys; text needs T more."""
+    slot_of_key: Tensor
+    """Slot of each image key while it lives, int64 (N,)."""
+    read_slots: Tensor
+    """Slots that each step reads, in the order of `DecodeTable.keys`, int64 (N, n)."""
+    valid: Tensor
+    """False at padding, bool (N, n)."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """An attention mask on a layout, and all that is derived from its one declaration.
+
+    Construction checks the contract of a mask: no position reads a later one, each reads itself,
+    and every image position reads all text. Two masks are equal when spec and layout are. Tables
+    and matrix are computed once, at the first call.
+
+    Args:
+        spec: Name and options, for messages and drawings.
+        layout: Where text and image stand.
+        mod: The declaration, a function of positions.
+
+    Raises:
+        TypeError: ``mod`` does not return a bool tensor.
+        ValueError: ``mod`` breaks the contract, or its result does not fit the layout.
+
+    Example:
+        >>> mask = Mask.from_spec("row", TextImageLayout(text=256, height=32, width=32))
+        >>> mask.num_pairs, round(mask.density, 3), mask.cache_plan().num_slots
+        (328304, 0.4, 33)
+    """
+
+    spec: str
+    layout: TextImageLayout
+    mod: MaskMod = field(repr=False, compare=False)
+
+    @classmethod
+    def from_spec(cls, spec: str, layout: TextImageLayout) -> Mask:
+        """Builds a registered mask.
+
+        Args:
+            spec: ``"row"``, ``"conv(kernel=3)"``: a name of `MASKS`, integer options by keyword.
+            layout: Where text and image stand.
+
+        Raises:
+            UnknownNameError: No such mask or option; names the nearest. It is a `ValueError` too.
+            ValueError: The text is not a spec, or the mask refuses a value.
+        """
+        parsed = MaskSpec.parse(spec)
+        return cls(str(parsed), layout, parsed.build(layout))
+
+    def __post_init__(self) -> None:
+        import torch
+
+        positions = torch.arange(self.layout.length, device="cpu")
+        query, key = positions[:, None], positions[None, :]
+        missing = ~self._dense
+        sees_text = (query >= self.layout.text) & (key < self.layout.text)
+        for wrong, problem in (
+            (self._dense & (key > query), "reads a later position, so it is not causal"),
+            (missing & (key == query), "does not read itself"),
+            (missing & sees_text, "is an image position that does not read all text"),
+        ):
+            if wrong.any():
+                at_query, at_key = wrong.nonzero()[0].tolist()
+                raise ValueError(
+                    f"mask {self.spec!r} on {self.layout}: position {at_query} {problem} "
+                    f"(at key {at_key}). Mend its MaskMod, or build it with text_then_image, "
+                    f"which leaves only the image-to-image rule to you"
+                )
+
+    def dense(self, device: torch.device | str | None = None) -> Tensor:
+        """The mask as a matrix: query by key, bool (L, L), True where attention is allowed.
+
+        A fresh tensor at every call, on the CPU unless a device is given: keep it rather than ask
+        again.
+        """
+        return self._dense.to(device or "cpu", copy=True)
+
+    def sdpa_arguments(self, device: torch.device | str | None = None) -> dict[str, Any]:
+        """Arguments that give `torch.nn.functional.scaled_dot_product_attention` this mask.
+
+        Plain causal attention is ``is_causal=True``, for which the fast kernels need no mask; any
+        other mask is a bool ``attn_mask`` (L, L). They hold for whole sequences of L positions.
+        """
+        import torch
+
+        if torch.equal(self._dense, torch.ones_like(self._dense).tril()):
+            return {"is_causal": True}
+        return {"attn_mask": self.dense(device)}
+
+    def decode_table(self) -> DecodeTable:
+        """Which image keys each image step reads. On the CPU, shared: do not write to it."""
+        return self._decode_table
+
+    def cache_plan(self) -> CachePlan:
+        """Where each image key stays while it lives. On the CPU, shared: do not write to it."""
+        return self._cache_plan
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of query and key that may attend, of L * L."""
+        return int(self._dense.sum())
+
+    @property
+    def density(self) -> float:
+        """Share of the causal pairs, L (L + 1) / 2, that may attend."""
+        return self.num_pairs / (self.layout.length * (self.layout.length + 1) // 2)
+
+    def flops(self, num_heads: int, head_dim: int) -> int:
+        """Floating-point operations of attention forward on one sequence, exactly these pairs.
+
+        Query-key scores and the sum of values; a multiply-add counts 2; softmax is left out.
+        """
+        multiply_adds = 2 * self.num_pairs * num_heads * head_dim  # scores, then values
+        return 2 * multiply_adds
+
+    @cached_property
+    def _dense(self) -> Tensor:
+        import torch
+
+        # The device is explicit: a model may be under construction on the meta device.
+        positions = torch.arange(self.layout.length, device="cpu")
+        allowed = self.mod(positions[:, None], positions[None, :])
+        if not isinstance(allowed, torch.Tensor) or allowed.dtype != torch.bool:
+            came = getattr(allowed, "dtype", type(allowed).__name__)
+            raise TypeError(
+                f"mask {self.spec!r} must return a bool tensor, got {came}: "
+                f"compare positions (key <= query) rather than compute with them"
+            )
+        shape = (self.layout.length, self.layout.length)
+        if allowed.shape != shape:
+            raise ValueError(
+                f"mask {self.spec!r} must answer every pair: expected shape {shape} for queries "
+                f"(L, 1) and keys (1, L), got {tuple(allowed.shape)}; use both of its arguments"
+            )
+        return allowed
+
+    @cached_property
+    def _decode_table(self) -> DecodeTable:
+        import torch
+
+        text, num_steps = self.layout.text, self.layout.image
+        reads = self._dense[text:, text:]
+        counts = reads.sum(dim=1)
+        most = int(counts.max())
+        steps = torch.arange(num_steps, device="cpu")
+        keys = steps[:, None].repeat(1, most)
+        step, key = reads.nonzero(as_tuple=True)
+        rank = reads.cumsum(dim=1)[step, key] - 1
+        keys[step, rank] = key
+        return DecodeTable(keys, torch.arange(most, device="cpu") < counts[:, None])
+
+    @cached_property
+    def _cache_plan(self) -> CachePlan:
+        import torch
+
+        table = self._decode_table
+        # A key lives from its own step to the last step that reads it.
+        last_read = torch.zeros(self.layout.image, dtype=torch.int64, device="cpu")
+        steps = torch.arange(self.layout.image, device="cpu")[:, None].expand_as(table.keys)
+        last_read.scatter_reduce_(0, table.keys.flatten(), steps.flatten(), reduce="amax")
+        dying: list[list[int]] = [[] for _ in range(self.layout.image)]
+        for key, step in enumerate(last_read.tolist()):
+            dying[step].append(key)
+
+        slots: list[int] = []
+        free: list[int] = []
+        num_slots = 0
+        for step in range(self.layout.image):
+            if free:
+                slots.append(heapq.heappop(free))
+            else:
+                slots.append(num_slots)
+                num_slots += 1
+            for key in dying[step]:  # only after this step's reads may another key take the slot
+                heapq.heappush(free, slots[key])
+        slot_of_key = torch.tensor(slots, device="cpu")
+        return CachePlan(num_slots, slot_of_key, slot_of_key[table.keys], table.valid)

@@ -1,0 +1,30 @@
+"""Row attention of the paper."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dalle_zoo.masks.layout import MASKS, MaskMod, TextImageLayout, text_then_image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@MASKS.register("row")
+def row(layout: TextImageLayout) -> MaskMod:
+    """Reads itself and the previous W image cells, up to the one directly above.
+
+    ``0 <= o <= W`` with ``o = query - key``. A band of raster order, not the query's own row: it
+    does not stop at the image's border.
+
+    Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), appendix B.1,
+    figure 11 (a).
+
+    Args:
+        layout: Where text and image stand.
+    """
+
+    def image_rule(query: Tensor, key: Tensor) -> Tensor:
+        return query - key <= layout.width
+
+    return text_then_image(layout, image_rule)

@@ -1,0 +1,51 @@
+"""Which mask stands in which layer."""
+
+from __future__ import annotations
+
+from dalle_zoo.masks.layout import MASKS
+from dalle_zoo.masks.spec import MaskSpec, split_specs
+from dalle_zoo.registry import UnknownNameError, suggest
+
+
+def layer_masks(schedule: str, num_layers: int) -> tuple[str, ...]:
+    """Specs of all layers, first layer first.
+
+    Args:
+        schedule: ``"paper"``, the schedule of appendix B.1; ``"paper(kernel=5)"``, the same with
+            that option of the convolutional mask; or a comma-separated list of specs, repeated
+            from the first layer on (``"full"``, ``"row, column"``).
+        num_layers: Layers of the network, at least 1.
+
+    Raises:
+        UnknownNameError: A name or an option is not known; names the nearest one. It is a
+            `ValueError` too.
+        ValueError: The text is no schedule, or ``num_layers`` is below 1.
+
+    Example:
+        >>> layer_masks("paper", 7)
+        ('row', 'column', 'row', 'row', 'row', 'column', 'conv')
+        >>> layer_masks("row, conv(kernel=3)", 3)
+        ('row', 'conv(kernel=3)', 'row')
+    """
+    if num_layers < 1:
+        raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+    entries = [MaskSpec.split(part) for part in split_specs(schedule)]
+    for entry in entries:
+        if entry.name != "paper" and entry.name not in MASKS:
+            raise UnknownNameError(suggest("schedule or mask", entry.name, [*MASKS, "paper"]))
+    if entries[0].name == "paper" and len(entries) == 1:
+        return _paper(MaskSpec("conv", entries[0].options).check(), num_layers)
+    if any(entry.name == "paper" for entry in entries):
+        raise ValueError(
+            f"'paper' is a whole schedule and cannot stand in a list, got {schedule!r}: "
+            f"write 'paper' alone, or masks only ({', '.join(MASKS)})"
+        )
+    cycle = [str(entry.check()) for entry in entries]
+    return tuple(cycle[index % len(cycle)] for index in range(num_layers))
+
+
+def _paper(last: MaskSpec, num_layers: int) -> tuple[str, ...]:
+    # Appendix B.1 counts layers from 1: column where (i - 2) mod 4 = 0, the last one
+    # convolutional.
+    before = ["column" if (index - 1) % 4 == 0 else "row" for index in range(num_layers - 1)]
+    return (*before, str(last))

@@ -1,0 +1,308 @@
+"""Discrete VAE: images to a grid of codes and back.
+
+The network of appendix A of the paper, at any size: a convolutional encoder without normalisation layers
+gives K logits at every cell of a coarse grid, a mirrored decoder maps (soft) one-hot cells back to pixels.
+
+```
+image (B, 3, H, W) ─► Encoder ─► logits (B, K, h, w) ─argmax─► codes (B, h, w)
+                                     │ training: Gumbel-softmax, a soft mixture
+                                     ▼
+                     Decoder ◄─ one-hot or soft cells (B, K, h, w)
+                        └─► location and log-scale of the logit-Laplace, (B, 6, H, W)
+```
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dalle_zoo.models.layers import gumbel_noise
+from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
+
+# B batch, C channels, H W image, h w code grid (H / factor, W / factor), K codebook size
+
+
+@dataclass(frozen=True, kw_only=True)
+class DVAEConfig:
+    """Architecture of the discrete VAE; defaults are the paper's (appendix A.1)."""
+
+    image_size: int = 256
+    """Side of the square training images, pixels. The network itself takes any multiple of the factor."""
+    channels: int = 3
+    """Image channels."""
+    width: int = 256
+    """Channels of the first group; every further group doubles them."""
+    num_groups: int = 4
+    """Groups of residual blocks; resolution halves between groups, so the factor is 2 ** (num_groups - 1)."""
+    blocks_per_group: int = 2
+    """Residual blocks in a group."""
+    decoder_stem: int = 128
+    """Dimension of a code's vector at the entrance of the decoder."""
+    codebook_size: int = 8192
+    """Number of codes K."""
+    pixel_eps: float = 0.1
+    """Pixels are mapped from [0, 1] to [eps, 1 - eps] before the likelihood (appendix A.3)."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "channels", "num_groups", "blocks_per_group", "decoder_stem"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.width < 4 or self.width % 4:
+            raise ValueError(f"width must be a multiple of 4 (the bottleneck is a quarter), got {self.width}")
+        if self.codebook_size < 2:
+            raise ValueError(f"codebook_size must be at least 2, got {self.codebook_size}")
+        if not 0 < self.pixel_eps < 0.5:
+            raise ValueError(f"pixel_eps must lie between 0 and 0.5, got {self.pixel_eps}")
+        if self.image_size % self.factor:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of the downsampling factor {self.factor} "
+                f"(2 ** (num_groups - 1)): choose another image_size or num_groups"
+            )
+
+    @property
+    def factor(self) -> int:
+        """Pixels per code along one side."""
+        return 2 ** (self.num_groups - 1)
+
+    @property
+    def grid_size(self) -> int:
+        """Codes along one side of an image of ``image_size``."""
+        return self.image_size // self.factor
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of the groups, finest resolution first."""
+        return [self.width * 2**group for group in range(self.num_groups)]
+
+    @property
+    def residual_gain(self) -> float:
+        """Gain of every residual branch: 1 / (number of blocks)^2, which keeps the start stable (appendix A.1)."""
+        return 1 / (self.num_groups * self.blocks_per_group) ** 2
+
+
+def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
+    """Same-size convolution, weights N(0, 1 / fan-in), bias 0: the initialisation of the released code."""
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+    if not conv.weight.is_meta:
+        nn.init.normal_(conv.weight, std=1 / math.sqrt(inputs * kernel**2))
+        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return conv
+
+
+class Block(nn.Module):
+    """Bottleneck residual block, ``x + gain * branch(x)`` with a ReLU before each of four convolutions.
+
+    Args:
+        inputs: Channels that come in.
+        outputs: Channels that go out; the bottleneck is a quarter of them.
+        kernels: Sizes of the four kernels. The 1x1 stands next to the relaxation: last in the encoder, first
+            in the decoder (appendix A.1).
+        gain: Factor of the residual branch.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernels: tuple[int, int, int, int], gain: float) -> None:
+        super().__init__()
+        self.gain = gain
+        hidden = outputs // 4
+        self.skip = _conv(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.conv_1 = _conv(inputs, hidden, kernels[0])
+        self.conv_2 = _conv(hidden, hidden, kernels[1])
+        self.conv_3 = _conv(hidden, hidden, kernels[2])
+        self.conv_4 = _conv(hidden, outputs, kernels[3])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Adds the branch: (B, inputs, h, w) to (B, outputs, h, w)."""
+        y = self.conv_1(F.relu(x))
+        y = self.conv_2(F.relu(y))
+        y = self.conv_3(F.relu(y))
+        y = self.conv_4(F.relu(y))
+        skip: Tensor = self.skip(x)
+        return skip + self.gain * y
+
+
+def _group(
+    inputs: int, outputs: int, blocks: int, kernels: tuple[int, int, int, int], gain: float, resize: nn.Module | None
+) -> nn.Sequential:
+    layers: list[tuple[str, nn.Module]] = [
+        (f"block_{i + 1}", Block(inputs if i == 0 else outputs, outputs, kernels, gain)) for i in range(blocks)
+    ]
+    if resize is not None:
+        layers.append(("resize", resize))
+    return nn.Sequential(OrderedDict(layers))
+
+
+class Encoder(nn.Module):
+    """Maps images to unnormalised log-probabilities over codes.
+
+    Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), appendix A.1.
+    """
+
+    def __init__(self, config: DVAEConfig) -> None:
+        super().__init__()
+        widths = config.widths
+        self.input = _conv(config.channels, widths[0], 7)
+        groups = []
+        for g, width in enumerate(widths):
+            # Max-pooling reached a better evidence bound than average-pooling (appendix A.1).
+            pool = nn.MaxPool2d(2) if g + 1 < len(widths) else None
+            inputs = widths[max(g - 1, 0)]
+            group = _group(inputs, width, config.blocks_per_group, (3, 3, 3, 1), config.residual_gain, pool)
+            groups.append((f"group_{g + 1}", group))
+        self.groups = nn.Sequential(OrderedDict(groups))
+        self.output = _conv(widths[-1], config.codebook_size, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encodes.
+
+        Args:
+            images: Pixels in [eps, 1 - eps], (B, C, H, W).
+
+        Returns:
+            Logits in float32, (B, K, h, w).
+        """
+        features = F.relu(self.groups(self.input(images)))
+        with torch.autocast(features.device.type, enabled=False):  # the paper keeps this layer in float32
+            logits: Tensor = self.output(features.to(self.output.weight.dtype))
+        return logits.float()
+
+
+class Decoder(nn.Module):
+    """Maps cells of (soft) one-hot codes to the parameters of the pixel distribution.
+
+    Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), appendix A.1.
+    """
+
+    def __init__(self, config: DVAEConfig) -> None:
+        super().__init__()
+        widths = config.widths[::-1]
+        self.channels = config.channels
+        self.input = _conv(config.codebook_size, config.decoder_stem, 1)
+        groups = []
+        for g, width in enumerate(widths):
+            up = nn.Upsample(scale_factor=2, mode="nearest") if g + 1 < len(widths) else None
+            inputs = widths[g - 1] if g else config.decoder_stem
+            group = _group(inputs, width, config.blocks_per_group, (1, 3, 3, 3), config.residual_gain, up)
+            groups.append((f"group_{g + 1}", group))
+        self.groups = nn.Sequential(OrderedDict(groups))
+        self.output = _conv(widths[-1], 2 * config.channels, 1)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """Decodes soft cells.
+
+        Args:
+            cells: Weights over the codes, (B, K, h, w), each cell summing to one.
+
+        Returns:
+            Location (first C channels) and log-scale (last C) of the logit-Laplace, float32, (B, 2C, H, W).
+        """
+        with torch.autocast(cells.device.type, enabled=False):  # the paper keeps this layer in float32
+            stem = self.input(cells.to(self.input.weight.dtype))
+        return self._upsample(stem)
+
+    def from_codes(self, codes: Tensor) -> Tensor:
+        """Decodes hard codes (B, h, w): a table look-up instead of a product with one-hot cells."""
+        table = self.input.weight[:, :, 0, 0].t()
+        stem = F.embedding(codes, table).permute(0, 3, 1, 2) + self.input.bias[:, None, None]  # type: ignore[index]
+        return self._upsample(stem)
+
+    def _upsample(self, stem: Tensor) -> Tensor:
+        pixels: Tensor = self.output(F.relu(self.groups(stem)))
+        return pixels.float()
+
+
+@IMAGE_TOKENIZERS.register("dvae")
+class DVAE(ImageTokenizer):
+    """The discrete VAE: encoder, Gumbel-softmax relaxation and decoder.
+
+    Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), section 2.1 and appendix A.
+
+    Args:
+        config: Architecture; the defaults are the paper's 97.6 million parameters.
+
+    Example:
+        >>> dvae = DVAE(DVAEConfig(image_size=32, width=8, num_groups=3, codebook_size=16, decoder_stem=8))
+        >>> codes = dvae.encode(torch.rand(2, 3, 32, 32))
+        >>> codes.shape, dvae.decode(codes).shape
+        (torch.Size([2, 8, 8]), torch.Size([2, 3, 32, 32]))
+    """
+
+    config_class = DVAEConfig
+
+    def __init__(self, config: DVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    @property
+    def codebook_size(self) -> int:
+        return self.config.codebook_size
+
+    @property
+    def factor(self) -> int:
+        return self.config.factor
+
+    @property
+    def image_size(self) -> int:
+        return self.config.image_size
+
+    def map_pixels(self, images: Tensor) -> Tensor:
+        """Maps pixels from [0, 1] to [eps, 1 - eps], where the logit is finite (appendix A.3)."""
+        return images * (1 - 2 * self.config.pixel_eps) + self.config.pixel_eps
+
+    def unmap_pixels(self, values: Tensor) -> Tensor:
+        """Inverse of `map_pixels`, clamped to [0, 1]."""
+        return ((values - self.config.pixel_eps) / (1 - 2 * self.config.pixel_eps)).clamp(0, 1)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Unnormalised log-probabilities of the codes: pixels in [0, 1], (B, C, H, W) to (B, K, h, w)."""
+        self.check_images(images)
+        logits: Tensor = self.encoder(self.map_pixels(images))
+        return logits
+
+    def relax(self, logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
+        """Gumbel-softmax without straight-through: softmax((logits + g) / temperature) (section 2.1).
+
+        Args:
+            logits: Code logits, (B, K, h, w).
+            temperature: Relaxation temperature tau, above 0.
+            generator: Source of the noise; the global one if missing.
+
+        Returns:
+            Soft cells, (B, K, h, w), summing to one over K.
+        """
+        return F.softmax((logits + gumbel_noise(logits, generator)) / temperature, dim=1)
+
+    def forward(
+        self, images: Tensor, temperature: float, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Training pass.
+
+        Args:
+            images: Pixels in [0, 1], (B, C, H, W).
+            temperature: Relaxation temperature tau.
+            generator: Source of the Gumbel noise.
+
+        Returns:
+            Pixel distribution parameters (B, 2C, H, W) and code logits (B, K, h, w).
+        """
+        logits = self.logits(images)
+        return self.decoder(self.relax(logits, temperature, generator)), logits
+
+    def encode(self, images: Tensor) -> Tensor:
+        # No noise and no sampling: stage 2 is trained on the argmax (section 2.2).
+        return self.logits(images).argmax(1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        self.check_codes(codes)
+        return self.pixels(self.decoder.from_codes(codes))
+
+    def pixels(self, parameters: Tensor) -> Tensor:
+        """Picture of a predicted distribution: the location alone, (B, 2C, H, W) to [0, 1] (B, C, H, W)."""
+        return self.unmap_pixels(torch.sigmoid(parameters[:, : self.config.channels]))

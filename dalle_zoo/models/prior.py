@@ -1,0 +1,300 @@
+"""The prior: one autoregressive transformer over text tokens and image tokens as a single stream.
+
+```
+position   0    1    …  T-1  │  T    T+1  …  T+N-1
+input      SOT  t_0  …  t_T-2│  SOI  i_0  …  i_N-2      each + its position embedding(s)
+target     t_0  t_1  …  t_T-1│  i_0  i_1  …  i_N-1
+           └── text head ────┘  └── image head ───┘
+```
+Exactly T + N positions, 1,280 in the paper (section 2.2, figure 10). The row and column embedding of an image
+position are those of the token that is predicted there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dalle_zoo.masks import Mask, TextImageLayout, layer_masks
+from dalle_zoo.models.attention import Attention
+
+# B batch, T text positions, h w code grid, N = h * w image positions, L = T + N, d width, V text vocabulary,
+# K codebook size
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    """Architecture of the prior; defaults are the paper's 12-billion model (section 2.2, table 1)."""
+
+    text_length: int = 256
+    """Text positions T."""
+    text_vocab: int = 16384
+    """Text vocabulary V, without the padding tokens."""
+    image_height: int = 32
+    """Rows of the code grid."""
+    image_width: int = 32
+    """Columns of the code grid."""
+    codebook_size: int = 8192
+    """Image vocabulary K."""
+    width: int = 3968
+    """Model width d."""
+    num_layers: int = 64
+    """Layers; each is an attention block and an MLP block."""
+    num_heads: int = 62
+    """Attention heads; width / num_heads is the head size, 64 in the paper."""
+    mlp_ratio: int = 4
+    """Hidden width of the MLP in units of d."""
+    masks: str = "paper"
+    """Layer schedule of attention masks: "paper", or a comma-separated cycle of mask names."""
+    text_loss_weight: float = 0.125
+    """Weight of the text loss; the image loss gets the rest (1/8 and 7/8, section 2.2)."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "text_length", "text_vocab", "image_height", "image_width", "codebook_size", "width",
+            "num_layers", "num_heads", "mlp_ratio",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"width {self.width} is not a multiple of num_heads {self.num_heads}: "
+                f"the paper uses heads of 64, so width / 64 heads"
+            )
+        if not 0 <= self.text_loss_weight < 1:
+            raise ValueError(f"text_loss_weight must lie in [0, 1), got {self.text_loss_weight}")
+        layer_masks(self.masks, self.num_layers)  # a typo stops here, with a suggestion
+
+    @property
+    def layout(self) -> TextImageLayout:
+        """Positions of the stream."""
+        return TextImageLayout(self.text_length, self.image_height, self.image_width)
+
+    @property
+    def image_length(self) -> int:
+        """Image positions N."""
+        return self.image_height * self.image_width
+
+    def count_parameters(self) -> dict[str, int]:
+        """Number of parameters, term by term.
+
+        Example:
+            >>> PriorConfig().count_parameters()["matrices"]  # 12 d^2 a layer
+            12092178432
+        """
+        d, t = self.width, self.text_length
+        mlp = self.mlp_ratio * d
+        return {
+            "matrices": self.num_layers * (4 * d * d + 2 * d * mlp),
+            "biases of the matrices": self.num_layers * (3 * d + d + mlp + d),
+            "layer norms": (2 * self.num_layers + 1) * 2 * d,
+            "text tokens": self.text_vocab * d,
+            "padding tokens": t * d,
+            "text positions": t * d,
+            "image tokens": self.codebook_size * d,
+            "rows and columns": (self.image_height + self.image_width) * d,
+            "start of text, start of image": 2 * d,
+            "text head": self.text_vocab * (d + 1),
+            "image head": self.codebook_size * (d + 1),
+        }
+
+
+class MLP(nn.Module):
+    """Two matrices with a GELU between (the activation is not stated in the paper; GPT-2's is taken)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, hidden)
+        self.output = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, d) to (…, d)."""
+        out: Tensor = self.output(F.gelu(self.hidden(x)))
+        return out
+
+
+class Layer(nn.Module):
+    """Pre-LN attention block and MLP block on an identity path (figure 4)."""
+
+    def __init__(self, config: PriorConfig, mask: Mask, backend: str) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.width)
+        self.attention = Attention(config.width, config.num_heads, mask, backend)
+        self.mlp_norm = nn.LayerNorm(config.width)
+        self.mlp = MLP(config.width, config.mlp_ratio * config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, d) to (B, L, d)."""
+        x = x + self.attention(self.attention_norm(x))
+        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        return out
+
+
+class Logits(NamedTuple):
+    """Predictions at every position."""
+
+    text: Tensor
+    """(B, T, V)."""
+    image: Tensor
+    """(B, N, K)."""
+
+
+class PriorLoss(NamedTuple):
+    """The loss and its parts, nats per token."""
+
+    total: Tensor
+    """Weighted sum that is minimised."""
+    text: Tensor
+    """Mean over the text tokens of the batch."""
+    image: Tensor
+    """Mean over the image tokens of the batch."""
+
+
+class Prior(nn.Module):
+    """Sparse autoregressive transformer over text and image tokens.
+
+    Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), section 2.2 and appendix B.
+
+    Not stated in the paper, so chosen here: exact GELU; LayerNorm eps 1e-5 and one final LayerNorm; biases in
+    all layers; matrices N(0, 0.02^2) with residual outputs scaled by 1 / sqrt(2 layers); untied heads that start
+    at zero, so that a fresh model predicts uniformly; padding tokens are inputs but not targets, because text is
+    always given when sampling.
+
+    Args:
+        config: Architecture.
+        backend: Attention back-end, a name in `models.attention.BACKENDS`.
+
+    Example:
+        >>> prior = Prior(PriorConfig(text_length=4, text_vocab=10, image_height=2, image_width=3,
+        ...                           codebook_size=7, width=16, num_layers=2, num_heads=2))
+        >>> text, codes = torch.tensor([[1, 2, 12, 13]]), torch.tensor([[[0, 1, 2], [3, 4, 5]]])
+        >>> logits = prior(text, codes)
+        >>> logits.text.shape, logits.image.shape
+        (torch.Size([1, 4, 10]), torch.Size([1, 6, 7]))
+    """
+
+    config_class = PriorConfig
+
+    def __init__(self, config: PriorConfig, backend: str = "sdpa") -> None:
+        super().__init__()
+        self.config = config
+        d = config.width
+        self.text_embedding = nn.Embedding(config.text_vocab + config.text_length, d)
+        self.text_position = nn.Embedding(config.text_length, d)
+        self.image_embedding = nn.Embedding(config.codebook_size, d)
+        self.row_position = nn.Embedding(config.image_height, d)
+        self.column_position = nn.Embedding(config.image_width, d)
+        self.start_of_text = nn.Parameter(torch.empty(d))
+        self.start_of_image = nn.Parameter(torch.empty(d))
+        specs = layer_masks(config.masks, config.num_layers)
+        masks = {spec: Mask.from_spec(spec, config.layout) for spec in dict.fromkeys(specs)}
+        self.layers = nn.ModuleList(Layer(config, masks[spec], backend) for spec in specs)
+        self.final_norm = nn.LayerNorm(d)
+        self.text_head = nn.Linear(d, config.text_vocab)
+        self.image_head = nn.Linear(d, config.codebook_size)
+        if not self.start_of_text.is_meta:
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draws fresh weights from the global generator."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+        residual = 1 / math.sqrt(2 * self.config.num_layers)
+        for layer in self.layers:
+            layer.attention.output.weight.mul_(residual)  # type: ignore[union-attr, operator]
+            layer.mlp.output.weight.mul_(residual)  # type: ignore[union-attr, operator]
+        for start in (self.start_of_text, self.start_of_image):
+            nn.init.normal_(start, std=0.02)
+        for head in (self.text_head, self.image_head):
+            nn.init.zeros_(head.weight)
+
+    @cached_property
+    def masks(self) -> list[Mask]:
+        """Mask of every layer."""
+        return [layer.attention.mask for layer in self.layers]  # type: ignore[union-attr, misc]
+
+    def null_text(self) -> Tensor:
+        """The empty caption, all padding: int64 (T,)."""
+        pads = torch.arange(self.config.text_length, device=self.start_of_text.device)
+        return pads + self.config.text_vocab
+
+    def embed_text(self, text: Tensor) -> Tensor:
+        """Inputs of the text positions: ids with padding ids (B, T) to (B, T, d)."""
+        tokens = self.text_embedding(text[:, :-1])
+        start = self.start_of_text.expand(len(text), 1, -1)
+        out: Tensor = torch.cat([start, tokens], 1) + self.text_position.weight
+        return out
+
+    def image_positions(self) -> Tensor:
+        """Sum of row and column embedding of every cell in raster order, (N, d)."""
+        grid = self.row_position.weight[:, None] + self.column_position.weight[None]
+        return grid.flatten(0, 1)
+
+    def embed_image(self, codes: Tensor) -> Tensor:
+        """Inputs of the image positions: codes (B, h, w) to (B, N, d)."""
+        tokens = self.image_embedding(codes.flatten(1)[:, :-1])
+        start = self.start_of_image.expand(len(codes), 1, -1)
+        return torch.cat([start, tokens], 1) + self.image_positions()
+
+    def hidden(self, text: Tensor, codes: Tensor) -> Tensor:
+        """Final hidden states of the whole stream, (B, L, d)."""
+        self.check(text, codes)
+        x = torch.cat([self.embed_text(text), self.embed_image(codes)], 1)
+        for layer in self.layers:
+            x = layer(x)
+        out: Tensor = self.final_norm(x)
+        return out
+
+    def forward(self, text: Tensor, codes: Tensor) -> Logits:
+        """Predicts every token from those before it.
+
+        Args:
+            text: Text ids, padding at position p as V + p, int64 (B, T).
+            codes: Image tokens, int64 (B, h, w).
+
+        Returns:
+            Text logits (B, T, V) and image logits (B, N, K), each from its own head.
+        """
+        x = self.hidden(text, codes)
+        split = self.config.text_length
+        return Logits(self.text_head(x[:, :split]), self.image_head(x[:, split:]))
+
+    def loss(self, text: Tensor, codes: Tensor) -> PriorLoss:
+        """Weighted cross-entropy of text and image tokens, each a mean over its tokens in the batch (2.2).
+
+        Only the logits that are needed are computed: the text head runs on positions whose target is a text
+        token, the image head on image positions.
+        """
+        x = self.hidden(text, codes)
+        split = self.config.text_length
+        is_token = text < self.config.text_vocab
+        image_logits = self.image_head(x[:, split:])
+        image = F.cross_entropy(image_logits.flatten(0, 1).float(), codes.flatten())
+        text_logits = self.text_head(x[:, :split][is_token])
+        # A batch of empty captions has no text target; the sum of nothing is 0 and stays differentiable.
+        summed = F.cross_entropy(text_logits.float(), text[is_token], reduction="sum")
+        text_loss = summed / is_token.sum().clamp(min=1)
+        weight = self.config.text_loss_weight
+        return PriorLoss(weight * text_loss + (1 - weight) * image, text_loss, image)
+
+    def check(self, text: Tensor, codes: Tensor) -> None:
+        """Raises `ValueError` when shapes do not fit the configuration."""
+        c = self.config
+        if text.ndim != 2 or text.shape[1] != c.text_length:
+            raise ValueError(f"text must have shape (B, {c.text_length}), got {tuple(text.shape)}")
+        if codes.ndim != 3 or tuple(codes.shape[1:]) != (c.image_height, c.image_width):
+            raise ValueError(
+                f"codes must have shape (B, {c.image_height}, {c.image_width}), got {tuple(codes.shape)}"
+            )
+        if len(text) != len(codes):
+            raise ValueError(f"text and codes must have one batch size, got {len(text)} and {len(codes)}")

@@ -1,0 +1,74 @@
+"""What every image tokenizer offers, and the registry of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from dalle_zoo.registry import Registry
+
+# B batch, C channels, H W image, h w code grid, K codebook size
+
+
+class ImageTokenizer(nn.Module, ABC):
+    """Maps pictures to a grid of codes and back. Stage 2 and sampling see only this interface."""
+
+    config_class: ClassVar[type]
+    """Frozen dataclass of the architecture; its fields are what ``config.json`` holds."""
+    config: Any
+    """Instance of `config_class`."""
+
+    @property
+    @abstractmethod
+    def codebook_size(self) -> int:
+        """Number of codes K; codes are 0 .. K - 1."""
+
+    @property
+    @abstractmethod
+    def factor(self) -> int:
+        """Pixels per code along one side."""
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Side of the square pictures the tokenizer was made for, pixels."""
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """Codes of pictures, deterministic: pixels in [0, 1], (B, C, H, W) to int64 (B, h, w)."""
+
+    @abstractmethod
+    def decode(self, codes: Tensor) -> Tensor:
+        """Pictures of codes: int64 (B, h, w) to pixels in [0, 1], (B, C, H, W)."""
+
+    @property
+    def grid_size(self) -> int:
+        """Codes along one side of a picture of `image_size`."""
+        return self.image_size // self.factor
+
+    def check_images(self, images: Tensor) -> None:
+        """Raises `ValueError` unless the pictures are (B, 3, H, W) floats with sides that the factor divides."""
+        if images.ndim != 4 or not images.is_floating_point():
+            raise ValueError(
+                f"images must be floats of shape (B, C, H, W) in [0, 1], got {images.dtype} {tuple(images.shape)}"
+            )
+        if images.shape[-2] % self.factor or images.shape[-1] % self.factor:
+            raise ValueError(
+                f"image sides must be multiples of {self.factor}, got {tuple(images.shape[-2:])}: resize or crop first"
+            )
+
+    def check_codes(self, codes: Tensor) -> None:
+        """Raises `ValueError` unless the codes are integers of shape (B, h, w) below the codebook size."""
+        if codes.ndim != 3 or codes.is_floating_point():
+            raise ValueError(f"codes must be integers of shape (B, h, w), got {codes.dtype} {tuple(codes.shape)}")
+        if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < self.codebook_size):
+            raise ValueError(
+                f"codes must lie in 0..{self.codebook_size - 1}, got {int(codes.min())}..{int(codes.max())}"
+            )
+
+
+IMAGE_TOKENIZERS: Registry[type[ImageTokenizer]] = Registry(
+    "image tokenizer", group="dalle_zoo.image_tokenizers", base=ImageTokenizer
+)

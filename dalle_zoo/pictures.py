@@ -1,0 +1,59 @@
+"""Pictures as people look at them: tensors, PIL images and grids."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+# B pictures, H W pixels
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Pixels in [0, 1] rounded to bytes, any shape."""
+    return (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """Pixels in [0, 1], (B, 3, H, W), as RGB pictures."""
+    return [Image.fromarray(a) for a in to_uint8(images).permute(0, 2, 3, 1).numpy()]
+
+
+def from_pil(image: Image.Image) -> Tensor:
+    """An RGB picture as float pixels in [0, 1], (3, H, W)."""
+    array = np.array(image.convert("RGB"), dtype=np.uint8)
+    return torch.from_numpy(array).permute(2, 0, 1).float() / 255
+
+
+def make_grid(images: Tensor, columns: int, pad: int = 2) -> Tensor:
+    """Tiles pictures on white, row by row: pixels in [0, 1], (B, 3, H, W) to uint8 (3, H', W')."""
+    tiles = to_uint8(images)
+    _, channels, height, width = tiles.shape
+    rows = -(-len(tiles) // columns)
+    shape = (channels, rows * (height + pad) + pad, columns * (width + pad) + pad)
+    grid = torch.full(shape, 255, dtype=torch.uint8)
+    for index, tile in enumerate(tiles):
+        top, left = (pad + (index // columns) * (height + pad)), (pad + (index % columns) * (width + pad))
+        grid[:, top : top + height, left : left + width] = tile
+    return grid
+
+
+def picture_rows(*rows: Tensor) -> Tensor:
+    """Several batches one above the other, a column a picture: uint8 (3, H', W')."""
+    return make_grid(torch.cat([row.detach().float().cpu() for row in rows]), columns=len(rows[0]))
+
+
+def save_png(picture: Tensor | Image.Image, path: str | Path) -> Path:
+    """Writes a uint8 (3, H, W) tensor or a PIL image; the file appears whole or not at all."""
+    path = Path(path)
+    if isinstance(picture, Tensor):
+        picture = Image.fromarray(picture.permute(1, 2, 0).numpy())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    picture.save(aside, format="PNG")
+    aside.replace(path)
+    return path

@@ -1,0 +1,397 @@
+"""Prompt in, pictures out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dalle_zoo import __version__, hub
+from dalle_zoo.models.prior import Prior
+from dalle_zoo.models.ranker import Ranker
+from dalle_zoo.models.tokenizer import ImageTokenizer
+from dalle_zoo.pictures import from_pil, to_pil
+from dalle_zoo.sampling import Sampler, picture_seed, sample_codes
+from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer, load_text_tokenizer
+from dalle_zoo.zoo import find_model
+
+# P prompts, N candidates of a prompt, B = P * N pictures, h w code grid
+
+OutputType = Literal["pil", "np", "pt", "latent"]
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+COMPONENTS = ("dvae", "prior", "tokenizer", "ranker")
+
+
+@dataclass(frozen=True)
+class PipelineOutput:
+    """What a call returns."""
+
+    images: Any
+    """Pictures prompt by prompt: a list of PIL images, an array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1], or
+    codes (B, h, w), as asked."""
+    scores: Tensor | None = None
+    """The ranker's score of every returned picture, (B,), best first within a prompt; None without reranking."""
+    seeds: Tensor | None = None
+    """Seed of every returned picture, int64 (B,)."""
+
+
+class DallePipeline:
+    """Text to pictures with a trained prior, its tokenizers, and a ranker that picks the best.
+
+    Args:
+        image_tokenizer: Pictures to codes and back.
+        prior: Codes from captions.
+        tokenizer: Captions to ids.
+        ranker: Scores pictures against captions; needed only for ``rerank``.
+        folder: Where the model lies; a ranker is then read from it when it is first needed.
+
+    Example:
+        >>> pipe = DallePipeline.from_pretrained("emoji64")  # doctest: +SKIP
+        >>> pipe("a 3d emoji of a red apple", num_images_per_prompt=16, rerank=4).images  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        image_tokenizer: ImageTokenizer,
+        prior: Prior,
+        tokenizer: TextTokenizer,
+        ranker: Ranker | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.image_tokenizer, self.prior, self.tokenizer = image_tokenizer.eval(), prior.eval(), tokenizer
+        self.folder = folder
+        self._ranker = ranker
+        self._check_parts()
+        self.captions = CaptionEncoder(tokenizer, prior.config.text_length)
+
+    def _check_parts(self) -> None:
+        c, t = self.prior.config, self.image_tokenizer
+        if c.codebook_size != t.codebook_size:
+            raise ValueError(
+                f"the prior has {c.codebook_size} image tokens, the image tokenizer {t.codebook_size} codes: "
+                "they were not trained together"
+            )
+        if c.text_vocab != self.tokenizer.vocab_size:
+            raise ValueError(
+                f"the prior has {c.text_vocab} text tokens, the text tokenizer {self.tokenizer.vocab_size}: "
+                "they were not trained together"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.prior.start_of_text.device
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the pictures, pixels."""
+        c, factor = self.prior.config, self.image_tokenizer.factor
+        return c.image_height * factor, c.image_width * factor
+
+    @cached_property
+    def ranker(self) -> Ranker | None:
+        """The ranker, read when it is first needed because it imports transformers; None if there is none."""
+        if self._ranker is not None:
+            return self._ranker
+        if self.folder is None or not (self.folder / "ranker").is_dir():
+            return None
+        return Ranker.from_folder(self.folder / "ranker").to(self.device)
+
+    # ------------------------------------------------------------ files
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        verify: bool = True,
+    ) -> DallePipeline:
+        """Loads a model.
+
+        Args:
+            model: Name of a bundled model, or a folder that `save_pretrained` or ``dalle-zoo export`` wrote.
+            device: Where to put the networks; the CPU if missing.
+            dtype: Precision of the prior; float32 if missing.
+            verify: Whether every file is checked against its sha256.
+
+        Raises:
+            UnknownNameError: No such model; the message has the nearest name.
+            ModelFolderError: A file is missing, damaged, or does not fit.
+        """
+        folder = find_model(model)
+        if not (folder / "model_index.json").is_file():
+            raise hub.ModelFolderError(
+                f"{folder} has no model_index.json: expected a folder from save_pretrained or `dalle-zoo export`"
+            )
+        if verify:
+            hub.verify_checksums(folder)
+        pipe = cls(
+            hub.load_image_tokenizer(folder / "dvae"),
+            hub.load_prior(folder / "prior"),
+            load_text_tokenizer(folder / "tokenizer"),
+            folder=folder,
+        )
+        return pipe.to(device, dtype)
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> DallePipeline:
+        """Moves the networks; ``dtype`` concerns the prior, whose logits are sampled in float32 all the same."""
+        self.image_tokenizer.to(device=device)
+        self.prior.to(device=device, dtype=dtype)
+        if "ranker" in self.__dict__ and self.ranker is not None:
+            self.ranker.to(device=device)
+        return self
+
+    def save_pretrained(
+        self, folder: str | Path, *, dtype: torch.dtype | None = None, overwrite: bool = False
+    ) -> Path:
+        """Writes a folder that `from_pretrained` opens; it appears whole or not at all.
+
+        Args:
+            folder: Where to; must be new or empty unless ``overwrite``.
+            dtype: Precision of the stored weights of tokenizer and prior; as they are if missing.
+            overwrite: Whether an existing folder is replaced.
+        """
+        ranker = self.ranker  # before the folder may be replaced
+        with hub.new_folder(Path(folder), overwrite=overwrite) as new:
+            for name in COMPONENTS[: 4 if ranker is not None else 3]:
+                (new / name).mkdir()
+            hub.save_network(self.image_tokenizer, _kind(self.image_tokenizer), new / "dvae", dtype)
+            hub.save_network(self.prior, "prior", new / "prior", dtype)
+            self.tokenizer.save(new / "tokenizer")
+            if ranker is not None:
+                ranker.save(new / "ranker")
+            write_index(new)
+            hub.write_checksums(new)
+        return Path(folder)
+
+    # ------------------------------------------------------------ pictures
+
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Captions to padded ids, int64 (P, T)."""
+        return self.captions(prompts).to(self.device)
+
+    def prime_codes(self, image: Image.Image | Tensor, rows: int) -> Tensor:
+        """Codes of the top rows of a picture, which a drawing then continues (section 3.3).
+
+        Args:
+            image: A PIL image, resized and cropped to the model's size, or pixels in [0, 1], (3, H, W).
+            rows: Rows of the code grid to keep, 1 to the grid's height.
+
+        Returns:
+            int64 (1, rows * w).
+        """
+        height, width = self.prior.config.image_height, self.prior.config.image_width
+        if not 1 <= rows <= height:
+            raise ValueError(f"prime_rows must lie in 1..{height} (rows of the code grid), got {rows}")
+        if isinstance(image, Image.Image):
+            from PIL import ImageOps
+
+            pixels = self.image_size
+            image = from_pil(ImageOps.fit(image.convert("RGB"), (pixels[1], pixels[0]), Image.Resampling.LANCZOS))
+        with torch.inference_mode():
+            codes = self.image_tokenizer.encode(image[None].to(self.device))
+        return codes[:, :rows, :width].flatten(1)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        num_images_per_prompt: int = 1,
+        rerank: int | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance: float = 1.0,
+        prime: Image.Image | Tensor | None = None,
+        prime_rows: int | None = None,
+        batch_size: int = 64,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        callback: Callable[[int, int], None] | None = None,
+    ) -> Any:
+        """Draws pictures.
+
+        Args:
+            prompt: One caption or several.
+            num_images_per_prompt: Candidates N of each caption.
+            rerank: Keep so many of each caption's candidates, those that the ranker scores best, best first.
+            seed: Seed of the call: the same seed gives the same pictures, whatever the batch size.
+            generator: Instead of a seed: one generator for the call, or one a picture in the order of the pictures.
+            temperature: Divides the logits; 0 takes the most likely token.
+            top_k: Draw among the k most likely image tokens.
+            top_p: Draw among the most likely image tokens that together reach this probability.
+            guidance: Classifier-free guidance; 1 is none.
+            prime: Picture whose top rows are kept.
+            prime_rows: Rows of the code grid that are kept; half of the grid if missing (the paper keeps 15 of 32).
+            batch_size: Pictures drawn at once; changes memory and time, not the pictures.
+            output_type: "pil", "np" (B, H, W, 3), "pt" (B, 3, H, W), or "latent" (codes, (B, h, w)).
+            return_dict: False returns a tuple with the images alone.
+            callback: Called after every token with (tokens done, tokens in all) of the whole call.
+
+        Returns:
+            `PipelineOutput`, pictures of the first prompt first.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        count = num_images_per_prompt
+        self._check_call(prompts, count, rerank, output_type, batch_size)
+        if prime is None and prime_rows is not None:
+            raise ValueError("prime_rows needs prime, the picture whose top rows are kept")
+        sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p)
+        seeds = self._seeds(prompts, count, seed, generator)
+        primed = None
+        if prime is not None:
+            rows = prime_rows if prime_rows is not None else max(self.prior.config.image_height // 2, 1)
+            primed = self.prime_codes(prime, rows)
+        codes = self._draw(self.encode_text(prompts), seeds, sampler, primed, guidance, batch_size, callback)
+        scores = None
+        if rerank is not None:
+            codes, seeds, scores = self._rerank(prompts, codes, seeds, rerank, batch_size)
+        images = self._output(codes.flatten(0, 1), output_type, batch_size)
+        if not return_dict:
+            return (images,)
+        return PipelineOutput(images, None if scores is None else scores.flatten(), seeds.flatten())
+
+    def _check_call(
+        self, prompts: list[str], count: int, rerank: int | None, output_type: str, batch_size: int
+    ) -> None:
+        if not prompts or not all(isinstance(p, str) for p in prompts):
+            raise TypeError(f"prompt must be a string or a non-empty list of strings, got {prompts!r}")
+        for name, value in (("num_images_per_prompt", count), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
+        if rerank is not None:
+            if not 1 <= rerank <= count:
+                raise ValueError(
+                    f"rerank must lie in 1..num_images_per_prompt ({count}), got {rerank}: it is how many are kept"
+                )
+            if self.ranker is None:
+                raise ValueError("rerank needs a ranker, and this model has none: leave rerank away")
+
+    def _seeds(
+        self,
+        prompts: list[str],
+        count: int,
+        seed: int | None,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+    ) -> Tensor:
+        """One seed a picture, int64 (P, N)."""
+        total = len(prompts) * count
+        if seed is not None and generator is not None:
+            raise ValueError("give seed or generator, not both")
+        if isinstance(generator, Sequence):
+            if len(generator) != total:
+                raise ValueError(f"expected {total} generators, one a picture, got {len(generator)}")
+            flat = [_draw_seed(g) for g in generator]
+        else:
+            base = seed
+            if base is None:
+                base = _draw_seed(generator) if generator is not None else torch.seed()
+            flat = [picture_seed(base, p, i) for p in range(len(prompts)) for i in range(count)]
+        return torch.tensor(flat, dtype=torch.long).view(len(prompts), count)
+
+    def _draw(
+        self,
+        text: Tensor,
+        seeds: Tensor,
+        sampler: Sampler,
+        prime: Tensor | None,
+        guidance: float,
+        batch_size: int,
+        callback: Callable[[int, int], None] | None,
+    ) -> Tensor:
+        """Codes (P, N, h, w), in batches: whole prompts together while they fit, else parts of one prompt."""
+        prompts, count = seeds.shape
+        per_batch = max(batch_size // count, 1)
+        jobs = [
+            (slice(p, min(p + per_batch, prompts)), slice(n, min(n + batch_size, count)))
+            for p in range(0, prompts, per_batch)
+            for n in range(0, count, batch_size)
+        ]
+        c = self.prior.config
+        codes = torch.empty(prompts, count, c.image_height, c.image_width, dtype=torch.long)
+        for number, (p, n) in enumerate(jobs):
+            done, total = number * c.image_length, len(jobs) * c.image_length
+            progress = None if callback is None else _shifted(callback, done, total)
+            rows = prime.expand(p.stop - p.start, -1) if prime is not None else None
+            drawn = sample_codes(
+                self.prior,
+                text[p],
+                seeds[p, n].to(self.device),
+                sampler=sampler,
+                prime=rows,
+                guidance=guidance,
+                progress=progress,
+            )
+            codes[p, n] = drawn.cpu()
+        return codes
+
+    def decode(self, codes: Tensor, batch_size: int = 64) -> Tensor:
+        """Pictures of codes: int64 (B, h, w) to pixels in [0, 1] on the CPU, (B, 3, H, W)."""
+        with torch.inference_mode():
+            parts = [self.image_tokenizer.decode(b.to(self.device)).cpu() for b in codes.split(batch_size)]
+        return torch.cat(parts)
+
+    def _rerank(
+        self, prompts: list[str], codes: Tensor, seeds: Tensor, keep: int, batch_size: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        assert self.ranker is not None
+        kept_codes, kept_seeds, kept_scores = [], [], []
+        for number, caption in enumerate(prompts):
+            with torch.inference_mode():
+                images = self.decode(codes[number], batch_size).to(self.device)
+                scores = self.ranker.scores(images, [caption] * len(images)).cpu()
+            best = scores.argsort(descending=True, stable=True)[:keep]
+            kept_codes.append(codes[number, best])
+            kept_seeds.append(seeds[number, best])
+            kept_scores.append(scores[best])
+        return torch.stack(kept_codes), torch.stack(kept_seeds), torch.stack(kept_scores)
+
+    def _output(self, codes: Tensor, output_type: OutputType, batch_size: int) -> Any:
+        if output_type == "latent":
+            return codes
+        images = self.decode(codes, batch_size)
+        if output_type == "pt":
+            return images
+        if output_type == "np":
+            return np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
+        return to_pil(images)
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        return f"DallePipeline({self.folder or 'not saved'}, {height}x{width} pixels, on {self.device})"
+
+
+def _kind(tokenizer: ImageTokenizer) -> str:
+    from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS
+
+    return next(name for name in IMAGE_TOKENIZERS if IMAGE_TOKENIZERS[name] is type(tokenizer))
+
+
+def _draw_seed(generator: torch.Generator) -> int:
+    """A seed from the state of a generator, which moves on as with any other draw."""
+    return int(torch.randint(2**62, (), generator=generator, device=generator.device))
+
+
+def _shifted(callback: Callable[[int, int], None], done: int, total: int) -> Callable[[int, int], None]:
+    return lambda tokens, _: callback(done + tokens, total)
+
+
+def write_index(folder: Path) -> None:
+    """Writes the root files: ``model_index.json`` names the parts, ``config.json`` makes downloads countable."""
+    parts = {name: ["dalle_zoo", name] for name in COMPONENTS if (folder / name).is_dir()}
+    index = {"_class_name": "DallePipeline", "_dalle_zoo_version": __version__, **parts}
+    hub.write_json(folder / "model_index.json", index)
+    hub.write_json(folder / "config.json", {"model_type": "dalle-zoo", "components": sorted(parts)})

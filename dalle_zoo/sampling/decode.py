@@ -1,0 +1,149 @@
+"""Draws code grids from the prior, token by token.
+
+```
+text (P, T) ─► prefill once a prompt ─► text keys and values of every layer
+                                             │ shared by the n candidates
+SOI ─► step 0 ─► token ─► step 1 ─► token ─► … ─► step N-1 ─► codes (P, n, h, w)
+```
+`full forward == cached decode` for every registered mask is a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from dalle_zoo.models.prior import Prior
+from dalle_zoo.sampling.cache import LayerCache
+from dalle_zoo.sampling.sampler import Sampler
+
+# P prompts, n candidates of each, T text positions, N image positions, d width, K codebook size
+
+Progress = Callable[[int, int], None]
+"""Called after every token with the number of tokens done and the number in all."""
+
+
+class Decoder:
+    """Decoding state of P prompts with n candidates each.
+
+    Args:
+        prior: The prior; its device and dtype are used.
+        text: Text ids with padding ids, int64 (P, T).
+        num_candidates: Candidates n of each prompt.
+    """
+
+    def __init__(self, prior: Prior, text: Tensor, num_candidates: int) -> None:
+        self.prior = prior
+        self.shape = (len(text), num_candidates)
+        self.positions = prior.image_positions()
+        self.caches: list[LayerCache] = []
+        x = prior.embed_text(text)
+        for layer in prior.layers:
+            attention = layer.attention
+            query, key, value = attention.project(layer.attention_norm(x))  # type: ignore[operator, union-attr]
+            self.caches.append(LayerCache(attention.mask, key, value, num_candidates))  # type: ignore[union-attr, arg-type]
+            mixed = attention.backend(query, key, value, attention.mask)  # type: ignore[union-attr, operator]
+            x = x + attention.merge(mixed)  # type: ignore[union-attr, operator]
+            x = x + layer.mlp(layer.mlp_norm(x))  # type: ignore[operator]
+
+    def step(self, index: int, previous: Tensor | None) -> Tensor:
+        """Logits of image token ``index``.
+
+        Args:
+            index: Image position, 0 … N - 1, in order.
+            previous: Token before it, int64 (P, n); None at position 0.
+
+        Returns:
+            (P, n, K).
+        """
+        prior = self.prior
+        if previous is None:
+            x = prior.start_of_image.expand(*self.shape, -1)
+        else:
+            x = prior.image_embedding(previous)
+        x = x + self.positions[index]
+        for layer, cache in zip(prior.layers, self.caches, strict=True):
+            # Candidates stand where the positions of a sequence usually do: (P, n, d) → (P, H, n, D).
+            query, key, value = layer.attention.project(layer.attention_norm(x))  # type: ignore[operator, union-attr]
+            x = x + layer.attention.merge(cache.attend(index, query, key, value))  # type: ignore[operator, union-attr]
+            x = x + layer.mlp(layer.mlp_norm(x))  # type: ignore[operator]
+        logits: Tensor = prior.image_head(prior.final_norm(x))
+        return logits
+
+
+def decode_logits(prior: Prior, text: Tensor, codes: Tensor) -> Iterator[Tensor]:
+    """Logits of every image position by cached decoding of given codes: the twin of ``prior(text, codes).image``.
+
+    Args:
+        prior: The prior.
+        text: (P, T).
+        codes: (P, n, h, w).
+
+    Yields:
+        (P, n, K) for positions 0 … N - 1.
+    """
+    decoder = Decoder(prior, text, codes.shape[1])
+    tokens = codes.flatten(2)
+    for index in range(tokens.shape[2]):
+        yield decoder.step(index, tokens[:, :, index - 1] if index else None)
+
+
+@torch.inference_mode()
+def sample_codes(
+    prior: Prior,
+    text: Tensor,
+    seeds: Tensor,
+    *,
+    sampler: Sampler | None = None,
+    prime: Tensor | None = None,
+    guidance: float = 1.0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Draws n code grids for each of P prompts.
+
+    Args:
+        prior: The prior.
+        text: Text ids with padding ids, int64 (P, T).
+        seeds: One seed a picture, int64 (P, n); a picture depends on its own seed alone.
+        sampler: Temperature and filters; plain sampling if missing.
+        prime: First tokens of every picture in raster order, int64 (P, m) with m <= N, such as the top rows of a
+            given picture (section 3.3 of the paper).
+        guidance: Classifier-free guidance g: logits = null + g * (conditional - null). 1 is none (the paper); other
+            values need a prior that was trained with dropped captions.
+        progress: Called with (tokens done, tokens in all).
+
+    Returns:
+        Codes, int64 (P, n, h, w).
+    """
+    config = prior.config
+    sampler = sampler or Sampler()
+    prompts, candidates = seeds.shape
+    if len(text) != prompts:
+        raise ValueError(f"text and seeds must name the same prompts, got {len(text)} and {prompts}")
+    total = config.image_length
+    primed = 0 if prime is None else prime.shape[1]
+    if primed > total:
+        raise ValueError(f"prime holds {primed} tokens, a picture has only {total}")
+    guided = guidance != 1.0
+    if guided:  # both branches in one batch, with caches of their own
+        text = torch.cat([text, prior.null_text().expand(prompts, -1)])
+    decoder = Decoder(prior, text, candidates)
+    tokens = torch.empty(prompts, candidates, total, dtype=torch.long, device=text.device)
+    if prime is not None:
+        tokens[:, :, :primed] = prime[:, None]
+    for index in range(total):
+        previous = tokens[:, :, index - 1] if index else None
+        if guided and previous is not None:
+            previous = previous.repeat(2, 1)
+        logits = decoder.step(index, previous)
+        if guided:
+            conditional, null = logits.float().chunk(2)
+            logits = null + guidance * (conditional - null)
+        if index >= primed:
+            drawn = sampler.draw(logits.flatten(0, 1), seeds.flatten(), index)
+            tokens[:, :, index] = drawn.view(prompts, candidates)
+        if progress is not None:
+            progress(index + 1, total)
+    return tokens.view(prompts, candidates, config.image_height, config.image_width)

@@ -1,0 +1,139 @@
+"""What every text tokenizer offers, and the registry of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import ClassVar, Self
+
+from dalle_zoo.registry import Registry
+
+CONFIG_FILE = "tokenizer_config.json"
+KIND_KEY = "text_tokenizer"
+
+
+class TextTokenizer(ABC):
+    """Maps a caption to ids and back.
+
+    Ids are 0 .. ``vocab_size`` - 1. Padding is not the tokenizer's: `CaptionEncoder` adds an id
+    per position from ``vocab_size`` on, and `decode` drops them.
+    """
+
+    kind: ClassVar[str]
+    """Name in `TEXT_TOKENIZERS`; saved files carry it."""
+    supports_dropout: ClassVar[bool] = False
+    """Whether `encode` takes a dropout above 0."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number of ids, paddings not counted."""
+
+    @abstractmethod
+    def encode(self, text: str, *, dropout: float = 0.0, seed: int = 0) -> list[int]:
+        """Ids of a caption, without special tokens; an empty caption has none.
+
+        Args:
+            text: The caption.
+            dropout: Probability of skipping a merge, 0 to 1; above 0 only where
+                `supports_dropout`.
+            seed: Seed of the dropout, at least 0: equal seeds give equal ids, on any machine.
+
+        Raises:
+            TypeError: The caption is not a string.
+            ValueError: The caption is no valid Unicode, or dropout or seed are out of range.
+        """
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """Caption of ids.
+
+        Args:
+            ids: Ids, at least 0; those from ``vocab_size`` on are paddings and are dropped.
+
+        Returns:
+            The caption; a character whose bytes were cut apart becomes U+FFFD.
+        """
+
+    @abstractmethod
+    def files(self) -> Mapping[str, str]:
+        """Names and contents of the files that `load` reads."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Opens what `save` wrote.
+
+        Raises:
+            FileNotFoundError: The folder or a file is missing.
+            ValueError: A file can't be read or belongs to another kind.
+        """
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the tokenizer into a folder, made if missing; each file whole or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        # The other two keys are for transformers' AutoTokenizer, which opens the folder too.
+        config = {
+            KIND_KEY: self.kind,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+        }
+        # The kind goes first: a save killed half-way must not leave files that open as another.
+        contents = {CONFIG_FILE: json.dumps(config, indent=2) + "\n", **self.files()}
+        for name, content in contents.items():
+            aside = folder / f".{name}.{os.getpid()}"
+            try:
+                aside.write_text(content, encoding="utf-8")
+                aside.replace(folder / name)
+            finally:
+                aside.unlink(missing_ok=True)
+
+    def check(self, text: str, dropout: float = 0.0, seed: int = 0) -> None:
+        """Raises `TypeError` or `ValueError` for arguments that `encode` must refuse."""
+        if not isinstance(text, str):
+            raise TypeError(f"a caption must be a str, got {type(text).__name__}: {text!r}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"caption {text!r} is no valid Unicode ({error}): repair or drop it"
+            ) from error
+        self.check_dropout(dropout)
+        if seed < 0:
+            raise ValueError(f"seed must be at least 0, got {seed}")
+
+    def check_dropout(self, dropout: float) -> None:
+        """Raises `ValueError` for a dropout that is no probability or that this kind lacks."""
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout must lie in 0..1, got {dropout}")
+        if dropout and not self.supports_dropout:
+            raise ValueError(f"kind {self.kind!r} has no dropout, got {dropout}: set it to 0")
+
+
+TEXT_TOKENIZERS: Registry[type[TextTokenizer]] = Registry(
+    "text tokenizer", group="dalle_zoo.text_tokenizers", base=TextTokenizer
+)
+
+
+def recorded_kind(folder: str | Path) -> str | None:
+    """Kind that `TextTokenizer.save` recorded in a folder; None if others wrote the folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no folder {folder}: expected one with tokenizer.json and {CONFIG_FILE}"
+        )
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): write the tokenizer again") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold an object, got {config!r}: write the tokenizer again")
+    kind = config.get(KIND_KEY)
+    return None if kind is None else str(kind)

@@ -1,0 +1,137 @@
+"""Byte-pair encoding, trained on captions: the paper's text tokenizer."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from operator import index
+from random import Random
+from typing import Self
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from dalle_zoo.tokenizers.base import TEXT_TOKENIZERS
+from dalle_zoo.tokenizers.bpe_dropout import DropoutMerger
+from dalle_zoo.tokenizers.library import LibraryTokenizer
+
+log = logging.getLogger(__name__)
+
+MIN_PAIR_COUNT = 2
+"""A pair seen once is no regularity: it is never merged."""
+
+# Settings of the library's BPE model that `DropoutMerger` ignores, with the value they must have.
+_PLAIN_MODEL = {
+    "unk_token": None,
+    "continuing_subword_prefix": None,
+    "end_of_word_suffix": None,
+    "byte_fallback": False,
+    "ignore_merges": False,
+}
+
+
+@TEXT_TOKENIZERS.register("bpe")
+class BPETokenizer(LibraryTokenizer):
+    """Byte-level BPE over lower-cased captions, with seeded dropout.
+
+    Captions are lower-cased, composed (NFC), and their white space is collapsed. A space is put in
+    front, so a word has the same tokens at the start of a caption and inside it. All 256 bytes are
+    in the vocabulary: nothing is unknown.
+
+    Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), section 2.2 and footnote 5
+    (10 % dropout while training); BPE-Dropout (Provilkov et al., 2020).
+
+    Args:
+        tokenizer: A byte-level BPE of the library without added tokens; `train` makes one.
+
+    Example:
+        >>> tokenizer = BPETokenizer.train(["a red apple", "a red car"], vocab_size=260)
+        >>> tokenizer.decode(tokenizer.encode("A red  apple"))
+        'a red apple'
+    """
+
+    kind = "bpe"
+    supports_dropout = True
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer)
+        content = json.loads(tokenizer.to_str())
+        model = content["model"]
+        odd = [name for name, value in _PLAIN_MODEL.items() if model.get(name, value) != value]
+        byte_level = set(pre_tokenizers.ByteLevel.alphabet()) <= model["vocab"].keys()
+        if model["type"] != "BPE" or odd or content["added_tokens"] or not byte_level:
+            raise ValueError(
+                f"kind 'bpe' is a byte-level BPE without added tokens, got a {model['type']} with "
+                f"{len(content['added_tokens'])} added tokens, byte level: {byte_level}, "
+                f"unsupported settings: {', '.join(odd) or 'none'}: open it with HFTokenizer"
+            )
+        self._merger = DropoutMerger(model["vocab"], model["merges"])
+
+    @classmethod
+    def train(cls, captions: Iterable[str], vocab_size: int = 16384) -> Self:
+        """Learns a vocabulary; the same captions give the same one, in any order.
+
+        Args:
+            captions: The training captions; read once.
+            vocab_size: Ids to reach (the paper's 16,384), at least 256. Captions with too few
+                repeated pairs give fewer, with a warning.
+
+        Returns:
+            The tokenizer.
+
+        Raises:
+            TypeError: A caption is not a string.
+            ValueError: There are no captions, or ``vocab_size`` is too small.
+        """
+        if vocab_size < 256:
+            raise ValueError(f"vocab_size must be at least 256, one id per byte, got {vocab_size}")
+        tokenizer = Tokenizer(models.BPE())
+        # Lower case first: a lower-cased letter may have a composed form that the capital had not.
+        tokenizer.normalizer = normalizers.Sequence(
+            [
+                normalizers.Lowercase(),
+                normalizers.NFC(),
+                normalizers.Replace(Regex(r"\s+"), " "),
+                normalizers.Strip(),
+            ]
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=MIN_PAIR_COUNT,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(_checked(captions), trainer)
+        reached = tokenizer.get_vocab_size()
+        if reached < vocab_size:
+            log.warning("the captions support a vocabulary of %d, not %d", reached, vocab_size)
+        return cls(tokenizer)
+
+    def encode(self, text: str, *, dropout: float = 0.0, seed: int = 0) -> list[int]:
+        """Ids of a caption: the library's without dropout, those of `DropoutMerger` with it."""
+        if not dropout:
+            return super().encode(text, seed=seed)
+        self.check(text, dropout, seed)
+        return self._merge(text, dropout, Random(index(seed)))
+
+    def _merge(self, text: str, dropout: float, random: Random) -> list[int]:
+        """The library's encoding, with its merges done by us."""
+        normal = self._tokenizer.normalizer.normalize_str(text)
+        words = self._tokenizer.pre_tokenizer.pre_tokenize_str(normal)
+        return [i for word, _ in words for i in self._merger(word, dropout, random)]
+
+
+def _checked(captions: Iterable[str]) -> Iterator[str]:
+    if isinstance(captions, str):
+        raise TypeError("captions must be an iterable of strings, got one: put it into a list")
+    empty = True
+    for number, caption in enumerate(captions):
+        if not isinstance(caption, str):
+            came = f"{type(caption).__name__}: {caption!r}"
+            raise TypeError(f"caption {number} must be a str, got {came}")
+        empty = False
+        yield caption
+    if empty:
+        raise ValueError("captions is empty: there is nothing to train a vocabulary on")

@@ -1,0 +1,84 @@
+"""BPE with dropout that can be seeded.
+
+The library's own dropout draws from a generator that nobody can seed, so a resumed run would
+differ. It is also another distribution: there a merge dropped in a step is drawn again whenever a
+stale entry of the queue turns up, so words stay whole more often than the algorithm says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import pairwise
+from random import Random
+
+
+class DropoutMerger:
+    """Merges the symbols of a word, leaving out possible merges at random.
+
+    At every step each possible merge is dropped with probability p, and the first of the remaining
+    ones (by rank, then by position) is done; the word is finished when a step drops them all. With
+    p = 0 this is plain BPE. A step draws only until a merge stays, which is the same thing.
+
+    Reference: BPE-Dropout: Simple and Effective Subword Regularization (Provilkov et al., 2020),
+    algorithm 1.
+
+    Args:
+        vocab: Id of every symbol.
+        merges: Pairs of symbols, the earliest merged first.
+    """
+
+    def __init__(self, vocab: Mapping[str, int], merges: Sequence[Sequence[str]]) -> None:
+        self._vocab = dict(vocab)
+        self._merges = {
+            (vocab[left], vocab[right]): (rank, vocab[left + right])
+            for rank, (left, right) in enumerate(merges)
+        }
+
+    def __call__(self, word: str, dropout: float, random: Random) -> list[int]:
+        """Ids of a word of the byte-level alphabet.
+
+        Args:
+            word: Characters that are all in the vocabulary.
+            dropout: Probability p of dropping a merge.
+            random: Source of the draws; advances by as many as the word needs.
+
+        Returns:
+            The ids; their symbols, joined, are the word.
+        """
+        # A linked list with one closing -1, which is also what stands before the first symbol.
+        symbols = [self._vocab[character] for character in word] + [-1]
+        following = list(range(1, len(symbols) + 1))
+        preceding = list(range(-1, len(symbols) - 1))
+        merges, draw = self._merges, random.random
+
+        # Possible merges: (rank, position, merged id). A merge makes those beside it stale.
+        candidates = [
+            (merge[0], at, merge[1])
+            for at, pair in enumerate(pairwise(symbols))
+            if (merge := merges.get(pair)) is not None
+        ]
+        heapify(candidates)
+        dropped = []
+        while candidates:
+            candidate = heappop(candidates)
+            rank, at, merged = candidate
+            right = following[at]
+            if merges.get((symbols[at], symbols[right])) != (rank, merged):
+                continue
+            if dropout and draw() < dropout:
+                dropped.append(candidate)
+                continue
+            symbols[at], symbols[right] = merged, -1
+            after = following[at] = following[right]
+            preceding[after] = at
+            before = preceding[at]
+            for left, next_to_it in ((before, at), (at, after)):
+                merge = merges.get((symbols[left], symbols[next_to_it]))
+                if merge is not None:
+                    heappush(candidates, (merge[0], left, merge[1]))
+            # The next step draws anew for what this one dropped.
+            for candidate in dropped:
+                heappush(candidates, candidate)
+            dropped.clear()
+        return [symbol for symbol in symbols if symbol >= 0]

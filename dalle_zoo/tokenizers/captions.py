@@ -1,0 +1,109 @@
+"""Batches of captions: ids of fixed length, one padding token per position."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dalle_zoo.registry import suggest
+from dalle_zoo.tokenizers.base import TextTokenizer
+
+log = logging.getLogger(__name__)
+
+Overlong = Literal["cut", "refuse"]
+
+
+class CaptionEncoder:
+    """Encodes captions to a fixed length.
+
+    A position p after the end of a caption holds id ``vocab_size + p``: one learned padding token
+    per position (section 2.2 of the paper), none of them an id of the tokenizer. An empty caption
+    is all padding.
+
+    Args:
+        tokenizer: Any text tokenizer.
+        length: Text positions T; the paper's is 256.
+        overlong: What happens to a caption of more tokens: ``cut`` drops the end, counts it in
+            `num_cut` and warns at the first and at every power of ten; ``refuse`` raises.
+        dropout: BPE dropout; the paper trains with 0.1. Samples are drawn with 0.
+
+    Example:
+        >>> from dalle_zoo.tokenizers import ByteTokenizer
+        >>> CaptionEncoder(ByteTokenizer(), length=4)(["ab", ""])
+        tensor([[ 97,  98, 258, 259],
+                [256, 257, 258, 259]])
+    """
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        length: int,
+        overlong: Overlong = "cut",
+        dropout: float = 0.0,
+    ) -> None:
+        if length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        if overlong not in get_args(Overlong):
+            raise ValueError(suggest("overlong", overlong, get_args(Overlong)))
+        tokenizer.check_dropout(dropout)
+        self.tokenizer, self.length = tokenizer, length
+        self.overlong, self.dropout = overlong, dropout
+        self.num_cut = 0
+        """Captions cut so far."""
+
+    def __call__(self, texts: Sequence[str], seeds: Sequence[int] | None = None) -> Tensor:
+        """Encodes a batch.
+
+        Args:
+            texts: B captions.
+            seeds: Seed of the dropout of each caption; needed when ``dropout`` is above 0, unused
+                otherwise. A pure function of sample and epoch makes a resumed run identical.
+
+        Returns:
+            Ids, int64 (B, T).
+
+        Raises:
+            TypeError: The captions are one string, or one of them is not a string.
+            ValueError: A caption is too long and is to be refused, or the seeds do not fit.
+        """
+        if isinstance(texts, str):
+            raise TypeError(f"texts must be a sequence, got one caption: pass [{_short(texts)}]")
+        if seeds is None:
+            if self.dropout:
+                raise ValueError(f"dropout {self.dropout} needs seeds, one per caption, got none")
+            seeds = [0] * len(texts)
+        if len(seeds) != len(texts):
+            raise ValueError(f"seeds must be one per caption, got {len(seeds)} for {len(texts)}")
+        rows = [
+            self.tokenizer.encode(text, dropout=self.dropout, seed=seed)
+            for text, seed in zip(texts, seeds, strict=True)
+        ]
+        self._handle_overlong(texts, rows)
+        pads = [self.tokenizer.vocab_size + position for position in range(self.length)]
+        padded = [ids[: self.length] + pads[len(ids) :] for ids in rows]
+        return torch.tensor(padded, dtype=torch.int64).reshape(len(padded), self.length)
+
+    def _handle_overlong(self, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+        overlong = [number for number, ids in enumerate(rows) if len(ids) > self.length]
+        if not overlong:
+            return
+        text, tokens = texts[overlong[0]], len(rows[overlong[0]])
+        if self.overlong == "refuse":
+            raise ValueError(
+                f"caption {_short(text)} has {tokens} tokens, the limit is {self.length}: "
+                'shorten it, or cut such captions with overlong="cut"'
+            )
+        before, self.num_cut = self.num_cut, self.num_cut + len(overlong)
+        if before == 0 or len(str(before)) < len(str(self.num_cut)):
+            log.warning(
+                "captions cut to %d tokens: %d so far, %d in this batch, the first %s with %d",
+                *(self.length, self.num_cut, len(overlong), _short(text), tokens),
+            )
+
+
+def _short(text: str, limit: int = 60) -> str:
+    return repr(text if len(text) <= limit else text[: limit - 1] + "…")

@@ -1,0 +1,54 @@
+"""Any Hugging Face tokenizer, from a local folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from dalle_zoo.tokenizers.base import CONFIG_FILE, TEXT_TOKENIZERS
+from dalle_zoo.tokenizers.library import TOKENIZER_FILE, LibraryTokenizer, open_tokenizer_json
+
+
+@TEXT_TOKENIZERS.register("hf")
+class HFTokenizer(LibraryTokenizer):
+    """A Hugging Face tokenizer without the special tokens, truncation and padding that it adds.
+
+    Its special tokens stay in the vocabulary and occur only where a caption spells them; none of
+    them ever serves as our padding. `save` writes ``tokenizer.json``, whatever was opened.
+
+    Args:
+        tokenizer: The library's object.
+    """
+
+    kind = "hf"
+
+    @classmethod
+    def _open(cls, folder: Path) -> Tokenizer:
+        if (folder / TOKENIZER_FILE).exists():
+            return open_tokenizer_json(folder / TOKENIZER_FILE)
+        configs = (CONFIG_FILE, "config.json")
+        if not any((folder / name).is_file() for name in configs):
+            raise FileNotFoundError(
+                f"no tokenizer in {folder}: expected {TOKENIZER_FILE}, or the vocabulary files of "
+                f"a transformers tokenizer beside a {' or '.join(configs)}"
+            )
+        return _convert(folder)
+
+
+def _convert(folder: Path) -> Tokenizer:
+    """Lets transformers turn vocabulary files of its own into a library tokenizer."""
+    from transformers import AutoTokenizer  # seconds to import, needed only here
+
+    try:
+        opened = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # many kinds, one meaning
+        raise ValueError(f"transformers can't open the tokenizer in {folder}: {error}") from error
+    tokenizer = getattr(opened, "backend_tokenizer", None)
+    if not isinstance(tokenizer, Tokenizer):
+        raise ValueError(
+            f"{type(opened).__name__} in {folder} has no fast form: convert it to {TOKENIZER_FILE}"
+        )
+    return tokenizer

@@ -1,0 +1,123 @@
+"""Stage 2: trains the prior on text and image tokens (section 2.2, appendix B)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dalle_zoo.hub import load_image_tokenizer
+from dalle_zoo.models.prior import Prior, PriorConfig, PriorLoss
+from dalle_zoo.models.tokenizer import ImageTokenizer
+from dalle_zoo.pictures import picture_rows
+from dalle_zoo.sampling import picture_seed, sample_codes
+from dalle_zoo.training.base import AdamWConfig, StageModule
+from dalle_zoo.training.schedules import LearningRate
+from dalle_zoo.zoo import find_component
+
+
+class PriorModule(StageModule):
+    """Trains a `Prior`; the defaults are the paper's recipe.
+
+    Args:
+        config: Architecture.
+        image_tokenizer: Folder or name of a model whose image tokenizer encodes pictures and draws sample grids.
+            May be absent when training from code shards; then no grids are drawn.
+        caption_dropout: Share of captions replaced by the empty one, which classifier-free guidance needs; the
+            paper has none.
+        adamw: Optimiser settings.
+        learning_rate: Learning rate over the updates.
+        seed: Seed of the dropped captions and of the sample grids.
+        attention: Attention back-end.
+        num_samples: Pictures in a sample grid.
+    """
+
+    stage = "prior"
+    net: Prior
+
+    def __init__(
+        self,
+        config: PriorConfig,
+        image_tokenizer: str | None = None,
+        caption_dropout: float = 0.0,
+        adamw: AdamWConfig = AdamWConfig(beta2=0.96, weight_decay=4.5e-2),  # noqa: B008 (frozen)
+        learning_rate: LearningRate = LearningRate(),  # noqa: B008 (frozen)
+        seed: int = 0,
+        attention: str = "sdpa",
+        num_samples: int = 8,
+    ) -> None:
+        if not 0 <= caption_dropout < 1:
+            raise ValueError(f"caption_dropout must lie in [0, 1), got {caption_dropout}")
+        super().__init__(Prior(config, attention), adamw, learning_rate, seed)
+        self.caption_dropout = caption_dropout
+        self.num_samples = num_samples
+        # In a tuple, so that the frozen network is no submodule: not trained, not averaged, not in checkpoints.
+        self._frozen: tuple[ImageTokenizer, ...] = ()
+        if image_tokenizer is not None:
+            tokenizer = load_image_tokenizer(find_component(image_tokenizer, "dvae"))
+            self._check_tokenizer(tokenizer)
+            self._frozen = (tokenizer.requires_grad_(False).eval(),)
+
+    def _check_tokenizer(self, tokenizer: ImageTokenizer) -> None:
+        config = self.net.config
+        want = (config.codebook_size, config.image_height, config.image_width)
+        have = (tokenizer.codebook_size, tokenizer.grid_size, tokenizer.grid_size)
+        if want != have:
+            raise ValueError(
+                f"the image tokenizer has {have[0]} codes on a {have[1]}x{have[2]} grid, the prior's config expects "
+                f"{want[0]} on {want[1]}x{want[2]}: set codebook_size, image_height and image_width to match"
+            )
+
+    def codes(self, batch: dict[str, Any]) -> Tensor:
+        """Image tokens of a batch: as stored, or the argmax codes of its pictures, (B, h, w)."""
+        if "codes" in batch:
+            codes: Tensor = batch["codes"]
+            return codes
+        if not self._frozen:
+            raise ValueError("the batch holds pictures: set model.image_tokenizer, or train from code shards")
+        tokenizer = self._frozen[0].to(self.device)
+        # Full precision whatever the trainer's, so that code shards and pictures on the fly give equal codes.
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            return tokenizer.encode(batch["image"].float())
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Weighted cross-entropy of text and image tokens."""
+        text = batch["text"]
+        if self.caption_dropout:
+            generator = self.noise_generator(batch_idx)
+            dropped = torch.rand(len(text), generator=generator, device=self.device) < self.caption_dropout
+            text = torch.where(dropped[:, None], self.net.null_text(), text)
+        loss = self.net.loss(text, self.codes(batch))
+        self.log("train/loss", loss.total, prog_bar=True)
+        self._log_parts("train", loss, len(text))
+        self.observe_loss(loss.total)
+        return loss.total
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Losses, and the image loss in bits per token."""
+        loss = self.net.loss(batch["text"], self.codes(batch))
+        self.log("val/loss", loss.total, batch_size=len(batch["text"]), sync_dist=True)
+        self._log_parts("val", loss, len(batch["text"]))
+
+    def _log_parts(self, split: str, loss: PriorLoss, size: int) -> None:
+        sync = split == "val"
+        parts = {
+            f"{split}/text_loss": loss.text,
+            f"{split}/image_loss": loss.image,
+            f"{split}/image_bits": loss.image / math.log(2),
+        }
+        self.log_dict(parts, batch_size=size, sync_dist=sync)
+
+    @torch.no_grad()
+    def pictures(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Reconstructions of the batch's pictures above samples drawn from their captions."""
+        if not self._frozen:
+            return {}
+        tokenizer = self._frozen[0].to(self.device)
+        count = min(self.num_samples, len(batch["text"]))
+        text, codes = batch["text"][:count], self.codes(batch)[:count]
+        seeds = torch.tensor([[picture_seed(self.seed, "grid", i)] for i in range(count)], device=self.device)
+        drawn = sample_codes(self.net, text, seeds)[:, 0]
+        return {"samples": picture_rows(tokenizer.decode(codes), tokenizer.decode(drawn))}

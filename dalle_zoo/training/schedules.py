@@ -1,0 +1,136 @@
+"""Schedules: pure functions of the update, and the learning rate that uses them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """Half a cosine from ``start`` to ``end`` over ``steps`` updates, constant afterwards.
+
+    ``v(t) = end + (start - end) * (1 + cos(pi * min(t, steps) / steps)) / 2``, used for the KL weight, the
+    relaxation temperature and the step size of the dVAE (appendix A.2).
+
+    Example:
+        >>> beta = Cosine(start=0.0, end=6.6, steps=5000)
+        >>> beta(0), round(beta(2500), 6), beta(9000)
+        (0.0, 3.3, 6.6)
+    """
+
+    start: float
+    """Value at update 0."""
+    end: float
+    """Value from update ``steps`` on."""
+    steps: int
+    """Length of the ramp, updates."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
+    def __call__(self, step: int) -> float:
+        phase = math.pi * min(step, self.steps) / self.steps
+        return self.end + (self.start - self.end) * (1 + math.cos(phase)) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRate:
+    """Linear warm-up to ``peak``, then a decay.
+
+    The defaults are those of the prior (appendix B.2): after the warm-up the rate is halved whenever the training
+    loss stops falling, five times at most, down to 1/32 of the peak.
+    """
+
+    peak: float = 4.5e-4
+    """Rate after the warm-up."""
+    warmup_steps: int = 5000
+    """Updates of linear warm-up; 0 starts at the peak."""
+    decay: Literal["plateau", "cosine", "constant"] = "plateau"
+    """What follows the warm-up."""
+    final: float = 0.0
+    """Rate at the end of the cosine decay."""
+    decay_steps: int = 1
+    """Updates of the cosine decay, counted from the end of the warm-up."""
+    plateau_window: int = 1000
+    """Updates over which the training loss is averaged before two windows are compared."""
+    plateau_patience: int = 5
+    """Windows without improvement before a halving."""
+    plateau_threshold: float = 1e-3
+    """Relative improvement that counts."""
+    max_halvings: int = 5
+    """Halvings at most (5 in the paper)."""
+
+    def __post_init__(self) -> None:
+        if self.peak <= 0 or self.final < 0:
+            raise ValueError(f"peak must be above 0 and final at least 0, got {self.peak} and {self.final}")
+        if self.decay not in ("plateau", "cosine", "constant"):
+            raise ValueError(f"decay must be 'plateau', 'cosine' or 'constant', got {self.decay!r}")
+        for name in ("decay_steps", "plateau_window", "plateau_patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def at(self, step: int, halvings: int = 0) -> float:
+        """Rate of update ``step`` (from 0) after so many halvings."""
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        if self.decay == "cosine":
+            return Cosine(start=self.peak, end=self.final, steps=self.decay_steps)(
+                step - self.warmup_steps
+            )
+        return self.peak / 2**halvings
+
+
+class LearningRateScheduler(LRScheduler):
+    """Applies a `LearningRate`; `observe` feeds it the training loss for the plateau rule.
+
+    All state is plain numbers, so that a resumed run continues exactly.
+    """
+
+    def __init__(self, optimizer: Optimizer, rate: LearningRate) -> None:
+        self.rate = rate
+        self.halvings = 0
+        self.best = math.inf
+        self.windows_without_improvement = 0
+        self.loss_sum = 0.0
+        self.loss_count = 0
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Any]:
+        """Rate of the coming update, one a parameter group."""
+        return [self.rate.at(self.last_epoch, self.halvings)] * len(self.optimizer.param_groups)
+
+    def window_mean(self, loss: float) -> float | None:
+        """Collects a loss; returns the mean of the window when it is full."""
+        if self.rate.decay != "plateau" or self.last_epoch < self.rate.warmup_steps:
+            return None
+        self.loss_sum += loss
+        self.loss_count += 1
+        if self.loss_count < self.rate.plateau_window:
+            return None
+        mean = self.loss_sum / self.loss_count
+        self.loss_sum, self.loss_count = 0.0, 0
+        return mean
+
+    def observe(self, mean: float) -> bool:
+        """Compares a window's mean loss with the best one; returns whether the rate was halved."""
+        if mean < self.best - abs(self.best) * self.rate.plateau_threshold or self.best == math.inf:
+            self.best, self.windows_without_improvement = mean, 0
+            return False
+        self.windows_without_improvement += 1
+        if self.windows_without_improvement < self.rate.plateau_patience:
+            return False
+        self.windows_without_improvement = 0
+        if self.halvings >= self.rate.max_halvings:
+            return False
+        self.halvings += 1
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """State without the optimizer and the configuration, both of which come from the recipe."""
+        return {k: v for k, v in self.__dict__.items() if isinstance(v, int | float)}

@@ -1,0 +1,118 @@
+"""Models that are known by name, and where their parts lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dalle_zoo.registry import UnknownNameError, suggest
+
+BUNDLED = Path(__file__).parent / "_models"
+RECORD = "record.json"
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """What is known of a model without loading it."""
+
+    name: str
+    """Name for ``from_pretrained``."""
+    description: str
+    """One sentence."""
+    license: str
+    """SPDX identifier of the weights' licence."""
+    data: str
+    """What it was trained on."""
+    parameters: dict[str, int]
+    """Parameters of every component."""
+    results: dict[str, Any]
+    """Headline figures of the result file, empty if none was written."""
+    folder: Path
+    """Where it lies."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all files."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+
+def list_models() -> list[ModelRecord]:
+    """Records of the bundled models."""
+    from dalle_zoo.hub import read_json  # imports torch, which listing names alone should not
+
+    records = []
+    for path in sorted(BUNDLED.glob(f"*/{RECORD}")):
+        records.append(ModelRecord(name=path.parent.name, folder=path.parent, **read_json(path)))
+    return records
+
+
+def model_names() -> list[str]:
+    """Names of the bundled models; answers without importing torch."""
+    return sorted(path.parent.name for path in BUNDLED.glob("*/model_index.json"))
+
+
+def find_model(location: str | Path) -> Path:
+    """Folder of a model: a bundled name, or a path as it is.
+
+    Raises:
+        UnknownNameError: Neither a folder nor a bundled name; the message has the nearest name.
+    """
+    if Path(location).is_dir():
+        return Path(location)
+    bundled = BUNDLED / str(location)
+    if (bundled / "model_index.json").is_file():
+        return bundled
+    raise UnknownNameError(f"{suggest('model', str(location), model_names())}. A folder works as well.")
+
+
+def find_component(location: str | Path, component: str) -> Path:
+    """Folder of one part ("dvae", "prior", "ranker", "tokenizer").
+
+    Args:
+        location: A model by name or folder, or directly the folder of the part.
+        component: Which part.
+    """
+    own = Path(location)
+    if own.is_dir() and not (own / component).is_dir():
+        return own
+    if (BUNDLED / str(location) / component).is_dir() and not own.is_dir():
+        return BUNDLED / str(location) / component
+    folder = find_model(location)
+    if not (folder / component).is_dir():
+        raise UnknownNameError(
+            suggest("component", component, [p.name for p in folder.iterdir() if p.is_dir()])
+            + f" of {folder}"
+        )
+    return folder / component
+
+
+def load_model(location: str | Path, component: str | None = None) -> Any:
+    """Loads a whole pipeline, or one network of it.
+
+    Args:
+        location: Bundled name or folder.
+        component: "dvae", "prior", "ranker" or "tokenizer"; the pipeline if missing.
+
+    Example:
+        >>> load_model("emoji64", "prior").config.image_height  # doctest: +SKIP
+        8
+    """
+    from dalle_zoo import hub
+    from dalle_zoo.pipeline import DallePipeline
+    from dalle_zoo.tokenizers import load_text_tokenizer
+
+    if component is None:
+        return DallePipeline.from_pretrained(location)
+    folder = find_component(location, component)
+    if component == "dvae":
+        return hub.load_image_tokenizer(folder)
+    if component == "prior":
+        return hub.load_prior(folder)
+    if component == "tokenizer":
+        return load_text_tokenizer(folder)
+    if component == "ranker":
+        from dalle_zoo.models.ranker import Ranker
+
+        return Ranker.from_folder(folder)
+    raise UnknownNameError(suggest("component", component, ["dvae", "prior", "ranker", "tokenizer"]))

@@ -1,0 +1,175 @@
+"""Contract of every registered mask, and what is derived from it."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dalle_zoo.masks import MASKS, Mask, MaskMod, TextImageLayout, text_then_image
+
+LAYOUTS = [
+    TextImageLayout(text=6, height=4, width=4),
+    TextImageLayout(text=3, height=2, width=7),
+    TextImageLayout(text=3, height=7, width=2),
+    TextImageLayout(text=5, height=16, width=16),
+    TextImageLayout(text=1, height=1, width=1),
+    TextImageLayout(text=2, height=6, width=1),
+    TextImageLayout(text=2, height=1, width=6),
+]
+PAPER = TextImageLayout(text=256, height=32, width=32)
+
+every_mask = pytest.mark.parametrize("spec", [*MASKS, "conv(kernel=3)"])
+every_layout = pytest.mark.parametrize(
+    "layout", LAYOUTS, ids=lambda it: f"{it.text}+{it.height}x{it.width}"
+)
+
+
+@every_mask
+@every_layout
+def test_contract(spec: str, layout: TextImageLayout) -> None:
+    mask = Mask.from_spec(spec, layout)
+    dense, text = mask.dense(), layout.text
+    assert dense.shape == (layout.length, layout.length)
+    assert dense.dtype == torch.bool
+    assert not dense.triu(1).any(), "causal"
+    assert dense.diagonal().all(), "every position reads itself"
+    assert dense[text:, :text].all(), "the image reads all text"
+    assert not dense[:text, text:].any(), "text never reads the image"
+    assert mask.num_pairs == int(dense.sum())
+    assert 0 < mask.density <= 1
+
+
+@every_mask
+@every_layout
+def test_decode_table_lists_the_rows_of_the_matrix(spec: str, layout: TextImageLayout) -> None:
+    mask = Mask.from_spec(spec, layout)
+    image = mask.dense()[layout.text :, layout.text :]
+    table = mask.decode_table()
+    assert table.keys.dtype == torch.int64
+    assert table.keys.shape == table.valid.shape
+    assert table.valid.any(dim=0).all(), "no column of padding alone"
+    for step in range(layout.image):
+        expected = image[step].nonzero()[:, 0].tolist()
+        assert table.keys[step][table.valid[step]].tolist() == expected
+        assert (table.keys[step][~table.valid[step]] == step).all(), "padding is safe to read"
+
+
+@every_mask
+@pytest.mark.parametrize("layout", [*LAYOUTS, PAPER], ids=str)
+def test_replaying_the_cache_plan_finds_every_key(spec: str, layout: TextImageLayout) -> None:
+    mask = Mask.from_spec(spec, layout)
+    table, plan = mask.decode_table(), mask.cache_plan()
+    slots = torch.full((plan.num_slots,), -1)
+    for step in range(layout.image):
+        slots[plan.slot_of_key[step]] = step
+        assert torch.equal(slots[plan.read_slots[step]], table.keys[step])
+    assert torch.equal(plan.valid, table.valid)
+    # As many slots as keys are alive at once: fewer is impossible, more would be waste.
+    reads = mask.dense()[layout.text :, layout.text :].int()
+    steps = torch.arange(layout.image)
+    last_read = layout.image - 1 - reads.flip(0).argmax(dim=0)
+    alive = (steps[None, :] <= steps[:, None]) & (last_read[None, :] >= steps[:, None])
+    assert plan.num_slots == int(alive.sum(dim=1).max())
+
+
+@pytest.mark.parametrize(
+    ("spec", "slots"),
+    # Column: all rows but the last live when the last one begins, and then a column dies a step.
+    # Conv: the farthest offset is 191.
+    [("row", 33), ("column", 993), ("conv", 192), ("full", 1024)],
+)
+def test_slots_of_the_papers_model(spec: str, slots: int) -> None:
+    assert Mask.from_spec(spec, PAPER).cache_plan().num_slots == slots
+
+
+@every_mask
+def test_sdpa_arguments_give_the_softmax_over_allowed_keys(spec: str) -> None:
+    mask = Mask.from_spec(spec, TextImageLayout(text=3, height=5, width=6))
+    generator = torch.Generator().manual_seed(0)
+    length = mask.layout.length
+    query, key, value = torch.randn(3, 2, 4, length, 8, generator=generator, dtype=torch.float64)
+    scores = (query @ key.mT / 8**0.5).masked_fill(~mask.dense(), -torch.inf)
+    expected = scores.softmax(dim=-1) @ value
+    came = F.scaled_dot_product_attention(query, key, value, **mask.sdpa_arguments("cpu"))
+    torch.testing.assert_close(came, expected)
+
+
+def test_sdpa_needs_no_matrix_where_the_mask_is_causal() -> None:
+    assert Mask.from_spec("full", LAYOUTS[0]).sdpa_arguments() == {"is_causal": True}
+    # A band as long as the image hides nothing.
+    assert Mask.from_spec("row", TextImageLayout(2, 1, 6)).sdpa_arguments() == {"is_causal": True}
+    assert set(Mask.from_spec("row", LAYOUTS[0]).sdpa_arguments()) == {"attn_mask"}
+
+
+def test_flops_count_scores_and_values() -> None:
+    # 22 positions, causal: 253 pairs; a head of 8 takes 8 multiply-adds each way.
+    assert Mask.from_spec("full", LAYOUTS[0]).flops(num_heads=3, head_dim=8) == 253 * 3 * 8 * 2 * 2
+
+
+def test_dense_is_the_callers_own() -> None:
+    mask = Mask.from_spec("row", LAYOUTS[0])
+    mask.dense().zero_()
+    assert mask.dense().any()
+
+
+def test_built_under_a_meta_device_or_inference_mode() -> None:
+    with torch.device("meta"), torch.inference_mode():
+        mask = Mask.from_spec("conv(kernel=3)", LAYOUTS[0])
+        assert mask.cache_plan().slot_of_key.device.type == "cpu"
+    dense = mask.dense()
+    assert dense.device.type == "cpu"
+    assert not dense.is_inference()
+    assert mask.dense("meta").device.type == "meta"
+
+
+def test_equal_when_spec_and_layout_are() -> None:
+    layout = LAYOUTS[0]
+    mask = Mask.from_spec("conv(kernel=3)", layout)
+    assert mask == Mask.from_spec(" conv( kernel=3 )", layout)
+    assert len({mask, Mask.from_spec("conv(kernel=3)", layout)}) == 1
+    assert mask != Mask.from_spec("conv(kernel=5)", layout)
+    assert mask != Mask.from_spec("conv(kernel=3)", TextImageLayout(5, 4, 4))
+
+
+BROKEN: dict[str, tuple[MaskMod, type[Exception], str]] = {
+    "not causal": (lambda q, k: (q - k).abs() < 99, ValueError, "position 0 reads a later"),
+    "not itself": (lambda q, k: k < q, ValueError, "position 0 does not read itself"),
+    "no text": (
+        lambda q, k: (k <= q) & (q - k < 3),
+        ValueError,
+        "position 6 .* not read all text",
+    ),
+    "not bool": (lambda q, k: q - k, TypeError, "bool tensor, got torch.int64"),
+    "no tensor": (lambda q, k: True, TypeError, "bool tensor, got bool"),
+    "one argument": (lambda q, k: q >= 0, ValueError, r"expected shape \(22, 22\)"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_mask_that_breaks_the_contract_is_refused(case: str) -> None:
+    mod, error, message = BROKEN[case]
+    with pytest.raises(error, match=f"mask 'mine'.* {message}"):
+        Mask("mine", LAYOUTS[0], mod)
+
+
+def test_text_then_image_makes_any_rule_causal() -> None:
+    layout = LAYOUTS[0]
+    everything = Mask("mine", layout, text_then_image(layout, lambda q, k: (q == q) | (k == k)))
+    assert torch.equal(everything.dense(), Mask.from_spec("full", layout).dense())
+
+
+@pytest.mark.parametrize("sizes", [(0, 4, 4), (6, -1, 4), (6, 4, 2.0), (6, 4, True), (6, 4, "4")])
+def test_layout_refuses_sizes(sizes: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="of a TextImageLayout must be a positive integer, got"):
+        TextImageLayout(*sizes)
+
+
+def test_listing_masks_does_not_load_torch() -> None:
+    code = (
+        "import sys; from dalle_zoo.masks import MASKS, layer_masks; "
+        "layer_masks('paper(kernel=3)', 4); list(MASKS); "
+        "sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,83 @@
+"""An attention mask, a text tokenizer and an image tokenizer from outside dalle-zoo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate
+
+from dalle_zoo.masks import MaskMod, TextImageLayout, text_then_image
+from dalle_zoo.models.tokenizer import ImageTokenizer
+from dalle_zoo.tokenizers import TextTokenizer
+
+
+def diagonal(layout: TextImageLayout, *, steps: int = 1) -> MaskMod:
+    """Reads itself and the cells up to `steps` rows above, one column to the left per row."""
+
+    def image_rule(query: Tensor, key: Tensor) -> Tensor:
+        offset = query - key
+        return (offset % (layout.width + 1) == 0) & (offset <= steps * (layout.width + 1))
+
+    return text_then_image(layout, image_rule)
+
+
+class LetterTokenizer(TextTokenizer):
+    """Ids 0 to 25 for a to z; all else is left out."""
+
+    kind = "letters"
+    vocab_size = 26
+
+    def encode(self, text: str, *, dropout: float = 0.0, seed: int = 0) -> list[int]:
+        self.check(text, dropout, seed)
+        return [ord(letter) - 97 for letter in text.lower() if "a" <= letter <= "z"]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(chr(97 + i) for i in ids if i < 26)
+
+    def files(self) -> Mapping[str, str]:
+        return {}
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        return cls()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrightnessConfig:
+    """Options of `BrightnessTokenizer`."""
+
+    codebook_size: int = 16
+
+
+class BrightnessTokenizer(ImageTokenizer):
+    """A code is how bright a square of 8 x 8 pixels is."""
+
+    config_class = BrightnessConfig
+    factor = 8
+    image_size = 32
+
+    def __init__(self, config: BrightnessConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def codebook_size(self) -> int:
+        return self.config.codebook_size
+
+    def encode(self, images: Tensor) -> Tensor:
+        self.check_images(images)
+        grey = avg_pool2d(images.mean(1), self.factor)
+        return (grey * (self.codebook_size - 1)).round().long()
+
+    def decode(self, codes: Tensor) -> Tensor:
+        self.check_codes(codes)
+        grey = codes[:, None].expand(-1, 3, -1, -1) / (self.codebook_size - 1)
+        return interpolate(grey, scale_factor=self.factor)
+
+
+class NoTokenizer:
+    """Registered, but derives from nothing."""

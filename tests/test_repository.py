@@ -1,0 +1,156 @@
+"""The repository's documents and shipped files agree with each other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+EMOJI64 = ROOT / "dalle_zoo/_data/emoji64"
+# Folders of this repository: a word in backticks that begins with one must be a path that exists.
+FOLDERS = ("dalle_zoo", "docs", "eval", "model_cards", "recipes", "tests", "tools")
+# Built from parts, so that this file does not hold what it looks for.
+MACHINE_PATHS = [f"/{name}/" for name in ("work", "home", "root", "Users", "mnt", "scratch")]
+
+
+@cache
+def manifest() -> dict[str, dict[str, dict[str, object]]]:
+    read: dict[str, dict[str, dict[str, object]]] = json.loads(
+        (EMOJI64 / "manifest.json").read_text()
+    )
+    return read
+
+
+def committed() -> list[Path]:
+    """Files that git tracks or would track; all but caches where this is no git checkout."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_named_in_documents_exist(document: Path) -> None:
+    text = document.read_text()
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    links = {
+        (document.parent / target).resolve()
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose)
+        if "://" not in target and not target.startswith("mailto:")
+    }
+    words = re.findall(r"`([\w./-]+)`", prose)
+    named = {ROOT / word for word in words if word.split("/")[0] in FOLDERS and "/" in word}
+    missing = sorted(str(path) for path in links | named if not path.exists())
+    assert not missing, f"{document.name} names files that do not exist"
+
+
+def test_the_python_of_contributing_runs(tmp_path: Path) -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 4
+    done = subprocess.run(  # a process of its own: the examples register themselves
+        [sys.executable, "-W", "error", "-c", "\n".join(blocks)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_documents_are_all_there() -> None:
+    names = {path.name for path in DOCUMENTS}
+    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "THIRD_PARTY_NOTICES.md"} <= names
+
+
+def test_no_committed_file_names_a_machine() -> None:
+    pattern = re.compile("|".join(rf"(?<![\w.>}}]){re.escape(path)}" for path in MACHINE_PATHS))
+    files = committed()
+    assert len(files) > 20
+    found = []
+    for path in files:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            continue  # pictures, shards, weights
+        found += [
+            f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+            for number, line in enumerate(lines, 1)
+            if pattern.search(line)
+        ]
+    assert not found, "\n".join(found)
+
+
+def test_no_committed_file_is_a_pickle() -> None:
+    endings = {".ckpt", ".pkl", ".pickle", ".pt", ".pth", ".bin"}
+    assert [path for path in committed() if path.suffix in endings] == []
+
+
+def test_the_notice_names_every_source_of_the_pictures() -> None:
+    notice = (ROOT / "THIRD_PARTY_NOTICES.md").read_text()
+    assert manifest()["sources"]
+    for source in manifest()["sources"].values():
+        row = next((line for line in notice.splitlines() if str(source["npm"]) in line), "")
+        assert row, f"{source['npm']} has no row"
+        for fact in ("caption_word", "license", "credit"):
+            assert str(source[fact]) in row
+    assert "rasterised, put on white and scaled" in notice
+
+
+def test_the_manifest_describes_the_shipped_shards() -> None:
+    shipped = {path.name for path in EMOJI64.glob("*.tar.gz")}
+    for split in manifest()["splits"].values():
+        shards = split["shards"]
+        assert isinstance(shards, list)
+        styles: Counter[str] = Counter()
+        for shard in shards:
+            data = (EMOJI64 / shard["file"]).read_bytes()
+            assert len(data) == shard["bytes"]
+            assert hashlib.sha256(data).hexdigest() == shard["sha256"]
+            with tarfile.open(EMOJI64 / shard["file"]) as tar:
+                names = tar.getnames()
+            samples = [name.removesuffix(".webp") for name in names if name.endswith(".webp")]
+            assert len(samples) == shard["samples"]
+            assert len(names) == len(manifest()["keys"]) * shard["samples"]
+            styles.update(sample.split("_")[1] for sample in samples)
+            shipped.remove(shard["file"])
+        assert styles == split["styles"]
+        assert styles.total() == split["samples"]
+    assert not shipped, "shards that the manifest does not name"
+
+
+def test_the_version_is_written_once() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" in project["project"]["dynamic"]
+    source = (ROOT / project["tool"]["hatch"]["version"]["path"]).read_text()
+    assert len(re.findall(r'^__version__ = "\d+\.\d+\.\d+"', source, re.MULTILINE)) == 1
+
+
+def test_ci_runs_what_people_run() -> None:
+    script = ROOT / ".ci/run"
+    assert script.stat().st_mode & 0o111, "chmod +x .ci/run"
+    commands = [
+        line
+        for line in script.read_text().splitlines()
+        if line and not line.startswith(("#", "set ", "cd "))
+    ]
+    assert commands == ["make test"]

@@ -1,0 +1,169 @@
+"""What every registered text tokenizer must do."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from dalle_zoo.registry import UnknownNameError
+from dalle_zoo.tokenizers import (
+    TEXT_TOKENIZERS,
+    CaptionEncoder,
+    TextTokenizer,
+    load_text_tokenizer,
+)
+
+
+def test_registered_name_is_the_kind(tokenizer: TextTokenizer) -> None:
+    assert TEXT_TOKENIZERS[tokenizer.kind] is type(tokenizer)
+
+
+def test_round_trip_and_range(tokenizer: TextTokenizer, captions: list[str]) -> None:
+    for caption in captions:
+        ids = tokenizer.encode(caption)
+        assert ids
+        assert all(type(i) is int and 0 <= i < tokenizer.vocab_size for i in ids)
+        assert tokenizer.decode(ids) == caption
+
+
+def test_empty_caption(tokenizer: TextTokenizer) -> None:
+    assert tokenizer.encode("") == []
+    assert tokenizer.decode([]) == ""
+
+
+def test_pads_are_dropped(tokenizer: TextTokenizer, captions: list[str]) -> None:
+    row = CaptionEncoder(tokenizer, 64)(captions[:1])[0]
+    assert (row >= tokenizer.vocab_size).any()
+    assert tokenizer.decode(row) == tokenizer.decode(row.tolist()) == captions[0]
+
+
+def test_save_and_load(tokenizer: TextTokenizer, saved: Path, captions: list[str]) -> None:
+    for opened in (load_text_tokenizer(saved), type(tokenizer).load(str(saved))):
+        assert type(opened) is type(tokenizer)
+        assert opened.vocab_size == tokenizer.vocab_size
+        assert opened.files() == tokenizer.files()
+        assert [opened.encode(c) for c in captions] == [tokenizer.encode(c) for c in captions]
+
+
+def test_save_leaves_nothing_else_and_replaces(tokenizer: TextTokenizer, saved: Path) -> None:
+    names = {"tokenizer_config.json", *tokenizer.files()}
+    (saved / "tokenizer.json").write_text("half a fi")
+    tokenizer.save(saved)
+    assert {path.name for path in saved.iterdir()} == names
+    assert load_text_tokenizer(saved).files() == tokenizer.files()
+
+
+def test_failed_save_keeps_the_old_file(
+    tokenizer: TextTokenizer, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+
+    def full_disk(self: Path, target: Path) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "replace", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        tokenizer.save(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+def test_library_opens_the_file(
+    tokenizer: TextTokenizer, saved: Path, captions: list[str]
+) -> None:
+    theirs = Tokenizer.from_file(str(saved / "tokenizer.json"))
+    for caption in captions:
+        assert theirs.encode(caption, add_special_tokens=False).ids == tokenizer.encode(caption)
+
+
+def test_file_holds_no_dropout(saved: Path) -> None:
+    model = json.loads((saved / "tokenizer.json").read_text())["model"]
+    assert model.get("dropout") is None
+
+
+def test_pickle(tokenizer: TextTokenizer, captions: list[str]) -> None:
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    assert [copy.encode(c) for c in captions] == [tokenizer.encode(c) for c in captions]
+
+
+def test_bad_arguments(tokenizer: TextTokenizer) -> None:
+    for wrong in (None, 3, b"bytes", ["a"]):
+        with pytest.raises(TypeError, match="caption must be a str"):
+            tokenizer.encode(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no valid Unicode"):
+        tokenizer.encode("half a pair \ud83c")
+    with pytest.raises(ValueError, match="seed must be at least 0"):
+        tokenizer.encode("a", seed=-1)
+    with pytest.raises(ValueError, match="dropout must lie in"):
+        tokenizer.encode("a", dropout=1.5)
+    with pytest.raises(ValueError, match="ids must be at least 0"):
+        tokenizer.decode([0, -1])
+    if not tokenizer.supports_dropout:
+        with pytest.raises(ValueError, match="has no dropout"):
+            tokenizer.encode("a", dropout=0.1)
+        with pytest.raises(ValueError, match="has no dropout"):
+            CaptionEncoder(tokenizer, 8, dropout=0.1)
+
+
+def test_same_ids_in_another_process(
+    tokenizer: TextTokenizer, saved: Path, captions: list[str]
+) -> None:
+    dropout = 0.3 if tokenizer.supports_dropout else 0.0
+    program = f"""
+import json, sys
+from dalle_zoo.tokenizers import load_text_tokenizer
+tokenizer = load_text_tokenizer(sys.argv[1])
+captions = json.load(sys.stdin)
+ids = [tokenizer.encode(c, dropout={dropout}, seed=i) for i, c in enumerate(captions)]
+assert "transformers" not in sys.modules and "lightning" not in sys.modules
+json.dump(ids, sys.stdout)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(saved)],
+        input=json.dumps(captions),
+        env=os.environ | {"PYTHONHASHSEED": "4321", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    ours = [tokenizer.encode(c, dropout=dropout, seed=i) for i, c in enumerate(captions)]
+    assert json.loads(done.stdout) == ours
+
+
+def test_missing_folder_and_files(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no folder .*gone"):
+        type(tokenizer).load(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
+        type(tokenizer).load(tmp_path)
+
+
+def test_corrupt_files(tokenizer: TextTokenizer, saved: Path) -> None:
+    (saved / "tokenizer.json").write_text('{"model": ')
+    with pytest.raises(ValueError, match=r"tokenizer\.json is no file of the tokenizers library"):
+        load_text_tokenizer(saved)
+    for content in ("{", "[1]", '"bpe"'):
+        (saved / "tokenizer_config.json").write_text(content)
+        with pytest.raises(ValueError, match=r"tokenizer_config\.json"):
+            load_text_tokenizer(saved)
+
+
+def test_another_kind_is_refused(tokenizer: TextTokenizer, saved: Path) -> None:
+    for name, other in TEXT_TOKENIZERS.items():
+        if name != tokenizer.kind:
+            with pytest.raises(ValueError, match=f"holds kind '{tokenizer.kind}'"):
+                other.load(saved)
+    (saved / "tokenizer_config.json").write_text('{"text_tokenizer": "bpee"}')
+    with pytest.raises(UnknownNameError, match="Did you mean 'bpe'"):
+        load_text_tokenizer(saved)
+
+
+def test_pads_differ_by_position(tokenizer: TextTokenizer) -> None:
+    row = CaptionEncoder(tokenizer, 5)([""])
+    assert torch.equal(row, tokenizer.vocab_size + torch.arange(5)[None])
