@@ -40,14 +40,17 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file, with an error that names it."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object, with an error that names the file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelFolderError(f"{path} is missing: expected a folder written by dalle-zoo") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ModelFolderError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ModelFolderError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -60,7 +63,9 @@ def write_json(path: Path, value: Any) -> None:
 @contextmanager
 def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yields a folder to fill beside ``folder``; it takes that place only when the block ends without an error."""
-    folder = Path(folder)
+    folder = Path(folder).absolute()  # "." has no name to write beside
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: choose another folder")
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise FileExistsError(f"{folder} exists and is not empty: choose another folder or pass --overwrite")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +100,7 @@ def config_from_dict(config_class: type, values: dict[str, Any], where: str) -> 
 # ---------------------------------------------------------------- one network
 
 
-def save_network(net: nn.Module, kind: str, folder: Path, dtype: torch.dtype | None = None) -> None:
+def save_network(net: ImageTokenizer | Prior, kind: str, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Writes ``config.json`` and ``model.safetensors`` of a network into an existing folder.
 
     Args:
@@ -111,7 +116,7 @@ def save_network(net: nn.Module, kind: str, folder: Path, dtype: torch.dtype | N
     aside = folder / f".{WEIGHTS}.part"
     save_file(tensors, aside, metadata={"format": "pt"})
     aside.replace(folder / WEIGHTS)
-    write_json(folder / CONFIG, {"type": kind, **asdict(net.config)})  # type: ignore[arg-type]
+    write_json(folder / CONFIG, {"type": kind, **asdict(net.config)})
 
 
 def load_weights(net: nn.Module, path: Path) -> None:
@@ -140,7 +145,7 @@ def load_image_tokenizer(folder: Path) -> ImageTokenizer:
     """Reads an image tokenizer of any registered kind, in float32 on the CPU, ready for evaluation."""
     values = read_json(Path(folder) / CONFIG)
     cls = IMAGE_TOKENIZERS[values.pop("type", "dvae")]
-    net = cls(config_from_dict(cls.config_class, values, str(Path(folder) / CONFIG)))  # type: ignore[call-arg]
+    net = cls(config_from_dict(cls.config_class, values, str(Path(folder) / CONFIG)))
     load_weights(net, Path(folder) / WEIGHTS)
     return net.eval()
 

@@ -57,3 +57,37 @@ def save_png(picture: Tensor | Image.Image, path: str | Path) -> Path:
     picture.save(aside, format="PNG")
     aside.replace(path)
     return path
+
+
+def caption_sheet(images: Tensor, captions: list[str], columns: int, scale: int = 2) -> Image.Image:
+    """Pictures below the caption they belong to.
+
+    Args:
+        images: Pixels in [0, 1], (B, 3, H, W), caption by caption, as many for each.
+        captions: What the pictures show.
+        columns: Pictures in a row.
+        scale: Every pixel becomes a square of so many, so that small pictures can be seen.
+    """
+    from PIL import ImageDraw, ImageFont
+
+    each = len(images) // len(captions)
+    line = 18
+    font = ImageFont.load_default(13)
+    blocks = []
+    for index, caption in enumerate(captions):
+        grid = make_grid(images[index * each : (index + 1) * each], min(columns, each))
+        picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
+        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+        block = Image.new("RGB", (picture.width, picture.height + line), "white")
+        block.paste(picture, (0, line))
+        draw = ImageDraw.Draw(block)
+        while caption and draw.textlength(caption, font) > block.width - 8:
+            caption = caption.removesuffix("…")[:-1] + "…" if len(caption) > 1 else ""
+        draw.text((4, 2), caption, fill="black", font=font)
+        blocks.append(block)
+    sheet = Image.new("RGB", (max(b.width for b in blocks), sum(b.height for b in blocks)), "white")
+    top = 0
+    for block in blocks:
+        sheet.paste(block, (0, top))
+        top += block.height
+    return sheet

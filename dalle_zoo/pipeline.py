@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from dalle_zoo import __version__, hub
@@ -99,7 +99,7 @@ class DallePipeline:
     def ranker(self) -> Ranker | None:
         """The ranker, read when it is first needed because it imports transformers; None if there is none."""
         if self._ranker is not None:
-            return self._ranker
+            return self._ranker.to(self.device)
         if self.folder is None or not (self.folder / "ranker").is_dir():
             return None
         return Ranker.from_folder(self.folder / "ranker").to(self.device)
@@ -189,17 +189,17 @@ class DallePipeline:
         Returns:
             int64 (1, rows * w).
         """
-        height, width = self.prior.config.image_height, self.prior.config.image_width
+        height = self.prior.config.image_height
         if not 1 <= rows <= height:
             raise ValueError(f"prime_rows must lie in 1..{height} (rows of the code grid), got {rows}")
+        pixels = self.image_size
         if isinstance(image, Image.Image):
-            from PIL import ImageOps
-
-            pixels = self.image_size
             image = from_pil(ImageOps.fit(image.convert("RGB"), (pixels[1], pixels[0]), Image.Resampling.LANCZOS))
+        if image.shape != (3, *pixels):  # codes of another size would fill the wrong cells
+            raise ValueError(f"prime must be a PIL image or have shape {(3, *pixels)}, got {tuple(image.shape)}")
         with torch.inference_mode():
             codes = self.image_tokenizer.encode(image[None].to(self.device))
-        return codes[:, :rows, :width].flatten(1)
+        return codes[:, :rows].flatten(1)
 
     def __call__(
         self,
@@ -228,6 +228,7 @@ class DallePipeline:
             rerank: Keep so many of each caption's candidates, those that the ranker scores best, best first.
             seed: Seed of the call: the same seed gives the same pictures, whatever the batch size.
             generator: Instead of a seed: one generator for the call, or one a picture in the order of the pictures.
+                Without seed and generator the global one is drawn from, so `torch.manual_seed` holds.
             temperature: Divides the logits; 0 takes the most likely token.
             top_k: Draw among the k most likely image tokens.
             top_p: Draw among the most likely image tokens that together reach this probability.
@@ -296,9 +297,7 @@ class DallePipeline:
                 raise ValueError(f"expected {total} generators, one a picture, got {len(generator)}")
             flat = [_draw_seed(g) for g in generator]
         else:
-            base = seed
-            if base is None:
-                base = _draw_seed(generator) if generator is not None else torch.seed()
+            base = seed if seed is not None else _draw_seed(generator)
             flat = [picture_seed(base, p, i) for p in range(len(prompts)) for i in range(count)]
         return torch.tensor(flat, dtype=torch.long).view(len(prompts), count)
 
@@ -341,7 +340,10 @@ class DallePipeline:
     def decode(self, codes: Tensor, batch_size: int = 64) -> Tensor:
         """Pictures of codes: int64 (B, h, w) to pixels in [0, 1] on the CPU, (B, 3, H, W)."""
         with torch.inference_mode():
-            parts = [self.image_tokenizer.decode(b.to(self.device)).cpu() for b in codes.split(batch_size)]
+            parts = [
+                self.image_tokenizer.decode(codes[start : start + batch_size].to(self.device)).cpu()
+                for start in range(0, len(codes), batch_size)
+            ]
         return torch.cat(parts)
 
     def _rerank(
@@ -380,9 +382,10 @@ def _kind(tokenizer: ImageTokenizer) -> str:
     return next(name for name in IMAGE_TOKENIZERS if IMAGE_TOKENIZERS[name] is type(tokenizer))
 
 
-def _draw_seed(generator: torch.Generator) -> int:
-    """A seed from the state of a generator, which moves on as with any other draw."""
-    return int(torch.randint(2**62, (), generator=generator, device=generator.device))
+def _draw_seed(generator: torch.Generator | None) -> int:
+    """A seed from the state of a generator (the global one if missing), which moves on as with any other draw."""
+    device = "cpu" if generator is None else generator.device
+    return int(torch.randint(2**62, (), generator=generator, device=device))
 
 
 def _shifted(callback: Callable[[int, int], None], done: int, total: int) -> Callable[[int, int], None]:

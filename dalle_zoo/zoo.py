@@ -74,17 +74,13 @@ def find_component(location: str | Path, component: str) -> Path:
         component: Which part.
     """
     own = Path(location)
-    if own.is_dir() and not (own / component).is_dir():
+    folder = own if own.is_dir() else BUNDLED / str(location)
+    if (folder / component).is_dir():
+        return folder / component
+    if own.is_dir() and not (own / "model_index.json").is_file():
         return own
-    if (BUNDLED / str(location) / component).is_dir() and not own.is_dir():
-        return BUNDLED / str(location) / component
-    folder = find_model(location)
-    if not (folder / component).is_dir():
-        raise UnknownNameError(
-            suggest("component", component, [p.name for p in folder.iterdir() if p.is_dir()])
-            + f" of {folder}"
-        )
-    return folder / component
+    known = [part.name for part in find_model(location).iterdir() if part.is_dir()]
+    raise UnknownNameError(f"{suggest('component', component, known)} of {folder}")
 
 
 def load_model(location: str | Path, component: str | None = None) -> Any:

@@ -1,5 +1,29 @@
-"""Errors that a person can act on, shown without a traceback."""
+"""Errors that a person can act on, and a parser that suggests."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import NoReturn
+
+from dalle_zoo.registry import suggest
 
 
 class UserError(Exception):
     """A mistake in what was asked; the message says what was expected, what came and what to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """`argparse.ArgumentParser` that answers a typo with the nearest right word."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the message with a suggestion and leaves with status 2."""
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        choice = re.search(r"argument (\w+): invalid choice: '([^']*)'", message)
+        if unknown:
+            options = [o for action in self._actions for o in action.option_strings if o.startswith("--")]
+            message = suggest("option", unknown.group(1), options)
+        elif choice:
+            action = next(a for a in self._actions if choice.group(1) in (a.dest, a.metavar))
+            message = suggest(choice.group(1), choice.group(2), [str(c) for c in action.choices or ()])
+        super().error(message)

@@ -13,9 +13,11 @@ The same command continues a killed run from its newest checkpoint, to the same 
 from __future__ import annotations
 
 import argparse
+import inspect
+import itertools
 import logging
-import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +28,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from dalle_zoo.cli.errors import UserError
+from dalle_zoo.cli.keys import KeyChecker, fields_of
 from dalle_zoo.hub import new_folder
 from dalle_zoo.recipes import find_part, find_recipe
-from dalle_zoo.registry import suggest
 from dalle_zoo.training import StageModule
 from dalle_zoo.training.callbacks import PictureLogger, default_loggers
 from dalle_zoo.training.data_modules import CodeData, PictureData  # noqa: F401 (short names in recipes)
 from dalle_zoo.training.dvae_module import DVAEModule  # noqa: F401
 from dalle_zoo.training.prior_module import PriorModule  # noqa: F401
-# from dalle_zoo.training.ranker_module import RankerModule  # noqa: F401
+from dalle_zoo.training.ranker_module import RankerModule  # noqa: F401
 
 log = logging.getLogger(__name__)
 
@@ -103,29 +105,32 @@ class ZooCLI(LightningCLI):
         return str(parser.dump(config, skip_none=False, skip_validation=True))
 
     def before_instantiate_classes(self) -> None:
-        """Claims the run folder, or makes sure that it holds the same recipe."""
-        if self.subcommand != "fit":
-            return
+        """Refuses a run folder that holds something else, before anything is built."""
         path = self.run / "config.yaml"
-        if self.overwrite and self.run.exists():
-            if not path.is_file():
-                raise UserError(f"{self.run} is not a run (it has no config.yaml): nothing was removed")
-            shutil.rmtree(self.run)
-        text = self.resolved()
-        if path.is_file():
-            changed = differences(yaml.safe_load(path.read_text()), yaml.safe_load(text))
-            changed = [c for c in changed if c.split(":")[0].removeprefix("trainer.") not in EXTENDABLE]
-            if changed:
-                raise UserError(
-                    f"{self.run} holds a run of another recipe:\n  " + "\n  ".join(changed[:10]) + "\n"
-                    "Use --run FOLDER for a new run, or --overwrite to throw the old one away."
-                )
-        elif self.run.exists() and any(self.run.iterdir()):
-            raise UserError(f"{self.run} exists and is no run: use --run FOLDER to choose another folder")
+        if self.subcommand != "fit" or not self.run.exists() or not any(self.run.iterdir()):
+            return
+        if not path.is_file():
+            raise UserError(f"{self.run} exists and is no run (it has no config.yaml): use --run FOLDER for another")
+        if self.overwrite:
+            return
+        changed = differences(yaml.safe_load(path.read_text()), yaml.safe_load(self.resolved()))
+        changed = [c for c in changed if c.split(":")[0].removeprefix("trainer.") not in EXTENDABLE]
+        if changed:
+            raise UserError(
+                f"{self.run} holds a run of another recipe:\n  " + "\n  ".join(changed[:10]) + "\n"
+                "Use --run FOLDER for a new run, or --overwrite to throw the old one away."
+            )
+
+    def before_fit(self) -> None:
+        """Claims the run folder, now that all parts could be built."""
+        if not self.trainer.is_global_zero:
+            return
+        if self.overwrite:
+            shutil.rmtree(self.run, ignore_errors=True)
         self.run.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".part")
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        aside = self.run / ".config.yaml.part"
+        aside.write_text(self.resolved(), encoding="utf-8")
+        aside.replace(self.run / "config.yaml")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Puts checkpoints, curves and pictures below the run folder."""
@@ -176,19 +181,37 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if old == new else [f"{prefix}: {old!r} → {new!r}"]
 
 
-def explain(error: Exception, parser: LightningArgumentParser | None) -> str:
-    """Turns a parser's message about an unknown key into one with the nearest right key."""
-    text = str(error)
-    match = re.search(r"[Kk]ey '([\w.]+)' is not expected|Unrecognized arguments: --([\w.]+)", text)
-    if match is None:
-        return text
-    key = match.group(1) or match.group(2)
-    return f"{suggest('key', key, known_keys(text))}\n{text}" if parser is None else text
+def key_checker(subcommand: str) -> KeyChecker:
+    """Keys of a recipe, and the classes that may stand in it by their short names."""
+    method = set(inspect.signature(getattr(Trainer, subcommand)).parameters) - {"self"}
+    root: dict[str, Any] = {
+        "seed_everything": None,
+        "model": None,
+        "data": None,
+        "trainer": fields_of(Trainer),
+        "checkpoint": fields_of(Checkpoint),
+        "pictures": fields_of(PictureLogger),
+    }
+    root |= dict.fromkeys(method - LightningCLI.subcommands()[subcommand])
+    stages: list[type] = [DVAEModule, PriorModule, RankerModule]
+    data: list[type] = [PictureData, CodeData]
+    classes = {"model": {c.__name__: c for c in stages}, "data": {c.__name__: c for c in data}}
+    return KeyChecker(root, classes)
 
 
-def known_keys(text: str) -> list[str]:
-    """Keys that a message offers."""
-    return re.findall(r"--([\w.]+)", text)
+def check_keys(subcommand: str, files: list[Path], overrides: list[str]) -> None:
+    """Answers an unknown key with the nearest right one, before anything is built."""
+    checker = key_checker(subcommand)
+    for path in files:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise UserError(f"{path} is not valid YAML: {error}") from None
+        checker.check_file(content, str(path))
+    for argument, following in itertools.pairwise([*overrides, ""]):
+        if argument.startswith("--") and argument not in ("--help", "--print_config"):
+            key, _, value = argument[2:].partition("=")
+            checker.check_override(key, value or following)
 
 
 def run_command(subcommand: str, arguments: list[str]) -> None:
@@ -206,8 +229,39 @@ def run_command(subcommand: str, arguments: list[str]) -> None:
     known, overrides = parser.parse_known_args(arguments)
     files = [find_recipe(known.recipe), *map(find_part, known.parts)]
     run = known.run or Path("runs") / Path(known.recipe).with_suffix("")
-    args = [subcommand, *(f"--config={path}" for path in files), *overrides]
+    check_keys(subcommand, files, overrides)
+    # LightningCLI warns when it gets arguments beside those of the process, and logs them as the command.
+    sys.argv = ["dalle-zoo"]
     try:
-        ZooCLI(run, known.overwrite, args)
-    except ArgumentError as error:
-        raise UserError(explain(error, None)) from None
+        ZooCLI(run, known.overwrite, [subcommand, *(f"--config={path}" for path in files), *overrides])
+    except (ArgumentError, ValueError) as error:
+        raise UserError(explain(error)) from error
+
+
+def explain(error: Exception) -> str:
+    """The reason in a parser's message, without the union types and values around it."""
+    text = str(error)
+    if "Does not validate" not in text:
+        return text
+    reasons = [line.strip().removeprefix("- ") for line in text.splitlines() if line.lstrip().startswith("- ")]
+    return "; ".join(reason for reason in reasons if "NoneType" not in reason) or text
+
+
+def fit(arguments: list[str]) -> None:
+    """Trains a recipe."""
+    run_command("fit", arguments)
+
+
+def validate(arguments: list[str]) -> None:
+    """Measures a run on its validation data."""
+    run_command("validate", arguments)
+
+
+def test(arguments: list[str]) -> None:
+    """Measures a run by the trainer's test loop."""
+    run_command("test", arguments)
+
+
+def predict(arguments: list[str]) -> None:
+    """Draws the pictures of a run's validation data."""
+    run_command("predict", arguments)

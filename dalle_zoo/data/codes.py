@@ -79,20 +79,16 @@ class CodeShardWriter:
     def add(self, key: str, captions: Sequence[str], codes: Tensor) -> None:
         """Adds a sample with codes (variants, h, w)."""
         if codes.ndim != 3 or codes.is_floating_point():
-            raise ValueError(
-                f"codes must be integers (variants, h, w), got {codes.dtype} {tuple(codes.shape)}"
-            )
+            raise ValueError(f"codes must be integers (variants, h, w), got {codes.dtype} {tuple(codes.shape)}")
         low, high = int(codes.min()), int(codes.max())
         if low < 0 or high >= self.codebook_size:
-            raise ValueError(
-                f"codes must lie in 0..{self.codebook_size - 1} (codebook_size), got {low}..{high}"
-            )
+            raise ValueError(f"codes must lie in 0..{self.codebook_size - 1} (codebook_size), got {low}..{high}")
         self._pending.append((key, captions, codes.cpu().numpy().astype(self.dtype)))
         if len(self._pending) == self.chunk:
             self._flush()
 
     def close(self, skipped: Mapping[str, str]) -> None:
-        """Finishes the shard, with the reasons of the samples that it lacks, and gives it its name."""
+        """Finishes the shard, with the reasons of samples that it lacks, and names it."""
         self._flush()
         self._write("skipped.json", _json_bytes(skipped))
         self._archive.close()
@@ -139,9 +135,7 @@ class _Encoding:
         while group := list(itertools.islice(crops, max(1, self.batch_size // self.variants))):
             pixels = torch.cat([pixels for _, _, pixels in group]).float().div_(255)
             codes = torch.cat([self.encode(part) for part in torch.split(pixels, self.batch_size)])
-            for (key, captions, _), own in zip(
-                group, torch.split(codes, self.variants), strict=True
-            ):
+            for (key, captions, _), own in zip(group, torch.split(codes, self.variants), strict=True):
                 yield key, captions, own
 
     def _crops(self, start: int, stop: int, lost: dict[str, str]) -> Iterator[_Encoded]:
@@ -152,8 +146,7 @@ class _Encoding:
                 if not record.captions:
                     raise CorruptImageError(NO_CAPTION)
                 crops = [
-                    crop_of(record, self.transform, self.size, self.seed, variant)
-                    for variant in range(self.variants)
+                    crop_of(record, self.transform, self.size, self.seed, variant) for variant in range(self.variants)
                 ]
             except CorruptImageError as error:
                 lost[record.key] = str(error)
@@ -247,9 +240,7 @@ def encode_source(
     return _finish(folder, settings, shards)
 
 
-def _fill(
-    writer: CodeShardWriter, encoding: _Encoding, start: int, stop: int, bar: tqdm[Any]
-) -> None:
+def _fill(writer: CodeShardWriter, encoding: _Encoding, start: int, stop: int, bar: tqdm[Any]) -> None:
     lost: dict[str, str] = {}
     try:
         for key, captions, codes in encoding.samples(start, stop, lost):
@@ -277,10 +268,7 @@ def _finish(folder: Path, settings: Mapping[str, Any], shards: Sequence[_Shard])
         "count": sum(shard.samples for shard in shards),
         "grid": list(grids.pop()),
         "skipped": skipped,
-        "shards": [
-            {"file": s.file, "samples": s.samples, "bytes": s.bytes, "sha256": s.sha256}
-            for s in shards
-        ],
+        "shards": [{"file": s.file, "samples": s.samples, "bytes": s.bytes, "sha256": s.sha256} for s in shards],
     }
     _write_whole(folder / MANIFEST, manifest)
     (folder / UNFINISHED).unlink()
@@ -311,9 +299,7 @@ def _claim(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[s
             f"({'; '.join(changed)}): repeat that call, choose another folder, or overwrite"
         )
     if finished is not None and not overwrite:
-        raise ValueError(
-            f"out {str(folder)!r} holds a finished encoding: choose another folder, or overwrite"
-        )
+        raise ValueError(f"out {str(folder)!r} holds a finished encoding: choose another folder, or overwrite")
     foreign = sorted(path.name for path in folder.iterdir() if not _is_ours(path))
     foreign += [MANIFEST] if finished is not None and finished.get("format") != FORMAT else []
     leftovers = any(path.name.startswith("codes-") for path in folder.iterdir())
@@ -410,9 +396,7 @@ class CodeDataset(CaptionedDataset):
     def __len__(self) -> int:
         return sum(shard["samples"] for shard in self._shards)
 
-    def read(
-        self, *, seed: int | None, epoch: int, start: int, stop: int
-    ) -> Iterator[Item | Skipped]:
+    def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Item | Skipped]:
         """As `CaptionedDataset.read`."""
         items = self._in_order(seed, epoch, start, stop)
         if seed is None:
@@ -428,9 +412,7 @@ class CodeDataset(CaptionedDataset):
                 caption = pick_caption(captions, self.caption, self.seed, key, epoch)
                 yield {"key": key, "codes": chosen, "caption": caption}
 
-    def _records(
-        self, path: Path, start: int, stop: int
-    ) -> Iterator[tuple[str, Sequence[str], Codes]]:
+    def _records(self, path: Path, start: int, stop: int) -> Iterator[tuple[str, Sequence[str], Codes]]:
         chunk = self.manifest["chunk"]
         with tarfile.open(path, "r:") as archive:
             for number in range(start // chunk, -(-stop // chunk)):

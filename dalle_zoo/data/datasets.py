@@ -34,9 +34,7 @@ class CaptionedDataset(torch.utils.data.IterableDataset[Item], ABC):
         """Listed samples, corrupt ones among them."""
 
     @abstractmethod
-    def read(
-        self, *, seed: int | None, epoch: int, start: int, stop: int
-    ) -> Iterator[Item | Skipped]:
+    def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Item | Skipped]:
         """Items at positions ``start .. stop - 1`` of an epoch, a `Skipped` for each unusable one.
 
         Args:
@@ -47,7 +45,7 @@ class CaptionedDataset(torch.utils.data.IterableDataset[Item], ABC):
         """
 
     def __iter__(self) -> Iterator[Item]:
-        """Usable items of epoch 0 in stored order; the others are named in warnings and counted."""
+        """Usable items of epoch 0 in stored order; warnings name and count the others."""
         worker = torch.utils.data.get_worker_info()
         part, parts = (0, 1) if worker is None else (worker.id, worker.num_workers)
         total, skipped = len(self), 0
@@ -99,9 +97,7 @@ class ImageTextDataset(CaptionedDataset):
     def __len__(self) -> int:
         return self.source.num_samples
 
-    def read(
-        self, *, seed: int | None, epoch: int, start: int, stop: int
-    ) -> Iterator[Item | Skipped]:
+    def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Item | Skipped]:
         """As `CaptionedDataset.read`."""
         for record in self.source.read(seed=seed, epoch=epoch, start=start, stop=stop):
             yield record if isinstance(record, Skipped) else self._item(record, epoch)
@@ -127,8 +123,4 @@ def pick_caption(captions: Sequence[str], choice: str, seed: int, key: str, epoc
     """One of a sample's captions, ``""`` if there is none."""
     if not captions:
         return ""
-    return (
-        captions[0]
-        if choice == "first"
-        else seeded_rng("caption", seed, key, epoch).choice(captions)
-    )
+    return captions[0] if choice == "first" else seeded_rng("caption", seed, key, epoch).choice(captions)

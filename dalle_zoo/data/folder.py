@@ -49,9 +49,7 @@ class FolderSource(SampleSource):
         ]
         paths = sorted(p for p in paths if not any(part.startswith(".") for part in p.parts))
         stems = Counter(path.with_suffix("") for path in paths)
-        return {
-            (p if stems[p.with_suffix("")] > 1 else p.with_suffix("")).as_posix(): p for p in paths
-        }
+        return {(p if stems[p.with_suffix("")] > 1 else p.with_suffix("")).as_posix(): p for p in paths}
 
     @property
     def num_samples(self) -> int:
@@ -67,9 +65,7 @@ class FolderSource(SampleSource):
             digest.update(json.dumps([relative.as_posix(), sizes]).encode())
         return digest.hexdigest()
 
-    def read(
-        self, *, seed: int | None, epoch: int, start: int, stop: int
-    ) -> Iterator[Sample | Skipped]:
+    def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Sample | Skipped]:
         """As `SampleSource.read`."""
         keys = list(self.pictures)
         if seed is not None:

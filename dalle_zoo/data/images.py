@@ -49,9 +49,7 @@ def decode_image(data: bytes) -> Image.Image:
         except CorruptImageError:
             raise
         except Exception as error:  # decoders raise nearly anything on damaged bytes
-            raise CorruptImageError(
-                f"not a readable picture ({type(error).__name__}: {error})"
-            ) from error
+            raise CorruptImageError(f"not a readable picture ({type(error).__name__}: {error})") from error
 
 
 def _known_formats() -> list[str]:

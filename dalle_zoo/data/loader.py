@@ -53,9 +53,7 @@ class Collate:
 _PLAIN = Collate()
 
 
-def iterate_batches(
-    dataset: CaptionedDataset, batch_size: int, collate: Collate = _PLAIN
-) -> Iterator[Batch]:
+def iterate_batches(dataset: CaptionedDataset, batch_size: int, collate: Collate = _PLAIN) -> Iterator[Batch]:
     """Every usable item once, in stored order, as of epoch 0; the last batch may be short."""
     check_positive(batch_size=batch_size)
     items = iter(dataset)
@@ -90,12 +88,10 @@ class _Lane:
                 skipped.clear()
 
     def _endless(self, skipped: list[Skipped]) -> Iterator[Item]:
-        """The lane's items, over and over: one rank's unusable samples must not end its epoch early."""
+        """The lane's items, over and over: unusable samples must not end an epoch early."""
         while True:
             usable = 0
-            for record in self.dataset.read(
-                seed=self.seed, epoch=self.epoch, start=self.start, stop=self.stop
-            ):
+            for record in self.dataset.read(seed=self.seed, epoch=self.epoch, start=self.start, stop=self.stop):
                 if isinstance(record, Skipped):
                     skipped.append(record)
                 else:
@@ -105,7 +101,8 @@ class _Lane:
                 reasons = "; ".join(str(record) for record in skipped[:3])
                 raise ValueError(
                     f"none of {self.stop - self.start} samples (from position {self.start}) can be "
-                    f"used: {reasons or 'the files hold fewer than listed'}. Check the data."
+                    f"used: {reasons or 'the files hold fewer than listed'}. "
+                    "Check the data."
                 )
 
 
@@ -145,7 +142,8 @@ class ResumableLoader:
         rank: Number of this process among those that train together.
         world_size: How many train together.
         drop_last: Leave out what does not fill a batch; otherwise the last batch is short.
-        shuffle: False keeps the stored order in every epoch.
+        shuffle: False makes every epoch the same, in stored order and with the crops and captions
+            of epoch 0: for validation.
         collate: How items become a batch.
 
     Raises:
@@ -169,9 +167,7 @@ class ResumableLoader:
         if num_workers < 0:
             raise ValueError(f"num_workers must be 0 or more, got {num_workers}")
         if not 0 <= rank < world_size:
-            raise ValueError(
-                f"rank must lie in 0..{world_size - 1} (world_size {world_size}), got {rank}"
-            )
+            raise ValueError(f"rank must lie in 0..{world_size - 1} (world_size {world_size}), got {rank}")
         self.dataset, self.batch_size, self.collate = dataset, batch_size, collate
         self.seed = seed if shuffle else None
         self.num_workers, self.rank, self.world_size = num_workers, rank, world_size
@@ -187,16 +183,15 @@ class ResumableLoader:
         if total == 0:
             raise ValueError("the data set is empty: no sample to train on. Check its location.")
         if total < self.world_size:
-            raise ValueError(
-                f"{total} sample(s) cannot be shared by {self.world_size} ranks: train on fewer"
-            )
+            raise ValueError(f"{total} sample(s) cannot be shared by {self.world_size} ranks: train on fewer")
         per_rank = total // self.world_size if drop_last else -(-total // self.world_size)
         full, rest = divmod(per_rank, self.batch_size)
         sizes = (self.batch_size,) * full + ((rest,) if rest and not drop_last else ())
         if not sizes:
             raise ValueError(
                 f"batch_size {self.batch_size} on {self.world_size} rank(s) needs at least "
-                f"{self.batch_size * self.world_size} samples, got {total}: lower batch_size or set drop_last=False"
+                f"{self.batch_size * self.world_size} samples, got {total}: "
+                "lower batch_size or set drop_last=False"
             )
         return sizes
 
@@ -227,14 +222,14 @@ class ResumableLoader:
         """Continues behind a position of `state_dict` at the next `iter`."""
         if not 0 <= state["batches"] < len(self):
             raise ValueError(
-                f"the saved position is batch {state['batches']} of an epoch, but an epoch has {len(self)} batches: "
+                f"the saved position is batch {state['batches']} of an epoch, which has {len(self)} now: "
                 "resume with the data and the batch_size that the run began with"
             )
         for name, value in self._layout().items():
             if state.get(name, value) != value:
                 log.warning(
-                    "%s was %d when the position was saved and is %d now: the run goes on, but not with the same "
-                    "batches as one never interrupted",
+                    "%s was %d when the position was saved and is %d now: the run goes on, but "
+                    "not with the same batches as one never interrupted",
                     name,
                     state[name],
                     value,
@@ -248,8 +243,7 @@ class ResumableLoader:
         lanes = self._lanes(epoch, skip)
         if self.num_workers == 0:
             return iter(lanes[0])
-        # The workers are asked in turn, starting with worker 0: it must hold the lane of the first
-        # batch.
+        # The workers are asked in turn from worker 0 on: it must hold the lane of the next batch.
         first = skip % len(lanes)
         return iter(
             torch.utils.data.DataLoader(
@@ -257,31 +251,26 @@ class ResumableLoader:
                 batch_size=None,
                 collate_fn=_as_is,
                 num_workers=len(lanes),
-                # Its own: the loader draws a seed at each start, and a resumed run starts once
-                # more.
+                # Its own: a seed is drawn at each start, and a resumed run starts once more.
                 generator=torch.Generator(),
             )
         )
 
     def _lanes(self, epoch: int, skip: int) -> list[_Lane]:
-        """Divides the rank's positions so that each lane has those of its batches, and a share of what is left."""
+        """Divides the rank's positions: to each lane those of its batches and a share of the rest."""
         count = max(self.num_workers, 1)
-        start, stop = (
-            len(self.dataset) * r // self.world_size for r in (self.rank, self.rank + 1)
-        )
+        start, stop = (len(self.dataset) * r // self.world_size for r in (self.rank, self.rank + 1))
         left = stop - start - sum(self._batch_sizes)
         ends = [
             start + done + left * (index + 1) // count
-            for index, done in enumerate(
-                itertools.accumulate(sum(self._batch_sizes[i::count]) for i in range(count))
-            )
+            for index, done in enumerate(itertools.accumulate(sum(self._batch_sizes[i::count]) for i in range(count)))
         ]
         return [
             _Lane(
                 self.dataset,
                 self.collate,
                 self.seed,
-                epoch,
+                0 if self.seed is None else epoch,
                 low,
                 high,
                 self._batch_sizes,

@@ -26,9 +26,7 @@ class Stretch:
     stop: int
 
 
-def stretches(
-    counts: Sequence[int], *, seed: int | None, epoch: int, start: int, stop: int
-) -> Iterator[Stretch]:
+def stretches(counts: Sequence[int], *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Stretch]:
     """Parts of shards that hold positions ``start .. stop - 1`` of an epoch.
 
     Windows over positions rather than whole shards give every rank and worker the same number of

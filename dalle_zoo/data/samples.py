@@ -1,4 +1,4 @@
-"""What every reader gives: captioned pictures, in an order that is a pure function of its arguments."""
+"""What every reader gives: captioned pictures, in an order that its arguments decide alone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from dataclasses import dataclass
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset(
-    {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif"}
-)
+IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif"})
 """Endings, in lower case and without the dot, that are taken for pictures."""
 CAPTION_SUFFIXES = frozenset({"txt", "json"})
 """Endings of the files beside a picture that may hold its captions."""
@@ -32,7 +30,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A sample, or a stretch of a file, that could not be used. Takes the place of the sample in a stream."""
+    """Takes the place of a sample, or of a stretch of a file, that could not be used."""
 
     key: str
     reason: str
@@ -54,10 +52,8 @@ class SampleSource(ABC):
         """Samples that the source lists; corrupt ones are among them."""
 
     @abstractmethod
-    def read(
-        self, *, seed: int | None, epoch: int, start: int, stop: int
-    ) -> Iterator[Sample | Skipped]:
-        """Samples at positions ``start .. stop - 1`` of an epoch, with a `Skipped` for each that is unreadable.
+    def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Sample | Skipped]:
+        """Samples at positions ``start .. stop - 1`` of an epoch, a `Skipped` for each unreadable one.
 
         Args:
             seed: Seed of the shuffling; None keeps the stored order.
@@ -76,14 +72,12 @@ class SampleSource(ABC):
     def stream(
         self, *, seed: int | None = None, epoch: int = 0, part: int = 0, num_parts: int = 1
     ) -> Iterator[Sample]:
-        """One of ``num_parts`` disjoint parts, together complete and equal in size to within one sample.
+        """One of ``num_parts`` disjoint parts, together complete, equal in size to within one.
 
         What cannot be read is left out and named in a warning.
         """
         if not 0 <= part < num_parts:
-            raise ValueError(
-                f"part must lie in 0..{num_parts - 1} (num_parts {num_parts}), got {part}"
-            )
+            raise ValueError(f"part must lie in 0..{num_parts - 1} (num_parts {num_parts}), got {part}")
         total = self.num_samples
         start, stop = total * part // num_parts, total * (part + 1) // num_parts
         for record in self.read(seed=seed, epoch=epoch, start=start, stop=stop):
@@ -94,8 +88,9 @@ class SampleSource(ABC):
 
 
 def read_captions(json_text: bytes | None, plain_text: bytes | None) -> tuple[str, ...]:
-    r"""Captions beside a picture: ``captions`` or else ``caption`` of the .json, else the lines of the .txt.
+    r"""Captions beside a picture, from its .json or else its .txt.
 
+    The .json may hold a list ``captions`` or a string ``caption``; in the .txt, every line is one.
     A file that cannot be read counts as missing.
 
     Example:

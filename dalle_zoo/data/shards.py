@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import logging
+import os
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +33,7 @@ DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error)
 """What reading a broken or cut-off tar or gzip raises."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_TAR_BLOCK = 512
 
 
 def is_shard(path: Path) -> bool:
@@ -64,7 +66,7 @@ class ShardSource(SampleSource):
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
-        """Samples of each shard: from the ``manifest.json`` beside it, or else by one scan of names."""
+        """Samples of each shard: from the manifest beside it, or else by one scan of names."""
         listed = {folder: _manifest_counts(folder) for folder in {p.parent for p in self.paths}}
         counts = []
         for path in self.paths:
@@ -77,18 +79,14 @@ class ShardSource(SampleSource):
         names = [[path.name, path.stat().st_size] for path in self.paths]
         return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
-    def read(
-        self, *, seed: int | None, epoch: int, start: int, stop: int
-    ) -> Iterator[Sample | Skipped]:
+    def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Sample | Skipped]:
         """As `SampleSource.read`."""
         records = self._in_order(seed, epoch, start, stop)
         if seed is None:
             return records
         return shuffled(records, self.shuffle_buffer, seeded_rng("buffer", seed, epoch, start))
 
-    def _in_order(
-        self, seed: int | None, epoch: int, start: int, stop: int
-    ) -> Iterator[Sample | Skipped]:
+    def _in_order(self, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Sample | Skipped]:
         for stretch in stretches(self.counts, seed=seed, epoch=epoch, start=start, stop=stop):
             position = 0
             for record in _read_shard(self.paths[stretch.shard]):
@@ -127,17 +125,13 @@ def _read_shard(path: Path) -> Iterator[Sample | Skipped]:
         return True  # go on
 
     with _open(path) as stream:
-        members = wds.tar_file_expander(
-            [{"url": str(path), "stream": stream}], handler=note, select_files=_is_wanted
-        )
+        members = wds.tar_file_expander([{"url": str(path), "stream": stream}], handler=note, select_files=_is_wanted)
         for group in wds.group_by_keys(members, handler=note):
             yield _sample(group, path)
         if not damage:
-            damage.extend(_unread_rest(stream))
+            damage.extend(_end_is_wrong(stream))
     if damage:
-        yield Skipped(
-            str(path), f"the shard is damaged, what could be read was kept ({damage[0]})"
-        )
+        yield Skipped(str(path), f"the shard is damaged, what could be read was kept ({damage[0]})")
 
 
 def _is_wanted(name: str) -> bool:
@@ -152,19 +146,23 @@ def _sample(group: dict[str, Any], path: Path) -> Sample | Skipped:
     return Sample(key, group[pictures[0]], read_captions(group.get("json"), group.get("txt")))
 
 
-def _unread_rest(stream: IO[bytes]) -> Iterator[str]:
-    """A complaint if more than zeros follows: tarfile takes a damaged header for the end."""
+def _end_is_wrong(stream: IO[bytes]) -> Iterator[str]:
+    """A complaint about what follows the last member that was found, if it is not an end of tar."""
     try:
         while block := stream.read(1 << 20):
-            if block.count(0) != len(block):
-                yield "a damaged header hides the members after it"
+            if any(block):
+                yield "a damaged header hides the members after it"  # tarfile takes it for the end
                 return
+        if not isinstance(stream, gzip.GzipFile):  # which has told of a cut by now
+            stream.seek(-_TAR_BLOCK, os.SEEK_END)
+            if any(stream.read()):
+                yield "cut off: the end mark is missing"
     except DAMAGE as error:
         yield f"{type(error).__name__}: {error}"
 
 
 def _scan(path: Path) -> int:
-    """Samples of a shard by the names of members; a damaged one counts as far as it can be read."""
+    """Samples of a shard by names of members; a damaged one counts as far as it can be read."""
     wds = _webdataset()
 
     def names() -> Iterator[dict[str, Any]]:

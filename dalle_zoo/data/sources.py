@@ -1,4 +1,4 @@
-"""From what a person types to a `SampleSource`: shards, patterns, folders and the data set in the box."""
+"""From what a person types to a `SampleSource`: shards, patterns, folders, data in the box."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dalle_zoo.data.shards import SHARD_ENDINGS, ShardSource, is_shard
 from dalle_zoo.registry import UnknownNameError, suggest
 
 BUNDLED = {"emoji64": ("train", "val-styles", "val-concepts")}
-"""Data sets in the package and their splits, typed as ``emoji64:train``; ``emoji64:all`` is every split."""
+"""Data sets in the package and their splits, as in ``emoji64:train``; ``all`` is every split."""
 
 _EXPECTED = (
-    f"Expected a shard ({', '.join(SHARD_ENDINGS)}), a folder of shards, a pattern such as 'shards/*.tar' or "
-    "'shards/{00000..00009}.tar', a folder of pictures with captions in .txt files of the same name, "
-    f"or data in the package such as 'emoji64:train'"
+    f"Expected a shard ({', '.join(SHARD_ENDINGS)}), a folder of shards, a pattern such as "
+    "'shards/*.tar' or 'shards/{00000..00009}.tar', a folder of pictures with captions in .txt "
+    "files of the same name, or data in the package such as 'emoji64:train'"
 )
 
 
@@ -60,9 +60,7 @@ def _open_path(path: Path, text: str) -> SampleSource:
     if path.is_dir():
         shards = sorted(p for p in path.iterdir() if is_shard(p) and p.is_file())
         if shards and all(p.name.startswith("codes-") for p in shards):
-            raise ValueError(
-                f"location {text!r} holds code shards, not pictures: open it as a CodeDataset"
-            )
+            raise ValueError(f"location {text!r} holds code shards, not pictures: open it as a CodeDataset")
         return ShardSource(shards) if shards else FolderSource(path)
     if any(sign in text for sign in "*?[{"):
         return ShardSource(_matching_shards(str(path), text))
@@ -75,7 +73,9 @@ def _open_path(path: Path, text: str) -> SampleSource:
 def _matching_shards(pattern: str, text: str) -> list[Path]:
     found: set[Path] = set()
     for part in _expand_braces(pattern):
-        matches = [Path(part)] if Path(part).is_file() else [Path(p) for p in glob.glob(part)]
+        # Path.glob refuses absolute patterns
+        names = [part] if Path(part).is_file() else glob.glob(part)  # noqa: PTH207
+        matches = [Path(name) for name in names]
         shards = [p for p in matches if is_shard(p) and p.is_file()]
         if not shards:
             kinds = "pictures, not shards: name their folder" if _pictures(matches) else "no shard"
@@ -95,7 +95,7 @@ def _expand_braces(pattern: str) -> list[str]:
 
     try:
         return list(braceexpand.braceexpand(pattern))
-    except braceexpand.UnbalancedBracesError as error:
+    except ValueError as error:
         raise ValueError(f"location {pattern!r} has unbalanced braces: {error}") from error
 
 

@@ -1,4 +1,4 @@
-"""Crops and resizes of the two training stages (Listings 1 and 2 of the paper) and of evaluation."""
+"""Crops and resizes: of the two stages (Listings 1 and 2 of the paper) and of evaluation."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ def dvae_transform(image: Image.Image, size: int, rng: random.Random) -> Tensor:
         uint8 (3, size, size).
     """
     s = min(image.size)
-    square = _square(
-        image, rng.randint(0, image.width - s), rng.randint(0, image.height - s), size
-    )
+    square = _square(image, rng.randint(0, image.width - s), rng.randint(0, image.height - s), size)
     s = len(square)
     t = rng.randint(min(s, round(size * 9 / 8)), min(s, round(size * 12 / 8)))
     pixels = _random_crop(area_resize(square, t), size, rng)
@@ -58,7 +56,7 @@ def dvae_transform(image: Image.Image, size: int, rng: random.Random) -> Tensor:
 
 @TRANSFORMS.register("prior")
 def prior_transform(image: Image.Image, size: int, rng: random.Random) -> Tensor:
-    """Preprocessing of stage 2, Listing 2: square crop near the centre, reduction, crop, never a flip.
+    """Preprocessing of stage 2, Listing 2: square crop near the centre, reduction, crop, no flip.
 
     The square lies in the central quarter of the slack and is reduced to a random side from
     ``size`` to 9/8 of it. Pictures smaller than ``size`` are treated as in `dvae_transform`.
@@ -80,7 +78,7 @@ def prior_transform(image: Image.Image, size: int, rng: random.Random) -> Tensor
 
 @TRANSFORMS.register("center")
 def center_transform(image: Image.Image, size: int, rng: random.Random | None = None) -> Tensor:
-    """Preprocessing of evaluation: Lanczos so that the short side is ``size``, centre crop. Nothing is random.
+    """Preprocessing of evaluation: Lanczos to a short side of ``size``, centre crop.
 
     Args:
         image: RGB picture.
@@ -97,7 +95,7 @@ def center_transform(image: Image.Image, size: int, rng: random.Random | None = 
 
 
 def area_resize(pixels: Pixels, t: int) -> Pixels:
-    """Reduces a square by averaging over areas, rounded to uint8, as TensorFlow's AREA with aligned corners.
+    """Reduces a square by averaging over areas, as TensorFlow's AREA with aligned corners.
 
     Output pixel i is the mean of the input over ``[i r, (i + 1) r)`` with ``r = (s - 1) / (t -
     1)``, where the last pixel of the input continues beyond its border. Pillow's box filter takes
@@ -153,7 +151,5 @@ def _random_crop(pixels: Pixels, size: int, rng: random.Random) -> Pixels:
 
 def _to_tensor(pixels: Pixels) -> Tensor:
     if pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(
-            f"image must be RGB, got pixels of shape {pixels.shape}: see decode_image"
-        )
+        raise ValueError(f"image must be RGB, got pixels of shape {pixels.shape}: see decode_image")
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)).copy())

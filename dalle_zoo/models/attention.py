@@ -47,12 +47,17 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, **arguments)
 
 
+# Kept tensors must serve training too, even where the first call comes from validation in inference mode.
+
+
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _allowed(mask: Mask, device: torch.device) -> Tensor:
     return mask.dense(device)
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _sdpa_arguments(mask: Mask, device: torch.device) -> dict[str, Any]:
     return mask.sdpa_arguments(device)
 

@@ -68,7 +68,7 @@ class DVAEConfig:
     @property
     def factor(self) -> int:
         """Pixels per code along one side."""
-        return 2 ** (self.num_groups - 1)
+        return 1 << (self.num_groups - 1)
 
     @property
     def grid_size(self) -> int:
@@ -110,7 +110,7 @@ class Block(nn.Module):
         super().__init__()
         self.gain = gain
         hidden = outputs // 4
-        self.skip = _conv(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.skip: nn.Module = _conv(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.conv_1 = _conv(inputs, hidden, kernels[0])
         self.conv_2 = _conv(hidden, hidden, kernels[1])
         self.conv_3 = _conv(hidden, hidden, kernels[2])
@@ -122,8 +122,8 @@ class Block(nn.Module):
         y = self.conv_2(F.relu(y))
         y = self.conv_3(F.relu(y))
         y = self.conv_4(F.relu(y))
-        skip: Tensor = self.skip(x)
-        return skip + self.gain * y
+        out: Tensor = self.skip(x) + self.gain * y
+        return out
 
 
 def _group(
@@ -233,6 +233,7 @@ class DVAE(ImageTokenizer):
     """
 
     config_class = DVAEConfig
+    config: DVAEConfig
 
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__()
@@ -242,14 +243,17 @@ class DVAE(ImageTokenizer):
 
     @property
     def codebook_size(self) -> int:
+        """Number of codes K."""
         return self.config.codebook_size
 
     @property
     def factor(self) -> int:
+        """Pixels per code along one side."""
         return self.config.factor
 
     @property
     def image_size(self) -> int:
+        """Side of the square training pictures, pixels."""
         return self.config.image_size
 
     def map_pixels(self, images: Tensor) -> Tensor:
@@ -263,6 +267,8 @@ class DVAE(ImageTokenizer):
     def logits(self, images: Tensor) -> Tensor:
         """Unnormalised log-probabilities of the codes: pixels in [0, 1], (B, C, H, W) to (B, K, h, w)."""
         self.check_images(images)
+        if images.shape[1] != self.config.channels:
+            raise ValueError(f"images must have {self.config.channels} channels, got shape {tuple(images.shape)}")
         logits: Tensor = self.encoder(self.map_pixels(images))
         return logits
 
@@ -277,6 +283,8 @@ class DVAE(ImageTokenizer):
         Returns:
             Soft cells, (B, K, h, w), summing to one over K.
         """
+        if not temperature > 0:  # at 0 the quotient would be NaN
+            raise ValueError(f"temperature must be above 0, got {temperature}: anneal towards it, as to 1/16")
         return F.softmax((logits + gumbel_noise(logits, generator)) / temperature, dim=1)
 
     def forward(
@@ -296,10 +304,11 @@ class DVAE(ImageTokenizer):
         return self.decoder(self.relax(logits, temperature, generator)), logits
 
     def encode(self, images: Tensor) -> Tensor:
-        # No noise and no sampling: stage 2 is trained on the argmax (section 2.2).
+        """Most likely codes, without noise, as stage 2 is trained (2.2): (B, C, H, W) to int64 (B, h, w)."""
         return self.logits(images).argmax(1)
 
     def decode(self, codes: Tensor) -> Tensor:
+        """Pictures of codes: int64 (B, h, w) to pixels in [0, 1], (B, C, H, W)."""
         self.check_codes(codes)
         return self.pixels(self.decoder.from_codes(codes))
 

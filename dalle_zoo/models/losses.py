@@ -31,7 +31,7 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
     """KL divergence from the categorical of the logits to the uniform one, nats per cell.
 
     ``ln K + sum_k q_k ln q_k`` without temperature and without noise, even while the relaxation is warm
-    (the first author's answer, `paper.md` 1.1).
+    (answer of the first author, openai/DALL-E issue 26).
 
     Args:
         logits: Code logits, (B, K, h, w).

@@ -13,9 +13,10 @@ position are those of the token that is predicted there.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -194,7 +195,8 @@ class Prior(nn.Module):
         self.start_of_image = nn.Parameter(torch.empty(d))
         specs = layer_masks(config.masks, config.num_layers)
         masks = {spec: Mask.from_spec(spec, config.layout) for spec in dict.fromkeys(specs)}
-        self.layers = nn.ModuleList(Layer(config, masks[spec], backend) for spec in specs)
+        layers = nn.ModuleList(Layer(config, masks[spec], backend) for spec in specs)
+        self.layers = cast(Sequence[Layer], layers)  # what PyTorch's container does not say of its members
         self.final_norm = nn.LayerNorm(d)
         self.text_head = nn.Linear(d, config.text_vocab)
         self.image_head = nn.Linear(d, config.codebook_size)
@@ -211,8 +213,8 @@ class Prior(nn.Module):
                 nn.init.zeros_(module.bias)
         residual = 1 / math.sqrt(2 * self.config.num_layers)
         for layer in self.layers:
-            layer.attention.output.weight.mul_(residual)  # type: ignore[union-attr, operator]
-            layer.mlp.output.weight.mul_(residual)  # type: ignore[union-attr, operator]
+            layer.attention.output.weight.mul_(residual)
+            layer.mlp.output.weight.mul_(residual)
         for start in (self.start_of_text, self.start_of_image):
             nn.init.normal_(start, std=0.02)
         for head in (self.text_head, self.image_head):
@@ -221,7 +223,7 @@ class Prior(nn.Module):
     @cached_property
     def masks(self) -> list[Mask]:
         """Mask of every layer."""
-        return [layer.attention.mask for layer in self.layers]  # type: ignore[union-attr, misc]
+        return [layer.attention.mask for layer in self.layers]
 
     def null_text(self) -> Tensor:
         """The empty caption, all padding: int64 (T,)."""
@@ -293,8 +295,6 @@ class Prior(nn.Module):
         if text.ndim != 2 or text.shape[1] != c.text_length:
             raise ValueError(f"text must have shape (B, {c.text_length}), got {tuple(text.shape)}")
         if codes.ndim != 3 or tuple(codes.shape[1:]) != (c.image_height, c.image_width):
-            raise ValueError(
-                f"codes must have shape (B, {c.image_height}, {c.image_width}), got {tuple(codes.shape)}"
-            )
+            raise ValueError(f"codes must have shape (B, {c.image_height}, {c.image_width}), got {tuple(codes.shape)}")
         if len(text) != len(codes):
             raise ValueError(f"text and codes must have one batch size, got {len(text)} and {len(codes)}")

@@ -49,7 +49,7 @@ class ImageTokenizer(nn.Module, ABC):
         return self.image_size // self.factor
 
     def check_images(self, images: Tensor) -> None:
-        """Raises `ValueError` unless the pictures are (B, 3, H, W) floats with sides that the factor divides."""
+        """Raises `ValueError` unless the pictures are (B, C, H, W) floats with sides that the factor divides."""
         if images.ndim != 4 or not images.is_floating_point():
             raise ValueError(
                 f"images must be floats of shape (B, C, H, W) in [0, 1], got {images.dtype} {tuple(images.shape)}"
@@ -63,7 +63,7 @@ class ImageTokenizer(nn.Module, ABC):
         """Raises `ValueError` unless the codes are integers of shape (B, h, w) below the codebook size."""
         if codes.ndim != 3 or codes.is_floating_point():
             raise ValueError(f"codes must be integers of shape (B, h, w), got {codes.dtype} {tuple(codes.shape)}")
-        if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < self.codebook_size):
+        if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.codebook_size):
             raise ValueError(
                 f"codes must lie in 0..{self.codebook_size - 1}, got {int(codes.min())}..{int(codes.max())}"
             )

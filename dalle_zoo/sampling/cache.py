@@ -32,10 +32,8 @@ class LayerCache:
         buffer = text_key.new_zeros(2, prompts, heads, num_candidates, plan.num_slots, size)
         self.key, self.value = buffer.unbind(0)
         self.slot_of_key = plan.slot_of_key.tolist()
-        self.reads = [
-            _as_slice(slots[valid]) for slots, valid in zip(plan.read_slots, plan.valid, strict=True)
-        ]
-        self.reads = [r if isinstance(r, slice) else r.to(text_key.device) for r in self.reads]
+        reads = [_as_slice(slots[valid]) for slots, valid in zip(plan.read_slots, plan.valid, strict=True)]
+        self.reads = [r if isinstance(r, slice) else r.to(text_key.device) for r in reads]
 
     @property
     def num_bytes(self) -> int:
@@ -49,7 +47,9 @@ class LayerCache:
 
         Args:
             step: Image position, 0 … N - 1.
-            query: (P, H, n, D); key and value likewise.
+            query: (P, H, n, D).
+            key: The same shape.
+            value: The same shape.
 
         Returns:
             Mixed values, (P, H, n, D).
@@ -63,8 +63,9 @@ class LayerCache:
         image_scores = (image_key @ query.unsqueeze(-1)).squeeze(-1)  # (P, H, n, S)
         scores = torch.cat([text_scores, image_scores], -1).float()
         weights = scores.softmax(-1).to(value.dtype)
-        text_weights, image_weights = weights.split([text_scores.shape[-1], image_scores.shape[-1]], -1)
-        mixed = (image_weights.unsqueeze(-2) @ image_value).squeeze(-2)
+        text = self.text_key.shape[-2]
+        text_weights, image_weights = weights[..., :text], weights[..., text:]
+        mixed: Tensor = (image_weights.unsqueeze(-2) @ image_value).squeeze(-2)
         return mixed + text_weights @ self.text_value
 
 

@@ -42,11 +42,11 @@ class Decoder:
         x = prior.embed_text(text)
         for layer in prior.layers:
             attention = layer.attention
-            query, key, value = attention.project(layer.attention_norm(x))  # type: ignore[operator, union-attr]
-            self.caches.append(LayerCache(attention.mask, key, value, num_candidates))  # type: ignore[union-attr, arg-type]
-            mixed = attention.backend(query, key, value, attention.mask)  # type: ignore[union-attr, operator]
-            x = x + attention.merge(mixed)  # type: ignore[union-attr, operator]
-            x = x + layer.mlp(layer.mlp_norm(x))  # type: ignore[operator]
+            query, key, value = attention.project(layer.attention_norm(x))
+            self.caches.append(LayerCache(attention.mask, key, value, num_candidates))
+            mixed = attention.backend(query, key, value, attention.mask)
+            x = x + attention.merge(mixed)
+            x = x + layer.mlp(layer.mlp_norm(x))
 
     def step(self, index: int, previous: Tensor | None) -> Tensor:
         """Logits of image token ``index``.
@@ -59,20 +59,18 @@ class Decoder:
             (P, n, K).
         """
         prior = self.prior
-        if previous is None:
-            x = prior.start_of_image.expand(*self.shape, -1)
-        else:
-            x = prior.image_embedding(previous)
-        x = x + self.positions[index]
+        start = prior.start_of_image.expand(*self.shape, -1)
+        x = (start if previous is None else prior.image_embedding(previous)) + self.positions[index]
         for layer, cache in zip(prior.layers, self.caches, strict=True):
             # Candidates stand where the positions of a sequence usually do: (P, n, d) → (P, H, n, D).
-            query, key, value = layer.attention.project(layer.attention_norm(x))  # type: ignore[operator, union-attr]
-            x = x + layer.attention.merge(cache.attend(index, query, key, value))  # type: ignore[operator, union-attr]
-            x = x + layer.mlp(layer.mlp_norm(x))  # type: ignore[operator]
+            query, key, value = layer.attention.project(layer.attention_norm(x))
+            x = x + layer.attention.merge(cache.attend(index, query, key, value))
+            x = x + layer.mlp(layer.mlp_norm(x))
         logits: Tensor = prior.image_head(prior.final_norm(x))
         return logits
 
 
+@torch.no_grad()
 def decode_logits(prior: Prior, text: Tensor, codes: Tensor) -> Iterator[Tensor]:
     """Logits of every image position by cached decoding of given codes: the twin of ``prior(text, codes).image``.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 # B pictures, V vocabulary
 
 _MASK_63 = (1 << 63) - 1
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: the increment of splitmix64
 
 
 def picture_seed(*parts: int | str) -> int:
@@ -29,7 +30,8 @@ def picture_seed(*parts: int | str) -> int:
 
 
 def _signed(constant: int) -> int:
-    """An unsigned 64-bit constant as the int64 with the same bits."""
+    """The int64 with the same low 64 bits."""
+    constant %= 1 << 64
     return constant - (1 << 64) if constant >= 1 << 63 else constant
 
 
@@ -56,9 +58,9 @@ def gumbel(seeds: Tensor, step: int, size: int) -> Tensor:
     Returns:
         float32 (B, V).
     """
-    golden = _signed(0x9E3779B97F4A7C15)
-    stream = _mix(seeds + (step + 1) * golden)
-    index = torch.arange(1, size + 1, device=seeds.device) * golden
-    bits = _shift_right(_mix(_mix(stream[:, None] + index)), 40)  # 24 bits: exact in float32
-    uniform = (bits.float() + 0.5) / (1 << 24)
+    stream = _mix(seeds + _signed((step + 1) * _GOLDEN))
+    index = torch.arange(1, size + 1, device=seeds.device) * _signed(_GOLDEN)
+    # 23 bits and a half are exact in float32, so that no value rounds to 1, where the noise would be infinite.
+    bits = _shift_right(_mix(_mix(stream[:, None] + index)), 41)
+    uniform = (bits.float() + 0.5) / (1 << 23)
     return -torch.log(-torch.log(uniform))

@@ -30,8 +30,8 @@ class Sampler:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature must be a finite number of at least 0, got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1 (or absent to keep all), got {self.top_k}")
+        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
+            raise ValueError(f"top_k must be a count of at least 1 (or absent to keep all), got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1] (or be absent to keep all), got {self.top_p}")
 
@@ -42,7 +42,7 @@ class Sampler:
             return torch.full_like(logits, -math.inf).scatter(-1, best, 0.0)
         logits = logits / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
-            # Ties at the border are cut by index, so that exactly k tokens stay.
+            # By index, not by value: exactly k tokens stay, also where several share the border's value.
             kept = logits.topk(self.top_k, dim=-1).indices
             logits = torch.full_like(logits, -math.inf).scatter(-1, kept, logits.gather(-1, kept))
         if self.top_p is not None and self.top_p < 1:

@@ -55,6 +55,13 @@ class _Data(LightningDataModule):
         self.train, self.val, self.text = train, val, text
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
 
+    def check(self) -> None:
+        """Opens everything once, so that a wrong location stops before anything is trained."""
+        for location in filter(None, (self.train, self.val)):
+            self.dataset(location, training=False)
+        if self.text is not None:
+            _Encode(self.text, self.text.bpe_dropout, self.seed)
+
     def dataset(self, location: str, training: bool) -> Any:
         raise NotImplementedError("subclasses open their kind of data")
 
@@ -118,6 +125,7 @@ class PictureData(_Data):
     ) -> None:
         super().__init__(train, val, text, batch_size, num_workers, seed)
         self.image_size, self.transform, self.variants = image_size, transform, variants
+        self.check()
 
     def dataset(self, location: str, training: bool) -> ImageTextDataset:
         """Pictures of a location."""
@@ -154,6 +162,7 @@ class CodeData(_Data):
         seed: int = 0,
     ) -> None:
         super().__init__(train, val, text, batch_size, num_workers, seed)
+        self.check()
 
     def dataset(self, location: str, training: bool) -> CodeDataset:
         """Codes of a folder of shards."""

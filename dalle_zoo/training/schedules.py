@@ -35,6 +35,7 @@ class Cosine:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
 
     def __call__(self, step: int) -> float:
+        """Value at update ``step`` (from 0)."""
         phase = math.pi * min(step, self.steps) / self.steps
         return self.end + (self.start - self.end) * (1 + math.cos(phase)) / 2
 
@@ -74,16 +75,17 @@ class LearningRate:
         for name in ("decay_steps", "plateau_window", "plateau_patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup_steps", "max_halvings"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
 
     def at(self, step: int, halvings: int = 0) -> float:
         """Rate of update ``step`` (from 0) after so many halvings."""
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
         if self.decay == "cosine":
-            return Cosine(start=self.peak, end=self.final, steps=self.decay_steps)(
-                step - self.warmup_steps
-            )
-        return self.peak / 2**halvings
+            return Cosine(start=self.peak, end=self.final, steps=self.decay_steps)(step - self.warmup_steps)
+        return self.peak * 0.5**halvings
 
 
 class LearningRateScheduler(LRScheduler):

@@ -1,0 +1,155 @@
+"""``dalle-zoo demo | generate | reconstruct``: pictures to look at."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from dalle_zoo.cli.main import parser
+
+DEMO_PROMPTS = (
+    "a 3d emoji of a red apple",
+    "a flat emoji of a grinning face",
+    "a cartoon emoji of a blue heart",
+    "a 3d emoji of a sunflower",
+)
+"""Captions of the demo's rows when none is asked for."""
+
+
+def demo(arguments: list[str]) -> None:
+    """Sixteen pictures from the bundled weights."""
+    p = parser("demo", "Draw a grid of 16 pictures with the bundled weights.")
+    p.add_argument("prompt", nargs="?", help="caption; four of our own if missing")
+    p.add_argument("--seed", type=int, default=0, help="seed (0)")
+    p.add_argument("--out", type=Path, default=Path("demo.png"), help="where to (demo.png, replaced)")
+    options = p.parse_args(arguments)
+    prompts = [options.prompt] if options.prompt else list(DEMO_PROMPTS)
+    start = time.perf_counter()
+    from dalle_zoo.pipeline import DallePipeline
+
+    pipe = DallePipeline.from_pretrained("emoji64")
+    images = _with_bar(pipe, prompts, num_images_per_prompt=16 // len(prompts), seed=options.seed, output_type="pt")
+    _save_sheet(images, prompts, columns=4, out=options.out)
+    print(f"{options.out.resolve()}  ({time.perf_counter() - start:.1f} s)")
+
+
+def generate(arguments: list[str]) -> None:
+    """Pictures from a prompt."""
+    p = parser(
+        "generate",
+        "Draw pictures from a prompt.\n\n"
+        '  dalle-zoo generate "a 3d emoji of a red apple" -n 16 --rerank 4 --seed 0 --out grid.png',
+    )
+    p.add_argument("prompt", nargs="+", help="captions, each in quotes")
+    p.add_argument("--model", default="emoji64", help="bundled name or folder (emoji64)")
+    p.add_argument("-n", "--num-images", type=int, default=16, help="candidates of every caption (16)")
+    p.add_argument("--rerank", type=int, help="keep so many, those the ranker scores best")
+    p.add_argument("--seed", type=int, help="same seed, same pictures; a new one each time if missing")
+    p.add_argument("--temperature", type=float, default=1.0, help="divides the logits (1)")
+    p.add_argument("--top-k", type=int, help="draw among the k most likely image tokens")
+    p.add_argument("--top-p", type=float, help="draw among the tokens that together reach p")
+    p.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance (1: none)")
+    p.add_argument("--prime", type=Path, help="picture whose top rows are kept")
+    p.add_argument("--prime-rows", type=int, help="rows of the code grid to keep (half)")
+    p.add_argument("--batch-size", type=int, default=64, help="pictures at once (64)")
+    p.add_argument("--device", default="cpu", help="cpu, cuda, … (cpu)")
+    p.add_argument("--out", type=Path, default=Path("grid.png"), help="the grid (grid.png)")
+    p.add_argument("--folder", type=Path, help="also write every picture here")
+    p.add_argument("--overwrite", action="store_true", help="replace existing files")
+    options = p.parse_args(arguments)
+    _refuse_existing([options.out], options.overwrite)
+    if options.folder and options.folder.exists() and any(options.folder.iterdir()) and not options.overwrite:
+        raise FileExistsError(f"{options.folder} is not empty: pass --overwrite, or choose another --folder")
+
+    from dalle_zoo.data import decode_image
+    from dalle_zoo.pictures import save_png, to_pil
+    from dalle_zoo.pipeline import DallePipeline
+
+    prime = decode_image(options.prime.read_bytes()) if options.prime else None
+    pipe = DallePipeline.from_pretrained(options.model, device=options.device)
+    images = _with_bar(
+        pipe,
+        options.prompt,
+        num_images_per_prompt=options.num_images,
+        rerank=options.rerank,
+        seed=options.seed,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        guidance=options.guidance,
+        prime=prime,
+        prime_rows=options.prime_rows,
+        batch_size=options.batch_size,
+        output_type="pt",
+    )
+    each = options.rerank or options.num_images
+    columns = each if len(options.prompt) > 1 else _columns(each)
+    _save_sheet(images, options.prompt, columns=columns, out=options.out)
+    if options.folder:
+        for index, picture in enumerate(to_pil(images)):
+            save_png(picture, options.folder / f"{index // each:03d}-{index % each:03d}.png")
+    print(options.out.resolve())
+
+
+def reconstruct(arguments: list[str]) -> None:
+    """Pictures through the image tokenizer and back, side by side."""
+    p = parser("reconstruct", "Put pictures through the image tokenizer and back: originals above, results below.")
+    p.add_argument("files", nargs="+", type=Path, help="pictures")
+    p.add_argument("--model", default="emoji64", help="bundled name or folder (emoji64)")
+    p.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="where to (reconstructions.png)")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    options = p.parse_args(arguments)
+    _refuse_existing([options.out], options.overwrite)
+
+    import torch
+
+    from dalle_zoo.data import center_transform, decode_image
+    from dalle_zoo.hub import load_image_tokenizer
+    from dalle_zoo.pictures import picture_rows, save_png
+    from dalle_zoo.zoo import find_component
+
+    net = load_image_tokenizer(find_component(options.model, "dvae"))
+    pictures = [center_transform(decode_image(path.read_bytes()), net.image_size) for path in options.files]
+    images = torch.stack(pictures).float() / 255
+    with torch.inference_mode():
+        back = net.decode(net.encode(images))
+    psnr = -10 * (back - images).square().mean((1, 2, 3)).clamp(min=1e-10).log10()
+    for path, value in zip(options.files, psnr.tolist(), strict=True):
+        print(f"{path}: {value:.1f} dB")
+    print(save_png(picture_rows(images, back), options.out).resolve())
+
+
+def _refuse_existing(paths: list[Path], overwrite: bool) -> None:
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists: pass --overwrite to replace it, or choose another --out")
+
+
+def _columns(count: int) -> int:
+    """Columns of a nearly square grid."""
+    return next(c for c in range(1, count + 1) if c * c >= count)
+
+
+def _with_bar(pipe: Any, prompts: list[str], **options: Any) -> Any:
+    """Calls the pipeline with a progress bar over all tokens."""
+    from tqdm import tqdm
+
+    with tqdm(unit="token", desc="drawing") as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return pipe(prompts, callback=show, **options).images
+
+
+def _save_sheet(images: Any, prompts: list[str], columns: int, out: Path) -> None:
+    """A grid with the captions written above their pictures."""
+    from dalle_zoo.pictures import caption_sheet, save_png
+
+    save_png(caption_sheet(images, prompts, columns), out)
+
+
+__all__ = ["demo", "generate", "reconstruct"]

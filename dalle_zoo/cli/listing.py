@@ -1,0 +1,69 @@
+"""``dalle-zoo recipes | models | masks``: what there is. They answer without loading torch, unless they draw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dalle_zoo.cli.main import parser
+
+
+def recipes(arguments: list[str]) -> None:
+    """Lists recipes with the first line of their header, or prints one whole."""
+    from dalle_zoo.recipes import find_recipe, list_recipes, recipe_header
+
+    p = parser("recipes", "List the recipes, or print one.")
+    p.add_argument("recipe", nargs="?", help="name of a recipe to print")
+    options = p.parse_args(arguments)
+    if options.recipe:
+        print(find_recipe(options.recipe).read_text(encoding="utf-8"))
+        return
+    names = list_recipes()
+    width = max(map(len, names)) + 2
+    for name in names:
+        print(f"{name:<{width}}{recipe_header(name).splitlines()[0]}")
+
+
+def models(arguments: list[str]) -> None:
+    """Lists the bundled models."""
+    from dalle_zoo.zoo import list_models
+
+    parser("models", "List the models that are known by name.").parse_args(arguments)
+    for record in list_models():
+        size = record.num_bytes / 1e6
+        millions = ", ".join(f"{part} {count / 1e6:.1f}M" for part, count in record.parameters.items())
+        print(f"{record.name}  {record.description}\n  {millions} parameters, {size:.0f} MB, {record.license}")
+        print(f"  trained on {record.data}")
+        for name, value in record.results.items():
+            print(f"  {name}: {value}")
+
+
+def masks(arguments: list[str]) -> None:
+    """Lists the attention masks, or draws them."""
+    from dalle_zoo.masks import MASKS, TextImageLayout
+
+    p = parser(
+        "masks",
+        "List the attention masks, or draw them.\n\n"
+        "  dalle-zoo masks --draw                             all, on 16 text and 8 x 8 image positions\n"
+        '  dalle-zoo masks row "conv(kernel=3)" --draw --text 6 --height 4 --width 4',
+    )
+    p.add_argument("mask", nargs="*", help="masks, with options in parentheses; all if missing")
+    p.add_argument("--draw", action="store_true", help="write a drawing")
+    p.add_argument("--text", type=int, default=16, help="text positions (16)")
+    p.add_argument("--height", type=int, default=8, help="rows of the code grid (8)")
+    p.add_argument("--width", type=int, default=8, help="columns of the code grid (8)")
+    p.add_argument("--out", type=Path, default=Path("masks.png"), help="where to (masks.png)")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    options = p.parse_args(arguments)
+    specs = options.mask or list(MASKS)
+    if not options.draw:
+        for name in specs:
+            entry = MASKS[name.split("(")[0]]
+            print(f"{name:<24}{(entry.__doc__ or '').strip().splitlines()[0]}")
+        return
+    if options.out.exists() and not options.overwrite:
+        raise FileExistsError(f"{options.out} exists: pass --overwrite to replace it, or --out FILE")
+    from dalle_zoo.masks import draw_masks
+
+    draw_masks(specs, TextImageLayout(options.text, options.height, options.width), options.out)
+    print(options.out)

@@ -1,0 +1,109 @@
+"""The ``dalle-zoo`` command. Each sub-command imports what it needs when it runs, so help answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from dalle_zoo import __version__
+from dalle_zoo.cli.errors import Parser, UserError
+from dalle_zoo.registry import UnknownNameError, suggest
+
+COMMANDS = {
+    "demo": ("dalle_zoo.cli.draw:demo", "draw a grid of 16 pictures with the bundled weights"),
+    "generate": ("dalle_zoo.cli.draw:generate", "pictures from a prompt"),
+    "reconstruct": ("dalle_zoo.cli.draw:reconstruct", "pictures through the image tokenizer and back"),
+    "recipes": ("dalle_zoo.cli.listing:recipes", "list the recipes, or show one"),
+    "models": ("dalle_zoo.cli.listing:models", "list the models that are known by name"),
+    "masks": ("dalle_zoo.cli.listing:masks", "list the attention masks, or draw them"),
+    "fit": ("dalle_zoo.cli.fit:fit", "train a recipe; the same command continues a killed run"),
+    "validate": ("dalle_zoo.cli.fit:validate", "measure a run on its validation data"),
+    "test": ("dalle_zoo.cli.fit:test", "like validate, through the trainer's test loop"),
+    "predict": ("dalle_zoo.cli.fit:predict", "draw the pictures of a run's validation data"),
+    "tokenizer": ("dalle_zoo.cli.prepare:tokenizer", "train a BPE tokenizer on captions"),
+    "encode": ("dalle_zoo.cli.prepare:encode", "pictures to code shards"),
+    "plot": ("dalle_zoo.cli.runs:plot", "curves of a run as PNG"),
+    "export": ("dalle_zoo.cli.runs:export", "put trained stages together as one model folder"),
+}
+"""Name to (function, one line of help)."""
+
+LIGHTNING = ("fit", "validate", "test", "predict")
+"""Commands whose arguments are a recipe's."""
+
+
+def commands() -> dict[str, tuple[str, str]]:
+    """Our commands, and those that other distributions add through the group ``dalle_zoo.commands``."""
+    external = importlib.metadata.entry_points(group="dalle_zoo.commands")
+    return COMMANDS | {p.name: (p.value, f"from {p.module.split('.')[0]}") for p in external if p.name not in COMMANDS}
+
+
+def usage(known: dict[str, tuple[str, str]]) -> str:
+    """The help page."""
+    width = max(map(len, known)) + 2
+    lines = [f"  {name:<{width}}{text}" for name, (_, text) in known.items()]
+    return "\n".join(
+        [
+            "usage: dalle-zoo COMMAND [arguments]      dalle-zoo COMMAND --help",
+            "",
+            f"A model zoo for DALL-E, version {__version__}.",
+            "",
+            *lines,
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status.
+
+    Args:
+        argv: Arguments without the program's name; those of the process if missing.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    known = commands()
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage(known))
+        return 0
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in known:
+        print(f"dalle-zoo: {suggest('command', name, known)}", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    module, function = known[name][0].split(":")
+    try:
+        run: Callable[[list[str]], int | None] = getattr(importlib.import_module(module), function)
+        with warnings.catch_warnings():
+            quiet_third_parties()
+            return run(rest) or 0
+    except (UserError, UnknownNameError, ValueError, FileExistsError, FileNotFoundError) as error:
+        print(f"dalle-zoo {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\ndalle-zoo {name}: interrupted", file=sys.stderr)
+        return 130
+
+
+def quiet_third_parties() -> None:
+    """Hides warnings of libraries that tell a user nothing to act on."""
+    # lightning 2.6 calls a deprecated part of torch's pytree, and warns of any iterable data set with a length;
+    # our loader divides samples among its workers exactly.
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """Parser of a light sub-command, with examples kept as written."""
+    return Parser(
+        prog=f"dalle-zoo {name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )

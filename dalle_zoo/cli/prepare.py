@@ -1,0 +1,85 @@
+"""``dalle-zoo tokenizer | encode``: what stage 2 needs before it trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dalle_zoo.cli.main import parser
+
+
+def tokenizer(arguments: list[str]) -> None:
+    """Trains a BPE tokenizer on the captions of a data set."""
+    p = parser(
+        "tokenizer",
+        "Train a BPE tokenizer on all captions of a data set.\n\n"
+        "  dalle-zoo tokenizer emoji64:train --vocab-size 2048 --out runs/tokenizer",
+    )
+    p.add_argument("data", help="shards, a folder, or a bundled split such as emoji64:train")
+    p.add_argument("--out", type=Path, required=True, help="folder to write tokenizer.json to")
+    p.add_argument("--vocab-size", type=int, default=16384, help="entries (16384, the paper's)")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing tokenizer")
+    options = p.parse_args(arguments)
+
+    from tqdm import tqdm
+
+    from dalle_zoo.data import open_source
+    from dalle_zoo.hub import new_folder
+    from dalle_zoo.tokenizers import BPETokenizer
+
+    source = open_source(options.data)
+    samples = tqdm(source.stream(), total=source.num_samples, desc="captions")
+    captions = [caption for sample in samples for caption in sample.captions]
+    if not captions:
+        raise ValueError(f"{options.data} holds no captions")
+    trained = BPETokenizer.train(captions, vocab_size=options.vocab_size)
+    with new_folder(options.out, overwrite=options.overwrite) as folder:
+        trained.save(folder)
+    lengths = sorted(len(trained.encode(caption)) for caption in captions)
+    print(
+        f"{options.out}: {trained.vocab_size} entries; tokens a caption: median {lengths[len(lengths) // 2]}, "
+        f"99 % {lengths[int(len(lengths) * 0.99)]}, longest {lengths[-1]}"
+    )
+
+
+def encode(arguments: list[str]) -> None:
+    """Writes code shards, from which the prior trains without encoding again."""
+    p = parser(
+        "encode",
+        "Encode the pictures of a data set to code shards. The same command continues a killed one.\n\n"
+        "  dalle-zoo encode emoji64:train --model emoji64 --out codes/train",
+    )
+    p.add_argument("data", help="shards, a folder, or a bundled split such as emoji64:train")
+    p.add_argument("--model", required=True, help="model, or folder of an image tokenizer")
+    p.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    p.add_argument("--variants", type=int, default=1, help="random crops of every picture (1)")
+    p.add_argument("--seed", type=int, default=0, help="seed of the crops (0)")
+    p.add_argument("--batch-size", type=int, default=32, help="pictures at once (32)")
+    p.add_argument("--device", default="cpu", help="cpu, cuda, … (cpu)")
+    p.add_argument("--overwrite", action="store_true", help="throw away what the folder holds")
+    options = p.parse_args(arguments)
+
+    import torch
+
+    from dalle_zoo.data import encode_source, open_source
+    from dalle_zoo.hub import WEIGHTS, load_image_tokenizer, sha256_file
+    from dalle_zoo.zoo import find_component
+
+    folder = find_component(options.model, "dvae")
+    net = load_image_tokenizer(folder).to(options.device)
+
+    def codes_of(images: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return net.encode(images.to(options.device)).cpu()
+
+    manifest = encode_source(
+        open_source(options.data),
+        codes_of,
+        options.out,
+        size=net.image_size,
+        variants=options.variants,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        info={"codebook_size": net.codebook_size, "weights_sha256": sha256_file(folder / WEIGHTS)},
+        overwrite=options.overwrite,
+    )
+    print(f"{options.out}: {manifest['num_samples']} samples, {len(manifest['shards'])} shards")

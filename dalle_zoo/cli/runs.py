@@ -1,0 +1,81 @@
+"""``dalle-zoo plot | export``: what becomes of a run."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+
+from dalle_zoo.cli.main import parser
+
+
+def plot(arguments: list[str]) -> None:
+    """Draws the curves of a run."""
+    p = parser("plot", "Draw the curves of a run: dalle-zoo plot runs/prior/emoji64")
+    p.add_argument("run", type=Path, help="folder of the run")
+    p.add_argument("--out", type=Path, help="where to (curves.png in the run, replaced)")
+    options = p.parse_args(arguments)
+    curves = read_curves(options.run)
+    from dalle_zoo.cards import plot_curves
+
+    print(plot_curves(curves, options.out or options.run / "curves.png", title=str(options.run)).resolve())
+
+
+def read_curves(run: Path) -> dict[str, dict[int, float]]:
+    """Curves of a run, name to (update to value). A resumed run has several files; later ones win."""
+    files = sorted((run / "metrics").glob("version_*/metrics.csv"), key=lambda f: int(f.parent.name.split("_")[1]))
+    if not files:
+        raise FileNotFoundError(f"{run} has no metrics/version_*/metrics.csv: expected the folder of a run")
+    curves: dict[str, dict[int, float]] = defaultdict(dict)
+    for file in files:
+        with file.open(encoding="utf-8", newline="") as lines:
+            for row in csv.DictReader(lines):
+                for name, value in row.items():
+                    if name not in ("epoch", "step") and value:
+                        curves[name][int(row["step"])] = float(value)
+    return {name: dict(sorted(points.items())) for name, points in sorted(curves.items())}
+
+
+def export(arguments: list[str]) -> None:
+    """Puts trained stages together as one model folder."""
+    p = parser(
+        "export",
+        "Put trained stages together as one folder that DallePipeline.from_pretrained opens.\n\n"
+        "  dalle-zoo export --dvae runs/dvae/emoji64 --prior runs/prior/emoji64 \\\n"
+        "      --ranker runs/ranker/emoji64 --tokenizer runs/tokenizer --out my-model",
+    )
+    for name in ("dvae", "prior", "tokenizer"):
+        p.add_argument(f"--{name}", required=True, help="run, component folder, or model")
+    p.add_argument("--ranker", help="run, transformers CLIP folder, or model")
+    p.add_argument("--out", type=Path, required=True, help="folder to write")
+    p.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="stored precision")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    options = p.parse_args(arguments)
+
+    import torch
+
+    from dalle_zoo.hub import load_image_tokenizer, load_prior
+    from dalle_zoo.models.ranker import Ranker
+    from dalle_zoo.pipeline import DallePipeline
+    from dalle_zoo.tokenizers import load_text_tokenizer
+
+    pipe = DallePipeline(
+        load_image_tokenizer(trained(options.dvae, "dvae")),
+        load_prior(trained(options.prior, "prior")),
+        load_text_tokenizer(trained(options.tokenizer, "tokenizer")),
+        Ranker.from_folder(trained(options.ranker, "ranker")) if options.ranker else None,
+    )
+    dtype: torch.dtype = getattr(torch, options.dtype)
+    print(pipe.save_pretrained(options.out, dtype=dtype, overwrite=options.overwrite).resolve())
+
+
+def trained(location: str, component: str) -> Path:
+    """Folder of a trained part: below a run, or wherever `find_component` finds it."""
+    from dalle_zoo.zoo import find_component
+
+    run = Path(location) / "model" / component
+    if run.is_dir():
+        return run
+    if (Path(location) / "checkpoints").is_dir():
+        raise FileNotFoundError(f"{location} is a run that has not finished: {run} is missing; run the same fit again")
+    return find_component(location, component)

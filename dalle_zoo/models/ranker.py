@@ -1,0 +1,485 @@
+"""The ranker: how well a picture fits a caption, by a contrastive network (CLIP).
+
+Our own ranker and anyone's CLIP are the same thing on disk: a folder as transformers writes it, with
+``config.json``, ``model.safetensors``, ``tokenizer.json`` and ``preprocessor_config.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dalle_zoo.tokenizers.library import TOKENIZER_FILE, LibraryTokenizer, open_tokenizer_json
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel
+
+# B pairs, C channels, H W image, S text positions, d features
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+LEGACY_END_ID = 2
+"""CLIP configs of before transformers 4.31 say this, whatever the id is: the highest id is then meant."""
+_HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankerConfig:
+    """Architecture of a ranker of our own, small enough to train on a CPU."""
+
+    image_size: int = 64
+    """Side of the square pictures, pixels."""
+    patch_size: int = 8
+    """Side of a patch, pixels."""
+    vision_width: int = 128
+    """Width of the picture tower."""
+    vision_layers: int = 6
+    """Layers of the picture tower."""
+    vision_heads: int = 4
+    """Attention heads of the picture tower."""
+    text_width: int = 128
+    """Width of the caption tower."""
+    text_layers: int = 4
+    """Layers of the caption tower."""
+    text_heads: int = 4
+    """Attention heads of the caption tower."""
+    embed_dim: int = 128
+    """Features d that both towers end in."""
+    text_length: int = 32
+    """Text positions S, the start and the end of the caption among them."""
+    text_vocab: int = 16384
+    """Vocabulary of the text tokenizer; two ids for start and end follow."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
+        for tower in ("vision", "text"):
+            width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
+            if width % heads:
+                raise ValueError(
+                    f"{tower}_width {width} is not a multiple of {tower}_heads {heads}"
+                )
+        if self.text_length < 3:
+            raise ValueError(
+                f"text_length must be at least 3 (start, a token, end), got {self.text_length}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What happens to pictures before the network, as ``preprocessor_config.json`` has it."""
+
+    resize: int | tuple[int, int]
+    """Length of the shorter side, or height and width."""
+    crop: tuple[int, int]
+    """Height and width of the centre crop."""
+    mean: tuple[float, ...] = _HALF
+    """Subtracted from pixels in [0, 1]."""
+    std: tuple[float, ...] = _HALF
+    """Divides them afterwards."""
+    mode: str = "bicubic"
+    """Interpolation."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Pixels in [0, 1], (B, 3, H, W), to network input (B, 3, *crop)."""
+        height, width = images.shape[-2:]
+        if isinstance(self.resize, int):
+            short = min(height, width)
+            # Truncated, as transformers does it.
+            size = (self.resize * height // short, self.resize * width // short)
+        else:
+            size = self.resize
+        if size != (height, width):
+            images = F.interpolate(
+                images, size, mode=self.mode, antialias=True, align_corners=False
+            )
+            # To bytes and back, as resizing with PIL does.
+            images = (images.clamp(0, 1) * 255).round() / 255
+        top, left = (size[0] - self.crop[0]) // 2, (size[1] - self.crop[1]) // 2
+        images = images[..., top : top + self.crop[0], left : left + self.crop[1]]
+        mean = images.new_tensor(self.mean)[:, None, None]
+        return (images - mean) / images.new_tensor(self.std)[:, None, None]
+
+    @classmethod
+    def from_file(cls, path: Path, image_size: int) -> Self:
+        """Reads a ``preprocessor_config.json``; without one, OpenAI's values for the network's size.
+
+        Raises:
+            ValueError: The file asks for something that is not supported.
+        """
+        values = _read_object(path) if path.is_file() else {}
+        crop = _sides(values.get("crop_size", image_size))
+        size = values.get("size", image_size)
+        if isinstance(size, dict):
+            size = size["shortest_edge"] if "shortest_edge" in size else _sides(size)
+        if not values.get("do_center_crop", True):
+            crop = _sides(size)
+        if crop != (image_size, image_size):
+            raise ValueError(
+                f"{path} makes pictures of {crop[0]}x{crop[1]}, the network of that folder takes "
+                f"{image_size}x{image_size}: the files do not belong together"
+            )
+        modes = {2: "bilinear", 3: "bicubic"}
+        resample = values.get("resample", 3)
+        if resample not in modes:
+            raise ValueError(
+                f"{path}: resample must be 2 (bilinear) or 3 (bicubic), got {resample!r}"
+            )
+        return cls(
+            resize=size,
+            crop=crop,
+            mean=tuple(values.get("image_mean", (0.48145466, 0.4578275, 0.40821073))),
+            std=tuple(values.get("image_std", (0.26862954, 0.26130258, 0.27577711))),
+            mode=modes[resample],
+        )
+
+
+class Ranker(nn.Module):
+    """Scores pictures against captions; wraps transformers' ``CLIPModel``.
+
+    Reference: Learning Transferable Visual Models From Natural Language Supervision (Radford et
+    al., 2021); used for ranking in section 2.6 of Zero-Shot Text-to-Image Generation (Ramesh et
+    al., 2021). The constructor takes the parts; `create` and `from_folder` make them.
+
+    Args:
+        model: The two towers.
+        tokenizer: Library tokenizer that puts start and end around a caption.
+        preprocessing: What happens to pictures first.
+    """
+
+    def __init__(
+        self, model: CLIPModel, tokenizer: Tokenizer, preprocessing: Preprocessing
+    ) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.preprocessing = preprocessing
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(self.text_length)
+        # A caption that spells "<|endoftext|>" must not end there.
+        tokenizer.encode_special_tokens = True
+        self.tokenizer = tokenizer
+        self._end_id = _check_end(tokenizer, model.config.text_config)
+
+    @classmethod
+    def create(cls, config: RankerConfig, tokenizer: LibraryTokenizer) -> Self:
+        """A fresh ranker with weights from the global generator.
+
+        Args:
+            config: Architecture.
+            tokenizer: Text tokenizer; its ids are kept, start and end get the two after them.
+
+        Raises:
+            ValueError: The vocabulary is not that of the config.
+        """
+        from transformers.models.clip.configuration_clip import CLIPConfig
+        from transformers.models.clip.modeling_clip import CLIPModel
+
+        if tokenizer.vocab_size != config.text_vocab:
+            raise ValueError(
+                f"text_vocab is {config.text_vocab}, but the tokenizer has {tokenizer.vocab_size} "
+                f"ids: set text_vocab to {tokenizer.vocab_size}"
+            )
+        start, end = config.text_vocab, config.text_vocab + 1
+        text = {
+            "vocab_size": config.text_vocab + 2,
+            "hidden_size": config.text_width,
+            "intermediate_size": 4 * config.text_width,
+            "num_hidden_layers": config.text_layers,
+            "num_attention_heads": config.text_heads,
+            "max_position_embeddings": config.text_length,
+            "bos_token_id": start,
+            "eos_token_id": end,
+            "pad_token_id": end,
+        }
+        vision = {
+            "hidden_size": config.vision_width,
+            "intermediate_size": 4 * config.vision_width,
+            "num_hidden_layers": config.vision_layers,
+            "num_attention_heads": config.vision_heads,
+            "image_size": config.image_size,
+            "patch_size": config.patch_size,
+        }
+        common = {"projection_dim": config.embed_dim, "hidden_act": "gelu"}
+        model = CLIPModel(
+            CLIPConfig(
+                text_config=text | common,
+                vision_config=vision | common,
+                projection_dim=config.embed_dim,
+            )
+        )
+        side = config.image_size
+        preprocessing = Preprocessing(resize=side, crop=(side, side))
+        return cls(model, _with_ends(tokenizer, start, end), preprocessing)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Self:
+        """Opens a CLIP folder of transformers, ours or another's, in float32 and ready to use.
+
+        Args:
+            folder: With ``config.json``, ``model.safetensors`` and ``tokenizer.json``; without a
+                ``preprocessor_config.json`` OpenAI's preprocessing is taken.
+
+        Raises:
+            FileNotFoundError: The folder or one of its files is missing.
+            ValueError: The folder holds another kind of model, pickled weights, or files that do
+                not fit together.
+        """
+        from transformers.models.clip.modeling_clip import CLIPModel
+
+        folder = Path(folder)
+        _check_clip_folder(folder)
+        tokenizer = open_tokenizer_json(folder / TOKENIZER_FILE)
+        with _no_progress_bars():
+            try:
+                model, report = CLIPModel.from_pretrained(
+                    str(folder),
+                    local_files_only=True,
+                    use_safetensors=True,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                )
+            except Exception as error:  # many kinds, one meaning
+                raise ValueError(f"the weights in {folder} can't be read: {error}") from error
+        if report["missing_keys"]:
+            names = ", ".join(sorted(report["missing_keys"])[:5])
+            raise ValueError(f"the weights in {folder} are incomplete, missing: {names}")
+        size = model.config.vision_config.image_size
+        preprocessing = Preprocessing.from_file(folder / "preprocessor_config.json", size)
+        return cls(model, tokenizer, preprocessing).eval()
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the folder that `from_folder`, and transformers itself, opens.
+
+        Args:
+            folder: Where to; made if missing.
+        """
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _no_progress_bars():
+            self.model.save_pretrained(str(folder))
+        p = self.preprocessing
+        side = {"shortest_edge": p.resize} if isinstance(p.resize, int) else _named(p.resize)
+        processor = CLIPImageProcessorPil(
+            size=side,
+            crop_size=_named(p.crop),
+            image_mean=list(p.mean),
+            image_std=list(p.std),
+            resample={"bilinear": 2, "bicubic": 3}[p.mode],
+        )
+        processor.save_pretrained(str(folder))
+        self.tokenizer.save(str(folder / TOKENIZER_FILE))
+        ids = self.tokenizer.encode("").ids
+        start, end = (self.tokenizer.id_to_token(ids[i]) for i in (0, -1))
+        names = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": start,
+            "eos_token": end,
+            "pad_token": end,
+            "model_max_length": self.text_length,
+            "clean_up_tokenization_spaces": False,
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=2) + "\n")
+
+    @property
+    def text_length(self) -> int:
+        """Text positions S, start and end among them."""
+        return int(self.model.config.text_config.max_position_embeddings)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        device: torch.device = self.model.logit_scale.device
+        return device
+
+    @property
+    def scale(self) -> Tensor:
+        """Inverse temperature, a scalar."""
+        scale: Tensor = self.model.logit_scale.exp()
+        return scale
+
+    def encode_text(self, captions: Sequence[str]) -> Tensor:
+        """Ids of captions, int64 (B, S'), S' at most S; longer captions lose their end.
+
+        Pads are end tokens: attention is causal and the features are read at the first end, so
+        nothing sees them.
+        """
+        if isinstance(captions, str):
+            raise TypeError(f"captions must be a sequence, got one: pass [{captions!r}]")
+        rows = [self.tokenizer.encode(caption).ids for caption in captions]
+        length = max(map(len, rows), default=0)
+        padded = [row + [self._end_id] * (length - len(row)) for row in rows]
+        return torch.tensor(padded, dtype=torch.int64, device=self.device)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Features of pictures.
+
+        Args:
+            images: Pixels in [0, 1], (B, 3, H, W), any size: resized and cropped as the network
+                wants it.
+
+        Returns:
+            Unit vectors, (B, d).
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(
+                f"images must be floats of shape (B, 3, H, W) in [0, 1], got {images.dtype} "
+                f"{tuple(images.shape)}"
+            )
+        out = self.model.get_image_features(
+            pixel_values=self.preprocessing(images.to(self.device, torch.float32))
+        )
+        return F.normalize(out.pooler_output.float(), dim=-1)
+
+    def text_features(self, captions: Sequence[str]) -> Tensor:
+        """Features of B captions: unit vectors, (B, d)."""
+        out = self.model.get_text_features(input_ids=self.encode_text(captions))
+        return F.normalize(out.pooler_output.float(), dim=-1)
+
+    def scores(self, images: Tensor, captions: Sequence[str]) -> Tensor:
+        """How well each picture fits its caption.
+
+        Args:
+            images: Pixels in [0, 1], (B, 3, H, W).
+            captions: Caption of each picture, B of them; repeated ones are encoded once.
+
+        Returns:
+            Cosine times the inverse temperature, (B,).
+        """
+        if len(images) != len(captions):
+            raise ValueError(
+                f"captions must be one a picture, got {len(captions)} for {len(images)} pictures"
+            )
+        unique = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+        rows = torch.tensor([unique[c] for c in captions], dtype=torch.int64, device=self.device)
+        text = self.text_features(list(unique))[rows]
+        return self.scale * (self.image_features(images) * text).sum(-1)
+
+    def rank(self, images: Tensor, caption: str) -> Tensor:
+        """Order of pictures (B, 3, H, W) by their score against one caption: int64 (B,), best first."""
+        scores = self.scores(images, [caption] * len(images))
+        return scores.argsort(descending=True, stable=True)
+
+
+def retrieval_accuracy(
+    image_features: Tensor, text_features: Tensor, ks: Sequence[int] = (1, 5)
+) -> dict[str, float]:
+    """How often the partner is among the k most similar of the other kind, in both directions.
+
+    Row i of one belongs to row i of the other. A tie with the partner counts against it.
+
+    Args:
+        image_features: Unit vectors, (B, d).
+        text_features: Unit vectors, (B, d).
+        ks: The k's.
+
+    Returns:
+        Shares, ``image_to_text_top1`` and so on.
+    """
+    similarity = image_features @ text_features.t()
+    found = {}
+    for name, matrix in (("image_to_text", similarity), ("text_to_image", similarity.t())):
+        better = (matrix >= matrix.diagonal()[:, None]).sum(1) - 1
+        for k in ks:
+            found[f"{name}_top{k}"] = float((better < k).float().mean())
+    return found
+
+
+def _with_ends(tokenizer: LibraryTokenizer, start: int, end: int) -> Tokenizer:
+    """A copy of a library tokenizer that puts start and end around every caption."""
+    own = Tokenizer.from_str(tokenizer.files()[TOKENIZER_FILE])
+    own.add_special_tokens([START, END])
+    if (own.token_to_id(START), own.token_to_id(END)) != (start, end):
+        raise ValueError(
+            f"the tokenizer has {START} or {END} already: open its model with Ranker.from_folder"
+        )
+    own.post_processor = TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(START, start), (END, end)]
+    )
+    return own
+
+
+def _check_end(tokenizer: Tokenizer, config: Any) -> int:
+    """Id that ends every caption; raises `ValueError` unless the network reads its features there."""
+    ids = tokenizer.encode("").ids
+    legacy = config.eos_token_id == LEGACY_END_ID
+    highest = max(tokenizer.get_vocab().values())
+    expected = highest if legacy else config.eos_token_id
+    if not ids or ids[-1] != expected:
+        raise ValueError(
+            f"the network reads a caption's features at id {expected}, but {TOKENIZER_FILE} ends an "
+            f"empty caption with {ids[-1:] or 'nothing'}: the files do not belong together"
+        )
+    if highest >= config.vocab_size:
+        raise ValueError(
+            f"{TOKENIZER_FILE} has ids up to {highest}, the network a vocabulary of "
+            f"{config.vocab_size}: the files do not belong together"
+        )
+    end: int = ids[-1]
+    return end
+
+
+def _check_clip_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"no config.json in {folder}: expected a CLIP folder as transformers writes it"
+        )
+    kind = _read_object(folder / "config.json").get("model_type")
+    if kind != "clip":
+        raise ValueError(f'{folder}/config.json must have "model_type": "clip", got {kind!r}')
+    names = ("model.safetensors", "model.safetensors.index.json")
+    if not any((folder / name).is_file() for name in names):
+        pickled = [p.name for pattern in ("*.bin", "*.pt") for p in folder.glob(pattern)]
+        if pickled:
+            raise ValueError(
+                f"{folder} holds its weights as a pickle ({pickled[0]}), which can run code when it "
+                f"is read: convert it to {names[0]} first"
+            )
+        raise FileNotFoundError(f"no {names[0]} in {folder}")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold an object, got {type(values).__name__}")
+    return values
+
+
+def _sides(size: int | dict[str, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size["height"], size["width"])
+
+
+def _named(size: tuple[int, int]) -> dict[str, int]:
+    return {"height": size[0], "width": size[1]}
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Silences transformers, which draws a bar for reading and writing one file."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

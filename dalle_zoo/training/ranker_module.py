@@ -1,0 +1,116 @@
+"""The judge: trains the ranker on pictures and captions by contrast (Radford et al., 2021)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dalle_zoo.models.losses import contrastive_loss
+from dalle_zoo.models.ranker import Ranker, RankerConfig, retrieval_accuracy
+from dalle_zoo.tokenizers import load_text_tokenizer
+from dalle_zoo.tokenizers.library import LibraryTokenizer
+from dalle_zoo.training.base import AdamWConfig, StageModule
+from dalle_zoo.training.schedules import LearningRate
+from dalle_zoo.zoo import find_component
+
+# B pairs of a process, d features
+
+MAX_LOG_SCALE = math.log(100)
+"""Ceiling of the logarithmic inverse temperature (Radford et al., section 2.5)."""
+
+
+class RankerModule(StageModule):
+    """Trains a `Ranker`.
+
+    The captions of a batch are tokenised here, since the ranker's ids have a start and an end that
+    the prior's have not.
+
+    Args:
+        config: Architecture.
+        tokenizer: Folder of a text tokenizer, or a model that has one.
+        adamw: Optimiser settings; the defaults are CLIP's.
+        learning_rate: Learning rate over the updates.
+        seed: Seed of the stage.
+    """
+
+    stage = "ranker"
+    net: Ranker
+
+    def __init__(
+        self,
+        config: RankerConfig,
+        tokenizer: str,
+        adamw: AdamWConfig = AdamWConfig(beta2=0.98, eps=1e-6, weight_decay=0.2),  # noqa: B008 (frozen)
+        learning_rate: LearningRate = LearningRate(peak=5e-4, warmup_steps=2000),  # noqa: B008 (frozen)
+        seed: int = 0,
+    ) -> None:
+        text = load_text_tokenizer(find_component(tokenizer, "tokenizer"))
+        if not isinstance(text, LibraryTokenizer):
+            raise ValueError(
+                f"tokenizer {tokenizer!r} is a {type(text).__name__}, which has no tokenizer.json: "
+                "take a bpe, byte or hf tokenizer"
+            )
+        super().__init__(Ranker.create(config, text), adamw, learning_rate, seed)
+        self.config = config
+        self._seen: list[tuple[Tensor, Tensor]] = []
+
+    def features(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Unit vectors of pictures and captions, (B, d) each."""
+        return self.net.image_features(batch["image"]), self.net.text_features(batch["caption"])
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Symmetric cross-entropy over the pairs of all processes."""
+        # Every process computes the whole loss. Gathering sums the gradients over the processes and
+        # data parallelism averages them, so the update is that of one process with the whole batch.
+        image, text = (self._gather(x) for x in self.features(batch))
+        loss = contrastive_loss(image, text, self.net.scale)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/scale", self.net.scale.detach())
+        self.observe_loss(loss)
+        return loss
+
+    def _gather(self, features: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return features
+        everywhere = self.all_gather(features, sync_grads=self.training)
+        assert isinstance(everywhere, Tensor)
+        return everywhere.flatten(0, 1)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Keeps the inverse temperature at 100 or less."""
+        with torch.no_grad():
+            self.net.model.logit_scale.clamp_(max=MAX_LOG_SCALE)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Loss of the batch; its features wait for the end of the pass."""
+        image, text = self.features(batch)
+        loss = contrastive_loss(image, text, self.net.scale)
+        self.log("val/loss", loss, batch_size=len(image), sync_dist=True, prog_bar=True)
+        self._seen.append((image.detach(), text.detach()))
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the features of an earlier pass."""
+        self._seen.clear()
+
+    def on_validation_epoch_end(self) -> None:
+        """Retrieval over the whole validation set."""
+        image, text = (self._gather(torch.cat(parts)) for parts in zip(*self._seen, strict=True))
+        found = retrieval_accuracy(image, text)
+        self.log_dict({f"val/{name}": value for name, value in found.items()}, sync_dist=True)
+        self._seen.clear()
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_validation_epoch_end
+
+    def architecture(self) -> dict[str, Any]:
+        """Architecture of the network as plain data."""
+        return asdict(self.config)
+
+    def export(self, folder: Path) -> None:
+        """Writes the trained ranker as a CLIP folder of transformers."""
+        self.net.save(folder)

@@ -1,0 +1,105 @@
+"""A network that neither drew nor ranked a picture: MobileNet v1 trained on ImageNet.
+
+Its weights are not part of the project. The file ``mobilenet_v1_025_224.safetensors`` holds Google's
+(Apache-2.0) of width 0.25 under the names used here. Distances between its features are not FID.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dalle_zoo.hub import ModelFolderError, load_weights, sha256_file
+
+# B pictures, H W pixels
+
+WEIGHTS_FILE = "mobilenet_v1_025_224.safetensors"
+NAME = "MobileNet v1 0.25, ImageNet-1k"
+SIZE = 128
+"""Side to which pictures are scaled, pixels: 64-pixel drawings gain nothing from the 224 of training."""
+
+_WIDTHS = (8, 16, 32, 32, 64, 64, 128, 128, 128, 128, 128, 128, 256, 256)
+_HALVING = (0, 2, 4, 6, 12)
+"""Stages that halve the picture."""
+
+
+class Convolution(nn.Module):
+    """Convolution without bias, batch normalisation, ReLU6."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
+    ) -> None:
+        super().__init__()
+        # As TensorFlow pads an even side: all round, or one row and column at the end when halving.
+        around = kernel // 2
+        self.padding = (0, 1, 0, 1) if stride == 2 else (around,) * 4
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(outputs, eps=1e-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H, W), or half of the sides."""
+        return F.relu6(self.norm(self.conv(F.pad(x, self.padding))))
+
+
+class MobileNet(nn.Module):
+    """MobileNet v1 of width 0.25, 256 features.
+
+    Reference: MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications
+    (Howard et al., 2017), table 1.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        body: list[nn.Module] = [Convolution(3, _WIDTHS[0], 3, stride=2)]
+        for stage in range(1, len(_WIDTHS)):
+            before, after = _WIDTHS[stage - 1], _WIDTHS[stage]
+            stride = 2 if stage in _HALVING else 1
+            body.append(Convolution(before, before, 3, stride, groups=before))
+            body.append(Convolution(before, after, 1))
+        self.body = nn.Sequential(*body)
+        self.head = nn.Linear(_WIDTHS[-1], 1000)
+
+    @torch.inference_mode()
+    def features(self, images: Tensor, batch_size: int = 64) -> Tensor:
+        """Mean of the last feature maps.
+
+        Args:
+            images: Pixels in [0, 1] or uint8, (B, 3, H, W).
+            batch_size: Pictures at once.
+
+        Returns:
+            float32 (B, 256), at least 0, on the CPU.
+        """
+        parts = [self._features(part.to(self.head.weight.device)) for part in images.split(batch_size)]
+        return torch.cat(parts).cpu()
+
+    def _features(self, images: Tensor) -> Tensor:
+        x = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        x = F.interpolate(x, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
+        maps: Tensor = self.body(x * 2 - 1)
+        return maps.mean((2, 3))
+
+
+def load_evaluator(location: str | Path) -> tuple[MobileNet, dict[str, str | int]]:
+    """Opens the evaluator.
+
+    Args:
+        location: Its weights file, or the folder that holds ``mobilenet_v1_025_224.safetensors``.
+
+    Returns:
+        The network, frozen, and what a result file says about it: name, sha256, size in pixels.
+
+    Raises:
+        ModelFolderError: There is no such file, or it holds another network.
+    """
+    path = Path(location)
+    path = path / WEIGHTS_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise ModelFolderError(f"evaluator {path} is missing: expected {WEIGHTS_FILE} or its folder")
+    net = MobileNet()
+    load_weights(net, path)
+    record: dict[str, str | int] = {"name": NAME, "sha256": sha256_file(path), "pixels": SIZE}
+    return net.eval().requires_grad_(False), record

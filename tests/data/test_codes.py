@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dalle_zoo.data import (
+    CodeDataset,
+    CodeShardWriter,
+    ImageTextDataset,
+    ResumableLoader,
+    encode_source,
+    open_source,
+)
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This DataLoader will create"  # it minds workers on a machine with few cores
+)
+
+SIZE, BOOK = 8, 300
+OPTIONS: dict[str, Any] = {
+    "size": SIZE, "variants": 3, "seed": 5, "batch_size": 4, "samples_per_shard": 10, "chunk": 4,
+    "info": {"codebook_size": BOOK, "sha256": "abc"}, "progress": False,
+}  # fmt: skip
+
+
+def encode(images: Tensor) -> Tensor:
+    """A stand-in for an image tokenizer: codes (B, 2, 4) that tell pictures and crops apart."""
+    assert images.dtype == torch.float32
+    assert images.max() <= 1
+    return (images.unfold(2, 4, 4).unfold(3, 2, 2).sum((1, 4, 5)) * 12).long() % BOOK
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+@pytest.fixture
+def source(make: Any) -> Any:
+    return open_source(make.shards(17, 9))
+
+
+def test_files(make: Any, source: Any) -> None:
+    out = make.root / "out"
+    manifest = encode_source(source, encode, out, **OPTIONS)
+    assert json.loads((out / "manifest.json").read_text()) == manifest
+    assert manifest["count"] == 26
+    assert manifest["grid"] == [2, 4]
+    assert manifest["tokenizer"] == OPTIONS["info"]
+    assert manifest["source"] == source.fingerprint()
+    assert [s["samples"] for s in manifest["shards"]] == [10, 10, 6]
+    assert hashes(out).keys() == {"manifest.json", *(f"codes-0000{i}.tar" for i in range(3))}
+    for shard in manifest["shards"]:
+        assert hashes(out)[shard["file"]] == shard["sha256"]
+    with tarfile.open(out / "codes-00000.tar") as archive:
+        assert len(archive.getnames()) == 3 * 2 + 1
+        file = archive.extractfile("000001.npy")
+        assert file is not None
+        codes = np.load(io.BytesIO(file.read()), allow_pickle=False)
+    assert codes.dtype == np.uint16
+    assert codes.shape == (4, 3, 2, 4)
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2, 4])
+def test_on_the_fly_equals_encoded(make: Any, source: Any, epoch: int) -> None:
+    encode_source(source, encode, make.root / "out", **OPTIONS)
+    stored = CodeDataset(make.root / "out", caption="random", seed=5)
+    fresh = ImageTextDataset(source, transform="prior", size=SIZE, seed=5, variants=3, caption="random")
+    assert len(stored) == len(fresh) == 26
+    where = {"seed": None, "epoch": epoch, "start": 0, "stop": 26}
+    for a, b in zip(stored.read(**where), fresh.read(**where), strict=True):  # type: ignore[arg-type]
+        assert isinstance(a, dict)
+        assert isinstance(b, dict)
+        assert (a["key"], a["caption"]) == (b["key"], b["caption"])
+        assert a["codes"].dtype == torch.int64
+        assert torch.equal(a["codes"], encode(b["image"][None].float() / 255)[0])
+
+
+def test_variants_differ(make: Any, source: Any) -> None:
+    encode_source(source, encode, make.root / "out", **OPTIONS)
+    data = CodeDataset(make.root / "out")
+    epochs = [
+        torch.stack([r["codes"] for r in data.read(seed=None, epoch=e, start=0, stop=26)])  # type: ignore[index]
+        for e in range(4)
+    ]
+    assert torch.equal(epochs[0], epochs[3])
+    assert not torch.equal(epochs[0], epochs[1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_code_batches_are_complete_and_resumable(make: Any, source: Any, workers: int) -> None:
+    encode_source(source, encode, make.root / "out", **OPTIONS)
+
+    def loader() -> ResumableLoader:
+        data = CodeDataset(make.root / "out", caption="random")
+        return ResumableLoader(data, 5, seed=1, num_workers=workers, drop_last=False)
+
+    batches = list(loader())
+    assert sorted(k for b in batches for k in b["key"]) == [f"s{i:04d}" for i in range(26)]
+    assert batches[0]["codes"].shape == (5, 2, 4)
+    first = loader()
+    stream = iter(first)
+    next(stream), next(stream)
+    second = loader()
+    second.load_state_dict(first.state_dict())
+    for a, b in zip(second, batches[2:], strict=True):
+        assert a["key"] == b["key"]
+        assert a["caption"] == b["caption"]
+        assert torch.equal(a["codes"], b["codes"])
+
+
+def test_windows_of_code_shards(make: Any, source: Any) -> None:
+    encode_source(source, encode, make.root / "out", **OPTIONS)
+    data = CodeDataset(make.root / "out")
+    for start, stop in ((0, 1), (3, 5), (7, 23), (9, 11), (25, 26)):
+        found = data.read(seed=None, epoch=0, start=start, stop=stop)
+        assert [r["key"] for r in found] == [f"s{i:04d}" for i in range(start, stop)]  # type: ignore[index]
+
+
+def test_large_codebooks_are_stored_wider(make: Any, source: Any) -> None:
+    options = OPTIONS | {"info": {"codebook_size": 70_000}}
+    encode_source(source, lambda x: encode(x) + 69_000, make.root / "out", **options)
+    assert next(iter(CodeDataset(make.root / "out")))["codes"].min() >= 69_000
+
+
+def test_unusable_samples_are_left_out_and_named(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    members = make.members(0, 12)
+    members["s0003.png"] = b"oops"
+    del members["s0011.txt"], members["s0011.json"]
+    source = open_source(make.tar("a.tar", members))
+    manifest = encode_source(source, encode, make.root / "out", **OPTIONS)
+    assert manifest["count"] == 10
+    assert manifest["skipped"].keys() == {"s0003", "s0011"}
+    assert "skipped s0003" in caplog.text
+    assert "skipped s0011: no caption" in caplog.text
+    data = CodeDataset(make.root / "out")
+    assert len(data) == len(list(data)) == 10
+
+
+def test_nothing_usable_is_an_error(make: Any) -> None:
+    source = open_source(make.tar("a.tar", {"x.png": b"oops", "x.txt": b"caption"}))
+    with pytest.raises(ValueError, match="no sample of the source can be used: x: not a readable"):
+        encode_source(source, encode, make.root / "out", **OPTIONS)
+    assert hashes(make.root / "out") == {}
+
+
+@pytest.mark.parametrize("fail_at", [1, 4, 6, 13, 20])
+def test_an_interrupted_encoding_continues(make: Any, source: Any, fail_at: int) -> None:
+    calls = 0
+
+    def failing(images: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == fail_at:
+            raise RuntimeError("out of memory")
+        return encode(images)
+
+    encode_source(source, encode, make.root / "whole", **OPTIONS)
+    out = make.root / "out"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        encode_source(source, failing, out, **OPTIONS)
+    with pytest.raises(ValueError, match="not finished"):
+        CodeDataset(out)
+    done = calls
+    encode_source(source, failing, out, **OPTIONS)
+    assert hashes(out) == hashes(make.root / "whole")
+    assert fail_at < 13 or calls - done < 26  # finished shards are not encoded again
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_codes as t
+def slow(images):
+    time.sleep(0.02)
+    return t.encode(images)
+t.encode_source(t.open_source({shards!r}), slow, {out!r}, **t.OPTIONS)
+"""
+
+
+def test_killed_at_any_moment(make: Any, source: Any) -> None:
+    encode_source(source, encode, make.root / "whole", **OPTIONS)
+    out = make.root / "out"
+    script = SCRIPT.format(tests=str(Path(__file__).parent), shards=str(make.root / "shards"), out=str(out))
+    for finished in (0, 1, 2):
+        process = subprocess.Popen([sys.executable, "-c", script])
+        waiting = out / f".codes-0000{finished}.tar.part"
+        deadline = time.monotonic() + 60
+        while not waiting.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not (out / "manifest.json").exists()
+        assert len(list(out.glob("codes-*.tar"))) >= finished
+    encode_source(source, encode, out, **OPTIONS)
+    assert hashes(out) == hashes(make.root / "whole")
+
+
+def test_killed_between_the_manifest_and_the_end(make: Any, source: Any) -> None:
+    out = make.root / "out"
+    manifest = encode_source(source, encode, out, **OPTIONS)
+    before = hashes(out)
+    settings = {k: v for k, v in manifest.items() if k not in ("count", "grid", "skipped", "shards")}
+    (out / "encoding.json").write_text(json.dumps(settings))
+    assert encode_source(source, encode, out, **OPTIONS) == manifest
+    assert hashes(out) == before
+
+
+def test_nothing_is_overwritten_unasked(make: Any, source: Any) -> None:
+    out = make.root / "out"
+    encode_source(source, encode, out, **OPTIONS)
+    before = hashes(out)
+    for changes in ({}, {"seed": 6}):
+        with pytest.raises(ValueError, match="finished encoding"):
+            encode_source(source, encode, out, **OPTIONS | changes)
+        assert hashes(out) == before
+    encode_source(source, encode, out, **OPTIONS | {"seed": 6, "overwrite": True})
+    assert hashes(out).keys() == before.keys()
+    assert hashes(out) != before
+    encode_source(source, encode, out, **OPTIONS | {"overwrite": True})
+    assert hashes(out) == before
+
+
+def test_other_settings_and_other_files_are_refused(make: Any, source: Any) -> None:
+    out = make.root / "out"
+
+    def broken(images: Tensor) -> Tensor:
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        encode_source(source, broken, out, **OPTIONS)
+    with pytest.raises(ValueError, match="seed was 5 and is 6 now"):
+        encode_source(source, encode, out, **OPTIONS | {"seed": 6})
+    encode_source(source, encode, out, **OPTIONS | {"seed": 6, "overwrite": True})
+    photos = make.root / "photos"
+    photos.mkdir()
+    (photos / "a.png").write_bytes(b"mine")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"other files \(a.png\)"):
+            encode_source(source, encode, photos, **OPTIONS | {"overwrite": overwrite})
+    foreign = make.shards(2, folder="foreign")
+    (foreign / "manifest.json").write_text('{"shards": []}')
+    with pytest.raises(ValueError, match=r"finished|other files"):
+        encode_source(source, encode, foreign, **OPTIONS | {"overwrite": True})
+    assert (photos / "a.png").read_bytes() == b"mine"
+
+
+def test_bad_options(make: Any, source: Any) -> None:
+    out = make.root / "out"
+    for changes, message in (
+        ({"variants": 0}, "variants must be at least 1"),
+        ({"chunk": 0}, "chunk must be at least 1"),
+        ({"info": {}}, "info must hold codebook_size"),
+        ({"transform": "priors"}, "Did you mean 'prior'"),
+        ({"info": {"codebook_size": 2}}, r"codes must lie in 0..1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            encode_source(source, encode, out, **OPTIONS | changes)
+    writer = CodeShardWriter(make.root / "x.tar", codebook_size=4)
+    with pytest.raises(ValueError, match="codes must be integers"):
+        writer.add("k", ["c"], torch.zeros(2, 2))
+    writer.discard()
+    assert not list(make.root.glob("*x.tar*"))
+
+
+def test_wrong_folders(make: Any, source: Any) -> None:
+    with pytest.raises(ValueError, match="it holds nothing"):
+        CodeDataset(make.root / "missing")
+    with pytest.raises(ValueError, match="it holds pictures"):
+        CodeDataset(make.root / "shards")
+    out = make.root / "out"
+    encode_source(source, encode, out, **OPTIONS)
+    with pytest.raises(ValueError, match="CodeDataset"):
+        open_source(out)
+    (out / "codes-00001.tar").write_bytes(b"short")
+    with pytest.raises(ValueError, match=r"codes-00001.tar' has 5 bytes, its manifest says"):
+        CodeDataset(out)

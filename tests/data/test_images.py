@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dalle_zoo.data import CorruptImageError, decode_image, images
+
+RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
+JPEG_ERROR = 4  # flat areas at quality 95
+
+
+def colour(data: bytes, at: tuple[int, int] = (0, 0)) -> tuple[int, ...]:
+    image = decode_image(data)
+    assert image.mode == "RGB"
+    pixel = image.getpixel(at)
+    assert isinstance(pixel, tuple)
+    return pixel
+
+
+def test_grey(make: Any) -> None:
+    assert colour(make.encoded(Image.new("L", (4, 4), 77))) == (77, 77, 77)
+    assert colour(make.encoded(Image.new("1", (4, 4), 1))) == WHITE
+
+
+def test_palette(make: Any) -> None:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([*GREEN, *RED])
+    assert colour(make.encoded(image)) == RED
+    assert colour(make.encoded(image, transparency=1)) == WHITE
+    assert colour(make.encoded(image, "GIF")) == RED
+
+
+def test_transparency_lies_on_white(make: Any) -> None:
+    assert colour(make.encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 0)))) == WHITE
+    assert colour(make.encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 51)))) == (255, 204, 204)
+    assert colour(make.encoded(Image.new("LA", (4, 4), (0, 51)))) == (204, 204, 204)
+    assert colour(make.encoded(Image.new("RGBA", (4, 4), (9, 9, 9, 0)), "WEBP")) == WHITE
+    assert colour(make.encoded(Image.new("RGB", (4, 4), RED), transparency=RED)) == WHITE
+    assert colour(make.encoded(Image.new("L", (4, 4), 3), transparency=3)) == WHITE
+
+
+def test_cmyk(make: Any) -> None:
+    data = make.encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
+    assert np.abs(np.subtract(colour(data), RED)).max() <= JPEG_ERROR
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_not_clipped(make: Any, format: str) -> None:
+    values = np.array([[0, 257, 32768, 65535]], np.uint16)
+    image = decode_image(make.encoded(Image.fromarray(values), format))
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_32_bit_integers_and_floats(make: Any) -> None:
+    integers = np.array([[0, 65535]], np.int32)
+    assert np.asarray(decode_image(make.encoded(Image.fromarray(integers), "TIFF")))[0, :, 1].tolist() == [0, 255]
+    floats = np.array([[0.0, 0.5, 1.0, np.nan]], np.float32)
+    assert np.asarray(decode_image(make.encoded(Image.fromarray(floats), "TIFF")))[0, :, 2].tolist() == [
+        0,
+        128,
+        255,
+        0,
+    ]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation(make: Any, orientation: int) -> None:
+    # Red where a viewer shows the top left corner; the stored picture is turned the other way.
+    upright = Image.new("RGB", (32, 16), GREEN)
+    upright.paste(RED, (0, 0, 16, 8))
+    undo = {
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
+    stored = upright if undo is None else upright.transpose(undo)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = decode_image(make.encoded(stored, "JPEG", exif=exif, quality=95, subsampling=0))
+    assert image.size == (32, 16)
+    worst = np.abs(np.asarray(image).astype(int) - np.asarray(upright)).max()
+    assert worst <= JPEG_ERROR
+
+
+def test_broken_exif_does_not_cost_the_picture(make: Any) -> None:
+    data = make.encoded(Image.new("RGB", (8, 8), RED), "JPEG", exif=b"Exif\0\0broken", quality=95)
+    assert decode_image(data).size == (8, 8)
+
+
+def test_animation_gives_the_first_frame(make: Any) -> None:
+    frames = [Image.new("RGB", (8, 8), RED), Image.new("RGB", (8, 8), GREEN)]
+    for format, options in (("GIF", {}), ("WEBP", {"lossless": True})):
+        data = make.encoded(frames[0], format, save_all=True, append_images=frames[1:], duration=100, **options)
+        assert colour(data) == RED
+
+
+def test_one_pixel(make: Any) -> None:
+    assert decode_image(make.encoded(Image.new("RGB", (1, 1), RED))).size == (1, 1)
+
+
+def test_too_many_pixels_are_refused_before_decoding() -> None:
+    def block(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + block(b"IHDR", header) + block(b"IDAT", b"") + block(b"IEND", b"")
+    with pytest.raises(CorruptImageError, match="pixels"):
+        decode_image(bomb)
+
+
+def test_large_pictures_within_the_limit_do_not_warn(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow warns from here
+    assert decode_image(make.encoded(Image.new("RGB", (15, 10)))).size == (15, 10)
+    monkeypatch.setattr(images, "MAX_PIXELS", 149)
+    with pytest.raises(CorruptImageError, match="15 x 10"):
+        decode_image(make.encoded(Image.new("RGB", (15, 10))))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_truncated_pictures(make: Any, format: str) -> None:
+    data = make.picture(0, (64, 64), format)
+    assert decode_image(data).size == (64, 64)
+    with pytest.raises(CorruptImageError):
+        decode_image(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("data", [b"", b"not a picture", bytes(1000), b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_not_a_picture(data: bytes) -> None:
+    with pytest.raises(CorruptImageError, match="not a readable picture"):
+        decode_image(data)
+
+
+def test_random_damage_never_raises_anything_else(make: Any) -> None:
+    rng = np.random.default_rng(0)
+    for format in ("PNG", "JPEG", "WEBP", "GIF", "TIFF"):
+        whole = np.frombuffer(make.picture(1, (16, 16), format), np.uint8)
+        for _ in range(40):
+            damaged = whole.copy()
+            damaged[rng.integers(0, len(whole), 5)] = rng.integers(0, 256, 5, np.uint8)
+            try:
+                image = decode_image(damaged.tobytes())
+            except CorruptImageError:
+                continue
+            assert image.mode == "RGB"
+            assert len(image.tobytes()) == 3 * image.width * image.height

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dalle_zoo.data import (
+    Collate,
+    ImageTextDataset,
+    ResumableLoader,
+    ShardSource,
+    decode_image,
+    iterate_batches,
+    open_source,
+    prior_transform,
+    sample_rng,
+)
+
+TOTAL = 23
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This DataLoader will create"  # it minds workers on a machine with few cores
+)
+
+
+@pytest.fixture
+def source(make: Any) -> ShardSource:
+    return ShardSource(sorted(make.shards(9, 2, 12).iterdir()), shuffle_buffer=5)
+
+
+def pictures(source: Any, **options: Any) -> ImageTextDataset:
+    return ImageTextDataset(source, **{"transform": "prior", "size": 8, "seed": 3} | options)
+
+
+def encode(captions: Sequence[str], keys: Sequence[str], epoch: int) -> Tensor:
+    return torch.tensor([[len(c), len(k), epoch] for c, k in zip(captions, keys, strict=True)])
+
+
+def take(loader: ResumableLoader, count: int) -> list[dict[str, Any]]:
+    """Batches over as many epochs as it takes."""
+    found: list[dict[str, Any]] = []
+    while len(found) < count:
+        found.extend(itertools.islice(loader, count - len(found)))
+    return found
+
+
+def same(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> bool:
+    return len(left) == len(right) and all(
+        a.keys() == b.keys()
+        and all(torch.equal(a[name], b[name]) if isinstance(a[name], Tensor) else a[name] == b[name] for name in a)
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+def test_items(source: Any, make: Any) -> None:
+    dataset = pictures(source)
+    assert len(dataset) == TOTAL
+    items = list(dataset)
+    assert [item["key"] for item in items] == [f"s{i:04d}" for i in range(TOTAL)]
+    image = decode_image(make.picture(4))
+    assert torch.equal(items[4]["image"], prior_transform(image, 8, sample_rng(3, "s0004", 0)))
+    assert items[4]["caption"] == "thing 4"
+
+
+def test_variants_repeat_crops_and_none_does_not(source: Any) -> None:
+    def image(epoch: int, **options: Any) -> Tensor:
+        item = next(iter(pictures(source, **options).read(seed=None, epoch=epoch, start=0, stop=1)))
+        assert isinstance(item, dict)
+        image: Tensor = item["image"]
+        return image
+
+    assert torch.equal(image(0, variants=2), image(2, variants=2))
+    assert not torch.equal(image(0, variants=2), image(1, variants=2))
+    assert not torch.equal(image(0), image(6))
+
+
+def test_random_captions_depend_on_key_and_epoch(source: Any) -> None:
+    def captions(epoch: int) -> list[str]:
+        dataset = pictures(source, caption="random")
+        return [r["caption"] for r in dataset.read(seed=None, epoch=epoch, start=0, stop=TOTAL)]  # type: ignore[index]
+
+    assert captions(0) == captions(0)
+    assert captions(0) != captions(1)
+    assert {c.split()[0] for c in captions(0)} == {"thing", "one"}
+
+
+def test_batches(source: Any) -> None:
+    batch = next(iter(ResumableLoader(pictures(source), 4, seed=0, collate=Collate(encode))))
+    assert batch.keys() == {"key", "image", "caption", "epoch", "text"}
+    assert batch["image"].shape == (4, 3, 8, 8)
+    assert batch["image"].dtype == torch.float32
+    assert 0.5 < batch["image"].max() <= 1
+    assert batch["text"].tolist() == [[len(c), 5, 0] for c in batch["caption"]]
+    for key, caption in zip(batch["key"], batch["caption"], strict=True):
+        assert caption == f"thing {int(key[1:])}"
+
+
+@pytest.mark.parametrize("workers", [0, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_an_epoch_reads_every_sample_once(source: Any, workers: int, world_size: int) -> None:
+    dataset = pictures(source)
+    for drop_last in (True, False):
+        loaders = [
+            ResumableLoader(
+                dataset, 3, seed=0, rank=rank, world_size=world_size, num_workers=workers,
+                drop_last=drop_last,
+            )
+            for rank in range(world_size)
+        ]  # fmt: skip
+        assert len({len(loader) for loader in loaders}) == 1
+        batches = [batch for loader in loaders for batch in loader]
+        assert len(batches) == world_size * len(loaders[0])
+        counts = Counter(key for batch in batches for key in batch["key"])
+        if drop_last:
+            assert max(counts.values()) == 1
+            assert len(counts) == len(batches) * 3
+        else:
+            assert len(counts) == TOTAL
+            assert sum(counts.values()) == -(-TOTAL // world_size) * world_size
+
+
+def test_epochs_are_shuffled_anew(source: Any) -> None:
+    loader = ResumableLoader(pictures(source), 4, seed=0)
+    orders = [[k for b in loader for k in b["key"]] for _ in range(3)]
+    assert orders[0] != orders[1] != orders[2]
+    assert orders[0] != sorted(orders[0])
+    plain = ResumableLoader(pictures(source), 4, seed=0, shuffle=False, drop_last=False)
+    first, second = list(plain), list(plain)
+    assert [k for b in first for k in b["key"]] == sorted(f"s{i:04d}" for i in range(TOTAL))
+    assert same(first, second)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [0, 3, 5, 7, 12])  # 5 batches an epoch: within, at and beyond ends
+def test_resumed_stream_is_the_undisturbed_one(source: Any, workers: int, stop: int) -> None:
+    def loader() -> ResumableLoader:
+        dataset = pictures(source, caption="random")
+        return ResumableLoader(
+            dataset, 4, seed=7, num_workers=workers, collate=Collate(encode)
+        )  # fmt: skip
+
+    undisturbed = loader()
+    everything = take(undisturbed, 14)
+    broken = loader()
+    assert len(broken) == 5
+    assert same(take(broken, stop), everything[:stop])
+    state = broken.state_dict()
+    assert (state["epoch"], state["batches"]) == divmod(stop, 5)
+    resumed = loader()
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state
+    assert same(take(resumed, 14 - stop), everything[stop:])
+
+
+def test_the_position_is_advanced_before_the_last_batch_is_given(source: Any) -> None:
+    loader = ResumableLoader(pictures(source), 4, seed=7)
+    batches = iter(loader)
+    for _ in range(len(loader)):
+        next(batches)
+    state = loader.state_dict()
+    assert (state["epoch"], state["batches"]) == (1, 0)
+
+
+def test_an_epoch_left_half_way_is_not_repeated(source: Any) -> None:
+    loader = ResumableLoader(pictures(source), 4, seed=7)
+    first, second = (next(iter(loader)) for _ in range(2))
+    assert (first["epoch"], second["epoch"]) == (0, 1)
+    assert first["key"] != second["key"]
+
+
+def test_reading_leaves_global_randomness_alone(source: Any) -> None:
+    torch.manual_seed(0)
+    random.seed(0)
+    expected = torch.rand(1), random.random()
+    torch.manual_seed(0)
+    random.seed(0)
+    list(ResumableLoader(pictures(source), 4, seed=1, num_workers=2))
+    list(ResumableLoader(pictures(source), 4, seed=1))
+    assert (torch.rand(1), random.random()) == expected
+
+
+def test_another_layout_is_reported(source: Any, caplog: pytest.LogCaptureFixture) -> None:
+    state = ResumableLoader(pictures(source), 4, seed=7).state_dict() | {"batches": 3}
+    ResumableLoader(pictures(source), 2, seed=7).load_state_dict(state)
+    assert "batch_size was 4" in caplog.text
+    with pytest.raises(ValueError, match="which has 1 now"):
+        ResumableLoader(pictures(source), 20, seed=7).load_state_dict(state)
+
+
+@pytest.fixture
+def mixed(make: Any) -> ShardSource:
+    """Twelve samples, of which s0001 and s0008 are corrupt and s0005 has no caption."""
+    members = make.members(0, 12)
+    members["s0001.png"] = members["s0001.png"][:200]
+    members["s0008.png"] = b"oops"
+    del members["s0005.txt"], members["s0005.json"]
+    return ShardSource([make.tar("mixed.tar", members)])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unusable_samples_are_skipped_counted_and_named(
+    mixed: Any, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader = ResumableLoader(pictures(mixed), 3, seed=0, num_workers=workers)
+    batches = list(loader) + list(loader)
+    assert len(loader) == 4
+    assert [len(batch["key"]) for batch in batches] == [3] * 8
+    bad = {"s0001", "s0008", "s0005"}
+    assert not bad & {key for batch in batches for key in batch["key"]}
+    assert loader.skipped.keys() == bad
+    assert "no caption" in loader.skipped["s0005"]
+    for key in bad:
+        named = [r for r in caplog.records if f"skipped {key}" in r.getMessage()]
+        assert len(named) == 1
+        assert named[0].levelno == logging.WARNING
+    assert "3 samples were skipped" in caplog.text
+
+
+def test_iteration_in_order_skips_too(mixed: Any, caplog: pytest.LogCaptureFixture) -> None:
+    batches = list(iterate_batches(pictures(mixed), 4))
+    assert [len(batch["key"]) for batch in batches] == [4, 4, 1]
+    assert "skipped 3 of 12 samples" in caplog.text
+    without = [i["key"] for i in pictures(mixed, needs_captions=False)]
+    assert len(without) == 10
+    assert {i["key"]: i["caption"] for i in pictures(mixed, needs_captions=False)}["s0005"] == ""
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nothing_usable_is_an_error(make: Any, workers: int) -> None:
+    path = make.tar("bad.tar", {f"{i}.png": b"oops" for i in range(9)})
+    loader = ResumableLoader(pictures(open_source(path)), 2, seed=0, num_workers=workers)
+    with pytest.raises(ValueError, match=r"(?s)none of .* samples .*no caption"):
+        next(iter(loader))
+
+
+def test_bad_options(source: Any, make: Any) -> None:
+    data = pictures(source)
+    for options, message in (
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 24}, "needs at least 24 samples, got 23"),
+        ({"batch_size": 12, "world_size": 2}, "needs at least 24 samples, got 23"),
+        ({"batch_size": 1, "rank": 1}, "rank must lie"),
+        ({"batch_size": 1, "world_size": 24}, "cannot be shared by 24 ranks"),
+        ({"batch_size": 1, "num_workers": -1}, "num_workers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ResumableLoader(data, **{"seed": 0} | options)  # type: ignore[arg-type]
+    empty = ShardSource([make.tar("empty.tar", {"a.txt": b"x"})])
+    with pytest.raises(ValueError, match="empty"):
+        ResumableLoader(pictures(empty), 1, seed=0)
+    for options, message in (
+        ({"transform": "prio"}, "Did you mean 'prior'"),
+        ({"caption": "last"}, "caption must be one of"),
+        ({"variants": 0}, "variants"),
+        ({"size": 0}, "size"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pictures(source, **options)
