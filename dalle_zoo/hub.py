@@ -100,7 +100,7 @@ def config_from_dict(config_class: type, values: dict[str, Any], where: str) -> 
 # ---------------------------------------------------------------- one network
 
 
-def save_network(net: ImageTokenizer | Prior, kind: str, folder: Path, dtype: torch.dtype | None = None) -> None:
+def save_network(net: nn.Module, kind: str, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Writes ``config.json`` and ``model.safetensors`` of a network into an existing folder.
 
     Args:
@@ -116,7 +116,8 @@ def save_network(net: ImageTokenizer | Prior, kind: str, folder: Path, dtype: to
     aside = folder / f".{WEIGHTS}.part"
     save_file(tensors, aside, metadata={"format": "pt"})
     aside.replace(folder / WEIGHTS)
-    write_json(folder / CONFIG, {"type": kind, **asdict(net.config)})
+    config: Any = net.config
+    write_json(folder / CONFIG, {"type": kind, **asdict(config)})
 
 
 def load_weights(net: nn.Module, path: Path) -> None:

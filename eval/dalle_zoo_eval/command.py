@@ -62,3 +62,25 @@ def main(arguments: list[str]) -> None:
         )
     for line in result["left_out"]:
         print(f"left out: {line}")  # noqa: T201
+
+
+def card(arguments: list[str]) -> None:
+    """Renders a model card; the entry of the sub-command ``card``.
+
+    Args:
+        arguments: Command line after ``dalle-zoo card``.
+    """
+    p = parser(
+        "card",
+        "Render the card of a model from its files and its result file.\n\n"
+        "  dalle-zoo card emoji64 --result eval/results/emoji64.json --out model_cards/emoji64.md",
+    )
+    p.add_argument("model", help="bundled name or folder")
+    p.add_argument("--result", type=Path, required=True, help="result file of dalle-zoo eval")
+    p.add_argument("--out", type=Path, required=True, help="Markdown file to write, replaced")
+    options = p.parse_args(arguments)
+
+    from dalle_zoo.cards import write_card
+    from dalle_zoo.zoo import find_model
+
+    print(write_card(find_model(options.model), options.result, options.out))  # noqa: T201

@@ -1,0 +1,259 @@
+"""Model cards and curves, rendered from files: nothing in them is typed by hand."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from dalle_zoo.hub import ModelFolderError, read_json
+from dalle_zoo.recipes import list_recipes, recipe_header, recipe_root
+from dalle_zoo.registry import suggest
+from dalle_zoo.zoo import RECORD
+
+TEMPLATES = Path(__file__).parent / "_cards"
+"""One template a protocol: what a card says depends on what was measured."""
+
+Result = Mapping[str, Any]
+"""Contents of a result file of ``dalle-zoo eval``."""
+
+
+def render_card(folder: str | Path, result: Result) -> str:
+    """Renders the card of a model.
+
+    Args:
+        folder: The model: its ``record.json`` and ``model_index.json`` are read. The folder's name is
+            the model's, and that of its recipes.
+        result: Contents of its result file.
+
+    Returns:
+        Markdown. The same files give the same text.
+
+    Raises:
+        ModelFolderError: A file of the folder is missing.
+        ValueError: There is no template for the protocol of the result.
+    """
+    folder = Path(folder)
+    record, index = read_json(folder / RECORD), read_json(folder / "model_index.json")
+    protocol = result["protocol"]
+    path = TEMPLATES / f"{protocol['name']}.md"
+    if not path.is_file():
+        known = [template.stem for template in TEMPLATES.glob("*.md")]
+        raise ValueError(suggest("card template", str(protocol["name"]), known))
+    components = [name for name in index if not name.startswith("_")]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    text = Template(path.read_text(encoding="utf-8")).substitute(
+        name=folder.name,
+        description=record["description"],
+        license=record["license"],
+        data=record["data"],
+        components=_components(components, record["parameters"]),
+        results=_results(result),
+        protocol_name=protocol["name"],
+        samples=protocol["samples"],
+        seed=protocol["seed"],
+        candidates=protocol["candidates"],
+        sampling=_sampling(protocol),
+        evaluator=_evaluator(result),
+        device=result["device"],
+        versions=versions,
+        code_version=result["code_version"],
+        date=result["date"],
+        targets=_targets(result),
+        recipes=_recipes(folder.name, components),
+        trials=_trials(recipe_root() / "trials" / f"{folder.name}.json"),
+    )
+    return text.rstrip() + "\n"
+
+
+def write_card(folder: str | Path, result_file: str | Path, out: str | Path) -> Path:
+    """Renders a card from a model folder and a result file into ``out``, whole or not at all.
+
+    Raises:
+        ModelFolderError: As `render_card`, or the result was measured with other weights.
+    """
+    folder, out = Path(folder), Path(out)
+    result = read_json(Path(result_file))
+    check_weights(folder, result)
+    text = render_card(folder, result)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.{os.getpid()}.part")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(out)
+    return out
+
+
+def check_weights(folder: Path, result: Result) -> None:
+    """Raises `ModelFolderError` unless the result was measured with the weights of the folder."""
+    listed = read_json(folder / "sha256.json")
+    measured = result["model"]["weights_sha256"]
+    current = {name: digest for name, digest in listed.items() if name.endswith(".safetensors")}
+    changed = sorted(n for n in {*current, *measured} if current.get(n) != measured.get(n))
+    if changed:
+        raise ModelFolderError(
+            f"the result file was measured with other weights than those of {folder} "
+            f"({', '.join(changed)}): run `dalle-zoo eval` again"
+        )
+
+
+# ---------------------------------------------------------------- parts of a card
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head.
+
+    Example:
+        >>> print(table([["part", "parameters"], ["dvae", "7"]]))
+        | part | parameters |
+        |---|---|
+        | dvae | 7 |
+    """
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|" + "---|" * len(rows[0]))
+    return "\n".join(lines)
+
+
+def _components(names: Sequence[str], parameters: Mapping[str, int]) -> str:
+    rows = [[name, f"{parameters[name]:,}" if name in parameters else "–"] for name in names]
+    return table([["part", "parameters"], *rows])
+
+
+def _results(result: Result) -> str:
+    splits = result["splits"]
+    rows = [["", *splits]]
+
+    def add(label: str, *path: str, form: str = "{:.1f}", times: float = 1) -> None:
+        cells = [_cell(figures, path, form, times) for figures in splits.values()]
+        if any(cell != "–" for cell in cells):
+            rows.append([label, *cells])
+
+    candidates = result["protocol"]["candidates"]
+    add("samples", "samples", form="{}")
+    add("captions drawn from", "captions", form="{}")
+    add("reconstruction PSNR, dB", "psnr", form="{:.2f}")
+    add("codes used, %", "codebook", "used", times=100)
+    add("perplexity of the codes", "codebook", "perplexity")
+    for caption in ("right", "shuffled", "none"):
+        label = "no caption" if caption == "none" else f"{caption} captions"
+        add(f"bits per image token, {label}", "bits", caption, form="{:.3f}")
+    for way in ("image_to_text", "text_to_image"):
+        for k in (1, 5):
+            label = "picture to caption" if way == "image_to_text" else "caption to picture"
+            add(f"ranker, {label}, top {k}, %", "retrieval", f"{way}_top{k}", times=100)
+    kinds = {
+        "real": "real pictures (ceiling)",
+        "reconstructed": "reconstructions",
+        "best": f"best of {candidates}",
+        "one": "one picture",
+        "shuffled": "shuffled captions (floor)",
+    }
+    for k in (1, 5):
+        for kind, label in kinds.items():
+            path = ("concept_accuracy", kind, f"top{k}")
+            add(f"concept accuracy, top {k}, {label}, %", *path, times=100)
+    left_out = [f"- Not measured: {line}." for line in result["left_out"]]
+    return "\n".join([table(rows), *(["", *left_out] if left_out else [])])
+
+
+def _cell(figures: Any, path: Sequence[str], form: str, times: float) -> str:
+    for name in path:
+        if name not in figures:
+            return "–"
+        figures = figures[name]
+    # A count stays an integer.
+    return form.format(figures if times == 1 else figures * times)
+
+
+def _sampling(protocol: Mapping[str, Any]) -> str:
+    usual = {"temperature": 1.0, "top_k": None, "top_p": None, "guidance": 1.0}
+    changed = [f"{n.replace('_', '-')} {protocol[n]}" for n, v in usual.items() if protocol[n] != v]
+    return f" ({', '.join(changed)})" if changed else " (temperature 1, no truncation, no guidance)"
+
+
+def _evaluator(result: Result) -> str:
+    evaluator = result["evaluator"]
+    if evaluator is None:
+        return "No evaluator network was given."
+    return (
+        f"The evaluator is {evaluator['name']}, at {evaluator['pixels']} pixels (sha256 "
+        f"{evaluator['sha256'][:16]}…); it neither drew nor ranked a picture, and its numbers are not FID."
+    )
+
+
+def _targets(result: Result) -> str:
+    if not result["targets"]:
+        return ""
+    rows = [
+        [t["name"], f"{t['required']:.2f}", f"{t['reached']:.2f}", "yes" if t["met"] else "**no**"]
+        for t in result["targets"]
+    ]
+    return table([["to reach", "at least", "reached", "met"], *rows])
+
+
+def _recipes(name: str, components: Sequence[str]) -> str:
+    """Headers of the recipes that are named like the model."""
+    known = list_recipes()
+    recipes = [f"{part}/{name}" for part in components if f"{part}/{name}" in known]
+    blocks = [f"`{recipe}`\n```\n{recipe_header(recipe)}\n```" for recipe in recipes]
+    return "\n\n".join(blocks)
+
+
+def _trials(path: Path) -> str:
+    """Tables of the trials by which sizes were chosen: a list of ``{"title", "rows": [{…}, …]}``."""
+    if not path.is_file():
+        return ""
+    blocks = []
+    for trial in read_json(path):
+        columns = list(trial["rows"][0])
+        rows = [[str(row.get(column, "–")) for column in columns] for row in trial["rows"]]
+        blocks.append(f"{trial['title']}\n\n{table([columns, *rows])}")
+    return "\n### Trials\n\n" + "\n\n".join(blocks)
+
+
+# ---------------------------------------------------------------- curves
+
+
+def plot_curves(
+    curves: Mapping[str, Mapping[int, float]], out: str | Path, title: str = ""
+) -> Path:
+    """Draws the curves of a run as PNG; ``train/loss`` and ``val/loss`` share a panel.
+
+    Args:
+        curves: Name to (update to value).
+        out: Where to; the file appears whole or not at all.
+        title: Above all panels.
+
+    Returns:
+        ``out``.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no window, no global state
+
+    if not curves:
+        raise ValueError("curves is empty: the run has logged nothing yet")
+    panels: dict[str, list[str]] = defaultdict(list)
+    for name in curves:
+        panels[name.partition("/")[2] or name].append(name)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.5 * columns, 3 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis, (panel, names) in zip(axes, panels.items(), strict=False):
+        for name in names:
+            points = curves[name]
+            mark = "." if len(points) < 30 else ""
+            axis.plot(list(points), list(points.values()), marker=mark, linewidth=1, label=name)
+        axis.set_title(panel)
+        axis.set_xlabel("update")
+        axis.legend(fontsize="small")
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    figure.suptitle(title)
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.{os.getpid()}.part")
+    figure.savefig(aside, format="png", dpi=120)
+    aside.replace(out)
+    return out

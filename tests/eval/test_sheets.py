@@ -1,0 +1,25 @@
+"""Sheets: every picture at its place, a caption below it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from dalle_zoo_eval.sheets import caption_sheet
+
+
+def test_pictures_and_captions_are_where_they_belong() -> None:
+    left = torch.zeros(3, 3, 16, 16)
+    right = torch.ones(3, 3, 16, 16) * torch.tensor([1.0, 0, 0])[:, None, None]
+    words = ["one", "two " * 40, "three"]
+    sheet = np.asarray(caption_sheet(left, right, captions=words, columns=2, scale=2))
+    assert (sheet[8:40, 8:40] == 0).all()
+    assert (sheet[8:40, 40:72] == [255, 0, 0]).all()
+    below = sheet[40:82, 8:80]
+    assert (below < 128).any()  # ink of the caption
+    assert len(sheet) == 2 * (32 + 42 + 8) + 8  # two rows
+
+
+def test_captions_must_match() -> None:
+    with pytest.raises(ValueError, match="one a caption"):
+        caption_sheet(torch.zeros(2, 3, 8, 8), captions=["one"])

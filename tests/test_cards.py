@@ -1,0 +1,141 @@
+"""Cards say what the files say, and committed cards are those of the committed files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from dalle_zoo import cards, zoo
+from dalle_zoo.cards import check_weights, plot_curves, render_card, write_card
+from dalle_zoo.hub import ModelFolderError, read_json
+
+ROOT = Path(__file__).parents[1]
+CARD = ROOT / "model_cards/emoji64.md"
+RESULT = ROOT / "eval/results/emoji64.json"
+
+
+def figures(psnr: float) -> dict[str, Any]:
+    shares = {"top1": 0.25, "top5": 0.5}
+    return {
+        "samples": 413,
+        "captions": 256,
+        "psnr": psnr,
+        "codebook": {"used": 0.75, "perplexity": 123.4},
+        "bits": {"right": 3.125, "shuffled": 3.5, "none": 3.25},
+        "concept_accuracy": {"real": shares, "best": shares, "one": shares, "shuffled": shares},
+    }
+
+
+@pytest.fixture
+def result() -> dict[str, Any]:
+    return {
+        "protocol": {
+            "name": "emoji64", "seed": 7, "samples": 413, "candidates": 16, "temperature": 0.9,
+            "top_k": None, "top_p": None, "guidance": 1.0,
+        },
+        "model": {"name": "emoji64", "weights_sha256": {"prior/model.safetensors": "aa"}},
+        "evaluator": {"name": "MobileNet", "sha256": "f" * 64, "pixels": 128},
+        "splits": {"train": figures(27.126), "val-styles": figures(26.5)},
+        "targets": [
+            {"name": "first", "required": 0.8, "reached": 0.9, "met": True},
+            {"name": "second", "required": 0.3, "reached": 0.1, "met": False},
+        ],
+        "left_out": ["retrieval: the model has no ranker"],
+        "code_version": "0.1.0", "versions": {"torch": "2.13"}, "device": "cpu",
+        "date": "2026-01-02",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "emoji64"
+    folder.mkdir()
+    files = {
+        "record.json": {
+            "description": "A toy.", "license": "Apache-2.0", "data": "Six drawings.",
+            "parameters": {"dvae": 1234, "prior": 5}, "results": {},
+        },
+        "model_index.json": {"_class_name": "x", "dvae": ["a", "b"], "tokenizer": ["a", "b"]},
+        "sha256.json": {"prior/model.safetensors": "aa", "config.json": "bb"},
+    }  # fmt: skip
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def test_a_card_holds_the_figures(folder: Path, result: dict[str, Any]) -> None:
+    text = render_card(folder, result)
+    for expected in (
+        "# emoji64",
+        "license: Apache-2.0",
+        "| dvae | 1,234 |",
+        "| tokenizer | – |",
+        "|  | train | val-styles |",
+        "| samples | 413 | 413 |",
+        "| reconstruction PSNR, dB | 27.13 | 26.50 |",
+        "| codes used, % | 75.0 | 75.0 |",
+        "| bits per image token, shuffled captions | 3.500 | 3.500 |",
+        "| concept accuracy, top 5, best of 16, % | 50.0 | 50.0 |",
+        "- Not measured: retrieval: the model has no ranker.",
+        "| first | 0.80 | 0.90 | yes |",
+        "| second | 0.30 | 0.10 | **no** |",
+        "by seed 7",
+        "(temperature 0.9)",
+        "MobileNet, at 128 pixels (sha256 ffffffffffffffff…)",
+        "dalle-zoo fit dvae/emoji64",
+    ):
+        assert expected in text, expected
+    assert "retrieval, " not in text  # no row without figures
+    assert "$" not in text
+    assert text == render_card(folder, result)
+
+
+def test_trials_are_tabulated(
+    folder: Path, result: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "Trials" not in render_card(folder, result) or cards.recipe_root() == ROOT / "recipes"
+    (tmp_path / "trials").mkdir()
+    rows = [{"grid": "8x8", "PSNR": 20.5}, {"grid": "16x16", "PSNR": 26.25}]
+    trials = [{"title": "Which grid.", "rows": rows}]
+    (tmp_path / "trials/emoji64.json").write_text(json.dumps(trials))
+    monkeypatch.setattr(cards, "recipe_root", lambda: tmp_path)
+    assert "Which grid.\n\n| grid | PSNR |\n|---|---|\n| 8x8 | 20.5 |" in render_card(folder, result)
+
+
+def test_a_card_needs_figures_of_its_own_weights(
+    folder: Path, result: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "result.json"
+    file.write_text(json.dumps(result))
+    out = write_card(folder, file, tmp_path / "cards/emoji64.md")
+    assert out.read_text() == render_card(folder, result)
+    result["model"]["weights_sha256"]["prior/model.safetensors"] = "cc"
+    with pytest.raises(ModelFolderError, match=r"prior/model\.safetensors"):
+        check_weights(folder, result)
+
+
+def test_an_unknown_protocol_has_no_card(folder: Path, result: dict[str, Any]) -> None:
+    result["protocol"]["name"] = "emoji65"
+    with pytest.raises(ValueError, match="Did you mean 'emoji64'"):
+        render_card(folder, result)
+
+
+@pytest.mark.skipif(not CARD.is_file(), reason="no card is committed yet")
+def test_the_committed_card_is_that_of_the_committed_files() -> None:
+    result, folder = read_json(RESULT), zoo.BUNDLED / "emoji64"
+    check_weights(folder, result)
+    assert CARD.read_text(encoding="utf-8") == render_card(folder, result), "run `dalle-zoo card`"
+
+
+def test_curves_are_drawn(tmp_path: Path) -> None:
+    curves = {"train/loss": {0: 2.0, 10: 1.0}, "val/loss": {10: 1.5}, "schedule/rate": {0: 0.1}}
+    out = plot_curves(curves, tmp_path / "new/curves.png", title="runs/toy")
+    with Image.open(out) as picture:
+        assert picture.width > picture.height  # two panels in a row
+    assert [p.name for p in out.parent.iterdir()] == ["curves.png"]
+    with pytest.raises(ValueError, match="logged nothing"):
+        plot_curves({}, out)

@@ -1,0 +1,106 @@
+"""The short trials behind the choices in the emoji64 recipes, side by side.
+
+    python tools/trials.py dvae --out eval/results/emoji64_trials.json
+    python tools/trials.py prior --out eval/results/emoji64_trials.json
+
+Each trial is a recipe with a few fields changed, trained for a fixed number of updates on one thread; the table
+holds the validation figures at the end and the time it took. Trials that the file already has are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from dalle_zoo.cli.runs import read_curves
+from dalle_zoo.hub import write_json
+
+CONFIG = "--model.init_args.config."
+RISING = ["--model.init_args.kl_weight.start=0", "--model.init_args.kl_weight.end=6.6", "--model.init_args.kl_weight.steps=100"]
+
+
+def dvae(steps: int) -> dict[str, list[str]]:
+    """Grid, vocabulary and direction of the KL ramp."""
+    common = [
+        f"--trainer.max_steps={steps}",
+        f"--trainer.val_check_interval={steps}",
+        f"--model.init_args.temperature.steps={steps // 2}",
+        f"--model.init_args.kl_weight.steps={steps * 6 // 10}",
+        f"--model.init_args.learning_rate.decay_steps={steps - 100}",
+    ]
+    grid_8 = [f"{CONFIG}num_groups=4"]
+    return {
+        "grid 16x16, 512 codes, KL falling 4 to 0.2 (chosen)": common,
+        "grid 16x16, 512 codes, KL rising 0 to 6.6 (the paper's)": [*common, *RISING],
+        "grid 16x16, 2048 codes, KL falling 4 to 0.2": [*common, f"{CONFIG}codebook_size=2048"],
+        "grid 8x8, 1024 codes, KL falling 4 to 0.2": [*common, *grid_8, f"{CONFIG}codebook_size=1024"],
+        "grid 8x8, 1024 codes, KL rising 0 to 6.6": [*common, *RISING, *grid_8, f"{CONFIG}codebook_size=1024"],
+    }
+
+
+def prior(steps: int) -> dict[str, list[str]]:
+    """Masks and shape at about the same number of parameters."""
+    common = [
+        f"--trainer.max_steps={steps}",
+        f"--trainer.val_check_interval={steps}",
+        f"--model.init_args.learning_rate.decay_steps={steps - 200}",
+        "--pictures.enabled=false",
+    ]
+    return {
+        "full masks, 8 layers of 192 (chosen)": common,
+        "paper masks with kernel 5, 8 layers of 192": [*common, f"{CONFIG}masks=paper(kernel=5)"],
+        "full masks, 4 layers of 256": [*common, f"{CONFIG}num_layers=4", f"{CONFIG}width=256", f"{CONFIG}num_heads=4"],
+        "full masks, 8 layers of 192, half the peak rate": [*common, "--model.init_args.learning_rate.peak=1.0e-3"],
+    }
+
+
+STAGES = {"dvae": (dvae, "dvae/emoji64"), "prior": (prior, "prior/emoji64")}
+
+
+def run_trial(name: str, recipe: str, overrides: list[str], runs: Path) -> dict[str, object]:
+    """Trains one trial in its own process and reads its last validation."""
+    folder = runs / "".join(c if c.isalnum() else "-" for c in name)
+    command = [sys.executable, "-c", "import sys; from dalle_zoo.cli.main import main; sys.exit(main())"]
+    start = time.perf_counter()
+    subprocess.run(
+        [*command, "fit", recipe, "--run", str(folder), "--overwrite", *overrides],
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    curves = read_curves(folder)
+    figures = {key.removeprefix("val/"): list(points.values())[-1] for key, points in curves.items() if key[:4] == "val/"}
+    return {"recipe": recipe, "overrides": overrides, "seconds": round(time.perf_counter() - start), "val": figures}
+
+
+def main() -> None:
+    """Runs the trials of a stage that the table does not have yet."""
+    parser = argparse.ArgumentParser(description="Run the trials of a stage.")
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--steps", type=int, default=1000, help="updates of every trial (1000)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/trials"), help="folder of the runs")
+    parser.add_argument("--only", nargs="*", type=int, help="numbers of the trials to run; all if missing")
+    parser.add_argument("--out", type=Path, required=True, help="JSON table, added to")
+    options = parser.parse_args()
+    trials, recipe = STAGES[options.stage]
+    for number, (name, overrides) in enumerate(trials(options.steps).items()):
+        if options.only is not None and number not in options.only:
+            continue
+        table = json.loads(options.out.read_text()) if options.out.exists() else {}
+        key = f"{options.stage}: {name}"
+        if key in table:
+            continue
+        result = run_trial(key, recipe, overrides, options.runs)
+        table = json.loads(options.out.read_text()) if options.out.exists() else {}
+        table[key] = {"steps": options.steps, **result}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.out, table)
+        print(key, result["val"])
+
+
+if __name__ == "__main__":
+    main()
