@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dalle_zoo.pipeline import DallePipeline
-    from dalle_zoo.zoo import list_models, load_model
+    from dalle_zoo.pipeline import DallePipeline, load_model
+    from dalle_zoo.zoo import list_models
 
 __all__ = ["DallePipeline", "__version__", "list_models", "load_model"]
 
 _HOMES = {
     "DallePipeline": "dalle_zoo.pipeline",
     "list_models": "dalle_zoo.zoo",
-    "load_model": "dalle_zoo.zoo",
+    "load_model": "dalle_zoo.pipeline",
 }
 
 

@@ -202,23 +202,21 @@ def _recipes(name: str, components: Sequence[str]) -> str:
 
 
 def _trials(path: Path) -> str:
-    """Tables of the trials by which sizes were chosen: a list of ``{"title", "rows": [{…}, …]}``."""
+    """Tables of the trials by which sizes were chosen: ``{title: [{column: value, …}, …], …}``."""
     if not path.is_file():
         return ""
     blocks = []
-    for trial in read_json(path):
-        columns = list(trial["rows"][0])
-        rows = [[str(row.get(column, "–")) for column in columns] for row in trial["rows"]]
-        blocks.append(f"{trial['title']}\n\n{table([columns, *rows])}")
+    for title, trials in read_json(path).items():
+        columns = list(trials[0])
+        rows = [[str(trial.get(column, "–")) for column in columns] for trial in trials]
+        blocks.append(f"{title}\n\n{table([columns, *rows])}")
     return "\n### Trials\n\n" + "\n\n".join(blocks)
 
 
 # ---------------------------------------------------------------- curves
 
 
-def plot_curves(
-    curves: Mapping[str, Mapping[int, float]], out: str | Path, title: str = ""
-) -> Path:
+def plot_curves(curves: Mapping[str, Mapping[int, float]], out: str | Path, title: str = "") -> Path:
     """Draws the curves of a run as PNG; ``train/loss`` and ``val/loss`` share a panel.
 
     Args:

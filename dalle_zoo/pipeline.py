@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +18,10 @@ from dalle_zoo.models.prior import Prior
 from dalle_zoo.models.ranker import Ranker
 from dalle_zoo.models.tokenizer import ImageTokenizer
 from dalle_zoo.pictures import from_pil, to_pil
+from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo.sampling import Sampler, picture_seed, sample_codes
 from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer, load_text_tokenizer
-from dalle_zoo.zoo import find_model
+from dalle_zoo.zoo import RECORD, find_component, find_model
 
 # P prompts, N candidates of a prompt, B = P * N pictures, h w code grid
 
@@ -151,13 +152,19 @@ class DallePipeline:
         return self
 
     def save_pretrained(
-        self, folder: str | Path, *, dtype: torch.dtype | None = None, overwrite: bool = False
+        self,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        record: Mapping[str, str] | None = None,
+        overwrite: bool = False,
     ) -> Path:
         """Writes a folder that `from_pretrained` opens; it appears whole or not at all.
 
         Args:
             folder: Where to; must be new or empty unless ``overwrite``.
             dtype: Precision of the stored weights of tokenizer and prior; as they are if missing.
+            record: What `list_models` says of it: ``description``, ``license`` and ``data``.
             overwrite: Whether an existing folder is replaced.
         """
         ranker = self.ranker  # before the folder may be replaced
@@ -170,8 +177,15 @@ class DallePipeline:
             if ranker is not None:
                 ranker.save(new / "ranker")
             write_index(new)
+            unknown = {"description": "", "license": "unknown", "data": "unknown"}
+            hub.write_json(new / RECORD, {**unknown, **(record or {}), "parameters": self.num_parameters()})
             hub.write_checksums(new)
         return Path(folder)
+
+    def num_parameters(self) -> dict[str, int]:
+        """Parameters of every network."""
+        nets = {"dvae": self.image_tokenizer, "prior": self.prior, "ranker": self.ranker}
+        return {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items() if net is not None}
 
     # ------------------------------------------------------------ pictures
 
@@ -398,3 +412,28 @@ def write_index(folder: Path) -> None:
     index = {"_class_name": "DallePipeline", "_dalle_zoo_version": __version__, **parts}
     hub.write_json(folder / "model_index.json", index)
     hub.write_json(folder / "config.json", {"model_type": "dalle-zoo", "components": sorted(parts)})
+
+
+def load_model(location: str | Path, component: str | None = None) -> Any:
+    """Loads a whole pipeline, or one network of it.
+
+    Args:
+        location: Bundled name or folder.
+        component: "dvae", "prior", "ranker" or "tokenizer"; the pipeline if missing.
+
+    Example:
+        >>> load_model("emoji64", "prior").config.image_height  # doctest: +SKIP
+        8
+    """
+    if component is None:
+        return DallePipeline.from_pretrained(location)
+    folder = find_component(location, component)
+    if component == "dvae":
+        return hub.load_image_tokenizer(folder)
+    if component == "prior":
+        return hub.load_prior(folder)
+    if component == "tokenizer":
+        return load_text_tokenizer(folder)
+    if component == "ranker":
+        return Ranker.from_folder(folder)
+    raise UnknownNameError(suggest("component", component, COMPONENTS))

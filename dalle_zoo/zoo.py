@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dalle_zoo.registry import UnknownNameError, suggest
 
@@ -26,8 +25,6 @@ class ModelRecord:
     """What it was trained on."""
     parameters: dict[str, int]
     """Parameters of every component."""
-    results: dict[str, Any]
-    """Headline figures of the result file, empty if none was written."""
     folder: Path
     """Where it lies."""
 
@@ -81,34 +78,3 @@ def find_component(location: str | Path, component: str) -> Path:
         return own
     known = [part.name for part in find_model(location).iterdir() if part.is_dir()]
     raise UnknownNameError(f"{suggest('component', component, known)} of {folder}")
-
-
-def load_model(location: str | Path, component: str | None = None) -> Any:
-    """Loads a whole pipeline, or one network of it.
-
-    Args:
-        location: Bundled name or folder.
-        component: "dvae", "prior", "ranker" or "tokenizer"; the pipeline if missing.
-
-    Example:
-        >>> load_model("emoji64", "prior").config.image_height  # doctest: +SKIP
-        8
-    """
-    from dalle_zoo import hub
-    from dalle_zoo.pipeline import DallePipeline
-    from dalle_zoo.tokenizers import load_text_tokenizer
-
-    if component is None:
-        return DallePipeline.from_pretrained(location)
-    folder = find_component(location, component)
-    if component == "dvae":
-        return hub.load_image_tokenizer(folder)
-    if component == "prior":
-        return hub.load_prior(folder)
-    if component == "tokenizer":
-        return load_text_tokenizer(folder)
-    if component == "ranker":
-        from dalle_zoo.models.ranker import Ranker
-
-        return Ranker.from_folder(folder)
-    raise UnknownNameError(suggest("component", component, ["dvae", "prior", "ranker", "tokenizer"]))

@@ -1,10 +1,15 @@
-"""What all tests share: no network, and GPU tests only where there is a GPU."""
+"""What all tests share: no network, GPU tests only where there is a GPU, small priors."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from dalle_zoo.models.prior import Prior
 
 # Read by huggingface_hub when it is imported; an unreachable hub costs 23 s of retries.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -22,3 +27,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def random_prior() -> Callable[..., Prior]:
+    """Maker of small priors in which every weight counts; a fresh one has heads and biases of zero."""
+    import torch
+
+    from dalle_zoo.models.prior import Prior, PriorConfig
+
+    sizes = {"text_length": 4, "text_vocab": 10, "image_height": 3, "image_width": 4, "codebook_size": 7}
+    sizes |= {"width": 16, "num_layers": 2, "num_heads": 2}
+
+    def make(seed: int = 0, backend: str = "sdpa", **changes: Any) -> Prior:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            prior = Prior(PriorConfig(**(sizes | changes)), backend).eval()
+            for parameter in prior.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        return prior
+
+    return make

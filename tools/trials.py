@@ -1,7 +1,7 @@
 """The short trials behind the choices in the emoji64 recipes, side by side.
 
-    python tools/trials.py dvae --out eval/results/emoji64_trials.json
-    python tools/trials.py prior --out eval/results/emoji64_trials.json
+    python tools/trials.py dvae
+    python tools/trials.py prior
 
 Each trial is a recipe with a few fields changed, trained for a fixed number of updates on one thread; the table
 holds the validation figures at the end and the time it took. Trials that the file already has are not run again.
@@ -21,7 +21,8 @@ from dalle_zoo.cli.runs import read_curves
 from dalle_zoo.hub import write_json
 
 CONFIG = "--model.init_args.config."
-RISING = ["--model.init_args.kl_weight.start=0", "--model.init_args.kl_weight.end=6.6", "--model.init_args.kl_weight.steps=100"]
+KL = "--model.init_args.kl_weight."
+RISING = [f"{KL}start=0", f"{KL}end=6.6", f"{KL}steps=100"]
 
 
 def dvae(steps: int) -> dict[str, list[str]]:
@@ -48,14 +49,13 @@ def prior(steps: int) -> dict[str, list[str]]:
     common = [
         f"--trainer.max_steps={steps}",
         f"--trainer.val_check_interval={steps}",
-        f"--model.init_args.learning_rate.decay_steps={steps - 200}",
+        f"--model.init_args.learning_rate.decay_steps={steps}",
+        "--model.init_args.learning_rate.warmup_steps=50",
         "--pictures.enabled=false",
     ]
     return {
-        "full masks, 8 layers of 192 (chosen)": common,
-        "paper masks with kernel 5, 8 layers of 192": [*common, f"{CONFIG}masks=paper(kernel=5)"],
-        "full masks, 4 layers of 256": [*common, f"{CONFIG}num_layers=4", f"{CONFIG}width=256", f"{CONFIG}num_heads=4"],
-        "full masks, 8 layers of 192, half the peak rate": [*common, "--model.init_args.learning_rate.peak=1.0e-3"],
+        "paper masks with kernel 5, 8 layers of 192 (chosen)": common,
+        "full masks, 8 layers of 192": [*common, f"{CONFIG}masks=full"],
     }
 
 
@@ -63,7 +63,7 @@ STAGES = {"dvae": (dvae, "dvae/emoji64"), "prior": (prior, "prior/emoji64")}
 
 
 def run_trial(name: str, recipe: str, overrides: list[str], runs: Path) -> dict[str, object]:
-    """Trains one trial in its own process and reads its last validation."""
+    """Trains one trial in its own process; returns its row, with the figures of its last validation."""
     folder = runs / "".join(c if c.isalnum() else "-" for c in name)
     command = [sys.executable, "-c", "import sys; from dalle_zoo.cli.main import main; sys.exit(main())"]
     start = time.perf_counter()
@@ -73,8 +73,9 @@ def run_trial(name: str, recipe: str, overrides: list[str], runs: Path) -> dict[
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     curves = read_curves(folder)
-    figures = {key.removeprefix("val/"): list(points.values())[-1] for key, points in curves.items() if key[:4] == "val/"}
-    return {"recipe": recipe, "overrides": overrides, "seconds": round(time.perf_counter() - start), "val": figures}
+    figures = {k.removeprefix("val/"): list(v.values())[-1] for k, v in curves.items() if k.startswith("val/")}
+    rounded = {key: round(value, 3) for key, value in figures.items()}
+    return {"trial": name, **rounded, "seconds": round(time.perf_counter() - start)}
 
 
 def main() -> None:
@@ -83,23 +84,19 @@ def main() -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--steps", type=int, default=1000, help="updates of every trial (1000)")
     parser.add_argument("--runs", type=Path, default=Path("runs/trials"), help="folder of the runs")
-    parser.add_argument("--only", nargs="*", type=int, help="numbers of the trials to run; all if missing")
-    parser.add_argument("--out", type=Path, required=True, help="JSON table, added to")
+    parser.add_argument("--out", type=Path, default=Path("recipes/trials/emoji64.json"), help="table, added to")
     options = parser.parse_args()
     trials, recipe = STAGES[options.stage]
-    for number, (name, overrides) in enumerate(trials(options.steps).items()):
-        if options.only is not None and number not in options.only:
-            continue
+    title = f"{recipe}: {options.steps} updates on one thread, `python tools/trials.py {options.stage}`"
+    for name, overrides in trials(options.steps).items():
         table = json.loads(options.out.read_text()) if options.out.exists() else {}
-        key = f"{options.stage}: {name}"
-        if key in table:
+        rows = table.setdefault(title, [])
+        if any(row["trial"] == name for row in rows):
             continue
-        result = run_trial(key, recipe, overrides, options.runs)
-        table = json.loads(options.out.read_text()) if options.out.exists() else {}
-        table[key] = {"steps": options.steps, **result}
+        rows.append(run_trial(name, recipe, overrides, options.runs / options.stage))
         options.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.out, table)
-        print(key, result["val"])
+        print(rows[-1])
 
 
 if __name__ == "__main__":

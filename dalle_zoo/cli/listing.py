@@ -33,8 +33,6 @@ def models(arguments: list[str]) -> None:
         millions = ", ".join(f"{part} {count / 1e6:.1f}M" for part, count in record.parameters.items())
         print(f"{record.name}  {record.description}\n  {millions} parameters, {size:.0f} MB, {record.license}")
         print(f"  trained on {record.data}")
-        for name, value in record.results.items():
-            print(f"  {name}: {value}")
 
 
 def masks(arguments: list[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import logging
 import sys
 import warnings
@@ -28,24 +27,18 @@ COMMANDS = {
     "tokenizer": ("dalle_zoo.cli.prepare:tokenizer", "train a BPE tokenizer on captions"),
     "encode": ("dalle_zoo.cli.prepare:encode", "pictures to code shards"),
     "plot": ("dalle_zoo.cli.runs:plot", "curves of a run as PNG"),
+    "eval": ("dalle_zoo_eval.command:main", "measure a model by a protocol"),
+    "card": ("dalle_zoo_eval.command:card", "render a model card from result files"),
     "export": ("dalle_zoo.cli.runs:export", "put trained stages together as one model folder"),
 }
 """Name to (function, one line of help)."""
 
-LIGHTNING = ("fit", "validate", "test", "predict")
-"""Commands whose arguments are a recipe's."""
 
 
-def commands() -> dict[str, tuple[str, str]]:
-    """Our commands, and those that other distributions add through the group ``dalle_zoo.commands``."""
-    external = importlib.metadata.entry_points(group="dalle_zoo.commands")
-    return COMMANDS | {p.name: (p.value, f"from {p.module.split('.')[0]}") for p in external if p.name not in COMMANDS}
-
-
-def usage(known: dict[str, tuple[str, str]]) -> str:
+def usage() -> str:
     """The help page."""
-    width = max(map(len, known)) + 2
-    lines = [f"  {name:<{width}}{text}" for name, (_, text) in known.items()]
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: dalle-zoo COMMAND [arguments]      dalle-zoo COMMAND --help",
@@ -64,19 +57,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process if missing.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    known = commands()
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage(known))
+        print(usage())
         return 0
     if arguments[0] == "--version":
         print(__version__)
         return 0
     name, rest = arguments[0], arguments[1:]
-    if name not in known:
-        print(f"dalle-zoo: {suggest('command', name, known)}", file=sys.stderr)
+    if name not in COMMANDS:
+        print(f"dalle-zoo: {suggest('command', name, COMMANDS)}", file=sys.stderr)
         return 2
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    module, function = known[name][0].split(":")
+    module, function = COMMANDS[name][0].split(":")
     try:
         run: Callable[[list[str]], int | None] = getattr(importlib.import_module(module), function)
         with warnings.catch_warnings():

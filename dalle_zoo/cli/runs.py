@@ -48,6 +48,9 @@ def export(arguments: list[str]) -> None:
         p.add_argument(f"--{name}", required=True, help="run, component folder, or model")
     p.add_argument("--ranker", help="run, transformers CLIP folder, or model")
     p.add_argument("--out", type=Path, required=True, help="folder to write")
+    p.add_argument("--description", default="", help="one sentence for the list of models")
+    p.add_argument("--license", default="unknown", help="SPDX identifier of the weights' licence (unknown)")
+    p.add_argument("--data", default="unknown", help="what the model was trained on (unknown)")
     p.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="stored precision")
     p.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     options = p.parse_args(arguments)
@@ -65,8 +68,10 @@ def export(arguments: list[str]) -> None:
         load_text_tokenizer(trained(options.tokenizer, "tokenizer")),
         Ranker.from_folder(trained(options.ranker, "ranker")) if options.ranker else None,
     )
+    record = {"description": options.description, "license": options.license, "data": options.data}
     dtype: torch.dtype = getattr(torch, options.dtype)
-    print(pipe.save_pretrained(options.out, dtype=dtype, overwrite=options.overwrite).resolve())
+    folder = pipe.save_pretrained(options.out, dtype=dtype, record=record, overwrite=options.overwrite)
+    print(folder.resolve())
 
 
 def trained(location: str, component: str) -> Path:

@@ -7,11 +7,19 @@ open_source ─► SampleSource ─► ImageTextDataset ─┐
 ```
 """
 
-from dalle_zoo.data.codes import CodeDataset, CodeShardWriter, encode_source
+from dalle_zoo.data.codes import CodeDataset, CodeShardWriter
 from dalle_zoo.data.datasets import CaptionedDataset, ImageTextDataset, Item
+from dalle_zoo.data.encoding import encode_source
 from dalle_zoo.data.folder import FolderSource
 from dalle_zoo.data.images import CorruptImageError, decode_image
-from dalle_zoo.data.loader import Batch, Collate, EncodeCaptions, ResumableLoader, iterate_batches
+from dalle_zoo.data.loader import (
+    Batch,
+    Collate,
+    EmptyDataError,
+    EncodeCaptions,
+    ResumableLoader,
+    iterate_batches,
+)
 from dalle_zoo.data.samples import Sample, SampleSource, Skipped
 from dalle_zoo.data.shards import ShardSource
 from dalle_zoo.data.sources import open_source
@@ -31,6 +39,7 @@ __all__ = [
     "CodeShardWriter",
     "Collate",
     "CorruptImageError",
+    "EmptyDataError",
     "EncodeCaptions",
     "FolderSource",
     "ImageTextDataset",

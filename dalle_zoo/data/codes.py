@@ -10,17 +10,11 @@ manifest.json      settings, counts, SHA-256 of each shard; written last
 """
 
 from __future__ import annotations
-
-import hashlib
 import io
-import itertools
 import json
-import logging
 import os
-import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +22,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from dalle_zoo.data.checks import check_caption_choice, check_positive
-from dalle_zoo.data.datasets import (
-    NO_CAPTION,
-    CaptionedDataset,
-    Item,
-    crop_of,
-    pick_caption,
-)
-from dalle_zoo.data.images import CorruptImageError
+from dalle_zoo.data.datasets import CaptionedDataset, Item, pick_caption
 from dalle_zoo.data.ordering import seeded_rng, shuffled, stretches
-from dalle_zoo.data.samples import SampleSource, Skipped
-from dalle_zoo.data.transforms import TRANSFORMS, Transform
-
-log = logging.getLogger(__name__)
+from dalle_zoo.data.samples import Skipped
 
 # n samples, h w code grid
 
@@ -53,10 +36,6 @@ UNFINISHED = "encoding.json"
 FORMAT = "dalle-zoo code shards 1"
 
 Codes = npt.NDArray[np.integer[Any]]
-Encode = Callable[[Tensor], Tensor]
-"""Pixels in [0, 1], float32 (B, 3, size, size), to codes, integers (B, h, w)."""
-_Encoded = tuple[str, Sequence[str], Tensor]
-"""Key, captions, and crops (variants, 3, size, size) or codes (variants, h, w)."""
 
 
 class CodeShardWriter:
@@ -115,239 +94,6 @@ class CodeShardWriter:
         member = tarfile.TarInfo(name)  # owner and time stay 0: equal data, equal bytes
         member.size = len(data)
         self._archive.addfile(member, io.BytesIO(data))
-
-
-@dataclass(frozen=True)
-class _Encoding:
-    """Everything that decides the contents of a shard."""
-
-    source: SampleSource
-    encode: Encode
-    transform: Transform
-    size: int
-    seed: int
-    variants: int
-    batch_size: int
-
-    def samples(self, start: int, stop: int, lost: dict[str, str]) -> Iterator[_Encoded]:
-        """The usable ones of samples ``start .. stop - 1``, encoded; ``lost`` gets the others."""
-        crops = self._crops(start, stop, lost)
-        while group := list(itertools.islice(crops, max(1, self.batch_size // self.variants))):
-            pixels = torch.cat([pixels for _, _, pixels in group]).float().div_(255)
-            codes = torch.cat([self.encode(part) for part in torch.split(pixels, self.batch_size)])
-            for (key, captions, _), own in zip(group, torch.split(codes, self.variants), strict=True):
-                yield key, captions, own
-
-    def _crops(self, start: int, stop: int, lost: dict[str, str]) -> Iterator[_Encoded]:
-        for record in self.source.read(seed=None, epoch=0, start=start, stop=stop):
-            try:
-                if isinstance(record, Skipped):
-                    raise CorruptImageError(record.reason)
-                if not record.captions:
-                    raise CorruptImageError(NO_CAPTION)
-                crops = [
-                    crop_of(record, self.transform, self.size, self.seed, variant) for variant in range(self.variants)
-                ]
-            except CorruptImageError as error:
-                lost[record.key] = str(error)
-                log.warning("skipped %s: %s", record.key, error)
-            else:
-                yield record.key, record.captions, torch.stack(crops)
-
-
-def encode_source(
-    source: SampleSource,
-    encode: Encode,
-    out: str | Path,
-    *,
-    size: int,
-    info: Mapping[str, Any],
-    variants: int = 1,
-    seed: int = 0,
-    transform: str = "prior",
-    batch_size: int = 64,
-    samples_per_shard: int = 16384,
-    chunk: int = 256,
-    progress: bool = True,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Encodes every captioned picture of a source into code shards.
-
-    Variant v of a sample is the crop that training on the fly takes in epoch v. Samples without a
-    caption or with a corrupt picture are left out, and named in a warning and in the manifest.
-    Killed at any moment, the same call goes on behind the last complete shard and ends with the
-    same files as if undisturbed.
-
-    Args:
-        source: The pictures.
-        encode: The image tokenizer's ``encode``, on whatever device it likes.
-        out: Folder of the shards; made if missing.
-        size: Side of the crops, pixels.
-        info: Plain data about the tokenizer for the manifest: ``codebook_size`` (needed), its
-            name, the SHA-256 of its weights.
-        variants: Crops per picture.
-        seed: Seed of the crops.
-        transform: Name in `TRANSFORMS`.
-        batch_size: Crops that are encoded together, at most.
-        samples_per_shard: Listed samples per shard.
-        chunk: Samples per member of a shard.
-        progress: Show a progress bar.
-        overwrite: Replace the code shards that ``out`` holds.
-
-    Returns:
-        The manifest, as written to ``manifest.json``.
-
-    Raises:
-        ValueError: A bad option, a folder with other contents, or no usable sample.
-    """
-    check_positive(
-        size=size,
-        variants=variants,
-        batch_size=batch_size,
-        samples_per_shard=samples_per_shard,
-        chunk=chunk,
-    )
-    codebook_size = info.get("codebook_size")
-    if not isinstance(codebook_size, int):
-        raise ValueError(f"info must hold codebook_size, the number of codes, got {dict(info)}")
-    encoding = _Encoding(source, encode, TRANSFORMS[transform], size, seed, variants, batch_size)
-    settings = {
-        "format": FORMAT,
-        "size": size,
-        "variants": variants,
-        "seed": seed,
-        "transform": transform,
-        "samples_per_shard": samples_per_shard,
-        "chunk": chunk,
-        "source": source.fingerprint(),
-        "tokenizer": dict(info),
-    }
-    folder = Path(out)
-    finished = _claim(folder, settings, overwrite)
-    if finished is not None:
-        return finished
-    shards = []
-    total = source.num_samples
-    with tqdm(total=total, desc="encode", unit="picture", disable=not progress) as bar:
-        for number, start in enumerate(range(0, total, samples_per_shard)):
-            path = folder / f"codes-{number:05d}.tar"
-            stop = min(start + samples_per_shard, total)
-            if not path.exists():
-                writer = CodeShardWriter(path, codebook_size=codebook_size, chunk=chunk)
-                _fill(writer, encoding, start, stop, bar)
-            shards.append(_describe(path))
-            bar.update(stop - bar.n)
-    return _finish(folder, settings, shards)
-
-
-def _fill(writer: CodeShardWriter, encoding: _Encoding, start: int, stop: int, bar: tqdm[Any]) -> None:
-    lost: dict[str, str] = {}
-    try:
-        for key, captions, codes in encoding.samples(start, stop, lost):
-            writer.add(key, captions, codes)
-            bar.update()
-        writer.close(lost)
-    except BaseException:
-        writer.discard()
-        raise
-
-
-def _finish(folder: Path, settings: Mapping[str, Any], shards: Sequence[_Shard]) -> dict[str, Any]:
-    skipped = {key: reason for shard in shards for key, reason in shard.skipped.items()}
-    grids = {shard.grid for shard in shards if shard.grid is not None}
-    if len(grids) != 1:
-        _remove_ours(folder)
-        named = "; ".join(f"{key}: {reason}" for key, reason in list(skipped.items())[:3])
-        raise ValueError(
-            f"no sample of the source can be used: {named}"
-            if not grids
-            else f"encode must give one grid of codes for all pictures, got {sorted(grids)}"
-        )
-    manifest = {
-        **settings,
-        "count": sum(shard.samples for shard in shards),
-        "grid": list(grids.pop()),
-        "skipped": skipped,
-        "shards": [{"file": s.file, "samples": s.samples, "bytes": s.bytes, "sha256": s.sha256} for s in shards],
-    }
-    _write_whole(folder / MANIFEST, manifest)
-    (folder / UNFINISHED).unlink()
-    return manifest
-
-
-def _claim(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """Makes the folder ours, or raises.
-
-    Returns:
-        The manifest if the same encoding was killed after writing it, else None.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = _read_json(folder / UNFINISHED)
-    finished = _read_json(folder / MANIFEST)
-    if unfinished == settings:
-        if finished is not None:
-            (folder / UNFINISHED).unlink()
-        return finished
-    if unfinished is not None and not overwrite:
-        changed = [
-            f"{name} was {unfinished.get(name)!r} and is {value!r} now"
-            for name, value in settings.items()
-            if unfinished.get(name) != value
-        ]
-        raise ValueError(
-            f"out {str(folder)!r} holds an unfinished encoding with other settings "
-            f"({'; '.join(changed)}): repeat that call, choose another folder, or overwrite"
-        )
-    if finished is not None and not overwrite:
-        raise ValueError(f"out {str(folder)!r} holds a finished encoding: choose another folder, or overwrite")
-    foreign = sorted(path.name for path in folder.iterdir() if not _is_ours(path))
-    foreign += [MANIFEST] if finished is not None and finished.get("format") != FORMAT else []
-    leftovers = any(path.name.startswith("codes-") for path in folder.iterdir())
-    if foreign or (leftovers and not overwrite):
-        raise ValueError(
-            f"out {str(folder)!r} holds other files ({', '.join(foreign[:3]) or 'code shards'}): "
-            "choose an empty folder"
-        )
-    _remove_ours(folder)
-    _write_whole(folder / UNFINISHED, settings)
-    return None
-
-
-def _is_ours(path: Path) -> bool:
-    name = path.name.removeprefix(".").removesuffix(".part")
-    return name in (MANIFEST, UNFINISHED) or re.fullmatch(r"codes-\d{5,}\.tar", name) is not None
-
-
-def _remove_ours(folder: Path) -> None:
-    # The manifest first: shards without one are never taken for a finished encoding.
-    ours = [path for path in folder.iterdir() if _is_ours(path)]
-    for path in sorted(ours, key=lambda path: path.name != MANIFEST):
-        path.unlink()
-
-
-@dataclass(frozen=True)
-class _Shard:
-    file: str
-    samples: int
-    bytes: int
-    sha256: str
-    grid: tuple[int, int] | None
-    """None if no sample of the shard was usable."""
-    skipped: dict[str, str]
-
-
-def _describe(path: Path) -> _Shard:
-    samples, grid, skipped = 0, None, {}
-    with tarfile.open(path, "r:") as archive:
-        for member in archive:
-            if member.name.endswith(".npy"):
-                shape = np.load(io.BytesIO(_contents(archive, member)), allow_pickle=False).shape
-                samples, grid = samples + shape[0], shape[2:]
-            elif member.name == "skipped.json":
-                skipped = json.loads(_contents(archive, member))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return _Shard(path.name, samples, path.stat().st_size, digest, grid, skipped)
 
 
 class CodeDataset(CaptionedDataset):
@@ -416,16 +162,16 @@ class CodeDataset(CaptionedDataset):
         chunk = self.manifest["chunk"]
         with tarfile.open(path, "r:") as archive:
             for number in range(start // chunk, -(-stop // chunk)):
-                data = _contents(archive, archive.getmember(f"{number:06d}.npy"))
+                data = read_member(archive, archive.getmember(f"{number:06d}.npy"))
                 codes = np.load(io.BytesIO(data), allow_pickle=False)
-                names = json.loads(_contents(archive, archive.getmember(f"{number:06d}.json")))
+                names = json.loads(read_member(archive, archive.getmember(f"{number:06d}.json")))
                 first = number * chunk
                 for i in range(max(start - first, 0), min(stop - first, len(codes))):
                     yield names["keys"][i], names["captions"][i], codes[i]
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    manifest = _read_json(folder / MANIFEST)
+    manifest = read_json(folder / MANIFEST)
     if manifest is None or manifest.get("format") != FORMAT:
         found = (
             "an encoding that is not finished: repeat the call that began it"
@@ -449,7 +195,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _contents(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """Contents of a member."""
     file = archive.extractfile(member)
     if file is None:
         raise ValueError(f"{archive.name!r}: {member.name} is not a file: encode again")
@@ -467,13 +214,15 @@ def _publish(aside: Path, path: Path) -> None:
     aside.replace(path)
 
 
-def _write_whole(path: Path, data: Mapping[str, Any]) -> None:
+def write_whole(path: Path, data: Mapping[str, Any]) -> None:
+    """Writes a JSON file that appears whole or not at all."""
     aside = _aside(path)
     aside.write_bytes(json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n")
     _publish(aside, path)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, None if there is none."""
     try:
         data = json.loads(path.read_bytes())
     except (OSError, ValueError):

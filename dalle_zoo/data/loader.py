@@ -61,6 +61,10 @@ def iterate_batches(dataset: CaptionedDataset, batch_size: int, collate: Collate
         yield collate(chunk, 0)
 
 
+class EmptyDataError(ValueError):
+    """A data set without a usable sample."""
+
+
 @dataclass(frozen=True)
 class _Lane:
     """Batches ``index, index + step, ...`` of one epoch on one rank: the work of one worker."""
@@ -99,23 +103,30 @@ class _Lane:
                     yield record
             if not usable:
                 reasons = "; ".join(str(record) for record in skipped[:3])
-                raise ValueError(
+                raise EmptyDataError(
                     f"none of {self.stop - self.start} samples (from position {self.start}) can be "
                     f"used: {reasons or 'the files hold fewer than listed'}. "
                     "Check the data."
                 )
 
 
-class _Lanes(torch.utils.data.IterableDataset[tuple[Batch, list[Skipped]]]):
-    """The lanes of one rank; worker w takes lane w."""
+class _Lanes(torch.utils.data.IterableDataset[tuple[Batch, list[Skipped]] | EmptyDataError]):
+    """The lanes of one rank; worker w takes lane w.
+
+    It hands `EmptyDataError` over as data: raised in a worker, it would come with the worker's
+    traceback for a message, and keep the other workers alive for seconds.
+    """
 
     def __init__(self, lanes: Sequence[_Lane]) -> None:
         super().__init__()
         self.lanes = lanes
 
-    def __iter__(self) -> Iterator[tuple[Batch, list[Skipped]]]:
+    def __iter__(self) -> Iterator[tuple[Batch, list[Skipped]] | EmptyDataError]:
         worker = torch.utils.data.get_worker_info()
-        return iter(self.lanes[0 if worker is None else worker.id])
+        try:
+            yield from self.lanes[0 if worker is None else worker.id]
+        except EmptyDataError as error:
+            yield error
 
 
 def _as_is(record: Any) -> Any:
@@ -147,7 +158,8 @@ class ResumableLoader:
         collate: How items become a batch.
 
     Raises:
-        ValueError: An option out of range, or too few samples for one batch.
+        ValueError: An option out of range, or too few samples for one batch. An `EmptyDataError`, also
+            while reading, means that no sample can be used.
     """
 
     def __init__(
@@ -181,7 +193,7 @@ class ResumableLoader:
     def _plan_batches(self, drop_last: bool) -> tuple[int, ...]:
         total = len(self.dataset)
         if total == 0:
-            raise ValueError("the data set is empty: no sample to train on. Check its location.")
+            raise EmptyDataError("the data set is empty: no sample to train on. Check its location.")
         if total < self.world_size:
             raise ValueError(f"{total} sample(s) cannot be shared by {self.world_size} ranks: train on fewer")
         per_rank = total // self.world_size if drop_last else -(-total // self.world_size)
@@ -205,7 +217,10 @@ class ResumableLoader:
         elif self._done:
             self._epoch, self._done = self._epoch + 1, 0
         epoch, skip = self._epoch, self._done
-        for batch, skipped in self._read(epoch, skip):
+        for record in self._read(epoch, skip):
+            if isinstance(record, EmptyDataError):
+                raise record
+            batch, skipped = record
             self._note(skipped)
             self._done += 1
             if self._done == len(self):
@@ -239,7 +254,7 @@ class ResumableLoader:
     def _layout(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in ("batch_size", "num_workers", "world_size")}
 
-    def _read(self, epoch: int, skip: int) -> Iterator[tuple[Batch, list[Skipped]]]:
+    def _read(self, epoch: int, skip: int) -> Iterator[tuple[Batch, list[Skipped]] | EmptyDataError]:
         lanes = self._lanes(epoch, skip)
         if self.num_workers == 0:
             return iter(lanes[0])

@@ -97,9 +97,9 @@ def center_transform(image: Image.Image, size: int, rng: random.Random | None = 
 def area_resize(pixels: Pixels, t: int) -> Pixels:
     """Reduces a square by averaging over areas, as TensorFlow's AREA with aligned corners.
 
-    Output pixel i is the mean of the input over ``[i r, (i + 1) r)`` with ``r = (s - 1) / (t -
-    1)``, where the last pixel of the input continues beyond its border. Pillow's box filter takes
-    each pixel wholly or not at all, which differs wherever s / t is not a whole number.
+    Output pixel i is the mean of the input over ``[i r, (i + 1) r)``, ``r = (s - 1) / (t - 1)``,
+    where the last pixel of the input continues beyond its border. Pillow's box filter takes each
+    pixel wholly or not at all, which differs wherever s / t is not a whole number.
 
     Args:
         pixels: uint8 (s, s, 3).

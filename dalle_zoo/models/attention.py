@@ -76,6 +76,8 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, num_heads: int, mask: Mask, backend: str = "sdpa") -> None:
         super().__init__()
+        if width % num_heads:
+            raise ValueError(f"num_heads {num_heads} does not divide width {width}: choose another of the two")
         self.num_heads = num_heads
         self.mask = mask
         self.backend = BACKENDS[backend]

@@ -64,19 +64,13 @@ class RankerConfig:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
-            )
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         for tower in ("vision", "text"):
             width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
             if width % heads:
-                raise ValueError(
-                    f"{tower}_width {width} is not a multiple of {tower}_heads {heads}"
-                )
+                raise ValueError(f"{tower}_width {width} is not a multiple of {tower}_heads {heads}")
         if self.text_length < 3:
-            raise ValueError(
-                f"text_length must be at least 3 (start, a token, end), got {self.text_length}"
-            )
+            raise ValueError(f"text_length must be at least 3 (start, a token, end), got {self.text_length}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +98,7 @@ class Preprocessing:
         else:
             size = self.resize
         if size != (height, width):
-            images = F.interpolate(
-                images, size, mode=self.mode, antialias=True, align_corners=False
-            )
+            images = F.interpolate(images, size, mode=self.mode, antialias=True, align_corners=False)
             # To bytes and back, as resizing with PIL does.
             images = (images.clamp(0, 1) * 255).round() / 255
         top, left = (size[0] - self.crop[0]) // 2, (size[1] - self.crop[1]) // 2
@@ -136,9 +128,7 @@ class Preprocessing:
         modes = {2: "bilinear", 3: "bicubic"}
         resample = values.get("resample", 3)
         if resample not in modes:
-            raise ValueError(
-                f"{path}: resample must be 2 (bilinear) or 3 (bicubic), got {resample!r}"
-            )
+            raise ValueError(f"{path}: resample must be 2 (bilinear) or 3 (bicubic), got {resample!r}")
         return cls(
             resize=size,
             crop=crop,
@@ -161,9 +151,7 @@ class Ranker(nn.Module):
         preprocessing: What happens to pictures first.
     """
 
-    def __init__(
-        self, model: CLIPModel, tokenizer: Tokenizer, preprocessing: Preprocessing
-    ) -> None:
+    def __init__(self, model: CLIPModel, tokenizer: Tokenizer, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.model: Any = model
         self.preprocessing = preprocessing
@@ -245,7 +233,7 @@ class Ranker(nn.Module):
         tokenizer = open_tokenizer_json(folder / TOKENIZER_FILE)
         with _no_progress_bars():
             try:
-                model, report = CLIPModel.from_pretrained(
+                loaded: Any = CLIPModel.from_pretrained(
                     str(folder),
                     local_files_only=True,
                     use_safetensors=True,
@@ -254,6 +242,7 @@ class Ranker(nn.Module):
                 )
             except Exception as error:  # many kinds, one meaning
                 raise ValueError(f"the weights in {folder} can't be read: {error}") from error
+        model, report = loaded
         if report["missing_keys"]:
             names = ", ".join(sorted(report["missing_keys"])[:5])
             raise ValueError(f"the weights in {folder} are incomplete, missing: {names}")
@@ -338,12 +327,9 @@ class Ranker(nn.Module):
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(
-                f"images must be floats of shape (B, 3, H, W) in [0, 1], got {images.dtype} "
-                f"{tuple(images.shape)}"
+                f"images must be floats of shape (B, 3, H, W) in [0, 1], got {images.dtype} {tuple(images.shape)}"
             )
-        out = self.model.get_image_features(
-            pixel_values=self.preprocessing(images.to(self.device, torch.float32))
-        )
+        out = self.model.get_image_features(pixel_values=self.preprocessing(images.to(self.device, torch.float32)))
         return F.normalize(out.pooler_output.float(), dim=-1)
 
     def text_features(self, captions: Sequence[str]) -> Tensor:
@@ -362,9 +348,7 @@ class Ranker(nn.Module):
             Cosine times the inverse temperature, (B,).
         """
         if len(images) != len(captions):
-            raise ValueError(
-                f"captions must be one a picture, got {len(captions)} for {len(images)} pictures"
-            )
+            raise ValueError(f"captions must be one a picture, got {len(captions)} for {len(images)} pictures")
         unique = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
         rows = torch.tensor([unique[c] for c in captions], dtype=torch.int64, device=self.device)
         text = self.text_features(list(unique))[rows]
@@ -376,9 +360,7 @@ class Ranker(nn.Module):
         return scores.argsort(descending=True, stable=True)
 
 
-def retrieval_accuracy(
-    image_features: Tensor, text_features: Tensor, ks: Sequence[int] = (1, 5)
-) -> dict[str, float]:
+def retrieval_accuracy(image_features: Tensor, text_features: Tensor, ks: Sequence[int] = (1, 5)) -> dict[str, float]:
     """How often the partner is among the k most similar of the other kind, in both directions.
 
     Row i of one belongs to row i of the other. A tie with the partner counts against it.
@@ -405,12 +387,8 @@ def _with_ends(tokenizer: LibraryTokenizer, start: int, end: int) -> Tokenizer:
     own = Tokenizer.from_str(tokenizer.files()[TOKENIZER_FILE])
     own.add_special_tokens([START, END])
     if (own.token_to_id(START), own.token_to_id(END)) != (start, end):
-        raise ValueError(
-            f"the tokenizer has {START} or {END} already: open its model with Ranker.from_folder"
-        )
-    own.post_processor = TemplateProcessing(
-        single=f"{START} $A {END}", special_tokens=[(START, start), (END, end)]
-    )
+        raise ValueError(f"the tokenizer has {START} or {END} already: open its model with Ranker.from_folder")
+    own.post_processor = TemplateProcessing(single=f"{START} $A {END}", special_tokens=[(START, start), (END, end)])
     return own
 
 
@@ -436,9 +414,7 @@ def _check_end(tokenizer: Tokenizer, config: Any) -> int:
 
 def _check_clip_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"no config.json in {folder}: expected a CLIP folder as transformers writes it"
-        )
+        raise FileNotFoundError(f"no config.json in {folder}: expected a CLIP folder as transformers writes it")
     kind = _read_object(folder / "config.json").get("model_type")
     if kind != "clip":
         raise ValueError(f'{folder}/config.json must have "model_type": "clip", got {kind!r}')
@@ -474,8 +450,9 @@ def _named(size: tuple[int, int]) -> dict[str, int]:
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
     """Silences transformers, which draws a bar for reading and writing one file."""
-    from transformers.utils import logging
+    from transformers.utils import logging as library
 
+    logging: Any = library  # parts of it have no annotations
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -10,6 +10,7 @@ SOI ─► step 0 ─► token ─► step 1 ─► token ─► … ─► step
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -114,16 +115,16 @@ def sample_codes(
 
     Returns:
         Codes, int64 (P, n, h, w).
+
+    Raises:
+        ValueError: A shape, a given token or the guidance does not fit.
     """
     config = prior.config
+    _check(prior, text, seeds, prime, guidance)
     sampler = sampler or Sampler()
     prompts, candidates = seeds.shape
-    if len(text) != prompts:
-        raise ValueError(f"text and seeds must name the same prompts, got {len(text)} and {prompts}")
     total = config.image_length
     primed = 0 if prime is None else prime.shape[1]
-    if primed > total:
-        raise ValueError(f"prime holds {primed} tokens, a picture has only {total}")
     guided = guidance != 1.0
     if guided:  # both branches in one batch, with caches of their own
         text = torch.cat([text, prior.null_text().expand(prompts, -1)])
@@ -145,3 +146,24 @@ def sample_codes(
         if progress is not None:
             progress(index + 1, total)
     return tokens.view(prompts, candidates, config.image_height, config.image_width)
+
+
+def _check(prior: Prior, text: Tensor, seeds: Tensor, prime: Tensor | None, guidance: float) -> None:
+    config = prior.config
+    if text.ndim != 2 or text.shape[1] != config.text_length:
+        raise ValueError(f"text must have shape (P, {config.text_length}), got {tuple(text.shape)}")
+    if seeds.ndim != 2 or seeds.dtype != torch.int64:
+        raise ValueError(f"seeds must be int64 of shape (P, n), got {seeds.dtype} {tuple(seeds.shape)}")
+    if len(text) != len(seeds):
+        raise ValueError(f"text and seeds must name the same prompts, got {len(text)} and {len(seeds)}")
+    if not math.isfinite(guidance):
+        raise ValueError(f"guidance must be a finite number, got {guidance}")
+    if prime is None:
+        return
+    if prime.ndim != 2 or len(prime) != len(text) or prime.shape[1] > config.image_length:
+        expected = f"({len(text)}, m) with m <= {config.image_length}"
+        raise ValueError(f"prime must have shape {expected}, got {tuple(prime.shape)}")
+    if prime.numel() and (int(prime.min()) < 0 or int(prime.max()) >= config.codebook_size):
+        raise ValueError(
+            f"prime must hold codes in 0..{config.codebook_size - 1}, got {int(prime.min())}..{int(prime.max())}"
+        )

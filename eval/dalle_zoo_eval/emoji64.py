@@ -36,6 +36,7 @@ from dalle_zoo_eval.metrics import (
     bits_per_token,
     codebook_use,
     concept_accuracy,
+    in_batches,
     psnr,
     retrieval,
     shuffle_concepts,
@@ -155,9 +156,7 @@ class Gallery:
     def accuracy(self, features: Tensor, keys: list[str], concepts: list[str]) -> dict[str, float]:
         """Concept accuracy for every k, as ``top1`` and so on."""
         known = (self.features, self.keys, self.concepts)
-        return {
-            f"top{k}": concept_accuracy(features, keys, concepts, *known, k=k) for k in KS
-        }
+        return {f"top{k}": concept_accuracy(features, keys, concepts, *known, k=k) for k in KS}
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ def evaluate_emoji64(
     evaluator: str | None,
     out: Path,
     *,
-    protocol: Protocol = Protocol(),  # noqa: B008 (frozen)
+    protocol: Protocol = Protocol(),
     device: str = "cpu",
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -212,9 +211,7 @@ def evaluate_emoji64(
     figures = {}
     for split in splits:
         log.warning("%s: %s", NAME, split.name)
-        figures[split.name], sheet = evaluate_split(
-            pipe, split, gallery, protocol, out.parent / ".cache", weights
-        )
+        figures[split.name], sheet = evaluate_split(pipe, split, gallery, protocol, out.parent / ".cache", weights)
         save_png(sheet, out.with_name(f"{out.stem}-{split.name}.png"))
     result = {
         "protocol": {"name": NAME, **asdict(protocol), "chunk": CHUNK},
@@ -261,9 +258,7 @@ def evaluate_split(
     if pipe.ranker is not None:
         figures["retrieval"] = retrieval(pipe.ranker, split.images.float() / 255, split.captions)
     if gallery is not None:
-        figures["concept_accuracy"] = concept_figures(
-            gallery, asked, rebuilt[: len(asked.keys)], drawn, protocol.seed
-        )
+        figures["concept_accuracy"] = concept_figures(gallery, asked, rebuilt[: len(asked.keys)], drawn, protocol.seed)
     pairs = (drawn.shown[:SHEET].float() / 255, asked.images[:SHEET].float() / 255)
     return figures, caption_sheet(*pairs, captions=asked.captions[:SHEET])
 
@@ -271,7 +266,7 @@ def evaluate_split(
 @torch.inference_mode()
 def reconstruct(pipe: DallePipeline, images: Tensor) -> tuple[Tensor, Tensor]:
     """Codes (B, h, w) and rebuilt pictures, uint8 like the given ones."""
-    parts = [(part.float() / 255).to(pipe.device) for part in images.split(64)]
+    parts = [(part.float() / 255).to(pipe.device) for part in in_batches(images, 64)]
     codes = torch.cat([pipe.image_tokenizer.encode(part).cpu() for part in parts])
     return codes, to_uint8(pipe.decode(codes))
 
@@ -287,11 +282,12 @@ def caption_bits(pipe: DallePipeline, split: Split, codes: Tensor, seed: int) ->
     return {name: bits_per_token(pipe.prior, text, codes) for name, text in texts.items()}
 
 
-def draw_codes(
-    pipe: DallePipeline, split: Split, protocol: Protocol, cache: Path, weights: dict[str, str]
-) -> Tensor:
+def draw_codes(pipe: DallePipeline, split: Split, protocol: Protocol, cache: Path, weights: dict[str, str]) -> Tensor:
     """Codes of all candidates, int64 (B, N, h, w), from the cache where they were drawn before."""
     cache.mkdir(parents=True, exist_ok=True)
+    # Whatever changes the drawn codes is part of a chunk's name.
+    parts = {n: d for n, d in weights.items() if not n.startswith("ranker/")}
+    config = asdict(pipe.prior.config)
     chunks = []
     for start in tqdm(range(0, len(split.keys), CHUNK), desc=f"draw {split.name}", unit="chunk"):
         captions = split.captions[start : start + CHUNK]
@@ -301,8 +297,8 @@ def draw_codes(
             "seed": seed,
             **protocol.sampling(),
         }
-        parts = {n: d for n, d in weights.items() if not n.startswith("ranker/")}
-        name = hashlib.sha256(json.dumps([parts, captions, call]).encode()).hexdigest()
+        text = pipe.encode_text(captions).tolist()
+        name = hashlib.sha256(json.dumps([parts, config, text, call]).encode()).hexdigest()
         path = cache / f"{name[:32]}.safetensors"
         if not path.is_file():
             flat = pipe(captions, output_type="latent", **call).images.cpu()
@@ -358,9 +354,7 @@ def concept_figures(
         "real": gallery.accuracy(real, keys, concepts),
         "reconstructed": gallery.accuracy(gallery.evaluator.features(rebuilt), keys, concepts),
         "one": gallery.accuracy(everything, each(keys), each(concepts)),
-        "shuffled": gallery.accuracy(
-            everything, each([keys[i] for i in other]), each([concepts[i] for i in other])
-        ),
+        "shuffled": gallery.accuracy(everything, each([keys[i] for i in other]), each([concepts[i] for i in other])),
     }
     if drawn.best is not None:
         picked = drawn.features[torch.arange(len(keys)), drawn.best]

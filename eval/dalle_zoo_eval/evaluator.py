@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle_zoo.hub import ModelFolderError, load_weights, sha256_file
+from dalle_zoo_eval.metrics import in_batches
 
 # B pictures, H W pixels
 
@@ -29,9 +30,7 @@ _HALVING = (0, 2, 4, 6, 12)
 class Convolution(nn.Module):
     """Convolution without bias, batch normalisation, ReLU6."""
 
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
         # As TensorFlow pads an even side: all round, or one row and column at the end when halving.
         around = kernel // 2
@@ -73,7 +72,7 @@ class MobileNet(nn.Module):
         Returns:
             float32 (B, 256), at least 0, on the CPU.
         """
-        parts = [self._features(part.to(self.head.weight.device)) for part in images.split(batch_size)]
+        parts = [self._features(part.to(self.head.weight.device)) for part in in_batches(images, batch_size)]
         return torch.cat(parts).cpu()
 
     def _features(self, images: Tensor) -> Tensor:

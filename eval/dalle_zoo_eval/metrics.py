@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,12 @@ from dalle_zoo.models.ranker import Ranker, retrieval_accuracy
 
 # B pictures, C channels, H W pixels, h w code grid, K codebook size, T text positions, d features,
 # Q queries, G gallery
+
+
+def in_batches(tensor: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """Parts of a tensor along its first axis, the last one shorter."""
+    for start in range(0, len(tensor), batch_size):
+        yield tensor[start : start + batch_size]
 
 
 def psnr(images: Tensor, references: Tensor) -> Tensor:
@@ -29,8 +35,7 @@ def psnr(images: Tensor, references: Tensor) -> Tensor:
     """
     if images.shape != references.shape:
         raise ValueError(
-            f"images and references must have one shape, got {tuple(images.shape)} and "
-            f"{tuple(references.shape)}"
+            f"images and references must have one shape, got {tuple(images.shape)} and {tuple(references.shape)}"
         )
     error = (images.double() - references.double()).square().flatten(1).mean(1)
     return -10 * torch.log10(error)
@@ -64,11 +69,9 @@ def bits_per_token(prior: Prior, text: Tensor, codes: Tensor, batch_size: int = 
         batch_size: Pictures at once; does not change the result beyond rounding.
     """
     if len(text) != len(codes) or not len(codes):
-        raise ValueError(
-            f"text and codes must be equally many and not none, got {len(text)} and {len(codes)}"
-        )
+        raise ValueError(f"text and codes must be equally many and not none, got {len(text)} and {len(codes)}")
     device, total = prior.start_of_text.device, 0.0
-    for t, c in zip(text.split(batch_size), codes.split(batch_size), strict=True):
+    for t, c in zip(in_batches(text, batch_size), in_batches(codes, batch_size), strict=True):
         total += float(prior.loss(t.to(device), c.to(device)).image) * len(c)
     return total / len(codes) / math.log(2)
 
@@ -107,9 +110,7 @@ def shuffle_concepts(concepts: Sequence[str], seed: int) -> Tensor:
 
 
 @torch.inference_mode()
-def retrieval(
-    ranker: Ranker, images: Tensor, captions: Sequence[str], batch_size: int = 64
-) -> dict[str, float]:
+def retrieval(ranker: Ranker, images: Tensor, captions: Sequence[str], batch_size: int = 64) -> dict[str, float]:
     """How often the ranker finds the partner among all, from picture to caption and back.
 
     Args:
@@ -121,7 +122,7 @@ def retrieval(
     Returns:
         As `retrieval_accuracy`: shares for k = 1 and 5, both ways.
     """
-    image = torch.cat([ranker.image_features(part) for part in images.split(batch_size)])
+    image = torch.cat([ranker.image_features(part) for part in in_batches(images, batch_size)])
     starts = range(0, len(captions), batch_size)
     text = torch.cat([ranker.text_features(captions[i : i + batch_size]) for i in starts])
     return retrieval_accuracy(image, text)

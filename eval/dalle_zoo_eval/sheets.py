@@ -12,12 +12,10 @@ from dalle_zoo.pictures import to_pil
 
 # B tiles, M pictures a tile, H W pixels
 
-_MARGIN, _FONT, _LINE, _LINES = 8, 11, 14, 3
+_MARGIN, _GAP, _FONT, _LINE, _LINES = 10, 3, 11, 14, 3
 
 
-def caption_sheet(
-    *pictures: Tensor, captions: Sequence[str], columns: int = 6, scale: int = 2
-) -> Image.Image:
+def caption_sheet(*pictures: Tensor, captions: Sequence[str], columns: int = 6, scale: int = 2) -> Image.Image:
     """Tiles of one or more pictures side by side above a caption.
 
     Args:
@@ -33,11 +31,10 @@ def caption_sheet(
     if not sets or {len(images) for images in sets} != {len(captions)} or not captions:
         counts = ", ".join(str(len(images)) for images in sets)
         raise ValueError(
-            f"pictures must be one a caption in every set, got {counts or 'no set'} for "
-            f"{len(captions)} captions"
+            f"pictures must be one a caption in every set, got {counts or 'no set'} for {len(captions)} captions"
         )
     width, height = (scale * side for side in sets[0][0].size)
-    tile_width = len(sets) * width + _MARGIN
+    tile_width = len(sets) * (width + _GAP) - _GAP + _MARGIN
     tile_height = height + _LINES * _LINE + _MARGIN
     columns = min(columns, len(captions))
     rows = -(-len(captions) // columns)
@@ -50,7 +47,7 @@ def caption_sheet(
         top = _MARGIN + number // columns * tile_height
         for place, images in enumerate(sets):
             picture = images[number].resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(picture, (left + place * width, top))
+            sheet.paste(picture, (left + place * (width + _GAP), top))
         lines = textwrap.wrap(caption, letters, max_lines=_LINES, placeholder="…")
         draw.multiline_text((left, top + height + 2), "\n".join(lines), "black", font, spacing=2)
     return sheet

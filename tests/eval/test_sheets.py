@@ -13,11 +13,11 @@ def test_pictures_and_captions_are_where_they_belong() -> None:
     right = torch.ones(3, 3, 16, 16) * torch.tensor([1.0, 0, 0])[:, None, None]
     words = ["one", "two " * 40, "three"]
     sheet = np.asarray(caption_sheet(left, right, captions=words, columns=2, scale=2))
-    assert (sheet[8:40, 8:40] == 0).all()
-    assert (sheet[8:40, 40:72] == [255, 0, 0]).all()
-    below = sheet[40:82, 8:80]
+    assert (sheet[10:42, 10:42] == 0).all()
+    assert (sheet[10:42, 45:77] == [255, 0, 0]).all()
+    below = sheet[42:84, 10:77]
     assert (below < 128).any()  # ink of the caption
-    assert len(sheet) == 2 * (32 + 42 + 8) + 8  # two rows
+    assert len(sheet) == 2 * (32 + 42 + 10) + 10  # two rows
 
 
 def test_captions_must_match() -> None:

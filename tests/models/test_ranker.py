@@ -108,9 +108,7 @@ def test_transformers_opens_a_saved_ranker(ranker: Ranker, tmp_path: Path) -> No
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     processor = CLIPImageProcessorPil.from_pretrained(str(tmp_path), local_files_only=True)
     pixels = processor(Image.fromarray(picture), return_tensors="pt").pixel_values
-    out = model(
-        input_ids=encoded.input_ids, attention_mask=encoded.attention_mask, pixel_values=pixels
-    )
+    out = model(input_ids=encoded.input_ids, attention_mask=encoded.attention_mask, pixel_values=pixels)
     ours = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
     scores = ranker.scores(ours.expand(2, -1, -1, -1), captions)
     assert torch.allclose(out.logits_per_image[0], scores, atol=1e-4)

@@ -1,0 +1,121 @@
+"""Attention under every registered mask: causal by gradient, and all back-ends agree."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dalle_zoo.masks import MASKS, Mask, TextImageLayout
+from dalle_zoo.models import attention
+from dalle_zoo.models.attention import BACKENDS, Attention
+from dalle_zoo.registry import UnknownNameError
+
+AGREEMENT = {"atol": 1e-5, "rtol": 1e-4}
+"""Float32 rounding: back-ends sum up to 31 products in another order."""
+
+LAYOUTS = [TextImageLayout(3, 3, 4), TextImageLayout(2, 5, 2), TextImageLayout(1, 1, 5), TextImageLayout(4, 3, 9)]
+every_mask = pytest.mark.parametrize("spec", [*MASKS, "conv(kernel=3)"])
+every_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda it: f"{it.text}+{it.height}x{it.width}")
+every_backend = pytest.mark.parametrize("backend", list(BACKENDS))
+
+
+def layer(mask: Mask, backend: str) -> Attention:
+    torch.manual_seed(0)
+    return Attention(8, 2, mask, backend)
+
+
+def stream(batch: int, length: int, width: int = 8) -> Tensor:
+    return torch.randn(batch, length, width, generator=torch.Generator().manual_seed(1), requires_grad=True)
+
+
+@every_backend
+@every_mask
+@every_layout
+def test_the_gradient_flows_where_the_mask_allows_and_nowhere_else(
+    spec: str, layout: TextImageLayout, backend: str
+) -> None:
+    mask = Mask.from_spec(spec, layout)
+    x = stream(1, layout.length)
+    y = layer(mask, backend)(x)
+    reached = torch.zeros(layout.length, layout.length, dtype=torch.bool)
+    direction = torch.randn(8, generator=torch.Generator().manual_seed(2))
+    for query in range(layout.length):
+        (gradient,) = torch.autograd.grad(y[0, query] @ direction, x, retain_graph=True)
+        reached[query] = gradient[0].abs().sum(-1) > 0  # a forbidden weight is exactly 0
+    assert torch.equal(reached, mask.dense())
+    text = layout.text
+    assert reached[text:, :text].all(), "every image token sees all text"
+    assert not reached.triu(1).any(), "causal"
+
+
+@every_backend
+@every_mask
+@every_layout
+@pytest.mark.parametrize("batch", [1, 3])
+def test_back_ends_equal_the_dense_oracle(spec: str, layout: TextImageLayout, backend: str, batch: int) -> None:
+    mask = Mask.from_spec(spec, layout)
+    weights = torch.randn(batch, layout.length, 8)
+    came: dict[str, list[Tensor]] = {}
+    for name in {"dense", backend}:
+        net, x = layer(mask, name), stream(batch, layout.length)
+        y = net(x)
+        (y * weights).sum().backward()
+        gradients = [parameter.grad for parameter in (x, *net.parameters())]
+        came[name] = [y, *(gradient for gradient in gradients if gradient is not None)]
+        assert len(came[name]) == 6
+    for ours, oracle in zip(came[backend], came["dense"], strict=True):
+        torch.testing.assert_close(ours, oracle, **AGREEMENT)
+
+
+@every_backend
+@every_mask
+@pytest.mark.parametrize("length", [1, 3, 9])
+def test_a_prefix_gives_the_prefix(spec: str, backend: str, length: int) -> None:
+    layout = LAYOUTS[0]
+    net, x = layer(Mask.from_spec(spec, layout), backend), stream(2, layout.length)
+    torch.testing.assert_close(net(x[:, :length]), net(x)[:, :length], **AGREEMENT)
+
+
+def test_the_dense_oracle_against_loops() -> None:
+    mask = Mask.from_spec("row", LAYOUTS[0])
+    query, key, value = torch.randn(3, 1, 2, mask.layout.length, 4, generator=torch.Generator().manual_seed(0))
+    came, allowed = attention.dense(query, key, value, mask), mask.dense()
+    for head in range(2):
+        for i in range(mask.layout.length):
+            keys = [j for j in range(mask.layout.length) if allowed[i, j]]
+            weights = [math.exp(float(query[0, head, i] @ key[0, head, j]) / 2) for j in keys]  # 2 = sqrt(4)
+            mixed = sum(w * value[0, head, j] for w, j in zip(weights, keys, strict=True)) / sum(weights)
+            torch.testing.assert_close(came[0, head, i], mixed, **AGREEMENT)
+
+
+@every_backend
+def test_bfloat16_stays_near_float32(backend: str) -> None:
+    mask = Mask.from_spec("row", LAYOUTS[0])
+    query, key, value = torch.randn(3, 2, 2, mask.layout.length, 4, generator=torch.Generator().manual_seed(0))
+    half = BACKENDS[backend](query.bfloat16(), key.bfloat16(), value.bfloat16(), mask)
+    assert half.dtype == torch.bfloat16
+    # bfloat16 has 8 significant bits: inputs and weights are off by up to 2^-8 each.
+    torch.testing.assert_close(half.float(), BACKENDS[backend](query, key, value, mask), atol=0.05, rtol=0.05)
+
+
+@every_backend
+def test_a_first_call_in_inference_mode_does_not_spoil_training(backend: str) -> None:
+    mask = Mask.from_spec("conv(kernel=3)", TextImageLayout(2, 3, 7))  # of this test alone
+    net = layer(mask, backend)
+    with torch.inference_mode():
+        net(torch.randn(1, mask.layout.length, 8))
+    kept = attention._allowed(mask, torch.device("cpu")), attention._sdpa_arguments(mask, torch.device("cpu"))
+    assert not kept[0].is_inference()
+    assert not kept[1]["attn_mask"].is_inference()
+    net(stream(1, mask.layout.length)).sum().backward()
+
+
+def test_names_and_sizes() -> None:
+    mask = Mask.from_spec("full", LAYOUTS[0])
+    with pytest.raises(UnknownNameError, match="unknown attention back-end 'sdap'. Did you mean 'sdpa'"):
+        Attention(8, 2, mask, "sdap")
+    with pytest.raises(ValueError, match="num_heads 3 does not divide width 8"):
+        Attention(8, 3, mask)

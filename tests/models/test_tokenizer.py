@@ -1,0 +1,97 @@
+"""The contract of every registered image tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from dalle_zoo.models.dvae import DVAE, DVAEConfig
+from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
+from dalle_zoo.registry import UnknownNameError
+
+
+def dvae() -> ImageTokenizer:
+    torch.manual_seed(0)
+    return DVAE(DVAEConfig(image_size=16, width=4, num_groups=3, decoder_stem=4, codebook_size=6))
+
+
+MAKERS: dict[str, Callable[[], ImageTokenizer]] = {"dvae": dvae}
+
+
+@pytest.fixture(params=list(IMAGE_TOKENIZERS))
+def tokenizer(request: pytest.FixtureRequest) -> ImageTokenizer:
+    """Each registered kind in turn; a new kind needs a line in MAKERS."""
+    return MAKERS[request.param]().eval()
+
+
+@torch.no_grad()
+def test_pictures_to_codes_and_back(tokenizer: ImageTokenizer) -> None:
+    side, grid = tokenizer.image_size, tokenizer.grid_size
+    assert side == grid * tokenizer.factor
+    images = torch.rand(3, 3, side, side)
+    codes = tokenizer.encode(images)
+    assert codes.dtype == torch.int64
+    assert codes.shape == (3, grid, grid)
+    assert codes.min() >= 0
+    assert codes.max() < tokenizer.codebook_size
+    back = tokenizer.decode(codes)
+    assert back.shape == images.shape
+    assert back.min() >= 0
+    assert back.max() <= 1
+
+
+@torch.no_grad()
+def test_deterministic_in_training_too(tokenizer: ImageTokenizer) -> None:
+    tokenizer.train()
+    images = torch.rand(3, 3, tokenizer.image_size, tokenizer.image_size)
+    codes = tokenizer.encode(images)
+    assert torch.equal(tokenizer.encode(images), codes)
+    assert torch.equal(tokenizer.decode(codes), tokenizer.decode(codes))
+
+
+def test_the_configuration_is_plain_data(tokenizer: ImageTokenizer) -> None:
+    assert isinstance(tokenizer.config, type(tokenizer).config_class)
+    with pytest.raises(AttributeError):
+        tokenizer.config.image_size = 8  # frozen
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(3, 16, 16), r"images must be floats of shape \(B, C, H, W\) in \[0, 1\], got torch.float32 \(3, 1"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "images must be floats .* got torch.uint8"),
+        (torch.rand(1, 3, 16, 18), r"image sides must be multiples of 4, got \(16, 18\): resize or crop"),
+        (torch.rand(1, 3, 18, 16), r"image sides must be multiples of 4"),
+    ],
+)
+def test_pictures_are_checked(images: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dvae().encode(images)
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (torch.zeros(2, 2, dtype=torch.long), r"codes must be integers of shape \(B, h, w\), got torch.int64 \(2, 2\)"),
+        (torch.zeros(1, 2, 2), "codes must be integers .* got torch.float32"),
+        (torch.full((1, 2, 2), 6), r"codes must lie in 0\.\.5, got 6\.\.6"),
+        (torch.tensor([[[0, -1]]]), r"codes must lie in 0\.\.5, got -1\.\.0"),
+    ],
+)
+def test_codes_are_checked(codes: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dvae().decode(codes)
+
+
+def test_an_empty_batch_is_no_error() -> None:
+    assert dvae().decode(torch.zeros(0, 4, 4, dtype=torch.long)).shape == (0, 3, 16, 16)
+
+
+def test_names() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'dvae'"):
+        IMAGE_TOKENIZERS["dvea"]
+    with pytest.raises(TypeError, match="must derive from ImageTokenizer"):
+        IMAGE_TOKENIZERS.register("wrong")(torch.nn.Linear)

@@ -1,0 +1,272 @@
+"""Cached decoding equals the full forward pass, and a picture depends on its seed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dalle_zoo.masks import MASKS
+from dalle_zoo.models.prior import Prior
+from dalle_zoo.sampling import Decoder, Sampler, decode_logits, gumbel, picture_seed, sample_codes
+
+Maker = Callable[..., Prior]
+
+DECODING = {"atol": 1e-5, "rtol": 1e-4}
+"""Float32 rounding over the layers: a step sums up in another order than the whole matrix does."""
+
+SCHEDULES = [*MASKS, "conv(kernel=3)", "row, column", "paper", "paper(kernel=3)"]
+every_schedule = pytest.mark.parametrize("masks", SCHEDULES)
+
+V, K, T, H, W = 10, 7, 4, 3, 4
+N = H * W
+"""Sizes of the small prior (tests/conftest.py)."""
+
+TEXT = torch.tensor([[1, 2, 3, 4], [5, 11, 12, 13], [10, 11, 12, 13]])
+"""Three captions: a full one, one of a single token, an empty one."""
+
+
+def make_seeds(prompts: int = 3, candidates: int = 2) -> Tensor:
+    return torch.tensor([[picture_seed(p, n) for n in range(candidates)] for p in range(prompts)])
+
+
+@torch.no_grad()
+def full_logits(prior: Prior, text: Tensor, codes: Tensor) -> Tensor:
+    """Image logits by the forward pass, (P, n, N, K)."""
+    candidates = codes.shape[1]
+    return prior(text.repeat_interleave(candidates, 0), codes.flatten(0, 1)).image.unflatten(0, (-1, candidates))
+
+
+class Recorder(Sampler):
+    """A sampler that keeps the logits it was given."""
+
+    def draw(self, logits: Tensor, seeds: Tensor, step: int) -> Tensor:
+        self.__dict__.setdefault("logits", {})[step] = logits.clone()
+        return super().draw(logits, seeds, step)
+
+    def seen(self, prompts: int, candidates: int) -> Tensor:
+        """(P, n, steps, K)."""
+        return torch.stack(list(self.__dict__["logits"].values()), 1).unflatten(0, (prompts, candidates))
+
+
+# ------------------------------------------------------------ equality
+
+
+@every_schedule
+@pytest.mark.parametrize("grid", [(3, 4), (5, 2), (1, 6), (6, 1)], ids=str)
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_cached_decoding_equals_the_full_forward(
+    random_prior: Maker, masks: str, grid: tuple[int, int], candidates: int
+) -> None:
+    prior = random_prior(masks=masks, num_layers=4, image_height=grid[0], image_width=grid[1])
+    codes = torch.randint(K, (3, candidates, *grid), generator=torch.Generator().manual_seed(0))
+    came = torch.stack(list(decode_logits(prior, TEXT, codes)), 2)
+    assert came.shape == (3, candidates, grid[0] * grid[1], K)
+    torch.testing.assert_close(came, full_logits(prior, TEXT, codes), **DECODING)
+
+
+@every_schedule
+def test_drawn_tokens_are_those_of_the_full_forward(random_prior: Maker, masks: str) -> None:
+    prior, seeds = random_prior(masks=masks, num_layers=4), make_seeds()
+    codes = sample_codes(prior, TEXT, seeds)
+    assert codes.shape == (3, 2, H, W)
+    assert codes.dtype == torch.int64
+    logits = full_logits(prior, TEXT, codes)
+    for step in range(N):
+        noisy = logits[:, :, step].flatten(0, 1) + gumbel(seeds.flatten(), step, K)
+        assert torch.equal(noisy.argmax(-1), codes.flatten(2)[:, :, step].flatten()), f"step {step}"
+    assert len(codes.flatten(0, 1).flatten(1).unique(dim=0)) == 6, "six different pictures"
+
+
+@pytest.mark.parametrize("backend", ["dense", "sdpa"])
+def test_the_back_end_does_not_change_the_pictures(random_prior: Maker, backend: str) -> None:
+    expected = sample_codes(random_prior(masks="paper"), TEXT, make_seeds())
+    assert torch.equal(sample_codes(random_prior(masks="paper", backend=backend), TEXT, make_seeds()), expected)
+
+
+def test_decode_logits_needs_no_guard_against_gradients(random_prior: Maker) -> None:
+    first = next(decode_logits(random_prior(), TEXT, torch.zeros(3, 1, H, W, dtype=torch.long)))
+    assert not first.requires_grad
+
+
+# ------------------------------------------------------------ caches
+
+
+@pytest.mark.parametrize(
+    ("masks", "slots"),
+    [("row", 5), ("full", 12), ("column", 9), ("conv(kernel=3)", 8)],
+    # A row mask reads the 4 cells before and itself; offsets of the convolution reach 2 * 4 - 1.
+)
+def test_a_cache_holds_what_is_still_read(random_prior: Maker, masks: str, slots: int) -> None:
+    decoder = Decoder(random_prior(masks=masks), TEXT, 5)
+    for cache in decoder.caches:
+        assert cache.key.shape == cache.value.shape == (3, 2, 5, slots, 8)
+        assert cache.text_key.shape == (3, 2, T, 8), "text once a prompt, not once a candidate"
+        assert cache.num_bytes == 2 * 4 * 3 * 2 * 5 * slots * 8
+
+
+def test_a_row_layer_of_the_papers_grid_holds_33_keys(random_prior: Maker) -> None:
+    prior = random_prior(masks="row", image_height=32, image_width=32, num_layers=1)
+    (cache,) = Decoder(prior, TEXT[:1], 1).caches
+    assert cache.key.shape[-2] == 33
+
+
+def test_a_step_reads_no_slot_that_its_mask_forbids(random_prior: Maker) -> None:
+    prior = random_prior(masks="row", num_layers=1)
+    decoder = Decoder(prior, TEXT, 2)
+    cache, dense = decoder.caches[0], prior.masks[0].dense()[T:, T:]
+    codes = torch.randint(K, (3, 2, N), generator=torch.Generator().manual_seed(0))
+    for step in range(N):
+        reads = cache.reads[step]
+        count = len(range(*reads.indices(99))) if isinstance(reads, slice) else len(reads)
+        assert count == int(dense[step].sum())
+    with torch.no_grad():
+        for step in range(N):  # what no step may read is not a number
+            alive = {cache.slot_of_key[key] for key in range(step) if dense[step:, key].any()}
+            for slot in set(range(cache.key.shape[-2])) - alive:
+                cache.key[:, :, :, slot] = cache.value[:, :, :, slot] = torch.nan
+            assert decoder.step(step, codes[:, :, step - 1] if step else None).isfinite().all()
+
+
+# ------------------------------------------------------------ guidance
+
+
+def test_guidance_acts_at_every_step_and_changes_no_input(random_prior: Maker) -> None:
+    prior, seeds, text = random_prior(masks="paper", num_layers=3), make_seeds(), TEXT.clone()
+    recorder = Recorder()
+    codes = sample_codes(prior, text, seeds, sampler=recorder, guidance=2.5)
+    assert torch.equal(text, TEXT)
+    assert torch.equal(seeds, make_seeds())
+    conditional = full_logits(prior, TEXT, codes)
+    null = full_logits(prior, prior.null_text().expand(3, -1), codes)
+    guided = recorder.seen(3, 2)
+    torch.testing.assert_close(guided, null + 2.5 * (conditional - null), **DECODING)
+    difference = (guided - conditional).abs().amax(-1)
+    assert (difference[:2] > 1e-3).all(), "at every step of every picture that has a caption"
+    torch.testing.assert_close(guided[2], null[2], **DECODING)  # the empty caption is its own null
+
+
+def test_guidance_of_one_is_none_and_of_zero_forgets_the_caption(random_prior: Maker) -> None:
+    prior, seeds = random_prior(), make_seeds()
+    plain = sample_codes(prior, TEXT, seeds)
+    assert torch.equal(sample_codes(prior, TEXT, seeds, guidance=1.0), plain)
+    null = sample_codes(prior, prior.null_text().expand(3, -1), seeds)
+    assert torch.equal(sample_codes(prior, TEXT, seeds, guidance=0.0), null)
+    assert not torch.equal(null, plain)
+
+
+# ------------------------------------------------------------ seeds
+
+
+def test_a_picture_depends_on_its_caption_and_seed_alone(random_prior: Maker) -> None:
+    prior, seeds = random_prior(masks="paper", num_layers=3), make_seeds(3, 4)
+    together = sample_codes(prior, TEXT, seeds)
+    for p in range(3):
+        alone = sample_codes(prior, TEXT[p : p + 1], seeds[p : p + 1])
+        assert torch.equal(alone[0], together[p])
+        halves = [sample_codes(prior, TEXT[p : p + 1], seeds[p : p + 1, at]) for at in (slice(0, 1), slice(1, 4))]
+        assert torch.equal(torch.cat(halves, 1)[0], together[p])
+    turned = sample_codes(prior, TEXT.flip(0), seeds.flip(0, 1))
+    assert torch.equal(turned.flip(0, 1), together)
+    as_rows = sample_codes(prior, TEXT.repeat_interleave(4, 0), seeds.view(12, 1))
+    assert torch.equal(as_rows.view_as(together), together)
+
+
+def test_the_global_generator_plays_no_part(random_prior: Maker) -> None:
+    prior, state = random_prior(), torch.random.get_rng_state()
+    first = sample_codes(prior, TEXT, make_seeds())
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(99)
+    assert torch.equal(sample_codes(prior, TEXT, make_seeds()), first)
+    assert not torch.equal(sample_codes(prior, TEXT, make_seeds() + 1), first)
+
+
+def test_greedy_pictures_do_not_depend_on_the_seed(random_prior: Maker) -> None:
+    prior, greedy = random_prior(), Sampler(temperature=0)
+    codes = sample_codes(prior, TEXT, make_seeds(), sampler=greedy)
+    assert torch.equal(codes[:, 0], codes[:, 1])
+    best = full_logits(prior, TEXT, codes).argmax(-1)
+    assert torch.equal(best.view_as(codes), codes)
+
+
+def test_top_k_leaves_k_tokens_at_every_step(random_prior: Maker) -> None:
+    prior = random_prior()
+    codes = sample_codes(prior, TEXT, make_seeds(3, 16), sampler=Sampler(top_k=2))
+    best = full_logits(prior, TEXT, codes).topk(2).indices
+    assert (best == codes.flatten(2)[..., None]).any(-1).all()
+
+
+# ------------------------------------------------------------ priming
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 7, 12])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_primed_tokens_stay_and_the_rest_is_drawn(random_prior: Maker, count: int, guidance: float) -> None:
+    prior, seeds = random_prior(), make_seeds(3, 5)
+    prime = torch.randint(K, (3, count), generator=torch.Generator().manual_seed(4))
+    recorder = Recorder()
+    codes = sample_codes(prior, TEXT, seeds, sampler=recorder, prime=prime, guidance=guidance).flatten(2)
+    assert torch.equal(codes[:, :, :count], prime[:, None].expand(-1, 5, -1))
+    if count == N:
+        return
+    assert len(codes[0, :, count:].unique(dim=0)) == 5, "every candidate goes its own way"
+    seen = recorder.seen(3, 5)
+    assert seen.shape[2] == N - count, "nothing is drawn where a token is given"
+    if guidance == 1:
+        logits = full_logits(prior, TEXT, codes.unflatten(2, (H, W)))
+        torch.testing.assert_close(seen, logits[:, :, count:], **DECODING)
+
+
+def test_priming_with_a_picture_continues_it(random_prior: Maker) -> None:
+    prior, seeds = random_prior(), make_seeds()
+    drawn = sample_codes(prior, TEXT, seeds)
+    for p in range(3):
+        again = sample_codes(prior, TEXT[p : p + 1], seeds[p : p + 1, :1], prime=drawn[p, :1].flatten(1)[:, :W])
+        assert torch.equal(again[0, 0], drawn[p, 0])
+
+
+# ------------------------------------------------------------ the rest
+
+
+def test_progress_counts_the_tokens(random_prior: Maker) -> None:
+    calls: list[tuple[int, int]] = []
+    sample_codes(random_prior(), TEXT, make_seeds(), progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(done, N) for done in range(1, N + 1)]
+
+
+def test_in_bfloat16(random_prior: Maker) -> None:
+    codes = sample_codes(random_prior().to(torch.bfloat16), TEXT, make_seeds(), guidance=2.0)
+    assert codes.shape == (3, 2, H, W)
+    assert codes.min() >= 0
+    assert codes.max() < K
+
+
+def test_training_goes_on_afterwards(random_prior: Maker) -> None:
+    prior = random_prior(masks="conv(kernel=5)").train()
+    codes = sample_codes(prior, TEXT, make_seeds())
+    assert prior.training
+    prior.loss(TEXT, codes[:, 0].clone()).total.backward()
+    assert all(parameter.grad is not None for parameter in prior.parameters())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"text": TEXT[:2]}, "text and seeds must name the same prompts, got 2 and 3"),
+        ({"text": TEXT[:, :3]}, r"text must have shape \(P, 4\), got \(3, 3\)"),
+        ({"text": TEXT[0]}, r"text must have shape \(P, 4\), got \(4,\)"),
+        ({"seeds": make_seeds()[0]}, r"seeds must be int64 of shape \(P, n\), got torch.int64 \(2,\)"),
+        ({"seeds": make_seeds().double()}, r"seeds must be int64 of shape \(P, n\), got torch.float64"),
+        ({"prime": torch.zeros(3, 13, dtype=torch.long)}, r"prime must have shape \(3, m\) with m <= 12, got \(3, 13\)"),
+        ({"prime": torch.zeros(2, 4, dtype=torch.long)}, r"prime must have shape \(3, m\) with m <= 12, got \(2, 4\)"),
+        ({"prime": torch.full((3, 4), K)}, r"prime must hold codes in 0\.\.6, got 7\.\.7"),
+        ({"guidance": float("nan")}, "guidance must be a finite number, got nan"),
+    ],
+)
+def test_bad_arguments_are_refused(random_prior: Maker, wrong: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"text": TEXT, "seeds": make_seeds()} | wrong
+    with pytest.raises(ValueError, match=message):
+        sample_codes(random_prior(), **arguments)
