@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +36,11 @@ class ModelRecord:
 
 
 def list_models() -> list[ModelRecord]:
-    """Records of the bundled models."""
-    from dalle_zoo.hub import read_json  # imports torch, which listing names alone should not
-
-    records = []
-    for path in sorted(BUNDLED.glob(f"*/{RECORD}")):
-        records.append(ModelRecord(name=path.parent.name, folder=path.parent, **read_json(path)))
-    return records
+    """Records of the bundled models; answers without importing torch."""
+    return [
+        ModelRecord(name=path.parent.name, folder=path.parent, **json.loads(path.read_text(encoding="utf-8")))
+        for path in sorted(BUNDLED.glob(f"*/{RECORD}"))
+    ]
 
 
 def model_names() -> list[str]:

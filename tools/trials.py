@@ -29,6 +29,7 @@ def dvae(steps: int) -> dict[str, list[str]]:
     """Grid, vocabulary and direction of the KL ramp."""
     common = [
         f"--trainer.max_steps={steps}",
+        "--trainer.callbacks=[]",  # so few updates are judged by the raw weights
         f"--trainer.val_check_interval={steps}",
         f"--model.init_args.temperature.steps={steps // 2}",
         f"--model.init_args.kl_weight.steps={steps * 6 // 10}",
@@ -48,6 +49,7 @@ def prior(steps: int) -> dict[str, list[str]]:
     """Masks and shape at about the same number of parameters."""
     common = [
         f"--trainer.max_steps={steps}",
+        "--trainer.callbacks=[]",  # so few updates are judged by the raw weights
         f"--trainer.val_check_interval={steps}",
         f"--model.init_args.learning_rate.decay_steps={steps}",
         "--model.init_args.learning_rate.warmup_steps=50",

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dalle_zoo.cli.errors import check_device
 from dalle_zoo.cli.main import parser
 
 DEMO_PROMPTS = (
@@ -67,6 +68,7 @@ def generate(arguments: list[str]) -> None:
     from dalle_zoo.pictures import save_png, to_pil
     from dalle_zoo.pipeline import DallePipeline
 
+    check_device(options.device)
     prime = decode_image(options.prime.read_bytes()) if options.prime else None
     pipe = DallePipeline.from_pretrained(options.model, device=options.device)
     images = _with_bar(

@@ -17,51 +17,36 @@ import inspect
 import itertools
 import logging
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from dalle_zoo.cli.errors import UserError
+from dalle_zoo.cli.errors import Parser, UserError
 from dalle_zoo.cli.keys import KeyChecker, fields_of
 from dalle_zoo.hub import new_folder
-from dalle_zoo.recipes import find_part, find_recipe
+from dalle_zoo.recipes import find_part, find_recipe, list_recipes
 from dalle_zoo.training import StageModule
 from dalle_zoo.training.callbacks import PictureLogger, default_loggers
-from dalle_zoo.training.data_modules import CodeData, PictureData  # noqa: F401 (short names in recipes)
-from dalle_zoo.training.dvae_module import DVAEModule  # noqa: F401
-from dalle_zoo.training.prior_module import PriorModule  # noqa: F401
-from dalle_zoo.training.ranker_module import RankerModule  # noqa: F401
+from dalle_zoo.training.checkpoints import Checkpoint, WholeCheckpointIO, newest_checkpoint
+from dalle_zoo.training.data_modules import CodeData, PictureData
+from dalle_zoo.training.dvae_module import DVAEModule
+from dalle_zoo.training.prior_module import PriorModule
+from dalle_zoo.training.ranker_module import RankerModule
 
 log = logging.getLogger(__name__)
 
-EXTENDABLE = {"max_steps", "max_epochs", "max_time"}
-"""Fields of the trainer that may change when a run goes on."""
+COMMANDS = ("fit", "validate", "test", "predict")
 
+EXTENDABLE = {"max_steps", "max_epochs", "max_time", "default_root_dir"}
+"""Fields of the trainer that may change when a run goes on; the last is where the run lies."""
 
-class Checkpoint(ModelCheckpoint):
-    """Resumable states: the newest two, named by the update.
-
-    Two, because the older one survives when the machine dies while the newer one is being written.
-
-    Args:
-        every: Updates between two states.
-    """
-
-    def __init__(self, every: int = 1000) -> None:
-        super().__init__(
-            filename="{step:08d}",
-            auto_insert_metric_name=False,
-            every_n_train_steps=every,
-            monitor="step",
-            mode="max",
-            save_top_k=2,
-        )
+CONFIG = "config.yaml"
+CONFIG_ASIDE = ".config.yaml.part"
 
 
 class ZooCLI(LightningCLI):
@@ -82,12 +67,9 @@ class ZooCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            save_config_callback=None,  # type: ignore[arg-type]
+            save_config_callback=None,
             trainer_defaults={"default_root_dir": str(run)},
-            parser_kwargs={
-                name: {"exit_on_error": False} for name in ("fit", "validate", "test", "predict")
-            }
-            | {"exit_on_error": False},
+            parser_kwargs={"exit_on_error": False} | {name: {"exit_on_error": False} for name in COMMANDS},
             args=args,
         )
 
@@ -106,14 +88,20 @@ class ZooCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuses a run folder that holds something else, before anything is built."""
-        path = self.run / "config.yaml"
-        if self.subcommand != "fit" or not self.run.exists() or not any(self.run.iterdir()):
+        if self.subcommand != "fit" or not self.run.exists():
             return
-        if not path.is_file():
-            raise UserError(f"{self.run} exists and is no run (it has no config.yaml): use --run FOLDER for another")
+        if not self.run.is_dir():
+            raise UserError(f"{self.run} is a file: use --run FOLDER for another place")
+        if all(path.name == CONFIG_ASIDE for path in self.run.iterdir()):  # killed when it had just begun
+            return
+        old = read_run(self.run)
+        if old is None:
+            raise UserError(
+                f"{self.run} exists and is no run (it has no {CONFIG} of one): use --run FOLDER for another place"
+            )
         if self.overwrite:
             return
-        changed = differences(yaml.safe_load(path.read_text()), yaml.safe_load(self.resolved()))
+        changed = differences(old, yaml.safe_load(self.resolved()))
         changed = [c for c in changed if c.split(":")[0].removeprefix("trainer.") not in EXTENDABLE]
         if changed:
             raise UserError(
@@ -121,26 +109,36 @@ class ZooCLI(LightningCLI):
                 "Use --run FOLDER for a new run, or --overwrite to throw the old one away."
             )
 
+    def after_instantiate_classes(self) -> None:
+        """Refuses data that the model cannot take, before the run folder is claimed."""
+        if self.datamodule is None:
+            raise UserError("the recipe has no data: set data.class_path and data.init_args")
+        self.model.check_data(self.datamodule)
+
     def before_fit(self) -> None:
         """Claims the run folder, now that all parts could be built."""
         if not self.trainer.is_global_zero:
             return
-        if self.overwrite:
-            shutil.rmtree(self.run, ignore_errors=True)
+        retired = self.run.with_name(f".{self.run.name}.old")
+        shutil.rmtree(retired, ignore_errors=True)
+        if self.overwrite and self.run.exists():
+            self.run.replace(retired)
         self.run.mkdir(parents=True, exist_ok=True)
-        aside = self.run / ".config.yaml.part"
+        aside = self.run / CONFIG_ASIDE
         aside.write_text(self.resolved(), encoding="utf-8")
-        aside.replace(self.run / "config.yaml")
+        aside.replace(self.run / CONFIG)
+        shutil.rmtree(retired, ignore_errors=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Puts checkpoints, curves and pictures below the run folder."""
         trainer = super().instantiate_trainer(**kwargs)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoint):
-                callback.dirpath = str(self.run / "checkpoints")
+                callback.dirpath = str(self.run.absolute() / "checkpoints")
             if isinstance(callback, PictureLogger):
                 callback.folder = self.run / "pictures"
         trainer.loggers = default_loggers(self.run) if self.subcommand == "fit" else []
+        trainer.strategy.checkpoint_io = WholeCheckpointIO()
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -148,9 +146,7 @@ class ZooCLI(LightningCLI):
         if kwargs.get("ckpt_path") is None:
             newest = newest_checkpoint(self.run)
             if newest is None and subcommand != "fit":
-                raise UserError(
-                    f"{self.run} has no checkpoint: run `dalle-zoo fit` first, or pass --ckpt_path FILE"
-                )
+                raise UserError(f"{self.run} has no checkpoint: run `dalle-zoo fit` first, or pass --ckpt_path FILE")
             if newest is not None:
                 log.warning("continuing from %s", newest)
                 kwargs["ckpt_path"] = str(newest)
@@ -165,10 +161,15 @@ class ZooCLI(LightningCLI):
         log.warning("weights are in %s", self.run / "model" / self.model.stage)
 
 
-def newest_checkpoint(run: Path) -> Path | None:
-    """The checkpoint of the highest update, or None."""
-    found = sorted((run / "checkpoints").glob("*.ckpt"))
-    return found[-1] if found else None
+def read_run(run: Path) -> dict[str, Any] | None:
+    """The resolved recipe of a run folder; None if the folder is no run."""
+    path = run / CONFIG
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    ours = isinstance(config, dict) and {"model", "data", "trainer", "checkpoint"} <= config.keys()
+    return config if ours else None
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
@@ -196,7 +197,7 @@ def key_checker(subcommand: str) -> KeyChecker:
     stages: list[type] = [DVAEModule, PriorModule, RankerModule]
     data: list[type] = [PictureData, CodeData]
     classes = {"model": {c.__name__: c for c in stages}, "data": {c.__name__: c for c in data}}
-    return KeyChecker(root, classes)
+    return KeyChecker(root, classes, options=("run", "overwrite", "parts"))
 
 
 def check_keys(subcommand: str, files: list[Path], overrides: list[str]) -> None:
@@ -221,21 +222,40 @@ def run_command(subcommand: str, arguments: list[str]) -> None:
         subcommand: "fit", "validate", "test" or "predict".
         arguments: Recipe name, our options, and overrides such as ``--trainer.max_steps 10``.
     """
-    parser = argparse.ArgumentParser(prog=f"dalle-zoo {subcommand}", add_help=False, allow_abbrev=False)
-    parser.add_argument("recipe")
-    parser.add_argument("--parts", nargs="+", default=[])
-    parser.add_argument("--run", type=Path)
-    parser.add_argument("--overwrite", action="store_true")
+    parser = recipe_parser(subcommand)
+    if arguments[:1] in (["-h"], ["--help"]):  # behind a recipe, --help lists all keys
+        parser.print_help()
+        return
     known, overrides = parser.parse_known_args(arguments)
     files = [find_recipe(known.recipe), *map(find_part, known.parts)]
-    run = known.run or Path("runs") / Path(known.recipe).with_suffix("")
+    name = known.recipe if known.recipe in list_recipes() else Path(known.recipe).stem
     check_keys(subcommand, files, overrides)
-    # LightningCLI warns when it gets arguments beside those of the process, and logs them as the command.
-    sys.argv = ["dalle-zoo"]
     try:
-        ZooCLI(run, known.overwrite, [subcommand, *(f"--config={path}" for path in files), *overrides])
-    except (ArgumentError, ValueError) as error:
+        ZooCLI(
+            known.run or Path("runs") / name,
+            known.overwrite,
+            [subcommand, *(f"--config={path}" for path in files), *overrides],
+        )
+    except (ArgumentError, MisconfigurationException, ValueError) as error:
         raise UserError(explain(error)) from error
+
+
+def recipe_parser(subcommand: str) -> Parser:
+    """Parser of our own options; all others are keys of the recipe."""
+    p = Parser(
+        prog=f"dalle-zoo {subcommand}",
+        usage=f"dalle-zoo {subcommand} RECIPE [options] [--KEY VALUE ...]",
+        description=f"Every key of a recipe can be given here as well, such as --trainer.max_steps 100;\n"
+        f"`dalle-zoo {subcommand} RECIPE --help` lists them all.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    p.add_argument("recipe", metavar="RECIPE", help="name from `dalle-zoo recipes`, or a YAML file")
+    p.add_argument("--parts", nargs="+", default=[], metavar="PART", help="parts or YAML files to lay over the recipe")
+    p.add_argument("--run", type=Path, metavar="FOLDER", help="folder of the run (runs/RECIPE)")
+    p.add_argument("--overwrite", action="store_true", help="throw away what the run holds")
+    return p
 
 
 def explain(error: Exception) -> str:

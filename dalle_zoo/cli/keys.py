@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dalle_zoo.cli.errors import UserError
@@ -18,12 +18,12 @@ Fields = Mapping[str, Any]
 
 def fields_of(target: Any) -> dict[str, Any] | None:
     """Keys that a dataclass or a constructor takes, with their types; None if it takes any."""
-    function = target if dataclasses.is_dataclass(target) else target.__init__
+    function: Any = target if dataclasses.is_dataclass(target) else target.__init__
     parameters = inspect.signature(function).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return None
     try:
-        hints = typing.get_type_hints(target if dataclasses.is_dataclass(target) else function)
+        hints = typing.get_type_hints(function)
     except (NameError, TypeError):  # foreign annotations that only a type checker can resolve
         hints = {}
     return {name: hints.get(name, Any) for name in parameters if name != "self"}
@@ -41,10 +41,16 @@ class KeyChecker:
     Args:
         root: Top-level keys to their fields: None takes anything.
         classes: Short names that ``class_path`` may take, by top-level key.
+        options: What else may stand on the command line, to suggest it.
     """
 
-    def __init__(self, root: Mapping[str, Fields | None], classes: Mapping[str, Mapping[str, type]]) -> None:
-        self.root, self.classes = root, classes
+    def __init__(
+        self,
+        root: Mapping[str, Fields | None],
+        classes: Mapping[str, Mapping[str, type]],
+        options: Sequence[str] = (),
+    ) -> None:
+        self.root, self.classes, self.options = root, classes, options
         self.chosen: dict[str, type] = {}
 
     def check_file(self, values: Any, where: str) -> None:
@@ -61,16 +67,18 @@ class KeyChecker:
     def check_override(self, key: str, value: str) -> None:
         """Raises `UserError` when an override such as ``trainer.max_steps`` names no key, or no class."""
         where, parts = "command line", key.removesuffix("+").split(".")
-        self._require(parts[0], self.root, where, parts[0])
+        if parts[0] not in self.root:
+            raise UserError(f"{where}: {suggest('option or key', parts[0], [*self.root, *self.options])}")
         fields = self.root[parts[0]]
         rest = parts[1:]
         if parts[0] in self.classes:
             if not rest or rest[0] == "class_path":
                 self._check_class(parts[0], {"class_path": value}, where)
                 return
-            self._require(rest[0], {"class_path": None, "init_args": None}, where, ".".join(parts[:2]))
             cls = self.chosen.get(parts[0])
-            fields, rest = (fields_of(cls) if cls else None), rest[1:]
+            fields = fields_of(cls) if cls else None
+            if rest[0] == "init_args":  # may be left out
+                rest = rest[1:]
         path = parts[: len(parts) - len(rest)]
         for part in rest:
             if fields is None:

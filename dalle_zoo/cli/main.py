@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from dalle_zoo import __version__
 from dalle_zoo.cli.errors import Parser, UserError
-from dalle_zoo.registry import UnknownNameError, suggest
+from dalle_zoo.registry import suggest
 
 COMMANDS = {
     "demo": ("dalle_zoo.cli.draw:demo", "draw a grid of 16 pictures with the bundled weights"),
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             quiet_third_parties()
             return run(rest) or 0
-    except (UserError, UnknownNameError, ValueError, FileExistsError, FileNotFoundError) as error:
+    except (UserError, ValueError, OSError) as error:
         print(f"dalle-zoo {name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -83,12 +83,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def quiet_third_parties() -> None:
-    """Hides warnings of libraries that tell a user nothing to act on."""
+    """Hides what libraries say that tells a user nothing to act on."""
     # lightning 2.6 calls a deprecated part of torch's pytree, and warns of any iterable data set with a length;
     # our loader divides samples among its workers exactly.
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    for message in (
+        "treespec, LeafSpec",
+        "`IterableDataset` has `__len__` defined",
+        "does not have many workers",
+        "LightningCLI's args parameter is intended",  # it must not read those of the process, which name a recipe
+        "Checkpoint directory .* exists and is not empty",  # a run goes on
+        "The dirpath has changed",  # a run was moved
+        "loading a checkpoint outside the 'fit' stage",  # its weights are the averaged ones, which is what is wanted
+    ):
+        warnings.filterwarnings("ignore", message=f".*{message}.*")
+    # lightning has a handler of its own beside ours, and advertises.
+    logging.getLogger("lightning").handlers.clear()
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:

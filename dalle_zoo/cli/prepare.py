@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dalle_zoo.cli.errors import check_device
 from dalle_zoo.cli.main import parser
 
 
@@ -27,12 +28,12 @@ def tokenizer(arguments: list[str]) -> None:
     from dalle_zoo.tokenizers import BPETokenizer
 
     source = open_source(options.data)
-    samples = tqdm(source.stream(), total=source.num_samples, desc="captions")
-    captions = [caption for sample in samples for caption in sample.captions]
-    if not captions:
-        raise ValueError(f"{options.data} holds no captions")
-    trained = BPETokenizer.train(captions, vocab_size=options.vocab_size)
     with new_folder(options.out, overwrite=options.overwrite) as folder:
+        samples = tqdm(source.stream(), total=source.num_samples, desc="captions")
+        captions = [caption for sample in samples for caption in sample.captions]
+        if not captions:
+            raise ValueError(f"{options.data} holds no captions")
+        trained = BPETokenizer.train(captions, vocab_size=options.vocab_size)
         trained.save(folder)
     lengths = sorted(len(trained.encode(caption)) for caption in captions)
     print(
@@ -64,6 +65,7 @@ def encode(arguments: list[str]) -> None:
     from dalle_zoo.hub import WEIGHTS, load_image_tokenizer, sha256_file
     from dalle_zoo.zoo import find_component
 
+    check_device(options.device)
     folder = find_component(options.model, "dvae")
     net = load_image_tokenizer(folder).to(options.device)
 
@@ -82,4 +84,4 @@ def encode(arguments: list[str]) -> None:
         info={"codebook_size": net.codebook_size, "weights_sha256": sha256_file(folder / WEIGHTS)},
         overwrite=options.overwrite,
     )
-    print(f"{options.out}: {manifest['num_samples']} samples, {len(manifest['shards'])} shards")
+    print(f"{options.out}: {manifest['count']} samples, {len(manifest['shards'])} shards")

@@ -28,11 +28,12 @@ def read_curves(run: Path) -> dict[str, dict[int, float]]:
         raise FileNotFoundError(f"{run} has no metrics/version_*/metrics.csv: expected the folder of a run")
     curves: dict[str, dict[int, float]] = defaultdict(dict)
     for file in files:
-        with file.open(encoding="utf-8", newline="") as lines:
-            for row in csv.DictReader(lines):
-                for name, value in row.items():
-                    if name not in ("epoch", "step") and value:
-                        curves[name][int(row["step"])] = float(value)
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]  # a run killed while writing leaves half a line
+        for row in csv.DictReader(whole):
+            for name, value in row.items():
+                if name not in ("epoch", "step") and value:
+                    curves[name][int(row["step"])] = float(value)
     return {name: dict(sorted(points.items())) for name, points in sorted(curves.items())}
 
 

@@ -10,6 +10,7 @@ manifest.json      settings, counts, SHA-256 of each shard; written last
 """
 
 from __future__ import annotations
+
 import io
 import json
 import os

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -51,6 +51,17 @@ class StageModule(LightningModule):
         self.adamw = adamw
         self.learning_rate = learning_rate
         self.seed = seed
+        self._losses: list[Tensor] = []  # of the batches of the coming update, for the plateau rule
+        self._restored_updates = 0
+
+    @property
+    def updates(self) -> int:
+        """Updates that the weights have seen, also where the trainer does not train."""
+        return max(self.global_step, self._restored_updates)
+
+    def check_data(self, data: LightningDataModule) -> None:
+        """Raises `ValueError` for data that the network cannot be trained on; called before a run begins."""
+        del data
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with two groups, and the learning-rate schedule, once an update."""
@@ -73,12 +84,19 @@ class StageModule(LightningModule):
         }
 
     def observe_loss(self, loss: Tensor) -> None:
-        """Feeds the plateau rule; all processes see the same mean, so they halve together."""
+        """Notes the loss of a training batch for the plateau rule."""
+        if self.learning_rate.decay == "plateau":
+            self._losses.append(loss.detach())
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Logs the learning rate, and feeds the plateau rule with the loss of the update."""
+        self.log("schedule/learning_rate", optimizer.param_groups[0]["lr"])
         scheduler = self.lr_schedulers()
-        if not isinstance(scheduler, LearningRateScheduler) or scheduler.rate.decay != "plateau":
+        if not self._losses or not isinstance(scheduler, LearningRateScheduler):
             return
-        mean = scheduler.window_mean(float(loss.detach()))
-        if mean is not None:
+        mean = scheduler.window_mean(float(torch.stack(self._losses).mean()))
+        self._losses.clear()
+        if mean is not None:  # all processes see the same mean, so they halve together
             everywhere = self.trainer.strategy.reduce(torch.tensor(mean, device=self.device))
             scheduler.observe(float(everywhere))
 
@@ -90,6 +108,13 @@ class StageModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the stage and the architecture as plain data, so that export needs no recipe."""
         checkpoint["dalle_zoo"] = {"stage": self.stage, "config": self.architecture()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses the checkpoint of another network."""
+        own = {"stage": self.stage, "config": self.architecture()}
+        if checkpoint.get("dalle_zoo", own) != own:
+            raise ValueError(f"the checkpoint is of another network: expected {own}, got {checkpoint['dalle_zoo']}")
+        self._restored_updates = checkpoint["global_step"]
 
     def architecture(self) -> dict[str, Any]:
         """Architecture of the network as plain data."""

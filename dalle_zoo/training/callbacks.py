@@ -15,7 +15,7 @@ from dalle_zoo.training.base import StageModule
 
 def default_loggers(run: Path) -> list[Logger]:
     """Curves as CSV, and for TensorBoard when it is installed."""
-    loggers: list[Logger] = [CSVLogger(run, name="metrics", flush_logs_every_n_steps=20)]
+    loggers: list[Logger] = [CSVLogger(run, name="metrics", flush_logs_every_n_steps=1)]
     if importlib.util.find_spec("tensorboard") is not None:
         from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -50,8 +50,9 @@ class PictureLogger(Callback):
             assert self.folder is not None
             save_png(grid, self.folder / f"{name}-{trainer.global_step:08d}.png")
             for logger in trainer.loggers:
-                if hasattr(logger.experiment, "add_image"):
-                    logger.experiment.add_image(name, grid, trainer.global_step)
+                experiment = getattr(logger, "experiment", None)
+                if hasattr(experiment, "add_image"):
+                    experiment.add_image(name, grid, trainer.global_step)
 
     def on_predict_batch_end(
         self,

@@ -9,11 +9,10 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from dalle_zoo.data import CodeDataset, Collate, ImageTextDataset, ResumableLoader, open_source
+from dalle_zoo.data import CaptionedDataset, CodeDataset, Collate, ImageTextDataset, ResumableLoader, open_source
 from dalle_zoo.sampling import picture_seed
-from dalle_zoo.tokenizers import CaptionEncoder, load_text_tokenizer
+from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer, load_text_tokenizer
 from dalle_zoo.zoo import find_component
-
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +34,7 @@ class TextConfig:
 class _Encode:
     """Captions to ids, seeded by (seed, key, epoch), picklable for loader workers."""
 
-    def __init__(self, text: TextConfig, dropout: float, seed: int) -> None:
-        tokenizer = load_text_tokenizer(find_component(text.tokenizer, "tokenizer"))
+    def __init__(self, tokenizer: TextTokenizer, text: TextConfig, dropout: float, seed: int) -> None:
         self.encoder = CaptionEncoder(tokenizer, text.length, overlong=text.overlong, dropout=dropout)
         self.seed = seed
 
@@ -45,30 +43,39 @@ class _Encode:
         return self.encoder(captions, seeds)
 
 
-class _Data(LightningDataModule):
+class CaptionedData(LightningDataModule):
+    """What both kinds of data share: captions to ids, and loaders that resume.
+
+    Args:
+        train: Training data.
+        val: Validation data.
+        text: How captions become ids.
+        batch_size: Samples a batch and process.
+        num_workers: Loader processes.
+        seed: Seed of order, crops, captions and BPE dropout.
+    """
+
     def __init__(
         self, train: str, val: str | None, text: TextConfig | None, batch_size: int, num_workers: int, seed: int
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.train, self.val, self.text = train, val, text
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.tokenizer = load_text_tokenizer(find_component(text.tokenizer, "tokenizer")) if text else None
 
     def check(self) -> None:
-        """Opens everything once, so that a wrong location stops before anything is trained."""
-        for location in filter(None, (self.train, self.val)):
-            self.dataset(location, training=False)
-        if self.text is not None:
-            _Encode(self.text, self.text.bpe_dropout, self.seed)
+        """Opens everything once, so that a wrong location or size stops before anything is trained."""
+        self.train_dataloader()
+        self.val_dataloader()
 
-    def dataset(self, location: str, training: bool) -> Any:
+    def dataset(self, location: str, training: bool) -> CaptionedDataset:
+        """Data of a location."""
         raise NotImplementedError("subclasses open their kind of data")
 
     def _loader(self, location: str, training: bool) -> ResumableLoader:
         encode: _Encode | None = None
-        if self.text is not None:
-            encode = _Encode(self.text, self.text.bpe_dropout if training else 0.0, self.seed)
+        if self.text is not None and self.tokenizer is not None:
+            encode = _Encode(self.tokenizer, self.text, self.text.bpe_dropout if training else 0.0, self.seed)
         world = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
         return ResumableLoader(
@@ -95,7 +102,7 @@ class _Data(LightningDataModule):
     predict_dataloader = val_dataloader
 
 
-class PictureData(_Data):
+class PictureData(CaptionedData):
     """Pictures, with captions when ``text`` is given.
 
     Args:
@@ -140,7 +147,7 @@ class PictureData(_Data):
         )
 
 
-class CodeData(_Data):
+class CodeData(CaptionedData):
     """Code shards written by ``dalle-zoo encode``.
 
     Args:

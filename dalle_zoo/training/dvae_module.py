@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.losses import dvae_loss
 from dalle_zoo.pictures import picture_rows
 from dalle_zoo.training.base import AdamWConfig, StageModule
+from dalle_zoo.training.data_modules import CodeData, PictureData
 from dalle_zoo.training.schedules import Cosine, LearningRate
 
 PAPER_KL = Cosine(start=0.0, end=6.6, steps=5_000)
@@ -43,10 +45,20 @@ class DVAEModule(StageModule):
         seed: int = 0,
     ) -> None:
         super().__init__(DVAE(config), adamw, learning_rate, seed)
-        self.net.to(memory_format=torch.channels_last)
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.kl_weight = kl_weight
         self.temperature = temperature
         self.code_counts = torch.zeros(config.codebook_size)
+
+    def check_data(self, data: LightningDataModule) -> None:
+        """Raises `ValueError` unless the data are pictures of the network's size."""
+        if isinstance(data, CodeData):
+            raise ValueError("stage 1 is trained on pictures, got CodeData: set data.class_path to PictureData")
+        if isinstance(data, PictureData) and data.image_size != self.net.image_size:
+            raise ValueError(
+                f"data.init_args.image_size is {data.image_size}, the dVAE's config.image_size {self.net.image_size}: "
+                "set both to the same"
+            )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Negative evidence bound at this update's beta and tau."""
@@ -70,7 +82,7 @@ class DVAEModule(StageModule):
         logits = self.net.logits(images)
         codes = logits.argmax(1)
         parameters = self.net.decoder.from_codes(codes)
-        beta = self.kl_weight(self.global_step)
+        beta = self.kl_weight(self.updates)
         loss, parts = dvae_loss(self.net.map_pixels(images), parameters, logits, beta)
         error = (self.net.pixels(parameters) - images).square().mean((1, 2, 3)).clamp(min=1e-10)
         metrics = {"val/loss": loss, "val/psnr": (-10 * error.log10()).mean()}
@@ -81,7 +93,8 @@ class DVAEModule(StageModule):
     def on_validation_epoch_end(self) -> None:
         """Codebook use: codes that occur, and the perplexity of their distribution."""
         counts = self.trainer.strategy.reduce(self.code_counts, reduce_op="sum")
-        p = counts / counts.sum()  # type: ignore[operator, union-attr]
+        assert isinstance(counts, Tensor)
+        p = counts / counts.sum()
         perplexity = torch.exp(-(p * p.clamp(min=1e-12).log()).sum())
         self.log_dict({"val/codes_used": (p > 0).sum().float(), "val/code_perplexity": perplexity})
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from dalle_zoo.hub import load_image_tokenizer
@@ -14,6 +15,7 @@ from dalle_zoo.models.tokenizer import ImageTokenizer
 from dalle_zoo.pictures import picture_rows
 from dalle_zoo.sampling import picture_seed, sample_codes
 from dalle_zoo.training.base import AdamWConfig, StageModule
+from dalle_zoo.training.data_modules import CaptionedData, CodeData, PictureData
 from dalle_zoo.training.schedules import LearningRate
 from dalle_zoo.zoo import find_component
 
@@ -68,6 +70,39 @@ class PriorModule(StageModule):
             raise ValueError(
                 f"the image tokenizer has {have[0]} codes on a {have[1]}x{have[2]} grid, the prior's config expects "
                 f"{want[0]} on {want[1]}x{want[2]}: set codebook_size, image_height and image_width to match"
+            )
+
+    def check_data(self, data: LightningDataModule) -> None:
+        """Raises `ValueError` unless captions and codes are those that the network was made for."""
+        if not isinstance(data, CaptionedData):
+            return  # of others, who know what they do
+        if data.text is None or data.tokenizer is None:
+            raise ValueError("the prior is trained on captions: set data.init_args.text")
+        config = self.net.config
+        fits = {
+            "text_length": (data.text.length, "data.init_args.text.length"),
+            "text_vocab": (data.tokenizer.vocab_size, f"the vocabulary of the tokenizer {data.text.tokenizer!r}"),
+        }
+        if isinstance(data, CodeData):
+            codes = data.dataset(data.train, training=True)
+            fits |= {
+                "codebook_size": (codes.codebook_size, f"the codebook of {data.train!r}"),
+                "image_height": (codes.grid[0], f"the height of the codes of {data.train!r}"),
+                "image_width": (codes.grid[1], f"the width of the codes of {data.train!r}"),
+            }
+        for name, (have, what) in fits.items():
+            if have != getattr(config, name):
+                raise ValueError(f"{what} is {have}, the prior's config.{name} {getattr(config, name)}: set it to {have}")
+        if isinstance(data, PictureData):
+            self._check_pictures(data.image_size)
+
+    def _check_pictures(self, size: int) -> None:
+        if not self._frozen:
+            raise ValueError("the data are pictures: set model.init_args.image_tokenizer, or train from code shards")
+        if self._frozen[0].image_size != size:
+            raise ValueError(
+                f"data.init_args.image_size is {size}, that of the image tokenizer {self._frozen[0].image_size}: "
+                "set it to the tokenizer's"
             )
 
     def codes(self, batch: dict[str, Any]) -> Tensor:

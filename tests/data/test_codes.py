@@ -195,7 +195,7 @@ def test_killed_at_any_moment(make: Any, source: Any) -> None:
     encode_source(source, encode, make.root / "whole", **OPTIONS)
     out = make.root / "out"
     script = SCRIPT.format(tests=str(Path(__file__).parent), shards=str(make.root / "shards"), out=str(out))
-    for finished in (0, 1, 2):
+    for finished in (0, 2):
         process = subprocess.Popen([sys.executable, "-c", script])
         waiting = out / f".codes-0000{finished}.tar.part"
         deadline = time.monotonic() + 60

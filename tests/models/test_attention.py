@@ -115,7 +115,7 @@ def test_a_first_call_in_inference_mode_does_not_spoil_training(backend: str) ->
 
 def test_names_and_sizes() -> None:
     mask = Mask.from_spec("full", LAYOUTS[0])
-    with pytest.raises(UnknownNameError, match="unknown attention back-end 'sdap'. Did you mean 'sdpa'"):
+    with pytest.raises(UnknownNameError, match=r"unknown attention back-end 'sdap'. Did you mean 'sdpa'"):
         Attention(8, 2, mask, "sdap")
     with pytest.raises(ValueError, match="num_heads 3 does not divide width 8"):
         Attention(8, 3, mask)

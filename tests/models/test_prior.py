@@ -146,9 +146,7 @@ def slow_logits(prior: Prior, text: list[int], codes: list[int]) -> tuple[Tensor
             for head in range(2):  # 16 = 2 heads of 8; queries, keys and values one after the other
                 at = slice(8 * head, 8 * head + 8)
                 keys = [j for j in range(len(xs)) if allowed[i, j]]
-                scores = torch.stack(
-                    [projected[i][at] @ projected[j][16:32][at] / math.sqrt(8) for j in keys]
-                )
+                scores = torch.stack([projected[i][at] @ projected[j][16:32][at] / math.sqrt(8) for j in keys])
                 weights = scores.exp() / scores.exp().sum()
                 heads.append(sum(w * projected[j][32:][at] for w, j in zip(weights, keys, strict=True)))
             mixed.append(torch.cat(heads))
@@ -352,9 +350,7 @@ def test_empty_captions_have_no_text_loss(random_prior: Maker) -> None:
         ((2, 4), (3, 3, 4), "text and codes must have one batch size, got 2 and 3"),
     ],
 )
-def test_shapes_are_checked(
-    random_prior: Maker, text: tuple[int, ...], codes: tuple[int, ...], message: str
-) -> None:
+def test_shapes_are_checked(random_prior: Maker, text: tuple[int, ...], codes: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         random_prior()(torch.zeros(text, dtype=torch.long), torch.zeros(codes, dtype=torch.long))
 

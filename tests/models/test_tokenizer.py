@@ -61,7 +61,10 @@ def test_the_configuration_is_plain_data(tokenizer: ImageTokenizer) -> None:
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.rand(3, 16, 16), r"images must be floats of shape \(B, C, H, W\) in \[0, 1\], got torch.float32 \(3, 1"),
+        (
+            torch.rand(3, 16, 16),
+            r"images must be floats of shape \(B, C, H, W\) in \[0, 1\], got torch.float32 \(3, 1",
+        ),
         (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "images must be floats .* got torch.uint8"),
         (torch.rand(1, 3, 16, 18), r"image sides must be multiples of 4, got \(16, 18\): resize or crop"),
         (torch.rand(1, 3, 18, 16), r"image sides must be multiples of 4"),
@@ -75,7 +78,10 @@ def test_pictures_are_checked(images: Tensor, message: str) -> None:
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        (torch.zeros(2, 2, dtype=torch.long), r"codes must be integers of shape \(B, h, w\), got torch.int64 \(2, 2\)"),
+        (
+            torch.zeros(2, 2, dtype=torch.long),
+            r"codes must be integers of shape \(B, h, w\), got torch.int64 \(2, 2\)",
+        ),
         (torch.zeros(1, 2, 2), "codes must be integers .* got torch.float32"),
         (torch.full((1, 2, 2), 6), r"codes must lie in 0\.\.5, got 6\.\.6"),
         (torch.tensor([[[0, -1]]]), r"codes must lie in 0\.\.5, got -1\.\.0"),

@@ -260,7 +260,10 @@ def test_training_goes_on_afterwards(random_prior: Maker) -> None:
         ({"text": TEXT[0]}, r"text must have shape \(P, 4\), got \(4,\)"),
         ({"seeds": make_seeds()[0]}, r"seeds must be int64 of shape \(P, n\), got torch.int64 \(2,\)"),
         ({"seeds": make_seeds().double()}, r"seeds must be int64 of shape \(P, n\), got torch.float64"),
-        ({"prime": torch.zeros(3, 13, dtype=torch.long)}, r"prime must have shape \(3, m\) with m <= 12, got \(3, 13\)"),
+        (
+            {"prime": torch.zeros(3, 13, dtype=torch.long)},
+            r"prime must have shape \(3, m\) with m <= 12, got \(3, 13\)",
+        ),
         ({"prime": torch.zeros(2, 4, dtype=torch.long)}, r"prime must have shape \(3, m\) with m <= 12, got \(2, 4\)"),
         ({"prime": torch.full((3, 4), K)}, r"prime must hold codes in 0\.\.6, got 7\.\.7"),
         ({"guidance": float("nan")}, "guidance must be a finite number, got nan"),

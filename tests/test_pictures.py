@@ -1,0 +1,81 @@
+"""Pictures: bytes, PIL images, grids and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dalle_zoo.pictures import caption_sheet, from_pil, make_grid, picture_rows, save_png, to_pil, to_uint8
+
+
+def test_bytes_are_rounded_and_clamped() -> None:
+    pixels = torch.tensor([-0.5, 0.0, 0.499 / 255, 0.501 / 255, 0.5, 254.6 / 255, 1.0, 1.5], requires_grad=True)
+    assert to_uint8(pixels).tolist() == [0, 0, 0, 1, 128, 255, 255, 255]
+    assert to_uint8(torch.ones(1, dtype=torch.bfloat16)).dtype == torch.uint8
+
+
+def test_there_and_back() -> None:
+    images = torch.randint(256, (2, 3, 4, 6), generator=torch.Generator().manual_seed(0)) / 255
+    pictures = to_pil(images)
+    assert [(p.mode, p.size) for p in pictures] == [("RGB", (6, 4))] * 2
+    assert pictures[1].getpixel((5, 2)) == tuple(to_uint8(images)[1, :, 2, 5].tolist())
+    for picture, image in zip(pictures, images, strict=True):
+        assert torch.equal(from_pil(picture), image)
+    assert from_pil(Image.new("L", (3, 2), 255)).tolist() == torch.ones(3, 2, 3).tolist()
+
+
+def test_a_grid_goes_row_by_row_on_white() -> None:
+    images = torch.zeros(5, 3, 4, 6) + torch.arange(5).view(5, 1, 1, 1) / 10
+    grid = make_grid(images, columns=3, pad=2)
+    assert grid.dtype == torch.uint8
+    assert grid.shape == (3, 2 * 6 + 2, 3 * 8 + 2)
+    seen = torch.full_like(grid, 255)
+    for index, (top, left) in enumerate([(2, 2), (2, 10), (2, 18), (8, 2), (8, 10)]):
+        seen[:, top : top + 4, left : left + 6] = to_uint8(images[index])
+    assert torch.equal(grid, seen)
+
+
+def test_rows_of_pictures_stand_one_above_the_other() -> None:
+    above, below = torch.zeros(3, 3, 2, 2), torch.full((3, 3, 2, 2), 0.4)
+    picture = picture_rows(above, below)
+    assert torch.equal(picture, make_grid(torch.cat([above, below]), columns=3))
+    assert picture[0, 2, 2] == 0
+    assert picture[0, 6, 2] == 102
+
+
+def test_a_picture_is_saved_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = make_grid(torch.rand(2, 3, 4, 4), columns=2)
+    path = save_png(grid, tmp_path / "new/grid.png")
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        assert np.array_equal(np.array(picture), grid.permute(1, 2, 0).numpy())
+    before = path.read_bytes()
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_png(Image.new("RGB", (2, 2)), path)
+    assert path.read_bytes() == before
+    monkeypatch.undo()
+    save_png(Image.new("RGB", (2, 2), "red"), str(path))
+    with Image.open(path) as picture:
+        assert picture.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_sheet_has_each_caption_above_its_pictures() -> None:
+    images = torch.cat([torch.zeros(3, 3, 20, 20), torch.full((3, 3, 20, 20), 0.4)])
+    sheet = np.array(caption_sheet(images, ["first", "second " * 30], columns=2))
+    block = 18 + 2 * (2 * 22 + 2)  # the line, then two rows at twice the size
+    assert sheet.shape == (2 * block, 2 * (2 * 22 + 2), 3)
+    for index, value in enumerate((0, 102)):
+        lines, pictures = np.split(sheet[index * block : (index + 1) * block], [18])
+        assert (lines < 128).any(), "a caption is there"
+        assert (lines[:, -4:] == 255).all(), "and was cut to the width"
+        assert (pictures[4:44, 4:44] == value).all()
+        assert (pictures[48:88, 48:88] == 255).all(), "three pictures leave one place"

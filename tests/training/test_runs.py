@@ -1,0 +1,384 @@
+"""Runs from shards: killed at any moment they go on to the same weights, and what a researcher sees is there."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from dalle_zoo.cli.main import main
+from dalle_zoo.cli.runs import read_curves
+from dalle_zoo.training.checkpoints import newest_checkpoint
+
+ROOT = Path(__file__).parents[2]
+UPDATES, EVERY = 13, 3
+KILLED_AT = {"dvae": 8, "prior": 9}
+"""Update in which a run dies: the dVAE's in the middle of an epoch and of two states, the prior's while a state is
+being written."""
+RATE = {"peak": 2.0e-2, "warmup_steps": 2}
+
+# Every victim is a fork of one process that has imported what they need, and kills itself where it is told to. The
+# signal cannot be caught, so what is on disk is what any other SIGKILL would leave.
+VICTIMS = """
+import io, json, os, signal, sys
+import torch
+from dalle_zoo.cli.main import main
+from dalle_zoo.training import StageModule
+import dalle_zoo.cli.fit
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def die_before(update):
+    feed = StageModule.on_before_optimizer_step
+    def step(self, optimizer):
+        feed(self, optimizer)
+        if self.global_step == update:
+            die()
+    StageModule.on_before_optimizer_step = step
+
+def die_writing(update):
+    save = torch.save
+    def half(state, file):
+        whole = io.BytesIO()
+        save(state, whole)
+        if state.get("global_step") == update:
+            file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+            file.flush()
+            die()
+        file.write(whole.getvalue())
+    torch.save = half
+
+threads, victims = json.loads(sys.argv[1])
+for how, update, arguments in victims:
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(threads)
+        {"before": die_before, "writing": die_writing}[how](update)
+        main(arguments)
+        os._exit(1)  # it should be dead
+    assert os.WIFSIGNALED(status := os.waitpid(child, 0)[1]), "not killed"
+    assert os.WTERMSIG(status) == signal.SIGKILL
+"""
+
+
+class Run(NamedTuple):
+    """The same recipe, left alone and killed."""
+
+    stage: str
+    alone: Path
+    killed: Path
+    left: dict[str, Path]
+    """What the kill left of the states, by name."""
+
+
+def trainer(**options: Any) -> dict[str, Any]:
+    return {
+        "accelerator": "cpu",
+        "max_steps": UPDATES,
+        "val_check_interval": 4,
+        "check_val_every_n_epoch": None,
+        "limit_val_batches": 2,
+        "log_every_n_steps": 1,
+        "gradient_clip_val": 1.0,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "callbacks": [
+            {
+                "class_path": "lightning.pytorch.callbacks.EMAWeightAveraging",
+                "init_args": {"decay": 0.8, "use_buffers": False},
+            }
+        ],
+        **options,
+    }
+
+
+def dvae_recipe(shards: Path) -> dict[str, Any]:
+    size = {"image_size": 16, "width": 4, "num_groups": 3, "blocks_per_group": 1, "decoder_stem": 4}
+    return {
+        "model": {
+            "class_path": "DVAEModule",
+            "init_args": {
+                "config": {**size, "codebook_size": 8},
+                "kl_weight": {"start": 0.0, "end": 1.0, "steps": 10},
+                "temperature": {"start": 1.0, "end": 0.1, "steps": 10},
+                "learning_rate": {**RATE, "decay": "cosine", "decay_steps": 20},
+            },
+        },
+        "data": {
+            "class_path": "PictureData",
+            "init_args": {
+                "train": str(shards), "val": str(shards), "image_size": 16, "transform": "dvae", "batch_size": 4,
+            },
+        },
+        "trainer": trainer(),
+        "checkpoint": {"every": EVERY},
+    }  # fmt: skip
+
+
+def prior_config() -> dict[str, Any]:
+    grid = {"image_height": 4, "image_width": 4, "codebook_size": 8}
+    network = {"width": 16, "num_layers": 2, "num_heads": 2, "masks": "row, column"}
+    return {"text_length": 12, "text_vocab": 280, **grid, **network}
+
+
+def prior_recipe(codes: Path, parts: Path) -> dict[str, Any]:
+    plateau = {"decay": "plateau", "plateau_window": 2, "plateau_patience": 1, "plateau_threshold": 0.5}
+    return {
+        "model": {
+            "class_path": "PriorModule",
+            "init_args": {
+                "config": prior_config(),
+                "image_tokenizer": str(parts),
+                "caption_dropout": 0.3,
+                "learning_rate": {**RATE, **plateau},
+                "num_samples": 2,
+            },
+        },
+        "data": {
+            "class_path": "CodeData",
+            "init_args": {
+                "train": str(codes),
+                "val": str(codes),
+                "text": {"tokenizer": str(parts), "length": 12, "bpe_dropout": 0.2, "caption": "random"},
+                "batch_size": 2,
+            },
+        },
+        # Eleven batches an epoch are five updates of two and one of one.
+        "trainer": trainer(accumulate_grad_batches=2, precision="bf16-mixed"),
+        "checkpoint": {"every": EVERY},
+    }
+
+
+@pytest.fixture(scope="session")
+def recipes(shards: Path, parts: Path, codes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("recipes")
+    for stage, recipe in (("dvae", dvae_recipe(shards)), ("prior", prior_recipe(codes, parts))):
+        (folder / f"{stage}.yaml").write_text(yaml.safe_dump(recipe))
+    return {stage: folder / f"{stage}.yaml" for stage in ("dvae", "prior")}
+
+
+@pytest.fixture(scope="session")
+def runs(recipes: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    folder = tmp_path_factory.mktemp("runs")
+    victims = [
+        (how, KILLED_AT[stage], ["fit", str(recipes[stage]), "--run", str(folder / f"{stage}-killed")])
+        for stage, how in (("dvae", "before"), ("prior", "writing"))
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", VICTIMS, json.dumps([torch.get_num_threads(), victims])],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = {}
+    for stage, recipe in recipes.items():
+        alone, killed = folder / f"{stage}-alone", folder / f"{stage}-killed"
+        left = {path.name: path for path in (killed / "checkpoints").iterdir()}
+        assert not (killed / "model").exists()
+        for run in (alone, killed):
+            assert main(["fit", str(recipe), "--run", str(run)]) == 0
+        found[stage] = Run(stage, alone, killed, left)
+    return found
+
+
+@pytest.fixture(params=["dvae", "prior"])
+def run(request: pytest.FixtureRequest, runs: dict[str, Run]) -> Run:
+    return runs[request.param]
+
+
+def state(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(path, weights_only=True)
+    return found
+
+
+def assert_same(left: Any, right: Any, where: str = "") -> None:
+    """Plain data and tensors are equal bit by bit."""
+    assert type(left) is type(right), where
+    if isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for name in left:
+            assert_same(left[name], right[name], f"{where}.{name}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), where
+        for number, pair in enumerate(zip(left, right, strict=True)):
+            assert_same(*pair, f"{where}[{number}]")
+    elif isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), where
+    else:
+        assert left == right, where
+
+
+def test_a_killed_run_ends_with_the_same_bits(run: Run) -> None:
+    weights = [folder / "model" / run.stage / "model.safetensors" for folder in (run.alone, run.killed)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    last = [state(folder / "checkpoints" / f"{UPDATES:08d}.ckpt") for folder in (run.alone, run.killed)]
+    assert last[0]["global_step"] == UPDATES
+    assert last[0]["optimizer_states"][0]["state"]
+    for name in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers"):
+        assert_same(last[0][name], last[1][name], name)
+    loader = [s["loops"]["fit_loop"]["state_dict"]["combined_loader"] for s in last]
+    assert loader[0], "the place in the data is part of the state"
+    assert_same(loader[0], loader[1], "loader")
+
+
+def test_the_kills_hit_where_they_should(runs: dict[str, Run]) -> None:
+    # Six batches of four make no epoch: 22 samples give five; so update 8 is the fourth of the second epoch.
+    assert sorted(runs["dvae"].left) == ["00000003.ckpt", "00000006.ckpt"]
+    # Half a state lies beside its place, under a name that nothing picks.
+    assert sorted(runs["prior"].left) == [".00000009.ckpt.part", "00000003.ckpt", "00000006.ckpt"]
+
+
+def test_half_a_state_is_never_picked_and_goes_away(runs: dict[str, Run], tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    assert newest_checkpoint(tmp_path) is None
+    for name in (".00000009.ckpt.part", "00000006.ckpt", "00000003.ckpt"):
+        (tmp_path / "checkpoints" / name).write_bytes(b"")
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.name == "00000006.ckpt"
+    # The newest two, and that of the last update.
+    left = {path.name for path in (runs["prior"].killed / "checkpoints").iterdir()}
+    assert left == {"00000009.ckpt", "00000012.ckpt", "00000013.ckpt"}
+
+
+def test_weights_are_the_averaged_ones(run: Run) -> None:
+    exported = load_file(run.alone / "model" / run.stage / "model.safetensors")
+    last = state(run.alone / "checkpoints" / f"{UPDATES:08d}.ckpt")
+    differ = 0
+    for name, tensor in exported.items():
+        assert torch.equal(tensor, last["state_dict"][f"net.{name}"])
+        differ += not torch.equal(tensor, last["current_model_state"][f"net.{name}"])
+    assert differ > len(exported) // 2
+
+
+def test_the_plateau_rule_halves_and_survives_the_kill(runs: dict[str, Run]) -> None:
+    scheduler = state(runs["prior"].alone / "checkpoints" / f"{UPDATES:08d}.ckpt")["lr_schedulers"][0]
+    # Eleven updates behind the warm-up are five windows of two: the first is the best, each further one halves.
+    assert (scheduler["last_epoch"], scheduler["halvings"], scheduler["loss_count"]) == (UPDATES, 4, 1)
+    rates = read_curves(runs["prior"].alone)["schedule/learning_rate"]
+    assert rates[0] == pytest.approx(RATE["peak"] / 2)
+    assert rates[1] == pytest.approx(RATE["peak"])
+    assert rates[UPDATES - 1] == pytest.approx(RATE["peak"] / 16)
+
+
+def test_curves_of_a_killed_run_go_on(run: Run) -> None:
+    assert len(list((run.killed / "metrics").glob("version_*/metrics.csv"))) == 2
+    alone, killed = read_curves(run.alone), read_curves(run.killed)
+    wanted = {"train/loss", "val/loss", "schedule/learning_rate"}
+    wanted |= {"val/psnr", "val/codes_used", "schedule/temperature", "schedule/kl_weight"} if run.stage == "dvae" else {
+        "val/image_bits", "train/text_loss",
+    }  # fmt: skip
+    assert wanted <= alone.keys()
+    assert list(alone["train/loss"]) == list(range(UPDATES))
+    assert killed == alone
+
+
+def test_pictures_appear_at_every_validation(run: Run) -> None:
+    name = {"dvae": "reconstructions", "prior": "samples"}[run.stage]
+    for folder in (run.alone, run.killed):
+        files = sorted((folder / "pictures").iterdir())
+        assert [file.name for file in files] == [f"{name}-{step:08d}.png" for step in pictured(run.stage)]
+        with Image.open(files[0]) as picture:
+            columns = {"dvae": 4, "prior": 2}[run.stage]
+            assert picture.size == (2 + columns * 18, 2 + 2 * 18)  # two rows of pictures of 16, with rims of 2
+
+
+def pictured(stage: str) -> list[int]:
+    """Updates after which a validation falls: one every four batches, and two batches are an update of the prior."""
+    if stage == "dvae":
+        return [4, 8, 12]
+    batches = range(4, 26, 4)  # 11 batches an epoch are 6 updates
+    return sorted({batch // 11 * 6 + (batch % 11 + 1) // 2 for batch in batches})
+
+
+def test_plot_draws_the_curves(runs: dict[str, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "curves.png"
+    assert main(["plot", str(runs["dvae"].killed), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    with Image.open(out) as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 300
+    assert [path.name for path in out.parent.iterdir()] == ["curves.png"]
+
+
+def test_half_a_line_of_a_curve_is_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "metrics" / "version_0"
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_text("epoch,step,train/loss\n0,10,0.5\n0,11,0.4\n0,12,0.")
+    assert read_curves(tmp_path) == {"train/loss": {10: 0.5, 11: 0.4}}
+
+
+def test_a_finished_run_goes_on_in_silence(
+    runs: dict[str, Run], recipes: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = runs["dvae"].alone
+    weights = folder / "model" / "dvae" / "model.safetensors"
+    before, curves = weights.read_bytes(), read_curves(folder)
+    assert main(["fit", str(recipes["dvae"]), "--run", str(folder)]) == 0
+    assert weights.read_bytes() == before
+    assert read_curves(folder) == curves
+    said = capfd.readouterr()
+    assert "error" not in (said.out + said.err).lower()
+    assert "Warning" not in said.err
+
+
+def test_more_updates_go_on_where_the_run_ended(
+    recipes: dict[str, Path], runs: dict[str, Run], tmp_path: Path
+) -> None:
+    # In two pieces, the first of which ends between two states and in the middle of an epoch.
+    arguments = ["fit", str(recipes["prior"]), "--run", str(tmp_path / "run"), "--trainer.max_steps"]
+    assert main([*arguments, "7"]) == 0
+    states = tmp_path / "run" / "checkpoints"
+    before = (states / "00000007.ckpt").read_bytes()
+    assert main([*arguments, str(UPDATES)]) == 0
+    # The first batch behind it is half an update, whose gradients no state holds.
+    assert (states / "00000007.ckpt").read_bytes() == before
+    weights = [folder / "model" / "prior" / "model.safetensors" for folder in (tmp_path / "run", runs["prior"].alone)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_validate_measures_what_training_measured(
+    runs: dict[str, Run], recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states = runs["dvae"].alone / "checkpoints"
+    before = sorted(path.name for path in runs["dvae"].alone.rglob("*"))
+    arguments = [str(recipes["dvae"]), "--run", str(runs["dvae"].alone), "--ckpt_path", str(states / "00000012.ckpt")]
+    assert main(["validate", *arguments]) == 0
+    loss = read_curves(runs["dvae"].alone)["val/loss"][11]
+    assert f"{loss:.6f}"[:-1] in capsys.readouterr().out
+    assert sorted(path.name for path in runs["dvae"].alone.rglob("*")) == before
+    assert main(["predict", str(recipes["dvae"]), "--run", str(runs["dvae"].alone)]) == 0
+    drawn = list((runs["dvae"].alone / "pictures").glob("predicted-reconstructions-*.png"))
+    assert len(drawn) == -(-22 // 4)
+    for path in drawn:
+        path.unlink()
+    assert main(["predict", str(recipes["prior"]), "--run", str(tmp_path)]) == 2
+    assert "has no checkpoint: run `dalle-zoo fit` first" in capsys.readouterr().err
+
+
+def test_the_state_of_another_network_is_refused(
+    runs: dict[str, Run], recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = runs["dvae"].alone / "checkpoints" / "00000012.ckpt"
+    assert main(["validate", str(recipes["prior"]), "--run", str(tmp_path), "--ckpt_path", str(other)]) == 2
+    assert "another network" in capsys.readouterr().err
+
+
+def test_metrics_are_plain_csv(runs: dict[str, Run]) -> None:
+    path = runs["prior"].alone / "metrics" / "version_0" / "metrics.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {"step", "epoch", "train/loss"} <= rows[0].keys()
