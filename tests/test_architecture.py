@@ -19,9 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "dalle_zoo"
 OUTSIDE = {"tests", "recipes", "eval", "tools"}
-IMPORT_SECONDS = (
-    15.0  # many times what it takes, so that only a heavy import fails on a busy machine
-)
+IMPORT_SECONDS = 15.0  # many times what it takes, so that only a heavy import fails on a busy machine
 
 
 @dataclass(frozen=True)
@@ -133,9 +131,7 @@ def test_imports_point_down() -> None:
     broken = [
         entry
         for entry in package_imports()
-        if entry.source in table
-        and entry.part in table
-        and table[entry.part].rank > table[entry.source].rank
+        if entry.source in table and entry.part in table and table[entry.part].rank > table[entry.source].rank
     ]
     fail_on(broken, "a part may import only parts of its own rank or below:")
 
@@ -182,11 +178,7 @@ def test_lightning_stays_in_training_and_cli() -> None:
 
 
 def test_the_library_imports_no_script_and_no_evaluation() -> None:
-    broken = [
-        entry
-        for entry in package_imports()
-        if entry.target.split(".")[0] in OUTSIDE | {"dalle_zoo_eval"}
-    ]
+    broken = [entry for entry in package_imports() if entry.target.split(".")[0] in OUTSIDE | {"dalle_zoo_eval"}]
     fail_on(broken, "the library imports neither scripts, recipes, tests nor evaluation code:")
 
 
@@ -212,9 +204,7 @@ def test_only_tests_import_tests() -> None:
         ("def f():\n    import lightning.pytorch", "hub.py", ["lightning.pytorch"]),
     ],
 )
-def test_imports_are_found_and_spelled_out(
-    statement: str, where: str, expected: list[str]
-) -> None:
+def test_imports_are_found_and_spelled_out(statement: str, where: str, expected: list[str]) -> None:
     path = ROOT / PACKAGE / where
     found = [name for node in ast.walk(ast.parse(statement)) for name in targets(node, path)]
     assert found == expected

@@ -89,14 +89,10 @@ def test_registering_the_same_thing_again_changes_nothing(registry: Registry[Any
 
 
 @pytest.mark.parametrize("error", [KeyError, ValueError, UnknownNameError])
-def test_an_unknown_name_suggests_the_nearest(
-    registry: Registry[Any], error: type[Exception]
-) -> None:
+def test_an_unknown_name_suggests_the_nearest(registry: Registry[Any], error: type[Exception]) -> None:
     with pytest.raises(error) as caught:
         registry["colum"]
-    assert str(caught.value) == (
-        "unknown thing 'colum'. Did you mean 'column'? Known: column, row"
-    )
+    assert str(caught.value) == ("unknown thing 'colum'. Did you mean 'column'? Known: column, row")
 
 
 def test_a_far_off_name_suggests_nothing() -> None:
@@ -135,9 +131,7 @@ def test_plugins_are_read_when_needed_and_loaded_once(
     assert (plugins.asked, point.loads) == (1, 1)
 
 
-def test_an_unknown_name_suggests_plugins_too(
-    registry: Registry[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unknown_name_suggests_plugins_too(registry: Registry[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, Point("diagonal", sorted))
     with pytest.raises(UnknownNameError, match="Did you mean 'diagonal'"):
         registry["diagnal"]

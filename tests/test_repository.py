@@ -27,9 +27,7 @@ MACHINE_PATHS = [f"/{name}/" for name in ("work", "home", "root", "Users", "mnt"
 
 @cache
 def manifest() -> dict[str, dict[str, dict[str, object]]]:
-    read: dict[str, dict[str, dict[str, object]]] = json.loads(
-        (EMOJI64 / "manifest.json").read_text()
-    )
+    read: dict[str, dict[str, dict[str, object]]] = json.loads((EMOJI64 / "manifest.json").read_text())
     return read
 
 
@@ -148,9 +146,5 @@ def test_the_version_is_written_once() -> None:
 def test_ci_runs_what_people_run() -> None:
     script = ROOT / ".ci/run"
     assert script.stat().st_mode & 0o111, "chmod +x .ci/run"
-    commands = [
-        line
-        for line in script.read_text().splitlines()
-        if line and not line.startswith(("#", "set ", "cd "))
-    ]
+    commands = [line for line in script.read_text().splitlines() if line and not line.startswith(("#", "set ", "cd "))]
     assert commands == ["make test"]

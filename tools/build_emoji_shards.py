@@ -146,12 +146,7 @@ _VOWEL = re.compile(r"(?i:[aeiou](?!nicorn|nicycle|ranus)|hour|x-ray)|[FHLMNRSX]
 
 def plain_name(label: str) -> str:
     """CLDR short name as running text: no colon or typographic quotes, clock faces named."""
-    name = (
-        label.replace("\u2019", "'")
-        .replace("\u201c", '"')
-        .replace("\u201d", '"')
-        .replace("\u2013", "-")
-    )
+    name = label.replace("\u2019", "'").replace("\u201c", '"').replace("\u201d", '"').replace("\u2013", "-")
     if name.endswith(("o'clock", "-thirty")):
         return f"clock face at {name}"
     head, colon, rest = name.partition(":")
@@ -174,9 +169,7 @@ def with_article(name: str, group: str) -> str:
     head = re.split(r" (?:with|of|on|in|and|at|facing|gesturing|holding) ", name)[0]
     words = head.lower().split()
     first, last = (words[0], words[-1]) if words else ("", "")
-    plural = (
-        last.endswith("s") and not last.endswith(("ss", "us", "is", "lens")) and last != "mrs."
-    )
+    plural = last.endswith("s") and not last.endswith(("ss", "us", "is", "lens")) and last != "mrs."
     if plural or first in _BARE or name.lower() in _UNCOUNTED or last in _UNCOUNTED:
         return name
     if not head[:1].isalnum() or head.isupper() or (group == "symbols" and last not in _SIGNS):
@@ -269,9 +262,7 @@ def load_pictures(folder: Path, style: str, by_name: dict[str, str]) -> dict[str
         for code, name in pairs:
             by_name.setdefault(name, code)
     for code, name in pairs:
-        icon = icons["icons"].get(name) or icons["icons"].get(
-            aliases.get(name, {}).get("parent", "")
-        )
+        icon = icons["icons"].get(name) or icons["icons"].get(aliases.get(name, {}).get("parent", ""))
         if icon is None or code in out:
             continue
         width = icon.get("width", icons.get("width", 16))
@@ -293,9 +284,7 @@ def draw(picture: bytes | str, size: int) -> Image.Image:
         import resvg_py
 
         big = max(256, 4 * size) if size < 256 else size
-        data = resvg_py.svg_to_bytes(
-            svg_string=picture, width=big, height=big, skip_system_fonts=True
-        )
+        data = resvg_py.svg_to_bytes(svg_string=picture, width=big, height=big, skip_system_fonts=True)
         image = Image.open(io.BytesIO(bytes(data))).convert("RGBA")
     ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
     ground.alpha_composite(image)
@@ -348,9 +337,7 @@ def members(entry: Entry, style: str, size: int, quality: int) -> Iterator[tuple
     yield "json", json.dumps(facts, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def write_shard(
-    path: Path, samples: list[tuple[str, list[tuple[str, bytes]]]], zipped: bool
-) -> int:
+def write_shard(path: Path, samples: list[tuple[str, list[tuple[str, bytes]]]], zipped: bool) -> int:
     """Writes a tar without times or owners, so that bytes repeat; returns their number."""
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -362,9 +349,7 @@ def write_shard(
     data = raw.getvalue()
     if zipped:
         squeezed = io.BytesIO()
-        with gzip.GzipFile(
-            fileobj=squeezed, mode="wb", compresslevel=9, mtime=0, filename=""
-        ) as out:
+        with gzip.GzipFile(fileobj=squeezed, mode="wb", compresslevel=9, mtime=0, filename="") as out:
             out.write(data)
         data = squeezed.getvalue()
     path.write_bytes(data)
@@ -372,24 +357,16 @@ def write_shard(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sources", type=Path, required=True, help="folder with the npm tarballs")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--size", type=int, default=64)
-    parser.add_argument(
-        "--quality", type=int, default=90, help="WebP quality; over 100 means lossless"
-    )
+    parser.add_argument("--quality", type=int, default=90, help="WebP quality; over 100 means lossless")
     parser.add_argument("--styles", nargs="+", default=list(PERMISSIVE), choices=list(SOURCES))
     parser.add_argument("--tones", action="store_true", help="take the skin tone variants too")
     parser.add_argument("--flags", action="store_true", help="take the flags too")
-    parser.add_argument(
-        "--unseen", type=float, default=0.05, help="share of concepts kept for val-concepts"
-    )
-    parser.add_argument(
-        "--held", type=float, default=0.25, help="share of concepts with one style in val-styles"
-    )
+    parser.add_argument("--unseen", type=float, default=0.05, help="share of concepts kept for val-concepts")
+    parser.add_argument("--held", type=float, default=0.25, help="share of concepts with one style in val-styles")
     parser.add_argument("--per-shard", type=int, default=1500)
     parser.add_argument("--plain-tar", action="store_true", help="write .tar, not .tar.gz")
     args = parser.parse_args()
@@ -405,9 +382,7 @@ def main() -> None:
         (entry, style)
         for entry in entries.values()
         for style in args.styles
-        if style in entry.pictures
-        and entry.group not in skipped
-        and (args.tones or not entry.tone)
+        if style in entry.pictures and entry.group not in skipped and (args.tones or not entry.tone)
     ]
     chosen.sort(key=lambda pair: fraction(f"order:{pair[0].code}:{pair[1]}"))
 

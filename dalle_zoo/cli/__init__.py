@@ -1,0 +1,1 @@
+"""The `dalle-zoo` command: one file for a group of sub-commands."""

@@ -34,8 +34,7 @@ def conv(layout: TextImageLayout, *, kernel: int = 11) -> MaskMod:
     """
     if kernel < 1 or kernel % 2 == 0:
         raise ValueError(
-            f"kernel of the conv mask must be odd and at least 1, got {kernel}: "
-            f"try kernel={max(kernel, 0) + 1}"
+            f"kernel of the conv mask must be odd and at least 1, got {kernel}: try kernel={max(kernel, 0) + 1}"
         )
     reach = (kernel - 1) // 2
 

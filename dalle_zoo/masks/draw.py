@@ -29,9 +29,7 @@ _SMALLEST_NAMED_TEXT = 0.17  # share of the matrix side that a quadrant's name n
 _LARGEST_LINED_MATRIX = 100  # more positions than this, and the grid lines would hide the cells
 
 
-def draw_masks(
-    specs: Iterable[str], layout: TextImageLayout, path: str | os.PathLike[str]
-) -> None:
+def draw_masks(specs: Iterable[str], layout: TextImageLayout, path: str | os.PathLike[str]) -> None:
     """Draws masks one under the other, in three panels each.
 
     The matrix of all T + N positions with its quadrants, and on the image grid the cells that two
@@ -90,9 +88,7 @@ def _draw_row(figure: Figure, mask: Mask, bottom: float) -> None:
 
     def panel(column: int) -> Axes:
         left = 0.55 + column * _PANEL_WIDTH
-        return figure.add_axes(
-            (left / width, (bottom + 0.9) / height, _SIDE / width, _SIDE / height)
-        )
+        return figure.add_axes((left / width, (bottom + 0.9) / height, _SIDE / width, _SIDE / height))
 
     _draw_matrix(panel(0), mask)
     row, column = mask.layout.height // 2, mask.layout.width // 2
@@ -166,8 +162,7 @@ def _draw_grid(axes: Axes, mask: Mask, row: int, column: int, where: str) -> Non
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(
-        f"image grid: query {where} (row {row}, column {column})\n"
-        f"reads {int(read.sum())} cells, itself included",
+        f"image grid: query {where} (row {row}, column {column})\nreads {int(read.sum())} cells, itself included",
         fontsize=10.5,
     )
     _legend(

@@ -56,9 +56,7 @@ class TextImageLayout:
         for field in fields(self):
             size = getattr(self, field.name)
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ValueError(
-                    f"{field.name} of a TextImageLayout must be a positive integer, got {size!r}"
-                )
+                raise ValueError(f"{field.name} of a TextImageLayout must be a positive integer, got {size!r}")
 
     @property
     def image(self) -> int:

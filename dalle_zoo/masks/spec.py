@@ -59,9 +59,7 @@ class MaskSpec:
                     f"got {part.strip()!r} in {text!r}"
                 )
             if option.group(1) in options:
-                raise ValueError(
-                    f"option {option.group(1)!r} is given twice in {text!r}: drop one"
-                )
+                raise ValueError(f"option {option.group(1)!r} is given twice in {text!r}: drop one")
             options[option.group(1)] = int(option.group(2))
         return MaskSpec(name, tuple(sorted(options.items())))
 

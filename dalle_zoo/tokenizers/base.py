@@ -99,9 +99,7 @@ class TextTokenizer(ABC):
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(
-                f"caption {text!r} is no valid Unicode ({error}): repair or drop it"
-            ) from error
+            raise ValueError(f"caption {text!r} is no valid Unicode ({error}): repair or drop it") from error
         self.check_dropout(dropout)
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")
@@ -123,9 +121,7 @@ def recorded_kind(folder: str | Path) -> str | None:
     """Kind that `TextTokenizer.save` recorded in a folder; None if others wrote the folder."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"no folder {folder}: expected one with tokenizer.json and {CONFIG_FILE}"
-        )
+        raise FileNotFoundError(f"no folder {folder}: expected one with tokenizer.json and {CONFIG_FILE}")
     path = folder / CONFIG_FILE
     if not path.exists():
         return None

@@ -31,8 +31,7 @@ class DropoutMerger:
     def __init__(self, vocab: Mapping[str, int], merges: Sequence[Sequence[str]]) -> None:
         self._vocab = dict(vocab)
         self._merges = {
-            (vocab[left], vocab[right]): (rank, vocab[left + right])
-            for rank, (left, right) in enumerate(merges)
+            (vocab[left], vocab[right]): (rank, vocab[left + right]) for rank, (left, right) in enumerate(merges)
         }
 
     def __call__(self, word: str, dropout: float, random: Random) -> list[int]:

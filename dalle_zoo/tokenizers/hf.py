@@ -41,14 +41,10 @@ def _convert(folder: Path) -> Tokenizer:
     from transformers import AutoTokenizer  # seconds to import, needed only here
 
     try:
-        opened = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
+        opened = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # many kinds, one meaning
         raise ValueError(f"transformers can't open the tokenizer in {folder}: {error}") from error
     tokenizer = getattr(opened, "backend_tokenizer", None)
     if not isinstance(tokenizer, Tokenizer):
-        raise ValueError(
-            f"{type(opened).__name__} in {folder} has no fast form: convert it to {TOKENIZER_FILE}"
-        )
+        raise ValueError(f"{type(opened).__name__} in {folder} has no fast form: convert it to {TOKENIZER_FILE}")
     return tokenizer

@@ -22,15 +22,11 @@ def open_tokenizer_json(path: Path) -> Tokenizer:
         ValueError: The library can't read it.
     """
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no {path.name} in {path.parent}: expected a file of the tokenizers library"
-        )
+        raise FileNotFoundError(f"no {path.name} in {path.parent}: expected a file of the tokenizers library")
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise ValueError(
-            f"{path} is no file of the tokenizers library ({error}): write it again"
-        ) from error
+        raise ValueError(f"{path} is no file of the tokenizers library ({error}): write it again") from error
 
 
 class LibraryTokenizer(TextTokenizer):
@@ -82,9 +78,7 @@ class LibraryTokenizer(TextTokenizer):
         """Opens a folder that `save` wrote, or one with a ``tokenizer.json`` of others."""
         kind = recorded_kind(folder)
         if kind not in (None, cls.kind):
-            raise ValueError(
-                f"{folder} holds kind {kind!r}, not {cls.kind!r}: open it with load_text_tokenizer"
-            )
+            raise ValueError(f"{folder} holds kind {kind!r}, not {cls.kind!r}: open it with load_text_tokenizer")
         return cls(cls._open(Path(folder)))
 
     @classmethod

@@ -49,17 +49,13 @@ def test_the_smallest_layout_and_the_other_formats(tmp_path: Path) -> None:
         (["row", "colum"], "masks.png", "Did you mean 'column'"),
     ],
 )
-def test_bad_input_writes_nothing(
-    tmp_path: Path, specs: list[str], name: str, message: str
-) -> None:
+def test_bad_input_writes_nothing(tmp_path: Path, specs: list[str], name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         draw_masks(specs, LAYOUT, tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "masks.png"
     path.write_bytes(b"old")
 

@@ -100,9 +100,7 @@ def matrix(picture: str) -> torch.Tensor:
     return torch.tensor([[cell == "#" for cell in line] for line in picture.split()])
 
 
-@pytest.mark.parametrize(
-    ("spec", "picture"), [("row", ROW), ("column", COLUMN), ("conv(kernel=3)", CONV)]
-)
+@pytest.mark.parametrize(("spec", "picture"), [("row", ROW), ("column", COLUMN), ("conv(kernel=3)", CONV)])
 def test_drawn_case(spec: str, picture: str) -> None:
     dense = Mask.from_spec(spec, DRAWN).dense()
     assert torch.equal(dense[6:, 6:], matrix(picture))
@@ -165,9 +163,7 @@ def test_pair_counts_of_the_papers_model(spec: str, pairs: int) -> None:
     assert mask.density == pairs / 819_840
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "kernel"), [(3, 7, 3), (7, 3, 3), (5, 6, 5), (4, 4, 1)]
-)
+@pytest.mark.parametrize(("height", "width", "kernel"), [(3, 7, 3), (7, 3, 3), (5, 6, 5), (4, 4, 1)])
 def test_conv_on_other_grids(height: int, width: int, kernel: int) -> None:
     mask = Mask.from_spec(f"conv(kernel={kernel})", TextImageLayout(2, height, width))
     assert mask.num_pairs == slow_pairs(2, height, width, kernel)

@@ -21,9 +21,7 @@ LAYOUTS = [
 PAPER = TextImageLayout(text=256, height=32, width=32)
 
 every_mask = pytest.mark.parametrize("spec", [*MASKS, "conv(kernel=3)"])
-every_layout = pytest.mark.parametrize(
-    "layout", LAYOUTS, ids=lambda it: f"{it.text}+{it.height}x{it.width}"
-)
+every_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda it: f"{it.text}+{it.height}x{it.width}")
 
 
 @every_mask

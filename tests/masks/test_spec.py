@@ -50,9 +50,7 @@ def test_wrong_specs_say_what_to_type(text: str, message: str) -> None:
 def test_paper_schedule() -> None:
     layers = layer_masks("paper", 64)
     assert Counter(layers) == {"row": 47, "column": 16, "conv": 1}
-    assert [i for i, spec in enumerate(layers, start=1) if spec == "column"] == list(
-        range(2, 63, 4)
-    )
+    assert [i for i, spec in enumerate(layers, start=1) if spec == "column"] == list(range(2, 63, 4))
     assert layers[-1] == "conv"
     assert layer_masks(" paper(kernel = 5) ", 64) == (*layers[:-1], "conv(kernel=5)")
 

@@ -179,6 +179,7 @@ def test_the_relaxation_is_soft(small: DVAE) -> None:
 
 
 def test_a_low_temperature_sharpens(small: DVAE) -> None:
+    small.eval()  # validation relaxes as training does
     logits = torch.randn(1, 12, 8, 8)
     warm, cold = (small.relax(logits, t, torch.Generator().manual_seed(0)) for t in (1.0, 1 / 16))
     noisy = logits + gumbel_noise(logits, torch.Generator().manual_seed(0))

@@ -31,9 +31,7 @@ def bpe() -> BPETokenizer:
 @cache
 def hf() -> HFTokenizer:
     words = {word for caption in CAPTIONS for word in caption.split()}
-    tokenizer = Tokenizer(
-        models.WordLevel({"[UNK]": 0} | {w: i + 1 for i, w in enumerate(sorted(words))}, "[UNK]")
-    )
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0} | {w: i + 1 for i, w in enumerate(sorted(words))}, "[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return HFTokenizer(tokenizer)
 

@@ -39,9 +39,7 @@ def trained() -> BPETokenizer:
     return BPETokenizer.train([*corpus, *ODD, *ODD], vocab_size=500)
 
 
-def test_merger_without_dropout_equals_the_library(
-    trained: BPETokenizer, captions: list[str]
-) -> None:
+def test_merger_without_dropout_equals_the_library(trained: BPETokenizer, captions: list[str]) -> None:
     random = Random(0)
     letters = [chr(random.randrange(0x20, 0xD000)) for _ in range(1000)] + list("abc é🍎\t") * 200
     noise = ["".join(random.choices(letters, k=random.randrange(1, 60))) for _ in range(1500)]
@@ -73,9 +71,7 @@ def test_dropout_changes_tokens_but_not_text(trained: BPETokenizer) -> None:
             assert ids == trained.encode(text, dropout=0.3, seed=seed)
 
 
-def test_dropout_of_the_paper_varies_with_the_seed(
-    trained: BPETokenizer, captions: list[str]
-) -> None:
+def test_dropout_of_the_paper_varies_with_the_seed(trained: BPETokenizer, captions: list[str]) -> None:
     caption = "a photo of a motorcycle beside umbrellas"
     assert len({tuple(trained.encode(caption, dropout=0.1, seed=seed)) for seed in range(50)}) > 10
 
@@ -113,9 +109,7 @@ def test_dropout_has_the_distribution_of_the_algorithm() -> None:
     expected: Counter[tuple[str, ...]] = Counter()
     exact(list("abcd"), 1.0, expected)
     assert sum(expected.values()) == pytest.approx(1)
-    drawn = Counter(
-        tuple(symbols[i] for i in merger("abcd", dropout, random)) for _ in range(draws)
-    )
+    drawn = Counter(tuple(symbols[i] for i in merger("abcd", dropout, random)) for _ in range(draws))
     assert drawn.keys() == expected.keys()
     for split, probability in expected.items():
         four_sigma = 4 * (probability * (1 - probability) / draws) ** 0.5

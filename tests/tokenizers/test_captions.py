@@ -23,9 +23,7 @@ def test_cut_is_counted_and_told_at_powers_of_ten(caplog: pytest.LogCaptureFixtu
         assert encoder(["abc", "wxyz" + 100 * "!"]).tolist() == [[97, 98, 99], [119, 120, 121]]
     assert encoder.num_cut == 1
     (message,) = caplog.messages
-    assert message.startswith(
-        "captions cut to 3 tokens: 1 so far, 1 in this batch, the first 'wxyz!"
-    )
+    assert message.startswith("captions cut to 3 tokens: 1 so far, 1 in this batch, the first 'wxyz!")
     assert message.endswith("!…' with 104")
     counts = []
     for _ in range(60):

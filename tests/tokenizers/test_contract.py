@@ -75,9 +75,7 @@ def test_failed_save_keeps_the_old_file(
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
-def test_library_opens_the_file(
-    tokenizer: TextTokenizer, saved: Path, captions: list[str]
-) -> None:
+def test_library_opens_the_file(tokenizer: TextTokenizer, saved: Path, captions: list[str]) -> None:
     theirs = Tokenizer.from_file(str(saved / "tokenizer.json"))
     for caption in captions:
         assert theirs.encode(caption, add_special_tokens=False).ids == tokenizer.encode(caption)
@@ -112,9 +110,7 @@ def test_bad_arguments(tokenizer: TextTokenizer) -> None:
             CaptionEncoder(tokenizer, 8, dropout=0.1)
 
 
-def test_same_ids_in_another_process(
-    tokenizer: TextTokenizer, saved: Path, captions: list[str]
-) -> None:
+def test_same_ids_in_another_process(tokenizer: TextTokenizer, saved: Path, captions: list[str]) -> None:
     dropout = 0.3 if tokenizer.supports_dropout else 0.0
     program = f"""
 import json, sys

@@ -60,9 +60,7 @@ def test_vocabulary_files_are_converted(tmp_path: Path, captions: list[str]) -> 
     assert load_text_tokenizer(tmp_path / "fast").encode(captions[0]) == opened.encode(captions[0])
 
 
-def test_transformers_opens_our_folder(
-    tokenizer: TextTokenizer, saved: Path, captions: list[str]
-) -> None:
+def test_transformers_opens_our_folder(tokenizer: TextTokenizer, saved: Path, captions: list[str]) -> None:
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(str(saved), local_files_only=True)

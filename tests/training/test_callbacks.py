@@ -1,0 +1,96 @@
+"""Pictures, curves and states."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+
+from dalle_zoo.models.dvae import DVAEConfig
+from dalle_zoo.training.callbacks import PictureLogger, default_loggers
+from dalle_zoo.training.checkpoints import Checkpoint, WholeCheckpointIO
+from dalle_zoo.training.dvae_module import DVAEModule
+
+
+def stand_in(**changes: Any) -> Any:
+    """What the callback asks a trainer for."""
+    return SimpleNamespace(**{"sanity_checking": False, "is_global_zero": True, "global_step": 7, "loggers": []} | changes)
+
+
+@pytest.fixture
+def stage() -> DVAEModule:
+    return DVAEModule(
+        DVAEConfig(image_size=8, width=4, num_groups=2, blocks_per_group=1, decoder_stem=4, codebook_size=4)
+    )
+
+
+def draw(callback: PictureLogger, trainer: Any, stage: DVAEModule, index: int = 0) -> None:
+    batch = {"key": list("abc"), "epoch": 0, "image": torch.rand(3, 3, 8, 8)}
+    callback.on_validation_batch_start(trainer, stage, batch, index)
+
+
+def test_the_first_batch_is_drawn_and_shown_to_loggers(tmp_path: Path, stage: DVAEModule) -> None:
+    callback, shown = PictureLogger(count=2), []
+    callback.folder = tmp_path / "pictures"
+    board = SimpleNamespace(experiment=SimpleNamespace(add_image=lambda *args: shown.append(args)))
+    plain = SimpleNamespace(experiment=SimpleNamespace())
+    draw(callback, stand_in(loggers=[plain, board]), stage)
+    files = list(callback.folder.iterdir())
+    assert [file.name for file in files] == ["reconstructions-00000007.png"]
+    with Image.open(files[0]) as picture:
+        assert picture.size == (2 + 2 * 10, 2 + 2 * 10)  # two pictures of three, two rows
+    assert [(name, step) for name, _, step in shown] == [("reconstructions", 7)]
+
+
+@pytest.mark.parametrize(
+    ("enabled", "changes", "index"),
+    [(False, {}, 0), (True, {"sanity_checking": True}, 0), (True, {"is_global_zero": False}, 0), (True, {}, 1)],
+)
+def test_otherwise_nothing_is_drawn(
+    enabled: bool, changes: dict[str, Any], index: int, tmp_path: Path, stage: DVAEModule
+) -> None:
+    callback = PictureLogger(enabled=enabled)
+    callback.folder = tmp_path / "pictures"
+    draw(callback, stand_in(**changes), stage, index)
+    assert not callback.folder.exists()
+
+
+def test_curves_go_to_csv_and_to_tensorboard_when_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = importlib.util.find_spec("tensorboard") is not None
+    assert len(default_loggers(tmp_path)) == 1 + installed
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (logger,) = default_loggers(tmp_path)
+    assert isinstance(logger, CSVLogger)
+    assert list(tmp_path.iterdir()) == []
+    # A line is on disk as soon as it is logged: a kill loses none of those before the state it resumes from.
+    logger.log_metrics({"loss": 0.5}, step=3)
+    assert (tmp_path / "metrics" / "version_0" / "metrics.csv").read_text().splitlines() == ["loss,step", "0.5,3"]
+
+
+def test_a_state_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, io = tmp_path / "new" / "00000003.ckpt", WholeCheckpointIO()
+    io.save_checkpoint({"step": 3}, path)
+    assert torch.load(path, weights_only=True) == {"step": 3}
+
+    def full(state: Any, file: Any) -> None:
+        file.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="no space left"):
+        io.save_checkpoint({"step": 4}, path)
+    assert torch.load(path, weights_only=True) == {"step": 3}
+    assert [file.name for file in path.parent.glob("*.ckpt")] == [path.name]
+    with pytest.raises(TypeError, match="storage_options must be None"):
+        io.save_checkpoint({}, path, storage_options={})
+
+
+def test_states_need_a_distance() -> None:
+    with pytest.raises(ValueError, match="every must be at least 1 update, got 0"):
+        Checkpoint(every=0)

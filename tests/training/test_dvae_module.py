@@ -1,0 +1,147 @@
+"""Stage 1: schedules, noise, what validation measures, and what is exported."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.utils.data
+from lightning.pytorch import Trainer
+
+from dalle_zoo.hub import load_image_tokenizer
+from dalle_zoo.models.dvae import DVAEConfig
+from dalle_zoo.training import AdamWConfig, Cosine, LearningRate
+from dalle_zoo.training.data_modules import CodeData, PictureData, TextConfig
+from dalle_zoo.training.dvae_module import PAPER_KL, PAPER_RATE, PAPER_TEMPERATURE, DVAEModule
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    # lightning 2.6 calls a deprecated part of torch's pytree
+    pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*"),
+]
+CONFIG = DVAEConfig(image_size=16, width=8, num_groups=3, blocks_per_group=1, decoder_stem=8, codebook_size=8)
+
+
+def batch(seed: int = 0) -> dict[str, Any]:
+    images = torch.rand(4, 3, 1, 1, generator=torch.Generator().manual_seed(seed)).expand(-1, -1, 16, 16)
+    return {"key": list("abcd"), "image": images.contiguous()}
+
+
+def module(**options: Any) -> DVAEModule:
+    torch.manual_seed(0)
+    options = {
+        "kl_weight": Cosine(start=0.0, end=1.0, steps=4),
+        "temperature": Cosine(start=1.0, end=0.1, steps=4),
+        "learning_rate": LearningRate(peak=5e-3, warmup_steps=0, decay="constant"),
+    } | options
+    return DVAEModule(CONFIG, **options)
+
+
+def trainer(steps: int) -> Trainer:
+    return Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=1,
+        num_sanity_val_steps=0,
+    )
+
+
+def loader(count: int = 100) -> torch.utils.data.DataLoader[Any]:
+    return torch.utils.data.DataLoader([batch()] * count, batch_size=None)  # type: ignore[arg-type]
+
+
+def test_the_defaults_are_the_papers() -> None:
+    stage = DVAEModule(CONFIG)
+    assert (stage.kl_weight, stage.temperature, stage.learning_rate) == (PAPER_KL, PAPER_TEMPERATURE, PAPER_RATE)
+    assert (PAPER_KL(5000), PAPER_TEMPERATURE(150_000)) == (6.6, 1 / 16)
+    assert (PAPER_RATE.at(0), PAPER_RATE.at(1_200_000)) == (1e-4, 1.25e-6)
+    assert stage.adamw == AdamWConfig(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=1e-4)
+
+
+def test_matrices_decay_and_vectors_do_not() -> None:
+    stage = module()
+    optimizer = stage.configure_optimizers()["optimizer"]  # type: ignore[index, call-overload]
+    groups = optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [1e-4, 0.0]
+    assert all(p.ndim >= 2 for p in groups[0]["params"])
+    assert all(p.ndim == 1 for p in groups[1]["params"])
+    assert sum(len(group["params"]) for group in groups) == len(list(stage.parameters()))
+
+
+def test_it_learns_and_logs_its_schedules() -> None:
+    stage, runner = module(kl_weight=Cosine(start=0.0, end=0.1, steps=4)), trainer(60)
+    runner.validate(stage, loader(1), verbose=False)
+    before = float(runner.callback_metrics["val/psnr"])
+    runner.fit(stage, loader())
+    seen = {name: float(value) for name, value in runner.callback_metrics.items()}
+    assert seen["schedule/temperature"] == pytest.approx(0.1)
+    assert seen["schedule/kl_weight"] == pytest.approx(0.1)
+    assert seen["schedule/learning_rate"] == pytest.approx(5e-3)
+    assert {"train/loss", "train/nll", "train/kl"} <= seen.keys()
+    runner.validate(stage, loader(1), verbose=False)
+    assert float(runner.callback_metrics["val/psnr"]) > before + 3
+
+
+def test_noise_is_a_function_of_seed_update_and_batch() -> None:
+    def drawn(stage: DVAEModule, index: int) -> list[float]:
+        return torch.rand(4, generator=stage.noise_generator(index)).tolist()
+
+    assert drawn(module(), 3) == drawn(module(), 3)
+    assert drawn(module(), 3) != drawn(module(), 4)
+    assert drawn(module(), 3) != drawn(module(seed=1), 3)
+
+
+def test_validation_counts_codes_over_the_whole_pass() -> None:
+    stage = module()
+    with torch.no_grad():  # one code for dark cells, another for bright ones
+        for parameter in stage.net.encoder.output.parameters():
+            parameter.zero_()
+        stage.net.encoder.output.bias[3] = 1.0  # type: ignore[index]
+    runner = trainer(1)
+    runner.validate(stage, loader(1), verbose=False)
+    assert float(runner.callback_metrics["val/codes_used"]) == 1
+    assert float(runner.callback_metrics["val/code_perplexity"]) == pytest.approx(1)
+    logits = stage.net.logits(batch()["image"])
+    kl = math.log(8) + (logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
+    assert float(runner.callback_metrics["val/kl"]) == pytest.approx(float(kl), rel=1e-4)
+
+
+def test_what_is_exported_is_the_network(tmp_path: Path) -> None:
+    stage = module()
+    stage.export(tmp_path)
+    images = torch.rand(2, 3, 16, 16)
+    net = load_image_tokenizer(tmp_path)
+    assert torch.equal(net.encode(images), stage.net.encode(images))
+    grid = stage.pictures(batch())["reconstructions"]
+    assert grid.shape == (3, 2 + 2 * 18, 2 + 4 * 18)
+
+
+def test_data_that_do_not_fit_are_refused(shards: Path, codes: Path, parts: Path) -> None:
+    stage = module()
+    stage.check_data(PictureData(str(shards), image_size=16, transform="dvae"))
+    with pytest.raises(ValueError, match="image_size is 24, the dVAE's config.image_size 16"):
+        stage.check_data(PictureData(str(shards), image_size=24, transform="dvae"))
+    with pytest.raises(ValueError, match="stage 1 is trained on pictures, got CodeData"):
+        stage.check_data(CodeData(str(codes), TextConfig(tokenizer=str(parts), length=12)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 23}, "batch_size 23 on 1 rank.* needs at least 23 samples, got 22"),
+        ({"batch_size": 0}, "batch_size must be .*0"),
+        ({"train": "nowhere"}, "location 'nowhere' does not exist"),
+        ({"val": "emoji64:val-stiles"}, "Did you mean 'val-styles'"),
+        ({"text": TextConfig(tokenizer="nowhere")}, "unknown model 'nowhere'"),
+    ],
+)
+def test_bad_data_stop_before_a_run_begins(options: dict[str, Any], message: str, shards: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        PictureData(**{"train": str(shards), "image_size": 16, **options})
