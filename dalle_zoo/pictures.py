@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 # B pictures, H W pixels
@@ -24,8 +24,8 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 
 def from_pil(image: Image.Image) -> Tensor:
-    """An RGB picture as float pixels in [0, 1], (3, H, W)."""
-    array = np.array(image.convert("RGB"), dtype=np.uint8)
+    """A picture of any mode as float RGB pixels in [0, 1], (3, H, W)."""
+    array = np.array(to_rgb(image), dtype=np.uint8)
     return torch.from_numpy(array).permute(2, 0, 1).float() / 255
 
 
@@ -91,3 +91,34 @@ def caption_sheet(images: Tensor, captions: list[str], columns: int, scale: int 
         sheet.paste(block, (0, top))
         top += block.height
     return sheet
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a damaged EXIF block must not cost the picture
+        return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as a person expects to see it in RGB.
+
+    Upright by its EXIF rotation, transparency on white, 16-bit and float values scaled (not clipped) to 8 bits.
+    """
+    image = _upright(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _wide_grey(image).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _wide_grey(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits (0 .. 65535) or float (0 .. 1, else 0 .. 255) to 8 bits."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    top = 65535.0
+    if image.mode == "F":
+        top = 1.0 if values.max(initial=0) <= 1 else 255.0
+    return Image.fromarray((values * (255 / top)).round().clip(0, 255).astype(np.uint8))

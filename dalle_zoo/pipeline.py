@@ -17,7 +17,7 @@ from dalle_zoo import __version__, hub
 from dalle_zoo.models.prior import Prior
 from dalle_zoo.models.ranker import Ranker
 from dalle_zoo.models.tokenizer import ImageTokenizer
-from dalle_zoo.pictures import from_pil, to_pil
+from dalle_zoo.pictures import from_pil, to_pil, to_rgb
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo.sampling import Sampler, picture_seed, sample_codes
 from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer, load_text_tokenizer
@@ -163,24 +163,31 @@ class DallePipeline:
 
         Args:
             folder: Where to; must be new or empty unless ``overwrite``.
-            dtype: Precision of the stored weights of tokenizer and prior; as they are if missing.
-            record: What `list_models` says of it: ``description``, ``license`` and ``data``.
+            dtype: Precision of the stored weights of the prior; as they are if missing.
+            record: What `list_models` says of it: ``description``, ``license`` and ``data``; as in the folder that
+                the model came from if missing.
             overwrite: Whether an existing folder is replaced.
         """
-        ranker = self.ranker  # before the folder may be replaced
+        ranker, known = self.ranker, self._record()  # before the folder may be replaced
         with hub.new_folder(Path(folder), overwrite=overwrite) as new:
             for name in COMPONENTS[: 4 if ranker is not None else 3]:
                 (new / name).mkdir()
-            hub.save_network(self.image_tokenizer, _kind(self.image_tokenizer), new / "dvae", dtype)
+            # In full precision whatever the prior's: a code is an argmax, and must be the one of training.
+            hub.save_network(self.image_tokenizer, _kind(self.image_tokenizer), new / "dvae")
             hub.save_network(self.prior, "prior", new / "prior", dtype)
             self.tokenizer.save(new / "tokenizer")
             if ranker is not None:
                 ranker.save(new / "ranker")
             write_index(new)
-            unknown = {"description": "", "license": "unknown", "data": "unknown"}
-            hub.write_json(new / RECORD, {**unknown, **(record or {}), "parameters": self.num_parameters()})
+            hub.write_json(new / RECORD, {**known, **(record or {}), "parameters": self.num_parameters()})
             hub.write_checksums(new)
         return Path(folder)
+
+    def _record(self) -> dict[str, Any]:
+        path = self.folder / RECORD if self.folder is not None else None
+        if path is not None and path.is_file():
+            return dict(hub.read_json(path))
+        return {"description": "", "license": "unknown", "data": "unknown"}
 
     def num_parameters(self) -> dict[str, int]:
         """Parameters of every network."""
@@ -208,7 +215,7 @@ class DallePipeline:
             raise ValueError(f"prime_rows must lie in 1..{height} (rows of the code grid), got {rows}")
         pixels = self.image_size
         if isinstance(image, Image.Image):
-            image = from_pil(ImageOps.fit(image.convert("RGB"), (pixels[1], pixels[0]), Image.Resampling.LANCZOS))
+            image = from_pil(ImageOps.fit(to_rgb(image), (pixels[1], pixels[0]), Image.Resampling.LANCZOS))
         if image.shape != (3, *pixels):  # codes of another size would fill the wrong cells
             raise ValueError(f"prime must be a PIL image or have shape {(3, *pixels)}, got {tuple(image.shape)}")
         with torch.inference_mode():

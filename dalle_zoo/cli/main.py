@@ -96,6 +96,8 @@ def quiet_third_parties() -> None:
         "loading a checkpoint outside the 'fit' stage",  # its weights are the averaged ones, which is what is wanted
     ):
         warnings.filterwarnings("ignore", message=f".*{message}.*")
+    # lightning calls what jsonargparse will rename.
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
     # lightning has a handler of its own beside ours, and advertises.
     logging.getLogger("lightning").handlers.clear()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)

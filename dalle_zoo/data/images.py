@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import warnings
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from dalle_zoo.pictures import to_rgb
 
 MAX_PIXELS = 178_956_970
 """Pictures with more are refused: half a gigabyte once decoded, Pillow's line for an attack."""
@@ -45,7 +46,7 @@ def decode_image(data: bytes) -> Image.Image:
                 if width * height > MAX_PIXELS:
                     raise CorruptImageError(f"{width} x {height} pixels, more than {MAX_PIXELS}")
                 image.load()
-                return _to_rgb(_upright(image))
+                return to_rgb(image)
         except CorruptImageError:
             raise
         except Exception as error:  # decoders raise nearly anything on damaged bytes
@@ -55,29 +56,3 @@ def decode_image(data: bytes) -> Image.Image:
 def _known_formats() -> list[str]:
     Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block must not cost the picture
-        return image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _wide_grey(image).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _wide_grey(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits (0 .. 65535) or float (0 .. 1, else 0 .. 255) to 8 bits."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    top = 65535.0
-    if image.mode == "F":
-        top = 1.0 if values.max(initial=0) <= 1 else 255.0
-    return Image.fromarray((values * (255 / top)).round().clip(0, 255).astype(np.uint8))

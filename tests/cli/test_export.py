@@ -1,0 +1,72 @@
+"""``dalle-zoo export``: trained stages become a folder that generates."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from dalle_zoo import DallePipeline
+from dalle_zoo.cli.main import main
+
+
+@pytest.fixture
+def runs(model: Path, scratch: Path) -> Path:
+    """Two finished runs, as far as export looks at them."""
+    for stage in ("dvae", "prior"):
+        shutil.copytree(model / stage, scratch / "runs" / stage / "model" / stage)
+        (scratch / "runs" / stage / "checkpoints").mkdir()
+    return scratch / "runs"
+
+
+def export(runs: Path, model: Path, *options: str) -> int:
+    parts = ["--dvae", str(runs / "dvae"), "--prior", str(runs / "prior"), "--tokenizer", str(model)]
+    return main(["export", *parts, "--out", "mine", *options])
+
+
+def test_what_is_exported_generates_the_same(
+    runs: Path, model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(runs, model) == 0
+    assert capsys.readouterr().out.strip() == str(scratch / "mine")
+    for folder, out in ((model, "a.png"), (scratch / "mine", "b.png")):
+        assert main(["generate", "a cat", "--model", str(folder), "-n", "2", "--seed", "3", "--out", out]) == 0
+    assert (scratch / "a.png").read_bytes() == (scratch / "b.png").read_bytes()
+    assert DallePipeline.from_pretrained(scratch / "mine").ranker is None
+
+
+def test_stored_precision(runs: Path, model: Path, scratch: Path) -> None:
+    assert export(runs, model, "--dtype", "bfloat16") == 0
+    for stage in ("dvae", "prior"):
+        dtypes = {str(tensor.dtype) for tensor in load_file(scratch / "mine" / stage / "model.safetensors").values()}
+        assert dtypes == {"torch.bfloat16"}
+    assert main(["generate", "a cat", "--model", "mine", "-n", "1"]) == 0
+
+
+def test_an_existing_folder_is_replaced_only_when_asked(
+    runs: Path, model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (scratch / "mine").mkdir()
+    (scratch / "mine" / "notes").write_text("mine")
+    assert export(runs, model) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+    assert (scratch / "mine" / "notes").read_text() == "mine"
+    assert export(runs, model, "--overwrite") == 0
+    assert not (scratch / "mine" / "notes").exists()
+
+
+def test_an_unfinished_run_says_so(
+    runs: Path, model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(runs / "prior" / "model")
+    assert export(runs, model) == 2
+    assert "is a run that has not finished" in capsys.readouterr().err
+    assert not (scratch / "mine").exists()
+
+
+def test_plot_needs_a_run(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plot", "nowhere"]) == 2
+    assert "expected the folder of a run" in capsys.readouterr().err
+    assert list(scratch.iterdir()) == []

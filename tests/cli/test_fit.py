@@ -1,0 +1,234 @@
+"""``dalle-zoo fit``: what happens to run folders, and what is said."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dalle_zoo.cli.fit import differences, read_run
+from dalle_zoo.cli.main import main
+from dalle_zoo.recipes import find_recipe
+
+SHORT = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "1", "--trainer.enable_model_summary", "false"]
+TINY = ["fit", "dvae/tiny", *SHORT]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("finished") / "run"
+    assert main([*TINY, "--run", str(run)]) == 0
+    return run
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A finished run of one update, to do with as one likes."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def own_recipe(path: Path, **changes: Any) -> Path:
+    recipe = yaml.safe_load(find_recipe("dvae/tiny").read_text())
+    for key, value in changes.items():
+        place = recipe
+        *above, last = key.split("__")
+        for name in above:
+            place = place[name]
+        place[last] = value
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def test_a_run_lies_below_runs_under_the_name_of_its_recipe(
+    scratch: Path, finished: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(TINY) == 0
+    assert [path.name for path in scratch.iterdir()] == ["runs"]
+    said = capfd.readouterr()
+    assert contents(scratch / "runs/dvae/tiny/model") == contents(finished / "model")
+    # Every line once, and no advertisement.
+    lines = [line.strip() for line in (said.out + said.err).splitlines() if line.strip()]
+    assert lines.count("Seed set to 0") == 1
+    assert not [line for line in lines if "Seed set" in line and line != "Seed set to 0"]
+    assert not [line for line in lines if "Tip:" in line or "Warning" in line]
+
+
+def test_a_recipe_from_elsewhere_runs_below_runs_as_well(scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    recipe = own_recipe(tmp_path_factory.mktemp("elsewhere") / "mine.yaml")
+    assert main(["fit", str(recipe), *SHORT]) == 0
+    assert (scratch / "runs" / "mine" / "model" / "dvae" / "model.safetensors").is_file()
+    assert [path.name for path in recipe.parent.iterdir()] == ["mine.yaml"]
+
+
+def test_a_run_is_its_resolved_recipe(run: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # The folder was copied, and its own file is the recipe: it goes on, to the same weights.
+    weights = contents(run / "model")
+    assert main(["fit", str(run / "config.yaml"), "--run", str(run)]) == 0
+    assert contents(run / "model") == weights
+    assert main([*TINY, "--run", str(run)]) == 0
+    config = read_run(run)
+    assert config is not None
+    assert config["trainer"]["max_steps"] == 1
+    assert config["model"]["init_args"]["adamw"]["beta1"] == 0.9, "defaults are part of it"
+    assert "error" not in capsys.readouterr().err
+
+
+def test_another_recipe_is_refused_with_what_differs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(run)
+    other = ["--data.batch_size", "4", "--model.config.width", "12"]
+    assert main([*TINY, *other, "--run", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert "holds a run of another recipe" in said
+    assert "data.init_args.batch_size: 8 → 4" in said
+    assert "model.init_args.config.width: 8 → 12" in said
+    assert "--overwrite" in said
+    assert contents(run) == before
+
+
+def test_overwrite_throws_the_old_run_away(run: Path) -> None:
+    (run / "notes.txt").write_text("old")
+    assert main([*TINY, "--data.batch_size", "4", "--run", str(run), "--overwrite"]) == 0
+    config = read_run(run)
+    assert config is not None
+    assert config["data"]["init_args"]["batch_size"] == 4
+    assert not (run / "notes.txt").exists()
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
+
+
+def test_overwrite_waits_until_the_new_run_can_begin(run: Path) -> None:
+    before = contents(run)
+    assert main([*TINY, "--data.batch_size", "4000", "--run", str(run), "--overwrite"]) == 2
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("config", [None, "a: 1\n", "]["])
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_a_folder_of_others_is_left_alone(
+    config: str | None, overwrite: list[str], scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = scratch / "mine"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years")
+    if config is not None:
+        (folder / "config.yaml").write_text(config)
+    before = contents(folder)
+    assert main([*TINY, "--run", str(folder), *overwrite]) == 2
+    assert "is no run" in capsys.readouterr().err
+    assert contents(folder) == before
+
+
+def test_a_file_is_left_alone(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (scratch / "file").write_text("mine")
+    assert main([*TINY, "--run", "file", "--overwrite"]) == 2
+    assert "file is a file" in capsys.readouterr().err
+    assert (scratch / "file").read_text() == "mine"
+
+
+def test_a_run_killed_when_it_had_just_begun_begins_again(scratch: Path) -> None:
+    (scratch / "run").mkdir()
+    (scratch / "run" / ".config.yaml.part").write_text("trai")
+    assert main([*TINY, "--run", "run"]) == 0
+    assert read_run(scratch / "run") is not None
+    assert not (scratch / "run" / ".config.yaml.part").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data.train", "nowhere"], "location 'nowhere' does not exist"),
+        (["--data.batch_size", "4000"], "batch_size 4000 on 1 rank(s) needs at least 4000 samples, got 413"),
+        (["--data.image_size", "64"], "data.init_args.image_size is 64, the dVAE's config.image_size 32"),
+        (["--model.config.width", "5"], "width must be a multiple of 4"),
+        (["--checkpoint.every", "0"], "every must be at least 1"),
+        (["--trainer.accelerator", "gpu", "--trainer.devices", "99"], "gpu"),
+        (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt"),
+    ],
+)
+def test_what_cannot_work_leaves_no_folder(
+    options: list[str], message: str, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*TINY, *options, "--run", "new/run"]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modle": {}}, "modle: unknown key 'modle'. Did you mean 'model'?"),
+        ({"model__init_args__confg": {}}, "model.init_args.confg: unknown key 'confg'. Did you mean 'config'?"),
+        ({"model__init_args__kl_weight__strat": 1}, "unknown key 'strat'. Did you mean 'start'?"),
+        ({"trainer__gradient_clip_vale": 1}, "unknown key 'gradient_clip_vale'. Did you mean 'gradient_clip_val'?"),
+        ({"model__class_path": "DVAModule"}, "unknown class 'DVAModule'. Did you mean 'DVAEModule'?"),
+        ({"model": 3}, "model must have class_path and init_args, got 3"),
+    ],
+)
+def test_a_typo_in_a_file_names_the_file_and_the_key(
+    changes: dict[str, Any], message: str, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = own_recipe(scratch / "mine.yaml", **changes)
+    assert main(["fit", str(recipe)]) == 2
+    said = capsys.readouterr().err
+    assert str(recipe) in said
+    assert message in said
+    assert [path.name for path in scratch.iterdir()] == ["mine.yaml"]
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [", "is not valid YAML"), ("- 1", "expected keys such as model")])
+def test_a_file_that_is_no_recipe(text: str, message: str, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (scratch / "mine.yaml").write_text(text)
+    assert main(["fit", "mine.yaml"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_recipe_without_data(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = yaml.safe_load(find_recipe("dvae/tiny").read_text())
+    del recipe["data"]
+    (scratch / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["fit", "mine.yaml"]) == 2
+    assert "the recipe has no data" in capsys.readouterr().err
+    assert [path.name for path in scratch.iterdir()] == ["mine.yaml"]
+
+
+def test_parts_lie_over_the_recipe(scratch: Path) -> None:
+    (scratch / "small.yaml").write_text("data: {init_args: {batch_size: 2}}\n")
+    assert main(["fit", "dvae/tiny", "--parts", "small.yaml", *SHORT, "--run", "run"]) == 0
+    config = read_run(scratch / "run")
+    assert config is not None
+    assert config["data"]["init_args"]["batch_size"] == 2
+    assert config["data"]["init_args"]["image_size"] == 32
+
+
+def test_arguments_of_the_process_stay_as_they_are(finished: Path, run: Path) -> None:
+    before = list(sys.argv)
+    assert main([*TINY, "--run", str(run)]) == 0
+    assert sys.argv == before, "lightning starts further processes with them"
+
+
+def test_differences_name_every_leaf() -> None:
+    old, new = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 1, "c": [2]}, "e": 3}
+    assert differences(old, new) == ["a.c: [1] → [2]", "d: 2 → None", "e: None → 3"]
+    assert differences(old, old) == []
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(scratch: Path) -> None:
+    script = scratch / "command.py"
+    script.write_text("import sys\nfrom dalle_zoo.cli.main import main\n\nsys.exit(main())\n")
+    options = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--run", "run"]
+    done = subprocess.run(
+        [sys.executable, str(script), *TINY, *options], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert (scratch / "run" / "model" / "dvae" / "model.safetensors").is_file()

@@ -1,0 +1,153 @@
+"""The command: help and lists answer at once, and a mistake is answered with the nearest right word."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import dalle_zoo
+from dalle_zoo.cli.main import COMMANDS, main
+from dalle_zoo.masks import MASKS
+from dalle_zoo.recipes import list_recipes
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 2.0
+"""What people are promised is one second; twice that leaves room for a busy machine."""
+LIGHT = ["--help", "recipes", "masks", "models"]
+
+
+def say(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit status and what was printed."""
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_lists_and_help_answer_at_once_without_torch(name: str) -> None:
+    script = (
+        "import sys; from dalle_zoo.cli.main import main; status = main(sys.argv[1:])\n"
+        "heavy = {'torch', 'lightning', 'transformers', 'matplotlib', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(status or ', '.join(heavy) or None)"
+    )
+    taken = []
+    for _ in range(3):
+        start = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", script, name],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        taken.append(time.monotonic() - start)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout
+        if min(taken) < SECONDS:
+            break
+    assert min(taken) < SECONDS
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["-h"], ["--help"]):
+        status, out, _ = say(arguments, capsys)
+        assert status == 0
+        assert all(f"\n  {name} " in out for name in COMMANDS)
+    assert say(["--version"], capsys) == (0, f"{dalle_zoo.__version__}\n", "")
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = say([name, "--help"], capsys)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"usage: dalle-zoo {name}")
+    assert len(out.splitlines()) > 4
+
+
+def test_lists_name_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = say(["recipes"], capsys)
+    assert [line.split()[0] for line in out.splitlines()] == list_recipes()
+    assert all(len(line.split()) > 3 for line in out.splitlines())
+    _, out, _ = say(["recipes", "dvae/tiny"], capsys)
+    assert "class_path: DVAEModule" in out
+    _, out, _ = say(["masks"], capsys)
+    assert [line.split()[0] for line in out.splitlines()] == list(MASKS)
+    _, out, _ = say(["masks", "row"], capsys)
+    assert [line.split()[0] for line in out.splitlines()] == ["row"]
+
+
+def test_the_bundled_model_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = say(["models"], capsys)
+    assert status == 0
+    assert out.startswith("emoji64  ")
+    assert "MB" in out
+
+
+def test_masks_are_drawn_once(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawing = ["masks", "conv(kernel=3)", "--draw", "--text", "3", "--height", "2", "--width", "2"]
+    status, out, _ = say(drawing, capsys)
+    assert (status, out) == (0, "masks.png\n")
+    before = (scratch / "masks.png").read_bytes()
+    status, _, err = say(drawing, capsys)
+    assert status == 2
+    assert "masks.png exists: pass --overwrite" in err
+    assert (scratch / "masks.png").read_bytes() == before
+    assert say([*drawing, "--overwrite"], capsys)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("genrate x", "unknown command 'genrate'. Did you mean 'generate'?"),
+        ("recipes dvae/tinny", "unknown recipe 'dvae/tinny'. Did you mean 'dvae/tiny'?"),
+        ("masks colum", "unknown attention mask 'colum'. Did you mean 'column'?"),
+        ("masks conv(kernal=3) --draw", "unknown conv option 'kernal'. Did you mean 'kernel'?"),
+        ("masks --drwa", "unknown option '--drwa'. Did you mean '--draw'?"),
+        ("generate x --modle y", "unknown option '--modle'. Did you mean '--model'?"),
+        ("export --dvae a --prior b --tokenizer c --out d --dtype flot32",
+         "unknown --dtype 'flot32'. Did you mean 'float32'?"),
+        ("encode emoji64:vall --model . --out o", "unknown split of emoji64 'vall'. Did you mean"),
+        ("fit", "the following arguments are required: RECIPE"),
+        ("fit dvae/tinny", "unknown recipe 'dvae/tinny'. Did you mean 'dvae/tiny'?"),
+        ("fit dvae/tiny --overwite", "unknown option or key 'overwite'. Did you mean 'overwrite'?"),
+        ("fit dvae/tiny --trainer.max_stps 3", "trainer.max_stps: unknown key 'max_stps'. Did you mean 'max_steps'?"),
+        ("fit dvae/tiny --trianer.max_steps 3", "unknown option or key 'trianer'. Did you mean 'trainer'?"),
+        ("fit dvae/tiny --model.init_args.config.widht 8", "unknown key 'widht'. Did you mean 'width'?"),
+        ("fit dvae/tiny --data.btch_size 8", "data.btch_size: unknown key 'btch_size'. Did you mean 'batch_size'?"),
+        ("fit dvae/tiny --checkpoint.evry 8", "unknown key 'evry'. Did you mean 'every'?"),
+        ("fit dvae/tiny --model DVAEModul", "unknown class 'DVAEModul'. Did you mean 'DVAEModule'?"),
+        ("fit dvae/tiny --data.class_path PictureDate", "unknown class 'PictureDate'. Did you mean 'PictureData'?"),
+        ("fit dvae/tiny --data.init_args.train emoji64:trian", "'trian'. Did you mean 'train'?"),
+        ("fit prior/tiny --model.init_args.config.masks rwo", "'rwo'. Did you mean 'row'?"),
+        ("fit dvae/tiny --trainer.max_steps abc", "trainer.max_steps"),
+        ("fit dvae/tiny trainer.max_steps=3", "trainer.max_steps=3"),
+    ],
+)  # fmt: skip
+def test_a_typo_is_answered_with_the_nearest_right_word(
+    line: str, answer: str, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = say(line.split(), capsys)
+    assert status == 2
+    assert answer in err
+    assert "Traceback" not in err
+    assert list(scratch.iterdir()) == []
+
+
+def test_the_process_ends_with_the_status_of_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from dalle_zoo.cli.main import main; sys.exit(main())", "masks", "colum"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("dalle-zoo masks: unknown attention mask 'colum'")

@@ -1,0 +1,84 @@
+"""``dalle-zoo tokenizer | encode``: what stage 2 trains from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dalle_zoo.cli.main import main
+from dalle_zoo.data import CodeDataset
+from dalle_zoo.hub import sha256_file
+from dalle_zoo.tokenizers import load_text_tokenizer
+
+
+def test_encode_writes_code_shards(
+    model: Path, pictures: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["encode", str(pictures), "--model", str(model), "--out", "codes", "--variants", "2"]
+    assert main(command) == 0
+    assert "codes: 5 samples, 1 shards" in capsys.readouterr().out
+    codes = CodeDataset(scratch / "codes")
+    assert (len(codes), codes.grid, codes.codebook_size, codes.variants) == (5, (4, 4), 8, 2)
+    manifest = json.loads((scratch / "codes/manifest.json").read_text())
+    assert manifest["tokenizer"]["weights_sha256"] == sha256_file(model / "dvae" / "model.safetensors")
+    shard = (scratch / "codes/codes-00000.tar").read_bytes()
+    assert main(command) == 2
+    assert "holds a finished encoding" in capsys.readouterr().err
+    assert main([*command, "--batch-size", "3", "--overwrite"]) == 0
+    assert (scratch / "codes/codes-00000.tar").read_bytes() == shard
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        ("nowhere", [], "location 'nowhere' does not exist"),
+        ("emoji64:trian", [], "Did you mean 'train'?"),
+        (None, ["--variants", "0"], "variants must be"),
+        (None, ["--device", "cdua"], "device 'cdua' cannot be used"),
+        (None, ["--model", "emoji46"], "unknown model 'emoji46'"),
+    ],
+)
+def test_encode_refuses(
+    data: str | None,
+    options: list[str],
+    message: str,
+    model: Path,
+    pictures: Path,
+    scratch: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["encode", data or str(pictures), "--model", str(model), "--out", "codes", *options]
+    assert main(command) == 2
+    assert message in capsys.readouterr().err
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_tokenizer_is_trained_on_all_captions(
+    pictures: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["tokenizer", str(pictures), "--vocab-size", "270", "--out", "tokenizer"]
+    assert main(command) == 0
+    assert "tokenizer: 270 entries; tokens a caption: median" in capsys.readouterr().out
+    tokenizer = load_text_tokenizer(scratch / "tokenizer")
+    assert tokenizer.vocab_size == 270
+    assert tokenizer.decode(tokenizer.encode("a picture")) == "a picture"
+    before = (scratch / "tokenizer/tokenizer.json").read_bytes()
+    assert main([*command[:3], "265", *command[4:]]) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+    assert (scratch / "tokenizer/tokenizer.json").read_bytes() == before
+    assert main([*command[:3], "265", *command[4:], "--overwrite"]) == 0
+    assert load_text_tokenizer(scratch / "tokenizer").vocab_size == 265
+
+
+def test_a_tokenizer_needs_captions(
+    pictures: Path, tmp_path_factory: pytest.TempPathFactory, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mute = tmp_path_factory.mktemp("mute")
+    (mute / "0.png").write_bytes((pictures / "0.png").read_bytes())
+    assert main(["tokenizer", str(mute), "--out", "tokenizer"]) == 2
+    assert "holds no captions" in capsys.readouterr().err
+    assert main(["tokenizer", str(pictures), "--vocab-size", "10", "--out", "tokenizer"]) == 2
+    assert "vocab_size must be at least 256" in capsys.readouterr().err
+    assert list(scratch.iterdir()) == []
