@@ -24,7 +24,9 @@ class Parser(argparse.ArgumentParser):
             options = [o for action in self._actions for o in action.option_strings if o.startswith("--")]
             message = suggest("option", unknown.group(1), options)
         elif choice:
-            action = next(a for a in self._actions if choice.group(1) in (a.dest, a.metavar, "/".join(a.option_strings)))
+            action = next(
+                a for a in self._actions if choice.group(1) in (a.dest, a.metavar, "/".join(a.option_strings))
+            )
             message = suggest(choice.group(1), choice.group(2), [str(c) for c in action.choices or ()])
         super().error(message)
 

@@ -34,7 +34,6 @@ COMMANDS = {
 """Name to (function, one line of help)."""
 
 
-
 def usage() -> str:
     """The help page."""
     width = max(map(len, COMMANDS)) + 2

@@ -92,7 +92,9 @@ class PriorModule(StageModule):
             }
         for name, (have, what) in fits.items():
             if have != getattr(config, name):
-                raise ValueError(f"{what} is {have}, the prior's config.{name} {getattr(config, name)}: set it to {have}")
+                raise ValueError(
+                    f"{what} is {have}, the prior's config.{name} {getattr(config, name)}: set it to {have}"
+                )
         if isinstance(data, PictureData):
             self._check_pictures(data.image_size)
 

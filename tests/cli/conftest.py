@@ -20,9 +20,7 @@ from dalle_zoo.tokenizers import ByteTokenizer
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder without a ranker: pictures of 16 pixels, 4 x 4 codes of 8, bytes as text."""
     torch.manual_seed(0)
-    dvae = DVAE(
-        DVAEConfig(image_size=16, width=4, num_groups=3, blocks_per_group=1, decoder_stem=4, codebook_size=8)
-    )
+    dvae = DVAE(DVAEConfig(image_size=16, width=4, num_groups=3, blocks_per_group=1, decoder_stem=4, codebook_size=8))
     nn.init.normal_(dvae.decoder.input.weight)  # stands for training: codes that look different
     prior = Prior(
         PriorConfig(

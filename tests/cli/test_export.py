@@ -57,9 +57,7 @@ def test_an_existing_folder_is_replaced_only_when_asked(
     assert not (scratch / "mine" / "notes").exists()
 
 
-def test_an_unfinished_run_says_so(
-    runs: Path, model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unfinished_run_says_so(runs: Path, model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(runs / "prior" / "model")
     assert export(runs, model) == 2
     assert "is a run that has not finished" in capsys.readouterr().err

@@ -62,7 +62,9 @@ def test_a_run_lies_below_runs_under_the_name_of_its_recipe(
     assert not [line for line in lines if "Tip:" in line or "Warning" in line]
 
 
-def test_a_recipe_from_elsewhere_runs_below_runs_as_well(scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_recipe_from_elsewhere_runs_below_runs_as_well(
+    scratch: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     recipe = own_recipe(tmp_path_factory.mktemp("elsewhere") / "mine.yaml")
     assert main(["fit", str(recipe), *SHORT]) == 0
     assert (scratch / "runs" / "mine" / "model" / "dvae" / "model.safetensors").is_file()

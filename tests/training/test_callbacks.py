@@ -20,7 +20,9 @@ from dalle_zoo.training.dvae_module import DVAEModule
 
 def stand_in(**changes: Any) -> Any:
     """What the callback asks a trainer for."""
-    return SimpleNamespace(**{"sanity_checking": False, "is_global_zero": True, "global_step": 7, "loggers": []} | changes)
+    return SimpleNamespace(
+        **{"sanity_checking": False, "is_global_zero": True, "global_step": 7, "loggers": []} | changes
+    )
 
 
 @pytest.fixture
