@@ -20,6 +20,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import Trainer
@@ -134,7 +135,7 @@ class ZooCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoint):
-                callback.dirpath = str(self.run.absolute() / "checkpoints")
+                callback.folder = self.run / "checkpoints"
             if isinstance(callback, PictureLogger):
                 callback.folder = self.run / "pictures"
         trainer.loggers = default_loggers(self.run) if self.subcommand == "fit" else []
@@ -150,15 +151,25 @@ class ZooCLI(LightningCLI):
             if newest is not None:
                 log.warning("continuing from %s", newest)
                 kwargs["ckpt_path"] = str(newest)
+        self.resumed_from: str | None = kwargs.get("ckpt_path")
         return kwargs
 
     def after_fit(self) -> None:
         """Writes the trained weights, averaged if the recipe averages."""
         if self.trainer.interrupted or not self.trainer.is_global_zero:
             return
+        self._average_finished()
         with new_folder(self.run / "model" / self.model.stage, overwrite=True) as folder:
             self.model.export(folder)
         log.warning("weights are in %s", self.run / "model" / self.model.stage)
+
+    def _average_finished(self) -> None:
+        """Takes the averaged weights of a run that had ended before: Lightning then skips the hook that does."""
+        if self.resumed_from is None:
+            return
+        state = torch.load(self.resumed_from, map_location="cpu", weights_only=True)
+        if state["global_step"] == self.trainer.global_step:
+            self.model.load_state_dict(state["state_dict"])
 
 
 def read_run(run: Path) -> dict[str, Any] | None:

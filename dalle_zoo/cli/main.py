@@ -90,8 +90,6 @@ def quiet_third_parties() -> None:
         "`IterableDataset` has `__len__` defined",
         "does not have many workers",
         "LightningCLI's args parameter is intended",  # it must not read those of the process, which name a recipe
-        "Checkpoint directory .* exists and is not empty",  # a run goes on
-        "The dirpath has changed",  # a run was moved
         "loading a checkpoint outside the 'fit' stage",  # its weights are the averaged ones, which is what is wanted
     ):
         warnings.filterwarnings("ignore", message=f".*{message}.*")

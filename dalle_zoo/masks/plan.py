@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dalle_zoo.masks.layout import MaskMod, TextImageLayout
+from dalle_zoo.masks.lines import LinePlan, plan_lines
 from dalle_zoo.masks.spec import MaskSpec
 
 if TYPE_CHECKING:  # torch is imported where tensors are made: listing masks does not wait for it
@@ -135,6 +136,10 @@ class Mask:
         """Where each image key stays while it lives. On the CPU, shared: do not write to it."""
         return self._cache_plan
 
+    def line_plan(self) -> LinePlan:
+        """Image queries grouped into lines that share their keys. On the CPU, shared: do not write to it."""
+        return self._line_plan
+
     @property
     def num_pairs(self) -> int:
         """Pairs of query and key that may attend, of L * L."""
@@ -188,6 +193,10 @@ class Mask:
         rank = reads.cumsum(dim=1)[step, key] - 1
         keys[step, rank] = key
         return DecodeTable(keys, torch.arange(most, device="cpu") < counts[:, None])
+
+    @cached_property
+    def _line_plan(self) -> LinePlan:
+        return plan_lines(self._dense[self.layout.text :, self.layout.text :], self.layout)
 
     @cached_property
     def _cache_plan(self) -> CachePlan:

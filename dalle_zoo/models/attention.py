@@ -47,6 +47,31 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, **arguments)
 
 
+@BACKENDS.register("lines")
+def lines(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
+    """Exact attention that touches only the keys of each line of image queries (rows or columns of the grid).
+
+    Text and line keys share one softmax. A prefix of the stream, or a mask whose lines read nearly everything, takes
+    `sdpa`.
+    """
+    text, plan = mask.layout.text, mask.line_plan()
+    if query.shape[-2] != mask.layout.length or 2 * plan.allowed.numel() > mask.layout.image**2:
+        return sdpa(query, key, value, mask)
+    queries, keys, bias = _line_tensors(mask, query.device)
+    text_out = sdpa(query[:, :, :text], key[:, :, :text], value[:, :, :text], mask)
+    q = query[:, :, text:].index_select(2, queries.flatten()).unflatten(2, queries.shape)  # (B, H, G, Q, D)
+    k = key[:, :, text:].index_select(2, keys.flatten()).unflatten(2, keys.shape)  # (B, H, G, U, D)
+    v = value[:, :, text:].index_select(2, keys.flatten()).unflatten(2, keys.shape)
+    q = q / math.sqrt(query.shape[-1])
+    text_scores = (q.flatten(2, 3) @ key[:, :, :text].transpose(-1, -2)).unflatten(2, queries.shape)
+    scores = torch.cat([text_scores, (q @ k.transpose(-1, -2)).float() + bias], -1)
+    weights = scores.softmax(-1).to(value.dtype)
+    mixed = (weights[..., :text].flatten(2, 3) @ value[:, :, :text]).unflatten(2, queries.shape)
+    mixed = (mixed + weights[..., text:] @ v).flatten(2, 3)
+    order = queries.flatten().argsort()  # back to raster order
+    return torch.cat([text_out, mixed.index_select(2, order)], 2)
+
+
 # Kept tensors must serve training too, even where the first call comes from validation in inference mode.
 
 
@@ -60,6 +85,16 @@ def _allowed(mask: Mask, device: torch.device) -> Tensor:
 @torch.inference_mode(False)
 def _sdpa_arguments(mask: Mask, device: torch.device) -> dict[str, Any]:
     return mask.sdpa_arguments(device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _line_tensors(mask: Mask, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (G, Q), keys (G, U) and the additive mask (G, Q, U) of a line plan."""
+    plan = mask.line_plan()
+    bias = torch.zeros(plan.allowed.shape).masked_fill(~plan.allowed, -math.inf)
+    # Copies, because the plan itself may have been made in inference mode.
+    return plan.queries.clone().to(device), plan.keys.clone().to(device), bias.to(device)
 
 
 class Attention(nn.Module):

@@ -48,11 +48,11 @@ class PictureLogger(Callback):
         few = {k: v[: self.count] if hasattr(v, "__len__") else v for k, v in batch.items()}
         for name, grid in pl_module.pictures(few).items():
             assert self.folder is not None
-            save_png(grid, self.folder / f"{name}-{trainer.global_step:08d}.png")
+            save_png(grid, self.folder / f"{name}-{pl_module.updates:08d}.png")
             for logger in trainer.loggers:
                 experiment = getattr(logger, "experiment", None)
                 if hasattr(experiment, "add_image"):
-                    experiment.add_image(name, grid, trainer.global_step)
+                    experiment.add_image(name, grid, pl_module.updates)
 
     def on_predict_batch_end(
         self,

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import LightningModule, Trainer, callbacks
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -35,8 +34,11 @@ class WholeCheckpointIO(TorchCheckpointIO):
         aside.replace(path)
 
 
-class Checkpoint(ModelCheckpoint):
+class Checkpoint(callbacks.Checkpoint):
     """Resumable states, named by the update: the newest two, and that of the last update.
+
+    Lightning's ModelCheckpoint is not used: at the end of an epoch it puts a state off until the next validation,
+    which may fall between the batches of an accumulated update, whose gradients no state holds.
 
     Args:
         every: Updates between two states.
@@ -45,35 +47,34 @@ class Checkpoint(ModelCheckpoint):
     def __init__(self, every: int = 1000) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1 update, got {every}")
-        super().__init__(
-            filename="{step:08d}",
-            auto_insert_metric_name=False,
-            every_n_train_steps=every,
-            monitor="step",
-            mode="max",
-            save_top_k=2,
-            enable_version_counter=False,  # a state is a function of the update: its file may be written again
-        )
         self.every = every
+        self.folder: Path | None = None
         self._updates = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Notes the update that the batch belongs to."""
+        """Notes how many updates came before the batch."""
         self._updates = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves behind an update, never between the batches of an accumulated one: gradients are not saved."""
-        if trainer.global_step == self._updates:
+        """Saves behind an update, and removes all but one of the older states."""
+        step = trainer.global_step
+        due = step % self.every == 0 or step == trainer.max_steps
+        if self.folder is None or step == self._updates or not due:
             return
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        # What validates the run, or goes on with more updates, starts from its last state.
-        if trainer.global_step == trainer.max_steps and trainer.global_step % self.every:
-            trainer.save_checkpoint(self.format_checkpoint_name({"step": torch.tensor(trainer.global_step)}))
+        path = self.folder / f"{step:08d}.ckpt"
+        trainer.save_checkpoint(path)  # returns when all processes have written
+        if trainer.is_global_zero:
+            for old in [other for other in states(self.folder) if other.name < path.name][:-1]:
+                trainer.strategy.remove_checkpoint(old)
+
+
+def states(folder: Path) -> list[Path]:
+    """Whole states in a folder, the oldest first."""
+    return sorted(folder.glob("*.ckpt"))
 
 
 def newest_checkpoint(run: Path) -> Path | None:
     """The checkpoint of the highest update in a run folder, or None."""
-    found = sorted((run / "checkpoints").glob("*.ckpt"))
-    return found[-1] if found else None
+    return next(reversed(states(run / "checkpoints")), None)

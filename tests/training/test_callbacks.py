@@ -44,10 +44,10 @@ def test_the_first_batch_is_drawn_and_shown_to_loggers(tmp_path: Path, stage: DV
     plain = SimpleNamespace(experiment=SimpleNamespace())
     draw(callback, stand_in(loggers=[plain, board]), stage)
     files = list(callback.folder.iterdir())
-    assert [file.name for file in files] == ["reconstructions-00000007.png"]
+    assert [file.name for file in files] == ["reconstructions-00000000.png"]
     with Image.open(files[0]) as picture:
         assert picture.size == (2 + 2 * 10, 2 + 2 * 10)  # two pictures of three, two rows
-    assert [(name, step) for name, _, step in shown] == [("reconstructions", 7)]
+    assert [(name, step) for name, _, step in shown] == [("reconstructions", 0)]
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_what_is_exported_is_the_network(tmp_path: Path) -> None:
 def test_data_that_do_not_fit_are_refused(shards: Path, codes: Path, parts: Path) -> None:
     stage = module()
     stage.check_data(PictureData(str(shards), image_size=16, transform="dvae"))
-    with pytest.raises(ValueError, match="image_size is 24, the dVAE's config.image_size 16"):
+    with pytest.raises(ValueError, match=r"image_size is 24, the dVAE's config\.image_size 16"):
         stage.check_data(PictureData(str(shards), image_size=24, transform="dvae"))
     with pytest.raises(ValueError, match="stage 1 is trained on pictures, got CodeData"):
         stage.check_data(CodeData(str(codes), TextConfig(tokenizer=str(parts), length=12)))

@@ -196,7 +196,7 @@ def test_sample_grids_are_drawn_from_the_captions(parts: Path, codes: Path) -> N
     assert grid.shape == (3, 2 + 2 * 18, 2 + 3 * 18)
     assert torch.equal(grid, stage.pictures(few)["samples"])
     assert PriorModule(config).pictures(few) == {}
-    with pytest.raises(ValueError, match="set model.image_tokenizer"):
+    with pytest.raises(ValueError, match=r"set model\.image_tokenizer"):
         PriorModule(config).codes({"image": torch.zeros(1, 3, 16, 16)})
 
 
@@ -227,7 +227,7 @@ def test_pictures_need_their_image_tokenizer(shards: Path, parts: Path) -> None:
     PriorModule(config, image_tokenizer=str(parts)).check_data(own)
     with pytest.raises(ValueError, match="image_tokenizer"):
         PriorModule(config).check_data(own)
-    with pytest.raises(ValueError, match="set data.init_args.text"):
+    with pytest.raises(ValueError, match=r"set data\.init_args\.text"):
         PriorModule(config).check_data(PictureData(str(shards), image_size=16))
     larger = PictureData(str(shards), image_size=20, text=own.text)
     with pytest.raises(ValueError, match="image_size is 20, that of the image tokenizer 16"):
