@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dalle_zoo.cli.errors import check_device
+from dalle_zoo.cli.errors import UserError, check_device
 from dalle_zoo.cli.main import parser
 
 DEMO_PROMPTS = (
@@ -63,12 +63,11 @@ def generate(arguments: list[str]) -> None:
     if options.folder and options.folder.exists() and any(options.folder.iterdir()) and not options.overwrite:
         raise FileExistsError(f"{options.folder} is not empty: pass --overwrite, or choose another --folder")
 
-    from dalle_zoo.data import decode_image
     from dalle_zoo.pictures import save_png, to_pil
     from dalle_zoo.pipeline import DallePipeline
 
     check_device(options.device)
-    prime = decode_image(options.prime.read_bytes()) if options.prime else None
+    prime = _open_picture(options.prime) if options.prime else None
     pipe = DallePipeline.from_pretrained(options.model, device=options.device)
     images = _with_bar(
         pipe,
@@ -106,13 +105,13 @@ def reconstruct(arguments: list[str]) -> None:
 
     import torch
 
-    from dalle_zoo.data import center_transform, decode_image
+    from dalle_zoo.data import center_transform
     from dalle_zoo.hub import load_image_tokenizer
     from dalle_zoo.pictures import picture_rows, save_png
     from dalle_zoo.zoo import find_component
 
     net = load_image_tokenizer(find_component(options.model, "dvae"))
-    pictures = [center_transform(decode_image(path.read_bytes()), net.image_size) for path in options.files]
+    pictures = [center_transform(_open_picture(path), net.image_size) for path in options.files]
     images = torch.stack(pictures).float() / 255
     with torch.inference_mode():
         back = net.decode(net.encode(images))
@@ -126,6 +125,15 @@ def _refuse_existing(paths: list[Path], overwrite: bool) -> None:
     for path in paths:
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists: pass --overwrite to replace it, or choose another --out")
+
+
+def _open_picture(path: Path) -> Any:
+    from dalle_zoo.data import CorruptImageError, decode_image
+
+    try:
+        return decode_image(path.read_bytes())
+    except CorruptImageError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _columns(count: int) -> int:

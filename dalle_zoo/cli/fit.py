@@ -23,9 +23,9 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dalle_zoo.cli.errors import Parser, UserError
 from dalle_zoo.cli.keys import KeyChecker, fields_of
@@ -89,6 +89,9 @@ class ZooCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuses a run folder that holds something else, before anything is built."""
+        state = self.config[self.subcommand].get("ckpt_path")
+        if state is not None and not Path(state).exists():
+            raise UserError(f"ckpt_path {state!r} does not exist: expected a file below checkpoints/ of a run")
         if self.subcommand != "fit" or not self.run.exists():
             return
         if not self.run.is_dir():
@@ -165,10 +168,8 @@ class ZooCLI(LightningCLI):
 
     def _average_finished(self) -> None:
         """Takes the averaged weights of a run that had ended before: Lightning then skips the hook that does."""
-        if self.resumed_from is None:
-            return
-        state = torch.load(self.resumed_from, map_location="cpu", weights_only=True)
-        if state["global_step"] == self.trainer.global_step:
+        if self.resumed_from is not None and not self.model.trained:
+            state = torch.load(self.resumed_from, map_location="cpu", weights_only=True)
             self.model.load_state_dict(state["state_dict"])
 
 

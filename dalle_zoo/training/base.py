@@ -53,6 +53,11 @@ class StageModule(LightningModule):
         self.seed = seed
         self._losses: list[Tensor] = []  # of the batches of the coming update, for the plateau rule
         self._restored_updates = 0
+        self.trained = False  # whether the trainer has had any update to do
+
+    def on_train_start(self) -> None:
+        """Notes that there is something to do; a finished run does not come here."""
+        self.trained = True
 
     @property
     def updates(self) -> int:

@@ -50,9 +50,9 @@ class PictureLogger(Callback):
             assert self.folder is not None
             save_png(grid, self.folder / f"{name}-{pl_module.updates:08d}.png")
             for logger in trainer.loggers:
-                experiment = getattr(logger, "experiment", None)
-                if hasattr(experiment, "add_image"):
-                    experiment.add_image(name, grid, pl_module.updates)
+                add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
+                if add_image is not None:
+                    add_image(name, grid, pl_module.updates)
 
     def on_predict_batch_end(
         self,

@@ -114,7 +114,6 @@ def test_masks_are_drawn_once(scratch: Path, capsys: pytest.CaptureFixture[str])
         ("generate x --modle y", "unknown option '--modle'. Did you mean '--model'?"),
         ("export --dvae a --prior b --tokenizer c --out d --dtype flot32",
          "unknown --dtype 'flot32'. Did you mean 'float32'?"),
-        ("encode emoji64:vall --model . --out o", "unknown split of emoji64 'vall'. Did you mean"),
         ("fit", "the following arguments are required: RECIPE"),
         ("fit dvae/tinny", "unknown recipe 'dvae/tinny'. Did you mean 'dvae/tiny'?"),
         ("fit dvae/tiny --overwite", "unknown option or key 'overwite'. Did you mean 'overwrite'?"),

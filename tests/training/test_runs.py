@@ -339,14 +339,15 @@ def test_a_finished_run_goes_on_in_silence(
 def test_more_updates_go_on_where_the_run_ended(
     recipes: dict[str, Path], runs: dict[str, Run], tmp_path: Path
 ) -> None:
-    # In two pieces, the first of which ends between two states and in the middle of an epoch.
+    # In three pieces, the first of which ends between two states and in the middle of an epoch.
     arguments = ["fit", str(recipes["prior"]), "--run", str(tmp_path / "run"), "--trainer.max_steps"]
     assert main([*arguments, "7"]) == 0
     states = tmp_path / "run" / "checkpoints"
     before = (states / "00000007.ckpt").read_bytes()
-    assert main([*arguments, str(UPDATES)]) == 0
-    # The first batch behind it is half an update, whose gradients no state holds.
+    assert main([*arguments, "8"]) == 0
+    # The first batch behind it is half an update, whose gradients no state holds: it must not be saved again there.
     assert (states / "00000007.ckpt").read_bytes() == before
+    assert main([*arguments, str(UPDATES)]) == 0
     weights = [folder / "model" / "prior" / "model.safetensors" for folder in (tmp_path / "run", runs["prior"].alone)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
