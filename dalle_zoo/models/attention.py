@@ -59,17 +59,20 @@ def lines(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
         return sdpa(query, key, value, mask)
     queries, keys, bias = _line_tensors(mask, query.device)
     text_out = sdpa(query[:, :, :text], key[:, :, :text], value[:, :, :text], mask)
-    q = query[:, :, text:].index_select(2, queries.flatten()).unflatten(2, queries.shape)  # (B, H, G, Q, D)
-    k = key[:, :, text:].index_select(2, keys.flatten()).unflatten(2, keys.shape)  # (B, H, G, U, D)
-    v = value[:, :, text:].index_select(2, keys.flatten()).unflatten(2, keys.shape)
-    q = q / math.sqrt(query.shape[-1])
-    text_scores = (q.flatten(2, 3) @ key[:, :, :text].transpose(-1, -2)).unflatten(2, queries.shape)
-    scores = torch.cat([text_scores, (q @ k.transpose(-1, -2)).float() + bias], -1)
+    q = _take(query[:, :, text:], queries) / math.sqrt(query.shape[-1])  # (B, H, G, Q, D)
+    k, v = _take(key[:, :, text:], keys), _take(value[:, :, text:], keys)  # (B, H, G, U, D)
+    text_key, text_value = key[:, :, None, :text], value[:, :, None, :text]
+    line_scores = (q @ k.transpose(-1, -2)).float() + bias
+    scores = torch.cat([q @ text_key.transpose(-1, -2), line_scores], -1)
     weights = scores.softmax(-1).to(value.dtype)
-    mixed = (weights[..., :text].flatten(2, 3) @ value[:, :, :text]).unflatten(2, queries.shape)
-    mixed = (mixed + weights[..., text:] @ v).flatten(2, 3)
+    mixed = (weights[..., :text] @ text_value + weights[..., text:] @ v).flatten(2, 3)
     order = queries.flatten().argsort()  # back to raster order
     return torch.cat([text_out, mixed.index_select(2, order)], 2)
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """Positions of (B, H, N, D) by an index of shape (G, M): (B, H, G, M, D)."""
+    return x.index_select(2, index.flatten()).view(*x.shape[:2], *index.shape, x.shape[-1])
 
 
 # Kept tensors must serve training too, even where the first call comes from validation in inference mode.
