@@ -11,9 +11,10 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from dalle_zoo.hub import save_network
+from dalle_zoo.hub import WEIGHTS, load_weights, save_network
 from dalle_zoo.sampling.noise import picture_seed
 from dalle_zoo.training.schedules import LearningRate, LearningRateScheduler
+from dalle_zoo.zoo import find_component
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,11 @@ class StageModule(LightningModule):
         self._losses: list[Tensor] = []  # of the batches of the coming update, for the plateau rule
         self._restored_updates = 0
         self.trained = False  # whether the trainer has had any update to do
+
+    def start_from(self, location: str | None) -> None:
+        """Takes the weights of a model, by name or folder, instead of fresh ones; None keeps those."""
+        if location is not None:
+            load_weights(self.net, find_component(location, self.stage) / WEIGHTS)
 
     def on_train_start(self) -> None:
         """Notes that there is something to do; a finished run does not come here."""

@@ -30,6 +30,7 @@ class DVAEModule(StageModule):
         adamw: Optimiser settings.
         learning_rate: Step size over the updates.
         seed: Seed of the Gumbel noise.
+        init_from: Model, by name or folder, whose weights training starts from; fresh weights if missing.
     """
 
     stage = "dvae"
@@ -43,8 +44,10 @@ class DVAEModule(StageModule):
         adamw: AdamWConfig = AdamWConfig(weight_decay=1e-4),  # noqa: B008 (frozen)
         learning_rate: LearningRate = PAPER_RATE,
         seed: int = 0,
+        init_from: str | None = None,
     ) -> None:
         super().__init__(DVAE(config), adamw, learning_rate, seed)
+        self.start_from(init_from)
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.kl_weight = kl_weight
         self.temperature = temperature

@@ -32,6 +32,7 @@ class PriorModule(StageModule):
         adamw: Optimiser settings.
         learning_rate: Learning rate over the updates.
         seed: Seed of the dropped captions and of the sample grids.
+        init_from: Model, by name or folder, whose weights training starts from; fresh weights if missing.
         attention: Attention back-end.
         num_samples: Pictures in a sample grid.
     """
@@ -47,12 +48,14 @@ class PriorModule(StageModule):
         adamw: AdamWConfig = AdamWConfig(beta2=0.96, weight_decay=4.5e-2),  # noqa: B008 (frozen)
         learning_rate: LearningRate = LearningRate(),  # noqa: B008 (frozen)
         seed: int = 0,
+        init_from: str | None = None,
         attention: str = "sdpa",
         num_samples: int = 8,
     ) -> None:
         if not 0 <= caption_dropout < 1:
             raise ValueError(f"caption_dropout must lie in [0, 1), got {caption_dropout}")
         super().__init__(Prior(config, attention), adamw, learning_rate, seed)
+        self.start_from(init_from)
         self.caption_dropout = caption_dropout
         self.num_samples = num_samples
         # In a tuple, so that the frozen network is no submodule: not trained, not averaged, not in checkpoints.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch.utils.data
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from dalle_zoo.hub import ModelFolderError
 from dalle_zoo.models.prior import PriorConfig
 from dalle_zoo.training import AdamWConfig, LearningRate
 from dalle_zoo.training.data_modules import CodeData, PictureData, TextConfig
@@ -241,3 +243,13 @@ def test_pictures_need_their_image_tokenizer(shards: Path, parts: Path) -> None:
 def test_caption_dropout_is_a_share(share: float) -> None:
     with pytest.raises(ValueError, match=r"caption_dropout must lie in \[0, 1\)"):
         module(caption_dropout=share)
+
+
+def test_training_starts_from_the_weights_of_a_model(tmp_path: Path) -> None:
+    first = PriorModule(CONFIG)
+    first.export(tmp_path)
+    second = PriorModule(CONFIG, init_from=str(tmp_path))
+    for name, tensor in first.net.state_dict().items():
+        assert torch.equal(second.net.state_dict()[name], tensor), name
+    with pytest.raises(ModelFolderError, match="does not fit"):
+        PriorModule(replace(CONFIG, width=2 * CONFIG.width), init_from=str(tmp_path))
