@@ -429,8 +429,8 @@ def load_model(location: str | Path, component: str | None = None) -> Any:
         component: "dvae", "prior", "ranker" or "tokenizer"; the pipeline if missing.
 
     Example:
-        >>> load_model("emoji64", "prior").config.image_height  # doctest: +SKIP
-        8
+        >>> load_model("emoji64", "prior").config.image_height
+        16
     """
     if component is None:
         return DallePipeline.from_pretrained(location)

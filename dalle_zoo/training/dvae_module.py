@@ -48,7 +48,8 @@ class DVAEModule(StageModule):
     ) -> None:
         super().__init__(DVAE(config), adamw, learning_rate, seed)
         self.start_from(init_from)
-        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net: Any = self.net  # torch 2.13 does not declare this overload of `to`, later ones do
+        net.to(memory_format=torch.channels_last)
         self.kl_weight = kl_weight
         self.temperature = temperature
         self.code_counts = torch.zeros(config.codebook_size)
