@@ -20,7 +20,7 @@ help: ## this list
 	@echo '  PYTHON=python3.12                      which Python makes the environment $(VENV)'
 
 demo: $(VENV)/.demo ## draw a grid of pictures with the bundled weights (PROMPT="...")
-	@if [ -n "$$DALLE_ZOO_PROMPT" ]; then $(BIN)/dalle-zoo demo "$$DALLE_ZOO_PROMPT"; else $(BIN)/dalle-zoo demo; fi
+	@if [ -n "$$DALLE_ZOO_PROMPT" ]; then $(BIN)/dalle-zoo demo -- "$$DALLE_ZOO_PROMPT"; else $(BIN)/dalle-zoo demo; fi
 
 test: $(VENV)/.test ## lint, types, tests: what CI runs
 	$(BIN)/ruff check .

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from dalle_zoo.files import check_ending, written_aside
 from dalle_zoo.hub import ModelFolderError, read_json
 from dalle_zoo.recipes import list_recipes, recipe_header, recipe_root
 from dalle_zoo.registry import suggest
@@ -79,10 +79,8 @@ def write_card(folder: str | Path, result_file: str | Path, out: str | Path) -> 
     result = read_json(Path(result_file))
     check_weights(folder, result)
     text = render_card(folder, result)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.{os.getpid()}.part")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(out)
+    with written_aside(out) as aside:
+        aside.write_text(text, encoding="utf-8")
     return out
 
 
@@ -221,7 +219,7 @@ def plot_curves(curves: Mapping[str, Mapping[int, float]], out: str | Path, titl
 
     Args:
         curves: Name to (update to value).
-        out: Where to; the file appears whole or not at all.
+        out: Where to, ``.png``; the file appears whole or not at all.
         title: Above all panels.
 
     Returns:
@@ -229,6 +227,8 @@ def plot_curves(curves: Mapping[str, Mapping[int, float]], out: str | Path, titl
     """
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
+    out = Path(out)
+    check_ending("out", out)
     if not curves:
         raise ValueError("curves is empty: the run has logged nothing yet")
     panels: dict[str, list[str]] = defaultdict(list)
@@ -249,9 +249,6 @@ def plot_curves(curves: Mapping[str, Mapping[int, float]], out: str | Path, titl
     for axis in axes[len(panels) :]:
         axis.remove()
     figure.suptitle(title)
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.{os.getpid()}.part")
-    figure.savefig(aside, format="png", dpi=120)
-    aside.replace(out)
+    with written_aside(out) as aside:
+        figure.savefig(aside, format="png", dpi=120)
     return out

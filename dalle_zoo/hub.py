@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from dalle_zoo.files import sync, written_aside
 from dalle_zoo.models.dvae import DVAE  # noqa: F401 (registers itself)
 from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
@@ -55,25 +56,42 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file, whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.replace(path)
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextmanager
-def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a folder to fill beside ``folder``; it takes that place only when the block ends without an error."""
+def new_folder(folder: Path, *, overwrite: bool = False, marker: str = CONFIG) -> Iterator[Path]:
+    """Yields a folder to fill beside ``folder``; it takes that place only when the block ends without an error.
+
+    Args:
+        folder: Where to; must be new or empty unless ``overwrite``.
+        overwrite: Whether an older folder of the same kind is replaced.
+        marker: File by which that kind is known; a folder without it is somebody else's and stays.
+
+    Raises:
+        FileExistsError: The folder is not empty, and may not be replaced.
+        NotADirectoryError: It is a file.
+    """
     folder = Path(folder).absolute()  # "." has no name to write beside
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file: choose another folder")
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise FileExistsError(f"{folder} exists and is not empty: choose another folder or pass --overwrite")
+    if folder.exists() and any(folder.iterdir()):
+        if not overwrite:
+            raise FileExistsError(f"{folder} exists and is not empty: choose another folder or pass --overwrite")
+        if not (folder / marker).is_file():
+            raise FileExistsError(
+                f"{folder} holds other files and is not replaced (it has no {marker}): choose another folder"
+            )
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
         yield aside
+        for path in aside.rglob("*"):
+            if path.is_file():
+                sync(path)
         if folder.exists():
             retired = folder.with_name(f".{folder.name}.{os.getpid()}.old")
             folder.replace(retired)
@@ -113,9 +131,8 @@ def save_network(net: nn.Module, kind: str, folder: Path, dtype: torch.dtype | N
         name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
         for name, tensor in net.state_dict().items()
     }
-    aside = folder / f".{WEIGHTS}.part"
-    save_file(tensors, aside, metadata={"format": "pt"})
-    aside.replace(folder / WEIGHTS)
+    with written_aside(folder / WEIGHTS) as aside:
+        save_file(tensors, aside, metadata={"format": "pt"})
     config: Any = net.config
     write_json(folder / CONFIG, {"type": kind, **asdict(config)})
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from dalle_zoo.files import check_ending, written_aside
 
 # B pictures, H W pixels
 
@@ -48,14 +49,13 @@ def picture_rows(*rows: Tensor) -> Tensor:
 
 
 def save_png(picture: Tensor | Image.Image, path: str | Path) -> Path:
-    """Writes a uint8 (3, H, W) tensor or a PIL image; the file appears whole or not at all."""
+    """Writes a uint8 (3, H, W) tensor or a PIL image as ``.png``; the file appears whole or not at all."""
     path = Path(path)
+    check_ending("path", path)
     if isinstance(picture, Tensor):
         picture = Image.fromarray(picture.permute(1, 2, 0).numpy())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    picture.save(aside, format="PNG")
-    aside.replace(path)
+    with written_aside(path) as aside:
+        picture.save(aside, format="PNG")
     return path
 
 

@@ -21,7 +21,7 @@ from dalle_zoo.pictures import from_pil, to_pil, to_rgb
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo.sampling import Sampler, picture_seed, sample_codes
 from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer, load_text_tokenizer
-from dalle_zoo.zoo import RECORD, find_component, find_model
+from dalle_zoo.zoo import INDEX, RECORD, find_component, find_model
 
 # P prompts, N candidates of a prompt, B = P * N pictures, h w code grid
 
@@ -129,9 +129,9 @@ class DallePipeline:
             ModelFolderError: A file is missing, damaged, or does not fit.
         """
         folder = find_model(model)
-        if not (folder / "model_index.json").is_file():
+        if not (folder / INDEX).is_file():
             raise hub.ModelFolderError(
-                f"{folder} has no model_index.json: expected a folder from save_pretrained or `dalle-zoo export`"
+                f"{folder} has no {INDEX}: expected a folder from save_pretrained or `dalle-zoo export`"
             )
         if verify:
             hub.verify_checksums(folder)
@@ -166,10 +166,10 @@ class DallePipeline:
             dtype: Precision of the stored weights of the prior; as they are if missing.
             record: What `list_models` says of it: ``description``, ``license`` and ``data``; as in the folder that
                 the model came from if missing.
-            overwrite: Whether an existing folder is replaced.
+            overwrite: Whether an existing model is replaced; a folder of other files never is.
         """
         ranker, known = self.ranker, self._record()  # before the folder may be replaced
-        with hub.new_folder(Path(folder), overwrite=overwrite) as new:
+        with hub.new_folder(Path(folder), overwrite=overwrite, marker=INDEX) as new:
             for name in COMPONENTS[: 4 if ranker is not None else 3]:
                 (new / name).mkdir()
             # In full precision whatever the prior's: a code is an argmax, and must be the one of training.
@@ -417,7 +417,7 @@ def write_index(folder: Path) -> None:
     """Writes the root files: ``model_index.json`` names the parts, ``config.json`` makes downloads countable."""
     parts = {name: ["dalle_zoo", name] for name in COMPONENTS if (folder / name).is_dir()}
     index = {"_class_name": "DallePipeline", "_dalle_zoo_version": __version__, **parts}
-    hub.write_json(folder / "model_index.json", index)
+    hub.write_json(folder / INDEX, index)
     hub.write_json(folder / "config.json", {"model_type": "dalle-zoo", "components": sorted(parts)})
 
 

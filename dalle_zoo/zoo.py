@@ -9,6 +9,7 @@ from pathlib import Path
 from dalle_zoo.registry import UnknownNameError, suggest
 
 BUNDLED = Path(__file__).parent / "_models"
+INDEX = "model_index.json"
 RECORD = "record.json"
 
 
@@ -45,35 +46,37 @@ def list_models() -> list[ModelRecord]:
 
 def model_names() -> list[str]:
     """Names of the bundled models; answers without importing torch."""
-    return sorted(path.parent.name for path in BUNDLED.glob("*/model_index.json"))
+    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{INDEX}"))
 
 
 def find_model(location: str | Path) -> Path:
-    """Folder of a model: a bundled name, or a path as it is.
+    """Folder of a model: that of a bundled name, or a path as it is.
+
+    Args:
+        location: Name or folder. Text that is a bundled name is that model, whatever lies in the working directory:
+            write a folder of the same name as ``./emoji64``, or pass a `Path`.
 
     Raises:
         UnknownNameError: Neither a folder nor a bundled name; the message has the nearest name.
     """
+    if isinstance(location, str) and location in model_names():
+        return BUNDLED / location
     if Path(location).is_dir():
         return Path(location)
-    bundled = BUNDLED / str(location)
-    if (bundled / "model_index.json").is_file():
-        return bundled
-    raise UnknownNameError(f"{suggest('model', str(location), model_names())}. A folder works as well.")
+    raise UnknownNameError(f"{suggest('model', str(location), model_names())}. A folder works as well: ./my-model")
 
 
 def find_component(location: str | Path, component: str) -> Path:
     """Folder of one part ("dvae", "prior", "ranker", "tokenizer").
 
     Args:
-        location: A model by name or folder, or directly the folder of the part.
+        location: A model by name or folder, as `find_model` takes it, or directly the folder of the part.
         component: Which part.
     """
-    own = Path(location)
-    folder = own if own.is_dir() else BUNDLED / str(location)
+    folder = find_model(location)
     if (folder / component).is_dir():
         return folder / component
-    if own.is_dir() and not (own / "model_index.json").is_file():
-        return own
-    known = [part.name for part in find_model(location).iterdir() if part.is_dir()]
+    if not (folder / INDEX).is_file():
+        return folder
+    known = [part.name for part in folder.iterdir() if part.is_dir()]
     raise UnknownNameError(f"{suggest('component', component, known)} of {folder}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,13 +254,41 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
 def test_overwriting_replaces_the_whole_or_nothing(tmp_path: Path) -> None:
     target = tmp_path / "model"
     target.mkdir()
-    (target / "old").write_text("old")
+    (target / "config.json").write_text("old")
     with pytest.raises(RuntimeError, match="half way"):
         fill_half(target, overwrite=True)
-    assert names(tmp_path) == ["model", "model/old"]
+    assert names(tmp_path) == ["model", "model/config.json"]
     with hub.new_folder(target, overwrite=True) as new:
         (new / "new").write_text("new")
     assert names(tmp_path) == ["model", "model/new"]
+
+
+@pytest.mark.parametrize("marker", ["config.json", "tokenizer_config.json"])
+def test_only_a_folder_of_the_same_kind_is_replaced(
+    marker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "thesis").write_text("mine")
+    (tmp_path / "model_index.json").write_text("of another kind")
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(FileExistsError, match=rf"holds other files and is not replaced \(it has no {marker}\)"),
+        hub.new_folder(Path(), overwrite=True, marker=marker),
+    ):
+        pytest.fail("the block began")
+    assert names(tmp_path) == ["model_index.json", "thesis"]
+    (tmp_path / marker).write_text("ours")
+    with hub.new_folder(tmp_path, overwrite=True, marker=marker) as new:
+        (new / "file").write_text("x")
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_folder_reaches_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, synced = tmp_path / "model", []
+    monkeypatch.setattr(os, "fsync", lambda _: synced.append(target.exists()))
+    with hub.new_folder(target) as new:
+        (new / "part").mkdir()
+        (new / "part/file").write_text("x")
+    assert synced == [False]
 
 
 def test_the_current_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,6 +333,19 @@ def test_a_model_by_name_or_folder(bundled: Path, tmp_path: Path) -> None:
     assert zoo.model_names() == ["emoji64"]
     with pytest.raises(UnknownNameError, match=r"unknown model 'emoij64'. Did you mean 'emoji64'.* A folder works"):
         zoo.find_model("emoij64")
+
+
+def test_a_bundled_name_comes_before_a_folder_here(
+    bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    (here / "emoji64/dvae").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    assert zoo.find_model("emoji64") == bundled
+    assert zoo.find_component("emoji64", "dvae") == bundled / "dvae"
+    for location in ("./emoji64", Path("emoji64")):
+        assert zoo.find_model(location).resolve() == here / "emoji64"
+        assert zoo.find_component(location, "dvae").resolve() == here / "emoji64/dvae"
 
 
 def test_a_part_by_name_or_folder(bundled: Path) -> None:

@@ -53,6 +53,8 @@ def test_a_picture_is_saved_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         assert np.array_equal(np.array(picture), grid.permute(1, 2, 0).numpy())
+    with pytest.raises(ValueError, match=r"path must end in \.png"):
+        save_png(grid, tmp_path / "grid.jpg")
     before = path.read_bytes()
 
     def fail(*_: object, **__: object) -> None:

@@ -148,3 +148,18 @@ def test_ci_runs_what_people_run() -> None:
     assert script.stat().st_mode & 0o111, "chmod +x .ci/run"
     commands = [line for line in script.read_text().splitlines() if line and not line.startswith(("#", "set ", "cd "))]
     assert commands == ["make test"]
+
+
+def test_the_prompt_of_make_demo_is_never_an_option(tmp_path: Path) -> None:
+    command = tmp_path / "bin/dalle-zoo"
+    command.parent.mkdir()
+    command.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    command.chmod(0o755)
+    done = subprocess.run(
+        ["make", "-s", "-o", f"{tmp_path}/.demo", "demo", f"VENV={tmp_path}", "PROMPT=--help it's $HOME"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["demo", "--", "--help it's $HOME"], done.stderr

@@ -8,6 +8,7 @@ from typing import Any
 
 from dalle_zoo.cli.errors import UserError, check_device
 from dalle_zoo.cli.main import parser
+from dalle_zoo.files import check_ending
 
 DEMO_PROMPTS = (
     "a 3d emoji of a red apple",
@@ -23,8 +24,9 @@ def demo(arguments: list[str]) -> None:
     p = parser("demo", "Draw a grid of 16 pictures with the bundled weights.")
     p.add_argument("prompt", nargs="?", help="caption; four of our own if missing")
     p.add_argument("--seed", type=int, default=0, help="seed (0)")
-    p.add_argument("--out", type=Path, default=Path("demo.png"), help="where to (demo.png, replaced)")
+    p.add_argument("--out", type=Path, default=Path("demo.png"), help="PNG to write (demo.png, replaced)")
     options = p.parse_args(arguments)
+    check_ending("--out", options.out)
     prompts = [options.prompt] if options.prompt else list(DEMO_PROMPTS)
     start = time.perf_counter()
     from dalle_zoo.pipeline import DallePipeline
@@ -43,7 +45,7 @@ def generate(arguments: list[str]) -> None:
         '  dalle-zoo generate "a 3d emoji of a red apple" -n 16 --rerank 4 --seed 0 --out grid.png',
     )
     p.add_argument("prompt", nargs="+", help="captions, each in quotes")
-    p.add_argument("--model", default="emoji64", help="bundled name or folder (emoji64)")
+    p.add_argument("--model", default="emoji64", help="bundled name, or folder such as ./mine (emoji64)")
     p.add_argument("-n", "--num-images", type=int, default=16, help="candidates of every caption (16)")
     p.add_argument("--rerank", type=int, help="keep so many, those the ranker scores best")
     p.add_argument("--seed", type=int, help="same seed, same pictures; a new one each time if missing")
@@ -55,11 +57,11 @@ def generate(arguments: list[str]) -> None:
     p.add_argument("--prime-rows", type=int, help="rows of the code grid to keep (half)")
     p.add_argument("--batch-size", type=int, default=64, help="pictures at once (64)")
     p.add_argument("--device", default="cpu", help="cpu, cuda, … (cpu)")
-    p.add_argument("--out", type=Path, default=Path("grid.png"), help="the grid (grid.png)")
+    p.add_argument("--out", type=Path, default=Path("grid.png"), help="the grid, a PNG (grid.png)")
     p.add_argument("--folder", type=Path, help="also write every picture here")
     p.add_argument("--overwrite", action="store_true", help="replace existing files")
     options = p.parse_args(arguments)
-    _refuse_existing([options.out], options.overwrite)
+    _check_out(options.out, options.overwrite)
     if options.folder and options.folder.exists() and any(options.folder.iterdir()) and not options.overwrite:
         raise FileExistsError(f"{options.folder} is not empty: pass --overwrite, or choose another --folder")
 
@@ -97,11 +99,11 @@ def reconstruct(arguments: list[str]) -> None:
     """Pictures through the image tokenizer and back, side by side."""
     p = parser("reconstruct", "Put pictures through the image tokenizer and back: originals above, results below.")
     p.add_argument("files", nargs="+", type=Path, help="pictures")
-    p.add_argument("--model", default="emoji64", help="bundled name or folder (emoji64)")
-    p.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="where to (reconstructions.png)")
+    p.add_argument("--model", default="emoji64", help="bundled name, or folder such as ./mine (emoji64)")
+    p.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="PNG to write (reconstructions.png)")
     p.add_argument("--overwrite", action="store_true", help="replace an existing file")
     options = p.parse_args(arguments)
-    _refuse_existing([options.out], options.overwrite)
+    _check_out(options.out, options.overwrite)
 
     import torch
 
@@ -121,10 +123,11 @@ def reconstruct(arguments: list[str]) -> None:
     print(save_png(picture_rows(images, back), options.out).resolve())
 
 
-def _refuse_existing(paths: list[Path], overwrite: bool) -> None:
-    for path in paths:
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists: pass --overwrite to replace it, or choose another --out")
+def _check_out(path: Path, overwrite: bool) -> None:
+    """Refuses what cannot be written, before any work."""
+    check_ending("--out", path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists: pass --overwrite to replace it, or choose another --out")
 
 
 def _open_picture(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""``dalle-zoo fit | validate | test | predict RECIPE``: a thin LightningCLI.
+"""Runs of recipes: a thin LightningCLI behind ``dalle-zoo fit | validate | test | predict``.
 
 A run is a folder, ``runs/<recipe>`` unless ``--run`` names another:
 
@@ -12,11 +12,12 @@ The same command continues a killed run from its newest checkpoint, to the same 
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import itertools
 import logging
+import os
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from dalle_zoo.cli.errors import Parser, UserError
+from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.keys import KeyChecker, fields_of
 from dalle_zoo.hub import new_folder
-from dalle_zoo.recipes import find_part, find_recipe, list_recipes
+from dalle_zoo.models.prior import PriorConfig
 from dalle_zoo.training import StageModule
 from dalle_zoo.training.callbacks import PictureLogger, default_loggers
 from dalle_zoo.training.checkpoints import Checkpoint, WholeCheckpointIO, newest_checkpoint
@@ -92,6 +93,8 @@ class ZooCLI(LightningCLI):
         state = self.config[self.subcommand].get("ckpt_path")
         if state is not None and not Path(state).exists():
             raise UserError(f"ckpt_path {state!r} does not exist: expected a file below checkpoints/ of a run")
+        self._check_ignored()
+        self._check_memory()
         if self.subcommand != "fit" or not self.run.exists():
             return
         if not self.run.is_dir():
@@ -113,8 +116,45 @@ class ZooCLI(LightningCLI):
                 "Use --run FOLDER for a new run, or --overwrite to throw the old one away."
             )
 
+    def _check_ignored(self) -> None:
+        """Refuses keys of the trainer that a run folder leaves no room for."""
+        trainer = self.config[self.subcommand].trainer
+        if trainer.logger not in (None, True):
+            raise UserError("trainer.logger cannot be set: a run folder always holds the curves, in metrics/")
+        if trainer.enable_checkpointing is False:
+            raise UserError(
+                "trainer.enable_checkpointing cannot be false: a run folder always holds the newest states; "
+                "set checkpoint.every to a large number to have but the last one"
+            )
+
+    def _check_memory(self) -> None:
+        """Refuses a prior that this machine's memory cannot hold, before its weights are made."""
+        config = self.config[self.subcommand]
+        sizes = (config.model.get("init_args") or {}).get("config") if config.model else None
+        if sizes is None or config.model.class_path.rpartition(".")[2] != PriorModule.__name__:
+            return
+        copies = {"weights": 1}  # made on the CPU, also for a GPU
+        on_cpu = config.trainer.accelerator == "cpu" or not torch.cuda.is_available()
+        if self.subcommand == "fit" and on_cpu:
+            copies |= {"gradients": 1, "AdamW": 2}
+            if any("Averaging" in callback.class_path for callback in config.trainer.callbacks or []):
+                copies["average"] = 1
+        parameters = sum(PriorConfig(**vars(sizes)).count_parameters().values())
+        needed, memory = 4 * parameters * sum(copies.values()), machine_memory()
+        if needed > memory:
+            raise UserError(
+                f"the prior has {parameters / 1e9:.3g} billion parameters: {' + '.join(copies)} in float32 take "
+                f"{needed / 1e9:.3g} GB, this machine has {memory / 1e9:.3g} GB. Take a smaller "
+                "model.init_args.config; training sharded over machines is not in this version."
+            )
+
     def after_instantiate_classes(self) -> None:
         """Refuses data that the model cannot take, before the run folder is claimed."""
+        if self.subcommand == "predict" and not self.model.draws:
+            raise UserError(
+                f"{type(self.model).__name__} has nothing to draw: predict takes a dVAE, or a prior with an "
+                "image_tokenizer; for other runs use validate"
+            )
         if self.datamodule is None:
             raise UserError("the recipe has no data: set data.class_path and data.init_args")
         self.model.check_data(self.datamodule)
@@ -173,6 +213,11 @@ class ZooCLI(LightningCLI):
             self.model.load_state_dict(state["state_dict"])
 
 
+def machine_memory() -> int:
+    """Memory of this machine, bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def read_run(run: Path) -> dict[str, Any] | None:
     """The resolved recipe of a run folder; None if the folder is no run."""
     path = run / CONFIG
@@ -212,88 +257,80 @@ def key_checker(subcommand: str) -> KeyChecker:
     return KeyChecker(root, classes, options=("run", "overwrite", "parts"))
 
 
-def check_keys(subcommand: str, files: list[Path], overrides: list[str]) -> None:
-    """Answers an unknown key with the nearest right one, before anything is built."""
+def check_keys(subcommand: str, files: Mapping[Path, Any], overrides: list[str]) -> KeyChecker:
+    """Answers an unknown key with the nearest right one, before anything is built; returns what did the checks."""
     checker = key_checker(subcommand)
-    for path in files:
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise UserError(f"{path} is not valid YAML: {error}") from None
+    for path, content in files.items():
         checker.check_file(content, str(path))
+    for key, value in overridden(overrides):
+        if key == "trainer.default_root_dir":
+            raise UserError("trainer.default_root_dir is the folder of the run: use --run FOLDER")
+        checker.check_override(key, value)
+    return checker
+
+
+def overridden(overrides: list[str]) -> Iterator[tuple[str, str]]:
+    """Keys and values of a command line such as ``--trainer.max_steps 10 --data.batch_size=4``."""
     for argument, following in itertools.pairwise([*overrides, ""]):
         if argument.startswith("--") and argument not in ("--help", "--print_config"):
             key, _, value = argument[2:].partition("=")
-            checker.check_override(key, value or following)
+            yield key, value or following
 
 
-def run_command(subcommand: str, arguments: list[str]) -> None:
-    """Entry of the four Lightning commands.
+def seeds(files: Mapping[Path, Any], overrides: list[str]) -> list[str]:
+    """Overrides that hand ``seed_everything`` to the model and to the data, unless they have a seed of their own."""
+    given = {key.replace(".init_args.", "."): value for key, value in overridden(overrides)}
+    stated = [content["seed_everything"] for content in files.values() if "seed_everything" in content]
+    seed = given.get("seed_everything", str(stated[-1]) if stated else "")
+    if not seed.isdecimal():  # missing, or drawn by chance
+        return []
+    own = [
+        part
+        for part in ("model", "data")
+        if f"{part}.seed" in given
+        or any("seed" in ((content.get(part) or {}).get("init_args") or {}) for content in files.values())
+    ]
+    return [f"--{part}.init_args.seed={seed}" for part in ("model", "data") if part not in own]
+
+
+def run_recipe(subcommand: str, run: Path, overwrite: bool, files: Mapping[Path, Any], overrides: list[str]) -> None:
+    """Runs a Lightning command.
 
     Args:
         subcommand: "fit", "validate", "test" or "predict".
-        arguments: Recipe name, our options, and overrides such as ``--trainer.max_steps 10``.
+        run: Folder of the run.
+        overwrite: Whether an existing run is thrown away.
+        files: Recipe and parts, path to content; later ones lie over earlier ones.
+        overrides: Keys such as ``--trainer.max_steps 10``.
     """
-    parser = recipe_parser(subcommand)
-    if arguments[:1] in (["-h"], ["--help"]):  # behind a recipe, --help lists all keys
-        parser.print_help()
-        return
-    known, overrides = parser.parse_known_args(arguments)
-    files = [find_recipe(known.recipe), *map(find_part, known.parts)]
-    name = known.recipe if known.recipe in list_recipes() else Path(known.recipe).stem
-    check_keys(subcommand, files, overrides)
+    logging.getLogger("lightning").handlers.clear()  # on import it gets one of its own beside ours
+    checker = check_keys(subcommand, files, overrides)
+    ours = {"model", "data"} <= checker.chosen.keys()  # classes of others need not have a seed
     try:
         ZooCLI(
-            known.run or Path("runs") / name,
-            known.overwrite,
-            [subcommand, *(f"--config={path}" for path in files), *overrides],
+            run,
+            overwrite,
+            [
+                subcommand,
+                *(f"--config={path}" for path in files),
+                *(seeds(files, overrides) if ours else []),
+                *overrides,
+            ],
         )
     except (ArgumentError, MisconfigurationException, ValueError) as error:
         raise UserError(explain(error)) from error
 
 
-def recipe_parser(subcommand: str) -> Parser:
-    """Parser of our own options; all others are keys of the recipe."""
-    p = Parser(
-        prog=f"dalle-zoo {subcommand}",
-        usage=f"dalle-zoo {subcommand} RECIPE [options] [--KEY VALUE ...]",
-        description=f"Every key of a recipe can be given here as well, such as --trainer.max_steps 100;\n"
-        f"`dalle-zoo {subcommand} RECIPE --help` lists them all.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-        allow_abbrev=False,
-    )
-    p.add_argument("recipe", metavar="RECIPE", help="name from `dalle-zoo recipes`, or a YAML file")
-    p.add_argument("--parts", nargs="+", default=[], metavar="PART", help="parts or YAML files to lay over the recipe")
-    p.add_argument("--run", type=Path, metavar="FOLDER", help="folder of the run (runs/RECIPE)")
-    p.add_argument("--overwrite", action="store_true", help="throw away what the run holds")
-    return p
-
-
 def explain(error: Exception) -> str:
-    """The reason in a parser's message, without the union types and values around it."""
+    """The reasons in a parser's message, without the union types and values around them."""
     text = str(error)
     if "Does not validate" not in text:
         return text
-    reasons = [line.strip().removeprefix("- ") for line in text.splitlines() if line.lstrip().startswith("- ")]
+    reasons: list[str] = []
+    for line in text.partition("Errors:")[2].partition("Given value type:")[0].splitlines():
+        words = line.strip()
+        if words.startswith("- "):
+            reasons.append(words.removeprefix("- "))
+        elif words and reasons:  # the rest of a reason is indented below it
+            reasons[-1] += f" {words}"
     return "; ".join(reason for reason in reasons if "NoneType" not in reason) or text
-
-
-def fit(arguments: list[str]) -> None:
-    """Trains a recipe."""
-    run_command("fit", arguments)
-
-
-def validate(arguments: list[str]) -> None:
-    """Measures a run on its validation data."""
-    run_command("validate", arguments)
-
-
-def test(arguments: list[str]) -> None:
-    """Measures a run by the trainer's test loop."""
-    run_command("test", arguments)
-
-
-def predict(arguments: list[str]) -> None:
-    """Draws the pictures of a run's validation data."""
-    run_command("predict", arguments)

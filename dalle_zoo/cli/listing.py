@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.main import parser
 
 
@@ -37,7 +38,7 @@ def models(arguments: list[str]) -> None:
 
 def masks(arguments: list[str]) -> None:
     """Lists the attention masks, or draws them."""
-    from dalle_zoo.masks import MASKS, TextImageLayout
+    from dalle_zoo.masks import MASKS, MaskSpec, TextImageLayout
 
     p = parser(
         "masks",
@@ -50,18 +51,22 @@ def masks(arguments: list[str]) -> None:
     p.add_argument("--text", type=int, default=16, help="text positions (16)")
     p.add_argument("--height", type=int, default=8, help="rows of the code grid (8)")
     p.add_argument("--width", type=int, default=8, help="columns of the code grid (8)")
-    p.add_argument("--out", type=Path, default=Path("masks.png"), help="where to (masks.png)")
+    p.add_argument("--out", type=Path, help="PNG, PDF or SVG to write (masks.png)")
     p.add_argument("--overwrite", action="store_true", help="replace an existing file")
     options = p.parse_args(arguments)
     specs = options.mask or list(MASKS)
+    layout = TextImageLayout(options.text, options.height, options.width)
     if not options.draw:
-        for name in specs:
-            entry = MASKS[name.split("(")[0]]
-            print(f"{name:<24}{(entry.__doc__ or '').strip().splitlines()[0]}")
+        if options.out:
+            raise UserError(f"--out {options.out} is for a drawing: add --draw")
+        for spec in map(MaskSpec.parse, specs):
+            spec.build(layout)  # raises for a value that the mask refuses
+            print(f"{spec!s:<24}{(MASKS[spec.name].__doc__ or '').strip().splitlines()[0]}")
         return
-    if options.out.exists() and not options.overwrite:
-        raise FileExistsError(f"{options.out} exists: pass --overwrite to replace it, or --out FILE")
+    out = options.out or Path("masks.png")
+    if out.exists() and not options.overwrite:
+        raise FileExistsError(f"{out} exists: pass --overwrite to replace it, or --out FILE")
     from dalle_zoo.masks import draw_masks
 
-    draw_masks(specs, TextImageLayout(options.text, options.height, options.width), options.out)
-    print(options.out)
+    draw_masks(specs, layout, out)
+    print(out)

@@ -20,10 +20,10 @@ COMMANDS = {
     "recipes": ("dalle_zoo.cli.listing:recipes", "list the recipes, or show one"),
     "models": ("dalle_zoo.cli.listing:models", "list the models that are known by name"),
     "masks": ("dalle_zoo.cli.listing:masks", "list the attention masks, or draw them"),
-    "fit": ("dalle_zoo.cli.fit:fit", "train a recipe; the same command continues a killed run"),
-    "validate": ("dalle_zoo.cli.fit:validate", "measure a run on its validation data"),
-    "test": ("dalle_zoo.cli.fit:test", "like validate, through the trainer's test loop"),
-    "predict": ("dalle_zoo.cli.fit:predict", "draw the pictures of a run's validation data"),
+    "fit": ("dalle_zoo.cli.train:fit", "train a recipe; the same command continues a killed run"),
+    "validate": ("dalle_zoo.cli.train:validate", "measure a run on its validation data"),
+    "test": ("dalle_zoo.cli.train:test", "like validate, through the trainer's test loop"),
+    "predict": ("dalle_zoo.cli.train:predict", "draw the pictures of a run's validation data"),
     "tokenizer": ("dalle_zoo.cli.prepare:tokenizer", "train a BPE tokenizer on captions"),
     "encode": ("dalle_zoo.cli.prepare:encode", "pictures to code shards"),
     "plot": ("dalle_zoo.cli.runs:plot", "curves of a run as PNG"),
@@ -95,8 +95,7 @@ def quiet_third_parties() -> None:
         warnings.filterwarnings("ignore", message=f".*{message}.*")
     # lightning calls what jsonargparse will rename.
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
-    # lightning has a handler of its own beside ours, and advertises.
-    logging.getLogger("lightning").handlers.clear()
+    # lightning advertises.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
 
 

@@ -26,9 +26,10 @@ def tokenizer(arguments: list[str]) -> None:
     from dalle_zoo.data import open_source
     from dalle_zoo.hub import new_folder
     from dalle_zoo.tokenizers import BPETokenizer
+    from dalle_zoo.tokenizers.base import CONFIG_FILE
 
     source = open_source(options.data)
-    with new_folder(options.out, overwrite=options.overwrite) as folder:
+    with new_folder(options.out, overwrite=options.overwrite, marker=CONFIG_FILE) as folder:
         samples = tqdm(source.stream(), total=source.num_samples, desc="captions")
         captions = [caption for sample in samples for caption in sample.captions]
         if not captions:
@@ -55,8 +56,9 @@ def encode(arguments: list[str]) -> None:
     p.add_argument("--variants", type=int, default=1, help="random crops of every picture (1)")
     p.add_argument("--seed", type=int, default=0, help="seed of the crops (0)")
     p.add_argument("--batch-size", type=int, default=32, help="pictures at once (32)")
+    p.add_argument("--samples-per-shard", type=int, default=16384, help="pictures of a shard, at most (16384)")
     p.add_argument("--device", default="cpu", help="cpu, cuda, … (cpu)")
-    p.add_argument("--overwrite", action="store_true", help="throw away what the folder holds")
+    p.add_argument("--overwrite", action="store_true", help="replace the encoding there, once the new one is whole")
     options = p.parse_args(arguments)
 
     import torch
@@ -81,6 +83,7 @@ def encode(arguments: list[str]) -> None:
         variants=options.variants,
         seed=options.seed,
         batch_size=options.batch_size,
+        samples_per_shard=options.samples_per_shard,
         info={"codebook_size": net.codebook_size, "weights_sha256": sha256_file(folder / WEIGHTS)},
         overwrite=options.overwrite,
     )

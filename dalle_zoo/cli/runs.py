@@ -7,18 +7,21 @@ from collections import defaultdict
 from pathlib import Path
 
 from dalle_zoo.cli.main import parser
+from dalle_zoo.files import check_ending
 
 
 def plot(arguments: list[str]) -> None:
     """Draws the curves of a run."""
     p = parser("plot", "Draw the curves of a run: dalle-zoo plot runs/prior/emoji64")
     p.add_argument("run", type=Path, help="folder of the run")
-    p.add_argument("--out", type=Path, help="where to (curves.png in the run, replaced)")
+    p.add_argument("--out", type=Path, help="PNG to write (curves.png in the run, replaced)")
     options = p.parse_args(arguments)
+    out = options.out or options.run / "curves.png"
+    check_ending("--out", out)
     curves = read_curves(options.run)
     from dalle_zoo.cards import plot_curves
 
-    print(plot_curves(curves, options.out or options.run / "curves.png", title=str(options.run)).resolve())
+    print(plot_curves(curves, out, title=str(options.run)).resolve())
 
 
 def read_curves(run: Path) -> dict[str, dict[int, float]]:
@@ -53,7 +56,7 @@ def export(arguments: list[str]) -> None:
     p.add_argument("--license", default="unknown", help="SPDX identifier of the weights' licence (unknown)")
     p.add_argument("--data", default="unknown", help="what the model was trained on (unknown)")
     p.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="stored precision")
-    p.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing model")
     options = p.parse_args(arguments)
 
     import torch
@@ -77,8 +80,10 @@ def export(arguments: list[str]) -> None:
 
 def trained(location: str, component: str) -> Path:
     """Folder of a trained part: below a run, or wherever `find_component` finds it."""
-    from dalle_zoo.zoo import find_component
+    from dalle_zoo.zoo import find_component, model_names
 
+    if location in model_names():  # as everywhere, a bundled name comes before a folder
+        return find_component(location, component)
     run = Path(location) / "model" / component
     if run.is_dir():
         return run

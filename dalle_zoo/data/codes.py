@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from dalle_zoo.data.checks import check_caption_choice, check_positive
 from dalle_zoo.data.datasets import CaptionedDataset, Item, pick_caption
 from dalle_zoo.data.ordering import seeded_rng, shuffled, stretches
 from dalle_zoo.data.samples import Skipped
+from dalle_zoo.files import publish
 
 # n samples, h w code grid
 
@@ -72,7 +72,7 @@ class CodeShardWriter:
         self._flush()
         self._write("skipped.json", _json_bytes(skipped))
         self._archive.close()
-        _publish(self._aside, self.path)
+        publish(self._aside, self.path)
 
     def discard(self) -> None:
         """Gives the shard up."""
@@ -205,21 +205,15 @@ def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _aside(path: Path) -> Path:
+    # Always the same name, so that the call that continues after a kill leaves nothing behind.
     return path.with_name(f".{path.name}.part")
-
-
-def _publish(aside: Path, path: Path) -> None:
-    """Renames a complete file, after its contents have reached the disk."""
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def write_whole(path: Path, data: Mapping[str, Any]) -> None:
     """Writes a JSON file that appears whole or not at all."""
     aside = _aside(path)
     aside.write_bytes(json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n")
-    _publish(aside, path)
+    publish(aside, path)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

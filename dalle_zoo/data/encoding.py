@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import re
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,7 +118,8 @@ def encode_source(
         samples_per_shard: Listed samples per shard.
         chunk: Samples per member of a shard.
         progress: Show a progress bar.
-        overwrite: Replace the code shards that ``out`` holds.
+        overwrite: Replace the code shards that ``out`` holds; a finished encoding only when the new
+            one is finished, too, which until then is in a hidden folder beside it.
 
     Returns:
         The manifest, as written to ``manifest.json``.
@@ -148,11 +150,29 @@ def encode_source(
         "tokenizer": dict(info),
     }
     folder = Path(out)
+    replaces = overwrite and (read_json(folder / MANIFEST) or {}).get("format") == FORMAT
+    if not replaces:
+        return _encode_into(folder, encoding, settings, progress, overwrite)
+    _refuse_foreign(folder)
+    folder = folder.absolute()  # "." has no name to write beside
+    aside, retired = (folder.with_name(f".{folder.name}.{name}") for name in ("new", "old"))
+    manifest = _encode_into(aside, encoding, settings, progress, overwrite)
+    shutil.rmtree(retired, ignore_errors=True)
+    folder.replace(retired)
+    aside.replace(folder)
+    shutil.rmtree(retired)
+    return manifest
+
+
+def _encode_into(
+    folder: Path, encoding: _Encoding, settings: Mapping[str, Any], progress: bool, overwrite: bool
+) -> dict[str, Any]:
     finished = _claim(folder, settings, overwrite)
     if finished is not None:
         return finished
+    total, samples_per_shard = encoding.source.num_samples, settings["samples_per_shard"]
+    codebook_size, chunk = settings["tokenizer"]["codebook_size"], settings["chunk"]
     shards = []
-    total = source.num_samples
     with tqdm(total=total, desc="encode", unit="picture", disable=not progress) as bar:
         for number, start in enumerate(range(0, total, samples_per_shard)):
             path = folder / f"codes-{number:05d}.tar"
@@ -225,17 +245,20 @@ def _claim(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[s
         )
     if finished is not None and not overwrite:
         raise ValueError(f"out {str(folder)!r} holds a finished encoding: choose another folder, or overwrite")
-    foreign = sorted(path.name for path in folder.iterdir() if not _is_ours(path))
-    foreign += [MANIFEST] if finished is not None and finished.get("format") != FORMAT else []
-    leftovers = any(path.name.startswith("codes-") for path in folder.iterdir())
-    if foreign or (leftovers and not overwrite):
-        raise ValueError(
-            f"out {str(folder)!r} holds other files ({', '.join(foreign[:3]) or 'code shards'}): "
-            "choose an empty folder"
-        )
+    _refuse_foreign(folder)
+    if not overwrite and any(path.name.startswith("codes-") for path in folder.iterdir()):
+        raise ValueError(f"out {str(folder)!r} holds code shards without a manifest: choose an empty folder")
     _remove_ours(folder)
     write_whole(folder / UNFINISHED, settings)
     return None
+
+
+def _refuse_foreign(folder: Path) -> None:
+    foreign = sorted(path.name for path in folder.iterdir() if not _is_ours(path))
+    manifest = read_json(folder / MANIFEST)
+    foreign += [MANIFEST] if manifest is not None and manifest.get("format") != FORMAT else []
+    if foreign:
+        raise ValueError(f"out {str(folder)!r} holds other files ({', '.join(foreign[:3])}): choose an empty folder")
 
 
 def _is_ours(path: Path) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dalle_zoo.pictures import to_rgb
 
@@ -49,8 +50,12 @@ def decode_image(data: bytes) -> Image.Image:
                 return to_rgb(image)
         except CorruptImageError:
             raise
+        except UnidentifiedImageError as error:
+            raise CorruptImageError("not a readable picture (of no known format, or damaged)") from error
         except Exception as error:  # decoders raise nearly anything on damaged bytes
-            raise CorruptImageError(f"not a readable picture ({type(error).__name__}: {error})") from error
+            # Reasons are stored in code shards: an address in memory would make each encoding another one.
+            reason = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error))
+            raise CorruptImageError(f"not a readable picture ({type(error).__name__}: {reason})") from error
 
 
 def _known_formats() -> list[str]:

@@ -64,10 +64,24 @@ def _open_path(path: Path, text: str) -> SampleSource:
         return ShardSource(shards) if shards else FolderSource(path)
     if any(sign in text for sign in "*?[{"):
         return ShardSource(_matching_shards(str(path), text))
+    near = _nearest_bundled(text) or _nearest_neighbour(path)
+    hint = f" Did you mean {near!r}?" if near else ""
+    raise ValueError(f"location {text!r} does not exist.{hint} {_EXPECTED}")
+
+
+def _nearest_bundled(text: str) -> str | None:
+    """Data set and split in the package that were perhaps meant: ``emoji64:train`` for ``emoji46``."""
+    bundle, _, split = text.partition(":")
+    for name in difflib.get_close_matches(bundle, BUNDLED, n=1):
+        near = difflib.get_close_matches(split, [*BUNDLED[name], "all"], n=1)
+        return f"{name}:{(near or BUNDLED[name])[0]}"
+    return None
+
+
+def _nearest_neighbour(path: Path) -> str | None:
     names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1)
-    hint = f" Did you mean {str(path.with_name(near[0]))!r}?" if near else ""
-    raise ValueError(f"location {text!r} does not exist.{hint} {_EXPECTED}")
+    return str(path.with_name(near[0])) if near else None
 
 
 def _matching_shards(pattern: str, text: str) -> list[Path]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dalle_zoo.files import check_ending, written_aside
 from dalle_zoo.masks.layout import MASKS, TextImageLayout
 from dalle_zoo.masks.plan import Mask
 from dalle_zoo.masks.spec import MaskSpec
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _FUTURE, _UNREAD, _TEXT_TEXT, _IMAGE_TEXT, _IMAGE_IMAGE, _QUERY = range(6)
 _COLOURS = ("#d9d9d9", "#ffffff", "#56b4e9", "#009e73", "#e69f00", "#7a0177")
 
+_ENDINGS = (".png", ".pdf", ".svg")
 _PANEL_WIDTH, _ROW_HEIGHT, _SIDE = 5.1, 6.7, 4.2  # inches
 _LARGEST_NUMBERED_GRID = 12  # wider grids leave no room for a number in a cell
 _SMALLEST_NAMED_TEXT = 0.17  # share of the matrix side that a quadrant's name needs
@@ -47,9 +49,7 @@ def draw_masks(specs: Iterable[str], layout: TextImageLayout, path: str | os.Pat
     from matplotlib.figure import Figure
 
     path = Path(path)
-    kinds = (".png", ".pdf", ".svg")
-    if path.suffix not in kinds:
-        raise ValueError(f"path must end in one of {', '.join(kinds)}, got {str(path)!r}")
+    check_ending("path", path, _ENDINGS)
     masks = [Mask.from_spec(spec, layout) for spec in specs]
     if not masks:
         raise ValueError(f"specs is empty: name at least one mask of {', '.join(MASKS)}")
@@ -59,13 +59,8 @@ def draw_masks(specs: Iterable[str], layout: TextImageLayout, path: str | os.Pat
     for index, mask in enumerate(masks):
         _draw_row(figure, mask, bottom=_ROW_HEIGHT * (len(masks) - 1 - index))
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        figure.savefig(aside, format=path.suffix[1:], dpi=110)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with written_aside(path) as aside:
+        figure.savefig(aside, format=path.suffix[1:].lower(), dpi=110)
 
 
 def _draw_row(figure: Figure, mask: Mask, bottom: float) -> None:

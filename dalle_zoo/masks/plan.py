@@ -46,13 +46,13 @@ class CachePlan:
     """False at padding, bool (N, n)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mask:
     """An attention mask on a layout, and all that is derived from its one declaration.
 
     Construction checks the contract of a mask: no position reads a later one, each reads itself,
-    and every image position reads all text. Two masks are equal when spec and layout are. Tables
-    and matrix are computed once, at the first call.
+    and every image position reads all text. Tables and matrix are computed once, at the first
+    call. A mask is equal to itself alone: a spec does not tell what a ``mod`` of one's own does.
 
     Args:
         spec: Name and options, for messages and drawings.
@@ -71,7 +71,7 @@ class Mask:
 
     spec: str
     layout: TextImageLayout
-    mod: MaskMod = field(repr=False, compare=False)
+    mod: MaskMod = field(repr=False)
 
     @classmethod
     def from_spec(cls, spec: str, layout: TextImageLayout) -> Mask:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar, Self
 
+from dalle_zoo.files import written_aside
 from dalle_zoo.registry import Registry
 
 CONFIG_FILE = "tokenizer_config.json"
@@ -75,7 +75,6 @@ class TextTokenizer(ABC):
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer into a folder, made if missing; each file whole or not at all."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         # The other two keys are for transformers' AutoTokenizer, which opens the folder too.
         config = {
             KIND_KEY: self.kind,
@@ -85,12 +84,8 @@ class TextTokenizer(ABC):
         # The kind goes first: a save killed half-way must not leave files that open as another.
         contents = {CONFIG_FILE: json.dumps(config, indent=2) + "\n", **self.files()}
         for name, content in contents.items():
-            aside = folder / f".{name}.{os.getpid()}"
-            try:
+            with written_aside(folder / name) as aside:
                 aside.write_text(content, encoding="utf-8")
-                aside.replace(folder / name)
-            finally:
-                aside.unlink(missing_ok=True)
 
     def check(self, text: str, dropout: float = 0.0, seed: int = 0) -> None:
         """Raises `TypeError` or `ValueError` for arguments that `encode` must refuse."""

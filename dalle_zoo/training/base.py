@@ -19,7 +19,11 @@ from dalle_zoo.zoo import find_component
 
 @dataclass(frozen=True, kw_only=True)
 class AdamWConfig:
-    """AdamW; matrices and convolutions decay, biases, gains and embeddings of positions do not."""
+    """AdamW; tensors of two or more dimensions decay (matrices, convolutions, embeddings), biases and gains do not.
+
+    The paper also clips the running variance by value to 5 (appendix B.2); that comes with its 16-bit training and is
+    not done here: this is plain AdamW.
+    """
 
     beta1: float = 0.9
     """Decay of the running mean."""
@@ -64,6 +68,11 @@ class StageModule(LightningModule):
     def on_train_start(self) -> None:
         """Notes that there is something to do; a finished run does not come here."""
         self.trained = True
+
+    @property
+    def draws(self) -> bool:
+        """Whether `pictures` has anything to show."""
+        return False
 
     @property
     def updates(self) -> int:

@@ -35,7 +35,9 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoint(callbacks.Checkpoint):
-    """Resumable states, named by the update: the newest two, and that of the last update.
+    """Resumable states, named by the update: the newest two, of which one is that of the last update.
+
+    A run ends by the trainer's max_steps, max_epochs or max_time, or by a callback that stops it.
 
     Lightning's ModelCheckpoint is not used: at the end of an epoch it puts a state off until the next validation,
     which may fall between the batches of an accumulated update, whose gradients no state holds.
@@ -50,6 +52,8 @@ class Checkpoint(callbacks.Checkpoint):
         self.every = every
         self.folder: Path | None = None
         self._updates = 0
+        self._saved = -1
+        self._stopping = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Notes how many updates came before the batch."""
@@ -60,14 +64,24 @@ class Checkpoint(callbacks.Checkpoint):
     ) -> None:
         """Saves behind an update, and removes all but one of the older states."""
         step = trainer.global_step
-        due = step % self.every == 0 or step == trainer.max_steps
+        # Lightning would stop between the batches of an update, whose gradients no state holds: end it first.
+        self._stopping |= trainer.should_stop
+        trainer.should_stop = self._stopping and step > self._updates
+        last = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        due = step % self.every == 0 or step == trainer.max_steps or last or self._stopping
         if self.folder is None or step == self._updates or not due:
             return
         path = self.folder / f"{step:08d}.ckpt"
         trainer.save_checkpoint(path)  # returns when all processes have written
+        self._saved = step
         if trainer.is_global_zero:
             for old in [other for other in states(self.folder) if other.name < path.name][:-1]:
                 trainer.strategy.remove_checkpoint(old)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Puts a stop that validation brings off by one update, behind which a state is saved."""
+        if trainer.should_stop and self.folder is not None and self._saved < trainer.global_step:
+            self._stopping, trainer.should_stop = True, False
 
 
 def states(folder: Path) -> list[Path]:

@@ -102,6 +102,11 @@ class DVAEModule(StageModule):
         perplexity = torch.exp(-(p * p.clamp(min=1e-12).log()).sum())
         self.log_dict({"val/codes_used": (p > 0).sum().float(), "val/code_perplexity": perplexity})
 
+    @property
+    def draws(self) -> bool:
+        """Reconstructions are always drawn."""
+        return True
+
     @torch.no_grad()
     def pictures(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Originals above their reconstructions from hard codes."""

@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from dalle_zoo.hub import load_image_tokenizer
+from dalle_zoo.data import CodeDataset
+from dalle_zoo.hub import WEIGHTS, load_image_tokenizer, sha256_file
 from dalle_zoo.models.prior import Prior, PriorConfig, PriorLoss
 from dalle_zoo.models.tokenizer import ImageTokenizer
 from dalle_zoo.pictures import picture_rows
@@ -22,6 +23,9 @@ from dalle_zoo.zoo import find_component
 
 class PriorModule(StageModule):
     """Trains a `Prior`; the defaults are the paper's recipe.
+
+    One departure: the paper clips AdamW's running variance by value to 5 (appendix B.2), a part of its 16-bit
+    training; this is plain AdamW.
 
     Args:
         config: Architecture.
@@ -60,6 +64,7 @@ class PriorModule(StageModule):
         self.num_samples = num_samples
         # In a tuple, so that the frozen network is no submodule: not trained, not averaged, not in checkpoints.
         self._frozen: tuple[ImageTokenizer, ...] = ()
+        self.image_tokenizer = image_tokenizer
         if image_tokenizer is not None:
             tokenizer = load_image_tokenizer(find_component(image_tokenizer, "dvae"))
             self._check_tokenizer(tokenizer)
@@ -81,25 +86,41 @@ class PriorModule(StageModule):
             return  # of others, who know what they do
         if data.text is None or data.tokenizer is None:
             raise ValueError("the prior is trained on captions: set data.init_args.text")
-        config = self.net.config
         fits = {
             "text_length": (data.text.length, "data.init_args.text.length"),
             "text_vocab": (data.tokenizer.vocab_size, f"the vocabulary of the tokenizer {data.text.tokenizer!r}"),
         }
+        self._check_sizes(fits)
         if isinstance(data, CodeData):
-            codes = data.dataset(data.train, training=True)
-            fits |= {
-                "codebook_size": (codes.codebook_size, f"the codebook of {data.train!r}"),
-                "image_height": (codes.grid[0], f"the height of the codes of {data.train!r}"),
-                "image_width": (codes.grid[1], f"the width of the codes of {data.train!r}"),
-            }
-        for name, (have, what) in fits.items():
-            if have != getattr(config, name):
-                raise ValueError(
-                    f"{what} is {have}, the prior's config.{name} {getattr(config, name)}: set it to {have}"
-                )
+            for location in filter(None, (data.train, data.val)):
+                self._check_codes(data.dataset(location, training=False), location)
         if isinstance(data, PictureData):
             self._check_pictures(data.image_size)
+
+    def _check_sizes(self, fits: dict[str, tuple[int, str]]) -> None:
+        for name, (have, what) in fits.items():
+            want = getattr(self.net.config, name)
+            if have != want:
+                raise ValueError(f"{what} is {have}, the prior's config.{name} {want}: set it to {have}")
+
+    def _check_codes(self, codes: CodeDataset, location: str) -> None:
+        self._check_sizes(
+            {
+                "codebook_size": (codes.codebook_size, f"the codebook of {location!r}"),
+                "image_height": (codes.grid[0], f"the height of the codes of {location!r}"),
+                "image_width": (codes.grid[1], f"the width of the codes of {location!r}"),
+            }
+        )
+        wrote = codes.manifest["tokenizer"].get("weights_sha256")
+        if wrote is None or self.image_tokenizer is None:
+            return
+        own = sha256_file(find_component(self.image_tokenizer, "dvae") / WEIGHTS)
+        if own != wrote:
+            raise ValueError(
+                f"the codes of {location!r} were written by other weights than those of the image tokenizer "
+                f"{self.image_tokenizer!r}: expected sha256 {own}, got {wrote}; encode again with it, or set "
+                "model.init_args.image_tokenizer to the one that wrote them"
+            )
 
     def _check_pictures(self, size: int) -> None:
         if not self._frozen:
@@ -149,6 +170,11 @@ class PriorModule(StageModule):
             f"{split}/image_bits": loss.image / math.log(2),
         }
         self.log_dict(parts, batch_size=size, sync_dist=sync)
+
+    @property
+    def draws(self) -> bool:
+        """Samples are drawn where there is an image tokenizer."""
+        return bool(self._frozen)
 
     @torch.no_grad()
     def pictures(self, batch: dict[str, Any]) -> dict[str, Tensor]:

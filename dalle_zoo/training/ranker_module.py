@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from dalle_zoo.models.losses import contrastive_loss
@@ -15,6 +16,7 @@ from dalle_zoo.models.ranker import Ranker, RankerConfig, retrieval_accuracy
 from dalle_zoo.tokenizers import load_text_tokenizer
 from dalle_zoo.tokenizers.library import LibraryTokenizer
 from dalle_zoo.training.base import AdamWConfig, StageModule
+from dalle_zoo.training.data_modules import CaptionedData, PictureData
 from dalle_zoo.training.schedules import LearningRate
 from dalle_zoo.zoo import find_component
 
@@ -59,6 +61,17 @@ class RankerModule(StageModule):
         self.config = config
         self._seen: list[tuple[Tensor, Tensor]] = []
 
+    def check_data(self, data: LightningDataModule) -> None:
+        """Raises `ValueError` unless the data are captioned pictures; they may have any size."""
+        if not isinstance(data, CaptionedData):
+            return  # of others, who know what they do
+        if not isinstance(data, PictureData):
+            raise ValueError(
+                f"the ranker is trained on pictures, got {type(data).__name__}: set data.class_path to PictureData"
+            )
+        if data.text is None:
+            raise ValueError("the ranker is trained on captions: set data.init_args.text")
+
     def features(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Unit vectors of pictures and captions, (B, d) each."""
         return self.net.image_features(batch["image"]), self.net.text_features(batch["caption"])
@@ -81,8 +94,11 @@ class RankerModule(StageModule):
         assert isinstance(everywhere, Tensor)
         return everywhere.flatten(0, 1)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Keeps the inverse temperature at 100 or less."""
+        # Within the update: Lightning calls this module's on_train_batch_end after those of the callbacks, which
+        # average and save the weights.
+        super().optimizer_step(*args, **kwargs)
         with torch.no_grad():
             self.net.model.logit_scale.clamp_(max=MAX_LOG_SCALE)
 

@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
         "  dalle-zoo eval emoji64 --evaluator FOLDER --out eval/results/emoji64.json",
     )
     p.add_argument("protocol", help=f"one of: {', '.join(PROTOCOLS)}")
-    p.add_argument("--model", default="emoji64", help="bundled name or folder (emoji64)")
+    p.add_argument("--model", default="emoji64", help="bundled name, or folder such as ./mine (emoji64)")
     p.add_argument(
         "--evaluator",
         help="folder with mobilenet_v1_025_224.safetensors; without it concept accuracy is left out",
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
     p.add_argument("--top-p", type=float, help="draw among tokens of this probability")
     p.add_argument("--guidance", type=float, help="classifier-free guidance (1, none)")
     p.add_argument("--device", default="cpu", help="where the networks run (cpu)")
-    p.add_argument("--overwrite", action="store_true", help="replace an existing result file")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing result file and its sheets")
     options = p.parse_args(arguments)
     if options.protocol not in PROTOCOLS:
         raise UnknownNameError(suggest("protocol", options.protocol, PROTOCOLS))

@@ -41,7 +41,7 @@ from dalle_zoo_eval.metrics import (
     retrieval,
     shuffle_concepts,
 )
-from dalle_zoo_eval.sheets import caption_sheet
+from dalle_zoo_eval.sheets import comparison_sheet
 
 log = logging.getLogger(__name__)
 
@@ -191,13 +191,15 @@ def evaluate_emoji64(
         out: Result file, JSON.
         protocol: What fixes the numbers.
         device: Where the networks run.
-        overwrite: Whether an existing result file is replaced.
+        overwrite: Whether an existing result file and its sheets are replaced.
 
     Returns:
         What the result file holds.
     """
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists: choose another file or pass --overwrite")
+    sheet_files = {name: out.with_name(f"{out.stem}-{name}.png") for name in SPLITS}
+    existing = [str(path) for path in (out, *sheet_files.values()) if path.exists()]
+    if existing and not overwrite:
+        raise FileExistsError(f"{', '.join(existing)}: already there; choose another --out or pass --overwrite")
     net, net_record = load_evaluator(evaluator) if evaluator is not None else (None, None)
     pipe = DallePipeline.from_pretrained(model, device=device)
     assert pipe.folder is not None
@@ -208,11 +210,12 @@ def evaluate_emoji64(
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     gallery = Gallery.of(net.to(device), splits) if net is not None else None
-    figures = {}
+    figures, sheets = {}, {}
     for split in splits:
         log.warning("%s: %s", NAME, split.name)
-        figures[split.name], sheet = evaluate_split(pipe, split, gallery, protocol, out.parent / ".cache", weights)
-        save_png(sheet, out.with_name(f"{out.stem}-{split.name}.png"))
+        figures[split.name], sheets[split.name] = evaluate_split(
+            pipe, split, gallery, protocol, out.parent / ".cache", weights
+        )
     result = {
         "protocol": {"name": NAME, **asdict(protocol), "chunk": CHUNK},
         "model": {"name": Path(model).name, "weights_sha256": weights},
@@ -228,6 +231,9 @@ def evaluate_emoji64(
         "device": str(pipe.device),
         "date": datetime.now(UTC).date().isoformat(),
     }
+    # At the end, so that a killed run leaves nothing that the call which continues would have to replace.
+    for name, sheet in sheets.items():
+        save_png(sheet, sheet_files[name])
     write_json(out, result)
     return result
 
@@ -260,7 +266,7 @@ def evaluate_split(
     if gallery is not None:
         figures["concept_accuracy"] = concept_figures(gallery, asked, rebuilt[: len(asked.keys)], drawn, protocol.seed)
     pairs = (drawn.shown[:SHEET].float() / 255, asked.images[:SHEET].float() / 255)
-    return figures, caption_sheet(*pairs, captions=asked.captions[:SHEET])
+    return figures, comparison_sheet(*pairs, captions=asked.captions[:SHEET])
 
 
 @torch.inference_mode()

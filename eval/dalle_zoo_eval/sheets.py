@@ -15,7 +15,7 @@ from dalle_zoo.pictures import to_pil
 _MARGIN, _GAP, _FONT, _LINE, _LINES = 10, 3, 11, 14, 3
 
 
-def caption_sheet(*pictures: Tensor, captions: Sequence[str], columns: int = 6, scale: int = 2) -> Image.Image:
+def comparison_sheet(*pictures: Tensor, captions: Sequence[str], columns: int = 6, scale: int = 2) -> Image.Image:
     """Tiles of one or more pictures side by side above a caption.
 
     Args:

@@ -149,3 +149,10 @@ def test_the_demo_draws_with_the_bundled_model(scratch: Path, capsys: pytest.Cap
     before = (scratch / "sheet.png").read_bytes()
     assert main(["demo", "--out", "sheet.png"]) == 0
     assert (scratch / "sheet.png").read_bytes() == before, "the same seed, and a demo may be drawn again"
+
+
+@pytest.mark.parametrize("command", [["plot", "."], ["demo"], ["generate", "a cat"], ["reconstruct", "a.png"]])
+def test_a_picture_is_a_png(command: list[str], scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--out", "a.jpg"]) == 2
+    assert "--out must end in .png, got 'a.jpg'" in capsys.readouterr().err
+    assert list(scratch.iterdir()) == []

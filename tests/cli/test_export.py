@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from dalle_zoo import DallePipeline
 from dalle_zoo.cli.main import main
+from dalle_zoo.cli.runs import trained
+from dalle_zoo.zoo import find_component
 
 
 @pytest.fixture
@@ -52,11 +54,18 @@ def test_an_existing_folder_is_replaced_only_when_asked(
 ) -> None:
     (scratch / "mine").mkdir()
     (scratch / "mine" / "notes").write_text("mine")
-    assert export(runs, model) == 2
-    assert "exists and is not empty" in capsys.readouterr().err
-    assert (scratch / "mine" / "notes").read_text() == "mine"
+    for options, message in (([], "exists and is not empty"), (["--overwrite"], "is not replaced")):
+        assert export(runs, model, *options) == 2
+        assert message in capsys.readouterr().err
+        assert (scratch / "mine" / "notes").read_text() == "mine"
+    (scratch / "mine" / "notes").rename(scratch / "mine" / "model_index.json")
     assert export(runs, model, "--overwrite") == 0
-    assert not (scratch / "mine" / "notes").exists()
+    assert DallePipeline.from_pretrained(scratch / "mine")
+
+
+def test_a_bundled_name_comes_before_a_run_of_that_name(runs: Path) -> None:
+    (runs / "dvae").rename(runs.parent / "emoji64")
+    assert trained("emoji64", "dvae") == find_component("emoji64", "dvae") != trained("./emoji64", "dvae")
 
 
 def test_an_unfinished_run_says_so(runs: Path, model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:

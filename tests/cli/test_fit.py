@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dalle_zoo.cli.fit import differences, read_run
+from dalle_zoo.cli.fit import differences, read_run, seeds
 from dalle_zoo.cli.main import main
 from dalle_zoo.recipes import find_recipe
 
@@ -156,6 +156,9 @@ def test_a_run_killed_when_it_had_just_begun_begins_again(scratch: Path) -> None
         (["--checkpoint.every", "0"], "every must be at least 1"),
         (["--trainer.accelerator", "gpu", "--trainer.devices", "99"], "gpu"),
         (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt"),
+        (["--trainer.logger", "false"], "trainer.logger cannot be set"),
+        (["--trainer.enable_checkpointing", "false"], "trainer.enable_checkpointing cannot be false"),
+        (["--trainer.default_root_dir", "elsewhere"], "use --run FOLDER"),
     ],
 )
 def test_what_cannot_work_leaves_no_folder(
@@ -166,6 +169,57 @@ def test_what_cannot_work_leaves_no_folder(
     assert message in said
     assert "Traceback" not in said
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        ("ranker/tiny", ["--data.init_args.text", "null"], "the ranker is trained on captions"),
+        ("prior/paper-12b", ["--trainer.accelerator", "cpu"], "weights + gradients + AdamW + average in float32"),
+    ],
+)
+def test_other_stages_refuse_before_they_claim_a_folder(
+    recipe: str,
+    options: list[str],
+    message: str,
+    scratch: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dalle_zoo.cli.fit.machine_memory", lambda: 16 * 10**9)
+    assert main(["fit", recipe, *options, "--run", "run"]) == 2
+    assert message in capsys.readouterr().err
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_ranker_has_nothing_to_draw(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "ranker/tiny", "--run", "run"]) == 2
+    assert "RankerModule has nothing to draw" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], (0, 0)),
+        (["--seed_everything", "7"], (7, 7)),
+        (["--seed_everything=7", "--data.seed", "3"], (7, 3)),
+        (["--model.init_args.seed=4", "--seed_everything", "7"], (4, 7)),
+    ],
+)
+def test_one_seed_rules_unless_others_are_stated(
+    options: list[str], expected: tuple[int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "dvae/tiny", *options, "--print_config"])
+    assert stop.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert tuple(config[part]["init_args"]["seed"] for part in ("model", "data")) == expected
+
+
+def test_a_stated_seed_of_a_file_stays(scratch: Path) -> None:
+    content = {Path("mine.yaml"): {"seed_everything": 5, "data": {"init_args": {"seed": 1}}}}
+    assert seeds(content, []) == ["--model.init_args.seed=5"]
+    assert seeds(content, ["--seed_everything", "true"]) == []
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from dalle_zoo.recipes import list_recipes
 ROOT = Path(__file__).parents[2]
 SECONDS = 2.0
 """What people are promised is one second; twice that leaves room for a busy machine."""
-LIGHT = ["--help", "recipes", "masks", "models"]
+LIGHT = ["--help", "recipes", "masks", "models", "fit --help", "predict --help"]
 
 
 def say(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -42,7 +42,7 @@ def test_lists_and_help_answer_at_once_without_torch(name: str) -> None:
     for _ in range(3):
         start = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-c", script, name],
+            [sys.executable, "-c", script, *name.split()],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
@@ -54,6 +54,38 @@ def test_lists_and_help_answer_at_once_without_torch(name: str) -> None:
         if min(taken) < SECONDS:
             break
     assert min(taken) < SECONDS
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("fit dvae/tinny", "unknown recipe 'dvae/tinny'. Did you mean 'dvae/tiny'?"),
+        ("fit dvae/tiny --parts gpuu", "unknown recipe part 'gpuu'. Did you mean '1gpu'?"),
+        ("fit half.yaml", "half.yaml is not valid YAML"),
+    ],
+)
+def test_a_wrong_recipe_is_answered_without_torch(line: str, answer: str, scratch: Path) -> None:
+    (scratch / "half.yaml").write_text("a: [")
+    script = (
+        "import sys; from dalle_zoo.cli.main import main; status = main(sys.argv[1:])\n"
+        "sys.exit(9 if 'torch' in sys.modules else status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *line.split()],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert answer in done.stderr
+
+
+def test_help_of_training_shows_how_keys_are_set(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = say(["fit", "--help"], capsys)
+    assert all(words in out for words in ("--trainer.accelerator", "--print_config", "RECIPE --help", "--overwrite"))
+    _, out, _ = say(["predict", "--help"], capsys)
+    assert "at most --model.num_samples" in out
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +142,9 @@ def test_masks_are_drawn_once(scratch: Path, capsys: pytest.CaptureFixture[str])
         ("recipes dvae/tinny", "unknown recipe 'dvae/tinny'. Did you mean 'dvae/tiny'?"),
         ("masks colum", "unknown attention mask 'colum'. Did you mean 'column'?"),
         ("masks conv(kernal=3) --draw", "unknown conv option 'kernal'. Did you mean 'kernel'?"),
+        ("masks conv(kernell=3)", "unknown conv option 'kernell'. Did you mean 'kernel'?"),
+        ("masks conv(kernel=4)", "kernel of the conv mask must be odd"),
+        ("masks row --out a.png", "--out a.png is for a drawing: add --draw"),
         ("masks --drwa", "unknown option '--drwa'. Did you mean '--draw'?"),
         ("generate x --modle y", "unknown option '--modle'. Did you mean '--model'?"),
         ("export --dvae a --prior b --tokenizer c --out d --dtype flot32",
@@ -127,6 +162,8 @@ def test_masks_are_drawn_once(scratch: Path, capsys: pytest.CaptureFixture[str])
         ("fit dvae/tiny --data.init_args.train emoji64:trian", "'trian'. Did you mean 'train'?"),
         ("fit prior/tiny --model.init_args.config.masks rwo", "'rwo'. Did you mean 'row'?"),
         ("fit dvae/tiny --trainer.max_steps abc", "trainer.max_steps"),
+        ("fit dvae/tiny --model.config.width x", 'Parser key "config.width": Expected a <class'),
+        ("fit prior/tiny --data.class_path CodeData --data.init_args.train t", "Group 'text' does not accept option"),
         ("fit dvae/tiny trainer.max_steps=3", "trainer.max_steps=3"),
     ],
 )  # fmt: skip

@@ -28,6 +28,9 @@ def test_encode_writes_code_shards(
     assert "holds a finished encoding" in capsys.readouterr().err
     assert main([*command, "--batch-size", "3", "--overwrite"]) == 0
     assert (scratch / "codes/codes-00000.tar").read_bytes() == shard
+    assert main([*command, "--samples-per-shard", "2", "--overwrite"]) == 0
+    assert "codes: 5 samples, 3 shards" in capsys.readouterr().out
+    assert [path.name for path in scratch.iterdir()] == ["codes"]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +73,15 @@ def test_a_tokenizer_is_trained_on_all_captions(
     assert (scratch / "tokenizer/tokenizer.json").read_bytes() == before
     assert main([*command[:3], "265", *command[4:], "--overwrite"]) == 0
     assert load_text_tokenizer(scratch / "tokenizer").vocab_size == 265
+
+
+def test_overwriting_spares_what_is_no_tokenizer(
+    pictures: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (scratch / "thesis").write_text("mine")
+    assert main(["tokenizer", str(pictures), "--vocab-size", "270", "--out", ".", "--overwrite"]) == 2
+    assert "is not replaced (it has no tokenizer_config.json)" in capsys.readouterr().err
+    assert [path.name for path in scratch.iterdir()] == ["thesis"]
 
 
 def test_a_tokenizer_needs_captions(

@@ -149,6 +149,15 @@ def test_unusable_samples_are_left_out_and_named(make: Any, caplog: pytest.LogCa
     assert len(data) == len(list(data)) == 10
 
 
+def test_skipped_samples_leave_equal_bytes(make: Any) -> None:
+    members = {**make.members(0, 3), "bad.png": b"oops", "bad.txt": b"caption"}
+    source = open_source(make.tar("a.tar", members))
+    first, second = (encode_source(source, encode, make.root / name, **OPTIONS) for name in ("one", "two"))
+    assert first["skipped"].keys() == {"bad"}
+    assert first["shards"] == second["shards"]
+    assert hashes(make.root / "one") == hashes(make.root / "two")
+
+
 def test_nothing_usable_is_an_error(make: Any) -> None:
     source = open_source(make.tar("a.tar", {"x.png": b"oops", "x.txt": b"caption"}))
     with pytest.raises(ValueError, match="no sample of the source can be used: x: not a readable"):
@@ -232,6 +241,33 @@ def test_nothing_is_overwritten_unasked(make: Any, source: Any) -> None:
     assert hashes(out) != before
     encode_source(source, encode, out, **OPTIONS | {"overwrite": True})
     assert hashes(out) == before
+
+
+def test_the_old_encoding_stays_until_the_new_one_is_whole(make: Any, source: Any) -> None:
+    out, calls = make.root / "out", 0
+    encode_source(source, encode, out, **OPTIONS)
+    before = hashes(out)
+
+    def failing(images: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 13:  # in the second shard
+            raise RuntimeError("stop")
+        return encode(images)
+
+    changed = OPTIONS | {"seed": 6, "overwrite": True}
+    with pytest.raises(RuntimeError, match="stop"):
+        encode_source(source, failing, out, **changed)
+    assert hashes(out) == before
+    encode_source(source, failing, out, **changed)
+    assert calls < 13 + 26, "the first shard was kept"
+    encode_source(source, encode, make.root / "whole", **OPTIONS | {"seed": 6})
+    assert hashes(out) == hashes(make.root / "whole")
+    assert sorted(path.name for path in make.root.iterdir()) == ["out", "shards", "whole"]
+    (out / "notes").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds other files \(notes\)"):
+        encode_source(source, encode, out, **changed)
+    assert (out / "notes").read_text() == "mine"
 
 
 def test_other_settings_and_other_files_are_refused(make: Any, source: Any) -> None:

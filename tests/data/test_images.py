@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from dalle_zoo.data import CorruptImageError, decode_image, images
 
@@ -136,8 +137,18 @@ def test_truncated_pictures(make: Any, format: str) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"not a picture", bytes(1000), b"%!PS-Adobe-3.0 EPSF-3.0\n"])
 def test_not_a_picture(data: bytes) -> None:
-    with pytest.raises(CorruptImageError, match="not a readable picture"):
+    with pytest.raises(CorruptImageError, match="not a readable picture") as caught:
         decode_image(data)
+    assert "0x" not in str(caught.value), "an address differs from call to call"
+
+
+def test_reasons_hold_no_address(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Image.Image) -> None:
+        raise OSError("broken data stream in <_io.BytesIO object at 0x7f00DEADbeef>")
+
+    monkeypatch.setattr(PngImageFile, "load", fail)
+    with pytest.raises(CorruptImageError, match=r"\(OSError: broken data stream in <_io.BytesIO object>\)"):
+        decode_image(make.picture())
 
 
 def test_random_damage_never_raises_anything_else(make: Any) -> None:

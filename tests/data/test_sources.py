@@ -240,6 +240,21 @@ def test_wrong_locations(make: Any, location: str, message: str) -> None:
         open_source(make.root / location)
 
 
+@pytest.mark.parametrize(
+    ("location", "meant"),
+    [
+        ("emoji46:train", "emoji64:train"),
+        ("emoji46:val-style", "emoji64:val-styles"),
+        ("emoji64", "emoji64:train"),
+        ("emoij64", "emoji64:train"),
+    ],
+)
+def test_bundled_data_is_suggested(location: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"does not exist. Did you mean '{meant}'"):
+        open_source(location)
+
+
 @pytest.mark.parametrize("location", ["https://example.org/a.tar", "pipe:touch x", "s3://b/a.tar"])
 def test_only_local_paths(location: str) -> None:
     with pytest.raises(ValueError, match="not a local path"):

@@ -82,7 +82,7 @@ def test_a_result_holds_everything_and_a_killed_run_reaches_the_same(
     out = tmp_path / "b" / "r.json"
     with pytest.raises(KeyboardInterrupt):
         evaluate_emoji64(str(model), evaluator, out, protocol=PROTOCOL)
-    assert not out.exists()
+    assert [path.name for path in out.parent.iterdir()] == [".cache"]
     again = evaluate_emoji64(str(model), evaluator, out, protocol=PROTOCOL)
     assert stable(again) == stable(whole)
     assert len(calls) == 8 + 1  # 2 + 3 + 3 chunks, one of them twice
@@ -106,12 +106,13 @@ def test_without_evaluator_and_ranker_it_says_so(model: Path, tmp_path: Path) ->
     assert result["evaluator"] is None
 
 
-def test_nothing_is_overwritten(model: Path, tmp_path: Path) -> None:
-    out = tmp_path / "r.json"
-    out.write_text("mine")
-    with pytest.raises(FileExistsError, match="--overwrite"):
-        evaluate_emoji64(str(model), None, out, protocol=PROTOCOL)
-    assert out.read_text() == "mine"
+@pytest.mark.parametrize("name", ["r.json", "r-val-styles.png"])
+def test_nothing_is_overwritten(name: str, model: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(FileExistsError, match=f"{name}: already there; .*--overwrite"):
+        evaluate_emoji64(str(model), None, tmp_path / "r.json", protocol=PROTOCOL)
+    assert (tmp_path / name).read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_the_command_writes_the_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

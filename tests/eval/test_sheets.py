@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from dalle_zoo_eval.sheets import caption_sheet
+from dalle_zoo_eval.sheets import comparison_sheet
 
 
 def test_pictures_and_captions_are_where_they_belong() -> None:
     left = torch.zeros(3, 3, 16, 16)
     right = torch.ones(3, 3, 16, 16) * torch.tensor([1.0, 0, 0])[:, None, None]
     words = ["one", "two " * 40, "three"]
-    sheet = np.asarray(caption_sheet(left, right, captions=words, columns=2, scale=2))
+    sheet = np.asarray(comparison_sheet(left, right, captions=words, columns=2, scale=2))
     assert (sheet[10:42, 10:42] == 0).all()
     assert (sheet[10:42, 45:77] == [255, 0, 0]).all()
     below = sheet[42:84, 10:77]
@@ -22,4 +22,4 @@ def test_pictures_and_captions_are_where_they_belong() -> None:
 
 def test_captions_must_match() -> None:
     with pytest.raises(ValueError, match="one a caption"):
-        caption_sheet(torch.zeros(2, 3, 8, 8), captions=["one"])
+        comparison_sheet(torch.zeros(2, 3, 8, 8), captions=["one"])

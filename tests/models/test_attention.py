@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from dalle_zoo.masks import MASKS, Mask, TextImageLayout
+from dalle_zoo.masks import MASKS, Mask, TextImageLayout, text_then_image
 from dalle_zoo.models import attention
 from dalle_zoo.models.attention import BACKENDS, Attention
 from dalle_zoo.registry import UnknownNameError
@@ -111,6 +112,22 @@ def test_a_first_call_in_inference_mode_does_not_spoil_training(backend: str) ->
     assert not kept[0].is_inference()
     assert not kept[1]["attn_mask"].is_inference()
     net(stream(1, mask.layout.length)).sum().backward()
+
+
+@every_backend
+def test_masks_of_one_name_do_not_share_what_is_kept(backend: str) -> None:
+    layout = TextImageLayout(2, 3, 5)
+    mods = [text_then_image(layout, rule) for rule in (lambda q, k: k <= q, lambda q, k: q - k < 2)]
+    x = stream(1, layout.length)
+    for mask in [Mask("mine", layout, mod) for mod in mods]:
+        torch.testing.assert_close(layer(mask, backend)(x), with_the_matrix(mask, x), **AGREEMENT)
+
+
+def with_the_matrix(mask: Mask, x: Tensor) -> Tensor:
+    """Attention by a matrix made anew."""
+    net = layer(mask, "dense")
+    mixed = scaled_dot_product_attention(*net.project(x), attn_mask=mask.dense())
+    return net.merge(mixed)
 
 
 def test_names_and_sizes() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -219,6 +221,30 @@ def test_data_that_do_not_fit_are_refused(changes: dict[str, int], message: str,
     PriorModule(PriorConfig(**fits, **shape)).check_data(own)
     with pytest.raises(ValueError, match=message):
         PriorModule(PriorConfig(**fits | changes, **shape)).check_data(own)
+
+
+def test_codes_of_validation_and_of_other_weights_are_refused(codes: Path, parts: Path, tmp_path: Path) -> None:
+    fits = {"text_length": 12, "text_vocab": 280, "image_height": 4, "image_width": 4, "codebook_size": 8}
+    config = PriorConfig(**fits, width=8, num_layers=1, num_heads=1, masks="row")
+    own = data(CodeData, codes, parts)
+    stage = PriorModule(config, image_tokenizer=str(parts))
+    stage.check_data(own)
+
+    def changed(name: str, **values: Any) -> str:
+        folder = Path(shutil.copytree(codes, tmp_path / name))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps(manifest | values))
+        return str(folder)
+
+    own.val = changed("grid", grid=[5, 4])
+    with pytest.raises(ValueError, match=r"height of the codes of .*grid' is 5"):
+        stage.check_data(own)
+    own.val = changed("weights", tokenizer={"codebook_size": 8, "weights_sha256": "0" * 64})
+    with pytest.raises(ValueError, match=r"weights' were written by other weights .* got 0{64}; encode again"):
+        stage.check_data(own)
+    PriorModule(config).check_data(own)  # nothing to compare with
+    own.val = None
+    stage.check_data(own)
 
 
 def test_pictures_need_their_image_tokenizer(shards: Path, parts: Path) -> None:

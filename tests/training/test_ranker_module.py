@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.utils.data
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from dalle_zoo.models.ranker import Ranker, RankerConfig
 from dalle_zoo.tokenizers import ByteTokenizer
 from dalle_zoo.training import LearningRate
+from dalle_zoo.training.checkpoints import Checkpoint
+from dalle_zoo.training.data_modules import CodeData, PictureData, TextConfig
 from dalle_zoo.training.ranker_module import RankerModule
 
 pytestmark = [
@@ -37,18 +40,19 @@ def batch() -> dict[str, Any]:
     }
 
 
-def trainer(folder: Path, steps: int) -> Trainer:
+def trainer(folder: Path, steps: int, **options: Any) -> Trainer:
     return Trainer(
         max_steps=steps,
         accelerator="cpu",
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
         val_check_interval=steps,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
+        enable_checkpointing=bool(options),
+        **options,
     )
 
 
@@ -86,6 +90,38 @@ def test_the_temperature_is_clamped(module: RankerModule, tmp_path: Path) -> Non
         module.net.model.logit_scale.fill_(20.0)
     trainer(tmp_path, 1).fit(module, loader(), loader())
     assert module.net.scale.item() == pytest.approx(100)
+
+
+def test_a_run_goes_on_exactly_where_the_ceiling_binds(
+    tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dalle_zoo.training.ranker_module.MAX_LOG_SCALE", 1.0)  # below where it starts
+
+    def train(folder: str, steps: int, state: Path | None = None) -> dict[str, Any]:
+        torch.manual_seed(0)
+        checkpoint = Checkpoint(every=1)
+        checkpoint.folder = tmp_path / folder
+        stage = RankerModule(CONFIG, tokenizer, learning_rate=LearningRate(peak=5e-3, warmup_steps=5))
+        trainer(tmp_path, steps, callbacks=[checkpoint, EMAWeightAveraging(decay=0.5, use_buffers=False)]).fit(
+            stage, loader(6), loader(1), ckpt_path=state, weights_only=False
+        )
+        return cast(dict[str, Any], torch.load(tmp_path / folder / f"{steps:08d}.ckpt", weights_only=False))
+
+    alone, first = train("alone", 4), train("broken", 2)
+    assert float(first["current_model_state"]["net.model.logit_scale"]) == 1.0
+    after = train("broken", 4, tmp_path / "broken" / "00000002.ckpt")
+    for part in ("state_dict", "current_model_state"):
+        assert alone[part].keys() == after[part].keys()
+        assert all(torch.equal(after[part][name], tensor) for name, tensor in alone[part].items()), part
+
+
+def test_other_data_are_refused(module: RankerModule) -> None:
+    captions = TextConfig(tokenizer="emoji64", length=12)
+    module.check_data(PictureData("emoji64:val-styles", image_size=16, text=captions))
+    with pytest.raises(ValueError, match="the ranker is trained on captions"):
+        module.check_data(PictureData("emoji64:val-styles", image_size=16))
+    with pytest.raises(ValueError, match="trained on pictures, got CodeData"):
+        module.check_data(CodeData.__new__(CodeData))
 
 
 def test_a_checkpoint_says_what_it_holds(module: RankerModule) -> None:

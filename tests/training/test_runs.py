@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback, Trainer
 from PIL import Image
 from safetensors.torch import load_file
 
+from dalle_zoo.cli.fit import ZooCLI
 from dalle_zoo.cli.main import main
 from dalle_zoo.cli.runs import read_curves
 from dalle_zoo.training.checkpoints import newest_checkpoint
@@ -349,6 +351,62 @@ def test_more_updates_go_on_where_the_run_ended(
     assert (states / "00000007.ckpt").read_bytes() == before
     assert main([*arguments, str(UPDATES)]) == 0
     weights = [folder / "model" / "prior" / "model.safetensors" for folder in (tmp_path / "run", runs["prior"].alone)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.parametrize("stage", ["dvae", "prior"])
+def test_a_run_that_ends_by_epochs_goes_on(stage: str, recipes: dict[str, Path], tmp_path: Path) -> None:
+    def fit(run: str, epochs: int) -> bytes:
+        options = ["--trainer.max_steps", "-1", "--checkpoint.every", "1000"]
+        arguments = [*options, "--trainer.max_epochs", str(epochs), "--run", str(tmp_path / run)]
+        assert main(["fit", str(recipes[stage]), *arguments]) == 0
+        return (tmp_path / run / "model" / stage / "model.safetensors").read_bytes()
+
+    alone = fit("alone", 2)
+    first = fit("broken", 1)
+    assert [path.name for path in (tmp_path / "broken" / "checkpoints").iterdir()] == [
+        {"dvae": "00000005.ckpt", "prior": "00000006.ckpt"}[stage]
+    ]
+    curves = read_curves(tmp_path / "broken")
+    assert fit("broken", 1) == first, "the same command has nothing to do"
+    assert read_curves(tmp_path / "broken") == curves
+    assert first != alone == fit("broken", 2)
+
+
+class StopAfter(Callback):
+    """Stops a run as its time limit does, behind the first batch; or as early stopping does, in validation."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        trainer.should_stop |= self.where == "batch"
+
+    def on_validation_end(self, trainer: Trainer, *args: Any) -> None:
+        trainer.should_stop |= self.where == "validation" and not trainer.sanity_checking
+
+
+@pytest.mark.parametrize(("where", "updates"), [("batch", 1), ("validation", 3)])
+def test_a_run_that_is_stopped_ends_with_a_whole_update_and_its_state(
+    where: str, updates: int, recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An update of the prior is two batches, and a validation falls behind the fourth.
+    build = ZooCLI.instantiate_trainer
+
+    def stopped(self: ZooCLI, **options: Any) -> Trainer:
+        made = build(self, **options)
+        made.callbacks.insert(0, StopAfter(where))  # type: ignore[attr-defined]
+        return made
+
+    monkeypatch.setattr(ZooCLI, "instantiate_trainer", stopped)
+    arguments = ["--checkpoint.every", "1000", "--run", str(tmp_path / "run")]
+    assert main(["fit", str(recipes["prior"]), *arguments]) == 0
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"{updates:08d}.ckpt"]
+    monkeypatch.undo()
+    assert main(["fit", str(recipes["prior"]), *arguments]) == 0
+    alone = tmp_path / "alone"
+    assert main(["fit", str(recipes["prior"]), "--checkpoint.every", "1000", "--run", str(alone)]) == 0
+    weights = [folder / "model" / "prior" / "model.safetensors" for folder in (tmp_path / "run", alone)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 

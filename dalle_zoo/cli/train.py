@@ -1,0 +1,95 @@
+"""``dalle-zoo fit | validate | test | predict RECIPE``: what can be answered without loading PyTorch."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dalle_zoo.cli.errors import Parser, UserError
+from dalle_zoo.recipes import find_part, find_recipe, list_recipes
+
+WHAT = {
+    "fit": "Train a recipe; the same command continues a killed run from its newest state.",
+    "validate": "Measure a run on its validation data.",
+    "test": "Measure a run by the trainer's test loop.",
+    "predict": "Draw the pictures of a run's validation data: a dVAE reconstructs all of them, a prior draws\n"
+    "samples for the first of each batch, at most --model.num_samples. A ranker has nothing to draw.",
+}
+EXAMPLES = """\
+Every key of a recipe can be given on the command line as well:
+
+  dalle-zoo {command} prior/tiny --trainer.accelerator cpu --data.batch_size 2
+  dalle-zoo {command} prior/tiny --model.config.width 64 --seed_everything 1 --run runs/wider
+  dalle-zoo {command} prior/tiny --parts 1gpu
+
+`dalle-zoo {command} RECIPE --print_config` prints every key with its value,
+`dalle-zoo {command} RECIPE --help` lists them with their meaning."""
+
+
+def recipe_parser(subcommand: str) -> Parser:
+    """Parser of our own options; all others are keys of the recipe."""
+    p = Parser(
+        prog=f"dalle-zoo {subcommand}",
+        usage=f"dalle-zoo {subcommand} RECIPE [options] [--KEY VALUE ...]",
+        description=WHAT[subcommand],
+        epilog=EXAMPLES.format(command=subcommand),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    p.add_argument("recipe", metavar="RECIPE", help="name from `dalle-zoo recipes`, or a YAML file")
+    p.add_argument("--parts", nargs="+", default=[], metavar="PART", help="parts or YAML files to lay over the recipe")
+    p.add_argument("--run", type=Path, metavar="FOLDER", help="folder of the run (runs/RECIPE)")
+    p.add_argument("--overwrite", action="store_true", help="throw away what the run holds")
+    return p
+
+
+def read_recipe(path: Path) -> Any:
+    """Content of a recipe's file."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+
+
+def run_command(subcommand: str, arguments: list[str]) -> None:
+    """Entry of the four Lightning commands.
+
+    Args:
+        subcommand: "fit", "validate", "test" or "predict".
+        arguments: Recipe name, our options, and overrides such as ``--trainer.max_steps 10``.
+    """
+    parser = recipe_parser(subcommand)
+    if arguments[:1] in (["-h"], ["--help"]):  # behind a recipe, --help lists all keys
+        parser.print_help()
+        return
+    known, overrides = parser.parse_known_args(arguments)
+    files = {path: read_recipe(path) for path in (find_recipe(known.recipe), *map(find_part, known.parts))}
+    name = known.recipe if known.recipe in list_recipes() else Path(known.recipe).stem
+
+    from dalle_zoo.cli.fit import run_recipe  # loads PyTorch and Lightning, which takes seconds
+
+    run_recipe(subcommand, known.run or Path("runs") / name, known.overwrite, files, overrides)
+
+
+def fit(arguments: list[str]) -> None:
+    """Trains a recipe."""
+    run_command("fit", arguments)
+
+
+def validate(arguments: list[str]) -> None:
+    """Measures a run on its validation data."""
+    run_command("validate", arguments)
+
+
+def test(arguments: list[str]) -> None:
+    """Measures a run by the trainer's test loop."""
+    run_command("test", arguments)
+
+
+def predict(arguments: list[str]) -> None:
+    """Draws the pictures of a run's validation data."""
+    run_command("predict", arguments)

@@ -1,0 +1,48 @@
+"""Files that appear whole or not at all: written beside their place, renamed once they have reached the disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def sync(path: Path) -> None:
+    """Waits until the contents of a file have reached the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def publish(aside: Path, path: Path) -> None:
+    """Gives a complete file its name, after its contents have reached the disk."""
+    sync(aside)
+    aside.replace(path)
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Yields the name of a hidden file to write; it becomes ``path`` if the block ends without an error.
+
+    Folders on the way to ``path`` are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield aside
+        publish(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def check_ending(name: str, path: Path, endings: tuple[str, ...] = (".png",)) -> None:
+    """Raises `ValueError` unless a path has the ending of a kind of file that can be written.
+
+    Args:
+        name: The argument, for the message ("path", "--out").
+        path: What came.
+        endings: The kinds; letter case does not matter.
+    """
+    if path.suffix.lower() not in endings:
+        expected = ("one of " if len(endings) > 1 else "") + ", ".join(endings)
+        raise ValueError(f"{name} must end in {expected}, got {str(path)!r}: choose another name")
