@@ -175,13 +175,13 @@ class ZooCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Puts checkpoints, curves and pictures below the run folder."""
-        trainer = super().instantiate_trainer(**kwargs)
+        loggers = default_loggers(self.run) if self.subcommand == "fit" else False
+        trainer = super().instantiate_trainer(logger=loggers, **kwargs)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoint):
                 callback.folder = self.run / "checkpoints"
             if isinstance(callback, PictureLogger):
                 callback.folder = self.run / "pictures"
-        trainer.loggers = default_loggers(self.run) if self.subcommand == "fit" else []
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
         return trainer
 

@@ -92,6 +92,7 @@ def test_the_temperature_is_clamped(module: RankerModule, tmp_path: Path) -> Non
     assert module.net.scale.item() == pytest.approx(100)
 
 
+@pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable.*")  # its batches are all the same
 def test_a_run_goes_on_exactly_where_the_ceiling_binds(
     tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,9 +108,9 @@ def test_a_run_goes_on_exactly_where_the_ceiling_binds(
         )
         return cast(dict[str, Any], torch.load(tmp_path / folder / f"{steps:08d}.ckpt", weights_only=False))
 
-    alone, first = train("alone", 4), train("broken", 2)
+    alone, first = train("alone", 3), train("broken", 1)
     assert float(first["current_model_state"]["net.model.logit_scale"]) == 1.0
-    after = train("broken", 4, tmp_path / "broken" / "00000002.ckpt")
+    after = train("broken", 3, tmp_path / "broken" / "00000001.ckpt")
     for part in ("state_dict", "current_model_state"):
         assert alone[part].keys() == after[part].keys()
         assert all(torch.equal(after[part][name], tensor) for name, tensor in alone[part].items()), part
