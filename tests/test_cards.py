@@ -120,7 +120,6 @@ def test_an_unknown_protocol_has_no_card(folder: Path, result: dict[str, Any]) -
         render_card(folder, result)
 
 
-@pytest.mark.skipif(not CARD.is_file(), reason="no card is committed yet")
 def test_the_committed_card_is_that_of_the_committed_files() -> None:
     result, folder = read_json(RESULT), zoo.BUNDLED / "emoji64"
     check_weights(folder, result)
