@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -31,9 +32,7 @@ class LayerCache:
         self.text_key, self.text_value = text_key, text_value
         buffer = text_key.new_zeros(2, prompts, heads, num_candidates, plan.num_slots, size)
         self.key, self.value = buffer.unbind(0)
-        self.slot_of_key = plan.slot_of_key.tolist()
-        reads = [_as_slice(slots[valid]) for slots, valid in zip(plan.read_slots, plan.valid, strict=True)]
-        self.reads = [r if isinstance(r, slice) else r.to(text_key.device) for r in reads]
+        self.slot_of_key, self.reads = _steps(mask, text_key.device)
 
     @property
     def num_bytes(self) -> int:
@@ -67,6 +66,14 @@ class LayerCache:
         text_weights, image_weights = weights[..., :text], weights[..., text:]
         mixed: Tensor = (image_weights.unsqueeze(-2) @ image_value).squeeze(-2)
         return mixed + text_weights @ self.text_value
+
+
+@lru_cache(maxsize=64)
+def _steps(mask: Mask, device: torch.device) -> tuple[list[int], list[slice | Tensor]]:
+    """Slot that each step writes, and slots that it reads; worked out once a mask, not once a call."""
+    plan = mask.cache_plan()
+    reads = [_as_slice(slots[valid]) for slots, valid in zip(plan.read_slots, plan.valid, strict=True)]
+    return plan.slot_of_key.tolist(), [r if isinstance(r, slice) else r.to(device) for r in reads]
 
 
 def _as_slice(slots: Tensor) -> slice | Tensor:

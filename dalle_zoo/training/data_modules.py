@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -43,7 +44,7 @@ class _Encode:
         return self.encoder(captions, seeds)
 
 
-class CaptionedData(LightningDataModule):
+class CaptionedData(LightningDataModule, ABC):
     """What both kinds of data share: captions to ids, and loaders that resume.
 
     Args:
@@ -68,9 +69,9 @@ class CaptionedData(LightningDataModule):
         self.train_dataloader()
         self.val_dataloader()
 
+    @abstractmethod
     def dataset(self, location: str, training: bool) -> CaptionedDataset:
         """Data of a location."""
-        raise NotImplementedError("subclasses open their kind of data")
 
     def _loader(self, location: str, training: bool) -> ResumableLoader:
         encode: _Encode | None = None
