@@ -20,45 +20,58 @@ from pathlib import Path
 from dalle_zoo.cli.runs import read_curves
 from dalle_zoo.hub import write_json
 
-CONFIG = "--model.init_args.config."
-KL = "--model.init_args.kl_weight."
-RISING = [f"{KL}start=0", f"{KL}end=6.6", f"{KL}steps=100"]
+MODEL = "--model.init_args."
+CONFIG = f"{MODEL}config."
+
+
+def common(steps: int) -> list[str]:
+    """One process, raw weights (so few updates are not averaged), one validation at the end."""
+    return [
+        "--trainer.devices=1",
+        "--trainer.strategy=auto",
+        "--trainer.callbacks=[]",
+        f"--trainer.max_steps={steps}",
+        f"--trainer.val_check_interval={steps}",
+        "--pictures.enabled=false",
+    ]
 
 
 def dvae(steps: int) -> dict[str, list[str]]:
-    """Grid, vocabulary and direction of the KL ramp."""
-    common = [
-        f"--trainer.max_steps={steps}",
-        "--trainer.callbacks=[]",  # so few updates are judged by the raw weights
-        f"--trainer.val_check_interval={steps}",
-        f"--model.init_args.temperature.steps={steps // 2}",
-        f"--model.init_args.kl_weight.steps={steps * 6 // 10}",
-        f"--model.init_args.learning_rate.decay_steps={steps - 100}",
+    """Grid, vocabulary, and how the codes are found."""
+    schedules = [
+        *common(steps),
+        f"{MODEL}temperature.steps={steps * 6 // 10}",
+        f"{MODEL}learning_rate.decay_steps={steps - 100}",
     ]
-    grid_8 = [f"{CONFIG}num_groups=4"]
+    warm = [*schedules, f"{MODEL}warm_start.steps={steps * 3 // 10}"]
+    cold = [*schedules, f"{MODEL}warm_start=null", f"{MODEL}kl_weight.steps={steps * 6 // 10}"]
+    rising = [f"{MODEL}kl_weight.start=0", f"{MODEL}kl_weight.end=6.6"]
+    falling = [f"{MODEL}kl_weight.start=4", f"{MODEL}kl_weight.end=0.2"]
+    grid_16 = [f"{CONFIG}num_groups=3", f"{CONFIG}codebook_size=512"]
     return {
-        "grid 16x16, 512 codes, KL falling 4 to 0.2 (chosen)": common,
-        "grid 16x16, 512 codes, KL rising 0 to 6.6 (the paper's)": [*common, *RISING],
-        "grid 16x16, 2048 codes, KL falling 4 to 0.2": [*common, f"{CONFIG}codebook_size=2048"],
-        "grid 8x8, 1024 codes, KL falling 4 to 0.2": [*common, *grid_8, f"{CONFIG}codebook_size=1024"],
-        "grid 8x8, 1024 codes, KL rising 0 to 6.6": [*common, *RISING, *grid_8, f"{CONFIG}codebook_size=1024"],
+        "8x8 of 2048, warm start (chosen)": warm,
+        "8x8 of 2048, KL rising 0 to 6.6 (the paper's)": [*cold, *rising],
+        "8x8 of 2048, KL falling 4 to 0.2": [*cold, *falling],
+        "8x8 of 512, warm start": [*warm, f"{CONFIG}codebook_size=512"],
+        "16x16 of 512, warm start": [*warm, *grid_16],
+        "16x16 of 512, KL falling 4 to 0.2": [*cold, *falling, *grid_16],
     }
 
 
 def prior(steps: int) -> dict[str, list[str]]:
-    """Masks and shape at about the same number of parameters."""
-    common = [
-        f"--trainer.max_steps={steps}",
-        "--trainer.callbacks=[]",  # so few updates are judged by the raw weights
-        f"--trainer.val_check_interval={steps}",
-        f"--model.init_args.learning_rate.decay_steps={steps}",
-        "--model.init_args.learning_rate.warmup_steps=50",
-        "--pictures.enabled=false",
+    """Masks, width and depth."""
+    schedules = [
+        *common(steps),
+        f"{MODEL}learning_rate.decay_steps={steps}",
+        f"{MODEL}learning_rate.warmup_steps=50",
     ]
     return {
-        "paper masks with kernel 5, 8 layers of 192 (chosen)": common,
-        "full masks, 8 layers of 192": [*common, f"{CONFIG}masks=full"],
-    }
+        "paper masks with kernel 5, 8 layers of 192 (chosen)": schedules,
+        "full masks, 8 layers of 192": [*schedules, f"{CONFIG}masks=full"],
+        "paper masks with kernel 5, 4 layers of 272": [
+            *schedules, f"{CONFIG}num_layers=4", f"{CONFIG}width=272", f"{CONFIG}num_heads=4",
+        ],
+    }  # fmt: skip
 
 
 STAGES = {"dvae": (dvae, "dvae/emoji64"), "prior": (prior, "prior/emoji64")}

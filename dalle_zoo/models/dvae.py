@@ -157,6 +157,10 @@ class Encoder(nn.Module):
         self.groups = nn.Sequential(OrderedDict(groups))
         self.output = _conv(widths[-1], config.codebook_size, 1)
 
+    def features(self, images: Tensor) -> Tensor:
+        """What the logits are a linear map of: mapped pixels (B, C, H, W) to (B, widest group, h, w)."""
+        return F.relu(self.groups(self.input(images)))
+
     def forward(self, images: Tensor) -> Tensor:
         """Encodes.
 
@@ -166,7 +170,7 @@ class Encoder(nn.Module):
         Returns:
             Logits in float32, (B, K, h, w).
         """
-        features = F.relu(self.groups(self.input(images)))
+        features = self.features(images)
         with torch.autocast(features.device.type, enabled=False):  # the paper keeps this layer in float32
             logits: Tensor = self.output(features.to(self.output.weight.dtype))
         return logits.float()
@@ -203,15 +207,16 @@ class Decoder(nn.Module):
         """
         with torch.autocast(cells.device.type, enabled=False):  # the paper keeps this layer in float32
             stem = self.input(cells.to(self.input.weight.dtype))
-        return self._upsample(stem)
+        return self.from_stem(stem)
 
     def from_codes(self, codes: Tensor) -> Tensor:
         """Decodes hard codes (B, h, w): a table look-up instead of a product with one-hot cells."""
         table = self.input.weight[:, :, 0, 0].t()
         stem = F.embedding(codes, table).permute(0, 3, 1, 2) + self.input.bias[:, None, None]  # type: ignore[index]
-        return self._upsample(stem)
+        return self.from_stem(stem)
 
-    def _upsample(self, stem: Tensor) -> Tensor:
+    def from_stem(self, stem: Tensor) -> Tensor:
+        """Decodes vectors of the cells, (B, stem, h, w), to distribution parameters (B, 2C, H, W)."""
         pixels: Tensor = self.output(F.relu(self.groups(stem)))
         return pixels.float()
 

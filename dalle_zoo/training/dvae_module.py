@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
-from dalle_zoo.models.losses import dvae_loss
+from dalle_zoo.models.losses import dvae_loss, logit_laplace_nll
 from dalle_zoo.pictures import picture_rows
 from dalle_zoo.training.base import AdamWConfig, StageModule
 from dalle_zoo.training.data_modules import CodeData, PictureData
 from dalle_zoo.training.schedules import Cosine, LearningRate
+from dalle_zoo.training.warm_start import WarmStart, kmeans, set_codes
 
 PAPER_KL = Cosine(start=0.0, end=6.6, steps=5_000)
 PAPER_TEMPERATURE = Cosine(start=1.0, end=1 / 16, steps=150_000)
@@ -31,6 +32,8 @@ class DVAEModule(StageModule):
         learning_rate: Step size over the updates.
         seed: Seed of the Gumbel noise.
         init_from: Model, by name or folder, whose weights training starts from; fresh weights if missing.
+        warm_start: Updates as an autoencoder and k-means of its features before the relaxation begins; the paper
+            has none. Validation, which uses hard codes, means nothing before they are over.
     """
 
     stage = "dvae"
@@ -45,7 +48,10 @@ class DVAEModule(StageModule):
         learning_rate: LearningRate = PAPER_RATE,
         seed: int = 0,
         init_from: str | None = None,
+        warm_start: WarmStart | None = None,
     ) -> None:
+        if warm_start is not None and init_from is not None:
+            raise ValueError("warm_start would overwrite the codes of init_from: set one of the two to null")
         super().__init__(DVAE(config), adamw, learning_rate, seed)
         self.start_from(init_from)
         net: Any = self.net  # torch 2.13 does not declare this overload of `to`, later ones do
@@ -53,6 +59,10 @@ class DVAEModule(StageModule):
         self.kl_weight = kl_weight
         self.temperature = temperature
         self.code_counts = torch.zeros(config.codebook_size)
+        self.warm_start = warm_start
+        self.features: list[Tensor] = []  # of the last updates of the warm start, the same on every process
+        if warm_start is not None:
+            self.bridge = nn.Conv2d(config.widths[-1], config.decoder_stem, 1)
 
     def check_data(self, data: LightningDataModule) -> None:
         """Raises `ValueError` unless the data are pictures of the network's size."""
@@ -67,14 +77,54 @@ class DVAEModule(StageModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Negative evidence bound at this update's beta and tau."""
         images = batch["image"].to(memory_format=torch.channels_last)
+        if self.warm_start is not None and self.global_step < self.warm_start.steps:
+            return self._autoencode(images, self.warm_start)
+        if self.warm_start is not None and self.features:
+            self._start_codes(self.warm_start)
         tau, beta = self.temperature(self.global_step), self.kl_weight(self.global_step)
         parameters, logits = self.net(images, tau, self.noise_generator(batch_idx))
         loss, parts = dvae_loss(self.net.map_pixels(images), parameters, logits, beta)
+        if self.warm_start is not None:
+            loss = loss + _nothing(self.bridge)
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in parts.items()})
         self.log_dict({"schedule/temperature": tau, "schedule/kl_weight": beta})
         self.observe_loss(loss)
         return loss
+
+    def _autoencode(self, images: Tensor, warm: WarmStart) -> Tensor:
+        """Likelihood without codes; the last updates keep their features."""
+        x = self.net.map_pixels(images)
+        vectors = self.bridge(self.net.encoder.features(x))
+        mu, log_scale = self.net.decoder.from_stem(vectors).chunk(2, dim=1)
+        loss = logit_laplace_nll(x, mu, log_scale).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/nll", loss.detach())
+        self.observe_loss(loss)
+        if self.global_step >= warm.steps - warm.gather:
+            mine = vectors.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
+            self.features.append(_gathered(mine))
+        return loss + _nothing(self.net.encoder.output, self.net.decoder.input)
+
+    def _start_codes(self, warm: WarmStart) -> None:
+        """Ends the warm start: the centres of the features become the codes."""
+        generator = torch.Generator().manual_seed(self.seed)
+        vectors = torch.cat([part.to(self.device) for part in self.features])
+        centres, distance = kmeans(vectors, self.net.codebook_size, warm.iterations, generator)
+        centres, distance = self.trainer.strategy.broadcast((centres, distance))
+        set_codes(self.net, self.bridge, centres, warm.sharpness / float(distance.clamp(min=1e-12)))
+        self.features.clear()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what a run killed in its warm start needs."""
+        super().on_save_checkpoint(checkpoint)
+        if self.features:
+            checkpoint["warm_start_features"] = list(self.features)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the features of the warm start up again."""
+        super().on_load_checkpoint(checkpoint)
+        self.features = list(checkpoint.get("warm_start_features", ()))
 
     def on_validation_epoch_start(self) -> None:
         """Empties the counts of codes."""
@@ -112,3 +162,17 @@ class DVAEModule(StageModule):
         """Originals above their reconstructions from hard codes."""
         images = batch["image"].to(self.device)
         return {"reconstructions": picture_rows(images, self.net.decode(self.net.encode(images)))}
+
+
+def _gathered(mine: Tensor) -> Tensor:
+    """Rows (N, D) of all processes, (world * N, D); Lightning's own way to them is deprecated in torch."""
+    if not torch.distributed.is_initialized():
+        return mine
+    everyones = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(everyones, mine.contiguous())
+    return torch.cat(everyones)
+
+
+def _nothing(*unused: nn.Module) -> Tensor:
+    """A zero that depends on the parameters of modules: all take part in every update, as DDP expects."""
+    return torch.stack([0.0 * p.sum() for module in unused for p in module.parameters()]).sum()

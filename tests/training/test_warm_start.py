@@ -1,0 +1,126 @@
+"""The warm start of the codes: k-means, its way into the network, and a run with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.utils.data
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.nn import functional as F
+
+from dalle_zoo.models.dvae import DVAE, DVAEConfig
+from dalle_zoo.training import LearningRate
+from dalle_zoo.training.dvae_module import DVAEModule
+from dalle_zoo.training.warm_start import WarmStart, kmeans, set_codes
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`.*"),
+    # lightning 2.6 calls a deprecated part of torch's pytree
+    pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*"),
+]
+CONFIG = DVAEConfig(image_size=16, width=8, num_groups=3, blocks_per_group=1, decoder_stem=8, codebook_size=16)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_kmeans_finds_clusters() -> None:
+    spots = torch.tensor([[0.0, 0.0], [10.0, 0.0]])
+    vectors = (spots[:, None] + 0.1 * torch.randn(2, 50, 2, generator=seeded())).flatten(0, 1)
+    centres, distance = kmeans(vectors, 2, 20, seeded(3))
+    order = torch.cdist(spots, centres).argmin(1)
+    assert sorted(order.tolist()) == [0, 1]
+    torch.testing.assert_close(centres[order], vectors.view(2, 50, 2).mean(1))
+    assert float(distance) == pytest.approx(0.02, rel=0.3)
+
+
+def test_an_empty_cluster_moves() -> None:
+    vectors = torch.cat([torch.zeros(50, 2), torch.ones(1, 2)])
+    found = {tuple(kmeans(vectors, 2, 50, seeded(s))[0].sum(1).sort().values.tolist()) for s in range(3)}
+    assert found == {(0.0, 2.0)}  # though both centres start at zero nearly always
+
+
+def test_kmeans_needs_as_many_vectors_as_codes() -> None:
+    with pytest.raises(ValueError, match="at least 5 vectors for as many codes, got 4"):
+        kmeans(torch.zeros(4, 2), 5, 1, seeded())
+
+
+def test_codes_are_the_nearest_centres() -> None:
+    torch.manual_seed(0)
+    dvae, bridge = DVAE(CONFIG), nn.Conv2d(CONFIG.widths[-1], CONFIG.decoder_stem, 1)
+    centres = torch.randn(16, 8)
+    set_codes(dvae, bridge, centres, 3.0)
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        cells = bridge(dvae.encoder.features(dvae.map_pixels(images))).permute(0, 2, 3, 1)
+        distances = torch.cdist(cells, centres).square()
+        assert torch.equal(dvae.encode(images), distances.argmin(-1))
+        logits = dvae.logits(images).permute(0, 2, 3, 1)
+        torch.testing.assert_close(F.softmax(logits, -1), F.softmax(-3 * distances, -1), atol=1e-5, rtol=1e-3)
+        codes = torch.arange(16).view(1, 4, 4)
+        stem = centres[codes].permute(0, 3, 1, 2)
+        torch.testing.assert_close(dvae.decoder.from_codes(codes), dvae.decoder.from_stem(stem))
+
+
+def module(**options: Any) -> DVAEModule:
+    torch.manual_seed(0)
+    return DVAEModule(CONFIG, learning_rate=LearningRate(peak=5e-3, warmup_steps=0, decay="constant"), **options)
+
+
+def fit(stage: DVAEModule, steps: int) -> Trainer:
+    shades = torch.rand(200, 4, 3, 2, 2, generator=seeded())
+    batches = [{"image": F.interpolate(part, (16, 16))} for part in shades]
+    trainer = Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader: Any = torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    trainer.fit(stage, loader)
+    return trainer
+
+
+def codes_used(stage: DVAEModule) -> int:
+    images = F.interpolate(torch.rand(64, 3, 2, 2, generator=seeded(1)), (16, 16))
+    return len(stage.net.encode(images).unique())
+
+
+def test_a_run_spreads_its_codes() -> None:
+    stage = module(warm_start=WarmStart(steps=60, gather=8))
+    fit(stage, 60)
+    assert len(stage.features) == 8
+    assert stage.features[0].shape == (4 * 16, 8)  # four pictures of 4 x 4 cells
+    fresh = module(warm_start=WarmStart(steps=60, gather=8))
+    assert torch.allclose(stage.net.decoder.input.weight, fresh.net.decoder.input.weight, rtol=1e-3)  # only decayed
+    stage = module(warm_start=WarmStart(steps=60, gather=8))
+    fit(stage, 61)
+    assert not stage.features
+    plain = module()
+    fit(plain, 61)
+    assert codes_used(stage) > 2 * codes_used(plain)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 10, "gather": 11}, "gather must lie between 1 and steps 10, got 11"),
+        ({"steps": 40, "sharpness": 0.0}, "sharpness must be above 0"),
+        ({"steps": 40, "iterations": 0}, "iterations at least 1"),
+    ],
+)
+def test_impossible_settings_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WarmStart(**options)
+
+
+def test_warm_start_and_trained_codes_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="would overwrite the codes of init_from"):
+        module(warm_start=WarmStart(steps=40), init_from="emoji64")
