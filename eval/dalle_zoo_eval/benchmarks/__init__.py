@@ -1,0 +1,41 @@
+"""Readers of benchmarks: folders in a known layout to pictures with captions.
+
+| module | what it holds |
+|---|---|
+| `base` | what every reader gives, and the registry of layouts |
+| `coco` | MS-COCO captions 2014 and 2017 |
+| `cub` | CUB-200-2011, with the class-disjoint split and bounding boxes |
+| `attngan` | the layout of AttnGAN and DM-GAN, for both |
+| `folder` | any folder of pictures |
+| `safe_pickle` | pickles of plain data |
+| `captions` | the pinned list of captions |
+| `pictures` | decoding and cropping |
+"""
+
+from dalle_zoo_eval.benchmarks import attngan, coco, cub, folder  # noqa: F401 (they register themselves)
+from dalle_zoo_eval.benchmarks.base import LAYOUTS, Benchmark, BenchmarkError, Item, read_benchmark
+from dalle_zoo_eval.benchmarks.captions import (
+    CaptionList,
+    choose_captions,
+    load_captions,
+    load_exclusions,
+    save_captions,
+)
+from dalle_zoo_eval.benchmarks.pictures import load_picture
+from dalle_zoo_eval.benchmarks.safe_pickle import UnsafePickleError, load_plain
+
+__all__ = [
+    "LAYOUTS",
+    "Benchmark",
+    "BenchmarkError",
+    "CaptionList",
+    "Item",
+    "UnsafePickleError",
+    "choose_captions",
+    "load_captions",
+    "load_exclusions",
+    "load_picture",
+    "load_plain",
+    "read_benchmark",
+    "save_captions",
+]

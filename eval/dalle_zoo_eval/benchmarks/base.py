@@ -1,0 +1,221 @@
+"""What every reader of a benchmark gives: captioned pictures, and the names of those it left out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+
+from dalle_zoo.data.samples import read_captions
+from dalle_zoo.registry import Registry, UnknownNameError, suggest
+
+log = logging.getLogger(__name__)
+
+
+class BenchmarkError(ValueError):
+    """A benchmark that is not what it should be; the message says what was expected, what came and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One picture of a benchmark, still undecoded."""
+
+    key: str
+    """Name, unique in its benchmark: a relative path without its ending."""
+    image: Path | None
+    """Picture file; None where only the captions are at hand."""
+    captions: tuple[str, ...]
+    """Captions without line breaks, not empty; none at all in a folder without captions."""
+    box: tuple[float, float, float, float] | None = None
+    """Left, top, width and height of what the picture shows, in pixels."""
+    group: str = ""
+    """Class, where the benchmark has classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Pictures and captions to measure with; the readers sort them by key.
+
+    Raises:
+        BenchmarkError: No item at all, or two of one key.
+    """
+
+    name: str
+    """Layout and split, such as ``coco:val2014``."""
+    root: Path
+    items: tuple[Item, ...]
+    skipped: tuple[str, ...] = ()
+    """What was left out, as "key: reason"."""
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            first = "; ".join(self.skipped[:3])
+            left_out = f": all {len(self.skipped)} entries were left out, such as {first}" if first else ""
+            raise BenchmarkError(f"benchmark {self.name} in {self.root} holds no usable picture{left_out}")
+        for before, after in pairwise(sorted(item.key for item in self.items)):
+            if before == after:
+                raise BenchmarkError(f"benchmark {self.name} in {self.root} lists the picture {after!r} twice")
+
+    def sha256(self) -> str:
+        """Digest of keys, captions, boxes, classes, and the names and sizes of the picture files.
+
+        Where the folder lies does not count, nor where in it the pictures lie.
+        """
+        digest = hashlib.sha256()
+        for item in self.items:
+            picture = None if item.image is None else [item.image.name, item.image.stat().st_size]
+            record = [item.key, item.captions, item.box, item.group, picture]
+            digest.update(json.dumps(record).encode())
+        return digest.hexdigest()
+
+
+Reader = Callable[[Path, str], Benchmark]
+"""(root, split) to a benchmark."""
+
+LAYOUTS: Registry[Reader] = Registry("benchmark layout", group="dalle_zoo.benchmarks")
+
+_LAYOUT_FILES = {
+    # layout: (what it alone has, all that belongs there); the first that fits names a folder
+    "attngan": (
+        "captions.pickle",
+        "captions.pickle, SPLIT/filenames.pickle and images/KEY.jpg, or, for birds, CUB_200_2011/images.txt, "
+        "CUB_200_2011/bounding_boxes.txt and CUB_200_2011/images/KEY.jpg; perhaps SPLIT/class_info.pickle and "
+        "text/KEY.txt",
+    ),
+    "cub": (
+        "images.txt",
+        "images.txt, image_class_labels.txt, classes.txt, images/CLASS/NAME.jpg, text_c10/CLASS/NAME.txt, perhaps "
+        "bounding_boxes.txt, and for the split zeroshot_train.txt with zeroshot_test.txt, or train_test_split.txt",
+    ),
+    "coco": (
+        "annotations",
+        "annotations/captions_SPLIT.json (or .json.gz) and the pictures in SPLIT/ or images/SPLIT/",
+    ),
+}
+
+
+def read_benchmark(layout: str, root: Path, split: str) -> Benchmark:
+    """Reads a benchmark; no picture is decoded yet.
+
+    Entries without captions or without a picture are left out, named in `Benchmark.skipped`, and counted in a
+    warning of the log.
+
+    Args:
+        layout: A name of `LAYOUTS`: ``coco``, ``cub``, ``attngan``, ``folder``.
+        root: Its folder.
+        split: A split of the layout; see the readers.
+
+    Raises:
+        UnknownNameError: No such layout or split.
+        BenchmarkError: Files are missing, damaged or do not fit each other, or nothing is left.
+    """
+    read = LAYOUTS[layout]
+    if not root.is_dir():
+        raise BenchmarkError(f"root must be the folder of a benchmark, got {str(root)!r}: there is no such folder")
+    benchmark = read(root, split)
+    if skipped := benchmark.skipped:
+        total = len(skipped) + len(benchmark.items)
+        log.warning(
+            "benchmark %s: %d of %d entries left out, such as %s", benchmark.name, len(skipped), total, skipped[0]
+        )
+    return benchmark
+
+
+# ---- what the readers share
+
+
+def check_split(layout: str, split: str, known: Iterable[str]) -> None:
+    """Raises `UnknownNameError` for a split that a layout does not have."""
+    if split not in (splits := list(known)):
+        raise UnknownNameError(suggest(f"split of {layout}", split, splits))
+
+
+def usable(name: str, root: Path, items: Iterable[Item], skipped: Sequence[str] = ()) -> Benchmark:
+    """The benchmark of those items that have captions and a picture file; the others are named.
+
+    Args:
+        name: Layout and split.
+        root: Folder of the benchmark.
+        items: All entries, in any order.
+        skipped: What the reader left out before.
+    """
+    kept, left_out = [], list(skipped)
+    for item in sorted(items, key=lambda item: item.key):
+        if not item.captions:
+            left_out.append(f"{item.key}: has no caption")
+        elif item.image is None or not item.image.is_file():
+            left_out.append(f"{item.key}: its picture {item.image} is missing")
+        elif not item.image.stat().st_size:
+            left_out.append(f"{item.key}: its picture {item.image} is empty")
+        else:
+            kept.append(item)
+    return Benchmark(name=name, root=root, items=tuple(kept), skipped=tuple(left_out))
+
+
+def missing(layout: str, root: Path, what: str) -> BenchmarkError:
+    """The error for a file or folder that a layout needs, with what the folder looks like instead.
+
+    Args:
+        layout: Layout that was asked for.
+        root: Folder that should have it.
+        what: The missing path or paths, relative to the folder.
+    """
+    hint = ""
+    if (found := _recognised(root)) and found != layout:
+        hint = f" The folder looks like the layout {found!r}."
+    elif not found and (inside := {p.name: look for p in sorted(root.iterdir()) if (look := _recognised(p))}):
+        name, found = next(iter(inside.items()))
+        hint = f" Its folder {name} looks like the layout {found!r}: perhaps name that one."
+    return BenchmarkError(f"{root}: there is no {what}. The layout {layout!r} has {_LAYOUT_FILES[layout][1]}.{hint}")
+
+
+def _recognised(folder: Path) -> str | None:
+    """Known layout that a folder seems to have."""
+    return next((name for name, (mark, _) in _LAYOUT_FILES.items() if (folder / mark).exists()), None)
+
+
+def read_lines(layout: str, root: Path, name: str) -> list[str]:
+    """Lines of a text file that a layout needs, stripped, without empty ones."""
+    try:
+        lines = (root / name).read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise missing(layout, root, name) from None
+    except UnicodeDecodeError as error:
+        raise BenchmarkError(f"{root / name} must be a text file in UTF-8: {error}") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def checked_key(key: object, where: str) -> str:
+    """A key out of a foreign file, which must stay inside the folder it is joined to."""
+    if not isinstance(key, str) or not key or "\0" in key:
+        raise BenchmarkError(f"{where}: expected the name of a picture, got {key!r}")
+    path = PurePosixPath(key)
+    if path.is_absolute() or ".." in path.parts or "\\" in key:
+        raise BenchmarkError(f"{where}: expected a name inside the folder of the pictures, got {key!r}")
+    return key
+
+
+def clean_captions(captions: Iterable[str]) -> tuple[str, ...]:
+    r"""Captions with single spaces between words and no others; empty ones are dropped.
+
+    MS-COCO has captions with line breaks in them. The replacement character U+FFFD, which some captions of birds
+    have where a character was lost, counts as a space.
+
+    Example:
+        >>> clean_captions([" a cat\non a mat ", " "])
+        ('a cat on a mat',)
+    """
+    words = (caption.replace("\ufffd", " ").split() for caption in captions)
+    return tuple(" ".join(caption) for caption in words if caption)
+
+
+def captions_beside(path: Path) -> tuple[str, ...]:
+    """Captions of a text file, one a line; none if the file is missing or is not UTF-8."""
+    try:
+        return clean_captions(read_captions(None, path.read_bytes()))
+    except OSError:
+        return ()

@@ -1,0 +1,51 @@
+"""Any folder of pictures, with or without captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dalle_zoo.data.folder import FolderSource
+from dalle_zoo.data.samples import read_captions
+from dalle_zoo_eval.benchmarks.base import (
+    LAYOUTS,
+    Benchmark,
+    BenchmarkError,
+    Item,
+    check_split,
+    clean_captions,
+    usable,
+)
+
+SPLITS = ("all",)
+
+
+@LAYOUTS.register("folder")
+def read_folder(root: Path, split: str) -> Benchmark:
+    """Reads the pictures below a folder; keys and captions as `dalle_zoo.data.FolderSource`.
+
+    Where no picture has captions, all are kept: they can be measured, but nothing can be drawn from them. Where some
+    have, the others are left out.
+
+    Args:
+        root: The folder.
+        split: ``all``; to read a part, name its folder.
+
+    Raises:
+        UnknownNameError: Another split.
+        BenchmarkError: There is no picture.
+    """
+    check_split("folder", split, SPLITS)
+    items = [
+        Item(key=key, image=root / path, captions=_captions(root / path))
+        for key, path in FolderSource(root).pictures.items()
+    ]
+    if not items:
+        raise BenchmarkError(f"{root} holds no picture: name a folder with .jpg, .png or other pictures below it")
+    if any(item.captions for item in items):
+        return usable("folder:all", root, items)
+    return Benchmark(name="folder:all", root=root, items=tuple(sorted(items, key=lambda item: item.key)))
+
+
+def _captions(picture: Path) -> tuple[str, ...]:
+    texts = [picture.with_suffix(suffix) for suffix in (".json", ".txt")]
+    return clean_captions(read_captions(*(path.read_bytes() if path.is_file() else None for path in texts)))

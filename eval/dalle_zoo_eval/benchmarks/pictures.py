@@ -1,0 +1,83 @@
+"""Reference pictures from file to pixels."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dalle_zoo.data.images import CorruptImageError, decode_image
+from dalle_zoo.data.transforms import center_transform
+from dalle_zoo.registry import UnknownNameError, suggest
+from dalle_zoo_eval.benchmarks.base import BenchmarkError, Item
+
+Crop = Literal["none", "center", "box"]
+
+
+def load_picture(item: Item, crop: Crop, size: int | None) -> Tensor:
+    """Decodes the picture of an item, upright and in RGB.
+
+    | crop | without a size | with a size |
+    |---|---|---|
+    | ``none`` | the whole picture | squeezed to a square |
+    | ``center`` | the square in its centre | that square, resized |
+    | ``box`` | the square around its bounding box | the square in the centre of that, resized |
+
+    The square of ``box`` is one and a half times as wide as the longer side of the box and clipped to the picture, so
+    it may come out oblong. Resizing is Lanczos, as in `dalle_zoo.data.center_transform`.
+
+    Args:
+        item: What to load.
+        crop: Part of the picture.
+        size: Side of the result in pixels, or None to leave it as it is.
+
+    Returns:
+        uint8 (3, H, W).
+
+    Raises:
+        UnknownNameError: Another crop.
+        BenchmarkError: The picture is missing or damaged, or has no bounding box inside it.
+    """
+    if crop not in get_args(Crop):
+        raise UnknownNameError(suggest("crop", crop, get_args(Crop)))
+    if size is not None and size < 1:
+        raise BenchmarkError(f"size must be at least 1, or None, got {size}")
+    image = _decode(item)
+    if crop == "box":
+        image = _box_crop(item, image)
+    if crop == "none":
+        return _pixels(image if size is None else image.resize((size, size), Image.Resampling.LANCZOS))
+    if size is not None:
+        return center_transform(image, size)
+    return _pixels(image) if crop == "box" else center_transform(image, min(image.size))
+
+
+def _decode(item: Item) -> Image.Image:
+    if item.image is None:
+        raise BenchmarkError(f"{item.key} has no picture: its benchmark holds captions alone")
+    try:
+        return decode_image(item.image.read_bytes())
+    except (OSError, CorruptImageError) as error:
+        raise BenchmarkError(f"picture {item.image} of {item.key} cannot be used: {error}") from error
+
+
+def _box_crop(item: Item, image: Image.Image) -> Image.Image:
+    """The square around a bounding box, rounded as AttnGAN's code/datasets.py does (`get_imgs`)."""
+    if item.box is None:
+        raise BenchmarkError(f"{item.key} has no bounding box: is there a bounding_boxes.txt? Or crop otherwise")
+    left, top, width, height = map(int, item.box)
+    r = int(0.75 * max(width, height))
+    x, y = (2 * left + width) // 2, (2 * top + height) // 2
+    edges = max(x - r, 0), max(y - r, 0), min(x + r, image.width), min(y + r, image.height)
+    if edges[0] >= edges[2] or edges[1] >= edges[3]:
+        raise BenchmarkError(
+            f"bounding box {item.box} of {item.key} must lie in its picture of {image.width} x {image.height} pixels"
+        )
+    return image.crop(edges)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
