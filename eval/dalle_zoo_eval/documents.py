@@ -1,0 +1,132 @@
+"""One document in two forms: Markdown, with pictures beside it, and HTML that holds its pictures."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2, h3 { line-height: 1.25; margin-top: 2rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.875rem; }
+th, td { border-bottom: 1px solid #ddd; padding: 0.3rem 0.75rem 0.3rem 0; text-align: left; vertical-align: top; }
+th { border-bottom: 2px solid #888; }
+td { overflow-wrap: anywhere; min-width: 3rem; }
+tr.strong td { background: #fff3e6; }
+tr.strong td:first-child { font-weight: 600; }
+td small { white-space: nowrap; color: #555; }
+img { max-width: 100%; height: auto; }
+""".strip()
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading; level 1 is the document's title."""
+
+    level: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Sentences."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list; may be empty."""
+
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of equal length below a head; the strong ones stand out. What follows a line break in a cell is small."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    strong: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file."""
+
+    name: str
+    """Name of the file beside the Markdown."""
+    png: bytes
+    text: str
+    """What it shows, for people who do not see it."""
+
+
+Block = Heading | Paragraph | Bullets | Table | Picture
+
+
+def to_markdown(blocks: Sequence[Block]) -> str:
+    """The document as Markdown; pictures are links to files beside it."""
+    return "\n\n".join(part for block in blocks if (part := _markdown(block))) + "\n"
+
+
+def to_html(blocks: Sequence[Block]) -> str:
+    """The document as one HTML file that needs no other."""
+    title = next((block.text for block in blocks if isinstance(block, Heading)), "")
+    head = f'<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n<style>\n{_STYLE}\n</style>'
+    body = "\n".join(part for block in blocks if (part := _html(block)))
+    return f'<!doctype html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
+
+
+def _markdown(block: Block) -> str:
+    match block:
+        case Heading():
+            return "#" * block.level + " " + _plain(block.text)
+        case Paragraph():
+            return _plain(block.text)
+        case Bullets():
+            return "\n".join(f"- {_plain(item)}" for item in block.items)
+        case Table():
+            rows = [[_plain(cell) for cell in row] for row in block.rows]
+            rows = [[f"**{row[0]}**", *row[1:]] if n in block.strong else row for n, row in enumerate(rows)]
+            lines = ["| " + " | ".join(row) + " |" for row in [[_plain(cell) for cell in block.head], *rows]]
+            lines.insert(1, "|" + "---|" * len(block.head))
+            return "\n".join(lines)
+        case Picture():
+            return f"![{_plain(block.text)}]({block.name})"
+
+
+def _plain(text: str) -> str:
+    """Text on one line in which neither Markdown nor HTML finds anything to interpret."""
+    line = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", line)
+
+
+def _html(block: Block) -> str:
+    escape = html.escape
+    match block:
+        case Heading():
+            return f"<h{block.level}>{escape(block.text)}</h{block.level}>"
+        case Paragraph():
+            return f"<p>{escape(block.text)}</p>"
+        case Bullets():
+            items = "".join(f"<li>{escape(item)}</li>\n" for item in block.items)
+            return f"<ul>\n{items}</ul>" if items else ""
+        case Table():
+            head = "".join(f"<th>{escape(cell)}</th>" for cell in block.head)
+            rows = [f"<tr>{head}</tr>"]
+            for number, row in enumerate(block.rows):
+                mark = ' class="strong"' if number in block.strong else ""
+                rows.append(f"<tr{mark}>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>")
+            return '<div class="wide">\n<table>\n' + "\n".join(rows) + "\n</table>\n</div>"
+        case Picture():
+            data = base64.b64encode(block.png).decode()
+            return f'<p><img alt="{escape(block.text)}" src="data:image/png;base64,{data}"></p>'
+
+
+def _cell(text: str) -> str:
+    first, *rest = (html.escape(line) for line in text.split("\n"))
+    return first + "".join(f"<br><small>{line}</small>" for line in rest)

@@ -1,0 +1,118 @@
+"""Figures of a report: scores against the blur radius and against the number of candidates."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+# Colours of Okabe and Ito, which colour-blind people can tell apart; yellow is too pale for a line on white.
+_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#000000")
+_GREYS = ("0.35", "0.5", "0.65")
+_MARKERS = "os^Dv"
+_DASHES = ("--", "-.", ":")
+_OPEN_MARKERS = "oxsD^+v*"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of a figure."""
+
+    label: str
+    """What the legend says."""
+    points: Mapping[int, float]
+    """Place on the axis to score."""
+    intervals: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    """Lowest and highest plausible score, for the places that have one."""
+    measured: bool
+    """Measured lines are thick and coloured, published ones thin and grey."""
+    comparable: bool = True
+    """False dots the line: its number of samples is another."""
+
+
+def line_figure(lines: Sequence[Line], *, title: str, score: str, axis: str, logarithmic: bool = False) -> bytes:
+    """Draws lines with a legend beside them.
+
+    Args:
+        lines: At least one, with at least one point each.
+        title: Above the figure.
+        score: What the upright axis shows.
+        axis: What the level axis shows.
+        logarithmic: Whether the level axis doubles from mark to mark (candidates); otherwise its places stand at
+            equal distances, as in figure 9 of the paper.
+
+    Returns:
+        A PNG file.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no window, no global state
+
+    if not lines or not all(line.points for line in lines):
+        raise ValueError("a figure needs at least one line, and every line at least one point")
+    places = sorted({place for line in lines for place in line.points})
+    figure = Figure(figsize=(9.5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    if logarithmic:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(places, [str(place) for place in places])
+        axes.minorticks_off()
+    else:
+        axes.set_xticks(range(len(places)), [str(place) for place in places])
+    numbers = {True: 0, False: 0}
+    drawn: list[Any] = []
+    labels: list[str] = []
+    ordered = sorted(lines, key=lambda line: not line.measured)
+    for line in ordered:
+        number = numbers[line.measured]
+        numbers[line.measured] += 1
+        at = {place: place if logarithmic else places.index(place) for place in line.points}
+        level = [at[place] for place in sorted(line.points)]
+        upright = [line.points[place] for place in sorted(line.points)]
+        drawn += axes.plot(level, upright, **_look(line, number))
+        labels.append(textwrap.fill(line.label, 34))
+        for place, (low, high) in line.intervals.items():
+            if place in at:
+                colour = _COLOURS[number % len(_COLOURS)]
+                axes.vlines(at[place], low, high, colors=colour, linewidth=3, alpha=0.4, zorder=3)
+    axes.set_title(title, parse_math=False)
+    axes.set_xlabel(axis)
+    axes.set_ylabel(score)
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    # Beside the axes, where it hides nothing.
+    legend = axes.legend(
+        drawn, ["-"] * len(drawn), loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9
+    )
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_parse_math(False)  # a pair of dollar signs is no formula
+        text.set_text(label)  # afterwards: the legend would leave out a name with an underscore in front
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name in letters that the font lacks
+        # Without the version of the library in it, equal scores give equal files.
+        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
+    return file.getvalue()
+
+
+def _look(line: Line, number: int) -> dict[str, Any]:
+    if line.measured:
+        return {
+            "color": _COLOURS[number % len(_COLOURS)],
+            "linestyle": "-" if line.comparable else ":",
+            "linewidth": 2.2,
+            "marker": _MARKERS[number % len(_MARKERS)],
+            "markersize": 6,
+            "zorder": 4,
+        }
+    return {
+        "color": _GREYS[number % len(_GREYS)],
+        "linestyle": _DASHES[number % len(_DASHES)],
+        "linewidth": 1.2,
+        "marker": _OPEN_MARKERS[number % len(_OPEN_MARKERS)],
+        "markerfacecolor": "white",
+        "markersize": 5,
+        "zorder": 2,
+    }

@@ -1,0 +1,311 @@
+"""Protocols: everything besides the model that fixes a score, read from YAML.
+
+The files lie in ``eval/protocols``; a file of one's own works as well. ``emoji64`` is not among them: it measures
+other things, in a module of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dalle_zoo.registry import UnknownNameError, suggest
+from dalle_zoo_eval.shipped import DataFileError, check_keys, mapping, read_yaml, shipped_folder
+
+LAYOUTS = ("coco", "cub", "attngan", "folder")
+"""Layouts in which a benchmark may lie on disk."""
+METRICS = ("fid", "is", "kid", "precision", "recall", "clip_score", "r_precision")
+"""Metrics that a protocol may ask for."""
+FID_FAMILIES = ("inception-2015", "dmgan")
+"""Kinds of FID. Their scores differ by several points for the same pictures, so they never share a column."""
+PUBLISHED = ("coco", "cub")
+"""Tables of published scores."""
+
+C = TypeVar("C")
+
+
+class ProtocolError(DataFileError):
+    """A protocol that cannot be used; the message names the field, what was expected and what came."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionRule:
+    """Which captions are asked for."""
+
+    rule: str
+    """``one``: one caption of each picture, drawn by seed. ``unique``: all captions of the split, each text once."""
+    count: int | None = None
+    """Captions in all; None takes as many as the rule gives. Fewer than the count is an error, never a smaller run."""
+    seed: int = 0
+    """Seed of the choice."""
+    exclusions: bool = False
+    """Whether a list of pictures to leave out must be given, as for the de-duplicated variant."""
+
+    def __post_init__(self) -> None:
+        _choice("captions.rule", self.rule, ("one", "unique"))
+        if self.count is not None:
+            _integer("captions.count", self.count, 2)
+        _integer("captions.seed", self.seed, 0)
+        if not isinstance(self.exclusions, bool):
+            raise ProtocolError(f"captions.exclusions must be true or false, got {self.exclusions!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureRule:
+    """How the pictures of the benchmark are cut and scaled before they are measured."""
+
+    crop: str = "center"
+    """``none``; ``center``: the largest centred square; ``box``: a square around the bounding box (CUB)."""
+    size: int = 256
+    """Side in pixels."""
+
+    def __post_init__(self) -> None:
+        _choice("picture.crop", self.crop, ("none", "center", "box"))
+        _integer("picture.size", self.size, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingRule:
+    """How many pictures a model draws."""
+
+    candidates: int = 1
+    """Pictures N of a caption, of which the model's ranker chooses one; 1 needs no ranker."""
+    curve: tuple[int, ...] = ()
+    """Numbers of candidates on the axis of figure 9(c); those above ``candidates`` are passed over."""
+    chunk: int = 50
+    """Captions that are drawn, measured and stored together; part of the numbers in their last bits."""
+
+    def __post_init__(self) -> None:
+        _integer("sampling.candidates", self.candidates, 1)
+        _rising("sampling.curve", self.curve, 1)
+        _integer("sampling.chunk", self.chunk, 1)
+
+    def counts(self, candidates: int | None = None) -> tuple[int, ...]:
+        """Numbers of candidates that are measured, smallest first.
+
+        Args:
+            candidates: Instead of the protocol's own.
+
+        Example:
+            >>> SamplingRule(candidates=1, curve=(1, 2, 4, 8)).counts(5)
+            (1, 2, 4, 5)
+        """
+        most = self.candidates if candidates is None else candidates
+        return tuple(sorted({most, *(n for n in self.curve if n < most)}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceRecord:
+    """Statistics of the benchmark's own pictures under one network, as we measured them, for the self-check.
+
+    A number that we have not measured is None and is not checked.
+    """
+
+    family: str
+    """Network, one of the protocol's ``fid_families``."""
+    count: int | None = None
+    """Pictures."""
+    mean_norm: float | None = None
+    """Euclidean norm of the mean of the features."""
+    trace: float | None = None
+    """Trace of their covariance."""
+    tolerance: float | None = None
+    """Largest relative difference of ``mean_norm`` and ``trace`` that passes."""
+
+    def __post_init__(self) -> None:
+        _choice("reference.family", self.family, FID_FAMILIES)
+        if self.count is not None:
+            _integer("reference.count", self.count, 2)
+        for name in ("mean_norm", "trace", "tolerance"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and value > 0):
+                raise ProtocolError(f"reference.{name} must be a number above 0 or null, got {value!r}")
+        if self.tolerance is None and (self.mean_norm, self.trace) != (None, None):
+            raise ProtocolError("reference.tolerance is missing: mean_norm and trace cannot be checked without it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Everything besides the model that fixes a score; repeated in the result file.
+
+    Raises:
+        ProtocolError: A field has a value that is not allowed, or two fields do not go together.
+    """
+
+    name: str
+    """Lower-case letters, digits and hyphens."""
+    title: str
+    """One line for people."""
+    benchmark: dict[str, str]
+    """Split by layout, for every layout in which the benchmark may lie on disk; the first one is the usual."""
+    captions: CaptionRule
+    """Which captions are asked for."""
+    picture: PictureRule = field(default_factory=PictureRule)
+    """How the benchmark's pictures are cut and scaled."""
+    sampling: SamplingRule = field(default_factory=SamplingRule)
+    """How many pictures a model draws."""
+    blur: tuple[int, ...] = (0,)
+    """Radii of the Gaussian blur that both sides get, in pixels, smallest first; 0 is none. Figure 9's are
+    0, 1, 2, 4, 8."""
+    metrics: tuple[str, ...] = ("fid",)
+    """What is measured, of `METRICS`."""
+    fid_families: tuple[str, ...] = ("inception-2015",)
+    """Kinds of FID, of `FID_FAMILIES`."""
+    is_splits: int = 10
+    """Parts over which the inception score is averaged."""
+    published: tuple[str, ...] = ()
+    """Tables of published scores, of `PUBLISHED`, that the measured ones may stand beside."""
+    reference: tuple[ReferenceRecord, ...] = ()
+    """Statistics that the self-check compares the benchmark's pictures with; empty where we have none."""
+    notes: tuple[str, ...] = ()
+    """Sentences that every report repeats: where the protocol departs from its model, and why."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name):
+            raise ProtocolError(f"name must be lower-case letters, digits and hyphens, got {self.name!r}")
+        if not isinstance(self.title, str) or not self.title.strip() or "\n" in self.title:
+            raise ProtocolError(f"title must be one line of text, got {self.title!r}")
+        self._check_benchmark()
+        _rising("blur", self.blur, 0)
+        if not self.blur or self.blur[0] != 0:
+            raise ProtocolError(f"blur must begin with 0, the score without blur, got {list(self.blur)}")
+        _choices("metrics", self.metrics, METRICS)
+        _choices("fid_families", self.fid_families, FID_FAMILIES)
+        _choices("published", self.published, PUBLISHED)
+        _choices("reference", [record.family for record in self.reference], self.fid_families)
+        _integer("is_splits", self.is_splits, 1)
+        if not self.metrics:
+            raise ProtocolError(f"metrics is empty: name at least one of {', '.join(METRICS)}")
+        if ("fid" in self.metrics) != bool(self.fid_families):
+            raise ProtocolError("fid_families must name at least one kind of FID where metrics has fid, else be empty")
+        if not all(isinstance(note, str) for note in self.notes):
+            raise ProtocolError(f"notes must be a list of sentences, got {list(self.notes)!r}")
+
+    def _check_benchmark(self) -> None:
+        if not self.benchmark:
+            raise ProtocolError(f"benchmark is empty: give a split for at least one of {', '.join(LAYOUTS)}")
+        for layout, split in self.benchmark.items():
+            _choice("benchmark", layout, LAYOUTS)
+            if not isinstance(split, str) or not split:
+                raise ProtocolError(f"benchmark.{layout} must be the name of a split, got {split!r}")
+
+    @property
+    def layout(self) -> str:
+        """The usual layout."""
+        return next(iter(self.benchmark))
+
+    def split(self, layout: str) -> str:
+        """Split to read in a layout.
+
+        Raises:
+            UnknownNameError: The benchmark does not lie in that layout.
+        """
+        if layout not in self.benchmark:
+            raise UnknownNameError(f"{self.name}: {suggest('layout', layout, self.benchmark)}")
+        return self.benchmark[layout]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "protocol") -> Protocol:
+        """Builds a protocol from plain data, such as a result file holds.
+
+        Args:
+            values: Field to value.
+            where: Where they come from, for messages.
+
+        Raises:
+            ProtocolError: A field is unknown, missing or wrong.
+        """
+        values = mapping(values, where)
+        try:
+            for name, kind in (("captions", CaptionRule), ("picture", PictureRule), ("sampling", SamplingRule)):
+                if name in values:
+                    values[name] = _build(kind, values[name], name)
+            if "reference" in values:
+                records = _sequence("reference", values["reference"])
+                values["reference"] = tuple(_build(ReferenceRecord, record, "reference") for record in records)
+            if "benchmark" in values:
+                values["benchmark"] = mapping(values["benchmark"], "benchmark")
+            return _build(cls, values, "protocol")
+        except DataFileError as error:
+            raise ProtocolError(f"{where}: {error}") from None
+
+
+def read_protocol(path: Path) -> Protocol:
+    """Reads a protocol.
+
+    Raises:
+        ProtocolError: It cannot be used; the message names file, field, what was expected and what came.
+    """
+    return Protocol.from_dict(read_yaml(path), str(path))
+
+
+def list_protocols() -> list[str]:
+    """Names of the protocols that come with the package."""
+    return sorted(path.stem for path in shipped_folder("protocols").glob("*.yaml"))
+
+
+def find_protocol(name: str | Path) -> Protocol:
+    """A protocol: a name from `list_protocols`, or a YAML file of one's own.
+
+    Raises:
+        UnknownNameError: Neither; the message has the nearest name.
+        ProtocolError: It is there, but cannot be used.
+    """
+    if str(name) in list_protocols():
+        return read_protocol(shipped_folder("protocols") / f"{name}.yaml")
+    if Path(name).is_file():
+        return read_protocol(Path(name))
+    raise UnknownNameError(f"{suggest('protocol', str(name), list_protocols())}. A YAML file works as well.")
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _build(kind: type[C], values: object, where: str) -> C:
+    """A dataclass of ours from a mapping; lists become tuples."""
+    given = mapping(values, where)
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    required = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
+    check_keys(given, known, where, required=required)
+    lists = [n for n, f in known.items() if str(f.type).startswith("tuple")]
+    return kind(**{n: tuple(_sequence(n, v)) if n in lists else v for n, v in given.items()})
+
+
+def _sequence(name: str, value: object) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise ProtocolError(f"{name} must be a list, got {value!r}")
+    return list(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _integer(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ProtocolError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _rising(name: str, values: tuple[int, ...], least: int) -> None:
+    for value in values:
+        _integer(name, value, least)
+    if list(values) != sorted(set(values)):
+        raise ProtocolError(f"{name} must rise, each number once, got {list(values)}")
+
+
+def _choice(name: str, value: object, known: Iterable[str]) -> None:
+    known = list(known)
+    if value not in known:
+        raise ProtocolError(suggest(name, str(value), known))
+
+
+def _choices(name: str, values: Iterable[str], known: Iterable[str]) -> None:
+    values = list(values)
+    for value in values:
+        _choice(name, value, known)
+    if len(set(values)) != len(values):
+        raise ProtocolError(f"{name} has a name twice: {', '.join(values)}")

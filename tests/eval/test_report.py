@@ -1,0 +1,358 @@
+"""Reports: measured beside published of the same family only, whole or not at all, nothing interpreted."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dalle_zoo_eval import report
+from dalle_zoo_eval.documents import Bullets, Heading, Paragraph, Table, to_html, to_markdown
+from dalle_zoo_eval.plots import Line, line_figure
+from dalle_zoo_eval.protocol import find_protocol
+from dalle_zoo_eval.report import MARK, summary, write_report
+from dalle_zoo_eval.results import ResultError, read_result
+from PIL import Image
+
+from dalle_zoo.registry import UnknownNameError
+
+NASTY = '<script>alert("x")</script> a|b $x$ _y_'
+ALL_RADII = (0, 1, 2, 4, 8)
+
+
+def score(metric: str, value: float, family: str = "dmgan", **changes: Any) -> dict[str, Any]:
+    base = {"metric": metric, "family": family, "blur": 0, "candidates": 1, "value": value, "samples": 30000}
+    return {**base, "reference_samples": 30000, **changes}
+
+
+def made_up(scores: Sequence[dict[str, Any]], *, protocol: str = "coco-30k", name: str = "model-a") -> dict[str, Any]:
+    return {
+        "protocol": asdict(find_protocol(protocol)),
+        "subject": {"kind": "model", "name": name, "weights_sha256": {"prior/model.safetensors": "ab"}},
+        "benchmark": {
+            "name": "coco:val2014", "sha256": "cd", "items": 40504, "captions": 30000, "captions_sha256": "ef",
+            "excluded": 0,
+        },
+        "networks": {"dmgan": {"sha256": "12", "input": 299}},
+        "selfcheck": [{"name": "reference against itself", "value": 1e-9, "limit": 1e-6, "passed": True}],
+        "scores": list(scores),
+        "speed": {"images_per_second": 12.5},
+        "left_out": ["clip_score: the network clip was left out"],
+        "versions": {"torch": "2.13"}, "device": "cpu", "date": "2025-01-01",
+    }  # fmt: skip
+
+
+BY_BLUR = [score("fid", 25.0 + r, blur=r, interval=[24.0 + r, 26.5 + r], at_infinity=23.25 + r) for r in ALL_RADII] + [
+    score("is", 20.0 - r, "inception-2015", blur=r, std=0.5, reference_samples=None) for r in ALL_RADII
+]
+
+Put = Callable[..., Path]
+
+
+@pytest.fixture
+def put(tmp_path: Path) -> Put:
+    """Writes a result file and returns its path."""
+
+    def write(result: Any, folder: str = "one") -> Path:
+        path = tmp_path / folder / "result.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(result if isinstance(result, str) else json.dumps(result))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[Line]:
+    """The lines of all figures, which are not drawn: that takes most of the time of a report."""
+    seen: list[Line] = []
+    monkeypatch.setattr(report, "line_figure", lambda lines, **_: seen.extend(lines) or b"")
+    return seen
+
+
+def section(text: str, heading: str) -> str:
+    """Markdown from a heading of level 2 to the next one."""
+    return text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+def cells(text: str, system: str) -> list[list[str]]:
+    """Cells of all table rows of a system; measured ones are bold."""
+    table = [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines() if line[:1] == "|"]
+    return [row for row in table if row[0].strip("*") == system]
+
+
+def test_a_report_is_whole(put: Put, tmp_path: Path) -> None:
+    files = write_report([put(made_up(BY_BLUR))], tmp_path / "out")
+    assert [path.name for path in files] == [
+        "report.md", "report.html", "fid-blur-dmgan.png", "fid-candidates-dmgan.png", "is-blur-inception-2015.png",
+        "is-candidates-inception-2015.png",
+    ]  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in files)
+    for path in files[2:]:
+        with Image.open(path) as image:
+            assert (image.format, image.width > 800, image.height > 400) == ("PNG", True, True)
+    text = files[0].read_text()
+    assert text.count("](") == len(files) - 2  # each figure once
+    for path in files[2:]:
+        assert f"]({path.name})" in text
+    page = files[1].read_text()
+    embedded = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert [base64.b64decode(data) for data in embedded] == [path.read_bytes() for path in files[2:]]
+    assert not re.search(r'(?:src|href)="(?!data:)', page), "the page needs another file"
+    for fact in ("12.5", "reference against itself", "left out: clip", "30,000, against 30,000", "sha256"):
+        assert fact in text
+        assert fact in page
+
+
+def test_equal_results_give_equal_files(put: Put, tmp_path: Path) -> None:
+    path = put(made_up(BY_BLUR))
+    first, second = write_report([path], tmp_path / "a"), write_report([path], tmp_path / "b")
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+
+
+@pytest.mark.usefixtures("lines")
+def test_measured_rows_stand_beside_published_rows_of_their_family(put: Put, tmp_path: Path) -> None:
+    both = [*BY_BLUR, score("fid", 20.0, "inception-2015")]
+    text = write_report([put(made_up(both))], tmp_path / "out")[0].read_text()
+    dmgan, modern = section(text, "FID, dmgan"), section(text, "FID, inception-2015")
+    measured = cells(dmgan, "model-a")[0]
+    assert measured[4] == r"25.00 \[24.00, 26.50\] n → ∞ 23.25"
+    assert measured[-2] == "30,000, against 30,000"
+    figure = next(row for row in cells(dmgan, "DALL-E 12 B") if "figure 9(a)" in row[-1])
+    assert figure[2:9] == ["original", "512", "28.5", "28.9", "46.6", "85.3", "87.1"]
+    assert "± 0.4" in figure[-1]
+    assert cells(modern, "Imagen")[0][4] == "7.27"
+    assert not cells(modern, "DALL-E 12 B")
+    assert not cells(dmgan, "Imagen")
+    for wrong in ("17.89", "XMC-GAN", "14.7 "):  # rejected; of unknown families
+        assert wrong not in text
+    scores = section(text, "Inception score, inception-2015")
+    assert cells(scores, "model-a")[0][4] == "20.00 ± 0.50"
+    assert cells(scores, "LAFITE")[0][4] in ("32.34", "26.02")
+
+
+@pytest.mark.usefixtures("lines")
+def test_the_curve_over_candidates_is_that_of_figure_9c(put: Put, tmp_path: Path) -> None:
+    curve = [score("fid", 40.0 - n, candidates=n) for n in (1, 2, 4)]
+    text = write_report([put(made_up(curve))], tmp_path / "out")[0].read_text()
+    by_blur, by_candidates = section(text, "FID, dmgan").split("### FID by candidates")
+    assert cells(by_candidates, "model-a")[0][3:6] == ["39.00", "38.00", "36.00"]
+    assert cells(by_candidates, "DALL-E 12 B")[0][3] == "34.63"
+    assert "N = 512" in by_candidates
+    assert cells(by_blur, "model-a")[0][3:5] == ["4", "36.00"]
+    assert "34.63" not in by_blur
+
+
+@pytest.mark.usefixtures("lines")
+def test_deduplicated_references_stand_beside_deduplicated_ones(put: Put, tmp_path: Path) -> None:
+    text = write_report([put(made_up(BY_BLUR, protocol="coco-30k-dedup"))], tmp_path / "out")[0].read_text()
+    rows = cells(section(text, "FID, dmgan"), "DALL-E 12 B")
+    assert "27.5" in {row[4] for row in rows}
+    assert "28.5" not in {row[4] for row in rows}
+    assert cells(text, "model-a")[0][2] == "without overlaps"
+
+
+def test_another_number_of_samples_is_marked(put: Put, tmp_path: Path, lines: list[Line]) -> None:
+    few = made_up([score("fid", 60.0, blur=r, samples=100) for r in ALL_RADII], name="few")
+    text = write_report([put(made_up(BY_BLUR)), put(few, "two")], tmp_path / "out")[0].read_text()
+    fid = section(text, "FID, dmgan")
+    assert cells(fid, "few")[0][4] == f"60.00 {MARK}"
+    assert cells(fid, "few")[0][-2] == "100 samples instead of 30,000, against 30,000"
+    assert MARK not in cells(fid, "model-a")[0][4]
+    assert f"{MARK} not comparable" in fid
+    marked = {line.label: line.comparable for line in lines if line.measured}
+    assert "DALL-E 12 B, best of 512" in {line.label for line in lines}
+    assert marked == {"few (100 samples instead of 30,000: not comparable)": False, "model-a": True}
+
+
+@pytest.mark.usefixtures("lines")
+def test_a_protocol_of_a_smaller_count_does_not_make_scores_comparable(put: Put, tmp_path: Path) -> None:
+    small = made_up([score("fid", 60.0, samples=100)])
+    small["protocol"]["captions"]["count"] = small["benchmark"]["captions"] = 100
+    text = write_report([put(small)], tmp_path / "out")[0].read_text()
+    assert cells(text, "model-a")[0][4] == f"60.00 {MARK}"
+
+
+@pytest.mark.parametrize(("captions", "marked"), [(500, False), (600, True), (0, True)])
+@pytest.mark.usefixtures("lines")
+def test_all_unique_captions(put: Put, tmp_path: Path, captions: int, marked: bool) -> None:
+    birds = made_up([score("fid", 60.0, samples=500)], protocol="cub")
+    birds["benchmark"]["captions"] = captions  # 0: pictures without captions, whose right number nobody knows
+    text = write_report([put(birds)], tmp_path / "out")[0].read_text()
+    assert (MARK in cells(text, "model-a")[0][4]) == marked
+
+
+def test_a_folder_without_published_scores_has_no_marks(put: Put, tmp_path: Path) -> None:
+    own = made_up([score("frechet", 3.5, "mobilenet", samples=7)], protocol="folder")
+    own["benchmark"]["captions"] = 0
+    own["subject"]["kind"] = "images"
+    files = write_report([put(own)], tmp_path / "out")
+    text = files[0].read_text()
+    assert len(files) == 2  # one point is no line
+    assert MARK not in text
+    assert cells(section(text, "Fréchet distance, mobilenet"), "model-a")[0][3:5] == ["–", "3.50"]
+    assert "FID" not in text.split("## What was measured")[0]
+
+
+@pytest.mark.usefixtures("lines")
+def test_names_are_shown_as_they_are(put: Put, tmp_path: Path) -> None:
+    hostile = made_up(BY_BLUR, name=NASTY)
+    hostile["left_out"] = ["<img src=x onerror=alert(1)>"]
+    hostile["versions"] = {"<b>": "<i>"}
+    markdown, page, *_ = write_report([put(hostile)], tmp_path / "out")
+    body = page.read_text()
+    assert html.escape(NASTY) in body
+    for text in (body, markdown.read_text()):
+        assert not re.search(r"<(?:script|b>|i>|img src=x)", text)
+    assert cells(
+        markdown.read_text(), r"&lt;script&gt;alert(\"x\")&lt;/script&gt; a\|b \$x\$ \_y\_".replace('\\"', '"')
+    )
+
+
+@pytest.mark.usefixtures("lines")
+def test_two_of_one_name_are_numbered(put: Put, tmp_path: Path) -> None:
+    text = summary([put(made_up(BY_BLUR)), put(made_up(BY_BLUR), "two")])
+    assert cells(text, "model-a (1)")
+    assert cells(text, "model-a (2)")
+    assert "![" not in text
+
+
+@pytest.mark.usefixtures("lines")
+def test_sheets_are_shown(put: Put, tmp_path: Path) -> None:
+    sheet = tmp_path / "my sheet.png"
+    Image.new("RGB", (30, 20), "teal").save(sheet)
+    files = write_report([put(made_up(BY_BLUR))], tmp_path / "out", sheets=[sheet])
+    assert files[-1] == tmp_path / "out/samples-1.png"
+    assert files[-1].read_bytes() == sheet.read_bytes()
+    assert "](samples-1.png)" in files[0].read_text()
+    own = tmp_path / "out/samples.png"
+    sheet.replace(own)
+    files = write_report([put(made_up(BY_BLUR))], tmp_path / "out", sheets=[own])
+    assert files[-1] == own
+    assert "](samples.png)" in files[0].read_text()
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    result = made_up(BY_BLUR, name="model-b")
+    *parts, last = path.split("/")
+    place: Any = result
+    for part in parts:
+        place = place[part]
+    place[last] = value
+    return result
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("protocol/name", "cub", "differ in protocol.name: 'coco-30k' and 'cub'"),
+        ("benchmark/sha256", "00", "differ in benchmark.sha256: 'cd' and '00'"),
+        ("benchmark/excluded", 3, "differ in benchmark.excluded: 0 and 3"),
+        ("protocol/picture/crop", "none", "differ in protocol.picture"),
+        ("protocol/is_splits", 5, "differ in protocol.is_splits: 10 and 5"),
+        ("networks/dmgan/sha256", "13", "differ in sha256 of dmgan: '12' and '13'"),
+    ],
+)
+def test_results_that_do_not_belong_together(put: Put, tmp_path: Path, path: str, value: Any, message: str) -> None:
+    one, two = put(made_up(BY_BLUR)), put(changed(path, value), "two")
+    with pytest.raises(ResultError, match=message) as caught:
+        write_report([one, two], tmp_path / "out")
+    assert str(one) in str(caught.value)
+    assert str(two) in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("lines")
+def test_other_sampling_belongs_together(put: Put) -> None:
+    assert cells(summary([put(made_up(BY_BLUR)), put(changed("protocol/sampling/candidates", 8), "two")]), "model-b")
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "has no protocol"),
+        ({"protocol": {}, "model": {}}, "has no subject: expected a result file of dalle-zoo eval"),
+        (made_up([]), "holds no score"),
+        (made_up([score("fdi", 1.0)]), "score 1: unknown metric 'fdi'. Did you mean 'fid'"),
+        (made_up([score("fid", 1.0, "mobilenet")]), "a FID is of inception-2015 or dmgan, got 'mobilenet': call it"),
+        (made_up([score("fid", float("nan"))]), "value must be a finite number, got nan"),
+        (made_up([score("fid", 1.0, samples=0)]), "samples must be a whole number of at least 1, got 0"),
+        (made_up([score("fid", 1.0, interval=[1.0])]), "interval must be two numbers"),
+        (made_up([{"metric": "fid"}]), "score 1: .*missing"),
+        (made_up([score("fid", 1.0), score("fid", 2.0)]), "stands twice"),
+        (changed("benchmark/sha256", None), "benchmark.sha256 must be text, got None"),
+        (changed("selfcheck", [{"name": "halves", "passed": False}]), r"the self-check failed \(halves\)"),
+    ],
+)
+def test_a_wrong_result_file_is_named(put: Put, tmp_path: Path, result: Any, message: str) -> None:
+    path = put(result)
+    with pytest.raises(ResultError, match=message) as caught:
+        write_report([path], tmp_path / "out")
+    assert str(path) in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("lines")
+def test_wrong_arguments(put: Put, tmp_path: Path) -> None:
+    path = put(made_up(BY_BLUR))
+    with pytest.raises(ResultError, match="no result file is given"):
+        write_report([], tmp_path / "out")
+    with pytest.raises(ResultError, match="is given twice"):
+        write_report([path, path], tmp_path / "out")
+    with pytest.raises(ResultError, match="cannot be read"):
+        write_report([tmp_path / "none.json"], tmp_path / "out")
+    with pytest.raises(ResultError, match="out must be a folder"):
+        write_report([path], path)
+    with pytest.raises(ResultError, match="cannot be read as a PNG file"):
+        write_report([path], tmp_path / "out", sheets=[path])
+    with pytest.raises(UnknownNameError, match="birds"):
+        write_report([put(changed("protocol/published", ["birds"]), "two")], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_fields_of_a_score_are_passed_over(put: Put) -> None:
+    result = read_result(put(made_up([score("fid", 1.5, fit={"slope": 3.0})])))
+    assert [s.value for s in result.scores] == [1.5]
+
+
+# ---------------------------------------------------------------- its parts
+
+
+def test_figures_take_any_name() -> None:
+    names = ["_hidden", "$x$ and $", "木", "long " * 20]
+    lines = [Line(label=name, points={1: 2.0, 512: 3.0}, intervals={1: (1.0, 2.5)}, measured=True) for name in names]
+    lines += [Line(label=name, points={1: 1.0, 2: 2.0}, measured=False) for name in names * 3]
+    for logarithmic in (False, True):
+        png = line_figure(lines, title="$t$", score="s", axis="a", logarithmic=logarithmic)
+        with Image.open(BytesIO(png)) as image:
+            assert image.size == (1045, 506)
+    with pytest.raises(ValueError, match="at least one line"):
+        line_figure([], title="t", score="s", axis="a")
+    with pytest.raises(ValueError, match="at least one line"):
+        line_figure([Line(label="x", points={}, measured=True)], title="t", score="s", axis="a")
+
+
+def test_documents_in_both_forms() -> None:
+    blocks = [
+        Heading(1, "A & B"),
+        Paragraph("one\ntwo"),
+        Bullets([]),
+        Bullets(["x*y*"]),
+        Table(["a", "b"], [["1", "2\n<3>"]], frozenset({0})),
+    ]
+    assert to_markdown(blocks) == (
+        "# A &amp; B\n\none two\n\n- x\\*y\\*\n\n| a | b |\n|---|---|\n| **1** | 2 &lt;3&gt; |\n"
+    )
+    page = to_html(blocks)
+    assert "<title>A &amp; B</title>" in page
+    assert '<tr class="strong"><td>1</td><td>2<br><small>&lt;3&gt;</small></td></tr>' in page
+    assert "<ul>\n<li>x*y*</li>\n</ul>" in page
+    assert page.count("<ul>") == 1
