@@ -1,0 +1,119 @@
+"""What the networks share: the interface, checked files, and arithmetic that no setting changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from dalle_zoo.hub import sha256_file
+from dalle_zoo.registry import Registry
+
+# B pictures, H W pixels, d features, c classes
+
+
+class NetworkFileError(ValueError):
+    """A file of a network that is missing or another one; the message says which, and where to put it."""
+
+
+class Network(Protocol):
+    """Pictures to features."""
+
+    @property
+    def name(self) -> str:
+        """Name in `NETWORKS`."""
+
+    @property
+    def record(self) -> Mapping[str, str | int]:
+        """What a result file says of it: ``name``, ``sha256`` of the weights, ``pixels``, ``resize``."""
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Looks at pictures, uint8 (B, 3, H, W).
+
+        Returns:
+            float32 on the CPU: ``features`` (B, d), and ``logits`` (B, c) where there are classes.
+        """
+
+
+@runtime_checkable
+class TextNetwork(Network, Protocol):
+    """A network that reads captions too."""
+
+    def text_features(self, captions: Sequence[str]) -> Tensor:
+        """Features of B captions in the space of those of pictures: float32 (B, d) on the CPU."""
+
+
+Opener = Callable[[Path, torch.device, str | None], Network]
+"""Of the file or folder, the device, and the sha256 that is expected."""
+
+NETWORKS: Registry[Opener] = Registry("evaluation network", group="dalle_zoo_eval.networks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFile:
+    """A published file of weights."""
+
+    name: str
+    """File name."""
+    sha256: str
+    """Its digest."""
+    url: str
+    """Where it is published."""
+
+    def __str__(self) -> str:
+        return f"{self.name} (sha256 {self.sha256}) from {self.url}"
+
+
+def find_weights(location: Path, files: Sequence[WeightsFile], expected_sha256: str | None) -> tuple[Path, str]:
+    """Finds one of several equivalent files and checks its digest.
+
+    Args:
+        location: The file, or the folder that holds it under its name.
+        files: The published files, best first.
+        expected_sha256: Digest that counts instead of the published ones.
+
+    Returns:
+        The file and its sha256.
+
+    Raises:
+        NetworkFileError: There is no such file, or its digest is another.
+    """
+    paths = [location / file.name for file in files] if location.is_dir() else [location]
+    path = next((path for path in paths if path.is_file()), None)
+    choice = " or ".join(map(str, files))
+    if path is None:
+        raise NetworkFileError(
+            f"the weights {' or '.join(map(str, paths))} are missing: fetch {choice}, and put it there"
+        )
+    digest = sha256_file(path)
+    if digest not in ([expected_sha256] if expected_sha256 else [file.sha256 for file in files]):
+        wanted = f"sha256 {expected_sha256}" if expected_sha256 else choice
+        raise NetworkFileError(f"{path} has sha256 {digest}, expected {wanted}: fetch the right file again")
+    return path, digest
+
+
+def check_images(images: Tensor) -> None:
+    """Raises `ValueError` unless pictures are uint8 (B, 3, H, W)."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"pictures must be uint8 (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Inference in float32 whatever the caller's settings are: no autocast, no TF32, no choice by timing."""
+    precision = torch.get_float32_matmul_precision()
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, enabled=False),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+    ):
+        try:
+            torch.set_float32_matmul_precision("highest")
+            yield
+        finally:
+            torch.set_float32_matmul_precision(precision)

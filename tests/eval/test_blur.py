@@ -1,0 +1,50 @@
+"""Blur: Pillow's filter, several radii of one picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from dalle_zoo_eval.blur import gaussian_blur
+from PIL import Image, ImageFilter
+
+
+@pytest.fixture
+def images() -> list[torch.Tensor]:
+    random = torch.Generator().manual_seed(0)
+    return [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=random) for size in ((20, 30), (33, 16))]
+
+
+def test_it_is_the_filter_of_pillow(images: list[torch.Tensor]) -> None:
+    blurred = gaussian_blur(images, (0, 1, 2, 4, 8))
+    assert list(blurred) == [0, 1, 2, 4, 8]
+    for radius, pictures in blurred.items():
+        for picture, image in zip(pictures, images, strict=True):
+            pillow = Image.fromarray(image.permute(1, 2, 0).numpy()).filter(ImageFilter.GaussianBlur(radius))
+            assert picture.dtype == torch.uint8
+            assert np.array_equal(picture.permute(1, 2, 0).numpy(), np.array(pillow))
+
+
+def test_radius_0_changes_nothing_and_greater_ones_smooth_more(images: list[torch.Tensor]) -> None:
+    blurred = gaussian_blur(images, (0, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(blurred[0], images, strict=True))
+    spread = [float(blurred[radius][0].float().std()) for radius in (0, 1, 2)]
+    assert spread[0] > 1.5 * spread[1] > 1.5 * spread[2]
+
+
+def test_the_radius_is_the_standard_deviation_in_pixels() -> None:
+    """A step becomes the Gaussian's cumulative distribution: one deviation from the edge it is 84.1 % white."""
+    step = torch.zeros(3, 4, 200, dtype=torch.uint8)
+    step[..., 100:] = 255
+    row = gaussian_blur([step], [8])[8][0][0, 0].double() / 255
+    beside = (row[100 + 7] + row[100 + 8]) / 2  # pixel centres lie half a pixel beside the edge
+    assert float(beside) == pytest.approx(0.841, abs=0.01)
+
+
+def test_wrong_input_is_refused(images: list[torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match="at least 0 pixels"):
+        gaussian_blur(images, [-1])
+    with pytest.raises(ValueError, match="uint8"):
+        gaussian_blur([images[0].float()], [1])
+    with pytest.raises(ValueError, match=r"\(3, H, W\)"):
+        gaussian_blur([images[0][:1]], [1])
