@@ -70,7 +70,8 @@ def kmeans(vectors: Tensor, count: int, iterations: int, generator: torch.Genera
 def _nearest(vectors: Tensor, centres: Tensor) -> Tensor:
     """Index of the nearest centre of every vector, (N,); in parts, since (N, K) can be large."""
     norms = centres.square().sum(1)
-    return torch.cat([(norms - 2 * part @ centres.t()).argmin(1) for part in vectors.split(8192)])
+    starts = range(0, len(vectors), 8192)
+    return torch.cat([(norms - 2 * vectors[start : start + 8192] @ centres.t()).argmin(1) for start in starts])
 
 
 @torch.no_grad()

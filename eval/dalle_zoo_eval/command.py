@@ -1,14 +1,22 @@
-"""``dalle-zoo eval PROTOCOL``: measures a model and writes a result file."""
+"""``dalle-zoo eval``, ``overlap`` and ``card``: measures models and pictures, and writes what was found."""
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import fields
 from pathlib import Path
 
 from dalle_zoo.cli.main import parser
 from dalle_zoo.registry import UnknownNameError, suggest
 
-PROTOCOLS = ("emoji64",)
+EMOJI64 = "emoji64"
+"""The protocol that measures what the model in the box was made for; it has options of its own."""
+LISTED = """\
+Measure a model, or a folder of pictures, by a protocol: result file, report and sheets. The same command goes on
+where a killed one stood. `dalle-zoo eval PROTOCOL --help` has the options.
+
+protocols:
+"""
 
 
 def main(arguments: list[str]) -> None:
@@ -17,32 +25,46 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: Command line after ``dalle-zoo eval``.
     """
+    from dalle_zoo_eval.protocol import find_protocol, list_protocols
+
+    names = [EMOJI64, *list_protocols()]
+    known = (a for a in arguments if a in names or Path(a).suffix in (".yaml", ".yml"))
+    protocol = next(known, next((a for a in arguments if not a.startswith("-")), None))
+    if protocol is None:
+        titles = {EMOJI64: "emoji64: reconstruction, loss, retrieval, concept accuracy"}
+        lines = [f"  {name:<16}{titles.get(name) or find_protocol(name).title}" for name in names]
+        p = parser("eval", LISTED + "\n".join(lines))
+        p.add_argument("protocol", help="name above, or a YAML file")
+        p.parse_args(arguments)
+    elif protocol == EMOJI64:
+        _emoji64(arguments)
+    elif protocol in names or Path(protocol).suffix in (".yaml", ".yml"):
+        _benchmark(protocol, arguments)
+    else:
+        raise UnknownNameError(suggest("protocol", protocol, names))
+
+
+def _emoji64(arguments: list[str]) -> None:
     p = parser(
-        "eval",
-        "Measure a model and write a JSON result and sheets of its pictures. The same command goes\n"
-        "on where a killed one stood.\n\n"
+        f"eval {EMOJI64}",
+        "Measure a model on the bundled data and write a JSON result and sheets of its pictures.\n\n"
         "  dalle-zoo eval emoji64 --evaluator FOLDER --out eval/results/emoji64.json",
     )
-    p.add_argument("protocol", help=f"one of: {', '.join(PROTOCOLS)}")
+    p.add_argument("protocol", choices=[EMOJI64])
     p.add_argument("--model", default="emoji64", help="bundled name, or folder such as ./mine (emoji64)")
     p.add_argument(
         "--evaluator",
         help="folder with mobilenet_v1_025_224.safetensors; without it concept accuracy is left out",
     )
-    p.add_argument("--out", type=Path, help="result file (PROTOCOL.json)")
+    p.add_argument("--out", type=Path, default=Path(f"{EMOJI64}.json"), help=f"result file ({EMOJI64}.json)")
     p.add_argument("--seed", type=int, default=0, help="seed of everything random (0)")
     p.add_argument("--train-captions", type=int, help="captions of train to draw (256)")
     p.add_argument("--val-captions", type=int, help="captions of each other split (all)")
     p.add_argument("--candidates", type=int, help="pictures a caption (16)")
-    p.add_argument("--temperature", type=float, help="sampling temperature (1)")
-    p.add_argument("--top-k", type=int, help="draw among the k most likely tokens")
-    p.add_argument("--top-p", type=float, help="draw among tokens of this probability")
-    p.add_argument("--guidance", type=float, help="classifier-free guidance (1, none)")
+    _add_sampling(p)
     p.add_argument("--device", default="cpu", help="where the networks run (cpu)")
     p.add_argument("--overwrite", action="store_true", help="replace an existing result file and its sheets")
     options = p.parse_args(arguments)
-    if options.protocol not in PROTOCOLS:
-        raise UnknownNameError(suggest("protocol", options.protocol, PROTOCOLS))
 
     from dalle_zoo_eval.emoji64 import Protocol, evaluate_emoji64
 
@@ -50,7 +72,7 @@ def main(arguments: list[str]) -> None:
     result = evaluate_emoji64(
         options.model,
         options.evaluator,
-        options.out or Path(f"{options.protocol}.json"),
+        options.out,
         protocol=Protocol(**{name: value for name, value in given.items() if value is not None}),
         device=options.device,
         overwrite=options.overwrite,
@@ -62,6 +84,116 @@ def main(arguments: list[str]) -> None:
         )
     for line in result["left_out"]:
         print(f"left out: {line}")  # noqa: T201
+
+
+def _add_sampling(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--temperature", type=float, help="sampling temperature (1)")
+    p.add_argument("--top-k", type=int, help="draw among the k most likely tokens")
+    p.add_argument("--top-p", type=float, help="draw among tokens of this probability")
+    p.add_argument("--guidance", type=float, help="classifier-free guidance (1, none)")
+
+
+def _named_path(text: str) -> tuple[str, Path]:
+    name, sign, path = text.partition("=")
+    if not (name and sign and path):
+        raise argparse.ArgumentTypeError(f"expected NAME=PATH, such as clip=./clip-vit-base-patch32, got {text!r}")
+    return name, Path(path)
+
+
+def _benchmark(protocol: str, arguments: list[str]) -> None:
+    p = parser(
+        f"eval {protocol}",
+        "Measure a model, or a folder of pictures, against a benchmark.\n\n"
+        f"  dalle-zoo eval {protocol} --model MODEL --data DIR --network inception-2015=FILE --network clip=DIR\n"
+        f"  dalle-zoo eval {protocol} --images DIR --data DIR ...     pictures of another system\n"
+        f"  torchrun --nproc-per-node 8 -m dalle_zoo eval {protocol} ...   the same pictures, sooner",
+    )
+    p.add_argument("protocol")
+    p.add_argument("--model", help="bundled name, or folder: the model that draws")
+    p.add_argument("--images", type=Path, help="folder of pictures to score instead; captions beside them as .txt")
+    p.add_argument("--data", type=Path, required=True, help="folder of the benchmark")
+    p.add_argument("--layout", help="layout of that folder (the protocol's first)")
+    p.add_argument(
+        "--network", type=_named_path, action="append", default=[], metavar="NAME=PATH",
+        help="file or folder of a network: inception-2015, dmgan, clip, ranker, mobilenet; once for each",
+    )  # fmt: skip
+    p.add_argument(
+        "--leave-out", action="append", default=[], metavar="NAME", help="go without a network and its scores"
+    )
+    p.add_argument("--exclusions", type=Path, help="list of pictures of the benchmark to leave out")
+    p.add_argument("--captions", type=int, help="fewer captions, for a try: the score is marked as not comparable")
+    p.add_argument("--candidates", type=int, help="pictures a caption, of which the ranker keeps one")
+    _add_sampling(p)
+    p.add_argument("--seed", type=int, help="seed of the drawn pictures (the protocol's)")
+    p.add_argument("--training", type=Path, help="folder of training pictures: looks for copies among the drawn ones")
+    p.add_argument("--threshold", type=float, default=0.95, help="cosine from which a picture is a copy (0.95)")
+    p.add_argument("--save-pictures", action="store_true", help="write the judged pictures as PNG files too")
+    p.add_argument("--batch-size", type=int, default=64, help="pictures drawn at once (64)")
+    p.add_argument("--device", default="cpu", help="where the networks run (cpu)")
+    p.add_argument("--out", type=Path, help="folder of the result (eval-PROTOCOL)")
+    options = p.parse_args(arguments)
+
+    from dalle_zoo_eval.evaluate import Request, evaluate, share_of_environment
+
+    sampling = {n: getattr(options, n) for n in ("temperature", "top_k", "top_p", "guidance", "seed")}
+    request = Request(
+        protocol=protocol,
+        data=options.data,
+        out=options.out or Path(f"eval-{Path(protocol).stem}"),
+        model=options.model,
+        images=options.images,
+        layout=options.layout,
+        networks=dict(options.network),
+        leave_out=tuple(options.leave_out),
+        exclusions=options.exclusions,
+        captions=options.captions,
+        candidates=options.candidates,
+        sampling={n: value for n, value in sampling.items() if value is not None},
+        training=options.training,
+        threshold=options.threshold,
+        save_pictures=options.save_pictures,
+        batch_size=options.batch_size,
+        device=options.device,
+        share=share_of_environment(),
+    )
+    result = evaluate(request)
+    if result is None:
+        return
+    for line in result["left_out"]:
+        print(f"left out: {line}")  # noqa: T201
+    print((request.out / "report.md").read_text(encoding="utf-8"))  # noqa: T201
+    print(f"{request.out / 'report.html'}")  # noqa: T201
+
+
+def overlap(arguments: list[str]) -> None:
+    """Lists pictures of a benchmark that lie in a training set too; the entry of the sub-command ``overlap``.
+
+    Args:
+        arguments: Command line after ``dalle-zoo overlap``.
+    """
+    p = parser(
+        "overlap",
+        "Find the pictures of a benchmark that are in a training set too, and write their list for\n"
+        "`dalle-zoo eval ... --exclusions`, beside a sheet of the closest pairs to choose the threshold by.\n\n"
+        "  dalle-zoo overlap coco-30k --data COCO --training FOLDER --network clip=DIR --out overlaps.txt",
+    )
+    p.add_argument("protocol", help="protocol whose benchmark is meant")
+    p.add_argument("--data", type=Path, required=True, help="folder of the benchmark")
+    p.add_argument("--layout", help="layout of that folder (the protocol's first)")
+    p.add_argument("--training", type=Path, required=True, help="folder of training pictures")
+    p.add_argument("--network", type=_named_path, required=True, metavar="NAME=PATH", help="network that compares")
+    p.add_argument("--threshold", type=float, default=0.95, help="cosine from which pictures overlap (0.95)")
+    p.add_argument("--device", default="cpu", help="where the network runs (cpu)")
+    p.add_argument("--out", type=Path, required=True, help="list to write; the sheet lies beside it as .png")
+    options = p.parse_args(arguments)
+
+    from dalle_zoo_eval.memorisation import find_overlaps
+
+    count, total = find_overlaps(
+        options.protocol, options.data, options.layout, options.training, options.network, options.threshold,
+        options.out, options.device,
+    )  # fmt: skip
+    print(f"{options.out}: {count} of {total} pictures")  # noqa: T201
 
 
 def card(arguments: list[str]) -> None:

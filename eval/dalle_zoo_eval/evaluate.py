@@ -1,0 +1,224 @@
+"""Runs a protocol from data set and model, or folder of pictures, to result file and report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dalle_zoo.hub import write_json
+from dalle_zoo.pictures import save_png
+from dalle_zoo.pipeline import DallePipeline
+from dalle_zoo_eval.benchmarks import (
+    Benchmark,
+    BenchmarkError,
+    choose_captions,
+    load_exclusions,
+    read_benchmark,
+    save_captions,
+)
+from dalle_zoo_eval.emoji64 import code_version
+from dalle_zoo_eval.judged import Judged, drawn_by_model, read_from_folder, sample_sheet
+from dalle_zoo_eval.judges import open_networks
+from dalle_zoo_eval.measuring import Measurement, Share, refuse_other_run
+from dalle_zoo_eval.memorisation import find_copies
+from dalle_zoo_eval.networks import Network
+from dalle_zoo_eval.protocol import Protocol, find_protocol
+from dalle_zoo_eval.report import write_report
+from dalle_zoo_eval.scoring import Scorer
+from dalle_zoo_eval.selfcheck import check_reference
+from dalle_zoo_eval.subjects import ReadPictures
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be evaluated, and with what."""
+
+    protocol: str
+    """Name or YAML file."""
+    data: Path
+    """Folder of the benchmark."""
+    out: Path
+    """Folder of the result."""
+    model: str | None = None
+    """Model that draws, or else"""
+    images: Path | None = None
+    """folder of pictures that were drawn elsewhere."""
+    layout: str | None = None
+    """Layout of the benchmark; the protocol's usual one if missing."""
+    networks: Mapping[str, Path] = field(default_factory=dict)
+    """File or folder of every network."""
+    leave_out: tuple[str, ...] = ()
+    """Networks that the protocol needs and that are not at hand: their metrics are left out."""
+    exclusions: Path | None = None
+    """List of pictures of the benchmark to leave out."""
+    captions: int | None = None
+    """Captions instead of the protocol's number, for a try; the report marks such a score."""
+    candidates: int | None = None
+    """Pictures drawn of a caption instead of the protocol's number."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """Temperature, top_k, top_p, guidance and seed, where they are not plain sampling's."""
+    training: Path | None = None
+    """Folder of training pictures for the memorisation check."""
+    threshold: float = 0.95
+    """Cosine from which a picture counts as a copy."""
+    save_pictures: bool = False
+    """Whether PNG files of the judged pictures are written too, while they are measured."""
+    device: str = "cpu"
+    """Where the networks compute."""
+    batch_size: int = 64
+    """Pictures drawn at once."""
+    share: Share = field(default_factory=Share)
+    """Which part of the work this process begins with."""
+
+
+def evaluate(request: Request) -> dict[str, Any] | None:
+    """Evaluates; the same request again goes on where a killed one stood.
+
+    Returns:
+        What the result file holds; None in a process other than the first, whose work ends with its share.
+
+    Raises:
+        ValueError: The request, the data, or a file does not fit; before any work begins wherever that can be seen.
+    """
+    protocol = find_protocol(request.protocol)
+    if (request.model is None) == (request.images is None):
+        raise ValueError("give either --model, which draws, or --images, a folder of pictures")
+    layout = request.layout or protocol.layout
+    split, excluded = protocol.split(layout), _exclusions(protocol, request)
+    pipe = DallePipeline.from_pretrained(request.model, device=request.device) if request.model is not None else None
+    networks, left_out = open_networks(
+        protocol, request.networks, request.leave_out, device=request.device, own_ranker=pipe
+    )
+    benchmark = read_benchmark(layout, request.data, split)
+    reference = _reference(protocol, benchmark, excluded)
+    judged = _judged(request, protocol, pipe, benchmark, excluded)
+    _bind(request, protocol, judged, benchmark, excluded, networks)
+
+    cache, chunk = request.out / ".cache", protocol.sampling.chunk
+    real = Measurement(reference, networks, protocol.blur, chunk, cache)
+    drawn = Measurement(judged.subject, networks, protocol.blur, chunk, cache)
+    real.run(request.share, label="reference")
+    checks = check_reference(real, protocol) if request.share.rank == 0 else []
+    pictures = request.out / "pictures" if request.save_pictures else None
+    speed = drawn.run(request.share, label="judged", pictures=pictures)
+    if request.share.rank != 0:
+        return None
+    scorer = Scorer(protocol, drawn, real, captions=judged.texts, groups=judged.groups)
+    result: dict[str, Any] = {
+        "protocol": asdict(protocol),
+        "subject": judged.record,
+        "benchmark": _benchmark_record(benchmark, protocol, judged, excluded),
+        "networks": {name: dict(network.record) for name, network in networks.items()},
+        "selfcheck": checks,
+        "scores": scorer.score(),
+    }
+    sheets = [save_png(sample_sheet(judged, benchmark, protocol), request.out / "samples.png")]
+    if request.training is not None:
+        sheets.append(request.out / "memorisation.png")
+        result["memorisation"] = find_copies(
+            drawn, request.training, protocol.picture, threshold=request.threshold, sheet=sheets[-1]
+        )
+    result |= {
+        "speed": {"images_per_second": speed},
+        "left_out": [*left_out, *scorer.left_out],
+        "code_version": code_version(),
+        "versions": {
+            "python": platform.python_version(),
+            **{n: importlib.metadata.version(n) for n in ("torch", "transformers", "pillow")},
+        },
+        "device": request.device,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    write_json(request.out / "result.json", result)
+    write_report([request.out / "result.json"], request.out, sheets=sheets)
+    return result
+
+
+def _judged(
+    request: Request, protocol: Protocol, pipe: DallePipeline | None, benchmark: Benchmark, excluded: frozenset[str]
+) -> Judged:
+    if pipe is not None:
+        return drawn_by_model(
+            pipe, protocol, benchmark, excluded=excluded, count=request.captions, candidates=request.candidates,
+            sampling=request.sampling, batch_size=request.batch_size,
+        )  # fmt: skip
+    if request.candidates is not None or request.sampling:
+        raise ValueError("--candidates and the options of sampling belong to --model; --images are drawn already")
+    assert request.images is not None
+    return read_from_folder(request.images, protocol, benchmark, count=request.captions)
+
+
+def _bind(
+    request: Request,
+    protocol: Protocol,
+    judged: Judged,
+    benchmark: Benchmark,
+    excluded: frozenset[str],
+    networks: Mapping[str, Network],
+) -> None:
+    """Binds the folder of the result to this evaluation, and puts the list of captions there."""
+    identity = {
+        "protocol": asdict(protocol),
+        "subject": judged.subject.identity,
+        "benchmark": benchmark.sha256(),
+        "excluded": sorted(excluded),
+        "networks": {name: dict(network.record) for name, network in networks.items()},
+    }
+    request.out.mkdir(parents=True, exist_ok=True)
+    refuse_other_run(request.out, identity)
+    if judged.captions is not None and request.share.rank == 0:
+        save_captions(judged.captions, request.out / "captions.jsonl")
+
+
+def _benchmark_record(
+    benchmark: Benchmark, protocol: Protocol, judged: Judged, excluded: frozenset[str]
+) -> dict[str, Any]:
+    rule = protocol.captions
+    # What the protocol asks for, whatever --captions says: a report marks scores of another number of samples.
+    right = rule.count
+    if right is None and any(item.captions for item in benchmark.items):
+        right = len(
+            choose_captions(benchmark, count=None, rule=rule.rule, seed=rule.seed, exclude=excluded).entries  # type: ignore[arg-type]
+        )
+    return {
+        "name": benchmark.name,
+        "sha256": benchmark.sha256(),
+        "items": len(benchmark.items),
+        "skipped": len(benchmark.skipped),
+        "excluded": len(excluded),
+        "captions": right or 0,
+        "captions_sha256": judged.captions.sha256 if judged.captions is not None else None,
+    }
+
+
+def _exclusions(protocol: Protocol, request: Request) -> frozenset[str]:
+    if protocol.captions.exclusions and request.exclusions is None:
+        raise ValueError(
+            f"{protocol.name} leaves out pictures that overlap with the training set: give their list with "
+            "--exclusions FILE (dalle-zoo overlap makes one)"
+        )
+    if request.exclusions is not None and not protocol.captions.exclusions:
+        raise ValueError(f"{protocol.name} leaves no picture out, so --exclusions would change what its name means")
+    return load_exclusions(request.exclusions) if request.exclusions is not None else frozenset()
+
+
+def _reference(protocol: Protocol, benchmark: Benchmark, excluded: frozenset[str]) -> ReadPictures:
+    """All pictures of the benchmark but those that are left out."""
+    items = [item for item in benchmark.items if item.image is not None and item.key not in excluded]
+    if len(items) < 2:
+        raise BenchmarkError(f"benchmark {benchmark.name} in {benchmark.root} has {len(items)} pictures: too few")
+    return ReadPictures(items, protocol.picture.crop, protocol.picture.size, source=benchmark.sha256())
+
+
+def share_of_environment() -> Share:
+    """The share that torchrun or another launcher gives this process."""
+    return Share(rank=int(os.environ.get("RANK", "0")), world=int(os.environ.get("WORLD_SIZE", "1")))

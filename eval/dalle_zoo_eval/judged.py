@@ -1,0 +1,152 @@
+"""The judged side of an evaluation: what a model draws from a benchmark's captions, or pictures of a folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from dalle_zoo.pipeline import DallePipeline
+from dalle_zoo_eval.benchmarks import (
+    Benchmark,
+    BenchmarkError,
+    CaptionList,
+    choose_captions,
+    load_picture,
+    read_benchmark,
+)
+from dalle_zoo_eval.protocol import Protocol
+from dalle_zoo_eval.sheets import comparison_sheet
+from dalle_zoo_eval.subjects import DrawnPictures, ReadPictures, Sampling, Subject, weights_sha256
+
+log = logging.getLogger(__name__)
+
+SHEET = 24
+"""Samples on the sheet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Pictures that are judged, and what is known of them besides their pixels."""
+
+    subject: Subject
+    """The pictures."""
+    record: dict[str, Any]
+    """What the result file says of them."""
+    keys: list[str]
+    """Name of the benchmark's picture whose caption was drawn from, or of the picture itself."""
+    groups: list[str]
+    """Class of what a caption describes, or else its key."""
+    texts: list[str] | None
+    """Caption of every picture; None where they have none."""
+    captions: CaptionList | None
+    """The chosen captions; None for pictures of a folder."""
+
+
+def drawn_by_model(
+    pipe: DallePipeline,
+    protocol: Protocol,
+    benchmark: Benchmark,
+    *,
+    excluded: frozenset[str],
+    count: int | None,
+    candidates: int | None,
+    sampling: Mapping[str, Any],
+    batch_size: int,
+) -> Judged:
+    """What a model draws from captions of a benchmark.
+
+    Args:
+        pipe: The model.
+        protocol: Chooses captions and numbers of candidates.
+        benchmark: Whose captions.
+        excluded: Keys of pictures that are left out.
+        count: Captions instead of the protocol's number.
+        candidates: Pictures of a caption instead of the protocol's number.
+        sampling: Fields of `Sampling` that are not plain sampling's.
+        batch_size: Pictures drawn at once.
+    """
+    rule = protocol.captions
+    wanted = count if count is not None else rule.count
+    chosen = choose_captions(benchmark, count=wanted, rule=rule.rule, seed=rule.seed, exclude=excluded)  # type: ignore[arg-type]
+    candidates = candidates if candidates is not None else protocol.sampling.candidates
+    curve = protocol.sampling.counts(candidates)
+    fixed = Sampling(candidates=candidates, curve=curve, **{"seed": rule.seed, **sampling})
+    by_key = {item.key: item for item in benchmark.items}
+    keys, texts = [key for key, _ in chosen.entries], [caption for _, caption in chosen.entries]
+    assert pipe.folder is not None
+    record = {
+        "kind": "model",
+        "name": pipe.folder.name,
+        "weights_sha256": weights_sha256(pipe),
+        "sampling": asdict(fixed),
+    }
+    return Judged(
+        subject=DrawnPictures(pipe, texts, fixed, batch_size=batch_size),
+        record=record,
+        keys=keys,
+        groups=[by_key[key].group or key for key in keys],
+        texts=texts,
+        captions=chosen,
+    )
+
+
+def read_from_folder(folder: Path, protocol: Protocol, benchmark: Benchmark, *, count: int | None) -> Judged:
+    """Pictures of a folder, in the order of their names, cut and scaled as the benchmark's.
+
+    Args:
+        folder: Pictures, perhaps with captions beside them.
+        protocol: Asks for a number of pictures.
+        benchmark: What they will be compared with.
+        count: Pictures instead of the protocol's number.
+
+    Raises:
+        BenchmarkError: The folder has fewer pictures.
+    """
+    found = read_benchmark("folder", folder, "all")
+    wanted = count if count is not None else protocol.captions.count
+    if wanted is not None and len(found.items) < wanted:
+        raise BenchmarkError(
+            f"{folder} has {len(found.items)} pictures, {wanted} are asked for: draw the others, or pass "
+            f"--captions {len(found.items)} for a score that is marked as not comparable"
+        )
+    if found.root.resolve() == benchmark.root.resolve():
+        log.warning("%s is the benchmark's own folder: its distance to itself says nothing", folder)
+    items = found.items[:wanted]
+    texts = [item.captions[0] for item in items if item.captions]
+    digest = found.sha256()
+    return Judged(
+        subject=ReadPictures(items, protocol.picture.crop, protocol.picture.size, source=digest),
+        record={"kind": "images", "name": folder.resolve().name, "weights_sha256": {}, "sha256": digest},
+        keys=[item.key for item in items],
+        groups=[item.group or item.key for item in items],
+        texts=texts if len(texts) == len(items) else None,
+        captions=None,
+    )
+
+
+def sample_sheet(judged: Judged, benchmark: Benchmark, protocol: Protocol) -> Image.Image:
+    """The first judged pictures; where a model drew them, beside the benchmark's picture of the same caption."""
+    indices = range(min(SHEET, len(judged.subject)))
+    size, crop = protocol.picture.size, protocol.picture.crop
+    pictures = judged.subject.show(indices).pictures[judged.subject.counts[-1]]
+    sets = [pictures]
+    if judged.captions is not None:
+        by_key = {item.key: item for item in benchmark.items}
+        sets.append([load_picture(by_key[judged.keys[i]], crop, size) for i in indices])  # type: ignore[arg-type]
+    names = judged.texts if judged.texts is not None else judged.keys
+    stacked = [torch.stack([_resized(image, size) for image in images]) for images in sets]
+    return comparison_sheet(*stacked, captions=names[: len(indices)], scale=1)
+
+
+def _resized(image: torch.Tensor, side: int) -> torch.Tensor:
+    pixels = image[None].float() / 255
+    if image.shape[1:] != (side, side):
+        pixels = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True).clamp(0, 1)
+    return pixels[0]

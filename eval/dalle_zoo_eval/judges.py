@@ -1,0 +1,71 @@
+"""Which networks a protocol needs, and opening them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dalle_zoo.pipeline import DallePipeline
+from dalle_zoo_eval.networks import Network, NetworkFileError, load_network
+from dalle_zoo_eval.protocol import FID_FAMILIES, Protocol
+from dalle_zoo_eval.scoring import CLIP, INCEPTION, RANKER
+
+NEEDED_BY = {
+    "is": INCEPTION, "kid": INCEPTION, "precision": INCEPTION, "recall": INCEPTION,
+    "clip_score": CLIP, "r_precision": RANKER,
+}  # fmt: skip
+"""Network of every metric but the FID, whose networks are its families."""
+
+
+def needed_networks(protocol: Protocol) -> dict[str, list[str]]:
+    """Networks of a protocol, each with the metrics that need it."""
+    needed = {family: ["fid"] for family in protocol.fid_families}
+    for metric, network in NEEDED_BY.items():
+        if metric in protocol.metrics:
+            needed.setdefault(network, []).append(metric)
+    return needed
+
+
+def open_networks(
+    protocol: Protocol,
+    locations: Mapping[str, Path],
+    leave_out: Sequence[str],
+    *,
+    device: str = "cpu",
+    own_ranker: DallePipeline | None = None,
+) -> tuple[dict[str, Network], list[str]]:
+    """Opens the networks that a protocol needs, and others that are given.
+
+    Args:
+        protocol: Whose metrics decide.
+        locations: File or folder of every network.
+        leave_out: Networks that are needed and not at hand; their metrics are left out.
+        device: Where they compute.
+        own_ranker: Model whose ranker serves where no other is given.
+
+    Returns:
+        Networks by name, and what is left out for lack of one.
+
+    Raises:
+        NetworkFileError: A network is neither given nor left out (all such are named at once), or is another one than
+            it should be, or is of no use to the protocol.
+    """
+    needed, locations = needed_networks(protocol), dict(locations)
+    wants_ranker = RANKER in needed and RANKER not in {*locations, *leave_out}
+    if wants_ranker and own_ranker is not None and own_ranker.ranker is not None and own_ranker.folder is not None:
+        locations[RANKER] = own_ranker.folder
+    missing = [name for name in needed if name not in locations and name not in leave_out]
+    if missing:
+        each = [f"{n} (for {', '.join(needed[n])}): --network {n}=PATH, or --leave-out {n}" for n in missing]
+        raise NetworkFileError(f"{protocol.name} needs networks that were not given. {'; '.join(each)}")
+    for name in leave_out:
+        if name in locations or name not in needed:
+            reason = "it is given with --network" if name in locations else f"{protocol.name} does not need it"
+            raise NetworkFileError(f"--leave-out {name}: {reason}")
+    for name in locations:
+        if name in FID_FAMILIES and name not in needed:
+            raise NetworkFileError(f"--network {name}: {protocol.name} has no score of this family")
+    if not locations:
+        raise NetworkFileError(f"every network of {protocol.name} is left out: nothing can be measured")
+    opened = {name: load_network(name, location, device) for name, location in locations.items()}
+    return opened, [f"{', '.join(needed[name])}: the network {name} was left out" for name in leave_out]

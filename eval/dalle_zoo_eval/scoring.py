@@ -1,0 +1,185 @@
+"""From features on disk to rows of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from dalle_zoo_eval.measures import (
+    bootstrap_interval,
+    clip_score,
+    frechet_distance,
+    frechet_extrapolated,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+    r_precision,
+)
+from dalle_zoo_eval.measuring import Measurement
+from dalle_zoo_eval.protocol import FID_FAMILIES, Protocol
+from dalle_zoo_eval.statistics import Moments, StatisticsError
+
+# n samples, d features
+
+INCEPTION = "inception-2015"
+"""Network of the inception score, of KID, and of precision and recall."""
+CLIP = "clip"
+"""Network of the CLIP score."""
+RANKER = "ranker"
+"""Network of R-precision."""
+KID_SUBSET = 1000
+"""Samples of a subset of the KID; fewer samples than that have no KID."""
+NEIGHBOURS = 3
+"""k of precision and recall."""
+
+Row = dict[str, Any]
+
+
+def moments(measurement: Measurement, network: str, radius: int, candidates: int) -> Moments:
+    """Moments of the features of all samples, chunk by chunk, in their order."""
+    found: Moments | None = None
+    for part in measurement.read(f"{network}/{radius}/{candidates}/features"):
+        found = (found or Moments.zero(part.shape[1])).add(part)
+    assert found is not None  # a measurement has chunks
+    return found
+
+
+class Scorer:
+    """Works out the rows of a protocol.
+
+    Args:
+        protocol: What is asked for.
+        generated: Features of the pictures that are judged.
+        reference: Features of the benchmark's pictures.
+        captions: Caption of every judged picture; None where they have none.
+        groups: Class, or else name, of what every caption describes.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        generated: Measurement,
+        reference: Measurement,
+        *,
+        captions: Sequence[str] | None,
+        groups: Sequence[str],
+    ) -> None:
+        self.protocol, self.generated, self.reference = protocol, generated, reference
+        self.counts, self.captions, self.groups = generated.counts, captions, list(groups)
+        self.rows: list[Row] = []
+        self.left_out: list[str] = []
+
+    def score(self) -> list[Row]:
+        """All rows; what could not be worked out is in ``left_out``, with its reason."""
+        steps: list[tuple[str, Callable[[], None]]] = []
+        for network in self.generated.networks:
+            metric = "fid" if network in FID_FAMILIES else "frechet"
+            if metric == "fid" and "fid" not in self.protocol.metrics:
+                continue
+            for radius in self.protocol.blur:
+                steps.append((f"{metric} {network} blur {radius}", self._frechet(metric, network, radius)))
+            for count in self.counts[:-1]:
+                steps.append((f"{metric} {network} best of {count}", self._curve(metric, network, count)))
+        for name, step in (("is", self._inception), ("kid", self._kid), ("precision", self._manifold)):
+            if name in self.protocol.metrics and INCEPTION in self.generated.networks:
+                steps.append((name, step))
+        for name, network, step in (("clip_score", CLIP, self._clip), ("r_precision", RANKER, self._retrieval)):
+            if name in self.protocol.metrics and network in self.generated.networks:
+                steps.append((name, step))
+        for name, step in tqdm(steps, desc="score", unit="score"):
+            try:
+                step()
+            except StatisticsError as error:
+                self.left_out.append(f"{name}: {error}")
+        return self.rows
+
+    def _row(
+        self, metric: str, family: str, value: float, *, radius: int = 0, count: int | None = None, **more: Any
+    ) -> Row:
+        row: Row = {
+            "metric": metric,
+            "family": family,
+            "blur": radius,
+            "candidates": self.counts[-1] if count is None else count,
+            "value": value,
+            "samples": len(self.generated.subject),
+            "reference_samples": len(self.reference.subject),
+            **more,
+        }
+        self.rows.append(row)
+        return row
+
+    def _frechet(self, metric: str, network: str, radius: int) -> Callable[[], None]:
+        def step() -> None:
+            real = moments(self.reference, network, radius, 1)
+            drawn = moments(self.generated, network, radius, self.counts[-1])
+            row = self._row(metric, network, frechet_distance(drawn, real), radius=radius)
+            row["rank_deficient"] = drawn.rank_deficient or real.rank_deficient
+            if radius:
+                return
+            features = self._features(network)
+            for key, work in (
+                ("interval", lambda: list(bootstrap_interval(features, real))),
+                ("at_infinity", lambda: frechet_extrapolated(features, real).value),
+            ):
+                try:
+                    row[key] = work()
+                except StatisticsError as error:
+                    self.left_out.append(f"{key} of {metric} {network}: {error}")
+
+        return step
+
+    def _curve(self, metric: str, network: str, count: int) -> Callable[[], None]:
+        def step() -> None:
+            real = moments(self.reference, network, 0, 1)
+            drawn = moments(self.generated, network, 0, count)
+            row = self._row(metric, network, frechet_distance(drawn, real), count=count)
+            row["rank_deficient"] = drawn.rank_deficient or real.rank_deficient
+
+        return step
+
+    def _features(self, network: str) -> Tensor:
+        return self.generated.all(f"{network}/0/{self.counts[-1]}/features")
+
+    def _inception(self) -> None:
+        wanted = [(radius, self.counts[-1]) for radius in self.protocol.blur]
+        for radius, count in [*wanted, *((0, count) for count in self.counts[:-1])]:
+            logits = self.generated.all(f"{INCEPTION}/{radius}/{count}/logits")
+            if len(logits) < self.protocol.is_splits:
+                raise StatisticsError(f"{self.protocol.is_splits} splits need as many samples, got {len(logits)}")
+            mean, std = inception_score(logits, self.protocol.is_splits)
+            self._row("is", INCEPTION, mean, radius=radius, count=count, std=std)
+
+    def _kid(self) -> None:
+        drawn, real = self._features(INCEPTION), self.reference.all(f"{INCEPTION}/0/1/features")
+        if min(len(drawn), len(real)) < KID_SUBSET:
+            raise StatisticsError(f"subsets of {KID_SUBSET} need as many samples, got {min(len(drawn), len(real))}")
+        mean, std = kernel_distance(drawn, real, subset_size=KID_SUBSET)
+        self._row("kid", INCEPTION, mean, std=std)
+
+    def _manifold(self) -> None:
+        drawn, real = self._features(INCEPTION), self.reference.all(f"{INCEPTION}/0/1/features")
+        if min(len(drawn), len(real)) <= NEIGHBOURS:
+            raise StatisticsError(f"{NEIGHBOURS} neighbours need more samples, got {min(len(drawn), len(real))}")
+        precision, recall = precision_recall(real, drawn, NEIGHBOURS)
+        self._row("precision", INCEPTION, precision)
+        self._row("recall", INCEPTION, recall)
+
+    def _texts(self, network: str) -> Tensor:
+        if self.captions is None:
+            raise StatisticsError("the pictures have no captions")
+        features: Tensor = self.generated.networks[network].text_features(self.captions)  # type: ignore[attr-defined]
+        return features
+
+    def _clip(self) -> None:
+        self._row("clip_score", CLIP, clip_score(self._features(CLIP), self._texts(CLIP)))
+
+    def _retrieval(self) -> None:
+        try:
+            mean, std = r_precision(self._features(RANKER), self._texts(RANKER), self.groups)
+        except ValueError as error:
+            raise StatisticsError(str(error)) from None
+        self._row("r_precision", RANKER, mean, std=std)

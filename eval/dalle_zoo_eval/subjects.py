@@ -1,0 +1,224 @@
+"""What is measured: pictures of a benchmark or of a folder, or pictures that a model draws from captions.
+
+A subject is a row of numbered samples. What sample i shows depends on i alone, so any number of processes may share
+the work, and a killed run may go on, without a change in the pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dalle_zoo.hub import sha256_file
+from dalle_zoo.pictures import to_uint8
+from dalle_zoo.pipeline import DallePipeline
+from dalle_zoo.sampling import Sampler, picture_seed, sample_codes
+from dalle_zoo_eval.benchmarks.base import Item
+from dalle_zoo_eval.benchmarks.pictures import load_picture
+from dalle_zoo_eval.metrics import in_batches
+
+# B samples, N candidates of a sample, H W pixels
+
+READERS = 4
+"""Threads that decode pictures; the decoders of Pillow and torch leave the interpreter while they work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """The pictures of some samples."""
+
+    pictures: dict[int, list[Tensor]]
+    """For every number of candidates n, the picture chosen among the first n: uint8 (3, H, W) each. A subject that
+    draws nothing has 1 alone."""
+    captions: list[str]
+    """Caption of every sample, empty where there is none."""
+
+
+class Subject(Protocol):
+    """A row of samples with their pictures."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that fixes the pictures, as plain data."""
+
+    @property
+    def counts(self) -> list[int]:
+        """Numbers of candidates that are measured, smallest first; 1 where nothing is drawn."""
+
+    def __len__(self) -> int: ...
+
+    def show(self, indices: Sequence[int]) -> Shown:
+        """The pictures of some samples."""
+
+
+class ReadPictures:
+    """Pictures of files.
+
+    Args:
+        items: The samples, in order; each needs a picture.
+        crop: As in `load_picture`.
+        size: Side in pixels, or None to leave them as they are.
+        captions: Caption of every sample; its first one, or none, if missing.
+        source: sha256 of what the items were read from.
+    """
+
+    def __init__(
+        self, items: Sequence[Item], crop: str, size: int | None, *, source: str, captions: Sequence[str] | None = None
+    ) -> None:
+        without = [item.key for item in items if item.image is None]
+        if without:
+            raise ValueError(f"{len(without)} samples have no picture, such as {without[0]!r}: it cannot be measured")
+        if captions is not None and len(captions) != len(items):
+            raise ValueError(f"expected one caption for each of {len(items)} samples, got {len(captions)}")
+        self.items, self.crop, self.size, self.source = tuple(items), crop, size, source
+        self.captions = list(captions) if captions is not None else [(i.captions or ("",))[0] for i in items]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Source, order, crop and size."""
+        order = _digest([[i.key, c] for i, c in zip(self.items, self.captions, strict=True)])
+        return {
+            "kind": "pictures", "source": self.source, "crop": self.crop, "size": self.size,
+            "samples": len(self.items), "order": order,
+        }  # fmt: skip
+
+    @property
+    def counts(self) -> list[int]:
+        """One picture a sample."""
+        return [1]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def show(self, indices: Sequence[int]) -> Shown:
+        """Decodes the files, several at a time."""
+        with ThreadPoolExecutor(READERS) as threads:
+            pictures = list(threads.map(lambda i: load_picture(self.items[i], self.crop, self.size), indices))  # type: ignore[arg-type]
+        return Shown(pictures={1: pictures}, captions=[self.captions[i] for i in indices])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """What fixes the drawn pictures besides the model and the captions."""
+
+    candidates: int = 1
+    """Pictures N drawn from a caption; above 1 the model's ranker chooses."""
+    curve: tuple[int, ...] = ()
+    """Further numbers of candidates that are measured: the best among the first n, each at most N."""
+    seed: int = 0
+    """Seed of the noise."""
+    temperature: float = 1.0
+    """Divides the logits."""
+    top_k: int | None = None
+    """Draw among the k most likely tokens."""
+    top_p: float | None = None
+    """Draw among the most likely tokens that reach this probability."""
+    guidance: float = 1.0
+    """Classifier-free guidance; 1 is none."""
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1:
+            raise ValueError(f"candidates must be at least 1, got {self.candidates}")
+        outside = [n for n in self.curve if not 1 <= n <= self.candidates]
+        if outside:
+            raise ValueError(f"curve must lie in 1..candidates ({self.candidates}), got {outside[0]}")
+        Sampler(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)  # which checks its own
+
+    @property
+    def counts(self) -> list[int]:
+        """All numbers of candidates that are measured, smallest first."""
+        return sorted({*self.curve, self.candidates})
+
+
+class DrawnPictures:
+    """Pictures that a model draws, one row of candidates a caption.
+
+    Candidate c of caption i is drawn from noise of (seed, i, c) alone.
+
+    Args:
+        pipe: The model.
+        captions: One caption a sample.
+        sampling: What fixes the pictures.
+        batch_size: Pictures drawn at once; memory and time, not the pictures.
+    """
+
+    def __init__(
+        self, pipe: DallePipeline, captions: Sequence[str], sampling: Sampling, *, batch_size: int = 64
+    ) -> None:
+        if max(sampling.counts) > 1 and pipe.ranker is None:
+            raise ValueError("more than one candidate needs a ranker to choose, and this model has none")
+        self.pipe, self.captions, self.sampling, self.batch_size = pipe, list(captions), sampling, batch_size
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Weights, captions and sampling."""
+        return {
+            "kind": "drawn", "weights": weights_sha256(self.pipe), "samples": len(self.captions),
+            "captions": _digest(self.captions), "sampling": asdict(self.sampling),
+        }  # fmt: skip
+
+    @property
+    def counts(self) -> list[int]:
+        """Those of the sampling."""
+        return self.sampling.counts
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    @torch.inference_mode()
+    def show(self, indices: Sequence[int]) -> Shown:
+        """Draws all candidates, and lets the ranker choose among the first n of them for every n."""
+        s, captions = self.sampling, [self.captions[i] for i in indices]
+        seeds = torch.tensor([[picture_seed(s.seed, "eval", i, c) for c in range(s.candidates)] for i in indices])
+        codes = self._draw(captions, seeds)
+        pictures: dict[int, list[Tensor]] = {n: [] for n in s.counts}
+        for number, caption in enumerate(captions):
+            images = to_uint8(self.pipe.decode(codes[number], self.batch_size))
+            scores = None
+            if self.pipe.ranker is not None and s.candidates > 1:
+                scored = [
+                    self.pipe.ranker.scores(part.to(self.pipe.device).float() / 255, [caption] * len(part)).cpu()
+                    for part in in_batches(images, self.batch_size)
+                ]
+                scores = torch.cat(scored)
+            for n in s.counts:
+                best = 0 if scores is None else int(scores[:n].argmax())
+                pictures[n].append(images[best])
+        return Shown(pictures=pictures, captions=captions)
+
+    def _draw(self, captions: list[str], seeds: Tensor) -> Tensor:
+        """Codes (B, N, h, w): whole captions together while they fit, else parts of one."""
+        s, pipe = self.sampling, self.pipe
+        text = pipe.encode_text(captions)
+        sampler = Sampler(temperature=s.temperature, top_k=s.top_k, top_p=s.top_p)
+        together = max(self.batch_size // s.candidates, 1)
+        rows = []
+        for start in range(0, len(captions), together):
+            some = slice(start, start + together)
+            parts = [
+                sample_codes(
+                    pipe.prior, text[some], part.t().to(pipe.device), sampler=sampler, guidance=s.guidance
+                ).cpu()
+                for part in in_batches(seeds[some].t(), self.batch_size)
+            ]
+            rows.append(torch.cat(parts, 1))
+        return torch.cat(rows)
+
+
+def _digest(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+
+
+def weights_sha256(pipe: DallePipeline) -> dict[str, str]:
+    """Digest of every file of weights of a model that lies in a folder."""
+    if pipe.folder is None:
+        raise ValueError("the model must lie in a folder to be measured: save_pretrained it first")
+    files = sorted(pipe.folder.rglob("*.safetensors"))
+    return {path.relative_to(pipe.folder).as_posix(): sha256_file(path) for path in files}
