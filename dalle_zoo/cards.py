@@ -152,6 +152,8 @@ def _results(result: Result) -> str:
         for kind, label in kinds.items():
             path = ("concept_accuracy", kind, f"top{k}")
             add(f"concept accuracy, top {k}, {label}, %", *path, times=100)
+    for kind in ("reconstructed", "best", "one"):
+        add(f"distance in the ranker's features, {kinds[kind]}", "ranker_distance", kind, form="{:.3f}")
     left_out = [f"- Not measured: {line}." for line in result["left_out"]]
     return "\n".join([table(rows), *(["", *left_out] if left_out else [])])
 

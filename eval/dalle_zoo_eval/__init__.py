@@ -1,10 +1,21 @@
-"""Evaluation of dalle-zoo models: pure metrics, an independent network, and one module a protocol.
+"""Evaluation of dalle-zoo models, and of pictures from anywhere.
+
+A benchmark run goes through `evaluate`: `benchmarks`, `judged`, `judges`, then `measuring`, `selfcheck`, `scoring`, `report`.
 
 | module | what it holds |
 |---|---|
-| `metrics` | functions of tensors: PSNR, codebook use, bits per token, retrieval, concept accuracy |
-| `evaluator` | a small ImageNet network that neither drew nor ranked a picture |
-| `emoji64` | the protocol of the model in the box |
-| `sheets` | pictures with their captions below |
-| `command` | ``dalle-zoo eval`` |
+| `command` | ``dalle-zoo eval``, ``overlap`` and ``card`` |
+| `evaluate` | a protocol from data and model, or folder of pictures, to result file and report |
+| `protocol`, `published` | protocols and published scores, read from ``eval/protocols`` and ``eval/published`` |
+| `benchmarks` | readers of MS-COCO, CUB, the AttnGAN layout and folders; lists of captions |
+| `judged`, `subjects` | the judged pictures: what a model draws, or what a folder holds |
+| `judges`, `networks` | the networks that look at pictures, and which of them a protocol needs |
+| `blur` | Gaussian blur of several radii |
+| `measuring` | pictures to features on disk, chunk by chunk |
+| `statistics`, `measures` | moments that add up, and scores as pure functions |
+| `scoring`, `selfcheck` | features to rows of scores, and what must hold of the reference first |
+| `memorisation` | the nearest picture: copies and overlaps |
+| `results`, `report`, `plots`, `documents` | result files to tables and figures |
+| `emoji64`, `metrics`, `evaluator` | the protocol of the model in the box |
+| `sheets`, `shipped` | pictures with captions below; data files of the package |
 """

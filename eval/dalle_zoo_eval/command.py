@@ -133,7 +133,8 @@ def _benchmark(protocol: str, arguments: list[str]) -> None:
     p.add_argument("--out", type=Path, help="folder of the result (eval-PROTOCOL)")
     options = p.parse_args(arguments)
 
-    from dalle_zoo_eval.evaluate import Request, evaluate, share_of_environment
+    from dalle_zoo_eval.evaluate import RESULT, Request, evaluate, share_of_environment
+    from dalle_zoo_eval.report import summary
 
     sampling = {n: getattr(options, n) for n in ("temperature", "top_k", "top_p", "guidance", "seed")}
     request = Request(
@@ -159,10 +160,10 @@ def _benchmark(protocol: str, arguments: list[str]) -> None:
     result = evaluate(request)
     if result is None:
         return
+    print(summary([request.out / RESULT]))  # noqa: T201
     for line in result["left_out"]:
         print(f"left out: {line}")  # noqa: T201
-    print((request.out / "report.md").read_text(encoding="utf-8"))  # noqa: T201
-    print(f"{request.out / 'report.html'}")  # noqa: T201
+    print(f"report: {request.out / 'report.html'}")  # noqa: T201
 
 
 def overlap(arguments: list[str]) -> None:

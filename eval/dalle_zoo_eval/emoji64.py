@@ -28,10 +28,12 @@ from tqdm import tqdm
 from dalle_zoo import __version__
 from dalle_zoo.data import ImageTextDataset, open_source
 from dalle_zoo.hub import sha256_file, write_json
+from dalle_zoo.models.ranker import Ranker
 from dalle_zoo.pictures import save_png, to_uint8
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.sampling import picture_seed
 from dalle_zoo_eval.evaluator import MobileNet, load_evaluator
+from dalle_zoo_eval.measures import frechet_distance
 from dalle_zoo_eval.metrics import (
     bits_per_token,
     codebook_use,
@@ -42,6 +44,7 @@ from dalle_zoo_eval.metrics import (
     shuffle_concepts,
 )
 from dalle_zoo_eval.sheets import comparison_sheet
+from dalle_zoo_eval.statistics import Moments
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +172,8 @@ class Drawn:
     """That candidate, or the first one without a ranker: uint8 (B, 3, H, W)."""
     features: Tensor | None
     """Of all candidates, (B, N, d); None without an evaluator."""
+    ranker_features: Tensor | None
+    """Likewise as the ranker sees them; None without a ranker."""
 
 
 def evaluate_emoji64(
@@ -263,6 +268,7 @@ def evaluate_split(
     }
     if pipe.ranker is not None:
         figures["retrieval"] = retrieval(pipe.ranker, split.images.float() / 255, split.captions)
+        figures["ranker_distance"] = ranker_distances(pipe.ranker, split, rebuilt, drawn)
     if gallery is not None:
         figures["concept_accuracy"] = concept_figures(gallery, asked, rebuilt[: len(asked.keys)], drawn, protocol.seed)
     pairs = (drawn.shown[:SHEET].float() / 255, asked.images[:SHEET].float() / 255)
@@ -319,12 +325,13 @@ def draw_codes(pipe: DallePipeline, split: Split, protocol: Protocol, cache: Pat
 @torch.inference_mode()
 def judge(pipe: DallePipeline, split: Split, codes: Tensor, gallery: Gallery | None) -> Drawn:
     """Decodes the candidates, caption by caption, and lets ranker and evaluator look at them."""
-    best, shown, features = [], [], []
+    best, shown, features, ranker_features = [], [], [], []
     for caption, candidates in zip(split.captions, codes, strict=True):
         images = to_uint8(pipe.decode(candidates))
         first = 0
         if pipe.ranker is not None:
             first = int(pipe.ranker.rank(images.float() / 255, caption)[0])
+            ranker_features.append(ranker_sees(pipe.ranker, images))
         best.append(first)
         shown.append(images[first])
         if gallery is not None:
@@ -333,7 +340,38 @@ def judge(pipe: DallePipeline, split: Split, codes: Tensor, gallery: Gallery | N
         best=torch.tensor(best) if pipe.ranker is not None else None,
         shown=torch.stack(shown),
         features=torch.stack(features) if gallery is not None else None,
+        ranker_features=torch.stack(ranker_features) if pipe.ranker is not None else None,
     )
+
+
+@torch.inference_mode()
+def ranker_sees(ranker: Ranker, images: Tensor) -> Tensor:
+    """Features of uint8 pictures (B, 3, H, W), (B, d) on the CPU."""
+    parts = [ranker.image_features(part.to(ranker.device).float() / 255).cpu() for part in in_batches(images, 64)]
+    return torch.cat(parts)
+
+
+def ranker_distances(ranker: Ranker, split: Split, rebuilt: Tensor, drawn: Drawn) -> dict[str, float]:
+    """Frechet distances to the real pictures of a split in the ranker's features: no FID, which needs Inception.
+
+    ``one`` is the mean over the candidates, ``best`` the candidate that the same ranker prefers, so of the two the
+    distance of ``best`` flatters more. Empty where there are too few pictures for the covariance.
+    """
+    assert drawn.ranker_features is not None and drawn.best is not None  # noqa: PT018 (one thing: there is a ranker)
+
+    def moments(features: Tensor) -> Moments:
+        return Moments.zero(features.shape[1]).add(features)
+
+    real = moments(ranker_sees(ranker, split.images))
+    everything = [moments(features) for features in drawn.ranker_features.unbind(1)]
+    if real.rank_deficient or everything[0].rank_deficient:
+        return {}
+    best = drawn.ranker_features[torch.arange(len(drawn.best)), drawn.best]
+    return {
+        "reconstructed": frechet_distance(moments(ranker_sees(ranker, rebuilt)), real),
+        "best": frechet_distance(moments(best), real),
+        "one": sum(frechet_distance(candidate, real) for candidate in everything) / len(everything),
+    }
 
 
 def concept_figures(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import os
 import platform
 from collections.abc import Mapping
@@ -35,7 +34,8 @@ from dalle_zoo_eval.scoring import Scorer
 from dalle_zoo_eval.selfcheck import check_reference
 from dalle_zoo_eval.subjects import ReadPictures
 
-log = logging.getLogger(__name__)
+RESULT = "result.json"
+"""Name of the result file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +138,8 @@ def evaluate(request: Request) -> dict[str, Any] | None:
         "device": request.device,
         "date": datetime.now(UTC).date().isoformat(),
     }
-    write_json(request.out / "result.json", result)
-    write_report([request.out / "result.json"], request.out, sheets=sheets)
+    write_json(request.out / RESULT, result)
+    write_report([request.out / RESULT], request.out, sheets=sheets)
     return result
 
 

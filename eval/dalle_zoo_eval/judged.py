@@ -86,9 +86,10 @@ def drawn_by_model(
         "name": pipe.folder.name,
         "weights_sha256": weights_sha256(pipe),
         "sampling": asdict(fixed),
+        "drawn_at": list(pipe.image_size),
     }
     return Judged(
-        subject=DrawnPictures(pipe, texts, fixed, batch_size=batch_size),
+        subject=DrawnPictures(pipe, texts, fixed, size=protocol.picture.size, batch_size=batch_size),
         record=record,
         keys=keys,
         groups=[by_key[key].group or key for key in keys],

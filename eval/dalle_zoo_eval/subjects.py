@@ -13,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dalle_zoo.hub import sha256_file
@@ -140,28 +142,37 @@ class Sampling:
 class DrawnPictures:
     """Pictures that a model draws, one row of candidates a caption.
 
-    Candidate c of caption i is drawn from noise of (seed, i, c) alone.
+    Candidate c of caption i is drawn from noise of (seed, i, c) alone. The chosen pictures are scaled to the size of
+    the protocol (bicubic), so that a blur of 8 pixels is as strong on both sides.
 
     Args:
         pipe: The model.
         captions: One caption a sample.
         sampling: What fixes the pictures.
+        size: Side of the pictures that are shown, pixels; as they are drawn if None.
         batch_size: Pictures drawn at once; memory and time, not the pictures.
     """
 
     def __init__(
-        self, pipe: DallePipeline, captions: Sequence[str], sampling: Sampling, *, batch_size: int = 64
+        self,
+        pipe: DallePipeline,
+        captions: Sequence[str],
+        sampling: Sampling,
+        *,
+        size: int | None = None,
+        batch_size: int = 64,
     ) -> None:
         if max(sampling.counts) > 1 and pipe.ranker is None:
             raise ValueError("more than one candidate needs a ranker to choose, and this model has none")
-        self.pipe, self.captions, self.sampling, self.batch_size = pipe, list(captions), sampling, batch_size
+        self.pipe, self.captions, self.sampling = pipe, list(captions), sampling
+        self.size, self.batch_size = size, batch_size
 
     @property
     def identity(self) -> dict[str, Any]:
         """Weights, captions and sampling."""
         return {
             "kind": "drawn", "weights": weights_sha256(self.pipe), "samples": len(self.captions),
-            "captions": _digest(self.captions), "sampling": asdict(self.sampling),
+            "captions": _digest(self.captions), "sampling": asdict(self.sampling), "size": self.size,
         }  # fmt: skip
 
     @property
@@ -190,8 +201,14 @@ class DrawnPictures:
                 scores = torch.cat(scored)
             for n in s.counts:
                 best = 0 if scores is None else int(scores[:n].argmax())
-                pictures[n].append(images[best])
+                pictures[n].append(self._scaled(images[best]))
         return Shown(pictures=pictures, captions=captions)
+
+    def _scaled(self, image: Tensor) -> Tensor:
+        if self.size is None or image.shape[1:] == (self.size, self.size):
+            return image
+        pil = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(pil)).permute(2, 0, 1).contiguous()
 
     def _draw(self, captions: list[str], seeds: Tensor) -> Tensor:
         """Codes (B, N, h, w): whole captions together while they fit, else parts of one."""

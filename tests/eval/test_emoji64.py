@@ -65,6 +65,7 @@ def test_a_result_holds_everything_and_a_killed_run_reaches_the_same(
         kinds = {"real", "reconstructed", "one", "best", "shuffled"}
         assert set(figures["concept_accuracy"]) == kinds
         assert figures["retrieval"].keys() >= {"image_to_text_top1", "text_to_image_top5"}
+        assert figures["ranker_distance"] == {}  # six pictures are too few for eight features
         with Image.open(tmp_path / "a" / f"r-{name}.png") as sheet:
             assert sheet.width > 100
 
@@ -126,6 +127,23 @@ def test_the_command_writes_the_file(model: Path, tmp_path: Path, capsys: pytest
 def test_a_wrong_protocol_is_answered_with_the_right_one() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'emoji64'"):
         main(["emoji46"])
+
+
+def test_distances_in_the_rankers_features(model: Path) -> None:
+    ranker = DallePipeline.from_pretrained(model).ranker
+    assert ranker is not None
+    images = torch.randint(0, 256, (40, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    split = Split("train", [str(i) for i in range(40)], ["a"] * 40, images)
+    seen = emoji64.ranker_sees(ranker, images)
+    grey = emoji64.ranker_sees(ranker, torch.full_like(images, 128))
+    drawn = emoji64.Drawn(
+        best=torch.zeros(40, dtype=torch.long), shown=images, features=None,
+        ranker_features=torch.stack([seen, grey], 1),
+    )  # fmt: skip
+    found = emoji64.ranker_distances(ranker, split, images, drawn)
+    assert found["best"] == pytest.approx(0, abs=1e-9)
+    assert found["reconstructed"] == pytest.approx(0, abs=1e-9)
+    assert found["one"] > 1e-3  # the mean of that and of grey pictures
 
 
 def test_targets_compare_with_the_ceiling() -> None:
