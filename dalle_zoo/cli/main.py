@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             quiet_third_parties()
             return run(rest) or 0
-    except (UserError, ValueError, OSError) as error:
+    except (UserError, ValueError, OSError, ImportError) as error:  # ImportError: a package of an extra is missing
         print(f"dalle-zoo {name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

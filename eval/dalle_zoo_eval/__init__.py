@@ -1,6 +1,6 @@
 """Evaluation of dalle-zoo models, and of pictures from anywhere.
 
-A benchmark run goes through `evaluate`: `benchmarks`, `judged`, `judges`, then `measuring`, `selfcheck`, `scoring`, `report`.
+A benchmark run is `evaluate`: `benchmarks`, `judged`, `judges`, then `measuring`, `selfcheck`, `scoring`, `report`.
 
 | module | what it holds |
 |---|---|

@@ -131,6 +131,7 @@ def _benchmark(protocol: str, arguments: list[str]) -> None:
     p.add_argument("--batch-size", type=int, default=64, help="pictures drawn at once (64)")
     p.add_argument("--device", default="cpu", help="where the networks run (cpu)")
     p.add_argument("--out", type=Path, help="folder of the result (eval-PROTOCOL)")
+    p.add_argument("--cache", type=Path, help="folder of measured chunks, to share the reference's (OUT/.cache)")
     options = p.parse_args(arguments)
 
     from dalle_zoo_eval.evaluate import RESULT, Request, evaluate, share_of_environment
@@ -154,6 +155,7 @@ def _benchmark(protocol: str, arguments: list[str]) -> None:
         threshold=options.threshold,
         save_pictures=options.save_pictures,
         batch_size=options.batch_size,
+        cache=options.cache,
         device=options.device,
         share=share_of_environment(),
     )

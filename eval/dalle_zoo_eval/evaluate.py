@@ -72,6 +72,8 @@ class Request:
     """Cosine from which a picture counts as a copy."""
     save_pictures: bool = False
     """Whether PNG files of the judged pictures are written too, while they are measured."""
+    cache: Path | None = None
+    """Folder of measured chunks, which several evaluations may share; beside the result if missing."""
     device: str = "cpu"
     """Where the networks compute."""
     batch_size: int = 64
@@ -103,7 +105,7 @@ def evaluate(request: Request) -> dict[str, Any] | None:
     judged = _judged(request, protocol, pipe, benchmark, excluded)
     _bind(request, protocol, judged, benchmark, excluded, networks)
 
-    cache, chunk = request.out / ".cache", protocol.sampling.chunk
+    cache, chunk = request.cache or request.out / ".cache", protocol.sampling.chunk
     real = Measurement(reference, networks, protocol.blur, chunk, cache)
     drawn = Measurement(judged.subject, networks, protocol.blur, chunk, cache)
     real.run(request.share, label="reference")

@@ -1,0 +1,116 @@
+"""How much longer measuring pictures takes than the network alone, which nothing can beat.
+
+    python benchmarks/evaluation.py                writes benchmarks/results/evaluation.json
+    python benchmarks/evaluation.py --device cuda
+
+Both ways look at the same pictures in the same batches: from uint8 tensors in memory, and from JPEG files through
+`dalle_zoo_eval.measuring`, which decodes them, crops them and writes features to disk. The runs alternate in one
+process; the ratio is that of the medians. Inception's weights are random, which changes no time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import torch
+from dalle_zoo_eval.benchmarks import read_benchmark
+from dalle_zoo_eval.measuring import Measurement, Share
+from dalle_zoo_eval.networks import Network, load_network
+from dalle_zoo_eval.subjects import ReadPictures
+from PIL import Image
+
+from dalle_zoo.hub import sha256_file, write_json
+
+CHUNK = 50
+
+
+def make_pictures(folder: Path, count: int, size: int) -> None:
+    """JPEG files that decode about as slowly as photographs: smooth noise of full colour."""
+    generator = torch.Generator().manual_seed(0)
+    for number in range(count):
+        coarse = torch.rand(1, 3, size // 8, size // 8, generator=generator)
+        pixels = torch.nn.functional.interpolate(coarse, (size, size + 64), mode="bicubic").clamp(0, 1)
+        array = (255 * pixels[0]).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(array).save(folder / f"{number:06d}.jpg", quality=90)
+
+
+def open_inception(folder: Path, device: str) -> Network:
+    """Inception of 2015 with random weights: torchvision's has the same tensors but for the number of classes."""
+    from torchvision.models.inception import Inception3
+
+    torch.manual_seed(0)
+    path = folder / "random.pth"
+    torch.save(Inception3(num_classes=1008, aux_logits=False, init_weights=False).state_dict(), path)
+    return load_network("inception-2015", path, device, expected_sha256=sha256_file(path))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Time of a call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Measures, prints and stores the ratio."""
+    parser = argparse.ArgumentParser(description="Time of measuring pictures over that of the network alone.")
+    parser.add_argument("--pictures", type=int, default=200, help="pictures of a run (200)")
+    parser.add_argument("--size", type=int, default=256, help="side, pixels (256)")
+    parser.add_argument("--rounds", type=int, default=7, help="runs of each way (7)")
+    parser.add_argument("--device", default="cpu", help="where the network runs (cpu)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/evaluation.json"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "pictures").mkdir()
+        make_pictures(folder / "pictures", options.pictures, options.size)
+        network = open_inception(folder, options.device)
+        items = read_benchmark("folder", folder / "pictures", "all").items
+        subject = ReadPictures(items, "center", options.size, source="benchmark")
+        batches = [
+            torch.stack(subject.show(range(start, min(start + CHUNK, len(items)))).pictures[1])
+            for start in range(0, len(items), CHUNK)
+        ]
+        times: dict[str, list[float]] = {"network alone": [], "from files": []}
+        difference = 0.0
+        for number in range(options.rounds + 1):
+            alone = seconds(lambda: [network(batch) for batch in batches])
+            measurement = Measurement(subject, {"inception-2015": network}, (0,), CHUNK, folder / str(number))
+            files = seconds(partial(measurement.run, Share(), label=f"round {number}"))
+            if number == 0:  # warms up, and shows that both ways say the same
+                features = torch.cat([network(batch)["features"] for batch in batches])
+                difference = float((features - measurement.all("inception-2015/0/1/features")).abs().max())
+                continue
+            times["network alone"].append(alone)
+            times["from files"].append(files)
+    medians = {way: statistics.median(values) for way, values in times.items()}
+    result = {
+        "command": f"python benchmarks/evaluation.py --pictures {options.pictures} --size {options.size} "
+        f"--rounds {options.rounds} --device {options.device}",
+        "ratio": medians["from files"] / medians["network alone"],
+        "largest difference of the features": difference,
+        "images per second, network alone": options.pictures / medians["network alone"],
+        "images per second, from files": options.pictures / medians["from files"],
+        "seconds": times,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.processor() or "cpu",
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    write_json(options.out, result)
+    for key in ("ratio", "largest difference of the features", "images per second, from files"):
+        print(f"{key}: {result[key]:.4g}")
+
+
+if __name__ == "__main__":
+    main()
