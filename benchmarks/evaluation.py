@@ -88,7 +88,7 @@ def main() -> None:
             files = seconds(partial(measurement.run, Share(), label=f"round {number}"))
             if number == 0:  # warms up, and shows that both ways say the same
                 features = torch.cat([network(batch)["features"] for batch in batches])
-                difference = float((features - measurement.all("inception-2015/0/1/features")).abs().max())
+                difference = float((features - measurement.all("inception-2015", "0/1/features")).abs().max())
                 continue
             times["network alone"].append(alone)
             times["from files"].append(files)

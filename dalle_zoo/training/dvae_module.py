@@ -32,6 +32,8 @@ class DVAEModule(StageModule):
         learning_rate: Step size over the updates.
         seed: Seed of the Gumbel noise.
         init_from: Model, by name or folder, whose weights training starts from; fresh weights if missing.
+        freeze_encoder: Train the decoder alone, on hard codes: pictures get better and codes stay, so a prior that
+            was trained on them still fits. Temperature and KL weight play no part then.
         warm_start: Updates as an autoencoder and k-means of its features before the relaxation begins; the paper
             has none. Validation, which uses hard codes, means nothing before they are over.
     """
@@ -48,12 +50,17 @@ class DVAEModule(StageModule):
         learning_rate: LearningRate = PAPER_RATE,
         seed: int = 0,
         init_from: str | None = None,
+        freeze_encoder: bool = False,
         warm_start: WarmStart | None = None,
     ) -> None:
         if warm_start is not None and init_from is not None:
             raise ValueError("warm_start would overwrite the codes of init_from: set one of the two to null")
+        if freeze_encoder and init_from is None:
+            raise ValueError("freeze_encoder needs init_from, the model whose codes are to stay")
         super().__init__(DVAE(config), adamw, learning_rate, seed)
         self.start_from(init_from)
+        self.freeze_encoder = freeze_encoder
+        self.net.encoder.requires_grad_(not freeze_encoder)
         net: Any = self.net  # torch 2.13 does not declare this overload of `to`, later ones do
         net.to(memory_format=torch.channels_last)
         self.kl_weight = kl_weight
@@ -81,6 +88,8 @@ class DVAEModule(StageModule):
             return self._autoencode(images, self.warm_start)
         if self.warm_start is not None and self.features:
             self._start_codes(self.warm_start)
+        if self.freeze_encoder:
+            return self._decode_hard_codes(images)
         tau, beta = self.temperature(self.global_step), self.kl_weight(self.global_step)
         parameters, logits = self.net(images, tau, self.noise_generator(batch_idx))
         loss, parts = dvae_loss(self.net.map_pixels(images), parameters, logits, beta)
@@ -96,15 +105,26 @@ class DVAEModule(StageModule):
         """Likelihood without codes; the last updates keep their features."""
         x = self.net.map_pixels(images)
         vectors = self.bridge(self.net.encoder.features(x))
-        mu, log_scale = self.net.decoder.from_stem(vectors).chunk(2, dim=1)
-        loss = logit_laplace_nll(x, mu, log_scale).mean()
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("train/nll", loss.detach())
-        self.observe_loss(loss)
+        loss = self._likelihood(x, self.net.decoder.from_stem(vectors))
         if self.global_step >= warm.steps - warm.gather:
             mine = vectors.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
             self.features.append(_gathered(mine))
         return loss + _nothing(self.net.encoder.output, self.net.decoder.input)
+
+    def _decode_hard_codes(self, images: Tensor) -> Tensor:
+        """Likelihood of pictures given their codes."""
+        with torch.no_grad():
+            codes = self.net.encode(images)
+        return self._likelihood(self.net.map_pixels(images), self.net.decoder.from_codes(codes))
+
+    def _likelihood(self, x: Tensor, parameters: Tensor) -> Tensor:
+        """Mean negative log-likelihood of mapped pixels, logged as the loss that it is."""
+        mu, log_scale = parameters.chunk(2, dim=1)
+        loss = logit_laplace_nll(x, mu, log_scale).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/nll", loss.detach())
+        self.observe_loss(loss)
+        return loss
 
     def _start_codes(self, warm: WarmStart) -> None:
         """Ends the warm start: the centres of the features become the codes."""

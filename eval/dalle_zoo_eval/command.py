@@ -28,15 +28,14 @@ def main(arguments: list[str]) -> None:
     from dalle_zoo_eval.protocol import find_protocol, list_protocols
 
     names = [EMOJI64, *list_protocols()]
-    known = (a for a in arguments if a in names or Path(a).suffix in (".yaml", ".yml"))
-    protocol = next(known, next((a for a in arguments if not a.startswith("-")), None))
-    if protocol is None:
-        titles = {EMOJI64: "emoji64: reconstruction, loss, retrieval, concept accuracy"}
+    if not arguments or arguments[0].startswith("-"):
+        titles = {EMOJI64: "the model in the box on its own data"}
         lines = [f"  {name:<16}{titles.get(name) or find_protocol(name).title}" for name in names]
         p = parser("eval", LISTED + "\n".join(lines))
-        p.add_argument("protocol", help="name above, or a YAML file")
-        p.parse_args(arguments)
-    elif protocol == EMOJI64:
+        p.add_argument("protocol", help="name above, or a YAML file; it comes first")
+        p.parse_args(arguments[:1] if arguments[:1] in (["-h"], ["--help"]) else [])
+    protocol = arguments[0]
+    if protocol == EMOJI64:
         _emoji64(arguments)
     elif protocol in names or Path(protocol).suffix in (".yaml", ".yml"):
         _benchmark(protocol, arguments)
@@ -126,7 +125,7 @@ def _benchmark(protocol: str, arguments: list[str]) -> None:
     _add_sampling(p)
     p.add_argument("--seed", type=int, help="seed of the drawn pictures (the protocol's)")
     p.add_argument("--training", type=Path, help="folder of training pictures: looks for copies among the drawn ones")
-    p.add_argument("--threshold", type=float, default=0.95, help="cosine from which a picture is a copy (0.95)")
+    p.add_argument("--threshold", type=float, help="cosine from which a picture is a copy (0.95)")
     p.add_argument("--save-pictures", action="store_true", help="write the judged pictures as PNG files too")
     p.add_argument("--batch-size", type=int, default=64, help="pictures drawn at once (64)")
     p.add_argument("--device", default="cpu", help="where the networks run (cpu)")
@@ -134,7 +133,13 @@ def _benchmark(protocol: str, arguments: list[str]) -> None:
     p.add_argument("--cache", type=Path, help="folder of measured chunks, to share the reference's (OUT/.cache)")
     options = p.parse_args(arguments)
 
-    from dalle_zoo_eval.evaluate import RESULT, Request, evaluate, share_of_environment
+    given = [name for name, _ in options.network]
+    if len(set(given)) != len(given):
+        raise ValueError(f"--network names {max(given, key=given.count)!r} twice: give each network once")
+    if options.threshold is not None and options.training is None:
+        raise ValueError("--threshold needs --training, the folder in which copies are looked for")
+
+    from dalle_zoo_eval.evaluate import RESULT, Request, device_of_environment, evaluate, share_of_environment
     from dalle_zoo_eval.report import summary
 
     sampling = {n: getattr(options, n) for n in ("temperature", "top_k", "top_p", "guidance", "seed")}
@@ -152,11 +157,11 @@ def _benchmark(protocol: str, arguments: list[str]) -> None:
         candidates=options.candidates,
         sampling={n: value for n, value in sampling.items() if value is not None},
         training=options.training,
-        threshold=options.threshold,
+        threshold=0.95 if options.threshold is None else options.threshold,
         save_pictures=options.save_pictures,
         batch_size=options.batch_size,
         cache=options.cache,
-        device=options.device,
+        device=device_of_environment(options.device),
         share=share_of_environment(),
     )
     result = evaluate(request)

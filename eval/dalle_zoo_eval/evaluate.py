@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import logging
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +20,7 @@ from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo_eval.benchmarks import (
     Benchmark,
     BenchmarkError,
+    check_exclusions,
     choose_captions,
     load_exclusions,
     read_benchmark,
@@ -25,14 +29,15 @@ from dalle_zoo_eval.benchmarks import (
 from dalle_zoo_eval.emoji64 import code_version
 from dalle_zoo_eval.judged import Judged, drawn_by_model, read_from_folder, sample_sheet
 from dalle_zoo_eval.judges import open_networks
-from dalle_zoo_eval.measuring import Measurement, Share, refuse_other_run
-from dalle_zoo_eval.memorisation import find_copies
-from dalle_zoo_eval.networks import Network
+from dalle_zoo_eval.measuring import Measurement, Share, bind, refuse_other_run
+from dalle_zoo_eval.memorisation import check_threshold, find_copies
 from dalle_zoo_eval.protocol import Protocol, find_protocol
 from dalle_zoo_eval.report import write_report
 from dalle_zoo_eval.scoring import Scorer
 from dalle_zoo_eval.selfcheck import check_reference
 from dalle_zoo_eval.subjects import ReadPictures
+
+log = logging.getLogger(__name__)
 
 RESULT = "result.json"
 """Name of the result file."""
@@ -94,6 +99,7 @@ def evaluate(request: Request) -> dict[str, Any] | None:
     protocol = find_protocol(request.protocol)
     if (request.model is None) == (request.images is None):
         raise ValueError("give either --model, which draws, or --images, a folder of pictures")
+    check_threshold(request.threshold)
     layout = request.layout or protocol.layout
     split, excluded = protocol.split(layout), _exclusions(protocol, request)
     pipe = DallePipeline.from_pretrained(request.model, device=request.device) if request.model is not None else None
@@ -101,48 +107,61 @@ def evaluate(request: Request) -> dict[str, Any] | None:
         protocol, request.networks, request.leave_out, device=request.device, own_ranker=pipe
     )
     benchmark = read_benchmark(layout, request.data, split)
-    reference = _reference(protocol, benchmark, excluded)
+    check_exclusions(benchmark, excluded)
+    reference = _reference(protocol, layout, benchmark, excluded)
     judged = _judged(request, protocol, pipe, benchmark, excluded)
-    _bind(request, protocol, judged, benchmark, excluded, networks)
+    identity = _identity(protocol, judged, benchmark, excluded)
+    refuse_other_run(request.out, identity)
 
     cache, chunk = request.cache or request.out / ".cache", protocol.sampling.chunk
     real = Measurement(reference, networks, protocol.blur, chunk, cache)
     drawn = Measurement(judged.subject, networks, protocol.blur, chunk, cache)
     real.run(request.share, label="reference")
-    checks = check_reference(real, protocol) if request.share.rank == 0 else []
+    checks, unchecked = check_reference(real, protocol) if request.share.rank == 0 else ([], [])
+    bind(request.out, identity)
     pictures = request.out / "pictures" if request.save_pictures else None
-    speed = drawn.run(request.share, label="judged", pictures=pictures)
+    drawn.run(request.share, label="judged", pictures=pictures)
     if request.share.rank != 0:
+        log.warning("process %d of %d has done its share", request.share.rank, request.share.world)
         return None
+    if judged.captions is not None:
+        save_captions(judged.captions, request.out / "captions.jsonl")
     scorer = Scorer(protocol, drawn, real, captions=judged.texts, groups=judged.groups)
     result: dict[str, Any] = {
         "protocol": asdict(protocol),
         "subject": judged.record,
-        "benchmark": _benchmark_record(benchmark, protocol, judged, excluded),
+        "benchmark": _benchmark_record(benchmark, protocol, judged, request.exclusions, excluded),
         "networks": {name: dict(network.record) for name, network in networks.items()},
         "selfcheck": checks,
         "scores": scorer.score(),
     }
-    sheets = [save_png(sample_sheet(judged, benchmark, protocol), request.out / "samples.png")]
+    sheet = sample_sheet(judged, drawn, benchmark, protocol)
+    sheets = [save_png(sheet, request.out / "samples.png")]
     if request.training is not None:
         sheets.append(request.out / "memorisation.png")
         result["memorisation"] = find_copies(
             drawn, request.training, protocol.picture, threshold=request.threshold, sheet=sheets[-1]
         )
     result |= {
-        "speed": {"images_per_second": speed},
-        "left_out": [*left_out, *scorer.left_out],
+        "speed": {"images_per_second": len(drawn.subject) / drawn.seconds()},
+        "left_out": [*left_out, *unchecked, *scorer.left_out],
         "code_version": code_version(),
-        "versions": {
-            "python": platform.python_version(),
-            **{n: importlib.metadata.version(n) for n in ("torch", "transformers", "pillow")},
-        },
+        "versions": {"python": platform.python_version(), **_versions()},
         "device": request.device,
         "date": datetime.now(UTC).date().isoformat(),
     }
     write_json(request.out / RESULT, result)
     write_report([request.out / RESULT], request.out, sheets=sheets)
     return result
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that numbers depend on, where they are installed."""
+    found = {}
+    for name in ("torch", "torchvision", "torch-fidelity", "transformers", "numpy", "pillow"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _judged(
@@ -156,33 +175,25 @@ def _judged(
     if request.candidates is not None or request.sampling:
         raise ValueError("--candidates and the options of sampling belong to --model; --images are drawn already")
     assert request.images is not None
-    return read_from_folder(request.images, protocol, benchmark, count=request.captions)
+    return read_from_folder(request.images, protocol, benchmark, excluded=excluded, count=request.captions)
 
 
-def _bind(
-    request: Request,
-    protocol: Protocol,
-    judged: Judged,
-    benchmark: Benchmark,
-    excluded: frozenset[str],
-    networks: Mapping[str, Network],
-) -> None:
-    """Binds the folder of the result to this evaluation, and puts the list of captions there."""
-    identity = {
+def _identity(protocol: Protocol, judged: Judged, benchmark: Benchmark, excluded: frozenset[str]) -> dict[str, Any]:
+    """What one folder of results holds. Networks may be added to it later."""
+    return {
         "protocol": asdict(protocol),
         "subject": judged.subject.identity,
         "benchmark": benchmark.sha256(),
-        "excluded": sorted(excluded),
-        "networks": {name: dict(network.record) for name, network in networks.items()},
+        "excluded": _keys_sha256(excluded),
     }
-    request.out.mkdir(parents=True, exist_ok=True)
-    refuse_other_run(request.out, identity)
-    if judged.captions is not None and request.share.rank == 0:
-        save_captions(judged.captions, request.out / "captions.jsonl")
+
+
+def _keys_sha256(keys: frozenset[str]) -> str | None:
+    return hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest() if keys else None
 
 
 def _benchmark_record(
-    benchmark: Benchmark, protocol: Protocol, judged: Judged, excluded: frozenset[str]
+    benchmark: Benchmark, protocol: Protocol, judged: Judged, exclusions: Path | None, excluded: frozenset[str]
 ) -> dict[str, Any]:
     rule = protocol.captions
     # What the protocol asks for, whatever --captions says: a report marks scores of another number of samples.
@@ -196,7 +207,9 @@ def _benchmark_record(
         "sha256": benchmark.sha256(),
         "items": len(benchmark.items),
         "skipped": len(benchmark.skipped),
-        "excluded": len(excluded),
+        "excluded": sum(item.key in excluded for item in benchmark.items),
+        "exclusions": exclusions.name if exclusions is not None else None,
+        "exclusions_sha256": _keys_sha256(excluded),
         "captions": right or 0,
         "captions_sha256": judged.captions.sha256 if judged.captions is not None else None,
     }
@@ -213,14 +226,34 @@ def _exclusions(protocol: Protocol, request: Request) -> frozenset[str]:
     return load_exclusions(request.exclusions) if request.exclusions is not None else frozenset()
 
 
-def _reference(protocol: Protocol, benchmark: Benchmark, excluded: frozenset[str]) -> ReadPictures:
+def _reference(protocol: Protocol, layout: str, benchmark: Benchmark, excluded: frozenset[str]) -> ReadPictures:
     """All pictures of the benchmark but those that are left out."""
+    expected = protocol.pictures.get(layout, len(benchmark.items))
+    if len(benchmark.items) != expected:
+        first = f", such as {benchmark.skipped[0]}" if benchmark.skipped else ""
+        raise BenchmarkError(
+            f"{protocol.name} means the {expected} captioned pictures of {benchmark.name}, {benchmark.root} has "
+            f"{len(benchmark.items)} ({len(benchmark.skipped)} were left out{first}): complete the data set, or write "
+            "a protocol of another name"
+        )
     items = [item for item in benchmark.items if item.image is not None and item.key not in excluded]
     if len(items) < 2:
         raise BenchmarkError(f"benchmark {benchmark.name} in {benchmark.root} has {len(items)} pictures: too few")
+    boxless = [item.key for item in items if item.box is None]
+    if protocol.picture.crop == "box" and boxless:
+        raise BenchmarkError(
+            f"{protocol.name} cuts pictures to their bounding boxes, and {len(boxless)} of {benchmark.name}, such as "
+            f"{boxless[0]!r}, have none: is there a bounding_boxes.txt?"
+        )
     return ReadPictures(items, protocol.picture.crop, protocol.picture.size, source=benchmark.sha256())
 
 
 def share_of_environment() -> Share:
     """The share that torchrun or another launcher gives this process."""
     return Share(rank=int(os.environ.get("RANK", "0")), world=int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def device_of_environment(device: str) -> str:
+    """``cuda`` becomes the GPU that torchrun gives this process."""
+    local = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local}" if device == "cuda" and local is not None else device

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from dalle_zoo.hub import sha256_file
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo_eval.benchmarks import (
     Benchmark,
@@ -21,9 +24,10 @@ from dalle_zoo_eval.benchmarks import (
     load_picture,
     read_benchmark,
 )
-from dalle_zoo_eval.protocol import Protocol
+from dalle_zoo_eval.measuring import Measurement
+from dalle_zoo_eval.protocol import Protocol, foreign_crop
 from dalle_zoo_eval.sheets import comparison_sheet
-from dalle_zoo_eval.subjects import DrawnPictures, ReadPictures, Sampling, Subject, weights_sha256
+from dalle_zoo_eval.subjects import DrawnPictures, ReadPictures, Sampling, Subject, model_sha256
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +88,7 @@ def drawn_by_model(
     record = {
         "kind": "model",
         "name": pipe.folder.name,
-        "weights_sha256": weights_sha256(pipe),
+        "weights_sha256": {n: d for n, d in model_sha256(pipe).items() if n.endswith(".safetensors")},
         "sampling": asdict(fixed),
         "drawn_at": list(pipe.image_size),
     }
@@ -98,52 +102,70 @@ def drawn_by_model(
     )
 
 
-def read_from_folder(folder: Path, protocol: Protocol, benchmark: Benchmark, *, count: int | None) -> Judged:
+def read_from_folder(
+    folder: Path, protocol: Protocol, benchmark: Benchmark, *, excluded: frozenset[str], count: int | None
+) -> Judged:
     """Pictures of a folder, in the order of their names, cut and scaled as the benchmark's.
+
+    A picture that is named like one of the benchmark, as the published systems name theirs, takes its class from it,
+    and is left out if that one is.
 
     Args:
         folder: Pictures, perhaps with captions beside them.
         protocol: Asks for a number of pictures.
         benchmark: What they will be compared with.
+        excluded: Keys of pictures that are left out.
         count: Pictures instead of the protocol's number.
 
     Raises:
-        BenchmarkError: The folder has fewer pictures.
+        BenchmarkError: The folder has another number of pictures.
     """
     found = read_benchmark("folder", folder, "all")
+    items = [item for item in found.items if item.key not in excluded]
     wanted = count if count is not None else protocol.captions.count
-    if wanted is not None and len(found.items) < wanted:
+    if wanted is not None and len(items) != wanted:
         raise BenchmarkError(
-            f"{folder} has {len(found.items)} pictures, {wanted} are asked for: draw the others, or pass "
-            f"--captions {len(found.items)} for a score that is marked as not comparable"
+            f"{folder} has {len(items)} pictures, {wanted} are asked for: give a folder of just those, or pass "
+            f"--captions {len(items)} for a score that is marked as not comparable"
         )
     if found.root.resolve() == benchmark.root.resolve():
         log.warning("%s is the benchmark's own folder: its distance to itself says nothing", folder)
-    items = found.items[:wanted]
     texts = [item.captions[0] for item in items if item.captions]
-    digest = found.sha256()
+    groups = {item.key: item.group for item in benchmark.items}
+    # Contents, not names: pictures that are drawn again have the old names, and may have the old sizes.
+    digest = _digest([[item.key, sha256_file(item.image)] for item in items if item.image is not None])
     return Judged(
-        subject=ReadPictures(items, protocol.picture.crop, protocol.picture.size, source=digest),
-        record={"kind": "images", "name": folder.resolve().name, "weights_sha256": {}, "sha256": digest},
+        subject=ReadPictures(items, foreign_crop(protocol.picture), protocol.picture.size, source=digest),
+        record={
+            "kind": "images",
+            "name": folder.resolve().name,
+            "weights_sha256": {},
+            "sha256": digest,
+            "skipped": len(found.skipped),
+            "captions_sha256": _digest(texts) if texts else None,
+        },
         keys=[item.key for item in items],
-        groups=[item.group or item.key for item in items],
+        groups=[groups.get(item.key) or item.key for item in items],
         texts=texts if len(texts) == len(items) else None,
         captions=None,
     )
 
 
-def sample_sheet(judged: Judged, benchmark: Benchmark, protocol: Protocol) -> Image.Image:
+def sample_sheet(judged: Judged, measured: Measurement, benchmark: Benchmark, protocol: Protocol) -> Image.Image:
     """The first judged pictures; where a model drew them, beside the benchmark's picture of the same caption."""
     indices = range(min(SHEET, len(judged.subject)))
     size, crop = protocol.picture.size, protocol.picture.crop
-    pictures = judged.subject.show(indices).pictures[judged.subject.counts[-1]]
-    sets = [pictures]
+    sets = [measured.pictures(indices)]
     if judged.captions is not None:
         by_key = {item.key: item for item in benchmark.items}
         sets.append([load_picture(by_key[judged.keys[i]], crop, size) for i in indices])  # type: ignore[arg-type]
     names = judged.texts if judged.texts is not None else judged.keys
     stacked = [torch.stack([_resized(image, size) for image in images]) for images in sets]
     return comparison_sheet(*stacked, captions=names[: len(indices)], scale=1)
+
+
+def _digest(plain: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
 def _resized(image: torch.Tensor, side: int) -> torch.Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo_eval.networks import Network, NetworkFileError, load_network
+from dalle_zoo_eval.networks.inception import WEIGHTS_2015, WEIGHTS_DMGAN
 from dalle_zoo_eval.protocol import FID_FAMILIES, Protocol
 from dalle_zoo_eval.scoring import CLIP, INCEPTION, RANKER
 
@@ -15,6 +17,22 @@ NEEDED_BY = {
     "clip_score": CLIP, "r_precision": RANKER,
 }  # fmt: skip
 """Network of every metric but the FID, whose networks are its families."""
+
+FILES = {
+    "inception-2015": str(WEIGHTS_2015),
+    "dmgan": str(WEIGHTS_DMGAN[0]),
+    CLIP: "clip, a CLIP folder as transformers writes it, such as openai/clip-vit-base-patch32",
+    RANKER: "ranker, the folder of a dalle-zoo model",
+}
+"""What to fetch for every network that a protocol can need."""
+DEFAULT_NAMES = {"inception-2015": WEIGHTS_2015.name, "dmgan": WEIGHTS_DMGAN[0].name, CLIP: "clip", RANKER: "ranker"}
+"""Its name in the folder of networks."""
+
+
+def networks_folder() -> Path:
+    """Where networks are looked for: ``$DALLE_ZOO_NETWORKS``, or a folder of the user's cache."""
+    given = os.environ.get("DALLE_ZOO_NETWORKS")
+    return Path(given) if given else Path.home() / ".cache" / "dalle-zoo" / "networks"
 
 
 def needed_networks(protocol: Protocol) -> dict[str, list[str]]:
@@ -54,10 +72,18 @@ def open_networks(
     wants_ranker = RANKER in needed and RANKER not in {*locations, *leave_out}
     if wants_ranker and own_ranker is not None and own_ranker.ranker is not None and own_ranker.folder is not None:
         locations[RANKER] = own_ranker.folder
+    for name in needed:
+        place = networks_folder() / DEFAULT_NAMES[name]
+        if name not in {*locations, *leave_out} and place.exists():
+            locations[name] = place
     missing = [name for name in needed if name not in locations and name not in leave_out]
     if missing:
-        each = [f"{n} (for {', '.join(needed[n])}): --network {n}=PATH, or --leave-out {n}" for n in missing]
-        raise NetworkFileError(f"{protocol.name} needs networks that were not given. {'; '.join(each)}")
+        each = [f"\n  {n} (for {', '.join(needed[n])}): {FILES[n]}" for n in missing]
+        raise NetworkFileError(
+            f"{protocol.name} needs networks that were not given:{''.join(each)}\n"
+            f"Put them into {networks_folder()} under these names, or name each with --network NAME=PATH, or go "
+            "without one and its scores with --leave-out NAME."
+        )
     for name in leave_out:
         if name in locations or name not in needed:
             reason = "it is given with --network" if name in locations else f"{protocol.name} does not need it"

@@ -23,13 +23,15 @@ from dalle_zoo_eval.benchmarks import read_benchmark
 from dalle_zoo_eval.measuring import Measurement, Share
 from dalle_zoo_eval.metrics import in_batches
 from dalle_zoo_eval.networks import load_network
-from dalle_zoo_eval.protocol import PictureRule, find_protocol
+from dalle_zoo_eval.protocol import PictureRule, find_protocol, foreign_crop
 from dalle_zoo_eval.scoring import INCEPTION
 from dalle_zoo_eval.sheets import comparison_sheet
 from dalle_zoo_eval.subjects import ReadPictures
 
 # Q pictures that are asked for, G gallery, d features
 
+GALLERY = 32768
+"""Gallery pictures compared at once: memory does not grow with the gallery."""
 PAIRS = 24
 """Pairs on a sheet."""
 SIDE = 128
@@ -69,9 +71,14 @@ def nearest(features: Tensor, gallery: Tensor, *, batch_size: int = 1024) -> Nei
         raise ValueError(f"both sets must hold pictures, got {len(features)} and {len(gallery)}")
     if features.shape[1] != gallery.shape[1]:
         raise ValueError(f"features must be of one network, got {features.shape[1]} and {gallery.shape[1]} numbers")
-    known = F.normalize(gallery.float(), dim=1)
-    best = [(F.normalize(part.float(), dim=1) @ known.t()).max(1) for part in in_batches(features, batch_size)]
-    return Neighbours(torch.cat([b.values for b in best]), torch.cat([b.indices for b in best]))
+    similarity, index = torch.full((len(features),), -2.0), torch.zeros(len(features), dtype=torch.long)
+    for start in range(0, len(gallery), GALLERY):
+        known = F.normalize(gallery[start : start + GALLERY].float(), dim=1)
+        best = [(F.normalize(part.float(), dim=1) @ known.t()).max(1) for part in in_batches(features, batch_size)]
+        values, places = torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
+        nearer = values > similarity
+        similarity, index = torch.where(nearer, values, similarity), torch.where(nearer, places + start, index)
+    return Neighbours(similarity, index)
 
 
 def pair_sheet(found: Neighbours, pictures: Sequence[Tensor], gallery: Sequence[Tensor]) -> Image.Image:
@@ -112,6 +119,12 @@ def write_exclusions(found: Neighbours, keys: Sequence[str], threshold: float, p
     return len(over)
 
 
+def check_threshold(threshold: float) -> None:
+    """Raises `ValueError` unless a threshold is a cosine."""
+    if not -1 <= threshold <= 1:
+        raise ValueError(f"--threshold must be a cosine, -1 to 1, got {threshold}")
+
+
 def find_copies(
     drawn: Measurement, training: Path, picture: PictureRule, *, threshold: float, sheet: Path
 ) -> dict[str, Any]:
@@ -127,18 +140,16 @@ def find_copies(
     Returns:
         What the result file says of it.
     """
+    check_threshold(threshold)
     name = INCEPTION if INCEPTION in drawn.networks else next(iter(drawn.networks))
     folder = read_benchmark("folder", training, "all")
-    known_pictures = ReadPictures(folder.items, picture.crop, picture.size, source=folder.sha256())
-    cache = drawn.folder.parent
-    known = Measurement(known_pictures, {name: drawn.networks[name]}, (0,), drawn.chunk, cache)
+    known_pictures = ReadPictures(folder.items, foreign_crop(picture), picture.size, source=folder.sha256())
+    known = Measurement(known_pictures, {name: drawn.networks[name]}, (0,), drawn.chunk, drawn.cache)
     known.run(Share(), label="training pictures")
-    count = drawn.counts[-1]
-    found = nearest(drawn.all(f"{name}/0/{count}/features"), known.all(f"{name}/0/1/features"))
+    found = nearest(drawn.all(name, f"0/{drawn.counts[-1]}/features"), known.all(name, "0/1/features"))
     closest = found.closest(PAIRS)
     neighbours = [int(found.index[i]) for i in closest]
-    judged = drawn.subject.show(closest).pictures[count]
-    save_png(pair_sheet(found, judged, known_pictures.show(neighbours).pictures[1]), sheet)
+    save_png(pair_sheet(found, drawn.pictures(closest), known.pictures(neighbours)), sheet)
     return {
         "network": name,
         "training_pictures": len(known_pictures),
@@ -177,28 +188,27 @@ def find_overlaps(
     Returns:
         Pictures on the list, and pictures in all.
     """
+    check_threshold(threshold)
+    check_ending("--out", out, (".txt",))
     rules = find_protocol(protocol)
     layout = layout or rules.layout
-    check_ending("--out", out, (".txt",))
+    picture = rules.picture
     name, location = network
     net = load_network(name, location, device)
     sides = [read_benchmark(layout, data, rules.split(layout)), read_benchmark("folder", training, "all")]
+    crops = [picture.crop, foreign_crop(picture)]
     subjects = [
-        ReadPictures([i for i in side.items if i.image], rules.picture.crop, rules.picture.size, source=side.sha256())
-        for side in sides
+        ReadPictures([i for i in side.items if i.image], crop, picture.size, source=side.sha256())
+        for side, crop in zip(sides, crops, strict=True)
     ]
     cache, chunk = out.parent / ".cache", rules.sampling.chunk
-    features = []
-    for label, subject in zip(("benchmark", "training pictures"), subjects, strict=True):
-        measurement = Measurement(subject, {name: net}, (0,), chunk, cache)
+    measured = [Measurement(subject, {name: net}, (0,), chunk, cache) for subject in subjects]
+    for label, measurement in zip(("benchmark", "training pictures"), measured, strict=True):
         measurement.run(Share(), label=label)
-        features.append(measurement.all(f"{name}/0/1/features"))
-    found = nearest(*features)
+    found = nearest(*(measurement.all(name, "0/1/features") for measurement in measured))
     closest = found.closest(PAIRS)
-    asked = subjects[0].show(closest).pictures[1]
-    save_png(
-        pair_sheet(found, asked, subjects[1].show(found.index[closest].tolist()).pictures[1]), out.with_suffix(".png")
-    )
+    pairs = measured[0].pictures(closest), measured[1].pictures(found.index[closest].tolist())
+    save_png(pair_sheet(found, *pairs), out.with_suffix(".png"))
     keys = [item.key for item in subjects[0].items]
     note = f"{sides[0].name} in a training set of {len(subjects[1])} pictures, {name} cosine at least {threshold}"
     return write_exclusions(found, keys, threshold, out, note=note), len(keys)

@@ -144,6 +144,8 @@ class Protocol:
     """Split by layout, for every layout in which the benchmark may lie on disk; the first one is the usual."""
     captions: CaptionRule
     """Which captions are asked for."""
+    pictures: dict[str, int] = field(default_factory=dict)
+    """Captioned pictures of the split by layout, where the data set is a known one: another number stops the run."""
     picture: PictureRule = field(default_factory=PictureRule)
     """How the benchmark's pictures are cut and scaled."""
     sampling: SamplingRule = field(default_factory=SamplingRule)
@@ -170,6 +172,7 @@ class Protocol:
         if not isinstance(self.title, str) or not self.title.strip() or "\n" in self.title:
             raise ProtocolError(f"title must be one line of text, got {self.title!r}")
         self._check_benchmark()
+        self._check_pictures()
         _rising("blur", self.blur, 0)
         if not self.blur or self.blur[0] != 0:
             raise ProtocolError(f"blur must begin with 0, the score without blur, got {list(self.blur)}")
@@ -192,6 +195,11 @@ class Protocol:
             _choice("benchmark", layout, LAYOUTS)
             if not isinstance(split, str) or not split:
                 raise ProtocolError(f"benchmark.{layout} must be the name of a split, got {split!r}")
+
+    def _check_pictures(self) -> None:
+        for layout, count in self.pictures.items():
+            _choice("pictures", layout, self.benchmark)
+            _integer(f"pictures.{layout}", count, 2)
 
     @property
     def layout(self) -> str:
@@ -227,11 +235,17 @@ class Protocol:
             if "reference" in values:
                 records = _sequence("reference", values["reference"])
                 values["reference"] = tuple(_build(ReferenceRecord, record, "reference") for record in records)
-            if "benchmark" in values:
-                values["benchmark"] = mapping(values["benchmark"], "benchmark")
+            for name in ("benchmark", "pictures"):
+                if name in values:
+                    values[name] = mapping(values[name], name)
             return _build(cls, values, "protocol")
         except DataFileError as error:
             raise ProtocolError(f"{where}: {error}") from None
+
+
+def foreign_crop(rule: PictureRule) -> str:
+    """Crop of pictures that come from elsewhere than the benchmark and so have no bounding boxes."""
+    return "center" if rule.crop == "box" else rule.crop
 
 
 def read_protocol(path: Path) -> Protocol:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -38,11 +40,21 @@ NEIGHBOURS = 3
 Row = dict[str, Any]
 
 
+ROWS = 2000
+"""Samples that are added to moments at once, at least: a sum of d x d numbers for every chunk would cost more."""
+
+
 def moments(measurement: Measurement, network: str, radius: int, candidates: int) -> Moments:
-    """Moments of the features of all samples, chunk by chunk, in their order."""
+    """Moments of the features of all samples in their order; memory does not grow with their number."""
     found: Moments | None = None
-    for part in measurement.read(f"{network}/{radius}/{candidates}/features"):
-        found = (found or Moments.zero(part.shape[1])).add(part)
+    waiting: list[Tensor] = []
+    for part in measurement.read(network, f"{radius}/{candidates}/features"):
+        waiting.append(part)
+        if sum(map(len, waiting)) >= ROWS:
+            found = (found or Moments.zero(part.shape[1])).add(torch.cat(waiting))
+            waiting.clear()
+    if waiting:
+        found = (found or Moments.zero(waiting[0].shape[1])).add(torch.cat(waiting))
     assert found is not None  # a measurement has chunks
     return found
 
@@ -69,6 +81,7 @@ class Scorer:
     ) -> None:
         self.protocol, self.generated, self.reference = protocol, generated, reference
         self.counts, self.captions, self.groups = generated.counts, captions, list(groups)
+        self._reference: dict[tuple[str, int], Moments] = {}
         self.rows: list[Row] = []
         self.left_out: list[str] = []
 
@@ -79,16 +92,20 @@ class Scorer:
             metric = "fid" if network in FID_FAMILIES else "frechet"
             if metric == "fid" and "fid" not in self.protocol.metrics:
                 continue
-            for radius in self.protocol.blur:
-                steps.append((f"{metric} {network} blur {radius}", self._frechet(metric, network, radius)))
-            for count in self.counts[:-1]:
-                steps.append((f"{metric} {network} best of {count}", self._curve(metric, network, count)))
-        for name, step in (("is", self._inception), ("kid", self._kid), ("precision", self._manifold)):
-            if name in self.protocol.metrics and INCEPTION in self.generated.networks:
-                steps.append((name, step))
-        for name, network, step in (("clip_score", CLIP, self._clip), ("r_precision", RANKER, self._retrieval)):
-            if name in self.protocol.metrics and network in self.generated.networks:
-                steps.append((name, step))
+            wanted = [(radius, self.counts[-1]) for radius in self.protocol.blur]
+            for radius, count in [*wanted, *((0, count) for count in self.counts[:-1])]:
+                name = f"{metric} of {network}, blur {radius}, {count} candidates"
+                steps.append((name, partial(self._frechet, metric, network, radius, count)))
+        asked = set(self.protocol.metrics)
+        for names, network, step in (
+            ({"is"}, INCEPTION, self._inception),
+            ({"kid"}, INCEPTION, self._kid),
+            ({"precision", "recall"}, INCEPTION, self._manifold),
+            ({"clip_score"}, CLIP, self._clip),
+            ({"r_precision"}, RANKER, self._retrieval),
+        ):
+            if asked & names and network in self.generated.networks:
+                steps.append((", ".join(sorted(asked & names)), step))
         for name, step in tqdm(steps, desc="score", unit="score"):
             try:
                 step()
@@ -99,6 +116,8 @@ class Scorer:
     def _row(
         self, metric: str, family: str, value: float, *, radius: int = 0, count: int | None = None, **more: Any
     ) -> Row:
+        if family == RANKER:  # models bring their own
+            family = f"{RANKER} {str(self.generated.networks[RANKER].record['sha256'])[:8]}"
         row: Row = {
             "metric": metric,
             "family": family,
@@ -112,61 +131,55 @@ class Scorer:
         self.rows.append(row)
         return row
 
-    def _frechet(self, metric: str, network: str, radius: int) -> Callable[[], None]:
-        def step() -> None:
-            real = moments(self.reference, network, radius, 1)
-            drawn = moments(self.generated, network, radius, self.counts[-1])
-            row = self._row(metric, network, frechet_distance(drawn, real), radius=radius)
-            row["rank_deficient"] = drawn.rank_deficient or real.rank_deficient
-            if radius:
-                return
-            features = self._features(network)
-            for key, work in (
-                ("interval", lambda: list(bootstrap_interval(features, real))),
-                ("at_infinity", lambda: frechet_extrapolated(features, real).value),
-            ):
-                try:
-                    row[key] = work()
-                except StatisticsError as error:
-                    self.left_out.append(f"{key} of {metric} {network}: {error}")
-
-        return step
-
-    def _curve(self, metric: str, network: str, count: int) -> Callable[[], None]:
-        def step() -> None:
-            real = moments(self.reference, network, 0, 1)
-            drawn = moments(self.generated, network, 0, count)
-            row = self._row(metric, network, frechet_distance(drawn, real), count=count)
-            row["rank_deficient"] = drawn.rank_deficient or real.rank_deficient
-
-        return step
+    def _frechet(self, metric: str, network: str, radius: int, count: int) -> None:
+        if (network, radius) not in self._reference:
+            self._reference[network, radius] = moments(self.reference, network, radius, 1)
+        real = self._reference[network, radius]
+        drawn = moments(self.generated, network, radius, count)
+        row = self._row(metric, network, frechet_distance(drawn, real), radius=radius, count=count)
+        if radius or count != self.counts[-1]:
+            return
+        fewest = min(drawn.count, real.count)
+        if drawn.rank_deficient or real.rank_deficient:
+            self.left_out.append(
+                f"certainty of {metric} of {network}: {fewest} samples have no full covariance of {len(real.total)} "
+                "features, so that the distance is far too high; compare it with equal numbers of samples alone"
+            )
+        # Beside the score itself, not beside each point of the figures: a bootstrap takes minutes.
+        features = self._features(network)
+        try:
+            row["interval"] = list(bootstrap_interval(features, real))
+            row["at_infinity"] = frechet_extrapolated(features, real).value
+        except StatisticsError as error:
+            self.left_out.append(f"interval or value at infinity of {metric} of {network}: {error}")
 
     def _features(self, network: str) -> Tensor:
-        return self.generated.all(f"{network}/0/{self.counts[-1]}/features")
+        return self.generated.all(network, f"0/{self.counts[-1]}/features")
 
     def _inception(self) -> None:
         wanted = [(radius, self.counts[-1]) for radius in self.protocol.blur]
         for radius, count in [*wanted, *((0, count) for count in self.counts[:-1])]:
-            logits = self.generated.all(f"{INCEPTION}/{radius}/{count}/logits")
+            logits = self.generated.all(INCEPTION, f"{radius}/{count}/logits")
             if len(logits) < self.protocol.is_splits:
                 raise StatisticsError(f"{self.protocol.is_splits} splits need as many samples, got {len(logits)}")
             mean, std = inception_score(logits, self.protocol.is_splits)
             self._row("is", INCEPTION, mean, radius=radius, count=count, std=std)
 
     def _kid(self) -> None:
-        drawn, real = self._features(INCEPTION), self.reference.all(f"{INCEPTION}/0/1/features")
+        drawn, real = self._features(INCEPTION), self.reference.all(INCEPTION, "0/1/features")
         if min(len(drawn), len(real)) < KID_SUBSET:
             raise StatisticsError(f"subsets of {KID_SUBSET} need as many samples, got {min(len(drawn), len(real))}")
         mean, std = kernel_distance(drawn, real, subset_size=KID_SUBSET)
         self._row("kid", INCEPTION, mean, std=std)
 
     def _manifold(self) -> None:
-        drawn, real = self._features(INCEPTION), self.reference.all(f"{INCEPTION}/0/1/features")
+        drawn, real = self._features(INCEPTION), self.reference.all(INCEPTION, "0/1/features")
         if min(len(drawn), len(real)) <= NEIGHBOURS:
             raise StatisticsError(f"{NEIGHBOURS} neighbours need more samples, got {min(len(drawn), len(real))}")
         precision, recall = precision_recall(real, drawn, NEIGHBOURS)
-        self._row("precision", INCEPTION, precision)
-        self._row("recall", INCEPTION, recall)
+        for name, value in (("precision", precision), ("recall", recall)):
+            if name in self.protocol.metrics:
+                self._row(name, INCEPTION, value)
 
     def _texts(self, network: str) -> Tensor:
         if self.captions is None:

@@ -22,7 +22,7 @@ class SelfCheckError(ValueError):
     """A reference that is not what it should be; the message names every check that failed."""
 
 
-def check_reference(reference: Measurement, protocol: Protocol) -> list[dict[str, Any]]:
+def check_reference(reference: Measurement, protocol: Protocol) -> tuple[list[dict[str, Any]], list[str]]:
     """Checks every network's features of the reference.
 
     - its distance to itself is 0;
@@ -32,18 +32,19 @@ def check_reference(reference: Measurement, protocol: Protocol) -> list[dict[str
     That the network is the known one, its sha256 has shown when it was opened.
 
     Returns:
-        The checks, as the result file has them.
+        The checks, as the result file has them, and those that were not made, with the reason.
 
     Raises:
         SelfCheckError: One failed.
     """
     checks: list[dict[str, Any]] = []
+    skipped = []
 
     def add(name: str, value: float, limit: float) -> None:
         checks.append({"name": name, "value": value, "limit": limit, "passed": abs(value) <= limit})
 
     for network in reference.networks:
-        features = reference.all(f"{network}/0/1/features")
+        features = reference.all(network, "0/1/features")
         whole = _moments(features)
         spread = float(whole.covariance.trace())
         add(
@@ -60,6 +61,12 @@ def check_reference(reference: Measurement, protocol: Protocol) -> list[dict[str
                 frechet_distance(first, second) / spread,
                 HALVES,
             )
+        else:
+            skipped.append(
+                f"self-check of {network} by halves: too few pictures, {len(order)} for {features.shape[1]} features"
+            )
+        if all(record.family != network for record in protocol.reference):
+            skipped.append(f"self-check of {network} by record: {protocol.name} has no statistics of it on record")
         for record in protocol.reference:
             if record.family != network:
                 continue
@@ -79,7 +86,7 @@ def check_reference(reference: Measurement, protocol: Protocol) -> list[dict[str
             f"the reference fails its self-check, so nothing was scored: {'; '.join(failed)}. "
             "Is it the data set, the split and the crop that the protocol means?"
         )
-    return checks
+    return checks, skipped
 
 
 def _moments(features: torch.Tensor) -> Moments:

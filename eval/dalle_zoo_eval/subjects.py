@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle_zoo.hub import sha256_file
+from dalle_zoo.hub import CHECKSUMS, read_json
 from dalle_zoo.pictures import to_uint8
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.sampling import Sampler, picture_seed, sample_codes
@@ -39,6 +39,8 @@ class Shown:
     pictures: dict[int, list[Tensor]]
     """For every number of candidates n, the picture chosen among the first n: uint8 (3, H, W) each. A subject that
     draws nothing has 1 alone."""
+    chosen: dict[int, list[int]]
+    """Likewise the number of the chosen candidate."""
     captions: list[str]
     """Caption of every sample, empty where there is none."""
 
@@ -58,6 +60,9 @@ class Subject(Protocol):
 
     def show(self, indices: Sequence[int]) -> Shown:
         """The pictures of some samples."""
+
+    def picture(self, index: int, candidate: int) -> Tensor:
+        """One picture of a sample again, uint8 (3, H, W)."""
 
 
 class ReadPictures:
@@ -103,7 +108,13 @@ class ReadPictures:
         """Decodes the files, several at a time."""
         with ThreadPoolExecutor(READERS) as threads:
             pictures = list(threads.map(lambda i: load_picture(self.items[i], self.crop, self.size), indices))  # type: ignore[arg-type]
-        return Shown(pictures={1: pictures}, captions=[self.captions[i] for i in indices])
+        captions = [self.captions[i] for i in indices]
+        return Shown(pictures={1: pictures}, chosen={1: [0] * len(pictures)}, captions=captions)
+
+    def picture(self, index: int, candidate: int) -> Tensor:
+        """The picture of a sample; there is but one."""
+        del candidate
+        return load_picture(self.items[index], self.crop, self.size)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +173,8 @@ class DrawnPictures:
         size: int | None = None,
         batch_size: int = 64,
     ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if max(sampling.counts) > 1 and pipe.ranker is None:
             raise ValueError("more than one candidate needs a ranker to choose, and this model has none")
         self.pipe, self.captions, self.sampling = pipe, list(captions), sampling
@@ -171,7 +184,7 @@ class DrawnPictures:
     def identity(self) -> dict[str, Any]:
         """Weights, captions and sampling."""
         return {
-            "kind": "drawn", "weights": weights_sha256(self.pipe), "samples": len(self.captions),
+            "kind": "drawn", "model": model_sha256(self.pipe), "samples": len(self.captions),
             "captions": _digest(self.captions), "sampling": asdict(self.sampling), "size": self.size,
         }  # fmt: skip
 
@@ -186,23 +199,38 @@ class DrawnPictures:
     @torch.inference_mode()
     def show(self, indices: Sequence[int]) -> Shown:
         """Draws all candidates, and lets the ranker choose among the first n of them for every n."""
-        s, captions = self.sampling, [self.captions[i] for i in indices]
-        seeds = torch.tensor([[picture_seed(s.seed, "eval", i, c) for c in range(s.candidates)] for i in indices])
-        codes = self._draw(captions, seeds)
-        pictures: dict[int, list[Tensor]] = {n: [] for n in s.counts}
+        captions = [self.captions[i] for i in indices]
+        codes = self._draw(captions, self._seeds(indices, range(self.sampling.candidates)))
+        counts = self.sampling.counts
+        pictures: dict[int, list[Tensor]] = {n: [] for n in counts}
+        chosen: dict[int, list[int]] = {n: [] for n in counts}
         for number, caption in enumerate(captions):
             images = to_uint8(self.pipe.decode(codes[number], self.batch_size))
-            scores = None
-            if self.pipe.ranker is not None and s.candidates > 1:
-                scored = [
-                    self.pipe.ranker.scores(part.to(self.pipe.device).float() / 255, [caption] * len(part)).cpu()
-                    for part in in_batches(images, self.batch_size)
-                ]
-                scores = torch.cat(scored)
-            for n in s.counts:
-                best = 0 if scores is None else int(scores[:n].argmax())
+            scores = self._scores(images, caption)
+            for n in counts:
+                best = int(scores[:n].argmax())
+                chosen[n].append(best)
                 pictures[n].append(self._scaled(images[best]))
-        return Shown(pictures=pictures, captions=captions)
+        return Shown(pictures=pictures, chosen=chosen, captions=captions)
+
+    @torch.inference_mode()
+    def picture(self, index: int, candidate: int) -> Tensor:
+        """Draws one candidate of a caption again."""
+        codes = self._draw([self.captions[index]], self._seeds([index], [candidate]))
+        return self._scaled(to_uint8(self.pipe.decode(codes[0]))[0])
+
+    def _seeds(self, indices: Sequence[int], candidates: Sequence[int]) -> Tensor:
+        seed = self.sampling.seed
+        return torch.tensor([[picture_seed(seed, "eval", i, c) for c in candidates] for i in indices])
+
+    def _scores(self, images: Tensor, caption: str) -> Tensor:
+        """The ranker's score of every candidate, (N,)."""
+        ranker = self.pipe.ranker
+        if ranker is None or len(images) == 1:
+            return torch.zeros(len(images))
+        parts = in_batches(images, self.batch_size)
+        scored = [ranker.scores(p.to(self.pipe.device).float() / 255, [caption] * len(p)).cpu() for p in parts]
+        return torch.cat(scored)
 
     def _scaled(self, image: Tensor) -> Tensor:
         if self.size is None or image.shape[1:] == (self.size, self.size):
@@ -215,7 +243,7 @@ class DrawnPictures:
         s, pipe = self.sampling, self.pipe
         text = pipe.encode_text(captions)
         sampler = Sampler(temperature=s.temperature, top_k=s.top_k, top_p=s.top_p)
-        together = max(self.batch_size // s.candidates, 1)
+        together = max(self.batch_size // seeds.shape[1], 1)
         rows = []
         for start in range(0, len(captions), together):
             some = slice(start, start + together)
@@ -233,9 +261,8 @@ def _digest(plain: Any) -> str:
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
-def weights_sha256(pipe: DallePipeline) -> dict[str, str]:
-    """Digest of every file of weights of a model that lies in a folder."""
+def model_sha256(pipe: DallePipeline) -> dict[str, str]:
+    """Digest of every file of a model: weights, configurations, tokenizer. Loading has checked them."""
     if pipe.folder is None:
         raise ValueError("the model must lie in a folder to be measured: save_pretrained it first")
-    files = sorted(pipe.folder.rglob("*.safetensors"))
-    return {path.relative_to(pipe.folder).as_posix(): sha256_file(path) for path in files}
+    return {str(name): str(digest) for name, digest in read_json(pipe.folder / CHECKSUMS).items()}

@@ -9,14 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from dalle_zoo_eval import judges
+from dalle_zoo_eval import judges, memorisation
+from dalle_zoo_eval.benchmarks import load_exclusions
 from dalle_zoo_eval.evaluate import Request, evaluate
 from dalle_zoo_eval.measuring import Measurement, Share
 from dalle_zoo_eval.networks import NetworkFileError
 from dalle_zoo_eval.selfcheck import SelfCheckError
-from dalle_zoo_eval.subjects import DrawnPictures
+from dalle_zoo_eval.subjects import DrawnPictures, Sampling
 from PIL import Image
 from torch import Tensor
+
+from dalle_zoo.cli.main import main
+from dalle_zoo.pipeline import DallePipeline
 
 PICTURES = 26
 PROTOCOL = """
@@ -116,6 +120,7 @@ def test_from_captions_to_report(
         "captions.jsonl",
     }
     assert len(list((out / "pictures").glob("*.png"))) == 12
+    assert result["subject"]["drawn_at"] == [16, 16]
     assert {(r["family"], r["blur"], r["candidates"]) for r in scores(result, "fid")} == {
         (family, *rest) for family in ("inception-2015", "dmgan") for rest in ((0, 2), (2, 2), (0, 1))
     }
@@ -125,9 +130,8 @@ def test_from_captions_to_report(
     assert half["value"] == pytest.approx(whole["value"] / 4)  # features of half the size
     assert whole["interval"][0] < whole["value"] < whole["interval"][1]
     assert len(scores(result, "is")) == 3
-    assert {r["metric"] for r in result["scores"]} == {"fid", "is", "precision", "recall", "clip_score", "frechet"} | (
-        {"r_precision"} & {r["metric"] for r in result["scores"]}
-    )
+    assert {r["metric"] for r in result["scores"]} == {"fid", "is", "precision", "recall", "clip_score", "frechet"}
+    assert any(line.startswith("r_precision: 99 captions of other groups") for line in result["left_out"])
     assert any("kid" in line and "1000" in line for line in result["left_out"])
     assert all(check["passed"] for check in result["selfcheck"])
     assert result["memorisation"]["network"] == "inception-2015"
@@ -190,6 +194,9 @@ def test_a_folder_of_pictures_is_scored_without_a_model(
     [
         ({"model": None}, "either --model, which draws, or --images"),
         ({"captions": 27}, "26 captions by the rule 'one'"),
+        ({"model": None, "images": Path("absent")}, "absent"),
+        ({"threshold": 2.0}, "--threshold must be a cosine"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"exclusions": Path("some.txt")}, "leaves no picture out"),
         ({"layout": "cub"}, "unknown layout 'cub'"),
         ({"sampling": {"top_k": 0}}, "top_k must be a count of at least 1"),
@@ -239,7 +246,7 @@ def test_another_evaluation_in_the_same_folder_is_refused(
 ) -> None:
     del networks
     evaluate(request_of(protocol, coco, tmp_path / "out", model=str(model)))
-    with pytest.raises(ValueError, match=r"holds another evaluation \(subject: .*choose another --out"):
+    with pytest.raises(ValueError, match=r"another evaluation \(subject.sampling.seed: there 0, now 1\): choose"):
         evaluate(request_of(protocol, coco, tmp_path / "out", model=str(model), sampling={"seed": 1}))
 
 
@@ -278,3 +285,137 @@ def test_a_measurement_needs_two_samples(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="at least 2 samples"):
         Measurement(One(), {}, (0,), 4, tmp_path)
+
+
+CUB = """
+name: toy-birds
+title: made-up birds
+benchmark: {cub: test}
+captions: {rule: unique}
+pictures: {cub: 2}
+picture: {crop: box, size: 16}
+sampling: {candidates: 1, chunk: 3}
+metrics: [fid]
+fid_families: [dmgan]
+"""
+
+
+def test_birds_are_cut_to_their_boxes_and_pictures_from_elsewhere_are_not(
+    networks: dict[str, Judge], make: Any, model: Path, tmp_path: Path
+) -> None:
+    del networks
+    cub = make.cub()
+    path = tmp_path / "birds.yaml"
+    path.write_text(CUB)
+    given = {"dmgan": Path("x")}
+    training = cub / "images" / "001.Tern"
+    drawn = evaluate(
+        request_of(str(path), cub, tmp_path / "drawn", model=str(model), networks=given, training=training)
+    )
+    assert scores(drawn, "fid")[0]["samples"] == 11  # of twenty captions one is shared by both
+    assert drawn is not None
+    assert drawn["memorisation"]["training_pictures"] == 2
+    elsewhere = cub / "images" / "002.Wren"
+    read = evaluate(request_of(str(path), cub, tmp_path / "read", images=elsewhere, networks=given))
+    assert scores(read, "fid")[0]["samples"] == 2
+    (cub / "bounding_boxes.txt").unlink()
+    with pytest.raises(ValueError, match=r"2 of cub:test, such as .* have none: is there a bounding_boxes"):
+        evaluate(request_of(str(path), cub, tmp_path / "boxless", images=elsewhere, networks=given))
+    assert not (tmp_path / "boxless").exists()
+
+
+def test_an_incomplete_data_set_is_refused(
+    networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path
+) -> None:
+    del networks
+    path = tmp_path / "counted.yaml"
+    path.write_text(Path(protocol).read_text() + "pictures: {coco: 30}\n")
+    with pytest.raises(ValueError, match=r"means the 30 captioned pictures of coco:val2017, .* has 26"):
+        evaluate(request_of(str(path), coco, tmp_path / "out", model=str(model)))
+
+
+def test_pictures_that_a_kill_left_unwritten_are_written(
+    networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path
+) -> None:
+    del networks
+    out = tmp_path / "out"
+    evaluate(request_of(protocol, coco, out, model=str(model)))
+    assert not (out / "pictures").exists()
+    evaluate(request_of(protocol, coco, out, model=str(model), save_pictures=True))
+    files = sorted((out / "pictures").iterdir())
+    assert [path.suffix for path in files] == [".png", ".txt"] * 12
+    before = files[4].read_bytes()
+    files[4].unlink()
+    evaluate(request_of(protocol, coco, out, model=str(model), save_pictures=True))
+    assert files[4].read_bytes() == before
+    # What was written can be scored as pictures of another system, captions and all.
+    read = evaluate(request_of(protocol, coco, tmp_path / "read", images=out / "pictures"))
+    drawn = json.loads((out / "result.json").read_text())
+    for metric in ("fid", "clip_score"):
+        assert scores(read, metric)[0]["value"] == pytest.approx(scores(drawn, metric)[0]["value"])
+
+
+def test_the_best_of_the_first_candidates(model: Path) -> None:
+    pipe = DallePipeline.from_pretrained(model)
+    captions = ["a cat", "a dog", "two birds"]
+    many = DrawnPictures(pipe, captions, Sampling(candidates=6, curve=(1, 2, 6)), batch_size=4)
+    shown = many.show(range(3))
+    few = DrawnPictures(pipe, captions, Sampling(candidates=2)).show(range(3))
+    assert shown.chosen[1] == [0, 0, 0]
+    assert shown.chosen[2] == few.chosen[2]
+    for number, caption in enumerate(captions):
+        assert torch.equal(shown.pictures[2][number], few.pictures[2][number])
+        candidates = torch.stack([many.picture(number, c) for c in range(6)])
+        assert pipe.ranker is not None
+        best = int(pipe.ranker.scores(candidates.float() / 255, [caption] * 6).argmax())
+        assert shown.chosen[6][number] == best
+        assert torch.equal(shown.pictures[6][number], candidates[best])
+
+
+def test_the_command_draws_measures_and_reports(
+    networks: dict[str, Judge],
+    protocol: str,
+    coco: Path,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    del networks
+    given = [f"--network={name}=x" for name in ("inception-2015", "dmgan", "clip")]
+    arguments = ["eval", protocol, "--model", str(model), "--data", str(coco), "--out", str(tmp_path / "out"), *given]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "| **toy** | measured |" in printed
+    assert "left out: kid: subsets of 1000" in printed
+    assert main([*arguments, "--network", "clip=y"]) == 2
+    assert "--network names 'clip' twice" in capsys.readouterr().err
+    assert main(["eval", "coco30k", "--model", "emoji64"]) == 2
+    assert "Did you mean 'coco-30k'" in capsys.readouterr().err
+    assert main(["eval", "coco-30k", "--model", str(model), "--data", str(coco)]) == 2
+    missing = capsys.readouterr().err
+    assert "weights-inception-2015-12-05-6726825d.pth (sha256 6726825d0af5" in missing
+    assert "--leave-out NAME" in missing
+
+
+def test_overlaps_make_an_exclusion_list(
+    networks: dict[str, Judge],
+    protocol: str,
+    coco: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    del networks
+    monkeypatch.setattr(memorisation, "load_network", lambda name, *_: Judge(name))
+    training = tmp_path / "training"
+    training.mkdir()
+    for number in (3, 7):
+        name = f"{number:012d}.jpg"
+        (training / name).write_bytes((coco / "val2017" / name).read_bytes())
+    out = tmp_path / "overlaps.txt"
+    arguments = ["overlap", protocol, "--data", str(coco), "--training", str(training), "--network", "clip=x"]
+    assert main([*arguments, "--threshold", "0.9999999", "--out", str(out)]) == 0
+    assert "2 of 26 pictures" in capsys.readouterr().out
+    assert load_exclusions(out) == {f"{number:012d}" for number in (3, 7)}
+    assert out.with_suffix(".png").is_file()
+    assert main([*arguments, "--threshold", "7", "--out", str(out)]) == 2

@@ -90,6 +90,22 @@ def test_it_learns_and_logs_its_schedules() -> None:
     assert float(runner.callback_metrics["val/psnr"]) > before + 3
 
 
+def test_the_decoder_alone_is_trained_with_the_codes_as_they_are(tmp_path: Path) -> None:
+    first = module()
+    first.export(tmp_path)
+    stage = module(init_from=str(tmp_path), freeze_encoder=True)
+    trainer(20).fit(stage, loader())
+    images = batch(1)["image"]
+    assert torch.equal(stage.net.encode(images), first.net.encode(images))
+    for before, after in zip(first.net.encoder.parameters(), stage.net.encoder.parameters(), strict=True):
+        assert torch.equal(before, after)
+    codes = stage.net.encode(batch()["image"])
+    error = [(net.decode(codes) - batch()["image"]).abs().mean() for net in (first.net, stage.net)]
+    assert error[1] < error[0]
+    with pytest.raises(ValueError, match="freeze_encoder needs init_from"):
+        module(freeze_encoder=True)
+
+
 def test_noise_is_a_function_of_seed_update_and_batch() -> None:
     def drawn(stage: DVAEModule, index: int) -> list[float]:
         return torch.rand(4, generator=stage.noise_generator(index)).tolist()

@@ -16,6 +16,7 @@ from dalle_zoo_eval.benchmarks import attngan, coco, cub, folder  # noqa: F401 (
 from dalle_zoo_eval.benchmarks.base import LAYOUTS, Benchmark, BenchmarkError, Item, read_benchmark
 from dalle_zoo_eval.benchmarks.captions import (
     CaptionList,
+    check_exclusions,
     choose_captions,
     load_captions,
     load_exclusions,
@@ -31,6 +32,7 @@ __all__ = [
     "CaptionList",
     "Item",
     "UnsafePickleError",
+    "check_exclusions",
     "choose_captions",
     "load_captions",
     "load_exclusions",

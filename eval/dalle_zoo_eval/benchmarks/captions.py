@@ -64,7 +64,7 @@ def choose_captions(
         raise UnknownNameError(suggest("rule of caption choice", rule, get_args(Rule)))
     if count is not None and count < 1:
         raise BenchmarkError(f"count must be at least 1, or None for all captions, got {count}")
-    _check_excluded(benchmark, exclude)
+    check_exclusions(benchmark, exclude)
     items = [item for item in benchmark.items if item.captions and item.key not in exclude]
     if rule == "one":
         items.sort(key=lambda item: (_rank(seed, "item", item.key), item.key))
@@ -94,7 +94,8 @@ def _rank(seed: int, *parts: str) -> bytes:
     return hashlib.sha256(json.dumps([seed, *parts]).encode()).digest()
 
 
-def _check_excluded(benchmark: Benchmark, exclude: frozenset[str]) -> None:
+def check_exclusions(benchmark: Benchmark, exclude: frozenset[str]) -> None:
+    """Raises `BenchmarkError` if a list of exclusions is that of another data set; warns of single unknown keys."""
     unknown = sorted(exclude - {item.key for item in benchmark.items})
     if unknown and len(unknown) == len(exclude):
         raise BenchmarkError(
@@ -152,13 +153,13 @@ def load_exclusions(path: Path) -> frozenset[str]:
     """Keys of items to leave out, one a line; lines that begin with ``#`` are comments.
 
     Raises:
-        BenchmarkError: The file is missing, is not UTF-8, or holds no key.
+        BenchmarkError: The file is missing, is not UTF-8, or holds neither a key nor a comment.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise BenchmarkError(f"exclusion list {path} cannot be read: {error}") from None
     keys = frozenset(line for line in lines if line and not line.startswith("#"))
-    if not keys:
+    if not any(lines):  # a comment alone is the list of a search that found nothing
         raise BenchmarkError(f"exclusion list {path} holds no key: expected one a line")
     return keys
