@@ -119,7 +119,9 @@ def test_exclusion_lists(tmp_path: Path) -> None:
     path = tmp_path / "exclude.txt"
     path.write_text("# overlaps\na/b\n\n  c#1 \n#d\n")
     assert load_exclusions(path) == {"a/b", "c#1"}
-    path.write_text("# nothing\n")
+    path.write_text("# a search that found nothing\n")
+    assert load_exclusions(path) == frozenset()
+    path.write_text("\n")
     with pytest.raises(BenchmarkError, match="holds no key"):
         load_exclusions(path)
     path.write_bytes(b"\xff\xfe")
