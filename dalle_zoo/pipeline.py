@@ -430,7 +430,7 @@ def load_model(location: str | Path, component: str | None = None) -> Any:
 
     Example:
         >>> load_model("emoji64", "prior").config.image_height
-        16
+        8
     """
     if component is None:
         return DallePipeline.from_pretrained(location)

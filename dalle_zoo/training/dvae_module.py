@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,6 +62,7 @@ class DVAEModule(StageModule):
         self.start_from(init_from)
         self.freeze_encoder = freeze_encoder
         self.net.encoder.requires_grad_(not freeze_encoder)
+        self._frozen = {n: t.clone() for n, t in self.net.encoder.state_dict().items()} if freeze_encoder else {}
         net: Any = self.net  # torch 2.13 does not declare this overload of `to`, later ones do
         net.to(memory_format=torch.channels_last)
         self.kl_weight = kl_weight
@@ -145,6 +147,12 @@ class DVAEModule(StageModule):
         """Takes the features of the warm start up again."""
         super().on_load_checkpoint(checkpoint)
         self.features = list(checkpoint.get("warm_start_features", ()))
+
+    def export(self, folder: Path) -> None:
+        """Writes the network; a frozen encoder as it came, since averaging rounds even weights that do not change."""
+        if self._frozen:
+            self.net.encoder.load_state_dict(self._frozen)
+        super().export(folder)
 
     def on_validation_epoch_start(self) -> None:
         """Empties the counts of codes."""
