@@ -9,6 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def _usual_mode() -> int:
+    mask = os.umask(0)  # which can only be read by setting it
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+_MODE = _usual_mode()
+
+
 def sync(path: Path) -> None:
     """Waits until the contents of a file have reached the disk."""
     with path.open("rb+") as file:
@@ -16,8 +25,9 @@ def sync(path: Path) -> None:
 
 
 def publish(aside: Path, path: Path) -> None:
-    """Gives a complete file its name, after its contents have reached the disk."""
+    """Gives a complete file its name, after its contents have reached the disk, and the permissions of a new file."""
     sync(aside)
+    aside.chmod(_MODE)  # safetensors writes files that only their owner may read
     aside.replace(path)
 
 

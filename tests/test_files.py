@@ -44,3 +44,11 @@ def test_endings() -> None:
         check_ending("--out", Path("a.jpg"))
     with pytest.raises(ValueError, match=r"path must end in one of \.png, \.svg, got 'a'"):
         check_ending("path", Path("a"), (".png", ".svg"))
+
+
+def test_a_file_may_be_read_by_whom_the_system_lets(tmp_path: Path) -> None:
+    plain, ours = tmp_path / "plain", tmp_path / "ours"
+    plain.touch()
+    with written_aside(ours) as aside:
+        aside.touch(mode=0o600)
+    assert ours.stat().st_mode == plain.stat().st_mode
