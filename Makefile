@@ -16,7 +16,7 @@ export DALLE_ZOO_PROMPT = $(value PROMPT)
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 	@echo
-	@echo '  PROMPT="a flat emoji of a red apple"   what make demo draws'
+	@echo '  PROMPT="a blob emoji of a red apple"   what make demo draws'
 	@echo '  PYTHON=python3.12                      which Python makes the environment $(VENV)'
 
 demo: $(VENV)/.demo ## draw a grid of pictures with the bundled weights (PROMPT="...")
