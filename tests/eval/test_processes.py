@@ -1,0 +1,73 @@
+"""Evaluation by real processes: killed at any moment, and several at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dalle_zoo_eval.evaluator import WEIGHTS_FILE, MobileNet
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).parents[2]
+PROTOCOL = """
+name: toy
+title: made-up pictures
+benchmark: {coco: val2014}
+captions: {rule: unique}
+picture: {crop: center, size: 16}
+sampling: {candidates: 2, curve: [1], chunk: 1}
+metrics: [r_precision]
+fid_families: []
+"""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def command(make: Any, model: Path, tmp_path: Path) -> list[str]:
+    coco = make.coco("val2014", {i: [f"thing {i}, side {c}" for c in range(10)] for i in range(1, 5)})
+    (tmp_path / "toy.yaml").write_text(PROTOCOL)
+    torch.manual_seed(0)
+    save_file(MobileNet().state_dict(), tmp_path / WEIGHTS_FILE)
+    return [
+        sys.executable, "-m", "dalle_zoo", "eval", str(tmp_path / "toy.yaml"), "--model", str(model),
+        "--data", str(coco), "--network", f"mobilenet={tmp_path / WEIGHTS_FILE}",
+    ]  # fmt: skip
+
+
+def start(command: list[str], out: Path, **environment: str) -> subprocess.Popen[bytes]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "eval")])
+    variables = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen([*command, "--out", str(out)], env=variables, stderr=subprocess.DEVNULL)
+
+
+def scores(out: Path) -> Any:
+    return json.loads((out / "result.json").read_text())["scores"]
+
+
+def test_killed_and_shared_runs_end_as_one_left_alone(command: list[str], tmp_path: Path) -> None:
+    alone, killed, shared = (tmp_path / name for name in ("alone", "killed", "shared"))
+    assert start(command, alone).wait() == 0
+    assert len(scores(alone)) == 4  # the distance of two networks for two numbers of candidates
+
+    process = start(command, killed)
+    while len(list(killed.rglob("*.safetensors"))) < 15:  # 4 of the reference for each network, then judged ones
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "result.json").exists()
+    assert start(command, killed).wait() == 0
+    assert scores(killed) == scores(alone)
+
+    world = [start(command, shared, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
+    assert [process.wait() for process in world] == [0, 0]
+    assert scores(shared) == scores(alone)
