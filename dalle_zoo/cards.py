@@ -194,9 +194,9 @@ def _targets(result: Result) -> str:
 
 
 def _recipes(name: str, components: Sequence[str]) -> str:
-    """Headers of the recipes that are named like the model."""
+    """Headers of the recipes that are named like the model, and of their further steps (``NAME-decoder``)."""
     known = list_recipes()
-    recipes = [f"{part}/{name}" for part in components if f"{part}/{name}" in known]
+    recipes = [r for part in components for r in known if r == f"{part}/{name}" or r.startswith(f"{part}/{name}-")]
     blocks = [f"`{recipe}`\n```\n{recipe_header(recipe)}\n```" for recipe in recipes]
     return "\n\n".join(blocks)
 

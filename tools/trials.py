@@ -101,7 +101,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("recipes/trials/emoji64.json"), help="table, added to")
     options = parser.parse_args()
     trials, recipe = STAGES[options.stage]
-    title = f"{recipe}: {options.steps} updates on one thread, `python tools/trials.py {options.stage}`"
+    command = f"python tools/trials.py {options.stage} --steps {options.steps}"
+    title = f"{recipe}: {options.steps} updates on one thread, `{command}`"
     for name, overrides in trials(options.steps).items():
         table = json.loads(options.out.read_text()) if options.out.exists() else {}
         rows = table.setdefault(title, [])

@@ -17,5 +17,5 @@ A benchmark run is `evaluate`: `benchmarks`, `judged`, `judges`, then `measuring
 | `memorisation` | the nearest picture: copies and overlaps |
 | `results`, `report`, `plots`, `documents` | result files to tables and figures |
 | `emoji64`, `metrics`, `evaluator` | the protocol of the model in the box |
-| `sheets`, `shipped` | pictures with captions below; data files of the package |
+| `sheets`, `shipped`, `provenance` | pictures with captions below; data files of the package; digests and versions |
 """

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dalle_zoo.cli.main import parser
 from dalle_zoo.registry import UnknownNameError, suggest
+from dalle_zoo_eval.protocol import COPY, find_protocol, list_protocols
 
 EMOJI64 = "emoji64"
 """The protocol that measures what the model in the box was made for; it has options of its own."""
@@ -25,8 +26,6 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: Command line after ``dalle-zoo eval``.
     """
-    from dalle_zoo_eval.protocol import find_protocol, list_protocols
-
     names = [EMOJI64, *list_protocols()]
     if not arguments or arguments[0].startswith("-"):
         titles = {EMOJI64: "the model in the box on its own data"}
@@ -125,7 +124,7 @@ def _benchmark(protocol: str, arguments: list[str]) -> None:
     _add_sampling(p)
     p.add_argument("--seed", type=int, help="seed of the drawn pictures (the protocol's)")
     p.add_argument("--training", type=Path, help="folder of training pictures: looks for copies among the drawn ones")
-    p.add_argument("--threshold", type=float, help="cosine from which a picture is a copy (0.95)")
+    p.add_argument("--threshold", type=float, help=f"cosine from which a picture is a copy ({COPY})")
     p.add_argument("--save-pictures", action="store_true", help="write the judged pictures as PNG files too")
     p.add_argument("--batch-size", type=int, default=64, help="pictures drawn at once (64)")
     p.add_argument("--device", default="cpu", help="where the networks run (cpu)")
@@ -157,7 +156,7 @@ def _benchmark(protocol: str, arguments: list[str]) -> None:
         candidates=options.candidates,
         sampling={n: value for n, value in sampling.items() if value is not None},
         training=options.training,
-        threshold=0.95 if options.threshold is None else options.threshold,
+        threshold=COPY if options.threshold is None else options.threshold,
         save_pictures=options.save_pictures,
         batch_size=options.batch_size,
         cache=options.cache,
@@ -190,7 +189,7 @@ def overlap(arguments: list[str]) -> None:
     p.add_argument("--layout", help="layout of that folder (the protocol's first)")
     p.add_argument("--training", type=Path, required=True, help="folder of training pictures")
     p.add_argument("--network", type=_named_path, required=True, metavar="NAME=PATH", help="network that compares")
-    p.add_argument("--threshold", type=float, default=0.95, help="cosine from which pictures overlap (0.95)")
+    p.add_argument("--threshold", type=float, default=COPY, help=f"cosine from which pictures overlap ({COPY})")
     p.add_argument("--device", default="cpu", help="where the network runs (cpu)")
     p.add_argument("--out", type=Path, required=True, help="list to write; the sheet lies beside it as .png")
     options = p.parse_args(arguments)

@@ -8,12 +8,10 @@ the columns compare.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
 import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -25,7 +23,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle_zoo import __version__
 from dalle_zoo.data import ImageTextDataset, open_source
 from dalle_zoo.hub import sha256_file, write_json
 from dalle_zoo.models.ranker import Ranker
@@ -43,6 +40,7 @@ from dalle_zoo_eval.metrics import (
     retrieval,
     shuffle_concepts,
 )
+from dalle_zoo_eval.provenance import code_version, package_versions
 from dalle_zoo_eval.sheets import comparison_sheet
 from dalle_zoo_eval.statistics import Moments
 
@@ -231,7 +229,7 @@ def evaluate_emoji64(
         "code_version": code_version(),
         "versions": {
             "python": platform.python_version(),
-            **{n: importlib.metadata.version(n) for n in ("torch", "transformers", "tokenizers")},
+            **package_versions(("torch", "transformers", "tokenizers")),
         },
         "device": str(pipe.device),
         "date": datetime.now(UTC).date().isoformat(),
@@ -359,17 +357,14 @@ def ranker_distances(ranker: Ranker, split: Split, rebuilt: Tensor, drawn: Drawn
     """
     assert drawn.ranker_features is not None and drawn.best is not None  # noqa: PT018 (one thing: there is a ranker)
 
-    def moments(features: Tensor) -> Moments:
-        return Moments.zero(features.shape[1]).add(features)
-
-    real = moments(ranker_sees(ranker, split.images))
-    everything = [moments(features) for features in drawn.ranker_features.unbind(1)]
+    real = Moments.of(ranker_sees(ranker, split.images))
+    everything = [Moments.of(features) for features in drawn.ranker_features.unbind(1)]
     if real.rank_deficient or everything[0].rank_deficient:
         return {}
     best = drawn.ranker_features[torch.arange(len(drawn.best)), drawn.best]
     return {
-        "reconstructed": frechet_distance(moments(ranker_sees(ranker, rebuilt)), real),
-        "best": frechet_distance(moments(best), real),
+        "reconstructed": frechet_distance(Moments.of(ranker_sees(ranker, rebuilt)), real),
+        "best": frechet_distance(Moments.of(best), real),
         "one": sum(frechet_distance(candidate, real) for candidate in everything) / len(everything),
     }
 
@@ -433,20 +428,6 @@ def left_out(pipe: DallePipeline, gallery: Gallery | None) -> list[str]:
     if pipe.ranker is None:
         lines.append("retrieval and best candidate: the model has no ranker")
     return lines
-
-
-def code_version() -> str:
-    """Version of this package, with the commit where it runs from a checkout."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return __version__
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-    try:
-        described = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return __version__
-    commit = described.stdout.strip()
-    return f"{__version__}+{commit}" if commit else __version__
 
 
 def _digest(lines: Sequence[str]) -> str:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import logging
 import os
 import platform
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,12 +23,12 @@ from dalle_zoo_eval.benchmarks import (
     read_benchmark,
     save_captions,
 )
-from dalle_zoo_eval.emoji64 import code_version
 from dalle_zoo_eval.judged import Judged, drawn_by_model, read_from_folder, sample_sheet
 from dalle_zoo_eval.judges import open_networks
 from dalle_zoo_eval.measuring import Measurement, Share, bind, refuse_other_run
 from dalle_zoo_eval.memorisation import check_threshold, find_copies
-from dalle_zoo_eval.protocol import Protocol, find_protocol
+from dalle_zoo_eval.protocol import COPY, Protocol, find_protocol
+from dalle_zoo_eval.provenance import code_version, digest, package_versions
 from dalle_zoo_eval.report import write_report
 from dalle_zoo_eval.scoring import Scorer
 from dalle_zoo_eval.selfcheck import check_reference
@@ -41,6 +38,8 @@ log = logging.getLogger(__name__)
 
 RESULT = "result.json"
 """Name of the result file."""
+PACKAGES = ("torch", "torchvision", "torch-fidelity", "transformers", "numpy", "pillow")
+"""What numbers depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +72,7 @@ class Request:
     """Temperature, top_k, top_p, guidance and seed, where they are not plain sampling's."""
     training: Path | None = None
     """Folder of training pictures for the memorisation check."""
-    threshold: float = 0.95
+    threshold: float = COPY
     """Cosine from which a picture counts as a copy."""
     save_pictures: bool = False
     """Whether PNG files of the judged pictures are written too, while they are measured."""
@@ -146,22 +145,13 @@ def evaluate(request: Request) -> dict[str, Any] | None:
         "speed": {"images_per_second": len(drawn.subject) / drawn.seconds()},
         "left_out": [*left_out, *unchecked, *scorer.left_out],
         "code_version": code_version(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **package_versions(PACKAGES)},
         "device": request.device,
         "date": datetime.now(UTC).date().isoformat(),
     }
     write_json(request.out / RESULT, result)
     write_report([request.out / RESULT], request.out, sheets=sheets)
     return result
-
-
-def _versions() -> dict[str, str]:
-    """Of the packages that numbers depend on, where they are installed."""
-    found = {}
-    for name in ("torch", "torchvision", "torch-fidelity", "transformers", "numpy", "pillow"):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def _judged(
@@ -184,12 +174,8 @@ def _identity(protocol: Protocol, judged: Judged, benchmark: Benchmark, excluded
         "protocol": asdict(protocol),
         "subject": judged.subject.identity,
         "benchmark": benchmark.sha256(),
-        "excluded": _keys_sha256(excluded),
+        "excluded": digest(sorted(excluded)) if excluded else None,
     }
-
-
-def _keys_sha256(keys: frozenset[str]) -> str | None:
-    return hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest() if keys else None
 
 
 def _benchmark_record(
@@ -209,7 +195,7 @@ def _benchmark_record(
         "skipped": len(benchmark.skipped),
         "excluded": sum(item.key in excluded for item in benchmark.items),
         "exclusions": exclusions.name if exclusions is not None else None,
-        "exclusions_sha256": _keys_sha256(excluded),
+        "exclusions_sha256": digest(sorted(excluded)) if excluded else None,
         "captions": right or 0,
         "captions_sha256": judged.captions.sha256 if judged.captions is not None else None,
     }

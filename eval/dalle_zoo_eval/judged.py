@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -26,6 +24,7 @@ from dalle_zoo_eval.benchmarks import (
 )
 from dalle_zoo_eval.measuring import Measurement
 from dalle_zoo_eval.protocol import Protocol, foreign_crop
+from dalle_zoo_eval.provenance import digest
 from dalle_zoo_eval.sheets import comparison_sheet
 from dalle_zoo_eval.subjects import DrawnPictures, ReadPictures, Sampling, Subject, model_sha256
 
@@ -133,16 +132,16 @@ def read_from_folder(
     texts = [item.captions[0] for item in items if item.captions]
     groups = {item.key: item.group for item in benchmark.items}
     # Contents, not names: pictures that are drawn again have the old names, and may have the old sizes.
-    digest = _digest([[item.key, sha256_file(item.image)] for item in items if item.image is not None])
+    contents = digest([[item.key, sha256_file(item.image)] for item in items if item.image is not None])
     return Judged(
-        subject=ReadPictures(items, foreign_crop(protocol.picture), protocol.picture.size, source=digest),
+        subject=ReadPictures(items, foreign_crop(protocol.picture), protocol.picture.size, source=contents),
         record={
             "kind": "images",
             "name": folder.resolve().name,
             "weights_sha256": {},
-            "sha256": digest,
+            "sha256": contents,
             "skipped": len(found.skipped),
-            "captions_sha256": _digest(texts) if texts else None,
+            "captions_sha256": digest(texts) if texts else None,
         },
         keys=[item.key for item in items],
         groups=[groups.get(item.key) or item.key for item in items],
@@ -162,10 +161,6 @@ def sample_sheet(judged: Judged, measured: Measurement, benchmark: Benchmark, pr
     names = judged.texts if judged.texts is not None else judged.keys
     stacked = [torch.stack([_resized(image, size) for image in images]) for images in sets]
     return comparison_sheet(*stacked, captions=names[: len(indices)], scale=1)
-
-
-def _digest(plain: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
 def _resized(image: torch.Tensor, side: int) -> torch.Tensor:

@@ -19,13 +19,13 @@ NEEDED_BY = {
 """Network of every metric but the FID, whose networks are its families."""
 
 FILES = {
-    "inception-2015": str(WEIGHTS_2015),
+    INCEPTION: str(WEIGHTS_2015),
     "dmgan": str(WEIGHTS_DMGAN[0]),
     CLIP: "clip, a CLIP folder as transformers writes it, such as openai/clip-vit-base-patch32",
     RANKER: "ranker, the folder of a dalle-zoo model",
 }
 """What to fetch for every network that a protocol can need."""
-DEFAULT_NAMES = {"inception-2015": WEIGHTS_2015.name, "dmgan": WEIGHTS_DMGAN[0].name, CLIP: "clip", RANKER: "ranker"}
+DEFAULT_NAMES = {INCEPTION: WEIGHTS_2015.name, "dmgan": WEIGHTS_DMGAN[0].name, CLIP: "clip", RANKER: "ranker"}
 """Its name in the folder of networks."""
 
 

@@ -9,7 +9,6 @@ r, r + w, ...; process 0 then does what is missing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from dalle_zoo.hub import read_json, write_json
 from dalle_zoo.pictures import save_png
 from dalle_zoo_eval.blur import gaussian_blur
 from dalle_zoo_eval.networks.base import Network, exact_float32
+from dalle_zoo_eval.provenance import digest
 from dalle_zoo_eval.subjects import Shown, Subject
 
 # B samples of a chunk, d features, c classes
@@ -78,7 +78,7 @@ class Measurement:
         versions = {"dalle-zoo": __version__, "torch": torch.__version__.partition("+")[0]}
         common = {"subject": subject.identity, "radii": list(self.radii), "chunk": chunk, "versions": versions}
         self.identities = {name: {**common, "network": dict(net.record)} for name, net in self.networks.items()}
-        self.folders = {name: cache / f"{name}-{_digest(found)[:16]}" for name, found in self.identities.items()}
+        self.folders = {name: cache / f"{name}-{digest(found)[:16]}" for name, found in self.identities.items()}
 
     def path(self, network: str, chunk: int) -> Path:
         """File of a chunk."""
@@ -200,10 +200,6 @@ class Measurement:
 
 def _png(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.png"
-
-
-def _digest(plain: Any) -> str:
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _by_size(network: Network, images: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -25,6 +25,9 @@ FID_FAMILIES = ("inception-2015", "dmgan")
 PUBLISHED = ("coco", "cub")
 """Tables of published scores."""
 
+COPY = 0.95
+"""Cosine of features from which one picture counts as a copy of another: a guess, which depends on the network."""
+
 C = TypeVar("C")
 
 
@@ -107,8 +110,6 @@ class ReferenceRecord:
 
     family: str
     """Network, one of the protocol's ``fid_families``."""
-    count: int | None = None
-    """Pictures."""
     mean_norm: float | None = None
     """Euclidean norm of the mean of the features."""
     trace: float | None = None
@@ -118,8 +119,6 @@ class ReferenceRecord:
 
     def __post_init__(self) -> None:
         _choice("reference.family", self.family, FID_FAMILIES)
-        if self.count is not None:
-            _integer("reference.count", self.count, 2)
         for name in ("mean_norm", "trace", "tolerance"):
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and value > 0):

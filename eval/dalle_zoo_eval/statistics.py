@@ -41,6 +41,11 @@ class Moments:
         return cls(count=0, total=torch.zeros(d).double(), outer=torch.zeros(d, d).double())
 
     @classmethod
+    def of(cls, features: Tensor) -> Self:
+        """Of features (n, d)."""
+        return cls.zero(features.shape[1]).add(features)
+
+    @classmethod
     def exact(cls, mean: Tensor, covariance: Tensor, count: int) -> Self:
         """The moments that have a given mean (d,) and covariance (d, d, divided by n - 1)."""
         mean, covariance = mean.double(), covariance.double()

@@ -6,8 +6,6 @@ the work, and a killed run may go on, without a change in the pictures.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -25,6 +23,7 @@ from dalle_zoo.sampling import Sampler, picture_seed, sample_codes
 from dalle_zoo_eval.benchmarks.base import Item
 from dalle_zoo_eval.benchmarks.pictures import load_picture
 from dalle_zoo_eval.metrics import in_batches
+from dalle_zoo_eval.provenance import digest
 
 # B samples, N candidates of a sample, H W pixels
 
@@ -72,25 +71,20 @@ class ReadPictures:
         items: The samples, in order; each needs a picture.
         crop: As in `load_picture`.
         size: Side in pixels, or None to leave them as they are.
-        captions: Caption of every sample; its first one, or none, if missing.
         source: sha256 of what the items were read from.
     """
 
-    def __init__(
-        self, items: Sequence[Item], crop: str, size: int | None, *, source: str, captions: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, items: Sequence[Item], crop: str, size: int | None, *, source: str) -> None:
         without = [item.key for item in items if item.image is None]
         if without:
             raise ValueError(f"{len(without)} samples have no picture, such as {without[0]!r}: it cannot be measured")
-        if captions is not None and len(captions) != len(items):
-            raise ValueError(f"expected one caption for each of {len(items)} samples, got {len(captions)}")
         self.items, self.crop, self.size, self.source = tuple(items), crop, size, source
-        self.captions = list(captions) if captions is not None else [(i.captions or ("",))[0] for i in items]
+        self.captions = [(item.captions or ("",))[0] for item in items]
 
     @property
     def identity(self) -> dict[str, Any]:
         """Source, order, crop and size."""
-        order = _digest([[i.key, c] for i, c in zip(self.items, self.captions, strict=True)])
+        order = digest([[i.key, c] for i, c in zip(self.items, self.captions, strict=True)])
         return {
             "kind": "pictures", "source": self.source, "crop": self.crop, "size": self.size,
             "samples": len(self.items), "order": order,
@@ -185,7 +179,7 @@ class DrawnPictures:
         """Weights, captions and sampling."""
         return {
             "kind": "drawn", "model": model_sha256(self.pipe), "samples": len(self.captions),
-            "captions": _digest(self.captions), "sampling": asdict(self.sampling), "size": self.size,
+            "captions": digest(self.captions), "sampling": asdict(self.sampling), "size": self.size,
         }  # fmt: skip
 
     @property
@@ -255,10 +249,6 @@ class DrawnPictures:
             ]
             rows.append(torch.cat(parts, 1))
         return torch.cat(rows)
-
-
-def _digest(plain: Any) -> str:
-    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
 def model_sha256(pipe: DallePipeline) -> dict[str, str]:

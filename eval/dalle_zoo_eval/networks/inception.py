@@ -43,12 +43,12 @@ WEIGHTS_DMGAN = (
     WeightsFile(
         name="inception_v3_google-1a9a5a14.pth",
         sha256="1a9a5a14f40645a370184bd54f4e8e631351e71399112b43ad0294a79da290c8",
-        url="https://download.pytorch.org/models/inception_v3_google-1a9a5a14.pth",
+        url="https://docs.pytorch.org/vision/stable/models/inception.html",
     ),
     WeightsFile(
         name="inception_v3_google-0cc3c7bd.pth",
         sha256="0cc3c7bd75056d25e46cba549dc184522069b81e9787eff6df84f397bd52a5ef",
-        url="https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth",
+        url="https://docs.pytorch.org/vision/stable/models/inception.html",
     ),
 )
 
