@@ -8,9 +8,7 @@ from dataclasses import dataclass
 
 from dalle_zoo.masks.layout import MASKS, MaskMod, TextImageLayout
 from dalle_zoo.registry import UnknownNameError, suggest
-
-_SHAPE = re.compile(r"\s*([^\s(),=]+)\s*(?:\(([^()]*)\))?\s*")
-_OPTION = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*([+-]?\d+)\s*")
+from dalle_zoo.specs import format_spec, parse_spec
 
 
 def split_specs(text: str) -> list[str]:
@@ -43,24 +41,7 @@ class MaskSpec:
         Raises:
             ValueError: The text does not have that form.
         """
-        shape = _SHAPE.fullmatch(text)
-        if shape is None:
-            raise ValueError(
-                f"a mask is written 'name' or 'name(option=integer, ...)', "
-                f"such as 'row' or 'conv(kernel=3)', got {text!r}"
-            )
-        name, inside = shape.group(1), shape.group(2) or ""
-        options: dict[str, int] = {}
-        for part in inside.split(",") if inside.strip() else ():
-            option = _OPTION.fullmatch(part)
-            if option is None:
-                raise ValueError(
-                    f"an option of {name!r} is written 'option=integer', such as 'kernel=3', "
-                    f"got {part.strip()!r} in {text!r}"
-                )
-            if option.group(1) in options:
-                raise ValueError(f"option {option.group(1)!r} is given twice in {text!r}: drop one")
-            options[option.group(1)] = int(option.group(2))
+        name, options = parse_spec(text, "mask")
         return MaskSpec(name, tuple(sorted(options.items())))
 
     @staticmethod
@@ -87,5 +68,4 @@ class MaskSpec:
         return MASKS[self.name](layout, **dict(self.options))
 
     def __str__(self) -> str:
-        options = ", ".join(f"{option}={value}" for option, value in self.options)
-        return f"{self.name}({options})" if options else self.name
+        return format_spec(self.name, dict(self.options))
