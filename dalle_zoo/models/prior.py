@@ -24,6 +24,8 @@ from torch.nn import functional as F
 
 from dalle_zoo.masks import Mask, TextImageLayout, layer_masks
 from dalle_zoo.models.attention import Attention
+from dalle_zoo.models.initial import fill, fresh_seed
+from dalle_zoo.models.residual import Residual, ResidualBlock
 
 # B batch, T text positions, h w code grid, N = h * w image positions, L = T + N, d width, V text vocabulary,
 # K codebook size
@@ -127,13 +129,15 @@ class Layer(nn.Module):
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.width)
         self.attention = Attention(config.width, config.num_heads, mask, backend)
+        self.attention_residual = Residual()
         self.mlp_norm = nn.LayerNorm(config.width)
         self.mlp = MLP(config.width, config.mlp_ratio * config.width)
+        self.mlp_residual = Residual()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, d) to (B, L, d)."""
-        x = x + self.attention(self.attention_norm(x))
-        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        x = self.attention_residual(x, self.attention_norm, self.attention)
+        out: Tensor = self.mlp_residual(x, self.mlp_norm, self.mlp)
         return out
 
 
@@ -203,22 +207,38 @@ class Prior(nn.Module):
         if not self.start_of_text.is_meta:
             self.reset_parameters()
 
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Draws fresh weights from the global generator."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
-        residual = 1 / math.sqrt(2 * self.config.num_layers)
-        for layer in self.layers:
-            layer.attention.output.weight.mul_(residual)
-            layer.mlp.output.weight.mul_(residual)
-        for start in (self.start_of_text, self.start_of_image):
-            nn.init.normal_(start, std=0.02)
-        for head in (self.text_head, self.image_head):
-            nn.init.zeros_(head.weight)
+    def reset_parameters(self, seed: int | None = None) -> None:
+        """Draws fresh weights.
+
+        Each is a function of the seed and of its own name, so that processes which hold shards of the network draw
+        the same one.
+
+        Args:
+            seed: Drawn from the global generator if missing.
+        """
+        seed = fresh_seed() if seed is None else seed
+        for name, parameter in self.named_parameters():
+            fill(parameter, *self.initial(name), seed, name)
+
+    def initial(self, name: str) -> tuple[float, float]:
+        """Mean and standard deviation of a fresh parameter."""
+        kind = name.rpartition(".")[2]
+        if "norm" in name:
+            return float(kind == "weight"), 0.0
+        if kind == "bias" or name.startswith(("text_head", "image_head")):
+            return 0.0, 0.0
+        if name.endswith("output.weight"):
+            return 0.0, 0.02 / math.sqrt(2 * self.config.num_layers)
+        return 0.0, 0.02
+
+    def residual_blocks(self) -> list[ResidualBlock]:
+        """Attention and MLP of every layer, first to last: 128 blocks in the paper."""
+        blocks = []
+        for index, layer in enumerate(self.layers):
+            for kind in ("attention", "mlp"):
+                norm, residual = getattr(layer, f"{kind}_norm"), getattr(layer, f"{kind}_residual")
+                blocks.append(ResidualBlock(f"layers.{index}.{kind}", norm, getattr(layer, kind), residual))
+        return blocks
 
     @cached_property
     def masks(self) -> list[Mask]:

@@ -305,7 +305,7 @@ def test_one_batch_can_be_overfitted() -> None:
                               width=32, num_layers=2, num_heads=2))  # fmt: skip
     text, codes = batch(5)
     optimizer = torch.optim.Adam(prior.parameters(), lr=1e-2)
-    for _ in range(80):
+    for _ in range(150):
         optimizer.zero_grad()
         prior.loss(text, codes).total.backward()
         optimizer.step()

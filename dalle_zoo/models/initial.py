@@ -1,0 +1,44 @@
+"""Fresh weights as a function of (seed, name), and tensors that are held as shards.
+
+A process that holds one shard of a parameter draws the same numbers as one that holds all of it. They are drawn on
+the CPU, whose generator gives the same numbers everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+
+def fresh_seed() -> int:
+    """A seed from the global generator."""
+    return int(torch.randint(2**62, (), dtype=torch.int64))
+
+
+@torch.no_grad()
+def fill(parameter: Tensor, mean: float, std: float, seed: int, name: str) -> None:
+    """Fills a parameter, whole or sharded, with normal numbers; a standard deviation of 0 gives the mean."""
+    if std == 0:
+        parameter.fill_(mean)
+        return
+    digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    copy_shard(parameter, torch.empty(parameter.shape).normal_(mean, std, generator=generator))
+
+
+@torch.no_grad()
+def copy_shard(parameter: Tensor, whole: Tensor) -> None:
+    """Copies into a parameter what it holds of a tensor: all of it, or this process's shard."""
+    if not isinstance(parameter, DTensor):
+        parameter.copy_(whole)
+        return
+    mesh = parameter.device_mesh
+    for dimension, placement in enumerate(parameter.placements):
+        if isinstance(placement, Shard):
+            parts = whole.chunk(mesh.size(dimension), placement.dim)
+            rank = mesh.get_local_rank(dimension)
+            whole = parts[rank] if rank < len(parts) else whole.narrow(placement.dim, 0, 0)
+    parameter.to_local().copy_(whole)

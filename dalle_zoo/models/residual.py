@@ -1,0 +1,56 @@
+"""Residual branches, and what may be put around one: recomputation, and a precision of its own.
+
+The network says what a branch computes; how its backward pass is done is set from outside, block by block, so that
+the network itself stays the same whatever it is trained with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Around = Callable[[Tensor, nn.Module, nn.Module], Tensor]
+"""Computes what is added to the identity path from (x, norm, branch)."""
+
+
+def plain(x: Tensor, norm: nn.Module, branch: nn.Module) -> Tensor:
+    """``branch(norm(x))``, (…, d) to (…, d)."""
+    return cast(Tensor, branch(norm(x)))
+
+
+class Residual(nn.Module):
+    """``x + branch(norm(x))``: the identity path of figure 4, without parameters of its own.
+
+    Attributes:
+        recompute: Whether the branch keeps its input alone and is computed once more in the backward pass
+            (section 2.5: activations inside each residual block are recomputed).
+        around: How the branch is called; a precision of one's own comes in here.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recompute = False
+        self.around: Around = plain
+
+    def forward(self, x: Tensor, norm: nn.Module, branch: nn.Module) -> Tensor:
+        """(…, d) to (…, d)."""
+        if self.recompute and torch.is_grad_enabled():
+            # Nothing in a branch is random, so there is no state of a generator to keep.
+            added = checkpoint(self.around, x, norm, branch, use_reentrant=False, preserve_rng_state=False)
+        else:
+            added = self.around(x, norm, branch)
+        return x + cast(Tensor, added)
+
+
+class ResidualBlock(NamedTuple):
+    """One residual block: the unit of sharding, of recomputation and of gradient scaling."""
+
+    name: str
+    """Of the branch in its network, such as ``layers.3.attention``."""
+    norm: nn.LayerNorm
+    branch: nn.Module
+    residual: Residual

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dalle_zoo.models.prior import Prior, PriorConfig
+from dalle_zoo.models.residual import plain
+
+CONFIG = PriorConfig(text_length=4, text_vocab=10, image_height=2, image_width=3, codebook_size=7, width=16,
+                     num_layers=3, num_heads=2)  # fmt: skip
+
+
+def gradients(prior: Prior) -> dict[str, Tensor]:
+    text, codes = torch.tensor([[1, 2, 12, 13]]), torch.tensor([[[0, 1, 2], [3, 4, 5]]])
+    prior.zero_grad()
+    prior.loss(text, codes).total.backward()
+    return {name: parameter.grad.clone() for name, parameter in prior.named_parameters() if parameter.grad is not None}
+
+
+def disturb(prior: Prior) -> None:
+    """Weights with which every gradient is far from 0, the heads' too."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+
+
+def test_blocks_are_in_order_of_depth_and_name_their_branch() -> None:
+    prior = Prior(CONFIG)
+    blocks = prior.residual_blocks()
+    assert [block.name for block in blocks] == [f"layers.{i}.{k}" for i in range(3) for k in ("attention", "mlp")]
+    for block in blocks:
+        assert prior.get_submodule(block.name) is block.branch
+
+
+def test_recomputing_changes_no_gradient_and_keeps_the_inputs_alone() -> None:
+    prior = Prior(CONFIG)
+    disturb(prior)
+    expected = gradients(prior)
+    saved: list[Any] = []
+
+    def count(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        gradients(prior)
+        kept = len(saved)
+        for block in prior.residual_blocks():
+            block.residual.recompute = True
+        saved.clear()
+        recomputed = gradients(prior)
+    assert len(saved) < kept / 2
+    assert expected.keys() == recomputed.keys()
+    for name, gradient in expected.items():
+        assert torch.equal(gradient, recomputed[name]), name
+
+
+def test_what_is_put_around_a_branch_is_used() -> None:
+    prior = Prior(CONFIG)
+    disturb(prior)
+    text, codes = torch.tensor([[1, 2, 12, 13]]), torch.tensor([[[0, 1, 2], [3, 4, 5]]])
+    before = prior(text, codes).image
+
+    def doubled(x: Tensor, norm: nn.Module, branch: nn.Module) -> Tensor:
+        return 2 * plain(x, norm, branch)
+
+    for block in prior.residual_blocks():
+        block.residual.around = doubled
+    assert not torch.allclose(before, prior(text, codes).image)
+
+
+def test_fresh_weights_are_a_function_of_seed_and_name() -> None:
+    first, second = Prior(CONFIG), Prior(CONFIG)
+    assert not torch.equal(first.image_embedding.weight, second.image_embedding.weight)
+    first.reset_parameters(7)
+    second.reset_parameters(7)
+    for (name, a), (_, b) in zip(first.named_parameters(), second.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert not torch.equal(first.layers[0].attention.qkv.weight, first.layers[1].attention.qkv.weight)
+
+
+def test_the_names_of_the_weights_do_not_show_the_residual_path() -> None:
+    assert not [name for name in Prior(CONFIG).state_dict() if "residual" in name]
+
+
+@pytest.mark.parametrize("name", ["text_position.weight", "layers.0.mlp.hidden.weight"])
+def test_fresh_matrices_have_the_standard_deviation_they_are_said_to_have(name: str) -> None:
+    prior = Prior(PriorConfig(**{**CONFIG.__dict__, "width": 512}))
+    assert prior.get_parameter(name).std().item() == pytest.approx(0.02, rel=0.1)
