@@ -185,9 +185,7 @@ def _benchmark_record(
     # What the protocol asks for, whatever --captions says: a report marks scores of another number of samples.
     right = rule.count
     if right is None and any(item.captions for item in benchmark.items):
-        right = len(
-            choose_captions(benchmark, count=None, rule=rule.rule, seed=rule.seed, exclude=excluded).entries  # type: ignore[arg-type]
-        )
+        right = len(choose_captions(benchmark, count=None, rule=rule.rule, seed=rule.seed, exclude=excluded).entries)
     return {
         "name": benchmark.name,
         "sha256": benchmark.sha256(),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from dalle_zoo_eval.benchmarks import (
     load_picture,
     read_benchmark,
 )
+from dalle_zoo_eval.benchmarks.base import Item
+from dalle_zoo_eval.benchmarks.pictures import stored_size
 from dalle_zoo_eval.measuring import Measurement
 from dalle_zoo_eval.protocol import Protocol, foreign_crop
 from dalle_zoo_eval.provenance import digest
@@ -32,6 +35,8 @@ log = logging.getLogger(__name__)
 
 SHEET = 24
 """Samples on the sheet."""
+SIZES = 8
+"""Sizes of foreign pictures that are told apart, the most frequent ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +82,7 @@ def drawn_by_model(
     """
     rule = protocol.captions
     wanted = count if count is not None else rule.count
-    chosen = choose_captions(benchmark, count=wanted, rule=rule.rule, seed=rule.seed, exclude=excluded)  # type: ignore[arg-type]
+    chosen = choose_captions(benchmark, count=wanted, rule=rule.rule, seed=rule.seed, exclude=excluded)
     candidates = candidates if candidates is not None else protocol.sampling.candidates
     curve = protocol.sampling.counts(candidates)
     fixed = Sampling(candidates=candidates, curve=curve, **{"seed": rule.seed, **sampling})
@@ -140,6 +145,7 @@ def read_from_folder(
             "name": folder.resolve().name,
             "weights_sha256": {},
             "sha256": contents,
+            "sizes": _sizes(items),
             "skipped": len(found.skipped),
             "captions_sha256": digest(texts) if texts else None,
         },
@@ -150,6 +156,14 @@ def read_from_folder(
     )
 
 
+def _sizes(items: Sequence[Item]) -> dict[str, int]:
+    """Pictures of every stored size, most frequent first; what was scaled up was not drawn at the protocol's size."""
+    found = Counter(f"{width}x{height}" for width, height in map(stored_size, items))
+    common = dict(found.most_common(SIZES))
+    rest = found.total() - sum(common.values())
+    return {**common, "other": rest} if rest else common
+
+
 def sample_sheet(judged: Judged, measured: Measurement, benchmark: Benchmark, protocol: Protocol) -> Image.Image:
     """The first judged pictures; where a model drew them, beside the benchmark's picture of the same caption."""
     indices = range(min(SHEET, len(judged.subject)))
@@ -157,7 +171,7 @@ def sample_sheet(judged: Judged, measured: Measurement, benchmark: Benchmark, pr
     sets = [measured.pictures(indices)]
     if judged.captions is not None:
         by_key = {item.key: item for item in benchmark.items}
-        sets.append([load_picture(by_key[judged.keys[i]], crop, size) for i in indices])  # type: ignore[arg-type]
+        sets.append([load_picture(by_key[judged.keys[i]], crop, size) for i in indices])
     names = judged.texts if judged.texts is not None else judged.keys
     stacked = [torch.stack([_resized(image, size) for image in images]) for images in sets]
     return comparison_sheet(*stacked, captions=names[: len(indices)], scale=1)

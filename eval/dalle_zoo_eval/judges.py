@@ -18,14 +18,16 @@ NEEDED_BY = {
 }  # fmt: skip
 """Network of every metric but the FID, whose networks are its families."""
 
+PUBLISHED = {INCEPTION: (WEIGHTS_2015,), "dmgan": WEIGHTS_DMGAN}
+"""Equivalent files of the networks that are what their name says with these weights alone."""
+
 FILES = {
-    INCEPTION: str(WEIGHTS_2015),
-    "dmgan": str(WEIGHTS_DMGAN[0]),
+    **{name: str(files[0]) for name, files in PUBLISHED.items()},
     CLIP: "clip, a CLIP folder as transformers writes it, such as openai/clip-vit-base-patch32",
     RANKER: "ranker, the folder of a dalle-zoo model",
 }
 """What to fetch for every network that a protocol can need."""
-DEFAULT_NAMES = {INCEPTION: WEIGHTS_2015.name, "dmgan": WEIGHTS_DMGAN[0].name, CLIP: "clip", RANKER: "ranker"}
+DEFAULT_NAMES = {**{name: files[0].name for name, files in PUBLISHED.items()}, CLIP: "clip", RANKER: "ranker"}
 """Its name in the folder of networks."""
 
 
@@ -42,6 +44,19 @@ def needed_networks(protocol: Protocol) -> dict[str, list[str]]:
         if metric in protocol.metrics:
             needed.setdefault(network, []).append(metric)
     return needed
+
+
+def expected_digests(protocol: Protocol, name: str) -> tuple[str, ...]:
+    """sha256 of the weights that a network may have: of the protocol, or of the published files; empty if any may."""
+    if name in protocol.networks:
+        return (protocol.networks[name].sha256,)
+    return tuple(file.sha256 for file in PUBLISHED.get(name, ()))
+
+
+def open_network(protocol: Protocol, name: str, location: Path, *, device: str = "cpu") -> Network:
+    """Opens one network with the weights that a protocol fixes; errors as in `load_network`."""
+    pinned = protocol.networks.get(name)
+    return load_network(name, location, device, expected_sha256=pinned.sha256 if pinned else None)
 
 
 def open_networks(
@@ -93,5 +108,5 @@ def open_networks(
             raise NetworkFileError(f"--network {name}: {protocol.name} has no score of this family")
     if not locations:
         raise NetworkFileError(f"every network of {protocol.name} is left out: nothing can be measured")
-    opened = {name: load_network(name, location, device) for name, location in locations.items()}
+    opened = {name: open_network(protocol, name, place, device=device) for name, place in locations.items()}
     return opened, [f"{', '.join(needed[name])}: the network {name} was left out" for name in leave_out]

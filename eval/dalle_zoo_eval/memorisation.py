@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from dalle_zoo.files import check_ending, written_aside
 from dalle_zoo.pictures import save_png
 from dalle_zoo_eval.benchmarks import read_benchmark
+from dalle_zoo_eval.judges import open_network
 from dalle_zoo_eval.measuring import Measurement, Share
 from dalle_zoo_eval.metrics import in_batches
-from dalle_zoo_eval.networks import load_network
 from dalle_zoo_eval.protocol import PictureRule, find_protocol, foreign_crop
 from dalle_zoo_eval.scoring import INCEPTION
 from dalle_zoo_eval.sheets import comparison_sheet
@@ -194,7 +194,7 @@ def find_overlaps(
     layout = layout or rules.layout
     picture = rules.picture
     name, location = network
-    net = load_network(name, location, device)
+    net = open_network(rules, name, location, device=device)
     sides = [read_benchmark(layout, data, rules.split(layout)), read_benchmark("folder", training, "all")]
     crops = [picture.crop, foreign_crop(picture)]
     subjects = [

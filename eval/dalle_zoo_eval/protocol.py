@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo_eval.shipped import DataFileError, check_keys, mapping, read_yaml, shipped_folder
@@ -24,6 +24,14 @@ FID_FAMILIES = ("inception-2015", "dmgan")
 """Kinds of FID. Their scores differ by several points for the same pictures, so they never share a column."""
 PUBLISHED = ("coco", "cub")
 """Tables of published scores."""
+
+PINNED = ("clip", "ranker", "mobilenet")
+"""Networks whose weights a protocol may fix by sha256; those of a FID are fixed by its family."""
+
+Choice = Literal["one", "unique"]
+"""How captions are chosen."""
+Crop = Literal["none", "center", "box"]
+"""Part of a picture that is taken."""
 
 COPY = 0.95
 """Cosine of features from which one picture counts as a copy of another: a guess, which depends on the network."""
@@ -39,7 +47,7 @@ class ProtocolError(DataFileError):
 class CaptionRule:
     """Which captions are asked for."""
 
-    rule: str
+    rule: Choice
     """``one``: one caption of each picture, drawn by seed. ``unique``: all captions of the split, each text once."""
     count: int | None = None
     """Captions in all; None takes as many as the rule gives. Fewer than the count is an error, never a smaller run."""
@@ -49,7 +57,7 @@ class CaptionRule:
     """Whether a list of pictures to leave out must be given, as for the de-duplicated variant."""
 
     def __post_init__(self) -> None:
-        _choice("captions.rule", self.rule, ("one", "unique"))
+        _choice("captions.rule", self.rule, get_args(Choice))
         if self.count is not None:
             _integer("captions.count", self.count, 2)
         _integer("captions.seed", self.seed, 0)
@@ -61,13 +69,13 @@ class CaptionRule:
 class PictureRule:
     """How the pictures of the benchmark are cut and scaled before they are measured."""
 
-    crop: str = "center"
+    crop: Crop = "center"
     """``none``; ``center``: the largest centred square; ``box``: a square around the bounding box (CUB)."""
     size: int = 256
     """Side in pixels."""
 
     def __post_init__(self) -> None:
-        _choice("picture.crop", self.crop, ("none", "center", "box"))
+        _choice("picture.crop", self.crop, get_args(Crop))
         _integer("picture.size", self.size, 1)
 
 
@@ -99,6 +107,18 @@ class SamplingRule:
         """
         most = self.candidates if candidates is None else candidates
         return tuple(sorted({most, *(n for n in self.curve if n < most)}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkRule:
+    """Which weights a network must have."""
+
+    sha256: str
+    """Digest of their file, in hexadecimal."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise ProtocolError(f"networks: sha256 must be 64 digits of 0-9 and a-f, got {self.sha256!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +176,8 @@ class Protocol:
     """What is measured, of `METRICS`."""
     fid_families: tuple[str, ...] = ("inception-2015",)
     """Kinds of FID, of `FID_FAMILIES`."""
+    networks: dict[str, NetworkRule] = field(default_factory=dict)
+    """Weights of networks of `PINNED`; those of one that is not named here are free, and named in the result."""
     is_splits: int = 10
     """Parts over which the inception score is averaged."""
     published: tuple[str, ...] = ()
@@ -178,6 +200,8 @@ class Protocol:
         _choices("metrics", self.metrics, METRICS)
         _choices("fid_families", self.fid_families, FID_FAMILIES)
         _choices("published", self.published, PUBLISHED)
+        for name in self.networks:
+            _choice("networks", name, PINNED)
         _choices("reference", [record.family for record in self.reference], self.fid_families)
         _integer("is_splits", self.is_splits, 1)
         if not self.metrics:
@@ -234,6 +258,9 @@ class Protocol:
             if "reference" in values:
                 records = _sequence("reference", values["reference"])
                 values["reference"] = tuple(_build(ReferenceRecord, record, "reference") for record in records)
+            if "networks" in values:
+                rules = mapping(values["networks"], "networks").items()
+                values["networks"] = {name: _build(NetworkRule, rule, f"networks.{name}") for name, rule in rules}
             for name in ("benchmark", "pictures"):
                 if name in values:
                     values[name] = mapping(values[name], name)
@@ -242,7 +269,7 @@ class Protocol:
             raise ProtocolError(f"{where}: {error}") from None
 
 
-def foreign_crop(rule: PictureRule) -> str:
+def foreign_crop(rule: PictureRule) -> Crop:
     """Crop of pictures that come from elsewhere than the benchmark and so have no bounding boxes."""
     return "center" if rule.crop == "box" else rule.crop
 

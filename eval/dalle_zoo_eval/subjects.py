@@ -23,6 +23,7 @@ from dalle_zoo.sampling import Sampler, picture_seed, sample_codes
 from dalle_zoo_eval.benchmarks.base import Item
 from dalle_zoo_eval.benchmarks.pictures import load_picture
 from dalle_zoo_eval.metrics import in_batches
+from dalle_zoo_eval.protocol import Crop
 from dalle_zoo_eval.provenance import digest
 
 # B samples, N candidates of a sample, H W pixels
@@ -74,7 +75,7 @@ class ReadPictures:
         source: sha256 of what the items were read from.
     """
 
-    def __init__(self, items: Sequence[Item], crop: str, size: int | None, *, source: str) -> None:
+    def __init__(self, items: Sequence[Item], crop: Crop, size: int | None, *, source: str) -> None:
         without = [item.key for item in items if item.image is None]
         if without:
             raise ValueError(f"{len(without)} samples have no picture, such as {without[0]!r}: it cannot be measured")
@@ -101,14 +102,14 @@ class ReadPictures:
     def show(self, indices: Sequence[int]) -> Shown:
         """Decodes the files, several at a time."""
         with ThreadPoolExecutor(READERS) as threads:
-            pictures = list(threads.map(lambda i: load_picture(self.items[i], self.crop, self.size), indices))  # type: ignore[arg-type]
+            pictures = list(threads.map(lambda i: load_picture(self.items[i], self.crop, self.size), indices))
         captions = [self.captions[i] for i in indices]
         return Shown(pictures={1: pictures}, chosen={1: [0] * len(pictures)}, captions=captions)
 
     def picture(self, index: int, candidate: int) -> Tensor:
         """The picture of a sample; there is but one."""
         del candidate
-        return load_picture(self.items[index], self.crop, self.size)  # type: ignore[arg-type]
+        return load_picture(self.items[index], self.crop, self.size)
 
 
 @dataclass(frozen=True, kw_only=True)

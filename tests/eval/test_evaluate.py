@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from dalle_zoo_eval import judges, memorisation
-from dalle_zoo_eval.benchmarks import load_exclusions
+from dalle_zoo_eval import judges
+from dalle_zoo_eval.benchmarks import load_exclusions, read_benchmark
 from dalle_zoo_eval.evaluate import Request, evaluate
+from dalle_zoo_eval.judged import read_from_folder
 from dalle_zoo_eval.measuring import Measurement, Share
 from dalle_zoo_eval.networks import NetworkFileError
+from dalle_zoo_eval.protocol import find_protocol
 from dalle_zoo_eval.selfcheck import SelfCheckError
 from dalle_zoo_eval.subjects import DrawnPictures, Sampling
 from PIL import Image
@@ -60,8 +62,8 @@ class Judge:
 def networks(monkeypatch: pytest.MonkeyPatch) -> dict[str, Judge]:
     made: dict[str, Judge] = {}
 
-    def load(name: str, location: Path, device: str) -> Judge:
-        del location, device
+    def load(name: str, location: Path, device: str, **pinned: str | None) -> Judge:
+        del location, device, pinned
         return made.setdefault(name, Judge(name, {"dmgan": 0.5}.get(name, 1.0)))
 
     monkeypatch.setattr(judges, "load_network", load)
@@ -172,10 +174,21 @@ def test_killed_or_shared_runs_give_the_same_scores(
         evaluate(request_of(protocol, coco, tmp_path / "killed", model=str(model)))
     assert not (tmp_path / "killed" / "result.json").exists()
     monkeypatch.undo()
-    monkeypatch.setattr(judges, "load_network", lambda name, *_: networks[name])
+    monkeypatch.setattr(judges, "load_network", lambda name, *_, **__: networks[name])
     resumed = evaluate(request_of(protocol, coco, tmp_path / "killed", model=str(model)))
     assert resumed is not None
     assert resumed["scores"] == alone["scores"]
+
+
+def test_foreign_pictures_are_counted_by_size(make: Any) -> None:
+    for number in range(26):
+        make.picture(make.root / f"{number:02}.png", (8 + number // 2, 8) if number < 20 else (99, 8))
+    folder = read_benchmark("folder", make.root, "all")
+    judged = read_from_folder(make.root, find_protocol("folder"), folder, excluded=frozenset(), count=None)
+    sizes = judged.record["sizes"]
+    assert list(sizes.items())[:2] == [("99x8", 6), ("8x8", 2)]
+    assert sizes["other"] == 6
+    assert (len(sizes), sum(sizes.values())) == (9, 26)
 
 
 def test_a_folder_of_pictures_is_scored_without_a_model(
@@ -187,6 +200,7 @@ def test_a_folder_of_pictures_is_scored_without_a_model(
     assert not scores(result, "clip_score")  # there are no captions beside them
     assert result is not None
     assert any("clip_score: the pictures have no captions" in line for line in result["left_out"])
+    assert result["subject"]["sizes"] == {"24x20": PICTURES}
 
 
 @pytest.mark.parametrize(
@@ -402,11 +416,9 @@ def test_overlaps_make_an_exclusion_list(
     protocol: str,
     coco: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     del networks
-    monkeypatch.setattr(memorisation, "load_network", lambda name, *_: Judge(name))
     training = tmp_path / "training"
     training.mkdir()
     for number in (3, 7):

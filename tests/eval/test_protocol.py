@@ -118,6 +118,9 @@ def test_an_unknown_name_answers_with_the_nearest() -> None:
         ({"is_splits": 0}, "is_splits must be a whole number"),
         ({"notes": "one"}, "notes must be a list"),
         ({"notes": [3]}, "notes must be a list of sentences"),
+        ({"networks": {"dmgan": {"sha256": "0" * 64}}}, "unknown networks 'dmgan'"),
+        ({"networks": {"clip": {"sha256": "abc"}}}, "networks: sha256 must be 64 digits of 0-9 and a-f, got 'abc'"),
+        ({"networks": {"clip": {"sha": "abc"}}}, "networks.clip: unknown field 'sha'. Did you mean 'sha256'"),
         ({"reference": [{"family": "dmgan"}]}, "unknown reference 'dmgan'"),
         ({"reference": [{"family": "inception-2015", "trace": 2.0}]}, "reference.tolerance is missing"),
         (

@@ -8,15 +8,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from dalle_zoo.files import written_aside
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo_eval.benchmarks.base import Benchmark, BenchmarkError, Item
+from dalle_zoo_eval.protocol import Choice
 
 log = logging.getLogger(__name__)
-
-Rule = Literal["one", "unique"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ class CaptionList:
 
 
 def choose_captions(
-    benchmark: Benchmark, *, count: int | None, rule: Rule, seed: int, exclude: frozenset[str] = frozenset()
+    benchmark: Benchmark, *, count: int | None, rule: Choice, seed: int, exclude: frozenset[str] = frozenset()
 ) -> CaptionList:
     """Chooses captions by seed.
 
@@ -60,8 +59,8 @@ def choose_captions(
         UnknownNameError: Another rule.
         BenchmarkError: There are fewer captions than ``count``, none at all, or none of the keys of ``exclude``.
     """
-    if rule not in get_args(Rule):
-        raise UnknownNameError(suggest("rule of caption choice", rule, get_args(Rule)))
+    if rule not in get_args(Choice):
+        raise UnknownNameError(suggest("rule of caption choice", rule, get_args(Choice)))
     if count is not None and count < 1:
         raise BenchmarkError(f"count must be at least 1, or None for all captions, got {count}")
     check_exclusions(benchmark, exclude)

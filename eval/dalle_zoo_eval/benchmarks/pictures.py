@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import warnings
+from typing import get_args
 
 import numpy as np
 import torch
@@ -13,8 +14,7 @@ from dalle_zoo.data.images import CorruptImageError, decode_image
 from dalle_zoo.data.transforms import center_transform
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo_eval.benchmarks.base import BenchmarkError, Item
-
-Crop = Literal["none", "center", "box"]
+from dalle_zoo_eval.protocol import Crop
 
 
 def load_picture(item: Item, crop: Crop, size: int | None) -> Tensor:
@@ -62,6 +62,22 @@ def _decode(item: Item) -> Image.Image:
         return decode_image(item.image.read_bytes())
     except (OSError, CorruptImageError) as error:
         raise BenchmarkError(f"picture {item.image} of {item.key} cannot be used: {error}") from error
+
+
+def stored_size(item: Item) -> tuple[int, int]:
+    """Width and height of a picture file as its head tells them, before any rotation; nothing is decoded.
+
+    Raises:
+        BenchmarkError: The file is missing or no picture.
+    """
+    assert item.image is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `decode_image` has a limit of its own
+        try:
+            with Image.open(item.image) as image:
+                return image.size
+        except (OSError, Image.DecompressionBombError) as error:
+            raise BenchmarkError(f"picture {item.image} of {item.key} cannot be used: {error}") from error
 
 
 def _box_crop(item: Item, image: Image.Image) -> Image.Image:
