@@ -6,7 +6,7 @@ import gzip
 import json
 import pickle
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 # Installed, the package is found by itself; in a checkout it lies in eval/.
 sys.path.insert(0, str(Path(__file__).parents[2] / "eval"))
+
+from dalle_zoo_eval.evaluator import WEIGHTS_FILE, MobileNet
 
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.prior import Prior, PriorConfig
@@ -41,6 +44,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = ByteTokenizer()
     pipe = DallePipeline(dvae, Prior(prior), tokenizer, Ranker.create(ranker, tokenizer))
     return pipe.save_pretrained(tmp_path_factory.mktemp("models") / "toy")
+
+
+@pytest.fixture(scope="session")
+def mobilenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights file of an untrained evaluator."""
+    path = tmp_path_factory.mktemp("networks") / WEIGHTS_FILE
+    torch.manual_seed(0)
+    save_file(MobileNet().state_dict(), path)
+    return path
 
 
 BIRDS = {
@@ -114,16 +126,16 @@ class Make:
                 self.text(root / f"text_c10/{key}.txt", "a bird", *(f"bird {i} from side {side}" for side in range(9)))
         return root
 
-    def attngan(self, *, birds: bool, text: bool = True, name: str = "attngan") -> Path:
-        """The layout of AttnGAN with two captions a picture."""
+    def attngan(self, *, birds: bool, text: bool = True, name: str = "attngan", test: Sequence[int] = (7, 3)) -> Path:
+        """The layout of AttnGAN with two captions a picture; without birds the test split is those of ``test``."""
         root = self.root / name
         if birds:
             cub = self.cub(f"{name}/CUB_200_2011", captions=False)
             keys = {s: (cub / f"zeroshot_{s}.txt").read_text().split() for s in ("train", "test")}
         else:
-            keys = {"train": ["COCO_train2014_000000000001"], "test": [f"COCO_val2014_{i:012d}" for i in (7, 3)]}
-            for key in [*keys["train"], *keys["test"]]:
-                self.picture(root / f"images/{key}.jpg")
+            keys = {"train": ["COCO_train2014_000000000001"], "test": [f"COCO_val2014_{i:012d}" for i in test]}
+            for seed, key in enumerate([*keys["train"], *keys["test"]]):
+                self.picture(root / f"images/{key}.jpg", seed=seed)
         words = {0: "<end>", 1: "a", 2: "bird", 3: "two"}
         captions = [[ids for _ in part for ids in ([1, 2], [3, 2, 0])] for part in keys.values()]
         self.pickle(root / "captions.pickle", [*captions, words, {word: i for i, word in words.items()}])

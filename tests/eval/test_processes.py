@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from dalle_zoo_eval.evaluator import WEIGHTS_FILE, MobileNet
-from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[2]
 PROTOCOL = """
@@ -32,25 +29,31 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def command(make: Any, model: Path, tmp_path: Path) -> list[str]:
+def command(make: Any, model: Path, mobilenet: Path, tmp_path: Path) -> list[str]:
     coco = make.coco("val2014", {i: [f"thing {i}, side {c}" for c in range(10)] for i in range(1, 5)})
     (tmp_path / "toy.yaml").write_text(PROTOCOL)
-    torch.manual_seed(0)
-    save_file(MobileNet().state_dict(), tmp_path / WEIGHTS_FILE)
     return [
-        sys.executable, "-m", "dalle_zoo", "eval", str(tmp_path / "toy.yaml"), "--model", str(model),
-        "--data", str(coco), "--network", f"mobilenet={tmp_path / WEIGHTS_FILE}",
+        "dalle_zoo", "eval", str(tmp_path / "toy.yaml"), "--model", str(model),
+        "--data", str(coco), "--network", f"mobilenet={mobilenet}",
     ]  # fmt: skip
 
 
-def start(command: list[str], out: Path, **environment: str) -> subprocess.Popen[bytes]:
+def start(command: list[str], out: Path, *launcher: str, **environment: str) -> subprocess.Popen[bytes]:
     path = os.pathsep.join([str(ROOT), str(ROOT / "eval")])
     variables = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen([*command, "--out", str(out)], env=variables, stderr=subprocess.DEVNULL)
+    line = [sys.executable, *launcher, "-m", *command, "--out", str(out)]
+    return subprocess.Popen(line, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def result(out: Path) -> dict[str, Any]:
+    """Result file without the time that it took."""
+    found: dict[str, Any] = json.loads((out / "result.json").read_text())
+    assert found.pop("speed")["images_per_second"] > 0
+    return found
 
 
 def scores(out: Path) -> Any:
-    return json.loads((out / "result.json").read_text())["scores"]
+    return result(out)["scores"]
 
 
 def test_killed_and_shared_runs_end_as_one_left_alone(command: list[str], tmp_path: Path) -> None:
@@ -71,3 +74,13 @@ def test_killed_and_shared_runs_end_as_one_left_alone(command: list[str], tmp_pa
     world = [start(command, shared, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
     assert [process.wait() for process in world] == [0, 0]
     assert scores(shared) == scores(alone)
+
+
+def test_torchrun_writes_the_result_of_one_process(command: list[str], tmp_path: Path) -> None:
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert start(command, alone).wait() == 0
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    assert start(command, shared, *launcher).wait() == 0
+    assert result(shared) == result(alone)
+    for name in ("captions.jsonl", "samples.png"):
+        assert (shared / name).read_bytes() == (alone / name).read_bytes()

@@ -1,0 +1,111 @@
+"""From the command line to the result file, with small real networks and made-up data in the published layouts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dalle_zoo_eval.benchmarks import load_captions
+
+from dalle_zoo.cli.main import main
+from dalle_zoo.hub import sha256_file
+
+PROTOCOL = """
+name: {name}
+title: made-up pictures
+benchmark: {{coco: val2014, attngan: test}}
+captions: {{rule: one, count: {count}, exclusions: {exclusions}}}
+picture: {{crop: {crop}, size: 16}}
+sampling: {{chunk: 3}}
+blur: [0, 2]
+metrics: [r_precision]
+fid_families: []
+networks: {{mobilenet: {{sha256: {sha256}}}}}
+"""
+
+
+@pytest.fixture
+def protocol(tmp_path: Path, mobilenet: Path) -> Any:
+    def write(name: str, *, count: int, exclusions: str = "false", crop: str = "center", sha256: str = "") -> str:
+        path = tmp_path / f"{name}.yaml"
+        digest = sha256 or sha256_file(mobilenet)
+        path.write_text(PROTOCOL.format(name=name, count=count, exclusions=exclusions, crop=crop, sha256=digest))
+        return str(path)
+
+    return write
+
+
+def run(protocol: str, model: Path, mobilenet: Path, data: Path, out: Path, *options: str) -> dict[str, Any]:
+    arguments = ["--model", str(model), "--data", str(data), f"--network=mobilenet={mobilenet}", f"--out={out}"]
+    assert main(["eval", protocol, *arguments, *options]) == 0
+    found: dict[str, Any] = json.loads((out / "result.json").read_text())
+    return found
+
+
+def chosen(out: Path) -> list[tuple[str, str]]:
+    """Keys and captions that were drawn from, in their order."""
+    return list(load_captions(out / "captions.jsonl").entries)
+
+
+def distances(result: dict[str, Any], network: str) -> list[tuple[int, int, int]]:
+    rows = [row for row in result["scores"] if row["metric"] == "frechet" and row["family"].startswith(network)]
+    return [(row["blur"], row["samples"], row["reference_samples"]) for row in rows]
+
+
+def test_the_attngan_layout_of_coco(make: Any, protocol: Any, model: Path, mobilenet: Path, tmp_path: Path) -> None:
+    data = make.attngan(birds=False, text=False, test=range(2, 10))
+    out = tmp_path / "out"
+    result = run(protocol("toy", count=6), model, mobilenet, data, out, "--layout", "attngan")
+    assert (result["benchmark"]["name"], result["benchmark"]["items"]) == ("attngan:test", 8)
+    assert {caption for _, caption in chosen(out)} == {"a bird", "two bird"}  # as captions.pickle spells them
+    for network in ("mobilenet", "ranker"):
+        assert distances(result, network) == [(0, 6, 8), (2, 6, 8)]
+    assert result["networks"]["mobilenet"]["sha256"] == sha256_file(mobilenet)
+    assert (out / "report.html").is_file()
+
+
+def test_the_attngan_layout_of_birds(make: Any, protocol: Any, model: Path, mobilenet: Path, tmp_path: Path) -> None:
+    data = make.attngan(birds=True)
+    out = tmp_path / "out"
+    result = run(protocol("toy", count=2, crop="box"), model, mobilenet, data, out, "--layout", "attngan")
+    assert {key for key, _ in chosen(out)} == {"003.Crow/Crow_0001_31", "003.Crow/Crow_0002_32"}
+    assert distances(result, "mobilenet") == [(0, 2, 2), (2, 2, 2)]
+
+
+def test_overlaps_are_left_out_of_the_deduplicated_protocol(
+    make: Any, protocol: Any, model: Path, mobilenet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make.coco("val2014", {i: [f"caption {c} of {i}" for c in range(2)] for i in range(1, 9)})
+    training, names = tmp_path / "training", [f"COCO_val2014_{i:012d}" for i in (2, 5)]
+    training.mkdir()
+    for name in names:
+        (training / f"copy of {name}.jpg").write_bytes((data / "val2014" / f"{name}.jpg").read_bytes())
+    overlaps, plain, clean = tmp_path / "overlaps.txt", protocol("toy", count=6), tmp_path / "clean"
+    search = ["overlap", plain, "--data", str(data), "--training", str(training), f"--network=mobilenet={mobilenet}"]
+    assert main([*search, "--threshold", "0.9999999", "--out", str(overlaps)]) == 0
+    deduplicated = protocol("toy-dedup", count=6, exclusions="true")
+    arguments = ["--model", str(model), "--data", str(data), f"--network=mobilenet={mobilenet}", f"--out={clean}"]
+    assert main(["eval", deduplicated, *arguments]) == 2
+    assert "toy-dedup leaves out pictures that overlap" in capsys.readouterr().err
+    result = run(deduplicated, model, mobilenet, data, clean, "--exclusions", str(overlaps))
+    assert result["benchmark"]["excluded"] == 2
+    assert result["benchmark"]["exclusions"] == "overlaps.txt"
+    assert distances(result, "mobilenet") == [(0, 6, 6), (2, 6, 6)]
+    whole = run(plain, model, mobilenet, data, tmp_path / "whole")
+    assert distances(whole, "mobilenet") == [(0, 6, 8), (2, 6, 8)]
+    kept = {key for key, _ in chosen(clean)}
+    assert len(kept) == 6
+    assert not kept & set(names)
+
+
+def test_other_weights_than_the_pinned_are_refused(
+    make: Any, protocol: Any, model: Path, mobilenet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pinned = protocol("toy", count=2, sha256="f" * 64)
+    arguments = ["--model", str(model), "--data", str(make.coco()), f"--network=mobilenet={mobilenet}"]
+    assert main(["eval", pinned, *arguments, f"--out={tmp_path / 'out'}"]) == 2
+    message = capsys.readouterr().err
+    assert f"sha256 {sha256_file(mobilenet)}, expected {'f' * 64}" in message
+    assert not (tmp_path / "out").exists()
