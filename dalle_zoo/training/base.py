@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +13,9 @@ from torch import Tensor, nn
 
 from dalle_zoo.hub import WEIGHTS, load_weights, save_network
 from dalle_zoo.sampling.noise import picture_seed
+from dalle_zoo.training.optimizer import AdamWConfig, decayed_names, make_optimizer
 from dalle_zoo.training.schedules import LearningRate, LearningRateScheduler
 from dalle_zoo.zoo import find_component
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdamWConfig:
-    """AdamW; tensors of two or more dimensions decay (matrices, convolutions, embeddings), biases and gains do not.
-
-    The paper also clips the running variance by value to 5 (appendix B.2); that comes with its 16-bit training and is
-    not done here: this is plain AdamW.
-    """
-
-    beta1: float = 0.9
-    """Decay of the running mean."""
-    beta2: float = 0.999
-    """Decay of the running variance."""
-    eps: float = 1e-8
-    """Added to the root of the running variance."""
-    weight_decay: float = 1e-4
-    """Decoupled weight decay multiplier."""
 
 
 class StageModule(LightningModule):
@@ -53,6 +36,7 @@ class StageModule(LightningModule):
     def __init__(self, net: nn.Module, adamw: AdamWConfig, learning_rate: LearningRate, seed: int) -> None:
         super().__init__()
         self.net = net
+        self.decayed = decayed_names(net)  # now, before a strategy makes other shapes of them
         self.adamw = adamw
         self.learning_rate = learning_rate
         self.seed = seed
@@ -85,18 +69,7 @@ class StageModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with two groups, and the learning-rate schedule, once an update."""
-        decayed = [p for p in self.net.parameters() if p.requires_grad and p.ndim >= 2]
-        others = [p for p in self.net.parameters() if p.requires_grad and p.ndim < 2]
-        a = self.adamw
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": a.weight_decay},
-                {"params": others, "weight_decay": 0.0},
-            ],
-            lr=self.learning_rate.peak,
-            betas=(a.beta1, a.beta2),
-            eps=a.eps,
-        )
+        optimizer = make_optimizer(self.net, self.adamw, self.learning_rate.peak, self.decayed)
         scheduler = LearningRateScheduler(optimizer, self.learning_rate)
         return {
             "optimizer": optimizer,

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.losses import dvae_loss, logit_laplace_nll
 from dalle_zoo.pictures import picture_rows
-from dalle_zoo.training.base import AdamWConfig, StageModule
+from dalle_zoo.training.base import StageModule
 from dalle_zoo.training.data_modules import CodeData, PictureData
+from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.schedules import Cosine, LearningRate
 from dalle_zoo.training.warm_start import WarmStart, kmeans, set_codes
 

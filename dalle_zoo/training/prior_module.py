@@ -15,17 +15,15 @@ from dalle_zoo.models.prior import Prior, PriorConfig, PriorLoss
 from dalle_zoo.models.tokenizer import ImageTokenizer
 from dalle_zoo.pictures import picture_rows
 from dalle_zoo.sampling import picture_seed, sample_codes
-from dalle_zoo.training.base import AdamWConfig, StageModule
+from dalle_zoo.training.base import StageModule
 from dalle_zoo.training.data_modules import CaptionedData, CodeData, PictureData
+from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.schedules import LearningRate
 from dalle_zoo.zoo import find_component
 
 
 class PriorModule(StageModule):
     """Trains a `Prior`; the defaults are the paper's recipe.
-
-    One departure: the paper clips AdamW's running variance by value to 5 (appendix B.2), a part of its 16-bit
-    training; this is plain AdamW.
 
     Args:
         config: Architecture.
@@ -49,7 +47,7 @@ class PriorModule(StageModule):
         config: PriorConfig,
         image_tokenizer: str | None = None,
         caption_dropout: float = 0.0,
-        adamw: AdamWConfig = AdamWConfig(beta2=0.96, weight_decay=4.5e-2),  # noqa: B008 (frozen)
+        adamw: AdamWConfig = AdamWConfig(beta2=0.96, weight_decay=4.5e-2, variance_clip=5.0),  # noqa: B008 (frozen)
         learning_rate: LearningRate = LearningRate(),  # noqa: B008 (frozen)
         seed: int = 0,
         init_from: str | None = None,

@@ -15,8 +15,9 @@ from dalle_zoo.models.losses import contrastive_loss
 from dalle_zoo.models.ranker import Ranker, RankerConfig, retrieval_accuracy
 from dalle_zoo.tokenizers import load_text_tokenizer
 from dalle_zoo.tokenizers.library import LibraryTokenizer
-from dalle_zoo.training.base import AdamWConfig, StageModule
+from dalle_zoo.training.base import StageModule
 from dalle_zoo.training.data_modules import CaptionedData, PictureData
+from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.schedules import LearningRate
 from dalle_zoo.zoo import find_component
 

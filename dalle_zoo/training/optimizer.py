@@ -1,0 +1,289 @@
+"""AdamW: the running variance clipped by value, and moments of reduced precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+BLOCK = 256
+"""Values of a quantised moment that share a scale."""
+SMALLEST = 4096
+"""Tensors of fewer values keep float32 moments, also where the others are quantised."""
+CHUNK = 2**25
+"""Values that are updated together: what an update holds beside parameters, gradients and moments stays below
+two such float32 arrays and, for quantised moments, below four."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWConfig:
+    """AdamW; tensors of two or more dimensions decay (matrices, convolutions, embeddings), biases and gains do not."""
+
+    beta1: float = 0.9
+    """Decay of the running mean."""
+    beta2: float = 0.999
+    """Decay of the running variance."""
+    eps: float = 1e-8
+    """Added to the root of the running variance."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay multiplier."""
+    variance_clip: float | None = None
+    """Largest running variance: it is clipped by value before it updates parameters or moments (appendix B.2); None
+    does not clip."""
+    moments: Literal["float32", "8bit", "fp8"] = "float32"
+    """Format of the running mean and variance of large tensors, 4 bytes a value or 1. The two small ones are those of
+    torchao, with a float32 scale for every 256 values. The paper's 1-6-9 and 0-6-10 bit formats take 2 bytes."""
+
+    def __post_init__(self) -> None:
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        for name in ("eps", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.variance_clip is not None and not self.variance_clip > 0:
+            raise ValueError(f"variance_clip must be above 0, or null for none, got {self.variance_clip}")
+        if self.moments not in ("float32", "8bit", "fp8"):
+            raise ValueError(f"moments must be 'float32', '8bit' or 'fp8', got {self.moments!r}")
+
+
+def decayed_names(net: nn.Module) -> frozenset[str]:
+    """Names of the parameters that decay.
+
+    To be asked for before a strategy takes the network: FSDP1 makes every parameter one-dimensional.
+    """
+    return frozenset(name for name, p in net.named_parameters() if p.ndim >= 2)
+
+
+def make_optimizer(
+    net: nn.Module, config: AdamWConfig, learning_rate: float, decayed: frozenset[str]
+) -> torch.optim.Optimizer:
+    """AdamW over the parameters that need gradients: two groups, those that decay and the others.
+
+    Args:
+        net: Network, whole or as a strategy has sharded it.
+        config: Settings.
+        learning_rate: First learning rate.
+        decayed: Names of the parameters that decay, of `decayed_names`.
+
+    Returns:
+        PyTorch's AdamW, fused on a GPU, where the settings are its own; else `ClippedAdamW`. Their states can be
+        exchanged.
+
+    Raises:
+        ValueError: A name in ``decayed`` is not the network's.
+        ImportError: The moments are of reduced precision, and torchao is missing.
+    """
+    parameters = {_plain(name): p for name, p in net.named_parameters()}
+    if unknown := decayed - parameters.keys():
+        raise ValueError(f"the network has no parameter {sorted(unknown)[0]!r}: expected one of {sorted(parameters)}")
+    trained = {name: p for name, p in parameters.items() if p.requires_grad}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in trained.items() if name in decayed], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in trained.items() if name not in decayed], "weight_decay": 0.0},
+    ]
+    settings: dict[str, Any] = {"lr": learning_rate, "betas": (config.beta1, config.beta2), "eps": config.eps}
+    if config.variance_clip is not None or config.moments != "float32":
+        return ClippedAdamW(groups, **settings, variance_clip=config.variance_clip, moments=config.moments)
+    fused = all(p.is_cuda for p in trained.values())
+    optimizer = torch.optim.AdamW(groups, **settings, fused=fused or None)
+    # A fused step can unscale gradients by itself, and Lightning then refuses to clip their norm under 16-mixed. This
+    # has the gradient scaler do it before the step, as for every other optimiser.
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
+
+
+def _plain(name: str) -> str:
+    """Name of a parameter without the wrappers of FSDP1 and torch.compile."""
+    return name.replace("_fsdp_wrapped_module.", "").replace("_orig_mod.", "")
+
+
+class ClippedAdamW(torch.optim.Optimizer):
+    """AdamW whose running variance is clipped by value.
+
+    ```
+    m ← β₁ m + (1 − β₁) g        v ← min(β₂ v + (1 − β₂) g², variance_clip)
+    θ ← θ − lr · weight_decay · θ − lr · m / (1 − β₁ᵗ) / (√(v / (1 − β₂ᵗ)) + eps)
+    ```
+
+    A parameter without a gradient is left alone, its moments and count of updates too: setting all gradients to None
+    skips an update. Parameters may be DTensors; each process updates its own shard.
+
+    The state of a parameter has the names of `torch.optim.AdamW`: ``step``, ``exp_avg``, ``exp_avg_sq``. A state dict
+    holds moments of reduced precision in float32 on the CPU, so it fits every format, number of processes and
+    strategy. Going on from there rounds them once more, so with them a resumed run is not equal bit by bit.
+
+    Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), appendix B.2.
+
+    Args:
+        params: Parameters or groups of them.
+        lr: Learning rate.
+        betas: Decays of the running mean and of the running variance.
+        eps: Added to the root of the running variance.
+        weight_decay: Decoupled weight decay multiplier.
+        variance_clip: Largest running variance; None does not clip.
+        moments: Format of the moments, as in `AdamWConfig`.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        variance_clip: float | None = None,
+        moments: str = "float32",
+    ) -> None:
+        self.variance_clip = variance_clip
+        self.moments = moments
+        self.quantised: Any = quantised_type(moments) if moments != "float32" else None
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Makes one update; the closure, if any, computes the gradients and returns the loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for chunk in chunks([p for p in group["params"] if p.grad is not None]):
+                self._update(chunk, group)
+        return loss
+
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Updates some parameters of a group."""
+        beta1, beta2 = group["betas"]
+        states = [self._state(p) for p in parameters]
+        for state in states:
+            state["step"] += 1
+        counts = [float(state["step"]) for state in states]
+        values = [local(p) for p in parameters]
+        means = [self._unpacked(state["exp_avg"]) for state in states]
+        variances = [self._unpacked(state["exp_avg_sq"]) for state in states]
+        gradients = [local(p.grad).to(m.dtype) for p, m in zip(parameters, means, strict=True) if p.grad is not None]
+
+        torch._foreach_mul_(values, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_mul_(variances, beta2)
+        torch._foreach_addcmul_(variances, gradients, gradients, 1 - beta2)
+        if self.variance_clip is not None:
+            torch._foreach_clamp_max_(variances, self.variance_clip)
+        roots = torch._foreach_sqrt(variances)
+        torch._foreach_div_(roots, [(1 - beta2**count) ** 0.5 for count in counts])
+        torch._foreach_add_(roots, group["eps"])
+        torch._foreach_addcdiv_(values, means, roots, [-group["lr"] / (1 - beta1**count) for count in counts])
+
+        for state, mean, variance in zip(states, means, variances, strict=True):
+            for name, moment in (("exp_avg", mean), ("exp_avg_sq", variance)):
+                if self._is_packed(state[name]):
+                    state[name].copy_(moment)
+
+    def _state(self, parameter: Tensor) -> dict[str, Any]:
+        """State of a parameter; one of zeros at its first update."""
+        state: dict[str, Any] = self.state[parameter]
+        if not state:
+            state["step"] = torch.tensor(0.0)  # on the CPU, so that reading it waits for no GPU
+            state["exp_avg"] = self._packed(torch.zeros_like(parameter), signed=True)
+            state["exp_avg_sq"] = self._packed(torch.zeros_like(parameter), signed=False)
+        return state
+
+    def _packed(self, moment: Tensor, signed: bool) -> Tensor:
+        """A moment in the format that it is kept in; where that is a reduced one, only this process's shard."""
+        values = local(moment)
+        if self.quantised is None or values.numel() < SMALLEST or values.numel() % BLOCK:
+            return moment
+        signs = {"signed": signed} if self.moments == "8bit" else {}  # fp8 has a sign of its own
+        packed: Tensor = self.quantised.zeros(values.shape, block_size=BLOCK, device=values.device, **signs)
+        packed.copy_(values.float().contiguous())
+        return packed
+
+    def _is_packed(self, moment: Tensor) -> bool:
+        return self.quantised is not None and isinstance(moment, self.quantised)
+
+    def _unpacked(self, moment: Tensor) -> Tensor:
+        """Values of a moment in this process: itself, or a float32 copy where the precision is reduced."""
+        if not self._is_packed(moment):
+            return local(moment)
+        values: Tensor = moment.dequantize()
+        return values
+
+    def _whole(self, moment: Tensor, parameter: Tensor) -> Tensor:
+        """A moment of reduced precision as float32 on the CPU, sharded like the parameter; others as they are."""
+        if not self._is_packed(moment):
+            return moment
+        whole = torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False)
+        local(whole).copy_(self._unpacked(moment))
+        return whole.cpu()
+
+    def state_dict(self) -> dict[str, Any]:
+        """State as `torch.optim.AdamW` has it; moments of reduced precision as float32 on the CPU."""
+        packed = super().state_dict()
+        if self.quantised is None:
+            return packed
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        whole = {
+            index: {name: self._whole(value, parameters[index]) for name, value in state.items()}
+            for index, state in packed["state"].items()
+        }
+        return {**packed, "state": whole}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes a state of this class or of `torch.optim.AdamW`."""
+        # Packed before the base class moves it to the GPU, which need not hold all of it in float32.
+        packed = {
+            index: {
+                name: self._packed(value, signed=name == "exp_avg") if name != "step" else value
+                for name, value in state.items()
+            }
+            for index, state in state_dict["state"].items()
+        }
+        super().load_state_dict({**state_dict, "state": packed})
+        for state in self.state.values():
+            state["step"] = state["step"].cpu()  # a fused AdamW keeps it on the GPU
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that lies in this process: its shard of a DTensor."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    shard: Tensor = tensor.to_local()
+    return shard
+
+
+def chunks(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Parameters in turn, together at most `CHUNK` values here, or one parameter of more."""
+    chunk: list[Tensor] = []
+    size = 0
+    for parameter in parameters:
+        own = local(parameter).numel()
+        if chunk and size + own > CHUNK:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(parameter)
+        size += own
+    if chunk:
+        yield chunk
+
+
+def quantised_type(moments: str) -> type[Tensor]:
+    """Torchao's tensor of quantised values.
+
+    Args:
+        moments: "8bit" or "fp8".
+
+    Raises:
+        ImportError: torchao is missing.
+    """
+    try:
+        from torchao.optim.subclass_8bit import OptimState8bit
+        from torchao.optim.subclass_fp8 import OptimStateFp8
+    except ImportError as error:
+        raise ImportError(f"adamw.moments {moments!r} needs torchao: pip install dalle-zoo[moments]") from error
+    types: dict[str, type[Tensor]] = {"8bit": OptimState8bit, "fp8": OptimStateFp8}
+    return types[moments]
