@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from dalle_zoo_eval.measures import (
+    Reference,
     bootstrap_interval,
     clip_score,
-    frechet_distance,
     frechet_extrapolated,
     inception_score,
     kernel_distance,
@@ -21,6 +20,7 @@ from dalle_zoo_eval.measures import (
     r_precision,
 )
 from dalle_zoo_eval.measuring import Measurement
+from dalle_zoo_eval.networks.base import TextNetwork
 from dalle_zoo_eval.protocol import FID_FAMILIES, Protocol
 from dalle_zoo_eval.statistics import Moments, StatisticsError
 
@@ -38,25 +38,6 @@ NEIGHBOURS = 3
 """k of precision and recall."""
 
 Row = dict[str, Any]
-
-
-ROWS = 2000
-"""Samples that are added to moments at once, at least: a sum of d x d numbers for every chunk would cost more."""
-
-
-def moments(measurement: Measurement, network: str, radius: int, candidates: int) -> Moments:
-    """Moments of the features of all samples in their order; memory does not grow with their number."""
-    found: Moments | None = None
-    waiting: list[Tensor] = []
-    for part in measurement.read(network, f"{radius}/{candidates}/features"):
-        waiting.append(part)
-        if sum(map(len, waiting)) >= ROWS:
-            found = (found or Moments.zero(part.shape[1])).add(torch.cat(waiting))
-            waiting.clear()
-    if waiting:
-        found = (found or Moments.zero(waiting[0].shape[1])).add(torch.cat(waiting))
-    assert found is not None  # a measurement has chunks
-    return found
 
 
 class Scorer:
@@ -81,7 +62,7 @@ class Scorer:
     ) -> None:
         self.protocol, self.generated, self.reference = protocol, generated, reference
         self.counts, self.captions, self.groups = generated.counts, captions, list(groups)
-        self._reference: dict[tuple[str, int], Moments] = {}
+        self._real: tuple[str, int, Reference] | None = None
         self.rows: list[Row] = []
         self.left_out: list[str] = []
 
@@ -92,8 +73,7 @@ class Scorer:
             metric = "fid" if network in FID_FAMILIES else "frechet"
             if metric == "fid" and "fid" not in self.protocol.metrics:
                 continue
-            wanted = [(radius, self.counts[-1]) for radius in self.protocol.blur]
-            for radius, count in [*wanted, *((0, count) for count in self.counts[:-1])]:
+            for radius, count in self._places():
                 name = f"{metric} of {network}, blur {radius}, {count} candidates"
                 steps.append((name, partial(self._frechet, metric, network, radius, count)))
         asked = set(self.protocol.metrics)
@@ -110,8 +90,17 @@ class Scorer:
             try:
                 step()
             except StatisticsError as error:
-                self.left_out.append(f"{name}: {error}")
+                self._leave_out(f"{name}: {error}")
         return self.rows
+
+    def _places(self) -> list[tuple[int, int]]:
+        """Radius and number of candidates of every point of the figures; one radius after the other."""
+        most = self.counts[-1]
+        return [*((0, count) for count in reversed(self.counts)), *((r, most) for r in self.protocol.blur if r)]
+
+    def _leave_out(self, line: str) -> None:
+        if line not in self.left_out:  # the points of a figure lack the same for the same reason
+            self.left_out.append(line)
 
     def _row(
         self, metric: str, family: str, value: float, *, radius: int = 0, count: int | None = None, **more: Any
@@ -132,33 +121,34 @@ class Scorer:
         return row
 
     def _frechet(self, metric: str, network: str, radius: int, count: int) -> None:
-        if (network, radius) not in self._reference:
-            self._reference[network, radius] = moments(self.reference, network, radius, 1)
-        real = self._reference[network, radius]
-        drawn = moments(self.generated, network, radius, count)
-        row = self._row(metric, network, frechet_distance(drawn, real), radius=radius, count=count)
-        if radius or count != self.counts[-1]:
-            return
-        fewest = min(drawn.count, real.count)
-        if drawn.rank_deficient or real.rank_deficient:
-            self.left_out.append(
-                f"certainty of {metric} of {network}: {fewest} samples have no full covariance of {len(real.total)} "
-                "features, so that the distance is far too high; compare it with equal numbers of samples alone"
+        real, name = self._reference(network, radius), f"{radius}/{count}/features"
+        drawn = Moments.of_parts(self.generated.read(network, name))
+        row = self._row(metric, network, real.distance(drawn), radius=radius, count=count)
+        if drawn.rank_deficient or real.moments.rank_deficient:
+            self._leave_out(
+                f"certainty of {metric} of {network}: {min(drawn.count, real.moments.count)} samples have no full "
+                f"covariance of {len(drawn.total)} features, so that the distance is far too high; compare it with "
+                "equal numbers of samples alone"
             )
-        # Beside the score itself, not beside each point of the figures: a bootstrap takes minutes.
-        features = self._features(network)
         try:
-            row["interval"] = list(bootstrap_interval(features, real))
-            row["at_infinity"] = frechet_extrapolated(features, real).value
+            features = self.generated.all(network, name)
+            row["interval"] = list(bootstrap_interval(features, drawn, real))
+            row["at_infinity"] = frechet_extrapolated(features, drawn, real).value
         except StatisticsError as error:
-            self.left_out.append(f"interval or value at infinity of {metric} of {network}: {error}")
+            self._leave_out(f"interval or value at infinity of {metric} of {network}: {error}")
+
+    def _reference(self, network: str, radius: int) -> Reference:
+        """The benchmark's side; the last one is kept, for all numbers of candidates."""
+        if self._real is None or self._real[:2] != (network, radius):
+            moments = Moments.of_parts(self.reference.read(network, f"{radius}/1/features"))
+            self._real = network, radius, Reference.of(moments)
+        return self._real[2]
 
     def _features(self, network: str) -> Tensor:
         return self.generated.all(network, f"0/{self.counts[-1]}/features")
 
     def _inception(self) -> None:
-        wanted = [(radius, self.counts[-1]) for radius in self.protocol.blur]
-        for radius, count in [*wanted, *((0, count) for count in self.counts[:-1])]:
+        for radius, count in self._places():
             logits = self.generated.all(INCEPTION, f"{radius}/{count}/logits")
             if len(logits) < self.protocol.is_splits:
                 raise StatisticsError(f"{self.protocol.is_splits} splits need as many samples, got {len(logits)}")
@@ -184,8 +174,9 @@ class Scorer:
     def _texts(self, network: str) -> Tensor:
         if self.captions is None:
             raise StatisticsError("the pictures have no captions")
-        features: Tensor = self.generated.networks[network].text_features(self.captions)  # type: ignore[attr-defined]
-        return features
+        reader = self.generated.networks[network]
+        assert isinstance(reader, TextNetwork)
+        return reader.text_features(self.captions)
 
     def _clip(self) -> None:
         self._row("clip_score", CLIP, clip_score(self._features(CLIP), self._texts(CLIP)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -14,6 +15,9 @@ from torch import Tensor
 from dalle_zoo.files import written_aside
 
 # n samples, d features
+
+ROWS = 2000
+"""Samples that are added to moments at once, at least: a sum of d x d numbers for every small part would cost more."""
 
 
 class StatisticsError(ValueError):
@@ -46,6 +50,16 @@ class Moments:
         return cls.zero(features.shape[1]).add(features)
 
     @classmethod
+    def of_parts(cls, parts: Iterable[Tensor]) -> Self:
+        """Of features in parts (n_i, d), at least one; memory does not grow with their number."""
+        found: Self | None = None
+        for part in regrouped(parts, ROWS):
+            found = (cls.zero(part.shape[1]) if found is None else found).add(part)
+        if found is None:
+            raise StatisticsError("there are no features")
+        return found
+
+    @classmethod
     def exact(cls, mean: Tensor, covariance: Tensor, count: int) -> Self:
         """The moments that have a given mean (d,) and covariance (d, d, divided by n - 1)."""
         mean, covariance = mean.double(), covariance.double()
@@ -72,6 +86,10 @@ class Moments:
             total=self.total + x.sum(0).to(self.total.device),
             outer=self.outer + (x.t() @ x).to(self.outer.device),
         )
+
+    def __sub__(self, other: Moments) -> Self:
+        """Without samples that are among them."""
+        return self + Moments(count=-other.count, total=-other.total, outer=-other.outer)
 
     def __add__(self, other: Moments) -> Self:
         if self.total.shape != other.total.shape:
@@ -128,3 +146,15 @@ class Moments:
         if shapes != {"count": (), "total": (d,), "outer": (d, d)}:
             raise StatisticsError(f"{path} must hold count, total (d,) and outer (d, d), got {shapes}")
         return cls(count=int(tensors["count"]), total=tensors["total"].double(), outer=tensors["outer"].double())
+
+
+def regrouped(parts: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
+    """The same rows in larger parts: each but the last has at least ``rows``."""
+    waiting: list[Tensor] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(map(len, waiting)) >= rows:
+            yield torch.cat(waiting)
+            waiting.clear()
+    if waiting:
+        yield torch.cat(waiting)

@@ -130,7 +130,10 @@ def test_from_captions_to_report(
         assert (row["samples"], row["reference_samples"]) == (12, PICTURES)
     whole, half = (scores(result, "fid", family=f, blur=0, candidates=2)[0] for f in ("inception-2015", "dmgan"))
     assert half["value"] == pytest.approx(whole["value"] / 4)  # features of half the size
-    assert whole["interval"][0] < whole["value"] < whole["interval"][1]
+    for row in scores(result, "fid"):  # at every radius and number of candidates
+        assert row["interval"][0] < row["value"] < row["interval"][1]
+    assert len([row for row in scores(result, "fid") if "at_infinity" in row]) == 0  # 12 are fewer than 3 times 5
+    assert len([line for line in result["left_out"] if "at infinity of fid of dmgan" in line]) == 1
     assert len(scores(result, "is")) == 3
     assert {r["metric"] for r in result["scores"]} == {"fid", "is", "precision", "recall", "clip_score", "frechet"}
     assert any(line.startswith("r_precision: 99 captions of other groups") for line in result["left_out"])
@@ -197,6 +200,7 @@ def test_a_folder_of_pictures_is_scored_without_a_model(
     del networks
     result = evaluate(request_of(protocol, coco, tmp_path / "out", images=coco / "val2017", captions=PICTURES))
     assert scores(result, "fid", family="inception-2015", blur=0)[0]["value"] == pytest.approx(0, abs=1e-9)
+    assert all(row["at_infinity"] < 1e-9 for row in scores(result, "fid"))  # below 0: the bias is taken away
     assert not scores(result, "clip_score")  # there are no captions beside them
     assert result is not None
     assert any("clip_score: the pictures have no captions" in line for line in result["left_out"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dalle_zoo_eval.statistics import Moments, StatisticsError
+from dalle_zoo_eval.statistics import Moments, StatisticsError, regrouped
 from safetensors.torch import save_file
 
 # Sums in another order differ by rounding of float64 alone.
@@ -44,6 +44,25 @@ def test_batches_and_processes_change_nothing(sizes: tuple[int, ...]) -> None:
         assert moments.count == 50
         assert torch.allclose(moments.total, summed(x).total, rtol=ROUNDING)
         assert torch.allclose(moments.outer, summed(x).outer, rtol=ROUNDING)
+
+
+def test_parts_stream_and_samples_can_be_taken_out() -> None:
+    x = features(5000)
+    streamed = Moments.of_parts(x.split(7))
+    assert torch.equal(streamed.outer, Moments.of_parts(iter(x.split(7))).outer)
+    assert torch.allclose(streamed.outer, summed(x).outer, rtol=ROUNDING)
+    rest = streamed - summed(x[:1200])
+    assert rest.count == 3800
+    assert torch.allclose(rest.covariance, summed(x[1200:]).covariance, rtol=1e-9)
+    with pytest.raises(StatisticsError, match="no features"):
+        Moments.of_parts([])
+
+
+def test_rows_in_larger_parts() -> None:
+    x = torch.arange(10)
+    parts = list(regrouped(x.split(3), 5))
+    assert [len(part) for part in parts] == [6, 4]
+    assert torch.equal(torch.cat(parts), x)
 
 
 def test_equal_chunks_give_equal_bits() -> None:

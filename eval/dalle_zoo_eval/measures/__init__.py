@@ -15,6 +15,7 @@ A distance is called FID or KID only where the features are Inception's; the cal
 from dalle_zoo_eval.measures.clip_score import clip_score
 from dalle_zoo_eval.measures.frechet import (
     Extrapolation,
+    Reference,
     bootstrap_interval,
     frechet_distance,
     frechet_extrapolated,
@@ -26,6 +27,7 @@ from dalle_zoo_eval.measures.r_precision import r_precision
 
 __all__ = [
     "Extrapolation",
+    "Reference",
     "bootstrap_interval",
     "clip_score",
     "frechet_distance",
