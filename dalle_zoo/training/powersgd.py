@@ -1,0 +1,275 @@
+"""PowerSGD: the mean of gradient matrices over machines, sent as two thin factors, with error feedback.
+
+```
+E_i  + gradient_i          (s, l)   on machine i of n; nothing is lost that has not been applied yet
+P  = mean(E_i) Q           (s, r)   first all-reduce; Q is Gaussian, fixed, the same on all machines
+P  = orthonormal(P)        (s, r)
+R  = mean(E_i)^T P         (l, r)   second all-reduce
+G  = P R^T                 (s, l)   is applied: what of mean(E_i) lies in the r dimensions that Q found
+E_i - G                    (s, l)   stays for the next update
+```
+
+Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), section 2.5 and appendix E.2, after PowerSGD
+(Vogels et al., 2019). The paper writes Q for both thin matrices.
+
+**What each machine subtracts.** The paper divides its loss by the overall batch, so the gradient of all machines is
+the *sum* of theirs: G stands for the sum of n buffers, and each gives up its share G / n (step 12). Here the loss is
+a mean over the local batch, gradients are n times as large, and G stands for the *mean* of the buffers. In units of
+the paper ``E_i - G / n`` with ``G = sum E_i`` is, multiplied by n, ``E_i - G`` with ``G = mean E_i``: each machine
+subtracts all of G. Either way the defining invariant holds: over any number of updates, the sum of what was applied
+plus ``mean(E_i)`` equals the sum of the exact mean gradients. For the same reason the paper's sum of buffers, which
+is what a checkpoint needs, is their mean here.
+
+Departures from the paper: buffers and factors are float32 or bfloat16 where it has a 16-bit format of its own with a
+narrower range, so none of its constants that move numbers into that range are needed; the identity that keeps QR
+from breaking down is relative to P's largest entry; an update that is skipped leaves no trace in the buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dalle_zoo.models.initial import fill
+
+# n machines, i one of them; s the shorter and l the longer side of a matrix; r rank
+
+IDENTITY = 1e-6
+"""Multiple of the rectangular identity that is added to P, whose largest entry is 1, before QR (appendix E.2)."""
+
+
+class Traffic(NamedTuple):
+    """Bytes that one process hands to the all-reduces of one update, without the flag."""
+
+    factors: int
+    """P and R of the compressed matrices, in the dtype of the wire."""
+    whole: int
+    """All that goes uncompressed, float32."""
+    matrices: int
+    """What the compressed matrices would be if they went whole, in the dtype of the wire."""
+
+    @property
+    def sent(self) -> int:
+        """All bytes of the update."""
+        return self.factors + self.whole
+
+    @property
+    def compression_rate(self) -> float:
+        """Share of the compressed matrices that is not sent, as in table 1 of the paper."""
+        return 1 - self.factors / self.matrices if self.matrices else 0.0
+
+
+def compresses(shape: Sequence[int], rank: int) -> bool:
+    """Whether the two factors of a matrix are smaller than the matrix: ``r (s + l) < s l``, so r lies below s.
+
+    Example:
+        >>> compresses((496, 3968), 112), compresses((496, 3968), 448)
+        (True, False)
+    """
+    rows, columns = shape
+    return rank * (rows + columns) < rows * columns
+
+
+class PowerSGD:
+    """Averages the gradients of an update over machines, in place, after the backward pass.
+
+    Every matrix is worked on with its shorter side first, transposed where needed, because orthogonalising the
+    shorter factor is cheaper; so Q is drawn for the longer side. It is a function of (seed, name, shape) alone, is
+    drawn once, and is never updated: warm starts gain nothing, and drawing it anew at every update hurts.
+
+    A matrix whose factors would be no smaller than itself goes whole, with the uncompressed tensors.
+
+    All processes of a group must call alike: the same names and shapes in the same order. Their factors come out of
+    the all-reduces with equal bits, and equal hardware makes equal gradients of them.
+
+    Args:
+        rank: Rank r of every matrix that this process sends; with a matrix in shards, the total rank / shards.
+        group: Processes to average over: those of the same ordinal on all machines. All processes if missing.
+        world: Processes that must agree whether an update is finite. All processes if missing.
+        seed: Seed of Q.
+        wire_dtype: Of P and R in the all-reduces; bfloat16 halves the bytes. Infinities that come of rounding to it
+            are clamped to its largest number, with their sign: error feedback keeps what is cut off.
+        error_dtype: Of the error buffers; bfloat16 halves their memory, and rounds what they keep.
+        error_feedback: Whether what an update does not apply is kept. Without, it is lost.
+
+    Attributes:
+        traffic: Of the last `reduce`; None before.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        group: dist.ProcessGroup | None = None,
+        world: dist.ProcessGroup | None = None,
+        *,
+        seed: int = 0,
+        wire_dtype: torch.dtype = torch.float32,
+        error_dtype: torch.dtype = torch.float32,
+        error_feedback: bool = True,
+    ) -> None:
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, got {rank}: with shards it is the total rank / shards")
+        for what, dtype in (("wire_dtype", wire_dtype), ("error_dtype", error_dtype)):
+            if dtype not in (torch.float32, torch.bfloat16):  # float16 would need the paper's hand-tuned constants
+                raise ValueError(f"{what} must be torch.float32 or torch.bfloat16, got {dtype}")
+        self.rank, self.group, self.world, self.seed = rank, group, world, seed
+        self.wire_dtype, self.error_dtype, self.error_feedback = wire_dtype, error_dtype, error_feedback
+        self.size = dist.get_world_size(group)
+        self.traffic: Traffic | None = None
+        self._gaussians: dict[str, Tensor] = {}
+        self._errors: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def reduce(
+        self, matrices: Mapping[str, Tensor], others: Sequence[Tensor] = (), finite: Tensor | None = None
+    ) -> bool:
+        """Turns this process's gradients into those of the whole group.
+
+        Nothing waits for the device but the flag that is returned.
+
+        Args:
+            matrices: Local gradients by name, each (rows, columns) with any strides; become P R^T.
+            others: Local gradients of any shape that are not to be compressed; become their mean, which one float32
+                all-reduce finds.
+            finite: Whether this process saw finite numbers so far, a boolean scalar on the gradients' device.
+
+        Returns:
+            Whether every number of every process was finite. If not, nothing may be applied: the gradients are for
+            the caller to drop, and the error buffers are as before, but that one which is not finite itself starts
+            again from zero (step 12).
+
+        Raises:
+            ValueError: There are no gradients, or a matrix does not have two dimensions or does not fit its error
+                buffer.
+        """
+        if not matrices and not others:
+            raise ValueError("there are no gradients to reduce: call reduce behind the backward pass")
+        compressed = {name: matrix for name, matrix in matrices.items() if self._compresses(name, matrix)}
+        whole = [*(matrix for name, matrix in matrices.items() if name not in compressed), *others]
+        self._check_errors(compressed)
+        totals = {name: self._add_error(name, matrix) for name, matrix in compressed.items()}
+        wide = [shorter_side_first(total) for total in totals.values()]
+
+        gaussians = [self._gaussian(name, total) for name, total in zip(totals, wide, strict=True)]
+        left, left_finite = self._mean([e @ q for e, q in zip(wide, gaussians, strict=True)], self.wire_dtype)
+        left = orthonormal(left)
+        right, right_finite = self._mean([e.t() @ p for e, p in zip(wide, left, strict=True)], self.wire_dtype)
+        means, means_finite = self._mean(whole, torch.float32)
+        self.traffic = Traffic(
+            factors=self.wire_dtype.itemsize * sum(p.numel() + r.numel() for p, r in zip(left, right, strict=True)),
+            whole=4 * sum(tensor.numel() for tensor in whole),
+            matrices=self.wire_dtype.itemsize * sum(matrix.numel() for matrix in compressed.values()),
+        )
+
+        # A number of a matrix that is not finite makes a row of P so, hence P and R speak for the matrices.
+        flags = [left_finite, right_finite, means_finite, *([] if finite is None else [finite])]
+        if not self._everywhere([flag for flag in flags if flag is not None]):
+            for error in self._errors.values():
+                error.copy_(torch.where(error.isfinite().all(), error, 0.0))
+            return False
+        for (name, total), p, r in zip(totals.items(), left, right, strict=True):
+            gradient = (p @ r.t()).to(compressed[name].dtype)  # what is applied, so its rounding is part of the error
+            if self.error_feedback:
+                torch.sub(shorter_side_first(total), gradient, out=shorter_side_first(self._errors[name]))
+            shorter_side_first(compressed[name]).copy_(gradient)
+        for tensor, mean in zip(whole, means, strict=True):
+            tensor.copy_(mean)
+        return True
+
+    def error_means(self) -> dict[str, Tensor]:
+        """Mean of the error buffers over the group, by name: all that must be saved of them (appendix E.2).
+
+        The invariant speaks of their mean alone, so a run may go on with another number of machines. Every process
+        of the group must call. The tensors are float32 and lie on the CPU, because the device may have no room for
+        them.
+        """
+        return {name: self._mean([error], torch.float32)[0][0].cpu() for name, error in self._errors.items()}
+
+    def load_error_means(self, means: Mapping[str, Tensor]) -> None:
+        """Gives every process of the group the mean that `error_means` found, whatever the group's size was then.
+
+        Raises:
+            ValueError: There is no error feedback to load into.
+        """
+        if not self.error_feedback:
+            raise ValueError("error_feedback is off, so error buffers cannot be loaded: switch it on")
+        self._errors = {name: mean.to(self.error_dtype, copy=True) for name, mean in means.items()}
+
+    def _compresses(self, name: str, matrix: Tensor) -> bool:
+        if matrix.ndim != 2:
+            raise ValueError(f"{name} must have two dimensions, got {tuple(matrix.shape)}: pass it with the others")
+        return compresses(matrix.shape, self.rank)
+
+    def _check_errors(self, compressed: Mapping[str, Tensor]) -> None:
+        """Raises `ValueError` where loaded buffers, or those of the last update, are of other matrices."""
+        for name, error in self._errors.items():
+            expected = tuple(compressed[name].shape) if name in compressed else "a matrix that is not compressed"
+            if expected != tuple(error.shape):
+                raise ValueError(
+                    f"{name}: the error buffer has shape {tuple(error.shape)}, the gradient is {expected}: "
+                    f"go on with the rank and the shards of the saved run"
+                )
+
+    def _add_error(self, name: str, matrix: Tensor) -> Tensor:
+        """Gradient plus error, float32 (rows, columns), in the memory of a float32 gradient."""
+        total = matrix.float()
+        if self.error_feedback:
+            if name not in self._errors:
+                self._errors[name] = torch.zeros(matrix.shape, dtype=self.error_dtype, device=matrix.device)
+            self._errors[name] = self._errors[name].to(matrix.device)  # loaded ones lie on the CPU at first
+            total.add_(self._errors[name])
+        return total
+
+    def _gaussian(self, name: str, total: Tensor) -> Tensor:
+        """Q of a matrix (s, l): (l, r)."""
+        if name not in self._gaussians:
+            gaussian = torch.empty(total.shape[1], self.rank)
+            fill(gaussian, 0.0, 1.0, self.seed, name)
+            self._gaussians[name] = gaussian.to(total.device)
+        return self._gaussians[name]
+
+    def _mean(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Tensor | None]:
+        """Means over the group by one all-reduce in ``dtype``.
+
+        Returns:
+            Float32 means in the shapes of the tensors, and whether all tensors are finite on this process.
+        """
+        if not tensors:
+            return [], None
+        flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors]) / self.size  # first: sums stay in range
+        finite = flat.isfinite().all()
+        wire = flat.to(dtype).nan_to_num_()
+        dist.all_reduce(wire, group=self.group)
+        mean = wire.nan_to_num_().float()  # the sum of what was rounded up may be infinite again
+        parts = torch.split(mean, [tensor.numel() for tensor in tensors])
+        return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)], finite
+
+    def _everywhere(self, flags: Sequence[Tensor]) -> bool:
+        """Whether all flags of all processes of the world hold."""
+        flag = torch.stack([flag.reshape(()) for flag in flags]).all().to(torch.int32)
+        dist.all_reduce(flag, dist.ReduceOp.MIN, group=self.world)
+        return bool(flag.item())
+
+
+def shorter_side_first(matrix: Tensor) -> Tensor:
+    """The matrix or its transpose, a view (s, l)."""
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.t()
+
+
+def orthonormal(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Orthonormal bases of the columns of matrices (s, r), by Householder QR; those of one shape at once.
+
+    A matrix without full rank, even zero, has one too, because a small multiple of the identity is added.
+    """
+    bases: dict[int, Tensor] = {}
+    for shape in dict.fromkeys(matrix.shape for matrix in matrices):
+        numbers = [number for number, matrix in enumerate(matrices) if matrix.shape == shape]
+        stack = torch.stack([matrices[number] for number in numbers])
+        largest = stack.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(stack.dtype).tiny)
+        stack = stack / largest + IDENTITY * torch.eye(*shape, device=stack.device)
+        bases.update(zip(numbers, torch.linalg.qr(stack).Q, strict=True))
+    return [bases[number] for number in range(len(matrices))]
