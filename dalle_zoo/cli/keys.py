@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dalle_zoo.cli.errors import UserError
@@ -116,3 +117,11 @@ class KeyChecker:
     def _require(name: str, known: Mapping[str, Any], where: str, path: str) -> None:
         if name not in known:
             raise UserError(f"{where}: {path}: {suggest('key', name, known)}")
+
+
+def overridden(overrides: list[str]) -> Iterator[tuple[str, str]]:
+    """Keys and values of a command line such as ``--trainer.max_steps 10 --data.batch_size=4``."""
+    for argument, following in itertools.pairwise([*overrides, ""]):
+        if argument.startswith("--") and argument not in ("--help", "--print_config"):
+            key, _, value = argument[2:].partition("=")
+            yield key, value or following
