@@ -31,7 +31,7 @@ from dalle_zoo_eval.protocol import COPY, Protocol, find_protocol
 from dalle_zoo_eval.provenance import code_version, digest, package_versions
 from dalle_zoo_eval.report import write_report
 from dalle_zoo_eval.scoring import Scorer
-from dalle_zoo_eval.selfcheck import check_reference
+from dalle_zoo_eval.selfcheck import SelfCheck, check_reference
 from dalle_zoo_eval.subjects import ReadPictures
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def evaluate(request: Request) -> dict[str, Any] | None:
     real = Measurement(reference, networks, protocol.blur, chunk, cache)
     drawn = Measurement(judged.subject, networks, protocol.blur, chunk, cache)
     real.run(request.share, label="reference")
-    checks, unchecked = check_reference(real, protocol) if request.share.rank == 0 else ([], [])
+    check = check_reference(real, protocol, reference.items) if request.share.rank == 0 else SelfCheck()
     bind(request.out, identity)
     pictures = request.out / "pictures" if request.save_pictures else None
     drawn.run(request.share, label="judged", pictures=pictures)
@@ -131,7 +131,8 @@ def evaluate(request: Request) -> dict[str, Any] | None:
         "subject": judged.record,
         "benchmark": _benchmark_record(benchmark, protocol, judged, request.exclusions, excluded),
         "networks": {name: dict(network.record) for name, network in networks.items()},
-        "selfcheck": checks,
+        "selfcheck": check.checks,
+        "reference": [asdict(record) for record in check.records],
         "scores": scorer.score(),
     }
     sheet = sample_sheet(judged, drawn, benchmark, protocol)
@@ -143,7 +144,7 @@ def evaluate(request: Request) -> dict[str, Any] | None:
         )
     result |= {
         "speed": {"images_per_second": len(drawn.subject) / drawn.seconds()},
-        "left_out": [*left_out, *unchecked, *scorer.left_out],
+        "left_out": [*left_out, *check.left_out, *scorer.left_out],
         "code_version": code_version(),
         "versions": {"python": platform.python_version(), **package_versions(PACKAGES)},
         "device": request.device,

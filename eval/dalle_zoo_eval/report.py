@@ -397,7 +397,7 @@ def _provenance(results: Sequence[Result]) -> Iterator[Block]:
         yield Table(["field", "value"], [pair for key, value in parts.items() for pair in _flat(key, value)])
         checks = result.data.get("selfcheck") or []
         if checks:
-            head = ["self-check", "value", "limit", "passed"]
+            head = ["self-check", "found", "expected", "passed"]
             yield Table(head, [[_text(check.get(key)) for key in ("name", *head[1:])] for check in checks])
         yield Bullets([f"left out: {line}" for line in result.data.get("left_out") or []])
     networks = {name: record for result in results for name, record in result.networks.items()}

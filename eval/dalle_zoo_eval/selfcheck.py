@@ -1,87 +1,204 @@
-"""What must hold of the reference side before any model is scored."""
+"""What must hold of the reference side before any model is scored.
+
+**Itself.** The distance of the reference to itself is 0.
+
+**Halves.** Two halves of n pictures of one kind are not 0 apart: means and covariances of so few samples differ by
+chance, the more the more features there are. The pictures themselves tell by how much. Where their order says nothing
+of them, the first and the second half are as far apart as two halves drawn at random: a permutation test, which asks
+for neither Gaussian features nor more samples than features. What order adds may be as large as what chance makes, so
+the limit is twice the largest distance of a few random splits. If one part of the pictures was cut, scaled or measured
+in another way than the rest, the distance lies far above. Order says nothing within a class or a folder, but much
+across them. So every half takes half of each.
+
+**Record.** Norm of the mean and trace of the covariance are those that the protocol has recorded, where it has.
+
+**Weights.** The network's sha256 is one of those that its name or the protocol allows.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
+import yaml
+from torch import Tensor
 
 from dalle_zoo.sampling import picture_seed
+from dalle_zoo_eval.benchmarks import Item
+from dalle_zoo_eval.judges import expected_digests
 from dalle_zoo_eval.measures import frechet_distance
 from dalle_zoo_eval.measuring import Measurement
-from dalle_zoo_eval.protocol import Protocol
+from dalle_zoo_eval.protocol import FID_FAMILIES, Protocol, ReferenceRecord
 from dalle_zoo_eval.statistics import Moments
+
+# n samples, d features
 
 ITSELF = 1e-6
 """Largest distance of the reference to itself, as a share of its total variance: rounding alone."""
-HALVES = 0.5
-"""Largest distance between two random halves of the reference, as a share of its total variance."""
+SPLITS = 4
+"""Random splits that the halves are compared with."""
+HALVES = 2.0
+"""Largest distance between first and second half, in units of the largest of those splits."""
+FEWEST = 100
+"""Pictures below which splits vary too much among themselves to tell anything."""
+FEATURES = "0/1/features"
+"""Name of the reference's features without blur."""
+TOLERANCE = 1e-3
+"""Relative difference that is proposed for a record: a guess, wider than the rounding of another machine."""
 
 
 class SelfCheckError(ValueError):
     """A reference that is not what it should be; the message names every check that failed."""
 
 
-def check_reference(reference: Measurement, protocol: Protocol) -> tuple[list[dict[str, Any]], list[str]]:
-    """Checks every network's features of the reference.
+@dataclass
+class SelfCheck:
+    """What the checks of a reference found."""
 
-    - its distance to itself is 0;
-    - that between two random halves is small, where they have at least four times as many samples as features;
-    - norm of the mean and trace are those that the protocol has recorded, where it has.
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    """Every check: ``name``, what was ``found`` and ``expected``, and whether it ``passed``."""
+    left_out: list[str] = field(default_factory=list)
+    """Checks that were not made, with the reason."""
+    records: list[ReferenceRecord] = field(default_factory=list)
+    """Statistics of every network of a FID as they were found."""
 
-    That the network is the known one, its sha256 has shown when it was opened.
+    def add(self, name: str, found: float | str, expected: str, passed: bool) -> None:
+        """Notes a check."""
+        self.checks.append({"name": name, "found": found, "expected": expected, "passed": passed})
 
-    Returns:
-        The checks, as the result file has them, and those that were not made, with the reason.
+
+def check_reference(reference: Measurement, protocol: Protocol, items: Sequence[Item]) -> SelfCheck:
+    """Checks every network's features of the reference, as the docstring of this module says.
+
+    Where the protocol does not name the number of pictures, it does not know the data set either: halves that differ
+    are then reported, but stop nothing.
+
+    Args:
+        reference: Features of the benchmark's pictures.
+        protocol: What they should be.
+        items: The pictures.
 
     Raises:
         SelfCheckError: One failed.
     """
-    checks: list[dict[str, Any]] = []
-    skipped = []
-
-    def add(name: str, value: float, limit: float) -> None:
-        checks.append({"name": name, "value": value, "limit": limit, "passed": abs(value) <= limit})
-
-    for network in reference.networks:
-        features = reference.all(network, "0/1/features")
-        whole = Moments.of(features)
+    found = SelfCheck()
+    for network, opened in reference.networks.items():
+        _check_weights(found, network, str(opened.record["sha256"]), expected_digests(protocol, network))
+        whole = Moments.of_parts(reference.read(network, FEATURES))
         spread = float(whole.covariance.trace())
-        add(
+        if not spread > 0:
+            raise SelfCheckError(f"{network} finds all {whole.count} pictures of the reference alike: are they?")
+        itself = frechet_distance(whole, whole) / spread
+        found.add(
             f"{network}: reference against itself, share of its variance",
-            frechet_distance(whole, whole) / spread,
-            ITSELF,
-        )
-        generator = torch.Generator().manual_seed(picture_seed(protocol.name, network))
-        order = torch.randperm(len(features), generator=generator)
-        if len(order) >= 8 * features.shape[1]:  # smaller halves are far apart for lack of samples alone
-            first, second = (Moments.of(features[half]) for half in order.chunk(2))
-            add(
-                f"{network}: reference against its other half, share of its variance",
-                frechet_distance(first, second) / spread,
-                HALVES,
+            itself, f"at most {ITSELF:g}", itself <= ITSELF,
+        )  # fmt: skip
+        _check_halves(found, reference, network, whole, protocol, items)
+        if network in FID_FAMILIES:
+            mean_norm = float(whole.mean.norm())
+            found.records.append(
+                ReferenceRecord(family=network, mean_norm=mean_norm, trace=spread, tolerance=TOLERANCE)
             )
-        else:
-            skipped.append(
-                f"self-check of {network} by halves: too few pictures, {len(order)} for {features.shape[1]} features"
-            )
-        if all(record.family != network for record in protocol.reference):
-            skipped.append(f"self-check of {network} by record: {protocol.name} has no statistics of it on record")
-        for record in protocol.reference:
-            if record.family != network:
-                continue
-            if record.tolerance is None:
-                continue
-            for name, recorded, found in (
-                ("norm of the mean", record.mean_norm, float(whole.mean.norm())),
-                ("trace of the covariance", record.trace, spread),
-            ):
-                if recorded is not None:
-                    add(f"{network}: {name}, relative to that recorded", found / recorded - 1, record.tolerance)
-    failed = [f"{c['name']}: {c['value']:.4g}, expected at most {c['limit']:.4g}" for c in checks if not c["passed"]]
+    _check_records(found, protocol)
+    failed = [f"{c['name']}: {c['found']}, expected {c['expected']}" for c in found.checks if not c["passed"]]
     if failed:
         raise SelfCheckError(
             f"the reference fails its self-check, so nothing was scored: {'; '.join(failed)}. "
             "Is it the data set, the split and the crop that the protocol means?"
         )
-    return checks, skipped
+    return found
+
+
+def _check_weights(found: SelfCheck, network: str, sha256: str, allowed: Sequence[str]) -> None:
+    found.add(
+        f"{network}: sha256 of its weights", sha256, " or ".join(allowed) or "any", not allowed or sha256 in allowed
+    )
+
+
+def _check_halves(
+    found: SelfCheck, reference: Measurement, network: str, whole: Moments, protocol: Protocol, items: Sequence[Item]
+) -> None:
+    if whole.count < FEWEST:
+        found.left_out.append(f"self-check of {network} by halves: too few pictures, {whole.count} of {FEWEST}")
+        return
+    kinds = [item.group or str(PurePosixPath(item.key).parent) for item in items]
+    random = torch.Generator().manual_seed(picture_seed(protocol.name, network))
+    orders = [torch.randperm(len(kinds), generator=random).tolist() for _ in range(SPLITS)]
+
+    def apart(order: Sequence[int]) -> float:
+        first = Moments.of_parts(_rows(reference.read(network, FEATURES), first_half(kinds, order)))
+        return frechet_distance(first, whole - first)
+
+    distance, limit = apart(range(len(kinds))), HALVES * max(map(apart, orders))
+    expected = f"at most {limit:.4g}, {HALVES:g} times the largest of {SPLITS} random splits"
+    passed = distance <= limit
+    if passed or protocol.pictures:
+        found.add(f"{network}: first half of the reference against its second", distance, expected, passed)
+    else:
+        found.left_out.append(
+            f"self-check of {network} by halves: the first half of the pictures is {distance:.4g} from the second, "
+            f"expected {expected}. Perhaps they are sorted; if not, one half was made in another way"
+        )
+
+
+def first_half(kinds: Sequence[str], order: Sequence[int]) -> Tensor:
+    """Which samples are in the first half: of every kind those that come first in an order.
+
+    Args:
+        kinds: Class or folder of each of n samples.
+        order: All n samples.
+
+    Returns:
+        bool (n,), n // 2 of them true.
+    """
+    members: dict[str, list[int]] = {}
+    for sample in order:
+        members.setdefault(kinds[sample], []).append(sample)
+    first, left_over = torch.zeros(len(kinds), dtype=torch.bool), 0
+    for samples in members.values():  # of kinds with odd numbers, every other one gives the greater part
+        count, left_over = divmod(len(samples) + left_over, 2)
+        first[samples[:count]] = True
+    return first
+
+
+def _rows(parts: Iterator[Tensor], wanted: Tensor) -> Iterator[Tensor]:
+    start = 0
+    for part in parts:
+        yield part[wanted[start : start + len(part)]]
+        start += len(part)
+
+
+def _check_records(found: SelfCheck, protocol: Protocol) -> None:
+    """Compares with the record of the protocol, and says how to make one where it has none."""
+    recorded = {record.family: record for record in protocol.reference}
+    for record in found.records:
+        known = recorded.get(record.family)
+        if known is None or known.tolerance is None:
+            continue
+        for name, text in (("mean_norm", "norm of the mean"), ("trace", "trace of the covariance")):
+            value, expected = getattr(record, name), getattr(known, name)
+            if expected is not None:
+                passed = abs(value / expected - 1) <= known.tolerance
+                allowed = f"{expected:.8g}, within {known.tolerance:g} of it"
+                found.add(f"{record.family}: {text}, as on record", value, allowed, passed)
+    missing = [record.family for record in found.records if record.family not in recorded]
+    if missing and protocol.captions.exclusions:
+        found.left_out.append("self-check by record: the reference depends on the list of exclusions")
+    elif missing:
+        found.left_out.append(
+            f"self-check by record: {protocol.name} has no statistics of {', '.join(missing)}. Where this data set is "
+            f"known to be the right one, write into the protocol: {record_line(found.records, protocol)}"
+        )
+
+
+def record_line(records: Sequence[ReferenceRecord], protocol: Protocol) -> str:
+    """The line ``reference:`` of a protocol with what it has recorded and what was found of other networks."""
+    merged = {record.family: record for record in (*records, *protocol.reference)}
+    plain = [
+        {k: float(f"{v:.8g}") if isinstance(v, float) else v for k, v in asdict(r).items()} for r in merged.values()
+    ]
+    return f"reference: {yaml.safe_dump(plain, default_flow_style=True, width=math.inf, sort_keys=False).strip()}"

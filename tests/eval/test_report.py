@@ -41,7 +41,7 @@ def made_up(scores: Sequence[dict[str, Any]], *, protocol: str = "coco-30k", nam
             "excluded": 0,
         },
         "networks": {"dmgan": {"sha256": "12", "input": 299}},
-        "selfcheck": [{"name": "reference against itself", "value": 1e-9, "limit": 1e-6, "passed": True}],
+        "selfcheck": [{"name": "against itself", "found": 1e-9, "expected": "at most 1e-06", "passed": True}],
         "scores": list(scores),
         "speed": {"images_per_second": 12.5},
         "left_out": ["clip_score: the network clip was left out"],
@@ -106,7 +106,7 @@ def test_a_report_is_whole(put: Put, tmp_path: Path) -> None:
     embedded = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert [base64.b64decode(data) for data in embedded] == [path.read_bytes() for path in files[2:]]
     assert not re.search(r'(?:src|href)="(?!data:)', page), "the page needs another file"
-    for fact in ("12.5", "reference against itself", "left out: clip", "30,000, against 30,000", "sha256"):
+    for fact in ("12.5", "against itself", "at most 1e-06", "left out: clip", "30,000, against 30,000", "sha256"):
         assert fact in text
         assert fact in page
 

@@ -1,0 +1,164 @@
+"""The reference checks itself: honest pictures pass, others are caught, and what was found can be put on record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from dalle_zoo_eval.benchmarks import Item
+from dalle_zoo_eval.blur import gaussian_blur
+from dalle_zoo_eval.judges import PUBLISHED
+from dalle_zoo_eval.measuring import Measurement, Share
+from dalle_zoo_eval.protocol import Protocol, find_protocol
+from dalle_zoo_eval.selfcheck import SelfCheck, SelfCheckError, check_reference, first_half
+from dalle_zoo_eval.subjects import Shown
+from torch import Tensor
+
+NETWORK = "inception-2015"
+COUNT, SIDE = 240, 8
+
+
+class Stack:
+    """Pictures in memory as a subject."""
+
+    counts = [1]  # noqa: RUF012
+
+    def __init__(self, pictures: Tensor) -> None:
+        self.pictures, self.identity = pictures, {"sum": int(pictures.long().sum())}
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def show(self, indices: Sequence[int]) -> Shown:
+        pictures = [self.pictures[i] for i in indices]
+        return Shown(pictures={1: pictures}, chosen={1: [0] * len(pictures)}, captions=[""] * len(pictures))
+
+    def picture(self, index: int, candidate: int) -> Tensor:
+        del candidate
+        return self.pictures[index]
+
+
+class Contrast:
+    """Features: means of the four quarters, and how much the pixels differ."""
+
+    name = NETWORK
+    record: dict[str, str | int] = {"sha256": PUBLISHED[NETWORK][0].sha256}  # noqa: RUF012
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        x = images.float() / 255
+        quarters = torch.nn.functional.avg_pool2d(x.mean(1), SIDE // 2).flatten(1)
+        return {"features": torch.cat([quarters, x.std((1, 2, 3))[:, None]], 1)}
+
+
+def noise(seed: int = 0, count: int = COUNT) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (count, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+
+
+def items(kinds: Sequence[str]) -> list[Item]:
+    return [Item(key=f"{kind}/{i:04d}", image=None, captions=()) for i, kind in enumerate(kinds)]
+
+
+def check(
+    pictures: Tensor, cache: Path, kinds: Sequence[str] | None = None, protocol: Protocol | None = None
+) -> SelfCheck:
+    measured = Measurement(Stack(pictures), {NETWORK: Contrast()}, (0,), 17, cache)
+    measured.run(Share(), label="reference")
+    known = protocol or find_protocol("coco-30k")
+    return check_reference(measured, known, items(kinds or ["all"] * len(pictures)))
+
+
+def passed(found: SelfCheck) -> dict[str, bool]:
+    return {c["name"].partition(": ")[2]: c["passed"] for c in found.checks}
+
+
+HALVES = "first half of the reference against its second"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_honest_reference_passes(seed: int, tmp_path: Path) -> None:
+    found = check(noise(seed), tmp_path)
+    assert passed(found) == {
+        "sha256 of its weights": True,
+        "reference against itself, share of its variance": True,
+        HALVES: True,
+    }
+
+
+def test_a_reference_half_blurred_is_caught(tmp_path: Path) -> None:
+    pictures = noise()
+    blurred = torch.stack(gaussian_blur(list(pictures[COUNT // 2 :]), [1])[1])
+    with pytest.raises(SelfCheckError, match=rf"{HALVES}: 0\.\d+, expected at most 0\.0\d+, 2 times the largest of 4"):
+        check(torch.cat([pictures[: COUNT // 2], blurred]), tmp_path)
+
+
+def test_a_last_third_of_another_kind_is_caught(tmp_path: Path) -> None:
+    pictures = noise()
+    pictures[2 * COUNT // 3 :] //= 2  # darker
+    with pytest.raises(SelfCheckError, match=HALVES):
+        check(pictures, tmp_path)
+
+
+def test_classes_and_folders_may_differ(tmp_path: Path) -> None:
+    """Birds are sorted by class: only within a class does the order say nothing."""
+    pictures = noise()
+    pictures[COUNT // 2 :] //= 2
+    kinds = ["bright"] * (COUNT // 2) + ["dark"] * (COUNT // 2)
+    assert passed(check(pictures, tmp_path, kinds))[HALVES]
+
+
+def test_a_folder_that_nobody_knows_is_not_stopped_by_its_order(tmp_path: Path) -> None:
+    pictures = noise()
+    pictures[COUNT // 2 :] //= 2
+    found = check(pictures, tmp_path, protocol=find_protocol("folder"))
+    assert HALVES not in passed(found)
+    assert any("Perhaps they are sorted" in line for line in found.left_out)
+
+
+def test_few_pictures_are_not_split(tmp_path: Path) -> None:
+    found = check(noise(count=99), tmp_path)
+    assert f"self-check of {NETWORK} by halves: too few pictures, 99 of 100" in found.left_out
+
+
+def test_equal_pictures_are_caught(tmp_path: Path) -> None:
+    with pytest.raises(SelfCheckError, match="finds all 5 pictures of the reference alike"):
+        check(torch.full((5, 3, SIDE, SIDE), 7, dtype=torch.uint8), tmp_path)
+
+
+def test_other_weights_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Contrast, "record", {"sha256": "ab"})
+    with pytest.raises(SelfCheckError, match=r"sha256 of its weights: ab, expected 6726825d0af5"):
+        check(noise(), tmp_path)
+
+
+def test_what_was_found_can_be_recorded_and_is_then_checked(tmp_path: Path) -> None:
+    protocol = find_protocol("coco-30k")
+    found = check(noise(), tmp_path)
+    (line,) = (line for line in found.left_out if "write into the protocol: " in line)
+    record: dict[str, Any] = yaml.safe_load(line.partition("write into the protocol: ")[2])
+    assert [entry["family"] for entry in record["reference"]] == [NETWORK]
+    recorded = Protocol.from_dict({**json.loads(json.dumps(asdict(protocol))), **record})
+    again = check(noise(), tmp_path, protocol=recorded)
+    assert passed(again)["norm of the mean, as on record"]
+    assert passed(again)["trace of the covariance, as on record"]
+    assert not any("by record" in line for line in again.left_out)
+    with pytest.raises(SelfCheckError, match="trace of the covariance, as on record"):
+        check(noise() // 2, tmp_path / "dark", protocol=recorded)
+
+
+def test_a_reference_that_depends_on_a_list_is_not_recorded(tmp_path: Path) -> None:
+    found = check(noise(), tmp_path, protocol=find_protocol("coco-30k-dedup"))
+    assert "self-check by record: the reference depends on the list of exclusions" in found.left_out
+
+
+def test_the_first_half_takes_half_of_every_kind() -> None:
+    kinds = ["a"] * 4 + ["b"] * 3 + ["c"] * 3
+    assert first_half(kinds, range(10)).tolist() == [1, 1, 0, 0, 1, 0, 0, 1, 1, 0]
+    assert first_half(["a", "b", "c", "d"], range(4)).tolist() == [False, True, False, True]
+    assert first_half(["a"] * 4, [3, 2, 1, 0]).tolist() == [False, False, True, True]
