@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from dalle_zoo.files import sync, written_aside
 from dalle_zoo.models.dvae import DVAE  # noqa: F401 (registers itself)
+from dalle_zoo.models.initial import copy_shard
 from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
 from dalle_zoo.registry import suggest
@@ -118,7 +119,13 @@ def config_from_dict(config_class: type, values: dict[str, Any], where: str) -> 
 # ---------------------------------------------------------------- one network
 
 
-def save_network(net: nn.Module, kind: str, folder: Path, dtype: torch.dtype | None = None) -> None:
+def save_network(
+    net: nn.Module,
+    kind: str,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Writes ``config.json`` and ``model.safetensors`` of a network into an existing folder.
 
     Args:
@@ -126,10 +133,11 @@ def save_network(net: nn.Module, kind: str, folder: Path, dtype: torch.dtype | N
         kind: Name under which it is found again ("dvae", "prior", …).
         folder: Where to.
         dtype: Precision of the stored weights; as they are if missing.
+        weights: Instead of the network's own, which may be shards.
     """
     tensors = {
         name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
-        for name, tensor in net.state_dict().items()
+        for name, tensor in (net.state_dict() if weights is None else weights).items()
     }
     with written_aside(folder / WEIGHTS) as aside:
         save_file(tensors, aside, metadata={"format": "pt"})
@@ -156,7 +164,9 @@ def load_weights(net: nn.Module, path: Path) -> None:
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise ModelFolderError(f"{path} does not fit its config.json: {shown}")
-    net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            copy_shard(expected[name], tensor.to(expected[name].dtype))
 
 
 def load_image_tokenizer(folder: Path) -> ImageTokenizer:

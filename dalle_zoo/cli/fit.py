@@ -13,11 +13,11 @@ The same command continues a killed run from its newest checkpoint, to the same 
 from __future__ import annotations
 
 import inspect
-import itertools
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,20 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from dalle_zoo.cli.errors import UserError
-from dalle_zoo.cli.keys import KeyChecker, fields_of
-from dalle_zoo.hub import new_folder
+from dalle_zoo.cli.keys import KeyChecker, fields_of, overridden
+from dalle_zoo.hub import new_folder, save_network
 from dalle_zoo.models.prior import PriorConfig
 from dalle_zoo.training import StageModule
+from dalle_zoo.training.averaging import WeightEMA
+from dalle_zoo.training.base import deferred_weights
 from dalle_zoo.training.callbacks import PictureLogger, default_loggers
 from dalle_zoo.training.checkpoints import Checkpoint, WholeCheckpointIO, newest_checkpoint
 from dalle_zoo.training.data_modules import CodeData, PictureData
 from dalle_zoo.training.dvae_module import DVAEModule
 from dalle_zoo.training.prior_module import PriorModule
 from dalle_zoo.training.ranker_module import RankerModule
+from dalle_zoo.training.strategies import ShardedStates, shards_first
+from dalle_zoo.training.trainer import ZooTrainer
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +74,7 @@ class ZooCLI(LightningCLI):
             auto_configure_optimizers=False,
             seed_everything_default=0,
             save_config_callback=None,
+            trainer_class=ZooTrainer,
             trainer_defaults={"default_root_dir": str(run)},
             parser_kwargs={"exit_on_error": False} | {name: {"exit_on_error": False} for name in COMMANDS},
             args=args,
@@ -130,6 +135,8 @@ class ZooCLI(LightningCLI):
     def _check_memory(self) -> None:
         """Refuses a prior that this machine's memory cannot hold, before its weights are made."""
         config = self.config[self.subcommand]
+        if shards_first(config.trainer.strategy):
+            return  # no process makes all of it
         sizes = (config.model.get("init_args") or {}).get("config") if config.model else None
         if sizes is None or config.model.class_path.rpartition(".")[2] != PriorModule.__name__:
             return
@@ -137,7 +144,7 @@ class ZooCLI(LightningCLI):
         on_cpu = config.trainer.accelerator == "cpu" or not torch.cuda.is_available()
         if self.subcommand == "fit" and on_cpu:
             copies |= {"gradients": 1, "AdamW": 2}
-            if any("Averaging" in callback.class_path for callback in config.trainer.callbacks or []):
+            if any(callback.class_path.endswith(WeightEMA.__name__) for callback in config.trainer.callbacks or []):
                 copies["average"] = 1
         parameters = sum(PriorConfig(**vars(sizes)).count_parameters().values())
         needed, memory = 4 * parameters * sum(copies.values()), machine_memory()
@@ -145,8 +152,13 @@ class ZooCLI(LightningCLI):
             raise UserError(
                 f"the prior has {parameters / 1e9:.3g} billion parameters: {' + '.join(copies)} in float32 take "
                 f"{needed / 1e9:.3g} GB, this machine has {memory / 1e9:.3g} GB. Take a smaller "
-                "model.init_args.config; training sharded over machines is not in this version."
+                "model.init_args.config, or shard it: `dalle-zoo plan` says what fits where."
             )
+
+    def instantiate_classes(self) -> None:
+        """Leaves a network that is going to be sharded without weights: each process then fills its own part."""
+        with deferred_weights() if shards_first(self.config[self.subcommand].trainer.strategy) else nullcontext():
+            super().instantiate_classes()
 
     def after_instantiate_classes(self) -> None:
         """Refuses data that the model cannot take, before the run folder is claimed."""
@@ -194,23 +206,26 @@ class ZooCLI(LightningCLI):
             if newest is not None:
                 log.warning("continuing from %s", newest)
                 kwargs["ckpt_path"] = str(newest)
-        self.resumed_from: str | None = kwargs.get("ckpt_path")
         return kwargs
 
     def after_fit(self) -> None:
         """Writes the trained weights, averaged if the recipe averages."""
-        if self.trainer.interrupted or not self.trainer.is_global_zero:
+        if self.trainer.interrupted:
             return
-        self._average_finished()
+        if not self.model.trained:  # the run had ended before: Lightning then skips the hook that does this
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, WeightEMA):
+                    callback.copy_to(self.model)
+        strategy = self.trainer.strategy
+        weights = strategy.whole_weights("net.") if isinstance(strategy, ShardedStates) else None
+        if not self.trainer.is_global_zero:
+            return
         with new_folder(self.run / "model" / self.model.stage, overwrite=True) as folder:
-            self.model.export(folder)
+            if weights is None:
+                self.model.export(folder)
+            else:
+                save_network(self.model.net, self.model.stage, folder, weights=weights)
         log.warning("weights are in %s", self.run / "model" / self.model.stage)
-
-    def _average_finished(self) -> None:
-        """Takes the averaged weights of a run that had ended before: Lightning then skips the hook that does."""
-        if self.resumed_from is not None and not self.model.trained:
-            state = torch.load(self.resumed_from, map_location="cpu", weights_only=True)
-            self.model.load_state_dict(state["state_dict"])
 
 
 def machine_memory() -> int:
@@ -267,14 +282,6 @@ def check_keys(subcommand: str, files: Mapping[Path, Any], overrides: list[str])
             raise UserError("trainer.default_root_dir is the folder of the run: use --run FOLDER")
         checker.check_override(key, value)
     return checker
-
-
-def overridden(overrides: list[str]) -> Iterator[tuple[str, str]]:
-    """Keys and values of a command line such as ``--trainer.max_steps 10 --data.batch_size=4``."""
-    for argument, following in itertools.pairwise([*overrides, ""]):
-        if argument.startswith("--") and argument not in ("--help", "--print_config"):
-            key, _, value = argument[2:].partition("=")
-            yield key, value or following
 
 
 def seeds(files: Mapping[Path, Any], overrides: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Fresh weights as a function of (seed, name), and tensors that are held as shards.
+"""Fresh weights as a function of (seed, name), and tensors of which a process holds a shard.
 
 A process that holds one shard of a parameter draws the same numbers as one that holds all of it. They are drawn on
 the CPU, whose generator gives the same numbers everywhere.
@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor, Shard
 
 
 def fresh_seed() -> int:
-    """A seed from the global generator."""
-    return int(torch.randint(2**62, (), dtype=torch.int64))
+    """A seed from the global generator, also where new tensors have no storage."""
+    return int(torch.randint(2**62, (), dtype=torch.int64, device="cpu"))
 
 
 @torch.no_grad()
@@ -41,4 +41,9 @@ def copy_shard(parameter: Tensor, whole: Tensor) -> None:
             parts = whole.chunk(mesh.size(dimension), placement.dim)
             rank = mesh.get_local_rank(dimension)
             whole = parts[rank] if rank < len(parts) else whole.narrow(placement.dim, 0, 0)
-    parameter.to_local().copy_(whole)
+    local(parameter).copy_(whole)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -188,6 +188,7 @@ class Prior(nn.Module):
 
     def __init__(self, config: PriorConfig, backend: str = "sdpa") -> None:
         super().__init__()
+        self.seed = fresh_seed()  # before PyTorch draws weights of its own, which happens only where there is storage
         self.config = config
         d = config.width
         self.text_embedding = nn.Embedding(config.text_vocab + config.text_length, d)
@@ -214,9 +215,9 @@ class Prior(nn.Module):
         the same one.
 
         Args:
-            seed: Drawn from the global generator if missing.
+            seed: The one that was drawn from the global generator when the network was made, if missing.
         """
-        seed = fresh_seed() if seed is None else seed
+        seed = self.seed if seed is None else seed
         for name, parameter in self.named_parameters():
             fill(parameter, *self.initial(name), seed, name)
 

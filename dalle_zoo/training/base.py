@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -15,7 +18,31 @@ from dalle_zoo.hub import WEIGHTS, load_weights, save_network
 from dalle_zoo.sampling.noise import picture_seed
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names, make_optimizer
 from dalle_zoo.training.schedules import LearningRate, LearningRateScheduler
+from dalle_zoo.training.strategies import FSDP1, ExchangesGradients, FullyShard
 from dalle_zoo.zoo import find_component
+
+N = TypeVar("N", bound=nn.Module)
+
+_DEFERRED: ContextVar[bool] = ContextVar("deferred", default=False)
+
+
+@contextmanager
+def deferred_weights() -> Iterator[None]:
+    """Stages built inside describe their network without weights; training fills what each process will hold.
+
+    A network that one process cannot hold is built so.
+    """
+    token = _DEFERRED.set(True)
+    try:
+        yield
+    finally:
+        _DEFERRED.reset(token)
+
+
+def build(make: Callable[[], N]) -> N:
+    """A network, without weights inside `deferred_weights`."""
+    with torch.device("meta") if _DEFERRED.get() else nullcontext():
+        return make()
 
 
 class StageModule(LightningModule):
@@ -32,6 +59,8 @@ class StageModule(LightningModule):
 
     stage: str
     """Name of the stage, also of its folder in a published model."""
+    entries: Sequence[str] = ("forward",)
+    """Methods of the network that training calls, for strategies that gather weights around them."""
 
     def __init__(self, net: nn.Module, adamw: AdamWConfig, learning_rate: LearningRate, seed: int) -> None:
         super().__init__()
@@ -42,12 +71,45 @@ class StageModule(LightningModule):
         self.seed = seed
         self._losses: list[Tensor] = []  # of the batches of the coming update, for the plateau rule
         self._restored_updates = 0
+        self._weights: Path | None = None  # of a model that training starts from
+        self._sharded = False
         self.trained = False  # whether the trainer has had any update to do
 
     def start_from(self, location: str | None) -> None:
         """Takes the weights of a model, by name or folder, instead of fresh ones; None keeps those."""
         if location is not None:
-            load_weights(self.net, find_component(location, self.stage) / WEIGHTS)
+            self._weights = find_component(location, self.stage) / WEIGHTS
+            if not self.deferred:
+                load_weights(self.net, self._weights)
+
+    @property
+    def deferred(self) -> bool:
+        """Whether the network has no weights yet: it was built inside `deferred_weights`."""
+        return any(parameter.is_meta for parameter in self.net.parameters())
+
+    def configure_model(self) -> None:
+        """Shards the network if the strategy does, and gives weights to one that has none; Lightning calls it."""
+        deferred, strategy = self.deferred, self.trainer.strategy
+        blocks = self.sharding_units() if isinstance(strategy, FSDP1 | FullyShard | ExchangesGradients) else []
+        if isinstance(strategy, FSDP1 | FullyShard) and not self._sharded:
+            strategy.shard(self.net, blocks, self.entries)
+            self._sharded = True
+        elif deferred:
+            self.net.to_empty(device="cpu")
+            self.net.reset_parameters()  # type: ignore[operator]
+        if deferred and self._weights is not None:
+            load_weights(self.net, self._weights)
+
+    def sharding_units(self) -> list[nn.Module]:
+        """Parts of the network that a sharded strategy gathers one at a time, in the order of their use.
+
+        Raises:
+            ValueError: The stage is small enough for every device, so nobody has cut it into units.
+        """
+        raise ValueError(
+            f"{type(self).__name__} is not cut into blocks, as sharding and PowerSGD need it: use strategy ddp; the "
+            "others are for the prior"
+        )
 
     def on_train_start(self) -> None:
         """Notes that there is something to do; a finished run does not come here."""
@@ -84,6 +146,9 @@ class StageModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the learning rate, and feeds the plateau rule with the loss of the update."""
         self.log("schedule/learning_rate", optimizer.param_groups[0]["lr"])
+        if isinstance(self.trainer.strategy, ExchangesGradients):
+            finite = getattr(self.trainer.precision_plugin, "finite", None)
+            self.log("exchange/skipped", float(not self.trainer.strategy.exchange_gradients(finite)))
         scheduler = self.lr_schedulers()
         if not self._losses or not isinstance(scheduler, LearningRateScheduler):
             return
@@ -92,6 +157,18 @@ class StageModule(LightningModule):
         if mean is not None:  # all processes see the same mean, so they halve together
             everywhere = self.trainer.strategy.reduce(torch.tensor(mean, device=self.device))
             scheduler.observe(float(everywhere))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the norm over all shards; FSDP1 alone has a method of its own for that."""
+        if isinstance(self.trainer.strategy, FSDP1):
+            self.trainer.strategy.clip(gradient_clip_val, gradient_clip_algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def noise_generator(self, batch_index: int) -> torch.Generator:
         """Generator of this batch's noise: a pure function of (seed, update, batch, rank), so resume is exact."""

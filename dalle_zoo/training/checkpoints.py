@@ -10,6 +10,9 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer, callbacks
 
+from dalle_zoo.training.sharded import is_sharded, read_state, read_whole, remove
+from dalle_zoo.training.strategies.states import by_number
+
 
 class WholeCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and renames it when it has reached the disk.
@@ -32,6 +35,30 @@ class WholeCheckpointIO(TorchCheckpointIO):
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads a file, or the folder of shards that a sharded run has left."""
+        path = Path(path)
+        if is_sharded(path):
+            return whole_checkpoint(path)
+        return super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only)
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Removes a file or a folder, without leaving half of it under its name."""
+        remove(Path(path))
+
+
+def whole_checkpoint(path: Path) -> dict[str, Any]:
+    """A folder of shards as the one file of a run that is not sharded would hold it; needs no other process."""
+    checkpoint, tensors = read_state(path), read_whole(path)
+    checkpoint["state_dict"] = tensors.pop("model")
+    checkpoint["optimizer_states"] = [
+        by_number(tensors.pop(f"optimizer_{number}", {}), groups)
+        for number, groups in enumerate(checkpoint.pop("optimizer_groups"))
+    ]
+    return {**checkpoint, **tensors}
 
 
 class Checkpoint(callbacks.Checkpoint):

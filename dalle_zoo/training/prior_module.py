@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalle_zoo.data import CodeDataset
 from dalle_zoo.hub import WEIGHTS, load_image_tokenizer, sha256_file
@@ -15,7 +15,7 @@ from dalle_zoo.models.prior import Prior, PriorConfig, PriorLoss
 from dalle_zoo.models.tokenizer import ImageTokenizer
 from dalle_zoo.pictures import picture_rows
 from dalle_zoo.sampling import picture_seed, sample_codes
-from dalle_zoo.training.base import StageModule
+from dalle_zoo.training.base import StageModule, build
 from dalle_zoo.training.data_modules import CaptionedData, CodeData, PictureData
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.schedules import LearningRate
@@ -36,10 +36,12 @@ class PriorModule(StageModule):
         seed: Seed of the dropped captions and of the sample grids.
         init_from: Model, by name or folder, whose weights training starts from; fresh weights if missing.
         attention: Attention back-end.
+        recompute: Whether each residual block keeps its input alone and is computed again in the backward pass.
         num_samples: Pictures in a sample grid.
     """
 
     stage = "prior"
+    entries = ("forward", "loss")
     net: Prior
 
     def __init__(
@@ -52,11 +54,14 @@ class PriorModule(StageModule):
         seed: int = 0,
         init_from: str | None = None,
         attention: str = "sdpa",
+        recompute: bool = False,
         num_samples: int = 8,
     ) -> None:
         if not 0 <= caption_dropout < 1:
             raise ValueError(f"caption_dropout must lie in [0, 1), got {caption_dropout}")
-        super().__init__(Prior(config, attention), adamw, learning_rate, seed)
+        super().__init__(build(lambda: Prior(config, attention)), adamw, learning_rate, seed)
+        for block in self.net.residual_blocks():
+            block.residual.recompute = recompute
         self.start_from(init_from)
         self.caption_dropout = caption_dropout
         self.num_samples = num_samples
@@ -67,6 +72,10 @@ class PriorModule(StageModule):
             tokenizer = load_image_tokenizer(find_component(image_tokenizer, "dvae"))
             self._check_tokenizer(tokenizer)
             self._frozen = (tokenizer.requires_grad_(False).eval(),)
+
+    def sharding_units(self) -> list[nn.Module]:
+        """Every attention and every MLP."""
+        return [block.branch for block in self.net.residual_blocks()]
 
     def _check_tokenizer(self, tokenizer: ImageTokenizer) -> None:
         config = self.net.config
@@ -171,13 +180,13 @@ class PriorModule(StageModule):
 
     @property
     def draws(self) -> bool:
-        """Samples are drawn where there is an image tokenizer."""
-        return bool(self._frozen)
+        """Samples are drawn where there is an image tokenizer, and a process that holds the whole network."""
+        return bool(self._frozen) and not self._sharded
 
     @torch.no_grad()
     def pictures(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Reconstructions of the batch's pictures above samples drawn from their captions."""
-        if not self._frozen:
+        if not self.draws:
             return {}
         tokenizer = self._frozen[0].to(self.device)
         count = min(self.num_samples, len(batch["text"]))

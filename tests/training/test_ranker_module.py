@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.utils.data
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from dalle_zoo.models.ranker import Ranker, RankerConfig
 from dalle_zoo.tokenizers import ByteTokenizer
 from dalle_zoo.training import LearningRate
+from dalle_zoo.training.averaging import WeightEMA
 from dalle_zoo.training.checkpoints import Checkpoint
 from dalle_zoo.training.data_modules import CodeData, PictureData, TextConfig
 from dalle_zoo.training.ranker_module import RankerModule
@@ -103,15 +103,15 @@ def test_a_run_goes_on_exactly_where_the_ceiling_binds(
         checkpoint = Checkpoint(every=1)
         checkpoint.folder = tmp_path / folder
         stage = RankerModule(CONFIG, tokenizer, learning_rate=LearningRate(peak=5e-3, warmup_steps=5))
-        trainer(tmp_path, steps, callbacks=[checkpoint, EMAWeightAveraging(decay=0.5, use_buffers=False)]).fit(
+        trainer(tmp_path, steps, callbacks=[checkpoint, WeightEMA(decay=0.5)]).fit(
             stage, loader(6), loader(1), ckpt_path=state, weights_only=False
         )
         return cast(dict[str, Any], torch.load(tmp_path / folder / f"{steps:08d}.ckpt", weights_only=False))
 
     alone, first = train("alone", 3), train("broken", 1)
-    assert float(first["current_model_state"]["net.model.logit_scale"]) == 1.0
+    assert float(first["state_dict"]["net.model.logit_scale"]) == 1.0
     after = train("broken", 3, tmp_path / "broken" / "00000001.ckpt")
-    for part in ("state_dict", "current_model_state"):
+    for part in ("state_dict", "average"):
         assert alone[part].keys() == after[part].keys()
         assert all(torch.equal(after[part][name], tensor) for name, tensor in alone[part].items()), part
 

@@ -97,8 +97,8 @@ def trainer(**options: Any) -> dict[str, Any]:
         "enable_model_summary": False,
         "callbacks": [
             {
-                "class_path": "lightning.pytorch.callbacks.EMAWeightAveraging",
-                "init_args": {"decay": 0.8, "use_buffers": False},
+                "class_path": "WeightEMA",
+                "init_args": {"decay": 0.8},
             }
         ],
         **options,
@@ -231,7 +231,7 @@ def test_a_killed_run_ends_with_the_same_bits(run: Run) -> None:
     last = [state(folder / "checkpoints" / f"{UPDATES:08d}.ckpt") for folder in (run.alone, run.killed)]
     assert last[0]["global_step"] == UPDATES
     assert last[0]["optimizer_states"][0]["state"]
-    for name in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers"):
+    for name in ("state_dict", "average", "optimizer_states", "lr_schedulers"):
         assert_same(last[0][name], last[1][name], name)
     loader = [s["loops"]["fit_loop"]["state_dict"]["combined_loader"] for s in last]
     assert loader[0], "the place in the data is part of the state"
@@ -264,8 +264,8 @@ def test_weights_are_the_averaged_ones(run: Run) -> None:
     last = state(run.alone / "checkpoints" / f"{UPDATES:08d}.ckpt")
     differ = 0
     for name, tensor in exported.items():
-        assert torch.equal(tensor, last["state_dict"][f"net.{name}"])
-        differ += not torch.equal(tensor, last["current_model_state"][f"net.{name}"])
+        assert torch.equal(tensor, last["average"][f"net.{name}"])
+        differ += not torch.equal(tensor, last["state_dict"][f"net.{name}"])
     assert differ > len(exported) // 2
 
 

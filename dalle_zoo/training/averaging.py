@@ -1,0 +1,141 @@
+"""Exponential moving average of the weights, whole or in shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from dalle_zoo.models.initial import local
+
+STATE = "average"
+"""Key of a checkpoint below which the averaged weights lie, by the names of the weights."""
+
+
+class WeightEMA(Callback):
+    """Averages the weights while they are trained; validation, pictures and the exported model use the average.
+
+    ``average = decay * average + (1 - decay) * weights`` once every so many updates; the first time it takes the
+    weights as they are. Every process averages what it holds, so the average is sharded as the weights are; the
+    averaging of Lightning copies the module before that, and cannot be used here.
+
+    Reference: the dVAE's decay is 0.999 at every update (appendix A.2); the prior's is 0.99 once every 25, on the CPU
+    (appendix B.2).
+
+    Args:
+        decay: Share of the average that stays.
+        every: Updates between two steps of the average.
+        start: Updates that pass before the first step, where the beginning of a run is of another kind.
+        device: Where the average lies; where the weights lie if missing.
+    """
+
+    def __init__(self, decay: float = 0.999, every: int = 1, start: int = 0, device: str | None = None) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must lie in [0, 1), got {decay}")
+        if every < 1:
+            raise ValueError(f"every must be at least 1 update, got {every}")
+        if start < 0:
+            raise ValueError(f"start must be at least 0 updates, got {start}")
+        self.decay, self.every, self.start, self.device = decay, every, start, device
+        self.average: list[Tensor] | None = None
+        """What this process holds of the averaged weights, in the order of the module's parameters."""
+        self._averaged_at = 0
+
+    def adopt(self, module: LightningModule) -> None:
+        """Takes the module's weights as the average."""
+        self.average = [weight.detach().to(self.device, copy=True) for weight in held(module)]
+
+    @torch.no_grad()
+    def copy_to(self, module: LightningModule) -> None:
+        """Gives the module the averaged weights, if there are any yet."""
+        for weight, average in zip(held(module), self.average or [], strict=self.average is not None):
+            weight.copy_(average)
+
+    @contextmanager
+    def applied(self, module: LightningModule) -> Iterator[None]:
+        """The module has the averaged weights inside, and its own again behind."""
+        own = [weight.clone() for weight in held(module)] if self.average is not None else []
+        self.copy_to(module)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for weight, value in zip(held(module), own, strict=bool(own)):
+                    weight.copy_(value)
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Takes the weights in behind an update that is due."""
+        update = trainer.global_step
+        if update in (0, self._averaged_at) or update <= self.start or update % self.every:
+            return
+        self._averaged_at = update
+        if self.average is None:
+            self.adopt(pl_module)
+            return
+        for average, weight in zip(self.average, held(pl_module), strict=True):
+            average.lerp_(weight.to(average.device), 1 - self.decay)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The trained model is the averaged one."""
+        self.copy_to(pl_module)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation sees the average."""
+        self._validation = self.applied(pl_module)
+        self._validation.__enter__()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Training goes on with the weights themselves."""
+        self._validation.__exit__(None, None, None)
+
+    # ------------------------------------------------------------ checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """The update of the last step of the average; the average itself is saved with the weights."""
+        return {"averaged_at": self._averaged_at}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restores `state_dict`."""
+        self._averaged_at = state_dict["averaged_at"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the averaged weights in the form that the strategy gives to weights."""
+        if self.average is None:
+            return
+        with self.applied(pl_module):
+            state = trainer.strategy.lightning_module_state_dict()
+            checkpoint[STATE] = {name: tensor.detach().clone() for name, tensor in state.items()}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Takes the average out of a whole checkpoint; a sharded strategy has called `restore` before."""
+        average = checkpoint.pop(STATE, None)
+        if average is not None:
+            own = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
+            self.restore(trainer, pl_module, lambda: pl_module.load_state_dict(average))
+            if trainer.state.fn == TrainerFn.FITTING:
+                pl_module.load_state_dict(own)
+
+    def restore(self, trainer: Trainer, pl_module: LightningModule, load: Any) -> None:
+        """Loads the average into the module and keeps it, if the run trains; what does not train uses it.
+
+        Args:
+            trainer: Trainer of the run.
+            pl_module: Gets the averaged weights; a run that trains loads its own weights behind.
+            load: Loads the averaged weights of the checkpoint into the module.
+        """
+        load()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.adopt(pl_module)
+
+
+def held(module: LightningModule) -> list[Tensor]:
+    """What this process holds of the module's parameters; writing to it writes to them."""
+    return [local(parameter.detach()) for parameter in module.parameters()]

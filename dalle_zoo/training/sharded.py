@@ -1,0 +1,139 @@
+"""Checkpoints as folders of shards: each process writes what it holds, any number of processes reads it.
+
+```
+00000123.ckpt/
+  shard-00001-model-00001-of-00001.safetensors   tensors of process 0, with their place in the whole
+  …
+  state.pt                                       all that is no tensor: loops, schedules, groups of the optimizer
+```
+The tensors are safetensors and ``state.pt`` is read with ``weights_only``, so that no pickle is trusted. The folder
+is written beside its place and takes it when every process is done.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from dalle_zoo.files import sync
+
+STATE = "state.pt"
+_SEPARATOR = "/"
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether a checkpoint is a folder of shards."""
+    return (path / STATE).is_file()
+
+
+def save_sharded(tensors: Mapping[str, Any], rest: Mapping[str, Any], path: Path) -> None:
+    """Writes a folder of shards, whole or not at all; every process calls it.
+
+    Args:
+        tensors: Nested by names; sharded tensors are written by their owners, plain ones by one process.
+        rest: What is no tensor; that of process 0 is written.
+        path: Folder that must be on a file system which all processes share.
+    """
+    aside = path.with_name(f".{path.name}.part")
+    if dist.get_rank() == 0:
+        shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed here
+        aside.mkdir(parents=True)
+    dist.barrier()
+    writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
+    save(flatten(tensors), storage_writer=writer)
+    if dist.get_rank() == 0:
+        torch.save(dict(rest), aside / STATE)
+        for file in aside.iterdir():
+            sync(file)
+        if path.exists():
+            remove(path)
+        aside.replace(path)
+    dist.barrier()
+
+
+def load_sharded(tensors: Mapping[str, Any], path: Path) -> None:
+    """Fills tensors, nested by names, with what the folder holds of them; every process calls it."""
+    load(flatten(tensors), storage_reader=HuggingFaceStorageReader(str(path)))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What a folder of shards holds besides tensors."""
+    state: dict[str, Any] = torch.load(path / STATE, weights_only=True)
+    return state
+
+
+def names(path: Path) -> set[str]:
+    """Names of the tensors in a folder of shards."""
+    found: set[str] = set()
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as shard:
+            found.update(shard.keys())
+    return found
+
+
+def read_whole(path: Path, below: str = "") -> dict[str, Any]:
+    """All tensors of a folder, whole, in one process without any other; nested by names.
+
+    Args:
+        path: Folder.
+        below: Take only tensors whose name begins so.
+    """
+    reader = HuggingFaceStorageReader(str(path))
+    known = reader.read_metadata().state_dict_metadata
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in known.items()
+        if name.startswith(below) and isinstance(entry, TensorStorageMetadata)
+    }
+    load(tensors, storage_reader=reader, no_dist=True)
+    return unflatten(tensors)
+
+
+def remove(path: Path) -> None:
+    """Removes a checkpoint, file or folder, without leaving half of it under its name."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    retired = path.with_name(f".{path.name}.{os.getpid()}.old")
+    path.replace(retired)
+    shutil.rmtree(retired)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    """Nested names to one, joined by a slash.
+
+    Example:
+        >>> flatten({"model": {"weight": torch.ones(())}})
+        {'model/weight': tensor(1.)}
+    """
+    flat: dict[str, Tensor] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}{_SEPARATOR}")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What `flatten` has joined, nested again."""
+    tree: dict[str, Any] = {}
+    for name, tensor in flat.items():
+        *path, last = name.split(_SEPARATOR)
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = tensor
+    return tree

@@ -1,0 +1,53 @@
+"""Sharding by torch's ``FullyShardedDataParallel`` (FSDP1), on the CPU too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp.wrap import CustomPolicy
+
+from dalle_zoo.training.strategies.states import ShardedStates
+
+
+class FSDP1(ShardedStates, FSDPStrategy):
+    """Weights, gradients and moments are divided among all processes as flat vectors, a residual block at a time.
+
+    Lightning refuses its own class on anything but CUDA.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(sharding_strategy="FULL_SHARD", use_orig_params=True)
+        self._units: Sequence[nn.Module] = ()
+
+    def shard(self, net: nn.Module, units: Sequence[nn.Module], entries: Sequence[str]) -> None:
+        """Notes the units; Lightning wraps the whole LightningModule a moment later, so that entries need no care."""
+        del entries
+        if any(parameter.is_meta for parameter in net.parameters()):
+            raise ValueError("fsdp needs a network with weights: build it without `deferred_weights`, or use fsdp2")
+        self._units = units
+
+    def _setup_model(self, model: nn.Module) -> FullyShardedDataParallel:
+        units = set(self._units)
+        return FullyShardedDataParallel(
+            model,
+            mixed_precision=self.mixed_precision_config,
+            sharding_strategy=self.sharding_strategy,
+            auto_wrap_policy=CustomPolicy(lambda module: module in units),
+            # With a mesh the shards come as DTensors, as those of fully_shard.
+            device_mesh=init_device_mesh(self.root_device.type, (self.world_size,)),
+            device_id=self.root_device,
+            use_orig_params=True,
+        )
+
+    def clip(self, value: float | None, algorithm: str | None) -> None:
+        """Clips the norm of the gradients over all shards; None does nothing."""
+        if value is None:
+            return
+        if algorithm not in (None, "norm"):
+            raise ValueError(f"fsdp clips by norm only, got gradient_clip_algorithm={algorithm!r}: use fsdp2")
+        assert isinstance(self.model, FullyShardedDataParallel)
+        self.model.clip_grad_norm_(value)

@@ -1,0 +1,101 @@
+"""Sharding by torch's ``fully_shard`` (FSDP2): ``fsdp2`` over all processes, ``hsdp`` inside groups of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import Shard
+
+from dalle_zoo.training.strategies.states import ShardedStates
+
+REPLICATE, SHARD = "replicate", "shard"
+
+
+class FullyShard(ShardedStates, ModelParallelStrategy):
+    """Weights, gradients and moments are divided among processes; a residual block is gathered while it is in use.
+
+    Of each matrix the outputs are divided, except of the MLP's second one, whose inputs are: the axes of the paper
+    (table 2).
+
+    Args:
+        shard_size: Processes among which the network is divided; groups of so many hold copies of it, whose
+            gradients are averaged. All processes if missing; 0 stands for the processes of one machine.
+    """
+
+    def __init__(self, shard_size: int | None = None) -> None:
+        super().__init__()
+        self.shard_size = shard_size
+        self._mesh: DeviceMesh | None = None
+
+    @property
+    def mesh(self) -> DeviceMesh:
+        """Copies by shards: (replicate, shard)."""
+        assert self._mesh is not None, "processes have not been set up"
+        return self._mesh
+
+    def setup_environment(self) -> None:
+        """Connects the processes and arranges them."""
+        world = self.num_nodes * self.num_processes
+        # Lightning's own mesh serves its samplers: every process has data of its own.
+        self._data_parallel_size, self._tensor_parallel_size = world, 1
+        super().setup_environment()
+        size = {None: world, 0: self.num_processes}.get(self.shard_size, self.shard_size) or world
+        if world % size:
+            raise ValueError(
+                f"shard_size {size} does not divide the {world} processes ({self.num_nodes} x {self.num_processes}): "
+                "choose a divisor"
+            )
+        self._mesh = init_device_mesh(self.root_device.type, (world // size, size), mesh_dim_names=(REPLICATE, SHARD))
+
+    @property
+    def sharding_mesh(self) -> DeviceMesh:
+        """What ``fully_shard`` gets: with copies it averages over them itself."""
+        return self.mesh if self.mesh[REPLICATE].size() > 1 else self.mesh[SHARD]
+
+    def shard(self, net: nn.Module, units: Sequence[nn.Module], entries: Sequence[str]) -> None:
+        """Divides a network in place, and fills it if it has no weights yet.
+
+        Args:
+            net: Network; its own parameters and those outside the units form the root unit, in float32.
+            units: Modules that are gathered one at a time, in the order of their use.
+            entries: Methods of the network that training calls.
+        """
+        # What a linear layer returns is a view here and there; nothing writes into it.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+        policy = unit_policy(self.precision_plugin)
+        options: dict[str, Any] = {"mesh": self.sharding_mesh, "shard_placement_fn": _axis(net)}
+        for unit in units:
+            fully_shard(unit, mp_policy=policy, **options)
+        fully_shard(net, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False), **options)
+        for entry in entries:
+            register_fsdp_forward_method(net, entry)
+        if any(parameter.is_meta for parameter in net.parameters()):
+            net.to_empty(device=self.root_device)
+            net.reset_parameters(self.broadcast(net.seed))  # type: ignore[operator]
+
+
+def unit_policy(precision: Precision) -> MixedPrecisionPolicy:
+    """In which precision a unit's weights are gathered; gradients are reduced in float32."""
+    own: MixedPrecisionPolicy | None = getattr(precision, "unit_policy", None)
+    if own is not None:
+        return own
+    gathered = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(precision.precision))
+    return MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
+
+
+def _axis(net: nn.Module) -> Any:
+    """Which axis of a parameter is divided: inputs of the MLP's second matrix, else the first."""
+    inputs = {p for name, p in net.named_parameters() if name.endswith("mlp.output.weight")}
+
+    def axis(parameter: nn.Parameter) -> Shard:
+        return Shard(1 if parameter in inputs else 0)
+
+    return axis

@@ -1,0 +1,196 @@
+"""Low-rank gradients between processes or machines: the paper's way to train across slow networks (section 2.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
+from torch import Tensor
+from torch import distributed as dist
+from torch.distributed.tensor import DTensor
+
+from dalle_zoo.models.initial import local
+from dalle_zoo.training.powersgd import PowerSGD
+from dalle_zoo.training.strategies.fsdp2 import REPLICATE, SHARD, FullyShard
+from dalle_zoo.training.strategies.states import EXCHANGE
+
+
+class ExchangesGradients(ParallelStrategy):
+    """A strategy whose backward pass leaves the gradients of the network's copies unaveraged.
+
+    The stage calls `exchange_gradients` when the gradients of an update are complete and unscaled, before they are
+    clipped. Matrices of the residual blocks go as low-rank factors, all else as it is, in float32: embeddings, heads,
+    gains and biases.
+    """
+
+    exchange: PowerSGD | None = None
+    _errors: Mapping[str, Tensor] | None = None
+    """Buffers of a checkpoint, until there is an exchange to hand them to."""
+
+    def make_exchange(self) -> PowerSGD:
+        """The algorithm with its options; the processes are connected."""
+        raise NotImplementedError
+
+    def exchange_gradients(self, finite: Tensor | None = None) -> bool:
+        """Averages the gradients over the copies.
+
+        Args:
+            finite: Whether this process's gradients are finite, where the precision knows: bool ().
+
+        Returns:
+            False if something was not finite anywhere: every gradient is None then, in every process.
+        """
+        if isinstance(self.precision_plugin, MixedPrecision) and self.precision_plugin.scaler is not None:
+            raise ValueError("16-mixed decides process by process what to skip: use 16-resblock or bf16-mixed instead")
+        if self.exchange is None:
+            self.exchange = self.make_exchange()
+            if self._errors:
+                self.exchange.load_error_means(dict(self._parts(self._errors)))
+        compressed = self._compressed()
+        gradients = {name: local(p.grad) for name, p in self._parameters() if p.grad is not None}
+        low_rank = {name: gradient for name, gradient in gradients.items() if name in compressed}
+        others = [gradient for name, gradient in gradients.items() if name not in compressed]
+        done = self.exchange.reduce(dict(self._parts(low_rank)), others, finite)
+        if not done:
+            for _, parameter in self._parameters():
+                parameter.grad = None
+        return done
+
+    def error_means(self) -> dict[str, Tensor]:
+        """What is left to send, by the names of the parameters and in their shapes; every process calls it."""
+        if self.exchange is None:  # nothing was trained since the checkpoint was read
+            return dict(self._errors or {})
+        means = self.exchange.error_means()
+        shapes = {name: local(parameter.detach()) for name, parameter in self._parameters()}
+        whole = {}
+        for name in sorted({part.partition("#")[0] for part in means}):
+            pieces = [means.get(part, torch.zeros(0)) for part, _ in _cut(name, shapes[name])]
+            if all(piece.numel() for piece in pieces):
+                whole[name] = torch.cat(pieces)
+        return whole
+
+    def _parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        assert self.lightning_module is not None
+        return self.lightning_module.named_parameters()
+
+    def _compressed(self) -> set[str]:
+        net: Any = self.lightning_module.net  # type: ignore[union-attr]
+        matrices = {p for block in net.residual_blocks() for p in block.branch.parameters() if p.ndim == 2}
+        return {name for name, parameter in self._parameters() if parameter in matrices}
+
+    @staticmethod
+    def _parts(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors.items():
+            yield from _cut(name, tensor)
+
+
+def _cut(name: str, matrix: Tensor) -> list[tuple[str, Tensor]]:
+    """Matrices to factorise: of queries, keys and values in one parameter, three, as in table 2 of the paper."""
+    if not name.endswith("qkv.weight"):
+        return [(name, matrix)]
+    return [(f"{name}#{number}", part) for number, part in enumerate(matrix.chunk(3))]
+
+
+class DDPPowerSGD(ExchangesGradients, DDPStrategy):
+    """Every process holds the whole network; gradients go between them as low-rank factors.
+
+    Args:
+        rank: Rank of every gradient matrix; the smallest one that costs nothing grows with the width (table 1).
+        wire_bits: 32 or 16 (bfloat16) for the factors.
+    """
+
+    def __init__(self, rank: int, wire_bits: int = 32) -> None:
+        super().__init__()
+        self.rank, self.wire = _positive(rank), _wire(wire_bits)
+
+    def make_exchange(self) -> PowerSGD:
+        """One group: all processes."""
+        return PowerSGD(self.rank, wire_dtype=self.wire)
+
+    def configure_ddp(self) -> None:
+        """Equal weights everywhere, and no wrapper: torch's would average the gradients itself."""
+        assert self.model is not None
+        for tensor in self.model.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Adds the error buffers."""
+        checkpoint[EXCHANGE] = self.error_means()
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Takes the error buffers out."""
+        checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
+        self._errors = checkpoint.pop(EXCHANGE, {})
+        return checkpoint
+
+
+class HSDPPowerSGD(ExchangesGradients, FullyShard):
+    """Sharded inside a machine, low-rank factors between machines: the paper's distribution (figure 5).
+
+    Args:
+        rank: Total rank of a gradient matrix over its shards (table 1: 896 for 12 billion parameters on machines of
+            eight); each process factorises its own shard at rank / shard_size.
+        shard_size: Processes that share one copy of the network; those of one machine if 0.
+        wire_bits: 32 or 16 (bfloat16) for the factors.
+    """
+
+    def __init__(self, rank: int, shard_size: int = 0, wire_bits: int = 32) -> None:
+        super().__init__(shard_size)
+        self.rank, self.wire = _positive(rank), _wire(wire_bits)
+
+    @property
+    def sharding_mesh(self) -> Any:
+        """Inside the machine only: with the whole mesh, ``fully_shard`` would average uncompressed."""
+        return self.mesh[SHARD]
+
+    def setup_environment(self) -> None:
+        """Refuses a rank that the shards cannot share."""
+        super().setup_environment()
+        shards = self.mesh[SHARD].size()
+        if self.rank % shards:
+            raise ValueError(f"rank {self.rank} is no multiple of the {shards} shards: choose one that is")
+
+    def make_exchange(self) -> PowerSGD:
+        """One group for each shard: the processes that hold it."""
+        group = self.mesh[REPLICATE].get_group()
+        return PowerSGD(self.rank // self.mesh[SHARD].size(), group, wire_dtype=self.wire)
+
+    def exchange_state(self) -> dict[str, Tensor]:
+        """The error buffers' mean over the machines, sharded as the parameters are."""
+        parameters = dict(self._parameters())
+        return {name: _like(mean, parameters[name]) for name, mean in self.error_means().items()}
+
+    def load_exchange_state(self, load: Callable[[Mapping[str, Tensor]], None]) -> None:
+        """Restores them, of any number of shards and machines."""
+        wanted = self._compressed()
+        sharded = {name: torch.zeros_like(parameter) for name, parameter in self._parameters() if name in wanted}
+        load(sharded)
+        self._errors = {name: local(tensor.detach()) for name, tensor in sharded.items()}
+
+
+def _like(mean: Tensor, parameter: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return mean
+    device = local(parameter.detach()).device
+    return DTensor.from_local(
+        mean.to(device), parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
+    )
+
+
+def _positive(rank: int) -> int:
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+    return rank
+
+
+def _wire(bits: int) -> torch.dtype:
+    if bits not in (16, 32):
+        raise ValueError(f"wire_bits must be 16 or 32, got {bits}")
+    return torch.bfloat16 if bits == 16 else torch.float32

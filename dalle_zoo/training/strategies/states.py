@@ -1,0 +1,193 @@
+"""Saving and loading a sharded run: one format, whichever strategy wrote it and whichever goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
+
+from dalle_zoo.models.initial import copy_shard
+from dalle_zoo.training import averaging
+from dalle_zoo.training.sharded import is_sharded, load_sharded, names, read_state, save_sharded
+
+EXCHANGE = "exchange"
+"""Key of what a strategy that compresses gradients has still to send."""
+_WHOLE = StateDictOptions(full_state_dict=True)
+
+
+class ShardedStates(ParallelStrategy):
+    """The part of a sharded strategy that saves and loads; Lightning calls all of it in every process."""
+
+    @property
+    def root(self) -> nn.Module:
+        """The module as the strategy trains it."""
+        assert self.model is not None
+        return self.model
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """States are loaded into shards, so the shards come first."""
+        return True
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """`load_checkpoint` does it."""
+        return False
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The weights as DTensors, by their names in the LightningModule."""
+        return cast(dict[str, Any], get_model_state_dict(self.root))
+
+    def whole_weights(self, prefix: str) -> dict[str, Tensor]:
+        """The weights below a prefix, whole on the CPU of process 0, nothing in the others; every process calls it."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = cast(dict[str, Tensor], get_model_state_dict(self.root, options=options))
+        return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The optimizer's state as DTensors, by the names of the weights."""
+        return get_optimizer_state_dict(self.root, _bare(optimizer))
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Nothing: `load_checkpoint` does it."""
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Nothing: `load_checkpoint` does it."""
+
+    def exchange_state(self) -> dict[str, Tensor]:
+        """What is saved of an exchange of gradients, as DTensors; nothing for strategies that have none."""
+        return {}
+
+    def load_exchange_state(self, load: Callable[[Mapping[str, Tensor]], None]) -> None:
+        """Restores `exchange_state`: ``load`` fills tensors, whole or sharded, by name."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Writes a folder of shards."""
+        if storage_options is not None:
+            raise TypeError(f"storage_options must be None, got {storage_options!r}: checkpoints are local folders")
+        optimizers = checkpoint.pop("optimizer_states", [])
+        tensors = {
+            "model": checkpoint.pop("state_dict"),
+            averaging.STATE: checkpoint.pop(averaging.STATE, {}),
+            EXCHANGE: self.exchange_state(),
+            **{f"optimizer_{number}": state["state"] for number, state in enumerate(optimizers)},
+        }
+        rest = {**checkpoint, "optimizer_groups": [state["param_groups"] for state in optimizers]}
+        save_sharded(tensors, rest, Path(self.broadcast(filepath)))
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Loads a folder of shards, or the one file of a run that was not sharded."""
+        path = Path(self.broadcast(checkpoint_path))
+        checkpoint = self._from_shards(path) if is_sharded(path) else self._from_file(path)
+        checkpoint.pop(averaging.STATE, None)
+        return checkpoint
+
+    @property
+    def _trains(self) -> bool:
+        return self.lightning_module is not None and self.lightning_module.trainer.state.fn == TrainerFn.FITTING
+
+    def _from_shards(self, path: Path) -> dict[str, Any]:
+        checkpoint = read_state(path)
+        known = names(path)
+
+        def load(key: str) -> None:
+            state = get_model_state_dict(self.root)
+            load_sharded({key: state}, path)
+            set_model_state_dict(self.root, state)
+
+        averaged = any(name.startswith(f"{averaging.STATE}/") for name in known)
+        self._load_weights(load if averaged else None, load)
+        groups = checkpoint.pop("optimizer_groups")
+        if self._trains:
+            for number, optimizer in enumerate(self.optimizers):
+                state = get_optimizer_state_dict(self.root, optimizer)["state"]
+                load_sharded({f"optimizer_{number}": state}, path)
+                state = cast(Any, {"state": state, "param_groups": groups[number]})
+                set_optimizer_state_dict(self.root, optimizer, optim_state_dict=state)
+            if any(name.startswith(f"{EXCHANGE}/") for name in known):
+                self.load_exchange_state(lambda tensors: load_sharded({EXCHANGE: tensors}, path))
+        return checkpoint
+
+    def _from_file(self, path: Path) -> dict[str, Any]:
+        checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
+        weights = {"model": checkpoint.pop("state_dict"), averaging.STATE: checkpoint.get(averaging.STATE)}
+
+        def load(key: str) -> None:
+            set_model_state_dict(self.root, dict(weights[key]), options=_WHOLE)
+
+        self._load_weights(load if weights[averaging.STATE] is not None else None, load)
+        if self._trains:
+            for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+                order = cast(Any, get_optimizer_state_dict(self.root, optimizer)["param_groups"])
+                named = cast(Any, by_name(state, order))
+                set_optimizer_state_dict(self.root, optimizer, optim_state_dict=named, options=_WHOLE)
+            if whole := checkpoint.pop(EXCHANGE, {}):
+                self.load_exchange_state(lambda tensors: _copy_all(tensors, whole))
+        return checkpoint
+
+    def _load_weights(self, average: Any, load: Any) -> None:
+        """Averaged weights first, into the callback that keeps them; then the weights themselves."""
+        module = self.lightning_module
+        assert module is not None
+        callbacks: list[Any] = module.trainer.callbacks if average is not None else []  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, averaging.WeightEMA):
+                callback.restore(module.trainer, module, lambda: average(averaging.STATE))
+                if not self._trains:
+                    return
+        load("model")
+
+
+def _copy_all(tensors: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        copy_shard(tensor, whole[name])
+
+
+def _bare(optimizer: Optimizer) -> Optimizer:
+    return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+
+
+def by_name(state: Mapping[str, Any], order: list[dict[str, Any]]) -> dict[str, Any]:
+    """An optimizer's state keyed by number, as one process saves it, keyed by the names of the weights.
+
+    Args:
+        state: With ``state`` and ``param_groups``.
+        order: Groups whose ``params`` are names, in the same order.
+    """
+    every = list(_members(order))
+    return {
+        "state": {every[number]: entry for number, entry in state["state"].items()},
+        "param_groups": [
+            {**group, "params": [every[number] for number in group["params"]]} for group in state["param_groups"]
+        ],
+    }
+
+
+def by_number(state: Mapping[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """The opposite of `by_name`: what ``Optimizer.load_state_dict`` of one process takes."""
+    numbers = {name: number for number, name in enumerate(_members(groups))}
+    return {
+        "state": {numbers[name]: entry for name, entry in state.items()},
+        "param_groups": [{**group, "params": [numbers[name] for name in group["params"]]} for group in groups],
+    }
+
+
+def _members(groups: list[dict[str, Any]]) -> Iterator[str]:
+    for group in groups:
+        yield from group["params"]
