@@ -1,0 +1,60 @@
+"""float16 on devices without float16 arithmetic: float32 numbers that are rounded after every operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+
+def through_float16(x: Tensor) -> Tensor:
+    """Rounds to float16 and back; the gradient is rounded likewise. Overflow gives infinity, underflow zero."""
+    return cast(Tensor, _Round.apply(x))  # type: ignore[no-untyped-call]
+
+
+class EmulatedFloat16(TorchFunctionMode):
+    """Rounds parameters, and the result of every function, to float16; gradients likewise, in the backward pass.
+
+    The arithmetic inside a function stays float32, as that of float16 hardware does.
+
+    Example:
+        >>> with EmulatedFloat16():
+        ...     torch.tensor([1e-9, 1.0, 1e9]) * 1
+        tensor([0., 1., inf])
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Calls a function on rounded parameters, and rounds what it returns."""
+        del types
+        args, kwargs = tree_map(_round_parameter, (args, dict(kwargs or {})))
+        return tree_map(_round, func(*args, **kwargs))
+
+
+def _round(value: Any) -> Any:
+    return through_float16(value) if isinstance(value, Tensor) and value.dtype == torch.float32 else value
+
+
+def _round_parameter(value: Any) -> Any:
+    return _round(value) if isinstance(value, nn.Parameter) else value
+
+
+class _Round(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        del ctx
+        return x.half().float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        del ctx
+        return gradient.half().float()

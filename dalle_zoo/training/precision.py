@@ -1,0 +1,254 @@
+"""Precisions by name, as Lightning plugins; ``16-resblock`` is the paper's own.
+
+| name | inside residual branches | elsewhere | weights, moments | gradients kept in range by |
+|---|---|---|---|---|
+| ``32-true`` | float32 | float32 | float32 | |
+| ``bf16-mixed`` | bfloat16 | bfloat16 | float32 | |
+| ``bf16-true`` | bfloat16 | bfloat16 | bfloat16 | |
+| ``16-mixed`` | float16 | float16 | float32 | one scale of the loss |
+| ``16-resblock`` | float16 | float32 | float32 | one scale a residual block |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins import FSDPPrecision, HalfPrecision, MixedPrecision, Precision
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecision as FSDP1Policy
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.optim import Optimizer
+
+from dalle_zoo.models.gradient_scaling import Carrier, GradientScales, GradientScalingConfig, ScaledBranch
+from dalle_zoo.models.initial import local
+from dalle_zoo.models.residual import ResidualBlock, plain
+from dalle_zoo.registry import UnknownNameError, suggest
+
+SCALE_CURVES = "log2_gradient_scale/"
+"""How the logged names of the scales of blocks begin."""
+
+StrategyKind = Literal["plain", "fsdp", "fsdp2"]
+"""What a precision must fit: strategies that hold whole weights, FSDP1, or fully_shard."""
+
+_PLAIN: Mapping[str, Callable[[str], Precision]] = {  # device type to plugin
+    "32-true": lambda device: Precision(),
+    "bf16-mixed": lambda device: MixedPrecision("bf16-mixed", device),
+    "bf16-true": lambda device: HalfPrecision("bf16-true"),
+    "16-mixed": lambda device: MixedPrecision("16-mixed", device),
+    "16-resblock": lambda device: ResblockPrecision("emulated" if device == "cpu" else "float16"),
+}
+_FSDP1: Mapping[str, Callable[[str], Precision]] = {
+    "32-true": lambda device: FSDP1Precision("32-true", device),
+    "bf16-mixed": lambda device: FSDP1Precision("bf16-mixed", device),
+    "bf16-true": lambda device: FSDP1Precision("bf16-true", device),
+    "16-mixed": lambda device: FSDP1Precision("16-mixed", device),
+}
+
+
+def make_precision(name: str, device_type: str, strategy_kind: StrategyKind = "plain") -> Precision:
+    """Plugin of a precision.
+
+    Args:
+        name: Name in the table above.
+        device_type: "cuda", "cpu", …; the CPU emulates the float16 of ``16-resblock``.
+        strategy_kind: What the plugin must fit.
+
+    Raises:
+        UnknownNameError: There is no such precision.
+        ValueError: The device or the strategy cannot do it.
+    """
+    if name not in _PLAIN:
+        raise UnknownNameError(suggest("precision", name, _PLAIN))
+    if name == "16-mixed" and device_type == "cpu":  # Lightning would train in bfloat16 without a word
+        raise ValueError(
+            "precision 16-mixed needs a GPU: on the CPU use bf16-mixed, or 16-resblock, which emulates float16"
+        )
+    if strategy_kind != "fsdp":
+        return _PLAIN[name](device_type)
+    if name not in _FSDP1:
+        raise ValueError(f"strategy fsdp cannot do precision {name}: use strategy fsdp2, or {', '.join(_FSDP1)}")
+    return _FSDP1[name](device_type)
+
+
+class ResblockPrecision(Precision):
+    """float16 inside residual branches, with a gradient scale for each; all else is float32.
+
+    ```
+    closure      forward and backward; parameter gradients of block b come S_b times too large
+    unscale      they are divided by S_b; what is not finite is noted block by block, and agreed on by all processes
+    hooks        on_before_optimizer_step, where strategies exchange gradients, and clipping
+    step         without any gradient, so without effect, if anything was not finite: the update is skipped
+    update       the scales
+    ```
+    Works with whole weights, DDP and fully_shard, with recomputation, compilation and accumulated gradients.
+
+    Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), section 2.4 and appendix D.
+
+    Args:
+        carrier: What carries the numbers of a branch.
+        config: When scales grow and shrink.
+
+    Attributes:
+        scales: Scales of the blocks; None until the trainer has set the network up.
+        finite: Whether all gradients of the current update are finite in every process, bool () on their device.
+        num_skipped: Updates skipped so far.
+    """
+
+    precision = "16-resblock"  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        carrier: Carrier = "float16",
+        config: GradientScalingConfig = GradientScalingConfig(),  # noqa: B008 (frozen)
+    ) -> None:
+        self.carrier = carrier
+        self.config = config
+        self.scales: GradientScales | None = None
+        self.finite = torch.tensor(True)
+        self.num_skipped = 0
+        self._module: nn.Module = nn.Module()
+        self._blocks: Sequence[ResidualBlock] = ()
+        self._groups: Sequence[Sequence[nn.Parameter]] = ()
+
+    @property
+    def unit_policy(self) -> MixedPrecisionPolicy:
+        """How fully_shard treats a branch: gathered in 16 bit, gradients averaged in float32."""
+        gathered = torch.float16 if self.carrier == "float16" else None
+        # The branch gets 16-bit input already.
+        return MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
+
+    def convert_module(self, module: nn.Module) -> nn.Module:
+        """Finds the residual blocks of the network.
+
+        Raises:
+            ValueError: It has none.
+        """
+        net = getattr(module, "net", None)
+        find = getattr(net, "residual_blocks", None)
+        if find is None:
+            raise ValueError(
+                f"precision 16-resblock is for networks of residual blocks, such as the prior; {type(net).__name__} "
+                "has no residual_blocks(): use 16-mixed or bf16-mixed"
+            )
+        self._module, self._blocks = module, find()
+        return module
+
+    def connect(
+        self, model: nn.Module, optimizers: list[Optimizer], lr_schedulers: list[Any]
+    ) -> tuple[nn.Module, list[Optimizer], list[Any]]:
+        """Puts scaled branches into the network, which lies on its device by now."""
+        groups = [[*block.norm.parameters(), *block.branch.parameters()] for block in self._blocks]
+        in_blocks = {parameter for group in groups for parameter in group}
+        self._groups = [*groups, [p for p in self._module.parameters() if p not in in_blocks]]
+        device = groups[0][0].device
+        scales = GradientScales(len(groups), self.config, device)
+        if self.scales is not None:  # of an earlier call of the trainer
+            scales.load_state_dict(self.scales.state_dict())
+        self.scales = scales
+        self.finite = torch.tensor(True, device=device)
+        for block, scale in zip(self._blocks, scales.values, strict=True):
+            block.residual.around = ScaledBranch(scale, self.carrier)
+        return model, optimizers, lr_schedulers
+
+    def teardown(self) -> None:
+        """Leaves the network as it was."""
+        for block in self._blocks:
+            block.residual.around = plain
+
+    def optimizer_step(  # type: ignore[override]
+        self, optimizer: Optimizer, model: LightningModule, closure: Callable[[], Any], **kwargs: Any
+    ) -> Any:
+        """Makes one update, or skips it, and moves the scales."""
+        scales = self.scales
+        assert scales is not None, "connect comes first"
+
+        def prepare() -> Any:
+            result = closure()
+            finite = self._unscale(scales)
+            self.finite = finite.all()
+            self._after_closure(model, optimizer)
+            if not self.finite:
+                self.num_skipped += 1
+                optimizer.zero_grad(set_to_none=True)
+            scales.update(finite[:-1])
+            return result
+
+        result = optimizer.step(closure=prepare, **kwargs)
+        self._log(model, scales)
+        return result
+
+    @torch.no_grad()
+    def _unscale(self, scales: GradientScales) -> Tensor:
+        """Divides the gradients of every block by its scale.
+
+        Returns:
+            Whether the gradients of every block, and last those of all other parameters, are finite everywhere.
+        """
+        inverse = torch.cat([scales.values.reciprocal(), scales.values.new_ones(1)])
+        overflow = torch.zeros_like(inverse)
+        for index, group in enumerate(self._groups):
+            gradients = [local(parameter.grad) for parameter in group if parameter.grad is not None]
+            if gradients:  # PyTorch's own gradient scaler does it with this function too: one pass over the memory
+                torch._amp_foreach_non_finite_check_and_unscale_(
+                    gradients, overflow[index : index + 1], inverse[index]
+                )
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(overflow, dist.ReduceOp.MAX)
+        return overflow == 0
+
+    def _log(self, module: LightningModule, scales: GradientScales) -> None:
+        """Writes log2 of every scale, for a figure 12, and the number of skipped updates."""
+        trainer = module.trainer
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not every or (trainer.global_step + 1) % every:
+            return
+        values = scales.values.log2().tolist()
+        metrics = {f"{SCALE_CURVES}{block.name}": value for block, value in zip(self._blocks, values, strict=True)}
+        for logger in module.loggers:
+            logger.log_metrics(metrics | {"train/skipped_updates": self.num_skipped}, step=trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Scales, their counters, and the number of skipped updates."""
+        return {} if self.scales is None else {"num_skipped": self.num_skipped, "scales": self.scales.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave, after the trainer has set the network up."""
+        assert self.scales is not None, "connect comes first"
+        self.scales.load_state_dict(state_dict["scales"])
+        self.num_skipped = state_dict["num_skipped"]
+
+
+class FSDP1Precision(FSDPPrecision):
+    """Precisions of FSDP1, with gradients averaged in float32 and an identity path of float32, on the CPU too.
+
+    Args:
+        precision: "32-true", "bf16-mixed", "bf16-true" or "16-mixed".
+        device_type: Where the network runs.
+    """
+
+    def __init__(self, precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"], device_type: str) -> None:
+        super().__init__(precision)
+        self.device_type = device_type
+
+    @property
+    def mixed_precision_config(self) -> FSDP1Policy:
+        """Of the root unit: embeddings, norms and heads are gathered as they are."""
+        return FSDP1Policy(reduce_dtype=torch.float32)
+
+    @property
+    def unit_config(self) -> FSDP1Policy:
+        """Of a residual branch: gathered in the type in which it computes."""
+        gathered = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision)
+        return FSDP1Policy(param_dtype=gathered, reduce_dtype=torch.float32)
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        """Autocast on the device in use; Lightning's is for CUDA alone."""
+        dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision)
+        if dtype is None:
+            return super().forward_context()
+        return torch.autocast(self.device_type, dtype, cache_enabled=False)
