@@ -81,7 +81,8 @@ class PowerSGD:
     shorter factor is cheaper; so Q is drawn for the longer side. It is a function of (seed, name, shape) alone, is
     drawn once, and is never updated: warm starts gain nothing, and drawing it anew at every update hurts.
 
-    A matrix whose factors would be no smaller than itself goes whole, with the uncompressed tensors.
+    A matrix whose factors would be no smaller than itself goes whole, with the uncompressed tensors, and so does what
+    a run of smaller rank had left of it.
 
     All processes of a group must call alike: the same names and shapes in the same order. Their factors come out of
     the all-reduces with equal bits, and equal hardware makes equal gradients of them.
@@ -143,26 +144,26 @@ class PowerSGD:
             again from zero (step 12).
 
         Raises:
-            ValueError: There are no gradients, or a matrix does not have two dimensions or does not fit its error
-                buffer.
+            ValueError: There are no gradients; a matrix does not have two dimensions; an error buffer has no
+                matrix of its shape.
         """
         if not matrices and not others:
             raise ValueError("there are no gradients to reduce: call reduce behind the backward pass")
-        compressed = {name: matrix for name, matrix in matrices.items() if self._compresses(name, matrix)}
-        whole = [*(matrix for name, matrix in matrices.items() if name not in compressed), *others]
-        self._check_errors(compressed)
-        totals = {name: self._add_error(name, matrix) for name, matrix in compressed.items()}
-        wide = [shorter_side_first(total) for total in totals.values()]
+        self._check(matrices)
+        factored = [name for name, matrix in matrices.items() if compresses(matrix.shape, self.rank)]
+        whole = {name: matrix for name, matrix in matrices.items() if not compresses(matrix.shape, self.rank)}
+        totals = {name: self._add_error(name, matrix) for name, matrix in matrices.items()}
+        wide = [shorter_side_first(totals[name]) for name in factored]
 
-        gaussians = [self._gaussian(name, total) for name, total in zip(totals, wide, strict=True)]
+        gaussians = [self._gaussian(name, total) for name, total in zip(factored, wide, strict=True)]
         left, left_finite = self._mean([e @ q for e, q in zip(wide, gaussians, strict=True)], self.wire_dtype)
         left = orthonormal(left)
         right, right_finite = self._mean([e.t() @ p for e, p in zip(wide, left, strict=True)], self.wire_dtype)
-        means, means_finite = self._mean(whole, torch.float32)
+        means, means_finite = self._mean([*(totals[name] for name in whole), *others], torch.float32)
         self.traffic = Traffic(
             factors=self.wire_dtype.itemsize * sum(p.numel() + r.numel() for p, r in zip(left, right, strict=True)),
-            whole=4 * sum(tensor.numel() for tensor in whole),
-            matrices=self.wire_dtype.itemsize * sum(matrix.numel() for matrix in compressed.values()),
+            whole=4 * sum(mean.numel() for mean in means),
+            matrices=self.wire_dtype.itemsize * sum(total.numel() for total in wide),
         )
 
         # A number of a matrix that is not finite makes a row of P so, hence P and R speak for the matrices.
@@ -171,13 +172,15 @@ class PowerSGD:
             for error in self._errors.values():
                 error.copy_(torch.where(error.isfinite().all(), error, 0.0))
             return False
-        for (name, total), p, r in zip(totals.items(), left, right, strict=True):
-            gradient = (p @ r.t()).to(compressed[name].dtype)  # what is applied, so its rounding is part of the error
+        for name, total, p, r in zip(factored, wide, left, right, strict=True):
+            gradient = (p @ r.t()).to(matrices[name].dtype)  # what is applied, so its rounding is part of the error
             if self.error_feedback:
-                torch.sub(shorter_side_first(total), gradient, out=shorter_side_first(self._errors[name]))
-            shorter_side_first(compressed[name]).copy_(gradient)
-        for tensor, mean in zip(whole, means, strict=True):
+                torch.sub(total, gradient, out=shorter_side_first(self._errors[name]))
+            shorter_side_first(matrices[name]).copy_(gradient)
+        for tensor, mean in zip([*whole.values(), *others], means, strict=True):
             tensor.copy_(mean)
+        for name in whole:  # what was pending has been sent
+            self._errors.pop(name, None)
         return True
 
     def error_means(self) -> dict[str, Tensor]:
@@ -199,27 +202,25 @@ class PowerSGD:
             raise ValueError("error_feedback is off, so error buffers cannot be loaded: switch it on")
         self._errors = {name: mean.to(self.error_dtype, copy=True) for name, mean in means.items()}
 
-    def _compresses(self, name: str, matrix: Tensor) -> bool:
-        if matrix.ndim != 2:
-            raise ValueError(f"{name} must have two dimensions, got {tuple(matrix.shape)}: pass it with the others")
-        return compresses(matrix.shape, self.rank)
-
-    def _check_errors(self, compressed: Mapping[str, Tensor]) -> None:
-        """Raises `ValueError` where loaded buffers, or those of the last update, are of other matrices."""
+    def _check(self, matrices: Mapping[str, Tensor]) -> None:
+        """Raises `ValueError` where a matrix is none, or where buffers are of other matrices."""
+        for name, matrix in matrices.items():
+            if matrix.ndim != 2:
+                raise ValueError(f"{name} must have two dimensions, got {tuple(matrix.shape)}: put it with the others")
         for name, error in self._errors.items():
-            expected = tuple(compressed[name].shape) if name in compressed else "a matrix that is not compressed"
-            if expected != tuple(error.shape):
+            found = tuple(matrices[name].shape) if name in matrices else "missing"
+            if found != tuple(error.shape):
                 raise ValueError(
-                    f"{name}: the error buffer has shape {tuple(error.shape)}, the gradient is {expected}: "
-                    f"go on with the rank and the shards of the saved run"
+                    f"{name}: the error buffer has shape {tuple(error.shape)}, the gradient is {found}: error buffers "
+                    f"fit the network and the shards that they were made with"
                 )
 
     def _add_error(self, name: str, matrix: Tensor) -> Tensor:
         """Gradient plus error, float32 (rows, columns), in the memory of a float32 gradient."""
+        if self.error_feedback and name not in self._errors and compresses(matrix.shape, self.rank):
+            self._errors[name] = torch.zeros(matrix.shape, dtype=self.error_dtype, device=matrix.device)
         total = matrix.float()
-        if self.error_feedback:
-            if name not in self._errors:
-                self._errors[name] = torch.zeros(matrix.shape, dtype=self.error_dtype, device=matrix.device)
+        if name in self._errors:
             self._errors[name] = self._errors[name].to(matrix.device)  # loaded ones lie on the CPU at first
             total.add_(self._errors[name])
         return total

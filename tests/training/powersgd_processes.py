@@ -244,9 +244,13 @@ def save_on_four_load_on_two(groups: Groups) -> dict[str, Any]:
     two = Run(groups[2], before=four)
     two.powersgd.load_error_means(pending)
     loaded = two.powersgd.error_means()
+    whole = Run(groups[2], before=four, rank=20)  # more than any matrix is compressed to
+    whole.powersgd.load_error_means(pending)
     return {
         "same": max(distance(loaded[name], pending[name]) for name in COMPRESSED),
         "invariant": two.updates(6, 12).invariant(),
+        "all sent at a higher rank": whole.updates(6, 8).gap(),
+        "left at a higher rank": list(whole.powersgd.error_means()),
         "size of what was pending": max(
             distance(two.exact[name] - pending[name], two.exact[name]) for name in pending
         ),
@@ -293,7 +297,7 @@ def refusals(groups: Groups) -> dict[str, Any]:
         "nothing": message(lambda: powersgd.reduce({}, [])),
         "dimensions": message(lambda: powersgd.reduce({"w": torch.zeros(24, 40, 1)})),
         "shape": message(lambda: powersgd.reduce({"w": torch.zeros(24, 41)})),
-        "not compressed": message(lambda: powersgd.reduce({"w": torch.zeros(4, 4)})),
+        "missing": message(lambda: powersgd.reduce({"v": torch.zeros(24, 40)})),
         "off": message(lambda: off.load_error_means({})),
     }
 
