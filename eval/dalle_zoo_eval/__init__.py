@@ -11,7 +11,7 @@ A benchmark run is `evaluate`: `benchmarks`, `judged`, `judges`, then `measuring
 | `judged`, `subjects` | the judged pictures: what a model draws, or what a folder holds |
 | `judges`, `networks` | the networks that look at pictures, and which of them a protocol needs |
 | `blur` | Gaussian blur of several radii |
-| `measuring` | pictures to features on disk, chunk by chunk |
+| `measuring`, `claims` | pictures to features on disk, chunk by chunk, by any number of processes |
 | `statistics`, `measures` | moments that add up, and scores as pure functions |
 | `scoring`, `selfcheck` | features to rows of scores, and what must hold of the reference first |
 | `memorisation` | the nearest picture: copies and overlaps |

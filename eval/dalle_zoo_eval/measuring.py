@@ -1,10 +1,11 @@
 """From pictures to features on disk, in chunks that are there whole or not at all.
 
     subject ─► pictures ─► blur radii ─► network ─► one safetensors file a chunk and network
+    └───── a thread, one chunk ahead ─────┘
 
 A chunk has a fixed number of samples, because what a network says of a picture depends, in the last bits, on the
 pictures beside it. So neither a kill nor the number of processes changes a number. Process r of w begins with chunks
-r, r + w, ...; process 0 then does what is missing.
+r, r + w, ...; process 0 then does what is missing and nobody has claimed, and at last waits for what others have.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dalle_zoo.files import written_aside
 from dalle_zoo.hub import read_json, write_json
 from dalle_zoo.pictures import save_png
 from dalle_zoo_eval.blur import gaussian_blur
+from dalle_zoo_eval.claims import Claims
 from dalle_zoo_eval.networks.base import Network, exact_float32
 from dalle_zoo_eval.provenance import digest
 from dalle_zoo_eval.subjects import Shown, Subject
@@ -36,7 +38,7 @@ from dalle_zoo_eval.subjects import Shown, Subject
 
 IDENTITY = "run.json"
 SECONDS = "seconds"
-"""Name, in the metadata of a chunk, of the time that its features took."""
+"""Name, in the metadata of a chunk, of the time that its network took."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,30 @@ class Share:
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world:
             raise ValueError(f"rank must lie in 0..{self.world - 1}, got {self.rank}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """The pictures of a chunk as the networks will take them."""
+
+    shown: Shown
+    """The pictures themselves."""
+    views: dict[str, dict[str, list[Tensor]]]
+    """For every network and every ``radius/candidates`` the prepared pictures, those of one size together."""
+    order: dict[str, Tensor]
+    """For every ``radius/candidates`` the places, among the prepared pictures, of the pictures in their order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """A chunk that a thread makes ready."""
+
+    chunk: int
+    """Its number."""
+    networks: list[str]
+    """Networks that are to look at it; this process has claimed it for them."""
+    ready: Future[Ready]
+    """Its pictures."""
 
 
 class Measurement:
@@ -88,7 +114,7 @@ class Measurement:
         """Measures the chunks that are missing.
 
         Args:
-            share: Which chunks this process begins with; process 0 goes on with whatever is then missing.
+            share: Which chunks this process begins with; process 0 ends with all of them measured.
             label: What the progress bar says.
             pictures: Folder for PNG files of the pictures, each with its caption beside it, written by a thread of
                 its own.
@@ -99,11 +125,12 @@ class Measurement:
         # Once around both threads: the flags belong to the process, and must not change while either computes.
         with exact_float32(torch.device("cpu")):
             self._measure(range(share.rank, self.chunks, share.world), label, pictures)
-            if share.rank == 0:  # from the end, where the other processes come to last
-                self._measure(range(self.chunks - 1, -1, -1), label, pictures)
+            if share.rank == 0:
+                self._measure(range(self.chunks), label, pictures)
+                self._measure(range(self.chunks), label, pictures, wait=True)
 
     def seconds(self) -> float:
-        """Time that all features took, summed over chunks and processes."""
+        """Time that the networks took, summed over chunks and processes."""
         total = 0.0
         for name in self.networks:
             for chunk in range(self.chunks):
@@ -114,52 +141,89 @@ class Measurement:
     def _indices(self, chunk: int) -> range:
         return range(chunk * self.chunk, min((chunk + 1) * self.chunk, len(self.subject)))
 
-    def _lacking(self, chunk: int, pictures: Path | None) -> list[str] | None:
-        """Networks that have not seen a chunk; None if there is nothing to do."""
-        networks = [name for name in self.networks if not self.path(name, chunk).is_file()]
-        unwritten = pictures is not None and not all(_png(pictures, i).is_file() for i in self._indices(chunk))
-        return networks if networks or unwritten else None
+    def _lacking(self, chunk: int) -> list[str]:
+        """Networks that have not seen a chunk; in one order for all processes, so that none waits in a circle."""
+        return [name for name in sorted(self.networks) if not self.path(name, chunk).is_file()]
 
-    def _measure(self, chunks: Sequence[int], label: str, pictures: Path | None) -> None:
-        wanted = [chunk for chunk in chunks if self._lacking(chunk, pictures) is not None]
+    def _unwritten(self, chunk: int, pictures: Path | None) -> bool:
+        return pictures is not None and not all(_png(pictures, i).is_file() for i in self._indices(chunk))
+
+    def _measure(self, chunks: Sequence[int], label: str, pictures: Path | None, *, wait: bool = False) -> None:
+        """Measures what is missing of some chunks, and is not claimed by others, or else waits for them."""
+        wanted = [chunk for chunk in chunks if self._lacking(chunk) or self._unwritten(chunk, pictures)]
         if not wanted:
             return
-        # Two threads: one shows the chunk after the one that the networks look at, one writes PNG files.
+        # Two threads: one makes the chunk ready after the one that the networks look at, one writes PNG files.
         with (
+            Claims() as claims,
             ThreadPoolExecutor(1) as ahead,
             ThreadPoolExecutor(1) as writer,
             tqdm(total=len(wanted), desc=label, unit="chunk") as bar,
         ):
-            coming: Future[Shown | None] = ahead.submit(self._show, wanted[0], pictures)
-            for chunk, following in zip(wanted, [*wanted[1:], None], strict=True):
-                shown = coming.result()
+            begun = self._begin(wanted[0], pictures, claims, ahead, wait=wait)
+            for following in [*wanted[1:], None]:
+                current, begun = begun, None
                 if following is not None:
-                    coming = ahead.submit(self._show, following, pictures)
-                networks = self._lacking(chunk, pictures)
-                if shown is not None and networks is not None:
-                    writing = None if pictures is None else writer.submit(self._write_pictures, shown, chunk, pictures)
-                    features = {name: self._look(name, shown) for name in networks}
-                    if writing is not None:
-                        writing.result()  # the PNG files first: a chunk that is there needs no other look
-                    for name, (tensors, seconds) in features.items():
-                        with written_aside(self.path(name, chunk)) as aside:
-                            save_file(tensors, aside, metadata={SECONDS: f"{seconds:.6f}"})
+                    begun = self._begin(following, pictures, claims, ahead, wait=wait)
+                if current is not None:
+                    self._finish(current, pictures, claims, writer)
                 bar.update()
 
-    def _show(self, chunk: int, pictures: Path | None) -> Shown | None:
-        """The pictures of a chunk, unless another process has been quicker."""
-        return self.subject.show(self._indices(chunk)) if self._lacking(chunk, pictures) is not None else None
+    def _begin(
+        self, chunk: int, pictures: Path | None, claims: Claims, ahead: ThreadPoolExecutor, *, wait: bool
+    ) -> Begun | None:
+        """Claims what is missing of a chunk and has its pictures made ready; None if there is nothing to do."""
+        lacking, networks = self._lacking(chunk), []
+        for name in lacking:
+            if not claims.take(self._claim(name, chunk), wait=wait):
+                continue
+            if self.path(name, chunk).is_file():  # another process has just finished it
+                claims.release(self._claim(name, chunk))
+            else:
+                networks.append(name)
+        # Whoever has the claim writes the pictures too; at last those that it was not asked for are missing.
+        writes = (wait or not lacking) and self._unwritten(chunk, pictures)
+        if not networks and not writes:
+            return None
+        return Begun(chunk=chunk, networks=networks, ready=ahead.submit(self._make_ready, chunk, networks))
 
-    def _look(self, name: str, shown: Shown) -> tuple[dict[str, Tensor], float]:
-        """All features of some samples, named ``radius/candidates/kind``, and the seconds that they took."""
-        start, tensors = time.perf_counter(), {}
-        for count, images in shown.pictures.items():
-            tensors[f"chosen/{count}"] = torch.tensor(shown.chosen[count])
+    def _claim(self, network: str, chunk: int) -> Path:
+        return self.path(network, chunk).with_suffix(".claim")
+
+    def _make_ready(self, chunk: int, networks: Sequence[str]) -> Ready:
+        shown = self.subject.show(self._indices(chunk))
+        views: dict[str, dict[str, list[Tensor]]] = {name: {} for name in networks}
+        order = {}
+        for count, images in shown.pictures.items() if networks else ():
             # The curve over candidates is drawn without blur.
             radii = self.radii if count == self.counts[-1] else (0,)
             for radius, blurred in gaussian_blur(images, radii).items():
-                for kind, values in _by_size(self.networks[name], blurred).items():
-                    tensors[f"{radius}/{count}/{kind}"] = values.contiguous()
+                view = f"{radius}/{count}"
+                stacks, order[view] = _by_size(blurred)
+                for name in networks:
+                    views[name][view] = [self.networks[name].prepare(stack) for stack in stacks]
+        return Ready(shown=shown, views=views, order=order)
+
+    def _finish(self, begun: Begun, pictures: Path | None, claims: Claims, writer: ThreadPoolExecutor) -> None:
+        """Has the networks look at a chunk, and writes what they say of it."""
+        ready = begun.ready.result()
+        writing = None if pictures is None else writer.submit(self._write_pictures, ready.shown, begun.chunk, pictures)
+        features = {name: self._look(name, ready) for name in begun.networks}
+        if writing is not None:
+            writing.result()  # the PNG files first: a chunk that is there needs no other look
+        for name, (tensors, seconds) in features.items():
+            with written_aside(self.path(name, begun.chunk)) as aside:
+                save_file(tensors, aside, metadata={SECONDS: f"{seconds:.6f}"})
+            claims.release(self._claim(name, begun.chunk))
+
+    def _look(self, name: str, ready: Ready) -> tuple[dict[str, Tensor], float]:
+        """All features of some samples, named ``radius/candidates/kind``, and the seconds that they took."""
+        start, network = time.perf_counter(), self.networks[name]
+        tensors = {f"chosen/{count}": torch.tensor(chosen) for count, chosen in ready.shown.chosen.items()}
+        for view, stacks in ready.views[name].items():
+            parts = [network(stack) for stack in stacks]
+            for kind in parts[0]:
+                tensors[f"{view}/{kind}"] = torch.cat([part[kind] for part in parts])[ready.order[view]].contiguous()
         return tensors, time.perf_counter() - start
 
     def _write_pictures(self, shown: Shown, chunk: int, folder: Path) -> None:
@@ -202,14 +266,13 @@ def _png(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.png"
 
 
-def _by_size(network: Network, images: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Features of pictures of any sizes: those of one size together, back in order."""
+def _by_size(images: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Pictures of one size together, (B, 3, H, W) each, and the place of every picture among them."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, image in enumerate(images):
         groups.setdefault(tuple(image.shape), []).append(number)
-    parts = [network(torch.stack([images[i] for i in numbers])) for numbers in groups.values()]
     order = torch.tensor([i for numbers in groups.values() for i in numbers]).argsort()
-    return {kind: torch.cat([part[kind] for part in parts])[order] for kind in parts[0]}
+    return [torch.stack([images[i] for i in numbers]) for numbers in groups.values()], order
 
 
 def refuse_other_run(folder: Path, identity: dict[str, Any]) -> None:

@@ -50,6 +50,9 @@ class Judge:
         self.record: dict[str, str | int] = {"name": name, "sha256": digest, "pixels": 16, "resize": "none"}
         self.calls = 0
 
+    def prepare(self, images: Tensor) -> Tensor:
+        return images
+
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         self.calls += 1
         x = self.scale * images.float() / 255

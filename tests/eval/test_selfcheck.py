@@ -50,6 +50,9 @@ class Contrast:
     name = NETWORK
     record: dict[str, str | int] = {"sha256": PUBLISHED[NETWORK][0].sha256}  # noqa: RUF012
 
+    def prepare(self, images: Tensor) -> Tensor:
+        return images
+
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         x = images.float() / 255
         quarters = torch.nn.functional.avg_pool2d(x.mean(1), SIDE // 2).flatten(1)

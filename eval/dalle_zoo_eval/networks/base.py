@@ -32,6 +32,13 @@ class Network(Protocol):
     def record(self) -> Mapping[str, str | int]:
         """What a result file says of it: ``name``, ``sha256`` of the weights, ``pixels``, ``resize``."""
 
+    def prepare(self, images: Tensor) -> Tensor:
+        """What can be done to uint8 pictures (B, 3, H, W) beforehand, in another thread: scaling on the CPU.
+
+        Returns:
+            uint8 pictures for `__call__`, which says the same of them as of the first ones.
+        """
+
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Looks at pictures, uint8 (B, 3, H, W).
 

@@ -27,6 +27,10 @@ class ContrastiveNetwork:
     record: Mapping[str, str | int]
     ranker: Ranker
 
+    def prepare(self, images: Tensor) -> Tensor:
+        """The pictures as they are: all is done where the network computes."""
+        return images
+
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 (B, 3, H, W) to ``features``, unit vectors (B, d)."""
         check_images(images)

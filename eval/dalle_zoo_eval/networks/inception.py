@@ -63,7 +63,12 @@ class InceptionNetwork:
     look: Callable[[Tensor], dict[str, Tensor]]
     """uint8 pictures on the device to what the network says."""
     resize: Callable[[Tensor], Tensor] = lambda images: images
-    """What happens to uint8 pictures on the CPU before."""
+    """What happens to uint8 pictures on the CPU before; a second time it changes nothing."""
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W), scaled if the network wants its pictures scaled by the CPU."""
+        check_images(images)
+        return self.resize(images)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 (B, 3, H, W) to ``features`` (B, 2048) and, for `inception-2015`, unbiased ``logits`` (B, 1008)."""

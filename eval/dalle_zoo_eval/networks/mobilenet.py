@@ -25,6 +25,10 @@ class MobileNetwork:
     device: torch.device
     net: MobileNet
 
+    def prepare(self, images: Tensor) -> Tensor:
+        """The pictures as they are: all is done where the network computes."""
+        return images
+
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 (B, 3, H, W) to ``features`` (B, 256)."""
         check_images(images)

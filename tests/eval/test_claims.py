@@ -1,0 +1,144 @@
+"""Claims: one process does a piece of work, the others pass by or wait, and a kill gives it back."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dalle_zoo_eval import claims as module
+from dalle_zoo_eval.claims import Claims
+from dalle_zoo_eval.measuring import Measurement, Share
+from dalle_zoo_eval.subjects import Shown
+from torch import Tensor
+
+SAMPLES, CHUNK = 40, 2
+ROOT = Path(__file__).parents[2]
+OWNER = """
+import sys, time
+from pathlib import Path
+from dalle_zoo_eval.claims import Claims
+assert Claims().take(Path(sys.argv[1]), wait=False)
+print("mine", flush=True)
+time.sleep(600)
+"""
+
+
+class Colours:
+    """Plain pictures, one colour a sample."""
+
+    identity: dict[str, Any] = {"kind": "colours"}  # noqa: RUF012
+    counts = [1]  # noqa: RUF012
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def show(self, indices: Sequence[int]) -> Shown:
+        pictures = [torch.full((3, 2, 2), i, dtype=torch.uint8) for i in indices]
+        return Shown(pictures={1: pictures}, chosen={1: [0] * len(pictures)}, captions=[""] * len(pictures))
+
+    def picture(self, index: int, candidate: int) -> Tensor:
+        raise NotImplementedError
+
+
+class Slow:
+    """Remembers what it saw, and takes its time."""
+
+    name = "slow"
+    record: dict[str, str | int] = {"sha256": "0"}  # noqa: RUF012
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.seen = seconds, Counter[int]()
+
+    def prepare(self, images: Tensor) -> Tensor:
+        return images
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        time.sleep(self.seconds)
+        self.seen.update(images[:, 0, 0, 0].tolist())
+        return {"features": images.float().flatten(1)}
+
+
+def test_a_claim_has_one_owner(tmp_path: Path) -> None:
+    path = tmp_path / "work.claim"
+    with Claims() as first, Claims() as second:
+        assert first.take(path, wait=False)
+        assert not second.take(path, wait=False)
+        first.release(path)
+        assert not path.exists()
+        assert second.take(path, wait=True)
+    assert not path.exists()  # given back at the end of the block
+    with Claims() as third:
+        assert third.take(path, wait=False)
+
+
+def test_without_locks_everybody_may_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no locks available")
+
+    assert module.fcntl is not None
+    monkeypatch.setattr(module.fcntl, "flock", refuse)
+    with Claims() as first, Claims() as second:
+        assert first.take(tmp_path / "a", wait=False)
+        assert second.take(tmp_path / "a", wait=False)
+
+
+def test_processes_of_unlike_speed_measure_each_chunk_once(tmp_path: Path) -> None:
+    network = {rank: Slow(seconds) for rank, seconds in enumerate((0.001, 0.02, 0.04))}
+
+    def work(rank: int) -> None:
+        measured = Measurement(Colours(), {"slow": network[rank]}, (0,), CHUNK, tmp_path)
+        measured.run(Share(rank=rank, world=3), label=f"process {rank}")
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in network]
+    for thread in threads:
+        thread.start()
+    threads[0].join()  # the first process ends with everything measured
+    assert len(list(tmp_path.rglob("*.safetensors"))) == SAMPLES // CHUNK
+    for thread in threads[1:]:
+        thread.join()
+    assert sum((slow.seen for slow in network.values()), Counter()) == dict.fromkeys(range(SAMPLES), 1)
+    assert len(network[0].seen) > len(network[2].seen) > 0
+    assert not list(tmp_path.rglob("*.claim"))
+
+
+def test_what_a_killed_process_had_claimed_is_measured_by_the_first(tmp_path: Path) -> None:
+    network = Slow(0)
+    measured = Measurement(Colours(), {"slow": network}, (0,), CHUNK, tmp_path)
+    path = measured.path("slow", 3).with_suffix(".claim")
+    path.parent.mkdir()
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'eval'}"}
+    with subprocess.Popen([sys.executable, "-c", OWNER, str(path)], env=environment, stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"mine\n"
+        first = threading.Thread(target=measured.run, args=(Share(),), kwargs={"label": "first"})
+        first.start()
+        while len(network.seen) < SAMPLES - CHUNK:
+            time.sleep(0.01)
+        first.join(0.2)
+        assert first.is_alive()  # it waits for the other one
+        assert not measured.path("slow", 3).exists()
+        owner.send_signal(signal.SIGKILL)
+        first.join(20)
+    assert not first.is_alive()
+    assert network.seen == dict.fromkeys(range(SAMPLES), 1)
+
+
+def test_an_error_gives_claims_back(tmp_path: Path) -> None:
+    class Broken(Slow):
+        def __call__(self, images: Tensor) -> dict[str, Tensor]:
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        Measurement(Colours(), {"slow": Broken(0)}, (0,), CHUNK, tmp_path).run(Share(), label="broken")
+    network = Slow(0)
+    Measurement(Colours(), {"slow": network}, (0,), CHUNK, tmp_path).run(Share(), label="again")
+    assert len(network.seen) == SAMPLES
