@@ -17,6 +17,9 @@ from dalle_zoo.zoo import RECORD
 TEMPLATES = Path(__file__).parent / "_cards"
 """One template a protocol: what a card says depends on what was measured."""
 
+CAPTIONS = {"right": "right captions", "shuffled": "shuffled captions", "none": "no caption"}
+"""Captions that the prior's loss is measured with, as people call them."""
+
 Result = Mapping[str, Any]
 """Contents of a result file of ``dalle-zoo eval``."""
 
@@ -57,6 +60,7 @@ def render_card(folder: str | Path, result: Result) -> str:
         seed=protocol["seed"],
         candidates=protocol["candidates"],
         sampling=_sampling(protocol),
+        notes=" ".join(protocol["notes"]),
         evaluator=_evaluator(result),
         device=result["device"],
         versions=versions,
@@ -120,42 +124,55 @@ def _components(names: Sequence[str], parameters: Mapping[str, int]) -> str:
 
 
 def _results(result: Result) -> str:
-    splits = result["splits"]
-    rows = [["", *splits]]
+    rows = [["", *result["splits"]], *(row for rows in figure_tables(result).values() for row in rows)]
+    left_out = [f"- Not measured: {line}." for line in result["left_out"]]
+    return "\n".join([table(rows), *(["", *left_out] if left_out else [])])
 
-    def add(label: str, *path: str, form: str = "{:.1f}", times: float = 1) -> None:
-        cells = [_cell(figures, path, form, times) for figures in splits.values()]
+
+def figure_tables(result: Result) -> dict[str, list[list[str]]]:
+    """Figures of a result of kind ``concepts``, as card and report show them.
+
+    Returns:
+        Subject to rows of a label and one cell a split. What was not measured of any split has no row.
+    """
+    tables: dict[str, list[list[str]]] = {}
+
+    def add(subject: str, label: str, *path: str, form: str = "{:.1f}", times: float = 1) -> None:
+        cells = [_cell(figures, path, form, times) for figures in result["splits"].values()]
         if any(cell != "–" for cell in cells):
-            rows.append([label, *cells])
+            tables.setdefault(subject, []).append([label, *cells])
 
-    candidates = result["protocol"]["candidates"]
-    add("samples", "samples", form="{}")
-    add("captions drawn from", "captions", form="{}")
-    add("reconstruction PSNR, dB", "psnr", form="{:.2f}")
-    add("codes used, %", "codebook", "used", times=100)
-    add("perplexity of the codes", "codebook", "perplexity")
-    for caption in ("right", "shuffled", "none"):
-        label = "no caption" if caption == "none" else f"{caption} captions"
-        add(f"bits per image token, {label}", "bits", caption, form="{:.3f}")
+    kinds = kinds_of_pictures(result["protocol"]["candidates"])
+    add("Samples", "samples", "samples", form="{}")
+    add("Samples", "captions drawn from", "captions", form="{}")
+    add("Reconstruction", "reconstruction PSNR, dB", "psnr", form="{:.2f}")
+    add("Reconstruction", "codes used, %", "codebook", "used", times=100)
+    add("Reconstruction", "perplexity of the codes", "codebook", "perplexity")
+    for caption in CAPTIONS:
+        add("Bits per image token", f"bits per image token, {CAPTIONS[caption]}", "bits", caption, form="{:.3f}")
     for way in ("image_to_text", "text_to_image"):
         for k in (1, 5):
             label = "picture to caption" if way == "image_to_text" else "caption to picture"
-            add(f"ranker, {label}, top {k}, %", "retrieval", f"{way}_top{k}", times=100)
-    kinds = {
+            add("Retrieval", f"ranker, {label}, top {k}, %", "retrieval", f"{way}_top{k}", times=100)
+    for k in result["protocol"]["ks"]:
+        for kind, label in kinds.items():
+            path = ("concept_accuracy", kind, f"top{k}")
+            add("Concept accuracy", f"concept accuracy, top {k}, {label}, %", *path, times=100)
+    for kind in ("reconstructed", "best", "one"):
+        label = f"distance in the ranker's features, {kinds[kind]}"
+        add("Distance in the ranker's features", label, "ranker_distance", kind, form="{:.3f}")
+    return tables
+
+
+def kinds_of_pictures(candidates: int) -> dict[str, str]:
+    """What concepts are looked for in, as people call it, from ceiling to floor."""
+    return {
         "real": "real pictures (ceiling)",
         "reconstructed": "reconstructions",
         "best": f"best of {candidates}",
         "one": "one picture",
         "shuffled": "shuffled captions (floor)",
     }
-    for k in (1, 5):
-        for kind, label in kinds.items():
-            path = ("concept_accuracy", kind, f"top{k}")
-            add(f"concept accuracy, top {k}, {label}, %", *path, times=100)
-    for kind in ("reconstructed", "best", "one"):
-        add(f"distance in the ranker's features, {kinds[kind]}", "ranker_distance", kind, form="{:.3f}")
-    left_out = [f"- Not measured: {line}." for line in result["left_out"]]
-    return "\n".join([table(rows), *(["", *left_out] if left_out else [])])
 
 
 def _cell(figures: Any, path: Sequence[str], form: str, times: float) -> str:

@@ -35,7 +35,7 @@ def result() -> dict[str, Any]:
     return {
         "protocol": {
             "name": "emoji64", "seed": 7, "samples": 413, "candidates": 16, "temperature": 0.9,
-            "top_k": None, "top_p": None, "guidance": 1.0,
+            "top_k": None, "top_p": None, "guidance": 1.0, "ks": [1, 5], "notes": ["PSNR is a mean.", "It is no FID."],
         },
         "model": {"name": "emoji64", "weights_sha256": {"prior/model.safetensors": "aa"}},
         "evaluator": {"name": "MobileNet", "sha256": "f" * 64, "pixels": 128},
@@ -84,7 +84,7 @@ def test_a_card_holds_the_figures(folder: Path, result: dict[str, Any]) -> None:
         "| first | 0.80 | 0.90 | yes |",
         "| second | 0.30 | 0.10 | **no** |",
         "by seed 7",
-        "(temperature 0.9)",
+        "(temperature 0.9). PSNR is a mean. It is no FID. The evaluator",
         "MobileNet, at 128 pixels (sha256 ffffffffffffffff…)",
         "dalle-zoo fit dvae/emoji64",
     ):

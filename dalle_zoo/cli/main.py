@@ -28,6 +28,7 @@ COMMANDS = {
     "encode": ("dalle_zoo.cli.prepare:encode", "pictures to code shards"),
     "plot": ("dalle_zoo.cli.runs:plot", "curves of a run as PNG"),
     "eval": ("dalle_zoo_eval.command:main", "measure a model by a protocol"),
+    "report": ("dalle_zoo_eval.command:report", "render the report of result files again"),
     "overlap": ("dalle_zoo_eval.command:overlap", "list pictures of a benchmark that a training set has too"),
     "card": ("dalle_zoo_eval.command:card", "render a model card from result files"),
     "export": ("dalle_zoo.cli.runs:export", "put trained stages together as one model folder"),

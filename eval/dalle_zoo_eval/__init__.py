@@ -1,10 +1,11 @@
 """Evaluation of dalle-zoo models, and of pictures from anywhere.
 
 A benchmark run is `evaluate`: `benchmarks`, `judged`, `judges`, then `measuring`, `selfcheck`, `scoring`, `report`.
+``emoji64`` is a protocol of another kind: all of it is in `concepts`.
 
 | module | what it holds |
 |---|---|
-| `command` | ``dalle-zoo eval``, ``overlap`` and ``card`` |
+| `command` | ``dalle-zoo eval``, ``report``, ``overlap`` and ``card`` |
 | `evaluate` | a protocol from data and model, or folder of pictures, to result file and report |
 | `protocol`, `published` | protocols and published scores, read from ``eval/protocols`` and ``eval/published`` |
 | `benchmarks` | readers of MS-COCO, CUB, the AttnGAN layout and folders; lists of captions |
@@ -16,6 +17,7 @@ A benchmark run is `evaluate`: `benchmarks`, `judged`, `judges`, then `measuring
 | `scoring`, `selfcheck` | features to rows of scores, and what must hold of the reference first |
 | `memorisation` | the nearest picture: copies and overlaps |
 | `results`, `report`, `plots`, `documents` | result files to tables and figures |
-| `emoji64`, `metrics`, `evaluator` | the protocol of the model in the box |
+| `rendering` | the report of any result file again |
+| `concepts`, `metrics`, `evaluator` | protocols of the other kind, such as that of the model in the box |
 | `sheets`, `shipped`, `provenance` | pictures with captions below; data files of the package; digests and versions |
 """

@@ -1,17 +1,14 @@
-"""``dalle-zoo eval``, ``overlap`` and ``card``: measures models and pictures, and writes what was found."""
+"""``dalle-zoo eval``, ``report``, ``overlap`` and ``card``: measures models and pictures, and writes what it found."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 
 from dalle_zoo.cli.main import parser
 from dalle_zoo.registry import UnknownNameError, suggest
-from dalle_zoo_eval.protocol import COPY, find_protocol, list_protocols
+from dalle_zoo_eval.protocol import CONCEPTS, COPY, list_protocols, protocol_file, read_fields
 
-EMOJI64 = "emoji64"
-"""The protocol that measures what the model in the box was made for; it has options of its own."""
 LISTED = """\
 Measure a model, or a folder of pictures, by a protocol: result file, report and sheets. The same command goes on
 where a killed one stood. `dalle-zoo eval PROTOCOL --help` has the options.
@@ -26,69 +23,85 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: Command line after ``dalle-zoo eval``.
     """
-    names = [EMOJI64, *list_protocols()]
+    names = list_protocols()
     if not arguments or arguments[0].startswith("-"):
-        titles = {EMOJI64: "the model in the box on its own data"}
-        lines = [f"  {name:<16}{titles.get(name) or find_protocol(name).title}" for name in names]
+        lines = [f"  {name:<16}{read_fields(protocol_file(name))[1].get('title', '')}" for name in names]
         p = parser("eval", LISTED + "\n".join(lines))
         p.add_argument("protocol", help="name above, or a YAML file; it comes first")
         p.parse_args(arguments[:1] if arguments[:1] in (["-h"], ["--help"]) else [])
     protocol = arguments[0]
-    if protocol == EMOJI64:
-        _emoji64(arguments)
-    elif protocol in names or Path(protocol).suffix in (".yaml", ".yml"):
-        _benchmark(protocol, arguments)
-    else:
+    if protocol not in names and Path(protocol).suffix not in (".yaml", ".yml"):
         raise UnknownNameError(suggest("protocol", protocol, names))
+    kind, _ = read_fields(protocol_file(protocol))
+    (_concepts if kind == CONCEPTS else _benchmark)(protocol, arguments)
 
 
-def _emoji64(arguments: list[str]) -> None:
+def _concepts(protocol: str, arguments: list[str]) -> None:
+    from dalle_zoo_eval.concepts.protocol import find_concept_protocol
+
+    usual, stem = find_concept_protocol(protocol), Path(protocol).stem
+    captions = {name: rule.captions or "all" for name, rule in usual.splits.items()}
+    others = "; ".join(f"{name}: {count}" for name, count in captions.items() if name != "train")
     p = parser(
-        f"eval {EMOJI64}",
-        "Measure a model on the bundled data and write a JSON result and sheets of its pictures.\n\n"
-        "  dalle-zoo eval emoji64 --evaluator FOLDER --out eval/results/emoji64.json",
+        f"eval {protocol}",
+        "Measure a model on things seen and unseen: result file, report and sheets of its pictures.\n\n"
+        f"  dalle-zoo eval {protocol} --evaluator FOLDER --out {stem}.json\n"
+        f"  torchrun --nproc-per-node 8 -m dalle_zoo eval {protocol} ...   the same result, sooner",
     )
-    p.add_argument("protocol", choices=[EMOJI64])
+    p.add_argument("protocol")
     p.add_argument("--model", default="emoji64", help="bundled name, or folder such as ./mine (emoji64)")
     p.add_argument(
         "--evaluator",
         help="folder with mobilenet_v1_025_224.safetensors; without it concept accuracy is left out",
     )
-    p.add_argument("--out", type=Path, default=Path(f"{EMOJI64}.json"), help=f"result file ({EMOJI64}.json)")
-    p.add_argument("--seed", type=int, default=0, help="seed of everything random (0)")
-    p.add_argument("--train-captions", type=int, help="captions of train to draw (256)")
-    p.add_argument("--val-captions", type=int, help="captions of each other split (all)")
-    p.add_argument("--candidates", type=int, help="pictures a caption (16)")
-    _add_sampling(p)
+    p.add_argument(
+        "--out", type=Path, default=Path(f"{stem}.json"),
+        help=f"result file; report and sheets go into the folder of its name ({stem}.json and {stem}/)",
+    )  # fmt: skip
+    p.add_argument("--seed", type=int, help=f"seed of everything random ({usual.seed})")
+    p.add_argument("--train-captions", type=int, help=f"captions of train to draw ({captions.get('train', 'none')})")
+    p.add_argument("--val-captions", type=int, help=f"captions of each other split ({others})")
+    p.add_argument("--candidates", type=int, help=f"pictures a caption ({usual.candidates})")
+    _add_sampling(p, **usual.sampling())
     p.add_argument("--device", default="cpu", help="where the networks run (cpu)")
-    p.add_argument("--overwrite", action="store_true", help="replace an existing result file and its sheets")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing result file and its report")
     options = p.parse_args(arguments)
 
-    from dalle_zoo_eval.emoji64 import Protocol, evaluate_emoji64
+    from dalle_zoo_eval.concepts.evaluate import evaluate_concepts
+    from dalle_zoo_eval.concepts.report import concept_summary, report_folder
+    from dalle_zoo_eval.evaluate import device_of_environment, share_of_environment
 
-    given = {f.name: getattr(options, f.name, None) for f in fields(Protocol)}
-    result = evaluate_emoji64(
+    changeable = ("seed", "train_captions", "val_captions", "candidates", *usual.sampling())
+    result = evaluate_concepts(
+        usual.changed(**{name: getattr(options, name) for name in changeable}),
         options.model,
         options.evaluator,
         options.out,
-        protocol=Protocol(**{name: value for name, value in given.items() if value is not None}),
-        device=options.device,
+        device=device_of_environment(options.device),
         overwrite=options.overwrite,
+        share=share_of_environment(),
     )
-    for target in result["targets"]:
-        verdict = "reached" if target["met"] else "not reached"
-        print(  # noqa: T201 (what a command is for)
-            f"{target['name']}: {target['reached']:.3f} (asked: {target['required']}), {verdict}"
-        )
+    if result is None:
+        return
+    print(concept_summary(result))  # noqa: T201 (what a command is for)
     for line in result["left_out"]:
         print(f"left out: {line}")  # noqa: T201
+    print(f"report: {report_folder(options.out) / 'report.html'}")  # noqa: T201
 
 
-def _add_sampling(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--temperature", type=float, help="sampling temperature (1)")
-    p.add_argument("--top-k", type=int, help="draw among the k most likely tokens")
-    p.add_argument("--top-p", type=float, help="draw among tokens of this probability")
-    p.add_argument("--guidance", type=float, help="classifier-free guidance (1, none)")
+def _add_sampling(
+    p: argparse.ArgumentParser,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    guidance: float = 1.0,
+) -> None:
+    p.add_argument("--temperature", type=float, help=f"sampling temperature ({temperature:g})")
+    p.add_argument("--top-k", type=int, help=f"draw among the k most likely tokens ({top_k or 'all'})")
+    p.add_argument("--top-p", type=float, help=f"draw among tokens of this probability ({top_p or 'all'})")
+    p.add_argument(
+        "--guidance", type=float, help=f"classifier-free guidance ({guidance:g}{', none' * (guidance == 1)})"
+    )
 
 
 def _named_path(text: str) -> tuple[str, Path]:
@@ -170,6 +183,27 @@ def _benchmark(protocol: str, arguments: list[str]) -> None:
     for line in result["left_out"]:
         print(f"left out: {line}")  # noqa: T201
     print(f"report: {request.out / 'report.html'}")  # noqa: T201
+
+
+def report(arguments: list[str]) -> None:
+    """Renders reports again from result files; the entry of the sub-command ``report``.
+
+    Args:
+        arguments: Command line after ``dalle-zoo report``.
+    """
+    p = parser(
+        "report",
+        "Render a report from result files of `dalle-zoo eval`: one, or several of one benchmark side by side.\n\n"
+        "  dalle-zoo report eval/results/emoji64.json\n"
+        "  dalle-zoo report eval-one/result.json eval-other/result.json --out comparison",
+    )
+    p.add_argument("results", type=Path, nargs="+", help="result files")
+    p.add_argument("--out", type=Path, help="folder of the report (where the evaluation has put it)")
+    options = p.parse_args(arguments)
+
+    from dalle_zoo_eval.rendering import render
+
+    print(render(options.results, options.out)[1])  # noqa: T201
 
 
 def overlap(arguments: list[str]) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from dalle_zoo.files import written_aside
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
@@ -66,6 +69,40 @@ class Picture:
 
 
 Block = Heading | Paragraph | Bullets | Table | Picture
+
+
+def write_document(blocks: Sequence[Block], out: Path) -> list[Path]:
+    """Writes ``report.md``, ``report.html`` and the pictures of both into a folder; files of these names are replaced.
+
+    Returns:
+        The files that were written, the two reports first.
+    """
+    files = {"report.md": to_markdown(blocks).encode(), "report.html": to_html(blocks).encode()}
+    files |= {block.name: block.png for block in blocks if isinstance(block, Picture)}
+    for name, data in files.items():
+        with written_aside(out / name) as aside:
+            aside.write_bytes(data)
+    return [out / name for name in files]
+
+
+def field_table(fields: Mapping[str, object]) -> Table:
+    """Nested fields as a table, named by their dotted paths; what is empty is left out."""
+    return Table(["field", "value"], [row for name, value in fields.items() for row in _rows(name, value)])
+
+
+def _rows(name: str, value: object) -> list[list[str]]:
+    if isinstance(value, dict):
+        return [row for key, inner in value.items() for row in _rows(f"{name}.{key}", inner)]
+    return [[name, field_text(value)]] if value not in (None, [], "") else []
+
+
+def field_text(value: object) -> str:
+    """A plain value as people write it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return ", ".join(map(field_text, value)) if isinstance(value, list) else str(value)
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:

@@ -29,7 +29,7 @@ from dalle_zoo_eval.measuring import Measurement, Share, bind, refuse_other_run
 from dalle_zoo_eval.memorisation import check_threshold, find_copies
 from dalle_zoo_eval.protocol import COPY, Protocol, find_protocol
 from dalle_zoo_eval.provenance import code_version, digest, package_versions
-from dalle_zoo_eval.report import write_report
+from dalle_zoo_eval.report import COPIES, SAMPLES, write_report
 from dalle_zoo_eval.scoring import Scorer
 from dalle_zoo_eval.selfcheck import SelfCheck, check_reference
 from dalle_zoo_eval.subjects import ReadPictures
@@ -136,9 +136,9 @@ def evaluate(request: Request) -> dict[str, Any] | None:
         "scores": scorer.score(),
     }
     sheet = sample_sheet(judged, drawn, benchmark, protocol)
-    sheets = [save_png(sheet, request.out / "samples.png")]
+    sheets = [save_png(sheet, request.out / SAMPLES)]
     if request.training is not None:
-        sheets.append(request.out / "memorisation.png")
+        sheets.append(request.out / COPIES)
         result["memorisation"] = find_copies(
             drawn, request.training, protocol.picture, threshold=request.threshold, sheet=sheets[-1]
         )

@@ -1,4 +1,4 @@
-"""Figures of a report: scores against the blur radius and against the number of candidates."""
+"""Figures of a report: scores against the blur radius or the number of candidates, and bars side by side."""
 
 from __future__ import annotations
 
@@ -79,6 +79,41 @@ def line_figure(lines: Sequence[Line], *, title: str, score: str, axis: str, log
     axes.set_title(title, parse_math=False)
     axes.set_xlabel(axis)
     axes.set_ylabel(score)
+    return _finished(figure, axes, drawn, labels)
+
+
+def bar_figure(bars: Mapping[str, Mapping[str, float]], *, title: str, score: str) -> bytes:
+    """Draws groups of bars, each with its value above it.
+
+    Args:
+        bars: What a colour shows, to the height of its bar in every group; all name the same groups. At most five.
+        title: Above the figure.
+        score: What the upright axis shows.
+
+    Returns:
+        A PNG file.
+    """
+    from matplotlib.figure import Figure
+
+    groups = list(next(iter(bars.values()), {}))
+    if not groups or len(bars) > len(_COLOURS) or any(list(heights) != groups for heights in bars.values()):
+        raise ValueError(f"a figure needs one to {len(_COLOURS)} kinds of bars, each with a height in the same groups")
+    figure = Figure(figsize=(9.5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    width = 0.85 / len(bars)
+    drawn = []
+    for number, heights in enumerate(bars.values()):
+        places = [group + (number - (len(bars) - 1) / 2) * width for group in range(len(groups))]
+        drawn.append(axes.bar(places, list(heights.values()), 0.9 * width, color=_COLOURS[number]))
+        axes.bar_label(drawn[-1], fmt="{:.2f}", fontsize=8, padding=1)
+    axes.set_xticks(range(len(groups)), groups, parse_math=False)
+    axes.set_title(title, parse_math=False)
+    axes.set_ylabel(score)
+    return _finished(figure, axes, drawn, [textwrap.fill(label, 34) for label in bars])
+
+
+def _finished(figure: Any, axes: Any, drawn: Sequence[Any], labels: Sequence[str]) -> bytes:
+    """Adds what all figures share, and gives the PNG file."""
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,7 +1,7 @@
 """Protocols: everything besides the model that fixes a score, read from YAML.
 
-The files lie in ``eval/protocols``; a file of one's own works as well. ``emoji64`` is not among them: it measures
-other things, in a module of its own.
+The files lie in ``eval/protocols``; a file of one's own works as well. There are two kinds, told apart by the key
+``kind``: a benchmark, read here, and ``concepts`` (`dalle_zoo_eval.concepts`), of which ``emoji64`` is one.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ Choice = Literal["one", "unique"]
 Crop = Literal["none", "center", "box"]
 """Part of a picture that is taken."""
 
+BENCHMARK, CONCEPTS = KINDS = ("benchmark", "concepts")
+"""What a protocol measures; a file without the key ``kind`` is of the first."""
 COPY = 0.95
 """Cosine of features from which one picture counts as a copy of another: a guess, which depends on the network."""
 
@@ -57,10 +59,10 @@ class CaptionRule:
     """Whether a list of pictures to leave out must be given, as for the de-duplicated variant."""
 
     def __post_init__(self) -> None:
-        _choice("captions.rule", self.rule, get_args(Choice))
+        check_choice("captions.rule", self.rule, get_args(Choice))
         if self.count is not None:
-            _integer("captions.count", self.count, 2)
-        _integer("captions.seed", self.seed, 0)
+            check_integer("captions.count", self.count, 2)
+        check_integer("captions.seed", self.seed, 0)
         if not isinstance(self.exclusions, bool):
             raise ProtocolError(f"captions.exclusions must be true or false, got {self.exclusions!r}")
 
@@ -75,8 +77,8 @@ class PictureRule:
     """Side in pixels."""
 
     def __post_init__(self) -> None:
-        _choice("picture.crop", self.crop, get_args(Crop))
-        _integer("picture.size", self.size, 1)
+        check_choice("picture.crop", self.crop, get_args(Crop))
+        check_integer("picture.size", self.size, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +93,9 @@ class SamplingRule:
     """Captions that are drawn, measured and stored together; part of the numbers in their last bits."""
 
     def __post_init__(self) -> None:
-        _integer("sampling.candidates", self.candidates, 1)
-        _rising("sampling.curve", self.curve, 1)
-        _integer("sampling.chunk", self.chunk, 1)
+        check_integer("sampling.candidates", self.candidates, 1)
+        check_rising("sampling.curve", self.curve, 1)
+        check_integer("sampling.chunk", self.chunk, 1)
 
     def counts(self, candidates: int | None = None) -> tuple[int, ...]:
         """Numbers of candidates that are measured, smallest first.
@@ -138,10 +140,10 @@ class ReferenceRecord:
     """Largest relative difference of ``mean_norm`` and ``trace`` that passes."""
 
     def __post_init__(self) -> None:
-        _choice("reference.family", self.family, FID_FAMILIES)
+        check_choice("reference.family", self.family, FID_FAMILIES)
         for name in ("mean_norm", "trace", "tolerance"):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and value > 0):
+            if value is not None and not (is_number(value) and value > 0):
                 raise ProtocolError(f"reference.{name} must be a number above 0 or null, got {value!r}")
         if self.tolerance is None and (self.mean_norm, self.trace) != (None, None):
             raise ProtocolError("reference.tolerance is missing: mean_norm and trace cannot be checked without it")
@@ -188,41 +190,36 @@ class Protocol:
     """Sentences that every report repeats: where the protocol departs from its model, and why."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name):
-            raise ProtocolError(f"name must be lower-case letters, digits and hyphens, got {self.name!r}")
-        if not isinstance(self.title, str) or not self.title.strip() or "\n" in self.title:
-            raise ProtocolError(f"title must be one line of text, got {self.title!r}")
+        check_texts(self.name, self.title, self.notes)
         self._check_benchmark()
         self._check_pictures()
-        _rising("blur", self.blur, 0)
+        check_rising("blur", self.blur, 0)
         if not self.blur or self.blur[0] != 0:
             raise ProtocolError(f"blur must begin with 0, the score without blur, got {list(self.blur)}")
-        _choices("metrics", self.metrics, METRICS)
-        _choices("fid_families", self.fid_families, FID_FAMILIES)
-        _choices("published", self.published, PUBLISHED)
+        check_choices("metrics", self.metrics, METRICS)
+        check_choices("fid_families", self.fid_families, FID_FAMILIES)
+        check_choices("published", self.published, PUBLISHED)
         for name in self.networks:
-            _choice("networks", name, PINNED)
-        _choices("reference", [record.family for record in self.reference], self.fid_families)
-        _integer("is_splits", self.is_splits, 1)
+            check_choice("networks", name, PINNED)
+        check_choices("reference", [record.family for record in self.reference], self.fid_families)
+        check_integer("is_splits", self.is_splits, 1)
         if not self.metrics:
             raise ProtocolError(f"metrics is empty: name at least one of {', '.join(METRICS)}")
         if ("fid" in self.metrics) != bool(self.fid_families):
             raise ProtocolError("fid_families must name at least one kind of FID where metrics has fid, else be empty")
-        if not all(isinstance(note, str) for note in self.notes):
-            raise ProtocolError(f"notes must be a list of sentences, got {list(self.notes)!r}")
 
     def _check_benchmark(self) -> None:
         if not self.benchmark:
             raise ProtocolError(f"benchmark is empty: give a split for at least one of {', '.join(LAYOUTS)}")
         for layout, split in self.benchmark.items():
-            _choice("benchmark", layout, LAYOUTS)
+            check_choice("benchmark", layout, LAYOUTS)
             if not isinstance(split, str) or not split:
                 raise ProtocolError(f"benchmark.{layout} must be the name of a split, got {split!r}")
 
     def _check_pictures(self) -> None:
         for layout, count in self.pictures.items():
-            _choice("pictures", layout, self.benchmark)
-            _integer(f"pictures.{layout}", count, 2)
+            check_choice("pictures", layout, self.benchmark)
+            check_integer(f"pictures.{layout}", count, 2)
 
     @property
     def layout(self) -> str:
@@ -254,17 +251,19 @@ class Protocol:
         try:
             for name, kind in (("captions", CaptionRule), ("picture", PictureRule), ("sampling", SamplingRule)):
                 if name in values:
-                    values[name] = _build(kind, values[name], name)
+                    values[name] = build(kind, values[name], name)
             if "reference" in values:
-                records = _sequence("reference", values["reference"])
-                values["reference"] = tuple(_build(ReferenceRecord, record, "reference") for record in records)
+                records = sequence("reference", values["reference"])
+                values["reference"] = tuple(build(ReferenceRecord, record, "reference") for record in records)
             if "networks" in values:
-                rules = mapping(values["networks"], "networks").items()
-                values["networks"] = {name: _build(NetworkRule, rule, f"networks.{name}") for name, rule in rules}
+                given = mapping(values["networks"], "networks")
+                values["networks"] = {
+                    name: build(NetworkRule, rule, f"networks.{name}") for name, rule in given.items()
+                }
             for name in ("benchmark", "pictures"):
                 if name in values:
                     values[name] = mapping(values[name], name)
-            return _build(cls, values, "protocol")
+            return build(cls, values, "protocol")
         except DataFileError as error:
             raise ProtocolError(f"{where}: {error}") from None
 
@@ -274,78 +273,121 @@ def foreign_crop(rule: PictureRule) -> Crop:
     return "center" if rule.crop == "box" else rule.crop
 
 
+def list_protocols(kind: str | None = None) -> list[str]:
+    """Names of the protocols that come with the package, all or those of a kind."""
+    files = shipped_folder("protocols").glob("*.yaml")
+    return sorted(path.stem for path in files if kind is None or read_fields(path)[0] == kind)
+
+
+def protocol_file(name: str | Path) -> Path:
+    """File of a protocol: a name from `list_protocols`, or a YAML file of one's own.
+
+    Raises:
+        UnknownNameError: Neither; the message has the nearest name.
+    """
+    if str(name) in list_protocols():
+        return shipped_folder("protocols") / f"{name}.yaml"
+    if Path(name).is_file():
+        return Path(name)
+    raise UnknownNameError(f"{suggest('protocol', str(name), list_protocols())}. A YAML file works as well.")
+
+
+def read_fields(path: Path) -> tuple[str, dict[str, Any]]:
+    """Kind of a protocol, and its other fields as they stand in the file.
+
+    Raises:
+        ProtocolError: The kind is unknown.
+        DataFileError: The file is none that `read_yaml` reads.
+    """
+    values = read_yaml(path)
+    kind = values.pop("kind", BENCHMARK)
+    if kind not in KINDS:
+        raise ProtocolError(f"{path}: {suggest('kind', str(kind), KINDS)}")
+    return kind, values
+
+
 def read_protocol(path: Path) -> Protocol:
-    """Reads a protocol.
+    """Reads the protocol of a benchmark.
 
     Raises:
         ProtocolError: It cannot be used; the message names file, field, what was expected and what came.
     """
-    return Protocol.from_dict(read_yaml(path), str(path))
-
-
-def list_protocols() -> list[str]:
-    """Names of the protocols that come with the package."""
-    return sorted(path.stem for path in shipped_folder("protocols").glob("*.yaml"))
+    kind, values = read_fields(path)
+    if kind != BENCHMARK:
+        raise ProtocolError(f"{path} is a protocol of kind {kind!r}, which has no benchmark: use `dalle-zoo eval`")
+    return Protocol.from_dict(values, str(path))
 
 
 def find_protocol(name: str | Path) -> Protocol:
-    """A protocol: a name from `list_protocols`, or a YAML file of one's own.
+    """The protocol of a benchmark: a name from `list_protocols`, or a YAML file of one's own.
 
     Raises:
         UnknownNameError: Neither; the message has the nearest name.
         ProtocolError: It is there, but cannot be used.
     """
-    if str(name) in list_protocols():
-        return read_protocol(shipped_folder("protocols") / f"{name}.yaml")
-    if Path(name).is_file():
-        return read_protocol(Path(name))
-    raise UnknownNameError(f"{suggest('protocol', str(name), list_protocols())}. A YAML file works as well.")
+    return read_protocol(protocol_file(name))
 
 
 # ---------------------------------------------------------------- checks
 
 
-def _build(kind: type[C], values: object, where: str) -> C:
+def check_texts(name: object, title: object, notes: Iterable[object]) -> None:
+    """Checks what every protocol says of itself."""
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+        raise ProtocolError(f"name must be lower-case letters, digits and hyphens, got {name!r}")
+    if not isinstance(title, str) or not title.strip() or "\n" in title:
+        raise ProtocolError(f"title must be one line of text, got {title!r}")
+    if not all(isinstance(note, str) for note in notes):
+        raise ProtocolError(f"notes must be a list of sentences, got {list(notes)!r}")
+
+
+def build(kind: type[C], values: object, where: str) -> C:
     """A dataclass of ours from a mapping; lists become tuples."""
     given = mapping(values, where)
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     required = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
     check_keys(given, known, where, required=required)
     lists = [n for n, f in known.items() if str(f.type).startswith("tuple")]
-    return kind(**{n: tuple(_sequence(n, v)) if n in lists else v for n, v in given.items()})
+    return kind(**{n: tuple(sequence(n, v)) if n in lists else v for n, v in given.items()})
 
 
-def _sequence(name: str, value: object) -> list[Any]:
+def sequence(name: str, value: object) -> list[Any]:
+    """A value that must be a list."""
     if not isinstance(value, list | tuple):
         raise ProtocolError(f"{name} must be a list, got {value!r}")
     return list(value)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _integer(name: str, value: object, least: int) -> None:
+def check_integer(name: str, value: object, least: int) -> None:
+    """Checks a whole number."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ProtocolError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
-def _rising(name: str, values: tuple[int, ...], least: int) -> None:
+def check_rising(name: str, values: tuple[int, ...], least: int) -> None:
+    """Checks whole numbers that rise."""
     for value in values:
-        _integer(name, value, least)
+        check_integer(name, value, least)
     if list(values) != sorted(set(values)):
         raise ProtocolError(f"{name} must rise, each number once, got {list(values)}")
 
 
-def _choice(name: str, value: object, known: Iterable[str]) -> None:
+def check_choice(name: str, value: object, known: Iterable[str]) -> None:
+    """Checks that a value is one of some names."""
     known = list(known)
     if value not in known:
         raise ProtocolError(suggest(name, str(value), known))
 
 
-def _choices(name: str, values: Iterable[str], known: Iterable[str]) -> None:
+def check_choices(name: str, values: Iterable[str], known: Iterable[str]) -> None:
+    """Checks that values are of some names, each at most once."""
     values = list(values)
     for value in values:
-        _choice(name, value, known)
+        check_choice(name, value, known)
     if len(set(values)) != len(values):
         raise ProtocolError(f"{name} has a name twice: {', '.join(values)}")

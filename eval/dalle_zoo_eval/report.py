@@ -14,8 +14,18 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from dalle_zoo.files import written_aside
-from dalle_zoo_eval.documents import Block, Bullets, Heading, Paragraph, Picture, Table, to_html, to_markdown
+from dalle_zoo_eval.documents import (
+    Block,
+    Bullets,
+    Heading,
+    Paragraph,
+    Picture,
+    Table,
+    field_table,
+    field_text,
+    to_markdown,
+    write_document,
+)
 from dalle_zoo_eval.plots import Line, line_figure
 from dalle_zoo_eval.published import FAMILIES, PublishedRow, PublishedTable, find_published
 from dalle_zoo_eval.results import FRECHET, Result, ResultError, Score, read_results
@@ -34,6 +44,8 @@ LABELS = {
 LOWER_IS_BETTER = ("fid", FRECHET, "kid")
 DRAWN = ("fid", FRECHET, "is")
 """Metrics that have tables of their own, with published rows and figures."""
+SAMPLES, COPIES = SHEETS = ("samples.png", "memorisation.png")
+"""Sheets that an evaluation puts beside its result: what was judged, and the nearest training pictures."""
 MARK = "†"
 """Stands behind a score that does not compare with published ones."""
 BLUR, CANDIDATES = "blur radius", "candidates"
@@ -76,14 +88,9 @@ def write_report(results: Sequence[Path], out: Path, *, sheets: Sequence[Path] =
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ResultError(f"out must be a folder, got the file {out}")
-    pictures = [_sheet(Path(path), out, number) for number, path in enumerate(sheets, 1)]
+    pictures = [read_sheet(Path(path), out, number) for number, path in enumerate(sheets, 1)]
     blocks = report_blocks(read_results(results), pictures)
-    files = {"report.md": to_markdown(blocks).encode(), "report.html": to_html(blocks).encode()}
-    files |= {block.name: block.png for block in blocks if isinstance(block, Picture)}
-    for name, data in files.items():
-        with written_aside(out / name) as aside:
-            aside.write_bytes(data)
-    return [out / name for name in files]
+    return write_document(blocks, out)
 
 
 def summary(results: Sequence[Path]) -> str:
@@ -394,38 +401,27 @@ def _provenance(results: Sequence[Result]) -> Iterator[Block]:
             "date": result.at("date"),
             "protocol": {key: value for key, value in result.protocol.items() if value != first.protocol.get(key)},
         }
-        yield Table(["field", "value"], [pair for key, value in parts.items() for pair in _flat(key, value)])
+        yield field_table(parts)
         checks = result.data.get("selfcheck") or []
         if checks:
             head = ["self-check", "found", "expected", "passed"]
-            yield Table(head, [[_text(check.get(key)) for key in ("name", *head[1:])] for check in checks])
+            yield Table(head, [[field_text(check.get(key)) for key in ("name", *head[1:])] for check in checks])
         yield Bullets([f"left out: {line}" for line in result.data.get("left_out") or []])
     networks = {name: record for result in results for name, record in result.networks.items()}
     if networks:
         yield Heading(2, "Networks")
-        yield Table(["field", "value"], [pair for name, record in networks.items() for pair in _flat(name, record)])
+        yield field_table(networks)
     yield Heading(2, "Protocol")
-    fields = {key: value for key, value in first.protocol.items() if key != "notes"}
-    yield Table(["field", "value"], [pair for key, value in fields.items() for pair in _flat(key, value)])
+    yield field_table({key: value for key, value in first.protocol.items() if key != "notes"})
     yield Bullets([str(note) for note in first.protocol.get("notes") or []])
 
 
-def _flat(name: str, value: object) -> list[list[str]]:
-    """Rows of nested fields, named by their dotted paths; what is empty is left out."""
-    if isinstance(value, dict):
-        return [row for key, inner in value.items() for row in _flat(f"{name}.{key}", inner)]
-    return [[name, _text(value)]] if value not in (None, [], "") else []
+def read_sheet(path: Path, out: Path, number: int) -> Picture:
+    """A PNG file of samples; one that lies elsewhere than in ``out`` is called ``samples-NUMBER.png`` there.
 
-
-def _text(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return ", ".join(map(_text, value)) if isinstance(value, list) else str(value)
-
-
-def _sheet(path: Path, out: Path, number: int) -> Picture:
+    Raises:
+        ResultError: It is no PNG file.
+    """
     try:
         png = path.read_bytes()
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:

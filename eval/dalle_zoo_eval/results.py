@@ -119,6 +119,20 @@ class Result:
         return value
 
 
+def read_data(path: Path) -> Any:
+    """Contents of a result file, of whatever kind.
+
+    Raises:
+        ResultError: It is not there, or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ResultError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ResultError(f"{path} is not valid JSON: {error}") from None
+
+
 def read_result(path: Path) -> Result:
     """Reads a result file.
 
@@ -126,12 +140,7 @@ def read_result(path: Path) -> Result:
         ResultError: It is not there, is no result of this package, a score is wrong or stands twice, or a self-check
             failed.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ResultError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ResultError(f"{path} is not valid JSON: {error}") from None
+    data = read_data(path)
     try:
         return _result(f"{path.parent.name}/{path.name}", data)
     except ResultError as error:

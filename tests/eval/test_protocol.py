@@ -32,7 +32,8 @@ def values(**changes: Any) -> dict[str, Any]:
 
 
 def test_the_shipped_protocols_are_those_of_the_paper() -> None:
-    assert list_protocols() == ["coco-30k", "coco-30k-dedup", "cub", "folder"]
+    assert list_protocols("benchmark") == ["coco-30k", "coco-30k-dedup", "cub", "folder"]
+    assert list_protocols() == ["coco-30k", "coco-30k-dedup", "cub", "emoji64", "folder"]
     coco, cub = find_protocol("coco-30k"), find_protocol("cub")
     assert (coco.layout, coco.split("coco"), coco.split("attngan")) == ("coco", "val2014", "test")
     assert (coco.captions.rule, coco.captions.count, coco.captions.exclusions) == ("one", 30000, False)
@@ -56,7 +57,7 @@ def test_the_deduplicated_variant_differs_in_nothing_else() -> None:
     assert plain == other
 
 
-@pytest.mark.parametrize("name", list_protocols())
+@pytest.mark.parametrize("name", list_protocols("benchmark"))
 def test_a_protocol_survives_a_result_file(name: str) -> None:
     protocol = find_protocol(name)
     assert protocol.name == name
@@ -66,7 +67,7 @@ def test_a_protocol_survives_a_result_file(name: str) -> None:
 
 
 def test_no_statistics_are_recorded_that_nobody_measured() -> None:
-    assert all(find_protocol(name).reference == () for name in list_protocols())
+    assert all(find_protocol(name).reference == () for name in list_protocols("benchmark"))
 
 
 def test_a_file_of_ones_own(tmp_path: Path) -> None:

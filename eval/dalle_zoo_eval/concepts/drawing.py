@@ -1,0 +1,103 @@
+"""Codes of all candidates, chunk by chunk in files that are there whole or not at all.
+
+A chunk is named by the digest of all that fixes its codes. So a killed run goes on from what it finds, another run
+with the same weights, seed and captions uses it again, and any number of processes give the same codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from dalle_zoo import __version__
+from dalle_zoo.files import written_aside
+from dalle_zoo.pipeline import DallePipeline
+from dalle_zoo.sampling import picture_seed
+from dalle_zoo_eval.concepts.protocol import ConceptProtocol
+from dalle_zoo_eval.concepts.splits import Split
+from dalle_zoo_eval.measuring import Share
+from dalle_zoo_eval.provenance import digest
+
+# B captions, N candidates of a caption, h w code grid
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Captions that are drawn and stored together."""
+
+    captions: Sequence[str]
+    call: Mapping[str, Any]
+    """Arguments of the pipeline."""
+    path: Path
+    """File of the codes."""
+
+    def draw(self, pipe: DallePipeline) -> None:
+        """Draws and stores the codes, unless they are there."""
+        if self.path.is_file():
+            return
+        flat = pipe(self.captions, output_type="latent", **self.call).images.cpu()
+        codes = flat.reshape(len(self.captions), -1, *flat.shape[1:]).to(torch.int32).contiguous()
+        with written_aside(self.path) as aside:
+            save_file({"codes": codes}, aside)
+
+    def codes(self) -> Tensor:
+        """Codes that are there, int64 (B, N, h, w)."""
+        try:
+            return load_file(self.path)["codes"].long()
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{self.path} cannot be read ({error}): delete it and run again") from None
+
+
+def plan(
+    pipe: DallePipeline, split: Split, protocol: ConceptProtocol, cache: Path, weights: Mapping[str, str]
+) -> list[Chunk]:
+    """Chunks of a split.
+
+    Args:
+        pipe: The model.
+        split: Whose captions are drawn from.
+        protocol: Candidates, sampling, seed and size of a chunk.
+        cache: Folder of the chunks.
+        weights: sha256 of the model's files of weights.
+    """
+    fixed = {
+        "weights": {name: sha256 for name, sha256 in weights.items() if not name.startswith("ranker/")},
+        "config": asdict(pipe.prior.config),
+        "versions": {"dalle-zoo": __version__, "torch": torch.__version__.partition("+")[0]},
+    }
+    chunks = []
+    for start in range(0, len(split.captions), protocol.chunk):
+        captions = split.captions[start : start + protocol.chunk]
+        seed = picture_seed(protocol.seed, split.name, start)
+        call = {"num_images_per_prompt": protocol.candidates, "seed": seed, **protocol.sampling()}
+        name = digest({**fixed, "text": pipe.encode_text(captions).tolist(), "call": call})
+        chunks.append(Chunk(captions, call, cache / f"{name[:32]}.safetensors"))
+    return chunks
+
+
+def draw(pipe: DallePipeline, chunks: Sequence[Chunk], share: Share) -> None:
+    """Draws the chunks that are missing.
+
+    Args:
+        pipe: The model.
+        chunks: All chunks.
+        share: Which of them this process begins with; process 0 goes on with whatever is then missing, from the end,
+            where the other processes come to last.
+    """
+    _draw(pipe, chunks[share.rank :: share.world])
+    if share.rank == 0:
+        _draw(pipe, chunks[::-1])
+
+
+def _draw(pipe: DallePipeline, chunks: Iterable[Chunk]) -> None:
+    wanted = [chunk for chunk in chunks if not chunk.path.is_file()]
+    for chunk in tqdm(wanted, desc="draw", unit="chunk", disable=not wanted):
+        chunk.draw(pipe)
