@@ -21,6 +21,7 @@ COMMANDS = {
     "models": ("dalle_zoo.cli.listing:models", "list the models that are known by name"),
     "masks": ("dalle_zoo.cli.listing:masks", "list the attention masks, or draw them"),
     "fit": ("dalle_zoo.cli.train:fit", "train a recipe; the same command continues a killed run"),
+    "plan": ("dalle_zoo.cli.plan:plan", "what training of a recipe takes: memory, time, network"),
     "validate": ("dalle_zoo.cli.train:validate", "measure a run on its validation data"),
     "test": ("dalle_zoo.cli.train:test", "like validate, through the trainer's test loop"),
     "predict": ("dalle_zoo.cli.train:predict", "draw the pictures of a run's validation data"),

@@ -1,0 +1,169 @@
+"""``dalle-zoo plan RECIPE``: what training takes. It answers without Lightning, and builds nothing."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dalle_zoo.cli.errors import Parser, UserError
+from dalle_zoo.cli.keys import overridden
+from dalle_zoo.cli.train import read_recipe
+from dalle_zoo.recipes import find_part, find_recipe
+
+DESCRIPTION = """\
+What training of a recipe takes: memory of a GPU and whether it fits, what would make it fit, operations, bytes on the
+wire, time. It is arithmetic, and it builds nothing."""
+EXAMPLES = """\
+  dalle-zoo plan prior/paper-12b --gpu v100-16gb
+  dalle-zoo plan prior/paper-12b --gpu a100-80gb --trainer.num_nodes 8 --trainer.strategy hsdp
+  dalle-zoo plan prior/tiny --parts 1gpu --gpu-memory 8 --json plan.json
+
+Keys of the recipe are given as to `dalle-zoo fit`. docs/planning.md has the formulas and the assumptions."""
+
+
+MFU = 0.4
+"""What large transformers reach."""
+
+
+def plan_parser() -> Parser:
+    """Parser of our own options; all others are keys of the recipe."""
+    p = Parser(
+        prog="dalle-zoo plan",
+        usage="dalle-zoo plan RECIPE [options] [--KEY VALUE ...]",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    p.add_argument("recipe", metavar="RECIPE", help="name from `dalle-zoo recipes`, or a YAML file")
+    p.add_argument("--parts", nargs="+", default=[], metavar="PART", help="parts or YAML files to lay over the recipe")
+    p.add_argument("--gpu", metavar="NAME", help="GPU with its usual node, such as v100-16gb: verdict and times")
+    p.add_argument(
+        "--gpu-memory", type=float, metavar="GIB", help="memory of a GPU (that of --gpu, or of a part's name)"
+    )
+    p.add_argument("--reserve", type=float, metavar="GIB", help="of it for CUDA, NCCL, allocator (1.0; paper 0.5)")
+    p.add_argument("--mfu", type=float, help=f"share of the peak that is reached while computing ({MFU})")
+    p.add_argument("--intra", type=float, metavar="GB/S", help="network of a GPU inside a node (80 %% of its link)")
+    p.add_argument("--inter", type=float, metavar="GB/S", help="network of a node to others (80 %% of the usual)")
+    p.add_argument("--formats", choices=["ours", "paper"], default="ours", help="how numbers are stored (ours)")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the plan as JSON, too")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    return p
+
+
+def plan(arguments: list[str]) -> None:
+    """Prints what training of a recipe takes."""
+    options, overrides = plan_parser().parse_known_args(arguments)
+    if options.json is not None and options.json.exists() and not options.overwrite:
+        raise FileExistsError(f"{options.json} exists: pass --overwrite to replace it, or --json FILE")
+    keys: dict[str, Any] = {}
+    for path in (find_recipe(options.recipe), *map(find_part, options.parts)):
+        content = read_recipe(path)
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: expected keys such as model, data and trainer, got {type(content).__name__}")
+        keys = lay_over(keys, content)
+
+    from dalle_zoo.hub import write_json
+    from dalle_zoo.planning.formats import GIB
+    from dalle_zoo.planning.hardware import find_gpu
+    from dalle_zoo.planning.plan import Hardware, as_data, make_plan
+    from dalle_zoo.planning.recipe import READ, read_setup, read_work
+    from dalle_zoo.planning.report import render
+
+    for key, value in stated(overrides, READ).items():
+        put(keys, key, value)
+    gpu = find_gpu(options.gpu) if options.gpu else None
+    check_numbers(options)
+    memory = options.gpu_memory or (gpu.memory if gpu else memory_in(options.parts))
+    hardware = Hardware(
+        memory=None if memory is None else memory * GIB,
+        gpu=gpu,
+        mfu=MFU if options.mfu is None else options.mfu,
+        intra=options.intra,
+        inter=options.inter,
+        reserve=None if options.reserve is None else options.reserve * GIB,
+    )
+    made = make_plan(read_work(keys), read_setup(keys, options.formats == "paper"), hardware)
+    print(render(made, options.recipe))
+    if options.json is not None:
+        write_json(options.json, as_data(made, options.recipe))
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """Raises `UserError` for a size that cannot be, and for a rate without a GPU whose times it would change."""
+    for name in ("gpu_memory", "reserve", "intra", "inter"):
+        value = getattr(options, name)
+        if value is not None and not (value > 0 or (name == "reserve" and value == 0)):
+            raise UserError(f"--{name.replace('_', '-')} must be above 0, got {value:g}")
+    for name in ("mfu", "intra", "inter"):
+        if getattr(options, name) is not None and options.gpu is None:
+            raise UserError(f"--{name} is for times, which need the GPU: add --gpu NAME")
+
+
+def lay_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a later file over those of an earlier one, as `dalle-zoo fit` lays them: another class starts afresh."""
+    merged = dict(below)
+    for key, value in above.items():
+        name = key.removesuffix("+")  # adds to a list
+        old = merged.get(name)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            another = value.get("class_path", old.get("class_path")) != old.get("class_path")
+            merged[name] = dict(value) if another else lay_over(old, value)
+        elif key.endswith("+"):
+            merged[name] = [*(old or []), *(value if isinstance(value, list) else [value])]
+        else:
+            merged[name] = value
+    return merged
+
+
+def stated(overrides: list[str], read: tuple[str, ...]) -> dict[str, Any]:
+    """Overrides of the command line, each with its whole key and its value as YAML reads it.
+
+    Raises:
+        UserError: Something that is no override, has no value, or is no key of which a plan depends.
+    """
+    values: dict[str, Any] = {}
+    for key, text in overridden(overrides):
+        parts = key.split(".")
+        if parts[0] in ("model", "data") and len(parts) > 1 and parts[1] not in ("class_path", "init_args"):
+            parts.insert(1, "init_args")  # may be left out
+        name = ".".join(parts)
+        if not any(name == known or name.startswith(f"{known}.") for known in read):
+            near = difflib.get_close_matches(name, read, n=1, cutoff=0.6)
+            hint = f" Did you mean --{near[0]}?" if near else ""
+            raise UserError(
+                f"--{key} changes nothing that a plan computes.{hint} It depends on: {', '.join(read)}; leave all "
+                "other keys out"
+            )
+        if text == "" or text.startswith("--"):
+            raise UserError(f"--{key} has no value")
+        values[name] = yaml.safe_load(text)
+    words = [word for word in overrides if not word.startswith("--")]
+    given = [text for key, text in overridden(overrides) if f"--{key}={text}" not in overrides]
+    for word in words:
+        if word not in given:
+            raise UserError(f"{word!r} belongs to no option: a recipe, then options and keys")
+    return values
+
+
+def put(keys: dict[str, Any], name: str, value: Any) -> None:
+    """Sets a key such as ``trainer.devices``."""
+    *path, last = name.split(".")
+    for part in path:
+        inner = keys.get(part)
+        keys[part] = dict(inner) if isinstance(inner, Mapping) else {}
+        keys = keys[part]
+    keys[last] = value
+
+
+def memory_in(parts: list[str]) -> float | None:
+    """GiB of a GPU from the name of a part such as ``8x16gb``, None if no part names it."""
+    sizes = [re.search(r"(\d+)gb$", Path(part).stem) for part in parts]
+    found = [float(size.group(1)) for size in sizes if size]
+    return found[-1] if found else None

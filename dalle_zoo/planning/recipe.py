@@ -1,0 +1,133 @@
+"""From the keys of a recipe to what `planning` computes with. Nothing is built, no data is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from dalle_zoo.hub import config_from_dict
+from dalle_zoo.models.dvae import DVAEConfig
+from dalle_zoo.models.prior import PriorConfig
+from dalle_zoo.planning.dvae import DVAEWork
+from dalle_zoo.planning.prior import PriorWork
+from dalle_zoo.planning.setup import Setup
+from dalle_zoo.planning.work import Work
+
+Keys = Mapping[str, Any]
+
+AVERAGING = ("WeightEMA", "EMAWeightAveraging", "WeightAveraging")
+"""Callbacks that keep averaged weights."""
+
+READ = (
+    "model.class_path",
+    "model.init_args.config",
+    "model.init_args.recompute",
+    "model.init_args.adamw.moments",
+    "model.init_args.adamw.variance_clip",
+    "data.init_args.batch_size",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.precision",
+    "trainer.accumulate_grad_batches",
+    "trainer.max_steps",
+    "trainer.callbacks",
+)
+"""Keys that change what training takes."""
+
+
+def read_work(keys: Keys) -> Work:
+    """The stage that a recipe trains.
+
+    Raises:
+        ValueError: A stage that cannot be planned, or a bad key or value of its architecture.
+    """
+    name = str(_at(keys, "model.class_path") or "").rpartition(".")[2]
+    config = _at(keys, "model.init_args.config") or {}
+    if name == "PriorModule":
+        return PriorWork(_config(PriorConfig, config))
+    if name == "DVAEModule":
+        return DVAEWork(_config(DVAEConfig, config))
+    raise ValueError(
+        f"model.class_path is {name or 'missing'!r}: the plan knows PriorModule and DVAEModule; a ranker fits one GPU"
+    )
+
+
+def read_setup(keys: Keys, paper_formats: bool = False) -> Setup:
+    """How a recipe trains its stage.
+
+    Raises:
+        UnknownNameError: No such strategy, precision or form of the moments.
+        ValueError: A value that cannot be planned with.
+    """
+    values: dict[str, Any] = {"devices": _devices(keys), "paper_formats": paper_formats}
+    for field, key in (
+        ("nodes", "trainer.num_nodes"),
+        ("batch", "data.init_args.batch_size"),
+        ("accumulate", "trainer.accumulate_grad_batches"),
+    ):
+        value = _at(keys, key)
+        if value is not None:
+            values[field] = _integer(key, value)
+    for field, key in (
+        ("strategy", "trainer.strategy"),
+        ("precision", "trainer.precision"),
+        ("moments", "model.init_args.adamw.moments"),
+    ):
+        value = _at(keys, key)
+        if value is not None and not isinstance(value, str | int):
+            raise ValueError(f"{key} must be a name, so that it can be planned with, got {value!r}")
+        if value is not None:
+            values[field] = str(value)
+    recompute = _at(keys, "model.init_args.recompute")
+    if recompute is not None and not isinstance(recompute, bool):
+        raise ValueError(f"model.init_args.recompute must be true or false, got {recompute!r}")
+    steps = _at(keys, "trainer.max_steps")
+    if steps is not None and _integer("trainer.max_steps", steps) > 0:
+        values["steps"] = steps
+    clips = _at(keys, "model.init_args.adamw.variance_clip") is not None
+    average = _average(_at(keys, "trainer.callbacks") or [])
+    return Setup(**values, recompute=bool(recompute), clips_variance=clips, average=average)
+
+
+def _at(keys: Keys, path: str) -> Any:
+    """Value of a key such as ``trainer.devices``, None if it is not there."""
+    value: Any = keys
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _integer(key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{key} must be an integer, got {value!r}")
+    return value
+
+
+def _devices(keys: Keys) -> int:
+    """GPUs of a node: their number, or a list of them; on the CPU one process stands for one."""
+    value = _at(keys, "trainer.devices")
+    if value in (None, "auto") and _at(keys, "trainer.accelerator") == "cpu":
+        return 1
+    if isinstance(value, list):
+        return len(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f"trainer.devices is {'missing' if value is None else repr(value)}: a plan needs the number of GPUs of a "
+            "node, such as --trainer.devices 8, or a part that names it"
+        )
+    return value
+
+
+def _average(callbacks: Any) -> Literal["none", "gpu", "host"]:
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        if isinstance(callback, Mapping) and str(callback.get("class_path")).rpartition(".")[2] in AVERAGING:
+            return "host" if str((callback.get("init_args") or {}).get("device")) == "cpu" else "gpu"
+    return "none"
+
+
+def _config(config_class: type, values: Any) -> Any:
+    if not isinstance(values, dict):
+        raise ValueError(f"model.init_args.config must hold keys of {config_class.__name__}, got {values!r}")
+    return config_from_dict(config_class, values, "model.init_args.config")
