@@ -43,13 +43,14 @@ from dalle_zoo.training.prior_module import PriorModule
 from dalle_zoo.training.ranker_module import RankerModule
 from dalle_zoo.training.strategies import ShardedStates, shards_first
 from dalle_zoo.training.trainer import ZooTrainer
+from dalle_zoo.training.watch import RankWatch
 
 log = logging.getLogger(__name__)
 
 COMMANDS = ("fit", "validate", "test", "predict")
 
-EXTENDABLE = {"max_steps", "max_epochs", "max_time", "default_root_dir"}
-"""Fields of the trainer that may change when a run goes on; the last is where the run lies."""
+EXTENDABLE = {"max_steps", "max_epochs", "max_time", "default_root_dir", "watch", "watch.timeout"}
+"""Fields of the trainer that may change when a run goes on, with where the run lies; and what changes no result."""
 
 CONFIG = "config.yaml"
 CONFIG_ASIDE = ".config.yaml.part"
@@ -84,6 +85,7 @@ class ZooCLI(LightningCLI):
         """Adds our callbacks, so that recipes and the command line can set their fields."""
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(PictureLogger, "pictures")
+        parser.add_lightning_class_args(RankWatch, "watch")
 
     def resolved(self) -> str:
         """The resolved recipe as YAML, without what belongs to one call only."""
@@ -264,6 +266,7 @@ def key_checker(subcommand: str) -> KeyChecker:
         "trainer": fields_of(Trainer),
         "checkpoint": fields_of(Checkpoint),
         "pictures": fields_of(PictureLogger),
+        "watch": fields_of(RankWatch),
     }
     root |= dict.fromkeys(method - LightningCLI.subcommands()[subcommand])
     stages: list[type] = [DVAEModule, PriorModule, RankerModule]
