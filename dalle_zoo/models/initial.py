@@ -7,10 +7,13 @@ the CPU, whose generator gives the same numbers everywhere.
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
+
+if TYPE_CHECKING:  # it takes most of a second to load, and who shards has loaded it
+    from torch.distributed.tensor import DTensor
 
 
 def fresh_seed() -> int:
@@ -32,9 +35,11 @@ def fill(parameter: Tensor, mean: float, std: float, seed: int, name: str) -> No
 @torch.no_grad()
 def copy_shard(parameter: Tensor, whole: Tensor) -> None:
     """Copies into a parameter what it holds of a tensor: all of it, or this process's shard."""
-    if not isinstance(parameter, DTensor):
+    if not _is_sharded(parameter):
         parameter.copy_(whole)
         return
+    from torch.distributed.tensor import Shard
+
     mesh = parameter.device_mesh
     for dimension, placement in enumerate(parameter.placements):
         if isinstance(placement, Shard):
@@ -46,4 +51,8 @@ def copy_shard(parameter: Tensor, whole: Tensor) -> None:
 
 def local(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor, sharing its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _is_sharded(tensor) else tensor
+
+
+def _is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    return hasattr(tensor, "to_local")
