@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,22 @@ from torch.utils._pytree import tree_map
 def through_float16(x: Tensor) -> Tensor:
     """Rounds to float16 and back; the gradient is rounded likewise. Overflow gives infinity, underflow zero."""
     return cast(Tensor, _Round.apply(x))  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def emulated_float16(module: nn.Module) -> Iterator[None]:
+    """Inside, the module computes as `EmulatedFloat16`; its hooks, such as those that gather shards, do not."""
+    forward = module.forward
+
+    def rounded(*arguments: Any, **options: Any) -> Any:
+        with EmulatedFloat16():
+            return forward(*arguments, **options)
+
+    module.forward = rounded
+    try:
+        yield
+    finally:
+        del module.forward  # that of the class is back
 
 
 class EmulatedFloat16(TorchFunctionMode):

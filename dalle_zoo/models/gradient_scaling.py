@@ -25,7 +25,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from dalle_zoo.models.emulation import EmulatedFloat16, through_float16
+from dalle_zoo.models.emulation import emulated_float16, through_float16
 
 # K residual blocks; S gradient scale of one of them
 
@@ -157,7 +157,7 @@ class ScaledBranch:
     def __call__(self, x: Tensor, norm: nn.Module, branch: nn.Module) -> Tensor:
         """What is added to the identity path, float32 (…, d)."""
         normalised = norm(_apply(_Enter, x, self.scale))
-        with self._arithmetic(x.device.type):
+        with self._arithmetic(branch, x.device.type):
             out = branch(self._cast(normalised))
         return _apply(_Exit, out, self.scale)
 
@@ -166,10 +166,10 @@ class ScaledBranch:
             return x.to(torch.float16)
         return through_float16(x) if self.carrier == "emulated" else x
 
-    def _arithmetic(self, device_type: str) -> AbstractContextManager[Any]:
+    def _arithmetic(self, branch: nn.Module, device_type: str) -> AbstractContextManager[Any]:
         if self.carrier == "float16":
             return torch.autocast(device_type, torch.float16, cache_enabled=False)  # a weight is used but once
-        return EmulatedFloat16() if self.carrier == "emulated" else nullcontext()
+        return emulated_float16(branch) if self.carrier == "emulated" else nullcontext()
 
 
 def finite_or_zero(x: Tensor) -> Tensor:
@@ -178,8 +178,8 @@ def finite_or_zero(x: Tensor) -> Tensor:
 
 
 # The scale is an attribute of the context and no saved tensor. Recomputation begins when the backward pass first asks
-# for a saved tensor. Were that one of `_Exit`, it would begin before the branch's own backward hooks have run, and a
-# sharded branch would be gathered for the recomputation, freed, and gathered once more for its backward pass.
+# for a saved tensor. Were that one of `_Exit`, it would begin before the backward hooks of the branch, by which a
+# sharded branch gathers its weights, and would run to the very end instead of to the last tensor that is needed.
 
 
 class _Enter(torch.autograd.Function):

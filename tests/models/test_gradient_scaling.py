@@ -124,7 +124,7 @@ def test_recomputation_is_exact(random_prior: Callable[..., Prior]) -> None:
 
 
 def test_the_exit_saves_no_tensor() -> None:
-    """A saved one would begin the recomputation before a sharded branch is gathered for its backward pass."""
+    """A saved one would begin the recomputation before the backward hooks of a sharded branch have run."""
     saved: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
