@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from dalle_zoo.planning.parameters import Parameter
+from dalle_zoo.planning.strategies import factors_of
 from dalle_zoo.training.powersgd import PowerSGD, Traffic, compresses, orthonormal, shorter_side_first
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +109,18 @@ def test_bytes_are_those_of_the_formula(processes: list[Found]) -> None:
         p = 4 * r * (24 + 16 + 32)  # the shorter sides
         assert entry["counted"] == [p, factors - p, whole, 4], "P, R, all that is whole, the flag"
         assert entry["sent"] == factors + whole
+
+
+def test_bytes_are_those_that_planning_expects(processes: list[Found]) -> None:
+    shapes = {"wide": (24, 40), "tall": (64, 16), "square": (32, 32), "tiny": (4, 50), "vector": (7,)}
+    parameters = tuple(
+        Parameter(kind=name, shape=shape, unit="block", compressed=len(shape) - 1) for name, shape in shapes.items()
+    )
+    planned = factors_of(parameters, shards=1, rank=4)
+    sent = Traffic(*processes[0]["traffic"]["traffic"])
+    assert sent == (4 * (planned.left + planned.right), 4 * planned.whole, 4 * planned.matrices)
+    assert sent.compression_rate == pytest.approx(planned.compression)
+    assert processes[0]["traffic"]["counted"][0] == 4 * planned.left
 
 
 def test_error_buffers_saved_on_four_machines_go_on_on_two(processes: list[Found]) -> None:
