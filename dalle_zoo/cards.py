@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dalle_zoo.files import check_ending, written_aside
 from dalle_zoo.hub import ModelFolderError, read_json
 from dalle_zoo.recipes import list_recipes, recipe_header, recipe_root
 from dalle_zoo.registry import suggest
 from dalle_zoo.zoo import RECORD
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 TEMPLATES = Path(__file__).parent / "_cards"
 """One template a protocol: what a card says depends on what was measured."""
@@ -233,8 +237,12 @@ def _trials(path: Path) -> str:
 # ---------------------------------------------------------------- curves
 
 
+GRADIENT_SCALES = "log2_gradient_scale/"
+"""How the curves of the gradient scales of residual blocks begin; the rest is the name of a block."""
+
+
 def plot_curves(curves: Mapping[str, Mapping[int, float]], out: str | Path, title: str = "") -> Path:
-    """Draws the curves of a run as PNG; ``train/loss`` and ``val/loss`` share a panel.
+    """Draws the curves of a run as PNG; ``train/loss`` and ``val/loss`` share a panel, gradient scales another.
 
     Args:
         curves: Name to (update to value).
@@ -252,18 +260,17 @@ def plot_curves(curves: Mapping[str, Mapping[int, float]], out: str | Path, titl
         raise ValueError("curves is empty: the run has logged nothing yet")
     panels: dict[str, list[str]] = defaultdict(list)
     for name in curves:
-        panels[name.partition("/")[2] or name].append(name)
+        scale = name.startswith(GRADIENT_SCALES)
+        panels[GRADIENT_SCALES if scale else name.partition("/")[2] or name].append(name)
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.5 * columns, 3 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, (panel, names) in zip(axes, panels.items(), strict=False):
-        for name in names:
-            points = curves[name]
-            mark = "." if len(points) < 30 else ""
-            axis.plot(list(points), list(points.values()), marker=mark, linewidth=1, label=name)
         axis.set_title(panel)
         axis.set_xlabel("update")
+        draw = _plot_scales if panel == GRADIENT_SCALES else _plot_panel
+        draw(axis, {name: curves[name] for name in names})
         axis.legend(fontsize="small")
     for axis in axes[len(panels) :]:
         axis.remove()
@@ -271,3 +278,21 @@ def plot_curves(curves: Mapping[str, Mapping[int, float]], out: str | Path, titl
     with written_aside(out) as aside:
         figure.savefig(aside, format="png", dpi=120)
     return out
+
+
+def _plot_panel(axis: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
+    for name, points in curves.items():
+        mark = "." if len(points) < 30 else ""
+        axis.plot(list(points), list(points.values()), marker=mark, linewidth=1, label=name)
+
+
+def _plot_scales(axis: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
+    """Draws the last scale of every residual block over the depth, as figure 12 of the paper."""
+    by_depth = sorted(curves, key=lambda name: re.sub(r"\d+", lambda number: number[0].zfill(9), name))
+    kinds: dict[str, dict[int, float]] = defaultdict(dict)
+    for number, name in enumerate(by_depth, 1):
+        kinds[name.rpartition(".")[2]][number] = curves[name][max(curves[name])]
+    for kind, points in kinds.items():
+        axis.plot(list(points), list(points.values()), ".", label=kind)
+    axis.set_title(f"log2 of the gradient scales, update {max(curves[by_depth[0]])}")
+    axis.set_xlabel("residual block")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dalle_zoo import cards, zoo
-from dalle_zoo.cards import check_weights, plot_curves, render_card, write_card
+from dalle_zoo.cards import GRADIENT_SCALES, check_weights, plot_curves, render_card, write_card
 from dalle_zoo.hub import ModelFolderError, read_json
 
 ROOT = Path(__file__).parents[1]
@@ -134,3 +134,17 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
     assert [p.name for p in out.parent.iterdir()] == ["curves.png"]
     with pytest.raises(ValueError, match="logged nothing"):
         plot_curves({}, out)
+
+
+def test_gradient_scales_are_drawn_by_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of twelve layers as many names; they share one panel, each kind of block with its own marks."""
+    from matplotlib.axes import Axes
+
+    drawn: list[tuple[list[float], list[float], str]] = []
+    monkeypatch.setattr(Axes, "plot", lambda self, x, y, *_, label, **__: drawn.append((x, y, label)))
+    monkeypatch.setattr(Axes, "legend", lambda self, **_: None)
+    names = [f"layers.{layer}.{kind}" for layer in range(12) for kind in ("attention", "mlp")]
+    curves = {f"{GRADIENT_SCALES}{name}": {0: 13.0, 9: float(number)} for number, name in enumerate(names, 1)}
+    plot_curves(dict(sorted(curves.items())), tmp_path / "curves.png")
+    odd, even = [*range(1, 25, 2)], [*range(2, 25, 2)]
+    assert drawn == [(odd, odd, "attention"), (even, even, "mlp")]

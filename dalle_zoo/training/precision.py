@@ -24,13 +24,11 @@ from torch.distributed.fsdp import MixedPrecision as FSDP1Policy
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim import Optimizer
 
+from dalle_zoo.cards import GRADIENT_SCALES
 from dalle_zoo.models.gradient_scaling import Carrier, GradientScales, GradientScalingConfig, ScaledBranch
 from dalle_zoo.models.initial import local
 from dalle_zoo.models.residual import ResidualBlock, plain
 from dalle_zoo.registry import UnknownNameError, suggest
-
-SCALE_CURVES = "log2_gradient_scale/"
-"""How the logged names of the scales of blocks begin."""
 
 StrategyKind = Literal["plain", "fsdp", "fsdp2"]
 """What a precision must fit: strategies that hold whole weights, FSDP1, or fully_shard."""
@@ -42,6 +40,8 @@ _PLAIN: Mapping[str, Callable[[str], Precision]] = {  # device type to plugin
     "16-mixed": lambda device: MixedPrecision("16-mixed", device),
     "16-resblock": lambda device: ResblockPrecision("emulated" if device == "cpu" else "float16"),
 }
+PRECISIONS = tuple(_PLAIN)
+"""Names of the precisions."""
 _FSDP1: Mapping[str, Callable[[str], Precision]] = {
     "32-true": lambda device: FSDP1Precision("32-true", device),
     "bf16-mixed": lambda device: FSDP1Precision("bf16-mixed", device),
@@ -202,13 +202,13 @@ class ResblockPrecision(Precision):
         return overflow == 0
 
     def _log(self, module: LightningModule, scales: GradientScales) -> None:
-        """Writes log2 of every scale, for a figure 12, and the number of skipped updates."""
+        """Writes log2 of every scale and the number of skipped updates where the trainer logs all else."""
         trainer = module.trainer
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or (trainer.global_step + 1) % every:
             return
         values = scales.values.log2().tolist()
-        metrics = {f"{SCALE_CURVES}{block.name}": value for block, value in zip(self._blocks, values, strict=True)}
+        metrics = {f"{GRADIENT_SCALES}{block.name}": value for block, value in zip(self._blocks, values, strict=True)}
         for logger in module.loggers:
             logger.log_metrics(metrics | {"train/skipped_updates": self.num_skipped}, step=trainer.global_step)
 

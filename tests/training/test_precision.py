@@ -18,13 +18,14 @@ from lightning.pytorch.plugins import FSDPPrecision, HalfPrecision, MixedPrecisi
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
+from dalle_zoo.cards import GRADIENT_SCALES
 from dalle_zoo.cli.main import main
 from dalle_zoo.cli.runs import read_curves
 from dalle_zoo.models.dvae import DVAEConfig
 from dalle_zoo.models.gradient_scaling import GradientScalingConfig
 from dalle_zoo.models.residual import plain
 from dalle_zoo.training.dvae_module import DVAEModule
-from dalle_zoo.training.precision import SCALE_CURVES, ResblockPrecision, make_precision
+from dalle_zoo.training.precision import ResblockPrecision, make_precision
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -249,9 +250,9 @@ def test_scales_are_logged_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixtu
     precision = ResblockPrecision("emulated")
     runs.train(precision, spoil={1: runs.SPOILED}, logger=logger, log_every_n_steps=2)
     curves = read_curves(tmp_path)
-    scales = {name: curve for name, curve in curves.items() if name.startswith(SCALE_CURVES)}
+    scales = {name: curve for name, curve in curves.items() if name.startswith(GRADIENT_SCALES)}
     names = ["layers.0.attention", "layers.0.mlp", "layers.1.attention", "layers.1.mlp"]
-    assert list(scales) == [f"{SCALE_CURVES}{name}" for name in names]
+    assert list(scales) == [f"{GRADIENT_SCALES}{name}" for name in names]
     assert precision.scales is not None
     last = precision.scales.values.log2().tolist()
     assert [list(curve) for curve in scales.values()] == [[1, 3, 5]] * 4
