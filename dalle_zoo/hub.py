@@ -135,14 +135,19 @@ def save_network(
         dtype: Precision of the stored weights; as they are if missing.
         weights: Instead of the network's own, which may be shards.
     """
-    tensors = {
-        name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
-        for name, tensor in (net.state_dict() if weights is None else weights).items()
-    }
-    with written_aside(folder / WEIGHTS) as aside:
-        save_file(tensors, aside, metadata={"format": "pt"})
     config: Any = net.config
-    write_json(folder / CONFIG, {"type": kind, **asdict(config)})
+    tensors = net.state_dict() if weights is None else weights
+    save_weights(tensors, {"type": kind, **asdict(config)}, folder, dtype)
+
+
+def save_weights(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path, dtype: torch.dtype | None = None
+) -> None:
+    """Writes ``model.safetensors`` and ``config.json`` into an existing folder, as `save_network` does."""
+    stored = {n: t.detach().to("cpu", dtype or t.dtype).contiguous() for n, t in tensors.items()}
+    with written_aside(folder / WEIGHTS) as aside:
+        save_file(stored, aside, metadata={"format": "pt"})
+    write_json(folder / CONFIG, dict(config))
 
 
 def load_weights(net: nn.Module, path: Path) -> None:

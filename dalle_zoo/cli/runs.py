@@ -1,4 +1,4 @@
-"""``dalle-zoo plot | export``: what becomes of a run."""
+"""``dalle-zoo plot | export | consolidate``: what becomes of a run."""
 
 from __future__ import annotations
 
@@ -76,6 +76,30 @@ def export(arguments: list[str]) -> None:
     dtype: torch.dtype = getattr(torch, options.dtype)
     folder = pipe.save_pretrained(options.out, dtype=dtype, record=record, overwrite=options.overwrite)
     print(folder.resolve())
+
+
+def consolidate(arguments: list[str]) -> None:
+    """Makes a component folder of a checkpoint, also of a sharded one."""
+    p = parser(
+        "consolidate",
+        "Write the weights of a checkpoint, whichever strategy left it, as one folder with safetensors.\n\n"
+        "  dalle-zoo consolidate runs/prior/12b --out prior-12b",
+    )
+    p.add_argument("checkpoint", type=Path, help="run, of which the newest checkpoint is taken, or checkpoint")
+    p.add_argument("--out", type=Path, required=True, help="folder to write")
+    p.add_argument("--raw", action="store_true", help="the weights as trained, not their average")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing component folder")
+    options = p.parse_args(arguments)
+
+    from dalle_zoo.hub import new_folder
+    from dalle_zoo.training import checkpoints
+
+    path = checkpoints.newest_checkpoint(options.checkpoint) or options.checkpoint
+    if path.suffix != ".ckpt" or not path.exists():
+        raise FileNotFoundError(f"{options.checkpoint} is neither a run with checkpoints/*.ckpt nor a checkpoint")
+    with new_folder(options.out, overwrite=options.overwrite) as folder:
+        stage = checkpoints.consolidate(path, folder, averaged=not options.raw)
+    print(f"{options.out.resolve()}: {stage} of {path}")
 
 
 def trained(location: str, component: str) -> Path:

@@ -292,21 +292,31 @@ class Prior(nn.Module):
         split = self.config.text_length
         return Logits(self.text_head(x[:, :split]), self.image_head(x[:, split:]))
 
-    def loss(self, text: Tensor, codes: Tensor) -> PriorLoss:
+    def is_token(self, text: Tensor) -> Tensor:
+        """Which positions hold a text token, not padding: bool (B, T)."""
+        return text < self.config.text_vocab
+
+    def loss(self, text: Tensor, codes: Tensor, text_tokens: Tensor | None = None) -> PriorLoss:
         """Weighted cross-entropy of text and image tokens, each a mean over its tokens in the batch (2.2).
 
         Only the logits that are needed are computed: the text head runs on positions whose target is a text
         token, the image head on image positions.
+
+        Args:
+            text: Text ids, int64 (B, T).
+            codes: Image tokens, int64 (B, h, w).
+            text_tokens: What the text loss is divided by; the text tokens of the batch if missing. Processes that
+                share a batch give the mean of theirs, so that the mean of their losses is that of the whole batch.
         """
         x = self.hidden(text, codes)
         split = self.config.text_length
-        is_token = text < self.config.text_vocab
+        is_token = self.is_token(text)
         image_logits = self.image_head(x[:, split:])
         image = F.cross_entropy(image_logits.flatten(0, 1).float(), codes.flatten())
         text_logits = self.text_head(x[:, :split][is_token])
         # A batch of empty captions has no text target; the sum of nothing is 0 and stays differentiable.
         summed = F.cross_entropy(text_logits.float(), text[is_token], reduction="sum")
-        text_loss = summed / is_token.sum().clamp(min=1)
+        text_loss = summed / (is_token.sum() if text_tokens is None else text_tokens).clamp(min=1)
         weight = self.config.text_loss_weight
         return PriorLoss(weight * text_loss + (1 - weight) * image, text_loss, image)
 

@@ -10,6 +10,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer, callbacks
 
+from dalle_zoo.hub import save_weights
+from dalle_zoo.training.averaging import STATE
 from dalle_zoo.training.sharded import is_sharded, read_state, read_whole, remove
 from dalle_zoo.training.strategies.states import by_number
 
@@ -59,6 +61,39 @@ def whole_checkpoint(path: Path) -> dict[str, Any]:
         for number, groups in enumerate(checkpoint.pop("optimizer_groups"))
     ]
     return {**checkpoint, **tensors}
+
+
+def consolidate(path: Path, folder: Path, *, averaged: bool = True) -> str:
+    """Writes the weights of a checkpoint, whichever strategy left it, as a component folder of a model.
+
+    Needs no other process, and the memory of the weights alone.
+
+    Args:
+        path: File, or folder of shards.
+        folder: Existing folder.
+        averaged: Whether averaged weights are taken where there are any.
+
+    Returns:
+        The stage.
+
+    Raises:
+        ValueError: It is no checkpoint of a dVAE or a prior.
+    """
+    if is_sharded(path):
+        checkpoint = read_state(path)
+        weights = read_whole(path, f"{STATE}/").get(STATE, {}) if averaged else {}
+        weights = weights or read_whole(path, "model/")["model"]
+    else:
+        checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
+        weights = (checkpoint.get(STATE) if averaged else None) or checkpoint.get("state_dict", {})
+    described = checkpoint.get("dalle_zoo", {})
+    if described.get("stage") not in ("dvae", "prior"):
+        raise ValueError(f"{path} is no checkpoint of a dVAE or a prior: it says {described or 'nothing'} of itself")
+    config = {"type": described["stage"], **described["config"]}
+    prefix = "net."
+    tensors = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}
+    save_weights(tensors, config, folder)
+    return str(described["stage"])
 
 
 class Checkpoint(callbacks.Checkpoint):

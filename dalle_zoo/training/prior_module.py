@@ -157,11 +157,16 @@ class PriorModule(StageModule):
             generator = self.noise_generator(batch_idx)
             dropped = torch.rand(len(text), generator=generator, device=self.device) < self.caption_dropout
             text = torch.where(dropped[:, None], self.net.null_text(), text)
-        loss = self.net.loss(text, self.codes(batch))
+        loss = self.net.loss(text, self.codes(batch), self._text_tokens(text))
         self.log("train/loss", loss.total, prog_bar=True)
         self._log_parts("train", loss, len(text))
         self.observe_loss(loss.total)
         return loss.total
+
+    def _text_tokens(self, text: Tensor) -> Tensor:
+        """Mean number of text tokens in the batches of all processes: captions of one may be longer than another's."""
+        count = self.net.is_token(text).sum().float()
+        return self.trainer.strategy.reduce(count, reduce_op="mean")
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Losses, and the image loss in bits per token."""

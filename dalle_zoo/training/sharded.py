@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,9 @@ def read_whole(path: Path, below: str = "") -> dict[str, Any]:
         for name, entry in known.items()
         if name.startswith(below) and isinstance(entry, TensorStorageMetadata)
     }
-    load(tensors, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as is wanted
+        load(tensors, storage_reader=reader, no_dist=True)
     return unflatten(tensors)
 
 

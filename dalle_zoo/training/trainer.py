@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator
 from lightning.pytorch.strategies import Strategy
 
 from dalle_zoo.specs import parse_spec
-from dalle_zoo.training.strategies import STRATEGIES, make_strategy
+from dalle_zoo.training.precision import PRECISIONS, StrategyKind, make_precision
+from dalle_zoo.training.strategies import EXAMPLE, FSDP1, STRATEGIES, FullyShard, make_strategy
 
 
 class ZooTrainer(Trainer):
@@ -17,12 +20,46 @@ class ZooTrainer(Trainer):
     Args:
         strategy: A name in `strategies.STRATEGIES`, with options in parentheses; else what Lightning takes.
         precision: "32-true", "bf16-mixed", "bf16-true", "16-mixed" or "16-resblock"; else what Lightning takes.
+        accelerator: As Lightning takes it.
+        plugins: As Lightning takes them; a precision by name is one more.
         kwargs: All else that Lightning's Trainer takes.
     """
 
     def __init__(
-        self, *, strategy: str | Strategy = "auto", precision: str | int | None = None, **kwargs: Any
+        self,
+        *,
+        strategy: str | Strategy = "auto",
+        precision: str | int | None = None,
+        accelerator: str | Accelerator = "auto",
+        plugins: Any = None,
+        **kwargs: Any,
     ) -> None:
-        if isinstance(strategy, str) and parse_spec(strategy, "strategy", "hsdp_powersgd(rank=896)")[0] in STRATEGIES:
+        if isinstance(strategy, str) and parse_spec(strategy, "strategy", EXAMPLE)[0] in STRATEGIES:
             strategy = make_strategy(strategy)
-        super().__init__(strategy=strategy, precision=precision, **kwargs)  # type: ignore[arg-type]
+        if precision in PRECISIONS:
+            plugin = make_precision(str(precision), _device_type(accelerator), _kind(strategy))
+            plugins, precision = [*_listed(plugins), plugin], None
+        super().__init__(
+            strategy=strategy,
+            precision=precision,  # type: ignore[arg-type]
+            accelerator=accelerator,
+            plugins=plugins,
+            **kwargs,
+        )
+
+
+def _device_type(accelerator: str | Accelerator) -> str:
+    on_gpu = accelerator in ("auto", "gpu", "cuda") or isinstance(accelerator, CUDAAccelerator)
+    return "cuda" if on_gpu and torch.cuda.is_available() else "cpu"
+
+
+def _kind(strategy: str | Strategy) -> StrategyKind:
+    if isinstance(strategy, FullyShard):
+        return "fsdp2"
+    return "fsdp" if isinstance(strategy, FSDP1) else "plain"
+
+
+def _listed(plugins: Any) -> list[Any]:
+    if plugins is None:
+        return []
+    return list(plugins) if isinstance(plugins, list | tuple) else [plugins]

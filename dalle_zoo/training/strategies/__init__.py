@@ -25,6 +25,7 @@ from dalle_zoo.training.strategies.powersgd import DDPPowerSGD, ExchangesGradien
 from dalle_zoo.training.strategies.states import ShardedStates
 
 __all__ = [
+    "EXAMPLE",
     "FSDP1",
     "STRATEGIES",
     "DDPPowerSGD",
@@ -35,6 +36,9 @@ __all__ = [
     "make_strategy",
     "shards_first",
 ]
+
+EXAMPLE = "hsdp_powersgd(rank=896)"
+"""A strategy with an option, for messages."""
 
 STRATEGIES: Registry[Callable[..., Strategy]] = Registry("strategy", group="dalle_zoo.strategies")
 
@@ -64,7 +68,7 @@ STRATEGIES.register("hsdp_powersgd")(HSDPPowerSGD)
 
 def shards_first(spec: object) -> bool:
     """Whether a strategy, as recipes name it, shards a network before it has weights."""
-    name = parse_spec(spec, "strategy")[0] if isinstance(spec, str) else ""
+    name = parse_spec(spec, "strategy", EXAMPLE)[0] if isinstance(spec, str) else ""
     return name in STRATEGIES and isinstance(make_strategy(str(spec)), FullyShard)
 
 
@@ -75,7 +79,7 @@ def make_strategy(spec: str) -> Strategy:
         UnknownNameError: No such strategy, or no such option of it; names the nearest one.
         ValueError: The text is no spec, or an option is missing or out of range.
     """
-    name, options = parse_spec(spec, "strategy", "hsdp_powersgd(rank=896)")
+    name, options = parse_spec(spec, "strategy", EXAMPLE)
     factory = STRATEGIES[name]
     parameters = inspect.signature(factory).parameters
     for option in options:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
@@ -31,12 +32,16 @@ class FSDP1(ShardedStates, FSDPStrategy):
         self._units = units
 
     def _setup_model(self, model: nn.Module) -> FullyShardedDataParallel:
-        units = set(self._units)
+        units, precision = set(self._units), getattr(self.precision_plugin, "unit_config", None)
+
+        def wrap(module: nn.Module) -> bool | dict[str, Any]:
+            return {"mixed_precision": precision} if module in units else False
+
         return FullyShardedDataParallel(
             model,
             mixed_precision=self.mixed_precision_config,
             sharding_strategy=self.sharding_strategy,
-            auto_wrap_policy=CustomPolicy(lambda module: module in units),
+            auto_wrap_policy=CustomPolicy(wrap),
             # With a mesh the shards come as DTensors, as those of fully_shard.
             device_mesh=init_device_mesh(self.root_device.type, (self.world_size,)),
             device_id=self.root_device,

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from dalle_zoo.models.initial import copy_shard
@@ -54,9 +55,14 @@ class ShardedStates(ParallelStrategy):
 
     def whole_weights(self, prefix: str) -> dict[str, Tensor]:
         """The weights below a prefix, whole on the CPU of process 0, nothing in the others; every process calls it."""
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state = cast(dict[str, Tensor], get_model_state_dict(self.root, options=options))
-        return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        whole = {}
+        for name, tensor in get_model_state_dict(self.root).items():
+            if name.startswith(prefix):
+                assert isinstance(tensor, Tensor)
+                tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # one at a time
+                if self.is_global_zero:
+                    whole[name.removeprefix(prefix)] = tensor.cpu()
+        return whole
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimizer's state as DTensors, by the names of the weights."""

@@ -1,0 +1,233 @@
+"""Every strategy trains as one process does, and a run goes on under any other."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+
+from dalle_zoo.training.checkpoints import consolidate, newest_checkpoint, states, whole_checkpoint
+from dalle_zoo.training.sharded import is_sharded
+from dalle_zoo.training.strategies import FullyShard, HSDPPowerSGD, make_strategy, shards_first
+from dalle_zoo.training.trainer import ZooTrainer
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).parent / "processes.py"
+HALF = 10
+
+SPREAD = [
+    ("ddp", 2), ("ddp", 4), ("fsdp", 2), ("fsdp2", 2), ("fsdp2", 4), ("hsdp(shard_size=2)", 4),
+    # Of a rank that would save nothing, matrices go whole: the exchange itself, without its loss.
+    ("ddp_powersgd(rank=32)", 2), ("hsdp_powersgd(rank=64, shard_size=2)", 4),
+]  # fmt: skip
+RECOMPUTED = [("fsdp", 2), ("fsdp2", 2), ("hsdp(shard_size=2)", 4)]
+LOW_RANK = [("ddp_powersgd(rank=4)", 2), ("hsdp_powersgd(rank=8, shard_size=2)", 4)]
+RESUMED = [
+    ("auto", 1, "fsdp2", 4), ("fsdp2", 4, "auto", 1), ("fsdp", 2, "ddp", 2), ("ddp", 2, "fsdp", 2),
+    ("hsdp(shard_size=2)", 4, "fsdp2", 2),
+]  # fmt: skip
+RESUMED_LOW_RANK = [
+    ("hsdp_powersgd(rank=8, shard_size=2)", 4, "hsdp_powersgd(rank=8, shard_size=2)", 4),
+    ("ddp_powersgd(rank=4)", 2, "hsdp_powersgd(rank=4, shard_size=1)", 2),
+]
+PRECISE = [
+    ("fsdp2", 2, "bf16-mixed"),
+    ("fsdp", 2, "bf16-true"),
+    ("fsdp2", 2, "16-resblock"),
+    ("ddp", 2, "16-resblock"),
+]
+
+
+def launch(cases: list[dict[str, Any]], folder: Path, *options: str) -> str:
+    listed = folder / "cases.json"
+    listed.write_text(json.dumps(cases))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "eval")]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(listed), *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+    """What came of a case, by its parts; all cases run at once, because one process can import for all of them."""
+    folder = tmp_path_factory.mktemp("strategies")
+    cases: dict[str, dict[str, Any]] = {}
+
+    def out(*parts: Any) -> Path:
+        return folder / "-".join(map(str, parts))
+
+    def add(parts: tuple[Any, ...], **case: Any) -> None:
+        cases[str(out(*parts))] = {**case, "out": str(out(*parts))}
+
+    add(("auto", 1), strategy="auto", world=1, gradients_at=[0, 5])
+    for strategy, world in SPREAD + LOW_RANK:
+        add((strategy, world), strategy=strategy, world=world, gradients_at=[0, 5])
+    for strategy, world in RECOMPUTED:
+        add((strategy, world, "again"), strategy=strategy, world=world, gradients_at=[0, 5], recompute=True)
+    for first, begun, strategy, world in RESUMED + RESUMED_LOW_RANK:
+        add((first, begun, "half"), strategy=first, world=begun, steps=HALF)
+        state = out(first, begun, "half") / "checkpoints" / f"{HALF:08d}.ckpt"
+        add((first, begun, strategy, world), strategy=strategy, world=world, resume=str(state))
+    add(("auto", 1, "16-resblock"), strategy="auto", world=1, precision="16-resblock", gradients_at=[0])
+    for strategy, world, precision in PRECISE:
+        add((strategy, world, precision), strategy=strategy, world=world, precision=precision, gradients_at=[0])
+    launch(list(cases.values()), folder)
+
+    def read(*parts: Any) -> dict[str, Any]:
+        found: dict[str, Any] = torch.load(out(*parts) / "result.pt")
+        found["folder"] = out(*parts)
+        return found
+
+    return read
+
+
+def error(one: dict[str, Any], other: dict[str, Any], update: int) -> float:
+    """Largest relative error of a parameter's gradient."""
+    expected, found = one["gradients"][update], other["gradients"][update]
+    assert expected.keys() == found.keys()
+    return max(float((found[n].float() - g.float()).norm() / g.float().norm()) for n, g in expected.items())
+
+
+def apart(one: list[float], other: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(("strategy", "world"), SPREAD)
+def test_gradients_and_loss_are_those_of_one_process(result: Any, strategy: str, world: int) -> None:
+    one, spread = result("auto", 1), result(strategy, world)
+    assert error(one, spread, 0) < 1e-6
+    assert error(one, spread, 5) < 2e-6  # the weights have had five updates to move apart
+    assert len(one["losses"]) == 20
+    assert one["losses"][-1] < one["losses"][0] - 0.05  # something was learnt
+    assert apart(one["losses"], spread["losses"]) < 1e-6
+
+
+@pytest.mark.parametrize(("strategy", "world"), RECOMPUTED)
+def test_recomputing_changes_nothing(result: Any, strategy: str, world: int) -> None:
+    kept, recomputed = result(strategy, world), result(strategy, world, "again")
+    assert error(kept, recomputed, 0) == 0
+    assert kept["losses"] == recomputed["losses"]
+
+
+@pytest.mark.parametrize(("strategy", "world"), LOW_RANK)
+def test_low_rank_gradients_are_others_but_train(result: Any, strategy: str, world: int) -> None:
+    one, low = result("auto", 1), result(strategy, world)
+    assert error(one, low, 0) > 0.01
+    assert low["losses"][0] == pytest.approx(one["losses"][0], abs=1e-6)
+    assert low["losses"][-1] == pytest.approx(one["losses"][-1], abs=0.05)
+
+
+@pytest.mark.parametrize(("first", "begun", "strategy", "world"), RESUMED)
+def test_a_run_goes_on_under_another_strategy(result: Any, first: str, begun: int, strategy: str, world: int) -> None:
+    alone, resumed = result("auto", 1), result(first, begun, strategy, world)
+    assert apart(alone["losses"][HALF:], resumed["losses"]) < 1e-6
+
+
+@pytest.mark.parametrize(("first", "begun", "strategy", "world"), RESUMED_LOW_RANK)
+def test_what_was_left_to_send_is_sent_after_all(
+    result: Any, first: str, begun: int, strategy: str, world: int
+) -> None:
+    alone, resumed = result(first, begun), result(first, begun, strategy, world)
+    assert apart(alone["losses"][HALF:], resumed["losses"]) < 1e-6
+
+
+@pytest.mark.parametrize(("strategy", "world", "precision"), PRECISE)
+def test_precisions_stay_near_float32(result: Any, strategy: str, world: int, precision: str) -> None:
+    one, spread = result("auto", 1), result(strategy, world, precision)
+    assert 0 < error(one, spread, 0) < 0.03
+    if precision == "16-resblock":
+        # Processes round gradients of their own parts, so a little is left.
+        assert error(result("auto", 1, precision), spread, 0) < 1e-3
+        state = whole_or_file(spread["folder"])["ResblockPrecision"]
+        assert state["scales"]["values"].tolist() == pytest.approx([2**13 * 2 ** (20 / 1000)] * 4)
+
+
+def whole_or_file(run: Path) -> dict[str, Any]:
+    path = newest_checkpoint(run)
+    assert path is not None
+    if is_sharded(path):
+        return whole_checkpoint(path)
+    found: dict[str, Any] = torch.load(path, weights_only=True)
+    return found
+
+
+def test_a_checkpoint_of_any_strategy_becomes_one_folder_of_weights(result: Any, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    for strategy, world in [("auto", 1), ("fsdp2", 4), ("fsdp", 2), ("hsdp_powersgd(rank=64, shard_size=2)", 4)]:
+        run = result(strategy, world)
+        path = newest_checkpoint(run["folder"])
+        assert path is not None
+        folder = tmp_path / f"{strategy}{world}"
+        folder.mkdir()
+        assert consolidate(path, folder) == "prior"
+        tensors = load_file(folder / "model.safetensors")
+        assert tensors.keys() == run["weights"].keys()  # what training ends with is the average
+        assert all(torch.equal(tensors[name], weight) for name, weight in run["weights"].items())
+        raw = tmp_path / f"{strategy}{world}-raw"
+        raw.mkdir()
+        consolidate(path, raw, averaged=False)
+        others = load_file(raw / "model.safetensors")
+        assert not all(torch.equal(others[name], weight) for name, weight in tensors.items())
+
+
+def test_shards_are_no_pickles_and_nothing_else_lies_about(result: Any) -> None:
+    folder = result("fsdp2", 4)["folder"] / "checkpoints"
+    newest, older = states(folder)[-1], states(folder)[0]
+    assert sorted(path.suffix for path in newest.iterdir()) == [".pt", *[".safetensors"] * 4]
+    assert {path.name for path in folder.iterdir()} == {newest.name, older.name}
+
+
+@pytest.mark.slow  # half a minute: each of the twenty lives has two processes to connect
+def test_twenty_kills_change_nothing_and_leave_no_half_checkpoint(tmp_path: Path) -> None:
+    usual = {"strategy": "fsdp2", "world": 2, "every": 1, "clip": 0.5}
+    alone, killed = {**usual, "out": str(tmp_path / "alone")}, {**usual, "out": str(tmp_path / "killed"), "pace": 0.05}
+    launch([alone], tmp_path)
+    printed = json.loads(launch([killed], tmp_path, "--kills", "20").splitlines()[-1])
+    assert printed["kills"] == 20
+    assert len(set(printed["newest"])) > 6, "the kills are spread over the run"
+    ends = [torch.load(tmp_path / name / "result.pt")["weights"] for name in ("alone", "killed")]
+    assert all(torch.equal(ends[1][name], weight) for name, weight in ends[0].items())
+
+
+def test_names_are_checked_before_anything_is_built() -> None:
+    with pytest.raises(ValueError, match=r"unknown strategy 'hsdp_power'.*Did you mean 'hsdp_powersgd'"):
+        make_strategy("hsdp_power(rank=4)")
+    with pytest.raises(ValueError, match="needs rank"):
+        make_strategy("ddp_powersgd")
+    with pytest.raises(ValueError, match=r"unknown hsdp option 'shards'. Did you mean 'shard_size'"):
+        make_strategy("hsdp(shards=2)")
+    with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
+        make_strategy("hsdp_powersgd(rank=0)")
+    with pytest.raises(ValueError, match="wire_bits must be 16 or 32"):
+        make_strategy("ddp_powersgd(rank=2, wire_bits=8)")
+
+
+def test_the_trainer_knows_them_by_name() -> None:
+    options: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False}
+    assert isinstance(ZooTrainer(strategy="hsdp_powersgd(rank=8)", **options).strategy, HSDPPowerSGD)
+    assert isinstance(ZooTrainer(strategy="ddp", **options).strategy, DDPStrategy)
+    sharded = ZooTrainer(strategy="fsdp2", precision="16-resblock", **options)
+    assert isinstance(sharded.strategy, FullyShard)
+    assert sharded.precision == "16-resblock"
+    with pytest.raises(ValueError, match="16-mixed needs a GPU"):
+        ZooTrainer(precision="16-mixed", **options)
+
+
+def test_only_fully_shard_takes_networks_without_weights() -> None:
+    names = ("fsdp2", "hsdp", "hsdp_powersgd(rank=8)", "fsdp", "ddp", "auto", None)
+    assert [shards_first(name) for name in names] == [True, True, True, False, False, False, False]
