@@ -28,6 +28,7 @@ COMMANDS = {
     "tokenizer": ("dalle_zoo.cli.prepare:tokenizer", "train a BPE tokenizer on captions"),
     "encode": ("dalle_zoo.cli.prepare:encode", "pictures to code shards"),
     "plot": ("dalle_zoo.cli.runs:plot", "curves of a run as PNG"),
+    "consolidate": ("dalle_zoo.cli.runs:consolidate", "a checkpoint of any strategy to one folder of weights"),
     "eval": ("dalle_zoo_eval.command:main", "measure a model by a protocol"),
     "report": ("dalle_zoo_eval.command:report", "render the report of result files again"),
     "overlap": ("dalle_zoo_eval.command:overlap", "list pictures of a benchmark that a training set has too"),
