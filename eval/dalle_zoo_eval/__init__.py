@@ -15,7 +15,7 @@ A benchmark run is `evaluate`: `benchmarks`, `judged`, `judges`, then `measuring
 | `measuring`, `claims` | pictures to features on disk, chunk by chunk, by any number of processes |
 | `statistics`, `measures` | moments that add up, and scores as pure functions |
 | `scoring`, `selfcheck` | features to rows of scores, and what must hold of the reference first |
-| `memorisation` | the nearest picture: copies and overlaps |
+| `memorisation`, `training_pictures` | the nearest picture of a training set: copies and overlaps |
 | `results`, `report`, `plots`, `documents` | result files to tables and figures |
 | `rendering` | the report of any result file again |
 | `concepts`, `metrics`, `evaluator` | protocols of the other kind, such as that of the model in the box |

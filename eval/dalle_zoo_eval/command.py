@@ -136,7 +136,7 @@ def _benchmark(protocol: str, arguments: list[str]) -> None:
     p.add_argument("--candidates", type=int, help="pictures a caption, of which the ranker keeps one")
     _add_sampling(p)
     p.add_argument("--seed", type=int, help="seed of the drawn pictures (the protocol's)")
-    p.add_argument("--training", type=Path, help="folder of training pictures: looks for copies among the drawn ones")
+    p.add_argument("--training", help="training pictures, folder or shards: looks for copies among the judged ones")
     p.add_argument("--threshold", type=float, help=f"cosine from which a picture is a copy ({COPY})")
     p.add_argument("--save-pictures", action="store_true", help="write the judged pictures as PNG files too")
     p.add_argument("--batch-size", type=int, default=64, help="pictures drawn at once (64)")
@@ -221,20 +221,22 @@ def overlap(arguments: list[str]) -> None:
     p.add_argument("protocol", help="protocol whose benchmark is meant")
     p.add_argument("--data", type=Path, required=True, help="folder of the benchmark")
     p.add_argument("--layout", help="layout of that folder (the protocol's first)")
-    p.add_argument("--training", type=Path, required=True, help="folder of training pictures")
+    p.add_argument("--training", required=True, help="training pictures: folder, shards, or 'shards/*.tar'")
     p.add_argument("--network", type=_named_path, required=True, metavar="NAME=PATH", help="network that compares")
     p.add_argument("--threshold", type=float, default=COPY, help=f"cosine from which pictures overlap ({COPY})")
     p.add_argument("--device", default="cpu", help="where the network runs (cpu)")
     p.add_argument("--out", type=Path, required=True, help="list to write; the sheet lies beside it as .png")
     options = p.parse_args(arguments)
 
+    from dalle_zoo_eval.evaluate import device_of_environment, share_of_environment
     from dalle_zoo_eval.memorisation import find_overlaps
 
-    count, total = find_overlaps(
+    found = find_overlaps(
         options.protocol, options.data, options.layout, options.training, options.network, options.threshold,
-        options.out, options.device,
+        options.out, device_of_environment(options.device), share_of_environment(),
     )  # fmt: skip
-    print(f"{options.out}: {count} of {total} pictures")  # noqa: T201
+    if found is not None:
+        print(f"{options.out}: {found[0]} of {found[1]} pictures")  # noqa: T201
 
 
 def card(arguments: list[str]) -> None:

@@ -26,7 +26,7 @@ from dalle_zoo_eval.benchmarks import (
 from dalle_zoo_eval.judged import Judged, drawn_by_model, read_from_folder, sample_sheet
 from dalle_zoo_eval.judges import open_networks
 from dalle_zoo_eval.measuring import Measurement, Share, bind, refuse_other_run
-from dalle_zoo_eval.memorisation import check_threshold, find_copies
+from dalle_zoo_eval.memorisation import check_threshold, find_copies, measured_training
 from dalle_zoo_eval.protocol import COPY, Protocol, find_protocol
 from dalle_zoo_eval.provenance import code_version, digest, package_versions
 from dalle_zoo_eval.report import COPIES, SAMPLES, write_report
@@ -70,8 +70,8 @@ class Request:
     """Pictures drawn of a caption instead of the protocol's number."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Temperature, top_k, top_p, guidance and seed, where they are not plain sampling's."""
-    training: Path | None = None
-    """Folder of training pictures for the memorisation check."""
+    training: str | None = None
+    """Training pictures for the memorisation check: folder, shards, or a pattern of shards."""
     threshold: float = COPY
     """Cosine from which a picture counts as a copy."""
     save_pictures: bool = False
@@ -115,11 +115,15 @@ def evaluate(request: Request) -> dict[str, Any] | None:
     cache, chunk = request.cache or request.out / ".cache", protocol.sampling.chunk
     real = Measurement(reference, networks, protocol.blur, chunk, cache)
     drawn = Measurement(judged.subject, networks, protocol.blur, chunk, cache)
+    training = request.training
+    known = measured_training(training, protocol.picture, networks, chunk, cache) if training is not None else None
     real.run(request.share, label="reference")
     check = check_reference(real, protocol, reference.items) if request.share.rank == 0 else SelfCheck()
     bind(request.out, identity)
     pictures = request.out / "pictures" if request.save_pictures else None
     drawn.run(request.share, label="judged", pictures=pictures)
+    if known is not None:
+        known.run(request.share, label="training pictures")
     if request.share.rank != 0:
         log.warning("process %d of %d has done its share", request.share.rank, request.share.world)
         return None
@@ -137,11 +141,9 @@ def evaluate(request: Request) -> dict[str, Any] | None:
     }
     sheet = sample_sheet(judged, drawn, benchmark, protocol)
     sheets = [save_png(sheet, request.out / SAMPLES)]
-    if request.training is not None:
+    if known is not None:
         sheets.append(request.out / COPIES)
-        result["memorisation"] = find_copies(
-            drawn, request.training, protocol.picture, threshold=request.threshold, sheet=sheets[-1]
-        )
+        result["memorisation"] = find_copies(drawn, known, threshold=request.threshold, sheet=sheets[-1])
     result |= {
         "speed": {"images_per_second": len(drawn.subject) / drawn.seconds()},
         "left_out": [*left_out, *check.left_out, *scorer.left_out],

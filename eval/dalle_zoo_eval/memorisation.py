@@ -7,7 +7,7 @@ the exclusion list of the de-duplicated protocols (section 3.1 of the paper remo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,13 @@ from dalle_zoo_eval.benchmarks import read_benchmark
 from dalle_zoo_eval.judges import open_network
 from dalle_zoo_eval.measuring import Measurement, Share
 from dalle_zoo_eval.metrics import in_batches
+from dalle_zoo_eval.networks import Network
 from dalle_zoo_eval.protocol import PictureRule, find_protocol, foreign_crop
 from dalle_zoo_eval.scoring import INCEPTION
 from dalle_zoo_eval.sheets import comparison_sheet
+from dalle_zoo_eval.statistics import regrouped
 from dalle_zoo_eval.subjects import ReadPictures
+from dalle_zoo_eval.training_pictures import UNREADABLE, TrainingPictures
 
 # Q pictures that are asked for, G gallery, d features
 
@@ -56,28 +59,33 @@ class Neighbours:
         return self.similarity.argsort(descending=True, stable=True)[:count].tolist()
 
 
-def nearest(features: Tensor, gallery: Tensor, *, batch_size: int = 1024) -> Neighbours:
+def nearest(features: Tensor, gallery: Iterable[Tensor], *, batch_size: int = 1024) -> Neighbours:
     """Finds the most similar gallery picture of every picture.
 
     Args:
         features: (Q, d).
-        gallery: (G, d).
+        gallery: (G, d) in parts; a row that is not finite is never the nearest.
         batch_size: Pictures compared at once; memory, not the result.
 
     Raises:
         ValueError: One of the two is empty, or they are of different networks.
     """
-    if not len(features) or not len(gallery):
-        raise ValueError(f"both sets must hold pictures, got {len(features)} and {len(gallery)}")
-    if features.shape[1] != gallery.shape[1]:
-        raise ValueError(f"features must be of one network, got {features.shape[1]} and {gallery.shape[1]} numbers")
     similarity, index = torch.full((len(features),), -2.0), torch.zeros(len(features), dtype=torch.long)
-    for start in range(0, len(gallery), GALLERY):
-        known = F.normalize(gallery[start : start + GALLERY].float(), dim=1)
-        best = [(F.normalize(part.float(), dim=1) @ known.t()).max(1) for part in in_batches(features, batch_size)]
+    total = 0
+    if not len(features):
+        raise ValueError("both sets must hold pictures, got 0 that are asked for")
+    for part in regrouped(gallery, GALLERY):
+        if features.shape[1] != part.shape[1]:
+            raise ValueError(f"features must be of one network, got {features.shape[1]} and {part.shape[1]} numbers")
+        known = F.normalize(part.float(), dim=1).t()
+        cosines = ((F.normalize(some.float(), dim=1) @ known) for some in in_batches(features, batch_size))
+        best = [cosine.nan_to_num(-2).max(1) for cosine in cosines]
         values, places = torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
         nearer = values > similarity
-        similarity, index = torch.where(nearer, values, similarity), torch.where(nearer, places + start, index)
+        similarity, index = torch.where(nearer, values, similarity), torch.where(nearer, places + total, index)
+        total += len(part)
+    if not total:
+        raise ValueError("both sets must hold pictures, got an empty gallery")
     return Neighbours(similarity, index)
 
 
@@ -125,15 +133,29 @@ def check_threshold(threshold: float) -> None:
         raise ValueError(f"--threshold must be a cosine, -1 to 1, got {threshold}")
 
 
-def find_copies(
-    drawn: Measurement, training: Path, picture: PictureRule, *, threshold: float, sheet: Path
-) -> dict[str, Any]:
+def measured_training(
+    location: str, picture: PictureRule, networks: Mapping[str, Network], chunk: int, cache: Path
+) -> Measurement:
+    """Training pictures, to be measured by the network that compares them: Inception, or else the first one.
+
+    Args:
+        location: Folder, shards, or a pattern of shards.
+        picture: How the benchmark's pictures are cut and scaled.
+        networks: Networks by name.
+        chunk: Pictures that are measured together.
+        cache: Folder of measured chunks.
+    """
+    name = INCEPTION if INCEPTION in networks else next(iter(networks))
+    pictures = TrainingPictures(location, foreign_crop(picture), picture.size)
+    return Measurement(pictures, {name: networks[name]}, (0,), chunk, cache)
+
+
+def find_copies(drawn: Measurement, known: Measurement, *, threshold: float, sheet: Path) -> dict[str, Any]:
     """Holds judged pictures against training pictures, and draws the sheet of the closest pairs.
 
     Args:
-        drawn: Features of the judged pictures; of its networks Inception compares, or else the first one.
-        training: Folder of training pictures.
-        picture: How they are cut and scaled.
+        drawn: Features of the judged pictures.
+        known: Those of the training pictures, from `measured_training`.
         threshold: Cosine from which a picture counts as a copy.
         sheet: PNG file.
 
@@ -141,74 +163,85 @@ def find_copies(
         What the result file says of it.
     """
     check_threshold(threshold)
-    name = INCEPTION if INCEPTION in drawn.networks else next(iter(drawn.networks))
-    folder = read_benchmark("folder", training, "all")
-    known_pictures = ReadPictures(folder.items, foreign_crop(picture), picture.size, source=folder.sha256())
-    known = Measurement(known_pictures, {name: drawn.networks[name]}, (0,), drawn.chunk, drawn.cache)
-    known.run(Share(), label="training pictures")
-    found = nearest(drawn.all(name, f"0/{drawn.counts[-1]}/features"), known.all(name, "0/1/features"))
+    (name,) = known.networks
+    found = nearest(drawn.all(name, f"0/{drawn.counts[-1]}/features"), _readable(known, name))
     closest = found.closest(PAIRS)
     neighbours = [int(found.index[i]) for i in closest]
     save_png(pair_sheet(found, drawn.pictures(closest), known.pictures(neighbours)), sheet)
+    assert isinstance(known.subject, TrainingPictures)
     return {
         "network": name,
-        "training_pictures": len(known_pictures),
+        "training_pictures": len(known.subject),
+        "unreadable": _unreadable(known, name),
         "threshold": threshold,
         "share_above": found.share_above(threshold),
         "median_similarity": float(found.similarity.median()),
         "closest": [
-            {"sample": i, "training": folder.items[j].key, "similarity": float(found.similarity[i])}
+            {"sample": i, "training": known.subject.key(j), "similarity": float(found.similarity[i])}
             for i, j in zip(closest, neighbours, strict=True)
         ],
     }
+
+
+def _readable(known: Measurement, network: str) -> Iterator[Tensor]:
+    """Features of training pictures; not finite where there was no picture to look at."""
+    parts = zip(known.read(network, "0/1/features"), known.read(network, "chosen/1"), strict=True)
+    for features, chosen in parts:
+        yield torch.where(chosen[:, None] == UNREADABLE, torch.nan, features)
+
+
+def _unreadable(known: Measurement, network: str) -> int:
+    return int((known.all(network, "chosen/1") == UNREADABLE).sum())
 
 
 def find_overlaps(
     protocol: str,
     data: Path,
     layout: str | None,
-    training: Path,
+    training: str,
     network: tuple[str, Path],
     threshold: float,
     out: Path,
     device: str = "cpu",
-) -> tuple[int, int]:
+    share: Share | None = None,
+) -> tuple[int, int] | None:
     """Writes the list of a benchmark's pictures that are in a training set too, and the sheet of the closest pairs.
 
     Args:
         protocol: Whose benchmark is meant, and how its pictures are cut.
         data: Folder of the benchmark.
         layout: Its layout; the protocol's usual one if missing.
-        training: Folder of training pictures.
+        training: Training pictures: folder, shards, or a pattern of shards.
         network: Name and location of the network that compares.
         threshold: Cosine from which pictures overlap.
         out: The list; features are kept beside it in ``.cache``.
         device: Where the network computes.
+        share: Which part of the work this process begins with; all of it if missing.
 
     Returns:
-        Pictures on the list, and pictures in all.
+        Pictures on the list, and pictures in all; None in a process other than the first.
     """
     check_threshold(threshold)
     check_ending("--out", out, (".txt",))
     rules = find_protocol(protocol)
-    layout = layout or rules.layout
-    picture = rules.picture
+    layout, share = layout or rules.layout, share or Share()
     name, location = network
-    net = open_network(rules, name, location, device=device)
-    sides = [read_benchmark(layout, data, rules.split(layout)), read_benchmark("folder", training, "all")]
-    crops = [picture.crop, foreign_crop(picture)]
-    subjects = [
-        ReadPictures([i for i in side.items if i.image], crop, picture.size, source=side.sha256())
-        for side, crop in zip(sides, crops, strict=True)
-    ]
+    networks = {name: open_network(rules, name, location, device=device)}
+    side = read_benchmark(layout, data, rules.split(layout))
+    items = [item for item in side.items if item.image]
+    pictures = ReadPictures(items, rules.picture.crop, rules.picture.size, source=side.sha256())
     cache, chunk = out.parent / ".cache", rules.sampling.chunk
-    measured = [Measurement(subject, {name: net}, (0,), chunk, cache) for subject in subjects]
-    for label, measurement in zip(("benchmark", "training pictures"), measured, strict=True):
-        measurement.run(Share(), label=label)
-    found = nearest(*(measurement.all(name, "0/1/features") for measurement in measured))
+    asked = Measurement(pictures, networks, (0,), chunk, cache)
+    known = measured_training(training, rules.picture, networks, chunk, cache)
+    asked.run(share, label="benchmark")
+    known.run(share, label="training pictures")
+    if share.rank != 0:
+        return None
+    found = nearest(asked.all(name, "0/1/features"), _readable(known, name))
     closest = found.closest(PAIRS)
-    pairs = measured[0].pictures(closest), measured[1].pictures(found.index[closest].tolist())
-    save_png(pair_sheet(found, *pairs), out.with_suffix(".png"))
-    keys = [item.key for item in subjects[0].items]
-    note = f"{sides[0].name} in a training set of {len(subjects[1])} pictures, {name} cosine at least {threshold}"
-    return write_exclusions(found, keys, threshold, out, note=note), len(keys)
+    save_png(
+        pair_sheet(found, asked.pictures(closest), known.pictures(found.index[closest].tolist())),
+        out.with_suffix(".png"),
+    )
+    note = f"{side.name} in a training set of {len(known.subject)} pictures, {name} cosine at least {threshold}"
+    return write_exclusions(found, [item.key for item in items], threshold, out, note=note), len(items)

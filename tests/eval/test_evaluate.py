@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +120,9 @@ def test_from_captions_to_report(
     networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    result = evaluate(request_of(protocol, coco, out, model=str(model), save_pictures=True, training=coco / "val2017"))
+    result = evaluate(
+        request_of(protocol, coco, out, model=str(model), save_pictures=True, training=str(coco / "val2017"))
+    )
     assert result is not None
     assert {p.name for p in out.iterdir()} >= {
         "result.json",
@@ -148,7 +153,9 @@ def test_from_captions_to_report(
     assert result["memorisation"]["network"] == "inception-2015"
     assert len(result["memorisation"]["closest"]) == 12
     calls = {name: judge.calls for name, judge in networks.items()}
-    again = evaluate(request_of(protocol, coco, out, model=str(model), save_pictures=True, training=coco / "val2017"))
+    again = evaluate(
+        request_of(protocol, coco, out, model=str(model), save_pictures=True, training=str(coco / "val2017"))
+    )
     assert again is not None
     assert again["scores"] == result["scores"]
     assert {name: judge.calls for name, judge in networks.items()} == calls  # all from the chunks
@@ -332,7 +339,7 @@ def test_birds_are_cut_to_their_boxes_and_pictures_from_elsewhere_are_not(
     path = tmp_path / "birds.yaml"
     path.write_text(CUB)
     given = {"dmgan": Path("x")}
-    training = cub / "images" / "001.Tern"
+    training = str(cub / "images" / "001.Tern")
     drawn = evaluate(
         request_of(str(path), cub, tmp_path / "drawn", model=str(model), networks=given, training=training)
     )
@@ -419,6 +426,32 @@ def test_the_command_draws_measures_and_reports(
     missing = capsys.readouterr().err
     assert "weights-inception-2015-12-05-6726825d.pth (sha256 6726825d0af5" in missing
     assert "--leave-out NAME" in missing
+
+
+def test_copies_are_looked_for_in_shards_by_all_processes(
+    networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path
+) -> None:
+    shard = tmp_path / "00000.tar"
+    with tarfile.open(shard, "w") as archive:
+        for path in sorted((coco / "val2017").iterdir()):
+            archive.add(path, path.name)
+        broken = tarfile.TarInfo("broken.jpg")
+        broken.size = 9
+        archive.addfile(broken, io.BytesIO(b"no picture"[:9]))
+    found = {}
+    for name, training in (("folder", coco / "val2017"), ("shards", shard)):
+        request = request_of(protocol, coco, tmp_path / name, model=str(model), training=str(training))
+        assert evaluate(replace(request, share=Share(rank=1, world=2))) is None
+        cache = sorted((tmp_path / name / ".cache").glob("inception-2015-*"))
+        chunks = {len(list(folder.glob("*.safetensors"))) for folder in cache}
+        assert chunks == {3, 1}  # of 26 or 27 pictures and of 12, in chunks of 5, every other one
+        result = evaluate(replace(request, share=Share(rank=0, world=2)))
+        assert result is not None
+        found[name] = result["memorisation"]
+    assert (found["folder"]["training_pictures"], found["folder"]["unreadable"]) == (26, 0)
+    assert (found["shards"]["training_pictures"], found["shards"]["unreadable"]) == (27, 1)
+    assert found["shards"]["closest"] == found["folder"]["closest"]
+    del networks
 
 
 def test_overlaps_make_an_exclusion_list(

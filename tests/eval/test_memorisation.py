@@ -16,7 +16,7 @@ def features(count: int, seed: int) -> torch.Tensor:
 def test_a_copy_is_found() -> None:
     gallery = features(20, 0)
     asked = torch.cat([features(3, 1), 2 * gallery[[7]], features(2, 2)])  # the cosine knows no length
-    found = nearest(asked, gallery)
+    found = nearest(asked, [gallery])
     assert found.index[3] == 7
     assert float(found.similarity[3]) == pytest.approx(1, abs=1e-6)
     assert found.closest(2)[0] == 3
@@ -27,20 +27,32 @@ def test_it_is_the_most_similar_one_whatever_the_batch() -> None:
     asked, gallery = features(30, 1), features(50, 2)
     cosines = torch.nn.functional.cosine_similarity(asked[:, None], gallery[None], dim=-1)
     for batch_size in (7, 1024):
-        found = nearest(asked, gallery, batch_size=batch_size)
+        found = nearest(asked, gallery.split(7), batch_size=batch_size)
         torch.testing.assert_close(found.similarity, cosines.max(1).values)
         assert torch.equal(found.index, cosines.argmax(1))
 
 
 def test_sets_that_cannot_be_compared_are_refused() -> None:
-    with pytest.raises(ValueError, match="must hold pictures, got 0 and 4"):
-        nearest(features(0, 0), features(4, 0))
+    with pytest.raises(ValueError, match="must hold pictures, got 0 that are asked for"):
+        nearest(features(0, 0), [features(4, 0)])
+    with pytest.raises(ValueError, match="must hold pictures, got an empty gallery"):
+        nearest(features(4, 0), [])
     with pytest.raises(ValueError, match="of one network, got 8 and 4 numbers"):
-        nearest(features(2, 0), features(2, 0)[:, :4])
+        nearest(features(2, 0), [features(2, 0)[:, :4]])
+
+
+def test_what_could_not_be_read_is_nearest_to_nothing() -> None:
+    gallery = features(6, 0)
+    asked = gallery.clone()
+    gallery[2] = torch.nan
+    found = nearest(asked, [gallery])
+    assert found.index.tolist()[:2] == [0, 1]
+    assert 2 not in found.index
+    assert bool(found.similarity.isfinite().all())
 
 
 def test_the_sheet_has_a_tile_a_pair() -> None:
-    found = nearest(features(5, 1), features(9, 2))
+    found = nearest(features(5, 1), [features(9, 2)])
     pictures = [torch.full((3, 40, 60), 9, dtype=torch.uint8)] * 2
     sheet = pair_sheet(found, pictures, [torch.zeros(3, 20, 20, dtype=torch.uint8)] * 2)
     assert sheet.width > 4 * 128
@@ -49,7 +61,7 @@ def test_the_sheet_has_a_tile_a_pair() -> None:
 
 def test_the_list_of_overlaps(tmp_path: Path) -> None:
     gallery = features(4, 0)
-    found = nearest(torch.cat([gallery[:2], -gallery[2:3]]), gallery)
+    found = nearest(torch.cat([gallery[:2], -gallery[2:3]]), [gallery])
     path = tmp_path / "lists" / "overlaps.txt"
     assert write_exclusions(found, ["a", "b", "c"], 0.99, path, note="a test") == 2
     assert path.read_text() == "# a test\na\nb\n"

@@ -46,13 +46,17 @@ def load_picture(item: Item, crop: Crop, size: int | None) -> Tensor:
     if size is not None and size < 1:
         raise BenchmarkError(f"size must be at least 1, or None, got {size}")
     image = _decode(item)
-    if crop == "box":
-        image = _box_crop(item, image)
+    if crop != "box":
+        return fit_picture(image, crop, size)
+    image = _box_crop(item, image)
+    return _pixels(image) if size is None else center_transform(image, size)
+
+
+def fit_picture(image: Image.Image, crop: Crop, size: int | None) -> Tensor:
+    """Cuts and scales a decoded picture that has no bounding box, by ``none`` or ``center`` as in `load_picture`."""
     if crop == "none":
         return _pixels(image if size is None else image.resize((size, size), Image.Resampling.LANCZOS))
-    if size is not None:
-        return center_transform(image, size)
-    return _pixels(image) if crop == "box" else center_transform(image, min(image.size))
+    return center_transform(image, min(image.size) if size is None else size)
 
 
 def _decode(item: Item) -> Image.Image:

@@ -1,0 +1,103 @@
+"""Training pictures, of a folder or of shards, as a subject that can be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dalle_zoo.data import open_source
+from dalle_zoo.data.images import CorruptImageError, decode_image
+from dalle_zoo.data.samples import Sample
+from dalle_zoo_eval.benchmarks.pictures import fit_picture
+from dalle_zoo_eval.protocol import Crop
+from dalle_zoo_eval.subjects import READERS, Shown
+
+BLOCK = 1000
+"""Samples that are read together: a shard can be read from its beginning only, and chunks are small."""
+UNREADABLE = -1
+"""Stands in the place of the candidate's number where a picture cannot be read; what is shown there is black."""
+
+
+class TrainingPictures:
+    """Pictures of a training set in their stored order.
+
+    Args:
+        location: What `dalle_zoo.data.open_source` opens: a folder, shards, a pattern of shards.
+        crop: ``none`` or ``center``, as in `load_picture`.
+        size: Side in pixels.
+
+    Raises:
+        ValueError: There is nothing, or nothing usable.
+    """
+
+    def __init__(self, location: str | Path, crop: Crop, size: int) -> None:
+        self.source, self.crop, self.size = open_source(location), crop, size
+        self._block: tuple[int, list[Sample | None]] = (-1, [])
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Names and sizes of the files, crop and size."""
+        return {
+            "kind": "training", "source": self.source.fingerprint(), "samples": len(self),
+            "crop": self.crop, "size": self.size,
+        }  # fmt: skip
+
+    @property
+    def counts(self) -> list[int]:
+        """One picture a sample."""
+        return [1]
+
+    def __len__(self) -> int:
+        return self.source.num_samples
+
+    def show(self, indices: Sequence[int]) -> Shown:
+        """Reads and decodes some samples; best called with rising numbers."""
+        samples = [self._sample(index) for index in indices]
+        with ThreadPoolExecutor(READERS) as threads:
+            pictures = list(threads.map(self._decode, samples))
+        return Shown(
+            pictures={1: [self._black() if picture is None else picture for picture in pictures]},
+            chosen={1: [UNREADABLE if picture is None else 0 for picture in pictures]},
+            captions=[""] * len(pictures),
+        )
+
+    def picture(self, index: int, candidate: int) -> Tensor:
+        """The picture of a sample; there is but one."""
+        del candidate
+        picture = self._decode(self._sample(index))
+        return self._black() if picture is None else picture
+
+    def key(self, index: int) -> str:
+        """Name of a sample."""
+        sample = self._sample(index)
+        return sample.key if sample is not None else f"number {index}"
+
+    def _black(self) -> Tensor:
+        return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+
+    def _decode(self, sample: Sample | None) -> Tensor | None:
+        if sample is None:
+            return None
+        try:
+            return fit_picture(decode_image(sample.image), self.crop, self.size)
+        except CorruptImageError:
+            return None
+
+    def _sample(self, index: int) -> Sample | None:
+        number, place = divmod(index, BLOCK)
+        if self._block[0] != number:
+            self._block = (number, self._read(number * BLOCK, min((number + 1) * BLOCK, len(self))))
+        return self._block[1][place]
+
+    def _read(self, start: int, stop: int) -> list[Sample | None]:
+        """The samples of some positions, None for those that cannot be read."""
+        records = list(self.source.read(seed=None, epoch=0, start=start, stop=stop))
+        found: list[Sample | None] = [record if isinstance(record, Sample) else None for record in records]
+        if len(found) != stop - start:  # a damaged shard tells of it out of turn, and may end early
+            found = [record for record in records if isinstance(record, Sample)]
+        return [*found[: stop - start], *[None] * (stop - start - len(found))]
