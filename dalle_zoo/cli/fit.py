@@ -49,8 +49,13 @@ log = logging.getLogger(__name__)
 
 COMMANDS = ("fit", "validate", "test", "predict")
 
-EXTENDABLE = {"max_steps", "max_epochs", "max_time", "default_root_dir", "watch", "watch.timeout"}
-"""Fields of the trainer that may change when a run goes on, with where the run lies; and what changes no result."""
+EXTENDABLE = {
+    "trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "trainer.default_root_dir", "watch", "watch.timeout",
+    "trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes", "model.init_args.recompute",
+}  # fmt: skip
+"""What may change when a run goes on: its length, where it lies, and how it is spread over processes."""
+SHARED = "data.init_args.batch_size"
+"""What may change with the number of processes, to keep the batch of all of them."""
 
 CONFIG = "config.yaml"
 CONFIG_ASIDE = ".config.yaml.part"
@@ -115,8 +120,9 @@ class ZooCLI(LightningCLI):
             )
         if self.overwrite:
             return
-        changed = differences(old, yaml.safe_load(self.resolved()))
-        changed = [c for c in changed if c.split(":")[0].removeprefix("trainer.") not in EXTENDABLE]
+        changes = {line.partition(":")[0]: line for line in differences(old, yaml.safe_load(self.resolved()))}
+        spread = {"trainer.devices", "trainer.num_nodes"} & changes.keys()
+        changed = [c for key, c in changes.items() if key not in EXTENDABLE and not (spread and key == SHARED)]
         if changed:
             raise UserError(
                 f"{self.run} holds a run of another recipe:\n  " + "\n  ".join(changed[:10]) + "\n"
@@ -329,6 +335,10 @@ def run_recipe(subcommand: str, run: Path, overwrite: bool, files: Mapping[Path,
         )
     except (ArgumentError, MisconfigurationException, ValueError) as error:
         raise UserError(explain(error)) from error
+    if torch.distributed.is_initialized():
+        # Its threads release Python objects: when one does while the interpreter ends, C++ ends the process with
+        # "terminate called without an active exception".
+        torch.distributed.destroy_process_group()
 
 
 def explain(error: Exception) -> str:

@@ -235,9 +235,14 @@ class ResumableLoader:
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continues behind a position of `state_dict` at the next `iter`."""
-        if not 0 <= state["batches"] < len(self):
+        done = state["batches"]
+        # Where the processes have other batches, as many samples of all of them lie behind.
+        before, now = (s.get("batch_size", 1) * s.get("world_size", 1) for s in (state, self._layout()))
+        if "world_size" in state and before != now:
+            done = min(done * before // now, len(self) - 1)
+        if not 0 <= done < len(self):
             raise ValueError(
-                f"the saved position is batch {state['batches']} of an epoch, which has {len(self)} now: "
+                f"the saved position is batch {done} of an epoch, which has {len(self)} now: "
                 "resume with the data and the batch_size that the run began with"
             )
         for name, value in self._layout().items():
@@ -249,7 +254,7 @@ class ResumableLoader:
                     state[name],
                     value,
                 )
-        self._epoch, self._done, self._restored = state["epoch"], state["batches"], True
+        self._epoch, self._done, self._restored = state["epoch"], done, True
 
     def _layout(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in ("batch_size", "num_workers", "world_size")}

@@ -191,8 +191,16 @@ def test_another_layout_is_reported(source: Any, caplog: pytest.LogCaptureFixtur
     state = ResumableLoader(pictures(source), 4, seed=7).state_dict() | {"batches": 3}
     ResumableLoader(pictures(source), 2, seed=7).load_state_dict(state)
     assert "batch_size was 4" in caplog.text
-    with pytest.raises(ValueError, match="which has 1 now"):
-        ResumableLoader(pictures(source), 20, seed=7).load_state_dict(state)
+    with pytest.raises(ValueError, match="which has 5 now"):
+        ResumableLoader(pictures(source), 4, seed=7).load_state_dict(state | {"batches": 5})
+
+
+@pytest.mark.parametrize(("batch_size", "world_size", "batches"), [(2, 1, 6), (2, 2, 3), (1, 4, 3), (20, 1, 0)])
+def test_a_position_is_kept_in_samples(source: Any, batch_size: int, world_size: int, batches: int) -> None:
+    state = ResumableLoader(pictures(source), 4, seed=7).state_dict() | {"batches": 3}
+    other = ResumableLoader(pictures(source), batch_size, seed=7, world_size=world_size)
+    other.load_state_dict(state)
+    assert other.state_dict()["batches"] == batches
 
 
 @pytest.fixture
