@@ -4,8 +4,9 @@
     python benchmarks/evaluation.py --device cuda
 
 Both ways look at the same pictures in the same batches: from uint8 tensors in memory, and from JPEG files through
-`dalle_zoo_eval.measuring`, which decodes them, crops them and writes features to disk. The runs alternate in one
-process; the ratio is that of the medians. Inception's weights are random, which changes no time.
+`dalle_zoo_eval.measuring`, which decodes them, crops them, blurs them and writes features to disk; once without blur,
+and once with all radii of figure 9. The runs alternate in one process; the ratio is that of the medians. Inception's
+weights are random, which changes no time.
 """
 
 from __future__ import annotations
@@ -20,17 +21,21 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from dalle_zoo_eval.benchmarks import read_benchmark
+from dalle_zoo_eval.blur import gaussian_blur
 from dalle_zoo_eval.measuring import Measurement, Share
 from dalle_zoo_eval.networks import Network, load_network
 from dalle_zoo_eval.subjects import ReadPictures
 from PIL import Image
+from torch import Tensor
 
 from dalle_zoo.hub import sha256_file, write_json
 
-CHUNK = 50
+CHUNK = 25
+CASES = {"without blur": (0,), "with the blur of figure 9": (0, 1, 2, 4, 8)}
 
 
 def make_pictures(folder: Path, count: int, size: int) -> None:
@@ -60,8 +65,50 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def compare(
+    network: Network, subject: ReadPictures, radii: tuple[int, ...], rounds: int, folder: Path
+) -> dict[str, Any]:
+    """Times both ways in turn.
+
+    Args:
+        network: What looks.
+        subject: Pictures of files.
+        radii: Radii of the blur, each of which makes a picture.
+        rounds: Runs of each way.
+        folder: Where features are written.
+    """
+    total, views = len(subject), [f"{radius}/1/features" for radius in radii]
+    batches: dict[int, list[Tensor]] = {radius: [] for radius in radii}
+    for start in range(0, total, CHUNK):
+        shown = subject.show(range(start, min(start + CHUNK, total))).pictures[1]
+        for radius, images in gaussian_blur(shown, radii).items():
+            batches[radius].append(torch.stack(images))
+    times: dict[str, list[float]] = {"network alone": [], "from files": []}
+    difference = 0.0
+    for number in range(rounds + 1):
+        alone = seconds(lambda: [network(batch) for parts in batches.values() for batch in parts])
+        measurement = Measurement(subject, {"inception-2015": network}, radii, CHUNK, folder / str(number))
+        files = seconds(partial(measurement.run, Share(), label=f"round {number}"))
+        if number == 0:  # warms up, and shows that both ways say the same
+            for view, parts in zip(views, batches.values(), strict=True):
+                features = torch.cat([network(batch)["features"] for batch in parts])
+                found = measurement.all("inception-2015", view)
+                difference = max(difference, float((features - found).abs().max()))
+            continue
+        times["network alone"].append(alone)
+        times["from files"].append(files)
+    medians = {way: statistics.median(values) for way, values in times.items()}
+    return {
+        "radii": list(radii),
+        "ratio": medians["from files"] / medians["network alone"],
+        "largest difference of the features": difference,
+        **{f"pictures per second, {way}": total / median for way, median in medians.items()},
+        "seconds": times,
+    }
+
+
 def main() -> None:
-    """Measures, prints and stores the ratio."""
+    """Measures, prints and stores the ratios."""
     parser = argparse.ArgumentParser(description="Time of measuring pictures over that of the network alone.")
     parser.add_argument("--pictures", type=int, default=200, help="pictures of a run (200)")
     parser.add_argument("--size", type=int, default=256, help="side, pixels (256)")
@@ -76,31 +123,13 @@ def main() -> None:
         network = open_inception(folder, options.device)
         items = read_benchmark("folder", folder / "pictures", "all").items
         subject = ReadPictures(items, "center", options.size, source="benchmark")
-        batches = [
-            torch.stack(subject.show(range(start, min(start + CHUNK, len(items)))).pictures[1])
-            for start in range(0, len(items), CHUNK)
-        ]
-        times: dict[str, list[float]] = {"network alone": [], "from files": []}
-        difference = 0.0
-        for number in range(options.rounds + 1):
-            alone = seconds(lambda: [network(batch) for batch in batches])
-            measurement = Measurement(subject, {"inception-2015": network}, (0,), CHUNK, folder / str(number))
-            files = seconds(partial(measurement.run, Share(), label=f"round {number}"))
-            if number == 0:  # warms up, and shows that both ways say the same
-                features = torch.cat([network(batch)["features"] for batch in batches])
-                difference = float((features - measurement.all("inception-2015", "0/1/features")).abs().max())
-                continue
-            times["network alone"].append(alone)
-            times["from files"].append(files)
-    medians = {way: statistics.median(values) for way, values in times.items()}
+        cases = {
+            case: compare(network, subject, radii, options.rounds, folder / case) for case, radii in CASES.items()
+        }
     result = {
         "command": f"python benchmarks/evaluation.py --pictures {options.pictures} --size {options.size} "
         f"--rounds {options.rounds} --device {options.device}",
-        "ratio": medians["from files"] / medians["network alone"],
-        "largest difference of the features": difference,
-        "images per second, network alone": options.pictures / medians["network alone"],
-        "images per second, from files": options.pictures / medians["from files"],
-        "seconds": times,
+        "cases": cases,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.processor() or "cpu",
@@ -108,8 +137,9 @@ def main() -> None:
         "date": datetime.now(UTC).date().isoformat(),
     }
     write_json(options.out, result)
-    for key in ("ratio", "largest difference of the features", "images per second, from files"):
-        print(f"{key}: {result[key]:.4g}")
+    for case, found in cases.items():
+        for key in ("ratio", "largest difference of the features", "pictures per second, from files"):
+            print(f"{case}, {key}: {found[key]:.4g}")
 
 
 if __name__ == "__main__":

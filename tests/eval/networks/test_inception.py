@@ -221,6 +221,13 @@ def test_dmgan_leaves_pictures_of_its_size_alone() -> None:
     assert dmgan_resize(images[..., :200, :100]).shape == (1, 3, 299, 299)
 
 
+def test_pictures_scaled_beforehand_give_the_same(network_2015: InceptionNetwork, dmgan: InceptionNetwork) -> None:
+    images = torch.randint(0, 256, (2, 3, 40, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert dmgan.prepare(images).shape == (2, 3, 299, 299)
+    for network in (network_2015, dmgan):
+        assert torch.equal(network(network.prepare(images))["features"], network(images)["features"])
+
+
 def test_records_tell_the_two_apart(
     network_2015: InceptionNetwork, dmgan: InceptionNetwork, weights_2015: Path, weights_dmgan: Path
 ) -> None:
