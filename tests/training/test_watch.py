@@ -1,0 +1,209 @@
+"""Runs of several processes in which one dies, fails or hangs end at once, name it, and leave no process behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dalle_zoo.training.roll import Roll, Standing
+from dalle_zoo.training.watch import Line, RankWatch, Server
+
+ROOT = Path(__file__).parents[2]
+UPDATE = 4
+"""Update in which the accident happens."""
+TIMEOUT = 6.0
+
+# `dalle-zoo fit`, in which one rank has an accident.
+VICTIM = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from dalle_zoo.cli.fit import ZooCLI
+from dalle_zoo.cli.main import main
+from dalle_zoo.training import StageModule
+
+pids, accident, rank, update, *arguments = sys.argv[1:]
+own = int(os.environ.get("LOCAL_RANK", 0))
+(Path(pids) / str(own)).write_text(str(os.getpid()))
+
+def befall(self, optimizer, step=StageModule.on_before_optimizer_step):
+    step(self, optimizer)
+    if (own, self.global_step) == (int(rank), int(update)):
+        if accident == "raise":
+            raise ValueError("a bad batch")
+        if accident == "sleep":
+            time.sleep(1000)
+        if accident.startswith("SIG"):
+            os.kill(os.getpid(), getattr(signal, accident))
+
+def leave_work(self, after_fit=ZooCLI.after_fit):
+    after_fit(self)
+    if accident == "pending":  # threads of the process group are busy with it when all else is done
+        for _ in range(200):
+            torch.distributed.all_reduce(torch.ones(100000), async_op=True).get_future().then(lambda f: f.value())
+
+StageModule.on_before_optimizer_step = befall
+ZooCLI.after_fit = leave_work
+if __name__ == "__main__":
+    sys.exit(main(arguments))
+"""
+
+
+class Outcome:
+    """A run with an accident.
+
+    Args:
+        folder: Empty folder.
+        accident: "raise", "sleep", "pending", or the name of a signal.
+        rank: Rank that has it.
+        processes: Number of processes.
+    """
+
+    def __init__(self, folder: Path, accident: str, rank: int, processes: int = 2) -> None:
+        (folder / "pids").mkdir()
+        (folder / "victim.py").write_text(VICTIM)
+        options = {"accelerator": "cpu", "strategy": "ddp", "devices": processes, "max_steps": 8}
+        options |= {"limit_val_batches": 1, "enable_progress_bar": "false", "enable_model_summary": "false"}
+        command = [sys.executable, "victim.py", "pids", accident, str(rank), str(UPDATE), "fit", "dvae/tiny"]
+        command += ["--run", "run", "--watch.timeout", str(TIMEOUT)]
+        command += [word for name, value in options.items() for word in (f"--trainer.{name}", str(value))]
+        began = time.monotonic()
+        with (folder / "said").open("w") as said:
+            self.status = subprocess.run(
+                command,
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                stdout=said,
+                stderr=said,
+                timeout=300,
+                check=False,
+            ).returncode
+        self.seconds = time.monotonic() - began
+        self.pids = [int((folder / "pids" / str(number)).read_text()) for number in range(processes)]
+        wait_for_the_end(self.pids)
+        self.said = (folder / "said").read_text()
+        self.verdicts = [line for line in self.said.splitlines() if "the run ends" in line]
+
+
+def running(pid: int) -> bool:
+    """Whether a process is there, and not only its exit status."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for_the_end(pids: list[int]) -> None:
+    deadline = time.monotonic() + 20
+    while left := [pid for pid in pids if running(pid)]:
+        assert time.monotonic() < deadline, f"{left} still run"
+        time.sleep(0.1)
+
+
+def who(rank: int, outcome: Outcome) -> str:
+    return f"rank {rank} ({socket.gethostname()}, process {outcome.pids[rank]})"
+
+
+def test_a_killed_rank_is_named(tmp_path: Path) -> None:
+    outcome = Outcome(tmp_path, "SIGKILL", 1)
+    assert outcome.status == 1
+    assert len(outcome.verdicts) == 1, outcome.said
+    assert f"{who(1, outcome)} died: it was killed by SIGKILL; last heard of in update" in outcome.verdicts[0]
+    # It may go on until it needs the other one.
+    assert re.search(rf"This is rank 0, in update ({UPDATE}|{UPDATE + 1}), ", outcome.said)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_0_is_named(tmp_path: Path) -> None:
+    outcome = Outcome(tmp_path, "SIGKILL", 0, processes=3)
+    assert outcome.status == -9
+    assert len(outcome.verdicts) == 2, outcome.said
+    assert all(f"{who(0, outcome)} died: its connection closed" in line for line in outcome.verdicts)
+    assert "This is rank 1" in outcome.said
+    assert "This is rank 2" in outcome.said
+
+
+@pytest.mark.slow
+def test_a_stopped_rank_is_named_and_killed(tmp_path: Path) -> None:
+    outcome = Outcome(tmp_path, "SIGSTOP", 1, processes=3)
+    assert outcome.status == 1
+    assert len(outcome.verdicts) == 2, outcome.said
+    assert all(f"{who(1, outcome)} hangs in update" in line for line in outcome.verdicts)
+    assert all("and it does not answer" in line for line in outcome.verdicts)
+
+
+@pytest.mark.slow
+def test_a_stopped_rank_0_is_named_and_killed(tmp_path: Path) -> None:
+    outcome = Outcome(tmp_path, "SIGSTOP", 0)
+    assert outcome.status == -9
+    assert len(outcome.verdicts) == 1, outcome.said
+    assert f"{who(0, outcome)} hangs: it has not answered for" in outcome.verdicts[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_hangs_is_named_and_shows_where(rank: int, tmp_path: Path) -> None:
+    outcome = Outcome(tmp_path, "sleep", rank)
+    assert outcome.status == 1
+    assert len(outcome.verdicts) == 2, outcome.said
+    expected = f"{who(rank, outcome)} hangs in update {UPDATE}, in the optimiser's step: no rank has advanced for"
+    assert all(expected in line and f"; rank {1 - rank} waits in" in line for line in outcome.verdicts)
+    assert outcome.said.count("in befall") == 1, "its stack"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_fails_is_named_with_its_traceback(rank: int, tmp_path: Path) -> None:
+    outcome = Outcome(tmp_path, "raise", rank)
+    assert outcome.status == 1
+    assert len(outcome.verdicts) == 2, outcome.said
+    what = f"{who(rank, outcome)} failed in update {UPDATE}, in the optimiser's step: ValueError: a bad batch"
+    assert all(what in line for line in outcome.verdicts)
+    assert outcome.said.count("Traceback") == 1
+    assert outcome.said.count("in befall") == 1
+
+
+def test_a_run_that_ends_well_says_nothing(tmp_path: Path) -> None:
+    outcome = Outcome(tmp_path, "pending", 0)
+    assert outcome.status == 0, outcome.said
+    assert not outcome.verdicts
+    assert "This is rank" not in outcome.said
+    assert "terminate" not in outcome.said, "a process group must not outlive the interpreter"
+    assert (tmp_path / "run/model/dvae/model.safetensors").is_file()
+
+
+def test_strangers_are_sent_away() -> None:
+    server = Server("localhost", Roll(60.0, time.monotonic()), {})
+    server.start()
+    mine = {"token": server.token, "standing": vars(Standing(rank=1, host="h", pid=1))}
+    replies = []
+    for said in (b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", json.dumps(mine | {"token": "0"}).encode() + b"\n"):
+        with socket.create_connection(("127.0.0.1", server.port)) as stranger:
+            stranger.sendall(said)
+            stranger.settimeout(10)
+            replies.append(stranger.recv(1))
+    assert replies == [b""] * 3
+    assert not server.roll.entries
+    line = Line(socket.create_connection(("127.0.0.1", server.port)))
+    line.send(mine)
+    deadline = time.monotonic() + 10
+    while 1 not in server.roll.entries:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert server.roll.entries[1].standing == Standing(rank=1, host="h", pid=1)
+    line.socket.close()
+    server.join(10)
+    assert not server.is_alive(), "a rank that is gone is a verdict"
+
+
+def test_the_timeout_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="timeout must be above 0 seconds, got 0"):
+        RankWatch(0)
