@@ -1,12 +1,13 @@
 """Codes of all candidates, chunk by chunk in files that are there whole or not at all.
 
 A chunk is named by the digest of all that fixes its codes. So a killed run goes on from what it finds, another run
-with the same weights, seed and captions uses it again, and any number of processes give the same codes.
+with the same weights, seed and captions uses it again, and any number of processes give the same codes. Who draws a
+chunk has claimed it, so that no other does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dalle_zoo import __version__
 from dalle_zoo.files import written_aside
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.sampling import picture_seed
+from dalle_zoo_eval.claims import Claims
 from dalle_zoo_eval.concepts.protocol import ConceptProtocol
 from dalle_zoo_eval.concepts.splits import Split
 from dalle_zoo_eval.measuring import Share
@@ -39,10 +41,13 @@ class Chunk:
     path: Path
     """File of the codes."""
 
+    @property
+    def claim(self) -> Path:
+        """File of the claim on it."""
+        return self.path.with_suffix(".claim")
+
     def draw(self, pipe: DallePipeline) -> None:
-        """Draws and stores the codes, unless they are there."""
-        if self.path.is_file():
-            return
+        """Draws and stores the codes."""
         flat = pipe(self.captions, output_type="latent", **self.call).images.cpu()
         codes = flat.reshape(len(self.captions), -1, *flat.shape[1:]).to(torch.int32).contiguous()
         with written_aside(self.path) as aside:
@@ -89,15 +94,21 @@ def draw(pipe: DallePipeline, chunks: Sequence[Chunk], share: Share) -> None:
     Args:
         pipe: The model.
         chunks: All chunks.
-        share: Which of them this process begins with; process 0 goes on with whatever is then missing, from the end,
-            where the other processes come to last.
+        share: Which of them this process begins with. Process 0 goes on with what is missing and nobody has claimed,
+            from the end, where the other processes come to last, and at last waits for what others have.
     """
-    _draw(pipe, chunks[share.rank :: share.world])
-    if share.rank == 0:
-        _draw(pipe, chunks[::-1])
+    with Claims() as claims:
+        _draw(pipe, chunks[share.rank :: share.world], claims, wait=False)
+        if share.rank == 0:
+            _draw(pipe, chunks[::-1], claims, wait=False)
+            _draw(pipe, chunks, claims, wait=True)
 
 
-def _draw(pipe: DallePipeline, chunks: Iterable[Chunk]) -> None:
+def _draw(pipe: DallePipeline, chunks: Sequence[Chunk], claims: Claims, *, wait: bool) -> None:
     wanted = [chunk for chunk in chunks if not chunk.path.is_file()]
     for chunk in tqdm(wanted, desc="draw", unit="chunk", disable=not wanted):
-        chunk.draw(pipe)
+        chunk.path.parent.mkdir(parents=True, exist_ok=True)
+        if not chunk.path.is_file() and claims.take(chunk.claim, wait=wait):
+            if not chunk.path.is_file():  # while we waited
+                chunk.draw(pipe)
+            claims.release(chunk.claim)
