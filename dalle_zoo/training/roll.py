@@ -125,10 +125,10 @@ class Roll:
         if len(behind) == len(active):
             text = f"all ranks hang {active[0].standing.where}, and none is behind the others: {waited}"
             return Verdict(text=text, culprits=culprits)
-        names = ", ".join(f"{entry.standing} hangs {entry.standing.where}" for entry in behind)
-        answer = ", and it does not answer" if silent else ""
+        how = "does not answer, last heard of" if silent else "hangs"
+        names = ", ".join(f"{entry.standing} {how} {entry.standing.where}" for entry in behind)
         waiting = next(entry.standing for entry in active if entry not in behind)
-        text = f"{names}: {waited}{answer}; rank {waiting.rank} waits {waiting.where}"
+        text = f"{names}: {waited}; rank {waiting.rank} waits {waiting.where}"
         return Verdict(text=text, culprits=culprits)
 
 

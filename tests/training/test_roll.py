@@ -107,7 +107,7 @@ def test_the_one_that_does_not_answer_hangs_wherever_it_is() -> None:
     verdict = found.verdict(TIMEOUT, {})
     assert named(verdict) == [2]
     assert verdict is not None
-    assert "and it does not answer" in verdict.text
+    assert "rank 2 (node2, process 102) does not answer, last heard of in update 17" in verdict.text
 
 
 @pytest.mark.parametrize("silent", [(), (0, 1)])
