@@ -54,17 +54,20 @@ class Spread:
         width: Of the prior.
         spread: Base-2 logarithm of the gradients' ratio, first block to last.
         carrier: Of the scaled branches.
+        device: Where the prior runs.
     """
 
-    def __init__(self, width: int, spread: float, carrier: Carrier = "emulated") -> None:
+    def __init__(self, width: int, spread: float, carrier: Carrier = "emulated", device: str = "cpu") -> None:
         torch.manual_seed(0)
         sizes = {"text_length": 4, "text_vocab": 32, "image_height": 4, "image_width": 4, "codebook_size": 32}
         self.prior = Prior(PriorConfig(**sizes, width=width, num_layers=BLOCKS // 2, num_heads=2))
         for head in (self.prior.text_head, self.prior.image_head):  # fresh ones are zero and pass no gradient on
             nn.init.normal_(head.weight, std=0.02)
+        self.prior.to(device)
         self.carrier = carrier
+        self.device = device
         self.blocks = self.prior.residual_blocks()
-        self.text, self.codes = torch.randint(32, (8, 4)), torch.randint(32, (8, 4, 4))
+        self.text, self.codes = torch.randint(32, (8, 4)).to(device), torch.randint(32, (8, 4, 4)).to(device)
         self.loss_factor = LOSS_FACTOR * 2.0 ** (-spread / 2)
         factor = 2.0 ** (spread / (BLOCKS - 1))
         for block in self.blocks[:-1]:
@@ -90,7 +93,7 @@ class Spread:
 
     def one_scale(self, exponent: int) -> tuple[bool, list[float]]:
         """Whether nothing overflows with one scale for all blocks, and the errors."""
-        gradients = self.gradients(torch.full((BLOCKS,), 2.0**exponent))
+        gradients = self.gradients(torch.full((BLOCKS,), 2.0**exponent, device=self.device))
         return all(bool(g.isfinite().all()) for g in gradients), self.errors(gradients)
 
     def best_scale(self, exponents: Sequence[int]) -> tuple[int, list[float]]:
@@ -103,7 +106,7 @@ class Spread:
 
     def scale_per_block(self) -> tuple[list[float], list[float]]:
         """Base-2 logarithms of the largest scales with which nothing overflows, and the errors."""
-        scales = GradientScales(BLOCKS, SEARCH)
+        scales = GradientScales(BLOCKS, SEARCH, self.device)
         while True:
             used = scales.values.clone()
             gradients = self.gradients(used)
@@ -123,12 +126,13 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128, help="width of the prior (128)")
     parser.add_argument("--spreads", type=float, nargs="+", default=[0, 12, 20, 29], help="log2 of the spreads")
     parser.add_argument("--carrier", default="emulated", choices=["emulated", "float16"], help="float16 or emulated")
+    parser.add_argument("--device", default="cpu", help="where the prior runs (cpu)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gradient_scaling.json"))
     options = parser.parse_args()
     rows = []
     print("spread   no scale   one scale (best)   one a block     relative error of the last block")
     for spread in options.spreads:
-        net = Spread(options.width, spread, options.carrier)
+        net = Spread(options.width, spread, options.carrier, options.device)
         _, none = net.one_scale(0)
         exponent, one = net.best_scale(range(32))
         scales, per_block = net.scale_per_block()
@@ -147,7 +151,7 @@ def main() -> None:
     spreads = " ".join(f"{spread:g}" for spread in options.spreads)
     result = {
         "command": f"python benchmarks/gradient_scaling.py --width {options.width} --spreads {spreads} "
-        f"--carrier {options.carrier}",
+        f"--carrier {options.carrier} --device {options.device}",
         "residual blocks": BLOCKS,
         "width": options.width,
         "carrier": options.carrier,

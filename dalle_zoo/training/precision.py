@@ -85,6 +85,8 @@ class ResblockPrecision(Precision):
     step         without any gradient, so without effect, if anything was not finite: the update is skipped
     update       the scales
     ```
+    A skipped update counts as one, for schedules and the trainer alike.
+
     Works with whole weights, DDP and fully_shard, with recomputation, compilation and accumulated gradients.
 
     Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), section 2.4 and appendix D.

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.plugins import Precision
+from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -51,6 +51,8 @@ CASES: dict[str, dict[str, Any]] = {
     "ddp spoiled": {"carrier": "emulated", "strategy": "ddp", "spoil": {2: SPOILED}},
     "fsdp2 spoiled": {"carrier": "emulated", "strategy": "fsdp2", "spoil": {2: SPOILED}},
     "ddp_powersgd spoiled": {"carrier": "emulated", "strategy": "ddp_powersgd(rank=2)", "spoil": {2: SPOILED}},
+    "fsdp2 resumed": {"carrier": "emulated", "strategy": "fsdp2", "spoil": {2: SPOILED}, "resume": True},
+    "fsdp2 16-mixed spoiled": {"precision": "16-mixed", "strategy": "fsdp2", "spoil": {2: SPOILED}},
     "fsdp 32-true": {"precision": "32-true", "strategy": "fsdp"},
     "fsdp bf16-mixed": {"precision": "bf16-mixed", "strategy": "fsdp"},
     "fsdp bf16-true": {"precision": "bf16-true", "strategy": "fsdp"},
@@ -62,7 +64,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class Batches(Dataset[dict[str, Tensor]]):
-    """The part that a process has of each batch of the world."""
+    """The part that a process has of the batch of the world: always the same, wherever a resumed loader begins."""
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         share = GLOBAL_BATCH // world
@@ -72,7 +74,7 @@ class Batches(Dataset[dict[str, Tensor]]):
         return EPOCH
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(index)
+        generator = torch.Generator().manual_seed(0)
         text = torch.randint(10, (GLOBAL_BATCH, 4), generator=generator)
         codes = torch.randint(7, (GLOBAL_BATCH, 2, 4), generator=generator)
         return {"text": text[self.part], "codes": codes[self.part]}
@@ -106,6 +108,16 @@ class Recorder(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.losses.append(float(trainer.strategy.reduce(outputs["loss"].detach().clone())))
+
+
+class Saver(Callback):
+    """Writes a checkpoint when an epoch ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        trainer.save_checkpoint(self.path)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -166,17 +178,23 @@ def train(
     return trainer, recorder, module
 
 
-def run(case: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
-    """One process of a case: what it found."""
-    strategy = case.get("strategy")
+def make_case_precision(case: dict[str, Any]) -> Precision:
     if "carrier" in case:
-        precision: Precision = ResblockPrecision(case["carrier"])
-    else:
-        precision = make_precision(case["precision"], "cpu", strategy if strategy in ("fsdp", "fsdp2") else "plain")
-    gathers = count_gathers()
-    _, recorder, _ = train(
-        precision, strategy, case.get("spoil"), rank, world, make_module(case.get("recompute", False))
-    )
+        return ResblockPrecision(case["carrier"])
+    if case["precision"] == "16-mixed":  # which by name is refused on the CPU, where it is too slow for real networks
+        return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))
+    strategy = case.get("strategy")
+    return make_precision(case["precision"], "cpu", strategy if strategy in ("fsdp", "fsdp2") else "plain")
+
+
+def run(case: dict[str, Any], rank: int, world: int, checkpoint: Path) -> dict[str, Any]:
+    """One process of a case: what it found."""
+    options = {"strategy": case.get("strategy"), "spoil": case.get("spoil"), "rank": rank, "world": world}
+    if case.get("resume"):
+        train(make_case_precision(case), **options, max_steps=EPOCH, callbacks=(Saver(checkpoint),))
+        options["ckpt_path"] = checkpoint
+    precision, gathers = make_case_precision(case), count_gathers()
+    _, recorder, _ = train(precision, **options, module=make_module(case.get("recompute", False)))
     found = {
         "losses": recorder.losses,
         "finite": recorder.finite,
@@ -229,7 +247,7 @@ def fork(name: str, folder: Path) -> list[int]:
                 }  # fmt: skip
             status = 1
             try:
-                torch.save(run(case, rank, world), folder / f"{name} {rank}.pt")
+                torch.save(run(case, rank, world, folder / f"{name}.ckpt"), folder / f"{name} {rank}.pt")
                 status = 0
             except BaseException:
                 traceback.print_exc()

@@ -327,6 +327,20 @@ def test_an_overflow_in_one_process_skips_the_update_in_all(processes: Found, ca
         assert runs.equal(found["state"]["scales"], one["state"]["scales"])
 
 
+def test_a_sharded_run_goes_on_bit_by_bit(processes: Found) -> None:
+    for found, whole in zip(processes["fsdp2 resumed"], processes["fsdp2 spoiled"], strict=True):
+        assert found["losses"] == whole["losses"][runs.EPOCH :]
+        assert found["state"]["num_skipped"] == 1
+        assert runs.equal(found["state"]["scales"], whole["state"]["scales"])
+
+
+def test_one_scale_of_the_loss_with_shards(processes: Found) -> None:
+    """What overflows in one process's shard skips the update in both."""
+    for found in processes["fsdp2 16-mixed spoiled"]:
+        assert found["unchanged"] == [False, False, True, False, False]
+        assert found["losses"][:3] == pytest.approx(processes["one"][0]["losses"][:3], rel=1e-3)
+
+
 @pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_sharded_bfloat16(processes: Found, strategy: str, precision: str) -> None:
