@@ -159,10 +159,14 @@ class Stack(nn.Module):
 
 # PyTorch's compiler warns of what it does itself.
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
-def test_compiled_whole_and_not_again_when_scales_change() -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_whole_and_not_again_when_scales_change(recompute: bool) -> None:
     torch.manual_seed(0)
+    torch._dynamo.reset()
     scales = torch.empty(3)
     stack, x = Stack(scales), torch.randn(4, 8)
+    for residual in stack.residuals:
+        cast(Residual, residual).recompute = recompute
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(stack, fullgraph=True, backend=counter)
     for own in (2.0**13, 2.0**13 * 1.001, 2.0**9):
