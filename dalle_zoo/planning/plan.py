@@ -11,7 +11,7 @@ from dalle_zoo.planning.hardware import GPU
 from dalle_zoo.planning.memory import Memory, memory_of
 from dalle_zoo.planning.network import Collective, collectives
 from dalle_zoo.planning.parameters import by_kind
-from dalle_zoo.planning.remedies import Remedy, remedies
+from dalle_zoo.planning.remedies import BFLOAT16, Remedy, remedies
 from dalle_zoo.planning.setup import Setup
 from dalle_zoo.planning.strategies import Factors, factors_of
 from dalle_zoo.planning.work import Work
@@ -94,7 +94,8 @@ def make_plan(work: Work, setup: Setup, hardware: Hardware) -> Plan:
         whole = duration_of(work, setup, memory, rates, compress=False) if setup.spread.rank is not None else None
     wanted: list[Remedy] = []
     if hardware.memory is not None and memory.total > hardware.memory:
-        wanted = remedies(work, setup, hardware.memory, hardware.reserve)
+        lacks = hardware.gpu is not None and "bfloat16" not in hardware.gpu.tflops
+        wanted = remedies(work, setup, hardware.memory, hardware.reserve, leave_out=(BFLOAT16,) if lacks else ())
     factors = None
     if setup.spread.rank is not None:
         factors = factors_of(work.parameters, setup.spread.shards.size, setup.spread.rank)

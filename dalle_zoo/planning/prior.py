@@ -62,9 +62,12 @@ class PriorWork(Work):
         c, h, i, k = formats.compute, formats.head, formats.residual, self.config
         rows = batch * self.tokens
         logits = batch * max(k.image_length * k.codebook_size, k.text_length * k.text_vocab)
-        block = rows * k.width * (2 * i + FLOAT32 + 2 * k.mlp_ratio * c)
+        # Gradients: of the result, of queries, keys and values; of the result, of the hidden units.
+        attention, mlp = 4 * rows * k.width * c, (1 + k.mlp_ratio) * rows * k.width * c
         if recompute:
-            block += max(self._attention(rows, formats) + self.tokens**2 * c, self._mlp(rows, formats))
+            attention += self._attention(rows, formats) + self.tokens**2 * c
+            mlp += self._mlp(rows, formats)
+        block = 2 * rows * k.width * i + max(attention, mlp)
         return {
             "gradients of logits": logits * (FLOAT32 + (h if h < FLOAT32 else 0)),
             "gradients inside a block" + (", and its activations" if recompute else ""): block,
@@ -86,7 +89,9 @@ class PriorWork(Work):
         matrices = 2.0 * self.tokens * k.count_parameters()["matrices"]
         attention = float(sum(n * mask.flops(k.num_heads, k.width // k.num_heads) for mask, n in self._masks))
         heads = 2.0 * k.width * (k.text_length * k.text_vocab + k.image_length * k.codebook_size)
-        return Flops({"matrices": matrices, "attention": attention, "heads": heads}, matrices + attention)
+        # Recomputation stops before the last matrix of a branch, whose result the backward pass does not need.
+        last = 2.0 * self.tokens * k.num_layers * (1 + k.mlp_ratio) * k.width**2
+        return Flops({"matrices": matrices, "attention": attention, "heads": heads}, matrices - last + attention)
 
 
 def _parameters(k: PriorConfig) -> tuple[Parameter, ...]:

@@ -18,6 +18,9 @@ Keys = Mapping[str, Any]
 AVERAGING = ("WeightEMA", "EMAWeightAveraging", "WeightAveraging")
 """Callbacks that keep averaged weights."""
 
+CLIPS_VARIANCE = ("PriorModule",)
+"""Modules whose AdamW clips its second moment unless a recipe says otherwise."""
+
 READ = (
     "model.class_path",
     "model.init_args.config",
@@ -43,7 +46,7 @@ def read_work(keys: Keys) -> Work:
     Raises:
         ValueError: A stage that cannot be planned, or a bad key or value of its architecture.
     """
-    name = str(_at(keys, "model.class_path") or "").rpartition(".")[2]
+    name = _stage(keys)
     config = _at(keys, "model.init_args.config") or {}
     if name == "PriorModule":
         return PriorWork(_config(PriorConfig, config))
@@ -87,6 +90,8 @@ def read_setup(keys: Keys, paper_formats: bool = False) -> Setup:
     if steps is not None and _integer("trainer.max_steps", steps) > 0:
         values["steps"] = steps
     clips = _at(keys, "model.init_args.adamw.variance_clip") is not None
+    if "variance_clip" not in (_at(keys, "model.init_args.adamw") or {}):
+        clips = _stage(keys) in CLIPS_VARIANCE
     average = _average(_at(keys, "trainer.callbacks") or [])
     return Setup(**values, recompute=bool(recompute), clips_variance=clips, average=average)
 
@@ -97,6 +102,11 @@ def _at(keys: Keys, path: str) -> Any:
     for part in path.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
+
+
+def _stage(keys: Keys) -> str:
+    """Name of the LightningModule's class."""
+    return str(_at(keys, "model.class_path") or "").rpartition(".")[2]
 
 
 def _integer(key: str, value: Any) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -58,12 +60,20 @@ def _shard(work: Work, s: Setup) -> Iterator[tuple[str, Setup]]:
     strategy = "hsdp" if s.nodes > 1 else "fsdp2"
     if s.spread.rank is not None:
         strategy = f"hsdp_powersgd(rank={max(round(s.spread.rank / s.devices), 1) * s.devices})"
-    yield strategy, replace(s, strategy=strategy)
+    yield shlex.quote(strategy), replace(s, strategy=strategy)
 
 
 def _shard_all(work: Work, s: Setup) -> Iterator[tuple[str, Setup]]:
+    rank = None if s.spread.rank is None else s.spread.rank * s.spread.shards.size
+    size = max(2 * s.devices, 2 * s.spread.shards.size)
+    while size < s.world and s.world % size == 0:
+        strategy = f"hsdp(shard_size={size})"
+        if rank is not None:
+            strategy = f"hsdp_powersgd(rank={max(round(rank / size), 1) * size},shard_size={size})"
+        yield shlex.quote(strategy), replace(s, strategy=strategy)
+        size *= 2
     if s.nodes > 1 and s.spread.shards.size < s.world:
-        yield "", replace(s, strategy="fsdp2")
+        yield "fsdp2", replace(s, strategy="fsdp2")
 
 
 def _whole_gradients(work: Work, s: Setup) -> Iterator[tuple[str, Setup]]:
@@ -98,6 +108,7 @@ def _more(work: Work, s: Setup) -> Iterator[tuple[str, Setup]]:
         yield keys, replace(s, devices=devices, nodes=nodes, strategy="fsdp2")
 
 
+BFLOAT16 = Change("--trainer.precision bf16-true", "weights, gradients and moments in bfloat16", 3, _bfloat16)
 CHANGES = (
     Change("--model.init_args.recompute true", "recompute blocks in the backward pass", 1, _recompute),
     Change("WeightEMA of trainer.callbacks: device: cpu", "keep averaged weights in the node's memory", 1, _average),
@@ -105,13 +116,20 @@ CHANGES = (
     Change("--trainer.strategy {}", "gradients without PowerSGD and its buffers", 2, _whole_gradients),
     Change("--data.init_args.batch_size {}", "smaller passes, as many samples an update", 2, _batch),
     Change("--model.init_args.adamw.moments 8bit", "moments of AdamW in 8 bits", 2, _moments),
-    Change("--trainer.precision bf16-true", "weights, gradients and moments in bfloat16", 3, _bfloat16),
-    Change("--trainer.strategy fsdp2", "shard over all GPUs, so weights come from other nodes", 3, _shard_all),
+    BFLOAT16,
+    Change("--trainer.strategy {}", "shard over several nodes, so weights come from others", 3, _shard_all),
     Change("--trainer.devices {}", "shard over more GPUs", 5, _more),
 )
 
 
-def remedies(work: Work, setup: Setup, limit: float, reserve: float | None = None, most: int = 5) -> list[Remedy]:
+def remedies(
+    work: Work,
+    setup: Setup,
+    limit: float,
+    reserve: float | None = None,
+    most: int = 5,
+    leave_out: tuple[Change, ...] = (),
+) -> list[Remedy]:
     """Sets of changes with which the stage fits, the cheapest first.
 
     Args:
@@ -120,15 +138,17 @@ def remedies(work: Work, setup: Setup, limit: float, reserve: float | None = Non
         limit: Bytes of the GPU.
         reserve: Those that are not for tensors; as the formats assume if missing.
         most: Sets to return.
+        leave_out: Changes that the machines do not allow.
     """
     found: list[tuple[tuple[Change, ...], Remedy]] = []
-    sets = [s for size in range(1, LARGEST_SET + 1) for s in itertools.combinations(CHANGES, size)]
+    offered = [change for change in CHANGES if change not in leave_out]
+    sets = [s for size in range(1, LARGEST_SET + 1) for s in itertools.combinations(offered, size)]
     for changes in sorted(sets, key=lambda s: (sum(change.cost for change in s), len(s))):
         if any(set(smaller) <= set(changes) for smaller, _ in found):
             continue
         for keys, changed in _variants(work, setup, changes):
-            total = memory_of(work, changed, reserve).total
-            if total <= limit and _trains(work, changed):
+            total = memory_of(work, changed, reserve).total if _trains(work, changed) else math.inf
+            if total <= limit:
                 found.append((changes, Remedy(keys, tuple(change.words for change in changes), total)))
                 break
         if len(found) == most:

@@ -1,0 +1,269 @@
+"""Memory of a GPU against PyTorch's own accounting at several small sizes, and against the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from dalle_zoo.models.dvae import DVAE, DVAEConfig
+from dalle_zoo.models.losses import dvae_loss
+from dalle_zoo.models.prior import Prior, PriorConfig
+from dalle_zoo.planning.dvae import DVAEWork
+from dalle_zoo.planning.formats import GIB
+from dalle_zoo.planning.memory import BACKWARD, FORWARD, STEP, memory_of
+from dalle_zoo.planning.prior import PriorWork
+from dalle_zoo.planning.setup import Setup
+
+NARROW = PriorConfig(
+    text_length=32, text_vocab=512, image_height=8, image_width=8, codebook_size=256, width=128, num_layers=4,
+    num_heads=2,
+)  # fmt: skip
+LONG = PriorConfig(
+    text_length=16, text_vocab=256, image_height=16, image_width=16, codebook_size=128, width=96, num_layers=5,
+    num_heads=3, masks="full, row",
+)  # fmt: skip
+WORDY = PriorConfig(
+    text_length=64, text_vocab=2048, image_height=8, image_width=8, codebook_size=1024, width=192, num_layers=3,
+    num_heads=3, mlp_ratio=2,
+)  # fmt: skip
+DEEP = PriorConfig(
+    text_length=32, text_vocab=512, image_height=8, image_width=8, codebook_size=256, width=256, num_layers=6,
+    num_heads=4,
+)  # fmt: skip
+SIZES = {"narrow": NARROW, "long": LONG, "wordy": WORDY, "deep": DEEP}
+"""Priors that differ in what takes their memory."""
+
+PICTURES = {
+    "small": DVAEConfig(image_size=64, width=16, num_groups=3, codebook_size=128, decoder_stem=16),
+    "deep": DVAEConfig(image_size=64, width=32, num_groups=4, blocks_per_group=1, codebook_size=512, decoder_stem=32),
+}
+
+
+def prior(config: PriorConfig, precision: str, recompute: bool) -> Prior:
+    """A prior as the precision and recomputation have it."""
+    net = Prior(config)
+    for block in net.residual_blocks():
+        block.residual.recompute = recompute
+    return net.bfloat16() if precision == "bf16-true" else net
+
+
+def tokens(config: PriorConfig, batch: int) -> tuple[Tensor, Tensor]:
+    """Captions that fill all text positions, and codes."""
+    text = torch.randint(config.text_vocab, (batch, config.text_length))
+    return text, torch.randint(config.codebook_size, (batch, config.image_height, config.image_width))
+
+
+def arithmetic(precision: str) -> AbstractContextManager[object]:
+    """What Lightning puts around a training step."""
+    return torch.autocast("cpu", torch.bfloat16) if precision == "bf16-mixed" else nullcontext()
+
+
+def saved_bytes(net: nn.Module, loss: Callable[[], Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass, parameters left out and each storage counted once."""
+    own = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    kept: dict[int, Tensor] = {}  # of one tensor a storage, so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in own:
+            kept.setdefault(address, tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def peak_bytes(net: nn.Module, loss: Callable[[], Tensor]) -> int:
+    """Most bytes that two updates hold at once: weights, gradients, moments, activations and all else."""
+    optimizer = torch.optim.AdamW(net.parameters(), foreach=False)
+    tracker = MemTracker()
+    tracker.track_external(net, optimizer)
+    with tracker:
+        for _ in range(2):
+            value = loss()
+            optimizer.zero_grad()  # where Lightning does it
+            value.backward()
+            del value
+            optimizer.step()
+            tracker.reset_mod_stats()  # it does not follow modules through several updates
+    return int(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
+
+
+def prior_loss(net: Prior, batch: int, precision: str) -> Callable[[], Tensor]:
+    text, codes = tokens(net.config, batch)
+
+    def loss() -> Tensor:
+        with arithmetic(precision):
+            return net.loss(text, codes).total
+
+    return loss
+
+
+def dvae_step(net: DVAE, batch: int, precision: str) -> Callable[[], Tensor]:
+    images = torch.rand(batch, 3, net.config.image_size, net.config.image_size)
+
+    def loss() -> Tensor:
+        with arithmetic(precision):
+            parameters, logits = net(images, 0.5)
+            return dvae_loss(net.map_pixels(images), parameters, logits, 1.0)[0]
+
+    return loss
+
+
+def kept(work: PriorWork | DVAEWork, setup: Setup) -> float:
+    """Bytes that the plan says the forward pass keeps: its activations, and copies of weights that autograd holds."""
+    activations = sum(work.kept(setup.batch, setup.formats, setup.recompute).values())
+    if setup.precision != "bf16-mixed":
+        return activations
+    copied = (p for p in work.parameters if p.autocast and (p.unit == "root" or not setup.recompute))
+    return activations + 2 * sum(p.total for p in copied)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize(("size", "batch"), [("narrow", 2), ("long", 1), ("long", 3), ("wordy", 4), ("deep", 2)])
+def test_activations_are_those_that_autograd_keeps(size: str, batch: int, precision: str, recompute: bool) -> None:
+    torch.manual_seed(0)
+    net = prior(SIZES[size], precision, recompute)
+    measured = saved_bytes(net, prior_loss(net, batch, precision))
+    setup = Setup(devices=1, batch=batch, precision=precision, recompute=recompute)
+    assert kept(PriorWork(SIZES[size]), setup) == pytest.approx(measured, rel=0.02)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize(("size", "batch"), [("narrow", 2), ("long", 3), ("wordy", 4), ("deep", 2)])
+def test_the_fullest_moment_is_that_of_the_memory_tracker(
+    size: str, batch: int, precision: str, recompute: bool
+) -> None:
+    torch.manual_seed(0)
+    net = prior(SIZES[size], precision, recompute)
+    measured = peak_bytes(net, prior_loss(net, batch, precision))
+    setup = Setup(devices=1, batch=batch, precision=precision, recompute=recompute)
+    assert memory_of(PriorWork(SIZES[size]), setup, reserve=0).total == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(("size", "batch"), [("small", 2), ("deep", 4)])
+def test_the_dvae_is_counted_as_well(size: str, batch: int, precision: str) -> None:
+    torch.manual_seed(0)
+    net, work = DVAE(PICTURES[size]), DVAEWork(PICTURES[size])
+    setup = Setup(devices=1, batch=batch, precision=precision)
+    loss = dvae_step(net, batch, precision)
+    assert kept(work, setup) == pytest.approx(saved_bytes(net, loss), rel=0.02)
+    assert memory_of(work, setup, reserve=0).total == pytest.approx(peak_bytes(net, loss), rel=0.1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_the_fullest_moment_is_that_of_the_cuda_allocator(precision: str, recompute: bool) -> None:
+    config = PriorConfig(width=512, num_layers=8, num_heads=8)
+    net = prior(config, precision, recompute).cuda()
+    text, codes = (part.cuda() for part in tokens(config, 4))
+    optimizer = torch.optim.AdamW(net.parameters(), fused=True)
+    for _ in range(3):
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16-mixed"):
+            loss = net.loss(text, codes).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    setup = Setup(devices=1, batch=4, precision=precision, recompute=recompute)
+    planned = memory_of(PriorWork(config), setup, reserve=0).total
+    assert planned == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.1)
+
+
+def test_weights_gradients_and_moments_are_exact() -> None:
+    net = prior(NARROW, "32-true", False)
+    optimizer = torch.optim.AdamW(net.parameters())
+    prior_loss(net, 1, "32-true")().backward()
+    optimizer.step()
+    parameters = list(net.parameters())
+    moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    held = memory_of(PriorWork(NARROW), Setup(devices=1)).held
+    assert held == {
+        "weights": sum(p.nbytes for p in parameters),
+        "gradients": sum(p.grad.nbytes for p in parameters if p.grad is not None),
+        "AdamW moments": sum(m.nbytes for m in moments),
+    }
+
+
+# ------------------------------------------------------------ the paper
+
+PAPER = PriorWork(PriorConfig())
+SHARDED = Setup(
+    devices=8, nodes=128, strategy="hsdp_powersgd(rank=896)", precision="16-resblock", batch=1, recompute=True,
+    average="host",
+)  # fmt: skip
+
+
+def test_twelve_billion_parameters_do_not_fit_one_gpu_of_16_gib() -> None:
+    for setup in (
+        Setup(devices=1, batch=1, recompute=True, paper_formats=True),
+        Setup(devices=1, batch=1, recompute=True, precision="bf16-true", moments="8bit"),
+    ):
+        memory = memory_of(PAPER, setup, reserve=0)
+        assert memory.held["weights"] == pytest.approx(24e9, rel=0.05)  # section 2.5: about 24 GB in 16 bits
+        assert memory.total > 16 * GIB
+
+
+def test_sharded_over_eight_they_fit_in_the_papers_formats() -> None:
+    setup = replace(SHARDED, paper_formats=True)
+    assert memory_of(PAPER, setup).total < 16 * GIB
+    assert memory_of(PAPER, replace(setup, recompute=False)).total > 16 * GIB
+    assert memory_of(PAPER, replace(setup, strategy="ddp_powersgd(rank=896)")).total > 16 * GIB
+
+
+def test_float32_weights_and_moments_do_not_fit_there() -> None:
+    memory = memory_of(PAPER, SHARDED, reserve=0)
+    assert memory.held["weights"] + memory.held["gradients"] + memory.held["AdamW moments"] > 16 * GIB
+    assert memory_of(PAPER, replace(SHARDED, moments="8bit")).total > 16 * GIB
+    fits = replace(SHARDED, strategy="hsdp", precision="bf16-true")
+    assert memory_of(PAPER, fits).total < 16 * GIB
+
+
+# ------------------------------------------------------------ what moves what
+
+
+def total(**changes: object) -> float:
+    setup = Setup(**{"devices": 8, "batch": 4, "precision": "bf16-mixed", "strategy": "hsdp", **changes})  # type: ignore[arg-type]
+    return memory_of(PriorWork(DEEP), setup).total
+
+
+def test_every_choice_moves_memory_the_way_it_should() -> None:
+    base = total()
+    assert total(recompute=True) < base
+    assert total(batch=2) < base
+    assert total(precision="bf16-true") < base
+    assert total(moments="8bit") < base
+    assert total(average="host") == base
+    assert total(average="gpu") > base
+    assert total(strategy="ddp") > base
+    assert total(nodes=2, strategy="fsdp2") < base
+    assert total(nodes=2, strategy="hsdp_powersgd(rank=64)") > base
+    assert total(accumulate=2) >= base
+
+
+def test_averages_on_the_host_are_counted_for_every_process_of_a_node() -> None:
+    work = PriorWork(DEEP)
+    weights = 4 * sum(p.total for p in work.parameters)
+    for strategy, copies in (("ddp", 8), ("hsdp", 1)):
+        setup = Setup(devices=8, strategy=strategy, average="host")
+        assert memory_of(work, setup).host["averaged weights"] == pytest.approx(copies * weights, rel=0.01)
+
+
+def test_moments_of_the_update() -> None:
+    memory = memory_of(PriorWork(DEEP), Setup(devices=1, recompute=True))
+    assert set(memory.moments) == {FORWARD, BACKWARD, STEP}
+    assert memory.fullest == max(memory.moments, key=lambda name: sum(memory.moments[name].values()))
+    # With accumulated gradients the old ones are there while activations are.
+    again = memory_of(PriorWork(DEEP), Setup(devices=1, recompute=True, accumulate=2))
+    assert sum(again.moments[BACKWARD].values()) > sum(memory.moments[BACKWARD].values())

@@ -1,0 +1,149 @@
+"""Recipes read without building anything: every default must be that of what `dalle-zoo fit` would build."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, get_args, get_type_hints
+
+import pytest
+import yaml
+from lightning.pytorch import Trainer
+
+from dalle_zoo.planning.checks import check
+from dalle_zoo.planning.formats import MOMENTS, PRECISIONS
+from dalle_zoo.planning.memory import CHUNK
+from dalle_zoo.planning.recipe import AVERAGING, READ, read_setup, read_work
+from dalle_zoo.planning.setup import Setup
+from dalle_zoo.recipes import find_recipe, list_recipes
+from dalle_zoo.training import optimizer, precision
+from dalle_zoo.training.averaging import WeightEMA
+from dalle_zoo.training.data_modules import CodeData, PictureData
+from dalle_zoo.training.dvae_module import DVAEModule
+from dalle_zoo.training.prior_module import PriorModule
+
+PRIOR: dict[str, Any] = {
+    "model": {"class_path": "PriorModule", "init_args": {"config": {"width": 128, "num_heads": 2, "num_layers": 2}}},
+    "trainer": {"devices": 2},
+}
+
+
+def with_key(name: str, value: Any) -> dict[str, Any]:
+    keys: dict[str, Any] = yaml.safe_load(yaml.safe_dump(PRIOR))
+    *path, last = name.split(".")
+    inner = keys
+    for part in path:
+        inner = inner.setdefault(part, {})
+    inner[last] = value
+    return keys
+
+
+def default(function: Any, name: str) -> Any:
+    return inspect.signature(function).parameters[name].default
+
+
+def test_names_and_defaults_are_those_of_training() -> None:
+    setup = read_setup(PRIOR)
+    assert setup.batch == default(PictureData, "batch_size") == default(CodeData, "batch_size")
+    assert setup.nodes == default(Trainer, "num_nodes")
+    assert setup.accumulate == default(Trainer, "accumulate_grad_batches")
+    assert setup.recompute == default(PriorModule, "recompute")
+    for module in (PriorModule, DVAEModule):
+        own = read_setup(with_key("model.class_path", module.__name__))
+        adamw = default(module, "adamw")
+        assert (own.moments, own.clips_variance) == (adamw.moments, adamw.variance_clip is not None)
+    assert default(Trainer, "strategy") == setup.strategy
+    assert default(Trainer, "precision") is None  # which Lightning reads as float32
+    assert setup.precision == "32-true"
+    assert set(MOMENTS) == set(get_args(get_type_hints(optimizer.AdamWConfig)["moments"]))
+    assert set(PRECISIONS) == set(precision._PLAIN)
+    assert optimizer.CHUNK == CHUNK
+    assert WeightEMA.__name__ in AVERAGING
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "field", "expected"),
+    [
+        ("model.init_args.recompute", True, "recompute", True),
+        ("model.init_args.adamw.moments", "8bit", "moments", "8bit"),
+        ("model.init_args.adamw.variance_clip", 5.0, "clips_variance", True),
+        ("model.init_args.adamw.variance_clip", None, "clips_variance", False),
+        ("data.init_args.batch_size", 3, "batch", 3),
+        ("trainer.devices", [0, 3, 4], "devices", 3),
+        ("trainer.num_nodes", 4, "nodes", 4),
+        ("trainer.strategy", "hsdp(shard_size=2)", "strategy", "hsdp(shard_size=2)"),
+        ("trainer.precision", "16-resblock", "precision", "16-resblock"),
+        ("trainer.accumulate_grad_batches", 4, "accumulate", 4),
+        ("trainer.max_steps", 77, "steps", 77),
+        ("trainer.max_steps", -1, "steps", None),
+        ("trainer.callbacks", [{"class_path": "dalle_zoo.training.averaging.WeightEMA"}], "average", "gpu"),
+        ("trainer.callbacks", [{"class_path": "WeightEMA", "init_args": {"device": "cpu"}}], "average", "host"),
+        ("trainer.callbacks", [{"class_path": "lightning.pytorch.callbacks.Timer"}], "average", "none"),
+    ],
+)
+def test_every_key_is_read(key: str, value: Any, field: str, expected: Any) -> None:
+    assert key in READ
+    assert getattr(read_setup(with_key(key, value)), field) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("trainer.devices", "auto", "trainer.devices is 'auto': a plan needs the number of GPUs"),
+        ("trainer.devices", None, "trainer.devices is missing"),
+        ("trainer.devices", 0, "trainer.devices is 0"),
+        ("trainer.num_nodes", 0, "nodes must be at least 1, got 0"),
+        ("trainer.num_nodes", "two", "trainer.num_nodes must be an integer, got 'two'"),
+        ("data.init_args.batch_size", 0, "batch must be at least 1"),
+        ("trainer.precision", "bf16-mix", "unknown precision 'bf16-mix'. Did you mean 'bf16-mixed'"),
+        ("model.init_args.adamw.moments", "8bits", "unknown form of AdamW's moments '8bits'. Did you mean '8bit'"),
+        ("trainer.strategy", {"class_path": "DDPStrategy"}, "trainer.strategy must be a name"),
+        ("model.init_args.recompute", "yes", "model.init_args.recompute must be true or false, got 'yes'"),
+    ],
+)
+def test_wrong_values_say_what_to_write(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_setup(with_key(key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.init_args.config.widht", 3, "model.init_args.config: unknown field 'widht'. Did you mean 'width'"),
+        ("model.init_args.config.width", 127, "width 127 is not a multiple of num_heads 2"),
+        ("model.init_args.config", "big", "model.init_args.config must hold keys of PriorConfig, got 'big'"),
+        ("model.class_path", "RankerModule", "the plan knows PriorModule and DVAEModule; a ranker fits one GPU"),
+        ("model.class_path", None, "model.class_path is 'missing'"),
+    ],
+)
+def test_wrong_networks_say_what_to_write(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_work(with_key(key, value))
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        ("prior", {"precision": "16-mixed", "strategy": "ddp_powersgd(rank=4)"}, "use 16-resblock or bf16-mixed"),
+        ("prior", {"precision": "16-resblock", "strategy": "fsdp"}, "use fsdp2"),
+        ("prior", {"strategy": "ddp_powersgd(rank=4000)"}, "too large to compress any matrix"),
+        ("dvae", {"strategy": "fsdp2"}, "the dvae is not cut into blocks, as fsdp2 needs it: use strategy ddp"),
+        ("dvae", {"recompute": True}, "no blocks to recompute"),
+        ("dvae", {"precision": "16-resblock"}, "no blocks to recompute or to scale"),
+    ],
+)
+def test_what_training_refuses_is_refused(stage: str, changes: dict[str, Any], message: str) -> None:
+    keys = PRIOR if stage == "prior" else {"model": {"class_path": "DVAEModule"}}
+    with pytest.raises(ValueError, match=message):
+        check(read_work(keys), Setup(devices=2, **changes))
+
+
+def test_every_recipe_but_rankers_can_be_planned() -> None:
+    planned = 0
+    for name in list_recipes():
+        keys = yaml.safe_load(find_recipe(name).read_text(encoding="utf-8"))
+        if keys["model"]["class_path"].rpartition(".")[2] == "RankerModule":
+            continue
+        keys["trainer"].setdefault("devices", 1)
+        check(read_work(keys), read_setup(keys))
+        planned += 1
+    assert planned >= 5

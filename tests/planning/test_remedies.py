@@ -1,0 +1,101 @@
+"""What would make a stage fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from dalle_zoo.models.dvae import DVAEConfig
+from dalle_zoo.models.prior import PriorConfig
+from dalle_zoo.planning.dvae import DVAEWork
+from dalle_zoo.planning.formats import GIB
+from dalle_zoo.planning.memory import memory_of
+from dalle_zoo.planning.prior import PriorWork
+from dalle_zoo.planning.remedies import BFLOAT16, CHANGES, remedies
+from dalle_zoo.planning.setup import Setup
+
+WORK = PriorWork(PriorConfig(width=1024, num_layers=12, num_heads=16))
+START = Setup(devices=2, nodes=2, batch=8, precision="bf16-mixed", average="gpu")
+
+
+def total(setup: Setup) -> float:
+    return memory_of(WORK, setup).total
+
+
+def test_the_smallest_change_comes_first_and_alone() -> None:
+    limit = total(replace(START, recompute=True))
+    first, *rest = remedies(WORK, START, limit)
+    assert first.keys == ("--model.init_args.recompute true",)
+    assert first.total == limit
+    assert all("recompute" not in key for remedy in rest for key in remedy.keys)  # none is larger than it need be
+
+
+@pytest.mark.parametrize(
+    ("needs", "keys"),
+    [
+        (replace(START, strategy="hsdp"), "--trainer.strategy hsdp"),
+        (replace(START, average="host"), "WeightEMA of trainer.callbacks: device: cpu"),
+        (replace(START, batch=4, accumulate=2), "--data.init_args.batch_size 4 --trainer.accumulate_grad_batches 2"),
+        (replace(START, moments="8bit"), "--model.init_args.adamw.moments 8bit"),
+        (replace(START, precision="bf16-true"), "--trainer.precision bf16-true"),
+        (replace(START, strategy="fsdp2"), "--trainer.strategy fsdp2"),
+    ],
+)
+def test_every_change_is_found_where_it_suffices(needs: Setup, keys: str) -> None:
+    found = remedies(WORK, START, total(needs), most=50)
+    assert (keys,) in [remedy.keys for remedy in found]
+
+
+def test_every_remedy_fits_and_none_holds_another() -> None:
+    limit = 2.5 * GIB
+    assert total(START) > limit
+    found = remedies(WORK, START, limit, most=50)
+    assert found
+    words = [set(remedy.words) for remedy in found]
+    assert all(remedy.total <= limit for remedy in found)
+    assert not any(a < b for a in words for b in words)
+
+
+def test_changes_are_complete_overrides() -> None:
+    found = remedies(WORK, replace(START, devices=1, nodes=1), 2.5 * GIB, most=50)
+    keys = [key for remedy in found for key in remedy.keys]
+    assert any(key.startswith("--trainer.devices ") and "--trainer.num_nodes" in key for key in keys)
+    assert all("{}" not in key for key in keys)
+
+
+def test_powersgd_stays_when_weights_are_sharded() -> None:
+    start = replace(START, devices=8, strategy="ddp_powersgd(rank=100)")
+    found = remedies(WORK, start, total(replace(start, strategy="hsdp_powersgd(rank=96)")), most=50)
+    assert ("--trainer.strategy 'hsdp_powersgd(rank=96)'",) in [remedy.keys for remedy in found]
+
+
+def test_shards_grow_over_nodes_before_all_gpus_are_taken() -> None:
+    start = Setup(devices=8, nodes=16, strategy="hsdp_powersgd(rank=256)", precision="bf16-mixed", recompute=True)
+    wanted = "hsdp_powersgd(rank=256,shard_size=32)"
+    found = remedies(WORK, start, total(replace(start, strategy=wanted)), most=50)
+    assert (f"--trainer.strategy '{wanted}'",) in [remedy.keys for remedy in found]
+
+
+def test_what_the_machines_do_not_have_is_left_out() -> None:
+    limit = total(replace(START, precision="bf16-true"))
+    keys = [remedy.keys for remedy in remedies(WORK, START, limit, most=50, leave_out=(BFLOAT16,))]
+    assert keys
+    assert not any("bf16-true" in key for remedy in keys for key in remedy)
+
+
+def test_a_dvae_is_never_told_to_shard() -> None:
+    work, start = DVAEWork(DVAEConfig()), Setup(devices=8, batch=64, precision="bf16-mixed")
+    found = remedies(work, start, 16 * GIB, most=50)
+    assert found
+    assert not any("fsdp" in key or "hsdp" in key or "recompute" in key for remedy in found for key in remedy.keys)
+
+
+def test_nothing_helps_where_one_sample_is_too_large() -> None:
+    assert remedies(WORK, START, 0.5 * GIB) == []
+
+
+def test_changes_that_change_nothing_are_not_offered() -> None:
+    done = Setup(devices=1, batch=1, precision="bf16-true", moments="8bit", recompute=True)
+    offered = [change.words for change in CHANGES if list(change.variants(WORK, done))]
+    assert offered == ["shard over more GPUs"]
