@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dalle_zoo.planning.formats import FLOAT32, GIB
+from dalle_zoo.planning.formats import FLOAT32, SIXTEEN
 from dalle_zoo.planning.parameters import ROOT, held, unit_sizes
 from dalle_zoo.planning.setup import Setup
 from dalle_zoo.planning.strategies import factors_of
@@ -160,6 +160,8 @@ def _step(work: Work, setup: Setup) -> Bytes:
         return moments
     factors = factors_of(work.parameters, spread.shards.size, spread.rank)
     exchange = 2 * (factors.left + factors.right) * f.factor + factors.whole * FLOAT32
+    if f.matrix_gradient == SIXTEEN:  # the sums of gradients and errors are float32
+        exchange += factors.matrices * FLOAT32
     return max(
         moments, {"PowerSGD: P and R, twice, and what goes whole": exchange}, key=lambda kinds: sum(kinds.values())
     )

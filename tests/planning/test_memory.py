@@ -19,6 +19,7 @@ from dalle_zoo.planning.formats import GIB
 from dalle_zoo.planning.memory import BACKWARD, FORWARD, STEP, memory_of
 from dalle_zoo.planning.prior import PriorWork
 from dalle_zoo.planning.setup import Setup
+from dalle_zoo.planning.strategies import factors_of
 
 NARROW = PriorConfig(
     text_length=32, text_vocab=512, image_height=8, image_width=8, codebook_size=256, width=128, num_layers=4,
@@ -267,3 +268,10 @@ def test_moments_of_the_update() -> None:
     # With accumulated gradients the old ones are there while activations are.
     again = memory_of(PriorWork(DEEP), Setup(devices=1, recompute=True, accumulate=2))
     assert sum(again.moments[BACKWARD].values()) > sum(memory.moments[BACKWARD].values())
+
+
+def test_sixteen_bit_gradients_are_exchanged_through_float32() -> None:
+    setup = Setup(devices=2, nodes=2, strategy="hsdp_powersgd(rank=16)", precision="bf16-true")
+    work = PriorWork(DEEP)
+    step = [sum(memory_of(work, replace(setup, precision=p)).moments[STEP].values()) for p in ("bf16-true", "32-true")]
+    assert step[0] - step[1] == 4 * factors_of(work.parameters, 2, 8).matrices
