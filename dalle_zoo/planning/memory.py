@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dalle_zoo.planning.formats import FLOAT32, SIXTEEN
+from dalle_zoo.planning.formats import FLOAT32, GIB, SIXTEEN
 from dalle_zoo.planning.parameters import ROOT, held, unit_sizes
 from dalle_zoo.planning.setup import Setup
 from dalle_zoo.planning.strategies import factors_of
