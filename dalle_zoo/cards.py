@@ -64,7 +64,7 @@ def render_card(folder: str | Path, result: Result) -> str:
         seed=protocol["seed"],
         candidates=protocol["candidates"],
         sampling=_sampling(protocol),
-        notes=" ".join(protocol["notes"]),
+        notes="\n".join(f"- {note}" for note in protocol["notes"]),
         evaluator=_evaluator(result),
         device=result["device"],
         versions=versions,

@@ -84,7 +84,7 @@ def test_a_card_holds_the_figures(folder: Path, result: dict[str, Any]) -> None:
         "| first | 0.80 | 0.90 | yes |",
         "| second | 0.30 | 0.10 | **no** |",
         "by seed 7",
-        "(temperature 0.9). PSNR is a mean. It is no FID. The evaluator",
+        "(temperature 0.9).\n\n- PSNR is a mean.\n- It is no FID.\n\nThe evaluator is MobileNet",
         "MobileNet, at 128 pixels (sha256 ffffffffffffffff…)",
         "dalle-zoo fit dvae/emoji64",
     ):
