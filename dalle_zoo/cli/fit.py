@@ -50,8 +50,8 @@ log = logging.getLogger(__name__)
 COMMANDS = ("fit", "validate", "test", "predict")
 
 EXTENDABLE = {
-    "trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "trainer.default_root_dir", "watch", "watch.timeout",
-    "trainer.accelerator", "trainer.strategy", "trainer.devices", "trainer.num_nodes", "model.init_args.recompute",
+    "trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "trainer.default_root_dir", "trainer.accelerator",
+    "trainer.strategy", "trainer.devices", "trainer.num_nodes", "model.init_args.recompute", "watch", "watch.timeout",
 }  # fmt: skip
 """What may change when a run goes on: its length, where it lies, and how it is spread over processes."""
 SHARED = "data.init_args.batch_size"
@@ -175,6 +175,8 @@ class ZooCLI(LightningCLI):
                 f"{type(self.model).__name__} has nothing to draw: predict takes a dVAE, or a prior with an "
                 "image_tokenizer; for other runs use validate"
             )
+        if self.subcommand == "predict" and isinstance(self.trainer.strategy, ShardedStates):
+            raise UserError("a sharded network draws nothing: predict with --trainer.strategy auto or ddp")
         if self.datamodule is None:
             raise UserError("the recipe has no data: set data.class_path and data.init_args")
         self.model.check_data(self.datamodule)

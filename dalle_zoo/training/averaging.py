@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from dalle_zoo.models.initial import local
 
@@ -138,4 +139,7 @@ class WeightEMA(Callback):
 
 def held(module: LightningModule) -> list[Tensor]:
     """What this process holds of the module's parameters; writing to it writes to them."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()  # without a backward pass, the weights of the last forward pass are still gathered
     return [local(parameter.detach()) for parameter in module.parameters()]

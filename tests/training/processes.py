@@ -142,6 +142,9 @@ def train(case: dict[str, Any], rank: int, world: int) -> None:
         devices=world,
         max_steps=case.get("steps", STEPS),
         gradient_clip_val=case.get("clip"),
+        val_check_interval=5,
+        limit_val_batches=2,
+        num_sanity_val_steps=0,
         callbacks=[recorder, checkpoint, WeightEMA(decay=0.5)],
         logger=False,
         enable_progress_bar=False,
@@ -149,14 +152,19 @@ def train(case: dict[str, Any], rank: int, world: int) -> None:
         use_distributed_sampler=False,
     )
     trainer.strategy.checkpoint_io = WholeCheckpointIO()
-    trainer.fit(module, Batches(rank, world), ckpt_path=case.get("resume"))
+    validation = Batches(rank, world) if case.get("validate") else None
+    trainer.fit(module, Batches(rank, world), validation, ckpt_path=case.get("resume"))
     strategy = trainer.strategy
     if isinstance(strategy, ShardedStates):
         weights = strategy.whole_weights("net.")
     else:
         weights = {name: tensor.clone() for name, tensor in module.net.state_dict().items()}
+    measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     if rank == 0:
-        torch.save({"losses": recorder.losses, "gradients": recorder.gradients, "weights": weights}, out / "result.pt")
+        torch.save(
+            {"measured": measured, "losses": recorder.losses, "gradients": recorder.gradients, "weights": weights},
+            out / "result.pt",
+        )
 
 
 def free_port() -> int:

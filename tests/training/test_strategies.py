@@ -29,6 +29,7 @@ SPREAD = [
     ("ddp_powersgd(rank=32)", 2), ("hsdp_powersgd(rank=64, shard_size=2)", 4),
 ]  # fmt: skip
 RECOMPUTED = [("fsdp", 2), ("fsdp2", 2), ("hsdp(shard_size=2)", 4)]
+VALIDATED = [("auto", 1), ("fsdp2", 2), ("fsdp", 2)]
 LOW_RANK = [("ddp_powersgd(rank=4)", 2), ("hsdp_powersgd(rank=8, shard_size=2)", 4)]
 RESUMED = [
     ("auto", 1, "fsdp2", 4), ("fsdp2", 4, "auto", 1), ("fsdp", 2, "ddp", 2), ("ddp", 2, "fsdp", 2),
@@ -76,6 +77,8 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, 
     add(("auto", 1), strategy="auto", world=1, gradients_at=[0, 5])
     for strategy, world in SPREAD + LOW_RANK:
         add((strategy, world), strategy=strategy, world=world, gradients_at=[0, 5])
+    for strategy, world in VALIDATED:
+        add((strategy, world, "measured"), strategy=strategy, world=world, validate=True)
     for strategy, world in RECOMPUTED:
         add((strategy, world, "again"), strategy=strategy, world=world, gradients_at=[0, 5], recompute=True)
     for first, begun, strategy, world in RESUMED + RESUMED_LOW_RANK:
@@ -114,6 +117,14 @@ def test_gradients_and_loss_are_those_of_one_process(result: Any, strategy: str,
     assert len(one["losses"]) == 20
     assert one["losses"][-1] < one["losses"][0] - 0.05  # something was learnt
     assert apart(one["losses"], spread["losses"]) < 1e-6
+
+
+@pytest.mark.parametrize(("strategy", "world"), VALIDATED)
+def test_the_average_is_measured_and_training_goes_on_without_it(result: Any, strategy: str, world: int) -> None:
+    one, alone, measured = result("auto", 1, "measured"), result("auto", 1), result(strategy, world, "measured")
+    assert apart(alone["losses"], measured["losses"]) < 1e-6
+    assert measured["measured"]["val/image_loss"] == pytest.approx(one["measured"]["val/image_loss"], abs=1e-6)
+    assert measured["measured"]["val/image_loss"] != pytest.approx(measured["losses"][-1], abs=1e-3)
 
 
 @pytest.mark.parametrize(("strategy", "world"), RECOMPUTED)
