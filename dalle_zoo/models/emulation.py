@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,9 @@ from torch.utils._pytree import tree_map
 
 def through_float16(x: Tensor) -> Tensor:
     """Rounds to float16 and back; the gradient is rounded likewise. Overflow gives infinity, underflow zero."""
-    return cast(Tensor, _Round.apply(x))  # type: ignore[no-untyped-call]
+    function: Any = _Round  # torch 2.13 declares no types of `apply`, later ones do
+    rounded: Tensor = function.apply(x)
+    return rounded
 
 
 @contextmanager

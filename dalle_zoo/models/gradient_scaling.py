@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -209,5 +209,7 @@ class _Exit(torch.autograd.Function):
         return finite_or_zero(gradient * ctx.scale).to(ctx.dtype), None
 
 
-def _apply(function: type[torch.autograd.Function], *arguments: Tensor) -> Tensor:
-    return cast(Tensor, function.apply(*arguments))  # type: ignore[no-untyped-call]
+def _apply(function: Any, *arguments: Tensor) -> Tensor:
+    # torch 2.13 declares no types of `apply`, later ones do.
+    result: Tensor = function.apply(*arguments)
+    return result

@@ -40,10 +40,10 @@ class Residual(nn.Module):
         """(…, d) to (…, d)."""
         if self.recompute and torch.is_grad_enabled():
             # Nothing in a branch is random, so there is no state of a generator to keep.
-            added = checkpoint(self.around, x, norm, branch, use_reentrant=False, preserve_rng_state=False)
+            added: Tensor = checkpoint(self.around, x, norm, branch, use_reentrant=False, preserve_rng_state=False)
         else:
             added = self.around(x, norm, branch)
-        return x + cast(Tensor, added)
+        return x + added
 
 
 class ResidualBlock(NamedTuple):
