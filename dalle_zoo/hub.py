@@ -1,7 +1,10 @@
 """Folders of weights: how a network, a tokenizer or a whole model lies on disk, and how it is read back safely.
 
-Weights are safetensors beside a ``config.json``; a model folder lists the sha256 of every file, which loading
-verifies. No pickle is read. Files appear whole or not at all.
+Weights are safetensors beside a ``config.json``, in one file or in shards with an index; a model folder lists the
+sha256 of every file, which loading verifies. No pickle is read. Files appear whole or not at all.
+
+Loading takes little more memory than the weights: a network is built without storage (on the meta device), and every
+tensor is read by itself and put where it belongs, in the precision asked for.
 """
 
 from __future__ import annotations
@@ -10,14 +13,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dalle_zoo.files import sync, written_aside
@@ -27,9 +31,18 @@ from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
 from dalle_zoo.registry import suggest
 
+Net = TypeVar("Net", bound=nn.Module)
+
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 CHECKSUMS = "sha256.json"
+CARD = "README.md"
+SHARD_BYTES = 5 * 10**9
+"""Weights above this size lie in several files."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""What a file may store of a floating-point tensor, as safetensors calls it; each is read into any other."""
+WHOLE = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
+"""What it may store of others."""
 
 
 class ModelFolderError(ValueError):
@@ -125,6 +138,7 @@ def save_network(
     folder: Path,
     dtype: torch.dtype | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes ``config.json`` and ``model.safetensors`` of a network into an existing folder.
 
@@ -134,62 +148,204 @@ def save_network(
         folder: Where to.
         dtype: Precision of the stored weights; as they are if missing.
         weights: Instead of the network's own, which may be shards.
+        shard_bytes: As for `save_weights`.
     """
     config: Any = net.config
     tensors = net.state_dict() if weights is None else weights
-    save_weights(tensors, {"type": kind, **asdict(config)}, folder, dtype)
+    save_weights(tensors, {"type": kind, **asdict(config)}, folder, dtype, shard_bytes)
 
 
 def save_weights(
-    tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path, dtype: torch.dtype | None = None
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes ``model.safetensors`` and ``config.json`` into an existing folder, as `save_network` does."""
-    stored = {n: t.detach().to("cpu", dtype or t.dtype).contiguous() for n, t in tensors.items()}
-    with written_aside(folder / WEIGHTS) as aside:
-        save_file(stored, aside, metadata={"format": "pt"})
+    """Writes ``model.safetensors`` and ``config.json`` into an existing folder, as `save_network` does.
+
+    Args:
+        tensors: Weights by name.
+        config: Contents of ``config.json``.
+        folder: Where to; weights that lie there in another number of files are taken away at the end.
+        dtype: Precision of the stored weights that are floating-point; as they are if missing.
+        shard_bytes: Above this size the weights lie in ``model-00001-of-0000n.safetensors`` with
+            ``model.safetensors.index.json``; a tensor is never cut.
+    """
+    kept = {n: dtype if dtype is not None and t.is_floating_point() else t.dtype for n, t in tensors.items()}
+    sizes = {n: t.numel() * kept[n].itemsize for n, t in tensors.items()}
+    shards = _in_shards(sizes, shard_bytes)
+    files = [WEIGHTS] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(1, len(shards) + 1)]
+    for file, names in zip(files, shards, strict=True):
+        stored = {n: tensors[n].detach().to("cpu", kept[n]).contiguous() for n in names}
+        with written_aside(folder / file) as aside:
+            save_file(stored, aside, metadata={"format": "pt"})
+    if len(shards) > 1:
+        where = {n: file for file, names in zip(files, shards, strict=True) for n in names}
+        write_json(index_of(folder / WEIGHTS), {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where})
+        files.append(index_of(folder / WEIGHTS).name)
+    for old in folder.glob("model*.safetensors*"):
+        if old.name not in files:
+            old.unlink()
     write_json(folder / CONFIG, dict(config))
 
 
-def load_weights(net: nn.Module, path: Path) -> None:
-    """Copies a safetensors file into a network; missing, extra and mis-shaped tensors are named."""
-    if not path.is_file():
-        raise ModelFolderError(f"{path} is missing: expected weights as safetensors")
-    try:
-        tensors = load_file(path)
-    except Exception as error:  # safetensors raises its own bare Exception subclass
-        raise ModelFolderError(f"{path} is not a readable safetensors file: {error}") from None
+def _in_shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Names in groups that stay below a number of bytes, in their order; at least one group."""
+    if limit < 1:
+        raise ValueError(f"shard_bytes must be at least 1, got {limit}")
+    groups: list[list[str]] = [[]]
+    room = limit
+    for name, size in sizes.items():
+        if size > room and groups[-1]:
+            groups.append([])
+            room = limit
+        groups[-1].append(name)
+        room -= size
+    return groups
+
+
+def _shard_name(number: int, total: int) -> str:
+    return f"model-{number:05d}-of-{total:05d}.safetensors"
+
+
+def index_of(path: Path) -> Path:
+    """The file that says in which shard a tensor lies, where ``path`` itself is missing."""
+    return path.with_name(f"{path.name}.index.json")
+
+
+def load_weights(
+    net: nn.Module, path: Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> None:
+    """Reads safetensors into a network, which may be without storage; nothing is read unless all of it fits.
+
+    Args:
+        net: Where to. A network on the meta device gets storage; another keeps its own, which may be shards of a
+            distributed one.
+        path: ``model.safetensors``; if there is none, the shards of ``model.safetensors.index.json`` beside it.
+        device: Where storage is made; the CPU if missing.
+        dtype: Its precision where it is floating-point; the network's if missing.
+
+    Raises:
+        ModelFolderError: A file is missing or damaged; tensors are missing, extra, of another shape or kind, or not
+            finite, and are named.
+    """
+    places = _places(path)
     expected = net.state_dict()
-    problems = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
-    problems += [f"unexpected {name}" for name in sorted(tensors.keys() - expected.keys())]
-    problems += [
-        f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(expected[name].shape)}"
-        for name in sorted(expected.keys() & tensors.keys())
-        if tensors[name].shape != expected[name].shape
-    ]
+    _check_fit(path, expected, places)
+    read: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for name, file in places.items():
+            target = expected[name]
+            # Opened anew for each tensor: that gives back the pages of the last one, which are mapped memory.
+            with safe_open(file, "pt") as shard:
+                tensor: Tensor = shard.get_tensor(name)
+                _check_finite(tensor, name, file)
+                if target.is_meta:
+                    kept = dtype if dtype is not None and target.is_floating_point() else target.dtype
+                    read[name] = tensor.to(device or "cpu", kept, copy=True)
+                else:
+                    copy_shard(target, tensor.to(target.dtype))
+                del tensor
+    if read:
+        net.load_state_dict(read, assign=True)
+
+
+def _places(path: Path) -> dict[str, Path]:
+    """File of every stored tensor."""
+    if path.is_file():
+        return dict.fromkeys(_names(path), path)
+    index = index_of(path)
+    if not index.is_file():
+        raise ModelFolderError(f"{path} is missing: expected weights as safetensors")
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
+        raise ModelFolderError(f"{index} has no weight_map of tensor names to files")
+    for file in dict.fromkeys(where.values()):
+        if Path(file).name != file:
+            raise ModelFolderError(f"{index} names a file outside its folder: {file}")
+        if not path.with_name(file).is_file():
+            raise ModelFolderError(f"{path.with_name(file)} is missing: copy or download the model again")
+        listed = {name for name, place in where.items() if place == file}
+        if listed != _names(path.with_name(file)):
+            different = ", ".join(sorted(listed ^ _names(path.with_name(file)))[:5])
+            raise ModelFolderError(f"{index} and {file} do not hold the same tensors ({different})")
+    return {name: path.with_name(file) for name, file in where.items()}
+
+
+def _names(path: Path) -> set[str]:
+    try:
+        with safe_open(path, "pt") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise ModelFolderError(f"{path} is not a readable safetensors file: {error}") from None
+
+
+def _check_fit(path: Path, expected: Mapping[str, Tensor], places: Mapping[str, Path]) -> None:
+    """Compares names, shapes and kinds of number, of which only headers are read."""
+    problems = [f"missing {name}" for name in sorted(expected.keys() - places.keys())]
+    problems += [f"unexpected {name}" for name in sorted(places.keys() - expected.keys())]
+    problems += [p for name in sorted(expected.keys() & places.keys()) for p in _misfits(name, expected, places)]
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise ModelFolderError(f"{path} does not fit its config.json: {shown}")
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            copy_shard(expected[name], tensor.to(expected[name].dtype))
 
 
-def load_image_tokenizer(folder: Path) -> ImageTokenizer:
-    """Reads an image tokenizer of any registered kind, in float32 on the CPU, ready for evaluation."""
+def _misfits(name: str, expected: Mapping[str, Tensor], places: Mapping[str, Path]) -> Iterable[str]:
+    with safe_open(places[name], "pt") as file:
+        stored = file.get_slice(name)
+        shape, kind = tuple(stored.get_shape()), str(stored.get_dtype())
+    target = expected[name]
+    if shape != tuple(target.shape):
+        yield f"{name} has shape {shape}, expected {tuple(target.shape)}"
+    kinds = FLOATS if target.is_floating_point() else (WHOLE.get(target.dtype, ""),)
+    if kind not in kinds:
+        yield f"{name} is stored as {kind}, expected {' or '.join(kinds)}"
+
+
+def _check_finite(tensor: Tensor, name: str, path: Path) -> None:
+    # The extremes show a NaN as well, and need no memory beside the tensor.
+    if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+        raise ModelFolderError(f"{path} holds numbers that are not finite, in {name}: these weights are broken")
+
+
+def _without_storage(make: Callable[[], Net]) -> Net:
+    """Builds a network on the meta device, unless it computes buffers that no file holds."""
+    with torch.device("meta"):
+        net = make()
+    stored = net.state_dict().keys()
+    return net if all(name in stored for name, _ in net.named_buffers()) else make()
+
+
+def load_image_tokenizer(folder: Path, device: str | torch.device | None = None) -> ImageTokenizer:
+    """Reads an image tokenizer of any registered kind, in float32, ready for evaluation.
+
+    Args:
+        folder: With ``config.json`` and weights.
+        device: Where to put it; the CPU if missing.
+    """
     values = read_json(Path(folder) / CONFIG)
     cls = IMAGE_TOKENIZERS[values.pop("type", "dvae")]
-    net = cls(config_from_dict(cls.config_class, values, str(Path(folder) / CONFIG)))
-    load_weights(net, Path(folder) / WEIGHTS)
-    return net.eval()
+    config = config_from_dict(cls.config_class, values, str(Path(folder) / CONFIG))
+    net = _without_storage(lambda: cls(config))
+    load_weights(net, Path(folder) / WEIGHTS, device=device)
+    return net.to(device).eval()
 
 
-def load_prior(folder: Path) -> Prior:
-    """Reads a prior in float32 on the CPU, ready for evaluation."""
+def load_prior(folder: Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Prior:
+    """Reads a prior, ready for evaluation.
+
+    Args:
+        folder: With ``config.json`` and weights.
+        device: Where to put it; the CPU if missing.
+        dtype: Its precision; float32 if missing.
+    """
     values = read_json(Path(folder) / CONFIG)
     if values.pop("type", None) != "prior":
         raise ModelFolderError(f'{folder}/{CONFIG} is not a prior: expected "type": "prior"')
-    net = Prior(config_from_dict(PriorConfig, values, str(Path(folder) / CONFIG)))
-    load_weights(net, Path(folder) / WEIGHTS)
+    config = config_from_dict(PriorConfig, values, str(Path(folder) / CONFIG))
+    net = _without_storage(lambda: Prior(config))
+    load_weights(net, Path(folder) / WEIGHTS, device=device, dtype=dtype)
     return net.eval()
 
 
@@ -197,14 +353,21 @@ def load_prior(folder: Path) -> Prior:
 
 
 def write_checksums(folder: Path) -> None:
-    """Lists the sha256 of every file below ``folder`` in ``sha256.json``."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
+    """Lists the sha256 of every file below ``folder`` in ``sha256.json``, but for the card, which is for people."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p not in (folder / CHECKSUMS, folder / CARD))
     write_json(folder / CHECKSUMS, {p.relative_to(folder).as_posix(): sha256_file(p) for p in files})
 
 
-def verify_checksums(folder: Path) -> None:
-    """Raises `ModelFolderError` unless every file that ``sha256.json`` lists is there and unchanged."""
+def verify_checksums(folder: Path, component: str | None = None) -> None:
+    """Raises `ModelFolderError` unless every file that ``sha256.json`` lists is there and unchanged.
+
+    Args:
+        folder: A model.
+        component: Look at the files of this part alone.
+    """
     for name, digest in read_json(folder / CHECKSUMS).items():
+        if component is not None and not name.startswith(f"{component}/"):
+            continue
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
             raise ModelFolderError(f"{folder / CHECKSUMS} names a file outside the folder: {name}")
