@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,35 @@ BUILDERS: dict[str, Callable[[dict[str, Any]], torch.nn.Module]] = {
     "prior": lambda fields: Prior(PriorConfig(**fields)),
     "ranker": lambda fields: Ranker.create(RankerConfig(**fields), text_tokenizer()),
 }
-PARAMETERS = {"dvae/paper": 53_786_240 + 43_829_766, "prior/paper-12b": sum(PriorConfig().count_parameters().values())}
-"""Of the paper's shapes."""
+PARAMETERS = {
+    "dvae/paper": 53_786_240 + 43_829_766,
+    "prior/cc-30m": 30_734_336,
+    "prior/cc-300m": 302_874_624,
+    "prior/cc-1.2b": 1_209_673_728,
+    "prior/paper-2.8b": 2_928_262_656,
+    "prior/paper-5.6b": 5_685_004_800,
+    "prior/paper-12b": 12_292_840_960,
+}
+"""Of those that were not trained here."""
+MATRICES = {"prior/paper-2.8b": 2_831_155_200, "prior/paper-5.6b": 5_549_064_192, "prior/paper-12b": 12_092_178_432}
+"""12 d^2 in each of 64 layers, for the widths of table 1."""
+
+
+def parts_in_header(name: str) -> list[str]:
+    """Parts that a recipe's header names behind the word."""
+    listed = re.search(r"\bparts ((?:[\w.-]+, )*[\w-]+)", recipe_header(name).replace("\n", " "))
+    return listed.group(1).split(", ") if listed else []
+
+
+COMBINATIONS = [(name, part) for name in RECIPES for part in parts_in_header(name)]
+FITS = [
+    ("prior/cc-30m", ["--gpu-memory", "24"]),
+    ("prior/cc-1.2b", ["--gpu-memory", "80"]),
+    ("prior/paper-5.6b", ["--gpu-memory", "16", "--trainer.strategy", "hsdp_powersgd(rank=640, shard_size=16)"]),
+    ("prior/paper-12b", ["--gpu-memory", "16", "--trainer.strategy", "hsdp_powersgd(rank=896, shard_size=32)"]),
+    ("prior/paper-12b", ["--parts", "8x80gb"]),
+]
+"""What headers claim besides."""
 
 
 def text_tokenizer() -> Any:
@@ -50,18 +79,22 @@ class Parsed(ZooCLI):
 def test_the_recipes_that_the_project_promises_are_there() -> None:
     stages = {f"{stage}/{size}" for stage in ("dvae", "prior", "ranker") for size in ("tiny", "emoji64")}
     assert stages | PARAMETERS.keys() <= set(RECIPES)
-    assert len(RECIPES) >= 5
+
+
+def parse(name: str, parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The resolved keys of a recipe with parts, as `dalle-zoo fit` reads them."""
+    monkeypatch.setattr("sys.argv", ["dalle-zoo"])
+    monkeypatch.setattr("dalle_zoo.cli.fit.machine_memory", lambda: 10**15)  # nothing is built
+    quiet_third_parties()
+    files = [find_recipe(name), *map(find_part, parts)]
+    check_keys("fit", {file: read_recipe(file) for file in files}, [])
+    return Parsed(tmp_path / "run", False, ["fit", *(f"--config={file}" for file in files)]).config["fit"]
 
 
 @pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*")
 @pytest.mark.parametrize("name", RECIPES)
 def test_it_parses_and_builds_on_the_meta_device(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["dalle-zoo"])
-    monkeypatch.setattr("dalle_zoo.cli.fit.machine_memory", lambda: 10**15)  # nothing is built
-    quiet_third_parties()
-    check_keys("fit", {find_recipe(name): read_recipe(find_recipe(name))}, [])
-    parsed = Parsed(tmp_path / "run", False, ["fit", f"--config={find_recipe(name)}"])
-    own = parsed.config["fit"]
+    own = parse(name, [], tmp_path, monkeypatch)
     stage = name.split("/")[0]
     assert own.model.class_path.endswith(
         {"dvae": "DVAEModule", "prior": "PriorModule", "ranker": "RankerModule"}[stage]
@@ -71,7 +104,45 @@ def test_it_parses_and_builds_on_the_meta_device(name: str, tmp_path: Path, monk
     count = sum(p.numel() for p in net.parameters())
     assert all(p.is_meta for p in net.parameters())
     assert count == PARAMETERS.get(name, count)
+    if name in MATRICES:
+        assert isinstance(net, Prior)
+        matrices = [p for block in net.residual_blocks() for p in block.branch.parameters() if p.ndim == 2]
+        assert sum(p.numel() for p in matrices) == MATRICES[name]
     assert not (tmp_path / "run").exists()
+
+
+def test_headers_name_parts() -> None:
+    named = {name for name, _ in COMBINATIONS}
+    assert {"dvae/paper", "prior/cc-30m", "prior/cc-300m", "prior/cc-1.2b"} <= named
+    assert {part for _, part in COMBINATIONS} >= {"1gpu", "8gpu", "8x16gb", "8x80gb", "64x80gb"}
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*")
+@pytest.mark.parametrize(("name", "part"), COMBINATIONS)
+def test_parts_that_a_header_names_fit_on_the_recipe_and_on_the_hardware(
+    name: str, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, stated = parse(name, [part], tmp_path, monkeypatch), read_recipe(find_part(part))["trainer"]
+    assert {key: own.trainer[key] for key in stated} == stated
+    file = tmp_path / "plan.json"
+    memory = [] if part.endswith("gb") else ["--gpu-memory", "80"]
+    assert main(["plan", name, "--parts", part, *memory, "--json", str(file)]) == 0
+    assert json.loads(file.read_text())["fits"], "the header names hardware on which it does not fit"
+
+
+@pytest.mark.parametrize(("name", "options"), FITS)
+def test_what_headers_say_of_memory_is_what_the_plan_says(name: str, options: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    assert main(["plan", name, *options, "--json", str(file)]) == 0
+    assert json.loads(file.read_text())["fits"]
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if not name.startswith("ranker/")])
+def test_each_can_be_planned(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", name, "--gpu", "a100-80gb"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{PARAMETERS[name]:,}" in printed if name in PARAMETERS else "parameters" in printed
+    assert "FITS" in printed
 
 
 @pytest.mark.parametrize("name", RECIPES)

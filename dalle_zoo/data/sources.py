@@ -33,8 +33,8 @@ def open_source(location: str | Path) -> SampleSource:
     | any other folder | the pictures below it, captions in files of the same name |
     | ``emoji64:train`` | shards in the package |
 
-    img2dataset pads pictures with white borders unless it is run with ``--resize_mode
-    center_crop``; such borders stay, so prefer that mode.
+    img2dataset pads pictures with white borders unless it is run with ``--resize_mode keep_ratio``; such
+    borders stay, so use that mode (docs/conceptual-captions.md).
 
     Raises:
         ValueError: Nothing there, or nothing usable in it.
