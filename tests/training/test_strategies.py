@@ -30,7 +30,10 @@ SPREAD = [
 ]  # fmt: skip
 RECOMPUTED = [("fsdp", 2), ("fsdp2", 2), ("hsdp(shard_size=2)", 4)]
 VALIDATED = [("auto", 1), ("fsdp2", 2), ("fsdp", 2)]
-LOW_RANK = [("ddp_powersgd(rank=4)", 2), ("hsdp_powersgd(rank=8, shard_size=2)", 4)]
+LOW_RANK = [
+    ("ddp_powersgd(rank=4)", 2), ("hsdp_powersgd(rank=8, shard_size=2)", 4),
+    ("hsdp_powersgd(rank=22, shard_size=2)", 4),
+]  # fmt: skip
 RESUMED = [
     ("auto", 1, "fsdp2", 4), ("fsdp2", 4, "auto", 1), ("fsdp", 2, "ddp", 2), ("ddp", 2, "fsdp", 2),
     ("hsdp(shard_size=2)", 4, "fsdp2", 2),
@@ -38,6 +41,8 @@ RESUMED = [
 RESUMED_LOW_RANK = [
     ("hsdp_powersgd(rank=8, shard_size=2)", 4, "hsdp_powersgd(rank=8, shard_size=2)", 4),
     ("ddp_powersgd(rank=4)", 2, "hsdp_powersgd(rank=4, shard_size=1)", 2),
+    # The smaller matrices go whole at this rank, the larger ones do not.
+    ("hsdp_powersgd(rank=22, shard_size=2)", 4, "hsdp_powersgd(rank=22, shard_size=2)", 4),
 ]
 PRECISE = [
     ("fsdp2", 2, "bf16-mixed"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -126,8 +126,9 @@ class ShardedStates(ParallelStrategy):
                 load_sharded({f"optimizer_{number}": state}, path)
                 state = cast(Any, {"state": state, "param_groups": groups[number]})
                 set_optimizer_state_dict(self.root, optimizer, optim_state_dict=state)
-            if any(name.startswith(f"{EXCHANGE}/") for name in known):
-                self.load_exchange_state(lambda tensors: load_sharded({EXCHANGE: tensors}, path))
+            # Matrices that went whole have left nothing.
+            if left := {name.removeprefix(f"{EXCHANGE}/") for name in known if name.startswith(f"{EXCHANGE}/")}:
+                self.load_exchange_state(lambda all_: load_sharded({EXCHANGE: _some(all_, left)}, path))
         return checkpoint
 
     def _from_file(self, path: Path) -> dict[str, Any]:
@@ -144,7 +145,7 @@ class ShardedStates(ParallelStrategy):
                 named = cast(Any, by_name(state, order))
                 set_optimizer_state_dict(self.root, optimizer, optim_state_dict=named, options=_WHOLE)
             if whole := checkpoint.pop(EXCHANGE, {}):
-                self.load_exchange_state(lambda tensors: _copy_all(tensors, whole))
+                self.load_exchange_state(lambda all_: _copy_all(_some(all_, whole), whole))
         return checkpoint
 
     def _load_weights(self, average: Any, load: Any) -> None:
@@ -158,6 +159,10 @@ class ShardedStates(ParallelStrategy):
                 if not self._trains:
                     return
         load("model")
+
+
+def _some(tensors: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name in wanted}
 
 
 def _copy_all(tensors: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> None:
