@@ -284,7 +284,7 @@ import os, subprocess, sys
 tasks = int(os.environ["SLURM_NTASKS"])
 started = [
     subprocess.Popen(
-        [sys.executable, "-m", "dalle_zoo", *sys.argv[2:]],
+        [sys.executable, "-m", "dalle_zoo", *sys.argv[sys.argv.index("dalle-zoo") + 1 :]],
         env={**os.environ, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_NODEID": "0"},
     )
     for rank in range(tasks)
