@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle_zoo.cli.fit import check_keys
+from dalle_zoo.cli.fit import EXTENDABLE, SHARED, check_keys
 from dalle_zoo.cli.main import COMMANDS, main
 from dalle_zoo.cli.train import read_recipe, recipe_parser
 from dalle_zoo.recipes import find_part, find_recipe
@@ -28,6 +28,8 @@ SCALING, CAPTIONS = (
 )
 PAGES = pytest.mark.parametrize("page", [SCALING, CAPTIONS], ids=["scaling", "conceptual-captions"])
 SIZES = ["cc-30m", "cc-300m", "cc-1.2b", "paper-2.8b", "paper-5.6b", "paper-12b"]
+UNSAID = {"trainer.default_root_dir", "watch"}
+"""What may change when a run goes on, and goes without saying."""
 PARTS = ["8x16gb", "8x80gb", "64x80gb", "1024x16gb"]
 
 
@@ -133,6 +135,9 @@ def test_the_constants_that_are_named() -> None:
     text = " ".join(SCALING.split())
     assert f"seconds in which nobody advances ({RankWatch().timeout:.0f})" in text
     assert f"{default_pg_timeout.total_seconds() / 60:.0f} minutes in Lightning" in text
+    changeable = text.partition("What may change then:")[2].partition("| all else |")[0]
+    for key in [*EXTENDABLE, SHARED]:
+        assert f"{key.replace('init_args.', '').removeprefix('trainer.')}`" in changeable or key in UNSAID, key
     parameters = PriorConfig().count_parameters()
     state = 16 * sum(parameters.values()) / 1e9
     assert f"{state:.0f} and {state + 4 * parameters['matrices'] / 1e9:.0f} GB for 12 billion" in text
