@@ -29,8 +29,8 @@ from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class DVAEConfig:
-    """Architecture of the discrete VAE; defaults are the paper's (appendix A.1)."""
+class DVAEEncoderConfig:
+    """Architecture of the encoder; defaults are the paper's (appendix A.1)."""
 
     image_size: int = 256
     """Side of the square training images, pixels. The network itself takes any multiple of the factor."""
@@ -42,15 +42,13 @@ class DVAEConfig:
     """Groups of residual blocks; resolution halves between groups, so the factor is 2 ** (num_groups - 1)."""
     blocks_per_group: int = 2
     """Residual blocks in a group."""
-    decoder_stem: int = 128
-    """Dimension of a code's vector at the entrance of the decoder."""
     codebook_size: int = 8192
     """Number of codes K."""
     pixel_eps: float = 0.1
     """Pixels are mapped from [0, 1] to [eps, 1 - eps] before the likelihood (appendix A.3)."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "channels", "num_groups", "blocks_per_group", "decoder_stem"):
+        for name in ("image_size", "channels", "num_groups", "blocks_per_group"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.width < 4 or self.width % 4:
@@ -84,6 +82,19 @@ class DVAEConfig:
     def residual_gain(self) -> float:
         """Gain of every residual branch: 1 / (number of blocks)^2, which keeps the start stable (appendix A.1)."""
         return 1 / (self.num_groups * self.blocks_per_group) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DVAEConfig(DVAEEncoderConfig):
+    """Architecture of the discrete VAE; defaults are the paper's (appendix A.1)."""
+
+    decoder_stem: int = 128
+    """Dimension of a code's vector at the entrance of the decoder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decoder_stem < 1:
+            raise ValueError(f"decoder_stem must be at least 1, got {self.decoder_stem}")
 
 
 def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
@@ -143,7 +154,7 @@ class Encoder(nn.Module):
     Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), appendix A.1.
     """
 
-    def __init__(self, config: DVAEConfig) -> None:
+    def __init__(self, config: DVAEEncoderConfig) -> None:
         super().__init__()
         widths = config.widths
         self.input = _conv(config.channels, widths[0], 7)
@@ -221,30 +232,15 @@ class Decoder(nn.Module):
         return pixels.float()
 
 
-@IMAGE_TOKENIZERS.register("dvae")
-class DVAE(ImageTokenizer):
-    """The discrete VAE: encoder, Gumbel-softmax relaxation and decoder.
+class EncodingTokenizer(ImageTokenizer):
+    """The way from pictures to codes, which the whole network and its encoder alone share."""
 
-    Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), section 2.1 and appendix A.
+    config: DVAEEncoderConfig
 
-    Args:
-        config: Architecture; the defaults are the paper's 97.6 million parameters.
-
-    Example:
-        >>> dvae = DVAE(DVAEConfig(image_size=32, width=8, num_groups=3, codebook_size=16, decoder_stem=8))
-        >>> codes = dvae.encode(torch.rand(2, 3, 32, 32))
-        >>> codes.shape, dvae.decode(codes).shape
-        (torch.Size([2, 8, 8]), torch.Size([2, 3, 32, 32]))
-    """
-
-    config_class = DVAEConfig
-    config: DVAEConfig
-
-    def __init__(self, config: DVAEConfig) -> None:
+    def __init__(self, config: DVAEEncoderConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
 
     @property
     def codebook_size(self) -> int:
@@ -265,10 +261,6 @@ class DVAE(ImageTokenizer):
         """Maps pixels from [0, 1] to [eps, 1 - eps], where the logit is finite (appendix A.3)."""
         return images * (1 - 2 * self.config.pixel_eps) + self.config.pixel_eps
 
-    def unmap_pixels(self, values: Tensor) -> Tensor:
-        """Inverse of `map_pixels`, clamped to [0, 1]."""
-        return ((values - self.config.pixel_eps) / (1 - 2 * self.config.pixel_eps)).clamp(0, 1)
-
     def logits(self, images: Tensor) -> Tensor:
         """Unnormalised log-probabilities of the codes: pixels in [0, 1], (B, C, H, W) to (B, K, h, w)."""
         self.check_images(images)
@@ -276,6 +268,57 @@ class DVAE(ImageTokenizer):
             raise ValueError(f"images must have {self.config.channels} channels, got shape {tuple(images.shape)}")
         logits: Tensor = self.encoder(self.map_pixels(images))
         return logits
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Most likely codes, without noise, as stage 2 is trained (2.2): (B, C, H, W) to int64 (B, h, w)."""
+        return self.logits(images).argmax(1)
+
+
+@IMAGE_TOKENIZERS.register("dvae_encoder")
+class DVAEEncoder(EncodingTokenizer):
+    """The encoder of a discrete VAE whose decoder was not published with it: pictures to codes, no way back.
+
+    Args:
+        config: Architecture.
+    """
+
+    config_class = DVAEEncoderConfig
+    decodes = False
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Raises `ValueError`: there is no decoder."""
+        raise ValueError(
+            "this image tokenizer has an encoder alone and cannot decode codes to pictures: load one that was "
+            "converted with its decoder"
+        )
+
+
+@IMAGE_TOKENIZERS.register("dvae")
+class DVAE(EncodingTokenizer):
+    """The discrete VAE: encoder, Gumbel-softmax relaxation and decoder.
+
+    Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), section 2.1 and appendix A.
+
+    Args:
+        config: Architecture; the defaults are the paper's 97.6 million parameters.
+
+    Example:
+        >>> dvae = DVAE(DVAEConfig(image_size=32, width=8, num_groups=3, codebook_size=16, decoder_stem=8))
+        >>> codes = dvae.encode(torch.rand(2, 3, 32, 32))
+        >>> codes.shape, dvae.decode(codes).shape
+        (torch.Size([2, 8, 8]), torch.Size([2, 3, 32, 32]))
+    """
+
+    config_class = DVAEConfig
+    config: DVAEConfig
+
+    def __init__(self, config: DVAEConfig) -> None:
+        super().__init__(config)
+        self.decoder = Decoder(config)
+
+    def unmap_pixels(self, values: Tensor) -> Tensor:
+        """Inverse of `map_pixels`, clamped to [0, 1]."""
+        return ((values - self.config.pixel_eps) / (1 - 2 * self.config.pixel_eps)).clamp(0, 1)
 
     def relax(self, logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
         """Gumbel-softmax without straight-through: softmax((logits + g) / temperature) (section 2.1).
@@ -307,10 +350,6 @@ class DVAE(ImageTokenizer):
         """
         logits = self.logits(images)
         return self.decoder(self.relax(logits, temperature, generator)), logits
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Most likely codes, without noise, as stage 2 is trained (2.2): (B, C, H, W) to int64 (B, h, w)."""
-        return self.logits(images).argmax(1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Pictures of codes: int64 (B, h, w) to pixels in [0, 1], (B, C, H, W)."""

@@ -19,6 +19,8 @@ class ImageTokenizer(nn.Module, ABC):
     """Frozen dataclass of the architecture; its fields are what ``config.json`` holds."""
     config: Any
     """Instance of `config_class`."""
+    decodes: ClassVar[bool] = True
+    """Whether there is a way back; `decode` of one without raises `ValueError`."""
 
     @property
     @abstractmethod

@@ -1,0 +1,140 @@
+"""OpenAI's discrete VAE: the pickled modules of its release, and the encoder as transformers stores it for FLAVA.
+
+The released ``encoder.pkl`` and ``decoder.pkl`` hold whole modules of the package ``dall_e``; state dicts of them are
+read as well. The network is that of `dalle_zoo.models.dvae`; only names differ:
+
+| ours | release | transformers |
+|---|---|---|
+| input.weight | blocks.input.w | blocks.input.weight |
+| groups.G.B.conv_2.bias | blocks.G.B.res_path.conv_2.b | blocks.G.group.B.res_path.path.conv_2.bias |
+| groups.G.B.skip.weight | blocks.G.B.id_path.w | blocks.G.group.B.id_path.weight |
+| output.weight | blocks.output.conv.w | blocks.output.conv.weight |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dalle_zoo.convert.base import FAMILIES, Location, Source, read_tensors
+from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
+from dalle_zoo.convert.pickles import WeightFileError
+from dalle_zoo.hub import save_network
+from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS
+
+_NAME = re.compile(
+    r"blocks\.(?:(?P<end>input|output\.conv)|(?P<group>group_\d+)\.(?:group\.)?(?P<block>block_\d+)\."
+    r"(?:(?P<skip>id_path)|res_path\.(?:path\.)?(?P<conv>conv_\d)))\.(?P<kind>w|b|weight|bias)"
+)
+_PREFIXES = ("", "image_codebook.")
+"""Of a file of this network, and of FLAVA's whole model."""
+_LICENSE = Path(__file__).with_name("openai_dvae_license.txt")
+
+
+@FAMILIES.register("openai_dvae")
+class OpenAIDVAE:
+    """OpenAI's discrete VAE, or its encoder alone."""
+
+    title = "OpenAI's discrete VAE"
+    expects = (
+        "encoder.pkl and decoder.pkl of OpenAI's release in one folder, or the encoder in the layout of transformers' "
+        "FlavaImageCodebook; known by tensors blocks.input.w or blocks.input.weight"
+    )
+
+    def recognise(self, location: Location) -> Source | None:
+        """The encoder and, if it is there, the decoder."""
+        parts: dict[str, dict[str, StoredTensor]] = {}
+        for checkpoint in location.checkpoints:
+            tensors = _part(checkpoint)
+            if tensors is None:
+                continue
+            # The encoder reads pixels through 7 x 7 kernels, the decoder codes through 1 x 1.
+            role = "encoder" if tensors["input.weight"].shape[2:] == (7, 7) else "decoder"
+            if role in parts:
+                raise WeightFileError(f"{location.path} has two files of the {role}: give a folder with one")
+            parts[role] = tensors
+        if not parts:
+            return None
+        if "encoder" not in parts:
+            raise WeightFileError(
+                f"{location.path} has the decoder of {self.title} without its encoder: give the folder that holds "
+                f"encoder.pkl as well"
+            )
+        return Source("openai_dvae", location.path, parts, _config(parts))
+
+    def convert(self, source: Source, out: Path) -> dict[str, Any]:
+        """Writes ``dvae/``."""
+        kind = "dvae" if "decoder" in source.parts else "dvae_encoder"
+        cls = IMAGE_TOKENIZERS[kind]
+        with torch.device("meta"):
+            net = cls(cls.config_class(**source.config))
+        tensors = {f"{role}.{name}": t for role, part in source.parts.items() for name, t in part.items()}
+        net.load_state_dict(read_tensors(tensors, net.state_dict()), assign=True)
+        (out / "dvae").mkdir()
+        save_network(net, kind, out / "dvae")
+        return {
+            "description": self.title + (" (encoder alone: it cannot decode)" if kind == "dvae_encoder" else ""),
+            "license": "Modified MIT (OpenAI)",
+            "license_text": _LICENSE.read_text(encoding="utf-8"),
+            "data": "not published in full; see the paper, section 2.3",
+            "inferred": {"type": kind, **source.config},
+            "parameters": {"dvae": sum(p.numel() for p in net.parameters())},
+        }
+
+
+def _part(checkpoint: Checkpoint) -> dict[str, StoredTensor] | None:
+    """Tensors of an encoder or decoder under our names; names that are not of the network stay. None if it is none."""
+    for prefix in _PREFIXES:
+        tensors = {_our_name(name): tensor for name, tensor in checkpoint.state_dict(prefix).items()}
+        stems = [tensors[name] for name in ("input.weight", "output.weight") if name in tensors]
+        if (
+            len(stems) == 2
+            and all(len(stem.shape) == 4 for stem in stems)
+            and "groups.group_1.block_1.conv_1.weight" in tensors
+        ):
+            return tensors
+    return None
+
+
+def _our_name(theirs: str) -> str:
+    match = _NAME.fullmatch(theirs)
+    if match is None:
+        return theirs
+    kind = {"w": "weight", "b": "bias"}.get(match["kind"], match["kind"])
+    if match["end"]:
+        return f"{match['end'].removesuffix('.conv')}.{kind}"
+    return f"groups.{match['group']}.{match['block']}.{'skip' if match['skip'] else match['conv']}.{kind}"
+
+
+def _config(parts: Mapping[str, Mapping[str, StoredTensor]]) -> dict[str, int]:
+    """Sizes, from shapes; the weights do not tell the training pictures' size, which is the paper's."""
+    encoder, decoder = parts["encoder"], parts.get("decoder")
+    config = {
+        "channels": encoder["input.weight"].shape[1],
+        "width": encoder["input.weight"].shape[0],
+        "num_groups": _count(encoder, "group"),
+        "blocks_per_group": _count(encoder, "block"),
+        "codebook_size": encoder["output.weight"].shape[0],
+    }
+    if decoder is not None:
+        config["decoder_stem"] = decoder["input.weight"].shape[0]
+        theirs = {
+            "channels": decoder["output.weight"].shape[0] // 2,
+            "width": decoder["output.weight"].shape[1],
+            "num_groups": _count(decoder, "group"),
+            "blocks_per_group": _count(decoder, "block"),
+            "codebook_size": decoder["input.weight"].shape[1],
+        }
+        differ = [f"{name} {config[name]} and {value}" for name, value in theirs.items() if config[name] != value]
+        if differ:
+            raise WeightFileError(f"encoder and decoder do not belong together: they have {', '.join(differ)}")
+    return config
+
+
+def _count(tensors: Mapping[str, StoredTensor], what: str) -> int:
+    """Different numbers after "group_" or "block_" in the names."""
+    return len({number for name in tensors for number in re.findall(rf"\b{what}_(\d+)\.", name)})

@@ -1,0 +1,368 @@
+"""Pickles, read without running anything that they ask for.
+
+A pickle is a program: it may import any function and call it. Here it may build containers, numbers and text; every
+other object becomes a `Placeholder` that keeps its name and state. Nothing is imported, so nothing can be called.
+Python's reader is used in its form in Python, not in C: there the instructions are a table that can be cut down, and
+a file of ten bytes cannot ask for all memory by numbering a value four billion.
+"""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, BinaryIO
+
+MAX_INSTRUCTIONS = 2_000_000
+"""Of one pickle; a checkpoint of 12 billion parameters with its optimizer takes about 100,000."""
+
+MAX_LINE = 2**16
+"""Bytes of one line; only old protocols write text and numbers as lines."""
+
+_PLAIN = """
+    PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT
+    BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES
+    SHORT_BINBYTES BINBYTES8 EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT
+    SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
+"""
+PLAIN = frozenset(_PLAIN.split())
+"""Instructions that build containers, numbers and text."""
+_OBJECTS = {"GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID"}
+
+_STANDARD_LIBRARY = sys.stdlib_module_names | {"__builtin__", "copy_reg", "exceptions", "commands"}  # also Python 2's
+# What of the standard library occurs beside weights: types of hyper-parameters, as a rule. The rest is an attack.
+_HARMLESS = {
+    "__builtin__": "bool bytes complex dict float frozenset int list long object set slice str tuple unicode",
+    "builtins": "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple",
+    "argparse": "Namespace",
+    "collections": "Counter OrderedDict defaultdict deque",
+    "datetime": "date datetime time timedelta timezone",
+    "enum": "Enum IntEnum",
+    "pathlib": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
+    "types": "SimpleNamespace",
+    "typing": "Any Dict List Optional Tuple Union",
+}
+
+
+class WeightFileError(ValueError):
+    """A file of weights that is damaged, or that asks for more than weights need; nothing of it was run."""
+
+
+class Reference:
+    """A class or function that a pickle names. It is only its name; calling it makes a `Placeholder`.
+
+    Args:
+        name: Full name, such as "dall_e.encoder.Encoder".
+    """
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"Reference({self.name})"
+
+
+class Placeholder:
+    """Stands in for an object whose class is not imported.
+
+    Args:
+        name: Full name of the class, or of the function that would have made the object.
+        arguments: What that would have been called with.
+    """
+
+    __slots__ = ("arguments", "items", "name", "state")
+
+    def __init__(self, name: str, arguments: tuple[Any, ...]) -> None:
+        self.name, self.arguments = name, arguments
+        self.state: Any = None
+        """What the object would have been set to: its ``__dict__``, as a rule."""
+        self.items: list[Any] = []
+        """Elements of a list or pairs of a mapping, where the class derives from these."""
+
+    @property
+    def attributes(self) -> dict[Any, Any]:
+        """The ``__dict__``; empty if the state is something else."""
+        return self.state if isinstance(self.state, dict) else {}
+
+    def __repr__(self) -> str:
+        return f"Placeholder({self.name})"
+
+
+def ordered_dict(pairs: Iterable[Any] = ()) -> OrderedDict[Any, Any]:
+    """An `OrderedDict` of plain pairs, as Python 2 and 3 pickle it."""
+    made: OrderedDict[Any, Any] = OrderedDict()
+    for pair in list(pairs):
+        key, value = pair
+        _set(made, key, value)
+    return made
+
+
+def _bytes(text: str, encoding: str) -> bytes:
+    """Bytes, as protocols below 3 write them."""
+    if encoding not in ("latin1", "latin-1"):
+        raise WeightFileError(f"it writes bytes in the encoding {encoding!r}, expected latin1")
+    return text.encode("latin1")
+
+
+BUILDERS: Mapping[str, Callable[..., Any]] = {
+    "collections.OrderedDict": ordered_dict,
+    "_codecs.encode": _bytes,
+}
+"""Functions of ours that take the place of what a pickle calls; each checks what it gets."""
+
+
+class ObjectUnpickler(pickle._Unpickler):
+    """Reads one pickle from a file into containers, numbers, text, `Reference` and `Placeholder`.
+
+    Args:
+        file: Where from; it must give no more than there is, see `Limited`.
+        builders: Functions of ours by the names they stand in for.
+        persistent: Gives the object for a persistent identifier; a pickle with one is refused if missing.
+    """
+
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(
+        self,
+        file: Any,
+        builders: Mapping[str, Callable[..., Any]] = BUILDERS,
+        persistent: Callable[[Any], Any] | None = None,
+    ) -> None:
+        super().__init__(file, encoding="latin1")
+        self._builders, self._persistent = builders, persistent
+        self._left = MAX_INSTRUCTIONS
+        self.names: set[str] = set()
+        """Full names of the classes and functions that were asked for."""
+
+    def find_class(self, module: str, name: str) -> Reference:
+        """The name alone. Names of the standard library are refused, but for a few types."""
+        full = f"{module}.{name}"
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise WeightFileError("it names a class by something that is no text")
+        known = full in self._builders or name in _HARMLESS.get(module, "").split()
+        if module.split(".")[0] in _STANDARD_LIBRARY and not known:
+            raise WeightFileError(f"it asks for {full[:100]!r}, which weights have no use for: it may be an attack")
+        self.names.add(full)
+        return Reference(full)
+
+    def persistent_load(self, pid: Any) -> Any:
+        """What the caller has for an identifier."""
+        if self._persistent is None:
+            raise WeightFileError("it refers to data outside the pickle")
+        return self._persistent(pid)
+
+    # Each of these takes the place of an instruction that would call or change an object.
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise WeightFileError(f"it has more than {MAX_INSTRUCTIONS} instructions")
+
+    def _make(self, reference: Any, arguments: Any) -> Any:
+        if not isinstance(reference, Reference):
+            raise WeightFileError(f"it calls {type(reference).__name__}, which is no class or function")
+        if not isinstance(arguments, tuple):
+            raise WeightFileError(f"it calls {reference.name} with {type(arguments).__name__} in place of arguments")
+        if reference.name in self._builders:
+            return self._builders[reference.name](*arguments)
+        return Placeholder(reference.name, arguments)
+
+    def _reduce(self) -> None:
+        arguments, reference = self.stack.pop(), self.stack.pop()
+        self.stack.append(self._make(reference, arguments))
+
+    def _build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Placeholder):
+            target.state = state
+        elif not isinstance(target, dict):  # an OrderedDict of torch carries versions of modules: not needed
+            raise WeightFileError(f"it sets the state of {type(target).__name__}, which has none")
+
+    def _append(self) -> None:
+        self._extend([self.stack.pop()])
+
+    def _appends(self) -> None:
+        self._extend(self.pop_mark())
+
+    def _extend(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, list | Placeholder):
+            raise WeightFileError(f"it appends to {type(target).__name__}")
+        (target if isinstance(target, list) else target.items).extend(items)
+
+    def _set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._update([key, value])
+
+    def _set_items(self) -> None:
+        self._update(self.pop_mark())
+
+    def _update(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        for key, value in _pairs(items):
+            if isinstance(target, Placeholder):
+                target.items.append((key, value))
+            else:
+                _set(target, key, value)
+
+    def _dict(self) -> None:
+        items = self.pop_mark()
+        made: dict[Any, Any] = {}
+        for key, value in _pairs(items):
+            _set(made, key, value)
+        self.stack.append(made)
+
+    def _add_items(self) -> None:
+        items = self.pop_mark()
+        if not isinstance(self.stack[-1], set):
+            raise WeightFileError(f"it adds to {type(self.stack[-1]).__name__} as if it were a set")
+        self.stack[-1].update(map(_key, items))
+
+    def _frozenset(self) -> None:
+        items = self.pop_mark()
+        self.stack.append(frozenset(map(_key, items)))
+
+
+def _pairs(items: list[Any]) -> Iterable[tuple[Any, Any]]:
+    if len(items) % 2:
+        raise WeightFileError("it fills a mapping with a key that has no value")
+    return zip(items[::2], items[1::2], strict=True)
+
+
+def _set(target: Any, key: Any, value: Any) -> None:
+    if not isinstance(target, dict):
+        raise WeightFileError(f"it sets an item of {type(target).__name__}")
+    target[_key(key)] = value
+
+
+def _key(key: Any) -> Any:
+    """A key, if it is plain: hashing a tuple of tuples of ... would take the interpreter's stack."""
+    if isinstance(key, tuple) and all(_is_plain(part) for part in key):
+        return key
+    if _is_plain(key):
+        return key
+    if isinstance(key, Placeholder | Reference):  # members of an enum; hashed by identity
+        return key
+    raise WeightFileError(f"it has a key that is neither text nor number: {type(key).__name__}")
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | bytes | int | float)
+
+
+def instructions(
+    allowed: Iterable[str], refuse: Callable[[str], Exception], own: Mapping[str, Callable[[Any], None]] | None = None
+) -> dict[int, Callable[[Any], None]]:
+    """Table of instructions for a subclass of Python's unpickler: by their byte, what runs them.
+
+    Args:
+        allowed: Names of those that run as Python has them.
+        refuse: Makes the error for the name of any other.
+        own: Those that run otherwise.
+    """
+    python = pickle._Unpickler.dispatch
+    names, own = set(allowed), own or {}
+
+    def refusal(name: str) -> Callable[[Any], None]:
+        def run(unpickler: Any) -> None:
+            raise refuse(name)
+
+        return run
+
+    return {
+        ord(o.code): own.get(o.name) or (python[ord(o.code)] if o.name in names else refusal(o.name))
+        for o in pickletools.opcodes
+    }
+
+
+def _counted(run: Callable[[Any], None]) -> Callable[[Any], None]:
+    def counted(unpickler: ObjectUnpickler) -> None:
+        unpickler._count()
+        run(unpickler)
+
+    return counted
+
+
+ObjectUnpickler.dispatch = {
+    code: _counted(run)
+    for code, run in instructions(
+        PLAIN | _OBJECTS,
+        lambda name: WeightFileError(f"it has the instruction {name}, which weights have no use for"),
+        {
+            "REDUCE": ObjectUnpickler._reduce,
+            "NEWOBJ": ObjectUnpickler._reduce,
+            "BUILD": ObjectUnpickler._build,
+            "APPEND": ObjectUnpickler._append,
+            "APPENDS": ObjectUnpickler._appends,
+            "SETITEM": ObjectUnpickler._set_item,
+            "SETITEMS": ObjectUnpickler._set_items,
+            "DICT": ObjectUnpickler._dict,
+            "ADDITEMS": ObjectUnpickler._add_items,
+            "FROZENSET": ObjectUnpickler._frozenset,
+        },
+    ).items()
+}
+
+
+class Limited:
+    """A file that gives at most a number of bytes, and says so when more are asked for.
+
+    Args:
+        file: Binary file, read from where it stands.
+        num_bytes: How many it may give.
+    """
+
+    def __init__(self, file: BinaryIO, num_bytes: int) -> None:
+        self._file, self._left = file, num_bytes
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, all of them."""
+        if not 0 <= size <= self._left:
+            raise WeightFileError(f"it asks for {size} bytes where {self._left} are left: it is truncated or damaged")
+        data = self._file.read(size)
+        self._left -= len(data)
+        if len(data) != size:
+            raise WeightFileError("it ends too early: it is truncated")
+        return data
+
+    def readline(self) -> bytes:
+        """The next line."""
+        data = self._file.readline(min(self._left, MAX_LINE))
+        self._left -= len(data)
+        if not data.endswith(b"\n"):
+            raise WeightFileError(f"it has a line without an end, or of more than {MAX_LINE} bytes")
+        return data
+
+
+def load_objects(
+    file: BinaryIO,
+    num_bytes: int,
+    builders: Mapping[str, Callable[..., Any]] = BUILDERS,
+    persistent: Callable[[Any], Any] | None = None,
+) -> tuple[Any, frozenset[str]]:
+    """Reads one pickle; the file then stands behind it.
+
+    Args:
+        file: Binary file.
+        num_bytes: How many bytes the pickle may have.
+        builders: As `ObjectUnpickler` takes them.
+        persistent: Likewise.
+
+    Returns:
+        What it holds, and the names of the classes and functions that it asked for.
+
+    Raises:
+        WeightFileError: It asks for more than weights need, or is damaged. The message has no file's name.
+    """
+    unpickler = ObjectUnpickler(Limited(file, num_bytes), builders, persistent)
+    try:
+        return unpickler.load(), frozenset(unpickler.names)
+    except WeightFileError:
+        raise
+    except Exception as error:  # the reader raises nearly anything on damaged bytes
+        raise WeightFileError(f"it is no pickle, or damaged ({type(error).__name__}: {str(error)[:200]})") from None
