@@ -6,7 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 
 def _usual_mode() -> int:
@@ -45,6 +45,17 @@ def written_aside(path: Path) -> Iterator[Path]:
         publish(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a relative path with forward slashes, as lists of files have it, leads to no place outside its folder.
+
+    Example:
+        >>> [stays_inside(name) for name in ("prior/config.json", "../config.json", "/etc/hostname")]
+        [True, False, False]
+    """
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in name
 
 
 def check_ending(name: str, path: Path, endings: tuple[str, ...] = (".png",)) -> None:

@@ -24,11 +24,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dalle_zoo.files import sync, written_aside
+from dalle_zoo.files import stays_inside, sync, written_aside
 from dalle_zoo.models.dvae import DVAE  # noqa: F401 (registers itself)
 from dalle_zoo.models.initial import copy_shard
 from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
+from dalle_zoo.models.vqgan import VQGAN  # noqa: F401 (registers itself)
 from dalle_zoo.registry import suggest
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -369,7 +370,7 @@ def verify_checksums(folder: Path, component: str | None = None) -> None:
         if component is not None and not name.startswith(f"{component}/"):
             continue
         path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if not stays_inside(name):  # the file itself may be a link: the Hub's cache is made of them
             raise ModelFolderError(f"{folder / CHECKSUMS} names a file outside the folder: {name}")
         if not path.is_file():
             raise ModelFolderError(f"{path} is missing: copy or download the model again")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from dalle_zoo.models.ranker import Ranker
 from dalle_zoo.models.tokenizer import ImageTokenizer
 from dalle_zoo.pictures import from_pil, to_pil, to_rgb
 from dalle_zoo.registry import UnknownNameError, suggest
+from dalle_zoo.remote import Access
 from dalle_zoo.sampling import Sampler, picture_seed, sample_codes
 from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer, load_text_tokenizer
 from dalle_zoo.zoo import INDEX, RECORD, find_component, find_model
@@ -114,34 +115,44 @@ class DallePipeline:
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
         verify: bool = True,
     ) -> DallePipeline:
         """Loads a model.
 
         Args:
-            model: Name of a bundled model, or a folder that `save_pretrained` or ``dalle-zoo export`` wrote.
+            model: Name of a bundled model, a folder that `save_pretrained` or ``dalle-zoo export`` wrote, or
+                ``organisation/name`` on the Hub. See `find_model` for which comes first.
             device: Where to put the networks; the CPU if missing.
             dtype: Precision of the prior; float32 if missing.
+            revision: Of a model on the Hub: branch, tag or commit; the newest of the main branch if missing.
+            token: Of a user who may read it; the stored one if missing.
+            cache_dir: Where downloads lie; the Hub's own cache if missing.
+            local_files_only: Whether only the cache is asked.
             verify: Whether every file is checked against its sha256.
 
         Raises:
             UnknownNameError: No such model; the message has the nearest name.
+            HubError: The Hub does not have it, or cannot be reached; the message says which.
             ModelFolderError: A file is missing, damaged, or does not fit.
         """
-        folder = find_model(model)
+        access = Access(revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+        folder = find_model(model, access)
         if not (folder / INDEX).is_file():
             raise hub.ModelFolderError(
                 f"{folder} has no {INDEX}: expected a folder from save_pretrained or `dalle-zoo export`"
             )
         if verify:
             hub.verify_checksums(folder)
-        pipe = cls(
-            hub.load_image_tokenizer(folder / "dvae"),
-            hub.load_prior(folder / "prior"),
+        return cls(
+            hub.load_image_tokenizer(folder / "dvae", device),
+            hub.load_prior(folder / "prior", device, dtype),
             load_text_tokenizer(folder / "tokenizer"),
             folder=folder,
         )
-        return pipe.to(device, dtype)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> DallePipeline:
         """Moves the networks; ``dtype`` concerns the prior, whose logits are sampled in float32 all the same."""
@@ -157,6 +168,7 @@ class DallePipeline:
         *,
         dtype: torch.dtype | None = None,
         record: Mapping[str, str] | None = None,
+        shard_bytes: int = hub.SHARD_BYTES,
         overwrite: bool = False,
     ) -> Path:
         """Writes a folder that `from_pretrained` opens; it appears whole or not at all.
@@ -166,6 +178,7 @@ class DallePipeline:
             dtype: Precision of the stored weights of the prior; as they are if missing.
             record: What `list_models` says of it: ``description``, ``license`` and ``data``; as in the folder that
                 the model came from if missing.
+            shard_bytes: Above this size the weights of the prior lie in several files.
             overwrite: Whether an existing model is replaced; a folder of other files never is.
         """
         ranker, known = self.ranker, self._record()  # before the folder may be replaced
@@ -174,7 +187,7 @@ class DallePipeline:
                 (new / name).mkdir()
             # In full precision whatever the prior's: a code is an argmax, and must be the one of training.
             hub.save_network(self.image_tokenizer, _kind(self.image_tokenizer), new / "dvae")
-            hub.save_network(self.prior, "prior", new / "prior", dtype)
+            hub.save_network(self.prior, "prior", new / "prior", dtype, shard_bytes=shard_bytes)
             self.tokenizer.save(new / "tokenizer")
             if ranker is not None:
                 ranker.save(new / "ranker")
@@ -421,26 +434,43 @@ def write_index(folder: Path) -> None:
     hub.write_json(folder / "config.json", {"model_type": "dalle-zoo", "components": sorted(parts)})
 
 
-def load_model(location: str | Path, component: str | None = None) -> Any:
+def load_model(
+    location: str | Path,
+    component: str | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Any:
     """Loads a whole pipeline, or one network of it.
 
     Args:
-        location: Bundled name or folder.
+        location: Bundled name, folder, or ``organisation/name`` on the Hub, of which only the component is downloaded.
         component: "dvae", "prior", "ranker" or "tokenizer"; the pipeline if missing.
+        device: Where to put networks; the CPU if missing.
+        dtype: Precision of a prior; float32 if missing.
+        revision: Of a model on the Hub: branch, tag or commit; the newest of the main branch if missing.
+        token: Of a user who may read it; the stored one if missing.
+        cache_dir: Where downloads lie; the Hub's own cache if missing.
+        local_files_only: Whether only the cache is asked.
 
     Example:
         >>> load_model("emoji64", "prior").config.image_height
         8
     """
+    access = Access(revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     if component is None:
-        return DallePipeline.from_pretrained(location)
-    folder = find_component(location, component)
+        return DallePipeline.from_pretrained(location, device=device, dtype=dtype, **asdict(access))
+    if component not in COMPONENTS:
+        raise UnknownNameError(suggest("component", component, COMPONENTS))
+    folder = find_component(location, component, access)
     if component == "dvae":
-        return hub.load_image_tokenizer(folder)
+        return hub.load_image_tokenizer(folder, device)
     if component == "prior":
-        return hub.load_prior(folder)
+        return hub.load_prior(folder, device, dtype)
     if component == "tokenizer":
         return load_text_tokenizer(folder)
-    if component == "ranker":
-        return Ranker.from_folder(folder)
-    raise UnknownNameError(suggest("component", component, COMPONENTS))
+    return Ranker.from_folder(folder).to(device)

@@ -154,8 +154,8 @@ def test_a_bad_configuration_is_named(saved: Path, changes: dict[str, Any], mess
 def test_a_network_of_another_kind_is_refused(saved: Path) -> None:
     with pytest.raises(ModelFolderError, match='is not a prior: expected "type": "prior"'):
         hub.load_prior(saved)
-    rewrite(saved, type="vqgan")
-    with pytest.raises(UnknownNameError, match="unknown image tokenizer 'vqgan'"):
+    rewrite(saved, type="wavelets")
+    with pytest.raises(UnknownNameError, match="unknown image tokenizer 'wavelets'"):
         hub.load_image_tokenizer(saved)
 
 

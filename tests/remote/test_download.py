@@ -1,0 +1,166 @@
+"""Models of the Hub through the real client: found, pinned, held against their checksums, and used offline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from dalle_zoo import DallePipeline, load_model, zoo
+from dalle_zoo.hub import ModelFolderError
+from dalle_zoo.registry import UnknownNameError
+from dalle_zoo.remote import Access, HubError, download, is_hub_name
+
+TOKEN = "hf_owner"
+
+
+def change(hub: Any, path: str, content: bytes, branch: str = "main") -> str:
+    """Replaces a file of org/toy by a commit; returns the commit."""
+    repository = hub.repositories["org/toy"]
+    files = repository.commits[repository.branches[branch]] | {path: hub.store(content)}
+    commit: str = repository.commit(files, branch)
+    return commit
+
+
+def test_a_model_of_the_hub_is_the_one_of_the_folder(on_the_hub: str, model_folder: Path) -> None:
+    pipe = DallePipeline.from_pretrained(on_the_hub)
+    mine = DallePipeline.from_pretrained(model_folder)
+    drawn = [p("ab", num_images_per_prompt=2, seed=0, output_type="pt").images for p in (pipe, mine)]
+    assert torch.equal(*drawn)
+    half = DallePipeline.from_pretrained(on_the_hub, dtype=torch.bfloat16)
+    assert half.prior.start_of_text.dtype == torch.bfloat16
+    assert half.image_tokenizer.encoder.input.weight.dtype == torch.float32  # type: ignore[attr-defined]
+
+
+def test_only_what_is_listed_is_downloaded(on_the_hub: str, local_hub: Any) -> None:
+    change(local_hub, "prior/evil.pkl", b"code")
+    change(local_hub, "stray.json", b"{}")
+    folder = download(on_the_hub)
+    listed = json.loads((folder / "sha256.json").read_text())
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found == {*listed, "sha256.json"}
+
+
+def test_one_part_is_downloaded_alone_and_verified(on_the_hub: str, local_hub: Any) -> None:
+    net = load_model(on_the_hub, "dvae")
+    assert net.codebook_size == 7
+    assert not [path for _, path in local_hub.requests if "/prior/" in path]
+    with pytest.raises(
+        UnknownNameError, match=r"unknown component 'ranker'.* Known: dvae, prior, tokenizer of org/toy"
+    ):
+        load_model(on_the_hub, "ranker")
+    change(local_hub, "tokenizer/tokenizer_config.json", b"{}")
+    with pytest.raises(ModelFolderError, match=r"tokenizer_config.json differs from its sha256"):
+        zoo.find_component(on_the_hub, "tokenizer")
+
+
+def test_a_folder_here_comes_before_the_hub(
+    on_the_hub: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "org").mkdir()
+    model_folder.rename(tmp_path / "org/toy")
+    monkeypatch.chdir(tmp_path)
+    assert zoo.find_model(on_the_hub) == Path("org/toy")
+    assert [is_hub_name(name) for name in ("a/b", "a", "./a", "../a", "a/b/c", "/a/b", "a/.b", Path("a/b"))] == [
+        True, *[False] * 7,
+    ]  # fmt: skip
+
+
+def test_a_revision_is_pinned(on_the_hub: str, local_hub: Any) -> None:
+    repository = local_hub.repositories[on_the_hub]
+    first = repository.branches["main"]
+    repository.branches["v1"] = first
+    second = change(local_hub, "record.json", b"{}")
+    for revision, commit in (("v1", first), (first, first), ("main", second), (None, second)):
+        assert download(on_the_hub, Access(revision=revision)).name == commit
+    with pytest.raises(HubError, match="has no revision 'v2'"):
+        DallePipeline.from_pretrained(on_the_hub, revision="v2")
+
+
+@pytest.mark.parametrize("path", ["prior/model-00001-of-00002.safetensors", "dvae/config.json", "model_index.json"])
+def test_a_corrupted_file_is_refused(on_the_hub: str, local_hub: Any, path: str) -> None:
+    path = path.replace("00002", f"{len([p for p in local_hub.files(on_the_hub) if 'prior/model-' in p]):05d}")
+    content = local_hub.files(on_the_hub)[path]
+    change(local_hub, path, content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ModelFolderError, match=rf"{path} differs from its sha256"):
+        DallePipeline.from_pretrained(on_the_hub)
+
+
+def test_a_listed_file_that_is_not_there_is_named(on_the_hub: str, local_hub: Any) -> None:
+    repository = local_hub.repositories[on_the_hub]
+    files = dict(repository.commits[repository.branches["main"]])
+    del files["dvae/config.json"]
+    repository.commit(files, "main")
+    with pytest.raises(HubError, match=r"dvae/config.json of org/toy \(\w+\) is not on the Hub"):
+        DallePipeline.from_pretrained(on_the_hub)
+
+
+@pytest.mark.parametrize("token", [None, "hf_stranger"])
+def test_a_private_repository_needs_the_token(on_the_hub: str, local_hub: Any, token: str | None) -> None:
+    local_hub.repositories[on_the_hub].private = True
+    with pytest.raises(HubError, match=r"there is no org/toy on .*, or it is private and the token may not read it"):
+        DallePipeline.from_pretrained(on_the_hub, token=token)
+    assert DallePipeline.from_pretrained(on_the_hub, token=TOKEN).prior.config.codebook_size == 7
+
+
+def test_what_is_not_there_is_named(on_the_hub: str, local_hub: Any) -> None:
+    with pytest.raises(
+        HubError, match=r"there is no org/tyo on .* \(a folder must be there: 'org/tyo' is none here\)"
+    ):
+        DallePipeline.from_pretrained("org/tyo")
+    with pytest.raises(UnknownNameError, match=r"unknown model 'emoij64'. Did you mean 'emoji64'.*and a model of the"):
+        DallePipeline.from_pretrained("emoij64")
+    repository = local_hub.repositories[on_the_hub]
+    repository.commit({"pytorch_model.bin": local_hub.store(b"x")}, "main")
+    with pytest.raises(HubError, match=r"is no model of dalle-zoo: it has no sha256.json"):
+        DallePipeline.from_pretrained(on_the_hub)
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        (b"[1]", "does not list a model_index.json"),
+        (b"{", "does not list a model_index.json"),
+        (b'{"a.json": "0"}', "does not list a model_index.json"),
+        (b'{"model_index.json": "0", "../a.json": "0"}', r"lists '../a.json'"),
+        (b'{"model_index.json": "0", "/etc/a.json": "0"}', r"lists '/etc/a.json'"),
+        (b'{"model_index.json": "0", "prior/a.pkl": "0"}', r"lists 'prior/a.pkl'.*expected files inside it, of .json"),
+    ],
+)
+def test_a_list_that_leads_astray_is_refused(on_the_hub: str, local_hub: Any, listed: bytes, message: str) -> None:
+    change(local_hub, "sha256.json", listed)
+    local_hub.requests.clear()
+    with pytest.raises(HubError, match=message):
+        DallePipeline.from_pretrained(on_the_hub)
+    assert {path.rpartition("/")[2] for _, path in local_hub.requests} == {"sha256.json"}
+
+
+def test_offline_takes_the_cache_or_says_what_is_missing(
+    on_the_hub: str, local_hub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(HubError, match=r"org/toy is neither a folder here nor in the cache.*local_files_only is set"):
+        DallePipeline.from_pretrained(on_the_hub, local_files_only=True)
+    load_model(on_the_hub, "dvae")
+    with pytest.raises(HubError, match=r"prior/.* and more of org/toy .*is not in the cache, and local_files_only"):
+        DallePipeline.from_pretrained(on_the_hub, local_files_only=True)
+    DallePipeline.from_pretrained(on_the_hub)
+    local_hub.requests.clear()
+    assert DallePipeline.from_pretrained(on_the_hub, local_files_only=True).prior.config.codebook_size == 7
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert DallePipeline.from_pretrained(on_the_hub).prior.config.codebook_size == 7
+    with pytest.raises(HubError, match=r"org/other is neither a folder here.*HF_HUB_OFFLINE is set: go online once"):
+        DallePipeline.from_pretrained("org/other")
+    with pytest.raises(HubError, match=r"org/toy at revision 'v9' is neither"):
+        DallePipeline.from_pretrained(on_the_hub, revision="v9")
+    assert local_hub.requests == []
+
+
+def test_the_cache_can_lie_elsewhere(on_the_hub: str, tmp_path: Path) -> None:
+    pipe = DallePipeline.from_pretrained(on_the_hub, cache_dir=tmp_path / "elsewhere")
+    assert pipe.folder is not None
+    assert pipe.folder.is_relative_to(tmp_path / "elsewhere")
+    assert not (tmp_path / "hub-cache").exists()
