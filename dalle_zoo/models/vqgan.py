@@ -313,10 +313,8 @@ def merge_bands(bands: Tensor) -> Tensor:
         Pixels, (B, C, 2h, 2w).
     """
     channels = bands.shape[1] // 4
-    low, rows, columns, diagonal = (
-        bands[:, :channels],
-        *bands[:, channels:].unflatten(1, (channels, 3)).unbind(2),
-    )
+    low, high = bands[:, :channels], bands[:, channels:]
+    rows, columns, diagonal = high[:, 0::3], high[:, 1::3], high[:, 2::3]
     top, bottom = low + rows, low - rows
     left, right = columns + diagonal, columns - diagonal
     corners = torch.stack([top + left, top - left, bottom + right, bottom - right], dim=2) / 2
@@ -393,12 +391,13 @@ class VQGAN(ImageTokenizer):
         """Codes of pictures, without noise: pixels in [0, 1], (B, C, H, W) to int64 (B, h, w)."""
         vectors = self.vectors(images)
         with torch.autocast(vectors.device.type, enabled=False):  # which entry wins may hang on the last digits
-            return self.quantize.codes(vectors)
+            codes: Tensor = self.quantize.codes(vectors)
+        return codes
 
     def decode(self, codes: Tensor) -> Tensor:
         """Pictures of codes: int64 (B, h, w) to pixels in [0, 1], (B, C, H, W)."""
         self.check_codes(codes)
-        pixels = self.decoder(self.post_quant_conv(self.quantize(codes))).float()
+        pixels: Tensor = self.decoder(self.post_quant_conv(self.quantize(codes))).float()
         if self.config.wavelet:
             pixels = merge_bands(pixels)
         if self.config.signed_pixels:
