@@ -1,33 +1,26 @@
 """Pickles of plain data, read without running anything that they ask for.
 
-A pickle is a program: it may import any function and call it. Here it may build containers, numbers and text alone.
-Python's reader is used in its form in Python, not in C: there the instructions are a table that can be cut down, and
-a file of ten bytes cannot ask for all memory by numbering a value four billion.
+A pickle is a program: it may import any function and call it. Here it may build containers, numbers and text alone,
+by the table of instructions that also reads foreign weights (`dalle_zoo.convert.pickles`).
 """
 
 from __future__ import annotations
 
 import io
 import pickle
-import pickletools
 import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dalle_zoo.convert.pickles import PLAIN, instructions
 from dalle_zoo_eval.benchmarks.base import BenchmarkError
 
 MAX_BYTES = 256 * 2**20
 """Larger files are refused; the captions of MS-COCO take a tenth of it."""
 
-_PLAIN = """
-    PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT
-    BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES
-    SHORT_BINBYTES BINBYTES8 EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT
-    SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
-"""
 # The class numbers of AttnGAN's birds are scalars of numpy, which a pickle imports and calls; see `_stand_in`.
-_SCALARS = "GLOBAL STACK_GLOBAL REDUCE BUILD"
+_SCALARS = {"GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"}
 # dtype of numpy: format of struct
 _FORMATS = {"i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q", "f4": "f", "f8": "d"}
 
@@ -89,24 +82,14 @@ class _Dtype:
         return struct.unpack(self._order + self._format, data)[0]
 
 
-def _instructions() -> dict[int, Callable[[Any], None]]:
-    """Python's own for those that are allowed, by their byte; the others raise."""
-    allowed = {*_PLAIN.split(), *_SCALARS.split()}
-
-    def refuse(name: str) -> Callable[[Any], None]:
-        def run(unpickler: Any) -> None:
-            raise UnsafePickleError(f"it must hold plain data alone, but has the instruction {name}")
-
-        return run
-
-    own = pickle._Unpickler.dispatch
-    return {ord(o.code): own[ord(o.code)] if o.name in allowed else refuse(o.name) for o in pickletools.opcodes}
+def _refusal(name: str) -> UnsafePickleError:
+    return UnsafePickleError(f"it must hold plain data alone, but has the instruction {name}")
 
 
 class _PlainUnpickler(pickle._Unpickler):
     """Python's own with few instructions and without imports."""
 
-    dispatch = _instructions()
+    dispatch = instructions(PLAIN | _SCALARS, _refusal)
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         return _stand_in(module, name)
