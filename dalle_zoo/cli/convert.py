@@ -28,7 +28,10 @@ def convert(arguments: list[str]) -> None:
     record = convert(source, options.out, overwrite=options.overwrite)
     print(f"{options.location}: {FAMILIES[source.family].title} ({source.family})")
     for name, value in record["inferred"].items():
-        print(f"  {name}: {value}")
+        note = record.get("notes", {}).get(name)
+        print(f"  {name}: {value}" + (f" ({note})" if note else ""))
+    for name, count in record.get("unused", {}).items():
+        print(f"left out: {count} tensors of {name}")
     for component, count in record["parameters"].items():
         print(f"{options.out / component}: {count:,} parameters")
     print(f"license: {record['license']}")
