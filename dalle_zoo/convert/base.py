@@ -142,8 +142,10 @@ def read_tensors(tensors: Mapping[str, StoredTensor], expected: Mapping[str, Ten
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise WeightFileError(f"the weights do not fit: {shown}")
-    read = {name: stored.read() for name, stored in tensors.items()}
+    read = {name: stored.read().float() for name, stored in tensors.items()}
     damaged = [name for name, tensor in read.items() if not tensor.isfinite().all()]
     if damaged:
-        raise WeightFileError(f"{', '.join(damaged[:5])} hold values that are not finite: the weights are damaged")
-    return {name: tensor.float() for name, tensor in read.items()}
+        raise WeightFileError(
+            f"{', '.join(damaged[:5])} hold values that are not finite in float32: the weights are damaged"
+        )
+    return read
