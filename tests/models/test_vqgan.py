@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dalle_zoo.models.vqgan import VQGAN, NearestQuantizer, VQGANConfig, merge_bands
+from dalle_zoo.models.vqgan import VQGAN, NearestQuantizer, ResidualBlock, VQGANConfig, merge_bands
 
 GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/vqgan.py"))
 
@@ -80,6 +80,14 @@ def test_equals_the_stored_outputs_of_min_dalle() -> None:
     golden, stride = load_file(GOLDEN["FILES"]["detokenizer"]), GOLDEN["STRIDE"]
     torch.testing.assert_close(net.decode(golden["codes"])[..., ::stride, ::stride], golden["pixels"], **TWIN)
     assert ((golden["pixels"] > 0) & (golden["pixels"] < 1)).float().mean() > 0.2
+
+
+def test_normalisation_where_its_epsilon_counts() -> None:
+    x = 1e-3 * torch.randn(2, 64, 3, 3)
+    groups = x.view(2, 32, -1)  # two channels each
+    centred = groups - groups.mean(2, keepdim=True)
+    expected = centred / (centred.square().mean(2, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(ResidualBlock(64, 64).norm1(x), expected.view_as(x))
 
 
 # ------------------------------------------------------------ quantizers
