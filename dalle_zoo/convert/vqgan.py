@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +35,8 @@ ROOTS = ("state_dict.", "state_dict.model.", "", "model.")
 """Where the tensors lie in a file: a checkpoint of Lightning, the same with ruDALL-E's wrapper, and bare ones."""
 TRAINING: tuple[str, ...] = ("loss.", "quantize.embedding.cluster_size", "quantize.embedding.embed_avg")
 """What only training needs: discriminator and perceptual network, running means of a codebook."""
+REPLACED = ("post_quant_conv.", "decoder.idwt.")
+"""What ruDALL-E's network of twice the size does not use, and the filters of its wavelet, which are fixed."""
 ASSUMED_SIZE = 256
 """Side of the training images where no configuration tells it; all published models have it."""
 
@@ -61,23 +62,18 @@ class VQGANFamily:
         if not found:
             return None
         checkpoint, stored = found[0]
-        tensors, unused = _sort(stored)
-        config, notes = _infer(tensors, wavelet=_is_wavelet(stored), detokenizer="embedding.weight" in stored), {}
-        described = _described(config, location.configs or _beside(checkpoint.path))
-        if described is None:
-            config["image_size"], notes["image_size"] = ASSUMED_SIZE, "assumed, as no configuration lies there"
-        else:
-            config["image_size"], notes["image_size"] = described[1], described[0]
-        if config["wavelet"]:
-            config["image_size"] *= 2
-        levels = config.pop("attention")
-        finest = config["image_size"] // (2 if config["wavelet"] else 1)
-        config["attention_sizes"] = tuple(finest >> level for level in levels)
         try:
+            tensors, unused = _sort(stored)
+            config = _infer(tensors, wavelet=_is_wavelet(stored), detokenizer="embedding.weight" in stored)
+            described = _described(config, location.configs or _beside(checkpoint.path))
+            note, size = described or ("assumed, as no configuration lies there", ASSUMED_SIZE)
+            config["attention_sizes"] = tuple(size >> level for level in config.pop("attention"))
+            config["image_size"] = 2 * size if config["wavelet"] else size
             VQGANConfig(**config)
         except ValueError as error:
-            raise WeightFileError(f"{checkpoint.path} has no architecture that is supported: {error}") from None
-        return Source("vqgan", location.path, {"vqgan": tensors, "unused": unused}, config, notes)
+            raise WeightFileError(f"{checkpoint.path} cannot be converted: {error}") from None
+        parts = {"vqgan": tensors, "unused": unused}
+        return Source("vqgan", location.path, parts, config, notes={"image_size": note})
 
     def convert(self, source: Source, out: Path) -> dict[str, Any]:
         """Writes ``dvae/``."""
@@ -94,7 +90,7 @@ class VQGANFamily:
             "data": "unknown",
             "inferred": {"type": "vqgan", **asdict(config)},
             "notes": dict(source.notes),
-            "unused": dict(Counter(name.split(".")[0] for name in source.parts["unused"])),
+            "unused": _counts(source.parts["unused"]),
             "parameters": {"dvae": sum(p.numel() for p in net.parameters())},
         }
 
@@ -123,7 +119,7 @@ def _sort(tensors: Tensors) -> tuple[Tensors, Tensors]:
         filters = [t for name, t in tensors.items() if name.startswith("decoder.idwt.")]
         if len(filters) != 4 or any(t.num_elements != 2 for t in filters):  # only Haar's have two taps
             raise WeightFileError("its decoder must end in a Haar wavelet, four filters of two numbers each")
-        unused = (*TRAINING, "post_quant_conv.", "decoder.idwt.")
+        unused = (*TRAINING, *REPLACED)
         renamed |= {"decoder.post_quant_conv.": "post_quant_conv.", "decoder.decoder.": "decoder."}
     ours: dict[str, StoredTensor] = {}
     left: dict[str, StoredTensor] = {}
@@ -134,6 +130,12 @@ def _sort(tensors: Tensors) -> tuple[Tensors, Tensors]:
         prefix = next((prefix for prefix in renamed if name.startswith(prefix)), "")
         ours[renamed.get(prefix, "") + name.removeprefix(prefix)] = tensor
     return ours, left
+
+
+def _counts(unused: Tensors) -> dict[str, int]:
+    """How many tensors were left out of what."""
+    counts = {what.rstrip("."): sum(name.startswith(what) for name in unused) for what in (*TRAINING, *REPLACED)}
+    return {what: count for what, count in counts.items() if count}
 
 
 def _infer(tensors: Tensors, *, wavelet: bool, detokenizer: bool) -> dict[str, Any]:

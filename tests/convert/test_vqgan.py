@@ -122,7 +122,7 @@ def test_rudalle_of_twice_the_size(tmp_path: Path) -> None:
     twice = golden["images"].repeat_interleave(2, 2).repeat_interleave(2, 3)
     assert torch.equal(net.encode(twice), golden["codes"])
     torch.testing.assert_close(net.decode(golden["codes"]), golden["pixels"], **TWIN)
-    assert record["unused"] == {"decoder": 4, "post_quant_conv": 2}
+    assert record["unused"] == {"decoder.idwt": 4, "post_quant_conv": 2}
 
 
 def test_min_dalle_has_a_decoder_alone(tmp_path: Path) -> None:
