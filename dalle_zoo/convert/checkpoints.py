@@ -225,10 +225,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
             file.seek(0)
             if start.startswith(_ZIP):
                 opened = _open_zip(path, file)
+            elif start[8:] == b"{":  # behind the length of a header, whose first byte may be any
+                opened = _open_safetensors(path, file)
             elif start.startswith(_PICKLE):
                 opened = _open_legacy(path, file)
-            elif start[8:] == b"{":
-                opened = _open_safetensors(path, file)
             else:
                 raise WeightFileError("it begins like neither a file of torch nor one of safetensors")
             _ = opened.tensors  # which checks them

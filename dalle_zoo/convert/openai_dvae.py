@@ -23,7 +23,7 @@ import torch
 from dalle_zoo.convert.base import FAMILIES, Location, Source, read_tensors
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
 from dalle_zoo.convert.pickles import WeightFileError
-from dalle_zoo.hub import save_network
+from dalle_zoo.hub import config_from_dict, save_network
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS
 
 _NAME = re.compile(
@@ -71,7 +71,7 @@ class OpenAIDVAE:
         kind = "dvae" if "decoder" in source.parts else "dvae_encoder"
         cls = IMAGE_TOKENIZERS[kind]
         with torch.device("meta"):
-            net = cls(cls.config_class(**source.config))
+            net = cls(config_from_dict(cls.config_class, dict(source.config), str(source.location)))
         tensors = {f"{role}.{name}": t for role, part in source.parts.items() for name, t in part.items()}
         net.load_state_dict(read_tensors(tensors, net.state_dict()), assign=True)
         (out / "dvae").mkdir()
@@ -82,6 +82,7 @@ class OpenAIDVAE:
             "license_text": _LICENSE.read_text(encoding="utf-8"),
             "data": "not published in full; see the paper, section 2.3",
             "inferred": {"type": kind, **source.config},
+            "notes": {"image_size": "the paper's: the weights do not tell it"},
             "parameters": {"dvae": sum(p.numel() for p in net.parameters())},
         }
 
@@ -111,15 +112,20 @@ def _our_name(theirs: str) -> str:
 
 
 def _config(parts: Mapping[str, Mapping[str, StoredTensor]]) -> dict[str, int]:
-    """Sizes, from shapes; the weights do not tell the training pictures' size, which is the paper's."""
+    """Sizes, from names and shapes."""
     encoder, decoder = parts["encoder"], parts.get("decoder")
     config = {
+        "image_size": 256,
         "channels": encoder["input.weight"].shape[1],
         "width": encoder["input.weight"].shape[0],
         "num_groups": _count(encoder, "group"),
         "blocks_per_group": _count(encoder, "block"),
         "codebook_size": encoder["output.weight"].shape[0],
     }
+    for role, tensors in parts.items():
+        blocks = _count(tensors, "group") * _count(tensors, "block")
+        if len(tensors) < 8 * blocks:  # four convolutions each; before a network of a made-up depth is built
+            raise WeightFileError(f"the {role} has {len(tensors)} tensors, too few for its {blocks} blocks")
     if decoder is not None:
         config["decoder_stem"] = decoder["input.weight"].shape[0]
         theirs = {

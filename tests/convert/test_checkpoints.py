@@ -107,6 +107,13 @@ def test_what_surrounds_a_state_dict(path: Path) -> None:
     )
 
 
+def test_a_header_whose_length_begins_like_a_pickle(path: Path) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode().ljust(0x280)
+    path.write_bytes(struct.pack("<Q", len(header)) + header + struct.pack("<f", 1.5))
+    assert path.read_bytes().startswith(b"\x80\x02")
+    assert open_checkpoint(path).tensors["a"].read().item() == 1.5
+
+
 def test_a_file_that_is_cut_after_it_was_opened(path: Path) -> None:
     opened = open_checkpoint(write({"a": torch.ones(100)}, path, "safetensors"))
     path.write_bytes(path.read_bytes()[:-4])
