@@ -13,6 +13,7 @@ from dalle_zoo.files import check_ending, written_aside
 from dalle_zoo.hub import ModelFolderError, read_json
 from dalle_zoo.recipes import list_recipes, recipe_header, recipe_root
 from dalle_zoo.registry import suggest
+from dalle_zoo.results import Result, figures, measured_weights
 from dalle_zoo.zoo import RECORD
 
 if TYPE_CHECKING:
@@ -20,21 +21,21 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "_cards"
 """One template a protocol: what a card says depends on what was measured."""
+GENERAL = "model"
+"""The template of all others."""
 
 CAPTIONS = {"right": "right captions", "shuffled": "shuffled captions", "none": "no caption"}
 """Captions that the prior's loss is measured with, as people call them."""
 
-Result = Mapping[str, Any]
-"""Contents of a result file of ``dalle-zoo eval``."""
 
-
-def render_card(folder: str | Path, result: Result) -> str:
+def render_card(folder: str | Path, result: Result, name: str | None = None) -> str:
     """Renders the card of a model.
 
     Args:
-        folder: The model: its ``record.json`` and ``model_index.json`` are read. The folder's name is
-            the model's, and that of its recipes.
+        folder: The model: its ``record.json`` and ``model_index.json`` are read. The folder's name is that of its
+            recipes.
         result: Contents of its result file.
+        name: What the model is called; as the folder if missing.
 
     Returns:
         Markdown. The same files give the same text.
@@ -48,12 +49,12 @@ def render_card(folder: str | Path, result: Result) -> str:
     protocol = result["protocol"]
     path = TEMPLATES / f"{protocol['name']}.md"
     if not path.is_file():
-        known = [template.stem for template in TEMPLATES.glob("*.md")]
+        known = [template.stem for template in TEMPLATES.glob("*.md") if template.stem != GENERAL]
         raise ValueError(suggest("card template", str(protocol["name"]), known))
     components = [name for name in index if not name.startswith("_")]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     text = Template(path.read_text(encoding="utf-8")).substitute(
-        name=folder.name,
+        name=name or folder.name,
         description=record["description"],
         license=record["license"],
         data=record["data"],
@@ -77,6 +78,28 @@ def render_card(folder: str | Path, result: Result) -> str:
     return text.rstrip() + "\n"
 
 
+def render_any_card(folder: Path, results: Sequence[Result], name: str) -> str:
+    """Renders the card of any model: as `render_card` where one result has a template, else a general one.
+
+    Args:
+        folder: The model.
+        results: Contents of its result files; none where nothing was measured, and the card says so.
+        name: What the model is called.
+    """
+    if len(results) == 1 and (TEMPLATES / f"{results[0]['protocol']['name']}.md").is_file():
+        return render_card(folder, results[0], name)
+    record, index = read_json(folder / RECORD), read_json(folder / "model_index.json")
+    text = Template((TEMPLATES / f"{GENERAL}.md").read_text(encoding="utf-8")).substitute(
+        name=name,
+        description=record["description"],
+        license=record["license"],
+        data=record["data"],
+        components=_components([part for part in index if not part.startswith("_")], record["parameters"]),
+        results=_figures(results),
+    )
+    return text.rstrip() + "\n"
+
+
 def write_card(folder: str | Path, result_file: str | Path, out: str | Path) -> Path:
     """Renders a card from a model folder and a result file into ``out``, whole or not at all.
 
@@ -94,8 +117,7 @@ def write_card(folder: str | Path, result_file: str | Path, out: str | Path) -> 
 
 def check_weights(folder: Path, result: Result) -> None:
     """Raises `ModelFolderError` unless the result was measured with the weights of the folder."""
-    listed = read_json(folder / "sha256.json")
-    measured = result["model"]["weights_sha256"]
+    listed, measured = read_json(folder / "sha256.json"), measured_weights(result)
     current = {name: digest for name, digest in listed.items() if name.endswith(".safetensors")}
     changed = sorted(n for n in {*current, *measured} if current.get(n) != measured.get(n))
     if changed:
@@ -125,6 +147,16 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 def _components(names: Sequence[str], parameters: Mapping[str, int]) -> str:
     rows = [[name, f"{parameters[name]:,}" if name in parameters else "–"] for name in names]
     return table([["part", "parameters"], *rows])
+
+
+def _figures(results: Sequence[Result]) -> str:
+    if not results:
+        return "Nothing was measured."
+    rows = [["measure", "protocol", "split", "value", "settings"]]
+    for figure in (figure for result in results for figure in figures(result)):
+        settings = ", ".join(f"{key} {value}" for key, value in figure.settings.items())
+        rows.append([figure.label, figure.protocol, figure.split or "–", f"{figure.value:.4g}", settings])
+    return table(rows)
 
 
 def _results(result: Result) -> str:

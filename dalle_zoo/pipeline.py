@@ -196,6 +196,44 @@ class DallePipeline:
             hub.write_checksums(new)
         return Path(folder)
 
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        token: str | None = None,
+        results: Sequence[str | Path] = (),
+        record: Mapping[str, str] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> str:
+        """Publishes the model on the Hub as one commit, with a card rendered from its record and result files.
+
+        Args:
+            name: ``organisation/name``; made if it is not there.
+            private: Whether it is for its owners alone.
+            revision: Branch to commit to; the main one if missing.
+            token: Of a user who may write; the stored one if missing.
+            results: Result files of ``dalle-zoo eval`` for these weights.
+            record: As for `save_pretrained`; a licence and the data must be stated.
+            dtype: Precision of the stored weights of the prior; as they are if missing.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            HubError: The Hub refuses, or cannot be reached; what it held is as it was.
+            ValueError: The record says too little, or a result belongs to other weights.
+        """
+        from tempfile import TemporaryDirectory
+
+        from dalle_zoo.publish import prepare, publish
+
+        with TemporaryDirectory() as folder:
+            saved = self.save_pretrained(Path(folder) / name.rpartition("/")[2], dtype=dtype, record=record)
+            publication = prepare(saved, name, results=results)
+            return publish(publication, private=private, revision=revision, token=token)
+
     def _record(self) -> dict[str, Any]:
         path = self.folder / RECORD if self.folder is not None else None
         if path is not None and path.is_file():

@@ -9,6 +9,7 @@ from pathlib import Path
 from dalle_zoo import remote
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo.remote import Access
+from dalle_zoo.results import Figure, figures, results_of
 
 BUNDLED = Path(__file__).parent / "_models"
 INDEX = "model_index.json"
@@ -36,6 +37,11 @@ class ModelRecord:
     def num_bytes(self) -> int:
         """Size of all files."""
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+    @property
+    def figures(self) -> list[Figure]:
+        """What was measured of it, from result files that belong to its weights."""
+        return [figure for result in results_of(self.folder).values() for figure in figures(result)]
 
 
 def list_models() -> list[ModelRecord]:

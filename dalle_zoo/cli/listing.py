@@ -34,6 +34,8 @@ def models(arguments: list[str]) -> None:
         millions = ", ".join(f"{part} {count / 1e6:.1f}M" for part, count in record.parameters.items())
         print(f"{record.name}  {record.description}\n  {millions} parameters, {size:.0f} MB, {record.license}")
         print(f"  trained on {record.data}")
+        for figure in record.figures:
+            print(f"  {figure.label}: {figure.value:.4g} ({', '.join(filter(None, [figure.protocol, figure.split]))})")
 
 
 def masks(arguments: list[str]) -> None:

@@ -34,6 +34,7 @@ COMMANDS = {
     "overlap": ("dalle_zoo_eval.command:overlap", "list pictures of a benchmark that a training set has too"),
     "card": ("dalle_zoo_eval.command:card", "render a model card from result files"),
     "convert": ("dalle_zoo.cli.convert:convert", "weights of other code bases to a folder of ours"),
+    "publish": ("dalle_zoo.cli.publish:publish", "a model folder to the Hub, with its card"),
     "export": ("dalle_zoo.cli.runs:export", "put trained stages together as one model folder"),
 }
 """Name to (function, one line of help)."""

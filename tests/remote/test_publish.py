@@ -1,0 +1,254 @@
+"""Publishing through the real client: checked before, whole or not at all, with a card that says what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from dalle_zoo import DallePipeline, hub
+from dalle_zoo.cli.main import main
+from dalle_zoo.hub import ModelFolderError
+from dalle_zoo.publish import prepare, publish, unmeasured
+from dalle_zoo.remote import HubError
+
+ROOT = Path(__file__).parents[2]
+TOKEN = "hf_owner"
+
+# The client's own way of sending a file, which its HTTP library would have otherwise.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+def make_result(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A result file for the weights of a model."""
+    listed = json.loads((folder / "sha256.json").read_text())
+    return {
+        "protocol": {"name": "coco-30k", "title": "MS-COCO, 30,000 captions"},
+        "subject": {"name": "toy", "weights_sha256": {n: d for n, d in listed.items() if n.endswith(".safetensors")}},
+        "benchmark": {"sha256": "0"},
+        "scores": [
+            {"metric": "fid", "family": "inception-2015", "value": 27.345, "samples": 30000, "candidates": 512}
+        ],
+    } | changes
+
+
+@pytest.fixture
+def result(model_folder: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "coco-30k.json"
+    path.write_text(json.dumps(make_result(model_folder)))
+    return path
+
+
+def again_with(folder: Path, **record: str) -> Path:
+    """Changes the record of a model, and its checksums."""
+    hub.write_json(folder / "record.json", hub.read_json(folder / "record.json") | record)
+    hub.write_checksums(folder)
+    return folder
+
+
+# ------------------------------------------------------------ end to end
+
+
+def test_what_is_published_is_what_comes_back(
+    local_hub: Any, model_folder: Path, result: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    run = tmp_path / "run"
+    (run / "model/prior").mkdir(parents=True)
+    (run / "config.yaml").write_text("seed_everything: 0\n")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    arguments = ["publish", str(model_folder), "org/toy", "--result", str(result), "--run", str(run)]
+    assert main([*arguments, "--recipe", "prior/tiny", "--private"]) == 0
+    assert f"{local_hub.url}/org/toy/commit/" in capsys.readouterr().out
+    files = local_hub.files("org/toy")
+    listed = json.loads(files["sha256.json"])
+    assert set(files) == {*listed, "sha256.json", "README.md", ".gitattributes"}
+    assert {"results/coco-30k.json", "runs/prior.yaml", "recipes/prior-tiny.yaml", "record.json"} <= set(listed)
+    assert local_hub.repositories["org/toy"].private
+    assert len(local_hub.repositories["org/toy"].commits) == 2, "one commit, after that of the empty repository"
+    pipe = DallePipeline.from_pretrained("org/toy")
+    mine = DallePipeline.from_pretrained(model_folder)
+    drawn = [p("ab", num_images_per_prompt=2, seed=0, output_type="pt").images for p in (pipe, mine)]
+    assert torch.equal(*drawn)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(HubError, match="or it is private and the token may not read it"):
+        DallePipeline.from_pretrained("org/toy", cache_dir=tmp_path / "empty")
+
+
+def test_a_pipeline_is_pushed(local_hub: Any, model_folder: Path) -> None:
+    pipe = DallePipeline.from_pretrained(model_folder)
+    first = pipe.push_to_hub("org/toy", token=TOKEN)
+    second = pipe.push_to_hub("org/toy", token=TOKEN, dtype=torch.float16, revision="half")
+    branches = local_hub.repositories["org/toy"].branches
+    assert first.endswith(f"/commit/{branches['main']}")
+    assert second.endswith(f"/commit/{branches['half']}")
+    assert "prior/model.safetensors" in local_hub.files("org/toy")
+    assert "Nothing was measured." in local_hub.files("org/toy")["README.md"].decode()
+    for revision in ("main", "half"):
+        assert DallePipeline.from_pretrained("org/toy", revision=revision).prior.config == pipe.prior.config
+
+
+def test_publishing_again_sends_and_keeps_only_what_changed(local_hub: Any, model_folder: Path, result: Path) -> None:
+    publish(prepare(model_folder, "org/toy", results=[result]), token=TOKEN)
+    commits, uploads = len(local_hub.repositories["org/toy"].commits), len(local_hub.uploads)
+    publish(prepare(model_folder, "org/toy", results=[result]), token=TOKEN)
+    assert len(local_hub.repositories["org/toy"].commits) == commits, "nothing changed"
+    publish(prepare(again_with(model_folder, description="Better."), "org/toy"), token=TOKEN)
+    assert len(local_hub.uploads) == uploads, "the weights were there"
+    files = local_hub.files("org/toy")
+    assert json.loads(files["record.json"])["description"] == "Better."
+    assert "results/coco-30k.json" not in files, "what is no longer part of the model goes"
+    assert ".gitattributes" in files
+
+
+def test_a_killed_upload_changes_nothing_and_goes_on(local_hub: Any, model_folder: Path) -> None:
+    publish(prepare(model_folder, "org/toy"), token=TOKEN)
+    before = local_hub.files("org/toy")
+    pipe = DallePipeline.from_pretrained(model_folder)
+    with torch.no_grad():
+        for parameter in pipe.prior.parameters():
+            parameter.add_(1)
+    pipe.save_pretrained(model_folder, overwrite=True, shard_bytes=8192)
+    local_hub.uploads.clear()
+    local_hub.stall_after = 1
+    command = [sys.executable, "-m", "dalle_zoo", "publish", str(model_folder), "org/toy"]
+    offline = {"HF_ENDPOINT": local_hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT), **offline})
+    assert local_hub.stalled.wait(120)
+    process.kill()
+    process.wait()
+    assert local_hub.files("org/toy") == before
+    assert local_hub.uploads, "something had arrived"
+    local_hub.stall_after = None
+    publish(prepare(model_folder, "org/toy"), token=TOKEN)
+    assert len(local_hub.uploads) == len(set(local_hub.uploads)), "nothing was sent twice"
+    assert local_hub.files("org/toy")["sha256.json"] == prepare(model_folder, "org/toy").files["sha256.json"]
+    text = DallePipeline.from_pretrained("org/toy").prior.start_of_text
+    assert torch.equal(text, DallePipeline.from_pretrained(model_folder).prior.start_of_text)
+
+
+def test_who_may_not_write_is_told(local_hub: Any, on_the_hub: str, model_folder: Path) -> None:
+    publication = prepare(model_folder, on_the_hub)
+    with pytest.raises(HubError, match=r"org/toy on .* may not be written to with this token"):
+        publish(publication, token="hf_stranger")
+    with pytest.raises(HubError, match="org/toy exists and is public: change that on the Hub"):
+        publish(publication, token=TOKEN, private=True)
+    assert len(local_hub.repositories[on_the_hub].commits) == 1
+
+
+def test_a_hub_that_does_not_answer_is_named(
+    local_hub: Any, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    publication = prepare(model_folder, "org/toy")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match="cannot be written to: HF_HUB_OFFLINE is set"):
+        publish(publication, token=TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(HubError, match=r"did not answer .*: check the network; the same command goes on"):
+        publish(publication, token=TOKEN)
+
+
+# ------------------------------------------------------------ checks before anything is sent
+
+
+def test_a_dry_run_shows_files_and_card(model_folder: Path, result: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["publish", str(model_folder), "org/toy", "--result", str(result), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{(model_folder / 'dvae/model.safetensors').stat().st_size:>14,}  dvae/model.safetensors" in shown
+    assert "results/coco-30k.json" in shown
+    assert "# org/toy" in shown
+    assert "| fid (inception-2015) | coco-30k | – | 27.34 | samples 30000, candidates 512 |" in shown
+
+
+def test_the_card_has_metadata_that_the_client_reads(model_folder: Path, result: Path) -> None:
+    data: Any = ModelCard(prepare(model_folder, "org/toy", results=[result]).card).data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "dalle-zoo", "text-to-image")
+    (figure,) = data.eval_results
+    assert (figure.metric_type, figure.metric_value, figure.dataset_type) == ("fid", 27.345, "coco-30k")
+    assert figure.metric_args == {"samples": 30000, "candidates": 512}
+    assert data.model_name == "org/toy"
+    plain: Any = ModelCard(prepare(model_folder, "org/toy").card).data
+    assert plain.eval_results is None
+
+
+@pytest.mark.parametrize(("field", "value"), [("license", "unknown"), ("license", ""), ("data", "unknown")])
+def test_a_record_that_says_too_little_is_refused(model_folder: Path, field: str, value: str) -> None:
+    with pytest.raises(ModelFolderError, match=rf"record.json states no {field} .*export --{field}"):
+        prepare(again_with(model_folder, **{field: value}), "org/toy")
+
+
+def test_a_folder_that_is_not_whole_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'toy' is no name on the Hub: expected organisation/name"):
+        prepare(model_folder, "toy")
+    with pytest.raises(ModelFolderError, match=r"has no model_index.json"):
+        prepare(tmp_path, "org/toy")
+    (model_folder / "prior/notes.pkl").write_bytes(b"x")
+    hub.write_checksums(model_folder)
+    with pytest.raises(ModelFolderError, match=r"lists 'prior/notes.pkl': only .json, .safetensors"):
+        prepare(model_folder, "org/toy")
+    (model_folder / "prior/notes.pkl").unlink()
+    with pytest.raises(ModelFolderError, match=r"notes.pkl is missing"):
+        prepare(model_folder, "org/toy")
+    for path in (model_folder / "tokenizer").iterdir():
+        path.unlink()
+    hub.write_checksums(model_folder)
+    with pytest.raises(ModelFolderError, match=r"has no tokenizer, which model_index.json names"):
+        prepare(model_folder, "org/toy")
+
+
+def test_a_result_of_other_weights_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(make_result(model_folder, subject={"weights_sha256": {"prior/x.safetensors": "0"}})))
+    with pytest.raises(ModelFolderError, match="measured with other weights"):
+        prepare(model_folder, "org/toy", results=[other])
+    other.write_text(json.dumps({"scores": []}))
+    with pytest.raises(ValueError, match="expected a result file of dalle-zoo eval"):
+        prepare(model_folder, "org/toy", results=[other])
+    with pytest.raises(ValueError, match="is no finished run"):
+        prepare(model_folder, "org/toy", runs=[tmp_path])
+
+
+def test_a_card_by_hand_states_only_what_was_measured(model_folder: Path, result: Path) -> None:
+    card = model_folder / "README.md"
+    card.write_text("---\ntags: [mine]\n---\n# Mine\n\nIts FID is 27.3 on 30,000 captions.\n")
+    publication = prepare(model_folder, "org/toy", results=[result])
+    data: Any = ModelCard(publication.card).data
+    assert "Its FID is 27.3" in publication.card
+    assert data.tags == ["mine"]
+    assert data.eval_results[0].metric_value == 27.345
+    with pytest.raises(ValueError, match=r"states numbers that no result file holds: 27.3. Measure them"):
+        prepare(model_folder, "org/toy")
+    card.write_text("---\nmodel-index:\n- name: x\n  results:\n  - metrics:\n    - value: 3.5\n---\n# Mine\n")
+    with pytest.raises(ValueError, match=r"no result file holds: 3.5"):
+        prepare(model_folder, "org/toy", results=[result])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("FID 27.35, also 27.3, or 27", []),
+        ("FID 27.2", ["27.2"]),
+        ("an FID of 13 in 2026", ["13"]),
+        ("64 x 64 pixels, 8,192 codes, in 2026", []),
+        ("accuracy 35.5 %, 36%", []),
+        ("accuracy 37 %", ["37"]),
+        ("| fid | 9 |\n|---|---|\n| is | 27.345 |", ["9"]),
+        ("`torch 2.13` and\n```\n9.99\n```\n[2.5](https://a.b/1.5) <!-- 3.5 -->", ["2.5"]),
+        ("the paper is 2102.12092, here https://x.org/2102.12092", ["2102.12092"]),
+        ("depth 12.0", []),
+        ("−27.345 and 27,345.5", ["−27.345", "27,345.5"]),
+    ],
+)  # fmt: skip
+def test_numbers_that_are_stated(text: str, expected: list[str]) -> None:
+    results = [{"scores": [{"value": 27.345}], "splits": {"a": {"accuracy": 0.3551}}}]
+    assert unmeasured(text, results, [{"num_layers": 12}]) == expected
