@@ -64,7 +64,7 @@ def _concepts(protocol: str, arguments: list[str]) -> None:
     p.add_argument("--candidates", type=int, help=f"pictures a caption ({usual.candidates})")
     _add_sampling(p, **usual.sampling())
     p.add_argument("--device", default="cpu", help="where the networks run (cpu)")
-    p.add_argument("--overwrite", action="store_true", help="replace an existing result file and its report")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing result file, with its report")
     options = p.parse_args(arguments)
 
     from dalle_zoo_eval.concepts.evaluate import evaluate_concepts

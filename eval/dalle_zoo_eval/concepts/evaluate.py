@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import platform
 from dataclasses import asdict
@@ -19,7 +20,7 @@ from dalle_zoo.sampling import Sampler
 from dalle_zoo_eval.concepts.drawing import draw, plan
 from dalle_zoo_eval.concepts.figures import Drawn, Gallery, left_out, measure_split, targets
 from dalle_zoo_eval.concepts.protocol import EVALUATOR, ConceptProtocol
-from dalle_zoo_eval.concepts.report import report_folder, sheet_file, write_concept_report
+from dalle_zoo_eval.concepts.report import sheet_file, write_report_of
 from dalle_zoo_eval.concepts.splits import Split, load_samples
 from dalle_zoo_eval.evaluator import MobileNet, load_evaluator
 from dalle_zoo_eval.measuring import Share
@@ -48,7 +49,8 @@ def evaluate_concepts(
 ) -> dict[str, Any] | None:
     """Evaluates a model and writes the result file, and beside it a folder of its name with report and sheets.
 
-    Drawn pictures are kept as codes in ``.cache`` beside the result file; a killed run goes on from them. All that
+    Drawn pictures are kept as codes in ``.cache`` beside the result file; a killed run goes on from them. The result
+    file is written last, so the same call continues until it is there, whenever the last one was killed. All that
     processes share is that folder, so they may be on several machines with a common disk.
 
     Args:
@@ -57,7 +59,7 @@ def evaluate_concepts(
         evaluator: Folder of `evaluator.WEIGHTS_FILE`; without it concept accuracy is left out.
         out: Result file, ``.json``.
         device: Where the networks run.
-        overwrite: Whether an existing result file and its report are replaced.
+        overwrite: Whether an existing result file is replaced; files of a report without one always are.
         share: Which pictures this process begins with; all if missing.
 
     Returns:
@@ -69,8 +71,8 @@ def evaluate_concepts(
     """
     check_ending("out", out, (".json",))
     share = share or Share()
-    if share.rank == 0 and not overwrite:
-        _refuse_existing(out)
+    if share.rank == 0 and not overwrite and out.exists():
+        raise FileExistsError(f"{out}: already there; choose another --out or pass --overwrite")
     Sampler(temperature=protocol.temperature, top_k=protocol.top_k, top_p=protocol.top_p)  # which checks its own
     net, net_record = _open_evaluator(evaluator, protocol) if evaluator is not None else (None, None)
     pipe = DallePipeline.from_pretrained(model, device=device)
@@ -104,18 +106,13 @@ def evaluate_concepts(
         "device": pipe.device.type,  # without a number, which is the process's
         "date": datetime.now(UTC).date().isoformat(),
     }
-    # At the end, so that a killed run leaves nothing that the call which continues would have to replace.
+    result = json.loads(json.dumps(result))  # as those will read it who render the report again
+    # The result file last: while it is missing, whatever else is there is from a killed run, and is replaced.
     for name, sheet in sheets.items():
         save_png(sheet, sheet_file(out, name))
+    write_report_of(result, out)
     write_json(out, result)
-    write_concept_report(out)
     return result
-
-
-def _refuse_existing(out: Path) -> None:
-    existing = [str(path) for path in (out, report_folder(out)) if path.exists()]
-    if existing:
-        raise FileExistsError(f"{', '.join(existing)}: already there; choose another --out or pass --overwrite")
 
 
 def _open_evaluator(location: str, protocol: ConceptProtocol) -> tuple[MobileNet, dict[str, Any]]:

@@ -59,7 +59,11 @@ def write_concept_report(result_file: Path, out: Path | None = None) -> list[Pat
     Raises:
         ResultError: The result file or a sheet cannot be used.
     """
-    result = read_concept_result(result_file)
+    return write_report_of(read_concept_result(result_file), result_file, out)
+
+
+def write_report_of(result: Mapping[str, Any], result_file: Path, out: Path | None = None) -> list[Path]:
+    """Likewise of what a result file holds, or will hold: an evaluation writes it after the report."""
     files = [path for split in result["splits"] if (path := sheet_file(result_file, split)).is_file()]
     sheets = [read_sheet(path, path.parent, number) for number, path in enumerate(files, 1)]
     return write_document(report_blocks(result, sheets), out or report_folder(result_file))

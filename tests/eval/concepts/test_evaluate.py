@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dalle_zoo_eval.concepts import evaluate
 from dalle_zoo_eval.concepts.evaluate import evaluate_concepts
 from dalle_zoo_eval.concepts.protocol import ConceptProtocol
+from dalle_zoo_eval.concepts.report import write_concept_report
 from dalle_zoo_eval.measuring import Share
 from dalle_zoo_eval.protocol import NetworkRule
 from PIL import Image
@@ -98,6 +100,32 @@ def test_killed_and_shared_runs_end_as_one_left_alone(
     assert len(calls) == 8
 
 
+@pytest.mark.parametrize("writer", ["save_png", "write_report_of", "write_json"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_run_killed_while_it_writes_is_continued_by_the_same_call(
+    writer: str, after: bool, protocol: ConceptProtocol, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, write = tmp_path / "r.json", getattr(evaluate, writer)
+
+    def killed(*arguments: Any) -> None:
+        if after:
+            write(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, writer, killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_concepts(protocol, str(model), None, out)
+    if (writer, after) == ("write_json", True):  # all is written, and nothing is to be continued
+        assert {path.name for path in (tmp_path / "r").glob("report.*")} == {"report.md", "report.html"}
+        return
+    assert not out.exists()
+    result = evaluate_concepts(protocol, str(model), None, out)
+    assert json.loads(out.read_text()) == result
+    report = (tmp_path / "r/report.md").read_bytes()
+    assert write_concept_report(out, tmp_path / "again")[0].read_bytes() == report
+
+
 def test_a_damaged_chunk_is_named(protocol: ConceptProtocol, model: Path, tmp_path: Path) -> None:
     evaluate_concepts(protocol, str(model), None, tmp_path / "r.json")
     chunk = sorted((tmp_path / ".cache").iterdir())[0]
@@ -139,13 +167,10 @@ def test_without_a_ranker_concepts_are_looked_for_in_one_picture(
 def test_wrong_requests_are_refused_before_any_work(
     protocol: ConceptProtocol, model: Path, mobilenet: Path, tmp_path: Path, calls: list[list[str]]
 ) -> None:
-    for name in ("r.json", "r/report.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("mine")
-        with pytest.raises(FileExistsError, match=r"r(\.json)?: already there; .*--overwrite"):
-            evaluate_concepts(protocol, str(model), None, tmp_path / "r.json")
-        assert (tmp_path / name).read_text() == "mine"
-        (tmp_path / name).unlink()
+    (tmp_path / "r.json").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"r\.json: already there; .*--overwrite"):
+        evaluate_concepts(protocol, str(model), None, tmp_path / "r.json")
+    assert (tmp_path / "r.json").read_text() == "mine"
     with pytest.raises(ValueError, match=r"out must end in \.json, got 'results'"):
         evaluate_concepts(protocol, str(model), None, Path("results"))
     with pytest.raises(ValueError, match="temperature must be a finite number of at least 0"):
