@@ -29,7 +29,7 @@ class Repository:
     """Commits by name, and the branches that point to them."""
 
     def __init__(self, private: bool) -> None:
-        self.private = private
+        self.private, self.gated = private, False
         self.commits: dict[str, dict[str, str]] = {}  # path to the sha256 of a blob
         self.branches: dict[str, str] = {}
 
@@ -116,6 +116,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.fail(404, "RepoNotFound")
         name, rest = match[1], path[match.end() :]
         repository = hub.repositories[name]
+        if not owner and repository.gated:
+            return self.fail(403, "GatedRepo")
         if not owner and (repository.private or self.command == "POST"):
             return self.fail(401)
         if self.command == "POST":

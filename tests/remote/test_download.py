@@ -107,6 +107,20 @@ def test_a_private_repository_needs_the_token(on_the_hub: str, local_hub: Any, t
     assert DallePipeline.from_pretrained(on_the_hub, token=TOKEN).prior.config.codebook_size == 7
 
 
+def test_a_gated_repository_says_so(on_the_hub: str, local_hub: Any) -> None:
+    local_hub.repositories[on_the_hub].gated = True
+    with pytest.raises(HubError, match=r"org/toy on .* is gated: ask for access on its page"):
+        DallePipeline.from_pretrained(on_the_hub)
+
+
+@pytest.mark.slow  # the client tries again for 23 s
+def test_a_hub_that_does_not_answer_is_named(local_hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(local_hub.url, "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with pytest.raises(HubError, match="cannot be reached, and the cache does not have it: check the network"):
+        DallePipeline.from_pretrained("org/toy")
+
+
 def test_what_is_not_there_is_named(on_the_hub: str, local_hub: Any) -> None:
     with pytest.raises(
         HubError, match=r"there is no org/tyo on .* \(a folder must be there: 'org/tyo' is none here\)"
