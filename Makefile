@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PROMPT ?=
+FUZZ_SECONDS ?= 60
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -11,7 +12,7 @@ export DALLE_ZOO_PROMPT = $(value PROMPT)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow format clean
+.PHONY: help demo test test-slow fuzz format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -30,6 +31,9 @@ test: $(VENV)/.test ## lint, types, tests: what CI runs
 
 test-slow: $(VENV)/.test ## the tests that make test leaves out
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(VENV)/.test ## damaged files of weights against their readers, for a minute (FUZZ_SECONDS=60)
+	$(BIN)/python tools/fuzz_readers.py --seconds $(FUZZ_SECONDS)
 
 format: $(VENV)/.test ## rewrite the code in the one style
 	$(BIN)/ruff check --fix .

@@ -368,9 +368,9 @@ def _zip_entries(path: Path, file: BinaryIO) -> dict[str, tuple[int, int]]:
 
 def _data_start(file: BinaryIO, info: zipfile.ZipInfo) -> int:
     """First byte of an entry's data, behind its own header."""
-    file.seek(info.header_offset)
+    file.seek(max(info.header_offset, 0))
     header = file.read(30)
-    if len(header) != 30 or not header.startswith(_ZIP):
+    if info.header_offset < 0 or len(header) != 30 or not header.startswith(_ZIP):
         raise WeightFileError(f"its entry {info.orig_filename[:100]!r} is not where the archive's directory says")
     name_length, extra_length = struct.unpack("<HH", header[26:])
     return info.header_offset + 30 + int(name_length) + int(extra_length)

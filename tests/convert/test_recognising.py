@@ -1,0 +1,106 @@
+"""Recognising by content: what is told of weights that no family knows, of several, and of what cannot be read."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dalle_zoo.cli.main import main
+from dalle_zoo.convert import FAMILIES, Source, WeightFileError, convert, find, look, recognise
+from dalle_zoo.registry import UnknownNameError
+
+FUZZER = runpy.run_path(str(Path(__file__).parents[2] / "tools/fuzz_readers.py"))
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    """A folder with an encoder under a name that tells nothing."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    torch.save(FUZZER["dvae_weights"](), folder / "x")
+    return folder
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_every_family_says_how_it_is_known(name: str) -> None:
+    family = FAMILIES[name]()
+    assert family.title
+    assert "known by" in family.expects
+    assert family.recognise(look(Path(__file__).parent)) is None
+
+
+def test_names_of_files_tell_nothing(encoder: Path) -> None:
+    for name in ("x", "vqgan.ckpt", "decoder.pkl", "model.safetensors"):
+        path = encoder / name
+        if name != "x":
+            (encoder / "x").rename(path)
+        source = recognise(path)
+        assert isinstance(source, Source)
+        assert source.family == "openai_dvae"
+        if name != "x":
+            path.rename(encoder / "x")
+
+
+def test_other_families_may_be_left_out(encoder: Path) -> None:
+    assert recognise(encoder, "vqgan") is None
+    assert recognise(encoder, "openai_dvae") is not None
+    with pytest.raises(UnknownNameError, match=r"unknown family of weights 'vqgna'. Did you mean 'vqgan'"):
+        recognise(encoder, "vqgna")
+
+
+def test_two_families_in_one_folder(encoder: Path) -> None:
+    torch.save(FUZZER["vqgan_weights"](), encoder / "y")
+    with pytest.raises(WeightFileError, match=r"holds weights of openai_dvae and vqgan: name the one .* --family"):
+        recognise(encoder)
+    assert find(encoder, "vqgan").family == "vqgan"
+
+
+def test_unknown_weights_are_answered_with_what_was_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"net.weight": torch.ones(2, 3)}, tmp_path / "a.pt")
+    (tmp_path / "b.bin").write_text("nothing of this kind")
+    (tmp_path / "config.yaml").write_text("width: 8")
+    (tmp_path / "broken.json").write_text("{")
+    assert main(["convert", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path} holds no weights that are known. Known are\n" in said
+    assert all(f"\n  {name}: {family.expects}" in said for name, family in FAMILIES.items())
+    assert "\n  a.pt: a file of torch with 1 tensors (net.weight [2, 3], ...)\n" in said
+    assert "\n  config.yaml: a configuration with width\n" in said
+    assert "b.bin is not opened: it begins like neither a file of torch nor one of safetensors" in said
+    assert "broken.json cannot be read: JSONDecodeError" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    assert recognise(tmp_path) is None
+    with pytest.raises(WeightFileError, match=r"Seen was\n  nothing$"):
+        find(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"missing does not exist: expected a file of weights"):
+        find(tmp_path / "missing")
+
+
+def test_an_older_folder_stays_unless_it_may_be_replaced(encoder: Path, tmp_path: Path) -> None:
+    source, out = find(encoder), tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    for options in ({}, {"overwrite": True}):
+        with pytest.raises(FileExistsError):
+            convert(source, out, **options)
+    assert (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").unlink()
+    first = convert(source, out)
+    with pytest.raises(FileExistsError):
+        convert(source, out)
+    assert convert(source, out, overwrite=True) == first
+
+
+def test_a_short_run_of_the_fuzzer(tmp_path: Path) -> None:
+    said: list[Any] = []
+    failures = FUZZER["run"](0, range(2000), 8.0, tmp_path, said.append)
+    assert not failures, "\n".join(said)
+    assert " a second: " in said[-1]
+    assert " 0 refused" not in said[-1]

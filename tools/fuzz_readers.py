@@ -1,0 +1,242 @@
+"""Damages files of weights in random ways and reads them: only `WeightFileError` may come out.
+
+    python tools/fuzz_readers.py --seconds 60
+    python tools/fuzz_readers.py --seed 0 --case 1234     # one case again, with its traceback
+
+A case follows from the seed and its number alone. What fails: any other exception, more than `CASE_SECONDS` for a
+case, or more memory than `MEMORY` for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import pickle
+import random
+import resource
+import signal
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import zipfile
+from argparse import Namespace
+from collections import Counter, OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save
+
+from dalle_zoo.convert import WeightFileError, look, open_checkpoint, recognise
+from dalle_zoo.convert.pickles import load_objects
+from dalle_zoo.models.dvae import DVAE, DVAEConfig
+from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
+
+CASE_SECONDS = 10
+MEMORY = 4 * 2**30
+"""Bytes of address space above what the process has when it begins."""
+INTERESTING = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1]
+OPCODES = b"(.012FGIJKLMNPQRSTUVXabcdeghijlopqrstu)]}" + bytes(range(0x80, 0x99))
+
+
+class TooSlowError(BaseException):
+    """A case that takes too long. No `Exception`, so that no reader takes it for damage."""
+
+
+def too_slow(*_: object) -> None:
+    raise TooSlowError(f"more than {CASE_SECONDS} s")
+
+
+# ---------------------------------------------------------------- undamaged files
+
+
+def dvae_weights() -> dict[str, torch.Tensor]:
+    """A small dVAE under the names of transformers."""
+    config = DVAEConfig(image_size=16, width=4, num_groups=2, blocks_per_group=1, decoder_stem=4, codebook_size=6)
+    names = {}
+    for name, tensor in DVAE(config).encoder.state_dict().items():
+        name = (
+            name.replace("skip", "id_path").replace("conv_", "res_path.path.conv_").replace("block_", "group.block_")
+        )
+        name = name.removeprefix("groups.").replace("output.", "output.conv.")
+        names[f"blocks.{name}"] = tensor
+    return names
+
+
+def vqgan_weights() -> dict[str, torch.Tensor]:
+    """A small VQGAN, whose names are those of taming-transformers."""
+    config = VQGANConfig(
+        image_size=8,
+        width=32,
+        multipliers=(1, 1),
+        blocks_per_level=1,
+        attention_sizes=(),
+        code_channels=4,
+        codebook_size=8,
+    )
+    return VQGAN(config).state_dict()
+
+
+def originals() -> dict[str, bytes]:
+    """Undamaged files by their name; the ending tells how they are read."""
+    torch.manual_seed(0)
+    plain = {"a": [1, 2.5, None, True, 2**70], "b": ("text", b"raw"), "c": OrderedDict(k=1), "d": Namespace(width=8)}
+    weights, module = dvae_weights(), torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    files = {f"plain{protocol}.pickle": pickle.dumps(plain, protocol) for protocol in range(2, 6)}
+    for name, value in {"dvae": weights, "vqgan": {"state_dict": vqgan_weights()}, "module": module}.items():
+        for form, new in (("zip", True), ("legacy", False)):
+            file = io.BytesIO()
+            torch.save(value, file, _use_new_zipfile_serialization=new)
+            files[f"{name}.{form}"] = file.getvalue()
+    files["dvae.safetensors"] = save(weights)
+    config = {"model": {"target": "taming.models.vqgan.VQModel", "params": {"embed_dim": 4, "ddconfig": {"ch": 32}}}}
+    files["config.json"] = json.dumps(config).encode()
+    files["config.yaml"] = yaml.safe_dump(config).encode()
+    return files
+
+
+# ---------------------------------------------------------------- damage
+
+
+def damaged(data: bytes, draw: random.Random) -> bytes:
+    """Some bytes changed, cut out, repeated, or put in."""
+    changed = bytearray(data)
+    for _ in range(draw.choice((1, 1, 2, 4, 16))):
+        if not changed:
+            break
+        # The beginning holds headers and tables, the rest numbers.
+        limit = draw.choice((16, 256, 4096, len(changed)))
+        at = draw.randrange(min(limit, len(changed)))
+        if draw.random() < 0.2:  # and so does the end of an archive
+            at = len(changed) - 1 - at
+        length = draw.choice((1, 2, 4, 8, 64))
+        match draw.randrange(8):
+            case 0:
+                changed[at] ^= 1 << draw.randrange(8)
+            case 1:
+                changed[at] = draw.randrange(256)
+            case 2:
+                changed[at] = draw.choice(OPCODES)
+            case 3:
+                changed[at : at + 8] = struct.pack("<Q", draw.choice(INTERESTING))[: draw.choice((1, 2, 4, 8))]
+            case 4:
+                del changed[at : at + length]
+            case 5:
+                changed[at:at] = changed[at : at + length] * draw.choice((1, 2, 50))
+            case 6:
+                changed[at:at] = bytes(draw.choice(OPCODES) for _ in range(length))
+            case 7:
+                del changed[at:]
+    return bytes(changed)
+
+
+def damaged_within(data: bytes, draw: random.Random) -> bytes:
+    """An archive in good order around damaged entries."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(file, "w") as new:
+        for info in old.infolist():
+            content = old.read(info)
+            hurt = info.filename.endswith("data.pkl") or draw.random() < 0.1
+            new.writestr(info.filename, damaged(content, draw) if hurt else content)
+    return file.getvalue()
+
+
+def program(draw: random.Random) -> bytes:
+    """A random row of instructions of a pickle, with the strings and numbers that some of them take."""
+    names = [b"os", b"system", b"torch", b"FloatStorage", b"torch._utils", b"_rebuild_tensor_v2", b"a.b", b"storage"]
+    parts = [b"\x80\x04"]
+    for _ in range(draw.randrange(60)):
+        code = draw.choice(OPCODES)
+        parts.append(bytes([code]))
+        if code in b"ciPSVIFLgp":
+            parts.append(b"\n".join(draw.choice(names) for _ in range(2 if code in b"ci" else 1)) + b"\n")
+        elif code in b"X\x8c":
+            text = draw.choice(names)
+            parts.append((struct.pack("<I", len(text)) if code == ord("X") else bytes([len(text)])) + text)
+        elif code in b"Khq\x80\x82":
+            parts.append(bytes([draw.randrange(4)]))
+    return b"".join([*parts, b"."])
+
+
+def make(number: int, seed: int, files: dict[str, bytes]) -> tuple[str, bytes]:
+    """Name and content of a case."""
+    draw = random.Random(f"{seed}-{number}")
+    name = draw.choice(sorted(files))
+    if name.endswith(".pickle") and draw.random() < 0.5:
+        return name, program(draw)
+    if name.endswith(".zip") and draw.random() < 0.6:
+        return name, damaged_within(files[name], draw)
+    return name, damaged(files[name], draw)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read(name: str, data: bytes, folder: Path) -> None:
+    """Reads a case as the package would."""
+    if name.endswith(".pickle"):
+        load_objects(io.BytesIO(data), len(data))
+        return
+    path = folder / name
+    path.write_bytes(data)
+    if name.startswith("config"):
+        location = look(path)  # which keeps the reason in place of raising it
+        for reason in location.unread.values():
+            raise WeightFileError(reason)
+        return
+    for tensor in open_checkpoint(path).tensors.values():
+        tensor.read()
+    recognise(path)
+
+
+def run(seed: int, cases: range, seconds: float, folder: Path, report: Any = print) -> int:
+    """Reads cases until they or the time are at an end; returns how many failed."""
+    files, outcomes, failures = originals(), Counter[str](), 0
+    begin = time.monotonic()
+    handler = signal.signal(signal.SIGALRM, too_slow)
+    for number in cases:
+        if time.monotonic() - begin > seconds:
+            break
+        name, data = make(number, seed, files)
+        signal.alarm(CASE_SECONDS)
+        try:
+            read(name, data, folder)
+            outcomes["read"] += 1
+        except WeightFileError:
+            outcomes["refused"] += 1
+        except (Exception, TooSlowError):
+            failures += 1
+            report(f"case {number} of seed {seed} ({name}, {len(data)} bytes):\n{traceback.format_exc()}")
+        finally:
+            signal.alarm(0)
+    signal.signal(signal.SIGALRM, handler)
+    taken = time.monotonic() - begin
+    total = sum(outcomes.values()) + failures
+    report(
+        f"{total} cases in {taken:.1f} s, {total / max(taken, 1e-9):.0f} a second: {outcomes['refused']} refused, "
+        f"{outcomes['read']} read, {failures} failed"
+    )
+    return failures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=60, help="how long (60)")
+    parser.add_argument("--cases", type=int, default=10**9, help="how many at most")
+    parser.add_argument("--seed", type=int, default=0, help="what the cases follow from (0)")
+    parser.add_argument("--case", type=int, help="only this one")
+    options = parser.parse_args()
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
+    limit = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    cases = range(options.cases) if options.case is None else range(options.case, options.case + 1)
+    with tempfile.TemporaryDirectory() as folder:
+        return int(run(options.seed, cases, options.seconds, Path(folder)) > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
