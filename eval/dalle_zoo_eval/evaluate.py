@@ -23,6 +23,7 @@ from dalle_zoo_eval.benchmarks import (
     read_benchmark,
     save_captions,
 )
+from dalle_zoo_eval.benchmarks.contents import MEMO, remember
 from dalle_zoo_eval.judged import Judged, drawn_by_model, read_from_folder, sample_sheet
 from dalle_zoo_eval.judges import open_networks
 from dalle_zoo_eval.measuring import Measurement, Share, bind, refuse_other_run
@@ -107,12 +108,14 @@ def evaluate(request: Request) -> dict[str, Any] | None:
     )
     benchmark = read_benchmark(layout, request.data, split)
     check_exclusions(benchmark, excluded)
-    reference = _reference(protocol, layout, benchmark, excluded)
-    judged = _judged(request, protocol, pipe, benchmark, excluded)
-    identity = _identity(protocol, judged, benchmark, excluded)
-    refuse_other_run(request.out, identity)
-
     cache, chunk = request.cache or request.out / ".cache", protocol.sampling.chunk
+    source = benchmark.sha256(cache / MEMO)
+    reference = _reference(protocol, layout, benchmark, excluded, source)
+    judged = _judged(request, protocol, pipe, benchmark, excluded)
+    identity = _identity(protocol, judged, source, excluded)
+    refuse_other_run(request.out, identity)
+    remember(benchmark.pictures, cache / MEMO)
+
     real = Measurement(reference, networks, protocol.blur, chunk, cache)
     drawn = Measurement(judged.subject, networks, protocol.blur, chunk, cache)
     training = request.training
@@ -133,7 +136,7 @@ def evaluate(request: Request) -> dict[str, Any] | None:
     result: dict[str, Any] = {
         "protocol": asdict(protocol),
         "subject": judged.record,
-        "benchmark": _benchmark_record(benchmark, protocol, judged, request.exclusions, excluded),
+        "benchmark": _benchmark_record(benchmark, source, protocol, judged, request.exclusions, excluded),
         "networks": {name: dict(network.record) for name, network in networks.items()},
         "selfcheck": check.checks,
         "reference": [asdict(record) for record in check.records],
@@ -171,18 +174,23 @@ def _judged(
     return read_from_folder(request.images, protocol, benchmark, excluded=excluded, count=request.captions)
 
 
-def _identity(protocol: Protocol, judged: Judged, benchmark: Benchmark, excluded: frozenset[str]) -> dict[str, Any]:
+def _identity(protocol: Protocol, judged: Judged, source: str, excluded: frozenset[str]) -> dict[str, Any]:
     """What one folder of results holds. Networks may be added to it later."""
     return {
         "protocol": asdict(protocol),
         "subject": judged.subject.identity,
-        "benchmark": benchmark.sha256(),
+        "benchmark": source,
         "excluded": digest(sorted(excluded)) if excluded else None,
     }
 
 
 def _benchmark_record(
-    benchmark: Benchmark, protocol: Protocol, judged: Judged, exclusions: Path | None, excluded: frozenset[str]
+    benchmark: Benchmark,
+    source: str,
+    protocol: Protocol,
+    judged: Judged,
+    exclusions: Path | None,
+    excluded: frozenset[str],
 ) -> dict[str, Any]:
     rule = protocol.captions
     # What the protocol asks for, whatever --captions says: a report marks scores of another number of samples.
@@ -191,7 +199,7 @@ def _benchmark_record(
         right = len(choose_captions(benchmark, count=None, rule=rule.rule, seed=rule.seed, exclude=excluded).entries)
     return {
         "name": benchmark.name,
-        "sha256": benchmark.sha256(),
+        "sha256": source,
         "items": len(benchmark.items),
         "skipped": len(benchmark.skipped),
         "excluded": sum(item.key in excluded for item in benchmark.items),
@@ -213,7 +221,9 @@ def _exclusions(protocol: Protocol, request: Request) -> frozenset[str]:
     return load_exclusions(request.exclusions) if request.exclusions is not None else frozenset()
 
 
-def _reference(protocol: Protocol, layout: str, benchmark: Benchmark, excluded: frozenset[str]) -> ReadPictures:
+def _reference(
+    protocol: Protocol, layout: str, benchmark: Benchmark, excluded: frozenset[str], source: str
+) -> ReadPictures:
     """All pictures of the benchmark but those that are left out."""
     expected = protocol.pictures.get(layout, len(benchmark.items))
     if len(benchmark.items) != expected:
@@ -232,7 +242,7 @@ def _reference(protocol: Protocol, layout: str, benchmark: Benchmark, excluded: 
             f"{protocol.name} cuts pictures to their bounding boxes, and {len(boxless)} of {benchmark.name}, such as "
             f"{boxless[0]!r}, have none: is there a bounding_boxes.txt?"
         )
-    return ReadPictures(items, protocol.picture.crop, protocol.picture.size, source=benchmark.sha256())
+    return ReadPictures(items, protocol.picture.crop, protocol.picture.size, source=source)
 
 
 def share_of_environment() -> Share:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from dalle_zoo.files import check_ending, written_aside
 from dalle_zoo.pictures import save_png
 from dalle_zoo_eval.benchmarks import read_benchmark
+from dalle_zoo_eval.benchmarks.contents import MEMO, remember
 from dalle_zoo_eval.judges import open_network
 from dalle_zoo_eval.measuring import Measurement, Share
 from dalle_zoo_eval.metrics import in_batches
@@ -229,10 +230,11 @@ def find_overlaps(
     networks = {name: open_network(rules, name, location, device=device)}
     side = read_benchmark(layout, data, rules.split(layout))
     items = [item for item in side.items if item.image]
-    pictures = ReadPictures(items, rules.picture.crop, rules.picture.size, source=side.sha256())
     cache, chunk = out.parent / ".cache", rules.sampling.chunk
+    pictures = ReadPictures(items, rules.picture.crop, rules.picture.size, source=side.sha256(cache / MEMO))
     asked = Measurement(pictures, networks, (0,), chunk, cache)
     known = measured_training(training, rules.picture, networks, chunk, cache)
+    remember(side.pictures, cache / MEMO)
     asked.run(share, label="benchmark")
     known.run(share, label="training pictures")
     if share.rank != 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -279,6 +280,25 @@ def test_another_evaluation_in_the_same_folder_is_refused(
     evaluate(request_of(protocol, coco, tmp_path / "out", model=str(model)))
     with pytest.raises(ValueError, match=r"another evaluation \(subject.sampling.seed: there 0, now 1\): choose"):
         evaluate(request_of(protocol, coco, tmp_path / "out", model=str(model), sampling={"seed": 1}))
+
+
+def test_other_pixels_in_a_file_of_equal_size_are_measured_again(
+    networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path
+) -> None:
+    del networks
+    data, cache = tmp_path / "data", tmp_path / "cache"
+    shutil.copytree(coco, data)
+    first, other = sorted((data / "val2017").iterdir())[:2]
+    size = max(first.stat().st_size, other.stat().st_size)
+    for path in (first, other):  # bytes after the end of a picture say nothing
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+    before = evaluate(request_of(protocol, data, tmp_path / "before", model=str(model), cache=cache))
+    first.write_bytes(other.read_bytes())
+    after = evaluate(request_of(protocol, data, tmp_path / "after", model=str(model), cache=cache))
+    assert before is not None
+    assert after is not None
+    assert before["benchmark"]["sha256"] != after["benchmark"]["sha256"]
+    assert scores(before, "fid")[0]["value"] != scores(after, "fid")[0]["value"]
 
 
 def test_a_reference_unlike_the_recorded_one_stops_the_run(

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from dalle_zoo.data.samples import read_captions
 from dalle_zoo.registry import Registry, UnknownNameError, suggest
+from dalle_zoo_eval.benchmarks.contents import content_digests
 
 log = logging.getLogger(__name__)
 
@@ -60,14 +61,23 @@ class Benchmark:
             if before == after:
                 raise BenchmarkError(f"benchmark {self.name} in {self.root} lists the picture {after!r} twice")
 
-    def sha256(self) -> str:
-        """Digest of keys, captions, boxes, classes, and the names and sizes of the picture files.
+    @property
+    def pictures(self) -> list[Path]:
+        """All picture files."""
+        return [item.image for item in self.items if item.image is not None]
+
+    def sha256(self, memo: Path | None = None) -> str:
+        """Digest of keys, captions, boxes, classes, and the names and contents of the picture files.
 
         Where the folder lies does not count, nor where in it the pictures lie.
+
+        Args:
+            memo: JSON file with digests of the pictures, which `remember` wrote.
         """
         digest = hashlib.sha256()
+        contents = dict(zip(self.pictures, content_digests(self.pictures, memo), strict=True))
         for item in self.items:
-            picture = None if item.image is None else [item.image.name, item.image.stat().st_size]
+            picture = None if item.image is None else [item.image.name, contents[item.image]]
             record = [item.key, item.captions, item.box, item.group, picture]
             digest.update(json.dumps(record).encode())
         return digest.hexdigest()

@@ -85,7 +85,9 @@ def test_the_digest_sees_every_part(toy: Benchmark) -> None:
         digests.add(replace(toy, items=(replace(first, **change), *toy.items[1:])).sha256())
     first.image.write_bytes(b"of another size")
     digests.add(toy.sha256())
-    assert len(digests) == len(changes) + 2
+    first.image.write_bytes(b"of AnOtHeR size")  # of the same size
+    digests.add(toy.sha256())
+    assert len(digests) == len(changes) + 3
 
 
 def test_the_digest_does_not_depend_on_the_place(make: Any) -> None:
