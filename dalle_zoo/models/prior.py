@@ -316,7 +316,7 @@ class Prior(nn.Module):
         text_logits = self.text_head(x[:, :split][is_token])
         # A batch of empty captions has no text target; the sum of nothing is 0 and stays differentiable.
         summed = F.cross_entropy(text_logits.float(), text[is_token], reduction="sum")
-        text_loss = summed / (is_token.sum() if text_tokens is None else text_tokens).clamp(min=1)
+        text_loss = summed / (is_token.sum().float() if text_tokens is None else text_tokens).clamp(min=1e-6)
         weight = self.config.text_loss_weight
         return PriorLoss(weight * text_loss + (1 - weight) * image, text_loss, image)
 

@@ -19,6 +19,7 @@ CHUNK = 2**25
 
 
 FORWARD, BACKWARD, STEP = "end of the forward pass", "backward pass", "step of the optimiser"
+VALIDATION = "validation"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,9 @@ def memory_of(work: Work, setup: Setup, reserve: float | None = None) -> Memory:
         backward["gradients to come, in the place of activations"] = -min(held["gradients"], sum(kept.values()))
     backward[largest] = briefly[largest]
     moments = {FORWARD: forward, BACKWARD: backward, STEP: _step(work, setup)}
+    if setup.average == "gpu":  # the weights wait while their average is in their place; no activation is kept
+        waiting = {"weights, while their average is used": _weights(work, setup)}
+        moments[VALIDATION] = {**waiting, **_gathered(work, setup), **_copies(work, setup, whole=False)}
     return Memory(held, moments, f.reserve if reserve is None else reserve, _host(work, setup))
 
 
@@ -83,6 +87,11 @@ def _weights(work: Work, setup: Setup) -> float:
     return inside * setup.formats.matrix + outside * setup.formats.other
 
 
+def _averaged(work: Work, setup: Setup) -> float:
+    """Float32 whatever the weights are; those of the paper are in their formats."""
+    return _weights(work, setup) if setup.paper_formats else FLOAT32 * held(work.parameters, setup.spread.shards.size)
+
+
 def _held(work: Work, setup: Setup) -> Bytes:
     spread, f = setup.spread, setup.formats
     inside, outside = _split(work, spread.shards.size)
@@ -94,7 +103,7 @@ def _held(work: Work, setup: Setup) -> Bytes:
         "AdamW moments": inside * f.matrix_moments + outside * f.other_moments,
     }
     if setup.average == "gpu":
-        kinds["averaged weights"] = kinds["weights"]
+        kinds["averaged weights"] = _averaged(work, setup)
     if spread.rank is not None:
         factors = factors_of(work.parameters, spread.shards.size, spread.rank)
         kinds["PowerSGD error buffers"] = factors.matrices * f.error
@@ -178,5 +187,5 @@ def _optimizer(work: Work, setup: Setup) -> float:
 def _host(work: Work, setup: Setup) -> Bytes:
     kinds = {"processes": setup.devices * PROCESS}
     if setup.average == "host":
-        kinds["averaged weights"] = setup.devices * _weights(work, setup)
+        kinds["averaged weights"] = setup.devices * _averaged(work, setup)
     return kinds

@@ -94,7 +94,9 @@ def make_plan(work: Work, setup: Setup, hardware: Hardware) -> Plan:
         whole = duration_of(work, setup, memory, rates, compress=False) if setup.spread.rank is not None else None
     wanted: list[Remedy] = []
     if hardware.memory is not None and memory.total > hardware.memory:
-        lacks = hardware.gpu is not None and "bfloat16" not in hardware.gpu.tflops
+        lacks = setup.precision.startswith("16-")  # as who has bfloat16 would not choose
+        if hardware.gpu is not None:
+            lacks = "bfloat16" not in hardware.gpu.tflops
         wanted = remedies(work, setup, hardware.memory, hardware.reserve, leave_out=(BFLOAT16,) if lacks else ())
     factors = None
     if setup.spread.rank is not None:

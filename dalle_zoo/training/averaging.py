@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 
 from dalle_zoo.models.initial import local
 
@@ -22,8 +23,9 @@ class WeightEMA(Callback):
     """Averages the weights while they are trained; validation, pictures and the exported model use the average.
 
     ``average = decay * average + (1 - decay) * weights`` once every so many updates; the first time it takes the
-    weights as they are. Every process averages what it holds, so the average is sharded as the weights are; the
-    averaging of Lightning copies the module before that, and cannot be used here.
+    weights as they are. The average is float32: one of 16 bits would round small steps away. Every process averages
+    what it holds, so the average is sharded as the weights are; the averaging of Lightning copies the module before
+    that, and cannot be used here.
 
     Reference: the dVAE's decay is 0.999 at every update (appendix A.2); the prior's is 0.99 once every 25, on the CPU
     (appendix B.2).
@@ -49,7 +51,7 @@ class WeightEMA(Callback):
 
     def adopt(self, module: LightningModule) -> None:
         """Takes the module's weights as the average."""
-        self.average = [weight.detach().to(self.device, copy=True) for weight in held(module)]
+        self.average = [weight.to(self.device, torch.float32, copy=True) for weight in held(module)]
 
     @torch.no_grad()
     def copy_to(self, module: LightningModule) -> None:
@@ -59,8 +61,16 @@ class WeightEMA(Callback):
 
     @contextmanager
     def applied(self, module: LightningModule) -> Iterator[None]:
-        """The module has the averaged weights inside, and its own again behind."""
-        own = [weight.clone() for weight in held(module)] if self.average is not None else []
+        """The module has the averaged weights inside, and its own again behind.
+
+        The module's own wait where the average lies, so that an average on the CPU costs a GPU nothing.
+        """
+        own: list[Tensor] = []
+        if self.average is not None:
+            own = [
+                weight.to(average.device, copy=True)
+                for weight, average in zip(held(module), self.average, strict=True)
+            ]
         self.copy_to(module)
         try:
             yield
@@ -82,7 +92,7 @@ class WeightEMA(Callback):
             self.adopt(pl_module)
             return
         for average, weight in zip(self.average, held(pl_module), strict=True):
-            average.lerp_(weight.to(average.device), 1 - self.decay)
+            average.lerp_(weight.to(average.device, torch.float32), 1 - self.decay)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The trained model is the averaged one."""
@@ -111,35 +121,58 @@ class WeightEMA(Callback):
         """Adds the averaged weights in the form that the strategy gives to weights."""
         if self.average is None:
             return
-        with self.applied(pl_module):
-            state = trainer.strategy.lightning_module_state_dict()
-            checkpoint[STATE] = {name: tensor.detach().clone() for name, tensor in state.items()}
+        if isinstance(trainer.strategy.model, FullyShardedDataParallel):  # what it holds are parts of flat vectors
+            with self.applied(pl_module):
+                state = trainer.strategy.lightning_module_state_dict()
+                checkpoint[STATE] = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+            return
+        names = (name for name, _ in pl_module.named_parameters())
+        parameters = pl_module.parameters()
+        checkpoint[STATE] = {
+            name: _like(average, parameter)
+            for name, parameter, average in zip(names, parameters, self.average, strict=True)
+        }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Takes the average out of a whole checkpoint; a sharded strategy has called `restore` before."""
+        """Takes the average out of a whole checkpoint; a sharded strategy has done so before."""
         average = checkpoint.pop(STATE, None)
-        if average is not None:
-            own = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
-            self.restore(trainer, pl_module, lambda: pl_module.load_state_dict(average))
-            if trainer.state.fn == TrainerFn.FITTING:
-                pl_module.load_state_dict(own)
-
-    def restore(self, trainer: Trainer, pl_module: LightningModule, load: Any) -> None:
-        """Loads the average into the module and keeps it, if the run trains; what does not train uses it.
-
-        Args:
-            trainer: Trainer of the run.
-            pl_module: Gets the averaged weights; a run that trains loads its own weights behind.
-            load: Loads the averaged weights of the checkpoint into the module.
-        """
-        load()
+        if average is None:
+            return
         if trainer.state.fn == TrainerFn.FITTING:
-            self.adopt(pl_module)
+            self.fill(pl_module, lambda tensors: [tensor.copy_(average[name]) for name, tensor in tensors.items()])
+        else:
+            pl_module.load_state_dict(average)
+
+    @torch.no_grad()
+    def fill(self, module: LightningModule, load: Callable[[dict[str, Tensor]], Any]) -> None:
+        """Makes the average of what ``load`` writes into float32 tensors with names and shards of the weights."""
+        tensors = {n: torch.zeros_like(p.detach(), dtype=torch.float32) for n, p in module.named_parameters()}
+        load(tensors)
+        self.average = [local(tensor).to(self.device) for tensor in tensors.values()]
 
 
 def held(module: LightningModule) -> list[Tensor]:
     """What this process holds of the module's parameters; writing to it writes to them."""
+    _reshard(module)
+    return [local(parameter.detach()) for parameter in module.parameters()]
+
+
+def _reshard(module: LightningModule) -> None:
+    """Lets go of gathered weights: without a backward pass, those of the root stay after a forward pass."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
-            part.reshard()  # without a backward pass, the weights of the last forward pass are still gathered
-    return [local(parameter.detach()) for parameter in module.parameters()]
+            part.reshard()
+    root = module.trainer.strategy.model
+    handle = root._handle if isinstance(root, FullyShardedDataParallel) else None  # it has no method for this
+    if handle is not None and not handle.needs_unshard():
+        handle.reshard(free_unsharded_flat_param=True)
+
+
+def _like(average: Tensor, parameter: Tensor) -> Tensor:
+    """The average of a parameter on the CPU, sharded as the parameter is."""
+    if not isinstance(parameter, DTensor):
+        return average.to("cpu", copy=True)
+    shard = average.to(local(parameter.detach()).device)  # one at a time: a mesh of GPUs takes no tensor of the CPU
+    mesh, placements = parameter.device_mesh, parameter.placements
+    whole = DTensor.from_local(shard, mesh, placements, shape=parameter.shape, stride=parameter.stride())
+    return whole.to("cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -19,7 +20,10 @@ from dalle_zoo.sampling.noise import picture_seed
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names, make_optimizer
 from dalle_zoo.training.schedules import LearningRate, LearningRateScheduler
 from dalle_zoo.training.strategies import FSDP1, ExchangesGradients, FullyShard
+from dalle_zoo.training.strategies.states import EXCHANGE
 from dalle_zoo.zoo import find_component
+
+log = logging.getLogger(__name__)
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -152,11 +156,12 @@ class StageModule(LightningModule):
         scheduler = self.lr_schedulers()
         if not self._losses or not isinstance(scheduler, LearningRateScheduler):
             return
-        mean = scheduler.window_mean(float(torch.stack(self._losses).mean()))
+        # Of all processes, so that they halve together, and a state of one holds for all.
+        everywhere = float(self.trainer.strategy.reduce(torch.stack(self._losses).mean()))
         self._losses.clear()
-        if mean is not None:  # all processes see the same mean, so they halve together
-            everywhere = self.trainer.strategy.reduce(torch.tensor(mean, device=self.device))
-            scheduler.observe(float(everywhere))
+        mean = scheduler.window_mean(everywhere)
+        if mean is not None:
+            scheduler.observe(mean)
 
     def configure_gradient_clipping(
         self,
@@ -185,6 +190,8 @@ class StageModule(LightningModule):
         if checkpoint.get("dalle_zoo", own) != own:
             raise ValueError(f"the checkpoint is of another network: expected {own}, got {checkpoint['dalle_zoo']}")
         self._restored_updates = checkpoint["global_step"]
+        if checkpoint.get(EXCHANGE):  # a strategy that has a place for it has taken it out
+            log.warning("what PowerSGD had still to send is dropped: the strategy of this run sends whole gradients")
 
     def architecture(self) -> dict[str, Any]:
         """Architecture of the network as plain data."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,12 @@ class Checkpoint(callbacks.Checkpoint):
         self._updates = 0
         self._saved = -1
         self._stopping = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Clears away what a run that was killed while it wrote or removed a state has left."""
+        if trainer.is_global_zero and self.folder is not None:
+            for left in [*self.folder.glob(".*.part"), *self.folder.glob(".*.old")]:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Notes how many updates came before the batch."""

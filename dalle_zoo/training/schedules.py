@@ -108,7 +108,9 @@ class LearningRateScheduler(LRScheduler):
         return [self.rate.at(self.last_epoch, self.halvings)] * len(self.optimizer.param_groups)
 
     def window_mean(self, loss: float) -> float | None:
-        """Collects a loss; returns the mean of the window when it is full."""
+        """Collects a loss; returns the mean of the window when it is full. One that is not finite is left out."""
+        if not math.isfinite(loss):  # the update is skipped, and a single one would spoil the best mean for ever
+            return None
         if self.rate.decay != "plateau" or self.last_epoch < self.rate.warmup_steps:
             return None
         self.loss_sum += loss

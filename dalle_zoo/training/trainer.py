@@ -7,11 +7,17 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.strategies import Strategy, StrategyRegistry
 
+from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo.specs import parse_spec
 from dalle_zoo.training.precision import PRECISIONS, StrategyKind, make_precision
-from dalle_zoo.training.strategies import EXAMPLE, FSDP1, STRATEGIES, FullyShard, make_strategy
+from dalle_zoo.training.strategies import EXAMPLE, FSDP1, STRATEGIES, ExchangesGradients, FullyShard, make_strategy
+
+ALIASES = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+"""What Lightning takes as well, and what it means by it."""
+OF_LIGHTNING = ("16-true", "64", "64-true", "transformer-engine", "transformer-engine-float16")
+"""Precisions that are passed on as they are."""
 
 
 class ZooTrainer(Trainer):
@@ -34,11 +40,20 @@ class ZooTrainer(Trainer):
         plugins: Any = None,
         **kwargs: Any,
     ) -> None:
-        if isinstance(strategy, str) and parse_spec(strategy, "strategy", EXAMPLE)[0] in STRATEGIES:
-            strategy = make_strategy(strategy)
+        if isinstance(strategy, str):
+            name = parse_spec(strategy, "strategy", EXAMPLE)[0]
+            if name in STRATEGIES:
+                strategy = make_strategy(strategy)
+            elif name not in ("auto", *StrategyRegistry.available_strategies()):
+                raise UnknownNameError(suggest("strategy", name, ["auto", *STRATEGIES]))
+        precision = ALIASES.get(str(precision), precision)
         if precision in PRECISIONS:
+            if precision == "16-mixed" and isinstance(strategy, ExchangesGradients):
+                raise ValueError("16-mixed decides process by process what to skip: use 16-resblock or bf16-mixed")
             plugin = make_precision(str(precision), _device_type(accelerator), _kind(strategy))
             plugins, precision = [*_listed(plugins), plugin], None
+        elif isinstance(precision, str) and precision not in OF_LIGHTNING:
+            raise UnknownNameError(suggest("precision", precision, PRECISIONS))
         super().__init__(
             strategy=strategy,
             precision=precision,  # type: ignore[arg-type]

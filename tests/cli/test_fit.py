@@ -175,7 +175,11 @@ def test_what_cannot_work_leaves_no_folder(
     ("recipe", "options", "message"),
     [
         ("ranker/tiny", ["--data.init_args.text", "null"], "the ranker is trained on captions"),
-        ("prior/paper-12b", ["--trainer.accelerator", "cpu"], "weights + gradients + AdamW + average in float32"),
+        (
+            "prior/paper-12b",
+            ["--trainer.accelerator", "cpu", "--trainer.strategy", "ddp"],
+            "weights + gradients + AdamW + average in float32",
+        ),
     ],
 )
 def test_other_stages_refuse_before_they_claim_a_folder(

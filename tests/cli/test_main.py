@@ -60,7 +60,7 @@ def test_lists_and_help_answer_at_once_without_torch(name: str) -> None:
     ("line", "answer"),
     [
         ("fit dvae/tinny", "unknown recipe 'dvae/tinny'. Did you mean 'dvae/tiny'?"),
-        ("fit dvae/tiny --parts gpuu", "unknown recipe part 'gpuu'. Did you mean '1gpu'?"),
+        ("fit dvae/tiny --parts 1gpuu", "unknown recipe part '1gpuu'. Did you mean '1gpu'?"),
         ("fit half.yaml", "half.yaml is not valid YAML"),
     ],
 )

@@ -24,6 +24,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
 
 from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.training.averaging import WeightEMA
@@ -152,7 +153,8 @@ def train(case: dict[str, Any], rank: int, world: int) -> None:
         use_distributed_sampler=False,
     )
     trainer.strategy.checkpoint_io = WholeCheckpointIO()
-    validation = Batches(rank, world) if case.get("validate") else None
+    measured = [Batches(rank, world).batch(index) for index in range(2)]
+    validation = DataLoader(measured, batch_size=None) if case.get("validate") else None  # type: ignore[arg-type]
     trainer.fit(module, Batches(rank, world), validation, ckpt_path=case.get("resume"))
     strategy = trainer.strategy
     if isinstance(strategy, ShardedStates):

@@ -140,6 +140,12 @@ def test_no_halving_while_the_loss_falls() -> None:
     assert {run.update(5 * 0.99**99 * (1 - 1e-5 * step)) for step in range(20)} > {4.5e-4, 2.25e-4}
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_changes_nothing(loss: float) -> None:
+    run = Run(LearningRate(warmup_steps=0, plateau_window=2, plateau_patience=1, plateau_threshold=1e-3))
+    assert {run.update(loss if step % 3 == 0 else 5 * 0.99**step) for step in range(100)} == {4.5e-4}
+
+
 def test_the_warm_up_is_not_compared() -> None:
     run = Run(LearningRate(warmup_steps=4, plateau_window=1, plateau_patience=1))
     for loss in (0.1, 0.1, 0.1, 0.1):

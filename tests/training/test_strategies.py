@@ -90,6 +90,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, 
         add((first, begun, "half"), strategy=first, world=begun, steps=HALF)
         state = out(first, begun, "half") / "checkpoints" / f"{HALF:08d}.ckpt"
         add((first, begun, strategy, world), strategy=strategy, world=world, resume=str(state))
+    add(("fsdp2", 3), strategy="fsdp2", world=3, steps=2)
     add(("auto", 1, "16-resblock"), strategy="auto", world=1, precision="16-resblock", gradients_at=[0])
     for strategy, world, precision in PRECISE:
         add((strategy, world, precision), strategy=strategy, world=world, precision=precision, gradients_at=[0])
@@ -122,6 +123,10 @@ def test_gradients_and_loss_are_those_of_one_process(result: Any, strategy: str,
     assert len(one["losses"]) == 20
     assert one["losses"][-1] < one["losses"][0] - 0.05  # something was learnt
     assert apart(one["losses"], spread["losses"]) < 1e-6
+
+
+def test_shards_need_not_be_even(result: Any) -> None:
+    assert len(result("fsdp2", 3)["losses"]) == 2  # 128 inputs of the MLP's second matrix, of three processes
 
 
 @pytest.mark.parametrize(("strategy", "world"), VALIDATED)
@@ -229,6 +234,8 @@ def test_names_are_checked_before_anything_is_built() -> None:
         make_strategy("hsdp(shards=2)")
     with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
         make_strategy("hsdp_powersgd(rank=0)")
+    with pytest.raises(ValueError, match="shard_size must be at least 0"):
+        make_strategy("hsdp(shard_size=-2)")
     with pytest.raises(ValueError, match="wire_bits must be 16 or 32"):
         make_strategy("ddp_powersgd(rank=2, wire_bits=8)")
 
@@ -240,8 +247,16 @@ def test_the_trainer_knows_them_by_name() -> None:
     sharded = ZooTrainer(strategy="fsdp2", precision="16-resblock", **options)
     assert isinstance(sharded.strategy, FullyShard)
     assert sharded.precision == "16-resblock"
-    with pytest.raises(ValueError, match="16-mixed needs a GPU"):
-        ZooTrainer(precision="16-mixed", **options)
+    assert ZooTrainer(precision="bf16", **options).precision == "bf16-mixed"
+    for precision in ("16-mixed", 16, "16"):
+        with pytest.raises(ValueError, match="16-mixed needs a GPU"):
+            ZooTrainer(precision=precision, **options)
+    with pytest.raises(ValueError, match="what to skip"):
+        ZooTrainer(precision="16-mixed", strategy="ddp_powersgd(rank=2)", **options)
+    with pytest.raises(ValueError, match=r"unknown strategy 'fsdp3'.*Did you mean 'fsdp'"):
+        ZooTrainer(strategy="fsdp3", **options)
+    with pytest.raises(ValueError, match=r"unknown precision '16-resblok'.*Did you mean '16-resblock'"):
+        ZooTrainer(precision="16-resblok", **options)
 
 
 def test_only_fully_shard_takes_networks_without_weights() -> None:

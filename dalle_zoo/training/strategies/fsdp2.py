@@ -32,6 +32,8 @@ class FullyShard(ShardedStates, ModelParallelStrategy):
 
     def __init__(self, shard_size: int | None = None) -> None:
         super().__init__()
+        if shard_size is not None and shard_size < 0:
+            raise ValueError(f"shard_size must be at least 0 (the processes of one machine), got {shard_size}")
         self.shard_size = shard_size
         self._mesh: DeviceMesh | None = None
 
@@ -71,7 +73,10 @@ class FullyShard(ShardedStates, ModelParallelStrategy):
         # What a linear layer returns is a view here and there; nothing writes into it.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         policy = unit_policy(self.precision_plugin)
-        options: dict[str, Any] = {"mesh": self.sharding_mesh, "shard_placement_fn": _axis(net)}
+        options: dict[str, Any] = {
+            "mesh": self.sharding_mesh,
+            "shard_placement_fn": _axis(net, self.mesh[SHARD].size()),
+        }
         for unit in units:
             fully_shard(unit, mp_policy=policy, **options)
         fully_shard(net, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False), **options)
@@ -91,9 +96,16 @@ def unit_policy(precision: Precision) -> MixedPrecisionPolicy:
     return MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
-def _axis(net: nn.Module) -> Any:
-    """Which axis of a parameter is divided: inputs of the MLP's second matrix, else the first."""
-    inputs = {p for name, p in net.named_parameters() if name.endswith("mlp.output.weight")}
+def _axis(net: nn.Module, shards: int) -> Any:
+    """Which axis of a parameter is divided: inputs of the MLP's second matrix, else the first.
+
+    ``fully_shard`` divides any axis but the first only evenly, so where it cannot, the first serves.
+    """
+    inputs = {
+        parameter
+        for name, parameter in net.named_parameters()
+        if name.endswith("mlp.output.weight") and parameter.shape[1] % shards == 0
+    }
 
     def axis(parameter: nn.Parameter) -> Shard:
         return Shard(1 if parameter in inputs else 0)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 from torch import Tensor
 from torch import distributed as dist
@@ -44,8 +43,6 @@ class ExchangesGradients(ParallelStrategy):
         Returns:
             False if something was not finite anywhere: every gradient is None then, in every process.
         """
-        if isinstance(self.precision_plugin, MixedPrecision) and self.precision_plugin.scaler is not None:
-            raise ValueError("16-mixed decides process by process what to skip: use 16-resblock or bf16-mixed instead")
         if self.exchange is None:
             self.exchange = self.make_exchange()
             if self._errors:
@@ -89,7 +86,10 @@ class ExchangesGradients(ParallelStrategy):
 
 
 def _cut(name: str, matrix: Tensor) -> list[tuple[str, Tensor]]:
-    """Matrices to factorise: of queries, keys and values in one parameter, three, as in table 2 of the paper."""
+    """Matrices to factorise: a shard of queries, keys and values counts as three, with the shapes of table 2.
+
+    Which rows stand together differs: the paper divides each of the three, here a shard is rows of their stack.
+    """
     if not name.endswith("qkv.weight"):
         return [(name, matrix)]
     return [(f"{name}#{number}", part) for number, part in enumerate(matrix.chunk(3))]
@@ -170,7 +170,11 @@ class HSDPPowerSGD(ExchangesGradients, FullyShard):
     def load_exchange_state(self, load: Callable[[Mapping[str, Tensor]], None]) -> None:
         """Restores them, of any number of shards and machines."""
         wanted = self._compressed()
-        sharded = {name: torch.zeros_like(parameter) for name, parameter in self._parameters() if name in wanted}
+        sharded = {
+            name: torch.zeros_like(parameter, dtype=torch.float32)
+            for name, parameter in self._parameters()
+            if name in wanted
+        }
         load(sharded)
         self._errors = {name: local(tensor.detach()) for name, tensor in sharded.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -25,9 +27,15 @@ from dalle_zoo.models.initial import copy_shard
 from dalle_zoo.training import averaging
 from dalle_zoo.training.sharded import is_sharded, load_sharded, names, read_state, save_sharded
 
+log = logging.getLogger(__name__)
+
 EXCHANGE = "exchange"
 """Key of what a strategy that compresses gradients has still to send."""
 _WHOLE = StateDictOptions(full_state_dict=True)
+
+
+Load = Callable[[str], None]
+Fill = Callable[[Mapping[str, Tensor]], None]
 
 
 class ShardedStates(ParallelStrategy):
@@ -80,6 +88,7 @@ class ShardedStates(ParallelStrategy):
 
     def load_exchange_state(self, load: Callable[[Mapping[str, Tensor]], None]) -> None:
         """Restores `exchange_state`: ``load`` fills tensors, whole or sharded, by name."""
+        log.warning("what PowerSGD had still to send is dropped: the strategy of this run sends whole gradients")
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
@@ -118,7 +127,7 @@ class ShardedStates(ParallelStrategy):
             set_model_state_dict(self.root, state)
 
         averaged = any(name.startswith(f"{averaging.STATE}/") for name in known)
-        self._load_weights(load if averaged else None, load)
+        self._load_weights(averaged, load, lambda tensors: load_sharded({averaging.STATE: tensors}, path))
         groups = checkpoint.pop("optimizer_groups")
         if self._trains:
             for number, optimizer in enumerate(self.optimizers):
@@ -138,7 +147,8 @@ class ShardedStates(ParallelStrategy):
         def load(key: str) -> None:
             set_model_state_dict(self.root, dict(weights[key]), options=_WHOLE)
 
-        self._load_weights(load if weights[averaging.STATE] is not None else None, load)
+        average = weights[averaging.STATE] or {}
+        self._load_weights(bool(average), load, lambda tensors: _copy_all(tensors, average))
         if self._trains:
             for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
                 order = cast(Any, get_optimizer_state_dict(self.root, optimizer)["param_groups"])
@@ -148,16 +158,27 @@ class ShardedStates(ParallelStrategy):
                 self.load_exchange_state(lambda all_: _copy_all(_some(all_, whole), whole))
         return checkpoint
 
-    def _load_weights(self, average: Any, load: Any) -> None:
-        """Averaged weights first, into the callback that keeps them; then the weights themselves."""
+    def _load_weights(self, averaged: bool, load: Load, fill: Fill) -> None:
+        """Loads the weights, and the average into the callback that keeps it; who does not train has the average.
+
+        Args:
+            averaged: Whether there is an average.
+            load: Loads what a key of the checkpoint holds into the module.
+            fill: Writes the average into tensors by name.
+        """
         module = self.lightning_module
         assert module is not None
-        callbacks: list[Any] = module.trainer.callbacks if average is not None else []  # type: ignore[attr-defined]
-        for callback in callbacks:
-            if isinstance(callback, averaging.WeightEMA):
-                callback.restore(module.trainer, module, lambda: average(averaging.STATE))
-                if not self._trains:
-                    return
+        callbacks: list[Any] = module.trainer.callbacks if averaged else []  # type: ignore[attr-defined]
+        keepers = [callback for callback in callbacks if isinstance(callback, averaging.WeightEMA)]
+        if keepers and not self._trains:
+            load(averaging.STATE)
+            return
+        for keeper in keepers:
+            if isinstance(self.root, FullyShardedDataParallel):  # its shards have no names: by way of the module
+                load(averaging.STATE)
+                keeper.adopt(module)
+            else:
+                keeper.fill(module, fill)
         load("model")
 
 

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+
+from dalle_zoo.training.averaging import WeightEMA
+from dalle_zoo.training.checkpoints import Checkpoint
+
+
+class Weight(nn.Module):
+    """One weight, with the part of a trainer that averaging looks at."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((3,), 0.02, dtype=dtype))
+        self.trainer = SimpleNamespace(strategy=SimpleNamespace(model=self))
+
+
+def average(dtype: torch.dtype, updates: int, **options: Any) -> tuple[WeightEMA, Any]:
+    module, ema = cast(Any, Weight(dtype)), WeightEMA(**options)
+    for update in range(1, updates + 1):
+        module.trainer.global_step = update
+        ema.on_train_batch_end(module.trainer, module, None, None, update)
+        with torch.no_grad():
+            module.weight.fill_(0.03)
+    return ema, module
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_small_steps_are_not_rounded_away(dtype: torch.dtype) -> None:
+    ema, module = average(dtype, 3001, decay=0.999)
+    assert ema.average is not None
+    expected = 0.03 + (0.02 - 0.03) * 0.999**3000
+    assert ema.average[0].tolist() == pytest.approx([expected] * 3, rel=5e-3)
+    ema.copy_to(module)
+    assert module.weight.dtype == dtype
+    assert module.weight[0].item() == pytest.approx(expected, rel=1e-2)
+
+
+def test_it_steps_when_it_is_told_to() -> None:
+    ema, _ = average(torch.float32, 12, decay=0.5, every=5, start=5)
+    assert ema.average is not None
+    assert float(ema.average[0][0]) == pytest.approx(0.03)  # taken at update 10, when the weight was 0.03
+    assert ema.state_dict() == {"averaged_at": 10}
+    assert average(torch.float32, 4, every=5)[0].average is None
+
+
+def test_the_weights_come_back_also_behind_an_error() -> None:
+    ema, module = average(torch.float32, 2, decay=0.5)
+    own = module.weight.detach().clone()
+
+    def fail() -> None:
+        with ema.applied(module):
+            assert not torch.equal(module.weight, own)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert torch.equal(module.weight, own)
+
+
+@pytest.mark.parametrize("options", [{"decay": 1.0}, {"decay": -0.1}, {"every": 0}, {"start": -1}])
+def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must"):
+        WeightEMA(**options)
+
+
+def test_what_a_killed_run_left_half_removed_goes_away(tmp_path: Path) -> None:
+    for name in (".00000003.ckpt.77.old", ".00000004.ckpt.part", "00000005.ckpt"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.pt").touch()
+    (tmp_path / ".00000006.ckpt.part").touch()
+    checkpoint = Checkpoint()
+    checkpoint.folder = tmp_path
+    checkpoint.on_train_start(cast(Any, SimpleNamespace(is_global_zero=True)), cast(Any, None))
+    assert [path.name for path in tmp_path.iterdir()] == ["00000005.ckpt"]
