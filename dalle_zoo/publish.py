@@ -132,6 +132,10 @@ def publish(
             api.create_branch(name, branch=revision, exist_ok=True)
         head = api.model_info(name, revision=revision)
         there = {file.rfilename for file in head.siblings or []} - {".gitattributes"}
+        if there - {CARD, "LICENSE"} and CHECKSUMS not in there:
+            raise HubError(
+                f"{name} holds other files than a model of dalle-zoo, which would be taken away: choose another name"
+            )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Warnings while validating metadata")
             done = api.create_commit(

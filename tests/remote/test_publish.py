@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 
 from dalle_zoo import DallePipeline, hub
 from dalle_zoo.cli.main import main
@@ -141,6 +141,33 @@ def test_who_may_not_write_is_told(local_hub: Any, on_the_hub: str, model_folder
     with pytest.raises(HubError, match="org/toy exists and is public: change that on the Hub"):
         publish(publication, token=TOKEN, private=True)
     assert len(local_hub.repositories[on_the_hub].commits) == 1
+
+
+def test_a_repository_of_other_things_is_not_touched(local_hub: Any, on_the_hub: str, model_folder: Path) -> None:
+    repository = local_hub.repositories[on_the_hub]
+    commit = repository.commit({"README.md": local_hub.store(b"x"), "thesis.json": local_hub.store(b"{}")}, "main")
+    with pytest.raises(HubError, match="org/toy holds other files than a model of dalle-zoo"):
+        publish(prepare(model_folder, on_the_hub), token=TOKEN)
+    assert repository.branches["main"] == commit
+    repository.commit({"README.md": local_hub.store(b"x")}, "main")
+    publish(prepare(model_folder, on_the_hub), token=TOKEN)
+
+
+def test_a_commit_of_somebody_else_in_between_is_kept(
+    local_hub: Any, on_the_hub: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = local_hub.repositories[on_the_hub]
+    commit = HfApi.create_commit
+
+    def late(*arguments: Any, **options: Any) -> Any:
+        repository.commit(repository.commits[repository.branches["main"]], "main")
+        return commit(*arguments, **options)
+
+    monkeypatch.setattr(HfApi, "create_commit", late)
+    publication = prepare(again_with(model_folder, description="Better."), on_the_hub)
+    with pytest.raises(HubError, match="got another commit meanwhile; nothing was changed: run the same again"):
+        publish(publication, token=TOKEN)
+    assert len(repository.commits) == 2
 
 
 def test_a_hub_that_does_not_answer_is_named(
