@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 SHEET = 24
 """Samples on the sheet."""
+PASS = re.compile(r"_s-?\d+_\d+$")
+"""What AttnGAN's and DM-GAN's code puts behind the name of a picture: sentence, -1 for all, and number of the pass."""
 SIZES = 8
 """Sizes of foreign pictures that are told apart, the most frequent ones."""
 
@@ -111,8 +114,9 @@ def read_from_folder(
 ) -> Judged:
     """Pictures of a folder, in the order of their names, cut and scaled as the benchmark's.
 
-    A picture that is named like one of the benchmark, as the published systems name theirs, takes its class from it,
-    and is left out if that one is.
+    A picture that is named like one of the benchmark takes its class from it, and is left out if that one is. The
+    published systems name theirs so, below folders of their own: ``single/KEY_s-1_0.png`` is of ``KEY``. So names
+    without folders are compared, where the whole one is not found.
 
     Args:
         folder: Pictures, perhaps with captions beside them.
@@ -122,10 +126,18 @@ def read_from_folder(
         count: Pictures instead of the protocol's number.
 
     Raises:
-        BenchmarkError: The folder has another number of pictures.
+        BenchmarkError: The folder has another number of pictures, or pictures are to be left out and no name tells
+            which.
     """
     found = read_benchmark("folder", folder, "all")
-    items = [item for item in found.items if item.key not in excluded]
+    namesakes = _namesakes(found, benchmark)
+    if protocol.captions.exclusions and not namesakes:
+        raise BenchmarkError(
+            f"{protocol.name} leaves pictures out by name, and none of the {len(found.items)} in {folder} is named "
+            f"like one of {benchmark.name}: call them KEY.png, such as {benchmark.items[0].key}.png"
+        )
+    left_out = {key for key, namesake in namesakes.items() if namesake.key in excluded}
+    items = [item for item in found.items if item.key not in left_out]
     wanted = count if count is not None else protocol.captions.count
     if wanted is not None and len(items) != wanted:
         raise BenchmarkError(
@@ -135,7 +147,7 @@ def read_from_folder(
     if found.root.resolve() == benchmark.root.resolve():
         log.warning("%s is the benchmark's own folder: its distance to itself says nothing", folder)
     texts = [item.captions[0] for item in items if item.captions]
-    groups = {item.key: item.group for item in benchmark.items}
+    groups = {key: namesake.group or namesake.key for key, namesake in namesakes.items()}
     # Contents, not names: pictures that are drawn again have the old names, and may have the old sizes.
     contents = digest([[item.key, sha256_file(item.image)] for item in items if item.image is not None])
     return Judged(
@@ -147,13 +159,29 @@ def read_from_folder(
             "sha256": contents,
             "sizes": _sizes(items),
             "skipped": len(found.skipped),
+            "named_as_benchmark": len(namesakes),
+            "excluded": len(left_out),
             "captions_sha256": digest(texts) if texts else None,
         },
         keys=[item.key for item in items],
-        groups=[groups.get(item.key) or item.key for item in items],
+        groups=[groups.get(item.key, item.key) for item in items],
         texts=texts if len(texts) == len(items) else None,
         captions=None,
     )
+
+
+def _namesakes(found: Benchmark, benchmark: Benchmark) -> dict[str, Item]:
+    """Of pictures by their keys the picture of the benchmark that has the same name; without those that have none."""
+    whole = {item.key: item for item in benchmark.items}
+    count = Counter(PurePosixPath(key).name for key in whole)
+    bare = {name: item for key, item in whole.items() if count[name := PurePosixPath(key).name] == 1}
+    pairs = {item.key: whole.get(item.key) or _by_name(item.key, bare) for item in found.items}
+    return {key: namesake for key, namesake in pairs.items() if namesake is not None}
+
+
+def _by_name(key: str, bare: Mapping[str, Item]) -> Item | None:
+    name = PurePosixPath(key).name
+    return bare.get(name) or bare.get(PASS.sub("", name))
 
 
 def _sizes(items: Sequence[Item]) -> dict[str, int]:

@@ -208,6 +208,41 @@ def test_foreign_pictures_are_counted_by_size(make: Any) -> None:
     assert (len(sizes), sum(sizes.values())) == (9, 26)
 
 
+LEAVES_OUT = PROTOCOL.replace("seed: 0}", "seed: 0, exclusions: true}").replace("count: 12, ", "")
+
+
+def test_foreign_pictures_as_dm_gan_names_them_are_left_out_by_name(make: Any) -> None:
+    coco, drawn = make.coco("val2017"), make.root / "drawn"
+    for number in (4, 9, 25):
+        for turn in range(2):
+            make.picture(drawn / f"single/{number:012d}_s-1_{turn}.png", (16, 16), seed=number + turn)
+    make.picture(drawn / "single/another.png", (16, 16))
+    (make.root / "toy.yaml").write_text(LEAVES_OUT)
+    protocol, benchmark = find_protocol(make.root / "toy.yaml"), read_benchmark("coco", coco, "val2017")
+    excluded = frozenset([f"{9:012d}"])
+    judged = read_from_folder(drawn, protocol, benchmark, excluded=excluded, count=None)
+    assert [key for key in judged.keys if "_s-1_" in key] == [
+        f"single/{number:012d}_s-1_{turn}" for number in (4, 25) for turn in range(2)
+    ]
+    assert judged.groups == [*[f"{4:012d}"] * 2, *[f"{25:012d}"] * 2, "single/another"]
+    assert (judged.record["named_as_benchmark"], judged.record["excluded"]) == (6, 2)
+    for path in (drawn / "single").iterdir():
+        path.rename(path.with_stem("no-" + path.stem))
+    with pytest.raises(ValueError, match=r"toy leaves pictures out by name, and none of the 7 in .* KEY\.png"):
+        read_from_folder(drawn, protocol, benchmark, excluded=excluded, count=None)
+
+
+def test_foreign_pictures_take_their_class_by_name_where_one_picture_has_it(make: Any) -> None:
+    benchmark, drawn = read_benchmark("cub", make.cub(), "train"), make.root / "drawn"
+    for path in ("single/001.Tern/Tern_0001_11_s-1_0.png", "002.Wren/Wren_0001_21.png", "x/Wren_0002_22_s0_12.png"):
+        make.picture(drawn / path)
+    judged = read_from_folder(drawn, find_protocol("folder"), benchmark, excluded=frozenset(), count=None)
+    assert judged.groups == ["002.Wren", "001.Tern", "002.Wren"]
+    twice = replace(benchmark, items=(*benchmark.items, replace(benchmark.items[0], key="other/Tern_0001_11")))
+    judged = read_from_folder(drawn, find_protocol("folder"), twice, excluded=frozenset(), count=None)
+    assert judged.groups[1] == "single/001.Tern/Tern_0001_11_s-1_0"  # of which of the two is not known
+
+
 def test_a_folder_of_pictures_is_scored_without_a_model(
     networks: dict[str, Judge], protocol: str, coco: Path, tmp_path: Path
 ) -> None:
