@@ -94,7 +94,7 @@ def evaluate_concepts(
             figures[name], drawn = measure_split(pipe, split, codes, gallery, protocol.seed)
             sheets[name] = _sheet(drawn, split.asked)
     assert pipe.folder is not None  # or its digests could not have been read
-    result = {
+    result: dict[str, Any] = {
         "protocol": asdict(protocol),
         "model": {"name": pipe.folder.name, "weights_sha256": weights},
         "evaluator": net_record,
