@@ -22,6 +22,7 @@ AGREEING = (
     "protocol.captions.exclusions",
     "benchmark.sha256",
     "benchmark.excluded",
+    "benchmark.exclusions_sha256",
 )
 """What results must have in common to stand in one table."""
 

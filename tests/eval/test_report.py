@@ -255,6 +255,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("protocol/name", "cub", "differ in protocol.name: 'coco-30k' and 'cub'"),
         ("benchmark/sha256", "00", "differ in benchmark.sha256: 'cd' and '00'"),
         ("benchmark/excluded", 3, "differ in benchmark.excluded: 0 and 3"),
+        ("benchmark/exclusions_sha256", "00", "differ in benchmark.exclusions_sha256: None and '00'"),
         ("protocol/picture/crop", "none", "differ in protocol.picture"),
         ("protocol/is_splits", 5, "differ in protocol.is_splits: 10 and 5"),
         ("networks/dmgan/sha256", "13", "differ in sha256 of dmgan: '12' and '13'"),
