@@ -15,6 +15,7 @@ from dalle_zoo_eval.benchmarks import Item
 from dalle_zoo_eval.blur import gaussian_blur
 from dalle_zoo_eval.judges import PUBLISHED
 from dalle_zoo_eval.measuring import Measurement, Share
+from dalle_zoo_eval.networks.base import Network
 from dalle_zoo_eval.protocol import Protocol, find_protocol
 from dalle_zoo_eval.selfcheck import SelfCheck, SelfCheckError, check_reference, first_half
 from dalle_zoo_eval.subjects import Shown
@@ -44,6 +45,19 @@ class Stack:
         return self.pictures[index]
 
 
+class Pixels:
+    """Features: all pixels, so that there may be fewer pictures than features."""
+
+    name = NETWORK
+    record: dict[str, str | int] = {"sha256": PUBLISHED[NETWORK][0].sha256}  # noqa: RUF012
+
+    def prepare(self, images: Tensor) -> Tensor:
+        return images
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        return {"features": images.float().flatten(1) / 255}
+
+
 class Contrast:
     """Features: means of the four quarters, and how much the pixels differ."""
 
@@ -69,9 +83,13 @@ def items(kinds: Sequence[str]) -> list[Item]:
 
 
 def check(
-    pictures: Tensor, cache: Path, kinds: Sequence[str] | None = None, protocol: Protocol | None = None
+    pictures: Tensor,
+    cache: Path,
+    kinds: Sequence[str] | None = None,
+    protocol: Protocol | None = None,
+    network: Network | None = None,
 ) -> SelfCheck:
-    measured = Measurement(Stack(pictures), {NETWORK: Contrast()}, (0,), 17, cache)
+    measured = Measurement(Stack(pictures), {NETWORK: network or Contrast()}, (0,), 17, cache)
     measured.run(Share(), label="reference")
     known = protocol or find_protocol("coco-30k")
     return check_reference(measured, known, items(kinds or ["all"] * len(pictures)))
@@ -97,7 +115,7 @@ def test_an_honest_reference_passes(seed: int, tmp_path: Path) -> None:
 def test_a_reference_half_blurred_is_caught(tmp_path: Path) -> None:
     pictures = noise()
     blurred = torch.stack(gaussian_blur(list(pictures[COUNT // 2 :]), [1])[1])
-    with pytest.raises(SelfCheckError, match=rf"{HALVES}: 0\.\d+, expected at most 0\.0\d+, 2 times the largest of 4"):
+    with pytest.raises(SelfCheckError, match=rf"{HALVES}: 0\.\d+, expected at most 0\.0\d+, where 16 random splits"):
         check(torch.cat([pictures[: COUNT // 2], blurred]), tmp_path)
 
 
@@ -106,6 +124,18 @@ def test_a_last_third_of_another_kind_is_caught(tmp_path: Path) -> None:
     pictures[2 * COUNT // 3 :] //= 2  # darker
     with pytest.raises(SelfCheckError, match=HALVES):
         check(pictures, tmp_path)
+
+
+@pytest.mark.parametrize("count", [120, 600])  # of 192 features
+def test_a_second_half_of_less_detail_is_caught_with_few_pictures_and_with_many(count: int, tmp_path: Path) -> None:
+    pictures = noise(count=count)
+    assert passed(check(pictures, tmp_path / "honest", network=Pixels()))[HALVES]
+    coarse = pictures[count // 2 :].float()
+    coarse = torch.nn.functional.avg_pool2d(coarse, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    coarse = 127.5 + 2 * (coarse - 127.5)  # of equal contrast
+    damaged = torch.cat([pictures[: count // 2], coarse.clamp(0, 255).byte()])
+    with pytest.raises(SelfCheckError, match=HALVES):
+        check(damaged, tmp_path / "damaged", network=Pixels())
 
 
 def test_classes_and_folders_may_differ(tmp_path: Path) -> None:
