@@ -80,6 +80,11 @@ class DallePipeline:
                 f"the prior has {c.codebook_size} image tokens, the image tokenizer {t.codebook_size} codes: "
                 "they were not trained together"
             )
+        if not t.decodes:
+            raise ValueError(
+                f"the image tokenizer ({type(t).__name__}) has no decoder, so no picture can be drawn: "
+                "convert it again with its decoder, see docs/convert.md"
+            )
         if c.text_vocab != self.tokenizer.vocab_size:
             raise ValueError(
                 f"the prior has {c.text_vocab} text tokens, the text tokenizer {self.tokenizer.vocab_size}: "

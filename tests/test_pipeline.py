@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dalle_zoo import DallePipeline
 from dalle_zoo.hub import ModelFolderError
-from dalle_zoo.models.dvae import DVAE, DVAEConfig
+from dalle_zoo.models.dvae import DVAE, DVAEConfig, DVAEEncoder, DVAEEncoderConfig
 from dalle_zoo.models.prior import Prior
 from dalle_zoo.models.ranker import Ranker, RankerConfig
 from dalle_zoo.pictures import from_pil, to_uint8
@@ -58,6 +58,12 @@ def make_pipe(random_prior: Maker) -> Callable[..., DallePipeline]:
 @pytest.fixture
 def pipe(make_pipe: Callable[..., DallePipeline]) -> DallePipeline:
     return make_pipe(Brightness())
+
+
+def test_an_image_tokenizer_without_a_decoder_is_refused(random_prior: Maker) -> None:
+    encoder = DVAEEncoder(DVAEEncoderConfig(image_size=12, width=4, num_groups=3, codebook_size=7))
+    with pytest.raises(ValueError, match=r"\(DVAEEncoder\) has no decoder, so no picture can be drawn"):
+        DallePipeline(encoder, random_prior(text_vocab=256, text_length=6), ByteTokenizer())
 
 
 # ------------------------------------------------------------ outputs

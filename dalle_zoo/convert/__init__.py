@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 
-def recognise(location: Path, family: str | None = None) -> Source | None:
+def recognise(location: str | Path, family: str | None = None) -> Source | None:
     """Finds the family of the weights at a location, by content; no tensor is read.
 
     Args:
@@ -71,7 +71,7 @@ def _recognise(seen: Location, family: str | None) -> Source | None:
     return found[0] if found else None
 
 
-def find(location: Path, family: str | None = None) -> Source:
+def find(location: str | Path, family: str | None = None) -> Source:
     """As `recognise`, but what is unknown raises `WeightFileError` with the families known and what was seen."""
     seen = look(location)
     source = _recognise(seen, family)
@@ -88,7 +88,7 @@ def find(location: Path, family: str | None = None) -> Source:
     )
 
 
-def convert(source: Source, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+def convert(source: Source, out: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
     """Writes recognised weights as a folder of ours, whole or not at all.
 
     Args:
@@ -102,7 +102,7 @@ def convert(source: Source, out: Path, *, overwrite: bool = False) -> dict[str, 
     Raises:
         WeightFileError: A tensor is missing, of another shape, or damaged.
     """
-    with new_folder(out, overwrite=overwrite, marker=RECORD) as folder:
+    with new_folder(Path(out), overwrite=overwrite, marker=RECORD) as folder:
         record = {"family": source.family, **FAMILIES[source.family]().convert(source, folder)}
         write_json(folder / RECORD, record)
     return record

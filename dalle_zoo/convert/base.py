@@ -75,7 +75,7 @@ class Family(Protocol):
 FAMILIES: Registry[type[Family]] = Registry("family of weights", group="dalle_zoo.families")
 
 
-def look(path: Path) -> Location:
+def look(path: str | Path) -> Location:
     """Opens every file of a location that may hold weights or a configuration. Sub-folders are not searched.
 
     Raises:

@@ -64,7 +64,8 @@ class OpenAIDVAE:
                 f"{location.path} has the decoder of {self.title} without its encoder: give the folder that holds "
                 f"encoder.pkl as well"
             )
-        return Source("openai_dvae", location.path, parts, _config(parts))
+        notes = {"image_size": "the paper's: the weights do not tell it"}
+        return Source("openai_dvae", location.path, parts, _config(parts), notes)
 
     def convert(self, source: Source, out: Path) -> dict[str, Any]:
         """Writes ``dvae/``."""
@@ -82,7 +83,7 @@ class OpenAIDVAE:
             "license_text": _LICENSE.read_text(encoding="utf-8"),
             "data": "not published in full; see the paper, section 2.3",
             "inferred": {"type": kind, **source.config},
-            "notes": {"image_size": "the paper's: the weights do not tell it"},
+            "notes": dict(source.notes),
             "parameters": {"dvae": sum(p.numel() for p in net.parameters())},
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ def test_every_family_says_how_it_is_known(name: str) -> None:
     assert family.title
     assert "known by" in family.expects
     assert family.recognise(look(Path(__file__).parent)) is None
+
+
+def test_the_page_names_every_family() -> None:
+    page = (Path(__file__).parents[2] / "docs/convert.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(FAMILIES)
 
 
 def test_names_of_files_tell_nothing(encoder: Path) -> None:
