@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo_eval.benchmarks import (
     Benchmark,
     BenchmarkError,
+    Item,
     check_exclusions,
     choose_captions,
     load_exclusions,
@@ -24,12 +25,13 @@ from dalle_zoo_eval.benchmarks import (
     save_captions,
 )
 from dalle_zoo_eval.benchmarks.contents import MEMO, remember
+from dalle_zoo_eval.claims import Claims
 from dalle_zoo_eval.judged import Judged, drawn_by_model, read_from_folder, sample_sheet
 from dalle_zoo_eval.judges import open_networks
 from dalle_zoo_eval.measuring import Measurement, Share, bind, refuse_other_run
 from dalle_zoo_eval.memorisation import check_threshold, find_copies, measured_training
 from dalle_zoo_eval.protocol import COPY, Protocol, find_protocol
-from dalle_zoo_eval.provenance import code_version, digest, package_versions
+from dalle_zoo_eval.provenance import PACKAGES, code_version, digest, package_versions
 from dalle_zoo_eval.report import COPIES, SAMPLES, write_report
 from dalle_zoo_eval.scoring import Scorer
 from dalle_zoo_eval.selfcheck import SelfCheck, check_reference
@@ -39,8 +41,6 @@ log = logging.getLogger(__name__)
 
 RESULT = "result.json"
 """Name of the result file."""
-PACKAGES = ("torch", "torchvision", "torch-fidelity", "transformers", "numpy", "pillow")
-"""What numbers depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +116,15 @@ def evaluate(request: Request) -> dict[str, Any] | None:
     refuse_other_run(request.out, identity)
     remember(benchmark.pictures, cache / MEMO)
 
-    real = Measurement(reference, networks, protocol.blur, chunk, cache)
-    drawn = Measurement(judged.subject, networks, protocol.blur, chunk, cache)
-    training = request.training
-    known = measured_training(training, protocol.picture, networks, chunk, cache) if training is not None else None
+    real = Measurement(reference, networks, protocol.blur, chunk, cache, request.device)
+    drawn = Measurement(judged.subject, networks, protocol.blur, chunk, cache, request.device)
+    known = None
+    if request.training is not None:
+        known = measured_training(request.training, protocol.picture, networks, chunk, cache, request.device)
     real.run(request.share, label="reference")
-    check = check_reference(real, protocol, reference.items) if request.share.rank == 0 else SelfCheck()
-    bind(request.out, identity)
+    check = _check_before_drawing(real, protocol, reference.items, cache, request.share)
+    if request.share.rank == 0:
+        bind(request.out, identity)
     pictures = request.out / "pictures" if request.save_pictures else None
     drawn.run(request.share, label="judged", pictures=pictures)
     if known is not None:
@@ -158,6 +160,28 @@ def evaluate(request: Request) -> dict[str, Any] | None:
     write_json(request.out / RESULT, result)
     write_report([request.out / RESULT], request.out, sheets=sheets)
     return result
+
+
+def _check_before_drawing(
+    reference: Measurement, protocol: Protocol, items: Sequence[Item], cache: Path, share: Share
+) -> SelfCheck:
+    """Checks the reference, unless another process has; none goes on to the judged pictures before.
+
+    Whoever comes first checks, while the others wait: a lock that ends with its owner, so that no process waits for
+    one that is gone. The first process, which writes the result, always has a check of its own.
+    """
+    fixed = {"protocol": asdict(protocol), "reference": reference.identities, "groups": [item.group for item in items]}
+    passed = cache / f"selfcheck-{digest(fixed)[:16]}.json"
+    if share.rank != 0 and passed.is_file():
+        return SelfCheck()
+    with Claims() as claims:
+        claims.take(passed.with_suffix(".claim"), wait=True)
+        if share.rank != 0 and passed.is_file():  # while we waited
+            return SelfCheck()
+        reference.run(Share(), label="reference")  # what other processes have not done yet
+        found = check_reference(reference, protocol, items)
+        write_json(passed, found.checks)
+        return found
 
 
 def _judged(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from dalle_zoo_eval import evaluate as evaluation
 from dalle_zoo_eval import judges
 from dalle_zoo_eval.benchmarks import load_exclusions, read_benchmark
 from dalle_zoo_eval.evaluate import Request, evaluate
@@ -21,7 +22,7 @@ from dalle_zoo_eval.judges import PUBLISHED
 from dalle_zoo_eval.measuring import Measurement, Share
 from dalle_zoo_eval.networks import NetworkFileError
 from dalle_zoo_eval.protocol import find_protocol
-from dalle_zoo_eval.selfcheck import SelfCheckError
+from dalle_zoo_eval.selfcheck import SelfCheck, SelfCheckError, check_reference
 from dalle_zoo_eval.subjects import DrawnPictures, Sampling
 from PIL import Image
 from torch import Tensor
@@ -343,9 +344,32 @@ def test_a_reference_unlike_the_recorded_one_stops_the_run(
     path = tmp_path / "toy.yaml"
     record = "reference: [{family: inception-2015, mean_norm: 5.0, trace: 1.0, tolerance: 0.01}]"
     path.write_text(PROTOCOL + record)
-    with pytest.raises(SelfCheckError, match=r"norm of the mean, as on record: 1\.\d+, expected 5, within 0\.01"):
-        evaluate(request_of(str(path), coco, tmp_path / "out", model=str(model)))
-    assert not (tmp_path / "out" / "result.json").exists()
+    out = tmp_path / "out"
+    for share in (Share(rank=1, world=2), Share(rank=0, world=2), Share(rank=1, world=2)):  # all of them stop
+        with pytest.raises(SelfCheckError, match=r"norm of the mean, as on record: 1\.\d+, expected 5, within 0\.01"):
+            evaluate(request_of(str(path), coco, out, model=str(model), share=share))
+        assert [file.name for file in out.iterdir()] == [".cache"]  # the folder is free for the right data
+    measured = {json.loads(file.read_text())["subject"]["kind"] for file in out.rglob("run.json")}
+    assert measured == {"pictures"}  # nothing was drawn
+    assert not list(out.rglob("*.claim"))
+
+
+def test_no_process_begins_before_the_reference_is_checked(
+    networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del networks
+    checked: list[int] = []
+
+    def check(*arguments: Any) -> SelfCheck:
+        checked.append(1)
+        return check_reference(*arguments)
+
+    monkeypatch.setattr(evaluation, "check_reference", check)
+    out = tmp_path / "out"
+    for rank, checks in ((1, 1), (2, 1), (0, 2), (1, 2)):  # the first to come, and the one that writes the result
+        evaluate(request_of(protocol, coco, out, model=str(model), share=Share(rank=rank, world=3)))
+        assert len(checked) == checks
+        assert (out / "run.json").exists() == (checks == 2)
 
 
 def test_a_damaged_chunk_is_named(
@@ -499,7 +523,8 @@ def test_copies_are_looked_for_in_shards_by_all_processes(
         assert evaluate(replace(request, share=Share(rank=1, world=2))) is None
         cache = sorted((tmp_path / name / ".cache").glob("inception-2015-*"))
         chunks = {len(list(folder.glob("*.safetensors"))) for folder in cache}
-        assert chunks == {3, 1}  # of 26 or 27 pictures and of 12, in chunks of 5, every other one
+        # Every other one of 26 or 27 pictures and of 12 in chunks of 5; and the whole reference, to check it.
+        assert chunks == {6, 3, 1}
         result = evaluate(replace(request, share=Share(rank=0, world=2)))
         assert result is not None
         found[name] = result["memorisation"]
