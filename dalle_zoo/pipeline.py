@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dalle_zoo import __version__, hub
+from dalle_zoo.convert import load_any_image_tokenizer
 from dalle_zoo.models.prior import Prior
 from dalle_zoo.models.ranker import Ranker
 from dalle_zoo.models.tokenizer import ImageTokenizer
@@ -492,6 +493,7 @@ def load_model(
 
     Args:
         location: Bundled name, folder, or ``organisation/name`` on the Hub, of which only the component is downloaded.
+            For "dvae" also a folder of weights that `dalle_zoo.convert` knows.
         component: "dvae", "prior", "ranker" or "tokenizer"; the pipeline if missing.
         device: Where to put networks; the CPU if missing.
         dtype: Precision of a prior; float32 if missing.
@@ -511,7 +513,7 @@ def load_model(
         raise UnknownNameError(suggest("component", component, COMPONENTS))
     folder = find_component(location, component, access)
     if component == "dvae":
-        return hub.load_image_tokenizer(folder, device)
+        return load_any_image_tokenizer(folder, device)
     if component == "prior":
         return hub.load_prior(folder, device, dtype)
     if component == "tokenizer":

@@ -15,14 +15,18 @@ third party adds an entry point in the group ``dalle_zoo.families``.
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from dalle_zoo.convert.base import FAMILIES, Family, Location, Source, look, read_tensors
+import torch
+
+from dalle_zoo.convert.base import FAMILIES, Family, Location, Source, look, read_config, read_tensors
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor, open_checkpoint
 from dalle_zoo.convert.openai_dvae import OpenAIDVAE
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.convert.vqgan import VQGANFamily
-from dalle_zoo.hub import new_folder, write_json
+from dalle_zoo.hub import CONFIG, load_image_tokenizer, new_folder, write_json
+from dalle_zoo.models.tokenizer import ImageTokenizer
 from dalle_zoo.zoo import RECORD
 
 __all__ = [
@@ -37,6 +41,7 @@ __all__ = [
     "WeightFileError",
     "convert",
     "find",
+    "load_any_image_tokenizer",
     "look",
     "open_checkpoint",
     "read_tensors",
@@ -106,3 +111,30 @@ def convert(source: Source, out: str | Path, *, overwrite: bool = False) -> dict
         record = {"family": source.family, **FAMILIES[source.family]().convert(source, folder)}
         write_json(folder / RECORD, record)
     return record
+
+
+def load_any_image_tokenizer(folder: Path, device: str | torch.device | None = None) -> ImageTokenizer:
+    """Reads an image tokenizer of ours, or of another code base, which is converted in a temporary folder.
+
+    Args:
+        folder: As `dalle_zoo.hub.load_image_tokenizer` takes it, or as `recognise` does.
+        device: Where to put it; the CPU if missing.
+
+    Raises:
+        ModelFolderError: It is neither, or damaged.
+        WeightFileError: It is of another code base, but damaged.
+    """
+    source = None if _is_ours(folder) else recognise(folder)
+    if source is None:
+        return load_image_tokenizer(folder, device)
+    with TemporaryDirectory() as aside:
+        convert(source, Path(aside) / "model")
+        return load_image_tokenizer(Path(aside) / "model/dvae", device)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a configuration names the type of network, as ours do; a VQGAN's tensors have the same names."""
+    try:
+        return "type" in read_config(folder / CONFIG)
+    except (WeightFileError, FileNotFoundError):
+        return False

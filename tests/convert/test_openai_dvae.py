@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle_zoo import load_model
 from dalle_zoo.cli.main import main
 from dalle_zoo.convert import WeightFileError, convert, find, look, recognise
 from dalle_zoo.hub import load_image_tokenizer, read_json
@@ -172,6 +173,8 @@ def test_the_encoder_of_transformers(tmp_path: Path) -> None:
     assert len(codes.unique()) > 2
     with pytest.raises(ValueError, match="an encoder alone and cannot decode"):
         net.decode(codes)
+    assert same(load_model(tmp_path / "in", "dvae"), net)
+    assert same(load_model(tmp_path / "out", "dvae"), net)
     whole = {f"image_codebook.{name}": tensor for name, tensor in flava.state_dict().items()}
     save_file({**whole, "logit_scale": torch.ones(())}, tmp_path / "whole.safetensors")
     assert find(tmp_path / "whole.safetensors").config == source.config
