@@ -48,6 +48,8 @@ SAMPLES, COPIES = SHEETS = ("samples.png", "memorisation.png")
 """Sheets that an evaluation puts beside its result: what was judged, and the nearest training pictures."""
 MARK = "†"
 """Stands behind a score that does not compare with published ones."""
+DEFICIENT = "‡"
+"""Stands behind a distance of too few samples for a covariance."""
 BLUR, CANDIDATES = "blur radius", "candidates"
 
 
@@ -65,6 +67,8 @@ class Row:
     line: Line
     samples: str
     source: str
+    deficient: bool = False
+    """Whether a score rests on too few samples for a covariance."""
     quoted: bool = False
     """Whether a published row repeats another's score."""
 
@@ -141,7 +145,10 @@ def _group_blocks(
     label = LABELS[metric]
     better = _better(metric)
     yield Heading(2, f"{label}, {family}")
-    yield Paragraph(f"{family}: {FAMILIES.get(family, 'a network of that name')}. For {label}, {better}.")
+    scores = [s for result in results for s in result.scores if (s.metric, s.family) == (metric, family)]
+    yield Paragraph(
+        f"{family}: {FAMILIES.get(family, 'a network of that name')}. For {label}, {better}.{_legend(scores)}"
+    )
     by_axis = {
         BLUR: _blur_rows(results, tables, metric, family, published),
         CANDIDATES: _candidate_rows(results, tables, metric, family, published),
@@ -152,6 +159,11 @@ def _group_blocks(
         yield Heading(3, f"{label} by {axis}")
         yield _table(rows, axis, label)
         yield from _footnote([f"{row.system}: {row.samples}" for row in rows if not row.line.comparable])
+        if any(row.deficient for row in rows):
+            yield Paragraph(
+                f"{DEFICIENT} no more samples than features, so the covariance lacks rank and the distance is far too "
+                "high: it compares with distances of as many samples alone."
+            )
         lines = [row.line for row in rows if row.line.measured or (len(row.line.points) > 1 and not row.quoted)]
         if max(len(line.points) for line in lines) > 1:
             png = line_figure(
@@ -163,6 +175,19 @@ def _group_blocks(
             )
             name = f"{metric}-{axis.split()[0]}-{re.sub(r'[^A-Za-z0-9-]+', '-', family)}.png"
             yield Picture(name, png, f"{label} of {family} by {axis}")
+
+
+def _legend(scores: Sequence[Score]) -> str:
+    """What stands below a measured value, in words, as far as it occurs."""
+    signs = {
+        "in brackets its 95 % bootstrap interval": any(s.interval is not None for s in scores),
+        "n → ∞ the value extrapolated to infinitely many samples": any(s.at_infinity is not None for s in scores),
+        "± the standard deviation over parts of the samples": any(
+            s.std is not None and s.interval is None for s in scores
+        ),
+    }
+    found = [text for text, occurs in signs.items() if occurs]
+    return f" Below a measured value: {'; '.join(found)}." if found else ""
 
 
 def _other_scores(results: Sequence[Result], tables: Sequence[PublishedTable]) -> Iterator[Block]:
@@ -180,7 +205,10 @@ def _other_scores(results: Sequence[Result], tables: Sequence[PublishedTable]) -
                 rows.append([system, LABELS[metric], score.family, count, str(score.blur), cell, samples])
     if rows:
         yield Heading(2, "Other scores")
-        yield Paragraph("KID: lower is better; the others: higher is better. No published score is comparable.")
+        measured = [s for result in results for s in result.scores if s.metric not in DRAWN]
+        yield Paragraph(
+            f"KID: lower is better; the others: higher is better. No published score is comparable.{_legend(measured)}"
+        )
         yield Table(["system", "metric", "network", "candidates", "blur radius", "score", "samples"], rows)
         yield from _footnote(list(marked))
 
@@ -265,6 +293,9 @@ def _measured(
     if result.at("subject.kind") == "images":
         candidates = None
     legend = system if candidates in (None, 1) else f"{system}, best of {candidates}"
+    deficient = any(score.rank_deficient for score in scores.values())
+    if deficient:
+        legend += f" {DEFICIENT}"
     return Row(
         system=system,
         setting="measured",
@@ -279,6 +310,7 @@ def _measured(
             comparable=comparable,
         ),
         samples=samples,
+        deficient=deficient,
         source="this report",
     )
 
@@ -337,7 +369,8 @@ def _samples(result: Result, tables: Sequence[PublishedTable], scores: Sequence[
 def _measured_cell(score: Score, comparable: bool) -> str:
     """Value, and below it interval or deviation, and value at infinity."""
     shape = ".2f" if score.metric in DRAWN else ".4f"
-    lines = [f"{score.value:{shape}}" + ("" if comparable else f" {MARK}")]
+    marks = [MARK] * (not comparable) + [DEFICIENT] * score.rank_deficient
+    lines = [" ".join([f"{score.value:{shape}}", *marks])]
     if score.interval is not None:
         lines.append(f"[{score.interval[0]:{shape}}, {score.interval[1]:{shape}}]")
     elif score.std is not None:
@@ -393,7 +426,7 @@ def _provenance(results: Sequence[Result]) -> Iterator[Block]:
         parts = {
             "subject": result.data["subject"],
             "benchmark": result.data["benchmark"],
-            "memorisation": result.at("memorisation"),
+            "memorisation": {k: v for k, v in (result.at("memorisation") or {}).items() if k != "closest"},
             "speed": result.at("speed"),
             "code_version": result.at("code_version"),
             "versions": result.at("versions"),
@@ -402,6 +435,12 @@ def _provenance(results: Sequence[Result]) -> Iterator[Block]:
             "protocol": {key: value for key, value in result.protocol.items() if value != first.protocol.get(key)},
         }
         yield field_table(parts)
+        closest = result.at("memorisation.closest") or []
+        if closest:
+            head = ["sample", "nearest training picture", "cosine"]
+            yield Table(
+                head, [[field_text(pair.get(k)) for k in ("sample", "training", "similarity")] for pair in closest]
+            )
         checks = result.data.get("selfcheck") or []
         if checks:
             head = ["self-check", "found", "expected", "passed"]

@@ -55,6 +55,8 @@ class Score:
     """Standard deviation over the parts of the samples."""
     at_infinity: float | None = None
     """The score extrapolated to infinitely many samples."""
+    rank_deficient: bool = False
+    """Whether there are no more samples than features, on one side: a Frechet distance is then far too high."""
 
     def __post_init__(self) -> None:
         known = (*METRICS, FRECHET)
@@ -72,6 +74,8 @@ class Score:
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
             if not whole and not (optional and value is None):
                 raise ResultError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if not isinstance(self.rank_deficient, bool):
+            raise ResultError(f"rank_deficient must be true or false, got {self.rank_deficient!r}")
         if self.interval is not None:
             if not isinstance(self.interval, tuple | list) or len(self.interval) != 2:
                 raise ResultError(f"interval must be two numbers, got {self.interval!r}")

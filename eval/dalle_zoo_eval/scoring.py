@@ -125,11 +125,7 @@ class Scorer:
         drawn = Moments.of_parts(self.generated.read(network, name))
         row = self._row(metric, network, real.distance(drawn), radius=radius, count=count)
         if drawn.rank_deficient or real.moments.rank_deficient:
-            self._leave_out(
-                f"certainty of {metric} of {network}: {min(drawn.count, real.moments.count)} samples have no full "
-                f"covariance of {len(drawn.total)} features, so that the distance is far too high; compare it with "
-                "equal numbers of samples alone"
-            )
+            row["rank_deficient"] = True
         try:
             features = self.generated.all(network, name)
             row["interval"] = list(bootstrap_interval(features, drawn, real))

@@ -146,6 +146,7 @@ def test_from_captions_to_report(
         assert row["interval"][0] < row["value"] < row["interval"][1]
     assert len([row for row in scores(result, "fid") if "at_infinity" in row]) == 0  # 12 are fewer than 3 times 5
     assert len([line for line in result["left_out"] if "at infinity of fid of dmgan" in line]) == 1
+    assert not [row for row in scores(result, "fid") if "rank_deficient" in row]
     assert len(scores(result, "is")) == 3
     assert {r["metric"] for r in result["scores"]} == {"fid", "is", "precision", "recall", "clip_score", "frechet"}
     assert any(line.startswith("r_precision: 99 captions of other groups") for line in result["left_out"])
@@ -196,6 +197,20 @@ def test_killed_or_shared_runs_give_the_same_scores(
     resumed = evaluate(request_of(protocol, coco, tmp_path / "killed", model=str(model)))
     assert resumed is not None
     assert resumed["scores"] == alone["scores"]
+
+
+def test_a_distance_of_too_few_samples_is_marked(
+    networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path
+) -> None:
+    del networks
+    result = evaluate(request_of(protocol, coco, tmp_path / "out", model=str(model), captions=5))
+    distances = [*scores(result, "fid"), *scores(result, "frechet")]  # of 5 features
+    assert distances
+    assert all(row["rank_deficient"] is True for row in distances)
+    assert not any("rank_deficient" in row for row in scores(result, "is"))
+    assert result is not None
+    assert not any("certainty" in line for line in result["left_out"])
+    assert "‡ no more samples than features" in (tmp_path / "out/report.md").read_text()
 
 
 def test_foreign_pictures_are_counted_by_size(make: Any) -> None:

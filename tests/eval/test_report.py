@@ -111,6 +111,40 @@ def test_a_report_is_whole(put: Put, tmp_path: Path) -> None:
         assert fact in page
 
 
+@pytest.mark.usefixtures("lines")
+def test_signs_are_explained_where_they_stand(put: Put) -> None:
+    text = summary([put(made_up(BY_BLUR))])
+    fid, inception = section("\n" + text, "FID, dmgan"), section("\n" + text, "Inception score, inception-2015")
+    assert "in brackets its 95 % bootstrap interval; n → ∞ the value extrapolated to infinitely many samples." in fid
+    assert "Below a measured value: ± the standard deviation over parts of the samples." in inception
+    assert "Below a measured value" not in summary([put(made_up([score("fid", 25.0)]))])
+    assert "standard deviation" in summary([put(made_up([score("kid", 0.5, "inception-2015", std=0.1)]))])
+
+
+def test_a_distance_of_too_few_samples_is_marked(put: Put, lines: list[Line]) -> None:
+    few = [score("frechet", 9.0, "clip", samples=300, rank_deficient=True)]
+    text = summary([put(made_up(few))])
+    assert cells(text, "model-a")[0][4] == "9.00 † ‡"
+    assert "‡ no more samples than features, so the covariance lacks rank and the distance is far too high" in text
+    assert all("‡" in line.label for line in lines if line.measured)
+    assert "‡" not in summary([put(made_up([score("frechet", 9.0, "clip", samples=300)]))])
+    with pytest.raises(ResultError, match="rank_deficient must be true or false, got 'yes'"):
+        summary([put(made_up([score("fid", 9.0, rank_deficient="yes")]))])
+
+
+@pytest.mark.usefixtures("lines")
+def test_the_closest_training_pictures_are_a_table(put: Put, tmp_path: Path) -> None:
+    pairs = [{"sample": 3, "training": "a/b", "similarity": 0.975}, {"sample": 1, "training": "c", "similarity": 0.5}]
+    result = made_up(BY_BLUR) | {"memorisation": {"network": "clip", "share_above": 0.5, "closest": pairs}}
+    text = write_report([put(result)], tmp_path / "out")[0].read_text()
+    assert (
+        "| sample | nearest training picture | cosine |\n|---|---|---|\n| 3 | a/b | 0.975 |\n| 1 | c | 0.5 |" in text
+    )
+    assert "share\\_above | 0.5" in text
+    assert "similarity" not in text
+    assert "{" not in text
+
+
 def test_equal_results_give_equal_files(put: Put, tmp_path: Path) -> None:
     path = put(made_up(BY_BLUR))
     first, second = write_report([path], tmp_path / "a"), write_report([path], tmp_path / "b")
