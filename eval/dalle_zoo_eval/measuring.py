@@ -31,7 +31,7 @@ from dalle_zoo.pictures import save_png
 from dalle_zoo_eval.blur import gaussian_blur
 from dalle_zoo_eval.claims import Claims
 from dalle_zoo_eval.networks.base import Network, exact_float32
-from dalle_zoo_eval.provenance import digest
+from dalle_zoo_eval.provenance import PACKAGES, digest, package_versions
 from dalle_zoo_eval.subjects import Shown, Subject
 
 # B samples of a chunk, d features, c classes
@@ -89,10 +89,17 @@ class Measurement:
         chunk: Samples of a chunk.
         cache: Folder of all measurements. Each network has a folder there, named by the digest of what fixes its
             numbers, so that another network or another model can be added without measuring the rest again.
+        device: Where the networks compute; its kind fixes numbers too, as do the versions of packages.
     """
 
     def __init__(
-        self, subject: Subject, networks: Mapping[str, Network], radii: Sequence[int], chunk: int, cache: Path
+        self,
+        subject: Subject,
+        networks: Mapping[str, Network],
+        radii: Sequence[int],
+        chunk: int,
+        cache: Path,
+        device: str = "cpu",
     ) -> None:
         if len(subject) < 2:
             raise ValueError(f"at least 2 samples are needed for a covariance, got {len(subject)}")
@@ -101,8 +108,12 @@ class Measurement:
         self.subject, self.networks, self.radii, self.chunk = subject, dict(networks), tuple(radii), chunk
         self.cache, self.counts = cache, subject.counts
         self.chunks = -(-len(subject) // chunk)
-        versions = {"dalle-zoo": __version__, "torch": torch.__version__.partition("+")[0]}
-        common = {"subject": subject.identity, "radii": list(self.radii), "chunk": chunk, "versions": versions}
+        # Without what stands behind a "+", the kind of build: the kind of device says it.
+        versions = {n: v.partition("+")[0] for n, v in package_versions(PACKAGES).items()}
+        common = {
+            "subject": subject.identity, "radii": list(self.radii), "chunk": chunk,
+            "versions": {"dalle-zoo": __version__, **versions}, "device": torch.device(device).type,
+        }  # fmt: skip
         self.identities = {name: {**common, "network": dict(net.record)} for name, net in self.networks.items()}
         self.folders = {name: cache / f"{name}-{digest(found)[:16]}" for name, found in self.identities.items()}
 

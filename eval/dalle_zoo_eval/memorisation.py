@@ -135,7 +135,12 @@ def check_threshold(threshold: float) -> None:
 
 
 def measured_training(
-    location: str, picture: PictureRule, networks: Mapping[str, Network], chunk: int, cache: Path
+    location: str,
+    picture: PictureRule,
+    networks: Mapping[str, Network],
+    chunk: int,
+    cache: Path,
+    device: str = "cpu",
 ) -> Measurement:
     """Training pictures, to be measured by the network that compares them: Inception, or else the first one.
 
@@ -145,10 +150,11 @@ def measured_training(
         networks: Networks by name.
         chunk: Pictures that are measured together.
         cache: Folder of measured chunks.
+        device: Where the network computes.
     """
     name = INCEPTION if INCEPTION in networks else next(iter(networks))
     pictures = TrainingPictures(location, foreign_crop(picture), picture.size)
-    return Measurement(pictures, {name: networks[name]}, (0,), chunk, cache)
+    return Measurement(pictures, {name: networks[name]}, (0,), chunk, cache, device)
 
 
 def find_copies(drawn: Measurement, known: Measurement, *, threshold: float, sheet: Path) -> dict[str, Any]:
@@ -232,8 +238,8 @@ def find_overlaps(
     items = [item for item in side.items if item.image]
     cache, chunk = out.parent / ".cache", rules.sampling.chunk
     pictures = ReadPictures(items, rules.picture.crop, rules.picture.size, source=side.sha256(cache / MEMO))
-    asked = Measurement(pictures, networks, (0,), chunk, cache)
-    known = measured_training(training, rules.picture, networks, chunk, cache)
+    asked = Measurement(pictures, networks, (0,), chunk, cache, device)
+    known = measured_training(training, rules.picture, networks, chunk, cache, device)
     remember(side.pictures, cache / MEMO)
     asked.run(share, label="benchmark")
     known.run(share, label="training pictures")

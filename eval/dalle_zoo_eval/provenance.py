@@ -13,6 +13,9 @@ from typing import Any
 
 from dalle_zoo import __version__
 
+PACKAGES = ("torch", "torchvision", "torch-fidelity", "transformers", "numpy", "pillow")
+"""What numbers depend on besides this package: networks, decoders, arithmetic."""
+
 
 def digest(plain: Any) -> str:
     """sha256 of plain data, whatever the order of its keys."""

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from dalle_zoo_eval import measuring
 from dalle_zoo_eval.blur import gaussian_blur
 from dalle_zoo_eval.measuring import Measurement, Share
+from dalle_zoo_eval.provenance import PACKAGES
 from dalle_zoo_eval.subjects import Shown
 from torch import Tensor
 
@@ -68,3 +71,18 @@ def test_pictures_are_made_ready_in_another_thread_and_keep_their_order(tmp_path
     assert subject.threads == network.prepared_by
     assert not subject.threads & network.looked_by
     assert measured.seconds() > 0
+
+
+def test_chunks_of_other_packages_or_devices_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def folder(device: str = "cpu") -> Path:
+        return Measurement(Mixed(), {"means": Means()}, (0,), 4, tmp_path, device).folders["means"]
+
+    here = folder()
+    assert folder() == here != folder("cuda")
+    assert folder("cuda:0") == folder("cuda:1")
+    changed = set()
+    for package in PACKAGES:
+        versions = dict.fromkeys(PACKAGES, "1.0") | {package: "2.0"}
+        monkeypatch.setattr(measuring, "package_versions", lambda names, all=versions: {n: all[n] for n in names})
+        changed.add(folder())
+    assert len(changed | {here}) == len(PACKAGES) + 1
