@@ -115,7 +115,58 @@ BUILDERS: Mapping[str, Callable[..., Any]] = {
 """Functions of ours that take the place of what a pickle calls; each checks what it gets."""
 
 
-class ObjectUnpickler(pickle._Unpickler):
+class PlainUnpickler(pickle._Unpickler):
+    """Fills containers with plain keys alone, and nothing but containers; what it may read is its ``dispatch``."""
+
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+
+    def _append(self) -> None:
+        self._extend([self.stack.pop()])
+
+    def _appends(self) -> None:
+        self._extend(self.pop_mark())
+
+    def _extend(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, list | Placeholder):
+            raise WeightFileError(f"it appends to {type(target).__name__}")
+        (target if isinstance(target, list) else target.items).extend(items)
+
+    def _set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._update([key, value])
+
+    def _set_items(self) -> None:
+        self._update(self.pop_mark())
+
+    def _update(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        for key, value in _pairs(items):
+            if isinstance(target, Placeholder):
+                target.items.append((key, value))
+            else:
+                _set(target, key, value)
+
+    def _dict(self) -> None:
+        items = self.pop_mark()
+        made: dict[Any, Any] = {}
+        for key, value in _pairs(items):
+            _set(made, key, value)
+        self.stack.append(made)
+
+    def _add_items(self) -> None:
+        items = self.pop_mark()
+        if not isinstance(self.stack[-1], set):
+            raise WeightFileError(f"it adds to {type(self.stack[-1]).__name__} as if it were a set")
+        self.stack[-1].update(map(_key, items))
+
+    def _frozenset(self) -> None:
+        items = self.pop_mark()
+        self.stack.append(frozenset(map(_key, items)))
+
+
+class ObjectUnpickler(PlainUnpickler):
     """Reads one pickle from a file into containers, numbers, text, `Reference` and `Placeholder`.
 
     Args:
@@ -123,9 +174,6 @@ class ObjectUnpickler(pickle._Unpickler):
         builders: Functions of ours by the names they stand in for.
         persistent: Gives the object for a persistent identifier; a pickle with one is refused if missing.
     """
-
-    stack: list[Any]
-    pop_mark: Callable[[], list[Any]]
 
     def __init__(
         self,
@@ -183,50 +231,6 @@ class ObjectUnpickler(pickle._Unpickler):
         elif not isinstance(target, dict):  # an OrderedDict of torch carries versions of modules: not needed
             raise WeightFileError(f"it sets the state of {type(target).__name__}, which has none")
 
-    def _append(self) -> None:
-        self._extend([self.stack.pop()])
-
-    def _appends(self) -> None:
-        self._extend(self.pop_mark())
-
-    def _extend(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        if not isinstance(target, list | Placeholder):
-            raise WeightFileError(f"it appends to {type(target).__name__}")
-        (target if isinstance(target, list) else target.items).extend(items)
-
-    def _set_item(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._update([key, value])
-
-    def _set_items(self) -> None:
-        self._update(self.pop_mark())
-
-    def _update(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        for key, value in _pairs(items):
-            if isinstance(target, Placeholder):
-                target.items.append((key, value))
-            else:
-                _set(target, key, value)
-
-    def _dict(self) -> None:
-        items = self.pop_mark()
-        made: dict[Any, Any] = {}
-        for key, value in _pairs(items):
-            _set(made, key, value)
-        self.stack.append(made)
-
-    def _add_items(self) -> None:
-        items = self.pop_mark()
-        if not isinstance(self.stack[-1], set):
-            raise WeightFileError(f"it adds to {type(self.stack[-1]).__name__} as if it were a set")
-        self.stack[-1].update(map(_key, items))
-
-    def _frozenset(self) -> None:
-        items = self.pop_mark()
-        self.stack.append(frozenset(map(_key, items)))
-
 
 def _pairs(items: list[Any]) -> Iterable[tuple[Any, Any]]:
     if len(items) % 2:
@@ -255,18 +259,29 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | bytes | int | float)
 
 
+_FILLING: dict[str, Callable[[Any], None]] = {
+    "APPEND": PlainUnpickler._append,
+    "APPENDS": PlainUnpickler._appends,
+    "SETITEM": PlainUnpickler._set_item,
+    "SETITEMS": PlainUnpickler._set_items,
+    "DICT": PlainUnpickler._dict,
+    "ADDITEMS": PlainUnpickler._add_items,
+    "FROZENSET": PlainUnpickler._frozenset,
+}
+
+
 def instructions(
     allowed: Iterable[str], refuse: Callable[[str], Exception], own: Mapping[str, Callable[[Any], None]] | None = None
 ) -> dict[int, Callable[[Any], None]]:
-    """Table of instructions for a subclass of Python's unpickler: by their byte, what runs them.
+    """Table of instructions for a subclass of `PlainUnpickler`: by their byte, what runs them.
 
     Args:
-        allowed: Names of those that run as Python has them.
+        allowed: Names of those that run as Python has them, or as `PlainUnpickler` fills containers.
         refuse: Makes the error for the name of any other.
         own: Those that run otherwise.
     """
     python = pickle._Unpickler.dispatch
-    names, own = set(allowed), own or {}
+    names, own = set(allowed), {**_FILLING, **(own or {})}
 
     def refusal(name: str) -> Callable[[Any], None]:
         def run(unpickler: Any) -> None:
@@ -275,7 +290,7 @@ def instructions(
         return run
 
     return {
-        ord(o.code): own.get(o.name) or (python[ord(o.code)] if o.name in names else refusal(o.name))
+        ord(o.code): (own.get(o.name) or python[ord(o.code)]) if o.name in names else refusal(o.name)
         for o in pickletools.opcodes
     }
 
@@ -297,13 +312,6 @@ ObjectUnpickler.dispatch = {
             "REDUCE": ObjectUnpickler._reduce,
             "NEWOBJ": ObjectUnpickler._reduce,
             "BUILD": ObjectUnpickler._build,
-            "APPEND": ObjectUnpickler._append,
-            "APPENDS": ObjectUnpickler._appends,
-            "SETITEM": ObjectUnpickler._set_item,
-            "SETITEMS": ObjectUnpickler._set_items,
-            "DICT": ObjectUnpickler._dict,
-            "ADDITEMS": ObjectUnpickler._add_items,
-            "FROZENSET": ObjectUnpickler._frozenset,
         },
     ).items()
 }

@@ -7,13 +7,12 @@ by the table of instructions that also reads foreign weights (`dalle_zoo.convert
 from __future__ import annotations
 
 import io
-import pickle
 import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dalle_zoo.convert.pickles import PLAIN, instructions
+from dalle_zoo.convert.pickles import PLAIN, PlainUnpickler, instructions
 from dalle_zoo_eval.benchmarks.base import BenchmarkError
 
 MAX_BYTES = 256 * 2**20
@@ -48,7 +47,7 @@ def load_plain(path: Path) -> Any:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise UnsafePickleError(f"it has {size} bytes, more than {MAX_BYTES}")
-        return _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        return _Unpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
     except UnsafePickleError as error:
         raise UnsafePickleError(f"{path} is not opened: {error}") from None
     except Exception as error:  # the reader raises nearly anything on damaged bytes
@@ -86,8 +85,8 @@ def _refusal(name: str) -> UnsafePickleError:
     return UnsafePickleError(f"it must hold plain data alone, but has the instruction {name}")
 
 
-class _PlainUnpickler(pickle._Unpickler):
-    """Python's own with few instructions and without imports."""
+class _Unpickler(PlainUnpickler):
+    """Few instructions and no imports."""
 
     dispatch = instructions(PLAIN | _SCALARS, _refusal)
 

@@ -168,6 +168,7 @@ def test_a_high_number_takes_no_memory(path: Path) -> None:
         b"\x80\x02.",  # nothing on the stack
         b"\x80\x02h\x05.",  # a value that was never numbered
         b"\x80\x02}]K\x01s.",  # a list as a key
+        b"})" + b"\x85" * 1_000_000 + b"Ns.",  # a key whose hash would take the interpreter's stack
         b"\x80\x02K\x01)R.",  # the call of a number
         b"\x80\x02cnumpy\ndtype\nX\x01\x00\x00\x00O\x85R.",  # a dtype of objects
         b"\x80\x02\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.",  # longer than the file
