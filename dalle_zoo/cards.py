@@ -240,10 +240,17 @@ def _targets(result: Result) -> str:
     if not result["targets"]:
         return ""
     rows = [
-        [t["name"], f"{t['required']:.2f}", f"{t['reached']:.2f}", "yes" if t["met"] else "**no**"]
+        [t["name"], f"{t['required']:.2f}", f"{t['reached']:.2f}", target_verdict(result, t["met"])]
         for t in result["targets"]
     ]
-    return table([["to reach", "at least", "reached", "met"], *rows])
+    return table([["to reach", "at least", "measured", "verdict"], *rows])
+
+
+def target_verdict(result: Result, met: bool) -> str:
+    """Whether a target was reached, in words; a result by other values than the protocol's tells nothing of it."""
+    if result["protocol"].get("overridden"):
+        return "not the protocol's numbers"
+    return "reached" if met else "not reached"
 
 
 def _recipes(name: str, components: Sequence[str]) -> str:

@@ -67,6 +67,13 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_card_of_other_values_than_the_protocols_meets_no_target(folder: Path, result: dict[str, Any]) -> None:
+    result["protocol"]["overridden"] = ["candidates: 2 instead of 16"]
+    text = render_card(folder, result)
+    for target in ("| first | 0.80 | 0.90", "| second | 0.30 | 0.10"):
+        assert f"{target} | not the protocol's numbers |" in text
+
+
 def test_a_card_holds_the_figures(folder: Path, result: dict[str, Any]) -> None:
     text = render_card(folder, result)
     for expected in (
@@ -81,8 +88,8 @@ def test_a_card_holds_the_figures(folder: Path, result: dict[str, Any]) -> None:
         "| bits per image token, shuffled captions | 3.500 | 3.500 |",
         "| concept accuracy, top 5, best of 16, % | 50.0 | 50.0 |",
         "- Not measured: retrieval: the model has no ranker.",
-        "| first | 0.80 | 0.90 | yes |",
-        "| second | 0.30 | 0.10 | **no** |",
+        "| first | 0.80 | 0.90 | reached |",
+        "| second | 0.30 | 0.10 | not reached |",
         "by seed 7",
         "(temperature 0.9).\n\n- PSNR is a mean.\n- It is no FID.\n\nThe evaluator is MobileNet",
         "MobileNet, at 128 pixels (sha256 ffffffffffffffff…)",

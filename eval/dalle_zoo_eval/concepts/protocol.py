@@ -105,6 +105,8 @@ class ConceptProtocol:
     """What the model is to reach."""
     notes: tuple[str, ...] = ()
     """Sentences that report and card repeat: what the figures mean."""
+    overridden: tuple[str, ...] = ()
+    """What a caller gave instead of the file's values, by `changed`; such numbers are not the protocol's."""
 
     def __post_init__(self) -> None:
         check_texts(self.name, self.title, self.notes)
@@ -148,7 +150,15 @@ class ConceptProtocol:
             splits[name] = rule if captions is None else replace(rule, captions=captions)
         if train_captions is not None and TRAIN not in splits:
             raise ProtocolError(f"{self.name} has no split {TRAIN!r}, so its captions cannot be counted")
-        return replace(self, splits=splits, **{name: value for name, value in values.items() if value is not None})
+        given = {name: value for name, value in values.items() if value is not None}
+        pairs = {name: (getattr(self, name), value) for name, value in given.items()}
+        pairs |= {f"captions of {name}": (rule.captions, splits[name].captions) for name, rule in self.splits.items()}
+        overridden = [
+            f"{name}: {now} instead of {'all' if before is None else before}"
+            for name, (before, now) in pairs.items()
+            if now != before
+        ]
+        return replace(self, splits=splits, overridden=(*self.overridden, *overridden), **given)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "protocol") -> ConceptProtocol:

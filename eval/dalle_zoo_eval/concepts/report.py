@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dalle_zoo.cards import CAPTIONS, figure_tables, kinds_of_pictures
+from dalle_zoo.cards import CAPTIONS, figure_tables, kinds_of_pictures, target_verdict
 from dalle_zoo_eval.concepts.protocol import ConceptProtocol
 from dalle_zoo_eval.documents import (
     Block,
@@ -124,12 +124,15 @@ def report_blocks(result: Mapping[str, Any], sheets: list[Picture]) -> list[Bloc
 
 def _targets(result: Mapping[str, Any]) -> Iterator[Block]:
     rows = [
-        [t["name"], field_text(t["required"]), f"{t['reached']:.3f}", "reached" if t["met"] else "not reached"]
+        [t["name"], field_text(t["required"]), f"{t['reached']:.3f}", target_verdict(result, t["met"])]
         for t in result["targets"]
     ]
     if rows:
         yield Heading(2, "Targets")
         yield Table(["to reach", "at least", "measured", "verdict"], rows)
+    if overridden := result["protocol"].get("overridden"):
+        yield Paragraph(f"Measured with other values than those of {result['protocol']['name']}:")
+        yield Bullets(overridden)
 
 
 def _figures(result: Mapping[str, Any]) -> Iterator[Block]:
@@ -142,8 +145,14 @@ def _figures(result: Mapping[str, Any]) -> Iterator[Block]:
             yield from figures[subject](result)
 
 
-def _bits_figures(result: Mapping[str, Any]) -> Iterator[Picture]:
+def _bits_figures(result: Mapping[str, Any]) -> Iterator[Block]:
     bits = {split: figures["bits"] for split, figures in result["splits"].items()}
+    worse = [split for split, of in bits.items() if of["none"] < of["right"]]
+    if worse:
+        yield Paragraph(
+            f"On {' and '.join(worse)} the right captions cost bits: the model predicts these pictures better "
+            "without a caption."
+        )
     bars = {label: {split: of[name] for split, of in bits.items()} for name, label in CAPTIONS.items()}
     text = "Bits per image token"
     yield Picture("bits.png", bar_figure(bars, title=text, score="bits, lower is better"), text)
@@ -170,5 +179,5 @@ def _provenance(result: Mapping[str, Any]) -> Iterator[Block]:
     yield Heading(2, "What was measured")
     yield field_table({"model": parts.pop("model"), "evaluator": result["evaluator"], "splits": splits, **parts})
     yield Heading(2, "Protocol")
-    shown_above = ("notes", "targets")
+    shown_above = ("notes", "targets", "overridden")
     yield field_table({name: value for name, value in result["protocol"].items() if name not in shown_above})

@@ -30,7 +30,12 @@ def test_the_kinds_are_not_mistaken_for_each_other(toy: Path) -> None:
 
 def test_what_a_caller_gives_stands_above_the_file(protocol: ConceptProtocol) -> None:
     assert protocol.changed(seed=None, train_captions=None) == protocol
+    assert protocol.changed(seed=0, candidates=3, train_captions=4).overridden == ()  # what the file says anyway
     changed = protocol.changed(seed=5, val_captions=3, temperature=0.5)
+    assert changed.overridden == (
+        "seed: 5 instead of 0", "temperature: 0.5 instead of 1.0", "captions of val-styles: 3 instead of all",
+        "captions of val-concepts: 3 instead of all",
+    )  # fmt: skip
     assert (changed.seed, changed.temperature, changed.candidates) == (5, 0.5, 3)
     assert [rule.captions for rule in changed.splits.values()] == [4, 3, 3]
     assert [rule.captions for rule in protocol.changed(train_captions=2).splits.values()] == [2, None, None]

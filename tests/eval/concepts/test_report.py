@@ -128,6 +128,29 @@ def test_what_was_not_measured_has_no_row(result: dict[str, Any], bars: Bars) ->
     assert "best of 3" not in bars["Concept accuracy, top 1"]
 
 
+@pytest.mark.usefixtures("bars")
+def test_numbers_by_other_values_than_the_protocols_meet_no_target(
+    result: dict[str, Any], protocol: ConceptProtocol
+) -> None:
+    result["protocol"] = json.loads(json.dumps(asdict(protocol.changed(candidates=2, train_captions=2))))
+    text = concept_summary(result)
+    for target in ("| share, train | 0.8 | 0.500", "| bits, val-styles | 0.3 | 1.500"):
+        assert f"{target} | not the protocol's numbers |" in text
+    assert (
+        "Measured with other values than those of toy:\n\n- candidates: 2 instead of 3\n- captions of train: 2" in text
+    )
+    result["protocol"]["overridden"] = []
+    assert "Measured with other values" not in concept_summary(result)
+
+
+@pytest.mark.usefixtures("bars")
+def test_it_is_said_where_no_caption_does_better(result: dict[str, Any]) -> None:
+    assert "better without a caption" not in concept_summary(result)
+    for split in ("val-styles", "val-concepts"):
+        result["splits"][split]["bits"]["none"] = 0.9
+    assert "On val-styles and val-concepts the right captions cost bits" in concept_summary(result)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
