@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dalle_zoo.cli.errors import check_device
 from dalle_zoo.cli.main import parser
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo_eval.protocol import CONCEPTS, COPY, list_protocols, protocol_file, read_fields
@@ -67,6 +68,7 @@ def _concepts(protocol: str, arguments: list[str]) -> None:
     p.add_argument("--overwrite", action="store_true", help="replace an existing result file, with its report")
     options = p.parse_args(arguments)
 
+    check_device(options.device)
     from dalle_zoo_eval.concepts.evaluate import evaluate_concepts
     from dalle_zoo_eval.concepts.report import concept_summary, report_folder
     from dalle_zoo_eval.evaluate import device_of_environment, share_of_environment
@@ -139,7 +141,7 @@ def _benchmark(protocol: str, arguments: list[str]) -> None:
     p.add_argument("--training", help="training pictures, folder or shards: looks for copies among the judged ones")
     p.add_argument("--threshold", type=float, help=f"cosine from which a picture is a copy ({COPY})")
     p.add_argument("--save-pictures", action="store_true", help="write the judged pictures as PNG files too")
-    p.add_argument("--batch-size", type=int, default=64, help="pictures drawn at once (64)")
+    p.add_argument("--batch-size", type=int, help="pictures drawn at once (64)")
     p.add_argument("--device", default="cpu", help="where the networks run (cpu)")
     p.add_argument("--out", type=Path, help="folder of the result (eval-PROTOCOL)")
     p.add_argument("--cache", type=Path, help="folder of measured chunks, to share the reference's (OUT/.cache)")
@@ -151,6 +153,7 @@ def _benchmark(protocol: str, arguments: list[str]) -> None:
     if options.threshold is not None and options.training is None:
         raise ValueError("--threshold needs --training, the folder in which copies are looked for")
 
+    check_device(options.device)
     from dalle_zoo_eval.evaluate import RESULT, Request, device_of_environment, evaluate, share_of_environment
     from dalle_zoo_eval.report import summary
 
@@ -228,6 +231,7 @@ def overlap(arguments: list[str]) -> None:
     p.add_argument("--out", type=Path, required=True, help="list to write; the sheet lies beside it as .png")
     options = p.parse_args(arguments)
 
+    check_device(options.device)
     from dalle_zoo_eval.evaluate import device_of_environment, share_of_environment
     from dalle_zoo_eval.memorisation import find_overlaps
 

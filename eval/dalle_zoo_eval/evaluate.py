@@ -35,7 +35,7 @@ from dalle_zoo_eval.provenance import PACKAGES, code_version, digest, package_ve
 from dalle_zoo_eval.report import COPIES, SAMPLES, write_report
 from dalle_zoo_eval.scoring import Scorer
 from dalle_zoo_eval.selfcheck import SelfCheck, check_reference
-from dalle_zoo_eval.subjects import ReadPictures
+from dalle_zoo_eval.subjects import BATCH, ReadPictures
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +81,15 @@ class Request:
     """Folder of measured chunks, which several evaluations may share; beside the result if missing."""
     device: str = "cpu"
     """Where the networks compute."""
-    batch_size: int = 64
-    """Pictures drawn at once."""
+    batch_size: int | None = None
+    """Pictures drawn at once; `BATCH` if missing."""
     share: Share = field(default_factory=Share)
     """Which part of the work this process begins with."""
+
+    @property
+    def drawn_at_once(self) -> int:
+        """Pictures that a model draws at once."""
+        return BATCH if self.batch_size is None else self.batch_size
 
 
 def evaluate(request: Request) -> dict[str, Any] | None:
@@ -190,10 +195,12 @@ def _judged(
     if pipe is not None:
         return drawn_by_model(
             pipe, protocol, benchmark, excluded=excluded, count=request.captions, candidates=request.candidates,
-            sampling=request.sampling, batch_size=request.batch_size,
+            sampling=request.sampling, batch_size=request.drawn_at_once,
         )  # fmt: skip
-    if request.candidates is not None or request.sampling:
-        raise ValueError("--candidates and the options of sampling belong to --model; --images are drawn already")
+    if request.candidates is not None or request.batch_size is not None or request.sampling:
+        raise ValueError(
+            "--candidates, --batch-size and the options of sampling belong to --model; --images are drawn already"
+        )
     assert request.images is not None
     return read_from_folder(request.images, protocol, benchmark, excluded=excluded, count=request.captions)
 

@@ -6,6 +6,7 @@ the work, and a killed run may go on, without a change in the pictures.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -28,6 +29,8 @@ from dalle_zoo_eval.provenance import digest
 
 # B samples, N candidates of a sample, H W pixels
 
+BATCH = 64
+"""Pictures that are drawn at once unless more or fewer are asked for."""
 READERS = 4
 """Threads that decode pictures; the decoders of Pillow and torch leave the interpreter while they work."""
 
@@ -132,6 +135,10 @@ class Sampling:
     """Classifier-free guidance; 1 is none."""
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if not 1 <= self.guidance < math.inf:
+            raise ValueError(f"guidance must be a finite number of at least 1, which is none, got {self.guidance}")
         if self.candidates < 1:
             raise ValueError(f"candidates must be at least 1, got {self.candidates}")
         outside = [n for n in self.curve if not 1 <= n <= self.candidates]
@@ -166,7 +173,7 @@ class DrawnPictures:
         sampling: Sampling,
         *,
         size: int | None = None,
-        batch_size: int = 64,
+        batch_size: int = BATCH,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")

@@ -283,6 +283,10 @@ def test_a_folder_of_pictures_is_scored_without_a_model(
         ({"exclusions": Path("some.txt")}, "leaves no picture out"),
         ({"layout": "cub"}, "unknown layout 'cub'"),
         ({"sampling": {"top_k": 0}}, "top_k must be a count of at least 1"),
+        ({"sampling": {"seed": -1}}, "seed must be at least 0, got -1"),
+        ({"sampling": {"guidance": 0.5}}, "guidance must be a finite number of at least 1, which is none, got 0.5"),
+        ({"sampling": {"guidance": float("nan")}}, "guidance must be a finite number"),
+        ({"model": None, "images": Path("x"), "batch_size": 64}, "--batch-size and the options of sampling belong to"),
         ({"networks": {"clip": Path("x")}}, r"(?s)inception-2015 .*fid, is.*dmgan .*--leave-out NAME"),
         ({"leave_out": ("clip",)}, "--leave-out clip: it is given with --network"),
         ({"leave_out": ("mobilenet",)}, "--leave-out mobilenet: toy does not need it"),
@@ -514,6 +518,10 @@ def test_the_command_draws_measures_and_reports(
     assert "left out: kid: subsets of 1000" in printed
     assert main([*arguments, "--network", "clip=y"]) == 2
     assert "--network names 'clip' twice" in capsys.readouterr().err
+    assert main([*arguments, "--device", "nonsense"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("dalle-zoo eval: device 'nonsense' cannot be used")
+    assert said.count("\n") == 1
     assert main(["eval", "coco30k", "--model", "emoji64"]) == 2
     assert "Did you mean 'coco-30k'" in capsys.readouterr().err
     assert main(["eval", "coco-30k", "--model", str(model), "--data", str(coco)]) == 2

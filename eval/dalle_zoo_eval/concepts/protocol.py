@@ -122,6 +122,8 @@ class ConceptProtocol:
             value = getattr(self, name)
             if not is_number(value) and not (value is None and name.startswith("top")):
                 raise ProtocolError(f"{name} must be a number, got {value!r}")
+        if self.guidance < 1:
+            raise ProtocolError(f"guidance must be at least 1, which is none, got {self.guidance}")
         for name in self.networks:
             check_choice("networks", name, (EVALUATOR,))
         check_rising("ks", self.ks, 1)

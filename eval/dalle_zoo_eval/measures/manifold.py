@@ -19,7 +19,8 @@ def precision_recall(reference: Tensor, generated: Tensor, k: int = 3) -> tuple[
     Near means within a sphere around a picture of the other side that reaches its k-th nearest neighbour of its own
     side. Distances are float64, and features that agree to rounding have distance 0.
 
-    Reference: Improved Precision and Recall Metric for Assessing Generative Models (Kynkaanniemi et al., 2019).
+    Reference: Improved Precision and Recall Metric for Assessing Generative Models (Kynkaanniemi et al., 2019). It
+    takes features of VGG-16; the protocols here take those of Inception, so their values do not compare with its own.
 
     Args:
         reference: (R, d).

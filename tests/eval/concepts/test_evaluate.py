@@ -194,6 +194,8 @@ def test_the_command(toy: Path, model: Path, tmp_path: Path, capsys: pytest.Capt
     protocol = result["protocol"]
     assert (protocol["candidates"], protocol["temperature"], protocol["seed"]) == (2, 0.5, 0)
     assert [figures["captions"] for figures in result["splits"].values()] == [2, 4, 4]
+    assert main([*command, "--overwrite", "--device", "nonsense"]) == 2
+    assert "device 'nonsense' cannot be used" in capsys.readouterr().err
     assert main(command) == 2
     assert "already there" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0

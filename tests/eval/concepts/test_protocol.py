@@ -66,6 +66,7 @@ def test_what_a_caller_gives_stands_above_the_file(protocol: ConceptProtocol) ->
         ({"ks": [5, 1]}, r"ks must rise, each number once, got \[5, 1\]"),
         ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
         ({"guidance": None}, "guidance must be a number, got None"),
+        ({"guidance": 0.5}, "guidance must be at least 1, which is none, got 0.5"),
         ({"title": ""}, "title must be one line of text"),
         ({"chunk": 0}, "chunk must be a whole number of at least 1"),
     ],
