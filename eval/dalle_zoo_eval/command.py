@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from dalle_zoo.cli.errors import check_device
@@ -140,6 +141,9 @@ def _benchmark(protocol: str, arguments: list[str]) -> None:
     p.add_argument("--seed", type=int, help="seed of the drawn pictures (the protocol's)")
     p.add_argument("--training", help="training pictures, folder or shards: looks for copies among the judged ones")
     p.add_argument("--threshold", type=float, help=f"cosine from which a picture is a copy ({COPY})")
+    p.add_argument(
+        "--copies-network", metavar="NAME", help="network that looks for copies (inception-2015, or the first given)"
+    )
     p.add_argument("--save-pictures", action="store_true", help="write the judged pictures as PNG files too")
     p.add_argument("--batch-size", type=int, help="pictures drawn at once (64)")
     p.add_argument("--device", default="cpu", help="where the networks run (cpu)")
@@ -152,6 +156,8 @@ def _benchmark(protocol: str, arguments: list[str]) -> None:
         raise ValueError(f"--network names {max(given, key=given.count)!r} twice: give each network once")
     if options.threshold is not None and options.training is None:
         raise ValueError("--threshold needs --training, the folder in which copies are looked for")
+    if options.copies_network is not None and options.training is None:
+        raise ValueError("--copies-network needs --training, the folder in which copies are looked for")
 
     check_device(options.device)
     from dalle_zoo_eval.evaluate import RESULT, Request, device_of_environment, evaluate, share_of_environment
@@ -178,6 +184,8 @@ def _benchmark(protocol: str, arguments: list[str]) -> None:
         cache=options.cache,
         device=device_of_environment(options.device),
         share=share_of_environment(),
+        copies_network=options.copies_network,
+        command=shlex.join(["dalle-zoo", "eval", *arguments]),
     )
     result = evaluate(request)
     if result is None:

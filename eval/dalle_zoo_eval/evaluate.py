@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from dalle_zoo.hub import write_json
 from dalle_zoo.pictures import save_png
@@ -28,10 +31,11 @@ from dalle_zoo_eval.benchmarks.contents import MEMO, remember
 from dalle_zoo_eval.claims import Claims
 from dalle_zoo_eval.judged import Judged, drawn_by_model, read_from_folder, sample_sheet
 from dalle_zoo_eval.judges import open_networks
+from dalle_zoo_eval.measures.frechet import LEVEL, ROUNDS, SEED
 from dalle_zoo_eval.measuring import Measurement, Share, bind, refuse_other_run
 from dalle_zoo_eval.memorisation import check_threshold, find_copies, measured_training
 from dalle_zoo_eval.protocol import COPY, Protocol, find_protocol
-from dalle_zoo_eval.provenance import PACKAGES, code_version, digest, package_versions
+from dalle_zoo_eval.provenance import PACKAGES, code_version, digest, gpu_name, package_versions
 from dalle_zoo_eval.report import COPIES, SAMPLES, write_report
 from dalle_zoo_eval.scoring import Scorer
 from dalle_zoo_eval.selfcheck import SelfCheck, check_reference
@@ -75,6 +79,8 @@ class Request:
     """Training pictures for the memorisation check: folder, shards, or a pattern of shards."""
     threshold: float = COPY
     """Cosine from which a picture counts as a copy."""
+    copies_network: str | None = None
+    """Network that looks for copies; Inception, or else the first one, if missing."""
     save_pictures: bool = False
     """Whether PNG files of the judged pictures are written too, while they are measured."""
     cache: Path | None = None
@@ -85,6 +91,8 @@ class Request:
     """Pictures drawn at once; `BATCH` if missing."""
     share: Share = field(default_factory=Share)
     """Which part of the work this process begins with."""
+    command: str | None = None
+    """Command line that asks for it, for the record."""
 
     @property
     def drawn_at_once(self) -> int:
@@ -119,21 +127,23 @@ def evaluate(request: Request) -> dict[str, Any] | None:
     judged = _judged(request, protocol, pipe, benchmark, excluded)
     identity = _identity(protocol, judged, source, excluded)
     refuse_other_run(request.out, identity)
-    remember(benchmark.pictures, cache / MEMO)
 
     real = Measurement(reference, networks, protocol.blur, chunk, cache, request.device)
     drawn = Measurement(judged.subject, networks, protocol.blur, chunk, cache, request.device)
     known = None
     if request.training is not None:
-        known = measured_training(request.training, protocol.picture, networks, chunk, cache, request.device)
-    real.run(request.share, label="reference")
+        known = measured_training(
+            request.training, protocol.picture, networks, chunk, cache, request.device, request.copies_network
+        )
+    remember(benchmark.pictures, cache / MEMO)
+    phases = {"reference": _run(real, request.share, label="reference")}
     check = _check_before_drawing(real, protocol, reference.items, cache, request.share)
     if request.share.rank == 0:
         bind(request.out, identity)
     pictures = request.out / "pictures" if request.save_pictures else None
-    drawn.run(request.share, label="judged", pictures=pictures)
+    phases["judged"] = _run(drawn, request.share, label="judged", pictures=pictures)
     if known is not None:
-        known.run(request.share, label="training pictures")
+        phases["training"] = _run(known, request.share, label="training pictures")
     if request.share.rank != 0:
         log.warning("process %d of %d has done its share", request.share.rank, request.share.world)
         return None
@@ -148,6 +158,7 @@ def evaluate(request: Request) -> dict[str, Any] | None:
         "selfcheck": check.checks,
         "reference": [asdict(record) for record in check.records],
         "scores": scorer.score(),
+        "bootstrap": {"level": LEVEL, "rounds": ROUNDS, "seed": SEED},
     }
     sheet = sample_sheet(judged, drawn, benchmark, protocol)
     sheets = [save_png(sheet, request.out / SAMPLES)]
@@ -155,16 +166,35 @@ def evaluate(request: Request) -> dict[str, Any] | None:
         sheets.append(request.out / COPIES)
         result["memorisation"] = find_copies(drawn, known, threshold=request.threshold, sheet=sheets[-1])
     result |= {
-        "speed": {"images_per_second": len(drawn.subject) / drawn.seconds()},
+        "speed": {
+            **phases,
+            "showing_seconds": {"reference": real.showing_seconds(), "judged": drawn.showing_seconds()},
+            "network_only_images_per_second": len(drawn.subject) / drawn.seconds(),
+        },
         "left_out": [*left_out, *check.left_out, *scorer.left_out],
         "code_version": code_version(),
         "versions": {"python": platform.python_version(), **package_versions(PACKAGES)},
         "device": request.device,
+        "run": {
+            "command": request.command,
+            "batch_size": None if pipe is None else request.drawn_at_once,
+            "threads": torch.get_num_threads(),
+            "processes": request.share.world,
+            "gpu": gpu_name(request.device),
+        },
         "date": datetime.now(UTC).date().isoformat(),
     }
     write_json(request.out / RESULT, result)
     write_report([request.out / RESULT], request.out, sheets=sheets)
     return result
+
+
+def _run(measurement: Measurement, share: Share, *, label: str, pictures: Path | None = None) -> dict[str, Any]:
+    """Runs a phase; the time of the clock that it took here, for what was still missing when it began."""
+    missing, start = measurement.missing(), time.perf_counter()
+    measurement.run(share, label=label, pictures=pictures)
+    seconds = time.perf_counter() - start
+    return {"images": missing, "seconds": seconds, "images_per_second": missing / seconds}
 
 
 def _check_before_drawing(
@@ -232,7 +262,7 @@ def _benchmark_record(
         "name": benchmark.name,
         "sha256": source,
         "items": len(benchmark.items),
-        "skipped": len(benchmark.skipped),
+        **benchmark.left_out(),
         "excluded": sum(item.key in excluded for item in benchmark.items),
         "exclusions": exclusions.name if exclusions is not None else None,
         "exclusions_sha256": digest(sorted(excluded)) if excluded else None,

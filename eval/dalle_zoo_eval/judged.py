@@ -96,6 +96,7 @@ def drawn_by_model(
         "kind": "model",
         "name": pipe.folder.name,
         "weights_sha256": {n: d for n, d in model_sha256(pipe).items() if n.endswith(".safetensors")},
+        "files_sha256": {n: d for n, d in model_sha256(pipe).items() if not n.endswith(".safetensors")},
         "sampling": asdict(fixed),
         "drawn_at": list(pipe.image_size),
     }
@@ -158,7 +159,7 @@ def read_from_folder(
             "weights_sha256": {},
             "sha256": contents,
             "sizes": _sizes(items),
-            "skipped": len(found.skipped),
+            **found.left_out(),
             "named_as_benchmark": len(namesakes),
             "excluded": len(left_out),
             "captions_sha256": digest(texts) if texts else None,

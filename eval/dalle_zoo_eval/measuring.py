@@ -39,6 +39,8 @@ from dalle_zoo_eval.subjects import Shown, Subject
 IDENTITY = "run.json"
 SECONDS = "seconds"
 """Name, in the metadata of a chunk, of the time that its network took."""
+SHOWING = "showing"
+"""Likewise of the time in which its pictures were drawn or read, by the thread that is one chunk ahead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,8 @@ class Ready:
     """For every network and every ``radius/candidates`` the prepared pictures, those of one size together."""
     order: dict[str, Tensor]
     """For every ``radius/candidates`` the places, among the prepared pictures, of the pictures in their order."""
+    seconds: float
+    """Time in which the pictures were drawn or read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,13 +144,23 @@ class Measurement:
                 self._measure(range(self.chunks), label, pictures)
                 self._measure(range(self.chunks), label, pictures, wait=True)
 
+    def missing(self) -> int:
+        """Samples that some network has not seen."""
+        return sum(len(self._indices(chunk)) for chunk in range(self.chunks) if self._lacking(chunk))
+
     def seconds(self) -> float:
-        """Time that the networks took, summed over chunks and processes."""
+        """Time that the networks themselves took, summed over chunks and processes."""
+        return sum(self._noted(name, SECONDS) for name in self.networks)
+
+    def showing_seconds(self) -> float:
+        """Time in which the pictures were drawn or read, summed likewise; networks compute meanwhile."""
+        return self._noted(next(iter(self.networks)), SHOWING)
+
+    def _noted(self, network: str, what: str) -> float:
         total = 0.0
-        for name in self.networks:
-            for chunk in range(self.chunks):
-                with safe_open(self.path(name, chunk), "pt") as file:
-                    total += float((file.metadata() or {}).get(SECONDS, 0))
+        for chunk in range(self.chunks):
+            with safe_open(self.path(network, chunk), "pt") as file:
+                total += float((file.metadata() or {}).get(what, 0))
         return total
 
     def _indices(self, chunk: int) -> range:
@@ -202,7 +216,9 @@ class Measurement:
         return self.path(network, chunk).with_suffix(".claim")
 
     def _make_ready(self, chunk: int, networks: Sequence[str]) -> Ready:
+        start = time.perf_counter()
         shown = self.subject.show(self._indices(chunk))
+        seconds = time.perf_counter() - start
         views: dict[str, dict[str, list[Tensor]]] = {name: {} for name in networks}
         order = {}
         for count, images in shown.pictures.items() if networks else ():
@@ -213,7 +229,7 @@ class Measurement:
                 stacks, order[view] = _by_size(blurred)
                 for name in networks:
                     views[name][view] = [self.networks[name].prepare(stack) for stack in stacks]
-        return Ready(shown=shown, views=views, order=order)
+        return Ready(shown=shown, views=views, order=order, seconds=seconds)
 
     def _finish(self, begun: Begun, pictures: Path | None, claims: Claims, writer: ThreadPoolExecutor) -> None:
         """Has the networks look at a chunk, and writes what they say of it."""
@@ -224,7 +240,8 @@ class Measurement:
             writing.result()  # the PNG files first: a chunk that is there needs no other look
         for name, (tensors, seconds) in features.items():
             with written_aside(self.path(name, begun.chunk)) as aside:
-                save_file(tensors, aside, metadata={SECONDS: f"{seconds:.6f}"})
+                noted = {SECONDS: f"{seconds:.6f}", SHOWING: f"{ready.seconds:.6f}"}
+                save_file(tensors, aside, metadata=noted)
             claims.release(self._claim(name, begun.chunk))
 
     def _look(self, name: str, ready: Ready) -> tuple[dict[str, Tensor], float]:

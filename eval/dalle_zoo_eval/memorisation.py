@@ -141,8 +141,9 @@ def measured_training(
     chunk: int,
     cache: Path,
     device: str = "cpu",
+    network: str | None = None,
 ) -> Measurement:
-    """Training pictures, to be measured by the network that compares them: Inception, or else the first one.
+    """Training pictures, to be measured by the network that compares them.
 
     Args:
         location: Folder, shards, or a pattern of shards.
@@ -151,8 +152,14 @@ def measured_training(
         chunk: Pictures that are measured together.
         cache: Folder of measured chunks.
         device: Where the network computes.
+        network: Name of the one that compares; Inception, or else the first one, if missing.
+
+    Raises:
+        ValueError: There is no such network.
     """
-    name = INCEPTION if INCEPTION in networks else next(iter(networks))
+    name = network or (INCEPTION if INCEPTION in networks else next(iter(networks)))
+    if name not in networks:
+        raise ValueError(f"--copies-network {name}: the networks of this evaluation are {', '.join(networks)}")
     pictures = TrainingPictures(location, foreign_crop(picture), picture.size)
     return Measurement(pictures, {name: networks[name]}, (0,), chunk, cache, device)
 
@@ -178,6 +185,9 @@ def find_copies(drawn: Measurement, known: Measurement, *, threshold: float, she
     assert isinstance(known.subject, TrainingPictures)
     return {
         "network": name,
+        "network_sha256": known.networks[name].record["sha256"],
+        "training": known.subject.name,
+        "training_sha256": _sha256(known),
         "training_pictures": len(known.subject),
         "unreadable": _unreadable(known, name),
         "threshold": threshold,
@@ -195,6 +205,11 @@ def _readable(known: Measurement, network: str) -> Iterator[Tensor]:
     parts = zip(known.read(network, "0/1/features"), known.read(network, "chosen/1"), strict=True)
     for features, chosen in parts:
         yield torch.where(chosen[:, None] == UNREADABLE, torch.nan, features)
+
+
+def _sha256(known: Measurement) -> str:
+    """Digest of the names and sizes of the files of a training set; their contents would take long to read."""
+    return str(known.subject.identity["source"])
 
 
 def _unreadable(known: Measurement, network: str) -> int:
@@ -237,7 +252,8 @@ def find_overlaps(
     side = read_benchmark(layout, data, rules.split(layout))
     items = [item for item in side.items if item.image]
     cache, chunk = out.parent / ".cache", rules.sampling.chunk
-    pictures = ReadPictures(items, rules.picture.crop, rules.picture.size, source=side.sha256(cache / MEMO))
+    source = side.sha256(cache / MEMO)
+    pictures = ReadPictures(items, rules.picture.crop, rules.picture.size, source=source)
     asked = Measurement(pictures, networks, (0,), chunk, cache, device)
     known = measured_training(training, rules.picture, networks, chunk, cache, device)
     remember(side.pictures, cache / MEMO)
@@ -251,5 +267,10 @@ def find_overlaps(
         pair_sheet(found, asked.pictures(closest), known.pictures(found.index[closest].tolist())),
         out.with_suffix(".png"),
     )
-    note = f"{side.name} in a training set of {len(known.subject)} pictures, {name} cosine at least {threshold}"
+    assert isinstance(known.subject, TrainingPictures)
+    note = (
+        f"{side.name} (sha256 {source}) in {known.subject.name}, a training set of {len(known.subject)} pictures "
+        f"(sha256 of names and sizes {_sha256(known)}), {name} (sha256 {networks[name].record['sha256']}) cosine at "
+        f"least {threshold}"
+    )
     return write_exclusions(found, [item.key for item in items], threshold, out, note=note), len(items)

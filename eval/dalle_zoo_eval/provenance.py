@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dalle_zoo import __version__
 
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "transformers", "numpy", "pillow")
@@ -34,6 +36,11 @@ def code_version() -> str:
         return __version__
     commit = described.stdout.strip()
     return f"{__version__}+{commit}" if commit else __version__
+
+
+def gpu_name(device: str) -> str | None:
+    """Name of the GPU that computes; None where none does."""
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None
 
 
 def package_versions(names: Sequence[str]) -> dict[str, str]:

@@ -431,6 +431,8 @@ def _provenance(results: Sequence[Result]) -> Iterator[Block]:
             "code_version": result.at("code_version"),
             "versions": result.at("versions"),
             "device": result.at("device"),
+            "run": result.at("run"),
+            "bootstrap": result.at("bootstrap"),
             "date": result.at("date"),
             "protocol": {key: value for key, value in result.protocol.items() if value != first.protocol.get(key)},
         }

@@ -23,6 +23,7 @@ from dalle_zoo_eval.measuring import Measurement
 from dalle_zoo_eval.networks.base import TextNetwork
 from dalle_zoo_eval.protocol import FID_FAMILIES, Protocol
 from dalle_zoo_eval.statistics import Moments, StatisticsError
+from dalle_zoo_eval.subjects import DrawnPictures
 
 # n samples, d features
 
@@ -62,6 +63,7 @@ class Scorer:
     ) -> None:
         self.protocol, self.generated, self.reference = protocol, generated, reference
         self.counts, self.captions, self.groups = generated.counts, captions, list(groups)
+        self.draws = isinstance(generated.subject, DrawnPictures)
         self._real: tuple[str, int, Reference] | None = None
         self.rows: list[Row] = []
         self.left_out: list[str] = []
@@ -111,7 +113,7 @@ class Scorer:
             "metric": metric,
             "family": family,
             "blur": radius,
-            "candidates": self.counts[-1] if count is None else count,
+            "candidates": (self.counts[-1] if count is None else count) if self.draws else None,
             "value": value,
             "samples": len(self.generated.subject),
             "reference_samples": len(self.reference.subject),

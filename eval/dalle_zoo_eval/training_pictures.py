@@ -37,6 +37,7 @@ class TrainingPictures:
 
     def __init__(self, location: str | Path, crop: Crop, size: int) -> None:
         self.source, self.crop, self.size = open_source(location), crop, size
+        self.name = Path(location).name
         self._block: tuple[int, list[Sample | None]] = (-1, [])
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import shutil
 import tarfile
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from dalle_zoo_eval.networks import NetworkFileError
 from dalle_zoo_eval.protocol import find_protocol
 from dalle_zoo_eval.selfcheck import SelfCheck, SelfCheckError, check_reference
 from dalle_zoo_eval.subjects import DrawnPictures, Sampling
+from dalle_zoo_eval.training_pictures import TrainingPictures
 from PIL import Image
 from torch import Tensor
 
@@ -154,6 +156,21 @@ def test_from_captions_to_report(
     assert all(check["passed"] for check in result["selfcheck"])
     assert [record["family"] for record in result["reference"]] == ["inception-2015", "dmgan"]
     assert result["memorisation"]["network"] == "inception-2015"
+    assert result["memorisation"]["training"] == "val2017"
+    assert len(result["memorisation"]["training_sha256"]) == 64
+    assert result["memorisation"]["network_sha256"] == PUBLISHED["inception-2015"][0].sha256
+    assert {"config.json", "tokenizer.json"} & {Path(name).name for name in result["subject"]["files_sha256"]}
+    assert result["bootstrap"] == {"level": 0.95, "rounds": 1000, "seed": 0}
+    assert result["run"] == {
+        "command": None, "batch_size": 64, "threads": torch.get_num_threads(), "processes": 1, "gpu": None
+    }  # fmt: skip
+    for phase, images in (("reference", PICTURES), ("judged", 12), ("training", PICTURES)):
+        took = result["speed"][phase]
+        assert took["images"] == images
+        assert took["images_per_second"] == pytest.approx(images / took["seconds"])
+    assert result["speed"]["judged"]["images_per_second"] < result["speed"]["network_only_images_per_second"]
+    assert 0 < result["speed"]["showing_seconds"]["judged"] < result["speed"]["judged"]["seconds"]
+    assert r"images\_per\_second" in (out / "report.md").read_text()
     assert len(result["memorisation"]["closest"]) == 12
     calls = {name: judge.calls for name, judge in networks.items()}
     again = evaluate(
@@ -161,6 +178,7 @@ def test_from_captions_to_report(
     )
     assert again is not None
     assert again["scores"] == result["scores"]
+    assert again["speed"]["judged"]["images"] == 0  # nothing was missing
     assert {name: judge.calls for name, judge in networks.items()} == calls  # all from the chunks
 
 
@@ -270,6 +288,32 @@ def test_a_folder_of_pictures_is_scored_without_a_model(
     assert result is not None
     assert any("clip_score: the pictures have no captions" in line for line in result["left_out"])
     assert result["subject"]["sizes"] == {"24x20": PICTURES}
+    assert {row["candidates"] for row in result["scores"]} == {None}
+
+
+def test_entries_that_were_left_out_are_named(
+    networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path
+) -> None:
+    del networks
+    data = shutil.copytree(coco, tmp_path / "data")
+    (data / "val2017" / "000000000003.jpg").unlink()
+    result = evaluate(request_of(protocol, data, tmp_path / "out", model=str(model)))
+    assert result is not None
+    assert result["benchmark"]["skipped"] == 1
+    assert result["benchmark"]["skipped_names"] == ["000000000003"]
+
+
+def test_the_network_that_looks_for_copies_can_be_chosen(
+    networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path
+) -> None:
+    del networks
+    more = {"model": str(model), "training": str(coco / "val2017")}
+    result = evaluate(request_of(protocol, coco, tmp_path / "out", copies_network="clip", **more))
+    assert result is not None
+    assert (result["memorisation"]["network"], result["memorisation"]["network_sha256"]) == ("clip", "clip")
+    with pytest.raises(ValueError, match="--copies-network mobilenet: the networks of this evaluation are inception"):
+        evaluate(request_of(protocol, coco, tmp_path / "other", copies_network="mobilenet", **more))
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
@@ -514,6 +558,10 @@ def test_the_command_draws_measures_and_reports(
     arguments = ["eval", protocol, "--model", str(model), "--data", str(coco), "--out", str(tmp_path / "out"), *given]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
+    asked = json.loads((tmp_path / "out" / "result.json").read_text())["run"]["command"]
+    assert shlex.split(asked) == ["dalle-zoo", *arguments]
+    assert main([*arguments, "--copies-network", "clip"]) == 2
+    assert "--copies-network needs --training" in capsys.readouterr().err
     assert "| **toy** | measured |" in printed
     assert "left out: kid: subsets of 1000" in printed
     assert main([*arguments, "--network", "clip=y"]) == 2
@@ -576,4 +624,10 @@ def test_overlaps_make_an_exclusion_list(
     assert "2 of 26 pictures" in capsys.readouterr().out
     assert load_exclusions(out) == {f"{number:012d}" for number in (3, 7)}
     assert out.with_suffix(".png").is_file()
+    head = out.read_text().splitlines()[0]
+    digests = [TrainingPictures(training, "center", 16).identity["source"], read_benchmark("coco", coco, "val2017")]
+    assert head == (
+        f"# coco:val2017 (sha256 {digests[1].sha256()}) in training, a training set of 2 pictures (sha256 of names "
+        f"and sizes {digests[0]}), clip (sha256 clip) cosine at least 0.999999"
+    )
     assert main([*arguments, "--threshold", "7", "--out", str(out)]) == 2

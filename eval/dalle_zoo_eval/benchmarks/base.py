@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from dalle_zoo.data.samples import read_captions
 from dalle_zoo.registry import Registry, UnknownNameError, suggest
 from dalle_zoo_eval.benchmarks.contents import content_digests
 
 log = logging.getLogger(__name__)
+
+NAMED = 20
+"""Entries left out that a result names."""
 
 
 class BenchmarkError(ValueError):
@@ -65,6 +69,10 @@ class Benchmark:
     def pictures(self) -> list[Path]:
         """All picture files."""
         return [item.image for item in self.items if item.image is not None]
+
+    def left_out(self) -> dict[str, Any]:
+        """What a result says of the entries that were left out: how many, and the names of the first ones."""
+        return {"skipped": len(self.skipped), "skipped_names": [s.partition(": ")[0] for s in self.skipped[:NAMED]]}
 
     def sha256(self, memo: Path | None = None) -> str:
         """Digest of keys, captions, boxes, classes, and the names and contents of the picture files.

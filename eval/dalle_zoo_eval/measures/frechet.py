@@ -25,6 +25,10 @@ CHUNK = 4096
 """Samples that are looked at once."""
 ROUNDS = 1000
 """Rounds of the bootstrap: the ends of a 95 % interval then vary by some 2 % of its width."""
+LEVEL = 0.95
+"""Share of repetitions within an interval."""
+SEED = 0
+"""Seed of the bootstrap, and of the order of smaller sets."""
 POINTS = 6
 """Sample sizes through which the line to infinity is drawn."""
 
@@ -98,7 +102,9 @@ class Extrapolation:
     """Their distances."""
 
 
-def frechet_extrapolated(features: Tensor, moments: Moments, reference: Reference, *, seed: int = 0) -> Extrapolation:
+def frechet_extrapolated(
+    features: Tensor, moments: Moments, reference: Reference, *, seed: int = SEED
+) -> Extrapolation:
     """The distance that infinitely many samples would have.
 
     The distance of n samples is too high by a term close to linear in 1/n, of a size that depends on the model, so
@@ -170,8 +176,8 @@ def bootstrap_interval(
     reference: Reference,
     *,
     rounds: int = ROUNDS,
-    seed: int = 0,
-    level: float = 0.95,
+    seed: int = SEED,
+    level: float = LEVEL,
 ) -> tuple[float, float]:
     """Where the distance of another n samples of the same model would lie.
 

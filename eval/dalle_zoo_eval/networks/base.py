@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,8 +29,11 @@ class Network(Protocol):
         """Name in `NETWORKS`."""
 
     @property
-    def record(self) -> Mapping[str, str | int]:
-        """What a result file says of it: ``name``, ``sha256`` of the weights, ``pixels``, ``resize``."""
+    def record(self) -> Mapping[str, Any]:
+        """What a result file says of it: ``name``, ``sha256`` of the weights, ``pixels``, ``resize``.
+
+        A network of several files adds ``files_sha256``, the digest of each.
+        """
 
     def prepare(self, images: Tensor) -> Tensor:
         """What can be done to uint8 pictures (B, 3, H, W) beforehand, in another thread: scaling on the CPU.

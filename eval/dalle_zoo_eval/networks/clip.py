@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from dalle_zoo_eval.networks.base import NETWORKS, NetworkFileError, check_image
 
 # B pictures or captions, H W pixels, d features
 
+TEXTS = (".json", ".txt", ".model")
+"""Endings of the files that say how pictures are scaled and captions become tokens."""
 CAPTIONS = 256
 """Captions encoded at once."""
 
@@ -24,7 +27,7 @@ class ContrastiveNetwork:
     """A CLIP folder of transformers, ready to use."""
 
     name: str
-    record: Mapping[str, str | int]
+    record: Mapping[str, Any]
     ranker: Ranker
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -75,10 +78,11 @@ def open_contrastive(name: str, folder: Path, device: torch.device, expected_sha
     except (FileNotFoundError, ValueError) as error:
         raise NetworkFileError(f"{folder} cannot be opened as a CLIP folder: {error}") from None
     height, width = ranker.preprocessing.crop
-    record: dict[str, str | int] = {
+    record = {
         "name": name,
         "sha256": digest,
         "pixels": height,
         "resize": f"{ranker.preprocessing.mode} with antialias, centre crop {height}x{width}",
+        "files_sha256": {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.suffix in TEXTS},
     }
     return ContrastiveNetwork(name=name, record=record, ranker=ranker)

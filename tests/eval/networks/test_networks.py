@@ -73,7 +73,10 @@ def test_settings_of_the_caller_change_nothing(network: Network, images: Tensor)
 def test_a_record_is_plain_and_complete(network: Network) -> None:
     assert network.record["name"] == network.name
     assert len(str(network.record["sha256"])) == 64
-    assert {"name", "sha256", "pixels", "resize"} == set(network.record)
+    several = {"files_sha256"} if network.name in ("clip", "ranker") else set()
+    assert {"name", "sha256", "pixels", "resize", *several} == set(network.record)
+    if several:
+        assert {"config.json", "tokenizer.json", "preprocessor_config.json"} <= set(network.record["files_sha256"])
 
 
 def test_only_bytes_are_looked_at(network: Network, images: Tensor) -> None:
