@@ -1,14 +1,19 @@
 """Claims on work that any of several processes could do: one does it, the others pass by or wait.
 
-A claim is a lock of the operating system on an empty file. The system takes it back when its owner ends, in whatever
-way, so none outlives a kill or a lost machine, and none needs an age or a name. Where a file system has no locks, all
-processes get all claims: work may then be done twice, with one result.
+A claim is a lock of the operating system on a file. The system takes it back when its owner ends, in whatever way, so
+none outlives a kill or a lost machine, and none needs an age. The file names its owner for one purpose only: who waits
+long says for whom, since an owner that hangs keeps its claim. Where a file system has no locks, all processes get all
+claims: work may then be done twice, with one result.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from contextlib import suppress
+import platform
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Self
@@ -18,6 +23,12 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 60.0
+"""Seconds after which one that waits says so."""
 
 
 class Claims:
@@ -39,7 +50,11 @@ class Claims:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if wait:
+                    with _impatient(path):
+                        fcntl.flock(file, fcntl.LOCK_EX)
+                else:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(file)
             return False
@@ -49,6 +64,9 @@ class Claims:
             os.close(file)
             raise
         self._files[path] = file
+        with suppress(OSError):  # a full disk takes nothing from the lock
+            os.ftruncate(file, 0)
+            os.write(file, f"process {os.getpid()} on {platform.node()}".encode())
         return True
 
     def release(self, path: Path) -> None:
@@ -66,3 +84,23 @@ class Claims:
     ) -> None:
         for path in list(self._files):
             self.release(path)
+
+
+@contextmanager
+def _impatient(path: Path) -> Iterator[None]:
+    """Tells in the log, after a while, whose claim the block waits for."""
+
+    def tell() -> None:
+        owner = path.read_text(errors="replace") if path.is_file() else ""
+        log.warning(
+            "waiting since %g s for %s, which works on %s: end it if it hangs, and its work is done here",
+            PATIENCE, owner or "another process", path.with_suffix(""),
+        )  # fmt: skip
+
+    timer = threading.Timer(PATIENCE, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -78,6 +79,25 @@ def test_a_claim_has_one_owner(tmp_path: Path) -> None:
     assert not path.exists()  # given back at the end of the block
     with Claims() as third:
         assert third.take(path, wait=False)
+
+
+def test_who_waits_long_says_for_whom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    path = tmp_path / "000007.claim"
+    with Claims() as hung, Claims() as first:
+        assert hung.take(path, wait=False)
+        waiting = threading.Thread(target=first.take, args=(path,), kwargs={"wait": True})
+        waiting.start()
+        limit = time.monotonic() + 20
+        while not caplog.messages and time.monotonic() < limit:
+            time.sleep(0.01)
+        hung.release(path)
+        waiting.join(20)
+    (message,) = caplog.messages
+    assert f"for process {os.getpid()} on " in message
+    assert f"{tmp_path / '000007'}:" in message
 
 
 def test_without_locks_everybody_may_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
