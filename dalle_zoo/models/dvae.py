@@ -242,21 +242,6 @@ class EncodingTokenizer(ImageTokenizer):
         self.config = config
         self.encoder = Encoder(config)
 
-    @property
-    def codebook_size(self) -> int:
-        """Number of codes K."""
-        return self.config.codebook_size
-
-    @property
-    def factor(self) -> int:
-        """Pixels per code along one side."""
-        return self.config.factor
-
-    @property
-    def image_size(self) -> int:
-        """Side of the square training pictures, pixels."""
-        return self.config.image_size
-
     def map_pixels(self, images: Tensor) -> Tensor:
         """Maps pixels from [0, 1] to [eps, 1 - eps], where the logit is finite (appendix A.3)."""
         return images * (1 - 2 * self.config.pixel_eps) + self.config.pixel_eps

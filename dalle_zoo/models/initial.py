@@ -54,5 +54,16 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if _is_sharded(tensor) else tensor
 
 
+def shard_like(part: Tensor, parameter: Tensor) -> Tensor:
+    """What this process holds of a tensor, sharded as the parameter is, on its device."""
+    part = part.to(local(parameter.detach()).device)
+    if not _is_sharded(parameter):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(part, mesh, placements, shape=parameter.shape, stride=parameter.stride())
+
+
 def _is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     return hasattr(tensor, "to_local")

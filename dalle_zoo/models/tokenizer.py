@@ -18,24 +18,24 @@ class ImageTokenizer(nn.Module, ABC):
     config_class: ClassVar[type]
     """Frozen dataclass of the architecture; its fields are what ``config.json`` holds."""
     config: Any
-    """Instance of `config_class`."""
+    """Instance of `config_class`, which says `codebook_size`, `factor` and `image_size` unless the class does."""
     decodes: ClassVar[bool] = True
     """Whether there is a way back; `decode` of one without raises `ValueError`."""
 
     @property
-    @abstractmethod
     def codebook_size(self) -> int:
         """Number of codes K; codes are 0 .. K - 1."""
+        return int(self.config.codebook_size)
 
     @property
-    @abstractmethod
     def factor(self) -> int:
         """Pixels per code along one side."""
+        return int(self.config.factor)
 
     @property
-    @abstractmethod
     def image_size(self) -> int:
         """Side of the square pictures the tokenizer was made for, pixels."""
+        return int(self.config.image_size)
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:

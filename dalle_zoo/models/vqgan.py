@@ -354,21 +354,6 @@ class VQGAN(ImageTokenizer):
         self.post_quant_conv = nn.Conv2d(config.code_channels, config.latent_channels, 1)
         self.decoder = Decoder(config)
 
-    @property
-    def codebook_size(self) -> int:
-        """Number of codes K."""
-        return self.config.codebook_size
-
-    @property
-    def factor(self) -> int:
-        """Pixels per code along one side."""
-        return self.config.factor
-
-    @property
-    def image_size(self) -> int:
-        """Side of the square training pictures, pixels."""
-        return self.config.image_size
-
     def vectors(self, images: Tensor) -> Tensor:
         """What the quantizer sees: pixels in [0, 1], (B, C, H, W), to (B, D, h, w).
 

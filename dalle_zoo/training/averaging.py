@@ -11,9 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-from torch.distributed.tensor import DTensor
 
-from dalle_zoo.models.initial import local
+from dalle_zoo.models.initial import local, shard_like
 
 STATE = "average"
 """Key of a checkpoint below which the averaged weights lie, by the names of the weights."""
@@ -129,7 +128,7 @@ class WeightEMA(Callback):
         names = (name for name, _ in pl_module.named_parameters())
         parameters = pl_module.parameters()
         checkpoint[STATE] = {
-            name: _like(average, parameter)
+            name: shard_like(average, parameter).to("cpu", copy=True)
             for name, parameter, average in zip(names, parameters, self.average, strict=True)
         }
 
@@ -166,13 +165,3 @@ def _reshard(module: LightningModule) -> None:
     handle = root._handle if isinstance(root, FullyShardedDataParallel) else None  # it has no method for this
     if handle is not None and not handle.needs_unshard():
         handle.reshard(free_unsharded_flat_param=True)
-
-
-def _like(average: Tensor, parameter: Tensor) -> Tensor:
-    """The average of a parameter on the CPU, sharded as the parameter is."""
-    if not isinstance(parameter, DTensor):
-        return average.to("cpu", copy=True)
-    shard = average.to(local(parameter.detach()).device)  # one at a time: a mesh of GPUs takes no tensor of the CPU
-    mesh, placements = parameter.device_mesh, parameter.placements
-    whole = DTensor.from_local(shard, mesh, placements, shape=parameter.shape, stride=parameter.stride())
-    return whole.to("cpu")

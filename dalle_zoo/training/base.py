@@ -20,7 +20,7 @@ from dalle_zoo.sampling.noise import picture_seed
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names, make_optimizer
 from dalle_zoo.training.schedules import LearningRate, LearningRateScheduler
 from dalle_zoo.training.strategies import FSDP1, ExchangesGradients, FullyShard
-from dalle_zoo.training.strategies.states import EXCHANGE
+from dalle_zoo.training.strategies.states import DROPPED, EXCHANGE
 from dalle_zoo.zoo import find_component
 
 log = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ class StageModule(LightningModule):
             raise ValueError(f"the checkpoint is of another network: expected {own}, got {checkpoint['dalle_zoo']}")
         self._restored_updates = checkpoint["global_step"]
         if checkpoint.get(EXCHANGE):  # a strategy that has a place for it has taken it out
-            log.warning("what PowerSGD had still to send is dropped: the strategy of this run sends whole gradients")
+            log.warning(DROPPED)
 
     def architecture(self) -> dict[str, Any]:
         """Architecture of the network as plain data."""

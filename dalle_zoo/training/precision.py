@@ -40,6 +40,8 @@ _PLAIN: Mapping[str, Callable[[str], Precision]] = {  # device type to plugin
     "16-mixed": lambda device: MixedPrecision("16-mixed", device),
     "16-resblock": lambda device: ResblockPrecision("emulated" if device == "cpu" else "float16"),
 }
+MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""In which type the precisions that keep float32 weights compute."""
 PRECISIONS = tuple(_PLAIN)
 """Names of the precisions."""
 _FSDP1: Mapping[str, Callable[[str], Precision]] = {
@@ -245,12 +247,12 @@ class FSDP1Precision(FSDPPrecision):
     @property
     def unit_config(self) -> FSDP1Policy:
         """Of a residual branch: gathered in the type in which it computes."""
-        gathered = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision)
+        gathered = MIXED.get(self.precision)
         return FSDP1Policy(param_dtype=gathered, reduce_dtype=torch.float32)
 
     def forward_context(self) -> AbstractContextManager[Any]:
         """Autocast on the device in use; Lightning's is for CUDA alone."""
-        dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision)
+        dtype = MIXED.get(self.precision)
         if dtype is None:
             return super().forward_context()
         return torch.autocast(self.device_type, dtype, cache_enabled=False)

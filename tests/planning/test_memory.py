@@ -163,7 +163,6 @@ def test_the_dvae_is_counted_as_well(size: str, batch: int, precision: str) -> N
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 def test_the_fullest_moment_is_that_of_the_cuda_allocator(precision: str, recompute: bool) -> None:

@@ -22,7 +22,9 @@ SAME = {"rtol": 1e-7, "atol": 1e-7}
 """Both compute the same formula in float32."""
 SETTINGS: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.96), "eps": 1e-8, "weight_decay": 0.1}
 UNREACHED = 1e6
-needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
+needs_torchao = pytest.mark.skipif(
+    importlib.util.find_spec("torchao") is None, reason="torchao is not installed: pip install dalle-zoo[moments]"
+)
 # torchao complains about torch's registration of its enumerations, and about extensions of other platforms.
 quiet = pytest.mark.filterwarnings("ignore::Warning:torchao", "ignore::UserWarning", "ignore::FutureWarning")
 

@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import Shard
 
+from dalle_zoo.training.precision import MIXED
 from dalle_zoo.training.strategies.states import ShardedStates
 
 REPLICATE, SHARD = "replicate", "shard"
@@ -92,7 +93,7 @@ def unit_policy(precision: Precision) -> MixedPrecisionPolicy:
     own: MixedPrecisionPolicy | None = getattr(precision, "unit_policy", None)
     if own is not None:
         return own
-    gathered = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(precision.precision))
+    gathered = MIXED.get(str(precision.precision))
     return MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 

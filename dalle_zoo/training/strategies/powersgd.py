@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,8 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 from torch import Tensor
 from torch import distributed as dist
-from torch.distributed.tensor import DTensor
 
-from dalle_zoo.models.initial import local
+from dalle_zoo.models.initial import local, shard_like
 from dalle_zoo.training.powersgd import PowerSGD
 from dalle_zoo.training.strategies.fsdp2 import REPLICATE, SHARD, FullyShard
 from dalle_zoo.training.strategies.states import EXCHANGE
@@ -30,9 +31,9 @@ class ExchangesGradients(ParallelStrategy):
     _errors: Mapping[str, Tensor] | None = None
     """Buffers of a checkpoint, until there is an exchange to hand them to."""
 
+    @abstractmethod
     def make_exchange(self) -> PowerSGD:
         """The algorithm with its options; the processes are connected."""
-        raise NotImplementedError
 
     def exchange_gradients(self, finite: Tensor | None = None) -> bool:
         """Averages the gradients over the copies.
@@ -47,10 +48,9 @@ class ExchangesGradients(ParallelStrategy):
             self.exchange = self.make_exchange()
             if self._errors:
                 self.exchange.load_error_means(dict(self._parts(self._errors)))
-        compressed = self._compressed()
         gradients = {name: local(p.grad) for name, p in self._parameters() if p.grad is not None}
-        low_rank = {name: gradient for name, gradient in gradients.items() if name in compressed}
-        others = [gradient for name, gradient in gradients.items() if name not in compressed]
+        low_rank = {name: gradient for name, gradient in gradients.items() if name in self._compressed}
+        others = [gradient for name, gradient in gradients.items() if name not in self._compressed]
         done = self.exchange.reduce(dict(self._parts(low_rank)), others, finite)
         if not done:
             for _, parameter in self._parameters():
@@ -74,7 +74,9 @@ class ExchangesGradients(ParallelStrategy):
         assert self.lightning_module is not None
         return self.lightning_module.named_parameters()
 
+    @cached_property
     def _compressed(self) -> set[str]:
+        """Names of the matrices that go as factors."""
         net: Any = self.lightning_module.net  # type: ignore[union-attr]
         matrices = {p for block in net.residual_blocks() for p in block.branch.parameters() if p.ndim == 2}
         return {name for name, parameter in self._parameters() if parameter in matrices}
@@ -165,27 +167,17 @@ class HSDPPowerSGD(ExchangesGradients, FullyShard):
     def exchange_state(self) -> dict[str, Tensor]:
         """The error buffers' mean over the machines, sharded as the parameters are."""
         parameters = dict(self._parameters())
-        return {name: _like(mean, parameters[name]) for name, mean in self.error_means().items()}
+        return {name: shard_like(mean, parameters[name]) for name, mean in self.error_means().items()}
 
     def load_exchange_state(self, load: Callable[[Mapping[str, Tensor]], None]) -> None:
         """Restores them, of any number of shards and machines."""
-        wanted = self._compressed()
         sharded = {
             name: torch.zeros_like(parameter, dtype=torch.float32)
             for name, parameter in self._parameters()
-            if name in wanted
+            if name in self._compressed
         }
         load(sharded)
         self._errors = {name: local(tensor.detach()) for name, tensor in sharded.items()}
-
-
-def _like(mean: Tensor, parameter: Tensor) -> Tensor:
-    if not isinstance(parameter, DTensor):
-        return mean
-    device = local(parameter.detach()).device
-    return DTensor.from_local(
-        mean.to(device), parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
-    )
 
 
 def _positive(rank: int) -> int:

@@ -29,6 +29,8 @@ from dalle_zoo.training.sharded import is_sharded, load_sharded, names, read_sta
 
 log = logging.getLogger(__name__)
 
+DROPPED = "what PowerSGD had still to send is dropped: the strategy of this run sends whole gradients"
+
 EXCHANGE = "exchange"
 """Key of what a strategy that compresses gradients has still to send."""
 _WHOLE = StateDictOptions(full_state_dict=True)
@@ -88,7 +90,7 @@ class ShardedStates(ParallelStrategy):
 
     def load_exchange_state(self, load: Callable[[Mapping[str, Tensor]], None]) -> None:
         """Restores `exchange_state`: ``load`` fills tensors, whole or sharded, by name."""
-        log.warning("what PowerSGD had still to send is dropped: the strategy of this run sends whole gradients")
+        log.warning(DROPPED)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
