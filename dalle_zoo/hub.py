@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from dalle_zoo.files import stays_inside, sync, written_aside
 from dalle_zoo.models.dvae import DVAE  # noqa: F401 (registers itself)
+from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.models.initial import copy_shard
-from dalle_zoo.models.prior import Prior, PriorConfig
+from dalle_zoo.models.prior import Prior  # noqa: F401 (registers itself)
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
 from dalle_zoo.models.vqgan import VQGAN  # noqa: F401 (registers itself)
 from dalle_zoo.registry import suggest
@@ -333,8 +334,8 @@ def load_image_tokenizer(folder: Path, device: str | torch.device | None = None)
     return net.to(device).eval()
 
 
-def load_prior(folder: Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Prior:
-    """Reads a prior, ready for evaluation.
+def load_prior(folder: Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> ImagePrior:
+    """Reads a prior of any registered kind, ready for evaluation.
 
     Args:
         folder: With ``config.json`` and weights.
@@ -342,10 +343,12 @@ def load_prior(folder: Path, device: str | torch.device | None = None, dtype: to
         dtype: Its precision; float32 if missing.
     """
     values = read_json(Path(folder) / CONFIG)
-    if values.pop("type", None) != "prior":
-        raise ModelFolderError(f'{folder}/{CONFIG} is not a prior: expected "type": "prior"')
-    config = config_from_dict(PriorConfig, values, str(Path(folder) / CONFIG))
-    net = _without_storage(lambda: Prior(config))
+    kind = values.pop("type", None)
+    if kind not in PRIORS:
+        raise ModelFolderError(f'{folder}/{CONFIG} is not a prior: expected "type": "prior", or {", ".join(PRIORS)}')
+    cls = PRIORS[kind]
+    config = config_from_dict(cls.config_class, values, str(Path(folder) / CONFIG))
+    net = _without_storage(lambda: cls(config))
     load_weights(net, Path(folder) / WEIGHTS, device=device, dtype=dtype)
     return net.eval()
 

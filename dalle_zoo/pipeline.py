@@ -15,14 +15,14 @@ from torch import Tensor
 
 from dalle_zoo import __version__, hub
 from dalle_zoo.convert import load_any_image_tokenizer
-from dalle_zoo.models.prior import Prior
+from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.models.ranker import Ranker
-from dalle_zoo.models.tokenizer import ImageTokenizer
+from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
 from dalle_zoo.pictures import from_pil, to_pil, to_rgb
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo.remote import Access
 from dalle_zoo.sampling import Sampler, picture_seed, sample_codes
-from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer, load_text_tokenizer
+from dalle_zoo.tokenizers import TextTokenizer, load_text_tokenizer
 from dalle_zoo.zoo import INDEX, RECORD, find_component, find_model
 
 # P prompts, N candidates of a prompt, B = P * N pictures, h w code grid
@@ -63,7 +63,7 @@ class DallePipeline:
     def __init__(
         self,
         image_tokenizer: ImageTokenizer,
-        prior: Prior,
+        prior: ImagePrior,
         tokenizer: TextTokenizer,
         ranker: Ranker | None = None,
         folder: Path | None = None,
@@ -72,7 +72,6 @@ class DallePipeline:
         self.folder = folder
         self._ranker = ranker
         self._check_parts()
-        self.captions = CaptionEncoder(tokenizer, prior.config.text_length)
 
     def _check_parts(self) -> None:
         c, t = self.prior.config, self.image_tokenizer
@@ -86,16 +85,12 @@ class DallePipeline:
                 f"the image tokenizer ({type(t).__name__}) has no decoder, so no picture can be drawn: "
                 "convert it again with its decoder, see docs/convert.md"
             )
-        if c.text_vocab != self.tokenizer.vocab_size:
-            raise ValueError(
-                f"the prior has {c.text_vocab} text tokens, the text tokenizer {self.tokenizer.vocab_size}: "
-                "they were not trained together"
-            )
+        self.prior.check_tokenizer(self.tokenizer)
 
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
-        return self.prior.start_of_text.device
+        return self.prior.device
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -192,8 +187,10 @@ class DallePipeline:
             for name in COMPONENTS[: 4 if ranker is not None else 3]:
                 (new / name).mkdir()
             # In full precision whatever the prior's: a code is an argmax, and must be the one of training.
-            hub.save_network(self.image_tokenizer, _kind(self.image_tokenizer), new / "dvae")
-            hub.save_network(self.prior, "prior", new / "prior", dtype, shard_bytes=shard_bytes)
+            tokenizer_type = IMAGE_TOKENIZERS.name_of(type(self.image_tokenizer))
+            hub.save_network(self.image_tokenizer, tokenizer_type, new / "dvae")
+            prior_type = PRIORS.name_of(type(self.prior))
+            hub.save_network(self.prior, prior_type, new / "prior", dtype, shard_bytes=shard_bytes)
             self.tokenizer.save(new / "tokenizer")
             if ranker is not None:
                 ranker.save(new / "ranker")
@@ -255,7 +252,7 @@ class DallePipeline:
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Captions to padded ids, int64 (P, T)."""
-        return self.captions(prompts).to(self.device)
+        return self.prior.encode_captions(self.tokenizer, prompts).to(self.device)
 
     def prime_codes(self, image: Image.Image | Tensor, rows: int) -> Tensor:
         """Codes of the top rows of a picture, which a drawing then continues (section 3.3).
@@ -452,12 +449,6 @@ class DallePipeline:
     def __repr__(self) -> str:
         height, width = self.image_size
         return f"DallePipeline({self.folder or 'not saved'}, {height}x{width} pixels, on {self.device})"
-
-
-def _kind(tokenizer: ImageTokenizer) -> str:
-    from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS
-
-    return next(name for name in IMAGE_TOKENIZERS if IMAGE_TOKENIZERS[name] is type(tokenizer))
 
 
 def _draw_seed(generator: torch.Generator | None) -> int:

@@ -93,6 +93,13 @@ class Registry(Mapping[str, T], Generic[T]):
             self._add(name, self._external()[name].load())
         return self._members[name]
 
+    def name_of(self, member: T) -> str:
+        """Name of a member; `UnknownNameError` if it is none."""
+        found = next((name for name in self if self[name] is member), None)
+        if found is None:
+            raise UnknownNameError(f"{member!r} is no registered {self.kind}: register it")
+        return found
+
     def __contains__(self, name: object) -> bool:
         return name in self._members or name in self._external()
 

@@ -24,6 +24,8 @@ from torch.nn import functional as F
 
 from dalle_zoo.masks import Mask, TextImageLayout, layer_masks
 from dalle_zoo.models.attention import Attention
+from dalle_zoo.models.decoding import PriorDecoding
+from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.models.initial import fill, fresh_seed
 from dalle_zoo.models.residual import Residual, ResidualBlock
 
@@ -161,7 +163,8 @@ class PriorLoss(NamedTuple):
     """Mean over the image tokens of the batch."""
 
 
-class Prior(nn.Module):
+@PRIORS.register("prior")
+class Prior(ImagePrior):
     """Sparse autoregressive transformer over text and image tokens.
 
     Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), section 2.2 and appendix B.
@@ -185,6 +188,7 @@ class Prior(nn.Module):
     """
 
     config_class = PriorConfig
+    config: PriorConfig
 
     def __init__(self, config: PriorConfig, backend: str = "sdpa") -> None:
         super().__init__()
@@ -291,6 +295,15 @@ class Prior(nn.Module):
         x = self.hidden(text, codes)
         split = self.config.text_length
         return Logits(self.text_head(x[:, :split]), self.image_head(x[:, split:]))
+
+    def image_logits(self, text: Tensor, codes: Tensor) -> Tensor:
+        """Image logits alone, (B, N, K)."""
+        logits: Tensor = self.image_head(self.hidden(text, codes)[:, self.config.text_length :])
+        return logits
+
+    def decoding(self, text: Tensor, num_candidates: int) -> PriorDecoding:
+        """Reads the captions and gets ready to draw."""
+        return PriorDecoding(self, text, num_candidates)
 
     def is_token(self, text: Tensor) -> Tensor:
         """Which positions hold a text token, not padding: bool (B, T)."""

@@ -1,12 +1,4 @@
-"""Draws code grids from the prior, token by token.
-
-```
-text (P, T) ─► prefill once a prompt ─► text keys and values of every layer
-                                             │ shared by the n candidates
-SOI ─► step 0 ─► token ─► step 1 ─► token ─► … ─► step N-1 ─► codes (P, n, h, w)
-```
-`full forward == cached decode` for every registered mask is a test.
-"""
+"""Draws code grids from any prior, token by token."""
 
 from __future__ import annotations
 
@@ -16,64 +8,18 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from dalle_zoo.models.prior import Prior
-from dalle_zoo.sampling.cache import LayerCache
+from dalle_zoo.models.image_prior import ImagePrior
 from dalle_zoo.sampling.sampler import Sampler
 
-# P prompts, n candidates of each, T text positions, N image positions, d width, K codebook size
+# P prompts, n candidates of each, T text positions, N image positions, K codebook size
 
 Progress = Callable[[int, int], None]
 """Called after every token with the number of tokens done and the number in all."""
 
 
-class Decoder:
-    """Decoding state of P prompts with n candidates each.
-
-    Args:
-        prior: The prior; its device and dtype are used.
-        text: Text ids with padding ids, int64 (P, T).
-        num_candidates: Candidates n of each prompt.
-    """
-
-    def __init__(self, prior: Prior, text: Tensor, num_candidates: int) -> None:
-        self.prior = prior
-        self.shape = (len(text), num_candidates)
-        self.positions = prior.image_positions()
-        self.caches: list[LayerCache] = []
-        x = prior.embed_text(text)
-        for layer in prior.layers:
-            attention = layer.attention
-            query, key, value = attention.project(layer.attention_norm(x))
-            self.caches.append(LayerCache(attention.mask, key, value, num_candidates))
-            mixed = attention.backend(query, key, value, attention.mask)
-            x = x + attention.merge(mixed)
-            x = x + layer.mlp(layer.mlp_norm(x))
-
-    def step(self, index: int, previous: Tensor | None) -> Tensor:
-        """Logits of image token ``index``.
-
-        Args:
-            index: Image position, 0 … N - 1, in order.
-            previous: Token before it, int64 (P, n); None at position 0.
-
-        Returns:
-            (P, n, K).
-        """
-        prior = self.prior
-        start = prior.start_of_image.expand(*self.shape, -1)
-        x = (start if previous is None else prior.image_embedding(previous)) + self.positions[index]
-        for layer, cache in zip(prior.layers, self.caches, strict=True):
-            # Candidates stand where the positions of a sequence usually do: (P, n, d) → (P, H, n, D).
-            query, key, value = layer.attention.project(layer.attention_norm(x))
-            x = x + layer.attention.merge(cache.attend(index, query, key, value))
-            x = x + layer.mlp(layer.mlp_norm(x))
-        logits: Tensor = prior.image_head(prior.final_norm(x))
-        return logits
-
-
 @torch.no_grad()
-def decode_logits(prior: Prior, text: Tensor, codes: Tensor) -> Iterator[Tensor]:
-    """Logits of every image position by cached decoding of given codes: the twin of ``prior(text, codes).image``.
+def decode_logits(prior: ImagePrior, text: Tensor, codes: Tensor) -> Iterator[Tensor]:
+    """Logits of every image position by cached decoding of given codes: the twin of `ImagePrior.image_logits`.
 
     Args:
         prior: The prior.
@@ -83,7 +29,7 @@ def decode_logits(prior: Prior, text: Tensor, codes: Tensor) -> Iterator[Tensor]
     Yields:
         (P, n, K) for positions 0 … N - 1.
     """
-    decoder = Decoder(prior, text, codes.shape[1])
+    decoder = prior.decoding(text, codes.shape[1])
     tokens = codes.flatten(2)
     for index in range(tokens.shape[2]):
         yield decoder.step(index, tokens[:, :, index - 1] if index else None)
@@ -91,7 +37,7 @@ def decode_logits(prior: Prior, text: Tensor, codes: Tensor) -> Iterator[Tensor]
 
 @torch.inference_mode()
 def sample_codes(
-    prior: Prior,
+    prior: ImagePrior,
     text: Tensor,
     seeds: Tensor,
     *,
@@ -128,7 +74,7 @@ def sample_codes(
     guided = guidance != 1.0
     if guided:  # both branches in one batch, with caches of their own
         text = torch.cat([text, prior.null_text().expand(prompts, -1)])
-    decoder = Decoder(prior, text, candidates)
+    decoder = prior.decoding(text, candidates)
     tokens = torch.empty(prompts, candidates, total, dtype=torch.long, device=text.device)
     if prime is not None:
         tokens[:, :, :primed] = prime[:, None]
@@ -148,7 +94,7 @@ def sample_codes(
     return tokens.view(prompts, candidates, config.image_height, config.image_width)
 
 
-def _check(prior: Prior, text: Tensor, seeds: Tensor, prime: Tensor | None, guidance: float) -> None:
+def _check(prior: ImagePrior, text: Tensor, seeds: Tensor, prime: Tensor | None, guidance: float) -> None:
     config = prior.config
     if text.ndim != 2 or text.shape[1] != config.text_length:
         raise ValueError(f"text must have shape (P, {config.text_length}), got {tuple(text.shape)}")

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from dalle_zoo.models.prior import Prior
+from dalle_zoo.models.image_prior import ImagePrior
 from dalle_zoo.models.ranker import Ranker, retrieval_accuracy
 
 # B pictures, C channels, H W pixels, h w code grid, K codebook size, T text positions, d features,
@@ -59,7 +60,7 @@ def codebook_use(codes: Tensor, codebook_size: int) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def bits_per_token(prior: Prior, text: Tensor, codes: Tensor, batch_size: int = 32) -> float:
+def bits_per_token(prior: ImagePrior, text: Tensor, codes: Tensor, batch_size: int = 32) -> float:
     """Mean loss of the prior over image tokens, in bits.
 
     Args:
@@ -70,10 +71,11 @@ def bits_per_token(prior: Prior, text: Tensor, codes: Tensor, batch_size: int = 
     """
     if len(text) != len(codes) or not len(codes):
         raise ValueError(f"text and codes must be equally many and not none, got {len(text)} and {len(codes)}")
-    device, total = prior.start_of_text.device, 0.0
+    device, total = prior.device, 0.0
     for t, c in zip(in_batches(text, batch_size), in_batches(codes, batch_size), strict=True):
-        total += float(prior.loss(t.to(device), c.to(device)).image) * len(c)
-    return total / len(codes) / math.log(2)
+        logits = prior.image_logits(t.to(device), c.to(device)).float()
+        total += float(F.cross_entropy(logits.transpose(1, 2), c.to(device).flatten(1), reduction="sum"))
+    return total / codes.numel() / math.log(2)
 
 
 def shuffle_concepts(concepts: Sequence[str], seed: int) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from dalle_zoo.masks import MASKS
+from dalle_zoo.models.decoding import PriorDecoding
 from dalle_zoo.models.prior import Prior
-from dalle_zoo.sampling import Decoder, Sampler, decode_logits, gumbel, picture_seed, sample_codes
+from dalle_zoo.sampling import Sampler, decode_logits, gumbel, picture_seed, sample_codes
 
 Maker = Callable[..., Prior]
 
@@ -101,7 +102,7 @@ def test_decode_logits_needs_no_guard_against_gradients(random_prior: Maker) -> 
     # A row mask reads the 4 cells before and itself; offsets of the convolution reach 2 * 4 - 1.
 )
 def test_a_cache_holds_what_is_still_read(random_prior: Maker, masks: str, slots: int) -> None:
-    decoder = Decoder(random_prior(masks=masks), TEXT, 5)
+    decoder = PriorDecoding(random_prior(masks=masks), TEXT, 5)
     for cache in decoder.caches:
         assert cache.key.shape == cache.value.shape == (3, 2, 5, slots, 8)
         assert cache.text_key.shape == (3, 2, T, 8), "text once a prompt, not once a candidate"
@@ -110,13 +111,13 @@ def test_a_cache_holds_what_is_still_read(random_prior: Maker, masks: str, slots
 
 def test_a_row_layer_of_the_papers_grid_holds_33_keys(random_prior: Maker) -> None:
     prior = random_prior(masks="row", image_height=32, image_width=32, num_layers=1)
-    (cache,) = Decoder(prior, TEXT[:1], 1).caches
+    (cache,) = PriorDecoding(prior, TEXT[:1], 1).caches
     assert cache.key.shape[-2] == 33
 
 
 def test_a_step_reads_no_slot_that_its_mask_forbids(random_prior: Maker) -> None:
     prior = random_prior(masks="row", num_layers=1)
-    decoder = Decoder(prior, TEXT, 2)
+    decoder = PriorDecoding(prior, TEXT, 2)
     cache, dense = decoder.caches[0], prior.masks[0].dense()[T:, T:]
     codes = torch.randint(K, (3, 2, N), generator=torch.Generator().manual_seed(0))
     for step in range(N):

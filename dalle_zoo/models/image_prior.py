@@ -1,0 +1,81 @@
+"""What every prior offers, of whatever code base, and the registry of them; sampling and the pipeline see this."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dalle_zoo.registry import Registry
+from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
+
+# P prompts, n candidates of each, B pictures, T text positions, h w code grid, N = h * w image tokens, K codebook size
+
+
+class Decoding(Protocol):
+    """State of P prompts with n candidates each while their image tokens are drawn."""
+
+    def step(self, index: int, previous: Tensor | None) -> Tensor:
+        """Logits of one image token.
+
+        Args:
+            index: Which, 0 … N - 1; steps are taken in this order.
+            previous: The token before it, int64 (P, n); None at 0.
+
+        Returns:
+            (P, n, K).
+        """
+
+
+class ImagePrior(nn.Module, ABC):
+    """Draws image tokens, one after the other, from a caption."""
+
+    config_class: ClassVar[type]
+    """Frozen dataclass of the architecture; its fields are what ``config.json`` holds."""
+    config: Any
+    """Instance of `config_class`; says `text_length`, `text_vocab`, `image_height`, `image_width`, `image_length` and
+    `codebook_size`."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def check_tokenizer(self, tokenizer: TextTokenizer) -> None:
+        """Raises `ValueError` unless the tokenizer is one that the prior can have been trained with."""
+        if self.config.text_vocab != tokenizer.vocab_size:
+            raise ValueError(
+                f"the prior has {self.config.text_vocab} text tokens, the text tokenizer {tokenizer.vocab_size}: "
+                "they were not trained together"
+            )
+
+    def encode_captions(self, tokenizer: TextTokenizer, captions: Sequence[str]) -> Tensor:
+        """Ids as the prior takes them, special tokens and padding included: int64 (P, T) on the CPU."""
+        return CaptionEncoder(tokenizer, self.config.text_length)(captions)
+
+    def null_text(self) -> Tensor:
+        """The empty caption that classifier-free guidance compares with: int64 (T,).
+
+        Raises:
+            ValueError: The prior knows none.
+        """
+        raise ValueError(f"{type(self).__name__} knows no empty caption to compare with: leave guidance at 1")
+
+    @abstractmethod
+    def image_logits(self, text: Tensor, codes: Tensor) -> Tensor:
+        """Logits of every image token in one pass, the oracle of `decoding`: (B, T) and (B, h, w) to (B, N, K)."""
+
+    @abstractmethod
+    def decoding(self, text: Tensor, num_candidates: int) -> Decoding:
+        """Reads the captions, once each, and gets ready to draw.
+
+        Args:
+            text: Ids as of `encode_captions`, int64 (P, T).
+            num_candidates: Candidates n of each prompt.
+        """
+
+
+PRIORS: Registry[type[ImagePrior]] = Registry("prior", group="dalle_zoo.priors", base=ImagePrior)

@@ -1,0 +1,122 @@
+"""What sampling and the pipeline take for granted of every registered prior."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dalle_zoo import hub
+from dalle_zoo.models.image_prior import PRIORS, ImagePrior
+from dalle_zoo.sampling import Sampler, decode_logits, sample_codes
+
+SIZES = {"text_length": 5, "text_vocab": 11, "image_height": 3, "image_width": 4, "codebook_size": 9}
+
+TINY: dict[str, dict[str, Any]] = {
+    "prior": {**SIZES, "width": 16, "num_layers": 3, "num_heads": 2, "masks": "row, column, conv(kernel=3)"},
+}
+"""A small config of every type; of some, several."""
+
+every_prior = pytest.mark.parametrize("name", TINY)
+
+
+def tiny(name: str) -> ImagePrior:
+    """A small prior whose every weight counts, gains and biases too."""
+    cls = PRIORS[name.partition(" ")[0]]
+    prior = cls(cls.config_class(**TINY[name])).eval()
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=draw) / 4)
+    return prior
+
+
+def captions(prior: ImagePrior, count: int = 3) -> Tensor:
+    ids = torch.randint(1, prior.config.text_vocab, (count, prior.config.text_length))
+    return ids.sort(1, descending=True).values
+
+
+def codes_of(prior: ImagePrior, *shape: int) -> Tensor:
+    c = prior.config
+    draw = torch.Generator().manual_seed(1)
+    return torch.randint(c.codebook_size, (*shape, c.image_height, c.image_width), generator=draw)
+
+
+def test_every_prior_is_covered() -> None:
+    assert {name.partition(" ")[0] for name in TINY} == set(PRIORS) - {"example_prior"}
+
+
+@every_prior
+@torch.no_grad()
+def test_decoding_equals_one_pass(name: str) -> None:
+    prior = tiny(name)
+    text, codes = captions(prior), codes_of(prior, 3, 2)
+    came = torch.stack(list(decode_logits(prior, text, codes)), 2)
+    expected = prior.image_logits(text.repeat_interleave(2, 0), codes.flatten(0, 1)).unflatten(0, (3, 2))
+    assert came.shape == (3, 2, prior.config.image_length, prior.config.codebook_size)
+    torch.testing.assert_close(came, expected, atol=2e-5, rtol=1e-4)
+
+
+@every_prior
+@torch.no_grad()
+def test_a_token_depends_on_the_caption_and_on_no_later_token(name: str) -> None:
+    prior = tiny(name)
+    text, codes = captions(prior, 2), codes_of(prior, 1)
+    one, other = prior.image_logits(text, codes.expand(2, -1, -1))
+    assert (one - other).abs().amax(-1).min() > 1e-4, "every token reads the caption"
+    changed = codes.clone()
+    changed.view(-1)[6] = (changed.view(-1)[6] + 1) % prior.config.codebook_size
+    difference = (prior.image_logits(text[:1], changed) - one).abs().amax(-1)[0]
+    assert difference[:7].max() < 1e-5
+    assert difference[7:].max() > 1e-4
+
+
+@every_prior
+def test_a_picture_depends_on_its_seed_alone(name: str) -> None:
+    prior, seeds = tiny(name), torch.arange(6).view(3, 2)
+    text = captions(prior)
+    drawn = sample_codes(prior, text, seeds, sampler=Sampler(top_k=5))
+    assert len(drawn.flatten(0, 1).flatten(1).unique(dim=0)) == 6
+    assert torch.equal(sample_codes(prior, text[1:2], seeds[1:2, 1:], sampler=Sampler(top_k=5))[0, 0], drawn[1, 1])
+    primed = sample_codes(
+        prior, text[1:2], seeds[1:2, 1:], sampler=Sampler(top_k=5), prime=drawn[1, 1].view(1, -1)[:, :5]
+    )
+    assert torch.equal(primed[0, 0], drawn[1, 1])
+
+
+@every_prior
+def test_guidance_acts_on_every_step(name: str) -> None:
+    prior = tiny(name)
+    text, seeds = captions(prior), torch.arange(3).view(3, 1)
+    try:
+        null = prior.null_text()
+    except ValueError as error:
+        with pytest.raises(ValueError, match="leave guidance at 1"):
+            sample_codes(prior, text, seeds, guidance=2.0)
+        assert "no empty caption" in str(error)
+        return
+    codes = sample_codes(prior, text, seeds, guidance=3.0, sampler=Sampler(temperature=0))
+    conditional = prior.image_logits(text, codes[:, 0])
+    empty = prior.image_logits(null.expand(3, -1), codes[:, 0])
+    assert (conditional - empty).abs().amax(-1).min() > 1e-4
+    expected = (empty + 3 * (conditional - empty)).argmax(-1)
+    assert torch.equal(codes.flatten(1), expected)
+
+
+@every_prior
+def test_it_is_saved_and_read(name: str, tmp_path: Any) -> None:
+    prior = tiny(name)
+    hub.save_network(prior, PRIORS.name_of(type(prior)), tmp_path)
+    back = hub.load_prior(tmp_path)
+    assert type(back) is type(prior)
+    assert back.config == prior.config
+    text, codes = captions(prior, 1), codes_of(prior, 1)
+    assert torch.equal(back.image_logits(text, codes), prior.image_logits(text, codes))
+
+
+def test_a_type_that_is_no_prior_is_named(tmp_path: Any) -> None:
+    hub.write_json(tmp_path / "config.json", {"type": "dvae"})
+    with pytest.raises(hub.ModelFolderError, match=r'expected "type": "prior"'):
+        hub.load_prior(tmp_path)
