@@ -87,19 +87,17 @@ def test_a_picture_depends_on_its_seed_alone(name: str) -> None:
 
 
 @every_prior
-def test_guidance_acts_on_every_step(name: str) -> None:
+@torch.no_grad()
+def test_guidance_acts_on_every_step_or_is_refused(name: str) -> None:
     prior = tiny(name)
     text, seeds = captions(prior), torch.arange(3).view(3, 1)
-    try:
-        null = prior.null_text()
-    except ValueError as error:
-        with pytest.raises(ValueError, match="leave guidance at 1"):
+    if type(prior).null_text is ImagePrior.null_text:
+        with pytest.raises(ValueError, match="knows no empty caption to compare with: leave guidance at 1"):
             sample_codes(prior, text, seeds, guidance=2.0)
-        assert "no empty caption" in str(error)
         return
-    codes = sample_codes(prior, text, seeds, guidance=3.0, sampler=Sampler(temperature=0))
+    codes = sample_codes(prior, text, seeds, guidance=3.0, sampler=Sampler(temperature=0)).clone()
     conditional = prior.image_logits(text, codes[:, 0])
-    empty = prior.image_logits(null.expand(3, -1), codes[:, 0])
+    empty = prior.image_logits(prior.null_text().expand(3, -1), codes[:, 0])
     assert (conditional - empty).abs().amax(-1).min() > 1e-4
     expected = (empty + 3 * (conditional - empty)).argmax(-1)
     assert torch.equal(codes.flatten(1), expected)
