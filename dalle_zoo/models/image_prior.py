@@ -64,6 +64,16 @@ class ImagePrior(nn.Module, ABC):
         """
         raise ValueError(f"{type(self).__name__} knows no empty caption to compare with: leave guidance at 1")
 
+    def check(self, text: Tensor, codes: Tensor) -> None:
+        """Raises `ValueError` when text (B, T) and codes (B, h, w) do not fit the configuration."""
+        c = self.config
+        if text.ndim != 2 or text.shape[1] != c.text_length:
+            raise ValueError(f"text must have shape (B, {c.text_length}), got {tuple(text.shape)}")
+        if codes.ndim != 3 or tuple(codes.shape[1:]) != (c.image_height, c.image_width):
+            raise ValueError(f"codes must have shape (B, {c.image_height}, {c.image_width}), got {tuple(codes.shape)}")
+        if len(text) != len(codes):
+            raise ValueError(f"text and codes must have one batch size, got {len(text)} and {len(codes)}")
+
     @abstractmethod
     def image_logits(self, text: Tensor, codes: Tensor) -> Tensor:
         """Logits of every image token in one pass, the oracle of `decoding`: (B, T) and (B, h, w) to (B, N, K)."""

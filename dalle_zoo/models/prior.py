@@ -127,13 +127,13 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """Pre-LN attention block and MLP block on an identity path (figure 4)."""
 
-    def __init__(self, config: PriorConfig, mask: Mask, backend: str) -> None:
+    def __init__(self, width: int, num_heads: int, hidden: int, mask: Mask, backend: str) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.width)
-        self.attention = Attention(config.width, config.num_heads, mask, backend)
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, num_heads, mask, backend)
         self.attention_residual = Residual()
-        self.mlp_norm = nn.LayerNorm(config.width)
-        self.mlp = MLP(config.width, config.mlp_ratio * config.width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = MLP(width, hidden)
         self.mlp_residual = Residual()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -204,7 +204,8 @@ class Prior(ImagePrior):
         self.start_of_image = nn.Parameter(torch.empty(d))
         specs = layer_masks(config.masks, config.num_layers)
         masks = {spec: Mask.from_spec(spec, config.layout) for spec in dict.fromkeys(specs)}
-        layers = nn.ModuleList(Layer(config, masks[spec], backend) for spec in specs)
+        hidden = config.mlp_ratio * d
+        layers = nn.ModuleList(Layer(d, config.num_heads, hidden, masks[spec], backend) for spec in specs)
         self.layers = cast(Sequence[Layer], layers)  # what PyTorch's container does not say of its members
         self.final_norm = nn.LayerNorm(d)
         self.text_head = nn.Linear(d, config.text_vocab)
@@ -332,13 +333,3 @@ class Prior(ImagePrior):
         text_loss = summed / (is_token.sum().float() if text_tokens is None else text_tokens).clamp(min=1e-6)
         weight = self.config.text_loss_weight
         return PriorLoss(weight * text_loss + (1 - weight) * image, text_loss, image)
-
-    def check(self, text: Tensor, codes: Tensor) -> None:
-        """Raises `ValueError` when shapes do not fit the configuration."""
-        c = self.config
-        if text.ndim != 2 or text.shape[1] != c.text_length:
-            raise ValueError(f"text must have shape (B, {c.text_length}), got {tuple(text.shape)}")
-        if codes.ndim != 3 or tuple(codes.shape[1:]) != (c.image_height, c.image_width):
-            raise ValueError(f"codes must have shape (B, {c.image_height}, {c.image_width}), got {tuple(codes.shape)}")
-        if len(text) != len(codes):
-            raise ValueError(f"text and codes must have one batch size, got {len(text)} and {len(codes)}")
