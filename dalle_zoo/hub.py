@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dalle_zoo import __version__
 from dalle_zoo.files import stays_inside, sync, written_aside
 from dalle_zoo.models.dvae import DVAE  # noqa: F401 (registers itself)
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
@@ -32,6 +34,7 @@ from dalle_zoo.models.prior import Prior  # noqa: F401 (registers itself)
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
 from dalle_zoo.models.vqgan import VQGAN  # noqa: F401 (registers itself)
 from dalle_zoo.registry import suggest
+from dalle_zoo.zoo import COMPONENTS, INDEX
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -134,6 +137,21 @@ def config_from_dict(config_class: type, values: dict[str, Any], where: str) -> 
 # ---------------------------------------------------------------- one network
 
 
+class Lazy(Protocol):
+    """A tensor that is read when it is needed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its precision."""
+
+    def read(self) -> Tensor:
+        """The tensor, on the CPU."""
+
+
 def save_network(
     net: nn.Module,
     kind: str,
@@ -158,7 +176,7 @@ def save_network(
 
 
 def save_weights(
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor | Lazy],
     config: Mapping[str, Any],
     folder: Path,
     dtype: torch.dtype | None = None,
@@ -167,21 +185,22 @@ def save_weights(
     """Writes ``model.safetensors`` and ``config.json`` into an existing folder, as `save_network` does.
 
     Args:
-        tensors: Weights by name.
+        tensors: Weights by name; lazy ones are read one shard at a time.
         config: Contents of ``config.json``.
         folder: Where to; weights that lie there in another number of files are taken away at the end.
         dtype: Precision of the stored weights that are floating-point; as they are if missing.
         shard_bytes: Above this size the weights lie in ``model-00001-of-0000n.safetensors`` with
             ``model.safetensors.index.json``; a tensor is never cut.
     """
-    kept = {n: dtype if dtype is not None and t.is_floating_point() else t.dtype for n, t in tensors.items()}
-    sizes = {n: t.numel() * kept[n].itemsize for n, t in tensors.items()}
+    kept = {n: dtype if dtype is not None and t.dtype.is_floating_point else t.dtype for n, t in tensors.items()}
+    sizes = {n: math.prod(t.shape) * kept[n].itemsize for n, t in tensors.items()}
     shards = _in_shards(sizes, shard_bytes)
     files = [WEIGHTS] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(1, len(shards) + 1)]
     for file, names in zip(files, shards, strict=True):
-        stored = {n: tensors[n].detach().to("cpu", kept[n]).contiguous() for n in names}
+        stored = {n: _read(tensors[n]).to("cpu", kept[n]).contiguous() for n in names}
         with written_aside(folder / file) as aside:
             save_file(stored, aside, metadata={"format": "pt"})
+        del stored
     if len(shards) > 1:
         where = {n: file for file, names in zip(files, shards, strict=True) for n in names}
         write_json(index_of(folder / WEIGHTS), {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where})
@@ -190,6 +209,10 @@ def save_weights(
         if old.name not in files:
             old.unlink()
     write_json(folder / CONFIG, dict(config))
+
+
+def _read(tensor: Tensor | Lazy) -> Tensor:
+    return tensor.detach() if isinstance(tensor, Tensor) else tensor.read()
 
 
 def _in_shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
@@ -354,6 +377,14 @@ def load_prior(folder: Path, device: str | torch.device | None = None, dtype: to
 
 
 # ---------------------------------------------------------------- a whole model
+
+
+def write_index(folder: Path) -> None:
+    """Writes the root files: ``model_index.json`` names the parts, ``config.json`` makes downloads countable."""
+    parts = {name: ["dalle_zoo", name] for name in COMPONENTS if (folder / name).is_dir()}
+    index = {"_class_name": "DallePipeline", "_dalle_zoo_version": __version__, **parts}
+    write_json(folder / INDEX, index)
+    write_json(folder / CONFIG, {"model_type": "dalle-zoo", "components": sorted(parts)})
 
 
 def write_checksums(folder: Path) -> None:

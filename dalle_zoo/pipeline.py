@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dalle_zoo import __version__, hub
+from dalle_zoo import hub
 from dalle_zoo.convert import load_any_image_tokenizer
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.models.ranker import Ranker
@@ -23,13 +23,12 @@ from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo.remote import Access
 from dalle_zoo.sampling import Sampler, picture_seed, sample_codes
 from dalle_zoo.tokenizers import TextTokenizer, load_text_tokenizer
-from dalle_zoo.zoo import INDEX, RECORD, find_component, find_model
+from dalle_zoo.zoo import COMPONENTS, INDEX, RECORD, find_component, find_model
 
 # P prompts, N candidates of a prompt, B = P * N pictures, h w code grid
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-COMPONENTS = ("dvae", "prior", "tokenizer", "ranker")
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,7 @@ class DallePipeline:
             self.tokenizer.save(new / "tokenizer")
             if ranker is not None:
                 ranker.save(new / "ranker")
-            write_index(new)
+            hub.write_index(new)
             hub.write_json(new / RECORD, {**known, **(record or {}), "parameters": self.num_parameters()})
             hub.write_checksums(new)
         return Path(folder)
@@ -459,14 +458,6 @@ def _draw_seed(generator: torch.Generator | None) -> int:
 
 def _shifted(callback: Callable[[int, int], None], done: int, total: int) -> Callable[[int, int], None]:
     return lambda tokens, _: callback(done + tokens, total)
-
-
-def write_index(folder: Path) -> None:
-    """Writes the root files: ``model_index.json`` names the parts, ``config.json`` makes downloads countable."""
-    parts = {name: ["dalle_zoo", name] for name in COMPONENTS if (folder / name).is_dir()}
-    index = {"_class_name": "DallePipeline", "_dalle_zoo_version": __version__, **parts}
-    hub.write_json(folder / INDEX, index)
-    hub.write_json(folder / "config.json", {"model_type": "dalle-zoo", "components": sorted(parts)})
 
 
 def load_model(

@@ -14,6 +14,8 @@ from dalle_zoo.results import Figure, figures, results_of
 BUNDLED = Path(__file__).parent / "_models"
 INDEX = "model_index.json"
 RECORD = "record.json"
+COMPONENTS = ("dvae", "prior", "tokenizer", "ranker")
+"""Parts of a model, each in its folder; the first three make a pipeline."""
 
 
 @dataclass(frozen=True)

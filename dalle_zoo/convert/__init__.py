@@ -7,6 +7,7 @@ third party adds an entry point in the group ``dalle_zoo.families``.
 |---|---|
 | `pickles` | pickles of objects, read into inert placeholders |
 | `checkpoints` | files of tensors: torch's two formats and safetensors, read lazily |
+| `lazy` | tensors made when they are read, networks written shard by shard |
 | `base` | what a family offers, the registry, a location opened for looking |
 | `openai_dvae` | OpenAI's discrete VAE, also its encoder as transformers stores it |
 | `vqgan` | VQGANs of taming-transformers, minDALL-E, ruDALL-E and min-dalle |
@@ -14,6 +15,9 @@ third party adds an entry point in the group ``dalle_zoo.families``.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,9 +29,11 @@ from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor, open_checkpo
 from dalle_zoo.convert.openai_dvae import OpenAIDVAE
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.convert.vqgan import VQGANFamily
-from dalle_zoo.hub import CONFIG, load_image_tokenizer, new_folder, write_json
+from dalle_zoo.hub import CONFIG, load_image_tokenizer, new_folder, write_checksums, write_index, write_json
 from dalle_zoo.models.tokenizer import ImageTokenizer
 from dalle_zoo.zoo import RECORD
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "FAMILIES",
@@ -40,6 +46,7 @@ __all__ = [
     "VQGANFamily",
     "WeightFileError",
     "convert",
+    "converted",
     "find",
     "load_any_image_tokenizer",
     "look",
@@ -49,12 +56,15 @@ __all__ = [
 ]
 
 
-def recognise(location: str | Path, family: str | None = None) -> Source | None:
+def recognise(
+    location: str | Path | Sequence[str | Path], family: str | None = None, only: Sequence[str] = ()
+) -> Source | None:
     """Finds the family of the weights at a location, by content; no tensor is read.
 
     Args:
-        location: File of weights, or folder of such files.
+        location: File of weights, folder of such files, or several of both that belong together.
         family: Name of the only family to try; all if missing.
+        only: Patterns of the file names to look at; all files if missing.
 
     Returns:
         What was found; None if no family knows it.
@@ -64,21 +74,26 @@ def recognise(location: str | Path, family: str | None = None) -> Source | None:
         WeightFileError: Weights of more than one family, or of one but damaged.
         FileNotFoundError: Nothing is there.
     """
-    return _recognise(look(location), family)
+    return _recognise(look(location, only), family)
 
 
 def _recognise(seen: Location, family: str | None) -> Source | None:
-    names = list(FAMILIES) if family is None else [family]
-    found = [source for name in names if (source := FAMILIES[name]().recognise(seen)) is not None]
-    if len(found) > 1:
-        several = " and ".join(source.family for source in found)
-        raise WeightFileError(f"{seen.path} holds weights of {several}: name the one to convert with --family")
-    return found[0] if found else None
+    if family is not None:
+        return FAMILIES[family]().recognise(seen)
+    families = [FAMILIES[name]() for name in FAMILIES]
+    for whole in (True, False):  # beside a prior, an image tokenizer is a part
+        found = [source for f in families if f.whole is whole and (source := f.recognise(seen)) is not None]
+        if len(found) > 1:
+            several = " and ".join(source.family for source in found)
+            raise WeightFileError(f"{seen.path} holds weights of {several}: name the one to convert with --family")
+        if found:
+            return found[0]
+    return None
 
 
-def find(location: str | Path, family: str | None = None) -> Source:
+def find(location: str | Path | Sequence[str | Path], family: str | None = None, only: Sequence[str] = ()) -> Source:
     """As `recognise`, but what is unknown raises `WeightFileError` with the families known and what was seen."""
-    seen = look(location)
+    seen = look(location, only)
     source = _recognise(seen, family)
     if source is not None:
         return source
@@ -88,7 +103,7 @@ def find(location: str | Path, family: str | None = None) -> Source:
     there += [f"  {name}: {reason}" for name, reason in seen.unread.items()]
     raise WeightFileError(
         "\n".join(
-            [f"{location} holds no weights that are known. Known are", *known, "Seen was", *(there or ["  nothing"])]
+            [f"{seen.path} holds no weights that are known. Known are", *known, "Seen was", *(there or ["  nothing"])]
         )
     )
 
@@ -96,21 +111,54 @@ def find(location: str | Path, family: str | None = None) -> Source:
 def convert(source: Source, out: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
     """Writes recognised weights as a folder of ours, whole or not at all.
 
+    With a prior, an image tokenizer and a text tokenizer it is a model that `DallePipeline.from_pretrained` opens.
+
     Args:
         source: From `recognise` or `find`.
         out: Folder to write; new or empty unless ``overwrite``.
         overwrite: Whether an older conversion is replaced.
 
     Returns:
-        The record, which ``record.json`` holds as well.
+        The record, which ``record.json`` holds as well; of a prior, "missing" names the parts that were not there.
 
     Raises:
         WeightFileError: A tensor is missing, of another shape, or damaged.
     """
+    family = FAMILIES[source.family]()
     with new_folder(Path(out), overwrite=overwrite, marker=RECORD) as folder:
-        record = {"family": source.family, **FAMILIES[source.family]().convert(source, folder)}
+        record = {"family": source.family, **family.convert(source, folder)}
+        if source.image_tokenizer is not None:
+            second = source.image_tokenizer
+            codes = FAMILIES[second.family]().convert(second, folder)
+            record["parameters"] |= codes.pop("parameters")
+            record["image_tokenizer"] = {"family": second.family, **codes}
+        if family.whole:
+            record["missing"] = [part for part in ("dvae", "tokenizer") if not (folder / part).is_dir()]
+            if not record["missing"]:
+                write_index(folder)
         write_json(folder / RECORD, record)
+        write_checksums(folder)
     return record
+
+
+@contextmanager
+def converted(location: str | Path | Sequence[str | Path], only: Sequence[str] = ()) -> Iterator[Path]:
+    """A folder of ours with weights of another code base, there as long as the block runs.
+
+    Args:
+        location: As for `recognise`.
+        only: As for `recognise`.
+
+    Raises:
+        WeightFileError: No family knows them, or they are damaged.
+    """
+    with TemporaryDirectory() as aside:
+        source = find(location, only=only)
+        log.info(
+            "converting %s (%s); `dalle-zoo convert` once saves doing so each time", source.location, source.family
+        )
+        convert(source, Path(aside) / "model")
+        yield Path(aside) / "model"
 
 
 def load_any_image_tokenizer(folder: Path, device: str | torch.device | None = None) -> ImageTokenizer:
@@ -124,12 +172,10 @@ def load_any_image_tokenizer(folder: Path, device: str | torch.device | None = N
         ModelFolderError: It is neither, or damaged.
         WeightFileError: It is of another code base, but damaged.
     """
-    source = None if _is_ours(folder) else recognise(folder)
-    if source is None:
+    if _is_ours(folder) or recognise(folder) is None:
         return load_image_tokenizer(folder, device)
-    with TemporaryDirectory() as aside:
-        convert(source, Path(aside) / "model")
-        return load_image_tokenizer(Path(aside) / "model/dvae", device)
+    with converted(folder) as ours:
+        return load_image_tokenizer(ours / "dvae", device)
 
 
 def _is_ours(folder: Path) -> bool:

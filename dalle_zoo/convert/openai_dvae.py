@@ -44,6 +44,7 @@ class OpenAIDVAE:
         "encoder.pkl and decoder.pkl of OpenAI's release in one folder, or the encoder in the layout of transformers' "
         "FlavaImageCodebook; known by tensors blocks.input.w or blocks.input.weight"
     )
+    whole = False
 
     def recognise(self, location: Location) -> Source | None:
         """The encoder and, if it is there, the decoder."""
