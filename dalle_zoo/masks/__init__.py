@@ -11,10 +11,17 @@ contract tests follow from the declaration.
 | ``row`` | the previous W cells | figure 11 (a) |
 | ``column`` | the cells above | figure 11 (b, c) |
 | ``conv`` | a causal neighbourhood that wraps round | figure 11 (d) |
+| ``row_same`` | the cells before it in its row | not in the paper: DALLE-pytorch |
+| ``conv_clamped`` | a causal neighbourhood that ends at the borders | not in the paper: ruDALL-E, DALLE-pytorch |
+| ``conv_quadrant`` | a neighbourhood above and to the left | not in the paper: DALLE-pytorch |
+| ``conv_torus`` | a causal neighbourhood that wraps round both ways | not in the paper: ruDALL-E v2 |
 """
 
 from dalle_zoo.masks.column import column
 from dalle_zoo.masks.conv import conv
+from dalle_zoo.masks.conv_clamped import conv_clamped
+from dalle_zoo.masks.conv_quadrant import conv_quadrant
+from dalle_zoo.masks.conv_torus import conv_torus
 from dalle_zoo.masks.draw import draw_masks
 from dalle_zoo.masks.full import full
 from dalle_zoo.masks.layout import (
@@ -26,6 +33,7 @@ from dalle_zoo.masks.layout import (
 )
 from dalle_zoo.masks.plan import CachePlan, DecodeTable, Mask
 from dalle_zoo.masks.row import row
+from dalle_zoo.masks.row_same import row_same
 from dalle_zoo.masks.schedule import layer_masks
 from dalle_zoo.masks.spec import MaskSpec
 
@@ -40,9 +48,13 @@ __all__ = [
     "TextImageLayout",
     "column",
     "conv",
+    "conv_clamped",
+    "conv_quadrant",
+    "conv_torus",
     "draw_masks",
     "full",
     "layer_masks",
     "row",
+    "row_same",
     "text_then_image",
 ]

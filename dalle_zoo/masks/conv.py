@@ -32,11 +32,7 @@ def conv(layout: TextImageLayout, *, kernel: int = 11) -> MaskMod:
     Raises:
         ValueError: ``kernel`` is even or not positive.
     """
-    if kernel < 1 or kernel % 2 == 0:
-        raise ValueError(
-            f"kernel of the conv mask must be odd and at least 1, got {kernel}: try kernel={max(kernel, 0) + 1}"
-        )
-    reach = (kernel - 1) // 2
+    reach = kernel_reach("conv", kernel)
 
     def image_rule(query: Tensor, key: Tensor) -> Tensor:
         offset = query - key
@@ -44,3 +40,16 @@ def conv(layout: TextImageLayout, *, kernel: int = 11) -> MaskMod:
         return near_column & (offset < (reach + 1) * layout.width)
 
     return text_then_image(layout, image_rule)
+
+
+def kernel_reach(mask: str, kernel: int) -> int:
+    """Cells that a centred kernel reaches to either side, ``p = (K - 1) / 2``.
+
+    Raises:
+        ValueError: ``kernel`` is even or not positive.
+    """
+    if kernel < 1 or kernel % 2 == 0:
+        raise ValueError(
+            f"kernel of the {mask} mask must be odd and at least 1, got {kernel}: try kernel={max(kernel, 0) + 1}"
+        )
+    return (kernel - 1) // 2

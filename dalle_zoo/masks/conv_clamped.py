@@ -1,0 +1,36 @@
+"""Convolutional attention of ruDALL-E v3."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dalle_zoo.masks.conv import kernel_reach
+from dalle_zoo.masks.layout import MASKS, MaskMod, TextImageLayout, text_then_image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@MASKS.register("conv_clamped")
+def conv_clamped(layout: TextImageLayout, *, kernel: int = 11) -> MaskMod:
+    """Reads a K x K neighbourhood, its causal half, which ends at the borders of the grid.
+
+    ``|r_q - r_k| <= p`` and ``|c_q - c_k| <= p`` with rows r, columns c and ``p = (K - 1) / 2``. The paper's ``conv``
+    wraps round at the side borders instead.
+
+    Reference: ruDALL-E, https://github.com/ai-forever/ru-dalle, ``hf_version`` v3 (Malevich, Surrealist, Kandinsky).
+
+    Args:
+        layout: Where text and image stand.
+        kernel: Side K of the neighbourhood, odd; ruDALL-E has 11.
+
+    Raises:
+        ValueError: ``kernel`` is even or not positive.
+    """
+    reach, width = kernel_reach("conv_clamped", kernel), layout.width
+
+    def image_rule(query: Tensor, key: Tensor) -> Tensor:
+        rows, columns = query // width - key // width, query % width - key % width
+        return (rows <= reach) & (-reach <= columns) & (columns <= reach)
+
+    return text_then_image(layout, image_rule)

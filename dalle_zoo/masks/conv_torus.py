@@ -1,0 +1,37 @@
+"""Convolutional attention of ruDALL-E v2."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dalle_zoo.masks.conv import kernel_reach
+from dalle_zoo.masks.layout import MASKS, MaskMod, TextImageLayout, text_then_image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@MASKS.register("conv_torus")
+def conv_torus(layout: TextImageLayout, *, kernel: int = 11) -> MaskMod:
+    """Reads a K x K neighbourhood, its causal half, on a grid that wraps round both ways.
+
+    ``(r_q - r_k + p) mod H < K`` and ``(c_q - c_k + p) mod W < K`` with rows r, columns c and ``p = (K - 1) / 2``. So
+    the last p rows read the first ones too, and what wraps round sideways stays in its row, where the paper's
+    ``conv`` changes to the one above.
+
+    Reference: ruDALL-E, https://github.com/ai-forever/ru-dalle, ``hf_version`` v2 (Malevich v2, Emojich).
+
+    Args:
+        layout: Where text and image stand.
+        kernel: Side K of the neighbourhood, odd; ruDALL-E has 11.
+
+    Raises:
+        ValueError: ``kernel`` is even or not positive.
+    """
+    reach, height, width = kernel_reach("conv_torus", kernel), layout.height, layout.width
+
+    def image_rule(query: Tensor, key: Tensor) -> Tensor:
+        rows, columns = query // width - key // width, query % width - key % width
+        return ((rows + reach) % height < kernel) & ((columns + reach) % width < kernel)
+
+    return text_then_image(layout, image_rule)

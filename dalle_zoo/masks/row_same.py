@@ -1,0 +1,28 @@
+"""Row attention that stays in its own row, as DALLE-pytorch has it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dalle_zoo.masks.layout import MASKS, MaskMod, TextImageLayout, text_then_image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@MASKS.register("row_same")
+def row_same(layout: TextImageLayout) -> MaskMod:
+    """Reads itself and the cells before it in the same row.
+
+    Unlike the paper's `row` it ends at the left border, so the first cell of a row reads no other cell.
+
+    Reference: https://github.com/lucidrains/DALLE-pytorch, attention type ``axial_row``.
+
+    Args:
+        layout: Where text and image stand.
+    """
+
+    def image_rule(query: Tensor, key: Tensor) -> Tensor:
+        return query // layout.width == key // layout.width
+
+    return text_then_image(layout, image_rule)
