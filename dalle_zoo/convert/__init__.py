@@ -9,6 +9,7 @@ third party adds an entry point in the group ``dalle_zoo.families``.
 | `checkpoints` | files of tensors: torch's two formats and safetensors, read lazily |
 | `lazy` | tensors made when they are read, networks written shard by shard |
 | `base` | what a family offers, the registry, a location opened for looking |
+| `mindalle` | minDALL-E, with the VQGAN beside it |
 | `openai_dvae` | OpenAI's discrete VAE, also its encoder as transformers stores it |
 | `vqgan` | VQGANs of taming-transformers, minDALL-E, ruDALL-E and min-dalle |
 """
@@ -26,6 +27,7 @@ import torch
 
 from dalle_zoo.convert.base import FAMILIES, Family, Location, Source, look, read_config, read_tensors
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor, open_checkpoint
+from dalle_zoo.convert.mindalle import MinDALLEFamily
 from dalle_zoo.convert.openai_dvae import OpenAIDVAE
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.convert.vqgan import VQGANFamily
@@ -40,6 +42,7 @@ __all__ = [
     "Checkpoint",
     "Family",
     "Location",
+    "MinDALLEFamily",
     "OpenAIDVAE",
     "Source",
     "StoredTensor",
