@@ -32,6 +32,7 @@ from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.models.initial import copy_shard
 from dalle_zoo.models.mindalle import MinDALLE  # noqa: F401 (registers itself)
 from dalle_zoo.models.prior import Prior  # noqa: F401 (registers itself)
+from dalle_zoo.models.rudalle import RuDALLE  # noqa: F401 (registers itself)
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
 from dalle_zoo.models.vqgan import VQGAN  # noqa: F401 (registers itself)
 from dalle_zoo.registry import suggest

@@ -17,6 +17,8 @@ SIZES = {"text_length": 5, "text_vocab": 11, "image_height": 3, "image_width": 4
 TINY: dict[str, dict[str, Any]] = {
     "prior": {**SIZES, "width": 16, "num_layers": 3, "num_heads": 2, "masks": "row, column, conv(kernel=3)"},
     "mindalle": {**SIZES, "width": 16, "num_layers": 3, "num_heads": 2, "padding_id": 1},
+    "rudalle v2": {**SIZES, "version": "v2", "width": 16, "num_layers": 4, "num_heads": 2},
+    "rudalle v3": {**SIZES, "version": "v3", "width": 16, "num_layers": 4, "num_heads": 2},
 }
 """A small config of every type; of some, several."""
 

@@ -1,0 +1,279 @@
+"""ruDALL-E's prior (Malevich, Emojich, Surrealist, Kandinsky): row, column and convolutional masks, in two versions.
+
+```
+v3  position   0    1    …  T-2    T-1 │ T    T+1  …  T+N-2
+    input      t_0  t_1  …  t_T-2  t_T-1│ i_0  i_1  …  i_N-2
+    predicts                       i_0 │ i_1  i_2  …  i_N-1
+
+v2  position   0    1    …  T-2    T-1 │ T      T+1  T+2  …  T+N-1
+    input      BOS  t_0  …  t_T-3  t_T-2│ t_T-1  i_0  i_1  …  i_N-2
+    predicts                           │ i_0    i_1  i_2  …  i_N-1
+               └── text of the masks ──┘ └── image of the masks ──┘
+```
+The text t begins with BOS itself; in v2 another one stands before it, so the last text token takes the first cell of
+the masks' grid, and every code the cell after its own. Row and column embeddings are those of a code's own cell.
+
+What differs from the paper's prior: there is no start of the image, so a position holds its own token and predicts
+the next one; the output of each block is normalised too (sandwich), and the last one twice; tanh-GELU; one head for
+text and image ids; the convolutional mask.
+
+Reference: https://github.com/ai-forever/ru-dalle; sandwich LayerNorm as in CogView (Ding et al., 2021), section 2.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dalle_zoo.masks import Mask, TextImageLayout
+from dalle_zoo.models.attention import Attention
+from dalle_zoo.models.decoding import read_text, read_token
+from dalle_zoo.models.image_prior import PRIORS, ImagePrior
+from dalle_zoo.models.prior import MLP, Layer
+from dalle_zoo.registry import suggest
+from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
+
+# B batch, P prompts, n candidates of each, T text positions, h w code grid, N = h * w image tokens, S positions of the
+# stream, d width, V text vocabulary, K codebook size
+
+Version = Literal["v2", "v3"]
+LAST_MASKS: dict[Version, str] = {"v3": "conv_clamped(kernel=11)", "v2": "conv_torus(kernel=11)"}
+"""Mask of the last layer."""
+BOS, EOS = 2, 3
+"""Ids of start and end of a caption, in every published vocabulary."""
+MLP_RATIO = 4
+"""Hidden width of the MLP in units of d; the original has no other."""
+FLOAT16_MAX = 65504.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuDALLEConfig:
+    """Architecture of ruDALL-E's prior; defaults are Malevich's 1.3 billion. Released names stand in brackets."""
+
+    version: Version = "v3"
+    """Where text ends and how the convolutional mask meets the borders [hf_version]."""
+    text_length: int = 128
+    """Text positions T, with start and end of the caption [text_seq_length]."""
+    text_vocab: int = 16384
+    """Text vocabulary V, without the padding tokens [vocab_size - text_seq_length]."""
+    image_height: int = 32
+    """Rows of the code grid [image_tokens_per_dim]."""
+    image_width: int = 32
+    """Columns of the code grid [image_tokens_per_dim]."""
+    codebook_size: int = 8192
+    """Image vocabulary K [image_vocab_size]."""
+    width: int = 2048
+    """Model width d [hidden_size]."""
+    num_layers: int = 24
+    """Layers [num_layers]."""
+    num_heads: int = 16
+    """Attention heads [num_attention_heads]."""
+
+    def __post_init__(self) -> None:
+        if self.version not in LAST_MASKS:
+            raise ValueError(suggest("version", self.version, get_args(Version)))
+        for name in ("text_vocab", "image_height", "image_width", "codebook_size", "width", "num_layers", "num_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.text_length < 2:
+            raise ValueError(f"text_length must be at least 2, for start and end, got {self.text_length}")
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+
+    @property
+    def layout(self) -> TextImageLayout:
+        """Positions of the stream as the masks see them."""
+        return TextImageLayout(self.text_length, self.image_height, self.image_width)
+
+    @property
+    def image_length(self) -> int:
+        """Image tokens N."""
+        return self.image_height * self.image_width
+
+    @property
+    def text_cells(self) -> int:
+        """Image cells of the masks that the end of the text takes."""
+        return 1 if self.version == "v2" else 0
+
+    @property
+    def masks(self) -> list[str]:
+        """Mask of every layer. The last one is convolutional unless a column layer falls on it."""
+        last = self.num_layers - 1
+        others = [LAST_MASKS[self.version] if index == last else "row" for index in range(self.num_layers)]
+        return ["column" if (index - 1) % 4 == 0 else other for index, other in enumerate(others)]
+
+
+class SandwichAttention(Attention):
+    """Attention whose output is normalised.
+
+    The original also divides scores before the softmax and takes their maximum off (PB-relax of CogView), which
+    changes nothing in exact arithmetic.
+    """
+
+    def __init__(self, width: int, num_heads: int, mask: Mask, backend: str = "sdpa") -> None:
+        super().__init__(width, num_heads, mask, backend)
+        self.output_norm = nn.LayerNorm(width)
+
+    def merge(self, mixed: Tensor) -> Tensor:
+        """Joins the heads, applies the output matrix and normalises: (B, H, S, D) to (B, S, d)."""
+        # As in the original: what overflows in float16 stays finite.
+        output = super().merge(mixed).clamp(-FLOAT16_MAX, FLOAT16_MAX)
+        out: Tensor = self.output_norm(output)
+        return out
+
+
+class SandwichMLP(MLP):
+    """Two matrices with a tanh-GELU between, whose output is normalised."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__(width, hidden)
+        self.output_norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, d) to (…, d)."""
+        out: Tensor = self.output_norm(self.output(F.gelu(self.hidden(x), approximate="tanh")))
+        return out
+
+
+class SandwichLayer(Layer):
+    """Attention block and MLP block, each normalised before and behind."""
+
+    def __init__(self, width: int, num_heads: int, mask: Mask, backend: str) -> None:
+        super().__init__(width, num_heads, MLP_RATIO * width, mask, backend)
+        self.attention = SandwichAttention(width, num_heads, mask, backend)
+        self.mlp = SandwichMLP(width, MLP_RATIO * width)
+
+
+@PRIORS.register("rudalle")
+class RuDALLE(ImagePrior):
+    """ruDALL-E's transformer, for drawing.
+
+    In v3 the original's training scored position T - 1 against text ids, so the very first code was never learned
+    there, although drawing begins with it; the weights are taken as they are. Empty captions are not known to have
+    been trained on either: guidance works, but leaves what the weights have seen.
+
+    Args:
+        config: Architecture.
+        backend: Attention back-end, a name in `models.attention.BACKENDS`.
+    """
+
+    config_class = RuDALLEConfig
+    config: RuDALLEConfig
+
+    def __init__(self, config: RuDALLEConfig, backend: str = "sdpa") -> None:
+        super().__init__()
+        self.config = config
+        d, num_text_ids = config.width, config.text_vocab + config.text_length
+        self.text_embedding = nn.Embedding(num_text_ids, d)
+        self.text_position = nn.Embedding(config.text_length + 1, d)  # the last one serves v2 alone
+        self.image_embedding = nn.Embedding(config.codebook_size, d)
+        self.row_position = nn.Embedding(config.image_height, d)
+        self.column_position = nn.Embedding(config.image_width, d)
+        masks = {spec: Mask.from_spec(spec, config.layout) for spec in dict.fromkeys(config.masks)}
+        layers = nn.ModuleList(SandwichLayer(d, config.num_heads, masks[spec], backend) for spec in config.masks)
+        self.layers = cast(Sequence[Layer], layers)  # what PyTorch's container does not say of its members
+        self.final_norm = nn.LayerNorm(d)
+        self.head_norm = nn.LayerNorm(d)
+        self.head = nn.Linear(d, num_text_ids + config.codebook_size)
+
+    # ------------------------------------------------------------ captions
+
+    def encode_captions(self, tokenizer: TextTokenizer, captions: Sequence[str]) -> Tensor:
+        """Ids of captions in lower case: start, tokens, end, and one padding token a position, int64 (P, T).
+
+        A caption that is cut has no end.
+        """
+        length, vocab = self.config.text_length, self.config.text_vocab
+        ids = CaptionEncoder(tokenizer, length - 1)([caption.lower().strip() for caption in captions])
+        end = 1 + (ids < vocab).sum(1, keepdim=True)
+        ids = F.pad(ids, (1, 0), value=BOS)
+        positions = torch.arange(length)
+        return ids.where(positions < end, vocab + positions).where(positions != end, EOS)
+
+    def null_text(self) -> Tensor:
+        """The empty caption, start, end and padding: int64 (T,)."""
+        text = self.config.text_vocab + torch.arange(self.config.text_length, device=self.device)
+        text[0], text[1] = BOS, EOS
+        return text
+
+    # ------------------------------------------------------------ network
+
+    def embed_text(self, text: Tensor) -> Tensor:
+        """Inputs of the text positions: ids (B, T) to (B, T, d), in v2 (B, T + 1, d)."""
+        text = F.pad(text, (self.config.text_cells, 0), value=BOS)
+        out: Tensor = self.text_embedding(text) + self.text_position.weight[: text.shape[1]]
+        return out
+
+    def image_positions(self) -> Tensor:
+        """Sum of row and column embedding of every cell in raster order, (N, d)."""
+        grid = self.row_position.weight[:, None] + self.column_position.weight[None]
+        return grid.flatten(0, 1)
+
+    def hidden(self, text: Tensor, codes: Tensor) -> Tensor:
+        """Outputs of the last layer at all positions but that of the last code: (B, T) and (B, h, w) to (B, S, d)."""
+        self.check(text, codes)
+        image = self.image_embedding(codes.flatten(1)) + self.image_positions()
+        x = torch.cat([self.embed_text(text), image], 1)[:, :-1]
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def forward(self, text: Tensor, codes: Tensor) -> Tensor:
+        """Logits of text and image ids at every position, as the original has them.
+
+        Args:
+            text: Ids as of `encode_captions`, int64 (B, T).
+            codes: Image tokens, int64 (B, h, w).
+
+        Returns:
+            (B, S, V + T + K) with S = T + N - 1, in v2 T + N.
+        """
+        out: Tensor = self.head(self.head_norm(self.final_norm(self.hidden(text, codes))))
+        return out
+
+    def image_head(self, x: Tensor) -> Tensor:
+        """Logits of the codes alone, the last columns of the head: (…, d) to (…, K)."""
+        size = self.config.codebook_size
+        return F.linear(self.head_norm(self.final_norm(x)), self.head.weight[-size:], self.head.bias[-size:])
+
+    def image_logits(self, text: Tensor, codes: Tensor) -> Tensor:
+        """Logits of every image token in one pass: ids (B, T) and codes (B, h, w) to (B, N, K)."""
+        return self.image_head(self.hidden(text, codes)[:, -self.config.image_length :])
+
+    def decoding(self, text: Tensor, num_candidates: int) -> RuDALLEDecoding:
+        """Reads the captions and gets ready to draw."""
+        return RuDALLEDecoding(self, text, num_candidates)
+
+
+class RuDALLEDecoding:
+    """Decoding state of P prompts with n candidates each.
+
+    Args:
+        prior: The prior; its device and dtype are used.
+        text: Text ids, int64 (P, T).
+        num_candidates: Candidates n of each prompt.
+    """
+
+    def __init__(self, prior: RuDALLE, text: Tensor, num_candidates: int) -> None:
+        self.prior = prior
+        self.positions = prior.image_positions()
+        length = prior.config.text_length
+        x = prior.embed_text(text)
+        read, self.caches = read_text(prior.layers, x[:, :length], num_candidates)
+        start = x[:, length:] if prior.config.text_cells else read[:, -1:]
+        self.start = start.expand(-1, num_candidates, -1)
+
+    def step(self, index: int, previous: Tensor | None) -> Tensor:
+        """Logits of image token ``index``: (P, n) tokens before it, None at 0, to (P, n, K)."""
+        prior, x = self.prior, self.start
+        if previous is not None:  # the token before stands at its own position
+            x = prior.image_embedding(previous) + self.positions[index - 1]
+        cell = index - 1 + prior.config.text_cells
+        if cell >= 0:  # in v3 the last text token is read already
+            x = read_token(prior.layers, self.caches, cell, x)
+        return prior.image_head(x)
