@@ -10,11 +10,11 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from dalle_zoo.files import check_ending, written_aside
+from dalle_zoo.folders import RECORD
 from dalle_zoo.hub import ModelFolderError, read_json
 from dalle_zoo.recipes import list_recipes, recipe_header, recipe_root
 from dalle_zoo.registry import suggest
 from dalle_zoo.results import Result, figures, measured_weights
-from dalle_zoo.zoo import RECORD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from dalle_zoo import __version__
 from dalle_zoo.files import stays_inside, sync, written_aside
+from dalle_zoo.folders import COMPONENTS, INDEX
 from dalle_zoo.models.dvae import DVAE  # noqa: F401 (registers itself)
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.models.initial import copy_shard
@@ -36,7 +37,6 @@ from dalle_zoo.models.rudalle import RuDALLE  # noqa: F401 (registers itself)
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
 from dalle_zoo.models.vqgan import VQGAN  # noqa: F401 (registers itself)
 from dalle_zoo.registry import suggest
-from dalle_zoo.zoo import COMPONENTS, INDEX
 
 Net = TypeVar("Net", bound=nn.Module)
 

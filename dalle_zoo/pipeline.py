@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dalle_zoo import hub
-from dalle_zoo.convert import load_any_image_tokenizer
+from dalle_zoo.folders import COMPONENTS, INDEX, RECORD
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.models.ranker import Ranker
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
@@ -23,7 +23,7 @@ from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo.remote import Access
 from dalle_zoo.sampling import Sampler, picture_seed, sample_codes
 from dalle_zoo.tokenizers import TextTokenizer, load_text_tokenizer
-from dalle_zoo.zoo import COMPONENTS, INDEX, RECORD, find_component, find_model
+from dalle_zoo.zoo import find_component, find_model
 
 # P prompts, N candidates of a prompt, B = P * N pictures, h w code grid
 
@@ -111,7 +111,7 @@ class DallePipeline:
     @classmethod
     def from_pretrained(
         cls,
-        model: str | Path,
+        model: str | Path | Sequence[str | Path],
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -119,31 +119,42 @@ class DallePipeline:
         token: str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        files: Sequence[str] = (),
         verify: bool = True,
     ) -> DallePipeline:
         """Loads a model.
 
         Args:
             model: Name of a bundled model, a folder that `save_pretrained` or ``dalle-zoo export`` wrote, or
-                ``organisation/name`` on the Hub. See `find_model` for which comes first.
+                ``organisation/name`` on the Hub. See `find_model` for which comes first. Weights of another code base
+                (docs/convert.md) are converted when they are first loaded; where theirs lie in several places, all.
             device: Where to put the networks; the CPU if missing.
             dtype: Precision of the prior; float32 if missing.
             revision: Of a model on the Hub: branch, tag or commit; the newest of the main branch if missing.
             token: Of a user who may read it; the stored one if missing.
             cache_dir: Where downloads lie; the Hub's own cache if missing.
             local_files_only: Whether only the cache is asked.
+            files: Of another code base, patterns of the file names to look at ("*_mini.pt"); all if missing.
             verify: Whether every file is checked against its sha256.
 
         Raises:
             UnknownNameError: No such model; the message has the nearest name.
             HubError: The Hub does not have it, or cannot be reached; the message says which.
             ModelFolderError: A file is missing, damaged, or does not fit.
+            WeightFileError: Weights of another code base are damaged, or not all that a pipeline needs.
         """
         access = Access(revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
-        folder = find_model(model, access)
+        folder = find_model(model, access, files)
         if not (folder / INDEX).is_file():
+            missing = [part for part in COMPONENTS[:3] if not (folder / part).is_dir()]
             raise hub.ModelFolderError(
                 f"{folder} has no {INDEX}: expected a folder from save_pretrained or `dalle-zoo export`"
+                + (
+                    f"; of the weights converted there, {' and '.join(missing)} are missing: give the place of their "
+                    f"files as well, [place, other place]"
+                    if (folder / RECORD).is_file()
+                    else ""
+                )
             )
         if verify:
             hub.verify_checksums(folder)
@@ -461,7 +472,7 @@ def _shifted(callback: Callable[[int, int], None], done: int, total: int) -> Cal
 
 
 def load_model(
-    location: str | Path,
+    location: str | Path | Sequence[str | Path],
     component: str | None = None,
     *,
     device: str | torch.device | None = None,
@@ -470,12 +481,13 @@ def load_model(
     token: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    files: Sequence[str] = (),
 ) -> Any:
     """Loads a whole pipeline, or one network of it.
 
     Args:
         location: Bundled name, folder, or ``organisation/name`` on the Hub, of which only the component is downloaded.
-            For "dvae" also a folder of weights that `dalle_zoo.convert` knows.
+            Also weights of other code bases, as for `DallePipeline.from_pretrained`.
         component: "dvae", "prior", "ranker" or "tokenizer"; the pipeline if missing.
         device: Where to put networks; the CPU if missing.
         dtype: Precision of a prior; float32 if missing.
@@ -483,6 +495,7 @@ def load_model(
         token: Of a user who may read it; the stored one if missing.
         cache_dir: Where downloads lie; the Hub's own cache if missing.
         local_files_only: Whether only the cache is asked.
+        files: As for `DallePipeline.from_pretrained`.
 
     Example:
         >>> load_model("emoji64", "prior").config.image_height
@@ -490,12 +503,12 @@ def load_model(
     """
     access = Access(revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     if component is None:
-        return DallePipeline.from_pretrained(location, device=device, dtype=dtype, **asdict(access))
+        return DallePipeline.from_pretrained(location, device=device, dtype=dtype, files=files, **asdict(access))
     if component not in COMPONENTS:
         raise UnknownNameError(suggest("component", component, COMPONENTS))
-    folder = find_component(location, component, access)
+    folder = find_component(location, component, access, files)
     if component == "dvae":
-        return load_any_image_tokenizer(folder, device)
+        return hub.load_image_tokenizer(folder, device)
     if component == "prior":
         return hub.load_prior(folder, device, dtype)
     if component == "tokenizer":

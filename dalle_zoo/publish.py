@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from dalle_zoo.cards import check_weights, render_any_card
+from dalle_zoo.folders import INDEX, RECORD
 from dalle_zoo.hub import CARD, CHECKSUMS, ModelFolderError, read_json, sha256_file, verify_checksums
 from dalle_zoo.recipes import find_recipe
 from dalle_zoo.remote import ENDINGS, HubError, is_hub_name
 from dalle_zoo.results import SUBFOLDER, Result, figures, results_of
-from dalle_zoo.zoo import INDEX, RECORD
 
 RENDERED = "<!-- Rendered by `dalle-zoo"
 """What our cards say of themselves; a card without it was written by hand."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,20 @@ LIST = "sha256.json"
 """Names every file that loading may read, with its digest."""
 ENDINGS = (".json", ".safetensors", ".md", ".yaml")
 """Kinds of file that are published and downloaded: none of them can hold code."""
+FOREIGN = (
+    *("*.bin", "*.ckpt", "*.pkl", "*.pt", "*.pth", "*.safetensors", "*.msgpack"),
+    *("*.json", "*.yaml", "*.txt", "*.model"),
+)
+"""Files of other code bases that are downloaded: weights, which `dalle_zoo.convert` reads without running anything,
+and what describes them."""
 
 
 class HubError(ValueError):
     """The Hub does not have what was asked for, does not give it, or cannot be reached; the message says which."""
+
+
+class ForeignRepositoryError(HubError):
+    """A repository without the list of files that ours have: weights of another code base, or no model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +103,31 @@ def download(name: str, access: Access = DEFAULT, component: str | None = None) 
     return listing.parent
 
 
+def download_foreign(name: str, access: Access = DEFAULT, files: Sequence[str] = ()) -> Path:
+    """Brings weights of another code base into the cache.
+
+    Args:
+        name: ``organisation/name``.
+        access: How to ask.
+        files: Patterns of the files to download; `FOREIGN` if missing.
+
+    Returns:
+        Folder of the files, to read and not to change.
+
+    Raises:
+        HubError: As of `download`.
+    """
+    from huggingface_hub import snapshot_download
+
+    asked = asdict(access)
+    patterns = [*(files or FOREIGN)]
+    with _explained(name, access):
+        folder = Path(snapshot_download(name, allow_patterns=patterns, **asked))
+    if not folder.is_dir():
+        raise HubError(f"{name} has no file that matches {', '.join(patterns)}")
+    return folder
+
+
 def _wanted(listing: Path, name: str, component: str | None) -> Iterator[str]:
     """Paths that the list of a repository names, as far as they are asked for."""
     try:
@@ -144,7 +179,7 @@ def _explained(name: str, access: Access) -> Iterator[None]:
             f"{where} cannot be reached, and the cache does not have it: check the network, or name a folder"
         ) from error
     except errors.EntryNotFoundError as error:
-        raise HubError(f"{where} is no model of dalle-zoo: it has no {LIST}") from error
+        raise ForeignRepositoryError(f"{where} is no model of dalle-zoo: it has no {LIST}") from error
     except errors.HfHubHTTPError as error:
         raise HubError(f"{where} answered: {error}") from error
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dalle_zoo.cli.main import parser
 
@@ -14,24 +16,46 @@ def convert(arguments: list[str]) -> None:
         "Convert weights of other code bases to a folder of safetensors that every command here takes. They are\n"
         "recognised by content; nothing that a file asks for is run. docs/convert.md lists what is known.\n\n"
         "  dalle-zoo convert downloads/openai --out models/openai-dvae\n"
-        "  dalle-zoo reconstruct picture.png --model models/openai-dvae",
+        "  dalle-zoo reconstruct picture.png --model models/openai-dvae\n"
+        "  dalle-zoo convert downloads/malevich downloads/utils --out models/malevich\n"
+        "  dalle-zoo convert org/name --files '*_mini.pt' vocab.json merges.txt detoker.pt --out models/mini",
     )
-    p.add_argument("location", type=Path, help="file of weights, or folder of such files")
+    p.add_argument(
+        "location", nargs="+", help="file of weights, folder of such files, or organisation/name on the Hub"
+    )
     p.add_argument("--out", type=Path, required=True, help="folder to write")
     p.add_argument("--family", help="what it is, where a folder holds several")
+    p.add_argument("--files", nargs="+", default=(), help="patterns of the file names to look at (all)")
+    p.add_argument("--revision", help="of a repository on the Hub: branch, tag or commit")
     p.add_argument("--overwrite", action="store_true", help="replace an earlier conversion")
     options = p.parse_args(arguments)
 
     from dalle_zoo.convert import FAMILIES, convert, find
+    from dalle_zoo.remote import Access
+    from dalle_zoo.zoo import find_place
 
-    source = find(options.location, options.family)
+    places = [find_place(one, Access(revision=options.revision), options.files) for one in options.location]
+    source = find(places, options.family, options.files)
     record = convert(source, options.out, overwrite=options.overwrite)
-    print(f"{options.location}: {FAMILIES[source.family].title} ({source.family})")
+    print(f"{' and '.join(options.location)}: {FAMILIES[source.family].title} ({source.family})")
+    show(record)
+    for component, count in record["parameters"].items():
+        print(f"{options.out / component}: {count:,} parameters")
+    print(f"license: {record['license']}")
+    if record.get("missing"):
+        print(
+            f"no pictures can be drawn with it yet: {' and '.join(record['missing'])} were not found; "
+            f"give the place of their files as well"
+        )
+
+
+def show(record: Mapping[str, Any]) -> None:
+    """Prints everything that was inferred, and where from."""
     for name, value in record["inferred"].items():
         note = record.get("notes", {}).get(name)
         print(f"  {name}: {value}" + (f" ({note})" if note else ""))
     for name, count in record.get("unused", {}).items():
         print(f"left out: {count} tensors of {name}")
-    for component, count in record["parameters"].items():
-        print(f"{options.out / component}: {count:,} parameters")
-    print(f"license: {record['license']}")
+    if "image_tokenizer" in record:
+        print(f"image tokenizer ({record['image_tokenizer']['family']})")
+        show(record["image_tokenizer"])

@@ -16,24 +16,23 @@ third party adds an entry point in the group ``dalle_zoo.families``.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NoReturn
 
-import torch
-
-from dalle_zoo.convert.base import FAMILIES, Family, Location, Source, look, read_config, read_tensors
+from dalle_zoo import __version__
+from dalle_zoo.convert.base import FAMILIES, Family, Location, Source, look, read_tensors
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor, open_checkpoint
 from dalle_zoo.convert.mindalle import MinDALLEFamily
 from dalle_zoo.convert.openai_dvae import OpenAIDVAE
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.convert.vqgan import VQGANFamily
-from dalle_zoo.hub import CONFIG, load_image_tokenizer, new_folder, write_checksums, write_index, write_json
-from dalle_zoo.models.tokenizer import ImageTokenizer
-from dalle_zoo.zoo import RECORD
+from dalle_zoo.folders import RECORD
+from dalle_zoo.hub import new_folder, write_checksums, write_index, write_json
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +47,9 @@ __all__ = [
     "StoredTensor",
     "VQGANFamily",
     "WeightFileError",
+    "cached",
     "convert",
-    "converted",
     "find",
-    "load_any_image_tokenizer",
     "look",
     "open_checkpoint",
     "read_tensors",
@@ -97,18 +95,16 @@ def _recognise(seen: Location, family: str | None) -> Source | None:
 def find(location: str | Path | Sequence[str | Path], family: str | None = None, only: Sequence[str] = ()) -> Source:
     """As `recognise`, but what is unknown raises `WeightFileError` with the families known and what was seen."""
     seen = look(location, only)
-    source = _recognise(seen, family)
-    if source is not None:
-        return source
+    return _recognise(seen, family) or _refuse(seen, family)
+
+
+def _refuse(seen: Location, family: str | None) -> NoReturn:
     known = [f"  {name}: {FAMILIES[name].expects}" for name in ([family] if family else FAMILIES)]
     there = [f"  {checkpoint.path.name}: {checkpoint.summary()}" for checkpoint in seen.checkpoints]
     there += [f"  {name}: a configuration with {', '.join(list(map(str, c))[:5])}" for name, c in seen.configs.items()]
     there += [f"  {name}: {reason}" for name, reason in seen.unread.items()]
-    raise WeightFileError(
-        "\n".join(
-            [f"{seen.path} holds no weights that are known. Known are", *known, "Seen was", *(there or ["  nothing"])]
-        )
-    )
+    lines = [f"{seen.path} holds no weights that are known. Known are", *known, "Seen was", *(there or ["  nothing"])]
+    raise WeightFileError("\n".join(lines))
 
 
 def convert(source: Source, out: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
@@ -144,46 +140,29 @@ def convert(source: Source, out: str | Path, *, overwrite: bool = False) -> dict
     return record
 
 
-@contextmanager
-def converted(location: str | Path | Sequence[str | Path], only: Sequence[str] = ()) -> Iterator[Path]:
-    """A folder of ours with weights of another code base, there as long as the block runs.
+def cached(location: Sequence[Path], only: Sequence[str] = ()) -> Path | None:
+    """Folder of ours with the weights at a location, converted when it is first asked for; None if they are unknown.
+
+    It lies below ``DALLE_ZOO_CACHE`` (``~/.cache/dalle-zoo`` if that is not set), under a name that follows from the
+    paths, sizes and times of all files looked at, and from the version that converts.
 
     Args:
         location: As for `recognise`.
         only: As for `recognise`.
 
     Raises:
-        WeightFileError: No family knows them, or they are damaged.
+        WeightFileError: They are known, but damaged, incomplete or of several models; or several locations or
+            patterns were given, and they are unknown.
     """
-    with TemporaryDirectory() as aside:
-        source = find(location, only=only)
-        log.info(
-            "converting %s (%s); `dalle-zoo convert` once saves doing so each time", source.location, source.family
-        )
-        convert(source, Path(aside) / "model")
-        yield Path(aside) / "model"
-
-
-def load_any_image_tokenizer(folder: Path, device: str | torch.device | None = None) -> ImageTokenizer:
-    """Reads an image tokenizer of ours, or of another code base, which is converted in a temporary folder.
-
-    Args:
-        folder: As `dalle_zoo.hub.load_image_tokenizer` takes it, or as `recognise` does.
-        device: Where to put it; the CPU if missing.
-
-    Raises:
-        ModelFolderError: It is neither, or damaged.
-        WeightFileError: It is of another code base, but damaged.
-    """
-    if _is_ours(folder) or recognise(folder) is None:
-        return load_image_tokenizer(folder, device)
-    with converted(folder) as ours:
-        return load_image_tokenizer(ours / "dvae", device)
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether a configuration names the type of network, as ours do; a VQGAN's tensors have the same names."""
-    try:
-        return "type" in read_config(folder / CONFIG)
-    except (WeightFileError, FileNotFoundError):
-        return False
+    seen = look(location, only)
+    source = _recognise(seen, None)
+    if source is None:
+        return _refuse(seen, None) if only or len(location) > 1 else None
+    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in seen.files.values()]
+    digest = hashlib.sha256(json.dumps([__version__, *sorted(stats)]).encode()).hexdigest()[:16]
+    root = Path(os.environ.get("DALLE_ZOO_CACHE") or Path.home() / ".cache/dalle-zoo")
+    folder = root / "converted" / f"{source.family}-{digest}"
+    if not (folder / RECORD).is_file():
+        log.warning("converting %s (%s) into %s, once", source.location, source.family, folder)
+        convert(source, folder, overwrite=True)
+    return folder

@@ -63,6 +63,11 @@ class LocalHub(ThreadingHTTPServer):
         self.blobs[digest] = content
         return digest
 
+    def add(self, name: str, files: dict[str, bytes]) -> None:
+        """A public repository with one commit."""
+        repository = self.repositories[name] = Repository(private=False)
+        repository.commit({path: self.store(content) for path, content in files.items()}, "main")
+
     def files(self, name: str, revision: str = "main") -> dict[str, bytes]:
         repository = self.repositories[name]
         listed = repository.commits[repository.branches.get(revision, revision)]
@@ -261,11 +266,6 @@ def model_folder(random_prior: Callable[..., Prior], tmp_path: Path) -> Path:
 @pytest.fixture
 def on_the_hub(local_hub: LocalHub, model_folder: Path) -> str:
     """Name of a repository that holds the toy model."""
-    repository = local_hub.repositories["org/toy"] = Repository(private=False)
-    files = {
-        path.relative_to(model_folder).as_posix(): local_hub.store(path.read_bytes())
-        for path in model_folder.rglob("*")
-        if path.is_file()
-    }
-    repository.commit(files, "main")
+    files = {p.relative_to(model_folder).as_posix(): p.read_bytes() for p in model_folder.rglob("*") if p.is_file()}
+    local_hub.add("org/toy", files)
     return "org/toy"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from dalle_zoo.registry import UnknownNameError
 from dalle_zoo.remote import Access, HubError, download, is_hub_name
 
 TOKEN = "hf_owner"
+FUZZER = runpy.run_path(str(Path(__file__).parents[2] / "tools/fuzz_readers.py"))
 
 
 def change(hub: Any, path: str, content: bytes, branch: str = "main") -> str:
@@ -130,7 +133,7 @@ def test_what_is_not_there_is_named(on_the_hub: str, local_hub: Any) -> None:
         DallePipeline.from_pretrained("emoij64")
     repository = local_hub.repositories[on_the_hub]
     repository.commit({"pytorch_model.bin": local_hub.store(b"x")}, "main")
-    with pytest.raises(HubError, match=r"is no model of dalle-zoo: it has no sha256.json"):
+    with pytest.raises(HubError, match=r"is no model of dalle-zoo, it has no sha256.json"):
         DallePipeline.from_pretrained(on_the_hub)
 
 
@@ -178,3 +181,46 @@ def test_the_cache_can_lie_elsewhere(on_the_hub: str, tmp_path: Path) -> None:
     assert pipe.folder is not None
     assert pipe.folder.is_relative_to(tmp_path / "elsewhere")
     assert not (tmp_path / "hub-cache").exists()
+
+
+# ------------------------------------------------------------ weights of another code base
+
+
+@pytest.fixture
+def foreign(local_hub: Any) -> str:
+    """A repository with a VQGAN as another code base stores it, its code, and another kind of the same weights."""
+    weights = FUZZER["vqgan_weights"]()
+    buffer = io.BytesIO()
+    torch.save({"state_dict": weights}, buffer)
+    files = {"vqgan.ckpt": buffer.getvalue(), "run.py": b"raise SystemExit", "tf_model.h5": b"another kind"}
+    local_hub.add("other/vqgan", files)
+    return "other/vqgan"
+
+
+def test_a_foreign_repository_is_converted_once(foreign: str, local_hub: Any, conversion_cache: Path) -> None:
+    first = load_model(foreign, "dvae")
+    (folder,) = (conversion_cache / "converted").iterdir()
+    stamp = (folder / "record.json").stat().st_mtime_ns
+    assert not [path for _, path in local_hub.requests if path.endswith((".py", ".h5"))], (
+        "neither code nor other kinds"
+    )
+    codes = torch.randint(first.codebook_size, (1, 2, 2))
+    assert torch.equal(load_model(foreign, "dvae").decode(codes), first.decode(codes))
+    assert (folder / "record.json").stat().st_mtime_ns == stamp
+    with pytest.raises(UnknownNameError, match="unknown component 'prior'"):
+        load_model(foreign, "prior")
+    with pytest.raises(ModelFolderError, match="prior and tokenizer are missing: give the place of their files"):
+        DallePipeline.from_pretrained(foreign)
+
+
+def test_only_the_files_asked_for_are_downloaded(foreign: str, local_hub: Any) -> None:
+    with pytest.raises(HubError, match=r"other/vqgan has no file that matches \*.bin"):
+        load_model(foreign, "dvae", files=["*.bin"])
+    assert not [path for _, path in local_hub.requests if path.endswith(".ckpt")]
+    assert load_model(foreign, "dvae", files=["*.ckpt"]).codebook_size
+
+
+def test_a_repository_of_neither_kind_is_refused(local_hub: Any) -> None:
+    local_hub.add("other/text", {"config.json": b"{}"})
+    with pytest.raises(HubError, match=r"no model of dalle-zoo, it has no sha256\.json, and holds no weights"):
+        DallePipeline.from_pretrained("other/text")

@@ -1,0 +1,10 @@
+"""Names of what lies in a model folder."""
+
+from __future__ import annotations
+
+INDEX = "model_index.json"
+"""Names the parts; a folder with it is a whole model."""
+RECORD = "record.json"
+"""What is known of the model: description, licence, data, sizes."""
+COMPONENTS = ("dvae", "prior", "tokenizer", "ranker")
+"""The parts, each in a folder of its name; the first three make a pipeline."""
