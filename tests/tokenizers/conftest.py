@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from dalle_zoo.tokenizers import (
     TEXT_TOKENIZERS,
     BPETokenizer,
     ByteTokenizer,
+    DalleMiniTokenizer,
     HFTokenizer,
     TextTokenizer,
 )
+from dalle_zoo.tokenizers.dalle_mini import bart_bpe
 
 COLOURS = ["red", "green", "blue", "yellow", "violet"]
 THINGS = ["apple", "motorcycle", "penguin", "umbrella", "telescope"]
@@ -36,7 +39,23 @@ def hf() -> HFTokenizer:
     return HFTokenizer(tokenizer)
 
 
-MAKERS: dict[str, Callable[[], TextTokenizer]] = {"bpe": bpe, "byte": ByteTokenizer, "hf": hf}
+@cache
+def dalle_mini() -> DalleMiniTokenizer:
+    learned = Tokenizer(models.BPE())
+    learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    learned.train_from_iterator(CAPTIONS, trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet))
+    model = json.loads(learned.to_str())["model"]
+    merges = [(first, second) for first, second in model["merges"]]
+    return DalleMiniTokenizer(bart_bpe(model["vocab"], merges, simplified=True))
+
+
+MAKERS: dict[str, Callable[[], TextTokenizer]] = {
+    "bpe": bpe,
+    "byte": ByteTokenizer,
+    "dalle_mini": dalle_mini,
+    "hf": hf,
+}
 
 
 @pytest.fixture(params=list(TEXT_TOKENIZERS))

@@ -1,0 +1,366 @@
+"""DALL-E mini and mega: an encoder reads the caption, a decoder draws the image tokens.
+
+```
+                 ┌────────── encoder ──────────┐
+bos t_0 … eos pads ─► embedding + position, norm ─► layers, each sees all tokens but pads ─► norm ─► states (T, d)
+                 ┌────────── decoder ──────────┐                                                     │
+START i_0 … i_N-2 ─► embedding + position, norm ─► layers, each sees the image tokens so far, then ◄─┘ ─► norm ─► head
+```
+Image and text do not share a softmax, unlike in the paper: a decoder layer attends to the image tokens and then, in a
+block of its own, to the caption.
+
+Reference: the code that the published weights were trained with, <https://github.com/borisdayma/dalle-mini>; BART
+(Lewis et al., arXiv 1910.13461), NormFormer (Shleifer et al., arXiv 2110.09456), GLU variants (Shazeer, arXiv
+2002.05202).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dalle_zoo.models.image_prior import PRIORS, ImagePrior
+from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
+
+# P prompts, n candidates of each, B batch, T text positions, h w code grid, N = h * w image tokens, d width, H heads,
+# D head size, K codebook size
+
+
+@dataclass(frozen=True, kw_only=True)
+class DalleMiniConfig:
+    """Architecture; defaults are DALL-E mini's."""
+
+    text_length: int = 64
+    """Text positions T, of which two are taken by the tokens that begin and end a caption."""
+    text_vocab: int = 50264
+    """Rows of the text embedding: the vocabulary, and rows that no token has."""
+    begin_token: int = 0
+    """Id before a caption."""
+    pad_token: int = 1
+    """Id after it; nothing attends to these positions."""
+    end_token: int = 2
+    """Id at its end."""
+    image_height: int = 16
+    """Rows of the code grid."""
+    image_width: int = 16
+    """Columns of the code grid."""
+    codebook_size: int = 16384
+    """Image vocabulary K: logits of the other rows are cut off."""
+    image_rows: int = 16385
+    """Rows of the embedding and of the head of image tokens: codes, start token, and rows that nothing uses."""
+    start_token: int = 16384
+    """Row of the embedding that stands before the first image token."""
+    width: int = 1024
+    """Model width d."""
+    encoder_layers: int = 12
+    """Layers of the encoder."""
+    encoder_heads: int = 16
+    """Attention heads of the encoder."""
+    encoder_hidden: int = 2730
+    """Hidden width of the encoder's gated units."""
+    decoder_layers: int = 12
+    """Layers of the decoder."""
+    decoder_heads: int = 16
+    """Attention heads of the decoder, for image and for text."""
+    decoder_hidden: int = 2730
+    """Hidden width of the decoder's gated units."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "text_vocab", "image_height", "image_width", "codebook_size", "width", "encoder_layers", "encoder_heads",
+            "encoder_hidden", "decoder_layers", "decoder_heads", "decoder_hidden",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.text_length < 3:
+            raise ValueError(f"text_length must be at least 3, a token between begin and end, got {self.text_length}")
+        for heads in ("encoder_heads", "decoder_heads"):
+            if self.width % getattr(self, heads):
+                raise ValueError(f"width {self.width} is not a multiple of {heads} {getattr(self, heads)}")
+        if not self.codebook_size <= self.start_token < self.image_rows:
+            raise ValueError(
+                f"start_token must be a row behind the codes, in {self.codebook_size}..{self.image_rows - 1} "
+                f"(codebook_size to image_rows - 1), got {self.start_token}"
+            )
+        special = {self.begin_token, self.pad_token, self.end_token}
+        if len(special) != 3 or min(special) < 0 or max(special) >= self.text_vocab:
+            raise ValueError(
+                f"begin_token, pad_token and end_token must be three ids in 0..{self.text_vocab - 1}, got "
+                f"{self.begin_token}, {self.pad_token} and {self.end_token}"
+            )
+
+    @property
+    def image_length(self) -> int:
+        """Image tokens N."""
+        return self.image_height * self.image_width
+
+
+class Attention(nn.Module):
+    """Multi-head attention without biases, of a sequence to itself or to another one."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.output = nn.Linear(width, width, bias=False)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """(B, L, d) to (B, H, L, D)."""
+        return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What others attend to: (B, L, d) to twice (B, H, L, D)."""
+        return self.heads(self.key(x)), self.heads(self.value(x))
+
+    def forward(
+        self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """Mixes values: queries of (B, L, d), keys and values (B, H, M, D), to (B, L, d).
+
+        Args:
+            x: What asks.
+            key: What it asks.
+            value: What is mixed.
+            mask: Keys that may be read, bool, broadcast to (B, H, L, M).
+            causal: Whether position i reads positions 0 … i alone.
+        """
+        mixed = F.scaled_dot_product_attention(self.heads(self.query(x)), key, value, mask, is_causal=causal)
+        out: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class GatedUnit(nn.Module):
+    """Gated linear unit with a GELU and a norm in front of either matrix, as NormFormer has it."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.hidden = nn.Linear(width, hidden, bias=False)
+        self.hidden_norm = nn.LayerNorm(hidden)
+        self.output = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, d) to (…, d)."""
+        x = self.norm(x)
+        out: Tensor = self.output(self.hidden_norm(F.gelu(self.gate(x)) * self.hidden(x)))
+        return out
+
+
+class EncoderLayer(nn.Module):
+    """Attention between two norms, then the gated unit, each on an identity path."""
+
+    def __init__(self, width: int, num_heads: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attention = Attention(width, num_heads)
+        self.mixed_norm = nn.LayerNorm(width)
+        self.gated_unit = GatedUnit(width, hidden)
+
+    def forward(self, x: Tensor, readable: Tensor) -> Tensor:
+        """(B, T, d), and the keys that may be read, bool (B, 1, 1, T), to (B, T, d)."""
+        normed = self.norm(x)
+        x = x + self.mixed_norm(self.attention(normed, *self.attention.keys_values(normed), readable))
+        out: Tensor = x + self.gated_unit(x)
+        return out
+
+
+class DecoderLayer(nn.Module):
+    """Attention to image tokens and attention to the caption, each between two norms, then the gated unit."""
+
+    def __init__(self, width: int, num_heads: int, hidden: int) -> None:
+        super().__init__()
+        self.image_norm = nn.LayerNorm(width)
+        self.image_attention = Attention(width, num_heads)
+        self.image_mixed_norm = nn.LayerNorm(width)
+        self.text_norm = nn.LayerNorm(width)
+        self.text_attention = Attention(width, num_heads)
+        self.text_mixed_norm = nn.LayerNorm(width)
+        self.gated_unit = GatedUnit(width, hidden)
+
+    def forward(self, x: Tensor, attend_image: Callable[[Tensor], Tensor], text: Sequence[Tensor]) -> Tensor:
+        """One layer, of all positions of a picture or of one position of every candidate.
+
+        Args:
+            x: (B, N, d), or (P, n, d).
+            attend_image: The layer's `image_attention` to what is read of image tokens; shapes as of ``x``.
+            text: Keys and values of the caption, (B, H, T, D), and what may be read of them, bool (B, 1, 1, T).
+
+        Returns:
+            Of the shape of ``x``.
+        """
+        x = x + self.image_mixed_norm(attend_image(self.image_norm(x)))
+        x = x + self.text_mixed_norm(self.text_attention(self.text_norm(x), *text))
+        out: Tensor = x + self.gated_unit(x)
+        return out
+
+
+class Stack(nn.Module):
+    """Encoder or decoder: token and position embedding, a norm, layers, a norm."""
+
+    def __init__(self, tokens: int, positions: int, width: int, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(tokens, width)
+        self.position = nn.Embedding(positions, width)
+        self.embedding_norm = nn.LayerNorm(width)
+        self.layers = nn.ModuleList(layers)
+        self.final_norm = nn.LayerNorm(width)
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Inputs of the first layer: ids (B, L) at rows of the position table, (L, d) or (d,), to (B, L, d)."""
+        out: Tensor = self.embedding_norm(self.embedding(tokens) + positions)
+        return out
+
+
+@PRIORS.register("dalle_mini")
+class DalleMini(ImagePrior):
+    """DALL-E mini's transformer.
+
+    All norms have gains here. In the original those in front of a matrix have none; such a gain is 1. Logits are those
+    of the K codes: the head has rows beyond them, which the original never draws from.
+
+    Args:
+        config: Architecture.
+
+    Example:
+        >>> prior = DalleMini(DalleMiniConfig(
+        ...     text_length=5, text_vocab=11, image_height=2, image_width=3, codebook_size=7, image_rows=9,
+        ...     start_token=8, width=16, encoder_layers=1, encoder_heads=2, encoder_hidden=24, decoder_layers=2,
+        ...     decoder_heads=2, decoder_hidden=24))
+        >>> text, codes = torch.tensor([[0, 5, 7, 2, 1]]), torch.tensor([[[0, 1, 2], [3, 4, 5]]])
+        >>> prior.image_logits(text, codes).shape
+        torch.Size([1, 6, 7])
+    """
+
+    config_class = DalleMiniConfig
+    config: DalleMiniConfig
+
+    def __init__(self, config: DalleMiniConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        encoder = [EncoderLayer(c.width, c.encoder_heads, c.encoder_hidden) for _ in range(c.encoder_layers)]
+        decoder = [DecoderLayer(c.width, c.decoder_heads, c.decoder_hidden) for _ in range(c.decoder_layers)]
+        self.encoder = Stack(c.text_vocab, c.text_length, c.width, encoder)
+        self.decoder = Stack(c.image_rows, c.image_length, c.width, decoder)
+        self.image_head = nn.Linear(c.width, c.image_rows, bias=False)
+
+    @property
+    def decoder_layers(self) -> Sequence[DecoderLayer]:
+        """The layers of the decoder, first to last."""
+        return cast(Sequence[DecoderLayer], self.decoder.layers)
+
+    # ------------------------------------------------------------ captions
+
+    def check_tokenizer(self, tokenizer: TextTokenizer) -> None:
+        """Raises `ValueError` when the tokenizer has ids without a row; rows without an id are usual."""
+        if tokenizer.vocab_size > self.config.text_vocab:
+            raise ValueError(
+                f"the text tokenizer has {tokenizer.vocab_size} tokens, the prior has rows for "
+                f"{self.config.text_vocab}: they were not trained together"
+            )
+
+    def encode_captions(self, tokenizer: TextTokenizer, captions: Sequence[str]) -> Tensor:
+        """Ids between begin and end, then pads: int64 (P, T) on the CPU. A caption too long keeps its end token."""
+        c = self.config
+        rows = CaptionEncoder(tokenizer, c.text_length - 2)(captions)
+        is_token = rows < tokenizer.vocab_size
+        text = torch.full((len(rows), c.text_length), c.pad_token)
+        text[:, 0] = c.begin_token
+        text[:, 1:-1] = rows.where(is_token, c.pad_token)
+        return text.scatter(1, is_token.sum(1, keepdim=True) + 1, c.end_token)
+
+    def null_text(self) -> Tensor:
+        """The empty caption: begin, end, pads."""
+        c = self.config
+        special = torch.tensor([c.begin_token, c.end_token], device=self.device)
+        return F.pad(special, (0, c.text_length - 2), value=c.pad_token)
+
+    # ------------------------------------------------------------ image tokens
+
+    def read(self, text: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """What the decoder's layers read of captions: (B, T) to keys and values (B, H, T, D) and bool (B, 1, 1, T)."""
+        readable = (text != self.config.pad_token)[:, None, None]
+        x = self.encoder.embed(text, self.encoder.position.weight)
+        for layer in self.encoder.layers:
+            x = layer(x, readable)
+        states = self.encoder.final_norm(x)
+        return [(*layer.text_attention.keys_values(states), readable) for layer in self.decoder_layers]
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits of the codes: states of the last layer (…, d) to (…, K)."""
+        return F.linear(self.decoder.final_norm(x), self.image_head.weight[: self.config.codebook_size])
+
+    def image_logits(self, text: Tensor, codes: Tensor) -> Tensor:
+        """Logits of every image token: (B, T) and (B, h, w) to (B, N, K)."""
+        self.check(text, codes)
+        tokens = F.pad(codes.flatten(1)[:, :-1], (1, 0), value=self.config.start_token)
+        x = self.decoder.embed(tokens, self.decoder.position.weight)
+        for layer, caption in zip(self.decoder_layers, self.read(text), strict=True):
+            x = layer(x, _all_before(layer.image_attention), caption)
+        return self.logits(x)
+
+    def decoding(self, text: Tensor, num_candidates: int) -> DalleMiniDecoding:
+        """Runs the encoder, once a prompt, and gets ready to draw."""
+        return DalleMiniDecoding(self, text, num_candidates)
+
+
+def _all_before(attention: Attention) -> Callable[[Tensor], Tensor]:
+    """Attention of every position of (B, N, d) to those up to it."""
+    return lambda x: attention(x, *attention.keys_values(x), causal=True)
+
+
+class ImageKeys:
+    """Keys and values of the image tokens so far, in one layer: static buffers, read in place.
+
+    Args:
+        attention: Of the layer.
+        like: For dtype and device.
+        candidates: B = P * n pictures.
+        length: Image tokens N.
+    """
+
+    def __init__(self, attention: Attention, like: Tensor, candidates: int, length: int) -> None:
+        self.attention = attention
+        size = attention.query.out_features // attention.num_heads
+        self.key, self.value = like.new_zeros(2, candidates, attention.num_heads, length, size).unbind(0)
+
+    def attend(self, index: int, x: Tensor) -> Tensor:
+        """Stores image position ``index`` of every candidate and attends to those up to it: (P, n, d) to the same."""
+        alone = x.flatten(0, 1).unsqueeze(1)  # a candidate is a sequence of its own
+        key, value = self.attention.keys_values(alone)
+        self.key[:, :, index], self.value[:, :, index] = key[:, :, 0], value[:, :, 0]
+        mixed: Tensor = self.attention(alone, self.key[:, :, : index + 1], self.value[:, :, : index + 1])
+        return mixed.view_as(x)
+
+
+class DalleMiniDecoding:
+    """Decoding state of P prompts with n candidates each; the candidates share what is read of their caption.
+
+    Args:
+        prior: The prior; its device and dtype are used.
+        text: Ids as of `DalleMini.encode_captions`, int64 (P, T).
+        num_candidates: Candidates n of each prompt.
+    """
+
+    def __init__(self, prior: DalleMini, text: Tensor, num_candidates: int) -> None:
+        self.prior = prior
+        self.captions = prior.read(text)
+        like, count, length = self.captions[0][0], len(text) * num_candidates, prior.config.image_length
+        self.images = [ImageKeys(layer.image_attention, like, count, length) for layer in prior.decoder_layers]
+        self.start = text.new_full((len(text), num_candidates), prior.config.start_token)
+
+    def step(self, index: int, previous: Tensor | None) -> Tensor:
+        """Logits of image token ``index``: (P, n) tokens before it, None at 0, to (P, n, K)."""
+        decoder = self.prior.decoder
+        x = decoder.embed(self.start if previous is None else previous, decoder.position.weight[index])
+        for layer, image, caption in zip(self.prior.decoder_layers, self.images, self.captions, strict=True):
+            # Candidates stand where the positions of a sequence usually do, so that they share the caption's keys.
+            x = layer(x, lambda normed, keys=image: keys.attend(index, normed), caption)
+        return self.prior.logits(x)
