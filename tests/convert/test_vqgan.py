@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import runpy
-import struct
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from dalle_zoo.hub import load_image_tokenizer, read_json
 from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
 
 GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/vqgan.py"))
+EmptyFile = Callable[[Mapping[str, Sequence[int]], Path], Path]
 TWIN = {"atol": 1e-4, "rtol": 1e-4}
 """As in tests/models/test_vqgan.py."""
 
@@ -139,19 +140,6 @@ def test_min_dalle_has_a_decoder_alone(tmp_path: Path) -> None:
 # ------------------------------------------------------------ what is inferred
 
 
-def empty_safetensors(layout: dict[str, list[int]], path: Path) -> Path:
-    """A file with tensors of these shapes and no numbers on disk."""
-    header, end = {}, 0
-    for name, shape in layout.items():
-        start, end = end, end + 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
-    return path
-
-
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
@@ -162,7 +150,7 @@ def empty_safetensors(layout: dict[str, list[int]], path: Path) -> Path:
         ("min-dalle", asdict(F16) | {"decoder_only": True, "signed_pixels": False}),
     ],
 )
-def test_published_sizes(kind: str, expected: dict[str, Any], tmp_path: Path) -> None:
+def test_published_sizes(kind: str, expected: dict[str, Any], empty_safetensors: EmptyFile, tmp_path: Path) -> None:
     layout = json.loads(GOLDEN["LAYOUTS"].read_text())[kind]
     source = recognise(empty_safetensors(layout, tmp_path / "model.safetensors"))
     assert source is not None
