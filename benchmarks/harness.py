@@ -1,0 +1,161 @@
+"""How the benchmarks of speed measure: two paths or more in turn in one process, and an equality check beside them.
+
+A result is a list of rows. A row compares paths over the same inputs: their times, the ratio of the medians, what was
+asked for, and how far their outputs lie apart. On a shared machine wall time scatters, so one thread is measured in
+CPU seconds of the process, which repeat; more threads, and a GPU, in wall seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dalle_zoo import __version__
+from dalle_zoo.hub import write_json
+
+RESULTS = Path(__file__).parent / "results" / "speed"
+ROUNDS = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equality:
+    """What makes a comparison fair: how far apart the outputs of two paths lie."""
+
+    what: str
+    """"largest difference of the logits", "share of equal codes", …"""
+    value: float
+    limit: float | None = None
+    """Largest value allowed for a difference; None where the value is only reported."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and not self.value <= self.limit:
+            raise AssertionError(f"{self.what} is {self.value}, at most {self.limit} was allowed: no fair comparison")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One comparison."""
+
+    name: str
+    """What was measured, with its shape."""
+    path: str
+    """The path that should be fast, a key of ``seconds``."""
+    against: str
+    """The path it is compared with, a key of ``seconds``."""
+    asked: float | None
+    """Least ratio that was aimed at; None where there was no aim."""
+    ratio: float
+    """Median time of ``against`` over that of ``path``."""
+    equal: tuple[Equality, ...]
+    seconds: Mapping[str, list[float]]
+    """Time of every round, by path."""
+    threads: int
+    dtype: str = "float32"
+    note: str = ""
+    """Why a row falls short, or what to know."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Other figures: bytes, tokens per second, share of a ceiling."""
+
+
+def interleaved(
+    paths: Mapping[str, Callable[[], object]], rounds: int = ROUNDS, device: str = "cpu", warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Times of every path, measured in turn.
+
+    Args:
+        paths: What to call, by name.
+        rounds: Calls of each that count.
+        device: "cpu" or "cuda"; a GPU is waited for before a clock is read.
+        warm_up: Calls of each before.
+
+    Returns:
+        Seconds by path: of the CPU with one thread, of the wall otherwise.
+    """
+    cuda = device.startswith("cuda")
+    clock = time.process_time if torch.get_num_threads() == 1 and not cuda else time.perf_counter
+    seconds: dict[str, list[float]] = {name: [] for name in paths}
+    for number in range(-warm_up, rounds):
+        for name, work in paths.items():
+            if cuda:
+                torch.cuda.synchronize()
+            start = clock()
+            work()
+            if cuda:
+                torch.cuda.synchronize()
+            if number >= 0:
+                seconds[name].append(clock() - start)
+    return seconds
+
+
+def compare(
+    name: str,
+    paths: Mapping[str, Callable[[], object]],
+    *,
+    path: str,
+    against: str,
+    asked: float | None,
+    equal: tuple[Equality, ...],
+    rounds: int = ROUNDS,
+    device: str = "cpu",
+    **more: Any,
+) -> Row:
+    """Measures paths in turn and makes a row of it; ``more`` goes into the row."""
+    seconds = interleaved(paths, rounds, device)
+    ratio = statistics.median(seconds[against]) / statistics.median(seconds[path])
+    row = Row(
+        name=name, path=path, against=against, asked=asked, ratio=ratio, equal=equal, seconds=seconds,
+        threads=torch.get_num_threads(), **more,
+    )  # fmt: skip
+    print(
+        f"{name} ({row.dtype}, {row.threads} threads): {ratio:.2f}x" + (f" of {asked}x" if asked else ""), flush=True
+    )
+    for check in equal:
+        print(f"  {check.what}: {check.value:.3g}", flush=True)
+    return row
+
+
+def store(benchmark: str, command: str, rows: list[Row], device: str = "cpu", out: Path | None = None) -> Path:
+    """Writes ``results/speed/BENCHMARK_DEVICE_THREADS.json``.
+
+    Args:
+        benchmark: Name of the script.
+        command: The line that makes it again.
+        rows: What was measured.
+        device: Where.
+        out: Another file to write.
+    """
+    cuda = device.startswith("cuda")
+    result = {
+        "benchmark": benchmark,
+        "command": command,
+        "device": torch.cuda.get_device_name() if cuda else cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "clock": "CPU seconds" if torch.get_num_threads() == 1 and not cuda else "wall seconds",
+        "torch": torch.__version__,
+        "dalle_zoo": __version__,
+        "date": datetime.now(UTC).date().isoformat(),
+        "rows": [asdict(row) for row in rows],
+    }
+    kind = "cuda" if cuda else f"cpu{torch.get_num_threads()}"
+    path = out or RESULTS / f"{benchmark}_{kind}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, result)
+    return path
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
