@@ -24,12 +24,21 @@ class LayerCache:
         text_key: Keys of the text prefix, (P, H, T, D).
         text_value: Values, same shape.
         num_candidates: Candidates n of each prompt.
+        readable: Which text positions the image may read, bool (P, T); all if missing.
     """
 
-    def __init__(self, mask: Mask, text_key: Tensor, text_value: Tensor, num_candidates: int) -> None:
+    def __init__(
+        self,
+        mask: Mask,
+        text_key: Tensor,
+        text_value: Tensor,
+        num_candidates: int,
+        readable: Tensor | None = None,
+    ) -> None:
         plan = mask.cache_plan()
         prompts, heads, _, size = text_key.shape
         self.text_key, self.text_value = text_key, text_value
+        self.unreadable = None if readable is None else ~readable[:, None, None]
         buffer = text_key.new_zeros(2, prompts, heads, num_candidates, plan.num_slots, size)
         self.key, self.value = buffer.unbind(0)
         self.slot_of_key, self.reads = _steps(mask, text_key.device)
@@ -59,6 +68,8 @@ class LayerCache:
         image_key, image_value = self.key[:, :, :, reads], self.value[:, :, :, reads]
         query = query / math.sqrt(query.shape[-1])
         text_scores = query @ self.text_key.transpose(-1, -2)  # (P, H, n, T)
+        if self.unreadable is not None:
+            text_scores = text_scores.masked_fill(self.unreadable, -math.inf)
         image_scores = (image_key @ query.unsqueeze(-1)).squeeze(-1)  # (P, H, n, S)
         scores = torch.cat([text_scores, image_scores], -1).float()
         weights = scores.softmax(-1).to(value.dtype)
