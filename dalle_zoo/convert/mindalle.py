@@ -14,6 +14,7 @@ Queries, keys and values become one matrix. All but the number of heads follows 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -70,7 +71,9 @@ class MinDALLEFamily:
         found = [(c, tensors) for c in location.checkpoints if (tensors := _transformer(c)) is not None]
         if len(found) > 1:
             names = ", ".join(checkpoint.path.name for checkpoint, _ in found)
-            raise WeightFileError(f"{location.path} holds several priors of minDALL-E ({names}): name one with --only")
+            raise WeightFileError(
+                f"{location.path} holds several priors of minDALL-E ({names}): give only the right one"
+            )
         if not found:
             return None
         checkpoint, tensors = found[0]
@@ -87,7 +90,7 @@ class MinDALLEFamily:
             raise WeightFileError(f"{checkpoint.path} cannot be converted: {error}") from None
         notes = {
             "num_heads": note,
-            "image_height, image_width": "a square of all image positions, as the original draws",
+            "image_height": "as image_width: the original draws squares",
             "padding_id": f"{PAD} in {files['vocabulary'].name}" if files else "unknown: no vocabulary lies there",
         }
         return Source(
@@ -160,7 +163,7 @@ def _infer(tensors: Tensors) -> dict[str, int]:
     side = math.isqrt(positions)
     if side * side != positions:
         raise WeightFileError(f"pos_emb_img.weight has {positions} rows, expected a square, such as 16 x 16")
-    layers = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
+    layers = [int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d{1,4})\.", name))]
     return {
         "text_length": sizes["pos_emb_txt"][0],
         "text_vocab": sizes["tok_emb_txt"][0],
@@ -168,7 +171,7 @@ def _infer(tensors: Tensors) -> dict[str, int]:
         "image_width": side,
         "codebook_size": sizes["tok_emb_img"][0],
         "width": sizes["tok_emb_img"][1],
-        "num_layers": len(layers),
+        "num_layers": 1 + max(layers),
     }
 
 
@@ -191,12 +194,11 @@ def _translated(tensors: Tensors, num_layers: int) -> dict[str, Lazy]:
     for index in range(num_layers):
         norms |= {f"layers.{index}.{our}": f"blocks.{index}.{their}" for our, their in NORMS.items()}
         for our, parts in MATRICES.items():
-            weights = [take(f"blocks.{index}.{part}.weight") for part in parts]
+            block = f"blocks.{index}"
+            weights = {part: take(f"{block}.{part}.weight") for part in parts}
             biases: list[Lazy] = [
-                filled(weight.shape[:1], 0.0, weight.dtype)
-                if part in unbiased
-                else take(f"blocks.{index}.{part}.bias")
-                for part, weight in zip(parts, weights, strict=True)
+                filled(weight.shape[:1], 0.0, weight.dtype) if part in unbiased else take(f"{block}.{part}.bias")
+                for part, weight in weights.items()
             ]
             ours[f"layers.{index}.{our}.weight"] = concatenated(list(weights.values()))
             ours[f"layers.{index}.{our}.bias"] = concatenated(biases)

@@ -4,7 +4,7 @@
 
 needs a checkout of https://github.com/kakaobrain/minDALL-E (made with commit e548007), omegaconf, tqdm and tokenizers
 (0.23.3; 0.13.3 gives the same). The weights are not stored: they follow from their names. The vocabulary of the
-release is not at hand; a small one was trained on the captions here.
+release is not at hand; a small one, once trained on the captions here, stands in the JSON file and stays as it is.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ uniform = runpy.run_path(str(Path(__file__).with_name("openai_dvae.py")))["unifo
 FILE = Path(__file__).with_suffix(".safetensors")
 TOKENIZER = Path(__file__).with_name("mindalle_tokenizer.json")
 VOCABULARY, LENGTH = 300, 40
-"""Size of the small vocabulary, and tokens that captions are cut or filled to."""
+"""Size of the small vocabulary, and the tokens that captions are cut or filled to."""
 HPARAMS: dict[str, Any] = {
     "embed_dim": 48, "n_layers": 3, "n_heads": 3, "n_dense_layers": 3, "ctx_len_img": 16, "ctx_len_txt": 12,
     "embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0, "mlp_bias": True, "attn_bias": True,
@@ -37,6 +37,13 @@ HPARAMS: dict[str, Any] = {
 }  # fmt: skip
 """Architecture of the small twin, by the original's names."""
 STAGE2: dict[str, Any] = {"vocab_size_txt": VOCABULARY, "vocab_size_img": 48, "hparams": HPARAMS}
+RELEASED: dict[str, Any] = {
+    "vocab_size_txt": 16384,
+    "vocab_size_img": 16384,
+    "hparams": HPARAMS
+    | {"embed_dim": 1536, "n_layers": 42, "n_heads": 24, "n_dense_layers": 42, "ctx_len_img": 256, "ctx_len_txt": 64},
+}
+"""What the published configuration says."""
 VARIANTS = {"published": {}, "unbiased": {"attn_bias": False, "mlp_bias": False}}
 """The kinds of network that are converted."""
 SAMPLER = {"temperature": 0.7, "top_k": 9, "top_p": 0.8}
@@ -72,13 +79,13 @@ CAPTIONS = (
 
 
 def weight(name: str, shape: tuple[int, ...]) -> Tensor:
-    """A weight that follows from its name and keeps activations near unit size; no bias is 0, no scale is 1."""
+    """A weight that follows from its name; no bias is 0, no scale is 1. Embeddings are large, so that tokens count."""
     values: Tensor = uniform(name, shape)
     if name.endswith("bias"):
         return values / 2
     if len(shape) == 1:
         return 1 + values / 2
-    return values if "emb" in name else values * math.sqrt(3 / shape[1])
+    return 4 * values if "emb" in name else values * math.sqrt(3 / shape[1])
 
 
 def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -86,8 +93,14 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     return {name: weight(name, shape) for name, shape in shapes.items()}
 
 
-def layout(hparams: dict[str, Any], stage: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the original's tensors, in its order."""
+def stage2(variant: str) -> dict[str, Any]:
+    """Options of the small twin."""
+    return STAGE2 | {"hparams": HPARAMS | VARIANTS[variant]}
+
+
+def layout(stage: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the original's tensors, which `original` checks."""
+    hparams = stage["hparams"]
     d, txt, img = hparams["embed_dim"], stage["vocab_size_txt"], stage["vocab_size_img"]
     shapes: dict[str, tuple[int, ...]] = {
         "tok_emb_img.weight": (img, d), "tok_emb_txt.weight": (txt, d),
@@ -114,18 +127,23 @@ def bare_packages(checkout: Path) -> None:
         sys.modules[name] = package
 
 
-def computed(variant: str) -> dict[str, Tensor]:
-    """Logits in one pass and step by step, and the most likely codes."""
+def original(stage: dict[str, Any]) -> Any:
+    """The original's network."""
     from dalle.models.stage2.transformer import Transformer1d
-    from dalle.utils.sampling import cutoff_topk_logits, cutoff_topp_probs, get_positional_encoding, sampling
     from omegaconf import OmegaConf
 
-    hparams = HPARAMS | VARIANTS[variant]
-    stage = STAGE2 | {"hparams": hparams}
-    net = Transformer1d(**{**stage, "hparams": OmegaConf.create(hparams)}).eval()
-    shapes = {name: tuple(t.shape) for name, t in net.state_dict().items()}
-    assert shapes == layout(hparams, stage)
-    net.load_state_dict(weights(shapes))
+    net = Transformer1d(**stage | {"hparams": OmegaConf.create(stage["hparams"])}).eval()
+    assert {name: tuple(t.shape) for name, t in net.state_dict().items()} == layout(stage)
+    return net
+
+
+def computed(variant: str) -> dict[str, Tensor]:
+    """Logits in one pass and step by step, and the most likely codes."""
+    from dalle.utils.sampling import cutoff_topk_logits, cutoff_topp_probs, get_positional_encoding, sampling
+
+    stage = stage2(variant)
+    net = original(stage)
+    net.load_state_dict(weights(layout(stage)))
     text = ((uniform("text", (2, 12)) + 1) / 2 * VOCABULARY).long()
     codes = ((uniform("codes", (2, 16)) + 1) / 2 * 48).long()
     positions = {"pos_images": get_positional_encoding(codes), "pos_texts": get_positional_encoding(text)}
@@ -168,19 +186,14 @@ def without_padding(vocabulary: dict[str, int]) -> dict[str, int]:
 
 
 def tokenized() -> dict[str, Any]:
-    """A small vocabulary, and ids of the captions with it and without its [PAD]."""
+    """The small vocabulary, and ids of the captions with it and without its [PAD]."""
     from dalle.models.tokenizer import build_tokenizer
-    from tokenizers import CharBPETokenizer
 
-    trained = CharBPETokenizer(unk_token="[UNK]", lowercase=True)
-    texts = [caption for caption in CAPTIONS if caption.isascii()] * 2
-    trained.train_from_iterator(texts, VOCABULARY, 2, ["[UNK]", "[PAD]"], 60, show_progress=False)
-    model = json.loads(trained.to_str())["model"]
-    merges = [" ".join(pair) for pair in model["merges"]]
-    answer: dict[str, Any] = {"vocabulary": model["vocab"], "merges": merges}
+    answer: dict[str, Any] = json.loads(TOKENIZER.read_text(encoding="utf-8"))
+    whole = answer["vocabulary"]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        for name, vocabulary in {"ids": model["vocab"], "ids_appended": without_padding(model["vocab"])}.items():
-            write_vocabulary(Path(folder) / name, vocabulary, merges)
+        for name, vocabulary in {"ids": whole, "ids_appended": without_padding(whole)}.items():
+            write_vocabulary(Path(folder) / name, vocabulary, answer["merges"])
             tokenizer = build_tokenizer(str(Path(folder) / name), context_length=LENGTH, lowercase=True, dropout=None)
             answer[name] = [tokenizer.encode(caption).ids for caption in CAPTIONS]
     return answer
@@ -190,6 +203,8 @@ def tokenized() -> dict[str, Any]:
 def main() -> None:
     """Writes the files."""
     bare_packages(Path(sys.argv[1]))
+    with torch.device("meta"):
+        original(RELEASED)  # whose layout is checked there
     outputs = {f"{variant}.{key}": t for variant in VARIANTS for key, t in computed(variant).items()}
     save_file({key: tensor.contiguous() for key, tensor in outputs.items()}, FILE)
     rows = [f"{json.dumps(key)}:{json.dumps(value, separators=(',', ':'))}" for key, value in tokenized().items()]
