@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PROMPT ?=
 FUZZ_SECONDS ?= 60
+BENCH ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -12,7 +13,7 @@ export DALLE_ZOO_PROMPT = $(value PROMPT)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow fuzz format clean
+.PHONY: help demo test test-slow fuzz bench format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -34,6 +35,9 @@ test-slow: $(VENV)/.test ## the tests that make test leaves out
 
 fuzz: $(VENV)/.test ## damaged files of weights against their readers, for a minute (FUZZ_SECONDS=60)
 	$(BIN)/python tools/fuzz_readers.py --seconds $(FUZZ_SECONDS)
+
+bench: $(VENV)/.test ## benchmarks of speed into benchmarks/results/speed and docs/speed.md (BENCH="decoding --threads 1")
+	$(BIN)/python -m benchmarks $(BENCH)
 
 format: $(VENV)/.test ## rewrite the code in the one style
 	$(BIN)/ruff check --fix .

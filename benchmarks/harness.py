@@ -123,7 +123,26 @@ def compare(
     return row
 
 
-def store(benchmark: str, command: str, rows: list[Row], device: str = "cpu", out: Path | None = None) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """Curves of one plot."""
+
+    x: str
+    """What the horizontal axis shows, with its unit."""
+    y: str
+    """What the vertical axis shows, with its unit."""
+    lines: Mapping[str, list[tuple[float, float]]]
+    """Points of every curve by its name."""
+
+
+def store(
+    benchmark: str,
+    command: str,
+    rows: list[Row],
+    device: str = "cpu",
+    out: Path | None = None,
+    series: Mapping[str, Series] | None = None,
+) -> Path:
     """Writes ``results/speed/BENCHMARK_DEVICE_THREADS.json``.
 
     Args:
@@ -132,6 +151,7 @@ def store(benchmark: str, command: str, rows: list[Row], device: str = "cpu", ou
         rows: What was measured.
         device: Where.
         out: Another file to write.
+        series: Curves to plot, by their title.
     """
     cuda = device.startswith("cuda")
     result = {
@@ -145,6 +165,7 @@ def store(benchmark: str, command: str, rows: list[Row], device: str = "cpu", ou
         "dalle_zoo": __version__,
         "date": datetime.now(UTC).date().isoformat(),
         "rows": [asdict(row) for row in rows],
+        "series": {title: asdict(curves) for title, curves in (series or {}).items()},
     }
     kind = "cuda" if cuda else f"cpu{torch.get_num_threads()}"
     path = out or RESULTS / f"{benchmark}_{kind}.json"

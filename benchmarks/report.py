@@ -1,0 +1,165 @@
+"""Writes the tables of docs/speed.md and the plots beside it from the stored results.
+
+    python benchmarks/report.py            after `make bench`, which calls it
+
+A table stands between ``<!-- NAME -->`` and ``<!-- end -->``; NAME is that of a benchmark, or "all" for the overview.
+What stands outside of these lines is written by hand and has no numbers of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT)]
+
+from dalle_zoo.files import written_aside  # noqa: E402 (a checkout runs without installing)
+
+RESULTS = ROOT / "benchmarks/results/speed"
+PAGE = ROOT / "docs/speed.md"
+
+Result = dict[str, Any]
+
+
+def read_results() -> list[Result]:
+    """All stored results, in the order of their names."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+
+
+def milliseconds(row: dict[str, Any], path: str) -> str:
+    """Median time of a path."""
+    return f"{1000 * statistics.median(row['seconds'][path]):,.4g}"
+
+
+def equality(row: dict[str, Any]) -> str:
+    """What was checked beside the ratio."""
+    return "; ".join(f"{check['what']} {check['value']:.3g}" for check in row["equal"]) or "–"
+
+
+def ratio(row: dict[str, Any]) -> str:
+    """The ratio, in bold where it falls short of what was asked."""
+    text = f"{row['ratio']:.2f}"
+    short = row["asked"] is not None and row["ratio"] < row["asked"]
+    return f"**{text}**" if short else text
+
+
+def table(results: list[Result]) -> str:
+    """Rows of one or more results."""
+    lines = [
+        "| what | against | precision | where | ratio | asked | ms | ms against | checked |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    notes = []
+    for result in results:
+        threads = result["threads"]
+        where = result["device"] if "cuda" in result["command"] else f"{threads} thread{'s' * (threads > 1)}"
+        for row in result["rows"]:
+            asked = "–" if row["asked"] is None else f"{row['asked']:g}"
+            mark = ""
+            if row["note"]:
+                if row["note"] not in notes:
+                    notes.append(row["note"])
+                mark = f" [{notes.index(row['note']) + 1}]"
+            cells = [
+                row["name"] + mark, row["against"], row["dtype"], where, ratio(row), asked,
+                milliseconds(row, row["path"]), milliseconds(row, row["against"]), equality(row),
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+    footnotes = [f"[{number}] {note}" for number, note in enumerate(notes, 1)]
+    return "\n".join(lines) + "".join(f"\n\n{line}" for line in footnotes)
+
+
+def made_by(results: list[Result]) -> str:
+    """Commands, machine and date."""
+    lines = []
+    for r in results:
+        lines.append(
+            f"`{r['command']}`: {r['device']}, {r['cores']} cores, {r['clock']}, torch {r['torch']}, {r['date']}."
+        )
+    return "  \n".join(lines)
+
+
+def render(page: str, results: list[Result]) -> str:
+    """The page with every table written anew."""
+
+    def fill(match: re.Match[str]) -> str:
+        name = match["name"]
+        chosen = [r for r in results if name in ("all", r["benchmark"])]
+        if not chosen:
+            raise ValueError(
+                f"docs/speed.md has a table {name!r}: expected one of {sorted({r['benchmark'] for r in results})}"
+            )
+        body = table(chosen) if name != "all" else overview(results)
+        return f"<!-- {name} -->\n\n{body}\n\n{made_by(chosen) if name != 'all' else ''}\n<!-- end -->".replace(
+            "\n\n\n", "\n\n"
+        )
+
+    return re.sub(r"<!-- (?P<name>[\w-]+) -->\n.*?<!-- end -->", fill, page, flags=re.DOTALL)
+
+
+def overview(results: list[Result]) -> str:
+    """What was asked, and what came."""
+    lines = ["| what | against | precision | where | ratio | asked |", "|---|---|---|---|---|---|"]
+    for result in results:
+        threads = result["threads"]
+        where = result["device"] if "cuda" in result["command"] else f"{threads} thread{'s' * (threads > 1)}"
+        for row in result["rows"]:
+            if row["asked"] is not None:
+                cells = [row["name"], row["against"], row["dtype"], where, ratio(row), f"{row['asked']:g}"]
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(results: list[Result]) -> list[Path]:
+    """Ratios against what was asked, and every series that a benchmark stored, as PNG."""
+    from matplotlib.figure import Figure
+
+    rows = [(r, row) for r in results for row in r["rows"] if row["asked"] is not None]
+    figure = Figure(figsize=(9, 0.34 * len(rows) + 1), layout="constrained")
+    axis = figure.subplots()
+    labels = [f"{row['name']}, {row['dtype']}, {r['threads']} thr." for r, row in rows]
+    colours = ["tab:green" if row["ratio"] >= row["asked"] else "tab:red" for _, row in rows]
+    axis.barh(labels, [row["ratio"] for _, row in rows], color=colours)
+    axis.scatter([row["asked"] for _, row in rows], labels, color="black", marker="|", s=120, label="asked")
+    axis.set_xscale("log")
+    axis.set_xlabel("times as fast as what it is compared with")
+    axis.invert_yaxis()
+    axis.legend()
+    made = [save(figure, RESULTS / "ratios.png")]
+    for result in results:
+        for name, series in result.get("series", {}).items():
+            figure = Figure(figsize=(6, 3.6), layout="constrained")
+            axis = figure.subplots()
+            for label, points in series["lines"].items():
+                axis.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 40 else None)
+            axis.set(title=name, xlabel=series["x"], ylabel=series["y"])
+            axis.set_ylim(bottom=0)
+            axis.legend(fontsize="small")
+            slug = re.sub(r"\W+", "_", name).strip("_").lower()
+            made.append(save(figure, RESULTS / f"{result['benchmark']}_{slug}.png"))
+    return made
+
+
+def save(figure: Any, path: Path) -> Path:
+    """A figure, whole or not at all."""
+    with written_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=110)
+    return path
+
+
+def main() -> None:
+    """Writes the page and the plots."""
+    results = read_results()
+    with written_aside(PAGE) as aside:
+        aside.write_text(render(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
+    for path in [PAGE, *plot(results)]:
+        print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
