@@ -100,7 +100,7 @@ class MinDALLEFamily:
             asdict(inferred),
             notes,
             files=files,
-            image_tokenizer=image_tokenizer_in(location, without=[checkpoint]),
+            image_tokenizer=image_tokenizer_in(location),
         )
 
     def convert(self, source: Source, out: Path) -> dict[str, Any]:

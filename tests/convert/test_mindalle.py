@@ -169,13 +169,23 @@ def test_names_of_files_tell_nothing(tmp_path: Path) -> None:
     assert source.image_tokenizer is not None
 
 
-@pytest.mark.parametrize("prefix", ["", "stage2."])
-def test_other_places_in_a_file(prefix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_both_stages_in_one_file(wrapped: bool, tmp_path: Path) -> None:
+    location = release(tmp_path / "release")
+    both = {}
+    for stage in ("stage1", "stage2"):
+        file = location / f"{stage}_last.ckpt"
+        both |= {f"{stage}.{name}": tensor for name, tensor in torch.load(file)["state_dict"].items()}
+        file.unlink()
+    torch.save({"state_dict": both, "epoch": 8} if wrapped else both, location / "last.ckpt")
+    record = convert(find(location), tmp_path / "ours")
+    assert record["inferred"] == {"type": "mindalle", **asdict(SMALL)}
+    assert record["missing"] == []
+
+
+def test_a_bare_state_dict(tmp_path: Path) -> None:
     describe(tmp_path)
-    state = {f"{prefix}{name}": tensor for name, tensor in prior_weights().items()}
-    torch.save(state, tmp_path / "x.pt")
-    assert inferred(find(tmp_path)) == asdict(SMALL) | {"padding_id": None}
-    save_prior(tmp_path, state, "x.pt")
+    torch.save(prior_weights(), tmp_path / "x.pt")
     assert inferred(find(tmp_path)) == asdict(SMALL) | {"padding_id": None}
 
 
