@@ -6,11 +6,15 @@ third party adds an entry point in the group ``dalle_zoo.families``.
 | file | what |
 |---|---|
 | `pickles` | pickles of objects, read into inert placeholders |
-| `checkpoints` | files of tensors: torch's two formats and safetensors, read lazily |
+| `checkpoints` | files of tensors, opened: `torch_files`, `safetensors_files` |
+| `stored` | tensors that are still in their file |
 | `lazy` | tensors made when they are read, networks written shard by shard |
 | `base` | what a family offers, the registry, a location opened for looking |
+| `dalle_mini` | DALL-E mini and mega, of min-dalle or of Flax |
 | `mindalle` | minDALL-E, with the VQGAN beside it |
 | `openai_dvae` | OpenAI's discrete VAE, also its encoder as transformers stores it |
+| `rudalle` | ruDALL-E's priors |
+| `youtokentome` | text files of vocabularies, as ruDALL-E has them |
 | `vqgan` | VQGANs of taming-transformers, minDALL-E, ruDALL-E and min-dalle |
 """
 
@@ -27,9 +31,11 @@ from typing import Any, NoReturn
 from dalle_zoo import __version__
 from dalle_zoo.convert.base import FAMILIES, Family, Location, Source, look, read_tensors
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor, open_checkpoint
+from dalle_zoo.convert.dalle_mini import DalleMiniFamily
 from dalle_zoo.convert.mindalle import MinDALLEFamily
 from dalle_zoo.convert.openai_dvae import OpenAIDVAE
 from dalle_zoo.convert.pickles import WeightFileError
+from dalle_zoo.convert.rudalle import RuDALLEFamily
 from dalle_zoo.convert.vqgan import VQGANFamily
 from dalle_zoo.folders import RECORD
 from dalle_zoo.hub import new_folder, write_checksums, write_index, write_json
@@ -39,10 +45,12 @@ log = logging.getLogger(__name__)
 __all__ = [
     "FAMILIES",
     "Checkpoint",
+    "DalleMiniFamily",
     "Family",
     "Location",
     "MinDALLEFamily",
     "OpenAIDVAE",
+    "RuDALLEFamily",
     "Source",
     "StoredTensor",
     "VQGANFamily",

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dalle_zoo.convert import checkpoints
+from dalle_zoo.convert import stored, torch_files
 from dalle_zoo.convert.base import read_config, read_tensors
 from dalle_zoo.convert.checkpoints import Storage, StoredTensor, open_checkpoint
 from dalle_zoo.convert.pickles import WeightFileError
@@ -243,9 +243,9 @@ def test_what_an_archive_lacks(path: Path) -> None:
 
 def test_archives_that_are_too_large(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rewrite(path, entries_of(path))
-    monkeypatch.setattr(checkpoints, "MAX_ENTRIES", 3)
+    monkeypatch.setattr(torch_files, "MAX_ENTRIES", 3)
     assert "entries, more than 3" in refusal(lambda: open_checkpoint(path))
-    monkeypatch.setattr(checkpoints, "MAX_TABLE_BYTES", 10)
+    monkeypatch.setattr(torch_files, "MAX_TABLE_BYTES", 10)
     assert "no directory, or one that is too long" in refusal(lambda: open_checkpoint(path))
 
 
@@ -323,7 +323,7 @@ def test_shared_storages_have_a_limit(path: Path, monkeypatch: pytest.MonkeyPatc
     whole = torch.ones(1000)
     write({str(i): whole for i in range(10)}, path, "torch")
     open_checkpoint(path)
-    monkeypatch.setattr(checkpoints, "MAX_SHARING", 5)
+    monkeypatch.setattr(stored, "MAX_SHARING", 5)
     assert "over 5 times its own size" in refusal(lambda: open_checkpoint(path))
 
 

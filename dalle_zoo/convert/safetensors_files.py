@@ -1,0 +1,84 @@
+"""Files of safetensors: a JSON header, then the numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from dalle_zoo.convert.pickles import WeightFileError
+from dalle_zoo.convert.stored import MAX_DIMENSIONS, MAX_TABLE_BYTES, Checkpoint, Storage, StoredTensor, check_apart
+
+_SAFETENSORS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def open_safetensors(path: Path, file: BinaryIO) -> Checkpoint:
+    """Eight bytes with the length of a JSON header, the header, the numbers."""
+    end = path.stat().st_size
+    length = struct.unpack("<Q", file.read(8))[0]
+    if length > MAX_TABLE_BYTES or 8 + length > end:
+        raise WeightFileError(f"its header should have {length} bytes: it is truncated, damaged or too long")
+    try:
+        header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
+    except WeightFileError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise WeightFileError(f"its header is not valid JSON ({type(error).__name__}: {str(error)[:200]})") from None
+    content, ranges = {}, {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+            raise WeightFileError(
+                f"the entry {name[:100]!r} of its header must have dtype, shape and data_offsets alone"
+            )
+        kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(kind, str) or kind not in _SAFETENSORS:
+            raise WeightFileError(f"{name[:100]!r} has the dtype {str(kind)[:20]}, expected {', '.join(_SAFETENSORS)}")
+        if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+            raise WeightFileError(f"{name[:100]!r} has a shape or offsets that are no sizes")
+        num_bytes = math.prod(shape) * _SAFETENSORS[kind].itemsize
+        if num_bytes != offsets[1] - offsets[0]:
+            raise WeightFileError(
+                f"{name[:100]!r} of shape {shape} should have {num_bytes} bytes, but has {offsets[1] - offsets[0]}"
+            )
+        start = 8 + length + offsets[0]
+        ranges[name] = (start, num_bytes)
+        stride = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        content[name] = StoredTensor(
+            Storage(path, _SAFETENSORS[kind], math.prod(shape), start), tuple(shape), stride, 0
+        )
+    check_apart(ranges, end)
+    return Checkpoint(path, "safetensors", content)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise WeightFileError(f"its header has {key[:100]!r} twice")
+        found[key] = value
+    return found
+
+
+def _are_sizes(values: Any) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) <= MAX_DIMENSIONS
+        and all(type(n) is int and 0 <= n < 2**48 for n in values)
+    )

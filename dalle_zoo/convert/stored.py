@@ -1,0 +1,185 @@
+"""Tensors that are still in their file, and a file of them, opened.
+
+Every range of bytes is checked against the file when it is opened, so that reading one later can neither fail nor take
+more memory than it has bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dalle_zoo.convert.pickles import Placeholder, WeightFileError
+
+MAX_TABLE_BYTES = 64 * 2**20
+"""Longest table of contents: pickle, JSON header or directory of a zip archive."""
+MAX_NODES = 1_000_000
+"""Most containers and values that are walked through in search of tensors; a pickle can name one a thousand times."""
+MAX_DEPTH = 64
+"""Deepest nesting of containers and modules in which tensors are searched."""
+MAX_NAME = 1_000
+"""Characters of the longest name of a tensor."""
+MAX_DIMENSIONS = 8
+MAX_SHARING = 100
+"""Bytes of all tensors together, as a multiple of the file's: layers may share weights."""
+
+
+@dataclass(eq=False)
+class Storage:
+    """A row of numbers in a file."""
+
+    path: Path
+    dtype: torch.dtype
+    num_elements: int
+    offset: int = -1
+    """Where it begins, bytes; known only after the pickle in torch's older format."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Its length in the file."""
+        return self.num_elements * self.dtype.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A tensor that is still in its file."""
+
+    storage: Storage
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    start: int
+    """Index of the first element in the storage."""
+
+    def __post_init__(self) -> None:
+        numbers = (*self.shape, *self.stride, self.start)
+        if any(type(n) is not int or not 0 <= n < 2**48 for n in numbers) or len(self.shape) != len(self.stride):
+            raise WeightFileError("it has a tensor whose shape, strides or start are no sizes")
+        if len(self.shape) > MAX_DIMENSIONS:
+            raise WeightFileError(f"it has a tensor of {len(self.shape)} dimensions, more than {MAX_DIMENSIONS}")
+        if self.num_elements > self.storage.num_elements or self.start + self._span > self.storage.num_elements:
+            raise WeightFileError(f"it has a tensor of shape {self.shape} that reaches beyond its storage")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As stored."""
+        return self.storage.dtype
+
+    @property
+    def num_elements(self) -> int:
+        """Product of the shape."""
+        return math.prod(self.shape)
+
+    @property
+    def _span(self) -> int:
+        """Elements from the first to the last."""
+        if not self.num_elements:
+            return 0
+        return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+
+    def read(self) -> Tensor:
+        """The tensor itself, contiguous on the CPU.
+
+        Raises:
+            WeightFileError: The file was cut since it was opened.
+        """
+        if not self.num_elements:
+            return torch.empty(self.shape, dtype=self.dtype)
+        data = bytearray(self._span * self.dtype.itemsize)
+        with self.storage.path.open("rb") as file:
+            file.seek(self.storage.offset + self.start * self.dtype.itemsize)
+            if file.readinto(data) != len(data):
+                raise WeightFileError(f"{self.storage.path} ends too early: it is truncated")
+        if self.dtype == torch.bool:  # other bytes than 0 and 1 are no booleans
+            return torch.frombuffer(data, dtype=torch.uint8).as_strided(self.shape, self.stride).ne(0)
+        return torch.frombuffer(data, dtype=self.dtype).as_strided(self.shape, self.stride).contiguous()
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A file of weights, opened; its tensors are still on disk."""
+
+    path: Path
+    format: str
+    """"torch", "torch before 1.6" or "safetensors"."""
+    content: Any
+    """Containers, numbers, text, `StoredTensor`, and `Placeholder` for other objects."""
+    names: frozenset[str] = frozenset()
+    """Full names of the classes and functions that a pickle asked for; none was imported."""
+
+    @cached_property
+    def tensors(self) -> dict[str, StoredTensor]:
+        """All tensors by their path through mappings and modules, joined by dots; those in lists are left out.
+
+        Raises:
+            WeightFileError: The content is nested too deeply or endlessly, or two tensors have one name.
+        """
+        found: dict[str, StoredTensor] = {}
+        waiting: list[tuple[str, int, Any]] = [("", 0, self.content)]
+        num_nodes = num_bytes = 0
+        while waiting:
+            name, depth, node = waiting.pop()
+            num_nodes += 1
+            if num_nodes > MAX_NODES or depth > MAX_DEPTH:
+                raise WeightFileError(f"{self.path} nests its content too deeply or names it too often")
+            if isinstance(node, StoredTensor):
+                if name in found:
+                    raise WeightFileError(f"{self.path} has two tensors of the name {name}")
+                found[name] = node
+                num_bytes += node.num_elements * node.dtype.itemsize
+            else:
+                members = [(_join(name, key), depth + 1, value) for key, value in _members(node)]
+                waiting.extend(reversed(members))
+        if num_bytes > MAX_SHARING * self.path.stat().st_size:
+            raise WeightFileError(
+                f"{self.path} has tensors of {num_bytes} bytes, over {MAX_SHARING} times its own size"
+            )
+        return found
+
+    def state_dict(self, prefix: str = "") -> dict[str, StoredTensor]:
+        """Tensors below a prefix ("state_dict.", "vae."), which is taken off."""
+        return {name[len(prefix) :]: t for name, t in self.tensors.items() if name.startswith(prefix)}
+
+    def summary(self) -> str:
+        """One line for messages: format, tensors, classes."""
+        names = list(self.tensors)
+        some = ", ".join(f"{name} {list(self.tensors[name].shape)}" for name in names[:3])
+        foreign = sorted(name for name in self.names if not name.startswith(("torch.", "collections.", "_codecs.")))
+        objects = f"; objects of {', '.join(foreign[:5])}" if foreign else ""
+        return f"a file of {self.format} with {len(names)} tensors{f' ({some}, ...)' if some else ''}{objects}"
+
+
+def _join(prefix: str, key: str) -> str:
+    name = f"{prefix}.{key}" if prefix and key else prefix or key
+    if len(name) > MAX_NAME:
+        raise WeightFileError(f"a tensor has a name of more than {MAX_NAME} characters")
+    return name
+
+
+def _members(node: Any) -> list[tuple[str, Any]]:
+    """Named things in a mapping or in a pickled module; "" adds nothing to the name."""
+    if isinstance(node, Placeholder):
+        parts = [node.attributes.get(part) for part in ("_parameters", "_buffers", "_modules")]
+        pairs = [("", part) for part in parts if isinstance(part, dict)]
+        return pairs + [(str(p[0]), p[1]) for p in node.items if isinstance(p, tuple) and isinstance(p[0], str)]
+    if isinstance(node, dict):
+        return [(str(key), value) for key, value in node.items() if type(key) in (str, int)]
+    return []
+
+
+def check_apart(ranges: Mapping[str, tuple[int, int]], end: int) -> None:
+    """Raises unless ranges of bytes, (first, length), lie before ``end`` and do not overlap."""
+    ordered = sorted((start, size, name) for name, (start, size) in ranges.items() if size)
+    for start, size, name in ordered:
+        if start < 0 or start + size > end:
+            raise WeightFileError(f"{name[:100]!r} reaches beyond the end of the file: it is truncated or damaged")
+    for (start, size, name), (after, _, other) in pairwise(ordered):
+        if start + size > after:
+            raise WeightFileError(f"{name[:100]!r} and {other[:100]!r} overlap: it is damaged, or an attack")
