@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dalle_zoo.convert import stored, torch_files
+from dalle_zoo.convert import torch_files
 from dalle_zoo.convert.base import read_config, read_tensors
 from dalle_zoo.convert.checkpoints import Storage, StoredTensor, open_checkpoint
 from dalle_zoo.convert.pickles import WeightFileError
@@ -323,7 +323,7 @@ def test_shared_storages_have_a_limit(path: Path, monkeypatch: pytest.MonkeyPatc
     whole = torch.ones(1000)
     write({str(i): whole for i in range(10)}, path, "torch")
     open_checkpoint(path)
-    monkeypatch.setattr(stored, "MAX_SHARING", 5)
+    monkeypatch.setattr("dalle_zoo.convert.stored.MAX_SHARING", 5)
     assert "over 5 times its own size" in refusal(lambda: open_checkpoint(path))
 
 
