@@ -1,4 +1,4 @@
-"""Files of tensors, opened without running anything: torch's two formats and safetensors.
+"""Files of tensors, opened without running anything: torch's two formats, safetensors and Flax's.
 
 Opening a file reads its table of contents alone.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dalle_zoo.convert.flax_files import is_mapping, open_flax
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.convert.safetensors_files import open_safetensors
 from dalle_zoo.convert.stored import Checkpoint, Storage, StoredTensor
@@ -36,8 +37,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
                 opened = open_safetensors(path, file)
             elif start.startswith(PICKLE):
                 opened = open_legacy(path, file)
+            elif is_mapping(start):
+                opened = open_flax(path, file)
             else:
-                raise WeightFileError("it begins like neither a file of torch nor one of safetensors")
+                raise WeightFileError("it begins like no file of torch, of safetensors or of Flax")
             _ = opened.tensors  # which checks them
             return opened
     except WeightFileError as error:

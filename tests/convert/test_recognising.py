@@ -76,7 +76,7 @@ def test_unknown_weights_are_answered_with_what_was_seen(tmp_path: Path, capsys:
     assert all(f"\n  {name}: {family.expects}" in said for name, family in FAMILIES.items())
     assert "\n  a.pt: a file of torch with 1 tensors (net.weight [2, 3], ...)\n" in said
     assert "\n  config.yaml: a configuration with width\n" in said
-    assert "b.bin is not opened: it begins like neither a file of torch nor one of safetensors" in said
+    assert "b.bin is not opened: it begins like no file of torch, of safetensors or of Flax" in said
     assert "broken.json cannot be read: JSONDecodeError" in said
     assert not (tmp_path / "out").exists()
 

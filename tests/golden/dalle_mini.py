@@ -1,4 +1,6 @@
-"""Makes dalle_mini.safetensors and dalle_mini_text.json: what min-dalle and DALL-E mini's training code compute.
+"""Makes dalle_mini.safetensors, dalle_mini_text.json and dalle_mini_layouts.json.
+
+They hold what min-dalle and DALL-E mini's training code compute, and how min-dalle names tensors.
 
     python tests/golden/dalle_mini.py CHECKOUT
 
@@ -30,6 +32,7 @@ bare_package = runpy.run_path(str(FOLDER / "vqgan.py"))["bare_package"]
 
 FILE = FOLDER / "dalle_mini.safetensors"
 TEXT = FOLDER / "dalle_mini_text.json"
+LAYOUTS = FOLDER / "dalle_mini_layouts.json"
 SHARED: dict[str, Any] = {"embed_count": 128, "attention_head_count": 2, "glu_embed_count": 44}
 TEXT_LENGTH, TEXT_VOCAB, NUM_CODES, NUM_TOKENS = 12, 40, 16384, 256
 VARIANTS: dict[str, dict[str, int]] = {
@@ -75,6 +78,27 @@ def original(part: str, variant: str) -> nn.Module:
         net = DalleBartDecoder(image_vocab_count=sizes["image_vocab_count"], **common)
     net.load_state_dict(weights(part, {name: tuple(t.shape) for name, t in net.state_dict().items()}))
     return net.eval()
+
+
+def layouts() -> dict[str, dict[str, dict[str, list[int]]]]:
+    """Names and shapes of the tensors of the published sizes, by size and part; of layers the first and the last."""
+    from min_dalle.models import DalleBartDecoder, DalleBartEncoder
+
+    sizes = {"mini": (12, 1024, 16, 2730, 50264, 16384), "mega": (24, 2048, 32, 4096, 50272, 16415)}
+    made: dict[str, dict[str, dict[str, list[int]]]] = {}
+    for name, (layers, width, heads, hidden, text, image) in sizes.items():
+        common = {"embed_count": width, "attention_head_count": heads, "glu_embed_count": hidden, "device": "meta"}
+        with torch.device("meta"):
+            nets = {
+                "encoder": DalleBartEncoder(text_vocab_count=text, text_token_count=64, layer_count=layers, **common),
+                "decoder": DalleBartDecoder(image_vocab_count=image, layer_count=layers, **common),
+            }
+        middle = tuple(f"layers.{i}." for i in range(1, layers - 1))
+        made[name] = {
+            part: {key: list(t.shape) for key, t in net.state_dict().items() if not key.startswith(middle)}
+            for part, net in nets.items()
+        }
+    return made
 
 
 def given_codes() -> Tensor:
@@ -226,6 +250,7 @@ def captions(checkout: Path) -> dict[str, Any]:
 def main(checkout: Path) -> None:
     """Writes the files."""
     bare_package("min_dalle")
+    LAYOUTS.write_text(json.dumps(layouts(), separators=(",", ":")).replace('],"', '],\n"') + "\n")
     TEXT.write_text(json.dumps(captions(checkout), indent=0) + "\n")
     save_file({name: tensor for variant in VARIANTS for name, tensor in numbers(variant).items()}, FILE)
 
