@@ -108,11 +108,10 @@ class RuDALLEFamily:
 
     def convert(self, source: Source, out: Path) -> dict[str, Any]:
         """Writes ``prior/``, and ``tokenizer/`` where the vocabulary is there."""
-        config, masks = RuDALLEConfig(**source.config), source.parts["masks"]
-        notes = dict(source.notes)
-        if masks:
-            config = replace(config, version=_version(masks, config.layout))
-            notes["version"] = "its masks"
+        config, notes = RuDALLEConfig(**source.config), dict(source.notes)
+        if masks := source.parts["masks"]:
+            version, notes["version"] = _version(masks, config.layout, source.config.get("version"))
+            config = replace(config, version=version)
         with torch.device("meta"):
             net = RuDALLE(config)
         if "vocabulary" in source.files:
@@ -190,11 +189,16 @@ def _infer(tensors: Tensors, configs: Configs) -> tuple[dict[str, Any], dict[str
     return config, notes
 
 
-def _version(masks: Tensors, layout: TextImageLayout) -> Version:
-    """Which of the versions has these masks; where the grid is too small for a difference, v3.
+def _version(masks: Tensors, layout: TextImageLayout, stated: str | None) -> tuple[Version, str]:
+    """Which of the versions has these masks, and how that is known.
+
+    Args:
+        masks: Those of the file.
+        layout: What they are masks of.
+        stated: The version of a configuration, if there is one.
 
     Raises:
-        WeightFileError: None has.
+        WeightFileError: None has, or another than is stated.
     """
 
     def is_mask(stored: StoredTensor, spec: str) -> bool:
@@ -205,7 +209,11 @@ def _version(masks: Tensors, layout: TextImageLayout) -> Version:
     for kind, spec in (("row", "row"), ("col", "column")):
         if not is_mask(masks[kind], spec):
             raise WeightFileError(f"its {kind}_mask is not that of ruDALL-E on {layout}")
-    for version, spec in LAST_MASKS.items():
-        if is_mask(masks["conv"], spec):
-            return version
-    raise WeightFileError(f"its conv_mask is neither of those of ruDALL-E on {layout}")
+    fitting = [version for version, spec in LAST_MASKS.items() if is_mask(masks["conv"], spec)]
+    if not fitting:
+        raise WeightFileError(f"its conv_mask is neither of those of ruDALL-E on {layout}")
+    if stated is None:
+        return fitting[0], "from its masks" if len(fitting) == 1 else "assumed: the grid is too small to tell by masks"
+    if stated not in fitting:
+        raise WeightFileError(f"it is stated to be of version {stated}, but has the masks of {fitting[0]}")
+    return stated, "stated, and fits its masks"
