@@ -268,7 +268,7 @@ def test_what_does_not_fit(change: Any, message: str, tmp_path: Path) -> None:
 
 
 def test_without_a_configuration_the_heads_of_another_width_are_not_known(tmp_path: Path) -> None:
-    with pytest.raises(WeightFileError, match=r"width 48 does not tell the heads: put its config.yaml beside it"):
+    with pytest.raises(WeightFileError, match=r"width 48 does not tell the heads: give the folder with its config"):
         find(save_prior(tmp_path))
 
 
