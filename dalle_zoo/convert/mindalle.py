@@ -225,7 +225,9 @@ def _heads(config: Mapping[str, int], tensors: Tensors, files: Mapping[str, Mapp
     described = {name: values["stage2"] for name, values in files.items() if _is_description(values.get("stage2"))}
     if not described:
         if config["width"] % HEAD_SIZE:
-            raise WeightFileError(f"width {config['width']} does not tell the heads: give the folder with its config.yaml")
+            raise WeightFileError(
+                f"width {config['width']} does not tell the heads: give the folder with its config.yaml"
+            )
         return config["width"] // HEAD_SIZE, f"assumed, heads of {HEAD_SIZE}, as no configuration lies there"
     stated = {
         "vocab_size_txt": config["text_vocab"],
