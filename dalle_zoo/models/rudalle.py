@@ -189,6 +189,8 @@ class RuDALLE(ImagePrior):
         A caption that is cut has no end.
         """
         length, vocab = self.config.text_length, self.config.text_vocab
+        for caption in captions:
+            tokenizer.check(caption)
         ids = CaptionEncoder(tokenizer, length - 1)([caption.lower().strip() for caption in captions])
         end = 1 + (ids < vocab).sum(1, keepdim=True)
         ids = F.pad(ids, (1, 0), value=BOS)

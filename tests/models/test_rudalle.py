@@ -141,6 +141,12 @@ def test_captions_as_the_original_reads_them() -> None:
     assert 20 < int(cut.sum()) < len(rows) - 200, "some are cut, and then have no end"
 
 
+def test_what_is_no_caption_is_named(twins: tuple[RuDALLE, dict[str, Tensor]]) -> None:
+    captions: Any = ["кот", None]
+    with pytest.raises(TypeError, match="a caption must be a str, got NoneType: None"):
+        twins[0].encode_captions(read_vocabulary(GOLDEN["VOCABULARY"]), captions)
+
+
 def test_the_empty_caption(twins: tuple[RuDALLE, dict[str, Tensor]]) -> None:
     tokenizer = read_vocabulary(GOLDEN["VOCABULARY"])
     assert torch.equal(twins[0].null_text(), twins[0].encode_captions(tokenizer, [""])[0])
