@@ -46,7 +46,7 @@ The start token is the one of earlier versions; 0.4.11 begins with 16383, which 
 CAPTIONS = ([0, 17, 5, 39, 2], [0, 9, 30, 12, 4, 22, 8, 11, 33, 21, 7, 2])
 """Ids of two captions, one that needs pads and one that fills all positions."""
 EMPTY = [0, 2]
-GUIDANCE = (1.0, 16.0)
+GUIDANCE = 16.0
 POSITIONS, STRIDE = list(range(0, NUM_TOKENS, 17)), 128
 """Logits are stored of these image tokens and of every so-manieth code."""
 
@@ -111,7 +111,7 @@ def numbers(variant: str) -> dict[str, Tensor]:
     encoder: Any = original("encoder", variant)
     decoder: Any = original("decoder", variant)
     sizes = VARIANTS[variant]
-    made: dict[str, list[Tensor]] = {"text": [], "logits": [], **{f"codes_{g:g}": [] for g in GUIDANCE}}
+    made: dict[str, list[Tensor]] = {"text": [], "logits": [], "codes": []}
     for caption, codes in zip(CAPTIONS, given_codes(), strict=True):
         rows = [ids + [1] * (TEXT_LENGTH - len(ids)) for ids in (EMPTY, list(caption))]
         text = torch.tensor(rows)
@@ -131,18 +131,14 @@ def numbers(variant: str) -> dict[str, Tensor]:
         assert (cached - whole).abs().max() < 1e-4  # of the original itself
         made["text"].append(text)
         made["logits"].append(cached[:, POSITIONS, :NUM_CODES:STRIDE])
-        for guidance in GUIDANCE:
-            settings = torch.tensor([1.0, 1, guidance])  # temperature, top-k, supercondition factor
-            tokens, state = torch.full((1, NUM_TOKENS + 1), sizes["start"]), empty_state()
-            for i in range(NUM_TOKENS):
-                tokens[:, i + 1], state = decoder.sample_tokens(
-                    settings,
-                    attention_state=state,
-                    prev_tokens=tokens[:, [i]],
-                    token_index=torch.tensor([i]),
-                    **given,
-                )
-            made[f"codes_{guidance:g}"].append(tokens[0, 1:])
+        settings = torch.tensor([1.0, 1, GUIDANCE])  # temperature, top-k, supercondition factor
+        tokens, state = torch.full((1, NUM_TOKENS + 1), sizes["start"]), empty_state()
+        for i in range(NUM_TOKENS):
+            at = torch.tensor([i])
+            tokens[:, i + 1], state = decoder.sample_tokens(
+                settings, attention_state=state, prev_tokens=tokens[:, [i]], token_index=at, **given
+            )
+        made["codes"].append(tokens[0, 1:])
     return {f"{variant}.{name}": torch.stack(tensors).contiguous() for name, tensors in made.items()}
 
 
@@ -170,7 +166,7 @@ PROMPTS = (
     "50% off & 3$ * 2_000 #1 @home",
     "soooooo goooood!!!! VIII ----- ....",
     "see http://example.com/a?b=c now",
-    "<b>bold</b> a < b > c <person>",
+    "<b>bold</b> a < b > c",
     "[12] Some text [3]",
     "fish &amp; chips &quot;now&quot; &#39;hot&#39;",
     "caf\u00e9 na\u00efve \u00c5ngstr\u00f6m stra\u00dfe \u00d8resund \u0141\u00f3d\u017a \u0152uvre \u00e6on",
