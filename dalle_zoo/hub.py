@@ -30,6 +30,7 @@ from dalle_zoo.files import stays_inside, sync, written_aside
 from dalle_zoo.folders import COMPONENTS, INDEX
 from dalle_zoo.models.dalle_mini import DalleMini  # noqa: F401 (registers itself)
 from dalle_zoo.models.dalle_pytorch import DallePytorch  # noqa: F401 (registers itself)
+from dalle_zoo.models.dalle_pytorch_vae import DallePytorchVAE  # noqa: F401 (registers itself)
 from dalle_zoo.models.dvae import DVAE  # noqa: F401 (registers itself)
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.models.initial import copy_shard

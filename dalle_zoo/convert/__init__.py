@@ -11,6 +11,8 @@ third party adds an entry point in the group ``dalle_zoo.families``.
 | `lazy` | tensors made when they are read, networks written shard by shard |
 | `base` | what a family offers, the registry, a location opened for looking |
 | `dalle_mini` | DALL-E mini and mega, of min-dalle or of Flax |
+| `dalle_pytorch` | DALLE-pytorch's priors, with `dalle_pytorch_hparams` and `dalle_pytorch_text` |
+| `dalle_pytorch_vae` | DALLE-pytorch's own discrete VAE |
 | `mindalle` | minDALL-E, with the VQGAN beside it |
 | `openai_dvae` | OpenAI's discrete VAE, also its encoder as transformers stores it |
 | `rudalle` | ruDALL-E's priors |
@@ -32,6 +34,8 @@ from dalle_zoo import __version__
 from dalle_zoo.convert.base import FAMILIES, Family, Location, Source, look, read_tensors
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor, open_checkpoint
 from dalle_zoo.convert.dalle_mini import DalleMiniFamily
+from dalle_zoo.convert.dalle_pytorch import DallePytorchFamily
+from dalle_zoo.convert.dalle_pytorch_vae import DallePytorchVAEFamily
 from dalle_zoo.convert.mindalle import MinDALLEFamily
 from dalle_zoo.convert.openai_dvae import OpenAIDVAE
 from dalle_zoo.convert.pickles import WeightFileError
@@ -46,6 +50,8 @@ __all__ = [
     "FAMILIES",
     "Checkpoint",
     "DalleMiniFamily",
+    "DallePytorchFamily",
+    "DallePytorchVAEFamily",
     "Family",
     "Location",
     "MinDALLEFamily",

@@ -14,7 +14,7 @@ read as well. The network is that of `dalle_zoo.models.dvae`; only names differ:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,10 @@ _NAME = re.compile(
     r"blocks\.(?:(?P<end>input|output\.conv)|(?P<group>group_\d+)\.(?:group\.)?(?P<block>block_\d+)\."
     r"(?:(?P<skip>id_path)|res_path\.(?:path\.)?(?P<conv>conv_\d)))\.(?P<kind>w|b|weight|bias)"
 )
-_PREFIXES = ("", "image_codebook.")
-"""Of a file of this network, and of FLAVA's whole model."""
+_PREFIXES = (
+    "", "image_codebook.", "weights.vae.enc.", "weights.vae.dec.", "vae.enc.", "vae.dec.",
+)  # fmt: skip
+"""Of a file of this network, of FLAVA's whole model, and of DALLE-pytorch's prior, which holds both parts."""
 _LICENSE = Path(__file__).with_name("openai_dvae_license.txt")
 
 
@@ -49,10 +51,7 @@ class OpenAIDVAE:
     def recognise(self, location: Location) -> Source | None:
         """The encoder and, if it is there, the decoder."""
         parts: dict[str, dict[str, StoredTensor]] = {}
-        for checkpoint in location.checkpoints:
-            tensors = _part(checkpoint)
-            if tensors is None:
-                continue
+        for tensors in (part for checkpoint in location.checkpoints for part in _parts(checkpoint)):
             # The encoder reads pixels through 7 x 7 kernels, the decoder codes through 1 x 1.
             role = "encoder" if tensors["input.weight"].shape[2:] == (7, 7) else "decoder"
             if role in parts:
@@ -89,8 +88,8 @@ class OpenAIDVAE:
         }
 
 
-def _part(checkpoint: Checkpoint) -> dict[str, StoredTensor] | None:
-    """Tensors of an encoder or decoder under our names; names that are not of the network stay. None if it is none."""
+def _parts(checkpoint: Checkpoint) -> Iterator[dict[str, StoredTensor]]:
+    """Tensors of encoder and decoder in a file under our names; names that are not of the network stay."""
     for prefix in _PREFIXES:
         tensors = {_our_name(name): tensor for name, tensor in checkpoint.state_dict(prefix).items()}
         stems = [tensors[name] for name in ("input.weight", "output.weight") if name in tensors]
@@ -99,8 +98,7 @@ def _part(checkpoint: Checkpoint) -> dict[str, StoredTensor] | None:
             and all(len(stem.shape) == 4 for stem in stems)
             and "groups.group_1.block_1.conv_1.weight" in tensors
         ):
-            return tensors
-    return None
+            yield tensors
 
 
 def _our_name(theirs: str) -> str:

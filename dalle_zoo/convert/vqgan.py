@@ -31,9 +31,12 @@ from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
 
 Tensors = Mapping[str, StoredTensor]
 
-ROOTS = ("state_dict.", "state_dict.model.", "state_dict.stage1.", "", "model.", "stage1.")
+ROOTS = (
+    "state_dict.", "state_dict.model.", "state_dict.stage1.", "", "model.", "stage1.",
+    "weights.vae.model.", "vae.model.",
+)  # fmt: skip
 """Where the tensors lie in a file: a checkpoint of Lightning, the same with ruDALL-E's wrapper or of both stages of
-minDALL-E, and bare ones."""
+minDALL-E, and bare ones; one of DALLE-pytorch's prior, and a bare one."""
 TRAINING: tuple[str, ...] = ("loss.", "quantize.embedding.cluster_size", "quantize.embedding.embed_avg")
 """What only training needs: discriminator and perceptual network, running means of a codebook."""
 REPLACED = ("post_quant_conv.", "decoder.idwt.")

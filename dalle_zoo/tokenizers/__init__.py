@@ -4,6 +4,7 @@
 |---|---|---|---|---|
 | `bpe` | `BPETokenizer` | trained; 16,384 by default | yes | lower case, single spaces |
 | `byte` | `ByteTokenizer` | the 256 bytes of UTF-8 | no | everything |
+| `clip` | `CLIPTokenizer` | CLIP's | no | lower case, single spaces, plain signs |
 | `dalle_mini` | `DalleMiniTokenizer` | that of DALL-E mini or mega | no | lower-case ASCII, commas |
 | `hf` | `HFTokenizer` | of the Hugging Face folder it was opened from | no | what that one keeps |
 
@@ -20,6 +21,7 @@ from dalle_zoo.tokenizers.base import TEXT_TOKENIZERS, TextTokenizer, recorded_k
 from dalle_zoo.tokenizers.bpe import BPETokenizer
 from dalle_zoo.tokenizers.byte import ByteTokenizer
 from dalle_zoo.tokenizers.captions import CaptionEncoder
+from dalle_zoo.tokenizers.clip import CLIPTokenizer
 from dalle_zoo.tokenizers.dalle_mini import DalleMiniTokenizer
 from dalle_zoo.tokenizers.hf import HFTokenizer
 
@@ -27,6 +29,7 @@ __all__ = [
     "TEXT_TOKENIZERS",
     "BPETokenizer",
     "ByteTokenizer",
+    "CLIPTokenizer",
     "CaptionEncoder",
     "DalleMiniTokenizer",
     "HFTokenizer",

@@ -14,15 +14,17 @@ from dalle_zoo.tokenizers import (
     TEXT_TOKENIZERS,
     BPETokenizer,
     ByteTokenizer,
+    CLIPTokenizer,
     DalleMiniTokenizer,
     HFTokenizer,
     TextTokenizer,
 )
+from dalle_zoo.tokenizers.clip import clip_bpe
 from dalle_zoo.tokenizers.dalle_mini import bart_bpe
 
 COLOURS = ["red", "green", "blue", "yellow", "violet"]
 THINGS = ["apple", "motorcycle", "penguin", "umbrella", "telescope"]
-STYLES = ["photo", "3d emoji"]
+STYLES = ["photo", "tiny emoji"]
 CAPTIONS = [f"a {s} of a {c} {t}" for s in STYLES for c in COLOURS for t in THINGS]
 
 
@@ -50,9 +52,19 @@ def dalle_mini() -> DalleMiniTokenizer:
     return DalleMiniTokenizer(bart_bpe(model["vocab"], merges, simplified=True))
 
 
+@cache
+def clip() -> CLIPTokenizer:
+    learned = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learned.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    learned.train_from_iterator(CAPTIONS, trainers.BpeTrainer(vocab_size=120, end_of_word_suffix="</w>"))
+    merges = json.loads(learned.to_str())["model"]["merges"]
+    return CLIPTokenizer(clip_bpe([(first, second) for first, second in merges]))
+
+
 MAKERS: dict[str, Callable[[], TextTokenizer]] = {
     "bpe": bpe,
     "byte": ByteTokenizer,
+    "clip": clip,
     "dalle_mini": dalle_mini,
     "hf": hf,
 }

@@ -1,0 +1,133 @@
+"""DALLE-pytorch's own discrete VAE: a few strided convolutions, residual blocks without normalisation, a codebook.
+
+```
+image (B, 3, H, W) ─► encoder ─► logits (B, K, h, w) ─► codes (B, h, w) ─► codebook entries (B, D, h, w) ─► decoder
+```
+The names in the state dict are those of the original's checkpoints. There is no training here, hence no relaxation.
+
+Reference: https://github.com/lucidrains/DALLE-pytorch; its names stand in brackets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
+
+# B batch, H W image, h w code grid, K codebook size, D dimension of a codebook entry, C width
+
+COLOURS = 3
+PIXEL_MEAN = PIXEL_STD = 0.5
+"""Of every colour: the network reads and gives (pixel - mean) / std [normalization]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DallePytorchVAEConfig:
+    """Architecture of DALLE-pytorch's discrete VAE; defaults are its own."""
+
+    image_size: int = 256
+    """Side of the square training images, pixels. The network takes any multiple of the factor."""
+    num_layers: int = 3
+    """Convolutions that halve the resolution [num_layers]."""
+    num_blocks: int = 0
+    """Residual blocks at the resolution of the codes, of encoder and decoder each [num_resnet_blocks]."""
+    width: int = 64
+    """Channels C of all levels [hidden_dim]."""
+    code_channels: int = 512
+    """Dimension D of a codebook entry [codebook_dim]."""
+    codebook_size: int = 512
+    """Number of codes K [num_tokens]."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "num_layers", "width", "code_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_blocks < 0:
+            raise ValueError(f"num_blocks must be at least 0, got {self.num_blocks}")
+        if self.codebook_size < 2:
+            raise ValueError(f"codebook_size must be at least 2, got {self.codebook_size}")
+        if self.image_size % self.factor:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of the downsampling factor {self.factor}: "
+                f"choose another image_size or num_layers"
+            )
+
+    @property
+    def factor(self) -> int:
+        """Pixels per code along one side."""
+        return 1 << self.num_layers
+
+
+class ResidualBlock(nn.Module):
+    """``x + branch(x)``, the branch being 3x3, 3x3 and 1x1 convolutions with ReLUs between."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keeps the shape (B, C, H, W)."""
+        out: Tensor = x + self.net(x)
+        return out
+
+
+def _encoder(c: DallePytorchVAEConfig) -> nn.Sequential:
+    inputs = [COLOURS, *[c.width] * (c.num_layers - 1)]
+    halve = [nn.Sequential(nn.Conv2d(i, c.width, 4, stride=2, padding=1), nn.ReLU()) for i in inputs]
+    blocks = [ResidualBlock(c.width) for _ in range(c.num_blocks)]
+    return nn.Sequential(*halve, *blocks, nn.Conv2d(c.width, c.codebook_size, 1))
+
+
+def _decoder(c: DallePytorchVAEConfig) -> nn.Sequential:
+    # Without residual blocks the first transposed convolution takes the entries as they are.
+    stem = [nn.Conv2d(c.code_channels, c.width, 1)] if c.num_blocks else []
+    blocks = [ResidualBlock(c.width) for _ in range(c.num_blocks)]
+    inputs = [c.width if c.num_blocks else c.code_channels, *[c.width] * (c.num_layers - 1)]
+    double = [nn.Sequential(nn.ConvTranspose2d(i, c.width, 4, stride=2, padding=1), nn.ReLU()) for i in inputs]
+    return nn.Sequential(*stem, *blocks, *double, nn.Conv2d(c.width, COLOURS, 1))
+
+
+@IMAGE_TOKENIZERS.register("dalle_pytorch_vae")
+class DallePytorchVAE(ImageTokenizer):
+    """DALLE-pytorch's own discrete VAE.
+
+    The original's decoder gives normalised pixels, which its script stretches to the full range picture by picture;
+    here the normalisation is undone, so that a picture comes back as it went in.
+
+    Args:
+        config: Architecture.
+    """
+
+    config_class = DallePytorchVAEConfig
+    config: DallePytorchVAEConfig
+
+    def __init__(self, config: DallePytorchVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.codebook = nn.Embedding(config.codebook_size, config.code_channels)
+        self.encoder, self.decoder = _encoder(config), _decoder(config)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Most likely codes: pixels in [0, 1], (B, 3, H, W) to int64 (B, h, w)."""
+        self.check_images(images)
+        if images.shape[1] != COLOURS:
+            raise ValueError(f"images must have {COLOURS} channels, got shape {tuple(images.shape)}")
+        with torch.autocast(images.device.type, enabled=False):  # which code wins may hang on the last digits
+            logits: Tensor = self.encoder((images.float() - PIXEL_MEAN) / PIXEL_STD)
+        return logits.argmax(1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Pictures of codes: int64 (B, h, w) to pixels in [0, 1], (B, 3, H, W)."""
+        self.check_codes(codes)
+        entries: Tensor = self.codebook(codes)
+        pixels: Tensor = self.decoder(entries.movedim(-1, 1)).float()
+        return (pixels * PIXEL_STD + PIXEL_MEAN).clamp(0, 1)
