@@ -45,7 +45,7 @@ def read_vocabulary(path: Path) -> HFTokenizer:
     Raises:
         WeightFileError: It is damaged, has unusual special tokens, or two tokens of one text.
     """
-    rows = [[int(number) for number in line.split()] for line in path.read_text("ascii").splitlines()]
+    rows = [[int(number) for number in line.split()] for line in path.read_text("ascii").strip().splitlines()]
     num_characters, num_merges = rows[0]
     characters, merges, special = rows[1 : 1 + num_characters], rows[1 + num_characters : -1], rows[-1]
     if len(merges) != num_merges or {len(row) for row in characters} != {2} or {len(row) for row in merges} - {3}:

@@ -21,7 +21,9 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_merges_in_their_order(tmp_path: Path) -> None:
-    tokenizer = read_vocabulary(write(tmp_path / "small", SMALL))
+    path = write(tmp_path / "small", SMALL + "\n")  # an empty line more does no harm
+    assert is_vocabulary(path)
+    tokenizer = read_vocabulary(path)
     assert tokenizer.vocab_size == 9
     assert tokenizer.encode("ab ba  aab") == [8, 4, 6, 5, 7, 5, 6]
     assert tokenizer.encode("xyab▁z") == [4, 1, 5, 6, 4, 1], "unknown characters in a row are one token"
