@@ -81,6 +81,39 @@ def vqgan_weights() -> dict[str, torch.Tensor]:
     return VQGAN(config).state_dict()
 
 
+def packed(value: Any) -> bytes:
+    """MessagePack of mappings and arrays, as Flax writes them."""
+    if isinstance(value, dict):
+        head = bytes([0x80 | len(value)]) if len(value) < 16 else b"\xde" + struct.pack(">H", len(value))
+        return head + b"".join(packed(name) + packed(one) for name, one in value.items())
+    if isinstance(value, str):
+        text = value.encode()
+        return (bytes([0xA0 | len(text)]) if len(text) < 32 else bytes([0xD9, len(text)])) + text
+    shape = b"".join(bytes([n]) if n < 128 else b"\xcd" + struct.pack(">H", n) for n in value.shape)
+    numbers: bytes = value.contiguous().numpy().tobytes()
+    kind = packed(str(value.dtype).removeprefix("torch."))
+    content = bytes([0x93, 0x90 | value.ndim]) + shape + kind + b"\xc6" + struct.pack(">I", len(numbers)) + numbers
+    return b"\xc9" + struct.pack(">I", len(content)) + b"\x01" + content
+
+
+def flax_weights() -> dict[str, Any]:
+    """Some of DALL-E mini's, by its names: tables, and tensors of two layers in one."""
+
+    def stack(width: int) -> dict[str, Any]:
+        unit = {"LayerNorm_0": {"bias": torch.rand(2, width)}, "Dense_0": {"kernel": torch.rand(2, width, 6)}}
+        return {"LayerNorm_0": {"bias": torch.rand(2, width)}, "GLU_0": unit}
+
+    parts = {
+        part: {
+            "embed_tokens": {"embedding": torch.rand(tokens, 4)},
+            "embed_positions": {"embedding": torch.rand(4, 4)},
+            "layers": {f"FlaxBart{part.title()}Layers": stack(4)},
+        }
+        for part, tokens in (("encoder", 7), ("decoder", 9))
+    }
+    return {"lm_head": {"kernel": torch.rand(4, 9)}, "model": parts}
+
+
 def originals() -> dict[str, bytes]:
     """Undamaged files by their name; the ending tells how they are read."""
     torch.manual_seed(0)
@@ -93,6 +126,7 @@ def originals() -> dict[str, bytes]:
             torch.save(value, file, _use_new_zipfile_serialization=new)
             files[f"{name}.{form}"] = file.getvalue()
     files["dvae.safetensors"] = save(weights)
+    files["dalle_mini.msgpack"] = packed(flax_weights())
     config = {"model": {"target": "taming.models.vqgan.VQModel", "params": {"embed_dim": 4, "ddconfig": {"ch": 32}}}}
     files["config.json"] = json.dumps(config).encode()
     files["config.yaml"] = yaml.safe_dump(config).encode()

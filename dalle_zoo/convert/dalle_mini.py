@@ -39,7 +39,8 @@ Tensors = Mapping[str, StoredTensor]
 HEAD_SIZE = 64
 """Width of a head where no configuration tells the number of heads; the published models have it."""
 MAX_VOCABULARY_BYTES = 2**25
-"""Longer files hold no vocabulary."""
+"""Longer files hold no vocabulary, and no merges."""
+MAX_LAYERS = 1000
 SPECIAL = {"begin_token": "<s>", "pad_token": "<pad>", "end_token": "</s>"}
 UNTRAINED = "<mask>"
 """A token of BART's that captions never hold: it may lack a row."""
@@ -201,6 +202,8 @@ def _flax_part(role: str, tensors: Tensors) -> Iterator[tuple[str, StoredTensor]
 
 def _layers(tensor: StoredTensor) -> list[StoredTensor]:
     """The tensors of all layers, which Flax keeps in one."""
+    if not tensor.shape or tensor.shape[0] > MAX_LAYERS:
+        raise WeightFileError(f"a tensor of shape {tensor.shape} should hold those of 1 to {MAX_LAYERS} layers")
     shape, stride = tensor.shape[1:], tensor.stride[1:]
     starts = [tensor.start + layer * tensor.stride[0] for layer in range(tensor.shape[0])]
     return [replace(tensor, shape=shape, stride=stride, start=start) for start in starts]
@@ -233,7 +236,8 @@ def _config(
     described = read_config(files["configuration"]) if "configuration" in files else {}
     name = files["configuration"].name if described else ""
     _check_described(name, described, sizes)
-    rows, side, heads = sizes["image_vocab_size"] + 1, math.isqrt(sizes["image_length"]), sizes["d_model"] // HEAD_SIZE
+    rows, side = sizes["image_vocab_size"] + 1, math.isqrt(sizes["image_length"])
+    heads = max(sizes["d_model"] // HEAD_SIZE, 1)
     special, where = _special_tokens(files)
     config = DalleMiniConfig(
         text_length=sizes["max_text_length"],
@@ -260,7 +264,10 @@ def _config(
     power = f"the largest power of 2 below the {rows} rows of the table, as no image tokenizer lies there"
     notes = {
         "codebook_size": power if codebook_size is None else "that of the image tokenizer",
-        "start_token": told("decoder_start_token_id", "the last row of the table"),
+        "start_token": told(
+            "decoder_start_token_id",
+            f"the last {'row' if rows == config.codebook_size + 1 else 'of several rows'} behind the codes",
+        ),
         "encoder_heads": told("encoder_attention_heads", f"width / {HEAD_SIZE}"),
         "decoder_heads": told("decoder_attention_heads", f"width / {HEAD_SIZE}"),
         **dict.fromkeys(SPECIAL, where),
@@ -300,6 +307,9 @@ def _check_described(name: str, described: Mapping[str, Any], sizes: Mapping[str
         for field, value in {**sizes, **VARIANT}.items()
         if described.get(field, value) != value
     ]
+    for field in ("decoder_start_token_id", "encoder_attention_heads", "decoder_attention_heads"):
+        if type(described.get(field, 0)) is not int:
+            differences.append(f"{field} is {described[field]!r}, expected a whole number")
     if differences:
         raise ValueError(
             f"{name} does not describe these weights, or they are of a kind that is not converted: "
@@ -330,7 +340,7 @@ def _files(location: Location) -> dict[str, Path]:
             there["configuration"].append(path)
         elif path.suffix == ".json" and _vocabulary(path) is not None:
             there["vocabulary"].append(path)
-        elif path.suffix == ".txt" and _starts_with(path, b"#version"):
+        elif path.suffix == ".txt" and _merges_begin(path):
             there["merges"].append(path)
     for role, paths in there.items():
         if len(paths) > 1:
@@ -342,9 +352,9 @@ def _files(location: Location) -> dict[str, Path]:
     return {role: paths[0] for role, paths in there.items() if paths}
 
 
-def _starts_with(path: Path, beginning: bytes) -> bool:
+def _merges_begin(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(len(beginning)) == beginning
+        return file.read(8) == b"#version" and path.stat().st_size <= MAX_VOCABULARY_BYTES
 
 
 def _vocabulary(path: Path) -> dict[str, int] | None:
@@ -391,8 +401,8 @@ def _tokenizer(files: Mapping[str, Path], text_vocab: int) -> TextTokenizer:
 
 def _merges(path: Path) -> Sequence[tuple[str, str]]:
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[1:], start=2):
-        match line.split(" "):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[1:], start=2):
+        match line.rstrip("\r").split(" "):
             case [first, second]:
                 pairs.append((first, second))
             case [""]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import runpy
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +26,7 @@ from dalle_zoo.tokenizers import DalleMiniTokenizer, HFTokenizer, load_text_toke
 from dalle_zoo.tokenizers.dalle_mini import simplify
 
 GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/dalle_mini.py"))
+packed = runpy.run_path(str(Path(__file__).parents[2] / "tools/fuzz_readers.py"))["packed"]
 FIRST = runpy.run_path(str(Path(__file__).parents[1] / "golden/vqgan.py"))
 TEXT = json.loads(GOLDEN["TEXT"].read_text())
 LAYOUTS = json.loads(GOLDEN["LAYOUTS"].read_text())
@@ -179,7 +179,7 @@ def test_without_a_configuration(tmp_path: Path) -> None:
     none = "no configuration lies there"
     assert source.notes == {
         "codebook_size": "the largest power of 2 below the 50 rows of the table, as no image tokenizer lies there",
-        "start_token": f"the last row of the table, as {none}",
+        "start_token": f"the last of several rows behind the codes, as {none}",
         "encoder_heads": f"width / 64, as {none}",
         "decoder_heads": f"width / 64, as {none}",
         **dict.fromkeys(("begin_token", "pad_token", "end_token"), "BART's, as no vocabulary lies there"),
@@ -238,22 +238,6 @@ def test_gains_that_files_lack_are_one(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------ Flax
-
-
-def packed(value: Any) -> bytes:
-    """MessagePack of mappings and arrays, as Flax writes them."""
-    if isinstance(value, dict):
-        head = bytes([0x80 | len(value)]) if len(value) < 16 else b"\xde" + struct.pack(">H", len(value))
-        return head + b"".join(packed(name) + packed(one) for name, one in value.items())
-    if isinstance(value, str):
-        text = value.encode()
-        return (bytes([0xA0 | len(text)]) if len(text) < 32 else b"\xd9" + bytes([len(text)])) + text
-    assert isinstance(value, Tensor)
-    shape = b"".join(bytes([n]) if n < 128 else b"\xcd" + struct.pack(">H", n) for n in value.shape)
-    numbers = value.contiguous().numpy().tobytes()
-    kind = packed(str(value.dtype).removeprefix("torch."))
-    content = bytes([0x93, 0x90 | value.ndim]) + shape + kind + b"\xc6" + struct.pack(">I", len(numbers)) + numbers
-    return b"\xc9" + struct.pack(">I", len(content)) + b"\x01" + content
 
 
 FLAX = {
@@ -474,6 +458,7 @@ def test_one_part_alone(part: str, other: str, tmp_path: Path) -> None:
             "of a kind that is not converted: ln_positions is 'swinv2', expected 'normformer'",
         ),
         ({"decoder_start_token_id": 50}, r"start_token must be a row behind the codes, in 32\.\.49"),
+        ({"encoder_attention_heads": "2"}, "encoder_attention_heads is '2', expected a whole number"),
         ({"decoder_attention_heads": 3}, "width 64 is not a multiple of decoder_heads 3"),
     ],
 )
