@@ -76,9 +76,9 @@ class RuDALLEFamily:
     def recognise(self, location: Location) -> Source | None:
         """The one prior at a location, with its vocabulary and its image tokenizer."""
         found = [(c, tensors) for c in location.checkpoints if (tensors := _prior(c)) is not None]
-        vocabularies = [file for file in location.files.values() if is_vocabulary(file)]
         if not found:
             return None
+        vocabularies = [file for file in location.files.values() if is_vocabulary(file)]
         for several, what in (([c.path for c, _ in found], "priors of ruDALL-E"), (vocabularies, "vocabularies")):
             if len(several) > 1:
                 names = ", ".join(path.name for path in several)
@@ -87,7 +87,11 @@ class RuDALLEFamily:
         masks = {match[1]: tensor for name, tensor in stored.items() if (match := _MASK.fullmatch(name))}
         try:
             config, notes = _infer(stored, location.configs)
-            if not masks.keys() >= {"row", "col", "conv"} and "version" not in config:
+            if masks and len(masks) < 3:
+                raise WeightFileError(
+                    f"it has the masks {', '.join(masks)} alone, expected row, col and conv, or none"
+                )
+            if not masks and "version" not in config:
                 raise WeightFileError(
                     "it lacks the masks (transformer.conv_mask ...) by which its versions are told apart: state the "
                     'version in a file beside it, such as config.json with {"hf_version": "v3"}'

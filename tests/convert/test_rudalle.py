@@ -142,6 +142,7 @@ def flip(state: State, name: str) -> None:
         (lambda s: flip(s, "col_mask"), "its col_mask is not that of ruDALL-E"),
         (lambda s: flip(s, "conv_mask"), "its conv_mask is neither of those of ruDALL-E"),
         (lambda s: s.update({"transformer.row_mask": torch.ones(9, 9)}), "its row_mask is not that"),
+        (lambda s: s.pop("transformer.col_mask"), "it has the masks row, conv alone, expected row, col and conv"),
         (lambda s: s.pop("transformer.layers.2.mlp.dense_h_to_4h.bias"), "missing layers.2.mlp.hidden.bias"),
         (lambda s: s.update({"transformer.layers.1.extra.weight": torch.ones(2)}), "unexpected layers.1.extra.weight"),
         (lambda s: s["to_logits.1.bias"].fill_(math.nan), "head.bias holds values that are not finite"),
