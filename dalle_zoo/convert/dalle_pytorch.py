@@ -88,7 +88,7 @@ class DallePytorchFamily:
             return None
         checkpoint, stored = found[0]
         try:
-            network = _sorted(stored)
+            network = sort_tensors(stored)
             hparams = hyper_parameters(location, checkpoint)
             config, notes = _infer(network, hparams, stated_version(location, checkpoint))
             vocabulary = find_vocabulary(location, config.text_vocab)
@@ -111,7 +111,7 @@ class DallePytorchFamily:
         with torch.device("meta"):
             net = DallePytorch(config)
         stored = source.parts["prior"]
-        write_network(out / "prior", "dalle_pytorch", net, _translated(_sorted(stored), config))
+        write_network(out / "prior", "dalle_pytorch", net, translated(sort_tensors(stored), config))
         if "vocabulary" in source.files:
             read_vocabulary(source.files["vocabulary"]).save(out / "tokenizer")
         return {
@@ -170,7 +170,7 @@ def _transformer(checkpoint: Checkpoint) -> Tensors | None:
     return None
 
 
-def _sorted(stored: Tensors) -> Network:
+def sort_tensors(stored: Tensors) -> Network:
     """Sorts tensors by layer and branch.
 
     Raises:
@@ -203,7 +203,7 @@ def _sorted(stored: Tensors) -> Network:
     return Network(outside, [layers[number] for number in range(len(layers))], depths, reversible)
 
 
-def _translated(network: Network, config: DallePytorchConfig) -> dict[str, Lazy]:
+def translated(network: Network, config: DallePytorchConfig) -> dict[str, Lazy]:
     """All tensors under our names.
 
     Raises:

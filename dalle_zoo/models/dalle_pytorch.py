@@ -73,7 +73,7 @@ class DallePytorchConfig:
     positions: Literal["rotary", "axial"] = "rotary"
     """Rotations in every attention, or learned text positions, rows and columns at the input [rotary_emb]."""
     padding: Literal["learned", "masked"] = "learned"
-    """One learned padding token per position, or, before version 0.10, padding that is not attended to."""
+    """One learned padding token per position, or, before version 0.9, padding that is not attended to."""
     shift_tokens: bool = True
     """Whether every branch sees channels of the positions before [shift_tokens]."""
     layer_scale: bool = True

@@ -16,9 +16,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from dalle_zoo import DallePipeline, hub
-from dalle_zoo.convert import WeightFileError, convert, find, recognise
-from dalle_zoo.models.dalle_pytorch import DallePytorch
+from dalle_zoo.convert import WeightFileError, convert, find, look, recognise
+from dalle_zoo.convert.base import check_fit
+from dalle_zoo.convert.dalle_pytorch import sort_tensors, translated
+from dalle_zoo.convert.dalle_pytorch_text import find_vocabulary, read_vocabulary
+from dalle_zoo.models.dalle_pytorch import DallePytorch, DallePytorchConfig
 from dalle_zoo.models.dalle_pytorch_vae import DallePytorchVAE
+from dalle_zoo.models.dvae import DVAE, DVAEConfig
+from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
 from dalle_zoo.sampling import Sampler, decode_logits, sample_codes
 
 GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/dalle_pytorch.py"))
@@ -115,3 +120,375 @@ def test_image_tokenizer_equals_the_original(kind: str, tmp_path: Path) -> None:
     codes = vae.encode(expected["images"])
     assert torch.equal(codes.flatten(1), expected["codes"])
     torch.testing.assert_close(vae.decode(codes), (expected["pixels"] / 2 + 0.5).clamp(0, 1), **SAME)
+
+
+# ------------------------------------------------------------ prompt to pictures
+
+
+def words(folder: Path, count: int = 11, name: str = "bpe.json") -> Path:
+    """A vocabulary of the tokenizers library; the id of "a" is 0."""
+    known = ["a", "red", "green", "blue", "cat", "dog", "on", "the", "mat", "with"]
+    vocabulary = {word: number for number, word in enumerate([*known, *map(str, range(len(known), count))])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, "a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / name))
+    return folder / name
+
+
+def test_a_folder_becomes_a_pipeline(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    save("1.6.6 mixed", tmp_path / "in")
+    words(tmp_path / "in")
+    record = convert(find(tmp_path / "in"), tmp_path / "ours")
+    assert record["missing"] == []
+    pipe = DallePipeline.from_pretrained(tmp_path / "ours")
+    out = pipe("a red cat", num_images_per_prompt=2, seed=1, top_k=5, guidance=2.0)
+    assert [image.size for image in out.images] == [(16, 16)] * 2
+    assert pipe.encode_text(["a red cat on a mat with"]).tolist() == [[11, 1, 4, 6, 15]]  # a is 0, so padding
+    again = pipe("a red cat", num_images_per_prompt=2, seed=1, top_k=5, guidance=2.0, output_type="latent").images
+    alone = pipe("a red cat", num_images_per_prompt=2, seed=1, top_k=5, output_type="latent").images
+    assert again.shape == (2, 8, 8)
+    assert not torch.equal(again, alone)
+
+
+@torch.no_grad()
+def test_guidance_acts_at_every_token(tmp_path: Path) -> None:
+    """In the original it acts at the first alone: it wipes out the caption that both passes share."""
+    prior, _ = converted(save("1.6.6 mixed", tmp_path), tmp_path / "ours")
+    text = with_pads(prior, GOLDEN["TEXT"][:1])
+    codes = sample_codes(prior, text, torch.zeros(1, 1, dtype=torch.long), guidance=3.0)[:, 0]
+    conditional = prior.image_logits(text, codes)
+    empty = prior.image_logits(prior.null_text()[None], codes)
+    assert (conditional - empty).abs().amax(-1).min() > 1e-3
+
+
+# ------------------------------------------------------------ what is inferred
+
+
+def inferred(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    source = find(path)
+    return dict(source.config), dict(source.notes)
+
+
+def test_options_are_shown_with_their_origin(tmp_path: Path) -> None:
+    config, notes = inferred(save("1.6.6 reversible", tmp_path))
+    assert config == {
+        "text_length": 5, "text_vocab": 11, "image_height": 8, "image_width": 8, "codebook_size": 9, "width": 20,
+        "num_layers": 4, "num_heads": 3, "head_size": 8, "masks": "full, row_same, full", "positions": "rotary",
+        "padding": "learned", "shift_tokens": True, "layer_scale": True, "sandwich_norm": True, "divide_by_max": True,
+        "reversible": True, "tied_embeddings": False, "shared_attention": (0, 1, 0, 0), "shared_mlp": (0, 1, 0, 1),
+    }  # fmt: skip
+    assert notes == {
+        "text_vocab": "num_text_tokens in hparams",
+        "num_heads": "heads in hparams",
+        "head_size": "dim_head in hparams",
+        "masks": "attn_types in hparams",
+        "divide_by_max": "stable in hparams",
+        "text_length": "text_seq_len in hparams",
+    }
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("0.7.3 mixed", {"padding": "masked", "layer_scale": False, "shift_tokens": False, "positions": "axial"}),
+        ("0.9.6 mixed", {"padding": "learned", "layer_scale": True}),
+        ("0.14.3 full", {"padding": "learned", "reversible": True, "divide_by_max": True}),
+        ("1.0.3 full", {"shift_tokens": True, "positions": "rotary"}),
+        ("1.1.8 mixed", {"shift_tokens": True, "sandwich_norm": True}),
+        ("1.1.8 bare", {"shift_tokens": False, "positions": "axial", "sandwich_norm": False}),
+        ("1.4.2 shared", {"shared_attention": (0, 1, 0, 0), "tied_embeddings": True, "shift_tokens": True}),
+        ("1.6.6 bare", {"shift_tokens": False, "positions": "axial", "shared_mlp": ()}),
+        ("1.6.6 axial", {"tied_embeddings": True, "positions": "axial", "shift_tokens": True}),
+    ],
+)
+def test_tensors_tell_options(case: str, expected: dict[str, Any], tmp_path: Path) -> None:
+    config, _ = inferred(save(case, tmp_path))
+    assert {name: config[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("case", "version", "spec", "stated"),
+    [
+        ("0.14.3 mixed", None, "conv_clamped(kernel=5)", "as no version is stated"),
+        ("1.4.2 mixed", "1.4.2", "conv_clamped(kernel=5)", "version 1.4.2"),
+        ("1.4.2 mixed", None, "conv_quadrant(kernel=5)", "as no version is stated"),
+        ("1.6.6 mixed", "1.5.0", "conv_quadrant(kernel=5)", "version 1.5.0"),
+    ],
+)
+def test_the_version_tells_which_convolution(
+    case: str, version: str | None, spec: str, stated: str, tmp_path: Path
+) -> None:
+    config, notes = inferred(save(case, tmp_path, lambda content: content.update(version=version)))
+    assert config["masks"] == f"full, row_same, column, {spec}"
+    assert notes["masks"] == f"attn_types in hparams; conv_like is {spec}, {stated}"
+
+
+def test_defaults_are_those_of_the_original(tmp_path: Path) -> None:
+    def bare(content: dict[str, Any]) -> None:
+        for name in ("attn_types", "stable"):
+            content["hparams"].pop(name, None)
+
+    config, notes = inferred(save("1.6.6 mixed", tmp_path, bare))
+    assert config["masks"] == "full"
+    assert notes["masks"] == "the original's default, attn_types is not stated"
+
+
+def test_weights_without_their_file_take_hyper_parameters_beside_them(tmp_path: Path) -> None:
+    content = content_of("1.6.6 mixed")
+    torch.save(content["weights"], tmp_path / "pytorch_model.bin")
+    with pytest.raises(WeightFileError, match=r"it lacks its hparams, .* such as hparams.json with"):
+        recognise(tmp_path)
+    (tmp_path / "hparams.json").write_text(json.dumps(content["hparams"] | {"version": "1.6.6"}))
+    config, notes = inferred(tmp_path)
+    assert (config["num_heads"], notes["num_heads"]) == (3, "heads in hparams.json")
+    (tmp_path / "other.json").write_text(json.dumps(content["hparams"] | {"heads": 6}))
+    with pytest.raises(WeightFileError, match=r"hparams.json and other.json state different hyper-parameters"):
+        recognise(tmp_path)
+
+
+def test_a_checkpoint_of_deepspeed(tmp_path: Path) -> None:
+    content = content_of("1.6.6 mixed")
+    weights = content.pop("weights")
+    torch.save(
+        content | {"weights": "To get a working standard checkpoint, look into consolidating"},
+        tmp_path / "auxiliary.pt",
+    )
+    with pytest.raises(WeightFileError, match=r"join these with DeepSpeed's zero_to_fp32.py"):
+        recognise(tmp_path)
+    torch.save({f"module.{name}": tensor for name, tensor in weights.items()}, tmp_path / "pytorch_model.bin")
+    source = find(tmp_path)
+    assert source.config["masks"].endswith("conv_quadrant(kernel=5)")
+    assert source.notes["num_heads"] == "heads in auxiliary.pt"
+
+
+def test_angles_of_half_precision_are_taken_as_they_are(tmp_path: Path) -> None:
+    def halve(content: dict[str, Any]) -> None:
+        content["weights"] = {n: t.half() if t.is_floating_point() else t for n, t in content["weights"].items()}
+
+    prior, _ = converted(save("1.6.6 mixed", tmp_path, halve), tmp_path / "ours")
+    angles = golden("1.6.6 mixed")["angles"][0].half().float()
+    assert torch.equal(prior.rotation, torch.stack([angles.cos(), angles.sin()]))
+
+
+def expanded(layout: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Names written out where braces stand for several."""
+    out = {}
+    for name, shape in layout.items():
+        head, brace, rest = name.partition("{")
+        if not brace:
+            out[name] = shape
+            continue
+        numbers, _, tail = rest.partition("}")
+        first, last = map(int, numbers.split("-"))
+        out |= {f"{head}{number}{tail}": shape for number in range(first, last + 1)}
+    return out
+
+
+def test_a_published_size(tmp_path: Path, empty_safetensors: Callable[..., Path]) -> None:
+    published = json.loads((Path(__file__).parents[1] / "golden/dalle_pytorch_published.json").read_text())
+    empty_safetensors(expanded(published["shapes"]), tmp_path / "model.safetensors")
+    stated = {"dim": 1024, "num_text_tokens": 10000, "text_seq_len": 256, "depth": 12, "heads": 16, "dim_head": 64}
+    stated |= {"attn_types": ["full", "axial_row", "axial_col", "conv_like"], "version": published["version"]}
+    (tmp_path / "hparams.json").write_text(json.dumps(stated))
+    source = find(tmp_path)
+    assert (source.config["image_height"], source.config["codebook_size"]) == (32, 8192)
+    assert source.image_tokenizer is not None
+    assert source.image_tokenizer.config["num_blocks"] == 1
+    with torch.device("meta"):
+        prior = DallePytorch(DallePytorchConfig(**source.config))
+    check_fit(translated(sort_tensors(source.parts["prior"]), prior.config), prior.state_dict())
+    assert sum(parameter.numel() for parameter in prior.parameters()) == 239325200  # as the original counts
+
+
+# ------------------------------------------------------------ image tokenizers in the same file
+
+
+def test_a_vqgan_in_the_file(tmp_path: Path) -> None:
+    vqgan = runpy.run_path(str(Path(__file__).parents[1] / "golden/vqgan.py"))
+    config = VQGANConfig(
+        image_size=16, width=32, multipliers=(1, 2), blocks_per_level=1, attention_sizes=(8,), latent_channels=24,
+        code_channels=16, codebook_size=9,
+    )  # fmt: skip
+    weights = vqgan["weights"]({name: tuple(t.shape) for name, t in VQGAN(config).state_dict().items()})
+
+    def swap(content: dict[str, Any]) -> None:
+        prior = {name: t for name, t in content["weights"].items() if not name.startswith("vae.")}
+        inside = {f"vae.model.{name}": t for name, t in weights.items()}
+        content["weights"] = prior | inside | {"vae.model.loss.logvar": torch.zeros(())}
+        content |= {"vae_params": None, "vae_class_name": "VQGanVAE"}
+
+    record = convert(find(save("1.6.6 mixed", tmp_path, swap)), tmp_path / "ours")
+    assert record["image_tokenizer"]["family"] == "vqgan"
+    net = hub.load_image_tokenizer(tmp_path / "ours/dvae")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in net.state_dict().items())
+
+
+def test_openais_discrete_vae_in_the_file(tmp_path: Path) -> None:
+    release = runpy.run_path(str(Path(__file__).parents[1] / "golden/openai_dvae.py"))
+    dvae = DVAE(DVAEConfig(width=16, decoder_stem=4, codebook_size=9))
+    inside = {
+        f"vae.{short}.{release['released_name'](name)}": tensor
+        for short, part in (("enc", dvae.encoder), ("dec", dvae.decoder))
+        for name, tensor in part.state_dict().items()
+    }
+
+    def swap(content: dict[str, Any]) -> None:
+        prior = {name: t for name, t in content["weights"].items() if not name.startswith("vae.")}
+        content |= {"weights": prior | inside, "vae_params": None, "vae_class_name": "OpenAIDiscreteVAE"}
+
+    record = convert(find(save("1.6.6 mixed", tmp_path, swap)), tmp_path / "ours")
+    assert record["image_tokenizer"]["family"] == "openai_dvae"
+    net = hub.load_image_tokenizer(tmp_path / "ours/dvae")
+    assert all(torch.equal(tensor, dvae.state_dict()[name]) for name, tensor in net.state_dict().items())
+
+
+def test_the_image_tokenizer_in_the_file_goes_before_others(tmp_path: Path) -> None:
+    save("1.6.6 mixed", tmp_path)
+    weights = GOLDEN["state_dict"](layouts()["vae residual"], None)
+    torch.save({"hparams": GOLDEN["VAES"]["residual"], "weights": weights}, tmp_path / "vae.pt")
+    source = find(tmp_path)
+    assert source.family == "dalle_pytorch"
+    assert source.image_tokenizer is not None
+    assert source.image_tokenizer.config["num_blocks"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_tokens": 10}, "num_tokens is 10, the tensors have 9"),
+        ({"normalization": None}, "normalization is None"),
+        ({"normalization": ((0.0,) * 3, (1.0,) * 3)}, r"normalization is \(\(0.0, 0.0, 0.0\), \(1.0, 1.0, 1.0\)\)"),
+        ({"image_size": 15}, "image_size 15 is not a multiple of the downsampling factor 2"),
+        ({"image_size": "16"}, "cannot be converted"),
+    ],
+)
+def test_image_tokenizers_that_do_not_fit(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    weights = GOLDEN["state_dict"](layouts()["vae plain"], None)
+    torch.save({"hparams": GOLDEN["VAE"] | change, "weights": weights}, tmp_path / "vae.pt")
+    with pytest.raises(WeightFileError, match=message):
+        recognise(tmp_path / "vae.pt")
+
+
+def test_transparent_pictures_are_refused(tmp_path: Path) -> None:
+    weights = GOLDEN["state_dict"](layouts()["vae plain"], None)
+    weights["encoder.0.0.weight"] = torch.rand(8, 4, 4, 4)
+    torch.save({"hparams": GOLDEN["VAE"], "weights": weights}, tmp_path / "vae.pt")
+    with pytest.raises(WeightFileError, match="4 channels: only colour without transparency is converted"):
+        recognise(tmp_path / "vae.pt")
+
+
+# ------------------------------------------------------------ vocabularies
+
+
+def clips_list(path: Path, count: int) -> Path:
+    """A list of merges of CLIP's form and length: pairs of bytes."""
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pairs = [f"{first} {second}" for first in symbols for second in symbols][:count]
+    path.write_text("\n".join(['"bpe_simple_vocab_16e6.txt#version: 0.2', *pairs, ""]), encoding="utf-8")
+    return path
+
+
+def test_clips_vocabulary_is_known_by_its_first_line(tmp_path: Path) -> None:
+    path = clips_list(tmp_path / "anything.txt", 49152)
+    found = find_vocabulary(look(tmp_path), 49408)
+    assert found == path
+    assert read_vocabulary(path).kind == "clip"
+    assert read_vocabulary(path).vocab_size == 49408
+    clips_list(path, 100)
+    with pytest.raises(WeightFileError, match=r"is not CLIP's list of merges: it has 101 merges of 48894|it has 100"):
+        find_vocabulary(look(tmp_path), 49408)
+
+
+def test_the_vocabulary_of_the_right_size_is_taken(tmp_path: Path) -> None:
+    save("1.6.6 mixed", tmp_path)
+    words(tmp_path, 12, "other.json")
+    with pytest.raises(WeightFileError, match=r"it has 11 text tokens, but other.json has 12: put the vocabulary"):
+        recognise(tmp_path)
+    right = words(tmp_path)
+    assert find(tmp_path).files == {"vocabulary": right}
+    words(tmp_path, name="again.json")
+    with pytest.raises(WeightFileError, match=r"again.json and bpe.json have 11 ids: leave there the one"):
+        recognise(tmp_path)
+
+
+# ------------------------------------------------------------ refusals
+
+
+def set_hparams(**changes: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda content: content["hparams"].update(changes)
+
+
+def rename(old: str, new: str) -> Callable[[dict[str, Any]], Any]:
+    def change(content: dict[str, Any]) -> None:
+        content["weights"] = {name.replace(old, new): tensor for name, tensor in content["weights"].items()}
+
+    return change
+
+
+def drop(name: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda content: content["weights"].pop(name)
+
+
+LAYER = "transformer.layers.layers.1"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_hparams(attn_types=("full", "sparse")), "DeepSpeed's block-sparse attention, whose blocks are drawn at"),
+        (set_hparams(attn_types=("full", "mlp")), "gMLP layers, which only versions 0.12 to 1.2 had"),
+        (set_hparams(attn_types=("full", "axial")), "layers of the attention type 'axial', expected full, axial_row"),
+        (set_hparams(attn_types=3), "attn_types in hparams must be a list of names, got 3"),
+        (set_hparams(heads=4), "heads 4 and dim_head 8 need a to_qkv of 96 rows, it has 72"),
+        (set_hparams(heads="3"), "heads in hparams must be a positive number, got '3'"),
+        (set_hparams(stable=1), "stable in hparams must be true or false, got 1"),
+        (set_hparams(dim=21), "hparams does not fit: dim is 21, the tensors have 20"),
+        (set_hparams(rotary_emb=False), "rotary_emb is False, the tensors have True"),
+        (set_hparams(shift_tokens=False), "shift_tokens is False, the tensors have True"),
+        (set_hparams(num_text_tokens=12), "its table of 16 text tokens fits neither num_text_tokens 12 nor as many"),
+        (
+            set_hparams(text_seq_len=7, num_text_tokens=9),
+            "has 70 rows, which are not text_seq_len 7 and a square grid",
+        ),
+        (rename("norm.weight", "norm.g"), "only versions 0.5 and 0.6 of March 2021 did"),
+        (rename("fn.to_qkv.weight", "fn.sgu.weight"), "gMLP layers, which only versions 0.12 to 1.2 had"),
+        (rename(f"{LAYER}.", "transformer.layers.layers.9."), "layers must be numbered 0, 1 and so on"),
+        (drop(f"{LAYER}.0.fn.fn.fn.fn.fn.to_qkv.weight"), "layers must be numbered 0, 1 and so on, each with to_qkv"),
+        (drop("text_emb.weight"), "it has no matrix text_emb.weight"),
+    ],
+)
+def test_what_is_not_converted(change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightFileError, match=message):
+        recognise(save("1.6.6 mixed", tmp_path, change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop(f"{LAYER}.1.scale"), "missing layers.1.mlp.scale"),
+        (drop("to_logits.0.bias"), "it has no to_logits.0.bias"),
+        (lambda c: c["weights"].update({"norm_by_max.x": torch.rand(1)}), "it has norm_by_max.x besides"),
+        (lambda c: c["weights"].update({f"{LAYER}.0.fn.other": torch.rand(1)}), "it has attention 1: other besides"),
+        (
+            lambda c: c["weights"].update({f"{LAYER}.1.scale": torch.rand(1, 1, 7)}),
+            r"of shape \(1, 1, 7\) should have",
+        ),
+        (lambda c: c["weights"]["to_logits.1.bias"].fill_(torch.nan), "values that are not finite"),
+    ],
+)
+def test_what_does_not_fit(change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path) -> None:
+    source = find(save("1.6.6 mixed", tmp_path, change))
+    with pytest.raises(WeightFileError, match=message):
+        convert(source, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_several_priors_are_not_guessed_among(tmp_path: Path) -> None:
+    save("1.6.6 mixed", tmp_path)
+    (tmp_path / "dalle.pt").rename(tmp_path / "other.pt")
+    save("1.6.6 bare", tmp_path)
+    with pytest.raises(
+        WeightFileError, match=r"several priors of DALLE-pytorch \(dalle.pt, other.pt\): give only one"
+    ):
+        recognise(tmp_path)

@@ -146,7 +146,7 @@ def prior(options: dict[str, Any], version: str) -> tuple[dict[str, Tensor], dic
     cells = (VAE["image_size"] // 2 ** VAE["num_layers"]) ** 2
     codes = ((uniform("codes", (len(TEXT), cells)) + 1) / 2 * VAE["num_tokens"]).long()
     length, columns = SIZES["text_seq_len"], VAE["num_tokens"]
-    masked = {"mask": TEXT != 0} if version in ("0.7.3", "0.9.6") else {}
+    masked = {"mask": TEXT != 0} if version == "0.7.3" else {}
     logits = net(TEXT.clone(), codes, **masked)
     outputs = {"codes": codes, "text_logits": logits[:, :length, :-columns], "logits": logits[:, length:, -columns:]}
     drawn: list[Tensor] = []
