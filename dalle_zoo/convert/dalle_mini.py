@@ -107,7 +107,7 @@ class DalleMiniFamily:
             if len(names) > 1:
                 raise WeightFileError(
                     f"{location.path} holds the {role}s of several models of {self.title} ({', '.join(names)}): name "
-                    "the files of one, in the command with --files, such as --files '*_mini.*' detoker.pt"
+                    "the files of one, such as --files '*_mini.*' detoker.pt in the command"
                 )
         missing = [role for role, names in places.items() if not names]
         if missing:

@@ -25,7 +25,7 @@ _PLAIN = str.maketrans(
     | dict.fromkeys("\u2010\u2011\u2012\u2013", "-")
     | dict.fromkeys("\u2014\u2015", "--")
     | {"«": "<<", "»": ">>", "¡": "!", "¿": "?", "•": "*", "·": "*", "½": " 1/2", "¼": " 1/4", "¾": " 3/4"}
-    | {"°": "deg", "€": "EUR", "£": "PS", "¥": "Y=", "¢": "C/", "§": "SS"}
+    | {"°": "deg", "€": "EUR", "£": "PS", "¥": "Y=", "¢": "C/", "§": "SS", "µ": "u"}
 )
 """Signs that have a plain form although Unicode does not take them apart."""
 
