@@ -6,7 +6,7 @@ third party adds an entry point in the group ``dalle_zoo.families``.
 | file | what |
 |---|---|
 | `pickles` | pickles of objects, read into inert placeholders |
-| `checkpoints` | files of tensors, opened: `torch_files`, `safetensors_files` |
+| `checkpoints` | files of tensors, opened: `torch_files`, `safetensors_files`, `flax_files` |
 | `stored` | tensors that are still in their file |
 | `lazy` | tensors made when they are read, networks written shard by shard |
 | `base` | what a family offers, the registry, a location opened for looking |
