@@ -33,7 +33,12 @@ class CachePlan:
     """Slots of a static key-value cache that holds only keys which a later step still reads.
 
     Step i writes the key of image position i to slot ``slot_of_key[i]``, then reads
-    ``read_slots[i]`` where ``valid[i]``. No slot is overwritten before the last read of its key.
+    ``read_slots[i]`` where ``valid[i]``. No slot is overwritten before the last read of its key. A pass over a window
+    of W positions i … i+W-1 writes all of their keys before it reads, so a key stays for W - 1 more steps: positions
+    whose tokens were only guessed may be run again from i+1 on.
+
+    Slots are numbered by rows or columns of the grid, as the mask's line plan has it, so that keys read together lie
+    side by side.
     """
 
     num_slots: int
@@ -72,6 +77,8 @@ class Mask:
     spec: str
     layout: TextImageLayout
     mod: MaskMod = field(repr=False)
+    kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    """What attention has made of it for a device, by name."""
 
     @classmethod
     def from_spec(cls, spec: str, layout: TextImageLayout) -> Mask:
@@ -132,9 +139,17 @@ class Mask:
         """Which image keys each image step reads. On the CPU, shared: do not write to it."""
         return self._decode_table
 
-    def cache_plan(self) -> CachePlan:
-        """Where each image key stays while it lives. On the CPU, shared: do not write to it."""
-        return self._cache_plan
+    def cache_plan(self, window: int = 1) -> CachePlan:
+        """Where each image key stays while it lives. On the CPU, shared: do not write to it.
+
+        Args:
+            window: Consecutive positions W that one pass may run at once.
+        """
+        if window < 1:
+            raise ValueError(f"window must be at least 1, got {window}")
+        if window not in self._cache_plans:
+            self._cache_plans[window] = self._plan_cache(window)
+        return self._cache_plans[window]
 
     def line_plan(self) -> LinePlan:
         """Image queries grouped into lines that share their keys. On the CPU, shared: do not write to it."""
@@ -199,28 +214,33 @@ class Mask:
         return plan_lines(self._dense[self.layout.text :, self.layout.text :], self.layout)
 
     @cached_property
-    def _cache_plan(self) -> CachePlan:
+    def _cache_plans(self) -> dict[int, CachePlan]:
+        return {}
+
+    def _plan_cache(self, window: int) -> CachePlan:
         import torch
 
-        table = self._decode_table
-        # A key lives from its own step to the last step that reads it.
-        last_read = torch.zeros(self.layout.image, dtype=torch.int64, device="cpu")
-        steps = torch.arange(self.layout.image, device="cpu")[:, None].expand_as(table.keys)
+        table, num_steps = self._decode_table, self.layout.image
+        # A key lives from its own step to the last step that reads it, and through the window that begins there.
+        last_read = torch.zeros(num_steps, dtype=torch.int64, device="cpu")
+        steps = torch.arange(num_steps, device="cpu")[:, None].expand_as(table.keys)
         last_read.scatter_reduce_(0, table.keys.flatten(), steps.flatten(), reduce="amax")
-        dying: list[list[int]] = [[] for _ in range(self.layout.image)]
+        dying: list[list[int]] = [[] for _ in range(num_steps + window - 1)]
         for key, step in enumerate(last_read.tolist()):
-            dying[step].append(key)
+            dying[step + window - 1].append(key)
 
         slots: list[int] = []
         free: list[int] = []
-        num_slots = 0
-        for step in range(self.layout.image):
+        first_key: list[int] = []  # of each slot
+        for step in range(num_steps):
             if free:
                 slots.append(heapq.heappop(free))
             else:
-                slots.append(num_slots)
-                num_slots += 1
+                slots.append(len(first_key))
+                first_key.append(step)
             for key in dying[step]:  # only after this step's reads may another key take the slot
                 heapq.heappush(free, slots[key])
-        slot_of_key = torch.tensor(slots, device="cpu")
-        return CachePlan(num_slots, slot_of_key, slot_of_key[table.keys], table.valid)
+        place = self._line_plan.queries.flatten().argsort()  # of each position, by lines
+        renumbered = place[torch.tensor(first_key, device="cpu")].argsort().argsort()
+        slot_of_key = renumbered[torch.tensor(slots, device="cpu")]
+        return CachePlan(len(first_key), slot_of_key, slot_of_key[table.keys], table.valid)

@@ -1,23 +1,122 @@
-"""Keys and values of one layer while pictures are drawn: static buffers, sized by what the mask still reads."""
+"""Keys and values of one layer while pictures are drawn: static buffers, sized by what the mask still reads.
+
+```
+            text keys, once a prompt      image keys, once a candidate: the slots of the mask's cache plan
+scores  =  [ q · k_0 … q · k_T-1     |    q · k of the slots that this step reads ]  ─► one softmax ─► mixed values
+```
+Where a step writes and reads is the same for all layers of a mask (`Places`). Its number may be an int, for which
+slots are slices where they lie side by side, or a tensor on the device, for which they are rows of tables: then
+nothing of the step depends on the host, and a CUDA graph can repeat it.
+"""
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dalle_zoo.masks import Mask
 
-# P prompts, n candidates of each, H heads, D head size, T text positions, S slots of the cache plan
+# P prompts, n candidates of each, W positions of a window, H heads, D head size, T text positions, N image positions,
+# S slots of the cache plan, R slots that are read
+
+IN_PLACE = 3
+"""So many times the slots that a step needs are read, those in excess masked, rather than gathered: a gathered key
+is read, written and read again."""
+
+
+class Place(NamedTuple):
+    """Slots of one pass over W positions."""
+
+    write: slice | Tensor
+    """Slots of the new keys, W of them."""
+    read: slice | Tensor
+    """Slots that are read, R of them."""
+    bias: Tensor | None
+    """-inf where a position may not read a slot and 0 elsewhere, (W, R); None where each reads all."""
+
+
+class Places:
+    """Places of every step under one mask.
+
+    Args:
+        mask: The mask.
+        window: Most positions W of a pass.
+        device: Of the cache.
+        dtype: Of the scores.
+    """
+
+    def __init__(self, mask: Mask, window: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.plan = mask.cache_plan(window)
+        self.device, self.dtype = device, dtype
+        self._known: dict[tuple[int, int], Place] = {}
+        self._tables: tuple[Tensor, Tensor | None, Tensor] | None = None
+
+    def at(self, step: int | Tensor, count: int = 1) -> Place:
+        """Place of ``count`` positions from ``step`` on, an int or int64 (1,) on the device; the latter for one."""
+        if isinstance(step, Tensor):
+            return self._at_tensor(step)
+        if (step, count) not in self._known:
+            self._known[step, count] = self._find(step, count)
+        return self._known[step, count]
+
+    def _find(self, step: int, count: int) -> Place:
+        plan, steps = self.plan, slice(step, step + count)
+        reads = [slots[valid] for slots, valid in zip(plan.read_slots[steps], plan.valid[steps], strict=True)]
+        allowed = torch.zeros(count, plan.num_slots, dtype=torch.bool, device="cpu")
+        for row, slots in enumerate(reads):
+            allowed[row, slots] = True
+        read = _as_slice(allowed.any(0).nonzero().flatten(), IN_PLACE)
+        allowed = allowed[:, read]
+        write = _as_slice(plan.slot_of_key[steps], 1)
+        return Place(self._moved(write), self._moved(read), None if allowed.all() else self._bias(allowed))
+
+    def _at_tensor(self, step: Tensor) -> Place:
+        if self._tables is None:
+            self._tables = self._make_tables()
+        write, read, bias = self._tables
+        reads = slice(None) if read is None else read.index_select(0, step).squeeze(0)
+        return Place(write.index_select(0, step), reads, bias.index_select(0, step))
+
+    def _make_tables(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Slot that each step writes (N,), slots that it reads (N, R) or None for all, and its bias (N, R)."""
+        plan = self.plan
+        write = plan.slot_of_key.to(self.device)
+        if plan.num_slots > IN_PLACE * plan.valid.shape[1]:
+            return write, plan.read_slots.to(self.device), self._bias(plan.valid)
+        allowed = torch.zeros(len(write), plan.num_slots, dtype=torch.bool, device="cpu")
+        allowed.scatter_(1, plan.read_slots, True)  # padding repeats the step's own slot
+        return write, None, self._bias(allowed)
+
+    def _bias(self, allowed: Tensor) -> Tensor:
+        bias = torch.zeros(allowed.shape, dtype=self.dtype, device="cpu").masked_fill_(~allowed, -math.inf)
+        return bias.to(self.device)
+
+    def _moved(self, slots: slice | Tensor) -> slice | Tensor:
+        return slots if isinstance(slots, slice) else slots.to(self.device)
+
+
+def _as_slice(slots: Tensor, excess: int) -> slice | Tensor:
+    """Ascending slots as the range that they span, unless that has more than ``excess`` times as many."""
+    first, span = int(slots[0]), int(slots[-1] - slots[0]) + 1
+    if bool((slots.diff() > 0).all()) and span <= excess * len(slots):
+        return slice(first, first + span)
+    return slots
+
+
+@lru_cache(maxsize=64)
+def _places(mask: Mask, window: int, device: torch.device, dtype: torch.dtype) -> Places:
+    """Worked out once a mask, not once a call."""
+    return Places(mask, window, device, dtype)
 
 
 class LayerCache:
     """Text keys once a prompt, image keys once a candidate.
 
-    The image part holds as many slots as the mask's cache plan needs (33 for a row mask on a 32-wide grid), and a
-    step reads only the slots that its mask allows. The text part is shared by all candidates of a prompt.
+    The image part holds as many slots as the mask's cache plan needs (33 for a row mask on a 32-wide grid).
 
     Args:
         mask: Mask of the layer.
@@ -25,6 +124,7 @@ class LayerCache:
         text_value: Values, same shape.
         num_candidates: Candidates n of each prompt.
         readable: Which text positions the image may read, bool (P, T); all if missing.
+        window: Most positions W that one call runs.
     """
 
     def __init__(
@@ -34,63 +134,57 @@ class LayerCache:
         text_value: Tensor,
         num_candidates: int,
         readable: Tensor | None = None,
+        window: int = 1,
     ) -> None:
-        plan = mask.cache_plan()
-        prompts, heads, _, size = text_key.shape
-        self.text_key, self.text_value = text_key, text_value
+        self.places = _places(mask, window, text_key.device, text_key.dtype)
+        prompts, heads, text, size = text_key.shape
+        self.num_candidates, self.text_length = num_candidates, text
+        # Copies: the views that a projection gives would keep its queries alive. Keys stand by channel, because that
+        # is how a matrix product of few rows reads them fastest.
+        self.text_key = text_key.flatten(0, 1).transpose(1, 2).contiguous()
+        self.text_value = text_value.flatten(0, 1).contiguous()
         self.unreadable = None if readable is None else ~readable[:, None, None]
-        buffer = text_key.new_zeros(2, prompts, heads, num_candidates, plan.num_slots, size)
-        self.key, self.value = buffer.unbind(0)
-        self.slot_of_key, self.reads = _steps(mask, text_key.device)
+        slots, shape = self.places.plan.num_slots, (prompts, heads, num_candidates)
+        self.key = text_key.new_zeros(*shape, size, slots)
+        self.value = text_value.new_zeros(*shape, slots, size)
+        self.keys, self.values = self.key.flatten(0, 2), self.value.flatten(0, 2)
 
     @property
     def num_bytes(self) -> int:
         """Memory of the image part."""
         return self.key.numel() * self.key.element_size() * 2
 
-    def attend(self, step: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Stores the new key and value, then mixes what the mask of this step allows.
+    def attend(self, step: int | Tensor | Place, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Stores new keys and values, then mixes what the mask allows. Not for training.
 
         One softmax runs over text and image keys together (appendix B.1, footnote 7).
 
         Args:
-            step: Image position, 0 … N - 1.
-            query: (P, H, n, D).
+            step: First image position of the call, as for `Places.at`; or its place.
+            query: Of W positions of every candidate, (P, H, n * W, D).
             key: The same shape.
             value: The same shape.
 
         Returns:
-            Mixed values, (P, H, n, D).
+            Mixed values, (P, H, n * W, D).
         """
-        slot, reads = self.slot_of_key[step], self.reads[step]
-        self.key[:, :, :, slot] = key
-        self.value[:, :, :, slot] = value
-        image_key, image_value = self.key[:, :, :, reads], self.value[:, :, :, reads]
-        query = query / math.sqrt(query.shape[-1])
-        text_scores = query @ self.text_key.transpose(-1, -2)  # (P, H, n, T)
+        prompts, heads, rows, size = query.shape
+        count = rows // self.num_candidates
+        write, read, bias = step if isinstance(step, Place) else self.places.at(step, count)
+        shape = (prompts, heads, self.num_candidates, count, size)
+        self.key[..., write] = key.view(shape).transpose(-1, -2)
+        self.value[..., write, :] = value.view(shape)
+        query = (query.contiguous() / math.sqrt(size)).flatten(0, 1)
+        text_scores = torch.bmm(query, self.text_key)  # (P H, n W, T)
         if self.unreadable is not None:
-            text_scores = text_scores.masked_fill(self.unreadable, -math.inf)
-        image_scores = (image_key @ query.unsqueeze(-1)).squeeze(-1)  # (P, H, n, S)
-        scores = torch.cat([text_scores, image_scores], -1).float()
-        weights = scores.softmax(-1).to(value.dtype)
-        text = self.text_key.shape[-2]
-        text_weights, image_weights = weights[..., :text], weights[..., text:]
-        mixed: Tensor = (image_weights.unsqueeze(-2) @ image_value).squeeze(-2)
-        return mixed + text_weights @ self.text_value
-
-
-@lru_cache(maxsize=64)
-def _steps(mask: Mask, device: torch.device) -> tuple[list[int], list[slice | Tensor]]:
-    """Slot that each step writes, and slots that it reads; worked out once a mask, not once a call."""
-    plan = mask.cache_plan()
-    reads = [_as_slice(slots[valid]) for slots, valid in zip(plan.read_slots, plan.valid, strict=True)]
-    return plan.slot_of_key.tolist(), [r if isinstance(r, slice) else r.to(device) for r in reads]
-
-
-def _as_slice(slots: Tensor) -> slice | Tensor:
-    """Consecutive slots as a slice, which reads without a copy."""
-    ordered = slots.sort().values  # attention does not depend on the order of keys
-    first, count = int(ordered[0]), len(ordered)
-    if int(ordered[-1]) - first + 1 == count:
-        return slice(first, first + count)
-    return ordered
+            shared = text_scores.view(prompts, heads, rows, -1)
+            shared.masked_fill_(self.unreadable, -math.inf)
+        image_scores = torch.bmm(query.view(-1, count, size), self.keys[:, :, read])  # (P H n, W, R)
+        if bias is not None:
+            image_scores += bias
+        scores = torch.cat([text_scores, image_scores.view(len(query), rows, -1)], -1)
+        weights = scores.softmax(-1)
+        mixed = torch.bmm(weights[..., : self.text_length], self.text_value)
+        image_weights = weights.view(-1, count, weights.shape[-1])[..., self.text_length :]
+        mixed += torch.bmm(image_weights, self.values[:, read]).view_as(mixed)
+        return mixed.view(prompts, heads, rows, size)

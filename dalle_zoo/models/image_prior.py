@@ -16,9 +16,13 @@ from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
 
 
 class Decoding(Protocol):
-    """State of P prompts with n candidates each while their image tokens are drawn."""
+    """State of P prompts with n candidates each while their image tokens are drawn.
 
-    def step(self, index: int, previous: Tensor | None) -> Tensor:
+    One that has ``on_device = True`` takes the number of a step as int64 (1,) on the device as well, from the second
+    step on, and waits for nothing from the host: a GPU then repeats the step as a graph.
+    """
+
+    def step(self, index: Any, previous: Tensor | None) -> Tensor:
         """Logits of one image token.
 
         Args:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from dalle_zoo.models.image_prior import ImagePrior
+from dalle_zoo.models.packed import with_packed_linears
+from dalle_zoo.sampling.capture import Draw, repeated
 from dalle_zoo.sampling.sampler import Sampler
 
 # P prompts, n candidates of each, T text positions, N image positions, K codebook size
@@ -29,7 +31,7 @@ def decode_logits(prior: ImagePrior, text: Tensor, codes: Tensor) -> Iterator[Te
     Yields:
         (P, n, K) for positions 0 … N - 1.
     """
-    decoder = prior.decoding(text, codes.shape[1])
+    decoder = with_packed_linears(prior, codes[..., 0, 0].numel()).decoding(text, codes.shape[1])
     tokens = codes.flatten(2)
     for index in range(tokens.shape[2]):
         yield decoder.step(index, tokens[:, :, index - 1] if index else None)
@@ -44,6 +46,7 @@ def sample_codes(
     sampler: Sampler | None = None,
     prime: Tensor | None = None,
     guidance: float = 1.0,
+    graph: bool = True,
     progress: Progress | None = None,
 ) -> Tensor:
     """Draws n code grids for each of P prompts.
@@ -57,6 +60,7 @@ def sample_codes(
             given picture (section 3.3 of the paper).
         guidance: Classifier-free guidance g: logits = null + g * (conditional - null). 1 is none (the paper); other
             values need a prior that was trained with dropped captions.
+        graph: Whether a GPU repeats steps as a CUDA graph, where the prior allows it.
         progress: Called with (tokens done, tokens in all).
 
     Returns:
@@ -74,21 +78,33 @@ def sample_codes(
     guided = guidance != 1.0
     if guided:  # both branches in one batch, with caches of their own
         text = torch.cat([text, prior.null_text().expand(prompts, -1)])
-    decoder = prior.decoding(text, candidates)
-    tokens = torch.empty(prompts, candidates, total, dtype=torch.long, device=text.device)
-    if prime is not None:
-        tokens[:, :, :primed] = prime[:, None]
-    for index in range(total):
-        previous = tokens[:, :, index - 1] if index else None
+    decoder = with_packed_linears(prior, len(text) * candidates).decoding(text, candidates)
+
+    def read(index: int | Tensor, previous: Tensor | None) -> Tensor:
         if guided and previous is not None:
             previous = previous.repeat(2, 1)
         logits = decoder.step(index, previous)
         if guided:
             conditional, null = logits.float().chunk(2)
             logits = null + guidance * (conditional - null)
-        if index >= primed:
-            drawn = sampler.draw(logits.flatten(0, 1), seeds.flatten(), index)
-            tokens[:, :, index] = drawn.view(prompts, candidates)
+        return logits
+
+    def draw(index: int | Tensor, previous: Tensor | None) -> Tensor:
+        drawn = sampler.draw(read(index, previous).flatten(0, 1), seeds.flatten(), index)
+        return drawn.view(prompts, candidates)
+
+    step: Draw = draw
+    tokens = torch.empty(prompts, candidates, total, dtype=torch.long, device=text.device)
+    if prime is not None:
+        tokens[:, :, :primed] = prime[:, None]
+    for index in range(total):
+        previous = tokens[:, :, index - 1] if index else None
+        if index < primed:  # nothing is drawn, but later tokens read it
+            read(index, previous)
+        else:
+            if graph and text.is_cuda and previous is not None and index == max(primed, 1):
+                step = repeated(draw, decoder, index, previous)
+            tokens[:, :, index] = step(index, previous)
         if progress is not None:
             progress(index + 1, total)
     return tokens.view(prompts, candidates, config.image_height, config.image_width)

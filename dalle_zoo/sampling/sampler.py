@@ -40,7 +40,8 @@ class Sampler:
         if self.temperature == 0:
             best = logits.argmax(-1, keepdim=True)
             return torch.full_like(logits, -math.inf).scatter(-1, best, 0.0)
-        logits = logits / self.temperature
+        if self.temperature != 1:
+            logits = logits / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             # By index, not by value: exactly k tokens stay, also where several share the border's value.
             kept = logits.topk(self.top_k, dim=-1).indices
@@ -52,16 +53,16 @@ class Sampler:
             logits = torch.empty_like(logits).scatter(-1, order, ordered)
         return logits
 
-    def draw(self, logits: Tensor, seeds: Tensor, step: int) -> Tensor:
+    def draw(self, logits: Tensor, seeds: Tensor, step: int | Tensor) -> Tensor:
         """Draws one token a picture by the Gumbel-max rule.
 
         Args:
             logits: Unfiltered, (B, V).
             seeds: Picture seeds, int64 (B,).
-            step: Number of the token within the picture.
+            step: Number of the token within the picture, as for `gumbel`.
 
         Returns:
             Tokens, int64 (B,).
         """
-        filtered = self.filter(logits.float())
-        return (filtered + gumbel(seeds, step, logits.shape[-1])).argmax(-1)
+        noise = gumbel(seeds, step, logits.shape[-1])
+        return noise.add_(self.filter(logits.float())).argmax(-1)

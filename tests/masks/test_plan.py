@@ -168,3 +168,25 @@ def test_listing_masks_does_not_load_torch() -> None:
         "sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("window", [1, 2, 4, 16])
+@every_mask
+@every_layout
+def test_a_key_outlives_the_windows_that_may_read_it(spec: str, layout: TextImageLayout, window: int) -> None:
+    mask = Mask.from_spec(spec, layout)
+    plan, reads = mask.cache_plan(window), mask.dense()[layout.text :, layout.text :]
+    slots = torch.full((plan.num_slots,), -1)
+    for first in range(layout.image):
+        written = slice(first, first + window)
+        # The pass from `first` writes its whole window; every later pass may still begin at first + 1.
+        slots[plan.slot_of_key[written]] = torch.arange(layout.image)[written]
+        for step in range(first, min(first + window, layout.image)):
+            assert set(reads[step].nonzero().flatten().tolist()) <= set(slots.tolist())
+
+
+def test_a_window_needs_so_many_slots_more() -> None:
+    row = Mask.from_spec("row", PAPER)
+    assert [row.cache_plan(window).num_slots for window in (1, 2, 32)] == [33, 34, 64]
+    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
+        row.cache_plan(0)

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle_zoo.masks import MASKS
+from dalle_zoo.masks import MASKS, Mask, TextImageLayout
+from dalle_zoo.models.cache import Places
 from dalle_zoo.models.decoding import PriorDecoding
 from dalle_zoo.models.prior import Prior
 from dalle_zoo.sampling import Sampler, decode_logits, gumbel, picture_seed, sample_codes
+from dalle_zoo.sampling.capture import RepeatedStep
 
 Maker = Callable[..., Prior]
 
@@ -44,7 +46,7 @@ def full_logits(prior: Prior, text: Tensor, codes: Tensor) -> Tensor:
 class Recorder(Sampler):
     """A sampler that keeps the logits it was given."""
 
-    def draw(self, logits: Tensor, seeds: Tensor, step: int) -> Tensor:
+    def draw(self, logits: Tensor, seeds: Tensor, step: int | Tensor) -> Tensor:
         self.__dict__.setdefault("logits", {})[step] = logits.clone()
         return super().draw(logits, seeds, step)
 
@@ -104,32 +106,123 @@ def test_decode_logits_needs_no_guard_against_gradients(random_prior: Maker) -> 
 def test_a_cache_holds_what_is_still_read(random_prior: Maker, masks: str, slots: int) -> None:
     decoder = PriorDecoding(random_prior(masks=masks), TEXT, 5)
     for cache in decoder.caches:
-        assert cache.key.shape == cache.value.shape == (3, 2, 5, slots, 8)
-        assert cache.text_key.shape == (3, 2, T, 8), "text once a prompt, not once a candidate"
+        assert cache.key.shape == (3, 2, 5, 8, slots), "by channel"
+        assert cache.value.shape == (3, 2, 5, slots, 8)
+        assert cache.text_key.shape == (6, 8, T), "text once a prompt, not once a candidate"
+        assert cache.text_value.shape == (6, T, 8)
         assert cache.num_bytes == 2 * 4 * 3 * 2 * 5 * slots * 8
 
 
 def test_a_row_layer_of_the_papers_grid_holds_33_keys(random_prior: Maker) -> None:
     prior = random_prior(masks="row", image_height=32, image_width=32, num_layers=1)
     (cache,) = PriorDecoding(prior, TEXT[:1], 1).caches
-    assert cache.key.shape[-2] == 33
+    assert cache.value.shape[-2] == 33
 
 
-def test_a_step_reads_no_slot_that_its_mask_forbids(random_prior: Maker) -> None:
-    prior = random_prior(masks="row", num_layers=1)
+@pytest.mark.parametrize("masks", ["row", "column"])
+def test_a_step_reads_no_slot_that_its_mask_forbids(random_prior: Maker, masks: str) -> None:
+    prior = random_prior(masks=masks, num_layers=1)
     decoder = PriorDecoding(prior, TEXT, 2)
     cache, dense = decoder.caches[0], prior.masks[0].dense()[T:, T:]
     codes = torch.randint(K, (3, 2, N), generator=torch.Generator().manual_seed(0))
-    for step in range(N):
-        reads = cache.reads[step]
-        count = len(range(*reads.indices(99))) if isinstance(reads, slice) else len(reads)
-        assert count == int(dense[step].sum())
+    plan = cache.places.plan
     with torch.no_grad():
-        for step in range(N):  # what no step may read is not a number
-            alive = {cache.slot_of_key[key] for key in range(step) if dense[step:, key].any()}
-            for slot in set(range(cache.key.shape[-2])) - alive:
-                cache.key[:, :, :, slot] = cache.value[:, :, :, slot] = torch.nan
+        for step in range(N):
+            place = cache.places.at(step)
+            reads = torch.arange(plan.num_slots)[place.read]
+            count = len(reads) if place.bias is None else int((place.bias == 0).sum())
+            assert count == int(dense[step].sum())
+            # What the step does not read is not a number, but for slots that it reads masked.
+            idle = torch.ones(plan.num_slots, dtype=torch.bool).index_fill(0, reads, False)
+            kept_key, kept_value = cache.key.clone(), cache.value.clone()
+            cache.key[..., idle], cache.value[:, :, :, idle] = torch.nan, torch.nan
             assert decoder.step(step, codes[:, :, step - 1] if step else None).isfinite().all()
+            cache.key[..., idle], cache.value[:, :, :, idle] = kept_key[..., idle], kept_value[:, :, :, idle]
+
+
+@pytest.mark.parametrize(("masks", "gathered"), [("row", 0), ("full", 0), ("column", 29), ("conv", 15)])
+def test_keys_that_a_step_reads_lie_side_by_side(masks: str, gathered: int) -> None:
+    """Nearly always; those of the last row of a column mask take the slots of other columns."""
+    mask = Mask.from_spec(masks, TextImageLayout(text=1, height=32, width=32))
+    places = Places(mask, 1, torch.device("cpu"), torch.float32)
+    reads = [places.at(step).read for step in range(32 * 32)]
+    assert sum(not isinstance(read, slice) for read in reads) == gathered
+    needed = int(mask.decode_table().valid.sum())
+    touched = sum(read.stop - read.start if isinstance(read, slice) else len(read) for read in reads)
+    assert touched <= (1.01 if masks != "conv" else 2.7) * needed
+
+
+# ------------------------------------------------------------ steps whose number is on the device
+
+
+@every_schedule
+def test_a_step_by_number_on_the_device_is_the_same(random_prior: Maker, masks: str) -> None:
+    prior = random_prior(masks=masks, num_layers=4)
+    codes = torch.randint(K, (3, 2, N), generator=torch.Generator().manual_seed(0))
+    by_host, by_device = PriorDecoding(prior, TEXT, 2), PriorDecoding(prior, TEXT, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(by_device.step(0, None), by_host.step(0, None))
+        for index in range(1, N):
+            expected = by_host.step(index, codes[:, :, index - 1])
+            came = by_device.step(torch.tensor([index]), codes[:, :, index - 1])
+            torch.testing.assert_close(came, expected, **DECODING)
+
+
+def test_a_repeated_step_draws_the_same(random_prior: Maker) -> None:
+    prior, seeds, sampler = random_prior(masks="paper", num_layers=3), make_seeds(), Sampler(top_k=5, top_p=0.9)
+    expected = sample_codes(prior, TEXT, seeds, sampler=sampler).flatten(2)
+    decoder = PriorDecoding(prior, TEXT, 2)
+
+    def draw(index: int | Tensor, previous: Tensor | None) -> Tensor:
+        return sampler.draw(decoder.step(index, previous).flatten(0, 1), seeds.flatten(), index).view(3, 2)
+
+    with torch.no_grad():
+        tokens = [draw(0, None)]
+        step = RepeatedStep(draw, 1, tokens[0], capture=False)
+        for index in range(1, N):
+            tokens.append(step(index, tokens[-1]))
+    assert torch.equal(torch.stack(tokens, 2), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("primed", [0, 5])
+@every_schedule
+def test_a_graph_draws_what_single_launches_draw(
+    random_prior: Maker, masks: str, primed: int, guidance: float
+) -> None:
+    prior = random_prior(masks=masks, num_layers=4).cuda()
+    text, seeds = TEXT.cuda(), make_seeds().cuda()
+    prime = torch.randint(K, (3, primed), generator=torch.Generator().manual_seed(4)).cuda()
+    by_graph, by_launch = (
+        sample_codes(prior, text, seeds, prime=prime, guidance=guidance, graph=graph) for graph in (True, False)
+    )
+    assert torch.equal(by_graph, by_launch)
+
+
+# ------------------------------------------------------------ windows
+
+
+@every_schedule
+@pytest.mark.parametrize("grid", [(3, 4), (6, 2), (1, 6)], ids=str)
+@pytest.mark.parametrize("window", [2, 3, 5])
+def test_windows_equal_the_full_forward(random_prior: Maker, masks: str, grid: tuple[int, int], window: int) -> None:
+    """Wrong guesses are run, taken back and run again, as many at a time as it comes."""
+    prior = random_prior(masks=masks, num_layers=4, image_height=grid[0], image_width=grid[1])
+    generator, total = torch.Generator().manual_seed(0), grid[0] * grid[1]
+    codes = torch.randint(K, (3, 2, *grid), generator=generator)
+    expected, tokens = full_logits(prior, TEXT, codes), codes.flatten(2)
+    decoder, index = PriorDecoding(prior, TEXT, 2, window), 0
+    with torch.no_grad():
+        while index < total:
+            count = min(window, total - index)
+            right = int(torch.randint(1, count + 1, (), generator=generator))
+            previous = torch.randint(K, (3, 2, count), generator=generator)
+            known = slice(max(index - 1, 0), index + right - 1)
+            previous[:, :, max(1 - index, 0) : right] = tokens[:, :, known]
+            came = decoder.window(index, previous)
+            torch.testing.assert_close(came[:, :, :right], expected[:, :, index : index + right], **DECODING)
+            index += right
 
 
 # ------------------------------------------------------------ guidance
