@@ -10,7 +10,7 @@ third party adds an entry point in the group ``dalle_zoo.families``.
 | `stored` | tensors that are still in their file |
 | `lazy` | tensors made when they are read, networks written shard by shard |
 | `base` | what a family offers, the registry, a location opened for looking |
-| `dalle_mini` | DALL-E mini and mega, of min-dalle or of Flax |
+| `dalle_mini` | DALL-E mini and mega, of min-dalle or of Flax, with `dalle_mini_text` |
 | `dalle_pytorch` | DALLE-pytorch's priors, with `dalle_pytorch_hparams` and `dalle_pytorch_text` |
 | `dalle_pytorch_vae` | DALLE-pytorch's own discrete VAE |
 | `mindalle` | minDALL-E, with the VQGAN beside it |

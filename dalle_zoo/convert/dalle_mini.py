@@ -15,10 +15,9 @@ files. It is filled in as 1.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,23 +26,17 @@ import torch
 
 from dalle_zoo.convert.base import FAMILIES, Location, Source, image_tokenizer_in, read_config
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
+from dalle_zoo.convert.dalle_mini_text import SPECIAL, special_tokens, text_tokenizer, vocabularies
 from dalle_zoo.convert.lazy import filled, write_network
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.hub import Lazy
 from dalle_zoo.models.dalle_mini import DalleMini, DalleMiniConfig
-from dalle_zoo.tokenizers import DalleMiniTokenizer, HFTokenizer, TextTokenizer
-from dalle_zoo.tokenizers.dalle_mini import bart_bpe
 
 Tensors = Mapping[str, StoredTensor]
 
 HEAD_SIZE = 64
 """Width of a head where no configuration tells the number of heads; the published models have it."""
-MAX_VOCABULARY_BYTES = 2**25
-"""Longer files hold no vocabulary, and no merges."""
 MAX_LAYERS = 1000
-SPECIAL = {"begin_token": "<s>", "pad_token": "<pad>", "end_token": "</s>"}
-UNTRAINED = "<mask>"
-"""A token of BART's that captions never hold: it may lack a row."""
 
 _OUTSIDE = {
     "embed_tokens": "embedding", "embed_positions": "position", "layernorm_embedding": "embedding_norm",
@@ -118,7 +111,7 @@ class DalleMiniFamily:
         tensors = {name: tensor for _, _, part in found for name, tensor in part.items()}
         checkpoints = [checkpoint for checkpoint, _, _ in found]
         codes = image_tokenizer_in(location, without=checkpoints)
-        files = _files(location)
+        files = {**_configuration(location), **vocabularies(location)}
         try:
             config, notes = _config(tensors, files, None if codes is None else codes.config["codebook_size"])
         except ValueError as error:
@@ -136,7 +129,9 @@ class DalleMiniFamily:
         gains = _missing_gains(stored)
         write_network(out / "prior", "dalle_mini", net, {**stored, **gains})
         if "vocabulary" in source.files:
-            _tokenizer(source.files, config.text_vocab).save(out / "tokenizer")
+            described = read_config(source.files["configuration"]) if "configuration" in source.files else {}
+            tokenizer = text_tokenizer(source.files, config.text_vocab, simplified=_simplifies(described))
+            tokenizer.save(out / "tokenizer")
         return {
             "description": f"DALL-E mini's transformer: {config.encoder_layers} and {config.decoder_layers} layers of "
             f"width {config.width}",
@@ -222,6 +217,14 @@ def _missing_gains(tensors: Tensors) -> dict[str, Lazy]:
 # ---------------------------------------------------------------- configuration
 
 
+def _configuration(location: Location) -> dict[str, Path]:
+    """The training code's configuration at a location, known by content, under "configuration"; empty if none is."""
+    names = [name for name, values in location.configs.items() if values.get("model_type") == "dallebart"]
+    if len(names) > 1:
+        raise WeightFileError(f"{location.path} has several configurations ({', '.join(names)}): give only one")
+    return {"configuration": location.files[names[0]]} if names else {}
+
+
 def _config(
     tensors: Tensors, files: Mapping[str, Path], codebook_size: int | None
 ) -> tuple[DalleMiniConfig, dict[str, str]]:
@@ -238,7 +241,7 @@ def _config(
     _check_described(name, described, sizes)
     rows, side = sizes["image_vocab_size"] + 1, math.isqrt(sizes["image_length"])
     heads = max(sizes["d_model"] // HEAD_SIZE, 1)
-    special, where = _special_tokens(files)
+    special, where = special_tokens(files)
     config = DalleMiniConfig(
         text_length=sizes["max_text_length"],
         text_vocab=sizes["encoder_vocab_size"],
@@ -327,86 +330,3 @@ def _num_layers(role: str, tensors: Tensors) -> int:
 def _simplifies(described: Mapping[str, Any]) -> bool:
     """Whether captions were simplified for training; so say all configurations that the training code has."""
     return bool(described.get("normalize_text", not described))
-
-
-# ---------------------------------------------------------------- files beside the weights
-
-
-def _files(location: Location) -> dict[str, Path]:
-    """Configuration, vocabulary and merges at a location, by role, known by content."""
-    there: dict[str, list[Path]] = {"configuration": [], "vocabulary": [], "merges": []}
-    for name, path in location.files.items():
-        if location.configs.get(name, {}).get("model_type") == "dallebart":
-            there["configuration"].append(path)
-        elif path.suffix == ".json" and _vocabulary(path) is not None:
-            there["vocabulary"].append(path)
-        elif path.suffix == ".txt" and _merges_begin(path):
-            there["merges"].append(path)
-    for role, paths in there.items():
-        if len(paths) > 1:
-            names = ", ".join(path.name for path in paths)
-            raise WeightFileError(f"{location.path} has more than one {role} ({names}): give the one of the weights")
-    if len(there["vocabulary"]) != len(there["merges"]):
-        has, lacks = ("vocabulary", "merges") if there["vocabulary"] else ("merges", "vocabulary")
-        raise WeightFileError(f"{there[has][0]} lies without its {lacks}: give both, or neither")
-    return {role: paths[0] for role, paths in there.items() if paths}
-
-
-def _merges_begin(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(8) == b"#version" and path.stat().st_size <= MAX_VOCABULARY_BYTES
-
-
-def _vocabulary(path: Path) -> dict[str, int] | None:
-    """Ids by token; None if the file is no vocabulary of this kind."""
-    if path.stat().st_size > MAX_VOCABULARY_BYTES:
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(content, dict) or not content.keys() >= set(SPECIAL.values()):
-        return None
-    if any(type(number) is not int or number < 0 for number in content.values()):
-        return None
-    return content
-
-
-def _special_tokens(files: Mapping[str, Path]) -> tuple[dict[str, int], str]:
-    """Fields of the configuration that the vocabulary tells, and where they come from."""
-    vocabulary = _vocabulary(files["vocabulary"]) if "vocabulary" in files else None
-    if vocabulary is None:
-        return {}, "BART's, as no vocabulary lies there"
-    return {field: vocabulary[token] for field, token in SPECIAL.items()}, files["vocabulary"].name
-
-
-def _tokenizer(files: Mapping[str, Path], text_vocab: int) -> TextTokenizer:
-    """The text tokenizer, which has no more ids than the prior has rows."""
-    vocabulary = _vocabulary(files["vocabulary"])
-    assert vocabulary is not None
-    if vocabulary.get(UNTRAINED, 0) >= text_vocab:
-        del vocabulary[UNTRAINED]
-    if max(vocabulary.values()) >= text_vocab:
-        raise WeightFileError(
-            f"{files['vocabulary']} has ids up to {max(vocabulary.values())}, the weights have {text_vocab} rows: "
-            "give the vocabulary that belongs to them"
-        )
-    simplified = _simplifies(read_config(files["configuration"]) if "configuration" in files else {})
-    try:
-        library = bart_bpe(vocabulary, _merges(files["merges"]), simplified=simplified)
-    except ValueError as error:
-        raise WeightFileError(f"{files['vocabulary']} and {files['merges']}: {error}") from None
-    return DalleMiniTokenizer(library) if simplified else HFTokenizer(library)
-
-
-def _merges(path: Path) -> Sequence[tuple[str, str]]:
-    pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[1:], start=2):
-        match line.rstrip("\r").split(" "):
-            case [first, second]:
-                pairs.append((first, second))
-            case [""]:
-                continue
-            case _:
-                raise ValueError(f"line {number} must hold two parts, got {line[:60]!r}")
-    return pairs

@@ -71,12 +71,9 @@ class DalleMiniConfig:
     """Hidden width of the decoder's gated units."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "text_vocab", "image_height", "image_width", "codebook_size", "width", "encoder_layers", "encoder_heads",
-            "encoder_hidden", "decoder_layers", "decoder_heads", "decoder_hidden",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, value in vars(self).items():
+            if value < 1 and not name.endswith("_token"):
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if self.text_length < 3:
             raise ValueError(f"text_length must be at least 3, a token between begin and end, got {self.text_length}")
         for heads in ("encoder_heads", "decoder_heads"):
@@ -122,14 +119,9 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
-        """Mixes values: queries of (B, L, d), keys and values (B, H, M, D), to (B, L, d).
+        """Mixes values: positions (B, L, d) read keys and values (B, H, M, D), to (B, L, d).
 
-        Args:
-            x: What asks.
-            key: What it asks.
-            value: What is mixed.
-            mask: Keys that may be read, bool, broadcast to (B, H, L, M).
-            causal: Whether position i reads positions 0 … i alone.
+        ``mask`` says which may be read, bool, broadcast to (B, H, L, M); if ``causal``, position i reads 0 … i alone.
         """
         mixed = F.scaled_dot_product_attention(self.heads(self.query(x)), key, value, mask, is_causal=causal)
         out: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
@@ -186,15 +178,12 @@ class DecoderLayer(nn.Module):
         self.gated_unit = GatedUnit(width, hidden)
 
     def forward(self, x: Tensor, attend_image: Callable[[Tensor], Tensor], text: Sequence[Tensor]) -> Tensor:
-        """One layer, of all positions of a picture or of one position of every candidate.
+        """All positions of a picture, (B, N, d), or one position of every candidate, (P, n, d), to the same shape.
 
         Args:
-            x: (B, N, d), or (P, n, d).
+            x: Inputs.
             attend_image: The layer's `image_attention` to what is read of image tokens; shapes as of ``x``.
             text: Keys and values of the caption, (B, H, T, D), and what may be read of them, bool (B, 1, 1, T).
-
-        Returns:
-            Of the shape of ``x``.
         """
         x = x + self.image_mixed_norm(attend_image(self.image_norm(x)))
         x = x + self.text_mixed_norm(self.text_attention(self.text_norm(x), *text))
@@ -253,7 +242,7 @@ class DalleMini(ImagePrior):
 
     @property
     def decoder_layers(self) -> Sequence[DecoderLayer]:
-        """The layers of the decoder, first to last."""
+        """Layers of the decoder."""
         return cast(Sequence[DecoderLayer], self.decoder.layers)
 
     # ------------------------------------------------------------ captions
@@ -303,17 +292,13 @@ class DalleMini(ImagePrior):
         tokens = F.pad(codes.flatten(1)[:, :-1], (1, 0), value=self.config.start_token)
         x = self.decoder.embed(tokens, self.decoder.position.weight)
         for layer, caption in zip(self.decoder_layers, self.read(text), strict=True):
-            x = layer(x, _all_before(layer.image_attention), caption)
+            attend = layer.image_attention
+            x = layer(x, lambda normed, a=attend: a(normed, *a.keys_values(normed), causal=True), caption)
         return self.logits(x)
 
     def decoding(self, text: Tensor, num_candidates: int) -> DalleMiniDecoding:
         """Runs the encoder, once a prompt, and gets ready to draw."""
         return DalleMiniDecoding(self, text, num_candidates)
-
-
-def _all_before(attention: Attention) -> Callable[[Tensor], Tensor]:
-    """Attention of every position of (B, N, d) to those up to it."""
-    return lambda x: attention(x, *attention.keys_values(x), causal=True)
 
 
 class ImageKeys:

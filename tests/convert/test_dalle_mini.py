@@ -476,6 +476,11 @@ def test_files_beside_it_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(WeightFileError, match=r"more than one vocabulary \(vocab.json, vocab_mini.json\)"):
         find(folder)
     (folder / "vocab_mini.json").unlink()
+    describe(folder)
+    (folder / "other.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(WeightFileError, match=r"several configurations \(config.json, other.json\)"):
+        find(folder)
+    (folder / "other.json").unlink()
     (folder / "merges_mini.txt").write_text("#version: 0.2\na b c\n")
     (folder / "merges.txt").unlink()
     with pytest.raises(WeightFileError, match="line 2 must hold two parts, got 'a b c'"):

@@ -1,0 +1,120 @@
+"""Vocabularies as BART has them, ``vocab.json`` and ``merges.txt``, and the tokenizer of DALL-E mini made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dalle_zoo.convert.base import Location
+from dalle_zoo.convert.pickles import WeightFileError
+from dalle_zoo.tokenizers import DalleMiniTokenizer, HFTokenizer, TextTokenizer
+from dalle_zoo.tokenizers.dalle_mini import bart_bpe
+
+MAX_BYTES = 2**25
+"""Longer files hold no vocabulary, and no merges."""
+SPECIAL = {"begin_token": "<s>", "pad_token": "<pad>", "end_token": "</s>"}
+"""Tokens that a caption does not spell, by the fields of the configuration that tell their ids."""
+UNTRAINED = "<mask>"
+"""A token of BART's that captions never hold: it may lack a row."""
+
+
+def vocabularies(location: Location) -> dict[str, Path]:
+    """The files "vocabulary" and "merges" at a location, known by content; none of them, or both.
+
+    Raises:
+        WeightFileError: There are several, or one without the other.
+    """
+    there: dict[str, list[Path]] = {"vocabulary": [], "merges": []}
+    for path in location.files.values():
+        if path.suffix == ".json" and _vocabulary(path) is not None:
+            there["vocabulary"].append(path)
+        elif path.suffix == ".txt" and _merges_begin(path):
+            there["merges"].append(path)
+    for role, paths in there.items():
+        if len(paths) > 1:
+            names = ", ".join(path.name for path in paths)
+            raise WeightFileError(f"{location.path} has more than one {role} ({names}): give the one of the weights")
+    if len(there["vocabulary"]) != len(there["merges"]):
+        has, lacks = ("vocabulary", "merges") if there["vocabulary"] else ("merges", "vocabulary")
+        raise WeightFileError(f"{there[has][0]} lies without its {lacks}: give both, or neither")
+    return {role: paths[0] for role, paths in there.items() if paths}
+
+
+def special_tokens(files: Mapping[str, Path]) -> tuple[dict[str, int], str]:
+    """Fields of the configuration that a vocabulary tells, and where they come from."""
+    if "vocabulary" not in files:
+        return {}, "BART's, as no vocabulary lies there"
+    vocabulary = _read(files["vocabulary"])
+    return {field: vocabulary[token] for field, token in SPECIAL.items()}, files["vocabulary"].name
+
+
+def text_tokenizer(files: Mapping[str, Path], text_vocab: int, *, simplified: bool) -> TextTokenizer:
+    """The text tokenizer.
+
+    Args:
+        files: As of `vocabularies`.
+        text_vocab: Rows of the prior; no id may be larger.
+        simplified: Whether captions were simplified for training.
+
+    Raises:
+        WeightFileError: The files do not fit the prior, or each other.
+    """
+    vocabulary = _read(files["vocabulary"])
+    if vocabulary.get(UNTRAINED, 0) >= text_vocab:
+        del vocabulary[UNTRAINED]
+    if max(vocabulary.values()) >= text_vocab:
+        raise WeightFileError(
+            f"{files['vocabulary']} has ids up to {max(vocabulary.values())}, the weights have {text_vocab} rows: "
+            "give the vocabulary that belongs to them"
+        )
+    try:
+        library = bart_bpe(vocabulary, _merges(files["merges"]), simplified=simplified)
+    except ValueError as error:
+        raise WeightFileError(f"{files['vocabulary']} and {files['merges']}: {error}") from None
+    return DalleMiniTokenizer(library) if simplified else HFTokenizer(library)
+
+
+def _vocabulary(path: Path) -> dict[str, int] | None:
+    """Ids by token; None if the file is no vocabulary of this kind."""
+    if path.stat().st_size > MAX_BYTES:
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict) or not content.keys() >= set(SPECIAL.values()):
+        return None
+    if any(type(number) is not int or number < 0 for number in content.values()):
+        return None
+    return content
+
+
+def _read(path: Path) -> dict[str, int]:
+    vocabulary = _vocabulary(path)
+    if vocabulary is None:
+        raise WeightFileError(f"{path} is no vocabulary any more: it was changed meanwhile")
+    return vocabulary
+
+
+def _merges_begin(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(8) == b"#version" and path.stat().st_size <= MAX_BYTES
+
+
+def _merges(path: Path) -> Sequence[tuple[str, str]]:
+    """Pairs, first to last.
+
+    Raises:
+        ValueError: A line does not hold two parts.
+    """
+    pairs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[1:], start=2):
+        match line.rstrip("\r").split(" "):
+            case [first, second]:
+                pairs.append((first, second))
+            case [""]:
+                continue
+            case _:
+                raise ValueError(f"line {number} must hold two parts, got {line[:60]!r}")
+    return pairs
