@@ -30,7 +30,7 @@ import torch
 from dalle_zoo.convert.base import FAMILIES, Location, Source, image_tokenizer_in
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
 from dalle_zoo.convert.dalle_pytorch_hparams import HyperParameters, hyper_parameters, stated_version
-from dalle_zoo.convert.dalle_pytorch_text import find_vocabulary, read_vocabulary
+from dalle_zoo.convert.dalle_pytorch_text import about_vocabulary, find_vocabulary, read_vocabulary
 from dalle_zoo.convert.lazy import DerivedTensor, write_network
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.hub import Lazy
@@ -46,7 +46,7 @@ MASKS = {"full": "full", "axial_row": "row_same", "axial_col": "column"}
 CONVOLUTIONS = ("conv_clamped(kernel=5)", "conv_quadrant(kernel=5)")
 """Before version 1.5, and since."""
 REFUSED = {
-    "sparse": "DeepSpeed's block-sparse attention, whose blocks are drawn at random",
+    "sparse": "DeepSpeed's block-sparse attention, of which some blocks are drawn at random",
     "mlp": "gMLP layers, which only versions 0.12 to 1.2 had",
 }
 _BRANCH = re.compile(
@@ -100,7 +100,7 @@ class DallePytorchFamily:
             location.path,
             {"prior": stored},
             asdict(config),
-            notes,
+            notes | {"vocabulary": about_vocabulary(vocabulary, config.text_vocab)},
             files={"vocabulary": vocabulary} if vocabulary is not None else {},
             image_tokenizer=inside or image_tokenizer_in(location, without=[checkpoint]),
         )

@@ -22,6 +22,11 @@ CLIP_HEADER = b'"bpe_simple_vocab_16e6.txt#version: 0.2\n'
 """First line of CLIP's list of merges."""
 CLIP_MERGES = 49152 - 256 - 2
 """Merges that CLIP reads of it."""
+USUAL = {
+    49408: "CLIP's, which is bpe_simple_vocab_16e6.txt of the original's package",
+    21128: "tokenizer.json of bert-base-chinese",
+}
+"""Vocabularies that the original takes by itself, by their size."""
 
 
 def find_vocabulary(location: Location, vocab_size: int) -> Path | None:
@@ -46,6 +51,14 @@ def find_vocabulary(location: Location, vocab_size: int) -> Path | None:
             f"it has {vocab_size} text tokens, but {there}: put the vocabulary of its training there"
         )
     return location.files[fitting[0]] if fitting else None
+
+
+def about_vocabulary(file: Path | None, vocab_size: int) -> str:
+    """Which vocabulary is taken, or what is likely missing, for the record."""
+    if file is not None:
+        return file.name
+    usual = USUAL.get(vocab_size)
+    return "none lies there" + (f"; of {vocab_size} tokens is {usual}" if usual else "")
 
 
 def read_vocabulary(file: Path) -> TextTokenizer:
@@ -80,7 +93,7 @@ def _read_clip(file: Path) -> CLIPTokenizer:
     Raises:
         WeightFileError: The list is damaged.
     """
-    lines = file.read_text("utf-8").split("\n")[1 : CLIP_MERGES + 1]
+    lines = file.read_text("utf-8").rstrip("\n").split("\n")[1 : CLIP_MERGES + 1]
     pairs = [(first, second) for first, _, second in (line.partition(" ") for line in lines)]
     try:
         if len(pairs) < CLIP_MERGES:
