@@ -115,7 +115,7 @@ class DalleMiniFamily:
         try:
             config, notes = _config(tensors, files, None if codes is None else codes.config["codebook_size"])
         except ValueError as error:
-            raise WeightFileError(f"{' and '.join(c.path.name for c in checkpoints)}: {error}") from None
+            raise WeightFileError(f"{' and '.join(dict.fromkeys(c.path.name for c in checkpoints))}: {error}") from None
         return Source(
             "dalle_mini", location.path, {"prior": tensors}, asdict(config), notes, files, image_tokenizer=codes
         )
@@ -128,17 +128,19 @@ class DalleMiniFamily:
         stored = source.parts["prior"]
         gains = _missing_gains(stored)
         write_network(out / "prior", "dalle_mini", net, {**stored, **gains})
+        simplified = _simplifies(_described(source.files))
         if "vocabulary" in source.files:
-            described = read_config(source.files["configuration"]) if "configuration" in source.files else {}
-            tokenizer = text_tokenizer(source.files, config.text_vocab, simplified=_simplifies(described))
-            tokenizer.save(out / "tokenizer")
+            text_tokenizer(source.files, config.text_vocab, simplified=simplified).save(out / "tokenizer")
+        inferred = {"type": "dalle_mini", **asdict(config), "captions": "simplified" if simplified else "as they are"}
+        if gains:
+            inferred["gains"] = f"{len(gains)} that the files lack are 1"
         return {
             "description": f"DALL-E mini's transformer: {config.encoder_layers} and {config.decoder_layers} layers of "
             f"width {config.width}",
             "license": "unknown: that of the checkpoint",
             "data": "unknown",
-            "inferred": {"type": "dalle_mini", **asdict(config)},
-            "notes": {**source.notes, **({"gains": f"{len(gains)} that the files lack are 1"} if gains else {})},
+            "inferred": inferred,
+            "notes": dict(source.notes),
             "parameters": {"prior": sum(p.numel() for p in net.parameters())},
         }
 
@@ -236,7 +238,7 @@ def _config(
         codebook_size: That of the image tokenizer, where it is there.
     """
     sizes = _sizes(tensors)
-    described = read_config(files["configuration"]) if "configuration" in files else {}
+    described = _described(files)
     name = files["configuration"].name if described else ""
     _check_described(name, described, sizes)
     rows, side = sizes["image_vocab_size"] + 1, math.isqrt(sizes["image_length"])
@@ -274,10 +276,14 @@ def _config(
         "encoder_heads": told("encoder_attention_heads", f"width / {HEAD_SIZE}"),
         "decoder_heads": told("decoder_attention_heads", f"width / {HEAD_SIZE}"),
         **dict.fromkeys(SPECIAL, where),
-        "captions": ("simplified: " if _simplifies(described) else "as they are: ")
-        + (name or "so say all configurations of the training code"),
+        "captions": name or "as all configurations of the training code say",
     }
     return config, notes
+
+
+def _described(files: Mapping[str, Path]) -> dict[str, Any]:
+    """The training code's configuration; empty if there is none."""
+    return read_config(files["configuration"]) if "configuration" in files else {}
 
 
 def _sizes(tensors: Tensors) -> dict[str, int]:

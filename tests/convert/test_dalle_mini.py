@@ -183,10 +183,11 @@ def test_without_a_configuration(tmp_path: Path) -> None:
         "encoder_heads": f"width / 64, as {none}",
         "decoder_heads": f"width / 64, as {none}",
         **dict.fromkeys(("begin_token", "pad_token", "end_token"), "BART's, as no vocabulary lies there"),
-        "captions": "simplified: so say all configurations of the training code",
+        "captions": "as all configurations of the training code say",
     }
     record = convert(source, tmp_path / "out")
     assert record["missing"] == ["dvae", "tokenizer"]
+    assert record["inferred"] == {"type": "dalle_mini", **asdict(expected), "captions": "simplified"}
     assert record["parameters"] == {"prior": sum(p.numel() for p in load_prior(tmp_path / "out/prior").parameters())}
 
 
@@ -205,7 +206,7 @@ def test_with_everything_beside_it(tmp_path: Path) -> None:
         "codebook_size": "that of the image tokenizer",
         **dict.fromkeys(("start_token", "encoder_heads", "decoder_heads"), "config.json"),
         **dict.fromkeys(("begin_token", "pad_token", "end_token"), "vocab.json"),
-        "captions": "simplified: config.json",
+        "captions": "config.json",
     }
 
 
@@ -227,7 +228,7 @@ def test_gains_that_files_lack_are_one(tmp_path: Path) -> None:
                 kept += 1
         torch.save(state, folder / f"{part}.pt")
     record = convert(find(folder), tmp_path / "out")
-    assert record["notes"]["gains"] == "16 that the files lack are 1"
+    assert record["inferred"]["gains"] == "16 that the files lack are 1"
     with safe_open(tmp_path / "out/prior/model.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not iterable)
     assert len(tensors) == kept + 16
