@@ -115,7 +115,9 @@ class DalleMiniFamily:
         try:
             config, notes = _config(tensors, files, None if codes is None else codes.config["codebook_size"])
         except ValueError as error:
-            raise WeightFileError(f"{' and '.join(dict.fromkeys(c.path.name for c in checkpoints))}: {error}") from None
+            raise WeightFileError(
+                f"{' and '.join(dict.fromkeys(c.path.name for c in checkpoints))}: {error}"
+            ) from None
         return Source(
             "dalle_mini", location.path, {"prior": tensors}, asdict(config), notes, files, image_tokenizer=codes
         )
