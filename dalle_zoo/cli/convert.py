@@ -18,7 +18,7 @@ def convert(arguments: list[str]) -> None:
         "  dalle-zoo convert downloads/openai --out models/openai-dvae\n"
         "  dalle-zoo reconstruct picture.png --model models/openai-dvae\n"
         "  dalle-zoo convert downloads/malevich downloads/utils --out models/malevich\n"
-        "  dalle-zoo convert org/name --files '*_mini.pt' vocab.json merges.txt detoker.pt --out models/mini",
+        "  dalle-zoo convert org/name --files '*_mini.*' detoker.pt --out models/mini",
     )
     p.add_argument(
         "location", nargs="+", help="file of weights, folder of such files, or organisation/name on the Hub"
