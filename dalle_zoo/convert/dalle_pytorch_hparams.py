@@ -72,7 +72,7 @@ def hyper_parameters(location: Location, checkpoint: Checkpoint) -> HyperParamet
     own = _stated(checkpoint.content)
     if own is not None:
         return HyperParameters(own, "hparams")
-    beside = dict(_beside(location, checkpoint))
+    beside = {name: _stated(content) or {} for name, content in _beside(location, checkpoint)}
     if not beside:
         raise WeightFileError(
             "it lacks its hparams, without which heads and kinds of attention are not known: state the arguments of "
@@ -88,19 +88,21 @@ def hyper_parameters(location: Location, checkpoint: Checkpoint) -> HyperParamet
 def _stated(content: Any) -> Mapping[str, Any] | None:
     """Hyper-parameters of a prior in the content of a file; None if it has none."""
     stated = content.get("hparams", content) if isinstance(content, Mapping) else None
-    return stated if isinstance(stated, Mapping) and {"depth", "text_seq_len"} <= stated.keys() else None
+    known = isinstance(stated, Mapping) and "depth" in stated and not {"dim", "text_seq_len"}.isdisjoint(stated)
+    return stated if known else None
 
 
 def _beside(location: Location, checkpoint: Checkpoint) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Names and contents of other files that state hyper-parameters."""
     contents = {other.path.name: other.content for other in location.checkpoints if other is not checkpoint}
     for name, content in {**location.configs, **contents}.items():
-        if (stated := _stated(content)) is not None:
-            yield name, stated
+        if _stated(content) is not None:
+            yield name, content
 
 
 def stated_version(location: Location, checkpoint: Checkpoint) -> tuple[int, ...] | None:
-    """Version of the original that a file states, (major, minor, …); None if none does."""
-    for content in (checkpoint.content, *(other.content for other in location.checkpoints)):
+    """Version of the original that a file states beside hyper-parameters, (major, minor, …); None if none does."""
+    for content in (checkpoint.content, *dict(_beside(location, checkpoint)).values()):
         stated = content.get("version") if isinstance(content, Mapping) else None
         if isinstance(stated, str) and re.match(r"\d{1,4}\.\d{1,4}", stated):
             return tuple(int(part) for part in re.findall(r"\d{1,4}", stated)[:3])

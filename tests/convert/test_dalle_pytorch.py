@@ -243,6 +243,7 @@ def test_weights_without_their_file_take_hyper_parameters_beside_them(tmp_path: 
     (tmp_path / "hparams.json").write_text(json.dumps(content["hparams"] | {"version": "1.6.6"}))
     config, notes = inferred(tmp_path)
     assert (config["num_heads"], notes["num_heads"]) == (3, "heads in hparams.json")
+    assert notes["masks"].endswith("version 1.6.6")
     (tmp_path / "other.json").write_text(json.dumps(content["hparams"] | {"heads": 6}))
     with pytest.raises(WeightFileError, match=r"hparams.json and other.json state different hyper-parameters"):
         recognise(tmp_path)
