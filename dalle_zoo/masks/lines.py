@@ -12,10 +12,16 @@ if TYPE_CHECKING:  # as in plan.py: listing masks does not wait for torch
 
 # T text positions, N image positions, G lines of Q queries, U image keys that a line reads at most
 
+KEY = 40
+"""What it takes to bring a key and its value to a line and their gradients back, in units of one score: measured with
+heads of 64 in float32, forward and backward pass."""
+LARGEST_GROUP = 4
+"""Rows or columns that one line holds at most."""
+
 
 @dataclass(frozen=True, eq=False)
 class LinePlan:
-    """Image queries grouped into lines (the rows or the columns of the grid), with the image keys of each line.
+    """Image queries grouped into lines, with the image keys of each line: a few rows or columns of the grid.
 
     A line's queries attend to all text and to the line's keys, so scores are G * Q * (T + U) instead of N * (T + N).
     """
@@ -27,9 +33,22 @@ class LinePlan:
     allowed: Tensor
     """Which of the line's keys each of its queries reads, False at padding, bool (G, Q, U)."""
 
+    @property
+    def cost(self) -> int:
+        """What the image keys take, in units of one score."""
+        return self.allowed.numel() + KEY * self.keys.numel()
+
+    @property
+    def causal(self) -> bool:
+        """Whether a line's keys are its queries, each of which reads itself and all before it."""
+        import torch
+
+        inside = self.allowed[0]
+        return torch.equal(self.queries, self.keys) and bool((self.allowed == torch.ones_like(inside).tril()).all())
+
 
 def plan_lines(reads: Tensor, layout: TextImageLayout) -> LinePlan:
-    """Groups by rows or by columns, whichever needs fewer keys.
+    """Groups rows or columns, one or a few to a line, as it costs least.
 
     Args:
         reads: Image-to-image part of the mask, bool (N, N).
@@ -38,8 +57,13 @@ def plan_lines(reads: Tensor, layout: TextImageLayout) -> LinePlan:
     import torch
 
     grid = torch.arange(layout.image, device="cpu").view(layout.height, layout.width)
-    plans = [_group(reads, queries) for queries in (grid, grid.t().contiguous())]
-    return min(plans, key=lambda plan: plan.allowed.numel())
+    plans = [
+        _group(reads, lines.reshape(-1, size * lines.shape[1]))
+        for lines in (grid, grid.t().contiguous())
+        for size in range(1, LARGEST_GROUP + 1)
+        if len(lines) % size == 0
+    ]
+    return min(plans, key=lambda plan: plan.cost)
 
 
 def _group(reads: Tensor, queries: Tensor) -> LinePlan:

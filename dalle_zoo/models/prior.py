@@ -190,7 +190,7 @@ class Prior(ImagePrior):
     config_class = PriorConfig
     config: PriorConfig
 
-    def __init__(self, config: PriorConfig, backend: str = "sdpa") -> None:
+    def __init__(self, config: PriorConfig, backend: str = "auto") -> None:
         super().__init__()
         self.seed = fresh_seed()  # before PyTorch draws weights of its own, which happens only where there is storage
         self.config = config

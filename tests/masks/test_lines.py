@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from dalle_zoo.masks import MASKS, Mask, TextImageLayout
-from dalle_zoo.models import attention
 
 LAYOUTS = [TextImageLayout(3, 4, 4), TextImageLayout(1, 2, 5), TextImageLayout(2, 6, 3), TextImageLayout(1, 1, 1)]
 
@@ -32,16 +31,12 @@ def test_the_cheaper_direction_is_taken(name: str, by_rows: bool, num_keys: int)
     assert plan.keys.shape == (32, num_keys)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"), [("row", False), ("column", False), ("conv(kernel=5)", False), ("full", True)]
-)
-def test_only_a_full_mask_falls_back(name: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the agreement of the back-ends would compare sdpa with itself."""
-    mask = Mask.from_spec(name, TextImageLayout(4, 8, 8))
-    lengths = []
-    real = attention.sdpa
-    monkeypatch.setattr(attention, "sdpa", lambda q, k, v, m: lengths.append(q.shape[-2]) or real(q, k, v, m))
-    query, key, value = torch.randn(3, 2, 2, mask.layout.length, 4)
-    out = attention.lines(query, key, value, mask)
-    assert (mask.layout.length in lengths) is expected
-    torch.testing.assert_close(out, attention.dense(query, key, value, mask), atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize(("name", "lines", "num_queries"), [("conv", 16, 64), ("row", 32, 32), ("full", 8, 128)])
+def test_lines_that_share_most_keys_are_put_together(name: str, lines: int, num_queries: int) -> None:
+    plan = Mask.from_spec(name, TextImageLayout(256, 32, 32)).line_plan()
+    assert plan.queries.shape == (lines, num_queries)
+
+
+@pytest.mark.parametrize(("name", "causal"), [("column", True), ("row_same", True), ("row", False), ("conv", False)])
+def test_lines_that_read_no_other_line_are_causal(name: str, causal: bool) -> None:
+    assert Mask.from_spec(name, TextImageLayout(256, 32, 32)).line_plan().causal is causal

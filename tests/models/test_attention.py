@@ -11,7 +11,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dalle_zoo.masks import MASKS, Mask, TextImageLayout, text_then_image
 from dalle_zoo.models import attention
-from dalle_zoo.models.attention import BACKENDS, Attention
+from dalle_zoo.models.attention import BACKENDS, Attention, choice, fused
+from dalle_zoo.models.attention.agreement import disagreement
 from dalle_zoo.registry import UnknownNameError
 
 AGREEMENT = {"atol": 1e-5, "rtol": 1e-4}
@@ -20,7 +21,9 @@ AGREEMENT = {"atol": 1e-5, "rtol": 1e-4}
 LAYOUTS = [TextImageLayout(3, 3, 4), TextImageLayout(2, 5, 2), TextImageLayout(1, 1, 5), TextImageLayout(4, 3, 9)]
 every_mask = pytest.mark.parametrize("spec", [*MASKS, "conv(kernel=3)"])
 every_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda it: f"{it.text}+{it.height}x{it.width}")
-every_backend = pytest.mark.parametrize("backend", list(BACKENDS))
+CPU = torch.device("cpu")
+# FlexAttention has no backward pass on the CPU; tests/models/test_attention_flex.py has what it does there.
+every_backend = pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "flex"])
 
 
 def layer(mask: Mask, backend: str) -> Attention:
@@ -108,9 +111,6 @@ def test_a_first_call_in_inference_mode_does_not_spoil_training(backend: str) ->
     net = layer(mask, backend)
     with torch.inference_mode():
         net(torch.randn(1, mask.layout.length, 8))
-    kept = attention._allowed(mask, torch.device("cpu")), attention._sdpa_arguments(mask, torch.device("cpu"))
-    assert not kept[0].is_inference()
-    assert not kept[1]["attn_mask"].is_inference()
     net(stream(1, mask.layout.length)).sum().backward()
 
 
@@ -128,6 +128,92 @@ def with_the_matrix(mask: Mask, x: Tensor) -> Tensor:
     net = layer(mask, "dense")
     mixed = scaled_dot_product_attention(*net.project(x), attn_mask=mask.dense())
     return net.merge(mixed)
+
+
+PAPER = TextImageLayout(256, 32, 32)
+WIDE = TextImageLayout(24, 6, 20)
+
+
+@pytest.mark.parametrize(
+    ("spec", "layout"), [("row", PAPER), ("column", WIDE), ("conv", WIDE), ("conv_torus", WIDE)], ids=str
+)
+def test_long_streams_in_lines_equal_the_dense_oracle(spec: str, layout: TextImageLayout) -> None:
+    mask = Mask.from_spec(spec, layout)
+    *inputs, weights = torch.randn(4, 2, 2, layout.length, 16, generator=torch.Generator().manual_seed(0))
+    came = []
+    for backend in (attention.lines, attention.dense):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        out = backend(*leaves, mask)
+        came.append([out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)])
+    for ours, oracle in zip(*came, strict=True):
+        torch.testing.assert_close(ours, oracle, atol=1e-5, rtol=1e-5)
+
+
+def test_text_that_is_not_causal_is_read_as_the_mask_says() -> None:
+    layout = TextImageLayout(4, 2, 3)
+    mask = Mask("mine", layout, lambda q, k: (k <= q) & ((q >= 4) | (k == q)))  # a text token reads itself alone
+    x = stream(2, layout.length)
+    torch.testing.assert_close(layer(mask, "lines")(x), with_the_matrix(mask, x), **AGREEMENT)
+
+
+def test_gradients_in_lines_against_finite_differences() -> None:
+    mask = Mask.from_spec("row", TextImageLayout(2, 2, 3))
+    inputs = torch.randn(3, 1, 2, 8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    leaves = tuple(x.requires_grad_() for x in inputs.unbind(0))
+    assert torch.autograd.gradcheck(lambda q, k, v: attention.lines(q, k, v, mask), leaves)
+
+
+@pytest.mark.parametrize(
+    ("spec", "layout", "expected"),
+    [
+        ("row", PAPER, attention.lines),
+        ("column", PAPER, attention.lines),
+        ("conv", PAPER, attention.lines),
+        ("row_same", PAPER, attention.lines),
+        ("row", TextImageLayout(64, 16, 16), attention.lines),
+        ("full", PAPER, attention.sdpa),
+        ("conv", TextImageLayout(64, 16, 16), attention.sdpa),
+        ("row", TextImageLayout(32, 8, 8), attention.sdpa),
+    ],
+    ids=str,
+)
+def test_lines_are_chosen_where_they_are_cheap(
+    spec: str, layout: TextImageLayout, expected: attention.Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = torch.empty(1, 1, layout.length, 8)
+    assert choice.choose(Mask.from_spec(spec, layout), query) is expected
+    monkeypatch.delitem(fused.OPERATORS, "cpu")  # a PyTorch without the operators
+    assert choice.choose(Mask.from_spec(spec, layout), query) is attention.sdpa
+
+
+def test_without_the_operators_lines_take_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = Mask.from_spec("row", LAYOUTS[0])
+    monkeypatch.setitem(fused.OPERATORS, "cpu", ("_not_an_operator",))
+    x = stream(2, mask.layout.length)
+    assert torch.equal(layer(mask, "lines")(x), layer(mask, "sdpa")(x))
+
+
+def test_the_check_on_a_device_finds_wrong_values_gradients_and_errors() -> None:
+    mask = Mask.from_spec("row", LAYOUTS[0])
+    other = Mask.from_spec("full", LAYOUTS[0])
+
+    def scaled_gradient(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
+        return attention.dense(query, 2 * key - key.detach(), value, mask)
+
+    def unable(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
+        raise RuntimeError("no kernel\nand a long trace")
+
+    for dtype in (torch.float32, torch.bfloat16):
+        assert disagreement(attention.lines, mask, CPU, dtype, 8) is None
+    wrong_mask = disagreement(lambda q, k, v, m: attention.dense(q, k, v, other), mask, CPU, torch.float32, 8)
+    assert wrong_mask is not None
+    assert wrong_mask.startswith("values differ")
+    # The scale of the keys' path does not change the value, only gradients.
+    wrong_gradient = disagreement(scaled_gradient, mask, CPU, torch.float32, 8)
+    assert wrong_gradient is not None
+    assert wrong_gradient.startswith("gradients of keys differ")
+    assert disagreement(scaled_gradient, mask, CPU, torch.float32, 8, gradients=False) is None
+    assert disagreement(unable, mask, CPU, torch.float32, 8) == "RuntimeError: no kernel"
 
 
 def test_names_and_sizes() -> None:

@@ -162,7 +162,7 @@ def slow_logits(prior: Prior, text: list[int], codes: list[int]) -> tuple[Tensor
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "flex"])
 @pytest.mark.parametrize("masks", ["row, column", "conv(kernel=3)"])
 def test_the_forward_pass_against_loops(random_prior: Maker, masks: str, backend: str) -> None:
     prior, (text, codes) = random_prior(masks=masks, backend=backend), batch()
@@ -316,7 +316,7 @@ def test_one_batch_can_be_overfitted() -> None:
 
 
 @pytest.mark.parametrize("masks", SCHEDULES)
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "flex"])
 def test_one_picture_is_a_batch_and_all_weights_learn(random_prior: Maker, masks: str, backend: str) -> None:
     prior, (text, codes) = random_prior(masks=masks, backend=backend), batch(5)
     prior.loss(text[3:4], codes[3:4]).total.backward()

@@ -1,0 +1,56 @@
+"""What a back-end is, and the two that take any mask as a matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dalle_zoo.masks import Mask
+from dalle_zoo.registry import Registry
+
+# B batch, L positions, H heads, D head size
+
+Backend = Callable[[Tensor, Tensor, Tensor, Mask], Tensor]
+"""Queries, keys, values (B, H, L, D) and a mask over L positions to mixed values (B, H, L, D)."""
+
+BACKENDS: Registry[Backend] = Registry("attention back-end", group="dalle_zoo.attention_backends")
+
+K = TypeVar("K")
+
+
+def kept(mask: Mask, name: str, device: torch.device, make: Callable[[Mask, torch.device], K]) -> K:
+    """What a back-end makes of a mask once for each device, such as its matrix.
+
+    It lies with the mask, not in a table of masks: compiled code guards what it reads of an object by its attributes,
+    but takes two objects for one where they are keys of a table.
+    """
+    key = f"{name} on {device}"
+    if key not in mask.kept:
+        with torch.inference_mode(False):  # it must serve training too, wherever the first call comes from
+            mask.kept[key] = make(mask, device)
+    return cast(K, mask.kept[key])
+
+
+@BACKENDS.register("dense")
+def dense(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
+    """softmax(Q K^T / sqrt(D) + M) V with every score written out: the oracle."""
+    length = query.shape[-2]
+    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    allowed = kept(mask, "matrix", query.device, Mask.dense)[:length, :length]
+    weights = torch.softmax(scores.float().masked_fill(~allowed, -math.inf), dim=-1)
+    return weights.to(value.dtype) @ value
+
+
+@BACKENDS.register("sdpa")
+def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
+    """PyTorch's fused attention; plain causal masks take its causal path."""
+    arguments: dict[str, Any] = kept(mask, "arguments of sdpa", query.device, Mask.sdpa_arguments)
+    length = query.shape[-2]
+    if "attn_mask" in arguments:  # a prefix of the stream, such as the text alone, takes its corner
+        arguments = {"attn_mask": arguments["attn_mask"][:length, :length]}
+    return F.scaled_dot_product_attention(query, key, value, **arguments)

@@ -1,0 +1,50 @@
+"""The back-end that chooses: by what a mask's lines cost, and by whether the device computes them right."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from dalle_zoo.masks import Mask
+from dalle_zoo.models.attention import fused
+from dalle_zoo.models.attention.agreement import disagreement
+from dalle_zoo.models.attention.backends import BACKENDS, Backend, kept, sdpa
+from dalle_zoo.models.attention.lines import lines
+
+log = logging.getLogger(__name__)
+
+LARGEST_SHARE = 0.7
+"""Of what all L * L scores cost, so much at most makes attention in parts faster than in one call."""
+
+
+@BACKENDS.register("auto")
+def auto(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
+    """`lines` where it is cheaper and right, otherwise `sdpa`."""
+    return choose(mask, query)(query, key, value, mask)
+
+
+def in_lines(mask: Mask) -> bool:
+    """Whether a mask's lines read so little that attention in parts is faster."""
+    layout = mask.layout
+    cost = layout.text**2 + layout.image * layout.text + mask.line_plan().cost
+    return cost <= LARGEST_SHARE * layout.length**2
+
+
+def choose(mask: Mask, query: Tensor) -> Backend:
+    """What `auto` takes for a mask and queries like these; found once."""
+    dtype, size = query.dtype, query.shape[-1]
+
+    def find(mask: Mask, device: torch.device) -> Backend:
+        if not in_lines(mask) or not fused.supported(device):
+            return sdpa
+        if device.type == "cpu":  # whose one kernel the tests cover
+            return lines
+        problem = disagreement(lines, mask, device, dtype, size)
+        if problem is not None:
+            log.warning("attention in lines is not used for mask %s on %s: %s", mask.spec, device, problem)
+            return sdpa
+        return lines
+
+    return kept(mask, f"choice for {dtype} heads of {size}", query.device, find)

@@ -1,0 +1,116 @@
+"""PyTorch's fused attention by its own operators, which also give the sums of the softmax.
+
+Attention over one set of keys can be cut in parts. With l the logarithm of a part's sum, the whole has
+``l = log(exp(l_1) + exp(l_2))`` and ``out = out_1 exp(l_1 - l) + out_2 exp(l_2 - l)``. The backward pass of a part
+that is given the out and l of the whole computes that part's share of the whole's gradients, for its weights are
+then ``exp(score - l)``. The public `torch.nn.functional.scaled_dot_product_attention` neither gives l nor takes it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+aten = torch.ops.aten
+
+# B batch, H heads, M queries, U keys, D head size
+
+OPERATORS = {
+    "cpu": ("_scaled_dot_product_flash_attention_for_cpu",),
+    "cuda": ("_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention"),
+}
+"""Operators used on a kind of device; each has another for its backward pass."""
+ALIGNMENT = 16
+"""The memory-efficient kernel reads rows of an additive mask in steps of so many numbers."""
+SUMS = 32
+"""It gives and takes sums for a multiple of so many queries."""
+
+
+class Reads(NamedTuple):
+    """Which keys the queries of a fused call read."""
+
+    causal: bool = False
+    """Query i reads keys 0 … i."""
+    bias: Tensor | None = None
+    """Added to the scores, -inf where a query does not read: broadcast to (B, H, M, U), as `additive` makes it."""
+
+
+class Passed(NamedTuple):
+    """What the backward pass of a part starts from."""
+
+    gradient: Tensor
+    """Of the whole's mixed values, (B, H, M, D)."""
+    query: Tensor
+    """Of the part, (B, H, M, D)."""
+    key: Tensor
+    """Of the part, (B, H, U, D)."""
+    value: Tensor
+    """Of the part, (B, H, U, D)."""
+    out: Tensor
+    """Mixed values of the whole, (B, H, M, D)."""
+    sums: Tensor
+    """Logarithms of the whole's sums, (B, H, M)."""
+
+
+def supported(device: torch.device) -> bool:
+    """Whether this PyTorch has the operators; they are not public, so another version may lack them."""
+    names = OPERATORS.get(device.type, ())
+    return bool(names) and all(hasattr(aten, name) and hasattr(aten, f"{name}_backward") for name in names)
+
+
+def additive(allowed: Tensor, device: torch.device) -> Tensor:
+    """A bool mask (…, M, U) as an additive one, float32, rows aligned as the kernels need them."""
+    bias = torch.zeros_like(allowed, dtype=torch.float32).masked_fill(~allowed, -math.inf)
+    keys = allowed.shape[-1]
+    return F.pad(bias, (0, -keys % ALIGNMENT)).to(device)[..., :keys]
+
+
+def forward(query: Tensor, key: Tensor, value: Tensor, reads: Reads) -> tuple[Tensor, Tensor]:
+    """Mixed values (B, H, M, D), and the logarithm of the sum of each query's exponentials, float32 (B, H, M)."""
+    bias = _expanded(reads.bias, query, key)
+    if query.device.type == "cpu":
+        kernel = aten._scaled_dot_product_flash_attention_for_cpu
+        out, sums = kernel(query, key, value, 0.0, reads.causal, attn_mask=bias)
+    elif _takes_flash(query, reads):
+        out, sums = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, reads.causal, False)[:2]
+    else:
+        kernel = aten._scaled_dot_product_efficient_attention
+        out, sums = kernel(query, key, value, bias, True, 0.0, reads.causal)[:2]
+    return out, sums[..., : query.shape[-2]]
+
+
+def backward(passed: Passed, reads: Reads) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries (B, H, M, D), keys and values (B, H, U, D)."""
+    gradient, query, key, value, out, sums = passed
+    bias = _expanded(reads.bias, query, key)
+    if query.device.type == "cpu":
+        kernel = aten._scaled_dot_product_flash_attention_for_cpu_backward
+        found = kernel(gradient, query, key, value, out, sums, 0.0, reads.causal, attn_mask=bias)
+    else:
+        nothing = torch.empty((), dtype=torch.int64, device=query.device)  # the state of a dropout that is not there
+        if _takes_flash(query, reads):
+            kernel = aten._scaled_dot_product_flash_attention_backward
+            lengths = (None, None, query.shape[-2], key.shape[-2])
+            found = kernel(
+                gradient, query, key, value, out, sums.contiguous(), *lengths, 0.0, reads.causal, nothing, nothing
+            )
+        else:
+            kernel = aten._scaled_dot_product_efficient_attention_backward
+            padded = F.pad(sums, (0, -sums.shape[-1] % SUMS), value=math.inf)  # a weight of exp(score - inf) = 0
+            wanted = [True, True, True, False]
+            found = kernel(gradient, query, key, value, bias, out, padded, nothing, nothing, 0.0, wanted, reads.causal)
+    return found[0], found[1], found[2]
+
+
+def _expanded(bias: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+    if bias is None:
+        return None
+    return bias.to(query.dtype).expand(*query.shape[:-1], key.shape[-2])
+
+
+def _takes_flash(query: Tensor, reads: Reads) -> bool:
+    return reads.bias is None and query.dtype != torch.float32 and query.shape[-1] % 8 == 0

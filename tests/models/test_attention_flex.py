@@ -1,0 +1,79 @@
+"""FlexAttention as a back-end: compiled for a mask, checked on the device, refused where it cannot train."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
+
+from dalle_zoo.masks import MASKS, Mask, TextImageLayout
+from dalle_zoo.models import attention
+
+LAYOUT = TextImageLayout(3, 3, 4)
+
+
+def has_compiler() -> bool:
+    try:
+        return bool(get_cpp_compiler())
+    except InvalidCxxCompiler:
+        return False
+
+
+# What PyTorch's compiler warns of is PyTorch's own code.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason="PyTorch's compiler needs a C++ compiler on the CPU")
+
+
+def inputs(layout: TextImageLayout, batch: int = 2) -> list[Tensor]:
+    shape = (3, batch, 2, layout.length, 4)
+    return list(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+
+
+def test_it_does_not_train_on_the_cpu() -> None:
+    mask = Mask.from_spec("row", LAYOUT)
+    query, key, value = inputs(LAYOUT)
+    with pytest.raises(
+        NotImplementedError, match=r"FlexAttention of torch .* has no backward pass on the CPU: to train"
+    ):
+        attention.flex(query.requires_grad_(), key, value, mask)
+
+
+def test_a_kernel_that_disagrees_with_the_oracle_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Mask.from_spec("full", LAYOUT)
+    module = sys.modules["dalle_zoo.models.attention.flex"]
+    monkeypatch.setattr(module, "_compiled", lambda q, k, v, m: attention.dense(q, k, v, other))
+    with pytest.raises(RuntimeError, match=r"is wrong for mask 'row' on cpu, values differ .* take the attention"):
+        attention.flex(*inputs(LAYOUT), Mask.from_spec("row", LAYOUT))
+    assert torch.equal(attention.flex(*inputs(LAYOUT), other), attention.dense(*inputs(LAYOUT), other))
+
+
+def test_a_prefix_takes_sdpa() -> None:
+    mask = Mask.from_spec("row", LAYOUT)
+    query, key, value = (x[:, :, :3].requires_grad_() for x in inputs(LAYOUT))
+    assert torch.equal(attention.flex(query, key, value, mask), attention.sdpa(query, key, value, mask))
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_compiled_it_equals_the_dense_oracle() -> None:
+    mask = Mask.from_spec("row", LAYOUT)
+    expected = attention.dense(*inputs(LAYOUT), mask)
+    torch.testing.assert_close(attention.flex(*inputs(LAYOUT), mask), expected, atol=1e-5, rtol=1e-4)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_every_mask_is_compiled_however_many_there_are() -> None:
+    counters.clear()
+    specs = [*MASKS, "conv(kernel=3)", "conv(kernel=5)", "conv_torus(kernel=3)"]
+    assert len(specs) > torch._dynamo.config.recompile_limit, "else nothing is shown"
+    for spec in specs:
+        mask = Mask.from_spec(spec, TextImageLayout(3, 7, 5))
+        read = inputs(mask.layout)
+        torch.testing.assert_close(attention.flex(*read, mask), attention.dense(*read, mask), atol=1e-5, rtol=1e-4)
+    assert counters["stats"]["unique_graphs"] >= len(specs)
