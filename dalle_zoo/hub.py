@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dalle_zoo import __version__
 from dalle_zoo.files import stays_inside, sync, written_aside
@@ -315,17 +316,17 @@ def _check_fit(path: Path, expected: Mapping[str, Tensor], places: Mapping[str, 
     """Compares names, shapes and kinds of number, of which only headers are read."""
     problems = [f"missing {name}" for name in sorted(expected.keys() - places.keys())]
     problems += [f"unexpected {name}" for name in sorted(places.keys() - expected.keys())]
-    problems += [p for name in sorted(expected.keys() & places.keys()) for p in _misfits(name, expected, places)]
+    for file in sorted(set(places.values())):
+        with safe_open(file, "pt") as shard:
+            for name in sorted(name for name, place in places.items() if place == file and name in expected):
+                problems += _misfits(name, expected[name], shard.get_slice(name))
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise ModelFolderError(f"{path} does not fit its config.json: {shown}")
 
 
-def _misfits(name: str, expected: Mapping[str, Tensor], places: Mapping[str, Path]) -> Iterable[str]:
-    with safe_open(places[name], "pt") as file:
-        stored = file.get_slice(name)
-        shape, kind = tuple(stored.get_shape()), str(stored.get_dtype())
-    target = expected[name]
+def _misfits(name: str, target: Tensor, stored: Any) -> Iterable[str]:
+    shape, kind = tuple(stored.get_shape()), str(stored.get_dtype())
     if shape != tuple(target.shape):
         yield f"{name} has shape {shape}, expected {tuple(target.shape)}"
     kinds = FLOATS if target.is_floating_point() else (WHOLE.get(target.dtype, ""),)
@@ -339,9 +340,20 @@ def _check_finite(tensor: Tensor, name: str, path: Path) -> None:
         raise ModelFolderError(f"{path} holds numbers that are not finite, in {name}: these weights are broken")
 
 
+class _NoDraws(TorchFunctionMode):
+    """Skips `torch.nn.init`: what has no storage needs no numbers, and drawing them there loads half of PyTorch."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else None
+        return function(*args, **(kwargs or {}))
+
+
 def _without_storage(make: Callable[[], Net]) -> Net:
     """Builds a network on the meta device, unless it computes buffers that no file holds."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoDraws():
         net = make()
     stored = net.state_dict().keys()
     return net if all(name in stored for name, _ in net.named_buffers()) else make()

@@ -64,15 +64,15 @@ class Places:
         return self._known[step, count]
 
     def _find(self, step: int, count: int) -> Place:
-        plan, steps = self.plan, slice(step, step + count)
-        reads = [slots[valid] for slots, valid in zip(plan.read_slots[steps], plan.valid[steps], strict=True)]
-        allowed = torch.zeros(count, plan.num_slots, dtype=torch.bool, device="cpu")
-        for row, slots in enumerate(reads):
-            allowed[row, slots] = True
-        read = _as_slice(allowed.any(0).nonzero().flatten(), IN_PLACE)
-        allowed = allowed[:, read]
-        write = _as_slice(plan.slot_of_key[steps], 1)
-        return Place(self._moved(write), self._moved(read), None if allowed.all() else self._bias(allowed))
+        plan, steps = self.plan, range(step, step + count)
+        reads = [set(plan.read_slots[s][plan.valid[s]].tolist()) for s in steps]
+        read = _range_of(sorted(set[int]().union(*reads)), IN_PLACE)
+        write = _range_of(plan.slot_of_key[step : step + count].tolist(), 1)
+        bias = None
+        if any(len(slots) != len(read) for slots in reads):
+            allowed = torch.tensor([[slot in slots for slot in read] for slots in reads], device="cpu")
+            bias = self._bias(allowed)
+        return Place(self._index(write), self._index(read), bias)
 
     def _at_tensor(self, step: Tensor) -> Place:
         if self._tables is None:
@@ -95,16 +95,16 @@ class Places:
         bias = torch.zeros(allowed.shape, dtype=self.dtype, device="cpu").masked_fill_(~allowed, -math.inf)
         return bias.to(self.device)
 
-    def _moved(self, slots: slice | Tensor) -> slice | Tensor:
-        return slots if isinstance(slots, slice) else slots.to(self.device)
+    def _index(self, slots: range | list[int]) -> slice | Tensor:
+        if isinstance(slots, range):
+            return slice(slots.start, slots.stop)
+        return torch.tensor(slots, device=self.device)
 
 
-def _as_slice(slots: Tensor, excess: int) -> slice | Tensor:
-    """Ascending slots as the range that they span, unless that has more than ``excess`` times as many."""
-    first, span = int(slots[0]), int(slots[-1] - slots[0]) + 1
-    if bool((slots.diff() > 0).all()) and span <= excess * len(slots):
-        return slice(first, first + span)
-    return slots
+def _range_of(slots: list[int], excess: int) -> range | list[int]:
+    """Slots as the range that they span, unless that has more than ``excess`` times as many, or they do not ascend."""
+    span = range(slots[0], slots[-1] + 1)
+    return span if sorted(slots) == slots and len(span) <= excess * len(slots) else slots
 
 
 @lru_cache(maxsize=64)
