@@ -16,6 +16,8 @@ from torch import Tensor
 from dalle_zoo import hub
 from dalle_zoo.folders import COMPONENTS, INDEX, RECORD
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
+from dalle_zoo.models.quantization import Bits, is_quantized
+from dalle_zoo.models.quantization import quantize as quantize_weights
 from dalle_zoo.models.ranker import Ranker
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
 from dalle_zoo.pictures import from_pil, to_pil, to_rgb
@@ -121,6 +123,7 @@ class DallePipeline:
         local_files_only: bool = False,
         files: Sequence[str] = (),
         verify: bool = True,
+        quantize: Bits | None = None,
     ) -> DallePipeline:
         """Loads a model.
 
@@ -136,6 +139,8 @@ class DallePipeline:
             local_files_only: Whether only the cache is asked.
             files: Of another code base, patterns of the file names to look at ("*_mini.pt"); all if missing.
             verify: Whether every file is checked against its sha256.
+            quantize: "int8" or "int4": precision of the matrices of the prior's layers, see `quantize`; as they are
+                if missing.
 
         Raises:
             UnknownNameError: No such model; the message has the nearest name.
@@ -158,12 +163,11 @@ class DallePipeline:
             )
         if verify:
             hub.verify_checksums(folder)
-        return cls(
-            hub.load_image_tokenizer(folder / "dvae", device),
-            hub.load_prior(folder / "prior", device, dtype),
-            load_text_tokenizer(folder / "tokenizer"),
-            folder=folder,
-        )
+        prior = hub.load_prior(folder / "prior", device, dtype)
+        if quantize is not None:
+            quantize_weights(prior, quantize)
+        image_tokenizer = hub.load_image_tokenizer(folder / "dvae", device)
+        return cls(image_tokenizer, prior, load_text_tokenizer(folder / "tokenizer"), folder=folder)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> DallePipeline:
         """Moves the networks; ``dtype`` concerns the prior, whose logits are sampled in float32 all the same."""
@@ -192,6 +196,8 @@ class DallePipeline:
             shard_bytes: Above this size the weights of the prior lie in several files.
             overwrite: Whether an existing model is replaced; a folder of other files never is.
         """
+        if is_quantized(self.prior):
+            raise ValueError("weights that were rounded to fewer bits are not saved: save the model as it was loaded")
         ranker, known = self.ranker, self._record()  # before the folder may be replaced
         with hub.new_folder(Path(folder), overwrite=overwrite, marker=INDEX) as new:
             for name in COMPONENTS[: 4 if ranker is not None else 3]:

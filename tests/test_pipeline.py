@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -368,3 +369,14 @@ def test_nothing_is_overwritten_unasked(make_pipe: Callable[..., DallePipeline],
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(UnknownNameError, match="unknown model 'no-such-model'"):
         DallePipeline.from_pretrained("no-such-model")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
+def test_rounded_weights_draw_and_are_not_saved(tmp_path: Path) -> None:
+    pipe = DallePipeline.from_pretrained("emoji64", quantize="int8")
+    codes = pipe("a cat", seed=0, output_type="latent").images
+    exact = DallePipeline.from_pretrained("emoji64")("a cat", seed=0, output_type="latent").images
+    assert codes.shape == exact.shape
+    with pytest.raises(ValueError, match="weights that were rounded to fewer bits are not saved"):
+        pipe.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()

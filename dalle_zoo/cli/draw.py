@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle_zoo.cli.errors import UserError, check_device
-from dalle_zoo.cli.main import parser
+from dalle_zoo.cli.main import parser, without_collection
 from dalle_zoo.files import check_ending
 
 DEMO_PROMPTS = (
@@ -19,6 +19,8 @@ DEMO_PROMPTS = (
 """Captions of the demo's rows when none is asked for, all of the training set."""
 DEMO_TEMPERATURE = 0.7
 """Where the bundled weights draw best (model_cards/emoji64.md)."""
+DTYPES = ("float32", "bfloat16", "float16")
+"""What a prior can compute in; float16 is slow on most CPUs."""
 
 
 def demo(arguments: list[str]) -> None:
@@ -31,7 +33,8 @@ def demo(arguments: list[str]) -> None:
     check_ending("--out", options.out)
     prompts = [options.prompt] if options.prompt else list(DEMO_PROMPTS)
     start = time.perf_counter()
-    from dalle_zoo.pipeline import DallePipeline
+    with without_collection():
+        from dalle_zoo.pipeline import DallePipeline
 
     pipe = DallePipeline.from_pretrained("emoji64")
     call = {"num_images_per_prompt": 16 // len(prompts), "seed": options.seed, "temperature": DEMO_TEMPERATURE}
@@ -60,6 +63,8 @@ def generate(arguments: list[str]) -> None:
     p.add_argument("--prime-rows", type=int, help="rows of the code grid to keep (half)")
     p.add_argument("--batch-size", type=int, default=64, help="pictures at once (64)")
     p.add_argument("--device", default="cpu", help="cpu, cuda, … (cpu)")
+    p.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the prior (float32)")
+    p.add_argument("--quantize", choices=("int8", "int4"), help="round the prior's matrices to 8 or 4 bits")
     p.add_argument("--out", type=Path, default=Path("grid.png"), help="the grid, a PNG (grid.png)")
     p.add_argument("--folder", type=Path, help="also write every picture here")
     p.add_argument("--overwrite", action="store_true", help="replace existing files")
@@ -68,12 +73,16 @@ def generate(arguments: list[str]) -> None:
     if options.folder and options.folder.exists() and any(options.folder.iterdir()) and not options.overwrite:
         raise FileExistsError(f"{options.folder} is not empty: pass --overwrite, or choose another --folder")
 
-    from dalle_zoo.pictures import save_png, to_pil
-    from dalle_zoo.pipeline import DallePipeline
+    with without_collection():
+        import torch
+
+        from dalle_zoo.pictures import save_png, to_pil
+        from dalle_zoo.pipeline import DallePipeline
 
     check_device(options.device)
     prime = _open_picture(options.prime) if options.prime else None
-    pipe = DallePipeline.from_pretrained(options.model, device=options.device)
+    dtype = getattr(torch, options.dtype)
+    pipe = DallePipeline.from_pretrained(options.model, device=options.device, dtype=dtype, quantize=options.quantize)
     images = _with_bar(
         pipe,
         options.prompt,

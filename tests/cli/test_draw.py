@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -156,3 +157,22 @@ def test_a_picture_is_a_png(command: list[str], scratch: Path, capsys: pytest.Ca
     assert main([*command, "--out", "a.jpg"]) == 2
     assert "--out must end in .png, got 'a.jpg'" in capsys.readouterr().err
     assert list(scratch.iterdir()) == []
+
+
+def test_other_precisions(model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("bfloat16", "float32"):
+        assert generate(model, "-n", "2", "--out", f"{name}.png", "--dtype", name) == 0
+    assert generate(model, "-n", "2", "--out", "plain.png") == 0
+    assert (scratch / "plain.png").read_bytes() == (scratch / "float32.png").read_bytes()
+    with pytest.raises(SystemExit):
+        generate(model, "--dtype", "bfloat")
+    assert "bfloat16" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
+def test_rounded_weights(model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(model, "-n", "2", "--out", "int8.png", "--quantize", "int8") == 0
+    assert size(scratch / "int8.png") == (2 * (2 + 2 * 18), 2 * (2 + 1 * 18) + 18)
+    with pytest.raises(SystemExit):
+        generate(model, "--quantize", "int9")
+    assert "int8" in capsys.readouterr().err

@@ -1,0 +1,87 @@
+"""Weights of 8 or 4 bits for drawing, by torchao: a token reads a half or a quarter of the bytes of bfloat16.
+
+The matrices of the layers are rounded, each row (int8) or each 32 weights of a row (int4) with a scale of their own;
+embeddings, norms and heads stay. Sums are taken in the prior's precision. What that does to a model is not exact:
+`benchmarks/quantization.py` measures it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from dalle_zoo.registry import suggest
+
+Bits = Literal["int8", "int4"]
+GROUP = 32
+"""Weights of a row that share a scale in int4."""
+
+
+def quantize(net: nn.Module, bits: Bits) -> None:
+    """Rounds the matrices of a network's layers, in place and for good.
+
+    Args:
+        net: Where it is to stay: on a GPU 4 bits are packed for that kind of device, in bfloat16. On a CPU they are
+            stored as bytes, which shows what they do to the pictures but saves nothing over int8.
+        bits: "int8" or "int4".
+
+    Raises:
+        ImportError: torchao is missing.
+        ValueError: The network does not fit.
+    """
+    if bits not in get_args(Bits):
+        raise ValueError(suggest("quantization", bits, get_args(Bits)))
+    chosen = {name: module for name, module in net.named_modules() if _is_matrix(module, name)}
+    weight = next(net.parameters())
+    if bits == "int4":
+        for name, module in chosen.items():
+            if module.in_features % GROUP:
+                raise ValueError(
+                    f"int4 takes {GROUP} weights together, and {name} has rows of {module.in_features}: take int8"
+                )
+        if weight.is_cuda and weight.dtype != torch.bfloat16:
+            raise ValueError(f"int4 on a GPU computes in bfloat16, and the prior is {weight.dtype}: give dtype too")
+    with _quiet():
+        try:
+            from torchao.quantization import quantize_
+        except ImportError as error:
+            raise ImportError(f"{bits} weights need torchao: pip install 'dalle-zoo[quantize]'") from error
+        quantize_(net, _config(bits, weight.is_cuda), filter_fn=lambda _, name: name in chosen)
+
+
+def is_quantized(net: nn.Module) -> bool:
+    """Whether `quantize` has rounded weights of it."""
+    return any(type(parameter.data) is not Tensor for parameter in net.parameters())
+
+
+def _is_matrix(module: nn.Module, name: str) -> bool:
+    return isinstance(module, nn.Linear) and not name.endswith("head")
+
+
+def _config(bits: Bits, on_gpu: bool) -> Any:
+    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup
+
+    if bits == "int8":
+        return Int8WeightOnlyConfig()
+    if on_gpu:
+        return Int4WeightOnlyConfig(group_size=GROUP, int4_packing_format="tile_packed_to_4d")
+    return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(GROUP))  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torchao says, when it is imported, of torch's registrations and of other platforms' libraries."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
