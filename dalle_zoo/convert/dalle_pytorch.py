@@ -29,7 +29,13 @@ import torch
 
 from dalle_zoo.convert.base import FAMILIES, Location, Source, image_tokenizer_in
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
-from dalle_zoo.convert.dalle_pytorch_hparams import HyperParameters, hyper_parameters, stated_version
+from dalle_zoo.convert.dalle_pytorch_hparams import (
+    REFUSED,
+    HyperParameters,
+    attention_masks,
+    hyper_parameters,
+    stated_version,
+)
 from dalle_zoo.convert.dalle_pytorch_text import about_vocabulary, find_vocabulary, read_vocabulary
 from dalle_zoo.convert.lazy import DerivedTensor, write_network
 from dalle_zoo.convert.pickles import WeightFileError
@@ -41,14 +47,6 @@ Tensors = Mapping[str, StoredTensor]
 
 HEAD = "to_logits.1.weight"
 ANGLES = "transformer.pos_emb"
-MASKS = {"full": "full", "axial_row": "row_same", "axial_col": "column"}
-"""Types of attention and our masks; ``conv_like`` is one of `CONVOLUTIONS`."""
-CONVOLUTIONS = ("conv_clamped(kernel=5)", "conv_quadrant(kernel=5)")
-"""Before version 1.5, and since."""
-REFUSED = {
-    "sparse": "DeepSpeed's block-sparse attention, of which some blocks are drawn at random",
-    "mlp": "gMLP layers, which only versions 0.12 to 1.2 had",
-}
 _BRANCH = re.compile(
     r"transformer\.layers\.(?:layers\.(?P<layer>\d{1,4})\.(?P<half>[01])|blocks\.(?P<block>\d{1,4})\.(?P<side>[fg])\.net)"
     r"\.(?P<wrappers>(?:fn\.)*)(?P<part>.+)"
@@ -196,9 +194,12 @@ def sort_tensors(stored: Tensors) -> Network:
         layers.setdefault(number, ({}, {}))[int(half)][part] = tensor
         wrappers[part] = match["wrappers"].count("fn.")
         reversible |= match["block"] is not None
-    complete = all("to_qkv.weight" in attention and "net.0.weight" in mlp for attention, mlp in layers.values())
+    complete = all(
+        "to_qkv.weight" in attention and len(attention["to_qkv.weight"].shape) == 2 and "net.0.weight" in mlp
+        for attention, mlp in layers.values()
+    )
     if sorted(layers) != list(range(len(layers))) or not complete:
-        raise WeightFileError("its layers must be numbered 0, 1 and so on, each with to_qkv and net.0")
+        raise WeightFileError("its layers must be numbered 0, 1 and so on, each with matrices to_qkv and net.0")
     depths = (wrappers["to_qkv.weight"], wrappers["net.0.weight"])
     return Network(outside, [layers[number] for number in range(len(layers))], depths, reversible)
 
@@ -221,8 +222,9 @@ def translated(network: Network, config: DallePytorchConfig) -> dict[str, Lazy]:
     for their, our in {"to_logits.0": "final_norm", "to_logits.1": "head"}.items():
         ours |= {f"{our}.{kind}": take(f"{their}.{kind}") for kind in ("weight", "bias")}
     for what in ("text", "image"):
-        if config.tied_embeddings:
-            take(f"{what}_emb.linear.weight"), take(f"{what}_emb.linear.bias")
+        if config.tied_embeddings:  # which are the head once more
+            for kind in ("weight", "bias"):
+                take(f"{what}_emb.linear.{kind}")
         else:
             ours[f"{what}_embedding.weight"] = take(f"{what}_emb.weight")
     if config.positions == "rotary":
@@ -316,7 +318,7 @@ def _infer(
         raise WeightFileError(
             f"heads {heads} and dim_head {head_size} need a to_qkv of {3 * heads * head_size} rows, it has {rows}"
         )
-    masks, about_masks = _masks(hparams, len(network.layers), version, network.caches)
+    masks, about_masks = attention_masks(hparams, len(network.layers), version, network.caches)
     config = DallePytorchConfig(
         text_length=text_length,
         text_vocab=text_vocab,
@@ -336,8 +338,8 @@ def _infer(
         divide_by_max=hparams.flag("stable"),
         reversible=network.reversible,
         tied_embeddings=tied,
-        shared_attention=_numbers([attention["to_qkv.weight"] for attention, _ in network.layers]),
-        shared_mlp=_numbers([mlp["net.0.weight"] for _, mlp in network.layers]),
+        shared_attention=_numbers([attention for attention, _ in network.layers]),
+        shared_mlp=_numbers([mlp for _, mlp in network.layers]),
     )
     notes = {
         "text_vocab": hparams.origin("num_text_tokens"),
@@ -358,37 +360,21 @@ def _grid(network: Network, text_length: int) -> tuple[int, int]:
         if any(side is None or len(side.shape) != 4 for side in sides):
             raise WeightFileError("it has neither rotary nor axial positions of the image")
         return sides[0].shape[1], sides[1].shape[2]  # type: ignore[union-attr]
-    rows = network.outside[ANGLES].shape[-2]
+    shape = network.outside[ANGLES].shape
+    rows = shape[-2] if len(shape) > 1 else 0
     for cells in (rows - text_length - 1, rows - text_length):  # the last row came with version 1.1.2
         if cells > 0 and math.isqrt(cells) ** 2 == cells:
             return math.isqrt(cells), math.isqrt(cells)
     raise WeightFileError(f"{ANGLES} has {rows} rows, which are not text_seq_len {text_length} and a square grid")
 
 
-def _numbers(tensors: Sequence[StoredTensor]) -> tuple[int, ...]:
-    """Number of each tensor, equal where they are the same numbers of the file; none if no two are."""
-    seen: dict[tuple[int, int], int] = {}
-    numbers = tuple(seen.setdefault((id(tensor.storage), tensor.start), len(seen)) for tensor in tensors)
+def _numbers(branches: Sequence[Tensors]) -> tuple[int, ...]:
+    """Number of each attention or MLP, equal where all its matrices are the same in the file; none if no two are."""
+    seen: dict[tuple[tuple[int, int], ...], int] = {}
+    matrices = [[branch[name] for name in _MATRICES if name in branch] for branch in branches]
+    places = [tuple((id(tensor.storage), tensor.start) for tensor in tensors) for tensors in matrices]
+    numbers = tuple(seen.setdefault(place, len(seen)) for place in places)
     return numbers if len(seen) < len(numbers) else ()
-
-
-def _masks(
-    hparams: HyperParameters, num_layers: int, version: tuple[int, ...] | None, caches: bool
-) -> tuple[str, str]:
-    """Schedule of masks, and where it comes from."""
-    specs, origin = [], hparams.origin("attn_types")
-    for kind in hparams.texts("attn_types")[:num_layers]:
-        if kind in REFUSED:
-            raise WeightFileError(f"it has {REFUSED[kind]}: they are not converted")
-        if kind != "conv_like" and kind not in MASKS:
-            raise WeightFileError(
-                f"it has layers of the attention type {kind!r}, expected {', '.join(MASKS)}, conv_like"
-            )
-        specs.append(MASKS.get(kind) or CONVOLUTIONS[caches if version is None else version >= (1, 5)])
-        if kind == "conv_like":
-            stated = "as no version is stated" if version is None else f"version {'.'.join(map(str, version))}"
-            origin = f"{hparams.origin('attn_types')}; conv_like is {specs[-1]}, {stated}"
-    return ", ".join(specs), origin
 
 
 def _refuse_deepspeed(location: Location) -> None:

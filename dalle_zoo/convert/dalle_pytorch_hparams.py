@@ -16,6 +16,15 @@ DEFAULTS: dict[str, Any] = {
     "stable": False,
 }  # fmt: skip
 """Of the original's class, in all versions, where the tensors do not tell."""
+MASKS = {"full": "full", "axial_row": "row_same", "axial_col": "column"}
+"""Types of attention and our masks; ``conv_like`` is one of `CONVOLUTIONS`."""
+CONVOLUTIONS = ("conv_clamped(kernel=5)", "conv_quadrant(kernel=5)")
+"""Before version 1.5, and since."""
+REFUSED = {
+    "sparse": "DeepSpeed's block-sparse attention, of which some blocks are drawn at random",
+    "mlp": "gMLP layers, which only versions 0.12 to 1.2 had",
+}
+"""Types of attention that are not converted."""
 
 
 @dataclass(frozen=True)
@@ -107,3 +116,32 @@ def stated_version(location: Location, checkpoint: Checkpoint) -> tuple[int, ...
         if isinstance(stated, str) and re.match(r"\d{1,4}\.\d{1,4}", stated):
             return tuple(int(part) for part in re.findall(r"\d{1,4}", stated)[:3])
     return None
+
+
+def attention_masks(
+    hparams: HyperParameters, num_layers: int, version: tuple[int, ...] | None, caches: bool
+) -> tuple[str, str]:
+    """Schedule of masks, and where it comes from.
+
+    Args:
+        hparams: Of the prior.
+        num_layers: Its layers.
+        version: Of the original, if it is stated.
+        caches: Whether modules are nested as since version 1.4.
+
+    Raises:
+        WeightFileError: A type of attention is not converted.
+    """
+    specs, origin = [], hparams.origin("attn_types")
+    for kind in hparams.texts("attn_types")[:num_layers]:
+        if kind in REFUSED:
+            raise WeightFileError(f"it has {REFUSED[kind]}: they are not converted")
+        if kind != "conv_like" and kind not in MASKS:
+            raise WeightFileError(
+                f"it has layers of the attention type {kind!r}, expected {', '.join(MASKS)}, conv_like"
+            )
+        specs.append(MASKS.get(kind) or CONVOLUTIONS[caches if version is None else version >= (1, 5)])
+        if kind == "conv_like":
+            stated = "as no version is stated" if version is None else f"version {'.'.join(map(str, version))}"
+            origin = f"{hparams.origin('attn_types')}; conv_like is {specs[-1]}, {stated}"
+    return ", ".join(specs), origin

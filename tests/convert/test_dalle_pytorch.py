@@ -235,6 +235,12 @@ def test_defaults_are_those_of_the_original(tmp_path: Path) -> None:
     assert notes["masks"] == "the original's default, attn_types is not stated"
 
 
+def test_what_is_shared_in_part_is_not_shared(tmp_path: Path) -> None:
+    name = "transformer.layers.layers.2.1.fn.fn.fn.fn.net.3.bias"
+    config, _ = inferred(save("1.4.2 shared", tmp_path, lambda c: c["weights"].update({name: torch.rand(20)})))
+    assert (config["shared_attention"], config["shared_mlp"]) == ((0, 1, 0, 0), (0, 1, 2, 1))
+
+
 def test_weights_without_their_file_take_hyper_parameters_beside_them(tmp_path: Path) -> None:
     content = content_of("1.6.6 mixed")
     torch.save(content["weights"], tmp_path / "pytorch_model.bin")
@@ -436,6 +442,7 @@ def drop(name: str) -> Callable[[dict[str, Any]], Any]:
 
 
 LAYER = "transformer.layers.layers.1"
+QKV = f"{LAYER}.0.fn.fn.fn.fn.fn.to_qkv.weight"
 
 
 @pytest.mark.parametrize(
@@ -459,8 +466,10 @@ LAYER = "transformer.layers.layers.1"
         (rename("norm.weight", "norm.g"), "only versions 0.5 and 0.6 of March 2021 did"),
         (rename("fn.to_qkv.weight", "fn.sgu.weight"), "gMLP layers, which only versions 0.12 to 1.2 had"),
         (rename(f"{LAYER}.", "transformer.layers.layers.9."), "layers must be numbered 0, 1 and so on"),
-        (drop(f"{LAYER}.0.fn.fn.fn.fn.fn.to_qkv.weight"), "layers must be numbered 0, 1 and so on, each with to_qkv"),
+        (drop(QKV), "layers must be numbered 0, 1 and so on, each with matrices to_qkv"),
         (drop("text_emb.weight"), "it has no matrix text_emb.weight"),
+        (lambda c: c["weights"].update({"transformer.pos_emb": torch.rand(())}), "transformer.pos_emb has 0 rows"),
+        (lambda c: c["weights"].update({QKV: torch.rand(())}), "each with matrices to_qkv and net.0"),
     ],
 )
 def test_what_is_not_converted(change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path) -> None:
