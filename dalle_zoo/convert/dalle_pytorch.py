@@ -332,6 +332,7 @@ def _infer(
         masks=masks,
         positions="rotary" if rotary else "axial",
         padding="learned" if text_ids > text_vocab else "masked",
+        padding_id=hparams.number("padding_id", least=0),
         shift_tokens=network.shifts,
         layer_scale="scale" in first[0],
         sandwich_norm=told["sandwich_norm"],
@@ -347,6 +348,7 @@ def _infer(
         "head_size": hparams.origin("dim_head"),
         "masks": about_masks,
         "divide_by_max": hparams.origin("stable"),
+        "padding_id": hparams.origin("padding_id"),
     }
     if rotary:
         notes["text_length"] = hparams.origin("text_seq_len")

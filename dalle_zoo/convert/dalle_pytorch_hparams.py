@@ -13,9 +13,9 @@ from dalle_zoo.convert.pickles import WeightFileError
 
 DEFAULTS: dict[str, Any] = {
     "num_text_tokens": 10000, "text_seq_len": 256, "heads": 8, "dim_head": 64, "attn_types": ("full",),
-    "stable": False,
+    "stable": False, "padding_id": 0,
 }  # fmt: skip
-"""Of the original's class, in all versions, where the tensors do not tell."""
+"""Of the original's class, in all versions, where the tensors do not tell; ``padding_id`` is of its tokenizers."""
 MASKS = {"full": "full", "axial_row": "row_same", "axial_col": "column"}
 """Types of attention and our masks; ``conv_like`` is one of `CONVOLUTIONS`."""
 CONVOLUTIONS = ("conv_clamped(kernel=5)", "conv_quadrant(kernel=5)")
@@ -39,11 +39,11 @@ class HyperParameters:
         """For the record: where a value comes from."""
         return f"{name} in {self.where}" if name in self.values else f"the original's default, {name} is not stated"
 
-    def number(self, name: str) -> int:
-        """A positive number, or its default."""
+    def number(self, name: str, least: int = 1) -> int:
+        """A number, or its default."""
         value = self.values.get(name, DEFAULTS[name])
-        if type(value) is not int or value < 1:
-            raise WeightFileError(f"{name} in {self.where} must be a positive number, got {value!r}")
+        if type(value) is not int or value < least:
+            raise WeightFileError(f"{name} in {self.where} must be a number from {least} on, got {value!r}")
         return value
 
     def flag(self, name: str) -> bool:

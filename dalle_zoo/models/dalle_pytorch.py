@@ -74,6 +74,8 @@ class DallePytorchConfig:
     """Rotations in every attention, or learned text positions, rows and columns at the input [rotary_emb]."""
     padding: Literal["learned", "masked"] = "learned"
     """One learned padding token per position, or, before version 0.9, padding that is not attended to."""
+    padding_id: int = BOS
+    """Id that fills captions. 0, the original's, becomes the padding of its position; learning-at-home/dalle has 1."""
     shift_tokens: bool = True
     """Whether every branch sees channels of the positions before [shift_tokens]."""
     layer_scale: bool = True
@@ -101,6 +103,8 @@ class DallePytorchConfig:
         for name, known in (("positions", ("rotary", "axial")), ("padding", ("learned", "masked"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if not 0 <= self.padding_id < self.text_vocab:
+            raise ValueError(f"padding_id must lie in 0..{self.text_vocab - 1}, got {self.padding_id}")
         for name in ("shared_attention", "shared_mlp"):
             numbers = tuple(getattr(self, name))  # a list in a JSON file
             object.__setattr__(self, name, numbers)
@@ -198,8 +202,9 @@ class DallePytorch(ImagePrior):
     def encode_captions(self, tokenizer: TextTokenizer, captions: Sequence[str]) -> Tensor:
         """Ids as the original has them, int64 (P, T): a token of id 0 is padding there, whatever it means."""
         ids = super().encode_captions(tokenizer, captions)
+        ids = ids.where(ids < self.config.text_vocab, self.config.padding_id)
         if self.config.padding == "masked":
-            return ids.where(ids < self.config.text_vocab, BOS)
+            return ids
         return ids.where(ids != BOS, torch.arange(ids.shape[1]) + self.config.text_vocab)
 
     def null_text(self) -> Tensor:

@@ -175,8 +175,9 @@ def test_options_are_shown_with_their_origin(tmp_path: Path) -> None:
     assert config == {
         "text_length": 5, "text_vocab": 11, "image_height": 8, "image_width": 8, "codebook_size": 9, "width": 20,
         "num_layers": 4, "num_heads": 3, "head_size": 8, "masks": "full, row_same, full", "positions": "rotary",
-        "padding": "learned", "shift_tokens": True, "layer_scale": True, "sandwich_norm": True, "divide_by_max": True,
-        "reversible": True, "tied_embeddings": False, "shared_attention": (0, 1, 0, 0), "shared_mlp": (0, 1, 0, 1),
+        "padding": "learned", "padding_id": 0, "shift_tokens": True, "layer_scale": True, "sandwich_norm": True,
+        "divide_by_max": True, "reversible": True, "tied_embeddings": False, "shared_attention": (0, 1, 0, 0),
+        "shared_mlp": (0, 1, 0, 1),
     }  # fmt: skip
     assert notes == {
         "text_vocab": "num_text_tokens in hparams",
@@ -184,6 +185,7 @@ def test_options_are_shown_with_their_origin(tmp_path: Path) -> None:
         "head_size": "dim_head in hparams",
         "masks": "attn_types in hparams",
         "divide_by_max": "stable in hparams",
+        "padding_id": "the original's default, padding_id is not stated",
         "text_length": "text_seq_len in hparams",
         "vocabulary": "none lies there",
     }
@@ -253,6 +255,24 @@ def test_weights_without_their_file_take_hyper_parameters_beside_them(tmp_path: 
     (tmp_path / "other.json").write_text(json.dumps(content["hparams"] | {"heads": 6}))
     with pytest.raises(WeightFileError, match=r"hparams.json and other.json state different hyper-parameters"):
         recognise(tmp_path)
+
+
+def test_the_volunteers_model(tmp_path: Path) -> None:
+    """learning-at-home/dalle: layers nested as before 1.4, in a wrapper; hyper-parameters stand in its code."""
+    content = content_of("1.6.6 reversible")
+    bare = {
+        f"model.{name}".replace("net.fn.fn.fn", "net.fn.fn").replace("fn.to_", "to_"): tensor
+        for name, tensor in content["weights"].items()
+        if not name.startswith("vae.")
+    }
+    assert "model.transformer.layers.blocks.0.f.net.fn.fn.fn.to_qkv.weight" in bare
+    torch.save(bare, tmp_path / "model_state.pt")
+    kinds = ["axial_row", "axial_col", "axial_row", "conv_like"]
+    (tmp_path / "hparams.json").write_text(json.dumps(content["hparams"] | {"attn_types": kinds, "padding_id": 1}))
+    config, notes = inferred(tmp_path)
+    assert config["masks"] == "row_same, column, row_same, conv_clamped(kernel=5)"
+    assert (config["padding_id"], notes["padding_id"]) == (1, "padding_id in hparams.json")
+    assert (config["reversible"], config["shift_tokens"], config["shared_mlp"]) == (True, True, (0, 1, 0, 1))
 
 
 def test_a_checkpoint_of_deepspeed(tmp_path: Path) -> None:
@@ -453,7 +473,7 @@ QKV = f"{LAYER}.0.fn.fn.fn.fn.fn.to_qkv.weight"
         (set_hparams(attn_types=("full", "axial")), "layers of the attention type 'axial', expected full, axial_row"),
         (set_hparams(attn_types=3), "attn_types in hparams must be a list of names, got 3"),
         (set_hparams(heads=4), "heads 4 and dim_head 8 need a to_qkv of 96 rows, it has 72"),
-        (set_hparams(heads="3"), "heads in hparams must be a positive number, got '3'"),
+        (set_hparams(heads="3"), "heads in hparams must be a number from 1 on, got '3'"),
         (set_hparams(stable=1), "stable in hparams must be true or false, got 1"),
         (set_hparams(dim=21), "hparams does not fit: dim is 21, the tensors have 20"),
         (set_hparams(rotary_emb=False), "rotary_emb is False, the tensors have True"),

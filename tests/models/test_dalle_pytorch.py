@@ -93,6 +93,8 @@ def test_captions_of_learned_padding() -> None:
         [97, 98, 99, 100, 101],
     ]
     assert torch.equal(prior.null_text(), ids[2])
+    filled = DallePytorch(DallePytorchConfig(**TINY, padding_id=1)).encode_captions(ByteTokenizer(), ["ab", "a\0b"])
+    assert filled.tolist() == [[97, 98, 1, 1, 1], [97, 257, 98, 1, 1]]
 
 
 def test_captions_of_masked_padding() -> None:
@@ -142,6 +144,7 @@ def test_size_of_the_published_small_model() -> None:
         ({"padding": "none"}, "padding must be one of learned, masked, got 'none'"),
         ({"shared_mlp": (0, 2)}, r"shared_mlp must give each of 2 layers a number, 0, 1 and so on, got \(0, 2\)"),
         ({"shared_attention": (0,)}, "shared_attention must give each of 2 layers"),
+        ({"padding_id": 256}, r"padding_id must lie in 0..255, got 256"),
         ({"width": 1}, "shifted tokens need a width of at least 2, got 1"),
         ({"masks": "axial_row"}, "unknown schedule or mask 'axial_row'"),
     ],
