@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# B batch, C channels, H W image, h w code grid, K codebook size, V vocabulary
+# B batch, C channels, H W image, h w code grid, K codebook size, V vocabulary, M positions, d width
+
+LOGITS = 2**25
+"""Logits of a head that exist at once."""
+LOGITS_ON_CPU = 2**22
+"""There, so many that caches hold them."""
 
 
 def logit_laplace_nll(x: Tensor, mu: Tensor, log_scale: Tensor) -> Tensor:
@@ -68,6 +75,73 @@ def dvae_loss(
     cells, values = logits[0, 0].numel(), x[0].numel()
     loss = nll + kl_weight * (cells / values) * kl
     return loss, {"nll": nll.detach(), "kl": kl.detach()}
+
+
+def head_loss(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of a head's predictions, nats, summed over positions, of few at a time.
+
+    ``cross_entropy(linear(hidden, weight, bias).float(), target, reduction="sum")``, whose gradients are computed in
+    the forward pass, while the logits of some positions are there; the backward pass only multiplies them by the
+    gradient of the loss. No logit is computed twice. A graph with this in it is good for one backward pass; PyTorch
+    says so at the second.
+
+    Args:
+        hidden: Inputs of the head, (M, d); no rows give 0.
+        weight: (V, d).
+        bias: (V,).
+        target: int64 (M,).
+
+    Returns:
+        A scalar, float32 or wider.
+    """
+    summed: Tensor = HeadLoss.apply(hidden, weight, bias, target)  # type: ignore[no-untyped-call]
+    return summed
+
+
+class HeadLoss(torch.autograd.Function):
+    """`head_loss`; under autocast its products are computed in the type of autocast."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+        """The sum, and its gradients where any is asked for."""
+        device, wanted = hidden.device.type, any(ctx.needs_input_grad)
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        summed = hidden.new_zeros((), dtype=wide)
+        inputs_gradient = torch.empty_like(hidden) if wanted else None
+        weight_gradient = torch.zeros_like(weight, dtype=wide) if wanted else None
+        bias_gradient = torch.zeros_like(bias, dtype=wide) if wanted else None
+        with torch.autocast(device, enabled=False):
+            matrix, offset = weight.to(dtype), bias.to(dtype)
+            rows = max(1, (LOGITS_ON_CPU if device == "cpu" else LOGITS) // len(weight))
+            for start in range(0, len(hidden), rows):
+                inputs, wants = hidden[start : start + rows].to(dtype), target[start : start + rows, None]
+                log_probs = F.linear(inputs, matrix, offset).log_softmax(-1, dtype=wide)
+                summed -= log_probs.gather(1, wants).sum()
+                if inputs_gradient is not None and weight_gradient is not None and bias_gradient is not None:
+                    errors = log_probs.exp_().scatter_add_(1, wants, log_probs.new_full(wants.shape, -1.0))
+                    bias_gradient += errors.sum(0)
+                    errors = errors.to(dtype)  # the gradient of the logits
+                    inputs_gradient[start : start + rows] = errors @ matrix
+                    _add_product(weight_gradient, errors.t(), inputs)
+        ctx.save_for_backward(inputs_gradient, weight_gradient, bias_gradient)
+        ctx.dtypes = weight.dtype, bias.dtype
+        return summed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Those of the sum times the gradient of the sum, in place: a head's matrix is large."""
+        inputs, weight, bias = (x.mul_(gradient) for x in ctx.saved_tensors)
+        return inputs, weight.to(ctx.dtypes[0]), bias.to(ctx.dtypes[1]), None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left @ right``, in the type of the total."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from dalle_zoo.models.attention import Attention
 from dalle_zoo.models.decoding import PriorDecoding
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.models.initial import fill, fresh_seed
+from dalle_zoo.models.losses import head_loss
 from dalle_zoo.models.residual import Residual, ResidualBlock
 
 # B batch, T text positions, h w code grid, N = h * w image positions, L = T + N, d width, V text vocabulary,
@@ -306,6 +307,10 @@ class Prior(ImagePrior):
         """Reads the captions and gets ready to draw."""
         return PriorDecoding(self, text, num_candidates)
 
+    def window_decoding(self, text: Tensor, num_candidates: int, window: int) -> PriorDecoding:
+        """Reads the captions and gets ready to draw up to ``window`` tokens at once."""
+        return PriorDecoding(self, text, num_candidates, window)
+
     def is_token(self, text: Tensor) -> Tensor:
         """Which positions hold a text token, not padding: bool (B, T)."""
         return text < self.config.text_vocab
@@ -325,11 +330,13 @@ class Prior(ImagePrior):
         x = self.hidden(text, codes)
         split = self.config.text_length
         is_token = self.is_token(text)
-        image_logits = self.image_head(x[:, split:])
-        image = F.cross_entropy(image_logits.flatten(0, 1).float(), codes.flatten())
-        text_logits = self.text_head(x[:, :split][is_token])
+        image = _summed_loss(self.image_head, x[:, split:].flatten(0, 1), codes.flatten()) / codes.numel()
         # A batch of empty captions has no text target; the sum of nothing is 0 and stays differentiable.
-        summed = F.cross_entropy(text_logits.float(), text[is_token], reduction="sum")
+        summed = _summed_loss(self.text_head, x[:, :split][is_token], text[is_token])
         text_loss = summed / (is_token.sum().float() if text_tokens is None else text_tokens).clamp(min=1e-6)
         weight = self.config.text_loss_weight
         return PriorLoss(weight * text_loss + (1 - weight) * image, text_loss, image)
+
+
+def _summed_loss(head: nn.Linear, hidden: Tensor, target: Tensor) -> Tensor:
+    return head_loss(hidden, head.weight, head.bias, target)

@@ -111,8 +111,8 @@ def duration_of(work: Work, setup: Setup, memory: Memory, rates: Rates, compress
     """
     flops = work.flops()
     samples = setup.batch * setup.accumulate
-    forward = sum(flops.forward.values()) * samples / rates.compute
-    recomputed = flops.recomputed * samples / rates.compute if setup.recompute else 0.0
+    forward = sum(flops.forward.values())
+    backward = 2 * forward + (flops.recomputed if setup.recompute else 0.0)
     network = {"forward": 0.0, "backward": 0.0, "after": 0.0}
     for collective in collectives(work, setup, compress):
         network[collective.when] += seconds_on_wire(collective, setup, rates)
@@ -122,8 +122,8 @@ def duration_of(work: Work, setup: Setup, memory: Memory, rates: Rates, compress
     held = memory.held
     touched = 2 * (held["weights"] + held["AdamW moments"]) + held["gradients"]
     return Duration(
-        forward=forward,
-        backward=2 * forward + recomputed,
+        forward=(forward + flops.early) * samples / rates.compute,
+        backward=(backward - flops.early) * samples / rates.compute,
         forward_network=network["forward"],
         backward_network=network["backward"],
         exchange=network["after"],

@@ -55,7 +55,7 @@ def memory_of(work: Work, setup: Setup, reserve: float | None = None) -> Memory:
     """
     f, recompute = setup.formats, setup.recompute
     held = _held(work, setup)
-    kept = work.kept(setup.batch, f, recompute)
+    kept = {**work.kept(setup.batch, f, recompute), **_early(work, setup)}
     briefly = work.in_backward(setup.batch, f, recompute)
     largest = max(briefly, key=lambda name: briefly[name])
     forward = {**_copies(work, setup, whole=True), **_gathered(work, setup), **kept, **work.at_turn(setup.batch, f)}
@@ -148,11 +148,17 @@ def _gathered(work: Work, setup: Setup) -> Bytes:
     return kinds
 
 
+def _early(work: Work, setup: Setup) -> Bytes:
+    """Gradients that the forward pass leaves; the paper's did not."""
+    early = sum(p.total for p in work.parameters if p.early)
+    return {"gradients of the heads, float32": early * FLOAT32} if early and not setup.paper_formats else {}
+
+
 def _unsharded(work: Work, setup: Setup) -> Bytes:
     """Whole gradients, before they are cut into shards."""
     if not setup.gathers:
         return {}
-    sizes = unit_sizes(work.parameters)
+    sizes = unit_sizes(p for p in work.parameters if not p.early)
     root = sizes.pop(ROOT)
     largest, f = max(sizes.values()), setup.formats
     if setup.paper_formats:  # which scatters them as they are

@@ -27,6 +27,8 @@ class Parameter:
     """Matrices that PowerSGD sees in it: its rows are cut in so many; 0 if it is sent as it is."""
     autocast: bool = False
     """Whether autocast makes a 16-bit copy of it."""
+    early: bool = False
+    """Whether its gradient is computed in the forward pass: whole, float32."""
 
     @property
     def total(self) -> int:

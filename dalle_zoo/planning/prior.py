@@ -6,6 +6,8 @@ from collections import Counter
 from functools import cached_property
 
 from dalle_zoo.masks import Mask, layer_masks
+from dalle_zoo.models.attention.choice import in_lines
+from dalle_zoo.models.losses import LOGITS
 from dalle_zoo.models.prior import PriorConfig
 from dalle_zoo.planning.formats import FLOAT32, Formats
 from dalle_zoo.planning.parameters import Parameter
@@ -16,7 +18,7 @@ from dalle_zoo.planning.work import Bytes, Flops, Work
 
 
 class PriorWork(Work):
-    """Training step of the prior with the attention back-end ``sdpa``."""
+    """Training step of the prior with the attention back-end ``auto``."""
 
     stage = "prior"
     recomputes = True
@@ -34,8 +36,9 @@ class PriorWork(Work):
 
     @cached_property
     def _masked_layers(self) -> int:
-        """Layers whose mask is a matrix; plain causal attention needs none."""
-        return sum(count for mask, count in self._masks if "attn_mask" in mask.sdpa_arguments())
+        """Layers whose mask is a matrix; plain causal attention needs none, and lines share one of theirs."""
+        masks = ((mask, count) for mask, count in self._masks if not in_lines(mask))
+        return sum(count for mask, count in masks if "attn_mask" in mask.sdpa_arguments())
 
     def kept(self, batch: int, formats: Formats, recompute: bool) -> Bytes:
         """Of every block its input; of a branch, unless recomputed, the input of each of its operations."""
@@ -47,31 +50,39 @@ class PriorWork(Work):
             kept["activations: branches"] = k.num_layers * (self._attention(rows, formats) + self._mlp(rows, formats))
             # A mask of booleans becomes one of numbers, anew in every layer.
             kept["activations: attention masks"] = self._masked_layers * self.tokens**2 * c
-        kept["activations: heads"] = (text + image) * k.width * formats.head
-        kept["log-probabilities, float32"] = (text * k.text_vocab + image * k.codebook_size) * FLOAT32
+        kept["gradients of the heads' inputs"] = (text + image) * k.width * formats.residual
         return kept
 
     def at_turn(self, batch: int, formats: Formats) -> Bytes:
-        """Logits; of those of the text a float32 copy, too."""
+        """Last of all the text head is at work."""
         h, k = formats.head, self.config
-        text, image = batch * k.text_length * k.text_vocab, batch * k.image_length * k.codebook_size
-        return {"logits": image * h + text * (h + (FLOAT32 if h < FLOAT32 else 0))}
+        logits = min(batch * k.text_length * k.text_vocab, LOGITS)
+        found = {
+            "outputs of the last norm, and those of them that are text": (
+                batch * (self.tokens + k.text_length) * k.width * formats.residual
+            ),
+            "logits, and a float32 copy": logits * (h + FLOAT32),
+        }
+        if h < FLOAT32:  # of the weight, and of what is added to its gradient
+            found["16-bit copies of the text head"] = 2 * k.text_vocab * k.width * h
+        return found
 
     def in_backward(self, batch: int, formats: Formats, recompute: bool) -> Bytes:
-        """Gradients of the logits; then gradients inside a block, and what it keeps if it is recomputed."""
-        c, h, i, k = formats.compute, formats.head, formats.residual, self.config
+        """Gradients inside a block, and what it keeps if it is recomputed."""
+        c, i, k = formats.compute, formats.residual, self.config
         rows = batch * self.tokens
-        logits = batch * max(k.image_length * k.codebook_size, k.text_length * k.text_vocab)
-        # Gradients: of the result, of queries, keys and values; of the result, of the hidden units.
-        attention, mlp = 4 * rows * k.width * c, (1 + k.mlp_ratio) * rows * k.width * c
+        attention, mlp = self._attention_gradients(batch) * c, (1 + k.mlp_ratio) * rows * k.width * c
         if recompute:
-            attention += self._attention(rows, formats) + self.tokens**2 * c
+            attention += self._attention(rows, formats) + (self.tokens**2 * c if self._masked_layers else 0)
             mlp += self._mlp(rows, formats)
         block = 2 * rows * k.width * i + max(attention, mlp)
-        return {
-            "gradients of logits": logits * (FLOAT32 + (h if h < FLOAT32 else 0)),
-            "gradients inside a block" + (", and its activations" if recompute else ""): block,
-        }
+        return {"gradients inside a block" + (", and its activations" if recompute else ""): block}
+
+    def _attention_gradients(self, batch: int) -> int:
+        """Gradients of the result, of queries, keys and values; in lines also what is brought to them and back."""
+        plans = (mask.line_plan() for mask, _ in self._masks if in_lines(mask))
+        gathered = (plan.queries.numel() + plan.keys.numel() for plan in plans)
+        return batch * self.config.width * max(4 * self.tokens, self.tokens + 4 * max(gathered, default=0))
 
     def _attention(self, rows: int, formats: Formats) -> float:
         """Normed input, queries, keys, values, result; per head the logarithm of the softmax's sum; two statistics."""
@@ -91,7 +102,8 @@ class PriorWork(Work):
         heads = 2.0 * k.width * (k.text_length * k.text_vocab + k.image_length * k.codebook_size)
         # Recomputation stops before the last matrix of a branch, whose result the backward pass does not need.
         last = 2.0 * self.tokens * k.num_layers * (1 + k.mlp_ratio) * k.width**2
-        return Flops({"matrices": matrices, "attention": attention, "heads": heads}, matrices - last + attention)
+        forward = {"matrices": matrices, "attention": attention, "heads": heads}
+        return Flops(forward, matrices - last + attention, early=2 * heads)
 
 
 def _parameters(k: PriorConfig) -> tuple[Parameter, ...]:
@@ -108,10 +120,8 @@ def _parameters(k: PriorConfig) -> tuple[Parameter, ...]:
         ]  # fmt: skip
 
     def head(kind: str, vocabulary: int) -> list[Parameter]:
-        return [
-            Parameter(kind=kind, shape=(vocabulary, d), autocast=True),
-            Parameter(kind=kind, shape=(vocabulary,), autocast=True),
-        ]
+        shapes: tuple[tuple[int, ...], ...] = (vocabulary, d), (vocabulary,)
+        return [Parameter(kind=kind, shape=shape, early=True) for shape in shapes]
 
     return (
         *matrix("attention", 3 * d, d, parts=3),

@@ -21,6 +21,8 @@ class Flops:
     """Forward pass by part."""
     recomputed: float
     """Forward pass of what recomputation computes once more."""
+    early: float = 0.0
+    """Of the backward pass, what is computed in the forward one: gradients of heads while their logits are there."""
 
     @property
     def model(self) -> float:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch import distributions as D
 from torch.nn import functional as F
 
-from dalle_zoo.models.losses import contrastive_loss, dvae_loss, kl_to_uniform, logit_laplace_nll
+from dalle_zoo.models import losses
+from dalle_zoo.models.losses import contrastive_loss, dvae_loss, head_loss, kl_to_uniform, logit_laplace_nll
 
 INTEGRAL = 1e-4
 """Midpoint rule with 200,000 points on densities with a kink."""
@@ -111,3 +112,69 @@ def test_the_contrastive_loss_against_loops() -> None:
     assert float(loss) == pytest.approx(total / 10, rel=1e-5)
     assert float(contrastive_loss(texts, images, scale)) == pytest.approx(float(loss), rel=1e-5)
     assert float(contrastive_loss(images[:1], texts[:1], scale)) == pytest.approx(0, abs=1e-6)
+
+
+# ------------------------------------------------------------ heads
+
+
+def head(positions: int, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], Tensor]:
+    """Inputs, matrix and offsets of a head with 13 tokens, and targets."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(positions, 6), (13, 6), (13,)]
+    leaves = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+    return leaves, torch.randint(13, (positions,), generator=generator)
+
+
+def summed(leaves: list[Tensor], target: Tensor) -> Tensor:
+    """What `head_loss` restates."""
+    return F.cross_entropy(F.linear(*leaves).float(), target, reduction="sum")
+
+
+@pytest.mark.parametrize("logits", [1, 26, 39, 1000])  # one row, two, three that do not divide five, all at once
+@pytest.mark.parametrize("positions", [0, 1, 5])
+def test_the_loss_of_a_head_in_pieces_is_that_of_all_logits(
+    positions: int, logits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "LOGITS_ON_CPU", logits)
+    leaves, target = head(positions)
+    ours, oracle = head_loss(*leaves, target), summed(leaves, target)
+    torch.testing.assert_close(ours, oracle, atol=1e-6, rtol=1e-6)
+    for came, expected in zip(*(torch.autograd.grad(3 * loss, leaves) for loss in (ours, oracle)), strict=True):
+        torch.testing.assert_close(came, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    leaves, target = head(5)
+    loss = head_loss(*leaves, target)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_head_under_autocast_multiplies_in_its_type() -> None:
+    leaves, target = head(5)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, oracle = head_loss(*leaves, target), summed(leaves, target)
+    assert ours.dtype == torch.float32
+    assert torch.equal(ours, oracle)
+    assert not torch.equal(ours, summed(leaves, target)), "the type of autocast makes a difference"
+    for came, expected in zip(*(torch.autograd.grad(loss, leaves) for loss in (ours, oracle)), strict=True):
+        assert came.dtype == torch.float32
+        torch.testing.assert_close(came, expected, atol=0.02, rtol=0.02)  # products rounded to 8 bits
+
+
+def test_a_bfloat16_head_has_bfloat16_gradients() -> None:
+    leaves, target = head(5, torch.bfloat16)
+    ours, oracle = head_loss(*leaves, target), summed(leaves, target)
+    for came, expected in zip(*(torch.autograd.grad(loss, leaves) for loss in (ours, oracle)), strict=True):
+        assert came.dtype == torch.bfloat16
+        torch.testing.assert_close(came, expected, atol=0.02, rtol=0.02)
+
+
+def test_without_gradients_none_are_computed() -> None:
+    leaves, target = head(5)
+    with torch.no_grad():
+        assert head_loss(*leaves, target).grad_fn is None
+    matrix = leaves[1].detach()
+    (gradient,) = torch.autograd.grad(head_loss(leaves[0], matrix, leaves[2], target), [leaves[0]])
+    torch.testing.assert_close(gradient, torch.autograd.grad(summed(leaves, target), leaves)[0], **ROUNDING)

@@ -267,16 +267,15 @@ def gradient(tensor: Tensor) -> Tensor:
 
 def test_every_target_gets_gradient_once_from_its_head(random_prior: Maker) -> None:
     prior, (text, codes) = random_prior(), batch(5)
-    came = outputs_of(prior, "text_head", "image_head")
     prior.loss(text, codes).total.backward()
-    assert [len(came["text_head"]), len(came["image_head"])] == [1, 1]
-    targets = {"text_head": text[text < V], "image_head": codes.flatten()}
-    for name, target in targets.items():
-        logits = came[name][0]
-        one_hot = F.one_hot(target, logits.shape[-1])
-        kind_weight = 1 / 8 if name == "text_head" else 7 / 8
-        expected = kind_weight * (logits.detach().softmax(-1).flatten(0, -2) - one_hot) / len(target)
-        torch.testing.assert_close(gradient(logits).flatten(0, -2), expected)
+    hidden = prior.hidden(text, codes).detach()
+    of_text, of_image = hidden[:, :T][text < V], hidden[:, T:].flatten(0, 1)
+    heads = [(prior.text_head, of_text, text[text < V], 1 / 8), (prior.image_head, of_image, codes.flatten(), 7 / 8)]
+    for head, rows, target, kind_weight in heads:
+        probabilities = head(rows).detach().softmax(-1)
+        errors = kind_weight * (probabilities - F.one_hot(target, len(head.weight))) / len(target)
+        torch.testing.assert_close(gradient(head.weight), errors.t() @ rows)
+        torch.testing.assert_close(gradient(head.bias), errors.sum(0))
 
 
 def test_each_loss_reaches_the_positions_of_its_kind_and_no_other(random_prior: Maker) -> None:

@@ -15,7 +15,7 @@ from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.losses import dvae_loss
 from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.planning.dvae import DVAEWork
-from dalle_zoo.planning.formats import GIB
+from dalle_zoo.planning.formats import FLOAT32, GIB
 from dalle_zoo.planning.memory import BACKWARD, FORWARD, STEP, memory_of
 from dalle_zoo.planning.prior import PriorWork
 from dalle_zoo.planning.setup import Setup
@@ -119,8 +119,9 @@ def dvae_step(net: DVAE, batch: int, precision: str) -> Callable[[], Tensor]:
 
 
 def kept(work: PriorWork | DVAEWork, setup: Setup) -> float:
-    """Bytes that the plan says the forward pass keeps: its activations, and copies of weights that autograd holds."""
+    """Bytes that the plan says the forward pass keeps: activations, early gradients, copies of weights."""
     activations = sum(work.kept(setup.batch, setup.formats, setup.recompute).values())
+    activations += FLOAT32 * sum(p.total for p in work.parameters if p.early)
     if setup.precision != "bf16-mixed":
         return activations
     copied = (p for p in work.parameters if p.autocast and (p.unit == "root" or not setup.recompute))

@@ -96,7 +96,7 @@ class LineAttention(torch.autograd.Function):
         image_sums = torch.logaddexp(far_sums, near_sums)
         share = (near_sums - image_sums).exp()[..., None]  # of the softmax that lies in the line
         image_out = torch.lerp(far.to(share.dtype), near.to(share.dtype), share)
-        out = torch.cat([text_out, image_out.to(query.dtype)], 2)
+        out = _join(text_out, image_out.to(query.dtype))
         ctx.save_for_backward(query, key, value, out, torch.cat([text_sums, image_sums], 2))
         ctx.plan = plan
         return out
@@ -108,28 +108,40 @@ class LineAttention(torch.autograd.Function):
         of = Lines(*ctx.plan)
         parts = [_cut(x, of) for x in (gradient, *ctx.saved_tensors)]
         text, image = Passed(*(part[0] for part in parts)), Passed(*(part[1] for part in parts))
-        in_line = Passed(
-            gradient=_take(image.gradient, of.queries),
-            query=_take(image.query, of.queries),
-            key=_take(image.key, of.keys),
-            value=_take(image.value, of.keys),
-            out=_take(image.out, of.queries),
-            sums=_take(image.sums, of.queries),
-        )
+        near_query, near_key, near_value = _in_lines(image, of)
         text_query, text_key, text_value = fused.backward(text, of.among_text)
         far_query, far_key, far_value = fused.backward(image._replace(key=text.key, value=text.value), Reads())
-        near_query, near_key, near_value = fused.backward(in_line, of.in_line)
         return (
-            torch.cat([text_query, far_query + _raster(near_query, of.order, len(gradient))], 2),
-            torch.cat([text_key + far_key, _sum_of_lines(near_key, of, len(gradient))], 2),
-            torch.cat([text_value + far_value, _sum_of_lines(near_value, of, len(gradient))], 2),
+            _join(text_query, far_query + near_query),
+            _join(text_key + far_key, near_key),
+            _join(text_value + far_value, near_value),
             *(None for _ in ctx.plan),
         )
+
+
+def _in_lines(image: Passed, of: Lines) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the image's queries, keys and values (B, H, N, D) by what lines read."""
+    passed = Passed(
+        gradient=_take(image.gradient, of.queries),
+        query=_take(image.query, of.queries),
+        key=_take(image.key, of.keys),
+        value=_take(image.value, of.keys),
+        out=_take(image.out, of.queries),
+        sums=_take(image.sums, of.queries),
+    )
+    query, key, value = fused.backward(passed, of.in_line)
+    batch = len(image.query)
+    return _raster(query, of.order, batch), _sum_of_lines(key, of, batch), _sum_of_lines(value, of, batch)
 
 
 def _cut(x: Tensor, of: Lines) -> tuple[Tensor, Tensor]:
     """Text and image of (B, H, L, …)."""
     return x[:, :, : of.text], x[:, :, of.text :]
+
+
+def _join(text: Tensor, image: Tensor) -> Tensor:
+    """(B, H, L, D) in the memory of (B, L, H, D), so that joining the heads is no copy."""
+    return torch.cat([text.transpose(1, 2), image.transpose(1, 2)], 1).transpose(1, 2)
 
 
 # Pictures and heads stand in the place of a batch and lines in that of heads, because an additive mask of lines is
