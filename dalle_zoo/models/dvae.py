@@ -22,10 +22,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle_zoo.models import dvae_cpu
 from dalle_zoo.models.layers import gumbel_noise
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
 
 # B batch, C channels, H W image, h w code grid (H / factor, W / factor), K codebook size
+
+_PASS_BYTES = {"cpu": 16 << 20, "cuda": 2 << 30}
+"""Size of the largest tensor of one pass without gradients: on a CPU about its cache, on a GPU enough to fill it."""
+_LOGITS_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+"""Size of the code logits that are there at once when only the largest is wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +101,17 @@ class DVAEConfig(DVAEEncoderConfig):
         super().__post_init__()
         if self.decoder_stem < 1:
             raise ValueError(f"decoder_stem must be at least 1, got {self.decoder_stem}")
+
+
+def _computing_dtype(weight: Tensor) -> torch.dtype:
+    """Precision of the convolutions where one stands: that of autocast, or else of the weight."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def _num_per_pass(device: torch.device, channels: int, height: int, width: int) -> int:
+    """Pictures of one pass without gradients, by their largest tensor."""
+    return max(1, _PASS_BYTES.get(device.type, _PASS_BYTES["cuda"]) // (4 * channels * height * width))
 
 
 def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
@@ -172,6 +189,34 @@ class Encoder(nn.Module):
         """What the logits are a linear map of: mapped pixels (B, C, H, W) to (B, widest group, h, w)."""
         return F.relu(self.groups(self.input(images)))
 
+    @torch.no_grad()
+    def codes(self, images: Tensor) -> Tensor:
+        """Codes of the largest logits, which are never there all at once.
+
+        Args:
+            images: Pixels in [eps, 1 - eps], (B, C, H, W).
+
+        Returns:
+            int64 (B, h, w).
+        """
+        dtype = _computing_dtype(self.input.weight)
+        fused = dvae_cpu.usable(images, self.input.weight, dtype)
+        features = dvae_cpu.Network(self.input, self.groups, dtype) if fused else self.features
+        logits = dvae_cpu.Cells(self.output) if fused else self._logits_of_rows
+        cells = max(1, _LOGITS_BYTES.get(images.device.type, _LOGITS_BYTES["cuda"]) // (4 * self.output.out_channels))
+        codes = []
+        for part in torch.split(images, _num_per_pass(images.device, self.input.out_channels, *images.shape[2:])):
+            found = features(part.contiguous(memory_format=torch.channels_last))
+            rows = found.to(self.output.weight.dtype).permute(0, 2, 3, 1).flatten(0, 2)
+            largest = torch.cat([logits(few).argmax(1) for few in torch.split(rows, cells)])
+            codes.append(largest.view(len(part), *found.shape[2:]))
+        return torch.cat(codes)
+
+    def _logits_of_rows(self, rows: Tensor) -> Tensor:
+        """Logits of single cells: features (n, C) to (n, K)."""
+        with torch.autocast(rows.device.type, enabled=False):  # as in `forward`
+            return F.linear(rows, self.output.weight[:, :, 0, 0], self.output.bias)
+
     def forward(self, images: Tensor) -> Tensor:
         """Encodes.
 
@@ -223,8 +268,12 @@ class Decoder(nn.Module):
     def from_codes(self, codes: Tensor) -> Tensor:
         """Decodes hard codes (B, h, w): a table look-up instead of a product with one-hot cells."""
         table = self.input.weight[:, :, 0, 0].t()
-        stem = F.embedding(codes, table).permute(0, 3, 1, 2) + self.input.bias[:, None, None]  # type: ignore[index]
-        return self.from_stem(stem)
+        stem = (F.embedding(codes, table) + self.input.bias).permute(0, 3, 1, 2)  # type: ignore[operator]
+        dtype = _computing_dtype(self.output.weight)
+        if not dvae_cpu.usable(codes, self.output.weight, dtype):
+            return self.from_stem(stem)
+        network, output = dvae_cpu.Network(None, self.groups, dtype), dvae_cpu.Convolution(self.output, dtype)
+        return output(network(stem)).float()
 
     def from_stem(self, stem: Tensor) -> Tensor:
         """Decodes vectors of the cells, (B, stem, h, w), to distribution parameters (B, 2C, H, W)."""
@@ -246,17 +295,22 @@ class EncodingTokenizer(ImageTokenizer):
         """Maps pixels from [0, 1] to [eps, 1 - eps], where the logit is finite (appendix A.3)."""
         return images * (1 - 2 * self.config.pixel_eps) + self.config.pixel_eps
 
+    def check_images(self, images: Tensor) -> None:
+        """As `ImageTokenizer.check_images`, and the number of channels."""
+        super().check_images(images)
+        if images.shape[1] != self.config.channels:
+            raise ValueError(f"images must have {self.config.channels} channels, got shape {tuple(images.shape)}")
+
     def logits(self, images: Tensor) -> Tensor:
         """Unnormalised log-probabilities of the codes: pixels in [0, 1], (B, C, H, W) to (B, K, h, w)."""
         self.check_images(images)
-        if images.shape[1] != self.config.channels:
-            raise ValueError(f"images must have {self.config.channels} channels, got shape {tuple(images.shape)}")
         logits: Tensor = self.encoder(self.map_pixels(images))
         return logits
 
     def encode(self, images: Tensor) -> Tensor:
         """Most likely codes, without noise, as stage 2 is trained (2.2): (B, C, H, W) to int64 (B, h, w)."""
-        return self.logits(images).argmax(1)
+        self.check_images(images)
+        return self.encoder.codes(self.map_pixels(images))
 
 
 @IMAGE_TOKENIZERS.register("dvae_encoder")
@@ -339,7 +393,12 @@ class DVAE(EncodingTokenizer):
     def decode(self, codes: Tensor) -> Tensor:
         """Pictures of codes: int64 (B, h, w) to pixels in [0, 1], (B, C, H, W)."""
         self.check_codes(codes)
-        return self.pixels(self.decoder.from_codes(codes))
+        if torch.is_grad_enabled():
+            return self.pixels(self.decoder.from_codes(codes))
+        factor = self.config.factor
+        height, width = codes.shape[-2] * factor, codes.shape[-1] * factor
+        parts = torch.split(codes, _num_per_pass(codes.device, self.config.width, height, width))
+        return torch.cat([self.pixels(self.decoder.from_codes(part)) for part in parts])
 
     def pixels(self, parameters: Tensor) -> Tensor:
         """Picture of a predicted distribution: the location alone, (B, 2C, H, W) to [0, 1] (B, C, H, W)."""

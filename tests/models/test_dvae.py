@@ -81,6 +81,7 @@ def test_equals_the_released_code(twin: DVAE) -> None:
     torch.testing.assert_close(twin.map_pixels(images), dall_e.map_pixels(images), **ROUNDING)
     logits = encoder(dall_e.map_pixels(images))
     torch.testing.assert_close(twin.logits(images), logits, **TWIN)
+    assert torch.equal(twin.encode(images), logits.argmax(1))
     torch.testing.assert_close(twin.decoder(logits.softmax(1)), decoder(logits.softmax(1)), **TWIN)
 
 
