@@ -24,6 +24,7 @@ from dalle_zoo.pictures import from_pil, to_pil, to_rgb
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo.remote import Access
 from dalle_zoo.sampling import Sampler, picture_seed, sample_codes
+from dalle_zoo.sampling.jacobi import MOST_PICTURES
 from dalle_zoo.tokenizers import TextTokenizer, load_text_tokenizer
 from dalle_zoo.zoo import find_component, find_model
 
@@ -306,6 +307,7 @@ class DallePipeline:
         guidance: float = 1.0,
         prime: Image.Image | Tensor | None = None,
         prime_rows: int | None = None,
+        window: int | None = None,
         batch_size: int = 64,
         output_type: OutputType = "pil",
         return_dict: bool = True,
@@ -326,17 +328,19 @@ class DallePipeline:
             guidance: Classifier-free guidance; 1 is none.
             prime: Picture whose top rows are kept.
             prime_rows: Rows of the code grid that are kept; half of the grid if missing (the paper keeps 15 of 32).
+            window: Run so many tokens at once, the later ones guessed, until every guess is right: the same pictures
+                in fewer passes, sooner for one or two at a time; at most 4. Not every type of prior can.
             batch_size: Pictures drawn at once; changes memory and time, not the pictures.
             output_type: "pil", "np" (B, H, W, 3), "pt" (B, 3, H, W), or "latent" (codes, (B, h, w)).
             return_dict: False returns a tuple with the images alone.
-            callback: Called after every token with (tokens done, tokens in all) of the whole call.
+            callback: Called after every token, or every window, with (tokens done, tokens in all) of the whole call.
 
         Returns:
             `PipelineOutput`, pictures of the first prompt first.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         count = num_images_per_prompt
-        self._check_call(prompts, count, rerank, output_type, batch_size)
+        self._check_call(prompts, count, rerank, output_type, batch_size, window)
         if prime is None and prime_rows is not None:
             raise ValueError("prime_rows needs prime, the picture whose top rows are kept")
         sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p)
@@ -345,7 +349,7 @@ class DallePipeline:
         if prime is not None:
             rows = prime_rows if prime_rows is not None else max(self.prior.config.image_height // 2, 1)
             primed = self.prime_codes(prime, rows)
-        codes = self._draw(self.encode_text(prompts), seeds, sampler, primed, guidance, batch_size, callback)
+        codes = self._draw(self.encode_text(prompts), seeds, sampler, primed, guidance, window, batch_size, callback)
         scores = None
         if rerank is not None:
             codes, seeds, scores = self._rerank(prompts, codes, seeds, rerank, batch_size)
@@ -355,7 +359,13 @@ class DallePipeline:
         return PipelineOutput(images, None if scores is None else scores.flatten(), seeds.flatten())
 
     def _check_call(
-        self, prompts: list[str], count: int, rerank: int | None, output_type: str, batch_size: int
+        self,
+        prompts: list[str],
+        count: int,
+        rerank: int | None,
+        output_type: str,
+        batch_size: int,
+        window: int | None,
     ) -> None:
         if not prompts or not all(isinstance(p, str) for p in prompts):
             raise TypeError(f"prompt must be a string or a non-empty list of strings, got {prompts!r}")
@@ -364,6 +374,12 @@ class DallePipeline:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
+        at_once = min(batch_size, len(prompts) * count)
+        if window is not None and at_once > MOST_PICTURES:
+            raise ValueError(
+                f"windows pay for at most {MOST_PICTURES} pictures at once, got {at_once}: leave window away, "
+                f"which is faster, or set batch_size to 1..{MOST_PICTURES}"
+            )
         if rerank is not None:
             if not 1 <= rerank <= count:
                 raise ValueError(
@@ -399,6 +415,7 @@ class DallePipeline:
         sampler: Sampler,
         prime: Tensor | None,
         guidance: float,
+        window: int | None,
         batch_size: int,
         callback: Callable[[int, int], None] | None,
     ) -> Tensor:
@@ -423,6 +440,7 @@ class DallePipeline:
                 sampler=sampler,
                 prime=rows,
                 guidance=guidance,
+                window=window,
                 progress=progress,
             )
             codes[p, n] = drawn.cpu()

@@ -116,6 +116,21 @@ def test_sampling_options_reach_the_sampler(pipe: DallePipeline) -> None:
     assert not torch.equal(draw(guidance=3.0), draw())
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 4])
+def test_windows_draw_the_same_in_fewer_passes(pipe: DallePipeline, batch_size: int) -> None:
+    def draw(**options: Any) -> Tensor:
+        common = {"num_images_per_prompt": 3, "seed": 1, "temperature": 0.5, "output_type": "latent"}
+        images: Tensor = pipe(["ab", "b"], **common, **options).images
+        return images
+
+    calls: list[tuple[int, int]] = []
+    windows = draw(window=4, batch_size=batch_size, callback=lambda done, total: calls.append((done, total)))
+    assert torch.equal(windows, draw())
+    jobs = 6 if batch_size == 1 else 2
+    assert calls[-1] == (12 * jobs, 12 * jobs)
+    assert len(calls) < 12 * jobs
+
+
 # ------------------------------------------------------------ seeds
 
 
@@ -252,6 +267,12 @@ GENERATOR = torch.Generator()
         ({"temperature": -1}, ValueError, "temperature must be"),
         ({"top_k": 0}, ValueError, "top_k must be"),
         ({"guidance": float("inf")}, ValueError, "guidance must be a finite number"),
+        ({"window": 0}, ValueError, "window must be at least 1"),
+        (
+            {"window": 8, "num_images_per_prompt": 5},
+            ValueError,
+            r"windows pay for at most 4 pictures at once, got 5: leave window away.* or set batch_size to 1\.\.4",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(

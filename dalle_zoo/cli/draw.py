@@ -61,6 +61,7 @@ def generate(arguments: list[str]) -> None:
     p.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance (1: none)")
     p.add_argument("--prime", type=Path, help="picture whose top rows are kept")
     p.add_argument("--prime-rows", type=int, help="rows of the code grid to keep (half)")
+    p.add_argument("--window", type=int, help="tokens run at once, guessed and checked: same pictures, for 1 to 4")
     p.add_argument("--batch-size", type=int, default=64, help="pictures at once (64)")
     p.add_argument("--device", default="cpu", help="cpu, cuda, … (cpu)")
     p.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the prior (float32)")
@@ -95,6 +96,7 @@ def generate(arguments: list[str]) -> None:
         guidance=options.guidance,
         prime=prime,
         prime_rows=options.prime_rows,
+        window=options.window,
         batch_size=options.batch_size,
         output_type="pt",
     )

@@ -34,6 +34,21 @@ class Decoding(Protocol):
         """
 
 
+class WindowDecoding(Protocol):
+    """The same, but several image tokens are run at once, from guesses of those between."""
+
+    def window(self, index: int, previous: Tensor) -> Tensor:
+        """Logits of image tokens ``index`` … ``index + W - 1`` in one pass.
+
+        Args:
+            index: The first token; all before it were run with their final tokens.
+            previous: The token before each, int64 (P, n, W); the first is not looked at where ``index`` is 0.
+
+        Returns:
+            (P, n, W, K); those of a token are right if all tokens before it are.
+        """
+
+
 class ImagePrior(nn.Module, ABC):
     """Draws image tokens, one after the other, from a caption."""
 
@@ -90,6 +105,14 @@ class ImagePrior(nn.Module, ABC):
             text: Ids as of `encode_captions`, int64 (P, T).
             num_candidates: Candidates n of each prompt.
         """
+
+    def window_decoding(self, text: Tensor, num_candidates: int, window: int) -> WindowDecoding:
+        """As `decoding`, but ready to run up to ``window`` image tokens at once.
+
+        Raises:
+            ValueError: The prior runs one token after the other only.
+        """
+        raise ValueError(f"{type(self).__name__} draws one token after the other: leave window away")
 
 
 PRIORS: Registry[type[ImagePrior]] = Registry("prior", group="dalle_zoo.priors", base=ImagePrior)

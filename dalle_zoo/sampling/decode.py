@@ -11,12 +11,13 @@ from torch import Tensor
 from dalle_zoo.models.image_prior import ImagePrior
 from dalle_zoo.models.packed import with_packed_linears
 from dalle_zoo.sampling.capture import Draw, repeated
+from dalle_zoo.sampling.jacobi import draw_windows
 from dalle_zoo.sampling.sampler import Sampler
 
-# P prompts, n candidates of each, T text positions, N image positions, K codebook size
+# P prompts, n candidates of each, T text positions, N image positions, W positions of a window, K codebook size
 
 Progress = Callable[[int, int], None]
-"""Called after every token with the number of tokens done and the number in all."""
+"""Called after every pass, a token if not by windows, with the number of tokens done and the number in all."""
 
 
 @torch.no_grad()
@@ -46,6 +47,7 @@ def sample_codes(
     sampler: Sampler | None = None,
     prime: Tensor | None = None,
     guidance: float = 1.0,
+    window: int | None = None,
     graph: bool = True,
     progress: Progress | None = None,
 ) -> Tensor:
@@ -60,17 +62,19 @@ def sample_codes(
             given picture (section 3.3 of the paper).
         guidance: Classifier-free guidance g: logits = null + g * (conditional - null). 1 is none (the paper); other
             values need a prior that was trained with dropped captions.
-        graph: Whether a GPU repeats steps as a CUDA graph, where the prior allows it.
+        window: Draws windows of W tokens by guessing and checking (`sampling.jacobi`) instead of one token after the
+            other: the same codes in fewer and wider passes, which pays for few pictures.
+        graph: Whether a GPU repeats steps as a CUDA graph, where the prior allows it; windows it does not.
         progress: Called with (tokens done, tokens in all).
 
     Returns:
         Codes, int64 (P, n, h, w).
 
     Raises:
-        ValueError: A shape, a given token or the guidance does not fit.
+        ValueError: A shape, a given token, the guidance or the window does not fit, or the prior has no windows.
     """
     config = prior.config
-    _check(prior, text, seeds, prime, guidance)
+    _check(prior, text, seeds, prime, guidance, window)
     sampler = sampler or Sampler()
     prompts, candidates = seeds.shape
     total = config.image_length
@@ -78,16 +82,35 @@ def sample_codes(
     guided = guidance != 1.0
     if guided:  # both branches in one batch, with caches of their own
         text = torch.cat([text, prior.null_text().expand(prompts, -1)])
+
+    def both(previous: Tensor) -> Tensor:
+        return torch.cat([previous, previous]) if guided else previous
+
+    def combined(logits: Tensor) -> Tensor:
+        if not guided:
+            return logits
+        conditional, null = logits.float().chunk(2)
+        return null + guidance * (conditional - null)
+
+    grid = (prompts, candidates, config.image_height, config.image_width)
+    if window is not None:
+        window = min(window, total)
+        windows = with_packed_linears(prior, len(text) * candidates * window).window_decoding(text, candidates, window)
+        tokens = draw_windows(
+            lambda index, previous: combined(windows.window(index, both(previous))),
+            seeds,
+            sampler,
+            text.new_empty(prompts, 0) if prime is None else prime,
+            total=total,
+            codebook_size=config.codebook_size,
+            window=window,
+            progress=progress,
+        )
+        return tokens.reshape(grid)
     decoder = with_packed_linears(prior, len(text) * candidates).decoding(text, candidates)
 
     def read(index: int | Tensor, previous: Tensor | None) -> Tensor:
-        if guided and previous is not None:
-            previous = previous.repeat(2, 1)
-        logits = decoder.step(index, previous)
-        if guided:
-            conditional, null = logits.float().chunk(2)
-            logits = null + guidance * (conditional - null)
-        return logits
+        return combined(decoder.step(index, None if previous is None else both(previous)))
 
     def draw(index: int | Tensor, previous: Tensor | None) -> Tensor:
         drawn = sampler.draw(read(index, previous).flatten(0, 1), seeds.flatten(), index)
@@ -107,10 +130,12 @@ def sample_codes(
             tokens[:, :, index] = step(index, previous)
         if progress is not None:
             progress(index + 1, total)
-    return tokens.view(prompts, candidates, config.image_height, config.image_width)
+    return tokens.view(grid)
 
 
-def _check(prior: ImagePrior, text: Tensor, seeds: Tensor, prime: Tensor | None, guidance: float) -> None:
+def _check(
+    prior: ImagePrior, text: Tensor, seeds: Tensor, prime: Tensor | None, guidance: float, window: int | None
+) -> None:
     config = prior.config
     if text.ndim != 2 or text.shape[1] != config.text_length:
         raise ValueError(f"text must have shape (P, {config.text_length}), got {tuple(text.shape)}")
@@ -120,6 +145,8 @@ def _check(prior: ImagePrior, text: Tensor, seeds: Tensor, prime: Tensor | None,
         raise ValueError(f"text and seeds must name the same prompts, got {len(text)} and {len(seeds)}")
     if not math.isfinite(guidance):
         raise ValueError(f"guidance must be a finite number, got {guidance}")
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1 (or absent to draw one token after the other), got {window}")
     if prime is None:
         return
     if prime.ndim != 2 or len(prime) != len(text) or prime.shape[1] > config.image_length:

@@ -38,11 +38,12 @@ def test_a_grid_and_every_picture(model: Path, scratch: Path, capsys: pytest.Cap
 
 
 def test_the_same_seed_gives_the_same_pictures_whatever_the_batch(model: Path, scratch: Path) -> None:
-    for out, options in (("a.png", []), ("b.png", ["--batch-size", "2"]), ("c.png", ["--seed", "2"])):
-        assert generate(model, "-n", "4", "--out", out, *options) == 0
-    a, b, c = ((scratch / name).read_bytes() for name in ("a.png", "b.png", "c.png"))
-    assert a == b
-    assert a != c
+    calls = {"a": [], "b": ["--batch-size", "2"], "c": ["--window", "3"], "d": ["--seed", "2"]}
+    for name, options in calls.items():
+        assert generate(model, "-n", "4", "--out", f"{name}.png", *options) == 0
+    a, b, c, d = ((scratch / f"{name}.png").read_bytes() for name in calls)
+    assert a == b == c
+    assert a != d
 
 
 def test_several_captions_have_a_row_each(model: Path, scratch: Path) -> None:
@@ -88,6 +89,7 @@ def test_priming_keeps_the_top_of_a_picture(model: Path, pictures: Path, scratch
         (["--top-k", "0"], "top_k"),
         (["--temperature", "-1"], "temperature"),
         (["--device", "cdua"], "device 'cdua' cannot be used"),
+        (["--window", "8"], "windows pay for at most 4 pictures at once, got 16"),
         (["-n", "many"], "invalid int value: 'many'"),
     ],
 )

@@ -119,6 +119,17 @@ def test_guidance_acts_on_every_step_or_is_refused(name: str) -> None:
 
 
 @every_prior
+def test_windows_draw_the_same_or_are_refused(name: str) -> None:
+    prior = tiny(name)
+    text, seeds = captions(prior), torch.arange(6).view(3, 2)
+    if type(prior).window_decoding is ImagePrior.window_decoding:
+        with pytest.raises(ValueError, match=f"{type(prior).__name__} draws one token after the other: leave window"):
+            sample_codes(prior, text, seeds, window=4)
+        return
+    assert torch.equal(sample_codes(prior, text, seeds, window=4), sample_codes(prior, text, seeds))
+
+
+@every_prior
 def test_it_is_saved_and_read(name: str, tmp_path: Any) -> None:
     prior = tiny(name)
     hub.save_network(prior, PRIORS.name_of(type(prior)), tmp_path)
