@@ -54,13 +54,11 @@ class PriorWork(Work):
         return kept
 
     def at_turn(self, batch: int, formats: Formats) -> Bytes:
-        """Last of all the text head is at work."""
+        """Last of all the text head is at work, on a copy of its positions."""
         h, k = formats.head, self.config
         logits = min(batch * k.text_length * k.text_vocab, LOGITS)
         found = {
-            "outputs of the last norm, and those of them that are text": (
-                batch * (self.tokens + k.text_length) * k.width * formats.residual
-            ),
+            "outputs of the last norm": batch * (self.tokens + k.text_length) * k.width * formats.residual,
             "logits, and a float32 copy": logits * (h + FLOAT32),
         }
         if h < FLOAT32:  # of the weight, and of what is added to its gradient
