@@ -391,8 +391,8 @@ def entry(dtype: Any = "F32", shape: Any = (4,), offsets: Any = (0, 16), **more:
         (safetensors({"a": entry(offsets=[0])}), "no sizes"),
         (safetensors({"a": entry(offsets=[2**40, 2**40 + 16])}), "beyond the end of the file"),
         (safetensors({"a": entry(), "b": entry(shape=[2], offsets=[8, 16])}), "overlap"),
-        (b"text that is nothing of this kind", "begins like neither"),
-        (b"", "begins like neither"),
+        (b"text that is nothing of this kind", "begins like no file"),
+        (b"", "begins like no file"),
     ],
 )
 def test_damage_of_safetensors(data: bytes, message: str, path: Path) -> None:
