@@ -369,9 +369,12 @@ def load_image_tokenizer(folder: Path, device: str | torch.device | None = None)
     values = read_json(Path(folder) / CONFIG)
     cls = IMAGE_TOKENIZERS[values.pop("type", "dvae")]
     config = config_from_dict(cls.config_class, values, str(Path(folder) / CONFIG))
-    net = _without_storage(lambda: cls(config))
+    net: Any = _without_storage(lambda: cls(config))  # torch 2.13 does not declare the overload of `to` below
     load_weights(net, Path(folder) / WEIGHTS, device=device)
-    return net.to(device).eval()
+    on_gpu = device is not None and torch.device(device).type != "cpu"
+    layout = torch.channels_last if on_gpu else torch.preserve_format  # on a CPU each call lays weights out
+    tokenizer: ImageTokenizer = net.to(device, memory_format=layout).eval()
+    return tokenizer
 
 
 def load_prior(folder: Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> ImagePrior:

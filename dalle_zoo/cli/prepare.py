@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dalle_zoo.cli.errors import check_device
+from dalle_zoo.cli.errors import UserError, check_device
 from dalle_zoo.cli.main import parser
 
 
@@ -58,8 +58,17 @@ def encode(arguments: list[str]) -> None:
     p.add_argument("--batch-size", type=int, default=32, help="pictures at once (32)")
     p.add_argument("--samples-per-shard", type=int, default=16384, help="pictures of a shard, at most (16384)")
     p.add_argument("--device", default="cpu", help="cpu, cuda, … (cpu)")
+    p.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="precision; bfloat16 is faster and gives a few per cent other codes (float32)",
+    )
+    p.add_argument("--compile", action="store_true", help="compile the network first, for long runs on a GPU")
     p.add_argument("--overwrite", action="store_true", help="replace the encoding there, once the new one is whole")
     options = p.parse_args(arguments)
+    if options.compile and options.device == "cpu":
+        raise UserError("--compile is for a GPU: on a CPU the convolutions are fused without it; leave it out")
 
     import torch
 
@@ -69,10 +78,15 @@ def encode(arguments: list[str]) -> None:
 
     check_device(options.device)
     folder = find_component(options.model, "dvae")
-    net = load_image_tokenizer(folder).to(options.device)
+    net = load_image_tokenizer(folder, options.device)
+    if options.compile:
+        net.compile_networks()
+    half = options.dtype == "bfloat16"
+    info = {"codebook_size": net.codebook_size, "weights_sha256": sha256_file(folder / WEIGHTS)}
 
     def codes_of(images: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
+        kind = torch.device(options.device).type
+        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=half):
             return net.encode(images.to(options.device)).cpu()
 
     manifest = encode_source(
@@ -84,7 +98,7 @@ def encode(arguments: list[str]) -> None:
         seed=options.seed,
         batch_size=options.batch_size,
         samples_per_shard=options.samples_per_shard,
-        info={"codebook_size": net.codebook_size, "weights_sha256": sha256_file(folder / WEIGHTS)},
+        info=info | ({"dtype": options.dtype} if half else {}),
         overwrite=options.overwrite,
     )
     print(f"{options.out}: {manifest['count']} samples, {len(manifest['shards'])} shards")

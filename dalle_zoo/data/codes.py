@@ -37,6 +37,8 @@ UNFINISHED = "encoding.json"
 FORMAT = "dalle-zoo code shards 1"
 
 Codes = npt.NDArray[np.integer[Any]]
+_Record = tuple[str, Sequence[str], Codes]
+"""Key, captions, and the codes of one crop as they are stored, (h, w)."""
 
 
 class CodeShardWriter:
@@ -145,21 +147,23 @@ class CodeDataset(CaptionedDataset):
 
     def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Item | Skipped]:
         """As `CaptionedDataset.read`."""
-        items = self._in_order(seed, epoch, start, stop)
-        if seed is None:
-            return items
-        return shuffled(items, self.shuffle_buffer, seeded_rng("buffer", seed, epoch, start))
+        records = self._in_order(seed, epoch, start, stop)
+        if seed is not None:
+            # Shuffled as they are stored, a quarter of the memory that int64 would take.
+            records = shuffled(records, self.shuffle_buffer, seeded_rng("buffer", seed, epoch, start))
+        return (self._item(*record, epoch) for record in records)
 
-    def _in_order(self, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Item]:
+    def _item(self, key: str, captions: Sequence[str], codes: Codes, epoch: int) -> Item:
+        caption = pick_caption(captions, self.caption, self.seed, key, epoch)
+        return {"key": key, "codes": torch.from_numpy(codes.astype(np.int64)), "caption": caption}
+
+    def _in_order(self, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[_Record]:
         counts = [shard["samples"] for shard in self._shards]
         for part in stretches(counts, seed=seed, epoch=epoch, start=start, stop=stop):
             path = self.folder / self._shards[part.shard]["file"]
-            for key, captions, codes in self._records(path, part.start, part.stop):
-                chosen = torch.from_numpy(codes[epoch % self.variants].astype(np.int64))
-                caption = pick_caption(captions, self.caption, self.seed, key, epoch)
-                yield {"key": key, "codes": chosen, "caption": caption}
+            yield from self._records(path, part.start, part.stop, epoch % self.variants)
 
-    def _records(self, path: Path, start: int, stop: int) -> Iterator[tuple[str, Sequence[str], Codes]]:
+    def _records(self, path: Path, start: int, stop: int, variant: int) -> Iterator[_Record]:
         chunk = self.manifest["chunk"]
         with tarfile.open(path, "r:") as archive:
             for number in range(start // chunk, -(-stop // chunk)):
@@ -168,7 +172,8 @@ class CodeDataset(CaptionedDataset):
                 names = json.loads(read_member(archive, archive.getmember(f"{number:06d}.json")))
                 first = number * chunk
                 for i in range(max(start - first, 0), min(stop - first, len(codes))):
-                    yield names["keys"][i], names["captions"][i], codes[i]
+                    # A copy: one record that waits in a shuffle must not keep its whole chunk.
+                    yield names["keys"][i], names["captions"][i], codes[i, variant].copy()
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -301,6 +302,10 @@ class EncodingTokenizer(ImageTokenizer):
         if images.shape[1] != self.config.channels:
             raise ValueError(f"images must have {self.config.channels} channels, got shape {tuple(images.shape)}")
 
+    def compile_networks(self, **options: Any) -> None:
+        """As `ImageTokenizer.compile_networks`; one graph each, since a graph a block would exceed torch's limit of 8."""
+        self.encoder.features = torch.compile(self.encoder.features, **options)  # type: ignore[method-assign]
+
     def logits(self, images: Tensor) -> Tensor:
         """Unnormalised log-probabilities of the codes: pixels in [0, 1], (B, C, H, W) to (B, K, h, w)."""
         self.check_images(images)
@@ -354,6 +359,11 @@ class DVAE(EncodingTokenizer):
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__(config)
         self.decoder = Decoder(config)
+
+    def compile_networks(self, **options: Any) -> None:
+        """As `EncodingTokenizer.compile_networks`, and the way back."""
+        super().compile_networks(**options)
+        self.decoder.from_stem = torch.compile(self.decoder.from_stem, **options)  # type: ignore[method-assign]
 
     def unmap_pixels(self, values: Tensor) -> Tensor:
         """Inverse of `map_pixels`, clamped to [0, 1]."""

@@ -45,6 +45,16 @@ class ImageTokenizer(nn.Module, ABC):
     def decode(self, codes: Tensor) -> Tensor:
         """Pictures of codes: int64 (B, h, w) to pixels in [0, 1], (B, C, H, W)."""
 
+    def compile_networks(self, **options: Any) -> None:
+        """Compiles what `encode` and `decode` spend their time in, for a GPU; the first call of each is then slow.
+
+        Args:
+            options: Of `torch.compile`.
+        """
+        for name in ("encoder", "decoder"):
+            if hasattr(self, name):
+                getattr(self, name).compile(**options)
+
     @property
     def grid_size(self) -> int:
         """Codes along one side of a picture of `image_size`."""

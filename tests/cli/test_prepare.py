@@ -33,6 +33,17 @@ def test_encode_writes_code_shards(
     assert [path.name for path in scratch.iterdir()] == ["codes"]
 
 
+def test_encode_in_bfloat16_says_so(model: Path, pictures: Path, scratch: Path) -> None:
+    command = ["encode", str(pictures), "--model", str(model)]
+    assert main([*command, "--out", "exact"]) == 0
+    assert main([*command, "--out", "half", "--dtype", "bfloat16"]) == 0
+    exact, half = CodeDataset(scratch / "exact"), CodeDataset(scratch / "half")
+    assert "dtype" not in exact.manifest["tokenizer"]
+    assert half.manifest["tokenizer"]["dtype"] == "bfloat16"
+    equal = [float((a["codes"] == b["codes"]).float().mean()) for a, b in zip(exact, half, strict=True)]
+    assert sum(equal) / len(equal) > 0.8
+
+
 @pytest.mark.parametrize(
     ("data", "options", "message"),
     [
@@ -41,6 +52,7 @@ def test_encode_writes_code_shards(
         (None, ["--variants", "0"], "variants must be"),
         (None, ["--device", "cdua"], "device 'cdua' cannot be used"),
         (None, ["--model", "emoji46"], "unknown model 'emoji46'"),
+        (None, ["--compile"], "--compile is for a GPU"),
     ],
 )
 def test_encode_refuses(

@@ -140,6 +140,25 @@ def test_no_picture_is_no_code(net: DVAE) -> None:
     assert net.decode(codes).shape == (0, 3, 16, 24)
 
 
+@torch.no_grad()
+def test_compiled_networks_are_called(net: DVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = images_of(2)
+    codes = net.encode(images)
+    pictures = net.decode(codes)
+    monkeypatch.setattr(dvae_cpu, "usable", forbid)  # as on a GPU
+    compiled: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        compiled.append(graph.code)
+        return graph
+
+    net.compile_networks(backend=backend)
+    assert torch.equal(net.encode(images), codes)
+    assert len(compiled) == 1
+    torch.testing.assert_close(net.decode(codes), pictures, **ROUNDING)
+    assert len(compiled) == 2
+
+
 def test_gradients_take_the_modules(net: DVAE) -> None:
     codes = net.encode(images_of(1))
     net.decode(codes).sum().backward()
