@@ -60,6 +60,8 @@ class Row:
     """Time of every round, by path."""
     threads: int
     dtype: str = "float32"
+    unit: str = "seconds"
+    """Of the numbers in ``seconds``: "bytes" where memory is compared."""
     note: str = ""
     """Why a row falls short, or what to know."""
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -172,6 +174,16 @@ def store(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
     return path
+
+
+def ceilings(device: str) -> dict[str, float]:
+    """What a GPU reaches: bytes per second of a copy (read and written), FLOP per second of a large bfloat16 product."""
+    big = torch.empty(2**30, dtype=torch.uint8, device=device)
+    other, size = torch.empty_like(big), 8192
+    a, b = torch.randn(2, size, size, dtype=torch.bfloat16, device=device).unbind(0)
+    paths = {"copy": lambda: other.copy_(big), "product": lambda: a @ b}
+    seconds = {name: statistics.median(times) for name, times in interleaved(paths, device=device).items()}
+    return {"bytes": 2 * big.numel() / seconds["copy"], "flop": 2 * size**3 / seconds["product"]}
 
 
 def cpu_name() -> str:

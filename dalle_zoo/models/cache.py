@@ -139,15 +139,12 @@ class LayerCache:
         self.places = _places(mask, window, text_key.device, text_key.dtype)
         prompts, heads, text, size = text_key.shape
         self.num_candidates, self.text_length = num_candidates, text
-        # Copies: the views that a projection gives would keep its queries alive. Keys stand by channel, because that
-        # is how a matrix product of few rows reads them fastest.
-        self.text_key = text_key.flatten(0, 1).transpose(1, 2).contiguous()
+        # Copies: the views that a projection gives would keep its queries alive.
+        self.text_key = text_key.flatten(0, 1).contiguous()
         self.text_value = text_value.flatten(0, 1).contiguous()
         self.unreadable = None if readable is None else ~readable[:, None, None]
-        slots, shape = self.places.plan.num_slots, (prompts, heads, num_candidates)
-        self.key = text_key.new_zeros(*shape, size, slots)
-        self.value = text_value.new_zeros(*shape, slots, size)
-        self.keys, self.values = self.key.flatten(0, 2), self.value.flatten(0, 2)
+        shape = (prompts, heads, num_candidates, self.places.plan.num_slots, size)
+        self.key, self.value = text_key.new_zeros(2, *shape).unbind(0)
 
     @property
     def num_bytes(self) -> int:
@@ -172,19 +169,26 @@ class LayerCache:
         count = rows // self.num_candidates
         write, read, bias = step if isinstance(step, Place) else self.places.at(step, count)
         shape = (prompts, heads, self.num_candidates, count, size)
-        self.key[..., write] = key.view(shape).transpose(-1, -2)
-        self.value[..., write, :] = value.view(shape)
+        self.key[:, :, :, write] = key.view(shape)
+        self.value[:, :, :, write] = value.view(shape)
         query = (query.contiguous() / math.sqrt(size)).flatten(0, 1)
-        text_scores = torch.bmm(query, self.text_key)  # (P H, n W, T)
+        text_scores = torch.bmm(query, self.text_key.transpose(1, 2))  # (P H, n W, T)
         if self.unreadable is not None:
-            shared = text_scores.view(prompts, heads, rows, -1)
-            shared.masked_fill_(self.unreadable, -math.inf)
-        image_scores = torch.bmm(query.view(-1, count, size), self.keys[:, :, read])  # (P H n, W, R)
+            text_scores.view(prompts, heads, rows, -1).masked_fill_(self.unreadable, -math.inf)
+        # Keys times queries, not the other way round: for one query that is faster where keys are part of a buffer.
+        turned = query.view(-1, count, size).transpose(1, 2)
+        image_scores = torch.bmm(_take(self.key, read), turned).transpose(1, 2)  # (P H n, W, R)
         if bias is not None:
-            image_scores += bias
-        scores = torch.cat([text_scores, image_scores.view(len(query), rows, -1)], -1)
+            image_scores = image_scores + bias
+        scores = torch.cat([text_scores, image_scores.reshape(len(query), rows, -1)], -1)
         weights = scores.softmax(-1)
         mixed = torch.bmm(weights[..., : self.text_length], self.text_value)
         image_weights = weights.view(-1, count, weights.shape[-1])[..., self.text_length :]
-        mixed += torch.bmm(image_weights, self.values[:, read]).view_as(mixed)
+        mixed += torch.bmm(image_weights, _take(self.value, read)).view_as(mixed)
         return mixed.view(prompts, heads, rows, size)
+
+
+def _take(buffer: Tensor, read: slice | Tensor) -> Tensor:
+    """Slots of (P, H, n, S, D): (P H n, R, D)."""
+    flat = buffer.flatten(0, 2)
+    return flat[:, read] if isinstance(read, slice) else flat.index_select(1, read)

@@ -67,10 +67,13 @@ def _is_matrix(module: nn.Module, name: str) -> bool:
 def _config(bits: Bits, on_gpu: bool) -> Any:
     from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup
 
+    # set_inductor_config would lower the precision of all float32 products of the process.
     if bits == "int8":
-        return Int8WeightOnlyConfig()
+        return Int8WeightOnlyConfig(set_inductor_config=False)
     if on_gpu:
-        return Int4WeightOnlyConfig(group_size=GROUP, int4_packing_format="tile_packed_to_4d")
+        return Int4WeightOnlyConfig(
+            group_size=GROUP, int4_packing_format="tile_packed_to_4d", set_inductor_config=False
+        )
     return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(GROUP))  # type: ignore[attr-defined]
 
 

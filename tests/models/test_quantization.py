@@ -33,6 +33,7 @@ def test_layers_are_rounded_and_the_rest_stays(
     prior = random_prior(width=32, num_layers=2).to(dtype)
     exact = copy.deepcopy(prior)
     quantize(prior, bits)
+    assert torch.get_float32_matmul_precision() == "highest", "no setting of the process changes"
     assert is_quantized(prior)
     assert not is_quantized(exact)
     kept = dict(exact.named_parameters())

@@ -106,10 +106,8 @@ def test_decode_logits_needs_no_guard_against_gradients(random_prior: Maker) -> 
 def test_a_cache_holds_what_is_still_read(random_prior: Maker, masks: str, slots: int) -> None:
     decoder = PriorDecoding(random_prior(masks=masks), TEXT, 5)
     for cache in decoder.caches:
-        assert cache.key.shape == (3, 2, 5, 8, slots), "by channel"
-        assert cache.value.shape == (3, 2, 5, slots, 8)
-        assert cache.text_key.shape == (6, 8, T), "text once a prompt, not once a candidate"
-        assert cache.text_value.shape == (6, T, 8)
+        assert cache.key.shape == cache.value.shape == (3, 2, 5, slots, 8)
+        assert cache.text_key.shape == cache.text_value.shape == (6, T, 8), "once a prompt, not once a candidate"
         assert cache.num_bytes == 2 * 4 * 3 * 2 * 5 * slots * 8
 
 
@@ -134,10 +132,10 @@ def test_a_step_reads_no_slot_that_its_mask_forbids(random_prior: Maker, masks: 
             assert count == int(dense[step].sum())
             # What the step does not read is not a number, but for slots that it reads masked.
             idle = torch.ones(plan.num_slots, dtype=torch.bool).index_fill(0, reads, False)
-            kept_key, kept_value = cache.key.clone(), cache.value.clone()
-            cache.key[..., idle], cache.value[:, :, :, idle] = torch.nan, torch.nan
+            kept = cache.key[:, :, :, idle], cache.value[:, :, :, idle]
+            cache.key[:, :, :, idle], cache.value[:, :, :, idle] = torch.nan, torch.nan
             assert decoder.step(step, codes[:, :, step - 1] if step else None).isfinite().all()
-            cache.key[..., idle], cache.value[:, :, :, idle] = kept_key[..., idle], kept_value[:, :, :, idle]
+            cache.key[:, :, :, idle], cache.value[:, :, :, idle] = kept
 
 
 @pytest.mark.parametrize(("masks", "gathered"), [("row", 0), ("full", 0), ("column", 29), ("conv", 15)])
