@@ -13,7 +13,7 @@ one token after the other gives. Only rounding can come between: logits of a win
 which decides where two noisy logits differ by less, in float32 about once in a hundred thousand tokens or more rarely.
 In half precision it is no longer rare: such codes are drawn from the same distribution but need not be the same.
 
-Jacobi decoding: Santilli et al., arXiv 2305.10427; for images with the noise of sampling: arXiv 2410.01699.
+Jacobi decoding: arXiv 2305.10427; of images: arXiv 2410.01699; with samples coupled by noise: arXiv 2510.24211.
 """
 
 from __future__ import annotations

@@ -1,0 +1,180 @@
+"""Windows of guessed tokens against one token after the other: passes, time, and the same codes.
+
+    python benchmarks/jacobi.py --threads 1        writes benchmarks/results/speed/jacobi_cpu1.json
+
+Pictures of the bundled emoji64 weights, drawn one at a time if not said otherwise. A pass runs the prior over one
+token, or over one window; both paths are `sample_codes`, without and with ``window``. The first rows compare numbers
+of passes, with the times of both paths beside them; the others compare times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path[:0] = [str(Path(__file__).parents[1])]
+
+from benchmarks.harness import Equality, Row, Series, compare, interleaved, store  # noqa: E402 (runs uninstalled)
+from dalle_zoo.models.image_prior import ImagePrior  # noqa: E402
+from dalle_zoo.pipeline import load_model  # noqa: E402
+from dalle_zoo.sampling import Sampler, picture_seed, sample_codes  # noqa: E402
+
+CAPTIONS = (
+    "a 3d emoji of a red apple",
+    "a flat emoji of a grinning face",
+    "a cartoon emoji of a blue heart",
+    "a blob emoji of a star",
+    "a 3d emoji of a dog",
+    "a flat emoji of a house",
+    "a cartoon emoji of a tree",
+    "a blob emoji of a yellow cat",
+)
+PICTURES = 3
+"""Of each caption, when passes are counted."""
+TEMPERATURES = (0.4, 0.7, 1.0)
+"""0.7 is what the model card recommends."""
+WINDOWS = (1, 2, 4, 8, 16, 32, 64)
+WINDOW = 16
+"""Of the rows."""
+AT_ONCE = (1, 2, 4, 8, 16)
+"""Pictures of one caption."""
+SINGLE, WINDOWED = "one token after the other", f"windows of {WINDOW}"
+
+
+class Drawing:
+    """Draws, and counts passes.
+
+    Args:
+        prior: The prior.
+        text: Captions, (P, T).
+    """
+
+    def __init__(self, prior: ImagePrior, text: Tensor) -> None:
+        self.prior, self.text = prior, text
+        self.passes = 0
+
+    def draw(self, number: int, seeds: list[int], temperature: float, window: int | None) -> Tensor:
+        """Codes of one caption's pictures (n, h, w), all at once."""
+        return sample_codes(
+            self.prior,
+            self.text[number : number + 1],
+            torch.tensor([seeds], device=self.text.device),
+            sampler=Sampler(temperature=temperature),
+            window=window,
+            progress=self._count,
+        )[0]
+
+    def draw_singly(self, pictures: int, temperature: float, window: int | None) -> tuple[Tensor, int]:
+        """Codes of so many pictures of every caption, one after the other (B, h, w), and passes in all."""
+        before = self.passes
+        which = [(number, picture) for number in range(len(CAPTIONS)) for picture in range(pictures)]
+        codes = [self.draw(number, [seed(number, picture)], temperature, window) for number, picture in which]
+        return torch.cat(codes), self.passes - before
+
+    def _count(self, done: int, total: int) -> None:
+        self.passes += 1
+
+
+def seed(number: int, picture: int) -> int:
+    """Others than those that the guesses were chosen with."""
+    return picture_seed("benchmarks/jacobi", number, picture)
+
+
+def difference(codes: Tensor, expected: Tensor) -> Equality:
+    """Share of codes that differ, of which there may be none."""
+    return Equality(what="share of codes that differ", value=float((codes != expected).double().mean()), limit=0.0)
+
+
+def count_passes(drawing: Drawing, device: str) -> tuple[list[Row], Series]:
+    """A row for every temperature, and passes a token by window."""
+    rows, lines = [], {}
+    for temperature in TEMPERATURES:
+        expected, tokens = drawing.draw_singly(PICTURES, temperature, None)
+        passes, checks = {}, []
+        for window in WINDOWS:
+            codes, passes[window] = drawing.draw_singly(PICTURES, temperature, window)
+            checks.append(difference(codes, expected))
+        lines[f"temperature {temperature}"] = [(float(w), passes[w] / tokens) for w in WINDOWS]
+        seconds = interleaved(
+            {
+                SINGLE: lambda t=temperature: drawing.draw_singly(1, t, None),
+                WINDOWED: lambda t=temperature: drawing.draw_singly(1, t, WINDOW),
+            },
+            device=device,
+        )
+        row = Row(
+            name=f"tokens a pass, emoji64 at temperature {temperature}, {len(expected)} pictures",
+            path=WINDOWED,
+            against=SINGLE,
+            asked=2.0,
+            ratio=tokens / passes[WINDOW],
+            equal=(max(checks, key=lambda check: check.value),),
+            seconds=seconds,
+            threads=torch.get_num_threads(),
+            note=f"The ratio is tokens over passes; the times are those of {len(CAPTIONS)} pictures.",
+            extra={"tokens": tokens, "passes": passes},
+        )
+        shares = ", ".join(f"{window}: {passes[window] / tokens:.3f}" for window in WINDOWS)
+        print(f"{row.name}: {row.ratio:.2f} of {row.asked}; passes a token by window: {shares}", flush=True)
+        rows.append(row)
+    return rows, Series(x="tokens of a window", y="passes a token", lines=lines)
+
+
+def compare_times(drawing: Drawing, device: str) -> tuple[list[Row], Series]:
+    """A row for every number of pictures at once, and the time of one by that number."""
+    rows = []
+    temperature = 0.7
+    lines: dict[str, list[tuple[float, float]]] = {SINGLE: [], WINDOWED: []}
+    for count in AT_ONCE:
+        seeds = [seed(0, picture) for picture in range(count)]
+        before = drawing.passes
+        codes = drawing.draw(0, seeds, temperature, WINDOW)
+        passes = drawing.passes - before
+        row = compare(
+            f"time, emoji64, {count} picture{'s' * (count > 1)} at once",
+            {
+                SINGLE: lambda s=seeds: drawing.draw(0, s, temperature, None),
+                WINDOWED: lambda s=seeds: drawing.draw(0, s, temperature, WINDOW),
+            },
+            path=WINDOWED,
+            against=SINGLE,
+            asked=None,
+            equal=(difference(codes, drawing.draw(0, seeds, temperature, None)),),
+            device=device,
+            note="A window waits for the slowest picture, and a wider pass takes longer; so windows are for few "
+            "pictures, and `DallePipeline` takes them for at most 4 at once.",
+            extra={"passes": passes, "tokens": codes[0].numel()},
+        )
+        for path, times in row.seconds.items():
+            lines[path].append((float(count), 1000 * sorted(times)[len(times) // 2] / count))
+        rows.append(row)
+    return rows, Series(x="pictures at once", y="ms a picture", lines=lines)
+
+
+def main() -> None:
+    """Measures and stores."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (1)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    prior, tokenizer = load_model("emoji64", "prior", device=options.device), load_model("emoji64", "tokenizer")
+    drawing = Drawing(prior, prior.encode_captions(tokenizer, CAPTIONS).to(options.device))
+    by_passes, passes = count_passes(drawing, options.device)
+    by_time, times = compare_times(drawing, options.device)
+    path = store(
+        "jacobi",
+        f"python benchmarks/jacobi.py --threads {options.threads} --device {options.device}",
+        by_passes + by_time,
+        options.device,
+        series={"Passes by window": passes, "Time by pictures at once": times},
+    )
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
