@@ -38,6 +38,18 @@ def conversion_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyte
     return folder
 
 
+@pytest.fixture
+def cpp_compiler() -> None:
+    """Skips a test where PyTorch's compiler finds no C++ compiler, without which it makes nothing for the CPU."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        pytest.skip("no C++ compiler")
+
+
 @pytest.fixture(scope="session")
 def random_prior() -> Callable[..., Prior]:
     """Maker of small priors in which every weight counts; a fresh one has heads and biases of zero."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dalle_zoo.data import CodeDataset
 from dalle_zoo.hub import WEIGHTS, load_image_tokenizer, sha256_file
+from dalle_zoo.models.gradient_scaling import ScaledBranch
 from dalle_zoo.models.prior import Prior, PriorConfig, PriorLoss
 from dalle_zoo.models.tokenizer import ImageTokenizer
 from dalle_zoo.pictures import picture_rows
@@ -19,6 +20,7 @@ from dalle_zoo.training.base import StageModule, build
 from dalle_zoo.training.data_modules import CaptionedData, CodeData, PictureData
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.schedules import LearningRate
+from dalle_zoo.training.strategies import FSDP1
 from dalle_zoo.zoo import find_component
 
 
@@ -37,6 +39,7 @@ class PriorModule(StageModule):
         init_from: Model, by name or folder, whose weights training starts from; fresh weights if missing.
         attention: Attention back-end.
         recompute: Whether each residual block keeps its input alone and is computed again in the backward pass.
+        compile: Whether the branch of each residual block is compiled; on the CPU that takes a C++ compiler.
         num_samples: Pictures in a sample grid.
     """
 
@@ -53,8 +56,9 @@ class PriorModule(StageModule):
         learning_rate: LearningRate = LearningRate(),  # noqa: B008 (frozen)
         seed: int = 0,
         init_from: str | None = None,
-        attention: str = "sdpa",
+        attention: str = "auto",
         recompute: bool = False,
+        compile: bool = False,
         num_samples: int = 8,
     ) -> None:
         if not 0 <= caption_dropout < 1:
@@ -62,6 +66,8 @@ class PriorModule(StageModule):
         super().__init__(build(lambda: Prior(config, attention)), adamw, learning_rate, seed)
         for block in self.net.residual_blocks():
             block.residual.recompute = recompute
+            block.residual.compiled = compile
+        self.compiled = compile
         self.start_from(init_from)
         self.caption_dropout = caption_dropout
         self.num_samples = num_samples
@@ -76,6 +82,19 @@ class PriorModule(StageModule):
     def sharding_units(self) -> list[nn.Module]:
         """Every attention and every MLP."""
         return [block.branch for block in self.net.residual_blocks()]
+
+    def on_fit_start(self) -> None:
+        """Refuses to compile what PyTorch's compiler cannot: FSDP1's weights, and float16 emulated on the CPU."""
+        if not self.compiled:
+            return
+        if isinstance(self.trainer.strategy, FSDP1):
+            raise ValueError("model.compile does not work with strategy fsdp: take fsdp2, or set it to false")
+        arounds = [block.residual.around for block in self.net.residual_blocks()]
+        if any(isinstance(around, ScaledBranch) and around.carrier == "emulated" for around in arounds):
+            raise ValueError(
+                "model.compile does not work with precision 16-resblock on the CPU, where float16 is emulated: take "
+                "another precision, or set it to false"
+            )
 
     def _check_tokenizer(self, tokenizer: ImageTokenizer) -> None:
         config = self.net.config

@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
-from torch._inductor.cpp_builder import get_cpp_compiler
-from torch._inductor.exc import InvalidCxxCompiler
 
 from dalle_zoo.masks import MASKS, Mask, TextImageLayout
 from dalle_zoo.models import attention
@@ -17,16 +15,8 @@ from dalle_zoo.models import attention
 LAYOUT = TextImageLayout(3, 3, 4)
 
 
-def has_compiler() -> bool:
-    try:
-        return bool(get_cpp_compiler())
-    except InvalidCxxCompiler:
-        return False
-
-
 # What PyTorch's compiler warns of is PyTorch's own code.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-needs_compiler = pytest.mark.skipif(not has_compiler(), reason="PyTorch's compiler needs a C++ compiler on the CPU")
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def inputs(layout: TextImageLayout, batch: int = 2) -> list[Tensor]:
@@ -58,7 +48,7 @@ def test_a_prefix_takes_sdpa() -> None:
     assert torch.equal(attention.flex(query, key, value, mask), attention.sdpa(query, key, value, mask))
 
 
-@needs_compiler
+@pytest.mark.usefixtures("cpp_compiler")
 @pytest.mark.slow
 def test_compiled_it_equals_the_dense_oracle() -> None:
     mask = Mask.from_spec("row", LAYOUT)
@@ -66,7 +56,7 @@ def test_compiled_it_equals_the_dense_oracle() -> None:
     torch.testing.assert_close(attention.flex(*inputs(LAYOUT), mask), expected, atol=1e-5, rtol=1e-4)
 
 
-@needs_compiler
+@pytest.mark.usefixtures("cpp_compiler")
 @pytest.mark.slow
 def test_every_mask_is_compiled_however_many_there_are() -> None:
     counters.clear()

@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
+from dalle_zoo.models import residual
 from dalle_zoo.models.prior import Prior, PriorConfig
-from dalle_zoo.models.residual import plain
+from dalle_zoo.models.residual import Around, plain
 
 CONFIG = PriorConfig(text_length=4, text_vocab=10, image_height=2, image_width=3, codebook_size=7, width=16,
                      num_layers=3, num_heads=2)  # fmt: skip
@@ -57,6 +59,68 @@ def test_recomputing_changes_no_gradient_and_keeps_the_inputs_alone() -> None:
     assert expected.keys() == recomputed.keys()
     for name, gradient in expected.items():
         assert torch.equal(gradient, recomputed[name]), name
+
+
+MASKS = "row, column, row_same, full, conv(kernel=3), conv"
+"""Some in lines of one shape, whose graphs are shared; the last in one call."""
+SQUARE = PriorConfig(text_length=16, text_vocab=10, image_height=12, image_width=12, codebook_size=7, width=16,
+                     num_layers=6, num_heads=2, masks=MASKS)  # fmt: skip
+
+
+def compare_with_compiled(recompute: bool) -> None:
+    """Loss and gradients of a prior, before and after its blocks are compiled."""
+    prior = Prior(SQUARE)
+    disturb(prior)
+    generator = torch.Generator().manual_seed(0)
+    text, codes = torch.randint(10, (2, 16), generator=generator), torch.randint(7, (2, 12, 12), generator=generator)
+
+    def step() -> dict[str, Tensor]:
+        prior.zero_grad()
+        loss = prior.loss(text, codes).total
+        loss.backward()
+        found = {name: p.grad.clone() for name, p in prior.named_parameters() if p.grad is not None}
+        return {"loss": loss.detach(), **found}
+
+    expected = step()
+    kept = [set(mask.kept) for mask in prior.masks]
+    for block in prior.residual_blocks():
+        block.residual.compiled = True
+        block.residual.recompute = recompute
+    counters.clear()
+    names = list(prior.state_dict())
+    for came in (step(), step()):
+        assert came.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(came[name], value, atol=1e-5, rtol=1e-5, msg=name)
+    assert counters["stats"]["unique_graphs"] > 3
+    assert not counters["graph_break"]
+    assert [set(mask.kept) for mask in prior.masks] == kept, "masks are made outside of the graphs"
+    assert list(prior.state_dict()) == names
+
+
+# What it warns of is how it reads PyTorch's own code.
+ignores_the_compiler = pytest.mark.filterwarnings("ignore")
+
+
+@ignores_the_compiler
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_blocks_equal_eager_ones(recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def traced(around: Around) -> Around:
+        """All of compiling but the making of machine code."""
+        return torch.compile(around, dynamic=False, backend="aot_eager")
+
+    torch.compiler.reset()
+    monkeypatch.setattr(residual, "compiled", traced)
+    with torch._dynamo.config.patch(recompile_limit=residual.GRAPHS):
+        compare_with_compiled(recompute)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cpp_compiler")
+@ignores_the_compiler
+def test_blocks_compiled_to_machine_code_equal_eager_ones() -> None:
+    torch.compiler.reset()
+    compare_with_compiled(recompute=False)
 
 
 def test_what_is_put_around_a_branch_is_used() -> None:

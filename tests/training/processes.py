@@ -132,6 +132,7 @@ def train(case: dict[str, Any], rank: int, world: int) -> None:
             adamw=AdamWConfig(beta2=0.96, weight_decay=4.5e-2, variance_clip=5.0),
             learning_rate=LearningRate(peak=1e-2, warmup_steps=2, decay="constant"),
             recompute=case.get("recompute", False),
+            compile=case.get("compile", False),
         )
     module.recorder = recorder = Recorder(case.get("gradients_at", []), case.get("pace", 0.0), out)
     checkpoint = Checkpoint(every=case.get("every", 10))

@@ -21,6 +21,8 @@ from dalle_zoo.training import AdamWConfig, LearningRate
 from dalle_zoo.training.data_modules import CodeData, PictureData, TextConfig
 from dalle_zoo.training.prior_module import PriorModule
 from dalle_zoo.training.schedules import LearningRateScheduler
+from dalle_zoo.training.strategies import FSDP1
+from dalle_zoo.training.trainer import ZooTrainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -279,3 +281,16 @@ def test_training_starts_from_the_weights_of_a_model(tmp_path: Path) -> None:
         assert torch.equal(second.net.state_dict()[name], tensor), name
     with pytest.raises(ModelFolderError, match="does not fit"):
         PriorModule(replace(CONFIG, width=2 * CONFIG.width), init_from=str(tmp_path))
+
+
+def test_blocks_are_compiled_where_that_is_asked_for_and_works() -> None:
+    assert all(block.residual.compiled for block in module(compile=True).net.residual_blocks())
+    assert not any(block.residual.compiled for block in module().net.residual_blocks())
+    options: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False, "max_steps": 1}
+    trainer = ZooTrainer(precision="16-resblock", enable_model_summary=False, **options)
+    with pytest.raises(ValueError, match="16-resblock on the CPU, where float16 is emulated: take another precision"):
+        trainer.fit(module(compile=True), torch.utils.data.DataLoader([batch(2)], batch_size=None))
+    sharded = module(compile=True)
+    sharded.trainer = Trainer(strategy=FSDP1(), **options)
+    with pytest.raises(ValueError, match="does not work with strategy fsdp: take fsdp2"):
+        sharded.on_fit_start()

@@ -262,3 +262,22 @@ def test_the_trainer_knows_them_by_name() -> None:
 def test_only_fully_shard_takes_networks_without_weights() -> None:
     names = ("fsdp2", "hsdp", "hsdp_powersgd(rank=8)", "fsdp", "ddp", "auto", None)
     assert [shards_first(name) for name in names] == [True, True, True, False, False, False, False]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cpp_compiler")
+def test_compiled_blocks_train_as_eager_ones(tmp_path: Path) -> None:
+    cases: dict[str, dict[str, Any]] = {
+        "one": {"strategy": "auto", "world": 1},
+        "ddp": {"strategy": "ddp", "world": 2, "compile": True},
+        "fsdp2": {"strategy": "fsdp2", "world": 2, "compile": True},
+        "fsdp2, recomputed": {"strategy": "fsdp2", "world": 2, "compile": True, "recompute": True},
+    }
+    out = {
+        name: {**case, "steps": 3, "gradients_at": [2], "out": str(tmp_path / name)} for name, case in cases.items()
+    }
+    launch(list(out.values()), tmp_path)
+    one, *spread = (torch.load(tmp_path / name / "result.pt") for name in cases)
+    for found in spread:
+        assert error(one, found, 2) < 2e-6
+        assert apart(one["losses"], found["losses"]) < 1e-6
