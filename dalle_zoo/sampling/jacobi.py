@@ -11,7 +11,7 @@ drawn     3  7  2  9  4        … and draws these: 3 and 7 were right, so 2 was
 Every pass makes at least one token final, so there are at most as many passes as tokens. Codes are those that drawing
 one token after the other gives. Only rounding can come between: logits of a window are summed up in another order,
 which decides where two noisy logits differ by less, in float32 about once in a hundred thousand tokens or more rarely.
-In half precision it is no longer rare: such codes are drawn from the same distribution but need not be the same.
+In half precision it is likelier, so equal codes are not promised there.
 
 Jacobi decoding: arXiv 2305.10427; of images: arXiv 2410.01699; with samples coupled by noise: arXiv 2510.24211.
 """
