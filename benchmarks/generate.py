@@ -1,0 +1,96 @@
+"""The whole command, from its start to the picture on disk, against the code before the work on speed.
+
+    python benchmarks/generate.py --threads 2
+
+Both are run in turn as a user runs them, in processes of their own, with the bundled weights. The older code is taken
+from this repository's history, so the script needs a git checkout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from harness import ROUNDS, Equality, Row, store
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+BEFORE = "fecf8fa"
+"""The commit before the work on speed."""
+RUN = "import sys; from dalle_zoo.cli.main import main; sys.exit(main())"
+PROMPT, CANDIDATES = "a 3d emoji of a red apple", 16
+
+
+def unpack(commit: str, folder: Path) -> Path:
+    """The package as it was at a commit."""
+    archive = subprocess.run(["git", "archive", commit, "dalle_zoo"], cwd=ROOT, capture_output=True, check=False)
+    if archive.returncode:
+        raise SystemExit(f"{ROOT} has no commit {commit}: this benchmark needs a git checkout with its history")
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
+    return folder
+
+
+def run(code: str, source: Path, threads: int, *arguments: str) -> float:
+    """Seconds of a Python process with the package from ``source``: of the CPU with one thread, else of the wall."""
+    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": str(threads)}
+    used, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    command = [sys.executable, "-c", code, *arguments]
+    subprocess.run(command, cwd=source, env=environment, check=True, capture_output=True)  # imports look there first
+    if threads > 1:
+        return time.perf_counter() - start
+    now = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+
+
+def pixels(path: Path) -> np.ndarray:
+    """A picture as integers."""
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def main() -> None:
+    """Measures and stores."""
+    parser = argparse.ArgumentParser(description="The whole command against the code before the work on speed.")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the CPU (2)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu or cuda (cpu)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        sources = {"now": ROOT, "before": unpack(BEFORE, folder)}
+        seconds: dict[str, list[float]] = {name: [] for name in [*sources, "import torch"]}
+        for number in range(-1, ROUNDS):  # the first one fills the caches of the file system and of Python
+            for name, source in sources.items():
+                arguments = ["generate", PROMPT, "-n", str(CANDIDATES), "--seed", "0", "--device", options.device]
+                arguments += ["--out", str(folder / f"{name}.png"), "--overwrite"]
+                took = run(RUN, source, options.threads, *arguments)
+                seconds[name] += [took] * (number >= 0)
+            seconds["import torch"] += [run("import torch", ROOT, options.threads)] * (number >= 0)
+        difference = int(np.abs(pixels(folder / "now.png") - pixels(folder / "before.png")).max())
+    middle = {name: statistics.median(times) for name, times in seconds.items()}
+    row = Row(
+        name=f"dalle-zoo generate -n {CANDIDATES}, bundled weights, from start to file",
+        path="now",
+        against="before",
+        asked=3.0,
+        ratio=middle["before"] / middle["now"],
+        equal=(Equality(what="largest difference of a pixel, of 255", value=difference, limit=0),),
+        seconds=seconds,
+        threads=options.threads,
+        note=f"`import torch` alone takes {middle['import torch']:.2f} s of the {middle['now']:.2f} s",
+    )
+    print(f"{row.name}: {row.ratio:.2f}x of {row.asked}x; {middle}")
+    command = f"python benchmarks/generate.py --threads {options.threads} --device {options.device}"
+    print(store("generate", command, [row], options.device))
+
+
+if __name__ == "__main__":
+    main()
