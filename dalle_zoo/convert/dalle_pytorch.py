@@ -11,9 +11,11 @@ A file holds ``hparams`` (arguments of the original's class), ``vae_params``, ``
 | from 1.4 | ``fn.fn.fn.to_qkv`` | ``fn.fn.net.0`` |
 | from 1.4, shifted tokens | ``fn.fn.fn.fn.fn.to_qkv`` | ``fn.fn.fn.fn.net.0`` |
 
-(reversible: ``transformer.layers.blocks.i.f.net`` and ``….g.net``). So names are known by how they end, and the number
-of wrappers tells two options. What tensors tell is taken from them and must agree with ``hparams``; these tell the
-rest, and what they leave out has the original's default. The record says where each field comes from.
+(reversible: ``transformer.layers.blocks.i.f.net`` and ``….g.net``). A gMLP block has ``proj_in.0`` where attention has
+``to_qkv``; block-sparse attention has a layout beside this, ``attn_fn.master_layout``. So names are known by how they
+end, and the number of wrappers tells two options. What tensors tell is taken from them and must agree with
+``hparams``; these tell the rest, and what they leave out has the original's default. The record says where each field
+comes from.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ import torch
 from dalle_zoo.convert.base import FAMILIES, Location, Source, image_tokenizer_in
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
 from dalle_zoo.convert.dalle_pytorch_hparams import (
-    REFUSED,
     HyperParameters,
     attention_masks,
     hyper_parameters,
+    layers_of_kind,
     stated_version,
 )
 from dalle_zoo.convert.dalle_pytorch_text import about_vocabulary, find_vocabulary, read_vocabulary
@@ -42,11 +44,13 @@ from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.hub import Lazy
 from dalle_zoo.models.dalle_pytorch import DallePytorch, DallePytorchConfig
 from dalle_zoo.models.dalle_pytorch_layers import rotated_size, turns
+from dalle_zoo.models.dalle_pytorch_sparse import BLOCK, random_blocks, sure_blocks
 
 Tensors = Mapping[str, StoredTensor]
 
 HEAD = "to_logits.1.weight"
 ANGLES = "transformer.pos_emb"
+LAYOUT = "attn_fn.master_layout"
 _BRANCH = re.compile(
     r"transformer\.layers\.(?:layers\.(?P<layer>\d{1,4})\.(?P<half>[01])|blocks\.(?P<block>\d{1,4})\.(?P<side>[fg])\.net)"
     r"\.(?P<wrappers>(?:fn\.)*)(?P<part>.+)"
@@ -62,6 +66,19 @@ _MATRICES = {
     "net.3.weight": "output.weight", "net.3.bias": "output.bias",
 }  # fmt: skip
 """What it may share with those of other layers."""
+_GMLP = {
+    "proj_in.0.weight": "hidden.weight", "proj_in.0.bias": "hidden.bias", "sgu.norm.weight": "norm.weight",
+    "sgu.norm.bias": "norm.bias", "sgu.weight": "weight", "sgu.bias": "bias", "proj_out.weight": "output.weight",
+    "proj_out.bias": "output.bias",
+}  # fmt: skip
+"""What a gMLP block has, by its last names and ours."""
+_GMLP_BEFORE = {
+    "0.weight": "proj_in.0.weight", "0.bias": "proj_in.0.bias", "2.norm.weight": "sgu.norm.weight",
+    "2.norm.bias": "sgu.norm.bias", "2.proj.weight": "sgu.proj.weight", "2.proj.bias": "sgu.proj.bias",
+    "3.weight": "proj_out.weight", "3.bias": "proj_out.bias",
+}  # fmt: skip
+"""Its names in g-mlp-pytorch up to 0.0.15, and those after. The matrix over positions left ``sgu.proj`` for ``sgu``
+with 0.1.0; the old one stayed, unused, until 0.1.2."""
 
 
 @FAMILIES.register("dalle_pytorch")
@@ -119,7 +136,7 @@ class DallePytorchFamily:
             "data": "unknown",
             "inferred": {"type": "dalle_pytorch", **asdict(config)},
             "notes": dict(source.notes),
-            "unused": {"logits_mask": 1} if "logits_mask" in stored else {},
+            "unused": _unused(stored),
             "parameters": {"prior": sum(p.numel() for p in net.parameters())},
         }
 
@@ -188,20 +205,29 @@ def sort_tensors(stored: Tensors) -> Network:
             raise WeightFileError(
                 "it normalises as only versions 0.5 and 0.6 of March 2021 did, which is not converted"
             )
-        if part.startswith(("sgu.", "proj_in.")):
-            raise WeightFileError(f"it has {REFUSED['mlp']}: they are not converted")
+        part = _GMLP_BEFORE.get(part, part)
         number, half = int(match["layer"] or match["block"]), match["half"] or "fg".index(match["side"])
         layers.setdefault(number, ({}, {}))[int(half)][part] = tensor
         wrappers[part] = match["wrappers"].count("fn.")
         reversible |= match["block"] is not None
-    complete = all(
-        "to_qkv.weight" in attention and len(attention["to_qkv.weight"].shape) == 2 and "net.0.weight" in mlp
-        for attention, mlp in layers.values()
-    )
+    for attention, _ in layers.values():
+        for kind in ("weight", "bias"):
+            if (before := attention.pop(f"sgu.proj.{kind}", None)) is not None:
+                attention.setdefault(f"sgu.{kind}", before)
+    inputs = [_input(attention) for attention, _ in layers.values()]
+    complete = None not in inputs and all("net.0.weight" in mlp for _, mlp in layers.values())
     if sorted(layers) != list(range(len(layers))) or not complete:
-        raise WeightFileError("its layers must be numbered 0, 1 and so on, each with matrices to_qkv and net.0")
-    depths = (wrappers["to_qkv.weight"], wrappers["net.0.weight"])
+        raise WeightFileError(
+            "its layers must be numbered 0, 1 and so on, each with matrices to_qkv, or proj_in of gMLP, and net.0"
+        )
+    depths = (max(wrappers[name] for name in inputs if name), wrappers["net.0.weight"])
     return Network(outside, [layers[number] for number in range(len(layers))], depths, reversible)
+
+
+def _input(attention: Tensors) -> str | None:
+    """Name of the first matrix of an attention or a gMLP block; None if there is none."""
+    names = ("to_qkv.weight", "proj_in.0.weight")
+    return next((name for name in names if name in attention and len(attention[name].shape) == 2), None)
 
 
 def translated(network: Network, config: DallePytorchConfig) -> dict[str, Lazy]:
@@ -233,12 +259,18 @@ def translated(network: Network, config: DallePytorchConfig) -> dict[str, Lazy]:
         ours["text_position.weight"] = take("text_pos_emb.weight")
         for axis, (our, size) in enumerate((("row", config.image_height), ("column", config.image_width))):
             ours[f"{our}_position.weight"] = _reshaped(take(_axial_name(network, axis)), (size, d))
+    if config.sparse_layers:
+        ours["blocks"] = _blocks(network.layers[config.sparse_layers[0]][0].get(LAYOUT), config)
     for index, branches in enumerate(network.layers):
         shared = (config.shared_attention, config.shared_mlp)
         for kind, parts, numbers in zip(("attention", "mlp"), branches, shared, strict=True):
             for name, tensor in parts.items():
                 if name in _MATRICES:
                     ours.setdefault(f"{kind}s.{(numbers or range(index + 1))[index]}.{_MATRICES[name]}", tensor)
+                elif name in _GMLP and index in config.gmlp_layers:
+                    ours[f"attentions.{index}.{_GMLP[name]}"] = _mixing(tensor, name, config.fed_length)
+                elif name == LAYOUT and index in config.sparse_layers:
+                    pass  # that of the first such layer is that of all
                 elif name in _PARTS:
                     ours[f"layers.{index}.{kind}.{_PARTS[name]}"] = (
                         _reshaped(tensor, (d,)) if name == "scale" else tensor
@@ -248,6 +280,43 @@ def translated(network: Network, config: DallePytorchConfig) -> dict[str, Lazy]:
     if left:
         raise WeightFileError(f"it has {', '.join(list(left)[:5])} besides, which no version of the original has")
     return ours
+
+
+def _blocks(stored: StoredTensor | None, config: DallePytorchConfig) -> DerivedTensor:
+    """Layout of block-sparse attention, from that of the first layer that has it."""
+    count = config.fed_length // BLOCK
+    if stored is None:
+        if random_blocks(config.fed_length):
+            raise WeightFileError(
+                f"its block-sparse layers lack {LAYOUT}, and some of the blocks that they read were drawn at random"
+            )
+        return DerivedTensor((count, count), torch.float32, lambda: sure_blocks(config.fed_length))
+    if stored.shape != (config.num_heads, count, count):
+        raise WeightFileError(f"{LAYOUT} has shape {stored.shape}, expected {(config.num_heads, count, count)}")
+
+    def read() -> torch.Tensor:
+        layout = (stored.read() != 0).float()
+        if not (layout == layout[0]).all() or not layout[0].diagonal().all():
+            raise WeightFileError(f"{LAYOUT} must be the same for all heads, and every block must read itself")
+        return layout[0].clone()
+
+    return DerivedTensor((count, count), torch.float32, read)
+
+
+def _mixing(tensor: StoredTensor, name: str, length: int) -> Lazy:
+    """A tensor of a gMLP block; the matrix over positions and its bias had sides of 1 in most versions."""
+    shape = {"sgu.weight": (length, length), "sgu.bias": (length,)}.get(name)
+    return tensor if shape is None else _reshaped(tensor, shape)
+
+
+def _unused(stored: Tensors) -> dict[str, int]:
+    """How many tensors are not taken: the mask of the logits, layouts but the first, matrices left in gMLP blocks."""
+    counts = {
+        "logits_mask": sum(name == "logits_mask" for name in stored),
+        LAYOUT: max(sum(name.endswith(LAYOUT) for name in stored) - 1, 0),
+        "sgu.proj": sum(name.replace("sgu.proj.", "sgu.") in stored for name in stored if "sgu.proj." in name),
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
 def _axial_name(network: Network, axis: int) -> str:
@@ -314,11 +383,15 @@ def _infer(
         )
     height, width = _grid(network, text_length)
     heads, head_size = hparams.number("heads"), hparams.number("dim_head")
-    if 3 * heads * head_size != (rows := first[0]["to_qkv.weight"].shape[0]):
+    matrices = [attention["to_qkv.weight"] for attention, _ in network.layers if "to_qkv.weight" in attention]
+    if matrices and 3 * heads * head_size != (rows := matrices[0].shape[0]):
         raise WeightFileError(
             f"heads {heads} and dim_head {head_size} need a to_qkv of {3 * heads * head_size} rows, it has {rows}"
         )
     masks, about_masks = attention_masks(hparams, len(network.layers), version, network.caches)
+    gmlps = tuple(index for index, (attention, _) in enumerate(network.layers) if "proj_in.0.weight" in attention)
+    if gmlps != (stated := layers_of_kind("mlp", hparams, len(network.layers))):
+        raise WeightFileError(f"attn_types in {hparams.where} has gMLP layers {stated}, the tensors have {gmlps}")
     config = DallePytorchConfig(
         text_length=text_length,
         text_vocab=text_vocab,
@@ -330,6 +403,8 @@ def _infer(
         num_heads=heads,
         head_size=head_size,
         masks=masks,
+        sparse_layers=layers_of_kind("sparse", hparams, len(network.layers)),
+        gmlp_layers=gmlps,
         positions="rotary" if rotary else "axial",
         padding="learned" if text_ids > text_vocab else "masked",
         padding_id=hparams.number("padding_id", least=0),
@@ -350,6 +425,8 @@ def _infer(
         "divide_by_max": hparams.origin("stable"),
         "padding_id": hparams.origin("padding_id"),
     }
+    if config.sparse_layers:
+        notes["sparse_layers"] = f"{hparams.origin('attn_types')}; all read the blocks of the first, as with DeepSpeed"
     if rotary:
         notes["text_length"] = hparams.origin("text_seq_len")
     return config, notes
@@ -373,7 +450,7 @@ def _grid(network: Network, text_length: int) -> tuple[int, int]:
 def _numbers(branches: Sequence[Tensors]) -> tuple[int, ...]:
     """Number of each attention or MLP, equal where all its matrices are the same in the file; none if no two are."""
     seen: dict[tuple[tuple[int, int], ...], int] = {}
-    matrices = [[branch[name] for name in _MATRICES if name in branch] for branch in branches]
+    matrices = [[branch[name] for name in (*_MATRICES, *_GMLP) if name in branch] for branch in branches]
     places = [tuple((id(tensor.storage), tensor.start) for tensor in tensors) for tensors in matrices]
     numbers = tuple(seen.setdefault(place, len(seen)) for place in places)
     return numbers if len(seen) < len(numbers) else ()

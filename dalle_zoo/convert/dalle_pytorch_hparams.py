@@ -16,15 +16,11 @@ DEFAULTS: dict[str, Any] = {
     "stable": False, "padding_id": 0,
 }  # fmt: skip
 """Of the original's class, in all versions, where the tensors do not tell; ``padding_id`` is of its tokenizers."""
-MASKS = {"full": "full", "axial_row": "row_same", "axial_col": "column"}
-"""Types of attention and our masks; ``conv_like`` is one of `CONVOLUTIONS`."""
+MASKS = {"full": "full", "axial_row": "row_same", "axial_col": "column", "sparse": "full", "mlp": "full"}
+"""Types of attention and our masks; ``conv_like`` is one of `CONVOLUTIONS`. Layers of ``sparse`` and ``mlp`` differ
+from others in more than the mask."""
 CONVOLUTIONS = ("conv_clamped(kernel=5)", "conv_quadrant(kernel=5)")
 """Before version 1.5, and since."""
-REFUSED = {
-    "sparse": "DeepSpeed's block-sparse attention, of which some blocks are drawn at random",
-    "mlp": "gMLP layers, which only versions 0.12 to 1.2 had",
-}
-"""Types of attention that are not converted."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +114,12 @@ def stated_version(location: Location, checkpoint: Checkpoint) -> tuple[int, ...
     return None
 
 
+def layers_of_kind(kind: str, hparams: HyperParameters, num_layers: int) -> tuple[int, ...]:
+    """Numbers of the layers with a type of attention."""
+    kinds = hparams.texts("attn_types")
+    return tuple(index for index in range(num_layers) if kinds[index % len(kinds)] == kind)
+
+
 def attention_masks(
     hparams: HyperParameters, num_layers: int, version: tuple[int, ...] | None, caches: bool
 ) -> tuple[str, str]:
@@ -130,12 +132,10 @@ def attention_masks(
         caches: Whether modules are nested as since version 1.4.
 
     Raises:
-        WeightFileError: A type of attention is not converted.
+        WeightFileError: A type of attention is not known.
     """
     specs, origin = [], hparams.origin("attn_types")
     for kind in hparams.texts("attn_types")[:num_layers]:
-        if kind in REFUSED:
-            raise WeightFileError(f"it has {REFUSED[kind]}: they are not converted")
         if kind != "conv_like" and kind not in MASKS:
             raise WeightFileError(
                 f"it has layers of the attention type {kind!r}, expected {', '.join(MASKS)}, conv_like"

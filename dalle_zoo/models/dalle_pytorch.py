@@ -8,7 +8,8 @@ target     t_0   t_1  …  i_0  │ i_1  i_2  …  i_N-1
 ```
 What differs from the paper's prior: a position holds its own token, so the last text token predicts the first image
 token; id 0 of the text vocabulary is <bos>, and padding wherever a caption has it; masks are other ones, and so is
-everything round attention and MLP, see `dalle_zoo.models.dalle_pytorch_layers`.
+everything round attention and MLP, see `dalle_zoo.models.dalle_pytorch_layers`. Some layers may have block-sparse
+attention (`dalle_zoo.models.dalle_pytorch_sparse`) or a gMLP block (`dalle_zoo.models.dalle_pytorch_gmlp`) instead.
 
 Reference: https://github.com/lucidrains/DALLE-pytorch, versions 0.1 to 1.6.6; its names stand in brackets.
 """
@@ -27,6 +28,7 @@ from torch.nn import functional as F
 from dalle_zoo.masks import Mask, TextImageLayout, layer_masks
 from dalle_zoo.models.attention import BACKENDS
 from dalle_zoo.models.cache import LayerCache
+from dalle_zoo.models.dalle_pytorch_gmlp import GateCache, GatedMixing
 from dalle_zoo.models.dalle_pytorch_layers import (
     Attention,
     Branch,
@@ -36,6 +38,7 @@ from dalle_zoo.models.dalle_pytorch_layers import (
     rotations,
     shift_tokens,
 )
+from dalle_zoo.models.dalle_pytorch_sparse import BLOCK, BlockCache, attend_blocks, sure_blocks
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.tokenizers import TextTokenizer
 
@@ -70,6 +73,10 @@ class DallePytorchConfig:
     """Head size D [dim_head]."""
     masks: str = "full"
     """Layer schedule of attention masks, a comma-separated cycle [attn_types]."""
+    sparse_layers: tuple[int, ...] = ()
+    """Numbers of the layers whose attention reads certain blocks alone; their mask is full [attn_types sparse]."""
+    gmlp_layers: tuple[int, ...] = ()
+    """Numbers of the layers with a gMLP block for attention; their mask is full [attn_types mlp]."""
     positions: Literal["rotary", "axial"] = "rotary"
     """Rotations in every attention, or learned text positions, rows and columns at the input [rotary_emb]."""
     padding: Literal["learned", "masked"] = "learned"
@@ -114,12 +121,31 @@ class DallePytorchConfig:
                 )
         if self.shift_tokens and self.width < 2:
             raise ValueError(f"shifted tokens need a width of at least 2, got {self.width}")
-        layer_masks(self.masks, self.num_layers)  # a typo stops here, with a suggestion
+        self._check_special_layers(layer_masks(self.masks, self.num_layers))  # where a typo stops, with a suggestion
+
+    def _check_special_layers(self, masks: Sequence[str]) -> None:
+        """Raises `ValueError` unless block-sparse and gMLP layers can be what they are said to be."""
+        for name in ("sparse_layers", "gmlp_layers"):
+            numbers = tuple(getattr(self, name))
+            object.__setattr__(self, name, numbers)
+            if any(number not in range(self.num_layers) or masks[number] != "full" for number in numbers):
+                raise ValueError(f"{name} must be numbers of layers whose mask is full, got {numbers}")
+        if {*self.sparse_layers} & {*self.gmlp_layers}:
+            raise ValueError(f"a layer is either sparse or gMLP, got {self.sparse_layers} and {self.gmlp_layers}")
+        if self.gmlp_layers and self.shared_attention:
+            raise ValueError("gMLP layers cannot be among layers that share their attention")
+        if self.sparse_layers and self.fed_length % BLOCK:
+            raise ValueError(f"block-sparse attention needs a multiple of {BLOCK} positions, got {self.fed_length}")
 
     @property
     def layout(self) -> TextImageLayout:
         """Positions of the stream with <bos>; the last one is never fed."""
         return TextImageLayout(self.text_length + 1, self.image_height, self.image_width)
+
+    @property
+    def fed_length(self) -> int:
+        """Positions but the last one."""
+        return self.layout.length - 1
 
     @property
     def image_length(self) -> int:
@@ -145,6 +171,8 @@ class Layer(nn.Module):
         self.attention_number, self.mlp_number = attention, mlp
 
 
+Cache = LayerCache | BlockCache | GateCache
+"""What a layer keeps while pictures are drawn."""
 Attend = Callable[[int, Tensor], Tensor]
 """Attention of a layer, given by its number, over normalised and shifted inputs."""
 Shift = Callable[[int, Tensor], Tensor]
@@ -166,6 +194,7 @@ class DallePytorch(ImagePrior):
     config_class = DallePytorchConfig
     config: DallePytorchConfig
     rotation: Tensor
+    blocks: Tensor
 
     def __init__(self, config: DallePytorchConfig, backend: str = "sdpa") -> None:
         super().__init__()
@@ -181,6 +210,8 @@ class DallePytorch(ImagePrior):
             self.text_position = nn.Embedding(config.layout.text, d)
             self.row_position = nn.Embedding(config.image_height, d)
             self.column_position = nn.Embedding(config.image_width, d)
+        if config.sparse_layers:
+            self.register_buffer("blocks", sure_blocks(config.fed_length))
         specs = layer_masks(config.masks, config.num_layers)
         masks = {spec: Mask.from_spec(spec, config.layout) for spec in dict.fromkeys(specs)}
         own = tuple(range(config.num_layers))
@@ -191,7 +222,10 @@ class DallePytorch(ImagePrior):
         )
         self.layers = cast(Sequence[Layer], layers)  # what PyTorch's container does not say of its members
         self.attentions = nn.ModuleList(
-            Attention(d, config.num_heads, config.head_size) for _ in range(max(attentions) + 1)
+            GatedMixing(d, config.fed_length)
+            if number in config.gmlp_layers  # which share nothing, so that attentions have the numbers of layers
+            else Attention(d, config.num_heads, config.head_size)
+            for number in range(max(attentions) + 1)
         )
         self.mlps = nn.ModuleList(GatedMLP(d) for _ in range(max(mlps) + 1))
         self.final_norm = nn.LayerNorm(d)
@@ -277,10 +311,10 @@ class DallePytorch(ImagePrior):
         index: int,
         x: Tensor,
         readable: Tensor | None,
-        caches: list[LayerCache] | None = None,
+        caches: list[Cache] | None = None,
         candidates: int = 1,
     ) -> Tensor:
-        """Attention of a layer over the first M positions at once, (B, M, d).
+        """Attention, or gMLP block, of a layer over the first M positions at once, (B, M, d).
 
         Args:
             index: Number of the layer.
@@ -290,21 +324,35 @@ class DallePytorch(ImagePrior):
             candidates: Of each prompt, for the cache.
         """
         layer, length = self.layers[index], x.shape[1]
-        attention = cast(Attention, self.attentions[layer.attention_number])
+        attention = self.attentions[layer.attention_number]
+        if isinstance(attention, GatedMixing):
+            outputs, gates = attention.project(x)
+            if caches is not None:
+                caches.append(GateCache(attention, gates, candidates))
+            return attention.merge(outputs, attention.mix(gates))
+        attention = cast(Attention, attention)
         query, key, value = attention.project(x, self._rotation(slice(length)))
+        if index in self.config.sparse_layers:
+            if caches is not None:
+                caches.append(BlockCache(self.blocks, key, value, candidates, readable))
+            return attention.merge(attend_blocks(query, key, value, self.blocks, readable))
         if caches is not None:
             caches.append(LayerCache(layer.mask, key, value, candidates, readable))
         if readable is None:
             return attention.merge(self.backend(query, key, value, layer.mask))
         return attention.merge(attend_readable(query, key, value, layer.mask, readable))
 
-    def attend_token(self, position: int, caches: Sequence[LayerCache], index: int, x: Tensor) -> Tensor:
-        """Attention of a layer for one image position of every candidate, (P, n, d)."""
-        attention = cast(Attention, self.attentions[self.layers[index].attention_number])
+    def attend_token(self, position: int, caches: Sequence[Cache], index: int, x: Tensor) -> Tensor:
+        """Attention, or gMLP block, of a layer for one image position of every candidate, (P, n, d)."""
+        attention, cache = self.attentions[self.layers[index].attention_number], caches[index]
+        if isinstance(cache, GateCache):
+            outputs, gates = cache.block.project(x)
+            return cache.block.merge(outputs, cache.mix(position, gates))
+        attention = cast(Attention, attention)
         rotation = self._rotation(self.config.layout.text + position)
         # Candidates stand where the positions of a sequence usually do: (P, n, d) → (P, H, n, D).
         query, key, value = attention.project(x, rotation)
-        return attention.merge(caches[index].attend(position, query, key, value))
+        return attention.merge(cache.attend(position, query, key, value))
 
     def _rotation(self, positions: slice | int) -> Tensor | None:
         return self.rotation[:, positions] if self.config.positions == "rotary" else None
@@ -342,7 +390,7 @@ class DallePytorchDecoding:
 
     def __init__(self, prior: DallePytorch, text: Tensor, num_candidates: int) -> None:
         self.prior = prior
-        self.caches: list[LayerCache] = []
+        self.caches: list[Cache] = []
         self.shifts = [ShiftCache(prior.config.layout) for _ in range(2 * prior.config.num_layers)]
         attend = partial(
             prior.attend_stream, readable=prior.readable(text), caches=self.caches, candidates=num_candidates

@@ -91,7 +91,9 @@ def with_pads(prior: DallePytorch, text: Tensor) -> Tensor:
 def test_equals_the_original(case: str, tmp_path: Path) -> None:
     prior, record = converted(save(case, tmp_path), tmp_path / "ours")
     expected = golden(case)
-    text, codes = with_pads(prior, GOLDEN["TEXT"]), expected["codes"].view(-1, 8, 8)
+    version, name = case.split()
+    text = with_pads(prior, GOLDEN["captions"](GOLDEN["CASES"][version][name]))
+    codes = expected["codes"].view(-1, 8, 8)
     torch.testing.assert_close(prior.text_logits(text), expected["text_logits"], **SAME)
     torch.testing.assert_close(prior.image_logits(text, codes), expected["logits"], **SAME)
     torch.testing.assert_close(prior.image_logits(text[:1], codes[:1]), expected["logits"][:1], **SAME)
@@ -175,6 +177,7 @@ def test_options_are_shown_with_their_origin(tmp_path: Path) -> None:
     assert config == {
         "text_length": 5, "text_vocab": 11, "image_height": 8, "image_width": 8, "codebook_size": 9, "width": 20,
         "num_layers": 4, "num_heads": 3, "head_size": 8, "masks": "full, row_same, full", "positions": "rotary",
+        "sparse_layers": (), "gmlp_layers": (),
         "padding": "learned", "padding_id": 0, "shift_tokens": True, "layer_scale": True, "sandwich_norm": True,
         "divide_by_max": True, "reversible": True, "tied_embeddings": False, "shared_attention": (0, 1, 0, 0),
         "shared_mlp": (0, 1, 0, 1),
@@ -196,6 +199,9 @@ def test_options_are_shown_with_their_origin(tmp_path: Path) -> None:
     [
         ("0.7.3 mixed", {"padding": "masked", "layer_scale": False, "shift_tokens": False, "positions": "axial"}),
         ("0.9.6 mixed", {"padding": "learned", "layer_scale": True}),
+        ("0.7.3 sparse", {"padding": "masked", "masks": "full, full, row_same, full", "sparse_layers": (1, 3)}),
+        ("0.12.0 mlp", {"masks": "full", "gmlp_layers": (0, 1, 2, 3), "shared_attention": ()}),
+        ("1.0.1 mlp", {"masks": "full, full, full, column", "gmlp_layers": (0, 2), "shift_tokens": True}),
         ("0.14.3 full", {"padding": "learned", "reversible": True, "divide_by_max": True}),
         ("1.0.3 full", {"shift_tokens": True, "positions": "rotary"}),
         ("1.1.8 mixed", {"shift_tokens": True, "sandwich_norm": True}),
@@ -208,6 +214,98 @@ def test_options_are_shown_with_their_origin(tmp_path: Path) -> None:
 def test_tensors_tell_options(case: str, expected: dict[str, Any], tmp_path: Path) -> None:
     config, _ = inferred(save(case, tmp_path))
     assert {name: config[name] for name in expected} == expected
+
+
+LAYOUT = "transformer.layers.layers.{}.0.fn.fn.fn.attn_fn.master_layout"
+
+
+def test_all_block_sparse_layers_read_the_blocks_of_the_first(tmp_path: Path) -> None:
+    path = save("1.1.8 sparse", tmp_path)
+    weights = torch.load(path)["weights"]
+    assert not torch.equal(weights[LAYOUT.format(1)], weights[LAYOUT.format(3)])
+    prior, record = converted(path, tmp_path / "ours")
+    assert torch.equal(prior.blocks, weights[LAYOUT.format(1)][0].float())
+    assert (
+        record["notes"]["sparse_layers"]
+        == "attn_types in hparams; all read the blocks of the first, as with DeepSpeed"
+    )
+    assert record["unused"] == {"attn_fn.master_layout": 1}
+
+
+def test_a_layout_that_was_drawn_at_random_must_be_there(tmp_path: Path) -> None:
+    source = find(save("1.1.8 sparse", tmp_path, drop(LAYOUT.format(1))))
+    with pytest.raises(
+        WeightFileError, match=r"lack attn_fn.master_layout, and some of the blocks that they read were"
+    ):
+        convert(source, tmp_path / "ours")
+
+
+def test_a_layout_without_random_blocks_may_be_missing(tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["hparams"].update(attn_types=("sparse",), text_seq_len=12)
+        weights = content["weights"]
+        weights["transformer.pos_emb"] = weights["transformer.pos_emb"][:, :17]  # <bos>, 12 of text, a grid of 2 x 2
+        weights["text_emb.weight"] = torch.rand(23, 20)
+        weights["to_logits.1.weight"], weights["to_logits.1.bias"] = torch.rand(32, 20), torch.rand(32)
+
+    source = find(save("1.6.6 mixed", tmp_path, change))
+    config = DallePytorchConfig(**source.config)
+    assert config.fed_length == 16
+    assert translated(sort_tensors(source.parts["prior"]), config)["blocks"].read().tolist() == [[1.0]]
+
+
+def test_a_matrix_left_over_in_a_gmlp_block_is_not_taken(tmp_path: Path) -> None:
+    """g-mlp-pytorch 0.1.0 and 0.1.1 kept the convolution that its matrix had been."""
+
+    def change(content: dict[str, Any]) -> None:
+        weights = content["weights"]
+        for name in [name for name in weights if ".sgu.weight" in name or ".sgu.bias" in name]:
+            weights[name.replace("sgu.", "sgu.proj.")] = torch.rand(1)
+            weights[name] = weights[name][0]
+
+    prior, record = converted(save("1.0.1 mlp", tmp_path, change), tmp_path / "ours")
+    expected = golden("1.0.1 mlp")
+    with torch.no_grad():
+        logits = prior.image_logits(with_pads(prior, GOLDEN["TEXT"]), expected["codes"].view(-1, 8, 8))
+    torch.testing.assert_close(logits, expected["logits"], **SAME)
+    assert record["unused"] == {"sgu.proj": 4}
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "message"),
+    [
+        (
+            "1.0.1 mlp",
+            lambda c: c["hparams"].update(attn_types=["full"]),
+            r"has gMLP layers \(\), the tensors have \(0, 2\)",
+        ),
+        (
+            "1.0.1 mlp",
+            lambda c: c["hparams"].update(attn_types=["mlp"]),
+            r"has gMLP layers \(0, 1, 2, 3\), the tensors",
+        ),
+        (
+            "1.1.8 sparse",
+            lambda c: c["hparams"].update(attn_types=["full"]),
+            "it has attention 1: attn_fn.master_layout, attention 3",
+        ),
+        (
+            "1.1.8 sparse",
+            lambda c: c["weights"].update({LAYOUT.format(1): torch.ones(3, 4, 4)}),
+            r"has shape \(3, 4, 4\), expected \(3, 5, 5\)",
+        ),
+        (
+            "1.1.8 sparse",
+            lambda c: c["weights"].update({LAYOUT.format(1): torch.ones(3, 5, 5).triu(1)}),
+            "every block must read itself",
+        ),
+    ],
+)
+def test_block_sparse_and_gmlp_layers_that_do_not_fit(
+    case: str, change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(WeightFileError, match=message):
+        convert(find(save(case, tmp_path, change)), tmp_path / "ours")
 
 
 @pytest.mark.parametrize(
@@ -468,8 +566,10 @@ QKV = f"{LAYER}.0.fn.fn.fn.fn.fn.to_qkv.weight"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_hparams(attn_types=("full", "sparse")), "DeepSpeed's block-sparse attention, of which some blocks"),
-        (set_hparams(attn_types=("full", "mlp")), "gMLP layers, which only versions 0.12 to 1.2 had"),
+        (
+            set_hparams(attn_types=("full", "sparse")),
+            "block-sparse attention needs a multiple of 16 positions, got 69",
+        ),
         (set_hparams(attn_types=("full", "axial")), "layers of the attention type 'axial', expected full, axial_row"),
         (set_hparams(attn_types=3), "attn_types in hparams must be a list of names, got 3"),
         (set_hparams(heads=4), "heads 4 and dim_head 8 need a to_qkv of 96 rows, it has 72"),
@@ -484,12 +584,15 @@ QKV = f"{LAYER}.0.fn.fn.fn.fn.fn.to_qkv.weight"
             "has 70 rows, which are not text_seq_len 7 and a square grid",
         ),
         (rename("norm.weight", "norm.g"), "only versions 0.5 and 0.6 of March 2021 did"),
-        (rename("fn.to_qkv.weight", "fn.sgu.weight"), "gMLP layers, which only versions 0.12 to 1.2 had"),
+        (rename("fn.to_qkv.weight", "fn.proj_in.0.weight"), r"has gMLP layers \(\), the tensors have \(0, 1, 2, 3\)"),
         (rename(f"{LAYER}.", "transformer.layers.layers.9."), "layers must be numbered 0, 1 and so on"),
         (drop(QKV), "layers must be numbered 0, 1 and so on, each with matrices to_qkv"),
         (drop("text_emb.weight"), "it has no matrix text_emb.weight"),
         (lambda c: c["weights"].update({"transformer.pos_emb": torch.rand(())}), "transformer.pos_emb has 0 rows"),
-        (lambda c: c["weights"].update({QKV: torch.rand(())}), "each with matrices to_qkv and net.0"),
+        (
+            lambda c: c["weights"].update({QKV: torch.rand(())}),
+            "each with matrices to_qkv, or proj_in of gMLP, and net.0",
+        ),
     ],
 )
 def test_what_is_not_converted(change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path) -> None:

@@ -3,8 +3,12 @@
     python -P tests/golden/dalle_pytorch.py
 
 Run it once in an environment of every version in `CASES`, each installed with --no-deps, with einops, omegaconf,
-axial-positional-embedding 0.2.1, rotary-embedding-torch 0.1.5 and g-mlp-pytorch 0.1.5. Packages that are imported but
-not needed here are stubs. The weights are not stored: they follow from their names.
+axial-positional-embedding 0.2.1, rotary-embedding-torch 0.1.5 and g-mlp-pytorch 0.1.5 (0.0.14 with version 0.12.0 and
+0.0.18 with 0.14.3, which named tensors in other ways). Packages that are imported but not needed here are stubs. The
+weights are not stored: they follow from their names.
+
+Block-sparse attention is a stub as well, for DeepSpeed's kernels need a GPU of their time: `SparseSelfAttention` does
+the same in dense matrices.
 """
 
 from __future__ import annotations
@@ -15,12 +19,13 @@ import math
 import runpy
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 uniform = runpy.run_path(str(Path(__file__).with_name("openai_dvae.py")))["uniform"]
 
@@ -37,14 +42,20 @@ SIZES: dict[str, Any] = {
 """Of every prior; the heads together are wider than the model."""
 ALL = {"attn_types": ("full", "axial_row", "axial_col", "conv_like")}
 SHARED = {"shared_attn_ids": ("a", "b", "a"), "shared_ff_ids": (0, 1), "attn_types": ("full", "axial_row", "full")}
+MLP = {"attn_types": ("mlp", "full", "mlp", "axial_col")}
+SPARSE = {"attn_types": ("full", "sparse", "axial_row", "sparse"), "text_seq_len": 16}
+"""Of 80 positions, five blocks."""
 CASES: dict[str, dict[str, dict[str, Any]]] = {
-    "0.7.3": {"mixed": ALL, "full": {"reversible": True}},
+    "0.7.3": {"mixed": ALL, "full": {"reversible": True}, "sparse": SPARSE},
     "0.9.6": {"mixed": ALL},
-    "0.14.3": {"mixed": ALL, "full": {"reversible": True, "stable": True}},
+    "0.12.0": {"mlp": {"attn_types": "mlp"}},
+    "0.14.3": {"mixed": ALL, "full": {"reversible": True, "stable": True}, "mlp": MLP},
+    "1.0.1": {"mlp": {**MLP, "reversible": True, "shift_tokens": True}},
     "1.0.3": {"full": {"shift_tokens": True, "rotary_emb": True}},
     "1.1.8": {
         "mixed": {**ALL, "sandwich_norm": True},
         "bare": {**ALL, "shift_tokens": False, "rotary_emb": False},
+        "sparse": {**SPARSE, "rotary_emb": True},
     },
     "1.4.2": {
         "mixed": ALL,
@@ -60,6 +71,11 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 """Options of `DALLE` beside the sizes, by version and name; what is left out has the version's default."""
 TEXT = torch.tensor([[3, 7, 1, 0, 0], [4, 10, 0, 2, 6], [0, 0, 0, 0, 0]])
 """Captions as the tokenizers give them: 0 is padding, also inside a caption, where it was a token."""
+
+
+def captions(options: dict[str, Any]) -> Tensor:
+    """`TEXT` in the length of a case."""
+    return F.pad(TEXT, (0, options.get("text_seq_len", SIZES["text_seq_len"]) - TEXT.shape[1]))
 
 
 def file_of(version: str) -> Path:
@@ -93,6 +109,10 @@ def state_dict(layout: dict[str, Any], angles: Tensor | None) -> dict[str, Tenso
         state["transformer.pos_emb"] = angles
     for name, first in layout["same"].items():
         state[name] = state[first]
+    for name, layout_of_blocks in state.items():
+        if name.endswith("master_layout"):  # of the first head for all, and every block reads itself
+            blocks = layout_of_blocks[:1] + 2 * torch.eye(layout_of_blocks.shape[1])
+            state[name] = (blocks > 0).long().expand(layout_of_blocks.shape).clone()
     if "logits_mask" in state:
         state["logits_mask"] = state["logits_mask"] > 0
     return state
@@ -111,6 +131,33 @@ def layout_of(net: nn.Module) -> dict[str, Any]:
     return {"shapes": shapes, "same": same}
 
 
+class SparseSelfAttention(nn.Module):
+    """Twin of DeepSpeed's 0.3 to 0.16 in dense matrices, of the same buffer.
+
+    As there, the layout of a length is looked up in one table for all layers, so that it is that of the layer which
+    came first; and what stands in the mask of padding, 1 or 0, is added to the scores.
+    """
+
+    layouts: ClassVar[dict[int, Tensor]] = {}
+
+    def __init__(self, sparsity_config: SimpleNamespace, max_seq_length: int, attn_mask_mode: str) -> None:
+        super().__init__()
+        assert (sparsity_config.block, attn_mask_mode) == (16, "add")
+        blocks = max_seq_length // 16
+        layout = torch.ones(sparsity_config.num_heads, blocks, blocks, dtype=torch.long)  # which `fill` replaces
+        self.register_buffer("master_layout", layout)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor, key_padding_mask: Tensor
+    ) -> Tensor:
+        length, size = query.shape[2:]
+        layout = self.layouts.setdefault(length, self.master_layout[:, : length // 16, : length // 16])
+        scores = torch.einsum("b h i d, b h j d -> b h i j", query, key) * size**-0.5
+        scores = scores + key_padding_mask.to(query)[:, None, None] + attn_mask
+        scores = scores.masked_fill(torch.kron(layout, torch.ones(16, 16)) == 0, -math.inf)
+        return torch.einsum("b h i j, b h j d -> b h i d", scores.softmax(-1), value)
+
+
 def stubs() -> None:
     """Stands in for packages that are imported for other image and text tokenizers."""
     members = {
@@ -125,6 +172,10 @@ def stubs() -> None:
         sys.modules[name] = module
     sys.modules["regex"].compile = lambda *_: None  # type: ignore[attr-defined]
     sys.modules["regex"].IGNORECASE = 0  # type: ignore[attr-defined]
+    sys.modules["deepspeed.ops.sparse_attention"] = ModuleType("deepspeed.ops.sparse_attention")
+    vars(sys.modules["deepspeed.ops.sparse_attention"]).update(
+        SparseSelfAttention=SparseSelfAttention, VariableSparsityConfig=SimpleNamespace
+    )
     version = type("Distribution", (), {"version": "0"})
     sys.modules["pkg_resources"].get_distribution = lambda _: version  # type: ignore[attr-defined]
 
@@ -141,24 +192,26 @@ def prior(options: dict[str, Any], version: str) -> tuple[dict[str, Tensor], dic
     """Outputs and layout of a case."""
     from dalle_pytorch import DALLE, DiscreteVAE
 
-    net = DALLE(vae=DiscreteVAE(**VAE), **SIZES, **options).eval()
+    SparseSelfAttention.layouts.clear()
+    sizes, text = {**SIZES, **options}, captions(options)
+    net = DALLE(vae=DiscreteVAE(**VAE), **sizes).eval()
     layout = fill(net)
     cells = (VAE["image_size"] // 2 ** VAE["num_layers"]) ** 2
     codes = ((uniform("codes", (len(TEXT), cells)) + 1) / 2 * VAE["num_tokens"]).long()
-    length, columns = SIZES["text_seq_len"], VAE["num_tokens"]
-    masked = {"mask": TEXT != 0} if version == "0.7.3" else {}
-    logits = net(TEXT.clone(), codes, **masked)
+    length, columns = sizes["text_seq_len"], VAE["num_tokens"]
+    masked = {"mask": text != 0} if version == "0.7.3" else {}
+    logits = net(text.clone(), codes, **masked)
     outputs = {"codes": codes, "text_logits": logits[:, :length, :-columns], "logits": logits[:, length:, -columns:]}
     drawn: list[Tensor] = []
     net.vae.decode = lambda tokens: drawn.append(tokens)
-    net.generate_images(TEXT.clone(), filter_thres=0.9999, **masked)
+    net.generate_images(text.clone(), filter_thres=0.9999, **masked)
     outputs["greedy"] = drawn[0]
     if int(version.split(".")[1]) >= 4 and version[0] == "1":
         # Without this option the original keeps the inputs of all axial and convolutional layers in one place.
-        net = DALLE(vae=DiscreteVAE(**VAE), **SIZES, **options, optimize_for_inference=True).eval()
+        net = DALLE(vae=DiscreteVAE(**VAE), **sizes, optimize_for_inference=True).eval()
         fill(net)
         cache: dict[str, Any] = {}
-        steps = [net(TEXT.clone(), codes[:, :i], cache=cache)[:, -1, -columns:] for i in range(cells)]
+        steps = [net(text.clone(), codes[:, :i], cache=cache)[:, -1, -columns:] for i in range(cells)]
         outputs["cached"] = torch.stack(steps, 1)
     if "transformer.pos_emb" in net.state_dict():
         outputs["angles"] = net.transformer.pos_emb

@@ -14,6 +14,7 @@ from torch import Tensor
 from dalle_zoo.masks import TextImageLayout
 from dalle_zoo.models.dalle_pytorch import DallePytorch, DallePytorchConfig
 from dalle_zoo.models.dalle_pytorch_layers import ShiftCache, rotate, rotated_size, rotations, shift_tokens, turns
+from dalle_zoo.models.dalle_pytorch_sparse import attend_blocks, random_blocks, sure_blocks
 from dalle_zoo.models.dalle_pytorch_vae import DallePytorchVAE, DallePytorchVAEConfig
 from dalle_zoo.tokenizers import ByteTokenizer
 
@@ -78,6 +79,33 @@ def test_shifted_tokens(width: int, length: int) -> None:
     for cell in range(length - layout.text):
         one = x[:, None, layout.text + cell].expand(-1, 2, -1)
         assert torch.equal(cache.shift(cell, one)[:, 1], expected[:, layout.text + cell])
+
+
+# ------------------------------------------------------------ block-sparse attention
+
+
+def test_blocks_that_are_not_drawn_are_those_of_deepspeed() -> None:
+    """The layout of 384 positions that its VariableSparsityConfig makes without random blocks."""
+    layout = sure_blocks(384)
+    assert layout[:20].equal(torch.ones(24, 24).tril()[:20])  # 16 that all read, and the window up to the diagonal
+    assert [row.nonzero().flatten().tolist() for row in layout[20:, 16:]] == [[4], [4, 5], [4, 5, 6], [4, 5, 6, 7]]
+    assert layout[20:, :16].all()
+    assert (random_blocks(384), random_blocks(63)) == (6, 0)
+
+
+def test_positions_read_the_blocks_of_the_layout() -> None:
+    query, key, value = torch.randn(3, 2, 1, 40, 4)
+    layout = torch.tensor([[1.0, 1, 1], [0, 1, 0], [1, 0, 1]])
+    out = attend_blocks(query, key, value, layout, None)
+    for position, reads in (
+        (0, [0]),
+        (15, range(16)),
+        (16, [16]),
+        (30, range(16, 31)),
+        (39, [*range(16), *range(32, 40)]),
+    ):
+        weights = (query[:, 0, position, None] * key[:, 0, [*reads]]).sum(-1).div(2).softmax(-1)
+        torch.testing.assert_close(out[:, 0, position], (weights[..., None] * value[:, 0, [*reads]]).sum(1))
 
 
 # ------------------------------------------------------------ captions
@@ -146,6 +174,14 @@ def test_size_of_the_published_small_model() -> None:
         ({"shared_attention": (0,)}, "shared_attention must give each of 2 layers"),
         ({"padding_id": 256}, r"padding_id must lie in 0..255, got 256"),
         ({"width": 1}, "shifted tokens need a width of at least 2, got 1"),
+        ({"sparse_layers": (0,)}, "block-sparse attention needs a multiple of 16 positions, got 11"),
+        (
+            {"sparse_layers": (0,), "masks": "column"},
+            r"sparse_layers must be numbers of layers whose mask is full, got",
+        ),
+        ({"gmlp_layers": (2,)}, r"gmlp_layers must be numbers of layers whose mask is full, got \(2,\)"),
+        ({"gmlp_layers": (0,), "sparse_layers": (0,)}, "a layer is either sparse or gMLP"),
+        ({"gmlp_layers": (0,), "shared_attention": (0, 0)}, "gMLP layers cannot be among layers that share"),
         ({"masks": "axial_row"}, "unknown schedule or mask 'axial_row'"),
     ],
 )

@@ -16,6 +16,7 @@ SIZES = {"text_length": 5, "text_vocab": 11, "image_height": 3, "image_width": 4
 
 DALLE_PYTORCH = {"num_layers": 4, "masks": "full, row_same, column, conv_quadrant(kernel=3)"}
 UNUSUAL = {"reversible": True, "tied_embeddings": True, "sandwich_norm": True, "divide_by_max": True}
+OTHERS = {"masks": "full", "text_length": 36, "sparse_layers": (1, 3), "gmlp_layers": (0, 2)}
 OLD = {"positions": "axial", "padding": "masked", "shift_tokens": False, "layer_scale": False}
 DALLE_MINI = {
     "encoder_layers": 2, "encoder_heads": 2, "encoder_hidden": 20, "decoder_layers": 3, "decoder_heads": 4,
@@ -30,6 +31,7 @@ TINY: dict[str, dict[str, Any]] = {
     "dalle_mini": {**SIZES, "width": 16, "image_rows": 12, "start_token": 10, **DALLE_MINI},
     "dalle_pytorch": {**SIZES, "width": 18, "num_heads": 3, "head_size": 8, **DALLE_PYTORCH, "shared_mlp": (0, 1) * 2},
     "dalle_pytorch reversible": {**SIZES, "width": 20, "num_heads": 2, "head_size": 12, **DALLE_PYTORCH, **UNUSUAL},
+    "dalle_pytorch others": {**SIZES, "width": 16, "num_heads": 2, "head_size": 4, **DALLE_PYTORCH, **OTHERS},
     "dalle_pytorch masked": {**SIZES, "width": 16, "num_heads": 2, "head_size": 4, **DALLE_PYTORCH, **OLD},
 }
 """A small config of every type; of some, several."""
