@@ -303,7 +303,7 @@ class EncodingTokenizer(ImageTokenizer):
             raise ValueError(f"images must have {self.config.channels} channels, got shape {tuple(images.shape)}")
 
     def compile_networks(self, **options: Any) -> None:
-        """As `ImageTokenizer.compile_networks`; one graph each, since a graph a block would exceed torch's limit of 8."""
+        """As `ImageTokenizer.compile_networks`; a graph a block would exceed torch's limit of 8."""
         self.encoder.features = torch.compile(self.encoder.features, **options)  # type: ignore[method-assign]
 
     def logits(self, images: Tensor) -> Tensor:

@@ -1,0 +1,250 @@
+"""The dVAE at OpenAI's size against the package that was published with its weights: time, and the same codes.
+
+    python benchmarks/dvae.py --threads 1        writes benchmarks/results/speed/dvae_cpu1.json
+
+Both networks have the same random weights. PyPI's DALL-E 0.1 is not a dependency (``pip install --no-deps
+DALL-E==0.1``, see tests/requirements-parity.txt); without it the comparison is with our own modules called as that
+package calls its own: `F.conv2d` and `F.relu` on channels-first float32, all logits, one-hot cells. Codes of random
+networks hardly vary, so the bias of the logits is set to make every code equally likely on average.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import importlib.util
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+sys.path[:0] = [str(Path(__file__).parents[1])]
+
+from benchmarks.harness import Equality, Row, ceilings, compare, store  # noqa: E402 (a checkout runs uninstalled)
+from dalle_zoo.data import center_transform, decode_image, open_source  # noqa: E402
+from dalle_zoo.models.dvae import DVAE, DVAEConfig  # noqa: E402
+from dalle_zoo.pipeline import load_model  # noqa: E402
+
+ENCODE_FLOPS = 272e9
+"""Of one picture of 256 x 256 pixels, a product and its sum counted as two."""
+PACKAGE, MODULES = "DALL-E 0.1", "the same calls of F.conv2d as DALL-E 0.1"
+OURS, HALF, COMPILED = "DVAE, float32", "DVAE, bfloat16", "DVAE, bfloat16, compiled"
+PEER_ROUNDING = 1e-4
+"""Largest difference allowed between decoded pixels: float32 sums of up to 4,608 products in another order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """What is compared with: pictures to codes, codes to pictures."""
+
+    name: str
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+
+
+def ours(device: str) -> DVAE:
+    """Our network with random weights."""
+    torch.manual_seed(0)
+    net: Any = DVAE(DVAEConfig())  # torch 2.13 does not declare the overload of `to` below
+    layout = torch.preserve_format if device == "cpu" else torch.channels_last
+    net = net.to(device, memory_format=layout).eval().requires_grad_(False)
+    assert isinstance(net, DVAE)
+    net.encoder.output.bias.sub_(net.logits(pictures(1, device)).mean((0, 2, 3)))  # type: ignore[operator]
+    return net
+
+
+def pictures(count: int, device: str) -> Tensor:
+    """Smooth colours with noise, (count, 3, 256, 256)."""
+    generator = torch.Generator().manual_seed(count)
+    coarse = F.interpolate(torch.rand(count, 3, 32, 32, generator=generator), size=256, mode="bicubic").clamp(0, 1)
+    return (0.7 * coarse + 0.3 * torch.rand(count, 3, 256, 256, generator=generator)).to(device)
+
+
+def peer_of(net: DVAE, device: str) -> Peer:
+    """The published package with the weights of ours, or our modules called as it calls its own."""
+    if importlib.util.find_spec("dall_e") is None:
+        return Peer(
+            MODULES, lambda images: net.logits(images).argmax(1), functools.partial(decode_one_hot, net.decoder, net)
+        )
+    import dall_e
+
+    encoder = dall_e.Encoder(device=torch.device(device))
+    decoder = dall_e.Decoder(device=torch.device(device))
+    for theirs, own in ((encoder, net.encoder), (decoder, net.decoder)):
+        # Both list their tensors layer by layer.
+        theirs.load_state_dict(dict(zip(theirs.state_dict(), own.state_dict().values(), strict=True)))
+    return Peer(
+        PACKAGE,
+        lambda images: encoder(dall_e.map_pixels(images)).argmax(1),
+        functools.partial(decode_one_hot, decoder.eval(), net),
+    )
+
+
+def decode_one_hot(decoder: nn.Module, net: DVAE, codes: Tensor) -> Tensor:
+    """Pictures by way of one-hot cells, as the package's documentation shows it."""
+    cells = F.one_hot(codes, net.codebook_size).permute(0, 3, 1, 2).float()
+    return net.pixels(decoder(cells).float())
+
+
+def half(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Under autocast to bfloat16."""
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return work(x)
+
+
+def unequal(a: Tensor, b: Tensor) -> float:
+    """Share of codes that differ."""
+    return float((a != b).float().mean())
+
+
+def with_half(row: Row, path: str, equal: tuple[Equality, ...]) -> Row:
+    """The row of another path of the same measurement."""
+    ratio = statistics.median(row.seconds[row.against]) / statistics.median(row.seconds[path])
+    print(f"{row.name} ({path}): {ratio:.2f}x; " + ", ".join(f"{e.what} {e.value:.3g}" for e in equal), flush=True)
+    return dataclasses.replace(row, path=path, ratio=ratio, asked=None, equal=equal, dtype="bfloat16")
+
+
+@functools.cache
+def product_rate(device: str) -> float:
+    """FLOP per second of a large bfloat16 product."""
+    return ceilings(device)["flop"]
+
+
+def rates(row: Row, count: int, device: str) -> Row:
+    """The row with pictures per second, and of bfloat16 on a GPU the share of what matrix products reach."""
+    each = count / statistics.median(row.seconds[row.path])
+    extra: dict[str, Any] = {"pictures per second": each}
+    if device != "cpu" and row.dtype == "bfloat16":
+        extra["share of the matrix ceiling"] = each * ENCODE_FLOPS / product_rate(device)
+    print("  " + ", ".join(f"{name}: {value:.3g}" for name, value in extra.items()), flush=True)
+    return dataclasses.replace(row, extra=extra)
+
+
+def compare_encoding(net: DVAE, peer: Peer, count: int, asked: float | None, device: str) -> list[Row]:
+    """Rows of float32 and bfloat16 for so many pictures a call."""
+    images = pictures(count, device)
+    paths = {
+        peer.name: lambda: peer.encode(images),
+        OURS: lambda: net.encode(images),
+        HALF: lambda: half(net.encode, images),
+    }
+    codes = peer.encode(images)
+    exact = unequal(net.encode(images), codes)
+    # A GPU's own kernels and the package's float16 there are no twins of each other.
+    checks = (Equality(what="share of float32 codes that differ", value=exact, limit=0 if device == "cpu" else None),)
+    row = compare(
+        f"encode, {count} picture{'s' * (count > 1)} a call",
+        paths,
+        path=OURS,
+        against=peer.name,
+        asked=asked,
+        equal=checks,
+        device=device,
+        note=f"{len(codes.unique()):,} different codes.",
+    )
+    differ = Equality(what="share of codes that differ", value=unequal(half(net.encode, images), codes))
+    return [
+        rates(row, count, device),
+        rates(with_half(row, HALF, (differ,)), count, device),
+    ]
+
+
+def compare_decoding(net: DVAE, peer: Peer, device: str) -> list[Row]:
+    """Rows of float32 and bfloat16 for one picture."""
+    codes = torch.randint(net.codebook_size, (1, 32, 32), generator=torch.Generator().manual_seed(0)).to(device)
+    theirs = peer.decode(codes)
+
+    def apart(pixels: Tensor, limit: float | None) -> tuple[Equality, ...]:
+        value = float((pixels - theirs).abs().max())
+        return (Equality(what="largest difference of a pixel in [0, 1]", value=value, limit=limit),)
+
+    row = compare(
+        "decode, 1 picture a call",
+        {
+            peer.name: lambda: peer.decode(codes),
+            OURS: lambda: net.decode(codes),
+            HALF: lambda: half(net.decode, codes),
+        },
+        path=OURS,
+        against=peer.name,
+        asked=None,
+        equal=apart(net.decode(codes), PEER_ROUNDING if device == "cpu" else None),
+        device=device,
+    )
+    return [row, with_half(row, HALF, apart(half(net.decode, codes), None))]
+
+
+def compare_trained(device: str) -> list[Row]:
+    """Rows of the bundled weights and pictures, whose codes are those that bfloat16 is judged by."""
+    net = load_model("emoji64", "dvae", device=device)
+    samples = list(open_source("emoji64:val-styles").stream())[:64]
+    images = torch.stack([center_transform(decode_image(s.image), net.image_size) for s in samples]).to(device) / 255
+    codes = net.encode(images)
+    plain = net.logits(images).argmax(1)
+    row = compare(
+        f"encode, emoji64, {len(images)} pictures a call",
+        {
+            MODULES: lambda: net.logits(images).argmax(1),
+            OURS: lambda: net.encode(images),
+            HALF: lambda: half(net.encode, images),
+        },
+        path=OURS,
+        against=MODULES,
+        asked=None,
+        equal=(Equality(what="share of float32 codes that differ", value=unequal(codes, plain), limit=1e-3),),
+        device=device,
+        note="Trained weights on pictures they were not trained on.",
+    )
+    differ = Equality(what="share of codes that differ", value=unequal(half(net.encode, images), codes))
+    return [row, with_half(row, HALF, (differ,))]
+
+
+def compare_compiled(net: DVAE, device: str) -> list[Row]:
+    """On a GPU: compiled in bfloat16 against the same uncompiled, at a size that fills it."""
+    images = pictures(32, device)
+    codes = half(net.encode, images)
+    compiled = ours(device)
+    compiled.compile_networks()
+    row = compare(
+        "encode, 32 pictures a call, compiled",
+        {HALF: lambda: half(net.encode, images), COMPILED: lambda: half(compiled.encode, images)},
+        path=COMPILED,
+        against=HALF,
+        asked=None,
+        equal=(Equality(what="share of codes that differ", value=unequal(half(compiled.encode, images), codes)),),
+        device=device,
+        dtype="bfloat16",
+    )
+    return [rates(row, 32, device)]
+
+
+@torch.no_grad()
+def main() -> None:
+    """Measures and stores."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (1)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    net = ours(options.device)
+    peer = peer_of(net, options.device)
+    rows = [
+        *compare_encoding(net, peer, 4, 2.0, options.device),
+        *compare_encoding(net, peer, 1, None, options.device),
+        *compare_decoding(net, peer, options.device),
+        *compare_trained(options.device),
+    ]
+    if options.device != "cpu":
+        rows += [*compare_encoding(net, peer, 64, None, options.device), *compare_compiled(net, options.device)]
+    command = f"python benchmarks/dvae.py --threads {options.threads} --device {options.device}"
+    print(store("dvae", command, rows, options.device))
+
+
+if __name__ == "__main__":
+    main()
