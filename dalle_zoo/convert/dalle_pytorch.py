@@ -56,7 +56,7 @@ _BRANCH = re.compile(
     r"\.(?P<wrappers>(?:fn\.)*)(?P<part>.+)"
 )
 _PARTS = {
-    "scale": "scale", "norm.weight": "norm.weight", "norm.bias": "norm.bias",
+    "scale": "scale", "norm.weight": "norm.weight", "norm.bias": "norm.bias", "norm.g": "norm.weight",
     "norm_out.weight": "norm_behind.weight", "norm_out.bias": "norm_behind.bias",
 }  # fmt: skip
 """What a branch has of its own, by their name and ours."""
@@ -201,10 +201,6 @@ def sort_tensors(stored: Tensors) -> Network:
             outside[name] = tensor
             continue
         part = match["part"]
-        if part == "norm.g":
-            raise WeightFileError(
-                "it normalises as only versions 0.5 and 0.6 of March 2021 did, which is not converted"
-            )
         part = _GMLP_BEFORE.get(part, part)
         number, half = int(match["layer"] or match["block"]), match["half"] or "fg".index(match["side"])
         layers.setdefault(number, ({}, {}))[int(half)][part] = tensor
@@ -245,8 +241,11 @@ def translated(network: Network, config: DallePytorchConfig) -> dict[str, Lazy]:
         return left.pop(name)
 
     ours: dict[str, Lazy] = {}
-    for their, our in {"to_logits.0": "final_norm", "to_logits.1": "head"}.items():
-        ours |= {f"{our}.{kind}": take(f"{their}.{kind}") for kind in ("weight", "bias")}
+    ours |= {f"head.{kind}": take(f"to_logits.1.{kind}") for kind in ("weight", "bias")}
+    if config.norm == "layer":
+        ours |= {f"final_norm.{kind}": take(f"to_logits.0.{kind}") for kind in ("weight", "bias")}
+    else:
+        ours["final_norm.weight"] = _gain(take("to_logits.0.g"), d)
     for what in ("text", "image"):
         if config.tied_embeddings:  # which are the head once more
             for kind in ("weight", "bias"):
@@ -273,7 +272,11 @@ def translated(network: Network, config: DallePytorchConfig) -> dict[str, Lazy]:
                     pass  # that of the first such layer is that of all
                 elif name in _PARTS:
                     ours[f"layers.{index}.{kind}.{_PARTS[name]}"] = (
-                        _reshaped(tensor, (d,)) if name == "scale" else tensor
+                        _reshaped(tensor, (d,))
+                        if name == "scale"
+                        else _gain(tensor, d)
+                        if name == "norm.g"
+                        else tensor
                     )
                 else:
                     left[f"{kind} {index}: {name}"] = tensor
@@ -329,6 +332,13 @@ def _reshaped(tensor: StoredTensor, shape: tuple[int, ...]) -> DerivedTensor:
     if math.prod(shape) != tensor.num_elements:
         raise WeightFileError(f"a tensor of shape {tensor.shape} should have {shape}, but for sides of 1")
     return DerivedTensor(shape, tensor.dtype, lambda: tensor.read().view(shape))
+
+
+def _gain(tensor: StoredTensor, width: int) -> Lazy:
+    """Gains of the normalisation by root mean square; version 0.5 has a single one, over the length."""
+    if tensor.shape != (1,) or width == 1:
+        return tensor
+    return DerivedTensor((width,), tensor.dtype, lambda: tensor.read().expand(width) / math.sqrt(width))
 
 
 def _rotation(angles: StoredTensor, config: DallePytorchConfig) -> DerivedTensor:
@@ -410,6 +420,7 @@ def _infer(
         padding_id=hparams.number("padding_id", least=0),
         shift_tokens=network.shifts,
         layer_scale="scale" in first[0],
+        norm="rms" if "norm.g" in first[0] else "layer",
         sandwich_norm=told["sandwich_norm"],
         divide_by_max=hparams.flag("stable"),
         reversible=network.reversible,

@@ -35,6 +35,7 @@ from dalle_zoo.models.dalle_pytorch_layers import (
     GatedMLP,
     ShiftCache,
     attend_readable,
+    make_norm,
     rotations,
     shift_tokens,
 )
@@ -87,6 +88,8 @@ class DallePytorchConfig:
     """Whether every branch sees channels of the positions before [shift_tokens]."""
     layer_scale: bool = True
     """Whether every branch has a learned scale; since version 0.8."""
+    norm: Literal["layer", "rms"] = "layer"
+    """LayerNorm; or, in versions 0.5 and 0.6, division by the root mean square, with a gain and no bias."""
     sandwich_norm: bool = False
     """Whether every branch is normalised behind too [sandwich_norm]."""
     divide_by_max: bool = False
@@ -107,7 +110,9 @@ class DallePytorchConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, known in (("positions", ("rotary", "axial")), ("padding", ("learned", "masked"))):
+        for name, known in (
+            ("positions", ("rotary", "axial")), ("padding", ("learned", "masked")), ("norm", ("layer", "rms")),
+        ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if not 0 <= self.padding_id < self.text_vocab:
@@ -165,8 +170,9 @@ class Layer(nn.Module):
         super().__init__()
         first = 0.1 if index < 18 else 1e-5 if index < 24 else 1e-6
         scale = first if config.layer_scale else None
-        self.attention = Branch(config.width, norm_behind=config.sandwich_norm, scale=scale)
-        self.mlp = Branch(config.width, norm_behind=config.sandwich_norm, scale=scale)
+        self.attention, self.mlp = (
+            Branch(config.width, norm=config.norm, norm_behind=config.sandwich_norm, scale=scale) for _ in range(2)
+        )
         self.mask = mask
         self.attention_number, self.mlp_number = attention, mlp
 
@@ -228,7 +234,7 @@ class DallePytorch(ImagePrior):
             for number in range(max(attentions) + 1)
         )
         self.mlps = nn.ModuleList(GatedMLP(d) for _ in range(max(mlps) + 1))
-        self.final_norm = nn.LayerNorm(d)
+        self.final_norm = make_norm(config.norm, d)
         self.head = nn.Linear(d, config.text_ids + config.codebook_size)
 
     # ------------------------------------------------------------ captions

@@ -168,19 +168,25 @@ class GatedMLP(nn.Module):
         return out
 
 
+def make_norm(norm: str, width: int) -> nn.Module:
+    """Normalisation of a hidden state: ``layer``, or ``rms``, whose original bounds the root from below at 1e-8."""
+    return nn.LayerNorm(width) if norm == "layer" else nn.RMSNorm(width, eps=1e-16)
+
+
 class Branch(nn.Module):
     """What stands round an attention or an MLP in its layer: normalisation before and behind it, and a scale.
 
     Args:
         width: Model width d.
+        norm: Which normalisation, as of `make_norm`.
         norm_behind: Whether there is a second normalisation (sandwich norm).
         scale: First value of a learned scale of every channel (LayerScale); None if there is none.
     """
 
-    def __init__(self, width: int, *, norm_behind: bool, scale: float | None) -> None:
+    def __init__(self, width: int, *, norm: str, norm_behind: bool, scale: float | None) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.norm_behind: nn.Module = nn.LayerNorm(width) if norm_behind else nn.Identity()
+        self.norm = make_norm(norm, width)
+        self.norm_behind = make_norm(norm, width) if norm_behind else nn.Identity()
         self.scale = None if scale is None else nn.Parameter(torch.full((width,), scale))
 
     def close(self, x: Tensor) -> Tensor:

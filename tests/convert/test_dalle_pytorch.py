@@ -167,6 +167,9 @@ def test_guidance_acts_at_every_token(tmp_path: Path) -> None:
 # ------------------------------------------------------------ what is inferred
 
 
+ALL_BEFORE = "full, row_same, column, conv_clamped(kernel=5)"
+
+
 def inferred(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     source = find(path)
     return dict(source.config), dict(source.notes)
@@ -180,7 +183,7 @@ def test_options_are_shown_with_their_origin(tmp_path: Path) -> None:
         "sparse_layers": (), "gmlp_layers": (),
         "padding": "learned", "padding_id": 0, "shift_tokens": True, "layer_scale": True, "sandwich_norm": True,
         "divide_by_max": True, "reversible": True, "tied_embeddings": False, "shared_attention": (0, 1, 0, 0),
-        "shared_mlp": (0, 1, 0, 1),
+        "shared_mlp": (0, 1, 0, 1), "norm": "layer",
     }  # fmt: skip
     assert notes == {
         "text_vocab": "num_text_tokens in hparams",
@@ -197,6 +200,8 @@ def test_options_are_shown_with_their_origin(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("case", "expected"),
     [
+        ("0.5.1 mixed", {"norm": "rms", "padding": "masked", "layer_scale": False, "masks": ALL_BEFORE}),
+        ("0.6.0 mixed", {"norm": "rms", "padding": "masked", "layer_scale": False, "masks": ALL_BEFORE}),
         ("0.7.3 mixed", {"padding": "masked", "layer_scale": False, "shift_tokens": False, "positions": "axial"}),
         ("0.9.6 mixed", {"padding": "learned", "layer_scale": True}),
         ("0.7.3 sparse", {"padding": "masked", "masks": "full, full, row_same, full", "sparse_layers": (1, 3)}),
@@ -583,7 +588,6 @@ QKV = f"{LAYER}.0.fn.fn.fn.fn.fn.to_qkv.weight"
             set_hparams(text_seq_len=7, num_text_tokens=9),
             "has 70 rows, which are not text_seq_len 7 and a square grid",
         ),
-        (rename("norm.weight", "norm.g"), "only versions 0.5 and 0.6 of March 2021 did"),
         (rename("fn.to_qkv.weight", "fn.proj_in.0.weight"), r"has gMLP layers \(\), the tensors have \(0, 1, 2, 3\)"),
         (rename(f"{LAYER}.", "transformer.layers.layers.9."), "layers must be numbered 0, 1 and so on"),
         (drop(QKV), "layers must be numbered 0, 1 and so on, each with matrices to_qkv"),

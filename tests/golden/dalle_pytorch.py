@@ -46,6 +46,8 @@ MLP = {"attn_types": ("mlp", "full", "mlp", "axial_col")}
 SPARSE = {"attn_types": ("full", "sparse", "axial_row", "sparse"), "text_seq_len": 16}
 """Of 80 positions, five blocks."""
 CASES: dict[str, dict[str, dict[str, Any]]] = {
+    "0.5.1": {"mixed": ALL},
+    "0.6.0": {"mixed": ALL},
     "0.7.3": {"mixed": ALL, "full": {"reversible": True}, "sparse": SPARSE},
     "0.9.6": {"mixed": ALL},
     "0.12.0": {"mlp": {"attn_types": "mlp"}},
@@ -90,6 +92,8 @@ def weight(name: str, shape: tuple[int, ...]) -> Tensor:
         return values / 2
     if name.endswith("scale"):
         return (2 + values) / 4
+    if shape == (1,):  # over the length, not the root mean square
+        return 4 + values
     if len(shape) == 1:
         return 1 + values / 2
     if "_emb." in name or "codebook" in name:
@@ -199,7 +203,7 @@ def prior(options: dict[str, Any], version: str) -> tuple[dict[str, Tensor], dic
     cells = (VAE["image_size"] // 2 ** VAE["num_layers"]) ** 2
     codes = ((uniform("codes", (len(TEXT), cells)) + 1) / 2 * VAE["num_tokens"]).long()
     length, columns = sizes["text_seq_len"], VAE["num_tokens"]
-    masked = {"mask": text != 0} if version == "0.7.3" else {}
+    masked = {"mask": text != 0} if int(version.split(".")[1]) < 9 and version[0] == "0" else {}
     logits = net(text.clone(), codes, **masked)
     outputs = {"codes": codes, "text_logits": logits[:, :length, :-columns], "logits": logits[:, length:, -columns:]}
     drawn: list[Tensor] = []

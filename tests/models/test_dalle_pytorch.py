@@ -170,6 +170,7 @@ def test_size_of_the_published_small_model() -> None:
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"positions": "sinus"}, "positions must be one of rotary, axial, got 'sinus'"),
         ({"padding": "none"}, "padding must be one of learned, masked, got 'none'"),
+        ({"norm": "scale"}, "norm must be one of layer, rms, got 'scale'"),
         ({"shared_mlp": (0, 2)}, r"shared_mlp must give each of 2 layers a number, 0, 1 and so on, got \(0, 2\)"),
         ({"shared_attention": (0,)}, "shared_attention must give each of 2 layers"),
         ({"padding_id": 256}, r"padding_id must lie in 0..255, got 256"),

@@ -16,7 +16,7 @@ SIZES = {"text_length": 5, "text_vocab": 11, "image_height": 3, "image_width": 4
 
 DALLE_PYTORCH = {"num_layers": 4, "masks": "full, row_same, column, conv_quadrant(kernel=3)"}
 UNUSUAL = {"reversible": True, "tied_embeddings": True, "sandwich_norm": True, "divide_by_max": True}
-OTHERS = {"masks": "full", "text_length": 36, "sparse_layers": (1, 3), "gmlp_layers": (0, 2)}
+OTHERS = {"norm": "rms", "masks": "full", "text_length": 36, "sparse_layers": (1, 3), "gmlp_layers": (0, 2)}
 OLD = {"positions": "axial", "padding": "masked", "shift_tokens": False, "layer_scale": False}
 DALLE_MINI = {
     "encoder_layers": 2, "encoder_heads": 2, "encoder_hidden": 20, "decoder_layers": 3, "decoder_heads": 4,
