@@ -36,7 +36,7 @@ class Reads(NamedTuple):
     causal: bool = False
     """Query i reads keys 0 … i."""
     bias: Tensor | None = None
-    """Added to the scores, -inf where a query does not read: broadcast to (B, H, M, U), as `additive` makes it."""
+    """Added to the scores, -inf where a query does not read: broadcast to (B, H, M, U), made by `additive`."""
 
 
 class Passed(NamedTuple):
@@ -63,10 +63,9 @@ def supported(device: torch.device) -> bool:
 
 
 def additive(allowed: Tensor, device: torch.device) -> Tensor:
-    """A bool mask (…, M, U) as an additive one, float32, rows aligned as the kernels need them."""
+    """A bool mask (…, M, U) as an additive one, float32; rows are longer than U where a kernel needs them aligned."""
     bias = torch.zeros_like(allowed, dtype=torch.float32).masked_fill(~allowed, -math.inf)
-    keys = allowed.shape[-1]
-    return F.pad(bias, (0, -keys % ALIGNMENT)).to(device)[..., :keys]
+    return F.pad(bias, (0, -allowed.shape[-1] % ALIGNMENT)).to(device)
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, reads: Reads) -> tuple[Tensor, Tensor]:
@@ -109,7 +108,8 @@ def backward(passed: Passed, reads: Reads) -> tuple[Tensor, Tensor, Tensor]:
 def _expanded(bias: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
     if bias is None:
         return None
-    return bias.to(query.dtype).expand(*query.shape[:-1], key.shape[-2])
+    keys = key.shape[-2]
+    return bias.to(query.dtype)[..., :keys].expand(*query.shape[:-1], keys)
 
 
 def _takes_flash(query: Tensor, reads: Reads) -> bool:

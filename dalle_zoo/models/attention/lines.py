@@ -34,7 +34,7 @@ class Lines(NamedTuple):
     queries: Tensor
     """Image queries of each line, int64 (G, Q)."""
     order: Tensor
-    """Where each image position stands among the lines' queries, int64 (N,)."""
+    """Where each image position stands among the lines' queries, first of all lines, then second, …: int64 (N,)."""
     keys: Tensor
     """Image keys of each line, int64 (G, U)."""
     line_bias: Tensor | None
@@ -50,7 +50,7 @@ class Lines(NamedTuple):
             text,
             None if causal_text else fused.additive(among_text[None, None], device),
             plan.queries.to(device, copy=True),  # copies, for the plan itself may have been made in inference mode
-            plan.queries.flatten().argsort().to(device),
+            plan.queries.t().flatten().argsort().to(device),
             plan.keys.to(device, copy=True),
             None if plan.causal else fused.additive(plan.allowed[None], device),
         )
@@ -145,7 +145,8 @@ def _join(text: Tensor, image: Tensor) -> Tensor:
 
 
 # Pictures and heads stand in the place of a batch and lines in that of heads, because an additive mask of lines is
-# then broadcast over pictures and heads alike.
+# then broadcast over pictures and heads alike. What fused calls put out has the heads inside of positions in memory,
+# so it is read in that order.
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
@@ -156,11 +157,12 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
 
 def _raster(x: Tensor, order: Tensor, batch: int) -> Tensor:
     """From lines (B H, G, Q, …) to positions (B, H, N, …)."""
-    ordered = x.flatten(1, 2).index_select(1, order)
+    ordered = x.transpose(1, 2).flatten(1, 2).index_select(1, order)
     return ordered.view(batch, -1, *ordered.shape[1:])
 
 
 def _sum_of_lines(x: Tensor, of: Lines, batch: int) -> Tensor:
     """Gradients of the lines' keys (B H, G, U, D), summed over the lines that share one: (B, H, N, D)."""
-    summed = x.new_zeros(len(x), len(of.order), x.shape[-1]).index_add_(1, of.keys.flatten(), x.flatten(1, 2))
+    summed = x.new_zeros(len(x), len(of.order), x.shape[-1])
+    summed.index_add_(1, of.keys.t().flatten(), x.transpose(1, 2).flatten(1, 2))
     return summed.view(batch, -1, *summed.shape[1:])

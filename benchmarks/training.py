@@ -1,0 +1,321 @@
+"""Training the prior: attention by mask, the heads' loss, and whole steps.
+
+    python benchmarks/training.py --threads 1
+    python benchmarks/training.py --device cuda
+
+What is compared with is how other code bases train: fused attention under a dense boolean mask, and one head over
+both vocabularies at all positions, where the logits of the other kind are masked. Both sides have the same weights,
+the same captions, without padding, and the same optimiser. On a GPU a step of 1.2 billion parameters is held against
+the time that its operations take at the measured rate of a large product; attention counts the pairs that the masks
+allow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+
+import torch
+from decoding import LARGE, keep_freed_memory
+from harness import Equality, Row, Series, ceilings, compare, interleaved, store
+from torch import Tensor, nn
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.nn import functional as F
+
+from dalle_zoo.masks import Mask, TextImageLayout
+from dalle_zoo.models import attention
+from dalle_zoo.models.attention import Backend
+from dalle_zoo.models.losses import head_loss
+from dalle_zoo.models.prior import Prior, PriorConfig
+from dalle_zoo.planning.prior import PriorWork
+
+PAPER = TextImageLayout(256, 32, 32)
+CONFIG = PriorConfig(width=512, num_layers=12, num_heads=8)
+"""The paper's positions, vocabularies and masks."""
+ROUNDING = 1e-5
+HALF_ROUNDING = 0.02
+"""Of the largest gradient: a few roundings to 8 bits."""
+FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
+
+CONVOLUTION = "a pair of rows reads keys of eight; the paper has one such layer of 64"
+"""Why it gains less."""
+
+Tokens = tuple[Tensor, Tensor]
+"""Captions (B, T) and codes (B, h, w)."""
+
+
+# ------------------------------------------------------------ attention
+
+
+def random_heads(layout: TextImageLayout, dtype: torch.dtype, device: str, batch: int, heads: int) -> list[Tensor]:
+    """Queries, keys, values and the gradient of what attention mixes, as views of a projection: (B, H, L, 64)."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(batch, layout.length, 4, heads, 64, generator=generator).to(device, dtype)
+    return list(drawn.permute(2, 0, 3, 1, 4))
+
+
+def forward_and_backward(backend: Backend, mask: Mask, given: list[Tensor]) -> list[Tensor]:
+    """Mixed values and the gradients of queries, keys and values."""
+    *inputs, gradient = (x.detach().requires_grad_() for x in given)
+    query, key, value = inputs
+    out = backend(query, key, value, mask)
+    return [out.detach(), *torch.autograd.grad(out, inputs, gradient.detach())]
+
+
+def attention_row(spec: str, dtype: torch.dtype, asked: float | None, device: str) -> Row:
+    """One layer's attention at 1,280 positions, forward and backward."""
+    mask = Mask.from_spec(spec, PAPER)
+    batch, heads = (2, 8) if device == "cpu" else (16, 32)
+    given = random_heads(PAPER, dtype, device, batch, heads)
+    paths: dict[str, Callable[[], list[Tensor]]] = {
+        "lines": lambda: forward_and_backward(attention.auto, mask, given),
+        "dense boolean SDPA": lambda: forward_and_backward(attention.sdpa, mask, given),
+    }
+    units = [1.0 if dtype == FLOAT32 else float(found.abs().max()) for found in paths["dense boolean SDPA"]()]
+    pairs = zip(*(work() for work in paths.values()), strict=True)
+    apart = max(float((ours - dense).abs().max()) / unit for (ours, dense), unit in zip(pairs, units, strict=True))
+    return compare(
+        f"attention forward and backward, {spec}, 1,280 positions, {batch} x {heads} heads of 64",
+        paths,
+        path="lines",
+        against="dense boolean SDPA",
+        asked=asked,
+        equal=(
+            Equality(
+                what="largest difference of values and gradients" + (", of the largest" if dtype != FLOAT32 else ""),
+                value=apart,
+                limit=ROUNDING if dtype == FLOAT32 else HALF_ROUNDING,
+            ),
+        ),
+        device=device,
+        dtype=str(dtype).removeprefix("torch."),
+        note=CONVOLUTION if spec == "conv" else "",
+    )
+
+
+def attention_by_size(device: str) -> Series:
+    """Milliseconds of forward and backward pass, one picture, 8 heads of 64, by the side of its grid."""
+    paths = {"row, dense boolean SDPA": ("row", attention.sdpa)}
+    paths |= {f"{spec}, auto": (spec, attention.auto) for spec in ("full", "conv", "row", "column")}
+    lines: dict[str, list[tuple[float, float]]] = {name: [] for name in paths}
+    for side in (8, 16, 24, 32):
+        layout = replace(PAPER, height=side, width=side)
+        given = random_heads(layout, FLOAT32 if device == "cpu" else BFLOAT16, device, 1, 8)
+        works = {
+            name: partial(forward_and_backward, backend, Mask.from_spec(spec, layout), given)
+            for name, (spec, backend) in paths.items()
+        }
+        for name, seconds in interleaved(works, device=device).items():
+            lines[name].append((side, 1e3 * statistics.median(seconds)))
+    return Series(x="side of the grid, 256 text positions before it", y="ms, forward and backward", lines=lines)
+
+
+# ------------------------------------------------------------ heads
+
+
+class JointHead(nn.Module):
+    """One matrix for both vocabularies at every position; logits of the other kind are masked."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        heads = prior.text_head, prior.image_head
+        self.weight = nn.Parameter(torch.cat([head.weight.detach() for head in heads]))
+        self.bias = nn.Parameter(torch.cat([head.bias.detach() for head in heads]))
+        c = prior.config
+        is_image = torch.arange(c.layout.length) >= c.text_length
+        self.register_buffer("other", is_image[:, None] != (torch.arange(len(self.bias)) >= c.text_vocab))
+        weights = [(1 - c.text_loss_weight) / c.image_length, c.text_loss_weight / c.text_length]
+        self.register_buffer("weights", torch.where(is_image, *weights))
+        self.text_vocab = c.text_vocab
+
+    def forward(self, hidden: Tensor, text: Tensor, codes: Tensor) -> Tensor:
+        """Weighted loss of hidden states (B, L, d)."""
+        logits = F.linear(hidden, self.weight, self.bias).masked_fill(self.other, -torch.inf)
+        target = torch.cat([text, codes.flatten(1) + self.text_vocab], 1)
+        losses = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none")
+        return (losses.view_as(target) * self.weights).sum() / len(target)
+
+
+def separate_heads(prior: Prior, hidden: Tensor, text: Tensor, codes: Tensor) -> Tensor:
+    """The same loss as `Prior.loss` has it."""
+    c = prior.config
+    parts = (prior.text_head, hidden[:, : c.text_length], text), (prior.image_head, hidden[:, c.text_length :], codes)
+    of_text, of_image = (
+        head_loss(x.flatten(0, 1), head.weight, head.bias, target.flatten()) / target.numel()
+        for head, x, target in parts
+    )
+    return c.text_loss_weight * of_text + (1 - c.text_loss_weight) * of_image
+
+
+def make_prior(config: PriorConfig, backend: str, device: str = "cpu") -> Prior:
+    """A prior whose heads are random too."""
+    torch.manual_seed(0)
+    prior = Prior(config, backend)
+    with torch.no_grad():
+        for head in (prior.text_head, prior.image_head):
+            head.weight.normal_(std=0.02)
+    return prior.to(device)
+
+
+def make_tokens(config: PriorConfig, batch: int, device: str = "cpu") -> Tokens:
+    """Captions without padding, and codes."""
+    generator = torch.Generator().manual_seed(1)
+    text = torch.randint(config.text_vocab, (batch, config.text_length), generator=generator)
+    shape = (batch, config.image_height, config.image_width)
+    return text.to(device), torch.randint(config.codebook_size, shape, generator=generator).to(device)
+
+
+def head_memory(batch: int) -> Row:
+    """Most bytes of tensors during forward and backward pass of the heads alone, beyond weights and hidden states."""
+    prior = make_prior(replace(CONFIG, num_layers=1), "auto")
+    joint, tokens = JointHead(prior), make_tokens(CONFIG, batch)
+    hidden = torch.randn(batch, PAPER.length, CONFIG.width)
+
+    def measure(loss: Callable[[Tensor], Tensor]) -> tuple[float, Tensor, Tensor]:
+        inputs = hidden.clone().requires_grad_()
+        with MemTracker() as tracker:
+            value = loss(inputs)
+            value.backward()
+        gradient = inputs.grad
+        assert gradient is not None
+        return float(tracker.get_tracker_snapshot("peak")[hidden.device]["Total"]), value.detach(), gradient
+
+    ours, loss, gradient = measure(lambda x: separate_heads(prior, x, *tokens))
+    theirs, joint_loss, joint_gradient = measure(lambda x: joint(x, *tokens))
+    return Row(
+        name=f"memory of the heads' loss and gradients, width {CONFIG.width}, {batch} x 1,280 positions",
+        path="separate heads, few positions at a time",
+        against="one joint head",
+        asked=None,
+        ratio=theirs / ours,
+        equal=loss_equality(loss, joint_loss, (gradient - joint_gradient).abs().max()),
+        seconds={"separate heads, few positions at a time": [ours], "one joint head": [theirs]},
+        unit="bytes",
+        threads=torch.get_num_threads(),
+        note="peak by torch's MemTracker; gradients of the weights are in it, weights and inputs are not",
+    )
+
+
+def loss_equality(ours: Tensor, theirs: Tensor, gradients_apart: Tensor) -> tuple[Equality, ...]:
+    """Of float32 paths; a loss of 9 nats has steps of 1e-6 itself, so its difference is relative."""
+    apart = float((ours - theirs).abs() / theirs)
+    return (
+        Equality(what="relative difference of the loss", value=apart, limit=1e-6),
+        Equality(what="largest difference of gradients", value=float(gradients_apart), limit=ROUNDING),
+    )
+
+
+# ------------------------------------------------------------ whole steps
+
+
+def update(parameters: list[nn.Parameter], loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A training step: forward and backward pass, then AdamW at a rate of 0, so that weights stay comparable."""
+    optimizer = torch.optim.AdamW(parameters, lr=0.0, fused=True)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        optimizer.step()
+        return value.detach()
+
+    return step
+
+
+def step_row(batch: int) -> Row:
+    """A whole training step against dense attention and a joint head."""
+    ours, dense = make_prior(CONFIG, "auto"), make_prior(CONFIG, "sdpa")
+    joint, (text, codes) = JointHead(dense), make_tokens(CONFIG, batch)
+    del dense.text_head, dense.image_head
+    paths = {
+        "lines and separate heads": update(list(ours.parameters()), lambda: ours.loss(text, codes).total),
+        "dense SDPA and one joint head": update(
+            [*dense.parameters(), *joint.parameters()], lambda: joint(dense.hidden(text, codes), text, codes)
+        ),
+    }
+    loss, dense_loss = (step() for step in paths.values())
+    found = dict(ours.named_parameters())
+    gradients = [(grad(found[name]) - grad(p)).abs().max() for name, p in dense.named_parameters()]
+    heads = torch.cat([grad(ours.text_head.weight), grad(ours.image_head.weight)])
+    apart = torch.stack([*gradients, (heads - grad(joint.weight)).abs().max()]).max()
+    return compare(
+        f"training step, width 512, 12 layers, {batch} x 1,280 positions",
+        paths,
+        path="lines and separate heads",
+        against="dense SDPA and one joint head",
+        asked=1.35,
+        equal=loss_equality(loss, dense_loss, apart),
+        note="with AdamW, which takes the same time on both sides",
+    )
+
+
+def grad(parameter: nn.Parameter) -> Tensor:
+    """Its gradient, which is there."""
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def large_step(batch: int, limits: Mapping[str, float]) -> Row:
+    """A step of 1.2 billion parameters in bfloat16 with compiled blocks, against its operations at the ceiling."""
+    config = LARGE["1.2B"]
+    prior, (text, codes) = make_prior(config, "auto", "cuda"), make_tokens(config, batch, "cuda")
+    eager = make_prior(config, "sdpa", "cuda")
+    with torch.no_grad(), torch.autocast("cuda", BFLOAT16):
+        expected = eager.loss(text, codes).total
+    del eager
+    for block in prior.residual_blocks():
+        block.residual.compiled = True
+
+    def loss() -> Tensor:
+        with torch.autocast("cuda", BFLOAT16):
+            return prior.loss(text, codes).total
+
+    step = update(list(prior.parameters()), loss)
+    step()  # the first is not compiled
+    apart = float((step() - expected).abs())
+    seconds = interleaved({"training step": step}, device="cuda")
+    floor = batch * PriorWork(config).flops().model / limits["flop"]
+    return Row(
+        name=f"training step, 1.2B, {batch} x 1,280 positions",
+        path="training step",
+        against="its operations at the rate of a large product",
+        asked=0.45,
+        ratio=floor / statistics.median(seconds["training step"]),
+        equal=(Equality(what="difference of the loss from eager dense attention", value=apart, limit=1e-3),),
+        seconds={**seconds, "its operations at the rate of a large product": [floor]},
+        threads=torch.get_num_threads(),
+        dtype="bfloat16",
+        note="the ratio is the model FLOP utilisation; attention counts the pairs that the masks allow",
+        extra={
+            **limits,
+            "tokens per second": batch * config.layout.length / statistics.median(seconds["training step"]),
+        },
+    )
+
+
+def main() -> None:
+    """Measures and stores."""
+    parser = argparse.ArgumentParser(description="Time of attention, of the heads' loss and of whole training steps.")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the CPU (1)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu or cuda (cpu)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    if options.device == "cuda":
+        limits = ceilings("cuda")
+        rows = [attention_row(spec, BFLOAT16, None, "cuda") for spec in ("row", "column", "conv")]
+        rows += [large_step(batch, limits) for batch in (8, 16, 32)]
+    else:
+        rows = [attention_row(spec, FLOAT32, 2.3, "cpu") for spec in ("row", "column", "conv")]
+        rows += [attention_row(spec, BFLOAT16, None, "cpu") for spec in ("row", "column")]
+        rows += [head_memory(4), step_row(1)]
+    series = {"attention by size of the grid": attention_by_size(options.device)}
+    command = f"python benchmarks/training.py --threads {options.threads} --device {options.device}"
+    print(store("training", command, rows, options.device, series=series))
+
+
+if __name__ == "__main__":
+    main()
