@@ -24,6 +24,15 @@ TEMPLATES = Path(__file__).parent / "_cards"
 GENERAL = "model"
 """The template of all others."""
 
+HUB_LICENSES = (
+    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "zlib", "mpl-2.0", "artistic-2.0", "unlicense"),
+    *("gpl-2.0", "gpl-3.0", "lgpl-2.1", "lgpl-3.0", "agpl-3.0"),
+    *("cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nd-4.0", "cc-by-nc-3.0"),
+    *("cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0"),
+    *("openrail", "bigscience-openrail-m", "creativeml-openrail-m"),
+)
+"""Identifiers that the Hub takes as a licence; every other is "other" with a name."""
+
 CAPTIONS = {"right": "right captions", "shuffled": "shuffled captions", "none": "no caption"}
 """Captions that the prior's loss is measured with, as people call them."""
 
@@ -56,7 +65,8 @@ def render_card(folder: str | Path, result: Result, name: str | None = None) -> 
     text = Template(path.read_text(encoding="utf-8")).substitute(
         name=name or folder.name,
         description=record["description"],
-        license=record["license"],
+        license=_license(record),
+        license_id=license_id(record["license"]),
         data=record["data"],
         components=_components(components, record["parameters"]),
         results=_results(result),
@@ -92,12 +102,29 @@ def render_any_card(folder: Path, results: Sequence[Result], name: str) -> str:
     text = Template((TEMPLATES / f"{GENERAL}.md").read_text(encoding="utf-8")).substitute(
         name=name,
         description=record["description"],
-        license=record["license"],
+        license=_license(record),
+        license_id=license_id(record["license"]),
         data=record["data"],
         components=_components([part for part in index if not part.startswith("_")], record["parameters"]),
         results=_figures(results),
     )
     return text.rstrip() + "\n"
+
+
+def license_id(license: str) -> str:
+    """The Hub's identifier of a licence, "other" if it has none.
+
+    Example:
+        >>> license_id("Apache-2.0"), license_id("Modified MIT (OpenAI)")
+        ('Apache-2.0', 'other')
+    """
+    return license if license.lower() in HUB_LICENSES else "other"
+
+
+def _license(record: Mapping[str, Any]) -> str:
+    """The licence as people read it."""
+    note = record.get("license_note")
+    return f"{record['license']} ({note})" if note else str(record["license"])
 
 
 def write_card(folder: str | Path, result_file: str | Path, out: str | Path) -> Path:

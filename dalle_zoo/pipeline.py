@@ -152,16 +152,7 @@ class DallePipeline:
         access = Access(revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
         folder = find_model(model, access, files)
         if not (folder / INDEX).is_file():
-            missing = [part for part in COMPONENTS[:3] if not (folder / part).is_dir()]
-            raise hub.ModelFolderError(
-                f"{folder} has no {INDEX}: expected a folder from save_pretrained or `dalle-zoo export`"
-                + (
-                    f"; of the weights converted there, {' and '.join(missing)} are missing: give the place of their "
-                    f"files as well, [place, other place]"
-                    if (folder / RECORD).is_file()
-                    else ""
-                )
-            )
+            raise hub.ModelFolderError(_incomplete(folder))
         if verify:
             hub.verify_checksums(folder)
         prior = hub.load_prior(folder / "prior", device, dtype)
@@ -483,6 +474,17 @@ class DallePipeline:
     def __repr__(self) -> str:
         height, width = self.image_size
         return f"DallePipeline({self.folder or 'not saved'}, {height}x{width} pixels, on {self.device})"
+
+
+def _incomplete(folder: Path) -> str:
+    """Says what a folder lacks that is no whole model."""
+    if not (folder / RECORD).is_file():
+        return f"{folder} has no {INDEX}: expected a folder from save_pretrained or `dalle-zoo export`"
+    missing = [part for part in COMPONENTS[:3] if not (folder / part).is_dir()]
+    return (
+        f"the weights converted into {folder} lack {' and '.join(missing)}, and no picture can be drawn: give the "
+        "place of their files as well, `dalle-zoo convert PLACE OTHER --out FOLDER` or from_pretrained([place, other])"
+    )
 
 
 def _draw_seed(generator: torch.Generator | None) -> int:

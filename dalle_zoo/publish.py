@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from dalle_zoo.cards import check_weights, render_any_card
+from dalle_zoo.cards import check_weights, license_id, render_any_card
 from dalle_zoo.folders import INDEX, RECORD
 from dalle_zoo.hub import CARD, CHECKSUMS, ModelFolderError, read_json, sha256_file, verify_checksums
 from dalle_zoo.recipes import find_recipe
@@ -157,7 +157,7 @@ def publish(
 def _check_record(folder: Path) -> None:
     record = read_json(folder / RECORD)
     for field, meaning in (("license", "SPDX identifier of the licence"), ("data", "what it was trained on")):
-        if str(record.get(field) or "unknown") == "unknown":
+        if str(record.get(field) or "unknown").startswith("unknown"):
             raise ModelFolderError(
                 f"{folder / RECORD} states no {field} ({meaning}): nothing is published without. Save the model again "
                 f"with it, save_pretrained(record=...) or `dalle-zoo export --{field} ...`"
@@ -212,7 +212,10 @@ def _card(folder: Path, name: str, results: Sequence[Result]) -> str:
         written = render_any_card(folder, results, name)
     card = ModelCard(written)
     data: Any = card.data
-    data.license = str(read_json(folder / RECORD)["license"]).lower()
+    stated = str(read_json(folder / RECORD)["license"])
+    data.license = license_id(stated).lower()
+    if data.license == "other":
+        data.license_name = re.sub(r"[^a-z0-9.+]+", "-", stated.lower()).strip("-")
     data.library_name, data.pipeline_tag, data.model_name = "dalle-zoo", "text-to-image", name if results else None
     data.eval_results = [
         EvalResult(

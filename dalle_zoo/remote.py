@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ def download(name: str, access: Access = DEFAULT, component: str | None = None) 
         UnknownNameError: It has no such component.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     asked: dict[str, Any] = {
         "token": access.token,
@@ -89,7 +90,12 @@ def download(name: str, access: Access = DEFAULT, component: str | None = None) 
         "local_files_only": access.local_files_only,
     }
     with _explained(name, access):
-        listing = Path(hf_hub_download(name, LIST, revision=access.revision, **asked))
+        try:
+            listing = Path(hf_hub_download(name, LIST, revision=access.revision, **asked))
+        except LocalEntryNotFoundError as error:  # offline; what is there of the repository says whose it is
+            if _cached(name, access) is None:
+                raise
+            raise ForeignRepositoryError(f"{name} in the cache has no {LIST}") from error
         names = list(_wanted(listing, name, component))
         commit = listing.parent.name  # not the branch, which may move on between two questions
         if not _is_offline(access):
@@ -119,13 +125,27 @@ def download_foreign(name: str, access: Access = DEFAULT, files: Sequence[str] =
     """
     from huggingface_hub import snapshot_download
 
-    asked = asdict(access)
     patterns = [*(files or FOREIGN)]
+    # As `dalle_zoo.convert.look` does, a pattern without folders means files in any.
+    anywhere = [f"*/{pattern}" for pattern in patterns]
     with _explained(name, access):
-        folder = Path(snapshot_download(name, allow_patterns=patterns, **asked))
+        folder = Path(snapshot_download(name, allow_patterns=[*patterns, *anywhere], **asdict(access)))
     if not folder.is_dir():
         raise HubError(f"{name} has no file that matches {', '.join(patterns)}")
     return folder
+
+
+def _cached(name: str, access: Access) -> Path | None:
+    """Folder of the revision in the cache; None if there is none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        # Only the list is asked for: of a repository without one nothing is then missing.
+        asked = asdict(replace(access, local_files_only=True))
+        return Path(snapshot_download(name, allow_patterns=[LIST], **asked))
+    except LocalEntryNotFoundError:
+        return None
 
 
 def _wanted(listing: Path, name: str, component: str | None) -> Iterator[str]:

@@ -78,6 +78,9 @@ def find_model(
         WeightFileError: It is of another code base, but damaged, incomplete or of several models.
     """
     locations = [location] if isinstance(location, str | Path) else list(location)
+    files = [files] if isinstance(files, str) else files
+    if not locations:
+        raise ValueError("no location was given: expected a name, a folder, or several that belong together")
     places = [find_place(one, access, files) for one in locations]
     if len(places) == 1 and not files and _is_ours(places[0]):
         return places[0]

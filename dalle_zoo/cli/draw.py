@@ -43,6 +43,9 @@ def demo(arguments: list[str]) -> None:
     print(f"{options.out.resolve()}  ({time.perf_counter() - start:.1f} s)")
 
 
+MODEL_HELP = "bundled name, folder such as ./mine, org/name, or weights that `dalle-zoo convert` knows (emoji64)"
+
+
 def generate(arguments: list[str]) -> None:
     """Pictures from a prompt."""
     p = parser(
@@ -51,7 +54,7 @@ def generate(arguments: list[str]) -> None:
         '  dalle-zoo generate "a 3d emoji of a red apple" -n 16 --rerank 4 --seed 0 --out grid.png',
     )
     p.add_argument("prompt", nargs="+", help="captions, each in quotes")
-    p.add_argument("--model", default="emoji64", help="bundled name, folder such as ./mine, or org/name (emoji64)")
+    p.add_argument("--model", default="emoji64", help=MODEL_HELP)
     p.add_argument("-n", "--num-images", type=int, default=16, help="candidates of every caption (16)")
     p.add_argument("--rerank", type=int, help="keep so many, those the ranker scores best")
     p.add_argument("--seed", type=int, help="same seed, same pictures; a new one each time if missing")
@@ -113,7 +116,7 @@ def reconstruct(arguments: list[str]) -> None:
     """Pictures through the image tokenizer and back, side by side."""
     p = parser("reconstruct", "Put pictures through the image tokenizer and back: originals above, results below.")
     p.add_argument("files", nargs="+", type=Path, help="pictures")
-    p.add_argument("--model", default="emoji64", help="bundled name, folder such as ./mine, or org/name (emoji64)")
+    p.add_argument("--model", default="emoji64", help=MODEL_HELP)
     p.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="PNG to write (reconstructions.png)")
     p.add_argument("--overwrite", action="store_true", help="replace an existing file")
     options = p.parse_args(arguments)

@@ -15,7 +15,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from dalle_zoo.hub import WEIGHTS, load_weights, save_network
+from dalle_zoo.hub import CONFIG, WEIGHTS, load_weights, read_json, save_network
 from dalle_zoo.sampling.noise import picture_seed
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names, make_optimizer
 from dalle_zoo.training.schedules import LearningRate, LearningRateScheduler
@@ -82,7 +82,13 @@ class StageModule(LightningModule):
     def start_from(self, location: str | None) -> None:
         """Takes the weights of a model, by name or folder, instead of fresh ones; None keeps those."""
         if location is not None:
-            self._weights = find_component(location, self.stage) / WEIGHTS
+            folder = find_component(location, self.stage)
+            kind = read_json(folder / CONFIG).get("type", self.stage)
+            if kind != self.stage:
+                raise ValueError(
+                    f"{location} is of the type {kind!r}, which cannot be trained here: expected {self.stage!r}"
+                )
+            self._weights = folder / WEIGHTS
             if not self.deferred:
                 load_weights(self.net, self._weights)
 

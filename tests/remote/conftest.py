@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
+import yaml
 
 from dalle_zoo import DallePipeline
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
@@ -74,6 +75,15 @@ class LocalHub(ThreadingHTTPServer):
         return {path: self.blobs[digest] for path, digest in listed.items()}
 
 
+def card_errors(content: str) -> Iterator[dict[str, str]]:
+    """What the Hub refuses of a card's metadata, as far as we know it."""
+    metadata = yaml.safe_load(content.split("---")[1])
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", metadata["license"]):
+        yield {"message": f"license {metadata['license']!r} is none of the list"}
+    if metadata["license"] == "other" and not metadata.get("license_name"):
+        yield {"message": "license_name is missing"}
+
+
 class Handler(BaseHTTPRequestHandler):
     """One request; a reply is JSON unless it is a file."""
 
@@ -111,7 +121,7 @@ class Handler(BaseHTTPRequestHandler):
         hub.requests.append((self.command, path))
         owner = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if path == "/api/validate-yaml":
-            return self.reply(200, {"errors": [], "warnings": []})
+            return self.reply(200, {"errors": list(card_errors(json.loads(body)["content"])), "warnings": []})
         if path == "/api/repos/create":
             return self.create(json.loads(body)) if owner else self.fail(401)
         if match := re.fullmatch(r"/storage/(\w+)", path):

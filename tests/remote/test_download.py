@@ -209,7 +209,7 @@ def test_a_foreign_repository_is_converted_once(foreign: str, local_hub: Any, co
     assert (folder / "record.json").stat().st_mtime_ns == stamp
     with pytest.raises(UnknownNameError, match="unknown component 'prior'"):
         load_model(foreign, "prior")
-    with pytest.raises(ModelFolderError, match="prior and tokenizer are missing: give the place of their files"):
+    with pytest.raises(ModelFolderError, match="lack prior and tokenizer, and no picture can be drawn"):
         DallePipeline.from_pretrained(foreign)
 
 
@@ -224,3 +224,28 @@ def test_a_repository_of_neither_kind_is_refused(local_hub: Any) -> None:
     local_hub.add("other/text", {"config.json": b"{}"})
     with pytest.raises(HubError, match=r"no model of dalle-zoo, it has no sha256\.json, and holds no weights"):
         DallePipeline.from_pretrained("other/text")
+
+
+@pytest.mark.parametrize("how", ["flag", "variable", pytest.param("no answer", marks=pytest.mark.slow)])
+def test_a_foreign_repository_is_read_from_the_cache(
+    foreign: str, local_hub: Any, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = torch.zeros(1, 2, 2, dtype=torch.long)
+    first = load_model(foreign, "dvae").decode(codes)
+    if how == "variable":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    if how == "no answer":  # a port that nobody listens on
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{filename}")
+    offline = {"local_files_only": True} if how == "flag" else {}
+    assert torch.equal(load_model(foreign, "dvae", **offline).decode(codes), first)
+    with pytest.raises(HubError, match="cache"):
+        load_model("other/unseen", "dvae", **offline)
+
+
+def test_patterns_match_files_in_folders(local_hub: Any) -> None:
+    buffer = io.BytesIO()
+    torch.save({"state_dict": FUZZER["vqgan_weights"]()}, buffer)
+    local_hub.add("other/nested", {"weights/vqgan.ckpt": buffer.getvalue(), "weights/other.ckpt": b"x"})
+    assert load_model("other/nested", "dvae", files=["vqgan*"]).codebook_size
+    assert not [path for _, path in local_hub.requests if path.endswith("other.ckpt")]

@@ -208,7 +208,27 @@ def test_the_card_has_metadata_that_the_client_reads(model_folder: Path, result:
     assert plain.eval_results is None
 
 
-@pytest.mark.parametrize(("field", "value"), [("license", "unknown"), ("license", ""), ("data", "unknown")])
+@pytest.mark.parametrize(
+    ("stated", "identifier", "name"),
+    [
+        ("CC-BY-NC-SA-4.0", "cc-by-nc-sa-4.0", None),
+        ("Modified MIT (OpenAI): as it says", "other", "modified-mit-openai-as-it-says"),
+        ("MIT AND Apache-2.0", "other", "mit-and-apache-2.0"),
+    ],
+)
+def test_a_licence_is_one_that_the_hub_takes(
+    model_folder: Path, stated: str, identifier: str, name: str | None
+) -> None:
+    card = prepare(again_with(model_folder, license=stated), "org/toy").card
+    data: Any = ModelCard(card).data
+    assert (data.license, data.get("license_name")) == (identifier, name)
+    assert f"Weights: {stated}." in card
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("license", "unknown"), ("license", "unknown: see there"), ("license", ""), ("data", "unknown")],
+)
 def test_a_record_that_says_too_little_is_refused(model_folder: Path, field: str, value: str) -> None:
     with pytest.raises(ModelFolderError, match=rf"record.json states no {field} .*export --{field}"):
         prepare(again_with(model_folder, **{field: value}), "org/toy")
