@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -369,3 +371,12 @@ def test_records(bundled: Path) -> None:
     (record,) = zoo.list_models()
     assert (record.name, record.folder, record.parameters) == ("emoji64", bundled, {"dvae": 9})
     assert record.num_bytes == sum(path.stat().st_size for path in bundled.rglob("*") if path.is_file())
+
+
+def test_loading_a_model_does_not_load_the_compiler() -> None:
+    """A second of every command: `torch.nn.init` on the meta device imports it."""
+    code = (
+        "import sys; from dalle_zoo import DallePipeline; DallePipeline.from_pretrained('emoji64'); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode == 0

@@ -99,7 +99,8 @@ def without_collection() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()  # what was imported is not looked through later either
+        if not gc.get_freeze_count():  # once a process: what was imported is not looked through later either
+            gc.freeze()
         gc.enable()
 
 
