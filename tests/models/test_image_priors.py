@@ -51,7 +51,8 @@ def tiny(name: str) -> ImagePrior:
 
 
 def captions(prior: ImagePrior, count: int = 3) -> Tensor:
-    ids = torch.randint(1, prior.config.text_vocab, (count, prior.config.text_length))
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, prior.config.text_vocab, (count, prior.config.text_length), generator=draw)
     return ids.sort(1, descending=True).values
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dalle_zoo.models.dalle_pytorch_vae import DallePytorchVAE, DallePytorchVAEConfig
 from dalle_zoo.models.dvae import DVAE, DVAEConfig, DVAEEncoder, DVAEEncoderConfig
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
 from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
@@ -30,7 +31,18 @@ def vqgan() -> ImageTokenizer:
     return VQGAN(VQGANConfig(image_size=16, attention_sizes=(8,), codebook_size=6, **sizes))
 
 
-MAKERS: dict[str, Callable[[], ImageTokenizer]] = {"dvae": dvae, "dvae_encoder": dvae_encoder, "vqgan": vqgan}
+def dalle_pytorch_vae() -> ImageTokenizer:
+    torch.manual_seed(0)
+    sizes = {"num_layers": 2, "num_blocks": 1, "width": 4, "code_channels": 5}
+    return DallePytorchVAE(DallePytorchVAEConfig(image_size=16, codebook_size=6, **sizes))
+
+
+MAKERS: dict[str, Callable[[], ImageTokenizer]] = {
+    "dalle_pytorch_vae": dalle_pytorch_vae,
+    "dvae": dvae,
+    "dvae_encoder": dvae_encoder,
+    "vqgan": vqgan,
+}
 
 
 @pytest.fixture(params=list(IMAGE_TOKENIZERS))
