@@ -21,8 +21,9 @@ LARGEST_SHARE = 0.7
 
 @BACKENDS.register("auto")
 def auto(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
-    """`lines` where it is cheaper and right, otherwise `sdpa`."""
-    return choose(mask, query)(query, key, value, mask)
+    """`lines` where it is cheaper and right, otherwise `sdpa`, as for a prefix of the stream."""
+    whole = query.shape[-2] == mask.layout.length
+    return (choose(mask, query) if whole else sdpa)(query, key, value, mask)
 
 
 def in_lines(mask: Mask) -> bool:
