@@ -126,7 +126,7 @@ def rates(row: Row, count: int, device: str) -> Row:
     return dataclasses.replace(row, extra=extra)
 
 
-def compare_encoding(net: DVAE, peer: Peer, count: int, asked: float | None, device: str) -> list[Row]:
+def compare_encoding(net: DVAE, peer: Peer, count: int, asked: float | None, device: str, note: str) -> list[Row]:
     """Rows of float32 and bfloat16 for so many pictures a call."""
     images = pictures(count, device)
     paths = {
@@ -146,7 +146,7 @@ def compare_encoding(net: DVAE, peer: Peer, count: int, asked: float | None, dev
         asked=asked,
         equal=checks,
         device=device,
-        note=f"{len(codes.unique()):,} different codes.",
+        note=f"{note} {len(codes.unique()):,} different codes.",
     )
     differ = Equality(what="share of codes that differ", value=unequal(half(net.encode, images), codes))
     return [
@@ -235,13 +235,13 @@ def main() -> None:
     net = ours(options.device)
     peer = peer_of(net, options.device)
     rows = [
-        *compare_encoding(net, peer, 4, 2.0, options.device),
-        *compare_encoding(net, peer, 1, None, options.device),
+        *compare_encoding(net, peer, 4, 2.0, options.device, "`dalle-zoo encode` takes 32."),
+        *compare_encoding(net, peer, 1, None, options.device, "Laying the weights out, once a call, counts whole."),
         *compare_decoding(net, peer, options.device),
         *compare_trained(options.device),
     ]
     if options.device != "cpu":
-        rows += [*compare_encoding(net, peer, 64, None, options.device), *compare_compiled(net, options.device)]
+        rows += [*compare_encoding(net, peer, 64, None, options.device, ""), *compare_compiled(net, options.device)]
     command = f"python benchmarks/dvae.py --threads {options.threads} --device {options.device}"
     print(store("dvae", command, rows, options.device))
 

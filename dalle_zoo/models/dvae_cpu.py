@@ -82,7 +82,10 @@ class Convolution:
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, gain: float = 1.0) -> None:
         assert conv.bias is not None
         self.outputs = conv.out_channels
-        self._weight, self._bias = (gain * conv.weight).to(dtype), (gain * conv.bias).to(dtype)
+        weight, bias = conv.weight, conv.bias
+        if gain != 1.0:  # a product would be one more copy of all weights
+            weight, bias = gain * weight, gain * bias  # type: ignore[assignment]
+        self._weight, self._bias = weight.to(dtype), bias.to(dtype)
         self._geometry = ([conv.kernel_size[0] // 2] * 2, [1, 1], [1, 1], 1)  # padding, stride, dilation, groups
         self._laid_out = False
 

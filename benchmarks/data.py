@@ -1,0 +1,256 @@
+"""Reading code shards and pictures: samples per second, and the same records.
+
+    python benchmarks/data.py --threads 1        writes benchmarks/results/speed/data_cpu1.json
+
+One record a member is what WebDataset's own writer makes: ``KEY.npy`` and ``KEY.json`` side by side, read here with
+that library. Nothing here runs on a GPU, so ``--device`` takes the CPU alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import json
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+sys.path[:0] = [str(Path(__file__).parents[1])]
+
+from benchmarks.harness import Equality, Row, compare, store  # noqa: E402 (a checkout runs uninstalled)
+from dalle_zoo.data import CodeDataset, Item, ResumableLoader, encode_source  # noqa: E402
+from dalle_zoo.data.datasets import CaptionedDataset  # noqa: E402
+from dalle_zoo.data.ordering import seeded_rng, shuffled  # noqa: E402
+from dalle_zoo.data.samples import Sample, SampleSource, Skipped  # noqa: E402
+
+SAMPLES, GRID, CODES = 20_000, 32, 8192
+BATCH, SHUFFLE = 256, 4096
+PICTURES = 24
+ONE, CHUNKS = "one record a member", "256 records a member"
+PILLOW = "Pillow"
+
+
+class Drawn(SampleSource):
+    """Captioned samples without pictures worth decoding: the codes are drawn by their number."""
+
+    def __init__(self, count: int) -> None:
+        buffer = io.BytesIO()
+        Image.new("RGB", (1, 1)).save(buffer, "PNG")
+        self.count, self.picture = count, buffer.getvalue()
+
+    @property
+    def num_samples(self) -> int:
+        return self.count
+
+    def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Sample | Skipped]:
+        for number in range(start, stop):
+            yield Sample(f"{number:08d}", self.picture, (f"a photograph of thing number {number} on a table",))
+
+    def fingerprint(self) -> str:
+        return str(self.count)
+
+
+class OneByOne(CaptionedDataset):
+    """Records of a tar with one to a member, in its order or with the bounded shuffle of `CodeDataset`."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        super().__init__()
+        self.path, self.count = path, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Item | Skipped]:
+        if seed is None:
+            return self._items()
+        return shuffled(self._items(), SHUFFLE, seeded_rng("buffer", seed, epoch, start))
+
+    def _items(self) -> Iterator[Item]:
+        from webdataset import tariterators
+
+        with self.path.open("rb") as stream:
+            members = tariterators.tar_file_expander([{"url": str(self.path), "stream": stream}])
+            for group in tariterators.group_by_keys(members):
+                codes = np.load(io.BytesIO(group["npy"]), allow_pickle=False)
+                yield {
+                    "key": group["__key__"],
+                    "codes": torch.from_numpy(codes.astype(np.int64)),
+                    "caption": json.loads(group["json"])["captions"][0],
+                }
+
+
+def write_shards(folder: Path) -> tuple[OneByOne, CodeDataset]:
+    """The same records in both layouts."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(images: Tensor) -> Tensor:
+        return torch.randint(CODES, (len(images), GRID, GRID), generator=generator)
+
+    encode_source(Drawn(SAMPLES), draw, folder / "chunks", size=1, info={"codebook_size": CODES}, batch_size=256,
+                  samples_per_shard=SAMPLES, progress=False)  # fmt: skip
+    chunks = CodeDataset(folder / "chunks", shuffle_buffer=SHUFFLE)
+    with tarfile.open(folder / "one.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+        for item in chunks:
+            codes = io.BytesIO()
+            np.save(codes, item["codes"].numpy().astype(np.uint16))
+            captions = json.dumps({"captions": [item["caption"]]}).encode()
+            for ending, data in (("npy", codes.getvalue()), ("json", captions)):
+                member = tarfile.TarInfo(f"{item['key']}.{ending}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    return OneByOne(folder / "one.tar", SAMPLES), chunks
+
+
+def drain(items: Iterable[Any]) -> None:
+    """Reads all."""
+    for _ in items:
+        pass
+
+
+def different(a: Iterable[Item], b: Iterable[Item]) -> float:
+    """Share of records that differ in key, caption or a code."""
+    differ = [
+        x["key"] != y["key"] or x["caption"] != y["caption"] or not torch.equal(x["codes"], y["codes"])
+        for x, y in zip(a, b, strict=True)
+    ]
+    return sum(differ) / len(differ)
+
+
+def compare_shards(folder: Path) -> list[Row]:
+    """Records in stored order, and shuffled batches through the loader."""
+    one, chunks = write_shards(folder)
+    same = Equality(what="share of records that differ", value=different(one, chunks), limit=0)
+
+    def batches(data: CaptionedDataset) -> ResumableLoader:
+        return ResumableLoader(data, BATCH, seed=0)
+
+    rows = [
+        compare(
+            f"{SAMPLES:,} records of {GRID} x {GRID} codes with captions",
+            {ONE: lambda: drain(one), CHUNKS: lambda: drain(chunks)},
+            path=CHUNKS,
+            against=ONE,
+            asked=20.0,
+            equal=(same,),
+        ),
+        compare(
+            f"the same in shuffled batches of {BATCH}",
+            {ONE: lambda: drain(batches(one)), CHUNKS: lambda: drain(batches(chunks))},
+            path=CHUNKS,
+            against=ONE,
+            asked=None,
+            equal=(same,),
+            note="Shuffling and batching are the same work for both.",
+        ),
+    ]
+    for row in rows:
+        each = {path: round(SAMPLES / sorted(times)[len(times) // 2]) for path, times in row.seconds.items()}
+        print("  samples a second: " + ", ".join(f"{path} {rate:,}" for path, rate in each.items()), flush=True)
+    return rows
+
+
+# ------------------------------------------------------------ pictures
+
+
+def photographs() -> list[bytes]:
+    """JPEG files of 640 x 480 pixels, quality 90, smooth colours with grain."""
+    rng = np.random.default_rng(0)
+    files = []
+    for _ in range(PICTURES):
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((640, 480), 3)
+        grain = rng.normal(0, 6, (480, 640, 1))
+        buffer = io.BytesIO()
+        Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+        files.append(buffer.getvalue())
+    return files
+
+
+def by_pillow(data: bytes) -> np.ndarray:
+    """Decoded, the central square reduced to 256 pixels with an antialiased bicubic filter."""
+    image = Image.open(io.BytesIO(data)).convert("RGB").crop((80, 0, 560, 480))
+    return np.asarray(image.resize((256, 256), Image.Resampling.BICUBIC))
+
+
+def by_torchvision(data: bytes) -> np.ndarray:
+    """The same with torchvision."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+    from torchvision.transforms.v2.functional import InterpolationMode, resize
+
+    pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    small = resize(pixels[:, :, 80:560], [256, 256], InterpolationMode.BICUBIC, antialias=True)
+    return small.permute(1, 2, 0).numpy()
+
+
+def by_simplejpeg(data: bytes) -> np.ndarray:
+    """Decoded with simplejpeg, reduced with Pillow."""
+    import simplejpeg
+
+    image = Image.fromarray(simplejpeg.decode_jpeg(data, colorspace="RGB")).crop((80, 0, 560, 480))
+    return np.asarray(image.resize((256, 256), Image.Resampling.BICUBIC))
+
+
+def by_opencv(data: bytes) -> np.ndarray:
+    """Decoded with OpenCV, reduced with Pillow: OpenCV's own bicubic filter does not widen when it reduces."""
+    import cv2
+
+    pixels = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    image = Image.fromarray(pixels).crop((80, 0, 560, 480))
+    return np.asarray(image.resize((256, 256), Image.Resampling.BICUBIC))
+
+
+OTHERS: dict[str, Callable[[bytes], np.ndarray]] = {
+    "torchvision": by_torchvision,
+    "simplejpeg": by_simplejpeg,
+    "cv2": by_opencv,
+}
+
+
+def compare_pictures() -> list[Row]:
+    """Pillow, which the readers use, against each library that is installed."""
+    files = photographs()
+    rows = []
+    for library, read in OTHERS.items():
+        if importlib.util.find_spec(library) is None:
+            print(f"{library} is not installed: no row")
+            continue
+        apart = max(int(np.abs(by_pillow(f).astype(int) - read(f).astype(int)).max()) for f in files)
+        rows.append(
+            compare(
+                f"{PICTURES} JPEG of 640 x 480: decoded, bicubic 256",
+                {PILLOW: lambda: [by_pillow(f) for f in files], library: lambda read=read: [read(f) for f in files]},
+                path=library,
+                against=PILLOW,
+                asked=None,
+                equal=(Equality(what="largest difference of a pixel in 0..255", value=apart),),
+                note="Pillow stays: none of them has the area filter of training, and decoding alone is hardly faster.",
+            )
+        )
+    return rows
+
+
+def main() -> None:
+    """Measures and stores."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (1)")
+    parser.add_argument("--device", default="cpu", help="cpu; anything else measures nothing (cpu)")
+    options = parser.parse_args()
+    if options.device != "cpu":
+        print("reading uses no GPU: nothing to measure")
+        return
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = compare_shards(Path(folder)) + compare_pictures()
+    print(store("data", f"python benchmarks/data.py --threads {options.threads}", rows))
+
+
+if __name__ == "__main__":
+    main()
