@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from dalle_zoo import __version__
 from dalle_zoo.files import stays_inside, sync, written_aside
-from dalle_zoo.folders import COMPONENTS, INDEX
+from dalle_zoo.folders import COMPONENTS, CONVERSION, INDEX
 from dalle_zoo.models.dalle_mini import DalleMini  # noqa: F401 (registers itself)
 from dalle_zoo.models.dalle_pytorch import DallePytorch  # noqa: F401 (registers itself)
 from dalle_zoo.models.dalle_pytorch_vae import DallePytorchVAE  # noqa: F401 (registers itself)
@@ -89,13 +90,15 @@ def write_json(path: Path, value: Any) -> None:
 def new_folder(folder: Path, *, overwrite: bool = False, marker: str = CONFIG) -> Iterator[Path]:
     """Yields a folder to fill beside ``folder``; it takes that place only when the block ends without an error.
 
+    What a process on this machine left there when it was killed is removed.
+
     Args:
         folder: Where to; must be new or empty unless ``overwrite``.
         overwrite: Whether an older folder of the same kind is replaced.
         marker: File by which that kind is known; a folder without it is somebody else's and stays.
 
     Raises:
-        FileExistsError: The folder is not empty, and may not be replaced.
+        FileExistsError: The folder is not empty, and may not be replaced; also if it became so meanwhile.
         NotADirectoryError: It is a file.
     """
     folder = Path(folder).absolute()  # "." has no name to write beside
@@ -109,7 +112,11 @@ def new_folder(folder: Path, *, overwrite: bool = False, marker: str = CONFIG) -
                 f"{folder} holds other files and is not replaced (it has no {marker}): choose another folder"
             )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    beside = f".{folder.name}.{platform.node()}."  # a folder may be shared by machines with processes of their own
+    for left in folder.parent.iterdir():
+        if left.name.startswith(beside) and left.suffix == ".part" and not _runs(left.name.split(".")[-2]):
+            shutil.rmtree(left, ignore_errors=True)
+    aside = folder.with_name(f"{beside}{os.getpid()}.part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
@@ -117,15 +124,33 @@ def new_folder(folder: Path, *, overwrite: bool = False, marker: str = CONFIG) -
         for path in aside.rglob("*"):
             if path.is_file():
                 sync(path)
-        if folder.exists():
-            retired = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        if overwrite and folder.exists():
+            retired = folder.with_name(f"{beside}{os.getpid()}.old")
             folder.replace(retired)
             aside.replace(folder)
             shutil.rmtree(retired)
         else:
-            aside.replace(folder)
+            try:
+                aside.replace(folder)
+            except OSError:
+                if not folder.exists():
+                    raise
+                raise FileExistsError(f"{folder} was made by somebody else meanwhile, and stays") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _runs(process: str) -> bool:
+    """Whether a process of this machine has that number; True where this cannot be told."""
+    if not process.isdecimal() or os.name != "posix":
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
 
 
 def config_from_dict(config_class: type, values: dict[str, Any], where: str) -> Any:
@@ -420,6 +445,8 @@ def verify_checksums(folder: Path, component: str | None = None) -> None:
         folder: A model.
         component: Look at the files of this part alone.
     """
+    converted = (folder / CONVERSION).is_file()
+    again = f"delete {folder} and convert again" if converted else "copy or download the model again"
     for name, digest in read_json(folder / CHECKSUMS).items():
         if component is not None and not name.startswith(f"{component}/"):
             continue
@@ -427,9 +454,9 @@ def verify_checksums(folder: Path, component: str | None = None) -> None:
         if not stays_inside(name):  # the file itself may be a link: the Hub's cache is made of them
             raise ModelFolderError(f"{folder / CHECKSUMS} names a file outside the folder: {name}")
         if not path.is_file():
-            raise ModelFolderError(f"{path} is missing: copy or download the model again")
+            raise ModelFolderError(f"{path} is missing: {again}")
         if sha256_file(path) != digest:
             raise ModelFolderError(
-                f"{path} differs from its sha256 in {CHECKSUMS}: the file is damaged or was changed; copy or download "
-                f"the model again, or run write_checksums if the change is yours"
+                f"{path} differs from its sha256 in {CHECKSUMS}: the file is damaged or was changed; {again}, or run "
+                f"write_checksums if the change is yours"
             )

@@ -27,21 +27,22 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from dalle_zoo import __version__
-from dalle_zoo.convert.base import FAMILIES, Family, Location, Source, look, read_tensors
+from dalle_zoo.convert.base import FAMILIES, Conversion, Family, Location, Source, look, read_tensors
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor, open_checkpoint
 from dalle_zoo.convert.dalle_mini import DalleMiniFamily
 from dalle_zoo.convert.dalle_pytorch import DallePytorchFamily
 from dalle_zoo.convert.dalle_pytorch_vae import DallePytorchVAEFamily
 from dalle_zoo.convert.mindalle import MinDALLEFamily
 from dalle_zoo.convert.openai_dvae import OpenAIDVAE
-from dalle_zoo.convert.pickles import WeightFileError
+from dalle_zoo.convert.pickles import UnrelatedFileError, WeightFileError
 from dalle_zoo.convert.rudalle import RuDALLEFamily
 from dalle_zoo.convert.vqgan import VQGANFamily
-from dalle_zoo.folders import RECORD
+from dalle_zoo.folders import CONVERSION, RECORD
 from dalle_zoo.hub import new_folder, write_checksums, write_index, write_json
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 __all__ = [
     "FAMILIES",
     "Checkpoint",
+    "Conversion",
     "DalleMiniFamily",
     "DallePytorchFamily",
     "DallePytorchVAEFamily",
@@ -59,6 +61,7 @@ __all__ = [
     "RuDALLEFamily",
     "Source",
     "StoredTensor",
+    "UnrelatedFileError",
     "VQGANFamily",
     "WeightFileError",
     "cached",
@@ -86,21 +89,37 @@ def recognise(
 
     Raises:
         UnknownNameError: No family has that name.
-        WeightFileError: Weights of more than one family, or of one but damaged.
+        WeightFileError: Weights of more than one family, or of one but damaged, or beside them a file that begins like
+            weights and cannot be read: what it was would be missing without a word.
         FileNotFoundError: Nothing is there.
     """
     return _recognise(look(location, only), family)
 
 
 def _recognise(seen: Location, family: str | None) -> Source | None:
-    if family is not None:
-        return FAMILIES[family]().recognise(seen)
-    families = [FAMILIES[name]() for name in FAMILIES]
+    source = _known(seen, [family] if family is not None else [*FAMILIES])
+    if source is None:
+        return None
+    if seen.damaged:
+        raise WeightFileError(
+            f"{seen.path} holds weights of {source.family} and files that cannot be read: "
+            f"{'; '.join(seen.damaged.values())}. Mend or remove them, or name the others with --files or files="
+        )
+    used = source.weight_files()
+    unused = {c.path.name: c.summary() for c in seen.checkpoints if c.tensors and c.path not in used}
+    return replace(source, unused_files=unused)
+
+
+def _known(seen: Location, names: Sequence[str]) -> Source | None:
+    families = [FAMILIES[name]() for name in names]
     for whole in (True, False):  # beside a prior, an image tokenizer is a part
         found = [source for f in families if f.whole is whole and (source := f.recognise(seen)) is not None]
         if len(found) > 1:
             several = " and ".join(source.family for source in found)
-            raise WeightFileError(f"{seen.path} holds weights of {several}: name the one to convert with --family")
+            raise WeightFileError(
+                f"{seen.path} holds weights of {several}: name the one to convert with --family, or its files with "
+                "--files or files="
+            )
         if found:
             return found[0]
     return None
@@ -116,8 +135,9 @@ def _refuse(seen: Location, family: str | None) -> NoReturn:
     known = [f"  {name}: {FAMILIES[name].expects}" for name in ([family] if family else FAMILIES)]
     there = [f"  {checkpoint.path.name}: {checkpoint.summary()}" for checkpoint in seen.checkpoints]
     there += [f"  {name}: a configuration with {', '.join(list(map(str, c))[:5])}" for name, c in seen.configs.items()]
-    there += [f"  {name}: {reason}" for name, reason in seen.unread.items()]
-    lines = [f"{seen.path} holds no weights that are known. Known are", *known, "Seen was", *(there or ["  nothing"])]
+    there += [f"  {name}: {reason}" for name, reason in {**seen.damaged, **seen.unread}.items()]
+    head = f"{seen.path} holds no weights that are known (sub-folders are searched, theirs are not). Known are"
+    lines = [head, *known, "Seen was", *(there or ["  nothing"])]
     raise WeightFileError("\n".join(lines))
 
 
@@ -129,33 +149,45 @@ def convert(source: Source, out: str | Path, *, overwrite: bool = False) -> dict
     Args:
         source: From `recognise` or `find`.
         out: Folder to write; new or empty unless ``overwrite``.
-        overwrite: Whether an older conversion is replaced.
+        overwrite: Whether an older conversion is replaced; a model that was saved since is not.
 
     Returns:
-        The record, which ``record.json`` holds as well; of a prior, "missing" names the parts that were not there.
+        The record, which ``record.json`` holds as well: what `Conversion` has, and "family"; "unused_files", what
+        lies there besides; "image_tokenizer", the same of it; of a prior "missing", the parts that were not there.
 
     Raises:
         WeightFileError: A tensor is missing, of another shape, or damaged.
+        FileExistsError: The folder is not empty, and may not be replaced.
     """
-    family = FAMILIES[source.family]()
-    with new_folder(Path(out), overwrite=overwrite, marker=RECORD) as folder:
-        record = {"family": source.family, **family.convert(source, folder)}
+    whole = FAMILIES[source.family]().whole
+    with new_folder(Path(out), overwrite=overwrite, marker=CONVERSION) as folder:
+        record = _convert(source, folder)
+        record["unused_files"] = dict(source.unused_files)
         if source.image_tokenizer is not None:
-            second = source.image_tokenizer
-            codes = FAMILIES[second.family]().convert(second, folder)
-            record["parameters"] |= codes.pop("parameters")
-            record["image_tokenizer"] = {"family": second.family, **codes}
-        if family.whole:
+            record["image_tokenizer"] = _convert(source.image_tokenizer, folder)
+            record["parameters"] |= record["image_tokenizer"].pop("parameters")
+        if whole:
             record["missing"] = [part for part in ("dvae", "tokenizer") if not (folder / part).is_dir()]
             if not record["missing"]:
                 write_index(folder)
         write_json(folder / RECORD, record)
+        names = sorted(path.name for path in {*source.weight_files(), *source.files.values()})
+        write_json(folder / CONVERSION, {"_dalle_zoo_version": __version__, "files": names})
         write_checksums(folder)
     return record
 
 
+def _convert(source: Source, folder: Path) -> dict[str, Any]:
+    try:
+        return {"family": source.family, **asdict(FAMILIES[source.family]().convert(source, folder))}
+    except WeightFileError as error:
+        if source.location in str(error):
+            raise
+        raise WeightFileError(f"{source.location} cannot be converted: {error}") from None
+
+
 def cached(location: Sequence[Path], only: Sequence[str] = ()) -> Path | None:
-    """Folder of ours with the weights at a location, converted when it is first asked for; None if they are unknown.
+    """Folder of ours with the weights at a location, converted when it is first asked for; None if there are none.
 
     It lies below ``DALLE_ZOO_CACHE`` (``~/.cache/dalle-zoo`` if that is not set), under a name that follows from the
     paths, sizes and times of all files looked at, and from the version that converts.
@@ -165,18 +197,27 @@ def cached(location: Sequence[Path], only: Sequence[str] = ()) -> Path | None:
         only: As for `recognise`.
 
     Raises:
-        WeightFileError: They are known, but damaged, incomplete or of several models; or several locations or
-            patterns were given, and they are unknown.
+        WeightFileError: They are unknown, damaged, incomplete or of several models.
+        OSError: The cache cannot be written to.
     """
     seen = look(location, only)
     source = _recognise(seen, None)
     if source is None:
-        return _refuse(seen, None) if only or len(location) > 1 else None
+        return _refuse(seen, None) if only or len(location) > 1 or seen.checkpoints or seen.damaged else None
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in seen.files.values()]
     digest = hashlib.sha256(json.dumps([__version__, *sorted(stats)]).encode()).hexdigest()[:16]
     root = Path(os.environ.get("DALLE_ZOO_CACHE") or Path.home() / ".cache/dalle-zoo")
     folder = root / "converted" / f"{source.family}-{digest}"
     if not (folder / RECORD).is_file():
         log.warning("converting %s (%s) into %s, once", source.location, source.family, folder)
-        convert(source, folder, overwrite=True)
+        try:
+            convert(source, folder)
+        except FileExistsError:  # another process was faster
+            if not (folder / RECORD).is_file():
+                raise
+        except OSError as error:
+            raise OSError(
+                f"{folder} cannot be written: {error}. Let DALLE_ZOO_CACHE name another place, or convert once with "
+                "`dalle-zoo convert LOCATION --out FOLDER` and name that folder"
+            ) from error
     return folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -12,12 +12,18 @@ import yaml
 from torch import Tensor
 
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor, open_checkpoint
-from dalle_zoo.convert.pickles import WeightFileError
+from dalle_zoo.convert.pickles import UnrelatedFileError, WeightFileError
 from dalle_zoo.hub import Lazy
 from dalle_zoo.registry import Registry
 
+CONFIGS = (".json", ".yaml", ".yml")
+"""Endings of files that are read as configurations."""
 MAX_CONFIG_BYTES = 2**20
 """Longer text is no configuration; vocabularies and merges lie in files of this size and more."""
+UNKNOWN = "unknown"
+"""Licence and data of weights that anybody may have trained."""
+LICENSE_OF_CHECKPOINT = "that of the checkpoint"
+"""What is to be said of an unknown licence."""
 MAX_FILES = 1000
 """Files of a location; what has more is no folder of weights."""
 
@@ -33,7 +39,9 @@ class Location:
     configs: Mapping[str, dict[str, Any]]
     """JSON and YAML files that hold a mapping, by file name."""
     unread: Mapping[str, str]
-    """Other files and why they were not read, by file name."""
+    """Files that are something else, and why, by file name."""
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    """Files that begin as weights do, or are called configurations, and cannot be read; why, by file name."""
     files: Mapping[str, Path] = field(default_factory=dict)
     """All files, by name; one of a sub-folder as ``tokenizer/vocab.json``."""
 
@@ -56,6 +64,39 @@ class Source:
     """Vocabularies and the like, by their role."""
     image_tokenizer: Source | None = None
     """Beside a prior: weights of the image tokenizer that lie at the same place."""
+    unused_files: Mapping[str, str] = field(default_factory=dict)
+    """Files of weights at the same place of which nothing is taken, and what they hold, by file name."""
+
+    def weight_files(self) -> set[Path]:
+        """Files that tensors are read from."""
+        own = {tensor.storage.path for part in self.parts.values() for tensor in part.values()}
+        return own | (self.image_tokenizer.weight_files() if self.image_tokenizer is not None else set())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What is known of weights that a family converted, as plain data, for ``record.json``."""
+
+    description: str
+    """One sentence."""
+    license: str = UNKNOWN
+    """SPDX identifier of the weights' licence, "other" where there is none, or "unknown"."""
+    license_name: str = ""
+    """Its usual name, where it is "other"."""
+    license_note: str = ""
+    """What to know of it in words."""
+    license_text: str = ""
+    """Its text, where that must be passed on with the weights."""
+    data: str = UNKNOWN
+    """What the weights were trained on."""
+    inferred: Mapping[str, Any]
+    """The architecture: "type", and fields of our config."""
+    notes: Mapping[str, str]
+    """Where fields come from that the tensors do not tell."""
+    unused: Mapping[str, int] = field(default_factory=dict)
+    """Tensors that were left out: how many of what."""
+    parameters: Mapping[str, int]
+    """Parameters of every component."""
 
 
 class Family(Protocol):
@@ -75,12 +116,11 @@ class Family(Protocol):
             WeightFileError: It is this family, but cannot be converted; the message says why.
         """
 
-    def convert(self, source: Source, out: Path) -> dict[str, Any]:
+    def convert(self, source: Source, out: Path) -> Conversion:
         """Writes component folders (``dvae/`` …) into the existing folder ``out``.
 
-        Returns:
-            What was inferred, as plain data, for ``record.json``; with ``description``, ``license`` and ``data`` as in
-            `ModelRecord`.
+        Raises:
+            WeightFileError: A tensor is missing, of another shape, or damaged.
         """
 
 
@@ -92,14 +132,21 @@ def look(paths: str | Path | Sequence[str | Path], only: Sequence[str] = ()) -> 
 
     Args:
         paths: A file, a folder, which is searched with its sub-folders but no deeper, or several of both, which
-            together make one location.
+            together make one location. Where no configuration is among them, those at the usual places belong to
+            it: ``NAME.yaml`` beside ``NAME.ckpt``, and a folder ``configs`` beside that of the file.
         only: Patterns of file names to look at, such as ``*_mini.pt``; all files if missing.
 
     Raises:
         FileNotFoundError: Nothing is there, or nothing that a pattern matches.
-        WeightFileError: Two files have one name, or there are more than a folder of weights has.
+        WeightFileError: Two files have one name, there are more than a folder of weights has, or something given is
+            neither file nor folder.
+        ValueError: No path is given, or patterns are not given one by one.
     """
     given = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
+    if not given:
+        raise ValueError("no location is given: expected files or folders of weights")
+    if isinstance(only, str):
+        raise ValueError(f"patterns of files must be given as a list, such as [{only!r}], got the text {only!r}")
     files: dict[str, Path] = {}
     for path in given:
         for name, file in _files(path):
@@ -107,21 +154,25 @@ def look(paths: str | Path | Sequence[str | Path], only: Sequence[str] = ()) -> 
                 raise WeightFileError(f"{file} and {files[name]} have one name: rename one, or give only one")
             if len(files) > MAX_FILES:
                 raise WeightFileError(f"{path} has more than {MAX_FILES} files: give the folder of the weights alone")
+    if not any(file.suffix in CONFIGS for file in files.values()):
+        files |= _companions(files.values())
     for pattern in only:
         if not any(Path(name).match(pattern) for name in files):
             raise FileNotFoundError(f"no file matches {pattern!r}: there are {', '.join(files) or 'none'}")
     if only:
         files = {name: file for name, file in files.items() if any(Path(name).match(pattern) for pattern in only)}
-    checkpoints, configs, unread = [], {}, {}
+    checkpoints, configs, unread, damaged = [], {}, {}, {}
     for name, file in files.items():
         try:
-            if file.suffix in (".json", ".yaml", ".yml"):
+            if file.suffix in CONFIGS:
                 configs[name] = read_config(file)
             else:
                 checkpoints.append(open_checkpoint(file))
-        except WeightFileError as error:
+        except UnrelatedFileError as error:
             unread[name] = str(error)
-    return Location(" and ".join(map(str, given)), tuple(checkpoints), configs, unread, files)
+        except WeightFileError as error:
+            damaged[name] = str(error)
+    return Location(" and ".join(map(str, given)), tuple(checkpoints), configs, unread, damaged, files)
 
 
 def _files(path: Path) -> Iterator[tuple[str, Path]]:
@@ -131,11 +182,23 @@ def _files(path: Path) -> Iterator[tuple[str, Path]]:
     if path.is_file():
         yield path.name, path
         return
+    if not path.is_dir():
+        raise WeightFileError(
+            f"{path} is neither a file nor a folder: expected a file of weights, or a folder of such"
+        )
     for entry in sorted(path.iterdir()):
         if entry.is_file():
             yield entry.name, entry
         elif entry.is_dir() and not entry.name.startswith("."):
             yield from ((f"{entry.name}/{file.name}", file) for file in sorted(entry.iterdir()) if file.is_file())
+
+
+def _companions(weights: Iterable[Path]) -> dict[str, Path]:
+    """Configurations that belong to files by their place, by name."""
+    places = [(file.with_suffix(".yaml"), file.parent.parent / "configs") for file in weights]
+    beside = {file.name: file for file, _ in places if file.is_file()}
+    runs = [file for folder in dict.fromkeys(folder for _, folder in places) for file in folder.glob("*.yaml")]
+    return beside | {f"configs/{file.name}": file for file in sorted(runs) if file.is_file()}
 
 
 def image_tokenizer_in(location: Location, without: Collection[Checkpoint] = ()) -> Source | None:
@@ -153,7 +216,9 @@ def image_tokenizer_in(location: Location, without: Collection[Checkpoint] = ())
     found = [source for f in families if not f.whole and (source := f.recognise(rest)) is not None]
     if len(found) > 1:
         several = " and ".join(source.family for source in found)
-        raise WeightFileError(f"{location.path} holds image tokenizers of {several}: give only the one of the prior")
+        raise WeightFileError(
+            f"{location.path} holds image tokenizers of {several}: name the files of one with --files or files="
+        )
     return found[0] if found else None
 
 
@@ -161,18 +226,37 @@ def read_config(path: Path) -> dict[str, Any]:
     """Reads a JSON or YAML file that holds a mapping.
 
     Raises:
-        WeightFileError: It is too long, not of its format, or holds something else.
+        UnrelatedFileError: It is too long, or holds something else.
+        WeightFileError: It is not of its format, or has aliases, by which a short file can have any number of values.
     """
     if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise WeightFileError(f"{path} has more than {MAX_CONFIG_BYTES} bytes: too long for a configuration")
+        _check_end(path)
+        raise UnrelatedFileError(f"{path} has more than {MAX_CONFIG_BYTES} bytes: too long for a configuration")
     try:
         text = path.read_text(encoding="utf-8")
-        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        value = json.loads(text) if path.suffix == ".json" else yaml.load(text, _WithoutAliases)
     except (ValueError, RecursionError, yaml.YAMLError) as error:  # JSON and UTF-8 errors are ValueErrors
         raise WeightFileError(f"{path} cannot be read: {type(error).__name__}: {str(error)[:200]}") from None
     if not isinstance(value, dict):
-        raise WeightFileError(f"{path} must hold a mapping, got {type(value).__name__}")
+        raise UnrelatedFileError(f"{path} must hold a mapping, got {type(value).__name__}")
     return value
+
+
+def _check_end(path: Path) -> None:
+    """Raises `WeightFileError` if a JSON file, such as a vocabulary that is too long to be parsed here, was cut."""
+    with path.open("rb") as file:
+        file.seek(-64, 2)
+        if path.suffix == ".json" and not file.read().rstrip().endswith((b"}", b"]")):
+            raise WeightFileError(f"{path} ends within its content: it is truncated or damaged")
+
+
+class _WithoutAliases(yaml.SafeLoader):
+    """Reads plain data in which nothing stands for something else."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases (*name), which are not read: write out what they stand for")
+        return super().compose_node(parent, index)
 
 
 def check_fit(tensors: Mapping[str, Lazy], expected: Mapping[str, Tensor]) -> None:

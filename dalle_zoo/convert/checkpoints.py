@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dalle_zoo.convert.flax_files import is_mapping, open_flax
-from dalle_zoo.convert.pickles import WeightFileError
+from dalle_zoo.convert.pickles import UnrelatedFileError, WeightFileError
 from dalle_zoo.convert.safetensors_files import open_safetensors
 from dalle_zoo.convert.stored import Checkpoint, Storage, StoredTensor
 from dalle_zoo.convert.torch_files import PICKLE, ZIP, open_legacy, open_zip
@@ -23,7 +23,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         path: The file. Its ending does not matter.
 
     Raises:
-        WeightFileError: It is none of the formats, damaged, or asks for more than weights need.
+        UnrelatedFileError: It is none of the formats.
+        WeightFileError: It is damaged, or asks for more than weights need.
         FileNotFoundError: It is missing.
     """
     path = Path(path)
@@ -40,9 +41,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
             elif is_mapping(start):
                 opened = open_flax(path, file)
             else:
-                raise WeightFileError("it begins like no file of torch, of safetensors or of Flax")
+                raise UnrelatedFileError("it begins like no file of torch, of safetensors or of Flax")
             _ = opened.tensors  # which checks them
             return opened
     except WeightFileError as error:
         text = str(error)
-        raise WeightFileError(text if str(path) in text else f"{path} is not opened: {text}") from None
+        raise type(error)(text if str(path) in text else f"{path} is not opened: {text}") from None

@@ -24,7 +24,15 @@ from typing import Any
 
 import torch
 
-from dalle_zoo.convert.base import FAMILIES, Location, Source, image_tokenizer_in, read_config
+from dalle_zoo.convert.base import (
+    FAMILIES,
+    LICENSE_OF_CHECKPOINT,
+    Conversion,
+    Location,
+    Source,
+    image_tokenizer_in,
+    read_config,
+)
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
 from dalle_zoo.convert.dalle_mini_text import SPECIAL, special_tokens, text_tokenizer, vocabularies
 from dalle_zoo.convert.lazy import filled, write_network
@@ -100,7 +108,7 @@ class DalleMiniFamily:
             if len(names) > 1:
                 raise WeightFileError(
                     f"{location.path} holds the {role}s of several models of {self.title} ({', '.join(names)}): name "
-                    "the files of one, such as --files '*_mini.*' detoker.pt in the command"
+                    "the files of one, with --files '*_mini.*' detoker.pt or files=['*_mini.*', 'detoker.pt']"
                 )
         missing = [role for role, names in places.items() if not names]
         if missing:
@@ -122,7 +130,7 @@ class DalleMiniFamily:
             "dalle_mini", location.path, {"prior": tensors}, asdict(config), notes, files, image_tokenizer=codes
         )
 
-    def convert(self, source: Source, out: Path) -> dict[str, Any]:
+    def convert(self, source: Source, out: Path) -> Conversion:
         """Writes ``prior/``, and ``tokenizer/`` where the vocabulary is there."""
         config = DalleMiniConfig(**source.config)
         with torch.device("meta"):
@@ -136,15 +144,14 @@ class DalleMiniFamily:
         inferred = {"type": "dalle_mini", **asdict(config), "captions": "simplified" if simplified else "as they are"}
         if gains:
             inferred["gains"] = f"{len(gains)} that the files lack are 1"
-        return {
-            "description": f"DALL-E mini's transformer: {config.encoder_layers} and {config.decoder_layers} layers of "
+        return Conversion(
+            description=f"DALL-E mini's transformer: {config.encoder_layers} and {config.decoder_layers} layers of "
             f"width {config.width}",
-            "license": "unknown: that of the checkpoint",
-            "data": "unknown",
-            "inferred": inferred,
-            "notes": dict(source.notes),
-            "parameters": {"prior": sum(p.numel() for p in net.parameters())},
-        }
+            license_note=LICENSE_OF_CHECKPOINT,
+            inferred=inferred,
+            notes=dict(source.notes),
+            parameters={"prior": sum(p.numel() for p in net.parameters())},
+        )
 
 
 # ---------------------------------------------------------------- tensors
@@ -225,7 +232,9 @@ def _configuration(location: Location) -> dict[str, Path]:
     """The training code's configuration at a location, known by content, under "configuration"; empty if none is."""
     names = [name for name, values in location.configs.items() if values.get("model_type") == "dallebart"]
     if len(names) > 1:
-        raise WeightFileError(f"{location.path} has several configurations ({', '.join(names)}): give only one")
+        raise WeightFileError(
+            f"{location.path} has several configurations ({', '.join(names)}): name one with --files or files="
+        )
     return {"configuration": location.files[names[0]]} if names else {}
 
 

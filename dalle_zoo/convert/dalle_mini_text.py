@@ -34,7 +34,9 @@ def vocabularies(location: Location) -> dict[str, Path]:
     for role, paths in there.items():
         if len(paths) > 1:
             names = ", ".join(path.name for path in paths)
-            raise WeightFileError(f"{location.path} has more than one {role} ({names}): give the one of the weights")
+            raise WeightFileError(
+                f"{location.path} has more than one {role} ({names}): name one with --files or files="
+            )
     if len(there["vocabulary"]) != len(there["merges"]):
         has, lacks = ("vocabulary", "merges") if there["vocabulary"] else ("merges", "vocabulary")
         raise WeightFileError(f"{there[has][0]} lies without its {lacks}: give both, or neither")
@@ -76,13 +78,17 @@ def text_tokenizer(files: Mapping[str, Path], text_vocab: int, *, simplified: bo
 
 
 def _vocabulary(path: Path) -> dict[str, int] | None:
-    """Ids by token; None if the file is no vocabulary of this kind."""
+    """Ids by token; None if the file is no vocabulary of this kind.
+
+    Raises:
+        WeightFileError: It is damaged.
+    """
     if path.stat().st_size > MAX_BYTES:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        return None
+    except (ValueError, RecursionError) as error:
+        raise WeightFileError(f"{path} cannot be read: {type(error).__name__}: {str(error)[:200]}") from None
     if not isinstance(content, dict) or not content.keys() >= set(SPECIAL.values()):
         return None
     if any(type(number) is not int or number < 0 for number in content.values()):

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from dalle_zoo.convert.base import FAMILIES, Location, Source, image_tokenizer_in
+from dalle_zoo.convert.base import FAMILIES, LICENSE_OF_CHECKPOINT, Conversion, Location, Source, image_tokenizer_in
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
 from dalle_zoo.convert.dalle_pytorch_hparams import (
     HyperParameters,
@@ -97,7 +97,9 @@ class DallePytorchFamily:
         found = [(c, tensors) for c in location.checkpoints if (tensors := _transformer(c)) is not None]
         if len(found) > 1:
             names = ", ".join(checkpoint.path.name for checkpoint, _ in found)
-            raise WeightFileError(f"{location.path} holds several priors of {self.title} ({names}): give only one")
+            raise WeightFileError(
+                f"{location.path} holds several priors of {self.title} ({names}): name one with --files or files="
+            )
         if not found:
             _refuse_deepspeed(location)
             return None
@@ -120,7 +122,7 @@ class DallePytorchFamily:
             image_tokenizer=inside or image_tokenizer_in(location, without=[checkpoint]),
         )
 
-    def convert(self, source: Source, out: Path) -> dict[str, Any]:
+    def convert(self, source: Source, out: Path) -> Conversion:
         """Writes ``prior/``, and ``tokenizer/`` where a vocabulary is there."""
         config = DallePytorchConfig(**source.config)
         with torch.device("meta"):
@@ -129,16 +131,15 @@ class DallePytorchFamily:
         write_network(out / "prior", "dalle_pytorch", net, translated(sort_tensors(stored), config))
         if "vocabulary" in source.files:
             read_vocabulary(source.files["vocabulary"]).save(out / "tokenizer")
-        return {
-            "description": f"{self.title}: {config.num_layers} layers of width {config.width}, {config.text_length} "
+        return Conversion(
+            description=f"{self.title}: {config.num_layers} layers of width {config.width}, {config.text_length} "
             f"text tokens, {config.image_height} x {config.image_width} codes",
-            "license": "unknown: that of the checkpoint",
-            "data": "unknown",
-            "inferred": {"type": "dalle_pytorch", **asdict(config)},
-            "notes": dict(source.notes),
-            "unused": _unused(stored),
-            "parameters": {"prior": sum(p.numel() for p in net.parameters())},
-        }
+            license_note=LICENSE_OF_CHECKPOINT,
+            inferred={"type": "dalle_pytorch", **asdict(config)},
+            notes=dict(source.notes),
+            unused=_unused(stored),
+            parameters={"prior": sum(p.numel() for p in net.parameters())},
+        )
 
 
 # ------------------------------------------------------------ tensors

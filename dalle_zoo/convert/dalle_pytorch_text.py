@@ -43,7 +43,7 @@ def find_vocabulary(location: Location, vocab_size: int) -> Path | None:
     fitting = [name for name, size in sizes.items() if size == vocab_size]
     if len(fitting) > 1:
         raise WeightFileError(
-            f"{' and '.join(fitting)} have {vocab_size} ids: leave there the one it was trained with"
+            f"{' and '.join(fitting)} have {vocab_size} ids: name the one it was trained with by --files or files="
         )
     if sizes and not fitting:
         there = ", ".join(f"{name} has {size}" for name, size in sizes.items())

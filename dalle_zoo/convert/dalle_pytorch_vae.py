@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dalle_zoo.convert.base import FAMILIES, Location, Source
+from dalle_zoo.convert.base import FAMILIES, LICENSE_OF_CHECKPOINT, Conversion, Location, Source
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
 from dalle_zoo.convert.lazy import write_network
 from dalle_zoo.convert.pickles import WeightFileError
@@ -53,7 +53,9 @@ class DallePytorchVAEFamily:
         found = [(c, network) for c in location.checkpoints if (network := _network(c)) is not None]
         if len(found) > 1:
             names = ", ".join(checkpoint.path.name for checkpoint, _ in found)
-            raise WeightFileError(f"{location.path} holds several of {self.title} ({names}): name the file to convert")
+            raise WeightFileError(
+                f"{location.path} holds several of {self.title} ({names}): name one with --files or files="
+            )
         if not found:
             return None
         checkpoint, (root, tensors) = found[0]
@@ -70,21 +72,19 @@ class DallePytorchVAEFamily:
         notes = {"image_size": ROOTS[root] if "image_size" in hparams else "assumed, as no hyper-parameters lie there"}
         return Source("dalle_pytorch_vae", location.path, {"vae": tensors}, config, notes)
 
-    def convert(self, source: Source, out: Path) -> dict[str, Any]:
+    def convert(self, source: Source, out: Path) -> Conversion:
         """Writes ``dvae/``."""
         config = DallePytorchVAEConfig(**source.config)
         with torch.device("meta"):
             net = DallePytorchVAE(config)
         write_network(out / "dvae", "dalle_pytorch_vae", net, source.parts["vae"])
-        return {
-            "description": f"{self.title} of {config.codebook_size} codes and factor {config.factor}",
-            "license": "unknown: that of the checkpoint",
-            "data": "unknown",
-            "inferred": {"type": "dalle_pytorch_vae", **asdict(config)},
-            "notes": dict(source.notes),
-            "unused": {},
-            "parameters": {"dvae": sum(p.numel() for p in net.parameters())},
-        }
+        return Conversion(
+            description=f"{self.title} of {config.codebook_size} codes and factor {config.factor}",
+            license_note=LICENSE_OF_CHECKPOINT,
+            inferred={"type": "dalle_pytorch_vae", **asdict(config)},
+            notes=dict(source.notes),
+            parameters={"dvae": sum(p.numel() for p in net.parameters())},
+        )
 
 
 def _network(checkpoint: Checkpoint) -> tuple[str, Tensors] | None:

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from dalle_zoo.convert.base import check_fit
 from dalle_zoo.convert.pickles import WeightFileError
-from dalle_zoo.hub import SHARD_BYTES, Lazy, save_weights
+from dalle_zoo.hub import Lazy, save_weights
+
+CONVERTED_SHARD_BYTES = 10**9
+"""Weights above this size are written to several files: what is in memory while a network is written."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +60,7 @@ def filled(shape: tuple[int, ...], value: float, dtype: torch.dtype = torch.floa
 
 
 def write_network(
-    folder: Path, kind: str, net: nn.Module, tensors: Mapping[str, Lazy], shard_bytes: int = SHARD_BYTES
+    folder: Path, kind: str, net: nn.Module, tensors: Mapping[str, Lazy], shard_bytes: int = CONVERTED_SHARD_BYTES
 ) -> None:
     """Writes a network of ours from lazy tensors, a shard after the other, each in the precision that it has.
 

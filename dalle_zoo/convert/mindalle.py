@@ -24,7 +24,7 @@ import torch
 from tokenizers import CharBPETokenizer, Tokenizer
 from tokenizers.models import BPE
 
-from dalle_zoo.convert.base import FAMILIES, Location, Source, image_tokenizer_in
+from dalle_zoo.convert.base import FAMILIES, Conversion, Location, Source, image_tokenizer_in
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
 from dalle_zoo.convert.lazy import concatenated, filled, write_network
 from dalle_zoo.convert.pickles import WeightFileError
@@ -72,7 +72,8 @@ class MinDALLEFamily:
         if len(found) > 1:
             names = ", ".join(checkpoint.path.name for checkpoint, _ in found)
             raise WeightFileError(
-                f"{location.path} holds several priors of minDALL-E ({names}): give only the right one"
+                f"{location.path} holds several priors of minDALL-E ({names}): name the files of one with --files or "
+                "files="
             )
         if not found:
             return None
@@ -103,7 +104,7 @@ class MinDALLEFamily:
             image_tokenizer=image_tokenizer_in(location),
         )
 
-    def convert(self, source: Source, out: Path) -> dict[str, Any]:
+    def convert(self, source: Source, out: Path) -> Conversion:
         """Writes ``prior/``, and ``tokenizer/`` where the vocabulary is there."""
         config = MinDALLEConfig(**source.config)
         with torch.device("meta"):
@@ -116,16 +117,16 @@ class MinDALLEFamily:
                 raise WeightFileError(f"{source.files['vocabulary']} is not that of the prior: {error}") from None
             tokenizer.save(out / "tokenizer")
         write_network(out / "prior", "mindalle", net, _translated(source.parts["prior"], config.num_layers))
-        return {
-            "description": f"minDALL-E: {config.num_layers} layers of width {config.width}, {config.text_length} text "
+        return Conversion(
+            description=f"minDALL-E: {config.num_layers} layers of width {config.width}, {config.text_length} text "
             f"tokens, {config.image_height} x {config.image_width} codes",
-            "license": "CC-BY-NC-SA-4.0, that of the published weights",
-            "data": "14 million pictures with captions of CC3M and CC12M, those of the published weights",
-            "inferred": {"type": "mindalle", **asdict(config)},
-            "notes": dict(source.notes),
-            "unused": {},
-            "parameters": {"prior": sum(p.numel() for p in net.parameters())},
-        }
+            license="CC-BY-NC-SA-4.0",
+            license_note="that of the published weights",
+            data="14 million pictures with captions of CC3M and CC12M, those of the published weights",
+            inferred={"type": "mindalle", **asdict(config)},
+            notes=dict(source.notes),
+            parameters={"prior": sum(p.numel() for p in net.parameters())},
+        )
 
 
 # ------------------------------------------------------------ tensors
@@ -274,7 +275,9 @@ def _vocabulary(location: Location) -> dict[str, Path]:
     ]
     if len(found) > 1:
         names = ", ".join(str(file) for files in found for file in files.values())
-        raise WeightFileError(f"{location.path} holds several vocabularies ({names}): give only the right one")
+        raise WeightFileError(
+            f"{location.path} holds several vocabularies ({names}): name the files of one with --files or files="
+        )
     return found[0] if found else {}
 
 

@@ -16,11 +16,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from dalle_zoo.convert.base import FAMILIES, Location, Source, read_tensors
+from dalle_zoo.convert.base import FAMILIES, Conversion, Location, Source, read_tensors
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.hub import config_from_dict, save_network
@@ -55,7 +54,9 @@ class OpenAIDVAE:
             # The encoder reads pixels through 7 x 7 kernels, the decoder codes through 1 x 1.
             role = "encoder" if tensors["input.weight"].shape[2:] == (7, 7) else "decoder"
             if role in parts:
-                raise WeightFileError(f"{location.path} has two files of the {role}: give a folder with one")
+                raise WeightFileError(
+                    f"{location.path} has two files of the {role}: name the right one with --files or files="
+                )
             parts[role] = tensors
         if not parts:
             return None
@@ -67,7 +68,7 @@ class OpenAIDVAE:
         notes = {"image_size": "the paper's: the weights do not tell it"}
         return Source("openai_dvae", location.path, parts, _config(parts), notes)
 
-    def convert(self, source: Source, out: Path) -> dict[str, Any]:
+    def convert(self, source: Source, out: Path) -> Conversion:
         """Writes ``dvae/``."""
         kind = "dvae" if "decoder" in source.parts else "dvae_encoder"
         cls = IMAGE_TOKENIZERS[kind]
@@ -77,15 +78,17 @@ class OpenAIDVAE:
         net.load_state_dict(read_tensors(tensors, net.state_dict()), assign=True)
         (out / "dvae").mkdir()
         save_network(net, kind, out / "dvae")
-        return {
-            "description": self.title + (" (encoder alone: it cannot decode)" if kind == "dvae_encoder" else ""),
-            "license": "Modified MIT (OpenAI)",
-            "license_text": _LICENSE.read_text(encoding="utf-8"),
-            "data": "not published in full; see the paper, section 2.3",
-            "inferred": {"type": kind, **source.config},
-            "notes": dict(source.notes),
-            "parameters": {"dvae": sum(p.numel() for p in net.parameters())},
-        }
+        return Conversion(
+            description=self.title + (" (encoder alone: it cannot decode)" if kind == "dvae_encoder" else ""),
+            license="other",
+            license_name="modified-mit",
+            license_note="OpenAI's modified MIT licence",
+            license_text=_LICENSE.read_text(encoding="utf-8"),
+            data="not published in full; see the paper, section 2.3",
+            inferred={"type": kind, **source.config},
+            notes=dict(source.notes),
+            parameters={"dvae": sum(p.numel() for p in net.parameters())},
+        )
 
 
 def _parts(checkpoint: Checkpoint) -> Iterator[dict[str, StoredTensor]]:

@@ -12,14 +12,21 @@ import pickle
 import pickletools
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, BinaryIO
 
 MAX_INSTRUCTIONS = 2_000_000
-"""Of one pickle; a checkpoint of 12 billion parameters with its optimizer takes about 100,000."""
+"""Of one pickle; a checkpoint of 12 billion parameters with its optimizer takes about 100,000. What a call copies
+counts as well, each element as one: a pickle of seven bytes a call can have one list copied any number of times."""
+TEXT_UNIT = 64
+"""Characters or bytes of text that count as one element."""
 
 MAX_LINE = 2**16
 """Bytes of one line; only old protocols write text and numbers as lines."""
+MAX_CLASS_NAME = 1_000
+"""Characters of the longest name of a class or function."""
+MAX_KEY_BITS, MAX_KEY_PARTS = 64, 16
+"""Of a number, and of a tuple, that is a key: both are read to the end whenever they are looked up."""
 
 _PLAIN = """
     PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT
@@ -48,6 +55,10 @@ _HARMLESS = {
 
 class WeightFileError(ValueError):
     """A file of weights that is damaged, or that asks for more than weights need; nothing of it was run."""
+
+
+class UnrelatedFileError(WeightFileError):
+    """A file that is something else than weights, whole or not: it may lie beside them."""
 
 
 class Reference:
@@ -192,6 +203,9 @@ class ObjectUnpickler(PlainUnpickler):
         full = f"{module}.{name}"
         if not (isinstance(module, str) and isinstance(name, str)):
             raise WeightFileError("it names a class by something that is no text")
+        if len(full) > MAX_CLASS_NAME:
+            raise WeightFileError(f"it names a class by more than {MAX_CLASS_NAME} characters")
+        self._count(_worth(full))
         known = full in self._builders or name in _HARMLESS.get(module, "").split()
         if module.split(".")[0] in _STANDARD_LIBRARY and not known:
             raise WeightFileError(f"it asks for {full[:100]!r}, which weights have no use for: it may be an attack")
@@ -206,10 +220,10 @@ class ObjectUnpickler(PlainUnpickler):
 
     # Each of these takes the place of an instruction that would call or change an object.
 
-    def _count(self) -> None:
-        self._left -= 1
+    def _count(self, number: int = 1) -> None:
+        self._left -= number
         if self._left < 0:
-            raise WeightFileError(f"it has more than {MAX_INSTRUCTIONS} instructions")
+            raise WeightFileError(f"it has more than {MAX_INSTRUCTIONS} instructions, or elements that they copy")
 
     def _make(self, reference: Any, arguments: Any) -> Any:
         if not isinstance(reference, Reference):
@@ -217,6 +231,7 @@ class ObjectUnpickler(PlainUnpickler):
         if not isinstance(arguments, tuple):
             raise WeightFileError(f"it calls {reference.name} with {type(arguments).__name__} in place of arguments")
         if reference.name in self._builders:
+            self._count(sum(map(_worth, arguments)))
             return self._builders[reference.name](*arguments)
         return Placeholder(reference.name, arguments)
 
@@ -230,6 +245,13 @@ class ObjectUnpickler(PlainUnpickler):
             target.state = state
         elif not isinstance(target, dict):  # an OrderedDict of torch carries versions of modules: not needed
             raise WeightFileError(f"it sets the state of {type(target).__name__}, which has none")
+
+
+def _worth(argument: Any) -> int:
+    """What a copy of something counts."""
+    if isinstance(argument, str | bytes):
+        return len(argument) // TEXT_UNIT
+    return len(argument) if isinstance(argument, Sized) else 0
 
 
 def _pairs(items: list[Any]) -> Iterable[tuple[Any, Any]]:
@@ -246,6 +268,8 @@ def _set(target: Any, key: Any, value: Any) -> None:
 
 def _key(key: Any) -> Any:
     """A key, if it is plain: hashing a tuple of tuples of ... would take the interpreter's stack."""
+    if isinstance(key, tuple) and len(key) > MAX_KEY_PARTS:
+        raise WeightFileError(f"it has a key of {len(key)} parts, more than {MAX_KEY_PARTS}")
     if isinstance(key, tuple) and all(_is_plain(part) for part in key):
         return key
     if _is_plain(key):
@@ -256,6 +280,8 @@ def _key(key: Any) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
+    if isinstance(value, int) and value.bit_length() > MAX_KEY_BITS:
+        raise WeightFileError(f"it has a number of {value.bit_length()} bits as a key, more than {MAX_KEY_BITS}")
     return value is None or isinstance(value, str | bytes | int | float)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from dalle_zoo.convert.base import FAMILIES, Location, Source, image_tokenizer_in
+from dalle_zoo.convert.base import FAMILIES, LICENSE_OF_CHECKPOINT, Conversion, Location, Source, image_tokenizer_in
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
 from dalle_zoo.convert.lazy import write_network
 from dalle_zoo.convert.pickles import WeightFileError
@@ -82,7 +82,9 @@ class RuDALLEFamily:
         for several, what in (([c.path for c, _ in found], "priors of ruDALL-E"), (vocabularies, "vocabularies")):
             if len(several) > 1:
                 names = ", ".join(path.name for path in several)
-                raise WeightFileError(f"{location.path} holds several {what} ({names}): give only the right one")
+                raise WeightFileError(
+                    f"{location.path} holds several {what} ({names}): name the files of one with --files or files="
+                )
         checkpoint, stored = found[0]
         masks = {match[1]: tensor for name, tensor in stored.items() if (match := _MASK.fullmatch(name))}
         try:
@@ -110,7 +112,7 @@ class RuDALLEFamily:
             image_tokenizer=image_tokenizer_in(location, without=[checkpoint]),
         )
 
-    def convert(self, source: Source, out: Path) -> dict[str, Any]:
+    def convert(self, source: Source, out: Path) -> Conversion:
         """Writes ``prior/``, and ``tokenizer/`` where the vocabulary is there."""
         config, notes = RuDALLEConfig(**source.config), dict(source.notes)
         if masks := source.parts["masks"]:
@@ -126,16 +128,15 @@ class RuDALLEFamily:
                 raise WeightFileError(f"{source.files['vocabulary']} is not that of the prior: {error}") from None
             tokenizer.save(out / "tokenizer")
         write_network(out / "prior", "rudalle", net, source.parts["prior"])
-        return {
-            "description": f"ruDALL-E {config.version}: {config.num_layers} layers of width {config.width}, "
+        return Conversion(
+            description=f"ruDALL-E {config.version}: {config.num_layers} layers of width {config.width}, "
             f"{config.text_length} text tokens, {config.image_height} x {config.image_width} codes",
-            "license": "unknown: that of the checkpoint",
-            "data": "unknown",
-            "inferred": {"type": "rudalle", **asdict(config)},
-            "notes": notes,
-            "unused": {"masks": len(masks)} if masks else {},
-            "parameters": {"prior": sum(p.numel() for p in net.parameters())},
-        }
+            license_note=LICENSE_OF_CHECKPOINT,
+            inferred={"type": "rudalle", **asdict(config)},
+            notes=notes,
+            unused={"masks": len(masks)} if masks else {},
+            parameters={"prior": sum(p.numel() for p in net.parameters())},
+        )
 
 
 def _prior(checkpoint: Checkpoint) -> Tensors | None:

@@ -32,7 +32,10 @@ def open_safetensors(path: Path, file: BinaryIO) -> Checkpoint:
     end = path.stat().st_size
     length = struct.unpack("<Q", file.read(8))[0]
     if length > MAX_TABLE_BYTES or 8 + length > end:
-        raise WeightFileError(f"its header should have {length} bytes: it is truncated, damaged or too long")
+        raise WeightFileError(
+            f"its header should have {length} bytes, of {end} and at most {MAX_TABLE_BYTES}: it is truncated, damaged "
+            "or too long"
+        )
     try:
         header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
     except WeightFileError:

@@ -19,13 +19,16 @@ from torch import Tensor
 
 from dalle_zoo.convert.pickles import Placeholder, WeightFileError
 
-MAX_TABLE_BYTES = 64 * 2**20
-"""Longest table of contents: pickle, JSON header or directory of a zip archive."""
-MAX_NODES = 1_000_000
+MAX_PICKLE_BYTES = 64 * 2**20
+"""Longest pickle of a file of weights; it may hold more than their names, such as states of an optimizer."""
+MAX_TABLE_BYTES = 16 * 2**20
+"""Longest table of contents: JSON header, or directory of a zip archive. A tensor takes 100 to 200 bytes of it, so it
+holds 80,000, where the largest models of this family have thousands. Parsed, it takes about 30 times its bytes."""
+MAX_NODES = 500_000
 """Most containers and values that are walked through in search of tensors; a pickle can name one a thousand times."""
 MAX_DEPTH = 64
 """Deepest nesting of containers and modules in which tensors are searched."""
-MAX_NAME = 1_000
+MAX_NAME = 300
 """Characters of the longest name of a tensor."""
 MAX_DIMENSIONS = 8
 MAX_SHARING = 100
@@ -108,7 +111,7 @@ class Checkpoint:
 
     path: Path
     format: str
-    """"torch", "torch before 1.6" or "safetensors"."""
+    """"torch", "torch before 1.6", "safetensors" or "Flax"."""
     content: Any
     """Containers, numbers, text, `StoredTensor`, and `Placeholder` for other objects."""
     names: frozenset[str] = frozenset()
@@ -126,7 +129,8 @@ class Checkpoint:
         num_nodes = num_bytes = 0
         while waiting:
             name, depth, node = waiting.pop()
-            num_nodes += 1
+            contents = _members(node)
+            num_nodes += 1 + len(contents)  # before they wait: a mapping that holds itself has more at every step
             if num_nodes > MAX_NODES or depth > MAX_DEPTH:
                 raise WeightFileError(f"{self.path} nests its content too deeply or names it too often")
             if isinstance(node, StoredTensor):
@@ -135,7 +139,7 @@ class Checkpoint:
                 found[name] = node
                 num_bytes += node.num_elements * node.dtype.itemsize
             else:
-                members = [(_join(name, key), depth + 1, value) for key, value in _members(node)]
+                members = [(_join(name, key), depth + 1, value) for key, value in contents]
                 waiting.extend(reversed(members))
         if num_bytes > MAX_SHARING * self.path.stat().st_size:
             raise WeightFileError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zipfile
 from collections.abc import Callable
@@ -10,8 +11,15 @@ from typing import Any, BinaryIO
 
 import torch
 
-from dalle_zoo.convert.pickles import BUILDERS, Reference, WeightFileError, load_objects
-from dalle_zoo.convert.stored import MAX_TABLE_BYTES, Checkpoint, Storage, StoredTensor, check_apart
+from dalle_zoo.convert.pickles import BUILDERS, Reference, UnrelatedFileError, WeightFileError, load_objects
+from dalle_zoo.convert.stored import (
+    MAX_PICKLE_BYTES,
+    MAX_TABLE_BYTES,
+    Checkpoint,
+    Storage,
+    StoredTensor,
+    check_apart,
+)
 
 MAX_ENTRIES = 200_000
 """Most entries of an archive."""
@@ -20,6 +28,8 @@ ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 """How the two formats begin."""
 
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
+_LEGACY_START = _LEGACY_MAGIC.to_bytes(10, "little")
+"""By which it is told from other pickles before anything of it is read."""
 _STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -99,20 +109,18 @@ def open_zip(path: Path, file: BinaryIO) -> Checkpoint:
     entries = _zip_entries(path, file)
     tops = {name.split("/")[0] for name in entries}
     if len(tops) != 1:
-        raise WeightFileError("it is an archive of more than one folder: expected one that torch.save wrote")
+        raise UnrelatedFileError("it is an archive of more than one folder: expected one that torch.save wrote")
     top = tops.pop()
     if any(name.startswith(f"{top}/code/") for name in entries):
-        raise WeightFileError("it is a TorchScript program: expected weights")
-    if f"{top}/data.pkl" not in entries:
-        raise WeightFileError("it is an archive without data.pkl: expected one that torch.save wrote")
+        raise UnrelatedFileError("it is a TorchScript program: expected weights")
     if f"{top}/byteorder" in entries:
         start, size = entries[f"{top}/byteorder"]
         file.seek(start)
         if file.read(min(size, 6)) != b"little":
             raise WeightFileError("its numbers are not little-endian: save it again on a usual machine")
     start, size = entries[f"{top}/data.pkl"]
-    if size > MAX_TABLE_BYTES:
-        raise WeightFileError(f"its pickle has {size} bytes, more than {MAX_TABLE_BYTES}")
+    if size > MAX_PICKLE_BYTES:
+        raise WeightFileError(f"its pickle has {size} bytes, more than {MAX_PICKLE_BYTES}")
     file.seek(start)
     storages = _Storages(path)
     content, names = load_objects(file, size, _TORCH, storages)
@@ -132,14 +140,21 @@ def _zip_entries(path: Path, file: BinaryIO) -> dict[str, tuple[int, int]]:
         end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
         if end is None or end[zipfile._ECD_SIZE] > MAX_TABLE_BYTES:  # type: ignore[attr-defined]
             raise WeightFileError("its archive has no directory, or one that is too long: it is truncated or damaged")
+        if end[zipfile._ECD_ENTRIES_TOTAL] > MAX_ENTRIES:  # type: ignore[attr-defined]
+            raise WeightFileError(
+                f"its archive has {end[zipfile._ECD_ENTRIES_TOTAL]} entries, "  # type: ignore[attr-defined]
+                f"more than {MAX_ENTRIES}"
+            )
         with zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
     except WeightFileError:
         raise
     except Exception as error:  # zipfile lets errors of struct and of text through
         raise WeightFileError(f"its archive is damaged ({type(error).__name__}: {str(error)[:200]})") from None
-    if len(infos) > MAX_ENTRIES:
-        raise WeightFileError(f"its archive has {len(infos)} entries, more than {MAX_ENTRIES}")
+    if len(infos) != end[zipfile._ECD_ENTRIES_TOTAL]:  # type: ignore[attr-defined]
+        raise WeightFileError("its archive has another number of entries than it says: it is damaged")
+    if not any(re.fullmatch("[^/]+/data.pkl", info.orig_filename) for info in infos):
+        raise UnrelatedFileError("it is an archive without data.pkl: expected one that torch.save wrote")
     entries: dict[str, tuple[int, int]] = {}
     for info in infos:
         name = info.orig_filename
@@ -174,11 +189,14 @@ def open_legacy(path: Path, file: BinaryIO) -> Checkpoint:
     end = path.stat().st_size
 
     def load(**options: Any) -> tuple[Any, frozenset[str]]:
-        return load_objects(file, min(MAX_TABLE_BYTES, end - file.tell()), **options)
+        return load_objects(file, min(MAX_PICKLE_BYTES, end - file.tell()), **options)
 
+    if _LEGACY_START not in file.read(32):
+        raise UnrelatedFileError("it is a pickle, but not one of torch.save: expected weights")
+    file.seek(0)
     magic = load()[0]
     if type(magic) is not int or magic != _LEGACY_MAGIC:
-        raise WeightFileError("it is a pickle, but not one of torch.save: expected weights")
+        raise WeightFileError("it does not begin as torch.save does: it is damaged")
     if load()[0] != _LEGACY_VERSION:
         raise WeightFileError("it is of an unknown version of torch's older format")
     machine = load()[0]

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from dalle_zoo.convert.base import FAMILIES, Location, Source, read_config, read_tensors
+from dalle_zoo.convert.base import FAMILIES, LICENSE_OF_CHECKPOINT, Conversion, Location, Source, read_tensors
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.hub import save_network
@@ -63,14 +63,14 @@ class VQGANFamily:
         found = [(c, tensors) for c in location.checkpoints if (tensors := _autoencoder(c)) is not None]
         if len(found) > 1:
             names = ", ".join(checkpoint.path.name for checkpoint, _ in found)
-            raise WeightFileError(f"{location.path} holds several VQGANs ({names}): name the file to convert")
+            raise WeightFileError(f"{location.path} holds several VQGANs ({names}): name one with --files or files=")
         if not found:
             return None
         checkpoint, stored = found[0]
         try:
             tensors, unused = _sort(stored)
             config = _infer(tensors, wavelet=_is_wavelet(stored), detokenizer="embedding.weight" in stored)
-            described = _described(config, location.configs or _beside(checkpoint.path))
+            described = _described(config, location.configs)
             note, size = described or ("assumed, as no configuration lies there", ASSUMED_SIZE)
             config["attention_sizes"] = tuple(size >> level for level in config.pop("attention"))
             config["image_size"] = 2 * size if config["wavelet"] else size
@@ -80,7 +80,7 @@ class VQGANFamily:
         parts = {"vqgan": tensors, "unused": unused}
         return Source("vqgan", location.path, parts, config, notes={"image_size": note})
 
-    def convert(self, source: Source, out: Path) -> dict[str, Any]:
+    def convert(self, source: Source, out: Path) -> Conversion:
         """Writes ``dvae/``."""
         config = VQGANConfig(**source.config)
         with torch.device("meta"):
@@ -89,15 +89,14 @@ class VQGANFamily:
         (out / "dvae").mkdir()
         save_network(net, "vqgan", out / "dvae")
         alone = " (decoder alone: it cannot encode)" if config.decoder_only else ""
-        return {
-            "description": f"{self.title} of {config.codebook_size} codes and factor {config.factor}{alone}",
-            "license": "unknown: that of the checkpoint",
-            "data": "unknown",
-            "inferred": {"type": "vqgan", **asdict(config)},
-            "notes": dict(source.notes),
-            "unused": _counts(source.parts["unused"]),
-            "parameters": {"dvae": sum(p.numel() for p in net.parameters())},
-        }
+        return Conversion(
+            description=f"{self.title} of {config.codebook_size} codes and factor {config.factor}{alone}",
+            license_note=LICENSE_OF_CHECKPOINT,
+            inferred={"type": "vqgan", **asdict(config)},
+            notes=dict(source.notes),
+            unused=_counts(source.parts["unused"]),
+            parameters={"dvae": sum(p.numel() for p in net.parameters())},
+        )
 
 
 def _autoencoder(checkpoint: Checkpoint) -> Tensors | None:
@@ -184,12 +183,6 @@ def _axis(tensor: StoredTensor, name: str, number: int) -> int:
     if len(tensor.shape) <= number:
         raise WeightFileError(f"{name} has shape {tensor.shape}, expected more dimensions")
     return tensor.shape[number]
-
-
-def _beside(checkpoint: Path) -> dict[str, dict[str, Any]]:
-    """Configurations that belong to a file by their place: NAME.yaml beside it, or the run's ``configs`` folder."""
-    files = [checkpoint.with_suffix(".yaml"), *sorted((checkpoint.parent.parent / "configs").glob("*.yaml"))]
-    return {file.name: read_config(file) for file in files if file.is_file()}
 
 
 def _described(config: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> tuple[str, int] | None:

@@ -31,20 +31,24 @@ START_OF_WORD = "▁"
 SPACES = r"[\t-\r ▁]"
 """What parts words: the spaces of ASCII, and the mark itself."""
 
+_BEGIN = re.compile(rb"(?:\d{1,9} \d{1,9}\n){4}")
 _FORM = re.compile(rb"\d{1,9} \d{1,9}\n(?:\d{1,9} \d{1,9}(?: \d{1,9})?\n)+\d{1,9}(?: \d{1,9}){3}\s*")
 
 
 def is_vocabulary(path: Path) -> bool:
-    """Whether a file has the form of a vocabulary."""
-    return path.stat().st_size <= MAX_BYTES and _FORM.fullmatch(path.read_bytes()) is not None
+    """Whether a file begins as a vocabulary does; one that was cut is to be refused, not passed over."""
+    with path.open("rb") as file:
+        return _BEGIN.match(file.read(100)) is not None
 
 
 def read_vocabulary(path: Path) -> HFTokenizer:
-    """Reads a file of that form as a tokenizer that adds neither start nor end.
+    """Reads a file that begins like one as a tokenizer that adds neither start nor end.
 
     Raises:
         WeightFileError: It is damaged, has unusual special tokens, or two tokens of one text.
     """
+    if path.stat().st_size > MAX_BYTES or _FORM.fullmatch(path.read_bytes()) is None:
+        raise WeightFileError(f"{path} begins like a vocabulary of YouTokenToMe, but is truncated or damaged")
     rows = [[int(number) for number in line.split()] for line in path.read_text("ascii").strip().splitlines()]
     num_characters, num_merges = rows[0]
     characters, merges, special = rows[1 : 1 + num_characters], rows[1 + num_characters : -1], rows[-1]

@@ -104,7 +104,8 @@ def test_the_release_draws_pictures(tmp_path: Path) -> None:
     assert record["inferred"] == {"type": "mindalle", **asdict(SMALL)}
     assert record["notes"]["num_heads"] == "config.yaml"
     assert record["notes"]["padding_id"] == "[PAD] in bpe-16k-vocab.json"
-    assert record["license"].startswith("CC-BY-NC-SA-4.0")
+    assert record["license"] == "CC-BY-NC-SA-4.0"
+    assert record["license_note"] == "that of the published weights"
     assert record["image_tokenizer"]["inferred"]["image_size"] == 16
     assert record["parameters"].keys() == {"prior", "dvae"}
     pipe = DallePipeline.from_pretrained(tmp_path / "ours")
@@ -230,7 +231,7 @@ def test_transfers_to_imagenet_read_no_captions(condition: str, tmp_path: Path) 
 def test_several_are_not_guessed_among(tmp_path: Path) -> None:
     save_prior(tmp_path, name="a.ckpt")
     save_prior(tmp_path, name="b.ckpt")
-    with pytest.raises(WeightFileError, match=r"several priors of minDALL-E \(a.ckpt, b.ckpt\): give only the right"):
+    with pytest.raises(WeightFileError, match=r"several priors of minDALL-E \(a.ckpt, b.ckpt\): name the files of one with --files"):
         recognise(tmp_path)
 
 

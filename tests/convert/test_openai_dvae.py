@@ -116,7 +116,7 @@ def test_pickled_modules(pickled: Path, tmp_path: Path, ours: DVAE, capsys: pyte
 def test_the_record_has_the_licence(pickled: Path, tmp_path: Path) -> None:
     record = convert(find(pickled), tmp_path / "out")
     assert record == read_json(tmp_path / "out/record.json")
-    assert record["license"] == "Modified MIT (OpenAI)"
+    assert (record["license"], record["license_name"]) == ("other", "modified-mit")
     assert record["license_text"].startswith("Modified MIT License\n\nSoftware Copyright (c) 2021 OpenAI\n")
     assert record["parameters"].keys() == {"dvae"}
 

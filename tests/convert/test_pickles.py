@@ -299,7 +299,7 @@ def test_also_those_within_files_of_torch(name: str, carrier: str, watched: Any,
 def test_instructions_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pickles, "MAX_INSTRUCTIONS", 1000)
     assert load(b"N0" * 499 + b"N.") is None
-    assert refusal(lambda: load(b"N0" * 500 + b"N.")) == "it has more than 1000 instructions"
+    assert refusal(lambda: load(b"N0" * 500 + b"N.")) .startswith("it has more than 1000 instructions")
 
 
 @pytest.mark.parametrize("opening", [b"]", b"}", b")", b"csome\nthing\n)R"])

@@ -73,7 +73,7 @@ def test_unknown_weights_are_answered_with_what_was_seen(tmp_path: Path, capsys:
     (tmp_path / "broken.json").write_text("{")
     assert main(["convert", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert f"{tmp_path} holds no weights that are known. Known are\n" in said
+    assert f"{tmp_path} holds no weights that are known (sub-folders are searched, theirs are not). Known are\n" in said
     assert all(f"\n  {name}: {family.expects}" in said for name, family in FAMILIES.items())
     assert "\n  a.pt: a file of torch with 1 tensors (net.weight [2, 3], ...)\n" in said
     assert "\n  config.yaml: a configuration with width\n" in said

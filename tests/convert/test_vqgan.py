@@ -170,7 +170,7 @@ def test_a_configuration_is_found_where_training_left_it(tmp_path: Path) -> None
     describe(tmp_path / "run/configs", "2021-project.yaml")
     (tmp_path / "run/configs/2021-lightning.yaml").write_text("lightning: {trainer: {gpus: 8}}\n")
     path = taming(NEAREST, tmp_path / "run/checkpoints")
-    assert size_note(recognise(path)) == (16, "2021-project.yaml")
+    assert size_note(recognise(path)) == (16, "configs/2021-project.yaml")
     describe(path.parent, "last.yaml", resolution=32, attn_resolutions=[16])
     with pytest.raises(WeightFileError, match=r"disagree on the resolution .*32.*16|16.*32"):
         recognise(path)
@@ -219,7 +219,7 @@ def test_what_is_no_vqgan_is_left_to_others(tmp_path: Path) -> None:
 def test_several_are_not_guessed_among(tmp_path: Path) -> None:
     taming(NEAREST, tmp_path, "epoch=1.ckpt")
     taming(NEAREST, tmp_path, "last.ckpt")
-    with pytest.raises(WeightFileError, match=r"several VQGANs \(epoch=1.ckpt, last.ckpt\): name the file"):
+    with pytest.raises(WeightFileError, match=r"several VQGANs \(epoch=1.ckpt, last.ckpt\): name one with --files or files="):
         recognise(tmp_path)
 
 

@@ -38,7 +38,7 @@ def test_it_is_saved_and_read(tmp_path: Path) -> None:
     assert load_text_tokenizer(tmp_path).encode(caption) == tokenizer.encode(caption)
 
 
-@pytest.mark.parametrize("text", ["", "a text", "1 2\n", "3 2\n9601 4\n", SMALL + "more", '{"a": 1}'])
+@pytest.mark.parametrize("text", ["", "a text", "1 2\n", "3 2\n9601 4\n", '{"a": 1}'])
 def test_other_files_are_left_alone(text: str, tmp_path: Path) -> None:
     assert not is_vocabulary(write(tmp_path / "other", text))
     assert is_vocabulary(write(tmp_path / "small", SMALL))
@@ -57,6 +57,8 @@ def test_other_files_are_left_alone(text: str, tmp_path: Path) -> None:
         ("7 6 8", "4 5 8", "must give 9 different texts the ids 0 to 8"),
         ("7 6 8", "7 6 9", "must give 9 different texts the ids 0 to 8"),
         ("9601 4", "99 4", "▁ among them"),
+        ("7 6 8\n1 0 2 3\n", "7 6", "begins like a vocabulary of YouTokenToMe, but is truncated or damaged"),
+        ("1 0 2 3\n", "1 0 2 3\nmore", "begins like a vocabulary of YouTokenToMe, but is truncated or damaged"),
     ],
 )
 def test_damaged_ones_are_refused(old: str, new: str, message: str, tmp_path: Path) -> None:
