@@ -196,12 +196,34 @@ def program(draw: random.Random) -> bytes:
     return b"".join([*parts, b"."])
 
 
+def many_calls(draw: random.Random) -> bytes:
+    """A pickle that calls one function any number of times with one large argument, of which each makes a copy."""
+    large = draw.randrange(1, 200_000)
+    text = b"X" + struct.pack("<I", large) + b"a" * large
+    module, function, argument = draw.choice(
+        [
+            (b"_codecs", b"encode", text + b"q\x01X\x06\x00\x00\x00latin1"),
+            (b"torch", b"Size", b"](" + b"K\x01" * large + b"eq\x01"),
+            (b"collections", b"OrderedDict", b"](" + b"K\x00N\x86" * large + b"eq\x01"),
+            (b"a.b", b"Thing", b"](" + b"N" * large + b"eq\x01"),
+        ]
+    )
+    again = b"h\x00h\x01" + (b"h\x02\x86R" if function == b"encode" else b"\x85R")
+    first = b"c" + module + b"\n" + function + b"\nq\x00" + argument + (b"q\x02" if function == b"encode" else b"")
+    return b"\x80\x02" + first + b"(" + again * draw.randrange(1, 20_000) + b"t."
+
+
 def make(number: int, seed: int, files: dict[str, bytes]) -> tuple[str, bytes]:
     """Name and content of a case."""
     draw = random.Random(f"{seed}-{number}")
     name = draw.choice(sorted(files))
     if name.endswith(".pickle") and draw.random() < 0.5:
         return name, program(draw)
+    if name == "module.zip" and draw.random() < 0.1:
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("module/data.pkl", many_calls(draw))
+        return name, file.getvalue()
     if name.endswith(".zip") and draw.random() < 0.6:
         return name, damaged_within(files[name], draw)
     return name, damaged(files[name], draw)
@@ -219,7 +241,7 @@ def read(name: str, data: bytes, folder: Path) -> None:
     path.write_bytes(data)
     if name.startswith("config"):
         location = look(path)  # which keeps the reason in place of raising it
-        for reason in location.unread.values():
+        for reason in {**location.unread, **location.damaged}.values():
             raise WeightFileError(reason)
         return
     for tensor in open_checkpoint(path).tensors.values():

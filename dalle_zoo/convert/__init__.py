@@ -203,7 +203,9 @@ def cached(location: Sequence[Path], only: Sequence[str] = ()) -> Path | None:
     seen = look(location, only)
     source = _recognise(seen, None)
     if source is None:
-        return _refuse(seen, None) if only or len(location) > 1 or seen.checkpoints or seen.damaged else None
+        ranker = any(config.get("model_type") == "clip" for config in seen.configs.values())  # taken as it is
+        weights = seen.damaged or (seen.checkpoints and not ranker)
+        return _refuse(seen, None) if only or len(location) > 1 or weights else None
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in seen.files.values()]
     digest = hashlib.sha256(json.dumps([__version__, *sorted(stats)]).encode()).hexdigest()[:16]
     root = Path(os.environ.get("DALLE_ZOO_CACHE") or Path.home() / ".cache/dalle-zoo")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import struct
+import tracemalloc
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from dalle_zoo.convert import torch_files
 from dalle_zoo.convert.base import read_config, read_tensors
 from dalle_zoo.convert.checkpoints import Storage, StoredTensor, open_checkpoint
-from dalle_zoo.convert.pickles import WeightFileError
+from dalle_zoo.convert.pickles import UnrelatedFileError, WeightFileError
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16]
 DTYPES += [torch.int8, torch.uint8, torch.bool]
@@ -245,8 +247,37 @@ def test_archives_that_are_too_large(path: Path, monkeypatch: pytest.MonkeyPatch
     rewrite(path, entries_of(path))
     monkeypatch.setattr(torch_files, "MAX_ENTRIES", 3)
     assert "entries, more than 3" in refusal(lambda: open_checkpoint(path))
+    monkeypatch.setattr(torch_files.zipfile, "ZipFile", lambda _: pytest.fail("the directory was parsed"))
+    assert "entries, more than 3" in refusal(lambda: open_checkpoint(path))
     monkeypatch.setattr(torch_files, "MAX_TABLE_BYTES", 10)
     assert "no directory, or one that is too long" in refusal(lambda: open_checkpoint(path))
+
+
+def test_a_count_of_entries_that_is_made_up(path: Path) -> None:
+    rewrite(path, entries_of(path))
+    data = bytearray(path.read_bytes())
+    end = data.rindex(b"PK\5\6")
+    data[end + 8 : end + 12] = struct.pack("<HH", 1, 1)
+    path.write_bytes(data)
+    assert "another number of entries than it says" in refusal(lambda: open_checkpoint(path))
+
+
+def test_other_archives_and_pickles_are_no_weights(path: Path) -> None:
+    rewrite(path, [("photos/1.jpg", b"x" * 1000)], compression=zipfile.ZIP_DEFLATED)
+    for _ in range(2):
+        with pytest.raises(UnrelatedFileError):
+            open_checkpoint(path)
+        path.write_bytes(pickle.dumps({"a": [1, 2]}))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_weights_that_are_cut_are_not_taken_for_something_else(form: str, path: Path) -> None:
+    whole = write({"a": torch.arange(6.0), "b": torch.ones(2, 2)}, path, form).read_bytes()
+    for length in (len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(WeightFileError) as caught:
+            open_checkpoint(path)
+        assert not isinstance(caught.value, UnrelatedFileError)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -312,6 +343,17 @@ def test_mappings_that_hold_themselves(path: Path) -> None:
     assert "too deeply or names it too often" in refusal(lambda: open_checkpoint(path))
 
 
+def test_a_large_mapping_that_holds_itself_takes_no_memory(path: Path) -> None:
+    first = b"X\x01\x00\x00\x00ah\x00"
+    rest = b"".join(b"J" + struct.pack("<i", i) + b"N" for i in range(200_000))
+    path.write_bytes(archive(b"}q\x00(" + first + rest + b"u."))
+    tracemalloc.start()
+    assert "too deeply or names it too often" in refusal(lambda: open_checkpoint(path))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 200_000_000, "64 levels of 200,000 members would take gigabytes"
+
+
 def test_one_tensor_under_many_names(path: Path) -> None:
     tensor = rebuilt(FLOATS, b"K\x00", b"(K\x04t", b"(K\x01t")
     many = b"".join(b"J" + struct.pack("<i", i) + (tensor + b"q\x00" if i == 0 else b"h\x00") for i in range(20_000))
@@ -371,6 +413,7 @@ def entry(dtype: Any = "F32", shape: Any = (4,), offsets: Any = (0, 16), **more:
     [
         (safetensors({}, length=2**63), "truncated, damaged or too long"),
         (safetensors({}, length=1000), "truncated, damaged or too long"),
+        (safetensors(b"{" + b" " * 16 * 2**20 + b"}"), "at most 16777216: it is truncated, damaged or too long"),
         (safetensors({"a": entry(offsets=[0, 16])}, bytes(15)), "beyond the end of the file"),
         (safetensors(b"{"), "not valid JSON"),
         (safetensors(b'{"a": ' + b"[" * 100_000), "not valid JSON"),

@@ -8,6 +8,7 @@ import os
 import pickle
 import struct
 import sys
+import tracemalloc
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
@@ -299,7 +300,50 @@ def test_also_those_within_files_of_torch(name: str, carrier: str, watched: Any,
 def test_instructions_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pickles, "MAX_INSTRUCTIONS", 1000)
     assert load(b"N0" * 499 + b"N.") is None
-    assert refusal(lambda: load(b"N0" * 500 + b"N.")) .startswith("it has more than 1000 instructions")
+    assert refusal(lambda: load(b"N0" * 500 + b"N.")).startswith("it has more than 1000 instructions")
+
+
+COPYING: dict[str, tuple[bytes, bytes]] = {
+    "bytes": (b"c_codecs\nencode\nq\x00" + text("a" * 1_000_000) + b"q\x01" + text("latin1") + b"q\x02", b"h\x02\x86"),
+    "size": (b"ctorch\nSize\nq\x00](" + b"K\x01" * 200_000 + b"eq\x01", b"\x85"),
+    "mapping": (b"ccollections\nOrderedDict\nq\x00](" + b"K\x00N\x86" * 50_000 + b"eq\x01", b"\x85"),
+}
+"""A function and a large argument of it, and what makes the tuple of arguments of a call."""
+
+
+@pytest.mark.parametrize("name", COPYING)
+def test_copies_of_one_argument_are_counted(name: str, tmp_path: Path) -> None:
+    argument, arguments = COPYING[name]
+    path = tmp_path / "weights.pt"
+
+    def read(number: int) -> None:
+        calls = (b"h\x00h\x01" + arguments + b"R") * number
+        path.write_bytes(zip_file(b"\x80\x02" + argument + b"(" + calls + b"t."))
+        open_checkpoint(path)
+
+    read(2)  # as many as an honest pickle may have
+    tracemalloc.start()
+    with pytest.raises(WeightFileError, match="more than 2000000 instructions, or elements that they copy"):
+        read(3000)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 400_000_000, "a copy for each call would take gigabytes"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (text("a" * 1001) + b"q\x00" + text("b") + b"\x93.", "names a class by more than 1000 characters"),
+        (b"}\x8b" + struct.pack("<i", 5000) + b"\x01" * 5000 + b"Ns.", "a number of 39993 bits as a key"),
+        (b"}(" + b"N" * 17 + b"tNs.", "a key of 17 parts, more than 16"),
+        (b"}\x8a\x08" + b"\x01" * 8 + b"\x85Ns.", ""),
+    ],
+)
+def test_names_and_keys_have_limits(data: bytes, message: str) -> None:
+    if message:
+        assert message in refusal(lambda: load(data))
+    else:
+        assert load(data) == {(0x0101010101010101,): None}
 
 
 @pytest.mark.parametrize("opening", [b"]", b"}", b")", b"csome\nthing\n)R"])
