@@ -231,7 +231,7 @@ def compare_pictures() -> list[Row]:
                 against=PILLOW,
                 asked=None,
                 equal=(Equality(what="largest difference of a pixel in 0..255", value=apart),),
-                note="Pillow stays: none of them has the area filter of training, and decoding alone is hardly faster.",
+                note="Pillow stays: none of them has the area filter of training, and decoding is hardly faster.",
             )
         )
     return rows

@@ -84,7 +84,7 @@ class Convolution:
         self.outputs = conv.out_channels
         weight, bias = conv.weight, conv.bias
         if gain != 1.0:  # a product would be one more copy of all weights
-            weight, bias = gain * weight, gain * bias  # type: ignore[assignment]
+            weight, bias = gain * weight, gain * bias
         self._weight, self._bias = weight.to(dtype), bias.to(dtype)
         self._geometry = ([conv.kernel_size[0] // 2] * 2, [1, 1], [1, 1], 1)  # padding, stride, dilation, groups
         self._laid_out = False
