@@ -202,7 +202,7 @@ class DallePytorch(ImagePrior):
     rotation: Tensor
     blocks: Tensor
 
-    def __init__(self, config: DallePytorchConfig, backend: str = "sdpa") -> None:
+    def __init__(self, config: DallePytorchConfig, backend: str = "auto") -> None:
         super().__init__()
         self.config = config
         self.backend = BACKENDS[backend]

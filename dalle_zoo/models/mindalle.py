@@ -99,7 +99,7 @@ class MinDALLE(ImagePrior):
     config_class = MinDALLEConfig
     config: MinDALLEConfig
 
-    def __init__(self, config: MinDALLEConfig, backend: str = "sdpa") -> None:
+    def __init__(self, config: MinDALLEConfig, backend: str = "auto") -> None:
         super().__init__()
         self.config = config
         d = config.width

@@ -115,7 +115,7 @@ class SandwichAttention(Attention):
     changes nothing in exact arithmetic.
     """
 
-    def __init__(self, width: int, num_heads: int, mask: Mask, backend: str = "sdpa") -> None:
+    def __init__(self, width: int, num_heads: int, mask: Mask, backend: str = "auto") -> None:
         super().__init__(width, num_heads, mask, backend)
         self.output_norm = nn.LayerNorm(width)
 
@@ -165,7 +165,7 @@ class RuDALLE(ImagePrior):
     config_class = RuDALLEConfig
     config: RuDALLEConfig
 
-    def __init__(self, config: RuDALLEConfig, backend: str = "sdpa") -> None:
+    def __init__(self, config: RuDALLEConfig, backend: str = "auto") -> None:
         super().__init__()
         self.config = config
         d, num_text_ids = config.width, config.text_vocab + config.text_length
