@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -263,6 +264,35 @@ def test_overwriting_replaces_the_whole_or_nothing(tmp_path: Path) -> None:
     with hub.new_folder(target, overwrite=True) as new:
         (new / "new").write_text("new")
     assert names(tmp_path) == ["model", "model/new"]
+
+
+def test_a_folder_that_another_process_makes_meanwhile_stays(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    making = hub.new_folder(target)
+    (making.__enter__() / "file").write_text("mine")
+    target.mkdir()
+    (target / "file").write_text("theirs")
+    with pytest.raises(FileExistsError, match="made by somebody else meanwhile"):
+        making.__exit__(None, None, None)
+    assert names(tmp_path) == ["model", "model/file"]
+    assert (target / "file").read_text() == "theirs"
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    code = (
+        "import os; from pathlib import Path; from dalle_zoo import hub\n"
+        f"with hub.new_folder(Path({str(tmp_path / 'model')!r})) as new: (new / 'file').write_text('x'); os._exit(0)"
+    )
+    for _ in range(2):  # of which the second removes what the first left
+        subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert len(list(tmp_path.iterdir())) == 1
+    running = tmp_path / f".model.{platform.node()}.{os.getppid()}.part"
+    elsewhere = tmp_path / ".model.another-machine.7.part"
+    for kept in (running, elsewhere):
+        kept.mkdir()
+    with hub.new_folder(tmp_path / "model"):
+        pass
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "model", running, elsewhere])
 
 
 @pytest.mark.parametrize("marker", ["config.json", "tokenizer_config.json"])

@@ -214,10 +214,9 @@ def cached(location: Sequence[Path], only: Sequence[str] = ()) -> Path | None:
         log.warning("converting %s (%s) into %s, once", source.location, source.family, folder)
         try:
             convert(source, folder)
-        except FileExistsError:  # another process was faster
-            if not (folder / RECORD).is_file():
-                raise
         except OSError as error:
+            if (folder / RECORD).is_file():  # another process was faster
+                return folder
             raise OSError(
                 f"{folder} cannot be written: {error}. Let DALLE_ZOO_CACHE name another place, or convert once with "
                 "`dalle-zoo convert LOCATION --out FOLDER` and name that folder"

@@ -542,7 +542,9 @@ def test_the_vocabulary_of_the_right_size_is_taken(tmp_path: Path) -> None:
     right = words(tmp_path)
     assert find(tmp_path).files == {"vocabulary": right}
     words(tmp_path, name="again.json")
-    with pytest.raises(WeightFileError, match=r"again.json and bpe.json have 11 ids: name the one it was trained with by --files"):
+    with pytest.raises(
+        WeightFileError, match=r"again.json and bpe.json have 11 ids: name the one it was trained with by --files"
+    ):
         recognise(tmp_path)
 
 
@@ -630,6 +632,7 @@ def test_several_priors_are_not_guessed_among(tmp_path: Path) -> None:
     (tmp_path / "dalle.pt").rename(tmp_path / "other.pt")
     save("1.6.6 bare", tmp_path)
     with pytest.raises(
-        WeightFileError, match=r"several priors of DALLE-pytorch \(dalle.pt, other.pt\): name one with --files or files="
+        WeightFileError,
+        match=r"several priors of DALLE-pytorch \(dalle.pt, other.pt\): name one with --files or files=",
     ):
         recognise(tmp_path)

@@ -231,7 +231,9 @@ def test_transfers_to_imagenet_read_no_captions(condition: str, tmp_path: Path) 
 def test_several_are_not_guessed_among(tmp_path: Path) -> None:
     save_prior(tmp_path, name="a.ckpt")
     save_prior(tmp_path, name="b.ckpt")
-    with pytest.raises(WeightFileError, match=r"several priors of minDALL-E \(a.ckpt, b.ckpt\): name the files of one with --files"):
+    with pytest.raises(
+        WeightFileError, match=r"several priors of minDALL-E \(a.ckpt, b.ckpt\): name the files of one with --files"
+    ):
         recognise(tmp_path)
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 import runpy
+import struct
+import time
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,9 @@ import pytest
 import torch
 
 from dalle_zoo.cli.main import main
-from dalle_zoo.convert import FAMILIES, Source, WeightFileError, convert, find, look, recognise
+from dalle_zoo.convert import FAMILIES, Conversion, Source, WeightFileError, convert, find, look, recognise
+from dalle_zoo.convert.lazy import CONVERTED_SHARD_BYTES, write_network
+from dalle_zoo.hub import SHARD_BYTES
 from dalle_zoo.registry import UnknownNameError
 
 FUZZER = runpy.run_path(str(Path(__file__).parents[2] / "tools/fuzz_readers.py"))
@@ -73,13 +80,87 @@ def test_unknown_weights_are_answered_with_what_was_seen(tmp_path: Path, capsys:
     (tmp_path / "broken.json").write_text("{")
     assert main(["convert", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert f"{tmp_path} holds no weights that are known (sub-folders are searched, theirs are not). Known are\n" in said
+    assert (
+        f"{tmp_path} holds no weights that are known (sub-folders are searched, theirs are not). Known are\n" in said
+    )
     assert all(f"\n  {name}: {family.expects}" in said for name, family in FAMILIES.items())
     assert "\n  a.pt: a file of torch with 1 tensors (net.weight [2, 3], ...)\n" in said
     assert "\n  config.yaml: a configuration with width\n" in said
     assert "b.bin is not opened: it begins like no file of torch, of safetensors or of Flax" in said
     assert "broken.json cannot be read: JSONDecodeError" in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("cut.ckpt", lambda whole: whole[: len(whole) // 2]),
+        (
+            "foreign.safetensors",
+            lambda _: struct.pack("<Q", 60) + b'{"a": {"dtype": "F8_E4M3", "shape": [1]}}'.ljust(60),
+        ),
+        ("older.pt", lambda _: FUZZER["originals"]()["module.legacy"][:-50]),
+        ("flax.msgpack", lambda _: FUZZER["originals"]()["dalle_mini.msgpack"][:-50]),
+        ("vocab.json", lambda _: b'{"<s>": 0, "<pa'),
+        ("large.json", lambda _: b'{"<s>": 0,' + b" " * 2**20),
+        ("bomb.yaml", lambda _: b"a: &a [1]\nb: *a"),
+    ],
+)
+def test_what_cannot_be_read_is_not_dropped(name: str, content: Any, encoder: Path, tmp_path: Path) -> None:
+    (encoder / name).write_bytes(content((encoder / "x").read_bytes()))
+    with pytest.raises(
+        WeightFileError, match=rf"openai_dvae and files that cannot be read: .*{name}.* --files or files="
+    ):
+        recognise(encoder)
+    assert main(["convert", str(encoder), "--out", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()
+    source = recognise(encoder, only=["x"])
+    assert source is not None
+    assert source.unused_files == {}
+
+
+def test_short_configurations_that_are_long_take_no_time(tmp_path: Path) -> None:
+    torch.save(FUZZER["vqgan_weights"](), tmp_path / "last.ckpt")
+    levels = [f"l{i}: &l{i} {{{', '.join(f'k{j}: *l{i - 1}' for j in range(30))}}}" for i in range(1, 9)]
+    (tmp_path / "last.yaml").write_text("\n".join(["l0: &l0 {a: 1}", *levels]))
+    begin = time.monotonic()
+    with pytest.raises(WeightFileError, match=r"last.yaml cannot be read: .* has aliases \(\*name\)"):
+        recognise(tmp_path / "last.ckpt")
+    assert time.monotonic() - begin < 5
+
+
+def test_weights_that_are_not_used_are_told(encoder: Path, tmp_path: Path) -> None:
+    torch.save({"module.net.weight": torch.ones(2, 3)}, encoder / "other.pt")
+    (encoder / "notes.txt").write_text("no weights")
+    record = convert(find(encoder), tmp_path / "out")
+    assert record["unused_files"] == {"other.pt": "a file of torch with 1 tensors (module.net.weight [2, 3], ...)"}
+
+
+@pytest.mark.parametrize("given", ["file", "two files"])
+def test_errors_name_where_the_weights_lie(given: str, encoder: Path, tmp_path: Path) -> None:
+    state = FUZZER["dvae_weights"]()
+    state["blocks.output.conv.bias"][0] = math.nan
+    torch.save(state, encoder / "x")
+    (encoder / "config.json").write_text("{}")
+    location = [encoder / "x", encoder / "config.json"][: 1 if given == "file" else 2]
+    where = " and ".join(map(str, location))
+    with pytest.raises(
+        WeightFileError, match=rf"^{where} cannot be converted: .*output.bias hold values that are not f"
+    ):
+        convert(find(location), tmp_path / "out")
+
+
+def test_large_weights_lie_in_small_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert signature(write_network).parameters["shard_bytes"].default == CONVERTED_SHARD_BYTES <= SHARD_BYTES / 4
+
+
+def test_every_record_has_the_same_fields(encoder: Path, tmp_path: Path) -> None:
+    torch.save(FUZZER["vqgan_weights"](), tmp_path / "y")
+    records = [convert(find(place), tmp_path / f"out{i}") for i, place in enumerate((encoder, tmp_path / "y"))]
+    names = {"family", "unused_files", *(field.name for field in fields(Conversion))}
+    assert [set(record) for record in records] == [names, names]
+    assert [record["license"] for record in records] == ["other", "unknown"]
+    assert records[1]["license_note"] == "that of the checkpoint"
 
 
 def test_nothing_there(tmp_path: Path) -> None:
@@ -103,6 +184,10 @@ def test_an_older_folder_stays_unless_it_may_be_replaced(encoder: Path, tmp_path
     with pytest.raises(FileExistsError):
         convert(source, out)
     assert convert(source, out, overwrite=True) == first
+    (out / "conversion.json").unlink()  # as a model that was saved, maybe after training, from a conversion
+    with pytest.raises(FileExistsError, match=r"has no conversion.json"):
+        convert(source, out, overwrite=True)
+    assert (out / "dvae/model.safetensors").is_file()
 
 
 def test_a_short_run_of_the_fuzzer(tmp_path: Path) -> None:

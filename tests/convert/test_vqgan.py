@@ -219,7 +219,9 @@ def test_what_is_no_vqgan_is_left_to_others(tmp_path: Path) -> None:
 def test_several_are_not_guessed_among(tmp_path: Path) -> None:
     taming(NEAREST, tmp_path, "epoch=1.ckpt")
     taming(NEAREST, tmp_path, "last.ckpt")
-    with pytest.raises(WeightFileError, match=r"several VQGANs \(epoch=1.ckpt, last.ckpt\): name one with --files or files="):
+    with pytest.raises(
+        WeightFileError, match=r"several VQGANs \(epoch=1.ckpt, last.ckpt\): name one with --files or files="
+    ):
         recognise(tmp_path)
 
 

@@ -1,0 +1,121 @@
+"""Conversions on the first call: what their place follows from, what is refused, what another process may do."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dalle_zoo import DallePipeline, convert, load_model
+from dalle_zoo.convert import WeightFileError, cached
+from dalle_zoo.hub import ModelFolderError, verify_checksums
+from dalle_zoo.zoo import find_model
+
+FUZZER = runpy.run_path(str(Path(__file__).parents[2] / "tools/fuzz_readers.py"))
+NETWORK = {
+    "double_z": False, "z_channels": 4, "resolution": 8, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 1],
+    "num_res_blocks": 1, "attn_resolutions": [],
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DALLE_ZOO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A file of a VQGAN."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    torch.save(FUZZER["vqgan_weights"](), folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+def describe(path: Path, resolution: int) -> None:
+    values = NETWORK | {"resolution": resolution, "z_channels": 256}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"ddconfig": values}))  # which is YAML too
+
+
+@pytest.mark.parametrize("place", ["last.yaml", "../configs/project.yaml"])
+def test_a_configuration_beside_a_file_makes_another_conversion(place: str, weights: Path) -> None:
+    first = cached([weights])
+    assert cached([weights]) == first
+    sizes = [load_model(first, "dvae").image_size]
+    for resolution in (8, 16):
+        describe(weights.parent / place, resolution)
+        found = cached([weights])
+        assert found is not None
+        sizes.append(load_model(found, "dvae").image_size)
+    assert sizes == [256, 8, 16]
+
+
+def test_another_process_may_be_faster(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = convert.convert
+
+    def slower(source: convert.Source, out: Path) -> None:
+        real(source, out)  # by the other one
+        real(source, out)
+
+    monkeypatch.setattr(convert, "convert", slower)
+    folder = cached([weights])
+    assert folder is not None
+    verify_checksums(folder)
+
+
+def test_a_damaged_conversion_says_to_delete_it(weights: Path) -> None:
+    folder = cached([weights])
+    assert folder is not None
+    (folder / "dvae/model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelFolderError, match=rf"delete {folder} and convert again"):
+        verify_checksums(folder)
+
+
+def test_a_cache_that_cannot_be_written_to(weights: Path, cache: Path) -> None:
+    cache.mkdir()
+    (cache / "converted").write_text("a file")
+    with pytest.raises(OSError, match=r"Let DALLE_ZOO_CACHE name another place, or .* `dalle-zoo convert LOCATION"):
+        cached([weights])
+
+
+@pytest.mark.parametrize("give", [find_model, DallePipeline.from_pretrained])
+def test_unknown_weights_are_told_from_known_ones(give: object, tmp_path: Path) -> None:
+    folder = tmp_path / "unknown"
+    folder.mkdir()
+    torch.save({"net.weight": torch.ones(2, 3)}, folder / "a.pt")
+    for location in (folder, folder / "a.pt"):
+        with pytest.raises(
+            WeightFileError, match=r"holds no weights that are known \(sub-folders (.*\n)+  openai_dvae: "
+        ):
+            give(location)  # type: ignore[operator]
+    whole = (folder / "a.pt").read_bytes()
+    (folder / "a.pt").write_bytes(whole[:-10])
+    with pytest.raises(WeightFileError, match=r"Seen was\n  a.pt: .*truncated or damaged"):
+        give(folder)  # type: ignore[operator]
+
+
+def test_what_needs_no_conversion_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no weights")
+    assert cached([tmp_path]) is None
+    save_file({"text_model.weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')  # a ranker
+    assert cached([tmp_path]) is None
+
+
+def test_locations_and_patterns_that_are_none(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no location is given"):
+        cached([])
+    with pytest.raises(ValueError, match="no location"):
+        DallePipeline.from_pretrained([])
+    with pytest.raises(ValueError, match=r"must be given as a list, such as \['\*.ckpt'\], got the text"):
+        cached([weights], "*.ckpt")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(WeightFileError, match="pipe is neither a file nor a folder"):
+        cached([tmp_path / "pipe"])
