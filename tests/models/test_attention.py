@@ -216,6 +216,15 @@ def test_the_check_on_a_device_finds_wrong_values_gradients_and_errors() -> None
     assert disagreement(unable, mask, CPU, torch.float32, 8) == "RuntimeError: no kernel"
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("spec", ["row", "column", "conv", "conv_torus", "full"])
+@pytest.mark.parametrize("layout", [PAPER, WIDE], ids=str)
+def test_lines_agree_with_the_dense_oracle_on_a_gpu(spec: str, layout: TextImageLayout, dtype: torch.dtype) -> None:
+    mask = Mask.from_spec(spec, layout)
+    assert disagreement(attention.lines, mask, torch.device("cuda"), dtype, 64) is None
+
+
 def test_names_and_sizes() -> None:
     mask = Mask.from_spec("full", LAYOUTS[0])
     with pytest.raises(UnknownNameError, match=r"unknown attention back-end 'sdap'. Did you mean 'sdpa'"):
