@@ -94,7 +94,8 @@ def head_loss(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> T
     Returns:
         A scalar, float32 or wider.
     """
-    summed: Tensor = HeadLoss.apply(hidden, weight, bias, target)  # type: ignore[no-untyped-call]
+    apply: Any = HeadLoss.apply  # typed in some versions of PyTorch only
+    summed: Tensor = apply(hidden, weight, bias, target)
     return summed
 
 

@@ -71,9 +71,8 @@ def lines(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
     """Exact attention that reads only the image keys of each line; a prefix of the stream takes `sdpa`."""
     if query.shape[-2] != mask.layout.length or not fused.supported(query.device):
         return sdpa(query, key, value, mask)
-    out: Tensor = LineAttention.apply(  # type: ignore[no-untyped-call]
-        query, key, value, *kept(mask, "lines", query.device, Lines.of)
-    )
+    apply: Any = LineAttention.apply  # typed in some versions of PyTorch only
+    out: Tensor = apply(query, key, value, *kept(mask, "lines", query.device, Lines.of))
     return out
 
 
