@@ -10,6 +10,7 @@ from typing import Any
 from dalle_zoo.convert.base import Location
 from dalle_zoo.convert.checkpoints import Checkpoint
 from dalle_zoo.convert.pickles import WeightFileError
+from dalle_zoo.convert.stored import check_small
 
 DEFAULTS: dict[str, Any] = {
     "num_text_tokens": 10000, "text_seq_len": 256, "heads": 8, "dim_head": 64, "attn_types": ("full",),
@@ -93,8 +94,10 @@ def hyper_parameters(location: Location, checkpoint: Checkpoint) -> HyperParamet
 def _stated(content: Any) -> Mapping[str, Any] | None:
     """Hyper-parameters of a prior in the content of a file; None if it has none."""
     stated = content.get("hparams", content) if isinstance(content, Mapping) else None
-    known = isinstance(stated, Mapping) and "depth" in stated and not {"dim", "text_seq_len"}.isdisjoint(stated)
-    return stated if known else None
+    if not isinstance(stated, Mapping) or "depth" not in stated or {"dim", "text_seq_len"}.isdisjoint(stated):
+        return None
+    check_small(stated, "it")
+    return stated
 
 
 def _beside(location: Location, checkpoint: Checkpoint) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -18,6 +18,7 @@ from dalle_zoo.convert.base import FAMILIES, LICENSE_OF_CHECKPOINT, Conversion, 
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
 from dalle_zoo.convert.lazy import write_network
 from dalle_zoo.convert.pickles import WeightFileError
+from dalle_zoo.convert.stored import check_small
 from dalle_zoo.models.dalle_pytorch_vae import (
     COLOURS,
     PIXEL_MEAN,
@@ -62,6 +63,7 @@ class DallePytorchVAEFamily:
         stated = checkpoint.content.get(ROOTS[root])
         hparams: Mapping[str, Any] = stated if isinstance(stated, Mapping) else {}
         try:
+            check_small(hparams, "it")
             config = _infer(tensors)
             _check_hparams(hparams, config)
             size = hparams.get("image_size", DallePytorchVAEConfig.image_size)

@@ -31,6 +31,8 @@ MAX_DEPTH = 64
 MAX_NAME = 300
 """Characters of the longest name of a tensor."""
 MAX_DIMENSIONS = 8
+MAX_PARAMETERS = 10_000
+"""Most values among hyper-parameters; a list in a pickle can hold one other a thousand times, and so on."""
 MAX_SHARING = 100
 """Bytes of all tensors together, as a multiple of the file's: layers may share weights."""
 
@@ -176,6 +178,19 @@ def _members(node: Any) -> list[tuple[str, Any]]:
     if isinstance(node, dict):
         return [(str(key), value) for key, value in node.items() if type(key) in (str, int)]
     return []
+
+
+def check_small(stated: Any, where: str) -> None:
+    """Raises `WeightFileError` if hyper-parameters hold more than anybody states; then they are compared and shown."""
+    waiting, num_values = [stated], 0
+    while waiting:
+        value = waiting.pop()
+        parts = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
+        if isinstance(parts, list | tuple | set | frozenset):
+            num_values += len(parts)
+            if num_values > MAX_PARAMETERS:
+                raise WeightFileError(f"{where} has more than {MAX_PARAMETERS} hyper-parameters")
+            waiting.extend(parts)
 
 
 def check_apart(ranges: Mapping[str, tuple[int, int]], end: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -553,6 +554,26 @@ def test_the_vocabulary_of_the_right_size_is_taken(tmp_path: Path) -> None:
 
 def set_hparams(**changes: Any) -> Callable[[dict[str, Any]], Any]:
     return lambda content: content["hparams"].update(changes)
+
+
+def laughs() -> list[Any]:
+    """A list of two lists of two lists and so on, a billion in all, of which each is there once."""
+    value: list[Any] = ["lol"]
+    for _ in range(30):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize("name", ["heads", "dim", "normalization"])
+def test_hyper_parameters_without_end_take_no_time(name: str, tmp_path: Path) -> None:
+    weights = GOLDEN["state_dict"](layouts()["vae residual"], None)
+    torch.save({"hparams": GOLDEN["VAES"]["residual"] | {name: laughs()}, "weights": weights}, tmp_path / "vae.pt")
+    path = save("1.6.6 mixed", tmp_path, set_hparams(**{name: laughs()}))
+    for file in (path, tmp_path / "vae.pt"):
+        begin = time.monotonic()
+        with pytest.raises(WeightFileError, match="cannot be converted: it has more than 10000 hyper-parameters"):
+            recognise(file)
+        assert time.monotonic() - begin < 5
 
 
 def rename(old: str, new: str) -> Callable[[dict[str, Any]], Any]:
