@@ -101,6 +101,15 @@ def test_unknown_weights_are_told_from_known_ones(give: object, tmp_path: Path) 
         give(folder)  # type: ignore[operator]
 
 
+def test_a_run_of_ours_is_told_from_weights(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"state_dict": {"net.input.weight": torch.ones(2)}}, tmp_path / "checkpoints/00000002.ckpt")
+    with pytest.raises(
+        WeightFileError, match=r"Of a run of `dalle-zoo fit` the trained part is taken, RUN/model/dvae"
+    ):
+        find_model(tmp_path)
+
+
 def test_what_needs_no_conversion_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no weights")
     assert cached([tmp_path]) is None
