@@ -140,8 +140,8 @@ def _refuse(seen: Location, family: str | None) -> NoReturn:
     lines = [head, *known, "Seen was", *(there or ["  nothing"])]
     if any(name.startswith("state_dict.net.") for checkpoint in seen.checkpoints for name in checkpoint.tensors):
         lines.append(
-            "Of a run of `dalle-zoo fit` the trained part is taken, RUN/model/dvae or RUN/model/prior; `dalle-zoo export` "
-            "makes a whole model of parts, and `dalle-zoo consolidate` a part of a checkpoint"
+            "Of a run of `dalle-zoo fit` the trained part is taken, RUN/model/dvae or RUN/model/prior; "
+            "`dalle-zoo export` makes a whole model of parts, and `dalle-zoo consolidate` a part of a checkpoint"
         )
     raise WeightFileError("\n".join(lines))
 
