@@ -31,8 +31,8 @@ class Lines(NamedTuple):
     """Text positions T."""
     text_bias: Tensor | None
     """Additive mask among text, (1, 1, T, T); None where text is causal."""
-    queries: Tensor
-    """Image queries of each line, int64 (G, Q)."""
+    queries: Tensor | None
+    """Image queries of each line, int64 (G, Q); None where they follow one another in raster order."""
     order: Tensor
     """Where each image position stands among the lines' queries, first of all lines, then second, …: int64 (N,)."""
     keys: Tensor
@@ -45,11 +45,13 @@ class Lines(NamedTuple):
         """Makes them."""
         text, plan = mask.layout.text, mask.line_plan()
         among_text = mask.dense()[:text, :text]
+        in_order = torch.equal(plan.queries.flatten(), torch.arange(mask.layout.image, device="cpu"))
         causal_text = torch.equal(among_text, torch.ones_like(among_text).tril())
         return cls(
             text,
             None if causal_text else fused.additive(among_text[None, None], device),
-            plan.queries.to(device, copy=True),  # copies, for the plan itself may have been made in inference mode
+            # Copies, because the plan itself may have been made in inference mode.
+            None if in_order else plan.queries.to(device, copy=True),
             plan.queries.t().flatten().argsort().to(device),
             plan.keys.to(device, copy=True),
             None if plan.causal else fused.additive(plan.allowed[None], device),
@@ -89,7 +91,7 @@ class LineAttention(torch.autograd.Function):
         text_out, text_sums = fused.forward(text_query, text_key, text_value, of.among_text)
         far, far_sums = fused.forward(image_query, text_key, text_value, Reads())
         near, near_sums = fused.forward(
-            _take(image_query, of.queries), _take(image_key, of.keys), _take(image_value, of.keys), of.in_line
+            _queries(image_query, of), _keys(image_key, of), _keys(image_value, of), of.in_line
         )
         near, near_sums = (_raster(x, of.order, len(query)) for x in (near, near_sums))
         image_sums = torch.logaddexp(far_sums, near_sums)
@@ -121,12 +123,12 @@ class LineAttention(torch.autograd.Function):
 def _in_lines(image: Passed, of: Lines) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the image's queries, keys and values (B, H, N, D) by what lines read."""
     passed = Passed(
-        gradient=_take(image.gradient, of.queries),
-        query=_take(image.query, of.queries),
-        key=_take(image.key, of.keys),
-        value=_take(image.value, of.keys),
-        out=_take(image.out, of.queries),
-        sums=_take(image.sums, of.queries),
+        gradient=_queries(image.gradient, of),
+        query=_queries(image.query, of),
+        key=_keys(image.key, of),
+        value=_keys(image.value, of),
+        out=_queries(image.out, of),
+        sums=_queries(image.sums, of),
     )
     query, key, value = fused.backward(passed, of.in_line)
     batch = len(image.query)
@@ -148,10 +150,17 @@ def _join(text: Tensor, image: Tensor) -> Tensor:
 # so it is read in that order.
 
 
-def _take(x: Tensor, index: Tensor) -> Tensor:
-    """Positions (G, M) of (B, H, N, …): (B H, G, M, …)."""
-    taken = x.flatten(0, 1).index_select(1, index.flatten())
-    return taken.view(len(taken), *index.shape, *x.shape[3:])
+def _queries(x: Tensor, of: Lines) -> Tensor:
+    """From positions (B, H, N, …) to the queries of lines, (B H, G, Q, …)."""
+    x = x.flatten(0, 1)
+    ordered = x if of.queries is None else x.index_select(1, of.queries.flatten())
+    return ordered.reshape(len(x), len(of.keys), -1, *x.shape[2:])
+
+
+def _keys(x: Tensor, of: Lines) -> Tensor:
+    """From positions (B, H, N, D) to the keys of lines, (B H, G, U, D)."""
+    taken = x.flatten(0, 1).index_select(1, of.keys.flatten())
+    return taken.view(len(taken), *of.keys.shape, -1)
 
 
 def _raster(x: Tensor, order: Tensor, batch: int) -> Tensor:
