@@ -123,8 +123,8 @@ def license_id(license: str) -> str:
 
 def _license(record: Mapping[str, Any]) -> str:
     """The licence as people read it."""
-    note = record.get("license_note")
-    return f"{record['license']} ({note})" if note else str(record["license"])
+    name, note = record.get("license_name") or record["license"], record.get("license_note")
+    return f"{name} ({note})" if note else str(name)
 
 
 def write_card(folder: str | Path, result_file: str | Path, out: str | Path) -> Path:

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dalle_zoo import hub
-from dalle_zoo.folders import COMPONENTS, INDEX, RECORD
+from dalle_zoo.folders import COMPONENTS, CONVERSION, INDEX, RECORD
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.models.quantization import Bits, is_quantized
 from dalle_zoo.models.quantization import quantize as quantize_weights
@@ -478,7 +478,7 @@ class DallePipeline:
 
 def _incomplete(folder: Path) -> str:
     """Says what a folder lacks that is no whole model."""
-    if not (folder / RECORD).is_file():
+    if not (folder / CONVERSION).is_file():
         return f"{folder} has no {INDEX}: expected a folder from save_pretrained or `dalle-zoo export`"
     missing = [part for part in COMPONENTS[:3] if not (folder / part).is_dir()]
     return (

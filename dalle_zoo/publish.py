@@ -212,9 +212,10 @@ def _card(folder: Path, name: str, results: Sequence[Result]) -> str:
         written = render_any_card(folder, results, name)
     card = ModelCard(written)
     data: Any = card.data
-    stated = str(read_json(folder / RECORD)["license"])
-    data.license = license_id(stated).lower()
+    record = read_json(folder / RECORD)
+    data.license = license_id(str(record["license"])).lower()
     if data.license == "other":
+        stated = str(record.get("license_name") or record["license"])
         data.license_name = re.sub(r"[^a-z0-9.+]+", "-", stated.lower()).strip("-")
     data.library_name, data.pipeline_tag, data.model_name = "dalle-zoo", "text-to-image", name if results else None
     data.eval_results = [

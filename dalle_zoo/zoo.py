@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dalle_zoo import remote
-from dalle_zoo.folders import INDEX, RECORD
+from dalle_zoo.folders import COMPONENTS, INDEX, RECORD
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo.remote import Access
 from dalle_zoo.results import Figure, figures, results_of
@@ -113,11 +113,15 @@ def find_place(location: str | Path, access: Access = remote.DEFAULT, files: Seq
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether it is a model of ours, a conversion, or a part, whose configuration names its type."""
+    """Whether it is a model of ours, a conversion, a part, or several, whose configurations name their type."""
     if (folder / INDEX).is_file() or (folder / RECORD).is_file():
         return True
+    return any(_names_its_type(folder / part / "config.json") for part in ("", *COMPONENTS))
+
+
+def _names_its_type(config: Path) -> bool:
     try:
-        return "type" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return "type" in json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
 

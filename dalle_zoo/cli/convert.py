@@ -41,7 +41,10 @@ def convert(arguments: list[str]) -> None:
     show(record)
     for component, count in record["parameters"].items():
         print(f"{options.out / component}: {count:,} parameters")
-    print(f"license: {record['license']}")
+    note = record.get("license_note")
+    print(f"license: {record.get('license_name') or record['license']}" + (f" ({note})" if note else ""))
+    for file, reason in record.get("unused_files", {}).items():
+        print(f"not used: {file}: {reason}")
     if record.get("missing"):
         print(
             f"no pictures can be drawn with it yet: {' and '.join(record['missing'])} were not found; "
