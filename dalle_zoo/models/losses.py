@@ -95,7 +95,7 @@ def head_loss(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> T
         A scalar, float32 or wider.
     """
     apply: Any = HeadLoss.apply  # typed in some versions of PyTorch only
-    summed: Tensor = apply(hidden, weight, bias, target)
+    summed: Tensor = apply(hidden, weight, bias, target, torch.is_grad_enabled())
     return summed
 
 
@@ -103,15 +103,16 @@ class HeadLoss(torch.autograd.Function):
     """`head_loss`; under autocast its products are computed in the type of autocast."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
-        """The sum, and its gradients where any is asked for."""
-        device, wanted = hidden.device.type, any(ctx.needs_input_grad)
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor, graded: bool) -> Tensor:
+        """The sum, and those of its gradients that are asked for; none in validation, where ``graded`` is False."""
+        device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         wide = torch.promote_types(dtype, torch.float32)
         summed = hidden.new_zeros((), dtype=wide)
-        inputs_gradient = torch.empty_like(hidden) if wanted else None
-        weight_gradient = torch.zeros_like(weight, dtype=wide) if wanted else None
-        bias_gradient = torch.zeros_like(bias, dtype=wide) if wanted else None
+        for_inputs, for_weight, for_bias = (graded and needed for needed in ctx.needs_input_grad[:3])
+        inputs_gradient = torch.empty_like(hidden) if for_inputs else None
+        weight_gradient = torch.zeros_like(weight, dtype=wide) if for_weight else None
+        bias_gradient = torch.zeros_like(bias, dtype=wide) if for_bias else None
         with torch.autocast(device, enabled=False):
             matrix, offset = weight.to(dtype), bias.to(dtype)
             rows = max(1, (LOGITS_ON_CPU if device == "cpu" else LOGITS) // len(weight))
@@ -119,22 +120,27 @@ class HeadLoss(torch.autograd.Function):
                 inputs, wants = hidden[start : start + rows].to(dtype), target[start : start + rows, None]
                 log_probs = F.linear(inputs, matrix, offset).log_softmax(-1, dtype=wide)
                 summed -= log_probs.gather(1, wants).sum()
-                if inputs_gradient is not None and weight_gradient is not None and bias_gradient is not None:
-                    errors = log_probs.exp_().scatter_add_(1, wants, log_probs.new_full(wants.shape, -1.0))
+                if not (for_inputs or for_weight or for_bias):
+                    continue
+                errors = log_probs.exp_().scatter_add_(1, wants, log_probs.new_full(wants.shape, -1.0))
+                if bias_gradient is not None:
                     bias_gradient += errors.sum(0)
-                    errors = errors.to(dtype)  # the gradient of the logits
+                errors = errors.to(dtype)  # the gradient of the logits
+                if inputs_gradient is not None:
                     inputs_gradient[start : start + rows] = errors @ matrix
+                if weight_gradient is not None:
                     _add_product(weight_gradient, errors.t(), inputs)
         ctx.save_for_backward(inputs_gradient, weight_gradient, bias_gradient)
-        ctx.dtypes = weight.dtype, bias.dtype
+        ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype
         return summed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Those of the sum times the gradient of the sum, in place: a head's matrix is large."""
-        inputs, weight, bias = (x.mul_(gradient) for x in ctx.saved_tensors)
-        return inputs, weight.to(ctx.dtypes[0]), bias.to(ctx.dtypes[1]), None
+        saved = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        gradients = (None if x is None else x.mul_(gradient).to(dtype) for x, dtype in saved)
+        return (*gradients, None, None)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

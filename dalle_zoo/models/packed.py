@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -28,10 +29,15 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
-        self.packed = _reorder(linear.weight.detach(), rows)
+        self.rows = rows
+        self.packed: Tensor | None = None  # until it is needed: drawing uses no text head
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out)."""
+        if x.dtype != self.weight.dtype:  # which only autocast allows
+            return F.linear(x, self.weight, self.bias)
+        if self.packed is None:
+            self.packed = _reorder(self.weight.detach(), self.rows)
         return _multiply(x, self.packed, self.bias)
 
 
@@ -39,10 +45,12 @@ def with_packed_linears(net: Net, rows: int) -> Net:
     """A copy of a network for drawing, with the same parameters and packed matrices; itself where that is no gain.
 
     Args:
-        net: The network; only plain linear layers in float32 or bfloat16 on the CPU are packed.
+        net: The network; only plain linear layers in float32 or bfloat16 on the CPU are packed, none under autocast.
         rows: Rows of a step, P * n.
     """
-    return _copied(net, rows) if _works() and _can_pack(net) else net
+    if torch.is_autocast_enabled("cpu") or not _works() or not _can_pack(net):
+        return net
+    return _copied(net, rows)
 
 
 def _can_pack(net: nn.Module) -> bool:
@@ -52,6 +60,8 @@ def _can_pack(net: nn.Module) -> bool:
 def _is_plain(module: nn.Module) -> bool:
     """Whether a module is a linear layer as PyTorch has it: not a subclass, quantised, sharded or hooked."""
     if type(module) is not nn.Linear or type(module.weight.data) is not Tensor:
+        return False
+    if module._forward_hooks or module._forward_pre_hooks:
         return False
     fast = module.weight.dtype == torch.float32 or (module.weight.dtype == torch.bfloat16 and _fast_bfloat16())
     return fast and module.weight.device.type == "cpu"

@@ -46,16 +46,20 @@ class RepeatedStep:
         self.previous = previous.clone()
         self.graph: torch.cuda.CUDAGraph | None = None
         if capture:
-            # Libraries set themselves up at the first calls, which must not be part of the graph.
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(2):
-                    draw(self.index, self.previous)
-            torch.cuda.current_stream().wait_stream(stream)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.drawn = draw(self.index, self.previous)
+            with torch.cuda.device(previous.device):  # streams and graphs are those of the current device
+                self._record()
+
+    def _record(self) -> None:
+        # Libraries set themselves up at the first calls, which must not be part of the graph.
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self.draw(self.index, self.previous)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.drawn = self.draw(self.index, self.previous)
 
     def __call__(self, index: int | Tensor, previous: Tensor | None) -> Tensor:
         """Tokens (P, n), which the next call overwrites."""

@@ -93,6 +93,8 @@ def sample_codes(
         return null + guidance * (conditional - null)
 
     grid = (prompts, candidates, config.image_height, config.image_width)
+    if not seeds.numel():
+        return torch.empty(grid, dtype=torch.long, device=text.device)
     if window is not None:
         window = min(window, total)
         windows = with_packed_linears(prior, len(text) * candidates * window).window_decoding(text, candidates, window)

@@ -26,6 +26,12 @@ CPU = torch.device("cpu")
 every_backend = pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "flex"])
 
 
+@every_backend
+def test_an_empty_batch(backend: str) -> None:
+    mask = Mask.from_spec("row", LAYOUTS[0])
+    assert layer(mask, backend)(torch.zeros(0, 15, 8)).shape == (0, 15, 8)
+
+
 def layer(mask: Mask, backend: str) -> Attention:
     torch.manual_seed(0)
     return Attention(8, 2, mask, backend)

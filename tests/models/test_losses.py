@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -178,3 +179,18 @@ def test_without_gradients_none_are_computed() -> None:
     matrix = leaves[1].detach()
     (gradient,) = torch.autograd.grad(head_loss(leaves[0], matrix, leaves[2], target), [leaves[0]])
     torch.testing.assert_close(gradient, torch.autograd.grad(summed(leaves, target), leaves)[0], **ROUNDING)
+
+
+def test_a_head_computes_only_the_gradients_that_are_asked_for() -> None:
+    target = torch.tensor([1, 0, 2])
+    hidden, weight, bias = torch.randn(3, 4), torch.randn(5, 4, requires_grad=True), torch.randn(5)
+    with torch.no_grad(), mock.patch.object(losses, "_add_product") as multiplied:
+        head_loss(hidden, weight, bias, target)
+    assert not multiplied.called, "validation needs no gradient of the matrix"
+    frozen = head_loss(hidden.requires_grad_(), weight.detach(), bias, target)
+    with mock.patch.object(losses, "_add_product") as multiplied:
+        (gradient,) = torch.autograd.grad(frozen, [hidden])
+        head_loss(hidden, weight.detach(), bias, target)
+    assert not multiplied.called, "nor does a frozen head"
+    oracle = torch.nn.functional.cross_entropy(hidden @ weight.detach().T + bias, target, reduction="sum")
+    torch.testing.assert_close(gradient, torch.autograd.grad(oracle, [hidden])[0])

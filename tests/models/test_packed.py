@@ -12,6 +12,7 @@ from torch import nn
 from dalle_zoo.models import packed
 from dalle_zoo.models.packed import PackedLinear, with_packed_linears
 from dalle_zoo.models.prior import Prior
+from dalle_zoo.sampling import sample_codes
 
 ROWS = [1, 2, 7, 16, 300]
 
@@ -76,3 +77,21 @@ def test_a_changed_weight_is_seen_at_the_next_drawing(random_prior: Callable[...
         expected = prior.image_logits(text, torch.zeros(1, 3, 4, dtype=torch.long))[:, :1]
     assert not torch.equal(first, second)
     torch.testing.assert_close(second, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_drawing_under_autocast(random_prior: Callable[..., Prior]) -> None:
+    prior, text, seeds = random_prior(), torch.tensor([[1, 2, 3, 4]]), torch.tensor([[5, 6]])
+    expected = prior.image_logits(text, torch.zeros(1, 3, 4).long())[:, 0]
+    decoder = with_packed_linears(prior, 2).decoding(text, 2)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert with_packed_linears(prior, 2) is prior
+        assert sample_codes(prior, text, seeds).shape == (1, 2, 3, 4)
+        logits = decoder.step(0, None)  # packed before: layers whose inputs became bfloat16 are not multiplied packed
+    torch.testing.assert_close(logits.float()[:, 0], expected, atol=0.1, rtol=0.1)
+
+
+def test_hooks_are_called(random_prior: Callable[..., Prior]) -> None:
+    prior, calls = random_prior(), []
+    prior.layers[0].mlp.hidden.register_forward_hook(lambda *_: calls.append(1))
+    sample_codes(prior, torch.tensor([[1, 2, 3, 4]]), torch.tensor([[5]]))
+    assert len(calls) == 1 + 12, "the text, and every token"

@@ -365,3 +365,10 @@ def test_bad_arguments_are_refused(random_prior: Maker, wrong: dict[str, Any], m
     arguments: dict[str, Any] = {"text": TEXT, "seeds": make_seeds()} | wrong
     with pytest.raises(ValueError, match=message):
         sample_codes(random_prior(), **arguments)
+
+
+@pytest.mark.parametrize("shape", [(0, 2), (3, 0)])
+@pytest.mark.parametrize("window", [None, 2])
+def test_nothing_to_draw(random_prior: Maker, shape: tuple[int, int], window: int | None) -> None:
+    seeds = torch.zeros(shape, dtype=torch.long)
+    assert sample_codes(random_prior(), TEXT[: shape[0]], seeds, window=window).shape == (*shape, H, W)
