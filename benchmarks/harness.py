@@ -162,6 +162,7 @@ def store(
         "device": torch.cuda.get_device_name() if cuda else cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
         "clock": "CPU seconds" if torch.get_num_threads() == 1 and not cuda else "wall seconds",
         "torch": torch.__version__,
         "dalle_zoo": __version__,

@@ -28,7 +28,8 @@ Result = dict[str, Any]
 
 def read_results() -> list[Result]:
     """All stored results, in the order of their names."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    return [{**result, "file": stem} for stem, result in found.items()]
 
 
 def milliseconds(row: dict[str, Any], path: str) -> str:
@@ -81,7 +82,8 @@ def made_by(results: list[Result]) -> str:
     lines = []
     for r in results:
         lines.append(
-            f"`{r['command']}`: {r['device']}, {r['cores']} cores, {r['clock']}, torch {r['torch']}, {r['date']}."
+            f"`{r['command']}`: {r['device']}, {r['cores']} cores at a load of {r['load']:.1f}, {r['clock']}, "
+            f"torch {r['torch']}, {r['date']}."
         )
     return "  \n".join(lines)
 
@@ -91,17 +93,28 @@ def render(page: str, results: list[Result]) -> str:
 
     def fill(match: re.Match[str]) -> str:
         name = match["name"]
-        chosen = [r for r in results if name in ("all", r["benchmark"])]
-        if not chosen:
-            raise ValueError(
-                f"docs/speed.md has a table {name!r}: expected one of {sorted({r['benchmark'] for r in results})}"
-            )
-        body = table(chosen) if name != "all" else overview(results)
-        return f"<!-- {name} -->\n\n{body}\n\n{made_by(chosen) if name != 'all' else ''}\n<!-- end -->".replace(
-            "\n\n\n", "\n\n"
-        )
+        chosen = [r for r in results if name == r["benchmark"]]
+        if name == "all":
+            parts = [overview(results)]
+        elif chosen:
+            parts = [table(chosen), *pictures(chosen), made_by(chosen)]
+        else:
+            parts = [f"Not measured yet: `make bench BENCH={name}`."]
+        return "\n\n".join([f"<!-- {name} -->", *parts, "<!-- end -->"])
 
     return re.sub(r"<!-- (?P<name>[\w-]+) -->\n.*?<!-- end -->", fill, page, flags=re.DOTALL)
+
+
+def pictures(results: list[Result]) -> list[str]:
+    """The plots of a benchmark, each of the first result that has it."""
+    shown = {title: series_path(result, title) for result in reversed(results) for title in result["series"]}
+    return [f"![{title}](../{path.relative_to(ROOT).as_posix()})" for title, path in sorted(shown.items())]
+
+
+def series_path(result: Result, title: str) -> Path:
+    """File of the plot of a series."""
+    slug = re.sub(r"\W+", "_", title).strip("_").lower()
+    return RESULTS / f"{result['file']}_{slug}.png"
 
 
 def overview(results: list[Result]) -> str:
@@ -134,7 +147,7 @@ def plot(results: list[Result]) -> list[Path]:
     axis.legend()
     made = [save(figure, RESULTS / "ratios.png")]
     for result in results:
-        for name, series in result.get("series", {}).items():
+        for name, series in result["series"].items():
             figure = Figure(figsize=(6, 3.6), layout="constrained")
             axis = figure.subplots()
             for label, points in series["lines"].items():
@@ -142,8 +155,7 @@ def plot(results: list[Result]) -> list[Path]:
             axis.set(title=name, xlabel=series["x"], ylabel=series["y"])
             axis.set_ylim(bottom=0)
             axis.legend(fontsize="small")
-            slug = re.sub(r"\W+", "_", name).strip("_").lower()
-            made.append(save(figure, RESULTS / f"{result['benchmark']}_{slug}.png"))
+            made.append(save(figure, series_path(result, name)))
     return made
 
 
