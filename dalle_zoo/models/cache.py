@@ -12,7 +12,7 @@ nothing of the step depends on the host, and a CUDA graph can repeat it.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -52,8 +52,7 @@ class Places:
     def __init__(self, mask: Mask, window: int, device: torch.device, dtype: torch.dtype) -> None:
         self.plan = mask.cache_plan(window)
         self.device, self.dtype = device, dtype
-        self._known: dict[tuple[int, int], Place] = {}
-        self._tables: tuple[Tensor, Tensor | None, Tensor] | None = None
+        self._known: dict[tuple[int, int], tuple[slice | Tensor, slice | Tensor, bool]] = {}
 
     def at(self, step: int | Tensor, count: int = 1) -> Place:
         """Place of ``count`` positions from ``step`` on, an int or int64 (1,) on the device; the latter for one."""
@@ -61,50 +60,56 @@ class Places:
             return self._at_tensor(step)
         if (step, count) not in self._known:
             self._known[step, count] = self._find(step, count)
-        return self._known[step, count]
+        write, read, partly = self._known[step, count]
+        # Of slices a view: a window's bias is large, and steps share most of it.
+        return Place(write, read, self._bias[step : step + count, read] if partly else None)
 
-    def _find(self, step: int, count: int) -> Place:
-        plan, steps = self.plan, range(step, step + count)
-        reads = [set(plan.read_slots[s][plan.valid[s]].tolist()) for s in steps]
-        read = _range_of(sorted(set[int]().union(*reads)), IN_PLACE)
-        write = _range_of(plan.slot_of_key[step : step + count].tolist(), 1)
-        bias = None
-        if any(len(slots) != len(read) for slots in reads):
-            allowed = torch.tensor([[slot in slots for slot in read] for slots in reads], device="cpu")
-            bias = self._bias(allowed)
-        return Place(self._index(write), self._index(read), bias)
+    def _find(self, step: int, count: int) -> tuple[slice | Tensor, slice | Tensor, bool]:
+        """Slots written, slots read, and whether a position may not read one of these."""
+        allowed = self._allowed[step : step + count]
+        read = _side_by_side(allowed.any(0).nonzero().flatten(), IN_PLACE)
+        write = _side_by_side(self.plan.slot_of_key[step : step + count], 1)
+        return self._moved(write), self._moved(read), not bool(allowed[:, read].all())
 
     def _at_tensor(self, step: Tensor) -> Place:
-        if self._tables is None:
-            self._tables = self._make_tables()
         write, read, bias = self._tables
         reads = slice(None) if read is None else read.index_select(0, step).squeeze(0)
         return Place(write.index_select(0, step), reads, bias.index_select(0, step))
 
-    def _make_tables(self) -> tuple[Tensor, Tensor | None, Tensor]:
+    @cached_property
+    def _tables(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """Slot that each step writes (N,), slots that it reads (N, R) or None for all, and its bias (N, R)."""
         plan = self.plan
         write = plan.slot_of_key.to(self.device)
         if plan.num_slots > IN_PLACE * plan.valid.shape[1]:
-            return write, plan.read_slots.to(self.device), self._bias(plan.valid)
-        allowed = torch.zeros(len(write), plan.num_slots, dtype=torch.bool, device="cpu")
-        allowed.scatter_(1, plan.read_slots, True)  # padding repeats the step's own slot
-        return write, None, self._bias(allowed)
+            return write, plan.read_slots.to(self.device), self._additive(plan.valid)
+        return write, None, self._bias
 
-    def _bias(self, allowed: Tensor) -> Tensor:
+    @cached_property
+    def _allowed(self) -> Tensor:
+        """Whether each step reads each slot, bool (N, S) on the CPU."""
+        plan = self.plan
+        allowed = torch.zeros(len(plan.slot_of_key), plan.num_slots, dtype=torch.bool, device="cpu")
+        return allowed.scatter_(1, plan.read_slots, True)  # padding repeats the step's own slot
+
+    @cached_property
+    def _bias(self) -> Tensor:
+        """The same to be added to scores, (N, S)."""
+        return self._additive(self._allowed)
+
+    def _additive(self, allowed: Tensor) -> Tensor:
         bias = torch.zeros(allowed.shape, dtype=self.dtype, device="cpu").masked_fill_(~allowed, -math.inf)
         return bias.to(self.device)
 
-    def _index(self, slots: range | list[int]) -> slice | Tensor:
-        if isinstance(slots, range):
-            return slice(slots.start, slots.stop)
-        return torch.tensor(slots, device=self.device)
+    def _moved(self, slots: slice | Tensor) -> slice | Tensor:
+        return slots if isinstance(slots, slice) else slots.to(self.device)
 
 
-def _range_of(slots: list[int], excess: int) -> range | list[int]:
-    """Slots as the range that they span, unless that has more than ``excess`` times as many, or they do not ascend."""
-    span = range(slots[0], slots[-1] + 1)
-    return span if sorted(slots) == slots and len(span) <= excess * len(slots) else slots
+def _side_by_side(slots: Tensor, excess: int) -> slice | Tensor:
+    """Slots as the slice that they span, unless that has more than ``excess`` times as many, or they do not ascend."""
+    span = slice(int(slots[0]), int(slots[-1]) + 1)
+    ascend = bool((slots.diff() > 0).all())
+    return span if ascend and span.stop - span.start <= excess * len(slots) else slots
 
 
 @lru_cache(maxsize=64)
