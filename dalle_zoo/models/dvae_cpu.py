@@ -14,6 +14,7 @@ The values are those of the modules to float32 rounding. The operators are the o
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +34,27 @@ def usable(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
     """
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or torch.is_grad_enabled() or not x.numel():
         return False
-    operators = torch.ops.mkldnn
-    if not torch.backends.mkldnn.is_available() or not hasattr(operators, "_convolution_pointwise_"):  # type: ignore[no-untyped-call]
+    if not torch.backends.mkldnn.is_available() or not _works():  # type: ignore[no-untyped-call]
         return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and operators._is_mkldnn_bf16_supported())
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@cache
+@torch.inference_mode()
+def _works() -> bool:
+    """Whether the operators, which are private, are there and compute convolutions."""
+    conv = nn.utils.skip_init(nn.Conv2d, 4, 4, 3, padding=1, device="cpu")  # random weights would move the generator
+    for parameter in conv.parameters():
+        parameter.copy_(torch.arange(parameter.numel(), device="cpu").sin().view_as(parameter))
+    x = torch.arange(144, device="cpu").cos().view(1, 6, 6, 4).permute(0, 3, 1, 2)
+    with torch.autocast("cpu", enabled=False):
+        expected = conv(x).relu() + conv(x)
+        try:
+            torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            ours = Convolution(conv, torch.float32)
+            return torch.allclose(ours.add(ours(x, "relu"), x), expected, atol=1e-5)
+        except (AttributeError, RuntimeError, TypeError):
+            return False
 
 
 class Memory:
