@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -268,13 +269,20 @@ class Decoder(nn.Module):
 
     def from_codes(self, codes: Tensor) -> Tensor:
         """Decodes hard codes (B, h, w): a table look-up instead of a product with one-hot cells."""
-        table = self.input.weight[:, :, 0, 0].t()
-        stem = (F.embedding(codes, table) + self.input.bias).permute(0, 3, 1, 2)  # type: ignore[operator]
+        return self.way_from_codes(codes)(codes)
+
+    def way_from_codes(self, codes: Tensor) -> Callable[[Tensor], Tensor]:
+        """What decodes parts of these codes as `from_codes` does; on a CPU weights are laid out once for all."""
         dtype = _computing_dtype(self.output.weight)
         if not dvae_cpu.usable(codes, self.output.weight, dtype):
-            return self.from_stem(stem)
+            return lambda part: self.from_stem(self._look_up(part))
         network, output = dvae_cpu.Network(None, self.groups, dtype), dvae_cpu.Convolution(self.output, dtype)
-        return output(network(stem)).float()
+        return lambda part: output(network(self._look_up(part))).float()
+
+    def _look_up(self, codes: Tensor) -> Tensor:
+        """Vectors of hard codes: (B, h, w) to (B, stem, h, w)."""
+        table = self.input.weight[:, :, 0, 0].t()
+        return (F.embedding(codes, table) + self.input.bias).permute(0, 3, 1, 2)  # type: ignore[operator]
 
     def from_stem(self, stem: Tensor) -> Tensor:
         """Decodes vectors of the cells, (B, stem, h, w), to distribution parameters (B, 2C, H, W)."""
@@ -408,7 +416,8 @@ class DVAE(EncodingTokenizer):
         factor = self.config.factor
         height, width = codes.shape[-2] * factor, codes.shape[-1] * factor
         parts = torch.split(codes, _num_per_pass(codes.device, self.config.width, height, width))
-        return torch.cat([self.pixels(self.decoder.from_codes(part)) for part in parts])
+        decode = self.decoder.way_from_codes(codes)
+        return torch.cat([self.pixels(decode(part)) for part in parts])
 
     def pixels(self, parameters: Tensor) -> Tensor:
         """Picture of a predicted distribution: the location alone, (B, 2C, H, W) to [0, 1] (B, C, H, W)."""

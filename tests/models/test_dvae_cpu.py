@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalle_zoo.models import dvae, dvae_cpu
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
@@ -181,3 +183,53 @@ def test_bfloat16(net: DVAE) -> None:
     torch.testing.assert_close(pictures, net.decode(exact), atol=0.02, rtol=0)
     with torch.autocast("cpu", torch.float16):
         assert not dvae_cpu.usable(images_of(1), net.encoder.input.weight, torch.float16)
+
+
+def changed(*_: object) -> None:
+    raise TypeError("an argument more")
+
+
+def wrong(self: dvae_cpu.Convolution, out: Tensor, x: Tensor) -> Tensor:
+    return out
+
+
+@pytest.mark.parametrize("operator", [changed, wrong])
+@torch.no_grad()
+def test_operators_that_changed_leave_the_modules(
+    net: DVAE, operator: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = images_of(2)
+    expected = net.logits(images).argmax(1)
+    monkeypatch.setattr(dvae_cpu.Convolution, "add", operator)
+    dvae_cpu._works.cache_clear()
+    try:
+        assert not dvae_cpu.usable(images, net.encoder.input.weight, torch.float32)
+        assert torch.equal(net.encode(images), expected)
+    finally:
+        dvae_cpu._works.cache_clear()
+
+
+@torch.no_grad()
+def test_the_trial_draws_nothing_and_holds_under_autocast(net: DVAE) -> None:
+    dvae_cpu._works.cache_clear()
+    state = torch.get_rng_state()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert dvae_cpu.usable(images_of(1), net.encoder.input.weight, torch.float32)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@torch.no_grad()
+def test_weights_are_laid_out_once_for_all_pictures_of_a_call(net: DVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Counted(dvae_cpu.Network):
+        def __init__(self, input: nn.Conv2d | None, groups: nn.Sequential, dtype: torch.dtype) -> None:
+            made.append(groups)
+            super().__init__(input, groups, dtype)
+
+    codes = net.encode(images_of(5))
+    expected = net.decode(codes)
+    monkeypatch.setattr(dvae_cpu, "Network", Counted)
+    monkeypatch.setitem(dvae._PASS_BYTES, "cpu", 1)  # a picture a pass
+    torch.testing.assert_close(net.decode(codes), expected, **ROUNDING)
+    assert made == [net.decoder.groups]
