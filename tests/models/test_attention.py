@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -188,15 +190,33 @@ def test_lines_are_chosen_where_they_are_cheap(
 ) -> None:
     query = torch.empty(1, 1, layout.length, 8)
     assert choice.choose(Mask.from_spec(spec, layout), query) is expected
-    monkeypatch.delitem(fused.OPERATORS, "cpu")  # a PyTorch without the operators
+    monkeypatch.setattr(fused, "supported", lambda *_: False)
     assert choice.choose(Mask.from_spec(spec, layout), query) is attention.sdpa
 
 
-def test_without_the_operators_lines_take_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
+def changed(*_: object, **__: object) -> None:
+    raise RuntimeError("missing value for an argument")
+
+
+KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
+
+
+@pytest.mark.parametrize(
+    "operators",
+    [{}, {KERNEL: changed}, {KERNEL: getattr(fused.aten, KERNEL), f"{KERNEL}_backward": changed}],
+    ids=["missing", "changed", "changed backward"],
+)
+def test_without_the_operators_lines_take_sdpa(operators: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     mask = Mask.from_spec("row", LAYOUTS[0])
-    monkeypatch.setitem(fused.OPERATORS, "cpu", ("_not_an_operator",))
-    x = stream(2, mask.layout.length)
-    assert torch.equal(layer(mask, "lines")(x), layer(mask, "sdpa")(x))
+    assert fused.supported(CPU, torch.float32)
+    monkeypatch.setattr(fused, "aten", SimpleNamespace(**operators))
+    fused._works.cache_clear()
+    try:
+        x = stream(2, mask.layout.length)
+        assert torch.equal(layer(mask, "lines")(x), layer(mask, "sdpa")(x))
+        assert not fused.supported(CPU, torch.float32)
+    finally:
+        fused._works.cache_clear()
 
 
 def test_the_check_on_a_device_finds_wrong_values_gradients_and_errors() -> None:

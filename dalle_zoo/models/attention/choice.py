@@ -38,7 +38,7 @@ def choose(mask: Mask, query: Tensor) -> Backend:
     dtype, size = query.dtype, query.shape[-1]
 
     def find(mask: Mask, device: torch.device) -> Backend:
-        if not in_lines(mask) or not fused.supported(device):
+        if not in_lines(mask) or not fused.supported(device, dtype):
             return sdpa
         if device.type == "cpu":  # whose one kernel the tests cover
             return lines

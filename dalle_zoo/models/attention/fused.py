@@ -9,6 +9,7 @@ then ``exp(score - l)``. The public `torch.nn.functional.scaled_dot_product_atte
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -19,11 +20,6 @@ aten = torch.ops.aten
 
 # B batch, H heads, M queries, U keys, D head size
 
-OPERATORS = {
-    "cpu": ("_scaled_dot_product_flash_attention_for_cpu",),
-    "cuda": ("_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention"),
-}
-"""Operators used on a kind of device; each has another for its backward pass."""
 ALIGNMENT = 16
 """The memory-efficient kernel reads rows of an additive mask in steps of so many numbers."""
 SUMS = 32
@@ -56,10 +52,28 @@ class Passed(NamedTuple):
     """Logarithms of the whole's sums, (B, H, M)."""
 
 
-def supported(device: torch.device) -> bool:
-    """Whether this PyTorch has the operators; they are not public, so another version may lack them."""
-    names = OPERATORS.get(device.type, ())
-    return bool(names) and all(hasattr(aten, name) and hasattr(aten, f"{name}_backward") for name in names)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compiled code takes the answer alone
+def supported(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this PyTorch's operators do what is asked of them here; they are not public, so another's may differ."""
+    return device.type in ("cpu", "cuda") and _works(device, dtype)
+
+
+@cache
+def _works(device: torch.device, dtype: torch.dtype) -> bool:
+    """Runs them once, both passes, with either kind of mask and none."""
+    tokens = 4
+    allowed = torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device="cpu").tril()
+    with torch.inference_mode():
+        x = torch.ones(1, 1, tokens, 8, dtype=dtype, device=device)
+        try:
+            for reads in (Reads(), Reads(causal=True), Reads(bias=additive(allowed, device))):
+                out, sums = forward(x, x, x, reads)
+                found = backward(Passed(x, x, x, x, out, sums), reads)
+                if sums.shape != x.shape[:3] or any(tensor.shape != x.shape for tensor in (out, *found)):
+                    return False
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+            return False
+    return True
 
 
 def additive(allowed: Tensor, device: torch.device) -> Tensor:

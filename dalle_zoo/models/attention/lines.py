@@ -71,7 +71,8 @@ class Lines(NamedTuple):
 @BACKENDS.register("lines")
 def lines(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
     """Exact attention that reads only the image keys of each line; a prefix of the stream takes `sdpa`."""
-    if query.shape[-2] != mask.layout.length or not query.numel() or not fused.supported(query.device):
+    whole = query.shape[-2] == mask.layout.length and query.numel()
+    if not whole or not fused.supported(query.device, query.dtype):
         return sdpa(query, key, value, mask)
     apply: Any = LineAttention.apply  # typed in some versions of PyTorch only
     out: Tensor = apply(query, key, value, *kept(mask, "lines", query.device, Lines.of))
