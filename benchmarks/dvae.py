@@ -155,9 +155,9 @@ def compare_encoding(net: DVAE, peer: Peer, count: int, asked: float | None, dev
     ]
 
 
-def compare_decoding(net: DVAE, peer: Peer, device: str) -> list[Row]:
-    """Rows of float32 and bfloat16 for one picture."""
-    codes = torch.randint(net.codebook_size, (1, 32, 32), generator=torch.Generator().manual_seed(0)).to(device)
+def compare_decoding(net: DVAE, peer: Peer, count: int, device: str) -> list[Row]:
+    """Rows of float32 and bfloat16 for so many pictures a call."""
+    codes = torch.randint(net.codebook_size, (count, 32, 32), generator=torch.Generator().manual_seed(0)).to(device)
     theirs = peer.decode(codes)
 
     def apart(pixels: Tensor, limit: float | None) -> tuple[Equality, ...]:
@@ -165,7 +165,7 @@ def compare_decoding(net: DVAE, peer: Peer, device: str) -> list[Row]:
         return (Equality(what="largest difference of a pixel in [0, 1]", value=value, limit=limit),)
 
     row = compare(
-        "decode, 1 picture a call",
+        f"decode, {count} picture{'s' * (count > 1)} a call",
         {
             peer.name: lambda: peer.decode(codes),
             OURS: lambda: net.decode(codes),
@@ -237,7 +237,8 @@ def main() -> None:
     rows = [
         *compare_encoding(net, peer, 4, 2.0, options.device, "`dalle-zoo encode` takes 32."),
         *compare_encoding(net, peer, 1, None, options.device, "Laying the weights out, once a call, counts whole."),
-        *compare_decoding(net, peer, options.device),
+        *compare_decoding(net, peer, 1, options.device),
+        *compare_decoding(net, peer, 4, options.device),
         *compare_trained(options.device),
     ]
     if options.device != "cpu":
