@@ -81,8 +81,9 @@ def made_by(results: list[Result]) -> str:
     """Commands, machine and date."""
     lines = []
     for r in results:
+        load = f" at a load of {r['load']:.1f}" if "load" in r else ""
         lines.append(
-            f"`{r['command']}`: {r['device']}, {r['cores']} cores at a load of {r['load']:.1f}, {r['clock']}, "
+            f"`{r['command']}`: {r['device']}, {r['cores']} cores{load}, {r['clock']}, "
             f"torch {r['torch']}, {r['date']}."
         )
     return "  \n".join(lines)

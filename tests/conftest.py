@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 # Read by huggingface_hub when it is imported; an unreachable hub costs 23 s of retries.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# Read by PyTorch when it is imported, here and in processes that tests start: what they compute is too small to share
+# among cores, and several processes at once wait for each other's threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 collect_ignore = ["plugin"]  # another distribution: tests/test_plugins.py installs it
 
 
