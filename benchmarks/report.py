@@ -34,7 +34,7 @@ def read_results() -> list[Result]:
 
 def milliseconds(row: dict[str, Any], path: str) -> str:
     """Median time of a path, or what it takes of memory."""
-    if row["unit"] == "bytes":
+    if row.get("unit") == "bytes":
         return f"{statistics.median(row['seconds'][path]) / 1e6:,.4g} MB"
     return f"{1000 * statistics.median(row['seconds'][path]):,.4g}"
 
