@@ -12,6 +12,7 @@ import json
 import re
 import statistics
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -135,15 +136,18 @@ def plot(results: list[Result]) -> list[Path]:
     """Ratios against what was asked, and every series that a benchmark stored, as PNG."""
     from matplotlib.figure import Figure
 
-    rows = [(r, row) for r in results for row in r["rows"] if row["asked"] is not None]
-    figure = Figure(figsize=(9, 0.34 * len(rows) + 1), layout="constrained")
+    rows = [row for r in results for row in r["rows"] if row["asked"] is not None and row["threads"] != 2]
+    figure = Figure(figsize=(10, 0.5 * len(rows) + 1), layout="constrained")
     axis = figure.subplots()
-    labels = [f"{row['name']}, {row['dtype']}, {r['threads']} thr." for r, row in rows]
-    colours = ["tab:green" if row["ratio"] >= row["asked"] else "tab:red" for _, row in rows]
-    axis.barh(labels, [row["ratio"] for _, row in rows], color=colours)
-    axis.scatter([row["asked"] for _, row in rows], labels, color="black", marker="|", s=120, label="asked")
+    places = range(len(rows))
+    labels = [textwrap.fill(f"{row['name']}, {row['dtype']}, against {row['against']}", 66) for row in rows]
+    colours = ["tab:green" if row["ratio"] >= row["asked"] else "tab:red" for row in rows]
+    axis.barh(places, [row["ratio"] for row in rows], color=colours)
+    axis.scatter([row["asked"] for row in rows], places, color="black", marker="|", s=200, label="asked")
+    axis.set_yticks(places, labels, fontsize="small")
     axis.set_xscale("log")
-    axis.set_xlabel("times as fast as what it is compared with")
+    axis.set_xticks([0.5, 1, 2, 4, 8, 16, 32], ["0.5", "1", "2", "4", "8", "16", "32"])
+    axis.set_xlabel("times as fast as what it is compared with; one thread")
     axis.invert_yaxis()
     axis.legend()
     made = [save(figure, RESULTS / "ratios.png")]
