@@ -52,10 +52,14 @@ class Passed(NamedTuple):
     """Logarithms of the whole's sums, (B, H, M)."""
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compiled code takes the answer alone
 def supported(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this PyTorch's operators do what is asked of them here; they are not public, so another's may differ."""
     return device.type in ("cpu", "cuda") and _works(device, dtype)
+
+
+# Compiled code takes the answer alone. This is what torch.compiler.assume_constant_result does, but for the second
+# that it takes to import the compiler.
+supported._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
