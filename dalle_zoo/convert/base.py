@@ -201,6 +201,15 @@ def _companions(weights: Iterable[Path]) -> dict[str, Path]:
     return beside | {f"configs/{file.name}": file for file in sorted(runs) if file.is_file()}
 
 
+def check_single(location: Location, paths: Sequence[Path], what: str) -> None:
+    """Raises `WeightFileError` where several files hold what a model has once ("priors of minDALL-E")."""
+    if len(paths) > 1:
+        names = ", ".join(path.name for path in paths)
+        raise WeightFileError(
+            f"{location.path} holds several {what} ({names}): name the files of one with --files or files="
+        )
+
+
 def image_tokenizer_in(location: Location, without: Collection[Checkpoint] = ()) -> Source | None:
     """The image tokenizer that lies beside a prior; None if there is none.
 

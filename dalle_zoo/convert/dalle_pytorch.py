@@ -29,7 +29,15 @@ from typing import Any
 
 import torch
 
-from dalle_zoo.convert.base import FAMILIES, LICENSE_OF_CHECKPOINT, Conversion, Location, Source, image_tokenizer_in
+from dalle_zoo.convert.base import (
+    FAMILIES,
+    LICENSE_OF_CHECKPOINT,
+    Conversion,
+    Location,
+    Source,
+    check_single,
+    image_tokenizer_in,
+)
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
 from dalle_zoo.convert.dalle_pytorch_hparams import (
     HyperParameters,
@@ -95,11 +103,7 @@ class DallePytorchFamily:
     def recognise(self, location: Location) -> Source | None:
         """The one prior at a location, with its image tokenizer and its vocabulary."""
         found = [(c, tensors) for c in location.checkpoints if (tensors := _transformer(c)) is not None]
-        if len(found) > 1:
-            names = ", ".join(checkpoint.path.name for checkpoint, _ in found)
-            raise WeightFileError(
-                f"{location.path} holds several priors of {self.title} ({names}): name one with --files or files="
-            )
+        check_single(location, [c.path for c, _ in found], f"priors of {self.title}")
         if not found:
             _refuse_deepspeed(location)
             return None

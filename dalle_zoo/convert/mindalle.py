@@ -24,7 +24,7 @@ import torch
 from tokenizers import CharBPETokenizer, Tokenizer
 from tokenizers.models import BPE
 
-from dalle_zoo.convert.base import FAMILIES, Conversion, Location, Source, image_tokenizer_in
+from dalle_zoo.convert.base import FAMILIES, Conversion, Location, Source, check_single, image_tokenizer_in
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
 from dalle_zoo.convert.lazy import concatenated, filled, write_network
 from dalle_zoo.convert.pickles import WeightFileError
@@ -69,12 +69,7 @@ class MinDALLEFamily:
     def recognise(self, location: Location) -> Source | None:
         """The one prior at a location, with what lies beside it."""
         found = [(c, tensors) for c in location.checkpoints if (tensors := _transformer(c)) is not None]
-        if len(found) > 1:
-            names = ", ".join(checkpoint.path.name for checkpoint, _ in found)
-            raise WeightFileError(
-                f"{location.path} holds several priors of minDALL-E ({names}): name the files of one with --files or "
-                "files="
-            )
+        check_single(location, [c.path for c, _ in found], "priors of minDALL-E")
         if not found:
             return None
         checkpoint, tensors = found[0]

@@ -15,7 +15,15 @@ from typing import Any
 
 import torch
 
-from dalle_zoo.convert.base import FAMILIES, LICENSE_OF_CHECKPOINT, Conversion, Location, Source, image_tokenizer_in
+from dalle_zoo.convert.base import (
+    FAMILIES,
+    LICENSE_OF_CHECKPOINT,
+    Conversion,
+    Location,
+    Source,
+    check_single,
+    image_tokenizer_in,
+)
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
 from dalle_zoo.convert.lazy import write_network
 from dalle_zoo.convert.pickles import WeightFileError
@@ -79,12 +87,8 @@ class RuDALLEFamily:
         if not found:
             return None
         vocabularies = [file for file in location.files.values() if is_vocabulary(file)]
-        for several, what in (([c.path for c, _ in found], "priors of ruDALL-E"), (vocabularies, "vocabularies")):
-            if len(several) > 1:
-                names = ", ".join(path.name for path in several)
-                raise WeightFileError(
-                    f"{location.path} holds several {what} ({names}): name the files of one with --files or files="
-                )
+        check_single(location, [c.path for c, _ in found], "priors of ruDALL-E")
+        check_single(location, vocabularies, "vocabularies")
         checkpoint, stored = found[0]
         masks = {match[1]: tensor for name, tensor in stored.items() if (match := _MASK.fullmatch(name))}
         try:

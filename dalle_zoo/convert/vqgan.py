@@ -23,7 +23,15 @@ from typing import Any
 
 import torch
 
-from dalle_zoo.convert.base import FAMILIES, LICENSE_OF_CHECKPOINT, Conversion, Location, Source, read_tensors
+from dalle_zoo.convert.base import (
+    FAMILIES,
+    LICENSE_OF_CHECKPOINT,
+    Conversion,
+    Location,
+    Source,
+    check_single,
+    read_tensors,
+)
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.hub import save_network
@@ -61,9 +69,7 @@ class VQGANFamily:
     def recognise(self, location: Location) -> Source | None:
         """The one VQGAN at a location."""
         found = [(c, tensors) for c in location.checkpoints if (tensors := _autoencoder(c)) is not None]
-        if len(found) > 1:
-            names = ", ".join(checkpoint.path.name for checkpoint, _ in found)
-            raise WeightFileError(f"{location.path} holds several VQGANs ({names}): name one with --files or files=")
+        check_single(location, [c.path for c, _ in found], "VQGANs")
         if not found:
             return None
         checkpoint, stored = found[0]

@@ -78,7 +78,8 @@ def sample_codes(
     sampler = sampler or Sampler()
     prompts, candidates = seeds.shape
     total = config.image_length
-    primed = 0 if prime is None else prime.shape[1]
+    prime = text.new_empty(prompts, 0) if prime is None else prime
+    primed = prime.shape[1]
     guided = guidance != 1.0
     if guided:  # both branches in one batch, with caches of their own
         text = torch.cat([text, prior.null_text().expand(prompts, -1)])
@@ -102,7 +103,7 @@ def sample_codes(
             lambda index, previous: combined(windows.window(index, both(previous))),
             seeds,
             sampler,
-            text.new_empty(prompts, 0) if prime is None else prime,
+            prime,
             total=total,
             codebook_size=config.codebook_size,
             window=window,
@@ -114,25 +115,29 @@ def sample_codes(
     def read(index: int | Tensor, previous: Tensor | None) -> Tensor:
         return combined(decoder.step(index, None if previous is None else both(previous)))
 
-    def draw(index: int | Tensor, previous: Tensor | None) -> Tensor:
-        drawn = sampler.draw(read(index, previous).flatten(0, 1), seeds.flatten(), index)
-        return drawn.view(prompts, candidates)
-
-    step: Draw = draw
+    step = _draws(read, sampler, seeds)
     tokens = torch.empty(prompts, candidates, total, dtype=torch.long, device=text.device)
-    if prime is not None:
-        tokens[:, :, :primed] = prime[:, None]
+    tokens[:, :, :primed] = prime[:, None]
     for index in range(total):
         previous = tokens[:, :, index - 1] if index else None
         if index < primed:  # nothing is drawn, but later tokens read it
             read(index, previous)
         else:
             if graph and text.is_cuda and previous is not None and index == max(primed, 1):
-                step = repeated(draw, decoder, index, previous)
+                step = repeated(step, decoder, index, previous)
             tokens[:, :, index] = step(index, previous)
         if progress is not None:
             progress(index + 1, total)
     return tokens.view(grid)
+
+
+def _draws(read: Draw, sampler: Sampler, seeds: Tensor) -> Draw:
+    """What reads a token's logits, (P, n, K), as what draws the token."""
+
+    def draw(index: int | Tensor, previous: Tensor | None) -> Tensor:
+        return sampler.draw(read(index, previous).flatten(0, 1), seeds.flatten(), index).view(seeds.shape)
+
+    return draw
 
 
 def _check(

@@ -654,6 +654,6 @@ def test_several_priors_are_not_guessed_among(tmp_path: Path) -> None:
     save("1.6.6 bare", tmp_path)
     with pytest.raises(
         WeightFileError,
-        match=r"several priors of DALLE-pytorch \(dalle.pt, other.pt\): name one with --files or files=",
+        match=r"several priors of DALLE-pytorch \(dalle.pt, other.pt\): name the files of one with --files or files=",
     ):
         recognise(tmp_path)

@@ -220,7 +220,8 @@ def test_several_are_not_guessed_among(tmp_path: Path) -> None:
     taming(NEAREST, tmp_path, "epoch=1.ckpt")
     taming(NEAREST, tmp_path, "last.ckpt")
     with pytest.raises(
-        WeightFileError, match=r"several VQGANs \(epoch=1.ckpt, last.ckpt\): name one with --files or files="
+        WeightFileError,
+        match=r"several VQGANs \(epoch=1.ckpt, last.ckpt\): name the files of one with --files or files=",
     ):
         recognise(tmp_path)
 
