@@ -21,7 +21,7 @@ help: ## this list
 	@echo '  PROMPT="a blob emoji of a red apple"   what make demo draws'
 	@echo '  PYTHON=python3.12                      which Python makes the environment $(VENV)'
 
-demo: $(VENV)/.demo ## draw a grid of pictures with the bundled weights (PROMPT="...")
+demo: $(VENV)/.demo ## draw a grid of images with the bundled weights (PROMPT="...")
 	@if [ -n "$$DALLE_ZOO_PROMPT" ]; then $(BIN)/dalle-zoo demo -- "$$DALLE_ZOO_PROMPT"; else $(BIN)/dalle-zoo demo; fi
 
 test: $(VENV)/.test ## lint, types, tests: what CI runs

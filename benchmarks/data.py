@@ -1,4 +1,4 @@
-"""Reading code shards and pictures: samples per second, and the same records.
+"""Reading code shards and images: samples per second, and the same records.
 
     python benchmarks/data.py --threads 1        writes benchmarks/results/speed/data_cpu1.json
 
@@ -35,7 +35,7 @@ from dalle_zoo.data.transforms import area_resize  # noqa: E402
 
 SAMPLES, GRID, CODES = 20_000, 32, 8192
 BATCH, SHUFFLE = 256, 4096
-PICTURES = 24
+IMAGES = 24
 ONE, CHUNKS = "one record a member", "256 records a member"
 PILLOW = "Pillow"
 SIDE = 270
@@ -43,12 +43,12 @@ AREA, PRODUCTS = "weighted rows", "two matrix products"
 
 
 class Drawn(SampleSource):
-    """Captioned samples without pictures worth decoding: the codes are drawn by their number."""
+    """Captioned samples without images worth decoding: the codes are drawn by their number."""
 
     def __init__(self, count: int) -> None:
         buffer = io.BytesIO()
         Image.new("RGB", (1, 1)).save(buffer, "PNG")
-        self.count, self.picture = count, buffer.getvalue()
+        self.count, self.image = count, buffer.getvalue()
 
     @property
     def num_samples(self) -> int:
@@ -56,7 +56,7 @@ class Drawn(SampleSource):
 
     def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Sample | Skipped]:
         for number in range(start, stop):
-            yield Sample(f"{number:08d}", self.picture, (f"a photograph of thing number {number} on a table",))
+            yield Sample(f"{number:08d}", self.image, (f"a photograph of thing number {number} on a table",))
 
     def fingerprint(self) -> str:
         return str(self.count)
@@ -161,14 +161,14 @@ def compare_shards(folder: Path) -> list[Row]:
     return rows
 
 
-# ------------------------------------------------------------ pictures
+# ------------------------------------------------------------ images
 
 
 def photographs() -> list[bytes]:
     """JPEG files of 640 x 480 pixels, quality 90, smooth colours with grain."""
     rng = np.random.default_rng(0)
     files = []
-    for _ in range(PICTURES):
+    for _ in range(IMAGES):
         coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((640, 480), 3)
         grain = rng.normal(0, 6, (480, 640, 1))
         buffer = io.BytesIO()
@@ -241,7 +241,7 @@ def compare_reduction() -> Row:
     squares = [np.asarray(Image.open(io.BytesIO(f)).convert("RGB"))[:, 80:560] for f in photographs()]
     apart = max(int(np.abs(area_resize(p, SIDE).astype(int) - area_by_products(p, SIDE)).max()) for p in squares)
     return compare(
-        f"{PICTURES} squares of 480: area filter of training to {SIDE}",
+        f"{IMAGES} squares of 480: area filter of training to {SIDE}",
         {
             PRODUCTS: lambda: [area_by_products(p, SIDE) for p in squares],
             AREA: lambda: [area_resize(p, SIDE) for p in squares],
@@ -254,7 +254,7 @@ def compare_reduction() -> Row:
     )
 
 
-def compare_pictures() -> list[Row]:
+def compare_images() -> list[Row]:
     """Pillow, which the readers use, against each library that is installed."""
     files = photographs()
     rows = [compare_reduction()]
@@ -265,7 +265,7 @@ def compare_pictures() -> list[Row]:
         apart = max(int(np.abs(by_pillow(f).astype(int) - read(f).astype(int)).max()) for f in files)
         rows.append(
             compare(
-                f"{PICTURES} JPEG of 640 x 480: decoded, bicubic 256",
+                f"{IMAGES} JPEG of 640 x 480: decoded, bicubic 256",
                 {PILLOW: lambda: [by_pillow(f) for f in files], library: lambda read=read: [read(f) for f in files]},
                 path=library,
                 against=PILLOW,
@@ -288,7 +288,7 @@ def main() -> None:
         return
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        rows = compare_shards(Path(folder)) + compare_pictures()
+        rows = compare_shards(Path(folder)) + compare_images()
     print(store("data", f"python benchmarks/data.py --threads {options.threads}", rows))
 
 

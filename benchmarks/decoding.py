@@ -37,7 +37,7 @@ SMALL = PriorConfig(text_length=64, image_height=16, image_width=16, width=512, 
 LARGE = {"1.2B": PriorConfig(width=2048, num_heads=32, num_layers=24), "12B": PriorConfig()}
 """For a GPU."""
 POSITION = 512
-"""Half of the paper's picture is drawn."""
+"""Half of the paper's image is drawn."""
 STEPS = 4
 """Steps of a timed call."""
 WRITTEN_OUT = (
@@ -149,7 +149,7 @@ def advance(decoder: PriorDecoding | ConcatenatedCache, codes: Tensor, start: in
 
 
 def against_concatenation(candidates: int, dtype: torch.dtype, asked: float, fused: bool = False) -> Row:
-    """Steps in the middle of the picture."""
+    """Steps in the middle of the image."""
     prior = make_prior(PAPER, dtype)
     text, codes = make_text(prior), make_codes(prior, candidates)
     ours = PriorDecoding(with_packed_linears(prior, candidates), text, candidates)
@@ -167,7 +167,7 @@ def against_concatenation(candidates: int, dtype: torch.dtype, asked: float, fus
     against = f"concatenated cache, dense masks, attention {'fused' if fused else 'written out'}"
     shape = f"{PAPER.num_layers} layers of width {PAPER.width}, {candidates} candidate{'s' * (candidates > 1)}"
     return compare(
-        f"{STEPS} steps at half of the picture, {shape}",
+        f"{STEPS} steps at half of the image, {shape}",
         {"ours": lambda: advance(ours, codes, POSITION), against: again},
         path="ours",
         against=against,
@@ -190,7 +190,7 @@ def against_concatenation(candidates: int, dtype: torch.dtype, asked: float, fus
 
 
 def memory(candidates: int) -> Row:
-    """Keys and values of one picture against those of all positions, in all of the paper's layers but narrow ones."""
+    """Keys and values of one image against those of all positions, in all of the paper's layers but narrow ones."""
     config = PriorConfig(width=64, num_heads=1)
     prior = make_prior(config, FLOAT32)
     caches = PriorDecoding(prior, make_text(prior), candidates).caches
@@ -198,7 +198,7 @@ def memory(candidates: int) -> Row:
     text = sum(2 * cache.text_key.numel() * cache.text_key.element_size() for cache in caches)
     ours, full = (image + text) / candidates, 2 * 4 * config.num_layers * config.layout.length * config.width
     return Row(
-        name=f"keys and values of one of {candidates} pictures, the paper's {config.num_layers} layers, width 64",
+        name=f"keys and values of one of {candidates} images, the paper's {config.num_layers} layers, width 64",
         path="ours",
         against="full cache",
         asked=4.0,
@@ -212,7 +212,7 @@ def memory(candidates: int) -> Row:
 
 
 def against_weights(candidates: int, dtype: torch.dtype, asked: float) -> Row:
-    """Tokens, choice included, against multiplying each matrix once; caption and packing, once a picture, are done."""
+    """Tokens, choice included, against multiplying each matrix once; caption and packing, once an image, are done."""
     prior = make_prior(SMALL, dtype)
     text, seeds = make_text(prior), torch.arange(candidates)[None]
     linears = [m for n, m in prior.named_modules() if isinstance(m, nn.Linear) and n != "text_head"]
@@ -224,7 +224,7 @@ def against_weights(candidates: int, dtype: torch.dtype, asked: float) -> Row:
     different = ((logits.float() + noise).argmax(-1) != drawn[0]).float().mean()
     decoder, sampler = prior_decoder(prior, text, candidates), Sampler()
     read_up_to(decoder, drawn, SMALL.image_length)
-    count = SMALL.image_length // (ROUNDS + 1)  # a part of the picture a round
+    count = SMALL.image_length // (ROUNDS + 1)  # a part of the image a round
     parts = iter(range(0, SMALL.image_length, count))
 
     def draw() -> None:
@@ -240,7 +240,7 @@ def against_weights(candidates: int, dtype: torch.dtype, asked: float) -> Row:
 
     shape = f"{SMALL.num_layers} layers of width {SMALL.width}"
     return compare(
-        f"{count} tokens of a picture of 16 x 16, {shape}, {candidates} candidate{'s' * (candidates > 1)}",
+        f"{count} tokens of an image of 16 x 16, {shape}, {candidates} candidate{'s' * (candidates > 1)}",
         {"drawing": draw, "weights alone": loop},
         path="drawing",
         against="weights alone",
@@ -282,7 +282,7 @@ def by_position() -> Series:
             points.append((start, 1000 * seconds_of(partial(advance, decoder, codes, start)) / STEPS))
             advance(decoder, codes, start, 128)
         lines[masks] = points
-    return Series(x="position in the picture", y="ms a step, 2 layers, 16 candidates", lines=lines)
+    return Series(x="position in the image", y="ms a step, 2 layers, 16 candidates", lines=lines)
 
 
 def by_candidates() -> tuple[Series, Series]:
@@ -309,8 +309,8 @@ def by_candidates() -> tuple[Series, Series]:
 # ------------------------------------------------------------ a GPU
 
 
-def single_picture(name: str, limits: dict[str, float]) -> Row:
-    """One picture in bfloat16 against reading the weights at the rate of a copy."""
+def single_image(name: str, limits: dict[str, float]) -> Row:
+    """One image in bfloat16 against reading the weights at the rate of a copy."""
     prior = make_prior(LARGE[name], BFLOAT16, "cuda")
     text, seeds = make_text(prior), torch.zeros(1, 1, dtype=torch.long, device="cuda")
     by_graph, by_launch = (sample_codes(prior, text, seeds, graph=graph) for graph in (True, False))
@@ -320,7 +320,7 @@ def single_picture(name: str, limits: dict[str, float]) -> Row:
     floor = LARGE[name].image_length * read / limits["bytes"]
     seconds = interleaved({"drawing": lambda: sample_codes(prior, text, seeds)}, device="cuda")
     return Row(
-        name=f"a picture of 32 x 32, {name}",
+        name=f"an image of 32 x 32, {name}",
         path="drawing",
         against="weights at the rate of a copy",
         asked=0.6,
@@ -340,7 +340,7 @@ def single_picture(name: str, limits: dict[str, float]) -> Row:
 
 
 def best_batch(prompts: int, candidates: int, limits: dict[str, float]) -> Row:
-    """Many pictures of the 1.2B shape in bfloat16 against the roofline of weights, keys and arithmetic.
+    """Many images of the 1.2B shape in bfloat16 against the roofline of weights, keys and arithmetic.
 
     A step reads the weights once, the caption's keys once a prompt, and the image keys that the masks allow once a
     candidate; its arithmetic is that of all of them.
@@ -348,16 +348,16 @@ def best_batch(prompts: int, candidates: int, limits: dict[str, float]) -> Row:
     config = LARGE["1.2B"]
     prior = make_prior(config, BFLOAT16, "cuda")
     seeds = torch.arange(prompts * candidates, device="cuda").view(prompts, candidates)
-    text, pictures = make_text(prior, prompts), prompts * candidates
+    text, images = make_text(prior, prompts), prompts * candidates
     weights = sum(p.numel() for n, p in prior.named_parameters() if n.startswith(("layers", "image_head")))
     keys = sum(int(mask.decode_table().valid.sum()) for mask in prior.masks) / config.image_length
     text_keys = config.num_layers * config.text_length
-    numbers = weights + 2 * config.width * (pictures * keys + prompts * text_keys)
-    flop = 2 * pictures * (weights + 2 * config.width * (keys + text_keys))
+    numbers = weights + 2 * config.width * (images * keys + prompts * text_keys)
+    flop = 2 * images * (weights + 2 * config.width * (keys + text_keys))
     floor = config.image_length * max(2 * numbers / limits["bytes"], flop / limits["flop"])
     seconds = interleaved({"drawing": lambda: sample_codes(prior, text, seeds)}, device="cuda", rounds=3)
     return Row(
-        name=f"{prompts} x {candidates} pictures of 32 x 32, 1.2B",
+        name=f"{prompts} x {candidates} images of 32 x 32, 1.2B",
         path="drawing",
         against="roofline",
         asked=0.5,
@@ -366,7 +366,7 @@ def best_batch(prompts: int, candidates: int, limits: dict[str, float]) -> Row:
         seconds={**seconds, "roofline": [floor]},
         threads=torch.get_num_threads(),
         dtype="bfloat16",
-        extra={**limits, "pictures per second": pictures / statistics.median(seconds["drawing"])},
+        extra={**limits, "images per second": images / statistics.median(seconds["drawing"])},
     )
 
 
@@ -382,7 +382,7 @@ def main() -> None:
     with torch.inference_mode():
         if options.device == "cuda":
             limits = ceilings("cuda")
-            rows = [single_picture(name, limits) for name in LARGE]
+            rows = [single_image(name, limits) for name in LARGE]
             rows += [best_batch(*shape, limits) for shape in ((256, 1), (1, 64), (8, 64))]
         else:
             rows = [

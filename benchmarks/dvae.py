@@ -32,7 +32,7 @@ from dalle_zoo.models.dvae import DVAE, DVAEConfig  # noqa: E402
 from dalle_zoo.pipeline import load_model  # noqa: E402
 
 ENCODE_FLOPS = 272e9
-"""Of one picture of 256 x 256 pixels, a product and its sum counted as two."""
+"""Of one image of 256 x 256 pixels, a product and its sum counted as two."""
 PACKAGE, MODULES = "DALL-E 0.1", "the same calls of F.conv2d as DALL-E 0.1"
 OURS, HALF, COMPILED = "DVAE, float32", "DVAE, bfloat16", "DVAE, bfloat16, compiled"
 PEER_ROUNDING = 1e-4
@@ -41,7 +41,7 @@ PEER_ROUNDING = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """What is compared with: pictures to codes, codes to pictures."""
+    """What is compared with: images to codes, codes to images."""
 
     name: str
     encode: Callable[[Tensor], Tensor]
@@ -55,11 +55,11 @@ def ours(device: str) -> DVAE:
     layout = torch.preserve_format if device == "cpu" else torch.channels_last
     net = net.to(device, memory_format=layout).eval().requires_grad_(False)
     assert isinstance(net, DVAE)
-    net.encoder.output.bias.sub_(net.logits(pictures(1, device)).mean((0, 2, 3)))  # type: ignore[operator]
+    net.encoder.output.bias.sub_(net.logits(random_images(1, device)).mean((0, 2, 3)))  # type: ignore[operator]
     return net
 
 
-def pictures(count: int, device: str) -> Tensor:
+def random_images(count: int, device: str) -> Tensor:
     """Smooth colours with noise, (count, 3, 256, 256)."""
     generator = torch.Generator().manual_seed(count)
     coarse = F.interpolate(torch.rand(count, 3, 32, 32, generator=generator), size=256, mode="bicubic").clamp(0, 1)
@@ -87,7 +87,7 @@ def peer_of(net: DVAE, device: str) -> Peer:
 
 
 def decode_one_hot(decoder: nn.Module, net: DVAE, codes: Tensor) -> Tensor:
-    """Pictures by way of one-hot cells, as the package's documentation shows it."""
+    """Images by way of one-hot cells, as the package's documentation shows it."""
     cells = F.one_hot(codes, net.codebook_size).permute(0, 3, 1, 2).float()
     return net.pixels(decoder(cells).float())
 
@@ -117,9 +117,9 @@ def product_rate(device: str) -> float:
 
 
 def rates(row: Row, count: int, device: str) -> Row:
-    """The row with pictures per second, and of bfloat16 on a GPU the share of what matrix products reach."""
+    """The row with images per second, and of bfloat16 on a GPU the share of what matrix products reach."""
     each = count / statistics.median(row.seconds[row.path])
-    extra: dict[str, Any] = {"pictures per second": each}
+    extra: dict[str, Any] = {"images per second": each}
     if device != "cpu" and row.dtype == "bfloat16":
         extra["share of the matrix ceiling"] = each * ENCODE_FLOPS / product_rate(device)
     print("  " + ", ".join(f"{name}: {value:.3g}" for name, value in extra.items()), flush=True)
@@ -127,14 +127,14 @@ def rates(row: Row, count: int, device: str) -> Row:
 
 
 ENCODING_NOTE = (
-    "`dalle-zoo encode` takes 32 pictures a call. With one thread PyTorch leaves 1x1 kernels of the package to a "
+    "`dalle-zoo encode` takes 32 images a call. With one thread PyTorch leaves 1x1 kernels of the package to a "
     "slower product; with more it does not, so the gain is less."
 )
 
 
 def compare_encoding(net: DVAE, peer: Peer, count: int, asked: float | None, device: str, note: str) -> list[Row]:
-    """Rows of float32 and bfloat16 for so many pictures a call."""
-    images = pictures(count, device)
+    """Rows of float32 and bfloat16 for so many images a call."""
+    images = random_images(count, device)
     paths = {
         peer.name: lambda: peer.encode(images),
         OURS: lambda: net.encode(images),
@@ -145,7 +145,7 @@ def compare_encoding(net: DVAE, peer: Peer, count: int, asked: float | None, dev
     # A GPU's own kernels and the package's float16 there are no twins of each other.
     checks = (Equality(what="share of float32 codes that differ", value=exact, limit=0 if device == "cpu" else None),)
     row = compare(
-        f"encode, {count} picture{'s' * (count > 1)} a call",
+        f"encode, {count} image{'s' * (count > 1)} a call",
         paths,
         path=OURS,
         against=peer.name,
@@ -162,7 +162,7 @@ def compare_encoding(net: DVAE, peer: Peer, count: int, asked: float | None, dev
 
 
 def compare_decoding(net: DVAE, peer: Peer, count: int, device: str) -> list[Row]:
-    """Rows of float32 and bfloat16 for so many pictures a call."""
+    """Rows of float32 and bfloat16 for so many images a call."""
     codes = torch.randint(net.codebook_size, (count, 32, 32), generator=torch.Generator().manual_seed(0)).to(device)
     theirs = peer.decode(codes)
 
@@ -171,7 +171,7 @@ def compare_decoding(net: DVAE, peer: Peer, count: int, device: str) -> list[Row
         return (Equality(what="largest difference of a pixel in [0, 1]", value=value, limit=limit),)
 
     row = compare(
-        f"decode, {count} picture{'s' * (count > 1)} a call",
+        f"decode, {count} image{'s' * (count > 1)} a call",
         {
             peer.name: lambda: peer.decode(codes),
             OURS: lambda: net.decode(codes),
@@ -187,14 +187,14 @@ def compare_decoding(net: DVAE, peer: Peer, count: int, device: str) -> list[Row
 
 
 def compare_trained(device: str) -> list[Row]:
-    """Rows of the bundled weights and pictures, whose codes are those that bfloat16 is judged by."""
+    """Rows of the bundled weights and images, whose codes are those that bfloat16 is judged by."""
     net = load_model("emoji64", "dvae", device=device)
     samples = list(open_source("emoji64:val-styles").stream())[:64]
     images = torch.stack([center_transform(decode_image(s.image), net.image_size) for s in samples]).to(device) / 255
     codes = net.encode(images)
     plain = net.logits(images).argmax(1)
     row = compare(
-        f"encode, emoji64, {len(images)} pictures a call",
+        f"encode, emoji64, {len(images)} images a call",
         {
             MODULES: lambda: net.logits(images).argmax(1),
             OURS: lambda: net.encode(images),
@@ -205,7 +205,7 @@ def compare_trained(device: str) -> list[Row]:
         asked=None,
         equal=(Equality(what="share of float32 codes that differ", value=unequal(codes, plain), limit=1e-3),),
         device=device,
-        note="Trained weights on pictures they were not trained on.",
+        note="Trained weights on images they were not trained on.",
     )
     differ = Equality(what="share of codes that differ", value=unequal(half(net.encode, images), codes))
     return [row, with_half(row, HALF, (differ,))]
@@ -213,12 +213,12 @@ def compare_trained(device: str) -> list[Row]:
 
 def compare_compiled(net: DVAE, device: str) -> list[Row]:
     """On a GPU: compiled in bfloat16 against the same uncompiled, at a size that fills it."""
-    images = pictures(32, device)
+    images = random_images(32, device)
     codes = half(net.encode, images)
     compiled = ours(device)
     compiled.compile_networks()
     row = compare(
-        "encode, 32 pictures a call, compiled",
+        "encode, 32 images a call, compiled",
         {HALF: lambda: half(net.encode, images), COMPILED: lambda: half(compiled.encode, images)},
         path=COMPILED,
         against=HALF,

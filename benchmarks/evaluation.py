@@ -1,9 +1,9 @@
-"""How much longer measuring pictures takes than the network alone, which nothing can beat.
+"""How much longer measuring images takes than the network alone, which nothing can beat.
 
     python benchmarks/evaluation.py                writes benchmarks/results/evaluation.json
     python benchmarks/evaluation.py --device cuda
 
-Both ways look at the same pictures in the same batches: from uint8 tensors in memory, and from JPEG files through
+Both ways look at the same images in the same batches: from uint8 tensors in memory, and from JPEG files through
 `dalle_zoo_eval.measuring`, which decodes them, crops them, blurs them and writes features to disk; once without blur,
 and once with all radii of figure 9. The runs alternate in one process; the ratio is that of the medians. Inception's
 weights are random, which changes no time.
@@ -28,7 +28,7 @@ from dalle_zoo_eval.benchmarks import read_benchmark
 from dalle_zoo_eval.blur import gaussian_blur
 from dalle_zoo_eval.measuring import Measurement, Share
 from dalle_zoo_eval.networks import Network, load_network
-from dalle_zoo_eval.subjects import ReadPictures
+from dalle_zoo_eval.subjects import ImageFiles
 from PIL import Image
 from torch import Tensor
 
@@ -38,7 +38,7 @@ CHUNK = 25
 CASES = {"without blur": (0,), "with the blur of figure 9": (0, 1, 2, 4, 8)}
 
 
-def make_pictures(folder: Path, count: int, size: int) -> None:
+def make_images(folder: Path, count: int, size: int) -> None:
     """JPEG files that decode about as slowly as photographs: smooth noise of full colour."""
     generator = torch.Generator().manual_seed(0)
     for number in range(count):
@@ -66,21 +66,21 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def compare(
-    network: Network, subject: ReadPictures, radii: tuple[int, ...], rounds: int, folder: Path
+    network: Network, subject: ImageFiles, radii: tuple[int, ...], rounds: int, folder: Path
 ) -> dict[str, Any]:
     """Times both ways in turn.
 
     Args:
         network: What looks.
-        subject: Pictures of files.
-        radii: Radii of the blur, each of which makes a picture.
+        subject: Images of files.
+        radii: Radii of the blur, each of which makes an image.
         rounds: Runs of each way.
         folder: Where features are written.
     """
     total, views = len(subject), [f"{radius}/1/features" for radius in radii]
     batches: dict[int, list[Tensor]] = {radius: [] for radius in radii}
     for start in range(0, total, CHUNK):
-        shown = subject.show(range(start, min(start + CHUNK, total))).pictures[1]
+        shown = subject.show(range(start, min(start + CHUNK, total))).images[1]
         for radius, images in gaussian_blur(shown, radii).items():
             batches[radius].append(torch.stack(images))
     times: dict[str, list[float]] = {"network alone": [], "from files": []}
@@ -102,15 +102,15 @@ def compare(
         "radii": list(radii),
         "ratio": medians["from files"] / medians["network alone"],
         "largest difference of the features": difference,
-        **{f"pictures per second, {way}": total / median for way, median in medians.items()},
+        **{f"images per second, {way}": total / median for way, median in medians.items()},
         "seconds": times,
     }
 
 
 def main() -> None:
     """Measures, prints and stores the ratios."""
-    parser = argparse.ArgumentParser(description="Time of measuring pictures over that of the network alone.")
-    parser.add_argument("--pictures", type=int, default=200, help="pictures of a run (200)")
+    parser = argparse.ArgumentParser(description="Time of measuring images over that of the network alone.")
+    parser.add_argument("--images", type=int, default=200, help="images of a run (200)")
     parser.add_argument("--size", type=int, default=256, help="side, pixels (256)")
     parser.add_argument("--rounds", type=int, default=7, help="runs of each way (7)")
     parser.add_argument("--device", default="cpu", help="where the network runs (cpu)")
@@ -118,16 +118,16 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "pictures").mkdir()
-        make_pictures(folder / "pictures", options.pictures, options.size)
+        (folder / "images").mkdir()
+        make_images(folder / "images", options.images, options.size)
         network = open_inception(folder, options.device)
-        items = read_benchmark("folder", folder / "pictures", "all").items
-        subject = ReadPictures(items, "center", options.size, source="benchmark")
+        items = read_benchmark("folder", folder / "images", "all").items
+        subject = ImageFiles(items, "center", options.size, source="benchmark")
         cases = {
             case: compare(network, subject, radii, options.rounds, folder / case) for case, radii in CASES.items()
         }
     result = {
-        "command": f"python benchmarks/evaluation.py --pictures {options.pictures} --size {options.size} "
+        "command": f"python benchmarks/evaluation.py --images {options.images} --size {options.size} "
         f"--rounds {options.rounds} --device {options.device}",
         "cases": cases,
         "threads": torch.get_num_threads(),
@@ -138,7 +138,7 @@ def main() -> None:
     }
     write_json(options.out, result)
     for case, found in cases.items():
-        for key in ("ratio", "largest difference of the features", "pictures per second, from files"):
+        for key in ("ratio", "largest difference of the features", "images per second, from files"):
             print(f"{case}, {key}: {found[key]:.4g}")
 
 

@@ -1,4 +1,4 @@
-"""The whole command, from its start to the picture on disk, against the code before the work on speed.
+"""The whole command, from its start to the image on disk, against the code before the work on speed.
 
     python benchmarks/generate.py --threads 2
 
@@ -52,7 +52,7 @@ def run(code: str, source: Path, threads: int, *arguments: str) -> float:
 
 
 def pixels(path: Path) -> np.ndarray:
-    """A picture as integers."""
+    """An image as integers."""
     return np.asarray(Image.open(path)).astype(int)
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/jacobi.py --threads 1        writes benchmarks/results/speed/jacobi_cpu1.json
 
-Pictures of the bundled emoji64 weights, drawn one at a time if not said otherwise. A pass runs the prior over one
+Images of the bundled emoji64 weights, drawn one at a time if not said otherwise. A pass runs the prior over one
 token, or over one window; both paths are `sample_codes`, without and with ``window``. The first rows compare numbers
 of passes, with the times of both paths beside them; the others compare times.
 """
@@ -21,7 +21,7 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 from benchmarks.harness import Equality, Row, Series, compare, interleaved, store  # noqa: E402 (runs uninstalled)
 from dalle_zoo.models.image_prior import ImagePrior  # noqa: E402
 from dalle_zoo.pipeline import load_model  # noqa: E402
-from dalle_zoo.sampling import Sampler, picture_seed, sample_codes  # noqa: E402
+from dalle_zoo.sampling import Sampler, derive_seed, sample_codes  # noqa: E402
 
 CAPTIONS = (
     "a 3d emoji of a red apple",
@@ -33,7 +33,7 @@ CAPTIONS = (
     "a cartoon emoji of a tree",
     "a blob emoji of a yellow cat",
 )
-PICTURES = 3
+IMAGES = 3
 """Of each caption, when passes are counted."""
 TEMPERATURES = (0.4, 0.7, 1.0)
 """0.7 is what the model card recommends."""
@@ -41,7 +41,7 @@ WINDOWS = (1, 2, 4, 8, 16, 32, 64)
 WINDOW = 16
 """Of the rows."""
 AT_ONCE = (1, 2, 4, 8, 16)
-"""Pictures of one caption."""
+"""Images of one caption."""
 SINGLE, WINDOWED = "one token after the other", f"windows of {WINDOW}"
 
 
@@ -58,7 +58,7 @@ class Drawing:
         self.passes = 0
 
     def draw(self, number: int, seeds: list[int], temperature: float, window: int | None) -> Tensor:
-        """Codes of one caption's pictures (n, h, w), all at once."""
+        """Codes of one caption's images (n, h, w), all at once."""
         return sample_codes(
             self.prior,
             self.text[number : number + 1],
@@ -68,20 +68,20 @@ class Drawing:
             progress=self._count,
         )[0]
 
-    def draw_singly(self, pictures: int, temperature: float, window: int | None) -> tuple[Tensor, int]:
-        """Codes of so many pictures of every caption, one after the other (B, h, w), and passes in all."""
+    def draw_singly(self, images: int, temperature: float, window: int | None) -> tuple[Tensor, int]:
+        """Codes of so many images of every caption, one after the other (B, h, w), and passes in all."""
         before = self.passes
-        which = [(number, picture) for number in range(len(CAPTIONS)) for picture in range(pictures)]
-        codes = [self.draw(number, [seed(number, picture)], temperature, window) for number, picture in which]
+        which = [(number, image) for number in range(len(CAPTIONS)) for image in range(images)]
+        codes = [self.draw(number, [seed(number, image)], temperature, window) for number, image in which]
         return torch.cat(codes), self.passes - before
 
     def _count(self, done: int, total: int) -> None:
         self.passes += 1
 
 
-def seed(number: int, picture: int) -> int:
+def seed(number: int, image: int) -> int:
     """Others than those that the guesses were chosen with."""
-    return picture_seed("benchmarks/jacobi", number, picture)
+    return derive_seed("benchmarks/jacobi", number, image)
 
 
 def difference(codes: Tensor, expected: Tensor) -> Equality:
@@ -93,10 +93,10 @@ def count_passes(drawing: Drawing, device: str) -> tuple[list[Row], Series]:
     """A row for every temperature, and passes a token by window."""
     rows, lines = [], {}
     for temperature in TEMPERATURES:
-        expected, tokens = drawing.draw_singly(PICTURES, temperature, None)
+        expected, tokens = drawing.draw_singly(IMAGES, temperature, None)
         passes, checks = {}, []
         for window in WINDOWS:
-            codes, passes[window] = drawing.draw_singly(PICTURES, temperature, window)
+            codes, passes[window] = drawing.draw_singly(IMAGES, temperature, window)
             checks.append(difference(codes, expected))
         lines[f"temperature {temperature}"] = [(float(w), passes[w] / tokens) for w in WINDOWS]
         seconds = interleaved(
@@ -107,7 +107,7 @@ def count_passes(drawing: Drawing, device: str) -> tuple[list[Row], Series]:
             device=device,
         )
         row = Row(
-            name=f"tokens a pass, emoji64 at temperature {temperature}, {len(expected)} pictures",
+            name=f"tokens a pass, emoji64 at temperature {temperature}, {len(expected)} images",
             path=WINDOWED,
             against=SINGLE,
             asked=2.0,
@@ -115,7 +115,7 @@ def count_passes(drawing: Drawing, device: str) -> tuple[list[Row], Series]:
             equal=(max(checks, key=lambda check: check.value),),
             seconds=seconds,
             threads=torch.get_num_threads(),
-            note=f"The ratio is tokens over passes; the times are those of {len(CAPTIONS)} pictures.",
+            note=f"The ratio is tokens over passes; the times are those of {len(CAPTIONS)} images.",
             extra={"tokens": tokens, "passes": passes},
         )
         shares = ", ".join(f"{window}: {passes[window] / tokens:.3f}" for window in WINDOWS)
@@ -125,17 +125,17 @@ def count_passes(drawing: Drawing, device: str) -> tuple[list[Row], Series]:
 
 
 def compare_times(drawing: Drawing, device: str) -> tuple[list[Row], Series]:
-    """A row for every number of pictures at once, and the time of one by that number."""
+    """A row for every number of images at once, and the time of one by that number."""
     rows = []
     temperature = 0.7
     lines: dict[str, list[tuple[float, float]]] = {SINGLE: [], WINDOWED: []}
     for count in AT_ONCE:
-        seeds = [seed(0, picture) for picture in range(count)]
+        seeds = [seed(0, image) for image in range(count)]
         before = drawing.passes
         codes = drawing.draw(0, seeds, temperature, WINDOW)
         passes = drawing.passes - before
         row = compare(
-            f"time, emoji64, {count} picture{'s' * (count > 1)} at once",
+            f"time, emoji64, {count} image{'s' * (count > 1)} at once",
             {
                 SINGLE: lambda s=seeds: drawing.draw(0, s, temperature, None),
                 WINDOWED: lambda s=seeds: drawing.draw(0, s, temperature, WINDOW),
@@ -145,14 +145,14 @@ def compare_times(drawing: Drawing, device: str) -> tuple[list[Row], Series]:
             asked=None,
             equal=(difference(codes, drawing.draw(0, seeds, temperature, None)),),
             device=device,
-            note="A window waits for the slowest picture, and a wider pass takes longer; so windows are for few "
-            "pictures, and `DallePipeline` takes them for at most 4 at once.",
+            note="A window waits for the slowest image, and a wider pass takes longer; so windows are for few "
+            "images, and `DallePipeline` takes them for at most 4 at once.",
             extra={"passes": passes, "tokens": codes[0].numel()},
         )
         for path, times in row.seconds.items():
             lines[path].append((float(count), 1000 * sorted(times)[len(times) // 2] / count))
         rows.append(row)
-    return rows, Series(x="pictures at once", y="ms a picture", lines=lines)
+    return rows, Series(x="images at once", y="ms an image", lines=lines)
 
 
 def main() -> None:
@@ -171,7 +171,7 @@ def main() -> None:
         f"python benchmarks/jacobi.py --threads {options.threads} --device {options.device}",
         by_passes + by_time,
         options.device,
-        series={"Passes by window": passes, "Time by pictures at once": times},
+        series={"Passes by window": passes, "Time by images at once": times},
     )
     print(path)
 

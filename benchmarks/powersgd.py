@@ -155,7 +155,7 @@ def train(exchange: Exchange, seed: int, data: dict[str, tuple[Tensor, Tensor]],
 
 @torch.no_grad()
 def evaluate(net: Prior, text: Tensor, codes: Tensor) -> float:
-    """Mean loss over pictures that no run trains on."""
+    """Mean loss over images that no run trains on."""
     total = 0.0
     for start in range(0, len(text), 64):
         part = slice(start, start + 64)
@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=192, help="width, a multiple of 64 (192, the recipe's)")
     parser.add_argument("--layers", type=int, default=8, help="layers (8, the recipe's)")
     parser.add_argument("--updates", type=int, default=300, help="updates of a run (300)")
-    parser.add_argument("--batch", type=int, default=8, help="pictures an update and process (8)")
+    parser.add_argument("--batch", type=int, default=8, help="images an update and process (8)")
     parser.add_argument("--seeds", type=int, default=2, help="seeds of weights and batches (2)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/powersgd.json"))
     options = parser.parse_args()

@@ -2,7 +2,7 @@
 
     python benchmarks/quantization.py --threads 1
 
-Measured on pictures that the model has not seen (emoji64:val-styles). On a CPU 4 bits are stored as bytes.
+Measured on images that the model has not seen (emoji64:val-styles). On a CPU 4 bits are stored as bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from dalle_zoo import DallePipeline
 from dalle_zoo.data import center_transform, decode_image, open_source
 from dalle_zoo.models.image_prior import ImagePrior
-from dalle_zoo.sampling import gumbel, picture_seed, sample_codes
+from dalle_zoo.sampling import derive_seed, gumbel, sample_codes
 
 VARIANTS = {
     "bfloat16": {"dtype": torch.bfloat16},
@@ -27,15 +27,15 @@ VARIANTS = {
     "int4, sums in bfloat16": {"dtype": torch.bfloat16, "quantize": "int4"},
 }
 """Options of `from_pretrained`; what is not given is float32."""
-PICTURES, CANDIDATES = 256, 16
+IMAGES, CANDIDATES = 256, 16
 
 
 def held_out(pipe: DallePipeline) -> tuple[Tensor, Tensor]:
-    """Text ids (B, T) and codes (B, h, w) of pictures outside of the training set."""
-    samples = [sample for _, sample in zip(range(PICTURES), open_source("emoji64:val-styles").stream(), strict=False)]
+    """Text ids (B, T) and codes (B, h, w) of images outside of the training set."""
+    samples = [sample for _, sample in zip(range(IMAGES), open_source("emoji64:val-styles").stream(), strict=False)]
     size = pipe.image_size[0]
-    pictures = torch.stack([center_transform(decode_image(sample.image), size) for sample in samples])
-    codes = pipe.image_tokenizer.encode(pictures.to(pipe.device).float() / 255)
+    images = torch.stack([center_transform(decode_image(sample.image), size) for sample in samples])
+    codes = pipe.image_tokenizer.encode(images.to(pipe.device).float() / 255)
     return pipe.encode_text([sample.captions[0] for sample in samples]), codes
 
 
@@ -43,7 +43,7 @@ def loss_and_choices(prior: ImagePrior, text: Tensor, codes: Tensor) -> tuple[fl
     """Mean nats of an image token, and what would be drawn at every position behind the true ones, (B, N)."""
     logits = prior.image_logits(text, codes).float()
     loss = float(F.cross_entropy(logits.flatten(0, 1), codes.flatten()))
-    seeds = torch.tensor([picture_seed(0, number) for number in range(len(codes))], device=codes.device)
+    seeds = torch.tensor([derive_seed(0, number) for number in range(len(codes))], device=codes.device)
     choices = [
         (logits[:, index] + gumbel(seeds, index, logits.shape[-1])).argmax(-1) for index in range(codes[0].numel())
     ]
@@ -52,7 +52,7 @@ def loss_and_choices(prior: ImagePrior, text: Tensor, codes: Tensor) -> tuple[fl
 
 def drawing(prior: ImagePrior, text: Tensor) -> Callable[[], Tensor]:
     """Draws candidates of one caption."""
-    seeds = torch.tensor([[picture_seed(0, 0, number) for number in range(CANDIDATES)]], device=text.device)
+    seeds = torch.tensor([[derive_seed(0, 0, number) for number in range(CANDIDATES)]], device=text.device)
     return lambda: sample_codes(prior, text[:1], seeds)
 
 
@@ -69,14 +69,14 @@ def main() -> None:
         text, codes = held_out(exact)
         loss, choices = loss_and_choices(exact.prior, text, codes)
         draw = drawing(exact.prior, text)
-        pictures = draw()
+        images = draw()
         for name, arguments in VARIANTS.items():
             prior = DallePipeline.from_pretrained("emoji64", device=options.device, **arguments).prior
             other_loss, other_choices = loss_and_choices(prior, text, codes)
             other_draw = drawing(prior, text)
             rows.append(
                 compare(
-                    f"{CANDIDATES} pictures of the bundled model, {name}",
+                    f"{CANDIDATES} images of the bundled model, {name}",
                     {name: other_draw, "float32": draw},
                     path=name,
                     against="float32",
@@ -91,7 +91,7 @@ def main() -> None:
                         ),
                         Equality(
                             what="share of equal codes, each behind its own",
-                            value=float((other_draw() == pictures).float().mean()),
+                            value=float((other_draw() == images).float().mean()),
                         ),
                     ),
                     device=options.device,

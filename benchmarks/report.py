@@ -99,7 +99,7 @@ def render(page: str, results: list[Result]) -> str:
         if name == "all":
             parts = [overview(results)]
         elif chosen:
-            parts = [table(chosen), *pictures(chosen), made_by(chosen)]
+            parts = [table(chosen), *images(chosen), made_by(chosen)]
         else:
             parts = [f"Not measured yet: `make bench BENCH={name}`."]
         return "\n\n".join([f"<!-- {name} -->", *parts, "<!-- end -->"])
@@ -107,7 +107,7 @@ def render(page: str, results: list[Result]) -> str:
     return re.sub(r"<!-- (?P<name>[\w-]+) -->\n.*?<!-- end -->", fill, page, flags=re.DOTALL)
 
 
-def pictures(results: list[Result]) -> list[str]:
+def images(results: list[Result]) -> list[str]:
     """The plots of a benchmark, each of the first result that has it."""
     shown = {title: series_path(result, title) for result in reversed(results) for title in result["series"]}
     return [f"![{title}](../{path.relative_to(ROOT).as_posix()})" for title, path in sorted(shown.items())]

@@ -97,7 +97,7 @@ def attention_row(spec: str, dtype: torch.dtype, asked: float | None, device: st
 
 
 def attention_by_size(device: str) -> Series:
-    """Milliseconds of forward and backward pass, one picture, 8 heads of 64, by the side of its grid."""
+    """Milliseconds of forward and backward pass, one image, 8 heads of 64, by the side of its grid."""
     paths = {"row, dense boolean SDPA": ("row", attention.sdpa)}
     paths |= {f"{spec}, auto": (spec, attention.auto) for spec in ("full", "conv", "row", "column")}
     lines: dict[str, list[tuple[float, float]]] = {name: [] for name in paths}

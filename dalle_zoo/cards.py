@@ -205,7 +205,7 @@ def figure_tables(result: Result) -> dict[str, list[list[str]]]:
         if any(cell != "–" for cell in cells):
             tables.setdefault(subject, []).append([label, *cells])
 
-    kinds = kinds_of_pictures(result["protocol"]["candidates"])
+    kinds = kinds_of_images(result["protocol"]["candidates"])
     add("Samples", "samples", "samples", form="{}")
     add("Samples", "captions drawn from", "captions", form="{}")
     add("Reconstruction", "reconstruction PSNR, dB", "psnr", form="{:.2f}")
@@ -215,7 +215,7 @@ def figure_tables(result: Result) -> dict[str, list[list[str]]]:
         add("Bits per image token", f"bits per image token, {CAPTIONS[caption]}", "bits", caption, form="{:.3f}")
     for way in ("image_to_text", "text_to_image"):
         for k in (1, 5):
-            label = "picture to caption" if way == "image_to_text" else "caption to picture"
+            label = "image to caption" if way == "image_to_text" else "caption to image"
             add("Retrieval", f"ranker, {label}, top {k}, %", "retrieval", f"{way}_top{k}", times=100)
     for k in result["protocol"]["ks"]:
         for kind, label in kinds.items():
@@ -227,13 +227,13 @@ def figure_tables(result: Result) -> dict[str, list[list[str]]]:
     return tables
 
 
-def kinds_of_pictures(candidates: int) -> dict[str, str]:
+def kinds_of_images(candidates: int) -> dict[str, str]:
     """What concepts are looked for in, as people call it, from ceiling to floor."""
     return {
-        "real": "real pictures (ceiling)",
+        "real": "real images (ceiling)",
         "reconstructed": "reconstructions",
         "best": f"best of {candidates}",
-        "one": "one picture",
+        "one": "one image",
         "shuffled": "shuffled captions (floor)",
     }
 
@@ -259,7 +259,7 @@ def _evaluator(result: Result) -> str:
         return "No evaluator network was given."
     return (
         f"The evaluator is {evaluator['name']}, at {evaluator['pixels']} pixels (sha256 "
-        f"{evaluator['sha256'][:16]}…); it neither drew nor ranked a picture, and its numbers are not FID."
+        f"{evaluator['sha256'][:16]}…); it neither drew nor ranked an image, and its numbers are not FID."
     )
 
 

@@ -1,4 +1,4 @@
-"""Prompt in, pictures out."""
+"""Prompt in, images out."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from torch import Tensor
 
 from dalle_zoo import hub
 from dalle_zoo.folders import COMPONENTS, CONVERSION, INDEX, RECORD
+from dalle_zoo.images import from_pil, to_pil, to_rgb
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.models.quantization import Bits, is_quantized
 from dalle_zoo.models.quantization import quantize as quantize_weights
 from dalle_zoo.models.ranker import Ranker
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
-from dalle_zoo.pictures import from_pil, to_pil, to_rgb
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo.remote import Access
-from dalle_zoo.sampling import Sampler, picture_seed, sample_codes
-from dalle_zoo.sampling.jacobi import MOST_PICTURES
+from dalle_zoo.sampling import Sampler, derive_seed, sample_codes
+from dalle_zoo.sampling.jacobi import MAX_IMAGES
 from dalle_zoo.tokenizers import TextTokenizer, load_text_tokenizer
 from dalle_zoo.zoo import find_component, find_model
 
-# P prompts, N candidates of a prompt, B = P * N pictures, h w code grid
+# P prompts, N candidates of a prompt, B = P * N images, h w code grid
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -39,22 +39,22 @@ class PipelineOutput:
     """What a call returns."""
 
     images: Any
-    """Pictures prompt by prompt: a list of PIL images, an array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1], or
+    """Images prompt by prompt: a list of PIL images, an array (B, H, W, 3) or a tensor (B, 3, H, W) in [0, 1], or
     codes (B, h, w), as asked."""
     scores: Tensor | None = None
-    """The ranker's score of every returned picture, (B,), best first within a prompt; None without reranking."""
+    """The ranker's score of every returned image, (B,), best first within a prompt; None without reranking."""
     seeds: Tensor | None = None
-    """Seed of every returned picture, int64 (B,)."""
+    """Seed of every returned image, int64 (B,)."""
 
 
 class DallePipeline:
-    """Text to pictures with a trained prior, its tokenizers, and a ranker that picks the best.
+    """Text to images with a trained prior, its tokenizers, and a ranker that picks the best.
 
     Args:
-        image_tokenizer: Pictures to codes and back.
+        image_tokenizer: Images to codes and back.
         prior: Codes from captions.
         tokenizer: Captions to ids.
-        ranker: Scores pictures against captions; needed only for ``rerank``.
+        ranker: Scores images against captions; needed only for ``rerank``.
         folder: Where the model lies; a ranker is then read from it when it is first needed.
 
     Example:
@@ -84,7 +84,7 @@ class DallePipeline:
             )
         if not t.decodes:
             raise ValueError(
-                f"the image tokenizer ({type(t).__name__}) has no decoder, so no picture can be drawn: "
+                f"the image tokenizer ({type(t).__name__}) has no decoder, so no image can be drawn: "
                 "convert it again with its decoder, see docs/convert.md"
             )
         self.prior.check_tokenizer(self.tokenizer)
@@ -96,7 +96,7 @@ class DallePipeline:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of the pictures, pixels."""
+        """Height and width of the images, pixels."""
         c, factor = self.prior.config, self.image_tokenizer.factor
         return c.image_height * factor, c.image_width * factor
 
@@ -256,14 +256,14 @@ class DallePipeline:
         nets = {"dvae": self.image_tokenizer, "prior": self.prior, "ranker": self.ranker}
         return {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items() if net is not None}
 
-    # ------------------------------------------------------------ pictures
+    # ------------------------------------------------------------ images
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Captions to padded ids, int64 (P, T)."""
         return self.prior.encode_captions(self.tokenizer, prompts).to(self.device)
 
     def prime_codes(self, image: Image.Image | Tensor, rows: int) -> Tensor:
-        """Codes of the top rows of a picture, which a drawing then continues (section 3.3).
+        """Codes of the top rows of an image, which a drawing then continues (section 3.3).
 
         Args:
             image: A PIL image, resized and cropped to the model's size, or pixels in [0, 1], (3, H, W).
@@ -304,36 +304,36 @@ class DallePipeline:
         return_dict: bool = True,
         callback: Callable[[int, int], None] | None = None,
     ) -> Any:
-        """Draws pictures.
+        """Draws images.
 
         Args:
             prompt: One caption or several.
             num_images_per_prompt: Candidates N of each caption.
             rerank: Keep so many of each caption's candidates, those that the ranker scores best, best first.
-            seed: Seed of the call: the same seed gives the same pictures, whatever the batch size.
-            generator: Instead of a seed: one generator for the call, or one a picture in the order of the pictures.
+            seed: Seed of the call: the same seed gives the same images, whatever the batch size.
+            generator: Instead of a seed: one generator for the call, or one an image in the order of the images.
                 Without seed and generator the global one is drawn from, so `torch.manual_seed` holds.
             temperature: Divides the logits; 0 takes the most likely token.
             top_k: Draw among the k most likely image tokens.
             top_p: Draw among the most likely image tokens that together reach this probability.
             guidance: Classifier-free guidance; 1 is none.
-            prime: Picture whose top rows are kept.
+            prime: Image whose top rows are kept.
             prime_rows: Rows of the code grid that are kept; half of the grid if missing (the paper keeps 15 of 32).
-            window: Run so many tokens at once, the later ones guessed, until every guess is right: the same pictures
+            window: Run so many tokens at once, the later ones guessed, until every guess is right: the same images
                 in fewer passes, sooner for one or two at a time; at most 4. Not every type of prior can.
-            batch_size: Pictures drawn at once; changes memory and time, not the pictures.
+            batch_size: Images drawn at once; changes memory and time, not the images.
             output_type: "pil", "np" (B, H, W, 3), "pt" (B, 3, H, W), or "latent" (codes, (B, h, w)).
             return_dict: False returns a tuple with the images alone.
             callback: Called after every token, or every window, with (tokens done, tokens in all) of the whole call.
 
         Returns:
-            `PipelineOutput`, pictures of the first prompt first.
+            `PipelineOutput`, images of the first prompt first.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         count = num_images_per_prompt
         self._check_call(prompts, count, rerank, output_type, batch_size, window)
         if prime is None and prime_rows is not None:
-            raise ValueError("prime_rows needs prime, the picture whose top rows are kept")
+            raise ValueError("prime_rows needs prime, the image whose top rows are kept")
         sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p)
         seeds = self._seeds(prompts, count, seed, generator)
         primed = None
@@ -366,10 +366,10 @@ class DallePipeline:
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
         at_once = min(batch_size, len(prompts) * count)
-        if window is not None and at_once > MOST_PICTURES:
+        if window is not None and at_once > MAX_IMAGES:
             raise ValueError(
-                f"windows pay for at most {MOST_PICTURES} pictures at once, got {at_once}: leave window away, "
-                f"which is faster, or set batch_size to 1..{MOST_PICTURES}"
+                f"windows pay for at most {MAX_IMAGES} images at once, got {at_once}: leave window away, "
+                f"which is faster, or set batch_size to 1..{MAX_IMAGES}"
             )
         if rerank is not None:
             if not 1 <= rerank <= count:
@@ -386,17 +386,17 @@ class DallePipeline:
         seed: int | None,
         generator: torch.Generator | Sequence[torch.Generator] | None,
     ) -> Tensor:
-        """One seed a picture, int64 (P, N)."""
+        """One seed an image, int64 (P, N)."""
         total = len(prompts) * count
         if seed is not None and generator is not None:
             raise ValueError("give seed or generator, not both")
         if isinstance(generator, Sequence):
             if len(generator) != total:
-                raise ValueError(f"expected {total} generators, one a picture, got {len(generator)}")
+                raise ValueError(f"expected {total} generators, one an image, got {len(generator)}")
             flat = [_draw_seed(g) for g in generator]
         else:
             base = seed if seed is not None else _draw_seed(generator)
-            flat = [picture_seed(base, p, i) for p in range(len(prompts)) for i in range(count)]
+            flat = [derive_seed(base, p, i) for p in range(len(prompts)) for i in range(count)]
         return torch.tensor(flat, dtype=torch.long).view(len(prompts), count)
 
     def _draw(
@@ -438,7 +438,7 @@ class DallePipeline:
         return codes
 
     def decode(self, codes: Tensor, batch_size: int = 64) -> Tensor:
-        """Pictures of codes: int64 (B, h, w) to pixels in [0, 1] on the CPU, (B, 3, H, W)."""
+        """Images of codes: int64 (B, h, w) to pixels in [0, 1] on the CPU, (B, 3, H, W)."""
         with torch.inference_mode():
             parts = [
                 self.image_tokenizer.decode(codes[start : start + batch_size].to(self.device)).cpu()
@@ -482,7 +482,7 @@ def _incomplete(folder: Path) -> str:
         return f"{folder} has no {INDEX}: expected a folder from save_pretrained or `dalle-zoo export`"
     missing = [part for part in COMPONENTS[:3] if not (folder / part).is_dir()]
     return (
-        f"the weights converted into {folder} lack {' and '.join(missing)}, and no picture can be drawn: give the "
+        f"the weights converted into {folder} lack {' and '.join(missing)}, and no image can be drawn: give the "
         "place of their files as well, `dalle-zoo convert PLACE OTHER --out FOLDER` or from_pretrained([place, other])"
     )
 

@@ -85,7 +85,7 @@ def _of_splits(result: Result, common: Mapping[str, Any]) -> Iterator[Figure]:
 
 
 def measured_weights(result: Result) -> dict[str, str]:
-    """Sha256 of every file of weights that was measured, by its path in the model; empty where pictures were."""
+    """Sha256 of every file of weights that was measured, by its path in the model; empty where images were."""
     subject = result.get("model") or result.get("subject") or {}
     return dict(subject.get("weights_sha256") or {})
 

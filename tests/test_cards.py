@@ -136,8 +136,8 @@ def test_the_committed_card_is_that_of_the_committed_files() -> None:
 def test_curves_are_drawn(tmp_path: Path) -> None:
     curves = {"train/loss": {0: 2.0, 10: 1.0}, "val/loss": {10: 1.5}, "schedule/rate": {0: 0.1}}
     out = plot_curves(curves, tmp_path / "new/curves.png", title="runs/toy")
-    with Image.open(out) as picture:
-        assert picture.width > picture.height  # two panels in a row
+    with Image.open(out) as image:
+        assert image.width > image.height  # two panels in a row
     assert [p.name for p in out.parent.iterdir()] == ["curves.png"]
     with pytest.raises(ValueError, match="logged nothing"):
         plot_curves({}, out)

@@ -227,10 +227,10 @@ def write_shards(folder: Path, count: int, per_shard: int) -> None:
         with tarfile.open(folder / f"{number:05d}.tar", "w") as shard:
             for key in (f"{number:05d}{index:04d}" for index in range(min(per_shard, count - first))):
                 caption = " ".join(rng.choice(words, 5))
-                picture = io.BytesIO()
-                Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(picture, "JPEG")
+                image = io.BytesIO()
+                Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(image, "JPEG")
                 described = json.dumps({"caption": caption, "url": "?", "key": key, "status": "success"}, indent=4)
-                for ending, data in (("jpg", picture.getvalue()), ("txt", caption), ("json", described)):
+                for ending, data in (("jpg", image.getvalue()), ("txt", caption), ("json", described)):
                     content = data if isinstance(data, bytes) else data.encode()
                     member = tarfile.TarInfo(f"{key}.{ending}")
                     member.size = len(content)
@@ -251,7 +251,7 @@ def run(command: Command, *more: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*(does not have many workers|log_every_n_steps|treespec, LeafSpec).*")
-def test_from_shards_to_pictures(
+def test_from_shards_to_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare(monkeypatch, tmp_path)

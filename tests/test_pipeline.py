@@ -1,4 +1,4 @@
-"""Prompt in, pictures out: shapes, seeds, ranking, priming, and a model folder that comes back."""
+"""Prompt in, images out: shapes, seeds, ranking, priming, and a model folder that comes back."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from dalle_zoo import DallePipeline
 from dalle_zoo.hub import ModelFolderError
+from dalle_zoo.images import from_pil, to_uint8
 from dalle_zoo.models.dvae import DVAE, DVAEConfig, DVAEEncoder, DVAEEncoderConfig
 from dalle_zoo.models.prior import Prior
 from dalle_zoo.models.ranker import Ranker, RankerConfig
-from dalle_zoo.pictures import from_pil, to_uint8
 from dalle_zoo.pipeline import PipelineOutput
 from dalle_zoo.registry import UnknownNameError
 from dalle_zoo.tokenizers import ByteTokenizer
@@ -32,7 +32,7 @@ ROUNDING = 1e-6
 
 
 class Brightness(nn.Module):
-    """A ranker that likes bright pictures, and knows which captions it was asked about."""
+    """A ranker that likes bright images, and knows which captions it was asked about."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def pipe(make_pipe: Callable[..., DallePipeline]) -> DallePipeline:
 
 def test_an_image_tokenizer_without_a_decoder_is_refused(random_prior: Maker) -> None:
     encoder = DVAEEncoder(DVAEEncoderConfig(image_size=12, width=4, num_groups=3, codebook_size=7))
-    with pytest.raises(ValueError, match=r"\(DVAEEncoder\) has no decoder, so no picture can be drawn"):
+    with pytest.raises(ValueError, match=r"\(DVAEEncoder\) has no decoder, so no image can be drawn"):
         DallePipeline(encoder, random_prior(text_vocab=256, text_length=6), ByteTokenizer())
 
 
@@ -75,7 +75,7 @@ def test_what_comes_out(pipe: DallePipeline, prompt: Any, count: int, total: int
     def call(output_type: str) -> Any:
         return pipe(prompt, num_images_per_prompt=count, seed=1, output_type=output_type).images
 
-    codes, pixels, array, pictures = call("latent"), call("pt"), call("np"), call("pil")
+    codes, pixels, array, images = call("latent"), call("pt"), call("np"), call("pil")
     assert codes.dtype == torch.int64
     assert codes.shape == (total, 3, 4)
     assert pixels.shape == (total, 3, HEIGHT, WIDTH)
@@ -84,8 +84,8 @@ def test_what_comes_out(pipe: DallePipeline, prompt: Any, count: int, total: int
     torch.testing.assert_close(pixels, pipe.decode(codes))
     assert isinstance(array, np.ndarray)
     assert np.array_equal(array, pixels.permute(0, 2, 3, 1).numpy())
-    assert [(picture.mode, picture.size) for picture in pictures] == [("RGB", (WIDTH, HEIGHT))] * total
-    assert torch.equal(to_uint8(from_pil(pictures[-1])), to_uint8(pixels[-1]))
+    assert [(image.mode, image.size) for image in images] == [("RGB", (WIDTH, HEIGHT))] * total
+    assert torch.equal(to_uint8(from_pil(images[-1])), to_uint8(pixels[-1]))
 
 
 def test_the_output_and_its_tuple(pipe: DallePipeline) -> None:
@@ -166,13 +166,13 @@ def test_seeds_and_generators(pipe: DallePipeline) -> None:
     assert torch.equal(draw(pipe, generator=torch.Generator().manual_seed(7)), first)
 
 
-def test_a_generator_for_each_picture(pipe: DallePipeline) -> None:
+def test_a_generator_for_each_image(pipe: DallePipeline) -> None:
     def generators() -> list[torch.Generator]:
         return [torch.Generator().manual_seed(100 + index) for index in range(9)]
 
     whole = draw(pipe, generator=generators())
     alone = pipe("b", output_type="latent", generator=generators()[4:5]).images
-    assert torch.equal(alone[0], whole[4]), "the second picture of the second prompt"
+    assert torch.equal(alone[0], whole[4]), "the second image of the second prompt"
     assert torch.equal(draw(pipe, generator=tuple(generators())), whole)
 
 
@@ -202,7 +202,7 @@ def test_the_best_come_first(pipe: DallePipeline) -> None:
         torch.testing.assert_close(best.images[at], everything.images[expected], atol=ROUNDING, rtol=0)
 
 
-def test_a_picture_can_be_drawn_again_from_its_seed(pipe: DallePipeline) -> None:
+def test_an_image_can_be_drawn_again_from_its_seed(pipe: DallePipeline) -> None:
     from dalle_zoo.sampling import sample_codes
 
     best = pipe("ab", num_images_per_prompt=6, rerank=1, seed=2, output_type="latent")
@@ -214,19 +214,19 @@ def test_a_picture_can_be_drawn_again_from_its_seed(pipe: DallePipeline) -> None
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, None])
-def test_the_top_of_a_picture_is_kept(pipe: DallePipeline, rows: int | None) -> None:
+def test_the_top_of_an_image_is_kept(pipe: DallePipeline, rows: int | None) -> None:
     noise = np.random.default_rng(0).integers(256, size=(HEIGHT, WIDTH, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise)
+    image = Image.fromarray(noise)
     kept = rows or 1  # half of 3 rows, rounded down
-    given = pipe.image_tokenizer.encode(from_pil(picture)[None])[0, :kept]
-    for prime in (picture, from_pil(picture)):
+    given = pipe.image_tokenizer.encode(from_pil(image)[None])[0, :kept]
+    for prime in (image, from_pil(image)):
         codes = pipe(["ab", "c"], num_images_per_prompt=4, prime=prime, prime_rows=rows, seed=0, output_type="latent")
         assert torch.equal(codes.images[:, :kept], given.expand(8, -1, -1))
         different = len(codes.images.unique(dim=0))
         assert different == 1 if kept == 3 else different > 4  # two of eight may agree in the few cells that are left
 
 
-def test_any_pil_picture_is_brought_to_size(pipe: DallePipeline) -> None:
+def test_any_pil_image_is_brought_to_size(pipe: DallePipeline) -> None:
     for mode, size in (("RGB", (100, 30)), ("L", (5, 5)), ("RGBA", (WIDTH, HEIGHT)), ("P", (64, 64))):
         assert pipe.prime_codes(Image.new(mode, size), 2).shape == (1, 8)
 
@@ -258,7 +258,7 @@ GENERATOR = torch.Generator()
         ({"rerank": 5}, ValueError, r"rerank must lie in 1..num_images_per_prompt \(4\), got 5"),
         ({"rerank": 0}, ValueError, "rerank must lie in 1"),
         ({"seed": 1, "generator": GENERATOR}, ValueError, "give seed or generator, not both"),
-        ({"generator": [GENERATOR] * 3}, ValueError, "expected 4 generators, one a picture, got 3"),
+        ({"generator": [GENERATOR] * 3}, ValueError, "expected 4 generators, one an image, got 3"),
         ({"prime_rows": 1}, ValueError, "prime_rows needs prime"),
         ({"prime": Image.new("RGB", (9, 9)), "prime_rows": 4}, ValueError, r"prime_rows must lie in 1..3 .* got 4"),
         ({"prime": Image.new("RGB", (9, 9)), "prime_rows": 0}, ValueError, "prime_rows must lie in 1..3"),
@@ -271,7 +271,7 @@ GENERATOR = torch.Generator()
         (
             {"window": 8, "num_images_per_prompt": 5},
             ValueError,
-            r"windows pay for at most 4 pictures at once, got 5: leave window away.* or set batch_size to 1\.\.4",
+            r"windows pay for at most 4 images at once, got 5: leave window away.* or set batch_size to 1\.\.4",
         ),
     ],
 )

@@ -168,7 +168,7 @@ def test_tiny_recipes_run_to_the_end(name: str, tmp_path: Path) -> None:
     assert {path.name for path in (run / "model" / stage).iterdir()} >= {"config.json", "model.safetensors"}
     assert {"config.yaml", "checkpoints", "metrics", "model"} <= {path.name for path in run.iterdir()}
     if stage != "ranker":
-        assert len(list((run / "pictures").iterdir())) == 2
+        assert len(list((run / "images").iterdir())) == 2
 
 
 def test_a_recipe_by_name_or_file(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_no_committed_file_names_a_machine() -> None:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError:
-            continue  # pictures, shards, weights
+            continue  # images, shards, weights
         found += [
             f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
             for number, line in enumerate(lines, 1)
@@ -103,7 +103,7 @@ def test_no_committed_file_is_a_pickle() -> None:
     assert [path for path in committed() if path.suffix in endings] == []
 
 
-def test_the_notice_names_every_source_of_the_pictures() -> None:
+def test_the_notice_names_every_source_of_the_images() -> None:
     notice = (ROOT / "THIRD_PARTY_NOTICES.md").read_text()
     assert manifest()["sources"]
     for source in manifest()["sources"].values():

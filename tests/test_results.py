@@ -67,7 +67,7 @@ def test_a_result_belongs_to_its_weights() -> None:
         assert fits(result, LISTED)
         assert not fits(result, LISTED | {"prior/model.safetensors": "cc"})
         assert not fits(result, LISTED | {"ranker/model.safetensors": "dd"})
-    assert not fits({"subject": {"name": "pictures"}}, {"config.json": "bb"}), "no weights are no match"
+    assert not fits({"subject": {"name": "images"}}, {"config.json": "bb"}), "no weights are no match"
 
 
 def test_results_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """Build captioned emoji image shards (WebDataset tar files) from npm tarballs.
 
 Every sample is three members with one key: ``KEY.webp`` (RGB, white ground),
-``KEY.txt`` (one caption) and ``KEY.json`` (all captions and the facts about the picture).
+``KEY.txt`` (one caption) and ``KEY.json`` (all captions and the facts about the image).
 
 Get the sources with ``npm pack`` (pinned versions, see SOURCES below) into one folder, then
 
@@ -33,7 +33,7 @@ CLDR = "emojibase-data-17.0.0.tgz"
 
 @dataclass(frozen=True)
 class Source:
-    """One drawing style: where its pictures come from and how captions name it."""
+    """One drawing style: where its images come from and how captions name it."""
 
     tarball: str
     npm: str
@@ -178,7 +178,7 @@ def with_article(name: str, group: str) -> str:
 
 
 def captions(name: str, group: str, style: str, tags: list[str]) -> list[str]:
-    """Captions of one picture, the plainest first."""
+    """Captions of one image, the plainest first."""
     thing = with_article(name, group)
     extra = [tag for tag in tags if tag.isascii() and tag.lower() not in name.lower()][:3]
     article = "an" if style[0] in "aeiou" else "a"
@@ -190,7 +190,7 @@ def captions(name: str, group: str, style: str, tags: list[str]) -> list[str]:
 
 @dataclass
 class Entry:
-    """One emoji: its names and, by style, its pictures (raster bytes or SVG text)."""
+    """One emoji: its names and, by style, its images (raster bytes or SVG text)."""
 
     code: str
     name: str
@@ -200,7 +200,7 @@ class Entry:
     tags: list[str]
     tone: bool
     base: str
-    pictures: dict[str, bytes | str] = field(default_factory=dict)
+    images: dict[str, bytes | str] = field(default_factory=dict)
 
 
 def read_member(tarball: Path, name: str) -> bytes:
@@ -238,8 +238,8 @@ def load_names(folder: Path) -> dict[str, Entry]:
     return entries
 
 
-def load_pictures(folder: Path, style: str, by_name: dict[str, str]) -> dict[str, bytes | str]:
-    """Pictures of one style by code; an iconify set without code points is matched by name."""
+def load_images(folder: Path, style: str, by_name: dict[str, str]) -> dict[str, bytes | str]:
+    """Images of one style by code; an iconify set without code points is matched by name."""
     source = SOURCES[style]
     path = folder / source.tarball
     out: dict[str, bytes | str] = {}
@@ -276,15 +276,15 @@ def load_pictures(folder: Path, style: str, by_name: dict[str, str]) -> dict[str
     return out
 
 
-def draw(picture: bytes | str, size: int) -> Image.Image:
-    """Picture on white at size x size; vectors are drawn four times larger first."""
-    if isinstance(picture, bytes):
-        image = Image.open(io.BytesIO(picture)).convert("RGBA")
+def draw(source: bytes | str, size: int) -> Image.Image:
+    """Image on white at size x size; vectors are drawn four times larger first."""
+    if isinstance(source, bytes):
+        image = Image.open(io.BytesIO(source)).convert("RGBA")
     else:
         import resvg_py
 
         big = max(256, 4 * size) if size < 256 else size
-        data = resvg_py.svg_to_bytes(svg_string=picture, width=big, height=big, skip_system_fonts=True)
+        data = resvg_py.svg_to_bytes(svg_string=source, width=big, height=big, skip_system_fonts=True)
         image = Image.open(io.BytesIO(bytes(data))).convert("RGBA")
     ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
     ground.alpha_composite(image)
@@ -297,7 +297,7 @@ def fraction(text: str) -> float:
 
 
 def split_of(entry: Entry, style: str, styles: list[str], unseen: float, held: float) -> str:
-    """Split of a picture, by hashes, so that it stays when styles or sizes are added.
+    """Split of an image, by hashes, so that it stays when styles or sizes are added.
 
     No style of a val-concepts concept is trained on; of a val-styles one, one is held back.
     """
@@ -326,13 +326,13 @@ def members(entry: Entry, style: str, size: int, quality: int) -> Iterator[tuple
         "tags": entry.tags,
         "license": source.license,
     }
-    picture = io.BytesIO()
-    image = draw(entry.pictures[style], size)
+    encoded = io.BytesIO()
+    image = draw(entry.images[style], size)
     if quality > 100:
-        image.save(picture, "WEBP", lossless=True, method=6)
+        image.save(encoded, "WEBP", lossless=True, method=6)
     else:
-        image.save(picture, "WEBP", quality=quality, method=6)
-    yield "webp", picture.getvalue()
+        image.save(encoded, "WEBP", quality=quality, method=6)
+    yield "webp", encoded.getvalue()
     yield "txt", (texts[0] + "\n").encode()
     yield "json", json.dumps(facts, ensure_ascii=False, separators=(",", ":")).encode()
 
@@ -374,15 +374,15 @@ def main() -> None:
     entries = load_names(args.sources)
     by_name = {slug(entry.label): code for code, entry in reversed(list(entries.items()))}
     for style in sorted(args.styles, key=lambda name: name == "noto-v1"):
-        for code, picture in load_pictures(args.sources, style, by_name).items():
+        for code, image in load_images(args.sources, style, by_name).items():
             if code in entries:
-                entries[code].pictures[style] = picture
+                entries[code].images[style] = image
     skipped = SKIPPED_GROUPS - ({"flags"} if args.flags else set())
     chosen = [
         (entry, style)
         for entry in entries.values()
         for style in args.styles
-        if style in entry.pictures and entry.group not in skipped and (args.tones or not entry.tone)
+        if style in entry.images and entry.group not in skipped and (args.tones or not entry.tone)
     ]
     chosen.sort(key=lambda pair: fraction(f"order:{pair[0].code}:{pair[1]}"))
 
@@ -392,7 +392,7 @@ def main() -> None:
         "val-concepts": [],
     }
     for entry, style in chosen:
-        available = [name for name in args.styles if name in entries[entry.base].pictures]
+        available = [name for name in args.styles if name in entries[entry.base].images]
         splits[split_of(entry, style, available, args.unseen, args.held)].append((entry, style))
 
     args.out.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ def common(steps: int) -> list[str]:
         "--trainer.callbacks=[]",
         f"--trainer.max_steps={steps}",
         f"--trainer.val_check_interval={steps}",
-        "--pictures.enabled=false",
+        "--images.enabled=false",
     ]
 
 

@@ -16,7 +16,7 @@ def convert(arguments: list[str]) -> None:
         "Convert weights of other code bases to a folder of safetensors that every command here takes. They are\n"
         "recognised by content; nothing that a file asks for is run. docs/convert.md lists what is known.\n\n"
         "  dalle-zoo convert downloads/openai --out models/openai-dvae\n"
-        "  dalle-zoo reconstruct picture.png --model models/openai-dvae\n"
+        "  dalle-zoo reconstruct image.png --model models/openai-dvae\n"
         "  dalle-zoo convert downloads/malevich downloads/utils --out models/malevich\n"
         "  dalle-zoo convert org/name --files '*_mini.*' detoker.pt --out models/mini",
     )
@@ -47,7 +47,7 @@ def convert(arguments: list[str]) -> None:
         print(f"not used: {file}: {reason}")
     if record.get("missing"):
         print(
-            f"no pictures can be drawn with it yet: {' and '.join(record['missing'])} were not found; "
+            f"no images can be drawn with it yet: {' and '.join(record['missing'])} were not found; "
             f"give the place of their files as well"
         )
 

@@ -1,4 +1,4 @@
-"""``dalle-zoo demo | generate | reconstruct``: pictures to look at."""
+"""``dalle-zoo demo | generate | reconstruct``: images to look at."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def demo(arguments: list[str]) -> None:
-    """Sixteen pictures from the bundled weights."""
-    p = parser("demo", "Draw a grid of 16 pictures with the bundled weights.")
+    """Sixteen images from the bundled weights."""
+    p = parser("demo", "Draw a grid of 16 images with the bundled weights.")
     p.add_argument("prompt", nargs="?", help="caption; four of our own if missing")
     p.add_argument("--seed", type=int, default=0, help="seed (0)")
     p.add_argument("--out", type=Path, default=Path("demo.png"), help="PNG to write (demo.png, replaced)")
@@ -47,30 +47,30 @@ MODEL_HELP = "bundled name, folder such as ./mine, org/name, or weights that `da
 
 
 def generate(arguments: list[str]) -> None:
-    """Pictures from a prompt."""
+    """Images from a prompt."""
     p = parser(
         "generate",
-        "Draw pictures from a prompt.\n\n"
+        "Draw images from a prompt.\n\n"
         '  dalle-zoo generate "a 3d emoji of a red apple" -n 16 --rerank 4 --seed 0 --out grid.png',
     )
     p.add_argument("prompt", nargs="+", help="captions, each in quotes")
     p.add_argument("--model", default="emoji64", help=MODEL_HELP)
     p.add_argument("-n", "--num-images", type=int, default=16, help="candidates of every caption (16)")
     p.add_argument("--rerank", type=int, help="keep so many, those the ranker scores best")
-    p.add_argument("--seed", type=int, help="same seed, same pictures; a new one each time if missing")
+    p.add_argument("--seed", type=int, help="same seed, same images; a new one each time if missing")
     p.add_argument("--temperature", type=float, default=1.0, help="divides the logits (1)")
     p.add_argument("--top-k", type=int, help="draw among the k most likely image tokens")
     p.add_argument("--top-p", type=float, help="draw among the tokens that together reach p")
     p.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance (1: none)")
-    p.add_argument("--prime", type=Path, help="picture whose top rows are kept")
+    p.add_argument("--prime", type=Path, help="image whose top rows are kept")
     p.add_argument("--prime-rows", type=int, help="rows of the code grid to keep (half)")
-    p.add_argument("--window", type=int, help="tokens run at once, guessed and checked: same pictures, for 1 to 4")
-    p.add_argument("--batch-size", type=int, default=64, help="pictures at once (64)")
+    p.add_argument("--window", type=int, help="tokens run at once, guessed and checked: same images, for 1 to 4")
+    p.add_argument("--batch-size", type=int, default=64, help="images at once (64)")
     p.add_argument("--device", default="cpu", help="cpu, cuda, … (cpu)")
     p.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the prior (float32)")
     p.add_argument("--quantize", choices=("int8", "int4"), help="round the prior's matrices to 8 or 4 bits")
     p.add_argument("--out", type=Path, default=Path("grid.png"), help="the grid, a PNG (grid.png)")
-    p.add_argument("--folder", type=Path, help="also write every picture here")
+    p.add_argument("--folder", type=Path, help="also write every image here")
     p.add_argument("--overwrite", action="store_true", help="replace existing files")
     options = p.parse_args(arguments)
     _check_out(options.out, options.overwrite)
@@ -80,11 +80,11 @@ def generate(arguments: list[str]) -> None:
     with without_collection():
         import torch
 
-        from dalle_zoo.pictures import save_png, to_pil
+        from dalle_zoo.images import save_png, to_pil
         from dalle_zoo.pipeline import DallePipeline
 
     check_device(options.device)
-    prime = _open_picture(options.prime) if options.prime else None
+    prime = _open_image(options.prime) if options.prime else None
     dtype = getattr(torch, options.dtype)
     pipe = DallePipeline.from_pretrained(options.model, device=options.device, dtype=dtype, quantize=options.quantize)
     images = _with_bar(
@@ -107,15 +107,15 @@ def generate(arguments: list[str]) -> None:
     columns = each if len(options.prompt) > 1 else _columns(each)
     _save_sheet(images, options.prompt, columns=columns, out=options.out)
     if options.folder:
-        for index, picture in enumerate(to_pil(images)):
-            save_png(picture, options.folder / f"{index // each:03d}-{index % each:03d}.png")
+        for index, image in enumerate(to_pil(images)):
+            save_png(image, options.folder / f"{index // each:03d}-{index % each:03d}.png")
     print(options.out.resolve())
 
 
 def reconstruct(arguments: list[str]) -> None:
-    """Pictures through the image tokenizer and back, side by side."""
-    p = parser("reconstruct", "Put pictures through the image tokenizer and back: originals above, results below.")
-    p.add_argument("files", nargs="+", type=Path, help="pictures")
+    """Images through the image tokenizer and back, side by side."""
+    p = parser("reconstruct", "Put images through the image tokenizer and back: originals above, results below.")
+    p.add_argument("files", nargs="+", type=Path, help="images")
     p.add_argument("--model", default="emoji64", help=MODEL_HELP)
     p.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="PNG to write (reconstructions.png)")
     p.add_argument("--overwrite", action="store_true", help="replace an existing file")
@@ -126,18 +126,17 @@ def reconstruct(arguments: list[str]) -> None:
 
     from dalle_zoo.data import center_transform
     from dalle_zoo.hub import load_image_tokenizer
-    from dalle_zoo.pictures import picture_rows, save_png
+    from dalle_zoo.images import image_rows, save_png
     from dalle_zoo.zoo import find_component
 
     net = load_image_tokenizer(find_component(options.model, "dvae"))
-    pictures = [center_transform(_open_picture(path), net.image_size) for path in options.files]
-    images = torch.stack(pictures).float() / 255
+    images = torch.stack([center_transform(_open_image(path), net.image_size) for path in options.files]).float() / 255
     with torch.inference_mode():
         back = net.decode(net.encode(images))
     psnr = -10 * (back - images).square().mean((1, 2, 3)).clamp(min=1e-10).log10()
     for path, value in zip(options.files, psnr.tolist(), strict=True):
         print(f"{path}: {value:.1f} dB")
-    print(save_png(picture_rows(images, back), options.out).resolve())
+    print(save_png(image_rows(images, back), options.out).resolve())
 
 
 def _check_out(path: Path, overwrite: bool) -> None:
@@ -147,7 +146,7 @@ def _check_out(path: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{path} exists: pass --overwrite to replace it, or choose another --out")
 
 
-def _open_picture(path: Path) -> Any:
+def _open_image(path: Path) -> Any:
     from dalle_zoo.data import CorruptImageError, decode_image
 
     try:
@@ -175,8 +174,8 @@ def _with_bar(pipe: Any, prompts: list[str], **options: Any) -> Any:
 
 
 def _save_sheet(images: Any, prompts: list[str], columns: int, out: Path) -> None:
-    """A grid with the captions written above their pictures."""
-    from dalle_zoo.pictures import caption_sheet, save_png
+    """A grid with the captions written above their images."""
+    from dalle_zoo.images import caption_sheet, save_png
 
     save_png(caption_sheet(images, prompts, columns), out)
 

@@ -4,7 +4,7 @@ A run is a folder, ``runs/<recipe>`` unless ``--run`` names another:
 
 ```
 config.yaml    the resolved recipe          checkpoints/   resumable states
-metrics/       CSV curves                   pictures/      reconstructions or samples
+metrics/       CSV curves                   images/      reconstructions or samples
 model/<stage>/ weights and config.json, written when the run ends
 ```
 The same command continues a killed run from its newest checkpoint, to the same result.
@@ -35,9 +35,9 @@ from dalle_zoo.models.prior import PriorConfig
 from dalle_zoo.training import StageModule
 from dalle_zoo.training.averaging import WeightEMA
 from dalle_zoo.training.base import deferred_weights
-from dalle_zoo.training.callbacks import PictureLogger, default_loggers
+from dalle_zoo.training.callbacks import ImageLogger, default_loggers
 from dalle_zoo.training.checkpoints import Checkpoint, WholeCheckpointIO, newest_checkpoint
-from dalle_zoo.training.data_modules import CodeData, PictureData
+from dalle_zoo.training.data_modules import CodeDataModule, ImageDataModule
 from dalle_zoo.training.dvae_module import DVAEModule
 from dalle_zoo.training.prior_module import PriorModule
 from dalle_zoo.training.ranker_module import RankerModule
@@ -89,7 +89,7 @@ class ZooCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds our callbacks, so that recipes and the command line can set their fields."""
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
-        parser.add_lightning_class_args(PictureLogger, "pictures")
+        parser.add_lightning_class_args(ImageLogger, "images")
         parser.add_lightning_class_args(RankWatch, "watch")
 
     def resolved(self) -> str:
@@ -196,14 +196,14 @@ class ZooCLI(LightningCLI):
         shutil.rmtree(retired, ignore_errors=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Puts checkpoints, curves and pictures below the run folder."""
+        """Puts checkpoints, curves and images below the run folder."""
         loggers = default_loggers(self.run) if self.subcommand == "fit" else False
         trainer = super().instantiate_trainer(logger=loggers, **kwargs)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoint):
                 callback.folder = self.run / "checkpoints"
-            if isinstance(callback, PictureLogger):
-                callback.folder = self.run / "pictures"
+            if isinstance(callback, ImageLogger):
+                callback.folder = self.run / "images"
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
         return trainer
 
@@ -273,12 +273,12 @@ def key_checker(subcommand: str) -> KeyChecker:
         "data": None,
         "trainer": fields_of(Trainer),
         "checkpoint": fields_of(Checkpoint),
-        "pictures": fields_of(PictureLogger),
+        "images": fields_of(ImageLogger),
         "watch": fields_of(RankWatch),
     }
     root |= dict.fromkeys(method - LightningCLI.subcommands()[subcommand])
     stages: list[type] = [DVAEModule, PriorModule, RankerModule]
-    data: list[type] = [PictureData, CodeData]
+    data: list[type] = [ImageDataModule, CodeDataModule]
     classes = {"model": {c.__name__: c for c in stages}, "data": {c.__name__: c for c in data}}
     return KeyChecker(root, classes, options=("run", "overwrite", "parts"))
 

@@ -47,16 +47,16 @@ def encode(arguments: list[str]) -> None:
     """Writes code shards, from which the prior trains without encoding again."""
     p = parser(
         "encode",
-        "Encode the pictures of a data set to code shards. The same command continues a killed one.\n\n"
+        "Encode the images of a data set to code shards. The same command continues a killed one.\n\n"
         "  dalle-zoo encode emoji64:train --model emoji64 --out codes/train",
     )
     p.add_argument("data", help="shards, a folder, or a bundled split such as emoji64:train")
     p.add_argument("--model", required=True, help="model, or folder of an image tokenizer")
     p.add_argument("--out", type=Path, required=True, help="folder for the shards")
-    p.add_argument("--variants", type=int, default=1, help="random crops of every picture (1)")
+    p.add_argument("--variants", type=int, default=1, help="random crops of every image (1)")
     p.add_argument("--seed", type=int, default=0, help="seed of the crops (0)")
-    p.add_argument("--batch-size", type=int, default=32, help="pictures at once (32)")
-    p.add_argument("--samples-per-shard", type=int, default=16384, help="pictures of a shard, at most (16384)")
+    p.add_argument("--batch-size", type=int, default=32, help="images at once (32)")
+    p.add_argument("--samples-per-shard", type=int, default=16384, help="images of a shard, at most (16384)")
     p.add_argument("--device", default="cpu", help="cpu, cuda, … (cpu)")
     p.add_argument(
         "--dtype",

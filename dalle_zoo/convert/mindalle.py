@@ -117,7 +117,7 @@ class MinDALLEFamily:
             f"tokens, {config.image_height} x {config.image_width} codes",
             license="CC-BY-NC-SA-4.0",
             license_note="that of the published weights",
-            data="14 million pictures with captions of CC3M and CC12M, those of the published weights",
+            data="14 million images with captions of CC3M and CC12M, those of the published weights",
             inferred={"type": "mindalle", **asdict(config)},
             notes=dict(source.notes),
             parameters={"prior": sum(p.numel() for p in net.parameters())},

@@ -9,9 +9,9 @@ open_source ─► SampleSource ─► ImageTextDataset ─┐
 
 from dalle_zoo.data.codes import CodeDataset, CodeShardWriter
 from dalle_zoo.data.datasets import CaptionedDataset, ImageTextDataset, Item
+from dalle_zoo.data.decoding import CorruptImageError, decode_image
 from dalle_zoo.data.encoding import encode_source
 from dalle_zoo.data.folder import FolderSource
-from dalle_zoo.data.images import CorruptImageError, decode_image
 from dalle_zoo.data.loader import (
     Batch,
     Collate,

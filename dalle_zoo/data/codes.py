@@ -1,4 +1,4 @@
-"""Code shards: pictures encoded once by an image tokenizer, for training the prior.
+"""Code shards: images encoded once by an image tokenizer, for training the prior.
 
 ```
 codes-00000.tar    000000.npy    (n, variants, h, w), uint16 or int32      chunk 0
@@ -182,7 +182,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         found = (
             "an encoding that is not finished: repeat the call that began it"
             if (folder / UNFINISHED).exists()
-            else "pictures or other files"
+            else "images or other files"
             if folder.is_dir()
             else "nothing"
         )

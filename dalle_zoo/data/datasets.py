@@ -11,7 +11,7 @@ import torch.utils.data
 from torch import Tensor
 
 from dalle_zoo.data.checks import check_caption_choice, check_positive
-from dalle_zoo.data.images import CorruptImageError, decode_image
+from dalle_zoo.data.decoding import CorruptImageError, decode_image
 from dalle_zoo.data.ordering import seeded_rng
 from dalle_zoo.data.samples import Sample, SampleSource, Skipped
 from dalle_zoo.data.transforms import TRANSFORMS, Transform, sample_rng
@@ -61,14 +61,14 @@ class CaptionedDataset(torch.utils.data.IterableDataset[Item], ABC):
 
 
 class ImageTextDataset(CaptionedDataset):
-    """Pictures of a source, decoded, cropped and paired with one caption.
+    """Images of a source, decoded, cropped and paired with one caption.
 
     Args:
-        source: Where the pictures come from, see `open_source`.
+        source: Where the images come from, see `open_source`.
         transform: Name in `TRANSFORMS`: ``dvae``, ``prior``, ``center``.
-        size: Side of the pictures, pixels.
+        size: Side of the images, pixels.
         seed: Seed of crops and of the choice of captions.
-        variants: Different crops of a picture: epoch e takes crop ``e % variants``. None: a new
+        variants: Different crops of an image: epoch e takes crop ``e % variants``. None: a new
             one in each epoch.
         caption: Which of several captions: the ``first``, or a ``random`` one in each epoch.
         needs_captions: Skip samples without one; otherwise they get ``""``.

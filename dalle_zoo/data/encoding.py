@@ -31,7 +31,7 @@ from dalle_zoo.data.codes import (
     write_whole,
 )
 from dalle_zoo.data.datasets import NO_CAPTION, crop_of
-from dalle_zoo.data.images import CorruptImageError
+from dalle_zoo.data.decoding import CorruptImageError
 from dalle_zoo.data.samples import SampleSource, Skipped
 from dalle_zoo.data.transforms import TRANSFORMS, Transform
 
@@ -97,21 +97,21 @@ def encode_source(
     progress: bool = True,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Encodes every captioned picture of a source into code shards.
+    """Encodes every captioned image of a source into code shards.
 
     Variant v of a sample is the crop that training on the fly takes in epoch v. Samples without a
-    caption or with a corrupt picture are left out, and named in a warning and in the manifest.
+    caption or with a corrupt image are left out, and named in a warning and in the manifest.
     Killed at any moment, the same call goes on behind the last complete shard and ends with the
     same files as if undisturbed.
 
     Args:
-        source: The pictures.
+        source: The images.
         encode: The image tokenizer's ``encode``, on whatever device it likes.
         out: Folder of the shards; made if missing.
         size: Side of the crops, pixels.
         info: Plain data about the tokenizer for the manifest: ``codebook_size`` (needed), its
             name, the SHA-256 of its weights.
-        variants: Crops per picture.
+        variants: Crops per image.
         seed: Seed of the crops.
         transform: Name in `TRANSFORMS`.
         batch_size: Crops that are encoded together, at most.
@@ -173,7 +173,7 @@ def _encode_into(
     total, samples_per_shard = encoding.source.num_samples, settings["samples_per_shard"]
     codebook_size, chunk = settings["tokenizer"]["codebook_size"], settings["chunk"]
     shards = []
-    with tqdm(total=total, desc="encode", unit="picture", disable=not progress) as bar:
+    with tqdm(total=total, desc="encode", unit="image", disable=not progress) as bar:
         for number, start in enumerate(range(0, total, samples_per_shard)):
             path = folder / f"codes-{number:05d}.tar"
             stop = min(start + samples_per_shard, total)
@@ -206,7 +206,7 @@ def _finish(folder: Path, settings: Mapping[str, Any], shards: Sequence[_Shard])
         raise ValueError(
             f"no sample of the source can be used: {named}"
             if not grids
-            else f"encode must give one grid of codes for all pictures, got {sorted(grids)}"
+            else f"encode must give one grid of codes for all images, got {sorted(grids)}"
         )
     manifest = {
         **settings,

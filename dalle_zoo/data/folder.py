@@ -1,4 +1,4 @@
-"""A folder tree of pictures with captions beside them as a `SampleSource`."""
+"""A folder tree of images with captions beside them as a `SampleSource`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def suffix_of(path: Path) -> str:
 
 
 class FolderSource(SampleSource):
-    """Pictures anywhere below a folder, captions in the .txt or .json of the same name.
+    """Images anywhere below a folder, captions in the .txt or .json of the same name.
 
     A key is the path relative to the folder without its ending, so equal names in different
-    folders stay apart; two pictures that differ in the ending alone keep it in their keys.
+    folders stay apart; two images that differ in the ending alone keep it in their keys.
     Shuffling is complete.
 
     Args:
@@ -40,8 +40,8 @@ class FolderSource(SampleSource):
         self.root = root
 
     @cached_property
-    def pictures(self) -> dict[str, Path]:
-        """Pictures by key, sorted."""
+    def images(self) -> dict[str, Path]:
+        """Images by key, sorted."""
         paths = [
             path.relative_to(self.root)
             for path in self.root.rglob("*")
@@ -53,13 +53,13 @@ class FolderSource(SampleSource):
 
     @property
     def num_samples(self) -> int:
-        """Pictures below the folder."""
-        return len(self.pictures)
+        """Images below the folder."""
+        return len(self.images)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the names and sizes of pictures and captions."""
+        """SHA-256 of the names and sizes of images and captions."""
         digest = hashlib.sha256()
-        for relative in self.pictures.values():
+        for relative in self.images.values():
             files = [relative, *(relative.with_suffix(f".{s}") for s in sorted(CAPTION_SUFFIXES))]
             sizes = [_size(self.root / file) for file in files]
             digest.update(json.dumps([relative.as_posix(), sizes]).encode())
@@ -67,11 +67,11 @@ class FolderSource(SampleSource):
 
     def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Sample | Skipped]:
         """As `SampleSource.read`."""
-        keys = list(self.pictures)
+        keys = list(self.images)
         if seed is not None:
             seeded_rng("pictures", seed, epoch).shuffle(keys)
         for key in keys[start:stop]:
-            path = self.root / self.pictures[key]
+            path = self.root / self.images[key]
             try:
                 image = path.read_bytes()
             except OSError as error:

@@ -1,4 +1,4 @@
-"""What every reader gives: captioned pictures, in an order that its arguments decide alone."""
+"""What every reader gives: captioned images, in an order that its arguments decide alone."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif"})
-"""Endings, in lower case and without the dot, that are taken for pictures."""
+"""Endings, in lower case and without the dot, that are taken for images."""
 CAPTION_SUFFIXES = frozenset({"txt", "json"})
-"""Endings of the files beside a picture that may hold its captions."""
+"""Endings of the files beside an image that may hold its captions."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One captioned picture, still undecoded."""
+    """One captioned image, still undecoded."""
 
     key: str
     """Name, unique in its source; all randomness of the sample is derived from it."""
     image: bytes
-    """Contents of the picture file."""
+    """Contents of the image file."""
     captions: tuple[str, ...]
     """Zero or more captions."""
 
@@ -40,7 +40,7 @@ class Skipped:
 
 
 class SampleSource(ABC):
-    """Pictures with captions, wherever they are stored.
+    """Images with captions, wherever they are stored.
 
     Positions ``0 .. num_samples - 1`` count the samples in the order of one epoch. That order
     depends on ``(seed, epoch)`` alone, so any division of the positions divides the samples.
@@ -88,7 +88,7 @@ class SampleSource(ABC):
 
 
 def read_captions(json_text: bytes | None, plain_text: bytes | None) -> tuple[str, ...]:
-    r"""Captions beside a picture, from its .json or else its .txt.
+    r"""Captions beside an image, from its .json or else its .txt.
 
     The .json may hold a list ``captions`` or a string ``caption``; in the .txt, every line is one.
     A file that cannot be read counts as missing.

@@ -140,10 +140,10 @@ def _is_wanted(name: str) -> bool:
 
 def _sample(group: dict[str, Any], path: Path) -> Sample | Skipped:
     key = str(group["__key__"]).removeprefix("./")
-    pictures = sorted(IMAGE_SUFFIXES & group.keys())
-    if not pictures:
-        return Skipped(key, f"no picture beside its captions in {path.name}")
-    return Sample(key, group[pictures[0]], read_captions(group.get("json"), group.get("txt")))
+    images = sorted(IMAGE_SUFFIXES & group.keys())
+    if not images:
+        return Skipped(key, f"no image beside its captions in {path.name}")
+    return Sample(key, group[images[0]], read_captions(group.get("json"), group.get("txt")))
 
 
 def _end_is_wrong(stream: IO[bytes]) -> Iterator[str]:

@@ -17,7 +17,7 @@ BUNDLED = {"emoji64": ("train", "val-styles", "val-concepts")}
 
 _EXPECTED = (
     f"Expected a shard ({', '.join(SHARD_ENDINGS)}), a folder of shards, a pattern such as "
-    "'shards/*.tar' or 'shards/{00000..00009}.tar', a folder of pictures with captions in .txt "
+    "'shards/*.tar' or 'shards/{00000..00009}.tar', a folder of images with captions in .txt "
     "files of the same name, or data in the package such as 'emoji64:train'"
 )
 
@@ -30,10 +30,10 @@ def open_source(location: str | Path) -> SampleSource:
     | ``file.tar``, ``.tar.gz``, ``.tgz`` | one WebDataset shard |
     | a folder with shards in it | these shards, as img2dataset or `webdataset` wrote them |
     | a pattern with ``*``, ``?``, ``[...]``, ``{a..b}`` or ``{a,b}`` | the shards that match |
-    | any other folder | the pictures below it, captions in files of the same name |
+    | any other folder | the images below it, captions in files of the same name |
     | ``emoji64:train`` | shards in the package |
 
-    img2dataset pads pictures with white borders unless it is run with ``--resize_mode keep_ratio``; such
+    img2dataset pads images with white borders unless it is run with ``--resize_mode keep_ratio``; such
     borders stay, so use that mode (docs/conceptual-captions.md).
 
     Raises:
@@ -48,7 +48,7 @@ def open_source(location: str | Path) -> SampleSource:
     else:
         source = _open_path(Path(text).expanduser(), text)
     if source.num_samples == 0:
-        raise ValueError(f"location {text!r} holds no picture. {_EXPECTED}")
+        raise ValueError(f"location {text!r} holds no image. {_EXPECTED}")
     return source
 
 
@@ -60,7 +60,7 @@ def _open_path(path: Path, text: str) -> SampleSource:
     if path.is_dir():
         shards = sorted(p for p in path.iterdir() if is_shard(p) and p.is_file())
         if shards and all(p.name.startswith("codes-") for p in shards):
-            raise ValueError(f"location {text!r} holds code shards, not pictures: open it as a CodeDataset")
+            raise ValueError(f"location {text!r} holds code shards, not images: open it as a CodeDataset")
         return ShardSource(shards) if shards else FolderSource(path)
     if any(sign in text for sign in "*?[{"):
         return ShardSource(_matching_shards(str(path), text))
@@ -92,13 +92,13 @@ def _matching_shards(pattern: str, text: str) -> list[Path]:
         matches = [Path(name) for name in names]
         shards = [p for p in matches if is_shard(p) and p.is_file()]
         if not shards:
-            kinds = "pictures, not shards: name their folder" if _pictures(matches) else "no shard"
+            kinds = "images, not shards: name their folder" if _images(matches) else "no shard"
             raise ValueError(f"location {text!r}: {part!r} matches {kinds}. {_EXPECTED}")
         found.update(shards)
     return sorted(found)
 
 
-def _pictures(paths: list[Path]) -> bool:
+def _images(paths: list[Path]) -> bool:
     return any(p.suffix.lower().removeprefix(".") in IMAGE_SUFFIXES for p in paths)
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from dalle_zoo.data.ordering import seeded_rng
 from dalle_zoo.registry import Registry
 
-# h w size of the picture, s side of the square crop, t side after reduction, all in pixels
+# h w size of the image, s side of the square crop, t side after reduction, all in pixels
 
 Pixels = npt.NDArray[np.uint8]
 Transform = Callable[[Image.Image, int, random.Random], Tensor]
-"""(RGB picture, size, generator) to uint8 pixels (3, size, size)."""
+"""(RGB image, size, generator) to uint8 pixels (3, size, size)."""
 
 TRANSFORMS: Registry[Transform] = Registry("image transform", group="dalle_zoo.transforms")
 
@@ -37,7 +37,7 @@ def dvae_transform(image: Image.Image, size: int, rng: random.Random) -> Tensor:
     the listing cannot handle ``s < size``; here such a square is first enlarged to ``size``.
 
     Args:
-        image: RGB picture.
+        image: RGB image.
         size: Side of the result.
         rng: Source of randomness, see `sample_rng`.
 
@@ -59,10 +59,10 @@ def prior_transform(image: Image.Image, size: int, rng: random.Random) -> Tensor
     """Preprocessing of stage 2, Listing 2: square crop near the centre, reduction, crop, no flip.
 
     The square lies in the central quarter of the slack and is reduced to a random side from
-    ``size`` to 9/8 of it. Pictures smaller than ``size`` are treated as in `dvae_transform`.
+    ``size`` to 9/8 of it. Images smaller than ``size`` are treated as in `dvae_transform`.
 
     Args:
-        image: RGB picture.
+        image: RGB image.
         size: Side of the result.
         rng: Source of randomness, see `sample_rng`.
 
@@ -81,7 +81,7 @@ def center_transform(image: Image.Image, size: int, rng: random.Random | None = 
     """Preprocessing of evaluation: Lanczos to a short side of ``size``, centre crop.
 
     Args:
-        image: RGB picture.
+        image: RGB image.
         size: Side of the result.
         rng: Not used.
 

@@ -1,4 +1,4 @@
-"""Pictures of masks: the whole matrix, and what single cells of the image read."""
+"""Images of masks: the whole matrix, and what single cells of the image read."""
 
 from __future__ import annotations
 

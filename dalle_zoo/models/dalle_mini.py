@@ -178,7 +178,7 @@ class DecoderLayer(nn.Module):
         self.gated_unit = GatedUnit(width, hidden)
 
     def forward(self, x: Tensor, attend_image: Callable[[Tensor], Tensor], text: Sequence[Tensor]) -> Tensor:
-        """All positions of a picture, (B, N, d), or one position of every candidate, (P, n, d), to the same shape.
+        """All positions of an image, (B, N, d), or one position of every candidate, (P, n, d), to the same shape.
 
         Args:
             x: Inputs.
@@ -307,7 +307,7 @@ class ImageKeys:
     Args:
         attention: Of the layer.
         like: For dtype and device.
-        candidates: B = P * n pictures.
+        candidates: B = P * n images.
         length: Image tokens N.
     """
 

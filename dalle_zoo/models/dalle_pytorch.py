@@ -178,7 +178,7 @@ class Layer(nn.Module):
 
 
 Cache = LayerCache | BlockCache | GateCache
-"""What a layer keeps while pictures are drawn."""
+"""What a layer keeps while images are drawn."""
 Attend = Callable[[int, Tensor], Tensor]
 """Attention of a layer, given by its number, over normalised and shifted inputs."""
 Shift = Callable[[int, Tensor], Tensor]

@@ -65,7 +65,7 @@ def attend_blocks(query: Tensor, key: Tensor, value: Tensor, layout: Tensor, rea
 
 
 class BlockCache:
-    """Keys and values of one layer while pictures are drawn: of text once a prompt, of all cells once a candidate.
+    """Keys and values of one layer while images are drawn: of text once a prompt, of all cells once a candidate.
 
     Args:
         layout: As of `attend_blocks`.

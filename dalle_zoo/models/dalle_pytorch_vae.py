@@ -100,8 +100,8 @@ def _decoder(c: DallePytorchVAEConfig) -> nn.Sequential:
 class DallePytorchVAE(ImageTokenizer):
     """DALLE-pytorch's own discrete VAE.
 
-    The original's decoder gives normalised pixels, which its script stretches to the full range picture by picture;
-    here the normalisation is undone, so that a picture comes back as it went in.
+    The original's decoder gives normalised pixels, which its script stretches to the full range image by image;
+    here the normalisation is undone, so that an image comes back as it went in.
 
     Args:
         config: Architecture.
@@ -126,7 +126,7 @@ class DallePytorchVAE(ImageTokenizer):
         return logits.argmax(1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Pictures of codes: int64 (B, h, w) to pixels in [0, 1], (B, 3, H, W)."""
+        """Images of codes: int64 (B, h, w) to pixels in [0, 1], (B, 3, H, W)."""
         self.check_codes(codes)
         entries: Tensor = self.codebook(codes)
         pixels: Tensor = self.decoder(entries.movedim(-1, 1)).float()

@@ -112,7 +112,7 @@ def _computing_dtype(weight: Tensor) -> torch.dtype:
 
 
 def _num_per_pass(device: torch.device, channels: int, height: int, width: int) -> int:
-    """Pictures of one pass without gradients, by their largest tensor."""
+    """Images of one pass without gradients, by their largest tensor."""
     return max(1, _PASS_BYTES.get(device.type, _PASS_BYTES["cuda"]) // (4 * channels * height * width))
 
 
@@ -291,7 +291,7 @@ class Decoder(nn.Module):
 
 
 class EncodingTokenizer(ImageTokenizer):
-    """The way from pictures to codes, which the whole network and its encoder alone share."""
+    """The way from images to codes, which the whole network and its encoder alone share."""
 
     config: DVAEEncoderConfig
 
@@ -328,7 +328,7 @@ class EncodingTokenizer(ImageTokenizer):
 
 @IMAGE_TOKENIZERS.register("dvae_encoder")
 class DVAEEncoder(EncodingTokenizer):
-    """The encoder of a discrete VAE whose decoder was not published with it: pictures to codes, no way back.
+    """The encoder of a discrete VAE whose decoder was not published with it: images to codes, no way back.
 
     Args:
         config: Architecture.
@@ -340,7 +340,7 @@ class DVAEEncoder(EncodingTokenizer):
     def decode(self, codes: Tensor) -> Tensor:
         """Raises `ValueError`: there is no decoder."""
         raise ValueError(
-            "this image tokenizer has an encoder alone and cannot decode codes to pictures: load one that was "
+            "this image tokenizer has an encoder alone and cannot decode codes to images: load one that was "
             "converted with its decoder"
         )
 
@@ -409,7 +409,7 @@ class DVAE(EncodingTokenizer):
         return self.decoder(self.relax(logits, temperature, generator)), logits
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Pictures of codes: int64 (B, h, w) to pixels in [0, 1], (B, C, H, W)."""
+        """Images of codes: int64 (B, h, w) to pixels in [0, 1], (B, C, H, W)."""
         self.check_codes(codes)
         if torch.is_grad_enabled():
             return self.pixels(self.decoder.from_codes(codes))
@@ -420,5 +420,5 @@ class DVAE(EncodingTokenizer):
         return torch.cat([self.pixels(decode(part)) for part in parts])
 
     def pixels(self, parameters: Tensor) -> Tensor:
-        """Picture of a predicted distribution: the location alone, (B, 2C, H, W) to [0, 1] (B, C, H, W)."""
+        """Image of a predicted distribution: the location alone, (B, 2C, H, W) to [0, 1] (B, C, H, W)."""
         return self.unmap_pixels(torch.sigmoid(parameters[:, : self.config.channels]))

@@ -25,7 +25,7 @@ Step = Callable[[Tensor], Tensor]
 
 
 def usable(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether this way is open to pictures or codes: on a CPU with oneDNN, without gradients, with float32 weights.
+    """Whether this way is open to images or codes: on a CPU with oneDNN, without gradients, with float32 weights.
 
     Args:
         x: What comes in.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dalle_zoo.registry import Registry
 from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
 
-# P prompts, n candidates of each, B pictures, T text positions, h w code grid, N = h * w image tokens, K codebook size
+# P prompts, n candidates of each, B images, T text positions, h w code grid, N = h * w image tokens, K codebook size
 
 
 class Decoding(Protocol):

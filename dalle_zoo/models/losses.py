@@ -156,7 +156,7 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tenso
 
     Args:
         image_features: Normalised, (B, d).
-        text_features: Normalised, (B, d); row i belongs to picture i.
+        text_features: Normalised, (B, d); row i belongs to image i.
         scale: Inverse temperature, a scalar.
     """
     logits = scale * image_features @ text_features.t()

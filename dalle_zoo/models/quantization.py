@@ -28,7 +28,7 @@ def quantize(net: nn.Module, bits: Bits) -> None:
 
     Args:
         net: Where it is to stay: on a GPU 4 bits are packed for that kind of device, in bfloat16. On a CPU they are
-            stored as bytes, which shows what they do to the pictures but saves nothing over int8.
+            stored as bytes, which shows what they do to the images but saves nothing over int8.
         bits: "int8" or "int4".
 
     Raises:

@@ -1,4 +1,4 @@
-"""The ranker: how well a picture fits a caption, by a contrastive network (CLIP).
+"""The ranker: how well an image fits a caption, by a contrastive network (CLIP).
 
 Our own ranker and anyone's CLIP are the same thing on disk: a folder as transformers writes it, with
 ``config.json``, ``model.safetensors``, ``tokenizer.json`` and ``preprocessor_config.json``.
@@ -37,15 +37,15 @@ class RankerConfig:
     """Architecture of a ranker of our own, small enough to train on a CPU."""
 
     image_size: int = 64
-    """Side of the square pictures, pixels."""
+    """Side of the square images, pixels."""
     patch_size: int = 8
     """Side of a patch, pixels."""
     vision_width: int = 128
-    """Width of the picture tower."""
+    """Width of the image tower."""
     vision_layers: int = 6
-    """Layers of the picture tower."""
+    """Layers of the image tower."""
     vision_heads: int = 4
-    """Attention heads of the picture tower."""
+    """Attention heads of the image tower."""
     text_width: int = 128
     """Width of the caption tower."""
     text_layers: int = 4
@@ -75,7 +75,7 @@ class RankerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What happens to pictures before the network, as ``preprocessor_config.json`` has it."""
+    """What happens to images before the network, as ``preprocessor_config.json`` has it."""
 
     resize: int | tuple[int, int]
     """Length of the shorter side, or height and width."""
@@ -122,7 +122,7 @@ class Preprocessing:
             crop = _sides(size)
         if crop != (image_size, image_size):
             raise ValueError(
-                f"{path} makes pictures of {crop[0]}x{crop[1]}, the network of that folder takes "
+                f"{path} makes images of {crop[0]}x{crop[1]}, the network of that folder takes "
                 f"{image_size}x{image_size}: the files do not belong together"
             )
         modes = {2: "bilinear", 3: "bicubic"}
@@ -139,7 +139,7 @@ class Preprocessing:
 
 
 class Ranker(nn.Module):
-    """Scores pictures against captions; wraps transformers' ``CLIPModel``.
+    """Scores images against captions; wraps transformers' ``CLIPModel``.
 
     Reference: Learning Transferable Visual Models From Natural Language Supervision (Radford et
     al., 2021); used for ranking in section 2.6 of Zero-Shot Text-to-Image Generation (Ramesh et
@@ -148,7 +148,7 @@ class Ranker(nn.Module):
     Args:
         model: The two towers.
         tokenizer: Library tokenizer that puts start and end around a caption.
-        preprocessing: What happens to pictures first.
+        preprocessing: What happens to images first.
     """
 
     def __init__(self, model: CLIPModel, tokenizer: Tokenizer, preprocessing: Preprocessing) -> None:
@@ -316,7 +316,7 @@ class Ranker(nn.Module):
         return torch.tensor(padded, dtype=torch.int64, device=self.device)
 
     def image_features(self, images: Tensor) -> Tensor:
-        """Features of pictures.
+        """Features of images.
 
         Args:
             images: Pixels in [0, 1], (B, 3, H, W), any size: resized and cropped as the network
@@ -338,24 +338,24 @@ class Ranker(nn.Module):
         return F.normalize(out.pooler_output.float(), dim=-1)
 
     def scores(self, images: Tensor, captions: Sequence[str]) -> Tensor:
-        """How well each picture fits its caption.
+        """How well each image fits its caption.
 
         Args:
             images: Pixels in [0, 1], (B, 3, H, W).
-            captions: Caption of each picture, B of them; repeated ones are encoded once.
+            captions: Caption of each image, B of them; repeated ones are encoded once.
 
         Returns:
             Cosine times the inverse temperature, (B,).
         """
         if len(images) != len(captions):
-            raise ValueError(f"captions must be one a picture, got {len(captions)} for {len(images)} pictures")
+            raise ValueError(f"captions must be one an image, got {len(captions)} for {len(images)} images")
         unique = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
         rows = torch.tensor([unique[c] for c in captions], dtype=torch.int64, device=self.device)
         text = self.text_features(list(unique))[rows]
         return self.scale * (self.image_features(images) * text).sum(-1)
 
     def rank(self, images: Tensor, caption: str) -> Tensor:
-        """Order of pictures (B, 3, H, W) by their score against one caption: int64 (B,), best first."""
+        """Order of images (B, 3, H, W) by their score against one caption: int64 (B,), best first."""
         scores = self.scores(images, [caption] * len(images))
         return scores.argsort(descending=True, stable=True)
 

@@ -13,7 +13,7 @@ from dalle_zoo.registry import Registry
 
 
 class ImageTokenizer(nn.Module, ABC):
-    """Maps pictures to a grid of codes and back. Stage 2 and sampling see only this interface."""
+    """Maps images to a grid of codes and back. Stage 2 and sampling see only this interface."""
 
     config_class: ClassVar[type]
     """Frozen dataclass of the architecture; its fields are what ``config.json`` holds."""
@@ -34,16 +34,16 @@ class ImageTokenizer(nn.Module, ABC):
 
     @property
     def image_size(self) -> int:
-        """Side of the square pictures the tokenizer was made for, pixels."""
+        """Side of the square images the tokenizer was made for, pixels."""
         return int(self.config.image_size)
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """Codes of pictures, deterministic: pixels in [0, 1], (B, C, H, W) to int64 (B, h, w)."""
+        """Codes of images, deterministic: pixels in [0, 1], (B, C, H, W) to int64 (B, h, w)."""
 
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
-        """Pictures of codes: int64 (B, h, w) to pixels in [0, 1], (B, C, H, W)."""
+        """Images of codes: int64 (B, h, w) to pixels in [0, 1], (B, C, H, W)."""
 
     def compile_networks(self, **options: Any) -> None:
         """Compiles what `encode` and `decode` spend their time in, for a GPU; the first call of each is then slow.
@@ -57,11 +57,11 @@ class ImageTokenizer(nn.Module, ABC):
 
     @property
     def grid_size(self) -> int:
-        """Codes along one side of a picture of `image_size`."""
+        """Codes along one side of an image of `image_size`."""
         return self.image_size // self.factor
 
     def check_images(self, images: Tensor) -> None:
-        """Raises `ValueError` unless the pictures are (B, C, H, W) floats with sides that the factor divides."""
+        """Raises `ValueError` unless the images are (B, C, H, W) floats with sides that the factor divides."""
         if images.ndim != 4 or not images.is_floating_point():
             raise ValueError(
                 f"images must be floats of shape (B, C, H, W) in [0, 1], got {images.dtype} {tuple(images.shape)}"

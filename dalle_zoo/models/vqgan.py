@@ -60,7 +60,7 @@ class VQGANConfig:
     signed_pixels: bool = True
     """Whether the networks work on pixels in [-1, 1], as published; those of dalle-mini work on [0, 1]."""
     wavelet: bool = False
-    """Whether the decoder gives the four bands of a Haar wavelet, so pictures of twice the size (ruDALL-E's)."""
+    """Whether the decoder gives the four bands of a Haar wavelet, so images of twice the size (ruDALL-E's)."""
     decoder_only: bool = False
     """Whether the encoder is missing, so that codes can be drawn but none be made (min-dalle's detokenizer)."""
 
@@ -325,7 +325,7 @@ def merge_bands(bands: Tensor) -> Tensor:
 class VQGAN(ImageTokenizer):
     """VQGAN with a nearest-neighbour or a Gumbel quantizer.
 
-    With the wavelet option pictures go in and out at twice the resolution of the networks; going in they are
+    With the wavelet option images go in and out at twice the resolution of the networks; going in they are
     averaged over 2x2 pixels, which is the low band of the same wavelet.
 
     Reference: Taming Transformers for High-Resolution Image Synthesis (Esser et al., 2021), arXiv 2012.09841.
@@ -358,10 +358,10 @@ class VQGAN(ImageTokenizer):
         """What the quantizer sees: pixels in [0, 1], (B, C, H, W), to (B, D, h, w).
 
         Raises:
-            ValueError: The pictures do not fit, or there is no encoder.
+            ValueError: The images do not fit, or there is no encoder.
         """
         if self.config.decoder_only:
-            raise ValueError("this VQGAN is a decoder alone and cannot encode pictures: take one with an encoder")
+            raise ValueError("this VQGAN is a decoder alone and cannot encode images: take one with an encoder")
         self.check_images(images)
         if images.shape[1] != self.config.channels:
             raise ValueError(f"images must have {self.config.channels} channels, got shape {tuple(images.shape)}")
@@ -373,14 +373,14 @@ class VQGAN(ImageTokenizer):
         return vectors
 
     def encode(self, images: Tensor) -> Tensor:
-        """Codes of pictures, without noise: pixels in [0, 1], (B, C, H, W) to int64 (B, h, w)."""
+        """Codes of images, without noise: pixels in [0, 1], (B, C, H, W) to int64 (B, h, w)."""
         vectors = self.vectors(images)
         with torch.autocast(vectors.device.type, enabled=False):  # which entry wins may hang on the last digits
             codes: Tensor = self.quantize.codes(vectors)
         return codes
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Pictures of codes: int64 (B, h, w) to pixels in [0, 1], (B, C, H, W)."""
+        """Images of codes: int64 (B, h, w) to pixels in [0, 1], (B, C, H, W)."""
         self.check_codes(codes)
         pixels: Tensor = self.decoder(self.post_quant_conv(self.quantize(codes))).float()
         if self.config.wavelet:

@@ -1,7 +1,7 @@
 """Sampling: noise, token choice and the decode loop."""
 
 from dalle_zoo.sampling.decode import decode_logits, sample_codes
-from dalle_zoo.sampling.noise import gumbel, picture_seed
+from dalle_zoo.sampling.noise import derive_seed, gumbel
 from dalle_zoo.sampling.sampler import Sampler
 
-__all__ = ["Sampler", "decode_logits", "gumbel", "picture_seed", "sample_codes"]
+__all__ = ["Sampler", "decode_logits", "derive_seed", "gumbel", "sample_codes"]

@@ -56,14 +56,14 @@ def sample_codes(
     Args:
         prior: The prior.
         text: Text ids with padding ids, int64 (P, T).
-        seeds: One seed a picture, int64 (P, n); a picture depends on its own seed alone.
+        seeds: One seed an image, int64 (P, n); an image depends on its own seed alone.
         sampler: Temperature and filters; plain sampling if missing.
-        prime: First tokens of every picture in raster order, int64 (P, m) with m <= N, such as the top rows of a
-            given picture (section 3.3 of the paper).
+        prime: First tokens of every image in raster order, int64 (P, m) with m <= N, such as the top rows of a
+            given image (section 3.3 of the paper).
         guidance: Classifier-free guidance g: logits = null + g * (conditional - null). 1 is none (the paper); other
             values need a prior that was trained with dropped captions.
         window: Draws windows of W tokens by guessing and checking (`sampling.jacobi`) instead of one token after the
-            other: the same codes in fewer and wider passes, which pays for few pictures.
+            other: the same codes in fewer and wider passes, which pays for few images.
         graph: Whether a GPU repeats steps as a CUDA graph, where the prior allows it; windows it does not.
         progress: Called with (tokens done, tokens in all).
 

@@ -31,7 +31,7 @@ from dalle_zoo.sampling.sampler import Sampler
 Read = Callable[[int, Tensor], Tensor]
 """First position of a window and the tokens before each of its positions (P, n, W) to logits (P, n, W, K)."""
 
-MOST_PICTURES = 4
+MAX_IMAGES = 4
 """At once. With more, a pass takes longer by more than there are passes fewer (benchmarks/jacobi.py)."""
 DAMPING = 0.2
 """Share of the pass before in the logits that guesses are drawn from. Wrong guesses change from pass to pass, and
@@ -55,10 +55,10 @@ def draw_windows(
 
     Args:
         read: Runs the prior over a window. Windows begin behind all tokens that were run with final ones before them.
-        seeds: One a picture, int64 (P, n).
+        seeds: One an image, int64 (P, n).
         sampler: Temperature and filters.
-        given: First tokens of every picture, int64 (P, m); they are run in windows too.
-        total: Tokens N of a picture.
+        given: First tokens of every image, int64 (P, m); they are run in windows too.
+        total: Tokens N of an image.
         codebook_size: K.
         window: Most positions W of a pass.
         progress: Called after every pass with the number of tokens that are final for all candidates, and N.

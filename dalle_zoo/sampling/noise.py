@@ -1,7 +1,7 @@
-"""Sampling noise as a pure function of (picture seed, step, vocabulary entry).
+"""Sampling noise as a pure function of (image seed, step, vocabulary entry).
 
-A picture is drawn by ``argmax(logits + Gumbel)``. The noise comes from a counter-based hash instead of a stateful
-generator, so a picture depends on its own seed alone: not on its neighbours in the batch, the batch size, the
+An image is drawn by ``argmax(logits + Gumbel)``. The noise comes from a counter-based hash instead of a stateful
+generator, so an image depends on its own seed alone: not on its neighbours in the batch, the batch size, the
 device, or how often the run was interrupted.
 """
 
@@ -12,17 +12,17 @@ import hashlib
 import torch
 from torch import Tensor
 
-# B pictures, V vocabulary
+# B images, V vocabulary
 
 _MASK_63 = (1 << 63) - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: the increment of splitmix64
 
 
-def picture_seed(*parts: int | str) -> int:
-    """63-bit seed from any description of a picture, the same on every machine.
+def derive_seed(*parts: int | str) -> int:
+    """63-bit seed from any description of an image, the same on every machine.
 
     Example:
-        >>> picture_seed(0, "prompt", 3) == picture_seed(0, "prompt", 3)
+        >>> derive_seed(0, "prompt", 3) == derive_seed(0, "prompt", 3)
         True
     """
     text = "\x1f".join(str(part) for part in parts)
@@ -54,8 +54,8 @@ def gumbel(seeds: Tensor, step: int | Tensor, size: int) -> Tensor:
     """Standard Gumbel noise.
 
     Args:
-        seeds: One seed a picture, int64 (B,).
-        step: Number of the token within the picture: one for all, or int64 (1,) or (B,).
+        seeds: One seed an image, int64 (B,).
+        step: Number of the token within the image: one for all, or int64 (1,) or (B,).
         size: Vocabulary size V.
 
     Returns:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dalle_zoo.sampling.noise import gumbel
 
-# B pictures, V vocabulary
+# B images, V vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +54,12 @@ class Sampler:
         return logits
 
     def draw(self, logits: Tensor, seeds: Tensor, step: int | Tensor) -> Tensor:
-        """Draws one token a picture by the Gumbel-max rule.
+        """Draws one token an image by the Gumbel-max rule.
 
         Args:
             logits: Unfiltered, (B, V).
-            seeds: Picture seeds, int64 (B,).
-            step: Number of the token within the picture, as for `gumbel`.
+            seeds: Image seeds, int64 (B,).
+            step: Number of the token within the image, as for `gumbel`.
 
         Returns:
             Tokens, int64 (B,).

@@ -19,7 +19,7 @@ STATE = "average"
 
 
 class WeightEMA(Callback):
-    """Averages the weights while they are trained; validation, pictures and the exported model use the average.
+    """Averages the weights while they are trained; validation, images and the exported model use the average.
 
     ``average = decay * average + (1 - decay) * weights`` once every so many updates; the first time it takes the
     weights as they are. The average is float32: one of 16 bits would round small steps away. Every process averages

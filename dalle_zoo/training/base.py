@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from dalle_zoo.hub import CONFIG, WEIGHTS, load_weights, read_json, save_network
-from dalle_zoo.sampling.noise import picture_seed
+from dalle_zoo.sampling.noise import derive_seed
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names, make_optimizer
 from dalle_zoo.training.schedules import LearningRate, LearningRateScheduler
 from dalle_zoo.training.strategies import FSDP1, ExchangesGradients, FullyShard
@@ -127,7 +127,7 @@ class StageModule(LightningModule):
 
     @property
     def draws(self) -> bool:
-        """Whether `pictures` has anything to show."""
+        """Whether `sample_images` has anything to show."""
         return False
 
     @property
@@ -183,7 +183,7 @@ class StageModule(LightningModule):
 
     def noise_generator(self, batch_index: int) -> torch.Generator:
         """Generator of this batch's noise: a pure function of (seed, update, batch, rank), so resume is exact."""
-        seed = picture_seed(self.seed, self.stage, self.global_step, batch_index, self.global_rank)
+        seed = derive_seed(self.seed, self.stage, self.global_step, batch_index, self.global_rank)
         return torch.Generator(self.device).manual_seed(seed)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -212,10 +212,10 @@ class StageModule(LightningModule):
         self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Prediction draws the pictures of a batch."""
-        return self.pictures(batch)
+        """Prediction draws the images of a batch."""
+        return self.sample_images(batch)
 
-    def pictures(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def sample_images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Grids worth looking at while training, name to uint8 (3, H, W); empty if the stage has none."""
         del batch
         return {}

@@ -1,4 +1,4 @@
-"""What a researcher sees while a model trains: curves and pictures."""
+"""What a researcher sees while a model trains: curves and images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from dalle_zoo.pictures import save_png
+from dalle_zoo.images import save_png
 from dalle_zoo.training.base import StageModule
 
 
@@ -23,14 +23,14 @@ def default_loggers(run: Path) -> list[Logger]:
     return loggers
 
 
-class PictureLogger(Callback):
+class ImageLogger(Callback):
     """Draws reconstructions or samples at every validation, with the averaged weights if there are any.
 
-    They appear as ``pictures/<name>-<update>.png`` in the run folder, and in TensorBoard when it is installed.
+    They appear as ``images/<name>-<update>.png`` in the run folder, and in TensorBoard when it is installed.
 
     Args:
         enabled: Whether to draw at all.
-        count: Pictures of a grid at most.
+        count: Images of a grid at most.
     """
 
     def __init__(self, enabled: bool = True, count: int = 8) -> None:
@@ -46,7 +46,7 @@ class PictureLogger(Callback):
         if not wanted or not trainer.is_global_zero or not isinstance(pl_module, StageModule):
             return
         few = {k: v[: self.count] if hasattr(v, "__len__") else v for k, v in batch.items()}
-        for name, grid in pl_module.pictures(few).items():
+        for name, grid in pl_module.sample_images(few).items():
             assert self.folder is not None
             save_png(grid, self.folder / f"{name}-{pl_module.updates:08d}.png")
             for logger in trainer.loggers:
@@ -63,7 +63,7 @@ class PictureLogger(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Writes the pictures of every predicted batch."""
+        """Writes the images of every predicted batch."""
         if self.folder is None:
             return
         for name, grid in (outputs or {}).items():

@@ -1,4 +1,4 @@
-"""Batches for the three stages: pictures, captioned pictures, or code shards."""
+"""Batches for the three stages: images, captioned images, or code shards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from dalle_zoo.data import CaptionedDataset, CodeDataset, Collate, ImageTextDataset, ResumableLoader, open_source
-from dalle_zoo.sampling import picture_seed
+from dalle_zoo.sampling import derive_seed
 from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer, load_text_tokenizer
 from dalle_zoo.zoo import find_component
 
@@ -40,11 +40,11 @@ class _Encode:
         self.seed = seed
 
     def __call__(self, captions: Sequence[str], keys: Sequence[str], epoch: int) -> Tensor:
-        seeds = [picture_seed(self.seed, "bpe", key, epoch) for key in keys]
+        seeds = [derive_seed(self.seed, "bpe", key, epoch) for key in keys]
         return self.encoder(captions, seeds)
 
 
-class CaptionedData(LightningDataModule, ABC):
+class CaptionedDataModule(LightningDataModule, ABC):
     """What both kinds of data share: captions to ids, and loaders that resume.
 
     Args:
@@ -103,17 +103,17 @@ class CaptionedData(LightningDataModule, ABC):
     predict_dataloader = val_dataloader
 
 
-class PictureData(CaptionedData):
-    """Pictures, with captions when ``text`` is given.
+class ImageDataModule(CaptionedDataModule):
+    """Images, with captions when ``text`` is given.
 
     Args:
         train: Training data: shards, a folder, or a bundled split such as "emoji64:train".
         val: Validation data, likewise.
-        image_size: Side of the square pictures, pixels.
+        image_size: Side of the square images, pixels.
         transform: Preprocessing while training: "dvae" (Listing 1, flips) or "prior" (Listing 2); validation takes
             the centre.
         text: How captions become ids; absent for stage 1.
-        variants: Crops of a picture repeat after so many epochs; a new crop every epoch if missing.
+        variants: Crops of an image repeat after so many epochs; a new crop every epoch if missing.
         batch_size: Samples a batch and process.
         num_workers: Loader processes.
         seed: Seed of order, crops, captions and BPE dropout.
@@ -136,7 +136,7 @@ class PictureData(CaptionedData):
         self.check()
 
     def dataset(self, location: str, training: bool) -> ImageTextDataset:
-        """Pictures of a location."""
+        """Images of a location."""
         return ImageTextDataset(
             open_source(location),
             transform=self.transform if training else "center",
@@ -148,7 +148,7 @@ class PictureData(CaptionedData):
         )
 
 
-class CodeData(CaptionedData):
+class CodeDataModule(CaptionedDataModule):
     """Code shards written by ``dalle-zoo encode``.
 
     Args:

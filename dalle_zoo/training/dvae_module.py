@@ -9,11 +9,11 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
+from dalle_zoo.images import image_rows
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.losses import dvae_loss, logit_laplace_nll
-from dalle_zoo.pictures import picture_rows
 from dalle_zoo.training.base import StageModule
-from dalle_zoo.training.data_modules import CodeData, PictureData
+from dalle_zoo.training.data_modules import CodeDataModule, ImageDataModule
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.schedules import Cosine, LearningRate
 from dalle_zoo.training.warm_start import WarmStart, kmeans, set_codes
@@ -34,7 +34,7 @@ class DVAEModule(StageModule):
         learning_rate: Step size over the updates.
         seed: Seed of the Gumbel noise.
         init_from: Model, by name or folder, whose weights training starts from; fresh weights if missing.
-        freeze_encoder: Train the decoder alone, on hard codes: pictures get better and codes stay, so a prior that
+        freeze_encoder: Train the decoder alone, on hard codes: images get better and codes stay, so a prior that
             was trained on them still fits. Temperature and KL weight play no part then.
         warm_start: Updates as an autoencoder and k-means of its features before the relaxation begins; the paper
             has none. Validation, which uses hard codes, means nothing before they are over.
@@ -75,10 +75,12 @@ class DVAEModule(StageModule):
             self.bridge = nn.Conv2d(config.widths[-1], config.decoder_stem, 1)
 
     def check_data(self, data: LightningDataModule) -> None:
-        """Raises `ValueError` unless the data are pictures of the network's size."""
-        if isinstance(data, CodeData):
-            raise ValueError("stage 1 is trained on pictures, got CodeData: set data.class_path to PictureData")
-        if isinstance(data, PictureData) and data.image_size != self.net.image_size:
+        """Raises `ValueError` unless the data are images of the network's size."""
+        if isinstance(data, CodeDataModule):
+            raise ValueError(
+                "stage 1 is trained on images, got CodeDataModule: set data.class_path to ImageDataModule"
+            )
+        if isinstance(data, ImageDataModule) and data.image_size != self.net.image_size:
             raise ValueError(
                 f"data.init_args.image_size is {data.image_size}, the dVAE's config.image_size {self.net.image_size}: "
                 "set both to the same"
@@ -115,7 +117,7 @@ class DVAEModule(StageModule):
         return loss + _nothing(self.net.encoder.output, self.net.decoder.input)
 
     def _decode_hard_codes(self, images: Tensor) -> Tensor:
-        """Likelihood of pictures given their codes."""
+        """Likelihood of images given their codes."""
         with torch.no_grad():
             codes = self.net.encode(images)
         return self._likelihood(self.net.map_pixels(images), self.net.decoder.from_codes(codes))
@@ -187,10 +189,10 @@ class DVAEModule(StageModule):
         return True
 
     @torch.no_grad()
-    def pictures(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def sample_images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Originals above their reconstructions from hard codes."""
         images = batch["image"].to(self.device)
-        return {"reconstructions": picture_rows(images, self.net.decode(self.net.encode(images)))}
+        return {"reconstructions": image_rows(images, self.net.decode(self.net.encode(images)))}
 
 
 def _gathered(mine: Tensor) -> Tensor:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from dalle_zoo.data import CodeDataset
 from dalle_zoo.hub import WEIGHTS, load_image_tokenizer, sha256_file
+from dalle_zoo.images import image_rows
 from dalle_zoo.models.gradient_scaling import ScaledBranch
 from dalle_zoo.models.prior import Prior, PriorConfig, PriorLoss
 from dalle_zoo.models.tokenizer import ImageTokenizer
-from dalle_zoo.pictures import picture_rows
-from dalle_zoo.sampling import picture_seed, sample_codes
+from dalle_zoo.sampling import derive_seed, sample_codes
 from dalle_zoo.training.base import StageModule, build
-from dalle_zoo.training.data_modules import CaptionedData, CodeData, PictureData
+from dalle_zoo.training.data_modules import CaptionedDataModule, CodeDataModule, ImageDataModule
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.schedules import LearningRate
 from dalle_zoo.training.strategies import FSDP1
@@ -29,7 +29,7 @@ class PriorModule(StageModule):
 
     Args:
         config: Architecture.
-        image_tokenizer: Folder or name of a model whose image tokenizer encodes pictures and draws sample grids.
+        image_tokenizer: Folder or name of a model whose image tokenizer encodes images and draws sample grids.
             May be absent when training from code shards; then no grids are drawn.
         caption_dropout: Share of captions replaced by the empty one, which classifier-free guidance needs; the
             paper has none.
@@ -40,7 +40,7 @@ class PriorModule(StageModule):
         attention: Attention back-end.
         recompute: Whether each residual block keeps its input alone and is computed again in the backward pass.
         compile: Whether the branch of each residual block is compiled; on the CPU that takes a C++ compiler.
-        num_samples: Pictures in a sample grid.
+        num_samples: Images in a sample grid.
     """
 
     stage = "prior"
@@ -108,7 +108,7 @@ class PriorModule(StageModule):
 
     def check_data(self, data: LightningDataModule) -> None:
         """Raises `ValueError` unless captions and codes are those that the network was made for."""
-        if not isinstance(data, CaptionedData):
+        if not isinstance(data, CaptionedDataModule):
             return  # of others, who know what they do
         if data.text is None or data.tokenizer is None:
             raise ValueError("the prior is trained on captions: set data.init_args.text")
@@ -117,11 +117,11 @@ class PriorModule(StageModule):
             "text_vocab": (data.tokenizer.vocab_size, f"the vocabulary of the tokenizer {data.text.tokenizer!r}"),
         }
         self._check_sizes(fits)
-        if isinstance(data, CodeData):
+        if isinstance(data, CodeDataModule):
             for location in filter(None, (data.train, data.val)):
                 self._check_codes(data.dataset(location, training=False), location)
-        if isinstance(data, PictureData):
-            self._check_pictures(data.image_size)
+        if isinstance(data, ImageDataModule):
+            self._check_images(data.image_size)
 
     def _check_sizes(self, fits: dict[str, tuple[int, str]]) -> None:
         for name, (have, what) in fits.items():
@@ -148,9 +148,9 @@ class PriorModule(StageModule):
                 "model.init_args.image_tokenizer to the one that wrote them"
             )
 
-    def _check_pictures(self, size: int) -> None:
+    def _check_images(self, size: int) -> None:
         if not self._frozen:
-            raise ValueError("the data are pictures: set model.init_args.image_tokenizer, or train from code shards")
+            raise ValueError("the data are images: set model.init_args.image_tokenizer, or train from code shards")
         if self._frozen[0].image_size != size:
             raise ValueError(
                 f"data.init_args.image_size is {size}, that of the image tokenizer {self._frozen[0].image_size}: "
@@ -158,14 +158,14 @@ class PriorModule(StageModule):
             )
 
     def codes(self, batch: dict[str, Any]) -> Tensor:
-        """Image tokens of a batch: as stored, or the argmax codes of its pictures, (B, h, w)."""
+        """Image tokens of a batch: as stored, or the argmax codes of its images, (B, h, w)."""
         if "codes" in batch:
             codes: Tensor = batch["codes"]
             return codes
         if not self._frozen:
-            raise ValueError("the batch holds pictures: set model.image_tokenizer, or train from code shards")
+            raise ValueError("the batch holds images: set model.image_tokenizer, or train from code shards")
         tokenizer = self._frozen[0].to(self.device)
-        # Full precision whatever the trainer's, so that code shards and pictures on the fly give equal codes.
+        # Full precision whatever the trainer's, so that code shards and images on the fly give equal codes.
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return tokenizer.encode(batch["image"].float())
 
@@ -208,13 +208,13 @@ class PriorModule(StageModule):
         return bool(self._frozen) and not self._sharded
 
     @torch.no_grad()
-    def pictures(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Reconstructions of the batch's pictures above samples drawn from their captions."""
+    def sample_images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Reconstructions of the batch's images above samples drawn from their captions."""
         if not self.draws:
             return {}
         tokenizer = self._frozen[0].to(self.device)
         count = min(self.num_samples, len(batch["text"]))
         text, codes = batch["text"][:count], self.codes(batch)[:count]
-        seeds = torch.tensor([[picture_seed(self.seed, "grid", i)] for i in range(count)], device=self.device)
+        seeds = torch.tensor([[derive_seed(self.seed, "grid", i)] for i in range(count)], device=self.device)
         drawn = sample_codes(self.net, text, seeds)[:, 0]
-        return {"samples": picture_rows(tokenizer.decode(codes), tokenizer.decode(drawn))}
+        return {"samples": image_rows(tokenizer.decode(codes), tokenizer.decode(drawn))}

@@ -1,4 +1,4 @@
-"""The judge: trains the ranker on pictures and captions by contrast (Radford et al., 2021)."""
+"""The judge: trains the ranker on images and captions by contrast (Radford et al., 2021)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dalle_zoo.models.ranker import Ranker, RankerConfig, retrieval_accuracy
 from dalle_zoo.tokenizers import load_text_tokenizer
 from dalle_zoo.tokenizers.library import LibraryTokenizer
 from dalle_zoo.training.base import StageModule
-from dalle_zoo.training.data_modules import CaptionedData, PictureData
+from dalle_zoo.training.data_modules import CaptionedDataModule, ImageDataModule
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.schedules import LearningRate
 from dalle_zoo.zoo import find_component
@@ -63,18 +63,18 @@ class RankerModule(StageModule):
         self._seen: list[tuple[Tensor, Tensor]] = []
 
     def check_data(self, data: LightningDataModule) -> None:
-        """Raises `ValueError` unless the data are captioned pictures; they may have any size."""
-        if not isinstance(data, CaptionedData):
+        """Raises `ValueError` unless the data are captioned images; they may have any size."""
+        if not isinstance(data, CaptionedDataModule):
             return  # of others, who know what they do
-        if not isinstance(data, PictureData):
+        if not isinstance(data, ImageDataModule):
             raise ValueError(
-                f"the ranker is trained on pictures, got {type(data).__name__}: set data.class_path to PictureData"
+                f"the ranker is trained on images, got {type(data).__name__}: set data.class_path to ImageDataModule"
             )
         if data.text is None:
             raise ValueError("the ranker is trained on captions: set data.init_args.text")
 
     def features(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Unit vectors of pictures and captions, (B, d) each."""
+        """Unit vectors of images and captions, (B, d) each."""
         return self.net.image_features(batch["image"]), self.net.text_features(batch["caption"])
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Starts the codes of stage 1 where pictures put them: an autoencoder first, then k-means of its features.
+"""Starts the codes of stage 1 where images put them: an autoencoder first, then k-means of its features.
 
 Not in the paper, which has three million updates to spread its codes. In the few thousand that two CPU cores can do,
 the relaxation from random weights keeps a handful of codes and never wakes the others.

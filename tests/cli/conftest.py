@@ -1,4 +1,4 @@
-"""An untrained model and a few pictures for commands to work on."""
+"""An untrained model and a few images for commands to work on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dalle_zoo.tokenizers import ByteTokenizer
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder without a ranker: pictures of 16 pixels, 4 x 4 codes of 8, bytes as text."""
+    """A model folder without a ranker: images of 16 pixels, 4 x 4 codes of 8, bytes as text."""
     torch.manual_seed(0)
     dvae = DVAE(DVAEConfig(image_size=16, width=4, num_groups=3, blocks_per_group=1, decoder_stem=4, codebook_size=8))
     nn.init.normal_(dvae.decoder.input.weight)  # stands for training: codes that look different
@@ -33,13 +33,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of five pictures with captions in text files."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of five images with captions in text files."""
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for number in range(5):
         Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"a picture of number {number}\n")
+        (folder / f"{number}.txt").write_text(f"an image of number {number}\n")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""``dalle-zoo demo | generate | reconstruct``: pictures, and what is never overwritten."""
+"""``dalle-zoo demo | generate | reconstruct``: images, and what is never overwritten."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from PIL import Image
 from dalle_zoo.cli.main import main
 
 SHEET = 2 + 18, 2 + 18
-"""A grid of one picture of 16 pixels with rims of 2."""
+"""A grid of one image of 16 pixels with rims of 2."""
 
 
 def size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as picture:
-        return picture.size
+    with Image.open(path) as image:
+        return image.size
 
 
 def generate(model: Path, *options: str) -> int:
     return main(["generate", "a cat", "--model", str(model), "--seed", "1", *options])
 
 
-def test_a_grid_and_every_picture(model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_grid_and_every_image(model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate(model, "-n", "5", "--out", "new/grid.png", "--folder", "each") == 0
     said = capsys.readouterr()
     assert said.out.strip() == str(scratch / "new/grid.png")
     assert "drawing" in said.err
-    # Five pictures make three columns and two rows, twice as large, below a line with the caption.
+    # Five images make three columns and two rows, twice as large, below a line with the caption.
     assert size(scratch / "new/grid.png") == (2 * (2 + 3 * 18), 2 * (2 + 2 * 18) + 18)
     names = sorted(path.name for path in (scratch / "each").iterdir())
     assert names == [f"000-{number:03d}.png" for number in range(5)]
     assert {size(path) for path in (scratch / "each").iterdir()} == {(16, 16)}
 
 
-def test_the_same_seed_gives_the_same_pictures_whatever_the_batch(model: Path, scratch: Path) -> None:
+def test_the_same_seed_gives_the_same_images_whatever_the_batch(model: Path, scratch: Path) -> None:
     calls = {"a": [], "b": ["--batch-size", "2"], "c": ["--window", "3"], "d": ["--seed", "2"]}
     for name, options in calls.items():
         assert generate(model, "-n", "4", "--out", f"{name}.png", *options) == 0
@@ -66,10 +66,10 @@ def test_nothing_is_overwritten_unasked(model: Path, scratch: Path, capsys: pyte
     assert size(scratch / "each" / "000-000.png") == (16, 16)
 
 
-def test_priming_keeps_the_top_of_a_picture(model: Path, pictures: Path, scratch: Path) -> None:
-    prime = ["--prime", str(pictures / "0.png"), "--folder"]
+def test_priming_keeps_the_top_of_an_image(model: Path, images: Path, scratch: Path) -> None:
+    prime = ["--prime", str(images / "0.png"), "--folder"]
     assert generate(model, "-n", "2", *prime, "all", "--prime-rows", "4") == 0
-    assert main(["reconstruct", str(pictures / "0.png"), "--model", str(model)]) == 0
+    assert main(["reconstruct", str(images / "0.png"), "--model", str(model)]) == 0
     kept = [np.asarray(Image.open(path)) for path in sorted((scratch / "all").iterdir())]
     assert np.array_equal(kept[0], kept[1]), "all rows were given"
     assert generate(model, "-n", "2", *prime, "half", "--out", "half.png") == 0
@@ -89,7 +89,7 @@ def test_priming_keeps_the_top_of_a_picture(model: Path, pictures: Path, scratch
         (["--top-k", "0"], "top_k"),
         (["--temperature", "-1"], "temperature"),
         (["--device", "cdua"], "device 'cdua' cannot be used"),
-        (["--window", "8"], "windows pay for at most 4 pictures at once, got 16"),
+        (["--window", "8"], "windows pay for at most 4 images at once, got 16"),
         (["-n", "many"], "invalid int value: 'many'"),
     ],
 )
@@ -119,9 +119,9 @@ def test_a_wrong_model(command: list[str], scratch: Path, capsys: pytest.Capture
 
 
 def test_reconstructions_are_measured(
-    model: Path, pictures: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, images: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = [str(pictures / f"{number}.png") for number in range(3)]
+    files = [str(images / f"{number}.png") for number in range(3)]
     assert main(["reconstruct", *files, "--model", str(model)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [re.sub(r"-?\d+\.\d dB", "? dB", line) for line in lines[:3]] == [f"{file}: ? dB" for file in files]
@@ -133,7 +133,7 @@ def test_reconstructions_are_measured(
 
 
 @pytest.mark.parametrize(("name", "message"), [("no.png", "no.png"), ("words.png", "words.png"), (".", "'.'")])
-def test_what_is_no_picture(
+def test_what_is_no_image(
     name: str, message: str, model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (scratch / "words.png").write_text("words")
@@ -155,7 +155,7 @@ def test_the_demo_draws_with_the_bundled_model(scratch: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("command", [["plot", "."], ["demo"], ["generate", "a cat"], ["reconstruct", "a.png"]])
-def test_a_picture_is_a_png(command: list[str], scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_is_a_png(command: list[str], scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--out", "a.jpg"]) == 2
     assert "--out must end in .png, got 'a.jpg'" in capsys.readouterr().err
     assert list(scratch.iterdir()) == []

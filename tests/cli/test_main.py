@@ -158,12 +158,18 @@ def test_masks_are_drawn_once(scratch: Path, capsys: pytest.CaptureFixture[str])
         ("fit dvae/tiny --data.btch_size 8", "data.btch_size: unknown key 'btch_size'. Did you mean 'batch_size'?"),
         ("fit dvae/tiny --checkpoint.evry 8", "unknown key 'evry'. Did you mean 'every'?"),
         ("fit dvae/tiny --model DVAEModul", "unknown class 'DVAEModul'. Did you mean 'DVAEModule'?"),
-        ("fit dvae/tiny --data.class_path PictureDate", "unknown class 'PictureDate'. Did you mean 'PictureData'?"),
+        (
+            "fit dvae/tiny --data.class_path ImageDataModul",
+            "unknown class 'ImageDataModul'. Did you mean 'ImageDataModule'?",
+        ),
         ("fit dvae/tiny --data.init_args.train emoji64:trian", "'trian'. Did you mean 'train'?"),
         ("fit prior/tiny --model.init_args.config.masks rwo", "'rwo'. Did you mean 'row'?"),
         ("fit dvae/tiny --trainer.max_steps abc", "trainer.max_steps"),
         ("fit dvae/tiny --model.config.width x", 'Parser key "config.width": Expected a <class'),
-        ("fit prior/tiny --data.class_path CodeData --data.init_args.train t", "Group 'text' does not accept option"),
+        (
+            "fit prior/tiny --data.class_path CodeDataModule --data.init_args.train t",
+            "Group 'text' does not accept option",
+        ),
         ("fit dvae/tiny trainer.max_steps=3", "trainer.max_steps=3"),
     ],
 )  # fmt: skip

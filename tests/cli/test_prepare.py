@@ -14,9 +14,9 @@ from dalle_zoo.tokenizers import load_text_tokenizer
 
 
 def test_encode_writes_code_shards(
-    model: Path, pictures: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, images: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["encode", str(pictures), "--model", str(model), "--out", "codes", "--variants", "2"]
+    command = ["encode", str(images), "--model", str(model), "--out", "codes", "--variants", "2"]
     assert main(command) == 0
     assert "codes: 5 samples, 1 shards" in capsys.readouterr().out
     codes = CodeDataset(scratch / "codes")
@@ -33,8 +33,8 @@ def test_encode_writes_code_shards(
     assert [path.name for path in scratch.iterdir()] == ["codes"]
 
 
-def test_encode_in_bfloat16_says_so(model: Path, pictures: Path, scratch: Path) -> None:
-    command = ["encode", str(pictures), "--model", str(model)]
+def test_encode_in_bfloat16_says_so(model: Path, images: Path, scratch: Path) -> None:
+    command = ["encode", str(images), "--model", str(model)]
     assert main([*command, "--out", "exact"]) == 0
     assert main([*command, "--out", "half", "--dtype", "bfloat16"]) == 0
     exact, half = CodeDataset(scratch / "exact"), CodeDataset(scratch / "half")
@@ -60,25 +60,25 @@ def test_encode_refuses(
     options: list[str],
     message: str,
     model: Path,
-    pictures: Path,
+    images: Path,
     scratch: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    command = ["encode", data or str(pictures), "--model", str(model), "--out", "codes", *options]
+    command = ["encode", data or str(images), "--model", str(model), "--out", "codes", *options]
     assert main(command) == 2
     assert message in capsys.readouterr().err
     assert list(scratch.iterdir()) == []
 
 
 def test_a_tokenizer_is_trained_on_all_captions(
-    pictures: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["tokenizer", str(pictures), "--vocab-size", "270", "--out", "tokenizer"]
+    command = ["tokenizer", str(images), "--vocab-size", "270", "--out", "tokenizer"]
     assert main(command) == 0
     assert "tokenizer: 270 entries; tokens a caption: median" in capsys.readouterr().out
     tokenizer = load_text_tokenizer(scratch / "tokenizer")
     assert tokenizer.vocab_size == 270
-    assert tokenizer.decode(tokenizer.encode("a picture")) == "a picture"
+    assert tokenizer.decode(tokenizer.encode("an image")) == "an image"
     before = (scratch / "tokenizer/tokenizer.json").read_bytes()
     assert main([*command[:3], "265", *command[4:]]) == 2
     assert "exists and is not empty" in capsys.readouterr().err
@@ -88,21 +88,21 @@ def test_a_tokenizer_is_trained_on_all_captions(
 
 
 def test_overwriting_spares_what_is_no_tokenizer(
-    pictures: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (scratch / "thesis").write_text("mine")
-    assert main(["tokenizer", str(pictures), "--vocab-size", "270", "--out", ".", "--overwrite"]) == 2
+    assert main(["tokenizer", str(images), "--vocab-size", "270", "--out", ".", "--overwrite"]) == 2
     assert "is not replaced (it has no tokenizer_config.json)" in capsys.readouterr().err
     assert [path.name for path in scratch.iterdir()] == ["thesis"]
 
 
 def test_a_tokenizer_needs_captions(
-    pictures: Path, tmp_path_factory: pytest.TempPathFactory, scratch: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path_factory: pytest.TempPathFactory, scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mute = tmp_path_factory.mktemp("mute")
-    (mute / "0.png").write_bytes((pictures / "0.png").read_bytes())
+    (mute / "0.png").write_bytes((images / "0.png").read_bytes())
     assert main(["tokenizer", str(mute), "--out", "tokenizer"]) == 2
     assert "holds no captions" in capsys.readouterr().err
-    assert main(["tokenizer", str(pictures), "--vocab-size", "10", "--out", "tokenizer"]) == 2
+    assert main(["tokenizer", str(images), "--vocab-size", "10", "--out", "tokenizer"]) == 2
     assert "vocab_size must be at least 256" in capsys.readouterr().err
     assert list(scratch.iterdir()) == []

@@ -44,24 +44,24 @@ def checkpoint(scratch: Path) -> Path:
 
 
 @torch.no_grad()
-def test_from_checkpoint_to_pictures(checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_checkpoint_to_images(checkpoint: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", str(checkpoint), "--out", "ours"]) == 0
     out = capsys.readouterr().out
     assert "VQGAN (vqgan)" in out
     assert "  image_size: 16 (flowers.yaml)\n" in out
     assert "left out: 1 tensors of loss\n" in out
 
-    assert main(["reconstruct", str(pictures / "0.png"), "--model", "./ours"]) == 0
+    assert main(["reconstruct", str(images / "0.png"), "--model", "./ours"]) == 0
     assert " dB" in capsys.readouterr().out
 
-    assert main(["encode", str(pictures), "--model", "./ours", "--out", "codes"]) == 0
+    assert main(["encode", str(images), "--model", "./ours", "--out", "codes"]) == 0
     codes = CodeDataset(checkpoint.parent / "codes")
     assert (len(codes), codes.grid, codes.codebook_size) == (5, (4, 4), 8)
 
     stage = PriorModule(PRIOR, image_tokenizer="./ours")
-    images = torch.rand(2, 3, 16, 16)
+    pixels = torch.rand(2, 3, 16, 16)
     tokenizer = load_image_tokenizer(checkpoint.parent / "ours/dvae")
-    assert torch.equal(stage.codes({"image": images}), tokenizer.encode(images))
+    assert torch.equal(stage.codes({"image": pixels}), tokenizer.encode(pixels))
 
     folder = DallePipeline(tokenizer, Prior(PRIOR), ByteTokenizer()).save_pretrained(checkpoint.parent / "model")
     pipe = DallePipeline.from_pretrained(folder)
@@ -69,11 +69,11 @@ def test_from_checkpoint_to_pictures(checkpoint: Path, pictures: Path, capsys: p
     assert pipe("a flower", num_images_per_prompt=2, output_type="pt").images.shape == (2, 3, 16, 16)
 
 
-def test_a_decoder_alone_says_so(scratch: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_decoder_alone_says_so(scratch: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = {n: t for n, t in VQGAN(CONFIG).state_dict().items() if not n.startswith(("encoder.", "quant_conv."))}
     state["embedding.weight"] = state.pop("quantize.embedding.weight")
     torch.save(state, scratch / "detoker.pt")
     assert main(["convert", "detoker.pt", "--out", "ours"]) == 0
     assert "  image_size: 256 (assumed" in capsys.readouterr().out
-    assert main(["encode", str(pictures), "--model", "./ours", "--out", "codes"]) == 2
+    assert main(["encode", str(images), "--model", "./ours", "--out", "codes"]) == 2
     assert "a decoder alone and cannot encode" in capsys.readouterr().err

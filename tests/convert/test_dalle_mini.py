@@ -408,7 +408,7 @@ def test_the_mask_needs_no_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("converted", [True, False])
-def test_prompt_in_pictures_out(converted: bool, tmp_path: Path) -> None:
+def test_prompt_in_images_out(converted: bool, tmp_path: Path) -> None:
     place = min_dalle(tmp_path / "in", suffix="_mini")
     vocabulary(place, "_mini")
     detokenizer(place)
@@ -423,8 +423,8 @@ def test_prompt_in_pictures_out(converted: bool, tmp_path: Path) -> None:
     assert plain.shape == (2, 4, 4)
     assert not torch.equal(pipe("A cat, on the moon!", guidance=10.0, **arguments).images, plain)
     assert torch.equal(pipe("a cat on the moon", **arguments).images, pipe("A CAT on the moon", **arguments).images)
-    pictures = pipe(["a cat", ""], num_images_per_prompt=2, top_k=8, guidance=16.0).images
-    assert [picture.size for picture in pictures] == [(16, 16)] * 4
+    images = pipe(["a cat", ""], num_images_per_prompt=2, top_k=8, guidance=16.0).images
+    assert [image.size for image in images] == [(16, 16)] * 4
     assert pipe("a cat", prime=None, temperature=0).images[0].size == (16, 16)
 
 

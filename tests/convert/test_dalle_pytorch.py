@@ -125,7 +125,7 @@ def test_image_tokenizer_equals_the_original(kind: str, tmp_path: Path) -> None:
     torch.testing.assert_close(vae.decode(codes), (expected["pixels"] / 2 + 0.5).clamp(0, 1), **SAME)
 
 
-# ------------------------------------------------------------ prompt to pictures
+# ------------------------------------------------------------ prompt to images
 
 
 def words(folder: Path, count: int = 11, name: str = "bpe.json") -> Path:
@@ -502,7 +502,7 @@ def test_image_tokenizers_that_do_not_fit(change: dict[str, Any], message: str, 
         recognise(tmp_path / "vae.pt")
 
 
-def test_transparent_pictures_are_refused(tmp_path: Path) -> None:
+def test_transparent_images_are_refused(tmp_path: Path) -> None:
     weights = GOLDEN["state_dict"](layouts()["vae plain"], None)
     weights["encoder.0.0.weight"] = torch.rand(8, 4, 4, 4)
     torch.save({"hparams": GOLDEN["VAE"], "weights": weights}, tmp_path / "vae.pt")

@@ -97,7 +97,7 @@ def test_the_prior_computes_what_the_original_does(variant: str, tmp_path: Path)
     torch.testing.assert_close(steps, golden["step_logits"], **TWIN)
 
 
-def test_the_release_draws_pictures(tmp_path: Path) -> None:
+def test_the_release_draws_images(tmp_path: Path) -> None:
     record = convert(find(release(tmp_path / "release")), tmp_path / "ours")
     assert record["family"] == "mindalle"
     assert record["missing"] == []
@@ -114,9 +114,9 @@ def test_the_release_draws_pictures(tmp_path: Path) -> None:
     plain = pipe("a cat", **options).images
     for changed in ({"top_k": 4}, {"top_p": 0.5}, {"temperature": 0.5}, {"guidance": 3.0}):
         assert not torch.equal(pipe("a cat", **options, **changed).images, plain), changed
-    pictures = pipe("A painting of a cat", num_images_per_prompt=2, seed=0).images
-    assert [picture.size for picture in pictures] == [(16, 16)] * 2
-    assert pictures[0].tobytes() != pictures[1].tobytes()
+    images = pipe("A painting of a cat", num_images_per_prompt=2, seed=0).images
+    assert [image.size for image in images] == [(16, 16)] * 2
+    assert images[0].tobytes() != images[1].tobytes()
 
 
 @pytest.mark.parametrize(("ids", "padding"), [("ids", 1), ("ids_appended", 299)])

@@ -38,7 +38,7 @@ def save(state: State, folder: Path, name: str = "pytorch_model_v3.bin", **state
 
 
 @pytest.mark.parametrize(("version", "wavelet", "pixels"), [("v3", False, 48), ("v2", True, 96)])
-def test_prompt_to_pictures(version: str, wavelet: bool, pixels: int, tmp_path: Path) -> None:
+def test_prompt_to_images(version: str, wavelet: bool, pixels: int, tmp_path: Path) -> None:
     (tmp_path / "malevich").mkdir()
     (tmp_path / "utils").mkdir()
     save(GOLDEN["small_state"](version), tmp_path / "malevich")

@@ -1,4 +1,4 @@
-"""Small pictures and shards for the tests of the data package."""
+"""Small images and shards for the tests of the data package."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Members = Mapping[str, bytes]
 
 
 class Make:
-    """Makes pictures and tars."""
+    """Makes images and tars."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     @staticmethod
-    def picture(seed: int = 0, size: tuple[int, int] = (12, 10), format: str = "PNG") -> bytes:
+    def image(seed: int = 0, size: tuple[int, int] = (12, 10), format: str = "PNG") -> bytes:
         pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
         return Make.encoded(Image.fromarray(pixels), format)
 
@@ -38,7 +38,7 @@ class Make:
         found = {}
         for i in range(start, stop):
             key = f"{prefix}{i:04d}"
-            found[f"{key}.png"] = self.picture(i)
+            found[f"{key}.png"] = self.image(i)
             found[f"{key}.txt"] = f"thing {i}".encode()
             found[f"{key}.json"] = json.dumps({"captions": [f"thing {i}", f"one {i}"], "name": "x"}).encode()
         return found

@@ -37,7 +37,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def encode(images: Tensor) -> Tensor:
-    """A stand-in for an image tokenizer: codes (B, 2, 4) that tell pictures and crops apart."""
+    """A stand-in for an image tokenizer: codes (B, 2, 4) that tell images and crops apart."""
     assert images.dtype == torch.float32
     assert images.max() <= 1
     return (images.unfold(2, 4, 4).unfold(3, 2, 2).sum((1, 4, 5)) * 12).long() % BOOK
@@ -315,7 +315,7 @@ def test_bad_options(make: Any, source: Any) -> None:
 def test_wrong_folders(make: Any, source: Any) -> None:
     with pytest.raises(ValueError, match="it holds nothing"):
         CodeDataset(make.root / "missing")
-    with pytest.raises(ValueError, match="it holds pictures"):
+    with pytest.raises(ValueError, match="it holds images"):
         CodeDataset(make.root / "shards")
     out = make.root / "out"
     encode_source(source, encode, out, **OPTIONS)

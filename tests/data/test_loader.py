@@ -36,7 +36,7 @@ def source(make: Any) -> ShardSource:
     return ShardSource(sorted(make.shards(9, 2, 12).iterdir()), shuffle_buffer=5)
 
 
-def pictures(source: Any, **options: Any) -> ImageTextDataset:
+def images(source: Any, **options: Any) -> ImageTextDataset:
     return ImageTextDataset(source, **{"transform": "prior", "size": 8, "seed": 3} | options)
 
 
@@ -61,18 +61,18 @@ def same(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> bool:
 
 
 def test_items(source: Any, make: Any) -> None:
-    dataset = pictures(source)
+    dataset = images(source)
     assert len(dataset) == TOTAL
     items = list(dataset)
     assert [item["key"] for item in items] == [f"s{i:04d}" for i in range(TOTAL)]
-    image = decode_image(make.picture(4))
+    image = decode_image(make.image(4))
     assert torch.equal(items[4]["image"], prior_transform(image, 8, sample_rng(3, "s0004", 0)))
     assert items[4]["caption"] == "thing 4"
 
 
 def test_variants_repeat_crops_and_none_does_not(source: Any) -> None:
     def image(epoch: int, **options: Any) -> Tensor:
-        item = next(iter(pictures(source, **options).read(seed=None, epoch=epoch, start=0, stop=1)))
+        item = next(iter(images(source, **options).read(seed=None, epoch=epoch, start=0, stop=1)))
         assert isinstance(item, dict)
         image: Tensor = item["image"]
         return image
@@ -84,7 +84,7 @@ def test_variants_repeat_crops_and_none_does_not(source: Any) -> None:
 
 def test_random_captions_depend_on_key_and_epoch(source: Any) -> None:
     def captions(epoch: int) -> list[str]:
-        dataset = pictures(source, caption="random")
+        dataset = images(source, caption="random")
         return [r["caption"] for r in dataset.read(seed=None, epoch=epoch, start=0, stop=TOTAL)]  # type: ignore[index]
 
     assert captions(0) == captions(0)
@@ -93,7 +93,7 @@ def test_random_captions_depend_on_key_and_epoch(source: Any) -> None:
 
 
 def test_batches(source: Any) -> None:
-    batch = next(iter(ResumableLoader(pictures(source), 4, seed=0, collate=Collate(encode))))
+    batch = next(iter(ResumableLoader(images(source), 4, seed=0, collate=Collate(encode))))
     assert batch.keys() == {"key", "image", "caption", "epoch", "text"}
     assert batch["image"].shape == (4, 3, 8, 8)
     assert batch["image"].dtype == torch.float32
@@ -106,7 +106,7 @@ def test_batches(source: Any) -> None:
 @pytest.mark.parametrize("workers", [0, 2, 3])
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_an_epoch_reads_every_sample_once(source: Any, workers: int, world_size: int) -> None:
-    dataset = pictures(source)
+    dataset = images(source)
     for drop_last in (True, False):
         loaders = [
             ResumableLoader(
@@ -128,11 +128,11 @@ def test_an_epoch_reads_every_sample_once(source: Any, workers: int, world_size:
 
 
 def test_epochs_are_shuffled_anew(source: Any) -> None:
-    loader = ResumableLoader(pictures(source), 4, seed=0)
+    loader = ResumableLoader(images(source), 4, seed=0)
     orders = [[k for b in loader for k in b["key"]] for _ in range(3)]
     assert orders[0] != orders[1] != orders[2]
     assert orders[0] != sorted(orders[0])
-    plain = ResumableLoader(pictures(source), 4, seed=0, shuffle=False, drop_last=False)
+    plain = ResumableLoader(images(source), 4, seed=0, shuffle=False, drop_last=False)
     first, second = list(plain), list(plain)
     assert [k for b in first for k in b["key"]] == sorted(f"s{i:04d}" for i in range(TOTAL))
     assert same(first, second)
@@ -142,7 +142,7 @@ def test_epochs_are_shuffled_anew(source: Any) -> None:
 @pytest.mark.parametrize("stop", [0, 3, 5, 7, 12])  # 5 batches an epoch: within, at and beyond ends
 def test_resumed_stream_is_the_undisturbed_one(source: Any, workers: int, stop: int) -> None:
     def loader() -> ResumableLoader:
-        dataset = pictures(source, caption="random")
+        dataset = images(source, caption="random")
         return ResumableLoader(
             dataset, 4, seed=7, num_workers=workers, collate=Collate(encode)
         )  # fmt: skip
@@ -161,7 +161,7 @@ def test_resumed_stream_is_the_undisturbed_one(source: Any, workers: int, stop: 
 
 
 def test_the_position_is_advanced_before_the_last_batch_is_given(source: Any) -> None:
-    loader = ResumableLoader(pictures(source), 4, seed=7)
+    loader = ResumableLoader(images(source), 4, seed=7)
     batches = iter(loader)
     for _ in range(len(loader)):
         next(batches)
@@ -170,7 +170,7 @@ def test_the_position_is_advanced_before_the_last_batch_is_given(source: Any) ->
 
 
 def test_an_epoch_left_half_way_is_not_repeated(source: Any) -> None:
-    loader = ResumableLoader(pictures(source), 4, seed=7)
+    loader = ResumableLoader(images(source), 4, seed=7)
     first, second = (next(iter(loader)) for _ in range(2))
     assert (first["epoch"], second["epoch"]) == (0, 1)
     assert first["key"] != second["key"]
@@ -182,23 +182,23 @@ def test_reading_leaves_global_randomness_alone(source: Any) -> None:
     expected = torch.rand(1), random.random()
     torch.manual_seed(0)
     random.seed(0)
-    list(ResumableLoader(pictures(source), 4, seed=1, num_workers=2))
-    list(ResumableLoader(pictures(source), 4, seed=1))
+    list(ResumableLoader(images(source), 4, seed=1, num_workers=2))
+    list(ResumableLoader(images(source), 4, seed=1))
     assert (torch.rand(1), random.random()) == expected
 
 
 def test_another_layout_is_reported(source: Any, caplog: pytest.LogCaptureFixture) -> None:
-    state = ResumableLoader(pictures(source), 4, seed=7).state_dict() | {"batches": 3}
-    ResumableLoader(pictures(source), 2, seed=7).load_state_dict(state)
+    state = ResumableLoader(images(source), 4, seed=7).state_dict() | {"batches": 3}
+    ResumableLoader(images(source), 2, seed=7).load_state_dict(state)
     assert "batch_size was 4" in caplog.text
     with pytest.raises(ValueError, match="which has 5 now"):
-        ResumableLoader(pictures(source), 4, seed=7).load_state_dict(state | {"batches": 5})
+        ResumableLoader(images(source), 4, seed=7).load_state_dict(state | {"batches": 5})
 
 
 @pytest.mark.parametrize(("batch_size", "world_size", "batches"), [(2, 1, 6), (2, 2, 3), (1, 4, 3), (20, 1, 0)])
 def test_a_position_is_kept_in_samples(source: Any, batch_size: int, world_size: int, batches: int) -> None:
-    state = ResumableLoader(pictures(source), 4, seed=7).state_dict() | {"batches": 3}
-    other = ResumableLoader(pictures(source), batch_size, seed=7, world_size=world_size)
+    state = ResumableLoader(images(source), 4, seed=7).state_dict() | {"batches": 3}
+    other = ResumableLoader(images(source), batch_size, seed=7, world_size=world_size)
     other.load_state_dict(state)
     assert other.state_dict()["batches"] == batches
 
@@ -217,7 +217,7 @@ def mixed(make: Any) -> ShardSource:
 def test_unusable_samples_are_skipped_counted_and_named(
     mixed: Any, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    loader = ResumableLoader(pictures(mixed), 3, seed=0, num_workers=workers)
+    loader = ResumableLoader(images(mixed), 3, seed=0, num_workers=workers)
     batches = list(loader) + list(loader)
     assert len(loader) == 4
     assert [len(batch["key"]) for batch in batches] == [3] * 8
@@ -233,24 +233,24 @@ def test_unusable_samples_are_skipped_counted_and_named(
 
 
 def test_iteration_in_order_skips_too(mixed: Any, caplog: pytest.LogCaptureFixture) -> None:
-    batches = list(iterate_batches(pictures(mixed), 4))
+    batches = list(iterate_batches(images(mixed), 4))
     assert [len(batch["key"]) for batch in batches] == [4, 4, 1]
     assert "skipped 3 of 12 samples" in caplog.text
-    without = [i["key"] for i in pictures(mixed, needs_captions=False)]
+    without = [i["key"] for i in images(mixed, needs_captions=False)]
     assert len(without) == 10
-    assert {i["key"]: i["caption"] for i in pictures(mixed, needs_captions=False)}["s0005"] == ""
+    assert {i["key"]: i["caption"] for i in images(mixed, needs_captions=False)}["s0005"] == ""
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_nothing_usable_is_an_error(make: Any, workers: int) -> None:
     path = make.tar("bad.tar", {f"{i}.png": b"oops" for i in range(9)})
-    loader = ResumableLoader(pictures(open_source(path)), 2, seed=0, num_workers=workers)
+    loader = ResumableLoader(images(open_source(path)), 2, seed=0, num_workers=workers)
     with pytest.raises(EmptyDataError, match=r"^none of .* samples .*no caption"):
         next(iter(loader))
 
 
 def test_bad_options(source: Any, make: Any) -> None:
-    data = pictures(source)
+    data = images(source)
     for options, message in (
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"batch_size": 24}, "needs at least 24 samples, got 23"),
@@ -263,7 +263,7 @@ def test_bad_options(source: Any, make: Any) -> None:
             ResumableLoader(data, **{"seed": 0} | options)  # type: ignore[arg-type]
     empty = ShardSource([make.tar("empty.tar", {"a.txt": b"x"})])
     with pytest.raises(EmptyDataError, match="empty"):
-        ResumableLoader(pictures(empty), 1, seed=0)
+        ResumableLoader(images(empty), 1, seed=0)
     for options, message in (
         ({"transform": "prio"}, "Did you mean 'prior'"),
         ({"caption": "last"}, "caption must be one of"),
@@ -271,4 +271,4 @@ def test_bad_options(source: Any, make: Any) -> None:
         ({"size": 0}, "size"),
     ):
         with pytest.raises(ValueError, match=message):
-            pictures(source, **options)
+            images(source, **options)

@@ -31,11 +31,11 @@ def test_every_way_to_name_shards(make: Any, ending: str) -> None:
         assert keys(open_source(location)) == expected
     assert keys(open_source(f"{folder}/00001.{ending}")) == expected[3:]
     first = next(open_source(folder).stream())
-    assert first == Sample("s0000", make.picture(0), ("thing 0", "one 0"))
+    assert first == Sample("s0000", make.image(0), ("thing 0", "one 0"))
 
 
 def test_captions_of_shards(make: Any) -> None:
-    picture = make.picture()
+    image = make.image()
     captions = {
         "list": {"json": b'{"captions": ["a", " b ", "", 3], "caption": "no"}', "txt": b"no"},
         "one": {"json": b'{"caption": "a cat", "url": "x"}', "txt": b"no"},
@@ -46,7 +46,7 @@ def test_captions_of_shards(make: Any) -> None:
     }
     members = {}
     for key, texts in captions.items():
-        members[f"./dir.d/{key}.JPG"] = picture
+        members[f"./dir.d/{key}.JPG"] = image
         members |= {f"./dir.d/{key}.{suffix}": text for suffix, text in texts.items()}
         members[f"./dir.d/{key}.pkl"] = b"cos\nsystem\n(S'exit 1'\ntR."
         members[f"./dir.d/{key}.seg.png"] = b"another file of the same sample"
@@ -89,12 +89,12 @@ def test_broken_manifests_are_passed_over(make: Any) -> None:
 @pytest.mark.parametrize("num_parts", [1, 2, 3, 7])
 def test_parts_are_disjoint_equal_and_complete(make: Any, seed: int | None, num_parts: int) -> None:
     folder = make.shards(7, 1, 5, 9)
-    pictures = make.root / "pictures"
+    images = make.root / "images"
     for i in range(22):
-        path = pictures / f"{i % 3}" / f"{i}.png"
+        path = images / f"{i % 3}" / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(make.picture(i))
-    for source in (ShardSource(sorted(folder.iterdir()), shuffle_buffer=4), open_source(pictures)):
+        path.write_bytes(make.image(i))
+    for source in (ShardSource(sorted(folder.iterdir()), shuffle_buffer=4), open_source(images)):
         everything = set(keys(source))
         assert len(everything) == 22
         for epoch in (0, 1):
@@ -125,7 +125,7 @@ def test_folder_tree(make: Any) -> None:
     for name in ("b/cat.png", "a/cat.jpeg", "a/dog.PNG", "a/twin.png", "a/twin.jpg", ".h/x.png"):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(make.picture(len(name)))
+        path.write_bytes(make.image(len(name)))
     (root / "b/cat.txt").write_text("one\ntwo\n")
     (root / "a/dog.json").write_text('{"captions": ["dog"]}')
     source = open_source(root)
@@ -148,12 +148,12 @@ def test_fingerprint_follows_names_and_sizes(make: Any) -> None:
     before = open_source(folder).fingerprint()
     assert before == open_source(folder).fingerprint()
     assert before != open_source(folder / "00000.tar").fingerprint()
-    pictures = make.root / "pictures"
-    pictures.mkdir()
-    (pictures / "a.png").write_bytes(make.picture())
-    plain = open_source(pictures).fingerprint()
-    (pictures / "a.txt").write_text("caption")
-    assert plain != open_source(pictures).fingerprint()
+    images = make.root / "images"
+    images.mkdir()
+    (images / "a.png").write_bytes(make.image())
+    plain = open_source(images).fingerprint()
+    (images / "a.txt").write_text("caption")
+    assert plain != open_source(images).fingerprint()
 
 
 def damaged_header(path: Path, make: Any) -> None:
@@ -203,8 +203,8 @@ def test_a_zipped_tar_with_an_early_end_loses_the_tail_only(make: Any) -> None:
     assert found == [f"s{i:04d}" for i in range(len(found))]
 
 
-def test_captions_without_a_picture_are_skipped(make: Any) -> None:
-    members = {**make.members(0, 2), "x.txt": b"no picture", **make.members(2, 4)}
+def test_captions_without_an_image_are_skipped(make: Any) -> None:
+    members = {**make.members(0, 2), "x.txt": b"no image", **make.members(2, 4)}
     source = open_source(make.tar("a.tar", members))
     assert source.num_samples == 4
     records = list(source.read(seed=None, epoch=0, start=0, stop=4))
@@ -217,22 +217,22 @@ def test_captions_without_a_picture_are_skipped(make: Any) -> None:
     [
         ("missing.tar", "does not exist"),
         ("shard", "Did you mean .*shards'"),
-        ("empty", "holds no picture"),
+        ("empty", "holds no image"),
         ("shards/00000.txt", "no shard"),
         ("shards/*.tgz", "matches no shard"),
         ("shards/0000{0..3}.tar", r"00002.tar' matches no shard"),
         ("shards/{0..3.tar", "unbalanced"),
-        ("pictures/*.png", "name their folder"),
-        ("noise.tar", "holds no picture"),
-        ("texts.tar", "holds no picture"),
+        ("images/*.png", "name their folder"),
+        ("noise.tar", "holds no image"),
+        ("texts.tar", "holds no image"),
         ("codes", "CodeDataset"),
     ],
 )
 def test_wrong_locations(make: Any, location: str, message: str) -> None:
     (make.shards(2, 2) / "00000.txt").write_text("x")
     (make.root / "empty").mkdir()
-    (make.root / "pictures").mkdir()
-    (make.root / "pictures/a.png").write_bytes(make.picture())
+    (make.root / "images").mkdir()
+    (make.root / "images/a.png").write_bytes(make.image())
     (make.root / "noise.tar").write_bytes(b"noise" * 1000)
     make.tar("texts.tar", {"a.txt": b"caption"})
     make.tar("codes/codes-00000.tar", {"000000.npy": b""})

@@ -35,7 +35,7 @@ def slow_area(pixels: np.ndarray, t: int) -> np.ndarray:
     """Area average, pixel by pixel: edges aligned at first and last pixel, the last one repeated."""
     s = len(pixels)
     ratio = (s - 1) / (t - 1)
-    # 16 grid points between two pixels for an integral by plain summation of a padded picture
+    # 16 grid points between two pixels for an integral by plain summation of a padded image
     padded = np.concatenate([pixels, np.repeat(pixels[-1:], s, 0)]).astype(float)
     padded = np.concatenate([padded, np.repeat(padded[:, -1:], s, 1)], axis=1)
     result = np.zeros((t, t, 3))
@@ -90,18 +90,18 @@ def record_sides(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 def test_sides_at_the_size_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
     sides = record_sides(monkeypatch)
-    picture = Image.new("RGB", (500, 400))
+    image = Image.new("RGB", (500, 400))
     for variant in range(2000):
-        dvae_transform(picture, 256, sample_rng(0, "k", variant))
+        dvae_transform(image, 256, sample_rng(0, "k", variant))
     assert {s for s, _ in sides} == {400}
     assert (min(t for _, t in sides), max(t for _, t in sides)) == (288, 384)
     assert len({t for _, t in sides}) == 384 - 288 + 1
     sides.clear()
     for variant in range(600):
-        prior_transform(picture, 256, sample_rng(0, "k", variant))
+        prior_transform(image, 256, sample_rng(0, "k", variant))
     assert (min(t for _, t in sides), max(t for _, t in sides)) == (256, 288)
     sides.clear()
-    for variant in range(200):  # pictures are never enlarged beyond what the crop needs
+    for variant in range(200):  # images are never enlarged beyond what the crop needs
         dvae_transform(Image.new("RGB", (300, 270)), 256, sample_rng(0, "k", variant))
         prior_transform(Image.new("RGB", (300, 270)), 256, sample_rng(0, "k", variant))
     assert {t for _, t in sides[::2]} == {270}
@@ -112,11 +112,11 @@ def test_sides_at_the_size_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_dvae_takes_the_square_anywhere_and_flips_half_of_them() -> None:
-    picture = ramp(8, 40)
+    image = ramp(8, 40)
     lefts: Counter[int] = Counter()
     flips = 0
     for variant in range(1000):
-        red = dvae_transform(picture, 8, sample_rng(1, "k", variant))[0, 0].tolist()
+        red = dvae_transform(image, 8, sample_rng(1, "k", variant))[0, 0].tolist()
         flips += red[0] > red[-1]
         lefts[min(red)] += 1
     assert sorted(lefts) == list(range(33))
@@ -138,9 +138,9 @@ def test_prior_stays_in_the_centre_and_never_flips() -> None:
 
 
 def test_center_is_the_notebook_recipe() -> None:
-    picture = noise(32, 64)
-    small = np.asarray(picture.resize((32, 16), Image.Resampling.LANCZOS))
-    got = center_transform(picture, 16).permute(1, 2, 0).numpy()
+    image = noise(32, 64)
+    small = np.asarray(image.resize((32, 16), Image.Resampling.LANCZOS))
+    got = center_transform(image, 16).permute(1, 2, 0).numpy()
     assert np.abs(got.astype(int) - small[:, 8:24]).max() <= ROUNDING
     square = noise(16, 16)
     assert (center_transform(square, 16).permute(1, 2, 0).numpy() == np.asarray(square)).all()

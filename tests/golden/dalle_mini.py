@@ -41,7 +41,7 @@ VARIANTS: dict[str, dict[str, int]] = {
 }
 """Small twins by the original's names; the tables of image tokens have the sizes of the release.
 
-The start token is the one of earlier versions; 0.4.11 begins with 16383, which is a code of the picture.
+The start token is the one of earlier versions; 0.4.11 begins with 16383, which is a code of the image.
 """
 CAPTIONS = ([0, 17, 5, 39, 2], [0, 9, 30, 12, 4, 22, 8, 11, 33, 21, 7, 2])
 """Ids of two captions, one that needs pads and one that fills all positions."""
@@ -102,7 +102,7 @@ def layouts() -> dict[str, dict[str, dict[str, list[int]]]]:
 
 
 def given_codes() -> Tensor:
-    """Codes of a picture for either caption, (2, N)."""
+    """Codes of an image for either caption, (2, N)."""
     return ((uniform("codes", (len(CAPTIONS), NUM_TOKENS)) + 1) / 2 * NUM_CODES).long()
 
 

@@ -42,7 +42,7 @@ RELEASED: dict[str, dict[str, Any]] = {
 }
 """What the published configurations say."""
 STRIDE = 4
-"""Of the detokenizer's picture only each fourth pixel is stored; the package has one size."""
+"""Of the detokenizer's image only each fourth pixel is stored; the package has one size."""
 
 
 def weight(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -99,7 +99,7 @@ def original(kind: str, options: dict[str, Any]) -> nn.Module:
 
 
 def nearest() -> dict[str, Tensor]:
-    """Taming's VQModel on pictures that are not square."""
+    """Taming's VQModel on images that are not square."""
     net: Any = original("VQModel", NEAREST)
     fill(net)
     images = (uniform("images", (2, 3, 16, 24)) + 1) / 2

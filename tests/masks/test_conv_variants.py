@@ -50,14 +50,14 @@ TORUS = """
 """
 
 
-def matrix(picture: str) -> torch.Tensor:
-    return torch.tensor([[cell == "#" for cell in line] for line in picture.split()])
+def matrix(diagram: str) -> torch.Tensor:
+    return torch.tensor([[cell == "#" for cell in line] for line in diagram.split()])
 
 
-@pytest.mark.parametrize(("name", "picture"), [("conv_clamped", CLAMPED), ("conv_torus", TORUS)])
-def test_as_the_original(name: str, picture: str) -> None:
+@pytest.mark.parametrize(("name", "diagram"), [("conv_clamped", CLAMPED), ("conv_torus", TORUS)])
+def test_as_the_original(name: str, diagram: str) -> None:
     image = Mask.from_spec(f"{name}(kernel=3)", LAYOUT).dense()[3:, 3:]
-    assert torch.equal(image, matrix(picture))
+    assert torch.equal(image, matrix(diagram))
 
 
 def neighbours(name: str, query: tuple[int, int]) -> set[tuple[int, int]]:

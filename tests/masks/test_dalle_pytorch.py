@@ -77,12 +77,12 @@ CONV_LIKE = """
 
 
 @pytest.mark.parametrize(
-    ("spec", "picture"),
+    ("spec", "diagram"),
     [("row_same", AXIAL_ROW), ("column", AXIAL_COL), ("conv_quadrant(kernel=3)", CONV_LIKE)],
 )
-def test_drawn_case(spec: str, picture: str) -> None:
+def test_drawn_case(spec: str, diagram: str) -> None:
     dense = Mask.from_spec(spec, DRAWN).dense()
-    drawn = torch.tensor([[cell == "#" for cell in line] for line in picture.split()])
+    drawn = torch.tensor([[cell == "#" for cell in line] for line in diagram.split()])
     assert torch.equal(dense[:19, :19], drawn)
 
 

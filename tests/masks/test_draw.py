@@ -27,12 +27,12 @@ def test_draws_every_registered_mask(tmp_path: Path) -> None:
 
 
 def test_masks_look_different(tmp_path: Path) -> None:
-    pictures = []
+    images = []
     for spec in ("row", "column", "conv(kernel=3)"):
         draw_masks([spec], LAYOUT, tmp_path / "one.png")
-        pictures.append(reader.imread(tmp_path / "one.png"))
-    assert not np.array_equal(pictures[0][150:], pictures[1][150:])  # below the header
-    assert not np.array_equal(pictures[1][150:], pictures[2][150:])
+        images.append(reader.imread(tmp_path / "one.png"))
+    assert not np.array_equal(images[0][150:], images[1][150:])  # below the header
+    assert not np.array_equal(images[1][150:], images[2][150:])
 
 
 def test_the_smallest_layout_and_the_other_formats(tmp_path: Path) -> None:

@@ -96,14 +96,14 @@ TEXT = """
 """
 
 
-def matrix(picture: str) -> torch.Tensor:
-    return torch.tensor([[cell == "#" for cell in line] for line in picture.split()])
+def matrix(diagram: str) -> torch.Tensor:
+    return torch.tensor([[cell == "#" for cell in line] for line in diagram.split()])
 
 
-@pytest.mark.parametrize(("spec", "picture"), [("row", ROW), ("column", COLUMN), ("conv(kernel=3)", CONV)])
-def test_drawn_case(spec: str, picture: str) -> None:
+@pytest.mark.parametrize(("spec", "diagram"), [("row", ROW), ("column", COLUMN), ("conv(kernel=3)", CONV)])
+def test_drawn_case(spec: str, diagram: str) -> None:
     dense = Mask.from_spec(spec, DRAWN).dense()
-    assert torch.equal(dense[6:, 6:], matrix(picture))
+    assert torch.equal(dense[6:, 6:], matrix(diagram))
     assert torch.equal(dense[:6, :6], matrix(TEXT))
     assert dense[6:, :6].all(), "every image position reads all text"
     assert not dense[:6, 6:].any(), "text never reads the image"

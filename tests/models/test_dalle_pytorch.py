@@ -195,7 +195,7 @@ def test_configurations_that_cannot_be(changes: dict[str, Any], message: str) ->
 
 
 @torch.no_grad()
-def test_image_tokenizer_takes_pictures_that_are_not_square() -> None:
+def test_image_tokenizer_takes_images_that_are_not_square() -> None:
     vae = DallePytorchVAE(DallePytorchVAEConfig(image_size=16, num_layers=2, num_blocks=1, width=8, code_channels=4))
     codes = vae.encode(torch.rand(2, 3, 8, 12))
     assert codes.shape == (2, 2, 3)

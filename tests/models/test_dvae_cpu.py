@@ -54,12 +54,12 @@ def test_gives_what_the_modules_give(config: DVAEConfig, monkeypatch: pytest.Mon
     torch.testing.assert_close(network(mapped), net.encoder.features(mapped), **ROUNDING)
     torch.testing.assert_close(network(mapped), net.encoder.features(mapped), **ROUNDING)  # in memory used before
     codes = net.encode(images)
-    pictures, parameters = net.decode(codes), net.decoder.from_codes(codes)
+    decoded, parameters = net.decode(codes), net.decoder.from_codes(codes)
     monkeypatch.setattr(dvae_cpu, "usable", forbid)
     assert torch.equal(codes, net.encode(images))
     assert torch.equal(codes, net.logits(images).argmax(1))
     torch.testing.assert_close(parameters, net.decoder.from_codes(codes), **ROUNDING)
-    torch.testing.assert_close(pictures, net.decode(codes), **ROUNDING)
+    torch.testing.assert_close(decoded, net.decode(codes), **ROUNDING)
 
 
 @torch.no_grad()
@@ -78,12 +78,12 @@ def test_nothing_that_came_in_is_written_to(net: DVAE) -> None:
     before, weights = images.clone(), {name: tensor.clone() for name, tensor in net.state_dict().items()}
     codes = net.encode(images)
     kept = codes.clone()
-    pictures = net.decode(codes)
-    drawn = pictures.clone()
+    decoded = net.decode(codes)
+    before_decoding = decoded.clone()
     net.decode(net.encode(1 - images))
     assert torch.equal(images, before)
     assert torch.equal(codes, kept)
-    assert torch.equal(pictures, drawn)
+    assert torch.equal(decoded, before_decoding)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in net.state_dict().items())
 
 
@@ -117,7 +117,7 @@ def test_the_logits_are_never_whole(net: DVAE, monkeypatch: pytest.MonkeyPatch) 
 
 
 @torch.no_grad()
-def test_pictures_go_in_passes(net: DVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_go_in_passes(net: DVAE, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     compute = dvae_cpu.Network.__call__
 
@@ -127,16 +127,16 @@ def test_pictures_go_in_passes(net: DVAE, monkeypatch: pytest.MonkeyPatch) -> No
 
     images = images_of(5)
     codes = net.encode(images)
-    pictures = net.decode(codes)
+    decoded = net.decode(codes)
     monkeypatch.setattr(dvae_cpu.Network, "__call__", note)
-    monkeypatch.setattr(dvae, "_PASS_BYTES", {"cpu": 2 * 4 * 8 * 16 * 24, "cuda": 0})  # two pictures
+    monkeypatch.setattr(dvae, "_PASS_BYTES", {"cpu": 2 * 4 * 8 * 16 * 24, "cuda": 0})  # two decoded
     assert torch.equal(net.encode(images), codes)
-    torch.testing.assert_close(net.decode(codes), pictures, **ROUNDING)
+    torch.testing.assert_close(net.decode(codes), decoded, **ROUNDING)
     assert seen == [2, 2, 1] * 2
 
 
 @torch.no_grad()
-def test_no_picture_is_no_code(net: DVAE) -> None:
+def test_no_image_is_no_code(net: DVAE) -> None:
     codes = net.encode(torch.empty(0, 3, 16, 24))
     assert codes.shape == (0, 4, 6)
     assert net.decode(codes).shape == (0, 3, 16, 24)
@@ -146,7 +146,7 @@ def test_no_picture_is_no_code(net: DVAE) -> None:
 def test_compiled_networks_are_called(net: DVAE, monkeypatch: pytest.MonkeyPatch) -> None:
     images = images_of(2)
     codes = net.encode(images)
-    pictures = net.decode(codes)
+    decoded = net.decode(codes)
     monkeypatch.setattr(dvae_cpu, "usable", forbid)  # as on a GPU
     compiled: list[str] = []
 
@@ -157,7 +157,7 @@ def test_compiled_networks_are_called(net: DVAE, monkeypatch: pytest.MonkeyPatch
     net.compile_networks(backend=backend)
     assert torch.equal(net.encode(images), codes)
     assert len(compiled) == 1
-    torch.testing.assert_close(net.decode(codes), pictures, **ROUNDING)
+    torch.testing.assert_close(net.decode(codes), decoded, **ROUNDING)
     assert len(compiled) == 2
 
 
@@ -175,12 +175,12 @@ def test_bfloat16(net: DVAE) -> None:
     images = images_of(16)
     exact = net.encode(images)
     with torch.autocast("cpu", torch.bfloat16):
-        codes, pictures = net.encode(images), net.decode(exact)
+        codes, decoded = net.encode(images), net.decode(exact)
         by_modules = net.logits(images).argmax(1)
     assert 0.9 < (codes == exact).float().mean() < 1
     assert (codes == by_modules).float().mean() > 0.9
-    assert pictures.dtype == torch.float32
-    torch.testing.assert_close(pictures, net.decode(exact), atol=0.02, rtol=0)
+    assert decoded.dtype == torch.float32
+    torch.testing.assert_close(decoded, net.decode(exact), atol=0.02, rtol=0)
     with torch.autocast("cpu", torch.float16):
         assert not dvae_cpu.usable(images_of(1), net.encoder.input.weight, torch.float16)
 
@@ -219,7 +219,7 @@ def test_the_trial_draws_nothing_and_holds_under_autocast(net: DVAE) -> None:
 
 
 @torch.no_grad()
-def test_weights_are_laid_out_once_for_all_pictures_of_a_call(net: DVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_laid_out_once_for_all_images_of_a_call(net: DVAE, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 
     class Counted(dvae_cpu.Network):
@@ -230,6 +230,6 @@ def test_weights_are_laid_out_once_for_all_pictures_of_a_call(net: DVAE, monkeyp
     codes = net.encode(images_of(5))
     expected = net.decode(codes)
     monkeypatch.setattr(dvae_cpu, "Network", Counted)
-    monkeypatch.setitem(dvae._PASS_BYTES, "cpu", 1)  # a picture a pass
+    monkeypatch.setitem(dvae._PASS_BYTES, "cpu", 1)  # an image a pass
     torch.testing.assert_close(net.decode(codes), expected, **ROUNDING)
     assert made == [net.decoder.groups]

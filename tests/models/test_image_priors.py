@@ -93,7 +93,7 @@ def test_a_token_depends_on_the_caption_and_on_no_later_token(name: str) -> None
 
 
 @every_prior
-def test_a_picture_depends_on_its_seed_alone(name: str) -> None:
+def test_an_image_depends_on_its_seed_alone(name: str) -> None:
     prior, seeds = tiny(name), torch.arange(6).view(3, 2)
     text = captions(prior)
     drawn = sample_codes(prior, text, seeds, sampler=Sampler(top_k=5))

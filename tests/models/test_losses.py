@@ -108,7 +108,7 @@ def test_the_contrastive_loss_against_loops() -> None:
     total = 0.0
     for i in range(5):
         total += math.log(sum(math.exp(score[i][j]) for j in range(5))) - score[i][i]  # its text among all
-        total += math.log(sum(math.exp(score[j][i]) for j in range(5))) - score[i][i]  # its picture among all
+        total += math.log(sum(math.exp(score[j][i]) for j in range(5))) - score[i][i]  # its image among all
     loss = contrastive_loss(images, texts, scale)
     assert float(loss) == pytest.approx(total / 10, rel=1e-5)
     assert float(contrastive_loss(texts, images, scale)) == pytest.approx(float(loss), rel=1e-5)

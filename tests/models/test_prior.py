@@ -131,7 +131,7 @@ def norm(x: Tensor, layer: nn.LayerNorm) -> Tensor:
 
 
 def slow_logits(prior: Prior, text: list[int], codes: list[int]) -> tuple[Tensor, Tensor]:
-    """One picture, position by position and head by head."""
+    """One image, position by position and head by head."""
     xs = [prior.start_of_text, *(prior.text_embedding.weight[t] for t in text[:-1])]
     xs = [x + prior.text_position.weight[p] for p, x in enumerate(xs)]
     image = [prior.start_of_image, *(prior.image_embedding.weight[c] for c in codes[:-1])]
@@ -316,7 +316,7 @@ def test_one_batch_can_be_overfitted() -> None:
 
 @pytest.mark.parametrize("masks", SCHEDULES)
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "flex"])
-def test_one_picture_is_a_batch_and_all_weights_learn(random_prior: Maker, masks: str, backend: str) -> None:
+def test_one_image_is_a_batch_and_all_weights_learn(random_prior: Maker, masks: str, backend: str) -> None:
     prior, (text, codes) = random_prior(masks=masks, backend=backend), batch(5)
     prior.loss(text[3:4], codes[3:4]).total.backward()
     for name, parameter in prior.named_parameters():

@@ -105,11 +105,11 @@ def test_transformers_opens_a_saved_ranker(ranker: Ranker, tmp_path: Path) -> No
     model = CLIPModel.from_pretrained(str(tmp_path), local_files_only=True).eval()
     captions = ["a red apple", "Ä"]
     encoded = tokenizer(captions, padding=True, return_tensors="pt")
-    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     processor = CLIPImageProcessorPil.from_pretrained(str(tmp_path), local_files_only=True)
-    pixels = processor(Image.fromarray(picture), return_tensors="pt").pixel_values
+    pixels = processor(Image.fromarray(image), return_tensors="pt").pixel_values
     out = model(input_ids=encoded.input_ids, attention_mask=encoded.attention_mask, pixel_values=pixels)
-    ours = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+    ours = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     scores = ranker.scores(ours.expand(2, -1, -1, -1), captions)
     assert torch.allclose(out.logits_per_image[0], scores, atol=1e-4)
 
@@ -195,7 +195,7 @@ def test_impossible_configs_are_refused(changes: dict[str, int], message: str) -
 def test_wrong_arguments_are_refused(ranker: Ranker, images: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="set text_vocab to 256"):
         Ranker.create(tiny_config(text_vocab=300), ByteTokenizer())
-    with pytest.raises(ValueError, match="one a picture"):
+    with pytest.raises(ValueError, match="one an image"):
         ranker.scores(images, ["one"])
     with pytest.raises(TypeError, match="pass"):
         ranker.text_features("one")
@@ -210,7 +210,7 @@ def test_importing_the_ranker_does_not_import_transformers() -> None:
 
 
 def test_retrieval_counts_partners_among_the_nearest() -> None:
-    """Pictures 0 and 1 are swapped, 2 is right; of the captions likewise."""
+    """Images 0 and 1 are swapped, 2 is right; of the captions likewise."""
     image = torch.eye(3)
     text = torch.eye(3)[[1, 0, 2]]
     got = retrieval_accuracy(image, text, ks=(1, 3))

@@ -52,7 +52,7 @@ def tokenizer(request: pytest.FixtureRequest) -> ImageTokenizer:
 
 
 @torch.no_grad()
-def test_pictures_to_codes_and_back(tokenizer: ImageTokenizer) -> None:
+def test_images_to_codes_and_back(tokenizer: ImageTokenizer) -> None:
     side, grid = tokenizer.image_size, tokenizer.grid_size
     assert side == grid * tokenizer.factor
     images = torch.rand(3, 3, side, side)
@@ -62,7 +62,7 @@ def test_pictures_to_codes_and_back(tokenizer: ImageTokenizer) -> None:
     assert codes.min() >= 0
     assert codes.max() < tokenizer.codebook_size
     if not tokenizer.decodes:
-        with pytest.raises(ValueError, match="cannot decode codes to pictures: load one"):
+        with pytest.raises(ValueError, match="cannot decode codes to images: load one"):
             tokenizer.decode(codes)
         return
     back = tokenizer.decode(codes)
@@ -99,7 +99,7 @@ def test_the_configuration_is_plain_data(tokenizer: ImageTokenizer) -> None:
         (torch.rand(1, 3, 18, 16), r"image sides must be multiples of 4"),
     ],
 )
-def test_pictures_are_checked(images: Tensor, message: str) -> None:
+def test_images_are_checked(images: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dvae().encode(images)
 

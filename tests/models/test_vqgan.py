@@ -136,7 +136,7 @@ def test_any_multiple_of_the_factor() -> None:
         net.encode(torch.rand(1, 1, 16, 16))
 
 
-def test_attention_stands_where_it_was_trained_whatever_the_picture() -> None:
+def test_attention_stands_where_it_was_trained_whatever_the_image() -> None:
     assert NEAREST.attention == [False, True, False]
     assert F8.attention == [False, False, False, True]
     doubled = VQGANConfig(**SMALL | {"image_size": 32, "wavelet": True})
@@ -154,7 +154,7 @@ def test_unsigned_pixels() -> None:
     assert (unsigned.decode(codes)[~inside] == 0).all()
 
 
-def test_a_decoder_alone_refuses_pictures() -> None:
+def test_a_decoder_alone_refuses_images() -> None:
     net = VQGAN(VQGANConfig(**SMALL, decoder_only=True))
     assert not [name for name in net.state_dict() if name.startswith(("encoder", "quant_conv"))]
     with pytest.raises(ValueError, match="a decoder alone and cannot encode"):
@@ -168,7 +168,7 @@ def haar_bands(images: Tensor) -> Tensor:
     return torch.cat([(a + b + c + d) / 2, high.flatten(1, 2)], dim=1)
 
 
-def test_bands_become_the_picture_they_are_of() -> None:
+def test_bands_become_the_image_they_are_of() -> None:
     images = torch.rand(2, 3, 8, 6)
     bands = haar_bands(images)
     torch.testing.assert_close(merge_bands(bands), images)

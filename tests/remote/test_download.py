@@ -209,7 +209,7 @@ def test_a_foreign_repository_is_converted_once(foreign: str, local_hub: Any, co
     assert (folder / "record.json").stat().st_mtime_ns == stamp
     with pytest.raises(UnknownNameError, match="unknown component 'prior'"):
         load_model(foreign, "prior")
-    with pytest.raises(ModelFolderError, match="lack prior and tokenizer, and no picture can be drawn"):
+    with pytest.raises(ModelFolderError, match="lack prior and tokenizer, and no image can be drawn"):
         DallePipeline.from_pretrained(foreign)
 
 

@@ -1,4 +1,4 @@
-"""Cached decoding equals the full forward pass, and a picture depends on its seed alone."""
+"""Cached decoding equals the full forward pass, and an image depends on its seed alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dalle_zoo.masks import MASKS, Mask, TextImageLayout
 from dalle_zoo.models.cache import Places
 from dalle_zoo.models.decoding import PriorDecoding
 from dalle_zoo.models.prior import Prior
-from dalle_zoo.sampling import Sampler, decode_logits, gumbel, picture_seed, sample_codes
+from dalle_zoo.sampling import Sampler, decode_logits, derive_seed, gumbel, sample_codes
 from dalle_zoo.sampling.capture import RepeatedStep
 
 Maker = Callable[..., Prior]
@@ -33,7 +33,7 @@ TEXT = torch.tensor([[1, 2, 3, 4], [5, 11, 12, 13], [10, 11, 12, 13]])
 
 
 def make_seeds(prompts: int = 3, candidates: int = 2) -> Tensor:
-    return torch.tensor([[picture_seed(p, n) for n in range(candidates)] for p in range(prompts)])
+    return torch.tensor([[derive_seed(p, n) for n in range(candidates)] for p in range(prompts)])
 
 
 @torch.no_grad()
@@ -81,11 +81,11 @@ def test_drawn_tokens_are_those_of_the_full_forward(random_prior: Maker, masks: 
     for step in range(N):
         noisy = logits[:, :, step].flatten(0, 1) + gumbel(seeds.flatten(), step, K)
         assert torch.equal(noisy.argmax(-1), codes.flatten(2)[:, :, step].flatten()), f"step {step}"
-    assert len(codes.flatten(0, 1).flatten(1).unique(dim=0)) == 6, "six different pictures"
+    assert len(codes.flatten(0, 1).flatten(1).unique(dim=0)) == 6, "six different images"
 
 
 @pytest.mark.parametrize("backend", ["dense", "sdpa"])
-def test_the_back_end_does_not_change_the_pictures(random_prior: Maker, backend: str) -> None:
+def test_the_back_end_does_not_change_the_images(random_prior: Maker, backend: str) -> None:
     expected = sample_codes(random_prior(masks="paper"), TEXT, make_seeds())
     assert torch.equal(sample_codes(random_prior(masks="paper", backend=backend), TEXT, make_seeds()), expected)
 
@@ -237,7 +237,7 @@ def test_guidance_acts_at_every_step_and_changes_no_input(random_prior: Maker) -
     guided = recorder.seen(3, 2)
     torch.testing.assert_close(guided, null + 2.5 * (conditional - null), **DECODING)
     difference = (guided - conditional).abs().amax(-1)
-    assert (difference[:2] > 1e-3).all(), "at every step of every picture that has a caption"
+    assert (difference[:2] > 1e-3).all(), "at every step of every image that has a caption"
     torch.testing.assert_close(guided[2], null[2], **DECODING)  # the empty caption is its own null
 
 
@@ -253,7 +253,7 @@ def test_guidance_of_one_is_none_and_of_zero_forgets_the_caption(random_prior: M
 # ------------------------------------------------------------ seeds
 
 
-def test_a_picture_depends_on_its_caption_and_seed_alone(random_prior: Maker) -> None:
+def test_an_image_depends_on_its_caption_and_seed_alone(random_prior: Maker) -> None:
     prior, seeds = random_prior(masks="paper", num_layers=3), make_seeds(3, 4)
     together = sample_codes(prior, TEXT, seeds)
     for p in range(3):
@@ -276,7 +276,7 @@ def test_the_global_generator_plays_no_part(random_prior: Maker) -> None:
     assert not torch.equal(sample_codes(prior, TEXT, make_seeds() + 1), first)
 
 
-def test_greedy_pictures_do_not_depend_on_the_seed(random_prior: Maker) -> None:
+def test_greedy_images_do_not_depend_on_the_seed(random_prior: Maker) -> None:
     prior, greedy = random_prior(), Sampler(temperature=0)
     codes = sample_codes(prior, TEXT, make_seeds(), sampler=greedy)
     assert torch.equal(codes[:, 0], codes[:, 1])
@@ -312,7 +312,7 @@ def test_primed_tokens_stay_and_the_rest_is_drawn(random_prior: Maker, count: in
         torch.testing.assert_close(seen, logits[:, :, count:], **DECODING)
 
 
-def test_priming_with_a_picture_continues_it(random_prior: Maker) -> None:
+def test_priming_with_an_image_continues_it(random_prior: Maker) -> None:
     prior, seeds = random_prior(), make_seeds()
     drawn = sample_codes(prior, TEXT, seeds)
     for p in range(3):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dalle_zoo.masks import MASKS
 from dalle_zoo.models.prior import Prior
-from dalle_zoo.sampling import Sampler, gumbel, picture_seed, sample_codes
+from dalle_zoo.sampling import Sampler, derive_seed, gumbel, sample_codes
 from dalle_zoo.sampling.jacobi import draw_windows
 
 Maker = Callable[..., Prior]
@@ -20,7 +20,7 @@ Maker = Callable[..., Prior]
 K = 7
 """Codebook of the small prior (tests/conftest.py)."""
 TEXT = torch.tensor([[1, 2, 3, 4], [5, 11, 12, 13], [10, 11, 12, 13]])
-SEEDS = torch.tensor([[picture_seed(p, n) for n in range(2)] for p in range(3)])
+SEEDS = torch.tensor([[derive_seed(p, n) for n in range(2)] for p in range(3)])
 WINDOWS = (1, 3, 8, 1000)
 every_mask = pytest.mark.parametrize("masks", [*MASKS, "paper(kernel=3)", "row, column"])
 
@@ -91,7 +91,7 @@ def test_given_tokens_are_kept_and_run(random_prior: Maker, masks: str, count: i
 @pytest.mark.parametrize(("prompts", "candidates"), [(1, 1), (1, 5), (3, 1), (2, 4)])
 def test_several_prompts_and_candidates(random_prior: Maker, prompts: int, candidates: int) -> None:
     prior = random_prior(masks="paper(kernel=3)", num_layers=4)
-    seeds = torch.tensor([[picture_seed("many", p, n) for n in range(candidates)] for p in range(prompts)])
+    seeds = torch.tensor([[derive_seed("many", p, n) for n in range(candidates)] for p in range(prompts)])
     assert_equal_codes(prior, 5, TEXT[:prompts], seeds)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle_zoo.sampling import gumbel, noise, picture_seed
+from dalle_zoo.sampling import derive_seed, gumbel, noise
 
 STANDARD_ERRORS = 5
 """Seeds are fixed, so a test passes or fails for ever; five leave no doubt which."""
@@ -36,7 +36,7 @@ def uniform(seeds: Tensor, step: int, size: int) -> Tensor:
 
 @pytest.mark.parametrize("step", [0, 1, 2, 1023])
 def test_the_hash_against_whole_numbers(step: int) -> None:
-    seeds = [0, 1, 2**40 + 17, 2**63 - 1, picture_seed(0, "prompt", 3)]
+    seeds = [0, 1, 2**40 + 17, 2**63 - 1, derive_seed(0, "prompt", 3)]
     came = gumbel(torch.tensor(seeds), step, 9)
     assert came.dtype == torch.float32
     expected = torch.tensor([[slow_gumbel(seed, step, entry) for entry in range(9)] for seed in seeds])
@@ -102,11 +102,11 @@ def test_finite_at_both_ends(bits: int, monkeypatch: pytest.MonkeyPatch) -> None
     assert extreme == pytest.approx(16.64 if bits else -2.81, abs=0.01)
 
 
-def test_seed_of_a_picture() -> None:
-    assert picture_seed(0, "prompt", 3) == 2516821449756796655  # sha256, first eight bytes, little end first, 63 bits
-    assert picture_seed("a", "b") != picture_seed("ab")
-    assert picture_seed(1, 23) != picture_seed(12, 3)
-    seeds = [picture_seed(0, p, i) for p in range(40) for i in range(40)]
+def test_seed_of_an_image() -> None:
+    assert derive_seed(0, "prompt", 3) == 2516821449756796655  # sha256, first eight bytes, little end first, 63 bits
+    assert derive_seed("a", "b") != derive_seed("ab")
+    assert derive_seed(1, 23) != derive_seed(12, 3)
+    seeds = [derive_seed(0, p, i) for p in range(40) for i in range(40)]
     assert len(set(seeds)) == 1600
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert max(seeds) > 2**62, "63 bits are used"

@@ -17,7 +17,7 @@ from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.tokenizers import BPETokenizer
 
 SIZE, COUNT = 16, 22
-"""Side of the pictures the networks take, and number of samples."""
+"""Side of the images the networks take, and number of samples."""
 CONFIG = DVAEConfig(image_size=SIZE, width=4, num_groups=3, blocks_per_group=1, decoder_stem=4, codebook_size=8)
 
 
@@ -27,16 +27,16 @@ def caption(number: int, style: str) -> str:
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tars of pictures with two captions each."""
+    """Two tars of images with two captions each."""
     folder = tmp_path_factory.mktemp("shards")
     rng = np.random.default_rng(0)
     for shard in range(2):
         with tarfile.open(folder / f"{shard:05d}.tar", "w") as archive:
             for number in range(shard * COUNT // 2, (shard + 1) * COUNT // 2):
-                picture = io.BytesIO()
-                Image.fromarray(rng.integers(0, 256, (24, 28, 3), np.uint8)).save(picture, "PNG")
+                image = io.BytesIO()
+                Image.fromarray(rng.integers(0, 256, (24, 28, 3), np.uint8)).save(image, "PNG")
                 captions = f"{caption(number, 'photo')}\n{caption(number, 'drawing')}\n".encode()
-                for name, data in ((f"{number:03d}.png", picture.getvalue()), (f"{number:03d}.txt", captions)):
+                for name, data in ((f"{number:03d}.png", image.getvalue()), (f"{number:03d}.txt", captions)):
                     member = tarfile.TarInfo(name)
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
@@ -57,7 +57,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def codes(shards: Path, parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two crops of every picture as code shards, written by the command."""
+    """Two crops of every image as code shards, written by the command."""
     folder = tmp_path_factory.mktemp("codes") / "train"
     arguments = ["encode", str(shards), "--model", str(parts), "--variants", "2", "--out", str(folder)]
     assert main(arguments) == 0

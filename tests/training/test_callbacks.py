@@ -1,4 +1,4 @@
-"""Pictures, curves and states."""
+"""Images, curves and states."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from dalle_zoo.models.dvae import DVAEConfig
-from dalle_zoo.training.callbacks import PictureLogger, default_loggers
+from dalle_zoo.training.callbacks import ImageLogger, default_loggers
 from dalle_zoo.training.checkpoints import Checkpoint, WholeCheckpointIO
 from dalle_zoo.training.dvae_module import DVAEModule
 
@@ -32,21 +32,21 @@ def stage() -> DVAEModule:
     )
 
 
-def draw(callback: PictureLogger, trainer: Any, stage: DVAEModule, index: int = 0) -> None:
+def draw(callback: ImageLogger, trainer: Any, stage: DVAEModule, index: int = 0) -> None:
     batch = {"key": list("abc"), "epoch": 0, "image": torch.rand(3, 3, 8, 8)}
     callback.on_validation_batch_start(trainer, stage, batch, index)
 
 
 def test_the_first_batch_is_drawn_and_shown_to_loggers(tmp_path: Path, stage: DVAEModule) -> None:
-    callback, shown = PictureLogger(count=2), []
-    callback.folder = tmp_path / "pictures"
+    callback, shown = ImageLogger(count=2), []
+    callback.folder = tmp_path / "images"
     board = SimpleNamespace(experiment=SimpleNamespace(add_image=lambda *args: shown.append(args)))
     plain = SimpleNamespace(experiment=SimpleNamespace())
     draw(callback, stand_in(loggers=[plain, board]), stage)
     files = list(callback.folder.iterdir())
     assert [file.name for file in files] == ["reconstructions-00000000.png"]
-    with Image.open(files[0]) as picture:
-        assert picture.size == (2 + 2 * 10, 2 + 2 * 10)  # two pictures of three, two rows
+    with Image.open(files[0]) as image:
+        assert image.size == (2 + 2 * 10, 2 + 2 * 10)  # two images of three, two rows
     assert [(name, step) for name, _, step in shown] == [("reconstructions", 0)]
 
 
@@ -57,8 +57,8 @@ def test_the_first_batch_is_drawn_and_shown_to_loggers(tmp_path: Path, stage: DV
 def test_otherwise_nothing_is_drawn(
     enabled: bool, changes: dict[str, Any], index: int, tmp_path: Path, stage: DVAEModule
 ) -> None:
-    callback = PictureLogger(enabled=enabled)
-    callback.folder = tmp_path / "pictures"
+    callback = ImageLogger(enabled=enabled)
+    callback.folder = tmp_path / "images"
     draw(callback, stand_in(**changes), stage, index)
     assert not callback.folder.exists()
 

@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from dalle_zoo.hub import load_image_tokenizer
 from dalle_zoo.models.dvae import DVAEConfig
 from dalle_zoo.training import AdamWConfig, Cosine, LearningRate
-from dalle_zoo.training.data_modules import CodeData, PictureData, TextConfig
+from dalle_zoo.training.data_modules import CodeDataModule, ImageDataModule, TextConfig
 from dalle_zoo.training.dvae_module import PAPER_KL, PAPER_RATE, PAPER_TEMPERATURE, DVAEModule
 
 pytestmark = [
@@ -142,17 +142,17 @@ def test_what_is_exported_is_the_network(tmp_path: Path) -> None:
     images = torch.rand(2, 3, 16, 16)
     net = load_image_tokenizer(tmp_path)
     assert torch.equal(net.encode(images), stage.net.encode(images))
-    grid = stage.pictures(batch())["reconstructions"]
+    grid = stage.sample_images(batch())["reconstructions"]
     assert grid.shape == (3, 2 + 2 * 18, 2 + 4 * 18)
 
 
 def test_data_that_do_not_fit_are_refused(shards: Path, codes: Path, parts: Path) -> None:
     stage = module()
-    stage.check_data(PictureData(str(shards), image_size=16, transform="dvae"))
+    stage.check_data(ImageDataModule(str(shards), image_size=16, transform="dvae"))
     with pytest.raises(ValueError, match=r"image_size is 24, the dVAE's config\.image_size 16"):
-        stage.check_data(PictureData(str(shards), image_size=24, transform="dvae"))
-    with pytest.raises(ValueError, match="stage 1 is trained on pictures, got CodeData"):
-        stage.check_data(CodeData(str(codes), TextConfig(tokenizer=str(parts), length=12)))
+        stage.check_data(ImageDataModule(str(shards), image_size=24, transform="dvae"))
+    with pytest.raises(ValueError, match="stage 1 is trained on images, got CodeDataModule"):
+        stage.check_data(CodeDataModule(str(codes), TextConfig(tokenizer=str(parts), length=12)))
 
 
 @pytest.mark.parametrize(
@@ -167,4 +167,4 @@ def test_data_that_do_not_fit_are_refused(shards: Path, codes: Path, parts: Path
 )
 def test_bad_data_stop_before_a_run_begins(options: dict[str, Any], message: str, shards: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        PictureData(**{"train": str(shards), "image_size": 16, **options})
+        ImageDataModule(**{"train": str(shards), "image_size": 16, **options})

@@ -1,4 +1,4 @@
-"""Stage 2: updates, precision, clipping, the plateau rule, and codes from pictures or from shards."""
+"""Stage 2: updates, precision, clipping, the plateau rule, and codes from images or from shards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from dalle_zoo.hub import ModelFolderError
 from dalle_zoo.models.prior import PriorConfig
 from dalle_zoo.training import AdamWConfig, LearningRate
-from dalle_zoo.training.data_modules import CodeData, PictureData, TextConfig
+from dalle_zoo.training.data_modules import CodeDataModule, ImageDataModule, TextConfig
 from dalle_zoo.training.prior_module import PriorModule
 from dalle_zoo.training.schedules import LearningRateScheduler
 from dalle_zoo.training.strategies import FSDP1
@@ -163,20 +163,20 @@ def test_dropped_captions_are_a_function_of_the_update(monkeypatch: pytest.Monke
     assert not torch.equal(first[0], first[1])
 
 
-def data(kind: type[PictureData] | type[CodeData], location: Path, parts: Path) -> Any:
+def data(kind: type[ImageDataModule] | type[CodeDataModule], location: Path, parts: Path) -> Any:
     text = TextConfig(tokenizer=str(parts), length=12, bpe_dropout=0.3)
-    options = {"image_size": 16, "transform": "prior", "variants": 2} if kind is PictureData else {}
+    options = {"image_size": 16, "transform": "prior", "variants": 2} if kind is ImageDataModule else {}
     return kind(train=str(location), val=str(location), text=text, batch_size=5, **options)
 
 
-def test_pictures_and_code_shards_give_the_same(shards: Path, codes: Path, parts: Path) -> None:
+def test_images_and_code_shards_give_the_same(shards: Path, codes: Path, parts: Path) -> None:
     config = PriorConfig(
         text_length=12, text_vocab=280, image_height=4, image_width=4, codebook_size=8, width=8, num_layers=1,
         num_heads=1, masks="row",
     )  # fmt: skip
     stage = PriorModule(config, image_tokenizer=str(parts))
     seen = []
-    for kind, location in ((PictureData, shards), (CodeData, codes)):
+    for kind, location in ((ImageDataModule, shards), (CodeDataModule, codes)):
         found = {}
         loader = data(kind, location, parts).train_dataloader()
         for epoch in range(3):
@@ -196,13 +196,13 @@ def test_sample_grids_are_drawn_from_the_captions(parts: Path, codes: Path) -> N
         text_length=12, text_vocab=280, image_height=4, image_width=4, codebook_size=8, width=8, num_layers=1,
         num_heads=1, masks="row",
     )  # fmt: skip
-    few = next(iter(data(CodeData, codes, parts).val_dataloader()))
+    few = next(iter(data(CodeDataModule, codes, parts).val_dataloader()))
     stage = PriorModule(config, image_tokenizer=str(parts), num_samples=3)
-    grid = stage.pictures(few)["samples"]
+    grid = stage.sample_images(few)["samples"]
     assert grid.dtype == torch.uint8
     assert grid.shape == (3, 2 + 2 * 18, 2 + 3 * 18)
-    assert torch.equal(grid, stage.pictures(few)["samples"])
-    assert PriorModule(config).pictures(few) == {}
+    assert torch.equal(grid, stage.sample_images(few)["samples"])
+    assert PriorModule(config).sample_images(few) == {}
     with pytest.raises(ValueError, match=r"set model\.image_tokenizer"):
         PriorModule(config).codes({"image": torch.zeros(1, 3, 16, 16)})
 
@@ -219,7 +219,7 @@ def test_sample_grids_are_drawn_from_the_captions(parts: Path, codes: Path) -> N
 def test_data_that_do_not_fit_are_refused(changes: dict[str, int], message: str, codes: Path, parts: Path) -> None:
     fits = {"text_length": 12, "text_vocab": 280, "image_height": 4, "image_width": 4, "codebook_size": 8}
     shape = {"width": 8, "num_layers": 1, "num_heads": 1, "masks": "row"}
-    own = data(CodeData, codes, parts)
+    own = data(CodeDataModule, codes, parts)
     PriorModule(PriorConfig(**fits, **shape)).check_data(own)
     with pytest.raises(ValueError, match=message):
         PriorModule(PriorConfig(**fits | changes, **shape)).check_data(own)
@@ -228,7 +228,7 @@ def test_data_that_do_not_fit_are_refused(changes: dict[str, int], message: str,
 def test_codes_of_validation_and_of_other_weights_are_refused(codes: Path, parts: Path, tmp_path: Path) -> None:
     fits = {"text_length": 12, "text_vocab": 280, "image_height": 4, "image_width": 4, "codebook_size": 8}
     config = PriorConfig(**fits, width=8, num_layers=1, num_heads=1, masks="row")
-    own = data(CodeData, codes, parts)
+    own = data(CodeDataModule, codes, parts)
     stage = PriorModule(config, image_tokenizer=str(parts))
     stage.check_data(own)
 
@@ -249,18 +249,18 @@ def test_codes_of_validation_and_of_other_weights_are_refused(codes: Path, parts
     stage.check_data(own)
 
 
-def test_pictures_need_their_image_tokenizer(shards: Path, parts: Path) -> None:
+def test_images_need_their_image_tokenizer(shards: Path, parts: Path) -> None:
     config = PriorConfig(
         text_length=12, text_vocab=280, image_height=4, image_width=4, codebook_size=8, width=8, num_layers=1,
         num_heads=1, masks="row",
     )  # fmt: skip
-    own = data(PictureData, shards, parts)
+    own = data(ImageDataModule, shards, parts)
     PriorModule(config, image_tokenizer=str(parts)).check_data(own)
     with pytest.raises(ValueError, match="image_tokenizer"):
         PriorModule(config).check_data(own)
     with pytest.raises(ValueError, match=r"set data\.init_args\.text"):
-        PriorModule(config).check_data(PictureData(str(shards), image_size=16))
-    larger = PictureData(str(shards), image_size=20, text=own.text)
+        PriorModule(config).check_data(ImageDataModule(str(shards), image_size=16))
+    larger = ImageDataModule(str(shards), image_size=20, text=own.text)
     with pytest.raises(ValueError, match="image_size is 20, that of the image tokenizer 16"):
         PriorModule(config, image_tokenizer=str(parts)).check_data(larger)
     with pytest.raises(ValueError, match="8 codes on a 4x4 grid, the prior's config expects 8 on 4x5"):

@@ -16,7 +16,7 @@ from dalle_zoo.tokenizers import ByteTokenizer
 from dalle_zoo.training import LearningRate
 from dalle_zoo.training.averaging import WeightEMA
 from dalle_zoo.training.checkpoints import Checkpoint
-from dalle_zoo.training.data_modules import CodeData, PictureData, TextConfig
+from dalle_zoo.training.data_modules import CodeDataModule, ImageDataModule, TextConfig
 from dalle_zoo.training.ranker_module import RankerModule
 
 pytestmark = [
@@ -118,11 +118,11 @@ def test_a_run_goes_on_exactly_where_the_ceiling_binds(
 
 def test_other_data_are_refused(module: RankerModule) -> None:
     captions = TextConfig(tokenizer="emoji64", length=12)
-    module.check_data(PictureData("emoji64:val-styles", image_size=16, text=captions))
+    module.check_data(ImageDataModule("emoji64:val-styles", image_size=16, text=captions))
     with pytest.raises(ValueError, match="the ranker is trained on captions"):
-        module.check_data(PictureData("emoji64:val-styles", image_size=16))
-    with pytest.raises(ValueError, match="trained on pictures, got CodeData"):
-        module.check_data(CodeData.__new__(CodeData))
+        module.check_data(ImageDataModule("emoji64:val-styles", image_size=16))
+    with pytest.raises(ValueError, match="trained on images, got CodeDataModule"):
+        module.check_data(CodeDataModule.__new__(CodeDataModule))
 
 
 def test_a_checkpoint_says_what_it_holds(module: RankerModule) -> None:

@@ -120,7 +120,7 @@ def dvae_recipe(shards: Path) -> dict[str, Any]:
             },
         },
         "data": {
-            "class_path": "PictureData",
+            "class_path": "ImageDataModule",
             "init_args": {
                 "train": str(shards), "val": str(shards), "image_size": 16, "transform": "dvae", "batch_size": 4,
             },
@@ -150,7 +150,7 @@ def prior_recipe(codes: Path, parts: Path) -> dict[str, Any]:
             },
         },
         "data": {
-            "class_path": "CodeData",
+            "class_path": "CodeDataModule",
             "init_args": {
                 "train": str(codes),
                 "val": str(codes),
@@ -292,17 +292,17 @@ def test_curves_of_a_killed_run_go_on(run: Run) -> None:
     assert killed == alone
 
 
-def test_pictures_appear_at_every_validation(run: Run) -> None:
+def test_images_appear_at_every_validation(run: Run) -> None:
     name = {"dvae": "reconstructions", "prior": "samples"}[run.stage]
     for folder in (run.alone, run.killed):
-        files = sorted((folder / "pictures").iterdir())
-        assert [file.name for file in files] == [f"{name}-{step:08d}.png" for step in pictured(run.stage)]
-        with Image.open(files[0]) as picture:
+        files = sorted((folder / "images").iterdir())
+        assert [file.name for file in files] == [f"{name}-{step:08d}.png" for step in with_images(run.stage)]
+        with Image.open(files[0]) as image:
             columns = {"dvae": 4, "prior": 2}[run.stage]
-            assert picture.size == (2 + columns * 18, 2 + 2 * 18)  # two rows of pictures of 16, with rims of 2
+            assert image.size == (2 + columns * 18, 2 + 2 * 18)  # two rows of images of 16, with rims of 2
 
 
-def pictured(stage: str) -> list[int]:
+def with_images(stage: str) -> list[int]:
     """Updates after which a validation falls: one every four batches, and two batches are an update of the prior."""
     if stage == "dvae":
         return [4, 8, 12]
@@ -313,9 +313,9 @@ def test_plot_draws_the_curves(runs: dict[str, Run], tmp_path: Path, capsys: pyt
     out = tmp_path / "new" / "curves.png"
     assert main(["plot", str(runs["dvae"].killed), "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out)
-    with Image.open(out) as picture:
-        assert picture.format == "PNG"
-        assert min(picture.size) > 300
+    with Image.open(out) as image:
+        assert image.format == "PNG"
+        assert min(image.size) > 300
     assert [path.name for path in out.parent.iterdir()] == ["curves.png"]
 
 
@@ -417,16 +417,16 @@ def test_validate_measures_what_training_measured(
 ) -> None:
     states = runs["dvae"].alone / "checkpoints"
     before = sorted(path.name for path in runs["dvae"].alone.rglob("*"))
-    drawing = (runs["dvae"].alone / "pictures" / "reconstructions-00000012.png").read_bytes()
+    drawing = (runs["dvae"].alone / "images" / "reconstructions-00000012.png").read_bytes()
     arguments = [str(recipes["dvae"]), "--run", str(runs["dvae"].alone), "--ckpt_path", str(states / "00000012.ckpt")]
     assert main(["validate", *arguments]) == 0
     loss = read_curves(runs["dvae"].alone)["val/loss"][11]
     printed = next(line for line in capsys.readouterr().out.splitlines() if "val/loss" in line)
     assert float(printed.split("│")[2]) == pytest.approx(loss, rel=1e-5)
     assert sorted(path.name for path in runs["dvae"].alone.rglob("*")) == before
-    assert (runs["dvae"].alone / "pictures" / "reconstructions-00000012.png").read_bytes() == drawing
+    assert (runs["dvae"].alone / "images" / "reconstructions-00000012.png").read_bytes() == drawing
     assert main(["predict", str(recipes["dvae"]), "--run", str(runs["dvae"].alone)]) == 0
-    drawn = list((runs["dvae"].alone / "pictures").glob("predicted-reconstructions-*.png"))
+    drawn = list((runs["dvae"].alone / "images").glob("predicted-reconstructions-*.png"))
     assert len(drawn) == -(-22 // 4)
     for path in drawn:
         path.unlink()

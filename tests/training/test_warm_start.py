@@ -97,7 +97,7 @@ def test_a_run_spreads_its_codes() -> None:
     stage = module(warm_start=WarmStart(steps=60, gather=8))
     fit(stage, 60)
     assert len(stage.features) == 8
-    assert stage.features[0].shape == (4 * 16, 8)  # four pictures of 4 x 4 cells
+    assert stage.features[0].shape == (4 * 16, 8)  # four images of 4 x 4 cells
     fresh = module(warm_start=WarmStart(steps=60, gather=8))
     assert torch.allclose(stage.net.decoder.input.weight, fresh.net.decoder.input.weight, rtol=1e-3)  # only decayed
     stage = module(warm_start=WarmStart(steps=60, gather=8))

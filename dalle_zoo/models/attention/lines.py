@@ -146,8 +146,8 @@ def _join(text: Tensor, image: Tensor) -> Tensor:
     return torch.cat([text.transpose(1, 2), image.transpose(1, 2)], 1).transpose(1, 2)
 
 
-# Pictures and heads stand in the place of a batch and lines in that of heads, because an additive mask of lines is
-# then broadcast over pictures and heads alike. What fused calls put out has the heads inside of positions in memory,
+# Images and heads stand in the place of a batch and lines in that of heads, because an additive mask of lines is
+# then broadcast over images and heads alike. What fused calls put out has the heads inside of positions in memory,
 # so it is read in that order.
 
 

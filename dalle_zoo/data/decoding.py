@@ -1,4 +1,4 @@
-"""Picture files to RGB, doing what a person who looks at the file expects."""
+"""Image files to RGB, doing what a person who looks at the file expects."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ import warnings
 
 from PIL import Image, UnidentifiedImageError
 
-from dalle_zoo.pictures import to_rgb
+from dalle_zoo.images import to_rgb
 
 MAX_PIXELS = 178_956_970
-"""Pictures with more are refused: half a gigabyte once decoded, Pillow's line for an attack."""
+"""Images with more are refused: half a gigabyte once decoded, Pillow's line for an attack."""
 
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """Decoders that may run on foreign bytes; Pillow has others, such as EPS, that start programs."""
 
 
 class CorruptImageError(ValueError):
-    """Bytes that are no picture, are cut off, or would take too much memory."""
+    """Bytes that are no image, are cut off, or would take too much memory."""
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Decodes a picture file.
+    """Decodes an image file.
 
     The EXIF rotation is applied, transparency is put on white, 16-bit values are scaled (not
     clipped) to 8 bits, and of an animation the first frame is taken. Palette, grey and CMYK
-    pictures become RGB.
+    images become RGB.
 
     Args:
         data: Contents of a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or AVIF file.
 
     Returns:
-        An RGB picture, fully loaded.
+        An RGB image, fully loaded.
 
     Raises:
-        CorruptImageError: Not a picture, cut off, or more than `MAX_PIXELS` pixels.
+        CorruptImageError: Not an image, cut off, or more than `MAX_PIXELS` pixels.
     """
-    # Pillow warns of broken EXIF blocks and of large pictures: the first is harmless, the second
+    # Pillow warns of broken EXIF blocks and of large images: the first is harmless, the second
     # checked here.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -51,11 +51,11 @@ def decode_image(data: bytes) -> Image.Image:
         except CorruptImageError:
             raise
         except UnidentifiedImageError as error:
-            raise CorruptImageError("not a readable picture (of no known format, or damaged)") from error
+            raise CorruptImageError("not a readable image (of no known format, or damaged)") from error
         except Exception as error:  # decoders raise nearly anything on damaged bytes
             # Reasons are stored in code shards: an address in memory would make each encoding another one.
             reason = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error))
-            raise CorruptImageError(f"not a readable picture ({type(error).__name__}: {reason})") from error
+            raise CorruptImageError(f"not a readable image ({type(error).__name__}: {reason})") from error
 
 
 def _known_formats() -> list[str]:

@@ -1,4 +1,4 @@
-"""Pictures: bytes, PIL images, grids and files."""
+"""Images: bytes, PIL images, grids and files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dalle_zoo.pictures import caption_sheet, from_pil, make_grid, picture_rows, save_png, to_pil, to_uint8
+from dalle_zoo.images import caption_sheet, from_pil, image_rows, make_grid, save_png, to_pil, to_uint8
 
 
 def test_bytes_are_rounded_and_clamped() -> None:
@@ -20,11 +20,11 @@ def test_bytes_are_rounded_and_clamped() -> None:
 
 def test_there_and_back() -> None:
     images = torch.randint(256, (2, 3, 4, 6), generator=torch.Generator().manual_seed(0)) / 255
-    pictures = to_pil(images)
-    assert [(p.mode, p.size) for p in pictures] == [("RGB", (6, 4))] * 2
-    assert pictures[1].getpixel((5, 2)) == tuple(to_uint8(images)[1, :, 2, 5].tolist())
-    for picture, image in zip(pictures, images, strict=True):
-        assert torch.equal(from_pil(picture), image)
+    pil_images = to_pil(images)
+    assert [(p.mode, p.size) for p in pil_images] == [("RGB", (6, 4))] * 2
+    assert pil_images[1].getpixel((5, 2)) == tuple(to_uint8(images)[1, :, 2, 5].tolist())
+    for pil_image, image in zip(pil_images, images, strict=True):
+        assert torch.equal(from_pil(pil_image), image)
     assert from_pil(Image.new("L", (3, 2), 255)).tolist() == torch.ones(3, 2, 3).tolist()
 
 
@@ -39,20 +39,20 @@ def test_a_grid_goes_row_by_row_on_white() -> None:
     assert torch.equal(grid, seen)
 
 
-def test_rows_of_pictures_stand_one_above_the_other() -> None:
+def test_rows_of_images_stand_one_above_the_other() -> None:
     above, below = torch.zeros(3, 3, 2, 2), torch.full((3, 3, 2, 2), 0.4)
-    picture = picture_rows(above, below)
-    assert torch.equal(picture, make_grid(torch.cat([above, below]), columns=3))
-    assert picture[0, 2, 2] == 0
-    assert picture[0, 6, 2] == 102
+    image = image_rows(above, below)
+    assert torch.equal(image, make_grid(torch.cat([above, below]), columns=3))
+    assert image[0, 2, 2] == 0
+    assert image[0, 6, 2] == 102
 
 
-def test_a_picture_is_saved_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_saved_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = make_grid(torch.rand(2, 3, 4, 4), columns=2)
     path = save_png(grid, tmp_path / "new/grid.png")
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
-        assert np.array_equal(np.array(picture), grid.permute(1, 2, 0).numpy())
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert np.array_equal(np.array(image), grid.permute(1, 2, 0).numpy())
     with pytest.raises(ValueError, match=r"path must end in \.png"):
         save_png(grid, tmp_path / "grid.jpg")
     before = path.read_bytes()
@@ -66,18 +66,18 @@ def test_a_picture_is_saved_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     assert path.read_bytes() == before
     monkeypatch.undo()
     save_png(Image.new("RGB", (2, 2), "red"), str(path))
-    with Image.open(path) as picture:
-        assert picture.getpixel((0, 0)) == (255, 0, 0)
+    with Image.open(path) as image:
+        assert image.getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_a_sheet_has_each_caption_above_its_pictures() -> None:
+def test_a_sheet_has_each_caption_above_its_images() -> None:
     images = torch.cat([torch.zeros(3, 3, 20, 20), torch.full((3, 3, 20, 20), 0.4)])
     sheet = np.array(caption_sheet(images, ["first", "second " * 30], columns=2))
     block = 18 + 2 * (2 * 22 + 2)  # the line, then two rows at twice the size
     assert sheet.shape == (2 * block, 2 * (2 * 22 + 2), 3)
     for index, value in enumerate((0, 102)):
-        lines, pictures = np.split(sheet[index * block : (index + 1) * block], [18])
+        lines, tiles = np.split(sheet[index * block : (index + 1) * block], [18])
         assert (lines < 128).any(), "a caption is there"
         assert (lines[:, -4:] == 255).all(), "and was cut to the width"
-        assert (pictures[4:44, 4:44] == value).all()
-        assert (pictures[48:88, 48:88] == 255).all(), "three pictures leave one place"
+        assert (tiles[4:44, 4:44] == value).all()
+        assert (tiles[48:88, 48:88] == 255).all(), "three images leave one place"

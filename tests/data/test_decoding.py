@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from dalle_zoo.data import CorruptImageError, decode_image, images
+from dalle_zoo.data import CorruptImageError, decode_image, decoding
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 JPEG_ERROR = 4  # flat areas at quality 95
@@ -71,7 +71,7 @@ def test_32_bit_integers_and_floats(make: Any) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation(make: Any, orientation: int) -> None:
-    # Red where a viewer shows the top left corner; the stored picture is turned the other way.
+    # Red where a viewer shows the top left corner; the stored image is turned the other way.
     upright = Image.new("RGB", (32, 16), GREEN)
     upright.paste(RED, (0, 0, 16, 8))
     undo = {
@@ -93,7 +93,7 @@ def test_exif_rotation(make: Any, orientation: int) -> None:
     assert worst <= JPEG_ERROR
 
 
-def test_broken_exif_does_not_cost_the_picture(make: Any) -> None:
+def test_broken_exif_does_not_cost_the_image(make: Any) -> None:
     data = make.encoded(Image.new("RGB", (8, 8), RED), "JPEG", exif=b"Exif\0\0broken", quality=95)
     assert decode_image(data).size == (8, 8)
 
@@ -119,25 +119,25 @@ def test_too_many_pixels_are_refused_before_decoding() -> None:
         decode_image(bomb)
 
 
-def test_large_pictures_within_the_limit_do_not_warn(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_within_the_limit_do_not_warn(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow warns from here
     assert decode_image(make.encoded(Image.new("RGB", (15, 10)))).size == (15, 10)
-    monkeypatch.setattr(images, "MAX_PIXELS", 149)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 149)
     with pytest.raises(CorruptImageError, match="15 x 10"):
         decode_image(make.encoded(Image.new("RGB", (15, 10))))
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_truncated_pictures(make: Any, format: str) -> None:
-    data = make.picture(0, (64, 64), format)
+def test_truncated_images(make: Any, format: str) -> None:
+    data = make.image(0, (64, 64), format)
     assert decode_image(data).size == (64, 64)
     with pytest.raises(CorruptImageError):
         decode_image(data[: len(data) // 2])
 
 
-@pytest.mark.parametrize("data", [b"", b"not a picture", bytes(1000), b"%!PS-Adobe-3.0 EPSF-3.0\n"])
-def test_not_a_picture(data: bytes) -> None:
-    with pytest.raises(CorruptImageError, match="not a readable picture") as caught:
+@pytest.mark.parametrize("data", [b"", b"not an image", bytes(1000), b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_not_an_image(data: bytes) -> None:
+    with pytest.raises(CorruptImageError, match="not a readable image") as caught:
         decode_image(data)
     assert "0x" not in str(caught.value), "an address differs from call to call"
 
@@ -148,13 +148,13 @@ def test_reasons_hold_no_address(make: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(PngImageFile, "load", fail)
     with pytest.raises(CorruptImageError, match=r"\(OSError: broken data stream in <_io.BytesIO object>\)"):
-        decode_image(make.picture())
+        decode_image(make.image())
 
 
 def test_random_damage_never_raises_anything_else(make: Any) -> None:
     rng = np.random.default_rng(0)
     for format in ("PNG", "JPEG", "WEBP", "GIF", "TIFF"):
-        whole = np.frombuffer(make.picture(1, (16, 16), format), np.uint8)
+        whole = np.frombuffer(make.image(1, (16, 16), format), np.uint8)
         for _ in range(40):
             damaged = whole.copy()
             damaged[rng.integers(0, len(whole), 5)] = rng.integers(0, 256, 5, np.uint8)

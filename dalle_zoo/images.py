@@ -1,4 +1,4 @@
-"""Pictures as people look at them: tensors, PIL images and grids."""
+"""Images as people look at them: tensors, PIL images and grids."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dalle_zoo.files import check_ending, written_aside
 
-# B pictures, H W pixels
+# B images, H W pixels
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -20,18 +20,18 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """Pixels in [0, 1], (B, 3, H, W), as RGB pictures."""
+    """Pixels in [0, 1], (B, 3, H, W), as RGB images."""
     return [Image.fromarray(a) for a in to_uint8(images).permute(0, 2, 3, 1).numpy()]
 
 
 def from_pil(image: Image.Image) -> Tensor:
-    """A picture of any mode as float RGB pixels in [0, 1], (3, H, W)."""
+    """An image of any mode as float RGB pixels in [0, 1], (3, H, W)."""
     array = np.array(to_rgb(image), dtype=np.uint8)
     return torch.from_numpy(array).permute(2, 0, 1).float() / 255
 
 
 def make_grid(images: Tensor, columns: int, pad: int = 2) -> Tensor:
-    """Tiles pictures on white, row by row: pixels in [0, 1], (B, 3, H, W) to uint8 (3, H', W')."""
+    """Tiles images on white, row by row: pixels in [0, 1], (B, 3, H, W) to uint8 (3, H', W')."""
     tiles = to_uint8(images)
     _, channels, height, width = tiles.shape
     rows = -(-len(tiles) // columns)
@@ -43,30 +43,30 @@ def make_grid(images: Tensor, columns: int, pad: int = 2) -> Tensor:
     return grid
 
 
-def picture_rows(*rows: Tensor) -> Tensor:
-    """Several batches one above the other, a column a picture: uint8 (3, H', W')."""
+def image_rows(*rows: Tensor) -> Tensor:
+    """Several batches one above the other, a column an image: uint8 (3, H', W')."""
     return make_grid(torch.cat([row.detach().float().cpu() for row in rows]), columns=len(rows[0]))
 
 
-def save_png(picture: Tensor | Image.Image, path: str | Path) -> Path:
+def save_png(image: Tensor | Image.Image, path: str | Path) -> Path:
     """Writes a uint8 (3, H, W) tensor or a PIL image as ``.png``; the file appears whole or not at all."""
     path = Path(path)
     check_ending("path", path)
-    if isinstance(picture, Tensor):
-        picture = Image.fromarray(picture.permute(1, 2, 0).numpy())
+    if isinstance(image, Tensor):
+        image = Image.fromarray(image.permute(1, 2, 0).numpy())
     with written_aside(path) as aside:
-        picture.save(aside, format="PNG")
+        image.save(aside, format="PNG")
     return path
 
 
 def caption_sheet(images: Tensor, captions: list[str], columns: int, scale: int = 2) -> Image.Image:
-    """Pictures below the caption they belong to.
+    """Images below the caption they belong to.
 
     Args:
         images: Pixels in [0, 1], (B, 3, H, W), caption by caption, as many for each.
-        captions: What the pictures show.
-        columns: Pictures in a row.
-        scale: Every pixel becomes a square of so many, so that small pictures can be seen.
+        captions: What the images show.
+        columns: Images in a row.
+        scale: Every pixel becomes a square of so many, so that small images can be seen.
     """
     from PIL import ImageDraw, ImageFont
 
@@ -76,10 +76,10 @@ def caption_sheet(images: Tensor, captions: list[str], columns: int, scale: int 
     blocks = []
     for index, caption in enumerate(captions):
         grid = make_grid(images[index * each : (index + 1) * each], min(columns, each))
-        picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
-        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-        block = Image.new("RGB", (picture.width, picture.height + line), "white")
-        block.paste(picture, (0, line))
+        image = Image.fromarray(grid.permute(1, 2, 0).numpy())
+        image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+        block = Image.new("RGB", (image.width, image.height + line), "white")
+        block.paste(image, (0, line))
         draw = ImageDraw.Draw(block)
         while caption and draw.textlength(caption, font) > block.width - 8:
             caption = caption.removesuffix("…")[:-1] + "…" if len(caption) > 1 else ""
@@ -96,12 +96,12 @@ def caption_sheet(images: Tensor, captions: list[str], columns: int, scale: int 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block must not cost the picture
+    except Exception:  # a damaged EXIF block must not cost the image
         return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode as a person expects to see it in RGB.
+    """An image of any mode as a person expects to see it in RGB.
 
     Upright by its EXIF rotation, transparency on white, 16-bit and float values scaled (not clipped) to 8 bits.
     """
