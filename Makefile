@@ -18,10 +18,10 @@ export DALLE_ZOO_PROMPT = $(value PROMPT)
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 	@echo
-	@echo '  PROMPT="a blob emoji of a red apple"   what make demo draws'
+	@echo '  PROMPT="a blob emoji of a red apple"   what make demo generates'
 	@echo '  PYTHON=python3.12                      which Python makes the environment $(VENV)'
 
-demo: $(VENV)/.demo ## draw a grid of images with the bundled weights (PROMPT="...")
+demo: $(VENV)/.demo ## generate a grid of images with the bundled weights (PROMPT="...")
 	@if [ -n "$$DALLE_ZOO_PROMPT" ]; then $(BIN)/dalle-zoo demo -- "$$DALLE_ZOO_PROMPT"; else $(BIN)/dalle-zoo demo; fi
 
 test: $(VENV)/.test ## lint, types, tests: what CI runs

@@ -42,8 +42,8 @@ SIDE = 270
 AREA, PRODUCTS = "weighted rows", "two matrix products"
 
 
-class Drawn(SampleSource):
-    """Captioned samples without images worth decoding: the codes are drawn by their number."""
+class NumberedSamples(SampleSource):
+    """Captioned samples without images worth decoding: the codes are sampled by their number."""
 
     def __init__(self, count: int) -> None:
         buffer = io.BytesIO()
@@ -95,11 +95,11 @@ def write_shards(folder: Path) -> tuple[OneByOne, CodeDataset]:
     """The same records in both layouts."""
     generator = torch.Generator().manual_seed(0)
 
-    def draw(images: Tensor) -> Tensor:
+    def numbered_codes(images: Tensor) -> Tensor:
         return torch.randint(CODES, (len(images), GRID, GRID), generator=generator)
 
-    encode_source(Drawn(SAMPLES), draw, folder / "chunks", size=1, info={"codebook_size": CODES}, batch_size=256,
-                  samples_per_shard=SAMPLES, progress=False)  # fmt: skip
+    encode_source(NumberedSamples(SAMPLES), numbered_codes, folder / "chunks", size=1, info={"codebook_size": CODES},
+                  batch_size=256, samples_per_shard=SAMPLES, progress=False)  # fmt: skip
     chunks = CodeDataset(folder / "chunks", shuffle_buffer=SHUFFLE)
     with tarfile.open(folder / "one.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
         for item in chunks:

@@ -1,4 +1,4 @@
-"""Drawing with the prior: time of a step, memory, and how both grow.
+"""Sampling with the prior: time of a step, memory, and how both grow.
 
     python benchmarks/decoding.py --threads 1
     python benchmarks/decoding.py --device cuda
@@ -37,7 +37,7 @@ SMALL = PriorConfig(text_length=64, image_height=16, image_width=16, width=512, 
 LARGE = {"1.2B": PriorConfig(width=2048, num_heads=32, num_layers=24), "12B": PriorConfig()}
 """For a GPU."""
 POSITION = 512
-"""Half of the paper's image is drawn."""
+"""Half of the paper's image is generated."""
 STEPS = 4
 """Steps of a timed call."""
 WRITTEN_OUT = (
@@ -108,7 +108,7 @@ def keep_freed_memory() -> None:
 
 
 def make_prior(config: PriorConfig, dtype: torch.dtype, device: str = "cpu") -> Prior:
-    """Random weights, those of the head too; a large one is drawn where it will stay."""
+    """Random weights, those of the head too; a large one is sampled where it will stay."""
     torch.manual_seed(0)
     with torch.device("meta"):
         prior = Prior(config).to(dtype)
@@ -218,20 +218,20 @@ def against_weights(candidates: int, dtype: torch.dtype, asked: float) -> Row:
     linears = [m for n, m in prior.named_modules() if isinstance(m, nn.Linear) and n != "text_head"]
     inputs = {m.in_features: torch.randn(candidates, m.in_features, dtype=dtype) for m in linears}
     codes = sample_codes(prior, text, seeds)
-    drawn = codes.flatten(2)
+    sampled = codes.flatten(2)
     logits = prior.image_logits(text.expand(candidates, -1), codes[0])
     noise = torch.stack([gumbel(seeds[0], index, SMALL.codebook_size) for index in range(SMALL.image_length)], 1)
-    different = ((logits.float() + noise).argmax(-1) != drawn[0]).float().mean()
+    different = ((logits.float() + noise).argmax(-1) != sampled[0]).float().mean()
     decoder, sampler = prior_decoder(prior, text, candidates), Sampler()
-    read_up_to(decoder, drawn, SMALL.image_length)
+    read_up_to(decoder, sampled, SMALL.image_length)
     count = SMALL.image_length // (ROUNDS + 1)  # a part of the image a round
     parts = iter(range(0, SMALL.image_length, count))
 
-    def draw() -> None:
+    def sample() -> None:
         start = next(parts)
         for index in range(start, start + count):
-            step = decoder.step(index, drawn[:, :, index - 1] if index else None)
-            sampler.draw(step.flatten(0, 1), seeds[0], index)
+            step = decoder.step(index, sampled[:, :, index - 1] if index else None)
+            sampler.sample(step.flatten(0, 1), seeds[0], index)
 
     def loop() -> None:
         for _ in range(count):
@@ -241,8 +241,8 @@ def against_weights(candidates: int, dtype: torch.dtype, asked: float) -> Row:
     shape = f"{SMALL.num_layers} layers of width {SMALL.width}"
     return compare(
         f"{count} tokens of an image of 16 x 16, {shape}, {candidates} candidate{'s' * (candidates > 1)}",
-        {"drawing": draw, "weights alone": loop},
-        path="drawing",
+        {"sampling": sample, "weights alone": loop},
+        path="sampling",
         against="weights alone",
         asked=asked if torch.get_num_threads() == 1 else None,  # it is about one thread
         equal=(
@@ -318,13 +318,13 @@ def single_image(name: str, limits: dict[str, float]) -> Row:
         p.numel() * p.element_size() for n, p in prior.named_parameters() if n.startswith(("layers", "image_h"))
     )
     floor = LARGE[name].image_length * read / limits["bytes"]
-    seconds = interleaved({"drawing": lambda: sample_codes(prior, text, seeds)}, device="cuda")
+    seconds = interleaved({"sampling": lambda: sample_codes(prior, text, seeds)}, device="cuda")
     return Row(
         name=f"an image of 32 x 32, {name}",
-        path="drawing",
+        path="sampling",
         against="weights at the rate of a copy",
         asked=0.6,
-        ratio=floor / statistics.median(seconds["drawing"]),
+        ratio=floor / statistics.median(seconds["sampling"]),
         equal=(
             Equality(
                 what="share of codes that differ from single launches",
@@ -355,24 +355,24 @@ def best_batch(prompts: int, candidates: int, limits: dict[str, float]) -> Row:
     numbers = weights + 2 * config.width * (images * keys + prompts * text_keys)
     flop = 2 * images * (weights + 2 * config.width * (keys + text_keys))
     floor = config.image_length * max(2 * numbers / limits["bytes"], flop / limits["flop"])
-    seconds = interleaved({"drawing": lambda: sample_codes(prior, text, seeds)}, device="cuda", rounds=3)
+    seconds = interleaved({"sampling": lambda: sample_codes(prior, text, seeds)}, device="cuda", rounds=3)
     return Row(
         name=f"{prompts} x {candidates} images of 32 x 32, 1.2B",
-        path="drawing",
+        path="sampling",
         against="roofline",
         asked=0.5,
-        ratio=floor / statistics.median(seconds["drawing"]),
+        ratio=floor / statistics.median(seconds["sampling"]),
         equal=(),
         seconds={**seconds, "roofline": [floor]},
         threads=torch.get_num_threads(),
         dtype="bfloat16",
-        extra={**limits, "images per second": images / statistics.median(seconds["drawing"])},
+        extra={**limits, "images per second": images / statistics.median(seconds["sampling"])},
     )
 
 
 def main() -> None:
     """Measures and stores."""
-    parser = argparse.ArgumentParser(description="Time of a step of drawing, memory, and how both grow.")
+    parser = argparse.ArgumentParser(description="Time of a step of sampling, memory, and how both grow.")
     parser.add_argument("--threads", type=int, default=1, help="threads of the CPU (1)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu or cuda (cpu)")
     options = parser.parse_args()

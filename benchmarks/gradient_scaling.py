@@ -121,7 +121,7 @@ class Spread:
 
 
 def main() -> None:
-    """Measures, prints, stores and draws the errors."""
+    """Measures, prints, stores and plots the errors."""
     parser = argparse.ArgumentParser(description="Errors of float16 gradients under three ways of scaling.")
     parser.add_argument("--width", type=int, default=128, help="width of the prior (128)")
     parser.add_argument("--spreads", type=float, nargs="+", default=[0, 12, 20, 29], help="log2 of the spreads")
@@ -160,10 +160,10 @@ def main() -> None:
         "date": datetime.now(UTC).date().isoformat(),
     }
     write_json(options.out, result)
-    draw(result, options.out.with_suffix(".png"))
+    plot(result, options.out.with_suffix(".png"))
 
 
-def draw(result: dict[str, Any], out: Path) -> None:
+def plot(result: dict[str, Any], out: Path) -> None:
     """Errors by block at the largest spread."""
     from matplotlib.figure import Figure
 

@@ -2,7 +2,7 @@
 
     python benchmarks/jacobi.py --threads 1        writes benchmarks/results/speed/jacobi_cpu1.json
 
-Images of the bundled emoji64 weights, drawn one at a time if not said otherwise. A pass runs the prior over one
+Images of the bundled emoji64 weights, sampled one at a time if not said otherwise. A pass runs the prior over one
 token, or over one window; both paths are `sample_codes`, without and with ``window``. The first rows compare numbers
 of passes, with the times of both paths beside them; the others compare times.
 """
@@ -45,8 +45,8 @@ AT_ONCE = (1, 2, 4, 8, 16)
 SINGLE, WINDOWED = "one token after the other", f"windows of {WINDOW}"
 
 
-class Drawing:
-    """Draws, and counts passes.
+class CountingSampler:
+    """Samples, and counts passes.
 
     Args:
         prior: The prior.
@@ -57,7 +57,7 @@ class Drawing:
         self.prior, self.text = prior, text
         self.passes = 0
 
-    def draw(self, number: int, seeds: list[int], temperature: float, window: int | None) -> Tensor:
+    def sample(self, number: int, seeds: list[int], temperature: float, window: int | None) -> Tensor:
         """Codes of one caption's images (n, h, w), all at once."""
         return sample_codes(
             self.prior,
@@ -68,11 +68,11 @@ class Drawing:
             progress=self._count,
         )[0]
 
-    def draw_singly(self, images: int, temperature: float, window: int | None) -> tuple[Tensor, int]:
+    def sample_singly(self, images: int, temperature: float, window: int | None) -> tuple[Tensor, int]:
         """Codes of so many images of every caption, one after the other (B, h, w), and passes in all."""
         before = self.passes
         which = [(number, image) for number in range(len(CAPTIONS)) for image in range(images)]
-        codes = [self.draw(number, [seed(number, image)], temperature, window) for number, image in which]
+        codes = [self.sample(number, [seed(number, image)], temperature, window) for number, image in which]
         return torch.cat(codes), self.passes - before
 
     def _count(self, done: int, total: int) -> None:
@@ -89,20 +89,20 @@ def difference(codes: Tensor, expected: Tensor) -> Equality:
     return Equality(what="share of codes that differ", value=float((codes != expected).double().mean()), limit=0.0)
 
 
-def count_passes(drawing: Drawing, device: str) -> tuple[list[Row], Series]:
+def count_passes(sampling: CountingSampler, device: str) -> tuple[list[Row], Series]:
     """A row for every temperature, and passes a token by window."""
     rows, lines = [], {}
     for temperature in TEMPERATURES:
-        expected, tokens = drawing.draw_singly(IMAGES, temperature, None)
+        expected, tokens = sampling.sample_singly(IMAGES, temperature, None)
         passes, checks = {}, []
         for window in WINDOWS:
-            codes, passes[window] = drawing.draw_singly(IMAGES, temperature, window)
+            codes, passes[window] = sampling.sample_singly(IMAGES, temperature, window)
             checks.append(difference(codes, expected))
         lines[f"temperature {temperature}"] = [(float(w), passes[w] / tokens) for w in WINDOWS]
         seconds = interleaved(
             {
-                SINGLE: lambda t=temperature: drawing.draw_singly(1, t, None),
-                WINDOWED: lambda t=temperature: drawing.draw_singly(1, t, WINDOW),
+                SINGLE: lambda t=temperature: sampling.sample_singly(1, t, None),
+                WINDOWED: lambda t=temperature: sampling.sample_singly(1, t, WINDOW),
             },
             device=device,
         )
@@ -124,26 +124,26 @@ def count_passes(drawing: Drawing, device: str) -> tuple[list[Row], Series]:
     return rows, Series(x="tokens of a window", y="passes a token", lines=lines)
 
 
-def compare_times(drawing: Drawing, device: str) -> tuple[list[Row], Series]:
+def compare_times(sampling: CountingSampler, device: str) -> tuple[list[Row], Series]:
     """A row for every number of images at once, and the time of one by that number."""
     rows = []
     temperature = 0.7
     lines: dict[str, list[tuple[float, float]]] = {SINGLE: [], WINDOWED: []}
     for count in AT_ONCE:
         seeds = [seed(0, image) for image in range(count)]
-        before = drawing.passes
-        codes = drawing.draw(0, seeds, temperature, WINDOW)
-        passes = drawing.passes - before
+        before = sampling.passes
+        codes = sampling.sample(0, seeds, temperature, WINDOW)
+        passes = sampling.passes - before
         row = compare(
             f"time, emoji64, {count} image{'s' * (count > 1)} at once",
             {
-                SINGLE: lambda s=seeds: drawing.draw(0, s, temperature, None),
-                WINDOWED: lambda s=seeds: drawing.draw(0, s, temperature, WINDOW),
+                SINGLE: lambda s=seeds: sampling.sample(0, s, temperature, None),
+                WINDOWED: lambda s=seeds: sampling.sample(0, s, temperature, WINDOW),
             },
             path=WINDOWED,
             against=SINGLE,
             asked=None,
-            equal=(difference(codes, drawing.draw(0, seeds, temperature, None)),),
+            equal=(difference(codes, sampling.sample(0, seeds, temperature, None)),),
             device=device,
             note="A window waits for the slowest image, and a wider pass takes longer; so windows are for few "
             "images, and `DallePipeline` takes them for at most 4 at once.",
@@ -163,9 +163,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     prior, tokenizer = load_model("emoji64", "prior", device=options.device), load_model("emoji64", "tokenizer")
-    drawing = Drawing(prior, prior.encode_captions(tokenizer, CAPTIONS).to(options.device))
-    by_passes, passes = count_passes(drawing, options.device)
-    by_time, times = compare_times(drawing, options.device)
+    sampling = CountingSampler(prior, prior.encode_captions(tokenizer, CAPTIONS).to(options.device))
+    by_passes, passes = count_passes(sampling, options.device)
+    by_time, times = compare_times(sampling, options.device)
     path = store(
         "jacobi",
         f"python benchmarks/jacobi.py --threads {options.threads} --device {options.device}",

@@ -61,7 +61,7 @@ EXCHANGES = {
     "exact mean": Exchange(),
     "rank width / 8": Exchange(divisor=8),
     "rank width / 8, no error feedback": Exchange(divisor=8, error_feedback=False),
-    "rank width / 8, Q drawn anew": Exchange(divisor=8, fixed=False),
+    "rank width / 8, Q resampled": Exchange(divisor=8, fixed=False),
     "rank width / 8, bfloat16 wire": Exchange(divisor=8, wire="bfloat16"),
     "rank width / 32": Exchange(divisor=32),
 }

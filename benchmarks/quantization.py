@@ -1,4 +1,4 @@
-"""What fewer bits do to the bundled model: the loss, the codes that are drawn, and the time.
+"""What fewer bits do to the bundled model: the loss, the codes that are sampled, and the time.
 
     python benchmarks/quantization.py --threads 1
 
@@ -40,7 +40,7 @@ def held_out(pipe: DallePipeline) -> tuple[Tensor, Tensor]:
 
 
 def loss_and_choices(prior: ImagePrior, text: Tensor, codes: Tensor) -> tuple[float, Tensor]:
-    """Mean nats of an image token, and what would be drawn at every position behind the true ones, (B, N)."""
+    """Mean nats of an image token, and what would be generated at every position behind the true ones, (B, N)."""
     logits = prior.image_logits(text, codes).float()
     loss = float(F.cross_entropy(logits.flatten(0, 1), codes.flatten()))
     seeds = torch.tensor([derive_seed(0, number) for number in range(len(codes))], device=codes.device)
@@ -50,8 +50,8 @@ def loss_and_choices(prior: ImagePrior, text: Tensor, codes: Tensor) -> tuple[fl
     return loss, torch.stack(choices, 1)
 
 
-def drawing(prior: ImagePrior, text: Tensor) -> Callable[[], Tensor]:
-    """Draws candidates of one caption."""
+def sampling(prior: ImagePrior, text: Tensor) -> Callable[[], Tensor]:
+    """Generates candidates of one caption."""
     seeds = torch.tensor([[derive_seed(0, 0, number) for number in range(CANDIDATES)]], device=text.device)
     return lambda: sample_codes(prior, text[:1], seeds)
 
@@ -68,16 +68,16 @@ def main() -> None:
         exact = DallePipeline.from_pretrained("emoji64", device=options.device)
         text, codes = held_out(exact)
         loss, choices = loss_and_choices(exact.prior, text, codes)
-        draw = drawing(exact.prior, text)
-        images = draw()
+        sample = sampling(exact.prior, text)
+        images = sample()
         for name, arguments in VARIANTS.items():
             prior = DallePipeline.from_pretrained("emoji64", device=options.device, **arguments).prior
             other_loss, other_choices = loss_and_choices(prior, text, codes)
-            other_draw = drawing(prior, text)
+            other_sample = sampling(prior, text)
             rows.append(
                 compare(
                     f"{CANDIDATES} images of the bundled model, {name}",
-                    {name: other_draw, "float32": draw},
+                    {name: other_sample, "float32": sample},
                     path=name,
                     against="float32",
                     asked=None,
@@ -91,7 +91,7 @@ def main() -> None:
                         ),
                         Equality(
                             what="share of equal codes, each behind its own",
-                            value=float((other_draw() == images).float().mean()),
+                            value=float((other_sample() == images).float().mean()),
                         ),
                     ),
                     device=options.device,

@@ -53,8 +53,8 @@ Tokens = tuple[Tensor, Tensor]
 def random_heads(layout: TextImageLayout, dtype: torch.dtype, device: str, batch: int, heads: int) -> list[Tensor]:
     """Queries, keys, values and the gradient of what attention mixes, as views of a projection: (B, H, L, 64)."""
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(batch, layout.length, 4, heads, 64, generator=generator).to(device, dtype)
-    return list(drawn.permute(2, 0, 3, 1, 4))
+    sampled = torch.randn(batch, layout.length, 4, heads, 64, generator=generator).to(device, dtype)
+    return list(sampled.permute(2, 0, 3, 1, 4))
 
 
 def forward_and_backward(backend: Backend, mask: Mask, given: list[Tensor]) -> list[Tensor]:

@@ -207,7 +207,7 @@ def figure_tables(result: Result) -> dict[str, list[list[str]]]:
 
     kinds = kinds_of_images(result["protocol"]["candidates"])
     add("Samples", "samples", "samples", form="{}")
-    add("Samples", "captions drawn from", "captions", form="{}")
+    add("Samples", "prompts", "captions", form="{}")
     add("Reconstruction", "reconstruction PSNR, dB", "psnr", form="{:.2f}")
     add("Reconstruction", "codes used, %", "codebook", "used", times=100)
     add("Reconstruction", "perplexity of the codes", "codebook", "perplexity")
@@ -259,7 +259,7 @@ def _evaluator(result: Result) -> str:
         return "No evaluator network was given."
     return (
         f"The evaluator is {evaluator['name']}, at {evaluator['pixels']} pixels (sha256 "
-        f"{evaluator['sha256'][:16]}…); it neither drew nor ranked an image, and its numbers are not FID."
+        f"{evaluator['sha256'][:16]}…); it neither generated nor ranked an image, and its numbers are not FID."
     )
 
 
@@ -308,7 +308,7 @@ GRADIENT_SCALES = "log2_gradient_scale/"
 
 
 def plot_curves(curves: Mapping[str, Mapping[int, float]], out: str | Path, title: str = "") -> Path:
-    """Draws the curves of a run as PNG; ``train/loss`` and ``val/loss`` share a panel, gradient scales another.
+    """Plots the curves of a run as PNG; ``train/loss`` and ``val/loss`` share a panel, gradient scales another.
 
     Args:
         curves: Name to (update to value).
@@ -335,8 +335,8 @@ def plot_curves(curves: Mapping[str, Mapping[int, float]], out: str | Path, titl
     for axis, (panel, names) in zip(axes, panels.items(), strict=False):
         axis.set_title(panel)
         axis.set_xlabel("update")
-        draw = _plot_scales if panel == GRADIENT_SCALES else _plot_panel
-        draw(axis, {name: curves[name] for name in names})
+        plot = _plot_scales if panel == GRADIENT_SCALES else _plot_panel
+        plot(axis, {name: curves[name] for name in names})
         axis.legend(fontsize="small")
     for axis in axes[len(panels) :]:
         axis.remove()
@@ -353,7 +353,7 @@ def _plot_panel(axis: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
 
 
 def _plot_scales(axis: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
-    """Draws the last scale of every residual block over the depth, as figure 12 of the paper."""
+    """Plots the last scale of every residual block over the depth, as figure 12 of the paper."""
     by_depth = sorted(curves, key=lambda name: re.sub(r"\d+", lambda number: number[0].zfill(9), name))
     kinds: dict[str, dict[int, float]] = defaultdict(dict)
     for number, name in enumerate(by_depth, 1):

@@ -365,8 +365,8 @@ def _check_finite(tensor: Tensor, name: str, path: Path) -> None:
         raise ModelFolderError(f"{path} holds numbers that are not finite, in {name}: these weights are broken")
 
 
-class _NoDraws(TorchFunctionMode):
-    """Skips `torch.nn.init`: what has no storage needs no numbers, and drawing them there loads half of PyTorch."""
+class _NoRandomInit(TorchFunctionMode):
+    """Skips `torch.nn.init`: what has no storage needs no numbers, and sampling them there loads half of PyTorch."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -378,7 +378,7 @@ class _NoDraws(TorchFunctionMode):
 
 def _without_storage(make: Callable[[], Net]) -> Net:
     """Builds a network on the meta device, unless it computes buffers that no file holds."""
-    with torch.device("meta"), _NoDraws():
+    with torch.device("meta"), _NoRandomInit():
         net = make()
     stored = net.state_dict().keys()
     return net if all(name in stored for name, _ in net.named_buffers()) else make()

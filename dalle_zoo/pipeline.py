@@ -84,7 +84,7 @@ class DallePipeline:
             )
         if not t.decodes:
             raise ValueError(
-                f"the image tokenizer ({type(t).__name__}) has no decoder, so no image can be drawn: "
+                f"the image tokenizer ({type(t).__name__}) has no decoder, so no image can be generated: "
                 "convert it again with its decoder, see docs/convert.md"
             )
         self.prior.check_tokenizer(self.tokenizer)
@@ -263,7 +263,7 @@ class DallePipeline:
         return self.prior.encode_captions(self.tokenizer, prompts).to(self.device)
 
     def prime_codes(self, image: Image.Image | Tensor, rows: int) -> Tensor:
-        """Codes of the top rows of an image, which a drawing then continues (section 3.3).
+        """Codes of the top rows of an image, which sampling then continues (section 3.3).
 
         Args:
             image: A PIL image, resized and cropped to the model's size, or pixels in [0, 1], (3, H, W).
@@ -304,7 +304,7 @@ class DallePipeline:
         return_dict: bool = True,
         callback: Callable[[int, int], None] | None = None,
     ) -> Any:
-        """Draws images.
+        """Generates images.
 
         Args:
             prompt: One caption or several.
@@ -312,16 +312,16 @@ class DallePipeline:
             rerank: Keep so many of each caption's candidates, those that the ranker scores best, best first.
             seed: Seed of the call: the same seed gives the same images, whatever the batch size.
             generator: Instead of a seed: one generator for the call, or one an image in the order of the images.
-                Without seed and generator the global one is drawn from, so `torch.manual_seed` holds.
+                Without seed and generator the global one is sampled from, so `torch.manual_seed` holds.
             temperature: Divides the logits; 0 takes the most likely token.
-            top_k: Draw among the k most likely image tokens.
-            top_p: Draw among the most likely image tokens that together reach this probability.
+            top_k: Sample among the k most likely image tokens.
+            top_p: Sample among the most likely image tokens that together reach this probability.
             guidance: Classifier-free guidance; 1 is none.
             prime: Image whose top rows are kept.
             prime_rows: Rows of the code grid that are kept; half of the grid if missing (the paper keeps 15 of 32).
             window: Run so many tokens at once, the later ones guessed, until every guess is right: the same images
                 in fewer passes, sooner for one or two at a time; at most 4. Not every type of prior can.
-            batch_size: Images drawn at once; changes memory and time, not the images.
+            batch_size: Images generated at once; changes memory and time, not the images.
             output_type: "pil", "np" (B, H, W, 3), "pt" (B, 3, H, W), or "latent" (codes, (B, h, w)).
             return_dict: False returns a tuple with the images alone.
             callback: Called after every token, or every window, with (tokens done, tokens in all) of the whole call.
@@ -340,7 +340,7 @@ class DallePipeline:
         if prime is not None:
             rows = prime_rows if prime_rows is not None else max(self.prior.config.image_height // 2, 1)
             primed = self.prime_codes(prime, rows)
-        codes = self._draw(self.encode_text(prompts), seeds, sampler, primed, guidance, window, batch_size, callback)
+        codes = self._sample(self.encode_text(prompts), seeds, sampler, primed, guidance, window, batch_size, callback)
         scores = None
         if rerank is not None:
             codes, seeds, scores = self._rerank(prompts, codes, seeds, rerank, batch_size)
@@ -393,13 +393,13 @@ class DallePipeline:
         if isinstance(generator, Sequence):
             if len(generator) != total:
                 raise ValueError(f"expected {total} generators, one an image, got {len(generator)}")
-            flat = [_draw_seed(g) for g in generator]
+            flat = [_random_seed(g) for g in generator]
         else:
-            base = seed if seed is not None else _draw_seed(generator)
+            base = seed if seed is not None else _random_seed(generator)
             flat = [derive_seed(base, p, i) for p in range(len(prompts)) for i in range(count)]
         return torch.tensor(flat, dtype=torch.long).view(len(prompts), count)
 
-    def _draw(
+    def _sample(
         self,
         text: Tensor,
         seeds: Tensor,
@@ -424,7 +424,7 @@ class DallePipeline:
             done, total = number * c.image_length, len(jobs) * c.image_length
             progress = None if callback is None else _shifted(callback, done, total)
             rows = prime.expand(p.stop - p.start, -1) if prime is not None else None
-            drawn = sample_codes(
+            sampled = sample_codes(
                 self.prior,
                 text[p],
                 seeds[p, n].to(self.device),
@@ -434,7 +434,7 @@ class DallePipeline:
                 window=window,
                 progress=progress,
             )
-            codes[p, n] = drawn.cpu()
+            codes[p, n] = sampled.cpu()
         return codes
 
     def decode(self, codes: Tensor, batch_size: int = 64) -> Tensor:
@@ -482,13 +482,13 @@ def _incomplete(folder: Path) -> str:
         return f"{folder} has no {INDEX}: expected a folder from save_pretrained or `dalle-zoo export`"
     missing = [part for part in COMPONENTS[:3] if not (folder / part).is_dir()]
     return (
-        f"the weights converted into {folder} lack {' and '.join(missing)}, and no image can be drawn: give the "
+        f"the weights converted into {folder} lack {' and '.join(missing)}, and no image can be generated: give the "
         "place of their files as well, `dalle-zoo convert PLACE OTHER --out FOLDER` or from_pretrained([place, other])"
     )
 
 
-def _draw_seed(generator: torch.Generator | None) -> int:
-    """A seed from the state of a generator (the global one if missing), which moves on as with any other draw."""
+def _random_seed(generator: torch.Generator | None) -> int:
+    """A seed from the state of a generator (the global one if missing), which moves on as with any other sample."""
     device = "cpu" if generator is None else generator.device
     return int(torch.randint(2**62, (), generator=generator, device=device))
 

@@ -72,14 +72,14 @@ def _of_scores(result: Result, common: Mapping[str, Any]) -> Iterator[Figure]:
 
 
 def _of_splits(result: Result, common: Mapping[str, Any]) -> Iterator[Figure]:
-    drawn = {key: result["protocol"].get(key) for key in ("seed", "candidates", "temperature")}
+    sampling = {key: result["protocol"].get(key) for key in ("seed", "candidates", "temperature")}
     for split, measured in result["splits"].items():
         for path, label in HEADLINES.items():
             value: Any = measured
             for key in path:
                 value = value.get(key) if isinstance(value, Mapping) else None
             if value is not None:
-                settings = {"samples": measured["samples"], **drawn}
+                settings = {"samples": measured["samples"], **sampling}
                 metric = "_".join(path)
                 yield Figure(metric=metric, label=label, split=split, value=value, settings=settings, **common)
 

@@ -56,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
     folder.mkdir()
     files = {
         "record.json": {
-            "description": "A toy.", "license": "Apache-2.0", "data": "Six drawings.",
+            "description": "A toy.", "license": "Apache-2.0", "data": "Six images.",
             "parameters": {"dvae": 1234, "prior": 5}, "results": {},
         },
         "model_index.json": {"_class_name": "x", "dvae": ["a", "b"], "tokenizer": ["a", "b"]},
@@ -133,7 +133,7 @@ def test_the_committed_card_is_that_of_the_committed_files() -> None:
     assert CARD.read_text(encoding="utf-8") == render_card(folder, result), "run `dalle-zoo card`"
 
 
-def test_curves_are_drawn(tmp_path: Path) -> None:
+def test_curves_are_plotted(tmp_path: Path) -> None:
     curves = {"train/loss": {0: 2.0, 10: 1.0}, "val/loss": {10: 1.5}, "schedule/rate": {0: 0.1}}
     out = plot_curves(curves, tmp_path / "new/curves.png", title="runs/toy")
     with Image.open(out) as image:
@@ -143,15 +143,15 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
         plot_curves({}, out)
 
 
-def test_gradient_scales_are_drawn_by_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_scales_are_plotted_by_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of twelve layers as many names; they share one panel, each kind of block with its own marks."""
     from matplotlib.axes import Axes
 
-    drawn: list[tuple[list[float], list[float], str]] = []
-    monkeypatch.setattr(Axes, "plot", lambda self, x, y, *_, label, **__: drawn.append((x, y, label)))
+    plotted: list[tuple[list[float], list[float], str]] = []
+    monkeypatch.setattr(Axes, "plot", lambda self, x, y, *_, label, **__: plotted.append((x, y, label)))
     monkeypatch.setattr(Axes, "legend", lambda self, **_: None)
     names = [f"layers.{layer}.{kind}" for layer in range(12) for kind in ("attention", "mlp")]
     curves = {f"{GRADIENT_SCALES}{name}": {0: 13.0, 9: float(number)} for number, name in enumerate(names, 1)}
     plot_curves(dict(sorted(curves.items())), tmp_path / "curves.png")
     odd, even = [*range(1, 25, 2)], [*range(2, 25, 2)]
-    assert drawn == [(odd, odd, "attention"), (even, even, "mlp")]
+    assert plotted == [(odd, odd, "attention"), (even, even, "mlp")]

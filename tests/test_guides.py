@@ -108,7 +108,7 @@ def test_powersgd() -> None:
     assert table(SCALING, "| gradients | bytes") == "\n".join(rows)
     gaps = {name: result["train, last quarter, gap"]["mean"] for name, result in results.items()}
     noise = abs(gaps["rank width / 8, bfloat16 wire"] - gaps["rank width / 8"])
-    for name in ("rank width / 8, no error feedback", "rank width / 8, Q drawn anew", "rank width / 32"):
+    for name in ("rank width / 8, no error feedback", "rank width / 8, Q resampled", "rank width / 32"):
         assert gaps[name] - gaps["rank width / 8"] > noise, "the page says that these three lose"
     assert gaps["rank width / 8"] < noise, "the page says that this one does not"
 
@@ -275,9 +275,9 @@ def test_from_shards_to_images(
     run(export)
     run(Command("export", [*export.arguments, "--prior", "prior", "--out", "models/other"]))
     (generate,) = (step for step in steps if step.name == "generate")
-    run(generate, "-n", "2", "--out", "drawn.png")
-    with Image.open("drawn.png") as drawn:
-        assert drawn.size[1] >= DVAE["image_size"]
+    run(generate, "-n", "2", "--out", "sampled.png")
+    with Image.open("sampled.png") as generated:
+        assert generated.size[1] >= DVAE["image_size"]
     capsys.readouterr()
     for judged in (step for step in steps if step.name in ("eval", "overlap")):
         assert main([judged.name, *judged.arguments, *(["--device", "cpu"] * (judged.name == "eval"))]) == 2

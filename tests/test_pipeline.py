@@ -63,7 +63,7 @@ def pipe(make_pipe: Callable[..., DallePipeline]) -> DallePipeline:
 
 def test_an_image_tokenizer_without_a_decoder_is_refused(random_prior: Maker) -> None:
     encoder = DVAEEncoder(DVAEEncoderConfig(image_size=12, width=4, num_groups=3, codebook_size=7))
-    with pytest.raises(ValueError, match=r"\(DVAEEncoder\) has no decoder, so no image can be drawn"):
+    with pytest.raises(ValueError, match=r"\(DVAEEncoder\) has no decoder, so no image can be generated"):
         DallePipeline(encoder, random_prior(text_vocab=256, text_length=6), ByteTokenizer())
 
 
@@ -106,26 +106,26 @@ def test_prompts_do_matter(pipe: DallePipeline) -> None:
 
 
 def test_sampling_options_reach_the_sampler(pipe: DallePipeline) -> None:
-    def draw(**options: Any) -> Tensor:
+    def generate(**options: Any) -> Tensor:
         images: Tensor = pipe("ab", num_images_per_prompt=6, seed=1, output_type="latent", **options).images
         return images
 
     for option in ({"temperature": 0}, {"top_k": 1}, {"top_p": 1e-6}):
-        assert len(draw(**option).unique(dim=0)) == 1, option
-    assert len(draw().unique(dim=0)) == 6
-    assert not torch.equal(draw(guidance=3.0), draw())
+        assert len(generate(**option).unique(dim=0)) == 1, option
+    assert len(generate().unique(dim=0)) == 6
+    assert not torch.equal(generate(guidance=3.0), generate())
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4])
-def test_windows_draw_the_same_in_fewer_passes(pipe: DallePipeline, batch_size: int) -> None:
-    def draw(**options: Any) -> Tensor:
+def test_windows_sample_the_same_in_fewer_passes(pipe: DallePipeline, batch_size: int) -> None:
+    def generate(**options: Any) -> Tensor:
         common = {"num_images_per_prompt": 3, "seed": 1, "temperature": 0.5, "output_type": "latent"}
         images: Tensor = pipe(["ab", "b"], **common, **options).images
         return images
 
     calls: list[tuple[int, int]] = []
-    windows = draw(window=4, batch_size=batch_size, callback=lambda done, total: calls.append((done, total)))
-    assert torch.equal(windows, draw())
+    windows = generate(window=4, batch_size=batch_size, callback=lambda done, total: calls.append((done, total)))
+    assert torch.equal(windows, generate())
     jobs = 6 if batch_size == 1 else 2
     assert calls[-1] == (12 * jobs, 12 * jobs)
     assert len(calls) < 12 * jobs
@@ -139,49 +139,49 @@ PROMPTS = ["ab", "b", "c"]
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 7, 8, 64])
 def test_the_batch_size_changes_nothing(pipe: DallePipeline, batch_size: int) -> None:
-    def draw(batch_size: int, **options: Any) -> Any:
+    def generate(batch_size: int, **options: Any) -> Any:
         return pipe(PROMPTS, num_images_per_prompt=4, seed=5, batch_size=batch_size, **options)
 
-    together = draw(100, output_type="pt", rerank=2)
-    apart = draw(batch_size, output_type="pt", rerank=2)
+    together = generate(100, output_type="pt", rerank=2)
+    apart = generate(batch_size, output_type="pt", rerank=2)
     assert torch.equal(apart.seeds, together.seeds)
     torch.testing.assert_close(apart.images, together.images, atol=ROUNDING, rtol=0)
-    assert torch.equal(draw(batch_size, output_type="latent").images, draw(100, output_type="latent").images)
+    assert torch.equal(generate(batch_size, output_type="latent").images, generate(100, output_type="latent").images)
 
 
-def draw(pipe: DallePipeline, count: int = 3, **options: Any) -> Tensor:
+def generate(pipe: DallePipeline, count: int = 3, **options: Any) -> Tensor:
     images: Tensor = pipe(PROMPTS, num_images_per_prompt=count, output_type="latent", **options).images
     return images
 
 
 def test_seeds_and_generators(pipe: DallePipeline) -> None:
-    assert torch.equal(draw(pipe, seed=1), draw(pipe, seed=1))
-    assert not torch.equal(draw(pipe, seed=1), draw(pipe, seed=2))
+    assert torch.equal(generate(pipe, seed=1), generate(pipe, seed=1))
+    assert not torch.equal(generate(pipe, seed=1), generate(pipe, seed=2))
     # More candidates leave the first ones as they were.
-    assert torch.equal(draw(pipe, 5, seed=1).unflatten(0, (3, 5))[:, :3].flatten(0, 1), draw(pipe, seed=1))
+    assert torch.equal(generate(pipe, 5, seed=1).unflatten(0, (3, 5))[:, :3].flatten(0, 1), generate(pipe, seed=1))
 
     one = torch.Generator().manual_seed(7)
-    first, second = draw(pipe, generator=one), draw(pipe, generator=one)
+    first, second = generate(pipe, generator=one), generate(pipe, generator=one)
     assert not torch.equal(first, second), "a generator moves on"
-    assert torch.equal(draw(pipe, generator=torch.Generator().manual_seed(7)), first)
+    assert torch.equal(generate(pipe, generator=torch.Generator().manual_seed(7)), first)
 
 
 def test_a_generator_for_each_image(pipe: DallePipeline) -> None:
     def generators() -> list[torch.Generator]:
         return [torch.Generator().manual_seed(100 + index) for index in range(9)]
 
-    whole = draw(pipe, generator=generators())
+    whole = generate(pipe, generator=generators())
     alone = pipe("b", output_type="latent", generator=generators()[4:5]).images
     assert torch.equal(alone[0], whole[4]), "the second image of the second prompt"
-    assert torch.equal(draw(pipe, generator=tuple(generators())), whole)
+    assert torch.equal(generate(pipe, generator=tuple(generators())), whole)
 
 
 def test_without_a_seed_the_global_generator_decides(pipe: DallePipeline) -> None:
     torch.manual_seed(3)
-    first, second = draw(pipe), draw(pipe)
+    first, second = generate(pipe), generate(pipe)
     assert not torch.equal(first, second)
     torch.manual_seed(3)
-    assert torch.equal(draw(pipe), first)
+    assert torch.equal(generate(pipe), first)
 
 
 # ------------------------------------------------------------ ranking
@@ -202,7 +202,7 @@ def test_the_best_come_first(pipe: DallePipeline) -> None:
         torch.testing.assert_close(best.images[at], everything.images[expected], atol=ROUNDING, rtol=0)
 
 
-def test_an_image_can_be_drawn_again_from_its_seed(pipe: DallePipeline) -> None:
+def test_an_image_can_be_generated_again_from_its_seed(pipe: DallePipeline) -> None:
     from dalle_zoo.sampling import sample_codes
 
     best = pipe("ab", num_images_per_prompt=6, rerank=1, seed=2, output_type="latent")
@@ -237,7 +237,7 @@ def test_any_pil_image_is_brought_to_size(pipe: DallePipeline) -> None:
 @pytest.mark.parametrize(("batch_size", "jobs"), [(64, 1), (2, 6), (4, 3), (3, 6)])
 def test_the_callback_counts_the_whole_call(pipe: DallePipeline, batch_size: int, jobs: int) -> None:
     calls: list[tuple[int, int]] = []
-    draw(pipe, 4, seed=0, batch_size=batch_size, callback=lambda done, total: calls.append((done, total)))
+    generate(pipe, 4, seed=0, batch_size=batch_size, callback=lambda done, total: calls.append((done, total)))
     assert calls == [(done, 12 * jobs) for done in range(1, 12 * jobs + 1)]
 
 
@@ -318,9 +318,9 @@ def test_a_model_comes_back(make_pipe: Callable[..., DallePipeline], tmp_path: P
     assert {name for name in index if name[0] != "_"} == {"dvae", "prior", "tokenizer"}
     back = DallePipeline.from_pretrained(folder)
     assert back.ranker is None
-    assert torch.equal(draw(back, seed=3), draw(pipe, seed=3))
+    assert torch.equal(generate(back, seed=3), generate(pipe, seed=3))
     again = DallePipeline.from_pretrained(back.save_pretrained(tmp_path / "again"))
-    assert torch.equal(draw(again, seed=3), draw(pipe, seed=3))
+    assert torch.equal(generate(again, seed=3), generate(pipe, seed=3))
 
 
 def test_a_record_says_what_the_model_is(make_pipe: Callable[..., DallePipeline], tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_weights_in_half_precision(make_pipe: Callable[..., DallePipeline], tmp_
     assert sizes[1] < 0.8 * sizes[0]
     back = DallePipeline.from_pretrained(half, dtype=torch.bfloat16)
     assert back.prior.start_of_text.dtype == torch.bfloat16
-    assert draw(back, seed=0).shape == (9, 3, 4)
+    assert generate(back, seed=0).shape == (9, 3, 4)
     assert "12x16 pixels, on cpu" in repr(back)
 
 
@@ -393,7 +393,7 @@ def test_an_unknown_name_is_refused() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
-def test_rounded_weights_draw_and_are_not_saved(tmp_path: Path) -> None:
+def test_rounded_weights_sample_and_are_not_saved(tmp_path: Path) -> None:
     pipe = DallePipeline.from_pretrained("emoji64", quantize="int8")
     codes = pipe("a cat", seed=0, output_type="latent").images
     exact = DallePipeline.from_pretrained("emoji64")("a cat", seed=0, output_type="latent").images

@@ -33,7 +33,7 @@ CLDR = "emojibase-data-17.0.0.tgz"
 
 @dataclass(frozen=True)
 class Source:
-    """One drawing style: where its images come from and how captions name it."""
+    """One emoji style: where its images come from and how captions name it."""
 
     tarball: str
     npm: str
@@ -276,8 +276,8 @@ def load_images(folder: Path, style: str, by_name: dict[str, str]) -> dict[str, 
     return out
 
 
-def draw(source: bytes | str, size: int) -> Image.Image:
-    """Image on white at size x size; vectors are drawn four times larger first."""
+def render(source: bytes | str, size: int) -> Image.Image:
+    """Image on white at size x size; vectors are rendered four times larger first."""
     if isinstance(source, bytes):
         image = Image.open(io.BytesIO(source)).convert("RGBA")
     else:
@@ -327,7 +327,7 @@ def members(entry: Entry, style: str, size: int, quality: int) -> Iterator[tuple
         "license": source.license,
     }
     encoded = io.BytesIO()
-    image = draw(entry.images[style], size)
+    image = render(entry.images[style], size)
     if quality > 100:
         image.save(encoded, "WEBP", lossless=True, method=6)
     else:

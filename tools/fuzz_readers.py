@@ -136,71 +136,71 @@ def originals() -> dict[str, bytes]:
 # ---------------------------------------------------------------- damage
 
 
-def damaged(data: bytes, draw: random.Random) -> bytes:
+def damaged(data: bytes, rng: random.Random) -> bytes:
     """Some bytes changed, cut out, repeated, or put in."""
     changed = bytearray(data)
-    for _ in range(draw.choice((1, 1, 2, 4, 16))):
+    for _ in range(rng.choice((1, 1, 2, 4, 16))):
         if not changed:
             break
         # The beginning holds headers and tables, the rest numbers.
-        limit = draw.choice((16, 256, 4096, len(changed)))
-        at = draw.randrange(min(limit, len(changed)))
-        if draw.random() < 0.2:  # and so does the end of an archive
+        limit = rng.choice((16, 256, 4096, len(changed)))
+        at = rng.randrange(min(limit, len(changed)))
+        if rng.random() < 0.2:  # and so does the end of an archive
             at = len(changed) - 1 - at
-        length = draw.choice((1, 2, 4, 8, 64))
-        match draw.randrange(8):
+        length = rng.choice((1, 2, 4, 8, 64))
+        match rng.randrange(8):
             case 0:
-                changed[at] ^= 1 << draw.randrange(8)
+                changed[at] ^= 1 << rng.randrange(8)
             case 1:
-                changed[at] = draw.randrange(256)
+                changed[at] = rng.randrange(256)
             case 2:
-                changed[at] = draw.choice(OPCODES)
+                changed[at] = rng.choice(OPCODES)
             case 3:
-                changed[at : at + 8] = struct.pack("<Q", draw.choice(INTERESTING))[: draw.choice((1, 2, 4, 8))]
+                changed[at : at + 8] = struct.pack("<Q", rng.choice(INTERESTING))[: rng.choice((1, 2, 4, 8))]
             case 4:
                 del changed[at : at + length]
             case 5:
-                changed[at:at] = changed[at : at + length] * draw.choice((1, 2, 50))
+                changed[at:at] = changed[at : at + length] * rng.choice((1, 2, 50))
             case 6:
-                changed[at:at] = bytes(draw.choice(OPCODES) for _ in range(length))
+                changed[at:at] = bytes(rng.choice(OPCODES) for _ in range(length))
             case 7:
                 del changed[at:]
     return bytes(changed)
 
 
-def damaged_within(data: bytes, draw: random.Random) -> bytes:
+def damaged_within(data: bytes, rng: random.Random) -> bytes:
     """An archive in good order around damaged entries."""
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(file, "w") as new:
         for info in old.infolist():
             content = old.read(info)
-            hurt = info.filename.endswith("data.pkl") or draw.random() < 0.1
-            new.writestr(info.filename, damaged(content, draw) if hurt else content)
+            hurt = info.filename.endswith("data.pkl") or rng.random() < 0.1
+            new.writestr(info.filename, damaged(content, rng) if hurt else content)
     return file.getvalue()
 
 
-def program(draw: random.Random) -> bytes:
+def program(rng: random.Random) -> bytes:
     """A random row of instructions of a pickle, with the strings and numbers that some of them take."""
     names = [b"os", b"system", b"torch", b"FloatStorage", b"torch._utils", b"_rebuild_tensor_v2", b"a.b", b"storage"]
     parts = [b"\x80\x04"]
-    for _ in range(draw.randrange(60)):
-        code = draw.choice(OPCODES)
+    for _ in range(rng.randrange(60)):
+        code = rng.choice(OPCODES)
         parts.append(bytes([code]))
         if code in b"ciPSVIFLgp":
-            parts.append(b"\n".join(draw.choice(names) for _ in range(2 if code in b"ci" else 1)) + b"\n")
+            parts.append(b"\n".join(rng.choice(names) for _ in range(2 if code in b"ci" else 1)) + b"\n")
         elif code in b"X\x8c":
-            text = draw.choice(names)
+            text = rng.choice(names)
             parts.append((struct.pack("<I", len(text)) if code == ord("X") else bytes([len(text)])) + text)
         elif code in b"Khq\x80\x82":
-            parts.append(bytes([draw.randrange(4)]))
+            parts.append(bytes([rng.randrange(4)]))
     return b"".join([*parts, b"."])
 
 
-def many_calls(draw: random.Random) -> bytes:
+def many_calls(rng: random.Random) -> bytes:
     """A pickle that calls one function any number of times with one large argument, of which each makes a copy."""
-    large = draw.randrange(1, 200_000)
+    large = rng.randrange(1, 200_000)
     text = b"X" + struct.pack("<I", large) + b"a" * large
-    module, function, argument = draw.choice(
+    module, function, argument = rng.choice(
         [
             (b"_codecs", b"encode", text + b"q\x01X\x06\x00\x00\x00latin1"),
             (b"torch", b"Size", b"](" + b"K\x01" * large + b"eq\x01"),
@@ -210,23 +210,23 @@ def many_calls(draw: random.Random) -> bytes:
     )
     again = b"h\x00h\x01" + (b"h\x02\x86R" if function == b"encode" else b"\x85R")
     first = b"c" + module + b"\n" + function + b"\nq\x00" + argument + (b"q\x02" if function == b"encode" else b"")
-    return b"\x80\x02" + first + b"(" + again * draw.randrange(1, 20_000) + b"t."
+    return b"\x80\x02" + first + b"(" + again * rng.randrange(1, 20_000) + b"t."
 
 
 def make(number: int, seed: int, files: dict[str, bytes]) -> tuple[str, bytes]:
     """Name and content of a case."""
-    draw = random.Random(f"{seed}-{number}")
-    name = draw.choice(sorted(files))
-    if name.endswith(".pickle") and draw.random() < 0.5:
-        return name, program(draw)
-    if name == "module.zip" and draw.random() < 0.1:
+    rng = random.Random(f"{seed}-{number}")
+    name = rng.choice(sorted(files))
+    if name.endswith(".pickle") and rng.random() < 0.5:
+        return name, program(rng)
+    if name == "module.zip" and rng.random() < 0.1:
         file = io.BytesIO()
         with zipfile.ZipFile(file, "w") as archive:
-            archive.writestr("module/data.pkl", many_calls(draw))
+            archive.writestr("module/data.pkl", many_calls(rng))
         return name, file.getvalue()
-    if name.endswith(".zip") and draw.random() < 0.6:
-        return name, damaged_within(files[name], draw)
-    return name, damaged(files[name], draw)
+    if name.endswith(".zip") and rng.random() < 0.6:
+        return name, damaged_within(files[name], rng)
+    return name, damaged(files[name], rng)
 
 
 # ---------------------------------------------------------------- reading

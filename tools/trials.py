@@ -61,7 +61,7 @@ def prior(steps: int) -> dict[str, list[str]]:
     """Masks, width and depth."""
     schedules = [
         *common(steps),
-        f"{MODEL}image_tokenizer=null",  # the codes are on disk, and nothing is drawn
+        f"{MODEL}image_tokenizer=null",  # the codes are on disk, and nothing is sampled
         f"{MODEL}learning_rate.decay_steps={steps}",
         f"{MODEL}learning_rate.warmup_steps=50",
     ]

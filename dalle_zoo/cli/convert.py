@@ -47,7 +47,7 @@ def convert(arguments: list[str]) -> None:
         print(f"not used: {file}: {reason}")
     if record.get("missing"):
         print(
-            f"no images can be drawn with it yet: {' and '.join(record['missing'])} were not found; "
+            f"no images can be generated with it yet: {' and '.join(record['missing'])} were not found; "
             f"give the place of their files as well"
         )
 

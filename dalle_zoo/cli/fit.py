@@ -170,13 +170,13 @@ class ZooCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Refuses data that the model cannot take, before the run folder is claimed."""
-        if self.subcommand == "predict" and not self.model.draws:
+        if self.subcommand == "predict" and not self.model.has_sample_images:
             raise UserError(
-                f"{type(self.model).__name__} has nothing to draw: predict takes a dVAE, or a prior with an "
+                f"{type(self.model).__name__} has nothing to generate: predict takes a dVAE, or a prior with an "
                 "image_tokenizer; for other runs use validate"
             )
         if self.subcommand == "predict" and isinstance(self.trainer.strategy, ShardedStates):
-            raise UserError("a sharded network draws nothing: predict with --trainer.strategy auto or ddp")
+            raise UserError("a sharded network samples nothing: predict with --trainer.strategy auto or ddp")
         if self.datamodule is None:
             raise UserError("the recipe has no data: set data.class_path and data.init_args")
         self.model.check_data(self.datamodule)
@@ -300,7 +300,7 @@ def seeds(files: Mapping[Path, Any], overrides: list[str]) -> list[str]:
     given = {key.replace(".init_args.", "."): value for key, value in overridden(overrides)}
     stated = [content["seed_everything"] for content in files.values() if "seed_everything" in content]
     seed = given.get("seed_everything", str(stated[-1]) if stated else "")
-    if not seed.isdecimal():  # missing, or drawn by chance
+    if not seed.isdecimal():  # missing, or sampled by chance
         return []
     own = [
         part

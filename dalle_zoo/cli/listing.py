@@ -1,4 +1,4 @@
-"""``dalle-zoo recipes | models | masks``: what there is. They answer without loading torch, unless they draw."""
+"""``dalle-zoo recipes | models | masks``: what there is. They answer without loading torch, unless they plot."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def models(arguments: list[str]) -> None:
 
 
 def masks(arguments: list[str]) -> None:
-    """Lists the attention masks, or draws them."""
+    """Lists the attention masks, or plots them."""
     from dalle_zoo.masks import MASKS, MaskSpec, TextImageLayout
 
     p = parser(
         "masks",
-        "List the attention masks, or draw them.\n\n"
-        "  dalle-zoo masks --draw                             all, on 16 text and 8 x 8 image positions\n"
-        '  dalle-zoo masks row "conv(kernel=3)" --draw --text 6 --height 4 --width 4',
+        "List the attention masks, or plot them.\n\n"
+        "  dalle-zoo masks --plot                             all, on 16 text and 8 x 8 image positions\n"
+        '  dalle-zoo masks row "conv(kernel=3)" --plot --text 6 --height 4 --width 4',
     )
     p.add_argument("mask", nargs="*", help="masks, with options in parentheses; all if missing")
-    p.add_argument("--draw", action="store_true", help="write a drawing")
+    p.add_argument("--plot", action="store_true", help="write a plot")
     p.add_argument("--text", type=int, default=16, help="text positions (16)")
     p.add_argument("--height", type=int, default=8, help="rows of the code grid (8)")
     p.add_argument("--width", type=int, default=8, help="columns of the code grid (8)")
@@ -58,9 +58,9 @@ def masks(arguments: list[str]) -> None:
     options = p.parse_args(arguments)
     specs = options.mask or list(MASKS)
     layout = TextImageLayout(options.text, options.height, options.width)
-    if not options.draw:
+    if not options.plot:
         if options.out:
-            raise UserError(f"--out {options.out} is for a drawing: add --draw")
+            raise UserError(f"--out {options.out} is for a plot: add --plot")
         for spec in map(MaskSpec.parse, specs):
             spec.build(layout)  # raises for a value that the mask refuses
             print(f"{spec!s:<24}{(MASKS[spec.name].__doc__ or '').strip().splitlines()[0]}")
@@ -68,7 +68,7 @@ def masks(arguments: list[str]) -> None:
     out = options.out or Path("masks.png")
     if out.exists() and not options.overwrite:
         raise FileExistsError(f"{out} exists: pass --overwrite to replace it, or --out FILE")
-    from dalle_zoo.masks import draw_masks
+    from dalle_zoo.masks import plot_masks
 
-    draw_masks(specs, layout, out)
+    plot_masks(specs, layout, out)
     print(out)

@@ -16,17 +16,17 @@ from dalle_zoo.cli.errors import Parser, UserError
 from dalle_zoo.registry import suggest
 
 COMMANDS = {
-    "demo": ("dalle_zoo.cli.draw:demo", "draw a grid of 16 images with the bundled weights"),
-    "generate": ("dalle_zoo.cli.draw:generate", "images from a prompt"),
-    "reconstruct": ("dalle_zoo.cli.draw:reconstruct", "images through the image tokenizer and back"),
+    "demo": ("dalle_zoo.cli.generate:demo", "generate a grid of 16 images with the bundled weights"),
+    "generate": ("dalle_zoo.cli.generate:generate", "images from a prompt"),
+    "reconstruct": ("dalle_zoo.cli.generate:reconstruct", "images through the image tokenizer and back"),
     "recipes": ("dalle_zoo.cli.listing:recipes", "list the recipes, or show one"),
     "models": ("dalle_zoo.cli.listing:models", "list the models that are known by name"),
-    "masks": ("dalle_zoo.cli.listing:masks", "list the attention masks, or draw them"),
+    "masks": ("dalle_zoo.cli.listing:masks", "list the attention masks, or plot them"),
     "fit": ("dalle_zoo.cli.train:fit", "train a recipe; the same command continues a killed run"),
     "plan": ("dalle_zoo.cli.plan:plan", "what training of a recipe takes: memory, time, network"),
     "validate": ("dalle_zoo.cli.train:validate", "measure a run on its validation data"),
     "test": ("dalle_zoo.cli.train:test", "like validate, through the trainer's test loop"),
-    "predict": ("dalle_zoo.cli.train:predict", "draw the images of a run's validation data"),
+    "predict": ("dalle_zoo.cli.train:predict", "generate the images of a run's validation data"),
     "tokenizer": ("dalle_zoo.cli.prepare:tokenizer", "train a BPE tokenizer on captions"),
     "encode": ("dalle_zoo.cli.prepare:encode", "images to code shards"),
     "plot": ("dalle_zoo.cli.runs:plot", "curves of a run as PNG"),

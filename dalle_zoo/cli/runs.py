@@ -11,8 +11,8 @@ from dalle_zoo.files import check_ending
 
 
 def plot(arguments: list[str]) -> None:
-    """Draws the curves of a run."""
-    p = parser("plot", "Draw the curves of a run: dalle-zoo plot runs/prior/emoji64")
+    """Plots the curves of a run."""
+    p = parser("plot", "Plot the curves of a run: dalle-zoo plot runs/prior/emoji64")
     p.add_argument("run", type=Path, help="folder of the run")
     p.add_argument("--out", type=Path, help="PNG to write (curves.png in the run, replaced)")
     options = p.parse_args(arguments)

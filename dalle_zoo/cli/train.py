@@ -15,8 +15,8 @@ WHAT = {
     "fit": "Train a recipe; the same command continues a killed run from its newest state.",
     "validate": "Measure a run on its validation data.",
     "test": "Measure a run by the trainer's test loop.",
-    "predict": "Draw the images of a run's validation data: a dVAE reconstructs all of them, a prior draws\n"
-    "samples for the first of each batch, at most --model.num_samples. A ranker has nothing to draw.",
+    "predict": "Generate the images of a run's validation data: a dVAE reconstructs all of them, a prior samples\n"
+    "samples for the first of each batch, at most --model.num_samples. A ranker has nothing to generate.",
 }
 EXAMPLES = """\
 Every key of a recipe can be given on the command line as well:
@@ -91,5 +91,5 @@ def test(arguments: list[str]) -> None:
 
 
 def predict(arguments: list[str]) -> None:
-    """Draws the images of a run's validation data."""
+    """Generates the images of a run's validation data."""
     run_command("predict", arguments)

@@ -296,7 +296,7 @@ def _blocks(stored: StoredTensor | None, config: DallePytorchConfig) -> DerivedT
     if stored is None:
         if random_blocks(config.fed_length):
             raise WeightFileError(
-                f"its block-sparse layers lack {LAYOUT}, and some of the blocks that they read were drawn at random"
+                f"its block-sparse layers lack {LAYOUT}, and some of the blocks that they read were sampled at random"
             )
         return DerivedTensor((count, count), torch.float32, lambda: sure_blocks(config.fed_length))
     if stored.shape != (config.num_heads, count, count):

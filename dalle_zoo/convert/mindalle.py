@@ -86,7 +86,7 @@ class MinDALLEFamily:
             raise WeightFileError(f"{checkpoint.path} cannot be converted: {error}") from None
         notes = {
             "num_heads": note,
-            "image_height": "as image_width: the original draws squares",
+            "image_height": "as image_width: the original samples squares",
             "padding_id": f"{PAD} in {files['vocabulary'].name}" if files else "unknown: no vocabulary lies there",
         }
         return Source(
@@ -141,8 +141,8 @@ def _transformer(checkpoint: Checkpoint) -> Tensors | None:
             return tensors
         if tensors.keys() >= TRANSFER and tensors.keys() & {"sos", "sos.weight"}:
             raise WeightFileError(
-                f"{checkpoint.path} is a transfer of minDALL-E to ImageNet, which draws from a class or from nothing, "
-                "and reads no captions: expected its text-to-image model, stage2_last.ckpt of the release"
+                f"{checkpoint.path} is a transfer of minDALL-E to ImageNet, which samples from a class or nothing, and "
+                "reads no captions: expected its text-to-image model, stage2_last.ckpt of the release"
             )
     return None
 

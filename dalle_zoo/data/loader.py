@@ -271,7 +271,7 @@ class ResumableLoader:
                 batch_size=None,
                 collate_fn=_as_is,
                 num_workers=len(lanes),
-                # Its own: a seed is drawn at each start, and a resumed run starts once more.
+                # Its own: a seed is sampled at each start, and a resumed run starts once more.
                 generator=torch.Generator(),
             )
         )

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def seeded_rng(*parts: int | str) -> random.Random:
-    """Generator that depends on the parts alone: not on the process or what was drawn before."""
+    """Generator that depends on the parts alone: not on the process or what was sampled before."""
     text = "\0".join(f"{type(part).__name__}:{part}" for part in parts)
     return random.Random(hashlib.sha256(text.encode()).digest())
 
@@ -52,7 +52,7 @@ def stretches(counts: Sequence[int], *, seed: int | None, epoch: int, start: int
 
 
 def shuffled(items: Iterable[T], buffer_size: int, rng: random.Random) -> Iterator[T]:
-    """Bounded shuffle: each item is drawn from a buffer of the next ``buffer_size`` ones."""
+    """Bounded shuffle: each item is sampled from a buffer of the next ``buffer_size`` ones."""
     buffer: list[T] = []
     for item in items:
         buffer.append(item)

@@ -24,7 +24,7 @@ TRANSFORMS: Registry[Transform] = Registry("image transform", group="dalle_zoo.t
 
 
 def sample_rng(seed: int, key: str, variant: int) -> random.Random:
-    """Generator of the crop of one variant of one sample, wherever and whenever it is drawn."""
+    """Generator of the crop of one variant of one sample, wherever and whenever it is sampled."""
     return seeded_rng("crop", seed, key, variant)
 
 

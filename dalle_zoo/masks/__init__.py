@@ -2,7 +2,7 @@
 
 The table, `MASKS`: a name, and the function that declares the mask on a layout. To add one, write
 a file beside these with a factory under ``@MASKS.register("name")`` and import it here; a third
-party adds an entry point in the group ``dalle_zoo.masks``. Drawing, decoding, cost and the
+party adds an entry point in the group ``dalle_zoo.masks``. Plotting, decoding, cost and the
 contract tests follow from the declaration.
 
 | name | an image cell reads, besides all text | paper |
@@ -22,7 +22,6 @@ from dalle_zoo.masks.conv import conv
 from dalle_zoo.masks.conv_clamped import conv_clamped
 from dalle_zoo.masks.conv_quadrant import conv_quadrant
 from dalle_zoo.masks.conv_torus import conv_torus
-from dalle_zoo.masks.draw import draw_masks
 from dalle_zoo.masks.full import full
 from dalle_zoo.masks.layout import (
     MASKS,
@@ -32,6 +31,7 @@ from dalle_zoo.masks.layout import (
     text_then_image,
 )
 from dalle_zoo.masks.plan import CachePlan, DecodeTable, Mask
+from dalle_zoo.masks.plot import plot_masks
 from dalle_zoo.masks.row import row
 from dalle_zoo.masks.row_same import row_same
 from dalle_zoo.masks.schedule import layer_masks
@@ -51,9 +51,9 @@ __all__ = [
     "conv_clamped",
     "conv_quadrant",
     "conv_torus",
-    "draw_masks",
     "full",
     "layer_masks",
+    "plot_masks",
     "row",
     "row_same",
     "text_then_image",

@@ -72,7 +72,7 @@ class TextImageLayout:
 MaskFactory: TypeAlias = Callable[Concatenate[TextImageLayout, ...], MaskMod]
 """``factory(layout, **options) -> MaskMod``; options are integers given by keyword.
 
-The first line of its docstring explains the mask in drawings and listings.
+The first line of its docstring explains the mask in plots and listings.
 """
 
 MASKS: Registry[MaskFactory] = Registry("attention mask", group="dalle_zoo.masks")

@@ -60,7 +60,7 @@ class Mask:
     call. A mask is equal to itself alone: a spec does not tell what a ``mod`` of one's own does.
 
     Args:
-        spec: Name and options, for messages and drawings.
+        spec: Name and options, for messages and plots.
         layout: Where text and image stand.
         mod: The declaration, a function of positions.
 

@@ -1,4 +1,4 @@
-"""Keys and values of one layer while images are drawn: static buffers, sized by what the mask still reads.
+"""Keys and values of one layer while images are generated: static buffers, sized by what the mask still reads.
 
 ```
             text keys, once a prompt      image keys, once a candidate: the slots of the mask's cache plan

@@ -1,4 +1,4 @@
-"""DALL-E mini and mega: an encoder reads the caption, a decoder draws the image tokens.
+"""DALL-E mini and mega: an encoder reads the caption, a decoder samples the image tokens.
 
 ```
                  ┌────────── encoder ──────────┐
@@ -213,7 +213,7 @@ class DalleMini(ImagePrior):
     """DALL-E mini's transformer.
 
     All norms have gains here. In the original those in front of a matrix have none; such a gain is 1. Logits are those
-    of the K codes: the head has rows beyond them, which the original never draws from.
+    of the K codes: the head has rows beyond them, which the original never samples from.
 
     Args:
         config: Architecture.
@@ -297,7 +297,7 @@ class DalleMini(ImagePrior):
         return self.logits(x)
 
     def decoding(self, text: Tensor, num_candidates: int) -> DalleMiniDecoding:
-        """Runs the encoder, once a prompt, and gets ready to draw."""
+        """Runs the encoder, once a prompt, and prepares for sampling."""
         return DalleMiniDecoding(self, text, num_candidates)
 
 

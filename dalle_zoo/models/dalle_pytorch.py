@@ -178,7 +178,7 @@ class Layer(nn.Module):
 
 
 Cache = LayerCache | BlockCache | GateCache
-"""What a layer keeps while images are drawn."""
+"""What a layer keeps while images are generated."""
 Attend = Callable[[int, Tensor], Tensor]
 """Attention of a layer, given by its number, over normalised and shifted inputs."""
 Shift = Callable[[int, Tensor], Tensor]
@@ -187,7 +187,7 @@ Shift = Callable[[int, Tensor], Tensor]
 
 @PRIORS.register("dalle_pytorch")
 class DallePytorch(ImagePrior):
-    """DALLE-pytorch's transformer, for drawing.
+    """DALLE-pytorch's transformer, for sampling.
 
     The original's guidance is broken: its second pass sees the same caption, and without a cache wipes it out. Here
     the empty caption has a pass of its own, as the original meant and as its weights were trained.
@@ -381,7 +381,7 @@ class DallePytorch(ImagePrior):
         return self.image_head(x[:, self.config.text_length :])
 
     def decoding(self, text: Tensor, num_candidates: int) -> DallePytorchDecoding:
-        """Reads the captions and gets ready to draw."""
+        """Reads the captions and prepares for sampling."""
         return DallePytorchDecoding(self, text, num_candidates)
 
 

@@ -3,7 +3,7 @@
 ```
             block of keys    0 1 2 3 4 5 6 7
 block of queries   6         g g · · w w w ·         w  the window: blocks 4 to 7 read those of it before them
-                   7         g g · r w w w w         g  the first blocks, which all read;  r  drawn at random
+                   7         g g · r w w w w         g  the first blocks, which all read;  r  sampled at random
 ```
 Within this a position reads itself and those before. An image cell need not read all text, so it is no `Mask`.
 
@@ -35,12 +35,12 @@ GLOBAL = 16
 
 
 def random_blocks(length: int) -> int:
-    """Blocks that are drawn for every row of the layout, for a sequence of ``length`` positions."""
+    """Blocks that are sampled for every row of the layout, for a sequence of ``length`` positions."""
     return length // BLOCK // 4
 
 
 def sure_blocks(length: int) -> Tensor:
-    """Layout without what is drawn at random: 1 where a block of queries reads a block of keys, (C, C)."""
+    """Layout without what is sampled at random: 1 where a block of queries reads a block of keys, (C, C)."""
     query, key = torch.arange(length // BLOCK)[:, None], torch.arange(length // BLOCK)
     return ((query // WINDOW == key // WINDOW) | (key < GLOBAL)).tril().float()
 
@@ -65,7 +65,7 @@ def attend_blocks(query: Tensor, key: Tensor, value: Tensor, layout: Tensor, rea
 
 
 class BlockCache:
-    """Keys and values of one layer while images are drawn: of text once a prompt, of all cells once a candidate.
+    """Keys and values of one layer while images are generated: of text once a prompt, of all cells once a candidate.
 
     Args:
         layout: As of `attend_blocks`.

@@ -1,4 +1,4 @@
-"""Draws from the paper's prior, token by token.
+"""Samples from the paper's prior, token by token.
 
 ```
 text (P, T) ─► prefill once a prompt ─► text keys and values of every layer

@@ -43,7 +43,7 @@ def usable(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
 @torch.inference_mode()
 def _works() -> bool:
     """Whether the operators, which are private, are there and compute convolutions."""
-    conv = nn.Conv2d(4, 4, 3, padding=1, device="meta").to_empty(device="cpu")  # draws no random weights
+    conv = nn.Conv2d(4, 4, 3, padding=1, device="meta").to_empty(device="cpu")  # samples no random weights
     for parameter in conv.parameters():
         parameter.copy_(torch.arange(parameter.numel(), device="cpu").sin().view_as(parameter))
     x = torch.arange(144, device="cpu").cos().view(1, 6, 6, 4).permute(0, 3, 1, 2)

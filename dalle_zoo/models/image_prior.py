@@ -16,7 +16,7 @@ from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
 
 
 class Decoding(Protocol):
-    """State of P prompts with n candidates each while their image tokens are drawn.
+    """State of P prompts with n candidates each while their image tokens are generated.
 
     One that has ``on_device = True`` takes the number of a step as int64 (1,) on the device as well, from the second
     step on, and waits for nothing from the host: a GPU then repeats the step as a graph.
@@ -50,7 +50,7 @@ class WindowDecoding(Protocol):
 
 
 class ImagePrior(nn.Module, ABC):
-    """Draws image tokens, one after the other, from a caption."""
+    """Samples image tokens, one after the other, from a caption."""
 
     config_class: ClassVar[type]
     """Frozen dataclass of the architecture; its fields are what ``config.json`` holds."""
@@ -99,7 +99,7 @@ class ImagePrior(nn.Module, ABC):
 
     @abstractmethod
     def decoding(self, text: Tensor, num_candidates: int) -> Decoding:
-        """Reads the captions, once each, and gets ready to draw.
+        """Reads the captions, once each, and prepares for sampling.
 
         Args:
             text: Ids as of `encode_captions`, int64 (P, T).
@@ -112,7 +112,7 @@ class ImagePrior(nn.Module, ABC):
         Raises:
             ValueError: The prior runs one token after the other only.
         """
-        raise ValueError(f"{type(self).__name__} draws one token after the other: leave window away")
+        raise ValueError(f"{type(self).__name__} samples one token after the other: leave window away")
 
 
 PRIORS: Registry[type[ImagePrior]] = Registry("prior", group="dalle_zoo.priors", base=ImagePrior)

@@ -1,6 +1,6 @@
 """Fresh weights as a function of (seed, name), and tensors of which a process holds a shard.
 
-A process that holds one shard of a parameter draws the same numbers as one that holds all of it. They are drawn on
+A process that holds one shard of a parameter samples the same numbers as one that holds all of it. They are sampled on
 the CPU, whose generator gives the same numbers everywhere.
 """
 

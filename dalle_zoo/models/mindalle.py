@@ -86,7 +86,7 @@ class MinDALLEConfig:
 
 @PRIORS.register("mindalle")
 class MinDALLE(ImagePrior):
-    """minDALL-E's transformer, for drawing.
+    """minDALL-E's transformer, for sampling.
 
     The original has no training code for captions; whether it was trained with empty ones is not known, so guidance
     works, but leaves what the weights have seen.
@@ -174,7 +174,7 @@ class MinDALLE(ImagePrior):
         return logits
 
     def decoding(self, text: Tensor, num_candidates: int) -> MinDALLEDecoding:
-        """Reads the captions and gets ready to draw."""
+        """Reads the captions and prepares for sampling."""
         return MinDALLEDecoding(self, text, num_candidates)
 
 

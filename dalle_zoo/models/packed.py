@@ -2,7 +2,7 @@
 
 PyTorch multiplies a few rows by a matrix at a half to two thirds of the memory's rate, because its layout is made for
 many. oneDNN, which is part of PyTorch, has layouts of its own for that; bringing weights into them costs a copy of
-the weights, once a drawing. The operators are those that torch.compile uses when it freezes a network.
+the weights, once per call. The operators are those that torch.compile uses when it freezes a network.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.rows = rows
-        self.packed: Tensor | None = None  # until it is needed: drawing uses no text head
+        self.packed: Tensor | None = None  # until it is needed: sampling uses no text head
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out)."""
@@ -42,7 +42,7 @@ class PackedLinear(nn.Module):
 
 
 def with_packed_linears(net: Net, rows: int) -> Net:
-    """A copy of a network for drawing, with the same parameters and packed matrices; itself where that is no gain.
+    """A copy of a network for sampling, with the same parameters and packed matrices; itself where that is no gain.
 
     Args:
         net: The network; only plain linear layers in float32 or bfloat16 on the CPU are packed, none under autocast.

@@ -193,7 +193,7 @@ class Prior(ImagePrior):
 
     def __init__(self, config: PriorConfig, backend: str = "auto") -> None:
         super().__init__()
-        self.seed = fresh_seed()  # before PyTorch draws weights of its own, which happens only where there is storage
+        self.seed = fresh_seed()  # before PyTorch samples its own weights, which happens only where there is storage
         self.config = config
         d = config.width
         self.text_embedding = nn.Embedding(config.text_vocab + config.text_length, d)
@@ -215,13 +215,13 @@ class Prior(ImagePrior):
             self.reset_parameters()
 
     def reset_parameters(self, seed: int | None = None) -> None:
-        """Draws fresh weights.
+        """Samples fresh weights.
 
-        Each is a function of the seed and of its own name, so that processes which hold shards of the network draw
+        Each is a function of the seed and of its own name, so that processes which hold shards of the network sample
         the same one.
 
         Args:
-            seed: The one that was drawn from the global generator when the network was made, if missing.
+            seed: The one that was sampled from the global generator when the network was made, if missing.
         """
         seed = self.seed if seed is None else seed
         for name, parameter in self.named_parameters():
@@ -304,11 +304,11 @@ class Prior(ImagePrior):
         return logits
 
     def decoding(self, text: Tensor, num_candidates: int) -> PriorDecoding:
-        """Reads the captions and gets ready to draw."""
+        """Reads the captions and prepares for sampling."""
         return PriorDecoding(self, text, num_candidates)
 
     def window_decoding(self, text: Tensor, num_candidates: int, window: int) -> PriorDecoding:
-        """Reads the captions and gets ready to draw up to ``window`` tokens at once."""
+        """Reads the captions and prepares to sample up to ``window`` tokens at once."""
         return PriorDecoding(self, text, num_candidates, window)
 
     def is_token(self, text: Tensor) -> Tensor:

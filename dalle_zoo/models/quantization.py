@@ -1,4 +1,4 @@
-"""Weights of 8 or 4 bits for drawing, by torchao: a token reads a half or a quarter of the bytes of bfloat16.
+"""Weights of 8 or 4 bits for sampling, by torchao: a token reads a half or a quarter of the bytes of bfloat16.
 
 The matrices of the layers are rounded, each row (int8) or each 32 weights of a row (int4) with a scale of their own;
 embeddings, norms and heads stay. Sums are taken in the prior's precision. What that does to a model is not exact:

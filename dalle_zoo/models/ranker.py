@@ -449,7 +449,7 @@ def _named(size: tuple[int, int]) -> dict[str, int]:
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Silences transformers, which draws a bar for reading and writing one file."""
+    """Silences transformers, which shows a bar for reading and writing one file."""
     from transformers.utils import logging as library
 
     logging: Any = library  # parts of it have no annotations

@@ -151,10 +151,10 @@ class SandwichLayer(Layer):
 
 @PRIORS.register("rudalle")
 class RuDALLE(ImagePrior):
-    """ruDALL-E's transformer, for drawing.
+    """ruDALL-E's transformer, for sampling.
 
     In v3 the original's training scored position T - 1 against text ids, so the very first code was never learned
-    there, although drawing begins with it; the weights are taken as they are. Empty captions are not known to have
+    there, although sampling begins with it; the weights are taken as they are. Empty captions are not known to have
     been trained on either: guidance works, but leaves what the weights have seen.
 
     Args:
@@ -248,7 +248,7 @@ class RuDALLE(ImagePrior):
         return self.image_head(self.hidden(text, codes)[:, -self.config.image_length :])
 
     def decoding(self, text: Tensor, num_candidates: int) -> RuDALLEDecoding:
-        """Reads the captions and gets ready to draw."""
+        """Reads the captions and prepares for sampling."""
         return RuDALLEDecoding(self, text, num_candidates)
 
 

@@ -62,7 +62,7 @@ class VQGANConfig:
     wavelet: bool = False
     """Whether the decoder gives the four bands of a Haar wavelet, so images of twice the size (ruDALL-E's)."""
     decoder_only: bool = False
-    """Whether the encoder is missing, so that codes can be drawn but none be made (min-dalle's detokenizer)."""
+    """Whether the encoder is missing, so that codes can be sampled but none be made (min-dalle's detokenizer)."""
 
     def __post_init__(self) -> None:
         for name in ("multipliers", "attention_sizes"):  # lists in a JSON file

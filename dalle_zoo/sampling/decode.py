@@ -1,4 +1,4 @@
-"""Draws code grids from any prior, token by token."""
+"""Samples code grids from any prior, token by token."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dalle_zoo.models.image_prior import ImagePrior
 from dalle_zoo.models.packed import with_packed_linears
-from dalle_zoo.sampling.capture import Draw, repeated
-from dalle_zoo.sampling.jacobi import draw_windows
+from dalle_zoo.sampling.capture import SampleFunction, repeated
+from dalle_zoo.sampling.jacobi import sample_windows
 from dalle_zoo.sampling.sampler import Sampler
 
 # P prompts, n candidates of each, T text positions, N image positions, W positions of a window, K codebook size
@@ -51,7 +51,7 @@ def sample_codes(
     graph: bool = True,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Draws n code grids for each of P prompts.
+    """Samples n code grids for each of P prompts.
 
     Args:
         prior: The prior.
@@ -62,7 +62,7 @@ def sample_codes(
             given image (section 3.3 of the paper).
         guidance: Classifier-free guidance g: logits = null + g * (conditional - null). 1 is none (the paper); other
             values need a prior that was trained with dropped captions.
-        window: Draws windows of W tokens by guessing and checking (`sampling.jacobi`) instead of one token after the
+        window: Samples windows of W tokens by guessing and checking (`sampling.jacobi`) instead of one token after the
             other: the same codes in fewer and wider passes, which pays for few images.
         graph: Whether a GPU repeats steps as a CUDA graph, where the prior allows it; windows it does not.
         progress: Called with (tokens done, tokens in all).
@@ -99,7 +99,7 @@ def sample_codes(
     if window is not None:
         window = min(window, total)
         windows = with_packed_linears(prior, len(text) * candidates * window).window_decoding(text, candidates, window)
-        tokens = draw_windows(
+        tokens = sample_windows(
             lambda index, previous: combined(windows.window(index, both(previous))),
             seeds,
             sampler,
@@ -115,12 +115,12 @@ def sample_codes(
     def read(index: int | Tensor, previous: Tensor | None) -> Tensor:
         return combined(decoder.step(index, None if previous is None else both(previous)))
 
-    step = _draws(read, sampler, seeds)
+    step = _sample_function(read, sampler, seeds)
     tokens = torch.empty(prompts, candidates, total, dtype=torch.long, device=text.device)
     tokens[:, :, :primed] = prime[:, None]
     for index in range(total):
         previous = tokens[:, :, index - 1] if index else None
-        if index < primed:  # nothing is drawn, but later tokens read it
+        if index < primed:  # nothing is sampled, but later tokens read it
             read(index, previous)
         else:
             if graph and text.is_cuda and previous is not None and index == max(primed, 1):
@@ -131,13 +131,13 @@ def sample_codes(
     return tokens.view(grid)
 
 
-def _draws(read: Draw, sampler: Sampler, seeds: Tensor) -> Draw:
-    """What reads a token's logits, (P, n, K), as what draws the token."""
+def _sample_function(read: SampleFunction, sampler: Sampler, seeds: Tensor) -> SampleFunction:
+    """What reads a token's logits, (P, n, K), as what samples the token."""
 
-    def draw(index: int | Tensor, previous: Tensor | None) -> Tensor:
-        return sampler.draw(read(index, previous).flatten(0, 1), seeds.flatten(), index).view(seeds.shape)
+    def sample(index: int | Tensor, previous: Tensor | None) -> Tensor:
+        return sampler.sample(read(index, previous).flatten(0, 1), seeds.flatten(), index).view(seeds.shape)
 
-    return draw
+    return sample
 
 
 def _check(
@@ -153,7 +153,7 @@ def _check(
     if not math.isfinite(guidance):
         raise ValueError(f"guidance must be a finite number, got {guidance}")
     if window is not None and window < 1:
-        raise ValueError(f"window must be at least 1 (or absent to draw one token after the other), got {window}")
+        raise ValueError(f"window must be at least 1 (or absent to sample one token after the other), got {window}")
     if prime is None:
         return
     if prime.ndim != 2 or len(prime) != len(text) or prime.shape[1] > config.image_length:

@@ -1,14 +1,14 @@
-"""Draws windows of tokens in fewer passes than tokens, and the same tokens: Jacobi iteration with fixed noise.
+"""Samples windows of tokens in fewer passes than tokens, and the same tokens: Jacobi iteration with fixed noise.
 
 With the noise of every position fixed, a token is a function of those before it. So all tokens of a window may be
-guessed and run in one pass, which draws each of them from the guesses before it:
+guessed and run in one pass, which samples each of them from the guesses before it:
 
 ```
 guesses   3  7  7  1  5        a pass reads these …
-drawn     3  7  2  9  4        … and draws these: 3 and 7 were right, so 2 was drawn from right tokens, and is final
+sampled   3  7  2  9  4        … and samples these: 3 and 7 were right, so 2 follows right tokens and is final
           final    guesses     the next pass begins behind it
 ```
-Every pass makes at least one token final, so there are at most as many passes as tokens. Codes are those that drawing
+Every pass makes at least one token final, so there are at most as many passes as tokens. Codes are those that sampling
 one token after the other gives. Only rounding can come between: logits of a window are summed up in another order,
 which decides where two noisy logits differ by less, in float32 about once in a hundred thousand tokens or more rarely.
 In half precision it is likelier, so equal codes are not promised there.
@@ -34,11 +34,11 @@ Read = Callable[[int, Tensor], Tensor]
 MAX_IMAGES = 4
 """At once. With more, a pass takes longer by more than there are passes fewer (benchmarks/jacobi.py)."""
 DAMPING = 0.2
-"""Share of the pass before in the logits that guesses are drawn from. Wrong guesses change from pass to pass, and
+"""Share of the pass before in the logits that guesses are sampled from. Wrong guesses change from pass to pass, and
 with them those behind; damped, they settle sooner: in 5 % fewer passes with the bundled weights."""
 
 
-def draw_windows(
+def sample_windows(
     read: Read,
     seeds: Tensor,
     sampler: Sampler,
@@ -49,7 +49,7 @@ def draw_windows(
     window: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Draws the tokens of n candidates for each of P prompts.
+    """Generates the tokens of n candidates for each of P prompts.
 
     A window begins at the first token that is not final for all candidates; one that is ahead keeps its tokens.
 
@@ -81,14 +81,14 @@ def draw_windows(
         end = min(index + window, total)
         here, guesses = slice(index, end), tokens[:, :, index:end]
         logits = read(index, padded[:, :, here]).float()
-        drawn = (sampler.filter(logits) + noise[:, :, here]).argmax(-1)
-        drawn = torch.where(positions[here] < final[..., None], guesses, drawn)
-        num_right = (drawn == guesses).cumprod(-1).sum(-1)
+        sampled = (sampler.filter(logits) + noise[:, :, here]).argmax(-1)
+        sampled = torch.where(positions[here] < final[..., None], guesses, sampled)
+        num_right = (sampled == guesses).cumprod(-1).sum(-1)
         final = final.maximum((index + num_right + 1).clamp(max=end))
 
         expected = _damped(logits, expected)
         guessed = (sampler.filter(expected) + noise[:, :, here]).argmax(-1)
-        tokens[:, :, here] = torch.where(positions[here] < final[..., None], drawn, guessed)
+        tokens[:, :, here] = torch.where(positions[here] < final[..., None], sampled, guessed)
         num_run = min(end, int(final.min()))
         expected = expected[:, :, num_run - index :]
         index = num_run
@@ -98,6 +98,6 @@ def draw_windows(
 
 
 def _damped(logits: Tensor, before: Tensor) -> Tensor:
-    """Logits of a window (P, n, W, K), drawn towards those of the pass before for its first W' (P, n, W', K)."""
+    """Logits of a window (P, n, W, K), pulled towards those of the pass before for its first W' (P, n, W', K)."""
     overlap = before.shape[2]
     return torch.cat([logits[:, :, :overlap].lerp(before, DAMPING), logits[:, :, overlap:]], 2)

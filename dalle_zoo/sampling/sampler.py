@@ -36,7 +36,7 @@ class Sampler:
             raise ValueError(f"top_p must lie in (0, 1] (or be absent to keep all), got {self.top_p}")
 
     def filter(self, logits: Tensor) -> Tensor:
-        """Applies temperature and filters: logits (B, V) to logits with -inf where a token may not be drawn."""
+        """Applies temperature and filters: logits (B, V) to logits with -inf where a token may not be sampled."""
         if self.temperature == 0:
             best = logits.argmax(-1, keepdim=True)
             return torch.full_like(logits, -math.inf).scatter(-1, best, 0.0)
@@ -53,8 +53,8 @@ class Sampler:
             logits = torch.empty_like(logits).scatter(-1, order, ordered)
         return logits
 
-    def draw(self, logits: Tensor, seeds: Tensor, step: int | Tensor) -> Tensor:
-        """Draws one token an image by the Gumbel-max rule.
+    def sample(self, logits: Tensor, seeds: Tensor, step: int | Tensor) -> Tensor:
+        """Generates one token an image by the Gumbel-max rule.
 
         Args:
             logits: Unfiltered, (B, V).

@@ -1,7 +1,7 @@
 """BPE with dropout that can be seeded.
 
-The library's own dropout draws from a generator that nobody can seed, so a resumed run would
-differ. It is also another distribution: there a merge dropped in a step is drawn again whenever a
+The library's own dropout samples from a generator that nobody can seed, so a resumed run would
+differ. It is also another distribution: there a merge dropped in a step is sampled again whenever a
 stale entry of the queue turns up, so words stay whole more often than the algorithm says.
 """
 
@@ -18,7 +18,7 @@ class DropoutMerger:
 
     At every step each possible merge is dropped with probability p, and the first of the remaining
     ones (by rank, then by position) is done; the word is finished when a step drops them all. With
-    p = 0 this is plain BPE. A step draws only until a merge stays, which is the same thing.
+    p = 0 this is plain BPE. A step samples only until a merge stays, which is the same thing.
 
     Reference: BPE-Dropout: Simple and Effective Subword Regularization (Provilkov et al., 2020),
     algorithm 1.
@@ -40,7 +40,7 @@ class DropoutMerger:
         Args:
             word: Characters that are all in the vocabulary.
             dropout: Probability p of dropping a merge.
-            random: Source of the draws; advances by as many as the word needs.
+            random: Source of the samples; advances by as many as the word needs.
 
         Returns:
             The ids; their symbols, joined, are the word.
@@ -49,7 +49,7 @@ class DropoutMerger:
         symbols = [self._vocab[character] for character in word] + [-1]
         following = list(range(1, len(symbols) + 1))
         preceding = list(range(-1, len(symbols) - 1))
-        merges, draw = self._merges, random.random
+        merges, sample = self._merges, random.random
 
         # Possible merges: (rank, position, merged id). A merge makes those beside it stale.
         candidates = [
@@ -65,7 +65,7 @@ class DropoutMerger:
             right = following[at]
             if merges.get((symbols[at], symbols[right])) != (rank, merged):
                 continue
-            if dropout and draw() < dropout:
+            if dropout and sample() < dropout:
                 dropped.append(candidate)
                 continue
             symbols[at], symbols[right] = merged, -1
@@ -76,7 +76,7 @@ class DropoutMerger:
                 merge = merges.get((symbols[left], symbols[next_to_it]))
                 if merge is not None:
                     heappush(candidates, (merge[0], left, merge[1]))
-            # The next step draws anew for what this one dropped.
+            # The next step resamples for what this one dropped.
             for candidate in dropped:
                 heappush(candidates, candidate)
             dropped.clear()

@@ -29,7 +29,7 @@ class CaptionEncoder:
         length: Text positions T; the paper's is 256.
         overlong: What happens to a caption of more tokens: ``cut`` drops the end, counts it in
             `num_cut` and warns at the first and at every power of ten; ``refuse`` raises.
-        dropout: BPE dropout; the paper trains with 0.1. Samples are drawn with 0.
+        dropout: BPE dropout; the paper trains with 0.1. Samples are generated with 0.
 
     Example:
         >>> from dalle_zoo.tokenizers import ByteTokenizer

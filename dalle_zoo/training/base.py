@@ -126,7 +126,7 @@ class StageModule(LightningModule):
         self.trained = True
 
     @property
-    def draws(self) -> bool:
+    def has_sample_images(self) -> bool:
         """Whether `sample_images` has anything to show."""
         return False
 
@@ -212,7 +212,7 @@ class StageModule(LightningModule):
         self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Prediction draws the images of a batch."""
+        """Prediction generates the images of a batch."""
         return self.sample_images(batch)
 
     def sample_images(self, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ class TextConfig:
     overlong: Literal["cut", "refuse"] = "cut"
     """What happens to captions of more than `length` tokens."""
     caption: Literal["first", "random"] = "random"
-    """Which caption of several: always the first, or one drawn every epoch."""
+    """Which caption of several: always the first, or one sampled every epoch."""
 
 
 class _Encode:

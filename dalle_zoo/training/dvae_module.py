@@ -184,8 +184,8 @@ class DVAEModule(StageModule):
         self.log_dict({"val/codes_used": (p > 0).sum().float(), "val/code_perplexity": perplexity})
 
     @property
-    def draws(self) -> bool:
-        """Reconstructions are always drawn."""
+    def has_sample_images(self) -> bool:
+        """Reconstructions are always generated."""
         return True
 
     @torch.no_grad()

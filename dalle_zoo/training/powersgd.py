@@ -78,8 +78,8 @@ class PowerSGD:
     """Averages the gradients of an update over machines, in place, after the backward pass.
 
     Every matrix is worked on with its shorter side first, transposed where needed, because orthogonalising the
-    shorter factor is cheaper; so Q is drawn for the longer side. It is a function of (seed, name, shape) alone, is
-    drawn once, and is never updated: warm starts gain nothing, and drawing it anew at every update hurts.
+    shorter factor is cheaper; so Q is sampled for the longer side. It is a function of (seed, name, shape) alone, is
+    sampled once, and is never updated: warm starts gain nothing, and resampling it at every update hurts.
 
     A matrix whose factors would be no smaller than itself goes whole, with the uncompressed tensors, and so does what
     a run of smaller rank had left of it.

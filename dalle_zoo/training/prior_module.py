@@ -29,8 +29,8 @@ class PriorModule(StageModule):
 
     Args:
         config: Architecture.
-        image_tokenizer: Folder or name of a model whose image tokenizer encodes images and draws sample grids.
-            May be absent when training from code shards; then no grids are drawn.
+        image_tokenizer: Folder or name of a model whose image tokenizer encodes images and generates sample grids.
+            May be absent when training from code shards; then no grids are generated.
         caption_dropout: Share of captions replaced by the empty one, which classifier-free guidance needs; the
             paper has none.
         adamw: Optimiser settings.
@@ -203,18 +203,18 @@ class PriorModule(StageModule):
         self.log_dict(parts, batch_size=size, sync_dist=sync)
 
     @property
-    def draws(self) -> bool:
-        """Samples are drawn where there is an image tokenizer, and a process that holds the whole network."""
+    def has_sample_images(self) -> bool:
+        """Samples are generated where there is an image tokenizer, and a process that holds the whole network."""
         return bool(self._frozen) and not self._sharded
 
     @torch.no_grad()
     def sample_images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Reconstructions of the batch's images above samples drawn from their captions."""
-        if not self.draws:
+        """Reconstructions of the batch's images above samples generated from prompts."""
+        if not self.has_sample_images:
             return {}
         tokenizer = self._frozen[0].to(self.device)
         count = min(self.num_samples, len(batch["text"]))
         text, codes = batch["text"][:count], self.codes(batch)[:count]
         seeds = torch.tensor([[derive_seed(self.seed, "grid", i)] for i in range(count)], device=self.device)
-        drawn = sample_codes(self.net, text, seeds)[:, 0]
-        return {"samples": image_rows(tokenizer.decode(codes), tokenizer.decode(drawn))}
+        sampled = sample_codes(self.net, text, seeds)[:, 0]
+        return {"samples": image_rows(tokenizer.decode(codes), tokenizer.decode(sampled))}

@@ -53,7 +53,7 @@ class RankWatch(Callback):
 
     Args:
         timeout: Seconds without an advance of any rank that count as hanging. A pass over a batch, with all that
-            happens beside it, such as writing a checkpoint and drawing images, must take less.
+            happens beside it, such as writing a checkpoint and generating images, must take less.
     """
 
     def __init__(self, timeout: float = 600.0) -> None:

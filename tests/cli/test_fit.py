@@ -196,9 +196,9 @@ def test_other_stages_refuse_before_they_claim_a_folder(
     assert list(scratch.iterdir()) == []
 
 
-def test_a_ranker_has_nothing_to_draw(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_ranker_has_nothing_to_generate(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "ranker/tiny", "--run", "run"]) == 2
-    assert "RankerModule has nothing to draw" in capsys.readouterr().err
+    assert "RankerModule has nothing to generate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -123,16 +123,16 @@ def test_the_bundled_model_is_listed(capsys: pytest.CaptureFixture[str]) -> None
     assert "MB" in out
 
 
-def test_masks_are_drawn_once(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    drawing = ["masks", "conv(kernel=3)", "--draw", "--text", "3", "--height", "2", "--width", "2"]
-    status, out, _ = say(drawing, capsys)
+def test_masks_are_plotted_once(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["masks", "conv(kernel=3)", "--plot", "--text", "3", "--height", "2", "--width", "2"]
+    status, out, _ = say(command, capsys)
     assert (status, out) == (0, "masks.png\n")
     before = (scratch / "masks.png").read_bytes()
-    status, _, err = say(drawing, capsys)
+    status, _, err = say(command, capsys)
     assert status == 2
     assert "masks.png exists: pass --overwrite" in err
     assert (scratch / "masks.png").read_bytes() == before
-    assert say([*drawing, "--overwrite"], capsys)[0] == 0
+    assert say([*command, "--overwrite"], capsys)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -141,11 +141,11 @@ def test_masks_are_drawn_once(scratch: Path, capsys: pytest.CaptureFixture[str])
         ("genrate x", "unknown command 'genrate'. Did you mean 'generate'?"),
         ("recipes dvae/tinny", "unknown recipe 'dvae/tinny'. Did you mean 'dvae/tiny'?"),
         ("masks colum", "unknown attention mask 'colum'. Did you mean 'column'?"),
-        ("masks conv(kernal=3) --draw", "unknown conv option 'kernal'. Did you mean 'kernel'?"),
+        ("masks conv(kernal=3) --plot", "unknown conv option 'kernal'. Did you mean 'kernel'?"),
         ("masks conv(kernell=3)", "unknown conv option 'kernell'. Did you mean 'kernel'?"),
         ("masks conv(kernel=4)", "kernel of the conv mask must be odd"),
-        ("masks row --out a.png", "--out a.png is for a drawing: add --draw"),
-        ("masks --drwa", "unknown option '--drwa'. Did you mean '--draw'?"),
+        ("masks row --out a.png", "--out a.png is for a plot: add --plot"),
+        ("masks --plto", "unknown option '--plto'. Did you mean '--plot'?"),
         ("generate x --modle y", "unknown option '--modle'. Did you mean '--model'?"),
         ("export --dvae a --prior b --tokenizer c --out d --dtype flot32",
          "unknown --dtype 'flot32'. Did you mean 'float32'?"),

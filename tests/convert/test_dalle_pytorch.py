@@ -100,8 +100,8 @@ def test_equals_the_original(case: str, tmp_path: Path) -> None:
     torch.testing.assert_close(prior.image_logits(text[:1], codes[:1]), expected["logits"][:1], **SAME)
     steps = torch.stack(list(decode_logits(prior, text, codes[:, None])), 2)[:, 0]
     torch.testing.assert_close(steps, expected.get("cached", expected["logits"]), **SAME)
-    drawn = sample_codes(prior, text, torch.zeros(3, 1, dtype=torch.long), sampler=Sampler(temperature=0))
-    assert torch.equal(drawn.flatten(1), expected["greedy"])
+    sampled = sample_codes(prior, text, torch.zeros(3, 1, dtype=torch.long), sampler=Sampler(temperature=0))
+    assert torch.equal(sampled.flatten(1), expected["greedy"])
     assert record["image_tokenizer"]["family"] == "dalle_pytorch_vae"
     assert record["missing"] == ["tokenizer"]
 
@@ -238,7 +238,7 @@ def test_all_block_sparse_layers_read_the_blocks_of_the_first(tmp_path: Path) ->
     assert record["unused"] == {"attn_fn.master_layout": 1}
 
 
-def test_a_layout_that_was_drawn_at_random_must_be_there(tmp_path: Path) -> None:
+def test_a_layout_that_was_sampled_at_random_must_be_there(tmp_path: Path) -> None:
     source = find(save("1.1.8 sparse", tmp_path, drop(LAYOUT.format(1))))
     with pytest.raises(
         WeightFileError, match=r"lack attn_fn.master_layout, and some of the blocks that they read were"

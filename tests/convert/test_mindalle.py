@@ -97,7 +97,7 @@ def test_the_prior_computes_what_the_original_does(variant: str, tmp_path: Path)
     torch.testing.assert_close(steps, golden["step_logits"], **TWIN)
 
 
-def test_the_release_draws_images(tmp_path: Path) -> None:
+def test_the_release_generates_images(tmp_path: Path) -> None:
     record = convert(find(release(tmp_path / "release")), tmp_path / "ours")
     assert record["family"] == "mindalle"
     assert record["missing"] == []

@@ -147,8 +147,10 @@ def test_center_is_the_notebook_recipe() -> None:
 
 
 def test_seeds_differ_by_each_part_and_never_change() -> None:
-    draws = {sample_rng(*what).random() for what in [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (0, "a0", 0)]}
-    assert len(draws) == 5
+    values = {
+        sample_rng(*what).random() for what in [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (0, "a0", 0)]
+    }
+    assert len(values) == 5
     # Fixed for ever: other numbers would change the codes of every encoded data set.
     assert sample_rng(0, "key", 0).randint(0, 10**9) == 143028826
 

@@ -198,8 +198,8 @@ PIECES = (
 
 def mixed(count: int) -> list[str]:
     """Captions of odd pieces in any order."""
-    draw = random.Random(0)
-    return ["".join(draw.choice(PIECES) for _ in range(draw.randint(1, 14))) for _ in range(count)]
+    rng = random.Random(0)
+    return ["".join(rng.choice(PIECES) for _ in range(rng.randint(1, 14))) for _ in range(count)]
 
 
 def normalizer(checkout: Path) -> Any:

@@ -206,10 +206,10 @@ def prior(options: dict[str, Any], version: str) -> tuple[dict[str, Tensor], dic
     masked = {"mask": text != 0} if int(version.split(".")[1]) < 9 and version[0] == "0" else {}
     logits = net(text.clone(), codes, **masked)
     outputs = {"codes": codes, "text_logits": logits[:, :length, :-columns], "logits": logits[:, length:, -columns:]}
-    drawn: list[Tensor] = []
-    net.vae.decode = lambda tokens: drawn.append(tokens)
+    sampled: list[Tensor] = []
+    net.vae.decode = lambda tokens: sampled.append(tokens)
     net.generate_images(text.clone(), filter_thres=0.9999, **masked)
-    outputs["greedy"] = drawn[0]
+    outputs["greedy"] = sampled[0]
     if int(version.split(".")[1]) >= 4 and version[0] == "1":
         # Without this option the original keeps the inputs of all axial and convolutional layers in one place.
         net = DALLE(vae=DiscreteVAE(**VAE), **sizes, optimize_for_inference=True).eval()

@@ -99,7 +99,7 @@ def outputs(version: str) -> dict[str, Tensor]:
     causal = torch.tril(torch.ones(2, 1, 150, 150))
     joint, _ = net(torch.cat([text, codes], 1), causal)
 
-    def drawn(given: Tensor | None) -> tuple[Tensor, Tensor]:
+    def sampled(given: Tensor | None) -> tuple[Tensor, Tensor]:
         stream, cache, steps = text, None, []
         for index in range(144):
             logits, cache = net(stream, causal, use_cache=True, cache=cache)
@@ -112,8 +112,8 @@ def outputs(version: str) -> dict[str, Tensor]:
         "text": text,
         "codes": codes,
         "joint": joint[..., ::STRIDE],
-        "steps": drawn(codes)[0],
-        "likely": drawn(None)[1],
+        "steps": sampled(codes)[0],
+        "likely": sampled(None)[1],
     }
     return found | {f"{kind}_mask": state[f"transformer.{kind}_mask"] for kind in ("row", "col", "conv")}
 
@@ -145,21 +145,21 @@ WRITTEN = [
 
 def lines() -> list[str]:
     """Text on which the small vocabulary is trained."""
-    draw = random.Random(0)
+    rng = random.Random(0)
     return [
-        f"{draw.choice(KINDS.split())} {draw.choice(SUBJECTS.split())} {draw.choice(PLACES.split('|'))}"
+        f"{rng.choice(KINDS.split())} {rng.choice(SUBJECTS.split())} {rng.choice(PLACES.split('|'))}"
         for _ in range(600)
     ]
 
 
 def captions() -> list[str]:
     """Captions by hand, and at random from known and unknown characters and spaces of all kinds."""
-    draw = random.Random(1)
+    rng = random.Random(1)
     words = [*lines()[:50], "КОТ", "Ж", "🐈", "ß", "ẞ", "Σ", "'", '"', "é", "", "zq", "我", "\u200b", "\u0301"]
     spaces = [" ", "  ", "\t", "\n", "▁", "\u00a0", "\u2028", "\r\n", "", ""]
-    mixed = ["".join(draw.choice(words) + draw.choice(spaces) for _ in range(draw.randint(1, 9))) for _ in range(150)]
+    mixed = ["".join(rng.choice(words) + rng.choice(spaces) for _ in range(rng.randint(1, 9))) for _ in range(150)]
     letters = [*"абвгдкотшыжяё catdogxyz", "▁", "猫", " ", "\t"]
-    return WRITTEN + mixed + ["".join(draw.choices(letters, k=draw.randint(1, 40))) for _ in range(150)]
+    return WRITTEN + mixed + ["".join(rng.choices(letters, k=rng.randint(1, 40))) for _ in range(150)]
 
 
 def tokenizer() -> list[tuple[str, list[int]]]:

@@ -1,11 +1,11 @@
-"""Patterns that only DALLE-pytorch and ruDALL-E have, against drawings made of what DALLE-pytorch 1.6.6 reads."""
+"""Patterns that only DALLE-pytorch and ruDALL-E have, against diagrams of what DALLE-pytorch 1.6.6 reads."""
 
 import pytest
 import torch
 
 from dalle_zoo.masks import Mask, TextImageLayout
 
-DRAWN = TextImageLayout(text=4, height=4, width=4)
+EXAMPLE = TextImageLayout(text=4, height=4, width=4)
 
 # Positions of the stream whose state changes with another one, <bos> and three text tokens in front. The original
 # leaves out the last image token. Nothing here is computed by the package.
@@ -80,10 +80,10 @@ CONV_LIKE = """
     ("spec", "diagram"),
     [("row_same", AXIAL_ROW), ("column", AXIAL_COL), ("conv_quadrant(kernel=3)", CONV_LIKE)],
 )
-def test_drawn_case(spec: str, diagram: str) -> None:
-    dense = Mask.from_spec(spec, DRAWN).dense()
-    drawn = torch.tensor([[cell == "#" for cell in line] for line in diagram.split()])
-    assert torch.equal(dense[:19, :19], drawn)
+def test_illustrated_case(spec: str, diagram: str) -> None:
+    dense = Mask.from_spec(spec, EXAMPLE).dense()
+    expected = torch.tensor([[cell == "#" for cell in line] for line in diagram.split()])
+    assert torch.equal(dense[:19, :19], expected)
 
 
 def cells_read(spec: str, row: int, column: int, height: int = 7, width: int = 9) -> set[tuple[int, int]]:
@@ -121,4 +121,4 @@ def test_a_dilated_quadrant() -> None:
 )
 def test_options_out_of_range(spec: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Mask.from_spec(spec, DRAWN)
+        Mask.from_spec(spec, EXAMPLE)

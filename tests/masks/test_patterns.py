@@ -5,10 +5,10 @@ import torch
 
 from dalle_zoo.masks import MASKS, Mask, TextImageLayout
 
-# Image-to-image part of the drawn case (6 text positions, 4 x 4 grid, kernel 3), query by key, by
+# Image-to-image part of the illustrated case (6 text positions, 4 x 4 grid, kernel 3), query by key, by
 # the offsets that the figure shows: row 0..4; column 0, 4, 8, 12; conv 0, 1, 3, 4, 5, 7; column on
 # transposed states: blocks of 4. Nothing here is computed by the package.
-DRAWN = TextImageLayout(text=6, height=4, width=4)
+EXAMPLE = TextImageLayout(text=6, height=4, width=4)
 
 ROW = """
 #...............
@@ -101,8 +101,8 @@ def matrix(diagram: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("spec", "diagram"), [("row", ROW), ("column", COLUMN), ("conv(kernel=3)", CONV)])
-def test_drawn_case(spec: str, diagram: str) -> None:
-    dense = Mask.from_spec(spec, DRAWN).dense()
+def test_illustrated_case(spec: str, diagram: str) -> None:
+    dense = Mask.from_spec(spec, EXAMPLE).dense()
     assert torch.equal(dense[6:, 6:], matrix(diagram))
     assert torch.equal(dense[:6, :6], matrix(TEXT))
     assert dense[6:, :6].all(), "every image position reads all text"
@@ -110,13 +110,13 @@ def test_drawn_case(spec: str, diagram: str) -> None:
 
 
 def test_column_on_transposed_states_is_block_diagonal() -> None:
-    image = Mask.from_spec("column", DRAWN).dense()[6:, 6:]
+    image = Mask.from_spec("column", EXAMPLE).dense()[6:, 6:]
     column_major = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15]
     assert torch.equal(image[column_major][:, column_major], matrix(COLUMN_TRANSPOSED))
 
 
 def test_full_is_plain_causal() -> None:
-    dense = Mask.from_spec("full", DRAWN).dense()
+    dense = Mask.from_spec("full", EXAMPLE).dense()
     assert all(bool(dense[q, k]) == (k <= q) for q in range(22) for k in range(22))
 
 
@@ -141,7 +141,7 @@ def test_offsets_of_the_papers_model(spec: str, offsets: set[int]) -> None:
 
 
 def slow_pairs(text: int, height: int, width: int, kernel: int) -> int:
-    """Pairs of the conv mask, counted one by one from the bands that the paper draws."""
+    """Pairs of the conv mask, counted one by one from the bands that the paper plots."""
     reach = kernel // 2
     offsets = {r * width + c % width for r in range(reach + 1) for c in range(-reach, reach + 1)}
     image = sum(q - k in offsets for q in range(height * width) for k in range(q + 1))
@@ -178,7 +178,7 @@ def test_conv_on_a_grid_narrower_than_its_kernel_is_a_band() -> None:
 @pytest.mark.parametrize("kernel", [-1, 0, 2, 10])
 def test_conv_refuses_an_even_kernel(kernel: int) -> None:
     with pytest.raises(ValueError, match=f"kernel .* must be odd and at least 1, got {kernel}"):
-        Mask.from_spec(f"conv(kernel={kernel})", DRAWN)
+        Mask.from_spec(f"conv(kernel={kernel})", EXAMPLE)
 
 
 def test_the_papers_masks_are_registered_with_an_explanation() -> None:

@@ -25,10 +25,10 @@ def small(**changes: Any) -> DalleMini:
     """A network whose every weight counts."""
     torch.manual_seed(0)
     prior = DalleMini(replace(SMALL, **changes)).eval()
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in prior.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=draw) / 4)
+            parameter.add_(torch.randn(parameter.shape, generator=generator) / 4)
     return prior
 
 
@@ -68,7 +68,7 @@ def test_nothing_reads_pads() -> None:
 
 
 @torch.no_grad()
-def test_drawing_begins_with_the_start_token() -> None:
+def test_sampling_begins_with_the_start_token() -> None:
     prior = small()
     text, codes = prior.null_text()[None], torch.zeros(1, 3, 4, dtype=torch.long)
     first = next(iter(decode_logits(prior, text, codes[:, None])))
@@ -78,7 +78,7 @@ def test_drawing_begins_with_the_start_token() -> None:
     assert not torch.allclose(next(iter(decode_logits(prior, text, codes[:, None]))), first, atol=1e-2)
 
 
-def test_rows_behind_the_codes_are_never_drawn() -> None:
+def test_rows_behind_the_codes_are_never_sampled() -> None:
     prior = small()
     with torch.no_grad():
         prior.image_head.weight[9:] *= 100  # whatever these rows say

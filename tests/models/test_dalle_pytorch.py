@@ -84,7 +84,7 @@ def test_shifted_tokens(width: int, length: int) -> None:
 # ------------------------------------------------------------ block-sparse attention
 
 
-def test_blocks_that_are_not_drawn_are_those_of_deepspeed() -> None:
+def test_blocks_that_are_not_sampled_are_those_of_deepspeed() -> None:
     """The layout of 384 positions that its VariableSparsityConfig makes without random blocks."""
     layout = sure_blocks(384)
     assert layout[:20].equal(torch.ones(24, 24).tril()[:20])  # 16 that all read, and the window up to the diagonal

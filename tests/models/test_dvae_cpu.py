@@ -210,7 +210,7 @@ def test_operators_that_changed_leave_the_modules(
 
 
 @torch.no_grad()
-def test_the_trial_draws_nothing_and_holds_under_autocast(net: DVAE) -> None:
+def test_the_trial_samples_nothing_and_holds_under_autocast(net: DVAE) -> None:
     dvae_cpu._works.cache_clear()
     state = torch.get_rng_state()
     with torch.autocast("cpu", torch.bfloat16):

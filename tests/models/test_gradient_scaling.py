@@ -393,7 +393,7 @@ def test_constants_that_make_no_sense(changes: dict[str, Any], message: str) -> 
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    """The script that draws the figure of the documents."""
+    """The script that plots the figure of the documents."""
     spec = importlib.util.spec_from_file_location("gradient_scaling", ROOT / "benchmarks/gradient_scaling.py")
     assert spec is not None
     assert spec.loader is not None

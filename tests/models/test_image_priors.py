@@ -44,23 +44,23 @@ def tiny(name: str) -> ImagePrior:
     torch.manual_seed(0)
     cls = PRIORS[name.partition(" ")[0]]
     prior = cls(cls.config_class(**TINY[name])).eval()
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in prior.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=draw) / 4)
+            parameter.add_(torch.randn(parameter.shape, generator=generator) / 4)
     return prior
 
 
 def captions(prior: ImagePrior, count: int = 3) -> Tensor:
-    draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(1, prior.config.text_vocab, (count, prior.config.text_length), generator=draw)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, prior.config.text_vocab, (count, prior.config.text_length), generator=generator)
     return ids.sort(1, descending=True).values
 
 
 def codes_of(prior: ImagePrior, *shape: int) -> Tensor:
     c = prior.config
-    draw = torch.Generator().manual_seed(1)
-    return torch.randint(c.codebook_size, (*shape, c.image_height, c.image_width), generator=draw)
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(c.codebook_size, (*shape, c.image_height, c.image_width), generator=generator)
 
 
 def test_every_prior_is_covered() -> None:
@@ -96,13 +96,13 @@ def test_a_token_depends_on_the_caption_and_on_no_later_token(name: str) -> None
 def test_an_image_depends_on_its_seed_alone(name: str) -> None:
     prior, seeds = tiny(name), torch.arange(6).view(3, 2)
     text = captions(prior)
-    drawn = sample_codes(prior, text, seeds, sampler=Sampler(top_k=5))
-    assert len(drawn.flatten(0, 1).flatten(1).unique(dim=0)) == 6
-    assert torch.equal(sample_codes(prior, text[1:2], seeds[1:2, 1:], sampler=Sampler(top_k=5))[0, 0], drawn[1, 1])
+    sampled = sample_codes(prior, text, seeds, sampler=Sampler(top_k=5))
+    assert len(sampled.flatten(0, 1).flatten(1).unique(dim=0)) == 6
+    assert torch.equal(sample_codes(prior, text[1:2], seeds[1:2, 1:], sampler=Sampler(top_k=5))[0, 0], sampled[1, 1])
     primed = sample_codes(
-        prior, text[1:2], seeds[1:2, 1:], sampler=Sampler(top_k=5), prime=drawn[1, 1].view(1, -1)[:, :5]
+        prior, text[1:2], seeds[1:2, 1:], sampler=Sampler(top_k=5), prime=sampled[1, 1].view(1, -1)[:, :5]
     )
-    assert torch.equal(primed[0, 0], drawn[1, 1])
+    assert torch.equal(primed[0, 0], sampled[1, 1])
 
 
 @every_prior
@@ -123,11 +123,13 @@ def test_guidance_acts_on_every_step_or_is_refused(name: str) -> None:
 
 
 @every_prior
-def test_windows_draw_the_same_or_are_refused(name: str) -> None:
+def test_windows_sample_the_same_or_are_refused(name: str) -> None:
     prior = tiny(name)
     text, seeds = captions(prior), torch.arange(6).view(3, 2)
     if type(prior).window_decoding is ImagePrior.window_decoding:
-        with pytest.raises(ValueError, match=f"{type(prior).__name__} draws one token after the other: leave window"):
+        with pytest.raises(
+            ValueError, match=f"{type(prior).__name__} samples one token after the other: leave window"
+        ):
             sample_codes(prior, text, seeds, window=4)
         return
     assert torch.equal(sample_codes(prior, text, seeds, window=4), sample_codes(prior, text, seeds))

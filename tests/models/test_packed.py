@@ -68,7 +68,7 @@ def test_without_the_operators_layers_stay(net: nn.Module, monkeypatch: pytest.M
         packed._works.cache_clear()
 
 
-def test_a_changed_weight_is_seen_at_the_next_drawing(random_prior: Callable[..., Prior]) -> None:
+def test_a_changed_weight_is_seen_at_sampling(random_prior: Callable[..., Prior]) -> None:
     prior, text = random_prior(), torch.tensor([[1, 2, 3, 4]])
     with torch.no_grad():
         first = with_packed_linears(prior, 1).decoding(text, 1).step(0, None)
@@ -79,7 +79,7 @@ def test_a_changed_weight_is_seen_at_the_next_drawing(random_prior: Callable[...
     torch.testing.assert_close(second, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_drawing_under_autocast(random_prior: Callable[..., Prior]) -> None:
+def test_sampling_under_autocast(random_prior: Callable[..., Prior]) -> None:
     prior, text, seeds = random_prior(), torch.tensor([[1, 2, 3, 4]]), torch.tensor([[5, 6]])
     expected = prior.image_logits(text, torch.zeros(1, 3, 4).long())[:, 0]
     decoder = with_packed_linears(prior, 2).decoding(text, 2)

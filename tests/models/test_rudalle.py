@@ -67,8 +67,8 @@ def test_logits_step_by_step(twins: tuple[RuDALLE, dict[str, Tensor]]) -> None:
 
 def test_the_most_likely_codes(twins: tuple[RuDALLE, dict[str, Tensor]]) -> None:
     prior, golden = twins
-    drawn = sample_codes(prior, golden["text"], torch.zeros(2, 1, dtype=torch.int64), sampler=Sampler(temperature=0))
-    assert torch.equal(drawn.view(2, 144), golden["likely"])
+    sampled = sample_codes(prior, golden["text"], torch.zeros(2, 1, dtype=torch.int64), sampler=Sampler(temperature=0))
+    assert torch.equal(sampled.view(2, 144), golden["likely"])
 
 
 def test_versions_differ_in_every_code() -> None:

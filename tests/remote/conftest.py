@@ -269,7 +269,7 @@ def model_folder(random_prior: Callable[..., Prior], tmp_path: Path) -> Path:
     torch.manual_seed(0)
     dvae = DVAE(DVAEConfig(image_size=12, width=4, num_groups=3, decoder_stem=4, codebook_size=7))
     pipe = DallePipeline(dvae, random_prior(text_vocab=256, text_length=6), ByteTokenizer())
-    record = {"description": "A toy.", "license": "Apache-2.0", "data": "Six drawings."}
+    record = {"description": "A toy.", "license": "Apache-2.0", "data": "Six images."}
     return pipe.save_pretrained(tmp_path / "toy", record=record, shard_bytes=8192)
 
 

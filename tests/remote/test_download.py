@@ -32,8 +32,8 @@ def change(hub: Any, path: str, content: bytes, branch: str = "main") -> str:
 def test_a_model_of_the_hub_is_the_one_of_the_folder(on_the_hub: str, model_folder: Path) -> None:
     pipe = DallePipeline.from_pretrained(on_the_hub)
     mine = DallePipeline.from_pretrained(model_folder)
-    drawn = [p("ab", num_images_per_prompt=2, seed=0, output_type="pt").images for p in (pipe, mine)]
-    assert torch.equal(*drawn)
+    generated = [p("ab", num_images_per_prompt=2, seed=0, output_type="pt").images for p in (pipe, mine)]
+    assert torch.equal(*generated)
     half = DallePipeline.from_pretrained(on_the_hub, dtype=torch.bfloat16)
     assert half.prior.start_of_text.dtype == torch.bfloat16
     assert half.image_tokenizer.encoder.input.weight.dtype == torch.float32  # type: ignore[attr-defined]
@@ -209,7 +209,7 @@ def test_a_foreign_repository_is_converted_once(foreign: str, local_hub: Any, co
     assert (folder / "record.json").stat().st_mtime_ns == stamp
     with pytest.raises(UnknownNameError, match="unknown component 'prior'"):
         load_model(foreign, "prior")
-    with pytest.raises(ModelFolderError, match="lack prior and tokenizer, and no image can be drawn"):
+    with pytest.raises(ModelFolderError, match="lack prior and tokenizer, and no image can be generated"):
         DallePipeline.from_pretrained(foreign)
 
 

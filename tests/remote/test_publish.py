@@ -75,8 +75,8 @@ def test_what_is_published_is_what_comes_back(
     assert len(local_hub.repositories["org/toy"].commits) == 2, "one commit, after that of the empty repository"
     pipe = DallePipeline.from_pretrained("org/toy")
     mine = DallePipeline.from_pretrained(model_folder)
-    drawn = [p("ab", num_images_per_prompt=2, seed=0, output_type="pt").images for p in (pipe, mine)]
-    assert torch.equal(*drawn)
+    generated = [p("ab", num_images_per_prompt=2, seed=0, output_type="pt").images for p in (pipe, mine)]
+    assert torch.equal(*generated)
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(HubError, match="or it is private and the token may not read it"):
         DallePipeline.from_pretrained("org/toy", cache_dir=tmp_path / "empty")

@@ -46,9 +46,9 @@ def full_logits(prior: Prior, text: Tensor, codes: Tensor) -> Tensor:
 class Recorder(Sampler):
     """A sampler that keeps the logits it was given."""
 
-    def draw(self, logits: Tensor, seeds: Tensor, step: int | Tensor) -> Tensor:
+    def sample(self, logits: Tensor, seeds: Tensor, step: int | Tensor) -> Tensor:
         self.__dict__.setdefault("logits", {})[step] = logits.clone()
-        return super().draw(logits, seeds, step)
+        return super().sample(logits, seeds, step)
 
     def seen(self, prompts: int, candidates: int) -> Tensor:
         """(P, n, steps, K)."""
@@ -72,7 +72,7 @@ def test_cached_decoding_equals_the_full_forward(
 
 
 @every_schedule
-def test_drawn_tokens_are_those_of_the_full_forward(random_prior: Maker, masks: str) -> None:
+def test_sampled_tokens_are_those_of_the_full_forward(random_prior: Maker, masks: str) -> None:
     prior, seeds = random_prior(masks=masks, num_layers=4), make_seeds()
     codes = sample_codes(prior, TEXT, seeds)
     assert codes.shape == (3, 2, H, W)
@@ -166,17 +166,17 @@ def test_a_step_by_number_on_the_device_is_the_same(random_prior: Maker, masks: 
             torch.testing.assert_close(came, expected, **DECODING)
 
 
-def test_a_repeated_step_draws_the_same(random_prior: Maker) -> None:
+def test_a_repeated_step_samples_the_same(random_prior: Maker) -> None:
     prior, seeds, sampler = random_prior(masks="paper", num_layers=3), make_seeds(), Sampler(top_k=5, top_p=0.9)
     expected = sample_codes(prior, TEXT, seeds, sampler=sampler).flatten(2)
     decoder = PriorDecoding(prior, TEXT, 2)
 
-    def draw(index: int | Tensor, previous: Tensor | None) -> Tensor:
-        return sampler.draw(decoder.step(index, previous).flatten(0, 1), seeds.flatten(), index).view(3, 2)
+    def sample(index: int | Tensor, previous: Tensor | None) -> Tensor:
+        return sampler.sample(decoder.step(index, previous).flatten(0, 1), seeds.flatten(), index).view(3, 2)
 
     with torch.no_grad():
-        tokens = [draw(0, None)]
-        step = RepeatedStep(draw, 1, tokens[0], capture=False)
+        tokens = [sample(0, None)]
+        step = RepeatedStep(sample, 1, tokens[0], capture=False)
         for index in range(1, N):
             tokens.append(step(index, tokens[-1]))
     assert torch.equal(torch.stack(tokens, 2), expected)
@@ -186,7 +186,7 @@ def test_a_repeated_step_draws_the_same(random_prior: Maker) -> None:
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("primed", [0, 5])
 @every_schedule
-def test_a_graph_draws_what_single_launches_draw(
+def test_a_graph_samples_what_single_launches_sample(
     random_prior: Maker, masks: str, primed: int, guidance: float
 ) -> None:
     prior = random_prior(masks=masks, num_layers=4).cuda()
@@ -296,7 +296,7 @@ def test_top_k_leaves_k_tokens_at_every_step(random_prior: Maker) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 4, 7, 12])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_primed_tokens_stay_and_the_rest_is_drawn(random_prior: Maker, count: int, guidance: float) -> None:
+def test_primed_tokens_stay_and_the_rest_is_sampled(random_prior: Maker, count: int, guidance: float) -> None:
     prior, seeds = random_prior(), make_seeds(3, 5)
     prime = torch.randint(K, (3, count), generator=torch.Generator().manual_seed(4))
     recorder = Recorder()
@@ -306,7 +306,7 @@ def test_primed_tokens_stay_and_the_rest_is_drawn(random_prior: Maker, count: in
         return
     assert len(codes[0, :, count:].unique(dim=0)) == 5, "every candidate goes its own way"
     seen = recorder.seen(3, 5)
-    assert seen.shape[2] == N - count, "nothing is drawn where a token is given"
+    assert seen.shape[2] == N - count, "nothing is sampled where a token is given"
     if guidance == 1:
         logits = full_logits(prior, TEXT, codes.unflatten(2, (H, W)))
         torch.testing.assert_close(seen, logits[:, :, count:], **DECODING)
@@ -314,10 +314,10 @@ def test_primed_tokens_stay_and_the_rest_is_drawn(random_prior: Maker, count: in
 
 def test_priming_with_an_image_continues_it(random_prior: Maker) -> None:
     prior, seeds = random_prior(), make_seeds()
-    drawn = sample_codes(prior, TEXT, seeds)
+    sampled = sample_codes(prior, TEXT, seeds)
     for p in range(3):
-        again = sample_codes(prior, TEXT[p : p + 1], seeds[p : p + 1, :1], prime=drawn[p, :1].flatten(1)[:, :W])
-        assert torch.equal(again[0, 0], drawn[p, 0])
+        again = sample_codes(prior, TEXT[p : p + 1], seeds[p : p + 1, :1], prime=sampled[p, :1].flatten(1)[:, :W])
+        assert torch.equal(again[0, 0], sampled[p, 0])
 
 
 # ------------------------------------------------------------ the rest
@@ -369,6 +369,6 @@ def test_bad_arguments_are_refused(random_prior: Maker, wrong: dict[str, Any], m
 
 @pytest.mark.parametrize("shape", [(0, 2), (3, 0)])
 @pytest.mark.parametrize("window", [None, 2])
-def test_nothing_to_draw(random_prior: Maker, shape: tuple[int, int], window: int | None) -> None:
+def test_nothing_to_generate(random_prior: Maker, shape: tuple[int, int], window: int | None) -> None:
     seeds = torch.zeros(shape, dtype=torch.long)
     assert sample_codes(random_prior(), TEXT[: shape[0]], seeds, window=window).shape == (*shape, H, W)

@@ -13,7 +13,7 @@ from torch import Tensor
 from dalle_zoo.masks import MASKS
 from dalle_zoo.models.prior import Prior
 from dalle_zoo.sampling import Sampler, derive_seed, gumbel, sample_codes
-from dalle_zoo.sampling.jacobi import draw_windows
+from dalle_zoo.sampling.jacobi import sample_windows
 
 Maker = Callable[..., Prior]
 
@@ -115,7 +115,7 @@ def test_tokens_that_do_not_depend_on_each_other_take_one_pass_a_window(random_p
     prior = random_prior()
     with torch.no_grad():
         prior.image_head.weight.zero_()
-    # The first pass draws every token of its window rightly, but a guess is only known to be right in the next.
+    # The first pass samples every token of its window rightly, but a guess is only known to be right in the next.
     assert assert_equal_codes(prior, 1000, sampler=Sampler(temperature=0)) <= 2
     assert assert_equal_codes(prior, 4, sampler=Sampler(temperature=0)) <= 6
 
@@ -132,7 +132,7 @@ def chain(index: int, previous: Tensor) -> Tensor:
 def test_tokens_that_all_hang_on_the_one_before(window: int) -> None:
     """The worst case: still right, and no more passes than tokens."""
     passes, seeds = Passes(), SEEDS[:1]
-    tokens = draw_windows(
+    tokens = sample_windows(
         chain, seeds, Sampler(), seeds.new_empty(1, 0), total=23, codebook_size=5, window=window, progress=passes
     )
     assert torch.equal(tokens, (torch.arange(23) % 5).expand(1, 2, -1))
@@ -151,7 +151,7 @@ def test_a_window_begins_behind_the_slowest_candidate_and_others_keep_their_toke
 
     seeds = SEEDS[:1]
     empty = seeds.new_empty(1, 0)
-    tokens = draw_windows(read, seeds, Sampler(), empty, total=12, codebook_size=5, window=4)
+    tokens = sample_windows(read, seeds, Sampler(), empty, total=12, codebook_size=5, window=4)
     expected = torch.stack([gumbel(seeds[0, :1], step, 5)[0] for step in range(12)]).argmax(-1)
     assert torch.equal(tokens[0, 0], expected)
     assert torch.equal(tokens[0, 1], torch.arange(12) % 5)

@@ -1,4 +1,4 @@
-"""The choice of a token: temperature, filters, and the law of the draws."""
+"""The choice of a token: temperature, filters, and the law of the samples."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def kept(sampler: Sampler, logits: Tensor) -> list[set[int]]:
 
 
 def frequencies(sampler: Sampler, logits: Tensor, count: int = 40_000) -> Tensor:
-    tokens = sampler.draw(logits.expand(count, -1), torch.arange(count), step=3)
+    tokens = sampler.sample(logits.expand(count, -1), torch.arange(count), step=3)
     return torch.bincount(tokens, minlength=logits.shape[-1]) / count
 
 
 def chi_square(sampler: Sampler, logits: Tensor, law: Tensor, count: int = 40_000) -> float:
     seen, expected = frequencies(sampler, logits, count) * count, law * count
-    assert not seen[law == 0].any(), "a filtered token was drawn"
+    assert not seen[law == 0].any(), "a filtered token was sampled"
     inside = law > 0
     return float(((seen - expected)[inside] ** 2 / expected[inside]).sum())
 
@@ -34,7 +34,7 @@ def chi_square(sampler: Sampler, logits: Tensor, law: Tensor, count: int = 40_00
 LIMIT = {1: 23.9, 2: 27.6, 4: 33.4, 63: 134.0}
 
 
-def test_draws_follow_the_softmax() -> None:
+def test_samples_follow_the_softmax() -> None:
     assert chi_square(Sampler(), LOGITS[0], LOGITS[0].softmax(-1)) < LIMIT[4]
     many = torch.randn(64, generator=torch.Generator().manual_seed(0))
     assert chi_square(Sampler(), many, many.softmax(-1)) < LIMIT[63]
@@ -46,7 +46,7 @@ def test_temperature_divides_the_logits(temperature: float) -> None:
     assert chi_square(sampler, LOGITS[0], (LOGITS[0] / temperature).softmax(-1)) < LIMIT[4]
 
 
-def test_filtered_draws_follow_what_is_left() -> None:
+def test_filtered_samples_follow_what_is_left() -> None:
     law = torch.tensor([0, 3.0, 0, 0, 2.0]).exp() * torch.tensor([0, 1, 0, 0, 1])
     assert chi_square(Sampler(top_k=2), LOGITS[0], law / law.sum()) < LIMIT[1]
     law = LOGITS[0].exp() * torch.tensor([1, 1, 0, 0, 1])
@@ -56,15 +56,15 @@ def test_filtered_draws_follow_what_is_left() -> None:
 def test_a_temperature_of_zero_takes_the_most_likely_token() -> None:
     sampler = Sampler(temperature=0, top_k=3, top_p=0.5)
     for step in range(50):
-        assert sampler.draw(LOGITS, torch.tensor([step, 7]), step).tolist() == [1, 3]
+        assert sampler.sample(LOGITS, torch.tensor([step, 7]), step).tolist() == [1, 3]
 
 
-def test_the_gumbel_max_rule_is_what_draws() -> None:
+def test_the_gumbel_max_rule_is_what_samples() -> None:
     from dalle_zoo.sampling import gumbel
 
     seeds = torch.tensor([3, 4])
     expected = (LOGITS / 0.7 + gumbel(seeds, 11, 5)).argmax(-1)
-    assert torch.equal(Sampler(temperature=0.7).draw(LOGITS, seeds, 11), expected)
+    assert torch.equal(Sampler(temperature=0.7).sample(LOGITS, seeds, 11), expected)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 9])
@@ -127,12 +127,12 @@ def test_rows_are_filtered_apart() -> None:
 @pytest.mark.parametrize("sampler", [Sampler(), Sampler(temperature=0), Sampler(top_k=2, top_p=0.5, temperature=2)])
 def test_inputs_are_left_alone(sampler: Sampler) -> None:
     logits, seeds = LOGITS.clone(), torch.tensor([1, 2])
-    sampler.draw(logits, seeds, 0)
+    sampler.sample(logits, seeds, 0)
     assert torch.equal(logits, LOGITS)
     assert seeds.tolist() == [1, 2]
 
 
-def test_half_precision_logits_are_drawn_in_float32() -> None:
+def test_half_precision_logits_are_sampled_in_float32() -> None:
     # In bfloat16 the noise would round to a few hundred values, and ties go to the first token.
     logits = torch.zeros(1, 512, dtype=torch.bfloat16)
     assert chi_square(Sampler(top_p=0.999999), logits[0, :64], torch.full((64,), 1 / 64)) < LIMIT[63]

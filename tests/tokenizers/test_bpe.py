@@ -96,7 +96,7 @@ def test_dropout_has_the_distribution_of_the_algorithm() -> None:
     symbols = ["a", "b", "c", "d", "ab", "bc", "cd", "abc", "abcd"]
     merges = [("a", "b"), ("b", "c"), ("c", "d"), ("ab", "c"), ("ab", "cd")]
     merger, random = DropoutMerger({s: i for i, s in enumerate(symbols)}, merges), Random(0)
-    dropout, draws = 0.3, 20_000
+    dropout, num_samples = 0.3, 20_000
 
     def exact(word: list[str], weight: float, into: Counter[tuple[str, ...]]) -> None:
         """Every path of algorithm 1 with its probability, by recursion over the steps."""
@@ -109,11 +109,11 @@ def test_dropout_has_the_distribution_of_the_algorithm() -> None:
     expected: Counter[tuple[str, ...]] = Counter()
     exact(list("abcd"), 1.0, expected)
     assert sum(expected.values()) == pytest.approx(1)
-    drawn = Counter(tuple(symbols[i] for i in merger("abcd", dropout, random)) for _ in range(draws))
-    assert drawn.keys() == expected.keys()
+    sampled = Counter(tuple(symbols[i] for i in merger("abcd", dropout, random)) for _ in range(num_samples))
+    assert sampled.keys() == expected.keys()
     for split, probability in expected.items():
-        four_sigma = 4 * (probability * (1 - probability) / draws) ** 0.5
-        assert drawn[split] / draws == pytest.approx(probability, abs=four_sigma), split
+        four_sigma = 4 * (probability * (1 - probability) / num_samples) ** 0.5
+        assert sampled[split] / num_samples == pytest.approx(probability, abs=four_sigma), split
 
 
 def test_long_word_takes_no_quadratic_time(trained: BPETokenizer) -> None:

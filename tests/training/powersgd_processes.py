@@ -38,16 +38,16 @@ def noise(*key: int | str) -> torch.Generator:
 
 def gradients(machine: int, step: int, true_rank: int | None = None) -> Gradients:
     """Float32 gradients as training has them: part is common to all machines and steps, part is not."""
-    drawn = {}
+    sampled = {}
     for name, (rows, columns) in SHAPES.items():
         if true_rank is None:
             common = torch.randn(rows, columns, generator=noise(name))
             own = torch.randn(rows, columns, generator=noise(name, machine, step))
-            drawn[name] = 1e-3 * (common + own)
+            sampled[name] = 1e-3 * (common + own)
         else:  # machines share the columns' space, so their mean has this rank too
             basis = torch.randn(rows, true_rank, generator=noise(name, step))
-            drawn[name] = 1e-3 * basis @ torch.randn(true_rank, columns, generator=noise(name, machine, step))
-    return drawn
+            sampled[name] = 1e-3 * basis @ torch.randn(true_rank, columns, generator=noise(name, machine, step))
+    return sampled
 
 
 def vector(machine: int, step: int) -> Tensor:

@@ -224,21 +224,21 @@ def kill(children: list[int]) -> None:
 
 
 def run_killed(case: dict[str, Any], kills: int) -> None:
-    """Runs a case whose processes are killed so many times, one at a moment drawn by chance; looks what is left."""
-    draw = random.Random(0)
+    """Runs a case whose processes are killed so many times, one at a moment sampled by chance; looks what is left."""
+    rng = random.Random(0)
     folder, updates = Path(case["out"]) / "checkpoints", Path(case["out"]) / "updates"
     newest: list[str] = []
     while len(newest) < kills:
         updates.unlink(missing_ok=True)
         children = start({**case, **({"resume": str(states(folder)[-1])} if states(folder) else {})})
-        wanted = draw.choice([1, 1, 2])  # updates that this life begins, so that the run does not end too soon
+        wanted = rng.choice([1, 1, 2])  # updates that this life begins, so that the run does not end too soon
         while not updates.exists() or len(updates.read_text().splitlines()) < wanted:
             if os.waitid(os.P_PID, children[0], os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 raise SystemExit("the run ended by itself")
             time.sleep(0.001)
-        time.sleep(draw.uniform(0, case["pace"]))
-        kill([draw.choice(children)])
-        time.sleep(draw.uniform(0, 0.02))
+        time.sleep(rng.uniform(0, case["pace"]))
+        kill([rng.choice(children)])
+        time.sleep(rng.uniform(0, 0.02))
         kill(children)  # the others cannot go on
         for child in children:
             os.waitpid(child, 0)

@@ -32,17 +32,17 @@ def stage() -> DVAEModule:
     )
 
 
-def draw(callback: ImageLogger, trainer: Any, stage: DVAEModule, index: int = 0) -> None:
+def log_images(callback: ImageLogger, trainer: Any, stage: DVAEModule, index: int = 0) -> None:
     batch = {"key": list("abc"), "epoch": 0, "image": torch.rand(3, 3, 8, 8)}
     callback.on_validation_batch_start(trainer, stage, batch, index)
 
 
-def test_the_first_batch_is_drawn_and_shown_to_loggers(tmp_path: Path, stage: DVAEModule) -> None:
+def test_the_first_batch_is_sampled_and_shown_to_loggers(tmp_path: Path, stage: DVAEModule) -> None:
     callback, shown = ImageLogger(count=2), []
     callback.folder = tmp_path / "images"
     board = SimpleNamespace(experiment=SimpleNamespace(add_image=lambda *args: shown.append(args)))
     plain = SimpleNamespace(experiment=SimpleNamespace())
-    draw(callback, stand_in(loggers=[plain, board]), stage)
+    log_images(callback, stand_in(loggers=[plain, board]), stage)
     files = list(callback.folder.iterdir())
     assert [file.name for file in files] == ["reconstructions-00000000.png"]
     with Image.open(files[0]) as image:
@@ -54,12 +54,12 @@ def test_the_first_batch_is_drawn_and_shown_to_loggers(tmp_path: Path, stage: DV
     ("enabled", "changes", "index"),
     [(False, {}, 0), (True, {"sanity_checking": True}, 0), (True, {"is_global_zero": False}, 0), (True, {}, 1)],
 )
-def test_otherwise_nothing_is_drawn(
+def test_otherwise_nothing_is_sampled(
     enabled: bool, changes: dict[str, Any], index: int, tmp_path: Path, stage: DVAEModule
 ) -> None:
     callback = ImageLogger(enabled=enabled)
     callback.folder = tmp_path / "images"
-    draw(callback, stand_in(**changes), stage, index)
+    log_images(callback, stand_in(**changes), stage, index)
     assert not callback.folder.exists()
 
 

@@ -113,12 +113,12 @@ def test_the_decoder_alone_is_trained_with_the_codes_as_they_are(tmp_path: Path)
 
 
 def test_noise_is_a_function_of_seed_update_and_batch() -> None:
-    def drawn(stage: DVAEModule, index: int) -> list[float]:
+    def sampled(stage: DVAEModule, index: int) -> list[float]:
         return torch.rand(4, generator=stage.noise_generator(index)).tolist()
 
-    assert drawn(module(), 3) == drawn(module(), 3)
-    assert drawn(module(), 3) != drawn(module(), 4)
-    assert drawn(module(), 3) != drawn(module(seed=1), 3)
+    assert sampled(module(), 3) == sampled(module(), 3)
+    assert sampled(module(), 3) != sampled(module(), 4)
+    assert sampled(module(), 3) != sampled(module(seed=1), 3)
 
 
 def test_validation_counts_codes_over_the_whole_pass() -> None:

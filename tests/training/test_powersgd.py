@@ -176,10 +176,10 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
 
 def test_bases_are_orthonormal_and_span_the_columns() -> None:
     generator = torch.Generator().manual_seed(0)
-    drawn = [torch.randn(rows, 6, generator=generator) for rows in (9, 30, 9)]
-    deficient = drawn[1][:, :2] @ torch.randn(2, 6, generator=generator)
-    tiny = 1e-20 * drawn[0]
-    for matrix, basis in zip(*[(m := [*drawn, deficient, tiny]), orthonormal(m)], strict=True):
+    sampled = [torch.randn(rows, 6, generator=generator) for rows in (9, 30, 9)]
+    deficient = sampled[1][:, :2] @ torch.randn(2, 6, generator=generator)
+    tiny = 1e-20 * sampled[0]
+    for matrix, basis in zip(*[(m := [*sampled, deficient, tiny]), orthonormal(m)], strict=True):
         torch.testing.assert_close(basis.t() @ basis, torch.eye(6))
         torch.testing.assert_close(basis @ (basis.t() @ matrix), matrix, rtol=1e-4, atol=1e-5 * matrix.abs().max())
 

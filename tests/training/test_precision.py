@@ -245,7 +245,7 @@ def test_the_trainer_leaves_the_network_as_it_was_and_keeps_the_scales() -> None
     assert found[0]["val/loss"] != pytest.approx(mean, rel=1e-6)  # it was float16 that was validated
 
 
-def test_scales_are_logged_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scales_are_logged_and_plotted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logger = CSVLogger(tmp_path, name="metrics", flush_logs_every_n_steps=1)
     precision = ResblockPrecision("emulated")
     runs.train(precision, spoil={1: runs.SPOILED}, logger=logger, log_every_n_steps=2)

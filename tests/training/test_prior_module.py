@@ -191,7 +191,7 @@ def test_images_and_code_shards_give_the_same(shards: Path, codes: Path, parts: 
     assert len({str(grid) for _, grid in seen[0].values()}) > 20, "the codes should differ, or this shows nothing"
 
 
-def test_sample_grids_are_drawn_from_the_captions(parts: Path, codes: Path) -> None:
+def test_sample_grids_are_generated_from_prompts(parts: Path, codes: Path) -> None:
     config = PriorConfig(
         text_length=12, text_vocab=280, image_height=4, image_width=4, codebook_size=8, width=8, num_layers=1,
         num_heads=1, masks="row",

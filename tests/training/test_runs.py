@@ -309,7 +309,7 @@ def with_images(stage: str) -> list[int]:
     return [batch // 11 * 6 + batch % 11 // 2 for batch in range(4, 25, 4)]  # 11 batches an epoch are 6 updates
 
 
-def test_plot_draws_the_curves(runs: dict[str, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plot_plots_the_curves(runs: dict[str, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "curves.png"
     assert main(["plot", str(runs["dvae"].killed), "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out)
@@ -417,18 +417,18 @@ def test_validate_measures_what_training_measured(
 ) -> None:
     states = runs["dvae"].alone / "checkpoints"
     before = sorted(path.name for path in runs["dvae"].alone.rglob("*"))
-    drawing = (runs["dvae"].alone / "images" / "reconstructions-00000012.png").read_bytes()
+    image_bytes = (runs["dvae"].alone / "images" / "reconstructions-00000012.png").read_bytes()
     arguments = [str(recipes["dvae"]), "--run", str(runs["dvae"].alone), "--ckpt_path", str(states / "00000012.ckpt")]
     assert main(["validate", *arguments]) == 0
     loss = read_curves(runs["dvae"].alone)["val/loss"][11]
     printed = next(line for line in capsys.readouterr().out.splitlines() if "val/loss" in line)
     assert float(printed.split("│")[2]) == pytest.approx(loss, rel=1e-5)
     assert sorted(path.name for path in runs["dvae"].alone.rglob("*")) == before
-    assert (runs["dvae"].alone / "images" / "reconstructions-00000012.png").read_bytes() == drawing
+    assert (runs["dvae"].alone / "images" / "reconstructions-00000012.png").read_bytes() == image_bytes
     assert main(["predict", str(recipes["dvae"]), "--run", str(runs["dvae"].alone)]) == 0
-    drawn = list((runs["dvae"].alone / "images").glob("predicted-reconstructions-*.png"))
-    assert len(drawn) == -(-22 // 4)
-    for path in drawn:
+    predicted = list((runs["dvae"].alone / "images").glob("predicted-reconstructions-*.png"))
+    assert len(predicted) == -(-22 // 4)
+    for path in predicted:
         path.unlink()
     assert main(["predict", str(recipes["prior"]), "--run", str(tmp_path)]) == 2
     assert "has no checkpoint: run `dalle-zoo fit` first" in capsys.readouterr().err

@@ -31,14 +31,14 @@ _SMALLEST_NAMED_TEXT = 0.17  # share of the matrix side that a quadrant's name n
 _LARGEST_LINED_MATRIX = 100  # more positions than this, and the grid lines would hide the cells
 
 
-def draw_masks(specs: Iterable[str], layout: TextImageLayout, path: str | os.PathLike[str]) -> None:
-    """Draws masks one under the other, in three panels each.
+def plot_masks(specs: Iterable[str], layout: TextImageLayout, path: str | os.PathLike[str]) -> None:
+    """Plots masks one under the other, in three panels each.
 
     The matrix of all T + N positions with its quadrants, and on the image grid the cells that two
     queries read: one near the centre, one at the left edge, where rows wrap round.
 
     Args:
-        specs: Masks to draw, such as ``["row", "conv(kernel=3)"]``.
+        specs: Masks to plot, such as ``["row", "conv(kernel=3)"]``.
         layout: Where text and image stand; grids up to about 32 x 32 stay readable.
         path: File to write, ``.png``, ``.pdf`` or ``.svg``; it appears whole or not at all.
 
@@ -57,13 +57,13 @@ def draw_masks(specs: Iterable[str], layout: TextImageLayout, path: str | os.Pat
     figure = Figure(figsize=(3 * _PANEL_WIDTH, _ROW_HEIGHT * len(masks)), facecolor="white")
     FigureCanvasAgg(figure)
     for index, mask in enumerate(masks):
-        _draw_row(figure, mask, bottom=_ROW_HEIGHT * (len(masks) - 1 - index))
+        _plot_row(figure, mask, bottom=_ROW_HEIGHT * (len(masks) - 1 - index))
 
     with written_aside(path) as aside:
         figure.savefig(aside, format=path.suffix[1:].lower(), dpi=110)
 
 
-def _draw_row(figure: Figure, mask: Mask, bottom: float) -> None:
+def _plot_row(figure: Figure, mask: Mask, bottom: float) -> None:
     """One mask: header, matrix, two grids; ``bottom`` in inches."""
     width, height = figure.get_size_inches()
     lines = (inspect.getdoc(MASKS[MaskSpec.parse(mask.spec).name]) or "").splitlines()
@@ -85,13 +85,13 @@ def _draw_row(figure: Figure, mask: Mask, bottom: float) -> None:
         left = 0.55 + column * _PANEL_WIDTH
         return figure.add_axes((left / width, (bottom + 0.9) / height, _SIDE / width, _SIDE / height))
 
-    _draw_matrix(panel(0), mask)
+    _plot_matrix(panel(0), mask)
     row, column = mask.layout.height // 2, mask.layout.width // 2
-    _draw_grid(panel(1), mask, row, column, "near the centre")
-    _draw_grid(panel(2), mask, row, 0, "at the left edge")
+    _plot_grid(panel(1), mask, row, column, "near the centre")
+    _plot_grid(panel(2), mask, row, 0, "at the left edge")
 
 
-def _draw_matrix(axes: Axes, mask: Mask) -> None:
+def _plot_matrix(axes: Axes, mask: Mask) -> None:
     import numpy as np
 
     text, length = mask.layout.text, mask.layout.length
@@ -131,7 +131,7 @@ def _draw_matrix(axes: Axes, mask: Mask) -> None:
     )
 
 
-def _draw_grid(axes: Axes, mask: Mask, row: int, column: int, where: str) -> None:
+def _plot_grid(axes: Axes, mask: Mask, row: int, column: int, where: str) -> None:
     import numpy as np
 
     layout = mask.layout
@@ -166,7 +166,7 @@ def _draw_grid(axes: Axes, mask: Mask, row: int, column: int, where: str) -> Non
             _QUERY: "the query, reads itself",
             _IMAGE_IMAGE: "read" + (" (number: offset back)" if numbered else ""),
             _UNREAD: "past, not read",
-            _FUTURE: "not drawn yet",
+            _FUTURE: "not sampled yet",
         },
     )
 

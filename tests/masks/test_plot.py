@@ -1,22 +1,22 @@
-"""Drawings of masks."""
+"""Plots of masks."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dalle_zoo.masks import MASKS, TextImageLayout, draw_masks
+from dalle_zoo.masks import MASKS, TextImageLayout, plot_masks
 
-pytest.importorskip("matplotlib", reason="drawing needs matplotlib")
+pytest.importorskip("matplotlib", reason="plotting needs matplotlib")
 from matplotlib import image as reader
 from matplotlib.figure import Figure
 
 LAYOUT = TextImageLayout(text=6, height=4, width=4)
 
 
-def test_draws_every_registered_mask(tmp_path: Path) -> None:
+def test_plots_every_registered_mask(tmp_path: Path) -> None:
     path = tmp_path / "new" / "masks.png"
-    draw_masks(MASKS, LAYOUT, path)
+    plot_masks(MASKS, LAYOUT, path)
     pixels = reader.imread(path)
     height, width = pixels.shape[:2]
     assert width > 1000
@@ -29,14 +29,14 @@ def test_draws_every_registered_mask(tmp_path: Path) -> None:
 def test_masks_look_different(tmp_path: Path) -> None:
     images = []
     for spec in ("row", "column", "conv(kernel=3)"):
-        draw_masks([spec], LAYOUT, tmp_path / "one.png")
+        plot_masks([spec], LAYOUT, tmp_path / "one.png")
         images.append(reader.imread(tmp_path / "one.png"))
     assert not np.array_equal(images[0][150:], images[1][150:])  # below the header
     assert not np.array_equal(images[1][150:], images[2][150:])
 
 
 def test_the_smallest_layout_and_the_other_formats(tmp_path: Path) -> None:
-    draw_masks(["row"], TextImageLayout(1, 1, 1), tmp_path / "small.svg")
+    plot_masks(["row"], TextImageLayout(1, 1, 1), tmp_path / "small.svg")
     assert "</svg>" in (tmp_path / "small.svg").read_text()
 
 
@@ -51,7 +51,7 @@ def test_the_smallest_layout_and_the_other_formats(tmp_path: Path) -> None:
 )
 def test_bad_input_writes_nothing(tmp_path: Path, specs: list[str], name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        draw_masks(specs, LAYOUT, tmp_path / name)
+        plot_masks(specs, LAYOUT, tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
@@ -65,6 +65,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(Figure, "savefig", half)
     with pytest.raises(OSError, match="disk full"):
-        draw_masks(["row"], LAYOUT, path)
+        plot_masks(["row"], LAYOUT, path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

@@ -29,7 +29,7 @@ def test_a_grid_and_every_image(model: Path, scratch: Path, capsys: pytest.Captu
     assert generate(model, "-n", "5", "--out", "new/grid.png", "--folder", "each") == 0
     said = capsys.readouterr()
     assert said.out.strip() == str(scratch / "new/grid.png")
-    assert "drawing" in said.err
+    assert "sampling" in said.err
     # Five images make three columns and two rows, twice as large, below a line with the caption.
     assert size(scratch / "new/grid.png") == (2 * (2 + 3 * 18), 2 * (2 + 2 * 18) + 18)
     names = sorted(path.name for path in (scratch / "each").iterdir())
@@ -73,8 +73,8 @@ def test_priming_keeps_the_top_of_an_image(model: Path, images: Path, scratch: P
     kept = [np.asarray(Image.open(path)) for path in sorted((scratch / "all").iterdir())]
     assert np.array_equal(kept[0], kept[1]), "all rows were given"
     assert generate(model, "-n", "2", *prime, "half", "--out", "half.png") == 0
-    drawn = [np.asarray(Image.open(path)) for path in sorted((scratch / "half").iterdir())]
-    assert not np.array_equal(drawn[0], drawn[1])
+    generated = [np.asarray(Image.open(path)) for path in sorted((scratch / "half").iterdir())]
+    assert not np.array_equal(generated[0], generated[1])
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_what_is_no_image(
     assert [path.name for path in scratch.iterdir()] == ["words.png"]
 
 
-def test_the_demo_draws_with_the_bundled_model(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_samples_with_the_bundled_model(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--out", "sheet.png"]) == 0
     assert str(scratch / "sheet.png") in capsys.readouterr().out
     width, height = size(scratch / "sheet.png")
@@ -151,7 +151,7 @@ def test_the_demo_draws_with_the_bundled_model(scratch: Path, capsys: pytest.Cap
         assert len(sheet.convert("RGB").getcolors(1 << 20)) > 500, "colourful, not blank"
     before = (scratch / "sheet.png").read_bytes()
     assert main(["demo", "--out", "sheet.png"]) == 0
-    assert (scratch / "sheet.png").read_bytes() == before, "the same seed, and a demo may be drawn again"
+    assert (scratch / "sheet.png").read_bytes() == before, "the same seed, and a demo may be sampled again"
 
 
 @pytest.mark.parametrize("command", [["plot", "."], ["demo"], ["generate", "a cat"], ["reconstruct", "a.png"]])

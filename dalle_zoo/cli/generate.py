@@ -18,14 +18,14 @@ DEMO_PROMPTS = (
 )
 """Captions of the demo's rows when none is asked for, all of the training set."""
 DEMO_TEMPERATURE = 0.7
-"""Where the bundled weights draw best (model_cards/emoji64.md)."""
+"""Where the bundled weights generate best (model_cards/emoji64.md)."""
 DTYPES = ("float32", "bfloat16", "float16")
 """What a prior can compute in; float16 is slow on most CPUs."""
 
 
 def demo(arguments: list[str]) -> None:
     """Sixteen images from the bundled weights."""
-    p = parser("demo", "Draw a grid of 16 images with the bundled weights.")
+    p = parser("demo", "Generate a grid of 16 images with the bundled weights.")
     p.add_argument("prompt", nargs="?", help="caption; four of our own if missing")
     p.add_argument("--seed", type=int, default=0, help="seed (0)")
     p.add_argument("--out", type=Path, default=Path("demo.png"), help="PNG to write (demo.png, replaced)")
@@ -50,7 +50,7 @@ def generate(arguments: list[str]) -> None:
     """Images from a prompt."""
     p = parser(
         "generate",
-        "Draw images from a prompt.\n\n"
+        "Generate images from a prompt.\n\n"
         '  dalle-zoo generate "a 3d emoji of a red apple" -n 16 --rerank 4 --seed 0 --out grid.png',
     )
     p.add_argument("prompt", nargs="+", help="captions, each in quotes")
@@ -59,8 +59,8 @@ def generate(arguments: list[str]) -> None:
     p.add_argument("--rerank", type=int, help="keep so many, those the ranker scores best")
     p.add_argument("--seed", type=int, help="same seed, same images; a new one each time if missing")
     p.add_argument("--temperature", type=float, default=1.0, help="divides the logits (1)")
-    p.add_argument("--top-k", type=int, help="draw among the k most likely image tokens")
-    p.add_argument("--top-p", type=float, help="draw among the tokens that together reach p")
+    p.add_argument("--top-k", type=int, help="sample among the k most likely image tokens")
+    p.add_argument("--top-p", type=float, help="sample among the tokens that together reach p")
     p.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance (1: none)")
     p.add_argument("--prime", type=Path, help="image whose top rows are kept")
     p.add_argument("--prime-rows", type=int, help="rows of the code grid to keep (half)")
@@ -164,7 +164,7 @@ def _with_bar(pipe: Any, prompts: list[str], **options: Any) -> Any:
     """Calls the pipeline with a progress bar over all tokens."""
     from tqdm import tqdm
 
-    with tqdm(unit="token", desc="drawing") as bar:
+    with tqdm(unit="token", desc="sampling") as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
