@@ -267,13 +267,13 @@ def _targets(result: Result) -> str:
     if not result["targets"]:
         return ""
     rows = [
-        [t["name"], f"{t['required']:.2f}", f"{t['reached']:.2f}", target_verdict(result, t["met"])]
+        [t["name"], f"{t['required']:.2f}", f"{t['reached']:.2f}", target_status(result, t["met"])]
         for t in result["targets"]
     ]
-    return table([["to reach", "at least", "measured", "verdict"], *rows])
+    return table([["to reach", "at least", "measured", "result"], *rows])
 
 
-def target_verdict(result: Result, met: bool) -> str:
+def target_status(result: Result, met: bool) -> str:
     """Whether a target was reached, in words; a result by other values than the protocol's tells nothing of it."""
     if result["protocol"].get("overridden"):
         return "not the protocol's numbers"

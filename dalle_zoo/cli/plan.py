@@ -43,7 +43,7 @@ def plan_parser() -> Parser:
     )
     p.add_argument("recipe", metavar="RECIPE", help="name from `dalle-zoo recipes`, or a YAML file")
     p.add_argument("--parts", nargs="+", default=[], metavar="PART", help="parts or YAML files to lay over the recipe")
-    p.add_argument("--gpu", metavar="NAME", help="GPU with its usual node, such as v100-16gb: verdict and times")
+    p.add_argument("--gpu", metavar="NAME", help="GPU with its usual node, such as v100-16gb: fit and times")
     p.add_argument(
         "--gpu-memory", type=float, metavar="GIB", help="memory of a GPU (that of --gpu, or of a part's name)"
     )

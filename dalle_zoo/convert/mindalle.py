@@ -141,8 +141,8 @@ def _transformer(checkpoint: Checkpoint) -> Tensors | None:
             return tensors
         if tensors.keys() >= TRANSFER and tensors.keys() & {"sos", "sos.weight"}:
             raise WeightFileError(
-                f"{checkpoint.path} is a transfer of minDALL-E to ImageNet, which samples from a class or nothing, and "
-                "reads no captions: expected its text-to-image model, stage2_last.ckpt of the release"
+                f"{checkpoint.path} is a transfer of minDALL-E to ImageNet, which samples from a class or nothing, "
+                "and reads no captions: expected its text-to-image model, stage2_last.ckpt of the release"
             )
     return None
 

@@ -1,14 +1,14 @@
 """Runs of several processes end with a message when one of them dies or hangs, instead of waiting in silence.
 
-Rank 0 keeps a roll: every rank, itself included, is connected to a small server in it and tells once a second where it
-is. None of this takes part in collectives or asks a GPU, so it works when those hang.
+Rank 0 keeps a rank table: every rank, itself included, is connected to a small server in it and tells once a second
+where it is. None of this takes part in collectives or asks a GPU, so it works when those hang.
 
 ```
 dies    the kernel closes the connections of a process that ends; those of a machine that is gone end within 30 s
 fails   a rank says with which exception before it ends
 hangs   no rank advances: named are the ranks that do not answer, else those that are furthest behind
 ```
-All ranks print the verdict and end. By the same signs they know that rank 0 is gone.
+All ranks print the failure report and end. By the same signs they know that rank 0 is gone.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from dalle_zoo.training.roll import SILENT, Roll, Standing, Verdict, died, failed
+from dalle_zoo.training.rank_table import SILENT, FailureReport, RankStatus, RankTable, died, failed
 
 log = logging.getLogger(__name__)
 
 BEAT = 1.0
 """Seconds between two messages of a rank."""
 PATIENCE = 5.0
-"""Seconds that a rank waits for a verdict on its exception, and a launcher for the processes that it has launched."""
+"""Seconds that a rank waits for a report on its exception, and a launcher for the processes it has launched."""
 
 Children = Mapping[int, subprocess.Popen[Any]]
 """Processes that this one has launched, by rank."""
@@ -67,75 +67,75 @@ class RankWatch(Callback):
         if trainer.world_size == 1:
             return
         children = {trainer.global_rank + 1 + index: p for index, p in enumerate(launched(trainer.strategy.launcher))}
-        standing = Standing(rank=trainer.global_rank, host=socket.gethostname(), pid=os.getpid())
+        status = RankStatus(rank=trainer.global_rank, host=socket.gethostname(), pid=os.getpid())
         address = getattr(trainer.strategy, "cluster_environment").main_address  # noqa: B009 (of parallel strategies)
         way: tuple[int, str, dict[str, Any]] = (0, "", {})
         if trainer.is_global_zero:
-            server = Server(address, Roll(self.timeout, time.monotonic()), children)
+            server = Server(address, RankTable(self.timeout, time.monotonic()), children)
             server.start()
-            way = (server.port, server.token, asdict(standing))
+            way = (server.port, server.token, asdict(status))
         port, token, first = trainer.strategy.broadcast(way)
         try:
             line = Line(socket.create_connection((address, port), timeout=60))
         except OSError as error:
-            log.warning("nobody watches rank %d: it cannot reach %s:%d (%s)", standing.rank, address, port, error)
+            log.warning("nobody watches rank %d: it cannot reach %s:%d (%s)", status.rank, address, port, error)
             return
-        self._reporter = Reporter(line, token, standing, Standing(**first), self.timeout, children)
+        self._reporter = Reporter(line, token, status, RankStatus(**first), self.timeout, children)
         self._reporter.start()
 
-    def _note(self, trainer: Trainer, doing: str, finished: bool = False) -> None:
+    def _report(self, trainer: Trainer, doing: str, finished: bool = False) -> None:
         """Notes what the rank does from now on; it is told at the next beat."""
         if self._reporter is not None:
-            old = self._reporter.standing
-            update, progress = trainer.global_step, old.progress + 1
-            self._reporter.standing = replace(old, update=update, doing=doing, progress=progress, finished=finished)
+            old = self._reporter.status
+            step, progress = trainer.global_step, old.progress + 1
+            self._reporter.status = replace(old, step=step, doing=doing, progress=progress, finished=finished)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Training begins."""
-        self._note(trainer, "waiting for a batch")
+        self._report(trainer, "waiting for a batch")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """A batch has come."""
-        self._note(trainer, "in the forward pass")
+        self._report(trainer, "in the forward pass")
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
         """The loss is there."""
-        self._note(trainer, "in the backward pass")
+        self._report(trainer, "in the backward pass")
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The gradients are there."""
-        self._note(trainer, "between the backward pass and the optimiser's step")
+        self._report(trainer, "between the backward pass and the optimiser's step")
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """The gradients are unscaled, not yet clipped."""
-        self._note(trainer, "in the optimiser's step")
+        self._report(trainer, "in the optimiser's step")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """The batch is done."""
-        self._note(trainer, "waiting for a batch")
+        self._report(trainer, "waiting for a batch")
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """A batch of validation has come."""
-        self._note(trainer, f"in batch {batch_idx} of validation")
+        self._report(trainer, f"in batch {batch_idx} of validation")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation is over."""
-        self._note(trainer, "waiting for a batch")
+        self._report(trainer, "waiting for a batch")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """A checkpoint is about to be written."""
-        self._note(trainer, "writing a checkpoint")
+        self._report(trainer, "writing a checkpoint")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Ends the process, when it is known whether this is the cause or what another's death brings about."""
         if self._reporter is None:
             return
         if isinstance(exception, KeyboardInterrupt | SIGTERMException):  # Lightning ends all processes in order
-            self._note(trainer, f"interrupted by {type(exception).__name__}")
+            self._report(trainer, f"interrupted by {type(exception).__name__}")
             self._reporter.leave()
         else:
             self._reporter.fail(exception)
@@ -143,39 +143,39 @@ class RankWatch(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Says that this rank may end."""
         if self._reporter is not None:
-            self._note(trainer, "finished", finished=True)
+            self._report(trainer, "finished", finished=True)
             self._reporter.leave()
             self._reporter = None
 
 
 class Reporter(threading.Thread):
-    """Tells rank 0 where this rank is, and ends the process when the verdict comes.
+    """Tells rank 0 where this rank is, and ends the process when the failure report comes.
 
     Args:
         line: Connection to the server.
         token: What the server knows its ranks by.
-        standing: Where this rank is.
+        status: Where this rank is.
         first: Where rank 0 is.
         timeout: Seconds without a word of rank 0 that count as hanging.
         children: Processes to end before this one.
     """
 
     def __init__(
-        self, line: Line, token: str, standing: Standing, first: Standing, timeout: float, children: Children
+        self, line: Line, token: str, status: RankStatus, first: RankStatus, timeout: float, children: Children
     ) -> None:
         super().__init__(name="rank-watch-reporter", daemon=True)
         self.line, self.token, self.timeout, self.children = line, token, timeout, children
-        self.standing, self.first = standing, first
+        self.status, self.first = status, first
         self._left = False
         self._failure: BaseException | None = None
 
     def run(self) -> None:
         """Reports and listens until the run ends."""
-        told, heard = 0.0, time.monotonic()
+        sent, heard = 0.0, time.monotonic()
         while not self._left:
-            if time.monotonic() >= told + BEAT:
-                self._tell()
-                told = time.monotonic()
+            if time.monotonic() >= sent + BEAT:
+                self._send_status()
+                sent = time.monotonic()
             messages = self.line.receive()
             if self._left or (messages is None and self.first.finished):
                 return
@@ -184,46 +184,46 @@ class Reporter(threading.Thread):
             for message in messages:
                 heard = time.monotonic()
                 if "first" in message:
-                    self.first = Standing(**message["first"])
-                if "verdict" in message:
-                    self._end(Verdict(**message["verdict"]))
+                    self.first = RankStatus(**message["first"])
+                if "failure report" in message:
+                    self._end(FailureReport(**message["failure report"]))
             silence = time.monotonic() - heard
             if silence > max(SILENT, self.timeout) and not self.first.finished:
                 text = f"{self.first} hangs: it has not answered for {silence:.0f} s; last heard of {self.first.where}"
-                self._end(Verdict(text=text, culprits=[0]), stopped=self.first.pid)
+                self._end(FailureReport(text=text, failed_ranks=[0]), stopped=self.first.pid)
 
     def leave(self) -> None:
         """Tells where this rank is for the last time; from now on it ends by itself."""
         self._left = True
-        self._tell()
+        self._send_status()
 
     def fail(self, exception: BaseException) -> NoReturn:
-        """Ends the process because of an exception, when the verdict is there."""
+        """Ends the process because of an exception, when the failure report is there."""
         self._failure = exception
         summary = "".join(traceback.format_exception_only(exception)).strip()
-        self._tell(raised=summary)
+        self._send_status(raised=summary)
         self.join(PATIENCE)  # it ends the process
-        self._end(failed(self.standing, summary))
+        self._end(failed(self.status, summary))
 
-    def _tell(self, **more: str) -> None:
-        self.line.send({"token": self.token, "standing": asdict(self.standing), **more})
+    def _send_status(self, **more: str) -> None:
+        self.line.send({"token": self.token, "status": asdict(self.status), **more})
 
-    def _end(self, verdict: Verdict, stopped: int | None = None) -> NoReturn:
+    def _end(self, failure: FailureReport, stopped: int | None = None) -> NoReturn:
         """Prints why the run ends and ends the process, whatever its other threads wait for.
 
         Args:
-            verdict: Why.
-            stopped: Process that cannot hear the verdict; if it has launched this one, it is killed.
+            failure: Why.
+            stopped: Process that cannot hear the failure report; if it has launched this one, it is killed.
         """
-        own = self.standing.rank
-        say(f"dalle-zoo: the run ends: {verdict.text}\nThis is rank {own}, {self.standing.where}.")
+        own = self.status.rank
+        say(f"dalle-zoo: the run ends: {failure.text}\nThis is rank {own}, {self.status.where}.")
         if self._failure is not None:
             lines = traceback.format_exception(self._failure)
-            say("".join(lines) if own in verdict.culprits else f"It then failed, too: {lines[-1]}")
-        elif own in verdict.culprits:
+            say("".join(lines) if own in failure.failed_ranks else f"It then failed, too: {lines[-1]}")
+        elif own in failure.failed_ranks:
             faulthandler.dump_traceback(2)
         deadline = time.monotonic() + PATIENCE
-        for child in self.children.values():  # they end by the same verdict, unless they cannot
+        for child in self.children.values():  # they end by the same failure report, unless they cannot
             try:
                 child.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -235,17 +235,17 @@ class Reporter(threading.Thread):
 
 
 class Server(threading.Thread):
-    """Keeps the roll in a thread of rank 0, and sends the verdict to all ranks.
+    """Keeps the rank table in a thread of rank 0, and sends the failure report to all ranks.
 
     Args:
         address: Address under which the other ranks know this machine.
-        roll: The roll.
+        table: The rank table.
         children: Processes whose exit status can be known.
     """
 
-    def __init__(self, address: str, roll: Roll, children: Children) -> None:
+    def __init__(self, address: str, table: RankTable, children: Children) -> None:
         super().__init__(name="rank-watch-server", daemon=True)
-        self.roll, self.children = roll, children
+        self.table, self.children = table, children
         self.token = secrets.token_hex(16)
         here = address in ("127.0.0.1", "localhost")
         self._socket = socket.create_server(("127.0.0.1" if here else "", 0), backlog=4096)
@@ -256,7 +256,7 @@ class Server(threading.Thread):
         os.register_at_fork(after_in_child=self._socket.close)
 
     def run(self) -> None:
-        """Listens until there is a verdict."""
+        """Listens until there is a failure report."""
         while True:
             for key, _ in self._selector.select(BEAT / 4):
                 if key.data is None:
@@ -264,11 +264,11 @@ class Server(threading.Thread):
                     self._selector.register(line.socket, selectors.EVENT_READ, line)
                 else:
                     self._listen(key.data)
-            statuses = {rank: child.returncode for rank, child in self.children.items() if child.poll() is not None}
-            verdict = self.roll.verdict(time.monotonic(), statuses)
-            if verdict is not None:
+            exit_codes = {rank: child.returncode for rank, child in self.children.items() if child.poll() is not None}
+            failure = self.table.failure(time.monotonic(), exit_codes)
+            if failure is not None:
                 for _, line in sorted(self._lines.items(), reverse=True):  # this process hears it last, and ends
-                    line.send({"verdict": asdict(verdict)})
+                    line.send({"failure report": asdict(failure)})
                 return
 
     def _listen(self, line: Line) -> None:
@@ -276,15 +276,15 @@ class Server(threading.Thread):
             if message.get("token") != self.token:  # not one of ours
                 messages = None
                 break
-            standing = Standing(**message["standing"])
-            line.rank = standing.rank
-            self._lines[standing.rank] = line
-            self.roll.hear(standing, time.monotonic())
+            status = RankStatus(**message["status"])
+            line.rank = status.rank
+            self._lines[status.rank] = line
+            self.table.hear(status, time.monotonic())
             if "raised" in message:
-                self.roll.hear_exception(standing.rank, message["raised"], time.monotonic())
-            if standing.rank == 0:
+                self.table.hear_exception(status.rank, message["raised"], time.monotonic())
+            if status.rank == 0:
                 for other in self._lines.values():
-                    other.send({"first": message["standing"]})
+                    other.send({"first": message["status"]})
         if messages is None:
             self._selector.unregister(line.socket)
             line.socket.close()
@@ -293,7 +293,7 @@ class Server(threading.Thread):
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         child.wait(BEAT)
                 del self._lines[line.rank]
-                self.roll.lose(line.rank)
+                self.table.lose(line.rank)
 
 
 class Line:

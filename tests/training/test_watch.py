@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from dalle_zoo.training.roll import Roll, Standing
+from dalle_zoo.training.rank_table import RankStatus, RankTable
 from dalle_zoo.training.watch import Line, RankWatch, Server
 
 ROOT = Path(__file__).parents[2]
-UPDATE = 4
+STEP = 4
 """Update in which the accident happens."""
 TIMEOUT = 6.0
 
@@ -72,7 +72,7 @@ class Outcome:
         (folder / "victim.py").write_text(VICTIM)
         options = {"accelerator": "cpu", "strategy": "ddp", "devices": processes, "max_steps": 8}
         options |= {"limit_val_batches": 1, "enable_progress_bar": "false", "enable_model_summary": "false"}
-        command = [sys.executable, "victim.py", "pids", accident, str(rank), str(UPDATE), "fit", "dvae/tiny"]
+        command = [sys.executable, "victim.py", "pids", accident, str(rank), str(STEP), "fit", "dvae/tiny"]
         command += ["--run", "run", "--watch.timeout", str(TIMEOUT)]
         command += [word for name, value in options.items() for word in (f"--trainer.{name}", str(value))]
         began = time.monotonic()
@@ -90,7 +90,7 @@ class Outcome:
         self.pids = [int((folder / "pids" / str(number)).read_text()) for number in range(processes)]
         wait_for_the_end(self.pids)
         self.said = (folder / "said").read_text()
-        self.verdicts = [line for line in self.said.splitlines() if "the run ends" in line]
+        self.reports = [line for line in self.said.splitlines() if "the run ends" in line]
 
 
 def running(pid: int) -> bool:
@@ -115,18 +115,18 @@ def who(rank: int, outcome: Outcome) -> str:
 def test_a_killed_rank_is_named(tmp_path: Path) -> None:
     outcome = Outcome(tmp_path, "SIGKILL", 1)
     assert outcome.status == 1
-    assert len(outcome.verdicts) == 1, outcome.said
-    assert f"{who(1, outcome)} died: it was killed by SIGKILL; last heard of in update" in outcome.verdicts[0]
+    assert len(outcome.reports) == 1, outcome.said
+    assert f"{who(1, outcome)} died: it was killed by SIGKILL; last heard of in step" in outcome.reports[0]
     # It may go on until it needs the other one.
-    assert re.search(rf"This is rank 0, in update ({UPDATE}|{UPDATE + 1}), ", outcome.said)
+    assert re.search(rf"This is rank 0, in step ({STEP}|{STEP + 1}), ", outcome.said)
 
 
 @pytest.mark.slow
 def test_a_killed_rank_0_is_named(tmp_path: Path) -> None:
     outcome = Outcome(tmp_path, "SIGKILL", 0, processes=3)
     assert outcome.status == -9
-    assert len(outcome.verdicts) == 2, outcome.said
-    assert all(f"{who(0, outcome)} died: its connection closed" in line for line in outcome.verdicts)
+    assert len(outcome.reports) == 2, outcome.said
+    assert all(f"{who(0, outcome)} died: its connection closed" in line for line in outcome.reports)
     assert "This is rank 1" in outcome.said
     assert "This is rank 2" in outcome.said
 
@@ -135,16 +135,16 @@ def test_a_killed_rank_0_is_named(tmp_path: Path) -> None:
 def test_a_stopped_rank_is_named_and_killed(tmp_path: Path) -> None:
     outcome = Outcome(tmp_path, "SIGSTOP", 1, processes=3)
     assert outcome.status == 1
-    assert len(outcome.verdicts) == 2, outcome.said
-    assert all(f"{who(1, outcome)} does not answer, last heard of in update" in line for line in outcome.verdicts)
+    assert len(outcome.reports) == 2, outcome.said
+    assert all(f"{who(1, outcome)} does not answer, last heard of in step" in line for line in outcome.reports)
 
 
 @pytest.mark.slow
 def test_a_stopped_rank_0_is_named_and_killed(tmp_path: Path) -> None:
     outcome = Outcome(tmp_path, "SIGSTOP", 0)
     assert outcome.status == -9
-    assert len(outcome.verdicts) == 1, outcome.said
-    assert f"{who(0, outcome)} hangs: it has not answered for" in outcome.verdicts[0]
+    assert len(outcome.reports) == 1, outcome.said
+    assert f"{who(0, outcome)} hangs: it has not answered for" in outcome.reports[0]
 
 
 @pytest.mark.slow
@@ -152,9 +152,9 @@ def test_a_stopped_rank_0_is_named_and_killed(tmp_path: Path) -> None:
 def test_a_rank_that_hangs_is_named_and_shows_where(rank: int, tmp_path: Path) -> None:
     outcome = Outcome(tmp_path, "sleep", rank)
     assert outcome.status == 1
-    assert len(outcome.verdicts) == 2, outcome.said
-    expected = f"{who(rank, outcome)} hangs in update {UPDATE}, in the optimiser's step: no rank has advanced for"
-    assert all(expected in line and f"; rank {1 - rank} waits in" in line for line in outcome.verdicts)
+    assert len(outcome.reports) == 2, outcome.said
+    expected = f"{who(rank, outcome)} hangs in step {STEP}, in the optimiser's step: no rank has advanced for"
+    assert all(expected in line and f"; rank {1 - rank} waits in" in line for line in outcome.reports)
     assert outcome.said.count("in befall") == 1, "its stack"
 
 
@@ -163,9 +163,9 @@ def test_a_rank_that_hangs_is_named_and_shows_where(rank: int, tmp_path: Path) -
 def test_a_rank_that_fails_is_named_with_its_traceback(rank: int, tmp_path: Path) -> None:
     outcome = Outcome(tmp_path, "raise", rank)
     assert outcome.status == 1
-    assert len(outcome.verdicts) == 2, outcome.said
-    what = f"{who(rank, outcome)} failed in update {UPDATE}, in the optimiser's step: ValueError: a bad batch"
-    assert all(what in line for line in outcome.verdicts)
+    assert len(outcome.reports) == 2, outcome.said
+    what = f"{who(rank, outcome)} failed in step {STEP}, in the optimiser's step: ValueError: a bad batch"
+    assert all(what in line for line in outcome.reports)
     assert outcome.said.count("Traceback") == 1
     assert outcome.said.count("in befall") == 1
 
@@ -173,16 +173,16 @@ def test_a_rank_that_fails_is_named_with_its_traceback(rank: int, tmp_path: Path
 def test_a_run_that_ends_well_says_nothing(tmp_path: Path) -> None:
     outcome = Outcome(tmp_path, "pending", 0)
     assert outcome.status == 0, outcome.said
-    assert not outcome.verdicts
+    assert not outcome.reports
     assert "This is rank" not in outcome.said
     assert "terminate" not in outcome.said, "a process group must not outlive the interpreter"
     assert (tmp_path / "run/model/dvae/model.safetensors").is_file()
 
 
 def test_strangers_are_sent_away() -> None:
-    server = Server("localhost", Roll(60.0, time.monotonic()), {})
+    server = Server("localhost", RankTable(60.0, time.monotonic()), {})
     server.start()
-    mine = {"token": server.token, "standing": vars(Standing(rank=1, host="h", pid=1))}
+    mine = {"token": server.token, "status": vars(RankStatus(rank=1, host="h", pid=1))}
     replies = []
     for said in (b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", json.dumps(mine | {"token": "0"}).encode() + b"\n"):
         with socket.create_connection(("127.0.0.1", server.port)) as stranger:
@@ -190,17 +190,17 @@ def test_strangers_are_sent_away() -> None:
             stranger.settimeout(10)
             replies.append(stranger.recv(1))
     assert replies == [b""] * 3
-    assert not server.roll.entries
+    assert not server.table.entries
     line = Line(socket.create_connection(("127.0.0.1", server.port)))
     line.send(mine)
     deadline = time.monotonic() + 10
-    while 1 not in server.roll.entries:
+    while 1 not in server.table.entries:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert server.roll.entries[1].standing == Standing(rank=1, host="h", pid=1)
+    assert server.table.entries[1].status == RankStatus(rank=1, host="h", pid=1)
     line.socket.close()
     server.join(10)
-    assert not server.is_alive(), "a rank that is gone is a verdict"
+    assert not server.is_alive(), "a rank that is gone is a failure report"
 
 
 def test_the_timeout_must_be_positive() -> None:

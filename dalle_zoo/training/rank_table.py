@@ -7,20 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 GRACE = 1.0
-"""Seconds between an exception and the verdict: a rank that died meanwhile is the cause of it."""
+"""Seconds between an exception and the failure report: a rank that died meanwhile is the cause of it."""
 SILENT = 5.0
 """Seconds without a word after which a rank does not answer, at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class RankStatus:
     """Where a rank is."""
 
     rank: int
     host: str
     pid: int
-    update: int = 0
-    """Updates behind it."""
+    step: int = 0
+    """Optimizer steps completed."""
     doing: str = "getting ready"
     progress: int = 0
     """Hooks that it has passed. All ranks pass the same ones, so the one with the lowest number is behind."""
@@ -33,23 +33,23 @@ class Standing:
     @property
     def where(self) -> str:
         """Where it is, in words."""
-        return f"in update {self.update}, {self.doing}"
+        return f"in step {self.step}, {self.doing}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class FailureReport:
     """Why the run ends."""
 
     text: str
-    culprits: list[int]
-    """Ranks to blame."""
+    failed_ranks: list[int]
+    """Ranks that failed."""
 
 
 @dataclass
 class Entry:
     """What is known of a rank; times are seconds."""
 
-    standing: Standing
+    status: RankStatus
     heard: float
     """When it last said something."""
     lost: bool = False
@@ -59,7 +59,7 @@ class Entry:
     raised_at: float = 0.0
 
 
-class Roll:
+class RankTable:
     """The ranks of a run. Times are seconds of one clock, that of rank 0.
 
     Args:
@@ -72,12 +72,12 @@ class Roll:
         self.entries: dict[int, Entry] = {}
         self.advanced = now
 
-    def hear(self, standing: Standing, now: float) -> None:
-        """Takes a rank's standing."""
-        entry = self.entries.setdefault(standing.rank, Entry(standing, now))
-        if standing.progress != entry.standing.progress:
+    def hear(self, status: RankStatus, now: float) -> None:
+        """Takes a rank's status."""
+        entry = self.entries.setdefault(status.rank, Entry(status, now))
+        if status.progress != entry.status.progress:
             self.advanced = now
-        entry.standing, entry.heard = standing, now
+        entry.status, entry.heard = status, now
 
     def hear_exception(self, rank: int, exception: str, now: float) -> None:
         """Notes what a rank is about to end with."""
@@ -88,58 +88,60 @@ class Roll:
         """Notes that a rank's connection is closed."""
         self.entries[rank].lost = True
 
-    def verdict(self, now: float, statuses: Mapping[int, int]) -> Verdict | None:
+    def failure(self, now: float, exit_codes: Mapping[int, int]) -> FailureReport | None:
         """Whether, and why, the run ends.
 
         Args:
             now: Time.
-            statuses: Exit statuses of ranks, as far as they are known; negative ones are signals.
+            exit_codes: Exit statuses of ranks, as far as they are known; negative ones are signals.
         """
-        return self._died(statuses) or self._failed(now) or self._hangs(now)
+        return self._died(exit_codes) or self._failed(now) or self._hangs(now)
 
-    def _died(self, statuses: Mapping[int, int]) -> Verdict | None:
+    def _died(self, exit_codes: Mapping[int, int]) -> FailureReport | None:
         for rank, entry in sorted(self.entries.items()):
-            ended = entry.lost or rank in statuses
-            if ended and entry.raised is None and not entry.standing.finished:
-                return died(entry.standing, ended_how(statuses[rank]) if rank in statuses else "its connection closed")
+            ended = entry.lost or rank in exit_codes
+            if ended and entry.raised is None and not entry.status.finished:
+                return died(
+                    entry.status, ended_how(exit_codes[rank]) if rank in exit_codes else "its connection closed"
+                )
         return None
 
-    def _failed(self, now: float) -> Verdict | None:
+    def _failed(self, now: float) -> FailureReport | None:
         raised = [entry for entry in self.entries.values() if entry.raised is not None]
         if not raised:
             return None
         first = min(raised, key=lambda entry: entry.raised_at)
         if now < first.raised_at + GRACE:
             return None
-        return failed(first.standing, str(first.raised))
+        return failed(first.status, str(first.raised))
 
-    def _hangs(self, now: float) -> Verdict | None:
-        active = [entry for entry in self.entries.values() if not entry.standing.finished]
+    def _hangs(self, now: float) -> FailureReport | None:
+        active = [entry for entry in self.entries.values() if not entry.status.finished]
         if len(active) < 2 or now < self.advanced + self.timeout:
             return None
         silent = [entry for entry in active if now > entry.heard + max(SILENT, self.timeout / 2)]
-        least = min(entry.standing.progress for entry in active)
-        behind = silent or [entry for entry in active if entry.standing.progress == least]
+        least = min(entry.status.progress for entry in active)
+        behind = silent or [entry for entry in active if entry.status.progress == least]
         waited = f"no rank has advanced for {now - self.advanced:.0f} s"
-        culprits = [entry.standing.rank for entry in behind]
+        failed_ranks = [entry.status.rank for entry in behind]
         if len(behind) == len(active):
-            text = f"all ranks hang {active[0].standing.where}, and none is behind the others: {waited}"
-            return Verdict(text=text, culprits=culprits)
+            text = f"all ranks hang {active[0].status.where}, and none is behind the others: {waited}"
+            return FailureReport(text=text, failed_ranks=failed_ranks)
         how = "does not answer, last heard of" if silent else "hangs"
-        names = ", ".join(f"{entry.standing} {how} {entry.standing.where}" for entry in behind)
-        waiting = next(entry.standing for entry in active if entry not in behind)
+        names = ", ".join(f"{entry.status} {how} {entry.status.where}" for entry in behind)
+        waiting = next(entry.status for entry in active if entry not in behind)
         text = f"{names}: {waited}; rank {waiting.rank} waits {waiting.where}"
-        return Verdict(text=text, culprits=culprits)
+        return FailureReport(text=text, failed_ranks=failed_ranks)
 
 
-def died(standing: Standing, how: str) -> Verdict:
-    """Verdict on a rank whose process is gone."""
-    return Verdict(text=f"{standing} died: {how}; last heard of {standing.where}", culprits=[standing.rank])
+def died(status: RankStatus, how: str) -> FailureReport:
+    """Failure report for a rank whose process is gone."""
+    return FailureReport(text=f"{status} died: {how}; last heard of {status.where}", failed_ranks=[status.rank])
 
 
-def failed(standing: Standing, exception: str) -> Verdict:
-    """Verdict on a rank that ends with an exception."""
-    return Verdict(text=f"{standing} failed {standing.where}: {exception}", culprits=[standing.rank])
+def failed(status: RankStatus, exception: str) -> FailureReport:
+    """Failure report for a rank that ends with an exception."""
+    return FailureReport(text=f"{status} failed {status.where}: {exception}", failed_ranks=[status.rank])
 
 
 def ended_how(status: int) -> str:
