@@ -152,10 +152,10 @@ def against_concatenation(candidates: int, dtype: torch.dtype, asked: float, fus
     """Steps in the middle of the image."""
     prior = make_prior(PAPER, dtype)
     text, codes = make_text(prior), make_codes(prior, candidates)
-    ours = PriorDecoding(with_packed_linears(prior, candidates), text, candidates)
+    native = PriorDecoding(with_packed_linears(prior, candidates), text, candidates)
     grown = ConcatenatedCache(prior, text, codes[:, :, :POSITION], fused)
-    read_up_to(ours, codes, POSITION)
-    came, expected = (advance(decoder, codes, POSITION) for decoder in (ours, grown))
+    read_up_to(native, codes, POSITION)
+    came, expected = (advance(decoder, codes, POSITION) for decoder in (native, grown))
     exact = dtype == FLOAT32
     noise = gumbel(torch.arange(candidates), POSITION, came.shape[-1])[:, None]
     different = (came[0].float() + noise).argmax(-1) != (expected[0].float() + noise).argmax(-1)
@@ -168,7 +168,7 @@ def against_concatenation(candidates: int, dtype: torch.dtype, asked: float, fus
     shape = f"{PAPER.num_layers} layers of width {PAPER.width}, {candidates} candidate{'s' * (candidates > 1)}"
     return compare(
         f"{STEPS} steps at half of the image, {shape}",
-        {"ours": lambda: advance(ours, codes, POSITION), against: again},
+        {"ours": lambda: advance(native, codes, POSITION), against: again},
         path="ours",
         against=against,
         asked=asked,
@@ -196,15 +196,15 @@ def memory(candidates: int) -> Row:
     caches = PriorDecoding(prior, make_text(prior), candidates).caches
     image = sum(cache.num_bytes for cache in caches)
     text = sum(2 * cache.text_key.numel() * cache.text_key.element_size() for cache in caches)
-    ours, full = (image + text) / candidates, 2 * 4 * config.num_layers * config.layout.length * config.width
+    native, full = (image + text) / candidates, 2 * 4 * config.num_layers * config.layout.length * config.width
     return Row(
         name=f"keys and values of one of {candidates} images, the paper's {config.num_layers} layers, width 64",
         path="ours",
         against="full cache",
         asked=4.0,
-        ratio=full / ours,
+        ratio=full / native,
         equal=(),
-        seconds={"ours": [ours], "full cache": [float(full)]},
+        seconds={"ours": [native], "full cache": [float(full)]},
         unit="bytes",
         threads=torch.get_num_threads(),
         note="bytes of the buffers as they are allocated; the caption's are shared by the candidates",

@@ -48,7 +48,7 @@ class Peer:
     decode: Callable[[Tensor], Tensor]
 
 
-def ours(device: str) -> DVAE:
+def native(device: str) -> DVAE:
     """Our network with random weights."""
     torch.manual_seed(0)
     net: Any = DVAE(DVAEConfig())  # torch 2.13 does not declare the overload of `to` below
@@ -67,7 +67,7 @@ def random_images(count: int, device: str) -> Tensor:
 
 
 def peer_of(net: DVAE, device: str) -> Peer:
-    """The published package with the weights of ours, or our modules called as it calls its own."""
+    """The published package with the native weights, or our modules called as it calls its own."""
     if importlib.util.find_spec("dall_e") is None:
         return Peer(
             MODULES, lambda images: net.logits(images).argmax(1), functools.partial(decode_one_hot, net.decoder, net)
@@ -76,9 +76,9 @@ def peer_of(net: DVAE, device: str) -> Peer:
 
     encoder = dall_e.Encoder(device=torch.device(device))
     decoder = dall_e.Decoder(device=torch.device(device))
-    for theirs, own in ((encoder, net.encoder), (decoder, net.decoder)):
+    for external, own in ((encoder, net.encoder), (decoder, net.decoder)):
         # Both list their tensors layer by layer.
-        theirs.load_state_dict(dict(zip(theirs.state_dict(), own.state_dict().values(), strict=True)))
+        external.load_state_dict(dict(zip(external.state_dict(), own.state_dict().values(), strict=True)))
     return Peer(
         PACKAGE,
         lambda images: encoder(dall_e.map_pixels(images)).argmax(1),
@@ -164,10 +164,10 @@ def compare_encoding(net: DVAE, peer: Peer, count: int, asked: float | None, dev
 def compare_decoding(net: DVAE, peer: Peer, count: int, device: str) -> list[Row]:
     """Rows of float32 and bfloat16 for so many images a call."""
     codes = torch.randint(net.codebook_size, (count, 32, 32), generator=torch.Generator().manual_seed(0)).to(device)
-    theirs = peer.decode(codes)
+    external = peer.decode(codes)
 
     def apart(pixels: Tensor, limit: float | None) -> tuple[Equality, ...]:
-        value = float((pixels - theirs).abs().max())
+        value = float((pixels - external).abs().max())
         return (Equality(what="largest difference of a pixel in [0, 1]", value=value, limit=limit),)
 
     row = compare(
@@ -215,7 +215,7 @@ def compare_compiled(net: DVAE, device: str) -> list[Row]:
     """On a GPU: compiled in bfloat16 against the same uncompiled, at a size that fills it."""
     images = random_images(32, device)
     codes = half(net.encode, images)
-    compiled = ours(device)
+    compiled = native(device)
     compiled.compile_networks()
     row = compare(
         "encode, 32 images a call, compiled",
@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    net = ours(options.device)
+    net = native(options.device)
     peer = peer_of(net, options.device)
     rows = [
         *compare_encoding(net, peer, 4, 2.0, options.device, ENCODING_NOTE),

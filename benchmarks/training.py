@@ -76,7 +76,7 @@ def attention_row(spec: str, dtype: torch.dtype, asked: float | None, device: st
     }
     units = [1.0 if dtype == FLOAT32 else float(found.abs().max()) for found in paths["dense boolean SDPA"]()]
     pairs = zip(*(work() for work in paths.values()), strict=True)
-    apart = max(float((ours - dense).abs().max()) / unit for (ours, dense), unit in zip(pairs, units, strict=True))
+    apart = max(float((native - dense).abs().max()) / unit for (native, dense), unit in zip(pairs, units, strict=True))
     return compare(
         f"attention forward and backward, {spec}, 1,280 positions, {batch} x {heads} heads of 64",
         paths,
@@ -183,25 +183,25 @@ def head_memory(batch: int) -> Row:
         assert gradient is not None
         return float(tracker.get_tracker_snapshot("peak")[hidden.device]["Total"]), value.detach(), gradient
 
-    ours, loss, gradient = measure(lambda x: separate_heads(prior, x, *tokens))
-    theirs, joint_loss, joint_gradient = measure(lambda x: joint(x, *tokens))
+    native, loss, gradient = measure(lambda x: separate_heads(prior, x, *tokens))
+    external, joint_loss, joint_gradient = measure(lambda x: joint(x, *tokens))
     return Row(
         name=f"memory of the heads' loss and gradients, width {CONFIG.width}, {batch} x 1,280 positions",
         path="separate heads, few positions at a time",
         against="one joint head",
         asked=None,
-        ratio=theirs / ours,
+        ratio=external / native,
         equal=loss_equality(loss, joint_loss, (gradient - joint_gradient).abs().max()),
-        seconds={"separate heads, few positions at a time": [ours], "one joint head": [theirs]},
+        seconds={"separate heads, few positions at a time": [native], "one joint head": [external]},
         unit="bytes",
         threads=torch.get_num_threads(),
         note="peak by torch's MemTracker; gradients of the weights are in it, weights and inputs are not",
     )
 
 
-def loss_equality(ours: Tensor, theirs: Tensor, gradients_apart: Tensor) -> tuple[Equality, ...]:
+def loss_equality(native: Tensor, external: Tensor, gradients_apart: Tensor) -> tuple[Equality, ...]:
     """Of float32 paths; a loss of 9 nats has steps of 1e-6 itself, so its difference is relative."""
-    apart = float((ours - theirs).abs() / theirs)
+    apart = float((native - external).abs() / external)
     return (
         Equality(what="relative difference of the loss", value=apart, limit=1e-6),
         Equality(what="largest difference of gradients", value=float(gradients_apart), limit=ROUNDING),
@@ -227,19 +227,19 @@ def update(parameters: list[nn.Parameter], loss: Callable[[], Tensor]) -> Callab
 
 def step_row(batch: int) -> Row:
     """A whole training step against dense attention and a joint head."""
-    ours, dense = make_prior(CONFIG, "auto"), make_prior(CONFIG, "sdpa")
+    native, dense = make_prior(CONFIG, "auto"), make_prior(CONFIG, "sdpa")
     joint, (text, codes) = JointHead(dense), make_tokens(CONFIG, batch)
     del dense.text_head, dense.image_head
     paths = {
-        "lines and separate heads": update(list(ours.parameters()), lambda: ours.loss(text, codes).total),
+        "lines and separate heads": update(list(native.parameters()), lambda: native.loss(text, codes).total),
         "dense SDPA and one joint head": update(
             [*dense.parameters(), *joint.parameters()], lambda: joint(dense.hidden(text, codes), text, codes)
         ),
     }
     loss, dense_loss = (step() for step in paths.values())
-    found = dict(ours.named_parameters())
+    found = dict(native.named_parameters())
     gradients = [(grad(found[name]) - grad(p)).abs().max() for name, p in dense.named_parameters()]
-    heads = torch.cat([grad(ours.text_head.weight), grad(ours.image_head.weight)])
+    heads = torch.cat([grad(native.text_head.weight), grad(native.image_head.weight)])
     apart = torch.stack([*gradients, (heads - grad(joint.weight)).abs().max()]).max()
     return compare(
         f"training step, width 512, 12 layers, {batch} x 1,280 positions",

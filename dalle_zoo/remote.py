@@ -20,7 +20,7 @@ LIST = "sha256.json"
 """Names every file that loading may read, with its digest."""
 ENDINGS = (".json", ".safetensors", ".md", ".yaml")
 """Kinds of file that are published and downloaded: none of them can hold code."""
-FOREIGN = (
+EXTERNAL = (
     *("*.bin", "*.ckpt", "*.pkl", "*.pt", "*.pth", "*.safetensors", "*.msgpack"),
     *("*.json", "*.yaml", "*.txt", "*.model"),
 )
@@ -32,7 +32,7 @@ class HubError(ValueError):
     """The Hub does not have what was asked for, does not give it, or cannot be reached; the message says which."""
 
 
-class ForeignRepositoryError(HubError):
+class ExternalRepositoryError(HubError):
     """A repository without the list of files that ours have: weights of another code base, or no model."""
 
 
@@ -95,7 +95,7 @@ def download(name: str, access: Access = DEFAULT, component: str | None = None) 
         except LocalEntryNotFoundError as error:  # offline; what is there of the repository says whose it is
             if _cached(name, access) is None:
                 raise
-            raise ForeignRepositoryError(f"{name} in the cache has no {LIST}") from error
+            raise ExternalRepositoryError(f"{name} in the cache has no {LIST}") from error
         names = list(_wanted(listing, name, component))
         commit = listing.parent.name  # not the branch, which may move on between two questions
         if not _is_offline(access):
@@ -109,13 +109,13 @@ def download(name: str, access: Access = DEFAULT, component: str | None = None) 
     return listing.parent
 
 
-def download_foreign(name: str, access: Access = DEFAULT, files: Sequence[str] = ()) -> Path:
+def download_external(name: str, access: Access = DEFAULT, files: Sequence[str] = ()) -> Path:
     """Brings weights of another code base into the cache.
 
     Args:
         name: ``organisation/name``.
         access: How to ask.
-        files: Patterns of the files to download; `FOREIGN` if missing.
+        files: Patterns of the files to download; `EXTERNAL` if missing.
 
     Returns:
         Folder of the files, to read and not to change.
@@ -125,7 +125,7 @@ def download_foreign(name: str, access: Access = DEFAULT, files: Sequence[str] =
     """
     from huggingface_hub import snapshot_download
 
-    patterns = [*(files or FOREIGN)]
+    patterns = [*(files or EXTERNAL)]
     # As `dalle_zoo.convert.look` does, a pattern without folders means files in any.
     anywhere = [f"*/{pattern}" for pattern in patterns]
     with _explained(name, access):
@@ -199,7 +199,7 @@ def _explained(name: str, access: Access) -> Iterator[None]:
             f"{where} cannot be reached, and the cache does not have it: check the network, or name a folder"
         ) from error
     except errors.EntryNotFoundError as error:
-        raise ForeignRepositoryError(f"{where} is no model of dalle-zoo: it has no {LIST}") from error
+        raise ExternalRepositoryError(f"{where} is no model of dalle-zoo: it has no {LIST}") from error
     except errors.HfHubHTTPError as error:
         raise HubError(f"{where} answered: {error}") from error
 

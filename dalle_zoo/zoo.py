@@ -82,7 +82,7 @@ def find_model(
     if not locations:
         raise ValueError("no location was given: expected a name, a folder, or several that belong together")
     places = [find_place(one, access, files) for one in locations]
-    if len(places) == 1 and not files and _is_ours(places[0]):
+    if len(places) == 1 and not files and _is_native(places[0]):
         return places[0]
     from dalle_zoo.convert import cached
 
@@ -104,16 +104,16 @@ def find_place(location: str | Path, access: Access = remote.DEFAULT, files: Seq
     if is_remote(location):
         try:
             return remote.download(str(location), access)
-        except remote.ForeignRepositoryError:
-            return remote.download_foreign(str(location), access, files)
+        except remote.ExternalRepositoryError:
+            return remote.download_external(str(location), access, files)
     raise UnknownNameError(
         f"{suggest('model', str(location), model_names())}. A folder works as well: ./my-model; "
         "and a model of the Hub: organisation/name"
     )
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether it is a model of ours, a conversion, a part, or several, whose configurations name their type."""
+def _is_native(folder: Path) -> bool:
+    """Whether it is a native model, a conversion, a part, or several, whose configurations name their type."""
     if (folder / INDEX).is_file() or (folder / RECORD).is_file():
         return True
     return any(_names_its_type(folder / part / "config.json") for part in ("", *COMPONENTS))
@@ -135,7 +135,7 @@ def find_component(
     """Folder of one part ("dvae", "prior", "ranker", "tokenizer").
 
     Args:
-        location: A model as `find_model` takes it, or directly the folder of the part. Of a model of ours on the Hub
+        location: A model as `find_model` takes it, or directly the folder of the part. Of a native model on the Hub
             only that part is downloaded, and held against its checksums.
         component: Which part.
         access: How the Hub is asked.
@@ -151,14 +151,14 @@ def find_component(
 
 
 def _remote_component(location: object, component: str, access: Access) -> Path | None:
-    """Download of a model of ours with this part alone; None if it is not on the Hub or not ours."""
+    """Download of a native model with this part alone; None if it is not on the Hub or not ours."""
     if not isinstance(location, str) or not is_remote(location):
         return None
     from dalle_zoo.hub import verify_checksums
 
     try:
         folder = remote.download(location, access, component)
-    except remote.ForeignRepositoryError:
+    except remote.ExternalRepositoryError:
         return None
     verify_checksums(folder, component)
     return folder

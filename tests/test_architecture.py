@@ -32,7 +32,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Import:
-    """One import of a module of ours, wherever in the file it stands."""
+    """One import of a native module, wherever in the file it stands."""
 
     path: Path
     line: int

@@ -121,11 +121,11 @@ def test_plugins_are_read_when_needed_and_loaded_once(
     point = Point("other", sorted)
     plugins = install(monkeypatch, point)
     assert registry["row"] is max
-    assert plugins.asked == 0  # a name of ours needs no look at what is installed
+    assert plugins.asked == 0  # a native name needs no look at what is installed
     assert list(registry) == ["column", "other", "row"]
     assert "other" in registry
     assert len(registry) == 3
-    assert (plugins.asked, point.loads) == (1, 0)  # listing loads no foreign code
+    assert (plugins.asked, point.loads) == (1, 0)  # listing loads no external code
     assert registry["other"] is sorted
     assert registry["other"] is sorted
     assert (plugins.asked, point.loads) == (1, 1)

@@ -1,4 +1,4 @@
-"""``dalle-zoo convert``: weights of other code bases to a folder of ours."""
+"""``dalle-zoo convert``: weights of other code bases to a dalle-zoo model folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dalle_zoo.cli.main import parser
 
 
 def convert(arguments: list[str]) -> None:
-    """Converts foreign weights."""
+    """Converts external weights."""
     p = parser(
         "convert",
         "Convert weights of other code bases to a folder of safetensors that every command here takes. They are\n"

@@ -25,7 +25,7 @@ def fields_of(target: Any) -> dict[str, Any] | None:
         return None
     try:
         hints = typing.get_type_hints(function)
-    except (NameError, TypeError):  # foreign annotations that only a type checker can resolve
+    except (NameError, TypeError):  # external annotations that only a type checker can resolve
         hints = {}
     return {name: hints.get(name, Any) for name in parameters if name != "self"}
 

@@ -35,7 +35,7 @@ COMMANDS = {
     "report": ("dalle_zoo_eval.command:report", "render the report of result files again"),
     "overlap": ("dalle_zoo_eval.command:overlap", "list images of a benchmark that a training set has too"),
     "card": ("dalle_zoo_eval.command:card", "render a model card from result files"),
-    "convert": ("dalle_zoo.cli.convert:convert", "weights of other code bases to a folder of ours"),
+    "convert": ("dalle_zoo.cli.convert:convert", "weights of other code bases to a dalle-zoo model folder"),
     "publish": ("dalle_zoo.cli.publish:publish", "a model folder to the Hub, with its card"),
     "export": ("dalle_zoo.cli.runs:export", "put trained stages together as one model folder"),
 }

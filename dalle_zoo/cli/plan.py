@@ -51,7 +51,7 @@ def plan_parser() -> Parser:
     p.add_argument("--mfu", type=float, help=f"share of the peak that is reached while computing ({MFU})")
     p.add_argument("--intra", type=float, metavar="GB/S", help="network of a GPU inside a node (80 %% of its link)")
     p.add_argument("--inter", type=float, metavar="GB/S", help="network of a node to others (80 %% of the usual)")
-    p.add_argument("--formats", choices=["ours", "paper"], default="ours", help="how numbers are stored (ours)")
+    p.add_argument("--formats", choices=["native", "paper"], default="native", help="how numbers are stored (native)")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the plan as JSON, too")
     p.add_argument("--overwrite", action="store_true", help="replace an existing file")
     return p

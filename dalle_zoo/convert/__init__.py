@@ -1,4 +1,4 @@
-"""Foreign weights to folders of ours: families recognised by content, read without running what a file asks for.
+"""Converts external weights to dalle-zoo model folders: families recognised by content, read without running code.
 
 To add a family, write a file beside these with a class under ``@FAMILIES.register("name")`` and import it here; a
 third party adds an entry point in the group ``dalle_zoo.families``.
@@ -147,7 +147,7 @@ def _refuse(seen: Location, family: str | None) -> NoReturn:
 
 
 def convert(source: Source, out: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Writes recognised weights as a folder of ours, whole or not at all.
+    """Writes recognised weights as a dalle-zoo model folder, whole or not at all.
 
     With a prior, an image tokenizer and a text tokenizer it is a model that `DallePipeline.from_pretrained` opens.
 
@@ -192,7 +192,7 @@ def _convert(source: Source, folder: Path) -> dict[str, Any]:
 
 
 def cached(location: Sequence[Path], only: Sequence[str] = ()) -> Path | None:
-    """Folder of ours with the weights at a location, converted when it is first asked for; None if there are none.
+    """A dalle-zoo folder with the weights at a location, converted when it is first asked for; None if there are none.
 
     It lies below ``DALLE_ZOO_CACHE`` (``~/.cache/dalle-zoo`` if that is not set), under a name that follows from the
     paths, sizes and times of all files looked at, and from the version that converts.

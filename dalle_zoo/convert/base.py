@@ -1,4 +1,4 @@
-"""What a family of foreign weights offers, the registry of families, and a location opened for looking."""
+"""What a family of external weights offers, the registry of families, and a location opened for looking."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_FILES = 1000
 
 @dataclass(frozen=True)
 class Location:
-    """Files of foreign weights, opened for looking: no tensor has been read."""
+    """Files of external weights, opened for looking: no tensor has been read."""
 
     path: str
     """What was given, for messages."""
@@ -284,7 +284,7 @@ def check_fit(tensors: Mapping[str, Lazy], expected: Mapping[str, Tensor]) -> No
 
 
 def read_tensors(tensors: Mapping[str, StoredTensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Reads the tensors that a network of ours expects; those of the wrong name, shape or dtype are named.
+    """Reads the tensors that a native network expects; those of the wrong name, shape or dtype are named.
 
     Args:
         tensors: Stored ones, under our names.

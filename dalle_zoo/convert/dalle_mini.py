@@ -162,15 +162,15 @@ def _parts(checkpoint: Checkpoint) -> Iterator[tuple[str, dict[str, StoredTensor
     tensors = checkpoint.tensors
     if {"embed_tokens.weight", "layers.0.glu.fc0.weight"} <= tensors.keys():
         role = "decoder" if "lm_head.weight" in tensors else "encoder"
-        yield role, {_our_name(role, name): tensor for name, tensor in tensors.items()}
+        yield role, {_native_name(role, name): tensor for name, tensor in tensors.items()}
     if {"model.encoder.embed_tokens.embedding", "lm_head.kernel"} <= tensors.keys():
         for role in ("encoder", "decoder"):
-            yield role, {_our_name(role, name): tensor for name, tensor in _flax_part(role, tensors)}
+            yield role, {_native_name(role, name): tensor for name, tensor in _flax_part(role, tensors)}
 
 
-def _our_name(role: str, theirs: str) -> str:
+def _native_name(role: str, external: str) -> str:
     """Our name of a tensor of min-dalle's encoder or decoder."""
-    *modules, kind = theirs.split(".")
+    *modules, kind = external.split(".")
     if modules == ["lm_head"]:
         return f"image_head.{kind}"
     if len(modules) == 1 and modules[0] in _OUTSIDE:
@@ -179,7 +179,7 @@ def _our_name(role: str, theirs: str) -> str:
         inner = {**_GATED, **_PROJECTIONS}
         rest = [inner.get(module, module) for module in modules[3:]]
         return ".".join([role, "layers", modules[1], _LAYER[role][modules[2]], *rest, kind])
-    return f"{role}.{theirs}"
+    return f"{role}.{external}"
 
 
 def _flax_part(role: str, tensors: Tensors) -> Iterator[tuple[str, StoredTensor]]:

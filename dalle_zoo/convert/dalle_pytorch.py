@@ -245,38 +245,38 @@ def translated(network: Network, config: DallePytorchConfig) -> dict[str, Lazy]:
             raise WeightFileError(f"it has no {name}")
         return left.pop(name)
 
-    ours: dict[str, Lazy] = {}
-    ours |= {f"head.{kind}": take(f"to_logits.1.{kind}") for kind in ("weight", "bias")}
+    native: dict[str, Lazy] = {}
+    native |= {f"head.{kind}": take(f"to_logits.1.{kind}") for kind in ("weight", "bias")}
     if config.norm == "layer":
-        ours |= {f"final_norm.{kind}": take(f"to_logits.0.{kind}") for kind in ("weight", "bias")}
+        native |= {f"final_norm.{kind}": take(f"to_logits.0.{kind}") for kind in ("weight", "bias")}
     else:
-        ours["final_norm.weight"] = _gain(take("to_logits.0.g"), d)
+        native["final_norm.weight"] = _gain(take("to_logits.0.g"), d)
     for what in ("text", "image"):
         if config.tied_embeddings:  # which are the head once more
             for kind in ("weight", "bias"):
                 take(f"{what}_emb.linear.{kind}")
         else:
-            ours[f"{what}_embedding.weight"] = take(f"{what}_emb.weight")
+            native[f"{what}_embedding.weight"] = take(f"{what}_emb.weight")
     if config.positions == "rotary":
-        ours["rotation"] = _rotation(take(ANGLES), config)
+        native["rotation"] = _rotation(take(ANGLES), config)
     else:
-        ours["text_position.weight"] = take("text_pos_emb.weight")
-        for axis, (our, size) in enumerate((("row", config.image_height), ("column", config.image_width))):
-            ours[f"{our}_position.weight"] = _reshaped(take(_axial_name(network, axis)), (size, d))
+        native["text_position.weight"] = take("text_pos_emb.weight")
+        for axis, (native_name, size) in enumerate((("row", config.image_height), ("column", config.image_width))):
+            native[f"{native_name}_position.weight"] = _reshaped(take(_axial_name(network, axis)), (size, d))
     if config.sparse_layers:
-        ours["blocks"] = _blocks(network.layers[config.sparse_layers[0]][0].get(LAYOUT), config)
+        native["blocks"] = _blocks(network.layers[config.sparse_layers[0]][0].get(LAYOUT), config)
     for index, branches in enumerate(network.layers):
         shared = (config.shared_attention, config.shared_mlp)
         for kind, parts, numbers in zip(("attention", "mlp"), branches, shared, strict=True):
             for name, tensor in parts.items():
                 if name in _MATRICES:
-                    ours.setdefault(f"{kind}s.{(numbers or range(index + 1))[index]}.{_MATRICES[name]}", tensor)
+                    native.setdefault(f"{kind}s.{(numbers or range(index + 1))[index]}.{_MATRICES[name]}", tensor)
                 elif name in _GMLP and index in config.gmlp_layers:
-                    ours[f"attentions.{index}.{_GMLP[name]}"] = _mixing(tensor, name, config.fed_length)
+                    native[f"attentions.{index}.{_GMLP[name]}"] = _mixing(tensor, name, config.fed_length)
                 elif name == LAYOUT and index in config.sparse_layers:
                     pass  # that of the first such layer is that of all
                 elif name in _PARTS:
-                    ours[f"layers.{index}.{kind}.{_PARTS[name]}"] = (
+                    native[f"layers.{index}.{kind}.{_PARTS[name]}"] = (
                         _reshaped(tensor, (d,))
                         if name == "scale"
                         else _gain(tensor, d)
@@ -287,7 +287,7 @@ def translated(network: Network, config: DallePytorchConfig) -> dict[str, Lazy]:
                     left[f"{kind} {index}: {name}"] = tensor
     if left:
         raise WeightFileError(f"it has {', '.join(list(left)[:5])} besides, which no version of the original has")
-    return ours
+    return native
 
 
 def _blocks(stored: StoredTensor | None, config: DallePytorchConfig) -> DerivedTensor:

@@ -124,9 +124,9 @@ def _check_hparams(hparams: Mapping[str, Any], config: Mapping[str, Any]) -> Non
         "num_resnet_blocks": "num_blocks", "hidden_dim": "width",
     }  # fmt: skip
     wrong = [
-        f"{theirs} is {hparams[theirs]!r}, the tensors have {config[ours]!r}"
-        for theirs, ours in names.items()
-        if hparams.get(theirs, config[ours]) != config[ours]
+        f"{external} is {hparams[external]!r}, the tensors have {config[native]!r}"
+        for external, native in names.items()
+        if hparams.get(external, config[native]) != config[native]
     ]
     usual = ((PIXEL_MEAN,) * COLOURS, (PIXEL_STD,) * COLOURS)
     pixels = hparams.get("normalization", usual)

@@ -62,7 +62,7 @@ def filled(shape: tuple[int, ...], value: float, dtype: torch.dtype = torch.floa
 def write_network(
     folder: Path, kind: str, net: nn.Module, tensors: Mapping[str, Lazy], shard_bytes: int = CONVERTED_SHARD_BYTES
 ) -> None:
-    """Writes a network of ours from lazy tensors, a shard after the other, each in the precision that it has.
+    """Writes a native network from lazy tensors, a shard after the other, each in the precision that it has.
 
     Args:
         folder: Where to; is made.

@@ -45,7 +45,7 @@ MATRICES = {
     "attention.qkv": ("attn.query", "attn.key", "attn.value"), "attention.output": ("attn.proj",),
     "mlp.hidden": ("mlp.0",), "mlp.output": ("mlp.2",),
 }  # fmt: skip
-"""Our matrices of a layer, and those of theirs that make one."""
+"""Our matrices of a layer, and those of the original that make one."""
 NORMS = {"attention_norm": "ln1", "mlp_norm": "ln2"}
 TRANSFER = {"tok_emb_img.weight", "pos_emb_img.weight", "head.weight"}
 """What minDALL-E's transfers to ImageNet have besides layers and ``sos``: a class, or nothing, in place of a text."""
@@ -185,24 +185,29 @@ def _translated(tensors: Tensors, num_layers: int) -> dict[str, Lazy]:
             raise WeightFileError(f"it has no {name}")
         return left.pop(name)
 
-    ours: dict[str, Lazy] = {f"{our}.weight": take(f"{their}.weight") for their, our in OUTSIDE.items()}
+    native: dict[str, Lazy] = {
+        f"{native_name}.weight": take(f"{external_name}.weight") for external_name, native_name in OUTSIDE.items()
+    }
     norms = {"final_norm": "ln_f"}
     for index in range(num_layers):
-        norms |= {f"layers.{index}.{our}": f"blocks.{index}.{their}" for our, their in NORMS.items()}
-        for our, parts in MATRICES.items():
+        norms |= {
+            f"layers.{index}.{native_name}": f"blocks.{index}.{external_name}"
+            for native_name, external_name in NORMS.items()
+        }
+        for native_name, parts in MATRICES.items():
             block = f"blocks.{index}"
             weights = {part: take(f"{block}.{part}.weight") for part in parts}
             biases: list[Lazy] = [
                 filled(weight.shape[:1], 0.0, weight.dtype) if part in unbiased else take(f"{block}.{part}.bias")
                 for part, weight in weights.items()
             ]
-            ours[f"layers.{index}.{our}.weight"] = concatenated(list(weights.values()))
-            ours[f"layers.{index}.{our}.bias"] = concatenated(biases)
-    for our, their in norms.items():
-        ours |= {f"{our}.{kind}": take(f"{their}.{kind}") for kind in ("weight", "bias")}
+            native[f"layers.{index}.{native_name}.weight"] = concatenated(list(weights.values()))
+            native[f"layers.{index}.{native_name}.bias"] = concatenated(biases)
+    for native_name, external_name in norms.items():
+        native |= {f"{native_name}.{kind}": take(f"{external_name}.{kind}") for kind in ("weight", "bias")}
     if left:
         raise WeightFileError(f"it has {', '.join(list(left)[:5])} besides, which the original has not")
-    return ours
+    return native
 
 
 def _has_biases(tensors: Tensors, part: str) -> bool:

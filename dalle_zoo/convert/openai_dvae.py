@@ -94,7 +94,7 @@ class OpenAIDVAE:
 def _parts(checkpoint: Checkpoint) -> Iterator[dict[str, StoredTensor]]:
     """Tensors of encoder and decoder in a file under our names; names that are not of the network stay."""
     for prefix in _PREFIXES:
-        tensors = {_our_name(name): tensor for name, tensor in checkpoint.state_dict(prefix).items()}
+        tensors = {_native_name(name): tensor for name, tensor in checkpoint.state_dict(prefix).items()}
         stems = [tensors[name] for name in ("input.weight", "output.weight") if name in tensors]
         if (
             len(stems) == 2
@@ -104,10 +104,10 @@ def _parts(checkpoint: Checkpoint) -> Iterator[dict[str, StoredTensor]]:
             yield tensors
 
 
-def _our_name(theirs: str) -> str:
-    match = _NAME.fullmatch(theirs)
+def _native_name(external: str) -> str:
+    match = _NAME.fullmatch(external)
     if match is None:
-        return theirs
+        return external
     kind = {"w": "weight", "b": "bias"}.get(match["kind"], match["kind"])
     if match["end"]:
         return f"{match['end'].removesuffix('.conv')}.{kind}"
@@ -131,14 +131,14 @@ def _config(parts: Mapping[str, Mapping[str, StoredTensor]]) -> dict[str, int]:
             raise WeightFileError(f"the {role} has {len(tensors)} tensors, too few for its {blocks} blocks")
     if decoder is not None:
         config["decoder_stem"] = decoder["input.weight"].shape[0]
-        theirs = {
+        external = {
             "channels": decoder["output.weight"].shape[0] // 2,
             "width": decoder["output.weight"].shape[1],
             "num_groups": _count(decoder, "group"),
             "blocks_per_group": _count(decoder, "block"),
             "codebook_size": decoder["input.weight"].shape[1],
         }
-        differ = [f"{name} {config[name]} and {value}" for name, value in theirs.items() if config[name] != value]
+        differ = [f"{name} {config[name]} and {value}" for name, value in external.items() if config[name] != value]
         if differ:
             raise WeightFileError(f"encoder and decoder do not belong together: they have {', '.join(differ)}")
     return config

@@ -123,7 +123,7 @@ BUILDERS: Mapping[str, Callable[..., Any]] = {
     "collections.OrderedDict": ordered_dict,
     "_codecs.encode": _bytes,
 }
-"""Functions of ours that take the place of what a pickle calls; each checks what it gets."""
+"""Native functions that take the place of what a pickle calls; each checks what it gets."""
 
 
 class PlainUnpickler(pickle._Unpickler):
@@ -182,7 +182,7 @@ class ObjectUnpickler(PlainUnpickler):
 
     Args:
         file: Where from; it must give no more than there is, see `Limited`.
-        builders: Functions of ours by the names they stand in for.
+        builders: Native functions by the names they stand in for.
         persistent: Gives the object for a persistent identifier; a pickle with one is refused if missing.
     """
 

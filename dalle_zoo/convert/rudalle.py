@@ -105,7 +105,7 @@ class RuDALLEFamily:
             RuDALLEConfig(**config)
         except ValueError as error:
             raise WeightFileError(f"{checkpoint.path} cannot be converted: {error}") from None
-        tensors = {_ours(name): tensor for name, tensor in stored.items() if not _MASK.fullmatch(name)}
+        tensors = {_native_name(name): tensor for name, tensor in stored.items() if not _MASK.fullmatch(name)}
         return Source(
             "rudalle",
             location.path,
@@ -153,8 +153,8 @@ def _prior(checkpoint: Checkpoint) -> Tensors | None:
     return None
 
 
-def _ours(name: str) -> str:
-    """Our name of a tensor of theirs; one that is not known keeps its own, and is named as unexpected later."""
+def _native_name(name: str) -> str:
+    """Our name of a tensor of the original; one that is not known keeps its own, and is named as unexpected later."""
     module, _, kind = name.rpartition(".")
     if match := _LAYER.fullmatch(module):
         return f"layers.{match[1]}.{LAYER_NAMES.get(match[2], match[2])}.{kind}"
@@ -180,12 +180,14 @@ def _infer(tensors: Tensors, configs: Configs) -> tuple[dict[str, Any], dict[str
         "num_layers": len({match[1] for name in tensors if (match := _LAYER.fullmatch(name))}),
     }
     notes = {}
-    for field, theirs, kind in (("num_heads", "num_attention_heads", int), ("version", "hf_version", str)):
+    for field, external, kind in (("num_heads", "num_attention_heads", int), ("version", "hf_version", str)):
         for file, stated in configs.items():
-            if theirs in stated:
-                if type(stated[theirs]) is not kind:
-                    raise WeightFileError(f"{file} states {theirs} as {stated[theirs]!r}, expected {kind.__name__}")
-                config[field], notes[field] = stated[theirs], file
+            if external in stated:
+                if type(stated[external]) is not kind:
+                    raise WeightFileError(
+                        f"{file} states {external} as {stated[external]!r}, expected {kind.__name__}"
+                    )
+                config[field], notes[field] = stated[external], file
     if "num_heads" not in config:
         if config["width"] not in HEADS:
             raise WeightFileError(

@@ -157,8 +157,8 @@ class Checkpoint:
         """One line for messages: format, tensors, classes."""
         names = list(self.tensors)
         some = ", ".join(f"{name} {list(self.tensors[name].shape)}" for name in names[:3])
-        foreign = sorted(name for name in self.names if not name.startswith(("torch.", "collections.", "_codecs.")))
-        objects = f"; objects of {', '.join(foreign[:5])}" if foreign else ""
+        external = sorted(name for name in self.names if not name.startswith(("torch.", "collections.", "_codecs.")))
+        objects = f"; objects of {', '.join(external[:5])}" if external else ""
         return f"a file of {self.format} with {len(names)} tensors{f' ({some}, ...)' if some else ''}{objects}"
 
 

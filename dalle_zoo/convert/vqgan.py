@@ -131,15 +131,15 @@ def _sort(tensors: Tensors) -> tuple[Tensors, Tensors]:
             raise WeightFileError("its decoder must end in a Haar wavelet, four filters of two numbers each")
         unused = (*TRAINING, *REPLACED)
         renamed |= {"decoder.post_quant_conv.": "post_quant_conv.", "decoder.decoder.": "decoder."}
-    ours: dict[str, StoredTensor] = {}
+    native: dict[str, StoredTensor] = {}
     left: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
         if name.startswith(unused):
             left[name] = tensor
             continue
         prefix = next((prefix for prefix in renamed if name.startswith(prefix)), "")
-        ours[renamed.get(prefix, "") + name.removeprefix(prefix)] = tensor
-    return ours, left
+        native[renamed.get(prefix, "") + name.removeprefix(prefix)] = tensor
+    return native, left
 
 
 def _counts(unused: Tensors) -> dict[str, int]:

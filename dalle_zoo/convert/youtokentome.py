@@ -1,4 +1,4 @@
-"""Vocabularies of YouTokenToMe, as text files, to tokenizers of ours that give the same ids.
+"""Vocabularies of YouTokenToMe, as text files, to native tokenizers that give the same ids.
 
 ```
 2 1                 number of characters, number of merges

@@ -14,7 +14,7 @@ MAX_PIXELS = 178_956_970
 """Images with more are refused: half a gigabyte once decoded, Pillow's line for an attack."""
 
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-"""Decoders that may run on foreign bytes; Pillow has others, such as EPS, that start programs."""
+"""Decoders that may run on external bytes; Pillow has others, such as EPS, that start programs."""
 
 
 class CorruptImageError(ValueError):

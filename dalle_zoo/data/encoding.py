@@ -153,7 +153,7 @@ def encode_source(
     replaces = overwrite and (read_json(folder / MANIFEST) or {}).get("format") == FORMAT
     if not replaces:
         return _encode_into(folder, encoding, settings, progress, overwrite)
-    _refuse_foreign(folder)
+    _refuse_unknown_files(folder)
     folder = folder.absolute()  # "." has no name to write beside
     aside, retired = (folder.with_name(f".{folder.name}.{name}") for name in ("new", "old"))
     manifest = _encode_into(aside, encoding, settings, progress, overwrite)
@@ -201,7 +201,7 @@ def _finish(folder: Path, settings: Mapping[str, Any], shards: Sequence[_Shard])
     skipped = {key: reason for shard in shards for key, reason in shard.skipped.items()}
     grids = {shard.grid for shard in shards if shard.grid is not None}
     if len(grids) != 1:
-        _remove_ours(folder)
+        _remove_code_files(folder)
         named = "; ".join(f"{key}: {reason}" for key, reason in list(skipped.items())[:3])
         raise ValueError(
             f"no sample of the source can be used: {named}"
@@ -245,31 +245,31 @@ def _claim(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[s
         )
     if finished is not None and not overwrite:
         raise ValueError(f"out {str(folder)!r} holds a finished encoding: choose another folder, or overwrite")
-    _refuse_foreign(folder)
+    _refuse_unknown_files(folder)
     if not overwrite and any(path.name.startswith("codes-") for path in folder.iterdir()):
         raise ValueError(f"out {str(folder)!r} holds code shards without a manifest: choose an empty folder")
-    _remove_ours(folder)
+    _remove_code_files(folder)
     write_whole(folder / UNFINISHED, settings)
     return None
 
 
-def _refuse_foreign(folder: Path) -> None:
-    foreign = sorted(path.name for path in folder.iterdir() if not _is_ours(path))
+def _refuse_unknown_files(folder: Path) -> None:
+    unknown = sorted(path.name for path in folder.iterdir() if not _is_code_file(path))
     manifest = read_json(folder / MANIFEST)
-    foreign += [MANIFEST] if manifest is not None and manifest.get("format") != FORMAT else []
-    if foreign:
-        raise ValueError(f"out {str(folder)!r} holds other files ({', '.join(foreign[:3])}): choose an empty folder")
+    unknown += [MANIFEST] if manifest is not None and manifest.get("format") != FORMAT else []
+    if unknown:
+        raise ValueError(f"out {str(folder)!r} holds other files ({', '.join(unknown[:3])}): choose an empty folder")
 
 
-def _is_ours(path: Path) -> bool:
+def _is_code_file(path: Path) -> bool:
     name = path.name.removeprefix(".").removesuffix(".part")
     return name in (MANIFEST, UNFINISHED) or re.fullmatch(r"codes-\d{5,}\.tar", name) is not None
 
 
-def _remove_ours(folder: Path) -> None:
+def _remove_code_files(folder: Path) -> None:
     # The manifest first: shards without one are never taken for a finished encoding.
-    ours = [path for path in folder.iterdir() if _is_ours(path)]
-    for path in sorted(ours, key=lambda path: path.name != MANIFEST):
+    found = [path for path in folder.iterdir() if _is_code_file(path)]
+    for path in sorted(found, key=lambda path: path.name != MANIFEST):
         path.unlink()
 
 

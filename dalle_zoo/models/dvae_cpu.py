@@ -51,8 +51,8 @@ def _works() -> bool:
         expected = conv(x).relu() + conv(x)
         try:
             torch.ops.mkldnn._is_mkldnn_bf16_supported()
-            ours = Convolution(conv, torch.float32)
-            return torch.allclose(ours.add(ours(x, "relu"), x), expected, atol=1e-5)
+            convolution = Convolution(conv, torch.float32)
+            return torch.allclose(convolution.add(convolution(x, "relu"), x), expected, atol=1e-5)
         except (AttributeError, RuntimeError, TypeError):
             return False
 

@@ -325,7 +325,8 @@ class Prior(ImagePrior):
             text: Text ids, int64 (B, T).
             codes: Image tokens, int64 (B, h, w).
             text_tokens: What the text loss is divided by; the text tokens of the batch if missing. Processes that
-                share a batch give the mean of theirs, so that the mean of their losses is that of the whole batch.
+                share a batch give the mean of the original, so that the mean of their losses is that of the whole
+                batch.
         """
         x = self.hidden(text, codes)
         split = self.config.text_length

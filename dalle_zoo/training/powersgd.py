@@ -13,12 +13,12 @@ Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), section 2.5
 (Vogels et al., 2019). The paper writes Q for both thin matrices.
 
 **What each machine subtracts.** The paper divides its loss by the overall batch, so the gradient of all machines is
-the *sum* of theirs: G stands for the sum of n buffers, and each gives up its share G / n (step 12). Here the loss is
-a mean over the local batch, gradients are n times as large, and G stands for the *mean* of the buffers. In units of
-the paper ``E_i - G / n`` with ``G = sum E_i`` is, multiplied by n, ``E_i - G`` with ``G = mean E_i``: each machine
-subtracts all of G. Either way the defining invariant holds: over any number of updates, the sum of what was applied
-plus ``mean(E_i)`` equals the sum of the exact mean gradients. For the same reason the paper's sum of buffers, which
-is what a checkpoint needs, is their mean here.
+the *sum* of the original: G stands for the sum of n buffers, and each gives up its share G / n (step 12). Here the
+loss is a mean over the local batch, gradients are n times as large, and G stands for the *mean* of the buffers. In
+units of the paper ``E_i - G / n`` with ``G = sum E_i`` is, multiplied by n, ``E_i - G`` with ``G = mean E_i``: each
+machine subtracts all of G. Either way the defining invariant holds: over any number of updates, the sum of what was
+applied plus ``mean(E_i)`` equals the sum of the exact mean gradients. For the same reason the paper's sum of buffers,
+which is what a checkpoint needs, is their mean here.
 
 Departures from the paper: buffers and factors are float32 or bfloat16 where it has a 16-bit format of its own with a
 narrower range, so none of its constants that move numbers into that range are needed; the identity that keeps QR

@@ -273,7 +273,7 @@ class Server(threading.Thread):
 
     def _listen(self, line: Line) -> None:
         for message in (messages := line.receive()) or ():
-            if message.get("token") != self.token:  # not one of ours
+            if message.get("token") != self.token:  # not native one
                 messages = None
                 break
             status = RankStatus(**message["status"])

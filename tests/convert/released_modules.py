@@ -73,7 +73,7 @@ def main(folder: Path, form: str) -> None:
         dvae = DVAE(DVAEConfig(width=64, decoder_stem=8, codebook_size=512))
     for name, part in (("first", "decoder"), ("second", "encoder")):
         shapes = {GOLDEN["released_name"](n): tuple(t.shape) for n, t in getattr(dvae, part).state_dict().items()}
-        weights = {theirs: GOLDEN["weight"](f"{part}.{theirs}", shape) for theirs, shape in shapes.items()}
+        weights = {external: GOLDEN["weight"](f"{part}.{external}", shape) for external, shape in shapes.items()}
         torch.save(released(part, weights), folder / name, _use_new_zipfile_serialization=form == "zip")
 
 

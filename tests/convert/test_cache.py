@@ -101,7 +101,7 @@ def test_unknown_weights_are_told_from_known_ones(give: object, tmp_path: Path) 
         give(folder)  # type: ignore[operator]
 
 
-def test_a_run_of_ours_is_told_from_weights(tmp_path: Path) -> None:
+def test_a_native_run_is_told_from_weights(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     torch.save({"state_dict": {"net.input.weight": torch.ones(2)}}, tmp_path / "checkpoints/00000002.ckpt")
     with pytest.raises(

@@ -343,7 +343,7 @@ def test_captions_are_simplified_as_for_training() -> None:
 
 
 def test_where_tables_are_simpler() -> None:
-    assert {caption: (simplify(caption), theirs.strip()) for caption, theirs in TEXT["different"].items()} == {
+    assert {caption: (simplify(caption), external.strip()) for caption, external in TEXT["different"].items()} == {
         "\u043a\u043e\u0442 on \u5317\u4eac street": ("on street", "kot on bei jing street"),
         "face \U0001f618": ("face, face throwing a kiss", "face, face blowing a kiss"),
         "\u00e2\u20ac\u0153broken\u00e2\u20ac\u009d encoding": ("aeuroebrokenaeur encoding", '" broken " encoding'),

@@ -32,7 +32,7 @@ State = dict[str, Tensor]
 
 
 @pytest.fixture(scope="module")
-def ours() -> DVAE:
+def native() -> DVAE:
     """Our network with the weights of the golden file."""
     dvae = DVAE(CONFIG).eval()
     GOLDEN["fill_ours"](dvae.encoder, "encoder")
@@ -41,10 +41,10 @@ def ours() -> DVAE:
 
 
 @pytest.fixture
-def released(ours: DVAE) -> dict[str, State]:
+def released(native: DVAE) -> dict[str, State]:
     """State dicts of the released modules."""
     return {
-        part: {GOLDEN["released_name"](name): t.clone() for name, t in getattr(ours, part).state_dict().items()}
+        part: {GOLDEN["released_name"](name): t.clone() for name, t in getattr(native, part).state_dict().items()}
         for part in ("encoder", "decoder")
     }
 
@@ -91,7 +91,7 @@ def pickled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @torch.no_grad()
-def test_pickled_modules(pickled: Path, tmp_path: Path, ours: DVAE, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pickled_modules(pickled: Path, tmp_path: Path, native: DVAE, capsys: pytest.CaptureFixture[str]) -> None:
     before = {name for name in sys.modules if name.startswith("dall_e.")}
     names = {name for checkpoint in look(pickled).checkpoints for name in checkpoint.names}
     assert {"dall_e.encoder.Encoder", "dall_e.decoder.Decoder", "dall_e.utils.Conv2d"} <= names
@@ -101,11 +101,11 @@ def test_pickled_modules(pickled: Path, tmp_path: Path, ours: DVAE, capsys: pyte
     assert f"{pickled}: OpenAI's discrete VAE (openai_dvae)\n" in said
     assert "  type: dvae\n" in said
     assert "  codebook_size: 512\n" in said
-    assert f"{tmp_path / 'out' / 'dvae'}: {sum(p.numel() for p in ours.parameters()):,} parameters\n" in said
+    assert f"{tmp_path / 'out' / 'dvae'}: {sum(p.numel() for p in native.parameters()):,} parameters\n" in said
     net = load_image_tokenizer(tmp_path / "out/dvae")
     assert isinstance(net, DVAE)
     assert net.config == CONFIG
-    assert same(net, ours)
+    assert same(net, native)
     golden = load_file(GOLDEN["FILE"])
     assert torch.equal(net.encode(golden["images"]), golden["codes"])
     torch.testing.assert_close(net.logits(golden["images"]), golden["logits"], **TWIN)
@@ -125,8 +125,8 @@ def test_the_record_has_the_licence(pickled: Path, tmp_path: Path) -> None:
 @torch.no_grad()
 def test_equals_the_released_package(tmp_path: Path, legacy: bool) -> None:
     dall_e = pytest.importorskip("dall_e", reason="PyPI's DALL-E 0.1 is missing: see tests/requirements-parity.txt")
-    theirs = {"encoder": dall_e.Encoder, "decoder": dall_e.Decoder}
-    nets = {part: theirs[part](**GOLDEN["SIZES"][part]) for part in theirs}
+    external = {"encoder": dall_e.Encoder, "decoder": dall_e.Decoder}
+    nets = {part: external[part](**GOLDEN["SIZES"][part]) for part in external}
     (tmp_path / "in").mkdir()
     for part, net in nets.items():
         GOLDEN["fill"](net, part)
@@ -144,12 +144,12 @@ def test_equals_the_released_package(tmp_path: Path, legacy: bool) -> None:
 # ------------------------------------------------------------ other forms
 
 
-def test_state_dicts(tmp_path: Path, ours: DVAE, released: dict[str, State]) -> None:
+def test_state_dicts(tmp_path: Path, native: DVAE, released: dict[str, State]) -> None:
     (tmp_path / "in").mkdir()
     torch.save(released["encoder"], tmp_path / "in/a")
     save_file(released["decoder"], tmp_path / "in/b")
     convert(find(tmp_path / "in"), tmp_path / "out")
-    assert same(load_image_tokenizer(tmp_path / "out/dvae"), ours)
+    assert same(load_image_tokenizer(tmp_path / "out/dvae"), native)
 
 
 @torch.no_grad()
@@ -181,12 +181,12 @@ def test_the_encoder_of_transformers(tmp_path: Path) -> None:
 
 
 def test_the_encoder_of_transformers_with_the_released_decoder(
-    tmp_path: Path, ours: DVAE, released: dict[str, State]
+    tmp_path: Path, native: DVAE, released: dict[str, State]
 ) -> None:
     save_file({flava_name(name): tensor for name, tensor in released["encoder"].items()}, tmp_path / "a")
     torch.save(released["decoder"], tmp_path / "b")
     convert(find(tmp_path), tmp_path / "out")
-    assert same(load_image_tokenizer(tmp_path / "out/dvae"), ours)
+    assert same(load_image_tokenizer(tmp_path / "out/dvae"), native)
 
 
 # ------------------------------------------------------------ what does not fit

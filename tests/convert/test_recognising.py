@@ -96,7 +96,7 @@ def test_unknown_weights_are_answered_with_what_was_seen(tmp_path: Path, capsys:
     [
         ("cut.ckpt", lambda whole: whole[: len(whole) // 2]),
         (
-            "foreign.safetensors",
+            "external.safetensors",
             lambda _: struct.pack("<Q", 60) + b'{"a": {"dtype": "F8_E4M3", "shape": [1]}}'.ljust(60),
         ),
         ("older.pt", lambda _: FUZZER["originals"]()["module.legacy"][:-50]),

@@ -155,8 +155,8 @@ def test_published_sizes(kind: str, expected: dict[str, Any], empty_safetensors:
     source = recognise(empty_safetensors(layout, tmp_path / "model.safetensors"))
     assert source is not None
     assert asdict(VQGANConfig(**source.config)) == expected
-    ours = shapes(VQGANConfig(**source.config))
-    assert {name: t.shape for name, t in source.parts["vqgan"].items()} == ours
+    native = shapes(VQGANConfig(**source.config))
+    assert {name: t.shape for name, t in source.parts["vqgan"].items()} == native
 
 
 def size_note(source: Source | None) -> tuple[int, str]:

@@ -287,10 +287,10 @@ def test_other_settings_and_other_files_are_refused(make: Any, source: Any) -> N
     for overwrite in (False, True):
         with pytest.raises(ValueError, match=r"other files \(a.png\)"):
             encode_source(source, encode, photos, **OPTIONS | {"overwrite": overwrite})
-    foreign = make.shards(2, folder="foreign")
-    (foreign / "manifest.json").write_text('{"shards": []}')
+    external = make.shards(2, folder="external")
+    (external / "manifest.json").write_text('{"shards": []}')
     with pytest.raises(ValueError, match=r"finished|other files"):
-        encode_source(source, encode, foreign, **OPTIONS | {"overwrite": True})
+        encode_source(source, encode, external, **OPTIONS | {"overwrite": True})
     assert (photos / "a.png").read_bytes() == b"mine"
 
 

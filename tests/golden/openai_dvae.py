@@ -35,9 +35,9 @@ def weight(name: str, shape: tuple[int, ...]) -> Tensor:
     return uniform(name, shape) * (math.sqrt(3 / fan_in) if len(shape) > 1 else 0.5)
 
 
-def released_name(ours: str) -> str:
-    """Name in the released modules of a tensor of ours: groups.group_1.block_1.conv_2.weight and the like."""
-    name, kind = ours.rsplit(".", 1)
+def released_name(native: str) -> str:
+    """Name in the released modules of a native tensor: groups.group_1.block_1.conv_2.weight and the like."""
+    name, kind = native.rsplit(".", 1)
     name = name.removeprefix("groups.").replace("skip", "id_path")
     name = re.sub(r"(conv_\d)", r"res_path.\1", name)
     name = "output.conv" if name == "output" else name
@@ -49,10 +49,10 @@ def fill(net: nn.Module, part: str) -> None:
     net.load_state_dict({name: weight(f"{part}.{name}", tuple(t.shape)) for name, t in net.state_dict().items()})
 
 
-def fill_ours(net: nn.Module, part: str) -> None:
-    """Gives a network of ours the same weights."""
+def fill_native(net: nn.Module, part: str) -> None:
+    """Gives a native network the same weights."""
     named = {name: (released_name(name), tuple(tensor.shape)) for name, tensor in net.state_dict().items()}
-    net.load_state_dict({name: weight(f"{part}.{theirs}", shape) for name, (theirs, shape) in named.items()})
+    net.load_state_dict({name: weight(f"{part}.{external}", shape) for name, (external, shape) in named.items()})
 
 
 def main() -> None:

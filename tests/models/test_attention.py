@@ -78,8 +78,8 @@ def test_back_ends_equal_the_dense_oracle(spec: str, layout: TextImageLayout, ba
         gradients = [parameter.grad for parameter in (x, *net.parameters())]
         came[name] = [y, *(gradient for gradient in gradients if gradient is not None)]
         assert len(came[name]) == 6
-    for ours, oracle in zip(came[backend], came["dense"], strict=True):
-        torch.testing.assert_close(ours, oracle, **AGREEMENT)
+    for native, oracle in zip(came[backend], came["dense"], strict=True):
+        torch.testing.assert_close(native, oracle, **AGREEMENT)
 
 
 @every_backend
@@ -153,8 +153,8 @@ def test_long_streams_in_lines_equal_the_dense_oracle(spec: str, layout: TextIma
         leaves = [x.clone().requires_grad_() for x in inputs]
         out = backend(*leaves, mask)
         came.append([out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)])
-    for ours, oracle in zip(*came, strict=True):
-        torch.testing.assert_close(ours, oracle, atol=1e-5, rtol=1e-5)
+    for native, oracle in zip(*came, strict=True):
+        torch.testing.assert_close(native, oracle, atol=1e-5, rtol=1e-5)
 
 
 def test_text_that_is_not_causal_is_read_as_the_mask_says() -> None:

@@ -138,9 +138,9 @@ def test_the_loss_of_a_head_in_pieces_is_that_of_all_logits(
 ) -> None:
     monkeypatch.setattr(losses, "LOGITS_ON_CPU", logits)
     leaves, target = head(positions)
-    ours, oracle = head_loss(*leaves, target), summed(leaves, target)
-    torch.testing.assert_close(ours, oracle, atol=1e-6, rtol=1e-6)
-    for came, expected in zip(*(torch.autograd.grad(3 * loss, leaves) for loss in (ours, oracle)), strict=True):
+    native, oracle = head_loss(*leaves, target), summed(leaves, target)
+    torch.testing.assert_close(native, oracle, atol=1e-6, rtol=1e-6)
+    for came, expected in zip(*(torch.autograd.grad(3 * loss, leaves) for loss in (native, oracle)), strict=True):
         torch.testing.assert_close(came, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -155,19 +155,19 @@ def test_a_second_backward_pass_is_refused() -> None:
 def test_a_head_under_autocast_multiplies_in_its_type() -> None:
     leaves, target = head(5)
     with torch.autocast("cpu", torch.bfloat16):
-        ours, oracle = head_loss(*leaves, target), summed(leaves, target)
-    assert ours.dtype == torch.float32
-    assert torch.equal(ours, oracle)
-    assert not torch.equal(ours, summed(leaves, target)), "the type of autocast makes a difference"
-    for came, expected in zip(*(torch.autograd.grad(loss, leaves) for loss in (ours, oracle)), strict=True):
+        native, oracle = head_loss(*leaves, target), summed(leaves, target)
+    assert native.dtype == torch.float32
+    assert torch.equal(native, oracle)
+    assert not torch.equal(native, summed(leaves, target)), "the type of autocast makes a difference"
+    for came, expected in zip(*(torch.autograd.grad(loss, leaves) for loss in (native, oracle)), strict=True):
         assert came.dtype == torch.float32
         torch.testing.assert_close(came, expected, atol=0.02, rtol=0.02)  # products rounded to 8 bits
 
 
 def test_a_bfloat16_head_has_bfloat16_gradients() -> None:
     leaves, target = head(5, torch.bfloat16)
-    ours, oracle = head_loss(*leaves, target), summed(leaves, target)
-    for came, expected in zip(*(torch.autograd.grad(loss, leaves) for loss in (ours, oracle)), strict=True):
+    native, oracle = head_loss(*leaves, target), summed(leaves, target)
+    for came, expected in zip(*(torch.autograd.grad(loss, leaves) for loss in (native, oracle)), strict=True):
         assert came.dtype == torch.bfloat16
         torch.testing.assert_close(came, expected, atol=0.02, rtol=0.02)
 

@@ -41,17 +41,19 @@ INSIDE = {
 
 def twin() -> MinDALLE:
     """Our network with the weights of the golden file."""
-    theirs = GOLDEN["weights"](GOLDEN["layout"](GOLDEN["STAGE2"]))
+    external = GOLDEN["weights"](GOLDEN["layout"](GOLDEN["STAGE2"]))
     net = MinDALLE(SMALL).eval()
-    ours = {}
+    native = {}
     for name in net.state_dict():
         module, _, kind = name.rpartition(".")
         if module in OUTSIDE:
-            ours[name] = theirs[f"{OUTSIDE[module]}.{kind}"]
+            native[name] = external[f"{OUTSIDE[module]}.{kind}"]
         else:
             _, index, part = module.split(".", 2)
-            ours[name] = torch.cat([theirs[f"blocks.{index}.{their}.{kind}"] for their in INSIDE[part]])
-    net.load_state_dict(ours)
+            native[name] = torch.cat(
+                [external[f"blocks.{index}.{external_name}.{kind}"] for external_name in INSIDE[part]]
+            )
+    net.load_state_dict(native)
     return net
 
 

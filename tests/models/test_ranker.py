@@ -109,13 +109,13 @@ def test_transformers_opens_a_saved_ranker(ranker: Ranker, tmp_path: Path) -> No
     processor = CLIPImageProcessorPil.from_pretrained(str(tmp_path), local_files_only=True)
     pixels = processor(Image.fromarray(image), return_tensors="pt").pixel_values
     out = model(input_ids=encoded.input_ids, attention_mask=encoded.attention_mask, pixel_values=pixels)
-    ours = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
-    scores = ranker.scores(ours.expand(2, -1, -1, -1), captions)
+    native = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    scores = ranker.scores(native.expand(2, -1, -1, -1), captions)
     assert torch.allclose(out.logits_per_image[0], scores, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(40, 56), (9, 12), (16, 16)])
-def test_foreign_preprocessing_is_that_of_transformers(size: tuple[int, int]) -> None:
+def test_external_preprocessing_is_that_of_transformers(size: tuple[int, int]) -> None:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     preprocessing = Preprocessing.from_file(Path("nowhere"), 16)  # OpenAI's
@@ -126,7 +126,7 @@ def test_foreign_preprocessing_is_that_of_transformers(size: tuple[int, int]) ->
     assert (got - expected).abs().max() < PIL_NOISE
 
 
-def test_foreign_folder_of_the_legacy_kind(tmp_path: Path, images: torch.Tensor) -> None:
+def test_external_folder_of_the_legacy_kind(tmp_path: Path, images: torch.Tensor) -> None:
     """OpenAI's own configs say that the end is id 2; it is the highest id."""
     torch.manual_seed(0)
     ranker = Ranker.create(tiny_config(), ByteTokenizer()).eval()

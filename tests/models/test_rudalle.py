@@ -28,7 +28,7 @@ VOCAB, LENGTH = 200, 6
 def twins(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[RuDALLE, dict[str, Tensor]]:
-    """The small network of ours, converted, and what the original computes."""
+    """The small native network, converted, and what the original computes."""
     folder = tmp_path_factory.mktemp(request.param)
     torch.save(GOLDEN["small_state"](request.param), folder / "pytorch_model.bin")
     (folder / "config.json").write_text('{"num_attention_heads": 4}')

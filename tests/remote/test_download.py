@@ -187,7 +187,7 @@ def test_the_cache_can_lie_elsewhere(on_the_hub: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def foreign(local_hub: Any) -> str:
+def external(local_hub: Any) -> str:
     """A repository with a VQGAN as another code base stores it, its code, and another kind of the same weights."""
     weights = FUZZER["vqgan_weights"]()
     buffer = io.BytesIO()
@@ -197,27 +197,27 @@ def foreign(local_hub: Any) -> str:
     return "other/vqgan"
 
 
-def test_a_foreign_repository_is_converted_once(foreign: str, local_hub: Any, conversion_cache: Path) -> None:
-    first = load_model(foreign, "dvae")
+def test_a_external_repository_is_converted_once(external: str, local_hub: Any, conversion_cache: Path) -> None:
+    first = load_model(external, "dvae")
     (folder,) = (conversion_cache / "converted").iterdir()
     stamp = (folder / "record.json").stat().st_mtime_ns
     assert not [path for _, path in local_hub.requests if path.endswith((".py", ".h5"))], (
         "neither code nor other kinds"
     )
     codes = torch.randint(first.codebook_size, (1, 2, 2))
-    assert torch.equal(load_model(foreign, "dvae").decode(codes), first.decode(codes))
+    assert torch.equal(load_model(external, "dvae").decode(codes), first.decode(codes))
     assert (folder / "record.json").stat().st_mtime_ns == stamp
     with pytest.raises(UnknownNameError, match="unknown component 'prior'"):
-        load_model(foreign, "prior")
+        load_model(external, "prior")
     with pytest.raises(ModelFolderError, match="lack prior and tokenizer, and no image can be generated"):
-        DallePipeline.from_pretrained(foreign)
+        DallePipeline.from_pretrained(external)
 
 
-def test_only_the_files_asked_for_are_downloaded(foreign: str, local_hub: Any) -> None:
+def test_only_the_files_asked_for_are_downloaded(external: str, local_hub: Any) -> None:
     with pytest.raises(HubError, match=r"other/vqgan has no file that matches \*.bin"):
-        load_model(foreign, "dvae", files=["*.bin"])
+        load_model(external, "dvae", files=["*.bin"])
     assert not [path for _, path in local_hub.requests if path.endswith(".ckpt")]
-    assert load_model(foreign, "dvae", files=["*.ckpt"]).codebook_size
+    assert load_model(external, "dvae", files=["*.ckpt"]).codebook_size
 
 
 def test_a_repository_of_neither_kind_is_refused(local_hub: Any) -> None:
@@ -227,18 +227,18 @@ def test_a_repository_of_neither_kind_is_refused(local_hub: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["flag", "variable", pytest.param("no answer", marks=pytest.mark.slow)])
-def test_a_foreign_repository_is_read_from_the_cache(
-    foreign: str, local_hub: Any, how: str, monkeypatch: pytest.MonkeyPatch
+def test_a_external_repository_is_read_from_the_cache(
+    external: str, local_hub: Any, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codes = torch.zeros(1, 2, 2, dtype=torch.long)
-    first = load_model(foreign, "dvae").decode(codes)
+    first = load_model(external, "dvae").decode(codes)
     if how == "variable":
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     if how == "no answer":  # a port that nobody listens on
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{filename}")
     offline = {"local_files_only": True} if how == "flag" else {}
-    assert torch.equal(load_model(foreign, "dvae", **offline).decode(codes), first)
+    assert torch.equal(load_model(external, "dvae", **offline).decode(codes), first)
     with pytest.raises(HubError, match="cache"):
         load_model("other/unseen", "dvae", **offline)
 

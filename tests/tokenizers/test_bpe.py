@@ -122,7 +122,7 @@ def test_long_word_takes_no_quadratic_time(trained: BPETokenizer) -> None:
 
 
 def test_training_is_deterministic_in_any_order_and_process(captions: list[str]) -> None:
-    ours = BPETokenizer.train(captions[::-1], vocab_size=300).files()["tokenizer.json"]
+    native = BPETokenizer.train(captions[::-1], vocab_size=300).files()["tokenizer.json"]
     program = """
 import json, sys
 from dalle_zoo.tokenizers import BPETokenizer
@@ -137,7 +137,7 @@ sys.stdout.write(BPETokenizer.train(json.load(sys.stdin), 300).files()["tokenize
         encoding="utf-8",
         check=True,
     )
-    assert done.stdout == ours
+    assert done.stdout == native
 
 
 def test_vocabulary_reached_or_told(captions: list[str], caplog: pytest.LogCaptureFixture) -> None:
@@ -166,14 +166,14 @@ def test_training_refuses_bad_input() -> None:
 
 
 def test_dropout_in_a_file_is_switched_off(trained: BPETokenizer) -> None:
-    foreign = Tokenizer.from_str(trained.files()["tokenizer.json"])
-    foreign.model.dropout = 0.5
-    for opened in (BPETokenizer(foreign), HFTokenizer(Tokenizer.from_str(foreign.to_str()))):
+    external = Tokenizer.from_str(trained.files()["tokenizer.json"])
+    external.model.dropout = 0.5
+    for opened in (BPETokenizer(external), HFTokenizer(Tokenizer.from_str(external.to_str()))):
         assert json.loads(opened.files()["tokenizer.json"])["model"]["dropout"] is None
         assert opened.encode("a motorcycle") == trained.encode("a motorcycle")
 
 
-def test_foreign_models_are_refused(trained: BPETokenizer) -> None:
+def test_external_models_are_refused(trained: BPETokenizer) -> None:
     with_token = Tokenizer.from_str(trained.files()["tokenizer.json"])
     with_token.add_special_tokens(["<pad>"])
     suffix = Tokenizer(models.BPE(vocab={"a": 0}, merges=[], end_of_word_suffix="</w>"))

@@ -76,9 +76,9 @@ def test_failed_save_keeps_the_old_file(
 
 
 def test_library_opens_the_file(tokenizer: TextTokenizer, saved: Path, captions: list[str]) -> None:
-    theirs = Tokenizer.from_file(str(saved / "tokenizer.json"))
+    external = Tokenizer.from_file(str(saved / "tokenizer.json"))
     for caption in captions:
-        assert theirs.encode(caption, add_special_tokens=False).ids == tokenizer.encode(caption)
+        assert external.encode(caption, add_special_tokens=False).ids == tokenizer.encode(caption)
 
 
 def test_file_holds_no_dropout(saved: Path) -> None:
@@ -129,8 +129,8 @@ json.dump(ids, sys.stdout)
         text=True,
         check=True,
     )
-    ours = [tokenizer.encode(c, dropout=dropout, seed=i) for i, c in enumerate(captions)]
-    assert json.loads(done.stdout) == ours
+    native = [tokenizer.encode(c, dropout=dropout, seed=i) for i, c in enumerate(captions)]
+    assert json.loads(done.stdout) == native
 
 
 def test_missing_folder_and_files(tokenizer: TextTokenizer, tmp_path: Path) -> None:

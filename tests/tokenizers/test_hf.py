@@ -44,8 +44,8 @@ def test_unreadable_folder_says_so(tmp_path: Path, name: str) -> None:
 
 
 def test_vocabulary_files_are_converted(tmp_path: Path, captions: list[str]) -> None:
-    ours = BPETokenizer.train(captions, 300)
-    model = json.loads(ours.files()["tokenizer.json"])["model"]
+    native = BPETokenizer.train(captions, 300)
+    model = json.loads(native.files()["tokenizer.json"])["model"]
     slow = tmp_path / "slow"
     slow.mkdir()
     (slow / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
@@ -55,7 +55,7 @@ def test_vocabulary_files_are_converted(tmp_path: Path, captions: list[str]) -> 
     opened = load_text_tokenizer(slow)
     assert isinstance(opened, HFTokenizer)
     # The same merges; GPT-2 puts no space in front.
-    assert opened.encode(" a red apple") == ours.encode("a red apple")
+    assert opened.encode(" a red apple") == native.encode("a red apple")
     opened.save(tmp_path / "fast")
     assert load_text_tokenizer(tmp_path / "fast").encode(captions[0]) == opened.encode(captions[0])
 
@@ -63,8 +63,8 @@ def test_vocabulary_files_are_converted(tmp_path: Path, captions: list[str]) -> 
 def test_transformers_opens_our_folder(tokenizer: TextTokenizer, saved: Path, captions: list[str]) -> None:
     from transformers import AutoTokenizer
 
-    theirs = AutoTokenizer.from_pretrained(str(saved), local_files_only=True)
+    external = AutoTokenizer.from_pretrained(str(saved), local_files_only=True)
     for caption in captions:
         ids = tokenizer.encode(caption)
-        assert theirs(caption, add_special_tokens=False).input_ids == ids
-        assert theirs.decode(ids) == caption
+        assert external(caption, add_special_tokens=False).input_ids == ids
+        assert external.decode(ids) == caption

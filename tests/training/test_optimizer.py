@@ -86,10 +86,10 @@ def test_states_move_between_the_classes(first: Any, second: Any) -> None:
 
 def test_the_state_has_the_names_of_pytorchs() -> None:
     left, right = network(), network()
-    ours, theirs = clipped(left), plain(right)
-    train(left, ours, range(1))
-    train(right, theirs, range(1))
-    left_states, right_states = ours.state_dict()["state"], theirs.state_dict()["state"]
+    native, external = clipped(left), plain(right)
+    train(left, native, range(1))
+    train(right, external, range(1))
+    left_states, right_states = native.state_dict()["state"], external.state_dict()["state"]
     assert left_states.keys() == right_states.keys()
     for index, state in left_states.items():
         assert {k: (v.shape, v.dtype) for k, v in state.items()} == {
