@@ -242,7 +242,7 @@ def main() -> None:
     peer = peer_of(net, options.device)
     rows = [
         *compare_encoding(net, peer, 4, 2.0, options.device, ENCODING_NOTE),
-        *compare_encoding(net, peer, 1, None, options.device, "Laying the weights out, once a call, counts whole."),
+        *compare_encoding(net, peer, 1, None, options.device, "Laying the weights out, once a call, counts in full."),
         *compare_decoding(net, peer, 1, options.device),
         *compare_decoding(net, peer, 4, options.device),
         *compare_trained(options.device),

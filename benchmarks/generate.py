@@ -1,4 +1,4 @@
-"""The whole command, from its start to the image on disk, against the code before the work on speed.
+"""The complete command, from its start to the image on disk, against the code before the work on speed.
 
     python benchmarks/generate.py --threads 2
 
@@ -58,7 +58,7 @@ def pixels(path: Path) -> np.ndarray:
 
 def main() -> None:
     """Measures and stores."""
-    parser = argparse.ArgumentParser(description="The whole command against the code before the work on speed.")
+    parser = argparse.ArgumentParser(description="The complete command against the code before the work on speed.")
     parser.add_argument("--threads", type=int, default=2, help="threads of the CPU (2)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu or cuda (cpu)")
     options = parser.parse_args()

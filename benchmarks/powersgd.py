@@ -91,7 +91,7 @@ class Averager:
         self.powersgd = self.make(seed)
 
     def make(self, seed: int) -> PowerSGD:
-        # Without compression a rank that no matrix has lets everything go whole.
+        # Without compression a rank that no matrix has lets everything go uncompressed.
         width = self.net.config.width
         rank = width // self.exchange.divisor if self.exchange.divisor else width
         return PowerSGD(

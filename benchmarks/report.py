@@ -165,7 +165,7 @@ def plot(results: list[Result]) -> list[Path]:
 
 
 def save(figure: Any, path: Path) -> Path:
-    """A figure, whole or not at all."""
+    """A figure, atomically."""
     with written_aside(path) as aside:
         figure.savefig(aside, format="png", dpi=110)
     return path

@@ -1,4 +1,4 @@
-"""Training the prior: attention by mask, the heads' loss, and whole steps.
+"""Training the prior: attention by mask, the heads' loss, and complete steps.
 
     python benchmarks/training.py --threads 1
     python benchmarks/training.py --device cuda
@@ -208,7 +208,7 @@ def loss_equality(native: Tensor, external: Tensor, gradients_apart: Tensor) -> 
     )
 
 
-# ------------------------------------------------------------ whole steps
+# ------------------------------------------------------------ complete steps
 
 
 def update(parameters: list[nn.Parameter], loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -226,7 +226,7 @@ def update(parameters: list[nn.Parameter], loss: Callable[[], Tensor]) -> Callab
 
 
 def step_row(batch: int) -> Row:
-    """A whole training step against dense attention and a joint head."""
+    """A complete training step against dense attention and a joint head."""
     native, dense = make_prior(CONFIG, "auto"), make_prior(CONFIG, "sdpa")
     joint, (text, codes) = JointHead(dense), make_tokens(CONFIG, batch)
     del dense.text_head, dense.image_head
@@ -298,7 +298,9 @@ def large_step(batch: int, limits: Mapping[str, float]) -> Row:
 
 def main() -> None:
     """Measures and stores."""
-    parser = argparse.ArgumentParser(description="Time of attention, of the heads' loss and of whole training steps.")
+    parser = argparse.ArgumentParser(
+        description="Time of attention, of the heads' loss and of complete training steps."
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads of the CPU (1)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu or cuda (cpu)")
     options = parser.parse_args()

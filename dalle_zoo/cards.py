@@ -128,7 +128,7 @@ def _license(record: Mapping[str, Any]) -> str:
 
 
 def write_card(folder: str | Path, result_file: str | Path, out: str | Path) -> Path:
-    """Renders a card from a model folder and a result file into ``out``, whole or not at all.
+    """Renders a card from a model folder and a result file into ``out``, atomically.
 
     Raises:
         ModelFolderError: As `render_card`, or the result was measured with other weights.
@@ -312,7 +312,7 @@ def plot_curves(curves: Mapping[str, Mapping[int, float]], out: str | Path, titl
 
     Args:
         curves: Name to (update to value).
-        out: Where to, ``.png``; the file appears whole or not at all.
+        out: Where to, ``.png``; the file is written atomically.
         title: Above all panels.
 
     Returns:

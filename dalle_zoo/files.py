@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, renamed once they have reached the disk."""
+"""Files written atomically: written beside their place, renamed once they have reached the disk."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 INDEX = "model_index.json"
-"""Names the parts; a folder with it is a whole model."""
+"""Names the parts; a folder with it is a complete model."""
 RECORD = "record.json"
 """What is known of the model: description, licence, data, sizes."""
 CONVERSION = "conversion.json"

@@ -1,7 +1,7 @@
-"""Folders of weights: how a network, a tokenizer or a whole model lies on disk, and how it is read back safely.
+"""Folders of weights: how a network, a tokenizer or a complete model lies on disk, and how it is read back safely.
 
 Weights are safetensors beside a ``config.json``, in one file or in shards with an index; a model folder lists the
-sha256 of every file, which loading verifies. No pickle is read. Files appear whole or not at all.
+sha256 of every file, which loading verifies. No pickle is read. Files appear atomically or not at all.
 
 Loading takes little more memory than the weights: a network is built without storage (on the meta device), and every
 tensor is read by itself and put where it belongs, in the precision asked for.
@@ -53,7 +53,7 @@ SHARD_BYTES = 5 * 10**9
 """Weights above this size lie in several files."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 """What a file may store of a floating-point tensor, as safetensors calls it; each is read into any other."""
-WHOLE = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
+INTEGERS = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
 """What it may store of others."""
 
 
@@ -81,7 +81,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file, whole or not at all."""
+    """Writes a JSON file, atomically."""
     with written_aside(path) as aside:
         aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -221,14 +221,16 @@ def save_weights(
         folder: Where to; weights that lie there in another number of files are taken away at the end.
         dtype: Precision of the stored weights that are floating-point; as they are if missing.
         shard_bytes: Above this size the weights lie in ``model-00001-of-0000n.safetensors`` with
-            ``model.safetensors.index.json``; a tensor is never cut.
+            ``model.safetensors.index.json``; a tensor is never split.
     """
-    kept = {n: dtype if dtype is not None and t.dtype.is_floating_point else t.dtype for n, t in tensors.items()}
-    sizes = {n: math.prod(t.shape) * kept[n].itemsize for n, t in tensors.items()}
+    target_dtypes = {
+        n: dtype if dtype is not None and t.dtype.is_floating_point else t.dtype for n, t in tensors.items()
+    }
+    sizes = {n: math.prod(t.shape) * target_dtypes[n].itemsize for n, t in tensors.items()}
     shards = _in_shards(sizes, shard_bytes)
     files = [WEIGHTS] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(1, len(shards) + 1)]
     for file, names in zip(files, shards, strict=True):
-        stored = {n: _read(tensors[n]).to("cpu", kept[n]).contiguous() for n in names}
+        stored = {n: _read(tensors[n]).to("cpu", target_dtypes[n]).contiguous() for n in names}
         with written_aside(folder / file) as aside:
             save_file(stored, aside, metadata={"format": "pt"})
         del stored
@@ -298,8 +300,8 @@ def load_weights(
                 tensor: Tensor = shard.get_tensor(name)
                 _check_finite(tensor, name, file)
                 if target.is_meta:
-                    kept = dtype if dtype is not None and target.is_floating_point() else target.dtype
-                    read[name] = tensor.to(device or "cpu", kept, copy=True)
+                    target_dtype = dtype if dtype is not None and target.is_floating_point() else target.dtype
+                    read[name] = tensor.to(device or "cpu", target_dtype, copy=True)
                 else:
                     copy_shard(target, tensor.to(target.dtype))
                 del tensor
@@ -354,7 +356,7 @@ def _misfits(name: str, target: Tensor, stored: Any) -> Iterable[str]:
     shape, kind = tuple(stored.get_shape()), str(stored.get_dtype())
     if shape != tuple(target.shape):
         yield f"{name} has shape {shape}, expected {tuple(target.shape)}"
-    kinds = FLOATS if target.is_floating_point() else (WHOLE.get(target.dtype, ""),)
+    kinds = FLOATS if target.is_floating_point() else (INTEGERS.get(target.dtype, ""),)
     if kind not in kinds:
         yield f"{name} is stored as {kind}, expected {' or '.join(kinds)}"
 
@@ -421,7 +423,7 @@ def load_prior(folder: Path, device: str | torch.device | None = None, dtype: to
     return net.eval()
 
 
-# ---------------------------------------------------------------- a whole model
+# ---------------------------------------------------------------- a complete model
 
 
 def write_index(folder: Path) -> None:

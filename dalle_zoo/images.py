@@ -49,7 +49,7 @@ def image_rows(*rows: Tensor) -> Tensor:
 
 
 def save_png(image: Tensor | Image.Image, path: str | Path) -> Path:
-    """Writes a uint8 (3, H, W) tensor or a PIL image as ``.png``; the file appears whole or not at all."""
+    """Writes a uint8 (3, H, W) tensor or a PIL image as ``.png``; the file is written atomically."""
     path = Path(path)
     check_ending("path", path)
     if isinstance(image, Tensor):

@@ -178,7 +178,7 @@ class DallePipeline:
         shard_bytes: int = hub.SHARD_BYTES,
         overwrite: bool = False,
     ) -> Path:
-        """Writes a folder that `from_pretrained` opens; it appears whole or not at all.
+        """Writes a folder that `from_pretrained` opens, written atomically.
 
         Args:
             folder: Where to; must be new or empty unless ``overwrite``.
@@ -324,7 +324,8 @@ class DallePipeline:
             batch_size: Images generated at once; changes memory and time, not the images.
             output_type: "pil", "np" (B, H, W, 3), "pt" (B, 3, H, W), or "latent" (codes, (B, h, w)).
             return_dict: False returns a tuple with the images alone.
-            callback: Called after every token, or every window, with (tokens done, tokens in all) of the whole call.
+            callback: Called after every token, or every window, with (tokens done, tokens in all) of the complete
+                call.
 
         Returns:
             `PipelineOutput`, images of the first prompt first.
@@ -410,7 +411,7 @@ class DallePipeline:
         batch_size: int,
         callback: Callable[[int, int], None] | None,
     ) -> Tensor:
-        """Codes (P, N, h, w), in batches: whole prompts together while they fit, else parts of one prompt."""
+        """Codes (P, N, h, w), in batches: complete prompts together while they fit, else parts of one prompt."""
         prompts, count = seeds.shape
         per_batch = max(batch_size // count, 1)
         jobs = [
@@ -450,16 +451,16 @@ class DallePipeline:
         self, prompts: list[str], codes: Tensor, seeds: Tensor, keep: int, batch_size: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         assert self.ranker is not None
-        kept_codes, kept_seeds, kept_scores = [], [], []
+        best_codes, best_seeds, best_scores = [], [], []
         for number, caption in enumerate(prompts):
             with torch.inference_mode():
                 images = self.decode(codes[number], batch_size).to(self.device)
                 scores = self.ranker.scores(images, [caption] * len(images)).cpu()
             best = scores.argsort(descending=True, stable=True)[:keep]
-            kept_codes.append(codes[number, best])
-            kept_seeds.append(seeds[number, best])
-            kept_scores.append(scores[best])
-        return torch.stack(kept_codes), torch.stack(kept_seeds), torch.stack(kept_scores)
+            best_codes.append(codes[number, best])
+            best_seeds.append(seeds[number, best])
+            best_scores.append(scores[best])
+        return torch.stack(best_codes), torch.stack(best_seeds), torch.stack(best_scores)
 
     def _output(self, codes: Tensor, output_type: OutputType, batch_size: int) -> Any:
         if output_type == "latent":
@@ -477,7 +478,7 @@ class DallePipeline:
 
 
 def _incomplete(folder: Path) -> str:
-    """Says what a folder lacks that is no whole model."""
+    """Says what a folder lacks that is no complete model."""
     if not (folder / CONVERSION).is_file():
         return f"{folder} has no {INDEX}: expected a folder from save_pretrained or `dalle-zoo export`"
     missing = [part for part in COMPONENTS[:3] if not (folder / part).is_dir()]
@@ -509,7 +510,7 @@ def load_model(
     local_files_only: bool = False,
     files: Sequence[str] = (),
 ) -> Any:
-    """Loads a whole pipeline, or one network of it.
+    """Loads a complete pipeline, or one network of it.
 
     Args:
         location: Bundled name, folder, or ``organisation/name`` on the Hub, of which only the component is downloaded.

@@ -1,7 +1,8 @@
 """Publishing: a model folder becomes one commit on the Hub, with a card rendered from its files.
 
 Everything is checked before anything is sent. Large files go first, one by one, and no reader sees them until the
-commit names them all; so an upload that was cut off changes nothing, and the next one sends only what did not arrive.
+commit names them all; so an upload that was interrupted changes nothing, and the next one sends only what did not
+arrive.
 """
 
 from __future__ import annotations

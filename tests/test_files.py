@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and only after they have reached the disk."""
+"""Files appear atomically or not at all, and only after they have reached the disk."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def half(path: Path) -> None:
         raise RuntimeError("half way")
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_file_is_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "new/file"
     with written_aside(path) as aside:
-        aside.write_text("whole")
+        aside.write_text("complete")
         assert not path.exists()
-    assert path.read_text() == "whole"
+    assert path.read_text() == "complete"
     with pytest.raises(RuntimeError, match="half way"):
         half(path)
-    assert path.read_text() == "whole"
+    assert path.read_text() == "complete"
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -32,7 +32,7 @@ def test_the_contents_reach_the_disk_before_the_name(tmp_path: Path, monkeypatch
     path, synced = tmp_path / "file", []
     monkeypatch.setattr(os, "fsync", lambda _: synced.append(path.exists()))
     with written_aside(path) as aside:
-        aside.write_text("whole")
+        aside.write_text("complete")
     assert synced == [False]
 
 

@@ -118,7 +118,7 @@ def test_damaged_weights_are_named(saved: Path, content: bytes) -> None:
         hub.load_image_tokenizer(saved)
 
 
-def test_weights_that_were_cut_off_are_named(saved: Path) -> None:
+def test_weights_that_were_truncated_are_named(saved: Path) -> None:
     content = (saved / "model.safetensors").read_bytes()
     (saved / "model.safetensors").write_bytes(content[:-100])
     with pytest.raises(ModelFolderError, match="is not a readable safetensors file"):
@@ -214,7 +214,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
-def test_a_new_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_new_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
     target = tmp_path / "deep/model"
     with hub.new_folder(target) as new:
         (new / "file").write_text("x")
@@ -254,7 +254,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     assert names(tmp_path) == ["model", "model/file"]
 
 
-def test_overwriting_replaces_the_whole_or_nothing(tmp_path: Path) -> None:
+def test_overwriting_is_atomic(tmp_path: Path) -> None:
     target = tmp_path / "model"
     target.mkdir()
     (target / "config.json").write_text("old")
@@ -288,8 +288,8 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
         assert len(list(tmp_path.iterdir())) == 1
     running = tmp_path / f".model.{platform.node()}.{os.getppid()}.part"
     elsewhere = tmp_path / ".model.another-machine.7.part"
-    for kept in (running, elsewhere):
-        kept.mkdir()
+    for retained in (running, elsewhere):
+        retained.mkdir()
     with hub.new_folder(tmp_path / "model"):
         pass
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "model", running, elsewhere])
@@ -331,7 +331,7 @@ def test_the_current_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.Mon
     assert names(tmp_path) == ["here", "here/file"]
 
 
-def test_json_appears_whole(tmp_path: Path) -> None:
+def test_json_appears_atomically(tmp_path: Path) -> None:
     hub.write_json(tmp_path / "a.json", {"name": "Ä"})
     with pytest.raises(TypeError):
         hub.write_json(tmp_path / "a.json", {"name": object()})

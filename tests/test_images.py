@@ -47,7 +47,7 @@ def test_rows_of_images_stand_one_above_the_other() -> None:
     assert image[0, 6, 2] == 102
 
 
-def test_an_image_is_saved_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_saved_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = make_grid(torch.rand(2, 3, 4, 4), columns=2)
     path = save_png(grid, tmp_path / "new/grid.png")
     with Image.open(path) as image:
@@ -78,6 +78,6 @@ def test_a_sheet_has_each_caption_above_its_images() -> None:
     for index, value in enumerate((0, 102)):
         lines, tiles = np.split(sheet[index * block : (index + 1) * block], [18])
         assert (lines < 128).any(), "a caption is there"
-        assert (lines[:, -4:] == 255).all(), "and was cut to the width"
+        assert (lines[:, -4:] == 255).all(), "and was truncated to the width"
         assert (tiles[4:44, 4:44] == value).all()
         assert (tiles[48:88, 48:88] == 255).all(), "three images leave one place"

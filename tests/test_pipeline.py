@@ -170,10 +170,10 @@ def test_a_generator_for_each_image(pipe: DallePipeline) -> None:
     def generators() -> list[torch.Generator]:
         return [torch.Generator().manual_seed(100 + index) for index in range(9)]
 
-    whole = generate(pipe, generator=generators())
+    complete = generate(pipe, generator=generators())
     alone = pipe("b", output_type="latent", generator=generators()[4:5]).images
-    assert torch.equal(alone[0], whole[4]), "the second image of the second prompt"
-    assert torch.equal(generate(pipe, generator=tuple(generators())), whole)
+    assert torch.equal(alone[0], complete[4]), "the second image of the second prompt"
+    assert torch.equal(generate(pipe, generator=tuple(generators())), complete)
 
 
 def test_without_a_seed_the_global_generator_decides(pipe: DallePipeline) -> None:
@@ -217,13 +217,15 @@ def test_an_image_can_be_generated_again_from_its_seed(pipe: DallePipeline) -> N
 def test_the_top_of_an_image_is_kept(pipe: DallePipeline, rows: int | None) -> None:
     noise = np.random.default_rng(0).integers(256, size=(HEIGHT, WIDTH, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
-    kept = rows or 1  # half of 3 rows, rounded down
-    given = pipe.image_tokenizer.encode(from_pil(image)[None])[0, :kept]
+    retained = rows or 1  # half of 3 rows, rounded down
+    given = pipe.image_tokenizer.encode(from_pil(image)[None])[0, :retained]
     for prime in (image, from_pil(image)):
         codes = pipe(["ab", "c"], num_images_per_prompt=4, prime=prime, prime_rows=rows, seed=0, output_type="latent")
-        assert torch.equal(codes.images[:, :kept], given.expand(8, -1, -1))
+        assert torch.equal(codes.images[:, :retained], given.expand(8, -1, -1))
         different = len(codes.images.unique(dim=0))
-        assert different == 1 if kept == 3 else different > 4  # two of eight may agree in the few cells that are left
+        assert (
+            different == 1 if retained == 3 else different > 4
+        )  # two of eight may agree in the few cells that are left
 
 
 def test_any_pil_image_is_brought_to_size(pipe: DallePipeline) -> None:
@@ -235,7 +237,7 @@ def test_any_pil_image_is_brought_to_size(pipe: DallePipeline) -> None:
 
 
 @pytest.mark.parametrize(("batch_size", "jobs"), [(64, 1), (2, 6), (4, 3), (3, 6)])
-def test_the_callback_counts_the_whole_call(pipe: DallePipeline, batch_size: int, jobs: int) -> None:
+def test_the_callback_counts_the_complete_call(pipe: DallePipeline, batch_size: int, jobs: int) -> None:
     calls: list[tuple[int, int]] = []
     generate(pipe, 4, seed=0, batch_size=batch_size, callback=lambda done, total: calls.append((done, total)))
     assert calls == [(done, 12 * jobs) for done in range(1, 12 * jobs + 1)]
@@ -353,9 +355,9 @@ def test_a_ranker_comes_back(make_pipe: Callable[..., DallePipeline], tmp_path: 
 
 def test_weights_in_half_precision(make_pipe: Callable[..., DallePipeline], tmp_path: Path) -> None:
     pipe = make_pipe()
-    whole = pipe.save_pretrained(tmp_path / "whole")
+    complete = pipe.save_pretrained(tmp_path / "complete")
     half = pipe.save_pretrained(tmp_path / "half", dtype=torch.float16)
-    sizes = [(folder / "prior/model.safetensors").stat().st_size for folder in (whole, half)]
+    sizes = [(folder / "prior/model.safetensors").stat().st_size for folder in (complete, half)]
     assert sizes[1] < 0.8 * sizes[0]
     back = DallePipeline.from_pretrained(half, dtype=torch.bfloat16)
     assert back.prior.start_of_text.dtype == torch.bfloat16

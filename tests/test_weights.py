@@ -136,7 +136,7 @@ def test_a_missing_shard_is_named(sharded: Path) -> None:
         hub.load_prior(sharded)
 
 
-def test_a_shard_that_was_cut_off_is_named(sharded: Path) -> None:
+def test_a_shard_that_was_truncated_is_named(sharded: Path) -> None:
     path = shards(sharded)[0]
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ModelFolderError, match=f"{path.name} is not a readable safetensors file"):

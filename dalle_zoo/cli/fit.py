@@ -36,7 +36,7 @@ from dalle_zoo.training import StageModule
 from dalle_zoo.training.averaging import WeightEMA
 from dalle_zoo.training.base import deferred_weights
 from dalle_zoo.training.callbacks import ImageLogger, default_loggers
-from dalle_zoo.training.checkpoints import Checkpoint, WholeCheckpointIO, newest_checkpoint
+from dalle_zoo.training.checkpoints import AtomicCheckpointIO, Checkpoint, newest_checkpoint
 from dalle_zoo.training.data_modules import CodeDataModule, ImageDataModule
 from dalle_zoo.training.dvae_module import DVAEModule
 from dalle_zoo.training.prior_module import PriorModule
@@ -204,7 +204,7 @@ class ZooCLI(LightningCLI):
                 callback.folder = self.run / "checkpoints"
             if isinstance(callback, ImageLogger):
                 callback.folder = self.run / "images"
-        trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -227,7 +227,7 @@ class ZooCLI(LightningCLI):
                 if isinstance(callback, WeightEMA):
                     callback.copy_to(self.model)
         strategy = self.trainer.strategy
-        weights = strategy.whole_weights("net.") if isinstance(strategy, ShardedStates) else None
+        weights = strategy.unsharded_weights("net.") if isinstance(strategy, ShardedStates) else None
         if not self.trainer.is_global_zero:
             return
         with new_folder(self.run / "model" / self.model.stage, overwrite=True) as folder:

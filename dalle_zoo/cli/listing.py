@@ -9,7 +9,7 @@ from dalle_zoo.cli.main import parser
 
 
 def recipes(arguments: list[str]) -> None:
-    """Lists recipes with the first line of their header, or prints one whole."""
+    """Lists recipes with the first line of their header, or prints one in full."""
     from dalle_zoo.recipes import find_recipe, list_recipes, recipe_header
 
     p = parser("recipes", "List the recipes, or print one.")

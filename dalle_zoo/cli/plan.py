@@ -123,7 +123,7 @@ def lay_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, An
 
 
 def stated(overrides: list[str], read: tuple[str, ...]) -> dict[str, Any]:
-    """Overrides of the command line, each with its whole key and its value as YAML reads it.
+    """Overrides of the command line, each with its complete key and its value as YAML reads it.
 
     Raises:
         UserError: Something that is no override, has no value, or is no key of which a plan depends.

@@ -65,7 +65,7 @@ def encode(arguments: list[str]) -> None:
         help="precision; bfloat16 is faster and gives a few per cent other codes (float32)",
     )
     p.add_argument("--compile", action="store_true", help="compile the network first, for long runs on a GPU")
-    p.add_argument("--overwrite", action="store_true", help="replace the encoding there, once the new one is whole")
+    p.add_argument("--overwrite", action="store_true", help="replace the encoding there, once the new one is complete")
     options = p.parse_args(arguments)
     if options.compile and options.device == "cpu":
         raise UserError("--compile is for a GPU: on a CPU the convolutions are fused without it; leave it out")

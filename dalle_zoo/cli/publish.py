@@ -11,7 +11,7 @@ def publish(arguments: list[str]) -> None:
     """Publishes a model as one commit, or shows what it would hold."""
     p = parser(
         "publish",
-        "Publish a model on the Hub, whole or not at all, with a card rendered from its files. The same command goes\n"
+        "Publish a model on the Hub, atomically, with a card rendered from its files. The same command goes\n"
         "on where an interrupted one stopped. The token is that of `hf auth login`, or HF_TOKEN.\n\n"
         "  dalle-zoo publish my-model org/my-model --result eval/my-model.json --dry-run\n"
         "  dalle-zoo publish my-model org/my-model --result eval/my-model.json --run runs/prior/mine --private",

@@ -32,8 +32,8 @@ def read_curves(run: Path) -> dict[str, dict[int, float]]:
     curves: dict[str, dict[int, float]] = defaultdict(dict)
     for file in files:
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]  # a run killed while writing leaves half a line
-        for row in csv.DictReader(whole):
+        complete = [line for line in lines if line.endswith("\n")]  # a run killed while writing leaves half a line
+        for row in csv.DictReader(complete):
             for name, value in row.items():
                 if name not in ("epoch", "step") and value:
                     curves[name][int(row["step"])] = float(value)

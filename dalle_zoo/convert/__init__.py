@@ -112,8 +112,8 @@ def _recognise(seen: Location, family: str | None) -> Source | None:
 
 def _known(seen: Location, names: Sequence[str]) -> Source | None:
     families = [FAMILIES[name]() for name in names]
-    for whole in (True, False):  # beside a prior, an image tokenizer is a part
-        found = [source for f in families if f.whole is whole and (source := f.recognise(seen)) is not None]
+    for complete in (True, False):  # beside a prior, an image tokenizer is a part
+        found = [source for f in families if f.complete is complete and (source := f.recognise(seen)) is not None]
         if len(found) > 1:
             several = " and ".join(source.family for source in found)
             raise WeightFileError(
@@ -141,13 +141,13 @@ def _refuse(seen: Location, family: str | None) -> NoReturn:
     if any(name.startswith("state_dict.net.") for checkpoint in seen.checkpoints for name in checkpoint.tensors):
         lines.append(
             "Of a run of `dalle-zoo fit` the trained part is taken, RUN/model/dvae or RUN/model/prior; "
-            "`dalle-zoo export` makes a whole model of parts, and `dalle-zoo consolidate` a part of a checkpoint"
+            "`dalle-zoo export` makes a complete model of parts, and `dalle-zoo consolidate` a part of a checkpoint"
         )
     raise WeightFileError("\n".join(lines))
 
 
 def convert(source: Source, out: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Writes recognised weights as a dalle-zoo model folder, whole or not at all.
+    """Writes recognised weights as a dalle-zoo model folder, atomically.
 
     With a prior, an image tokenizer and a text tokenizer it is a model that `DallePipeline.from_pretrained` opens.
 
@@ -164,14 +164,14 @@ def convert(source: Source, out: str | Path, *, overwrite: bool = False) -> dict
         WeightFileError: A tensor is missing, of another shape, or damaged.
         FileExistsError: The folder is not empty, and may not be replaced.
     """
-    whole = FAMILIES[source.family]().whole
+    complete = FAMILIES[source.family]().complete
     with new_folder(Path(out), overwrite=overwrite, marker=CONVERSION) as folder:
         record = _convert(source, folder)
         record["unused_files"] = dict(source.unused_files)
         if source.image_tokenizer is not None:
             record["image_tokenizer"] = _convert(source.image_tokenizer, folder)
             record["parameters"] |= record["image_tokenizer"].pop("parameters")
-        if whole:
+        if complete:
             record["missing"] = [part for part in ("dvae", "tokenizer") if not (folder / part).is_dir()]
             if not record["missing"]:
                 write_index(folder)

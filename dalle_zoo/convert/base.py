@@ -106,7 +106,7 @@ class Family(Protocol):
     """What it is called in messages: "OpenAI's discrete VAE"."""
     expects: str
     """How it is known, for the message when nothing is recognised."""
-    whole: ClassVar[bool]
+    complete: ClassVar[bool]
     """Whether it has a prior, beside which image tokenizers are parts and not models of their own."""
 
     def recognise(self, location: Location) -> Source | None:
@@ -222,7 +222,7 @@ def image_tokenizer_in(location: Location, without: Collection[Checkpoint] = ())
     """
     rest = replace(location, checkpoints=tuple(c for c in location.checkpoints if c not in without))
     families = [FAMILIES[name]() for name in FAMILIES]
-    found = [source for f in families if not f.whole and (source := f.recognise(rest)) is not None]
+    found = [source for f in families if not f.complete and (source := f.recognise(rest)) is not None]
     if len(found) > 1:
         several = " and ".join(source.family for source in found)
         raise WeightFileError(
@@ -252,7 +252,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _check_end(path: Path) -> None:
-    """Raises `WeightFileError` if a JSON file, such as a vocabulary that is too long to be parsed here, was cut."""
+    """Raises `WeightFileError` if a JSON file, such as a vocabulary too long to be parsed here, was truncated."""
     with path.open("rb") as file:
         file.seek(-64, 2)
         if path.suffix == ".json" and not file.read().rstrip().endswith((b"}", b"]")):

@@ -96,7 +96,7 @@ class DalleMiniFamily:
         "encoder.pt and decoder.pt of min-dalle, or flax_model.msgpack of DALL-E mini or mega; known by tensors "
         "embed_tokens, layers.0.glu.fc0 and lm_head"
     )
-    whole = True
+    complete = True
 
     def recognise(self, location: Location) -> Source | None:
         """The one prior at a location, with what lies beside it."""
@@ -329,7 +329,7 @@ def _check_described(name: str, described: Mapping[str, Any], sizes: Mapping[str
     ]
     for field in ("decoder_start_token_id", "encoder_attention_heads", "decoder_attention_heads"):
         if type(described.get(field, 0)) is not int:
-            differences.append(f"{field} is {described[field]!r}, expected a whole number")
+            differences.append(f"{field} is {described[field]!r}, expected an integer")
     if differences:
         raise ValueError(
             f"{name} does not describe these weights, or they are of a kind that is not converted: "

@@ -98,7 +98,7 @@ class DallePytorchFamily:
         "dalle.pt of DALLE-pytorch's train_dalle.py, of any version; known by tensors to_logits.1, "
         "transformer.layers….to_qkv and ….net.3"
     )
-    whole = True
+    complete = True
 
     def recognise(self, location: Location) -> Source | None:
         """The one prior at a location, with its image tokenizer and its vocabulary."""

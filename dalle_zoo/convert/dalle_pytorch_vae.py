@@ -47,7 +47,7 @@ class DallePytorchVAEFamily:
         "vae.pt of DALLE-pytorch's train_vae.py, or a prior's file that holds it; known by tensors codebook.weight, "
         "encoder.0.0.weight and the last one of encoder"
     )
-    whole = False
+    complete = False
 
     def recognise(self, location: Location) -> Source | None:
         """The one image tokenizer at a location."""

@@ -64,7 +64,7 @@ class MinDALLEFamily:
         "the folder of minDALL-E's release, or stage2_last.ckpt of it; known by tensors tok_emb_txt, tok_emb_img, "
         "head_txt and head_img"
     )
-    whole = True
+    complete = True
 
     def recognise(self, location: Location) -> Source | None:
         """The one prior at a location, with what lies beside it."""

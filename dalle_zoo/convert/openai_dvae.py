@@ -1,7 +1,7 @@
 """OpenAI's discrete VAE: the pickled modules of its release, and the encoder as transformers stores it for FLAVA.
 
-The released ``encoder.pkl`` and ``decoder.pkl`` hold whole modules of the package ``dall_e``; state dicts of them are
-read as well. The network is that of `dalle_zoo.models.dvae`; only names differ:
+The released ``encoder.pkl`` and ``decoder.pkl`` hold complete modules of the package ``dall_e``; state dicts of them
+are read as well. The network is that of `dalle_zoo.models.dvae`; only names differ:
 
 | ours | release | transformers |
 |---|---|---|
@@ -32,7 +32,7 @@ _NAME = re.compile(
 _PREFIXES = (
     "", "image_codebook.", "weights.vae.enc.", "weights.vae.dec.", "vae.enc.", "vae.dec.",
 )  # fmt: skip
-"""Of a file of this network, of FLAVA's whole model, and of DALLE-pytorch's prior, which holds both parts."""
+"""Of a file of this network, of FLAVA's complete model, and of DALLE-pytorch's prior, which holds both parts."""
 _LICENSE = Path(__file__).with_name("openai_dvae_license.txt")
 
 
@@ -45,7 +45,7 @@ class OpenAIDVAE:
         "encoder.pkl and decoder.pkl of OpenAI's release in one folder, or the encoder in the layout of transformers' "
         "FlavaImageCodebook; known by tensors blocks.input.w or blocks.input.weight"
     )
-    whole = False
+    complete = False
 
     def recognise(self, location: Location) -> Source | None:
         """The encoder and, if it is there, the decoder."""

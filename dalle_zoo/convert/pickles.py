@@ -2,7 +2,7 @@
 
 A pickle is a program: it may import any function and call it. Here it may build containers, numbers and text; every
 other object becomes a `Placeholder` that keeps its name and state. Nothing is imported, so nothing can be called.
-Python's reader is used in its form in Python, not in C: there the instructions are a table that can be cut down, and
+Python's reader is used in its form in Python, not in C: there the instructions are a table that can be reduced, and
 a file of ten bytes cannot ask for all memory by numbering a value four billion.
 """
 
@@ -58,7 +58,7 @@ class WeightFileError(ValueError):
 
 
 class UnrelatedFileError(WeightFileError):
-    """A file that is something else than weights, whole or not: it may lie beside them."""
+    """A file that is something else than weights, complete or not: it may lie beside them."""
 
 
 class Reference:

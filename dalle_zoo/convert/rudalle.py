@@ -79,7 +79,7 @@ class RuDALLEFamily:
         "a prior of ruDALL-E (Malevich, Emojich, Surrealist, Kandinsky); known by tensors image_row_embeddings, "
         "to_logits.1 and transformer.layers.0.before_first_addition_layernorm"
     )
-    whole = True
+    complete = True
 
     def recognise(self, location: Location) -> Source | None:
         """The one prior at a location, with its vocabulary and its image tokenizer."""

@@ -93,7 +93,7 @@ class StoredTensor:
         """The tensor itself, contiguous on the CPU.
 
         Raises:
-            WeightFileError: The file was cut since it was opened.
+            WeightFileError: The file was truncated since it was opened.
         """
         if not self.num_elements:
             return torch.empty(self.shape, dtype=self.dtype)

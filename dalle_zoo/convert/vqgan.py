@@ -64,7 +64,7 @@ class VQGANFamily:
         "a checkpoint of taming-transformers, minDALL-E's first stage, ruDALL-E's VAE or min-dalle's detokenizer; "
         "known by tensors post_quant_conv, decoder.mid and quantize.embedding, quantize.embed or embedding"
     )
-    whole = False
+    complete = False
 
     def recognise(self, location: Location) -> Source | None:
         """The one VQGAN at a location."""

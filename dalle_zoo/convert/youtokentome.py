@@ -36,7 +36,7 @@ _FORM = re.compile(rb"\d{1,9} \d{1,9}\n(?:\d{1,9} \d{1,9}(?: \d{1,9})?\n)+\d{1,9
 
 
 def is_vocabulary(path: Path) -> bool:
-    """Whether a file begins as a vocabulary does; one that was cut is to be refused, not passed over."""
+    """Whether a file begins as a vocabulary does; one that was truncated is to be refused, not passed over."""
     with path.open("rb") as file:
         return _BEGIN.match(file.read(100)) is not None
 

@@ -172,7 +172,7 @@ class CodeDataset(CaptionedDataset):
                 names = json.loads(read_member(archive, archive.getmember(f"{number:06d}.json")))
                 first = number * chunk
                 for i in range(max(start - first, 0), min(stop - first, len(codes))):
-                    # A copy: one record that waits in a shuffle must not keep its whole chunk.
+                    # A copy: one record that waits in a shuffle must not keep its complete chunk.
                     yield names["keys"][i], names["captions"][i], codes[i, variant].copy()
 
 
@@ -214,8 +214,8 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")
 
 
-def write_whole(path: Path, data: Mapping[str, Any]) -> None:
-    """Writes a JSON file that appears whole or not at all."""
+def write_atomic(path: Path, data: Mapping[str, Any]) -> None:
+    """Writes a JSON file written atomically."""
     aside = _aside(path)
     aside.write_bytes(json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n")
     publish(aside, path)

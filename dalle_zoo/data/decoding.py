@@ -18,7 +18,7 @@ _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 
 class CorruptImageError(ValueError):
-    """Bytes that are no image, are cut off, or would take too much memory."""
+    """Bytes that are no image, are truncated, or would take too much memory."""
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -35,7 +35,7 @@ def decode_image(data: bytes) -> Image.Image:
         An RGB image, fully loaded.
 
     Raises:
-        CorruptImageError: Not an image, cut off, or more than `MAX_PIXELS` pixels.
+        CorruptImageError: Not an image, truncated, or more than `MAX_PIXELS` pixels.
     """
     # Pillow warns of broken EXIF blocks and of large images: the first is harmless, the second
     # checked here.

@@ -28,7 +28,7 @@ from dalle_zoo.data.codes import (
     CodeShardWriter,
     read_json,
     read_member,
-    write_whole,
+    write_atomic,
 )
 from dalle_zoo.data.datasets import NO_CAPTION, crop_of
 from dalle_zoo.data.decoding import CorruptImageError
@@ -215,7 +215,7 @@ def _finish(folder: Path, settings: Mapping[str, Any], shards: Sequence[_Shard])
         "skipped": skipped,
         "shards": [{"file": s.file, "samples": s.samples, "bytes": s.bytes, "sha256": s.sha256} for s in shards],
     }
-    write_whole(folder / MANIFEST, manifest)
+    write_atomic(folder / MANIFEST, manifest)
     (folder / UNFINISHED).unlink()
     return manifest
 
@@ -249,7 +249,7 @@ def _claim(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[s
     if not overwrite and any(path.name.startswith("codes-") for path in folder.iterdir()):
         raise ValueError(f"out {str(folder)!r} holds code shards without a manifest: choose an empty folder")
     _remove_code_files(folder)
-    write_whole(folder / UNFINISHED, settings)
+    write_atomic(folder / UNFINISHED, settings)
     return None
 
 

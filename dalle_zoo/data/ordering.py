@@ -29,7 +29,7 @@ class Stretch:
 def stretches(counts: Sequence[int], *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Stretch]:
     """Parts of shards that hold positions ``start .. stop - 1`` of an epoch.
 
-    Windows over positions rather than whole shards give every rank and worker the same number of
+    Windows over positions rather than complete shards give every rank and worker the same number of
     samples, whatever the number and the sizes of the shards; a shard on a border is read by both
     neighbours.
 

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz")
 DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error)
-"""What reading a broken or cut-off tar or gzip raises."""
+"""What reading a broken or truncated tar or gzip raises."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _TAR_BLOCK = 512
@@ -153,10 +153,10 @@ def _end_is_wrong(stream: IO[bytes]) -> Iterator[str]:
             if any(block):
                 yield "a damaged header hides the members after it"  # tarfile takes it for the end
                 return
-        if not isinstance(stream, gzip.GzipFile):  # which has told of a cut by now
+        if not isinstance(stream, gzip.GzipFile):  # which has reported a truncation by now
             stream.seek(-_TAR_BLOCK, os.SEEK_END)
             if any(stream.read()):
-                yield "cut off: the end mark is missing"
+                yield "truncated: the end mark is missing"
     except DAMAGE as error:
         yield f"{type(error).__name__}: {error}"
 

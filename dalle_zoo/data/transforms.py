@@ -99,7 +99,7 @@ def area_resize(pixels: Pixels, t: int) -> Pixels:
 
     Output pixel i is the mean of the input over ``[i r, (i + 1) r)``, ``r = (s - 1) / (t - 1)``,
     where the last pixel of the input continues beyond its border. Pillow's box filter takes each
-    pixel wholly or not at all, which differs wherever s / t is not a whole number.
+    pixel wholly or not at all, which differs wherever s / t is not an integer.
 
     Args:
         pixels: uint8 (s, s, 3).

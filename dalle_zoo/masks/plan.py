@@ -77,7 +77,7 @@ class Mask:
     spec: str
     layout: TextImageLayout
     mod: MaskMod = field(repr=False)
-    kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    cached: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     """What attention has made of it for a device, by name."""
 
     @classmethod
@@ -127,7 +127,7 @@ class Mask:
         """Arguments that give `torch.nn.functional.scaled_dot_product_attention` this mask.
 
         Plain causal attention is ``is_causal=True``, for which the fast kernels need no mask; any
-        other mask is a bool ``attn_mask`` (L, L). They hold for whole sequences of L positions.
+        other mask is a bool ``attn_mask`` (L, L). They hold for complete sequences of L positions.
         """
         import torch
 

@@ -1,4 +1,4 @@
-"""Images of masks: the whole matrix, and what single cells of the image read."""
+"""Images of masks: the complete matrix, and what single cells of the image read."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def plot_masks(specs: Iterable[str], layout: TextImageLayout, path: str | os.Pat
     Args:
         specs: Masks to plot, such as ``["row", "conv(kernel=3)"]``.
         layout: Where text and image stand; grids up to about 32 x 32 stay readable.
-        path: File to write, ``.png``, ``.pdf`` or ``.svg``; it appears whole or not at all.
+        path: File to write, ``.png``, ``.pdf`` or ``.svg``, written atomically.
 
     Raises:
         ValueError: No specs, an unknown kind of file, or a spec that `Mask.from_spec` refuses.

@@ -37,7 +37,7 @@ def layer_masks(schedule: str, num_layers: int) -> tuple[str, ...]:
         return _paper(MaskSpec("conv", entries[0].options).check(), num_layers)
     if any(entry.name == "paper" for entry in entries):
         raise ValueError(
-            f"'paper' is a whole schedule and cannot stand in a list, got {schedule!r}: "
+            f"'paper' is a complete schedule and cannot stand in a list, got {schedule!r}: "
             f"write 'paper' alone, or masks only ({', '.join(MASKS)})"
         )
     cycle = [str(entry.check()) for entry in entries]

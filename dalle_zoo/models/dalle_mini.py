@@ -50,7 +50,7 @@ class DalleMiniConfig:
     image_width: int = 16
     """Columns of the code grid."""
     codebook_size: int = 16384
-    """Image vocabulary K: logits of the other rows are cut off."""
+    """Image vocabulary K: logits of the other rows are dropped."""
     image_rows: int = 16385
     """Rows of the embedding and of the head of image tokens: codes, start token, and rows that nothing uses."""
     start_token: int = 16384

@@ -97,18 +97,18 @@ class ShiftCache:
 
     def __init__(self, layout: TextImageLayout) -> None:
         self.width = layout.width
-        self.kept: Tensor | None = None
+        self.cached: Tensor | None = None
 
     def shift(self, index: int, x: Tensor) -> Tensor:
         """Image position ``index`` of every candidate, in order: (P, n, d) to (P, n, d)."""
         quarter = _parts(x.shape[-1])[1]
-        if self.kept is None:
-            self.kept = x.new_zeros(self.width, *x.shape[:2], 2 * quarter)
+        if self.cached is None:
+            self.cached = x.new_zeros(self.width, *x.shape[:2], 2 * quarter)
         column = index % self.width
-        above = self.kept[column, ..., :quarter]
-        left = self.kept[column - 1, ..., quarter:]
+        above = self.cached[column, ..., :quarter]
+        left = self.cached[column - 1, ..., quarter:]
         out = torch.cat([above, left if column else torch.zeros_like(left), x[..., 2 * quarter :]], -1)
-        self.kept[column] = x[..., : 2 * quarter]
+        self.cached[column] = x[..., : 2 * quarter]
         return out
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # B batch, P prompts, n candidates of each, T text positions, M positions that are there, H heads, D head size,
-# C blocks of the whole sequence
+# C blocks of the complete sequence
 
 BLOCK = 16
 """Positions of a block."""

@@ -291,7 +291,7 @@ class Decoder(nn.Module):
 
 
 class EncodingTokenizer(ImageTokenizer):
-    """The way from images to codes, which the whole network and its encoder alone share."""
+    """The way from images to codes, which the complete network and its encoder alone share."""
 
     config: DVAEEncoderConfig
 

@@ -82,7 +82,7 @@ class Memory:
         piece = next((piece for piece in free if len(piece) >= size), None)
         if piece is None:
             if free:  # too small, and nothing but dead weight once there is a larger one
-                self._pieces = [kept for kept in self._pieces if kept is not free[0]]
+                self._pieces = [retained for retained in self._pieces if retained is not free[0]]
             piece = torch.empty(size, dtype=self.dtype)
             self._pieces.append(piece)
         return piece[:size].view(batch, height, width, channels).permute(0, 3, 1, 2)

@@ -23,7 +23,7 @@ def fresh_seed() -> int:
 
 @torch.no_grad()
 def fill(parameter: Tensor, mean: float, std: float, seed: int, name: str) -> None:
-    """Fills a parameter, whole or sharded, with normal numbers; a standard deviation of 0 gives the mean."""
+    """Fills a parameter, complete or sharded, with normal numbers; a standard deviation of 0 gives the mean."""
     if std == 0:
         parameter.fill_(mean)
         return
@@ -33,20 +33,20 @@ def fill(parameter: Tensor, mean: float, std: float, seed: int, name: str) -> No
 
 
 @torch.no_grad()
-def copy_shard(parameter: Tensor, whole: Tensor) -> None:
+def copy_shard(parameter: Tensor, unsharded: Tensor) -> None:
     """Copies into a parameter what it holds of a tensor: all of it, or this process's shard."""
     if not _is_sharded(parameter):
-        parameter.copy_(whole)
+        parameter.copy_(unsharded)
         return
     from torch.distributed.tensor import Shard
 
     mesh = parameter.device_mesh
     for dimension, placement in enumerate(parameter.placements):
         if isinstance(placement, Shard):
-            parts = whole.chunk(mesh.size(dimension), placement.dim)
+            parts = unsharded.chunk(mesh.size(dimension), placement.dim)
             rank = mesh.get_local_rank(dimension)
-            whole = parts[rank] if rank < len(parts) else whole.narrow(placement.dim, 0, 0)
-    local(parameter).copy_(whole)
+            unsharded = parts[rank] if rank < len(parts) else unsharded.narrow(placement.dim, 0, 0)
+    local(parameter).copy_(unsharded)
 
 
 def local(tensor: Tensor) -> Tensor:

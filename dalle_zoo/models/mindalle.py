@@ -132,7 +132,7 @@ class MinDALLE(ImagePrior):
             )
 
     def encode_captions(self, tokenizer: TextTokenizer, captions: Sequence[str]) -> Tensor:
-        """Ids cut or filled with the one padding token to T, as the original has them: int64 (P, T)."""
+        """Ids truncated or padded with the one padding token to T, as the original has them: int64 (P, T)."""
         ids = CaptionEncoder(tokenizer, self.config.text_length)(captions)
         return ids.where(ids < tokenizer.vocab_size, self._padding_id())
 

@@ -276,7 +276,7 @@ class Prior(ImagePrior):
         return torch.cat([start, tokens], 1) + self.image_positions()
 
     def hidden(self, text: Tensor, codes: Tensor) -> Tensor:
-        """Final hidden states of the whole stream, (B, L, d)."""
+        """Final hidden states of the complete stream, (B, L, d)."""
         self.check(text, codes)
         x = torch.cat([self.embed_text(text), self.embed_image(codes)], 1)
         for layer in self.layers:
@@ -325,7 +325,7 @@ class Prior(ImagePrior):
             text: Text ids, int64 (B, T).
             codes: Image tokens, int64 (B, h, w).
             text_tokens: What the text loss is divided by; the text tokens of the batch if missing. Processes that
-                share a batch give the mean of the original, so that the mean of their losses is that of the whole
+                share a batch give the mean of the original, so that the mean of their losses is that of the complete
                 batch.
         """
         x = self.hidden(text, codes)

@@ -186,7 +186,7 @@ class RuDALLE(ImagePrior):
     def encode_captions(self, tokenizer: TextTokenizer, captions: Sequence[str]) -> Tensor:
         """Ids of captions in lower case: start, tokens, end, and one padding token a position, int64 (P, T).
 
-        A caption that is cut has no end.
+        A caption that is truncated has no end.
         """
         length, vocab = self.config.text_length, self.config.text_vocab
         for caption in captions:

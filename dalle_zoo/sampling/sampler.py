@@ -44,8 +44,8 @@ class Sampler:
             logits = logits / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             # By index, not by value: exactly k tokens stay, also where several share the border's value.
-            kept = logits.topk(self.top_k, dim=-1).indices
-            logits = torch.full_like(logits, -math.inf).scatter(-1, kept, logits.gather(-1, kept))
+            retained = logits.topk(self.top_k, dim=-1).indices
+            logits = torch.full_like(logits, -math.inf).scatter(-1, retained, logits.gather(-1, retained))
         if self.top_p is not None and self.top_p < 1:
             ordered, order = logits.sort(dim=-1, descending=True, stable=True)
             mass_before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)

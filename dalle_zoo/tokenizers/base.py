@@ -55,7 +55,7 @@ class TextTokenizer(ABC):
             ids: Ids, at least 0; those from ``vocab_size`` on are paddings and are dropped.
 
         Returns:
-            The caption; a character whose bytes were cut apart becomes U+FFFD.
+            The caption; a character whose bytes were split apart becomes U+FFFD.
         """
 
     @abstractmethod
@@ -73,7 +73,7 @@ class TextTokenizer(ABC):
         """
 
     def save(self, folder: str | Path) -> None:
-        """Writes the tokenizer into a folder, made if missing; each file whole or not at all."""
+        """Writes the tokenizer into a folder, made if missing; each file written atomically."""
         folder = Path(folder)
         # The other two keys are for transformers' AutoTokenizer, which opens the folder too.
         config = {

@@ -2,7 +2,7 @@
 
 The library's own dropout samples from a generator that nobody can seed, so a resumed run would
 differ. It is also another distribution: there a merge dropped in a step is sampled again whenever a
-stale entry of the queue turns up, so words stay whole more often than the algorithm says.
+stale entry of the queue turns up, so words stay complete more often than the algorithm says.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from dalle_zoo.tokenizers.base import TextTokenizer
 
 log = logging.getLogger(__name__)
 
-Overlong = Literal["cut", "refuse"]
+Overlong = Literal["truncate", "error"]
 
 
 class CaptionEncoder:
@@ -27,8 +27,8 @@ class CaptionEncoder:
     Args:
         tokenizer: Any text tokenizer.
         length: Text positions T; the paper's is 256.
-        overlong: What happens to a caption of more tokens: ``cut`` drops the end, counts it in
-            `num_cut` and warns at the first and at every power of ten; ``refuse`` raises.
+        overlong: What happens to a caption of more tokens: ``truncate`` drops the end, counts it in
+            `num_truncated` and warns at the first and at every power of ten; ``error`` raises.
         dropout: BPE dropout; the paper trains with 0.1. Samples are generated with 0.
 
     Example:
@@ -42,7 +42,7 @@ class CaptionEncoder:
         self,
         tokenizer: TextTokenizer,
         length: int,
-        overlong: Overlong = "cut",
+        overlong: Overlong = "truncate",
         dropout: float = 0.0,
     ) -> None:
         if length < 1:
@@ -52,8 +52,8 @@ class CaptionEncoder:
         tokenizer.check_dropout(dropout)
         self.tokenizer, self.length = tokenizer, length
         self.overlong, self.dropout = overlong, dropout
-        self.num_cut = 0
-        """Captions cut so far."""
+        self.num_truncated = 0
+        """Captions truncated so far."""
 
     def __call__(self, texts: Sequence[str], seeds: Sequence[int] | None = None) -> Tensor:
         """Encodes a batch.
@@ -92,16 +92,16 @@ class CaptionEncoder:
         if not overlong:
             return
         text, tokens = texts[overlong[0]], len(rows[overlong[0]])
-        if self.overlong == "refuse":
+        if self.overlong == "error":
             raise ValueError(
                 f"caption {_short(text)} has {tokens} tokens, the limit is {self.length}: "
-                'shorten it, or cut such captions with overlong="cut"'
+                'shorten it, or truncate such captions with overlong="truncate"'
             )
-        before, self.num_cut = self.num_cut, self.num_cut + len(overlong)
-        if before == 0 or len(str(before)) < len(str(self.num_cut)):
+        before, self.num_truncated = self.num_truncated, self.num_truncated + len(overlong)
+        if before == 0 or len(str(before)) < len(str(self.num_truncated)):
             log.warning(
-                "captions cut to %d tokens: %d so far, %d in this batch, the first %s with %d",
-                *(self.length, self.num_cut, len(overlong), _short(text), tokens),
+                "captions truncated to %d tokens: %d so far, %d in this batch, the first %s with %d",
+                *(self.length, self.num_truncated, len(overlong), _short(text), tokens),
             )
 
 

@@ -62,10 +62,10 @@ class LibraryTokenizer(TextTokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         """Caption of ids; paddings are dropped."""
-        whole = [index(i) for i in ids]
-        if whole and min(whole) < 0:
-            raise ValueError(f"ids must be at least 0, got {min(whole)}")
-        known = [i for i in whole if i < self.vocab_size]
+        indices = [index(i) for i in ids]
+        if indices and min(indices) < 0:
+            raise ValueError(f"ids must be at least 0, got {min(indices)}")
+        known = [i for i in indices if i < self.vocab_size]
         text: str = self._tokenizer.decode(known, skip_special_tokens=False)
         return text
 

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights, whole or in shards."""
+"""Exponential moving average of the weights, complete or in shards."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class WeightEMA(Callback):
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Takes the average out of a whole checkpoint; a sharded strategy has done so before."""
+        """Takes the average out of a complete checkpoint; a sharded strategy has done so before."""
         average = checkpoint.pop(STATE, None)
         if average is None:
             return

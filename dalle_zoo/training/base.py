@@ -114,11 +114,11 @@ class StageModule(LightningModule):
         """Parts of the network that a sharded strategy gathers one at a time, in the order of their use.
 
         Raises:
-            ValueError: The stage is small enough for every device, so nobody has cut it into units.
+            ValueError: The stage is small enough for every device, so it has no sharding units.
         """
         raise ValueError(
-            f"{type(self).__name__} is not cut into blocks, as sharding and PowerSGD need it: use strategy ddp; the "
-            "others are for the prior"
+            f"{type(self).__name__} is not divided into blocks, as sharding and PowerSGD need it: use strategy ddp; "
+            "the others are for the prior"
         )
 
     def on_train_start(self) -> None:

@@ -1,4 +1,4 @@
-"""Resumable states of a run, each file whole or not at all."""
+"""Resumable states of a run, each file written atomically."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lightning.pytorch import LightningModule, Trainer, callbacks
 
 from dalle_zoo.hub import save_weights
 from dalle_zoo.training.averaging import STATE
-from dalle_zoo.training.sharded import is_sharded, read_state, read_whole, remove
+from dalle_zoo.training.sharded import is_sharded, read_state, read_unsharded, remove
 from dalle_zoo.training.strategies.states import by_number
 
 
-class WholeCheckpointIO(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and renames it when it has reached the disk.
 
     Lightning's own writes to the system's folder for temporary files and moves the file from there, which copies it
@@ -45,7 +45,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """Reads a file, or the folder of shards that a sharded run has left."""
         path = Path(path)
         if is_sharded(path):
-            return whole_checkpoint(path)
+            return unsharded_checkpoint(path)
         return super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
@@ -53,9 +53,9 @@ class WholeCheckpointIO(TorchCheckpointIO):
         remove(Path(path))
 
 
-def whole_checkpoint(path: Path) -> dict[str, Any]:
+def unsharded_checkpoint(path: Path) -> dict[str, Any]:
     """A folder of shards as the one file of a run that is not sharded would hold it; needs no other process."""
-    checkpoint, tensors = read_state(path), read_whole(path)
+    checkpoint, tensors = read_state(path), read_unsharded(path)
     checkpoint["state_dict"] = tensors.pop("model")
     checkpoint["optimizer_states"] = [
         by_number(tensors.pop(f"optimizer_{number}", {}), groups)
@@ -82,8 +82,8 @@ def consolidate(path: Path, folder: Path, *, averaged: bool = True) -> str:
     """
     if is_sharded(path):
         checkpoint = read_state(path)
-        weights = read_whole(path, f"{STATE}/").get(STATE, {}) if averaged else {}
-        weights = weights or read_whole(path, "model/")["model"]
+        weights = read_unsharded(path, f"{STATE}/").get(STATE, {}) if averaged else {}
+        weights = weights or read_unsharded(path, "model/")["model"]
     else:
         checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
         weights = (checkpoint.get(STATE) if averaged else None) or checkpoint.get("state_dict", {})
@@ -154,7 +154,7 @@ class Checkpoint(callbacks.Checkpoint):
 
 
 def states(folder: Path) -> list[Path]:
-    """Whole states in a folder, the oldest first."""
+    """Complete states in a folder, the oldest first."""
     return sorted(folder.glob("*.ckpt"))
 
 

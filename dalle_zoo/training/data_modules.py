@@ -26,7 +26,7 @@ class TextConfig:
     """Text positions T."""
     bpe_dropout: float = 0.1
     """BPE dropout while training (10 % in the paper, footnote 5); 0 for tokenizers without it."""
-    overlong: Literal["cut", "refuse"] = "cut"
+    overlong: Literal["truncate", "error"] = "truncate"
     """What happens to captions of more than `length` tokens."""
     caption: Literal["first", "random"] = "random"
     """Which caption of several: always the first, or one sampled every epoch."""

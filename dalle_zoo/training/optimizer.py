@@ -65,7 +65,7 @@ def make_optimizer(
     """AdamW over the parameters that need gradients: two groups, those that decay and the others.
 
     Args:
-        net: Network, whole or as a strategy has sharded it.
+        net: Network, complete or as a strategy has sharded it.
         config: Settings.
         learning_rate: First learning rate.
         decayed: Names of the parameters that decay, of `decayed_names`.
@@ -213,13 +213,13 @@ class ClippedAdamW(torch.optim.Optimizer):
         values: Tensor = moment.dequantize()
         return values
 
-    def _whole(self, moment: Tensor, parameter: Tensor) -> Tensor:
+    def _unsharded(self, moment: Tensor, parameter: Tensor) -> Tensor:
         """A moment of reduced precision as float32 on the CPU, sharded like the parameter; others as they are."""
         if not self._is_packed(moment):
             return moment
-        whole = torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False)
-        local(whole).copy_(self._unpacked(moment))
-        return whole.cpu()
+        unsharded = torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False)
+        local(unsharded).copy_(self._unpacked(moment))
+        return unsharded.cpu()
 
     def state_dict(self) -> dict[str, Any]:
         """State as `torch.optim.AdamW` has it; moments of reduced precision as float32 on the CPU."""
@@ -227,11 +227,11 @@ class ClippedAdamW(torch.optim.Optimizer):
         if self.quantised is None:
             return packed
         parameters = [p for group in self.param_groups for p in group["params"]]
-        whole = {
-            index: {name: self._whole(value, parameters[index]) for name, value in state.items()}
+        unsharded = {
+            index: {name: self._unsharded(value, parameters[index]) for name, value in state.items()}
             for index, state in packed["state"].items()
         }
-        return {**packed, "state": whole}
+        return {**packed, "state": unsharded}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes a state of this class or of `torch.optim.AdamW`."""

@@ -47,15 +47,15 @@ class Traffic(NamedTuple):
 
     factors: int
     """P and R of the compressed matrices, in the dtype of the wire."""
-    whole: int
+    uncompressed: int
     """All that goes uncompressed, float32."""
     matrices: int
-    """What the compressed matrices would be if they went whole, in the dtype of the wire."""
+    """What the compressed matrices would be if they were sent uncompressed, in the dtype of the wire."""
 
     @property
     def sent(self) -> int:
         """All bytes of the update."""
-        return self.factors + self.whole
+        return self.factors + self.uncompressed
 
     @property
     def compression_rate(self) -> float:
@@ -81,8 +81,8 @@ class PowerSGD:
     shorter factor is cheaper; so Q is sampled for the longer side. It is a function of (seed, name, shape) alone, is
     sampled once, and is never updated: warm starts gain nothing, and resampling it at every update hurts.
 
-    A matrix whose factors would be no smaller than itself goes whole, with the uncompressed tensors, and so does what
-    a run of smaller rank had left of it.
+    A matrix whose factors would be no smaller than itself is sent uncompressed, with the uncompressed tensors, and so
+    does what a run of smaller rank had left of it.
 
     All processes of a group must call alike: the same names and shapes in the same order. Their factors come out of
     the all-reduces with equal bits, and equal hardware makes equal gradients of them.
@@ -93,7 +93,7 @@ class PowerSGD:
         world: Processes that must agree whether an update is finite. All processes if missing.
         seed: Seed of Q.
         wire_dtype: Of P and R in the all-reduces; bfloat16 halves the bytes. Infinities that come of rounding to it
-            are clamped to its largest number, with their sign: error feedback keeps what is cut off.
+            are clamped to its largest number, with their sign: error feedback keeps what is clipped.
         error_dtype: Of the error buffers; bfloat16 halves their memory, and rounds what they keep.
         error_feedback: Whether what an update does not apply is kept. Without, it is lost.
 
@@ -128,7 +128,7 @@ class PowerSGD:
     def reduce(
         self, matrices: Mapping[str, Tensor], others: Sequence[Tensor] = (), finite: Tensor | None = None
     ) -> bool:
-        """Turns this process's gradients into those of the whole group.
+        """Turns this process's gradients into those of the complete group.
 
         Nothing waits for the device but the flag that is returned.
 
@@ -151,7 +151,7 @@ class PowerSGD:
             raise ValueError("there are no gradients to reduce: call reduce behind the backward pass")
         self._check(matrices)
         factored = [name for name, matrix in matrices.items() if compresses(matrix.shape, self.rank)]
-        whole = {name: matrix for name, matrix in matrices.items() if not compresses(matrix.shape, self.rank)}
+        uncompressed = {name: matrix for name, matrix in matrices.items() if not compresses(matrix.shape, self.rank)}
         totals = {name: self._add_error(name, matrix) for name, matrix in matrices.items()}
         wide = [shorter_side_first(totals[name]) for name in factored]
 
@@ -159,10 +159,10 @@ class PowerSGD:
         left, left_finite = self._mean([e @ q for e, q in zip(wide, gaussians, strict=True)], self.wire_dtype)
         left = orthonormal(left)
         right, right_finite = self._mean([e.t() @ p for e, p in zip(wide, left, strict=True)], self.wire_dtype)
-        means, means_finite = self._mean([*(totals[name] for name in whole), *others], torch.float32)
+        means, means_finite = self._mean([*(totals[name] for name in uncompressed), *others], torch.float32)
         self.traffic = Traffic(
             factors=self.wire_dtype.itemsize * sum(p.numel() + r.numel() for p, r in zip(left, right, strict=True)),
-            whole=4 * sum(mean.numel() for mean in means),
+            uncompressed=4 * sum(mean.numel() for mean in means),
             matrices=self.wire_dtype.itemsize * sum(total.numel() for total in wide),
         )
 
@@ -177,9 +177,9 @@ class PowerSGD:
             if self.error_feedback:
                 torch.sub(total, gradient, out=shorter_side_first(self._errors[name]))
             shorter_side_first(matrices[name]).copy_(gradient)
-        for tensor, mean in zip([*whole.values(), *others], means, strict=True):
+        for tensor, mean in zip([*uncompressed.values(), *others], means, strict=True):
             tensor.copy_(mean)
-        for name in whole:  # what was pending has been sent
+        for name in uncompressed:  # what was pending has been sent
             self._errors.pop(name, None)
         return True
 

@@ -31,7 +31,7 @@ from dalle_zoo.models.residual import ResidualBlock, plain
 from dalle_zoo.registry import UnknownNameError, suggest
 
 StrategyKind = Literal["plain", "fsdp", "fsdp2"]
-"""What a precision must fit: strategies that hold whole weights, FSDP1, or fully_shard."""
+"""What a precision must fit: strategies that hold unsharded weights, FSDP1, or fully_shard."""
 
 _PLAIN: Mapping[str, Callable[[str], Precision]] = {  # device type to plugin
     "32-true": lambda device: Precision(),
@@ -89,7 +89,7 @@ class ResblockPrecision(Precision):
     ```
     A skipped update counts as one, for schedules and the trainer alike.
 
-    Works with whole weights, DDP and fully_shard, with recomputation, compilation and accumulated gradients.
+    Works with unsharded weights, DDP and fully_shard, with recomputation, compilation and accumulated gradients.
 
     Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), section 2.4 and appendix D.
 

@@ -204,7 +204,7 @@ class PriorModule(StageModule):
 
     @property
     def has_sample_images(self) -> bool:
-        """Samples are generated where there is an image tokenizer, and a process that holds the whole network."""
+        """Samples are generated where there is an image tokenizer, and a process that holds the complete network."""
         return bool(self._frozen) and not self._sharded
 
     @torch.no_grad()

@@ -79,8 +79,8 @@ class RankerModule(StageModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Symmetric cross-entropy over the pairs of all processes."""
-        # Every process computes the whole loss. Gathering sums the gradients over the processes and
-        # data parallelism averages them, so the update is that of one process with the whole batch.
+        # Every process computes the complete loss. Gathering sums the gradients over the processes and
+        # data parallelism averages them, so the update is that of one process with the complete batch.
         image, text = (self._gather(x) for x in self.features(batch))
         loss = contrastive_loss(image, text, self.net.scale)
         self.log("train/loss", loss, prog_bar=True)
@@ -115,7 +115,7 @@ class RankerModule(StageModule):
         self._seen.clear()
 
     def on_validation_epoch_end(self) -> None:
-        """Retrieval over the whole validation set."""
+        """Retrieval over the complete validation set."""
         image, text = (self._gather(torch.cat(parts)) for parts in zip(*self._seen, strict=True))
         found = retrieval_accuracy(image, text)
         self.log_dict({f"val/{name}": value for name, value in found.items()}, sync_dist=True)

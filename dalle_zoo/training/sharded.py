@@ -2,7 +2,7 @@
 
 ```
 00000123.ckpt/
-  shard-00001-model-00001-of-00001.safetensors   tensors of process 0, with their place in the whole
+  shard-00001-model-00001-of-00001.safetensors   tensors of process 0, with their place in the complete
   …
   state.pt                                       all that is no tensor: loops, schedules, groups of the optimizer
 ```
@@ -40,7 +40,7 @@ def is_sharded(path: Path) -> bool:
 
 
 def save_sharded(tensors: Mapping[str, Any], rest: Mapping[str, Any], path: Path) -> None:
-    """Writes a folder of shards, whole or not at all; every process calls it.
+    """Writes a folder of shards, atomically; every process calls it.
 
     Args:
         tensors: Nested by names; sharded tensors are written by their owners, plain ones by one process.
@@ -84,8 +84,8 @@ def names(path: Path) -> set[str]:
     return found
 
 
-def read_whole(path: Path, below: str = "") -> dict[str, Any]:
-    """All tensors of a folder, whole, in one process without any other; nested by names.
+def read_unsharded(path: Path, below: str = "") -> dict[str, Any]:
+    """All tensors of a folder, complete, in one process without any other; nested by names.
 
     Args:
         path: Folder.

@@ -70,8 +70,8 @@ def test_priming_keeps_the_top_of_an_image(model: Path, images: Path, scratch: P
     prime = ["--prime", str(images / "0.png"), "--folder"]
     assert generate(model, "-n", "2", *prime, "all", "--prime-rows", "4") == 0
     assert main(["reconstruct", str(images / "0.png"), "--model", str(model)]) == 0
-    kept = [np.asarray(Image.open(path)) for path in sorted((scratch / "all").iterdir())]
-    assert np.array_equal(kept[0], kept[1]), "all rows were given"
+    retained = [np.asarray(Image.open(path)) for path in sorted((scratch / "all").iterdir())]
+    assert np.array_equal(retained[0], retained[1]), "all rows were given"
     assert generate(model, "-n", "2", *prime, "half", "--out", "half.png") == 0
     generated = [np.asarray(Image.open(path)) for path in sorted((scratch / "half").iterdir())]
     assert not np.array_equal(generated[0], generated[1])

@@ -62,10 +62,10 @@ def released(part: str, weights: dict[str, Tensor]) -> nn.Module:
             )
         return nn.Sequential(members)
 
-    whole = module(f"dall_e.{part}", part.title())
-    whole.group_count, whole.vocab_size = 4, 512
-    whole.add_module("blocks", build(tree["blocks"], "blocks"))
-    return whole
+    complete = module(f"dall_e.{part}", part.title())
+    complete.group_count, complete.vocab_size = 4, 512
+    complete.add_module("blocks", build(tree["blocks"], "blocks"))
+    return complete
 
 
 def main(folder: Path, form: str) -> None:

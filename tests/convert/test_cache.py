@@ -95,8 +95,8 @@ def test_unknown_weights_are_told_from_known_ones(give: object, tmp_path: Path) 
             WeightFileError, match=r"holds no weights that are known \(sub-folders (.*\n)+  openai_dvae: "
         ):
             give(location)  # type: ignore[operator]
-    whole = (folder / "a.pt").read_bytes()
-    (folder / "a.pt").write_bytes(whole[:-10])
+    complete = (folder / "a.pt").read_bytes()
+    (folder / "a.pt").write_bytes(complete[:-10])
     with pytest.raises(WeightFileError, match=r"Seen was\n  a.pt: .*truncated or damaged"):
         give(folder)  # type: ignore[operator]
 

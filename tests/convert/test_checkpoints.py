@@ -67,8 +67,14 @@ def test_tensors_of_every_dtype(form: str, path: Path) -> None:
 
 @pytest.mark.parametrize("form", FORMATS[:2])
 def test_views_and_shared_storages(form: str, path: Path) -> None:
-    whole = torch.arange(24.0).view(4, 6)
-    value = {"whole": whole, "columns": whole[:, 1:3], "transposed": whole.t(), "row": whole[2], "last": whole[3, 5]}
+    complete = torch.arange(24.0).view(4, 6)
+    value = {
+        "complete": complete,
+        "columns": complete[:, 1:3],
+        "transposed": complete.t(),
+        "row": complete[2],
+        "last": complete[3, 5],
+    }
     opened = open_checkpoint(write(value, path, form))
     for name, tensor in value.items():
         read = opened.tensors[name].read()
@@ -78,7 +84,7 @@ def test_views_and_shared_storages(form: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS[:2])
-def test_whole_modules(form: str, path: Path) -> None:
+def test_complete_modules(form: str, path: Path) -> None:
     torch.manual_seed(0)
     inner = nn.Sequential(OrderedDict(conv=nn.Conv2d(1, 2, 3), norm=nn.BatchNorm2d(2)))
     module = nn.ModuleDict({"inner": inner, "table": nn.Embedding(3, 2)})
@@ -272,9 +278,9 @@ def test_other_archives_and_pickles_are_no_weights(path: Path) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_weights_that_are_cut_are_not_taken_for_something_else(form: str, path: Path) -> None:
-    whole = write({"a": torch.arange(6.0), "b": torch.ones(2, 2)}, path, form).read_bytes()
-    for length in (len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:length])
+    complete = write({"a": torch.arange(6.0), "b": torch.ones(2, 2)}, path, form).read_bytes()
+    for length in (len(complete) // 2, len(complete) - 1):
+        path.write_bytes(complete[:length])
         with pytest.raises(WeightFileError) as caught:
             open_checkpoint(path)
         assert not isinstance(caught.value, UnrelatedFileError)
@@ -282,9 +288,9 @@ def test_weights_that_are_cut_are_not_taken_for_something_else(form: str, path: 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_truncation_is_refused(form: str, path: Path) -> None:
-    whole = write({"a": torch.arange(6.0), "b": torch.ones(2, 2)}, path, form).read_bytes()
-    for length in range(0, len(whole), max(1, len(whole) // 300)):
-        path.write_bytes(whole[:length])
+    complete = write({"a": torch.arange(6.0), "b": torch.ones(2, 2)}, path, form).read_bytes()
+    for length in range(0, len(complete), max(1, len(complete) // 300)):
+        path.write_bytes(complete[:length])
         refusal(lambda: open_checkpoint(path))
 
 
@@ -362,8 +368,8 @@ def test_one_tensor_under_many_names(path: Path) -> None:
 
 
 def test_shared_storages_have_a_limit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = torch.ones(1000)
-    write({str(i): whole for i in range(10)}, path, "torch")
+    complete = torch.ones(1000)
+    write({str(i): complete for i in range(10)}, path, "torch")
     open_checkpoint(path)
     monkeypatch.setattr("dalle_zoo.convert.stored.MAX_SHARING", 5)
     assert "over 5 times its own size" in refusal(lambda: open_checkpoint(path))
@@ -380,8 +386,8 @@ def test_names_of_tensors(path: Path) -> None:
 
 
 def test_damage_of_the_older_format(path: Path) -> None:
-    whole = write({"a": torch.arange(64.0)}, path, "torch before 1.6").read_bytes()
-    assert whole.count(struct.pack("<q", 64)) == 1
+    complete = write({"a": torch.arange(64.0)}, path, "torch before 1.6").read_bytes()
+    assert complete.count(struct.pack("<q", 64)) == 1
     for old, new, message in [
         (struct.pack("<q", 64), struct.pack("<q", 63), "should have 64 elements, but has others"),
         (struct.pack("<q", 64), struct.pack("<q", 2**62), "should have 64 elements, but has others"),
@@ -389,10 +395,10 @@ def test_damage_of_the_older_format(path: Path) -> None:
         (b"\x6c\xfc\x9c\x46", b"\x6c\xfc\x9c\x47", "not one of torch.save"),
         (b"M\xe9\x03.", b"M\xea\x03.", "unknown version"),
     ]:
-        assert old in whole
-        path.write_bytes(whole.replace(old, new, 1))
+        assert old in complete
+        path.write_bytes(complete.replace(old, new, 1))
         assert message in refusal(lambda: open_checkpoint(path))
-    path.write_bytes(whole[:-1])
+    path.write_bytes(complete[:-1])
     assert "it is truncated" in refusal(lambda: open_checkpoint(path))
 
 

@@ -124,9 +124,9 @@ def test_logits_of_the_original(twin: Twin) -> None:
     text, codes = golden["text"].flatten(0, 1), GOLDEN["given_codes"]().view(2, 16, 16).repeat_interleave(2, 0)
     expected = golden["logits"].flatten(0, 1)  # (2 captions, 2, positions, codes)
     assert torch.equal(text[0], prior.null_text())
-    whole = prior.image_logits(text, codes)[:, GOLDEN["POSITIONS"], :: GOLDEN["STRIDE"]]
+    complete = prior.image_logits(text, codes)[:, GOLDEN["POSITIONS"], :: GOLDEN["STRIDE"]]
     assert 1 < float(expected.std()) < 10
-    torch.testing.assert_close(whole, expected, **TWIN)
+    torch.testing.assert_close(complete, expected, **TWIN)
     steps = torch.stack(list(decode_logits(prior, text, codes[:, None])), 2)[:, 0]
     torch.testing.assert_close(steps[:, GOLDEN["POSITIONS"], :: GOLDEN["STRIDE"]], expected, **TWIN)
 
@@ -218,20 +218,20 @@ def test_gains_that_files_lack_are_one(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     lacking = ("pre_self_attn_layer_norm", "pre_encoder_attn_layer_norm", "ln0", "ln1", "final_ln")
-    kept = 0
+    retained = 0
     for part in ("encoder", "decoder"):
         state = {}
         for name, tensor in state_dict(part, TINY).items():
             if not name.removesuffix(".weight").endswith(lacking):
                 half = tensor.half()
                 state[name] = half.T.contiguous().T if half.ndim == 2 else half
-                kept += 1
+                retained += 1
         torch.save(state, folder / f"{part}.pt")
     record = convert(find(folder), tmp_path / "out")
     assert record["inferred"]["gains"] == "16 that the files lack are 1"
     with safe_open(tmp_path / "out/prior/model.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not iterable)
-    assert len(tensors) == kept + 16
+    assert len(tensors) == retained + 16
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
     assert torch.equal(tensors["decoder.layers.1.text_norm.weight"], torch.ones(64, dtype=torch.float16))
     expected = state_dict("decoder", TINY)["layers.1.encoder_attn.k_proj.weight"].half()
@@ -404,7 +404,7 @@ def test_the_mask_needs_no_row(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
-# ------------------------------------------------------------ a whole model
+# ------------------------------------------------------------ a complete model
 
 
 @pytest.mark.parametrize("converted", [True, False])
@@ -459,7 +459,7 @@ def test_one_part_alone(part: str, other: str, tmp_path: Path) -> None:
             "of a kind that is not converted: ln_positions is 'swinv2', expected 'normformer'",
         ),
         ({"decoder_start_token_id": 50}, r"start_token must be a row behind the codes, in 32\.\.49"),
-        ({"encoder_attention_heads": "2"}, "encoder_attention_heads is '2', expected a whole number"),
+        ({"encoder_attention_heads": "2"}, "encoder_attention_heads is '2', expected an integer"),
         ({"decoder_attention_heads": 3}, "width 64 is not a multiple of decoder_heads 3"),
     ],
 )
@@ -496,17 +496,17 @@ def test_files_beside_it_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     folder = min_dalle(tmp_path / "in")
-    whole = state_dict("decoder", TINY)
+    complete = state_dict("decoder", TINY)
     for change, message in (
         ({"layers.1.glu.fc3.weight": torch.ones(2)}, r"unexpected decoder.layers.1.gated_unit.fc3.weight"),
         ({"extra.weight": torch.ones(2)}, r"unexpected decoder.extra.weight"),
         ({"final_ln.bias": torch.ones(3)}, r"decoder.final_norm.bias has shape \(3,\), expected \(64,\)"),
         ({"lm_head.weight": torch.full((50, 64), torch.nan)}, "image_head.weight holds values that are not finite"),
     ):
-        torch.save(whole | change, folder / "decoder.pt")
+        torch.save(complete | change, folder / "decoder.pt")
         with pytest.raises(WeightFileError, match=message):
             convert(find(folder), tmp_path / "out")
         assert not (tmp_path / "out").exists()
-    torch.save(whole | {"embed_positions.weight": torch.ones(15, 64)}, folder / "decoder.pt")
+    torch.save(complete | {"embed_positions.weight": torch.ones(15, 64)}, folder / "decoder.pt")
     with pytest.raises(WeightFileError, match="15 positions of image tokens, expected those of a square"):
         find(folder)

@@ -175,9 +175,9 @@ def test_the_encoder_of_transformers(tmp_path: Path) -> None:
         net.decode(codes)
     assert same(load_model(tmp_path / "in", "dvae"), net)
     assert same(load_model(tmp_path / "out", "dvae"), net)
-    whole = {f"image_codebook.{name}": tensor for name, tensor in flava.state_dict().items()}
-    save_file({**whole, "logit_scale": torch.ones(())}, tmp_path / "whole.safetensors")
-    assert find(tmp_path / "whole.safetensors").config == source.config
+    complete = {f"image_codebook.{name}": tensor for name, tensor in flava.state_dict().items()}
+    save_file({**complete, "logit_scale": torch.ones(())}, tmp_path / "complete.safetensors")
+    assert find(tmp_path / "complete.safetensors").config == source.config
 
 
 def test_the_encoder_of_transformers_with_the_released_decoder(

@@ -94,7 +94,7 @@ def test_unknown_weights_are_answered_with_what_was_seen(tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("cut.ckpt", lambda whole: whole[: len(whole) // 2]),
+        ("cut.ckpt", lambda complete: complete[: len(complete) // 2]),
         (
             "external.safetensors",
             lambda _: struct.pack("<Q", 60) + b'{"a": {"dtype": "F8_E4M3", "shape": [1]}}'.ljust(60),

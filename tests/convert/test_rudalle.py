@@ -1,4 +1,4 @@
-"""ruDALL-E's priors: what is inferred and from where, whole models after conversion, refusals."""
+"""ruDALL-E's priors: what is inferred and from where, complete models after conversion, refusals."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def save(state: State, folder: Path, name: str = "pytorch_model_v3.bin", **state
     return folder
 
 
-# ------------------------------------------------------------ whole models
+# ------------------------------------------------------------ complete models
 
 
 @pytest.mark.parametrize(("version", "wavelet", "pixels"), [("v3", False, 48), ("v2", True, 96)])

@@ -176,7 +176,7 @@ def test_an_interrupted_encoding_continues(make: Any, source: Any, fail_at: int)
             raise RuntimeError("out of memory")
         return encode(images)
 
-    encode_source(source, encode, make.root / "whole", **OPTIONS)
+    encode_source(source, encode, make.root / "complete", **OPTIONS)
     out = make.root / "out"
     with pytest.raises(RuntimeError, match="out of memory"):
         encode_source(source, failing, out, **OPTIONS)
@@ -184,7 +184,7 @@ def test_an_interrupted_encoding_continues(make: Any, source: Any, fail_at: int)
         CodeDataset(out)
     done = calls
     encode_source(source, failing, out, **OPTIONS)
-    assert hashes(out) == hashes(make.root / "whole")
+    assert hashes(out) == hashes(make.root / "complete")
     assert fail_at < 13 or calls - done < 26  # finished shards are not encoded again
 
 
@@ -201,7 +201,7 @@ t.encode_source(t.open_source({shards!r}), slow, {out!r}, **t.OPTIONS)
 
 
 def test_killed_at_any_moment(make: Any, source: Any) -> None:
-    encode_source(source, encode, make.root / "whole", **OPTIONS)
+    encode_source(source, encode, make.root / "complete", **OPTIONS)
     out = make.root / "out"
     script = SCRIPT.format(tests=str(Path(__file__).parent), shards=str(make.root / "shards"), out=str(out))
     for finished in (0, 2):
@@ -215,7 +215,7 @@ def test_killed_at_any_moment(make: Any, source: Any) -> None:
         assert not (out / "manifest.json").exists()
         assert len(list(out.glob("codes-*.tar"))) >= finished
     encode_source(source, encode, out, **OPTIONS)
-    assert hashes(out) == hashes(make.root / "whole")
+    assert hashes(out) == hashes(make.root / "complete")
 
 
 def test_killed_between_the_manifest_and_the_end(make: Any, source: Any) -> None:
@@ -243,7 +243,7 @@ def test_nothing_is_overwritten_unasked(make: Any, source: Any) -> None:
     assert hashes(out) == before
 
 
-def test_the_old_encoding_stays_until_the_new_one_is_whole(make: Any, source: Any) -> None:
+def test_the_old_encoding_stays_until_the_new_one_is_complete(make: Any, source: Any) -> None:
     out, calls = make.root / "out", 0
     encode_source(source, encode, out, **OPTIONS)
     before = hashes(out)
@@ -261,9 +261,9 @@ def test_the_old_encoding_stays_until_the_new_one_is_whole(make: Any, source: An
     assert hashes(out) == before
     encode_source(source, failing, out, **changed)
     assert calls < 13 + 26, "the first shard was kept"
-    encode_source(source, encode, make.root / "whole", **OPTIONS | {"seed": 6})
-    assert hashes(out) == hashes(make.root / "whole")
-    assert sorted(path.name for path in make.root.iterdir()) == ["out", "shards", "whole"]
+    encode_source(source, encode, make.root / "complete", **OPTIONS | {"seed": 6})
+    assert hashes(out) == hashes(make.root / "complete")
+    assert sorted(path.name for path in make.root.iterdir()) == ["complete", "out", "shards"]
     (out / "notes").write_text("mine")
     with pytest.raises(ValueError, match=r"holds other files \(notes\)"):
         encode_source(source, encode, out, **changed)

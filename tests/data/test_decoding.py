@@ -154,10 +154,10 @@ def test_reasons_hold_no_address(make: Any, monkeypatch: pytest.MonkeyPatch) -> 
 def test_random_damage_never_raises_anything_else(make: Any) -> None:
     rng = np.random.default_rng(0)
     for format in ("PNG", "JPEG", "WEBP", "GIF", "TIFF"):
-        whole = np.frombuffer(make.image(1, (16, 16), format), np.uint8)
+        complete = np.frombuffer(make.image(1, (16, 16), format), np.uint8)
         for _ in range(40):
-            damaged = whole.copy()
-            damaged[rng.integers(0, len(whole), 5)] = rng.integers(0, 256, 5, np.uint8)
+            damaged = complete.copy()
+            damaged[rng.integers(0, len(complete), 5)] = rng.integers(0, 256, 5, np.uint8)
             try:
                 image = decode_image(damaged.tobytes())
             except CorruptImageError:

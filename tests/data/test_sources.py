@@ -165,7 +165,7 @@ def damaged_header(path: Path, make: Any) -> None:
     path.write_bytes(bytes(data))
 
 
-def cut(path: Path, make: Any) -> None:
+def truncated(path: Path, make: Any) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
@@ -177,7 +177,7 @@ def flipped(path: Path, make: Any) -> None:
 
 @pytest.mark.parametrize(
     ("ending", "spoil"),
-    [("tar", damaged_header), ("tar", cut), ("tar.gz", cut), ("tar.gz", flipped)],
+    [("tar", damaged_header), ("tar", truncated), ("tar.gz", truncated), ("tar.gz", flipped)],
 )
 def test_damaged_shards_are_named_and_the_rest_goes_on(
     make: Any, caplog: pytest.LogCaptureFixture, ending: str, spoil: Any
@@ -197,7 +197,7 @@ def test_damaged_shards_are_named_and_the_rest_goes_on(
 
 def test_a_zipped_tar_with_an_early_end_loses_the_tail_only(make: Any) -> None:
     path = make.shards(50, ending="tar.gz") / "00000.tar.gz"
-    cut(path, make)
+    truncated(path, make)
     found = keys(ShardSource([path]))
     assert len(found) >= 15
     assert found == [f"s{i:04d}" for i in range(len(found))]

@@ -121,14 +121,16 @@ def numbers(variant: str) -> dict[str, Tensor]:
             return torch.zeros(sizes["layer_count"], 4, NUM_TOKENS, SHARED["embed_count"])
 
         previous = torch.cat([torch.tensor([sizes["start"]]), codes[:-1]])[None]
-        whole = decoder(attention_state=empty_state(), prev_tokens=previous, token_index=torch.arange(256), **given)[0]
+        complete = decoder(
+            attention_state=empty_state(), prev_tokens=previous, token_index=torch.arange(256), **given
+        )[0]
         state, steps = empty_state(), []
         for i in range(NUM_TOKENS):
             at = torch.tensor([i])
             one, state = decoder(attention_state=state, prev_tokens=previous[:, [i]], token_index=at, **given)
             steps.append(one)
         cached = torch.cat(steps, 1)
-        assert (cached - whole).abs().max() < 1e-4  # of the original itself
+        assert (cached - complete).abs().max() < 1e-4  # of the original itself
         made["text"].append(text)
         made["logits"].append(cached[:, POSITIONS, :NUM_CODES:STRIDE])
         settings = torch.tensor([1.0, 1, GUIDANCE])  # temperature, top-k, supercondition factor

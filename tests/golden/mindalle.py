@@ -29,7 +29,7 @@ uniform = runpy.run_path(str(Path(__file__).with_name("openai_dvae.py")))["unifo
 FILE = Path(__file__).with_suffix(".safetensors")
 TOKENIZER = Path(__file__).with_name("mindalle_tokenizer.json")
 VOCABULARY, LENGTH = 300, 40
-"""Size of the small vocabulary, and the tokens that captions are cut or filled to."""
+"""Size of the small vocabulary, and the tokens that captions are truncated or filled to."""
 HPARAMS: dict[str, Any] = {
     "embed_dim": 48, "n_layers": 3, "n_heads": 3, "n_dense_layers": 3, "ctx_len_img": 16, "ctx_len_txt": 12,
     "embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0, "mlp_bias": True, "attn_bias": True,
@@ -161,7 +161,7 @@ def computed(variant: str) -> dict[str, Tensor]:
         )
         steps.append(logits)
         past = [*(past or []), torch.stack(present)]
-    kept = cutoff_topk_logits(image_logits[0] / SAMPLER["temperature"], SAMPLER["top_k"])
+    retained = cutoff_topk_logits(image_logits[0] / SAMPLER["temperature"], SAMPLER["top_k"])
     return {
         "text": text,
         "codes": codes,
@@ -169,7 +169,7 @@ def computed(variant: str) -> dict[str, Tensor]:
         "text_logits": text_logits,
         "step_logits": torch.stack(steps, 1),
         "greedy": sampling(net, text, top_k=1, is_tqdm=False, use_fp16=False, max_seq_len=16),
-        "probabilities": cutoff_topp_probs(kept.softmax(-1), SAMPLER["top_p"]),
+        "probabilities": cutoff_topp_probs(retained.softmax(-1), SAMPLER["top_p"]),
     }
 
 
@@ -190,9 +190,9 @@ def tokenized() -> dict[str, Any]:
     from dalle.models.tokenizer import build_tokenizer
 
     answer: dict[str, Any] = json.loads(TOKENIZER.read_text(encoding="utf-8"))
-    whole = answer["vocabulary"]
+    complete = answer["vocabulary"]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        for name, vocabulary in {"ids": whole, "ids_appended": without_padding(whole)}.items():
+        for name, vocabulary in {"ids": complete, "ids_appended": without_padding(complete)}.items():
             write_vocabulary(Path(folder) / name, vocabulary, answer["merges"])
             tokenizer = build_tokenizer(str(Path(folder) / name), context_length=LENGTH, lowercase=True, dropout=None)
             answer[name] = [tokenizer.encode(caption).ids for caption in CAPTIONS]

@@ -179,7 +179,7 @@ def test_a_key_outlives_the_windows_that_may_read_it(spec: str, layout: TextImag
     slots = torch.full((plan.num_slots,), -1)
     for first in range(layout.image):
         written = slice(first, first + window)
-        # The pass from `first` writes its whole window; every later pass may still begin at first + 1.
+        # The pass from `first` writes its complete window; every later pass may still begin at first + 1.
         slots[plan.slot_of_key[written]] = torch.arange(layout.image)[written]
         for step in range(first, min(first + window, layout.image)):
             assert set(reads[step].nonzero().flatten().tolist()) <= set(slots.tolist())

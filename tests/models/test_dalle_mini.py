@@ -41,9 +41,9 @@ def test_captions_stand_between_begin_and_end(caplog: pytest.LogCaptureFixture) 
     assert text.tolist() == [
         [begin, a, a + 1, end, pad, pad, pad, pad],
         [begin, end, pad, pad, pad, pad, pad, pad],
-        [begin, *range(a, a + 6), end],  # cut, but not its end token
+        [begin, *range(a, a + 6), end],  # truncated, but not its end token
     ]
-    assert "captions cut to 6 tokens" in caplog.text
+    assert "captions truncated to 6 tokens" in caplog.text
     assert torch.equal(prior.null_text(), text[1])
 
 

@@ -153,12 +153,12 @@ def test_fully_convolutional() -> None:
     torch.manual_seed(0)
     dvae = DVAE(DVAEConfig(width=4, num_groups=2, blocks_per_group=1, decoder_stem=4, codebook_size=6))
     image = torch.rand(1, 3, 64, 64)
-    whole = dvae.logits(image)
+    complete = dvae.logits(image)
     moved = dvae.logits(image.roll((2, 4), dims=(2, 3)))  # by one cell and two
     inside = slice(8, 24)  # 6 cells from the border see it
-    torch.testing.assert_close(moved.roll((-1, -2), dims=(2, 3))[..., inside, inside], whole[..., inside, inside])
+    torch.testing.assert_close(moved.roll((-1, -2), dims=(2, 3))[..., inside, inside], complete[..., inside, inside])
     part = dvae.logits(image[..., 8:56, 8:56])
-    torch.testing.assert_close(part[..., 8:16, 8:16], whole[..., 12:20, 12:20])
+    torch.testing.assert_close(part[..., 8:16, 8:16], complete[..., 12:20, 12:20])
 
 
 # ------------------------------------------------------------ the relaxation

@@ -77,12 +77,12 @@ def test_nothing_that_came_in_is_written_to(net: DVAE) -> None:
     images = images_of(2).contiguous(memory_format=torch.channels_last)
     before, weights = images.clone(), {name: tensor.clone() for name, tensor in net.state_dict().items()}
     codes = net.encode(images)
-    kept = codes.clone()
+    retained = codes.clone()
     decoded = net.decode(codes)
     before_decoding = decoded.clone()
     net.decode(net.encode(1 - images))
     assert torch.equal(images, before)
-    assert torch.equal(codes, kept)
+    assert torch.equal(codes, retained)
     assert torch.equal(decoded, before_decoding)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in net.state_dict().items())
 
@@ -97,7 +97,7 @@ def test_weights_may_change_between_calls(net: DVAE) -> None:
 
 
 @torch.no_grad()
-def test_the_logits_are_never_whole(net: DVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_logits_are_never_complete(net: DVAE, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     compute = dvae_cpu.Cells.__call__
 
@@ -106,14 +106,14 @@ def test_the_logits_are_never_whole(net: DVAE, monkeypatch: pytest.MonkeyPatch) 
         return compute(self, rows)
 
     images = images_of(5)
-    whole = net.encode(images)
+    complete = net.encode(images)
     monkeypatch.setattr(dvae_cpu.Cells, "__call__", note)
     monkeypatch.setattr(dvae, "_LOGITS_BYTES", {"cpu": 7 * 50 * 4, "cuda": 0})
-    assert torch.equal(net.encode(images), whole)
+    assert torch.equal(net.encode(images), complete)
     assert max(seen) == 7
-    assert sum(seen) == whole.numel()
+    assert sum(seen) == complete.numel()
     monkeypatch.setattr(dvae_cpu, "usable", forbid)
-    assert torch.equal(net.encode(images), whole)
+    assert torch.equal(net.encode(images), complete)
 
 
 @torch.no_grad()

@@ -160,7 +160,7 @@ class Stack(nn.Module):
 # PyTorch's compiler warns of what it does itself.
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("recompute", [False, True])
-def test_compiled_whole_and_not_again_when_scales_change(recompute: bool) -> None:
+def test_compiled_complete_and_not_again_when_scales_change(recompute: bool) -> None:
     torch.manual_seed(0)
     torch._dynamo.reset()
     scales = torch.empty(3)
@@ -342,19 +342,19 @@ def test_limits() -> None:
 def test_state_goes_on_where_it_stood() -> None:
     generator = torch.Generator().manual_seed(0)
     flags = (torch.rand(400, 5, generator=generator) > 0.05).tolist()
-    whole, first, second = GradientScales(5), GradientScales(5), GradientScales(5)
+    complete, first, second = GradientScales(5), GradientScales(5), GradientScales(5)
     for row in flags:
-        updated(whole, *row)
+        updated(complete, *row)
     for row in flags[:200]:
         updated(first, *row)
-    kept = first.state_dict()
+    retained = first.state_dict()
     updated(first, *[False] * 5)  # what was kept is a copy
-    second.load_state_dict(kept)
+    second.load_state_dict(retained)
     for row in flags[200:]:
         updated(second, *row)
-    assert torch.equal(whole.values, second.values)
-    assert torch.equal(whole.since_division, second.since_division)
-    assert len({*whole.values.tolist()}) > 1
+    assert torch.equal(complete.values, second.values)
+    assert torch.equal(complete.since_division, second.since_division)
+    assert len({*complete.values.tolist()}) > 1
 
 
 def test_views_follow_the_scales() -> None:

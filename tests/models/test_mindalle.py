@@ -98,8 +98,8 @@ def test_the_most_likely_codes_are_those_of_the_original(prior: MinDALLE) -> Non
 def test_temperature_and_filters_mean_what_they_mean_there() -> None:
     probabilities = Sampler(**GOLDEN["SAMPLER"]).filter(golden("image_logits")[0]).softmax(-1)
     torch.testing.assert_close(probabilities, golden("probabilities"), atol=1e-6, rtol=1e-5)
-    kept = (probabilities > 0).sum(-1)
-    assert kept.min() < kept.max() <= 9, "both filters act"
+    retained = (probabilities > 0).sum(-1)
+    assert retained.min() < retained.max() <= 9, "both filters act"
 
 
 def test_published_size() -> None:
@@ -159,10 +159,10 @@ def test_captions_are_encoded_as_by_the_original(ids: str, padding: int) -> None
     assert max(lengths) == GOLDEN["LENGTH"]
 
 
-def test_a_caption_that_is_cut_is_told(prior: MinDALLE, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_caption_that_is_truncated_is_told(prior: MinDALLE, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         prior.encode_captions(tokenizer(TOKENIZED["vocabulary"]), ["a cat " * 12])
-    assert "captions cut to 12 tokens" in caplog.text
+    assert "captions truncated to 12 tokens" in caplog.text
 
 
 def test_tokenizers_that_do_not_fit(prior: MinDALLE) -> None:

@@ -36,14 +36,14 @@ def test_layers_are_rounded_and_the_rest_stays(
     assert torch.get_float32_matmul_precision() == "highest", "no setting of the process changes"
     assert is_quantized(prior)
     assert not is_quantized(exact)
-    kept = dict(exact.named_parameters())
+    retained = dict(exact.named_parameters())
     for name, parameter in prior.named_parameters():
         if name.startswith("layers") and parameter.ndim == 2:
             assert type(parameter.data) is not torch.Tensor, name
-            error = (parameter.dequantize().float() - kept[name].float()).norm() / kept[name].float().norm()
+            error = (parameter.dequantize().float() - retained[name].float()).norm() / retained[name].float().norm()
             assert (least if dtype == torch.float32 else 0) < error < most, name
         else:
-            assert torch.equal(parameter, kept[name]), name
+            assert torch.equal(parameter, retained[name]), name
 
 
 @needs_torchao

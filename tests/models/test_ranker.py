@@ -72,7 +72,7 @@ def test_ids_have_start_end_and_a_limit(ranker: Ranker) -> None:
     assert ids.shape == (4, 20)
     assert ids[0].tolist() == [256, *b"a red apple", *[257] * 8]
     assert (ids[:, 0] == 256).all()
-    assert ids[2, -1] == 257  # a cut caption still ends
+    assert ids[2, -1] == 257  # a truncated caption still ends
 
 
 def test_a_caption_that_spells_the_end_does_not_end_there(ranker: Ranker) -> None:

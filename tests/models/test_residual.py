@@ -50,12 +50,12 @@ def test_recomputing_changes_no_gradient_and_keeps_the_inputs_alone() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         gradients(prior)
-        kept = len(saved)
+        cached = len(saved)
         for block in prior.residual_blocks():
             block.residual.recompute = True
         saved.clear()
         recomputed = gradients(prior)
-    assert len(saved) < kept / 2
+    assert len(saved) < cached / 2
     assert expected.keys() == recomputed.keys()
     for name, gradient in expected.items():
         assert torch.equal(gradient, recomputed[name]), name
@@ -82,7 +82,7 @@ def compare_with_compiled(recompute: bool) -> None:
         return {"loss": loss.detach(), **found}
 
     expected = step()
-    kept = [set(mask.kept) for mask in prior.masks]
+    cached = [set(mask.cached) for mask in prior.masks]
     for block in prior.residual_blocks():
         block.residual.compiled = True
         block.residual.recompute = recompute
@@ -94,7 +94,7 @@ def compare_with_compiled(recompute: bool) -> None:
             torch.testing.assert_close(came[name], value, atol=1e-5, rtol=1e-5, msg=name)
     assert counters["stats"]["unique_graphs"] > 3
     assert not counters["graph_break"]
-    assert [set(mask.kept) for mask in prior.masks] == kept, "masks are made outside of the graphs"
+    assert [set(mask.cached) for mask in prior.masks] == cached, "masks are made outside of the graphs"
     assert list(prior.state_dict()) == names
 
 

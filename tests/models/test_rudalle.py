@@ -137,8 +137,8 @@ def test_captions_as_the_original_reads_them() -> None:
     came = prior.encode_captions(tokenizer, captions)
     wrong = [caption for caption, row in zip(captions, came.ne(expected).any(1), strict=True) if row]
     assert not wrong
-    cut = (expected[:, -1] < VOCAB) & (expected[:, -1] != 3)
-    assert 20 < int(cut.sum()) < len(rows) - 200, "some are cut, and then have no end"
+    truncated = (expected[:, -1] < VOCAB) & (expected[:, -1] != 3)
+    assert 20 < int(truncated.sum()) < len(rows) - 200, "some are truncated, and then have no end"
 
 
 def test_what_is_no_caption_is_named(twins: tuple[RuDALLE, dict[str, Tensor]]) -> None:

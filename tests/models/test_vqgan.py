@@ -63,7 +63,7 @@ def test_equals_the_stored_outputs_of_the_original(kind: str, config: VQGANConfi
     torch.testing.assert_close(net.vectors(golden["images"]), golden["vectors"], **TWIN)
     assert torch.equal(net.encode(golden["images"]), golden["codes"])
     assert len(golden["codes"].unique()) > 8  # so that a mistake would show
-    pixels = golden["pixels"]  # in [-1, 1], before they are cut
+    pixels = golden["pixels"]  # in [-1, 1], before they are clamped
     assert (pixels.abs() < 1).float().mean() > 0.5
     torch.testing.assert_close(net.decoder(net.post_quant_conv(net.quantize(golden["codes"]))), pixels, **TWIN)
     torch.testing.assert_close(net.decode(golden["codes"]), ((pixels + 1) / 2).clamp(0, 1), **TWIN)

@@ -265,7 +265,7 @@ def local_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Local
 
 @pytest.fixture
 def model_folder(random_prior: Callable[..., Prior], tmp_path: Path) -> Path:
-    """A small whole model with a record, its prior in shards."""
+    """A small complete model with a record, its prior in shards."""
     torch.manual_seed(0)
     dvae = DVAE(DVAEConfig(image_size=12, width=4, num_groups=3, decoder_stem=4, codebook_size=7))
     pipe = DallePipeline(dvae, random_prior(text_vocab=256, text_length=6), ByteTokenizer())

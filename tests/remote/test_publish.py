@@ -1,4 +1,4 @@
-"""Publishing through the real client: checked before, whole or not at all, with a card that says what was measured."""
+"""Publishing through the real client: checked before, atomically, with a card that says what was measured."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def test_a_record_that_says_too_little_is_refused(model_folder: Path, field: str
         prepare(again_with(model_folder, **{field: value}), "org/toy")
 
 
-def test_a_folder_that_is_not_whole_is_refused(model_folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_complete_is_refused(model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'toy' is no name on the Hub: expected organisation/name"):
         prepare(model_folder, "toy")
     with pytest.raises(ModelFolderError, match=r"has no model_index.json"):

@@ -19,7 +19,7 @@ from dalle_zoo.sampling.capture import RepeatedStep
 Maker = Callable[..., Prior]
 
 DECODING = {"atol": 1e-5, "rtol": 1e-4}
-"""Float32 rounding over the layers: a step sums up in another order than the whole matrix does."""
+"""Float32 rounding over the layers: a step sums up in another order than the complete matrix does."""
 
 SCHEDULES = [*MASKS, "conv(kernel=3)", "row, column", "paper", "paper(kernel=3)"]
 every_schedule = pytest.mark.parametrize("masks", SCHEDULES)
@@ -132,10 +132,10 @@ def test_a_step_reads_no_slot_that_its_mask_forbids(random_prior: Maker, masks: 
             assert count == int(dense[step].sum())
             # What the step does not read is not a number, but for slots that it reads masked.
             idle = torch.ones(plan.num_slots, dtype=torch.bool).index_fill(0, reads, False)
-            kept = cache.key[:, :, :, idle], cache.value[:, :, :, idle]
+            retained = cache.key[:, :, :, idle], cache.value[:, :, :, idle]
             cache.key[:, :, :, idle], cache.value[:, :, :, idle] = torch.nan, torch.nan
             assert decoder.step(step, codes[:, :, step - 1] if step else None).isfinite().all()
-            cache.key[:, :, :, idle], cache.value[:, :, :, idle] = kept
+            cache.key[:, :, :, idle], cache.value[:, :, :, idle] = retained
 
 
 @pytest.mark.parametrize(("masks", "gathered"), [("row", 0), ("full", 0), ("column", 29), ("conv", 15)])

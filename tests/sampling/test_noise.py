@@ -35,7 +35,7 @@ def uniform(seeds: Tensor, step: int, size: int) -> Tensor:
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 1023])
-def test_the_hash_against_whole_numbers(step: int) -> None:
+def test_the_hash_against_integers(step: int) -> None:
     seeds = [0, 1, 2**40 + 17, 2**63 - 1, derive_seed(0, "prompt", 3)]
     came = gumbel(torch.tensor(seeds), step, 9)
     assert came.dtype == torch.float32
@@ -64,8 +64,8 @@ def test_neighbours_are_independent() -> None:
             a, b = u.narrow(axis, 0, u.shape[axis] - lag), u.narrow(axis, lag, u.shape[axis] - lag)
             assert abs(float((a * b).mean()) * 12) < noise_level, f"axis {axis}, lag {lag}"
     # No entry, step or seed stands out either.
-    for kept in range(3):
-        others = [axis for axis in range(3) if axis != kept]
+    for retained in range(3):
+        others = [axis for axis in range(3) if axis != retained]
         means = u.mean(others)
         spread = math.sqrt(1 / 12 / (u.numel() / len(means)))
         assert means.abs().max() < STANDARD_ERRORS * spread

@@ -14,7 +14,7 @@ from dalle_zoo.sampling import Sampler
 LOGITS = torch.tensor([[1.0, 3.0, -2.0, 0.5, 2.0], [0.0, -1.0, 4.0, 4.5, -3.0]])
 
 
-def kept(sampler: Sampler, logits: Tensor) -> list[set[int]]:
+def retained(sampler: Sampler, logits: Tensor) -> list[set[int]]:
     return [set(row.isfinite().nonzero()[:, 0].tolist()) for row in sampler.filter(logits)]
 
 
@@ -70,7 +70,7 @@ def test_the_gumbel_max_rule_is_what_samples() -> None:
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 9])
 def test_top_k_is_a_count_of_image_tokens(count: int) -> None:
     order = [[1, 4, 0, 3, 2], [3, 2, 0, 1, 4]]
-    assert kept(Sampler(top_k=count), LOGITS) == [set(row[:count]) for row in order]
+    assert retained(Sampler(top_k=count), LOGITS) == [set(row[:count]) for row in order]
     finite = Sampler(top_k=count).filter(LOGITS)
     assert torch.equal(finite[finite.isfinite()], LOGITS[finite.isfinite()]), "what is kept is unchanged"
 
@@ -95,7 +95,7 @@ def test_top_k_filters_a_vocabulary_of_the_papers_size() -> None:
 @pytest.mark.parametrize("mass", [0.05, 0.3, 0.5, 0.75, 0.9, 0.999, 1.0])
 def test_top_p_is_the_smallest_set_that_reaches_p(mass: float) -> None:
     logits = torch.randn(6, 30, generator=torch.Generator().manual_seed(0)).double()
-    for row, chosen in zip(logits, kept(Sampler(top_p=mass), logits), strict=True):
+    for row, chosen in zip(logits, retained(Sampler(top_p=mass), logits), strict=True):
         law = row.softmax(-1).tolist()
         best = sorted(range(30), key=lambda entry: -law[entry])
         assert chosen == set(best[: len(chosen)]), "the most likely ones"
@@ -106,16 +106,16 @@ def test_top_p_is_the_smallest_set_that_reaches_p(mass: float) -> None:
 
 def test_top_p_at_a_border_and_with_ties() -> None:
     half = torch.tensor([[0.5, 0.25, 0.25]]).log()
-    assert kept(Sampler(top_p=0.5), half) == [{0}]
-    assert len(kept(Sampler(top_p=0.7), half)[0]) == 2
-    assert kept(Sampler(top_p=1e-9), half) == [{0}], "one token always stays"
+    assert retained(Sampler(top_p=0.5), half) == [{0}]
+    assert len(retained(Sampler(top_p=0.7), half)[0]) == 2
+    assert retained(Sampler(top_p=1e-9), half) == [{0}], "one token always stays"
 
 
 def test_filters_act_after_the_temperature_and_top_k_first() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
-    assert kept(Sampler(top_p=0.7), logits) == [{0, 1}]
-    assert kept(Sampler(top_p=0.7, temperature=0.25), logits) == [{0}]
-    assert kept(Sampler(top_p=0.6, top_k=2), logits) == [{0}]  # 0.5 / 0.8 > 0.6
+    assert retained(Sampler(top_p=0.7), logits) == [{0, 1}]
+    assert retained(Sampler(top_p=0.7, temperature=0.25), logits) == [{0}]
+    assert retained(Sampler(top_p=0.6, top_k=2), logits) == [{0}]  # 0.5 / 0.8 > 0.6
 
 
 def test_rows_are_filtered_apart() -> None:

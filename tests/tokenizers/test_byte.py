@@ -24,7 +24,7 @@ def test_every_character_survives() -> None:
 
 
 @pytest.mark.parametrize("length", range(12))
-def test_bytes_cut_apart_decode_like_python(length: int) -> None:
+def test_bytes_split_apart_decode_like_python(length: int) -> None:
     data = "aé🍎z日".encode()[:length]
     assert ByteTokenizer().decode(data) == data.decode(errors="replace")
 

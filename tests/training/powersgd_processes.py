@@ -101,7 +101,7 @@ class Run:
 
 
 def exact_for_low_rank(groups: Groups) -> dict[str, Any]:
-    """Matrices whose true rank is that of the factors; a view with strides; tensors that go whole."""
+    """Matrices whose true rank is that of the factors; a view with strides; tensors that go uncompressed."""
     found = {}
     for size in (2, 4):
         group = groups[size]
@@ -113,11 +113,11 @@ def exact_for_low_rank(groups: Groups) -> dict[str, Any]:
         local["tall"] = local["tall"].t().contiguous().t()  # column after column
         mean = {name: exact_mean(gradient, group) for name, gradient in local.items()}
         mean_others = [exact_mean(other, group) for other in others]
-        kept = local.copy()
+        retained = local.copy()
         powersgd = PowerSGD(8, group, group)
         assert powersgd.reduce(local, others)
         found[str(size)] = {
-            "matrices": {name: distance(kept[name], mean[name]) for name in SHAPES},
+            "matrices": {name: distance(retained[name], mean[name]) for name in SHAPES},
             "others": [distance(other, m) for other, m in zip(others, mean_others, strict=True)],
             "compressed": list(powersgd.error_means()),
             "outside": bool((around[1::2] == 5).all() and (around[:, :3] == 5).all()),
@@ -125,7 +125,7 @@ def exact_for_low_rank(groups: Groups) -> dict[str, Any]:
     return found
 
 
-def whole_at_high_rank(groups: Groups) -> dict[str, Any]:
+def uncompressed_at_high_rank(groups: Groups) -> dict[str, Any]:
     """At full rank nothing is compressed, and everything is exact."""
     local = gradients(dist.get_rank(), 0)
     mean = {name: exact_mean(gradient, groups[4]) for name, gradient in local.items()}
@@ -164,7 +164,7 @@ def bfloat16(groups: Groups) -> dict[str, Any]:
     return {
         "first update": max(distance(first[1][name], first[0][name]) for name in COMPRESSED),
         "factors": [run.powersgd.traffic.factors for run in (plain, wire)],
-        "whole": [run.powersgd.traffic.whole for run in (plain, wire)],
+        "complete": [run.powersgd.traffic.uncompressed for run in (plain, wire)],
         "invariant": wire.updates(1).invariant(),
         "invariant of bfloat16 buffers": buffers.invariant(),
         "clamped": [float(x) for x in clamped[0]],
@@ -198,9 +198,9 @@ def not_finite(groups: Groups) -> dict[str, Any]:
                 spoil(local, other, flag)
             steps.append(powersgd.reduce(local, [other], flag))
             if step == 1:
-                kept = all(torch.equal(before[name], error) for name, error in powersgd._errors.items())
+                retained = all(torch.equal(before[name], error) for name, error in powersgd._errors.items())
         applied = all(bool(gradient.isfinite().all()) for gradient in local.values())
-        found[spoil.__name__] = {"returned": steps, "kept": kept and len(before) == 3, "applied": applied}
+        found[spoil.__name__] = {"returned": steps, "kept": retained and len(before) == 3, "applied": applied}
     return found
 
 
@@ -244,13 +244,13 @@ def save_on_four_load_on_two(groups: Groups) -> dict[str, Any]:
     two = Run(groups[2], before=four)
     two.powersgd.load_error_means(pending)
     loaded = two.powersgd.error_means()
-    whole = Run(groups[2], before=four, rank=20)  # more than any matrix is compressed to
-    whole.powersgd.load_error_means(pending)
+    uncompressed = Run(groups[2], before=four, rank=20)  # more than any matrix is compressed to
+    uncompressed.powersgd.load_error_means(pending)
     return {
         "same": max(distance(loaded[name], pending[name]) for name in COMPRESSED),
         "invariant": two.updates(6, 12).invariant(),
-        "all sent at a higher rank": whole.updates(6, 8).gap(),
-        "left at a higher rank": list(whole.powersgd.error_means()),
+        "all sent at a higher rank": uncompressed.updates(6, 8).gap(),
+        "left at a higher rank": list(uncompressed.powersgd.error_means()),
         "size of what was pending": max(
             distance(two.exact[name] - pending[name], two.exact[name]) for name in pending
         ),
@@ -303,8 +303,8 @@ def refusals(groups: Groups) -> dict[str, Any]:
 
 
 SCENARIOS: tuple[Callable[[Groups], dict[str, Any]], ...] = (
-    exact_for_low_rank, whole_at_high_rank, invariant, error_feedback, bfloat16, not_finite, broken_buffer, traffic,
-    save_on_four_load_on_two, determinism, half_gradients, refusals,
+    exact_for_low_rank, uncompressed_at_high_rank, invariant, error_feedback, bfloat16, not_finite, broken_buffer,
+    traffic, save_on_four_load_on_two, determinism, half_gradients, refusals,
 )  # fmt: skip
 
 

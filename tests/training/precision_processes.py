@@ -103,7 +103,7 @@ class Recorder(Callback):
         if isinstance(trainer.precision_plugin, ResblockPrecision):
             self.finite.append(bool(trainer.precision_plugin.finite))
         if trainer.global_step == 0:
-            self.gradients = {n: whole(p.grad) for n, p in pl_module.net.named_parameters() if p.grad is not None}
+            self.gradients = {n: unsharded(p.grad) for n, p in pl_module.net.named_parameters() if p.grad is not None}
         self.before.append(snapshot(pl_module, optimizer))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -120,19 +120,19 @@ class Saver(Callback):
         trainer.save_checkpoint(self.path)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def unsharded(tensor: Tensor) -> Tensor:
     full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
     return full.detach().clone()
 
 
 def snapshot(module: Any, optimizer: Any) -> dict[str, Tensor]:
     """Weights and moments of this process, copies."""
-    kept = {}
+    retained = {}
     for name, parameter in module.net.named_parameters():
-        kept[name] = local(parameter.detach()).clone()
+        retained[name] = local(parameter.detach()).clone()
         for key, moment in optimizer.state.get(parameter, {}).items():
-            kept[f"{name}/{key}"] = local(moment).clone()
-    return kept
+            retained[f"{name}/{key}"] = local(moment).clone()
+    return retained
 
 
 def make_module(recompute: bool = False, **options: Any) -> PriorModule:

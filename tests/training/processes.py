@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.training.averaging import WeightEMA
 from dalle_zoo.training.base import deferred_weights
-from dalle_zoo.training.checkpoints import Checkpoint, WholeCheckpointIO, states, whole_checkpoint
+from dalle_zoo.training.checkpoints import AtomicCheckpointIO, Checkpoint, states, unsharded_checkpoint
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.prior_module import PriorModule
 from dalle_zoo.training.schedules import LearningRate
@@ -48,7 +48,7 @@ def usual_initial(self: Prior, name: str) -> tuple[float, float]:
 
 
 class Batches:
-    """Batch k of the whole world, of which each process has its part; it goes on where a state says."""
+    """Batch k of the complete world, of which each process has its part; it goes on where a state says."""
 
     def __init__(self, rank: int, world: int) -> None:
         share = GLOBAL_BATCH // world
@@ -79,7 +79,7 @@ class Batches:
 
 
 class Recorder(Callback):
-    """Loss of every update, and the gradients of some, whole and averaged over all processes."""
+    """Loss of every update, and the gradients of some, complete and averaged over all processes."""
 
     def __init__(self, at: list[int], pace: float, out: Path) -> None:
         self.at, self.pace, self.out = at, pace, out
@@ -96,7 +96,7 @@ class Recorder(Callback):
         self.losses.append(float(trainer.strategy.reduce(outputs["loss"].detach().clone())))
 
 
-def whole(tensor: Tensor) -> Tensor:
+def unsharded(tensor: Tensor) -> Tensor:
     """A copy of all of a tensor, which may be sharded."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
@@ -113,7 +113,7 @@ class RecordingModule(PriorModule):
             context = FullyShardedDataParallel.summon_full_params(model, with_grads=True) if flat else nullcontext()
             with context:
                 self.recorder.gradients[self.global_step] = {
-                    name.replace("_fsdp_wrapped_module.", ""): whole(parameter.grad)
+                    name.replace("_fsdp_wrapped_module.", ""): unsharded(parameter.grad)
                     for name, parameter in self.net.named_parameters()
                     if parameter.grad is not None
                 }
@@ -153,13 +153,13 @@ def train(case: dict[str, Any], rank: int, world: int) -> None:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    trainer.strategy.checkpoint_io = WholeCheckpointIO()
+    trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     measured = [Batches(rank, world).batch(index) for index in range(2)]
     validation = DataLoader(measured, batch_size=None) if case.get("validate") else None  # type: ignore[arg-type]
     trainer.fit(module, Batches(rank, world), validation, ckpt_path=case.get("resume"))
     strategy = trainer.strategy
     if isinstance(strategy, ShardedStates):
-        weights = strategy.whole_weights("net.")
+        weights = strategy.unsharded_weights("net.")
     else:
         weights = {name: tensor.clone() for name, tensor in module.net.state_dict().items()}
     measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
@@ -242,8 +242,8 @@ def run_killed(case: dict[str, Any], kills: int) -> None:
         kill(children)  # the others cannot go on
         for child in children:
             os.waitpid(child, 0)
-        for state in states(folder):  # whatever has the name of a checkpoint is a whole one
-            assert whole_checkpoint(state)["state_dict"].keys(), state
+        for state in states(folder):  # whatever has the name of a checkpoint is a complete one
+            assert unsharded_checkpoint(state)["state_dict"].keys(), state
         newest.append(states(folder)[-1].name if states(folder) else "")
     run({**case, "resume": str(states(folder)[-1])})
     sys.stdout.write(json.dumps({"kills": kills, "newest": newest}) + "\n")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dalle_zoo.models.dvae import DVAEConfig
 from dalle_zoo.training.callbacks import ImageLogger, default_loggers
-from dalle_zoo.training.checkpoints import Checkpoint, WholeCheckpointIO
+from dalle_zoo.training.checkpoints import AtomicCheckpointIO, Checkpoint
 from dalle_zoo.training.dvae_module import DVAEModule
 
 
@@ -75,8 +75,8 @@ def test_curves_go_to_csv_and_to_tensorboard_when_it_is_there(tmp_path: Path, mo
     assert (tmp_path / "metrics" / "version_0" / "metrics.csv").read_text().splitlines() == ["loss,step", "0.5,3"]
 
 
-def test_a_state_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, io = tmp_path / "new" / "00000003.ckpt", WholeCheckpointIO()
+def test_a_state_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, io = tmp_path / "new" / "00000003.ckpt", AtomicCheckpointIO()
     io.save_checkpoint({"step": 3}, path)
     assert torch.load(path, weights_only=True) == {"step": 3}
 

@@ -121,7 +121,7 @@ def test_noise_is_a_function_of_seed_update_and_batch() -> None:
     assert sampled(module(), 3) != sampled(module(seed=1), 3)
 
 
-def test_validation_counts_codes_over_the_whole_pass() -> None:
+def test_validation_counts_codes_over_the_complete_pass() -> None:
     stage = module()
     with torch.no_grad():  # one code for dark cells, another for bright ones
         for parameter in stage.net.encoder.output.parameters():

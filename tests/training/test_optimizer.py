@@ -1,4 +1,4 @@
-"""AdamW: like PyTorch's where nothing is clipped, by hand where it is, and on shards as on whole tensors."""
+"""AdamW: like PyTorch's where nothing is clipped, by hand where it is, and on shards as on unsharded tensors."""
 
 from __future__ import annotations
 
@@ -189,9 +189,9 @@ def test_reduced_moments_stay_near_float32(moments: str, dtype: torch.dtype) -> 
     way = right[0].weight.float() - start[0]
     assert 0 < gap.norm() < 0.1 * way.norm()
     # One byte a value and a float32 for every 256; small tensors stay as they are.
-    kept = reduced.state[left[0].weight]["exp_avg"]
-    assert kept.codes.element_size() == 1
-    assert kept.scale.numel() == 64 * 64 // 256
+    retained = reduced.state[left[0].weight]["exp_avg"]
+    assert retained.codes.element_size() == 1
+    assert retained.scale.numel() == 64 * 64 // 256
     assert type(reduced.state[left[1].weight]["exp_avg"]) is Tensor
     assert left[0].weight.dtype == dtype
 
@@ -299,7 +299,8 @@ def test_reduced_moments_without_torchao_say_what_to_install(monkeypatch: pytest
         make(AdamWConfig(moments="8bit"), network())
 
 
-# The same updates on shards in two processes and on whole tensors in one; the state goes through a checkpoint folder.
+# The same updates on shards in two processes and on unsharded tensors in one; the state goes through a checkpoint
+# folder.
 SHARDED = """
 import sys
 import torch
@@ -334,7 +335,7 @@ def train(net, optimizer, updates):
         optimizer.step()
         optimizer.zero_grad()
 
-def whole(value):
+def complete(value):
     return (value.full_tensor() if isinstance(value, DTensor) else value).detach()
 
 def same(left, right):
@@ -348,28 +349,28 @@ net, optimizer = build(True)
 train(alone, single, range(4))
 train(net, optimizer, range(4))
 for left, right in zip(alone.parameters(), net.parameters(), strict=True):
-    same(left.detach(), whole(right))
+    same(left.detach(), complete(right))
 state = {"optimizer": get_optimizer_state_dict(net, optimizer)}
 assert all(type(v["exp_avg"]) is DTensor and v["exp_avg"].dtype == torch.float32
            for v in state["optimizer"]["state"].values())
 assert max(v["exp_avg_sq"].to_local().max() for v in state["optimizer"]["state"].values()) <= 0.5 * 1.001
 dcp.save(state, checkpoint_id=folder)
 
-# Into whole tensors, and into shards again: both go on alike.
+# Into unsharded tensors, and into shards again: both go on alike.
 for sharded in (False, True):
     other, again = build(sharded)
     for p, q in zip(other.parameters(), net.parameters(), strict=True):
-        p.data.copy_(q.data if sharded else whole(q))
+        p.data.copy_(q.data if sharded else complete(q))
     filled = {"optimizer": get_optimizer_state_dict(other, again)}
     dcp.load(filled, checkpoint_id=folder)
     set_optimizer_state_dict(other, again, filled["optimizer"])
     train(other, again, range(4, 6))
     if not sharded:
-        from_whole = [p.detach() for p in other.parameters()]
-for left, right in zip(from_whole, other.parameters(), strict=True):
-    same(left, whole(right))
+        from_unsharded = [p.detach() for p in other.parameters()]
+for left, right in zip(from_unsharded, other.parameters(), strict=True):
+    same(left, complete(right))
 train(alone, single, range(4, 6))
-for left, right in zip(alone.parameters(), from_whole, strict=True):
+for left, right in zip(alone.parameters(), from_unsharded, strict=True):
     same(left.detach(), right)
 dist.destroy_process_group()
 print("done")
@@ -377,7 +378,7 @@ print("done")
 
 
 @pytest.mark.parametrize("moments", ["float32", pytest.param("8bit", marks=needs_torchao)])
-def test_shards_are_updated_like_whole_tensors(moments: str, tmp_path: Path) -> None:
+def test_shards_are_updated_like_unsharded_tensors(moments: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(

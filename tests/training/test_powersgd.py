@@ -48,7 +48,7 @@ def test_low_rank_gradients_and_uncompressed_tensors_get_their_exact_mean(proces
 
 def test_at_full_rank_nothing_is_compressed_and_all_is_exact(processes: list[Found]) -> None:
     for found in processes:
-        entry = found["whole_at_high_rank"]
+        entry = found["uncompressed_at_high_rank"]
         assert entry["distance"] < EXACT
         assert entry["errors"] == []
         assert entry["traffic"] == [0, 4 * (24 * 40 + 64 * 16 + 32 * 32 + 4 * 50), 0]
@@ -73,7 +73,7 @@ def test_bfloat16_halves_the_bytes_of_the_factors_and_is_close(processes: list[F
         entry = found["bfloat16"]
         assert 0 < entry["first update"] < 2e-2  # a few units of 2^-8
         assert entry["factors"][1] * 2 == entry["factors"][0] > 0
-        assert entry["whole"][0] == entry["whole"][1]
+        assert entry["complete"][0] == entry["complete"][1]
         assert entry["invariant"] < EXACT, "the rounding of the wire is not in the error"
         assert EXACT < entry["invariant of bfloat16 buffers"] < 1e-2
         largest = torch.finfo(torch.bfloat16).max
@@ -100,15 +100,15 @@ def test_a_buffer_that_is_not_finite_starts_again_from_zero(processes: list[Foun
 def test_bytes_are_those_of_the_formula(processes: list[Found]) -> None:
     r = 4
     factors = 4 * r * ((24 + 40) + (64 + 16) + (32 + 32))
-    whole = 4 * (4 * 50 + 7)
+    uncompressed = 4 * (4 * 50 + 7)
     matrices = 4 * (24 * 40 + 64 * 16 + 32 * 32)
     for found in processes:
         entry = found["traffic"]
-        assert entry["traffic"] == [factors, whole, matrices]
+        assert entry["traffic"] == [factors, uncompressed, matrices]
         assert entry["rate"] == pytest.approx(1 - factors / matrices)
         p = 4 * r * (24 + 16 + 32)  # the shorter sides
-        assert entry["counted"] == [p, factors - p, whole, 4], "P, R, all that is whole, the flag"
-        assert entry["sent"] == factors + whole
+        assert entry["counted"] == [p, factors - p, uncompressed, 4], "P, R, all that is complete, the flag"
+        assert entry["sent"] == factors + uncompressed
 
 
 def test_bytes_are_those_that_planning_expects(processes: list[Found]) -> None:
@@ -118,7 +118,7 @@ def test_bytes_are_those_that_planning_expects(processes: list[Found]) -> None:
     )
     planned = factors_of(parameters, shards=1, rank=4)
     sent = Traffic(*processes[0]["traffic"]["traffic"])
-    assert sent == (4 * (planned.left + planned.right), 4 * planned.whole, 4 * planned.matrices)
+    assert sent == (4 * (planned.left + planned.right), 4 * planned.uncompressed, 4 * planned.matrices)
     assert sent.compression_rate == pytest.approx(planned.compression)
     assert processes[0]["traffic"]["counted"][0] == 4 * planned.left
 
@@ -207,7 +207,7 @@ def test_the_rates_of_the_paper(width: int, rank: int, rate: float) -> None:
     assert traffic.compression_rate == pytest.approx(1 - 5 * rank / (8 * width))
 
 
-def test_a_matrix_goes_whole_where_factors_save_nothing() -> None:
+def test_a_matrix_is_sent_uncompressed_where_factors_save_nothing() -> None:
     assert compresses((20, 20), 9)
     assert not compresses((20, 20), 10)  # 10 * 40 numbers either way
     assert not compresses((0, 20), 1)  # a process without rows of an uneven shard

@@ -92,7 +92,7 @@ def weights(module: Any) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("kind", ["plain", "fsdp2"])
-def test_names_for_whole_weights_and_fsdp2(kind: Any, device: str) -> None:
+def test_names_for_unsharded_weights_and_fsdp2(kind: Any, device: str) -> None:
     assert type(make_precision("32-true", device, kind)) is Precision
     mixed, half = make_precision("bf16-mixed", device, kind), make_precision("bf16-true", device, kind)
     assert isinstance(mixed, MixedPrecision)
@@ -217,16 +217,16 @@ def test_an_overflow_outside_the_blocks_skips_the_update_and_divides_no_scale() 
 def test_a_resumed_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
     """Scales and counters too: an overflow before the checkpoint, and one after it that comes too soon to divide."""
     spoil = {1: runs.SPOILED, 4: runs.SPOILED, 5: "row_position.weight"}
-    whole = ResblockPrecision("emulated")
-    _, _, module = runs.train(whole, spoil=spoil)
+    complete = ResblockPrecision("emulated")
+    _, _, module = runs.train(complete, spoil=spoil)
     trainer, _, _ = runs.train(ResblockPrecision("emulated"), spoil=spoil, max_steps=3)
     trainer.save_checkpoint(tmp_path / "3.ckpt")
     resumed = ResblockPrecision("emulated")
     _, _, again = runs.train(resumed, spoil=spoil, ckpt_path=tmp_path / "3.ckpt")
     assert runs.equal(weights(again), weights(module))
-    assert whole.num_skipped == resumed.num_skipped == 3
-    assert runs.equal(whole.state_dict()["scales"], resumed.state_dict()["scales"])
-    assert whole.state_dict()["scales"]["since_division"].tolist()[2] == 4
+    assert complete.num_skipped == resumed.num_skipped == 3
+    assert runs.equal(complete.state_dict()["scales"], resumed.state_dict()["scales"])
+    assert complete.state_dict()["scales"]["since_division"].tolist()[2] == 4
 
 
 def test_the_trainer_leaves_the_network_as_it_was_and_keeps_the_scales() -> None:
@@ -234,10 +234,10 @@ def test_the_trainer_leaves_the_network_as_it_was_and_keeps_the_scales() -> None
     trainer, _, module = runs.train(precision, spoil={1: runs.SPOILED}, limit_val_batches=None)
     assert {block.residual.around for block in module.net.residual_blocks()} == {plain}
     assert precision.scales is not None
-    kept = precision.scales.values.tolist()
+    retained = precision.scales.values.tolist()
     loader = torch.utils.data.DataLoader(runs.Batches(), batch_size=None)
     found = trainer.validate(module, loader, verbose=False)
-    assert precision.scales.values.tolist() == kept
+    assert precision.scales.values.tolist() == retained
     with torch.no_grad():
         losses = [float(module.net.loss(batch["text"], batch["codes"]).total) for batch in loader]
     mean = sum(losses) / len(losses)
@@ -328,10 +328,10 @@ def test_an_overflow_in_one_process_skips_the_update_in_all(processes: Found, ca
 
 
 def test_a_sharded_run_goes_on_bit_by_bit(processes: Found) -> None:
-    for found, whole in zip(processes["fsdp2 resumed"], processes["fsdp2 spoiled"], strict=True):
-        assert found["losses"] == whole["losses"][runs.EPOCH :]
+    for found, complete in zip(processes["fsdp2 resumed"], processes["fsdp2 spoiled"], strict=True):
+        assert found["losses"] == complete["losses"][runs.EPOCH :]
         assert found["state"]["num_skipped"] == 1
-        assert runs.equal(found["state"]["scales"], whole["state"]["scales"])
+        assert runs.equal(found["state"]["scales"], complete["state"]["scales"])
 
 
 def test_one_scale_of_the_loss_with_shards(processes: Found) -> None:

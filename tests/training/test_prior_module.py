@@ -47,9 +47,9 @@ def batch(size: int, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def halves(whole: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    middle = len(whole["text"]) // 2
-    return [{k: v[part] for k, v in whole.items()} for part in (slice(middle), slice(middle, None))]
+def halves(complete: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    middle = len(complete["text"]) // 2
+    return [{k: v[part] for k, v in complete.items()} for part in (slice(middle), slice(middle, None))]
 
 
 def module(**options: Any) -> PriorModule:
@@ -90,13 +90,13 @@ class Gradients(Callback):
 
 
 def test_two_batches_of_four_are_one_of_eight() -> None:
-    whole = [batch(8, seed) for seed in range(3)]
+    complete = [batch(8, seed) for seed in range(3)]
     # With a large eps the update is smooth in the gradient: else AdamW would magnify the rounding of the small ones.
     adamw = AdamWConfig(eps=1e-2)
     left, right, one, two = module(adamw=adamw), module(adamw=adamw), Gradients(), Gradients()
     start = [p.clone() for p in left.parameters()]
-    fit(left, whole, 3, callbacks=[one])
-    fit(right, [half for full in whole for half in halves(full)], 3, callbacks=[two], accumulate_grad_batches=2)
+    fit(left, complete, 3, callbacks=[one])
+    fit(right, [half for full in complete for half in halves(full)], 3, callbacks=[two], accumulate_grad_batches=2)
     assert len(one.raw) == len(two.raw) == 3
     for a, b in zip(one.raw, two.raw, strict=True):
         torch.testing.assert_close(a, b, **ROUNDING)
@@ -158,8 +158,8 @@ def test_dropped_captions_are_a_function_of_the_update(monkeypatch: pytest.Monke
     assert any(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
     dropped = torch.cat([(text == empty).all(1) for text in first])
     assert 16 < dropped.sum() < 48  # of 64
-    kept = torch.cat([(text == batch(16)["text"]).all(1) for text in first])
-    assert torch.equal(kept, ~dropped)
+    retained = torch.cat([(text == batch(16)["text"]).all(1) for text in first])
+    assert torch.equal(retained, ~dropped)
     assert not torch.equal(first[0], first[1])
 
 

@@ -52,13 +52,13 @@ def die_before(update):
 def die_writing(update):
     save = torch.save
     def half(state, file):
-        whole = io.BytesIO()
-        save(state, whole)
+        complete = io.BytesIO()
+        save(state, complete)
         if state.get("global_step") == update:
-            file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+            file.write(complete.getvalue()[: len(complete.getvalue()) // 2])
             file.flush()
             die()
-        file.write(whole.getvalue())
+        file.write(complete.getvalue())
     torch.save = half
 
 threads, victims = json.loads(sys.argv[1])
@@ -389,7 +389,7 @@ class StopAfter(Callback):
 
 
 @pytest.mark.parametrize(("where", "updates"), [("batch", 1), ("validation", 3)])
-def test_a_run_that_is_stopped_ends_with_a_whole_update_and_its_state(
+def test_a_run_that_is_stopped_ends_with_a_complete_update_and_its_state(
     where: str, updates: int, recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # An update of the prior is two batches, and a validation falls behind the fourth.

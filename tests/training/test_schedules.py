@@ -156,15 +156,15 @@ def test_the_warm_up_is_not_compared() -> None:
 def test_a_restart_changes_nothing() -> None:
     rate = LearningRate(warmup_steps=3, plateau_window=3, plateau_patience=2)
     losses = [2.0 + 0.1 * math.sin(step) for step in range(80)]
-    whole = Run(rate)
-    expected = [whole.update(loss) for loss in losses]
+    complete = Run(rate)
+    expected = [complete.update(loss) for loss in losses]
     assert len(set(expected)) > 4
-    for cut in (0, 2, 10, 31):  # in the warm-up, within a window, after a halving
+    for split in (0, 2, 10, 31):  # in the warm-up, within a window, after a halving
         first = Run(rate)
-        for loss in losses[:cut]:
+        for loss in losses[:split]:
             first.update(loss)
         state = json.loads(json.dumps(first.scheduler.state_dict()))  # plain numbers
         second = Run(rate)
         second.optimizer.load_state_dict(first.optimizer.state_dict())
         second.scheduler.load_state_dict(state)
-        assert [second.update(loss) for loss in losses[cut:]] == expected[cut:]
+        assert [second.update(loss) for loss in losses[split:]] == expected[split:]

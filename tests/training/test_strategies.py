@@ -14,7 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
-from dalle_zoo.training.checkpoints import consolidate, newest_checkpoint, states, whole_checkpoint
+from dalle_zoo.training.checkpoints import consolidate, newest_checkpoint, states, unsharded_checkpoint
 from dalle_zoo.training.sharded import is_sharded
 from dalle_zoo.training.strategies import FullyShard, HSDPPowerSGD, make_strategy, shards_first
 from dalle_zoo.training.trainer import ZooTrainer
@@ -25,7 +25,7 @@ HALF = 10
 
 SPREAD = [
     ("ddp", 2), ("ddp", 4), ("fsdp", 2), ("fsdp2", 2), ("fsdp2", 4), ("hsdp(shard_size=2)", 4),
-    # Of a rank that would save nothing, matrices go whole: the exchange itself, without its loss.
+    # Of a rank that would save nothing, matrices go uncompressed: the exchange itself, without its loss.
     ("ddp_powersgd(rank=32)", 2), ("hsdp_powersgd(rank=64, shard_size=2)", 4),
 ]  # fmt: skip
 RECOMPUTED = [("fsdp", 2), ("fsdp2", 2), ("hsdp(shard_size=2)", 4)]
@@ -41,7 +41,7 @@ RESUMED = [
 RESUMED_LOW_RANK = [
     ("hsdp_powersgd(rank=8, shard_size=2)", 4, "hsdp_powersgd(rank=8, shard_size=2)", 4),
     ("ddp_powersgd(rank=4)", 2, "hsdp_powersgd(rank=4, shard_size=1)", 2),
-    # The smaller matrices go whole at this rank, the larger ones do not.
+    # The smaller matrices go uncompressed at this rank, the larger ones do not.
     ("hsdp_powersgd(rank=22, shard_size=2)", 4, "hsdp_powersgd(rank=22, shard_size=2)", 4),
 ]
 PRECISE = [
@@ -139,9 +139,9 @@ def test_the_average_is_measured_and_training_goes_on_without_it(result: Any, st
 
 @pytest.mark.parametrize(("strategy", "world"), RECOMPUTED)
 def test_recomputing_changes_nothing(result: Any, strategy: str, world: int) -> None:
-    kept, recomputed = result(strategy, world), result(strategy, world, "again")
-    assert error(kept, recomputed, 0) == 0
-    assert kept["losses"] == recomputed["losses"]
+    retained, recomputed = result(strategy, world), result(strategy, world, "again")
+    assert error(retained, recomputed, 0) == 0
+    assert retained["losses"] == recomputed["losses"]
 
 
 @pytest.mark.parametrize(("strategy", "world"), LOW_RANK)
@@ -173,15 +173,15 @@ def test_precisions_stay_near_float32(result: Any, strategy: str, world: int, pr
     if precision == "16-resblock":
         # Processes round gradients of their own parts, so a little is left.
         assert error(result("auto", 1, precision), spread, 0) < 1e-3
-        state = whole_or_file(spread["folder"])["ResblockPrecision"]
+        state = unsharded_or_file(spread["folder"])["ResblockPrecision"]
         assert state["scales"]["values"].tolist() == pytest.approx([2**13 * 2 ** (20 / 1000)] * 4)
 
 
-def whole_or_file(run: Path) -> dict[str, Any]:
+def unsharded_or_file(run: Path) -> dict[str, Any]:
     path = newest_checkpoint(run)
     assert path is not None
     if is_sharded(path):
-        return whole_checkpoint(path)
+        return unsharded_checkpoint(path)
     found: dict[str, Any] = torch.load(path, weights_only=True)
     return found
 

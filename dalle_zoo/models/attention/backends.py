@@ -23,17 +23,17 @@ BACKENDS: Registry[Backend] = Registry("attention back-end", group="dalle_zoo.at
 K = TypeVar("K")
 
 
-def kept(mask: Mask, name: str, device: torch.device, make: Callable[[Mask, torch.device], K]) -> K:
+def cached(mask: Mask, name: str, device: torch.device, make: Callable[[Mask, torch.device], K]) -> K:
     """What a back-end makes of a mask once for each device, such as its matrix.
 
     It lies with the mask, not in a table of masks: compiled code guards what it reads of an object by its attributes,
     but takes two objects for one where they are keys of a table.
     """
     key = f"{name} on {device}"
-    if key not in mask.kept:
+    if key not in mask.cached:
         with torch.inference_mode(False):  # it must serve training too, wherever the first call comes from
-            mask.kept[key] = make(mask, device)
-    return cast(K, mask.kept[key])
+            mask.cached[key] = make(mask, device)
+    return cast(K, mask.cached[key])
 
 
 @BACKENDS.register("dense")
@@ -41,7 +41,7 @@ def dense(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
     """softmax(Q K^T / sqrt(D) + M) V with every score written out: the oracle."""
     length = query.shape[-2]
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-    allowed = kept(mask, "matrix", query.device, Mask.dense)[:length, :length]
+    allowed = cached(mask, "matrix", query.device, Mask.dense)[:length, :length]
     weights = torch.softmax(scores.float().masked_fill(~allowed, -math.inf), dim=-1)
     return weights.to(value.dtype) @ value
 
@@ -49,7 +49,7 @@ def dense(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
 @BACKENDS.register("sdpa")
 def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
     """PyTorch's fused attention; plain causal masks take its causal path."""
-    arguments: dict[str, Any] = kept(mask, "arguments of sdpa", query.device, Mask.sdpa_arguments)
+    arguments: dict[str, Any] = cached(mask, "arguments of sdpa", query.device, Mask.sdpa_arguments)
     length = query.shape[-2]
     if "attn_mask" in arguments:  # a prefix of the stream, such as the text alone, takes its corner
         arguments = {"attn_mask": arguments["attn_mask"][:length, :length]}

@@ -10,7 +10,7 @@ from torch import Tensor
 from dalle_zoo.masks import Mask
 from dalle_zoo.models.attention import fused
 from dalle_zoo.models.attention.agreement import disagreement
-from dalle_zoo.models.attention.backends import BACKENDS, Backend, kept, sdpa
+from dalle_zoo.models.attention.backends import BACKENDS, Backend, cached, sdpa
 from dalle_zoo.models.attention.lines import lines
 
 log = logging.getLogger(__name__)
@@ -22,8 +22,8 @@ LARGEST_SHARE = 0.7
 @BACKENDS.register("auto")
 def auto(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
     """`lines` where it is cheaper and right, otherwise `sdpa`, as for a prefix of the stream."""
-    whole = query.shape[-2] == mask.layout.length
-    return (choose(mask, query) if whole else sdpa)(query, key, value, mask)
+    complete = query.shape[-2] == mask.layout.length
+    return (choose(mask, query) if complete else sdpa)(query, key, value, mask)
 
 
 def in_lines(mask: Mask) -> bool:
@@ -48,4 +48,4 @@ def choose(mask: Mask, query: Tensor) -> Backend:
             return sdpa
         return lines
 
-    return kept(mask, f"choice for {dtype} heads of {size}", query.device, find)
+    return cached(mask, f"choice for {dtype} heads of {size}", query.device, find)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dalle_zoo.masks import Mask
 from dalle_zoo.models.attention.agreement import disagreement
-from dalle_zoo.models.attention.backends import BACKENDS, kept, sdpa
+from dalle_zoo.models.attention.backends import BACKENDS, cached, sdpa
 
 if TYPE_CHECKING:  # PyTorch's compiler takes seconds to import: only who uses it waits
     from torch.nn.attention.flex_attention import BlockMask
@@ -56,14 +56,14 @@ def _problem(mask: Mask, query: Tensor) -> str | None:
     def find(mask: Mask, device: torch.device) -> str | None:
         return disagreement(_compiled, mask, device, dtype, size, gradients=device.type != "cpu")
 
-    return kept(mask, f"check of flex for {dtype} heads of {size}", query.device, find)
+    return cached(mask, f"check of flex for {dtype} heads of {size}", query.device, find)
 
 
 def _compiled(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
     from torch._dynamo import config
     from torch.nn.attention.flex_attention import flex_attention
 
-    blocks = kept(mask, "blocks of flex", query.device, _blocks)
+    blocks = cached(mask, "blocks of flex", query.device, _blocks)
     if torch.compiler.is_compiling():  # a compiled block of the network takes it in
         return flex_attention(query, key, value, block_mask=blocks)
     with config.patch(recompile_limit=GRAPHS, fail_on_recompile_limit_hit=True):

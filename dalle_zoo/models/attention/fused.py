@@ -1,8 +1,8 @@
 """PyTorch's fused attention by its own operators, which also give the sums of the softmax.
 
-Attention over one set of keys can be cut in parts. With l the logarithm of a part's sum, the whole has
+Attention over one set of keys can be split into parts. With l the logarithm of a part's sum, the total has
 ``l = log(exp(l_1) + exp(l_2))`` and ``out = out_1 exp(l_1 - l) + out_2 exp(l_2 - l)``. The backward pass of a part
-that is given the out and l of the whole computes that part's share of the whole's gradients, for its weights are
+that is given the out and l of the total computes that part's share of the total's gradients, for its weights are
 then ``exp(score - l)``. The public `torch.nn.functional.scaled_dot_product_attention` neither gives l nor takes it.
 """
 
@@ -39,7 +39,7 @@ class Passed(NamedTuple):
     """What the backward pass of a part starts from."""
 
     gradient: Tensor
-    """Of the whole's mixed values, (B, H, M, D)."""
+    """Of the total's mixed values, (B, H, M, D)."""
     query: Tensor
     """Of the part, (B, H, M, D)."""
     key: Tensor
@@ -47,9 +47,9 @@ class Passed(NamedTuple):
     value: Tensor
     """Of the part, (B, H, U, D)."""
     out: Tensor
-    """Mixed values of the whole, (B, H, M, D)."""
+    """Mixed values of the total, (B, H, M, D)."""
     sums: Tensor
-    """Logarithms of the whole's sums, (B, H, M)."""
+    """Logarithms of the total's sums, (B, H, M)."""
 
 
 def supported(device: torch.device, dtype: torch.dtype) -> bool:

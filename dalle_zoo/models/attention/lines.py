@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from dalle_zoo.masks import Mask
 from dalle_zoo.models.attention import fused
-from dalle_zoo.models.attention.backends import BACKENDS, kept, sdpa
+from dalle_zoo.models.attention.backends import BACKENDS, cached, sdpa
 from dalle_zoo.models.attention.fused import Passed, Reads
 
 # B batch, H heads, L positions, T text positions, N image positions, D head size, G lines of Q queries and U keys
@@ -71,11 +71,11 @@ class Lines(NamedTuple):
 @BACKENDS.register("lines")
 def lines(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
     """Exact attention that reads only the image keys of each line; a prefix of the stream takes `sdpa`."""
-    whole = query.shape[-2] == mask.layout.length and query.numel()
-    if not whole or not fused.supported(query.device, query.dtype):
+    complete = query.shape[-2] == mask.layout.length and query.numel()
+    if not complete or not fused.supported(query.device, query.dtype):
         return sdpa(query, key, value, mask)
     apply: Any = LineAttention.apply  # typed in some versions of PyTorch only
-    out: Tensor = apply(query, key, value, *kept(mask, "lines", query.device, Lines.of))
+    out: Tensor = apply(query, key, value, *cached(mask, "lines", query.device, Lines.of))
     return out
 
 
@@ -86,9 +86,9 @@ class LineAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *plan: Any) -> Tensor:
         """(B, H, L, D) thrice to (B, H, L, D)."""
         of = Lines(*plan)
-        text_query, image_query = _cut(query, of)
-        text_key, image_key = _cut(key, of)
-        text_value, image_value = _cut(value, of)
+        text_query, image_query = _split(query, of)
+        text_key, image_key = _split(key, of)
+        text_value, image_value = _split(value, of)
         text_out, text_sums = fused.forward(text_query, text_key, text_value, of.among_text)
         far, far_sums = fused.forward(image_query, text_key, text_value, Reads())
         near, near_sums = fused.forward(
@@ -106,9 +106,9 @@ class LineAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Each part's gradients under the sums of the whole; they add up."""
+        """Each part's gradients under the sums of the total; they add up."""
         of = Lines(*ctx.plan)
-        parts = [_cut(x, of) for x in (gradient, *ctx.saved_tensors)]
+        parts = [_split(x, of) for x in (gradient, *ctx.saved_tensors)]
         text, image = Passed(*(part[0] for part in parts)), Passed(*(part[1] for part in parts))
         near_query, near_key, near_value = _in_lines(image, of)
         text_query, text_key, text_value = fused.backward(text, of.among_text)
@@ -136,7 +136,7 @@ def _in_lines(image: Passed, of: Lines) -> tuple[Tensor, Tensor, Tensor]:
     return _raster(query, of.order, batch), _sum_of_lines(key, of, batch), _sum_of_lines(value, of, batch)
 
 
-def _cut(x: Tensor, of: Lines) -> tuple[Tensor, Tensor]:
+def _split(x: Tensor, of: Lines) -> tuple[Tensor, Tensor]:
     """Text and image of (B, H, L, …)."""
     return x[:, :, : of.text], x[:, :, of.text :]
 

@@ -2,8 +2,8 @@
 
 | name | weights | gradients between copies |
 |---|---|---|
-| ``ddp`` | whole in every process | averaged while the backward pass runs |
-| ``ddp_powersgd(rank=…)`` | whole | low-rank factors with error feedback |
+| ``ddp`` | complete in every process | averaged while the backward pass runs |
+| ``ddp_powersgd(rank=…)`` | complete | low-rank factors with error feedback |
 | ``fsdp`` | sharded over all, as flat vectors (FSDP1) | no copies |
 | ``fsdp2`` | sharded over all, every parameter by itself | no copies |
 | ``hsdp`` | sharded inside a machine, copied between machines | averaged |
@@ -45,7 +45,7 @@ STRATEGIES: Registry[Callable[..., Strategy]] = Registry("strategy", group="dall
 
 @STRATEGIES.register("ddp")
 def ddp() -> Strategy:
-    """Data parallel: every process holds the whole network."""
+    """Data parallel: every process holds the complete network."""
     return DDPStrategy()
 
 

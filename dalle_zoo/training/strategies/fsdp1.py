@@ -25,7 +25,7 @@ class FSDP1(ShardedStates, FSDPStrategy):
         self._units: Sequence[nn.Module] = ()
 
     def shard(self, net: nn.Module, units: Sequence[nn.Module], entries: Sequence[str]) -> None:
-        """Notes the units; Lightning wraps the whole LightningModule a moment later, so that entries need no care."""
+        """Records the units; Lightning wraps the complete LightningModule later, so entries need no care."""
         del entries
         if any(parameter.is_meta for parameter in net.parameters()):
             raise ValueError("fsdp needs a network with weights: build it without `deferred_weights`, or use fsdp2")

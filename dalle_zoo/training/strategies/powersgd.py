@@ -63,12 +63,12 @@ class ExchangesGradients(ParallelStrategy):
             return dict(self._errors or {})
         means = self.exchange.error_means()
         shapes = {name: local(parameter.detach()) for name, parameter in self._parameters()}
-        whole = {}
+        unsharded = {}
         for name in sorted({part.partition("#")[0] for part in means}):
-            pieces = [means.get(part, torch.zeros(0)) for part, _ in _cut(name, shapes[name])]
+            pieces = [means.get(part, torch.zeros(0)) for part, _ in _split(name, shapes[name])]
             if all(piece.numel() for piece in pieces):
-                whole[name] = torch.cat(pieces)
-        return whole
+                unsharded[name] = torch.cat(pieces)
+        return unsharded
 
     def _parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         assert self.lightning_module is not None
@@ -84,10 +84,10 @@ class ExchangesGradients(ParallelStrategy):
     @staticmethod
     def _parts(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in tensors.items():
-            yield from _cut(name, tensor)
+            yield from _split(name, tensor)
 
 
-def _cut(name: str, matrix: Tensor) -> list[tuple[str, Tensor]]:
+def _split(name: str, matrix: Tensor) -> list[tuple[str, Tensor]]:
     """Matrices to factorise: a shard of queries, keys and values counts as three, with the shapes of table 2.
 
     Which rows stand together differs: the paper divides each of the three, here a shard is rows of their stack.
@@ -98,7 +98,7 @@ def _cut(name: str, matrix: Tensor) -> list[tuple[str, Tensor]]:
 
 
 class DDPPowerSGD(ExchangesGradients, DDPStrategy):
-    """Every process holds the whole network; gradients go between them as low-rank factors.
+    """Every process holds the complete network; gradients go between them as low-rank factors.
 
     Args:
         rank: Rank of every gradient matrix; the smallest one that costs nothing grows with the width (table 1).
@@ -149,7 +149,7 @@ class HSDPPowerSGD(ExchangesGradients, FullyShard):
 
     @property
     def sharding_mesh(self) -> Any:
-        """Inside the machine only: with the whole mesh, ``fully_shard`` would average uncompressed."""
+        """Inside the machine only: with the complete mesh, ``fully_shard`` would average uncompressed."""
         return self.mesh[SHARD]
 
     def setup_environment(self) -> None:

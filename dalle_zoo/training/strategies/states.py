@@ -29,11 +29,11 @@ from dalle_zoo.training.sharded import is_sharded, load_sharded, names, read_sta
 
 log = logging.getLogger(__name__)
 
-DROPPED = "what PowerSGD had still to send is dropped: the strategy of this run sends whole gradients"
+DROPPED = "what PowerSGD had still to send is dropped: the strategy of this run sends complete gradients"
 
 EXCHANGE = "exchange"
 """Key of what a strategy that compresses gradients has still to send."""
-_WHOLE = StateDictOptions(full_state_dict=True)
+_UNSHARDED = StateDictOptions(full_state_dict=True)
 
 
 Load = Callable[[str], None]
@@ -63,16 +63,16 @@ class ShardedStates(ParallelStrategy):
         """The weights as DTensors, by their names in the LightningModule."""
         return cast(dict[str, Any], get_model_state_dict(self.root))
 
-    def whole_weights(self, prefix: str) -> dict[str, Tensor]:
-        """The weights below a prefix, whole on the CPU of process 0, nothing in the others; every process calls it."""
-        whole = {}
+    def unsharded_weights(self, prefix: str) -> dict[str, Tensor]:
+        """Returns unsharded weights below a prefix on process 0, nothing on the others; every process calls it."""
+        unsharded = {}
         for name, tensor in get_model_state_dict(self.root).items():
             if name.startswith(prefix):
                 assert isinstance(tensor, Tensor)
                 tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # one at a time
                 if self.is_global_zero:
-                    whole[name.removeprefix(prefix)] = tensor.cpu()
-        return whole
+                    unsharded[name.removeprefix(prefix)] = tensor.cpu()
+        return unsharded
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimizer's state as DTensors, by the names of the weights."""
@@ -89,7 +89,7 @@ class ShardedStates(ParallelStrategy):
         return {}
 
     def load_exchange_state(self, load: Callable[[Mapping[str, Tensor]], None]) -> None:
-        """Restores `exchange_state`: ``load`` fills tensors, whole or sharded, by name."""
+        """Restores `exchange_state`: ``load`` fills tensors, complete or sharded, by name."""
         log.warning(DROPPED)
 
     def save_checkpoint(
@@ -137,7 +137,7 @@ class ShardedStates(ParallelStrategy):
                 load_sharded({f"optimizer_{number}": state}, path)
                 state = cast(Any, {"state": state, "param_groups": groups[number]})
                 set_optimizer_state_dict(self.root, optimizer, optim_state_dict=state)
-            # Matrices that went whole have left nothing.
+            # Matrices that were sent uncompressed have left nothing.
             if left := {name.removeprefix(f"{EXCHANGE}/") for name in known if name.startswith(f"{EXCHANGE}/")}:
                 self.load_exchange_state(lambda all_: load_sharded({EXCHANGE: _some(all_, left)}, path))
         return checkpoint
@@ -147,7 +147,7 @@ class ShardedStates(ParallelStrategy):
         weights = {"model": checkpoint.pop("state_dict"), averaging.STATE: checkpoint.get(averaging.STATE)}
 
         def load(key: str) -> None:
-            set_model_state_dict(self.root, dict(weights[key]), options=_WHOLE)
+            set_model_state_dict(self.root, dict(weights[key]), options=_UNSHARDED)
 
         average = weights[averaging.STATE] or {}
         self._load_weights(bool(average), load, lambda tensors: _copy_all(tensors, average))
@@ -155,9 +155,9 @@ class ShardedStates(ParallelStrategy):
             for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
                 order = cast(Any, get_optimizer_state_dict(self.root, optimizer)["param_groups"])
                 named = cast(Any, by_name(state, order))
-                set_optimizer_state_dict(self.root, optimizer, optim_state_dict=named, options=_WHOLE)
-            if whole := checkpoint.pop(EXCHANGE, {}):
-                self.load_exchange_state(lambda all_: _copy_all(_some(all_, whole), whole))
+                set_optimizer_state_dict(self.root, optimizer, optim_state_dict=named, options=_UNSHARDED)
+            if unsharded := checkpoint.pop(EXCHANGE, {}):
+                self.load_exchange_state(lambda all_: _copy_all(_some(all_, unsharded), unsharded))
         return checkpoint
 
     def _load_weights(self, averaged: bool, load: Load, fill: Fill) -> None:
@@ -188,9 +188,9 @@ def _some(tensors: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, T
     return {name: tensor for name, tensor in tensors.items() if name in wanted}
 
 
-def _copy_all(tensors: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> None:
+def _copy_all(tensors: Mapping[str, Tensor], unsharded: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        copy_shard(tensor, whole[name])
+        copy_shard(tensor, unsharded[name])
 
 
 def _bare(optimizer: Optimizer) -> Optimizer:
