@@ -157,7 +157,7 @@ def compare_shards(folder: Path) -> list[Row]:
     ]
     for row in rows:
         each = {path: round(SAMPLES / sorted(times)[len(times) // 2]) for path, times in row.seconds.items()}
-        print("  samples a second: " + ", ".join(f"{path} {rate:,}" for path, rate in each.items()), flush=True)
+        print("  samples per second: " + ", ".join(f"{path} {rate:,}" for path, rate in each.items()), flush=True)
     return rows
 
 

@@ -212,7 +212,7 @@ def memory(candidates: int) -> Row:
 
 
 def against_weights(candidates: int, dtype: torch.dtype, asked: float) -> Row:
-    """Tokens, choice included, against multiplying each matrix once; caption and packing, once an image, are done."""
+    """Tokens, choice included, against multiplying each matrix once; caption and packing, once per image, are done."""
     prior = make_prior(SMALL, dtype)
     text, seeds = make_text(prior), torch.arange(candidates)[None]
     linears = [m for n, m in prior.named_modules() if isinstance(m, nn.Linear) and n != "text_head"]
@@ -282,7 +282,7 @@ def by_position() -> Series:
             points.append((start, 1000 * seconds_of(partial(advance, decoder, codes, start)) / STEPS))
             advance(decoder, codes, start, 128)
         lines[masks] = points
-    return Series(x="position in the image", y="ms a step, 2 layers, 16 candidates", lines=lines)
+    return Series(x="position in the image", y="ms per step, 2 layers, 16 candidates", lines=lines)
 
 
 def by_candidates() -> tuple[Series, Series]:
@@ -301,8 +301,8 @@ def by_candidates() -> tuple[Series, Series]:
             repeated.append((candidates, 1000 * seconds_of(partial(PriorDecoding, prior, own, 1))))
     axis = "candidates of one prompt"
     return (
-        Series(x=axis, y="ms a step, 6 layers", lines={"step": step}),
-        Series(x=axis, y="ms to read the caption", lines={"once a prompt": shared, "once a candidate": repeated}),
+        Series(x=axis, y="ms per step, 6 layers", lines={"step": step}),
+        Series(x=axis, y="ms to read the caption", lines={"once per prompt": shared, "once per candidate": repeated}),
     )
 
 
@@ -342,7 +342,7 @@ def single_image(name: str, limits: dict[str, float]) -> Row:
 def best_batch(prompts: int, candidates: int, limits: dict[str, float]) -> Row:
     """Many images of the 1.2B shape in bfloat16 against the roofline of weights, keys and arithmetic.
 
-    A step reads the weights once, the caption's keys once a prompt, and the image keys that the masks allow once a
+    A step reads the weights once, the caption's keys once per prompt, and the image keys that the masks allow once a
     candidate; its arithmetic is that of all of them.
     """
     config = LARGE["1.2B"]

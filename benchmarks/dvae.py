@@ -127,13 +127,13 @@ def rates(row: Row, count: int, device: str) -> Row:
 
 
 ENCODING_NOTE = (
-    "`dalle-zoo encode` takes 32 images a call. With one thread PyTorch leaves 1x1 kernels of the package to a "
+    "`dalle-zoo encode` takes 32 images per call. With one thread PyTorch leaves 1x1 kernels of the package to a "
     "slower product; with more it does not, so the gain is less."
 )
 
 
 def compare_encoding(net: DVAE, peer: Peer, count: int, asked: float | None, device: str, note: str) -> list[Row]:
-    """Rows of float32 and bfloat16 for so many images a call."""
+    """Rows of float32 and bfloat16 for so many images per call."""
     images = random_images(count, device)
     paths = {
         peer.name: lambda: peer.encode(images),
@@ -162,7 +162,7 @@ def compare_encoding(net: DVAE, peer: Peer, count: int, asked: float | None, dev
 
 
 def compare_decoding(net: DVAE, peer: Peer, count: int, device: str) -> list[Row]:
-    """Rows of float32 and bfloat16 for so many images a call."""
+    """Rows of float32 and bfloat16 for so many images per call."""
     codes = torch.randint(net.codebook_size, (count, 32, 32), generator=torch.Generator().manual_seed(0)).to(device)
     external = peer.decode(codes)
 
@@ -194,7 +194,7 @@ def compare_trained(device: str) -> list[Row]:
     codes = net.encode(images)
     plain = net.logits(images).argmax(1)
     row = compare(
-        f"encode, emoji64, {len(images)} images a call",
+        f"encode, emoji64, {len(images)} images per call",
         {
             MODULES: lambda: net.logits(images).argmax(1),
             OURS: lambda: net.encode(images),
@@ -218,7 +218,7 @@ def compare_compiled(net: DVAE, device: str) -> list[Row]:
     compiled = native(device)
     compiled.compile_networks()
     row = compare(
-        "encode, 32 images a call, compiled",
+        "encode, 32 images per call, compiled",
         {HALF: lambda: half(net.encode, images), COMPILED: lambda: half(compiled.encode, images)},
         path=COMPILED,
         against=HALF,
@@ -242,7 +242,9 @@ def main() -> None:
     peer = peer_of(net, options.device)
     rows = [
         *compare_encoding(net, peer, 4, 2.0, options.device, ENCODING_NOTE),
-        *compare_encoding(net, peer, 1, None, options.device, "Laying the weights out, once a call, counts in full."),
+        *compare_encoding(
+            net, peer, 1, None, options.device, "Laying the weights out, once per call, counts in full."
+        ),
         *compare_decoding(net, peer, 1, options.device),
         *compare_decoding(net, peer, 4, options.device),
         *compare_trained(options.device),

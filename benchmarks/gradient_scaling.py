@@ -1,4 +1,4 @@
-"""How well float16 branches of a deep prior know their gradients: without a scale, with one for all, with one a block.
+"""Measures how precise float16 gradients of a deep prior are: without a scale, with one scale, with one per block.
 
     python benchmarks/gradient_scaling.py          writes benchmarks/results/gradient_scaling.json and .png
 
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gradient_scaling.json"))
     options = parser.parse_args()
     rows = []
-    print("spread   no scale   one scale (best)   one a block     relative error of the last block")
+    print("spread   no scale   one scale (best)   one per block     relative error of the last block")
     for spread in options.spreads:
         net = Spread(options.width, spread, options.carrier, options.device)
         _, none = net.one_scale(0)

@@ -178,7 +178,7 @@ def store(
 
 
 def ceilings(device: str) -> dict[str, float]:
-    """What a GPU reaches: bytes a second of a copy (read and written), FLOP a second of a large bfloat16 product."""
+    """What a GPU reaches: bytes per second of a copy (read and written), FLOP a second of a large bfloat16 product."""
     big = torch.empty(2**30, dtype=torch.uint8, device=device)
     other, size = torch.empty_like(big), 8192
     a, b = torch.randn(2, size, size, dtype=torch.bfloat16, device=device).unbind(0)

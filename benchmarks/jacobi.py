@@ -90,7 +90,7 @@ def difference(codes: Tensor, expected: Tensor) -> Equality:
 
 
 def count_passes(sampling: CountingSampler, device: str) -> tuple[list[Row], Series]:
-    """A row for every temperature, and passes a token by window."""
+    """A row for every temperature, and passes per token by window."""
     rows, lines = [], {}
     for temperature in TEMPERATURES:
         expected, tokens = sampling.sample_singly(IMAGES, temperature, None)
@@ -107,7 +107,7 @@ def count_passes(sampling: CountingSampler, device: str) -> tuple[list[Row], Ser
             device=device,
         )
         row = Row(
-            name=f"tokens a pass, emoji64 at temperature {temperature}, {len(expected)} images",
+            name=f"tokens per pass, emoji64 at temperature {temperature}, {len(expected)} images",
             path=WINDOWED,
             against=SINGLE,
             asked=2.0,
@@ -119,9 +119,9 @@ def count_passes(sampling: CountingSampler, device: str) -> tuple[list[Row], Ser
             extra={"tokens": tokens, "passes": passes},
         )
         shares = ", ".join(f"{window}: {passes[window] / tokens:.3f}" for window in WINDOWS)
-        print(f"{row.name}: {row.ratio:.2f} of {row.asked}; passes a token by window: {shares}", flush=True)
+        print(f"{row.name}: {row.ratio:.2f} of {row.asked}; passes per token by window: {shares}", flush=True)
         rows.append(row)
-    return rows, Series(x="tokens of a window", y="passes a token", lines=lines)
+    return rows, Series(x="tokens of a window", y="passes per token", lines=lines)
 
 
 def compare_times(sampling: CountingSampler, device: str) -> tuple[list[Row], Series]:
@@ -152,7 +152,7 @@ def compare_times(sampling: CountingSampler, device: str) -> tuple[list[Row], Se
         for path, times in row.seconds.items():
             lines[path].append((float(count), 1000 * sorted(times)[len(times) // 2] / count))
         rows.append(row)
-    return rows, Series(x="images at once", y="ms an image", lines=lines)
+    return rows, Series(x="images at once", y="ms per image", lines=lines)
 
 
 def main() -> None:

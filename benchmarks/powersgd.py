@@ -9,7 +9,7 @@ of their gradients, and of the noise that training makes of any difference. How 
 width / 8 with error feedback that differ by the rounding of the wire alone. In table 1 of the paper the smallest rank
 without a gap is about a quarter of the width.
 
-The stored results: powersgd.json is one seed of 600 updates, powersgd_200_updates.json two seeds of 200, in which the
+The stored results: powersgd.json is one seed of 600 steps, powersgd_200_steps.json two seeds of 200, in which the
 noise still hides what error feedback gains.
 """
 
@@ -98,10 +98,10 @@ class Averager:
             rank, seed=seed, wire_dtype=getattr(torch, self.exchange.wire), error_feedback=self.exchange.error_feedback
         )
 
-    def __call__(self, update: int) -> None:
-        if not self.exchange.fixed and update:
+    def __call__(self, step: int) -> None:
+        if not self.exchange.fixed and step:
             pending = self.powersgd.error_means()
-            self.powersgd = self.make(self.seed + update)
+            self.powersgd = self.make(self.seed + step)
             self.powersgd.load_error_means(pending)
         matrices, others = {}, []
         for name, p in self.net.named_parameters():
@@ -112,7 +112,7 @@ class Averager:
                 parts = p.grad.chunk(3) if name.endswith("qkv.weight") else [p.grad]
                 matrices.update({f"{name}#{number}": part for number, part in enumerate(parts)})
         if not self.powersgd.reduce(matrices, others):
-            raise FloatingPointError(f"update {update} is not finite: lower the learning rate")
+            raise FloatingPointError(f"update {step} is not finite: lower the learning rate")
 
 
 def train(exchange: Exchange, seed: int, data: dict[str, tuple[Tensor, Tensor]], options: Any) -> dict[str, Any]:
@@ -121,22 +121,22 @@ def train(exchange: Exchange, seed: int, data: dict[str, tuple[Tensor, Tensor]],
     net = Prior(network(options.width, options.layers), backend="lines")
     average = Averager(net, exchange, seed)
     rate = LearningRate(
-        peak=2.0e-3, warmup_steps=50, decay="cosine", final=2.0e-5, decay_steps=max(1, options.updates - 50)
+        peak=2.0e-3, warmup_steps=50, decay="cosine", final=2.0e-5, decay_steps=max(1, options.steps - 50)
     )
     optimizer = make_optimizer(net, AdamWConfig(beta2=0.96, weight_decay=4.5e-2), rate.peak, decayed_names(net))
     text, codes = data["train"]
     order = torch.Generator().manual_seed(seed)
     losses = []
-    for update in range(options.updates):
+    for step in range(options.steps):
         chosen = torch.randint(len(text), (WORLD, options.batch), generator=order)[dist.get_rank()]
         with torch.autocast("cpu", torch.bfloat16):
             loss = net.loss(text[chosen], codes[chosen]).total
         optimizer.zero_grad()
         loss.backward()
-        average(update)
+        average(step)
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = rate.at(update)
+            group["lr"] = rate.at(step)
         optimizer.step()
         losses.append(float(loss.detach()))
     means = torch.tensor(losses) / WORLD
@@ -148,7 +148,7 @@ def train(exchange: Exchange, seed: int, data: dict[str, tuple[Tensor, Tensor]],
         "train": [statistics.fmean(losses[start : start + WINDOW]) for start in range(0, len(losses), WINDOW)],
         "train, last quarter": statistics.fmean(losses[-max(1, len(losses) // 4) :]),
         "val-styles": evaluate(net, *data["val"]),
-        "bytes an update": traffic.sent,
+        "bytes per step": traffic.sent,
         "compression rate of the matrices": traffic.compression_rate,
     }
 
@@ -185,7 +185,7 @@ def summarise(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Per exchange the losses, means over the seeds, and their gaps to the exact mean on the same seed."""
     table = {}
     for name, entries in runs.items():
-        row: dict[str, Any] = {key: entries[0][key] for key in ("bytes an update", "compression rate of the matrices")}
+        row: dict[str, Any] = {key: entries[0][key] for key in ("bytes per step", "compression rate of the matrices")}
         for loss in ("train, last quarter", "val-styles"):
             gaps = [entry[loss] - exact[loss] for entry, exact in zip(entries, runs["exact mean"], strict=True)]
             row[loss] = statistics.fmean(entry[loss] for entry in entries)
@@ -206,11 +206,11 @@ def plot(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
         name: [statistics.fmean(values) for values in zip(*(entry["train"] for entry in entries), strict=True)]
         for name, entries in runs.items()
     }
-    updates = [WINDOW * (number + 0.5) for number in range(len(mean["exact mean"]))]
+    steps = [WINDOW * (number + 0.5) for number in range(len(mean["exact mean"]))]
     for color, (name, curve) in zip(("black", "C0", "C3", "C2", "C4", "C1"), mean.items(), strict=True):
-        left.plot(updates, curve, color=color, label=name)
+        left.plot(steps, curve, color=color, label=name)
         gap = [value - exact for value, exact in zip(curve, mean["exact mean"], strict=True)]
-        right.plot(updates, gap, color=color)
+        right.plot(steps, gap, color=color)
     left.set(xlabel="update", ylabel="training loss, nats per token")
     right.set(xlabel="update", ylabel="training loss above that of the exact mean")
     left.legend(frameon=False, fontsize=8)
@@ -224,8 +224,8 @@ def main() -> None:
     parser.add_argument("--val", type=Path, default=Path("runs/codes/val-styles"), help="code shards to validate on")
     parser.add_argument("--width", type=int, default=192, help="width, a multiple of 64 (192, the recipe's)")
     parser.add_argument("--layers", type=int, default=8, help="layers (8, the recipe's)")
-    parser.add_argument("--updates", type=int, default=300, help="updates of a run (300)")
-    parser.add_argument("--batch", type=int, default=8, help="images an update and process (8)")
+    parser.add_argument("--steps", type=int, default=300, help="updates of a run (300)")
+    parser.add_argument("--batch", type=int, default=8, help="images per step and process (8)")
     parser.add_argument("--seeds", type=int, default=2, help="seeds of weights and batches (2)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/powersgd.json"))
     options = parser.parse_args()
@@ -237,12 +237,12 @@ def main() -> None:
         options.out,
         {
             "command": f"python benchmarks/powersgd.py --width {options.width} --layers {options.layers} "
-            f"--updates {options.updates} --batch {options.batch} "
+            f"--steps {options.steps} --batch {options.batch} "
             f"--seeds {options.seeds}",
             "network": asdict(network(options.width, options.layers)),
             "processes": WORLD,
             "results": table,
-            "curves, means of 20 updates": {n: [entry["train"] for entry in entries] for n, entries in runs.items()},
+            "curves, means of 20 steps": {n: [entry["train"] for entry in entries] for n, entries in runs.items()},
             "cores": os.cpu_count(),
             "device": platform.processor() or platform.machine(),
             "threads of a process": 1,

@@ -44,7 +44,7 @@ def render_card(folder: str | Path, result: Result, name: str | None = None) -> 
         folder: The model: its ``record.json`` and ``model_index.json`` are read. The folder's name is that of its
             recipes.
         result: Contents of its result file.
-        name: What the model is called; as the folder if missing.
+        name: What the model is called. Defaults to the name of the folder.
 
     Returns:
         Markdown. The same files give the same text.

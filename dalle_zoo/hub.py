@@ -197,7 +197,7 @@ def save_network(
         net: Network with a frozen dataclass in ``net.config``.
         kind: Name under which it is found again ("dvae", "prior", …).
         folder: Where to.
-        dtype: Precision of the stored weights; as they are if missing.
+        dtype: Precision of the stored weights. Stored as they are by default.
         weights: Instead of the network's own, which may be shards.
         shard_bytes: As for `save_weights`.
     """
@@ -219,7 +219,7 @@ def save_weights(
         tensors: Weights by name; lazy ones are read one shard at a time.
         config: Contents of ``config.json``.
         folder: Where to; weights that lie there in another number of files are taken away at the end.
-        dtype: Precision of the stored weights that are floating-point; as they are if missing.
+        dtype: Precision of the stored weights that are floating-point. Stored as they are by default.
         shard_bytes: Above this size the weights lie in ``model-00001-of-0000n.safetensors`` with
             ``model.safetensors.index.json``; a tensor is never split.
     """
@@ -281,8 +281,8 @@ def load_weights(
         net: Where to. A network on the meta device gets storage; another keeps its own, which may be shards of a
             distributed one.
         path: ``model.safetensors``; if there is none, the shards of ``model.safetensors.index.json`` beside it.
-        device: Where storage is made; the CPU if missing.
-        dtype: Its precision where it is floating-point; the network's if missing.
+        device: Where storage is made. Defaults to the CPU.
+        dtype: Its precision where it is floating-point. Defaults to the network's.
 
     Raises:
         ModelFolderError: A file is missing or damaged; tensors are missing, extra, of another shape or kind, or not
@@ -391,7 +391,7 @@ def load_image_tokenizer(folder: Path, device: str | torch.device | None = None)
 
     Args:
         folder: With ``config.json`` and weights.
-        device: Where to put it; the CPU if missing.
+        device: Where to put it. Defaults to the CPU.
     """
     values = read_json(Path(folder) / CONFIG)
     cls = IMAGE_TOKENIZERS[values.pop("type", "dvae")]
@@ -409,8 +409,8 @@ def load_prior(folder: Path, device: str | torch.device | None = None, dtype: to
 
     Args:
         folder: With ``config.json`` and weights.
-        device: Where to put it; the CPU if missing.
-        dtype: Its precision; float32 if missing.
+        device: Where to put it. Defaults to the CPU.
+        dtype: Its precision. Defaults to float32.
     """
     values = read_json(Path(folder) / CONFIG)
     kind = values.pop("type", None)

@@ -44,7 +44,7 @@ def make_grid(images: Tensor, columns: int, pad: int = 2) -> Tensor:
 
 
 def image_rows(*rows: Tensor) -> Tensor:
-    """Several batches one above the other, a column an image: uint8 (3, H', W')."""
+    """Several batches one above the other, one column per image: uint8 (3, H', W')."""
     return make_grid(torch.cat([row.detach().float().cpu() for row in rows]), columns=len(rows[0]))
 
 
@@ -107,7 +107,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     image = _upright(image)
     if image.mode == "F" or image.mode.startswith("I"):
-        return _wide_grey(image).convert("RGB")
+        return _wide_gray(image).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -115,7 +115,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _wide_grey(image: Image.Image) -> Image.Image:
+def _wide_gray(image: Image.Image) -> Image.Image:
     """Grey of 16 bits (0 .. 65535) or float (0 .. 1, else 0 .. 255) to 8 bits."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     top = 65535.0

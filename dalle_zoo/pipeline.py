@@ -132,16 +132,16 @@ class DallePipeline:
             model: Name of a bundled model, a folder that `save_pretrained` or ``dalle-zoo export`` wrote, or
                 ``organisation/name`` on the Hub. See `find_model` for which comes first. Weights of another code base
                 (docs/convert.md) are converted when they are first loaded; where theirs lie in several places, all.
-            device: Where to put the networks; the CPU if missing.
-            dtype: Precision of the prior; float32 if missing.
-            revision: Of a model on the Hub: branch, tag or commit; the newest of the main branch if missing.
-            token: Of a user who may read it; the stored one if missing.
-            cache_dir: Where downloads lie; the Hub's own cache if missing.
+            device: Where to put the networks. Defaults to the CPU.
+            dtype: Precision of the prior. Defaults to float32.
+            revision: Of a model on the Hub: branch, tag or commit. Defaults to the newest of the main branch.
+            token: Of a user who may read it. Defaults to the stored one.
+            cache_dir: Where downloads lie. Defaults to the Hub's own cache.
             local_files_only: Whether only the cache is asked.
-            files: Of another code base, patterns of the file names to look at ("*_mini.pt"); all if missing.
+            files: Of another code base, patterns of the file names to look at ("*_mini.pt"). Defaults to all.
             verify: Whether every file is checked against its sha256.
-            quantize: "int8" or "int4": precision of the matrices of the prior's layers, see `quantize`; as they are
-                if missing.
+            quantize: "int8" or "int4": precision of the matrices of the prior's layers, see `quantize`. Stored as they
+                are by default.
 
         Raises:
             UnknownNameError: No such model; the message has the nearest name.
@@ -182,7 +182,7 @@ class DallePipeline:
 
         Args:
             folder: Where to; must be new or empty unless ``overwrite``.
-            dtype: Precision of the stored weights of the prior; as they are if missing.
+            dtype: Precision of the stored weights of the prior. Stored as they are by default.
             record: What `list_models` says of it: ``description``, ``license`` and ``data``; as in the folder that
                 the model came from if missing.
             shard_bytes: Above this size the weights of the prior lie in several files.
@@ -223,11 +223,11 @@ class DallePipeline:
         Args:
             name: ``organisation/name``; made if it is not there.
             private: Whether it is for its owners alone.
-            revision: Branch to commit to; the main one if missing.
-            token: Of a user who may write; the stored one if missing.
+            revision: Branch to commit to. Defaults to the main one.
+            token: Of a user who may write. Defaults to the stored one.
             results: Result files of ``dalle-zoo eval`` for these weights.
             record: As for `save_pretrained`; a licence and the data must be stated.
-            dtype: Precision of the stored weights of the prior; as they are if missing.
+            dtype: Precision of the stored weights of the prior. Stored as they are by default.
 
         Returns:
             Address of the commit.
@@ -311,14 +311,14 @@ class DallePipeline:
             num_images_per_prompt: Candidates N of each caption.
             rerank: Keep so many of each caption's candidates, those that the ranker scores best, best first.
             seed: Seed of the call: the same seed gives the same images, whatever the batch size.
-            generator: Instead of a seed: one generator for the call, or one an image in the order of the images.
+            generator: Instead of a seed: one generator for the call, or one per image in the order of the images.
                 Without seed and generator the global one is sampled from, so `torch.manual_seed` holds.
             temperature: Divides the logits; 0 takes the most likely token.
             top_k: Sample among the k most likely image tokens.
             top_p: Sample among the most likely image tokens that together reach this probability.
             guidance: Classifier-free guidance; 1 is none.
             prime: Image whose top rows are kept.
-            prime_rows: Rows of the code grid that are kept; half of the grid if missing (the paper keeps 15 of 32).
+            prime_rows: Rows of the code grid that are kept (default: half of the grid) (the paper keeps 15 of 32).
             window: Run so many tokens at once, the later ones guessed, until every guess is right: the same images
                 in fewer passes, sooner for one or two at a time; at most 4. Not every type of prior can.
             batch_size: Images generated at once; changes memory and time, not the images.
@@ -387,13 +387,13 @@ class DallePipeline:
         seed: int | None,
         generator: torch.Generator | Sequence[torch.Generator] | None,
     ) -> Tensor:
-        """One seed an image, int64 (P, N)."""
+        """One seed per image, int64 (P, N)."""
         total = len(prompts) * count
         if seed is not None and generator is not None:
             raise ValueError("give seed or generator, not both")
         if isinstance(generator, Sequence):
             if len(generator) != total:
-                raise ValueError(f"expected {total} generators, one an image, got {len(generator)}")
+                raise ValueError(f"expected {total} generators, one per image, got {len(generator)}")
             flat = [_random_seed(g) for g in generator]
         else:
             base = seed if seed is not None else _random_seed(generator)
@@ -515,12 +515,12 @@ def load_model(
     Args:
         location: Bundled name, folder, or ``organisation/name`` on the Hub, of which only the component is downloaded.
             Also weights of other code bases, as for `DallePipeline.from_pretrained`.
-        component: "dvae", "prior", "ranker" or "tokenizer"; the pipeline if missing.
-        device: Where to put networks; the CPU if missing.
-        dtype: Precision of a prior; float32 if missing.
-        revision: Of a model on the Hub: branch, tag or commit; the newest of the main branch if missing.
-        token: Of a user who may read it; the stored one if missing.
-        cache_dir: Where downloads lie; the Hub's own cache if missing.
+        component: "dvae", "prior", "ranker" or "tokenizer". Defaults to the pipeline.
+        device: Where to put networks. Defaults to the CPU.
+        dtype: Precision of a prior. Defaults to float32.
+        revision: Of a model on the Hub: branch, tag or commit. Defaults to the newest of the main branch.
+        token: Of a user who may read it. Defaults to the stored one.
+        cache_dir: Where downloads lie. Defaults to the Hub's own cache.
         local_files_only: Whether only the cache is asked.
         files: As for `DallePipeline.from_pretrained`.
 

@@ -113,8 +113,8 @@ def publish(
     Args:
         publication: From `prepare`.
         private: Whether a new repository is for its owners alone; an old one must be so already.
-        revision: Branch to commit to, which is made where it is not there; the main one if missing.
-        token: Of a user who may write; the stored one if missing.
+        revision: Branch to commit to, which is made where it is not there. Defaults to the main one.
+        token: Of a user who may write. Defaults to the stored one.
 
     Returns:
         Address of the commit.

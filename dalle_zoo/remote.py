@@ -41,11 +41,11 @@ class Access:
     """How the Hub is asked."""
 
     revision: str | None = None
-    """Branch, tag or commit; the newest of the main branch if missing."""
+    """Branch, tag or commit. Defaults to the newest of the main branch."""
     token: str | None = None
     """Of a user who may read; the one that `hf auth login` stored, or of ``HF_TOKEN``, if missing."""
     cache_dir: str | Path | None = None
-    """Where downloads lie; the Hub's own cache if missing."""
+    """Where downloads lie. Defaults to the Hub's own cache."""
     local_files_only: bool = False
     """Ask only the cache, as with ``HF_HUB_OFFLINE=1``."""
 
@@ -115,7 +115,7 @@ def download_external(name: str, access: Access = DEFAULT, files: Sequence[str] 
     Args:
         name: ``organisation/name``.
         access: How to ask.
-        files: Patterns of the files to download; `EXTERNAL` if missing.
+        files: Patterns of the files to download. Defaults to `EXTERNAL`.
 
     Returns:
         Folder of the files, to read and not to change.

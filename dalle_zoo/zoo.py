@@ -70,7 +70,7 @@ def find_model(
             here, ``organisation/name``, is a model of the Hub. Of other code bases also a file, or several locations
             that belong together.
         access: How the Hub is asked.
-        files: Of another code base, patterns of the file names to look at and to download; all if missing.
+        files: Of another code base, patterns of the file names to look at and to download. Defaults to all.
 
     Raises:
         UnknownNameError: Neither of these; the message has the nearest name.

@@ -260,7 +260,7 @@ GENERATOR = torch.Generator()
         ({"rerank": 5}, ValueError, r"rerank must lie in 1..num_images_per_prompt \(4\), got 5"),
         ({"rerank": 0}, ValueError, "rerank must lie in 1"),
         ({"seed": 1, "generator": GENERATOR}, ValueError, "give seed or generator, not both"),
-        ({"generator": [GENERATOR] * 3}, ValueError, "expected 4 generators, one an image, got 3"),
+        ({"generator": [GENERATOR] * 3}, ValueError, "expected 4 generators, one per image, got 3"),
         ({"prime_rows": 1}, ValueError, "prime_rows needs prime"),
         ({"prime": Image.new("RGB", (9, 9)), "prime_rows": 4}, ValueError, r"prime_rows must lie in 1..3 .* got 4"),
         ({"prime": Image.new("RGB", (9, 9)), "prime_rows": 0}, ValueError, "prime_rows must lie in 1..3"),

@@ -31,7 +31,7 @@ import torch
 import yaml
 from safetensors.torch import save
 
-from dalle_zoo.convert import WeightFileError, look, open_checkpoint, recognise
+from dalle_zoo.convert import WeightFileError, inspect_files, open_checkpoint, recognize
 from dalle_zoo.convert.pickles import load_objects
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
@@ -240,13 +240,13 @@ def read(name: str, data: bytes, folder: Path) -> None:
     path = folder / name
     path.write_bytes(data)
     if name.startswith("config"):
-        location = look(path)  # which keeps the reason in place of raising it
+        location = inspect_files(path)  # which keeps the reason in place of raising it
         for reason in {**location.unread, **location.damaged}.values():
             raise WeightFileError(reason)
         return
     for tensor in open_checkpoint(path).tensors.values():
         tensor.read()
-    recognise(path)
+    recognize(path)
 
 
 def run(seed: int, cases: range, seconds: float, folder: Path, report: Any = print) -> int:

@@ -24,7 +24,7 @@ CONFIG = f"{MODEL}config."
 
 
 def common(steps: int) -> list[str]:
-    """One process, raw weights (so few updates are not averaged), one validation at the end."""
+    """One process, raw weights (so few steps are not averaged), one validation at the end."""
     return [
         "--trainer.devices=1",
         "--trainer.strategy=auto",

@@ -26,7 +26,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 def demo(arguments: list[str]) -> None:
     """Sixteen images from the bundled weights."""
     p = parser("demo", "Generate a grid of 16 images with the bundled weights.")
-    p.add_argument("prompt", nargs="?", help="caption; four of our own if missing")
+    p.add_argument("prompt", nargs="?", help="caption (default: four of our own)")
     p.add_argument("--seed", type=int, default=0, help="seed (0)")
     p.add_argument("--out", type=Path, default=Path("demo.png"), help="PNG to write (demo.png, replaced)")
     options = p.parse_args(arguments)
@@ -57,7 +57,7 @@ def generate(arguments: list[str]) -> None:
     p.add_argument("--model", default="emoji64", help=MODEL_HELP)
     p.add_argument("-n", "--num-images", type=int, default=16, help="candidates of every caption (16)")
     p.add_argument("--rerank", type=int, help="keep so many, those the ranker scores best")
-    p.add_argument("--seed", type=int, help="same seed, same images; a new one each time if missing")
+    p.add_argument("--seed", type=int, help="same seed, same images (default: a new one each time)")
     p.add_argument("--temperature", type=float, default=1.0, help="divides the logits (1)")
     p.add_argument("--top-k", type=int, help="sample among the k most likely image tokens")
     p.add_argument("--top-p", type=float, help="sample among the tokens that together reach p")

@@ -48,7 +48,7 @@ def masks(arguments: list[str]) -> None:
         "  dalle-zoo masks --plot                             all, on 16 text and 8 x 8 image positions\n"
         '  dalle-zoo masks row "conv(kernel=3)" --plot --text 6 --height 4 --width 4',
     )
-    p.add_argument("mask", nargs="*", help="masks, with options in parentheses; all if missing")
+    p.add_argument("mask", nargs="*", help="masks, with options in parentheses (default: all)")
     p.add_argument("--plot", action="store_true", help="write a plot")
     p.add_argument("--text", type=int, default=16, help="text positions (16)")
     p.add_argument("--height", type=int, default=8, help="rows of the code grid (8)")

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status.
 
     Args:
-        argv: Arguments without the program's name; those of the process if missing.
+        argv: Arguments without the program's name. Defaults to those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -99,7 +99,7 @@ def without_collection() -> Iterator[None]:
     try:
         yield
     finally:
-        if not gc.get_freeze_count():  # once a process: what was imported is not looked through later either
+        if not gc.get_freeze_count():  # once per process: what was imported is not looked through later either
             gc.freeze()
         gc.enable()
 

@@ -67,7 +67,7 @@ def plan(arguments: list[str]) -> None:
         content = read_recipe(path)
         if not isinstance(content, dict):
             raise UserError(f"{path}: expected keys such as model, data and trainer, got {type(content).__name__}")
-        keys = lay_over(keys, content)
+        keys = merge(keys, content)
 
     from dalle_zoo.hub import write_json
     from dalle_zoo.planning.formats import GIB
@@ -106,7 +106,7 @@ def check_numbers(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} is for times, which need the GPU: add --gpu NAME")
 
 
-def lay_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of a later file over those of an earlier one, as `dalle-zoo fit` lays them: another class starts afresh."""
     merged = dict(below)
     for key, value in above.items():
@@ -114,7 +114,7 @@ def lay_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, An
         old = merged.get(name)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
             another = value.get("class_path", old.get("class_path")) != old.get("class_path")
-            merged[name] = dict(value) if another else lay_over(old, value)
+            merged[name] = dict(value) if another else merge(old, value)
         elif key.endswith("+"):
             merged[name] = [*(old or []), *(value if isinstance(value, list) else [value])]
         else:

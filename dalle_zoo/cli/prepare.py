@@ -38,7 +38,7 @@ def tokenizer(arguments: list[str]) -> None:
         trained.save(folder)
     lengths = sorted(len(trained.encode(caption)) for caption in captions)
     print(
-        f"{options.out}: {trained.vocab_size} entries; tokens a caption: median {lengths[len(lengths) // 2]}, "
+        f"{options.out}: {trained.vocab_size} entries; tokens per caption: median {lengths[len(lengths) // 2]}, "
         f"99 % {lengths[int(len(lengths) * 0.99)]}, longest {lengths[-1]}"
     )
 

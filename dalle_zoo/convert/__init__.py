@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dalle_zoo import __version__
-from dalle_zoo.convert.base import FAMILIES, Conversion, Family, Location, Source, look, read_tensors
+from dalle_zoo.convert.base import FAMILIES, Conversion, Family, Location, Source, inspect_files, read_tensors
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor, open_checkpoint
 from dalle_zoo.convert.dalle_mini import DalleMiniFamily
 from dalle_zoo.convert.dalle_pytorch import DallePytorchFamily
@@ -67,22 +67,22 @@ __all__ = [
     "cached",
     "convert",
     "find",
-    "look",
+    "inspect_files",
     "open_checkpoint",
     "read_tensors",
-    "recognise",
+    "recognize",
 ]
 
 
-def recognise(
+def recognize(
     location: str | Path | Sequence[str | Path], family: str | None = None, only: Sequence[str] = ()
 ) -> Source | None:
     """Finds the family of the weights at a location, by content; no tensor is read.
 
     Args:
         location: File of weights, folder of such files, or several of both that belong together.
-        family: Name of the only family to try; all if missing.
-        only: Patterns of the file names to look at; all files if missing.
+        family: Name of the only family to try. Defaults to all.
+        only: Patterns of the file names to look at. Defaults to all files.
 
     Returns:
         What was found; None if no family knows it.
@@ -93,10 +93,10 @@ def recognise(
             weights and cannot be read: what it was would be missing without a word.
         FileNotFoundError: Nothing is there.
     """
-    return _recognise(look(location, only), family)
+    return _recognize(inspect_files(location, only), family)
 
 
-def _recognise(seen: Location, family: str | None) -> Source | None:
+def _recognize(seen: Location, family: str | None) -> Source | None:
     source = _known(seen, [family] if family is not None else [*FAMILIES])
     if source is None:
         return None
@@ -113,7 +113,7 @@ def _recognise(seen: Location, family: str | None) -> Source | None:
 def _known(seen: Location, names: Sequence[str]) -> Source | None:
     families = [FAMILIES[name]() for name in names]
     for complete in (True, False):  # beside a prior, an image tokenizer is a part
-        found = [source for f in families if f.complete is complete and (source := f.recognise(seen)) is not None]
+        found = [source for f in families if f.complete is complete and (source := f.recognize(seen)) is not None]
         if len(found) > 1:
             several = " and ".join(source.family for source in found)
             raise WeightFileError(
@@ -126,9 +126,9 @@ def _known(seen: Location, names: Sequence[str]) -> Source | None:
 
 
 def find(location: str | Path | Sequence[str | Path], family: str | None = None, only: Sequence[str] = ()) -> Source:
-    """As `recognise`, but what is unknown raises `WeightFileError` with the families known and what was seen."""
-    seen = look(location, only)
-    return _recognise(seen, family) or _refuse(seen, family)
+    """As `recognize`, but what is unknown raises `WeightFileError` with the families known and what was seen."""
+    seen = inspect_files(location, only)
+    return _recognize(seen, family) or _refuse(seen, family)
 
 
 def _refuse(seen: Location, family: str | None) -> NoReturn:
@@ -152,7 +152,7 @@ def convert(source: Source, out: str | Path, *, overwrite: bool = False) -> dict
     With a prior, an image tokenizer and a text tokenizer it is a model that `DallePipeline.from_pretrained` opens.
 
     Args:
-        source: From `recognise` or `find`.
+        source: From `recognize` or `find`.
         out: Folder to write; new or empty unless ``overwrite``.
         overwrite: Whether an older conversion is replaced; a model that was saved since is not.
 
@@ -198,15 +198,15 @@ def cached(location: Sequence[Path], only: Sequence[str] = ()) -> Path | None:
     paths, sizes and times of all files looked at, and from the version that converts.
 
     Args:
-        location: As for `recognise`.
-        only: As for `recognise`.
+        location: As for `recognize`.
+        only: As for `recognize`.
 
     Raises:
         WeightFileError: They are unknown, damaged, incomplete or of several models.
         OSError: The cache cannot be written to.
     """
-    seen = look(location, only)
-    source = _recognise(seen, None)
+    seen = inspect_files(location, only)
+    source = _recognize(seen, None)
     if source is None:
         ranker = any(config.get("model_type") == "clip" for config in seen.configs.values())  # taken as it is
         weights = seen.damaged or (seen.checkpoints and not ranker)

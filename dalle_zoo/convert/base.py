@@ -109,7 +109,7 @@ class Family(Protocol):
     complete: ClassVar[bool]
     """Whether it has a prior, beside which image tokenizers are parts and not models of their own."""
 
-    def recognise(self, location: Location) -> Source | None:
+    def recognize(self, location: Location) -> Source | None:
         """The weights of this family at a location, known by keys, shapes and classes; None if there are none.
 
         Raises:
@@ -127,14 +127,14 @@ class Family(Protocol):
 FAMILIES: Registry[type[Family]] = Registry("family of weights", group="dalle_zoo.families")
 
 
-def look(paths: str | Path | Sequence[str | Path], only: Sequence[str] = ()) -> Location:
+def inspect_files(paths: str | Path | Sequence[str | Path], only: Sequence[str] = ()) -> Location:
     """Opens every file that may hold weights or a configuration.
 
     Args:
         paths: A file, a folder, which is searched with its sub-folders but no deeper, or several of both, which
             together make one location. Where no configuration is among them, those at the usual places belong to
             it: ``NAME.yaml`` beside ``NAME.ckpt``, and a folder ``configs`` beside that of the file.
-        only: Patterns of file names to look at, such as ``*_mini.pt``; all files if missing.
+        only: Patterns of file names to look at, such as ``*_mini.pt``. Defaults to all files.
 
     Raises:
         FileNotFoundError: Nothing is there, or nothing that a pattern matches.
@@ -222,7 +222,7 @@ def image_tokenizer_in(location: Location, without: Collection[Checkpoint] = ())
     """
     rest = replace(location, checkpoints=tuple(c for c in location.checkpoints if c not in without))
     families = [FAMILIES[name]() for name in FAMILIES]
-    found = [source for f in families if not f.complete and (source := f.recognise(rest)) is not None]
+    found = [source for f in families if not f.complete and (source := f.recognize(rest)) is not None]
     if len(found) > 1:
         several = " and ".join(source.family for source in found)
         raise WeightFileError(

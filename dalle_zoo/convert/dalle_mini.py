@@ -98,7 +98,7 @@ class DalleMiniFamily:
     )
     complete = True
 
-    def recognise(self, location: Location) -> Source | None:
+    def recognize(self, location: Location) -> Source | None:
         """The one prior at a location, with what lies beside it."""
         found = [(c, role, tensors) for c in location.checkpoints for role, tensors in _parts(c)]
         if not found:
@@ -274,18 +274,18 @@ def _config(
     )
     unknown = f"{name} does not tell it" if described else "no configuration lies there"
 
-    def told(field: str, otherwise: str) -> str:
+    def option(field: str, otherwise: str) -> str:
         return name if field in described else f"{otherwise}, as {unknown}"
 
     power = f"the largest power of 2 below the {rows} rows of the table, as no image tokenizer lies there"
     notes = {
         "codebook_size": power if codebook_size is None else "that of the image tokenizer",
-        "start_token": told(
+        "start_token": option(
             "decoder_start_token_id",
             f"the last {'row' if rows == config.codebook_size + 1 else 'of several rows'} behind the codes",
         ),
-        "encoder_heads": told("encoder_attention_heads", f"width / {HEAD_SIZE}"),
-        "decoder_heads": told("decoder_attention_heads", f"width / {HEAD_SIZE}"),
+        "encoder_heads": option("encoder_attention_heads", f"width / {HEAD_SIZE}"),
+        "decoder_heads": option("decoder_attention_heads", f"width / {HEAD_SIZE}"),
         **dict.fromkeys(SPECIAL, where),
         "captions": name or "as all configurations of the training code say",
     }

@@ -100,7 +100,7 @@ class DallePytorchFamily:
     )
     complete = True
 
-    def recognise(self, location: Location) -> Source | None:
+    def recognize(self, location: Location) -> Source | None:
         """The one prior at a location, with its image tokenizer and its vocabulary."""
         found = [(c, tensors) for c in location.checkpoints if (tensors := _transformer(c)) is not None]
         check_single(location, [c.path for c, _ in found], f"priors of {self.title}")
@@ -376,7 +376,7 @@ def _infer(
     """
     first = network.layers[0]
     rotary, tied = ANGLES in network.outside, "text_emb.linear.weight" in network.outside
-    told: dict[str, Any] = {
+    inferred: dict[str, Any] = {
         "dim": network.matrix(HEAD).shape[1],
         "depth": len(network.layers),
         "reversible": network.reversible,
@@ -386,9 +386,9 @@ def _infer(
         "share_input_output_emb": tied,
     }
     if not rotary:
-        told["text_seq_len"] = network.matrix("text_pos_emb.weight").shape[0] - 1
-    hparams.check(told)
-    text_length = told.get("text_seq_len", hparams.number("text_seq_len"))
+        inferred["text_seq_len"] = network.matrix("text_pos_emb.weight").shape[0] - 1
+    hparams.check(inferred)
+    text_length = inferred.get("text_seq_len", hparams.number("text_seq_len"))
     text_vocab = hparams.number("num_text_tokens")
     text_ids = text_vocab + text_length if tied else network.matrix("text_emb.weight").shape[0]
     if text_ids - text_vocab not in (0, text_length):
@@ -413,8 +413,8 @@ def _infer(
         image_height=height,
         image_width=width,
         codebook_size=network.matrix(HEAD).shape[0] - text_ids,
-        width=told["dim"],
-        num_layers=told["depth"],
+        width=inferred["dim"],
+        num_layers=inferred["depth"],
         num_heads=heads,
         head_size=head_size,
         masks=masks,
@@ -426,7 +426,7 @@ def _infer(
         shift_tokens=network.shifts,
         layer_scale="scale" in first[0],
         norm="rms" if "norm.g" in first[0] else "layer",
-        sandwich_norm=told["sandwich_norm"],
+        sandwich_norm=inferred["sandwich_norm"],
         divide_by_max=hparams.flag("stable"),
         reversible=network.reversible,
         tied_embeddings=tied,

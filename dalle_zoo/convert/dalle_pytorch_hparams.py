@@ -58,11 +58,11 @@ class HyperParameters:
             raise WeightFileError(f"{name} in {self.where} must be a list of names, got {value!r}")
         return tuple(value)
 
-    def check(self, told: Mapping[str, Any]) -> None:
+    def check(self, inferred: Mapping[str, Any]) -> None:
         """Raises `WeightFileError` where something else is stated than the tensors tell."""
         wrong = [
             f"{name} is {self.values[name]!r}, the tensors have {value!r}"
-            for name, value in told.items()
+            for name, value in inferred.items()
             if self.values.get(name, value) != value
         ]
         if wrong:

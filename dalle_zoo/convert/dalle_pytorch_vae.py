@@ -20,7 +20,7 @@ from dalle_zoo.convert.lazy import write_network
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.convert.stored import check_small
 from dalle_zoo.models.dalle_pytorch_vae import (
-    COLOURS,
+    COLORS,
     PIXEL_MEAN,
     PIXEL_STD,
     DallePytorchVAE,
@@ -49,7 +49,7 @@ class DallePytorchVAEFamily:
     )
     complete = False
 
-    def recognise(self, location: Location) -> Source | None:
+    def recognize(self, location: Location) -> Source | None:
         """The one image tokenizer at a location."""
         found = [(c, network) for c in location.checkpoints if (network := _network(c)) is not None]
         if len(found) > 1:
@@ -105,7 +105,7 @@ def _infer(tensors: Tensors) -> dict[str, Any]:
     last = [int(match[1]) for name in tensors if (match := _LAST.fullmatch(name))]
     if len(last) != 1 or len(codebook) != 2:
         raise WeightFileError("its encoder must end in one convolution, and its codebook be a matrix")
-    if stem[1] != COLOURS:
+    if stem[1] != COLORS:
         raise WeightFileError(f"its images have {stem[1]} channels: only colour without transparency is converted")
     num_blocks = sum(_BLOCK.fullmatch(name) is not None for name in tensors)
     return {
@@ -128,9 +128,9 @@ def _check_hparams(hparams: Mapping[str, Any], config: Mapping[str, Any]) -> Non
         for external, native in names.items()
         if hparams.get(external, config[native]) != config[native]
     ]
-    usual = ((PIXEL_MEAN,) * COLOURS, (PIXEL_STD,) * COLOURS)
+    usual = ((PIXEL_MEAN,) * COLORS, (PIXEL_STD,) * COLORS)
     pixels = hparams.get("normalization", usual)
-    if pixels is None or tuple(tuple(part)[:COLOURS] for part in pixels) != usual:
+    if pixels is None or tuple(tuple(part)[:COLORS] for part in pixels) != usual:
         wrong.append(f"normalization is {pixels!r}, only {usual} is converted")
     if wrong:
         raise WeightFileError(f"its hyper-parameters do not fit: {'; '.join(wrong)}")

@@ -66,7 +66,7 @@ class MinDALLEFamily:
     )
     complete = True
 
-    def recognise(self, location: Location) -> Source | None:
+    def recognize(self, location: Location) -> Source | None:
         """The one prior at a location, with what lies beside it."""
         found = [(c, tensors) for c in location.checkpoints if (tensors := _transformer(c)) is not None]
         check_single(location, [c.path for c, _ in found], "priors of minDALL-E")
@@ -290,7 +290,7 @@ def _merges(file: Path, pieces: Mapping[str, Any]) -> bool:
 
 
 def text_tokenizer(vocabulary: Path, merges: Path) -> HFTokenizer:
-    """minDALL-E's text tokenizer: lower case, a BPE of characters, [UNK] for those it lacks, [PAD] last if missing.
+    """minDALL-E's text tokenizer: lower case, a BPE of characters, [UNK] and [PAD] appended if absent.
 
     Raises:
         WeightFileError: The files are damaged, or do not belong together.

@@ -47,7 +47,7 @@ class OpenAIDVAE:
     )
     complete = False
 
-    def recognise(self, location: Location) -> Source | None:
+    def recognize(self, location: Location) -> Source | None:
         """The encoder and, if it is there, the decoder."""
         parts: dict[str, dict[str, StoredTensor]] = {}
         for tensors in (part for checkpoint in location.checkpoints for part in _parts(checkpoint)):

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 MAX_INSTRUCTIONS = 2_000_000
 """Of one pickle; a checkpoint of 12 billion parameters with its optimizer takes about 100,000. What a call copies
-counts as well, each element as one: a pickle of seven bytes a call can have one list copied any number of times."""
+counts as well, each element as one: a pickle of seven bytes per call can have one list copied any number of times."""
 TEXT_UNIT = 64
 """Characters or bytes of text that count as one element."""
 
@@ -183,7 +183,7 @@ class ObjectUnpickler(PlainUnpickler):
     Args:
         file: Where from; it must give no more than there is, see `Limited`.
         builders: Native functions by the names they stand in for.
-        persistent: Gives the object for a persistent identifier; a pickle with one is refused if missing.
+        persistent: Gives the object for a persistent identifier. If not given, a pickle with one is refused.
     """
 
     def __init__(

@@ -81,7 +81,7 @@ class RuDALLEFamily:
     )
     complete = True
 
-    def recognise(self, location: Location) -> Source | None:
+    def recognize(self, location: Location) -> Source | None:
         """The one prior at a location, with its vocabulary and its image tokenizer."""
         found = [(c, tensors) for c in location.checkpoints if (tensors := _prior(c)) is not None]
         if not found:

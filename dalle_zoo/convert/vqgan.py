@@ -66,7 +66,7 @@ class VQGANFamily:
     )
     complete = False
 
-    def recognise(self, location: Location) -> Source | None:
+    def recognize(self, location: Location) -> Source | None:
         """The one VQGAN at a location."""
         found = [(c, tensors) for c in location.checkpoints if (tensors := _autoencoder(c)) is not None]
         check_single(location, [c.path for c, _ in found], "VQGANs")

@@ -221,7 +221,7 @@ class ResumableLoader:
             if isinstance(record, EmptyDataError):
                 raise record
             batch, skipped = record
-            self._note(skipped)
+            self._record_skipped(skipped)
             self._done += 1
             if self._done == len(self):
                 # Before the yield: a trainer that knows the length never comes back for the end.
@@ -301,7 +301,7 @@ class ResumableLoader:
             for index, (low, high) in enumerate(itertools.pairwise([start, *ends]))
         ]
 
-    def _note(self, skipped: Sequence[Skipped]) -> None:
+    def _record_skipped(self, skipped: Sequence[Skipped]) -> None:
         for record in skipped:
             if record.key not in self.skipped:
                 self.skipped[record.key] = record.reason

@@ -1,4 +1,4 @@
-"""From what a person types to a `SampleSource`: shards, patterns, folders, data in the box."""
+"""From what a person types to a `SampleSource`: shards, patterns, folders, data bundled."""
 
 from __future__ import annotations
 

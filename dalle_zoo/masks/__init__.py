@@ -1,4 +1,4 @@
-"""Attention masks: which position reads which, declared once a pattern.
+"""Attention masks: which position reads which, declared once per pattern.
 
 The table, `MASKS`: a name, and the function that declares the mask on a layout. To add one, write
 a file beside these with a factory under ``@MASKS.register("name")`` and import it here; a third

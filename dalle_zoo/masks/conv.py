@@ -17,7 +17,7 @@ def conv(layout: TextImageLayout, *, kernel: int = 11) -> MaskMod:
     ``(o + p) mod W < K`` and ``o < (p + 1) W``, with ``o = query - key >= 0`` and
     ``p = (K - 1) / 2``. In each of the ``p + 1`` bands of W offsets, what leaves the kernel on the
     left comes back at the far end: the illustrated case (W = 4, K = 3) has the offsets 0, 1, 3, 4, 5
-    and 7, of which a centred kernel would lack the 7.
+    and 7, of which a centered kernel would lack the 7.
 
     On a grid no wider than the kernel (W <= K) the first condition always holds: the mask is the
     band of the last ``(p + 1) W`` cells.
@@ -43,7 +43,7 @@ def conv(layout: TextImageLayout, *, kernel: int = 11) -> MaskMod:
 
 
 def kernel_reach(mask: str, kernel: int) -> int:
-    """Cells that a centred kernel reaches to either side, ``p = (K - 1) / 2``.
+    """Cells that a centered kernel reaches to either side, ``p = (K - 1) / 2``.
 
     Raises:
         ValueError: ``kernel`` is even or not positive.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Kinds of cell: index into the colours. Legible to colour-blind readers and in grey print.
 _FUTURE, _UNREAD, _TEXT_TEXT, _IMAGE_TEXT, _IMAGE_IMAGE, _QUERY = range(6)
-_COLOURS = ("#d9d9d9", "#ffffff", "#56b4e9", "#009e73", "#e69f00", "#7a0177")
+_COLORS = ("#d9d9d9", "#ffffff", "#56b4e9", "#009e73", "#e69f00", "#7a0177")
 
 _ENDINGS = (".png", ".pdf", ".svg")
 _PANEL_WIDTH, _ROW_HEIGHT, _SIDE = 5.1, 6.7, 4.2  # inches
@@ -181,9 +181,9 @@ def _paint(axes: Axes, kinds: NDArray[Any], *, lined: bool) -> None:
 
     axes.imshow(
         kinds,
-        cmap=ListedColormap(_COLOURS),
+        cmap=ListedColormap(_COLORS),
         vmin=-0.5,
-        vmax=len(_COLOURS) - 0.5,
+        vmax=len(_COLORS) - 0.5,
         interpolation="nearest",
     )
     if lined:
@@ -200,7 +200,7 @@ def _legend(axes: Axes, names: dict[int, str]) -> None:
 
     axes.legend(
         handles=[
-            Patch(facecolor=_COLOURS[kind], edgecolor="#606060", linewidth=0.6, label=name)
+            Patch(facecolor=_COLORS[kind], edgecolor="#606060", linewidth=0.6, label=name)
             for kind, name in names.items()
         ],
         loc="upper left",

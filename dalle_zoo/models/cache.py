@@ -1,7 +1,7 @@
 """Keys and values of one layer while images are generated: static buffers, sized by what the mask still reads.
 
 ```
-            text keys, once a prompt      image keys, once a candidate: the slots of the mask's cache plan
+            text keys, once per prompt      image keys, once per candidate: the slots of the mask's cache plan
 scores  =  [ q · k_0 … q · k_T-1     |    q · k of the slots that this step reads ]  ─► one softmax ─► mixed values
 ```
 Where a step writes and reads is the same for all layers of a mask (`Places`). Its number may be an int, for which
@@ -114,12 +114,12 @@ def _side_by_side(slots: Tensor, excess: int) -> slice | Tensor:
 
 @lru_cache(maxsize=64)
 def _places(mask: Mask, window: int, device: torch.device, dtype: torch.dtype) -> Places:
-    """Worked out once a mask, not once a call."""
+    """Worked out once a mask, not once per call."""
     return Places(mask, window, device, dtype)
 
 
 class LayerCache:
-    """Text keys once a prompt, image keys once a candidate.
+    """Text keys once per prompt, image keys once per candidate.
 
     The image part holds as many slots as the mask's cache plan needs (33 for a row mask on a 32-wide grid).
 
@@ -128,7 +128,7 @@ class LayerCache:
         text_key: Keys of the text prefix, (P, H, T, D).
         text_value: Values, same shape.
         num_candidates: Candidates n of each prompt.
-        readable: Which text positions the image may read, bool (P, T); all if missing.
+        readable: Which text positions the image may read, bool (P, T). Defaults to all.
         window: Most positions W that one call runs.
     """
 

@@ -297,7 +297,7 @@ class DalleMini(ImagePrior):
         return self.logits(x)
 
     def decoding(self, text: Tensor, num_candidates: int) -> DalleMiniDecoding:
-        """Runs the encoder, once a prompt, and prepares for sampling."""
+        """Runs the encoder, once per prompt, and prepares for sampling."""
         return DalleMiniDecoding(self, text, num_candidates)
 
 

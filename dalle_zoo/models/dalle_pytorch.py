@@ -91,7 +91,7 @@ class DallePytorchConfig:
     norm: Literal["layer", "rms"] = "layer"
     """LayerNorm; or, in versions 0.5 and 0.6, division by the root mean square, with a gain and no bias."""
     sandwich_norm: bool = False
-    """Whether every branch is normalised behind too [sandwich_norm]."""
+    """Whether every branch is normalized behind too [sandwich_norm]."""
     divide_by_max: bool = False
     """Whether the last hidden state is divided by its largest number [stable]."""
     reversible: bool = False
@@ -180,7 +180,7 @@ class Layer(nn.Module):
 Cache = LayerCache | BlockCache | GateCache
 """What a layer keeps while images are generated."""
 Attend = Callable[[int, Tensor], Tensor]
-"""Attention of a layer, given by its number, over normalised and shifted inputs."""
+"""Attention of a layer, given by its number, over normalized and shifted inputs."""
 Shift = Callable[[int, Tensor], Tensor]
 """Shift of a branch, given by its number (2 i of the attention of layer i, 2 i + 1 of its MLP)."""
 
@@ -278,7 +278,7 @@ class DallePytorch(ImagePrior):
 
         Args:
             x: Inputs, (…, d).
-            attend: Called once a layer, in order.
+            attend: Called once per layer, in order.
             shift: Called once a branch, in order.
 
         Returns:

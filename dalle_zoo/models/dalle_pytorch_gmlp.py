@@ -50,7 +50,7 @@ class GatedMixing(nn.Module):
 
 
 class GateCache:
-    """Gates of one layer while images are generated: of the text once a prompt, of the image once a candidate.
+    """Gates of one layer while images are generated: of the text once per prompt, of the image once per candidate.
 
     Args:
         block: The layer's.

@@ -53,7 +53,7 @@ def attend_blocks(query: Tensor, key: Tensor, value: Tensor, layout: Tensor, rea
         key: Keys.
         value: Values.
         layout: 1 where a block of queries reads a block of keys, (C, C).
-        readable: Which text positions are no padding, bool (B, T); all if missing.
+        readable: Which text positions are no padding, bool (B, T). Defaults to all.
     """
     length = query.shape[-2]
     allowed = layout.bool().repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)[:length, :length].tril()
@@ -65,7 +65,7 @@ def attend_blocks(query: Tensor, key: Tensor, value: Tensor, layout: Tensor, rea
 
 
 class BlockCache:
-    """Keys and values of one layer while images are generated: of text once a prompt, of all cells once a candidate.
+    """Keys and values of one layer during generation: text once per prompt, all cells once per candidate.
 
     Args:
         layout: As of `attend_blocks`.

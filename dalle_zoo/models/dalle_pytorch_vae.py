@@ -19,7 +19,7 @@ from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
 
 # B batch, H W image, h w code grid, K codebook size, D dimension of a codebook entry, C width
 
-COLOURS = 3
+COLORS = 3
 PIXEL_MEAN = PIXEL_STD = 0.5
 """Of every colour: the network reads and gives (pixel - mean) / std [normalization]."""
 
@@ -81,7 +81,7 @@ class ResidualBlock(nn.Module):
 
 
 def _encoder(c: DallePytorchVAEConfig) -> nn.Sequential:
-    inputs = [COLOURS, *[c.width] * (c.num_layers - 1)]
+    inputs = [COLORS, *[c.width] * (c.num_layers - 1)]
     halve = [nn.Sequential(nn.Conv2d(i, c.width, 4, stride=2, padding=1), nn.ReLU()) for i in inputs]
     blocks = [ResidualBlock(c.width) for _ in range(c.num_blocks)]
     return nn.Sequential(*halve, *blocks, nn.Conv2d(c.width, c.codebook_size, 1))
@@ -93,14 +93,14 @@ def _decoder(c: DallePytorchVAEConfig) -> nn.Sequential:
     blocks = [ResidualBlock(c.width) for _ in range(c.num_blocks)]
     inputs = [c.width if c.num_blocks else c.code_channels, *[c.width] * (c.num_layers - 1)]
     double = [nn.Sequential(nn.ConvTranspose2d(i, c.width, 4, stride=2, padding=1), nn.ReLU()) for i in inputs]
-    return nn.Sequential(*stem, *blocks, *double, nn.Conv2d(c.width, COLOURS, 1))
+    return nn.Sequential(*stem, *blocks, *double, nn.Conv2d(c.width, COLORS, 1))
 
 
 @IMAGE_TOKENIZERS.register("dalle_pytorch_vae")
 class DallePytorchVAE(ImageTokenizer):
     """DALLE-pytorch's own discrete VAE.
 
-    The original's decoder gives normalised pixels, which its script stretches to the full range image by image;
+    The original's decoder gives normalized pixels, which its script stretches to the full range image by image;
     here the normalisation is undone, so that an image comes back as it went in.
 
     Args:
@@ -119,8 +119,8 @@ class DallePytorchVAE(ImageTokenizer):
     def encode(self, images: Tensor) -> Tensor:
         """Most likely codes: pixels in [0, 1], (B, 3, H, W) to int64 (B, h, w)."""
         self.check_images(images)
-        if images.shape[1] != COLOURS:
-            raise ValueError(f"images must have {COLOURS} channels, got shape {tuple(images.shape)}")
+        if images.shape[1] != COLORS:
+            raise ValueError(f"images must have {COLORS} channels, got shape {tuple(images.shape)}")
         with torch.autocast(images.device.type, enabled=False):  # which code wins may hang on the last digits
             logits: Tensor = self.encoder((images.float() - PIXEL_MEAN) / PIXEL_STD)
         return logits.argmax(1)

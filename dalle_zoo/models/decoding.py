@@ -1,7 +1,7 @@
 """Samples from the paper's prior, token by token.
 
 ```
-text (P, T) ─► prefill once a prompt ─► text keys and values of every layer
+text (P, T) ─► prefill once per prompt ─► text keys and values of every layer
                                              │ shared by the n candidates
 SOI ─► step 0 ─► token ─► step 1 ─► token ─► … ─► step N-1 ─► codes (P, n, h, w)
 ```
@@ -62,7 +62,7 @@ def read_token(layers: Sequence[Layer], caches: Sequence[LayerCache], index: int
         The same shape.
     """
     count = x.shape[1] // caches[0].num_candidates
-    places = {at: at.at(index, count) for at in {cache.places for cache in caches}}  # once a mask, not once a layer
+    places = {at: at.at(index, count) for at in {cache.places for cache in caches}}  # once a mask, not once per layer
     for layer, cache in zip(layers, caches, strict=True):
         # Candidates stand where the positions of a sequence usually do: (P, n W, d) → (P, H, n W, D).
         query, key, value = layer.attention.project(layer.attention_norm(x))

@@ -383,7 +383,7 @@ class DVAE(EncodingTokenizer):
         Args:
             logits: Code logits, (B, K, h, w).
             temperature: Relaxation temperature tau, above 0.
-            generator: Source of the noise; the global one if missing.
+            generator: Source of the noise. Defaults to the global one.
 
         Returns:
             Soft cells, (B, K, h, w), summing to one over K.

@@ -3,7 +3,7 @@
 What costs there is less the arithmetic than the memory around it, and a slower library for some kernels:
 
 - ``F.conv2d`` on one thread leaves 1x1 kernels to a plain matrix product, 2.3 times slower than oneDNN's kernel. Here
-  all convolutions are oneDNN's, with weights laid out once a call.
+  all convolutions are oneDNN's, with weights laid out once per call.
 - ReLU, the gain and the sum of a residual block happen inside the convolution before or after them.
 - Large tensors are kept and written again: asking the system for 67 MB of new pages takes 28 ms, filling them 3.
 - What the decoder does to single pixels it does before they are repeated: a sixth of its arithmetic less.

@@ -41,9 +41,9 @@ class GradientScalingConfig:
     start: float = 2.0**13
     """First scale of every block."""
     growth: float = 2.0 ** (1 / 1000)
-    """Factor after an update in which all gradients of the block's parameters are finite."""
+    """Factor after a step in which all gradients of the block's parameters are finite."""
     backoff: float = 2.0**-0.5
-    """Factor after an update in which one is not."""
+    """Factor after a step in which one is not."""
     cooldown: int = 125
     """Updates from one division of a scale to the next at the earliest."""
     smallest: float = 2.0**7
@@ -98,7 +98,7 @@ class GradientScales:
 
     @torch.no_grad()
     def update(self, finite: Tensor) -> None:
-        """Moves the scales after an update.
+        """Moves the scales after a step.
 
         A block without overflow grows also where another's made the update a skipped one.
 
@@ -156,9 +156,9 @@ class ScaledBranch:
 
     def __call__(self, x: Tensor, norm: nn.Module, branch: nn.Module) -> Tensor:
         """What is added to the identity path, float32 (…, d)."""
-        normalised = norm(_apply(_Enter, x, self.scale))
+        normalized = norm(_apply(_Enter, x, self.scale))
         with self._arithmetic(branch, x.device.type):
-            out = branch(self._cast(normalised))
+            out = branch(self._cast(normalized))
         return _apply(_Exit, out, self.scale)
 
     def _cast(self, x: Tensor) -> Tensor:

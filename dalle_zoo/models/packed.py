@@ -58,7 +58,7 @@ def _can_pack(net: nn.Module) -> bool:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a module is a linear layer as PyTorch has it: not a subclass, quantised, sharded or hooked."""
+    """Whether a module is a linear layer as PyTorch has it: not a subclass, quantized, sharded or hooked."""
     if type(module) is not nn.Linear or type(module.weight.data) is not Tensor:
         return False
     if module._forward_hooks or module._forward_pre_hooks:

@@ -324,7 +324,7 @@ class Prior(ImagePrior):
         Args:
             text: Text ids, int64 (B, T).
             codes: Image tokens, int64 (B, h, w).
-            text_tokens: What the text loss is divided by; the text tokens of the batch if missing. Processes that
+            text_tokens: What the text loss is divided by (default: the text tokens of the batch). Processes that
                 share a batch give the mean of the original, so that the mean of their losses is that of the complete
                 batch.
         """

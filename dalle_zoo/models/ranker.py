@@ -254,7 +254,7 @@ class Ranker(nn.Module):
         """Writes the folder that `from_folder`, and transformers itself, opens.
 
         Args:
-            folder: Where to; made if missing.
+            folder: Where to; created if missing.
         """
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -348,7 +348,7 @@ class Ranker(nn.Module):
             Cosine times the inverse temperature, (B,).
         """
         if len(images) != len(captions):
-            raise ValueError(f"captions must be one an image, got {len(captions)} for {len(images)} images")
+            raise ValueError(f"captions must be one per image, got {len(captions)} for {len(images)} images")
         unique = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
         rows = torch.tensor([unique[c] for c in captions], dtype=torch.int64, device=self.device)
         text = self.text_features(list(unique))[rows]

@@ -14,7 +14,7 @@ The text t begins with BOS itself; in v2 another one stands before it, so the la
 the masks' grid, and every code the cell after its own. Row and column embeddings are those of a code's own cell.
 
 What differs from the paper's prior: there is no start of the image, so a position holds its own token and predicts
-the next one; the output of each block is normalised too (sandwich), and the last one twice; tanh-GELU; one head for
+the next one; the output of each block is normalized too (sandwich), and the last one twice; tanh-GELU; one head for
 text and image ids; the convolutional mask.
 
 Reference: https://github.com/ai-forever/ru-dalle; sandwich LayerNorm as in CogView (Ding et al., 2021), section 2.4.
@@ -109,7 +109,7 @@ class RuDALLEConfig:
 
 
 class SandwichAttention(Attention):
-    """Attention whose output is normalised.
+    """Attention whose output is normalized.
 
     The original also divides scores before the softmax and takes their maximum off (PB-relax of CogView), which
     changes nothing in exact arithmetic.
@@ -128,7 +128,7 @@ class SandwichAttention(Attention):
 
 
 class SandwichMLP(MLP):
-    """Two matrices with a tanh-GELU between, whose output is normalised."""
+    """Two matrices with a tanh-GELU between, whose output is normalized."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__(width, hidden)
@@ -141,7 +141,7 @@ class SandwichMLP(MLP):
 
 
 class SandwichLayer(Layer):
-    """Attention block and MLP block, each normalised before and behind."""
+    """Attention block and MLP block, each normalized before and behind."""
 
     def __init__(self, width: int, num_heads: int, mask: Mask, backend: str) -> None:
         super().__init__(width, num_heads, MLP_RATIO * width, mask, backend)
@@ -184,7 +184,7 @@ class RuDALLE(ImagePrior):
     # ------------------------------------------------------------ captions
 
     def encode_captions(self, tokenizer: TextTokenizer, captions: Sequence[str]) -> Tensor:
-        """Ids of captions in lower case: start, tokens, end, and one padding token a position, int64 (P, T).
+        """Ids of captions in lower case: start, tokens, end, and one padding token per position, int64 (P, T).
 
         A caption that is truncated has no end.
         """

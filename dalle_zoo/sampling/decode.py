@@ -56,8 +56,8 @@ def sample_codes(
     Args:
         prior: The prior.
         text: Text ids with padding ids, int64 (P, T).
-        seeds: One seed an image, int64 (P, n); an image depends on its own seed alone.
-        sampler: Temperature and filters; plain sampling if missing.
+        seeds: One seed per image, int64 (P, n); an image depends on its own seed alone.
+        sampler: Temperature and filters. Defaults to plain sampling.
         prime: First tokens of every image in raster order, int64 (P, m) with m <= N, such as the top rows of a
             given image (section 3.3 of the paper).
         guidance: Classifier-free guidance g: logits = null + g * (conditional - null). 1 is none (the paper); other

@@ -55,7 +55,7 @@ def sample_windows(
 
     Args:
         read: Runs the prior over a window. Windows begin behind all tokens that were run with final ones before them.
-        seeds: One an image, int64 (P, n).
+        seeds: One per image, int64 (P, n).
         sampler: Temperature and filters.
         given: First tokens of every image, int64 (P, m); they are run in windows too.
         total: Tokens N of an image.

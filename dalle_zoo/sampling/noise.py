@@ -54,7 +54,7 @@ def gumbel(seeds: Tensor, step: int | Tensor, size: int) -> Tensor:
     """Standard Gumbel noise.
 
     Args:
-        seeds: One seed an image, int64 (B,).
+        seeds: One seed per image, int64 (B,).
         step: Number of the token within the image: one for all, or int64 (1,) or (B,).
         size: Vocabulary size V.
 

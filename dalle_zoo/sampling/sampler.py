@@ -54,7 +54,7 @@ class Sampler:
         return logits
 
     def sample(self, logits: Tensor, seeds: Tensor, step: int | Tensor) -> Tensor:
-        """Generates one token an image by the Gumbel-max rule.
+        """Generates one token per image by the Gumbel-max rule.
 
         Args:
             logits: Unfiltered, (B, V).

@@ -32,7 +32,7 @@ class ByteTokenizer(LibraryTokenizer):
     """Ids are the UTF-8 bytes of the caption, case and spaces as they are.
 
     Args:
-        tokenizer: A library tokenizer with these 256 ids; made here if missing.
+        tokenizer: A library tokenizer with these 256 ids. Defaults to one made here.
 
     Example:
         >>> ByteTokenizer().encode("Ä b")

@@ -21,28 +21,28 @@ STATE = "average"
 class WeightEMA(Callback):
     """Averages the weights while they are trained; validation, images and the exported model use the average.
 
-    ``average = decay * average + (1 - decay) * weights`` once every so many updates; the first time it takes the
+    ``average = decay * average + (1 - decay) * weights`` once every so many steps; the first time it takes the
     weights as they are. The average is float32: one of 16 bits would round small steps away. Every process averages
     what it holds, so the average is sharded as the weights are; the averaging of Lightning copies the module before
     that, and cannot be used here.
 
-    Reference: the dVAE's decay is 0.999 at every update (appendix A.2); the prior's is 0.99 once every 25, on the CPU
+    Reference: the dVAE's decay is 0.999 at every step (appendix A.2); the prior's is 0.99 once every 25, on the CPU
     (appendix B.2).
 
     Args:
         decay: Share of the average that stays.
         every: Updates between two steps of the average.
         start: Updates that pass before the first step, where the beginning of a run is of another kind.
-        device: Where the average lies; where the weights lie if missing.
+        device: Where the average lies. Defaults to where the weights lie.
     """
 
     def __init__(self, decay: float = 0.999, every: int = 1, start: int = 0, device: str | None = None) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
         if every < 1:
-            raise ValueError(f"every must be at least 1 update, got {every}")
+            raise ValueError(f"every must be at least 1 step, got {every}")
         if start < 0:
-            raise ValueError(f"start must be at least 0 updates, got {start}")
+            raise ValueError(f"start must be at least 0 steps, got {start}")
         self.decay, self.every, self.start, self.device = decay, every, start, device
         self.average: list[Tensor] | None = None
         """What this process holds of the averaged weights, in the order of the module's parameters."""
@@ -83,10 +83,10 @@ class WeightEMA(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Takes the weights in behind an update that is due."""
-        update = trainer.global_step
-        if update in (0, self._averaged_at) or update <= self.start or update % self.every:
+        step = trainer.global_step
+        if step in (0, self._averaged_at) or step <= self.start or step % self.every:
             return
-        self._averaged_at = update
+        self._averaged_at = step
         if self.average is None:
             self.adopt(pl_module)
             return

@@ -73,8 +73,8 @@ class StageModule(LightningModule):
         self.adamw = adamw
         self.learning_rate = learning_rate
         self.seed = seed
-        self._losses: list[Tensor] = []  # of the batches of the coming update, for the plateau rule
-        self._restored_updates = 0
+        self._losses: list[Tensor] = []  # of the batches of the coming step, for the plateau rule
+        self._restored_steps = 0
         self._weights: Path | None = None  # of a model that training starts from
         self._sharded = False
         self.trained = False  # whether the trainer has had any update to do
@@ -122,7 +122,7 @@ class StageModule(LightningModule):
         )
 
     def on_train_start(self) -> None:
-        """Notes that there is something to do; a finished run does not come here."""
+        """Records that there is something to do; a finished run does not come here."""
         self.trained = True
 
     @property
@@ -131,16 +131,16 @@ class StageModule(LightningModule):
         return False
 
     @property
-    def updates(self) -> int:
+    def optimizer_steps(self) -> int:
         """Updates that the weights have seen, also where the trainer does not train."""
-        return max(self.global_step, self._restored_updates)
+        return max(self.global_step, self._restored_steps)
 
     def check_data(self, data: LightningDataModule) -> None:
         """Raises `ValueError` for data that the network cannot be trained on; called before a run begins."""
         del data
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with two groups, and the learning-rate schedule, once an update."""
+        """AdamW with two groups, and the learning-rate schedule, once per step."""
         optimizer = make_optimizer(self.net, self.adamw, self.learning_rate.peak, self.decayed)
         scheduler = LearningRateScheduler(optimizer, self.learning_rate)
         return {
@@ -149,12 +149,12 @@ class StageModule(LightningModule):
         }
 
     def observe_loss(self, loss: Tensor) -> None:
-        """Notes the loss of a training batch for the plateau rule."""
+        """Records the loss of a training batch for the plateau rule."""
         if self.learning_rate.decay == "plateau":
             self._losses.append(loss.detach())
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Logs the learning rate, and feeds the plateau rule with the loss of the update."""
+        """Logs the learning rate, and feeds the plateau rule with the loss of the step."""
         self.log("schedule/learning_rate", optimizer.param_groups[0]["lr"])
         if isinstance(self.trainer.strategy, ExchangesGradients):
             finite = getattr(self.trainer.precision_plugin, "finite", None)
@@ -182,7 +182,7 @@ class StageModule(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def noise_generator(self, batch_index: int) -> torch.Generator:
-        """Generator of this batch's noise: a pure function of (seed, update, batch, rank), so resume is exact."""
+        """Generator of this batch's noise: a pure function of (seed, step, batch, rank), so resume is exact."""
         seed = derive_seed(self.seed, self.stage, self.global_step, batch_index, self.global_rank)
         return torch.Generator(self.device).manual_seed(seed)
 
@@ -195,7 +195,7 @@ class StageModule(LightningModule):
         own = {"stage": self.stage, "config": self.architecture()}
         if checkpoint.get("dalle_zoo", own) != own:
             raise ValueError(f"the checkpoint is of another network: expected {own}, got {checkpoint['dalle_zoo']}")
-        self._restored_updates = checkpoint["global_step"]
+        self._restored_steps = checkpoint["global_step"]
         if checkpoint.get(EXCHANGE):  # a strategy that has a place for it has taken it out
             log.warning(DROPPED)
 

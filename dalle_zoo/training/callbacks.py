@@ -48,11 +48,11 @@ class ImageLogger(Callback):
         few = {k: v[: self.count] if hasattr(v, "__len__") else v for k, v in batch.items()}
         for name, grid in pl_module.sample_images(few).items():
             assert self.folder is not None
-            save_png(grid, self.folder / f"{name}-{pl_module.updates:08d}.png")
+            save_png(grid, self.folder / f"{name}-{pl_module.optimizer_steps:08d}.png")
             for logger in trainer.loggers:
                 add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
                 if add_image is not None:
-                    add_image(name, grid, pl_module.updates)
+                    add_image(name, grid, pl_module.optimizer_steps)
 
     def on_predict_batch_end(
         self,

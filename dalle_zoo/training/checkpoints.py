@@ -98,7 +98,7 @@ def consolidate(path: Path, folder: Path, *, averaged: bool = True) -> str:
 
 
 class Checkpoint(callbacks.Checkpoint):
-    """Resumable states, named by the update: the newest two, of which one is that of the last update.
+    """Resumable states, named by the step: the newest two, of which one is that of the last step.
 
     A run ends by the trainer's max_steps, max_epochs or max_time, or by a callback that stops it.
 
@@ -111,10 +111,10 @@ class Checkpoint(callbacks.Checkpoint):
 
     def __init__(self, every: int = 1000) -> None:
         if every < 1:
-            raise ValueError(f"every must be at least 1 update, got {every}")
+            raise ValueError(f"every must be at least 1 step, got {every}")
         self.every = every
         self.folder: Path | None = None
-        self._updates = 0
+        self._steps_before = 0
         self._saved = -1
         self._stopping = False
 
@@ -125,8 +125,8 @@ class Checkpoint(callbacks.Checkpoint):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Notes how many updates came before the batch."""
-        self._updates = trainer.global_step
+        """Records how many steps came before the batch."""
+        self._steps_before = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -135,29 +135,29 @@ class Checkpoint(callbacks.Checkpoint):
         step = trainer.global_step
         # Lightning would stop between the batches of an update, whose gradients no state holds: end it first.
         self._stopping |= trainer.should_stop
-        trainer.should_stop = self._stopping and step > self._updates
+        trainer.should_stop = self._stopping and step > self._steps_before
         last = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
         due = step % self.every == 0 or step == trainer.max_steps or last or self._stopping
-        if self.folder is None or step == self._updates or not due:
+        if self.folder is None or step == self._steps_before or not due:
             return
         path = self.folder / f"{step:08d}.ckpt"
         trainer.save_checkpoint(path)  # returns when all processes have written
         self._saved = step
         if trainer.is_global_zero:
-            for old in [other for other in states(self.folder) if other.name < path.name][:-1]:
+            for old in [other for other in list_checkpoints(self.folder) if other.name < path.name][:-1]:
                 trainer.strategy.remove_checkpoint(old)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts a stop that validation brings off by one update, behind which a state is saved."""
+        """Puts a stop that validation brings off by one step, behind which a state is saved."""
         if trainer.should_stop and self.folder is not None and self._saved < trainer.global_step:
             self._stopping, trainer.should_stop = True, False
 
 
-def states(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """Complete states in a folder, the oldest first."""
     return sorted(folder.glob("*.ckpt"))
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The checkpoint of the highest update in a run folder, or None."""
-    return next(reversed(states(run / "checkpoints")), None)
+    """The checkpoint of the highest step in a run folder, or None."""
+    return next(reversed(list_checkpoints(run / "checkpoints")), None)

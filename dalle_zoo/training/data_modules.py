@@ -113,7 +113,7 @@ class ImageDataModule(CaptionedDataModule):
         transform: Preprocessing while training: "dvae" (Listing 1, flips) or "prior" (Listing 2); validation takes
             the centre.
         text: How captions become ids; absent for stage 1.
-        variants: Crops of an image repeat after so many epochs; a new crop every epoch if missing.
+        variants: Crops of an image repeat after so many epochs. Defaults to a new crop every epoch.
         batch_size: Samples a batch and process.
         num_workers: Loader processes.
         seed: Seed of order, crops, captions and BPE dropout.

@@ -28,12 +28,12 @@ class DVAEModule(StageModule):
 
     Args:
         config: Architecture.
-        kl_weight: beta over the updates.
-        temperature: Relaxation temperature tau over the updates.
+        kl_weight: beta over the steps.
+        temperature: Relaxation temperature tau over the steps.
         adamw: Optimiser settings.
-        learning_rate: Step size over the updates.
+        learning_rate: Step size over the steps.
         seed: Seed of the Gumbel noise.
-        init_from: Model, by name or folder, whose weights training starts from; fresh weights if missing.
+        init_from: Model, by name or folder, whose weights training starts from. Defaults to fresh weights.
         freeze_encoder: Train the decoder alone, on hard codes: images get better and codes stay, so a prior that
             was trained on them still fits. Temperature and KL weight play no part then.
         warm_start: Updates as an autoencoder and k-means of its features before the relaxation begins; the paper
@@ -70,7 +70,7 @@ class DVAEModule(StageModule):
         self.temperature = temperature
         self.code_counts = torch.zeros(config.codebook_size)
         self.warm_start = warm_start
-        self.features: list[Tensor] = []  # of the last updates of the warm start, the same on every process
+        self.features: list[Tensor] = []  # of the last steps of the warm start, the same on every process
         if warm_start is not None:
             self.bridge = nn.Conv2d(config.widths[-1], config.decoder_stem, 1)
 
@@ -87,7 +87,7 @@ class DVAEModule(StageModule):
             )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Negative evidence bound at this update's beta and tau."""
+        """Negative evidence bound at this step's beta and tau."""
         images = batch["image"].to(memory_format=torch.channels_last)
         if self.warm_start is not None and self.global_step < self.warm_start.steps:
             return self._autoencode(images, self.warm_start)
@@ -107,7 +107,7 @@ class DVAEModule(StageModule):
         return loss
 
     def _autoencode(self, images: Tensor, warm: WarmStart) -> Tensor:
-        """Likelihood without codes; the last updates keep their features."""
+        """Likelihood without codes; the last steps keep their features."""
         x = self.net.map_pixels(images)
         vectors = self.bridge(self.net.encoder.features(x))
         loss = self._likelihood(x, self.net.decoder.from_stem(vectors))
@@ -132,12 +132,12 @@ class DVAEModule(StageModule):
         return loss
 
     def _start_codes(self, warm: WarmStart) -> None:
-        """Ends the warm start: the centres of the features become the codes."""
+        """Ends the warm start: the centers of the features become the codes."""
         generator = torch.Generator().manual_seed(self.seed)
         vectors = torch.cat([part.to(self.device) for part in self.features])
-        centres, distance = kmeans(vectors, self.net.codebook_size, warm.iterations, generator)
-        centres, distance = self.trainer.strategy.broadcast((centres, distance))
-        set_codes(self.net, self.bridge, centres, warm.sharpness / float(distance.clamp(min=1e-12)))
+        centers, distance = kmeans(vectors, self.net.codebook_size, warm.iterations, generator)
+        centers, distance = self.trainer.strategy.broadcast((centers, distance))
+        set_codes(self.net, self.bridge, centers, warm.sharpness / float(distance.clamp(min=1e-12)))
         self.features.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -167,7 +167,7 @@ class DVAEModule(StageModule):
         logits = self.net.logits(images)
         codes = logits.argmax(1)
         parameters = self.net.decoder.from_codes(codes)
-        beta = self.kl_weight(self.updates)
+        beta = self.kl_weight(self.optimizer_steps)
         loss, parts = dvae_loss(self.net.map_pixels(images), parameters, logits, beta)
         error = (self.net.pixels(parameters) - images).square().mean((1, 2, 3)).clamp(min=1e-10)
         metrics = {"val/loss": loss, "val/psnr": (-10 * error.log10()).mean()}
@@ -205,5 +205,5 @@ def _gathered(mine: Tensor) -> Tensor:
 
 
 def _nothing(*unused: nn.Module) -> Tensor:
-    """A zero that depends on the parameters of modules: all take part in every update, as DDP expects."""
+    """A zero that depends on the parameters of modules: all take part in every step, as DDP expects."""
     return torch.stack([0.0 * p.sum() for module in unused for p in module.parameters()]).sum()

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 BLOCK = 256
-"""Values of a quantised moment that share a scale."""
+"""Values of a quantized moment that share a scale."""
 SMALLEST = 4096
-"""Tensors of fewer values keep float32 moments, also where the others are quantised."""
+"""Tensors of fewer values keep float32 moments, also where the others are quantized."""
 CHUNK = 2**25
 """Values that are updated together: what an update holds beside parameters, gradients and moments stays below
-two such float32 arrays and, for quantised moments, below four."""
+two such float32 arrays and, for quantized moments, below four."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +141,12 @@ class ClippedAdamW(torch.optim.Optimizer):
     ) -> None:
         self.variance_clip = variance_clip
         self.moments = moments
-        self.quantised: Any = quantised_type(moments) if moments != "float32" else None
+        self.quantized: Any = quantized_type(moments) if moments != "float32" else None
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Makes one update; the closure, if any, computes the gradients and returns the loss."""
+        """Makes one step; the closure, if any, computes the gradients and returns the loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -196,15 +196,15 @@ class ClippedAdamW(torch.optim.Optimizer):
     def _packed(self, moment: Tensor, signed: bool) -> Tensor:
         """A moment in the format that it is kept in; where that is a reduced one, only this process's shard."""
         values = local(moment)
-        if self.quantised is None or values.numel() < SMALLEST or values.numel() % BLOCK:
+        if self.quantized is None or values.numel() < SMALLEST or values.numel() % BLOCK:
             return moment
         signs = {"signed": signed} if self.moments == "8bit" else {}  # fp8 has a sign of its own
-        packed: Tensor = self.quantised.zeros(values.shape, block_size=BLOCK, device=values.device, **signs)
+        packed: Tensor = self.quantized.zeros(values.shape, block_size=BLOCK, device=values.device, **signs)
         packed.copy_(values.float().contiguous())
         return packed
 
     def _is_packed(self, moment: Tensor) -> bool:
-        return self.quantised is not None and isinstance(moment, self.quantised)
+        return self.quantized is not None and isinstance(moment, self.quantized)
 
     def _unpacked(self, moment: Tensor) -> Tensor:
         """Values of a moment in this process: itself, or a float32 copy where the precision is reduced."""
@@ -224,7 +224,7 @@ class ClippedAdamW(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """State as `torch.optim.AdamW` has it; moments of reduced precision as float32 on the CPU."""
         packed = super().state_dict()
-        if self.quantised is None:
+        if self.quantized is None:
             return packed
         parameters = [p for group in self.param_groups for p in group["params"]]
         unsharded = {
@@ -271,8 +271,8 @@ def chunks(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
         yield chunk
 
 
-def quantised_type(moments: str) -> type[Tensor]:
-    """Torchao's tensor of quantised values.
+def quantized_type(moments: str) -> type[Tensor]:
+    """Torchao's tensor of quantized values.
 
     Args:
         moments: "8bit" or "fp8".

@@ -6,7 +6,7 @@ P  = mean(E_i) Q           (s, r)   first all-reduce; Q is Gaussian, fixed, the 
 P  = orthonormal(P)        (s, r)
 R  = mean(E_i)^T P         (l, r)   second all-reduce
 G  = P R^T                 (s, l)   is applied: what of mean(E_i) lies in the r dimensions that Q found
-E_i - G                    (s, l)   stays for the next update
+E_i - G                    (s, l)   stays for the next step
 ```
 
 Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), section 2.5 and appendix E.2, after PowerSGD
@@ -43,7 +43,7 @@ IDENTITY = 1e-6
 
 
 class Traffic(NamedTuple):
-    """Bytes that one process hands to the all-reduces of one update, without the flag."""
+    """Bytes that one process hands to the all-reduces of one step, without the flag."""
 
     factors: int
     """P and R of the compressed matrices, in the dtype of the wire."""
@@ -54,7 +54,7 @@ class Traffic(NamedTuple):
 
     @property
     def sent(self) -> int:
-        """All bytes of the update."""
+        """All bytes of the step."""
         return self.factors + self.uncompressed
 
     @property
@@ -79,7 +79,7 @@ class PowerSGD:
 
     Every matrix is worked on with its shorter side first, transposed where needed, because orthogonalising the
     shorter factor is cheaper; so Q is sampled for the longer side. It is a function of (seed, name, shape) alone, is
-    sampled once, and is never updated: warm starts gain nothing, and resampling it at every update hurts.
+    sampled once, and is never updated: warm starts gain nothing, and resampling it at every step hurts.
 
     A matrix whose factors would be no smaller than itself is sent uncompressed, with the uncompressed tensors, and so
     does what a run of smaller rank had left of it.
@@ -89,8 +89,8 @@ class PowerSGD:
 
     Args:
         rank: Rank r of every matrix that this process sends; with a matrix in shards, the total rank / shards.
-        group: Processes to average over: those of the same ordinal on all machines. All processes if missing.
-        world: Processes that must agree whether an update is finite. All processes if missing.
+        group: Processes to average over: those of the same ordinal on all machines. Defaults to all processes.
+        world: Processes that must agree whether an update is finite. Defaults to all processes.
         seed: Seed of Q.
         wire_dtype: Of P and R in the all-reduces; bfloat16 halves the bytes. Infinities that come of rounding to it
             are clamped to its largest number, with their sign: error feedback keeps what is clipped.

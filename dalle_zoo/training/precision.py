@@ -167,7 +167,7 @@ class ResblockPrecision(Precision):
     def optimizer_step(  # type: ignore[override]
         self, optimizer: Optimizer, model: LightningModule, closure: Callable[[], Any], **kwargs: Any
     ) -> Any:
-        """Makes one update, or skips it, and moves the scales."""
+        """Makes one step, or skips it, and moves the scales."""
         scales = self.scales
         assert scales is not None, "connect comes first"
 
@@ -206,7 +206,7 @@ class ResblockPrecision(Precision):
         return overflow == 0
 
     def _log(self, module: LightningModule, scales: GradientScales) -> None:
-        """Writes log2 of every scale and the number of skipped updates where the trainer logs all else."""
+        """Writes log2 of every scale and the number of skipped steps where the trainer logs all else."""
         trainer = module.trainer
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or (trainer.global_step + 1) % every:
@@ -214,10 +214,10 @@ class ResblockPrecision(Precision):
         values = scales.values.log2().tolist()
         metrics = {f"{GRADIENT_SCALES}{block.name}": value for block, value in zip(self._blocks, values, strict=True)}
         for logger in module.loggers:
-            logger.log_metrics(metrics | {"train/skipped_updates": self.num_skipped}, step=trainer.global_step)
+            logger.log_metrics(metrics | {"train/skipped_steps": self.num_skipped}, step=trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Scales, their counters, and the number of skipped updates."""
+        """Scales, their counters, and the number of skipped steps."""
         return {} if self.scales is None else {"num_skipped": self.num_skipped, "scales": self.scales.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -34,9 +34,9 @@ class PriorModule(StageModule):
         caption_dropout: Share of captions replaced by the empty one, which classifier-free guidance needs; the
             paper has none.
         adamw: Optimiser settings.
-        learning_rate: Learning rate over the updates.
+        learning_rate: Learning rate over the steps.
         seed: Seed of the dropped captions and of the sample grids.
-        init_from: Model, by name or folder, whose weights training starts from; fresh weights if missing.
+        init_from: Model, by name or folder, whose weights training starts from. Defaults to fresh weights.
         attention: Attention back-end.
         recompute: Whether each residual block keeps its input alone and is computed again in the backward pass.
         compile: Whether the branch of each residual block is compiled; on the CPU that takes a C++ compiler.

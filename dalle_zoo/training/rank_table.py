@@ -80,12 +80,12 @@ class RankTable:
         entry.status, entry.heard = status, now
 
     def hear_exception(self, rank: int, exception: str, now: float) -> None:
-        """Notes what a rank is about to end with."""
+        """Records what a rank is about to end with."""
         entry = self.entries[rank]
         entry.raised, entry.raised_at = exception, now
 
     def lose(self, rank: int) -> None:
-        """Notes that a rank's connection is closed."""
+        """Records that a rank's connection is closed."""
         self.entries[rank].lost = True
 
     def failure(self, now: float, exit_codes: Mapping[int, int]) -> FailureReport | None:

@@ -37,7 +37,7 @@ class RankerModule(StageModule):
         config: Architecture.
         tokenizer: Folder of a text tokenizer, or a model that has one.
         adamw: Optimiser settings; the defaults are CLIP's.
-        learning_rate: Learning rate over the updates.
+        learning_rate: Learning rate over the steps.
         seed: Seed of the stage.
     """
 

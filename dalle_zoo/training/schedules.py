@@ -1,4 +1,4 @@
-"""Schedules: pure functions of the update, and the learning rate that uses them."""
+"""Schedules: pure functions of the step, and the learning rate that uses them."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class LearningRateScheduler(LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | Any]:
-        """Rate of the coming update, one a parameter group."""
+        """Rate of the coming step, one per parameter group."""
         return [self.rate.at(self.last_epoch, self.halvings)] * len(self.optimizer.param_groups)
 
     def window_mean(self, loss: float) -> float | None:

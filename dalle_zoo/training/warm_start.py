@@ -1,6 +1,6 @@
 """Starts the codes of stage 1 where images put them: an autoencoder first, then k-means of its features.
 
-Not in the paper, which has three million updates to spread its codes. In the few thousand that two CPU cores can do,
+Not in the paper, which has three million steps to spread its codes. In the few thousand that two CPU cores can do,
 the relaxation from random weights keeps a handful of codes and never wakes the others.
 """
 
@@ -25,7 +25,7 @@ class WarmStart:
     sharpness: float = 4.0
     """Logits fall by this much over the mean squared distance of a feature to its code."""
     gather: int = 32
-    """Last updates of the autoencoder whose features k-means sees."""
+    """Last steps of the autoencoder whose features k-means sees."""
     iterations: int = 12
     """Rounds of k-means."""
 
@@ -43,39 +43,39 @@ def kmeans(vectors: Tensor, count: int, iterations: int, generator: torch.Genera
 
     Args:
         vectors: (N, D), at least ``count``.
-        count: Number of centres K.
+        count: Number of centers K.
         iterations: Rounds.
-        generator: Source of the first centres and of those that move.
+        generator: Source of the first centers and of those that move.
 
     Returns:
         Centres (K, D) and the mean squared distance of a vector to its centre, a scalar.
 
     Raises:
-        ValueError: There are fewer vectors than centres.
+        ValueError: There are fewer vectors than centers.
     """
     if len(vectors) < count:
         raise ValueError(f"k-means needs at least {count} vectors for as many codes, got {len(vectors)}: gather more")
     order = torch.randperm(len(vectors), generator=generator).to(vectors.device)
-    centres = vectors[order[:count]].clone()
+    centers = vectors[order[:count]].clone()
     for _ in range(iterations):
-        nearest = _nearest(vectors, centres)
-        sums = torch.zeros_like(centres).index_add_(0, nearest, vectors)
+        nearest = _nearest(vectors, centers)
+        sums = torch.zeros_like(centers).index_add_(0, nearest, vectors)
         sizes = torch.bincount(nearest, minlength=count)
         strays = torch.randint(len(vectors), (count,), generator=generator).to(vectors.device)
-        centres = torch.where(sizes[:, None] > 0, sums / sizes.clamp(min=1)[:, None], vectors[strays])
-    distance = (vectors - centres[_nearest(vectors, centres)]).square().sum(1).mean()
-    return centres, distance
+        centers = torch.where(sizes[:, None] > 0, sums / sizes.clamp(min=1)[:, None], vectors[strays])
+    distance = (vectors - centers[_nearest(vectors, centers)]).square().sum(1).mean()
+    return centers, distance
 
 
-def _nearest(vectors: Tensor, centres: Tensor) -> Tensor:
+def _nearest(vectors: Tensor, centers: Tensor) -> Tensor:
     """Index of the nearest centre of every vector, (N,); in parts, since (N, K) can be large."""
-    norms = centres.square().sum(1)
+    norms = centers.square().sum(1)
     starts = range(0, len(vectors), 8192)
-    return torch.cat([(norms - 2 * vectors[start : start + 8192] @ centres.t()).argmin(1) for start in starts])
+    return torch.cat([(norms - 2 * vectors[start : start + 8192] @ centers.t()).argmin(1) for start in starts])
 
 
 @torch.no_grad()
-def set_codes(dvae: DVAE, bridge: nn.Conv2d, centres: Tensor, scale: float) -> None:
+def set_codes(dvae: DVAE, bridge: nn.Conv2d, centers: Tensor, scale: float) -> None:
     """Makes every centre a code: logits fall with the squared distance of the bridged feature to the centre.
 
     ``-scale * ||A f + b - c_k||^2`` is linear in the feature f but for a term that all codes share, so it fits the
@@ -84,13 +84,13 @@ def set_codes(dvae: DVAE, bridge: nn.Conv2d, centres: Tensor, scale: float) -> N
     Args:
         dvae: Network whose ``encoder.output`` and ``decoder.input`` are overwritten.
         bridge: The linear map from features to the decoder's stem, (A, b).
-        centres: (K, stem).
+        centers: (K, stem).
         scale: Logit per unit of squared distance.
     """
     assert bridge.bias is not None
     matrix, offset = bridge.weight[:, :, 0, 0], bridge.bias
     output, table = dvae.encoder.output, dvae.decoder.input
-    output.weight.copy_((2 * scale * centres @ matrix)[:, :, None, None])
+    output.weight.copy_((2 * scale * centers @ matrix)[:, :, None, None])
     assert output.bias is not None
-    output.bias.copy_(scale * (2 * centres @ offset - centres.square().sum(1)))
-    table.weight.copy_(centres.t()[:, :, None, None])
+    output.bias.copy_(scale * (2 * centers @ offset - centers.square().sum(1)))
+    table.weight.copy_(centers.t()[:, :, None, None])

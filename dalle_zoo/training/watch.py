@@ -1,6 +1,6 @@
 """Runs of several processes end with a message when one of them dies or hangs, instead of waiting in silence.
 
-Rank 0 keeps a rank table: every rank, itself included, is connected to a small server in it and tells once a second
+Rank 0 keeps a rank table: every rank, itself included, is connected to a small server in it and tells once per second
 where it is. None of this takes part in collectives or asks a GPU, so it works when those hang.
 
 ```
@@ -84,7 +84,7 @@ class RankWatch(Callback):
         self._reporter.start()
 
     def _report(self, trainer: Trainer, doing: str, finished: bool = False) -> None:
-        """Notes what the rank does from now on; it is told at the next beat."""
+        """Records what the rank does from now on; it is told at the next beat."""
         if self._reporter is not None:
             old = self._reporter.status
             step, progress = trainer.global_step, old.progress + 1
@@ -104,11 +104,11 @@ class RankWatch(Callback):
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The gradients are there."""
-        self._report(trainer, "between the backward pass and the optimiser's step")
+        self._report(trainer, "between the backward pass and the optimizer step")
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """The gradients are unscaled, not yet clipped."""
-        self._report(trainer, "in the optimiser's step")
+        self._report(trainer, "in the optimizer step")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -297,7 +297,7 @@ class Server(threading.Thread):
 
 
 class Line:
-    """A connection that carries JSON objects, one a line."""
+    """A connection that carries JSON objects, one per line."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection

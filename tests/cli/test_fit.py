@@ -34,7 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    """A finished run of one update, to do with as one likes."""
+    """A finished run of one step, to do with as one likes."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 

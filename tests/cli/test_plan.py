@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dalle_zoo.cli.main import main
-from dalle_zoo.cli.plan import lay_over, memory_in
+from dalle_zoo.cli.plan import memory_in, merge
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 1.0
@@ -68,10 +68,10 @@ def test_the_papers_setting(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     assert "12,092,178,432" in out
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["fits"] is True
-    assert plan["tokens_per_update"] == 1024 * 1280
+    assert plan["tokens_per_step"] == 1024 * 1280
     assert plan["powersgd"]["compression"] == pytest.approx(0.859, abs=5e-4)
     assert plan["memory_bytes"]["total"] < 16 * 2**30
-    assert plan["run_seconds"] == pytest.approx(430_000 * plan["update_seconds"]["total"])
+    assert plan["run_seconds"] == pytest.approx(430_000 * plan["step_seconds"]["total"])
     status, out, _ = say([*PAPER, *sharded[:-2]], capsys)
     assert "DOES NOT FIT" in out
     assert "1. " in out
@@ -81,10 +81,10 @@ def test_remedies_are_command_lines_that_fit(capsys: pytest.CaptureFixture[str],
     file = tmp_path / "plan.json"
     base = [*PAPER, "--gpu-memory", "16"]
     assert say([*base, "--trainer.callbacks", "[]", "--json", str(file)], capsys)[0] == 0
-    found = json.loads(file.read_text())["remedies"]
+    found = json.loads(file.read_text())["suggestions"]
     assert found
-    for remedy in found:
-        words = [word for keys in remedy["keys"] for word in shlex.split(keys)]
+    for suggestion in found:
+        words = [word for keys in suggestion["keys"] for word in shlex.split(keys)]
         status, out, _ = say([*base, "--trainer.callbacks", "[]", *words], capsys)
         assert (status, "FITS with" in out) == (0, True), words
 
@@ -154,9 +154,9 @@ def test_a_file_is_not_overwritten(capsys: pytest.CaptureFixture[str], tmp_path:
 def test_files_lie_over_one_another_as_in_fit() -> None:
     below = {"model": {"class_path": "A", "init_args": {"x": 1, "y": 2}}, "trainer": {"devices": 1, "callbacks": [1]}}
     above = {"model": {"init_args": {"x": 3}}, "trainer": {"callbacks+": [2], "devices": 4}}
-    both = lay_over(below, above)
+    both = merge(below, above)
     assert both["model"] == {"class_path": "A", "init_args": {"x": 3, "y": 2}}
     assert both["trainer"] == {"devices": 4, "callbacks": [1, 2]}
-    other = lay_over(below, {"model": {"class_path": "B", "init_args": {"z": 1}}})
+    other = merge(below, {"model": {"class_path": "B", "init_args": {"z": 1}}})
     assert other["model"] == {"class_path": "B", "init_args": {"z": 1}}
     assert below["trainer"] == {"devices": 1, "callbacks": [1]}

@@ -75,7 +75,7 @@ def test_a_tokenizer_is_trained_on_all_captions(
 ) -> None:
     command = ["tokenizer", str(images), "--vocab-size", "270", "--out", "tokenizer"]
     assert main(command) == 0
-    assert "tokenizer: 270 entries; tokens a caption: median" in capsys.readouterr().out
+    assert "tokenizer: 270 entries; tokens per caption: median" in capsys.readouterr().out
     tokenizer = load_text_tokenizer(scratch / "tokenizer")
     assert tokenizer.vocab_size == 270
     assert tokenizer.decode(tokenizer.encode("an image")) == "an image"

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dalle_zoo import DallePipeline
-from dalle_zoo.convert import Source, WeightFileError, convert, find, recognise
+from dalle_zoo.convert import Source, WeightFileError, convert, find, recognize
 from dalle_zoo.convert.base import check_fit
 from dalle_zoo.hub import load_prior
 from dalle_zoo.models.dalle_mini import DalleMini, DalleMiniConfig
@@ -152,7 +152,7 @@ def test_published_sizes(
         count = 24 if mega else 12
         every = {n.replace(".0.", f".{i}.", 1): s for i in range(count) for n, s in middle.items()}
         empty_safetensors(layout | every, tmp_path / f"{part}.safetensors")
-    source = recognise(tmp_path)
+    source = recognize(tmp_path)
     expected = DalleMiniConfig()
     if mega:
         wide = {"width": 2048, "text_vocab": 50272, "image_rows": 16416, "start_token": 16415}
@@ -438,7 +438,7 @@ def test_both_sizes_in_one_folder(tmp_path: Path) -> None:
     )
     with pytest.raises(WeightFileError, match=said):
         find(folder)
-    assert recognise(folder, only=["*_mini.*"]) is not None
+    assert recognize(folder, only=["*_mini.*"]) is not None
 
 
 @pytest.mark.parametrize(("part", "other"), [("encoder", "decoder"), ("decoder", "encoder")])
@@ -446,7 +446,7 @@ def test_one_part_alone(part: str, other: str, tmp_path: Path) -> None:
     file = min_dalle(tmp_path / "in") / f"{part}.pt"
     with pytest.raises(WeightFileError, match=rf"has DALL-E mini's {part} \({part}.pt\) without the {other}"):
         find(file)
-    assert recognise([file, tmp_path / f"in/{other}.pt"]) is not None
+    assert recognize([file, tmp_path / f"in/{other}.pt"]) is not None
 
 
 @pytest.mark.parametrize(

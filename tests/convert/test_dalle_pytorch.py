@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from dalle_zoo import DallePipeline, hub
-from dalle_zoo.convert import WeightFileError, convert, find, look, recognise
+from dalle_zoo.convert import WeightFileError, convert, find, inspect_files, recognize
 from dalle_zoo.convert.base import check_fit
 from dalle_zoo.convert.dalle_pytorch import sort_tensors, translated
 from dalle_zoo.convert.dalle_pytorch_text import about_vocabulary, find_vocabulary, read_vocabulary
@@ -351,14 +351,14 @@ def test_weights_without_their_file_take_hyper_parameters_beside_them(tmp_path: 
     content = content_of("1.6.6 mixed")
     torch.save(content["weights"], tmp_path / "pytorch_model.bin")
     with pytest.raises(WeightFileError, match=r"it lacks its hparams, .* such as hparams.json with"):
-        recognise(tmp_path)
+        recognize(tmp_path)
     (tmp_path / "hparams.json").write_text(json.dumps(content["hparams"] | {"version": "1.6.6"}))
     config, notes = inferred(tmp_path)
     assert (config["num_heads"], notes["num_heads"]) == (3, "heads in hparams.json")
     assert notes["masks"].endswith("version 1.6.6")
     (tmp_path / "other.json").write_text(json.dumps(content["hparams"] | {"heads": 6}))
     with pytest.raises(WeightFileError, match=r"hparams.json and other.json state different hyper-parameters"):
-        recognise(tmp_path)
+        recognize(tmp_path)
 
 
 def test_the_volunteers_model(tmp_path: Path) -> None:
@@ -387,7 +387,7 @@ def test_a_checkpoint_of_deepspeed(tmp_path: Path) -> None:
         tmp_path / "auxiliary.pt",
     )
     with pytest.raises(WeightFileError, match=r"join these with DeepSpeed's zero_to_fp32.py"):
-        recognise(tmp_path)
+        recognize(tmp_path)
     torch.save({f"module.{name}": tensor for name, tensor in weights.items()}, tmp_path / "pytorch_model.bin")
     source = find(tmp_path)
     assert source.config["masks"].endswith("conv_quadrant(kernel=5)")
@@ -499,7 +499,7 @@ def test_image_tokenizers_that_do_not_fit(change: dict[str, Any], message: str, 
     weights = GOLDEN["state_dict"](layouts()["vae plain"], None)
     torch.save({"hparams": GOLDEN["VAE"] | change, "weights": weights}, tmp_path / "vae.pt")
     with pytest.raises(WeightFileError, match=message):
-        recognise(tmp_path / "vae.pt")
+        recognize(tmp_path / "vae.pt")
 
 
 def test_transparent_images_are_refused(tmp_path: Path) -> None:
@@ -507,7 +507,7 @@ def test_transparent_images_are_refused(tmp_path: Path) -> None:
     weights["encoder.0.0.weight"] = torch.rand(8, 4, 4, 4)
     torch.save({"hparams": GOLDEN["VAE"], "weights": weights}, tmp_path / "vae.pt")
     with pytest.raises(WeightFileError, match="4 channels: only colour without transparency is converted"):
-        recognise(tmp_path / "vae.pt")
+        recognize(tmp_path / "vae.pt")
 
 
 # ------------------------------------------------------------ vocabularies
@@ -526,27 +526,27 @@ def test_clips_vocabulary_is_known_by_its_first_line(tmp_path: Path) -> None:
     assert about_vocabulary(None, 49408).endswith(
         "is CLIP's, which is bpe_simple_vocab_16e6.txt of the original's package"
     )
-    assert find_vocabulary(look(tmp_path), 49408) == path
+    assert find_vocabulary(inspect_files(tmp_path), 49408) == path
     assert about_vocabulary(path, 49408) == "anything.txt"
     assert read_vocabulary(path).kind == "clip"
     assert read_vocabulary(path).vocab_size == 49408
     clips_list(path, 100)
     with pytest.raises(WeightFileError, match=r"is not CLIP's list of merges: it has 100 merges of 48894"):
-        find_vocabulary(look(tmp_path), 49408)
+        find_vocabulary(inspect_files(tmp_path), 49408)
 
 
 def test_the_vocabulary_of_the_right_size_is_taken(tmp_path: Path) -> None:
     save("1.6.6 mixed", tmp_path)
     words(tmp_path, 12, "other.json")
     with pytest.raises(WeightFileError, match=r"it has 11 text tokens, but other.json has 12: put the vocabulary"):
-        recognise(tmp_path)
+        recognize(tmp_path)
     right = words(tmp_path)
     assert find(tmp_path).files == {"vocabulary": right}
     words(tmp_path, name="again.json")
     with pytest.raises(
         WeightFileError, match=r"again.json and bpe.json have 11 ids: name the one it was trained with by --files"
     ):
-        recognise(tmp_path)
+        recognize(tmp_path)
 
 
 # ------------------------------------------------------------ refusals
@@ -572,7 +572,7 @@ def test_hyper_parameters_without_end_take_no_time(name: str, tmp_path: Path) ->
     for file in (path, tmp_path / "vae.pt"):
         begin = time.monotonic()
         with pytest.raises(WeightFileError, match="cannot be converted: it has more than 10000 hyper-parameters"):
-            recognise(file)
+            recognize(file)
         assert time.monotonic() - begin < 5
 
 
@@ -624,7 +624,7 @@ QKV = f"{LAYER}.0.fn.fn.fn.fn.fn.to_qkv.weight"
 )
 def test_what_is_not_converted(change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(WeightFileError, match=message):
-        recognise(save("1.6.6 mixed", tmp_path, change))
+        recognize(save("1.6.6 mixed", tmp_path, change))
 
 
 @pytest.mark.parametrize(
@@ -656,4 +656,4 @@ def test_several_priors_are_not_guessed_among(tmp_path: Path) -> None:
         WeightFileError,
         match=r"several priors of DALLE-pytorch \(dalle.pt, other.pt\): name the files of one with --files or files=",
     ):
-        recognise(tmp_path)
+        recognize(tmp_path)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dalle_zoo import DallePipeline
-from dalle_zoo.convert import Source, WeightFileError, convert, find, recognise
+from dalle_zoo.convert import Source, WeightFileError, convert, find, recognize
 from dalle_zoo.hub import load_prior
 from dalle_zoo.models.mindalle import MinDALLE, MinDALLEConfig
 from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
@@ -144,7 +144,7 @@ def test_published_size(
 ) -> None:
     layout = GOLDEN["layout"](GOLDEN["RELEASED"])
     assert (len(layout), sum(math.prod(shape) for shape in layout.values())) == (680, 1_291_081_728)
-    source = recognise(empty_safetensors(layout, tmp_path / "model.safetensors"))
+    source = recognize(empty_safetensors(layout, tmp_path / "model.safetensors"))
     assert inferred(source) == asdict(MinDALLEConfig())
     assert source is not None
     assert source.notes["num_heads"] == "assumed, heads of 64, as no configuration lies there"
@@ -213,7 +213,7 @@ def test_a_configuration_of_another_network(changes: dict[str, Any], message: st
     save_prior(tmp_path)
     describe(tmp_path, **changes)
     with pytest.raises(WeightFileError, match=message):
-        recognise(tmp_path)
+        recognize(tmp_path)
 
 
 # ------------------------------------------------------------ refusals
@@ -234,7 +234,7 @@ def test_several_are_not_guessed_among(tmp_path: Path) -> None:
     with pytest.raises(
         WeightFileError, match=r"several priors of minDALL-E \(a.ckpt, b.ckpt\): name the files of one with --files"
     ):
-        recognise(tmp_path)
+        recognize(tmp_path)
 
 
 def test_configurations_that_disagree(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_configurations_that_disagree(tmp_path: Path) -> None:
     describe(tmp_path, "a.yaml")
     describe(tmp_path, "b.yaml", n_heads=4)
     with pytest.raises(WeightFileError, match="disagree on n_heads"):
-        recognise(tmp_path)
+        recognize(tmp_path)
 
 
 @pytest.mark.parametrize(

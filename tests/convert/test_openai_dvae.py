@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from dalle_zoo import load_model
 from dalle_zoo.cli.main import main
-from dalle_zoo.convert import WeightFileError, convert, find, look, recognise
+from dalle_zoo.convert import WeightFileError, convert, find, inspect_files, recognize
 from dalle_zoo.hub import load_image_tokenizer, read_json
 from dalle_zoo.models.dvae import DVAE, DVAEConfig, DVAEEncoder
 
@@ -93,7 +93,7 @@ def pickled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @torch.no_grad()
 def test_pickled_modules(pickled: Path, tmp_path: Path, native: DVAE, capsys: pytest.CaptureFixture[str]) -> None:
     before = {name for name in sys.modules if name.startswith("dall_e.")}
-    names = {name for checkpoint in look(pickled).checkpoints for name in checkpoint.names}
+    names = {name for checkpoint in inspect_files(pickled).checkpoints for name in checkpoint.names}
     assert {"dall_e.encoder.Encoder", "dall_e.decoder.Decoder", "dall_e.utils.Conv2d"} <= names
     assert main(["convert", str(pickled), "--out", str(tmp_path / "out")]) == 0
     assert {name for name in sys.modules if name.startswith("dall_e.")} == before
@@ -159,7 +159,7 @@ def test_the_encoder_of_transformers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     flava = FlavaImageCodebook(FlavaImageCodebookConfig(hidden_size=8, vocab_size=32, num_blocks_per_group=1)).eval()
     flava.save_pretrained(tmp_path / "in")
-    source = recognise(tmp_path / "in")
+    source = recognize(tmp_path / "in")
     assert source is not None
     assert source.parts.keys() == {"encoder"}
     record = convert(source, tmp_path / "out")

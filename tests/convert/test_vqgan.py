@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dalle_zoo.convert import Source, WeightFileError, convert, find, recognise
+from dalle_zoo.convert import Source, WeightFileError, convert, find, recognize
 from dalle_zoo.hub import load_image_tokenizer, read_json
 from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
 
@@ -152,7 +152,7 @@ def test_min_dalle_has_a_decoder_alone(tmp_path: Path) -> None:
 )
 def test_published_sizes(kind: str, expected: dict[str, Any], empty_safetensors: EmptyFile, tmp_path: Path) -> None:
     layout = json.loads(GOLDEN["LAYOUTS"].read_text())[kind]
-    source = recognise(empty_safetensors(layout, tmp_path / "model.safetensors"))
+    source = recognize(empty_safetensors(layout, tmp_path / "model.safetensors"))
     assert source is not None
     assert asdict(VQGANConfig(**source.config)) == expected
     native = shapes(VQGANConfig(**source.config))
@@ -170,17 +170,17 @@ def test_a_configuration_is_found_where_training_left_it(tmp_path: Path) -> None
     describe(tmp_path / "run/configs", "2021-project.yaml")
     (tmp_path / "run/configs/2021-lightning.yaml").write_text("lightning: {trainer: {gpus: 8}}\n")
     path = taming(NEAREST, tmp_path / "run/checkpoints")
-    assert size_note(recognise(path)) == (16, "configs/2021-project.yaml")
+    assert size_note(recognize(path)) == (16, "configs/2021-project.yaml")
     describe(path.parent, "last.yaml", resolution=32, attn_resolutions=[16])
     with pytest.raises(WeightFileError, match=r"disagree on the resolution .*32.*16|16.*32"):
-        recognise(path)
+        recognize(path)
 
 
 def test_the_configuration_of_mindalle(tmp_path: Path) -> None:
     taming(NEAREST, tmp_path, "stage1_last.ckpt")
     stage = {"type": "vqgan", "embed_dim": 16, "n_embed": 48, "hparams": GOLDEN["NEAREST"]["ddconfig"]}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"dataset": {}, "stage1": stage}))
-    assert size_note(recognise(tmp_path)) == (16, "config.yaml")
+    assert size_note(recognize(tmp_path)) == (16, "config.yaml")
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_configuration_of_another_network(changes: dict[str, Any], message: st
     taming(NEAREST, tmp_path)
     describe(tmp_path, **changes)
     with pytest.raises(WeightFileError, match=message):
-        recognise(tmp_path)
+        recognize(tmp_path)
 
 
 # ------------------------------------------------------------ refusals
@@ -213,7 +213,7 @@ def save(state: dict[str, Tensor], path: Path) -> Path:
 def test_what_is_no_vqgan_is_left_to_others(tmp_path: Path) -> None:
     state = GOLDEN["weights"](shapes(NEAREST))
     del state["quantize.embedding.weight"]  # an autoencoder without codes
-    assert recognise(save(state, tmp_path / "kl.ckpt"), "vqgan") is None
+    assert recognize(save(state, tmp_path / "kl.ckpt"), "vqgan") is None
 
 
 def test_several_are_not_guessed_among(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_several_are_not_guessed_among(tmp_path: Path) -> None:
         WeightFileError,
         match=r"several VQGANs \(epoch=1.ckpt, last.ckpt\): name the files of one with --files or files=",
     ):
-        recognise(tmp_path)
+        recognize(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -256,4 +256,4 @@ def test_another_wavelet(tmp_path: Path) -> None:
     state = torch.load(path)["state_dict"]
     state["model.decoder.idwt.g0_col"] = torch.rand(1, 1, 4, 1)
     with pytest.raises(WeightFileError, match="must end in a Haar wavelet"):
-        recognise(save(state, path))
+        recognize(save(state, path))

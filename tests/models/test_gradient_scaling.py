@@ -304,7 +304,7 @@ def test_the_papers_constants() -> None:
     assert GradientScales(3).values.tolist() == [8192.0] * 3
 
 
-def test_a_finite_block_grows_by_2_in_1000_updates() -> None:
+def test_a_finite_block_grows_by_2_in_1000_steps() -> None:
     scales = GradientScales(1)
     assert updated(scales, True) == [pytest.approx(8192 * 2 ** (1 / 1000), rel=FLOAT32_NOISE)]
     assert updated(scales, True, times=999) == [pytest.approx(16384, rel=1e-4)]
@@ -317,7 +317,7 @@ def test_an_overflow_divides_by_the_root_of_2_and_leaves_the_others_alone() -> N
     assert grown == pytest.approx(8192 * 2 ** (1 / 1000), rel=FLOAT32_NOISE)
 
 
-def test_no_second_division_within_125_updates() -> None:
+def test_no_second_division_within_125_steps() -> None:
     scales = GradientScales(1)
     first = updated(scales, False)
     assert updated(scales, False, times=124) == first

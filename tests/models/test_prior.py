@@ -126,8 +126,8 @@ def test_what_stands_at_which_position(random_prior: Maker) -> None:
 
 
 def norm(x: Tensor, layer: nn.LayerNorm) -> Tensor:
-    centred = x - x.mean()
-    return centred / (centred.square().mean() + 1e-5).sqrt() * layer.weight + layer.bias
+    centered = x - x.mean()
+    return centered / (centered.square().mean() + 1e-5).sqrt() * layer.weight + layer.bias
 
 
 def slow_logits(prior: Prior, text: list[int], codes: list[int]) -> tuple[Tensor, Tensor]:

@@ -195,7 +195,7 @@ def test_impossible_configs_are_refused(changes: dict[str, int], message: str) -
 def test_wrong_arguments_are_refused(ranker: Ranker, images: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="set text_vocab to 256"):
         Ranker.create(tiny_config(text_vocab=300), ByteTokenizer())
-    with pytest.raises(ValueError, match="one an image"):
+    with pytest.raises(ValueError, match="one per image"):
         ranker.scores(images, ["one"])
     with pytest.raises(TypeError, match="pass"):
         ranker.text_features("one")

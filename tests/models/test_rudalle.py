@@ -42,7 +42,7 @@ def twins(
 
 
 def padded(ids: Tensor) -> Tensor:
-    """The original's text, in which 0 is padding, with one padding token a position."""
+    """The original's text, in which 0 is padding, with one padding token per position."""
     return ids.where(ids != 0, VOCAB + torch.arange(ids.shape[-1]))
 
 

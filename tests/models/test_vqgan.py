@@ -85,8 +85,8 @@ def test_equals_the_stored_outputs_of_min_dalle() -> None:
 def test_normalisation_where_its_epsilon_counts() -> None:
     x = 1e-3 * torch.randn(2, 64, 3, 3)
     groups = x.view(2, 32, -1)  # two channels each
-    centred = groups - groups.mean(2, keepdim=True)
-    expected = centred / (centred.square().mean(2, keepdim=True) + 1e-6).sqrt()
+    centered = groups - groups.mean(2, keepdim=True)
+    expected = centered / (centered.square().mean(2, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(ResidualBlock(64, 64).norm1(x), expected.view_as(x))
 
 

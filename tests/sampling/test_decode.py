@@ -107,7 +107,7 @@ def test_a_cache_holds_what_is_still_read(random_prior: Maker, masks: str, slots
     decoder = PriorDecoding(random_prior(masks=masks), TEXT, 5)
     for cache in decoder.caches:
         assert cache.key.shape == cache.value.shape == (3, 2, 5, slots, 8)
-        assert cache.text_key.shape == cache.text_value.shape == (6, T, 8), "once a prompt, not once a candidate"
+        assert cache.text_key.shape == cache.text_value.shape == (6, T, 8), "once per prompt, not once per candidate"
         assert cache.num_bytes == 2 * 4 * 3 * 2 * 5 * slots * 8
 
 

@@ -22,10 +22,10 @@ from dalle_zoo.tokenizers import (
 from dalle_zoo.tokenizers.clip import clip_bpe
 from dalle_zoo.tokenizers.dalle_mini import bart_bpe
 
-COLOURS = ["red", "green", "blue", "yellow", "violet"]
+COLORS = ["red", "green", "blue", "yellow", "violet"]
 THINGS = ["apple", "motorcycle", "penguin", "umbrella", "telescope"]
 STYLES = ["photo", "tiny emoji"]
-CAPTIONS = [f"a {s} of a {c} {t}" for s in STYLES for c in COLOURS for t in THINGS]
+CAPTIONS = [f"a {s} of a {c} {t}" for s in STYLES for c in COLORS for t in THINGS]
 
 
 @cache

@@ -33,7 +33,7 @@ CONFIG = PriorConfig(
     text_length=4, text_vocab=10, image_height=2, image_width=4, codebook_size=7, width=16, num_layers=2, num_heads=2
 )
 GLOBAL_BATCH = 4
-UPDATES, EPOCH = 6, 3
+STEPS, EPOCH = 6, 3
 TOGETHER = 4
 """Cases that run at a time: they wait for each other's processes more than they compute."""
 SPOILED = "layers.1.attention.qkv.weight"
@@ -81,7 +81,7 @@ class Batches(Dataset[dict[str, Tensor]]):
 
 
 class Recorder(Callback):
-    """What each update saw; and gradients that it makes infinite, in the last process alone.
+    """What each step saw; and gradients that it makes infinite, in the last process alone.
 
     Args:
         spoil: Update to the parameter of which one number becomes infinite after the backward pass.
@@ -157,9 +157,9 @@ def train(
     callbacks: tuple[Callback, ...] = (),
     **options: Any,
 ) -> tuple[Trainer, Recorder, PriorModule]:
-    """Trains for `UPDATES` updates."""
+    """Trains for `STEPS` updates."""
     recorder = Recorder(spoil or {})
-    settings = {"max_steps": UPDATES, "limit_val_batches": 0, "logger": False, "enable_checkpointing": False}
+    settings = {"max_steps": STEPS, "limit_val_batches": 0, "logger": False, "enable_checkpointing": False}
     trainer = Trainer(
         strategy=make_strategy(strategy) if strategy else "auto",
         plugins=[precision],

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.training.averaging import WeightEMA
 from dalle_zoo.training.base import deferred_weights
-from dalle_zoo.training.checkpoints import AtomicCheckpointIO, Checkpoint, states, unsharded_checkpoint
+from dalle_zoo.training.checkpoints import AtomicCheckpointIO, Checkpoint, list_checkpoints, unsharded_checkpoint
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.prior_module import PriorModule
 from dalle_zoo.training.schedules import LearningRate
@@ -79,7 +79,7 @@ class Batches:
 
 
 class Recorder(Callback):
-    """Loss of every update, and the gradients of some, complete and averaged over all processes."""
+    """Loss of every step, and the gradients of some, complete and averaged over all processes."""
 
     def __init__(self, at: list[int], pace: float, out: Path) -> None:
         self.at, self.pace, self.out = at, pace, out
@@ -230,7 +230,9 @@ def run_killed(case: dict[str, Any], kills: int) -> None:
     newest: list[str] = []
     while len(newest) < kills:
         updates.unlink(missing_ok=True)
-        children = start({**case, **({"resume": str(states(folder)[-1])} if states(folder) else {})})
+        children = start(
+            {**case, **({"resume": str(list_checkpoints(folder)[-1])} if list_checkpoints(folder) else {})}
+        )
         wanted = rng.choice([1, 1, 2])  # updates that this life begins, so that the run does not end too soon
         while not updates.exists() or len(updates.read_text().splitlines()) < wanted:
             if os.waitid(os.P_PID, children[0], os.WEXITED | os.WNOHANG | os.WNOWAIT):
@@ -242,10 +244,10 @@ def run_killed(case: dict[str, Any], kills: int) -> None:
         kill(children)  # the others cannot go on
         for child in children:
             os.waitpid(child, 0)
-        for state in states(folder):  # whatever has the name of a checkpoint is a complete one
+        for state in list_checkpoints(folder):  # whatever has the name of a checkpoint is a complete one
             assert unsharded_checkpoint(state)["state_dict"].keys(), state
-        newest.append(states(folder)[-1].name if states(folder) else "")
-    run({**case, "resume": str(states(folder)[-1])})
+        newest.append(list_checkpoints(folder)[-1].name if list_checkpoints(folder) else "")
+    run({**case, "resume": str(list_checkpoints(folder)[-1])})
     sys.stdout.write(json.dumps({"kills": kills, "newest": newest}) + "\n")
 
 

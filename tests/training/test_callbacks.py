@@ -94,5 +94,5 @@ def test_a_state_is_written_atomically(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_states_need_a_distance() -> None:
-    with pytest.raises(ValueError, match="every must be at least 1 update, got 0"):
+    with pytest.raises(ValueError, match="every must be at least 1 step, got 0"):
         Checkpoint(every=0)

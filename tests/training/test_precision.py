@@ -57,7 +57,7 @@ runs = load_script()
 
 
 class Meddler(Callback):
-    """Gives a block a scale beyond all limits for one update, so that its gradients overflow."""
+    """Gives a block a scale beyond all limits for one step, so that its gradients overflow."""
 
     def __init__(self, update: int, block: int) -> None:
         self.update, self.block = update, block
@@ -163,15 +163,15 @@ def test_equal_to_float32_where_nothing_over_or_underflows(recompute: bool) -> N
     precision = ResblockPrecision("float32", CONSTANT)
     _, recorder, scaled = runs.train(precision, module=runs.make_module(recompute))
     assert recorder.losses == exact.losses
-    assert len(recorder.losses) == runs.UPDATES
+    assert len(recorder.losses) == runs.STEPS
     assert runs.equal(weights(scaled), weights(module))
-    assert recorder.finite == [True] * runs.UPDATES
+    assert recorder.finite == [True] * runs.STEPS
 
 
 def test_gradients_are_accumulated_before_they_are_unscaled() -> None:
     _, exact, module = runs.train(Precision(), accumulate_grad_batches=2)
     _, recorder, scaled = runs.train(ResblockPrecision("float32", CONSTANT), accumulate_grad_batches=2)
-    assert len(recorder.finite) == runs.UPDATES
+    assert len(recorder.finite) == runs.STEPS
     assert recorder.losses == exact.losses
     assert runs.equal(weights(scaled), weights(module))
 
@@ -188,7 +188,7 @@ def test_float16_trains_as_float32_does(carrier: Any) -> None:
         assert error < FLOAT16_ERROR, name
     assert precision.num_skipped == 0
     assert precision.scales is not None
-    assert precision.scales.values.tolist() == pytest.approx([8192 * 2 ** (runs.UPDATES / 1000)] * 4, rel=1e-5)
+    assert precision.scales.values.tolist() == pytest.approx([8192 * 2 ** (runs.STEPS / 1000)] * 4, rel=1e-5)
 
 
 def test_an_overflow_skips_the_update_and_moves_the_scale_of_its_block_alone() -> None:
@@ -257,7 +257,7 @@ def test_scales_are_logged_and_plotted(tmp_path: Path, capsys: pytest.CaptureFix
     last = precision.scales.values.log2().tolist()
     assert [list(curve) for curve in scales.values()] == [[1, 3, 5]] * 4
     assert [curve[5] for curve in scales.values()] == pytest.approx(last)
-    assert curves["train/skipped_updates"] == {1: 1, 3: 1, 5: 1}
+    assert curves["train/skipped_steps"] == {1: 1, 3: 1, 5: 1}
     assert set(curves["train/loss"]) == {1, 3, 5}  # the same updates as all else
     assert main(["plot", str(tmp_path)]) == 0
     assert (tmp_path / "curves.png").is_file()
@@ -311,7 +311,7 @@ def test_two_processes_with_float16(processes: Found, case: str) -> None:
 
 def test_recomputation_gathers_no_weight_again(processes: Found) -> None:
     """Once for the forward pass and once for the backward pass, which recomputes; the root unit once."""
-    updates, units = runs.UPDATES, 2 * runs.CONFIG.num_layers
+    updates, units = runs.STEPS, 2 * runs.CONFIG.num_layers
     for case in ("fsdp2", "fsdp2 recomputed"):
         assert [found["gathers"] for found in processes[case]] == [updates * (2 * units + 1)] * 2
 

@@ -74,7 +74,7 @@ def fit(stage: PriorModule, batches: Iterable[dict[str, Any]], steps: int, **opt
 
 
 class Gradients(Callback):
-    """Keeps the gradients of every update, as they come and as the optimiser took them."""
+    """Keeps the gradients of every step, as they come and as the optimiser took them."""
 
     def __init__(self) -> None:
         self.raw: list[list[Tensor]] = []
@@ -130,7 +130,7 @@ def test_plateau_windows_count_updates_not_batches() -> None:
     trainer = fit(stage, [batch(2)] * 40, 9, accumulate_grad_batches=3)
     scheduler = trainer.lr_scheduler_configs[0].scheduler
     assert isinstance(scheduler, LearningRateScheduler)
-    # Eight updates behind the warm-up are four windows: the first is the best, two halve, the last may not.
+    # Eight steps behind the warm-up are four windows: the first is the best, two halve, the last may not.
     assert (scheduler.last_epoch, scheduler.halvings, scheduler.loss_count) == (9, 2, 0)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-9 / 4)
     mean = float(stage.net.loss(**batch(2)).total.detach())
@@ -144,7 +144,7 @@ def test_the_learning_rate_is_logged() -> None:
     assert {"train/loss", "train/text_loss", "train/image_loss", "train/image_bits"} <= trainer.callback_metrics.keys()
 
 
-def test_dropped_captions_are_a_function_of_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropped_captions_are_a_function_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     def captions(seed: int) -> list[Tensor]:
         stage, seen = module(caption_dropout=0.5, seed=seed), []
         loss = stage.net.loss

@@ -28,15 +28,15 @@ CONFIG = RankerConfig(
     image_size=16, patch_size=8, vision_width=16, vision_layers=1, vision_heads=2,
     text_width=16, text_layers=1, text_heads=2, embed_dim=16, text_length=12, text_vocab=256,
 )  # fmt: skip
-COLOURS = {"red": (1.0, 0, 0), "green": (0, 1.0, 0), "blue": (0, 0, 1.0), "black": (0, 0, 0)}
+COLORS = {"red": (1.0, 0, 0), "green": (0, 1.0, 0), "blue": (0, 0, 1.0), "black": (0, 0, 0)}
 
 
 def batch() -> dict[str, Any]:
-    pixels = torch.tensor(list(COLOURS.values()))
+    pixels = torch.tensor(list(COLORS.values()))
     return {
-        "key": list(COLOURS),
+        "key": list(COLORS),
         "image": pixels[:, :, None, None].expand(-1, -1, 16, 16).contiguous(),
-        "caption": list(COLOURS),
+        "caption": list(COLORS),
     }
 
 

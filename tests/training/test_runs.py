@@ -23,7 +23,7 @@ from dalle_zoo.cli.runs import read_curves
 from dalle_zoo.training.checkpoints import newest_checkpoint
 
 ROOT = Path(__file__).parents[2]
-UPDATES, EVERY = 13, 3
+STEPS, EVERY = 13, 3
 KILLED_AT = {"dvae": 8, "prior": 9}
 """Update in which a run dies: the dVAE's in the middle of an epoch and of two states, the prior's while a state is
 being written."""
@@ -87,7 +87,7 @@ class Run(NamedTuple):
 def trainer(**options: Any) -> dict[str, Any]:
     return {
         "accelerator": "cpu",
-        "max_steps": UPDATES,
+        "max_steps": STEPS,
         "val_check_interval": 4,
         "check_val_every_n_epoch": None,
         "limit_val_batches": 2,
@@ -228,8 +228,8 @@ def assert_same(left: Any, right: Any, where: str = "") -> None:
 def test_a_killed_run_ends_with_the_same_bits(run: Run) -> None:
     weights = [folder / "model" / run.stage / "model.safetensors" for folder in (run.alone, run.killed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
-    last = [state(folder / "checkpoints" / f"{UPDATES:08d}.ckpt") for folder in (run.alone, run.killed)]
-    assert last[0]["global_step"] == UPDATES
+    last = [state(folder / "checkpoints" / f"{STEPS:08d}.ckpt") for folder in (run.alone, run.killed)]
+    assert last[0]["global_step"] == STEPS
     assert last[0]["optimizer_states"][0]["state"]
     for name in ("state_dict", "average", "optimizer_states", "lr_schedulers"):
         assert_same(last[0][name], last[1][name], name)
@@ -261,7 +261,7 @@ def test_half_a_state_is_never_picked_and_goes_away(runs: dict[str, Run], tmp_pa
 
 def test_weights_are_the_averaged_ones(run: Run) -> None:
     exported = load_file(run.alone / "model" / run.stage / "model.safetensors")
-    last = state(run.alone / "checkpoints" / f"{UPDATES:08d}.ckpt")
+    last = state(run.alone / "checkpoints" / f"{STEPS:08d}.ckpt")
     differ = 0
     for name, tensor in exported.items():
         assert torch.equal(tensor, last["average"][f"net.{name}"])
@@ -270,13 +270,13 @@ def test_weights_are_the_averaged_ones(run: Run) -> None:
 
 
 def test_the_plateau_rule_halves_and_survives_the_kill(runs: dict[str, Run]) -> None:
-    scheduler = state(runs["prior"].alone / "checkpoints" / f"{UPDATES:08d}.ckpt")["lr_schedulers"][0]
-    # Eleven updates behind the warm-up are five windows of two: the first is the best, each further one halves.
-    assert (scheduler["last_epoch"], scheduler["halvings"], scheduler["loss_count"]) == (UPDATES, 4, 1)
+    scheduler = state(runs["prior"].alone / "checkpoints" / f"{STEPS:08d}.ckpt")["lr_schedulers"][0]
+    # Eleven steps behind the warm-up are five windows of two: the first is the best, each further one halves.
+    assert (scheduler["last_epoch"], scheduler["halvings"], scheduler["loss_count"]) == (STEPS, 4, 1)
     rates = read_curves(runs["prior"].alone)["schedule/learning_rate"]
     assert rates[0] == pytest.approx(RATE["peak"] / 2)
     assert rates[1] == pytest.approx(RATE["peak"])
-    assert rates[UPDATES - 1] == pytest.approx(RATE["peak"] / 16)
+    assert rates[STEPS - 1] == pytest.approx(RATE["peak"] / 16)
 
 
 def test_curves_of_a_killed_run_go_on(run: Run) -> None:
@@ -288,7 +288,7 @@ def test_curves_of_a_killed_run_go_on(run: Run) -> None:
     else:
         wanted |= {"val/image_bits", "train/text_loss"}
     assert wanted <= alone.keys()
-    assert list(alone["train/loss"]) == list(range(UPDATES))
+    assert list(alone["train/loss"]) == list(range(STEPS))
     assert killed == alone
 
 
@@ -306,7 +306,7 @@ def with_images(stage: str) -> list[int]:
     """Updates after which a validation falls: one every four batches, and two batches are an update of the prior."""
     if stage == "dvae":
         return [4, 8, 12]
-    return [batch // 11 * 6 + batch % 11 // 2 for batch in range(4, 25, 4)]  # 11 batches an epoch are 6 updates
+    return [batch // 11 * 6 + batch % 11 // 2 for batch in range(4, 25, 4)]  # 11 batches an epoch are 6 steps
 
 
 def test_plot_plots_the_curves(runs: dict[str, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,9 +340,7 @@ def test_a_finished_run_goes_on_in_silence(
     assert "Warning" not in said.err
 
 
-def test_more_updates_go_on_where_the_run_ended(
-    recipes: dict[str, Path], runs: dict[str, Run], tmp_path: Path
-) -> None:
+def test_more_steps_go_on_where_the_run_ended(recipes: dict[str, Path], runs: dict[str, Run], tmp_path: Path) -> None:
     # In three pieces, the first of which ends between two states and in the middle of an epoch.
     arguments = ["fit", str(recipes["prior"]), "--run", str(tmp_path / "run"), "--trainer.max_steps"]
     assert main([*arguments, "7"]) == 0
@@ -351,7 +349,7 @@ def test_more_updates_go_on_where_the_run_ended(
     assert main([*arguments, "8"]) == 0
     # The first batch behind it is half an update, whose gradients no state holds: it must not be saved again there.
     assert (states / "00000007.ckpt").read_bytes() == before
-    assert main([*arguments, str(UPDATES)]) == 0
+    assert main([*arguments, str(STEPS)]) == 0
     weights = [folder / "model" / "prior" / "model.safetensors" for folder in (tmp_path / "run", runs["prior"].alone)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 

@@ -42,7 +42,7 @@ def test_the_three_cosines_of_the_dvae(schedule: Cosine, step: int, value: float
     assert schedule(step) == pytest.approx(value, rel=1e-6, abs=1e-15)
 
 
-def test_a_schedule_depends_on_the_update_alone() -> None:
+def test_a_schedule_depends_on_the_step_alone() -> None:
     before = TEMPERATURE(10_000)
     for step in range(0, 200_000, 1_000):
         TEMPERATURE(step)
@@ -94,7 +94,7 @@ def test_a_bad_rate_is_refused(wrong: dict[str, Any], message: str) -> None:
 
 
 class Run:
-    """An optimizer with two groups and the scheduler: one update at a time."""
+    """An optimizer with two groups and the scheduler: one step at a time."""
 
     def __init__(self, rate: LearningRate) -> None:
         weights = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
@@ -113,7 +113,7 @@ class Run:
         return rates.pop()
 
 
-def test_the_scheduler_gives_every_update_its_rate() -> None:
+def test_the_scheduler_gives_every_step_its_rate() -> None:
     rate = LearningRate(peak=1.0, warmup_steps=3, decay="cosine", final=0.1, decay_steps=4)
     run = Run(rate)
     assert [run.update(9.0) for _ in range(10)] == [rate.at(step) for step in range(10)]
@@ -123,7 +123,7 @@ def test_a_plateau_halves_five_times() -> None:
     run = Run(LearningRate(warmup_steps=2, plateau_window=3, plateau_patience=2))
     rates = [run.update(2.0) for _ in range(60)]
     assert rates[:2] == [2.25e-4, 4.5e-4]
-    # The first window is the best one; every two windows of three updates without a better one halve.
+    # The first window is the best one; every two windows of three steps without a better one halve.
     assert rates[2:11] == [4.5e-4] * 9
     assert rates[11:17] == [2.25e-4] * 6
     assert rates[17] == 1.125e-4

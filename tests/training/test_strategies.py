@@ -14,7 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
-from dalle_zoo.training.checkpoints import consolidate, newest_checkpoint, states, unsharded_checkpoint
+from dalle_zoo.training.checkpoints import consolidate, list_checkpoints, newest_checkpoint, unsharded_checkpoint
 from dalle_zoo.training.sharded import is_sharded
 from dalle_zoo.training.strategies import FullyShard, HSDPPowerSGD, make_strategy, shards_first
 from dalle_zoo.training.trainer import ZooTrainer
@@ -208,7 +208,7 @@ def test_a_checkpoint_of_any_strategy_becomes_one_folder_of_weights(result: Any,
 
 def test_shards_are_no_pickles_and_nothing_else_lies_about(result: Any) -> None:
     folder = result("fsdp2", 4)["folder"] / "checkpoints"
-    newest, older = states(folder)[-1], states(folder)[0]
+    newest, older = list_checkpoints(folder)[-1], list_checkpoints(folder)[0]
     assert sorted(path.suffix for path in newest.iterdir()) == [".pt", *[".safetensors"] * 4]
     assert {path.name for path in folder.iterdir()} == {newest.name, older.name}
 

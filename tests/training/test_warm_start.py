@@ -32,17 +32,17 @@ def seeded(seed: int = 0) -> torch.Generator:
 def test_kmeans_finds_clusters() -> None:
     spots = torch.tensor([[0.0, 0.0], [10.0, 0.0]])
     vectors = (spots[:, None] + 0.1 * torch.randn(2, 50, 2, generator=seeded())).flatten(0, 1)
-    centres, distance = kmeans(vectors, 2, 20, seeded(3))
-    order = torch.cdist(spots, centres).argmin(1)
+    centers, distance = kmeans(vectors, 2, 20, seeded(3))
+    order = torch.cdist(spots, centers).argmin(1)
     assert sorted(order.tolist()) == [0, 1]
-    torch.testing.assert_close(centres[order], vectors.view(2, 50, 2).mean(1))
+    torch.testing.assert_close(centers[order], vectors.view(2, 50, 2).mean(1))
     assert float(distance) == pytest.approx(0.02, rel=0.3)
 
 
 def test_an_empty_cluster_moves() -> None:
     vectors = torch.cat([torch.zeros(50, 2), torch.ones(1, 2)])
     found = {tuple(kmeans(vectors, 2, 50, seeded(s))[0].sum(1).sort().values.tolist()) for s in range(3)}
-    assert found == {(0.0, 2.0)}  # though both centres start at zero nearly always
+    assert found == {(0.0, 2.0)}  # though both centers start at zero nearly always
 
 
 def test_kmeans_needs_as_many_vectors_as_codes() -> None:
@@ -53,17 +53,17 @@ def test_kmeans_needs_as_many_vectors_as_codes() -> None:
 def test_codes_are_the_nearest_centres() -> None:
     torch.manual_seed(0)
     dvae, bridge = DVAE(CONFIG), nn.Conv2d(CONFIG.widths[-1], CONFIG.decoder_stem, 1)
-    centres = torch.randn(16, 8)
-    set_codes(dvae, bridge, centres, 3.0)
+    centers = torch.randn(16, 8)
+    set_codes(dvae, bridge, centers, 3.0)
     images = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
         cells = bridge(dvae.encoder.features(dvae.map_pixels(images))).permute(0, 2, 3, 1)
-        distances = torch.cdist(cells, centres).square()
+        distances = torch.cdist(cells, centers).square()
         assert torch.equal(dvae.encode(images), distances.argmin(-1))
         logits = dvae.logits(images).permute(0, 2, 3, 1)
         torch.testing.assert_close(F.softmax(logits, -1), F.softmax(-3 * distances, -1), atol=1e-5, rtol=1e-3)
         codes = torch.arange(16).view(1, 4, 4)
-        stem = centres[codes].permute(0, 3, 1, 2)
+        stem = centers[codes].permute(0, 3, 1, 2)
         torch.testing.assert_close(dvae.decoder.from_codes(codes), dvae.decoder.from_stem(stem))
 
 

@@ -153,7 +153,7 @@ def test_a_rank_that_hangs_is_named_and_shows_where(rank: int, tmp_path: Path) -
     outcome = Outcome(tmp_path, "sleep", rank)
     assert outcome.status == 1
     assert len(outcome.reports) == 2, outcome.said
-    expected = f"{who(rank, outcome)} hangs in step {STEP}, in the optimiser's step: no rank has advanced for"
+    expected = f"{who(rank, outcome)} hangs in step {STEP}, in the optimizer step: no rank has advanced for"
     assert all(expected in line and f"; rank {1 - rank} waits in" in line for line in outcome.reports)
     assert outcome.said.count("in befall") == 1, "its stack"
 
@@ -164,7 +164,7 @@ def test_a_rank_that_fails_is_named_with_its_traceback(rank: int, tmp_path: Path
     outcome = Outcome(tmp_path, "raise", rank)
     assert outcome.status == 1
     assert len(outcome.reports) == 2, outcome.said
-    what = f"{who(rank, outcome)} failed in step {STEP}, in the optimiser's step: ValueError: a bad batch"
+    what = f"{who(rank, outcome)} failed in step {STEP}, in the optimizer step: ValueError: a bad batch"
     assert all(what in line for line in outcome.reports)
     assert outcome.said.count("Traceback") == 1
     assert outcome.said.count("in befall") == 1

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from dalle_zoo.cli.main import main
-from dalle_zoo.convert import FAMILIES, Conversion, Source, WeightFileError, convert, find, look, recognise
+from dalle_zoo.convert import FAMILIES, Conversion, Source, WeightFileError, convert, find, inspect_files, recognize
 from dalle_zoo.convert.lazy import CONVERTED_SHARD_BYTES, write_network
 from dalle_zoo.hub import SHARD_BYTES
 from dalle_zoo.registry import UnknownNameError
@@ -38,7 +38,7 @@ def test_every_family_says_how_it_is_known(name: str) -> None:
     family = FAMILIES[name]()
     assert family.title
     assert "known by" in family.expects
-    assert family.recognise(look(Path(__file__).parent)) is None
+    assert family.recognize(inspect_files(Path(__file__).parent)) is None
 
 
 def test_the_page_names_every_family() -> None:
@@ -52,7 +52,7 @@ def test_names_of_files_tell_nothing(encoder: Path) -> None:
         path = encoder / name
         if name != "x":
             (encoder / "x").rename(path)
-        source = recognise(path)
+        source = recognize(path)
         assert isinstance(source, Source)
         assert source.family == "openai_dvae"
         if name != "x":
@@ -60,16 +60,16 @@ def test_names_of_files_tell_nothing(encoder: Path) -> None:
 
 
 def test_other_families_may_be_left_out(encoder: Path) -> None:
-    assert recognise(encoder, "vqgan") is None
-    assert recognise(encoder, "openai_dvae") is not None
+    assert recognize(encoder, "vqgan") is None
+    assert recognize(encoder, "openai_dvae") is not None
     with pytest.raises(UnknownNameError, match=r"unknown family of weights 'vqgna'. Did you mean 'vqgan'"):
-        recognise(encoder, "vqgna")
+        recognize(encoder, "vqgna")
 
 
 def test_two_families_in_one_folder(encoder: Path) -> None:
     torch.save(FUZZER["vqgan_weights"](), encoder / "y")
     with pytest.raises(WeightFileError, match=r"holds weights of openai_dvae and vqgan: name the one .* --family"):
-        recognise(encoder)
+        recognize(encoder)
     assert find(encoder, "vqgan").family == "vqgan"
 
 
@@ -111,10 +111,10 @@ def test_what_cannot_be_read_is_not_dropped(name: str, content: Any, encoder: Pa
     with pytest.raises(
         WeightFileError, match=rf"openai_dvae and files that cannot be read: .*{name}.* --files or files="
     ):
-        recognise(encoder)
+        recognize(encoder)
     assert main(["convert", str(encoder), "--out", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists()
-    source = recognise(encoder, only=["x"])
+    source = recognize(encoder, only=["x"])
     assert source is not None
     assert source.unused_files == {}
 
@@ -125,7 +125,7 @@ def test_short_configurations_that_are_long_take_no_time(tmp_path: Path) -> None
     (tmp_path / "last.yaml").write_text("\n".join(["l0: &l0 {a: 1}", *levels]))
     begin = time.monotonic()
     with pytest.raises(WeightFileError, match=r"last.yaml cannot be read: .* has aliases \(\*name\)"):
-        recognise(tmp_path / "last.ckpt")
+        recognize(tmp_path / "last.ckpt")
     assert time.monotonic() - begin < 5
 
 
@@ -164,7 +164,7 @@ def test_every_record_has_the_same_fields(encoder: Path, tmp_path: Path) -> None
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    assert recognise(tmp_path) is None
+    assert recognize(tmp_path) is None
     with pytest.raises(WeightFileError, match=r"Seen was\n  nothing$"):
         find(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"missing does not exist: expected a file of weights"):
