@@ -165,7 +165,7 @@ def compare_shards(folder: Path) -> list[Row]:
 
 
 def photographs() -> list[bytes]:
-    """JPEG files of 640 x 480 pixels, quality 90, smooth colours with grain."""
+    """JPEG files of 640 x 480 pixels, quality 90, smooth colors with grain."""
     rng = np.random.default_rng(0)
     files = []
     for _ in range(IMAGES):

@@ -60,7 +60,7 @@ def native(device: str) -> DVAE:
 
 
 def random_images(count: int, device: str) -> Tensor:
-    """Smooth colours with noise, (count, 3, 256, 256)."""
+    """Smooth colors with noise, (count, 3, 256, 256)."""
     generator = torch.Generator().manual_seed(count)
     coarse = F.interpolate(torch.rand(count, 3, 32, 32, generator=generator), size=256, mode="bicubic").clamp(0, 1)
     return (0.7 * coarse + 0.3 * torch.rand(count, 3, 256, 256, generator=generator)).to(device)

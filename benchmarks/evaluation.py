@@ -39,7 +39,7 @@ CASES = {"without blur": (0,), "with the blur of figure 9": (0, 1, 2, 4, 8)}
 
 
 def make_images(folder: Path, count: int, size: int) -> None:
-    """JPEG files that decode about as slowly as photographs: smooth noise of full colour."""
+    """JPEG files that decode about as slowly as photographs: smooth noise of full color."""
     generator = torch.Generator().manual_seed(0)
     for number in range(count):
         coarse = torch.rand(1, 3, size // 8, size // 8, generator=generator)

@@ -110,7 +110,7 @@ class Averager:
                 others.append(p.grad)
             else:  # queries, keys and values are three matrices of table 2
                 parts = p.grad.chunk(3) if name.endswith("qkv.weight") else [p.grad]
-                matrices.update({f"{name}#{number}": part for number, part in enumerate(parts)})
+                matrices.step({f"{name}#{number}": part for number, part in enumerate(parts)})
         if not self.powersgd.reduce(matrices, others):
             raise FloatingPointError(f"update {step} is not finite: lower the learning rate")
 
@@ -181,7 +181,7 @@ def work(rank: int, folder: str, options: Any) -> None:
     dist.destroy_process_group()
 
 
-def summarise(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def summarize(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Per exchange the losses, means over the seeds, and their gaps to the exact mean on the same seed."""
     table = {}
     for name, entries in runs.items():
@@ -232,7 +232,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(work, (folder, options), WORLD)
         runs = json.loads((Path(folder) / "found.json").read_text())
-    table = summarise(runs)
+    table = summarize(runs)
     write_json(
         options.out,
         {

@@ -141,8 +141,8 @@ def plot(results: list[Result]) -> list[Path]:
     axis = figure.subplots()
     places = range(len(rows))
     labels = [textwrap.fill(f"{row['name']}, {row['dtype']}, against {row['against']}", 66) for row in rows]
-    colours = ["tab:green" if row["ratio"] >= row["asked"] else "tab:red" for row in rows]
-    axis.barh(places, [row["ratio"] for row in rows], color=colours)
+    colors = ["tab:green" if row["ratio"] >= row["asked"] else "tab:red" for row in rows]
+    axis.barh(places, [row["ratio"] for row in rows], color=colors)
     axis.scatter([row["asked"] for row in rows], places, color="black", marker="|", s=200, label="asked")
     axis.set_yticks(places, labels, fontsize="small")
     axis.set_xscale("log")

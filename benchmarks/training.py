@@ -5,7 +5,7 @@
 
 What is compared with is how other code bases train: fused attention under a dense boolean mask, and one head over
 both vocabularies at all positions, where the logits of the other kind are masked. Both sides have the same weights,
-the same captions, without padding, and the same optimiser. On a GPU a step of 1.2 billion parameters is held against
+the same captions, without padding, and the same optimizer. On a GPU a step of 1.2 billion parameters is held against
 the time that its operations take at the measured rate of a large product; attention counts the pairs that the masks
 allow.
 """
@@ -288,7 +288,7 @@ def large_step(batch: int, limits: Mapping[str, float]) -> Row:
         seconds={**seconds, "its operations at the rate of a large product": [floor]},
         threads=torch.get_num_threads(),
         dtype="bfloat16",
-        note="the ratio is the model FLOP utilisation; attention counts the pairs that the masks allow",
+        note="the ratio is the model FLOP utilization; attention counts the pairs that the masks allow",
         extra={
             **limits,
             "tokens per second": batch * config.layout.length / statistics.median(seconds["training step"]),

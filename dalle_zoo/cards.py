@@ -31,7 +31,7 @@ HUB_LICENSES = (
     *("cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0"),
     *("openrail", "bigscience-openrail-m", "creativeml-openrail-m"),
 )
-"""Identifiers that the Hub takes as a licence; every other is "other" with a name."""
+"""Identifiers that the Hub takes as a license; every other is "other" with a name."""
 
 CAPTIONS = {"right": "right captions", "shuffled": "shuffled captions", "none": "no caption"}
 """Captions that the prior's loss is measured with, as people call them."""
@@ -112,7 +112,7 @@ def render_any_card(folder: Path, results: Sequence[Result], name: str) -> str:
 
 
 def license_id(license: str) -> str:
-    """The Hub's identifier of a licence, "other" if it has none.
+    """The Hub's identifier of a license, "other" if it has none.
 
     Example:
         >>> license_id("Apache-2.0"), license_id("Modified MIT (OpenAI)")
@@ -122,7 +122,7 @@ def license_id(license: str) -> str:
 
 
 def _license(record: Mapping[str, Any]) -> str:
-    """The licence as people read it."""
+    """The license as people read it."""
     name, note = record.get("license_name") or record["license"], record.get("license_note")
     return f"{name} ({note})" if note else str(name)
 

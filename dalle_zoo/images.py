@@ -116,7 +116,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _wide_gray(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits (0 .. 65535) or float (0 .. 1, else 0 .. 255) to 8 bits."""
+    """Gray of 16 bits (0 .. 65535) or float (0 .. 1, else 0 .. 255) to 8 bits."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     top = 65535.0
     if image.mode == "F":

@@ -226,7 +226,7 @@ class DallePipeline:
             revision: Branch to commit to. Defaults to the main one.
             token: Of a user who may write. Defaults to the stored one.
             results: Result files of ``dalle-zoo eval`` for these weights.
-            record: As for `save_pretrained`; a licence and the data must be stated.
+            record: As for `save_pretrained`; a license and the data must be stated.
             dtype: Precision of the stored weights of the prior. Stored as they are by default.
 
         Returns:
@@ -318,7 +318,7 @@ class DallePipeline:
             top_p: Sample among the most likely image tokens that together reach this probability.
             guidance: Classifier-free guidance; 1 is none.
             prime: Image whose top rows are kept.
-            prime_rows: Rows of the code grid that are kept (default: half of the grid) (the paper keeps 15 of 32).
+            prime_rows: Rows of the code grid that are kept (the paper keeps 15 of 32). Defaults to half of the grid.
             window: Run so many tokens at once, the later ones guessed, until every guess is right: the same images
                 in fewer passes, sooner for one or two at a time; at most 4. Not every type of prior can.
             batch_size: Images generated at once; changes memory and time, not the images.

@@ -157,7 +157,7 @@ def publish(
 
 def _check_record(folder: Path) -> None:
     record = read_json(folder / RECORD)
-    for field, meaning in (("license", "SPDX identifier of the licence"), ("data", "what it was trained on")):
+    for field, meaning in (("license", "SPDX identifier of the license"), ("data", "what it was trained on")):
         if str(record.get(field) or "unknown").startswith("unknown"):
             raise ModelFolderError(
                 f"{folder / RECORD} states no {field} ({meaning}): nothing is published without. Save the model again "

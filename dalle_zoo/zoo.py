@@ -25,7 +25,7 @@ class ModelRecord:
     description: str
     """One sentence."""
     license: str
-    """SPDX identifier of the weights' licence."""
+    """SPDX identifier of the weights' license."""
     data: str
     """What it was trained on."""
     parameters: dict[str, int]

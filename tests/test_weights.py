@@ -65,7 +65,7 @@ def test_a_network_with_storage_is_filled_in_place(sharded: Path, random_prior: 
     net = random_prior(seed=1)
     place = net.image_head.weight.data_ptr()
     hub.load_weights(net, sharded / "model.safetensors")
-    assert net.image_head.weight.data_ptr() == place, "an optimiser may hold it"
+    assert net.image_head.weight.data_ptr() == place, "an optimizer may hold it"
     assert torch.equal(net.image_head.weight, random_prior().image_head.weight)
 
 

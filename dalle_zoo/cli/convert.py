@@ -14,7 +14,7 @@ def convert(arguments: list[str]) -> None:
     p = parser(
         "convert",
         "Convert weights of other code bases to a folder of safetensors that every command here takes. They are\n"
-        "recognised by content; nothing that a file asks for is run. docs/convert.md lists what is known.\n\n"
+        "recognized by content; nothing that a file asks for is run. docs/convert.md lists what is known.\n\n"
         "  dalle-zoo convert downloads/openai --out models/openai-dvae\n"
         "  dalle-zoo reconstruct image.png --model models/openai-dvae\n"
         "  dalle-zoo convert downloads/malevich downloads/utils --out models/malevich\n"

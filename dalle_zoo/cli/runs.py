@@ -53,7 +53,7 @@ def export(arguments: list[str]) -> None:
     p.add_argument("--ranker", help="run, transformers CLIP folder, or model")
     p.add_argument("--out", type=Path, required=True, help="folder to write")
     p.add_argument("--description", default="", help="one sentence for the list of models")
-    p.add_argument("--license", default="unknown", help="SPDX identifier of the weights' licence (unknown)")
+    p.add_argument("--license", default="unknown", help="SPDX identifier of the weights' license (unknown)")
     p.add_argument("--data", default="unknown", help="what the model was trained on (unknown)")
     p.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="stored precision")
     p.add_argument("--overwrite", action="store_true", help="replace an existing model")

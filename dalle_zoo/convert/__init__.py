@@ -1,4 +1,4 @@
-"""Converts external weights to dalle-zoo model folders: families recognised by content, read without running code.
+"""Converts external weights to dalle-zoo model folders: families recognized by content, read without running code.
 
 To add a family, write a file beside these with a class under ``@FAMILIES.register("name")`` and import it here; a
 third party adds an entry point in the group ``dalle_zoo.families``.
@@ -147,7 +147,7 @@ def _refuse(seen: Location, family: str | None) -> NoReturn:
 
 
 def convert(source: Source, out: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Writes recognised weights as a dalle-zoo model folder, atomically.
+    """Writes recognized weights as a dalle-zoo model folder, atomically.
 
     With a prior, an image tokenizer and a text tokenizer it is a model that `DallePipeline.from_pretrained` opens.
 

@@ -21,9 +21,9 @@ CONFIGS = (".json", ".yaml", ".yml")
 MAX_CONFIG_BYTES = 2**20
 """Longer text is no configuration; vocabularies and merges lie in files of this size and more."""
 UNKNOWN = "unknown"
-"""Licence and data of weights that anybody may have trained."""
+"""License and data of weights that anybody may have trained."""
 LICENSE_OF_CHECKPOINT = "that of the checkpoint"
-"""What is to be said of an unknown licence."""
+"""What is to be said of an unknown license."""
 MAX_FILES = 1000
 """Files of a location; what has more is no folder of weights."""
 
@@ -48,7 +48,7 @@ class Location:
 
 @dataclass(frozen=True)
 class Source:
-    """What a family recognised."""
+    """What a family recognized."""
 
     family: str
     """Name in `FAMILIES`."""
@@ -80,7 +80,7 @@ class Conversion:
     description: str
     """One sentence."""
     license: str = UNKNOWN
-    """SPDX identifier of the weights' licence, "other" where there is none, or "unknown"."""
+    """SPDX identifier of the weights' license, "other" where there is none, or "unknown"."""
     license_name: str = ""
     """Its usual name, where it is "other"."""
     license_note: str = ""
@@ -105,7 +105,7 @@ class Family(Protocol):
     title: str
     """What it is called in messages: "OpenAI's discrete VAE"."""
     expects: str
-    """How it is known, for the message when nothing is recognised."""
+    """How it is known, for the message when nothing is recognized."""
     complete: ClassVar[bool]
     """Whether it has a prior, beside which image tokenizers are parts and not models of their own."""
 

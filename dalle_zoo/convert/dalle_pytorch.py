@@ -163,7 +163,7 @@ class Network:
 
     @property
     def shifts(self) -> bool:
-        """Whether tokens are shifted: a wrapper more than normalisation and scale need."""
+        """Whether tokens are shifted: a wrapper more than normalization and scale need."""
         return self.wrappers[1] > 1 + ("scale" in self.layers[0][1])
 
     @property
@@ -340,7 +340,7 @@ def _reshaped(tensor: StoredTensor, shape: tuple[int, ...]) -> DerivedTensor:
 
 
 def _gain(tensor: StoredTensor, width: int) -> Lazy:
-    """Gains of the normalisation by root mean square; version 0.5 has a single one, over the length."""
+    """Gains of the normalization by root mean square; version 0.5 has a single one, over the length."""
     if tensor.shape != (1,) or width == 1:
         return tensor
     return DerivedTensor((width,), tensor.dtype, lambda: tensor.read().expand(width) / math.sqrt(width))

@@ -106,7 +106,7 @@ def _infer(tensors: Tensors) -> dict[str, Any]:
     if len(last) != 1 or len(codebook) != 2:
         raise WeightFileError("its encoder must end in one convolution, and its codebook be a matrix")
     if stem[1] != COLORS:
-        raise WeightFileError(f"its images have {stem[1]} channels: only colour without transparency is converted")
+        raise WeightFileError(f"its images have {stem[1]} channels: only color without transparency is converted")
     num_blocks = sum(_BLOCK.fullmatch(name) is not None for name in tensors)
     return {
         "num_layers": last[0] - num_blocks,

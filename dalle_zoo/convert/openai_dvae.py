@@ -82,7 +82,7 @@ class OpenAIDVAE:
             description=self.title + (" (encoder alone: it cannot decode)" if kind == "dvae_encoder" else ""),
             license="other",
             license_name="modified-mit",
-            license_note="OpenAI's modified MIT licence",
+            license_note="OpenAI's modified MIT license",
             license_text=_LICENSE.read_text(encoding="utf-8"),
             data="not published in full; see the paper, section 2.3",
             inferred={"type": kind, **source.config},

@@ -25,7 +25,7 @@ def decode_image(data: bytes) -> Image.Image:
     """Decodes an image file.
 
     The EXIF rotation is applied, transparency is put on white, 16-bit values are scaled (not
-    clipped) to 8 bits, and of an animation the first frame is taken. Palette, grey and CMYK
+    clipped) to 8 bits, and of an animation the first frame is taken. Palette, gray and CMYK
     images become RGB.
 
     Args:

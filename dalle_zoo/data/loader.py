@@ -226,7 +226,7 @@ class ResumableLoader:
             if self._done == len(self):
                 # Before the yield: a trainer that knows the length never comes back for the end.
                 self._epoch, self._done = epoch + 1, 0
-                self._summarise()
+                self._summarize()
             yield batch
 
     def state_dict(self) -> dict[str, int]:
@@ -307,6 +307,6 @@ class ResumableLoader:
                 self.skipped[record.key] = record.reason
                 log.warning("skipped %s", record)
 
-    def _summarise(self) -> None:
+    def _summarize(self) -> None:
         if self.skipped:
             log.warning("%d samples were skipped so far; each is named above", len(self.skipped))

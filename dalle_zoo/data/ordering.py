@@ -31,7 +31,7 @@ def stretches(counts: Sequence[int], *, seed: int | None, epoch: int, start: int
 
     Windows over positions rather than complete shards give every rank and worker the same number of
     samples, whatever the number and the sizes of the shards; a shard on a border is read by both
-    neighbours.
+    neighbors.
 
     Args:
         counts: Samples of each shard.

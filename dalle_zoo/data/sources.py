@@ -23,7 +23,7 @@ _EXPECTED = (
 
 
 def open_source(location: str | Path) -> SampleSource:
-    """Recognises what a location is and opens it.
+    """Recognizes what a location is and opens it.
 
     | location | what it is |
     |---|---|
@@ -64,7 +64,7 @@ def _open_path(path: Path, text: str) -> SampleSource:
         return ShardSource(shards) if shards else FolderSource(path)
     if any(sign in text for sign in "*?[{"):
         return ShardSource(_matching_shards(str(path), text))
-    near = _nearest_bundled(text) or _nearest_neighbour(path)
+    near = _nearest_bundled(text) or _nearest_neighbor(path)
     hint = f" Did you mean {near!r}?" if near else ""
     raise ValueError(f"location {text!r} does not exist.{hint} {_EXPECTED}")
 
@@ -78,7 +78,7 @@ def _nearest_bundled(text: str) -> str | None:
     return None
 
 
-def _nearest_neighbour(path: Path) -> str | None:
+def _nearest_neighbor(path: Path) -> str | None:
     names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1)
     return str(path.with_name(near[0])) if near else None

@@ -56,7 +56,7 @@ def dvae_transform(image: Image.Image, size: int, rng: random.Random) -> Tensor:
 
 @TRANSFORMS.register("prior")
 def prior_transform(image: Image.Image, size: int, rng: random.Random) -> Tensor:
-    """Preprocessing of stage 2, Listing 2: square crop near the centre, reduction, crop, no flip.
+    """Preprocessing of stage 2, Listing 2: square crop near the center, reduction, crop, no flip.
 
     The square lies in the central quarter of the slack and is reduced to a random side from
     ``size`` to 9/8 of it. Images smaller than ``size`` are treated as in `dvae_transform`.
@@ -78,7 +78,7 @@ def prior_transform(image: Image.Image, size: int, rng: random.Random) -> Tensor
 
 @TRANSFORMS.register("center")
 def center_transform(image: Image.Image, size: int, rng: random.Random | None = None) -> Tensor:
-    """Preprocessing of evaluation: Lanczos to a short side of ``size``, centre crop.
+    """Preprocessing of evaluation: Lanczos to a short side of ``size``, center crop.
 
     Args:
         image: RGB image.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # T text positions, N image positions, L = T + N, H W image grid
 
-# Kinds of cell: index into the colours. Legible to colour-blind readers and in grey print.
+# Kinds of cell: index into the colors. Legible to color-blind readers and in gray print.
 _FUTURE, _UNREAD, _TEXT_TEXT, _IMAGE_TEXT, _IMAGE_IMAGE, _QUERY = range(6)
 _COLORS = ("#d9d9d9", "#ffffff", "#56b4e9", "#009e73", "#e69f00", "#7a0177")
 
@@ -35,7 +35,7 @@ def plot_masks(specs: Iterable[str], layout: TextImageLayout, path: str | os.Pat
     """Plots masks one under the other, in three panels each.
 
     The matrix of all T + N positions with its quadrants, and on the image grid the cells that two
-    queries read: one near the centre, one at the left edge, where rows wrap round.
+    queries read: one near the center, one at the left edge, where rows wrap round.
 
     Args:
         specs: Masks to plot, such as ``["row", "conv(kernel=3)"]``.
@@ -87,7 +87,7 @@ def _plot_row(figure: Figure, mask: Mask, bottom: float) -> None:
 
     _plot_matrix(panel(0), mask)
     row, column = mask.layout.height // 2, mask.layout.width // 2
-    _plot_grid(panel(1), mask, row, column, "near the centre")
+    _plot_grid(panel(1), mask, row, column, "near the center")
     _plot_grid(panel(2), mask, row, 0, "at the left edge")
 
 

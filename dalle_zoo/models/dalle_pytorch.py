@@ -282,7 +282,7 @@ class DallePytorch(ImagePrior):
             shift: Called once a branch, in order.
 
         Returns:
-            Hidden states in front of the last normalisation, (…, d).
+            Hidden states in front of the last normalization, (…, d).
         """
         first = second = x  # which stay one stream unless reversible
         for index, layer in enumerate(self.layers):
@@ -324,7 +324,7 @@ class DallePytorch(ImagePrior):
 
         Args:
             index: Number of the layer.
-            x: Normalised and shifted inputs, (B, M, d).
+            x: Normalized and shifted inputs, (B, M, d).
             readable: As of `readable`.
             caches: Where a cache is added that holds these positions, if they are to be decoded from.
             candidates: Of each prompt, for the cache.

@@ -50,7 +50,7 @@ def turns(angles: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turns neighbouring pairs of the first R dimensions: (..., L, D) by (2, L, R), or (..., D) by (2, R)."""
+    """Turns neighboring pairs of the first R dimensions: (..., L, D) by (2, L, R), or (..., D) by (2, R)."""
     cosine, sine = rotation
     turned, rest = x[..., : cosine.shape[-1]], x[..., cosine.shape[-1] :]
     quarter_turn = torch.stack([-turned[..., 1::2], turned[..., 0::2]], -1).flatten(-2)
@@ -169,17 +169,17 @@ class GatedMLP(nn.Module):
 
 
 def make_norm(norm: str, width: int) -> nn.Module:
-    """Normalisation of a hidden state: ``layer``, or ``rms``, whose original bounds the root from below at 1e-8."""
+    """Normalization of a hidden state: ``layer``, or ``rms``, whose original bounds the root from below at 1e-8."""
     return nn.LayerNorm(width) if norm == "layer" else nn.RMSNorm(width, eps=1e-16)
 
 
 class Branch(nn.Module):
-    """What stands round an attention or an MLP in its layer: normalisation before and behind it, and a scale.
+    """What stands round an attention or an MLP in its layer: normalization before and behind it, and a scale.
 
     Args:
         width: Model width d.
-        norm: Which normalisation, as of `make_norm`.
-        norm_behind: Whether there is a second normalisation (sandwich norm).
+        norm: Which normalization, as of `make_norm`.
+        norm_behind: Whether there is a second normalization (sandwich norm).
         scale: First value of a learned scale of every channel (LayerScale); None if there is none.
     """
 

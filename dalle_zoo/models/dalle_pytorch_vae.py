@@ -1,4 +1,4 @@
-"""DALLE-pytorch's own discrete VAE: a few strided convolutions, residual blocks without normalisation, a codebook.
+"""DALLE-pytorch's own discrete VAE: a few strided convolutions, residual blocks without normalization, a codebook.
 
 ```
 image (B, 3, H, W) ─► encoder ─► logits (B, K, h, w) ─► codes (B, h, w) ─► codebook entries (B, D, h, w) ─► decoder
@@ -21,7 +21,7 @@ from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
 
 COLORS = 3
 PIXEL_MEAN = PIXEL_STD = 0.5
-"""Of every colour: the network reads and gives (pixel - mean) / std [normalization]."""
+"""Of every color: the network reads and gives (pixel - mean) / std [normalization]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class DallePytorchVAE(ImageTokenizer):
     """DALLE-pytorch's own discrete VAE.
 
     The original's decoder gives normalized pixels, which its script stretches to the full range image by image;
-    here the normalisation is undone, so that an image comes back as it went in.
+    here the normalization is undone, so that an image comes back as it went in.
 
     Args:
         config: Architecture.

@@ -1,6 +1,6 @@
 """Discrete VAE: images to a grid of codes and back.
 
-The network of appendix A of the paper, at any size: a convolutional encoder without normalisation layers
+The network of appendix A of the paper, at any size: a convolutional encoder without normalization layers
 gives K logits at every cell of a coarse grid, a mirrored decoder maps (soft) one-hot cells back to pixels.
 
 ```
@@ -117,7 +117,7 @@ def _num_per_pass(device: torch.device, channels: int, height: int, width: int) 
 
 
 def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
-    """Same-size convolution, weights N(0, 1 / fan-in), bias 0: the initialisation of the released code."""
+    """Same-size convolution, weights N(0, 1 / fan-in), bias 0: the initialization of the released code."""
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
     if not conv.weight.is_meta:
         nn.init.normal_(conv.weight, std=1 / math.sqrt(inputs * kernel**2))

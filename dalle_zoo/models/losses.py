@@ -155,8 +155,8 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tenso
     """Symmetric cross-entropy over a batch of pairs, the loss of CLIP (Radford et al., 2021).
 
     Args:
-        image_features: Normalised, (B, d).
-        text_features: Normalised, (B, d); row i belongs to image i.
+        image_features: Normalized, (B, d).
+        text_features: Normalized, (B, d); row i belongs to image i.
         scale: Inverse temperature, a scalar.
     """
     logits = scale * image_features @ text_features.t()

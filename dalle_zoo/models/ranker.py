@@ -80,7 +80,7 @@ class Preprocessing:
     resize: int | tuple[int, int]
     """Length of the shorter side, or height and width."""
     crop: tuple[int, int]
-    """Height and width of the centre crop."""
+    """Height and width of the center crop."""
     mean: tuple[float, ...] = _HALF
     """Subtracted from pixels in [0, 1]."""
     std: tuple[float, ...] = _HALF

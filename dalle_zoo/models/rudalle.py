@@ -120,7 +120,7 @@ class SandwichAttention(Attention):
         self.output_norm = nn.LayerNorm(width)
 
     def merge(self, mixed: Tensor) -> Tensor:
-        """Joins the heads, applies the output matrix and normalises: (B, H, S, D) to (B, S, d)."""
+        """Joins the heads, applies the output matrix and normalizes: (B, H, S, D) to (B, S, d)."""
         # As in the original: what overflows in float16 stays finite.
         output = super().merge(mixed).clamp(-FLOAT16_MAX, FLOAT16_MAX)
         out: Tensor = self.output_norm(output)

@@ -1,6 +1,6 @@
 """VQGAN: images to a grid of codes and back, the autoencoder that most open text-to-image priors were trained on.
 
-A convolutional encoder with residual blocks, group normalisation and attention at coarse resolutions gives one
+A convolutional encoder with residual blocks, group normalization and attention at coarse resolutions gives one
 vector a cell; the quantizer replaces it by an entry of the codebook, and a mirrored decoder maps entries to pixels.
 
 ```
@@ -76,7 +76,7 @@ class VQGANConfig:
             raise ValueError(f"quantizer must be one of {', '.join(QUANTIZERS)}, got {self.quantizer!r}")
         if not self.multipliers or any(width < 1 or width % NORM_GROUPS for width in self.widths):
             raise ValueError(
-                f"every level needs a multiple of {NORM_GROUPS} channels (the groups of its normalisation), "
+                f"every level needs a multiple of {NORM_GROUPS} channels (the groups of its normalization), "
                 f"got width {self.width} with multipliers {self.multipliers}"
             )
         if self.image_size % self.factor:
@@ -323,7 +323,7 @@ def merge_bands(bands: Tensor) -> Tensor:
 
 @IMAGE_TOKENIZERS.register("vqgan")
 class VQGAN(ImageTokenizer):
-    """VQGAN with a nearest-neighbour or a Gumbel quantizer.
+    """VQGAN with a nearest-neighbor or a Gumbel quantizer.
 
     With the wavelet option images go in and out at twice the resolution of the networks; going in they are
     averaged over 2x2 pixels, which is the low band of the same wavelet.

@@ -73,7 +73,7 @@ class TextTokenizer(ABC):
         """
 
     def save(self, folder: str | Path) -> None:
-        """Writes the tokenizer into a folder, created if missing; each file written atomically."""
+        """Writes the tokenizer into a folder (default: created); each file written atomically."""
         folder = Path(folder)
         # The other two keys are for transformers' AutoTokenizer, which opens the folder too.
         config = {

@@ -1,4 +1,4 @@
-"""What the three stages share: optimiser, learning rate, noise, and the export of trained weights."""
+"""What the three stages share: optimizer, learning rate, noise, and the export of trained weights."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class StageModule(LightningModule):
 
     Args:
         net: Network that is trained.
-        adamw: Optimiser settings.
+        adamw: Optimizer settings.
         learning_rate: Learning-rate schedule.
         seed: Seed of the noise; with the update and the rank it determines every random number of the stage.
     """

@@ -111,7 +111,7 @@ class ImageDataModule(CaptionedDataModule):
         val: Validation data, likewise.
         image_size: Side of the square images, pixels.
         transform: Preprocessing while training: "dvae" (Listing 1, flips) or "prior" (Listing 2); validation takes
-            the centre.
+            the center.
         text: How captions become ids; absent for stage 1.
         variants: Crops of an image repeat after so many epochs. Defaults to a new crop every epoch.
         batch_size: Samples a batch and process.

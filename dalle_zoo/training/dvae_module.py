@@ -30,7 +30,7 @@ class DVAEModule(StageModule):
         config: Architecture.
         kl_weight: beta over the steps.
         temperature: Relaxation temperature tau over the steps.
-        adamw: Optimiser settings.
+        adamw: Optimizer settings.
         learning_rate: Step size over the steps.
         seed: Seed of the Gumbel noise.
         init_from: Model, by name or folder, whose weights training starts from. Defaults to fresh weights.

@@ -92,7 +92,7 @@ def make_optimizer(
     fused = all(p.is_cuda for p in trained.values())
     optimizer = torch.optim.AdamW(groups, **settings, fused=fused or None)
     # A fused step can unscale gradients by itself, and Lightning then refuses to clip their norm under 16-mixed. This
-    # has the gradient scaler do it before the step, as for every other optimiser.
+    # has the gradient scaler do it before the step, as for every other optimizer.
     optimizer._step_supports_amp_scaling = False
     return optimizer
 

@@ -33,7 +33,7 @@ class PriorModule(StageModule):
             May be absent when training from code shards; then no grids are generated.
         caption_dropout: Share of captions replaced by the empty one, which classifier-free guidance needs; the
             paper has none.
-        adamw: Optimiser settings.
+        adamw: Optimizer settings.
         learning_rate: Learning rate over the steps.
         seed: Seed of the dropped captions and of the sample grids.
         init_from: Model, by name or folder, whose weights training starts from. Defaults to fresh weights.

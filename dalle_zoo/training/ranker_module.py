@@ -30,13 +30,13 @@ MAX_LOG_SCALE = math.log(100)
 class RankerModule(StageModule):
     """Trains a `Ranker`.
 
-    The captions of a batch are tokenised here, since the ranker's ids have a start and an end that
+    The captions of a batch are tokenized here, since the ranker's ids have a start and an end that
     the prior's have not.
 
     Args:
         config: Architecture.
         tokenizer: Folder of a text tokenizer, or a model that has one.
-        adamw: Optimiser settings; the defaults are CLIP's.
+        adamw: Optimizer settings; the defaults are CLIP's.
         learning_rate: Learning rate over the steps.
         seed: Seed of the stage.
     """

@@ -39,7 +39,7 @@ class WarmStart:
 
 
 def kmeans(vectors: Tensor, count: int, iterations: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm; a centre that no vector chose moves to a random vector.
+    """Lloyd's algorithm; a center that no vector chose moves to a random vector.
 
     Args:
         vectors: (N, D), at least ``count``.
@@ -48,7 +48,7 @@ def kmeans(vectors: Tensor, count: int, iterations: int, generator: torch.Genera
         generator: Source of the first centers and of those that move.
 
     Returns:
-        Centres (K, D) and the mean squared distance of a vector to its centre, a scalar.
+        Centers (K, D) and the mean squared distance of a vector to its center, a scalar.
 
     Raises:
         ValueError: There are fewer vectors than centers.
@@ -68,7 +68,7 @@ def kmeans(vectors: Tensor, count: int, iterations: int, generator: torch.Genera
 
 
 def _nearest(vectors: Tensor, centers: Tensor) -> Tensor:
-    """Index of the nearest centre of every vector, (N,); in parts, since (N, K) can be large."""
+    """Index of the nearest center of every vector, (N,); in parts, since (N, K) can be large."""
     norms = centers.square().sum(1)
     starts = range(0, len(vectors), 8192)
     return torch.cat([(norms - 2 * vectors[start : start + 8192] @ centers.t()).argmin(1) for start in starts])
@@ -76,10 +76,10 @@ def _nearest(vectors: Tensor, centers: Tensor) -> Tensor:
 
 @torch.no_grad()
 def set_codes(dvae: DVAE, bridge: nn.Conv2d, centers: Tensor, scale: float) -> None:
-    """Makes every centre a code: logits fall with the squared distance of the bridged feature to the centre.
+    """Makes every center a code: logits fall with the squared distance of the bridged feature to the center.
 
     ``-scale * ||A f + b - c_k||^2`` is linear in the feature f but for a term that all codes share, so it fits the
-    encoder's last layer; the decoder's first layer looks the centre up.
+    encoder's last layer; the decoder's first layer looks the center up.
 
     Args:
         dvae: Network whose ``encoder.output`` and ``decoder.input`` are overwritten.

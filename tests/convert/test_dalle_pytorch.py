@@ -506,7 +506,7 @@ def test_transparent_images_are_refused(tmp_path: Path) -> None:
     weights = GOLDEN["state_dict"](layouts()["vae plain"], None)
     weights["encoder.0.0.weight"] = torch.rand(8, 4, 4, 4)
     torch.save({"hparams": GOLDEN["VAE"], "weights": weights}, tmp_path / "vae.pt")
-    with pytest.raises(WeightFileError, match="4 channels: only colour without transparency is converted"):
+    with pytest.raises(WeightFileError, match="4 channels: only color without transparency is converted"):
         recognize(tmp_path / "vae.pt")
 
 

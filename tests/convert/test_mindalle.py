@@ -1,4 +1,4 @@
-"""minDALL-E in the layout of its release: what is recognised and inferred, results after conversion, refusals."""
+"""minDALL-E in the layout of its release: what is recognized and inferred, results after conversion, refusals."""
 
 from __future__ import annotations
 

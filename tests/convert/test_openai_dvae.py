@@ -113,7 +113,7 @@ def test_pickled_modules(pickled: Path, tmp_path: Path, native: DVAE, capsys: py
     torch.testing.assert_close(net.decode(golden["codes"]), golden["pixels"], **TWIN)
 
 
-def test_the_record_has_the_licence(pickled: Path, tmp_path: Path) -> None:
+def test_the_record_has_the_license(pickled: Path, tmp_path: Path) -> None:
     record = convert(find(pickled), tmp_path / "out")
     assert record == read_json(tmp_path / "out/record.json")
     assert (record["license"], record["license_name"]) == ("other", "modified-mit")

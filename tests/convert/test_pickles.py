@@ -113,8 +113,10 @@ INERT: dict[str, Callable[[str], bytes]] = {
     ),
     "numpy's runstring": lambda c: call("numpy.testing._private.utils", "runstring", text("import this"), b"}") + b".",
     "pip": lambda c: call("pip", "main", b"(" + text("install") + text("x") + b"l") + b".",
-    "state of a external class": lambda c: b"csome.package\nThing\n)\x81}" + text("__class__") + text("evil") + b"sb.",
-    "setstate of a external class": lambda c: (
+    "state of an external class": lambda c: (
+        b"csome.package\nThing\n)\x81}" + text("__class__") + text("evil") + b"sb."
+    ),
+    "setstate of an external class": lambda c: (
         b"csome.package\nThing\n)\x81}" + text("__setstate__") + b"csome.package\nrun\nsb" + text(c) + b"b."
     ),
     "hyper-parameters": lambda c: b"cargparse\nNamespace\n)\x81}" + text("width") + b"K\x08sb.",

@@ -1,4 +1,4 @@
-"""Recognising by content: what is told of weights that no family knows, of several, and of what cannot be read."""
+"""Recognizing by content: what is told of weights that no family knows, of several, and of what cannot be read."""
 
 from __future__ import annotations
 

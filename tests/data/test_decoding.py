@@ -15,7 +15,7 @@ RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 JPEG_ERROR = 4  # flat areas at quality 95
 
 
-def colour(data: bytes, at: tuple[int, int] = (0, 0)) -> tuple[int, ...]:
+def color(data: bytes, at: tuple[int, int] = (0, 0)) -> tuple[int, ...]:
     image = decode_image(data)
     assert image.mode == "RGB"
     pixel = image.getpixel(at)
@@ -23,31 +23,31 @@ def colour(data: bytes, at: tuple[int, int] = (0, 0)) -> tuple[int, ...]:
     return pixel
 
 
-def test_grey(make: Any) -> None:
-    assert colour(make.encoded(Image.new("L", (4, 4), 77))) == (77, 77, 77)
-    assert colour(make.encoded(Image.new("1", (4, 4), 1))) == WHITE
+def test_gray(make: Any) -> None:
+    assert color(make.encoded(Image.new("L", (4, 4), 77))) == (77, 77, 77)
+    assert color(make.encoded(Image.new("1", (4, 4), 1))) == WHITE
 
 
 def test_palette(make: Any) -> None:
     image = Image.new("P", (4, 4), 1)
     image.putpalette([*GREEN, *RED])
-    assert colour(make.encoded(image)) == RED
-    assert colour(make.encoded(image, transparency=1)) == WHITE
-    assert colour(make.encoded(image, "GIF")) == RED
+    assert color(make.encoded(image)) == RED
+    assert color(make.encoded(image, transparency=1)) == WHITE
+    assert color(make.encoded(image, "GIF")) == RED
 
 
 def test_transparency_lies_on_white(make: Any) -> None:
-    assert colour(make.encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 0)))) == WHITE
-    assert colour(make.encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 51)))) == (255, 204, 204)
-    assert colour(make.encoded(Image.new("LA", (4, 4), (0, 51)))) == (204, 204, 204)
-    assert colour(make.encoded(Image.new("RGBA", (4, 4), (9, 9, 9, 0)), "WEBP")) == WHITE
-    assert colour(make.encoded(Image.new("RGB", (4, 4), RED), transparency=RED)) == WHITE
-    assert colour(make.encoded(Image.new("L", (4, 4), 3), transparency=3)) == WHITE
+    assert color(make.encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 0)))) == WHITE
+    assert color(make.encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 51)))) == (255, 204, 204)
+    assert color(make.encoded(Image.new("LA", (4, 4), (0, 51)))) == (204, 204, 204)
+    assert color(make.encoded(Image.new("RGBA", (4, 4), (9, 9, 9, 0)), "WEBP")) == WHITE
+    assert color(make.encoded(Image.new("RGB", (4, 4), RED), transparency=RED)) == WHITE
+    assert color(make.encoded(Image.new("L", (4, 4), 3), transparency=3)) == WHITE
 
 
 def test_cmyk(make: Any) -> None:
     data = make.encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
-    assert np.abs(np.subtract(colour(data), RED)).max() <= JPEG_ERROR
+    assert np.abs(np.subtract(color(data), RED)).max() <= JPEG_ERROR
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
@@ -102,7 +102,7 @@ def test_animation_gives_the_first_frame(make: Any) -> None:
     frames = [Image.new("RGB", (8, 8), RED), Image.new("RGB", (8, 8), GREEN)]
     for format, options in (("GIF", {}), ("WEBP", {"lossless": True})):
         data = make.encoded(frames[0], format, save_all=True, append_images=frames[1:], duration=100, **options)
-        assert colour(data) == RED
+        assert color(data) == RED
 
 
 def test_one_pixel(make: Any) -> None:

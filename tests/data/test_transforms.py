@@ -123,7 +123,7 @@ def test_dvae_takes_the_square_anywhere_and_flips_half_of_them() -> None:
     assert 430 < flips < 570
 
 
-def test_prior_stays_in_the_centre_and_never_flips() -> None:
+def test_prior_stays_in_the_center_and_never_flips() -> None:
     # slack 32: offsets 12 .. 19
     columns, rows = Counter[int](), Counter[int]()
     for variant in range(300):
@@ -155,7 +155,7 @@ def test_seeds_differ_by_each_part_and_never_change() -> None:
     assert sample_rng(0, "key", 0).randint(0, 10**9) == 143028826
 
 
-def test_grey_pixels_are_refused() -> None:
+def test_gray_pixels_are_refused() -> None:
     with pytest.raises(ValueError, match="RGB"):
         center_transform(Image.new("L", (4, 4)), 4)
 

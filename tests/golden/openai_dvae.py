@@ -30,7 +30,7 @@ def uniform(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def weight(name: str, shape: tuple[int, ...]) -> Tensor:
-    """A weight with the variance of the released initialisation, or a bias (there 0, but here it must count)."""
+    """A weight with the variance of the released initialization, or a bias (there 0, but here it must count)."""
     fan_in = math.prod(shape[1:])
     return uniform(name, shape) * (math.sqrt(3 / fan_in) if len(shape) > 1 else 0.5)
 

@@ -60,7 +60,7 @@ def test_as_the_original(name: str, diagram: str) -> None:
     assert torch.equal(image, matrix(diagram))
 
 
-def neighbours(name: str, query: tuple[int, int]) -> set[tuple[int, int]]:
+def neighbors(name: str, query: tuple[int, int]) -> set[tuple[int, int]]:
     """Cells that one of ruDALL-E's grid reads with its kernel of 11."""
     image = Mask.from_spec(name, TextImageLayout(text=128, height=32, width=32)).dense()[128:, 128:]
     row, column = query
@@ -69,12 +69,12 @@ def neighbours(name: str, query: tuple[int, int]) -> set[tuple[int, int]]:
 
 def test_at_the_borders_of_the_grid() -> None:
     before = {(10, 0), *((row, column) for row in range(5, 10) for column in range(6))}
-    assert neighbours("conv_clamped", (10, 0)) == before | {(10, 0)}
+    assert neighbors("conv_clamped", (10, 0)) == before | {(10, 0)}
     wrapped = {(row, column) for row in range(5, 10) for column in range(27, 32)}
-    assert neighbours("conv_torus", (10, 0)) == before | wrapped
-    last = neighbours("conv_torus", (31, 16))
+    assert neighbors("conv_torus", (10, 0)) == before | wrapped
+    last = neighbors("conv_torus", (31, 16))
     assert {row for row, _ in last} == {*range(26, 32), *range(5)}
-    assert {row for row, _ in neighbours("conv_clamped", (31, 16))} == set(range(26, 32))
+    assert {row for row, _ in neighbors("conv_clamped", (31, 16))} == set(range(26, 32))
 
 
 @pytest.mark.parametrize("name", ["conv_clamped", "conv_torus"])

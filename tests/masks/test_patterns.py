@@ -135,7 +135,7 @@ CONV_11 = {r * 32 + o for r in range(6) for o in (0, 1, 2, 3, 4, 5, 27, 28, 29, 
 def test_offsets_of_the_papers_model(spec: str, offsets: set[int]) -> None:
     layout = TextImageLayout(text=256, height=32, width=32)
     image = Mask.from_spec(spec, layout).dense()[256:, 256:]
-    for query in (0, 1, 31, 32, 500, 991, 1023):  # both borders, the centre, the last cell
+    for query in (0, 1, 31, 32, 500, 991, 1023):  # both borders, the center, the last cell
         read = set((query - image[query].nonzero()[:, 0]).tolist())
         assert read == {o for o in offsets if o <= query}
 

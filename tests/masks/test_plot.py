@@ -21,8 +21,8 @@ def test_plots_every_registered_mask(tmp_path: Path) -> None:
     height, width = pixels.shape[:2]
     assert width > 1000
     assert height > 400 * len(MASKS)
-    colours = {tuple(colour) for colour in np.unique(pixels[::7, ::7, :3].reshape(-1, 3), axis=0)}
-    assert len(colours) >= 6  # the five kinds of cell and the query
+    colors = {tuple(color) for color in np.unique(pixels[::7, ::7, :3].reshape(-1, 3), axis=0)}
+    assert len(colors) >= 6  # the five kinds of cell and the query
     assert [file.name for file in path.parent.iterdir()] == ["masks.png"]
 
 

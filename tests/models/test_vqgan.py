@@ -18,7 +18,7 @@ from dalle_zoo.models.vqgan import VQGAN, NearestQuantizer, ResidualBlock, VQGAN
 GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/vqgan.py"))
 
 TWIN = {"atol": 1e-4, "rtol": 1e-4}
-"""Float32 rounding through some thirty layers, with other kernels for attention and normalisation."""
+"""Float32 rounding through some thirty layers, with other kernels for attention and normalization."""
 
 F16 = VQGANConfig()
 F8 = VQGANConfig(multipliers=(1, 1, 2, 4), attention_sizes=(32,), codebook_size=8192, quantizer="gumbel")
@@ -82,7 +82,7 @@ def test_equals_the_stored_outputs_of_min_dalle() -> None:
     assert ((golden["pixels"] > 0) & (golden["pixels"] < 1)).float().mean() > 0.2
 
 
-def test_normalisation_where_its_epsilon_counts() -> None:
+def test_normalization_where_its_epsilon_counts() -> None:
     x = 1e-3 * torch.randn(2, 64, 3, 3)
     groups = x.view(2, 32, -1)  # two channels each
     centered = groups - groups.mean(2, keepdim=True)

@@ -70,13 +70,13 @@ class BrightnessTokenizer(ImageTokenizer):
 
     def encode(self, images: Tensor) -> Tensor:
         self.check_images(images)
-        grey = avg_pool2d(images.mean(1), self.factor)
-        return (grey * (self.codebook_size - 1)).round().long()
+        gray = avg_pool2d(images.mean(1), self.factor)
+        return (gray * (self.codebook_size - 1)).round().long()
 
     def decode(self, codes: Tensor) -> Tensor:
         self.check_codes(codes)
-        grey = codes[:, None].expand(-1, 3, -1, -1) / (self.codebook_size - 1)
-        return interpolate(grey, scale_factor=self.factor)
+        gray = codes[:, None].expand(-1, 3, -1, -1) / (self.codebook_size - 1)
+        return interpolate(gray, scale_factor=self.factor)
 
 
 class NoTokenizer:

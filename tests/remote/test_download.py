@@ -197,7 +197,7 @@ def external(local_hub: Any) -> str:
     return "other/vqgan"
 
 
-def test_a_external_repository_is_converted_once(external: str, local_hub: Any, conversion_cache: Path) -> None:
+def test_an_external_repository_is_converted_once(external: str, local_hub: Any, conversion_cache: Path) -> None:
     first = load_model(external, "dvae")
     (folder,) = (conversion_cache / "converted").iterdir()
     stamp = (folder / "record.json").stat().st_mtime_ns
@@ -227,7 +227,7 @@ def test_a_repository_of_neither_kind_is_refused(local_hub: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["flag", "variable", pytest.param("no answer", marks=pytest.mark.slow)])
-def test_a_external_repository_is_read_from_the_cache(
+def test_an_external_repository_is_read_from_the_cache(
     external: str, local_hub: Any, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codes = torch.zeros(1, 2, 2, dtype=torch.long)

@@ -216,7 +216,7 @@ def test_the_card_has_metadata_that_the_client_reads(model_folder: Path, result:
         ("MIT AND Apache-2.0", "other", "mit-and-apache-2.0"),
     ],
 )
-def test_a_licence_is_one_that_the_hub_takes(
+def test_a_license_is_one_that_the_hub_takes(
     model_folder: Path, stated: str, identifier: str, name: str | None
 ) -> None:
     card = prepare(again_with(model_folder, license=stated), "org/toy").card

@@ -55,7 +55,7 @@ def test_uniform_and_gumbel() -> None:
     assert abs(g.var() - math.pi**2 / 6) < STANDARD_ERRORS * math.pi**2 / 6 * math.sqrt(4.4 / count)  # kurtosis 5.4
 
 
-def test_neighbours_are_independent() -> None:
+def test_neighbors_are_independent() -> None:
     seeds = torch.arange(64)
     u = torch.stack([uniform(seeds, step, 512) for step in range(16)]) - 0.5  # (step, seed, entry)
     noise_level = STANDARD_ERRORS / math.sqrt(u.numel() / 2)

@@ -102,7 +102,7 @@ def unsharded(tensor: Tensor) -> Tensor:
 
 
 class RecordingModule(PriorModule):
-    """Shows gradients as the optimiser gets them, before they are clipped."""
+    """Shows gradients as the optimizer gets them, before they are clipped."""
 
     recorder: Recorder
 

@@ -74,7 +74,7 @@ def fit(stage: PriorModule, batches: Iterable[dict[str, Any]], steps: int, **opt
 
 
 class Gradients(Callback):
-    """Keeps the gradients of every step, as they come and as the optimiser took them."""
+    """Keeps the gradients of every step, as they come and as the optimizer took them."""
 
     def __init__(self) -> None:
         self.raw: list[list[Tensor]] = []

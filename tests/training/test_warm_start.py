@@ -50,7 +50,7 @@ def test_kmeans_needs_as_many_vectors_as_codes() -> None:
         kmeans(torch.zeros(4, 2), 5, 1, seeded())
 
 
-def test_codes_are_the_nearest_centres() -> None:
+def test_codes_are_the_nearest_centers() -> None:
     torch.manual_seed(0)
     dvae, bridge = DVAE(CONFIG), nn.Conv2d(CONFIG.widths[-1], CONFIG.decoder_stem, 1)
     centers = torch.randn(16, 8)

@@ -8,7 +8,7 @@ auto      ``lines`` where a mask's lines are short, ``sdpa`` elsewhere: the defa
 flex      PyTorch's FlexAttention, after a check of its gradients on the device
 ========= =============================================================================================
 
-All of text and image shares one softmax, which the paper found better than normalising the interactions apart
+All of text and image shares one softmax, which the paper found better than normalizing the interactions apart
 (appendix B.1, footnote 7).
 """
 

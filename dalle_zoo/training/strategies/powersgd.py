@@ -88,7 +88,7 @@ class ExchangesGradients(ParallelStrategy):
 
 
 def _split(name: str, matrix: Tensor) -> list[tuple[str, Tensor]]:
-    """Matrices to factorise: a shard of queries, keys and values counts as three, with the shapes of table 2.
+    """Matrices to factorize: a shard of queries, keys and values counts as three, with the shapes of table 2.
 
     Which rows stand together differs: the paper divides each of the three, here a shard is rows of their stack.
     """
