@@ -187,7 +187,7 @@ def compare_decoding(net: DVAE, peer: Peer, count: int, device: str) -> list[Row
 
 
 def compare_trained(device: str) -> list[Row]:
-    """Rows of the bundled weights and images, whose codes are those that bfloat16 is judged by."""
+    """Rows of the bundled weights and images, whose codes are those that bfloat16 is compared with."""
     net = load_model("emoji64", "dvae", device=device)
     samples = list(open_source("emoji64:val-styles").stream())[:64]
     images = torch.stack([center_transform(decode_image(s.image), net.image_size) for s in samples]).to(device) / 255

@@ -31,7 +31,7 @@ BLOCKS = 48
 LOSS_FACTOR = 2.0**-8
 """Besides half of the spread."""
 SEARCH = GradientScalingConfig(start=2.0**24, growth=1.0, backoff=0.5, cooldown=1)
-"""From the largest scale down in steps of 2: where the paper's rule arrives in thousands of updates."""
+"""From the largest scale down in steps of 2: where the paper's rule arrives in thousands of steps."""
 
 
 class Amplify(torch.autograd.Function):

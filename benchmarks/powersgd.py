@@ -42,7 +42,7 @@ from dalle_zoo.zoo import find_component
 
 WORLD = 2
 WINDOW = 20
-"""Updates over which a curve is averaged."""
+"""Steps over which a curve is averaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,8 +211,8 @@ def plot(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
         left.plot(steps, curve, color=color, label=name)
         gap = [value - exact for value, exact in zip(curve, mean["exact mean"], strict=True)]
         right.plot(steps, gap, color=color)
-    left.set(xlabel="update", ylabel="training loss, nats per token")
-    right.set(xlabel="update", ylabel="training loss above that of the exact mean")
+    left.set(xlabel="step", ylabel="training loss, nats per token")
+    right.set(xlabel="step", ylabel="training loss above that of the exact mean")
     left.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=100)
 
@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--val", type=Path, default=Path("runs/codes/val-styles"), help="code shards to validate on")
     parser.add_argument("--width", type=int, default=192, help="width, a multiple of 64 (192, the recipe's)")
     parser.add_argument("--layers", type=int, default=8, help="layers (8, the recipe's)")
-    parser.add_argument("--steps", type=int, default=300, help="updates of a run (300)")
+    parser.add_argument("--steps", type=int, default=300, help="steps of a run (300)")
     parser.add_argument("--batch", type=int, default=8, help="images per step and process (8)")
     parser.add_argument("--seeds", type=int, default=2, help="seeds of weights and batches (2)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/powersgd.json"))
@@ -256,7 +256,7 @@ def main() -> None:
         print(
             f"{name:34} train {row['train, last quarter']:.4f} ({row['train, last quarter, gap']['mean']:+.4f})   "
             f"val-styles {row['val-styles']:.4f} ({row['val-styles, gap']['mean']:+.4f})   "
-            f"{row['bytes an update'] / 1e6:.2f} MB"
+            f"{row['bytes per step'] / 1e6:.2f} MB"
         )
 
 

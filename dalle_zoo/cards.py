@@ -311,7 +311,7 @@ def plot_curves(curves: Mapping[str, Mapping[int, float]], out: str | Path, titl
     """Plots the curves of a run as PNG; ``train/loss`` and ``val/loss`` share a panel, gradient scales another.
 
     Args:
-        curves: Name to (update to value).
+        curves: Name to (step to value).
         out: Where to, ``.png``; the file is written atomically.
         title: Above all panels.
 
@@ -334,7 +334,7 @@ def plot_curves(curves: Mapping[str, Mapping[int, float]], out: str | Path, titl
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, (panel, names) in zip(axes, panels.items(), strict=False):
         axis.set_title(panel)
-        axis.set_xlabel("update")
+        axis.set_xlabel("step")
         plot = _plot_scales if panel == GRADIENT_SCALES else _plot_panel
         plot(axis, {name: curves[name] for name in names})
         axis.legend(fontsize="small")
@@ -360,5 +360,5 @@ def _plot_scales(axis: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
         kinds[name.rpartition(".")[2]][number] = curves[name][max(curves[name])]
     for kind, points in kinds.items():
         axis.plot(list(points), list(points.values()), ".", label=kind)
-    axis.set_title(f"log2 of the gradient scales, update {max(curves[by_depth[0]])}")
+    axis.set_title(f"log2 of the gradient scales, step {max(curves[by_depth[0]])}")
     axis.set_xlabel("residual block")

@@ -104,7 +104,7 @@ def test_powersgd() -> None:
     for name, result in results.items():
         gap = result["train, last quarter, gap"]
         loss, seeds = result["train, last quarter"], ", ".join(f"{g:+.3f}" for g in gap["by seed"])
-        rows.append(f"| {name} | {result['bytes an update']:,} | {loss:.3f} | {gap['mean']:+.3f} | {seeds} |")
+        rows.append(f"| {name} | {result['bytes per step']:,} | {loss:.3f} | {gap['mean']:+.3f} | {seeds} |")
     assert table(SCALING, "| gradients | bytes") == "\n".join(rows)
     gaps = {name: result["train, last quarter, gap"]["mean"] for name, result in results.items()}
     noise = abs(gaps["rank width / 8, bfloat16 wire"] - gaps["rank width / 8"])

@@ -165,7 +165,7 @@ def plain_name(label: str) -> str:
 
 
 def with_article(name: str, group: str) -> str:
-    """Name with "a" or "an" where English wants one, judged by the words alone."""
+    """Name with "a" or "an" where English wants one, decided by the words alone."""
     head = re.split(r" (?:with|of|on|in|and|at|facing|gesturing|holding) ", name)[0]
     words = head.lower().split()
     first, last = (words[0], words[-1]) if words else ("", "")

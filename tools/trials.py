@@ -3,7 +3,7 @@
     python tools/trials.py dvae
     python tools/trials.py prior
 
-Each trial is a recipe with a few fields changed, trained for a fixed number of updates on one thread; the table
+Each trial is a recipe with a few fields changed, trained for a fixed number of steps on one thread; the table
 holds the validation figures at the end. Trials that the file already has are not run again.
 """
 
@@ -96,13 +96,13 @@ def main() -> None:
     """Runs the trials of a stage that the table does not have yet."""
     parser = argparse.ArgumentParser(description="Run the trials of a stage.")
     parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--steps", type=int, default=1000, help="updates of every trial (1000)")
+    parser.add_argument("--steps", type=int, default=1000, help="steps of every trial (1000)")
     parser.add_argument("--runs", type=Path, default=Path("runs/trials"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=Path("recipes/trials/emoji64.json"), help="table, added to")
     options = parser.parse_args()
     trials, recipe = STAGES[options.stage]
     command = f"python tools/trials.py {options.stage} --steps {options.steps}"
-    title = f"{recipe}: {options.steps} updates on one thread, `{command}`"
+    title = f"{recipe}: {options.steps} steps on one thread, `{command}`"
     for name, overrides in trials(options.steps).items():
         table = json.loads(options.out.read_text()) if options.out.exists() else {}
         rows = table.setdefault(title, [])

@@ -25,7 +25,7 @@ def plot(arguments: list[str]) -> None:
 
 
 def read_curves(run: Path) -> dict[str, dict[int, float]]:
-    """Curves of a run, name to (update to value). A resumed run has several files; later ones win."""
+    """Curves of a run, name to (step to value). A resumed run has several files; later ones win."""
     files = sorted((run / "metrics").glob("version_*/metrics.csv"), key=lambda f: int(f.parent.name.split("_")[1]))
     if not files:
         raise FileNotFoundError(f"{run} has no metrics/version_*/metrics.csv: expected the folder of a run")

@@ -10,11 +10,11 @@ contract tests follow from the declaration.
 | ``full`` | every earlier cell | |
 | ``row`` | the previous W cells | figure 11 (a) |
 | ``column`` | the cells above | figure 11 (b, c) |
-| ``conv`` | a causal neighbourhood that wraps round | figure 11 (d) |
+| ``conv`` | a causal neighborhood that wraps round | figure 11 (d) |
 | ``row_same`` | the cells before it in its row | not in the paper: DALLE-pytorch |
-| ``conv_clamped`` | a causal neighbourhood that ends at the borders | not in the paper: ruDALL-E, DALLE-pytorch |
-| ``conv_quadrant`` | a neighbourhood above and to the left | not in the paper: DALLE-pytorch |
-| ``conv_torus`` | a causal neighbourhood that wraps round both ways | not in the paper: ruDALL-E v2 |
+| ``conv_clamped`` | a causal neighborhood that ends at the borders | not in the paper: ruDALL-E, DALLE-pytorch |
+| ``conv_quadrant`` | a neighborhood above and to the left | not in the paper: DALLE-pytorch |
+| ``conv_torus`` | a causal neighborhood that wraps round both ways | not in the paper: ruDALL-E v2 |
 """
 
 from dalle_zoo.masks.column import column

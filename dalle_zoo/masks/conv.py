@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @MASKS.register("conv")
 def conv(layout: TextImageLayout, *, kernel: int = 11) -> MaskMod:
-    """Reads a K x K neighbourhood, its causal half, wrapping round at the side borders.
+    """Reads a K x K neighborhood, its causal half, wrapping round at the side borders.
 
     ``(o + p) mod W < K`` and ``o < (p + 1) W``, with ``o = query - key >= 0`` and
     ``p = (K - 1) / 2``. In each of the ``p + 1`` bands of W offsets, what leaves the kernel on the
@@ -27,7 +27,7 @@ def conv(layout: TextImageLayout, *, kernel: int = 11) -> MaskMod:
 
     Args:
         layout: Where text and image stand.
-        kernel: Side K of the neighbourhood, odd; the paper's model has 11.
+        kernel: Side K of the neighborhood, odd; the paper's model has 11.
 
     Raises:
         ValueError: ``kernel`` is even or not positive.

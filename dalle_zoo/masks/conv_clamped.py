@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @MASKS.register("conv_clamped")
 def conv_clamped(layout: TextImageLayout, *, kernel: int = 11) -> MaskMod:
-    """Reads a K x K neighbourhood, its causal half, which ends at the borders of the grid.
+    """Reads a K x K neighborhood, its causal half, which ends at the borders of the grid.
 
     ``|r_q - r_k| <= p`` and ``|c_q - c_k| <= p`` with rows r, columns c and ``p = (K - 1) / 2``. The paper's ``conv``
     wraps round at the side borders instead.
@@ -22,7 +22,7 @@ def conv_clamped(layout: TextImageLayout, *, kernel: int = 11) -> MaskMod:
 
     Args:
         layout: Where text and image stand.
-        kernel: Side K of the neighbourhood, odd; ruDALL-E has 11.
+        kernel: Side K of the neighborhood, odd; ruDALL-E has 11.
 
     Raises:
         ValueError: ``kernel`` is even or not positive.

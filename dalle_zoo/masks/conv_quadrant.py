@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @MASKS.register("conv_quadrant")
 def conv_quadrant(layout: TextImageLayout, *, kernel: int = 5, dilation: int = 1) -> MaskMod:
-    """Reads a K x K neighbourhood whose last corner it is: cells above and to the left.
+    """Reads a K x K neighborhood whose last corner it is: cells above and to the left.
 
     ``r`` rows up and ``c`` columns left, both one of ``0, s, ..., (K - 1) s`` with the dilation ``s``; what leaves
     the grid is left out. Unlike the paper's `conv` it reads nothing to the right of its own column.
@@ -21,7 +21,7 @@ def conv_quadrant(layout: TextImageLayout, *, kernel: int = 5, dilation: int = 1
 
     Args:
         layout: Where text and image stand.
-        kernel: Side K of the neighbourhood.
+        kernel: Side K of the neighborhood.
         dilation: Distance s of the cells that are read.
 
     Raises:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @MASKS.register("conv_torus")
 def conv_torus(layout: TextImageLayout, *, kernel: int = 11) -> MaskMod:
-    """Reads a K x K neighbourhood, its causal half, on a grid that wraps round both ways.
+    """Reads a K x K neighborhood, its causal half, on a grid that wraps round both ways.
 
     ``(r_q - r_k + p) mod H < K`` and ``(c_q - c_k + p) mod W < K`` with rows r, columns c and ``p = (K - 1) / 2``. So
     the last p rows read the first ones too, and what wraps round sideways stays in its row, where the paper's
@@ -23,7 +23,7 @@ def conv_torus(layout: TextImageLayout, *, kernel: int = 11) -> MaskMod:
 
     Args:
         layout: Where text and image stand.
-        kernel: Side K of the neighbourhood, odd; ruDALL-E has 11.
+        kernel: Side K of the neighborhood, odd; ruDALL-E has 11.
 
     Raises:
         ValueError: ``kernel`` is even or not positive.

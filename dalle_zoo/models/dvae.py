@@ -168,7 +168,7 @@ def _group(
 
 
 class Encoder(nn.Module):
-    """Maps images to unnormalised log-probabilities over codes.
+    """Maps images to unnormalized log-probabilities over codes.
 
     Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), appendix A.1.
     """
@@ -315,7 +315,7 @@ class EncodingTokenizer(ImageTokenizer):
         self.encoder.features = torch.compile(self.encoder.features, **options)  # type: ignore[method-assign]
 
     def logits(self, images: Tensor) -> Tensor:
-        """Unnormalised log-probabilities of the codes: pixels in [0, 1], (B, C, H, W) to (B, K, h, w)."""
+        """Unnormalized log-probabilities of the codes: pixels in [0, 1], (B, C, H, W) to (B, K, h, w)."""
         self.check_images(images)
         logits: Tensor = self.encoder(self.map_pixels(images))
         return logits

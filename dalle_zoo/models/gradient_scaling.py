@@ -45,7 +45,7 @@ class GradientScalingConfig:
     backoff: float = 2.0**-0.5
     """Factor after a step in which one is not."""
     cooldown: int = 125
-    """Updates from one division of a scale to the next at the earliest."""
+    """Steps from one division of a scale to the next at the earliest."""
     smallest: float = 2.0**7
     """Lower limit, after every change."""
     largest: float = 2.0**24
@@ -100,7 +100,7 @@ class GradientScales:
     def update(self, finite: Tensor) -> None:
         """Moves the scales after a step.
 
-        A block without overflow grows also where another's made the update a skipped one.
+        A block without overflow grows also where another's made the step a skipped one.
 
         Args:
             finite: Whether all gradients of a block's parameters were finite, on every process, bool (K,).

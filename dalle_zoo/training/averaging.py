@@ -31,8 +31,8 @@ class WeightEMA(Callback):
 
     Args:
         decay: Share of the average that stays.
-        every: Updates between two steps of the average.
-        start: Updates that pass before the first step, where the beginning of a run is of another kind.
+        every: Steps between two steps of the average.
+        start: Steps that pass before the first step, where the beginning of a run is of another kind.
         device: Where the average lies. Defaults to where the weights lie.
     """
 
@@ -82,7 +82,7 @@ class WeightEMA(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Takes the weights in behind an update that is due."""
+        """Takes the weights in behind a step that is due."""
         step = trainer.global_step
         if step in (0, self._averaged_at) or step <= self.start or step % self.every:
             return
@@ -109,7 +109,7 @@ class WeightEMA(Callback):
     # ------------------------------------------------------------ checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """The update of the last step of the average; the average itself is saved with the weights."""
+        """The step of the last step of the average; the average itself is saved with the weights."""
         return {"averaged_at": self._averaged_at}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -58,7 +58,7 @@ class StageModule(LightningModule):
         net: Network that is trained.
         adamw: Optimizer settings.
         learning_rate: Learning-rate schedule.
-        seed: Seed of the noise; with the update and the rank it determines every random number of the stage.
+        seed: Seed of the noise; with the step and the rank it determines every random number of the stage.
     """
 
     stage: str
@@ -132,7 +132,7 @@ class StageModule(LightningModule):
 
     @property
     def optimizer_steps(self) -> int:
-        """Updates that the weights have seen, also where the trainer does not train."""
+        """Steps that the weights have seen, also where the trainer does not train."""
         return max(self.global_step, self._restored_steps)
 
     def check_data(self, data: LightningDataModule) -> None:

@@ -26,7 +26,7 @@ def default_loggers(run: Path) -> list[Logger]:
 class ImageLogger(Callback):
     """Generates reconstructions or samples at every validation, with the averaged weights if there are any.
 
-    They appear as ``images/<name>-<update>.png`` in the run folder, and in TensorBoard when it is installed.
+    They appear as ``images/<name>-<step>.png`` in the run folder, and in TensorBoard when it is installed.
 
     Args:
         enabled: Whether to sample at all.
@@ -41,7 +41,7 @@ class ImageLogger(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Samples from the first batch; the weights in use are those that validation judges."""
+        """Samples from the first batch; the weights in use are those that validation measures."""
         wanted = self.enabled and self.folder is not None and batch_idx == 0 and not trainer.sanity_checking
         if not wanted or not trainer.is_global_zero or not isinstance(pl_module, StageModule):
             return

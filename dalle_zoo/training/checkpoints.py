@@ -103,10 +103,10 @@ class Checkpoint(callbacks.Checkpoint):
     A run ends by the trainer's max_steps, max_epochs or max_time, or by a callback that stops it.
 
     Lightning's ModelCheckpoint is not used: at the end of an epoch it puts a state off until the next validation,
-    which may fall between the batches of an accumulated update, whose gradients no state holds.
+    which may fall between the batches of an accumulated step, whose gradients no state holds.
 
     Args:
-        every: Updates between two states.
+        every: Steps between two states.
     """
 
     def __init__(self, every: int = 1000) -> None:
@@ -131,9 +131,9 @@ class Checkpoint(callbacks.Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves behind an update, and removes all but one of the older states."""
+        """Saves behind a step, and removes all but one of the older states."""
         step = trainer.global_step
-        # Lightning would stop between the batches of an update, whose gradients no state holds: end it first.
+        # Lightning would stop between the batches of a step, whose gradients no state holds: end it first.
         self._stopping |= trainer.should_stop
         trainer.should_stop = self._stopping and step > self._steps_before
         last = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs

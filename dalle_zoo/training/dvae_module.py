@@ -36,7 +36,7 @@ class DVAEModule(StageModule):
         init_from: Model, by name or folder, whose weights training starts from. Defaults to fresh weights.
         freeze_encoder: Train the decoder alone, on hard codes: images get better and codes stay, so a prior that
             was trained on them still fits. Temperature and KL weight play no part then.
-        warm_start: Updates as an autoencoder and k-means of its features before the relaxation begins; the paper
+        warm_start: Steps as an autoencoder and k-means of its features before the relaxation begins; the paper
             has none. Validation, which uses hard codes, means nothing before they are over.
     """
 

@@ -15,7 +15,7 @@ BLOCK = 256
 SMALLEST = 4096
 """Tensors of fewer values keep float32 moments, also where the others are quantized."""
 CHUNK = 2**25
-"""Values that are updated together: what an update holds beside parameters, gradients and moments stays below
+"""Values that are updated together: what a step holds beside parameters, gradients and moments stays below
 two such float32 arrays and, for quantized moments, below four."""
 
 
@@ -110,8 +110,8 @@ class ClippedAdamW(torch.optim.Optimizer):
     θ ← θ − lr · weight_decay · θ − lr · m / (1 − β₁ᵗ) / (√(v / (1 − β₂ᵗ)) + eps)
     ```
 
-    A parameter without a gradient is left alone, its moments and count of updates too: setting all gradients to None
-    skips an update. Parameters may be DTensors; each process updates its own shard.
+    A parameter without a gradient is left alone, its moments and count of steps too: setting all gradients to None
+    skips a step. Parameters may be DTensors; each process updates its own shard.
 
     The state of a parameter has the names of `torch.optim.AdamW`: ``step``, ``exp_avg``, ``exp_avg_sq``. A state dict
     holds moments of reduced precision in float32 on the CPU, so it fits every format, number of processes and
@@ -185,7 +185,7 @@ class ClippedAdamW(torch.optim.Optimizer):
                     state[name].copy_(moment)
 
     def _state(self, parameter: Tensor) -> dict[str, Any]:
-        """State of a parameter; one of zeros at its first update."""
+        """State of a parameter; one of zeros at its first step."""
         state: dict[str, Any] = self.state[parameter]
         if not state:
             state["step"] = torch.tensor(0.0)  # on the CPU, so that reading it waits for no GPU

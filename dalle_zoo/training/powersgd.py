@@ -16,13 +16,13 @@ Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), section 2.5
 the *sum* of the original: G stands for the sum of n buffers, and each gives up its share G / n (step 12). Here the
 loss is a mean over the local batch, gradients are n times as large, and G stands for the *mean* of the buffers. In
 units of the paper ``E_i - G / n`` with ``G = sum E_i`` is, multiplied by n, ``E_i - G`` with ``G = mean E_i``: each
-machine subtracts all of G. Either way the defining invariant holds: over any number of updates, the sum of what was
+machine subtracts all of G. Either way the defining invariant holds: over any number of steps, the sum of what was
 applied plus ``mean(E_i)`` equals the sum of the exact mean gradients. For the same reason the paper's sum of buffers,
 which is what a checkpoint needs, is their mean here.
 
 Departures from the paper: buffers and factors are float32 or bfloat16 where it has a 16-bit format of its own with a
 narrower range, so none of its constants that move numbers into that range are needed; the identity that keeps QR
-from breaking down is relative to P's largest entry; an update that is skipped leaves no trace in the buffers.
+from breaking down is relative to P's largest entry; a step that is skipped leaves no trace in the buffers.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def compresses(shape: Sequence[int], rank: int) -> bool:
 
 
 class PowerSGD:
-    """Averages the gradients of an update over machines, in place, after the backward pass.
+    """Averages the gradients of a step over machines, in place, after the backward pass.
 
     Every matrix is worked on with its shorter side first, transposed where needed, because orthogonalising the
     shorter factor is cheaper; so Q is sampled for the longer side. It is a function of (seed, name, shape) alone, is
@@ -90,12 +90,12 @@ class PowerSGD:
     Args:
         rank: Rank r of every matrix that this process sends; with a matrix in shards, the total rank / shards.
         group: Processes to average over: those of the same ordinal on all machines. Defaults to all processes.
-        world: Processes that must agree whether an update is finite. Defaults to all processes.
+        world: Processes that must agree whether a step is finite. Defaults to all processes.
         seed: Seed of Q.
         wire_dtype: Of P and R in the all-reduces; bfloat16 halves the bytes. Infinities that come of rounding to it
             are clamped to its largest number, with their sign: error feedback keeps what is clipped.
         error_dtype: Of the error buffers; bfloat16 halves their memory, and rounds what they keep.
-        error_feedback: Whether what an update does not apply is kept. Without, it is lost.
+        error_feedback: Whether what a step does not apply is kept. Without, it is lost.
 
     Attributes:
         traffic: Of the last `reduce`; None before.

@@ -84,10 +84,10 @@ class ResblockPrecision(Precision):
     closure      forward and backward; parameter gradients of block b come S_b times too large
     unscale      they are divided by S_b; what is not finite is noted block by block, and agreed on by all processes
     hooks        on_before_optimizer_step, where strategies exchange gradients, and clipping
-    step         without any gradient, so without effect, if anything was not finite: the update is skipped
+    step         without any gradient, so without effect, if anything was not finite: the step is skipped
     update       the scales
     ```
-    A skipped update counts as one, for schedules and the trainer alike.
+    A skipped step counts as one, for schedules and the trainer alike.
 
     Works with unsharded weights, DDP and fully_shard, with recomputation, compilation and accumulated gradients.
 
@@ -99,8 +99,8 @@ class ResblockPrecision(Precision):
 
     Attributes:
         scales: Scales of the blocks; None until the trainer has set the network up.
-        finite: Whether all gradients of the current update are finite in every process, bool () on their device.
-        num_skipped: Updates skipped so far.
+        finite: Whether all gradients of the current step are finite in every process, bool () on their device.
+        num_skipped: Steps skipped so far.
     """
 
     precision = "16-resblock"  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""The judge: trains the ranker on images and captions by contrast (Radford et al., 2021)."""
+"""Trains the ranker on images and captions by contrast (Radford et al., 2021)."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class RankerModule(StageModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Symmetric cross-entropy over the pairs of all processes."""
         # Every process computes the complete loss. Gathering sums the gradients over the processes and
-        # data parallelism averages them, so the update is that of one process with the complete batch.
+        # data parallelism averages them, so the step is that of one process with the complete batch.
         image, text = (self._gather(x) for x in self.features(batch))
         loss = contrastive_loss(image, text, self.net.scale)
         self.log("train/loss", loss, prog_bar=True)
@@ -97,7 +97,7 @@ class RankerModule(StageModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Keeps the inverse temperature at 100 or less."""
-        # Within the update: Lightning calls this module's on_train_batch_end after those of the callbacks, which
+        # Within the step: Lightning calls this module's on_train_batch_end after those of the callbacks, which
         # average and save the weights.
         super().optimizer_step(*args, **kwargs)
         with torch.no_grad():

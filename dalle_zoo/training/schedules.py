@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine:
-    """Half a cosine from ``start`` to ``end`` over ``steps`` updates, constant afterwards.
+    """Half a cosine from ``start`` to ``end`` over ``steps`` steps, constant afterwards.
 
     ``v(t) = end + (start - end) * (1 + cos(pi * min(t, steps) / steps)) / 2``, used for the KL weight, the
     relaxation temperature and the step size of the dVAE (appendix A.2).
@@ -24,18 +24,18 @@ class Cosine:
     """
 
     start: float
-    """Value at update 0."""
+    """Value at step 0."""
     end: float
-    """Value from update ``steps`` on."""
+    """Value from step ``steps`` on."""
     steps: int
-    """Length of the ramp, updates."""
+    """Length of the ramp, steps."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
 
     def __call__(self, step: int) -> float:
-        """Value at update ``step`` (from 0)."""
+        """Value at step ``step`` (from 0)."""
         phase = math.pi * min(step, self.steps) / self.steps
         return self.end + (self.start - self.end) * (1 + math.cos(phase)) / 2
 
@@ -51,15 +51,15 @@ class LearningRate:
     peak: float = 4.5e-4
     """Rate after the warm-up."""
     warmup_steps: int = 5000
-    """Updates of linear warm-up; 0 starts at the peak."""
+    """Steps of linear warm-up; 0 starts at the peak."""
     decay: Literal["plateau", "cosine", "constant"] = "plateau"
     """What follows the warm-up."""
     final: float = 0.0
     """Rate at the end of the cosine decay."""
     decay_steps: int = 1
-    """Updates of the cosine decay, counted from the end of the warm-up."""
+    """Steps of the cosine decay, counted from the end of the warm-up."""
     plateau_window: int = 1000
-    """Updates over which the training loss is averaged before two windows are compared."""
+    """Steps over which the training loss is averaged before two windows are compared."""
     plateau_patience: int = 5
     """Windows without improvement before a halving."""
     plateau_threshold: float = 1e-3
@@ -80,7 +80,7 @@ class LearningRate:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
 
     def at(self, step: int, halvings: int = 0) -> float:
-        """Rate of update ``step`` (from 0) after so many halvings."""
+        """Rate of step ``step`` (from 0) after so many halvings."""
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
         if self.decay == "cosine":
@@ -109,7 +109,7 @@ class LearningRateScheduler(LRScheduler):
 
     def window_mean(self, loss: float) -> float | None:
         """Collects a loss; returns the mean of the window when it is full. One that is not finite is left out."""
-        if not math.isfinite(loss):  # the update is skipped, and a single one would spoil the best mean for ever
+        if not math.isfinite(loss):  # the step is skipped, and a single one would spoil the best mean for ever
             return None
         if self.rate.decay != "plateau" or self.last_epoch < self.rate.warmup_steps:
             return None

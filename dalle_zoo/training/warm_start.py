@@ -21,7 +21,7 @@ class WarmStart:
     """How the codes are found before the relaxation begins."""
 
     steps: int
-    """Updates as an autoencoder: the encoder's features reach the decoder through a linear map, without codes."""
+    """Steps as an autoencoder: the encoder's features reach the decoder through a linear map, without codes."""
     sharpness: float = 4.0
     """Logits fall by this much over the mean squared distance of a feature to its code."""
     gather: int = 32

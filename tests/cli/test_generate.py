@@ -148,7 +148,7 @@ def test_the_demo_samples_with_the_bundled_model(scratch: Path, capsys: pytest.C
     width, height = size(scratch / "sheet.png")
     assert (width, height) == (2 * (2 + 4 * 66), 4 * (2 * (2 + 66) + 18))
     with Image.open(scratch / "sheet.png") as sheet:
-        assert len(sheet.convert("RGB").getcolors(1 << 20)) > 500, "colourful, not blank"
+        assert len(sheet.convert("RGB").getcolors(1 << 20)) > 500, "colorful, not blank"
     before = (scratch / "sheet.png").read_bytes()
     assert main(["demo", "--out", "sheet.png"]) == 0
     assert (scratch / "sheet.png").read_bytes() == before, "the same seed, and a demo may be sampled again"

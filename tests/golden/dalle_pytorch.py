@@ -34,7 +34,7 @@ LAYOUTS = FOLDER / "dalle_pytorch_layouts.json"
 VAE: dict[str, Any] = {
     "image_size": 16, "num_layers": 1, "num_tokens": 9, "codebook_dim": 6, "hidden_dim": 8, "num_resnet_blocks": 0,
 }  # fmt: skip
-"""The image tokenizer, of 8 x 8 codes: a neighbourhood of five cells does not fill the grid."""
+"""The image tokenizer, of 8 x 8 codes: a neighborhood of five cells does not fill the grid."""
 VAES = {"plain": VAE, "residual": {**VAE, "num_layers": 2, "num_resnet_blocks": 2}}
 SIZES: dict[str, Any] = {
     "num_text_tokens": 11, "text_seq_len": 5, "dim": 20, "depth": 4, "heads": 3, "dim_head": 8,

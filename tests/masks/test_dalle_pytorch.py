@@ -96,7 +96,7 @@ def cells_read(spec: str, row: int, column: int, height: int = 7, width: int = 9
 CAUSAL_FIVE = {(up, left) for up in range(3) for left in range(-2, 3) if (up, left) > (0, -1)}
 
 
-def test_a_clamped_neighbourhood_ends_at_the_borders() -> None:
+def test_a_clamped_neighborhood_ends_at_the_borders() -> None:
     assert cells_read("conv_clamped(kernel=5)", 4, 4) == CAUSAL_FIVE
     assert len(CAUSAL_FIVE) == 13
     assert cells_read("conv_clamped(kernel=5)", 4, 0) == {c for c in CAUSAL_FIVE if c[1] <= 0}

@@ -2,7 +2,7 @@
 
     python tests/training/powersgd_processes.py FOLDER
 
-`test_powersgd.py` starts it and judges what was found.
+`test_powersgd.py` starts it and checks what was found.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 class Run:
-    """Updates of one `PowerSGD`, with sums of what it applied and of what would have been exact."""
+    """Steps of one `PowerSGD`, with sums of what it applied and of what would have been exact."""
 
     def __init__(self, group: dist.ProcessGroup, before: Run | None = None, **options: Any) -> None:
         self.powersgd = PowerSGD(options.pop("rank", RANK), group, group, **options)
@@ -162,7 +162,7 @@ def bfloat16(groups: Groups) -> dict[str, Any]:
     huge = torch.tensor([3.4e38, -3.4e38])  # finite in float32 alone
     clamped, finite = wire.powersgd._mean([huge], torch.bfloat16)
     return {
-        "first update": max(distance(first[1][name], first[0][name]) for name in COMPRESSED),
+        "first step": max(distance(first[1][name], first[0][name]) for name in COMPRESSED),
         "factors": [run.powersgd.traffic.factors for run in (plain, wire)],
         "complete": [run.powersgd.traffic.uncompressed for run in (plain, wire)],
         "invariant": wire.updates(1).invariant(),

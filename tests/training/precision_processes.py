@@ -2,7 +2,7 @@
 
     python tests/training/precision_processes.py FOLDER
 
-`test_precision.py` starts it and judges what was found; it also uses `train` itself, for one process.
+`test_precision.py` starts it and checks what was found; it also uses `train` itself, for one process.
 """
 
 from __future__ import annotations

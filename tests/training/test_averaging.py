@@ -45,7 +45,7 @@ def test_small_steps_are_not_rounded_away(dtype: torch.dtype) -> None:
 def test_it_steps_when_it_is_told_to() -> None:
     ema, _ = average(torch.float32, 12, decay=0.5, every=5, start=5)
     assert ema.average is not None
-    assert float(ema.average[0][0]) == pytest.approx(0.03)  # taken at update 10, when the weight was 0.03
+    assert float(ema.average[0][0]) == pytest.approx(0.03)  # taken at step 10, when the weight was 0.03
     assert ema.state_dict() == {"averaged_at": 10}
     assert average(torch.float32, 4, every=5)[0].average is None
 

@@ -138,7 +138,7 @@ def test_a_parameter_without_a_gradient_is_left_alone(moments: str) -> None:
     assert [s["step"].item() for s in expected.state.values()] == [2, 3, 3, 3, 3, 3]
 
 
-def test_a_skipped_update_changes_nothing() -> None:
+def test_a_skipped_step_changes_nothing() -> None:
     net = network()
     optimizer = clipped(net)
     train(net, optimizer, range(2))
@@ -299,7 +299,7 @@ def test_reduced_moments_without_torchao_say_what_to_install(monkeypatch: pytest
         make(AdamWConfig(moments="8bit"), network())
 
 
-# The same updates on shards in two processes and on unsharded tensors in one; the state goes through a checkpoint
+# The same steps on shards in two processes and on unsharded tensors in one; the state goes through a checkpoint
 # folder.
 SHARDED = """
 import sys

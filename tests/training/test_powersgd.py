@@ -71,7 +71,7 @@ def test_error_feedback_beats_none(processes: list[Found]) -> None:
 def test_bfloat16_halves_the_bytes_of_the_factors_and_is_close(processes: list[Found]) -> None:
     for found in processes:
         entry = found["bfloat16"]
-        assert 0 < entry["first update"] < 2e-2  # a few units of 2^-8
+        assert 0 < entry["first step"] < 2e-2  # a few units of 2^-8
         assert entry["factors"][1] * 2 == entry["factors"][0] > 0
         assert entry["complete"][0] == entry["complete"][1]
         assert entry["invariant"] < EXACT, "the rounding of the wire is not in the error"
@@ -82,7 +82,7 @@ def test_bfloat16_halves_the_bytes_of_the_factors_and_is_close(processes: list[F
 
 
 @pytest.mark.parametrize("spoilt", ["infinite_matrix", "nan_elsewhere", "flagged", "overflow"])
-def test_an_update_that_is_not_finite_on_one_process_is_skipped_on_all(processes: list[Found], spoilt: str) -> None:
+def test_a_step_that_is_not_finite_on_one_process_is_skipped_on_all(processes: list[Found], spoilt: str) -> None:
     for found in processes:
         entry = found["not_finite"][spoilt]
         assert entry["returned"] == [True, False, True]

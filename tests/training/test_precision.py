@@ -191,12 +191,12 @@ def test_float16_trains_as_float32_does(carrier: Any) -> None:
     assert precision.scales.values.tolist() == pytest.approx([8192 * 2 ** (runs.STEPS / 1000)] * 4, rel=1e-5)
 
 
-def test_an_overflow_skips_the_update_and_moves_the_scale_of_its_block_alone() -> None:
+def test_an_overflow_skips_the_step_and_moves_the_scale_of_its_block_alone() -> None:
     precision, meddler = ResblockPrecision("emulated"), Meddler(update=2, block=1)
     _, recorder, _ = runs.train(precision, callbacks=(meddler,))
     assert recorder.finite == [True, True, False, True, True, True]
     unchanged = [runs.equal(a, b) for a, b in zip(recorder.before, recorder.before[1:], strict=False)]
-    assert unchanged == [False, False, True, False, False]  # weights, moments and counts of updates, bit by bit
+    assert unchanged == [False, False, True, False, False]  # weights, moments and counts of steps, bit by bit
     grown = [pytest.approx(scale * 2 ** (1 / 1000), rel=1e-6) for scale in meddler.before]
     assert meddler.after == [grown[0], 2**24, *grown[2:]]  # 2^40, divided and clamped
     assert precision.scales is not None
@@ -204,7 +204,7 @@ def test_an_overflow_skips_the_update_and_moves_the_scale_of_its_block_alone() -
     assert precision.num_skipped == 1
 
 
-def test_an_overflow_outside_the_blocks_skips_the_update_and_divides_no_scale() -> None:
+def test_an_overflow_outside_the_blocks_skips_the_step_and_divides_no_scale() -> None:
     precision = ResblockPrecision("emulated")
     _, recorder, _ = runs.train(precision, spoil={1: "row_position.weight"})
     assert recorder.finite == [True, False, True, True, True, True]
@@ -258,7 +258,7 @@ def test_scales_are_logged_and_plotted(tmp_path: Path, capsys: pytest.CaptureFix
     assert [list(curve) for curve in scales.values()] == [[1, 3, 5]] * 4
     assert [curve[5] for curve in scales.values()] == pytest.approx(last)
     assert curves["train/skipped_steps"] == {1: 1, 3: 1, 5: 1}
-    assert set(curves["train/loss"]) == {1, 3, 5}  # the same updates as all else
+    assert set(curves["train/loss"]) == {1, 3, 5}  # the same steps as all else
     assert main(["plot", str(tmp_path)]) == 0
     assert (tmp_path / "curves.png").is_file()
     assert str(tmp_path) in capsys.readouterr().out
@@ -317,7 +317,7 @@ def test_recomputation_gathers_no_weight_again(processes: Found) -> None:
 
 
 @pytest.mark.parametrize("case", ["one spoiled", "ddp spoiled", "fsdp2 spoiled", "ddp_powersgd spoiled"])
-def test_an_overflow_in_one_process_skips_the_update_in_all(processes: Found, case: str) -> None:
+def test_an_overflow_in_one_process_skips_the_step_in_all(processes: Found, case: str) -> None:
     for found in processes[case]:
         assert found["finite"] == [True, True, False, True, True, True]
         assert found["unchanged"] == [False, False, True, False, False]
@@ -335,7 +335,7 @@ def test_a_sharded_run_goes_on_bit_by_bit(processes: Found) -> None:
 
 
 def test_one_scale_of_the_loss_with_shards(processes: Found) -> None:
-    """What overflows in one process's shard skips the update in both."""
+    """What overflows in one process's shard skips the step in both."""
     for found in processes["fsdp2 16-mixed spoiled"]:
         assert found["unchanged"] == [False, False, True, False, False]
         assert found["losses"][:3] == pytest.approx(processes["one"][0]["losses"][:3], rel=1e-3)

@@ -1,4 +1,4 @@
-"""Stage 2: updates, precision, clipping, the plateau rule, and codes from images or from shards."""
+"""Stage 2: steps, precision, clipping, the plateau rule, and codes from images or from shards."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Gradients(Callback):
 
 def test_two_batches_of_four_are_one_of_eight() -> None:
     complete = [batch(8, seed) for seed in range(3)]
-    # With a large eps the update is smooth in the gradient: else AdamW would magnify the rounding of the small ones.
+    # With a large eps the step is smooth in the gradient: else AdamW would magnify the rounding of the small ones.
     adamw = AdamWConfig(eps=1e-2)
     left, right, one, two = module(adamw=adamw), module(adamw=adamw), Gradients(), Gradients()
     start = [p.clone() for p in left.parameters()]

@@ -25,7 +25,7 @@ from dalle_zoo.training.checkpoints import newest_checkpoint
 ROOT = Path(__file__).parents[2]
 STEPS, EVERY = 13, 3
 KILLED_AT = {"dvae": 8, "prior": 9}
-"""Update in which a run dies: the dVAE's in the middle of an epoch and of two states, the prior's while a state is
+"""Step in which a run dies: the dVAE's in the middle of an epoch and of two states, the prior's while a state is
 being written."""
 RATE = {"peak": 2.0e-2, "warmup_steps": 2}
 
@@ -115,7 +115,7 @@ def dvae_recipe(shards: Path) -> dict[str, Any]:
                 "kl_weight": {"start": 0.0, "end": 1.0, "steps": 10},
                 "temperature": {"start": 1.0, "end": 0.1, "steps": 10},
                 "learning_rate": {**RATE, "decay": "cosine", "decay_steps": 20},
-                # The state at update 6, from which the killed run goes on, holds half of the features.
+                # The state at step 6, from which the killed run goes on, holds half of the features.
                 "warm_start": {"steps": 8, "gather": 4},
             },
         },
@@ -158,7 +158,7 @@ def prior_recipe(codes: Path, parts: Path) -> dict[str, Any]:
                 "batch_size": 2,
             },
         },
-        # Eleven batches an epoch are five updates of two and one of one.
+        # Eleven batches an epoch are five steps of two and one of one.
         "trainer": trainer(accumulate_grad_batches=2, precision="bf16-mixed"),
         "checkpoint": {"every": EVERY},
     }
@@ -239,7 +239,7 @@ def test_a_killed_run_ends_with_the_same_bits(run: Run) -> None:
 
 
 def test_the_kills_hit_where_they_should(runs: dict[str, Run]) -> None:
-    # An epoch of the dVAE has five updates, so its run dies in the third of the second epoch.
+    # An epoch of the dVAE has five steps, so its run dies in the third of the second epoch.
     assert sorted(runs["dvae"].left) == ["00000003.ckpt", "00000006.ckpt"]
     # Half a state lies beside its place, under a name that nothing picks.
     assert sorted(runs["prior"].left) == [".00000009.ckpt.part", "00000003.ckpt", "00000006.ckpt"]
@@ -303,7 +303,7 @@ def test_images_appear_at_every_validation(run: Run) -> None:
 
 
 def with_images(stage: str) -> list[int]:
-    """Updates after which a validation falls: one every four batches, and two batches are an update of the prior."""
+    """Steps after which a validation falls: one every four batches, and two batches are a step of the prior."""
     if stage == "dvae":
         return [4, 8, 12]
     return [batch // 11 * 6 + batch % 11 // 2 for batch in range(4, 25, 4)]  # 11 batches an epoch are 6 steps
@@ -347,7 +347,7 @@ def test_more_steps_go_on_where_the_run_ended(recipes: dict[str, Path], runs: di
     states = tmp_path / "run" / "checkpoints"
     before = (states / "00000007.ckpt").read_bytes()
     assert main([*arguments, "8"]) == 0
-    # The first batch behind it is half an update, whose gradients no state holds: it must not be saved again there.
+    # The first batch behind it is half a step, whose gradients no state holds: it must not be saved again there.
     assert (states / "00000007.ckpt").read_bytes() == before
     assert main([*arguments, str(STEPS)]) == 0
     weights = [folder / "model" / "prior" / "model.safetensors" for folder in (tmp_path / "run", runs["prior"].alone)]
@@ -390,7 +390,7 @@ class StopAfter(Callback):
 def test_a_run_that_is_stopped_ends_with_a_complete_update_and_its_state(
     where: str, updates: int, recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # An update of the prior is two batches, and a validation falls behind the fourth.
+    # A step of the prior is two batches, and a validation falls behind the fourth.
     build = ZooCLI.instantiate_trainer
 
     def stopped(self: ZooCLI, **options: Any) -> Trainer:

@@ -102,7 +102,7 @@ class Run:
         self.scheduler = LearningRateScheduler(self.optimizer, rate)
 
     def update(self, loss: float) -> float:
-        """Does an update with this training loss; returns the rate that it used."""
+        """Does a step with this training loss; returns the rate that it used."""
         rates = {group["lr"] for group in self.optimizer.param_groups}
         assert len(rates) == 1
         mean = self.scheduler.window_mean(loss)

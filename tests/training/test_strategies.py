@@ -119,7 +119,7 @@ def apart(one: list[float], other: list[float]) -> float:
 def test_gradients_and_loss_are_those_of_one_process(result: Any, strategy: str, world: int) -> None:
     one, spread = result("auto", 1), result(strategy, world)
     assert error(one, spread, 0) < 1e-6
-    assert error(one, spread, 5) < 2e-6  # the weights have had five updates to move apart
+    assert error(one, spread, 5) < 2e-6  # the weights have had five steps to move apart
     assert len(one["losses"]) == 20
     assert one["losses"][-1] < one["losses"][0] - 0.05  # something was learnt
     assert apart(one["losses"], spread["losses"]) < 1e-6

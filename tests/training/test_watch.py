@@ -18,7 +18,7 @@ from dalle_zoo.training.watch import Line, RankWatch, Server
 
 ROOT = Path(__file__).parents[2]
 STEP = 4
-"""Update in which the accident happens."""
+"""Step in which the accident happens."""
 TIMEOUT = 6.0
 
 # `dalle-zoo fit`, in which one rank has an accident.

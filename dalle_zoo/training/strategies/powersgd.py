@@ -22,7 +22,7 @@ from dalle_zoo.training.strategies.states import EXCHANGE
 class ExchangesGradients(ParallelStrategy):
     """A strategy whose backward pass leaves the gradients of the network's copies unaveraged.
 
-    The stage calls `exchange_gradients` when the gradients of an update are complete and unscaled, before they are
+    The stage calls `exchange_gradients` when the gradients of a step are complete and unscaled, before they are
     clipped. Matrices of the residual blocks go as low-rank factors, all else as it is, in float32: embeddings, heads,
     gains and biases.
     """
