@@ -35,8 +35,8 @@ State = dict[str, Tensor]
 def native() -> DVAE:
     """Our network with the weights of the golden file."""
     dvae = DVAE(CONFIG).eval()
-    GOLDEN["fill_ours"](dvae.encoder, "encoder")
-    GOLDEN["fill_ours"](dvae.decoder, "decoder")
+    GOLDEN["fill_native"](dvae.encoder, "encoder")
+    GOLDEN["fill_native"](dvae.decoder, "decoder")
     return dvae
 
 
