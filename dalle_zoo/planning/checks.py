@@ -12,7 +12,7 @@ def check(work: Work, setup: Setup) -> None:
     name = setup.spread.name
     if not work.recomputes:
         if name != "ddp":
-            raise ValueError(f"the {work.stage} is not cut into blocks, as {name} needs it: use strategy ddp")
+            raise ValueError(f"the {work.stage} is not divided into blocks, as {name} needs it: use strategy ddp")
         if setup.recompute or setup.precision == "16-resblock":
             raise ValueError(
                 f"the {work.stage} has no blocks to recompute or to scale: leave recompute and 16-resblock out"

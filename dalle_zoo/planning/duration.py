@@ -1,4 +1,4 @@
-"""How long an update takes, on a named GPU and network."""
+"""How long a step takes, on a named GPU and network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dalle_zoo.planning.work import Work
 LINK_SHARE = 0.8
 """Assumed share of a link's nominal rate that collective operations reach."""
 MEMORY_SHARE = 0.7
-"""Assumed share of the memory's nominal bandwidth that the optimiser reaches."""
+"""Assumed share of the memory's nominal bandwidth that the optimizer reaches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,8 @@ def rates_of(gpu: GPU, setup: Setup, mfu: float, intra: float | None = None, int
         gpu: The GPU.
         setup: Whose precision decides; a type that the GPU lacks runs at the rate of float32.
         mfu: Share of the peak that is reached while the GPU computes, in (0, 1].
-        intra: GB/s that collective operations reach from one GPU inside a node; 80 % of the link if missing.
-        inter: GB/s that they reach from one node; 80 % of the link if missing.
+        intra: GB/s that collective operations reach from one GPU inside a node. Defaults to 80 % of the link.
+        inter: GB/s that they reach from one node. Defaults to 80 % of the link.
 
     Raises:
         ValueError: A share or a rate out of range.
@@ -69,7 +69,7 @@ def computes_in(setup: Setup) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Duration:
-    """Seconds of one update by part. In forward and backward pass the network works behind the arithmetic."""
+    """Seconds of one step by part. In forward and backward pass the network works behind the arithmetic."""
 
     forward: float
     backward: float
@@ -90,7 +90,7 @@ class Duration:
 
     @property
     def total(self) -> float:
-        """Of the update."""
+        """Of the step."""
         return self.forward + self.backward + self.waiting + self.powersgd + self.optimizer
 
 
@@ -100,12 +100,12 @@ def seconds_on_wire(collective: Collective, setup: Setup, rates: Rates) -> float
 
 
 def duration_of(work: Work, setup: Setup, memory: Memory, rates: Rates, compress: bool = True) -> Duration:
-    """Time of one update.
+    """Time of one step.
 
     Args:
         work: What the stage asks for.
         setup: How it is trained.
-        memory: Its memory, which the optimiser passes through.
+        memory: Its memory, which the optimizer passes through.
         rates: What is reached of the hardware.
         compress: False asks for the same strategy without PowerSGD.
     """

@@ -30,7 +30,7 @@ class Conv:
 
     @property
     def flops(self) -> int:
-        """Operations of one picture."""
+        """Operations of one image."""
         return 2 * self.inputs * self.outputs * self.kernel**2 * self.side**2
 
 
@@ -55,7 +55,7 @@ class DVAEWork(Work):
             )
         )
 
-    def kept(self, batch: int, formats: Formats, recompute: bool) -> Bytes:
+    def retained(self, batch: int, formats: Formats, recompute: bool) -> Bytes:
         """Inputs of the convolutions and of the pooling, softmaxes of the codes, terms of the likelihood."""
         del recompute
         k, c = self.config, formats.compute
@@ -77,7 +77,7 @@ class DVAEWork(Work):
             "activations: likelihood, float32": batch * likelihood,
         }
 
-    def at_turn(self, batch: int, formats: Formats) -> Bytes:
+    def at_step(self, batch: int, formats: Formats) -> Bytes:
         """Terms of the likelihood and of the KL that are no longer needed when their sum is known."""
         k = self.config
         return {

@@ -67,15 +67,15 @@ def formats_of(precision: str, moments: str = "float32") -> Formats:
         raise UnknownNameError(suggest("form of AdamW's moments", moments, MOMENTS))
     stored = SIXTEEN if precision.endswith("-true") and PRECISIONS[precision] != "float32" else FLOAT32
     compute = FLOAT32 if PRECISIONS[precision] == "float32" else SIXTEEN
-    kept = 2 * (stored if moments == "float32" else MOMENTS[moments])
+    retained = 2 * (stored if moments == "float32" else MOMENTS[moments])
     return Formats(
         name=precision if moments == "float32" else f"{precision}, {moments} moments",
         matrix=stored,
         other=stored,
         matrix_gradient=stored,
         other_gradient=stored,
-        matrix_moments=kept,
-        other_moments=kept,
+        matrix_moments=retained,
+        other_moments=retained,
         compute=compute,
         head=FLOAT32 if precision == "16-resblock" else compute,
         residual=stored,

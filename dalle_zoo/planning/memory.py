@@ -15,10 +15,10 @@ from dalle_zoo.planning.work import Bytes, Work
 PROCESS = 4.0 * GIB
 """Assumed of the node's memory for every process: Python, torch, CUDA and its loaders."""
 CHUNK = 2**25
-"""Values that the optimiser updates together, `dalle_zoo.training.optimizer.CHUNK`."""
+"""Values that the optimizer updates together, `dalle_zoo.training.optimizer.CHUNK`."""
 
 
-FORWARD, BACKWARD, STEP = "end of the forward pass", "backward pass", "step of the optimiser"
+FORWARD, BACKWARD, STEP = "end of the forward pass", "backward pass", "step of the optimizer"
 VALIDATION = "validation"
 
 
@@ -51,28 +51,33 @@ def memory_of(work: Work, setup: Setup, reserve: float | None = None) -> Memory:
     Args:
         work: What the stage asks for.
         setup: How it is trained.
-        reserve: Bytes of the GPU that are not for tensors; as the formats assume if missing.
+        reserve: Bytes of the GPU that are not for tensors. Defaults to what the formats assume.
     """
     f, recompute = setup.formats, setup.recompute
     held = _held(work, setup)
-    kept = {**work.kept(setup.batch, f, recompute), **_early(work, setup)}
+    retained = {**work.retained(setup.batch, f, recompute), **_early(work, setup)}
     briefly = work.in_backward(setup.batch, f, recompute)
     largest = max(briefly, key=lambda name: briefly[name])
-    forward = {**_copies(work, setup, whole=True), **_gathered(work, setup), **kept, **work.at_turn(setup.batch, f)}
+    forward = {
+        **_copies(work, setup, complete=True),
+        **_gathered(work, setup),
+        **retained,
+        **work.at_step(setup.batch, f),
+    }
     backward = {
-        **_copies(work, setup, whole=not recompute),
+        **_copies(work, setup, complete=not recompute),
         **_gathered(work, setup),
         **_unsharded(work, setup),
-        **kept,
+        **retained,
     }
     if setup.accumulate == 1:
-        # Gradients of the last update are dropped before the backward pass: while new ones come, activations go.
-        backward["gradients to come, in the place of activations"] = -min(held["gradients"], sum(kept.values()))
+        # Gradients of the last step are dropped before the backward pass: while new ones come, activations go.
+        backward["gradients to come, in the place of activations"] = -min(held["gradients"], sum(retained.values()))
     backward[largest] = briefly[largest]
     moments = {FORWARD: forward, BACKWARD: backward, STEP: _step(work, setup)}
     if setup.average == "gpu":  # the weights wait while their average is in their place; no activation is kept
         waiting = {"weights, while their average is used": _weights(work, setup)}
-        moments[VALIDATION] = {**waiting, **_gathered(work, setup), **_copies(work, setup, whole=False)}
+        moments[VALIDATION] = {**waiting, **_gathered(work, setup), **_copies(work, setup, complete=False)}
     return Memory(held, moments, f.reserve if reserve is None else reserve, _host(work, setup))
 
 
@@ -113,13 +118,13 @@ def _held(work: Work, setup: Setup) -> Bytes:
     return kinds
 
 
-def _copies(work: Work, setup: Setup, whole: bool) -> Bytes:
+def _copies(work: Work, setup: Setup, complete: bool) -> Bytes:
     """Copies that autocast makes of weights; where blocks are gathered in 16 bits, only of heads.
 
     Args:
         work: What the stage asks for.
         setup: How it is trained.
-        whole: Whether those of all blocks are there, or of the one at work.
+        complete: Whether those of all blocks are there, or of the one at work.
     """
     f = setup.formats
     cast: dict[str, float] = {}
@@ -129,14 +134,14 @@ def _copies(work: Work, setup: Setup, whole: bool) -> Bytes:
             cast[p.unit] = cast.get(p.unit, 0) + p.total * bytes_at_work
     root = cast.pop(ROOT, 0.0)
     if setup.precision == "16-resblock" and setup.recompute:
-        whole = False  # it keeps no copy beyond its use
+        complete = False  # it keeps no copy beyond its use
     sizes = unit_sizes(work.parameters)
-    blocks = sum(cast.values()) if whole else max((sizes[unit] * f.compute for unit in cast), default=0.0)
+    blocks = sum(cast.values()) if complete else max((sizes[unit] * f.compute for unit in cast), default=0.0)
     return {"16-bit copies of weights": root + blocks} if root + blocks else {}
 
 
 def _gathered(work: Work, setup: Setup) -> Bytes:
-    """Whole weights of what is at work."""
+    """Complete weights of what is at work."""
     if not setup.gathers:
         return {}
     sizes = unit_sizes(work.parameters)
@@ -155,16 +160,19 @@ def _early(work: Work, setup: Setup) -> Bytes:
 
 
 def _unsharded(work: Work, setup: Setup) -> Bytes:
-    """Whole gradients, before they are cut into shards."""
+    """Complete gradients, before they are split into shards."""
     if not setup.gathers:
         return {}
     sizes = unit_sizes(p for p in work.parameters if not p.early)
     root = sizes.pop(ROOT)
     largest, f = max(sizes.values()), setup.formats
     if setup.paper_formats:  # which scatters them as they are
-        return {"whole gradients: one block": largest * f.compute}
+        return {"complete gradients: one block": largest * f.compute}
     # They are summed in a float32 copy.
-    return {"whole gradients: one block": largest * (f.compute + FLOAT32), "whole gradients: outside": root * f.other}
+    return {
+        "complete gradients: one block": largest * (f.compute + FLOAT32),
+        "complete gradients: outside": root * f.other,
+    }
 
 
 def _step(work: Work, setup: Setup) -> Bytes:
@@ -174,11 +182,13 @@ def _step(work: Work, setup: Setup) -> Bytes:
     if spread.rank is None:
         return moments
     factors = factors_of(work.parameters, spread.shards.size, spread.rank)
-    exchange = 2 * (factors.left + factors.right) * f.factor + factors.whole * FLOAT32
+    exchange = 2 * (factors.left + factors.right) * f.factor + factors.uncompressed * FLOAT32
     if f.matrix_gradient == SIXTEEN:  # the sums of gradients and errors are float32
         exchange += factors.matrices * FLOAT32
     return max(
-        moments, {"PowerSGD: P and R, twice, and what goes whole": exchange}, key=lambda kinds: sum(kinds.values())
+        moments,
+        {"PowerSGD: P and R, twice, and what is sent uncompressed": exchange},
+        key=lambda kinds: sum(kinds.values()),
     )
 
 

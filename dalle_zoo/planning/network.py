@@ -1,4 +1,4 @@
-"""Bytes that a GPU sends in one update, and how long that takes.
+"""Bytes that a GPU sends in one step, and how long that takes.
 
 Every collective operation is counted as the ring algorithm sends it, in two levels: between nodes each GPU moves its
 share of the data, inside a node the GPUs exchange the rest.
@@ -20,14 +20,14 @@ When = Literal["forward", "backward", "after"]
 
 @dataclass(frozen=True)
 class Collective:
-    """One kind of collective operation of an update."""
+    """One kind of collective operation of a step."""
 
     name: str
     when: When
     """Passes hide operations behind their arithmetic; what comes after them is waited for."""
     group: Group
     elements: float
-    """Numbers that one GPU ends or begins with, over all blocks and all passes of the update."""
+    """Numbers that one GPU ends or begins with, over all blocks and all passes of the step."""
     width: float
     """Bytes of a number."""
     sweeps: int = 1
@@ -46,7 +46,7 @@ class Collective:
 
 
 def collectives(work: Work, setup: Setup, compress: bool = True) -> list[Collective]:
-    """Collective operations of one update.
+    """Collective operations of one step.
 
     Args:
         work: What the stage asks for.
@@ -57,12 +57,14 @@ def collectives(work: Work, setup: Setup, compress: bool = True) -> list[Collect
     found = _sharding(work, setup) if setup.gathers else []
     shard = held(work.parameters, spread.shards.size)
     if spread.copies.size > 1:
-        passes = setup.accumulate if setup.gathers else 1  # ddp waits for the last pass of an update
+        passes = setup.accumulate if setup.gathers else 1  # ddp waits for the last pass of a step
         if spread.rank is not None and compress:
             factors = factors_of(work.parameters, spread.shards.size, spread.rank)
             thin = factors.left + factors.right
             found.append(Collective("all-reduce of P and R", "after", spread.copies, thin, setup.wire, 2))
-            found.append(Collective("all-reduce of the rest", "after", spread.copies, factors.whole, FLOAT32, 2))
+            found.append(
+                Collective("all-reduce of the rest", "after", spread.copies, factors.uncompressed, FLOAT32, 2)
+            )
         else:
             width = setup.reduced if setup.gathers else f.matrix
             found.append(Collective("all-reduce of gradients", "backward", spread.copies, passes * shard, width, 2))
@@ -70,7 +72,7 @@ def collectives(work: Work, setup: Setup, compress: bool = True) -> list[Collect
 
 
 def _sharding(work: Work, setup: Setup) -> list[Collective]:
-    """Gathering of weights and scattering of gradients, in every pass of an update."""
+    """Gathering of weights and scattering of gradients, in every pass of a step."""
     spread, f, passes = setup.spread, setup.formats, setup.accumulate
     root = unit_sizes(work.parameters)[ROOT]
     blocks = held(work.parameters) - root

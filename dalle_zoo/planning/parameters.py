@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 ROOT = "root"
-"""Unit of all that lies outside the residual branches; it is gathered for the whole of a forward and backward pass."""
+"""Unit of all that lies outside the residual branches; it is gathered for all of a forward and backward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,17 +18,17 @@ class Parameter:
     """What it is called in tables: "matrices", "text head"."""
     shape: tuple[int, ...]
     count: int = 1
-    """How many there are in the whole network."""
+    """How many there are in the complete network."""
     unit: str = ROOT
     """What is gathered together; branches of one name are units of equal size."""
     axis: int = 0
-    """Axis that is cut into shards."""
+    """Axis that is split into shards."""
     compressed: int = 0
-    """Matrices that PowerSGD sees in it: its rows are cut in so many; 0 if it is sent as it is."""
+    """Matrices that PowerSGD sees in it: its rows are split into so many; 0 if it is sent as it is."""
     autocast: bool = False
     """Whether autocast makes a 16-bit copy of it."""
     early: bool = False
-    """Whether its gradient is computed in the forward pass: whole, float32."""
+    """Whether its gradient is computed in the forward pass: complete, float32."""
 
     @property
     def total(self) -> int:
@@ -37,8 +37,8 @@ class Parameter:
 
     def shard_shape(self, shards: int) -> tuple[int, ...]:
         """Shape of the largest of so many shards."""
-        cut = math.ceil(self.shape[self.axis] / shards)
-        return (*self.shape[: self.axis], cut, *self.shape[self.axis + 1 :])
+        shard_size = math.ceil(self.shape[self.axis] / shards)
+        return (*self.shape[: self.axis], shard_size, *self.shape[self.axis + 1 :])
 
     def held(self, shards: int) -> int:
         """Elements on one GPU."""

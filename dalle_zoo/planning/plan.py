@@ -11,9 +11,9 @@ from dalle_zoo.planning.hardware import GPU
 from dalle_zoo.planning.memory import Memory, memory_of
 from dalle_zoo.planning.network import Collective, collectives
 from dalle_zoo.planning.parameters import by_kind
-from dalle_zoo.planning.remedies import BFLOAT16, Remedy, remedies
 from dalle_zoo.planning.setup import Setup
 from dalle_zoo.planning.strategies import Factors, factors_of
+from dalle_zoo.planning.suggestions import BFLOAT16, Suggestion, suggestions
 from dalle_zoo.planning.work import Work
 
 
@@ -22,7 +22,7 @@ class Hardware:
     """What is known of the machines."""
 
     memory: float | None = None
-    """Bytes of a GPU; no verdict without."""
+    """Bytes of a GPU; without it, whether training fits is not checked."""
     gpu: GPU | None = None
     """No times without."""
     mfu: float
@@ -32,7 +32,7 @@ class Hardware:
     inter: float | None = None
     """GB/s of a node to others."""
     reserve: float | None = None
-    """Bytes of a GPU that are not for tensors; as the formats assume if missing."""
+    """Bytes of a GPU that are not for tensors. Defaults to what the formats assume."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +45,16 @@ class Plan:
     memory: Memory
     other_recompute: Memory | None
     """The same with recomputation where there is none, and the other way round; None for a stage without."""
-    remedies: list[Remedy]
+    suggestions: list[Suggestion]
     """What would make it fit; empty if it does."""
     wire: list[Collective]
-    wire_whole: list[Collective]
+    wire_uncompressed: list[Collective]
     """Without PowerSGD."""
     factors: Factors | None
     """Of PowerSGD."""
     rates: Rates | None
     duration: Duration | None
-    duration_whole: Duration | None
+    duration_uncompressed: Duration | None
     """Without PowerSGD, where the strategy has it."""
 
     @property
@@ -64,12 +64,12 @@ class Plan:
 
     @property
     def model_flops(self) -> float:
-        """Operations of an update of all GPUs, without recomputation."""
+        """Operations of a step of all GPUs, without recomputation."""
         return self.work.flops().model * self.setup.samples
 
     @property
-    def utilisation(self) -> float | None:
-        """Model operations by what the GPUs' peak would allow in the time of an update."""
+    def utilization(self) -> float | None:
+        """Model operations by what the GPUs' peak would allow in the time of a step."""
         if self.duration is None or self.rates is None:
             return None
         peak = self.rates.compute / self.hardware.mfu
@@ -87,17 +87,19 @@ def make_plan(work: Work, setup: Setup, hardware: Hardware) -> Plan:
     other = None
     if work.recomputes:
         other = memory_of(work, _turned(setup), hardware.reserve)
-    rates = duration = whole = None
+    rates = duration = uncompressed = None
     if hardware.gpu is not None:
         rates = rates_of(hardware.gpu, setup, hardware.mfu, hardware.intra, hardware.inter)
         duration = duration_of(work, setup, memory, rates)
-        whole = duration_of(work, setup, memory, rates, compress=False) if setup.spread.rank is not None else None
-    wanted: list[Remedy] = []
+        uncompressed = (
+            duration_of(work, setup, memory, rates, compress=False) if setup.spread.rank is not None else None
+        )
+    wanted: list[Suggestion] = []
     if hardware.memory is not None and memory.total > hardware.memory:
         lacks = setup.precision.startswith("16-")  # as who has bfloat16 would not choose
         if hardware.gpu is not None:
             lacks = "bfloat16" not in hardware.gpu.tflops
-        wanted = remedies(work, setup, hardware.memory, hardware.reserve, leave_out=(BFLOAT16,) if lacks else ())
+        wanted = suggestions(work, setup, hardware.memory, hardware.reserve, leave_out=(BFLOAT16,) if lacks else ())
     factors = None
     if setup.spread.rank is not None:
         factors = factors_of(work.parameters, setup.spread.shards.size, setup.spread.rank)
@@ -107,13 +109,13 @@ def make_plan(work: Work, setup: Setup, hardware: Hardware) -> Plan:
         hardware=hardware,
         memory=memory,
         other_recompute=other,
-        remedies=wanted,
+        suggestions=wanted,
         wire=collectives(work, setup),
-        wire_whole=collectives(work, setup, compress=False),
+        wire_uncompressed=collectives(work, setup, compress=False),
         factors=factors,
         rates=rates,
         duration=duration,
-        duration_whole=whole,
+        duration_uncompressed=uncompressed,
     )
 
 
@@ -130,7 +132,7 @@ def as_data(plan: Plan, recipe: str) -> dict[str, Any]:
         "setup": {
             **asdict(setup),
             "world": setup.world,
-            "samples_per_update": setup.samples,
+            "samples_per_step": setup.samples,
             "shards": setup.spread.shards.size,
             "copies": setup.spread.copies.size,
             "formats": asdict(setup.formats),
@@ -139,17 +141,17 @@ def as_data(plan: Plan, recipe: str) -> dict[str, Any]:
         "parameters": by_kind(plan.work.parameters),
         "memory_bytes": {**asdict(plan.memory), "total": plan.memory.total},
         "fits": plan.fits,
-        "remedies": [asdict(remedy) for remedy in plan.remedies],
+        "suggestions": [asdict(suggestion) for suggestion in plan.suggestions],
         "operations_per_sample": asdict(plan.work.flops()),
-        "model_operations_per_update": plan.model_flops,
-        "tokens_per_update": setup.samples * plan.work.tokens,
+        "model_operations_per_step": plan.model_flops,
+        "tokens_per_step": setup.samples * plan.work.tokens,
         "wire_bytes": {
             "with_powersgd" if plan.factors else "sent": _wire(plan.wire),
-            **({"without_powersgd": _wire(plan.wire_whole)} if plan.factors else {}),
+            **({"without_powersgd": _wire(plan.wire_uncompressed)} if plan.factors else {}),
         },
         "powersgd": {**asdict(plan.factors), "compression": plan.factors.compression} if plan.factors else None,
-        "update_seconds": {**asdict(plan.duration), "total": plan.duration.total} if plan.duration else None,
-        "utilisation": plan.utilisation,
+        "step_seconds": {**asdict(plan.duration), "total": plan.duration.total} if plan.duration else None,
+        "utilization": plan.utilization,
         "run_seconds": plan.duration.total * setup.steps if plan.duration and setup.steps else None,
     }
     return data

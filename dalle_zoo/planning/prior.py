@@ -36,24 +36,26 @@ class PriorWork(Work):
 
     @cached_property
     def _masked_layers(self) -> int:
-        """Layers whose mask is a matrix; plain causal attention needs none, and lines share one of theirs."""
+        """Layers whose mask is a matrix; plain causal attention needs none, and lines share one of the original."""
         masks = ((mask, count) for mask, count in self._masks if not in_lines(mask))
         return sum(count for mask, count in masks if "attn_mask" in mask.sdpa_arguments())
 
-    def kept(self, batch: int, formats: Formats, recompute: bool) -> Bytes:
+    def retained(self, batch: int, formats: Formats, recompute: bool) -> Bytes:
         """Of every block its input; of a branch, unless recomputed, the input of each of its operations."""
         c, k = formats.compute, self.config
         rows = batch * self.tokens
         text, image = batch * k.text_length, batch * k.image_length
-        kept = {"activations: identity path": (2 * k.num_layers + 1) * rows * k.width * formats.residual}
+        retained = {"activations: identity path": (2 * k.num_layers + 1) * rows * k.width * formats.residual}
         if not recompute:
-            kept["activations: branches"] = k.num_layers * (self._attention(rows, formats) + self._mlp(rows, formats))
+            retained["activations: branches"] = k.num_layers * (
+                self._attention(rows, formats) + self._mlp(rows, formats)
+            )
             # A mask of booleans becomes one of numbers, anew in every layer.
-            kept["activations: attention masks"] = self._masked_layers * self.tokens**2 * c
-        kept["gradients of the heads' inputs"] = (text + image) * k.width * formats.residual
-        return kept
+            retained["activations: attention masks"] = self._masked_layers * self.tokens**2 * c
+        retained["gradients of the heads' inputs"] = (text + image) * k.width * formats.residual
+        return retained
 
-    def at_turn(self, batch: int, formats: Formats) -> Bytes:
+    def at_step(self, batch: int, formats: Formats) -> Bytes:
         """Last of all the text head is at work, on a copy of its positions."""
         h, k = formats.head, self.config
         logits = min(batch * k.text_length * k.text_vocab, LOGITS)

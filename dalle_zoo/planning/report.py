@@ -13,13 +13,13 @@ from dalle_zoo.planning.plan import Plan
 from dalle_zoo.planning.work import Bytes
 
 WIDTH = 52
-KEPT = ("activations", "log-probabilities")
+RETAINED = ("activations", "log-probabilities")
 """How kinds begin that the backward pass waits for."""
 
 
 def render(plan: Plan, recipe: str) -> str:
-    """The whole table."""
-    parts = (_head(plan, recipe), _parameters(plan), _memory(plan), _verdict(plan), _host(plan), _update(plan))
+    """The complete table."""
+    parts = (_head(plan, recipe), _parameters(plan), _memory(plan), _fit(plan), _host(plan), _update(plan))
     return "\n\n".join("\n".join(part) for part in (*parts, _wire(plan), _time(plan)) if part)
 
 
@@ -37,8 +37,8 @@ def _head(plan: Plan, recipe: str) -> list[str]:
     strategy = spread.name if s.strategy == "auto" else s.strategy
     lines = [
         f"{recipe}: {s.nodes} x {s.devices} GPUs, {strategy}, numbers as {s.formats.name}",
-        f"  weights cut over {spread.shards.size}, copies of them: {spread.copies.size}; {s.batch} x {s.accumulate} "
-        f"samples a GPU and update{', blocks recomputed' if s.recompute else ''}",
+        f"  weights sharded over {spread.shards.size}, copies of them: {spread.copies.size}; "
+        f"{s.batch} x {s.accumulate} samples per GPU and step{', blocks recomputed' if s.recompute else ''}",
     ]
     gpu = plan.hardware.gpu
     if gpu is not None and computes_in(s) not in gpu.tflops:
@@ -64,32 +64,32 @@ def _memory(plan: Plan) -> list[str]:
     if plan.other_recompute is not None:
         word = "without" if s.recompute else "with"
         lines.append(_row(f"total {word} recomputation", f"{plan.other_recompute.total / GIB:.2f}"))
-        lines.append(_row("activations kept: as planned", f"{_kept(m) / GIB:.2f}"))
-        lines.append(_row(f"activations kept: {word} recomputation", f"{_kept(plan.other_recompute) / GIB:.2f}"))
+        lines.append(_row("activations kept: as planned", f"{_retained(m) / GIB:.2f}"))
+        lines.append(_row(f"activations kept: {word} recomputation", f"{_retained(plan.other_recompute) / GIB:.2f}"))
     return lines
 
 
-def _kept(memory: Memory) -> float:
-    return sum(size for name, size in memory.moments[FORWARD].items() if name.startswith(KEPT))
+def _retained(memory: Memory) -> float:
+    return sum(size for name, size in memory.moments[FORWARD].items() if name.startswith(RETAINED))
 
 
 def _room(plan: Plan) -> str:
     return "" if plan.hardware.memory is None else f"of {plan.hardware.memory / GIB:g}"
 
 
-def _verdict(plan: Plan) -> list[str]:
+def _fit(plan: Plan) -> list[str]:
     if plan.fits is None:
-        return ["no verdict: pass --gpu NAME, or --gpu-memory GIB"]
+        return ["not checked whether it fits: pass --gpu NAME, or --gpu-memory GIB"]
     left = (plan.hardware.memory or 0) - plan.memory.total
     if plan.fits:
         return [f"FITS with {left / GIB:.2f} GiB to spare"]
     lines = [f"DOES NOT FIT: {-left / GIB:.2f} GiB too much"]
-    if not plan.remedies:
+    if not plan.suggestions:
         return [*lines, "  nothing that a plan can change makes it fit: take GPUs with more memory or a smaller model"]
     lines.append("  each of these makes it fit:")
-    for number, remedy in enumerate(plan.remedies, start=1):
-        lines.append(f"  {number}. {'; '.join(remedy.words)}: {remedy.total / GIB:.2f} GiB")
-        lines.append(f"     {' '.join(remedy.keys)}")
+    for number, suggestion in enumerate(plan.suggestions, start=1):
+        lines.append(f"  {number}. {'; '.join(suggestion.words)}: {suggestion.total / GIB:.2f} GiB")
+        lines.append(f"     {' '.join(suggestion.keys)}")
     return lines
 
 
@@ -100,7 +100,7 @@ def _host(plan: Plan) -> list[str]:
 
 def _update(plan: Plan) -> list[str]:
     s, flops = plan.setup, plan.work.flops()
-    lines = ["one update"]
+    lines = ["one step"]
     lines.append(_row("samples", f"{s.samples:,}"))
     lines.append(_row("tokens", f"{s.samples * plan.work.tokens:,}"))
     lines += [_row(f"forward, {part}, TFLOP a sample", f"{n / 1e12:.4f}") for part, n in flops.forward.items()]
@@ -114,15 +114,17 @@ def _update(plan: Plan) -> list[str]:
 def _wire(plan: Plan) -> list[str]:
     if not plan.wire:
         return []
-    lines = ["sent by a GPU in one update, GB" + " " * (WIDTH - 20) + "in node   to others"]
+    lines = ["sent by a GPU in one step, GB" + " " * (WIDTH - 20) + "in node   to others"]
     lines += list(_wires(plan.wire))
     if plan.factors is not None:
-        whole = next((c for c in plan.wire_whole if c.name == "all-reduce of gradients"), None)
-        if whole is not None:
-            lines += [" without PowerSGD", *_wires([whole])]
+        uncompressed = next((c for c in plan.wire_uncompressed if c.name == "all-reduce of gradients"), None)
+        if uncompressed is not None:
+            lines += [" without PowerSGD", *_wires([uncompressed])]
         lines.append(_row("compression rate of the matrices", f"{100 * plan.factors.compression:.1f} %"))
         if plan.factors.too_small:
-            lines.append(_row("matrix elements too few for the rank, sent whole", f"{plan.factors.too_small:,}"))
+            lines.append(
+                _row("matrix elements too few for the rank, sent uncompressed", f"{plan.factors.too_small:,}")
+            )
     return lines
 
 
@@ -136,19 +138,19 @@ def _time(plan: Plan) -> list[str]:
     if d is None or rates is None or h.gpu is None:
         return ["no times: pass --gpu NAME"]
     lines = [
-        f"seconds of one update: {h.gpu.name} at {100 * h.mfu:g} % of its peak, "
+        f"seconds of one step: {h.gpu.name} at {100 * h.mfu:g} % of its peak, "
         f"{rates.intra / 1e9:g} GB/s a GPU inside and {rates.inter / 1e9:g} GB/s a node between nodes",
         *_seconds(d),
     ]
-    if plan.duration_whole is not None:
-        lines.append(_row("total without PowerSGD", f"{plan.duration_whole.total:.3f}"))
+    if plan.duration_uncompressed is not None:
+        lines.append(_row("total without PowerSGD", f"{plan.duration_uncompressed.total:.3f}"))
     tokens = plan.setup.samples * plan.work.tokens / d.total
-    lines.append(_row("tokens a second", f"{tokens:,.0f}", f"{tokens / plan.setup.world:,.0f} a GPU"))
-    lines.append(_row("model FLOP utilisation of the update", f"{100 * (plan.utilisation or 0):.1f} %"))
+    lines.append(_row("tokens per second", f"{tokens:,.0f}", f"{tokens / plan.setup.world:,.0f} a GPU"))
+    lines.append(_row("model FLOP utilization of the step", f"{100 * (plan.utilization or 0):.1f} %"))
     if plan.setup.steps:
         days = d.total * plan.setup.steps / 86400
         hours = 24 * days * plan.setup.world
-        lines.append(_row(f"run of {plan.setup.steps:,} updates, days", f"{days:,.2f}", f"{hours:,.0f} GPU-hours"))
+        lines.append(_row(f"run of {plan.setup.steps:,} steps, days", f"{days:,.2f}", f"{hours:,.0f} GPU-hours"))
     return lines
 
 
@@ -158,5 +160,5 @@ def _seconds(d: Duration) -> Iterator[str]:
     yield _row("waiting for the network", f"{d.waiting:.3f}", f"after the backward pass {d.exchange:.3f}")
     if d.powersgd:
         yield _row("arithmetic of PowerSGD", f"{d.powersgd:.3f}")
-    yield _row("optimiser", f"{d.optimizer:.3f}")
+    yield _row("optimizer", f"{d.optimizer:.3f}")
     yield _row("total", f"{d.total:.3f}")

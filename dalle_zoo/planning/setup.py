@@ -26,13 +26,13 @@ class Setup:
     batch: int = 8
     """Samples of one GPU in one forward pass."""
     accumulate: int = 1
-    """Forward and backward passes of an update."""
+    """Forward and backward passes of a step."""
     recompute: bool = False
     """Whether the inside of a residual block is computed again in the backward pass."""
     average: Literal["none", "gpu", "host"] = "none"
     """Where the averaged weights lie."""
     steps: int | None = None
-    """Updates of the run."""
+    """Steps of the run."""
     paper_formats: bool = False
     """Whether numbers are stored as the paper had them, not as this package does."""
 
@@ -49,7 +49,7 @@ class Setup:
 
     @property
     def samples(self) -> int:
-        """Samples of one update."""
+        """Samples of one step."""
         return self.world * self.batch * self.accumulate
 
     @cached_property

@@ -35,13 +35,13 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Who holds what: the network is cut over ``shards``, and ``copies`` groups of GPUs hold one each."""
+    """Who holds what: the network is sharded over ``shards``, and ``copies`` groups of GPUs hold one each."""
 
     name: str
     shards: Group
     copies: Group
     rank: int | None
-    """Rank of PowerSGD of one shard; None if gradients go whole."""
+    """Rank of PowerSGD of one shard; None if gradients go uncompressed."""
     wire_bits: int = 32
     """Bits of a number of its factors on the wire."""
 
@@ -90,8 +90,8 @@ def _check_shards(size: int, devices: int, nodes: int) -> None:
         sizes = [n for n in range(1, devices * nodes + 1) if devices * nodes % n == 0]
         good = [n for n in sizes if devices % n == 0 or n % devices == 0]
         raise ValueError(
-            f"shard_size {size} does not divide {nodes} x {devices} GPUs into equal groups inside nodes or of whole "
-            f"nodes: choose one of {', '.join(map(str, good))}"
+            f"shard_size {size} does not divide {nodes} x {devices} GPUs into equal groups inside nodes or of "
+            f"complete nodes: choose one of {', '.join(map(str, good))}"
         )
 
 
@@ -105,7 +105,7 @@ class Factors:
     """Elements of R: longer side by rank; the fixed Gaussian Q has as many."""
     matrices: int
     """Elements of the matrices that go compressed."""
-    whole: int
+    uncompressed: int
     """Elements of all else."""
     too_small: int
     """Of these, elements of matrices of branches whose factors would be no smaller than they are."""
@@ -124,12 +124,12 @@ def factors_of(parameters: tuple[Parameter, ...], shards: int, rank: int) -> Fac
     Raises:
         ValueError: The rank compresses nothing.
     """
-    left = right = matrices = whole = too_small = flops = 0
+    left = right = matrices = uncompressed = too_small = flops = 0
     for p in parameters:
         thin = [sides for sides in p.matrices(shards) if rank * sum(sides) < sides[0] * sides[1]]
         elements = p.count * sum(rows * columns for rows, columns in thin)
         matrices += elements
-        whole += p.held(shards) - elements
+        uncompressed += p.held(shards) - elements
         too_small += p.held(shards) - elements if p.compressed else 0
         for short, long in map(sorted, thin):
             left += p.count * short * rank
@@ -143,4 +143,4 @@ def factors_of(parameters: tuple[Parameter, ...], shards: int, rank: int) -> Fac
             f"rank {rank * shards} is too large to compress any matrix of this network: P and Q would be larger than "
             f"the gradient; take at most rank={most * shards}"
         )
-    return Factors(left, right, matrices, whole, too_small, flops)
+    return Factors(left, right, matrices, uncompressed, too_small, flops)

@@ -41,11 +41,11 @@ class Work(ABC):
     """Whether its residual blocks can be computed again in the backward pass."""
 
     @abstractmethod
-    def kept(self, batch: int, formats: Formats, recompute: bool) -> Bytes:
+    def retained(self, batch: int, formats: Formats, recompute: bool) -> Bytes:
         """What the forward pass keeps for the backward pass."""
 
     @abstractmethod
-    def at_turn(self, batch: int, formats: Formats) -> Bytes:
+    def at_step(self, batch: int, formats: Formats) -> Bytes:
         """What stands beside it at the end of the forward pass."""
 
     @abstractmethod

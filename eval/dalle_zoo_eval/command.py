@@ -1,4 +1,4 @@
-"""``dalle-zoo eval``, ``report``, ``overlap`` and ``card``: measures models and pictures, and writes what it found."""
+"""``dalle-zoo eval``, ``report``, ``overlap`` and ``card``: measures models and images, and writes what it found."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo_eval.protocol import CONCEPTS, COPY, list_protocols, protocol_file, read_fields
 
 LISTED = """\
-Measure a model, or a folder of pictures, by a protocol: result file, report and sheets. The same command goes on
+Measure a model, or a folder of images, by a protocol: result file, report and sheets. The same command goes on
 where a killed one stood. `dalle-zoo eval PROTOCOL --help` has the options.
 
 protocols:
@@ -46,7 +46,7 @@ def _concepts(protocol: str, arguments: list[str]) -> None:
     others = "; ".join(f"{name}: {count}" for name, count in captions.items() if name != "train")
     p = parser(
         f"eval {protocol}",
-        "Measure a model on things seen and unseen: result file, report and sheets of its pictures.\n\n"
+        "Measure a model on things seen and unseen: result file, report and sheets of its images.\n\n"
         f"  dalle-zoo eval {protocol} --evaluator FOLDER --out {stem}.json\n"
         f"  torchrun --nproc-per-node 8 -m dalle_zoo eval {protocol} ...   the same result, sooner",
     )
@@ -61,9 +61,9 @@ def _concepts(protocol: str, arguments: list[str]) -> None:
         help=f"result file; report and sheets go into the folder of its name ({stem}.json and {stem}/)",
     )  # fmt: skip
     p.add_argument("--seed", type=int, help=f"seed of everything random ({usual.seed})")
-    p.add_argument("--train-captions", type=int, help=f"captions of train to draw ({captions.get('train', 'none')})")
+    p.add_argument("--train-captions", type=int, help=f"captions of train to sample ({captions.get('train', 'none')})")
     p.add_argument("--val-captions", type=int, help=f"captions of each other split ({others})")
-    p.add_argument("--candidates", type=int, help=f"pictures a caption ({usual.candidates})")
+    p.add_argument("--candidates", type=int, help=f"images per caption ({usual.candidates})")
     _add_sampling(p, **usual.sampling())
     p.add_argument("--device", default="cpu", help="where the networks run (cpu)")
     p.add_argument("--overwrite", action="store_true", help="replace an existing result file, with its report")
@@ -100,8 +100,8 @@ def _add_sampling(
     guidance: float = 1.0,
 ) -> None:
     p.add_argument("--temperature", type=float, help=f"sampling temperature ({temperature:g})")
-    p.add_argument("--top-k", type=int, help=f"draw among the k most likely tokens ({top_k or 'all'})")
-    p.add_argument("--top-p", type=float, help=f"draw among tokens of this probability ({top_p or 'all'})")
+    p.add_argument("--top-k", type=int, help=f"sample among the k most likely tokens ({top_k or 'all'})")
+    p.add_argument("--top-p", type=float, help=f"sample among tokens of this probability ({top_p or 'all'})")
     p.add_argument(
         "--guidance", type=float, help=f"classifier-free guidance ({guidance:g}{', none' * (guidance == 1)})"
     )
@@ -117,14 +117,14 @@ def _named_path(text: str) -> tuple[str, Path]:
 def _benchmark(protocol: str, arguments: list[str]) -> None:
     p = parser(
         f"eval {protocol}",
-        "Measure a model, or a folder of pictures, against a benchmark.\n\n"
+        "Measure a model, or a folder of images, against a benchmark.\n\n"
         f"  dalle-zoo eval {protocol} --model MODEL --data DIR --network inception-2015=FILE --network clip=DIR\n"
-        f"  dalle-zoo eval {protocol} --images DIR --data DIR ...     pictures of another system\n"
-        f"  torchrun --nproc-per-node 8 -m dalle_zoo eval {protocol} ...   the same pictures, sooner",
+        f"  dalle-zoo eval {protocol} --images DIR --data DIR ...     images of another system\n"
+        f"  torchrun --nproc-per-node 8 -m dalle_zoo eval {protocol} ...   the same images, sooner",
     )
     p.add_argument("protocol")
-    p.add_argument("--model", help="bundled name, or folder: the model that draws")
-    p.add_argument("--images", type=Path, help="folder of pictures to score instead; captions beside them as .txt")
+    p.add_argument("--model", help="bundled name, or folder: the model that generates")
+    p.add_argument("--images", type=Path, help="folder of images to score instead; captions beside them as .txt")
     p.add_argument("--data", type=Path, required=True, help="folder of the benchmark")
     p.add_argument("--layout", help="layout of that folder (the protocol's first)")
     p.add_argument(
@@ -134,18 +134,18 @@ def _benchmark(protocol: str, arguments: list[str]) -> None:
     p.add_argument(
         "--leave-out", action="append", default=[], metavar="NAME", help="go without a network and its scores"
     )
-    p.add_argument("--exclusions", type=Path, help="list of pictures of the benchmark to leave out")
+    p.add_argument("--exclusions", type=Path, help="list of images of the benchmark to leave out")
     p.add_argument("--captions", type=int, help="fewer captions, for a try: the score is marked as not comparable")
-    p.add_argument("--candidates", type=int, help="pictures a caption, of which the ranker keeps one")
+    p.add_argument("--candidates", type=int, help="images per caption, of which the ranker keeps one")
     _add_sampling(p)
-    p.add_argument("--seed", type=int, help="seed of the drawn pictures (the protocol's)")
-    p.add_argument("--training", help="training pictures, folder or shards: looks for copies among the judged ones")
-    p.add_argument("--threshold", type=float, help=f"cosine from which a picture is a copy ({COPY})")
+    p.add_argument("--seed", type=int, help="seed of the generated images (the protocol's)")
+    p.add_argument("--training", help="training images, folder or shards: looks for copies among the judged ones")
+    p.add_argument("--threshold", type=float, help=f"cosine from which an image is a copy ({COPY})")
     p.add_argument(
         "--copies-network", metavar="NAME", help="network that looks for copies (inception-2015, or the first given)"
     )
-    p.add_argument("--save-pictures", action="store_true", help="write the judged pictures as PNG files too")
-    p.add_argument("--batch-size", type=int, help="pictures drawn at once (64)")
+    p.add_argument("--save-images", action="store_true", help="write the judged images as PNG files too")
+    p.add_argument("--batch-size", type=int, help="images generated at once (64)")
     p.add_argument("--device", default="cpu", help="where the networks run (cpu)")
     p.add_argument("--out", type=Path, help="folder of the result (eval-PROTOCOL)")
     p.add_argument("--cache", type=Path, help="folder of measured chunks, to share the reference's (OUT/.cache)")
@@ -179,7 +179,7 @@ def _benchmark(protocol: str, arguments: list[str]) -> None:
         sampling={n: value for n, value in sampling.items() if value is not None},
         training=options.training,
         threshold=COPY if options.threshold is None else options.threshold,
-        save_pictures=options.save_pictures,
+        save_images=options.save_images,
         batch_size=options.batch_size,
         cache=options.cache,
         device=device_of_environment(options.device),
@@ -218,37 +218,37 @@ def report(arguments: list[str]) -> None:
 
 
 def overlap(arguments: list[str]) -> None:
-    """Lists pictures of a benchmark that lie in a training set too; the entry of the sub-command ``overlap``.
+    """Lists images of a benchmark that lie in a training set too; the entry of the sub-command ``overlap``.
 
     Args:
         arguments: Command line after ``dalle-zoo overlap``.
     """
     p = parser(
         "overlap",
-        "Find the pictures of a benchmark that are in a training set too, and write their list for\n"
+        "Find the images of a benchmark that are in a training set too, and write their list for\n"
         "`dalle-zoo eval ... --exclusions`, beside a sheet of the closest pairs to choose the threshold by.\n\n"
         "  dalle-zoo overlap coco-30k --data COCO --training FOLDER --network clip=DIR --out overlaps.txt",
     )
     p.add_argument("protocol", help="protocol whose benchmark is meant")
     p.add_argument("--data", type=Path, required=True, help="folder of the benchmark")
     p.add_argument("--layout", help="layout of that folder (the protocol's first)")
-    p.add_argument("--training", required=True, help="training pictures: folder, shards, or 'shards/*.tar'")
+    p.add_argument("--training", required=True, help="training images: folder, shards, or 'shards/*.tar'")
     p.add_argument("--network", type=_named_path, required=True, metavar="NAME=PATH", help="network that compares")
-    p.add_argument("--threshold", type=float, default=COPY, help=f"cosine from which pictures overlap ({COPY})")
+    p.add_argument("--threshold", type=float, default=COPY, help=f"cosine from which images overlap ({COPY})")
     p.add_argument("--device", default="cpu", help="where the network runs (cpu)")
     p.add_argument("--out", type=Path, required=True, help="list to write; the sheet lies beside it as .png")
     options = p.parse_args(arguments)
 
     check_device(options.device)
     from dalle_zoo_eval.evaluate import device_of_environment, share_of_environment
-    from dalle_zoo_eval.memorisation import find_overlaps
+    from dalle_zoo_eval.memorization import find_overlaps
 
     found = find_overlaps(
         options.protocol, options.data, options.layout, options.training, options.network, options.threshold,
         options.out, device_of_environment(options.device), share_of_environment(),
     )  # fmt: skip
     if found is not None:
-        print(f"{options.out}: {found[0]} of {found[1]} pictures")  # noqa: T201
+        print(f"{options.out}: {found[0]} of {found[1]} images")  # noqa: T201
 
 
 def card(arguments: list[str]) -> None:

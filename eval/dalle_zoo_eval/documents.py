@@ -1,4 +1,4 @@
-"""One document in two forms: Markdown, with pictures beside it, and HTML that holds its pictures."""
+"""One document in two forms: Markdown, with images beside it, and HTML that holds its images."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Figure:
     """A PNG file."""
 
     name: str
@@ -68,17 +68,17 @@ class Picture:
     """What it shows, for people who do not see it."""
 
 
-Block = Heading | Paragraph | Bullets | Table | Picture
+Block = Heading | Paragraph | Bullets | Table | Figure
 
 
 def write_document(blocks: Sequence[Block], out: Path) -> list[Path]:
-    """Writes ``report.md``, ``report.html`` and the pictures of both into a folder; files of these names are replaced.
+    """Writes ``report.md``, ``report.html`` and the images of both into a folder; files of these names are replaced.
 
     Returns:
         The files that were written, the two reports first.
     """
     files = {"report.md": to_markdown(blocks).encode(), "report.html": to_html(blocks).encode()}
-    files |= {block.name: block.png for block in blocks if isinstance(block, Picture)}
+    files |= {block.name: block.png for block in blocks if isinstance(block, Figure)}
     for name, data in files.items():
         with written_aside(out / name) as aside:
             aside.write_bytes(data)
@@ -106,7 +106,7 @@ def field_text(value: object) -> str:
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
-    """The document as Markdown; pictures are links to files beside it."""
+    """The document as Markdown; images are links to files beside it."""
     return "\n\n".join(part for block in blocks if (part := _markdown(block))) + "\n"
 
 
@@ -132,7 +132,7 @@ def _markdown(block: Block) -> str:
             lines = ["| " + " | ".join(row) + " |" for row in [[_plain(cell) for cell in block.head], *rows]]
             lines.insert(1, "|" + "---|" * len(block.head))
             return "\n".join(lines)
-        case Picture():
+        case Figure():
             return f"![{_plain(block.text)}]({block.name})"
 
 
@@ -159,7 +159,7 @@ def _html(block: Block) -> str:
                 mark = ' class="strong"' if number in block.strong else ""
                 rows.append(f"<tr{mark}>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>")
             return '<div class="wide">\n<table>\n' + "\n".join(rows) + "\n</table>\n</div>"
-        case Picture():
+        case Figure():
             data = base64.b64encode(block.png).decode()
             return f'<p><img alt="{escape(block.text)}" src="data:image/png;base64,{data}"></p>'
 

@@ -1,4 +1,4 @@
-"""A network that neither drew nor ranked a picture: MobileNet v1 trained on ImageNet.
+"""A network that neither generated nor ranked an image: MobileNet v1 trained on ImageNet.
 
 Its weights are not part of the project. The file ``mobilenet_v1_025_224.safetensors`` holds Google's
 (Apache-2.0) of width 0.25 under the names used here. Distances between its features are not FID.
@@ -15,20 +15,20 @@ from torch.nn import functional as F
 from dalle_zoo.hub import ModelFolderError, load_weights, sha256_file
 from dalle_zoo_eval.metrics import in_batches
 
-# B pictures, H W pixels
+# B images, H W pixels
 
 WEIGHTS_FILE = "mobilenet_v1_025_224.safetensors"
 NAME = "MobileNet v1 0.25, ImageNet-1k"
 SIZE = 128
-"""Side to which pictures are scaled, pixels: 64-pixel drawings gain nothing from the 224 of training."""
+"""Side to which images are scaled, pixels: 64-pixel plots gain nothing from the 224 of training."""
 
 _WIDTHS = (8, 16, 32, 32, 64, 64, 128, 128, 128, 128, 128, 128, 256, 256)
 _HALVING = (0, 2, 4, 6, 12)
-"""Stages that halve the picture."""
+"""Stages that halve the image."""
 
 
 class Convolution(nn.Module):
-    """Convolution without bias, batch normalisation, ReLU6."""
+    """Convolution without bias, batch normalization, ReLU6."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class MobileNet(nn.Module):
 
         Args:
             images: Pixels in [0, 1] or uint8, (B, 3, H, W).
-            batch_size: Pictures at once.
+            batch_size: Images at once.
 
         Returns:
             float32 (B, 256), at least 0, on the CPU.

@@ -1,10 +1,10 @@
-"""From pictures to features on disk, in chunks that are there whole or not at all.
+"""From images to features on disk, in chunks that are there atomically.
 
-    subject ─► pictures ─► blur radii ─► network ─► one safetensors file a chunk and network
+    subject ─► images ─► blur radii ─► network ─► one safetensors file a chunk and network
     └───── a thread, one chunk ahead ─────┘
 
-A chunk has a fixed number of samples, because what a network says of a picture depends, in the last bits, on the
-pictures beside it. So neither a kill nor the number of processes changes a number. Process r of w begins with chunks
+A chunk has a fixed number of samples, because what a network says of an image depends, in the last bits, on the
+images beside it. So neither a kill nor the number of processes changes a number. Process r of w begins with chunks
 r, r + w, ...; process 0 then does what is missing and nobody has claimed, and at last waits for what others have.
 """
 
@@ -27,12 +27,12 @@ from tqdm import tqdm
 from dalle_zoo import __version__
 from dalle_zoo.files import written_aside
 from dalle_zoo.hub import read_json, write_json
-from dalle_zoo.pictures import save_png
+from dalle_zoo.images import save_png
 from dalle_zoo_eval.blur import gaussian_blur
 from dalle_zoo_eval.claims import Claims
 from dalle_zoo_eval.networks.base import Network, exact_float32
 from dalle_zoo_eval.provenance import PACKAGES, digest, package_versions
-from dalle_zoo_eval.subjects import Shown, Subject
+from dalle_zoo_eval.subjects import ImageSource, Shown
 
 # B samples of a chunk, d features, c classes
 
@@ -40,7 +40,7 @@ IDENTITY = "run.json"
 SECONDS = "seconds"
 """Name, in the metadata of a chunk, of the time that its network took."""
 SHOWING = "showing"
-"""Likewise of the time in which its pictures were drawn or read, by the thread that is one chunk ahead."""
+"""Likewise of the time in which its images were generated or read, by the thread that is one chunk ahead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +59,16 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """The pictures of a chunk as the networks will take them."""
+    """The images of a chunk as the networks will take them."""
 
     shown: Shown
-    """The pictures themselves."""
+    """The images themselves."""
     views: dict[str, dict[str, list[Tensor]]]
-    """For every network and every ``radius/candidates`` the prepared pictures, those of one size together."""
+    """For every network and every ``radius/candidates`` the prepared images, those of one size together."""
     order: dict[str, Tensor]
-    """For every ``radius/candidates`` the places, among the prepared pictures, of the pictures in their order."""
+    """For every ``radius/candidates`` the places, among the prepared images, of the images in their order."""
     seconds: float
-    """Time in which the pictures were drawn or read."""
+    """Time in which the images were generated or read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Begun:
     networks: list[str]
     """Networks that are to look at it; this process has claimed it for them."""
     ready: Future[Ready]
-    """Its pictures."""
+    """Its images."""
 
 
 class Measurement:
@@ -98,7 +98,7 @@ class Measurement:
 
     def __init__(
         self,
-        subject: Subject,
+        subject: ImageSource,
         networks: Mapping[str, Network],
         radii: Sequence[int],
         chunk: int,
@@ -125,13 +125,13 @@ class Measurement:
         """File of a chunk."""
         return self.folders[network] / f"{chunk:06d}.safetensors"
 
-    def run(self, share: Share, *, label: str, pictures: Path | None = None) -> None:
+    def run(self, share: Share, *, label: str, images: Path | None = None) -> None:
         """Measures the chunks that are missing.
 
         Args:
             share: Which chunks this process begins with; process 0 ends with all of them measured.
             label: What the progress bar says.
-            pictures: Folder for PNG files of the pictures, each with its caption beside it, written by a thread of
+            images: Folder for PNG files of the images, each with its caption beside it, written by a thread of
                 its own.
         """
         for name, folder in self.folders.items():
@@ -139,10 +139,10 @@ class Measurement:
             write_json(folder / IDENTITY, self.identities[name])
         # Once around both threads: the flags belong to the process, and must not change while either computes.
         with exact_float32(torch.device("cpu")):
-            self._measure(range(share.rank, self.chunks, share.world), label, pictures)
+            self._measure(range(share.rank, self.chunks, share.world), label, images)
             if share.rank == 0:
-                self._measure(range(self.chunks), label, pictures)
-                self._measure(range(self.chunks), label, pictures, wait=True)
+                self._measure(range(self.chunks), label, images)
+                self._measure(range(self.chunks), label, images, wait=True)
 
     def missing(self) -> int:
         """Samples that some network has not seen."""
@@ -153,7 +153,7 @@ class Measurement:
         return sum(self._noted(name, SECONDS) for name in self.networks)
 
     def showing_seconds(self) -> float:
-        """Time in which the pictures were drawn or read, summed likewise; networks compute meanwhile."""
+        """Time in which the images were generated or read, summed likewise; networks compute meanwhile."""
         return self._noted(next(iter(self.networks)), SHOWING)
 
     def _noted(self, network: str, what: str) -> float:
@@ -170,12 +170,12 @@ class Measurement:
         """Networks that have not seen a chunk; in one order for all processes, so that none waits in a circle."""
         return [name for name in sorted(self.networks) if not self.path(name, chunk).is_file()]
 
-    def _unwritten(self, chunk: int, pictures: Path | None) -> bool:
-        return pictures is not None and not all(_png(pictures, i).is_file() for i in self._indices(chunk))
+    def _unwritten(self, chunk: int, images: Path | None) -> bool:
+        return images is not None and not all(_png(images, i).is_file() for i in self._indices(chunk))
 
-    def _measure(self, chunks: Sequence[int], label: str, pictures: Path | None, *, wait: bool = False) -> None:
+    def _measure(self, chunks: Sequence[int], label: str, images: Path | None, *, wait: bool = False) -> None:
         """Measures what is missing of some chunks, and is not claimed by others, or else waits for them."""
-        wanted = [chunk for chunk in chunks if self._lacking(chunk) or self._unwritten(chunk, pictures)]
+        wanted = [chunk for chunk in chunks if self._lacking(chunk) or self._unwritten(chunk, images)]
         if not wanted:
             return
         # Two threads: one makes the chunk ready after the one that the networks look at, one writes PNG files.
@@ -185,19 +185,19 @@ class Measurement:
             ThreadPoolExecutor(1) as writer,
             tqdm(total=len(wanted), desc=label, unit="chunk") as bar,
         ):
-            begun = self._begin(wanted[0], pictures, claims, ahead, wait=wait)
+            begun = self._begin(wanted[0], images, claims, ahead, wait=wait)
             for following in [*wanted[1:], None]:
                 current, begun = begun, None
                 if following is not None:
-                    begun = self._begin(following, pictures, claims, ahead, wait=wait)
+                    begun = self._begin(following, images, claims, ahead, wait=wait)
                 if current is not None:
-                    self._finish(current, pictures, claims, writer)
+                    self._finish(current, images, claims, writer)
                 bar.update()
 
     def _begin(
-        self, chunk: int, pictures: Path | None, claims: Claims, ahead: ThreadPoolExecutor, *, wait: bool
+        self, chunk: int, images: Path | None, claims: Claims, ahead: ThreadPoolExecutor, *, wait: bool
     ) -> Begun | None:
-        """Claims what is missing of a chunk and has its pictures made ready; None if there is nothing to do."""
+        """Claims what is missing of a chunk and has its images made ready; None if there is nothing to do."""
         lacking, networks = self._lacking(chunk), []
         for name in lacking:
             if not claims.take(self._claim(name, chunk), wait=wait):
@@ -206,8 +206,8 @@ class Measurement:
                 claims.release(self._claim(name, chunk))
             else:
                 networks.append(name)
-        # Whoever has the claim writes the pictures too; at last those that it was not asked for are missing.
-        writes = (wait or not lacking) and self._unwritten(chunk, pictures)
+        # Whoever has the claim writes the images too; at last those that it was not asked for are missing.
+        writes = (wait or not lacking) and self._unwritten(chunk, images)
         if not networks and not writes:
             return None
         return Begun(chunk=chunk, networks=networks, ready=ahead.submit(self._make_ready, chunk, networks))
@@ -221,8 +221,8 @@ class Measurement:
         seconds = time.perf_counter() - start
         views: dict[str, dict[str, list[Tensor]]] = {name: {} for name in networks}
         order = {}
-        for count, images in shown.pictures.items() if networks else ():
-            # The curve over candidates is drawn without blur.
+        for count, images in shown.images.items() if networks else ():
+            # The curve over candidates is sampled without blur.
             radii = self.radii if count == self.counts[-1] else (0,)
             for radius, blurred in gaussian_blur(images, radii).items():
                 view = f"{radius}/{count}"
@@ -231,10 +231,10 @@ class Measurement:
                     views[name][view] = [self.networks[name].prepare(stack) for stack in stacks]
         return Ready(shown=shown, views=views, order=order, seconds=seconds)
 
-    def _finish(self, begun: Begun, pictures: Path | None, claims: Claims, writer: ThreadPoolExecutor) -> None:
+    def _finish(self, begun: Begun, images: Path | None, claims: Claims, writer: ThreadPoolExecutor) -> None:
         """Has the networks look at a chunk, and writes what they say of it."""
         ready = begun.ready.result()
-        writing = None if pictures is None else writer.submit(self._write_pictures, ready.shown, begun.chunk, pictures)
+        writing = None if images is None else writer.submit(self._write_images, ready.shown, begun.chunk, images)
         features = {name: self._look(name, ready) for name in begun.networks}
         if writing is not None:
             writing.result()  # the PNG files first: a chunk that is there needs no other look
@@ -254,8 +254,8 @@ class Measurement:
                 tensors[f"{view}/{kind}"] = torch.cat([part[kind] for part in parts])[ready.order[view]].contiguous()
         return tensors, time.perf_counter() - start
 
-    def _write_pictures(self, shown: Shown, chunk: int, folder: Path) -> None:
-        images = shown.pictures[self.counts[-1]]
+    def _write_images(self, shown: Shown, chunk: int, folder: Path) -> None:
+        images = shown.images[self.counts[-1]]
         for index, image, caption in zip(self._indices(chunk), images, shown.captions, strict=True):
             path = _png(folder, index)
             if caption:
@@ -284,10 +284,10 @@ class Measurement:
         """A tensor of all samples, (n, ...)."""
         return torch.cat(list(self.read(network, name)))
 
-    def pictures(self, indices: Sequence[int]) -> list[Tensor]:
-        """The judged pictures of some samples, read or drawn again: of each the chosen candidate alone."""
+    def images(self, indices: Sequence[int]) -> list[Tensor]:
+        """The judged images of some samples, read or sampled again: of each the chosen candidate alone."""
         chosen = self.all(next(iter(self.networks)), f"chosen/{self.counts[-1]}")
-        return [self.subject.picture(index, int(chosen[index])) for index in indices]
+        return [self.subject.image(index, int(chosen[index])) for index in indices]
 
 
 def _png(folder: Path, index: int) -> Path:
@@ -295,7 +295,7 @@ def _png(folder: Path, index: int) -> Path:
 
 
 def _by_size(images: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """Pictures of one size together, (B, 3, H, W) each, and the place of every picture among them."""
+    """Images of one size together, (B, 3, H, W) each, and the place of every image among them."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, image in enumerate(images):
         groups.setdefault(tuple(image.shape), []).append(number)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dalle_zoo.models.image_prior import ImagePrior
 from dalle_zoo.models.ranker import Ranker, retrieval_accuracy
 
-# B pictures, C channels, H W pixels, h w code grid, K codebook size, T text positions, d features,
+# B images, C channels, H W pixels, h w code grid, K codebook size, T text positions, d features,
 # Q queries, G gallery
 
 
@@ -23,9 +23,9 @@ def in_batches(tensor: Tensor, batch_size: int) -> Iterator[Tensor]:
 
 
 def psnr(images: Tensor, references: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of every picture, in dB.
+    """Peak signal-to-noise ratio of every image, in dB.
 
-    ``-10 log10(mean squared error)`` over the values of one picture; infinite for equal pictures.
+    ``-10 log10(mean squared error)`` over the values of one image; infinite for equal images.
 
     Args:
         images: Pixels in [0, 1], (B, C, H, W).
@@ -43,10 +43,10 @@ def psnr(images: Tensor, references: Tensor) -> Tensor:
 
 
 def codebook_use(codes: Tensor, codebook_size: int) -> dict[str, float]:
-    """How much of the codebook a set of pictures uses.
+    """How much of the codebook a set of images uses.
 
     Args:
-        codes: Codes of all pictures, integers of any shape.
+        codes: Codes of all images, integers of any shape.
         codebook_size: K.
 
     Returns:
@@ -67,7 +67,7 @@ def bits_per_token(prior: ImagePrior, text: Tensor, codes: Tensor, batch_size: i
         prior: The network, in evaluation mode.
         text: Caption ids, int64 (B, T): the right ones, others, or ``prior.null_text()`` repeated.
         codes: Image tokens, int64 (B, h, w).
-        batch_size: Pictures at once; does not change the result beyond rounding.
+        batch_size: Images at once; does not change the result beyond rounding.
     """
     if len(text) != len(codes) or not len(codes):
         raise ValueError(f"text and codes must be equally many and not none, got {len(text)} and {len(codes)}")
@@ -94,8 +94,8 @@ def shuffle_concepts(concepts: Sequence[str], seed: int) -> Tensor:
     Raises:
         ValueError: One concept has more than half of the samples, so there is no such permutation.
     """
-    draw = torch.Generator().manual_seed(seed)
-    random = torch.randperm(len(concepts), generator=draw).tolist()
+    sample = torch.Generator().manual_seed(seed)
+    random = torch.randperm(len(concepts), generator=sample).tolist()
     groups: dict[str, list[int]] = {}
     for index in random:
         groups.setdefault(concepts[index], []).append(index)
@@ -113,13 +113,13 @@ def shuffle_concepts(concepts: Sequence[str], seed: int) -> Tensor:
 
 @torch.inference_mode()
 def retrieval(ranker: Ranker, images: Tensor, captions: Sequence[str], batch_size: int = 64) -> dict[str, float]:
-    """How often the ranker finds the partner among all, from picture to caption and back.
+    """How often the ranker finds the partner among all, from image to caption and back.
 
     Args:
         ranker: The network, in evaluation mode.
         images: Pixels in [0, 1], (B, 3, H, W).
-        captions: B captions; row i belongs to picture i.
-        batch_size: Pictures or captions at once.
+        captions: B captions; row i belongs to image i.
+        batch_size: Images or captions at once.
 
     Returns:
         As `retrieval_accuracy`: shares for k = 1 and 5, both ways.
@@ -139,18 +139,18 @@ def concept_accuracy(
     gallery_concepts: Sequence[str],
     k: int,
 ) -> float:
-    """Share of queries that have their concept among the k nearest pictures of the gallery.
+    """Share of queries that have their concept among the k nearest images of the gallery.
 
-    Nearest by cosine. The gallery picture with the query's own key is left out.
+    Nearest by cosine. The gallery image with the query's own key is left out.
 
     Args:
         query_features: (Q, d), of any length.
-        query_keys: Key of the picture that each query stands for.
+        query_keys: Key of the image that each query stands for.
         query_concepts: Concept of each query.
         gallery_features: (G, d).
         gallery_keys: Keys of the gallery, all different.
         gallery_concepts: Concepts of the gallery.
-        k: Neighbours, fewer than G.
+        k: Neighbors, fewer than G.
     """
     if not 1 <= k < len(gallery_keys):
         raise ValueError(f"k must lie in 1..{len(gallery_keys) - 1} (the gallery), got {k}")

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-# Colours of Okabe and Ito, which colour-blind people can tell apart; yellow is too pale for a line on white.
-_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#000000")
-_GREYS = ("0.35", "0.5", "0.65")
+# Colors of Okabe and Ito, which color-blind people can tell apart; yellow is too pale for a line on white.
+_COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#000000")
+_GRAYS = ("0.35", "0.5", "0.65")
 _MARKERS = "os^Dv"
 _DASHES = ("--", "-.", ":")
 _OPEN_MARKERS = "oxsD^+v*"
@@ -28,13 +28,13 @@ class Line:
     intervals: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     """Lowest and highest plausible score, for the places that have one."""
     measured: bool
-    """Measured lines are thick and coloured, published ones thin and grey."""
+    """Measured lines are thick and colored, published ones thin and gray."""
     comparable: bool = True
     """False dots the line: its number of samples is another."""
 
 
 def line_figure(lines: Sequence[Line], *, title: str, score: str, axis: str, logarithmic: bool = False) -> bytes:
-    """Draws lines with a legend beside them.
+    """Samples lines with a legend beside them.
 
     Args:
         lines: At least one, with at least one point each.
@@ -61,7 +61,7 @@ def line_figure(lines: Sequence[Line], *, title: str, score: str, axis: str, log
     else:
         axes.set_xticks(range(len(places)), [str(place) for place in places])
     numbers = {True: 0, False: 0}
-    drawn: list[Any] = []
+    generated: list[Any] = []
     labels: list[str] = []
     ordered = sorted(lines, key=lambda line: not line.measured)
     for line in ordered:
@@ -70,23 +70,23 @@ def line_figure(lines: Sequence[Line], *, title: str, score: str, axis: str, log
         at = {place: place if logarithmic else places.index(place) for place in line.points}
         level = [at[place] for place in sorted(line.points)]
         upright = [line.points[place] for place in sorted(line.points)]
-        drawn += axes.plot(level, upright, **_look(line, number))
+        generated += axes.plot(level, upright, **_look(line, number))
         labels.append(textwrap.fill(line.label, 34))
         for place, (low, high) in line.intervals.items():
             if place in at:
-                colour = _COLOURS[number % len(_COLOURS)]
-                axes.vlines(at[place], low, high, colors=colour, linewidth=3, alpha=0.4, zorder=3)
+                color = _COLORS[number % len(_COLORS)]
+                axes.vlines(at[place], low, high, colors=color, linewidth=3, alpha=0.4, zorder=3)
     axes.set_title(title, parse_math=False)
     axes.set_xlabel(axis)
     axes.set_ylabel(score)
-    return _finished(figure, axes, drawn, labels)
+    return _finished(figure, axes, generated, labels)
 
 
 def bar_figure(bars: Mapping[str, Mapping[str, float]], *, title: str, score: str) -> bytes:
-    """Draws groups of bars, each with its value above it.
+    """Samples groups of bars, each with its value above it.
 
     Args:
-        bars: What a colour shows, to the height of its bar in every group; all name the same groups. At most five.
+        bars: What a color shows, to the height of its bar in every group; all name the same groups. At most five.
         title: Above the figure.
         score: What the upright axis shows.
 
@@ -96,30 +96,30 @@ def bar_figure(bars: Mapping[str, Mapping[str, float]], *, title: str, score: st
     from matplotlib.figure import Figure
 
     groups = list(next(iter(bars.values()), {}))
-    if not groups or len(bars) > len(_COLOURS) or any(list(heights) != groups for heights in bars.values()):
-        raise ValueError(f"a figure needs one to {len(_COLOURS)} kinds of bars, each with a height in the same groups")
+    if not groups or len(bars) > len(_COLORS) or any(list(heights) != groups for heights in bars.values()):
+        raise ValueError(f"a figure needs one to {len(_COLORS)} kinds of bars, each with a height in the same groups")
     figure = Figure(figsize=(9.5, 4.6), layout="constrained")
     axes = figure.subplots()
     width = 0.85 / len(bars)
-    drawn = []
+    generated = []
     for number, heights in enumerate(bars.values()):
         places = [group + (number - (len(bars) - 1) / 2) * width for group in range(len(groups))]
-        drawn.append(axes.bar(places, list(heights.values()), 0.9 * width, color=_COLOURS[number]))
-        axes.bar_label(drawn[-1], fmt="{:.2f}", fontsize=8, padding=1)
+        generated.append(axes.bar(places, list(heights.values()), 0.9 * width, color=_COLORS[number]))
+        axes.bar_label(generated[-1], fmt="{:.2f}", fontsize=8, padding=1)
     axes.set_xticks(range(len(groups)), groups, parse_math=False)
     axes.set_title(title, parse_math=False)
     axes.set_ylabel(score)
-    return _finished(figure, axes, drawn, [textwrap.fill(label, 34) for label in bars])
+    return _finished(figure, axes, generated, [textwrap.fill(label, 34) for label in bars])
 
 
-def _finished(figure: Any, axes: Any, drawn: Sequence[Any], labels: Sequence[str]) -> bytes:
+def _finished(figure: Any, axes: Any, generated: Sequence[Any], labels: Sequence[str]) -> bytes:
     """Adds what all figures share, and gives the PNG file."""
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     # Beside the axes, where it hides nothing.
     legend = axes.legend(
-        drawn, ["-"] * len(drawn), loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9
+        generated, ["-"] * len(generated), loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9
     )
     for text, label in zip(legend.get_texts(), labels, strict=True):
         text.set_parse_math(False)  # a pair of dollar signs is no formula
@@ -135,7 +135,7 @@ def _finished(figure: Any, axes: Any, drawn: Sequence[Any], labels: Sequence[str
 def _look(line: Line, number: int) -> dict[str, Any]:
     if line.measured:
         return {
-            "color": _COLOURS[number % len(_COLOURS)],
+            "color": _COLORS[number % len(_COLORS)],
             "linestyle": "-" if line.comparable else ":",
             "linewidth": 2.2,
             "marker": _MARKERS[number % len(_MARKERS)],
@@ -143,7 +143,7 @@ def _look(line: Line, number: int) -> dict[str, Any]:
             "zorder": 4,
         }
     return {
-        "color": _GREYS[number % len(_GREYS)],
+        "color": _GRAYS[number % len(_GRAYS)],
         "linestyle": _DASHES[number % len(_DASHES)],
         "linewidth": 1.2,
         "marker": _OPEN_MARKERS[number % len(_OPEN_MARKERS)],

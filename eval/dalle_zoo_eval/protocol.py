@@ -21,7 +21,7 @@ LAYOUTS = ("coco", "cub", "attngan", "folder")
 METRICS = ("fid", "is", "kid", "precision", "recall", "clip_score", "r_precision")
 """Metrics that a protocol may ask for."""
 FID_FAMILIES = ("inception-2015", "dmgan")
-"""Kinds of FID. Their scores differ by several points for the same pictures, so they never share a column."""
+"""Kinds of FID. Their scores differ by several points for the same images, so they never share a column."""
 PUBLISHED = ("coco", "cub")
 """Tables of published scores."""
 
@@ -31,12 +31,12 @@ PINNED = ("clip", "ranker", "mobilenet")
 Choice = Literal["one", "unique"]
 """How captions are chosen."""
 Crop = Literal["none", "center", "box"]
-"""Part of a picture that is taken."""
+"""Part of an image that is taken."""
 
 BENCHMARK, CONCEPTS = KINDS = ("benchmark", "concepts")
 """What a protocol measures; a file without the key ``kind`` is of the first."""
 COPY = 0.95
-"""Cosine of features from which one picture counts as a copy of another: a guess, which depends on the network."""
+"""Cosine of features from which one image counts as a copy of another: a guess, which depends on the network."""
 
 C = TypeVar("C")
 
@@ -50,13 +50,13 @@ class CaptionRule:
     """Which captions are asked for."""
 
     rule: Choice
-    """``one``: one caption of each picture, drawn by seed. ``unique``: all captions of the split, each text once."""
+    """``one``: one caption of each image, sampled by seed. ``unique``: all captions of the split, each text once."""
     count: int | None = None
     """Captions in all; None takes as many as the rule gives. Fewer than the count is an error, never a smaller run."""
     seed: int = 0
     """Seed of the choice."""
     exclusions: bool = False
-    """Whether a list of pictures to leave out must be given, as for the de-duplicated variant."""
+    """Whether a list of images to leave out must be given, as for the de-duplicated variant."""
 
     def __post_init__(self) -> None:
         check_choice("captions.rule", self.rule, get_args(Choice))
@@ -68,29 +68,29 @@ class CaptionRule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureRule:
-    """How the pictures of the benchmark are cut and scaled before they are measured."""
+class ImageRule:
+    """How the images of the benchmark are cropped and scaled before they are measured."""
 
     crop: Crop = "center"
-    """``none``; ``center``: the largest centred square; ``box``: a square around the bounding box (CUB)."""
+    """``none``; ``center``: the largest centered square; ``box``: a square around the bounding box (CUB)."""
     size: int = 256
     """Side in pixels."""
 
     def __post_init__(self) -> None:
-        check_choice("picture.crop", self.crop, get_args(Crop))
-        check_integer("picture.size", self.size, 1)
+        check_choice("image.crop", self.crop, get_args(Crop))
+        check_integer("image.size", self.size, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingRule:
-    """How many pictures a model draws."""
+    """How many images a model generates."""
 
     candidates: int = 1
-    """Pictures N of a caption, of which the model's ranker chooses one; 1 needs no ranker."""
+    """Images N of a caption, of which the model's ranker chooses one; 1 needs no ranker."""
     curve: tuple[int, ...] = ()
     """Numbers of candidates on the axis of figure 9(c); those above ``candidates`` are passed over."""
     chunk: int = 50
-    """Captions that are drawn, measured and stored together; part of the numbers in their last bits."""
+    """Captions that are sampled, measured and stored together; part of the numbers in their last bits."""
 
     def __post_init__(self) -> None:
         check_integer("sampling.candidates", self.candidates, 1)
@@ -125,7 +125,7 @@ class NetworkRule:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceRecord:
-    """Statistics of the benchmark's own pictures under one network, as we measured them, for the self-check.
+    """Statistics of the benchmark's own images under one network, as we measured them, for the self-check.
 
     A number that we have not measured is None and is not checked.
     """
@@ -165,12 +165,12 @@ class Protocol:
     """Split by layout, for every layout in which the benchmark may lie on disk; the first one is the usual."""
     captions: CaptionRule
     """Which captions are asked for."""
-    pictures: dict[str, int] = field(default_factory=dict)
-    """Captioned pictures of the split by layout, where the data set is a known one: another number stops the run."""
-    picture: PictureRule = field(default_factory=PictureRule)
-    """How the benchmark's pictures are cut and scaled."""
+    images: dict[str, int] = field(default_factory=dict)
+    """Captioned images of the split by layout, where the data set is a known one: another number stops the run."""
+    image: ImageRule = field(default_factory=ImageRule)
+    """How the benchmark's images are cropped and scaled."""
     sampling: SamplingRule = field(default_factory=SamplingRule)
-    """How many pictures a model draws."""
+    """How many images a model generates."""
     blur: tuple[int, ...] = (0,)
     """Radii of the Gaussian blur that both sides get, in pixels, smallest first; 0 is none. Figure 9's are
     0, 1, 2, 4, 8."""
@@ -185,14 +185,14 @@ class Protocol:
     published: tuple[str, ...] = ()
     """Tables of published scores, of `PUBLISHED`, that the measured ones may stand beside."""
     reference: tuple[ReferenceRecord, ...] = ()
-    """Statistics that the self-check compares the benchmark's pictures with; empty where we have none."""
+    """Statistics that the self-check compares the benchmark's images with; empty where we have none."""
     notes: tuple[str, ...] = ()
     """Sentences that every report repeats: where the protocol departs from its model, and why."""
 
     def __post_init__(self) -> None:
         check_texts(self.name, self.title, self.notes)
         self._check_benchmark()
-        self._check_pictures()
+        self._check_images()
         check_rising("blur", self.blur, 0)
         if not self.blur or self.blur[0] != 0:
             raise ProtocolError(f"blur must begin with 0, the score without blur, got {list(self.blur)}")
@@ -216,10 +216,10 @@ class Protocol:
             if not isinstance(split, str) or not split:
                 raise ProtocolError(f"benchmark.{layout} must be the name of a split, got {split!r}")
 
-    def _check_pictures(self) -> None:
-        for layout, count in self.pictures.items():
-            check_choice("pictures", layout, self.benchmark)
-            check_integer(f"pictures.{layout}", count, 2)
+    def _check_images(self) -> None:
+        for layout, count in self.images.items():
+            check_choice("images", layout, self.benchmark)
+            check_integer(f"images.{layout}", count, 2)
 
     @property
     def layout(self) -> str:
@@ -249,7 +249,7 @@ class Protocol:
         """
         values = mapping(values, where)
         try:
-            for name, kind in (("captions", CaptionRule), ("picture", PictureRule), ("sampling", SamplingRule)):
+            for name, kind in (("captions", CaptionRule), ("image", ImageRule), ("sampling", SamplingRule)):
                 if name in values:
                     values[name] = build(kind, values[name], name)
             if "reference" in values:
@@ -260,7 +260,7 @@ class Protocol:
                 values["networks"] = {
                     name: build(NetworkRule, rule, f"networks.{name}") for name, rule in given.items()
                 }
-            for name in ("benchmark", "pictures"):
+            for name in ("benchmark", "images"):
                 if name in values:
                     values[name] = mapping(values[name], name)
             return build(cls, values, "protocol")
@@ -268,8 +268,8 @@ class Protocol:
             raise ProtocolError(f"{where}: {error}") from None
 
 
-def foreign_crop(rule: PictureRule) -> Crop:
-    """Crop of pictures that come from elsewhere than the benchmark and so have no bounding boxes."""
+def external_crop(rule: ImageRule) -> Crop:
+    """Crop of images that come from elsewhere than the benchmark and so have no bounding boxes."""
     return "center" if rule.crop == "box" else rule.crop
 
 
@@ -342,7 +342,7 @@ def check_texts(name: object, title: object, notes: Iterable[object]) -> None:
 
 
 def build(kind: type[C], values: object, where: str) -> C:
-    """A dataclass of ours from a mapping; lists become tuples."""
+    """A native dataclass from a mapping; lists become tuples."""
     given = mapping(values, where)
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     required = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
@@ -364,13 +364,13 @@ def is_number(value: object) -> bool:
 
 
 def check_integer(name: str, value: object, least: int) -> None:
-    """Checks a whole number."""
+    """Checks an integer."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ProtocolError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        raise ProtocolError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
 def check_rising(name: str, values: tuple[int, ...], least: int) -> None:
-    """Checks whole numbers that rise."""
+    """Checks integers that rise."""
     for value in values:
         check_integer(name, value, least)
     if list(values) != sorted(set(values)):

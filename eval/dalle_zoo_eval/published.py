@@ -17,7 +17,7 @@ FAMILIES = {
     "dmgan": "FID of the DM-GAN code: torchvision's ImageNet Inception with that code's own scaling of the input",
     "inception-2015": "the Inception network that TensorFlow published in 2015, as torch-fidelity and others use it",
     "stackgan-birds": "Inception trained on birds by StackGAN's authors; inception score on CUB only",
-    "cogview": "CogView's own loss of the caption given the picture",
+    "cogview": "CogView's own loss of the caption given the image",
     "human": "votes of people",
     "unknown": "code or network not stated",
 }
@@ -33,7 +33,7 @@ MARKS = {
 }
 """How well a number is known."""
 OVERLAPS = ("original", "deduplicated")
-"""Whether pictures that overlap with training data are among the references."""
+"""Whether images that overlap with training data are among the references."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class PublishedRow:
     blur: int = 0
     """Radius of the blur of both sides, pixels."""
     candidates: int | None = None
-    """Pictures drawn of a caption, of which one was kept; None where it is not stated."""
+    """Images generated of a caption, of which one was kept; None where it is not stated."""
     overlap: str | None = None
     """One of `OVERLAPS`; None where it is not stated."""
     std: float | None = None
@@ -92,9 +92,9 @@ class PublishedRow:
                 raise DataFileError(f"{name} must be a number of at least 0, got {value!r}")
         for name, least in (("blur", 0), ("candidates", 1)):
             value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-            if not whole and not (value is None and name == "candidates"):
-                raise DataFileError(f"{name} must be a whole number of at least {least}, got {value!r}")
+            complete = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            if not complete and not (value is None and name == "candidates"):
+                raise DataFileError(f"{name} must be an integer of at least {least}, got {value!r}")
         for name in ("approximate", "quoted"):
             if not isinstance(getattr(self, name), bool):
                 raise DataFileError(f"{name} must be true or false, got {getattr(self, name)!r}")
@@ -138,7 +138,7 @@ class PublishedTable:
         Args:
             metric: Metric of the measured score.
             family: Its family; ``unknown`` compares with nothing.
-            deduplicated: Whether overlapping pictures were left out of its references.
+            deduplicated: Whether overlapping images were left out of its references.
 
         Returns:
             Rows of the same metric and family, and of the same set or of one that is not stated.

@@ -16,7 +16,7 @@ def render(results: Sequence[Path], out: Path | None = None) -> list[Path]:
 
     Args:
         results: Result files.
-        out: Folder; that of the evaluation if missing.
+        out: Folder. Defaults to that of the evaluation.
 
     Returns:
         The files that were written, ``report.md`` and ``report.html`` first.

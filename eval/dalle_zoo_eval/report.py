@@ -17,9 +17,9 @@ from PIL import Image, UnidentifiedImageError
 from dalle_zoo_eval.documents import (
     Block,
     Bullets,
+    Figure,
     Heading,
     Paragraph,
-    Picture,
     Table,
     field_table,
     field_text,
@@ -44,8 +44,8 @@ LABELS = {
 LOWER_IS_BETTER = ("fid", FRECHET, "kid")
 DRAWN = ("fid", FRECHET, "is")
 """Metrics that have tables of their own, with published rows and figures."""
-SAMPLES, COPIES = SHEETS = ("samples.png", "memorisation.png")
-"""Sheets that an evaluation puts beside its result: what was judged, and the nearest training pictures."""
+SAMPLES, COPIES = SHEETS = ("samples.png", "memorization.png")
+"""Sheets that an evaluation puts beside its result: what was judged, and the nearest training images."""
 MARK = "†"
 """Stands behind a score that does not compare with published ones."""
 DEFICIENT = "‡"
@@ -61,7 +61,7 @@ class Row:
     setting: str
     references: str
     candidates: int | None
-    """Pictures drawn of a caption; None where it is not stated, or where it is the axis."""
+    """Images generated of a caption; None where it is not stated, or where it is the axis."""
     cells: dict[int, str]
     """Text by place on the axis."""
     line: Line
@@ -92,30 +92,30 @@ def write_report(results: Sequence[Path], out: Path, *, sheets: Sequence[Path] =
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ResultError(f"out must be a folder, got the file {out}")
-    pictures = [read_sheet(Path(path), out, number) for number, path in enumerate(sheets, 1)]
-    blocks = report_blocks(read_results(results), pictures)
+    images = [read_sheet(Path(path), out, number) for number, path in enumerate(sheets, 1)]
+    blocks = report_blocks(read_results(results), images)
     return write_document(blocks, out)
 
 
 def summary(results: Sequence[Path]) -> str:
     """The tables alone, as Markdown: measured rows beside published ones, for the screen."""
     blocks = _score_blocks(read_results(results))
-    return to_markdown([block for block in blocks if not isinstance(block, Picture)])
+    return to_markdown([block for block in blocks if not isinstance(block, Figure)])
 
 
-def report_blocks(results: Sequence[Result], sheets: Sequence[Picture] = ()) -> list[Block]:
+def report_blocks(results: Sequence[Result], sheets: Sequence[Figure] = ()) -> list[Block]:
     """The report as a document.
 
     Args:
         results: Results that belong together.
-        sheets: Pictures of samples.
+        sheets: Images of samples.
     """
     first = results[0]
     blocks: list[Block] = [
         Heading(1, str(first.protocol.get("title") or first.protocol["name"])),
         Paragraph(
             f"Protocol {first.protocol['name']}. Measured rows stand out; a published row stands beside them only "
-            "where metric and family are the same: two families score the same pictures several points apart."
+            "where metric and family are the same: two families score the same images several points apart."
         ),
     ]
     blocks += _score_blocks(results)
@@ -174,7 +174,7 @@ def _group_blocks(
                 logarithmic=axis == CANDIDATES,
             )
             name = f"{metric}-{axis.split()[0]}-{re.sub(r'[^A-Za-z0-9-]+', '-', family)}.png"
-            yield Picture(name, png, f"{label} of {family} by {axis}")
+            yield Figure(name, png, f"{label} of {family} by {axis}")
 
 
 def _legend(scores: Sequence[Score]) -> str:
@@ -239,9 +239,9 @@ def _blur_rows(
         counts = {score.candidates for score in scores}
         if not counts:
             continue  # a score that this subject does not have
-        # Figure 9(c) is drawn without blur, so only the number that the protocol asks for has other radii.
-        kept = {n for n in counts if any(s.blur for s in scores if s.candidates == n)} or {max(counts, key=_or_0)}
-        for count in sorted(kept, key=_or_0):
+        # Figure 9(c) is sampled without blur, so only the number that the protocol asks for has other radii.
+        retained = {n for n in counts if any(s.blur for s in scores if s.candidates == n)} or {max(counts, key=_or_0)}
+        for count in sorted(retained, key=_or_0):
             own = {score.blur: score for score in scores if score.candidates == count}
             rows.append(_measured(result, tables, system, count, own))
     radii = {radius for row in rows for radius in row.cells}
@@ -261,7 +261,7 @@ def _candidate_rows(
     family: str,
     published: Sequence[PublishedRow],
 ) -> list[Row]:
-    """Rows of figure 9(c): systems that draw, and published systems with several numbers of candidates."""
+    """Rows of figure 9(c): systems that sample, and published systems with several numbers of candidates."""
     rows = []
     for result, system in zip(results, _names(results), strict=True):
         own = {
@@ -426,7 +426,7 @@ def _provenance(results: Sequence[Result]) -> Iterator[Block]:
         parts = {
             "subject": result.data["subject"],
             "benchmark": result.data["benchmark"],
-            "memorisation": {k: v for k, v in (result.at("memorisation") or {}).items() if k != "closest"},
+            "memorization": {k: v for k, v in (result.at("memorization") or {}).items() if k != "closest"},
             "speed": result.at("speed"),
             "code_version": result.at("code_version"),
             "versions": result.at("versions"),
@@ -437,9 +437,9 @@ def _provenance(results: Sequence[Result]) -> Iterator[Block]:
             "protocol": {key: value for key, value in result.protocol.items() if value != first.protocol.get(key)},
         }
         yield field_table(parts)
-        closest = result.at("memorisation.closest") or []
+        closest = result.at("memorization.closest") or []
         if closest:
-            head = ["sample", "nearest training picture", "cosine"]
+            head = ["sample", "nearest training image", "cosine"]
             yield Table(
                 head, [[field_text(pair.get(k)) for k in ("sample", "training", "similarity")] for pair in closest]
             )
@@ -457,7 +457,7 @@ def _provenance(results: Sequence[Result]) -> Iterator[Block]:
     yield Bullets([str(note) for note in first.protocol.get("notes") or []])
 
 
-def read_sheet(path: Path, out: Path, number: int) -> Picture:
+def read_sheet(path: Path, out: Path, number: int) -> Figure:
     """A PNG file of samples; one that lies elsewhere than in ``out`` is called ``samples-NUMBER.png`` there.
 
     Raises:
@@ -470,4 +470,4 @@ def read_sheet(path: Path, out: Path, number: int) -> Picture:
     except (OSError, UnidentifiedImageError, SyntaxError) as error:
         raise ResultError(f"{path} cannot be read as a PNG file: {error}") from None
     name = path.name if path.parent.resolve() == out.resolve() else f"samples-{number}.png"
-    return Picture(name, png, f"Samples: {path.stem}")
+    return Figure(name, png, f"Samples: {path.stem}")

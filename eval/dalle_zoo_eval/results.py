@@ -17,7 +17,7 @@ FRECHET = "frechet"
 """Fréchet distance between features of a network that is not Inception; never called FID."""
 AGREEING = (
     "protocol.name",
-    "protocol.picture",
+    "protocol.image",
     "protocol.is_splits",
     "protocol.captions.exclusions",
     "benchmark.sha256",
@@ -42,13 +42,13 @@ class Score:
     value: float
     """The score."""
     samples: int
-    """Pictures that were measured."""
+    """Images that were measured."""
     reference_samples: int | None = None
-    """Pictures that they were compared with, where the metric compares."""
+    """Images that they were compared with, where the metric compares."""
     blur: int = 0
     """Radius of the blur of both sides, pixels."""
     candidates: int | None = None
-    """Pictures drawn of a caption, of which the ranker chose one; None for pictures that nothing here has drawn."""
+    """Images generated of a caption, of which the ranker chose one; None for images that nothing here has sampled."""
     interval: tuple[float, float] | None = None
     """Bootstrap interval."""
     std: float | None = None
@@ -71,9 +71,9 @@ class Score:
                 _number(name, getattr(self, name))
         for name, least in (("samples", 1), ("reference_samples", 1), ("blur", 0), ("candidates", 1)):
             value, optional = getattr(self, name), name in ("reference_samples", "candidates")
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-            if not whole and not (optional and value is None):
-                raise ResultError(f"{name} must be a whole number of at least {least}, got {value!r}")
+            complete = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            if not complete and not (optional and value is None):
+                raise ResultError(f"{name} must be an integer of at least {least}, got {value!r}")
         if not isinstance(self.rank_deficient, bool):
             raise ResultError(f"rank_deficient must be true or false, got {self.rank_deficient!r}")
         if self.interval is not None:

@@ -23,7 +23,7 @@ from dalle_zoo_eval.measuring import Measurement
 from dalle_zoo_eval.networks.base import TextNetwork
 from dalle_zoo_eval.protocol import FID_FAMILIES, Protocol
 from dalle_zoo_eval.statistics import Moments, StatisticsError
-from dalle_zoo_eval.subjects import DrawnPictures
+from dalle_zoo_eval.subjects import GeneratedImages
 
 # n samples, d features
 
@@ -35,7 +35,7 @@ RANKER = "ranker"
 """Network of R-precision."""
 KID_SUBSET = 1000
 """Samples of a subset of the KID; fewer samples than that have no KID."""
-NEIGHBOURS = 3
+NEIGHBORS = 3
 """k of precision and recall."""
 
 Row = dict[str, Any]
@@ -46,9 +46,9 @@ class Scorer:
 
     Args:
         protocol: What is asked for.
-        generated: Features of the pictures that are judged.
-        reference: Features of the benchmark's pictures.
-        captions: Caption of every judged picture; None where they have none.
+        generated: Features of the images that are judged.
+        reference: Features of the benchmark's images.
+        captions: Caption of every judged image; None where they have none.
         groups: Class, or else name, of what every caption describes.
     """
 
@@ -63,7 +63,7 @@ class Scorer:
     ) -> None:
         self.protocol, self.generated, self.reference = protocol, generated, reference
         self.counts, self.captions, self.groups = generated.counts, captions, list(groups)
-        self.draws = isinstance(generated.subject, DrawnPictures)
+        self.generates = isinstance(generated.subject, GeneratedImages)
         self._real: tuple[str, int, Reference] | None = None
         self.rows: list[Row] = []
         self.left_out: list[str] = []
@@ -113,7 +113,7 @@ class Scorer:
             "metric": metric,
             "family": family,
             "blur": radius,
-            "candidates": (self.counts[-1] if count is None else count) if self.draws else None,
+            "candidates": (self.counts[-1] if count is None else count) if self.generates else None,
             "value": value,
             "samples": len(self.generated.subject),
             "reference_samples": len(self.reference.subject),
@@ -124,14 +124,14 @@ class Scorer:
 
     def _frechet(self, metric: str, network: str, radius: int, count: int) -> None:
         real, name = self._reference(network, radius), f"{radius}/{count}/features"
-        drawn = Moments.of_parts(self.generated.read(network, name))
-        row = self._row(metric, network, real.distance(drawn), radius=radius, count=count)
-        if drawn.rank_deficient or real.moments.rank_deficient:
+        generated = Moments.of_parts(self.generated.read(network, name))
+        row = self._row(metric, network, real.distance(generated), radius=radius, count=count)
+        if generated.rank_deficient or real.moments.rank_deficient:
             row["rank_deficient"] = True
         try:
             features = self.generated.all(network, name)
-            row["interval"] = list(bootstrap_interval(features, drawn, real))
-            row["at_infinity"] = frechet_extrapolated(features, drawn, real).value
+            row["interval"] = list(bootstrap_interval(features, generated, real))
+            row["at_infinity"] = frechet_extrapolated(features, generated, real).value
         except StatisticsError as error:
             self._leave_out(f"interval or value at infinity of {metric} of {network}: {error}")
 
@@ -154,24 +154,26 @@ class Scorer:
             self._row("is", INCEPTION, mean, radius=radius, count=count, std=std)
 
     def _kid(self) -> None:
-        drawn, real = self._features(INCEPTION), self.reference.all(INCEPTION, "0/1/features")
-        if min(len(drawn), len(real)) < KID_SUBSET:
-            raise StatisticsError(f"subsets of {KID_SUBSET} need as many samples, got {min(len(drawn), len(real))}")
-        mean, std = kernel_distance(drawn, real, subset_size=KID_SUBSET)
+        generated, real = self._features(INCEPTION), self.reference.all(INCEPTION, "0/1/features")
+        if min(len(generated), len(real)) < KID_SUBSET:
+            raise StatisticsError(
+                f"subsets of {KID_SUBSET} need as many samples, got {min(len(generated), len(real))}"
+            )
+        mean, std = kernel_distance(generated, real, subset_size=KID_SUBSET)
         self._row("kid", INCEPTION, mean, std=std)
 
     def _manifold(self) -> None:
-        drawn, real = self._features(INCEPTION), self.reference.all(INCEPTION, "0/1/features")
-        if min(len(drawn), len(real)) <= NEIGHBOURS:
-            raise StatisticsError(f"{NEIGHBOURS} neighbours need more samples, got {min(len(drawn), len(real))}")
-        precision, recall = precision_recall(real, drawn, NEIGHBOURS)
+        generated, real = self._features(INCEPTION), self.reference.all(INCEPTION, "0/1/features")
+        if min(len(generated), len(real)) <= NEIGHBORS:
+            raise StatisticsError(f"{NEIGHBORS} neighbors need more samples, got {min(len(generated), len(real))}")
+        precision, recall = precision_recall(real, generated, NEIGHBORS)
         for name, value in (("precision", precision), ("recall", recall)):
             if name in self.protocol.metrics:
                 self._row(name, INCEPTION, value)
 
     def _texts(self, network: str) -> Tensor:
         if self.captions is None:
-            raise StatisticsError("the pictures have no captions")
+            raise StatisticsError("the images have no captions")
         reader = self.generated.networks[network]
         assert isinstance(reader, TextNetwork)
         return reader.text_features(self.captions)

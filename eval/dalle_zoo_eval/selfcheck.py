@@ -2,13 +2,13 @@
 
 **Itself.** The distance of the reference to itself is 0.
 
-**Halves.** Two halves of n pictures of one kind are not 0 apart: means and covariances of so few samples differ by
-chance, the more the more features there are. The pictures themselves tell by how much. Where their order says nothing
-of them, the first and the second half are as far apart as two halves drawn at random, on average and with their
-spread. If one part of the pictures was cut, scaled or measured in another way than the rest, the distance lies above
-by many spreads. With fewer pictures than features that may be a small part of it, since chance alone puts any two
+**Halves.** Two halves of n images of one kind are not 0 apart: means and covariances of so few samples differ by
+chance, the more the more features there are. The images themselves tell by how much. Where their order says nothing
+of them, the first and the second half are as far apart as two halves sampled at random, on average and with their
+spread. If one part of the images was cropped, scaled or measured in another way than the rest, the distance lies above
+by many spreads. With fewer images than features that may be a small part of it, since chance alone puts any two
 halves far apart. So the limit is `SPREADS` spreads above the mean of `SPLITS` random splits, but at least a share
-`ORDER` of that mean, since the order of honest pictures may say a little; with many pictures the spread is smaller
+`ORDER` of that mean, since the order of honest images may say a little; with many images the spread is smaller
 than that. Order says nothing within a class or a folder, but much across them. So every half takes half of each.
 
 **Record.** Norm of the mean and trace of the covariance are those that the protocol has recorded, where it has.
@@ -29,7 +29,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from dalle_zoo.sampling import picture_seed
+from dalle_zoo.sampling import derive_seed
 from dalle_zoo_eval.benchmarks import Item
 from dalle_zoo_eval.judges import expected_digests
 from dalle_zoo_eval.measures import frechet_distance
@@ -45,13 +45,13 @@ SPLITS = 16
 """Random splits that the halves are compared with."""
 SPREADS = 5.0
 """Largest excess of the distance between first and second half over the mean of those splits, in units of their
-standard deviation. Honest pictures exceed it once in 10,000 times if splits are normally distributed; in simulations
-of Gaussian features 2 in 3000 times for 240 pictures of 5 features, whose splits are skewed, and never in 400 for 240
+standard deviation. Honest images exceed it once in 10,000 times if splits are normally distributed; in simulations
+of Gaussian features 2 in 3000 times for 240 images of 5 features, whose splits are skewed, and never in 400 for 240
 of 64."""
 ORDER = 0.1
-"""Excess, as a share of that mean, that the order of honest pictures may always make."""
+"""Excess, as a share of that mean, that the order of honest images may always make."""
 FEWEST = 100
-"""Pictures below which splits vary too much among themselves to tell anything."""
+"""Images below which splits vary too much among themselves to tell anything."""
 FEATURES = "0/1/features"
 """Name of the reference's features without blur."""
 TOLERANCE = 1e-3
@@ -81,13 +81,13 @@ class SelfCheck:
 def check_reference(reference: Measurement, protocol: Protocol, items: Sequence[Item]) -> SelfCheck:
     """Checks every network's features of the reference, as the docstring of this module says.
 
-    Where the protocol does not name the number of pictures, it does not know the data set either: halves that differ
+    Where the protocol does not name the number of images, it does not know the data set either: halves that differ
     are then reported, but stop nothing.
 
     Args:
-        reference: Features of the benchmark's pictures.
+        reference: Features of the benchmark's images.
         protocol: What they should be.
-        items: The pictures.
+        items: The images.
 
     Raises:
         SelfCheckError: One failed.
@@ -95,18 +95,18 @@ def check_reference(reference: Measurement, protocol: Protocol, items: Sequence[
     found = SelfCheck()
     for network, opened in reference.networks.items():
         _check_weights(found, network, str(opened.record["sha256"]), expected_digests(protocol, network))
-        whole = Moments.of_parts(reference.read(network, FEATURES))
-        spread = float(whole.covariance.trace())
+        complete = Moments.of_parts(reference.read(network, FEATURES))
+        spread = float(complete.covariance.trace())
         if not spread > 0:
-            raise SelfCheckError(f"{network} finds all {whole.count} pictures of the reference alike: are they?")
-        itself = frechet_distance(whole, whole) / spread
+            raise SelfCheckError(f"{network} finds all {complete.count} images of the reference alike: are they?")
+        itself = frechet_distance(complete, complete) / spread
         found.add(
             f"{network}: reference against itself, share of its variance",
             itself, f"at most {ITSELF:g}", itself <= ITSELF,
         )  # fmt: skip
-        _check_halves(found, reference, network, whole, protocol, items)
+        _check_halves(found, reference, network, complete, protocol, items)
         if network in FID_FAMILIES:
-            mean_norm = float(whole.mean.norm())
+            mean_norm = float(complete.mean.norm())
             found.records.append(
                 ReferenceRecord(family=network, mean_norm=mean_norm, trace=spread, tolerance=TOLERANCE)
             )
@@ -127,29 +127,34 @@ def _check_weights(found: SelfCheck, network: str, sha256: str, allowed: Sequenc
 
 
 def _check_halves(
-    found: SelfCheck, reference: Measurement, network: str, whole: Moments, protocol: Protocol, items: Sequence[Item]
+    found: SelfCheck,
+    reference: Measurement,
+    network: str,
+    complete: Moments,
+    protocol: Protocol,
+    items: Sequence[Item],
 ) -> None:
-    if whole.count < FEWEST:
-        found.left_out.append(f"self-check of {network} by halves: too few pictures, {whole.count} of {FEWEST}")
+    if complete.count < FEWEST:
+        found.left_out.append(f"self-check of {network} by halves: too few images, {complete.count} of {FEWEST}")
         return
     kinds = [item.group or str(PurePosixPath(item.key).parent) for item in items]
-    random = torch.Generator().manual_seed(picture_seed(protocol.name, network))
+    random = torch.Generator().manual_seed(derive_seed(protocol.name, network))
     orders = [torch.randperm(len(kinds), generator=random).tolist() for _ in range(SPLITS)]
 
     def apart(order: Sequence[int]) -> float:
         first = Moments.of_parts(_rows(reference.read(network, FEATURES), first_half(kinds, order)))
-        return frechet_distance(first, whole - first)
+        return frechet_distance(first, complete - first)
 
     distance, splits = apart(range(len(kinds))), [apart(order) for order in orders]
     mean, spread = statistics.mean(splits), statistics.stdev(splits)
     limit = mean + max(SPREADS * spread, ORDER * mean)
     expected = f"at most {limit:.4g}, where {SPLITS} random splits have {mean:.4g} with a spread of {spread:.2g}"
     passed = distance <= limit
-    if passed or protocol.pictures:
+    if passed or protocol.images:
         found.add(f"{network}: first half of the reference against its second", distance, expected, passed)
     else:
         found.left_out.append(
-            f"self-check of {network} by halves: the first half of the pictures is {distance:.4g} from the second, "
+            f"self-check of {network} by halves: the first half of the images is {distance:.4g} from the second, "
             f"expected {expected}. Perhaps they are sorted; if not, one half was made in another way"
         )
 

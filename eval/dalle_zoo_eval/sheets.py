@@ -1,4 +1,4 @@
-"""Sheets of pictures with their captions below, to look at."""
+"""Sheets of images with their captions below, to look at."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dalle_zoo.pictures import to_pil
+from dalle_zoo.images import to_pil
 
-# B tiles, M pictures a tile, H W pixels
+# B tiles, M images a tile, H W pixels
 
 _MARGIN, _GAP, _FONT, _LINE, _LINES = 10, 3, 11, 14, 3
 
 
-def comparison_sheet(*pictures: Tensor, captions: Sequence[str], columns: int = 6, scale: int = 2) -> Image.Image:
-    """Tiles of one or more pictures side by side above a caption.
+def comparison_sheet(*image_sets: Tensor, captions: Sequence[str], columns: int = 6, scale: int = 2) -> Image.Image:
+    """Tiles of one or more images side by side above a caption.
 
     Args:
-        pictures: M sets of pixels in [0, 1], (B, 3, H, W) each: tile i shows picture i of each.
+        image_sets: M sets of pixels in [0, 1], (B, 3, H, W) each: tile i shows image i of each.
         captions: B captions; what does not fit into three lines ends in "…".
         columns: Tiles in a row.
-        scale: Pixels of the sheet per pixel of a picture, along a side.
+        scale: Pixels of the sheet per pixel of an image, along a side.
 
     Returns:
-        An RGB picture on white.
+        An RGB image on white.
     """
-    sets = [to_pil(images) for images in pictures]
+    sets = [to_pil(images) for images in image_sets]
     if not sets or {len(images) for images in sets} != {len(captions)} or not captions:
         counts = ", ".join(str(len(images)) for images in sets)
         raise ValueError(
-            f"pictures must be one a caption in every set, got {counts or 'no set'} for {len(captions)} captions"
+            f"images must be one per caption in every set, got {counts or 'no set'} for {len(captions)} captions"
         )
     width, height = (scale * side for side in sets[0][0].size)
     tile_width = len(sets) * (width + _GAP) - _GAP + _MARGIN
@@ -40,14 +40,14 @@ def comparison_sheet(*pictures: Tensor, captions: Sequence[str], columns: int = 
     rows = -(-len(captions) // columns)
     size = (columns * tile_width + _MARGIN, rows * tile_height + _MARGIN)
     sheet = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT)
+    sample, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT)
     letters = max(int((tile_width - _MARGIN) / (0.52 * _FONT)), 8)
     for number, caption in enumerate(captions):
         left = _MARGIN + number % columns * tile_width
         top = _MARGIN + number // columns * tile_height
         for place, images in enumerate(sets):
-            picture = images[number].resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(picture, (left + place * (width + _GAP), top))
+            image = images[number].resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(image, (left + place * (width + _GAP), top))
         lines = textwrap.wrap(caption, letters, max_lines=_LINES, placeholder="…")
-        draw.multiline_text((left, top + height + 2), "\n".join(lines), "black", font, spacing=2)
+        sample.multiline_text((left, top + height + 2), "\n".join(lines), "black", font, spacing=2)
     return sheet

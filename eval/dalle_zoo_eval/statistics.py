@@ -28,7 +28,7 @@ class StatisticsError(ValueError):
 class Moments:
     """Number, sum and sum of outer products of features, in float64.
 
-    Sums of parts add up to the sums of the whole, so parts may come from any number of processes and be of any size:
+    Sums of parts add up to the sums of the total, so parts may come from any number of processes and be of any size:
     that changes results by no more than the rounding of float64. Equal parts in equal order give equal bits.
     """
 
@@ -123,7 +123,7 @@ class Moments:
         return self.count <= len(self.total)
 
     def save(self, path: Path) -> None:
-        """Writes a safetensors file, whole or not at all."""
+        """Writes a safetensors file, atomically."""
         tensors = {"count": torch.tensor(self.count), "total": self.total.cpu(), "outer": self.outer.cpu()}
         with written_aside(path) as aside:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)

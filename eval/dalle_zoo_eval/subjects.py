@@ -1,7 +1,7 @@
-"""What is measured: pictures of a benchmark or of a folder, or pictures that a model draws from captions.
+"""What is measured: images of a benchmark or of a folder, or images that a model generates from captions.
 
 A subject is a row of numbered samples. What sample i shows depends on i alone, so any number of processes may share
-the work, and a killed run may go on, without a change in the pictures.
+the work, and a killed run may go on, without a change in the images.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from dalle_zoo.hub import CHECKSUMS, read_json
-from dalle_zoo.pictures import to_uint8
+from dalle_zoo.images import to_uint8
 from dalle_zoo.pipeline import DallePipeline
-from dalle_zoo.sampling import Sampler, picture_seed, sample_codes
+from dalle_zoo.sampling import Sampler, derive_seed, sample_codes
 from dalle_zoo_eval.benchmarks.base import Item
-from dalle_zoo_eval.benchmarks.pictures import load_picture
+from dalle_zoo_eval.benchmarks.images import load_image
 from dalle_zoo_eval.metrics import in_batches
 from dalle_zoo_eval.protocol import Crop
 from dalle_zoo_eval.provenance import digest
@@ -30,50 +30,50 @@ from dalle_zoo_eval.provenance import digest
 # B samples, N candidates of a sample, H W pixels
 
 BATCH = 64
-"""Pictures that are drawn at once unless more or fewer are asked for."""
+"""Images that are generated at once unless more or fewer are asked for."""
 READERS = 4
-"""Threads that decode pictures; the decoders of Pillow and torch leave the interpreter while they work."""
+"""Threads that decode images; the decoders of Pillow and torch leave the interpreter while they work."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """The pictures of some samples."""
+    """The images of some samples."""
 
-    pictures: dict[int, list[Tensor]]
-    """For every number of candidates n, the picture chosen among the first n: uint8 (3, H, W) each. A subject that
-    draws nothing has 1 alone."""
+    images: dict[int, list[Tensor]]
+    """For every number of candidates n, the image chosen among the first n: uint8 (3, H, W) each. A subject that
+    samples nothing has 1 alone."""
     chosen: dict[int, list[int]]
     """Likewise the number of the chosen candidate."""
     captions: list[str]
     """Caption of every sample, empty where there is none."""
 
 
-class Subject(Protocol):
-    """A row of samples with their pictures."""
+class ImageSource(Protocol):
+    """A row of samples with their images."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that fixes the pictures, as plain data."""
+        """Everything that fixes the images, as plain data."""
 
     @property
     def counts(self) -> list[int]:
-        """Numbers of candidates that are measured, smallest first; 1 where nothing is drawn."""
+        """Numbers of candidates that are measured, smallest first; 1 where nothing is sampled."""
 
     def __len__(self) -> int: ...
 
     def show(self, indices: Sequence[int]) -> Shown:
-        """The pictures of some samples."""
+        """The images of some samples."""
 
-    def picture(self, index: int, candidate: int) -> Tensor:
-        """One picture of a sample again, uint8 (3, H, W)."""
+    def image(self, index: int, candidate: int) -> Tensor:
+        """One image of a sample again, uint8 (3, H, W)."""
 
 
-class ReadPictures:
-    """Pictures of files.
+class ImageFiles:
+    """Images of files.
 
     Args:
-        items: The samples, in order; each needs a picture.
-        crop: As in `load_picture`.
+        items: The samples, in order; each needs an image.
+        crop: As in `load_image`.
         size: Side in pixels, or None to leave them as they are.
         source: sha256 of what the items were read from.
     """
@@ -81,7 +81,7 @@ class ReadPictures:
     def __init__(self, items: Sequence[Item], crop: Crop, size: int | None, *, source: str) -> None:
         without = [item.key for item in items if item.image is None]
         if without:
-            raise ValueError(f"{len(without)} samples have no picture, such as {without[0]!r}: it cannot be measured")
+            raise ValueError(f"{len(without)} samples have no image, such as {without[0]!r}: it cannot be measured")
         self.items, self.crop, self.size, self.source = tuple(items), crop, size, source
         self.captions = [(item.captions or ("",))[0] for item in items]
 
@@ -90,13 +90,13 @@ class ReadPictures:
         """Source, order, crop and size."""
         order = digest([[i.key, c] for i, c in zip(self.items, self.captions, strict=True)])
         return {
-            "kind": "pictures", "source": self.source, "crop": self.crop, "size": self.size,
+            "kind": "images", "source": self.source, "crop": self.crop, "size": self.size,
             "samples": len(self.items), "order": order,
         }  # fmt: skip
 
     @property
     def counts(self) -> list[int]:
-        """One picture a sample."""
+        """One image a sample."""
         return [1]
 
     def __len__(self) -> int:
@@ -105,22 +105,22 @@ class ReadPictures:
     def show(self, indices: Sequence[int]) -> Shown:
         """Decodes the files, several at a time."""
         with ThreadPoolExecutor(READERS) as threads:
-            pictures = list(threads.map(lambda i: load_picture(self.items[i], self.crop, self.size), indices))
+            images = list(threads.map(lambda i: load_image(self.items[i], self.crop, self.size), indices))
         captions = [self.captions[i] for i in indices]
-        return Shown(pictures={1: pictures}, chosen={1: [0] * len(pictures)}, captions=captions)
+        return Shown(images={1: images}, chosen={1: [0] * len(images)}, captions=captions)
 
-    def picture(self, index: int, candidate: int) -> Tensor:
-        """The picture of a sample; there is but one."""
+    def image(self, index: int, candidate: int) -> Tensor:
+        """The image of a sample; there is but one."""
         del candidate
-        return load_picture(self.items[index], self.crop, self.size)
+        return load_image(self.items[index], self.crop, self.size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """What fixes the drawn pictures besides the model and the captions."""
+    """What fixes the generated images besides the model and the captions."""
 
     candidates: int = 1
-    """Pictures N drawn from a caption; above 1 the model's ranker chooses."""
+    """Images N generated from prompts; above 1 the model's ranker chooses."""
     curve: tuple[int, ...] = ()
     """Further numbers of candidates that are measured: the best among the first n, each at most N."""
     seed: int = 0
@@ -128,9 +128,9 @@ class Sampling:
     temperature: float = 1.0
     """Divides the logits."""
     top_k: int | None = None
-    """Draw among the k most likely tokens."""
+    """Sample among the k most likely tokens."""
     top_p: float | None = None
-    """Draw among the most likely tokens that reach this probability."""
+    """Sample among the most likely tokens that reach this probability."""
     guidance: float = 1.0
     """Classifier-free guidance; 1 is none."""
 
@@ -152,18 +152,18 @@ class Sampling:
         return sorted({*self.curve, self.candidates})
 
 
-class DrawnPictures:
-    """Pictures that a model draws, one row of candidates a caption.
+class GeneratedImages:
+    """Images that a model generates, one row of candidates a caption.
 
-    Candidate c of caption i is drawn from noise of (seed, i, c) alone. The chosen pictures are scaled to the size of
+    Candidate c of caption i is sampled from noise of (seed, i, c) alone. The chosen images are scaled to the size of
     the protocol (bicubic), so that a blur of 8 pixels is as strong on both sides.
 
     Args:
         pipe: The model.
-        captions: One caption a sample.
-        sampling: What fixes the pictures.
-        size: Side of the pictures that are shown, pixels; as they are drawn if None.
-        batch_size: Pictures drawn at once; memory and time, not the pictures.
+        captions: One caption per sample.
+        sampling: What fixes the images.
+        size: Side of the images that are shown, pixels; as they are sampled if None.
+        batch_size: Images generated at once; memory and time, not the images.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class DrawnPictures:
     def identity(self) -> dict[str, Any]:
         """Weights, captions and sampling."""
         return {
-            "kind": "drawn", "model": model_sha256(self.pipe), "samples": len(self.captions),
+            "kind": "sampled", "model": model_sha256(self.pipe), "samples": len(self.captions),
             "captions": digest(self.captions), "sampling": asdict(self.sampling), "size": self.size,
         }  # fmt: skip
 
@@ -200,11 +200,11 @@ class DrawnPictures:
 
     @torch.inference_mode()
     def show(self, indices: Sequence[int]) -> Shown:
-        """Draws all candidates, and lets the ranker choose among the first n of them for every n."""
+        """Generates all candidates, and lets the ranker choose among the first n of them for every n."""
         captions = [self.captions[i] for i in indices]
-        codes = self._draw(captions, self._seeds(indices, range(self.sampling.candidates)))
+        codes = self._sample(captions, self._seeds(indices, range(self.sampling.candidates)))
         counts = self.sampling.counts
-        pictures: dict[int, list[Tensor]] = {n: [] for n in counts}
+        by_count: dict[int, list[Tensor]] = {n: [] for n in counts}
         chosen: dict[int, list[int]] = {n: [] for n in counts}
         for number, caption in enumerate(captions):
             images = to_uint8(self.pipe.decode(codes[number], self.batch_size))
@@ -212,18 +212,18 @@ class DrawnPictures:
             for n in counts:
                 best = int(scores[:n].argmax())
                 chosen[n].append(best)
-                pictures[n].append(self._scaled(images[best]))
-        return Shown(pictures=pictures, chosen=chosen, captions=captions)
+                by_count[n].append(self._scaled(images[best]))
+        return Shown(images=by_count, chosen=chosen, captions=captions)
 
     @torch.inference_mode()
-    def picture(self, index: int, candidate: int) -> Tensor:
-        """Draws one candidate of a caption again."""
-        codes = self._draw([self.captions[index]], self._seeds([index], [candidate]))
+    def image(self, index: int, candidate: int) -> Tensor:
+        """Samples one candidate of a caption again."""
+        codes = self._sample([self.captions[index]], self._seeds([index], [candidate]))
         return self._scaled(to_uint8(self.pipe.decode(codes[0]))[0])
 
     def _seeds(self, indices: Sequence[int], candidates: Sequence[int]) -> Tensor:
         seed = self.sampling.seed
-        return torch.tensor([[picture_seed(seed, "eval", i, c) for c in candidates] for i in indices])
+        return torch.tensor([[derive_seed(seed, "eval", i, c) for c in candidates] for i in indices])
 
     def _scores(self, images: Tensor, caption: str) -> Tensor:
         """The ranker's score of every candidate, (N,)."""
@@ -240,8 +240,8 @@ class DrawnPictures:
         pil = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((self.size, self.size), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(pil)).permute(2, 0, 1).contiguous()
 
-    def _draw(self, captions: list[str], seeds: Tensor) -> Tensor:
-        """Codes (B, N, h, w): whole captions together while they fit, else parts of one."""
+    def _sample(self, captions: list[str], seeds: Tensor) -> Tensor:
+        """Codes (B, N, h, w): complete captions together while they fit, else parts of one."""
         s, pipe = self.sampling, self.pipe
         text = pipe.encode_text(captions)
         sampler = Sampler(temperature=s.temperature, top_k=s.top_k, top_p=s.top_p)

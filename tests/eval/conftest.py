@@ -74,7 +74,7 @@ class Make:
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     @staticmethod
-    def picture(path: Path, size: tuple[int, int] = (16, 12), seed: int = 0) -> Path:
+    def image(path: Path, size: tuple[int, int] = (16, 12), seed: int = 0) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
         Image.fromarray(pixels).save(path)
@@ -94,7 +94,7 @@ class Make:
         zipped: bool = False,
         name: str = "coco",
     ) -> Path:
-        """Three pictures, or those of ``captions``."""
+        """Three images, or those of ``captions``."""
         captions = captions or {i: [f"caption {c} of {i}" for c in range(5)] for i in (9, 4, 25)}
         root, prefix = self.root / name, f"COCO_{split}_" if "2014" in split else ""
         record: dict[str, Any] = {"info": {}, "images": [], "annotations": []}
@@ -102,7 +102,7 @@ class Make:
             file = f"{prefix}{image:012d}.jpg"
             record["images"].append({"id": image, "file_name": file, "width": 16, "height": 12})
             record["annotations"] += [{"image_id": image, "id": 0, "caption": text} for text in texts]
-            self.picture(root / inside / split / file, seed=image)
+            self.image(root / inside / split / file, seed=image)
         data = json.dumps(record).encode()
         path = root / f"annotations/captions_{split}.json{'.gz' if zipped else ''}"
         path.parent.mkdir(exist_ok=True)
@@ -121,13 +121,13 @@ class Make:
         self.text(root / "zeroshot_train.txt", *(key for number, key in keys if number < 3))
         self.text(root / "zeroshot_test.txt", *(key for number, key in keys if number == 3))
         for i, (_, key) in enumerate(keys):
-            self.picture(root / f"images/{key}.jpg", (20, 20), seed=i)
+            self.image(root / f"images/{key}.jpg", (20, 20), seed=i)
             if captions:
                 self.text(root / f"text_c10/{key}.txt", "a bird", *(f"bird {i} from side {side}" for side in range(9)))
         return root
 
     def attngan(self, *, birds: bool, text: bool = True, name: str = "attngan", test: Sequence[int] = (7, 3)) -> Path:
-        """The layout of AttnGAN with two captions a picture; without birds the test split is those of ``test``."""
+        """The layout of AttnGAN with two captions an image; without birds the test split is those of ``test``."""
         root = self.root / name
         if birds:
             cub = self.cub(f"{name}/CUB_200_2011", captions=False)
@@ -135,7 +135,7 @@ class Make:
         else:
             keys = {"train": ["COCO_train2014_000000000001"], "test": [f"COCO_val2014_{i:012d}" for i in test]}
             for seed, key in enumerate([*keys["train"], *keys["test"]]):
-                self.picture(root / f"images/{key}.jpg", seed=seed)
+                self.image(root / f"images/{key}.jpg", seed=seed)
         words = {0: "<end>", 1: "a", 2: "bird", 3: "two"}
         captions = [[ids for _ in part for ids in ([1, 2], [3, 2, 0])] for part in keys.values()]
         self.pickle(root / "captions.pickle", [*captions, words, {word: i for i, word in words.items()}])

@@ -39,7 +39,7 @@ def script() -> Any:
 def test_the_stored_result_is_of_this_script(script: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(script, "open_inception", lambda *_: Means())
     out = tmp_path / "evaluation.json"
-    arguments = ["evaluation.py", "--pictures", "6", "--size", "16", "--rounds", "1", "--out", str(out)]
+    arguments = ["evaluation.py", "--images", "6", "--size", "16", "--rounds", "1", "--out", str(out)]
     monkeypatch.setattr("sys.argv", arguments)
     script.main()
     made, stored = (json.loads(path.read_text()) for path in (out, ROOT / "benchmarks/results/evaluation.json"))

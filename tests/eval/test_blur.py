@@ -1,4 +1,4 @@
-"""Blur: Pillow's filter, several radii of one picture."""
+"""Blur: Pillow's filter, several radii of one image."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def images() -> list[torch.Tensor]:
 def test_it_is_the_filter_of_pillow(images: list[torch.Tensor]) -> None:
     blurred = gaussian_blur(images, (0, 1, 2, 4, 8))
     assert list(blurred) == [0, 1, 2, 4, 8]
-    for radius, pictures in blurred.items():
-        for picture, image in zip(pictures, images, strict=True):
+    for radius, results in blurred.items():
+        for result, image in zip(results, images, strict=True):
             pillow = Image.fromarray(image.permute(1, 2, 0).numpy()).filter(ImageFilter.GaussianBlur(radius))
-            assert picture.dtype == torch.uint8
-            assert np.array_equal(picture.permute(1, 2, 0).numpy(), np.array(pillow))
+            assert result.dtype == torch.uint8
+            assert np.array_equal(result.permute(1, 2, 0).numpy(), np.array(pillow))
 
 
 def test_radius_0_changes_nothing_and_greater_ones_smooth_more(images: list[torch.Tensor]) -> None:
@@ -37,7 +37,7 @@ def test_the_radius_is_the_standard_deviation_in_pixels() -> None:
     step = torch.zeros(3, 4, 200, dtype=torch.uint8)
     step[..., 100:] = 255
     row = gaussian_blur([step], [8])[8][0][0, 0].double() / 255
-    beside = (row[100 + 7] + row[100 + 8]) / 2  # pixel centres lie half a pixel beside the edge
+    beside = (row[100 + 7] + row[100 + 8]) / 2  # pixel centers lie half a pixel beside the edge
     assert float(beside) == pytest.approx(0.841, abs=0.01)
 
 

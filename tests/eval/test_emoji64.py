@@ -1,4 +1,4 @@
-"""The protocol of the model in the box: what the file fixes, and that committed result and report belong to it."""
+"""The protocol of the bundled model: what the file fixes, and that committed result and report belong to it."""
 
 from __future__ import annotations
 
@@ -74,5 +74,5 @@ def test_the_options_show_what_the_file_says(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit):
         main(["emoji64", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    for part in ("sampling temperature (0.7)", "captions of train to draw (256)", "pictures a caption (16)"):
+    for part in ("sampling temperature (0.7)", "captions of train to sample (256)", "images per caption (16)"):
         assert part in said

@@ -14,10 +14,10 @@ from dalle_zoo.hub import sha256_file
 
 PROTOCOL = """
 name: {name}
-title: made-up pictures
+title: made-up images
 benchmark: {{coco: val2014, attngan: test}}
 captions: {{rule: one, count: {count}, exclusions: {exclusions}}}
-picture: {{crop: {crop}, size: 16}}
+image: {{crop: {crop}, size: 16}}
 sampling: {{chunk: 3}}
 blur: [0, 2]
 metrics: [r_precision]
@@ -45,7 +45,7 @@ def run(protocol: str, model: Path, mobilenet: Path, data: Path, out: Path, *opt
 
 
 def chosen(out: Path) -> list[tuple[str, str]]:
-    """Keys and captions that were drawn from, in their order."""
+    """Keys and captions that were sampled from, in their order."""
     return list(load_captions(out / "captions.jsonl").entries)
 
 
@@ -88,16 +88,16 @@ def test_overlaps_are_left_out_of_the_deduplicated_protocol(
     deduplicated = protocol("toy-dedup", count=6, exclusions="true")
     arguments = ["--model", str(model), "--data", str(data), f"--network=mobilenet={mobilenet}", f"--out={clean}"]
     assert main(["eval", deduplicated, *arguments]) == 2
-    assert "toy-dedup leaves out pictures that overlap" in capsys.readouterr().err
+    assert "toy-dedup leaves out images that overlap" in capsys.readouterr().err
     result = run(deduplicated, model, mobilenet, data, clean, "--exclusions", str(overlaps))
     assert result["benchmark"]["excluded"] == 2
     assert result["benchmark"]["exclusions"] == "overlaps.txt"
     assert distances(result, "mobilenet") == [(0, 6, 6), (2, 6, 6)]
-    whole = run(plain, model, mobilenet, data, tmp_path / "whole")
-    assert distances(whole, "mobilenet") == [(0, 6, 8), (2, 6, 8)]
-    kept = {key for key, _ in chosen(clean)}
-    assert len(kept) == 6
-    assert not kept & set(names)
+    complete = run(plain, model, mobilenet, data, tmp_path / "complete")
+    assert distances(complete, "mobilenet") == [(0, 6, 8), (2, 6, 8)]
+    retained = {key for key, _ in chosen(clean)}
+    assert len(retained) == 6
+    assert not retained & set(names)
 
 
 def test_other_weights_than_the_pinned_are_refused(

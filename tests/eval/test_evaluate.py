@@ -24,21 +24,21 @@ from dalle_zoo_eval.measuring import Measurement, Share
 from dalle_zoo_eval.networks import NetworkFileError
 from dalle_zoo_eval.protocol import find_protocol
 from dalle_zoo_eval.selfcheck import SelfCheck, SelfCheckError, check_reference
-from dalle_zoo_eval.subjects import DrawnPictures, Sampling
-from dalle_zoo_eval.training_pictures import TrainingPictures
+from dalle_zoo_eval.subjects import GeneratedImages, Sampling
+from dalle_zoo_eval.training_images import TrainingImages
 from PIL import Image
 from torch import Tensor
 
 from dalle_zoo.cli.main import main
 from dalle_zoo.pipeline import DallePipeline
 
-PICTURES = 26
+IMAGES = 26
 PROTOCOL = """
 name: toy
-title: made-up pictures
+title: made-up images
 benchmark: {coco: val2017}
 captions: {rule: one, count: 12, seed: 0}
-picture: {crop: center, size: 16}
+image: {crop: center, size: 16}
 sampling: {candidates: 2, curve: [1, 2], chunk: 5}
 blur: [0, 2]
 metrics: [fid, is, kid, precision, recall, clip_score, r_precision]
@@ -84,13 +84,13 @@ def networks(monkeypatch: pytest.MonkeyPatch) -> dict[str, Judge]:
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of noise in MS-COCO's layout."""
+    """Images of noise in MS-COCO's layout."""
     root = tmp_path_factory.mktemp("coco")
     (root / "annotations").mkdir()
     (root / "val2017").mkdir()
     generator = torch.Generator().manual_seed(0)
     images, annotations = [], []
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         name = f"{number:012d}.jpg"
         pixels = torch.randint(256, (20, 24, 3), generator=generator, dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(root / "val2017" / name)
@@ -125,7 +125,7 @@ def test_from_captions_to_report(
 ) -> None:
     out = tmp_path / "out"
     result = evaluate(
-        request_of(protocol, coco, out, model=str(model), save_pictures=True, training=str(coco / "val2017"))
+        request_of(protocol, coco, out, model=str(model), save_images=True, training=str(coco / "val2017"))
     )
     assert result is not None
     assert {p.name for p in out.iterdir()} >= {
@@ -135,15 +135,15 @@ def test_from_captions_to_report(
         "samples.png",
         "captions.jsonl",
     }
-    assert len(list((out / "pictures").glob("*.png"))) == 12
-    assert result["subject"]["drawn_at"] == [16, 16]
+    assert len(list((out / "images").glob("*.png"))) == 12
+    assert result["subject"]["generated_at"] == [16, 16]
     assert {(r["family"], r["blur"], r["candidates"]) for r in scores(result, "fid")} == {
         (family, *rest) for family in ("inception-2015", "dmgan") for rest in ((0, 2), (2, 2), (0, 1))
     }
     for row in scores(result, "fid"):
-        assert (row["samples"], row["reference_samples"]) == (12, PICTURES)
-    whole, half = (scores(result, "fid", family=f, blur=0, candidates=2)[0] for f in ("inception-2015", "dmgan"))
-    assert half["value"] == pytest.approx(whole["value"] / 4)  # features of half the size
+        assert (row["samples"], row["reference_samples"]) == (12, IMAGES)
+    complete, half = (scores(result, "fid", family=f, blur=0, candidates=2)[0] for f in ("inception-2015", "dmgan"))
+    assert half["value"] == pytest.approx(complete["value"] / 4)  # features of half the size
     for row in scores(result, "fid"):  # at every radius and number of candidates
         assert row["interval"][0] < row["value"] < row["interval"][1]
     assert len([row for row in scores(result, "fid") if "at_infinity" in row]) == 0  # 12 are fewer than 3 times 5
@@ -155,26 +155,26 @@ def test_from_captions_to_report(
     assert any("kid" in line and "1000" in line for line in result["left_out"])
     assert all(check["passed"] for check in result["selfcheck"])
     assert [record["family"] for record in result["reference"]] == ["inception-2015", "dmgan"]
-    assert result["memorisation"]["network"] == "inception-2015"
-    assert result["memorisation"]["training"] == "val2017"
-    assert len(result["memorisation"]["training_sha256"]) == 64
-    assert result["memorisation"]["network_sha256"] == PUBLISHED["inception-2015"][0].sha256
+    assert result["memorization"]["network"] == "inception-2015"
+    assert result["memorization"]["training"] == "val2017"
+    assert len(result["memorization"]["training_sha256"]) == 64
+    assert result["memorization"]["network_sha256"] == PUBLISHED["inception-2015"][0].sha256
     assert {"config.json", "tokenizer.json"} & {Path(name).name for name in result["subject"]["files_sha256"]}
     assert result["bootstrap"] == {"level": 0.95, "rounds": 1000, "seed": 0}
     assert result["run"] == {
         "command": None, "batch_size": 64, "threads": torch.get_num_threads(), "processes": 1, "gpu": None
     }  # fmt: skip
-    for phase, images in (("reference", PICTURES), ("judged", 12), ("training", PICTURES)):
+    for phase, images in (("reference", IMAGES), ("judged", 12), ("training", IMAGES)):
         took = result["speed"][phase]
         assert took["images"] == images
         assert took["images_per_second"] == pytest.approx(images / took["seconds"])
     assert result["speed"]["judged"]["images_per_second"] < result["speed"]["network_only_images_per_second"]
     assert 0 < result["speed"]["showing_seconds"]["judged"] < result["speed"]["judged"]["seconds"]
     assert r"images\_per\_second" in (out / "report.md").read_text()
-    assert len(result["memorisation"]["closest"]) == 12
+    assert len(result["memorization"]["closest"]) == 12
     calls = {name: judge.calls for name, judge in networks.items()}
     again = evaluate(
-        request_of(protocol, coco, out, model=str(model), save_pictures=True, training=str(coco / "val2017"))
+        request_of(protocol, coco, out, model=str(model), save_images=True, training=str(coco / "val2017"))
     )
     assert again is not None
     assert again["scores"] == result["scores"]
@@ -199,14 +199,14 @@ def test_killed_or_shared_runs_give_the_same_scores(
     assert alone is not None
     assert results[2]["scores"] == alone["scores"]
 
-    shown = DrawnPictures.show
+    shown = GeneratedImages.show
 
-    def killed(self: DrawnPictures, indices: Sequence[int]) -> Any:
+    def killed(self: GeneratedImages, indices: Sequence[int]) -> Any:
         if 7 in indices:
             raise KeyboardInterrupt
         return shown(self, indices)
 
-    monkeypatch.setattr(DrawnPictures, "show", killed)
+    monkeypatch.setattr(GeneratedImages, "show", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate(request_of(protocol, coco, tmp_path / "killed", model=str(model)))
     assert not (tmp_path / "killed" / "result.json").exists()
@@ -231,9 +231,9 @@ def test_a_distance_of_too_few_samples_is_marked(
     assert "‡ no more samples than features" in (tmp_path / "out/report.md").read_text()
 
 
-def test_foreign_pictures_are_counted_by_size(make: Any) -> None:
+def test_external_images_are_counted_by_size(make: Any) -> None:
     for number in range(26):
-        make.picture(make.root / f"{number:02}.png", (8 + number // 2, 8) if number < 20 else (99, 8))
+        make.image(make.root / f"{number:02}.png", (8 + number // 2, 8) if number < 20 else (99, 8))
     folder = read_benchmark("folder", make.root, "all")
     judged = read_from_folder(make.root, find_protocol("folder"), folder, excluded=frozenset(), count=None)
     sizes = judged.record["sizes"]
@@ -245,49 +245,49 @@ def test_foreign_pictures_are_counted_by_size(make: Any) -> None:
 LEAVES_OUT = PROTOCOL.replace("seed: 0}", "seed: 0, exclusions: true}").replace("count: 12, ", "")
 
 
-def test_foreign_pictures_as_dm_gan_names_them_are_left_out_by_name(make: Any) -> None:
-    coco, drawn = make.coco("val2017"), make.root / "drawn"
+def test_external_images_as_dm_gan_names_them_are_left_out_by_name(make: Any) -> None:
+    coco, generated = make.coco("val2017"), make.root / "sampled"
     for number in (4, 9, 25):
         for turn in range(2):
-            make.picture(drawn / f"single/{number:012d}_s-1_{turn}.png", (16, 16), seed=number + turn)
-    make.picture(drawn / "single/another.png", (16, 16))
+            make.image(generated / f"single/{number:012d}_s-1_{turn}.png", (16, 16), seed=number + turn)
+    make.image(generated / "single/another.png", (16, 16))
     (make.root / "toy.yaml").write_text(LEAVES_OUT)
     protocol, benchmark = find_protocol(make.root / "toy.yaml"), read_benchmark("coco", coco, "val2017")
     excluded = frozenset([f"{9:012d}"])
-    judged = read_from_folder(drawn, protocol, benchmark, excluded=excluded, count=None)
+    judged = read_from_folder(generated, protocol, benchmark, excluded=excluded, count=None)
     assert [key for key in judged.keys if "_s-1_" in key] == [
         f"single/{number:012d}_s-1_{turn}" for number in (4, 25) for turn in range(2)
     ]
     assert judged.groups == [*[f"{4:012d}"] * 2, *[f"{25:012d}"] * 2, "single/another"]
     assert (judged.record["named_as_benchmark"], judged.record["excluded"]) == (6, 2)
-    for path in (drawn / "single").iterdir():
+    for path in (generated / "single").iterdir():
         path.rename(path.with_stem("no-" + path.stem))
-    with pytest.raises(ValueError, match=r"toy leaves pictures out by name, and none of the 7 in .* KEY\.png"):
-        read_from_folder(drawn, protocol, benchmark, excluded=excluded, count=None)
+    with pytest.raises(ValueError, match=r"toy leaves images out by name, and none of the 7 in .* KEY\.png"):
+        read_from_folder(generated, protocol, benchmark, excluded=excluded, count=None)
 
 
-def test_foreign_pictures_take_their_class_by_name_where_one_picture_has_it(make: Any) -> None:
-    benchmark, drawn = read_benchmark("cub", make.cub(), "train"), make.root / "drawn"
+def test_external_images_take_their_class_by_name_where_one_image_has_it(make: Any) -> None:
+    benchmark, generated = read_benchmark("cub", make.cub(), "train"), make.root / "sampled"
     for path in ("single/001.Tern/Tern_0001_11_s-1_0.png", "002.Wren/Wren_0001_21.png", "x/Wren_0002_22_s0_12.png"):
-        make.picture(drawn / path)
-    judged = read_from_folder(drawn, find_protocol("folder"), benchmark, excluded=frozenset(), count=None)
+        make.image(generated / path)
+    judged = read_from_folder(generated, find_protocol("folder"), benchmark, excluded=frozenset(), count=None)
     assert judged.groups == ["002.Wren", "001.Tern", "002.Wren"]
     twice = replace(benchmark, items=(*benchmark.items, replace(benchmark.items[0], key="other/Tern_0001_11")))
-    judged = read_from_folder(drawn, find_protocol("folder"), twice, excluded=frozenset(), count=None)
+    judged = read_from_folder(generated, find_protocol("folder"), twice, excluded=frozenset(), count=None)
     assert judged.groups[1] == "single/001.Tern/Tern_0001_11_s-1_0"  # of which of the two is not known
 
 
-def test_a_folder_of_pictures_is_scored_without_a_model(
+def test_a_folder_of_images_is_scored_without_a_model(
     networks: dict[str, Judge], protocol: str, coco: Path, tmp_path: Path
 ) -> None:
     del networks
-    result = evaluate(request_of(protocol, coco, tmp_path / "out", images=coco / "val2017", captions=PICTURES))
+    result = evaluate(request_of(protocol, coco, tmp_path / "out", images=coco / "val2017", captions=IMAGES))
     assert scores(result, "fid", family="inception-2015", blur=0)[0]["value"] == pytest.approx(0, abs=1e-9)
     assert all(row["at_infinity"] < 1e-9 for row in scores(result, "fid"))  # below 0: the bias is taken away
     assert not scores(result, "clip_score")  # there are no captions beside them
     assert result is not None
-    assert any("clip_score: the pictures have no captions" in line for line in result["left_out"])
-    assert result["subject"]["sizes"] == {"24x20": PICTURES}
+    assert any("clip_score: the images have no captions" in line for line in result["left_out"])
+    assert result["subject"]["sizes"] == {"24x20": IMAGES}
     assert {row["candidates"] for row in result["scores"]} == {None}
 
 
@@ -310,7 +310,7 @@ def test_the_network_that_looks_for_copies_can_be_chosen(
     more = {"model": str(model), "training": str(coco / "val2017")}
     result = evaluate(request_of(protocol, coco, tmp_path / "out", copies_network="clip", **more))
     assert result is not None
-    assert (result["memorisation"]["network"], result["memorisation"]["network_sha256"]) == ("clip", "clip")
+    assert (result["memorization"]["network"], result["memorization"]["network_sha256"]) == ("clip", "clip")
     with pytest.raises(ValueError, match="--copies-network mobilenet: the networks of this evaluation are inception"):
         evaluate(request_of(protocol, coco, tmp_path / "other", copies_network="mobilenet", **more))
     assert not (tmp_path / "other").exists()
@@ -319,12 +319,12 @@ def test_the_network_that_looks_for_copies_can_be_chosen(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": None}, "either --model, which draws, or --images"),
+        ({"model": None}, "either --model, which generates, or --images"),
         ({"captions": 27}, "26 captions by the rule 'one'"),
         ({"model": None, "images": Path("absent")}, "absent"),
         ({"threshold": 2.0}, "--threshold must be a cosine"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"exclusions": Path("some.txt")}, "leaves no picture out"),
+        ({"exclusions": Path("some.txt")}, "leaves no image out"),
         ({"layout": "cub"}, "unknown layout 'cub'"),
         ({"sampling": {"top_k": 0}}, "top_k must be a count of at least 1"),
         ({"sampling": {"seed": -1}}, "seed must be at least 0, got -1"),
@@ -389,7 +389,7 @@ def test_other_pixels_in_a_file_of_equal_size_are_measured_again(
     shutil.copytree(coco, data)
     first, other = sorted((data / "val2017").iterdir())[:2]
     size = max(first.stat().st_size, other.stat().st_size)
-    for path in (first, other):  # bytes after the end of a picture say nothing
+    for path in (first, other):  # bytes after the end of an image say nothing
         path.write_bytes(path.read_bytes().ljust(size, b"\0"))
     before = evaluate(request_of(protocol, data, tmp_path / "before", model=str(model), cache=cache))
     first.write_bytes(other.read_bytes())
@@ -413,7 +413,7 @@ def test_a_reference_unlike_the_recorded_one_stops_the_run(
             evaluate(request_of(str(path), coco, out, model=str(model), share=share))
         assert [file.name for file in out.iterdir()] == [".cache"]  # the folder is free for the right data
     measured = {json.loads(file.read_text())["subject"]["kind"] for file in out.rglob("run.json")}
-    assert measured == {"pictures"}  # nothing was drawn
+    assert measured == {"images"}  # nothing was sampled
     assert not list(out.rglob("*.claim"))
 
 
@@ -465,15 +465,15 @@ name: toy-birds
 title: made-up birds
 benchmark: {cub: test}
 captions: {rule: unique}
-pictures: {cub: 2}
-picture: {crop: box, size: 16}
+images: {cub: 2}
+image: {crop: box, size: 16}
 sampling: {candidates: 1, chunk: 3}
 metrics: [fid]
 fid_families: [dmgan]
 """
 
 
-def test_birds_are_cut_to_their_boxes_and_pictures_from_elsewhere_are_not(
+def test_birds_are_cropped_to_their_boxes_and_images_from_elsewhere_are_not(
     networks: dict[str, Judge], make: Any, model: Path, tmp_path: Path
 ) -> None:
     del networks
@@ -482,12 +482,12 @@ def test_birds_are_cut_to_their_boxes_and_pictures_from_elsewhere_are_not(
     path.write_text(CUB)
     given = {"dmgan": Path("x")}
     training = str(cub / "images" / "001.Tern")
-    drawn = evaluate(
-        request_of(str(path), cub, tmp_path / "drawn", model=str(model), networks=given, training=training)
+    generated = evaluate(
+        request_of(str(path), cub, tmp_path / "sampled", model=str(model), networks=given, training=training)
     )
-    assert scores(drawn, "fid")[0]["samples"] == 19  # of twenty captions one is shared by both
-    assert drawn is not None
-    assert drawn["memorisation"]["training_pictures"] == 2
+    assert scores(generated, "fid")[0]["samples"] == 19  # of twenty captions one is shared by both
+    assert generated is not None
+    assert generated["memorization"]["training_images"] == 2
     elsewhere = cub / "images" / "002.Wren"
     read = evaluate(request_of(str(path), cub, tmp_path / "read", images=elsewhere, networks=given))
     assert scores(read, "fid")[0]["samples"] == 2
@@ -502,50 +502,50 @@ def test_an_incomplete_data_set_is_refused(
 ) -> None:
     del networks
     path = tmp_path / "counted.yaml"
-    path.write_text(Path(protocol).read_text() + "pictures: {coco: 30}\n")
-    with pytest.raises(ValueError, match=r"means the 30 captioned pictures of coco:val2017, .* has 26"):
+    path.write_text(Path(protocol).read_text() + "images: {coco: 30}\n")
+    with pytest.raises(ValueError, match=r"means the 30 captioned images of coco:val2017, .* has 26"):
         evaluate(request_of(str(path), coco, tmp_path / "out", model=str(model)))
 
 
-def test_pictures_that_a_kill_left_unwritten_are_written(
+def test_images_that_a_kill_left_unwritten_are_written(
     networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     del networks
     out = tmp_path / "out"
     evaluate(request_of(protocol, coco, out, model=str(model)))
-    assert not (out / "pictures").exists()
-    evaluate(request_of(protocol, coco, out, model=str(model), save_pictures=True))
-    files = sorted((out / "pictures").iterdir())
+    assert not (out / "images").exists()
+    evaluate(request_of(protocol, coco, out, model=str(model), save_images=True))
+    files = sorted((out / "images").iterdir())
     assert [path.suffix for path in files] == [".png", ".txt"] * 12
     before = files[4].read_bytes()
     files[4].unlink()
-    evaluate(request_of(protocol, coco, out, model=str(model), save_pictures=True))
+    evaluate(request_of(protocol, coco, out, model=str(model), save_images=True))
     assert files[4].read_bytes() == before
-    # What was written can be scored as pictures of another system, captions and all.
-    read = evaluate(request_of(protocol, coco, tmp_path / "read", images=out / "pictures"))
-    drawn = json.loads((out / "result.json").read_text())
+    # What was written can be scored as images of another system, captions and all.
+    read = evaluate(request_of(protocol, coco, tmp_path / "read", images=out / "images"))
+    generated = json.loads((out / "result.json").read_text())
     for metric in ("fid", "clip_score"):
-        assert scores(read, metric)[0]["value"] == pytest.approx(scores(drawn, metric)[0]["value"])
+        assert scores(read, metric)[0]["value"] == pytest.approx(scores(generated, metric)[0]["value"])
 
 
 def test_the_best_of_the_first_candidates(model: Path) -> None:
     pipe = DallePipeline.from_pretrained(model)
     captions = ["a cat", "a dog", "two birds"]
-    many = DrawnPictures(pipe, captions, Sampling(candidates=6, curve=(1, 2, 6)), batch_size=4)
+    many = GeneratedImages(pipe, captions, Sampling(candidates=6, curve=(1, 2, 6)), batch_size=4)
     shown = many.show(range(3))
-    few = DrawnPictures(pipe, captions, Sampling(candidates=2)).show(range(3))
+    few = GeneratedImages(pipe, captions, Sampling(candidates=2)).show(range(3))
     assert shown.chosen[1] == [0, 0, 0]
     assert shown.chosen[2] == few.chosen[2]
     for number, caption in enumerate(captions):
-        assert torch.equal(shown.pictures[2][number], few.pictures[2][number])
-        candidates = torch.stack([many.picture(number, c) for c in range(6)])
+        assert torch.equal(shown.images[2][number], few.images[2][number])
+        candidates = torch.stack([many.image(number, c) for c in range(6)])
         assert pipe.ranker is not None
         best = int(pipe.ranker.scores(candidates.float() / 255, [caption] * 6).argmax())
         assert shown.chosen[6][number] == best
-        assert torch.equal(shown.pictures[6][number], candidates[best])
+        assert torch.equal(shown.images[6][number], candidates[best])
 
 
-def test_the_command_draws_measures_and_reports(
+def test_the_command_samples_measures_and_reports(
     networks: dict[str, Judge],
     protocol: str,
     coco: Path,
@@ -587,20 +587,20 @@ def test_copies_are_looked_for_in_shards_by_all_processes(
             archive.add(path, path.name)
         broken = tarfile.TarInfo("broken.jpg")
         broken.size = 9
-        archive.addfile(broken, io.BytesIO(b"no picture"[:9]))
+        archive.addfile(broken, io.BytesIO(b"no image"[:9]))
     found = {}
     for name, training in (("folder", coco / "val2017"), ("shards", shard)):
         request = request_of(protocol, coco, tmp_path / name, model=str(model), training=str(training))
         assert evaluate(replace(request, share=Share(rank=1, world=2))) is None
         cache = sorted((tmp_path / name / ".cache").glob("inception-2015-*"))
         chunks = {len(list(folder.glob("*.safetensors"))) for folder in cache}
-        # Every other one of 26 or 27 pictures and of 12 in chunks of 5; and the whole reference, to check it.
+        # Every other one of 26 or 27 images and of 12 in chunks of 5; and the complete reference, to check it.
         assert chunks == {6, 3, 1}
         result = evaluate(replace(request, share=Share(rank=0, world=2)))
         assert result is not None
-        found[name] = result["memorisation"]
-    assert (found["folder"]["training_pictures"], found["folder"]["unreadable"]) == (26, 0)
-    assert (found["shards"]["training_pictures"], found["shards"]["unreadable"]) == (27, 1)
+        found[name] = result["memorization"]
+    assert (found["folder"]["training_images"], found["folder"]["unreadable"]) == (26, 0)
+    assert (found["shards"]["training_images"], found["shards"]["unreadable"]) == (27, 1)
     assert found["shards"]["closest"] == found["folder"]["closest"]
     del networks
 
@@ -621,13 +621,13 @@ def test_overlaps_make_an_exclusion_list(
     out = tmp_path / "overlaps.txt"
     arguments = ["overlap", protocol, "--data", str(coco), "--training", str(training), "--network", "clip=x"]
     assert main([*arguments, "--threshold", "0.999999", "--out", str(out)]) == 0
-    assert "2 of 26 pictures" in capsys.readouterr().out
+    assert "2 of 26 images" in capsys.readouterr().out
     assert load_exclusions(out) == {f"{number:012d}" for number in (3, 7)}
     assert out.with_suffix(".png").is_file()
     head = out.read_text().splitlines()[0]
-    digests = [TrainingPictures(training, "center", 16).identity["source"], read_benchmark("coco", coco, "val2017")]
+    digests = [TrainingImages(training, "center", 16).identity["source"], read_benchmark("coco", coco, "val2017")]
     assert head == (
-        f"# coco:val2017 (sha256 {digests[1].sha256()}) in training, a training set of 2 pictures (sha256 of names "
+        f"# coco:val2017 (sha256 {digests[1].sha256()}) in training, a training set of 2 images (sha256 of names "
         f"and sizes {digests[0]}), clip (sha256 clip) cosine at least 0.999999"
     )
     assert main([*arguments, "--threshold", "7", "--out", str(out)]) == 2

@@ -1,4 +1,4 @@
-"""Pictures to features: what happens in which thread, and pictures of several sizes."""
+"""Images to features: what happens in which thread, and images of several sizes."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ class Mixed:
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
         sizes = [(3, 6, 6), (3, 4, 8)] * 5
-        self.pictures = [torch.randint(256, size, generator=generator, dtype=torch.uint8) for size in sizes]
+        self.images = [torch.randint(256, size, generator=generator, dtype=torch.uint8) for size in sizes]
         self.threads: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def show(self, indices: Sequence[int]) -> Shown:
         self.threads.add(threading.get_ident())
-        return Shown(pictures={1: [self.pictures[i] for i in indices]}, chosen={1: [0] * len(indices)}, captions=[])
+        return Shown(images={1: [self.images[i] for i in indices]}, chosen={1: [0] * len(indices)}, captions=[])
 
-    def picture(self, index: int, candidate: int) -> Tensor:
+    def image(self, index: int, candidate: int) -> Tensor:
         raise NotImplementedError
 
 
 class Means:
-    """Means of the channels, of pictures that were doubled beforehand."""
+    """Means of the channels, of images that were doubled beforehand."""
 
     name = "means"
     record: dict[str, str | int] = {"sha256": "0"}  # noqa: RUF012
@@ -60,12 +60,12 @@ class Means:
         return {"features": images.float().mean((2, 3))}
 
 
-def test_pictures_are_made_ready_in_another_thread_and_keep_their_order(tmp_path: Path) -> None:
+def test_images_are_made_ready_in_another_thread_and_keep_their_order(tmp_path: Path) -> None:
     subject, network = Mixed(), Means()
     measured = Measurement(subject, {"means": network}, (0, 1), 4, tmp_path)
     measured.run(Share(), label="mixed")
-    for radius, pictures in gaussian_blur(subject.pictures, (0, 1)).items():
-        expected = torch.stack([picture.float().mean((1, 2)) for picture in pictures])
+    for radius, images in gaussian_blur(subject.images, (0, 1)).items():
+        expected = torch.stack([image.float().mean((1, 2)) for image in images])
         torch.testing.assert_close(measured.all("means", f"{radius}/1/features"), expected)
     assert network.looked_by == {threading.get_ident()}
     assert subject.threads == network.prepared_by

@@ -66,7 +66,7 @@ def test_bits_are_those_of_the_head_and_not_of_the_batches(prior: Prior) -> None
         assert bits_per_token(prior, text, codes, batch_size) == pytest.approx(expected, abs=1e-5)
 
 
-def test_bits_need_pictures(prior: Prior) -> None:
+def test_bits_need_images(prior: Prior) -> None:
     with pytest.raises(ValueError, match="equally many"):
         bits_per_token(prior, torch.zeros(1, 3).long(), torch.zeros(2, 2, 2).long())
 
@@ -106,20 +106,20 @@ def test_retrieval_through_a_ranker(batch_size: int) -> None:
     assert half["image_to_text_top1"] == half["text_to_image_top1"] == 0.5
 
 
-# Directions at 0, 10, 40 and 90 degrees: neighbours can be told by eye.
+# Directions at 0, 10, 40 and 90 degrees: neighbors can be told by eye.
 ANGLES = torch.tensor([0.0, 10.0, 40.0, 90.0]).deg2rad()
 GALLERY = torch.stack([ANGLES.cos(), ANGLES.sin()], 1) * torch.tensor([[1.0], [9.0], [2.0], [0.1]])
 KEYS, CONCEPTS = ["a_x", "a_y", "b_x", "b_y"], ["a", "a", "b", "b"]
 
 
 @pytest.mark.parametrize(("k", "expected"), [(1, 0.75), (2, 0.75), (3, 1.0)])
-def test_concept_accuracy_leaves_the_own_picture_out(k: int, expected: float) -> None:
+def test_concept_accuracy_leaves_the_own_image_out(k: int, expected: float) -> None:
     """Nearest to 40 degrees are 10 and 0, both of another concept, and only then 90."""
     got = concept_accuracy(GALLERY, KEYS, CONCEPTS, GALLERY, KEYS, CONCEPTS, k)
     assert got == expected
 
 
-def test_concept_accuracy_of_queries_that_are_no_gallery_picture() -> None:
+def test_concept_accuracy_of_queries_that_are_no_gallery_image() -> None:
     known = (GALLERY, KEYS, CONCEPTS)
     near_a = torch.tensor([[1.0, 0.01]])
     assert concept_accuracy(near_a, ["a_x"], ["a"], *known, k=1) == 1

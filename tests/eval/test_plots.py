@@ -11,11 +11,11 @@ from PIL import Image
 BARS = {"$right$": {"train": 0.0, "_val": 2.5}, "none": {"train": 1.0, "_val": 3.0}}
 
 
-def test_bars_are_drawn_and_equal_heights_give_equal_files() -> None:
+def test_bars_are_sampled_and_equal_heights_give_equal_files() -> None:
     png = bar_figure(BARS, title="$t$", score="bits")
-    with Image.open(BytesIO(png)) as picture:
-        assert picture.width > picture.height
-        assert len(picture.convert("RGB").getcolors(1 << 20)) > 2  # more than ink on paper
+    with Image.open(BytesIO(png)) as image:
+        assert image.width > image.height
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 2  # more than ink on paper
     assert png == bar_figure(BARS, title="$t$", score="bits")
     assert png != bar_figure({**BARS, "none": {"train": 1.0, "_val": 3.5}}, title="$t$", score="bits")
 

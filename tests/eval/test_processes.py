@@ -16,10 +16,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROTOCOL = """
 name: toy
-title: made-up pictures
+title: made-up images
 benchmark: {coco: val2014}
 captions: {rule: unique}
-picture: {crop: center, size: 16}
+image: {crop: center, size: 16}
 sampling: {candidates: 2, curve: [1], chunk: 1}
 metrics: [r_precision]
 fid_families: []

@@ -37,8 +37,8 @@ def test_the_shipped_protocols_are_those_of_the_paper() -> None:
     coco, cub = find_protocol("coco-30k"), find_protocol("cub")
     assert (coco.layout, coco.split("coco"), coco.split("attngan")) == ("coco", "val2014", "test")
     assert (coco.captions.rule, coco.captions.count, coco.captions.exclusions) == ("one", 30000, False)
-    assert (coco.picture.crop, coco.picture.size, coco.published) == ("center", 256, ("coco",))
-    assert (cub.captions.rule, cub.captions.count, cub.picture.crop) == ("unique", None, "box")
+    assert (coco.image.crop, coco.image.size, coco.published) == ("center", 256, ("coco",))
+    assert (cub.captions.rule, cub.captions.count, cub.image.crop) == ("unique", None, "box")
     assert coco.blur == cub.blur == RADII
     assert coco.sampling.curve == cub.sampling.curve == CURVE
     assert coco.fid_families == cub.fid_families == ("inception-2015", "dmgan")
@@ -93,18 +93,18 @@ def test_an_unknown_name_answers_with_the_nearest() -> None:
         ({"captions": {"rule": "one", "cuont": 3}}, r"captions: unknown field 'cuont'. Did you mean 'count'"),
         ({"captions": {"count": 3}}, "captions: rule missing"),
         ({"captions": {"rule": "uniqe"}}, "unknown captions.rule 'uniqe'. Did you mean 'unique'"),
-        ({"captions": {"rule": "one", "count": 1}}, "captions.count must be a whole number of at least 2, got 1"),
-        ({"captions": {"rule": "one", "count": True}}, "captions.count must be a whole number"),
+        ({"captions": {"rule": "one", "count": 1}}, "captions.count must be an integer of at least 2, got 1"),
+        ({"captions": {"rule": "one", "count": True}}, "captions.count must be an integer"),
         ({"captions": {"rule": "one", "exclusions": "yes"}}, "exclusions must be true or false, got 'yes'"),
         ({"captions": "one"}, "captions must be a mapping"),
-        ({"picture": {"crop": "centre"}}, "unknown picture.crop 'centre'. Did you mean 'center'"),
-        ({"picture": {"size": 0}}, "picture.size must be a whole number of at least 1"),
+        ({"image": {"crop": "centre"}}, "unknown image.crop 'centre'. Did you mean 'center'"),
+        ({"image": {"size": 0}}, "image.size must be an integer of at least 1"),
         ({"sampling": {"curve": [1, 4, 2]}}, r"sampling.curve must rise, each number once, got \[1, 4, 2\]"),
         ({"sampling": {"curve": 4}}, "curve must be a list, got 4"),
-        ({"sampling": {"candidates": 1.5}}, "sampling.candidates must be a whole number"),
+        ({"sampling": {"candidates": 1.5}}, "sampling.candidates must be an integer"),
         ({"blur": [1, 2]}, "blur must begin with 0"),
         ({"blur": []}, "blur must begin with 0"),
-        ({"blur": [0, -1]}, "blur must be a whole number of at least 0, got -1"),
+        ({"blur": [0, -1]}, "blur must be an integer of at least 0, got -1"),
         ({"metrics": ["fdi"]}, "unknown metrics 'fdi'. Did you mean 'fid'"),
         ({"metrics": ["fid", "fid"]}, "metrics has a name twice"),
         ({"metrics": []}, "metrics is empty"),
@@ -116,7 +116,7 @@ def test_an_unknown_name_answers_with_the_nearest() -> None:
         ({"benchmark": {}}, "benchmark is empty"),
         ({"name": "Big Name"}, "name must be lower-case letters, digits and hyphens"),
         ({"title": ""}, "title must be one line of text"),
-        ({"is_splits": 0}, "is_splits must be a whole number"),
+        ({"is_splits": 0}, "is_splits must be an integer"),
         ({"notes": "one"}, "notes must be a list"),
         ({"notes": [3]}, "notes must be a list of sentences"),
         ({"networks": {"dmgan": {"sha256": "0" * 64}}}, "unknown networks 'dmgan'"),

@@ -178,7 +178,7 @@ def test_a_row_overrides_its_group_and_a_series_becomes_rows(tmp_path: Path) -> 
         ({"rows": [{"value": 2}]}, "group 1, row 1: system missing"),
         ({"rows": [{"system": "A", "value": "3"}]}, "value must be a number of at least 0, got '3'"),
         ({"rows": [{"system": "A", "value": float("nan")}]}, "value must be a number"),
-        ({"rows": [{"system": "A", "value": 1, "blur": -1}]}, "blur must be a whole number of at least 0"),
+        ({"rows": [{"system": "A", "value": 1, "blur": -1}]}, "blur must be an integer of at least 0"),
         ({"rows": [{"system": "A", "value": 1, "quoted": 1}]}, "quoted must be true or false"),
         ({"rows": [{"system": "A", "values": {0: 1}}]}, "values must map numbers of blur or candidates"),
         ({"rows": [{"system": "A", "value": 1}, {"system": "A", "value": 2}]}, "fid at blur 0 stands twice"),

@@ -1,4 +1,4 @@
-"""Reports: measured beside published of the same family only, whole or not at all, nothing interpreted."""
+"""Reports: measured beside published of the same family only, atomically, nothing interpreted."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def put(tmp_path: Path) -> Put:
 
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> list[Line]:
-    """The lines of all figures, which are not drawn: that takes most of the time of a report."""
+    """The lines of all figures, which are not sampled: that takes most of the time of a report."""
     seen: list[Line] = []
     monkeypatch.setattr(report, "line_figure", lambda lines, **_: seen.extend(lines) or b"")
     return seen
@@ -88,7 +88,7 @@ def cells(text: str, system: str) -> list[list[str]]:
     return [row for row in table if row[0].strip("*") == system]
 
 
-def test_a_report_is_whole(put: Put, tmp_path: Path) -> None:
+def test_a_report_is_complete(put: Put, tmp_path: Path) -> None:
     files = write_report([put(made_up(BY_BLUR))], tmp_path / "out")
     assert [path.name for path in files] == [
         "report.md", "report.html", "fid-blur-dmgan.png", "fid-candidates-dmgan.png", "is-blur-inception-2015.png",
@@ -133,13 +133,11 @@ def test_a_distance_of_too_few_samples_is_marked(put: Put, lines: list[Line]) ->
 
 
 @pytest.mark.usefixtures("lines")
-def test_the_closest_training_pictures_are_a_table(put: Put, tmp_path: Path) -> None:
+def test_the_closest_training_images_are_a_table(put: Put, tmp_path: Path) -> None:
     pairs = [{"sample": 3, "training": "a/b", "similarity": 0.975}, {"sample": 1, "training": "c", "similarity": 0.5}]
-    result = made_up(BY_BLUR) | {"memorisation": {"network": "clip", "share_above": 0.5, "closest": pairs}}
+    result = made_up(BY_BLUR) | {"memorization": {"network": "clip", "share_above": 0.5, "closest": pairs}}
     text = write_report([put(result)], tmp_path / "out")[0].read_text()
-    assert (
-        "| sample | nearest training picture | cosine |\n|---|---|---|\n| 3 | a/b | 0.975 |\n| 1 | c | 0.5 |" in text
-    )
+    assert "| sample | nearest training image | cosine |\n|---|---|---|\n| 3 | a/b | 0.975 |\n| 1 | c | 0.5 |" in text
     assert "share\\_above | 0.5" in text
     assert "similarity" not in text
     assert "{" not in text
@@ -218,7 +216,7 @@ def test_a_protocol_of_a_smaller_count_does_not_make_scores_comparable(put: Put,
 @pytest.mark.usefixtures("lines")
 def test_all_unique_captions(put: Put, tmp_path: Path, captions: int, marked: bool) -> None:
     birds = made_up([score("fid", 60.0, samples=500)], protocol="cub")
-    birds["benchmark"]["captions"] = captions  # 0: pictures without captions, whose right number nobody knows
+    birds["benchmark"]["captions"] = captions  # 0: images without captions, whose right number nobody knows
     text = write_report([put(birds)], tmp_path / "out")[0].read_text()
     assert (MARK in cells(text, "model-a")[0][4]) == marked
 
@@ -290,7 +288,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("benchmark/sha256", "00", "differ in benchmark.sha256: 'cd' and '00'"),
         ("benchmark/excluded", 3, "differ in benchmark.excluded: 0 and 3"),
         ("benchmark/exclusions_sha256", "00", "differ in benchmark.exclusions_sha256: None and '00'"),
-        ("protocol/picture/crop", "none", "differ in protocol.picture"),
+        ("protocol/image/crop", "none", "differ in protocol.image"),
         ("protocol/is_splits", 5, "differ in protocol.is_splits: 10 and 5"),
         ("networks/dmgan/sha256", "13", "differ in sha256 of dmgan: '12' and '13'"),
     ],
@@ -319,7 +317,7 @@ def test_other_sampling_belongs_together(put: Put) -> None:
         (made_up([score("fdi", 1.0)]), "score 1: unknown metric 'fdi'. Did you mean 'fid'"),
         (made_up([score("fid", 1.0, "mobilenet")]), "a FID is of inception-2015 or dmgan, got 'mobilenet': call it"),
         (made_up([score("fid", float("nan"))]), "value must be a finite number, got nan"),
-        (made_up([score("fid", 1.0, samples=0)]), "samples must be a whole number of at least 1, got 0"),
+        (made_up([score("fid", 1.0, samples=0)]), "samples must be an integer of at least 1, got 0"),
         (made_up([score("fid", 1.0, interval=[1.0])]), "interval must be two numbers"),
         (made_up([{"metric": "fid"}]), "score 1: .*missing"),
         (made_up([score("fid", 1.0), score("fid", 2.0)]), "stands twice"),

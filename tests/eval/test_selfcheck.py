@@ -1,4 +1,4 @@
-"""The reference checks itself: honest pictures pass, others are caught, and what was found can be put on record."""
+"""The reference checks itself: honest images pass, others are caught, and what was found can be put on record."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ COUNT, SIDE = 240, 8
 
 
 class Stack:
-    """Pictures in memory as a subject."""
+    """Images in memory as a subject."""
 
     counts = [1]  # noqa: RUF012
 
-    def __init__(self, pictures: Tensor) -> None:
-        self.pictures, self.identity = pictures, {"sum": int(pictures.long().sum())}
+    def __init__(self, images: Tensor) -> None:
+        self.images, self.identity = images, {"sum": int(images.long().sum())}
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def show(self, indices: Sequence[int]) -> Shown:
-        pictures = [self.pictures[i] for i in indices]
-        return Shown(pictures={1: pictures}, chosen={1: [0] * len(pictures)}, captions=[""] * len(pictures))
+        images = [self.images[i] for i in indices]
+        return Shown(images={1: images}, chosen={1: [0] * len(images)}, captions=[""] * len(images))
 
-    def picture(self, index: int, candidate: int) -> Tensor:
+    def image(self, index: int, candidate: int) -> Tensor:
         del candidate
-        return self.pictures[index]
+        return self.images[index]
 
 
 class Pixels:
-    """Features: all pixels, so that there may be fewer pictures than features."""
+    """Features: all pixels, so that there may be fewer images than features."""
 
     name = NETWORK
     record: dict[str, str | int] = {"sha256": PUBLISHED[NETWORK][0].sha256}  # noqa: RUF012
@@ -83,16 +83,16 @@ def items(kinds: Sequence[str]) -> list[Item]:
 
 
 def check(
-    pictures: Tensor,
+    images: Tensor,
     cache: Path,
     kinds: Sequence[str] | None = None,
     protocol: Protocol | None = None,
     network: Network | None = None,
 ) -> SelfCheck:
-    measured = Measurement(Stack(pictures), {NETWORK: network or Contrast()}, (0,), 17, cache)
+    measured = Measurement(Stack(images), {NETWORK: network or Contrast()}, (0,), 17, cache)
     measured.run(Share(), label="reference")
     known = protocol or find_protocol("coco-30k")
-    return check_reference(measured, known, items(kinds or ["all"] * len(pictures)))
+    return check_reference(measured, known, items(kinds or ["all"] * len(images)))
 
 
 def passed(found: SelfCheck) -> dict[str, bool]:
@@ -113,54 +113,54 @@ def test_an_honest_reference_passes(seed: int, tmp_path: Path) -> None:
 
 
 def test_a_reference_half_blurred_is_caught(tmp_path: Path) -> None:
-    pictures = noise()
-    blurred = torch.stack(gaussian_blur(list(pictures[COUNT // 2 :]), [1])[1])
+    images = noise()
+    blurred = torch.stack(gaussian_blur(list(images[COUNT // 2 :]), [1])[1])
     with pytest.raises(SelfCheckError, match=rf"{HALVES}: 0\.\d+, expected at most 0\.0\d+, where 16 random splits"):
-        check(torch.cat([pictures[: COUNT // 2], blurred]), tmp_path)
+        check(torch.cat([images[: COUNT // 2], blurred]), tmp_path)
 
 
 def test_a_last_third_of_another_kind_is_caught(tmp_path: Path) -> None:
-    pictures = noise()
-    pictures[2 * COUNT // 3 :] //= 2  # darker
+    images = noise()
+    images[2 * COUNT // 3 :] //= 2  # darker
     with pytest.raises(SelfCheckError, match=HALVES):
-        check(pictures, tmp_path)
+        check(images, tmp_path)
 
 
 @pytest.mark.parametrize("count", [120, 600])  # of 192 features
-def test_a_second_half_of_less_detail_is_caught_with_few_pictures_and_with_many(count: int, tmp_path: Path) -> None:
-    pictures = noise(count=count)
-    assert passed(check(pictures, tmp_path / "honest", network=Pixels()))[HALVES]
-    coarse = pictures[count // 2 :].float()
+def test_a_second_half_of_less_detail_is_caught_with_few_images_and_with_many(count: int, tmp_path: Path) -> None:
+    images = noise(count=count)
+    assert passed(check(images, tmp_path / "honest", network=Pixels()))[HALVES]
+    coarse = images[count // 2 :].float()
     coarse = torch.nn.functional.avg_pool2d(coarse, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
     coarse = 127.5 + 2 * (coarse - 127.5)  # of equal contrast
-    damaged = torch.cat([pictures[: count // 2], coarse.clamp(0, 255).byte()])
+    damaged = torch.cat([images[: count // 2], coarse.clamp(0, 255).byte()])
     with pytest.raises(SelfCheckError, match=HALVES):
         check(damaged, tmp_path / "damaged", network=Pixels())
 
 
 def test_classes_and_folders_may_differ(tmp_path: Path) -> None:
     """Birds are sorted by class: only within a class does the order say nothing."""
-    pictures = noise()
-    pictures[COUNT // 2 :] //= 2
+    images = noise()
+    images[COUNT // 2 :] //= 2
     kinds = ["bright"] * (COUNT // 2) + ["dark"] * (COUNT // 2)
-    assert passed(check(pictures, tmp_path, kinds))[HALVES]
+    assert passed(check(images, tmp_path, kinds))[HALVES]
 
 
 def test_a_folder_that_nobody_knows_is_not_stopped_by_its_order(tmp_path: Path) -> None:
-    pictures = noise()
-    pictures[COUNT // 2 :] //= 2
-    found = check(pictures, tmp_path, protocol=find_protocol("folder"))
+    images = noise()
+    images[COUNT // 2 :] //= 2
+    found = check(images, tmp_path, protocol=find_protocol("folder"))
     assert HALVES not in passed(found)
     assert any("Perhaps they are sorted" in line for line in found.left_out)
 
 
-def test_few_pictures_are_not_split(tmp_path: Path) -> None:
+def test_few_images_are_not_split(tmp_path: Path) -> None:
     found = check(noise(count=99), tmp_path)
-    assert f"self-check of {NETWORK} by halves: too few pictures, 99 of 100" in found.left_out
+    assert f"self-check of {NETWORK} by halves: too few images, 99 of 100" in found.left_out
 
 
-def test_equal_pictures_are_caught(tmp_path: Path) -> None:
-    with pytest.raises(SelfCheckError, match="finds all 5 pictures of the reference alike"):
+def test_equal_images_are_caught(tmp_path: Path) -> None:
+    with pytest.raises(SelfCheckError, match="finds all 5 images of the reference alike"):
         check(torch.full((5, 3, SIDE, SIDE), 7, dtype=torch.uint8), tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Sheets: every picture at its place, a caption below it."""
+"""Sheets: every image at its place, a caption below it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from dalle_zoo_eval.sheets import comparison_sheet
 
 
-def test_pictures_and_captions_are_where_they_belong() -> None:
+def test_images_and_captions_are_where_they_belong() -> None:
     left = torch.zeros(3, 3, 16, 16)
     right = torch.ones(3, 3, 16, 16) * torch.tensor([1.0, 0, 0])[:, None, None]
     words = ["one", "two " * 40, "three"]
@@ -21,5 +21,5 @@ def test_pictures_and_captions_are_where_they_belong() -> None:
 
 
 def test_captions_must_match() -> None:
-    with pytest.raises(ValueError, match="one a caption"):
+    with pytest.raises(ValueError, match="one per caption"):
         comparison_sheet(torch.zeros(2, 3, 8, 8), captions=["one"])

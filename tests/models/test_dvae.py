@@ -30,8 +30,8 @@ SMALL = DVAEConfig(image_size=32, width=8, num_groups=3, blocks_per_group=1, dec
 @pytest.fixture(scope="module")
 def twin() -> DVAE:
     dvae = DVAE(TWIN_CONFIG).eval()
-    GOLDEN["fill_ours"](dvae.encoder, "encoder")
-    GOLDEN["fill_ours"](dvae.decoder, "decoder")
+    GOLDEN["fill_native"](dvae.encoder, "encoder")
+    GOLDEN["fill_native"](dvae.decoder, "decoder")
     return dvae
 
 

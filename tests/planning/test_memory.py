@@ -40,7 +40,7 @@ DEEP = PriorConfig(
 SIZES = {"narrow": NARROW, "long": LONG, "wordy": WORDY, "deep": DEEP}
 """Priors that differ in what takes their memory."""
 
-PICTURES = {
+IMAGES = {
     "small": DVAEConfig(image_size=64, width=16, num_groups=3, codebook_size=128, decoder_stem=16),
     "deep": DVAEConfig(image_size=64, width=32, num_groups=4, blocks_per_group=1, codebook_size=512, decoder_stem=32),
 }
@@ -68,21 +68,21 @@ def arithmetic(precision: str) -> AbstractContextManager[object]:
 def saved_bytes(net: nn.Module, loss: Callable[[], Tensor]) -> int:
     """Bytes that autograd keeps for the backward pass, parameters left out and each storage counted once."""
     own = {p.untyped_storage().data_ptr() for p in net.parameters()}
-    kept: dict[int, Tensor] = {}  # of one tensor a storage, so that no address is used twice
+    retained: dict[int, Tensor] = {}  # of one tensor a storage, so that no address is used twice
 
     def pack(tensor: Tensor) -> Tensor:
         address = tensor.untyped_storage().data_ptr()
         if address not in own:
-            kept.setdefault(address, tensor)
+            retained.setdefault(address, tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss()
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return sum(tensor.untyped_storage().nbytes() for tensor in retained.values())
 
 
 def peak_bytes(net: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Most bytes that two updates hold at once: weights, gradients, moments, activations and all else."""
+    """Most bytes that two steps hold at once: weights, gradients, moments, activations and all else."""
     optimizer = torch.optim.AdamW(net.parameters(), foreach=False)
     tracker = MemTracker()
     tracker.track_external(net, optimizer)
@@ -118,9 +118,9 @@ def dvae_step(net: DVAE, batch: int, precision: str) -> Callable[[], Tensor]:
     return loss
 
 
-def kept(work: PriorWork | DVAEWork, setup: Setup) -> float:
+def retained(work: PriorWork | DVAEWork, setup: Setup) -> float:
     """Bytes that the plan says the forward pass keeps: activations, early gradients, copies of weights."""
-    activations = sum(work.kept(setup.batch, setup.formats, setup.recompute).values())
+    activations = sum(work.retained(setup.batch, setup.formats, setup.recompute).values())
     activations += FLOAT32 * sum(p.total for p in work.parameters if p.early)
     if setup.precision != "bf16-mixed":
         return activations
@@ -136,7 +136,7 @@ def test_activations_are_those_that_autograd_keeps(size: str, batch: int, precis
     net = prior(SIZES[size], precision, recompute)
     measured = saved_bytes(net, prior_loss(net, batch, precision))
     setup = Setup(devices=1, batch=batch, precision=precision, recompute=recompute)
-    assert kept(PriorWork(SIZES[size]), setup) == pytest.approx(measured, rel=0.02)
+    assert retained(PriorWork(SIZES[size]), setup) == pytest.approx(measured, rel=0.02)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -156,10 +156,10 @@ def test_the_fullest_moment_is_that_of_the_memory_tracker(
 @pytest.mark.parametrize(("size", "batch"), [("small", 2), ("deep", 4)])
 def test_the_dvae_is_counted_as_well(size: str, batch: int, precision: str) -> None:
     torch.manual_seed(0)
-    net, work = DVAE(PICTURES[size]), DVAEWork(PICTURES[size])
+    net, work = DVAE(IMAGES[size]), DVAEWork(IMAGES[size])
     setup = Setup(devices=1, batch=batch, precision=precision)
     loss = dvae_step(net, batch, precision)
-    assert kept(work, setup) == pytest.approx(saved_bytes(net, loss), rel=0.02)
+    assert retained(work, setup) == pytest.approx(saved_bytes(net, loss), rel=0.02)
     assert memory_of(work, setup, reserve=0).total == pytest.approx(peak_bytes(net, loss), rel=0.1)
 
 
@@ -261,7 +261,7 @@ def test_averages_on_the_host_are_counted_for_every_process_of_a_node() -> None:
         assert memory_of(work, setup).host["averaged weights"] == pytest.approx(copies * weights, rel=0.01)
 
 
-def test_moments_of_the_update() -> None:
+def test_moments_of_the_step() -> None:
     memory = memory_of(PriorWork(DEEP), Setup(devices=1, recompute=True))
     assert set(memory.moments) == {FORWARD, BACKWARD, STEP}
     assert memory.fullest == max(memory.moments, key=lambda name: sum(memory.moments[name].values()))

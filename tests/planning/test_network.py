@@ -116,17 +116,17 @@ def test_compression_rates_of_table_1(width: int, rank: int, percent: int) -> No
 
 def test_powersgd_sends_so_much_less_to_other_nodes() -> None:
     setup = Setup(devices=8, nodes=128, strategy="hsdp_powersgd(rank=896)", precision="16-resblock")
-    thin, whole = sent(setup, PAPER), sent(setup, PAPER, compress=False)
+    thin, uncompressed = sent(setup, PAPER), sent(setup, PAPER, compress=False)
     factors = factors_of(PAPER.parameters, 8, 112)
     ring = 2 * 127 / 128
     assert thin["all-reduce of P and R"] == (0, pytest.approx(4 * ring * (factors.left + factors.right)))
-    assert thin["all-reduce of the rest"] == (0, pytest.approx(4 * ring * factors.whole))
-    assert whole["all-reduce of gradients"] == (0, pytest.approx(4 * ring * held(PAPER.parameters, 8)))
+    assert thin["all-reduce of the rest"] == (0, pytest.approx(4 * ring * factors.uncompressed))
+    assert uncompressed["all-reduce of gradients"] == (0, pytest.approx(4 * ring * held(PAPER.parameters, 8)))
     halved = sent(Setup(devices=8, nodes=128, strategy="hsdp_powersgd(rank=896, wire_bits=16)"), PAPER)
     assert halved["all-reduce of P and R"][1] == pytest.approx(thin["all-reduce of P and R"][1] / 2)
 
 
-def test_matrices_too_small_for_the_rank_go_whole_as_in_training() -> None:
+def test_matrices_too_small_for_the_rank_go_uncompressed_as_in_training() -> None:
     for shards, rank in ((1, 16), (8, 16), (8, 28), (8, 40)):
         compressed = 0
         for p in SMALL.parameters:
@@ -134,7 +134,7 @@ def test_matrices_too_small_for_the_rank_go_whole_as_in_training() -> None:
             compressed += p.count * sum(rows * columns for rows, columns in sides if compresses((rows, columns), rank))
         factors = factors_of(SMALL.parameters, shards, rank)
         assert factors.matrices == compressed
-        assert factors.matrices + factors.whole == held(SMALL.parameters, shards)
+        assert factors.matrices + factors.uncompressed == held(SMALL.parameters, shards)
         assert (factors.too_small > 0) == (rank == 40)
 
 

@@ -17,7 +17,7 @@ from dalle_zoo.planning.setup import Setup
 from dalle_zoo.recipes import find_recipe, list_recipes
 from dalle_zoo.training import optimizer, precision
 from dalle_zoo.training.averaging import WeightEMA
-from dalle_zoo.training.data_modules import CodeData, PictureData
+from dalle_zoo.training.data_modules import CodeDataModule, ImageDataModule
 from dalle_zoo.training.dvae_module import DVAEModule
 from dalle_zoo.training.prior_module import PriorModule
 
@@ -43,7 +43,7 @@ def default(function: Any, name: str) -> Any:
 
 def test_names_and_defaults_are_those_of_training() -> None:
     setup = read_setup(PRIOR)
-    assert setup.batch == default(PictureData, "batch_size") == default(CodeData, "batch_size")
+    assert setup.batch == default(ImageDataModule, "batch_size") == default(CodeDataModule, "batch_size")
     assert setup.nodes == default(Trainer, "num_nodes")
     assert setup.accumulate == default(Trainer, "accumulate_grad_batches")
     assert setup.recompute == default(PriorModule, "recompute")
@@ -126,7 +126,7 @@ def test_wrong_networks_say_what_to_write(key: str, value: Any, message: str) ->
         ("prior", {"precision": "16-mixed", "strategy": "ddp_powersgd(rank=4)"}, "use 16-resblock or bf16-mixed"),
         ("prior", {"precision": "16-resblock", "strategy": "fsdp"}, "use fsdp2"),
         ("prior", {"strategy": "ddp_powersgd(rank=4000)"}, "too large to compress any matrix"),
-        ("dvae", {"strategy": "fsdp2"}, "the dvae is not cut into blocks, as fsdp2 needs it: use strategy ddp"),
+        ("dvae", {"strategy": "fsdp2"}, "the dvae is not divided into blocks, as fsdp2 needs it: use strategy ddp"),
         ("dvae", {"recompute": True}, "no blocks to recompute"),
         ("dvae", {"precision": "16-resblock"}, "no blocks to recompute or to scale"),
     ],

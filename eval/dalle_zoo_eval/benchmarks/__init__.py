@@ -1,4 +1,4 @@
-"""Readers of benchmarks: folders in a known layout to pictures with captions.
+"""Readers of benchmarks: folders in a known layout to images with captions.
 
 | module | what it holds |
 |---|---|
@@ -6,10 +6,10 @@
 | `coco` | MS-COCO captions 2014 and 2017 |
 | `cub` | CUB-200-2011, with the class-disjoint split and bounding boxes |
 | `attngan` | the layout of AttnGAN and DM-GAN, for both |
-| `folder` | any folder of pictures |
+| `folder` | any folder of images |
 | `safe_pickle` | pickles of plain data |
 | `captions` | the pinned list of captions |
-| `pictures` | decoding and cropping |
+| `images` | decoding and cropping |
 """
 
 from dalle_zoo_eval.benchmarks import attngan, coco, cub, folder  # noqa: F401 (they register themselves)
@@ -22,7 +22,7 @@ from dalle_zoo_eval.benchmarks.captions import (
     load_exclusions,
     save_captions,
 )
-from dalle_zoo_eval.benchmarks.pictures import load_picture
+from dalle_zoo_eval.benchmarks.images import load_image
 from dalle_zoo_eval.benchmarks.safe_pickle import UnsafePickleError, load_plain
 
 __all__ = [
@@ -36,7 +36,7 @@ __all__ = [
     "choose_captions",
     "load_captions",
     "load_exclusions",
-    "load_picture",
+    "load_image",
     "load_plain",
     "read_benchmark",
     "save_captions",

@@ -5,10 +5,10 @@ captions.pickle          train captions, test captions, word of an id, id of a w
 <split>/filenames.pickle class_info.pickle          keys; class of each, for birds
 CUB_200_2011/images.txt  bounding_boxes.txt  images/<key>.jpg    birds
 images/<key>.jpg                                                 MS-COCO
-text/<key>.txt           captions, one a line
+text/<key>.txt           captions, one per line
 ```
 
-``captions.pickle`` holds lower-case words alone, a fixed number of captions a picture. Where ``text/`` has been
+``captions.pickle`` holds lower-case words alone, a fixed number of captions an image. Where ``text/`` has been
 unpacked, its captions are taken instead, as people wrote them.
 
 Reference: AttnGAN (Xu et al., 2018), code/datasets.py; DM-GAN (Zhu et al., 2019).
@@ -50,7 +50,7 @@ def read_attngan(root: Path, split: str) -> Benchmark:
 
     Raises:
         UnknownNameError: Another split.
-        BenchmarkError: Files are missing or damaged, do not fit each other, or no picture of the split is there.
+        BenchmarkError: Files are missing or damaged, do not fit each other, or no image of the split is there.
         UnsafePickleError: A pickle holds more than plain data.
     """
     check_split("attngan", split, SPLITS)
@@ -63,17 +63,17 @@ def read_attngan(root: Path, split: str) -> Benchmark:
     boxes = read_boxes(root / _BIRDS) if birds else {}
     if birds and (unknown := [key for key in keys if key not in boxes]):
         raise BenchmarkError(
-            f"{path} names {len(unknown)} pictures that {_BIRDS}/images.txt lacks, such as {unknown[0]!r}"
+            f"{path} names {len(unknown)} images that {_BIRDS}/images.txt lacks, such as {unknown[0]!r}"
         )
-    pictures = root / _BIRDS / "images" if birds else root / "images"
-    if not pictures.is_dir():
-        raise missing("attngan", root, f"{pictures.relative_to(root)}/")
+    images = root / _BIRDS / "images" if birds else root / "images"
+    if not images.is_dir():
+        raise missing("attngan", root, f"{images.relative_to(root)}/")
     if (root / "text").is_dir():
         captions = [captions_beside(root / "text" / f"{key}.txt") for key in keys]
     else:
         captions = _pickled_captions(root / "captions.pickle", split, len(keys))
     items = [
-        Item(key=key, image=pictures / f"{key}.jpg", captions=texts, box=boxes.get(key), group=group)
+        Item(key=key, image=images / f"{key}.jpg", captions=texts, box=boxes.get(key), group=group)
         for key, texts, group in zip(keys, captions, _groups(root, split, len(keys)), strict=True)
     ]
     return usable(f"attngan:{split}", root, items)
@@ -89,8 +89,8 @@ def _pickled_captions(path: Path, split: str, num_keys: int) -> list[tuple[str, 
     captions, words = _list(parts[SPLITS.index(split)], path, "captions"), parts[2]
     if not num_keys or not captions or len(captions) % num_keys:
         raise BenchmarkError(
-            f"{path} must hold equally many captions for each picture of {split}, got {len(captions)} captions for "
-            f"{num_keys} pictures"
+            f"{path} must hold equally many captions for each image of {split}, got {len(captions)} captions for "
+            f"{num_keys} images"
         )
     each = len(captions) // num_keys
     texts = [_sentence(caption, words, path) for caption in captions]
@@ -111,7 +111,7 @@ def _groups(root: Path, split: str, num_keys: int) -> Sequence[str]:
         return [""] * num_keys
     classes = _list(load_plain(path), path, "class numbers")
     if len(classes) != num_keys:
-        raise BenchmarkError(f"{path} must hold one class a picture, got {len(classes)} for {num_keys} pictures")
+        raise BenchmarkError(f"{path} must hold one class an image, got {len(classes)} for {num_keys} images")
     return [str(number) for number in classes]
 
 

@@ -1,4 +1,4 @@
-"""What every reader of a benchmark gives: captioned pictures, and the names of those it left out."""
+"""What every reader of a benchmark gives: captioned images, and the names of those it left out."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ class BenchmarkError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One picture of a benchmark, still undecoded."""
+    """One image of a benchmark, still undecoded."""
 
     key: str
     """Name, unique in its benchmark: a relative path without its ending."""
     image: Path | None
-    """Picture file; None where only the captions are at hand."""
+    """Image file; None where only the captions are at hand."""
     captions: tuple[str, ...]
     """Captions without line breaks, not empty; none at all in a folder without captions."""
     box: tuple[float, float, float, float] | None = None
-    """Left, top, width and height of what the picture shows, in pixels."""
+    """Left, top, width and height of what the image shows, in pixels."""
     group: str = ""
     """Class, where the benchmark has classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """Pictures and captions to measure with; the readers sort them by key.
+    """Images and captions to measure with; the readers sort them by key.
 
     Raises:
         BenchmarkError: No item at all, or two of one key.
@@ -60,14 +60,14 @@ class Benchmark:
         if not self.items:
             first = "; ".join(self.skipped[:3])
             left_out = f": all {len(self.skipped)} entries were left out, such as {first}" if first else ""
-            raise BenchmarkError(f"benchmark {self.name} in {self.root} holds no usable picture{left_out}")
+            raise BenchmarkError(f"benchmark {self.name} in {self.root} holds no usable image{left_out}")
         for before, after in pairwise(sorted(item.key for item in self.items)):
             if before == after:
-                raise BenchmarkError(f"benchmark {self.name} in {self.root} lists the picture {after!r} twice")
+                raise BenchmarkError(f"benchmark {self.name} in {self.root} lists the image {after!r} twice")
 
     @property
-    def pictures(self) -> list[Path]:
-        """All picture files."""
+    def images(self) -> list[Path]:
+        """All image files."""
         return [item.image for item in self.items if item.image is not None]
 
     def left_out(self) -> dict[str, Any]:
@@ -75,18 +75,18 @@ class Benchmark:
         return {"skipped": len(self.skipped), "skipped_names": [s.partition(": ")[0] for s in self.skipped[:NAMED]]}
 
     def sha256(self, memo: Path | None = None) -> str:
-        """Digest of keys, captions, boxes, classes, and the names and contents of the picture files.
+        """Digest of keys, captions, boxes, classes, and the names and contents of the image files.
 
-        Where the folder lies does not count, nor where in it the pictures lie.
+        Where the folder lies does not count, nor where in it the images lie.
 
         Args:
-            memo: JSON file with digests of the pictures, which `remember` wrote.
+            memo: JSON file with digests of the images, which `remember` wrote.
         """
         digest = hashlib.sha256()
-        contents = dict(zip(self.pictures, content_digests(self.pictures, memo), strict=True))
+        contents = dict(zip(self.images, content_digests(self.images, memo), strict=True))
         for item in self.items:
-            picture = None if item.image is None else [item.image.name, contents[item.image]]
-            record = [item.key, item.captions, item.box, item.group, picture]
+            image = None if item.image is None else [item.image.name, contents[item.image]]
+            record = [item.key, item.captions, item.box, item.group, image]
             digest.update(json.dumps(record).encode())
         return digest.hexdigest()
 
@@ -111,15 +111,15 @@ _LAYOUT_FILES = {
     ),
     "coco": (
         "annotations",
-        "annotations/captions_SPLIT.json (or .json.gz) and the pictures in SPLIT/ or images/SPLIT/",
+        "annotations/captions_SPLIT.json (or .json.gz) and the images in SPLIT/ or images/SPLIT/",
     ),
 }
 
 
 def read_benchmark(layout: str, root: Path, split: str) -> Benchmark:
-    """Reads a benchmark; no picture is decoded yet.
+    """Reads a benchmark; no image is decoded yet.
 
-    Entries without captions or without a picture are left out, named in `Benchmark.skipped`, and counted in a
+    Entries without captions or without an image are left out, named in `Benchmark.skipped`, and counted in a
     warning of the log.
 
     Args:
@@ -153,7 +153,7 @@ def check_split(layout: str, split: str, known: Iterable[str]) -> None:
 
 
 def usable(name: str, root: Path, items: Iterable[Item], skipped: Sequence[str] = ()) -> Benchmark:
-    """The benchmark of those items that have captions and a picture file; the others are named.
+    """The benchmark of those items that have captions and an image file; the others are named.
 
     Args:
         name: Layout and split.
@@ -161,17 +161,17 @@ def usable(name: str, root: Path, items: Iterable[Item], skipped: Sequence[str] 
         items: All entries, in any order.
         skipped: What the reader left out before.
     """
-    kept, left_out = [], list(skipped)
+    retained, left_out = [], list(skipped)
     for item in sorted(items, key=lambda item: item.key):
         if not item.captions:
             left_out.append(f"{item.key}: has no caption")
         elif item.image is None or not item.image.is_file():
-            left_out.append(f"{item.key}: its picture {item.image} is missing")
+            left_out.append(f"{item.key}: its image {item.image} is missing")
         elif not item.image.stat().st_size:
-            left_out.append(f"{item.key}: its picture {item.image} is empty")
+            left_out.append(f"{item.key}: its image {item.image} is empty")
         else:
-            kept.append(item)
-    return Benchmark(name=name, root=root, items=tuple(kept), skipped=tuple(left_out))
+            retained.append(item)
+    return Benchmark(name=name, root=root, items=tuple(retained), skipped=tuple(left_out))
 
 
 def missing(layout: str, root: Path, what: str) -> BenchmarkError:
@@ -183,15 +183,15 @@ def missing(layout: str, root: Path, what: str) -> BenchmarkError:
         what: The missing path or paths, relative to the folder.
     """
     hint = ""
-    if (found := _recognised(root)) and found != layout:
+    if (found := _recognized(root)) and found != layout:
         hint = f" The folder looks like the layout {found!r}."
-    elif not found and (inside := {p.name: look for p in sorted(root.iterdir()) if (look := _recognised(p))}):
+    elif not found and (inside := {p.name: look for p in sorted(root.iterdir()) if (look := _recognized(p))}):
         name, found = next(iter(inside.items()))
         hint = f" Its folder {name} looks like the layout {found!r}: perhaps name that one."
     return BenchmarkError(f"{root}: there is no {what}. The layout {layout!r} has {_LAYOUT_FILES[layout][1]}.{hint}")
 
 
-def _recognised(folder: Path) -> str | None:
+def _recognized(folder: Path) -> str | None:
     """Known layout that a folder seems to have."""
     return next((name for name, (mark, _) in _LAYOUT_FILES.items() if (folder / mark).exists()), None)
 
@@ -208,12 +208,12 @@ def read_lines(layout: str, root: Path, name: str) -> list[str]:
 
 
 def checked_key(key: object, where: str) -> str:
-    """A key out of a foreign file, which must stay inside the folder it is joined to."""
+    """A key out of an external file, which must stay inside the folder it is joined to."""
     if not isinstance(key, str) or not key or "\0" in key:
-        raise BenchmarkError(f"{where}: expected the name of a picture, got {key!r}")
+        raise BenchmarkError(f"{where}: expected the name of an image, got {key!r}")
     path = PurePosixPath(key)
     if path.is_absolute() or ".." in path.parts or "\\" in key:
-        raise BenchmarkError(f"{where}: expected a name inside the folder of the pictures, got {key!r}")
+        raise BenchmarkError(f"{where}: expected a name inside the folder of the images, got {key!r}")
     return key
 
 
@@ -232,7 +232,7 @@ def clean_captions(captions: Iterable[str]) -> tuple[str, ...]:
 
 
 def captions_beside(path: Path) -> tuple[str, ...]:
-    """Captions of a text file, one a line; none if the file is missing or is not UTF-8."""
+    """Captions of a text file, one per line; none if the file is missing or is not UTF-8."""
     try:
         return clean_captions(read_captions(None, path.read_bytes()))
     except OSError:

@@ -1,4 +1,4 @@
-"""Which captions are drawn from: a list fixed by a seed, pinned by its sha256."""
+"""Which captions are sampled from: a list fixed by a seed, pinned by its sha256."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionList:
-    """Captions in the order in which pictures are drawn from them."""
+    """Captions in the order in which images are generated from them."""
 
     entries: tuple[tuple[str, str], ...]
     """Key of an item, and one of its captions."""
@@ -50,7 +50,7 @@ def choose_captions(
     Args:
         benchmark: What to choose from.
         count: Captions to choose; None chooses all there are.
-        rule: ``one`` caption an item, drawn among its own, as for MS-COCO; or ``unique``, every different caption
+        rule: ``one`` caption an item, sampled among its own, as for MS-COCO; or ``unique``, every different caption
             once, with the first item that has it, as for CUB.
         seed: Seed of order and choice.
         exclude: Keys of items to leave out.
@@ -79,7 +79,7 @@ def choose_captions(
         raise BenchmarkError(
             f"benchmark {benchmark.name} in {benchmark.root} has {len(entries)} captions by the rule {rule!r}, of "
             f"{len(benchmark.items)} items, {len(exclude)} keys excluded and {len(benchmark.skipped)} entries left "
-            f"out for lack of a picture or caption; expected {wanted}: complete the data set"
+            f"out for lack of an image or caption; expected {wanted}: complete the data set"
         )
     return CaptionList(entries=tuple(entries[:count]), seed=seed, source=benchmark.sha256())
 
@@ -109,7 +109,7 @@ def check_exclusions(benchmark: Benchmark, exclude: frozenset[str]) -> None:
 
 
 def save_captions(captions: CaptionList, path: Path) -> None:
-    """Writes a list as JSON lines, whole or not at all: first what it is, then ``[key, caption]`` each."""
+    """Writes a list as JSON lines, atomically: first what it is, then ``[key, caption]`` each."""
     head = {
         "captions": len(captions.entries),
         "seed": captions.seed,
@@ -125,7 +125,7 @@ def load_captions(path: Path) -> CaptionList:
     """Reads what `save_captions` wrote.
 
     Raises:
-        BenchmarkError: The file is missing, is something else, or was changed or cut off.
+        BenchmarkError: The file is missing, is something else, or was changed or truncated.
     """
     try:
         head, *lines = [json.loads(line) for line in path.read_bytes().splitlines()]
@@ -135,10 +135,10 @@ def load_captions(path: Path) -> CaptionList:
     except FileNotFoundError:
         raise BenchmarkError(f"caption list {path} is missing") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BenchmarkError(f"{path} is no caption list of dalle-zoo, or is cut off ({error})") from None
+        raise BenchmarkError(f"{path} is no caption list of dalle-zoo, or is truncated ({error})") from None
     if captions.sha256 != pinned:
         raise BenchmarkError(
-            f"{path} was changed or cut off: expected {count} captions with the sha256 {pinned}, got {len(entries)} "
+            f"{path} was changed or truncated: expected {count} captions with the sha256 {pinned}, got {len(entries)} "
             f"with {captions.sha256}"
         )
     return captions
@@ -149,7 +149,7 @@ def _line(entry: Sequence[str]) -> bytes:
 
 
 def load_exclusions(path: Path) -> frozenset[str]:
-    """Keys of items to leave out, one a line; lines that begin with ``#`` are comments.
+    """Keys of items to leave out, one per line; lines that begin with ``#`` are comments.
 
     Raises:
         BenchmarkError: The file is missing, is not UTF-8, or holds neither a key nor a comment.
@@ -160,5 +160,5 @@ def load_exclusions(path: Path) -> frozenset[str]:
         raise BenchmarkError(f"exclusion list {path} cannot be read: {error}") from None
     keys = frozenset(line for line in lines if line and not line.startswith("#"))
     if not any(lines):  # a comment alone is the list of a search that found nothing
-        raise BenchmarkError(f"exclusion list {path} holds no key: expected one a line")
+        raise BenchmarkError(f"exclusion list {path} holds no key: expected one per line")
     return keys

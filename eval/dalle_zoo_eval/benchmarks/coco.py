@@ -33,21 +33,21 @@ SPLITS = ("train2014", "val2014", "train2017", "val2017")
 
 @LAYOUTS.register("coco")
 def read_coco(root: Path, split: str) -> Benchmark:
-    """Reads a split; a key is the name of the picture file without its ending.
+    """Reads a split; a key is the name of the image file without its ending.
 
     Args:
-        root: Folder with ``annotations/`` and the pictures.
+        root: Folder with ``annotations/`` and the images.
         split: One of `SPLITS`.
 
     Raises:
         UnknownNameError: Another split.
-        BenchmarkError: Files are missing or damaged, or no picture of the split is there.
+        BenchmarkError: Files are missing or damaged, or no image of the split is there.
     """
     check_split("coco", split, SPLITS)
     path = _annotation_file(root, split)
-    pictures = next((p for p in (root / split, root / "images" / split) if p.is_dir()), None)
-    if pictures is None:
-        raise missing("coco", root, f"folder of pictures {split}/ or images/{split}/")
+    folder = next((p for p in (root / split, root / "images" / split) if p.is_dir()), None)
+    if folder is None:
+        raise missing("coco", root, f"folder of images {split}/ or images/{split}/")
     images, annotations = _annotations(path)
 
     captions: dict[int, list[str]] = {}
@@ -61,7 +61,7 @@ def read_coco(root: Path, split: str) -> Benchmark:
         image = _field(entry, "id", int, path, "images", number)
         texts = clean_captions(captions.pop(image, ()))
         key = PurePosixPath(file).with_suffix("").as_posix()
-        items.append(Item(key=key, image=pictures / file, captions=texts))
+        items.append(Item(key=key, image=folder / file, captions=texts))
     skipped = [f"image {image}: has captions, but is not in the list of images" for image in sorted(captions)]
     return usable(f"coco:{split}", root, items, skipped)
 
@@ -81,7 +81,7 @@ def _annotations(path: Path) -> tuple[list[Any], list[Any]]:
         data = path.read_bytes()
         record = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
     except (ValueError, EOFError, OSError, zlib.error, RecursionError) as error:
-        raise BenchmarkError(f"{path} is no JSON, or is cut off ({error}): fetch it again") from None
+        raise BenchmarkError(f"{path} is no JSON, or is truncated ({error}): fetch it again") from None
     images, annotations = (record.get(k) if isinstance(record, dict) else None for k in ("images", "annotations"))
     if not isinstance(images, list) or not isinstance(annotations, list):
         raise BenchmarkError(

@@ -1,10 +1,10 @@
-"""CUB-200-2011 with ten captions a picture.
+"""CUB-200-2011 with ten captions an image.
 
 ```
 images.txt  image_class_labels.txt  classes.txt  bounding_boxes.txt  train_test_split.txt    as published
 images/<class>/<name>.jpg
-zeroshot_train.txt  zeroshot_test.txt    keys, one a line: 150 and 50 classes
-text_c10/<class>/<name>.txt              captions, one a line
+zeroshot_train.txt  zeroshot_test.txt    keys, one per line: 150 and 50 classes
+text_c10/<class>/<name>.txt              captions, one per line
 ```
 
 Reference: The Caltech-UCSD Birds-200-2011 Dataset (Wah et al., 2011); captions and the class-disjoint split: Learning
@@ -39,16 +39,16 @@ Box = tuple[float, float, float, float]
 
 @LAYOUTS.register("cub")
 def read_cub(root: Path, split: str) -> Benchmark:
-    """Reads a split; a key is the path of the picture below ``images/`` without its ending.
+    """Reads a split; a key is the path of the image below ``images/`` without its ending.
 
     Args:
         root: The folder ``CUB_200_2011``.
-        split: ``train`` or ``test`` of the class-disjoint split for text to image, of 8,855 and 2,933 pictures;
+        split: ``train`` or ``test`` of the class-disjoint split for text to image, of 8,855 and 2,933 images;
             or ``train-official``, ``test-official``, where all classes are in both.
 
     Raises:
         UnknownNameError: Another split.
-        BenchmarkError: Files are missing or damaged, do not fit each other, or no picture of the split is there.
+        BenchmarkError: Files are missing or damaged, do not fit each other, or no image of the split is there.
     """
     check_split("cub", split, SPLITS)
     files = _table(root, "images.txt")
@@ -124,7 +124,7 @@ def _check_ids(root: Path, name: str, files: dict[str, str], table: dict[str, st
     if without := [number for number in files if number not in table]:
         raise BenchmarkError(
             f"{root / name} lacks {len(without)} of the {len(files)} images of images.txt, such as number "
-            f"{without[0]}: one of the two is cut off or of another data set"
+            f"{without[0]}: one of the two is truncated or of another data set"
         )
 
 
@@ -147,7 +147,7 @@ def _zeroshot_keys(root: Path, split: str, groups: dict[str, str]) -> list[str]:
         halves[name] = read_lines("cub", root, file)
         if unknown := [key for key in halves[name] if key not in groups]:
             raise BenchmarkError(
-                f"{root / file} names {len(unknown)} pictures that images.txt lacks, such as {unknown[0]!r}: it "
+                f"{root / file} names {len(unknown)} images that images.txt lacks, such as {unknown[0]!r}: it "
                 "belongs to another data set"
             )
     classes = [{groups[key] for key in keys} for keys in halves.values()]

@@ -1,4 +1,4 @@
-"""Any folder of pictures, with or without captions."""
+"""Any folder of images, with or without captions."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ SPLITS = ("all",)
 
 @LAYOUTS.register("folder")
 def read_folder(root: Path, split: str) -> Benchmark:
-    """Reads the pictures below a folder; keys and captions as `dalle_zoo.data.FolderSource`.
+    """Reads the images below a folder; keys and captions as `dalle_zoo.data.FolderSource`.
 
-    Where no picture has captions, all are kept: they can be measured, but nothing can be drawn from them. Where some
+    Where no image has captions, all are kept: they can be measured, but nothing can be sampled from them. Where some
     have, the others are left out.
 
     Args:
@@ -32,20 +32,20 @@ def read_folder(root: Path, split: str) -> Benchmark:
 
     Raises:
         UnknownNameError: Another split.
-        BenchmarkError: There is no picture.
+        BenchmarkError: There is no image.
     """
     check_split("folder", split, SPLITS)
     items = [
         Item(key=key, image=root / path, captions=_captions(root / path))
-        for key, path in FolderSource(root).pictures.items()
+        for key, path in FolderSource(root).images.items()
     ]
     if not items:
-        raise BenchmarkError(f"{root} holds no picture: name a folder with .jpg, .png or other pictures below it")
+        raise BenchmarkError(f"{root} holds no image: name a folder with .jpg, .png or other images below it")
     if any(item.captions for item in items):
         return usable("folder:all", root, items)
     return Benchmark(name="folder:all", root=root, items=tuple(sorted(items, key=lambda item: item.key)))
 
 
-def _captions(picture: Path) -> tuple[str, ...]:
-    texts = [picture.with_suffix(suffix) for suffix in (".json", ".txt")]
+def _captions(image: Path) -> tuple[str, ...]:
+    texts = [image.with_suffix(suffix) for suffix in (".json", ".txt")]
     return clean_captions(read_captions(*(path.read_bytes() if path.is_file() else None for path in texts)))

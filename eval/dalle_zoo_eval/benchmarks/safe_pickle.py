@@ -1,7 +1,7 @@
 """Pickles of plain data, read without running anything that they ask for.
 
 A pickle is a program: it may import any function and call it. Here it may build containers, numbers and text alone,
-by the table of instructions that also reads foreign weights (`dalle_zoo.convert.pickles`).
+by the table of instructions that also reads external weights (`dalle_zoo.convert.pickles`).
 """
 
 from __future__ import annotations

@@ -14,13 +14,13 @@ import torch
 
 from dalle_zoo.files import check_ending
 from dalle_zoo.hub import write_json
-from dalle_zoo.pictures import save_png
+from dalle_zoo.images import save_png
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.sampling import Sampler
-from dalle_zoo_eval.concepts.drawing import draw, plan
-from dalle_zoo_eval.concepts.figures import Drawn, Gallery, left_out, measure_split, targets
+from dalle_zoo_eval.concepts.figures import Gallery, Generated, left_out, measure_split, targets
 from dalle_zoo_eval.concepts.protocol import EVALUATOR, ConceptProtocol
 from dalle_zoo_eval.concepts.report import sheet_file, write_report_of
+from dalle_zoo_eval.concepts.sampling import plan, sample
 from dalle_zoo_eval.concepts.splits import Split, load_samples
 from dalle_zoo_eval.evaluator import MobileNet, load_evaluator
 from dalle_zoo_eval.measuring import Share
@@ -49,7 +49,7 @@ def evaluate_concepts(
 ) -> dict[str, Any] | None:
     """Evaluates a model and writes the result file, and beside it a folder of its name with report and sheets.
 
-    Drawn pictures are kept as codes in ``.cache`` beside the result file; a killed run goes on from them. The result
+    generated images are kept as codes in ``.cache`` beside the result file; a killed run goes on from them. The result
     file is written last, so the same call continues until it is there, whenever the last one was killed. All that
     processes share is that folder, so they may be on several machines with a common disk.
 
@@ -60,13 +60,13 @@ def evaluate_concepts(
         out: Result file, ``.json``.
         device: Where the networks run.
         overwrite: Whether an existing result file is replaced; files of a report without one always are.
-        share: Which pictures this process begins with; all if missing.
+        share: Which images this process begins with. Defaults to all.
 
     Returns:
         What the result file holds; None in a process other than the first, whose work ends with its share.
 
     Raises:
-        ValueError: The protocol, the model, the data or a file does not fit; before anything is drawn.
+        ValueError: The protocol, the model, the data or a file does not fit; before anything is sampled.
         FileExistsError: The result is there, and ``overwrite`` is not asked for.
     """
     check_ending("out", out, (".json",))
@@ -81,18 +81,18 @@ def evaluate_concepts(
     plans = [plan(pipe, split.asked, protocol, out.parent / ".cache", weights) for split in splits]
     figures: dict[str, Any] = {}
     with exact_float32(pipe.device):
-        draw(pipe, [chunk for chunks in plans for chunk in chunks], share)
+        sample(pipe, [chunk for chunks in plans for chunk in chunks], share)
         if share.rank != 0:
             log.warning("process %d of %d has done its share", share.rank, share.world)
             return None
-        gallery = Gallery.of(net.to(device), [s.whole for s in splits], protocol.ks) if net is not None else None
+        gallery = Gallery.of(net.to(device), [s.complete for s in splits], protocol.ks) if net is not None else None
         sheets = {}
         for split, chunks in zip(splits, plans, strict=True):
-            name = split.whole.name
+            name = split.complete.name
             log.warning("%s: %s", protocol.name, name)
             codes = torch.cat([chunk.codes() for chunk in chunks])
-            figures[name], drawn = measure_split(pipe, split, codes, gallery, protocol.seed)
-            sheets[name] = _sheet(drawn, split.asked)
+            figures[name], generated = measure_split(pipe, split, codes, gallery, protocol.seed)
+            sheets[name] = _sheet(generated, split.asked)
     assert pipe.folder is not None  # or its digests could not have been read
     result: dict[str, Any] = {
         "protocol": asdict(protocol),
@@ -126,7 +126,7 @@ def _open_evaluator(location: str, protocol: ConceptProtocol) -> tuple[MobileNet
     return net, record
 
 
-def _sheet(drawn: Drawn, asked: Split) -> Any:
-    """The drawn picture left, the real one right."""
-    pairs = (drawn.shown[:SHEET].float() / 255, asked.images[:SHEET].float() / 255)
+def _sheet(generated: Generated, asked: Split) -> Any:
+    """The generated images left, the real one right."""
+    pairs = (generated.shown[:SHEET].float() / 255, asked.images[:SHEET].float() / 255)
     return comparison_sheet(*pairs, captions=asked.captions[:SHEET])

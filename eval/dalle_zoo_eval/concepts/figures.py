@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dalle_zoo.images import to_uint8
 from dalle_zoo.models.ranker import Ranker
-from dalle_zoo.pictures import to_uint8
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo_eval.concepts.protocol import BITS_SAVED, ConceptProtocol, TargetRule
 from dalle_zoo_eval.concepts.splits import Sampled, Split
@@ -33,7 +33,7 @@ from dalle_zoo_eval.statistics import Moments
 
 @dataclass(frozen=True)
 class Gallery:
-    """Real pictures of all splits as the evaluator sees them."""
+    """Real images of all splits as the evaluator sees them."""
 
     evaluator: MobileNet
     ks: tuple[int, ...]
@@ -43,12 +43,12 @@ class Gallery:
 
     @classmethod
     def of(cls, evaluator: MobileNet, splits: Sequence[Split], ks: tuple[int, ...]) -> Gallery:
-        """Features of all pictures of the splits.
+        """Features of all images of the splits.
 
         Args:
             evaluator: The network.
             splits: All samples of each.
-            ks: Neighbours among which a concept is looked for.
+            ks: Neighbors among which a concept is looked for.
         """
         return cls(
             evaluator,
@@ -65,8 +65,8 @@ class Gallery:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Pictures drawn from the captions of a split."""
+class Generated:
+    """Images generated from prompts of a split."""
 
     best: Tensor | None
     """Which candidate the ranker scores highest, int64 (B,); None without a ranker."""
@@ -79,20 +79,20 @@ class Drawn:
 
 
 def measure_split(
-    pipe: DallePipeline, split: Sampled, drawn_codes: Tensor, gallery: Gallery | None, seed: int
-) -> tuple[dict[str, Any], Drawn]:
-    """All figures of one split, and the pictures that were drawn.
+    pipe: DallePipeline, split: Sampled, sampled_codes: Tensor, gallery: Gallery | None, seed: int
+) -> tuple[dict[str, Any], Generated]:
+    """All figures of one split, and the images that were generated.
 
     Args:
         pipe: The model.
         split: The samples.
-        drawn_codes: Codes of all candidates of the captions, int64 (B, N, h, w).
+        sampled_codes: Codes of all candidates of the captions, int64 (B, N, h, w).
         gallery: Where concepts are looked for; None leaves their accuracy out.
         seed: Seed of the shuffled captions.
     """
     samples, asked = split.samples, split.asked
     codes, rebuilt = reconstruct(pipe, samples.images)
-    drawn = judge(pipe, asked, drawn_codes, gallery)
+    generated = judge(pipe, asked, sampled_codes, gallery)
     figures: dict[str, Any] = {
         "samples": len(samples.keys),
         "captions": len(asked.keys),
@@ -104,15 +104,15 @@ def measure_split(
     }
     if pipe.ranker is not None:
         figures["retrieval"] = retrieval(pipe.ranker, samples.images.float() / 255, samples.captions)
-        figures["ranker_distance"] = ranker_distances(pipe.ranker, samples, rebuilt, drawn)
+        figures["ranker_distance"] = ranker_distances(pipe.ranker, samples, rebuilt, generated)
     if gallery is not None:
-        figures["concept_accuracy"] = concept_figures(gallery, asked, rebuilt[: len(asked.keys)], drawn, seed)
-    return figures, drawn
+        figures["concept_accuracy"] = concept_figures(gallery, asked, rebuilt[: len(asked.keys)], generated, seed)
+    return figures, generated
 
 
 @torch.inference_mode()
 def reconstruct(pipe: DallePipeline, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes (B, h, w) and rebuilt pictures, uint8 like the given ones."""
+    """Codes (B, h, w) and rebuilt images, uint8 like the given ones."""
     parts = [(part.float() / 255).to(pipe.device) for part in in_batches(images, 64)]
     codes = torch.cat([pipe.image_tokenizer.encode(part).cpu() for part in parts])
     return codes, to_uint8(pipe.decode(codes))
@@ -130,7 +130,7 @@ def caption_bits(pipe: DallePipeline, split: Split, codes: Tensor, seed: int) ->
 
 
 @torch.inference_mode()
-def judge(pipe: DallePipeline, split: Split, codes: Tensor, gallery: Gallery | None) -> Drawn:
+def judge(pipe: DallePipeline, split: Split, codes: Tensor, gallery: Gallery | None) -> Generated:
     """Decodes the candidates, caption by caption, and lets ranker and evaluator look at them."""
     best, shown, features, ranker_features = [], [], [], []
     for caption, candidates in zip(split.captions, codes, strict=True):
@@ -143,7 +143,7 @@ def judge(pipe: DallePipeline, split: Split, codes: Tensor, gallery: Gallery | N
         shown.append(images[first])
         if gallery is not None:
             features.append(gallery.evaluator.features(images))
-    return Drawn(
+    return Generated(
         best=torch.tensor(best) if pipe.ranker is not None else None,
         shown=torch.stack(shown),
         features=torch.stack(features) if gallery is not None else None,
@@ -153,24 +153,24 @@ def judge(pipe: DallePipeline, split: Split, codes: Tensor, gallery: Gallery | N
 
 @torch.inference_mode()
 def ranker_sees(ranker: Ranker, images: Tensor) -> Tensor:
-    """Features of uint8 pictures (B, 3, H, W), (B, d) on the CPU."""
+    """Features of uint8 images (B, 3, H, W), (B, d) on the CPU."""
     parts = [ranker.image_features(part.to(ranker.device).float() / 255).cpu() for part in in_batches(images, 64)]
     return torch.cat(parts)
 
 
-def ranker_distances(ranker: Ranker, split: Split, rebuilt: Tensor, drawn: Drawn) -> dict[str, float]:
-    """Frechet distances to the real pictures of a split in the ranker's features: no FID, which needs Inception.
+def ranker_distances(ranker: Ranker, split: Split, rebuilt: Tensor, generated: Generated) -> dict[str, float]:
+    """Frechet distances to the real images of a split in the ranker's features: no FID, which needs Inception.
 
     ``one`` is the mean over the candidates, ``best`` the candidate that the same ranker prefers, so of the two the
-    distance of ``best`` flatters more. Empty where there are too few pictures for the covariance.
+    distance of ``best`` flatters more. Empty where there are too few images for the covariance.
     """
-    assert drawn.ranker_features is not None and drawn.best is not None  # noqa: PT018 (one thing: there is a ranker)
+    assert generated.ranker_features is not None and generated.best is not None  # noqa: PT018 (one thing: there is a ranker)
 
     real = Moments.of(ranker_sees(ranker, split.images))
-    everything = [Moments.of(features) for features in drawn.ranker_features.unbind(1)]
+    everything = [Moments.of(features) for features in generated.ranker_features.unbind(1)]
     if real.rank_deficient or everything[0].rank_deficient:
         return {}
-    best = drawn.ranker_features[torch.arange(len(drawn.best)), drawn.best]
+    best = generated.ranker_features[torch.arange(len(generated.best)), generated.best]
     return {
         "reconstructed": frechet_distance(Moments.of(ranker_sees(ranker, rebuilt)), real),
         "best": frechet_distance(Moments.of(best), real),
@@ -179,24 +179,24 @@ def ranker_distances(ranker: Ranker, split: Split, rebuilt: Tensor, drawn: Drawn
 
 
 def concept_figures(
-    gallery: Gallery, split: Split, rebuilt: Tensor, drawn: Drawn, seed: int
+    gallery: Gallery, split: Split, rebuilt: Tensor, generated: Generated, seed: int
 ) -> dict[str, dict[str, float]]:
     """Concept accuracy of everything that has a concept, for every k.
 
     ``real`` is the ceiling, ``reconstructed`` what the image tokenizer leaves of it. ``one`` is one
-    picture a caption: the mean over all candidates, which is its expectation. ``best`` is the
+    image a caption: the mean over all candidates, which is its expectation. ``best`` is the
     candidate that the ranker prefers. ``shuffled`` is the floor: all candidates, held against the
     concept of another caption.
     """
-    assert drawn.features is not None
+    assert generated.features is not None
     keys, concepts = split.keys, split.concepts
-    candidates = drawn.features.shape[1]
+    candidates = generated.features.shape[1]
     other = shuffle_concepts(concepts, seed).tolist()
 
     def each(values: list[str]) -> list[str]:
         return [value for value in values for _ in range(candidates)]
 
-    everything = drawn.features.flatten(0, 1)
+    everything = generated.features.flatten(0, 1)
     real = gallery.evaluator.features(split.images)
     figures = {
         "real": gallery.accuracy(real, keys, concepts),
@@ -204,8 +204,8 @@ def concept_figures(
         "one": gallery.accuracy(everything, each(keys), each(concepts)),
         "shuffled": gallery.accuracy(everything, each([keys[i] for i in other]), each([concepts[i] for i in other])),
     }
-    if drawn.best is not None:
-        picked = drawn.features[torch.arange(len(keys)), drawn.best]
+    if generated.best is not None:
+        picked = generated.features[torch.arange(len(keys)), generated.best]
         figures["best"] = gallery.accuracy(picked, keys, concepts)
     return figures
 

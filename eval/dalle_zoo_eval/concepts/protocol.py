@@ -28,18 +28,18 @@ TRAIN = "train"
 EVALUATOR = "mobilenet"
 """Network that looks for concepts."""
 SHARE_OF_CEILING, BITS_SAVED = MEASURES = ("share of the ceiling", "bits saved")
-"""What a target may ask for. Concept accuracy of the best candidate over that of real pictures, at the largest k; bits
+"""What a target may ask for. Concept accuracy of the best candidate over that of real images, at the largest k; bits
 per image token that the right captions save over shuffled ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRule:
-    """Captioned pictures with keys ``<concept>_<style>``."""
+    """Captioned images with keys ``<concept>_<style>``."""
 
     source: str
     """Where they are: shards, a folder, or a bundled split such as ``emoji64:train``."""
     captions: int | None = None
-    """Captions that pictures are drawn from, the first of the samples; None takes all."""
+    """Captions that images are generated from, the first of the samples; None takes all."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, str) or not self.source:
@@ -82,23 +82,23 @@ class ConceptProtocol:
     kind: str = CONCEPTS
     """By which result files are told apart."""
     seed: int = 0
-    """Seed of the drawn samples, of the shuffled captions and of the sampling noise."""
+    """Seed of the sampled samples, of the shuffled captions and of the sampling noise."""
     samples: int | None = None
-    """Samples of a split at most, drawn by seed; None takes all."""
+    """Samples of a split at most, sampled by seed; None takes all."""
     candidates: int = 16
-    """Pictures drawn from a caption."""
+    """Images generated from prompts."""
     temperature: float = 1.0
     """Divides the logits."""
     top_k: int | None = None
-    """Draw among the k most likely tokens."""
+    """Sample among the k most likely tokens."""
     top_p: float | None = None
-    """Draw among the most likely tokens that reach this probability."""
+    """Sample among the most likely tokens that reach this probability."""
     guidance: float = 1.0
     """Classifier-free guidance; 1 is none."""
     chunk: int = 8
-    """Captions that are drawn and stored together. A killed run repeats at most one chunk; part of the seeds."""
+    """Captions that are sampled and stored together. A killed run repeats at most one chunk; part of the seeds."""
     ks: tuple[int, ...] = (1, 5)
-    """Neighbours among which concept accuracy looks."""
+    """Neighbors among which concept accuracy looks."""
     networks: dict[str, NetworkRule] = field(default_factory=dict)
     """Weights of the evaluator, `EVALUATOR`; those of one that is not named here are free, and named in the result."""
     targets: tuple[TargetRule, ...] = ()
@@ -128,12 +128,12 @@ class ConceptProtocol:
             check_choice("networks", name, (EVALUATOR,))
         check_rising("ks", self.ks, 1)
         if not self.ks:
-            raise ProtocolError("ks is empty: name at least one number of neighbours")
+            raise ProtocolError("ks is empty: name at least one number of neighbors")
         for target in self.targets:
             check_choice("targets.split", target.split, self.splits)
 
     def sampling(self) -> dict[str, Any]:
-        """Arguments of the pipeline that change the pictures of a seed."""
+        """Arguments of the pipeline that change the images of a seed."""
         return {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "guidance")}
 
     def changed(

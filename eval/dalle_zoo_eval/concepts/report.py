@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dalle_zoo.cards import CAPTIONS, figure_tables, kinds_of_pictures, target_verdict
+from dalle_zoo.cards import CAPTIONS, figure_tables, kinds_of_images, target_status
 from dalle_zoo_eval.concepts.protocol import ConceptProtocol
 from dalle_zoo_eval.documents import (
     Block,
     Bullets,
+    Figure,
     Heading,
     Paragraph,
-    Picture,
     Table,
     field_table,
     field_text,
@@ -40,18 +40,18 @@ def report_folder(result_file: Path) -> Path:
 
 
 def sheet_file(result_file: Path, split: str) -> Path:
-    """Sheet of a split: what was drawn beside what is real."""
+    """Sheet of a split: what was sampled beside what is real."""
     return report_folder(result_file) / f"samples-{split}.png"
 
 
 def write_concept_report(result_file: Path, out: Path | None = None) -> list[Path]:
-    """Writes ``report.md``, ``report.html`` and the pictures of both.
+    """Writes ``report.md``, ``report.html`` and the images of both.
 
     The sheets lie where the evaluation has put them; one that is no longer there is left out.
 
     Args:
         result_file: Result file of a protocol of kind ``concepts``.
-        out: Folder, `report_folder` if missing; files of these names are replaced.
+        out: Folder (default: `report_folder`); files of these names are replaced.
 
     Returns:
         The files that were written, the two reports first.
@@ -95,15 +95,15 @@ def read_concept_result(path: Path) -> dict[str, Any]:
 def concept_summary(result: Mapping[str, Any]) -> str:
     """Targets and figures as Markdown, for the screen."""
     blocks = [*_targets(result), *_figures(result)]
-    return to_markdown([block for block in blocks if not isinstance(block, Picture)])
+    return to_markdown([block for block in blocks if not isinstance(block, Figure)])
 
 
-def report_blocks(result: Mapping[str, Any], sheets: list[Picture]) -> list[Block]:
+def report_blocks(result: Mapping[str, Any], sheets: list[Figure]) -> list[Block]:
     """The report as a document.
 
     Args:
         result: Contents of the result file.
-        sheets: Pictures of samples.
+        sheets: Images of samples.
     """
     protocol = result["protocol"]
     blocks: list[Block] = [
@@ -116,15 +116,15 @@ def report_blocks(result: Mapping[str, Any], sheets: list[Picture]) -> list[Bloc
     if result["left_out"]:
         blocks += [Heading(2, "Left out"), Bullets(result["left_out"])]
     if sheets:
-        side = "Of every pair the drawn picture is left, the real one right"
-        chosen = "the drawn one is the candidate that the ranker prefers, or the first one without a ranker"
-        blocks += [Heading(2, "Drawn and real"), Paragraph(f"{side}; {chosen}."), *sheets]
+        side = "Of every pair the generated images is left, the real one right"
+        chosen = "the sampled one is the candidate that the ranker prefers, or the first one without a ranker"
+        blocks += [Heading(2, "Sampled and real"), Paragraph(f"{side}; {chosen}."), *sheets]
     return [*blocks, *_provenance(result)]
 
 
 def _targets(result: Mapping[str, Any]) -> Iterator[Block]:
     rows = [
-        [t["name"], field_text(t["required"]), f"{t['reached']:.3f}", target_verdict(result, t["met"])]
+        [t["name"], field_text(t["required"]), f"{t['reached']:.3f}", target_status(result, t["met"])]
         for t in result["targets"]
     ]
     if rows:
@@ -150,25 +150,25 @@ def _bits_figures(result: Mapping[str, Any]) -> Iterator[Block]:
     worse = [split for split, of in bits.items() if of["none"] < of["right"]]
     if worse:
         yield Paragraph(
-            f"On {' and '.join(worse)} the right captions cost bits: the model predicts these pictures better "
+            f"On {' and '.join(worse)} the right captions cost bits: the model predicts these images better "
             "without a caption."
         )
     bars = {label: {split: of[name] for split, of in bits.items()} for name, label in CAPTIONS.items()}
     text = "Bits per image token"
-    yield Picture("bits.png", bar_figure(bars, title=text, score="bits, lower is better"), text)
+    yield Figure("bits.png", bar_figure(bars, title=text, score="bits, lower is better"), text)
 
 
-def _accuracy_figures(result: Mapping[str, Any]) -> Iterator[Picture]:
+def _accuracy_figures(result: Mapping[str, Any]) -> Iterator[Figure]:
     accuracy = {split: figures["concept_accuracy"] for split, figures in result["splits"].items()}
     for k in result["protocol"]["ks"]:
         bars = {
             label: {split: 100 * of[kind][f"top{k}"] for split, of in accuracy.items()}
-            for kind, label in kinds_of_pictures(result["protocol"]["candidates"]).items()
+            for kind, label in kinds_of_images(result["protocol"]["candidates"]).items()
             if all(kind in of for of in accuracy.values())
         }
         text = f"Concept accuracy, top {k}"
-        png = bar_figure(bars, title=text, score="pictures, %, higher is better")
-        yield Picture(f"concept-accuracy-top{k}.png", png, text)
+        png = bar_figure(bars, title=text, score="images, %, higher is better")
+        yield Figure(f"concept-accuracy-top{k}.png", png, text)
 
 
 def _provenance(result: Mapping[str, Any]) -> Iterator[Block]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dalle_zoo.data import ImageTextDataset, open_source
-from dalle_zoo.sampling import picture_seed
+from dalle_zoo.sampling import derive_seed
 from dalle_zoo_eval.concepts.protocol import ConceptProtocol
 from dalle_zoo_eval.metrics import shuffle_concepts
 
@@ -46,9 +46,9 @@ class Split:
         """At most ``count`` samples from the front; None takes all."""
         return self.take(range(len(self.keys))[:count])
 
-    def draw(self, count: int | None, seed: int) -> Split:
+    def sample(self, count: int | None, seed: int) -> Split:
         """At most ``count`` samples, or all, in an order that the seed and the split's name fix."""
-        order = torch.Generator().manual_seed(picture_seed(seed, "samples", self.name))
+        order = torch.Generator().manual_seed(derive_seed(seed, "samples", self.name))
         return self.take(torch.randperm(len(self.keys), generator=order)[:count].tolist())
 
 
@@ -56,12 +56,12 @@ class Split:
 class Sampled:
     """What is measured of a split."""
 
-    whole: Split
+    complete: Split
     """All that the source holds, where concepts are looked for."""
     samples: Split
-    """Those that are drawn by seed: for reconstruction, bits and retrieval."""
+    """Those that are sampled by seed: for reconstruction, bits and retrieval."""
     asked: Split
-    """The first of the samples: pictures are drawn from their captions."""
+    """The first of the samples: images are generated from prompts."""
 
 
 def load_split(name: str, source: str, image_size: int) -> Split:
@@ -89,24 +89,24 @@ def load_samples(protocol: ConceptProtocol, image_size: int) -> list[Sampled]:
     """
     found = []
     for name, rule in protocol.splits.items():
-        whole = load_split(name, rule.source, image_size)
-        samples = whole.draw(protocol.samples, protocol.seed)
-        found.append(Sampled(whole, samples, samples.first(rule.captions)))
+        complete = load_split(name, rule.source, image_size)
+        samples = complete.sample(protocol.samples, protocol.seed)
+        found.append(Sampled(complete, samples, samples.first(rule.captions)))
     _check(found, protocol)
     return found
 
 
 def _check(splits: Sequence[Sampled], protocol: ConceptProtocol) -> None:
-    """What would otherwise fail after the pictures are drawn."""
+    """What would otherwise fail after the images are generated."""
     for split in splits:
         for part in (split.samples, split.asked):
             try:
                 shuffle_concepts(part.concepts, protocol.seed)
             except ValueError as error:
-                raise ValueError(f"split {split.whole.name}: {error}") from None
-    gallery = Counter(key for split in splits for key in split.whole.keys)
+                raise ValueError(f"split {split.complete.name}: {error}") from None
+    gallery = Counter(key for split in splits for key in split.complete.keys)
     repeated = [key for key, count in gallery.items() if count > 1]
     if repeated:
         raise ValueError(f"{len(repeated)} keys stand in more than one split, such as {repeated[0]!r}: rename them")
     if protocol.ks[-1] >= len(gallery):
-        raise ValueError(f"ks must be below the number of pictures, {len(gallery)}, got {protocol.ks[-1]}")
+        raise ValueError(f"ks must be below the number of images, {len(gallery)}, got {protocol.ks[-1]}")

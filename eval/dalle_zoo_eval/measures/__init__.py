@@ -6,8 +6,8 @@
 | `inception_score` | Inception score | logits |
 | `kernel` | kernel (Inception) distance | features of both sides |
 | `manifold` | precision and recall | features of both sides |
-| `clip_score` | CLIP score | features of pictures and captions |
-| `r_precision` | R-precision | features of pictures and captions |
+| `clip_score` | CLIP score | features of images and captions |
+| `r_precision` | R-precision | features of images and captions |
 
 A distance is called FID or KID only where the features are Inception's; the caller knows.
 """

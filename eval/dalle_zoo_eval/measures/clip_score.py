@@ -1,4 +1,4 @@
-"""CLIP score: how well pictures fit their captions."""
+"""CLIP score: how well images fit their captions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def clip_score(image_features: Tensor, text_features: Tensor) -> float:
 
     Args:
         image_features: (B, d); need not be unit vectors.
-        text_features: (B, d), row i for the caption of picture i.
+        text_features: (B, d), row i for the caption of image i.
 
     Returns:
         Between 0 and 100.
@@ -26,7 +26,7 @@ def clip_score(image_features: Tensor, text_features: Tensor) -> float:
     """
     if image_features.ndim != 2 or image_features.shape != text_features.shape or not len(image_features):
         raise ValueError(
-            "features of pictures and captions must be (B, d) alike and not none, got "
+            "features of images and captions must be (B, d) alike and not none, got "
             f"{tuple(image_features.shape)} and {tuple(text_features.shape)}"
         )
     cosine = (F.normalize(image_features.double(), dim=1) * F.normalize(text_features.double(), dim=1)).sum(1)

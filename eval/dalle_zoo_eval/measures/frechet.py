@@ -30,7 +30,7 @@ LEVEL = 0.95
 SEED = 0
 """Seed of the bootstrap, and of the order of smaller sets."""
 POINTS = 6
-"""Sample sizes through which the line to infinity is drawn."""
+"""Sample sizes through which the line to infinity is sampled."""
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -65,8 +65,8 @@ class Reference:
     def of(cls, moments: Moments) -> Self:
         """Of a side with at least 2 samples."""
         values, vectors = torch.linalg.eigh(moments.covariance)
-        kept = _not_rounding(values)
-        return cls(moments=moments, factor=vectors[:, kept] * values[kept].sqrt())
+        retained = _not_rounding(values)
+        return cls(moments=moments, factor=vectors[:, retained] * values[retained].sqrt())
 
     def distance(self, other: Moments) -> float:
         """Distance to another side, as `frechet_distance`."""
@@ -120,7 +120,7 @@ def frechet_extrapolated(
         seed: Seed of the random order.
 
     Raises:
-        StatisticsError: n < 3 d: no line can be drawn, smaller sets being too far from linear.
+        StatisticsError: n < 3 d: no line can be sampled, smaller sets being too far from linear.
     """
     n, d = features.shape
     smallest = max(n // 5, 2 * d)
@@ -160,8 +160,8 @@ def influences(features: Tensor, moments: Moments, reference: Reference) -> Tens
     """
     mean = moments.mean
     values, vectors = torch.linalg.eigh(reference.factor.t() @ moments.covariance @ reference.factor)
-    kept = _not_rounding(values)
-    root = reference.factor @ (vectors[:, kept] * values[kept] ** -0.25)  # T = root root^T
+    retained = _not_rounding(values)
+    root = reference.factor @ (vectors[:, retained] * values[retained] ** -0.25)  # T = root root^T
     pull = []
     for part in in_batches(features, CHUNK):
         y = part.double() - mean
@@ -181,7 +181,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Where the distance of another n samples of the same model would lie.
 
-    A bootstrap of the distance's linear part: every round draws n samples with replacement, and their `influences`
+    A bootstrap of the distance's linear part: every round samples n samples with replacement, and their `influences`
     move the distance by their mean. So a round costs no distance, and the rounds do not have the bias of sets that
     repeat samples. It tells the noise of the samples, not the bias: for that see `frechet_extrapolated`.
 
@@ -189,8 +189,8 @@ def bootstrap_interval(
         features: (n, d) of the side that is measured.
         moments: Theirs.
         reference: The other side, taken as it is.
-        rounds: Times that n samples are drawn, at least 2.
-        seed: Seed of the draws.
+        rounds: Times that n samples are generated, at least 2.
+        seed: Seed of the samples.
         level: Share of repetitions within the interval.
 
     Raises:
@@ -204,5 +204,5 @@ def bootstrap_interval(
     pull, random = influences(features, moments, reference).numpy(), np.random.RandomState(seed)
     shifts = [pull[random.randint(n, size=n)].mean() for _ in range(rounds)]
     low, high = np.quantile(shifts, [(1 - level) / 2, (1 + level) / 2])
-    centre = reference.distance(moments)
-    return centre + float(low), centre + float(high)
+    center = reference.distance(moments)
+    return center + float(low), center + float(high)

@@ -1,4 +1,4 @@
-"""Inception score: sure of each picture, undecided over all of them."""
+"""Inception score: sure of each image, undecided over all of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# n pictures, c classes
+# n images, c classes
 
 SHUFFLE_SEED = 2020
 """Seed of torch-fidelity's order, so that equal logits give its numbers."""
@@ -15,10 +15,10 @@ SHUFFLE_SEED = 2020
 def inception_score(logits: Tensor, splits: int = 10, *, seed: int | None = SHUFFLE_SEED) -> tuple[float, float]:
     """``exp(mean KL(p(y|x) || p(y)))`` of every split.
 
-    Split i holds pictures i n / splits to (i + 1) n / splits, both rounded down, of the order, which matters:
+    Split i holds images i n / splits to (i + 1) n / splits, both rounded down, of the order, which matters:
 
     - ``seed=2020`` (default) is the permutation of NumPy's ``RandomState(2020)``, as in torch-fidelity.
-    - ``seed=None`` leaves pictures as they are listed, as the code of the baselines does on MS-COCO.
+    - ``seed=None`` leaves images as they are listed, as the code of the baselines does on MS-COCO.
 
     Logits are Inception's 1008 without the bias of the last layer. Published scores on CUB come from another network,
     fine-tuned on birds, and cannot be compared with these.
@@ -27,14 +27,14 @@ def inception_score(logits: Tensor, splits: int = 10, *, seed: int | None = SHUF
 
     Args:
         logits: (n, c).
-        splits: Parts of the pictures.
+        splits: Parts of the images.
         seed: Seed of the order.
 
     Returns:
         Mean and standard deviation (divided by ``splits``) over the splits; between 1 and c.
 
     Raises:
-        ValueError: Fewer pictures than splits.
+        ValueError: Fewer images than splits.
     """
     if logits.ndim != 2 or not 1 <= splits <= len(logits):
         raise ValueError(f"logits must be (n, c) with n at least the {splits} splits, got {tuple(logits.shape)}")

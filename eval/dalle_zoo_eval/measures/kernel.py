@@ -14,7 +14,7 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """Squared maximum mean discrepancy with the kernel ``(x.y / d + 1)^3``, unbiased, over random subsets.
 
-    Values slightly below 0 are right where both sides are alike. The subsets are those that torch-fidelity draws: by
+    Values slightly below 0 are right where both sides are alike. The subsets are those that torch-fidelity samples: by
     NumPy's ``RandomState(seed)``, without replacement, of ``a`` and ``b`` by turns. It computes in float32, this in
     float64.
 

@@ -14,9 +14,9 @@ ROWS, COLUMNS = 512, 4096
 
 
 def precision_recall(reference: Tensor, generated: Tensor, k: int = 3) -> tuple[float, float]:
-    """Shares of generated pictures near the reference (precision) and the other way (recall).
+    """Shares of generated images near the reference (precision) and the other way (recall).
 
-    Near means within a sphere around a picture of the other side that reaches its k-th nearest neighbour of its own
+    Near means within a sphere around an image of the other side that reaches its k-th nearest neighbor of its own
     side. Distances are float64, and features that agree to rounding have distance 0.
 
     Reference: Improved Precision and Recall Metric for Assessing Generative Models (Kynkaanniemi et al., 2019). It
@@ -25,7 +25,7 @@ def precision_recall(reference: Tensor, generated: Tensor, k: int = 3) -> tuple[
     Args:
         reference: (R, d).
         generated: (G, d).
-        k: Neighbours, fewer than R and G.
+        k: Neighbors, fewer than R and G.
 
     Raises:
         ValueError: Too few samples, or features of different lengths.
@@ -40,11 +40,11 @@ def precision_recall(reference: Tensor, generated: Tensor, k: int = 3) -> tuple[
     return _share_within(generated, reference, k), _share_within(reference, generated, k)
 
 
-def _share_within(points: Tensor, centres: Tensor, k: int) -> float:
-    """Share of points inside a sphere of a centre."""
-    # A centre is its own nearest neighbour, hence one more.
-    radii = torch.cat([_squared_distances(rows, centres).kthvalue(k + 1).values for rows in in_batches(centres, ROWS)])
-    inside = [(_squared_distances(rows, centres) <= radii).any(1) for rows in in_batches(points, ROWS)]
+def _share_within(points: Tensor, centers: Tensor, k: int) -> float:
+    """Share of points inside a sphere of a center."""
+    # A center is its own nearest neighbor, hence one more.
+    radii = torch.cat([_squared_distances(rows, centers).kthvalue(k + 1).values for rows in in_batches(centers, ROWS)])
+    inside = [(_squared_distances(rows, centers) <= radii).any(1) for rows in in_batches(points, ROWS)]
     return float(torch.cat(inside).double().mean())
 
 

@@ -1,4 +1,4 @@
-"""R-precision: does a picture find its caption among a hundred?"""
+"""R-precision: does an image find its caption among a hundred?"""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from dalle_zoo_eval.metrics import in_batches
 
-# B pictures, M mismatched captions, d features
+# B images, M mismatched captions, d features
 
 CHUNK = 128
-"""Pictures compared at once."""
+"""Images compared at once."""
 
 
 def r_precision(
@@ -26,9 +26,9 @@ def r_precision(
     splits: int = 10,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Share of pictures whose own caption is nearest by cosine, among it and random ones of other groups.
+    """Share of images whose own caption is nearest by cosine, among it and random ones of other groups.
 
-    As in AttnGAN and DM-GAN, but for the network that sees the pictures (theirs is DAMSM) and for ties: where m others
+    As in AttnGAN and DM-GAN, but for the network that sees the images (theirs is DAMSM) and for ties: where m others
     are as near as the own caption, it counts 1 / (m + 1), so that equal captions do no harm and a network that cannot
     tell captions apart is at chance.
 
@@ -37,11 +37,11 @@ def r_precision(
 
     Args:
         image_features: (B, d).
-        text_features: (B, d), row i for the caption of picture i.
-        groups: Class of every picture, or where there are no classes its key.
-        mismatched: M, drawn without replacement for every picture.
+        text_features: (B, d), row i for the caption of image i.
+        groups: Class of every image, or where there are no classes its key.
+        mismatched: M, sampled without replacement for every image.
         splits: Parts, in order, over which mean and deviation are taken; at most B.
-        seed: Seed of the draws.
+        seed: Seed of the samples.
 
     Returns:
         Mean and standard deviation (divided by ``splits``) over the splits, shares in [0, 1].
@@ -52,11 +52,11 @@ def r_precision(
     b = len(groups)
     if image_features.ndim != 2 or image_features.shape != text_features.shape or len(image_features) != b:
         raise ValueError(
-            f"features of pictures and captions must be (B, d) alike with one group a row, got "
+            f"features of images and captions must be (B, d) alike with one group a row, got "
             f"{tuple(image_features.shape)}, {tuple(text_features.shape)} and {b} groups"
         )
     if not 1 <= splits <= b:
-        raise ValueError(f"splits must lie in 1..{b} (the pictures), got {splits}")
+        raise ValueError(f"splits must lie in 1..{b} (the images), got {splits}")
     names, number = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
     others = b - np.bincount(number)
     if mismatched < 1 or others.min() < mismatched:
@@ -65,25 +65,25 @@ def r_precision(
             f"leaves {others.min()}"
         )
     random = np.random.RandomState(seed)
-    drawn = torch.tensor([_draw(number, own, mismatched, random) for own in range(b)])
+    generated = torch.tensor([_sample(number, own, mismatched, random) for own in range(b)])
     images, texts = (F.normalize(f.double(), dim=1) for f in (image_features, text_features))
-    hits = torch.cat([_hits(images, texts, drawn, rows) for rows in in_batches(torch.arange(b), CHUNK)])
+    hits = torch.cat([_hits(images, texts, generated, rows) for rows in in_batches(torch.arange(b), CHUNK)])
     shares = torch.stack([hits[i * b // splits : (i + 1) * b // splits].mean() for i in range(splits)])
     return float(shares.mean()), float(shares.std(correction=0))
 
 
-def _draw(groups: np.ndarray, own: int, count: int, random: np.random.RandomState) -> list[int]:
+def _sample(groups: np.ndarray, own: int, count: int, random: np.random.RandomState) -> list[int]:
     """Distinct numbers of captions of other groups than that of number ``own``."""
-    drawn: dict[int, None] = {}
-    while len(drawn) < count:
+    generated: dict[int, None] = {}
+    while len(generated) < count:
         numbers = random.randint(len(groups), size=count)
-        drawn |= dict.fromkeys(numbers[groups[numbers] != groups[own]].tolist())
-    return list(drawn)[:count]
+        generated |= dict.fromkeys(numbers[groups[numbers] != groups[own]].tolist())
+    return list(generated)[:count]
 
 
-def _hits(images: Tensor, texts: Tensor, drawn: Tensor, rows: Tensor) -> Tensor:
+def _hits(images: Tensor, texts: Tensor, generated: Tensor, rows: Tensor) -> Tensor:
     """1 for the own caption first, 0 for another, a share for several; (rows,)."""
-    candidates = torch.cat([rows[:, None], drawn[rows]], 1)
+    candidates = torch.cat([rows[:, None], generated[rows]], 1)
     cosine = (images[rows, None] * texts[candidates]).sum(-1)
     best = cosine == cosine.max(1, keepdim=True).values
     return best[:, 0].double() / best.sum(1)

@@ -1,4 +1,4 @@
-"""Networks that look at pictures: from uint8 pixels to features.
+"""Networks that look at images: from uint8 pixels to features.
 
 | name | features | file |
 |---|---|---|

@@ -14,7 +14,7 @@ from torch import Tensor
 from dalle_zoo.hub import sha256_file
 from dalle_zoo.registry import Registry
 
-# B pictures, H W pixels, d features, c classes
+# B images, H W pixels, d features, c classes
 
 
 class NetworkFileError(ValueError):
@@ -22,7 +22,7 @@ class NetworkFileError(ValueError):
 
 
 class Network(Protocol):
-    """Pictures to features."""
+    """Images to features."""
 
     @property
     def name(self) -> str:
@@ -36,14 +36,14 @@ class Network(Protocol):
         """
 
     def prepare(self, images: Tensor) -> Tensor:
-        """What can be done to uint8 pictures (B, 3, H, W) beforehand, in another thread: scaling on the CPU.
+        """What can be done to uint8 images (B, 3, H, W) beforehand, in another thread: scaling on the CPU.
 
         Returns:
-            uint8 pictures for `__call__`, which says the same of them as of the first ones.
+            uint8 images for `__call__`, which says the same of them as of the first ones.
         """
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Looks at pictures, uint8 (B, 3, H, W).
+        """Looks at images, uint8 (B, 3, H, W).
 
         Returns:
             float32 on the CPU: ``features`` (B, d), and ``logits`` (B, c) where there are classes.
@@ -55,7 +55,7 @@ class TextNetwork(Network, Protocol):
     """A network that reads captions too."""
 
     def text_features(self, captions: Sequence[str]) -> Tensor:
-        """Features of B captions in the space of those of pictures: float32 (B, d) on the CPU."""
+        """Features of B captions in the space of those of images: float32 (B, d) on the CPU."""
 
 
 Opener = Callable[[Path, torch.device, str | None], Network]
@@ -108,9 +108,9 @@ def find_weights(location: Path, files: Sequence[WeightsFile], expected_sha256: 
 
 
 def check_images(images: Tensor) -> None:
-    """Raises `ValueError` unless pictures are uint8 (B, 3, H, W)."""
+    """Raises `ValueError` unless images are uint8 (B, 3, H, W)."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"pictures must be uint8 (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+        raise ValueError(f"images must be uint8 (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Networks that see pictures and read captions: CLIP, and our rankers, which are the same thing on disk."""
+"""Networks that see images and read captions: CLIP, and our rankers, which are the same thing on disk."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dalle_zoo.hub import WEIGHTS, sha256_file
 from dalle_zoo.models.ranker import Ranker
 from dalle_zoo_eval.networks.base import NETWORKS, NetworkFileError, check_images, exact_float32
 
-# B pictures or captions, H W pixels, d features
+# B images or captions, H W pixels, d features
 
 TEXTS = (".json", ".txt", ".model")
-"""Endings of the files that say how pictures are scaled and captions become tokens."""
+"""Endings of the files that say how images are scaled and captions become tokens."""
 CAPTIONS = 256
 """Captions encoded at once."""
 
@@ -31,7 +31,7 @@ class ContrastiveNetwork:
     ranker: Ranker
 
     def prepare(self, images: Tensor) -> Tensor:
-        """The pictures as they are: all is done where the network computes."""
+        """The images as they are: all is done where the network computes."""
         return images
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -57,7 +57,7 @@ def load_clip(location: Path, device: torch.device, expected_sha256: str | None 
         location: Folder with ``config.json``, ``model.safetensors``, ``tokenizer.json`` and, unless OpenAI's
             preprocessing is meant, ``preprocessor_config.json``.
         device: Where it computes.
-        expected_sha256: Digest that ``model.safetensors`` must have; any if missing.
+        expected_sha256: Digest that ``model.safetensors`` must have. Defaults to any.
     """
     return open_contrastive("clip", location, device, expected_sha256)
 
@@ -82,7 +82,7 @@ def open_contrastive(name: str, folder: Path, device: torch.device, expected_sha
         "name": name,
         "sha256": digest,
         "pixels": height,
-        "resize": f"{ranker.preprocessing.mode} with antialias, centre crop {height}x{width}",
+        "resize": f"{ranker.preprocessing.mode} with antialias, center crop {height}x{width}",
         "files_sha256": {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.suffix in TEXTS},
     }
     return ContrastiveNetwork(name=name, record=record, ranker=ranker)

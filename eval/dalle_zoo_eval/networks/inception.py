@@ -28,7 +28,7 @@ from dalle_zoo_eval.networks.base import (
     find_weights,
 )
 
-# B pictures, H W pixels
+# B images, H W pixels
 
 SIDE = 299
 """Side of the network's input, pixels."""
@@ -61,12 +61,12 @@ class InceptionNetwork:
     record: Mapping[str, str | int]
     device: torch.device
     look: Callable[[Tensor], dict[str, Tensor]]
-    """uint8 pictures on the device to what the network says."""
+    """uint8 images on the device to what the network says."""
     resize: Callable[[Tensor], Tensor] = lambda images: images
-    """What happens to uint8 pictures on the CPU before; a second time it changes nothing."""
+    """What happens to uint8 images on the CPU before; a second time it changes nothing."""
 
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W), scaled if the network wants its pictures scaled by the CPU."""
+        """uint8 (B, 3, H, W), scaled if the network wants its images scaled by the CPU."""
         check_images(images)
         return self.resize(images)
 
@@ -97,7 +97,7 @@ def load_inception_2015(location: Path, device: torch.device, expected_sha256: s
     torch.save(_read_tensors(path), checked)
     checked.seek(0)
     kinds = {"features": "2048", "logits": "logits_unbiased"}
-    with torch.random.fork_rng(devices=[]):  # the initial weights are drawn, and thrown away
+    with torch.random.fork_rng(devices=[]):  # the initial weights are sampled, and thrown away
         try:
             net = FeatureExtractorInceptionV3(
                 "inception-v3-compat", list(kinds.values()), feature_extractor_weights_path=checked
@@ -154,7 +154,7 @@ def load_dmgan(location: Path, device: torch.device, expected_sha256: str | None
 
 
 def dmgan_resize(images: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) to (B, 3, 299, 299) as Pillow's bilinear does; such pictures come back as they are."""
+    """uint8 (B, 3, H, W) to (B, 3, 299, 299) as Pillow's bilinear does; such images come back as they are."""
     if images.shape[-2:] == (SIDE, SIDE):
         return images
     # Pillow leaves the interpreter while it works, so that threads help.
@@ -165,7 +165,7 @@ def dmgan_resize(images: Tensor) -> Tensor:
 def dmgan_input(images: Tensor) -> Tensor:
     """uint8 pixels as the DM-GAN code feeds them.
 
-    They go to [0, 1] and then through a change of scale that is meant for pixels normalised with ImageNet's mean and
+    They go to [0, 1] and then through a change of scale that is meant for pixels normalized with ImageNet's mean and
     standard deviation. The network, trained on [-1, 1], sees about [-0.19, 0.43]. Published numbers depend on it.
     """
     mean, std = (images.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (_MEAN, _STD))

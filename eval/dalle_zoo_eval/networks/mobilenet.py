@@ -13,7 +13,7 @@ from dalle_zoo.hub import ModelFolderError
 from dalle_zoo_eval.evaluator import SIZE, MobileNet, load_evaluator
 from dalle_zoo_eval.networks.base import NETWORKS, NetworkFileError, check_images, exact_float32
 
-# B pictures, H W pixels
+# B images, H W pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class MobileNetwork:
     net: MobileNet
 
     def prepare(self, images: Tensor) -> Tensor:
-        """The pictures as they are: all is done where the network computes."""
+        """The images as they are: all is done where the network computes."""
         return images
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -43,7 +43,7 @@ def load_mobilenet(location: Path, device: torch.device, expected_sha256: str | 
     Args:
         location: Its weights file or folder.
         device: Where it computes.
-        expected_sha256: Digest that the file must have; any if missing.
+        expected_sha256: Digest that the file must have. Defaults to any.
     """
     try:
         net, found = load_evaluator(location)

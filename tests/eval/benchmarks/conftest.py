@@ -1,4 +1,4 @@
-"""A benchmark whose pictures are never decoded."""
+"""A benchmark whose images are never decoded."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def test_captions_of_the_pickle_where_no_text_is(make: Any, birds: bool) -> None
         assert {i.captions for i in read_benchmark("attngan", root, split).items} == {("a bird", "two bird")}
 
 
-def test_captions_belong_to_their_pictures(make: Any) -> None:
+def test_captions_belong_to_their_images(make: Any) -> None:
     root = make.attngan(birds=False, text=False)
     make.pickle(root / "captions.pickle", [[], [[1, 1], [1], [2], [2, 2, 0, 0]], {0: "<end>", 1: "x", 2: "y"}, {}])
     three, seven = read_benchmark("attngan", root, "test").items  # filenames.pickle lists 7 first
@@ -61,7 +61,7 @@ def test_missing_pickles_are_named(make: Any, name: str) -> None:
         read_benchmark("attngan", root, "test")
 
 
-def test_missing_pictures(make: Any) -> None:
+def test_missing_images(make: Any) -> None:
     root = make.attngan(birds=False)
     (root / "images").rename(root / "elsewhere")
     with pytest.raises(BenchmarkError, match="there is no images/"):
@@ -84,9 +84,9 @@ def test_a_pickle_that_runs_something_is_refused(make: Any, name: str) -> None:
         ([[], []], "must hold train captions, .* got 2 parts"),
         (
             [[], [[1]] * 3, {1: "a"}, {}],
-            "equally many captions for each picture of test, got 3 captions for 2 pictures",
+            "equally many captions for each image of test, got 3 captions for 2 images",
         ),
-        ([[], [], {1: "a"}, {}], "got 0 captions for 2 pictures"),
+        ([[], [], {1: "a"}, {}], "got 0 captions for 2 images"),
         ([[], [[1], [9]], {1: "a"}, {}], r"caption \[9\] has ids that its table of words lacks"),
         ([[], [1, 2], {1: "a"}, {}], "must hold a list of word ids, got int"),
     ],
@@ -101,10 +101,10 @@ def test_wrong_captions(make: Any, value: object, message: str) -> None:
 def test_lists_that_do_not_fit(make: Any) -> None:
     root = make.attngan(birds=True)
     make.pickle(root / "test/class_info.pickle", [3])
-    with pytest.raises(BenchmarkError, match="must hold one class a picture, got 1 for 2 pictures"):
+    with pytest.raises(BenchmarkError, match="must hold one class an image, got 1 for 2 images"):
         read_benchmark("attngan", root, "test")
     make.pickle(root / "test/filenames.pickle", ["003.Crow/Crow_0001_99"])
-    with pytest.raises(BenchmarkError, match=r"names 1 pictures that CUB_200_2011/images\.txt lacks"):
+    with pytest.raises(BenchmarkError, match=r"names 1 images that CUB_200_2011/images\.txt lacks"):
         read_benchmark("attngan", root, "test")
     make.pickle(root / "test/filenames.pickle", ["../../secret"])
     with pytest.raises(BenchmarkError, match="expected a name inside the folder"):

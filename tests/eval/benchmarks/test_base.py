@@ -19,7 +19,7 @@ MAKERS: dict[str, Callable[[Any], Path]] = {
     "coco": lambda make: make.coco(),
     "cub": lambda make: make.cub(),
     "attngan": lambda make: make.attngan(birds=True),
-    "folder": lambda make: make.picture(make.root / "folder/a.png").parent,
+    "folder": lambda make: make.image(make.root / "folder/a.png").parent,
 }
 
 
@@ -51,7 +51,7 @@ def test_unknown_layout_and_missing_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("asked", ["coco", "cub", "attngan"])
 @pytest.mark.parametrize("given", ["coco", "cub", "attngan"])
-def test_another_layout_is_recognised(make: Any, asked: str, given: str) -> None:
+def test_another_layout_is_recognized(make: Any, asked: str, given: str) -> None:
     root = MAKERS[given](make)
     if asked == given:
         read_benchmark(asked, root, SPLITS[asked])
@@ -98,15 +98,15 @@ def test_the_digest_does_not_depend_on_the_place(make: Any) -> None:
 
 def test_what_is_left_out_is_named_and_counted(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     root = make.coco(captions={1: ["a"], 2: [" ", "\n"], 3: ["c"], 4: ["d"], 5: ["e"]})
-    pictures = root / "val2014"
-    (pictures / "COCO_val2014_000000000003.jpg").unlink()
-    (pictures / "COCO_val2014_000000000004.jpg").write_bytes(b"")
+    images = root / "val2014"
+    (images / "COCO_val2014_000000000003.jpg").unlink()
+    (images / "COCO_val2014_000000000004.jpg").write_bytes(b"")
     with caplog.at_level(logging.WARNING):
         benchmark = read_benchmark("coco", root, "val2014")
     assert [item.key[-1] for item in benchmark.items] == ["1", "5"]
     no_caption, absent, empty = benchmark.skipped
     assert no_caption == "COCO_val2014_000000000002: has no caption"
-    assert absent.startswith("COCO_val2014_000000000003: its picture ")
+    assert absent.startswith("COCO_val2014_000000000003: its image ")
     assert absent.endswith("000000000003.jpg is missing")
     assert empty.endswith("000000000004.jpg is empty")
     assert "3 of 5 entries left out, such as COCO_val2014_000000000002: has no caption" in caplog.text
@@ -116,16 +116,14 @@ def test_nothing_left_is_an_error(make: Any) -> None:
     root = make.coco()
     for path in (root / "val2014").iterdir():
         path.unlink()
-    with pytest.raises(
-        BenchmarkError, match=r"no usable picture: all 3 entries were left out, such as COCO_.*missing"
-    ):
+    with pytest.raises(BenchmarkError, match=r"no usable image: all 3 entries were left out, such as COCO_.*missing"):
         read_benchmark("coco", root, "val2014")
 
 
 def test_equal_keys_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"a")
     item = Item(key="a", image=tmp_path / "a.png", captions=("a",))
-    with pytest.raises(BenchmarkError, match="lists the picture 'a' twice"):
+    with pytest.raises(BenchmarkError, match="lists the image 'a' twice"):
         usable("toy:all", tmp_path, [item, item])
 
 

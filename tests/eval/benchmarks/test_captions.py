@@ -107,11 +107,11 @@ def test_changed_and_damaged_lists(toy: Benchmark, tmp_path: Path) -> None:
     data = path.read_bytes()
     for changed in (data.replace(b"thing", b"theng", 1), data[: data[:-1].rindex(b"\n") + 1]):
         path.write_bytes(changed)
-        with pytest.raises(BenchmarkError, match=r"was changed or cut off: expected 20 captions with the sha256"):
+        with pytest.raises(BenchmarkError, match=r"was changed or truncated: expected 20 captions with the sha256"):
             load_captions(path)
     for changed in (b"", b"[]", b"{}", data[:-9], b"a\nb\n", b"\xff", b"3\n", data + b"[1]\n"):
         path.write_bytes(changed)
-        with pytest.raises(BenchmarkError, match="is no caption list of dalle-zoo, or is cut off"):
+        with pytest.raises(BenchmarkError, match="is no caption list of dalle-zoo, or is truncated"):
             load_captions(path)
 
 

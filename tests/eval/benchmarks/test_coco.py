@@ -43,19 +43,19 @@ def test_a_missing_caption_file_names_those_that_are_there(make: Any) -> None:
         read_benchmark("coco", make.coco(), "val2017")
 
 
-def test_missing_pictures(make: Any) -> None:
+def test_missing_images(make: Any) -> None:
     root = make.coco()
     (root / "val2014").rename(root / "elsewhere")
-    with pytest.raises(BenchmarkError, match=r"no folder of pictures val2014/ or images/val2014/"):
+    with pytest.raises(BenchmarkError, match=r"no folder of images val2014/ or images/val2014/"):
         read_benchmark("coco", root, "val2014")
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_a_cut_off_caption_file(make: Any, zipped: bool) -> None:
+def test_a_truncated_caption_file(make: Any, zipped: bool) -> None:
     root = make.coco(zipped=zipped)
     path = next((root / "annotations").iterdir())
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(BenchmarkError, match=r"captions_val2014\.json.* is no JSON, or is cut off .*fetch it again"):
+    with pytest.raises(BenchmarkError, match=r"captions_val2014\.json.* is no JSON, or is truncated .*fetch it again"):
         read_benchmark("coco", root, "val2014")
 
 
@@ -74,14 +74,14 @@ def test_a_file_of_boxes_is_no_caption_file(make: Any) -> None:
         read_benchmark("coco", root, "val2014")
 
 
-def test_a_picture_outside_the_folder(make: Any) -> None:
+def test_an_image_outside_the_folder(make: Any) -> None:
     root = make.coco()
     edit(root, "images", file_name="../../secret.jpg")
-    with pytest.raises(BenchmarkError, match="expected a name inside the folder of the pictures"):
+    with pytest.raises(BenchmarkError, match="expected a name inside the folder of the images"):
         read_benchmark("coco", root, "val2014")
 
 
-def test_captions_of_an_unlisted_picture_are_named(make: Any) -> None:
+def test_captions_of_an_unlisted_image_are_named(make: Any) -> None:
     root = make.coco(captions={1: ["a"], 2: ["b"]})
     edit(root, "images", id=77)
     benchmark = read_benchmark("coco", root, "val2014")

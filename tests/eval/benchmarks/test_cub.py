@@ -87,7 +87,7 @@ def test_boxes_may_be_absent(make: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["bounding_boxes.txt", "image_class_labels.txt", "train_test_split.txt"])
-def test_cut_off_tables(make: Any, name: str) -> None:
+def test_truncated_tables(make: Any, name: str) -> None:
     root = make.cub()
     make.text(root / name, *(root / name).read_text().splitlines()[:4])
     with pytest.raises(BenchmarkError, match=rf"{name} lacks 2 of the 6 images of images\.txt, such as number 5"):
@@ -134,7 +134,7 @@ def test_splits_that_do_not_fit(make: Any) -> None:
     root = make.cub()
     change(root / "zeroshot_test.txt", "Crow_0001_31", "Crow_0001_99")
     with pytest.raises(
-        BenchmarkError, match=r"names 1 pictures that images\.txt lacks, such as '003\.Crow/Crow_0001_99'"
+        BenchmarkError, match=r"names 1 images that images\.txt lacks, such as '003\.Crow/Crow_0001_99'"
     ):
         read_benchmark("cub", root, "test")
     make.cub()

@@ -1,4 +1,4 @@
-"""Any folder of pictures."""
+"""Any folder of images."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from dalle_zoo_eval.benchmarks import BenchmarkError, read_benchmark
 
 
-def test_captions_beside_pictures(make: Any) -> None:
+def test_captions_beside_images(make: Any) -> None:
     root = make.root / "mine"
-    make.picture(root / "b/one.png")
-    make.picture(root / "two.jpg")
-    make.picture(root / ".hidden/three.png")
+    make.image(root / "b/one.png")
+    make.image(root / "two.jpg")
+    make.image(root / ".hidden/three.png")
     make.text(root / "b/one.txt", "a one", "", "one\ufffd")
     (root / "two.json").write_text(json.dumps({"caption": "a  two"}))
     first, second = read_benchmark("folder", root, "all").items
@@ -22,24 +22,24 @@ def test_captions_beside_pictures(make: Any) -> None:
     assert (second.key, second.captions) == ("two", ("a two",))
 
 
-def test_pictures_alone(make: Any) -> None:
+def test_images_alone(make: Any) -> None:
     for name in ("a-1", "a", "a/b"):
-        make.picture(make.root / f"mine/{name}.png")
+        make.image(make.root / f"mine/{name}.png")
     benchmark = read_benchmark("folder", make.root / "mine", "all")
     assert [(item.key, item.captions) for item in benchmark.items] == [("a", ()), ("a-1", ()), ("a/b", ())]
     assert not benchmark.skipped
 
 
-def test_pictures_without_captions_among_others_are_named(make: Any) -> None:
-    make.picture(make.root / "mine/a.png")
-    make.picture(make.root / "mine/b.png")
+def test_images_without_captions_among_others_are_named(make: Any) -> None:
+    make.image(make.root / "mine/a.png")
+    make.image(make.root / "mine/b.png")
     make.text(make.root / "mine/b.txt", "b")
     benchmark = read_benchmark("folder", make.root / "mine", "all")
     assert [item.key for item in benchmark.items] == ["b"]
     assert benchmark.skipped == ("a: has no caption",)
 
 
-def test_no_picture(tmp_path: Path) -> None:
+def test_no_image(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(BenchmarkError, match="holds no picture"):
+    with pytest.raises(BenchmarkError, match="holds no image"):
         read_benchmark("folder", tmp_path, "all")

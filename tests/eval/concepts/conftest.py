@@ -14,13 +14,13 @@ SPLITS = ("train", "val-styles", "val-concepts")
 
 @pytest.fixture
 def toy(make: Any, tmp_path: Path) -> Path:
-    """File of a protocol whose splits have six pictures each, of noise."""
+    """File of a protocol whose splits have six images each, of noise."""
     for number, split in enumerate(SPLITS):
         for place, key in enumerate(f"{split}{concept}_{style}" for concept in "abc" for style in ("flat", "blob")):
-            picture = make.picture(tmp_path / "data" / split / f"{key}.png", (16, 16), seed=10 * number + place)
-            make.text(picture.with_suffix(".txt"), f"a {key}")
+            image = make.image(tmp_path / "data" / split / f"{key}.png", (16, 16), seed=10 * number + place)
+            make.text(image.with_suffix(".txt"), f"a {key}")
     values = {
-        "kind": "concepts", "name": "toy", "title": "Made-up pictures",
+        "kind": "concepts", "name": "toy", "title": "Made-up images",
         "splits": {name: {"source": str(tmp_path / "data" / name)} for name in SPLITS},
         "candidates": 3, "chunk": 2,
         "targets": [

@@ -26,13 +26,13 @@ KINDS = {"real", "reconstructed", "one", "best", "shuffled"}
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Captions of every call of the pipeline; the fifth call is killed if the list is told so by a first entry."""
     seen: list[list[str]] = []
-    draw = DallePipeline.__call__
+    sample = DallePipeline.__call__
 
     def counting(self: DallePipeline, prompt: list[str], **options: Any) -> Any:
         seen.append(prompt)
         if seen[0] == ["kill"] and len(seen) == 6:
             raise KeyboardInterrupt
-        return draw(self, prompt, **options)
+        return sample(self, prompt, **options)
 
     monkeypatch.setattr(DallePipeline, "__call__", counting)
     return seen
@@ -42,33 +42,33 @@ def test_a_result_holds_everything(
     protocol: ConceptProtocol, model: Path, mobilenet: Path, tmp_path: Path, calls: list[list[str]]
 ) -> None:
     out = tmp_path / "a" / "r.json"
-    whole = evaluate_concepts(protocol, str(model), str(mobilenet), out)
-    assert whole is not None
-    assert json.loads(out.read_text()) == json.loads(json.dumps(whole))
-    assert whole["left_out"] == []
-    assert whole["evaluator"]["pixels"] == 128
-    assert list(whole["model"]["weights_sha256"]) == [
+    complete = evaluate_concepts(protocol, str(model), str(mobilenet), out)
+    assert complete is not None
+    assert json.loads(out.read_text()) == json.loads(json.dumps(complete))
+    assert complete["left_out"] == []
+    assert complete["evaluator"]["pixels"] == 128
+    assert list(complete["model"]["weights_sha256"]) == [
         "dvae/model.safetensors", "prior/model.safetensors", "ranker/model.safetensors"
     ]  # fmt: skip
     for name, captions in (("train", 4), ("val-styles", 6), ("val-concepts", 6)):
-        figures = whole["splits"][name]
+        figures = complete["splits"][name]
         assert (figures["samples"], figures["captions"]) == (6, captions)
         # An untrained prior is uniform over its 8 codes, whatever the caption.
         assert figures["bits"] == pytest.approx(dict.fromkeys(("right", "shuffled", "none"), 3.0))
         assert set(figures["concept_accuracy"]) == KINDS
         assert figures["retrieval"].keys() >= {"image_to_text_top1", "text_to_image_top5"}
-        assert figures["ranker_distance"] == {}  # six pictures are too few for eight features
+        assert figures["ranker_distance"] == {}  # six images are too few for eight features
         with Image.open(tmp_path / f"a/r/samples-{name}.png") as sheet:
             assert sheet.width > 100
-    # Among noise no real picture has its concept near it: there is no ceiling to reach a share of.
-    assert whole["splits"]["train"]["concept_accuracy"]["real"]["top5"] == 0
-    assert [target["name"].partition(" ")[0] for target in whole["targets"]] == ["bits"]
+    # Among noise no real image has its concept near it: there is no ceiling to reach a share of.
+    assert complete["splits"]["train"]["concept_accuracy"]["real"]["top5"] == 0
+    assert [target["name"].partition(" ")[0] for target in complete["targets"]] == ["bits"]
     assert {path.name for path in (tmp_path / "a/r").iterdir()} == {
         "report.md", "report.html", "bits.png", "concept-accuracy-top1.png", "concept-accuracy-top5.png",
         "samples-train.png", "samples-val-styles.png", "samples-val-concepts.png",
     }  # fmt: skip
 
-    # Another seed is drawn anew, the same one is not.
+    # Another seed is resampled, the same one is not.
     assert [len(prompt) for prompt in calls] == [2] * 8  # 2 + 3 + 3 chunks
     evaluate_concepts(protocol, str(model), None, tmp_path / "a" / "s.json")
     assert len(calls) == 8
@@ -152,7 +152,7 @@ def test_without_evaluator_and_ranker_it_says_so(protocol: ConceptProtocol, mode
     assert "## Retrieval" not in text
 
 
-def test_without_a_ranker_concepts_are_looked_for_in_one_picture(
+def test_without_a_ranker_concepts_are_looked_for_in_one_image(
     protocol: ConceptProtocol, model: Path, mobilenet: Path, tmp_path: Path
 ) -> None:
     pipe = DallePipeline.from_pretrained(model)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from dalle_zoo_eval.concepts.figures import Drawn, ranker_distances, ranker_sees, targets
+from dalle_zoo_eval.concepts.figures import Generated, ranker_distances, ranker_sees, targets
 from dalle_zoo_eval.concepts.protocol import ConceptProtocol, SplitRule, TargetRule
 from dalle_zoo_eval.concepts.splits import Split
 
@@ -20,15 +20,15 @@ def test_distances_in_the_rankers_features(model: Path) -> None:
     images = torch.randint(0, 256, (40, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     split = Split("train", [str(i) for i in range(40)], ["a"] * 40, images)
     seen = ranker_sees(ranker, images)
-    grey = ranker_sees(ranker, torch.full_like(images, 128))
-    drawn = Drawn(
+    gray = ranker_sees(ranker, torch.full_like(images, 128))
+    generated = Generated(
         best=torch.zeros(40, dtype=torch.long), shown=images, features=None,
-        ranker_features=torch.stack([seen, grey], 1),
+        ranker_features=torch.stack([seen, gray], 1),
     )  # fmt: skip
-    found = ranker_distances(ranker, split, images, drawn)
+    found = ranker_distances(ranker, split, images, generated)
     assert found["best"] == pytest.approx(0, abs=1e-9)
     assert found["reconstructed"] == pytest.approx(0, abs=1e-9)
-    assert found["one"] > 1e-3  # the mean of that and of grey pictures
+    assert found["one"] > 1e-3  # the mean of that and of gray images
 
 
 def test_targets_compare_with_the_ceiling() -> None:

@@ -23,7 +23,7 @@ def test_torchrun_writes_the_result_of_one_process(toy: Path, model: Path, mobil
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
 
     def run(folder: str, *launcher: str) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """The result file, and the pictures of the report."""
+        """The result file, and the images of the report."""
         out = tmp_path / folder / "r.json"
         line = [sys.executable, *launcher, *command, str(out)]
         subprocess.run(line, env=environment, check=True, capture_output=True)

@@ -39,7 +39,7 @@ def test_what_a_caller_gives_stands_above_the_file(protocol: ConceptProtocol) ->
     assert (changed.seed, changed.temperature, changed.candidates) == (5, 0.5, 3)
     assert [rule.captions for rule in changed.splits.values()] == [4, 3, 3]
     assert [rule.captions for rule in protocol.changed(train_captions=2).splits.values()] == [2, None, None]
-    with pytest.raises(ProtocolError, match="candidates must be a whole number of at least 1, got 0"):
+    with pytest.raises(ProtocolError, match="candidates must be an integer of at least 1, got 0"):
         protocol.changed(candidates=0)
     without = ConceptProtocol(name="a", title="A", splits={"seen": protocol.splits["train"]})
     with pytest.raises(ProtocolError, match="has no split 'train'"):
@@ -50,12 +50,12 @@ def test_what_a_caller_gives_stands_above_the_file(protocol: ConceptProtocol) ->
     ("changes", "message"),
     [
         ({"sample": 3}, "unknown field 'sample'. Did you mean 'samples'"),
-        ({"samples": 1}, "samples must be a whole number of at least 2, got 1"),
+        ({"samples": 1}, "samples must be an integer of at least 2, got 1"),
         ({"splits": {}}, "splits is empty"),
         ({"splits": ["train"]}, "splits must be a mapping"),
         ({"splits": {"train": {"captions": 3}}}, "splits.train: source missing"),
         ({"splits": {"train": {"source": 3}}}, "source must be a location"),
-        ({"splits": {"train": {"source": "a", "captions": 1}}}, "captions must be a whole number of at least 2"),
+        ({"splits": {"train": {"source": "a", "captions": 1}}}, "captions must be an integer of at least 2"),
         ({"targets": [{"measure": "bits", "split": "train", "required": 1}]}, "unknown measure 'bits'"),
         ({"targets": [{"measure": "bits saved", "split": "trian", "required": 1}]}, "Did you mean 'train'"),
         ({"targets": [{"measure": "bits saved", "split": "train", "required": "1"}]}, "required must be a number"),
@@ -68,7 +68,7 @@ def test_what_a_caller_gives_stands_above_the_file(protocol: ConceptProtocol) ->
         ({"guidance": None}, "guidance must be a number, got None"),
         ({"guidance": 0.5}, "guidance must be at least 1, which is none, got 0.5"),
         ({"title": ""}, "title must be one line of text"),
-        ({"chunk": 0}, "chunk must be a whole number of at least 1"),
+        ({"chunk": 0}, "chunk must be an integer of at least 1"),
     ],
 )
 def test_a_wrong_field_is_named(toy: Path, changes: dict[str, Any], message: str) -> None:

@@ -55,7 +55,7 @@ def file(result: dict[str, Any], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bars(monkeypatch: pytest.MonkeyPatch) -> Bars:
-    """What every figure shows, by its title; nothing is drawn."""
+    """What every figure shows, by its title; nothing is sampled."""
     seen: Bars = {}
     monkeypatch.setattr(report, "bar_figure", lambda bars, title, score: seen.update({title: bars}) or b"")
     return seen
@@ -64,21 +64,21 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> Bars:
 def test_a_report_has_every_figure(file: Path, bars: Bars) -> None:
     text = write_concept_report(file)[0].read_text()
     for expected in (
-        "# Made-up pictures",
+        "# Made-up images",
         "model &lt;toy&gt; \\$x\\$",
         "- Noise, all of it.",
         "| share, train | 0.8 | 0.500 | not reached |",
         "| bits, val-styles | 0.3 | 1.500 | reached |",
         "|  | train | val-styles | val-concepts |",
-        "| captions drawn from | 4 | 4 | 4 |",
+        "| prompts | 4 | 4 | 4 |",
         "| reconstruction PSNR, dB | 20.12 | 20.12 | 20.12 |",
         "| perplexity of the codes | 3.2 | 3.2 | 3.2 |",
         "| bits per image token, shuffled captions | 2.500 | 2.500 | 2.500 |",
-        "| ranker, caption to picture, top 5, % | 50.0 | 50.0 | 50.0 |",
-        "| concept accuracy, top 1, real pictures (ceiling), % | 40.0 | 40.0 | 40.0 |",
+        "| ranker, caption to image, top 5, % | 50.0 | 50.0 | 50.0 |",
+        "| concept accuracy, top 1, real images (ceiling), % | 40.0 | 40.0 | 40.0 |",
         "| concept accuracy, top 5, best of 3, % | 40.0 | 40.0 | 40.0 |",
         "| concept accuracy, top 5, shuffled captions (floor), % | 0.0 | 0.0 | 0.0 |",
-        "| distance in the ranker's features, one picture | 0.750 | 0.750 | 0.750 |",
+        "| distance in the ranker's features, one image | 0.750 | 0.750 | 0.750 |",
         "![Concept accuracy, top 5](concept-accuracy-top5.png)",
         "| evaluator.sha256 | 12 |",
         "| model.weights\\_sha256.prior/model.safetensors | ef |",
@@ -90,7 +90,7 @@ def test_a_report_has_every_figure(file: Path, bars: Bars) -> None:
         assert expected in text, expected
     assert "FID" not in text
     assert list(bars["Concept accuracy, top 1"]) == [
-        "real pictures (ceiling)", "reconstructions", "best of 3", "one picture", "shuffled captions (floor)"
+        "real images (ceiling)", "reconstructions", "best of 3", "one image", "shuffled captions (floor)"
     ]  # fmt: skip
     assert bars["Concept accuracy, top 5"]["best of 3"] == dict.fromkeys(("train", "val-styles", "val-concepts"), 40.0)
     assert bars["Bits per image token"]["no caption"]["val-styles"] == 2.25
@@ -101,8 +101,8 @@ def test_the_same_file_gives_the_same_report(file: Path, tmp_path: Path) -> None
     again = render([file], tmp_path / "elsewhere")
     assert [path.name for path in written] == [path.name for path in again]
     assert [path.read_bytes() for path in written] == [path.read_bytes() for path in again]
-    with Image.open(file.parent / "toy/bits.png") as picture:
-        assert picture.width > picture.height
+    with Image.open(file.parent / "toy/bits.png") as image:
+        assert image.width > image.height
 
 
 def test_sheets_that_lie_beside_the_result_are_shown(file: Path, tmp_path: Path, bars: Bars) -> None:

@@ -153,16 +153,16 @@ def test_influences_are_the_derivative_by_the_weight_of_a_sample() -> None:
 
 
 def test_the_interval_has_the_width_of_repeated_experiments() -> None:
-    """Compared with what other draws of as many samples really give."""
+    """Compared with what other samples of as many samples really give."""
     reference = white(8)
-    draws = [gaussian(400, 8, seed, shift=0.3) for seed in range(60)]
-    values = torch.tensor([reference.distance(moments(x)) for x in draws], dtype=torch.float64)
-    low, high = interval(draws[0], reference)
+    generates = [gaussian(400, 8, seed, shift=0.3) for seed in range(60)]
+    values = torch.tensor([reference.distance(moments(x)) for x in generates], dtype=torch.float64)
+    low, high = interval(generates[0], reference)
     assert (high - low) / 2 == pytest.approx(1.96 * float(values.std()), rel=0.3)
     assert (low + high) / 2 == pytest.approx(float(values[0]), abs=0.1 * (high - low))
-    narrow = interval(draws[0], reference, level=0.5)
+    narrow = interval(generates[0], reference, level=0.5)
     assert low < narrow[0] < narrow[1] < high
-    assert (low, high) == interval(draws[0], reference)
+    assert (low, high) == interval(generates[0], reference)
 
 
 def test_the_linear_part_is_spread_as_the_distance_is() -> None:
@@ -171,9 +171,9 @@ def test_the_linear_part_is_spread_as_the_distance_is() -> None:
     x = gaussian(n, d, 0, scale=1.2, shift=0.1) * torch.arange(1, d + 1).double() ** -0.5
     reference = Reference.of(moments(gaussian(900, d, 1) * torch.arange(1, d + 1).double() ** -0.5))
     random = torch.Generator().manual_seed(0)
-    drawn = [reference.distance(moments(x[torch.randint(n, (n,), generator=random)])) for _ in range(200)]
+    generated = [reference.distance(moments(x[torch.randint(n, (n,), generator=random)])) for _ in range(200)]
     low, high = interval(x, reference)
-    assert (high - low) / 2 == pytest.approx(1.96 * float(torch.tensor(drawn).std()), rel=0.2)
+    assert (high - low) / 2 == pytest.approx(1.96 * float(torch.tensor(generated).std()), rel=0.2)
 
 
 def test_no_interval_without_enough_samples() -> None:

@@ -10,20 +10,20 @@ import torch
 from dalle_zoo_eval.measures.inception_score import inception_score
 
 
-def test_sure_and_varied_pictures_score_the_number_of_classes() -> None:
-    """Each split of 5 pictures shows each of 5 classes, without a doubt."""
+def test_sure_and_varied_images_score_the_number_of_classes() -> None:
+    """Each split of 5 images shows each of 5 classes, without a doubt."""
     logits = torch.eye(5).repeat(4, 1).log()
     assert inception_score(logits, splits=4, seed=None) == (pytest.approx(5), pytest.approx(0))
 
 
 @pytest.mark.parametrize("row", [[0.0, 0.0, 0.0], [100.0, 0.0, 0.0], [1.0, 2.0, 3.0]])
-def test_pictures_that_are_all_alike_score_1(row: list[float]) -> None:
+def test_images_that_are_all_alike_score_1(row: list[float]) -> None:
     mean, deviation = inception_score(torch.tensor([row] * 12), splits=3)
     assert mean == pytest.approx(1)
     assert deviation == pytest.approx(0)
 
 
-def test_two_kinds_of_pictures_have_a_closed_form() -> None:
+def test_two_kinds_of_images_have_a_closed_form() -> None:
     """p = (q, 1 - q) or the other way round: the score is 2 exp(-entropy(q))."""
     q = 0.9
     rows = torch.tensor([[q, 1 - q], [1 - q, q]]).log()
@@ -33,7 +33,7 @@ def test_two_kinds_of_pictures_have_a_closed_form() -> None:
 
 
 def test_splits_follow_the_order_and_the_deviation_is_the_populations() -> None:
-    """7 pictures in 2 splits: 3 and 4. The first sees 1 class, the second 4."""
+    """7 images in 2 splits: 3 and 4. The first sees 1 class, the second 4."""
     logits = torch.eye(4)[[0, 0, 0, 0, 1, 2, 3]].log()
     assert inception_score(logits, splits=2, seed=None) == (pytest.approx(2.5), pytest.approx(1.5))
 

@@ -10,21 +10,21 @@ from torch import Tensor
 
 
 def by_hand(reference: Tensor, generated: Tensor, k: int) -> tuple[float, float]:
-    def share(points: Tensor, centres: Tensor) -> float:
-        radii = [sorted(float((c - other).norm()) for other in centres)[k] for c in centres]
-        near = [any(float((p - c).norm()) <= r for c, r in zip(centres, radii, strict=True)) for p in points]
+    def share(points: Tensor, centers: Tensor) -> float:
+        radii = [sorted(float((c - other).norm()) for other in centers)[k] for c in centers]
+        near = [any(float((p - c).norm()) <= r for c, r in zip(centers, radii, strict=True)) for p in points]
         return sum(near) / len(near)
 
     return share(generated, reference), share(reference, generated)
 
 
-def draw(n: int, seed: int, shift: float = 0.0) -> Tensor:
+def sample(n: int, seed: int, shift: float = 0.0) -> Tensor:
     return torch.randn(n, 3, generator=torch.Generator().manual_seed(seed)) + shift
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_it_is_what_the_definition_says(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    reference, generated = draw(40, 0), draw(25, 1, shift=1)
+    reference, generated = sample(40, 0), sample(25, 1, shift=1)
     expected = by_hand(reference.double(), generated.double(), k)
     assert min(expected) > 0.1
     assert max(expected) < 1
@@ -45,14 +45,14 @@ def test_a_model_of_one_mode_is_precise_without_recall() -> None:
 
 
 def test_a_set_covers_itself_even_where_it_repeats() -> None:
-    """Spheres of radius 0 hold their centre, far from the origin too."""
-    x = torch.cat([draw(5, 0).repeat(6, 1), draw(20, 1)]) + 1000
+    """Spheres of radius 0 hold their center, far from the origin too."""
+    x = torch.cat([sample(5, 0).repeat(6, 1), sample(20, 1)]) + 1000
     assert precision_recall(x, x.clone()) == (1, 1)
-    assert precision_recall(x, draw(30, 2)) == (0, 0)
+    assert precision_recall(x, sample(30, 2)) == (0, 0)
 
 
 def test_wrong_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"1\.\.3"):
-        precision_recall(draw(10, 0), draw(4, 1), k=4)
+        precision_recall(sample(10, 0), sample(4, 1), k=4)
     with pytest.raises(ValueError, match="one d"):
-        precision_recall(draw(10, 0), draw(10, 1)[:, :2])
+        precision_recall(sample(10, 0), sample(10, 1)[:, :2])

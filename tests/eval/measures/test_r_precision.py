@@ -7,17 +7,17 @@ import torch
 from dalle_zoo_eval.measures.r_precision import r_precision
 
 N = 120
-KEYS = [f"picture {i}" for i in range(N)]
+KEYS = [f"image {i}" for i in range(N)]
 
 
-def test_pictures_that_point_at_their_caption_find_it() -> None:
+def test_images_that_point_at_their_caption_find_it() -> None:
     features = torch.eye(N) + 0.1
     assert r_precision(3 * features, features, KEYS) == (1, 0)
     assert r_precision(features.roll(1, 0), features, KEYS)[0] < 0.2
 
 
 def test_splits_are_in_order() -> None:
-    """The first half of the pictures is right, the second points away from its caption."""
+    """The first half of the images is right, the second points away from its caption."""
     text = torch.eye(N)
     image = text.clone()
     image[N // 2 :] *= -1
@@ -39,7 +39,7 @@ def test_a_network_that_cannot_tell_captions_apart_is_at_chance() -> None:
 
 
 def test_mismatched_captions_are_of_other_groups() -> None:
-    """All captions of a class are alike: were one of the own class drawn, it would tie."""
+    """All captions of a class are alike: were one of the own class sampled, it would tie."""
     groups = [str(i % 4) for i in range(N)]
     features = torch.eye(4)[[i % 4 for i in range(N)]]
     assert r_precision(features, features, groups, mismatched=90) == (1, 0)

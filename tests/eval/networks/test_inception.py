@@ -85,7 +85,7 @@ def dmgan(weights_dmgan: Path) -> InceptionNetwork:
     return found
 
 
-def pictures(seed: int, contrast: float) -> Tensor:
+def images(seed: int, contrast: float) -> Tensor:
     random = torch.Generator().manual_seed(seed)
     coarse = torch.rand(N, 3, 6, 5, generator=random) * contrast
     return (nn.functional.interpolate(coarse, (48, 40), mode="bicubic").clamp(0, 1) * 255).round().to(torch.uint8)
@@ -93,7 +93,7 @@ def pictures(seed: int, contrast: float) -> Tensor:
 
 @pytest.fixture(scope="module")
 def sides() -> tuple[Tensor, Tensor]:
-    return pictures(0, 1.0), pictures(1, 0.7)
+    return images(0, 1.0), images(1, 0.7)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def seen(network_2015: InceptionNetwork, sides: tuple[Tensor, Tensor]) -> tuple[
     return tuple(network_2015(images) for images in sides)
 
 
-class Pictures(torch.utils.data.Dataset[Tensor]):
+class Images(torch.utils.data.Dataset[Tensor]):
     """A data set as torch-fidelity reads it."""
 
     def __init__(self, images: Tensor) -> None:
@@ -118,7 +118,7 @@ def fidelity(sides: tuple[Tensor, Tensor], weights: Path, **metrics: Any) -> dic
     options = {"batch_size": N, "cuda": False, "cache": False, "verbose": False, "save_cpu_ram": True}
     options |= {"feature_extractor": "inception-v3-compat", "feature_extractor_weights_path": str(weights)}
     calculate = package("torch_fidelity").calculate_metrics
-    found: dict[str, float] = calculate(input1=Pictures(sides[0]), input2=Pictures(sides[1]), **options, **metrics)
+    found: dict[str, float] = calculate(input1=Images(sides[0]), input2=Images(sides[1]), **options, **metrics)
     return found
 
 
@@ -140,7 +140,7 @@ def test_features_and_logits_have_their_shapes(seen: tuple[dict[str, Tensor], ..
 def test_scores_equal_torch_fidelitys(
     weights_2015: Path, sides: tuple[Tensor, Tensor], seen: tuple[dict[str, Tensor], ...]
 ) -> None:
-    theirs = fidelity(
+    reference = fidelity(
         sides, weights_2015, isc=True, isc_splits=2, kid=True, kid_subsets=5, kid_subset_size=3, prc=True
     )
     ours = [*inception_score(seen[0]["logits"], splits=2)]
@@ -149,24 +149,26 @@ def test_scores_equal_torch_fidelitys(
     names = [
         f"{score}_{part}" for score in ("inception_score", "kernel_inception_distance") for part in ("mean", "std")
     ]
-    assert ours == pytest.approx([theirs[name] for name in [*names, "precision", "recall"]], rel=RELATIVE)
+    assert ours == pytest.approx([reference[name] for name in [*names, "precision", "recall"]], rel=RELATIVE)
 
 
 def test_the_distance_of_their_features_equals_torch_fidelitys(seen: tuple[dict[str, Tensor], ...]) -> None:
     """Of the first 64 features: all 2048 need half a minute there, see the slow test below."""
     fid = package("torch_fidelity.metric_fid")
     few = tuple({"features": side["features"][:, :64].contiguous()} for side in seen)
-    theirs = fid.fid_statistics_to_metric(*(fid.fid_features_to_statistics(side["features"]) for side in few), False)
+    reference = fid.fid_statistics_to_metric(
+        *(fid.fid_features_to_statistics(side["features"]) for side in few), False
+    )
     a, b = (Moments.zero(64).add(side["features"]) for side in few)
-    assert frechet_distance(a, b) == pytest.approx(theirs["frechet_inception_distance"], rel=RELATIVE)
+    assert frechet_distance(a, b) == pytest.approx(reference["frechet_inception_distance"], rel=RELATIVE)
 
 
 @pytest.mark.slow
 def test_fid_equals_torch_fidelitys_and_torchmetrics(
     weights_2015: Path, sides: tuple[Tensor, Tensor], seen: tuple[dict[str, Tensor], ...]
 ) -> None:
-    theirs = fidelity(sides, weights_2015, fid=True)["frechet_inception_distance"]
-    assert distance(seen) == pytest.approx(theirs, rel=RELATIVE)
+    reference = fidelity(sides, weights_2015, fid=True)["frechet_inception_distance"]
+    assert distance(seen) == pytest.approx(reference, rel=RELATIVE)
     fid = package("torchmetrics.image.fid").FrechetInceptionDistance(
         feature_extractor_weights_path=str(weights_2015), antialias=False
     )
@@ -215,13 +217,13 @@ def test_dmgan_sees_the_range_of_the_published_numbers() -> None:
     assert high.tolist() == pytest.approx([0.428, 0.360, 0.262], abs=1e-6)
 
 
-def test_dmgan_leaves_pictures_of_its_size_alone() -> None:
+def test_dmgan_leaves_images_of_its_size_alone() -> None:
     images = torch.randint(0, 256, (1, 3, 299, 299), dtype=torch.uint8)
     assert dmgan_resize(images) is images
     assert dmgan_resize(images[..., :200, :100]).shape == (1, 3, 299, 299)
 
 
-def test_pictures_scaled_beforehand_give_the_same(network_2015: InceptionNetwork, dmgan: InceptionNetwork) -> None:
+def test_images_scaled_beforehand_give_the_same(network_2015: InceptionNetwork, dmgan: InceptionNetwork) -> None:
     images = torch.randint(0, 256, (2, 3, 40, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert dmgan.prepare(images).shape == (2, 3, 299, 299)
     for network in (network_2015, dmgan):

@@ -1,4 +1,4 @@
-"""What every network must do, and the ones that see pictures and captions."""
+"""What every network must do, and the ones that see images and captions."""
 
 from __future__ import annotations
 
@@ -115,10 +115,10 @@ def test_clip_equals_transformers(model: Path, images: Tensor) -> None:
     net = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
     processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    pictures = [Image.fromarray(np.asarray(image.permute(1, 2, 0))) for image in images]
+    pil_images = [Image.fromarray(np.asarray(image.permute(1, 2, 0))) for image in images]
     ids = tokenizer(captions, padding=True, truncation=True, max_length=12, return_tensors="pt").input_ids
     with torch.inference_mode():
-        seen = net.get_image_features(**processor(pictures, return_tensors="pt")).pooler_output
+        seen = net.get_image_features(**processor(pil_images, return_tensors="pt")).pooler_output
         read = net.get_text_features(input_ids=ids).pooler_output
     network = load_network("clip", folder)
     assert isinstance(network, TextNetwork)

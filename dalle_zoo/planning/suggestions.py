@@ -34,7 +34,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Remedy:
+class Suggestion:
     """Changes that make a stage fit together, and none of which can be left out."""
 
     keys: tuple[str, ...]
@@ -76,7 +76,7 @@ def _shard_all(work: Work, s: Setup) -> Iterator[tuple[str, Setup]]:
         yield "fsdp2", replace(s, strategy="fsdp2")
 
 
-def _whole_gradients(work: Work, s: Setup) -> Iterator[tuple[str, Setup]]:
+def _uncompressed_gradients(work: Work, s: Setup) -> Iterator[tuple[str, Setup]]:
     if s.spread.rank is not None and not s.paper_formats:
         strategy = "hsdp" if s.gathers else "ddp"
         yield strategy, replace(s, strategy=strategy)
@@ -113,8 +113,8 @@ CHANGES = (
     Change("--model.init_args.recompute true", "recompute blocks in the backward pass", 1, _recompute),
     Change("WeightEMA of trainer.callbacks: device: cpu", "keep averaged weights in the node's memory", 1, _average),
     Change("--trainer.strategy {}", "shard over the GPUs of a node", 1, _shard),
-    Change("--trainer.strategy {}", "gradients without PowerSGD and its buffers", 2, _whole_gradients),
-    Change("--data.init_args.batch_size {}", "smaller passes, as many samples an update", 2, _batch),
+    Change("--trainer.strategy {}", "gradients without PowerSGD and its buffers", 2, _uncompressed_gradients),
+    Change("--data.init_args.batch_size {}", "smaller passes, as many samples per step", 2, _batch),
     Change("--model.init_args.adamw.moments 8bit", "moments of AdamW in 8 bits", 2, _moments),
     BFLOAT16,
     Change("--trainer.strategy {}", "shard over several nodes, so weights come from others", 3, _shard_all),
@@ -122,25 +122,25 @@ CHANGES = (
 )
 
 
-def remedies(
+def suggestions(
     work: Work,
     setup: Setup,
     limit: float,
     reserve: float | None = None,
     most: int = 5,
     leave_out: tuple[Change, ...] = (),
-) -> list[Remedy]:
+) -> list[Suggestion]:
     """Sets of changes with which the stage fits, the cheapest first.
 
     Args:
         work: What the stage asks for.
         setup: How it is to be trained.
         limit: Bytes of the GPU.
-        reserve: Those that are not for tensors; as the formats assume if missing.
+        reserve: Those that are not for tensors. Defaults to what the formats assume.
         most: Sets to return.
         leave_out: Changes that the machines do not allow.
     """
-    found: list[tuple[tuple[Change, ...], Remedy]] = []
+    found: list[tuple[tuple[Change, ...], Suggestion]] = []
     offered = [change for change in CHANGES if change not in leave_out]
     sets = [s for size in range(1, LARGEST_SET + 1) for s in itertools.combinations(offered, size)]
     for changes in sorted(sets, key=lambda s: (sum(change.cost for change in s), len(s))):
@@ -149,11 +149,11 @@ def remedies(
         for keys, changed in _variants(work, setup, changes):
             total = memory_of(work, changed, reserve).total if _trains(work, changed) else math.inf
             if total <= limit:
-                found.append((changes, Remedy(keys, tuple(change.words for change in changes), total)))
+                found.append((changes, Suggestion(keys, tuple(change.words for change in changes), total)))
                 break
         if len(found) == most:
             break
-    return [remedy for _, remedy in found]
+    return [suggestion for _, suggestion in found]
 
 
 def _variants(work: Work, setup: Setup, changes: tuple[Change, ...]) -> Iterator[tuple[tuple[str, ...], Setup]]:

@@ -1,4 +1,4 @@
-"""The nearest picture: who it is, how the pairs are shown, and the list of overlaps."""
+"""The nearest image: who it is, how the pairs are shown, and the list of overlaps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dalle_zoo_eval.memorisation import nearest, pair_sheet, write_exclusions
+from dalle_zoo_eval.memorization import nearest, pair_sheet, write_exclusions
 
 
 def features(count: int, seed: int) -> torch.Tensor:
@@ -33,9 +33,9 @@ def test_it_is_the_most_similar_one_whatever_the_batch() -> None:
 
 
 def test_sets_that_cannot_be_compared_are_refused() -> None:
-    with pytest.raises(ValueError, match="must hold pictures, got 0 that are asked for"):
+    with pytest.raises(ValueError, match="must hold images, got 0 that are asked for"):
         nearest(features(0, 0), [features(4, 0)])
-    with pytest.raises(ValueError, match="must hold pictures, got an empty gallery"):
+    with pytest.raises(ValueError, match="must hold images, got an empty gallery"):
         nearest(features(4, 0), [])
     with pytest.raises(ValueError, match="of one network, got 8 and 4 numbers"):
         nearest(features(2, 0), [features(2, 0)[:, :4]])
@@ -53,8 +53,8 @@ def test_what_could_not_be_read_is_nearest_to_nothing() -> None:
 
 def test_the_sheet_has_a_tile_a_pair() -> None:
     found = nearest(features(5, 1), [features(9, 2)])
-    pictures = [torch.full((3, 40, 60), 9, dtype=torch.uint8)] * 2
-    sheet = pair_sheet(found, pictures, [torch.zeros(3, 20, 20, dtype=torch.uint8)] * 2)
+    images = [torch.full((3, 40, 60), 9, dtype=torch.uint8)] * 2
+    sheet = pair_sheet(found, images, [torch.zeros(3, 20, 20, dtype=torch.uint8)] * 2)
     assert sheet.width > 4 * 128
     assert sheet.convert("L").getextrema() == (0, 255)
 

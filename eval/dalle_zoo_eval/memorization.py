@@ -1,8 +1,8 @@
-"""Has a model copied? And do two sets of pictures overlap? The nearest picture by the features of a network.
+"""Has a model copied? And do two sets of images overlap? The nearest image by the features of a network.
 
-Both questions have one answer: for every picture of one set the most similar one of another, by the cosine between
-features. A model's pictures are held against its training pictures; a training set is held against a benchmark to make
-the exclusion list of the de-duplicated protocols (section 3.1 of the paper removes overlapping pictures the same way).
+Both questions have one answer: for every image of one set the most similar one of another, by the cosine between
+features. A model's images are held against its training images; a training set is held against a benchmark to make
+the exclusion list of the de-duplicated protocols (section 3.1 of the paper removes overlapping images the same way).
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle_zoo.files import check_ending, written_aside
-from dalle_zoo.pictures import save_png
+from dalle_zoo.images import save_png
 from dalle_zoo_eval.benchmarks import read_benchmark
 from dalle_zoo_eval.benchmarks.contents import MEMO, remember
 from dalle_zoo_eval.judges import open_network
 from dalle_zoo_eval.measuring import Measurement, Share
 from dalle_zoo_eval.metrics import in_batches
 from dalle_zoo_eval.networks import Network
-from dalle_zoo_eval.protocol import PictureRule, find_protocol, foreign_crop
+from dalle_zoo_eval.protocol import ImageRule, external_crop, find_protocol
 from dalle_zoo_eval.scoring import INCEPTION
 from dalle_zoo_eval.sheets import comparison_sheet
 from dalle_zoo_eval.statistics import regrouped
-from dalle_zoo_eval.subjects import ReadPictures
-from dalle_zoo_eval.training_pictures import UNREADABLE, TrainingPictures
+from dalle_zoo_eval.subjects import ImageFiles
+from dalle_zoo_eval.training_images import UNREADABLE, TrainingImages
 
-# Q pictures that are asked for, G gallery, d features
+# Q images that are asked for, G gallery, d features
 
 GALLERY = 32768
-"""Gallery pictures compared at once: memory does not grow with the gallery."""
+"""Gallery images compared at once: memory does not grow with the gallery."""
 PAIRS = 24
 """Pairs on a sheet."""
 SIDE = 128
-"""Side of a picture on a sheet, pixels."""
+"""Side of an image on a sheet, pixels."""
 
 
 @dataclass(frozen=True)
-class Neighbours:
-    """The most similar picture of the gallery for every picture of a set."""
+class Neighbors:
+    """The most similar image of the gallery for every image of a set."""
 
     similarity: Tensor
     """Cosine, float32 (Q,)."""
@@ -52,21 +52,21 @@ class Neighbours:
     """Its place in the gallery, int64 (Q,)."""
 
     def share_above(self, threshold: float) -> float:
-        """Share of pictures whose nearest one is at least so similar."""
+        """Share of images whose nearest one is at least so similar."""
         return float((self.similarity >= threshold).double().mean())
 
     def closest(self, count: int) -> list[int]:
-        """The pictures with the most similar neighbours, most similar first."""
+        """The images with the most similar neighbors, most similar first."""
         return self.similarity.argsort(descending=True, stable=True)[:count].tolist()
 
 
-def nearest(features: Tensor, gallery: Iterable[Tensor], *, batch_size: int = 1024) -> Neighbours:
-    """Finds the most similar gallery picture of every picture.
+def nearest(features: Tensor, gallery: Iterable[Tensor], *, batch_size: int = 1024) -> Neighbors:
+    """Finds the most similar gallery image of every image.
 
     Args:
         features: (Q, d).
         gallery: (G, d) in parts; a row that is not finite is never the nearest.
-        batch_size: Pictures compared at once; memory, not the result.
+        batch_size: Images compared at once; memory, not the result.
 
     Raises:
         ValueError: One of the two is empty, or they are of different networks.
@@ -74,7 +74,7 @@ def nearest(features: Tensor, gallery: Iterable[Tensor], *, batch_size: int = 10
     similarity, index = torch.full((len(features),), -2.0), torch.zeros(len(features), dtype=torch.long)
     total = 0
     if not len(features):
-        raise ValueError("both sets must hold pictures, got 0 that are asked for")
+        raise ValueError("both sets must hold images, got 0 that are asked for")
     for part in regrouped(gallery, GALLERY):
         if features.shape[1] != part.shape[1]:
             raise ValueError(f"features must be of one network, got {features.shape[1]} and {part.shape[1]} numbers")
@@ -86,21 +86,21 @@ def nearest(features: Tensor, gallery: Iterable[Tensor], *, batch_size: int = 10
         similarity, index = torch.where(nearer, values, similarity), torch.where(nearer, places + total, index)
         total += len(part)
     if not total:
-        raise ValueError("both sets must hold pictures, got an empty gallery")
-    return Neighbours(similarity, index)
+        raise ValueError("both sets must hold images, got an empty gallery")
+    return Neighbors(similarity, index)
 
 
-def pair_sheet(found: Neighbours, pictures: Sequence[Tensor], gallery: Sequence[Tensor]) -> Image.Image:
-    """The closest pairs, most similar first: the asked picture left, its neighbour right, the cosine below.
+def pair_sheet(found: Neighbors, queries: Sequence[Tensor], gallery: Sequence[Tensor]) -> Image.Image:
+    """The closest pairs, most similar first: the asked image left, its neighbor right, the cosine below.
 
     Args:
-        found: Neighbours of all pictures.
-        pictures: The closest pictures, uint8 (3, H, W), in the order of `Neighbours.closest`.
-        gallery: Their neighbours.
+        found: Neighbors of all images.
+        queries: The closest images, uint8 (3, H, W), in the order of `Neighbors.closest`.
+        gallery: Their neighbors.
     """
-    closest = found.closest(len(pictures))
+    closest = found.closest(len(queries))
     captions = [f"{float(found.similarity[i]):.3f}" for i in closest]
-    sides = [torch.stack([_square(image) for image in images]) for images in (pictures, gallery)]
+    sides = [torch.stack([_square(image) for image in images]) for images in (queries, gallery)]
     return comparison_sheet(*sides, captions=captions, scale=1)
 
 
@@ -109,12 +109,12 @@ def _square(image: Tensor) -> Tensor:
     return scaled[0].clamp(0, 1)
 
 
-def write_exclusions(found: Neighbours, keys: Sequence[str], threshold: float, path: Path, *, note: str) -> int:
-    """Writes the keys of the pictures whose neighbour is at least so similar, one a line.
+def write_exclusions(found: Neighbors, keys: Sequence[str], threshold: float, path: Path, *, note: str) -> int:
+    """Writes the keys of the images whose neighbor is at least so similar, one per line.
 
     Args:
-        found: Neighbours of the benchmark's pictures in the training set.
-        keys: Keys of the benchmark's pictures.
+        found: Neighbors of the benchmark's images in the training set.
+        keys: Keys of the benchmark's images.
         threshold: Least cosine of an overlap.
         path: The list, replaced.
         note: Where it comes from, for the comment at its head.
@@ -136,20 +136,20 @@ def check_threshold(threshold: float) -> None:
 
 def measured_training(
     location: str,
-    picture: PictureRule,
+    image: ImageRule,
     networks: Mapping[str, Network],
     chunk: int,
     cache: Path,
     device: str = "cpu",
     network: str | None = None,
 ) -> Measurement:
-    """Training pictures, to be measured by the network that compares them.
+    """Training images, to be measured by the network that compares them.
 
     Args:
         location: Folder, shards, or a pattern of shards.
-        picture: How the benchmark's pictures are cut and scaled.
+        image: How the benchmark's images are cropped and scaled.
         networks: Networks by name.
-        chunk: Pictures that are measured together.
+        chunk: Images that are measured together.
         cache: Folder of measured chunks.
         device: Where the network computes.
         network: Name of the one that compares; Inception, or else the first one, if missing.
@@ -160,17 +160,17 @@ def measured_training(
     name = network or (INCEPTION if INCEPTION in networks else next(iter(networks)))
     if name not in networks:
         raise ValueError(f"--copies-network {name}: the networks of this evaluation are {', '.join(networks)}")
-    pictures = TrainingPictures(location, foreign_crop(picture), picture.size)
-    return Measurement(pictures, {name: networks[name]}, (0,), chunk, cache, device)
+    images = TrainingImages(location, external_crop(image), image.size)
+    return Measurement(images, {name: networks[name]}, (0,), chunk, cache, device)
 
 
-def find_copies(drawn: Measurement, known: Measurement, *, threshold: float, sheet: Path) -> dict[str, Any]:
-    """Holds judged pictures against training pictures, and draws the sheet of the closest pairs.
+def find_copies(generated: Measurement, known: Measurement, *, threshold: float, sheet: Path) -> dict[str, Any]:
+    """Holds judged images against training images, and samples the sheet of the closest pairs.
 
     Args:
-        drawn: Features of the judged pictures.
-        known: Those of the training pictures, from `measured_training`.
-        threshold: Cosine from which a picture counts as a copy.
+        generated: Features of the judged images.
+        known: Those of the training images, from `measured_training`.
+        threshold: Cosine from which an image counts as a copy.
         sheet: PNG file.
 
     Returns:
@@ -178,30 +178,30 @@ def find_copies(drawn: Measurement, known: Measurement, *, threshold: float, she
     """
     check_threshold(threshold)
     (name,) = known.networks
-    found = nearest(drawn.all(name, f"0/{drawn.counts[-1]}/features"), _readable(known, name))
+    found = nearest(generated.all(name, f"0/{generated.counts[-1]}/features"), _readable(known, name))
     closest = found.closest(PAIRS)
-    neighbours = [int(found.index[i]) for i in closest]
-    save_png(pair_sheet(found, drawn.pictures(closest), known.pictures(neighbours)), sheet)
-    assert isinstance(known.subject, TrainingPictures)
+    neighbors = [int(found.index[i]) for i in closest]
+    save_png(pair_sheet(found, generated.images(closest), known.images(neighbors)), sheet)
+    assert isinstance(known.subject, TrainingImages)
     return {
         "network": name,
         "network_sha256": known.networks[name].record["sha256"],
         "training": known.subject.name,
         "training_sha256": _sha256(known),
-        "training_pictures": len(known.subject),
+        "training_images": len(known.subject),
         "unreadable": _unreadable(known, name),
         "threshold": threshold,
         "share_above": found.share_above(threshold),
         "median_similarity": float(found.similarity.median()),
         "closest": [
             {"sample": i, "training": known.subject.key(j), "similarity": float(found.similarity[i])}
-            for i, j in zip(closest, neighbours, strict=True)
+            for i, j in zip(closest, neighbors, strict=True)
         ],
     }
 
 
 def _readable(known: Measurement, network: str) -> Iterator[Tensor]:
-    """Features of training pictures; not finite where there was no picture to look at."""
+    """Features of training images; not finite where there was no image to look at."""
     parts = zip(known.read(network, "0/1/features"), known.read(network, "chosen/1"), strict=True)
     for features, chosen in parts:
         yield torch.where(chosen[:, None] == UNREADABLE, torch.nan, features)
@@ -227,21 +227,21 @@ def find_overlaps(
     device: str = "cpu",
     share: Share | None = None,
 ) -> tuple[int, int] | None:
-    """Writes the list of a benchmark's pictures that are in a training set too, and the sheet of the closest pairs.
+    """Writes the list of a benchmark's images that are in a training set too, and the sheet of the closest pairs.
 
     Args:
-        protocol: Whose benchmark is meant, and how its pictures are cut.
+        protocol: Whose benchmark is meant, and how its images are cropped.
         data: Folder of the benchmark.
-        layout: Its layout; the protocol's usual one if missing.
-        training: Training pictures: folder, shards, or a pattern of shards.
+        layout: Its layout. Defaults to the protocol's usual one.
+        training: Training images: folder, shards, or a pattern of shards.
         network: Name and location of the network that compares.
-        threshold: Cosine from which pictures overlap.
+        threshold: Cosine from which images overlap.
         out: The list; features are kept beside it in ``.cache``.
         device: Where the network computes.
-        share: Which part of the work this process begins with; all of it if missing.
+        share: Which part of the work this process begins with. Defaults to all of it.
 
     Returns:
-        Pictures on the list, and pictures in all; None in a process other than the first.
+        Images on the list, and images in all; None in a process other than the first.
     """
     check_threshold(threshold)
     check_ending("--out", out, (".txt",))
@@ -253,23 +253,23 @@ def find_overlaps(
     items = [item for item in side.items if item.image]
     cache, chunk = out.parent / ".cache", rules.sampling.chunk
     source = side.sha256(cache / MEMO)
-    pictures = ReadPictures(items, rules.picture.crop, rules.picture.size, source=source)
-    asked = Measurement(pictures, networks, (0,), chunk, cache, device)
-    known = measured_training(training, rules.picture, networks, chunk, cache, device)
-    remember(side.pictures, cache / MEMO)
+    images = ImageFiles(items, rules.image.crop, rules.image.size, source=source)
+    asked = Measurement(images, networks, (0,), chunk, cache, device)
+    known = measured_training(training, rules.image, networks, chunk, cache, device)
+    remember(side.images, cache / MEMO)
     asked.run(share, label="benchmark")
-    known.run(share, label="training pictures")
+    known.run(share, label="training images")
     if share.rank != 0:
         return None
     found = nearest(asked.all(name, "0/1/features"), _readable(known, name))
     closest = found.closest(PAIRS)
     save_png(
-        pair_sheet(found, asked.pictures(closest), known.pictures(found.index[closest].tolist())),
+        pair_sheet(found, asked.images(closest), known.images(found.index[closest].tolist())),
         out.with_suffix(".png"),
     )
-    assert isinstance(known.subject, TrainingPictures)
+    assert isinstance(known.subject, TrainingImages)
     note = (
-        f"{side.name} (sha256 {source}) in {known.subject.name}, a training set of {len(known.subject)} pictures "
+        f"{side.name} (sha256 {source}) in {known.subject.name}, a training set of {len(known.subject)} images "
         f"(sha256 of names and sizes {_sha256(known)}), {name} (sha256 {networks[name].record['sha256']}) cosine at "
         f"least {threshold}"
     )

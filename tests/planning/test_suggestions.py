@@ -12,8 +12,8 @@ from dalle_zoo.planning.dvae import DVAEWork
 from dalle_zoo.planning.formats import GIB
 from dalle_zoo.planning.memory import memory_of
 from dalle_zoo.planning.prior import PriorWork
-from dalle_zoo.planning.remedies import BFLOAT16, CHANGES, remedies
 from dalle_zoo.planning.setup import Setup
+from dalle_zoo.planning.suggestions import BFLOAT16, CHANGES, suggestions
 
 WORK = PriorWork(PriorConfig(width=1024, num_layers=12, num_heads=16))
 START = Setup(devices=2, nodes=2, batch=8, precision="bf16-mixed", average="gpu")
@@ -25,10 +25,12 @@ def total(setup: Setup) -> float:
 
 def test_the_smallest_change_comes_first_and_alone() -> None:
     limit = total(replace(START, recompute=True))
-    first, *rest = remedies(WORK, START, limit)
+    first, *rest = suggestions(WORK, START, limit)
     assert first.keys == ("--model.init_args.recompute true",)
     assert first.total == limit
-    assert all("recompute" not in key for remedy in rest for key in remedy.keys)  # none is larger than it need be
+    assert all(
+        "recompute" not in key for suggestion in rest for key in suggestion.keys
+    )  # none is larger than it need be
 
 
 @pytest.mark.parametrize(
@@ -43,56 +45,58 @@ def test_the_smallest_change_comes_first_and_alone() -> None:
     ],
 )
 def test_every_change_is_found_where_it_suffices(needs: Setup, keys: str) -> None:
-    found = remedies(WORK, START, total(needs), most=50)
-    assert (keys,) in [remedy.keys for remedy in found]
+    found = suggestions(WORK, START, total(needs), most=50)
+    assert (keys,) in [suggestion.keys for suggestion in found]
 
 
 def test_every_remedy_fits_and_none_holds_another() -> None:
     limit = 2.5 * GIB
     assert total(START) > limit
-    found = remedies(WORK, START, limit, most=50)
+    found = suggestions(WORK, START, limit, most=50)
     assert found
-    words = [set(remedy.words) for remedy in found]
-    assert all(remedy.total <= limit for remedy in found)
+    words = [set(suggestion.words) for suggestion in found]
+    assert all(suggestion.total <= limit for suggestion in found)
     assert not any(a < b for a in words for b in words)
 
 
 def test_changes_are_complete_overrides() -> None:
-    found = remedies(WORK, replace(START, devices=1, nodes=1), 2.5 * GIB, most=50)
-    keys = [key for remedy in found for key in remedy.keys]
+    found = suggestions(WORK, replace(START, devices=1, nodes=1), 2.5 * GIB, most=50)
+    keys = [key for suggestion in found for key in suggestion.keys]
     assert any(key.startswith("--trainer.devices ") and "--trainer.num_nodes" in key for key in keys)
     assert all("{}" not in key for key in keys)
 
 
 def test_powersgd_stays_when_weights_are_sharded() -> None:
     start = replace(START, devices=8, strategy="ddp_powersgd(rank=100)")
-    found = remedies(WORK, start, total(replace(start, strategy="hsdp_powersgd(rank=96)")), most=50)
-    assert ("--trainer.strategy 'hsdp_powersgd(rank=96)'",) in [remedy.keys for remedy in found]
+    found = suggestions(WORK, start, total(replace(start, strategy="hsdp_powersgd(rank=96)")), most=50)
+    assert ("--trainer.strategy 'hsdp_powersgd(rank=96)'",) in [suggestion.keys for suggestion in found]
 
 
 def test_shards_grow_over_nodes_before_all_gpus_are_taken() -> None:
     start = Setup(devices=8, nodes=16, strategy="hsdp_powersgd(rank=256)", precision="bf16-mixed", recompute=True)
     wanted = "hsdp_powersgd(rank=256,shard_size=32)"
-    found = remedies(WORK, start, total(replace(start, strategy=wanted)), most=50)
-    assert (f"--trainer.strategy '{wanted}'",) in [remedy.keys for remedy in found]
+    found = suggestions(WORK, start, total(replace(start, strategy=wanted)), most=50)
+    assert (f"--trainer.strategy '{wanted}'",) in [suggestion.keys for suggestion in found]
 
 
 def test_what_the_machines_do_not_have_is_left_out() -> None:
     limit = total(replace(START, precision="bf16-true"))
-    keys = [remedy.keys for remedy in remedies(WORK, START, limit, most=50, leave_out=(BFLOAT16,))]
+    keys = [suggestion.keys for suggestion in suggestions(WORK, START, limit, most=50, leave_out=(BFLOAT16,))]
     assert keys
-    assert not any("bf16-true" in key for remedy in keys for key in remedy)
+    assert not any("bf16-true" in key for suggestion in keys for key in suggestion)
 
 
 def test_a_dvae_is_never_told_to_shard() -> None:
     work, start = DVAEWork(DVAEConfig()), Setup(devices=8, batch=64, precision="bf16-mixed")
-    found = remedies(work, start, 16 * GIB, most=50)
+    found = suggestions(work, start, 16 * GIB, most=50)
     assert found
-    assert not any("fsdp" in key or "hsdp" in key or "recompute" in key for remedy in found for key in remedy.keys)
+    assert not any(
+        "fsdp" in key or "hsdp" in key or "recompute" in key for suggestion in found for key in suggestion.keys
+    )
 
 
 def test_nothing_helps_where_one_sample_is_too_large() -> None:
-    assert remedies(WORK, START, 0.5 * GIB) == []
+    assert suggestions(WORK, START, 0.5 * GIB) == []
 
 
 def test_changes_that_change_nothing_are_not_offered() -> None:

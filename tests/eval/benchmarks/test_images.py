@@ -1,4 +1,4 @@
-"""Pictures from file to pixels."""
+"""Images from file to pixels."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dalle_zoo_eval.benchmarks import BenchmarkError, Item, load_picture, read_benchmark
-from dalle_zoo_eval.benchmarks.pictures import Crop
+from dalle_zoo_eval.benchmarks import BenchmarkError, Item, load_image, read_benchmark
+from dalle_zoo_eval.benchmarks.images import Crop
 from PIL import Image
 
 from dalle_zoo.data import center_transform
@@ -20,7 +20,7 @@ WIDTH, HEIGHT = 20, 12
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A picture in which every pixel says where it is: red is x, green is y."""
+    """An image in which every pixel says where it is: red is x, green is y."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     path = tmp_path / "a.png"
     Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8)).save(path)
@@ -39,32 +39,32 @@ def extent(pixels: torch.Tensor) -> tuple[int, int, int, int]:
 
 
 def test_crops_without_a_size(path: Path) -> None:
-    assert extent(load_picture(item(path), "none", None)) == (0, 0, WIDTH, HEIGHT)
-    assert extent(load_picture(item(path), "center", None)) == (4, 0, 16, 12)
+    assert extent(load_image(item(path), "none", None)) == (0, 0, WIDTH, HEIGHT)
+    assert extent(load_image(item(path), "center", None)) == (4, 0, 16, 12)
 
 
 @pytest.mark.parametrize(
     ("box", "expected"),
     [
-        ((8.0, 4.0, 4.0, 2.0), (7, 2, 13, 8)),  # centre (10, 5), r = int(0.75 * 4) = 3
-        ((8.0, 4.0, 5.0, 2.0), (7, 2, 13, 8)),  # r = int(3.75); the centre is rounded down too
+        ((8.0, 4.0, 4.0, 2.0), (7, 2, 13, 8)),  # center (10, 5), r = int(0.75 * 4) = 3
+        ((8.0, 4.0, 5.0, 2.0), (7, 2, 13, 8)),  # r = int(3.75); the center is rounded down too
         ((8.9, 4.9, 4.9, 2.9), (7, 2, 13, 8)),  # AttnGAN reads boxes as integers
         ((0.0, 0.0, 4.0, 4.0), (0, 0, 5, 5)),  # clipped on the left and above
         ((14.0, 6.0, 6.0, 6.0), (13, 5, 20, 12)),  # clipped on the right and below
-        ((0.0, 0.0, 20.0, 12.0), (0, 0, 20, 12)),  # larger than the picture
-        ((18.0, 10.0, 40.0, 2.0), (8, 0, 20, 12)),  # reaches beyond the picture
+        ((0.0, 0.0, 20.0, 12.0), (0, 0, 20, 12)),  # larger than the image
+        ((18.0, 10.0, 40.0, 2.0), (8, 0, 20, 12)),  # reaches beyond the image
     ],
 )
 def test_box_crops(path: Path, box: tuple[float, float, float, float], expected: tuple[int, int, int, int]) -> None:
-    assert extent(load_picture(item(path, box), "box", None)) == expected
+    assert extent(load_image(item(path, box), "box", None)) == expected
 
 
 def test_sizes(path: Path) -> None:
-    whole = Image.open(path)
-    assert torch.equal(load_picture(item(path), "center", 8), center_transform(whole, 8))
-    square = whole.crop((7, 2, 13, 8))
-    assert torch.equal(load_picture(item(path, (8, 4, 4, 2)), "box", 8), center_transform(square, 8))
-    squeezed = load_picture(item(path), "none", 8)
+    complete = Image.open(path)
+    assert torch.equal(load_image(item(path), "center", 8), center_transform(complete, 8))
+    square = complete.crop((7, 2, 13, 8))
+    assert torch.equal(load_image(item(path, (8, 4, 4, 2)), "box", 8), center_transform(square, 8))
+    squeezed = load_image(item(path), "none", 8)
     assert squeezed.shape == (3, 8, 8)
     assert squeezed.dtype == torch.uint8
     assert squeezed[0, 4, 0] < 2  # both ends are still there
@@ -77,35 +77,35 @@ def test_exif_rotation_and_other_modes(tmp_path: Path, path: Path) -> None:
     turned = tmp_path / "turned.png"
     with Image.open(path) as image:
         image.save(turned, exif=exif)
-    assert load_picture(item(turned), "none", None).shape == (3, WIDTH, HEIGHT)
-    Image.new("L", (4, 4), 7).save(tmp_path / "grey.png")
-    assert set(load_picture(item(tmp_path / "grey.png"), "none", None).flatten().tolist()) == {7}
+    assert load_image(item(turned), "none", None).shape == (3, WIDTH, HEIGHT)
+    Image.new("L", (4, 4), 7).save(tmp_path / "gray.png")
+    assert set(load_image(item(tmp_path / "gray.png"), "none", None).flatten().tolist()) == {7}
 
 
-def test_a_cut_off_picture_is_named(make: Any) -> None:
+def test_a_truncated_image_is_named(make: Any) -> None:
     root = make.coco()
     broken = read_benchmark("coco", root, "val2014").items[1]
     assert broken.image is not None
     broken.image.write_bytes(broken.image.read_bytes()[:200])
-    with pytest.raises(BenchmarkError, match=rf"picture .*{broken.key}\.jpg of {broken.key} cannot be used"):
-        load_picture(broken, "center", 8)
+    with pytest.raises(BenchmarkError, match=rf"image .*{broken.key}\.jpg of {broken.key} cannot be used"):
+        load_image(broken, "center", 8)
     broken.image.unlink()
     with pytest.raises(BenchmarkError, match=r"cannot be used: .*No such file"):
-        load_picture(broken, "center", 8)
+        load_image(broken, "center", 8)
 
 
 def test_wrong_arguments(path: Path) -> None:
-    centre: Any = "centre"
+    center: Any = "centre"
     with pytest.raises(UnknownNameError, match=r"unknown crop 'centre'\. Did you mean 'center'"):
-        load_picture(item(path), centre, 8)
+        load_image(item(path), center, 8)
     with pytest.raises(BenchmarkError, match="size must be at least 1"):
-        load_picture(item(path), "none", 0)
-    with pytest.raises(BenchmarkError, match="a has no picture"):
-        load_picture(item(None), "none", 8)
+        load_image(item(path), "none", 0)
+    with pytest.raises(BenchmarkError, match="a has no image"):
+        load_image(item(None), "none", 8)
     box: Crop = "box"
     with pytest.raises(BenchmarkError, match="a has no bounding box"):
-        load_picture(item(path), box, 8)
-    with pytest.raises(BenchmarkError, match="must lie in its picture of 20 x 12 pixels"):
-        load_picture(item(path, (40.0, 2.0, 4.0, 4.0)), box, 8)
-    with pytest.raises(BenchmarkError, match="must lie in its picture"):
-        load_picture(item(path, (4.0, 2.0, 1.0, 1.0)), box, 8)
+        load_image(item(path), box, 8)
+    with pytest.raises(BenchmarkError, match="must lie in its image of 20 x 12 pixels"):
+        load_image(item(path, (40.0, 2.0, 4.0, 4.0)), box, 8)
+    with pytest.raises(BenchmarkError, match="must lie in its image"):
+        load_image(item(path, (4.0, 2.0, 1.0, 1.0)), box, 8)

@@ -1,4 +1,4 @@
-"""Chunks that several processes draw: each once, and never one that another has claimed."""
+"""Chunks that several processes sample: each once, and never one that another has claimed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from dalle_zoo_eval.claims import Claims
-from dalle_zoo_eval.concepts.drawing import Chunk, draw, plan
 from dalle_zoo_eval.concepts.protocol import ConceptProtocol
+from dalle_zoo_eval.concepts.sampling import Chunk, plan, sample
 from dalle_zoo_eval.concepts.splits import load_samples
 from dalle_zoo_eval.measuring import Share
 
@@ -37,7 +37,7 @@ def test_a_chunk_is_named_by_what_fixes_its_codes(
         digests = {f"{part}/model.safetensors": sha256 for part, sha256 in weights.items()}
         return {chunk.path.name for chunk in plan(pipe, asked, protocol, cache, digests)}
 
-    assert others(protocol, prior="ab", ranker="other") == names  # which draws nothing
+    assert others(protocol, prior="ab", ranker="other") == names  # which samples nothing
     assert not others(protocol, prior="other") & names
     assert not others(protocol.changed(temperature=0.5), prior="ab") & names
     assert not others(protocol.changed(seed=3), prior="ab") & names
@@ -47,10 +47,10 @@ def test_what_another_has_claimed_is_passed_by_and_waited_for(pipe: DallePipelin
     chunks[1].path.parent.mkdir()
     with Claims() as other:
         assert other.take(chunks[1].claim, wait=False)
-        draw(pipe, chunks, Share(rank=1, world=2))  # begins with that chunk alone
+        sample(pipe, chunks, Share(rank=1, world=2))  # begins with that chunk alone
         assert not chunks[1].path.exists()
 
-        first = threading.Thread(target=draw, args=(pipe, chunks, Share(rank=0, world=2)))
+        first = threading.Thread(target=sample, args=(pipe, chunks, Share(rank=0, world=2)))
         first.start()
         first.join(0.2)
         assert first.is_alive()
@@ -69,5 +69,5 @@ def test_a_claim_whose_owner_has_ended_is_taken_over(pipe: DallePipeline, chunks
         chunks[0].path.parent.mkdir()
         other.take(chunks[0].claim, wait=False)
     chunks[0].claim.touch()  # as a killed process leaves it
-    draw(pipe, chunks, Share())
+    sample(pipe, chunks, Share())
     assert all(chunk.path.is_file() and not chunk.claim.exists() for chunk in chunks)

@@ -1,4 +1,4 @@
-"""Reference pictures from file to pixels."""
+"""Reference images from file to pixels."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle_zoo.data.images import CorruptImageError, decode_image
+from dalle_zoo.data.decoding import CorruptImageError, decode_image
 from dalle_zoo.data.transforms import center_transform
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo_eval.benchmarks.base import BenchmarkError, Item
 from dalle_zoo_eval.protocol import Crop
 
 
-def load_picture(item: Item, crop: Crop, size: int | None) -> Tensor:
-    """Decodes the picture of an item, upright and in RGB.
+def load_image(item: Item, crop: Crop, size: int | None) -> Tensor:
+    """Decodes the image of an item, upright and in RGB.
 
     | crop | without a size | with a size |
     |---|---|---|
-    | ``none`` | the whole picture | squeezed to a square |
-    | ``center`` | the square in its centre | that square, resized |
-    | ``box`` | the square around its bounding box | the square in the centre of that, resized |
+    | ``none`` | the complete image | squeezed to a square |
+    | ``center`` | the square in its center | that square, resized |
+    | ``box`` | the square around its bounding box | the square in the center of that, resized |
 
-    The square of ``box`` is one and a half times as wide as the longer side of the box and clipped to the picture, so
+    The square of ``box`` is one and a half times as wide as the longer side of the box and clipped to the image, so
     it may come out oblong. Resizing is Lanczos, as in `dalle_zoo.data.center_transform`.
 
     Args:
         item: What to load.
-        crop: Part of the picture.
+        crop: Part of the image.
         size: Side of the result in pixels, or None to leave it as it is.
 
     Returns:
@@ -39,7 +39,7 @@ def load_picture(item: Item, crop: Crop, size: int | None) -> Tensor:
 
     Raises:
         UnknownNameError: Another crop.
-        BenchmarkError: The picture is missing or damaged, or has no bounding box inside it.
+        BenchmarkError: The image is missing or damaged, or has no bounding box inside it.
     """
     if crop not in get_args(Crop):
         raise UnknownNameError(suggest("crop", crop, get_args(Crop)))
@@ -47,13 +47,13 @@ def load_picture(item: Item, crop: Crop, size: int | None) -> Tensor:
         raise BenchmarkError(f"size must be at least 1, or None, got {size}")
     image = _decode(item)
     if crop != "box":
-        return fit_picture(image, crop, size)
+        return fit_image(image, crop, size)
     image = _box_crop(item, image)
     return _pixels(image) if size is None else center_transform(image, size)
 
 
-def fit_picture(image: Image.Image, crop: Crop, size: int | None) -> Tensor:
-    """Cuts and scales a decoded picture that has no bounding box, by ``none`` or ``center`` as in `load_picture`."""
+def fit_image(image: Image.Image, crop: Crop, size: int | None) -> Tensor:
+    """Crops and scales a decoded image that has no bounding box, by ``none`` or ``center`` as in `load_image`."""
     if crop == "none":
         return _pixels(image if size is None else image.resize((size, size), Image.Resampling.LANCZOS))
     return center_transform(image, min(image.size) if size is None else size)
@@ -61,18 +61,18 @@ def fit_picture(image: Image.Image, crop: Crop, size: int | None) -> Tensor:
 
 def _decode(item: Item) -> Image.Image:
     if item.image is None:
-        raise BenchmarkError(f"{item.key} has no picture: its benchmark holds captions alone")
+        raise BenchmarkError(f"{item.key} has no image: its benchmark holds captions alone")
     try:
         return decode_image(item.image.read_bytes())
     except (OSError, CorruptImageError) as error:
-        raise BenchmarkError(f"picture {item.image} of {item.key} cannot be used: {error}") from error
+        raise BenchmarkError(f"image {item.image} of {item.key} cannot be used: {error}") from error
 
 
 def stored_size(item: Item) -> tuple[int, int]:
-    """Width and height of a picture file as its head tells them, before any rotation; nothing is decoded.
+    """Width and height of an image file as its head tells them, before any rotation; nothing is decoded.
 
     Raises:
-        BenchmarkError: The file is missing or no picture.
+        BenchmarkError: The file is missing or no image.
     """
     assert item.image is not None
     with warnings.catch_warnings():
@@ -81,7 +81,7 @@ def stored_size(item: Item) -> tuple[int, int]:
             with Image.open(item.image) as image:
                 return image.size
         except (OSError, Image.DecompressionBombError) as error:
-            raise BenchmarkError(f"picture {item.image} of {item.key} cannot be used: {error}") from error
+            raise BenchmarkError(f"image {item.image} of {item.key} cannot be used: {error}") from error
 
 
 def _box_crop(item: Item, image: Image.Image) -> Image.Image:
@@ -94,7 +94,7 @@ def _box_crop(item: Item, image: Image.Image) -> Image.Image:
     edges = max(x - r, 0), max(y - r, 0), min(x + r, image.width), min(y + r, image.height)
     if edges[0] >= edges[2] or edges[1] >= edges[3]:
         raise BenchmarkError(
-            f"bounding box {item.box} of {item.key} must lie in its picture of {image.width} x {image.height} pixels"
+            f"bounding box {item.box} of {item.key} must lie in its image of {image.width} x {image.height} pixels"
         )
     return image.crop(edges)
 

@@ -1,7 +1,7 @@
-"""Codes of all candidates, chunk by chunk in files that are there whole or not at all.
+"""Codes of all candidates, chunk by chunk in files that are there atomically.
 
 A chunk is named by the digest of all that fixes its codes. So a killed run goes on from what it finds, another run
-with the same weights, seed and captions uses it again, and any number of processes give the same codes. Who draws a
+with the same weights, seed and captions uses it again, and any number of processes give the same codes. Who samples a
 chunk has claimed it, so that no other does.
 """
 
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from dalle_zoo import __version__
 from dalle_zoo.files import written_aside
 from dalle_zoo.pipeline import DallePipeline
-from dalle_zoo.sampling import picture_seed
+from dalle_zoo.sampling import derive_seed
 from dalle_zoo_eval.claims import Claims
 from dalle_zoo_eval.concepts.protocol import ConceptProtocol
 from dalle_zoo_eval.concepts.splits import Split
@@ -33,7 +33,7 @@ from dalle_zoo_eval.provenance import digest
 
 @dataclass(frozen=True)
 class Chunk:
-    """Captions that are drawn and stored together."""
+    """Captions that are sampled and stored together."""
 
     captions: Sequence[str]
     call: Mapping[str, Any]
@@ -46,8 +46,8 @@ class Chunk:
         """File of the claim on it."""
         return self.path.with_suffix(".claim")
 
-    def draw(self, pipe: DallePipeline) -> None:
-        """Draws and stores the codes."""
+    def sample(self, pipe: DallePipeline) -> None:
+        """Samples and stores the codes."""
         flat = pipe(self.captions, output_type="latent", **self.call).images.cpu()
         codes = flat.reshape(len(self.captions), -1, *flat.shape[1:]).to(torch.int32).contiguous()
         with written_aside(self.path) as aside:
@@ -68,7 +68,7 @@ def plan(
 
     Args:
         pipe: The model.
-        split: Whose captions are drawn from.
+        split: Whose captions are sampled from.
         protocol: Candidates, sampling, seed and size of a chunk.
         cache: Folder of the chunks.
         weights: sha256 of the model's files of weights.
@@ -81,15 +81,15 @@ def plan(
     chunks = []
     for start in range(0, len(split.captions), protocol.chunk):
         captions = split.captions[start : start + protocol.chunk]
-        seed = picture_seed(protocol.seed, split.name, start)
+        seed = derive_seed(protocol.seed, split.name, start)
         call = {"num_images_per_prompt": protocol.candidates, "seed": seed, **protocol.sampling()}
         name = digest({**fixed, "text": pipe.encode_text(captions).tolist(), "call": call})
         chunks.append(Chunk(captions, call, cache / f"{name[:32]}.safetensors"))
     return chunks
 
 
-def draw(pipe: DallePipeline, chunks: Sequence[Chunk], share: Share) -> None:
-    """Draws the chunks that are missing.
+def sample(pipe: DallePipeline, chunks: Sequence[Chunk], share: Share) -> None:
+    """Samples the chunks that are missing.
 
     Args:
         pipe: The model.
@@ -98,17 +98,17 @@ def draw(pipe: DallePipeline, chunks: Sequence[Chunk], share: Share) -> None:
             from the end, where the other processes come to last, and at last waits for what others have.
     """
     with Claims() as claims:
-        _draw(pipe, chunks[share.rank :: share.world], claims, wait=False)
+        _sample(pipe, chunks[share.rank :: share.world], claims, wait=False)
         if share.rank == 0:
-            _draw(pipe, chunks[::-1], claims, wait=False)
-            _draw(pipe, chunks, claims, wait=True)
+            _sample(pipe, chunks[::-1], claims, wait=False)
+            _sample(pipe, chunks, claims, wait=True)
 
 
-def _draw(pipe: DallePipeline, chunks: Sequence[Chunk], claims: Claims, *, wait: bool) -> None:
+def _sample(pipe: DallePipeline, chunks: Sequence[Chunk], claims: Claims, *, wait: bool) -> None:
     wanted = [chunk for chunk in chunks if not chunk.path.is_file()]
-    for chunk in tqdm(wanted, desc="draw", unit="chunk", disable=not wanted):
+    for chunk in tqdm(wanted, desc="sample", unit="chunk", disable=not wanted):
         chunk.path.parent.mkdir(parents=True, exist_ok=True)
         if not chunk.path.is_file() and claims.take(chunk.claim, wait=wait):
             if not chunk.path.is_file():  # while we waited
-                chunk.draw(pipe)
+                chunk.sample(pipe)
             claims.release(chunk.claim)

@@ -1,4 +1,4 @@
-"""Training pictures, of a folder or of shards, as a subject that can be measured."""
+"""Training images, of a folder or of shards, as a subject that can be measured."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import torch
 from torch import Tensor
 
 from dalle_zoo.data import open_source
-from dalle_zoo.data.images import CorruptImageError, decode_image
+from dalle_zoo.data.decoding import CorruptImageError, decode_image
 from dalle_zoo.data.samples import Sample
-from dalle_zoo_eval.benchmarks.pictures import fit_picture
+from dalle_zoo_eval.benchmarks.images import fit_image
 from dalle_zoo_eval.protocol import Crop
 from dalle_zoo_eval.subjects import READERS, Shown
 
 BLOCK = 1000
 """Samples that are read together: a shard can be read from its beginning only, and chunks are small."""
 UNREADABLE = -1
-"""Stands in the place of the candidate's number where a picture cannot be read; what is shown there is black."""
+"""Stands in the place of the candidate's number where an image cannot be read; what is shown there is black."""
 
 
-class TrainingPictures:
-    """Pictures of a training set in their stored order.
+class TrainingImages:
+    """Images of a training set in their stored order.
 
     Args:
         location: What `dalle_zoo.data.open_source` opens: a folder, shards, a pattern of shards.
-        crop: ``none`` or ``center``, as in `load_picture`.
+        crop: ``none`` or ``center``, as in `load_image`.
         size: Side in pixels.
 
     Raises:
@@ -50,7 +50,7 @@ class TrainingPictures:
 
     @property
     def counts(self) -> list[int]:
-        """One picture a sample."""
+        """One image a sample."""
         return [1]
 
     def __len__(self) -> int:
@@ -60,18 +60,18 @@ class TrainingPictures:
         """Reads and decodes some samples; best called with rising numbers."""
         samples = [self._sample(index) for index in indices]
         with ThreadPoolExecutor(READERS) as threads:
-            pictures = list(threads.map(self._decode, samples))
+            images = list(threads.map(self._decode, samples))
         return Shown(
-            pictures={1: [self._black() if picture is None else picture for picture in pictures]},
-            chosen={1: [UNREADABLE if picture is None else 0 for picture in pictures]},
-            captions=[""] * len(pictures),
+            images={1: [self._black() if image is None else image for image in images]},
+            chosen={1: [UNREADABLE if image is None else 0 for image in images]},
+            captions=[""] * len(images),
         )
 
-    def picture(self, index: int, candidate: int) -> Tensor:
-        """The picture of a sample; there is but one."""
+    def image(self, index: int, candidate: int) -> Tensor:
+        """The image of a sample; there is but one."""
         del candidate
-        picture = self._decode(self._sample(index))
-        return self._black() if picture is None else picture
+        image = self._decode(self._sample(index))
+        return self._black() if image is None else image
 
     def key(self, index: int) -> str:
         """Name of a sample."""
@@ -85,7 +85,7 @@ class TrainingPictures:
         if sample is None:
             return None
         try:
-            return fit_picture(decode_image(sample.image), self.crop, self.size)
+            return fit_image(decode_image(sample.image), self.crop, self.size)
         except CorruptImageError:
             return None
 

@@ -1,4 +1,4 @@
-"""Training pictures: shards and folders alike, in any order, with what cannot be read."""
+"""Training images: shards and folders alike, in any order, with what cannot be read."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from dalle_zoo_eval import training_pictures
-from dalle_zoo_eval.training_pictures import UNREADABLE, TrainingPictures
+from dalle_zoo_eval import training_images
+from dalle_zoo_eval.training_images import UNREADABLE, TrainingImages
 
 COUNT = 11
 
@@ -17,13 +17,13 @@ COUNT = 11
 @pytest.fixture
 def folder(make: Any) -> Path:
     for number in range(COUNT):
-        make.picture(make.root / "pictures" / f"{number:02}.png", (12, 10), seed=number)
-    root: Path = make.root / "pictures"
+        make.image(make.root / "images" / f"{number:02}.png", (12, 10), seed=number)
+    root: Path = make.root / "images"
     return root
 
 
 def shards(folder: Path, *ends: int) -> str:
-    """The pictures in shards; every number ends one."""
+    """The images in shards; every number ends one."""
     paths = sorted(folder.iterdir())
     for number, (start, end) in enumerate(zip([0, *ends], [*ends, COUNT], strict=False)):
         with tarfile.open(folder.parent / f"{number}.tar", "w") as archive:
@@ -34,38 +34,38 @@ def shards(folder: Path, *ends: int) -> str:
 
 @pytest.mark.parametrize("block", [1, 3, 1000])
 def test_shards_and_folder_hold_the_same(folder: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_pictures, "BLOCK", block)
-    one, other = TrainingPictures(str(folder), "center", 8), TrainingPictures(shards(folder, 4, 9), "center", 8)
+    monkeypatch.setattr(training_images, "BLOCK", block)
+    one, other = TrainingImages(str(folder), "center", 8), TrainingImages(shards(folder, 4, 9), "center", 8)
     assert len(one) == len(other) == COUNT
     for indices in (range(4, 8), range(8, COUNT), range(4)):  # as several processes ask for them
-        for a, b in zip(one.show(indices).pictures[1], other.show(indices).pictures[1], strict=True):
+        for a, b in zip(one.show(indices).images[1], other.show(indices).images[1], strict=True):
             assert torch.equal(a, b)
             assert a.shape == (3, 8, 8)
-    assert torch.equal(one.picture(7, 0), other.show([7]).pictures[1][0])
+    assert torch.equal(one.image(7, 0), other.show([7]).images[1][0])
     assert one.key(7) == other.key(7) == "07"
     assert one.identity != other.identity
 
 
 def test_what_cannot_be_read_is_marked(folder: Path) -> None:
     (folder / "03.png").write_bytes(b"cut")
-    shown = TrainingPictures(str(folder), "center", 8).show(range(2, 5))
+    shown = TrainingImages(str(folder), "center", 8).show(range(2, 5))
     assert shown.chosen == {1: [0, UNREADABLE, 0]}
-    assert not shown.pictures[1][1].any()
+    assert not shown.images[1][1].any()
 
 
-def test_a_shard_that_was_cut_off_keeps_its_numbers(folder: Path) -> None:
+def test_a_shard_that_was_truncated_keeps_its_numbers(folder: Path) -> None:
     pattern = shards(folder, 6)
-    whole = TrainingPictures(pattern, "center", 8)
-    last = whole.picture(COUNT - 1, 0)
+    complete = TrainingImages(pattern, "center", 8)
+    last = complete.image(COUNT - 1, 0)
     first = folder.parent / "0.tar"
     data = first.read_bytes()
     first.write_bytes(data[: len(data) // 2])
-    cut = TrainingPictures(pattern, "center", 8)
-    shown = cut.show(range(len(cut)))
-    assert len(cut) < COUNT
-    assert torch.equal(shown.pictures[1][-1], last)
+    truncated = TrainingImages(pattern, "center", 8)
+    shown = truncated.show(range(len(truncated)))
+    assert len(truncated) < COUNT
+    assert torch.equal(shown.images[1][-1], last)
 
 
 def test_nothing_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
-        TrainingPictures(str(tmp_path / "none"), "center", 8)
+        TrainingImages(str(tmp_path / "none"), "center", 8)
