@@ -111,7 +111,7 @@ def test_the_notice_names_every_source_of_the_images() -> None:
         assert row, f"{source['npm']} has no row"
         for fact in ("caption_word", "license", "credit"):
             assert str(source[fact]) in row
-    assert "rasterized, put on white and scaled" in notice
+    assert "rasterised, put on white and scaled" in notice
 
 
 def test_the_manifest_describes_the_shipped_shards() -> None:
