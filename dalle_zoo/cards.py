@@ -14,7 +14,7 @@ from dalle_zoo.folders import RECORD
 from dalle_zoo.hub import ModelFolderError, read_json
 from dalle_zoo.recipes import list_recipes, recipe_header, recipe_root
 from dalle_zoo.registry import suggest
-from dalle_zoo.results import Result, figures, measured_weights
+from dalle_zoo.results import Result, figures, measured_weights, score_tables, target_status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,9 +32,6 @@ HUB_LICENSES = (
     *("openrail", "bigscience-openrail-m", "creativeml-openrail-m"),
 )
 """Identifiers that the Hub takes as a license; every other is "other" with a name."""
-
-CAPTIONS = {"right": "right captions", "shuffled": "shuffled captions", "none": "no caption"}
-"""Captions that the prior's loss is measured with, as people call them."""
 
 
 def render_card(folder: str | Path, result: Result, name: str | None = None) -> str:
@@ -71,10 +68,10 @@ def render_card(folder: str | Path, result: Result, name: str | None = None) -> 
         components=_components(components, record["parameters"]),
         results=_results(result),
         protocol_name=protocol["name"],
-        samples=protocol["samples"],
+        samples=max(group["samples"] for group in result["groups"].values()),
         seed=protocol["seed"],
-        candidates=protocol["candidates"],
-        sampling=_sampling(protocol),
+        candidates=protocol["sampling"]["candidates"],
+        sampling=_sampling(protocol["sampling"]),
         notes="\n".join(f"- {note}" for note in protocol["notes"]),
         evaluator=_evaluator(result),
         device=result["device"],
@@ -179,7 +176,7 @@ def _components(names: Sequence[str], parameters: Mapping[str, int]) -> str:
 def _figures(results: Sequence[Result]) -> str:
     if not results:
         return "Nothing was measured."
-    rows = [["measure", "protocol", "split", "value", "settings"]]
+    rows = [["metric", "protocol", "group", "value", "settings"]]
     for figure in (figure for result in results for figure in figures(result)):
         settings = ", ".join(f"{key} {value}" for key, value in figure.settings.items())
         rows.append([figure.label, figure.protocol, figure.split or "–", f"{figure.value:.4g}", settings])
@@ -187,79 +184,24 @@ def _figures(results: Sequence[Result]) -> str:
 
 
 def _results(result: Result) -> str:
-    rows = [["", *result["splits"]], *(row for rows in figure_tables(result).values() for row in rows)]
+    rows = [["", *result["groups"]], *(row for rows in score_tables(result).values() for row in rows)]
     left_out = [f"- Not measured: {line}." for line in result["left_out"]]
     return "\n".join([table(rows), *(["", *left_out] if left_out else [])])
 
 
-def figure_tables(result: Result) -> dict[str, list[list[str]]]:
-    """Figures of a result of kind ``concepts``, as card and report show them.
-
-    Returns:
-        Subject to rows of a label and one cell a split. What was not measured of any split has no row.
-    """
-    tables: dict[str, list[list[str]]] = {}
-
-    def add(subject: str, label: str, *path: str, form: str = "{:.1f}", times: float = 1) -> None:
-        cells = [_cell(figures, path, form, times) for figures in result["splits"].values()]
-        if any(cell != "–" for cell in cells):
-            tables.setdefault(subject, []).append([label, *cells])
-
-    kinds = kinds_of_images(result["protocol"]["candidates"])
-    add("Samples", "samples", "samples", form="{}")
-    add("Samples", "prompts", "captions", form="{}")
-    add("Reconstruction", "reconstruction PSNR, dB", "psnr", form="{:.2f}")
-    add("Reconstruction", "codes used, %", "codebook", "used", times=100)
-    add("Reconstruction", "perplexity of the codes", "codebook", "perplexity")
-    for caption in CAPTIONS:
-        add("Bits per image token", f"bits per image token, {CAPTIONS[caption]}", "bits", caption, form="{:.3f}")
-    for way in ("image_to_text", "text_to_image"):
-        for k in (1, 5):
-            label = "image to caption" if way == "image_to_text" else "caption to image"
-            add("Retrieval", f"ranker, {label}, top {k}, %", "retrieval", f"{way}_top{k}", times=100)
-    for k in result["protocol"]["ks"]:
-        for kind, label in kinds.items():
-            path = ("concept_accuracy", kind, f"top{k}")
-            add("Concept accuracy", f"concept accuracy, top {k}, {label}, %", *path, times=100)
-    for kind in ("reconstructed", "best", "one"):
-        label = f"distance in the ranker's features, {kinds[kind]}"
-        add("Distance in the ranker's features", label, "ranker_distance", kind, form="{:.3f}")
-    return tables
-
-
-def kinds_of_images(candidates: int) -> dict[str, str]:
-    """What concepts are looked for in, as people call it, from ceiling to floor."""
-    return {
-        "real": "real images (ceiling)",
-        "reconstructed": "reconstructions",
-        "best": f"best of {candidates}",
-        "one": "one image",
-        "shuffled": "shuffled captions (floor)",
-    }
-
-
-def _cell(figures: Any, path: Sequence[str], form: str, times: float) -> str:
-    for name in path:
-        if name not in figures:
-            return "–"
-        figures = figures[name]
-    # A count stays an integer.
-    return form.format(figures if times == 1 else figures * times)
-
-
-def _sampling(protocol: Mapping[str, Any]) -> str:
+def _sampling(sampling: Mapping[str, Any]) -> str:
     usual = {"temperature": 1.0, "top_k": None, "top_p": None, "guidance": 1.0}
-    changed = [f"{n.replace('_', '-')} {protocol[n]}" for n, v in usual.items() if protocol[n] != v]
+    changed = [f"{n.replace('_', '-')} {sampling[n]}" for n, v in usual.items() if sampling[n] != v]
     return f" ({', '.join(changed)})" if changed else " (temperature 1, no truncation, no guidance)"
 
 
 def _evaluator(result: Result) -> str:
-    evaluator = result["evaluator"]
+    evaluator = result["extractors"].get("mobilenet")
     if evaluator is None:
         return "No evaluator network was given."
     return (
         f"The evaluator is {evaluator['name']}, at {evaluator['pixels']} pixels (sha256 "
-        f"{evaluator['sha256'][:16]}…); it neither generated nor ranked an image, and its numbers are not FID."
+        f"{evaluator['sha256'][:16]}…); it took no part in the generated images, and its numbers are not FID."
     )
 
 
@@ -270,14 +212,7 @@ def _targets(result: Result) -> str:
         [t["name"], f"{t['required']:.2f}", f"{t['reached']:.2f}", target_status(result, t["met"])]
         for t in result["targets"]
     ]
-    return table([["to reach", "at least", "measured", "result"], *rows])
-
-
-def target_status(result: Result, met: bool) -> str:
-    """Whether a target was reached, in words; a result by other values than the protocol's tells nothing of it."""
-    if result["protocol"].get("overridden"):
-        return "not the protocol's numbers"
-    return "reached" if met else "not reached"
+    return table([["to reach", "at least", "measured", "status"], *rows])
 
 
 def _recipes(name: str, components: Sequence[str]) -> str:
@@ -334,7 +269,7 @@ def plot_curves(curves: Mapping[str, Mapping[int, float]], out: str | Path, titl
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, (panel, names) in zip(axes, panels.items(), strict=False):
         axis.set_title(panel)
-        axis.set_xlabel("step")
+        axis.set_xlabel("update")
         plot = _plot_scales if panel == GRADIENT_SCALES else _plot_panel
         plot(axis, {name: curves[name] for name in names})
         axis.legend(fontsize="small")

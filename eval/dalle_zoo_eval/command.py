@@ -9,11 +9,12 @@ from pathlib import Path
 from dalle_zoo.cli.errors import check_device
 from dalle_zoo.cli.main import parser
 from dalle_zoo.registry import UnknownNameError, suggest
-from dalle_zoo_eval.protocol import CONCEPTS, COPY, list_protocols, protocol_file, read_fields
+from dalle_zoo_eval.data_files import read_yaml
+from dalle_zoo_eval.protocol import COPY, TRAIN, Protocol, find_protocol, list_protocols, protocol_file
 
 LISTED = """\
-Measure a model, or a folder of images, by a protocol: result file, report and sheets. The same command goes on
-where a killed one stood. `dalle-zoo eval PROTOCOL --help` has the options.
+Measure a model, or a folder of images, by a protocol: result file, report and sheets. The same command continues a
+killed run. `dalle-zoo eval PROTOCOL --help` has the options.
 
 protocols:
 """
@@ -27,84 +28,135 @@ def main(arguments: list[str]) -> None:
     """
     names = list_protocols()
     if not arguments or arguments[0].startswith("-"):
-        lines = [f"  {name:<16}{read_fields(protocol_file(name))[1].get('title', '')}" for name in names]
+        lines = [f"  {name:<16}{read_yaml(protocol_file(name)).get('title', '')}" for name in names]
         p = parser("eval", LISTED + "\n".join(lines))
         p.add_argument("protocol", help="name above, or a YAML file; it comes first")
         p.parse_args(arguments[:1] if arguments[:1] in (["-h"], ["--help"]) else [])
-    protocol = arguments[0]
-    if protocol not in names and Path(protocol).suffix not in (".yaml", ".yml"):
-        raise UnknownNameError(suggest("protocol", protocol, names))
-    kind, _ = read_fields(protocol_file(protocol))
-    (_concepts if kind == CONCEPTS else _benchmark)(protocol, arguments)
-
-
-def _concepts(protocol: str, arguments: list[str]) -> None:
-    from dalle_zoo_eval.concepts.protocol import find_concept_protocol
-
-    usual, stem = find_concept_protocol(protocol), Path(protocol).stem
-    captions = {name: rule.captions or "all" for name, rule in usual.splits.items()}
-    others = "; ".join(f"{name}: {count}" for name, count in captions.items() if name != "train")
-    p = parser(
-        f"eval {protocol}",
-        "Measure a model on things seen and unseen: result file, report and sheets of its images.\n\n"
-        f"  dalle-zoo eval {protocol} --evaluator FOLDER --out {stem}.json\n"
-        f"  torchrun --nproc-per-node 8 -m dalle_zoo eval {protocol} ...   the same result, sooner",
-    )
-    p.add_argument("protocol")
-    p.add_argument("--model", default="emoji64", help="bundled name, or folder such as ./mine (emoji64)")
-    p.add_argument(
-        "--evaluator",
-        help="folder with mobilenet_v1_025_224.safetensors; without it concept accuracy is left out",
-    )
-    p.add_argument(
-        "--out", type=Path, default=Path(f"{stem}.json"),
-        help=f"result file; report and sheets go into the folder of its name ({stem}.json and {stem}/)",
-    )  # fmt: skip
-    p.add_argument("--seed", type=int, help=f"seed of everything random ({usual.seed})")
-    p.add_argument("--train-captions", type=int, help=f"captions of train to sample ({captions.get('train', 'none')})")
-    p.add_argument("--val-captions", type=int, help=f"captions of each other split ({others})")
-    p.add_argument("--candidates", type=int, help=f"images per caption ({usual.candidates})")
-    _add_sampling(p, **usual.sampling())
-    p.add_argument("--device", default="cpu", help="where the networks run (cpu)")
-    p.add_argument("--overwrite", action="store_true", help="replace an existing result file, with its report")
-    options = p.parse_args(arguments)
-
+    name = arguments[0]
+    if name not in names and Path(name).suffix not in (".yaml", ".yml"):
+        raise UnknownNameError(suggest("protocol", name, names))
+    protocol = find_protocol(name)
+    options = _parser(name, protocol).parse_args(arguments)
+    networks = dict(options.network)
+    given = [network for network, _ in options.network]
+    if len(set(given)) != len(given):
+        raise ValueError(f"--network names {max(given, key=given.count)!r} twice: give each network once")
+    if options.evaluator is not None:
+        if "mobilenet" in networks:
+            raise ValueError("--evaluator is --network mobilenet=...: give one of the two")
+        networks["mobilenet"] = options.evaluator
+    for option in ("threshold", "copies_network"):
+        if getattr(options, option) is not None and options.training is None:
+            raise ValueError(f"--{option.replace('_', '-')} needs --training, the folder in which copies are searched")
     check_device(options.device)
-    from dalle_zoo_eval.concepts.evaluate import evaluate_concepts
-    from dalle_zoo_eval.concepts.report import concept_summary, report_folder
-    from dalle_zoo_eval.evaluate import device_of_environment, share_of_environment
+    _run(name, options, networks, shlex.join(["dalle-zoo", "eval", *arguments]))
 
-    changeable = ("seed", "train_captions", "val_captions", "candidates", *usual.sampling())
-    result = evaluate_concepts(
-        usual.changed(**{name: getattr(options, name) for name in changeable}),
-        options.model,
-        options.evaluator,
-        options.out,
+
+def _run(name: str, options: argparse.Namespace, networks: dict[str, Path], command: str) -> None:
+    from dalle_zoo_eval.report import Output, summary
+    from dalle_zoo_eval.runner import Request, device_of_environment, evaluate, share_of_environment
+
+    changes = {n: getattr(options, n, None) for n in CHANGES}
+    request = Request(
+        protocol=name,
+        data=options.data,
+        out=options.out,
+        model=options.model,
+        images=options.images,
+        layout=options.layout,
+        networks=networks,
+        leave_out=tuple(options.leave_out),
+        exclusions=options.exclusions,
+        changes={n: value for n, value in changes.items() if value is not None},
+        training=options.training,
+        threshold=COPY if options.threshold is None else options.threshold,
+        copies_network=options.copies_network,
+        save_images=options.save_images,
+        batch_size=options.batch_size,
+        cache=options.cache,
         device=device_of_environment(options.device),
-        overwrite=options.overwrite,
         share=share_of_environment(),
+        overwrite=options.overwrite,
+        command=command,
     )
+    result = evaluate(request)
     if result is None:
         return
-    print(concept_summary(result))  # noqa: T201 (what a command is for)
+    print(summary([result]))  # noqa: T201 (what a command is for)
     for line in result["left_out"]:
         print(f"left out: {line}")  # noqa: T201
-    print(f"report: {report_folder(options.out) / 'report.html'}")  # noqa: T201
+    print(f"report: {Output.of(request.out).folder / 'report.html'}")  # noqa: T201
 
 
-def _add_sampling(
-    p: argparse.ArgumentParser,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    guidance: float = 1.0,
-) -> None:
-    p.add_argument("--temperature", type=float, help=f"sampling temperature ({temperature:g})")
-    p.add_argument("--top-k", type=int, help=f"sample among the k most likely tokens ({top_k or 'all'})")
-    p.add_argument("--top-p", type=float, help=f"sample among tokens of this probability ({top_p or 'all'})")
-    p.add_argument(
-        "--guidance", type=float, help=f"classifier-free guidance ({guidance:g}{', none' * (guidance == 1)})"
+CHANGES = (
+    "seed", "captions", "train_captions", "val_captions", "candidates", "temperature", "top_k", "top_p", "guidance"
+)  # fmt: skip
+"""Options that stand for arguments of `Protocol.changed`."""
+
+
+def _parser(name: str, protocol: Protocol) -> argparse.ArgumentParser:
+    usual, several = protocol.sampling, len(protocol.groups) > 1
+    counts = {group: rule.captions.count or "all" for group, rule in protocol.groups.items()}
+    usage = [] if protocol.model is None else [f"  dalle-zoo eval {name} --out RESULT.json"]
+    if protocol.model is None:
+        usage = [
+            f"  dalle-zoo eval {name} --model MODEL --data DIR --network inception-2015=FILE --network clip=DIR",
+            f"  dalle-zoo eval {name} --images DIR --data DIR ...     images of another system",
+        ]
+    lines = [*usage, f"  torchrun --nproc-per-node 8 -m dalle_zoo eval {name} ...   the same result, sooner"]
+    metrics = ", ".join(rule.name for rule in protocol.metrics)
+    p = parser(
+        f"eval {name}",
+        f"Measure a model, or a folder of images: {metrics}.\n\n" + "\n".join(lines),
     )
+    p.add_argument("protocol")
+    p.add_argument(
+        "--model", help=f"bundled name, or folder such as ./mine{f' ({protocol.model})' if protocol.model else ''}"
+    )
+    p.add_argument("--images", type=Path, help="folder of images to score instead; captions in .txt files")
+    p.add_argument("--data", type=Path, help="folder of the dataset, unless it is in the package")
+    p.add_argument("--layout", help="layout of that folder (the protocol's first)")
+    p.add_argument(
+        "--network", type=_named_path, action="append", default=[], metavar="NAME=PATH",
+        help="file or folder of a network: inception-2015, dmgan, clip, ranker, mobilenet; once for each",
+    )  # fmt: skip
+    p.add_argument("--evaluator", type=Path, metavar="PATH", help="the same as --network mobilenet=PATH")
+    p.add_argument(
+        "--leave-out", action="append", default=[], metavar="NAME", help="go without a network and its scores"
+    )
+    p.add_argument("--exclusions", type=Path, help="list of images of the dataset to leave out")
+    p.add_argument(
+        "--captions", type=int, help="captions of every group, for a try: the score is marked as not comparable"
+    )
+    if TRAIN in counts and several:
+        others = "; ".join(f"{group}: {count}" for group, count in counts.items() if group != TRAIN)
+        p.add_argument("--train-captions", type=int, help=f"captions of train ({counts[TRAIN]})")
+        p.add_argument("--val-captions", type=int, help=f"captions of each other group ({others})")
+    p.add_argument(
+        "--candidates", type=int, help=f"images per caption, of which the ranker keeps one ({usual.candidates})"
+    )
+    p.add_argument("--temperature", type=float, help=f"sampling temperature ({usual.temperature:g})")
+    p.add_argument("--top-k", type=int, help=f"sample among the k most likely tokens ({usual.top_k or 'all'})")
+    p.add_argument("--top-p", type=float, help=f"sample among tokens of this probability ({usual.top_p or 'all'})")
+    none = ", none" if usual.guidance == 1 else ""
+    p.add_argument("--guidance", type=float, help=f"classifier-free guidance ({usual.guidance:g}{none})")
+    p.add_argument("--seed", type=int, help=f"seed of the generated images, and of chosen samples ({protocol.seed})")
+    p.add_argument("--training", help="training images, folder or shards: searches copies among the generated ones")
+    p.add_argument("--threshold", type=float, help=f"cosine from which an image is a copy ({COPY})")
+    p.add_argument(
+        "--copies-network", metavar="NAME", help="network that searches copies (inception-2015, or the first given)"
+    )
+    p.add_argument("--save-images", action="store_true", help="write the generated images as PNG files too")
+    p.add_argument("--batch-size", type=int, help="images generated at once (64)")
+    p.add_argument("--device", default="cpu", help="where the networks run (cpu)")
+    stem = Path(name).stem
+    p.add_argument(
+        "--out", type=Path, default=Path(f"eval-{stem}"),
+        help=f"folder of the result, or result file NAME.json with its report in the folder NAME (eval-{stem})",
+    )  # fmt: skip
+    p.add_argument("--cache", type=Path, help="folder of features, to share those of real images (.cache in --out)")
+    p.add_argument("--overwrite", action="store_true", help="replace the result of another evaluation")
+    return p
 
 
 def _named_path(text: str) -> tuple[str, Path]:
@@ -112,88 +164,6 @@ def _named_path(text: str) -> tuple[str, Path]:
     if not (name and sign and path):
         raise argparse.ArgumentTypeError(f"expected NAME=PATH, such as clip=./clip-vit-base-patch32, got {text!r}")
     return name, Path(path)
-
-
-def _benchmark(protocol: str, arguments: list[str]) -> None:
-    p = parser(
-        f"eval {protocol}",
-        "Measure a model, or a folder of images, against a benchmark.\n\n"
-        f"  dalle-zoo eval {protocol} --model MODEL --data DIR --network inception-2015=FILE --network clip=DIR\n"
-        f"  dalle-zoo eval {protocol} --images DIR --data DIR ...     images of another system\n"
-        f"  torchrun --nproc-per-node 8 -m dalle_zoo eval {protocol} ...   the same images, sooner",
-    )
-    p.add_argument("protocol")
-    p.add_argument("--model", help="bundled name, or folder: the model that generates")
-    p.add_argument("--images", type=Path, help="folder of images to score instead; captions beside them as .txt")
-    p.add_argument("--data", type=Path, required=True, help="folder of the benchmark")
-    p.add_argument("--layout", help="layout of that folder (the protocol's first)")
-    p.add_argument(
-        "--network", type=_named_path, action="append", default=[], metavar="NAME=PATH",
-        help="file or folder of a network: inception-2015, dmgan, clip, ranker, mobilenet; once for each",
-    )  # fmt: skip
-    p.add_argument(
-        "--leave-out", action="append", default=[], metavar="NAME", help="go without a network and its scores"
-    )
-    p.add_argument("--exclusions", type=Path, help="list of images of the benchmark to leave out")
-    p.add_argument("--captions", type=int, help="fewer captions, for a try: the score is marked as not comparable")
-    p.add_argument("--candidates", type=int, help="images per caption, of which the ranker keeps one")
-    _add_sampling(p)
-    p.add_argument("--seed", type=int, help="seed of the generated images (the protocol's)")
-    p.add_argument("--training", help="training images, folder or shards: looks for copies among the judged ones")
-    p.add_argument("--threshold", type=float, help=f"cosine from which an image is a copy ({COPY})")
-    p.add_argument(
-        "--copies-network", metavar="NAME", help="network that looks for copies (inception-2015, or the first given)"
-    )
-    p.add_argument("--save-images", action="store_true", help="write the judged images as PNG files too")
-    p.add_argument("--batch-size", type=int, help="images generated at once (64)")
-    p.add_argument("--device", default="cpu", help="where the networks run (cpu)")
-    p.add_argument("--out", type=Path, help="folder of the result (eval-PROTOCOL)")
-    p.add_argument("--cache", type=Path, help="folder of measured chunks, to share the reference's (OUT/.cache)")
-    options = p.parse_args(arguments)
-
-    given = [name for name, _ in options.network]
-    if len(set(given)) != len(given):
-        raise ValueError(f"--network names {max(given, key=given.count)!r} twice: give each network once")
-    if options.threshold is not None and options.training is None:
-        raise ValueError("--threshold needs --training, the folder in which copies are looked for")
-    if options.copies_network is not None and options.training is None:
-        raise ValueError("--copies-network needs --training, the folder in which copies are looked for")
-
-    check_device(options.device)
-    from dalle_zoo_eval.evaluate import RESULT, Request, device_of_environment, evaluate, share_of_environment
-    from dalle_zoo_eval.report import summary
-
-    sampling = {n: getattr(options, n) for n in ("temperature", "top_k", "top_p", "guidance", "seed")}
-    request = Request(
-        protocol=protocol,
-        data=options.data,
-        out=options.out or Path(f"eval-{Path(protocol).stem}"),
-        model=options.model,
-        images=options.images,
-        layout=options.layout,
-        networks=dict(options.network),
-        leave_out=tuple(options.leave_out),
-        exclusions=options.exclusions,
-        captions=options.captions,
-        candidates=options.candidates,
-        sampling={n: value for n, value in sampling.items() if value is not None},
-        training=options.training,
-        threshold=COPY if options.threshold is None else options.threshold,
-        save_images=options.save_images,
-        batch_size=options.batch_size,
-        cache=options.cache,
-        device=device_of_environment(options.device),
-        share=share_of_environment(),
-        copies_network=options.copies_network,
-        command=shlex.join(["dalle-zoo", "eval", *arguments]),
-    )
-    result = evaluate(request)
-    if result is None:
-        return
-    print(summary([request.out / RESULT]))  # noqa: T201
-    for line in result["left_out"]:
-        print(f"left out: {line}")  # noqa: T201
-    print(f"report: {request.out / 'report.html'}")  # noqa: T201
 
 
 def report(arguments: list[str]) -> None:
@@ -212,9 +182,9 @@ def report(arguments: list[str]) -> None:
     p.add_argument("--out", type=Path, help="folder of the report (where the evaluation has put it)")
     options = p.parse_args(arguments)
 
-    from dalle_zoo_eval.rendering import render
+    from dalle_zoo_eval.report import write_report
 
-    print(render(options.results, options.out)[1])  # noqa: T201
+    print(write_report(options.results, options.out)[1])  # noqa: T201
 
 
 def overlap(arguments: list[str]) -> None:
@@ -240,8 +210,8 @@ def overlap(arguments: list[str]) -> None:
     options = p.parse_args(arguments)
 
     check_device(options.device)
-    from dalle_zoo_eval.evaluate import device_of_environment, share_of_environment
     from dalle_zoo_eval.memorization import find_overlaps
+    from dalle_zoo_eval.runner import device_of_environment, share_of_environment
 
     found = find_overlaps(
         options.protocol, options.data, options.layout, options.training, options.network, options.threshold,

@@ -58,7 +58,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Image:
     """A PNG file."""
 
     name: str
@@ -68,7 +68,7 @@ class Figure:
     """What it shows, for people who do not see it."""
 
 
-Block = Heading | Paragraph | Bullets | Table | Figure
+Block = Heading | Paragraph | Bullets | Table | Image
 
 
 def write_document(blocks: Sequence[Block], out: Path) -> list[Path]:
@@ -78,7 +78,7 @@ def write_document(blocks: Sequence[Block], out: Path) -> list[Path]:
         The files that were written, the two reports first.
     """
     files = {"report.md": to_markdown(blocks).encode(), "report.html": to_html(blocks).encode()}
-    files |= {block.name: block.png for block in blocks if isinstance(block, Figure)}
+    files |= {block.name: block.png for block in blocks if isinstance(block, Image)}
     for name, data in files.items():
         with written_aside(out / name) as aside:
             aside.write_bytes(data)
@@ -132,7 +132,7 @@ def _markdown(block: Block) -> str:
             lines = ["| " + " | ".join(row) + " |" for row in [[_plain(cell) for cell in block.head], *rows]]
             lines.insert(1, "|" + "---|" * len(block.head))
             return "\n".join(lines)
-        case Figure():
+        case Image():
             return f"![{_plain(block.text)}]({block.name})"
 
 
@@ -159,7 +159,7 @@ def _html(block: Block) -> str:
                 mark = ' class="strong"' if number in block.strong else ""
                 rows.append(f"<tr{mark}>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>")
             return '<div class="wide">\n<table>\n' + "\n".join(rows) + "\n</table>\n</div>"
-        case Figure():
+        case Image():
             data = base64.b64encode(block.png).decode()
             return f'<p><img alt="{escape(block.text)}" src="data:image/png;base64,{data}"></p>'
 

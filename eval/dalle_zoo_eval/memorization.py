@@ -19,21 +19,21 @@ from torch.nn import functional as F
 
 from dalle_zoo.files import check_ending, written_aside
 from dalle_zoo.images import save_png
-from dalle_zoo_eval.benchmarks import read_benchmark
-from dalle_zoo_eval.benchmarks.contents import MEMO, remember
-from dalle_zoo_eval.judges import open_network
-from dalle_zoo_eval.measuring import Measurement, Share
-from dalle_zoo_eval.metrics import in_batches
-from dalle_zoo_eval.networks import Network
-from dalle_zoo_eval.protocol import ImageRule, external_crop, find_protocol
-from dalle_zoo_eval.scoring import INCEPTION
+from dalle_zoo_eval.datasets import read_dataset
+from dalle_zoo_eval.datasets.digests import MEMO, remember
+from dalle_zoo_eval.extractors import Extractor
+from dalle_zoo_eval.extractors.opening import open_extractor
+from dalle_zoo_eval.features import FeatureStore, Share
+from dalle_zoo_eval.image_sources import ImageFiles
+from dalle_zoo_eval.moments import in_batches, regrouped
+from dalle_zoo_eval.protocol import ImageRule, find_protocol
 from dalle_zoo_eval.sheets import comparison_sheet
-from dalle_zoo_eval.statistics import regrouped
-from dalle_zoo_eval.subjects import ImageFiles
 from dalle_zoo_eval.training_images import UNREADABLE, TrainingImages
 
 # Q images that are asked for, G gallery, d features
 
+INCEPTION = "inception-2015"
+"""Extractor that looks for copies unless another is named."""
 GALLERY = 32768
 """Gallery images compared at once: memory does not grow with the gallery."""
 PAIRS = 24
@@ -90,17 +90,17 @@ def nearest(features: Tensor, gallery: Iterable[Tensor], *, batch_size: int = 10
     return Neighbors(similarity, index)
 
 
-def pair_sheet(found: Neighbors, queries: Sequence[Tensor], gallery: Sequence[Tensor]) -> Image.Image:
+def pair_sheet(found: Neighbors, images: Sequence[Tensor], gallery: Sequence[Tensor]) -> Image.Image:
     """The closest pairs, most similar first: the asked image left, its neighbor right, the cosine below.
 
     Args:
         found: Neighbors of all images.
-        queries: The closest images, uint8 (3, H, W), in the order of `Neighbors.closest`.
+        images: The closest images, uint8 (3, H, W), in the order of `Neighbors.closest`.
         gallery: Their neighbors.
     """
-    closest = found.closest(len(queries))
+    closest = found.closest(len(images))
     captions = [f"{float(found.similarity[i]):.3f}" for i in closest]
-    sides = [torch.stack([_square(image) for image in images]) for images in (queries, gallery)]
+    sides = [torch.stack([_square(image) for image in images]) for images in (images, gallery)]
     return comparison_sheet(*sides, captions=captions, scale=1)
 
 
@@ -137,17 +137,17 @@ def check_threshold(threshold: float) -> None:
 def measured_training(
     location: str,
     image: ImageRule,
-    networks: Mapping[str, Network],
+    networks: Mapping[str, Extractor],
     chunk: int,
     cache: Path,
     device: str = "cpu",
     network: str | None = None,
-) -> Measurement:
+) -> FeatureStore:
     """Training images, to be measured by the network that compares them.
 
     Args:
         location: Folder, shards, or a pattern of shards.
-        image: How the benchmark's images are cropped and scaled.
+        image: How the real images are cropped and scaled.
         networks: Networks by name.
         chunk: Images that are measured together.
         cache: Folder of measured chunks.
@@ -160,11 +160,13 @@ def measured_training(
     name = network or (INCEPTION if INCEPTION in networks else next(iter(networks)))
     if name not in networks:
         raise ValueError(f"--copies-network {name}: the networks of this evaluation are {', '.join(networks)}")
-    images = TrainingImages(location, external_crop(image), image.size)
-    return Measurement(images, {name: networks[name]}, (0,), chunk, cache, device)
+    if image.size is None:
+        raise ValueError("training images are compared at the size of the protocol, and image.size is null")
+    images = TrainingImages(location, image.external_crop, image.size)
+    return FeatureStore(images, {name: networks[name]}, (0,), chunk, cache, device)
 
 
-def find_copies(generated: Measurement, known: Measurement, *, threshold: float, sheet: Path) -> dict[str, Any]:
+def find_copies(generated: FeatureStore, known: FeatureStore, *, threshold: float, sheet: Path) -> dict[str, Any]:
     """Holds judged images against training images, and samples the sheet of the closest pairs.
 
     Args:
@@ -177,42 +179,42 @@ def find_copies(generated: Measurement, known: Measurement, *, threshold: float,
         What the result file says of it.
     """
     check_threshold(threshold)
-    (name,) = known.networks
+    (name,) = known.extractors
     found = nearest(generated.all(name, f"0/{generated.counts[-1]}/features"), _readable(known, name))
     closest = found.closest(PAIRS)
     neighbors = [int(found.index[i]) for i in closest]
     save_png(pair_sheet(found, generated.images(closest), known.images(neighbors)), sheet)
-    assert isinstance(known.subject, TrainingImages)
+    assert isinstance(known.source, TrainingImages)
     return {
         "network": name,
-        "network_sha256": known.networks[name].record["sha256"],
-        "training": known.subject.name,
+        "network_sha256": known.extractors[name].record["sha256"],
+        "training": known.source.name,
         "training_sha256": _sha256(known),
-        "training_images": len(known.subject),
+        "training_images": len(known.source),
         "unreadable": _unreadable(known, name),
         "threshold": threshold,
         "share_above": found.share_above(threshold),
         "median_similarity": float(found.similarity.median()),
         "closest": [
-            {"sample": i, "training": known.subject.key(j), "similarity": float(found.similarity[i])}
+            {"sample": i, "training": known.source.key(j), "similarity": float(found.similarity[i])}
             for i, j in zip(closest, neighbors, strict=True)
         ],
     }
 
 
-def _readable(known: Measurement, network: str) -> Iterator[Tensor]:
+def _readable(known: FeatureStore, network: str) -> Iterator[Tensor]:
     """Features of training images; not finite where there was no image to look at."""
     parts = zip(known.read(network, "0/1/features"), known.read(network, "chosen/1"), strict=True)
     for features, chosen in parts:
         yield torch.where(chosen[:, None] == UNREADABLE, torch.nan, features)
 
 
-def _sha256(known: Measurement) -> str:
+def _sha256(known: FeatureStore) -> str:
     """Digest of the names and sizes of the files of a training set; their contents would take long to read."""
-    return str(known.subject.identity["source"])
+    return str(known.source.identity["source"])
 
 
-def _unreadable(known: Measurement, network: str) -> int:
+def _unreadable(known: FeatureStore, network: str) -> int:
     return int((known.all(network, "chosen/1") == UNREADABLE).sum())
 
 
@@ -246,17 +248,20 @@ def find_overlaps(
     check_threshold(threshold)
     check_ending("--out", out, (".txt",))
     rules = find_protocol(protocol)
-    layout, share = layout or rules.layout, share or Share()
+    if len(rules.groups) != 1:
+        raise ValueError(f"{protocol} has several groups; overlaps are searched for a protocol with one dataset")
+    ((group_name, group),) = rules.groups.items()
+    layout, share = layout or group.layout, share or Share()
     name, location = network
-    networks = {name: open_network(rules, name, location, device=device)}
-    side = read_benchmark(layout, data, rules.split(layout))
-    items = [item for item in side.items if item.image]
-    cache, chunk = out.parent / ".cache", rules.sampling.chunk
+    networks = {name: open_extractor(rules, name, location, device=device)}
+    side = read_dataset(layout, data, rules.split(group_name, layout))
+    items = [item for item in side.items if item.image is not None]
+    cache, chunk = out.parent / ".cache", rules.image.chunk or rules.sampling.chunk
     source = side.sha256(cache / MEMO)
     images = ImageFiles(items, rules.image.crop, rules.image.size, source=source)
-    asked = Measurement(images, networks, (0,), chunk, cache, device)
+    asked = FeatureStore(images, networks, (0,), chunk, cache, device)
     known = measured_training(training, rules.image, networks, chunk, cache, device)
-    remember(side.images, cache / MEMO)
+    remember(side.image_files, cache / MEMO)
     asked.run(share, label="benchmark")
     known.run(share, label="training images")
     if share.rank != 0:
@@ -267,9 +272,9 @@ def find_overlaps(
         pair_sheet(found, asked.images(closest), known.images(found.index[closest].tolist())),
         out.with_suffix(".png"),
     )
-    assert isinstance(known.subject, TrainingImages)
+    assert isinstance(known.source, TrainingImages)
     note = (
-        f"{side.name} (sha256 {source}) in {known.subject.name}, a training set of {len(known.subject)} images "
+        f"{side.name} (sha256 {source}) in {known.source.name}, a training set of {len(known.source)} images "
         f"(sha256 of names and sizes {_sha256(known)}), {name} (sha256 {networks[name].record['sha256']}) cosine at "
         f"least {threshold}"
     )

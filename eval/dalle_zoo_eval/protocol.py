@@ -1,44 +1,52 @@
 """Protocols: everything besides the model that fixes a score, read from YAML.
 
-The files lie in ``eval/protocols``; a file of one's own works as well. There are two kinds, told apart by the key
-``kind``: a benchmark, read here, and ``concepts`` (`dalle_zoo_eval.concepts`), of which ``emoji64`` is one.
+The files are in ``eval/protocols``; a file of one's own works as well. A protocol has one or more groups of prompts.
+The fields of `GroupRule` at the top of a file are the defaults of every group; a file without ``groups`` has one group
+named ``all``.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 from dalle_zoo.registry import UnknownNameError, suggest
-from dalle_zoo_eval.shipped import DataFileError, check_keys, mapping, read_yaml, shipped_folder
+from dalle_zoo.results import IMAGE_SETS
+from dalle_zoo_eval.data_files import (
+    DataFileError,
+    build,
+    bundled_folder,
+    check_bool,
+    check_choice,
+    check_choices,
+    check_integer,
+    check_keys,
+    check_rising,
+    is_number,
+    mapping,
+    read_yaml,
+    sequence,
+)
 
-LAYOUTS = ("coco", "cub", "attngan", "folder")
-"""Layouts in which a benchmark may lie on disk."""
-METRICS = ("fid", "is", "kid", "precision", "recall", "clip_score", "r_precision")
-"""Metrics that a protocol may ask for."""
-FID_FAMILIES = ("inception-2015", "dmgan")
-"""Kinds of FID. Their scores differ by several points for the same images, so they never share a column."""
 PUBLISHED = ("coco", "cub")
 """Tables of published scores."""
+ALL = "all"
+"""Name of the group of a protocol that names none."""
+TRAIN = "train"
+"""Name of the group that the bundled model was trained on, which has an option of its own."""
 
-PINNED = ("clip", "ranker", "mobilenet")
-"""Networks whose weights a protocol may fix by sha256; those of a FID are fixed by its family."""
+COPY = 0.95
+"""Cosine of features from which one image counts as a copy of another: a guess, which depends on the extractor."""
 
-Choice = Literal["one", "unique"]
+Choice = Literal["one", "unique", "first"]
 """How captions are chosen."""
 Crop = Literal["none", "center", "box"]
 """Part of an image that is taken."""
-
-BENCHMARK, CONCEPTS = KINDS = ("benchmark", "concepts")
-"""What a protocol measures; a file without the key ``kind`` is of the first."""
-COPY = 0.95
-"""Cosine of features from which one image counts as a copy of another: a guess, which depends on the network."""
-
-C = TypeVar("C")
+Seeds = Literal["prompt", "chunk"]
+"""What the noise of an image is derived from."""
 
 
 class ProtocolError(DataFileError):
@@ -47,14 +55,15 @@ class ProtocolError(DataFileError):
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionRule:
-    """Which captions are asked for."""
+    """Which captions images are generated from."""
 
     rule: Choice
-    """``one``: one caption of each image, sampled by seed. ``unique``: all captions of the split, each text once."""
+    """``one``: one caption of each image, chosen by seed. ``unique``: all captions of the split, each text once.
+    ``first``: the first caption of each of the group's samples, in their order."""
     count: int | None = None
     """Captions in all; None takes as many as the rule gives. Fewer than the count is an error, never a smaller run."""
-    seed: int = 0
-    """Seed of the choice."""
+    seed: int | None = None
+    """Seed of the choice. Defaults to that of the protocol."""
     exclusions: bool = False
     """Whether a list of images to leave out must be given, as for the de-duplicated variant."""
 
@@ -62,76 +71,204 @@ class CaptionRule:
         check_choice("captions.rule", self.rule, get_args(Choice))
         if self.count is not None:
             check_integer("captions.count", self.count, 2)
-        check_integer("captions.seed", self.seed, 0)
-        if not isinstance(self.exclusions, bool):
-            raise ProtocolError(f"captions.exclusions must be true or false, got {self.exclusions!r}")
+        if self.seed is not None:
+            check_integer("captions.seed", self.seed, 0)
+        check_bool("captions.exclusions", self.exclusions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricRule:
+    """A metric of a group, and how it is computed there."""
+
+    name: str
+    """Name in `METRICS`."""
+    extractor: tuple[str, ...] = ()
+    """Extractors of its features. Defaults to those that it is defined with, or every one at hand that is no
+    Inception."""
+    images: tuple[str, ...] = ()
+    """Image sets, of `IMAGE_SETS`. Defaults to those of the metric."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of its class."""
+
+    def __post_init__(self) -> None:
+        from dalle_zoo_eval.metrics import METRICS  # imports torch, which listing protocols does not need
+
+        check_choice("metrics", self.name, METRICS)
+        spec = METRICS.spec(self.name)
+        check_choices(f"metrics.{self.name}.images", self.images, IMAGE_SETS)
+        if spec.extractor:
+            check_choices(f"metrics.{self.name}.extractor", self.extractor, spec.extractor)
+        object.__setattr__(self, "images", self.images or spec.images)
+        object.__setattr__(self, "extractor", self.extractor or spec.extractor)
+        try:
+            METRICS[self.name](**self.options)
+        except (TypeError, ValueError) as error:
+            raise DataFileError(f"metrics.{self.name}: {error}") from None
+
+    @classmethod
+    def read(cls, value: object) -> MetricRule:
+        """Builds a rule from an entry of a protocol or a result file: a name, or ``{name: {field: value, ...}}``."""
+        if isinstance(value, str):
+            return cls(name=value)
+        given = mapping(value, "metrics")
+        if "name" not in given:
+            if len(given) != 1:
+                raise DataFileError(f"metrics: expected a name or {{name: options}}, got {value!r}")
+            ((name, options),) = given.items()
+            given = {"name": name, "options": mapping(options, f"metrics.{name}")}
+            for key in ("extractor", "images"):
+                if key in given["options"]:
+                    given[key] = given["options"].pop(key)
+        for key in ("extractor", "images"):
+            if isinstance(given.get(key), str):
+                given[key] = [given[key]]
+        return build(cls, given, "metrics")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRule:
+    """Prompts with the real images of their captions, and what is measured of them."""
+
+    dataset: dict[str, str]
+    """Split by layout, for every layout (name in `DATASETS`) in which the dataset may be stored; the first one is the
+    usual."""
+    captions: CaptionRule
+    """Which captions images are generated from."""
+    metrics: tuple[MetricRule, ...]
+    """What is measured."""
+    num_images: dict[str, int] = field(default_factory=dict)
+    """Captioned images of the split by layout, where the dataset is a known one: another number stops the run."""
+    samples: int | None = None
+    """Real images at most, chosen by seed; None takes all."""
+
+    def __post_init__(self) -> None:
+        if not self.dataset:
+            raise DataFileError("dataset is empty: give a split for at least one layout")
+        from dalle_zoo_eval.datasets import DATASETS
+
+        for layout, split in self.dataset.items():
+            check_choice("dataset", layout, DATASETS)
+            if not isinstance(split, str) or not split:
+                raise DataFileError(f"dataset.{layout} must be the name of a split, got {split!r}")
+        for layout, count in self.num_images.items():
+            check_choice("num_images", layout, self.dataset)
+            check_integer(f"num_images.{layout}", count, 2)
+        if self.samples is not None:
+            check_integer("samples", self.samples, 2)
+        if not self.metrics:
+            raise DataFileError("metrics is empty: name at least one")
+
+    @property
+    def layout(self) -> str:
+        """The usual layout."""
+        return next(iter(self.dataset))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> GroupRule:
+        """Builds a rule from plain data."""
+        values = dict(values)
+        if "captions" in values:
+            values["captions"] = build(CaptionRule, values["captions"], "captions")
+        for name in ("dataset", "num_images"):
+            if name in values:
+                values[name] = mapping(values[name], name)
+        if "metrics" in values:
+            values["metrics"] = [MetricRule.read(entry) for entry in sequence("metrics", values["metrics"])]
+        return build(cls, values, where)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRule:
-    """How the images of the benchmark are cropped and scaled before they are measured."""
+    """How real images are cropped and scaled before they are measured."""
 
     crop: Crop = "center"
     """``none``; ``center``: the largest centered square; ``box``: a square around the bounding box (CUB)."""
-    size: int = 256
-    """Side in pixels."""
+    size: int | None = 256
+    """Side in pixels; None takes the model's."""
+    chunk: int | None = None
+    """Real images that are measured and stored together. Defaults to the chunk of the generated ones."""
 
     def __post_init__(self) -> None:
         check_choice("image.crop", self.crop, get_args(Crop))
-        check_integer("image.size", self.size, 1)
+        for name in ("size", "chunk"):
+            if getattr(self, name) is not None:
+                check_integer(f"image.{name}", getattr(self, name), 1)
+
+    @property
+    def external_crop(self) -> Crop:
+        """Crop of images that come from elsewhere than the dataset and so have no bounding boxes."""
+        return "center" if self.crop == "box" else self.crop
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingRule:
-    """How many images a model generates."""
+    """How images are generated."""
 
     candidates: int = 1
-    """Images N of a caption, of which the model's ranker chooses one; 1 needs no ranker."""
+    """Images N per caption, of which the model's ranker chooses one; 1 needs no ranker."""
     curve: tuple[int, ...] = ()
-    """Numbers of candidates on the axis of figure 9(c); those above ``candidates`` are passed over."""
+    """Numbers of candidates on the axis of figure 9(c); those above ``candidates`` are skipped."""
     chunk: int = 50
-    """Captions that are sampled, measured and stored together; part of the numbers in their last bits."""
+    """Captions whose images are generated, measured and stored together; part of the numbers in their last bits."""
+    seeds: Seeds = "prompt"
+    """``prompt``: the noise of an image depends on the number of its caption. ``chunk``: on the group, the first
+    caption of the chunk, and the place in it."""
+    temperature: float = 1.0
+    """Divides the logits."""
+    top_k: int | None = None
+    """Sample among the k most likely tokens."""
+    top_p: float | None = None
+    """Sample among the most likely tokens that reach this probability."""
+    guidance: float = 1.0
+    """Classifier-free guidance; 1 is none."""
 
     def __post_init__(self) -> None:
-        check_integer("sampling.candidates", self.candidates, 1)
+        check_integer("candidates", self.candidates, 1)
         check_rising("sampling.curve", self.curve, 1)
         check_integer("sampling.chunk", self.chunk, 1)
+        check_choice("sampling.seeds", self.seeds, get_args(Seeds))
+        for name in ("temperature", "top_k", "top_p", "guidance"):  # their ranges are the sampler's to check
+            value = getattr(self, name)
+            if not is_number(value) and not (value is None and name.startswith("top")):
+                raise DataFileError(f"{name} must be a finite number, got {value!r}")
+        if self.guidance < 1:
+            raise DataFileError(f"guidance must be at least 1, which is none, got {self.guidance}")
 
-    def counts(self, candidates: int | None = None) -> tuple[int, ...]:
+    @property
+    def counts(self) -> tuple[int, ...]:
         """Numbers of candidates that are measured, smallest first.
 
-        Args:
-            candidates: Instead of the protocol's own.
-
         Example:
-            >>> SamplingRule(candidates=1, curve=(1, 2, 4, 8)).counts(5)
+            >>> SamplingRule(candidates=5, curve=(1, 2, 4, 8)).counts
             (1, 2, 4, 5)
         """
-        most = self.candidates if candidates is None else candidates
-        return tuple(sorted({most, *(n for n in self.curve if n < most)}))
+        return tuple(sorted({self.candidates, *(n for n in self.curve if n < self.candidates)}))
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkRule:
-    """Which weights a network must have."""
+class ExtractorRule:
+    """Which weights an extractor must have, and whether it is needed."""
 
-    sha256: str
-    """Digest of their file, in hexadecimal."""
+    sha256: str | None = None
+    """Digest of the file of weights, in hexadecimal; None accepts any."""
+    optional: bool = False
+    """Whether its metrics are left out where it is not given."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
-            raise ProtocolError(f"networks: sha256 must be 64 digits of 0-9 and a-f, got {self.sha256!r}")
+        if self.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", str(self.sha256)):
+            raise DataFileError(f"extractors: sha256 must be 64 digits of 0-9 and a-f, got {self.sha256!r}")
+        check_bool("extractors.optional", self.optional)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceRecord:
-    """Statistics of the benchmark's own images under one network, as we measured them, for the self-check.
+    """Statistics of the dataset's own images under one extractor, as we measured them, for the self-check.
 
     A number that we have not measured is None and is not checked.
     """
 
     family: str
-    """Network, one of the protocol's ``fid_families``."""
+    """Extractor."""
     mean_norm: float | None = None
     """Euclidean norm of the mean of the features."""
     trace: float | None = None
@@ -140,13 +277,37 @@ class ReferenceRecord:
     """Largest relative difference of ``mean_norm`` and ``trace`` that passes."""
 
     def __post_init__(self) -> None:
-        check_choice("reference.family", self.family, FID_FAMILIES)
         for name in ("mean_norm", "trace", "tolerance"):
             value = getattr(self, name)
             if value is not None and not (is_number(value) and value > 0):
-                raise ProtocolError(f"reference.{name} must be a number above 0 or null, got {value!r}")
+                raise DataFileError(f"reference.{name} must be a number above 0 or null, got {value!r}")
         if self.tolerance is None and (self.mean_norm, self.trace) != (None, None):
-            raise ProtocolError("reference.tolerance is missing: mean_norm and trace cannot be checked without it")
+            raise DataFileError("reference.tolerance is missing: mean_norm and trace cannot be checked without it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetRule:
+    """A value that a model is to reach, made of one score or of two of one group."""
+
+    name: str
+    """What people call it."""
+    group: str
+    """Group of the scores."""
+    score: dict[str, Any]
+    """Fields of the score, such as ``{metric: concept_accuracy, part: top5, images: generated}``."""
+    required: float
+    """Least value that is enough."""
+    divided_by: dict[str, Any] = field(default_factory=dict)
+    """Fields of another score, where they differ, by which it is divided."""
+    minus: dict[str, Any] = field(default_factory=dict)
+    """Fields of another score, where they differ, that is subtracted."""
+
+    def __post_init__(self) -> None:
+        known = ("metric", "part", "images", "family", "blur", "candidates")
+        for name in ("score", "divided_by", "minus"):
+            check_keys(mapping(getattr(self, name), f"targets.{name}"), known, f"targets.{name}")
+        if not is_number(self.required):
+            raise DataFileError(f"required must be a number, got {self.required!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,84 +322,125 @@ class Protocol:
     """Lower-case letters, digits and hyphens."""
     title: str
     """One line for people."""
-    benchmark: dict[str, str]
-    """Split by layout, for every layout in which the benchmark may lie on disk; the first one is the usual."""
-    captions: CaptionRule
-    """Which captions are asked for."""
-    images: dict[str, int] = field(default_factory=dict)
-    """Captioned images of the split by layout, where the data set is a known one: another number stops the run."""
+    groups: dict[str, GroupRule]
+    """Groups of prompts by name."""
+    model: str | None = None
+    """Model that is measured unless another is named."""
+    seed: int = 0
+    """Seed of the noise, of the chosen samples and of shuffled captions."""
     image: ImageRule = field(default_factory=ImageRule)
-    """How the benchmark's images are cropped and scaled."""
+    """How real images are cropped and scaled."""
     sampling: SamplingRule = field(default_factory=SamplingRule)
-    """How many images a model generates."""
+    """How images are generated."""
     blur: tuple[int, ...] = (0,)
     """Radii of the Gaussian blur that both sides get, in pixels, smallest first; 0 is none. Figure 9's are
     0, 1, 2, 4, 8."""
-    metrics: tuple[str, ...] = ("fid",)
-    """What is measured, of `METRICS`."""
-    fid_families: tuple[str, ...] = ("inception-2015",)
-    """Kinds of FID, of `FID_FAMILIES`."""
-    networks: dict[str, NetworkRule] = field(default_factory=dict)
-    """Weights of networks of `PINNED`; those of one that is not named here are free, and named in the result."""
-    is_splits: int = 10
-    """Parts over which the inception score is averaged."""
+    extractors: dict[str, ExtractorRule] = field(default_factory=dict)
+    """Rules of extractors; one that is not named here is needed, may have any weights, and is named in the result."""
     published: tuple[str, ...] = ()
-    """Tables of published scores, of `PUBLISHED`, that the measured ones may stand beside."""
+    """Tables of published scores, of `PUBLISHED`, that the measured ones are shown with."""
+    selfcheck: bool = True
+    """Whether the real images are checked before anything is generated."""
     reference: tuple[ReferenceRecord, ...] = ()
-    """Statistics that the self-check compares the benchmark's images with; empty where we have none."""
+    """Statistics that the self-check compares the real images with; empty where we have none."""
+    targets: tuple[TargetRule, ...] = ()
+    """What a model is to reach."""
+    headlines: tuple[dict[str, Any], ...] = ()
+    """Fields of the scores that lists of models show. Defaults to all scores."""
     notes: tuple[str, ...] = ()
-    """Sentences that every report repeats: where the protocol departs from its model, and why."""
+    """Sentences that every report repeats: what scores mean, where the protocol departs from its model, and why."""
+    overridden: tuple[str, ...] = ()
+    """What a caller gave instead of the file's values, by `changed`; such numbers are not the protocol's."""
 
     def __post_init__(self) -> None:
-        check_texts(self.name, self.title, self.notes)
-        self._check_benchmark()
-        self._check_images()
+        if not isinstance(self.name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name):
+            raise ProtocolError(f"name must be lower-case letters, digits and hyphens, got {self.name!r}")
+        if not isinstance(self.title, str) or not self.title.strip() or "\n" in self.title:
+            raise ProtocolError(f"title must be one line of text, got {self.title!r}")
+        if not all(isinstance(note, str) for note in self.notes):
+            raise ProtocolError(f"notes must be a list of sentences, got {list(self.notes)!r}")
+        if not self.groups:
+            raise ProtocolError("groups is empty: name at least one, with its dataset")
+        check_integer("seed", self.seed, 0)
+        check_bool("selfcheck", self.selfcheck)
         check_rising("blur", self.blur, 0)
         if not self.blur or self.blur[0] != 0:
             raise ProtocolError(f"blur must begin with 0, the score without blur, got {list(self.blur)}")
-        check_choices("metrics", self.metrics, METRICS)
-        check_choices("fid_families", self.fid_families, FID_FAMILIES)
         check_choices("published", self.published, PUBLISHED)
-        for name in self.networks:
-            check_choice("networks", name, PINNED)
-        check_choices("reference", [record.family for record in self.reference], self.fid_families)
-        check_integer("is_splits", self.is_splits, 1)
-        if not self.metrics:
-            raise ProtocolError(f"metrics is empty: name at least one of {', '.join(METRICS)}")
-        if ("fid" in self.metrics) != bool(self.fid_families):
-            raise ProtocolError("fid_families must name at least one kind of FID where metrics has fid, else be empty")
-
-    def _check_benchmark(self) -> None:
-        if not self.benchmark:
-            raise ProtocolError(f"benchmark is empty: give a split for at least one of {', '.join(LAYOUTS)}")
-        for layout, split in self.benchmark.items():
-            check_choice("benchmark", layout, LAYOUTS)
-            if not isinstance(split, str) or not split:
-                raise ProtocolError(f"benchmark.{layout} must be the name of a split, got {split!r}")
-
-    def _check_images(self) -> None:
-        for layout, count in self.images.items():
-            check_choice("images", layout, self.benchmark)
-            check_integer(f"images.{layout}", count, 2)
+        check_choices("reference", [record.family for record in self.reference], self.families)
+        for target in self.targets:
+            check_choice("targets.group", target.group, self.groups)
 
     @property
-    def layout(self) -> str:
-        """The usual layout."""
-        return next(iter(self.benchmark))
+    def metrics(self) -> list[MetricRule]:
+        """Metrics of all groups; a rule that several groups share stands once."""
+        found: list[MetricRule] = []
+        for group in self.groups.values():
+            found += [rule for rule in group.metrics if rule not in found]
+        return found
 
-    def split(self, layout: str) -> str:
+    @property
+    def families(self) -> list[str]:
+        """Inception networks whose distances are called FID here."""
+        return list(dict.fromkeys(f for rule in self.metrics if rule.name == "fid" for f in rule.extractor))
+
+    def split(self, group: str, layout: str) -> str:
         """Split to read in a layout.
 
         Raises:
-            UnknownNameError: The benchmark does not lie in that layout.
+            UnknownNameError: The dataset is not known in that layout.
         """
-        if layout not in self.benchmark:
-            raise UnknownNameError(f"{self.name}: {suggest('layout', layout, self.benchmark)}")
-        return self.benchmark[layout]
+        dataset = self.groups[group].dataset
+        if layout not in dataset:
+            raise UnknownNameError(f"{self.name}: {suggest('layout', layout, dataset)}")
+        return dataset[layout]
+
+    def changed(
+        self,
+        *,
+        seed: int | None = None,
+        captions: int | None = None,
+        train_captions: int | None = None,
+        val_captions: int | None = None,
+        **sampling: Any,
+    ) -> Protocol:
+        """The protocol with what a caller gives instead; None leaves a field as it is.
+
+        Args:
+            seed: Seed.
+            captions: Captions of every group.
+            train_captions: Captions of the group ``train``.
+            val_captions: Captions of each other group.
+            **sampling: Fields of `SamplingRule`.
+        """
+        if train_captions is not None and TRAIN not in self.groups:
+            raise ProtocolError(f"{self.name} has no group {TRAIN!r}, so its captions cannot be counted")
+        given = {name: value for name, value in sampling.items() if value is not None}
+        groups, notes = {}, []
+        if seed is not None and seed != self.seed:
+            notes.append(f"seed: {seed} instead of {self.seed}")
+        for name, value in given.items():
+            if (before := getattr(self.sampling, name)) != value:
+                notes.append(f"{name}: {value} instead of {'none' if before is None else before}")
+        for name, group in self.groups.items():
+            special = train_captions if name == TRAIN else val_captions
+            count = special if special is not None else captions
+            groups[name] = group
+            if count is not None and count != group.captions.count:
+                groups[name] = replace(group, captions=replace(group.captions, count=count))
+                of = "" if list(self.groups) == [ALL] else f" of {name}"
+                notes.append(f"captions{of}: {count} instead of {group.captions.count or 'all'}")
+        return replace(
+            self,
+            seed=self.seed if seed is None else seed,
+            groups=groups,
+            sampling=replace(self.sampling, **given),
+            overridden=(*self.overridden, *notes),
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "protocol") -> Protocol:
-        """Builds a protocol from plain data, such as a result file holds.
+        """Builds a protocol from plain data, such as a file or a result holds.
 
         Args:
             values: Field to value.
@@ -247,36 +449,42 @@ class Protocol:
         Raises:
             ProtocolError: A field is unknown, missing or wrong.
         """
-        values = mapping(values, where)
         try:
-            for name, kind in (("captions", CaptionRule), ("image", ImageRule), ("sampling", SamplingRule)):
+            values = mapping(values, where)
+            values["groups"] = _groups(values)
+            for name, kind in (("image", ImageRule), ("sampling", SamplingRule)):
                 if name in values:
                     values[name] = build(kind, values[name], name)
-            if "reference" in values:
-                records = sequence("reference", values["reference"])
-                values["reference"] = tuple(build(ReferenceRecord, record, "reference") for record in records)
-            if "networks" in values:
-                given = mapping(values["networks"], "networks")
-                values["networks"] = {
-                    name: build(NetworkRule, rule, f"networks.{name}") for name, rule in given.items()
-                }
-            for name in ("benchmark", "images"):
+            for name, rule in (("reference", ReferenceRecord), ("targets", TargetRule)):
                 if name in values:
-                    values[name] = mapping(values[name], name)
+                    values[name] = [build(rule, entry, name) for entry in sequence(name, values[name])]
+            if "extractors" in values:
+                given = mapping(values["extractors"], "extractors")
+                values["extractors"] = {n: build(ExtractorRule, v, f"extractors.{n}") for n, v in given.items()}
             return build(cls, values, "protocol")
         except DataFileError as error:
             raise ProtocolError(f"{where}: {error}") from None
 
 
-def external_crop(rule: ImageRule) -> Crop:
-    """Crop of images that come from elsewhere than the benchmark and so have no bounding boxes."""
-    return "center" if rule.crop == "box" else rule.crop
+def _groups(values: dict[str, Any]) -> dict[str, GroupRule]:
+    """Takes the fields of groups out of a mapping, and builds the groups."""
+    names = [f.name for f in fields(GroupRule)]
+    shared = {name: values.pop(name) for name in names if name in values}
+    groups = {}
+    for name, given in mapping(values.get("groups", {ALL: {}}), "groups").items():
+        merged = {**shared, **mapping(given, f"groups.{name}")}
+        if "captions" in shared and "captions" in merged:
+            merged["captions"] = {
+                **mapping(shared["captions"], "captions"), **mapping(merged["captions"], "captions")
+            }  # fmt: skip
+        # Where there are no groups, their fields are the protocol's.
+        groups[name] = GroupRule.from_dict(merged, "protocol" if "groups" not in values else f"groups.{name}")
+    return groups
 
 
-def list_protocols(kind: str | None = None) -> list[str]:
-    """Names of the protocols that come with the package, all or those of a kind."""
-    files = shipped_folder("protocols").glob("*.yaml")
-    return sorted(path.stem for path in files if kind is None or read_fields(path)[0] == kind)
+def list_protocols() -> list[str]:
+    """Names of the protocols that come with the package."""
+    return sorted(path.stem for path in bundled_folder("protocols").glob("*.yaml"))
 
 
 def protocol_file(name: str | Path) -> Path:
@@ -286,40 +494,23 @@ def protocol_file(name: str | Path) -> Path:
         UnknownNameError: Neither; the message has the nearest name.
     """
     if str(name) in list_protocols():
-        return shipped_folder("protocols") / f"{name}.yaml"
+        return bundled_folder("protocols") / f"{name}.yaml"
     if Path(name).is_file():
         return Path(name)
     raise UnknownNameError(f"{suggest('protocol', str(name), list_protocols())}. A YAML file works as well.")
 
 
-def read_fields(path: Path) -> tuple[str, dict[str, Any]]:
-    """Kind of a protocol, and its other fields as they stand in the file.
-
-    Raises:
-        ProtocolError: The kind is unknown.
-        DataFileError: The file is none that `read_yaml` reads.
-    """
-    values = read_yaml(path)
-    kind = values.pop("kind", BENCHMARK)
-    if kind not in KINDS:
-        raise ProtocolError(f"{path}: {suggest('kind', str(kind), KINDS)}")
-    return kind, values
-
-
 def read_protocol(path: Path) -> Protocol:
-    """Reads the protocol of a benchmark.
+    """Reads a protocol.
 
     Raises:
         ProtocolError: It cannot be used; the message names file, field, what was expected and what came.
     """
-    kind, values = read_fields(path)
-    if kind != BENCHMARK:
-        raise ProtocolError(f"{path} is a protocol of kind {kind!r}, which has no benchmark: use `dalle-zoo eval`")
-    return Protocol.from_dict(values, str(path))
+    return Protocol.from_dict(read_yaml(path), str(path))
 
 
 def find_protocol(name: str | Path) -> Protocol:
-    """The protocol of a benchmark: a name from `list_protocols`, or a YAML file of one's own.
+    """Returns a protocol: a name from `list_protocols`, or a YAML file of one's own.
 
     Raises:
         UnknownNameError: Neither; the message has the nearest name.
@@ -328,66 +519,6 @@ def find_protocol(name: str | Path) -> Protocol:
     return read_protocol(protocol_file(name))
 
 
-# ---------------------------------------------------------------- checks
-
-
-def check_texts(name: object, title: object, notes: Iterable[object]) -> None:
-    """Checks what every protocol says of itself."""
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
-        raise ProtocolError(f"name must be lower-case letters, digits and hyphens, got {name!r}")
-    if not isinstance(title, str) or not title.strip() or "\n" in title:
-        raise ProtocolError(f"title must be one line of text, got {title!r}")
-    if not all(isinstance(note, str) for note in notes):
-        raise ProtocolError(f"notes must be a list of sentences, got {list(notes)!r}")
-
-
-def build(kind: type[C], values: object, where: str) -> C:
-    """A native dataclass from a mapping; lists become tuples."""
-    given = mapping(values, where)
-    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-    required = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
-    check_keys(given, known, where, required=required)
-    lists = [n for n, f in known.items() if str(f.type).startswith("tuple")]
-    return kind(**{n: tuple(sequence(n, v)) if n in lists else v for n, v in given.items()})
-
-
-def sequence(name: str, value: object) -> list[Any]:
-    """A value that must be a list."""
-    if not isinstance(value, list | tuple):
-        raise ProtocolError(f"{name} must be a list, got {value!r}")
-    return list(value)
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def check_integer(name: str, value: object, least: int) -> None:
-    """Checks an integer."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ProtocolError(f"{name} must be an integer of at least {least}, got {value!r}")
-
-
-def check_rising(name: str, values: tuple[int, ...], least: int) -> None:
-    """Checks integers that rise."""
-    for value in values:
-        check_integer(name, value, least)
-    if list(values) != sorted(set(values)):
-        raise ProtocolError(f"{name} must rise, each number once, got {list(values)}")
-
-
-def check_choice(name: str, value: object, known: Iterable[str]) -> None:
-    """Checks that a value is one of some names."""
-    known = list(known)
-    if value not in known:
-        raise ProtocolError(suggest(name, str(value), known))
-
-
-def check_choices(name: str, values: Iterable[str], known: Iterable[str]) -> None:
-    """Checks that values are of some names, each at most once."""
-    values = list(values)
-    for value in values:
-        check_choice(name, value, known)
-    if len(set(values)) != len(values):
-        raise ProtocolError(f"{name} has a name twice: {', '.join(values)}")
+def title(name: str) -> str:
+    """Title of a bundled protocol, without reading the rest of it."""
+    return str(read_yaml(protocol_file(name)).get("title", ""))

@@ -1,4 +1,4 @@
-"""What a result says of where it comes from: digests, code, packages."""
+"""Where a result comes from: digests, code, packages, and which evaluation a folder holds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from typing import Any
 import torch
 
 from dalle_zoo import __version__
+from dalle_zoo.hub import read_json, write_json
 
+IDENTITY = "run.json"
+"""File that says which evaluation, or which features, a folder holds."""
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "transformers", "numpy", "pillow")
 """What numbers depend on besides this package: networks, decoders, arithmetic."""
 
@@ -49,4 +52,32 @@ def package_versions(names: Sequence[str]) -> dict[str, str]:
     for name in names:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
+    return found
+
+
+def refuse_other_run(folder: Path, identity: dict[str, Any]) -> None:
+    """Raises `ValueError` if a result folder holds another evaluation; the message names what differs."""
+    path = folder / IDENTITY
+    if not path.is_file():
+        return
+    there, now = _leaves(read_json(path)), _leaves(json.loads(json.dumps(identity)))
+    differing = sorted(key for key in {*there, *now} if there.get(key) != now.get(key))
+    if differing:
+        shown = "; ".join(f"{key}: there {there.get(key)!r}, now {now.get(key)!r}" for key in differing[:4])
+        more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
+        raise ValueError(f"{folder} holds another evaluation ({shown}{more}): choose another --out")
+
+
+def bind(folder: Path, identity: dict[str, Any]) -> None:
+    """Records which evaluation a result folder holds."""
+    write_json(folder / IDENTITY, identity)
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    if not isinstance(value, dict):
+        return {path: value}
+    found: dict[str, Any] = {}
+    for name, inner in value.items():
+        found |= _leaves(inner, f"{path}.{name}" if path else name)
     return found

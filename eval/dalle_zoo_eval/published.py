@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle_zoo.registry import UnknownNameError, suggest
-from dalle_zoo_eval.shipped import DataFileError, check_keys, mapping, read_yaml, shipped_folder
+from dalle_zoo_eval.data_files import DataFileError, bundled_folder, check_keys, mapping, read_yaml
 
 FAMILIES = {
     "dmgan": "FID of the DM-GAN code: torchvision's ImageNet Inception with that code's own scaling of the input",
@@ -155,7 +155,7 @@ class PublishedTable:
 
 def list_published() -> list[str]:
     """Names of the tables that come with the package."""
-    return sorted(path.stem for path in shipped_folder("published").glob("*.yaml"))
+    return sorted(path.stem for path in bundled_folder("published").glob("*.yaml"))
 
 
 def find_published(name: str) -> PublishedTable:
@@ -166,7 +166,7 @@ def find_published(name: str) -> PublishedTable:
     """
     if name not in list_published():
         raise UnknownNameError(suggest("table of published scores", name, list_published()))
-    return read_published(shipped_folder("published") / f"{name}.yaml")
+    return read_published(bundled_folder("published") / f"{name}.yaml")
 
 
 def read_published(path: Path) -> PublishedTable:

@@ -1,4 +1,4 @@
-"""Reports: measured scores beside published ones of the same family, as Markdown, HTML and figures.
+"""Reports: scores of one or several results, published ones next to them, as Markdown, HTML and figures.
 
 Everything is taken from result files and from the tables of published scores; nothing is measured here.
 """
@@ -6,19 +6,30 @@ Everything is taken from result files and from the tables of published scores; n
 from __future__ import annotations
 
 import io
-import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image as PILImage
+from PIL import UnidentifiedImageError
 
+from dalle_zoo.results import (
+    IMAGE_SETS,
+    Result,
+    ResultError,
+    Score,
+    images_label,
+    part_label,
+    score_tables,
+    target_status,
+)
+from dalle_zoo_eval.comparison import Measured, measured, read_results
 from dalle_zoo_eval.documents import (
     Block,
     Bullets,
-    Figure,
     Heading,
+    Image,
     Paragraph,
     Table,
     field_table,
@@ -26,448 +37,292 @@ from dalle_zoo_eval.documents import (
     to_markdown,
     write_document,
 )
-from dalle_zoo_eval.plots import Line, line_figure
-from dalle_zoo_eval.published import FAMILIES, PublishedRow, PublishedTable, find_published
-from dalle_zoo_eval.results import FRECHET, Result, ResultError, Score, read_results
+from dalle_zoo_eval.plots import bar_figure
+from dalle_zoo_eval.protocol import ALL
+from dalle_zoo_eval.provenance import IDENTITY
+from dalle_zoo_eval.published import PublishedTable, find_published
+from dalle_zoo_eval.sweeps import deficient_note, footnote, legend, measured_cell, samples_text, sweep_blocks
 
-LABELS = {
-    "fid": "FID",
-    FRECHET: "Fréchet distance",
-    "is": "Inception score",
-    "kid": "KID",
-    "precision": "Precision",
-    "recall": "Recall",
-    "clip_score": "CLIP score",
-    "r_precision": "R-precision",
-}
-"""Metrics in the order of a report, as people call them."""
-LOWER_IS_BETTER = ("fid", FRECHET, "kid")
-DRAWN = ("fid", FRECHET, "is")
-"""Metrics that have tables of their own, with published rows and figures."""
-SAMPLES, COPIES = SHEETS = ("samples.png", "memorization.png")
-"""Sheets that an evaluation puts beside its result: what was judged, and the nearest training images."""
-MARK = "†"
-"""Stands behind a score that does not compare with published ones."""
-DEFICIENT = "‡"
-"""Stands behind a distance of too few samples for a covariance."""
-BLUR, CANDIDATES = "blur radius", "candidates"
+COPIES = "memorization.png"
+"""Sheet of the nearest training images."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """A row of a table and a line of a figure: one system's scores of one metric along one axis."""
+class Output:
+    """Where a result is written."""
 
-    system: str
-    setting: str
-    references: str
-    candidates: int | None
-    """Images generated of a caption; None where it is not stated, or where it is the axis."""
-    cells: dict[int, str]
-    """Text by place on the axis."""
-    line: Line
-    samples: str
-    source: str
-    deficient: bool = False
-    """Whether a score rests on too few samples for a covariance."""
-    quoted: bool = False
-    """Whether a published row repeats another's score."""
+    result: Path
+    """The result file."""
+    folder: Path
+    """Folder of report and sheets."""
+
+    @classmethod
+    def of(cls, out: Path) -> Self:
+        """Output of a result file ``NAME.json``, with its report in the folder ``NAME``, or of one folder for all."""
+        if out.suffix == ".json":
+            return cls(result=out, folder=out.with_suffix(""))
+        return cls(result=out / "result.json", folder=out)
+
+    @classmethod
+    def of_result(cls, path: Path) -> Self:
+        """The output that a result file belongs to."""
+        return cls.of(path.parent if path.name == "result.json" else path)
+
+    @property
+    def identity(self) -> Path:
+        """File that says which evaluation the folder holds."""
+        return self.folder / IDENTITY
+
+    def sheets(self, result: Result) -> list[Path]:
+        """Sheets that the evaluation has written and that are still there."""
+        names = [*(sheet_name(group) for group in result["groups"]), COPIES]
+        return [self.folder / name for name in names if (self.folder / name).is_file()]
 
 
-def write_report(results: Sequence[Path], out: Path, *, sheets: Sequence[Path] = ()) -> list[Path]:
-    """Writes ``report.md``, ``report.html`` and the figures of both.
+def sheet_name(group: str) -> str:
+    """File of a sheet of samples: what was generated next to what is real."""
+    return "samples.png" if group == ALL else f"samples-{group}.png"
+
+
+def write_report(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
+    """Writes ``report.md``, ``report.html`` and the images of both, with the sheets of the evaluation.
 
     Nothing is written unless all result files can be used and belong together.
 
     Args:
-        results: Result files of ``dalle-zoo eval`` with the same protocol and benchmark.
-        out: Folder; made if it is missing, files of these names are replaced.
-        sheets: PNG files of samples to show; those that lie elsewhere are copied to ``samples-1.png`` and so on.
+        paths: Result files of ``dalle-zoo eval`` with the same protocol and datasets.
+        out: Folder; files of these names are replaced. Defaults to that of the evaluation.
 
     Returns:
         The files that were written, the two reports first.
 
     Raises:
-        ResultError: A result file or a sheet cannot be used, or the results do not belong together.
+        ResultError: A result file or a sheet cannot be used, the results do not belong together, or the folder of
+            several is missing.
     """
-    out = Path(out)
+    if len(paths) > 1 and out is None:
+        raise ResultError("a report of several results needs a folder: give --out DIR")
+    results, outputs = read_results(paths), [Output.of_result(Path(path)) for path in paths]
+    sheets = [sheet for output, result in zip(outputs, results, strict=True) for sheet in output.sheets(result)]
+    return write_report_of(results, out or outputs[0].folder, sheets=sheets)
+
+
+def write_report_of(results: Sequence[Result], out: Path, *, sheets: Sequence[Path] = ()) -> list[Path]:
+    """Writes the report of results that are at hand, as `write_report`.
+
+    Args:
+        results: Results that belong together.
+        out: Folder.
+        sheets: PNG files to show; those of other folders are copied.
+    """
     if out.exists() and not out.is_dir():
         raise ResultError(f"out must be a folder, got the file {out}")
-    images = [read_sheet(Path(path), out, number) for number, path in enumerate(sheets, 1)]
-    blocks = report_blocks(read_results(results), images)
-    return write_document(blocks, out)
+    shown: list[Image] = []
+    for path in sheets:
+        shown.append(read_sheet(path, out, taken=[image.name for image in shown]))
+    return write_document(report_blocks(results, shown), out)
 
 
-def summary(results: Sequence[Path]) -> str:
-    """The tables alone, as Markdown: measured rows beside published ones, for the screen."""
-    blocks = _score_blocks(read_results(results))
-    return to_markdown([block for block in blocks if not isinstance(block, Figure)])
+def summary(results: Sequence[Result]) -> str:
+    """Targets and tables alone, as Markdown, for the screen."""
+    systems = measured(results)
+    blocks = [*_targets(systems), *_score_blocks(systems)]
+    return to_markdown([block for block in blocks if not isinstance(block, Image)])
 
 
-def report_blocks(results: Sequence[Result], sheets: Sequence[Figure] = ()) -> list[Block]:
+def report_blocks(results: Sequence[Result], sheets: Sequence[Image] = ()) -> list[Block]:
     """The report as a document.
 
     Args:
         results: Results that belong together.
         sheets: Images of samples.
     """
-    first = results[0]
+    systems, protocol = measured(results), results[0]["protocol"]
     blocks: list[Block] = [
-        Heading(1, str(first.protocol.get("title") or first.protocol["name"])),
-        Paragraph(
-            f"Protocol {first.protocol['name']}. Measured rows stand out; a published row stands beside them only "
-            "where metric and family are the same: two families score the same images several points apart."
-        ),
+        Heading(1, str(protocol.get("title") or protocol["name"])),
+        Paragraph(f"Protocol {protocol['name']}. Measured: {', '.join(system.name for system in systems)}."),
+        Bullets([str(note) for note in protocol.get("notes") or []]),
+        *_targets(systems),
+        *_score_blocks(systems),
     ]
-    blocks += _score_blocks(results)
     if sheets:
-        blocks += [Heading(2, "Samples"), *sheets]
-    return [*blocks, *_provenance(results)]
+        text = "Of every pair the generated image is left, the real one right; a folder of images has no pairs."
+        blocks += [Heading(2, "Images"), Paragraph(text), *sheets]
+    return [*blocks, *_provenance(systems)]
 
 
 # ---------------------------------------------------------------- scores
 
 
-def _score_blocks(results: Sequence[Result]) -> list[Block]:
-    tables = [find_published(name) for name in results[0].protocol.get("published") or ()]
-    groups = dict.fromkeys((s.metric, s.family) for result in results for s in result.scores if s.metric in DRAWN)
-    blocks: list[Block] = []
-    for metric, family in sorted(groups, key=lambda group: (DRAWN.index(group[0]), group[1])):
-        blocks += _group_blocks(results, tables, metric, family)
-    return [*blocks, *_other_scores(results, tables)]
+def _targets(systems: Sequence[Measured]) -> Iterator[Block]:
+    for system in systems:
+        heading = "Targets" if len(systems) == 1 else f"Targets, {system.name}"
+        if rows := system.data.get("targets"):
+            yield Heading(2, heading)
+            cells = [
+                [t["name"], field_text(t["required"]), f"{t['reached']:.3f}", target_status(system.data, t["met"])]
+                for t in rows
+            ]
+            yield Table(["to reach", "at least", "measured", "status"], cells)
+        if overridden := system.at("protocol.overridden"):
+            yield Paragraph(f"{system.name} was measured with other values than those of the protocol:")
+            yield Bullets(overridden)
 
 
-def _group_blocks(
-    results: Sequence[Result], tables: Sequence[PublishedTable], metric: str, family: str
+def _score_blocks(systems: Sequence[Measured]) -> Iterator[Block]:
+    """Swept metrics of a protocol with one group by axis, next to published scores; all others in tables."""
+    tables = [find_published(name) for name in systems[0].at("protocol.published") or ()]
+    swept: dict[tuple[str, str], None] = {}
+    if len(systems[0].groups) == 1:
+        for system in systems:
+            specs = system.data["metrics"]
+            swept |= dict.fromkeys(
+                (s.metric, s.family or "")
+                for s in system.scores
+                if specs[s.metric]["sweep"] and s.images == "generated"
+            )
+    for metric, family in sorted(swept, key=lambda pair: (_place(systems, pair[0]), pair[1])):
+        yield from sweep_blocks(systems, tables, metric, family)
+    yield from _tables(systems, tables, swept)
+
+
+def _place(systems: Sequence[Measured], metric: str) -> int:
+    names = list(dict.fromkeys(name for system in systems for name in system.data["metrics"]))
+    return names.index(metric)
+
+
+def _tables(
+    systems: Sequence[Measured], tables: Sequence[PublishedTable], swept: dict[tuple[str, str], None]
 ) -> Iterator[Block]:
-    """Tables and figures of one metric and one family: by blur radius, and by number of candidates."""
-    deduplicated = bool(results[0].at("protocol.captions.exclusions"))
-    published = [row for table in tables for row in table.beside(metric, family, deduplicated=deduplicated)]
-    label = LABELS[metric]
-    better = _better(metric)
-    yield Heading(2, f"{label}, {family}")
-    scores = [s for result in results for s in result.scores if (s.metric, s.family) == (metric, family)]
-    yield Paragraph(
-        f"{family}: {FAMILIES.get(family, 'a network of that name')}. For {label}, {better}.{_legend(scores)}"
-    )
-    by_axis = {
-        BLUR: _blur_rows(results, tables, metric, family, published),
-        CANDIDATES: _candidate_rows(results, tables, metric, family, published),
-    }
-    for axis, rows in by_axis.items():
-        if not rows:
-            continue
-        yield Heading(3, f"{label} by {axis}")
-        yield _table(rows, axis, label)
-        yield from _footnote([f"{row.system}: {row.samples}" for row in rows if not row.line.comparable])
-        if any(row.deficient for row in rows):
-            yield Paragraph(
-                f"{DEFICIENT} no more samples than features, so the covariance lacks rank and the distance is far too "
-                "high: it compares with distances of as many samples alone."
-            )
-        lines = [row.line for row in rows if row.line.measured or (len(row.line.points) > 1 and not row.quoted)]
-        if max(len(line.points) for line in lines) > 1:
-            png = line_figure(
-                lines,
-                title=f"{label} ({family}) by {axis}",
-                score=f"{label}, {better}",
-                axis="candidates of a caption" if axis == CANDIDATES else "blur radius, pixels",
-                logarithmic=axis == CANDIDATES,
-            )
-            name = f"{metric}-{axis.split()[0]}-{re.sub(r'[^A-Za-z0-9-]+', '-', family)}.png"
-            yield Figure(name, png, f"{label} of {family} by {axis}")
-
-
-def _legend(scores: Sequence[Score]) -> str:
-    """What stands below a measured value, in words, as far as it occurs."""
-    signs = {
-        "in brackets its 95 % bootstrap interval": any(s.interval is not None for s in scores),
-        "n → ∞ the value extrapolated to infinitely many samples": any(s.at_infinity is not None for s in scores),
-        "± the standard deviation over parts of the samples": any(
-            s.std is not None and s.interval is None for s in scores
-        ),
-    }
-    found = [text for text, occurs in signs.items() if occurs]
-    return f" Below a measured value: {'; '.join(found)}." if found else ""
-
-
-def _other_scores(results: Sequence[Result], tables: Sequence[PublishedTable]) -> Iterator[Block]:
-    """One table of the metrics for which no published score is comparable."""
-    rows: list[list[str]] = []
+    """A table per section: a row per score, a column per result and group."""
     marked: dict[str, None] = {}
-    for metric in (name for name in LABELS if name not in DRAWN):
-        for result, system in zip(results, _names(results), strict=True):
-            for score in (s for s in result.scores if s.metric == metric):
-                samples, comparable = _samples(result, tables, [score])
-                if not comparable:
-                    marked[f"{system}: {samples}"] = None
-                count = str(score.candidates or "–")
-                cell = _measured_cell(score, comparable)
-                rows.append([system, LABELS[metric], score.family, count, str(score.blur), cell, samples])
-    if rows:
-        yield Heading(2, "Other scores")
-        measured = [s for result in results for s in result.scores if s.metric not in DRAWN]
-        yield Paragraph(
-            f"KID: lower is better; the others: higher is better. No published score is comparable.{_legend(measured)}"
+    shown: list[Score] = []
+
+    def wanted(score: Score) -> bool:
+        return score.images != "generated" or (score.metric, score.family or "") not in swept
+
+    columns: list[str] = []
+    sections: dict[str, dict[str, list[str]]] = {}
+    for system in systems:
+
+        def cell(result: Result, score: Score, system: Measured = system) -> str:
+            shown.append(score)
+            # Where there are several groups, or other image sets, no number of samples is the right one.
+            if len(system.groups) > 1 or score.images != "generated":
+                return measured_cell(result, score)
+            text, comparable = samples_text(system, tables, [score])
+            if not comparable:
+                marked[f"{system.name}: {text}"] = None
+            return measured_cell(result, score, comparable=comparable)
+
+        several, width = len(system.groups) > 1, len(system.groups)
+        names = system.groups if several else [system.name]
+        columns += [f"{system.name}, {name}" if several and len(systems) > 1 else name for name in names]
+        for section, rows in score_tables(system.data, cell, wanted).items():
+            for label, *cells in rows:
+                row = sections.setdefault(section, {}).setdefault(label, [])
+                row += ["–"] * (len(columns) - width - len(row)) + cells
+    for section, table in sections.items():
+        yield Heading(2, section)
+        yield Table(
+            ["", *columns], [[label, *row, *["–"] * (len(columns) - len(row))] for label, row in table.items()]
         )
-        yield Table(["system", "metric", "network", "candidates", "blur radius", "score", "samples"], rows)
-        yield from _footnote(list(marked))
+        yield from _section_remarks(systems, section)
+    if text := legend(shown):
+        yield Paragraph(text.strip())
+    yield from footnote(list(marked))
+    yield from deficient_note(shown)
 
 
-def _footnote(marked: Sequence[str]) -> Iterator[Block]:
-    if marked:
-        yield Paragraph(
-            f"{MARK} not comparable with scores of other systems, because the number of samples moves a score. "
-            f"{'. '.join(marked)}."
-        )
+def _section_remarks(systems: Sequence[Measured], section: str) -> Iterator[Block]:
+    """What metrics of a section have to say, and bar charts of those that ask for one."""
+    for system in systems:
+        for name, spec in system.data["metrics"].items():
+            if (spec["section"] or spec["label"]) != section:
+                continue
+            if remark := spec.get("remark"):
+                yield Paragraph(remark)
+            if spec["bars"] and len(system.groups) > 1 and len(systems) == 1:
+                yield from _bars(system, name, spec)
 
 
-def _better(metric: str) -> str:
-    return "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
-
-
-def _blur_rows(
-    results: Sequence[Result],
-    tables: Sequence[PublishedTable],
-    metric: str,
-    family: str,
-    published: Sequence[PublishedRow],
-) -> list[Row]:
-    """Measured rows, then published ones from the best to the worst, at the radii that were measured."""
-    rows = []
-    for result, system in zip(results, _names(results), strict=True):
-        scores = [score for score in result.scores if (score.metric, score.family) == (metric, family)]
-        counts = {score.candidates for score in scores}
-        if not counts:
-            continue  # a score that this subject does not have
-        # Figure 9(c) is sampled without blur, so only the number that the protocol asks for has other radii.
-        retained = {n for n in counts if any(s.blur for s in scores if s.candidates == n)} or {max(counts, key=_or_0)}
-        for count in sorted(retained, key=_or_0):
-            own = {score.blur: score for score in scores if score.candidates == count}
-            rows.append(_measured(result, tables, system, count, own))
-    radii = {radius for row in rows for radius in row.cells}
-    others: dict[object, dict[int, PublishedRow]] = {}
-    curves = _curves(published)
-    for entry in published:
-        if entry.blur in radii and (entry.system, entry.source) not in curves:
-            others.setdefault(entry.series, {})[entry.blur] = entry
-    best = sorted(others.values(), key=lambda s: (min(s), s[min(s)].value), reverse=metric not in LOWER_IS_BETTER)
-    return rows + [_published(series) for series in best]
-
-
-def _candidate_rows(
-    results: Sequence[Result],
-    tables: Sequence[PublishedTable],
-    metric: str,
-    family: str,
-    published: Sequence[PublishedRow],
-) -> list[Row]:
-    """Rows of figure 9(c): systems that sample, and published systems with several numbers of candidates."""
-    rows = []
-    for result, system in zip(results, _names(results), strict=True):
-        own = {
-            s.candidates: s
-            for s in result.scores
-            if (s.metric, s.family, s.blur) == (metric, family, 0) and s.candidates is not None
-        }
-        if own and result.at("subject.kind") != "images":
-            rows.append(_measured(result, tables, system, None, own))
-    curves = _curves(published)
-    published_rows = []
-    for system, source in curves:
-        series = {r.candidates: r for r in published if (r.system, r.source) == (system, source) and r.candidates}
-        published_rows.append(_published(series, over_candidates=True))
-    # One number of candidates and nothing to hold it against says no more than the table by blur radius.
-    return rows + published_rows if rows and (published_rows or max(len(row.cells) for row in rows) > 1) else []
-
-
-def _curves(published: Sequence[PublishedRow]) -> list[tuple[str, str]]:
-    """Systems and sources that give scores for many numbers of candidates."""
-    found = Counter((row.system, row.source) for row in {r.series: r for r in published if r.blur == 0}.values())
-    return [pair for pair, count in found.items() if count > 2]
-
-
-def _measured(
-    result: Result, tables: Sequence[PublishedTable], system: str, candidates: int | None, scores: dict[int, Score]
-) -> Row:
-    samples, comparable = _samples(result, tables, list(scores.values()))
-    if result.at("subject.kind") == "images":
-        candidates = None
-    legend = system if candidates in (None, 1) else f"{system}, best of {candidates}"
-    deficient = any(score.rank_deficient for score in scores.values())
-    if deficient:
-        legend += f" {DEFICIENT}"
-    return Row(
-        system=system,
-        setting="measured",
-        references="without overlaps" if result.at("protocol.captions.exclusions") else "original",
-        candidates=candidates,
-        cells={place: _measured_cell(score, comparable) for place, score in scores.items()},
-        line=Line(
-            label=legend if comparable else f"{legend} ({samples.partition(', against')[0]}: not comparable)",
-            points={place: score.value for place, score in scores.items()},
-            intervals={place: i for place, s in scores.items() if (i := _interval(s))},
-            measured=True,
-            comparable=comparable,
-        ),
-        samples=samples,
-        deficient=deficient,
-        source="this report",
-    )
-
-
-def _published(series: dict[int, PublishedRow], *, over_candidates: bool = False) -> Row:
-    """A published row, over blur radii or numbers of candidates."""
-    first = series[min(series)]
-    candidates = None if over_candidates else first.candidates
-    legend = first.system if candidates in (None, 1) else f"{first.system}, best of {candidates}"
-    error = f", ± {first.error:g}" if first.error is not None else ""
-    return Row(
-        system=first.system,
-        setting="; ".join(text for text in (first.setting, first.note) if text),
-        references={None: "not stated", "original": "original", "deduplicated": "without overlaps"}[first.overlap],
-        candidates=candidates,
-        cells={place: _published_cell(row) for place, row in series.items()},
-        line=Line(label=legend, points={place: row.value for place, row in series.items()}, measured=False),
-        samples="–",
-        quoted=first.quoted,
-        source=f"{first.source}{error} [{first.marks}]",
-    )
-
-
-def _table(rows: Sequence[Row], axis: str, label: str) -> Table:
-    places = sorted({place for row in rows for place in row.cells})
-    columns = [label] if axis == BLUR and places == [0] else [_column(axis, place) for place in places]
-    fixed = ["system", "setting", "references"] + (["candidates"] if axis == BLUR else [])
-    body = []
-    for row in rows:
-        count = [str(row.candidates or "–")] if axis == BLUR else []
-        cells = [row.cells.get(place, "–") for place in places]
-        body.append([row.system, row.setting, row.references, *count, *cells, row.samples, row.source])
-    strong = frozenset(n for n, row in enumerate(rows) if row.line.measured)
-    return Table([*fixed, *columns, "samples", "source"], body, strong)
-
-
-def _column(axis: str, place: int) -> str:
-    return f"N = {place}" if axis == CANDIDATES else f"radius {place}"
-
-
-def _samples(result: Result, tables: Sequence[PublishedTable], scores: Sequence[Score]) -> tuple[str, bool]:
-    """The numbers of samples and references in words, and whether they are those that comparable scores rest on."""
-    expected = expected_samples(result, tables)
-    found = sorted({score.samples for score in scores})
-    text = " and ".join(f"{count:,}" for count in found)
-    # Where published scores stand beside it, a number that nothing confirms is not taken for the right one.
-    comparable = found == [expected] if expected is not None else not tables
-    if not comparable:
-        text += f" samples instead of {expected:,}" if expected is not None else " samples, their right number unknown"
-    references = sorted({s.reference_samples for s in scores if s.reference_samples is not None})
-    if references:
-        text += f", against {' and '.join(f'{count:,}' for count in references)}"
-    return text, comparable
-
-
-def _measured_cell(score: Score, comparable: bool) -> str:
-    """Value, and below it interval or deviation, and value at infinity."""
-    shape = ".2f" if score.metric in DRAWN else ".4f"
-    marks = [MARK] * (not comparable) + [DEFICIENT] * score.rank_deficient
-    lines = [" ".join([f"{score.value:{shape}}", *marks])]
-    if score.interval is not None:
-        lines.append(f"[{score.interval[0]:{shape}}, {score.interval[1]:{shape}}]")
-    elif score.std is not None:
-        lines.append(f"± {score.std:{shape}}")
-    if score.at_infinity is not None:
-        lines.append(f"n → ∞ {score.at_infinity:{shape}}")
-    return "\n".join(lines)
-
-
-def _published_cell(row: PublishedRow) -> str:
-    deviation = f" ± {row.std:g}" if row.std is not None else ""
-    return f"{'~' if row.approximate else ''}{row.value:g}{deviation}"
-
-
-def _interval(score: Score) -> tuple[float, float] | None:
-    if score.interval is not None:
-        return score.interval[0], score.interval[1]
-    return (score.value - score.std, score.value + score.std) if score.std is not None else None
-
-
-def expected_samples(result: Result, tables: Sequence[PublishedTable]) -> int | None:
-    """Samples that a comparable score rests on: those of the published tables, else those of the protocol.
-
-    Returns:
-        The number; None where neither says one.
-    """
-    stated = [table.samples for table in tables if table.samples is not None]
-    options = (*stated, result.at("protocol.captions.count"), result.at("benchmark.captions"))
-    return next((int(count) for count in options if count), None)
-
-
-def _names(results: Sequence[Result]) -> list[str]:
-    """Subjects by name, numbered where two have the same."""
-    names = [result.subject for result in results]
-    return [
-        f"{name} ({names[: n + 1].count(name)})" if names.count(name) > 1 else name for n, name in enumerate(names)
-    ]
-
-
-def _or_0(count: int | None) -> int:
-    return count or 0
+def _bars(system: Measured, metric: str, spec: dict[str, Any]) -> Iterator[Image]:
+    """Bar charts of a metric: a color per part, or, where it has several image sets, a chart per part."""
+    scores = [score for score in system.scores if score.metric == metric]
+    sets = [images for images in IMAGE_SETS if any(score.images == images for score in scores)]
+    parts = list(dict.fromkeys(score.part for score in scores))
+    by_set = len(sets) > 1
+    for chart in parts if by_set else [None]:
+        bars: dict[str, dict[str, float]] = {}
+        for key in sets if by_set else parts:
+            some = [s for s in scores if (s.images == key and s.part == chart if by_set else s.part == key)]
+            if {s.group for s in some} != set(system.groups):
+                continue
+            label = images_label(some[0]) if by_set else part_label(system.data, some[0])
+            times = 100 if spec["unit"] == "%" else 1
+            bars[label] = {s.group: times * s.value for s in some}
+        if not bars:
+            continue
+        part = part_label(system.data, next(s for s in scores if s.part == chart)) if chart is not None else ""
+        title = ", ".join(word for word in (spec["section"] or spec["label"], part) if word)
+        better = "lower is better" if spec["lower_is_better"] else "higher is better"
+        name = "-".join(word for word in (metric.replace("_", "-"), chart) if word)
+        unit = f", {spec['unit']}" if spec["unit"] else ""
+        png = bar_figure(bars, title=title, score=f"{spec['label']}{unit}, {better}")
+        yield Image(f"{name}.png", png, title)
 
 
 # ---------------------------------------------------------------- what was done
 
 
-def _provenance(results: Sequence[Result]) -> Iterator[Block]:
-    """Everything that fixes the numbers: subjects, benchmark, networks, self-checks, protocol."""
-    first = results[0]
+def _provenance(systems: Sequence[Measured]) -> Iterator[Block]:
+    """Everything that fixes the numbers: sources, datasets, extractors, self-checks, protocol."""
+    first = systems[0].data["protocol"]
+    hidden = ("notes", "targets", "overridden", "headlines")
     yield Heading(2, "What was measured")
-    for result, name in zip(results, _names(results), strict=True):
-        yield Heading(3, name)
+    for system in systems:
+        yield Heading(3, system.name)
+        protocol = system.data["protocol"]
         parts = {
-            "subject": result.data["subject"],
-            "benchmark": result.data["benchmark"],
-            "memorization": {k: v for k, v in (result.at("memorization") or {}).items() if k != "closest"},
-            "speed": result.at("speed"),
-            "code_version": result.at("code_version"),
-            "versions": result.at("versions"),
-            "device": result.at("device"),
-            "run": result.at("run"),
-            "bootstrap": result.at("bootstrap"),
-            "date": result.at("date"),
-            "protocol": {key: value for key, value in result.protocol.items() if value != first.protocol.get(key)},
+            "source": system.data["source"],
+            "groups": system.data["groups"],
+            "memorization": {k: v for k, v in (system.at("memorization") or {}).items() if k != "closest"},
+            **{name: system.at(name) for name in ("speed", "code_version", "versions", "device", "run", "bootstrap")},
+            "date": system.at("date"),
+            "protocol": {k: v for k, v in protocol.items() if v != first.get(k) and k not in hidden},
         }
         yield field_table(parts)
-        closest = result.at("memorization.closest") or []
+        closest = system.at("memorization.closest") or []
         if closest:
-            head = ["sample", "nearest training image", "cosine"]
-            yield Table(
-                head, [[field_text(pair.get(k)) for k in ("sample", "training", "similarity")] for pair in closest]
-            )
-        checks = result.data.get("selfcheck") or []
+            rows = [[field_text(pair.get(k)) for k in ("sample", "training", "similarity")] for pair in closest]
+            yield Table(["sample", "nearest training image", "cosine"], rows)
+        checks = system.data.get("selfcheck") or []
         if checks:
             head = ["self-check", "found", "expected", "passed"]
             yield Table(head, [[field_text(check.get(key)) for key in ("name", *head[1:])] for check in checks])
-        yield Bullets([f"left out: {line}" for line in result.data.get("left_out") or []])
-    networks = {name: record for result in results for name, record in result.networks.items()}
-    if networks:
-        yield Heading(2, "Networks")
-        yield field_table(networks)
+        yield Bullets([f"left out: {line}" for line in system.data.get("left_out") or []])
+    extractors = {name: record for system in systems for name, record in (system.at("extractors") or {}).items()}
+    if extractors:
+        yield Heading(2, "Extractors")
+        yield field_table(extractors)
     yield Heading(2, "Protocol")
-    yield field_table({key: value for key, value in first.protocol.items() if key != "notes"})
-    yield Bullets([str(note) for note in first.protocol.get("notes") or []])
+    yield field_table({key: value for key, value in first.items() if key not in hidden})
 
 
-def read_sheet(path: Path, out: Path, number: int) -> Figure:
-    """A PNG file of samples; one that lies elsewhere than in ``out`` is called ``samples-NUMBER.png`` there.
+def read_sheet(path: Path, out: Path, *, taken: Sequence[str] = ()) -> Image:
+    """A PNG file of samples; one of another folder gets a number if its name is taken.
 
     Raises:
         ResultError: It is no PNG file.
     """
     try:
         png = path.read_bytes()
-        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+        with PILImage.open(io.BytesIO(png), formats=["PNG"]) as image:
             image.load()
     except (OSError, UnidentifiedImageError, SyntaxError) as error:
         raise ResultError(f"{path} cannot be read as a PNG file: {error}") from None
-    name = path.name if path.parent.resolve() == out.resolve() else f"samples-{number}.png"
-    return Figure(name, png, f"Samples: {path.stem}")
+    name, number = path.name, 1
+    while name in taken:
+        number += 1
+        name = f"{path.stem}-{number}.png"
+    return Image(name, png, f"Samples: {path.stem}")

@@ -30,12 +30,12 @@ import yaml
 from torch import Tensor
 
 from dalle_zoo.sampling import derive_seed
-from dalle_zoo_eval.benchmarks import Item
-from dalle_zoo_eval.judges import expected_digests
-from dalle_zoo_eval.measures import frechet_distance
-from dalle_zoo_eval.measuring import Measurement
-from dalle_zoo_eval.protocol import FID_FAMILIES, Protocol, ReferenceRecord
-from dalle_zoo_eval.statistics import Moments
+from dalle_zoo_eval.datasets import Item
+from dalle_zoo_eval.extractors.opening import expected_digests
+from dalle_zoo_eval.features import FeatureStore
+from dalle_zoo_eval.metrics.frechet import FID_FAMILIES, frechet_distance
+from dalle_zoo_eval.moments import Moments
+from dalle_zoo_eval.protocol import Protocol, ReferenceRecord
 
 # n samples, d features
 
@@ -78,22 +78,24 @@ class SelfCheck:
         self.checks.append({"name": name, "found": found, "expected": expected, "passed": passed})
 
 
-def check_reference(reference: Measurement, protocol: Protocol, items: Sequence[Item]) -> SelfCheck:
+def check_reference(
+    reference: FeatureStore, protocol: Protocol, items: Sequence[Item], *, known: bool, exclusions: bool = False
+) -> SelfCheck:
     """Checks every network's features of the reference, as the docstring of this module says.
 
-    Where the protocol does not name the number of images, it does not know the data set either: halves that differ
-    are then reported, but stop nothing.
-
     Args:
-        reference: Features of the benchmark's images.
+        reference: Features of the real images.
         protocol: What they should be.
         items: The images.
+        known: Whether the protocol knows the dataset, by its number of images. Halves that differ are else reported,
+            but stop nothing.
+        exclusions: Whether the images depend on a list of exclusions.
 
     Raises:
         SelfCheckError: One failed.
     """
     found = SelfCheck()
-    for network, opened in reference.networks.items():
+    for network, opened in reference.extractors.items():
         _check_weights(found, network, str(opened.record["sha256"]), expected_digests(protocol, network))
         complete = Moments.of_parts(reference.read(network, FEATURES))
         spread = float(complete.covariance.trace())
@@ -104,13 +106,13 @@ def check_reference(reference: Measurement, protocol: Protocol, items: Sequence[
             f"{network}: reference against itself, share of its variance",
             itself, f"at most {ITSELF:g}", itself <= ITSELF,
         )  # fmt: skip
-        _check_halves(found, reference, network, complete, protocol, items)
+        _check_halves(found, reference, network, complete, protocol.name, items, known=known)
         if network in FID_FAMILIES:
             mean_norm = float(complete.mean.norm())
             found.records.append(
                 ReferenceRecord(family=network, mean_norm=mean_norm, trace=spread, tolerance=TOLERANCE)
             )
-    _check_records(found, protocol)
+    _check_records(found, protocol, exclusions=exclusions)
     failed = [f"{c['name']}: {c['found']}, expected {c['expected']}" for c in found.checks if not c["passed"]]
     if failed:
         raise SelfCheckError(
@@ -128,17 +130,19 @@ def _check_weights(found: SelfCheck, network: str, sha256: str, allowed: Sequenc
 
 def _check_halves(
     found: SelfCheck,
-    reference: Measurement,
+    reference: FeatureStore,
     network: str,
     complete: Moments,
-    protocol: Protocol,
+    protocol: str,
     items: Sequence[Item],
+    *,
+    known: bool,
 ) -> None:
     if complete.count < FEWEST:
         found.left_out.append(f"self-check of {network} by halves: too few images, {complete.count} of {FEWEST}")
         return
-    kinds = [item.group or str(PurePosixPath(item.key).parent) for item in items]
-    random = torch.Generator().manual_seed(derive_seed(protocol.name, network))
+    kinds = [item.concept or str(PurePosixPath(item.key).parent) for item in items]
+    random = torch.Generator().manual_seed(derive_seed(protocol, network))
     orders = [torch.randperm(len(kinds), generator=random).tolist() for _ in range(SPLITS)]
 
     def apart(order: Sequence[int]) -> float:
@@ -150,7 +154,7 @@ def _check_halves(
     limit = mean + max(SPREADS * spread, ORDER * mean)
     expected = f"at most {limit:.4g}, where {SPLITS} random splits have {mean:.4g} with a spread of {spread:.2g}"
     passed = distance <= limit
-    if passed or protocol.images:
+    if passed or known:
         found.add(f"{network}: first half of the reference against its second", distance, expected, passed)
     else:
         found.left_out.append(
@@ -186,7 +190,7 @@ def _rows(parts: Iterator[Tensor], wanted: Tensor) -> Iterator[Tensor]:
         start += len(part)
 
 
-def _check_records(found: SelfCheck, protocol: Protocol) -> None:
+def _check_records(found: SelfCheck, protocol: Protocol, *, exclusions: bool) -> None:
     """Compares with the record of the protocol, and says how to make one where it has none."""
     recorded = {record.family: record for record in protocol.reference}
     for record in found.records:
@@ -200,7 +204,7 @@ def _check_records(found: SelfCheck, protocol: Protocol) -> None:
                 allowed = f"{expected:.8g}, within {known.tolerance:g} of it"
                 found.add(f"{record.family}: {text}, as on record", value, allowed, passed)
     missing = [record.family for record in found.records if record.family not in recorded]
-    if missing and protocol.captions.exclusions:
+    if missing and exclusions:
         found.left_out.append("self-check by record: the reference depends on the list of exclusions")
     elif missing:
         found.left_out.append(

@@ -13,9 +13,9 @@ from torch import Tensor
 from dalle_zoo.data import open_source
 from dalle_zoo.data.decoding import CorruptImageError, decode_image
 from dalle_zoo.data.samples import Sample
-from dalle_zoo_eval.benchmarks.images import fit_image
+from dalle_zoo_eval.datasets.images import fit_image
+from dalle_zoo_eval.image_sources import READERS, ImageBatch
 from dalle_zoo_eval.protocol import Crop
-from dalle_zoo_eval.subjects import READERS, Shown
 
 BLOCK = 1000
 """Samples that are read together: a shard can be read from its beginning only, and chunks are small."""
@@ -56,22 +56,17 @@ class TrainingImages:
     def __len__(self) -> int:
         return self.source.num_samples
 
-    def show(self, indices: Sequence[int]) -> Shown:
+    def load(self, indices: Sequence[int]) -> ImageBatch:
         """Reads and decodes some samples; best called with rising numbers."""
         samples = [self._sample(index) for index in indices]
         with ThreadPoolExecutor(READERS) as threads:
             images = list(threads.map(self._decode, samples))
-        return Shown(
+        return ImageBatch(
             images={1: [self._black() if image is None else image for image in images]},
             chosen={1: [UNREADABLE if image is None else 0 for image in images]},
             captions=[""] * len(images),
+            others=[],
         )
-
-    def image(self, index: int, candidate: int) -> Tensor:
-        """The image of a sample; there is but one."""
-        del candidate
-        image = self._decode(self._sample(index))
-        return self._black() if image is None else image
 
     def key(self, index: int) -> str:
         """Name of a sample."""

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 # Installed, the package is found by itself; in a checkout it lies in eval/.
 sys.path.insert(0, str(Path(__file__).parents[2] / "eval"))
 
-from dalle_zoo_eval.evaluator import WEIGHTS_FILE, MobileNet
+from dalle_zoo_eval.extractors.mobilenet import WEIGHTS_FILE, MobileNet
 
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.prior import Prior, PriorConfig

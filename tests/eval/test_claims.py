@@ -17,8 +17,8 @@ import pytest
 import torch
 from dalle_zoo_eval import claims as module
 from dalle_zoo_eval.claims import Claims
-from dalle_zoo_eval.measuring import Measurement, Share
-from dalle_zoo_eval.subjects import Shown
+from dalle_zoo_eval.features import FeatureStore, Share
+from dalle_zoo_eval.image_sources import ImageBatch
 from torch import Tensor
 
 SAMPLES, CHUNK = 40, 2
@@ -42,9 +42,9 @@ class Colors:
     def __len__(self) -> int:
         return SAMPLES
 
-    def show(self, indices: Sequence[int]) -> Shown:
+    def show(self, indices: Sequence[int]) -> ImageBatch:
         images = [torch.full((3, 2, 2), i, dtype=torch.uint8) for i in indices]
-        return Shown(images={1: images}, chosen={1: [0] * len(images)}, captions=[""] * len(images))
+        return ImageBatch(images={1: images}, chosen={1: [0] * len(images)}, captions=[""] * len(images))
 
     def image(self, index: int, candidate: int) -> Tensor:
         raise NotImplementedError
@@ -115,7 +115,7 @@ def test_processes_of_unlike_speed_measure_each_chunk_once(tmp_path: Path) -> No
     network = {rank: Slow(seconds) for rank, seconds in enumerate((0.001, 0.02, 0.04))}
 
     def work(rank: int) -> None:
-        measured = Measurement(Colors(), {"slow": network[rank]}, (0,), CHUNK, tmp_path)
+        measured = FeatureStore(Colors(), {"slow": network[rank]}, (0,), CHUNK, tmp_path)
         measured.run(Share(rank=rank, world=3), label=f"process {rank}")
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in network]
@@ -132,7 +132,7 @@ def test_processes_of_unlike_speed_measure_each_chunk_once(tmp_path: Path) -> No
 
 def test_what_a_killed_process_had_claimed_is_measured_by_the_first(tmp_path: Path) -> None:
     network = Slow(0)
-    measured = Measurement(Colors(), {"slow": network}, (0,), CHUNK, tmp_path)
+    measured = FeatureStore(Colors(), {"slow": network}, (0,), CHUNK, tmp_path)
     path = measured.path("slow", 3).with_suffix(".claim")
     path.parent.mkdir()
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'eval'}"}
@@ -158,7 +158,7 @@ def test_an_error_gives_claims_back(tmp_path: Path) -> None:
             raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        Measurement(Colors(), {"slow": Broken(0)}, (0,), CHUNK, tmp_path).run(Share(), label="broken")
+        FeatureStore(Colors(), {"slow": Broken(0)}, (0,), CHUNK, tmp_path).run(Share(), label="broken")
     network = Slow(0)
-    Measurement(Colors(), {"slow": network}, (0,), CHUNK, tmp_path).run(Share(), label="again")
+    FeatureStore(Colors(), {"slow": network}, (0,), CHUNK, tmp_path).run(Share(), label="again")
     assert len(network.seen) == SAMPLES

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dalle_zoo_eval.benchmarks import load_captions
+from dalle_zoo_eval.datasets import load_captions
 
 from dalle_zoo.cli.main import main
 from dalle_zoo.hub import sha256_file

@@ -14,7 +14,7 @@ import yaml
 from dalle_zoo_eval import shipped
 from dalle_zoo_eval.protocol import Protocol, ProtocolError, SamplingRule, find_protocol, list_protocols, read_protocol
 from dalle_zoo_eval.published import find_published, list_published
-from dalle_zoo_eval.shipped import DataFileError, read_yaml, shipped_folder
+from dalle_zoo_eval.data_files import DataFileError, read_yaml, bundled_folder
 
 from dalle_zoo.registry import UnknownNameError
 
@@ -62,7 +62,7 @@ def test_a_protocol_survives_a_result_file(name: str) -> None:
     protocol = find_protocol(name)
     assert protocol.name == name
     assert Protocol.from_dict(json.loads(json.dumps(asdict(protocol)))) == protocol
-    assert read_protocol(shipped_folder("protocols") / f"{name}.yaml") == protocol
+    assert read_protocol(bundled_folder("protocols") / f"{name}.yaml") == protocol
     assert set(protocol.published) <= set(list_published())
 
 
@@ -181,7 +181,7 @@ def test_a_wheel_carries_the_data_files(tmp_path: Path, monkeypatch: pytest.Monk
         shutil.copytree(ROOT / "eval" / kind, tmp_path / carried[f"eval/{kind}"])
     names = list_protocols(), list_published()
     monkeypatch.setattr(shipped, "_PACKAGE", installed)
-    assert shipped_folder("protocols").parent == installed
+    assert bundled_folder("protocols").parent == installed
     assert (list_protocols(), list_published()) == names
     assert find_protocol("cub").published == ("cub",)
     assert find_published("cub").rows

@@ -16,7 +16,7 @@ from dalle_zoo_eval.published import (
     list_published,
     read_published,
 )
-from dalle_zoo_eval.shipped import DataFileError
+from dalle_zoo_eval.data_files import DataFileError
 
 from dalle_zoo.registry import UnknownNameError
 

@@ -137,7 +137,9 @@ def test_the_closest_training_images_are_a_table(put: Put, tmp_path: Path) -> No
     pairs = [{"sample": 3, "training": "a/b", "similarity": 0.975}, {"sample": 1, "training": "c", "similarity": 0.5}]
     result = made_up(BY_BLUR) | {"memorization": {"network": "clip", "share_above": 0.5, "closest": pairs}}
     text = write_report([put(result)], tmp_path / "out")[0].read_text()
-    assert "| sample | nearest training image | cosine |\n|---|---|---|\n| 3 | a/b | 0.975 |\n| 1 | c | 0.5 |" in text
+    assert (
+        "| sample | nearest training image | cosine |\n|---|---|---|\n| 3 | a/b | 0.975 |\n| 1 | c | 0.5 |" in text
+    )
     assert "share\\_above | 0.5" in text
     assert "similarity" not in text
     assert "{" not in text

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from dalle_zoo_eval.benchmarks import Item
+from dalle_zoo_eval.datasets import Item
 from dalle_zoo_eval.blur import gaussian_blur
-from dalle_zoo_eval.judges import PUBLISHED
-from dalle_zoo_eval.measuring import Measurement, Share
-from dalle_zoo_eval.networks.base import Network
+from dalle_zoo_eval.extractors.opening import PUBLISHED
+from dalle_zoo_eval.features import FeatureStore, Share
+from dalle_zoo_eval.extractors.base import Extractor
 from dalle_zoo_eval.protocol import Protocol, find_protocol
 from dalle_zoo_eval.selfcheck import SelfCheck, SelfCheckError, check_reference, first_half
-from dalle_zoo_eval.subjects import Shown
+from dalle_zoo_eval.image_sources import ImageBatch
 from torch import Tensor
 
 NETWORK = "inception-2015"
@@ -36,9 +36,9 @@ class Stack:
     def __len__(self) -> int:
         return len(self.images)
 
-    def show(self, indices: Sequence[int]) -> Shown:
+    def show(self, indices: Sequence[int]) -> ImageBatch:
         images = [self.images[i] for i in indices]
-        return Shown(images={1: images}, chosen={1: [0] * len(images)}, captions=[""] * len(images))
+        return ImageBatch(images={1: images}, chosen={1: [0] * len(images)}, captions=[""] * len(images))
 
     def image(self, index: int, candidate: int) -> Tensor:
         del candidate
@@ -87,9 +87,9 @@ def check(
     cache: Path,
     kinds: Sequence[str] | None = None,
     protocol: Protocol | None = None,
-    network: Network | None = None,
+    network: Extractor | None = None,
 ) -> SelfCheck:
-    measured = Measurement(Stack(images), {NETWORK: network or Contrast()}, (0,), 17, cache)
+    measured = FeatureStore(Stack(images), {NETWORK: network or Contrast()}, (0,), 17, cache)
     measured.run(Share(), label="reference")
     known = protocol or find_protocol("coco-30k")
     return check_reference(measured, known, items(kinds or ["all"] * len(images)))

@@ -38,17 +38,17 @@ def test_shards_and_folder_hold_the_same(folder: Path, block: int, monkeypatch: 
     one, other = TrainingImages(str(folder), "center", 8), TrainingImages(shards(folder, 4, 9), "center", 8)
     assert len(one) == len(other) == COUNT
     for indices in (range(4, 8), range(8, COUNT), range(4)):  # as several processes ask for them
-        for a, b in zip(one.show(indices).images[1], other.show(indices).images[1], strict=True):
+        for a, b in zip(one.load(indices).images[1], other.load(indices).images[1], strict=True):
             assert torch.equal(a, b)
             assert a.shape == (3, 8, 8)
-    assert torch.equal(one.image(7, 0), other.show([7]).images[1][0])
+    assert torch.equal(one.load([7]).images[1][0], other.load([7]).images[1][0])
     assert one.key(7) == other.key(7) == "07"
     assert one.identity != other.identity
 
 
 def test_what_cannot_be_read_is_marked(folder: Path) -> None:
     (folder / "03.png").write_bytes(b"cut")
-    shown = TrainingImages(str(folder), "center", 8).show(range(2, 5))
+    shown = TrainingImages(str(folder), "center", 8).load(range(2, 5))
     assert shown.chosen == {1: [0, UNREADABLE, 0]}
     assert not shown.images[1][1].any()
 
@@ -56,12 +56,12 @@ def test_what_cannot_be_read_is_marked(folder: Path) -> None:
 def test_a_shard_that_was_truncated_keeps_its_numbers(folder: Path) -> None:
     pattern = shards(folder, 6)
     complete = TrainingImages(pattern, "center", 8)
-    last = complete.image(COUNT - 1, 0)
+    last = complete.load([COUNT - 1]).images[1][0]
     first = folder.parent / "0.tar"
     data = first.read_bytes()
     first.write_bytes(data[: len(data) // 2])
     truncated = TrainingImages(pattern, "center", 8)
-    shown = truncated.show(range(len(truncated)))
+    shown = truncated.load(range(len(truncated)))
     assert len(truncated) < COUNT
     assert torch.equal(shown.images[1][-1], last)
 

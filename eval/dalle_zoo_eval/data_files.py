@@ -1,0 +1,147 @@
+"""Data files of the package, YAML that is read strictly, and checks of its values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from dalle_zoo.registry import suggest
+
+_PACKAGE = Path(__file__).parent
+
+
+C = TypeVar("C")
+
+
+class DataFileError(ValueError):
+    """A protocol or a table of published scores that cannot be used; the message names the file and the place."""
+
+
+def bundled_folder(kind: str) -> Path:
+    """Folder of data files: in a wheel inside the package, in a checkout beside it.
+
+    Args:
+        kind: "protocols" or "published".
+    """
+    roots = (_PACKAGE / f"_{kind}", _PACKAGE.parent / kind)
+    for root in roots:
+        if root.is_dir():
+            return root
+    raise FileNotFoundError(f"no {kind} found: expected {' or '.join(str(root) for root in roots)}")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a YAML file that holds a mapping.
+
+    Raises:
+        DataFileError: It is not there, is no valid YAML, has a key twice, or holds something else.
+    """
+    try:
+        value = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+    except OSError as error:
+        raise DataFileError(f"{path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataFileError(f"{path} is not valid YAML: {error}") from None
+    return mapping(value, str(path))
+
+
+def mapping(value: object, where: str) -> dict[str, Any]:
+    """A value that must be a mapping with names as keys."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise DataFileError(f"{where} must be a mapping of names to values, got {value!r}")
+    return dict(value)
+
+
+def check_keys(given: Iterable[str], known: Iterable[str], where: str, *, required: Iterable[str] = ()) -> None:
+    """Checks the keys of a mapping.
+
+    Raises:
+        DataFileError: One is unknown, with the nearest right one, or a required one is missing.
+    """
+    given, known = list(given), list(known)
+    for name in given:
+        if name not in known:
+            raise DataFileError(f"{where}: {suggest('field', name, known)}")
+    missing = [name for name in required if name not in given]
+    if missing:
+        raise DataFileError(f"{where}: {', '.join(missing)} missing: every {where.rpartition(': ')[2]} states it")
+
+
+def build(kind: type[C], values: object, where: str) -> C:
+    """Returns a dataclass made of a mapping; lists become tuples.
+
+    Raises:
+        DataFileError: A field is unknown, missing, or no list where a list is expected.
+    """
+    given = mapping(values, where)
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    required = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
+    check_keys(given, known, where, required=required)
+    lists = [n for n, f in known.items() if str(f.type).startswith("tuple")]
+    return kind(**{n: tuple(sequence(n, v)) if n in lists else v for n, v in given.items()})
+
+
+def sequence(name: str, value: object) -> list[Any]:
+    """A value that must be a list."""
+    if not isinstance(value, list | tuple):
+        raise DataFileError(f"{name} must be a list, got {value!r}")
+    return list(value)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_bool(name: str, value: object) -> None:
+    """Checks true or false."""
+    if not isinstance(value, bool):
+        raise DataFileError(f"{name} must be true or false, got {value!r}")
+
+
+def check_integer(name: str, value: object, least: int) -> None:
+    """Checks an integer."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise DataFileError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def check_rising(name: str, values: tuple[int, ...], least: int) -> None:
+    """Checks integers that rise."""
+    for value in values:
+        check_integer(name, value, least)
+    if list(values) != sorted(set(values)):
+        raise DataFileError(f"{name} must rise, each number once, got {list(values)}")
+
+
+def check_choice(name: str, value: object, known: Iterable[str]) -> None:
+    """Checks that a value is one of some names."""
+    known = list(known)
+    if value not in known:
+        raise DataFileError(suggest(name, str(value), known))
+
+
+def check_choices(name: str, values: Iterable[str], known: Iterable[str]) -> None:
+    """Checks that values are of some names, each at most once."""
+    values = list(values)
+    for value in values:
+        check_choice(name, value, known)
+    if len(set(values)) != len(values):
+        raise DataFileError(f"{name} has a name twice: {', '.join(values)}")

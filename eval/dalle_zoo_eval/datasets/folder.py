@@ -1,0 +1,52 @@
+"""Any folder of images, with or without captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dalle_zoo.data.folder import FolderSource
+from dalle_zoo.data.samples import read_captions
+from dalle_zoo_eval.datasets.base import (
+    DATASETS,
+    DatasetError,
+    EvalDataset,
+    Item,
+    check_split,
+    clean_captions,
+    usable,
+)
+
+SPLITS = ("all",)
+
+
+@DATASETS.register("folder")
+def read_folder(root: Path | None, split: str) -> EvalDataset:
+    """Reads the images below a folder; keys and captions as `dalle_zoo.data.FolderSource`.
+
+    Where no image has captions, all are kept: they can be measured, but nothing can be sampled from them. Where some
+    have, the others are left out.
+
+    Args:
+        root: The folder.
+        split: ``all``; to read a part, name its folder.
+
+    Raises:
+        UnknownNameError: Another split.
+        DatasetError: There is no image.
+    """
+    check_split("folder", split, SPLITS)
+    assert root is not None  # `read_dataset` has checked it
+    items = [
+        Item(key=key, image=root / path, captions=_captions(root / path))
+        for key, path in FolderSource(root).images.items()
+    ]
+    if not items:
+        raise DatasetError(f"{root} holds no image: name a folder with .jpg, .png or other images below it")
+    if any(item.captions for item in items):
+        return usable("folder:all", root, items)
+    return EvalDataset(name="folder:all", root=root, items=tuple(sorted(items, key=lambda item: item.key)))
+
+
+def _captions(image: Path) -> tuple[str, ...]:
+    texts = [image.with_suffix(suffix) for suffix in (".json", ".txt")]
+    return clean_captions(read_captions(*(path.read_bytes() if path.is_file() else None for path in texts)))

@@ -1,0 +1,109 @@
+"""Reference images from file to pixels."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dalle_zoo.data.decoding import CorruptImageError, decode_image
+from dalle_zoo.data.transforms import center_transform
+from dalle_zoo.registry import UnknownNameError, suggest
+from dalle_zoo_eval.datasets.base import DatasetError, Item
+from dalle_zoo_eval.protocol import Crop
+
+
+def load_image(item: Item, crop: Crop, size: int | None) -> Tensor:
+    """Decodes the image of an item, upright and in RGB.
+
+    | crop | without a size | with a size |
+    |---|---|---|
+    | ``none`` | the complete image | squeezed to a square |
+    | ``center`` | the square in its center | that square, resized |
+    | ``box`` | the square around its bounding box | the square in the center of that, resized |
+
+    The square of ``box`` is one and a half times as wide as the longer side of the box and clipped to the image, so
+    it may come out oblong. Resizing is Lanczos, as in `dalle_zoo.data.center_transform`.
+
+    Args:
+        item: What to load.
+        crop: Part of the image.
+        size: Side of the result in pixels, or None to leave it as it is.
+
+    Returns:
+        uint8 (3, H, W).
+
+    Raises:
+        UnknownNameError: Another crop.
+        DatasetError: The image is missing or damaged, or has no bounding box inside it.
+    """
+    if crop not in get_args(Crop):
+        raise UnknownNameError(suggest("crop", crop, get_args(Crop)))
+    if size is not None and size < 1:
+        raise DatasetError(f"size must be at least 1, or None, got {size}")
+    image = _decode(item)
+    if crop != "box":
+        return fit_image(image, crop, size)
+    image = _box_crop(item, image)
+    return _pixels(image) if size is None else center_transform(image, size)
+
+
+def fit_image(image: Image.Image, crop: Crop, size: int | None) -> Tensor:
+    """Crops and scales a decoded image that has no bounding box, by ``none`` or ``center`` as in `load_image`."""
+    if crop == "none":
+        return _pixels(image if size is None else image.resize((size, size), Image.Resampling.LANCZOS))
+    return center_transform(image, min(image.size) if size is None else size)
+
+
+def _decode(item: Item) -> Image.Image:
+    if item.image is None:
+        raise DatasetError(f"{item.key} has no image: its benchmark holds captions alone")
+    try:
+        return decode_image(item.image if isinstance(item.image, bytes) else item.image.read_bytes())
+    except (OSError, CorruptImageError) as error:
+        raise DatasetError(f"image {_place(item)} of {item.key} cannot be used: {error}") from error
+
+
+def _place(item: Item) -> str:
+    return "" if isinstance(item.image, bytes) else str(item.image)
+
+
+def stored_size(item: Item) -> tuple[int, int]:
+    """Width and height of an image file as its head tells them, before any rotation; nothing is decoded.
+
+    Raises:
+        DatasetError: The file is missing or no image.
+    """
+    assert item.image is not None
+    file = io.BytesIO(item.image) if isinstance(item.image, bytes) else item.image
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `decode_image` has a limit of its own
+        try:
+            with Image.open(file) as image:
+                return image.size
+        except (OSError, Image.DecompressionBombError) as error:
+            raise DatasetError(f"image {_place(item)} of {item.key} cannot be used: {error}") from error
+
+
+def _box_crop(item: Item, image: Image.Image) -> Image.Image:
+    """The square around a bounding box, rounded as AttnGAN's code/datasets.py does (`get_imgs`)."""
+    if item.box is None:
+        raise DatasetError(f"{item.key} has no bounding box: is there a bounding_boxes.txt? Or crop otherwise")
+    left, top, width, height = map(int, item.box)
+    r = int(0.75 * max(width, height))
+    x, y = (2 * left + width) // 2, (2 * top + height) // 2
+    edges = max(x - r, 0), max(y - r, 0), min(x + r, image.width), min(y + r, image.height)
+    if edges[0] >= edges[2] or edges[1] >= edges[3]:
+        raise DatasetError(
+            f"bounding box {item.box} of {item.key} must lie in its image of {image.width} x {image.height} pixels"
+        )
+    return image.crop(edges)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -1,0 +1,209 @@
+"""Which captions are sampled from: a list fixed by a seed, pinned by its sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from dalle_zoo.files import written_aside
+from dalle_zoo.registry import UnknownNameError, suggest
+from dalle_zoo_eval.datasets.base import DatasetError, EvalDataset, Item
+from dalle_zoo_eval.protocol import Choice
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionList:
+    """Captions in the order in which images are generated from them."""
+
+    entries: tuple[tuple[str, str], ...]
+    """Key of an item, and one of its captions."""
+    seed: int
+    """Seed of the choice."""
+    source: str
+    """sha256 of the dataset."""
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the entries in their order: equal lists have equal ones, however they came about."""
+        digest = hashlib.sha256()
+        for entry in self.entries:
+            digest.update(_line(entry))
+        return digest.hexdigest()
+
+
+def choose_captions(
+    dataset: EvalDataset,
+    *,
+    count: int | None,
+    rule: Choice,
+    seed: int,
+    exclude: frozenset[str] = frozenset(),
+    items: Sequence[Item] | None = None,
+) -> CaptionList:
+    """Chooses captions by seed.
+
+    Order and choice come from SHA-256 of the seed and the key or caption itself. So a list is the same on every
+    machine and version of Python, a shorter one is the beginning of a longer one, and leaving out some items changes
+    nothing of the others.
+
+    Args:
+        dataset: What to choose from.
+        count: Captions to choose; None chooses all there are.
+        rule: ``one`` caption per item, chosen among its own, as for MS-COCO; ``unique``, every different caption
+            once, with the first item that has it, as for CUB; or ``first``, the first caption of each item in order.
+        seed: Seed of order and choice.
+        exclude: Keys of items to leave out.
+        items: The items to choose from, in their order. Defaults to all of the dataset.
+
+    Raises:
+        UnknownNameError: Another rule.
+        DatasetError: There are fewer captions than ``count``, none at all, or none of the keys of ``exclude``.
+    """
+    if rule not in get_args(Choice):
+        raise UnknownNameError(suggest("rule of caption choice", rule, get_args(Choice)))
+    if count is not None and count < 1:
+        raise DatasetError(f"count must be at least 1, or None for all captions, got {count}")
+    check_exclusions(dataset, exclude)
+    known = dataset.items if items is None else items
+    items = [item for item in known if item.captions and item.key not in exclude]
+    if rule == "one":
+        items.sort(key=lambda item: (_rank(seed, "item", item.key), item.key))
+        entries = [(item.key, _one_caption(item, seed)) for item in items]
+    elif rule == "first":
+        entries = [(item.key, item.captions[0]) for item in items]
+    else:
+        first: dict[str, str] = {}
+        for item in items:
+            for caption in item.captions:
+                first.setdefault(caption, item.key)
+        entries = [(first[caption], caption) for caption in sorted(first, key=lambda c: _rank(seed, "caption", c))]
+    if not entries or (count is not None and count > len(entries)):
+        wanted = "any" if count is None else str(count)
+        raise DatasetError(
+            f"dataset {dataset.name} in {dataset.root} has {len(entries)} captions by the rule {rule!r}, of "
+            f"{len(dataset.items)} items, {len(exclude)} keys excluded and {len(dataset.skipped)} entries left "
+            f"out for lack of an image or caption; expected {wanted}: complete the data set"
+        )
+    return CaptionList(entries=tuple(entries[:count]), seed=seed, source=dataset.sha256())
+
+
+def _one_caption(item: Item, seed: int) -> str:
+    return min(item.captions, key=lambda caption: _rank(seed, "caption", item.key, caption))
+
+
+def _rank(seed: int, *parts: str) -> bytes:
+    """Place in a random order."""
+    return hashlib.sha256(json.dumps([seed, *parts]).encode()).digest()
+
+
+def check_exclusions(dataset: EvalDataset, exclude: frozenset[str]) -> None:
+    """Raises `DatasetError` if a list of exclusions is that of another data set; warns of single unknown keys."""
+    unknown = sorted(exclude - {item.key for item in dataset.items})
+    if unknown and len(unknown) == len(exclude):
+        raise DatasetError(
+            f"none of the {len(exclude)} excluded keys, such as {unknown[0]!r}, is in the dataset {dataset.name} "
+            f"with keys such as {dataset.items[0].key!r}: this is the exclusion list of another data set"
+        )
+    if unknown:
+        log.warning(
+            "%d of %d excluded keys, such as %r, are not in the dataset %s",
+            len(unknown), len(exclude), unknown[0], dataset.name,
+        )  # fmt: skip
+
+
+def save_captions(captions: CaptionList, path: Path) -> None:
+    """Writes a list as JSON lines, atomically: first what it is, then ``[key, caption]`` each."""
+    head = {
+        "captions": len(captions.entries),
+        "seed": captions.seed,
+        "source": captions.source,
+        "sha256": captions.sha256,
+    }
+    with written_aside(path) as aside, aside.open("wb") as file:
+        file.write(json.dumps(head).encode() + b"\n")
+        file.writelines(_line(entry) for entry in captions.entries)
+
+
+def load_captions(path: Path) -> CaptionList:
+    """Reads what `save_captions` wrote.
+
+    Raises:
+        DatasetError: The file is missing, is something else, or was changed or truncated.
+    """
+    try:
+        head, *lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+        entries = tuple((str(key), str(caption)) for key, caption in lines)
+        captions = CaptionList(entries=entries, seed=int(head["seed"]), source=str(head["source"]))
+        pinned, count = head["sha256"], head["captions"]
+    except FileNotFoundError:
+        raise DatasetError(f"caption list {path} is missing") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DatasetError(f"{path} is no caption list of dalle-zoo, or is truncated ({error})") from None
+    if captions.sha256 != pinned:
+        raise DatasetError(
+            f"{path} was changed or truncated: expected {count} captions with the sha256 {pinned}, got {len(entries)} "
+            f"with {captions.sha256}"
+        )
+    return captions
+
+
+def _line(entry: Sequence[str]) -> bytes:
+    return json.dumps(list(entry)).encode() + b"\n"
+
+
+def load_exclusions(path: Path) -> frozenset[str]:
+    """Keys of items to leave out, one per line; lines that begin with ``#`` are comments.
+
+    Raises:
+        DatasetError: The file is missing, is not UTF-8, or holds neither a key nor a comment.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"exclusion list {path} cannot be read: {error}") from None
+    keys = frozenset(line for line in lines if line and not line.startswith("#"))
+    if not any(lines):  # a comment alone is the list of a search that found nothing
+        raise DatasetError(f"exclusion list {path} holds no key: expected one per line")
+    return keys
+
+
+def shuffle_concepts(concepts: Sequence[str], seed: int) -> list[int]:
+    """A fixed permutation that gives every sample one of another concept.
+
+    Samples are put in groups by concept, the groups in random order, and each sample takes the one
+    that is further by the size of the largest group: never one of its own.
+
+    Args:
+        concepts: Concept of each of B samples.
+        seed: Seed of the random order.
+
+    Returns:
+        B places; no concept is mapped to itself.
+
+    Raises:
+        ValueError: One concept has more than half of the samples, so there is no such permutation.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    groups: dict[str, list[int]] = {}
+    for index in torch.randperm(len(concepts), generator=generator).tolist():
+        groups.setdefault(concepts[index], []).append(index)
+    largest = max(map(len, groups.values()), default=0)
+    if 2 * largest > len(concepts):
+        raise ValueError(
+            f"captions can't be shuffled across concepts: one has {largest} of {len(concepts)} "
+            "samples, at most half is possible"
+        )
+    order = torch.tensor([index for group in groups.values() for index in group])
+    permutation = torch.empty_like(order)
+    permutation[order] = order.roll(-largest)
+    found: list[int] = permutation.tolist()
+    return found

@@ -1,0 +1,107 @@
+"""Images of another system, read from a folder, as the generated set."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from dalle_zoo.hub import sha256_file
+from dalle_zoo_eval.datasets import DatasetError, EvalDataset, Item, read_dataset
+from dalle_zoo_eval.datasets.images import stored_size
+from dalle_zoo_eval.image_sources import GeneratedSet, ImageFiles
+from dalle_zoo_eval.protocol import CaptionRule, ImageRule
+from dalle_zoo_eval.provenance import digest
+
+log = logging.getLogger(__name__)
+
+PASS = re.compile(r"_s-?\d+_\d+$")
+"""What AttnGAN's and DM-GAN's code puts behind the name of an image: sentence, -1 for all, and number of the pass."""
+SIZES = 8
+"""Sizes of external images that are told apart, the most frequent ones."""
+
+
+def read_from_folder(
+    folder: Path, rule: CaptionRule, image: ImageRule, dataset: EvalDataset, *, name: str, excluded: frozenset[str]
+) -> GeneratedSet:
+    """Reads the images of a folder, in the order of their names, cropped and scaled as those of the dataset.
+
+    An image that is named like one of the dataset takes its concept from it, and is left out if that one is. The
+    published systems name theirs so, below folders of their own: ``single/KEY_s-1_0.png`` is of ``KEY``. So names
+    without folders are compared where the complete one is not found.
+
+    Args:
+        folder: Images, perhaps with captions in text files of the same name.
+        rule: Asks for a number of images.
+        image: How they are cropped and scaled.
+        dataset: What they will be compared with.
+        name: Name of the protocol.
+        excluded: Keys of images that are left out.
+
+    Raises:
+        DatasetError: The folder has another number of images, or images are to be left out and no name says which.
+    """
+    found = read_dataset("folder", folder, "all")
+    namesakes = _namesakes(found, dataset)
+    if rule.exclusions and not namesakes:
+        raise DatasetError(
+            f"{name} leaves images out by name, and none of the {len(found.items)} in {folder} is named "
+            f"like one of {dataset.name}: call them KEY.png, such as {dataset.items[0].key}.png"
+        )
+    left_out = {key for key, namesake in namesakes.items() if namesake.key in excluded}
+    items = [item for item in found.items if item.key not in left_out]
+    wanted = rule.count
+    if wanted is not None and len(items) != wanted:
+        raise DatasetError(
+            f"{folder} has {len(items)} images, {wanted} are asked for: give a folder of just those, or pass "
+            f"--captions {len(items)} for a score that is marked as not comparable"
+        )
+    if Path(found.root).resolve() == Path(dataset.root).resolve():
+        log.warning("%s is the folder of the dataset itself: its distance to itself means nothing", folder)
+    texts = [item.captions[0] for item in items if item.captions]
+    concepts = {key: namesake.concept or namesake.key for key, namesake in namesakes.items()}
+    targets = {key: namesake.targets for key, namesake in namesakes.items()}
+    # Contents, not names: images that are generated again have the old names, and may have the old sizes.
+    contents = digest([[item.key, sha256_file(item.image)] for item in items if isinstance(item.image, Path)])
+    return GeneratedSet(
+        source=ImageFiles(items, image.external_crop, image.size, source=contents),
+        record={
+            "kind": "images",
+            "name": folder.resolve().name,
+            "weights_sha256": {},
+            "sha256": contents,
+            "sizes": _sizes(items),
+            **found.left_out(),
+            "named_as_dataset": len(namesakes),
+            "excluded": len(left_out),
+            "captions_sha256": digest(texts) if texts else None,
+        },
+        keys=[item.key for item in items],
+        concepts=[concepts.get(item.key, item.key) for item in items],
+        texts=texts if len(texts) == len(items) else None,
+        targets=[targets.get(item.key, {}) for item in items],
+    )
+
+
+def _namesakes(found: EvalDataset, dataset: EvalDataset) -> dict[str, Item]:
+    """For images by their keys the item of the dataset that has the same name; without those that have none."""
+    complete = {item.key: item for item in dataset.items}
+    count = Counter(PurePosixPath(key).name for key in complete)
+    bare = {name: item for key, item in complete.items() if count[name := PurePosixPath(key).name] == 1}
+    pairs = {item.key: complete.get(item.key) or _by_name(item.key, bare) for item in found.items}
+    return {key: namesake for key, namesake in pairs.items() if namesake is not None}
+
+
+def _by_name(key: str, bare: Mapping[str, Item]) -> Item | None:
+    name = PurePosixPath(key).name
+    return bare.get(name) or bare.get(PASS.sub("", name))
+
+
+def _sizes(items: Sequence[Item]) -> dict[str, int]:
+    """Images of every stored size, most frequent first; what was scaled up was not sampled at the protocol's size."""
+    found = Counter(f"{width}x{height}" for width, height in map(stored_size, items))
+    common = dict(found.most_common(SIZES))
+    rest = found.total() - sum(common.values())
+    return {**common, "other": rest} if rest else common

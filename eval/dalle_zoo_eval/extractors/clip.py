@@ -1,0 +1,105 @@
+"""Networks that see images and read captions: CLIP, and our rankers, which are the same thing on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dalle_zoo.hub import WEIGHTS, sha256_file
+from dalle_zoo.models.ranker import Ranker
+from dalle_zoo_eval.extractors.base import EXTRACTORS, ExtractorFileError, check_images, exact_float32
+
+# B images or captions, H W pixels, d features
+
+TEXTS = (".json", ".txt", ".model")
+"""Endings of the files that say how images are scaled and captions become tokens."""
+CAPTIONS = 256
+"""Captions encoded at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveExtractor:
+    """A CLIP folder of transformers, ready to use."""
+
+    name: str
+    record: Mapping[str, Any]
+    ranker: Ranker
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """The images as they are: all is done where the network computes."""
+        return images
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """uint8 (B, 3, H, W) to ``features``, unit vectors (B, d)."""
+        check_images(images)
+        with exact_float32(self.ranker.device):
+            return {"features": self.ranker.image_features(images.to(self.ranker.device).float() / 255).cpu()}
+
+    def text_features(self, captions: Sequence[str]) -> Tensor:
+        """Unit vectors of B captions, (B, d); equal captions have equal ones."""
+        unique = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+        with exact_float32(self.ranker.device):
+            texts = list(unique)
+            parts = [self.ranker.text_features(texts[i : i + CAPTIONS]).cpu() for i in range(0, len(texts), CAPTIONS)]
+            return torch.cat(parts)[[unique[caption] for caption in captions]]
+
+
+@EXTRACTORS.register("clip")
+def load_clip(location: Path, device: torch.device, expected_sha256: str | None = None) -> ContrastiveExtractor:
+    """Opens a CLIP folder as transformers writes it; nothing is fetched, and no pickled weights are read.
+
+    Args:
+        location: Folder with ``config.json``, ``model.safetensors``, ``tokenizer.json`` and, unless OpenAI's
+            preprocessing is meant, ``preprocessor_config.json``.
+        device: Where it computes.
+        expected_sha256: Digest that ``model.safetensors`` must have. Defaults to any.
+    """
+    return open_contrastive("clip", location, device, expected_sha256)
+
+
+@EXTRACTORS.register("ranker")
+def load_ranker(location: Path, device: torch.device, expected_sha256: str | None = None) -> ContrastiveExtractor:
+    """Opens the ranker of a dalle-zoo model, under its own name where no Inception is at hand.
+
+    It has chosen the images that it measures, if they were reranked: a reason to trust another network more.
+
+    Args:
+        location: Folder of a model, whose ``ranker`` is taken, or of a ranker.
+        device: Where it computes.
+        expected_sha256: Digest that its ``model.safetensors`` must have. Defaults to any.
+    """
+    inner = location / "ranker"
+    return open_contrastive("ranker", inner if inner.is_dir() else location, device, expected_sha256)
+
+
+def open_contrastive(
+    name: str, folder: Path, device: torch.device, expected_sha256: str | None
+) -> ContrastiveExtractor:
+    """Opens a CLIP folder under a name; arguments and errors as in `load_clip`."""
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise ExtractorFileError(
+            f"{weights} is missing: expected a CLIP folder as transformers writes it, with config.json, {WEIGHTS} and "
+            "tokenizer.json; copy it there, for example openai/clip-vit-base-patch32 saved with save_pretrained"
+        )
+    digest = sha256_file(weights)
+    if expected_sha256 and digest != expected_sha256:
+        raise ExtractorFileError(f"{weights} has sha256 {digest}, expected {expected_sha256}: copy the right folder")
+    try:
+        ranker = Ranker.from_folder(folder).to(device).requires_grad_(False)
+    except (FileNotFoundError, ValueError) as error:
+        raise ExtractorFileError(f"{folder} cannot be opened as a CLIP folder: {error}") from None
+    height, width = ranker.preprocessing.crop
+    record = {
+        "name": name,
+        "sha256": digest,
+        "pixels": height,
+        "resize": f"{ranker.preprocessing.mode} with antialias, center crop {height}x{width}",
+        "files_sha256": {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.suffix in TEXTS},
+    }
+    return ContrastiveExtractor(name=name, record=record, ranker=ranker)

@@ -1,0 +1,108 @@
+"""Parts of the measured model as extractors: its image tokenizer and its prior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dalle_zoo.pipeline import DallePipeline
+from dalle_zoo_eval.extractors.base import Extractor, check_images, exact_float32
+from dalle_zoo_eval.moments import in_batches
+
+# B images, h w code grid, T text positions, K codebook size
+
+BATCH = 32
+"""Images of which the prior computes the likelihood at once."""
+MODEL_PARTS = ("image_tokenizer", "prior")
+"""Extractors that the measured model itself brings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTokenizerExtractor:
+    """Images to codes, by the image tokenizer of a model."""
+
+    pipe: DallePipeline
+    record: Mapping[str, Any]
+    name: str = "image_tokenizer"
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Returns the images as they are."""
+        return images
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """uint8 (B, 3, H, W) to ``codes``, int64 (B, h, w), and ``codebook_size``, (B,)."""
+        check_images(images)
+        with exact_float32(self.pipe.device):
+            codes = encode(self.pipe, images)
+        return {"codes": codes, "codebook_size": torch.full((len(codes),), self.pipe.image_tokenizer.codebook_size)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorExtractor:
+    """Images and captions to likelihoods, by image tokenizer and prior of a model."""
+
+    pipe: DallePipeline
+    record: Mapping[str, Any]
+    name: str = "prior"
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Returns the images as they are."""
+        return images
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Raises `TypeError`: a likelihood needs captions, see `pairs`."""
+        raise TypeError("the prior needs captions: call pairs")
+
+    def pairs(self, images: Tensor, captions: Sequence[str], others: Sequence[str]) -> dict[str, Tensor]:
+        """Negative log-likelihoods of the codes of images.
+
+        Args:
+            images: uint8 (B, 3, H, W).
+            captions: Caption of each image.
+            others: Caption of another image for each.
+
+        Returns:
+            ``nll`` with the right, another and no caption, nats, float64 (B, 3), and ``num_tokens``, (B,).
+        """
+        check_images(images)
+        with exact_float32(self.pipe.device):
+            codes, right = encode(self.pipe, images), self.pipe.encode_text(captions)
+            texts = (right, self.pipe.encode_text(others), self.pipe.prior.null_text().expand_as(right))
+            nll = torch.stack([self._nll(text, codes) for text in texts], 1)
+        return {"nll": nll, "num_tokens": torch.full((len(codes),), codes[0].numel())}
+
+    def _nll(self, text: Tensor, codes: Tensor) -> Tensor:
+        device, found = self.pipe.device, []
+        for t, c in zip(in_batches(text, BATCH), in_batches(codes, BATCH), strict=True):
+            logits = self.pipe.prior.image_logits(t.to(device), c.to(device)).float()
+            losses = F.cross_entropy(logits.transpose(1, 2), c.to(device).flatten(1), reduction="none")
+            found.append(losses.double().sum(1).cpu())
+        return torch.cat(found)
+
+
+def encode(pipe: DallePipeline, images: Tensor) -> Tensor:
+    """Codes of uint8 images (B, 3, H, W), int64 (B, h, w) on the CPU."""
+    parts = [
+        pipe.image_tokenizer.encode((part.float() / 255).to(pipe.device)).cpu() for part in in_batches(images, 64)
+    ]
+    return torch.cat(parts)
+
+
+def open_model_part(name: str, pipe: DallePipeline, weights: Mapping[str, str]) -> Extractor:
+    """Returns a part of a model as an extractor.
+
+    Args:
+        name: One of `MODEL_PARTS`.
+        pipe: The model.
+        weights: sha256 of the model's files.
+    """
+    wanted = ("dvae/",) if name == "image_tokenizer" else ("dvae/", "prior/", "tokenizer/")
+    files = {path: digest for path, digest in weights.items() if path.startswith(wanted)}
+    record = {"name": f"{name} of the model", "files_sha256": files}
+    kind = ImageTokenizerExtractor if name == "image_tokenizer" else PriorExtractor
+    return kind(pipe=pipe, record=record)

@@ -1,0 +1,309 @@
+"""A group of prompts at work: its real images, the generated ones, and the feature stores of its image sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dalle_zoo.pipeline import DallePipeline
+from dalle_zoo.sampling import derive_seed
+from dalle_zoo_eval.datasets import CaptionList, DatasetError, EvalDataset, Item, choose_captions, read_dataset
+from dalle_zoo_eval.datasets.digests import MEMO
+from dalle_zoo_eval.datasets.prompts import check_exclusions, shuffle_concepts
+from dalle_zoo_eval.extractors import Extractor
+from dalle_zoo_eval.extractors.model_parts import MODEL_PARTS
+from dalle_zoo_eval.extractors.opening import extractors_of
+from dalle_zoo_eval.features import FeatureStore
+from dalle_zoo_eval.generation import GeneratedImages, model_sha256
+from dalle_zoo_eval.image_sources import GeneratedSet, ImageFiles, ImageSource, Reconstructions
+from dalle_zoo_eval.metrics import METRICS
+from dalle_zoo_eval.protocol import MetricRule, Protocol
+from dalle_zoo_eval.provenance import digest
+
+STORED_AS = {"candidates": "generated", "shuffled": "generated"}
+"""Image sets whose features are in the store of another one."""
+GALLERY = "gallery"
+"""Store of all images of the group's dataset, for metrics whose reference is that of all groups."""
+PRIOR = "prior"
+"""Extractor that compares captions with those of other images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """The real images of a group, and the captions that images are generated from."""
+
+    dataset: EvalDataset
+    """All images of the split."""
+    sha256: str
+    """Digest of the dataset."""
+    samples: list[Item]
+    """Real images that are measured."""
+    captions: CaptionList | None
+    """Chosen captions; None where there are none."""
+    expected: int
+    """Captions that the protocol asks for, whatever a caller gives instead; 0 if unknown."""
+    excluded: frozenset[str]
+    """Keys of images that are left out."""
+
+
+def read_prompts(
+    protocol: Protocol, name: str, *, layout: str | None, data: Path | None, excluded: frozenset[str], cache: Path
+) -> Prompts:
+    """Reads the dataset of a group, and chooses its samples and captions.
+
+    Args:
+        protocol: What is measured.
+        name: Name of the group.
+        layout: Layout of the dataset. Defaults to the usual one of the group.
+        data: Folder of the dataset.
+        excluded: Keys of images that are left out.
+        cache: Folder that remembers digests of images.
+
+    Raises:
+        DatasetError: The dataset is not the one that the protocol means, or has too few images.
+    """
+    rule = protocol.groups[name]
+    layout = layout or rule.layout
+    dataset = read_dataset(layout, data, protocol.split(name, layout))
+    check_exclusions(dataset, excluded)
+    _check_dataset(protocol, name, layout, dataset)
+    samples = [item for item in dataset.items if item.image is not None and item.key not in excluded]
+    if rule.samples is not None:
+        order = torch.Generator().manual_seed(derive_seed(protocol.seed, "samples", name))
+        samples = [samples[i] for i in torch.randperm(len(samples), generator=order)[: rule.samples].tolist()]
+    if len(samples) < 2:
+        raise DatasetError(f"dataset {dataset.name} in {dataset.root} has {len(samples)} images: too few")
+    boxless = [item.key for item in samples if item.box is None]
+    if protocol.image.crop == "box" and boxless:
+        raise DatasetError(
+            f"{protocol.name} crops images to their bounding boxes, and {len(boxless)} of {dataset.name}, such as "
+            f"{boxless[0]!r}, have none: is there a bounding_boxes.txt?"
+        )
+    return Prompts(
+        dataset=dataset,
+        sha256=dataset.sha256(cache / MEMO),
+        samples=samples,
+        captions=None,
+        expected=0,
+        excluded=excluded,
+    )
+
+
+def choose(protocol: Protocol, name: str, prompts: Prompts, *, count: int | None) -> CaptionList:
+    """Captions of a group.
+
+    Args:
+        protocol: What is measured.
+        name: Name of the group.
+        prompts: Its dataset and samples.
+        count: How many; None takes all.
+    """
+    rule = protocol.groups[name].captions
+    seed = protocol.seed if rule.seed is None else rule.seed
+    items = prompts.samples if rule.rule == "first" else prompts.dataset.items
+    return choose_captions(
+        prompts.dataset, items=items, count=count, rule=rule.rule, seed=seed, exclude=prompts.excluded
+    )
+
+
+def _check_dataset(protocol: Protocol, name: str, layout: str, dataset: EvalDataset) -> None:
+    expected = protocol.groups[name].num_images.get(layout, len(dataset.items))
+    if len(dataset.items) != expected:
+        first = f", such as {dataset.skipped[0]}" if dataset.skipped else ""
+        raise DatasetError(
+            f"{protocol.name} means the {expected} captioned images of {dataset.name}, {dataset.root} has "
+            f"{len(dataset.items)} ({len(dataset.skipped)} were left out{first}): complete the dataset, or write "
+            "a protocol of another name"
+        )
+
+
+def generate(
+    pipe: DallePipeline,
+    protocol: Protocol,
+    name: str,
+    prompts: Prompts,
+    *,
+    size: int | None,
+    batch_size: int,
+    cache: Path,
+) -> GeneratedSet:
+    """The images that a model generates for a group.
+
+    Args:
+        pipe: The model.
+        protocol: How images are generated.
+        name: Name of the group.
+        prompts: Its captions.
+        size: Side of the images, pixels.
+        batch_size: Images generated at once.
+        cache: Folder of the codes.
+    """
+    assert prompts.captions is not None
+    by_key = {item.key: item for item in prompts.dataset.items}
+    keys, texts = [key for key, _ in prompts.captions.entries], [caption for _, caption in prompts.captions.entries]
+    every = any({"candidates", "shuffled"} & set(rule.images) for rule in protocol.groups[name].metrics)
+    weights = model_sha256(pipe)
+    assert pipe.folder is not None
+    return GeneratedSet(
+        source=GeneratedImages(
+            pipe, texts, protocol.sampling, seed=protocol.seed, group=name, size=size, batch_size=batch_size,
+            every=every, cache=cache,
+        ),
+        record={
+            "kind": "model",
+            "name": pipe.folder.name,
+            "weights_sha256": {n: d for n, d in weights.items() if n.endswith(".safetensors")},
+            "files_sha256": {n: d for n, d in weights.items() if not n.endswith(".safetensors")},
+            "generated_at": list(pipe.image_size),
+        },
+        keys=keys,
+        concepts=[by_key[key].concept or key for key in keys],
+        texts=texts,
+        targets=[by_key[key].targets for key in keys],
+    )  # fmt: skip
+
+
+class Group:
+    """Image sets of a group, and what the metrics know of their samples.
+
+    Args:
+        name: Name of the group.
+        protocol: What is measured.
+        prompts: Real images and captions.
+        generated: Generated images.
+        extractors: All opened extractors.
+        pipe: The model; None for images of another system.
+        cache: Folder of features.
+        device: Where extractors compute.
+        more: Extractors that are applied to the generated images besides those that metrics need.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        protocol: Protocol,
+        prompts: Prompts,
+        generated: GeneratedSet,
+        extractors: Mapping[str, Extractor],
+        *,
+        pipe: DallePipeline | None,
+        cache: Path,
+        device: str,
+        more: Sequence[str] = (),
+    ) -> None:
+        self.name, self.protocol, self.prompts, self.generated = name, protocol, prompts, generated
+        self.extractors, self.left_out = extractors, list[str]()
+        # Every metric with the image sets on which it can be computed.
+        self.plan = [(rule, self._possible(rule, pipe)) for rule in protocol.groups[name].metrics]
+        size = protocol.image.size or (pipe.image_size[0] if pipe is not None else None)
+        chunk, crop = protocol.image.chunk or protocol.sampling.chunk, protocol.image.crop
+        needed = self._needed(more)
+        others = self._other_captions() if PRIOR in needed["real"] else []
+        real = ImageFiles(prompts.samples, crop, size, source=prompts.sha256, others=others)
+        sources: dict[str, tuple[ImageSource, int]] = {
+            "real": (real, chunk), "generated": (generated.source, protocol.sampling.chunk)
+        }  # fmt: skip
+        if pipe is not None and any("reconstructed" in images for _, images in self.plan):
+            sources["reconstructed"] = (Reconstructions(real, pipe, model_sha256(pipe)), chunk)
+        if needed[GALLERY]:
+            items = [item for item in prompts.dataset.items if item.image is not None]
+            sources[GALLERY] = (ImageFiles(items, crop, size, source=prompts.sha256), chunk)
+        self.stores = {
+            images: FeatureStore(
+                source, {n: extractors[n] for n in needed[images]},
+                protocol.blur if images in ("real", "generated") else (0,), chunk, cache, device,
+            )
+            for images, (source, chunk) in sources.items()
+        }  # fmt: skip
+        self.shuffled: list[int] = []
+        if any("shuffled" in images for _, images in self.plan):
+            self.shuffled = self._shuffle(generated.concepts)
+
+    def _possible(self, rule: MetricRule, pipe: DallePipeline | None) -> list[str]:
+        """Image sets of a metric without those that cannot be had; why is in ``left_out``."""
+        images = list(rule.images)
+        unranked = pipe is not None and pipe.ranker is None and self.protocol.sampling.candidates > 1
+        for name, reason, impossible in (
+            ("reconstructed", "the images are of no model", pipe is None),
+            ("candidates", "the images are of no model", pipe is None),
+            ("generated", "the model has no ranker to choose among candidates", unranked),
+        ):
+            if impossible and name in images:
+                images.remove(name)
+                self.left_out.append(f"{rule.name} of {name} images: {reason}")
+        return images
+
+    def _needed(self, more: Sequence[str]) -> dict[str, list[str]]:
+        """Extractors of every image set."""
+        sets = ("real", "reconstructed", "generated", GALLERY)
+        needed: dict[str, dict[str, None]] = {images: {} for images in sets}
+        needed["generated"].update(dict.fromkeys(more))
+        for rule, sets_of in self.plan:
+            names, spec = dict.fromkeys(extractors_of(rule, self.extractors)), METRICS.spec(rule.name)
+            for images in sets_of:
+                needed[STORED_AS.get(images, images)].update(names)
+            if "real" in spec.inputs:
+                needed["real" if spec.reference == "group" else GALLERY].update(names)
+        if self.protocol.selfcheck:
+            needed["real"].update(dict.fromkeys(n for n in self.extractors if n not in MODEL_PARTS))
+        return {images: list(names) for images, names in needed.items()}
+
+    def _shuffle(self, concepts: Sequence[str]) -> list[int]:
+        try:
+            return shuffle_concepts(concepts, self.protocol.seed)
+        except ValueError as error:
+            raise ValueError(f"group {self.name}: {error}") from None
+
+    def _other_captions(self) -> list[str]:
+        """For every sample the caption of one of another concept."""
+        samples = self.prompts.samples
+        order = self._shuffle([item.concept or item.key for item in samples])
+        return [samples[i].captions[0] for i in order]
+
+    def known(self, images: str) -> dict[str, list[Any] | None]:
+        """What is known of the samples of an image set, by the name under which metrics take it."""
+        if STORED_AS.get(images, images) == "generated":
+            found = self.generated
+            order = self.shuffled if images == "shuffled" else range(len(found.keys))
+            return {
+                "keys": [found.keys[i] for i in order],
+                "concepts": [found.concepts[i] for i in order],
+                "captions": None if found.texts is None else [found.texts[i] for i in order],
+                "targets": [found.targets[i] for i in order],
+            }
+        items = self.prompts.samples if images != GALLERY else [i for i in self.prompts.dataset.items if i.image]
+        captioned = all(item.captions for item in items)
+        return {
+            "keys": [item.key for item in items],
+            "concepts": [item.concept or item.key for item in items],
+            "captions": [item.captions[0] for item in items] if captioned else None,
+            "targets": [item.targets for item in items],
+        }
+
+    def paired_places(self) -> list[int]:
+        """For every prompt the place of its image among the samples."""
+        places = {item.key: number for number, item in enumerate(self.prompts.samples)}
+        return [places[key] for key in self.generated.keys if key in places]
+
+    def record(self) -> dict[str, Any]:
+        """What the result file says of the group."""
+        prompts, generated = self.prompts, self.generated
+        return {
+            "samples": len(prompts.samples),
+            "captions": len(generated.keys),
+            "expected_captions": prompts.expected,
+            "keys_sha256": digest([item.key for item in prompts.samples]),
+            "captions_sha256": prompts.captions.sha256 if prompts.captions is not None else None,
+            "dataset": {
+                "name": prompts.dataset.name,
+                "sha256": prompts.sha256,
+                "items": len(prompts.dataset.items),
+                **prompts.dataset.left_out(),
+                "excluded": sum(item.key in prompts.excluded for item in prompts.dataset.items),
+                "exclusions_sha256": digest(sorted(prompts.excluded)) if prompts.excluded else None,
+            },
+        }

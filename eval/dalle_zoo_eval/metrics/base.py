@@ -1,0 +1,200 @@
+"""The registry of metrics, what it knows of each, and metrics made of pure functions."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from dalle_zoo.registry import Registry
+
+ANNOTATIONS = ("std", "low", "high", "at_infinity", "rank_deficient")
+"""Keys of a computed dict that annotate its ``value`` instead of being parts of their own."""
+TEXTS = ("keys", "concepts", "captions")
+"""Inputs that are texts, one per image."""
+TARGETS = "targets"
+"""Input of one dict per image, which ranks cannot gather."""
+REAL = "real_"
+"""Begins the parameters of a function that are rows of the reference side."""
+
+Rows = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricSpec:
+    """How a metric is fed and shown."""
+
+    name: str
+    """Name in `METRICS`."""
+    label: str
+    """What people call it; "" where the labels of its parts say all."""
+    extractor: tuple[str, ...] = ()
+    """Extractors whose features it is defined with; empty where any may be named by a protocol."""
+    lower_is_better: bool = False
+    """Whether a lower score is the better one."""
+    unit: str = ""
+    """Appended to labels; scores of unit "%" are shares and are shown times 100."""
+    format: str = ".4f"
+    """How a score is shown."""
+    section: str = ""
+    """Heading of its table. Defaults to the label."""
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """Labels of the parts that `compute` returns, in their order; a part without a label is called by its name."""
+    sweep: bool = False
+    """Whether it is computed at every blur radius and number of candidates, and compared with published scores."""
+    paired: bool = False
+    """Whether it is computed for the prompts that were generated from alone, on every image set."""
+    reference: Literal["group", "all"] = "group"
+    """Which real images the reference side (``real=True``) has: those of the group, or of all groups."""
+    images: tuple[str, ...] = ("generated",)
+    """Image sets, of `dalle_zoo.results.IMAGE_SETS`, on which it is computed unless a protocol says otherwise."""
+    bars: bool = False
+    """Whether a report of several groups shows it as a bar chart."""
+    inputs: frozenset[str] = frozenset()
+    """What `update` takes."""
+    check: Callable[..., None] | None = None
+    """Called with the keys and concepts of the reference of all groups, and the options, before any work."""
+    remark: Callable[[Mapping[str, Mapping[str, float]]], str] | None = None
+    """What a report says of the scores, by group and part; "" for nothing."""
+
+    def record(self) -> dict[str, Any]:
+        """What a result file repeats, so that a report needs no registry."""
+        left_out = ("name", "paired", "reference", "images", "inputs", "check", "remark")
+        shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
+        return shown | {"parts": dict(self.parts)}
+
+
+class MetricRegistry(Registry[type[Metric]]):
+    """`Registry` of torchmetrics classes, each with a `MetricSpec`."""
+
+    def register(
+        self, name: str, *, label: str | None = None, extractor: str | Sequence[str] = (), **fields: Any
+    ) -> Callable[[Any], Any]:
+        """Decorator that adds a torchmetrics class, or a pure function, of which `RowsMetric` makes one.
+
+        Args:
+            name: What protocols call it.
+            label: What people call it. Defaults to the name.
+            extractor: Extractor, or several, that its features come from.
+            **fields: Further fields of `MetricSpec`.
+        """
+        extractors = (extractor,) if isinstance(extractor, str) else tuple(extractor)
+
+        def add(given: Any) -> Any:
+            if isinstance(given, type):
+                metric: Any = given
+                inputs = frozenset(inspect.signature(metric.update).parameters) - {"self"}
+            else:
+                body = {"function": staticmethod(given), "__doc__": given.__doc__, "__module__": given.__module__}
+                metric = type(given.__name__, (RowsMetric,), body)
+                inputs = metric.inputs()
+            shown = name if label is None else label
+            metric.spec = MetricSpec(name=name, label=shown, extractor=extractors, inputs=inputs, **fields)
+            self._add(name, metric)
+            return given
+
+        return add
+
+    def spec(self, name: str) -> MetricSpec:
+        """The spec of a metric; `UnknownNameError` for another name."""
+        found = getattr(self[name], "spec", None)
+        if not isinstance(found, MetricSpec):
+            raise TypeError(f"metric {name!r} has no spec: decorate it with @METRICS.register({name!r}, ...)")
+        return found
+
+
+METRICS = MetricRegistry("metric", group="dalle_zoo.metrics", base=Metric)
+
+
+class RowsMetric(Metric):
+    """A pure function as a metric: rows are retained until it computes, and those of all ranks are concatenated.
+
+    The positional parameters of the function are rows: tensors, texts (`TEXTS`), or dicts (`TARGETS`, which are not
+    gathered from other ranks). A parameter ``real_features`` is the rows ``features`` of the reference side, and so on.
+    Keyword-only parameters are options.
+
+    Args:
+        reset_real_features: Whether `reset` forgets the reference side, as in torchmetrics.
+        **options: Options of the function.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    function: Callable[..., Any]
+    spec: MetricSpec
+
+    def __init__(self, reset_real_features: bool = True, **options: Any) -> None:
+        super().__init__()
+        known = [p.name for p in inspect.signature(self.function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise TypeError(f"unknown option {unknown[0]!r}: known are {', '.join(known) or 'none'}")
+        self.reset_real_features, self.options = reset_real_features, options
+        self.texts: dict[tuple[int, int], str] = {}
+        for name in self._rows():
+            self.add_state(f"rows_{name}", default=[], dist_reduce_fx=None if name.endswith(TARGETS) else "cat")
+
+    @classmethod
+    def _rows(cls) -> list[str]:
+        return [p.name for p in inspect.signature(cls.function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+
+    @classmethod
+    def inputs(cls) -> frozenset[str]:
+        """What `update` takes: the rows, and ``real`` where the function has a reference side."""
+        names = cls._rows()
+        sides = {"real"} if any(name.startswith(REAL) for name in names) else set()
+        return frozenset({name.removeprefix(REAL) for name in names} | sides)
+
+    def update(self, *, real: bool = False, **rows: Any) -> None:
+        """Adds rows of one side, by name: B of each."""
+        prefix = REAL if real else ""
+        for name, values in rows.items():
+            if f"{prefix}{name}" in self._rows():
+                state = getattr(self, f"rows_{prefix}{name}")
+                state.extend(values) if name == TARGETS else state.append(self._tensor(name, values))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns what the function does; a pair is ``value`` and ``std``."""
+        found = self.function(*(self._gathered(name) for name in self._rows()), **self.options)
+        if isinstance(found, tuple):
+            found = {"value": found[0], "std": found[1]}
+        elif not isinstance(found, Mapping):
+            found = {"value": found}
+        return {name: torch.as_tensor(value, dtype=torch.float64) for name, value in found.items()}
+
+    def reset(self) -> None:
+        """Forgets the rows; those of the reference side only with ``reset_real_features``."""
+        # Copies: `Metric.reset` empties lists in place.
+        real = {name: [*getattr(self, name)] for name in self._defaults if name.startswith(f"rows_{REAL}")}
+        super().reset()
+        for name, state in {} if self.reset_real_features else real.items():
+            setattr(self, name, state)
+
+    def _tensor(self, name: str, values: Any) -> Tensor:
+        """Rows as a tensor; texts as two int64 each, which ranks can gather: the first 16 bytes of SHA-256."""
+        if name not in TEXTS:
+            return values  # type: ignore[no-any-return]
+        rows = []
+        for text in values:
+            digest = hashlib.sha256(text.encode()).digest()
+            first, second = (int.from_bytes(digest[i : i + 8], "big", signed=True) for i in (0, 8))
+            self.texts[first, second] = text
+            rows.append([first, second])
+        return torch.tensor(rows, dtype=torch.int64, device=self.device).reshape(-1, 2)
+
+    def _gathered(self, name: str) -> Any:
+        state = getattr(self, f"rows_{name}")
+        if name.endswith(TARGETS):
+            return state
+        if isinstance(state, list) and not state:
+            raise ValueError(f"{self.spec.name} has no {name}: call update first")
+        rows = dim_zero_cat(state)
+        # Texts that another rank has added keep a name made of their digest.
+        return [self.texts.get((a, b), f"{a:x}{b:x}") for a, b in rows.tolist()] if name.endswith(TEXTS) else rows

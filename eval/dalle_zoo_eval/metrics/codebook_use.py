@@ -1,0 +1,34 @@
+"""How much of the codebook a set of images uses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dalle_zoo_eval.metrics.base import METRICS
+
+
+@METRICS.register(
+    "codebook_use",
+    extractor="image_tokenizer",
+    label="",
+    format=".1f",
+    section="Reconstruction",
+    parts={"used": "codes used, %", "perplexity": "perplexity of the codes"},
+    images=("real",),
+)
+def codebook_use(codes: Tensor, codebook_size: Tensor | int) -> dict[str, float]:
+    """Returns how many codes occur, and how evenly.
+
+    Args:
+        codes: Codes of all images, integers of any shape.
+        codebook_size: K; may be repeated for every image.
+
+    Returns:
+        ``used``, the share of codes that occur at all, and ``perplexity``, exp of the entropy of their frequencies:
+        between 1 and K.
+    """
+    counts = torch.bincount(codes.flatten(), minlength=int(torch.as_tensor(codebook_size).max())).double()
+    share = counts / counts.sum()
+    entropy = -torch.special.xlogy(share, share).sum()
+    return {"used": float((counts > 0).double().mean()), "perplexity": float(entropy.exp())}

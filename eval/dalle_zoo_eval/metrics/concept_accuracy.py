@@ -1,0 +1,88 @@
+"""Whether an image is recognized as what its caption asks for, by its nearest real images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dalle_zoo_eval.metrics.base import METRICS
+
+# Q queries, G gallery, d features
+
+
+def check(keys: Sequence[str], concepts: Sequence[str], *, ks: Sequence[int] = (1, 5)) -> None:
+    """Raises `ValueError` for a gallery in which nothing could be looked for.
+
+    Args:
+        keys: Keys of the gallery.
+        concepts: Concept of each, empty where a key names none.
+        ks: Numbers of neighbors.
+    """
+    nameless = [key for key, concept in zip(keys, concepts, strict=True) if not concept]
+    if nameless:
+        raise ValueError(f"{len(nameless)} keys name no concept, such as {nameless[0]!r}: expected <concept>_<style>")
+    repeated = [key for key, count in Counter(keys).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{len(repeated)} keys are in more than one group, such as {repeated[0]!r}: rename them")
+    if not ks or not 1 <= min(ks) <= max(ks) < len(keys):
+        raise ValueError(f"ks must be in 1..{len(keys) - 1} (the gallery), got {list(ks)}")
+
+
+@METRICS.register(
+    "concept_accuracy",
+    extractor="mobilenet",
+    label="concept accuracy",
+    unit="%",
+    format=".1f",
+    section="Concept accuracy",
+    paired=True,
+    reference="all",
+    bars=True,
+    images=("real", "reconstructed", "generated", "candidates", "shuffled"),
+    check=check,
+)
+def concept_accuracy(
+    features: Tensor,
+    keys: Sequence[str],
+    concepts: Sequence[str],
+    real_features: Tensor,
+    real_keys: Sequence[str],
+    real_concepts: Sequence[str],
+    *,
+    ks: Sequence[int] = (1, 5),
+) -> dict[str, float]:
+    """Returns the share of queries that have their concept among the k nearest images of the gallery, for every k.
+
+    Nearest by cosine. The gallery image with the query's own key is left out.
+
+    Args:
+        features: Queries, (Q, d), of any length.
+        keys: Key of the real image of each query.
+        concepts: Concept of each query.
+        real_features: The gallery, (G, d).
+        real_keys: Keys of the gallery, all different.
+        real_concepts: Concepts of the gallery.
+        ks: Numbers of neighbors, fewer than G.
+
+    Returns:
+        ``top1`` and so on.
+    """
+    check(real_keys, real_concepts, ks=ks)
+    if not len(features) == len(keys) == len(concepts):
+        raise ValueError(
+            f"features, keys and concepts must be one per query, got {len(features)}, {len(keys)} and {len(concepts)}"
+        )
+    place = {key: index for index, key in enumerate(real_keys)}
+    names = {name: index for index, name in enumerate(dict.fromkeys(real_concepts))}
+    own = torch.tensor([place.get(key, -1) for key in keys])
+    wanted = torch.tensor([names.get(concept, -1) for concept in concepts])
+    known = torch.tensor([names[concept] for concept in real_concepts])
+    similarity = F.normalize(features, dim=-1) @ F.normalize(real_features, dim=-1).t()
+    rows = (own >= 0).nonzero().flatten()
+    similarity[rows, own[rows]] = -torch.inf
+    nearest = known[similarity.topk(max(ks), dim=1).indices] == wanted[:, None]
+    return {f"top{k}": float(nearest[:, :k].any(1).double().mean()) for k in ks}

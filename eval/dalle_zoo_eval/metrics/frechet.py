@@ -1,0 +1,298 @@
+"""Frechet distance between two sets of features: its value, its bias and its spread.
+
+With Inception's features it is the FID (GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash
+Equilibrium, Heusel et al., 2017).
+
+Cost for 30,000 samples with d = 2048 on two CPU cores: 4 s for the sums, 1.5 s for the eigenvectors of the reference
+(once for all distances to it), 1.5 s a distance, 8 s an interval, 18 s a value at infinity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from dalle_zoo_eval.metrics.base import METRICS
+from dalle_zoo_eval.moments import Moments, StatisticsError, in_batches
+
+# n samples, d features, r rank
+
+FID_FAMILIES = ("inception-2015", "dmgan")
+"""Extractors whose distances are called FID. Their scores of the same images differ by several points."""
+CHUNK = 4096
+"""Samples that are looked at once."""
+ROUNDS = 1000
+"""Rounds of the bootstrap: the ends of a 95 % interval then vary by some 2 % of its width."""
+LEVEL = 0.95
+"""Share of repetitions within an interval."""
+SEED = 0
+"""Seed of the bootstrap, and of the order of smaller sets."""
+POINTS = 6
+"""Sample sizes through which the line to infinity is sampled."""
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """``|mu_a - mu_b|^2 + tr(A) + tr(B) - 2 tr((A B)^(1/2))``, float64.
+
+    The last trace is the sum of the square roots of the eigenvalues of ``L^T B L`` with ``A = L L^T``: a symmetric
+    matrix, so that none is complex or, beyond rounding, negative. No epsilon is added to singular covariances.
+
+    Args:
+        a: One side.
+        b: The other; the distance is symmetric.
+
+    Raises:
+        StatisticsError: Fewer than 2 samples on a side, or features of different lengths. Fewer samples than features
+            are accepted: look at `Moments.rank_deficient` before a number is shown.
+    """
+    # The side of lower rank makes the smaller matrix, and one without eigenvalues that are 0 but for rounding.
+    a, b = sorted((a, b), key=lambda side: side.count)
+    return Reference.of(a).distance(b)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """One side of many distances, whose eigenvectors are worked out once."""
+
+    moments: Moments
+    """Its moments."""
+    factor: Tensor
+    """L, a root of its covariance ``L L^T``, (d, r)."""
+
+    @classmethod
+    def of(cls, moments: Moments) -> Self:
+        """Of a side with at least 2 samples."""
+        values, vectors = torch.linalg.eigh(moments.covariance)
+        retained = _not_rounding(values)
+        return cls(moments=moments, factor=vectors[:, retained] * values[retained].sqrt())
+
+    def distance(self, other: Moments) -> float:
+        """Distance to another side, as `frechet_distance`."""
+        here = self.moments
+        if len(other.total) != len(here.total):
+            raise StatisticsError(f"features must be equally long, got {len(here.total)} and {len(other.total)}")
+        if other.rank_deficient and other.count < here.count:
+            return Reference.of(other).distance(here)  # whose matrix is the smaller, see `frechet_distance`
+        covariance = other.covariance
+        values = torch.linalg.eigvalsh(self.factor.t() @ covariance @ self.factor)
+        root = values.clamp(min=0).sqrt().sum()
+        means = (here.mean - other.mean).square().sum()
+        # Equal sides may end below 0 by rounding.
+        return max(0.0, float(means + self.factor.square().sum() + covariance.trace() - 2 * root))
+
+
+def _not_rounding(values: Tensor) -> Tensor:
+    """Which eigenvalues, smallest first, are more than the rounding of the largest."""
+    return values > len(values) * torch.finfo(torch.float64).eps * values[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extrapolation:
+    """The line ``distance = value + slope / n`` through distances of smaller sets."""
+
+    value: float
+    """Distance at infinitely many samples."""
+    slope: float
+    """Times 1/n, the bias of n samples."""
+    sizes: tuple[int, ...]
+    """Samples of the sets."""
+    distances: tuple[float, ...]
+    """Their distances."""
+
+
+def frechet_extrapolated(
+    features: Tensor, moments: Moments, reference: Reference, *, seed: int = SEED
+) -> Extrapolation:
+    """The distance that infinitely many samples would have.
+
+    The distance of n samples is too high by a term close to linear in 1/n, of a size that depends on the model, so
+    that models compared at equal n may be in the wrong order. The smaller sets are nested: the first so many samples
+    of one random order. The reference is taken as it is.
+
+    Reference: Effectively Unbiased FID and Inception Score and Where to Find Them (Chong and Forsyth, 2020).
+
+    Args:
+        features: (n, d) of the side that is measured.
+        moments: Theirs.
+        reference: The other side.
+        seed: Seed of the random order.
+
+    Raises:
+        StatisticsError: n < 3 d: no line can be sampled, smaller sets being too far from linear.
+    """
+    n, d = features.shape
+    smallest = max(n // 5, 2 * d)
+    if 2 * n < 3 * smallest:
+        raise StatisticsError(f"the distance at infinity needs at least {3 * d} samples of {d} features, got {n}")
+    order = torch.from_numpy(np.random.RandomState(seed).permutation(n))
+    inverse = torch.linspace(1 / smallest, 1 / n, POINTS, dtype=torch.float64)
+    sizes = [round(1 / x) for x in inverse.tolist()]
+    part, distances = Moments.zero(d), []
+    for start, end in zip([0, *sizes[:-2]], sizes[:-1], strict=True):
+        part = part + Moments.of_parts(features[rows] for rows in in_batches(order[start:end], CHUNK))
+        distances.append(reference.distance(part))
+    distances.append(reference.distance(moments))
+    x = 1 / torch.tensor(sizes, dtype=torch.float64)
+    y = torch.tensor(distances, dtype=torch.float64)
+    slope = float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
+    value = float(y.mean() - slope * x.mean())
+    return Extrapolation(value=value, slope=slope, sizes=tuple(sizes), distances=tuple(distances))
+
+
+def influences(features: Tensor, moments: Moments, reference: Reference) -> Tensor:
+    """How each sample pulls at the distance: n times its derivative by the weight of that sample.
+
+    With y a sample less the mean of all, m the difference of the means, and T the linear map that carries the
+    Gaussian of the samples to that of the reference, ``2 m^T y + y^T (1 - T) y`` less its mean: 1 - T is the gradient
+    of the distance by the covariance. ``T = L (L^T B L)^(-1/2) L^T`` with the covariances B and ``L L^T``.
+
+    Reference: Wasserstein Riemannian Geometry of Gaussian Densities (Malagò, Montrucchio and Pistone, 2018).
+
+    Args:
+        features: (n, d) of the side that is measured.
+        moments: Theirs.
+        reference: The other side.
+
+    Returns:
+        float64 (n,), of mean 0.
+    """
+    mean = moments.mean
+    values, vectors = torch.linalg.eigh(reference.factor.t() @ moments.covariance @ reference.factor)
+    retained = _not_rounding(values)
+    root = reference.factor @ (vectors[:, retained] * values[retained] ** -0.25)  # T = root root^T
+    pull = []
+    for part in in_batches(features, CHUNK):
+        y = part.double() - mean
+        pull.append(2 * y @ (mean - reference.moments.mean) + y.square().sum(1) - (y @ root).square().sum(1))
+    found = torch.cat(pull)
+    return found - found.mean()
+
+
+def bootstrap_interval(
+    features: Tensor,
+    moments: Moments,
+    reference: Reference,
+    *,
+    rounds: int = ROUNDS,
+    seed: int = SEED,
+    level: float = LEVEL,
+) -> tuple[float, float]:
+    """Where the distance of another n samples of the same model would lie.
+
+    A bootstrap of the distance's linear part: every round samples n samples with replacement, and their `influences`
+    move the distance by their mean. So a round costs no distance, and the rounds do not have the bias of sets that
+    repeat samples. It tells the noise of the samples, not the bias: for that see `frechet_extrapolated`.
+
+    Args:
+        features: (n, d) of the side that is measured.
+        moments: Theirs.
+        reference: The other side, taken as it is.
+        rounds: Times that n samples are generated, at least 2.
+        seed: Seed of the samples.
+        level: Share of repetitions within the interval.
+
+    Raises:
+        StatisticsError: n <= d: covariances lack rank, and the derivative means nothing.
+    """
+    n, d = features.shape
+    if rounds < 2 or not 0 < level < 1:
+        raise ValueError(f"rounds must be at least 2 and level within (0, 1), got {rounds} and {level}")
+    if n <= d:
+        raise StatisticsError(f"an interval needs more than {d} samples of {d} features, got {n}")
+    pull, random = influences(features, moments, reference).numpy(), np.random.RandomState(seed)
+    shifts = [pull[random.randint(n, size=n)].mean() for _ in range(rounds)]
+    low, high = np.quantile(shifts, [(1 - level) / 2, (1 + level) / 2])
+    center = reference.distance(moments)
+    return center + float(low), center + float(high)
+
+
+class FrechetBase(Metric):
+    """`frechet_distance` over batches: float64 sums of both sides, which ranks add.
+
+    Args:
+        interval: Whether the generated features are retained for a bootstrap interval and the value at infinity,
+            wherever there are enough samples.
+        reset_real_features: Whether `reset` forgets the reference side, as in torchmetrics.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    def __init__(self, interval: bool = True, reset_real_features: bool = True) -> None:
+        super().__init__()
+        self.interval, self.reset_real_features = interval, reset_real_features
+        for side in ("real", "generated"):
+            # The number of features is known at the first step only; a sum of tensors of shape () is that number.
+            for name in ("count", "total", "outer"):
+                self.add_state(f"{side}_{name}", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("features", [], dist_reduce_fx="cat")
+        self.left_out: list[tuple[str, str]] = []
+        self._reference: Reference | None = None
+
+    def update(self, features: Tensor, real: bool) -> None:
+        """Adds features of one side, (B, d)."""
+        side = "real" if real else "generated"
+        moments = Moments.of(features)
+        self._set(side, moments if not float(self._count(side)) else self._moments(side) + moments)
+        if real:
+            self._reference = None
+        elif self.interval:
+            getattr(self, "features").append(features)  # noqa: B009 (a list or, gathered, a tensor)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns ``value`` and, as far as they apply, ``low``, ``high``, ``at_infinity`` and ``rank_deficient``."""
+        generated = self._moments("generated")
+        if self._reference is None:
+            self._reference = Reference.of(self._moments("real"))
+        found = {"value": self._reference.distance(generated)}
+        if generated.rank_deficient or self._reference.moments.rank_deficient:
+            found["rank_deficient"] = 1.0
+        self.left_out = []
+        if self.interval:
+            features = dim_zero_cat(getattr(self, "features"))  # noqa: B009
+            try:
+                found["low"], found["high"] = bootstrap_interval(features, generated, self._reference)
+                found["at_infinity"] = frechet_extrapolated(features, generated, self._reference).value
+            except StatisticsError as error:
+                self.left_out.append(("interval or value at infinity", str(error)))
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
+
+    def reset(self) -> None:
+        """Forgets the samples; those of the reference only with ``reset_real_features``."""
+        real = None if self.reset_real_features or not float(self._count("real")) else self._moments("real")
+        super().reset()
+        if real is not None:
+            self._set("real", real)
+        else:
+            self._reference = None
+
+    def _count(self, side: str) -> Tensor:
+        count: Tensor = getattr(self, f"{side}_count")
+        return count
+
+    def _moments(self, side: str) -> Moments:
+        count, total, outer = (getattr(self, f"{side}_{name}") for name in ("count", "total", "outer"))
+        if total.ndim != 1:
+            raise StatisticsError(f"there are no {side} features: call update first")
+        return Moments(count=int(count), total=total, outer=outer)
+
+    def _set(self, side: str, moments: Moments) -> None:
+        setattr(self, f"{side}_count", torch.tensor(float(moments.count), dtype=torch.float64))
+        setattr(self, f"{side}_total", moments.total)
+        setattr(self, f"{side}_outer", moments.outer)
+
+
+@METRICS.register("fid", extractor=FID_FAMILIES, lower_is_better=True, label="FID", format=".2f", sweep=True)
+class FrechetInceptionDistance(FrechetBase):
+    """The distance in the features of an Inception network, one of `FID_FAMILIES`."""
+
+
+@METRICS.register("frechet", lower_is_better=True, label="Fréchet distance", format=".3f", sweep=True)
+class FrechetDistance(FrechetBase):
+    """The distance in the features of any other network; never called FID."""

@@ -1,0 +1,45 @@
+"""Inception score: sure of each image, undecided over all of them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dalle_zoo_eval.metrics.base import METRICS
+from dalle_zoo_eval.moments import StatisticsError
+
+# n images, c classes
+
+SHUFFLE_SEED = 2020
+"""Seed of torch-fidelity's order."""
+
+
+@METRICS.register("is", extractor="inception-2015", label="Inception score", format=".2f", sweep=True)
+def inception_score(logits: Tensor, *, splits: int = 10, seed: int | None = SHUFFLE_SEED) -> tuple[float, float]:
+    """Returns ``exp(mean KL(p(y|x) || p(y)))`` of every split, by torch-fidelity.
+
+    Logits are Inception's 1008 without the bias of the last layer. Published scores on CUB come from another network,
+    fine-tuned on birds, and cannot be compared with these.
+
+    Reference: Improved Techniques for Training GANs (Salimans et al., 2016), section 4.
+
+    Args:
+        logits: (n, c).
+        splits: Parts of the images. Split i has the images i n / splits to (i + 1) n / splits of the order.
+        seed: Seed of the order; None keeps the images as they are listed, as the code of the baselines does on
+            MS-COCO.
+
+    Returns:
+        Mean and standard deviation (divided by ``splits``) over the splits; between 1 and c.
+
+    Raises:
+        ValueError: The logits have another shape.
+        StatisticsError: Fewer images than splits.
+    """
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    if logits.ndim != 2 or splits < 1:
+        raise ValueError(f"logits must be (n, c) and splits at least 1, got {tuple(logits.shape)} and {splits}")
+    if len(logits) < splits:
+        raise StatisticsError(f"{splits} splits need as many samples, got {len(logits)}")
+    found = isc_features_to_metric(logits, splits, shuffle=seed is not None, rng_seed=seed)
+    return found["inception_score_mean"], found["inception_score_std"]

@@ -1,0 +1,22 @@
+"""Peak signal-to-noise ratio of reconstructions."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torchmetrics.image import PeakSignalNoiseRatio
+
+from dalle_zoo_eval.metrics.base import METRICS
+
+
+@METRICS.register(
+    "psnr", label="reconstruction PSNR", unit="dB", format=".2f", section="Reconstruction", images=("reconstructed",)
+)
+class PSNR(PeakSignalNoiseRatio):
+    """Mean over images of ``-10 log10(mean squared error)``, in dB, by torchmetrics."""
+
+    def __init__(self) -> None:
+        super().__init__(data_range=1.0, dim=(1, 2, 3), reduction="elementwise_mean")
+
+    def update(self, images: Tensor, reference_images: Tensor) -> None:
+        """Adds images and their references, uint8 (B, 3, H, W) each."""
+        super().update(images.float() / 255, reference_images.float() / 255)

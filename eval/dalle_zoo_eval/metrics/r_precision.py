@@ -1,0 +1,92 @@
+"""R-precision: does an image find its caption among a hundred?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dalle_zoo_eval.metrics.base import METRICS
+from dalle_zoo_eval.moments import StatisticsError, in_batches
+
+# B images, M mismatched captions, d features
+
+CHUNK = 128
+"""Images compared at once."""
+
+
+@METRICS.register("r_precision", extractor="ranker", label="R-precision")
+def r_precision(
+    features: Tensor,
+    text_features: Tensor,
+    concepts: Sequence[str],
+    *,
+    mismatched: int = 99,
+    splits: int = 10,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Share of images whose own caption is nearest by cosine, among it and random ones of other groups.
+
+    As in AttnGAN and DM-GAN, but for the network that sees the images (theirs is DAMSM) and for ties: where m others
+    are as near as the own caption, it counts 1 / (m + 1), so that equal captions do no harm and a network that cannot
+    tell captions apart is at chance.
+
+    Reference: AttnGAN: Fine-Grained Text to Image Generation with Attentional Generative Adversarial Networks (Xu et
+    al., 2018), section 4.
+
+    Args:
+        features: (B, d).
+        text_features: (B, d), row i for the caption of image i.
+        concepts: Class of every image, or where there are no classes its key.
+        mismatched: M, sampled without replacement for every image.
+        splits: Parts, in order, over which mean and deviation are taken; at most B.
+        seed: Seed of the samples.
+
+    Returns:
+        Mean and standard deviation (divided by ``splits``) over the splits, shares in [0, 1].
+
+    Raises:
+        ValueError: The arguments do not pair up.
+        StatisticsError: There are too few images, or some concept leaves fewer than M captions of others.
+    """
+    b = len(concepts)
+    if features.ndim != 2 or features.shape != text_features.shape or len(features) != b:
+        raise ValueError(
+            f"features of images and captions must be (B, d) alike with one concept per row, got "
+            f"{tuple(features.shape)}, {tuple(text_features.shape)} and {b} concepts"
+        )
+    if not 1 <= splits <= b:
+        raise StatisticsError(f"splits must be in 1..{b} (the images), got {splits}")
+    names, number = np.unique(np.asarray(concepts, dtype=object).astype(str), return_inverse=True)
+    others = b - np.bincount(number)
+    if mismatched < 1 or others.min() < mismatched:
+        raise StatisticsError(
+            f"{mismatched} captions of other concepts are needed, but concept {str(names[others.argmin()])!r} "
+            f"leaves {others.min()}"
+        )
+    random = np.random.RandomState(seed)
+    generated = torch.tensor([_sample(number, own, mismatched, random) for own in range(b)])
+    images, texts = (F.normalize(f.double(), dim=1) for f in (features, text_features))
+    hits = torch.cat([_hits(images, texts, generated, rows) for rows in in_batches(torch.arange(b), CHUNK)])
+    shares = torch.stack([hits[i * b // splits : (i + 1) * b // splits].mean() for i in range(splits)])
+    return float(shares.mean()), float(shares.std(correction=0))
+
+
+def _sample(groups: np.ndarray, own: int, count: int, random: np.random.RandomState) -> list[int]:
+    """Distinct numbers of captions of other groups than that of number ``own``."""
+    generated: dict[int, None] = {}
+    while len(generated) < count:
+        numbers = random.randint(len(groups), size=count)
+        generated |= dict.fromkeys(numbers[groups[numbers] != groups[own]].tolist())
+    return list(generated)[:count]
+
+
+def _hits(images: Tensor, texts: Tensor, generated: Tensor, rows: Tensor) -> Tensor:
+    """1 for the own caption first, 0 for another, a share for several; (rows,)."""
+    candidates = torch.cat([rows[:, None], generated[rows]], 1)
+    cosine = (images[rows, None] * texts[candidates]).sum(-1)
+    best = cosine == cosine.max(1, keepdim=True).values
+    return best[:, 0].double() / best.sum(1)

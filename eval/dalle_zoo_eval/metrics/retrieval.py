@@ -1,0 +1,27 @@
+"""Retrieval of captions by images, and of images by captions."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dalle_zoo.models.ranker import retrieval_accuracy
+from dalle_zoo_eval.metrics.base import METRICS
+
+
+@METRICS.register(
+    "retrieval",
+    extractor="ranker",
+    label="ranker",
+    unit="%",
+    format=".1f",
+    section="Retrieval",
+    parts={
+        f"{way}_top{k}": f"{label}, top {k}"
+        for way, label in (("image_to_text", "image to caption"), ("text_to_image", "caption to image"))
+        for k in (1, 5)
+    },
+    images=("real",),
+)
+def retrieval(features: Tensor, text_features: Tensor) -> dict[str, float]:
+    """Returns `retrieval_accuracy` among all images and captions, both ways, for k = 1 and 5; unit vectors (B, d)."""
+    return retrieval_accuracy(features, text_features)

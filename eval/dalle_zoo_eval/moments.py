@@ -1,0 +1,166 @@
+"""Mean and covariance of features as sums that stream, combine and lie on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dalle_zoo.files import written_aside
+
+# n samples, d features
+
+ROWS = 2000
+"""Samples that are added to moments at once, at least: a sum of d x d numbers for every small part would cost more."""
+
+
+class StatisticsError(ValueError):
+    """Statistics that are not there or cannot be worked out; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Number, sum and sum of outer products of features, in float64.
+
+    Sums of parts add up to the sums of the total, so parts may come from any number of processes and be of any size:
+    that changes results by no more than the rounding of float64. Equal parts in equal order give equal bits.
+    """
+
+    count: int
+    """Samples n."""
+    total: Tensor
+    """Sum of the features, (d,)."""
+    outer: Tensor
+    """Sum of their outer products, (d, d)."""
+
+    @classmethod
+    def zero(cls, d: int) -> Self:
+        """Of no samples of d features."""
+        return cls(count=0, total=torch.zeros(d).double(), outer=torch.zeros(d, d).double())
+
+    @classmethod
+    def of(cls, features: Tensor) -> Self:
+        """Of features (n, d)."""
+        return cls.zero(features.shape[1]).add(features)
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[Tensor]) -> Self:
+        """Of features in parts (n_i, d), at least one; memory does not grow with their number."""
+        found: Self | None = None
+        for part in regrouped(parts, ROWS):
+            found = (cls.zero(part.shape[1]) if found is None else found).add(part)
+        if found is None:
+            raise StatisticsError("there are no features")
+        return found
+
+    @classmethod
+    def exact(cls, mean: Tensor, covariance: Tensor, count: int) -> Self:
+        """The moments that have a given mean (d,) and covariance (d, d, divided by n - 1)."""
+        mean, covariance = mean.double(), covariance.double()
+        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+            raise StatisticsError(f"expected (d,) and (d, d), got {tuple(mean.shape)} and {tuple(covariance.shape)}")
+        return cls(count=count, total=mean * count, outer=covariance * (count - 1) + count * torch.outer(mean, mean))
+
+    def add(self, features: Tensor) -> Self:
+        """With further samples.
+
+        Args:
+            features: (n, d) of any float type, on any device that has float64.
+
+        Raises:
+            StatisticsError: Another number of features, or one that is not finite.
+        """
+        if features.ndim != 2 or features.shape[1] != len(self.total):
+            raise StatisticsError(f"features must be (n, {len(self.total)}), got {tuple(features.shape)}")
+        x = features.double()
+        if not bool(x.isfinite().all()):
+            raise StatisticsError("features hold NaN or infinity: the network or its input is broken")
+        return type(self)(
+            count=self.count + len(x),
+            total=self.total + x.sum(0).to(self.total.device),
+            outer=self.outer + (x.t() @ x).to(self.outer.device),
+        )
+
+    def __sub__(self, other: Moments) -> Self:
+        """Without samples that are among them."""
+        return self + Moments(count=-other.count, total=-other.total, outer=-other.outer)
+
+    def __add__(self, other: Moments) -> Self:
+        if self.total.shape != other.total.shape:
+            raise StatisticsError(f"moments of {len(self.total)} and of {len(other.total)} features cannot be added")
+        return type(self)(
+            count=self.count + other.count, total=self.total + other.total, outer=self.outer + other.outer
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        """(d,)."""
+        if self.count < 1:
+            raise StatisticsError("there are no samples to take the mean of")
+        return self.total / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """Divided by n - 1, (d, d).
+
+        Raises:
+            StatisticsError: Fewer than 2 samples.
+        """
+        if self.count < 2:
+            raise StatisticsError(f"a covariance needs at least 2 samples, got {self.count}")
+        mean = self.mean
+        return (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
+
+    @property
+    def rank_deficient(self) -> bool:
+        """Whether there are too few samples for a covariance of full rank (n <= d)."""
+        return self.count <= len(self.total)
+
+    def save(self, path: Path) -> None:
+        """Writes a safetensors file, atomically."""
+        tensors = {"count": torch.tensor(self.count), "total": self.total.cpu(), "outer": self.outer.cpu()}
+        with written_aside(path) as aside:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads what `save` wrote.
+
+        Raises:
+            StatisticsError: The file is missing, damaged, or holds something else.
+        """
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise StatisticsError(
+                f"{path} cannot be read as statistics ({error}): delete it and measure again"
+            ) from None
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        d = shapes.get("total", (0,))[0]
+        if shapes != {"count": (), "total": (d,), "outer": (d, d)}:
+            raise StatisticsError(f"{path} must hold count, total (d,) and outer (d, d), got {shapes}")
+        return cls(count=int(tensors["count"]), total=tensors["total"].double(), outer=tensors["outer"].double())
+
+
+def regrouped(parts: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
+    """The same rows in larger parts: each but the last has at least ``rows``."""
+    waiting: list[Tensor] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(map(len, waiting)) >= rows:
+            yield torch.cat(waiting)
+            waiting.clear()
+    if waiting:
+        yield torch.cat(waiting)
+
+
+def in_batches(tensor: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """Yields parts of a tensor along its first axis, the last one shorter."""
+    for start in range(0, len(tensor), batch_size):
+        yield tensor[start : start + batch_size]

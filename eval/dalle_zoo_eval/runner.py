@@ -1,0 +1,444 @@
+"""Runs a protocol: from datasets and a model, or a folder of images, to result file and report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from dalle_zoo.hub import write_json
+from dalle_zoo.images import save_png
+from dalle_zoo.pipeline import DallePipeline
+from dalle_zoo.results import check_result, scores_of, selected
+from dalle_zoo_eval.claims import Claims
+from dalle_zoo_eval.datasets import load_exclusions, load_image, save_captions
+from dalle_zoo_eval.datasets.digests import MEMO, remember
+from dalle_zoo_eval.external import read_from_folder
+from dalle_zoo_eval.extractors.opening import open_extractors
+from dalle_zoo_eval.features import FeatureStore, Share
+from dalle_zoo_eval.generation import BATCH
+from dalle_zoo_eval.groups import GALLERY, Group, choose, generate, read_prompts
+from dalle_zoo_eval.memorization import check_threshold, find_copies, measured_training
+from dalle_zoo_eval.metrics import METRICS
+from dalle_zoo_eval.metrics.frechet import LEVEL, ROUNDS, SEED
+from dalle_zoo_eval.protocol import ALL, COPY, Protocol, TargetRule, find_protocol
+from dalle_zoo_eval.provenance import (
+    PACKAGES,
+    bind,
+    code_version,
+    digest,
+    gpu_name,
+    package_versions,
+    refuse_other_run,
+)
+from dalle_zoo_eval.report import COPIES, Output, sheet_name, write_report_of
+from dalle_zoo_eval.scores import Scorer
+from dalle_zoo_eval.selfcheck import SelfCheck, check_reference
+from dalle_zoo_eval.sheets import comparison_sheet
+
+log = logging.getLogger(__name__)
+
+SHEET = 24
+"""Samples on a sheet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be evaluated, and with what."""
+
+    protocol: str
+    """Name or YAML file."""
+    out: Path
+    """Result file (``.json``), or folder of the result."""
+    data: Path | None = None
+    """Folder of the dataset, where the protocol's has none of its own."""
+    model: str | None = None
+    """Model that generates images. Defaults to that of the protocol, unless ``images`` is given."""
+    images: Path | None = None
+    """Folder of images that were generated elsewhere, instead of a model."""
+    layout: str | None = None
+    """Layout of the dataset. Defaults to the protocol's usual one."""
+    networks: Mapping[str, Path] = field(default_factory=dict)
+    """File or folder of every extractor."""
+    leave_out: tuple[str, ...] = ()
+    """Extractors that the protocol needs and that are not at hand: their metrics are left out."""
+    exclusions: Path | None = None
+    """List of images of the dataset to leave out."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of `Protocol.changed`: captions, candidates and sampling other than the protocol's."""
+    training: str | None = None
+    """Training images for the memorization check: folder, shards, or a pattern of shards."""
+    threshold: float = COPY
+    """Cosine from which an image counts as a copy."""
+    copies_network: str | None = None
+    """Extractor that looks for copies. Defaults to Inception, or else the first one."""
+    save_images: bool = False
+    """Whether PNG files of the generated images are written too, while they are measured."""
+    cache: Path | None = None
+    """Folder of features and codes, which several evaluations may share. Defaults to ``.cache`` in the folder of the
+    result file."""
+    device: str = "cpu"
+    """Where the networks compute."""
+    batch_size: int | None = None
+    """Images generated at once. Defaults to `BATCH`."""
+    share: Share = field(default_factory=Share)
+    """Which part of the work this process begins with."""
+    overwrite: bool = False
+    """Whether the result of another evaluation is replaced."""
+    command: str | None = None
+    """Command line that asks for it, for the record."""
+
+
+def evaluate(request: Request) -> dict[str, Any] | None:
+    """Evaluates; the same request again continues where a killed one stopped.
+
+    All that processes share is the folder of the result, so they may be on several machines with a common disk.
+
+    Returns:
+        What the result file holds; None in a process other than the first, whose work ends with its share.
+
+    Raises:
+        ValueError: The request, the data, or a file does not fit; before any work begins wherever that can be seen.
+        FileExistsError: The result file is there, holds something else, and ``overwrite`` is not asked for.
+    """
+    run = Evaluation(request)
+    run.extract()
+    if request.share.rank != 0:
+        log.warning("process %d of %d has done its share", request.share.rank, request.share.world)
+        return None
+    return run.write()
+
+
+class Evaluation:
+    """An evaluation at work; see `evaluate`."""
+
+    def __init__(self, request: Request) -> None:
+        usual = find_protocol(request.protocol)
+        self.request, self.protocol = request, usual.changed(**request.changes)
+        self.out = Output.of(request.out)
+        self.cache = request.cache or self.out.result.parent / ".cache"
+        model = request.model or (usual.model if request.images is None else None)
+        _check_request(request, model)
+        excluded = _exclusions(usual, request)
+        self.pipe = DallePipeline.from_pretrained(model, device=request.device) if model is not None else None
+        self.extractors, self.left_out = open_extractors(
+            self.protocol, request.networks, request.leave_out, device=request.device, pipe=self.pipe
+        )
+        self.known: FeatureStore | None = None
+        if request.training is not None:
+            self.known = measured_training(
+                request.training, self.protocol.image, self.extractors, self._chunk(), self.cache, request.device,
+                request.copies_network,
+            )  # fmt: skip
+        self.groups = [self._group(name, usual, excluded) for name in self.protocol.groups]
+        self._check_references()
+        self.identity = self._identity()
+        if not request.overwrite:
+            self._refuse_other_result()
+        for group in self.groups:
+            remember(group.prompts.dataset.image_files, self.cache / MEMO)
+        self.phases: dict[str, Any] = {}
+        self.checks: list[SelfCheck] = []
+
+    def _chunk(self) -> int:
+        return self.protocol.image.chunk or self.protocol.sampling.chunk
+
+    def _group(self, name: str, usual: Protocol, excluded: frozenset[str]) -> Group:
+        request, protocol, pipe = self.request, self.protocol, self.pipe
+        prompts = read_prompts(
+            protocol, name, layout=request.layout, data=request.data, excluded=excluded, cache=self.cache
+        )
+        rule, expected = protocol.groups[name].captions, usual.groups[name].captions.count
+        if expected is None and any(item.captions for item in prompts.dataset.items):
+            expected = len(choose(protocol, name, prompts, count=None).entries)
+        prompts = replace(prompts, expected=expected or 0)
+        if pipe is not None:
+            prompts = replace(prompts, captions=choose(protocol, name, prompts, count=rule.count))
+            size = protocol.image.size
+            batch_size = BATCH if request.batch_size is None else request.batch_size
+            generated = generate(pipe, protocol, name, prompts, size=size, batch_size=batch_size, cache=self.cache)
+        else:
+            assert request.images is not None
+            generated = read_from_folder(
+                request.images, rule, protocol.image, prompts.dataset, name=protocol.name, excluded=excluded
+            )
+        return Group(
+            name, protocol, prompts, generated, self.extractors, pipe=pipe, cache=self.cache, device=request.device,
+            more=list(self.known.extractors) if self.known is not None else (),
+        )  # fmt: skip
+
+    def _check_references(self) -> None:
+        """Lets metrics whose reference is that of all groups refuse it before any work."""
+        items = [item for group in self.groups if GALLERY in group.stores for item in group.prompts.dataset.items]
+        for rule in self.protocol.metrics:
+            check = METRICS.spec(rule.name).check
+            if check is not None and items:
+                check([item.key for item in items], [item.concept for item in items], **rule.options)
+
+    def _identity(self) -> dict[str, Any]:
+        """What one folder of results holds. Extractors may be added to it later."""
+        return {
+            "protocol": asdict(self.protocol),
+            "source": {group.name: group.generated.source.identity for group in self.groups},
+            "dataset": {group.name: group.prompts.sha256 for group in self.groups},
+            "excluded": {
+                g.name: digest(sorted(g.prompts.excluded)) if g.prompts.excluded else None for g in self.groups
+            },
+        }
+
+    def _refuse_other_result(self) -> None:
+        """Raises an error where the place of the result holds another evaluation, or another file."""
+        refuse_other_run(self.out.folder, self.identity)
+        if self.request.share.rank == 0 and self.out.result.exists() and not self.out.identity.exists():
+            raise FileExistsError(f"{self.out.result}: already there; choose another --out or pass --overwrite")
+
+    # ------------------------------------------------------------ features
+
+    def extract(self) -> None:
+        """Computes the features of this process's share: real images, their check, then generated and training ones.
+
+        Raises:
+            SelfCheckError: The real images are not those that the protocol means; nothing is generated.
+        """
+        request = self.request
+        self._phase("reference", "real")
+        if self.protocol.selfcheck:
+            for group in self.groups:
+                self._check_before_sampling(group)
+        if request.share.rank == 0:
+            bind(self.out.folder, self.identity)
+        self._phase("generated", "generated")
+        self._phase("reconstructions", "reconstructed")
+        self._phase("gallery", GALLERY)
+        if self.known is not None:
+            self.phases["training"] = _run(self.known, request.share, label="training images")
+
+    def _phase(self, label: str, images: str) -> None:
+        """Computes the features of an image set of all groups."""
+        stores = {group.name: group.stores[images] for group in self.groups if images in group.stores}
+        if not stores:
+            return
+        times = []
+        for name, store in stores.items():
+            folder = None
+            if images == "generated" and self.request.save_images:
+                folder = self.out.folder / "images" / ("" if name == ALL else name)
+            times.append(
+                _run(store, self.request.share, label=label if name == ALL else f"{label} {name}", images=folder)
+            )
+        seconds, count = sum(t["seconds"] for t in times), sum(t["images"] for t in times)
+        self.phases[label] = {"images": count, "seconds": seconds, "images_per_second": count / seconds}
+
+    def _check_before_sampling(self, group: Group) -> None:
+        """Checks the real images, unless another process has; none continues to the generated ones before.
+
+        Whoever comes first checks, while the others wait: a lock that ends with its owner, so that no process waits
+        for one that is gone. The first process, which writes the result, always has a check of its own.
+        """
+        reference, items, share = group.stores["real"], group.prompts.samples, self.request.share
+        fixed = {
+            "protocol": asdict(self.protocol), "reference": reference.identities,
+            "concepts": [item.concept for item in items],
+        }  # fmt: skip
+        passed = self.cache / f"selfcheck-{digest(fixed)[:16]}.json"
+        if share.rank != 0 and passed.is_file():
+            return
+        with Claims() as claims:
+            claims.take(passed.with_suffix(".claim"), wait=True)
+            if share.rank != 0 and passed.is_file():  # while we waited
+                return
+            reference.run(Share(), label="reference")  # what other processes have not done yet
+            rule = self.protocol.groups[group.name]
+            found = check_reference(
+                reference, self.protocol, items, known=bool(rule.num_images), exclusions=rule.captions.exclusions
+            )
+            write_json(passed, found.checks)
+            self.checks.append(found)
+
+    # ------------------------------------------------------------ results
+
+    def write(self) -> dict[str, Any]:
+        """Computes the scores, and writes sheets, report and, last, the result file.
+
+        While the result file is missing, whatever else is there is from a killed run, and is replaced.
+        """
+        request, out = self.request, self.out
+        scores, left_out = [], [*self.left_out, *(line for check in self.checks for line in check.left_out)]
+        for group in self.groups:
+            scorer = Scorer(group, self.groups)
+            scores += scorer.score()
+            left_out += [line for line in scorer.left_out if line not in left_out]
+            if group.prompts.captions is not None:
+                save_captions(group.prompts.captions, out.folder / _by_group("captions", group.name, ".jsonl"))
+        sheets = [save_png(self._sheet(group), out.folder / sheet_name(group.name)) for group in self.groups]
+        memorization = None
+        if self.known is not None:
+            # Copies are searched among the images of the first group: protocols with several have data of their own.
+            generated = self.groups[0].stores["generated"]
+            sheets.append(out.folder / COPIES)
+            memorization = find_copies(generated, self.known, threshold=request.threshold, sheet=sheets[-1])
+        result = self._record(scores, left_out) | ({"memorization": memorization} if memorization else {})
+        result = json.loads(json.dumps(result))  # as those will read it who render the report again
+        check_result(result)
+        write_report_of([result], out.folder, sheets=sheets)
+        write_json(out.result, result)
+        return dict(result)
+
+    def _record(self, scores: list[dict[str, Any]], left_out: list[str]) -> dict[str, Any]:
+        request, names = self.request, dict.fromkeys(row["metric"] for row in scores)
+        metrics: dict[str, dict[str, Any]] = {name: METRICS.spec(name).record() for name in names}
+        groups = {group.name: group.record() for group in self.groups}
+        for name in names:
+            if remark := _remark(name, scores):
+                metrics[name]["remark"] = remark
+        for record in groups.values():
+            record["dataset"]["exclusions"] = request.exclusions.name if request.exclusions is not None else None
+        result: dict[str, Any] = {
+            "protocol": asdict(self.protocol),
+            "source": self.groups[0].generated.record,
+            "groups": groups,
+            "extractors": {name: dict(extractor.record) for name, extractor in self.extractors.items()},
+            "metrics": metrics,
+            "scores": scores,
+        }
+        result["targets"] = targets(self.protocol, result)
+        result |= {
+            "selfcheck": [check for found in self.checks for check in found.checks],
+            "reference": [asdict(record) for found in self.checks for record in found.records],
+            "bootstrap": {"level": LEVEL, "rounds": ROUNDS, "seed": SEED},
+            "left_out": left_out,
+            "speed": self._speed(),
+            "code_version": code_version(),
+            "versions": {"python": platform.python_version(), **package_versions(PACKAGES)},
+            "device": torch.device(request.device).type,  # without a number, which is the process's
+            "run": {
+                "command": request.command,
+                "batch_size": None if self.pipe is None else request.batch_size or BATCH,
+                "threads": torch.get_num_threads(),
+                "processes": request.share.world,
+                "gpu": gpu_name(request.device),
+            },
+            "date": datetime.now(UTC).date().isoformat(),
+        }
+        return result
+
+    def _speed(self) -> dict[str, Any]:
+        generated = [group.stores["generated"] for group in self.groups if group.stores["generated"].extractors]
+        real = [group.stores["real"] for group in self.groups if group.stores["real"].extractors]
+        speed: dict[str, Any] = {
+            **self.phases,
+            "loading_seconds": {
+                "reference": sum(store.loading_seconds() for store in real),
+                "generated": sum(store.loading_seconds() for store in generated),
+            },
+        }
+        if seconds := sum(store.seconds() for store in generated):
+            speed["extractors_only_images_per_second"] = sum(len(store.source) for store in generated) / seconds
+        return speed
+
+    def _sheet(self, group: Group) -> Image.Image:
+        """The first generated images; where a model generated them, next to the real image of the same caption."""
+        store, found, image = group.stores["generated"], group.generated, self.protocol.image
+        indices = range(min(SHEET, len(found.keys)))
+        sets = [store.images(indices)]
+        size = image.size or sets[0][0].shape[-1]
+        by_key = {item.key: item for item in group.prompts.dataset.items}
+        if group.prompts.captions is not None and all(by_key[found.keys[i]].image is not None for i in indices):
+            sets.append([load_image(by_key[found.keys[i]], image.crop, size) for i in indices])
+        names = found.texts if found.texts is not None else found.keys
+        stacked = [torch.stack([_resized(image, size) for image in images]) for images in sets]
+        return comparison_sheet(*stacked, captions=names[: len(indices)], scale=2 if size < 128 else 1)
+
+
+def targets(protocol: Protocol, result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the model was to reach, what it reached, and whether that is enough; without what was not measured."""
+    scores, rows = scores_of(result), []
+
+    def value(rule: TargetRule, change: Mapping[str, Any]) -> float:
+        found = selected({"group": rule.group, **rule.score, **change}, scores)
+        return found[0].value if len(found) == 1 else math.nan
+
+    for rule in protocol.targets:
+        reached = value(rule, {})
+        if rule.divided_by:
+            reached /= value(rule, rule.divided_by) or math.nan
+        if rule.minus:
+            reached -= value(rule, rule.minus)
+        if math.isfinite(reached):
+            met = reached >= rule.required
+            rows.append({"name": rule.name, "required": rule.required, "reached": reached, "met": met})
+    return rows
+
+
+def _remark(metric: str, scores: Sequence[Mapping[str, Any]]) -> str:
+    """What a metric has to say about its scores, by group and part."""
+    remark = METRICS.spec(metric).remark
+    values: dict[str, dict[str, float]] = {}
+    for row in scores:
+        if row["metric"] == metric and row["part"] is not None:
+            values.setdefault(row["group"], {})[row["part"]] = row["value"]
+    return str(remark(values)) if remark is not None and values else ""
+
+
+def _run(store: FeatureStore, share: Share, *, label: str, images: Path | None = None) -> dict[str, Any]:
+    """Runs a phase; the wall-clock time that it took here, for what was still missing when it began."""
+    missing, start = store.missing(), time.perf_counter()
+    store.run(share, label=label, images=images)
+    seconds = time.perf_counter() - start
+    return {"images": missing, "seconds": seconds, "images_per_second": missing / seconds}
+
+
+def _check_request(request: Request, model: str | None) -> None:
+    if (model is None) == (request.images is None):
+        raise ValueError("give either --model, which generates images, or --images, a folder of images")
+    if request.images is not None and (request.batch_size is not None or set(request.changes) - {"captions"}):
+        raise ValueError(
+            "--candidates, --batch-size and the options of sampling belong to --model; --images are generated already"
+        )
+    check_threshold(request.threshold)
+
+
+def _exclusions(protocol: Protocol, request: Request) -> frozenset[str]:
+    excludes = any(group.captions.exclusions for group in protocol.groups.values())
+    if excludes and request.exclusions is None:
+        raise ValueError(
+            f"{protocol.name} leaves out images that overlap with the training set: give their list with "
+            "--exclusions FILE (dalle-zoo overlap makes one)"
+        )
+    if request.exclusions is not None and not excludes:
+        raise ValueError(f"{protocol.name} leaves no image out, so --exclusions would change what its name means")
+    return load_exclusions(request.exclusions) if request.exclusions is not None else frozenset()
+
+
+def _by_group(name: str, group: str, ending: str) -> str:
+    return f"{name}{ending}" if group == ALL else f"{name}-{group}{ending}"
+
+
+def _resized(image: torch.Tensor, side: int) -> torch.Tensor:
+    pixels = image[None].float() / 255
+    if image.shape[1:] != (side, side):
+        pixels = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True).clamp(0, 1)
+    return pixels[0]
+
+
+def share_of_environment() -> Share:
+    """The share that torchrun or another launcher gives this process."""
+    return Share(rank=int(os.environ.get("RANK", "0")), world=int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def device_of_environment(device: str) -> str:
+    """``cuda`` becomes the GPU that torchrun gives this process."""
+    local = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local}" if device == "cuda" and local is not None else device

@@ -1,0 +1,266 @@
+"""From feature stores to scores: feeds every metric of a group with what its `update` takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from tqdm import tqdm
+
+from dalle_zoo_eval.extractors.base import TextExtractor
+from dalle_zoo_eval.extractors.opening import OTHER_INPUTS, RANKER, extractors_of, needs_extractor
+from dalle_zoo_eval.groups import GALLERY, STORED_AS, Group
+from dalle_zoo_eval.image_sources import EVERY
+from dalle_zoo_eval.metrics import METRICS
+from dalle_zoo_eval.metrics.base import ANNOTATIONS, MetricSpec
+from dalle_zoo_eval.moments import ROWS, StatisticsError
+from dalle_zoo_eval.protocol import MetricRule
+
+# n samples, N candidates
+
+Row = dict[str, Any]
+TEXT_FEATURES = "text_features"
+LISTS = ("keys", "concepts", "captions", "targets")
+"""Inputs of metrics that are lists with an entry per image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """Images that a score is computed on."""
+
+    images: str
+    """Image set."""
+    blur: int = 0
+    """Radius, pixels."""
+    count: int = 1
+    """Number of candidates of which the best are taken; `EVERY` for all of them."""
+
+
+class Scorer:
+    """Computes the scores of a group.
+
+    Args:
+        group: Its stores.
+        groups: All groups, for metrics whose reference is that of all.
+    """
+
+    def __init__(self, group: Group, groups: Sequence[Group]) -> None:
+        self.group, self.groups = group, groups
+        self.rows: list[Row] = []
+        self.left_out: list[str] = list(group.left_out)
+        self._texts: dict[tuple[str, str], Tensor] = {}
+
+    def score(self) -> list[Row]:
+        """All scores; what could not be computed is in ``left_out``, with its reason."""
+        work: list[tuple[MetricRule, list[str], str | None]] = []
+        for rule, sets in self.group.plan:
+            names = extractors_of(rule, self.group.extractors) if needs_extractor(rule) else [None]
+            work += [(rule, sets, extractor) for extractor in names if sets]
+        for rule, sets, extractor in tqdm(work, desc=f"score {self.group.name}", unit="metric"):
+            self._score(rule, sets, extractor)
+        return self.rows
+
+    def _score(self, rule: MetricRule, sets: Sequence[str], extractor: str | None) -> None:
+        spec, kind = METRICS.spec(rule.name), METRICS[rule.name]
+        name = rule.name if len(rule.extractor) == 1 or extractor is None else f"{rule.name} of {extractor}"
+        options = dict(rule.options)
+        if "reset_real_features" in inspect.signature(kind).parameters:
+            options["reset_real_features"] = False
+        metric, fed = kind(**options), None
+        for view in self._views(spec, sets):
+            try:
+                if "real" in spec.inputs and (fed != view.blur or "reset_real_features" not in options):
+                    metric = kind(**options)
+                    self._feed_reference(metric, spec, extractor, view)
+                    fed = view.blur
+                self._add(rule, extractor, view, *self._compute(metric, spec, extractor, view))
+            except StatisticsError as error:
+                self._leave_out(f"{name}: {error}")
+            for what, reason in getattr(metric, "left_out", ()):
+                self._leave_out(f"{what} of {name}: {reason}")
+
+    def _leave_out(self, line: str) -> None:
+        if line not in self.left_out:  # the points of a figure lack the same for the same reason
+            self.left_out.append(line)
+
+    def _views(self, spec: MetricSpec, sets: Sequence[str]) -> Iterator[View]:
+        """Views of a metric; those of one blur radius are consecutive: the reference is fed once for each."""
+        counts = self.group.stores["generated"].counts
+        for images in sets:
+            if images in STORED_AS:
+                every = getattr(self.group.generated.source, "every", False)
+                yield View(images=images, count=EVERY if every else counts[-1])
+            elif images != "generated":
+                yield View(images=images)
+            elif spec.sweep:
+                yield from (View(images=images, count=count) for count in reversed(counts))
+                yield from (View(images=images, blur=r, count=counts[-1]) for r in self.group.protocol.blur if r)
+            else:
+                yield View(images=images, count=counts[-1])
+
+    # ------------------------------------------------------------ feeding
+
+    def _feed_reference(self, metric: Metric, spec: MetricSpec, extractor: str | None, view: View) -> None:
+        """Updates a metric with the real images that it compares with."""
+        groups, images = ([self.group], "real") if spec.reference == "group" else (self.groups, GALLERY)
+        for group in groups:
+            scorer = self if group is self.group else Scorer(group, self.groups)
+            for batch in scorer._batches(spec, extractor, View(images=images, blur=view.blur)):
+                metric.update(**batch, real=True)
+
+    def _compute(
+        self, metric: Metric, spec: MetricSpec, extractor: str | None, view: View
+    ) -> tuple[dict[str, float], int]:
+        """Value of a metric by part and annotation, and the number of samples; of all candidates, their means."""
+        more = {"real": False} if "real" in spec.inputs else {}
+        found, samples = [], 0
+        for candidate in range(self.group.protocol.sampling.candidates) if view.count == EVERY else [None]:
+            metric.reset()
+            samples = 0
+            for batch in self._batches(spec, extractor, view, candidate):
+                metric.update(**batch, **more)
+                samples += max((len(values) for values in batch.values()), default=0)
+            computed = metric.compute()
+            values = computed if isinstance(computed, dict) else {"value": computed}
+            found.append({part: float(value) for part, value in values.items()})
+        if len(found) == 1:
+            return found[0], samples
+        # A part that one candidate lacks has no mean.
+        shared = [part for part in found[0] if all(part in values for values in found)]
+        return {part: mean(values[part] for values in found) for part in shared}, samples
+
+    def _batches(
+        self, spec: MetricSpec, extractor: str | None, view: View, candidate: int | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """What the `update` of a metric takes, of some samples after the other."""
+        store = self.group.stores[STORED_AS.get(view.images, view.images)]
+        known, lists = self.group.known(view.images), dict[str, Any]()
+        for name in (n for n in LISTS if n in spec.inputs):
+            if known[name] is None:
+                raise StatisticsError("the images have no captions")
+            lists[name] = known[name]
+        if TEXT_FEATURES in spec.inputs:
+            lists[TEXT_FEATURES] = self._text_features(extractor, view.images)
+        kinds = [k for k in spec.inputs - OTHER_INPUTS - {TEXT_FEATURES} if k != "real"]
+        if extractor is not None and kinds:
+            missing = sorted(set(kinds) - set(store.kinds(extractor)))
+            if missing:
+                raise StatisticsError(f"{extractor} gives no {', '.join(missing)}")
+        parts = [store.read(extractor, f"{view.blur}/{view.count}/{kind}") for kind in kinds if extractor is not None]
+        pixels = [self._images(store, view, candidate)] if "images" in spec.inputs else []
+        if "reference_images" in spec.inputs:
+            pixels.append(self._images(self.group.stores["real"], View(images="real"), None))
+        names = [*kinds, *(n for n in ("images", "reference_images") if n in spec.inputs)]
+        chunks = self._selected(zip(*parts, *pixels, strict=True), candidate, len(parts))
+        start = 0
+        for tensors in self._paired(spec, view, _regrouped(chunks, 0 if pixels else ROWS)):
+            stop = start + len(tensors[0])
+            yield {
+                **dict(zip(names, tensors, strict=True)),
+                **{name: values[start:stop] for name, values in self._limited(spec, view, lists).items()},
+            }
+            start = stop
+
+    def _selected(
+        self, chunks: Iterator[tuple[Tensor, ...]], candidate: int | None, num_features: int
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Of features of all candidates, (n, N, ...), those of one."""
+        for tensors in chunks:
+            some = [t if candidate is None else t[:, candidate] for t in tensors[:num_features]]
+            yield (*some, *tensors[num_features:])
+
+    def _paired(
+        self, spec: MetricSpec, view: View, batches: Iterator[tuple[Tensor, ...]]
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Of real and reconstructed images those of the prompts, where the metric is paired."""
+        if not self._limits(spec, view):
+            yield from batches
+            return
+        places = self.group.paired_places()
+        columns = [torch.cat(column) for column in zip(*batches, strict=True)]
+        yield tuple(column[places] for column in columns)
+
+    def _limits(self, spec: MetricSpec, view: View) -> bool:
+        return spec.paired and view.images in ("real", "reconstructed")
+
+    def _limited(self, spec: MetricSpec, view: View, lists: dict[str, Any]) -> dict[str, Any]:
+        if not self._limits(spec, view):
+            return lists
+        places = self.group.paired_places()
+        return {n: v[places] if isinstance(v, Tensor) else [v[i] for i in places] for n, v in lists.items()}
+
+    def _text_features(self, extractor: str | None, images: str) -> Tensor:
+        """Features of the captions of an image set."""
+        assert extractor is not None
+        captions, reader = self.group.known(images)["captions"], self.group.extractors[extractor]
+        if captions is None:
+            raise StatisticsError("the images have no captions")
+        if not isinstance(reader, TextExtractor):
+            raise StatisticsError(f"{extractor} reads no captions")
+        key = extractor, images
+        if key not in self._texts:
+            self._texts[key] = reader.text_features(captions)
+        return self._texts[key]
+
+    def _images(self, store: Any, view: View, candidate: int | None) -> Iterator[Tensor]:
+        """Pixels of an image set, chunk by chunk, uint8 (B, 3, H, W)."""
+        for chunk in range(store.chunks):
+            indices = range(chunk * store.chunk, min((chunk + 1) * store.chunk, len(store.source)))
+            images = store.source.load(indices).images[view.count]
+            if candidate is not None:
+                images = images[candidate :: self.group.protocol.sampling.candidates]
+            yield torch.stack(images)
+
+    # ------------------------------------------------------------ rows
+
+    def _add(
+        self, rule: MetricRule, extractor: str | None, view: View, values: dict[str, float], samples: int
+    ) -> None:
+        generated = view.images in ("generated", *STORED_AS) and self.group.generated.record["kind"] == "model"
+        every = self.group.protocol.sampling.candidates
+        row: Row = {
+            "metric": rule.name,
+            "part": None,
+            "family": self._family(extractor),
+            "group": self.group.name,
+            "images": view.images,
+            "blur": view.blur,
+            "candidates": (every if view.count == EVERY else view.count) if generated else None,
+            "samples": samples,
+        }
+        spec = METRICS.spec(rule.name)
+        if "real" in spec.inputs:
+            sizes = [len(g.stores["real" if spec.reference == "group" else GALLERY].source) for g in self.groups]
+            mine = len(self.group.stores["real"].source)
+            row["reference_samples"] = mine if spec.reference == "group" else sum(sizes)
+        notes: Row = {name: values[name] for name in ("std", "at_infinity") if name in values}
+        if "low" in values:
+            notes["interval"] = [values["low"], values["high"]]
+        if "rank_deficient" in values:
+            notes["rank_deficient"] = True
+        for part, value in values.items():
+            if part not in ANNOTATIONS:
+                self.rows.append({**row, "part": None if part == "value" else part, "value": value, **notes})
+
+    def _family(self, extractor: str | None) -> str | None:
+        if extractor == RANKER:  # models bring their own
+            return f"{RANKER} {str(self.group.extractors[RANKER].record['sha256'])[:8]}"
+        return extractor
+
+
+def _regrouped(batches: Iterator[tuple[Tensor, ...]], rows: int) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows in larger batches: each but the last has at least ``rows``."""
+    waiting: list[tuple[Tensor, ...]] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(len(b[0]) for b in waiting) >= rows:
+            yield tuple(torch.cat(column) for column in zip(*waiting, strict=True))
+            waiting.clear()
+    if waiting:
+        yield tuple(torch.cat(column) for column in zip(*waiting, strict=True))

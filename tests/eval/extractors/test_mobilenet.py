@@ -1,0 +1,60 @@
+"""The evaluator network: its shape, its file, and that batches do not matter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from dalle_zoo_eval.extractors import ExtractorFileError
+from dalle_zoo_eval.extractors.mobilenet import WEIGHTS_FILE, MobileNet, load_mobilenet
+from safetensors.torch import save_file
+
+from dalle_zoo.hub import sha256_file
+
+
+def test_it_has_the_weights_of_mobilenet() -> None:
+    net = MobileNet()
+    # 470,072 trained numbers; 5,472 channels carry a running mean and variance besides.
+    assert sum(p.numel() for p in net.parameters()) == 470_072
+    assert {"body.0.conv.weight", "body.26.norm.running_var", "head.bias"} <= net.state_dict().keys()
+
+
+def test_features_do_not_depend_on_batches_or_on_the_type_of_pixels() -> None:
+    torch.manual_seed(0)
+    net = MobileNet().eval()
+    images = torch.randint(0, 256, (3, 3, 20, 20), dtype=torch.uint8)
+    together = net.features(images)
+    assert together.shape == (3, 256)
+    assert torch.allclose(net.features(images, batch_size=1), together, atol=1e-5)
+    assert torch.allclose(net.features(images.float() / 255), together, atol=1e-5)
+
+
+def test_halving_pads_at_the_end_only() -> None:
+    """As TensorFlow does: the first output of a halving layer sees rows 0 to 2, the last has padding."""
+    torch.manual_seed(0)
+    first = MobileNet().eval().body[0]
+    image = torch.zeros(1, 3, 8, 8)
+    image[..., 3, 3] = 1
+    with torch.no_grad():
+        changed = (first(image) - first(torch.zeros_like(image))).abs().sum(1)[0] > 0
+    assert changed.nonzero().tolist() == [[1, 1]]
+
+
+def test_it_loads_from_file_or_folder(tmp_path: Path) -> None:
+    net = MobileNet()
+    save_file(net.state_dict(), tmp_path / WEIGHTS_FILE)
+    for location in (tmp_path, tmp_path / WEIGHTS_FILE):
+        opened = load_mobilenet(location)
+        loaded, record = opened.net, opened.record
+        assert record["sha256"] == sha256_file(tmp_path / WEIGHTS_FILE)
+        assert torch.equal(loaded.head.weight, net.head.weight)
+        assert not loaded.training
+
+
+def test_wrong_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExtractorFileError, match=WEIGHTS_FILE):
+        load_mobilenet(tmp_path)
+    save_file({"x": torch.zeros(1)}, tmp_path / WEIGHTS_FILE)
+    with pytest.raises(ExtractorFileError, match=r"missing body\.0"):
+        load_mobilenet(tmp_path)

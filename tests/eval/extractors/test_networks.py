@@ -1,0 +1,148 @@
+"""What every network must do, and the ones that see images and captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dalle_zoo_eval.extractors.mobilenet import WEIGHTS_FILE, MobileNet
+from dalle_zoo_eval.extractors import EXTRACTORS, Extractor, ExtractorFileError, TextExtractor, load_extractor
+from dalle_zoo_eval.extractors.base import exact_float32
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dalle_zoo.hub import sha256_file
+from dalle_zoo.registry import UnknownNameError
+
+# Of unit vectors: transformers resizes with Pillow, we with torch, which differ by a level here and there.
+PREPROCESSING = 2e-2
+
+
+@pytest.fixture
+def images() -> Tensor:
+    random = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (5, 3, 24, 20), dtype=torch.uint8, generator=random)
+
+
+@pytest.fixture
+def locations(model: Path, tmp_path: Path) -> dict[str, Path]:
+    """Where the networks lie that need no other package."""
+    save_file(MobileNet().state_dict(), tmp_path / WEIGHTS_FILE)
+    return {"mobilenet": tmp_path, "ranker": model, "clip": model / "ranker"}
+
+
+@pytest.fixture(params=["mobilenet", "ranker", "clip"])
+def network(request: pytest.FixtureRequest, locations: dict[str, Path]) -> Extractor:
+    return load_extractor(request.param, locations[request.param])
+
+
+def test_the_table_names_them_all() -> None:
+    import dalle_zoo_eval.extractors as package
+
+    assert package.__doc__
+    assert set(EXTRACTORS) == {"inception-2015", "dmgan", "clip", "ranker", "mobilenet"}
+    assert all(f"| `{name}` |" in package.__doc__ for name in EXTRACTORS)
+    with pytest.raises(UnknownNameError, match="Did you mean 'inception-2015'"):
+        load_extractor("inception", "nowhere")
+
+
+def test_features_do_not_depend_on_the_batch(network: Extractor, images: Tensor) -> None:
+    together = network(images)["features"]
+    apart = torch.cat([network(image[None])["features"] for image in images])
+    assert together.dtype == torch.float32
+    assert len(together) == 5
+    assert torch.allclose(together, apart, atol=1e-5)
+    assert not together.requires_grad
+
+
+def test_settings_of_the_caller_change_nothing(network: Extractor, images: Tensor) -> None:
+    plain = network(images)["features"]
+    precision = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(network(images)["features"], plain)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def test_a_record_is_plain_and_complete(network: Extractor) -> None:
+    assert network.record["name"] == network.name
+    assert len(str(network.record["sha256"])) == 64
+    several = {"files_sha256"} if network.name in ("clip", "ranker") else set()
+    assert {"name", "sha256", "pixels", "resize", *several} == set(network.record)
+    if several:
+        assert {"config.json", "tokenizer.json", "preprocessor_config.json"} <= set(network.record["files_sha256"])
+
+
+def test_only_bytes_are_looked_at(network: Extractor, images: Tensor) -> None:
+    for wrong in (images.float() / 255, images[0], images[:, :1]):
+        with pytest.raises(ValueError, match=r"uint8 \(B, 3, H, W\)"):
+            network(wrong)
+
+
+@pytest.mark.parametrize("name", ["mobilenet", "ranker", "clip"])
+def test_another_digest_than_expected_is_refused(name: str, locations: dict[str, Path]) -> None:
+    digest = str(load_extractor(name, locations[name]).record["sha256"])
+    assert load_extractor(name, locations[name], expected_sha256=digest).record["sha256"] == digest
+    with pytest.raises(ExtractorFileError, match=f"has sha256 {digest}, expected 000"):
+        load_extractor(name, locations[name], expected_sha256="0" * 64)
+
+
+@pytest.mark.parametrize("name", ["mobilenet", "ranker", "clip"])
+def test_a_missing_file_is_asked_for(name: str, tmp_path: Path) -> None:
+    expected = "mobilenet_v1_025_224" if name == "mobilenet" else "model.safetensors"
+    with pytest.raises(ExtractorFileError, match=rf"{expected}.* is missing|is missing: expected {expected}"):
+        load_extractor(name, tmp_path)
+
+
+def test_the_ranker_of_a_model_is_found_by_the_folder_of_either(model: Path) -> None:
+    of_model, own = load_extractor("ranker", model), load_extractor("ranker", model / "ranker")
+    assert of_model.record == own.record
+    assert of_model.record["sha256"] == sha256_file(model / "ranker" / "model.safetensors")
+
+
+def test_clip_equals_transformers(model: Path, images: Tensor) -> None:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.clip.modeling_clip import CLIPModel
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+    folder, captions = str(model / "ranker"), ["a cat", "two dogs", "a cat", "a much longer caption", "x"]
+    net = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
+    processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    images = [Image.fromarray(np.asarray(image.permute(1, 2, 0))) for image in images]
+    ids = tokenizer(captions, padding=True, truncation=True, max_length=12, return_tensors="pt").input_ids
+    with torch.inference_mode():
+        seen = net.get_image_features(**processor(images, return_tensors="pt")).pooler_output
+        read = net.get_text_features(input_ids=ids).pooler_output
+    network = load_extractor("clip", folder)
+    assert isinstance(network, TextExtractor)
+    assert torch.allclose(network(images)["features"], torch.nn.functional.normalize(seen), atol=PREPROCESSING)
+    text = network.text_features(captions)
+    assert torch.allclose(text, torch.nn.functional.normalize(read), atol=1e-5)
+    assert torch.equal(text[0], text[2])
+
+
+def test_mobilenet_reads_no_captions(locations: dict[str, Path]) -> None:
+    assert not isinstance(load_extractor("mobilenet", locations["mobilenet"]), TextExtractor)
+
+
+def test_another_kind_of_folder_is_refused(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes((model / "ranker" / "model.safetensors").read_bytes())
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ExtractorFileError, match="cannot be opened as a CLIP folder"):
+        load_extractor("clip", tmp_path)
+
+
+def test_float32_is_exact_inside_and_settings_come_back() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    with exact_float32(torch.device("cpu")):
+        assert not torch.backends.cudnn.allow_tf32
+        assert torch.is_inference_mode_enabled()
+    assert torch.backends.cudnn.allow_tf32 == before
+    assert not torch.is_inference_mode_enabled()

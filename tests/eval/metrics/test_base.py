@@ -1,0 +1,149 @@
+"""Every metric of the registry: batches and ranks do not matter, any training loop can use it, others may join."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from dalle_zoo_eval.metrics import METRICS
+from dalle_zoo_eval.metrics.base import RowsMetric
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchmetrics import Metric, MetricCollection
+
+from dalle_zoo.results import IMAGE_SETS
+
+N = 240
+GENERATOR = torch.Generator().manual_seed(0)
+INPUTS: dict[str, Any] = {
+    "features": torch.randn(N, 8, generator=GENERATOR),
+    "text_features": torch.randn(N, 8, generator=GENERATOR),
+    "logits": torch.randn(N, 8, generator=GENERATOR),
+    "codes": torch.randint(9, (N, 2, 2), generator=GENERATOR),
+    "codebook_size": torch.full((N,), 9),
+    "nll": torch.rand(N, 3, generator=GENERATOR),
+    "num_tokens": torch.full((N,), 4),
+    "images": torch.randint(256, (N, 3, 4, 4), generator=GENERATOR, dtype=torch.uint8),
+    "reference_images": torch.randint(256, (N, 3, 4, 4), generator=GENERATOR, dtype=torch.uint8),
+    "keys": [f"{i}_x" for i in range(N)],
+    "concepts": [str(i % 120) for i in range(N)],
+}
+OPTIONS = {"kid": {"subset_size": 50}, "r_precision": {"mismatched": 20}}
+
+
+def made(name: str) -> Metric:
+    return METRICS[name](**OPTIONS.get(name, {}))
+
+
+def feed(metric: Metric, name: str, start: int, stop: int) -> None:
+    inputs = METRICS.spec(name).inputs
+    batch = {key: INPUTS[key][start:stop] for key in inputs - {"real"}}
+    if "real" in inputs:
+        other = {key: (v + 0.5 if isinstance(v, Tensor) else v) for key, v in batch.items()}
+        metric.update(**other, real=True)
+        batch["real"] = False
+    metric.update(**batch)
+
+
+def values(metric: Metric) -> dict[str, float]:
+    found = metric.compute()
+    return {k: float(v) for k, v in found.items()} if isinstance(found, Mapping) else {"value": float(found)}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_batches_do_not_matter_and_a_reset_forgets(name: str) -> None:
+    complete, parts = made(name), made(name)
+    feed(complete, name, 0, N)
+    for start, stop in ((0, 100), (100, 101), (101, N)):
+        feed(parts, name, start, stop)
+    assert values(parts) == pytest.approx(values(complete), rel=1e-5)
+    parts.reset()
+    feed(parts, name, 0, N)
+    assert values(parts) == pytest.approx(values(complete), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_ranks_merge(name: str) -> None:
+    """As torchmetrics gathers states: lists are concatenated, sums are added."""
+    complete, ranks = made(name), [made(name), made(name)]
+    feed(complete, name, 0, N)
+    feed(ranks[0], name, 0, 130)
+    feed(ranks[1], name, 130, N)
+    merged = ranks[0]
+    for state, reduction in merged._reductions.items():
+        one, two = (getattr(rank, state) for rank in ranks)
+        if isinstance(one, list):
+            setattr(merged, state, [*one, *two])
+        else:
+            assert reduction is not None
+            setattr(merged, state, reduction(torch.stack([one, two])))
+    merged._computed = None
+    assert values(merged) == pytest.approx(values(complete), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_spec_says_how_it_is_fed_and_shown(name: str) -> None:
+    spec = METRICS.spec(name)
+    assert spec.inputs <= {*INPUTS, "real"}
+    assert set(spec.images) <= set(IMAGE_SETS)
+    assert spec.record()["label"] == spec.label
+    assert f"{0.5:{spec.format}}"
+
+
+@pytest.mark.parametrize("name", [name for name in METRICS if "real" in METRICS.spec(name).inputs])
+def test_the_reference_may_stay(name: str) -> None:
+    metric = METRICS[name](**OPTIONS.get(name, {}), reset_real_features=False)
+    feed(metric, name, 0, N)
+    expected = values(metric)
+    metric.reset()
+    batch = {key: INPUTS[key] for key in METRICS.spec(name).inputs - {"real"}}
+    metric.update(**batch, real=False)
+    assert values(metric) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_collection_feeds_each_metric_with_what_it_takes() -> None:
+    collection = MetricCollection({name: METRICS[name]() for name in ("clip_score", "codebook_use")})
+    collection.update(**{key: INPUTS[key] for key in ("features", "text_features", "codes", "codebook_size")})
+    found = collection.compute()
+    assert {"used", "perplexity"} <= {name.rpartition("_")[2] for name in found}
+
+
+class Validated(lightning.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kid = METRICS["kid"](subset_size=16)
+        self.layer = torch.nn.Linear(4, 4)
+
+    def validation_step(self, batch: Tensor, index: int) -> None:
+        del index
+        self.kid.update(features=batch + 1, real=True)
+        self.kid.update(features=self.layer(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("kid", self.kid.compute()["value"])
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*treespec, LeafSpec.*")
+def test_it_works_in_a_validation_step() -> None:
+    trainer = lightning.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    data = DataLoader(torch.randn(32, 4, generator=torch.Generator().manual_seed(0)), batch_size=8)
+    (logged,) = trainer.validate(Validated(), data, verbose=False)
+    assert logged["kid"] > 0
+
+
+def test_functions_and_classes_of_others_are_checked() -> None:
+    with pytest.raises(TypeError, match="unknown option 'split': known are splits, seed"):
+        METRICS["is"](split=3)
+    empty = METRICS["kid"]()
+    empty.update(features=torch.rand(3, 2), real=True)
+    with pytest.raises(ValueError, match="kid has no features: call update first"):
+        empty.compute()
+    with pytest.raises(ValueError, match="metric 'kid' is taken"):
+        METRICS.register("kid")(lambda features: 0.0)
+    assert issubclass(METRICS["kid"], RowsMetric)

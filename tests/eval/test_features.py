@@ -1,0 +1,88 @@
+"""Images to features: what happens in which thread, and images of several sizes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dalle_zoo_eval import measuring
+from dalle_zoo_eval.blur import gaussian_blur
+from dalle_zoo_eval.features import FeatureStore, Share
+from dalle_zoo_eval.provenance import PACKAGES
+from dalle_zoo_eval.image_sources import ImageBatch
+from torch import Tensor
+
+
+class Mixed:
+    """Noise of two sizes, in turn."""
+
+    identity: dict[str, Any] = {"kind": "mixed"}  # noqa: RUF012
+    counts = [1]  # noqa: RUF012
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        sizes = [(3, 6, 6), (3, 4, 8)] * 5
+        self.images = [torch.randint(256, size, generator=generator, dtype=torch.uint8) for size in sizes]
+        self.threads: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def show(self, indices: Sequence[int]) -> ImageBatch:
+        self.threads.add(threading.get_ident())
+        return ImageBatch(images={1: [self.images[i] for i in indices]}, chosen={1: [0] * len(indices)}, captions=[])
+
+    def image(self, index: int, candidate: int) -> Tensor:
+        raise NotImplementedError
+
+
+class Means:
+    """Means of the channels, of images that were doubled beforehand."""
+
+    name = "means"
+    record: dict[str, str | int] = {"sha256": "0"}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.prepared_by: set[int] = set()
+        self.looked_by: set[int] = set()
+
+    def prepare(self, images: Tensor) -> Tensor:
+        self.prepared_by.add(threading.get_ident())
+        return images.repeat_interleave(2, -1)
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        self.looked_by.add(threading.get_ident())
+        assert images.shape[-1] in (12, 16)
+        return {"features": images.float().mean((2, 3))}
+
+
+def test_images_are_made_ready_in_another_thread_and_keep_their_order(tmp_path: Path) -> None:
+    subject, network = Mixed(), Means()
+    measured = FeatureStore(subject, {"means": network}, (0, 1), 4, tmp_path)
+    measured.run(Share(), label="mixed")
+    for radius, images in gaussian_blur(subject.images, (0, 1)).items():
+        expected = torch.stack([image.float().mean((1, 2)) for image in images])
+        torch.testing.assert_close(measured.all("means", f"{radius}/1/features"), expected)
+    assert network.looked_by == {threading.get_ident()}
+    assert subject.threads == network.prepared_by
+    assert not subject.threads & network.looked_by
+    assert measured.seconds() > 0
+
+
+def test_chunks_of_other_packages_or_devices_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def folder(device: str = "cpu") -> Path:
+        return FeatureStore(Mixed(), {"means": Means()}, (0,), 4, tmp_path, device).folders["means"]
+
+    here = folder()
+    assert folder() == here != folder("cuda")
+    assert folder("cuda:0") == folder("cuda:1")
+    changed = set()
+    for package in PACKAGES:
+        versions = dict.fromkeys(PACKAGES, "1.0") | {package: "2.0"}
+        monkeypatch.setattr(measuring, "package_versions", lambda names, all=versions: {n: all[n] for n in names})
+        changed.add(folder())
+    assert len(changed | {here}) == len(PACKAGES) + 1
