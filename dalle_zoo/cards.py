@@ -200,7 +200,7 @@ def _evaluator(result: Result) -> str:
     if evaluator is None:
         return "No evaluator network was given."
     return (
-        f"The evaluator is {evaluator['name']}, at {evaluator['pixels']} pixels (sha256 "
+        f"The evaluator is {evaluator['title']}, at {evaluator['pixels']} pixels (sha256 "
         f"{evaluator['sha256'][:16]}…); it took no part in the generated images, and its numbers are not FID."
     )
 

@@ -13,8 +13,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -156,7 +158,7 @@ class FeatureStore:
     def _recorded(self, extractor: str, what: str) -> float:
         total = 0.0
         for chunk in range(self.chunks):
-            with safe_open(self.path(extractor, chunk), "pt") as file:
+            with self._opened(extractor, chunk) as file:
                 total += float((file.metadata() or {}).get(what, 0))
         return total
 
@@ -278,20 +280,27 @@ class FeatureStore:
             ValueError: A chunk is missing or damaged.
         """
         for chunk in range(self.chunks):
-            path, expected = self.path(extractor, chunk), len(self._indices(chunk))
-            try:
-                with safe_open(path, "pt") as file:
-                    values: Tensor = file.get_tensor(name)
-            except (OSError, SafetensorError) as error:
-                raise ValueError(f"{path} cannot be read ({error}): delete it and run again") from None
+            expected = len(self._indices(chunk))
+            with self._opened(extractor, chunk) as file:
+                values: Tensor = file.get_tensor(name)
             if len(values) != expected:
+                path = self.path(extractor, chunk)
                 raise ValueError(f"{path} holds {len(values)} samples instead of {expected}: delete it and run again")
             yield values
 
     def kinds(self, extractor: str) -> list[str]:
         """Names of the tensors that an extractor gives, such as ``features`` and ``logits``."""
-        with safe_open(self.path(extractor, 0), "pt") as file:
+        with self._opened(extractor, 0) as file:
             return sorted({name.split("/", 2)[2] for name in file.keys() if name.count("/") == 2})  # noqa: SIM118
+
+    @contextmanager
+    def _opened(self, extractor: str, chunk: int) -> Iterator[Any]:
+        path = self.path(extractor, chunk)
+        try:
+            with safe_open(path, "pt") as file:
+                yield file
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} cannot be read ({error}): delete it and run again") from None
 
     def all(self, extractor: str, name: str) -> Tensor:
         """A tensor of all samples, (n, ...)."""

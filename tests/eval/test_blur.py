@@ -18,11 +18,11 @@ def images() -> list[torch.Tensor]:
 def test_it_is_the_filter_of_pillow(images: list[torch.Tensor]) -> None:
     blurred = gaussian_blur(images, (0, 1, 2, 4, 8))
     assert list(blurred) == [0, 1, 2, 4, 8]
-    for radius, images in blurred.items():
-        for image, image in zip(images, images, strict=True):
+    for radius, results in blurred.items():
+        for result, image in zip(results, images, strict=True):
             pillow = Image.fromarray(image.permute(1, 2, 0).numpy()).filter(ImageFilter.GaussianBlur(radius))
-            assert image.dtype == torch.uint8
-            assert np.array_equal(image.permute(1, 2, 0).numpy(), np.array(pillow))
+            assert result.dtype == torch.uint8
+            assert np.array_equal(result.permute(1, 2, 0).numpy(), np.array(pillow))
 
 
 def test_radius_0_changes_nothing_and_greater_ones_smooth_more(images: list[torch.Tensor]) -> None:

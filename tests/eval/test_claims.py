@@ -42,12 +42,9 @@ class Colors:
     def __len__(self) -> int:
         return SAMPLES
 
-    def show(self, indices: Sequence[int]) -> ImageBatch:
+    def load(self, indices: Sequence[int]) -> ImageBatch:
         images = [torch.full((3, 2, 2), i, dtype=torch.uint8) for i in indices]
-        return ImageBatch(images={1: images}, chosen={1: [0] * len(images)}, captions=[""] * len(images))
-
-    def image(self, index: int, candidate: int) -> Tensor:
-        raise NotImplementedError
+        return ImageBatch(images={1: images}, chosen={1: [0] * len(images)}, captions=[""] * len(images), others=[])
 
 
 class Slow:

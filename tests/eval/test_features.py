@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from dalle_zoo_eval import measuring
+from dalle_zoo_eval import features
 from dalle_zoo_eval.blur import gaussian_blur
 from dalle_zoo_eval.features import FeatureStore, Share
 from dalle_zoo_eval.provenance import PACKAGES
@@ -32,12 +32,9 @@ class Mixed:
     def __len__(self) -> int:
         return len(self.images)
 
-    def show(self, indices: Sequence[int]) -> ImageBatch:
+    def load(self, indices: Sequence[int]) -> ImageBatch:
         self.threads.add(threading.get_ident())
-        return ImageBatch(images={1: [self.images[i] for i in indices]}, chosen={1: [0] * len(indices)}, captions=[])
-
-    def image(self, index: int, candidate: int) -> Tensor:
-        raise NotImplementedError
+        return ImageBatch(images={1: [self.images[i] for i in indices]}, chosen={1: [0] * len(indices)}, captions=[], others=[])
 
 
 class Means:
@@ -83,6 +80,6 @@ def test_chunks_of_other_packages_or_devices_are_others(tmp_path: Path, monkeypa
     changed = set()
     for package in PACKAGES:
         versions = dict.fromkeys(PACKAGES, "1.0") | {package: "2.0"}
-        monkeypatch.setattr(measuring, "package_versions", lambda names, all=versions: {n: all[n] for n in names})
+        monkeypatch.setattr(features, "package_versions", lambda names, all=versions: {n: all[n] for n in names})
         changed.add(folder())
     assert len(changed | {here}) == len(PACKAGES) + 1

@@ -14,17 +14,18 @@ from typing import Any
 
 import pytest
 import torch
-from dalle_zoo_eval import evaluate as evaluation
-from dalle_zoo_eval import judges
-from dalle_zoo_eval.datasets import load_exclusions, read_dataset
+from dalle_zoo_eval import runner as evaluation
+from dalle_zoo_eval.datasets import EvalDataset, load_exclusions, read_dataset
 from dalle_zoo_eval.runner import Request, evaluate
-from dalle_zoo_eval.judged import read_from_folder
+from dalle_zoo_eval.external import read_from_folder
+from dalle_zoo_eval.extractors import opening
 from dalle_zoo_eval.extractors.opening import PUBLISHED
+from dalle_zoo_eval.generation import GeneratedImages
+from dalle_zoo_eval.image_sources import EVERY, GeneratedSet
 from dalle_zoo_eval.features import FeatureStore, Share
 from dalle_zoo_eval.extractors import ExtractorFileError
-from dalle_zoo_eval.protocol import find_protocol
+from dalle_zoo_eval.protocol import Protocol, SamplingRule, find_protocol
 from dalle_zoo_eval.selfcheck import SelfCheck, SelfCheckError, check_reference
-from dalle_zoo_eval.image_sources import GeneratedImages, Sampling
 from dalle_zoo_eval.training_images import TrainingImages
 from PIL import Image
 from torch import Tensor
@@ -36,14 +37,12 @@ IMAGES = 26
 PROTOCOL = """
 name: toy
 title: made-up images
-benchmark: {coco: val2017}
+dataset: {coco: val2017}
 captions: {rule: one, count: 12, seed: 0}
 image: {crop: center, size: 16}
 sampling: {candidates: 2, curve: [1, 2], chunk: 5}
 blur: [0, 2]
-metrics: [fid, is, kid, precision, recall, clip_score, r_precision]
-fid_families: [inception-2015, dmgan]
-is_splits: 2
+metrics: [fid, frechet, {is: {splits: 2}}, kid, precision, recall, clip_score, r_precision]
 published: [coco]
 """
 
@@ -78,7 +77,7 @@ def networks(monkeypatch: pytest.MonkeyPatch) -> dict[str, Judge]:
         del location, device, pinned
         return made.setdefault(name, Judge(name, {"dmgan": 0.5}.get(name, 1.0)))
 
-    monkeypatch.setattr(judges, "load_extractor", load)
+    monkeypatch.setattr(opening, "load_extractor", load)
     return made
 
 
@@ -136,7 +135,7 @@ def test_from_captions_to_report(
         "captions.jsonl",
     }
     assert len(list((out / "images").glob("*.png"))) == 12
-    assert result["subject"]["generated_at"] == [16, 16]
+    assert result["source"]["generated_at"] == [16, 16]
     assert {(r["family"], r["blur"], r["candidates"]) for r in scores(result, "fid")} == {
         (family, *rest) for family in ("inception-2015", "dmgan") for rest in ((0, 2), (2, 2), (0, 1))
     }
@@ -151,7 +150,7 @@ def test_from_captions_to_report(
     assert not [row for row in scores(result, "fid") if "rank_deficient" in row]
     assert len(scores(result, "is")) == 3
     assert {r["metric"] for r in result["scores"]} == {"fid", "is", "precision", "recall", "clip_score", "frechet"}
-    assert any(line.startswith("r_precision: 99 captions of other groups") for line in result["left_out"])
+    assert any(line.startswith("r_precision: 99 captions of other concepts") for line in result["left_out"])
     assert any("kid" in line and "1000" in line for line in result["left_out"])
     assert all(check["passed"] for check in result["selfcheck"])
     assert [record["family"] for record in result["reference"]] == ["inception-2015", "dmgan"]
@@ -159,17 +158,17 @@ def test_from_captions_to_report(
     assert result["memorization"]["training"] == "val2017"
     assert len(result["memorization"]["training_sha256"]) == 64
     assert result["memorization"]["network_sha256"] == PUBLISHED["inception-2015"][0].sha256
-    assert {"config.json", "tokenizer.json"} & {Path(name).name for name in result["subject"]["files_sha256"]}
+    assert {"config.json", "tokenizer.json"} & {Path(name).name for name in result["source"]["files_sha256"]}
     assert result["bootstrap"] == {"level": 0.95, "rounds": 1000, "seed": 0}
     assert result["run"] == {
         "command": None, "batch_size": 64, "threads": torch.get_num_threads(), "processes": 1, "gpu": None
     }  # fmt: skip
-    for phase, images in (("reference", IMAGES), ("judged", 12), ("training", IMAGES)):
+    for phase, images in (("reference", IMAGES), ("generated", 12), ("training", IMAGES)):
         took = result["speed"][phase]
         assert took["images"] == images
         assert took["images_per_second"] == pytest.approx(images / took["seconds"])
-    assert result["speed"]["judged"]["images_per_second"] < result["speed"]["network_only_images_per_second"]
-    assert 0 < result["speed"]["showing_seconds"]["judged"] < result["speed"]["judged"]["seconds"]
+    assert result["speed"]["generated"]["images_per_second"] < result["speed"]["extractors_only_images_per_second"]
+    assert 0 < result["speed"]["loading_seconds"]["generated"] < result["speed"]["generated"]["seconds"]
     assert r"images\_per\_second" in (out / "report.md").read_text()
     assert len(result["memorization"]["closest"]) == 12
     calls = {name: judge.calls for name, judge in networks.items()}
@@ -178,7 +177,7 @@ def test_from_captions_to_report(
     )
     assert again is not None
     assert again["scores"] == result["scores"]
-    assert again["speed"]["judged"]["images"] == 0  # nothing was missing
+    assert again["speed"]["generated"]["images"] == 0  # nothing was missing
     assert {name: judge.calls for name, judge in networks.items()} == calls  # all from the chunks
 
 
@@ -199,19 +198,19 @@ def test_killed_or_shared_runs_give_the_same_scores(
     assert alone is not None
     assert results[2]["scores"] == alone["scores"]
 
-    shown = GeneratedImages.show
+    shown = GeneratedImages.load
 
     def killed(self: GeneratedImages, indices: Sequence[int]) -> Any:
         if 7 in indices:
             raise KeyboardInterrupt
         return shown(self, indices)
 
-    monkeypatch.setattr(GeneratedImages, "show", killed)
+    monkeypatch.setattr(GeneratedImages, "load", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate(request_of(protocol, coco, tmp_path / "killed", model=str(model)))
     assert not (tmp_path / "killed" / "result.json").exists()
     monkeypatch.undo()
-    monkeypatch.setattr(judges, "load_extractor", lambda name, *_, **__: networks[name])
+    monkeypatch.setattr(opening, "load_extractor", lambda name, *_, **__: networks[name])
     resumed = evaluate(request_of(protocol, coco, tmp_path / "killed", model=str(model)))
     assert resumed is not None
     assert resumed["scores"] == alone["scores"]
@@ -221,7 +220,7 @@ def test_a_distance_of_too_few_samples_is_marked(
     networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     del networks
-    result = evaluate(request_of(protocol, coco, tmp_path / "out", model=str(model), captions=5))
+    result = evaluate(request_of(protocol, coco, tmp_path / "out", model=str(model), changes={"captions": 5}))
     distances = [*scores(result, "fid"), *scores(result, "frechet")]  # of 5 features
     assert distances
     assert all(row["rank_deficient"] is True for row in distances)
@@ -231,12 +230,21 @@ def test_a_distance_of_too_few_samples_is_marked(
     assert "‡ no more samples than features" in (tmp_path / "out/report.md").read_text()
 
 
+def external(
+    folder: Path, protocol: Protocol, dataset: EvalDataset, excluded: frozenset[str] = frozenset()
+) -> GeneratedSet:
+    (group,) = protocol.groups.values()
+    return read_from_folder(
+        folder, group.captions, protocol.image, dataset, name=protocol.name, excluded=excluded
+    )
+
+
 def test_external_images_are_counted_by_size(make: Any) -> None:
     for number in range(26):
         make.image(make.root / f"{number:02}.png", (8 + number // 2, 8) if number < 20 else (99, 8))
     folder = read_dataset("folder", make.root, "all")
-    judged = read_from_folder(make.root, find_protocol("folder"), folder, excluded=frozenset(), count=None)
-    sizes = judged.record["sizes"]
+    generated = external(make.root, find_protocol("folder"), folder)
+    sizes = generated.record["sizes"]
     assert list(sizes.items())[:2] == [("99x8", 6), ("8x8", 2)]
     assert sizes["other"] == 6
     assert (len(sizes), sum(sizes.values())) == (9, 26)
@@ -254,40 +262,40 @@ def test_external_images_as_dm_gan_names_them_are_left_out_by_name(make: Any) ->
     (make.root / "toy.yaml").write_text(LEAVES_OUT)
     protocol, benchmark = find_protocol(make.root / "toy.yaml"), read_dataset("coco", coco, "val2017")
     excluded = frozenset([f"{9:012d}"])
-    judged = read_from_folder(generated, protocol, benchmark, excluded=excluded, count=None)
-    assert [key for key in judged.keys if "_s-1_" in key] == [
+    found = external(generated, protocol, benchmark, excluded)
+    assert [key for key in found.keys if "_s-1_" in key] == [
         f"single/{number:012d}_s-1_{turn}" for number in (4, 25) for turn in range(2)
     ]
-    assert judged.groups == [*[f"{4:012d}"] * 2, *[f"{25:012d}"] * 2, "single/another"]
-    assert (judged.record["named_as_benchmark"], judged.record["excluded"]) == (6, 2)
+    assert found.concepts == [*[f"{4:012d}"] * 2, *[f"{25:012d}"] * 2, "single/another"]
+    assert (found.record["named_as_dataset"], found.record["excluded"]) == (6, 2)
     for path in (generated / "single").iterdir():
         path.rename(path.with_stem("no-" + path.stem))
     with pytest.raises(ValueError, match=r"toy leaves images out by name, and none of the 7 in .* KEY\.png"):
-        read_from_folder(generated, protocol, benchmark, excluded=excluded, count=None)
+        external(generated, protocol, benchmark, excluded)
 
 
 def test_external_images_take_their_class_by_name_where_one_image_has_it(make: Any) -> None:
     benchmark, generated = read_dataset("cub", make.cub(), "train"), make.root / "sampled"
     for path in ("single/001.Tern/Tern_0001_11_s-1_0.png", "002.Wren/Wren_0001_21.png", "x/Wren_0002_22_s0_12.png"):
         make.image(generated / path)
-    judged = read_from_folder(generated, find_protocol("folder"), benchmark, excluded=frozenset(), count=None)
-    assert judged.groups == ["002.Wren", "001.Tern", "002.Wren"]
+    found = external(generated, find_protocol("folder"), benchmark)
+    assert found.concepts == ["002.Wren", "001.Tern", "002.Wren"]
     twice = replace(benchmark, items=(*benchmark.items, replace(benchmark.items[0], key="other/Tern_0001_11")))
-    judged = read_from_folder(generated, find_protocol("folder"), twice, excluded=frozenset(), count=None)
-    assert judged.groups[1] == "single/001.Tern/Tern_0001_11_s-1_0"  # of which of the two is not known
+    found = external(generated, find_protocol("folder"), twice)
+    assert found.concepts[1] == "single/001.Tern/Tern_0001_11_s-1_0"  # of which of the two is not known
 
 
 def test_a_folder_of_images_is_scored_without_a_model(
     networks: dict[str, Judge], protocol: str, coco: Path, tmp_path: Path
 ) -> None:
     del networks
-    result = evaluate(request_of(protocol, coco, tmp_path / "out", images=coco / "val2017", captions=IMAGES))
+    result = evaluate(request_of(protocol, coco, tmp_path / "out", images=coco / "val2017", changes={"captions": IMAGES}))
     assert scores(result, "fid", family="inception-2015", blur=0)[0]["value"] == pytest.approx(0, abs=1e-9)
     assert all(row["at_infinity"] < 1e-9 for row in scores(result, "fid"))  # below 0: the bias is taken away
     assert not scores(result, "clip_score")  # there are no captions beside them
     assert result is not None
     assert any("clip_score: the images have no captions" in line for line in result["left_out"])
-    assert result["subject"]["sizes"] == {"24x20": IMAGES}
+    assert result["source"]["sizes"] == {"24x20": IMAGES}
     assert {row["candidates"] for row in result["scores"]} == {None}
 
 
@@ -299,8 +307,8 @@ def test_entries_that_were_left_out_are_named(
     (data / "val2017" / "000000000003.jpg").unlink()
     result = evaluate(request_of(protocol, data, tmp_path / "out", model=str(model)))
     assert result is not None
-    assert result["benchmark"]["skipped"] == 1
-    assert result["benchmark"]["skipped_names"] == ["000000000003"]
+    assert result["groups"]["all"]["dataset"]["skipped"] == 1
+    assert result["groups"]["all"]["dataset"]["skipped_names"] == ["000000000003"]
 
 
 def test_the_network_that_looks_for_copies_can_be_chosen(
@@ -319,17 +327,17 @@ def test_the_network_that_looks_for_copies_can_be_chosen(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": None}, "either --model, which generates, or --images"),
-        ({"captions": 27}, "26 captions by the rule 'one'"),
+        ({"model": None}, "either --model, which generates images, or --images"),
+        ({"changes": {"captions": 27}}, "26 captions by the rule 'one'"),
         ({"model": None, "images": Path("absent")}, "absent"),
         ({"threshold": 2.0}, "--threshold must be a cosine"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"exclusions": Path("some.txt")}, "leaves no image out"),
         ({"layout": "cub"}, "unknown layout 'cub'"),
-        ({"sampling": {"top_k": 0}}, "top_k must be a count of at least 1"),
-        ({"sampling": {"seed": -1}}, "seed must be at least 0, got -1"),
-        ({"sampling": {"guidance": 0.5}}, "guidance must be a finite number of at least 1, which is none, got 0.5"),
-        ({"sampling": {"guidance": float("nan")}}, "guidance must be a finite number"),
+        ({"changes": {"top_k": 0}}, "top_k must be a count of at least 1"),
+        ({"changes": {"seed": -1}}, "seed must be an integer of at least 0, got -1"),
+        ({"changes": {"guidance": 0.5}}, "guidance must be at least 1, which is none, got 0.5"),
+        ({"changes": {"guidance": float("nan")}}, "guidance must be a finite number"),
         ({"model": None, "images": Path("x"), "batch_size": 64}, "--batch-size and the options of sampling belong to"),
         ({"networks": {"clip": Path("x")}}, r"(?s)inception-2015 .*fid, is.*dmgan .*--leave-out NAME"),
         ({"leave_out": ("clip",)}, "--leave-out clip: it is given with --network"),
@@ -369,7 +377,7 @@ def test_metrics_without_a_network_are_left_out_by_name(
     assert {"fid: the network dmgan was left out", "clip_score: the network clip was left out"} <= {
         *result["left_out"]
     }
-    assert "ranker" in result["networks"]  # the model's own
+    assert "ranker" in result["extractors"]  # the model's own
 
 
 def test_another_evaluation_in_the_same_folder_is_refused(
@@ -377,8 +385,8 @@ def test_another_evaluation_in_the_same_folder_is_refused(
 ) -> None:
     del networks
     evaluate(request_of(protocol, coco, tmp_path / "out", model=str(model)))
-    with pytest.raises(ValueError, match=r"another evaluation \(subject.sampling.seed: there 0, now 1\): choose"):
-        evaluate(request_of(protocol, coco, tmp_path / "out", model=str(model), sampling={"seed": 1}))
+    with pytest.raises(ValueError, match=r"another evaluation \(protocol.overridden"):
+        evaluate(request_of(protocol, coco, tmp_path / "out", model=str(model), changes={"seed": 1}))
 
 
 def test_other_pixels_in_a_file_of_equal_size_are_measured_again(
@@ -396,7 +404,7 @@ def test_other_pixels_in_a_file_of_equal_size_are_measured_again(
     after = evaluate(request_of(protocol, data, tmp_path / "after", model=str(model), cache=cache))
     assert before is not None
     assert after is not None
-    assert before["benchmark"]["sha256"] != after["benchmark"]["sha256"]
+    assert before["groups"]["all"]["dataset"]["sha256"] != after["groups"]["all"]["dataset"]["sha256"]
     assert scores(before, "fid")[0]["value"] != scores(after, "fid")[0]["value"]
 
 
@@ -412,8 +420,8 @@ def test_a_reference_unlike_the_recorded_one_stops_the_run(
         with pytest.raises(SelfCheckError, match=r"norm of the mean, as on record: 1\.\d+, expected 5, within 0\.01"):
             evaluate(request_of(str(path), coco, out, model=str(model), share=share))
         assert [file.name for file in out.iterdir()] == [".cache"]  # the folder is free for the right data
-    measured = {json.loads(file.read_text())["subject"]["kind"] for file in out.rglob("run.json")}
-    assert measured == {"images"}  # nothing was sampled
+    measured = {json.loads(file.read_text())["source"]["kind"] for file in out.rglob("run.json")}
+    assert measured == {"files"}  # nothing was sampled
     assert not list(out.rglob("*.claim"))
 
 
@@ -423,9 +431,9 @@ def test_no_process_begins_before_the_reference_is_checked(
     del networks
     checked: list[int] = []
 
-    def check(*arguments: Any) -> SelfCheck:
+    def check(*arguments: Any, **options: Any) -> SelfCheck:
         checked.append(1)
-        return check_reference(*arguments)
+        return check_reference(*arguments, **options)
 
     monkeypatch.setattr(evaluation, "check_reference", check)
     out = tmp_path / "out"
@@ -454,7 +462,7 @@ def test_a_measurement_needs_two_samples(tmp_path: Path) -> None:
         def __len__(self) -> int:
             return 1
 
-        def show(self, indices: Sequence[int]) -> Any: ...
+        def load(self, indices: Sequence[int]) -> Any: ...
 
     with pytest.raises(ValueError, match="at least 2 samples"):
         FeatureStore(One(), {}, (0,), 4, tmp_path)
@@ -463,13 +471,12 @@ def test_a_measurement_needs_two_samples(tmp_path: Path) -> None:
 CUB = """
 name: toy-birds
 title: made-up birds
-benchmark: {cub: test}
+dataset: {cub: test}
 captions: {rule: unique}
-images: {cub: 2}
+num_images: {cub: 2}
 image: {crop: box, size: 16}
 sampling: {candidates: 1, chunk: 3}
-metrics: [fid]
-fid_families: [dmgan]
+metrics: [{fid: {extractor: dmgan}}]
 """
 
 
@@ -502,7 +509,7 @@ def test_an_incomplete_data_set_is_refused(
 ) -> None:
     del networks
     path = tmp_path / "counted.yaml"
-    path.write_text(Path(protocol).read_text() + "images: {coco: 30}\n")
+    path.write_text(Path(protocol).read_text() + "num_images: {coco: 30}\n")
     with pytest.raises(ValueError, match=r"means the 30 captioned images of coco:val2017, .* has 26"):
         evaluate(request_of(str(path), coco, tmp_path / "out", model=str(model)))
 
@@ -531,18 +538,18 @@ def test_images_that_a_kill_left_unwritten_are_written(
 def test_the_best_of_the_first_candidates(model: Path) -> None:
     pipe = DallePipeline.from_pretrained(model)
     captions = ["a cat", "a dog", "two birds"]
-    many = GeneratedImages(pipe, captions, Sampling(candidates=6, curve=(1, 2, 6)), batch_size=4)
-    shown = many.show(range(3))
-    few = GeneratedImages(pipe, captions, Sampling(candidates=2)).show(range(3))
-    assert shown.chosen[1] == [0, 0, 0]
-    assert shown.chosen[2] == few.chosen[2]
+    many = GeneratedImages(pipe, captions, SamplingRule(candidates=6, curve=(1, 2, 6)), batch_size=4, every=True)
+    batch = many.load(range(3))
+    few = GeneratedImages(pipe, captions, SamplingRule(candidates=2)).load(range(3))
+    assert batch.chosen[1] == [0, 0, 0]
+    assert batch.chosen[2] == few.chosen[2]
     for number, caption in enumerate(captions):
-        assert torch.equal(shown.images[2][number], few.images[2][number])
-        candidates = torch.stack([many.image(number, c) for c in range(6)])
+        assert torch.equal(batch.images[2][number], few.images[2][number])
+        candidates = torch.stack(batch.images[EVERY][6 * number : 6 * number + 6])
         assert pipe.ranker is not None
         best = int(pipe.ranker.scores(candidates.float() / 255, [caption] * 6).argmax())
-        assert shown.chosen[6][number] == best
-        assert torch.equal(shown.images[6][number], candidates[best])
+        assert batch.chosen[6][number] == best
+        assert torch.equal(batch.images[6][number], candidates[best])
 
 
 def test_the_command_samples_measures_and_reports(
@@ -587,7 +594,7 @@ def test_copies_are_looked_for_in_shards_by_all_processes(
             archive.add(path, path.name)
         broken = tarfile.TarInfo("broken.jpg")
         broken.size = 9
-        archive.addfile(broken, io.BytesIO(b"no image"[:9]))
+        archive.addfile(broken, io.BytesIO(b"no images"))
     found = {}
     for name, training in (("folder", coco / "val2017"), ("shards", shard)):
         request = request_of(protocol, coco, tmp_path / name, model=str(model), training=str(training))

@@ -131,7 +131,7 @@ def load_mobilenet(
     except ModelFolderError as error:
         raise ExtractorFileError(str(error)) from None
     record: dict[str, str | int] = {
-        "name": NAME, "sha256": digest, "pixels": SIZE, "resize": "bilinear with antialias"
+        "name": "mobilenet", "title": NAME, "sha256": digest, "pixels": SIZE, "resize": "bilinear with antialias"
     }  # fmt: skip
     net.eval().requires_grad_(False)
     return MobileNetExtractor(name="mobilenet", record=record, device=device, net=net.to(device))

@@ -26,7 +26,7 @@ def test_birds(make: Any) -> None:
     assert first.image == root / "CUB_200_2011/images/003.Crow/Crow_0001_31.jpg"
     assert first.captions == ("A bird, called 003.Crow/Crow_0001_31.", "Two birds?")
     assert first.box == (5.0, 2.0, 4.0, 6.0)
-    assert (first.group, second.group) == ("3", "3")
+    assert (first.concept, second.concept) == ("3", "3")
     assert [item.concept for item in read_dataset("attngan", root, "train").items] == ["1", "1", "2", "2"]
 
 
@@ -35,7 +35,7 @@ def test_coco(make: Any) -> None:
     items = read_dataset("attngan", root, "test").items
     assert [item.key for item in items] == ["COCO_val2014_000000000003", "COCO_val2014_000000000007"]
     assert items[0].image == root / "images/COCO_val2014_000000000003.jpg"
-    assert (items[0].box, items[0].group) == (None, "")
+    assert (items[0].box, items[0].concept) == (None, "")
 
 
 @pytest.mark.parametrize("birds", [False, True])

@@ -30,7 +30,7 @@ def test_official_layouts(make: Any, split: str, inside: str, zipped: bool) -> N
     first = benchmark.items[0]
     assert first.image == root / inside / split / f"{prefix}000000000004.jpg"
     assert first.captions == tuple(f"caption {c} of 4" for c in range(5))
-    assert (first.box, first.group) == (None, "")
+    assert (first.box, first.concept) == (None, "")
 
 
 def test_captions_have_no_line_breaks(make: Any) -> None:

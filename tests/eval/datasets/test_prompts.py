@@ -71,11 +71,11 @@ def test_exclusions_change_nothing_of_the_others(toy: EvalDataset) -> None:
 
 
 def test_exclusions_of_another_data_set(toy: EvalDataset, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(DatasetError, match="none of the 2 excluded keys, such as 'x', is in the benchmark toy:all"):
+    with pytest.raises(DatasetError, match="none of the 2 excluded keys, such as 'x', is in the dataset toy:all"):
         choose(toy, exclude=frozenset({"x", "y"}))
     with caplog.at_level(logging.WARNING):
         assert len(choose(toy, exclude=frozenset({"x", "03"})).entries) == 19
-    assert "1 of 2 excluded keys, such as 'x', are not in the benchmark toy:all" in caplog.text
+    assert "1 of 2 excluded keys, such as 'x', are not in the dataset toy:all" in caplog.text
 
 
 def test_too_few_captions(toy: EvalDataset) -> None:

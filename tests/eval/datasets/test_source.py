@@ -1,0 +1,31 @@
+"""Captioned images of shards, folders and the package."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from dalle_zoo_eval.datasets import load_image, read_dataset
+
+
+def test_data_of_the_package() -> None:
+    dataset = read_dataset("source", None, "emoji64:val-styles")
+    assert len(dataset.items) == len({item.key for item in dataset.items}) == 413
+    first = dataset.items[0]
+    assert (first.key, first.concept) == ("267b_fluent-flat", "267b")
+    assert load_image(first, "center", None).shape == (3, 64, 64)
+    assert dataset.sha256() == read_dataset("source", None, "emoji64:val-styles").sha256()
+    assert dataset.sha256() != read_dataset("source", None, "emoji64:val-concepts").sha256()
+
+
+def test_a_folder_with_captions(make: Any) -> None:
+    for key in ("a_flat", "b_blob"):
+        make.text(make.image(make.root / f"data/{key}.png").with_suffix(".txt"), f"a {key}", "another")
+    make.image(make.root / "data/captionless.png")
+    dataset = read_dataset("source", None, str(make.root / "data"))
+    assert [(item.key, item.captions) for item in dataset.items] == [
+        ("a_flat", ("a a_flat", "another")),
+        ("b_blob", ("a b_blob", "another")),
+    ]
+    with pytest.raises(ValueError, match="does not exist"):
+        read_dataset("source", None, str(make.root / "none"))
