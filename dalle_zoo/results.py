@@ -25,6 +25,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from dalle_zoo.registry import suggest
+
 _PACKAGE = Path(__file__).parent
 _ROOTS = (_PACKAGE / "_results", _PACKAGE.parent / "eval" / "results")
 """In a wheel the result files are inside the package; in a checkout they are in ``eval``."""
@@ -163,6 +165,11 @@ def check_result(data: Any) -> list[Score]:
     for part in ("protocol", "source"):
         if not isinstance(data[part].get("name"), str):
             raise ResultError(f"{part}.name must be text, got {data[part].get('name')!r}")
+    for name, group in data["groups"].items():
+        dataset = group.get("dataset") if isinstance(group, dict) else None
+        if not isinstance(dataset, dict) or not isinstance(dataset.get("sha256"), str):
+            found = dataset.get("sha256") if isinstance(dataset, dict) else None
+            raise ResultError(f"groups.{name}.dataset.sha256 must be text, got {found!r}")
     failed = [str(check.get("name")) for check in data.get("selfcheck") or [] if not check.get("passed")]
     if failed:
         raise ResultError(f"the self-check failed ({', '.join(failed)}): its scores mean nothing; measure again")
@@ -174,7 +181,7 @@ def check_result(data: Any) -> list[Score]:
             score = _score(entry)
             for name, known in (("metric", data["metrics"]), ("group", data["groups"])):
                 if getattr(score, name) not in known:
-                    raise ResultError(f"unknown {name} {getattr(score, name)!r}: known are {', '.join(known)}")
+                    raise ResultError(suggest(name, getattr(score, name), known))
         except (ResultError, TypeError, AttributeError) as error:
             raise ResultError(f"score {number}: {error}") from None
         scores.append(score)

@@ -93,6 +93,9 @@ def field_table(fields: Mapping[str, object]) -> Table:
 def _rows(name: str, value: object) -> list[list[str]]:
     if isinstance(value, dict):
         return [row for key, inner in value.items() for row in _rows(f"{name}.{key}", inner)]
+    if isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        numbered = {inner.get("name", number): inner for number, inner in enumerate(value, 1)}
+        return [row for key, inner in numbered.items() for row in _rows(f"{name}.{key}", inner)]
     return [[name, field_text(value)]] if value not in (None, [], "") else []
 
 

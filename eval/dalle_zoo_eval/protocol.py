@@ -157,6 +157,9 @@ class GroupRule:
             check_integer("samples", self.samples, 2)
         if not self.metrics:
             raise DataFileError("metrics is empty: name at least one")
+        twice = [rule.name for number, rule in enumerate(self.metrics) if rule in self.metrics[:number]]
+        if twice:
+            raise DataFileError(f"metrics has a rule twice: {', '.join(twice)}")
 
     @property
     def layout(self) -> str:
@@ -368,6 +371,11 @@ class Protocol:
             raise ProtocolError(f"blur must begin with 0, the score without blur, got {list(self.blur)}")
         check_choices("published", self.published, PUBLISHED)
         check_choices("reference", [record.family for record in self.reference], self.families)
+        if self.extractors:
+            from dalle_zoo_eval.extractors import EXTRACTORS
+
+            for name in self.extractors:
+                check_choice("extractors", name, EXTRACTORS)
         for target in self.targets:
             check_choice("targets.group", target.group, self.groups)
 
@@ -451,6 +459,7 @@ class Protocol:
         """
         try:
             values = mapping(values, where)
+            check_keys(values, [f.name for kind in (cls, GroupRule) for f in fields(kind)], "protocol")
             values["groups"] = _groups(values)
             for name, kind in (("image", ImageRule), ("sampling", SamplingRule)):
                 if name in values:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 # Installed, the package is found by itself; in a checkout it lies in eval/.
 sys.path.insert(0, str(Path(__file__).parents[2] / "eval"))
 
+import yaml
 from dalle_zoo_eval.extractors.mobilenet import WEIGHTS_FILE, MobileNet
 
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
@@ -151,3 +152,39 @@ class Make:
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     return Make(tmp_path)
+
+
+@pytest.fixture
+def toy(make: Make, tmp_path: Path) -> Path:
+    """File of a protocol of three groups with six images each, of noise: three concepts in two styles."""
+    groups = ("train", "val-styles", "val-concepts")
+    for number, group in enumerate(groups):
+        for place, key in enumerate(f"{group}{concept}_{style}" for concept in "abc" for style in ("flat", "blob")):
+            image = make.image(tmp_path / "data" / group / f"{key}.png", (16, 16), seed=10 * number + place)
+            make.text(image.with_suffix(".txt"), f"a {key}")
+    accuracy = {"metric": "concept_accuracy", "part": "top5", "images": "generated"}
+    values: dict[str, Any] = {
+        "name": "toy", "title": "Made-up images",
+        "groups": {group: {"dataset": {"source": str(tmp_path / "data" / group)}} for group in groups},
+        "captions": {"rule": "first"}, "image": {"size": None, "chunk": 4},
+        "sampling": {"candidates": 3, "chunk": 2, "seeds": "chunk"},
+        "metrics": [
+            "psnr", "codebook_use", "bits_per_token", "retrieval", "concept_accuracy",
+            {"frechet": {
+                "extractor": "ranker", "images": ["reconstructed", "generated", "candidates"], "interval": False,
+            }},
+        ],
+        "extractors": {"mobilenet": {"optional": True}, "ranker": {"optional": True}},
+        "selfcheck": False,
+        "targets": [
+            {"name": "share, train", "group": "train", "score": accuracy, "divided_by": {"images": "real"},
+             "required": 0.8},
+            {"name": "bits, val-styles", "group": "val-styles", "required": 0.3, "minus": {"part": "right"},
+             "score": {"metric": "bits_per_token", "part": "shuffled"}},
+        ],
+        "notes": ["Noise, all of it."],
+    }  # fmt: skip
+    values["groups"]["train"]["captions"] = {"count": 4}
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path

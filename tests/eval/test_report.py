@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dalle_zoo_eval import report
+from dalle_zoo_eval import report, sweeps
 from dalle_zoo_eval.documents import Bullets, Heading, Paragraph, Table, to_html, to_markdown
 from dalle_zoo_eval.plots import Line, line_figure
 from dalle_zoo_eval.protocol import find_protocol
-from dalle_zoo_eval.report import MARK, summary, write_report
-from dalle_zoo_eval.results import ResultError, read_result
+from dalle_zoo_eval.report import write_report
+from dalle_zoo_eval.sweeps import MARK
+from dalle_zoo_eval.comparison import read_results
+from dalle_zoo_eval.metrics import METRICS
 from PIL import Image
 
+from dalle_zoo.cli.main import main
 from dalle_zoo.registry import UnknownNameError
+from dalle_zoo.results import ResultError, read_result, scores_of
 
 NASTY = '<script>alert("x")</script> a|b $x$ _y_'
 ALL_RADII = (0, 1, 2, 4, 8)
@@ -34,13 +38,16 @@ def score(metric: str, value: float, family: str = "dmgan", **changes: Any) -> d
 
 def made_up(scores: Sequence[dict[str, Any]], *, protocol: str = "coco-30k", name: str = "model-a") -> dict[str, Any]:
     return {
-        "protocol": asdict(find_protocol(protocol)),
-        "subject": {"kind": "model", "name": name, "weights_sha256": {"prior/model.safetensors": "ab"}},
-        "benchmark": {
-            "name": "coco:val2014", "sha256": "cd", "items": 40504, "captions": 30000, "captions_sha256": "ef",
-            "excluded": 0,
+        "protocol": json.loads(json.dumps(asdict(find_protocol(protocol)))),
+        "source": {"kind": "model", "name": name, "weights_sha256": {"prior/model.safetensors": "ab"}},
+        "groups": {
+            "all": {
+                "samples": 40504, "captions": 30000, "expected_captions": 30000, "captions_sha256": "ef",
+                "dataset": {"name": "coco:val2014", "sha256": "cd", "items": 40504, "excluded": 0},
+            }
         },
-        "networks": {"dmgan": {"sha256": "12", "input": 299}},
+        "metrics": {name: METRICS.spec(name).record() for name in METRICS},
+        "extractors": {"dmgan": {"sha256": "12", "input": 299}},
         "selfcheck": [{"name": "against itself", "found": 1e-9, "expected": "at most 1e-06", "passed": True}],
         "scores": list(scores),
         "speed": {"images_per_second": 12.5},
@@ -54,6 +61,12 @@ BY_BLUR = [score("fid", 25.0 + r, blur=r, interval=[24.0 + r, 26.5 + r], at_infi
 ]
 
 Put = Callable[..., Path]
+
+
+def summary(paths: Sequence[Path]) -> str:
+    """The tables alone, as the command prints them."""
+    return report.summary(read_results(paths))
+
 
 
 @pytest.fixture
@@ -73,7 +86,7 @@ def put(tmp_path: Path) -> Put:
 def lines(monkeypatch: pytest.MonkeyPatch) -> list[Line]:
     """The lines of all figures, which are not sampled: that takes most of the time of a report."""
     seen: list[Line] = []
-    monkeypatch.setattr(report, "line_figure", lambda lines, **_: seen.extend(lines) or b"")
+    monkeypatch.setattr(sweeps, "line_figure", lambda lines, **_: seen.extend(lines) or b"")
     return seen
 
 
@@ -124,7 +137,7 @@ def test_signs_are_explained_where_they_stand(put: Put) -> None:
 def test_a_distance_of_too_few_samples_is_marked(put: Put, lines: list[Line]) -> None:
     few = [score("frechet", 9.0, "clip", samples=300, rank_deficient=True)]
     text = summary([put(made_up(few))])
-    assert cells(text, "model-a")[0][4] == "9.00 † ‡"
+    assert cells(text, "model-a")[0][4] == "9.000 † ‡"
     assert "‡ no more samples than features, so the covariance lacks rank and the distance is far too high" in text
     assert all("‡" in line.label for line in lines if line.measured)
     assert "‡" not in summary([put(made_up([score("frechet", 9.0, "clip", samples=300)]))])
@@ -209,7 +222,7 @@ def test_another_number_of_samples_is_marked(put: Put, tmp_path: Path, lines: li
 @pytest.mark.usefixtures("lines")
 def test_a_protocol_of_a_smaller_count_does_not_make_scores_comparable(put: Put, tmp_path: Path) -> None:
     small = made_up([score("fid", 60.0, samples=100)])
-    small["protocol"]["captions"]["count"] = small["benchmark"]["captions"] = 100
+    small["groups"]["all"]["expected_captions"] = 100
     text = write_report([put(small)], tmp_path / "out")[0].read_text()
     assert cells(text, "model-a")[0][4] == f"60.00 {MARK}"
 
@@ -218,20 +231,20 @@ def test_a_protocol_of_a_smaller_count_does_not_make_scores_comparable(put: Put,
 @pytest.mark.usefixtures("lines")
 def test_all_unique_captions(put: Put, tmp_path: Path, captions: int, marked: bool) -> None:
     birds = made_up([score("fid", 60.0, samples=500)], protocol="cub")
-    birds["benchmark"]["captions"] = captions  # 0: images without captions, whose right number nobody knows
+    birds["groups"]["all"]["expected_captions"] = captions  # 0: images without captions, whose right number nobody knows
     text = write_report([put(birds)], tmp_path / "out")[0].read_text()
     assert (MARK in cells(text, "model-a")[0][4]) == marked
 
 
 def test_a_folder_without_published_scores_has_no_marks(put: Put, tmp_path: Path) -> None:
     own = made_up([score("frechet", 3.5, "mobilenet", samples=7)], protocol="folder")
-    own["benchmark"]["captions"] = 0
-    own["subject"]["kind"] = "images"
+    own["groups"]["all"]["expected_captions"] = 0
+    own["source"]["kind"] = "images"
     files = write_report([put(own)], tmp_path / "out")
     text = files[0].read_text()
     assert len(files) == 2  # one point is no line
     assert MARK not in text
-    assert cells(section(text, "Fréchet distance, mobilenet"), "model-a")[0][3:5] == ["–", "3.50"]
+    assert cells(section(text, "Fréchet distance, mobilenet"), "model-a")[0][3:5] == ["–", "3.500"]
     assert "FID" not in text.split("## What was measured")[0]
 
 
@@ -260,17 +273,16 @@ def test_two_of_one_name_are_numbered(put: Put, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("lines")
 def test_sheets_are_shown(put: Put, tmp_path: Path) -> None:
-    sheet = tmp_path / "my sheet.png"
-    Image.new("RGB", (30, 20), "teal").save(sheet)
-    files = write_report([put(made_up(BY_BLUR))], tmp_path / "out", sheets=[sheet])
-    assert files[-1] == tmp_path / "out/samples-1.png"
-    assert files[-1].read_bytes() == sheet.read_bytes()
-    assert "](samples-1.png)" in files[0].read_text()
-    own = tmp_path / "out/samples.png"
-    sheet.replace(own)
-    files = write_report([put(made_up(BY_BLUR))], tmp_path / "out", sheets=[own])
-    assert files[-1] == own
-    assert "](samples.png)" in files[0].read_text()
+    sheets = [tmp_path / "one/samples.png", tmp_path / "two/samples.png"]
+    result = read_results([put(made_up(BY_BLUR))])
+    for sheet in sheets:
+        sheet.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (30, 20), "teal").save(sheet)
+    files = report.write_report_of(result, tmp_path / "out", sheets=sheets)
+    assert files[-2:] == [tmp_path / "out/samples.png", tmp_path / "out/samples-2.png"]
+    assert files[-1].read_bytes() == sheets[1].read_bytes()
+    assert "](samples.png)" in (text := files[0].read_text())
+    assert "](samples-2.png)" in text
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
@@ -278,7 +290,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     *parts, last = path.split("/")
     place: Any = result
     for part in parts:
-        place = place[part]
+        place = place[int(part) if part.isdigit() else part]
     place[last] = value
     return result
 
@@ -287,12 +299,12 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     ("path", "value", "message"),
     [
         ("protocol/name", "cub", "differ in protocol.name: 'coco-30k' and 'cub'"),
-        ("benchmark/sha256", "00", "differ in benchmark.sha256: 'cd' and '00'"),
-        ("benchmark/excluded", 3, "differ in benchmark.excluded: 0 and 3"),
-        ("benchmark/exclusions_sha256", "00", "differ in benchmark.exclusions_sha256: None and '00'"),
+        ("groups/all/dataset/sha256", "00", "differ in groups.all.dataset.sha256: 'cd' and '00'"),
+        ("groups/all/dataset/excluded", 3, "differ in groups.all.dataset.excluded: 0 and 3"),
+        ("groups/all/dataset/exclusions_sha256", "00", "differ in groups.all.dataset.exclusions_sha256: None and"),
         ("protocol/image/crop", "none", "differ in protocol.image"),
-        ("protocol/is_splits", 5, "differ in protocol.is_splits: 10 and 5"),
-        ("networks/dmgan/sha256", "13", "differ in sha256 of dmgan: '12' and '13'"),
+        ("protocol/groups/all/metrics/2/options/splits", 5, "differ in options of is: {'splits': 10} and {'splits': 5}"),
+        ("extractors/dmgan/sha256", "13", "differ in sha256 of dmgan: '12' and '13'"),
     ],
 )
 def test_results_that_do_not_belong_together(put: Put, tmp_path: Path, path: str, value: Any, message: str) -> None:
@@ -314,16 +326,16 @@ def test_other_sampling_belongs_together(put: Put) -> None:
     [
         ("{", "is not valid JSON"),
         ("[]", "has no protocol"),
-        ({"protocol": {}, "model": {}}, "has no subject: expected a result file of dalle-zoo eval"),
+        ({"protocol": {}, "model": {}}, "has no source: expected a result file of dalle-zoo eval"),
         (made_up([]), "holds no score"),
         (made_up([score("fdi", 1.0)]), "score 1: unknown metric 'fdi'. Did you mean 'fid'"),
-        (made_up([score("fid", 1.0, "mobilenet")]), "a FID is of inception-2015 or dmgan, got 'mobilenet': call it"),
+        (made_up([score("fid", 1.0, "mobilenet")]), "a FID is of inception-2015 or dmgan, got 'mobilenet'"),
         (made_up([score("fid", float("nan"))]), "value must be a finite number, got nan"),
         (made_up([score("fid", 1.0, samples=0)]), "samples must be an integer of at least 1, got 0"),
         (made_up([score("fid", 1.0, interval=[1.0])]), "interval must be two numbers"),
         (made_up([{"metric": "fid"}]), "score 1: .*missing"),
-        (made_up([score("fid", 1.0), score("fid", 2.0)]), "stands twice"),
-        (changed("benchmark/sha256", None), "benchmark.sha256 must be text, got None"),
+        (made_up([score("fid", 1.0), score("fid", 2.0)]), "is repeated"),
+        (changed("groups/all/dataset/sha256", None), "groups.all.dataset.sha256 must be text, got None"),
         (changed("selfcheck", [{"name": "halves", "passed": False}]), r"the self-check failed \(halves\)"),
     ],
 )
@@ -347,7 +359,7 @@ def test_wrong_arguments(put: Put, tmp_path: Path) -> None:
     with pytest.raises(ResultError, match="out must be a folder"):
         write_report([path], path)
     with pytest.raises(ResultError, match="cannot be read as a PNG file"):
-        write_report([path], tmp_path / "out", sheets=[path])
+        report.write_report_of(read_results([path]), tmp_path / "out", sheets=[path])
     with pytest.raises(UnknownNameError, match="birds"):
         write_report([put(changed("protocol/published", ["birds"]), "two")], tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -355,7 +367,36 @@ def test_wrong_arguments(put: Put, tmp_path: Path) -> None:
 
 def test_unknown_fields_of_a_score_are_passed_over(put: Put) -> None:
     result = read_result(put(made_up([score("fid", 1.5, fit={"slope": 3.0})])))
-    assert [s.value for s in result.scores] == [1.5]
+    assert [s.value for s in scores_of(result)] == [1.5]
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.mark.usefixtures("lines")
+def test_a_result_is_rendered_where_it_was(put: Put, capsys: pytest.CaptureFixture[str]) -> None:
+    path = put(made_up([score("clip_score", 0.25, "clip")]))
+    Image.new("RGB", (8, 8)).save(path.parent / "samples.png")
+    assert main(["report", str(path)]) == 0
+    assert capsys.readouterr().out.strip() == str(path.with_name("report.html"))
+    text = path.with_name("report.md").read_text()
+    assert "|  | model-a |" in text
+    assert "| CLIP score | 0.2500 |" in text
+    assert "(samples.png)" in text
+
+
+@pytest.mark.usefixtures("lines")
+def test_several_results_share_tables(put: Put, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [put(made_up([score("clip_score", value, "clip")], name=name), name) for name, value in SYSTEMS.items()]
+    assert main(["report", *map(str, paths)]) == 2
+    assert "give --out DIR" in capsys.readouterr().err
+    assert main(["report", *map(str, paths), "--out", str(tmp_path / "both")]) == 0
+    text = (tmp_path / "both/report.md").read_text()
+    assert "|  | some | another |" in text
+    assert "| CLIP score | 0.2500 | 0.5000 |" in text
+
+
+SYSTEMS = {"some": 0.25, "another": 0.5}
 
 
 # ---------------------------------------------------------------- its parts

@@ -118,7 +118,7 @@ class RowsMetric(Metric):
 
     The positional parameters of the function are rows: tensors, texts (`TEXTS`), or dicts (`TARGETS`, which are not
     gathered from other ranks). A parameter ``real_features`` is the rows ``features`` of the reference side, and so on.
-    Keyword-only parameters are options.
+    Keyword-only parameters are options: counts, or lists of rising counts, and perhaps a ``seed``.
 
     Args:
         reset_real_features: Whether `reset` forgets the reference side, as in torchmetrics.
@@ -136,6 +136,12 @@ class RowsMetric(Metric):
         unknown = sorted(set(options) - set(known))
         if unknown:
             raise TypeError(f"unknown option {unknown[0]!r}: known are {', '.join(known) or 'none'}")
+        for name, value in options.items():
+            counts = [*value] if isinstance(value, list | tuple) else [value]
+            if name != "seed" and not (counts and all(type(n) is int for n in counts) and 1 <= min(counts)):
+                raise ValueError(f"{name} must be a number of at least 1, or rising ones, got {value!r}")
+            if counts != sorted({*counts}):
+                raise ValueError(f"{name} must be rising numbers of at least 1, got {value!r}")
         self.reset_real_features, self.options = reset_real_features, options
         self.texts: dict[tuple[int, int], str] = {}
         for name in self._rows():
