@@ -18,28 +18,43 @@ CARD = ROOT / "model_cards/emoji64.md"
 RESULT = ROOT / "eval/results/emoji64.json"
 
 
-def figures(psnr: float) -> dict[str, Any]:
-    shares = {"top1": 0.25, "top5": 0.5}
+def spec(label: str, form: str, unit: str = "", extractor: str = "x", **parts: str) -> dict[str, Any]:
     return {
-        "samples": 413,
-        "captions": 256,
-        "psnr": psnr,
-        "codebook": {"used": 0.75, "perplexity": 123.4},
-        "bits": {"right": 3.125, "shuffled": 3.5, "none": 3.25},
-        "concept_accuracy": {"real": shares, "best": shares, "one": shares, "shuffled": shares},
-    }
+        "label": label, "unit": unit, "format": form, "section": "", "parts": parts, "extractor": [extractor],
+        "sweep": False, "bars": False, "lower_is_better": False,
+    }  # fmt: skip
+
+
+def scores(group: str, psnr: float) -> list[dict[str, Any]]:
+    rows = [
+        ("psnr", None, "reconstructed", psnr), ("codebook_use", "used", "real", 0.75),
+        ("bits_per_token", "shuffled", "real", 3.5), ("concept_accuracy", "top5", "generated", 0.5),
+        ("concept_accuracy", "top5", "real", 0.75),
+    ]  # fmt: skip
+    return [
+        {"metric": metric, "part": part, "images": images, "value": value, "samples": 9, "group": group,
+         "candidates": 16 if images == "generated" else None}
+        for metric, part, images, value in rows
+    ]  # fmt: skip
 
 
 @pytest.fixture
 def result() -> dict[str, Any]:
+    groups = {"train": 27.126, "val-styles": 26.5}
     return {
         "protocol": {
-            "name": "emoji64", "seed": 7, "samples": 413, "candidates": 16, "temperature": 0.9,
-            "top_k": None, "top_p": None, "guidance": 1.0, "ks": [1, 5], "notes": ["PSNR is a mean.", "It is no FID."],
+            "name": "emoji64", "seed": 7, "notes": ["PSNR is a mean.", "It is no FID."],
+            "sampling": {"candidates": 16, "temperature": 0.9, "top_k": None, "top_p": None, "guidance": 1.0},
         },
-        "model": {"name": "emoji64", "weights_sha256": {"prior/model.safetensors": "aa"}},
-        "evaluator": {"name": "MobileNet", "sha256": "f" * 64, "pixels": 128},
-        "splits": {"train": figures(27.126), "val-styles": figures(26.5)},
+        "source": {"name": "emoji64", "weights_sha256": {"prior/model.safetensors": "aa"}},
+        "groups": {name: {"samples": 413, "captions": 256, "dataset": {"sha256": "cd"}} for name in groups},
+        "extractors": {"mobilenet": {"title": "MobileNet", "sha256": "f" * 64, "pixels": 128}},
+        "metrics": {
+            "psnr": spec("reconstruction PSNR", ".2f", "dB"), "codebook_use": spec("", ".1f", used="codes used, %"),
+            "bits_per_token": spec("bits per image token", ".3f", shuffled="shuffled captions"),
+            "concept_accuracy": spec("concept accuracy", ".1f", "%"),
+        },
+        "scores": [score for name, psnr in groups.items() for score in scores(name, psnr)],
         "targets": [
             {"name": "first", "required": 0.8, "reached": 0.9, "met": True},
             {"name": "second", "required": 0.3, "reached": 0.1, "met": False},
@@ -116,7 +131,7 @@ def test_a_card_needs_figures_of_its_own_weights(folder: Path, result: dict[str,
     file.write_text(json.dumps(result))
     out = write_card(folder, file, tmp_path / "cards/emoji64.md")
     assert out.read_text() == render_card(folder, result)
-    result["model"]["weights_sha256"]["prior/model.safetensors"] = "cc"
+    result["source"]["weights_sha256"]["prior/model.safetensors"] = "cc"
     with pytest.raises(ModelFolderError, match=r"prior/model\.safetensors"):
         check_weights(folder, result)
 

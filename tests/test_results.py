@@ -12,48 +12,100 @@ import pytest
 
 from dalle_zoo import results, zoo
 from dalle_zoo.cli.main import main
-from dalle_zoo.results import figures, fits, measured_weights, results_of
+from dalle_zoo.results import figures, fits, measured_weights, results_of, score_tables
 
 ROOT = Path(__file__).parents[1]
+METRICS = {
+    name: {
+        "label": label, "unit": unit, "format": ".2f", "section": "", "parts": parts, "sweep": False, "bars": False,
+        "extractor": extractor, "lower_is_better": False,
+    }
+    for name, label, unit, parts, extractor in (
+        ("fid", "FID", "", {}, ["inception-2015", "dmgan"]),
+        ("is", "Inception score", "", {}, ["inception-2015"]),
+        ("psnr", "reconstruction PSNR", "dB", {}, ["none"]),
+        ("bits_per_token", "bits per image token", "", {"right": "right captions", "none": "no caption"}, ["prior"]),
+        ("concept_accuracy", "concept accuracy", "%", {}, ["mobilenet"]),
+    )
+}  # fmt: skip
+DATASET = {"name": "coco:val2014", "sha256": "cd"}
 SCORED: dict[str, Any] = {
     "protocol": {"name": "coco-30k", "title": "MS-COCO"},
-    "subject": {"name": "toy", "weights_sha256": {"prior/model.safetensors": "aa"}},
+    "source": {"name": "toy", "weights_sha256": {"prior/model.safetensors": "aa"}},
+    "groups": {"all": {"samples": 30000, "captions": 30000, "dataset": DATASET}},
+    "metrics": METRICS,
     "scores": [
-        {"metric": "fid", "family": "inception-2015", "value": 27.5, "samples": 30000, "candidates": 512, "blur": 0},
+        {"metric": "fid", "family": "dmgan", "value": 27.5, "samples": 30000, "candidates": 512, "blur": 0},
+        {"metric": "fid", "family": "inception-2015", "value": 26.5, "samples": 30000, "blur": 8},
         {"metric": "is", "family": "inception-2015", "value": 17.9, "samples": 30000, "candidates": None},
     ],
 }
-SPLIT: dict[str, Any] = {
-    "protocol": {"name": "mine", "seed": 3, "candidates": 16, "temperature": 0.7},
-    "model": {"name": "toy", "weights_sha256": {"prior/model.safetensors": "aa"}},
-    "splits": {"train": {"samples": 9, "psnr": 21.5, "bits": {"right": 3.25}}, "val": {"samples": 4, "psnr": 20.5}},
-}
+GROUPED: dict[str, Any] = {
+    "protocol": {
+        "name": "mine", "seed": 3, "sampling": {"candidates": 16, "temperature": 0.7},
+        "headlines": [{"metric": "psnr"}, {"metric": "bits_per_token", "part": "right"}],
+    },
+    "source": {"name": "toy", "weights_sha256": {"prior/model.safetensors": "aa"}},
+    "groups": {name: {"samples": n, "captions": n, "dataset": DATASET} for name, n in (("train", 9), ("val", 4))},
+    "metrics": METRICS,
+    "scores": [
+        {"metric": "psnr", "group": "train", "images": "reconstructed", "value": 21.5, "samples": 9},
+        {"metric": "psnr", "group": "val", "images": "reconstructed", "value": 20.5, "samples": 4},
+        {"metric": "bits_per_token", "part": "right", "group": "train", "images": "real", "value": 3.25, "samples": 9},
+        {"metric": "bits_per_token", "part": "none", "group": "train", "images": "real", "value": 4.5, "samples": 9},
+        *(
+            {"metric": "concept_accuracy", "part": "top5", "group": "val", "images": images, "value": value,
+             "samples": 4, "candidates": candidates}
+            for images, value, candidates in (("real", 0.5, None), ("generated", 0.25, 16), ("shuffled", 0.0, 16))
+        ),
+    ],
+}  # fmt: skip
 LISTED = {"prior/model.safetensors": "aa", "config.json": "bb"}
 
 
-def test_figures_of_scores() -> None:
-    fid, score = figures(SCORED)
-    assert (fid.metric, fid.label, fid.value, fid.split) == ("fid", "fid (inception-2015)", 27.5, None)
+def test_figures_of_one_group() -> None:
+    fid, other, score = figures(SCORED)
+    assert (fid.metric, fid.label, fid.value, fid.split) == ("fid", "FID, dmgan, best of 512", 27.5, None)
     assert (fid.protocol, fid.title) == ("coco-30k", "MS-COCO")
-    assert fid.settings == {"samples": 30000, "candidates": 512, "blur": 0}
-    assert score.settings == {"samples": 30000}
+    assert fid.settings == {"samples": 30000, "candidates": 512}
+    assert (other.label, other.settings) == ("FID, inception-2015, blur 8", {"samples": 30000, "blur": 8})
+    assert (score.label, score.settings) == ("Inception score", {"samples": 30000})
 
 
-def test_figures_of_splits() -> None:
-    found = [(figure.metric, figure.split, figure.value) for figure in figures(SPLIT)]
-    assert found == [("psnr", "train", 21.5), ("bits_right", "train", 3.25), ("psnr", "val", 20.5)]
-    assert figures(SPLIT)[0].settings == {"samples": 9, "seed": 3, "candidates": 16, "temperature": 0.7}
-    assert figures(SPLIT)[0].title == "mine"
+def test_headlines_of_several_groups() -> None:
+    found = [(figure.metric, figure.split, figure.value) for figure in figures(GROUPED)]
+    assert found == [("psnr", "train", 21.5), ("bits_per_token_right", "train", 3.25), ("psnr", "val", 20.5)]
+    assert figures(GROUPED)[0].settings == {"samples": 9, "seed": 3, "temperature": 0.7}
+    assert figures(GROUPED)[0].title == "mine"
+    every = {**GROUPED, "protocol": {"name": "mine"}}
+    assert len(figures(every)) == len(GROUPED["scores"])
+
+
+def test_tables_have_a_column_for_each_group() -> None:
+    assert score_tables(GROUPED) == {
+        "Samples": [["samples", "9", "4"], ["captions generated from", "9", "4"]],
+        "reconstruction PSNR": [["reconstruction PSNR, dB", "21.50", "20.50"]],
+        "bits per image token": [
+            ["bits per image token, right captions", "3.25", "–"], ["bits per image token, no caption", "4.50", "–"]
+        ],
+        "concept accuracy": [
+            ["concept accuracy, top 5, real images (ceiling), %", "–", "50.00"],
+            ["concept accuracy, top 5, best of 16, %", "–", "25.00"],
+            ["concept accuracy, top 5, shuffled captions (floor), %", "–", "0.00"],
+        ],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        ({}, "has no 'protocol'"),
-        ({"protocol": {"name": "x"}}, "has no 'splits'"),
-        ({"protocol": {"name": "x"}, "scores": []}, "holds no figure"),
-        ({"protocol": [], "scores": []}, "expected a result file"),
-        ({"protocol": {"name": "x"}, "scores": [{"metric": "fid"}]}, "has no"),
+        ({}, "has no protocol"),
+        ({"protocol": {"name": "x"}}, "has no source"),
+        (SCORED | {"scores": []}, "holds no score"),
+        (SCORED | {"protocol": []}, "expected a result file"),
+        (SCORED | {"scores": [{"metric": "fid"}]}, "score 1: .*missing"),
+        (SCORED | {"scores": [SCORED["scores"][0] | {"group": "al"}]}, "score 1: unknown group 'al'. Did you mean 'all'"),
+        (SCORED | {"scores": [SCORED["scores"][0] | {"images": "drawn"}]}, "images must be one of real, "),
     ],
 )
 def test_another_file_is_refused(result: dict[str, Any], message: str) -> None:
@@ -62,12 +114,12 @@ def test_another_file_is_refused(result: dict[str, Any], message: str) -> None:
 
 
 def test_a_result_belongs_to_its_weights() -> None:
-    for result in (SCORED, SPLIT):
+    for result in (SCORED, GROUPED):
         assert measured_weights(result) == {"prior/model.safetensors": "aa"}
         assert fits(result, LISTED)
         assert not fits(result, LISTED | {"prior/model.safetensors": "cc"})
         assert not fits(result, LISTED | {"ranker/model.safetensors": "dd"})
-    assert not fits({"subject": {"name": "images"}}, {"config.json": "bb"}), "no weights are no match"
+    assert not fits({"source": {"name": "images"}}, {"config.json": "bb"}), "no weights are no match"
 
 
 def test_results_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,20 +128,20 @@ def test_results_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     model = tmp_path / "model"
     for folder in (shipped, model / "results"):
         folder.mkdir(parents=True)
-    (shipped / "a.json").write_text(json.dumps(SPLIT))
+    (shipped / "a.json").write_text(json.dumps(GROUPED))
     (shipped / "list.json").write_text("[]")
     (model / "results/b.json").write_text(json.dumps(SCORED))
-    (model / "results/c.json").write_text(json.dumps(SCORED | {"subject": {"weights_sha256": {"x": "y"}}}))
+    (model / "results/c.json").write_text(json.dumps(SCORED | {"source": {"weights_sha256": {"x": "y"}}}))
     assert results_of(model) == {}, "without checksums nothing is known of the weights"
     (model / "sha256.json").write_text(json.dumps(LISTED))
-    assert results_of(model) == {"a.json": SPLIT, "b.json": SCORED}
+    assert results_of(model) == {"a.json": GROUPED, "b.json": SCORED}
 
 
 def test_the_list_of_models_shows_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
     (record,) = [record for record in zoo.list_models() if record.name == "emoji64"]
     measured = json.loads((ROOT / "eval/results/emoji64.json").read_text())
     found = {(figure.metric, figure.split): figure.value for figure in record.figures}
-    assert found["psnr", "train"] == measured["splits"]["train"]["psnr"]
+    assert found["psnr", "train"] == next(s["value"] for s in measured["scores"] if s["metric"] == "psnr")
     assert main(["models"]) == 0
     shown = capsys.readouterr().out
     for fact in (record.license, record.data, f"{record.num_bytes / 1e6:.0f} MB"):

@@ -72,7 +72,7 @@ def read_prompts(
     check_exclusions(dataset, excluded)
     _check_dataset(protocol, name, layout, dataset)
     samples = [item for item in dataset.items if item.image is not None and item.key not in excluded]
-    if rule.samples is not None:
+    if rule.samples is not None or rule.captions.rule == "first":
         order = torch.Generator().manual_seed(derive_seed(protocol.seed, "samples", name))
         samples = [samples[i] for i in torch.randperm(len(samples), generator=order)[: rule.samples].tolist()]
     if len(samples) < 2:

@@ -139,7 +139,7 @@ class GroupRule:
     num_images: dict[str, int] = field(default_factory=dict)
     """Captioned images of the split by layout, where the dataset is a known one: another number stops the run."""
     samples: int | None = None
-    """Real images at most, chosen by seed; None takes all."""
+    """Real images at most, in an order that the seed fixes; None takes all, and only ``first`` captions order them."""
 
     def __post_init__(self) -> None:
         if not self.dataset:
