@@ -4,7 +4,7 @@
     python benchmarks/evaluation.py --device cuda
 
 Both ways look at the same images in the same batches: from uint8 tensors in memory, and from JPEG files through
-`dalle_zoo_eval.measuring`, which decodes them, crops them, blurs them and writes features to disk; once without blur,
+`dalle_zoo_eval.features`, which decodes them, crops them, blurs them and writes features to disk; once without blur,
 and once with all radii of figure 9. The runs alternate in one process; the ratio is that of the medians. Inception's
 weights are random, which changes no time.
 """
@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dalle_zoo_eval.benchmarks import read_benchmark
 from dalle_zoo_eval.blur import gaussian_blur
-from dalle_zoo_eval.measuring import Measurement, Share
-from dalle_zoo_eval.networks import Network, load_network
-from dalle_zoo_eval.subjects import ImageFiles
+from dalle_zoo_eval.datasets import read_dataset
+from dalle_zoo_eval.extractors import Extractor, load_extractor
+from dalle_zoo_eval.features import FeatureStore, Share
+from dalle_zoo_eval.image_sources import ImageFiles
 from PIL import Image
 from torch import Tensor
 
@@ -48,14 +48,14 @@ def make_images(folder: Path, count: int, size: int) -> None:
         Image.fromarray(array).save(folder / f"{number:06d}.jpg", quality=90)
 
 
-def open_inception(folder: Path, device: str) -> Network:
+def open_inception(folder: Path, device: str) -> Extractor:
     """Inception of 2015 with random weights: torchvision's has the same tensors but for the number of classes."""
     from torchvision.models.inception import Inception3
 
     torch.manual_seed(0)
     path = folder / "random.pth"
     torch.save(Inception3(num_classes=1008, aux_logits=False, init_weights=False).state_dict(), path)
-    return load_network("inception-2015", path, device, expected_sha256=sha256_file(path))
+    return load_extractor("inception-2015", path, device, expected_sha256=sha256_file(path))
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -66,33 +66,33 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def compare(
-    network: Network, subject: ImageFiles, radii: tuple[int, ...], rounds: int, folder: Path
+    network: Extractor, source: ImageFiles, radii: tuple[int, ...], rounds: int, folder: Path
 ) -> dict[str, Any]:
     """Times both ways in turn.
 
     Args:
         network: What looks.
-        subject: Images of files.
+        source: Images of files.
         radii: Radii of the blur, each of which makes an image.
         rounds: Runs of each way.
         folder: Where features are written.
     """
-    total, views = len(subject), [f"{radius}/1/features" for radius in radii]
+    total, views = len(source), [f"{radius}/1/features" for radius in radii]
     batches: dict[int, list[Tensor]] = {radius: [] for radius in radii}
     for start in range(0, total, CHUNK):
-        shown = subject.show(range(start, min(start + CHUNK, total))).images[1]
+        shown = source.load(range(start, min(start + CHUNK, total))).images[1]
         for radius, images in gaussian_blur(shown, radii).items():
             batches[radius].append(torch.stack(images))
     times: dict[str, list[float]] = {"network alone": [], "from files": []}
     difference = 0.0
     for number in range(rounds + 1):
         alone = seconds(lambda: [network(batch) for parts in batches.values() for batch in parts])
-        measurement = Measurement(subject, {"inception-2015": network}, radii, CHUNK, folder / str(number))
-        files = seconds(partial(measurement.run, Share(), label=f"round {number}"))
+        store = FeatureStore(source, {"inception-2015": network}, radii, CHUNK, folder / str(number))
+        files = seconds(partial(store.run, Share(), label=f"round {number}"))
         if number == 0:  # warms up, and shows that both ways say the same
             for view, parts in zip(views, batches.values(), strict=True):
                 features = torch.cat([network(batch)["features"] for batch in parts])
-                found = measurement.all("inception-2015", view)
+                found = store.all("inception-2015", view)
                 difference = max(difference, float((features - found).abs().max()))
             continue
         times["network alone"].append(alone)
@@ -121,10 +121,10 @@ def main() -> None:
         (folder / "images").mkdir()
         make_images(folder / "images", options.images, options.size)
         network = open_inception(folder, options.device)
-        items = read_benchmark("folder", folder / "images", "all").items
-        subject = ImageFiles(items, "center", options.size, source="benchmark")
+        items = read_dataset("folder", folder / "images", "all").items
+        source = ImageFiles(items, "center", options.size, source="benchmark")
         cases = {
-            case: compare(network, subject, radii, options.rounds, folder / case) for case, radii in CASES.items()
+            case: compare(network, source, radii, options.rounds, folder / case) for case, radii in CASES.items()
         }
     result = {
         "command": f"python benchmarks/evaluation.py --images {options.images} --size {options.size} "

@@ -218,7 +218,7 @@ def score_label(result: Result, score: Score) -> str:
     siblings = [s for s in scores_of(result) if s.metric == score.metric]
     words = [spec["label"]]
     words.append(part_label(result, score))
-    if len({s.family for s in siblings}) > 1 or not spec.get("extractor"):
+    if len({s.family for s in siblings}) > 1 or len(spec["extractor"]) != 1:
         words.append(score.family or "")
     if len({s.images for s in siblings}) > 1 or (score.images == "generated" and (score.candidates or 1) > 1):
         words.append(images_label(score))

@@ -2,53 +2,48 @@
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from dalle_zoo_eval.command import main
-from dalle_zoo_eval.concepts.protocol import ConceptProtocol, find_concept_protocol
-from dalle_zoo_eval.concepts.report import read_concept_result, sheet_file, write_concept_report
-from dalle_zoo_eval.concepts.splits import load_split
-from dalle_zoo_eval.protocol import list_protocols
+from dalle_zoo_eval.protocol import Protocol, find_protocol, list_protocols
+from dalle_zoo_eval.report import sheet_name, write_report
 
 from dalle_zoo.data.sources import BUNDLED
 from dalle_zoo.registry import UnknownNameError
+from dalle_zoo.results import read_result
 
 RESULT = Path(__file__).parents[2] / "eval/results/emoji64.json"
 
 
 def test_the_file_fixes_what_was_fixed() -> None:
-    protocol = find_concept_protocol("emoji64")
-    assert list_protocols("concepts") == ["emoji64"]
-    assert {rule.source for rule in protocol.splits.values()} == {f"emoji64:{name}" for name in BUNDLED["emoji64"]}
-    assert [rule.captions for rule in protocol.splits.values()] == [256, None, None]
-    assert (protocol.samples, protocol.candidates, protocol.chunk, protocol.seed) == (413, 16, 8, 0)
-    assert protocol.sampling() == {"temperature": 0.7, "top_k": None, "top_p": None, "guidance": 1.0}
-    targets = [(target.measure, target.split, target.required) for target in protocol.targets]
+    protocol = find_protocol("emoji64")
+    groups, sampling = protocol.groups, protocol.sampling
+    assert {group.dataset["source"] for group in groups.values()} == {f"emoji64:{name}" for name in BUNDLED["emoji64"]}
+    assert [group.captions.count for group in groups.values()] == [256, None, None]
+    assert {(group.samples, group.captions.rule) for group in groups.values()} == {(413, "first")}
+    assert (sampling.candidates, sampling.chunk, sampling.seeds, protocol.seed) == (16, 8, "chunk", 0)
+    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.guidance) == (0.7, None, None, 1.0)
+    targets = [
+        (t.score["metric"], t.group, t.required, t.divided_by, t.minus) for t in protocol.targets
+    ]  # fmt: skip
     assert targets == [
-        ("share of the ceiling", "train", 0.8),
-        ("share of the ceiling", "val-styles", 0.5),
-        ("bits saved", "val-styles", 0.3),
+        ("concept_accuracy", "train", 0.8, {"images": "real"}, {}),
+        ("concept_accuracy", "val-styles", 0.5, {"images": "real"}, {}),
+        ("bits_per_token", "val-styles", 0.3, {}, {"part": "right"}),
     ]
 
 
-def test_the_bundled_splits_load() -> None:
-    split = load_split("val-styles", "emoji64:val-styles", 64)
-    assert len(split.keys) == len(set(split.keys)) == 413
-    assert split.images.shape == (413, 3, 64, 64)
-    assert split.keys[0] == "267b_fluent-flat"
-    assert split.concepts[0] == "267b"
-
-
 def test_the_committed_result_was_measured_by_the_committed_protocol() -> None:
-    result = read_concept_result(RESULT)
-    measured, protocol = ConceptProtocol.from_dict(result["protocol"]), find_concept_protocol("emoji64")
+    result = read_result(RESULT)
+    measured, protocol = Protocol.from_dict(result["protocol"]), find_protocol("emoji64")
     # Titles and notes may be worded better without measuring again.
-    words = {"title": "", "notes": ()}
-    assert asdict(measured) | words == asdict(protocol) | words
-    assert result["evaluator"]["sha256"] == protocol.networks["mobilenet"].sha256
+    assert replace(measured, title="x", notes=()) == replace(protocol, title="x", notes=())
+    assert Protocol.from_dict(json.loads(json.dumps(asdict(protocol)))) == protocol
+    assert result["extractors"]["mobilenet"]["sha256"] == protocol.extractors["mobilenet"].sha256
     assert result["left_out"] == []
     assert [(target["required"], target["met"]) for target in result["targets"]] == [
         (rule.required, target["reached"] >= rule.required)
@@ -58,14 +53,15 @@ def test_the_committed_result_was_measured_by_the_committed_protocol() -> None:
 
 def test_the_committed_report_is_that_of_the_committed_result(tmp_path: Path) -> None:
     folder = RESULT.with_suffix("")
-    text = write_concept_report(RESULT, tmp_path)[0].read_text(encoding="utf-8")
+    text = write_report([RESULT], tmp_path)[0].read_text(encoding="utf-8")
     assert (folder / "report.md").read_text(encoding="utf-8") == text, "run `dalle-zoo report`"
     shown = set(re.findall(r"\]\((.+?\.png)\)", text))
-    assert shown >= {sheet_file(RESULT, name).name for name in BUNDLED["emoji64"]}
+    assert shown >= {sheet_name(name) for name in BUNDLED["emoji64"]}
     assert shown == {path.name for path in folder.glob("*.png")} == {path.name for path in tmp_path.glob("*.png")}
 
 
 def test_a_wrong_protocol_is_answered_with_the_right_one() -> None:
+    assert "emoji64" in list_protocols()
     with pytest.raises(UnknownNameError, match="Did you mean 'emoji64'"):
         main(["emoji46"])
 
@@ -74,5 +70,5 @@ def test_the_options_show_what_the_file_says(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit):
         main(["emoji64", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    for part in ("sampling temperature (0.7)", "captions of train to sample (256)", "images per caption (16)"):
+    for part in ("sampling temperature (0.7)", "captions of train (256)", "keeps one (16)", "concept_accuracy"):
         assert part in said

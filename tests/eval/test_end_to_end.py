@@ -15,14 +15,13 @@ from dalle_zoo.hub import sha256_file
 PROTOCOL = """
 name: {name}
 title: made-up images
-benchmark: {{coco: val2014, attngan: test}}
+dataset: {{coco: val2014, attngan: test}}
 captions: {{rule: one, count: {count}, exclusions: {exclusions}}}
 image: {{crop: {crop}, size: 16}}
 sampling: {{chunk: 3}}
 blur: [0, 2]
-metrics: [r_precision]
-fid_families: []
-networks: {{mobilenet: {{sha256: {sha256}}}}}
+metrics: [r_precision, frechet]
+extractors: {{mobilenet: {{sha256: {sha256}}}}}
 """
 
 
@@ -58,11 +57,12 @@ def test_the_attngan_layout_of_coco(make: Any, protocol: Any, model: Path, mobil
     data = make.attngan(birds=False, text=False, test=range(2, 10))
     out = tmp_path / "out"
     result = run(protocol("toy", count=6), model, mobilenet, data, out, "--layout", "attngan")
-    assert (result["benchmark"]["name"], result["benchmark"]["items"]) == ("attngan:test", 8)
+    dataset = result["groups"]["all"]["dataset"]
+    assert (dataset["name"], dataset["items"]) == ("attngan:test", 8)
     assert {caption for _, caption in chosen(out)} == {"a bird", "two bird"}  # as captions.pickle spells them
     for network in ("mobilenet", "ranker"):
         assert distances(result, network) == [(0, 6, 8), (2, 6, 8)]
-    assert result["networks"]["mobilenet"]["sha256"] == sha256_file(mobilenet)
+    assert result["extractors"]["mobilenet"]["sha256"] == sha256_file(mobilenet)
     assert (out / "report.html").is_file()
 
 
@@ -90,8 +90,8 @@ def test_overlaps_are_left_out_of_the_deduplicated_protocol(
     assert main(["eval", deduplicated, *arguments]) == 2
     assert "toy-dedup leaves out images that overlap" in capsys.readouterr().err
     result = run(deduplicated, model, mobilenet, data, clean, "--exclusions", str(overlaps))
-    assert result["benchmark"]["excluded"] == 2
-    assert result["benchmark"]["exclusions"] == "overlaps.txt"
+    assert result["groups"]["all"]["dataset"]["excluded"] == 2
+    assert result["groups"]["all"]["dataset"]["exclusions"] == "overlaps.txt"
     assert distances(result, "mobilenet") == [(0, 6, 6), (2, 6, 6)]
     complete = run(plain, model, mobilenet, data, tmp_path / "complete")
     assert distances(complete, "mobilenet") == [(0, 6, 8), (2, 6, 8)]

@@ -17,12 +17,11 @@ ROOT = Path(__file__).parents[2]
 PROTOCOL = """
 name: toy
 title: made-up images
-benchmark: {coco: val2014}
+dataset: {coco: val2014}
 captions: {rule: unique}
 image: {crop: center, size: 16}
 sampling: {candidates: 2, curve: [1], chunk: 1}
-metrics: [r_precision]
-fid_families: []
+metrics: [r_precision, frechet]
 """
 
 pytestmark = pytest.mark.slow
@@ -48,7 +47,7 @@ def start(command: list[str], out: Path, *launcher: str, **environment: str) -> 
 def result(out: Path) -> dict[str, Any]:
     """Result file without what the clock and the checkout may change between two runs."""
     found: dict[str, Any] = json.loads((out / "result.json").read_text())
-    assert found.pop("speed")["network_only_images_per_second"] > 0
+    assert found.pop("speed")["extractors_only_images_per_second"] > 0
     return {name: value for name, value in found.items() if name not in ("date", "code_version", "run")}
 
 
@@ -62,7 +61,7 @@ def test_killed_and_shared_runs_end_as_one_left_alone(command: list[str], tmp_pa
     assert len(scores(alone)) == 4  # the distance of two networks for two numbers of candidates
 
     process = start(command, killed)
-    while len(list(killed.rglob("*.safetensors"))) < 15:  # 4 of the reference for each network, then judged ones
+    while len(list(killed.rglob("*-*/*.safetensors"))) < 15:  # 4 of the reference for each network, then judged ones
         assert process.poll() is None
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
@@ -84,3 +83,20 @@ def test_torchrun_writes_the_result_of_one_process(command: list[str], tmp_path:
     assert result(shared) == result(alone)
     for name in ("captions.jsonl", "samples.png"):
         assert (shared / name).read_bytes() == (alone / name).read_bytes()
+
+
+def test_torchrun_shares_a_protocol_of_several_groups(
+    toy: Path, model: Path, mobilenet: Path, tmp_path: Path
+) -> None:
+    command = ["dalle_zoo", "eval", str(toy), "--model", str(model), "--evaluator", str(mobilenet)]
+
+    def run(folder: str, *launcher: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+        out = tmp_path / folder
+        assert start(command, out, *launcher).wait() == 0
+        return result(out), {path.name: path.read_bytes() for path in out.glob("*.png")}
+
+    alone = run("alone")
+    shared = run("shared", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    assert shared == alone
+    assert len(alone[1]) == 6
+    assert not list((tmp_path / "shared").rglob("*.claim"))

@@ -31,12 +31,18 @@ def make_result(folder: Path, **changes: Any) -> dict[str, Any]:
     listed = json.loads((folder / "sha256.json").read_text())
     return {
         "protocol": {"name": "coco-30k", "title": "MS-COCO, 30,000 captions"},
-        "subject": {"name": "toy", "weights_sha256": {n: d for n, d in listed.items() if n.endswith(".safetensors")}},
-        "benchmark": {"sha256": "0"},
+        "source": {"name": "toy", "weights_sha256": {n: d for n, d in listed.items() if n.endswith(".safetensors")}},
+        "groups": {"all": {"samples": 30000, "captions": 30000, "dataset": {"sha256": "0"}}},
+        "metrics": {
+            "fid": {
+                "label": "FID", "unit": "", "format": ".2f", "section": "", "parts": {}, "extractor": ["inception-2015"],
+                "sweep": True, "bars": False, "lower_is_better": True,
+            }
+        },
         "scores": [
             {"metric": "fid", "family": "inception-2015", "value": 27.345, "samples": 30000, "candidates": 512}
         ],
-    } | changes
+    } | changes  # fmt: skip
 
 
 @pytest.fixture
@@ -194,7 +200,7 @@ def test_a_dry_run_shows_files_and_card(model_folder: Path, result: Path, capsys
     assert f"{(model_folder / 'dvae/model.safetensors').stat().st_size:>14,}  dvae/model.safetensors" in shown
     assert "results/coco-30k.json" in shown
     assert "# org/toy" in shown
-    assert "| fid (inception-2015) | coco-30k | – | 27.34 | samples 30000, candidates 512 |" in shown
+    assert "| FID, inception-2015, best of 512 | coco-30k | – | 27.34 | samples 30000, candidates 512 |" in shown
 
 
 def test_the_card_has_metadata_that_the_client_reads(model_folder: Path, result: Path) -> None:
@@ -255,7 +261,7 @@ def test_a_folder_that_is_not_complete_is_refused(model_folder: Path, tmp_path: 
 
 def test_a_result_of_other_weights_is_refused(model_folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.json"
-    other.write_text(json.dumps(make_result(model_folder, subject={"weights_sha256": {"prior/x.safetensors": "0"}})))
+    other.write_text(json.dumps(make_result(model_folder, source={"name": "toy", "weights_sha256": {"prior/x.safetensors": "0"}})))
     with pytest.raises(ModelFolderError, match="measured with other weights"):
         prepare(model_folder, "org/toy", results=[other])
     other.write_text(json.dumps({"scores": []}))

@@ -102,6 +102,11 @@ class MetricRegistry(Registry[type[Metric]]):
 
         return add
 
+    def __getitem__(self, name: str) -> type[Metric]:
+        if name not in self._members and name in self._external():
+            self._external()[name].load()  # whose decorator adds it
+        return super().__getitem__(name)
+
     def spec(self, name: str) -> MetricSpec:
         """The spec of a metric; `UnknownNameError` for another name."""
         found = getattr(self[name], "spec", None)
