@@ -123,9 +123,7 @@ def main() -> None:
         network = open_inception(folder, options.device)
         items = read_dataset("folder", folder / "images", "all").items
         source = ImageFiles(items, "center", options.size, source="benchmark")
-        cases = {
-            case: compare(network, source, radii, options.rounds, folder / case) for case, radii in CASES.items()
-        }
+        cases = {case: compare(network, source, radii, options.rounds, folder / case) for case, radii in CASES.items()}
     result = {
         "command": f"python benchmarks/evaluation.py --images {options.images} --size {options.size} "
         f"--rounds {options.rounds} --device {options.device}",

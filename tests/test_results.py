@@ -104,7 +104,10 @@ def test_tables_have_a_column_for_each_group() -> None:
         (SCORED | {"scores": []}, "holds no score"),
         (SCORED | {"protocol": []}, "expected a result file"),
         (SCORED | {"scores": [{"metric": "fid"}]}, "score 1: .*missing"),
-        (SCORED | {"scores": [SCORED["scores"][0] | {"group": "al"}]}, "score 1: unknown group 'al'. Did you mean 'all'"),
+        (
+            SCORED | {"scores": [SCORED["scores"][0] | {"group": "al"}]},
+            "score 1: unknown group 'al'. Did you mean 'all'",
+        ),
         (SCORED | {"scores": [SCORED["scores"][0] | {"images": "drawn"}]}, "images must be one of real, "),
     ],
 )

@@ -54,7 +54,8 @@ def main(arguments: list[str]) -> None:
 
 def _run(name: str, options: argparse.Namespace, networks: dict[str, Path], command: str) -> None:
     from dalle_zoo_eval.report import Output, summary
-    from dalle_zoo_eval.runner import Request, device_of_environment, evaluate, share_of_environment
+    from dalle_zoo_eval.request import Request, device_of_environment, share_of_environment
+    from dalle_zoo_eval.runner import evaluate
 
     changes = {n: getattr(options, n, None) for n in CHANGES}
     request = Request(
@@ -211,7 +212,7 @@ def overlap(arguments: list[str]) -> None:
 
     check_device(options.device)
     from dalle_zoo_eval.memorization import find_overlaps
-    from dalle_zoo_eval.runner import device_of_environment, share_of_environment
+    from dalle_zoo_eval.request import device_of_environment, share_of_environment
 
     found = find_overlaps(
         options.protocol, options.data, options.layout, options.training, options.network, options.threshold,

@@ -12,8 +12,8 @@ from dalle_zoo.hub import sha256_file
 from dalle_zoo_eval.datasets import DatasetError, EvalDataset, Item, read_dataset
 from dalle_zoo_eval.datasets.images import stored_size
 from dalle_zoo_eval.image_sources import GeneratedSet, ImageFiles
-from dalle_zoo_eval.protocol import CaptionRule, ImageRule
 from dalle_zoo_eval.provenance import digest
+from dalle_zoo_eval.rules import CaptionRule, ImageRule
 
 log = logging.getLogger(__name__)
 

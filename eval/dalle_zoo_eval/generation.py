@@ -22,8 +22,8 @@ from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.sampling import Sampler, derive_seed, sample_codes
 from dalle_zoo_eval.image_sources import EVERY, ImageBatch
 from dalle_zoo_eval.moments import in_batches
-from dalle_zoo_eval.protocol import SamplingRule
 from dalle_zoo_eval.provenance import digest
+from dalle_zoo_eval.rules import SamplingRule
 
 # B prompts, N candidates of a prompt, h w code grid, H W pixels
 

@@ -21,8 +21,9 @@ from dalle_zoo_eval.features import FeatureStore
 from dalle_zoo_eval.generation import GeneratedImages, model_sha256
 from dalle_zoo_eval.image_sources import GeneratedSet, ImageFiles, ImageSource, Reconstructions
 from dalle_zoo_eval.metrics import METRICS
-from dalle_zoo_eval.protocol import MetricRule, Protocol
+from dalle_zoo_eval.protocol import Protocol
 from dalle_zoo_eval.provenance import digest
+from dalle_zoo_eval.rules import MetricRule
 
 STORED_AS = {"candidates": "generated", "shuffled": "generated"}
 """Image sets whose features are in the store of another one."""

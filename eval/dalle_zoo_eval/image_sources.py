@@ -20,8 +20,8 @@ from dalle_zoo_eval.datasets.base import Item
 from dalle_zoo_eval.datasets.images import load_image
 from dalle_zoo_eval.extractors.base import exact_float32
 from dalle_zoo_eval.extractors.model_parts import encode
-from dalle_zoo_eval.protocol import Crop
 from dalle_zoo_eval.provenance import digest
+from dalle_zoo_eval.rules import Crop
 
 # B samples, H W pixels
 

@@ -26,7 +26,8 @@ from dalle_zoo_eval.extractors.opening import open_extractor
 from dalle_zoo_eval.features import FeatureStore, Share
 from dalle_zoo_eval.image_sources import ImageFiles
 from dalle_zoo_eval.moments import in_batches, regrouped
-from dalle_zoo_eval.protocol import ImageRule, find_protocol
+from dalle_zoo_eval.protocol import find_protocol
+from dalle_zoo_eval.rules import ImageRule
 from dalle_zoo_eval.sheets import comparison_sheet
 from dalle_zoo_eval.training_images import UNREADABLE, TrainingImages
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from dalle_zoo_eval.groups import GALLERY, Group, choose, generate, read_prompts
 from dalle_zoo_eval.memorization import check_threshold, find_copies, measured_training
 from dalle_zoo_eval.metrics import METRICS
 from dalle_zoo_eval.metrics.frechet import LEVEL, ROUNDS, SEED
-from dalle_zoo_eval.protocol import ALL, COPY, Protocol, TargetRule, find_protocol
+from dalle_zoo_eval.protocol import ALL, Protocol, find_protocol
 from dalle_zoo_eval.provenance import (
     PACKAGES,
     bind,
@@ -44,6 +43,8 @@ from dalle_zoo_eval.provenance import (
     refuse_other_run,
 )
 from dalle_zoo_eval.report import COPIES, Output, sheet_name, write_report_of
+from dalle_zoo_eval.request import Request
+from dalle_zoo_eval.rules import TargetRule
 from dalle_zoo_eval.scores import Scorer
 from dalle_zoo_eval.selfcheck import SelfCheck, check_reference
 from dalle_zoo_eval.sheets import comparison_sheet
@@ -52,53 +53,6 @@ log = logging.getLogger(__name__)
 
 SHEET = 24
 """Samples on a sheet."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is to be evaluated, and with what."""
-
-    protocol: str
-    """Name or YAML file."""
-    out: Path
-    """Result file (``.json``), or folder of the result."""
-    data: Path | None = None
-    """Folder of the dataset, where the protocol's has none of its own."""
-    model: str | None = None
-    """Model that generates images. Defaults to that of the protocol, unless ``images`` is given."""
-    images: Path | None = None
-    """Folder of images that were generated elsewhere, instead of a model."""
-    layout: str | None = None
-    """Layout of the dataset. Defaults to the protocol's usual one."""
-    networks: Mapping[str, Path] = field(default_factory=dict)
-    """File or folder of every extractor."""
-    leave_out: tuple[str, ...] = ()
-    """Extractors that the protocol needs and that are not at hand: their metrics are left out."""
-    exclusions: Path | None = None
-    """List of images of the dataset to leave out."""
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of `Protocol.changed`: captions, candidates and sampling other than the protocol's."""
-    training: str | None = None
-    """Training images for the memorization check: folder, shards, or a pattern of shards."""
-    threshold: float = COPY
-    """Cosine from which an image counts as a copy."""
-    copies_network: str | None = None
-    """Extractor that looks for copies. Defaults to Inception, or else the first one."""
-    save_images: bool = False
-    """Whether PNG files of the generated images are written too, while they are measured."""
-    cache: Path | None = None
-    """Folder of features and codes, which several evaluations may share. Defaults to ``.cache`` in the folder of the
-    result file."""
-    device: str = "cpu"
-    """Where the networks compute."""
-    batch_size: int | None = None
-    """Images generated at once. Defaults to `BATCH`."""
-    share: Share = field(default_factory=Share)
-    """Which part of the work this process begins with."""
-    overwrite: bool = False
-    """Whether the result of another evaluation is replaced."""
-    command: str | None = None
-    """Command line that asks for it, for the record."""
 
 
 def evaluate(request: Request) -> dict[str, Any] | None:
@@ -431,14 +385,3 @@ def _resized(image: torch.Tensor, side: int) -> torch.Tensor:
     if image.shape[1:] != (side, side):
         pixels = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True).clamp(0, 1)
     return pixels[0]
-
-
-def share_of_environment() -> Share:
-    """The share that torchrun or another launcher gives this process."""
-    return Share(rank=int(os.environ.get("RANK", "0")), world=int(os.environ.get("WORLD_SIZE", "1")))
-
-
-def device_of_environment(device: str) -> str:
-    """``cuda`` becomes the GPU that torchrun gives this process."""
-    local = os.environ.get("LOCAL_RANK")
-    return f"cuda:{local}" if device == "cuda" and local is not None else device

@@ -20,7 +20,7 @@ from dalle_zoo_eval.image_sources import EVERY
 from dalle_zoo_eval.metrics import METRICS
 from dalle_zoo_eval.metrics.base import ANNOTATIONS, MetricSpec
 from dalle_zoo_eval.moments import ROWS, StatisticsError
-from dalle_zoo_eval.protocol import MetricRule
+from dalle_zoo_eval.rules import MetricRule
 
 # n samples, N candidates
 

@@ -35,7 +35,8 @@ from dalle_zoo_eval.extractors.opening import expected_digests
 from dalle_zoo_eval.features import FeatureStore
 from dalle_zoo_eval.metrics.frechet import FID_FAMILIES, frechet_distance
 from dalle_zoo_eval.moments import Moments
-from dalle_zoo_eval.protocol import Protocol, ReferenceRecord
+from dalle_zoo_eval.protocol import Protocol
+from dalle_zoo_eval.rules import ReferenceRecord
 
 # n samples, d features
 

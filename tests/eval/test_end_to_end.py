@@ -84,7 +84,7 @@ def test_overlaps_are_left_out_of_the_deduplicated_protocol(
         (training / f"copy of {name}.jpg").write_bytes((data / "val2014" / f"{name}.jpg").read_bytes())
     overlaps, plain, clean = tmp_path / "overlaps.txt", protocol("toy", count=6), tmp_path / "clean"
     search = ["overlap", plain, "--data", str(data), "--training", str(training), f"--network=mobilenet={mobilenet}"]
-    assert main([*search, "--threshold", "0.9999999", "--out", str(overlaps)]) == 0
+    assert main([*search, "--threshold", "0.999999", "--out", str(overlaps)]) == 0
     deduplicated = protocol("toy-dedup", count=6, exclusions="true")
     arguments = ["--model", str(model), "--data", str(data), f"--network=mobilenet={mobilenet}", f"--out={clean}"]
     assert main(["eval", deduplicated, *arguments]) == 2

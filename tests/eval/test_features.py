@@ -12,8 +12,8 @@ import torch
 from dalle_zoo_eval import features
 from dalle_zoo_eval.blur import gaussian_blur
 from dalle_zoo_eval.features import FeatureStore, Share
-from dalle_zoo_eval.provenance import PACKAGES
 from dalle_zoo_eval.image_sources import ImageBatch
+from dalle_zoo_eval.provenance import PACKAGES
 from torch import Tensor
 
 
@@ -34,7 +34,9 @@ class Mixed:
 
     def load(self, indices: Sequence[int]) -> ImageBatch:
         self.threads.add(threading.get_ident())
-        return ImageBatch(images={1: [self.images[i] for i in indices]}, chosen={1: [0] * len(indices)}, captions=[], others=[])
+        return ImageBatch(
+            images={1: [self.images[i] for i in indices]}, chosen={1: [0] * len(indices)}, captions=[], others=[]
+        )
 
 
 class Means:

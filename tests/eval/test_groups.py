@@ -16,9 +16,11 @@ from dalle_zoo_eval.claims import Claims
 from dalle_zoo_eval.features import FeatureStore, Share
 from dalle_zoo_eval.generation import GeneratedImages
 from dalle_zoo_eval.groups import choose, read_prompts
-from dalle_zoo_eval.protocol import Protocol, SamplingRule, find_protocol
+from dalle_zoo_eval.protocol import Protocol, find_protocol
 from dalle_zoo_eval.report import write_report
-from dalle_zoo_eval.runner import Request, evaluate
+from dalle_zoo_eval.request import Request
+from dalle_zoo_eval.rules import SamplingRule
+from dalle_zoo_eval.runner import evaluate
 from PIL import Image
 
 from dalle_zoo.cli.main import main

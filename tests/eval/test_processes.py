@@ -85,9 +85,7 @@ def test_torchrun_writes_the_result_of_one_process(command: list[str], tmp_path:
         assert (shared / name).read_bytes() == (alone / name).read_bytes()
 
 
-def test_torchrun_shares_a_protocol_of_several_groups(
-    toy: Path, model: Path, mobilenet: Path, tmp_path: Path
-) -> None:
+def test_torchrun_shares_a_protocol_of_several_groups(toy: Path, model: Path, mobilenet: Path, tmp_path: Path) -> None:
     command = ["dalle_zoo", "eval", str(toy), "--model", str(model), "--evaluator", str(mobilenet)]
 
     def run(folder: str, *launcher: str) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import yaml
 from dalle_zoo_eval import data_files
-from dalle_zoo_eval.protocol import Protocol, ProtocolError, SamplingRule, find_protocol, list_protocols, read_protocol
+from dalle_zoo_eval.data_files import DataFileError, bundled_folder, read_yaml
+from dalle_zoo_eval.protocol import Protocol, ProtocolError, find_protocol, list_protocols, read_protocol
 from dalle_zoo_eval.published import find_published, list_published
-from dalle_zoo_eval.data_files import DataFileError, read_yaml, bundled_folder
+from dalle_zoo_eval.rules import SamplingRule
 
 from dalle_zoo.registry import UnknownNameError
 
@@ -110,7 +111,10 @@ def test_an_unknown_name_answers_with_the_nearest() -> None:
         ({"metrics": ["fdi"]}, "unknown metrics 'fdi'. Did you mean 'fid'"),
         ({"metrics": ["fid", "fid"]}, "metrics has a rule twice: fid"),
         ({"metrics": []}, "metrics is empty"),
-        ({"metrics": [{"fid": {"extractor": "dm-gan"}}]}, "unknown metrics.fid.extractor 'dm-gan'. Did you mean 'dmgan'"),
+        (
+            {"metrics": [{"fid": {"extractor": "dm-gan"}}]},
+            "unknown metrics.fid.extractor 'dm-gan'. Did you mean 'dmgan'",
+        ),
         ({"metrics": [{"kid": {"extractor": "clip"}}]}, "unknown metrics.kid.extractor 'clip'"),
         ({"metrics": [{"fid": {"images": ["reel"]}}]}, "unknown metrics.fid.images 'reel'. Did you mean 'real'"),
         ({"metrics": [{"is": {"splitz": 3}}]}, "metrics.is: unknown option 'splitz': known are splits, seed"),
@@ -126,7 +130,10 @@ def test_an_unknown_name_answers_with_the_nearest() -> None:
         ({"notes": [3]}, "notes must be a list of sentences"),
         ({"extractors": {"inception2015": {}}}, "unknown extractors 'inception2015'. Did you mean 'inception-2015'"),
         ({"extractors": {"clip": {"optional": 1}}}, "extractors.optional must be true or false"),
-        ({"extractors": {"clip": {"sha256": "abc"}}}, "extractors: sha256 must be 64 digits of 0-9 and a-f, got 'abc'"),
+        (
+            {"extractors": {"clip": {"sha256": "abc"}}},
+            "extractors: sha256 must be 64 digits of 0-9 and a-f, got 'abc'",
+        ),
         ({"extractors": {"clip": {"sha": "abc"}}}, "extractors.clip: unknown field 'sha'. Did you mean 'sha256'"),
         ({"metrics": ["kid"], "reference": [{"family": "dmgan"}]}, "unknown reference 'dmgan'"),
         ({"reference": [{"family": "inception-2015", "trace": 2.0}]}, "reference.tolerance is missing"),
@@ -165,8 +172,14 @@ def test_what_has_no_default_must_be_stated(missing: str) -> None:
         ({"targets": [{"name": "a", "group": "all", "score": {"metrik": "fid"}, "required": 1}]}, "field 'metrik'"),
         ({"targets": [{"name": "a", "group": "all", "score": {}, "required": "1"}]}, "required must be a number"),
         ({"targets": [{"name": "a", "group": "all", "score": {}}]}, "targets: required missing"),
-        ({"metrics": [{"concept_accuracy": {"ks": []}}]}, "metrics.concept_accuracy: ks must be a number of at least 1, or rising ones"),
-        ({"metrics": [{"concept_accuracy": {"ks": [5, 1]}}]}, r"ks must be rising numbers of at least 1, got \[5, 1\]"),
+        (
+            {"metrics": [{"concept_accuracy": {"ks": []}}]},
+            "metrics.concept_accuracy: ks must be a number of at least 1, or rising ones",
+        ),
+        (
+            {"metrics": [{"concept_accuracy": {"ks": [5, 1]}}]},
+            r"ks must be rising numbers of at least 1, got \[5, 1\]",
+        ),
         ({"sampling": {"temperature": "hot"}}, "temperature must be a finite number, got 'hot'"),
         ({"sampling": {"guidance": None}}, "guidance must be a finite number, got None"),
         ({"sampling": {"guidance": 0.5}}, "guidance must be at least 1, which is none, got 0.5"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from dalle_zoo_eval.data_files import DataFileError
 from dalle_zoo_eval.published import (
     FAMILIES,
     MARKS,
@@ -16,7 +17,6 @@ from dalle_zoo_eval.published import (
     list_published,
     read_published,
 )
-from dalle_zoo_eval.data_files import DataFileError
 
 from dalle_zoo.registry import UnknownNameError
 

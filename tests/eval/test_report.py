@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 from dalle_zoo_eval import report, sweeps
+from dalle_zoo_eval.comparison import read_results
 from dalle_zoo_eval.documents import Bullets, Heading, Paragraph, Table, to_html, to_markdown
+from dalle_zoo_eval.metrics import METRICS
 from dalle_zoo_eval.plots import Line, line_figure
 from dalle_zoo_eval.protocol import find_protocol
 from dalle_zoo_eval.report import write_report
 from dalle_zoo_eval.sweeps import MARK
-from dalle_zoo_eval.comparison import read_results
-from dalle_zoo_eval.metrics import METRICS
 from PIL import Image
 
 from dalle_zoo.cli.main import main
@@ -66,7 +66,6 @@ Put = Callable[..., Path]
 def summary(paths: Sequence[Path]) -> str:
     """The tables alone, as the command prints them."""
     return report.summary(read_results(paths))
-
 
 
 @pytest.fixture
@@ -150,9 +149,7 @@ def test_the_closest_training_images_are_a_table(put: Put, tmp_path: Path) -> No
     pairs = [{"sample": 3, "training": "a/b", "similarity": 0.975}, {"sample": 1, "training": "c", "similarity": 0.5}]
     result = made_up(BY_BLUR) | {"memorization": {"network": "clip", "share_above": 0.5, "closest": pairs}}
     text = write_report([put(result)], tmp_path / "out")[0].read_text()
-    assert (
-        "| sample | nearest training image | cosine |\n|---|---|---|\n| 3 | a/b | 0.975 |\n| 1 | c | 0.5 |" in text
-    )
+    assert "| sample | nearest training image | cosine |\n|---|---|---|\n| 3 | a/b | 0.975 |\n| 1 | c | 0.5 |" in text
     assert "share\\_above | 0.5" in text
     assert "similarity" not in text
     assert "{" not in text
@@ -231,7 +228,9 @@ def test_a_protocol_of_a_smaller_count_does_not_make_scores_comparable(put: Put,
 @pytest.mark.usefixtures("lines")
 def test_all_unique_captions(put: Put, tmp_path: Path, captions: int, marked: bool) -> None:
     birds = made_up([score("fid", 60.0, samples=500)], protocol="cub")
-    birds["groups"]["all"]["expected_captions"] = captions  # 0: images without captions, whose right number nobody knows
+    birds["groups"]["all"]["expected_captions"] = (
+        captions  # 0: images without captions, whose right number nobody knows
+    )
     text = write_report([put(birds)], tmp_path / "out")[0].read_text()
     assert (MARK in cells(text, "model-a")[0][4]) == marked
 
@@ -303,7 +302,11 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("groups/all/dataset/excluded", 3, "differ in groups.all.dataset.excluded: 0 and 3"),
         ("groups/all/dataset/exclusions_sha256", "00", "differ in groups.all.dataset.exclusions_sha256: None and"),
         ("protocol/image/crop", "none", "differ in protocol.image"),
-        ("protocol/groups/all/metrics/2/options/splits", 5, "differ in options of is: {'splits': 10} and {'splits': 5}"),
+        (
+            "protocol/groups/all/metrics/2/options/splits",
+            5,
+            "differ in options of is: {'splits': 10} and {'splits': 5}",
+        ),
         ("extractors/dmgan/sha256", "13", "differ in sha256 of dmgan: '12' and '13'"),
     ],
 )

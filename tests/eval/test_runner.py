@@ -16,15 +16,16 @@ import pytest
 import torch
 from dalle_zoo_eval import runner as evaluation
 from dalle_zoo_eval.datasets import EvalDataset, load_exclusions, read_dataset
-from dalle_zoo_eval.runner import Request, evaluate
 from dalle_zoo_eval.external import read_from_folder
-from dalle_zoo_eval.extractors import opening
+from dalle_zoo_eval.extractors import ExtractorFileError, opening
 from dalle_zoo_eval.extractors.opening import PUBLISHED
+from dalle_zoo_eval.features import FeatureStore, Share
 from dalle_zoo_eval.generation import GeneratedImages
 from dalle_zoo_eval.image_sources import EVERY, GeneratedSet
-from dalle_zoo_eval.features import FeatureStore, Share
-from dalle_zoo_eval.extractors import ExtractorFileError
-from dalle_zoo_eval.protocol import Protocol, SamplingRule, find_protocol
+from dalle_zoo_eval.protocol import Protocol, find_protocol
+from dalle_zoo_eval.request import Request
+from dalle_zoo_eval.rules import SamplingRule
+from dalle_zoo_eval.runner import evaluate
 from dalle_zoo_eval.selfcheck import SelfCheck, SelfCheckError, check_reference
 from dalle_zoo_eval.training_images import TrainingImages
 from PIL import Image
@@ -234,9 +235,7 @@ def external(
     folder: Path, protocol: Protocol, dataset: EvalDataset, excluded: frozenset[str] = frozenset()
 ) -> GeneratedSet:
     (group,) = protocol.groups.values()
-    return read_from_folder(
-        folder, group.captions, protocol.image, dataset, name=protocol.name, excluded=excluded
-    )
+    return read_from_folder(folder, group.captions, protocol.image, dataset, name=protocol.name, excluded=excluded)
 
 
 def test_external_images_are_counted_by_size(make: Any) -> None:
@@ -289,7 +288,9 @@ def test_a_folder_of_images_is_scored_without_a_model(
     networks: dict[str, Judge], protocol: str, coco: Path, tmp_path: Path
 ) -> None:
     del networks
-    result = evaluate(request_of(protocol, coco, tmp_path / "out", images=coco / "val2017", changes={"captions": IMAGES}))
+    result = evaluate(
+        request_of(protocol, coco, tmp_path / "out", images=coco / "val2017", changes={"captions": IMAGES})
+    )
     assert scores(result, "fid", family="inception-2015", blur=0)[0]["value"] == pytest.approx(0, abs=1e-9)
     assert all(row["at_infinity"] < 1e-9 for row in scores(result, "fid"))  # below 0: the bias is taken away
     assert not scores(result, "clip_score")  # there are no captions beside them

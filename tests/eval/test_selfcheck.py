@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from dalle_zoo_eval.datasets import Item
 from dalle_zoo_eval.blur import gaussian_blur
+from dalle_zoo_eval.datasets import Item
+from dalle_zoo_eval.extractors.base import Extractor
 from dalle_zoo_eval.extractors.opening import PUBLISHED
 from dalle_zoo_eval.features import FeatureStore, Share
-from dalle_zoo_eval.extractors.base import Extractor
+from dalle_zoo_eval.image_sources import ImageBatch
 from dalle_zoo_eval.protocol import Protocol, find_protocol
 from dalle_zoo_eval.selfcheck import SelfCheck, SelfCheckError, check_reference, first_half
-from dalle_zoo_eval.image_sources import ImageBatch
 from torch import Tensor
 
 NETWORK = "inception-2015"

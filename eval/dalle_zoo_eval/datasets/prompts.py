@@ -15,7 +15,7 @@ import torch
 from dalle_zoo.files import written_aside
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo_eval.datasets.base import DatasetError, EvalDataset, Item
-from dalle_zoo_eval.protocol import Choice
+from dalle_zoo_eval.rules import Choice
 
 log = logging.getLogger(__name__)
 

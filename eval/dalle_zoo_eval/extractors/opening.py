@@ -13,7 +13,8 @@ from dalle_zoo_eval.extractors.model_parts import MODEL_PARTS, open_model_part
 from dalle_zoo_eval.generation import model_sha256
 from dalle_zoo_eval.metrics import METRICS
 from dalle_zoo_eval.metrics.frechet import FID_FAMILIES
-from dalle_zoo_eval.protocol import ExtractorRule, MetricRule, Protocol
+from dalle_zoo_eval.protocol import Protocol
+from dalle_zoo_eval.rules import ExtractorRule, MetricRule
 
 RANKER = "ranker"
 PUBLISHED = {"inception-2015": (WEIGHTS_2015,), "dmgan": WEIGHTS_DMGAN}

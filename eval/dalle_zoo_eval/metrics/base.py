@@ -143,7 +143,7 @@ class RowsMetric(Metric):
             raise TypeError(f"unknown option {unknown[0]!r}: known are {', '.join(known) or 'none'}")
         for name, value in options.items():
             counts = [*value] if isinstance(value, list | tuple) else [value]
-            if name != "seed" and not (counts and all(type(n) is int for n in counts) and 1 <= min(counts)):
+            if name != "seed" and not (counts and all(type(n) is int for n in counts) and min(counts) >= 1):
                 raise ValueError(f"{name} must be a number of at least 1, or rising ones, got {value!r}")
             if counts != sorted({*counts}):
                 raise ValueError(f"{name} must be rising numbers of at least 1, got {value!r}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dalle_zoo_eval.datasets import DATASETS, EvalDataset, DatasetError, Item, read_dataset
+from dalle_zoo_eval.datasets import DATASETS, DatasetError, EvalDataset, Item, read_dataset
 from dalle_zoo_eval.datasets.base import checked_key, clean_captions, usable
 
 from dalle_zoo.registry import UnknownNameError
@@ -117,9 +117,7 @@ def test_nothing_left_is_an_error(make: Any) -> None:
     root = make.coco()
     for path in (root / "val2014").iterdir():
         path.unlink()
-    with pytest.raises(
-        DatasetError, match=r"no usable image: all 3 entries were left out, such as COCO_.*missing"
-    ):
+    with pytest.raises(DatasetError, match=r"no usable image: all 3 entries were left out, such as COCO_.*missing"):
         read_dataset("coco", root, "val2014")
 
 

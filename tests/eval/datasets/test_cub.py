@@ -133,9 +133,7 @@ def test_a_class_without_a_name(make: Any) -> None:
 def test_splits_that_do_not_fit(make: Any) -> None:
     root = make.cub()
     change(root / "zeroshot_test.txt", "Crow_0001_31", "Crow_0001_99")
-    with pytest.raises(
-        DatasetError, match=r"names 1 images that images\.txt lacks, such as '003\.Crow/Crow_0001_99'"
-    ):
+    with pytest.raises(DatasetError, match=r"names 1 images that images\.txt lacks, such as '003\.Crow/Crow_0001_99'"):
         read_dataset("cub", root, "test")
     make.cub()
     change(root / "zeroshot_train.txt", "002.Wren/Wren_0001_21", "003.Crow/Crow_0001_31")

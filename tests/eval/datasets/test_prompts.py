@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from dalle_zoo_eval.datasets import (
-    EvalDataset,
-    DatasetError,
     CaptionList,
+    DatasetError,
+    EvalDataset,
     choose_captions,
     load_captions,
     load_exclusions,

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dalle_zoo_eval.extractors.mobilenet import WEIGHTS_FILE, MobileNet
 from dalle_zoo_eval.extractors import EXTRACTORS, Extractor, ExtractorFileError, TextExtractor, load_extractor
 from dalle_zoo_eval.extractors.base import exact_float32
+from dalle_zoo_eval.extractors.mobilenet import WEIGHTS_FILE, MobileNet
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor

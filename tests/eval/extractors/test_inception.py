@@ -14,10 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dalle_zoo_eval.metrics.frechet import frechet_distance
-from dalle_zoo_eval.metrics.inception_score import inception_score
-from dalle_zoo_eval.metrics.kid import kernel_distance
-from dalle_zoo_eval.metrics.precision_recall import precision, recall
 from dalle_zoo_eval.extractors import ExtractorFileError, load_extractor
 from dalle_zoo_eval.extractors.inception import (
     WEIGHTS_2015,
@@ -26,6 +22,10 @@ from dalle_zoo_eval.extractors.inception import (
     dmgan_input,
     dmgan_resize,
 )
+from dalle_zoo_eval.metrics.frechet import frechet_distance
+from dalle_zoo_eval.metrics.inception_score import inception_score
+from dalle_zoo_eval.metrics.kid import kernel_distance
+from dalle_zoo_eval.metrics.precision_recall import precision, recall
 from dalle_zoo_eval.moments import Moments
 from PIL import Image
 from torch import Tensor, nn
@@ -159,7 +159,9 @@ def test_the_distance_of_their_features_equals_torch_fidelitys(seen: tuple[dict[
     """Of the first 64 features: all 2048 need half a minute there, see the slow test below."""
     fid = package("torch_fidelity.metric_fid")
     few = tuple({"features": side["features"][:, :64].contiguous()} for side in seen)
-    reference = fid.fid_statistics_to_metric(*(fid.fid_features_to_statistics(side["features"]) for side in few), False)
+    reference = fid.fid_statistics_to_metric(
+        *(fid.fid_features_to_statistics(side["features"]) for side in few), False
+    )
     a, b = (Moments.zero(64).add(side["features"]) for side in few)
     assert frechet_distance(a, b) == pytest.approx(reference["frechet_inception_distance"], rel=RELATIVE)
 

@@ -1,0 +1,290 @@
+"""Parts of a protocol: rules of captions, metrics, groups, images, sampling, extractors, references and targets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from dalle_zoo.results import IMAGE_SETS
+from dalle_zoo_eval.data_files import (
+    DataFileError,
+    build,
+    check_bool,
+    check_choice,
+    check_choices,
+    check_integer,
+    check_keys,
+    check_rising,
+    is_number,
+    mapping,
+    sequence,
+)
+
+Choice = Literal["one", "unique", "first"]
+"""How captions are chosen."""
+Crop = Literal["none", "center", "box"]
+"""Part of an image that is taken."""
+Seeds = Literal["prompt", "chunk"]
+"""What the noise of an image is derived from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionRule:
+    """Which captions images are generated from."""
+
+    rule: Choice
+    """``one``: one caption of each image, chosen by seed. ``unique``: all captions of the split, each text once.
+    ``first``: the first caption of each of the group's samples, in their order."""
+    count: int | None = None
+    """Captions in all; None takes as many as the rule gives. Fewer than the count is an error, never a smaller run."""
+    seed: int | None = None
+    """Seed of the choice. Defaults to that of the protocol."""
+    exclusions: bool = False
+    """Whether a list of images to leave out must be given, as for the de-duplicated variant."""
+
+    def __post_init__(self) -> None:
+        check_choice("captions.rule", self.rule, get_args(Choice))
+        if self.count is not None:
+            check_integer("captions.count", self.count, 2)
+        if self.seed is not None:
+            check_integer("captions.seed", self.seed, 0)
+        check_bool("captions.exclusions", self.exclusions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricRule:
+    """A metric of a group, and how it is computed there."""
+
+    name: str
+    """Name in `METRICS`."""
+    extractor: tuple[str, ...] = ()
+    """Extractors of its features. Defaults to those that it is defined with, or every one at hand that is no
+    Inception."""
+    images: tuple[str, ...] = ()
+    """Image sets, of `IMAGE_SETS`. Defaults to those of the metric."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of its class."""
+
+    def __post_init__(self) -> None:
+        from dalle_zoo_eval.metrics import METRICS  # imports torch, which listing protocols does not need
+
+        check_choice("metrics", self.name, METRICS)
+        spec = METRICS.spec(self.name)
+        check_choices(f"metrics.{self.name}.images", self.images, IMAGE_SETS)
+        if spec.extractor:
+            check_choices(f"metrics.{self.name}.extractor", self.extractor, spec.extractor)
+        object.__setattr__(self, "images", self.images or spec.images)
+        object.__setattr__(self, "extractor", self.extractor or spec.extractor)
+        try:
+            METRICS[self.name](**self.options)
+        except (TypeError, ValueError) as error:
+            raise DataFileError(f"metrics.{self.name}: {error}") from None
+
+    @classmethod
+    def read(cls, value: object) -> MetricRule:
+        """Builds a rule from an entry of a protocol or a result file: a name, or ``{name: {field: value, ...}}``."""
+        if isinstance(value, str):
+            return cls(name=value)
+        given = mapping(value, "metrics")
+        if "name" not in given:
+            if len(given) != 1:
+                raise DataFileError(f"metrics: expected a name or {{name: options}}, got {value!r}")
+            ((name, options),) = given.items()
+            given = {"name": name, "options": mapping(options, f"metrics.{name}")}
+            for key in ("extractor", "images"):
+                if key in given["options"]:
+                    given[key] = given["options"].pop(key)
+        for key in ("extractor", "images"):
+            if isinstance(given.get(key), str):
+                given[key] = [given[key]]
+        return build(cls, given, "metrics")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRule:
+    """Prompts with the real images of their captions, and what is measured of them."""
+
+    dataset: dict[str, str]
+    """Split by layout, for every layout (name in `DATASETS`) in which the dataset may be stored; the first one is the
+    usual."""
+    captions: CaptionRule
+    """Which captions images are generated from."""
+    metrics: tuple[MetricRule, ...]
+    """What is measured."""
+    num_images: dict[str, int] = field(default_factory=dict)
+    """Captioned images of the split by layout, where the dataset is a known one: another number stops the run."""
+    samples: int | None = None
+    """Real images at most, in an order that the seed fixes; None takes all, and only ``first`` captions order them."""
+
+    def __post_init__(self) -> None:
+        if not self.dataset:
+            raise DataFileError("dataset is empty: give a split for at least one layout")
+        from dalle_zoo_eval.datasets import DATASETS
+
+        for layout, split in self.dataset.items():
+            check_choice("dataset", layout, DATASETS)
+            if not isinstance(split, str) or not split:
+                raise DataFileError(f"dataset.{layout} must be the name of a split, got {split!r}")
+        for layout, count in self.num_images.items():
+            check_choice("num_images", layout, self.dataset)
+            check_integer(f"num_images.{layout}", count, 2)
+        if self.samples is not None:
+            check_integer("samples", self.samples, 2)
+        if not self.metrics:
+            raise DataFileError("metrics is empty: name at least one")
+        twice = [rule.name for number, rule in enumerate(self.metrics) if rule in self.metrics[:number]]
+        if twice:
+            raise DataFileError(f"metrics has a rule twice: {', '.join(twice)}")
+
+    @property
+    def layout(self) -> str:
+        """The usual layout."""
+        return next(iter(self.dataset))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> GroupRule:
+        """Builds a rule from plain data."""
+        values = dict(values)
+        if "captions" in values:
+            values["captions"] = build(CaptionRule, values["captions"], "captions")
+        for name in ("dataset", "num_images"):
+            if name in values:
+                values[name] = mapping(values[name], name)
+        if "metrics" in values:
+            values["metrics"] = [MetricRule.read(entry) for entry in sequence("metrics", values["metrics"])]
+        return build(cls, values, where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRule:
+    """How real images are cropped and scaled before they are measured."""
+
+    crop: Crop = "center"
+    """``none``; ``center``: the largest centered square; ``box``: a square around the bounding box (CUB)."""
+    size: int | None = 256
+    """Side in pixels; None takes the model's."""
+    chunk: int | None = None
+    """Real images that are measured and stored together. Defaults to the chunk of the generated ones."""
+
+    def __post_init__(self) -> None:
+        check_choice("image.crop", self.crop, get_args(Crop))
+        for name in ("size", "chunk"):
+            if getattr(self, name) is not None:
+                check_integer(f"image.{name}", getattr(self, name), 1)
+
+    @property
+    def external_crop(self) -> Crop:
+        """Crop of images that come from elsewhere than the dataset and so have no bounding boxes."""
+        return "center" if self.crop == "box" else self.crop
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingRule:
+    """How images are generated."""
+
+    candidates: int = 1
+    """Images N per caption, of which the model's ranker chooses one; 1 needs no ranker."""
+    curve: tuple[int, ...] = ()
+    """Numbers of candidates on the axis of figure 9(c); those above ``candidates`` are skipped."""
+    chunk: int = 50
+    """Captions whose images are generated, measured and stored together; part of the numbers in their last bits."""
+    seeds: Seeds = "prompt"
+    """``prompt``: the noise of an image depends on the number of its caption. ``chunk``: on the group, the first
+    caption of the chunk, and the place in it."""
+    temperature: float = 1.0
+    """Divides the logits."""
+    top_k: int | None = None
+    """Sample among the k most likely tokens."""
+    top_p: float | None = None
+    """Sample among the most likely tokens that reach this probability."""
+    guidance: float = 1.0
+    """Classifier-free guidance; 1 is none."""
+
+    def __post_init__(self) -> None:
+        check_integer("candidates", self.candidates, 1)
+        check_rising("sampling.curve", self.curve, 1)
+        check_integer("sampling.chunk", self.chunk, 1)
+        check_choice("sampling.seeds", self.seeds, get_args(Seeds))
+        for name in ("temperature", "top_k", "top_p", "guidance"):  # their ranges are the sampler's to check
+            value = getattr(self, name)
+            if not is_number(value) and not (value is None and name.startswith("top")):
+                raise DataFileError(f"{name} must be a finite number, got {value!r}")
+        if self.guidance < 1:
+            raise DataFileError(f"guidance must be at least 1, which is none, got {self.guidance}")
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Numbers of candidates that are measured, smallest first.
+
+        Example:
+            >>> SamplingRule(candidates=5, curve=(1, 2, 4, 8)).counts
+            (1, 2, 4, 5)
+        """
+        return tuple(sorted({self.candidates, *(n for n in self.curve if n < self.candidates)}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractorRule:
+    """Which weights an extractor must have, and whether it is needed."""
+
+    sha256: str | None = None
+    """Digest of the file of weights, in hexadecimal; None accepts any."""
+    optional: bool = False
+    """Whether its metrics are left out where it is not given."""
+
+    def __post_init__(self) -> None:
+        if self.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", str(self.sha256)):
+            raise DataFileError(f"extractors: sha256 must be 64 digits of 0-9 and a-f, got {self.sha256!r}")
+        check_bool("extractors.optional", self.optional)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceRecord:
+    """Statistics of the dataset's own images under one extractor, as we measured them, for the self-check.
+
+    A number that we have not measured is None and is not checked.
+    """
+
+    family: str
+    """Extractor."""
+    mean_norm: float | None = None
+    """Euclidean norm of the mean of the features."""
+    trace: float | None = None
+    """Trace of their covariance."""
+    tolerance: float | None = None
+    """Largest relative difference of ``mean_norm`` and ``trace`` that passes."""
+
+    def __post_init__(self) -> None:
+        for name in ("mean_norm", "trace", "tolerance"):
+            value = getattr(self, name)
+            if value is not None and not (is_number(value) and value > 0):
+                raise DataFileError(f"reference.{name} must be a number above 0 or null, got {value!r}")
+        if self.tolerance is None and (self.mean_norm, self.trace) != (None, None):
+            raise DataFileError("reference.tolerance is missing: mean_norm and trace cannot be checked without it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetRule:
+    """A value that a model is to reach, made of one score or of two of one group."""
+
+    name: str
+    """What people call it."""
+    group: str
+    """Group of the scores."""
+    score: dict[str, Any]
+    """Fields of the score, such as ``{metric: concept_accuracy, part: top5, images: generated}``."""
+    required: float
+    """Least value that is enough."""
+    divided_by: dict[str, Any] = field(default_factory=dict)
+    """Fields of another score, where they differ, by which it is divided."""
+    minus: dict[str, Any] = field(default_factory=dict)
+    """Fields of another score, where they differ, that is subtracted."""
+
+    def __post_init__(self) -> None:
+        known = ("metric", "part", "images", "family", "blur", "candidates")
+        for name in ("score", "divided_by", "minus"):
+            check_keys(mapping(getattr(self, name), f"targets.{name}"), known, f"targets.{name}")
+        if not is_number(self.required):
+            raise DataFileError(f"required must be a number, got {self.required!r}")
