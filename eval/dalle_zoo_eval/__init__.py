@@ -3,8 +3,8 @@
 | module | what it holds |
 |---|---|
 | `command` | ``dalle-zoo eval``, ``report``, ``overlap`` and ``card`` |
-| `protocol`, `rules`, `published` | protocols and published scores, read from ``eval/protocols`` and ``eval/published`` |
-| `request`, `runner` | what is asked for; from datasets and a model, or a folder of images, to result file and report |
+| `protocol`, `rules`, `published` | protocols and published scores, read from YAML |
+| `request`, `runner` | what is asked for; from datasets and a model, or images, to result file and report |
 | `datasets` | readers of MS-COCO, CUB, the AttnGAN layout, folders and shards; lists of prompts |
 | `groups` | a group of prompts with its real and generated images, and their feature stores |
 | `image_sources`, `generation`, `external`, `training_images` | images of files, of a model, of another system |

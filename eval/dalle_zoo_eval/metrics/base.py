@@ -122,7 +122,7 @@ class RowsMetric(Metric):
     """A pure function as a metric: rows are retained until it computes, and those of all ranks are concatenated.
 
     The positional parameters of the function are rows: tensors, texts (`TEXTS`), or dicts (`TARGETS`, which are not
-    gathered from other ranks). A parameter ``real_features`` is the rows ``features`` of the reference side, and so on.
+    gathered from other ranks). A parameter ``real_features`` is the rows ``features`` of the reference side.
     Keyword-only parameters are options: counts, or lists of rising counts, and perhaps a ``seed``.
 
     Args:
