@@ -28,10 +28,27 @@ class WarmStart:
     """Last steps of the autoencoder whose features k-means sees."""
     iterations: int = 12
     """Rounds of k-means."""
+    quantized_steps: int = 0
+    """Steps after k-means in which the encoder, the codes and the decoder learn together by vector quantization: each
+    feature is replaced by its nearest code, and the gradient passes straight through (van den Oord et al., 2017)."""
+    commitment: float = 0.25
+    """Weight of the pull of features to their codes, against that of codes to their features, in those steps."""
+    revive_every: int = 100
+    """Codes that no feature chose in so many of those steps move to features of the latest batch."""
+
+    @property
+    def total_steps(self) -> int:
+        """Steps before the relaxation begins."""
+        return self.steps + self.quantized_steps
 
     def __post_init__(self) -> None:
         if not 1 <= self.gather <= self.steps:
             raise ValueError(f"gather must lie between 1 and steps {self.steps}, got {self.gather}")
+        if self.quantized_steps < 0 or self.revive_every < 1 or self.commitment < 0:
+            raise ValueError(
+                "quantized_steps and commitment must be at least 0 and revive_every at least 1, got "
+                f"{self.quantized_steps}, {self.commitment} and {self.revive_every}"
+            )
         if self.sharpness <= 0 or self.iterations < 1:
             raise ValueError(
                 f"sharpness must be above 0 and iterations at least 1, got {self.sharpness} and {self.iterations}"
@@ -58,20 +75,83 @@ def kmeans(vectors: Tensor, count: int, iterations: int, generator: torch.Genera
     order = torch.randperm(len(vectors), generator=generator).to(vectors.device)
     centers = vectors[order[:count]].clone()
     for _ in range(iterations):
-        nearest = _nearest(vectors, centers)
-        sums = torch.zeros_like(centers).index_add_(0, nearest, vectors)
-        sizes = torch.bincount(nearest, minlength=count)
+        chosen = nearest(vectors, centers)
+        sums = torch.zeros_like(centers).index_add_(0, chosen, vectors)
+        sizes = torch.bincount(chosen, minlength=count)
         strays = torch.randint(len(vectors), (count,), generator=generator).to(vectors.device)
         centers = torch.where(sizes[:, None] > 0, sums / sizes.clamp(min=1)[:, None], vectors[strays])
-    distance = (vectors - centers[_nearest(vectors, centers)]).square().sum(1).mean()
+    distance = (vectors - centers[nearest(vectors, centers)]).square().sum(1).mean()
     return centers, distance
 
 
-def _nearest(vectors: Tensor, centers: Tensor) -> Tensor:
+def nearest(vectors: Tensor, centers: Tensor) -> Tensor:
     """Index of the nearest center of every vector, (N,); in parts, since (N, K) can be large."""
     norms = centers.square().sum(1)
     starts = range(0, len(vectors), 8192)
     return torch.cat([(norms - 2 * vectors[start : start + 8192] @ centers.t()).argmin(1) for start in starts])
+
+
+class Codebook(nn.Module):
+    """Vectors of the codes while they are learned by vector quantization.
+
+    Args:
+        count: Number of codes K.
+        size: Dimension of a vector D.
+        warm: Settings.
+    """
+
+    def __init__(self, count: int, size: int, warm: WarmStart) -> None:
+        super().__init__()
+        self.warm = warm
+        self.vectors = nn.Parameter(torch.zeros(count, size))
+        # No buffers: DDP overwrites those of all processes with those of the first.
+        self.use = torch.zeros(count)
+        """How often each code was chosen since the unused ones were last moved."""
+        self.distance = torch.ones(())
+        """Running mean of the squared distance of a feature to its code."""
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantizes features.
+
+        Args:
+            features: (B, D, h, w).
+
+        Returns:
+            The nearest codes' vectors, (B, D, h, w), whose gradient goes to the features; the loss that pulls codes
+            and features together, their squared distance as a share of the features' variance; and what `observe`
+            takes, (K + 1,).
+        """
+        flat = features.permute(0, 2, 3, 1).flatten(0, 2)
+        with torch.no_grad():
+            chosen = nearest(flat, self.vectors)
+        codes = nn.functional.embedding(chosen, self.vectors)
+        pull, commit = (codes - flat.detach()).square().sum(1).mean(), (codes.detach() - flat).square().sum(1).mean()
+        variance = flat.detach().var(0).sum().clamp(min=1e-12)
+        counts = torch.bincount(chosen, minlength=len(self.vectors)).float()
+        passed = flat + (codes - flat).detach()
+        shape = (features.shape[0], *features.shape[2:], -1)
+        loss = (pull + self.warm.commitment * commit) / variance
+        return passed.view(shape).permute(0, 3, 1, 2), loss, torch.cat([counts, pull.detach()[None]])
+
+    def observe(self, facts: Tensor) -> None:
+        """Takes the use of each code in a batch and its mean squared distance, averaged over all processes."""
+        self.use = self.use.to(facts.device) + facts[:-1]
+        self.distance = self.distance.to(facts.device).lerp(facts[-1], 0.01)
+
+    @torch.no_grad()
+    def start(self, centers: Tensor, distance: Tensor) -> None:
+        """Takes the centers of k-means (K, D) and their mean squared distance."""
+        self.vectors.copy_(centers)
+        self.distance = distance.clone()
+        self.use = torch.zeros_like(self.use)
+
+    @torch.no_grad()
+    def revive(self, features: Tensor, generator: torch.Generator) -> None:
+        """Moves codes that nothing chose to features, (N, D)."""
+        unused = self.use == 0
+        rows = torch.randint(len(features), (int(unused.sum()),), generator=generator)
+        self.vectors[unused] = features[rows.to(features.device)]
+        self.use = torch.zeros_like(self.use)
 
 
 @torch.no_grad()
