@@ -77,7 +77,7 @@ def test_the_papers_setting(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     assert "1. " in out
 
 
-def test_remedies_are_command_lines_that_fit(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_suggestions_are_command_lines_that_fit(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     base = [*PAPER, "--gpu-memory", "16"]
     assert say([*base, "--trainer.callbacks", "[]", "--json", str(file)], capsys)[0] == 0
@@ -116,14 +116,14 @@ def test_a_dvae(capsys: pytest.CaptureFixture[str]) -> None:
         (["prior/tiny", "--gpu-memory", "-1"], "--gpu-memory must be above 0, got -1"),
         (["prior/tiny", "--gpu-memory", "nan"], "--gpu-memory must be above 0, got nan"),
         (["prior/tiny", "--mfu", "0.5"], "--mfu is for times, which need the GPU: add --gpu NAME"),
-        (["prior/tiny", "--gpu", "t4-16gb", "--mfu", "2"], "mfu must lie in (0, 1], got 2.0"),
+        (["prior/tiny", "--gpu", "t4-16gb", "--mfu", "2"], "mfu must be in (0, 1], got 2.0"),
         (["prior/tiny", "--trainer.devcies", "2"], "--trainer.devcies changes nothing that a plan computes. Did you"),
         (["prior/tiny", "--trainer.devices"], "--trainer.devices has no value"),
         (["prior/tiny", "--trainer.devices", "--trainer.precision", "32-true"], "--trainer.devices has no value"),
         (["prior/tiny", "stray"], "'stray' belongs to no option"),
         (["prior/tiny", "--trainer.strategy", "hsdp(shard_size=3)"], "shard_size 3 does not divide 1 x 1 GPUs"),
         (["prior/tiny", "--formats", "papre"], "Did you mean 'paper'"),
-        (["ranker/tiny"], "the plan knows PriorModule and DVAEModule"),
+        (["ranker/tiny"], "a plan supports PriorModule and DVAEModule"),
     ],
 )
 def test_mistakes_are_answered(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
