@@ -223,7 +223,8 @@ class Mask:
                 f"mask {self.spec!r} must return a bool tensor, got {came}: "
                 f"compare positions (key <= query) rather than compute with them"
             )
-        shape = torch.broadcast_tensors(query, key)[0].shape
+        # `torch.broadcast_shapes` would import sympy, for most of a second.
+        shape = torch.broadcast_tensors(query, key)[0].shape  # type: ignore[no-untyped-call]
         if allowed.shape != shape:
             raise ValueError(
                 f"mask {self.spec!r} must answer every pair: expected shape {tuple(shape)} for queries "
