@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # torch is imported where tensors are made: listing masks doe
 # T text positions, N image positions, L = T + N, n most image keys that a step reads, H W rows and columns of the grid
 
 PAIRS = 2**22
-"""Pairs of positions that a mask is asked for at once."""
+"""Pairs of positions for which a mask is evaluated at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ class Mask:
 
         if self._repeats_by_row:  # `text_then_image` leaves nothing open but whether a cell attends to itself
             cells = torch.arange(self.layout.text, self.layout.length, device="cpu")
-            self._require(self._ask(cells, cells), cells, cells, "does not read itself")
+            self._require(self._evaluate(cells, cells), cells, cells, "does not read itself")
             return
         text = self.layout.text
         for query, key, allowed in self._row_blocks():
@@ -140,9 +140,8 @@ class Mask:
         Plain causal attention is ``is_causal=True``, for which the fast kernels need no mask; any
         other mask is a bool ``attn_mask`` (L, L). They hold for complete sequences of L positions.
         """
-        if self.is_causal:
-            return {"is_causal": True}
-        return {"attn_mask": self.dense(device)}
+        _ = self._dense  # raises for a rule whose pairs cannot be counted as `is_causal` does
+        return {"is_causal": True} if self.is_causal else {"attn_mask": self.dense(device)}
 
     def decode_table(self) -> DecodeTable:
         """Which image keys each image step reads. On the CPU, shared: do not write to it."""
@@ -170,7 +169,7 @@ class Mask:
         if self._repeats_by_row:
             return line_sizes(self.layout, self._rows_apart)
         text = self.layout.text
-        return line_sizes_of(self.layout, lambda query, key: self._ask(query + text, key + text))
+        return line_sizes_of(self.layout, lambda query, key: self._evaluate(query + text, key + text))
 
     @cached_property
     def num_pairs(self) -> int:
@@ -212,8 +211,8 @@ class Mask:
         """Whether `text_then_image` made the mask: among the image, only the distance of two rows counts."""
         return getattr(self.mod, "repeats_by_row", False)
 
-    def _ask(self, query: Tensor, key: Tensor) -> Tensor:
-        """Whether queries may attend to keys, checked to be a bool tensor of their broadcast shape."""
+    def _evaluate(self, query: Tensor, key: Tensor) -> Tensor:
+        """Evaluates the mask for pairs, and checks that the result is a bool tensor of their broadcast shape."""
         import torch
 
         allowed = self.mod(query, key)
@@ -240,7 +239,7 @@ class Mask:
         # The device is explicit: a model may be under construction on the meta device.
         positions = torch.arange(self.layout.length, device="cpu")
         for query in torch.split(positions[:, None], max(1, PAIRS // self.layout.length)):
-            yield query, positions[None], self._ask(query, positions[None])
+            yield query, positions[None], self._evaluate(query, positions[None])
 
     @cached_property
     def _rows_apart(self) -> Tensor:
@@ -250,7 +249,7 @@ class Mask:
         height, width = self.layout.height, self.layout.width
         query = torch.arange(self.layout.text, self.layout.length, device="cpu").view(height, width, 1)
         key = query[:1].view(1, 1, width)
-        blocks = [self._ask(rows, key) for rows in torch.split(query, max(1, PAIRS // width**2))]
+        blocks = [self._evaluate(rows, key) for rows in torch.split(query, max(1, PAIRS // width**2))]
         return torch.cat(blocks)
 
     @cached_property
@@ -265,8 +264,7 @@ class Mask:
                 if not (rows.diagonal(-apart, 0, 2) == expected[..., None]).all():
                     raise ValueError(
                         f"mask {self.spec!r} on {self.layout}: its rule for the image depends on the row of a cell, "
-                        f"for cells {apart} rows apart. Declare such a mask as a MaskMod of its own, without "
-                        "text_then_image"
+                        f"for cells {apart} rows apart. Write such a mask as a MaskMod, without text_then_image"
                     )
         return dense
 

@@ -184,8 +184,10 @@ def test_a_large_grid_is_counted_without_its_matrix(spec: str) -> None:
 
 def test_a_rule_that_depends_on_the_row_is_refused() -> None:
     layout = LAYOUTS[0]
-    with pytest.raises(ValueError, match=r"mask 'mine'.*depends on the row of a cell, for cells 1 rows apart"):
-        Mask("mine", layout, text_then_image(layout, lambda q, k: q // 8 == k // 8)).dense()
+    mask = Mask("mine", layout, text_then_image(layout, lambda q, k: q // 8 == k // 8))
+    for use in (mask.dense, mask.sdpa_arguments, mask.line_plan, mask.decode_table):
+        with pytest.raises(ValueError, match=r"mask 'mine'.*depends on the row of a cell, for cells 1 rows apart"):
+            use()
 
 
 @pytest.mark.parametrize("sizes", [(0, 4, 4), (6, -1, 4), (6, 4, 2.0), (6, 4, True), (6, 4, "4")])

@@ -12,7 +12,7 @@ from dalle_zoo.planning.collectives import collectives
 from dalle_zoo.planning.parameters import held
 from dalle_zoo.planning.prior import PriorWorkload
 from dalle_zoo.planning.setup import Setup
-from dalle_zoo.planning.strategies import OPTIONS, factors_of, sharding_of
+from dalle_zoo.planning.strategies import OPTIONS, Sharding, factors_of, sharding_of
 from dalle_zoo.training.powersgd import compresses
 from dalle_zoo.training.strategies import STRATEGIES
 
@@ -28,7 +28,10 @@ def sent(setup: Setup, work: PriorWorkload = SMALL, **options: Any) -> dict[str,
 def test_strategies_and_options_are_those_of_training() -> None:
     assert set(OPTIONS) - {"auto"} == set(STRATEGIES)
     for name, factory in STRATEGIES.items():
-        assert set(OPTIONS[name]) == set(inspect.signature(factory).parameters), name
+        parameters = inspect.signature(factory).parameters
+        assert set(OPTIONS[name]) == set(parameters), name
+        if "wire_bits" in parameters:
+            assert parameters["wire_bits"].default == Sharding.wire_bits
 
 
 @pytest.mark.parametrize(

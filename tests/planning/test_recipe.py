@@ -55,6 +55,10 @@ def test_names_and_defaults_are_those_of_training() -> None:
     assert setup.precision == "32-true"
     assert set(MOMENTS) == set(get_args(get_type_hints(optimizer.AdamWConfig)["moments"]))
     assert set(PRECISIONS) == set(precision._PLAIN)
+    assert {name: f"torch.{PRECISIONS[name]}" for name in precision.MIXED} == {
+        name: str(dtype) for name, dtype in precision.MIXED.items()
+    }
+    assert MOMENTS["8bit"] == MOMENTS["fp8"] == 1 + 4 / optimizer.BLOCK
     assert optimizer.CHUNK == CHUNK
     assert WeightEMA.__name__ in AVERAGING
 
