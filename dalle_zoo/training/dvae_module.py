@@ -83,8 +83,8 @@ class DVAEModule(StageModule):
             self.codebook = Codebook(config.codebook_size, config.decoder_stem, warm_start)
 
     def other_parameters(self) -> list[nn.Parameter]:
-        """The bridge and the codebook of the warm start."""
-        return [] if self.warm_start is None else [*self.bridge.parameters(), *self.codebook.parameters()]
+        """The bridge of the warm start."""
+        return [] if self.warm_start is None else list(self.bridge.parameters())
 
     def check_data(self, data: LightningDataModule) -> None:
         """Raises `ValueError` unless the data are images of the network's size."""
@@ -115,7 +115,7 @@ class DVAEModule(StageModule):
         loss, parts = dvae_loss(x, parameters, logits, beta)
         loss = loss + self._squares(x, parameters[:, : x.shape[1]])
         if self.warm_start is not None:
-            loss = loss + _nothing(self.bridge, self.codebook)
+            loss = loss + _nothing(self.bridge)
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in parts.items()})
         self.log_dict({"schedule/temperature": tau, "schedule/kl_weight": beta})
@@ -130,7 +130,7 @@ class DVAEModule(StageModule):
         if self.global_step >= warm.steps - warm.gather:
             mine = vectors.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
             self.features.append(_gathered(mine))
-        return loss + _nothing(self.net.encoder.output, self.net.decoder.input, self.codebook)
+        return loss + _nothing(self.net.encoder.output, self.net.decoder.input)
 
     def _quantize(self, images: Tensor, warm: WarmStart) -> Tensor:
         """Likelihood given quantized features, and what pulls codes and features together."""
@@ -159,8 +159,8 @@ class DVAEModule(StageModule):
         self._write_codes(warm)
 
     def _write_codes(self, warm: WarmStart) -> None:
-        scale = warm.sharpness / float(self.codebook.distance.clamp(min=1e-12))
-        set_codes(self.net, self.bridge, self.codebook.vectors, scale)
+        distance = max(float(self.codebook.distance), 1e-12)
+        set_codes(self.net, self.bridge, self.codebook.vectors, warm.sharpness / distance)
 
     def _decode_hard_codes(self, images: Tensor) -> Tensor:
         """Likelihood of images given their codes."""
@@ -198,14 +198,14 @@ class DVAEModule(StageModule):
         if self.features:
             checkpoint["warm_start_features"] = list(self.features)
         if self.warm_start is not None:
-            checkpoint["codebook"] = {"use": self.codebook.use, "distance": self.codebook.distance}
+            checkpoint["codebook"] = self.codebook.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the features of the warm start up again."""
         super().on_load_checkpoint(checkpoint)
         self.features = list(checkpoint.get("warm_start_features", ()))
-        for name, value in checkpoint.get("codebook", {}).items():
-            setattr(self.codebook, name, value)
+        if self.warm_start is not None:
+            self.codebook.restore(checkpoint["codebook"])
 
     def export(self, folder: Path) -> None:
         """Writes the network; a frozen encoder as it came, since averaging rounds even weights that do not change."""

@@ -32,7 +32,9 @@ class WarmStart:
     """Steps after k-means in which the encoder, the codes and the decoder learn together by vector quantization: each
     feature is replaced by its nearest code, and the gradient passes straight through (van den Oord et al., 2017)."""
     commitment: float = 0.25
-    """Weight of the pull of features to their codes, against that of codes to their features, in those steps."""
+    """Weight of the squared distance of features to their codes, as a share of their variance, in those steps."""
+    codebook_decay: float = 0.99
+    """Share of the running mean of a code that stays in a step."""
     revive_every: int = 100
     """Codes that no feature chose in so many of those steps move to features of the latest batch."""
 
@@ -92,7 +94,9 @@ def nearest(vectors: Tensor, centers: Tensor) -> Tensor:
 
 
 class Codebook(nn.Module):
-    """Vectors of the codes while they are learned by vector quantization.
+    """Vectors of the codes while they are learned: running means of the features that chose them.
+
+    Reference: Neural Discrete Representation Learning (van den Oord et al., 2017), appendix A.1.
 
     Args:
         count: Number of codes K.
@@ -103,12 +107,20 @@ class Codebook(nn.Module):
     def __init__(self, count: int, size: int, warm: WarmStart) -> None:
         super().__init__()
         self.warm = warm
-        self.vectors = nn.Parameter(torch.zeros(count, size))
         # No buffers: DDP overwrites those of all processes with those of the first.
+        self.sums = torch.zeros(count, size)
+        """Running sum of the features of each code, (K, D)."""
+        self.counts = torch.ones(count)
+        """Running number of them."""
         self.use = torch.zeros(count)
         """How often each code was chosen since the unused ones were last moved."""
         self.distance = torch.ones(())
         """Running mean of the squared distance of a feature to its code."""
+
+    @property
+    def vectors(self) -> Tensor:
+        """The codes, (K, D)."""
+        return self.sums / self.counts[:, None]
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantizes features.
@@ -117,41 +129,55 @@ class Codebook(nn.Module):
             features: (B, D, h, w).
 
         Returns:
-            The nearest codes' vectors, (B, D, h, w), whose gradient goes to the features; the loss that pulls codes
-            and features together, their squared distance as a share of the features' variance; and what `observe`
-            takes, (K + 1,).
+            The nearest codes' vectors, (B, D, h, w), whose gradient goes to the features; the loss that pulls features
+            to their codes, the squared distance as a share of the features' variance; and what `observe` takes for
+            every code, (K, D + 2): the sum and the number of its features, and of their squared distances.
         """
         flat = features.permute(0, 2, 3, 1).flatten(0, 2)
+        vectors = self.vectors.to(flat.device)
         with torch.no_grad():
-            chosen = nearest(flat, self.vectors)
-        codes = nn.functional.embedding(chosen, self.vectors)
-        pull, commit = (codes - flat.detach()).square().sum(1).mean(), (codes.detach() - flat).square().sum(1).mean()
-        variance = flat.detach().var(0).sum().clamp(min=1e-12)
-        counts = torch.bincount(chosen, minlength=len(self.vectors)).float()
+            chosen = nearest(flat, vectors)
+        codes = vectors[chosen]
+        distances = (codes - flat).square().sum(1)
+        with torch.no_grad():
+            rows = torch.cat([flat, torch.ones_like(distances)[:, None], distances[:, None]], 1)
+            facts = flat.new_zeros(len(vectors), rows.shape[1]).index_add_(0, chosen, rows)
         passed = flat + (codes - flat).detach()
         shape = (features.shape[0], *features.shape[2:], -1)
-        loss = (pull + self.warm.commitment * commit) / variance
-        return passed.view(shape).permute(0, 3, 1, 2), loss, torch.cat([counts, pull.detach()[None]])
+        loss = self.warm.commitment * distances.mean() / flat.detach().var(0).sum().clamp(min=1e-12)
+        return passed.view(shape).permute(0, 3, 1, 2), loss, facts
 
     def observe(self, facts: Tensor) -> None:
-        """Takes the use of each code in a batch and its mean squared distance, averaged over all processes."""
-        self.use = self.use.to(facts.device) + facts[:-1]
-        self.distance = self.distance.to(facts.device).lerp(facts[-1], 0.01)
+        """Takes what `forward` returns for a batch, averaged over all processes."""
+        new, device = 1 - self.warm.codebook_decay, facts.device
+        sums, counts, squares = facts[:, :-2], facts[:, -2], facts[:, -1]
+        self.sums = self.sums.to(device).lerp(sums, new)
+        self.counts = self.counts.to(device).lerp(counts, new).clamp(min=1e-6)
+        self.distance = self.distance.to(device).lerp(squares.sum() / counts.sum(), new)
+        self.use = self.use.to(device) + counts
 
-    @torch.no_grad()
     def start(self, centers: Tensor, distance: Tensor) -> None:
         """Takes the centers of k-means (K, D) and their mean squared distance."""
-        self.vectors.copy_(centers)
+        self.sums, self.counts = centers.clone(), torch.ones_like(centers[:, 0])
         self.distance = distance.clone()
-        self.use = torch.zeros_like(self.use)
+        self.use = torch.zeros_like(self.counts)
 
-    @torch.no_grad()
     def revive(self, features: Tensor, generator: torch.Generator) -> None:
         """Moves codes that nothing chose to features, (N, D)."""
         unused = self.use == 0
         rows = torch.randint(len(features), (int(unused.sum()),), generator=generator)
-        self.vectors[unused] = features[rows.to(features.device)]
+        self.sums[unused] = features[rows.to(features.device)]
+        self.counts[unused] = 1.0
         self.use = torch.zeros_like(self.use)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs."""
+        return {name: getattr(self, name) for name in ("sums", "counts", "use", "distance")}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Takes a `state` up again."""
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
 @torch.no_grad()
