@@ -58,7 +58,7 @@ def test_float32_and_bfloat16_agree() -> None:
     run(single, optimizer(single, dtype="float32"))
     run(half, optimizer(half, dtype="bfloat16"))
     for a, b in zip(single.parameters(), half.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=BFLOAT16, atol=5 * BFLOAT16 * 0.02)
+        torch.testing.assert_close(a, b, rtol=BFLOAT16, atol=0.06 * 5 * 0.02)  # 6 % of five steps of 0.02
 
 
 @pytest.mark.parametrize("shape", [(1, 6, 6), (3, 4, 10), (2, 10, 4)])
