@@ -29,9 +29,10 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 from benchmarks.harness import Equality, Row, compare, store  # noqa: E402 (a checkout runs uninstalled)
 from dalle_zoo.data import CodeDataset, Item, ResumableLoader, encode_source  # noqa: E402
 from dalle_zoo.data.datasets import CaptionedDataset  # noqa: E402
-from dalle_zoo.data.ordering import seeded_rng, shuffled  # noqa: E402
+from dalle_zoo.data.ordering import shuffled  # noqa: E402
 from dalle_zoo.data.samples import Sample, SampleSource, Skipped  # noqa: E402
 from dalle_zoo.data.transforms import area_resize  # noqa: E402
+from dalle_zoo.seeds import seeded_rng  # noqa: E402
 
 SAMPLES, GRID, CODES = 20_000, 32, 8192
 BATCH, SHUFFLE = 256, 4096

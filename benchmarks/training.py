@@ -30,7 +30,7 @@ from dalle_zoo.models import attention
 from dalle_zoo.models.attention import Backend
 from dalle_zoo.models.losses import head_loss
 from dalle_zoo.models.prior import Prior, PriorConfig
-from dalle_zoo.planning.prior import PriorWork
+from dalle_zoo.planning.prior import PriorWorkload
 
 PAPER = TextImageLayout(256, 32, 32)
 CONFIG = PriorConfig(width=512, num_layers=12, num_heads=8)
@@ -277,7 +277,7 @@ def large_step(batch: int, limits: Mapping[str, float]) -> Row:
     step()  # the first is not compiled
     apart = float((step() - expected).abs())
     seconds = interleaved({"training step": step}, device="cuda")
-    floor = batch * PriorWork(config).flops().model / limits["flop"]
+    floor = batch * PriorWorkload(config).flops.model / limits["flop"]
     return Row(
         name=f"training step, 1.2B, {batch} x 1,280 positions",
         path="training step",

@@ -25,7 +25,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from dalle_zoo import __version__
 from dalle_zoo.files import stays_inside, sync, written_aside
@@ -35,7 +34,7 @@ from dalle_zoo.models.dalle_pytorch import DallePytorch  # noqa: F401 (registers
 from dalle_zoo.models.dalle_pytorch_vae import DallePytorchVAE  # noqa: F401 (registers itself)
 from dalle_zoo.models.dvae import DVAE  # noqa: F401 (registers itself)
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
-from dalle_zoo.models.initial import copy_shard
+from dalle_zoo.models.initial import copy_shard, shapes_only
 from dalle_zoo.models.mindalle import MinDALLE  # noqa: F401 (registers itself)
 from dalle_zoo.models.prior import Prior  # noqa: F401 (registers itself)
 from dalle_zoo.models.rudalle import RuDALLE  # noqa: F401 (registers itself)
@@ -367,20 +366,9 @@ def _check_finite(tensor: Tensor, name: str, path: Path) -> None:
         raise ModelFolderError(f"{path} holds numbers that are not finite, in {name}: these weights are broken")
 
 
-class _NoRandomInit(TorchFunctionMode):
-    """Skips `torch.nn.init`: what has no storage needs no numbers, and sampling them there loads half of PyTorch."""
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if getattr(function, "__module__", None) == "torch.nn.init":
-            return args[0] if args else None
-        return function(*args, **(kwargs or {}))
-
-
 def _without_storage(make: Callable[[], Net]) -> Net:
     """Builds a network on the meta device, unless it computes buffers that no file holds."""
-    with torch.device("meta"), _NoRandomInit():
+    with shapes_only():
         net = make()
     stored = net.state_dict().keys()
     return net if all(name in stored for name, _ in net.named_buffers()) else make()

@@ -1,4 +1,4 @@
-"""``dalle-zoo plan RECIPE``: what training takes. It answers without Lightning, and builds nothing."""
+"""``dalle-zoo plan RECIPE``: estimates what training takes, without importing Lightning."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from dalle_zoo.cli.train import read_recipe
 from dalle_zoo.recipes import find_part, find_recipe
 
 DESCRIPTION = """\
-What training of a recipe takes: memory of a GPU and whether it fits, what would make it fit, operations, bytes on the
-wire, time. It is arithmetic, and it builds nothing."""
+Estimates what training a recipe takes: memory per GPU and whether it fits, changes that would make it fit, operations,
+network traffic and time. Nothing is trained or allocated."""
 EXAMPLES = """\
   dalle-zoo plan prior/paper-12b --gpu v100-16gb
   dalle-zoo plan prior/paper-12b --gpu a100-80gb --trainer.num_nodes 8 --trainer.strategy hsdp
   dalle-zoo plan prior/tiny --parts 1gpu --gpu-memory 8 --json plan.json
 
-Keys of the recipe are given as to `dalle-zoo fit`. docs/planning.md has the formulas and the assumptions."""
+Keys of the recipe are given as for `dalle-zoo fit`. Formulas and assumptions: docs/planning.md."""
 
 
 MFU = 0.4
-"""What large transformers reach."""
+"""Default share of the GPU's peak rate, which large transformers reach."""
 
 
 def plan_parser() -> Parser:
-    """Parser of our own options; all others are keys of the recipe."""
+    """Returns the parser of the command's options; other options are keys of the recipe."""
     p = Parser(
         prog="dalle-zoo plan",
         usage="dalle-zoo plan RECIPE [options] [--KEY VALUE ...]",
@@ -42,23 +42,21 @@ def plan_parser() -> Parser:
         allow_abbrev=False,
     )
     p.add_argument("recipe", metavar="RECIPE", help="name from `dalle-zoo recipes`, or a YAML file")
-    p.add_argument("--parts", nargs="+", default=[], metavar="PART", help="parts or YAML files to lay over the recipe")
-    p.add_argument("--gpu", metavar="NAME", help="GPU with its usual node, such as v100-16gb: fit and times")
-    p.add_argument(
-        "--gpu-memory", type=float, metavar="GIB", help="memory of a GPU (that of --gpu, or of a part's name)"
-    )
-    p.add_argument("--reserve", type=float, metavar="GIB", help="of it for CUDA, NCCL, allocator (1.0; paper 0.5)")
-    p.add_argument("--mfu", type=float, help=f"share of the peak that is reached while computing ({MFU})")
-    p.add_argument("--intra", type=float, metavar="GB/S", help="network of a GPU inside a node (80 %% of its link)")
-    p.add_argument("--inter", type=float, metavar="GB/S", help="network of a node to others (80 %% of the usual)")
-    p.add_argument("--formats", choices=["native", "paper"], default="native", help="how numbers are stored (native)")
-    p.add_argument("--json", type=Path, metavar="FILE", help="write the plan as JSON, too")
+    p.add_argument("--parts", nargs="+", default=[], metavar="PART", help="parts or YAML files merged into the recipe")
+    p.add_argument("--gpu", metavar="NAME", help="GPU, such as v100-16gb: whether it fits, and times")
+    p.add_argument("--gpu-memory", type=float, metavar="GIB", help="memory of a GPU [of --gpu, or in a part's name]")
+    p.add_argument("--reserve", type=float, metavar="GIB", help="memory for CUDA, NCCL and allocator [1.0; paper 0.5]")
+    p.add_argument("--mfu", type=float, help=f"share of the peak rate while computing [{MFU}]")
+    p.add_argument("--intra", type=float, metavar="GB/S", help="rate of a GPU inside its node [80 %% of its link]")
+    p.add_argument("--inter", type=float, metavar="GB/S", help="rate of a node to others [80 %% of its link]")
+    p.add_argument("--formats", choices=["native", "paper"], default="native", help="formats of numbers [native]")
+    p.add_argument("--json", type=Path, metavar="FILE", help="also write the plan as JSON")
     p.add_argument("--overwrite", action="store_true", help="replace an existing file")
     return p
 
 
 def plan(arguments: list[str]) -> None:
-    """Prints what training of a recipe takes."""
+    """Prints what training a recipe takes."""
     options, overrides = plan_parser().parse_known_args(arguments)
     if options.json is not None and options.json.exists() and not options.overwrite:
         raise FileExistsError(f"{options.json} exists: pass --overwrite to replace it, or --json FILE")
@@ -72,7 +70,7 @@ def plan(arguments: list[str]) -> None:
     from dalle_zoo.hub import write_json
     from dalle_zoo.planning.formats import GIB
     from dalle_zoo.planning.hardware import find_gpu
-    from dalle_zoo.planning.plan import Hardware, as_data, make_plan
+    from dalle_zoo.planning.plan import Hardware, Plan, as_data
     from dalle_zoo.planning.recipe import READ, read_setup, read_work
     from dalle_zoo.planning.report import render
 
@@ -89,14 +87,14 @@ def plan(arguments: list[str]) -> None:
         inter=options.inter,
         reserve=None if options.reserve is None else options.reserve * GIB,
     )
-    made = make_plan(read_work(keys), read_setup(keys, options.formats == "paper"), hardware)
+    made = Plan(read_work(keys), read_setup(keys, options.formats == "paper"), hardware)
     print(render(made, options.recipe))
     if options.json is not None:
         write_json(options.json, as_data(made, options.recipe))
 
 
 def check_numbers(options: argparse.Namespace) -> None:
-    """Raises `UserError` for a size that cannot be, and for a rate without a GPU whose times it would change."""
+    """Raises `UserError` for a number out of range, and for a rate without a GPU."""
     for name in ("gpu_memory", "reserve", "intra", "inter"):
         value = getattr(options, name)
         if value is not None and not (value > 0 or (name == "reserve" and value == 0)):
@@ -107,7 +105,7 @@ def check_numbers(options: argparse.Namespace) -> None:
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of a later file over those of an earlier one, as `dalle-zoo fit` lays them: another class starts afresh."""
+    """Merges the keys of two files as `dalle-zoo fit` does: the later file overrides, another class replaces."""
     merged = dict(below)
     for key, value in above.items():
         name = key.removesuffix("+")  # adds to a list
@@ -123,23 +121,23 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stated(overrides: list[str], read: tuple[str, ...]) -> dict[str, Any]:
-    """Overrides of the command line, each with its complete key and its value as YAML reads it.
+    """Returns the overrides of the command line, with complete keys and parsed values.
 
     Raises:
-        UserError: Something that is no override, has no value, or is no key of which a plan depends.
+        UserError: An argument is not an override, has no value, or is a key that a plan does not depend on.
     """
     values: dict[str, Any] = {}
     for key, text in overridden(overrides):
         parts = key.split(".")
         if parts[0] in ("model", "data") and len(parts) > 1 and parts[1] not in ("class_path", "init_args"):
-            parts.insert(1, "init_args")  # may be left out
+            parts.insert(1, "init_args")  # may be omitted
         name = ".".join(parts)
         if not any(name == known or name.startswith(f"{known}.") for known in read):
             near = difflib.get_close_matches(name, read, n=1, cutoff=0.6)
             hint = f" Did you mean --{near[0]}?" if near else ""
             raise UserError(
-                f"--{key} changes nothing that a plan computes.{hint} It depends on: {', '.join(read)}; leave all "
-                "other keys out"
+                f"--{key} changes nothing that a plan computes.{hint} It depends on: {', '.join(read)}; omit all "
+                "other keys"
             )
         if text == "" or text.startswith("--"):
             raise UserError(f"--{key} has no value")
@@ -148,7 +146,7 @@ def stated(overrides: list[str], read: tuple[str, ...]) -> dict[str, Any]:
     given = [text for key, text in overridden(overrides) if f"--{key}={text}" not in overrides]
     for word in words:
         if word not in given:
-            raise UserError(f"{word!r} belongs to no option: a recipe, then options and keys")
+            raise UserError(f"{word!r} belongs to no option: expected a recipe, then options and keys")
     return values
 
 
@@ -163,7 +161,7 @@ def put(keys: dict[str, Any], name: str, value: Any) -> None:
 
 
 def memory_in(parts: list[str]) -> float | None:
-    """GiB of a GPU from the name of a part such as ``8x16gb``, None if no part names it."""
+    """Returns the GiB of a GPU from the name of a part such as ``8x16gb``, None if no name has it."""
     sizes = [re.search(r"(\d+)gb$", Path(part).stem) for part in parts]
     found = [float(size.group(1)) for size in sizes if size]
     return found[-1] if found else None

@@ -8,6 +8,7 @@ open_source ─► SampleSource ─► ImageTextDataset ─┐
 """
 
 from dalle_zoo.data.codes import CodeDataset, CodeShardWriter
+from dalle_zoo.data.composition import CompositionSource
 from dalle_zoo.data.datasets import CaptionedDataset, ImageTextDataset, Item
 from dalle_zoo.data.decoding import CorruptImageError, decode_image
 from dalle_zoo.data.encoding import encode_source
@@ -38,6 +39,7 @@ __all__ = [
     "CodeDataset",
     "CodeShardWriter",
     "Collate",
+    "CompositionSource",
     "CorruptImageError",
     "EmptyDataError",
     "EncodeCaptions",

@@ -25,9 +25,10 @@ from torch import Tensor
 
 from dalle_zoo.data.checks import check_caption_choice, check_positive
 from dalle_zoo.data.datasets import CaptionedDataset, Item, pick_caption
-from dalle_zoo.data.ordering import seeded_rng, shuffled, stretches
+from dalle_zoo.data.ordering import shuffled, stretches
 from dalle_zoo.data.samples import Skipped
 from dalle_zoo.files import publish
+from dalle_zoo.seeds import seeded_rng
 
 # n samples, h w code grid
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dalle_zoo.data.checks import check_caption_choice, check_positive
 from dalle_zoo.data.decoding import CorruptImageError, decode_image
-from dalle_zoo.data.ordering import seeded_rng
 from dalle_zoo.data.samples import Sample, SampleSource, Skipped
 from dalle_zoo.data.transforms import TRANSFORMS, Transform, sample_rng
+from dalle_zoo.seeds import seeded_rng
 
 log = logging.getLogger(__name__)
 

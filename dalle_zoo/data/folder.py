@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from dalle_zoo.data.ordering import seeded_rng
 from dalle_zoo.data.samples import (
     CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -18,6 +17,7 @@ from dalle_zoo.data.samples import (
     Skipped,
     read_captions,
 )
+from dalle_zoo.seeds import seeded_rng
 
 
 def suffix_of(path: Path) -> str:

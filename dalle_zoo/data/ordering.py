@@ -1,20 +1,15 @@
-"""Seeded randomness and shuffling, as pure functions of (seed, what, where)."""
+"""The order of samples, as a pure function of (seed, epoch)."""
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from dalle_zoo.seeds import seeded_rng
+
 T = TypeVar("T")
-
-
-def seeded_rng(*parts: int | str) -> random.Random:
-    """Generator that depends on the parts alone: not on the process or what was sampled before."""
-    text = "\0".join(f"{type(part).__name__}:{part}" for part in parts)
-    return random.Random(hashlib.sha256(text.encode()).digest())
 
 
 @dataclass(frozen=True)

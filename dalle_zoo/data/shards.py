@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import IO, Any, cast
 
 from dalle_zoo.data.checks import check_positive
-from dalle_zoo.data.ordering import seeded_rng, shuffled, stretches
+from dalle_zoo.data.ordering import shuffled, stretches
 from dalle_zoo.data.samples import (
     CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -25,6 +25,7 @@ from dalle_zoo.data.samples import (
     Skipped,
     read_captions,
 )
+from dalle_zoo.seeds import seeded_rng
 
 log = logging.getLogger(__name__)
 

@@ -7,6 +7,8 @@ import glob
 import importlib.resources
 from pathlib import Path
 
+from dalle_zoo.composition import CompositionConfig
+from dalle_zoo.data.composition import CompositionSource
 from dalle_zoo.data.folder import FolderSource
 from dalle_zoo.data.samples import IMAGE_SUFFIXES, SampleSource
 from dalle_zoo.data.shards import SHARD_ENDINGS, ShardSource, is_shard
@@ -14,6 +16,8 @@ from dalle_zoo.registry import UnknownNameError, suggest
 
 BUNDLED = {"emoji64": ("train", "val-styles", "val-concepts")}
 """Data sets in the package and their splits, as in ``emoji64:train``; ``all`` is every split."""
+COMPOSITION = "composition"
+"""The bundled composition, as in ``composition:train``."""
 
 _EXPECTED = (
     f"Expected a shard ({', '.join(SHARD_ENDINGS)}), a folder of shards, a pattern such as "
@@ -32,6 +36,7 @@ def open_source(location: str | Path) -> SampleSource:
     | a pattern with ``*``, ``?``, ``[...]``, ``{a..b}`` or ``{a,b}`` | the shards that match |
     | any other folder | the images below it, captions in files of the same name |
     | ``emoji64:train`` | shards in the package |
+    | ``composition:train``, ``my.yaml:train`` | samples composed on the fly, see `dalle_zoo.composition` |
 
     img2dataset pads images with white borders unless it is run with ``--resize_mode keep_ratio``; such
     borders stay, so use that mode (docs/conceptual-captions.md).
@@ -40,9 +45,11 @@ def open_source(location: str | Path) -> SampleSource:
         ValueError: Nothing there, or nothing usable in it.
     """
     text = str(location)
-    bundle, _, split = text.partition(":")
+    bundle, _, split = text.rpartition(":")
     if bundle in BUNDLED and split and not Path(text).exists():
         source: SampleSource = ShardSource(_bundled_shards(bundle, split))
+    elif bundle == COMPOSITION or bundle.endswith((".yaml", ".yml")):
+        source = _composition(bundle, split)
     elif "://" in text or text.startswith("pipe:"):
         raise ValueError(f"location {text!r} is not a local path: download it first. {_EXPECTED}")
     else:
@@ -50,6 +57,10 @@ def open_source(location: str | Path) -> SampleSource:
     if source.num_samples == 0:
         raise ValueError(f"location {text!r} holds no image. {_EXPECTED}")
     return source
+
+
+def _composition(location: str, split: str) -> SampleSource:
+    return CompositionSource(CompositionConfig.load(None if location == COMPOSITION else location), split)
 
 
 def _open_path(path: Path, text: str) -> SampleSource:

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle_zoo.data.ordering import seeded_rng
 from dalle_zoo.registry import Registry
+from dalle_zoo.seeds import seeded_rng
 
 # h w size of the image, s side of the square crop, t side after reduction, all in pixels
 

@@ -86,8 +86,10 @@ def text_then_image(layout: TextImageLayout, image_rule: MaskMod) -> MaskMod:
 
     Args:
         layout: Where text and image stand.
-        image_rule: Which image cells (raster indices 0 .. N - 1) read which. It need not be
-            causal.
+        image_rule: Which image cells (raster indices 0 .. N - 1) attend to which. It need not be
+            causal. Its answer may depend on the columns of the two cells and on how many rows
+            they are apart, as that of every offset rule does, but not on the rows themselves, so
+            that pairs can be counted without a matrix of N x N. `Mask.dense` checks it.
 
     Example:
         >>> import torch
@@ -104,4 +106,5 @@ def text_then_image(layout: TextImageLayout, image_rule: MaskMod) -> MaskMod:
         # no rule, and an image key is in the future of every text query.
         return (key <= query) & ((key < text) | image_rule(query - text, key - text))
 
+    mod.repeats_by_row = True  # type: ignore[attr-defined]  # read by `Mask`
     return mod

@@ -8,14 +8,19 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dalle_zoo.masks.layout import MaskMod, TextImageLayout
-from dalle_zoo.masks.lines import LinePlan, plan_lines
+from dalle_zoo.masks.lines import LinePlan, LineSizes, line_sizes, line_sizes_of, plan_lines
 from dalle_zoo.masks.spec import MaskSpec
 
 if TYPE_CHECKING:  # torch is imported where tensors are made: listing masks does not wait for it
+    from collections.abc import Iterator
+
     import torch
     from torch import Tensor
 
-# T text positions, N image positions, L = T + N, n most image keys that a step reads
+# T text positions, N image positions, L = T + N, n most image keys that a step reads, H W rows and columns of the grid
+
+PAIRS = 2**22
+"""Pairs of positions for which a mask is evaluated at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,22 +103,28 @@ class Mask:
     def __post_init__(self) -> None:
         import torch
 
-        positions = torch.arange(self.layout.length, device="cpu")
-        query, key = positions[:, None], positions[None, :]
-        missing = ~self._dense
-        sees_text = (query >= self.layout.text) & (key < self.layout.text)
-        for wrong, problem in (
-            (self._dense & (key > query), "reads a later position, so it is not causal"),
-            (missing & (key == query), "does not read itself"),
-            (missing & sees_text, "is an image position that does not read all text"),
-        ):
-            if wrong.any():
-                at_query, at_key = wrong.nonzero()[0].tolist()
-                raise ValueError(
-                    f"mask {self.spec!r} on {self.layout}: position {at_query} {problem} "
-                    f"(at key {at_key}). Mend its MaskMod, or build it with text_then_image, "
-                    f"which leaves only the image-to-image rule to you"
-                )
+        if self._repeats_by_row:  # `text_then_image` leaves nothing open but whether a cell attends to itself
+            cells = torch.arange(self.layout.text, self.layout.length, device="cpu")
+            self._require(self._evaluate(cells, cells), cells, cells, "does not read itself")
+            return
+        text = self.layout.text
+        for query, key, allowed in self._row_blocks():
+            self._require(~allowed | (key <= query), query, key, "reads a later position, so it is not causal")
+            self._require(allowed | (key != query), query, key, "does not read itself")
+            sees_text = allowed | (query < text) | (key >= text)
+            self._require(sees_text, query, key, "is an image position that does not read all text")
+
+    def _require(self, right: Tensor, query: Tensor, key: Tensor, problem: str) -> None:
+        """Raises `ValueError` at the first pair for which ``right`` is False."""
+        if right.all():
+            return
+        wrong = ~right
+        at_query, at_key = (int(x.expand(right.shape)[wrong][0]) for x in (query, key))
+        raise ValueError(
+            f"mask {self.spec!r} on {self.layout}: position {at_query} {problem} "
+            f"(at key {at_key}). Mend its MaskMod, or build it with text_then_image, "
+            f"which leaves only the image-to-image rule to you"
+        )
 
     def dense(self, device: torch.device | str | None = None) -> Tensor:
         """The mask as a matrix: query by key, bool (L, L), True where attention is allowed.
@@ -129,11 +140,8 @@ class Mask:
         Plain causal attention is ``is_causal=True``, for which the fast kernels need no mask; any
         other mask is a bool ``attn_mask`` (L, L). They hold for complete sequences of L positions.
         """
-        import torch
-
-        if torch.equal(self._dense, torch.ones_like(self._dense).tril()):
-            return {"is_causal": True}
-        return {"attn_mask": self.dense(device)}
+        _ = self._dense  # raises for a rule whose pairs cannot be counted as `is_causal` does
+        return {"is_causal": True} if self.is_causal else {"attn_mask": self.dense(device)}
 
     def decode_table(self) -> DecodeTable:
         """Which image keys each image step reads. On the CPU, shared: do not write to it."""
@@ -155,15 +163,40 @@ class Mask:
         """Image queries grouped into lines that share their keys. On the CPU, shared: do not write to it."""
         return self._line_plan
 
-    @property
+    @cached_property
+    def line_sizes(self) -> LineSizes:
+        """Sizes of the line plan, found without building it."""
+        if self._repeats_by_row:
+            return line_sizes(self.layout, self._rows_apart)
+        text = self.layout.text
+        return line_sizes_of(self.layout, lambda query, key: self._evaluate(query + text, key + text))
+
+    @cached_property
     def num_pairs(self) -> int:
-        """Pairs of query and key that may attend, of L * L."""
-        return int(self._dense.sum())
+        """Pairs of query and key that may attend, of L * L, counted without a matrix of L x L."""
+        import torch
+
+        if not self._repeats_by_row:
+            return sum(int(allowed.sum()) for _, _, allowed in self._row_blocks())
+        text, image, height = self.layout.text, self.layout.image, self.layout.height
+        pairs_of_rows = height - torch.arange(height, device="cpu")
+        among_image = int((self._rows_apart.sum((1, 2)) * pairs_of_rows).sum())
+        return text * (text + 1) // 2 + image * text + among_image
+
+    @property
+    def num_causal_pairs(self) -> int:
+        """Pairs of a query and a key that is not later, L (L + 1) / 2."""
+        return self.layout.length * (self.layout.length + 1) // 2
 
     @property
     def density(self) -> float:
-        """Share of the causal pairs, L (L + 1) / 2, that may attend."""
-        return self.num_pairs / (self.layout.length * (self.layout.length + 1) // 2)
+        """Share of the causal pairs that may attend."""
+        return self.num_pairs / self.num_causal_pairs
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether every position attends to all that are not later."""
+        return self.num_pairs == self.num_causal_pairs
 
     def flops(self, num_heads: int, head_dim: int) -> int:
         """Floating-point operations of attention forward on one sequence, exactly these pairs.
@@ -173,26 +206,67 @@ class Mask:
         multiply_adds = 2 * self.num_pairs * num_heads * head_dim  # scores, then values
         return 2 * multiply_adds
 
-    @cached_property
-    def _dense(self) -> Tensor:
+    @property
+    def _repeats_by_row(self) -> bool:
+        """Whether `text_then_image` made the mask: among the image, only the distance of two rows counts."""
+        return getattr(self.mod, "repeats_by_row", False)
+
+    def _evaluate(self, query: Tensor, key: Tensor) -> Tensor:
+        """Evaluates the mask for pairs, and checks that the result is a bool tensor of their broadcast shape."""
         import torch
 
-        # The device is explicit: a model may be under construction on the meta device.
-        positions = torch.arange(self.layout.length, device="cpu")
-        allowed = self.mod(positions[:, None], positions[None, :])
+        allowed = self.mod(query, key)
         if not isinstance(allowed, torch.Tensor) or allowed.dtype != torch.bool:
             came = getattr(allowed, "dtype", type(allowed).__name__)
             raise TypeError(
                 f"mask {self.spec!r} must return a bool tensor, got {came}: "
                 f"compare positions (key <= query) rather than compute with them"
             )
-        shape = (self.layout.length, self.layout.length)
+        # `torch.broadcast_shapes` would import sympy, for most of a second.
+        shape = torch.broadcast_tensors(query, key)[0].shape  # type: ignore[no-untyped-call]
         if allowed.shape != shape:
             raise ValueError(
-                f"mask {self.spec!r} must answer every pair: expected shape {shape} for queries "
-                f"(L, 1) and keys (1, L), got {tuple(allowed.shape)}; use both of its arguments"
+                f"mask {self.spec!r} must answer every pair: expected shape {tuple(shape)} for queries "
+                f"{tuple(query.shape)} and keys {tuple(key.shape)}, got {tuple(allowed.shape)}; use both of its "
+                "arguments"
             )
         return allowed
+
+    def _row_blocks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Queries (Q, 1), all keys (1, L), and which pairs are allowed (Q, L), a few queries at a time."""
+        import torch
+
+        # The device is explicit: a model may be under construction on the meta device.
+        positions = torch.arange(self.layout.length, device="cpu")
+        for query in torch.split(positions[:, None], max(1, PAIRS // self.layout.length)):
+            yield query, positions[None], self._evaluate(query, positions[None])
+
+    @cached_property
+    def _rows_apart(self) -> Tensor:
+        """Image pairs of a mask that repeats by row: rows apart, query column, key column, bool (H, W, W)."""
+        import torch
+
+        height, width = self.layout.height, self.layout.width
+        query = torch.arange(self.layout.text, self.layout.length, device="cpu").view(height, width, 1)
+        key = query[:1].view(1, 1, width)
+        blocks = [self._evaluate(rows, key) for rows in torch.split(query, max(1, PAIRS // width**2))]
+        return torch.cat(blocks)
+
+    @cached_property
+    def _dense(self) -> Tensor:
+        import torch
+
+        dense = torch.cat([allowed for _, _, allowed in self._row_blocks()])
+        if self._repeats_by_row:
+            height, width = self.layout.height, self.layout.width
+            rows = dense[self.layout.text :, self.layout.text :].view(height, width, height, width)
+            for apart, expected in enumerate(self._rows_apart):
+                if not (rows.diagonal(-apart, 0, 2) == expected[..., None]).all():
+                    raise ValueError(
+                        f"mask {self.spec!r} on {self.layout}: its rule for the image depends on the row of a cell, "
+                        f"for cells {apart} rows apart. Write such a mask as a MaskMod, without text_then_image"
+                    )
+        return dense
 
     @cached_property
     def _decode_table(self) -> DecodeTable:
@@ -211,7 +285,7 @@ class Mask:
 
     @cached_property
     def _line_plan(self) -> LinePlan:
-        return plan_lines(self._dense[self.layout.text :, self.layout.text :], self.layout)
+        return plan_lines(self._dense[self.layout.text :, self.layout.text :], self.layout, self.line_sizes)
 
     @cached_property
     def _cache_plans(self) -> dict[int, CachePlan]:

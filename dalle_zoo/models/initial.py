@@ -7,13 +7,34 @@ the CPU, whose generator gives the same numbers everywhere.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, TypeGuard
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:  # it takes most of a second to load, and who shards has loaded it
     from torch.distributed.tensor import DTensor
+
+
+class _NoRandomInit(TorchFunctionMode):
+    """Skips `torch.nn.init`, which has no effect without storage but imports PyTorch's compiler."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else None
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Builds networks on the meta device: their parameters have shapes, but no storage and no values."""
+    with torch.device("meta"), _NoRandomInit():
+        yield
 
 
 def fresh_seed() -> int:

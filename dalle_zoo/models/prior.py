@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, cast
 
@@ -237,6 +237,34 @@ class Prior(ImagePrior):
         if name.endswith("output.weight"):
             return 0.0, 0.02 / math.sqrt(2 * self.config.num_layers)
         return 0.0, 0.02
+
+    def grow_from(self, small: Prior) -> None:
+        """Takes the weights of a prior of a smaller grid, so that what it knows of words is not learned twice.
+
+        Codes of half-size images are learned at a quarter of the cost. Rows and columns of the smaller grid become
+        several rows and columns here, each with the same embedding; everything else is equal.
+
+        Args:
+            small: Prior whose config differs in ``image_height`` and ``image_width`` alone.
+
+        Raises:
+            ValueError: Another option differs, or this grid is not a multiple of the smaller one.
+        """
+        repeats = {}
+        for name in ("image_height", "image_width"):
+            large, little = getattr(self.config, name), getattr(small.config, name)
+            if large % little:
+                raise ValueError(f"{name} {large} is not a multiple of {little}, that of the prior to grow from")
+            repeats[name] = large // little
+        if small.config != replace(self.config, **{name: getattr(small.config, name) for name in repeats}):
+            raise ValueError(
+                "a prior grows from one that differs in image_height and image_width alone: expected otherwise "
+                f"{self.config}, got {small.config}"
+            )
+        state = small.state_dict()
+        for name, times in (("row_position", "image_height"), ("column_position", "image_width")):
+            state[f"{name}.weight"] = state[f"{name}.weight"].repeat_interleave(repeats[times], 0)
+        self.load_state_dict(state)
 
     def residual_blocks(self) -> list[ResidualBlock]:
         """Attention and MLP of every layer, first to last: 128 blocks in the paper."""

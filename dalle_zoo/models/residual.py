@@ -6,7 +6,7 @@ the network itself stays the same whatever it is trained with.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple, cast
 
@@ -65,6 +65,23 @@ class Residual(nn.Module):
             added = around(x, norm, branch)
         self._called = True
         return x + added
+
+
+def shard_axis(name: str, shape: Sequence[int], shards: int) -> int:
+    """Axis along which a parameter is sharded: inputs of the MLP's second matrix, otherwise the first (table 2).
+
+    ``fully_shard`` divides any axis but the first only evenly; where it cannot, the first is taken.
+    """
+    return 1 if name.endswith("mlp.output.weight") and shape[1] % shards == 0 else 0
+
+
+def num_low_rank_matrices(name: str) -> int:
+    """Number of matrices into which the gradient of a branch's matrix is split for PowerSGD.
+
+    Queries, keys and values are separate matrices, as in table 2. The rows of a shard differ: the paper shards each of
+    the three, here a shard has rows of their stack.
+    """
+    return 3 if name.endswith("qkv.weight") else 1
 
 
 class ResidualBlock(NamedTuple):

@@ -1,6 +1,6 @@
-"""What training takes, by arithmetic alone: memory, operations, bytes on the wire, time.
+"""Estimates what training takes without running it: memory, operations, network traffic, time.
 
-`recipe` reads the keys of a recipe into a `Work` (what the stage asks for: `prior`, `dvae`) and a `Setup` (GPUs,
-strategy, precision, batch). `memory`, `network` and `duration` answer, `suggestions` searches for what would fit,
-`plan` puts the answers together and `report` prints them. Formulas and assumptions: ``docs/planning.md``.
+`recipe` reads the keys of a recipe into a `Workload` (a stage: `prior`, `dvae`) and a `Setup` (GPUs, strategy,
+precision, batch). `memory`, `collectives` and `duration` compute the estimates, `suggestions` searches for changes
+that fit, `plan` combines the results and `report` prints them. Formulas and assumptions: ``docs/planning.md``.
 """

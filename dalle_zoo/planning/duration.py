@@ -1,54 +1,53 @@
-"""How long a step takes, on a named GPU and network."""
+"""Duration of an optimizer step on a given GPU and network."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dalle_zoo.planning.collectives import collectives
 from dalle_zoo.planning.formats import PRECISIONS
 from dalle_zoo.planning.hardware import GPU
 from dalle_zoo.planning.memory import Memory
-from dalle_zoo.planning.network import Collective, collectives
 from dalle_zoo.planning.setup import Setup
-from dalle_zoo.planning.strategies import factors_of
-from dalle_zoo.planning.work import Work
+from dalle_zoo.planning.workload import Workload
 
 LINK_SHARE = 0.8
-"""Assumed share of a link's nominal rate that collective operations reach."""
+"""Share of a link's nominal rate that collectives are assumed to reach."""
 MEMORY_SHARE = 0.7
-"""Assumed share of the memory's nominal bandwidth that the optimizer reaches."""
+"""Share of the memory's nominal bandwidth that the optimizer is assumed to reach."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """What is reached of the hardware, per second."""
+    """Rates that training reaches, per second."""
 
     compute: float
     """Operations of a GPU in the precision of the branches."""
     float32: float
     """Operations of a GPU in float32."""
     memory: float
-    """Bytes of a GPU's memory."""
+    """Bytes read or written in a GPU's memory."""
     intra: float
     """Bytes that a GPU sends inside its node."""
     inter: float
-    """Bytes that a node sends to others."""
+    """Bytes that a node sends to other nodes."""
 
 
 def rates_of(gpu: GPU, setup: Setup, mfu: float, intra: float | None = None, inter: float | None = None) -> Rates:
-    """Rates of a GPU.
+    """Returns the rates of a GPU.
 
     Args:
         gpu: The GPU.
-        setup: Whose precision decides; a type that the GPU lacks runs at the rate of float32.
-        mfu: Share of the peak that is reached while the GPU computes, in (0, 1].
-        intra: GB/s that collective operations reach from one GPU inside a node. Defaults to 80 % of the link.
-        inter: GB/s that they reach from one node. Defaults to 80 % of the link.
+        setup: Determines the precision; a dtype that the GPU lacks runs at the rate of float32.
+        mfu: Share of the peak rate that is reached while the GPU computes, in (0, 1].
+        intra: Rate of collectives from one GPU inside a node, GB/s. Defaults to 80 % of the link.
+        inter: Rate of collectives from one node to others, GB/s. Defaults to 80 % of the link.
 
     Raises:
-        ValueError: A share or a rate out of range.
+        ValueError: A share or a rate is out of range.
     """
     if not 0 < mfu <= 1:
-        raise ValueError(f"mfu must lie in (0, 1], got {mfu}: 0.4 is what large transformers reach")
+        raise ValueError(f"mfu must be in (0, 1], got {mfu}: 0.4 is what large transformers reach")
     for name, rate in (("intra", intra), ("inter", inter)):
         if rate is not None and not rate > 0:
             raise ValueError(f"{name} must be above 0 GB/s, got {rate}")
@@ -63,62 +62,55 @@ def rates_of(gpu: GPU, setup: Setup, mfu: float, intra: float | None = None, int
 
 
 def computes_in(setup: Setup) -> str:
-    """Type of the products in the branches."""
+    """Returns the dtype of the products in the branches."""
     return "float16" if setup.paper_formats else PRECISIONS[setup.precision]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Duration:
-    """Seconds of one step by part. In forward and backward pass the network works behind the arithmetic."""
+    """Seconds of one optimizer step by part. In both passes, communication overlaps computation."""
 
     forward: float
     backward: float
-    """With recomputation."""
+    """Includes recomputation."""
     forward_network: float
     backward_network: float
     exchange: float
-    """Network behind the backward pass."""
+    """Communication after the backward pass."""
     powersgd: float
-    """Arithmetic of PowerSGD."""
+    """Computation of PowerSGD."""
     optimizer: float
 
     @property
     def waiting(self) -> float:
-        """For the network."""
+        """Time that communication is not overlapped."""
         hidden = max(self.forward_network - self.forward, 0) + max(self.backward_network - self.backward, 0)
         return hidden + self.exchange
 
     @property
     def total(self) -> float:
-        """Of the step."""
+        """Time of the step."""
         return self.forward + self.backward + self.waiting + self.powersgd + self.optimizer
 
 
-def seconds_on_wire(collective: Collective, setup: Setup, rates: Rates) -> float:
-    """Seconds of an operation; all GPUs of a node share its network."""
-    return collective.intra / rates.intra + collective.inter * setup.devices / rates.inter
-
-
-def duration_of(work: Work, setup: Setup, memory: Memory, rates: Rates, compress: bool = True) -> Duration:
-    """Time of one step.
+def duration_of(work: Workload, setup: Setup, memory: Memory, rates: Rates, compress: bool = True) -> Duration:
+    """Estimates the duration of one optimizer step.
 
     Args:
-        work: What the stage asks for.
+        work: The stage.
         setup: How it is trained.
-        memory: Its memory, which the optimizer passes through.
-        rates: What is reached of the hardware.
-        compress: False asks for the same strategy without PowerSGD.
+        memory: Its memory, which the optimizer reads and writes.
+        rates: Rates of the hardware.
+        compress: False for the same strategy without PowerSGD. Defaults to True.
     """
-    flops = work.flops()
+    flops = work.flops
     samples = setup.batch * setup.accumulate
     forward = sum(flops.forward.values())
     backward = 2 * forward + (flops.recomputed if setup.recompute else 0.0)
     network = {"forward": 0.0, "backward": 0.0, "after": 0.0}
-    for collective in collectives(work, setup, compress):
-        network[collective.when] += seconds_on_wire(collective, setup, rates)
-    spread, arithmetic = setup.spread, 0.0
-    if spread.rank is not None and compress:
-        arithmetic = factors_of(work.parameters, spread.shards.size, spread.rank).flops / rates.float32
+    for c in collectives(work, setup, compress):  # all GPUs of a node share its network
+        network[c.when] += c.intra / rates.intra + c.inter * setup.devices / rates.inter
+    factors = setup.sharding.factors(work.parameters) if compress else None
     held = memory.held
     touched = 2 * (held["weights"] + held["AdamW moments"]) + held["gradients"]
     return Duration(
@@ -127,6 +119,6 @@ def duration_of(work: Work, setup: Setup, memory: Memory, rates: Rates, compress
         forward_network=network["forward"],
         backward_network=network["backward"],
         exchange=network["after"],
-        powersgd=arithmetic,
+        powersgd=factors.flops / rates.float32 if factors else 0.0,
         optimizer=touched / rates.memory,
     )

@@ -1,128 +1,99 @@
-"""The dVAE's parameters, activations and operations, by the arithmetic of `dalle_zoo.models.dvae`."""
+"""Parameters, activations and operations of the dVAE, read from the network itself."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-from dalle_zoo.models.dvae import DVAEConfig
+from torch import nn
+
+from dalle_zoo.models.dvae import DVAE, DVAEConfig
+from dalle_zoo.models.initial import shapes_only
 from dalle_zoo.planning.formats import FLOAT32, Formats
 from dalle_zoo.planning.parameters import Parameter
-from dalle_zoo.planning.work import Bytes, Flops, Work
+from dalle_zoo.planning.workload import Bytes, Flops, Layer, Workload
 
-ENCODER, DECODER = (3, 3, 3, 1), (1, 3, 3, 3)
-"""Kernels of the four convolutions of a block."""
+IN_FLOAT32 = ("encoder.output", "decoder.input")
+"""Convolutions that are computed in float32 under every precision."""
 INDEX = 8
-"""Bytes of the place of a maximum, which pooling keeps."""
+"""Bytes of the position of a maximum, which pooling retains."""
 
 
-@dataclass(frozen=True)
-class Conv:
-    """A convolution over ``side`` x ``side`` positions."""
-
-    inputs: int
-    outputs: int
-    kernel: int
-    side: int
-    keeps: bool = True
-    """Whether its input is a tensor of its own that is kept for the backward pass."""
-    float32: bool = False
-    """Whether it is computed in float32 whatever the precision."""
-
-    @property
-    def flops(self) -> int:
-        """Operations of one image."""
-        return 2 * self.inputs * self.outputs * self.kernel**2 * self.side**2
-
-
-class DVAEWork(Work):
+class DVAEWorkload(Workload):
     """Training step of the dVAE through the Gumbel-softmax; it has no recomputation."""
 
     stage = "dvae"
 
     def __init__(self, config: DVAEConfig) -> None:
-        self.config = config
+        with shapes_only():
+            net = DVAE(config)
+        layers = dict(_layers("encoder", net.encoder, config.image_size))
+        layers |= _layers("decoder", net.decoder, config.grid_size)
+        self.convs = {name: layer for name, layer in layers.items() if layer.flops}
+        self.pools = [layer for layer in layers.values() if not layer.flops]
+        self.values, self.codes = config.channels * config.image_size**2, self.convs["encoder.output"].outputs
         self.tokens = config.grid_size**2
-        self.encoder, self.decoder = _encoder(config), _decoder(config)
         self.parameters = tuple(
-            parameter
-            for part, convs in (("encoder", self.encoder), ("decoder", self.decoder))
-            for conv in convs
-            for parameter in (
-                Parameter(
-                    kind=part, shape=(conv.outputs, conv.inputs, conv.kernel, conv.kernel), autocast=not conv.float32
-                ),
-                Parameter(kind=part, shape=(conv.outputs,), autocast=not conv.float32),
-            )
+            Parameter(name=name, shape=tuple(p.shape), autocast=not name.startswith(IN_FLOAT32))
+            for name, p in net.named_parameters()
         )
+        self.counts = {part: sum(p.numel() for p in child.parameters()) for part, child in net.named_children()}
+        self.flops = Flops({part: self._flops(part) for part in self.counts}, 0.0)
+
+    def _flops(self, part: str) -> float:
+        """Operations of convolutions; all others are left out."""
+        return float(sum(conv.flops for name, conv in self.convs.items() if name.startswith(part)))
 
     def retained(self, batch: int, formats: Formats, recompute: bool) -> Bytes:
-        """Inputs of the convolutions and of the pooling, softmaxes of the codes, terms of the likelihood."""
-        del recompute
-        k, c = self.config, formats.compute
-        convs = [conv for conv in (*self.encoder, *self.decoder) if conv.keeps]
-        inputs = sum(conv.inputs * conv.side**2 * (FLOAT32 if conv.float32 else c) for conv in convs)
-        pooled = sum(
-            width * (k.image_size >> group) ** 2 * (c + INDEX / 4) for group, width in enumerate(k.widths[:-1])
+        """Inputs of convolutions and of pooling, softmaxes of the codes, terms of the likelihood."""
+        c = formats.compute
+        # The decoder reads relaxed codes, which are counted with the softmaxes.
+        inputs = sum(
+            conv.inputs * (FLOAT32 if name in IN_FLOAT32 else c)
+            for name, conv in self.convs.items()
+            if name != "decoder.input"
         )
-        # The ReLU before the encoder's float32 convolution has kept a copy in the precision of the groups.
-        copy = self.encoder[-1].inputs * self.tokens * c if c < FLOAT32 else 0
-        # Three of the codes: relaxed cells, logarithms and probabilities of the KL.
-        codes = 3 * k.codebook_size * self.tokens * FLOAT32
-        # Of each value: deviation's sign and size, exp of the scale.
-        likelihood = 3 * k.channels * k.image_size**2 * FLOAT32
+        # The ReLU before the encoder's float32 convolution retains a copy in the precision of the groups.
+        copy = self.convs["encoder.output"].inputs * c if c < FLOAT32 else 0
         return {
             "activations: convolutions": batch * (inputs + copy),
-            "activations: pooling": batch * pooled,
-            "activations: codes, float32": batch * codes,
-            "activations: likelihood, float32": batch * likelihood,
+            "activations: pooling": batch * sum(pool.inputs * c + pool.outputs * INDEX for pool in self.pools),
+            # Relaxed codes, logarithms and probabilities of the KL divergence.
+            "activations: codes, float32": batch * 3 * self.codes * FLOAT32,
+            # Of each value: sign and size of the deviation, exponential of the scale.
+            "activations: likelihood, float32": batch * 3 * self.values * FLOAT32,
         }
 
-    def at_step(self, batch: int, formats: Formats) -> Bytes:
-        """Terms of the likelihood and of the KL that are no longer needed when their sum is known."""
-        k = self.config
-        return {
-            "terms of the loss": batch * (k.codebook_size * self.tokens + 3 * k.channels * k.image_size**2) * FLOAT32
-        }
+    def at_loss(self, batch: int, formats: Formats) -> Bytes:
+        """Terms of the likelihood and of the KL divergence that are freed once they are summed."""
+        return {"terms of the loss": batch * (self.codes + 3 * self.values) * FLOAT32}
 
     def in_backward(self, batch: int, formats: Formats, recompute: bool) -> Bytes:
-        """Gradients at the widest place of the network, and those of the codes."""
-        del recompute
-        k = self.config
-        widest = max(width * (k.image_size >> group) ** 2 for group, width in enumerate(k.widths))
+        """Gradients at the widest part of the network, and those of the codes."""
+        widest = max(conv.outputs for name, conv in self.convs.items() if name.startswith("encoder.groups"))
         return {
             "gradients of activations": batch * 3 * widest * formats.compute,
-            "gradients of logits": batch * 3 * k.codebook_size * self.tokens * FLOAT32,
+            "gradients of logits": batch * 3 * self.codes * FLOAT32,
         }
 
-    def flops(self) -> Flops:
-        """Convolutions; all else is left out."""
-        parts = {"encoder": self.encoder, "decoder": self.decoder}
-        return Flops({part: float(sum(conv.flops for conv in convs)) for part, convs in parts.items()}, 0.0)
 
+def _layers(part: str, module: nn.Module, side: int) -> Iterator[tuple[str, Layer]]:
+    """Convolutions and poolings of the encoder or the decoder, which registers modules in the order in which they run.
 
-def _block(inputs: int, outputs: int, kernels: tuple[int, ...], side: int) -> list[Conv]:
-    """Four convolutions behind a ReLU each, and one of the identity path where the width changes."""
-    hidden = outputs // 4
-    widths = (inputs, hidden, hidden, hidden, outputs)
-    convs = [Conv(widths[n], widths[n + 1], kernel, side) for n, kernel in enumerate(kernels)]
-    return [Conv(inputs, outputs, 1, side), *convs] if inputs != outputs else convs
-
-
-def _encoder(k: DVAEConfig) -> list[Conv]:
-    convs = [Conv(k.channels, k.width, 7, k.image_size)]
-    for group, width in enumerate(k.widths):
-        for block in range(k.blocks_per_group):
-            inputs = k.widths[max(group - 1, 0)] if block == 0 else width
-            convs += _block(inputs, width, ENCODER, k.image_size >> group)
-    return [*convs, Conv(k.widths[-1], k.codebook_size, 1, k.grid_size, float32=True)]
-
-
-def _decoder(k: DVAEConfig) -> list[Conv]:
-    widths = k.widths[::-1]
-    # What it reads are the relaxed cells, which the softmax has kept.
-    convs = [Conv(k.codebook_size, k.decoder_stem, 1, k.grid_size, keeps=False, float32=True)]
-    for group, width in enumerate(widths):
-        for block in range(k.blocks_per_group):
-            inputs = (widths[group - 1] if group else k.decoder_stem) if block == 0 else width
-            convs += _block(inputs, width, DECODER, k.grid_size << group)
-    return [*convs, Conv(widths[-1], 2 * k.channels, 1, k.image_size)]
+    Args:
+        part: Name of the part.
+        module: The part.
+        side: Positions along one side of its input.
+    """
+    outputs = 0
+    for name, layer in module.named_modules(prefix=part):
+        if isinstance(layer, nn.Conv2d):
+            sizes = Layer.of(layer, side**2)
+            outputs = sizes.outputs
+            yield name, sizes
+        elif isinstance(layer, nn.MaxPool2d):
+            assert isinstance(layer.kernel_size, int)
+            side //= layer.kernel_size
+            yield name, Layer(outputs, outputs // layer.kernel_size**2, 0)
+        elif isinstance(layer, nn.Upsample):
+            assert isinstance(layer.scale_factor, float)
+            side *= int(layer.scale_factor)

@@ -1,4 +1,4 @@
-"""Bytes of a number of each kind, from the precision, the form of the moments, or as the paper had them."""
+"""Bytes per number: by precision and format of the moments, or as in the paper."""
 
 from __future__ import annotations
 
@@ -16,66 +16,66 @@ PRECISIONS = {
     "16-mixed": "float16",
     "16-resblock": "float16",
 }
-"""Precision of the trainer to the type that its matrix products are computed in."""
+"""Precisions of the trainer, with the dtype of their matrix products."""
 
 MOMENTS = {"float32": 4.0, "8bit": 1 + 4 / 256, "fp8": 1 + 4 / 256}
-"""Bytes of an AdamW moment: 8 bits carry one float32 scale for every 256 of them. "float32" stands for the type of the
-weight, which is float32 but under ``bf16-true``."""
+"""Bytes of an AdamW moment: formats of 8 bits have one float32 scale per 256 numbers. "float32" is the dtype of the
+weight, which is float32 except under ``bf16-true``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Formats:
-    """Bytes of one number. "Matrix" means a parameter of a residual branch, "other" all else."""
+    """Bytes of one number. "Matrix" is a parameter of a residual branch, "other" any other parameter."""
 
     name: str
     matrix: float
-    """Stored weight of a branch."""
+    """Weight of a branch."""
     other: float
-    """Stored embedding, head, norm."""
+    """Weight of an embedding, a head or a norm."""
     matrix_gradient: float
     other_gradient: float
     matrix_moments: float
-    """Both moments of AdamW together."""
+    """Sum of both moments of AdamW."""
     other_moments: float
     compute: float
     """Activation inside a branch, and gathered weight of a branch."""
     head: float
-    """Activation outside the branches that a head reads, and logit."""
+    """Input of a head, and logit."""
     residual: float
     """Activation of the identity path."""
     error: float
-    """Error buffer of PowerSGD."""
+    """Number of an error buffer of PowerSGD."""
     factor: float
-    """Element of a factor of PowerSGD in memory."""
+    """Number of a factor of PowerSGD in memory."""
     reserve: float
-    """Bytes of a GPU assumed for the CUDA context, the buffers of libraries, and what the allocator cannot use."""
+    """Bytes of a GPU assumed for the CUDA context, buffers of libraries, and fragmentation."""
 
 
 def formats_of(precision: str, moments: str = "float32") -> Formats:
-    """What the code of this package keeps.
+    """Returns the formats that this package uses.
 
-    A mixed precision keeps float32 weights, gradients, moments, error buffers and identity path, and computes
-    branches in 16 bits; heads too, but under ``16-resblock``. ``bf16-true`` keeps all of them in 16 bits but what
-    PowerSGD adds.
+    Mixed precisions have float32 weights, gradients, moments, error buffers and identity path, and compute branches
+    in 16 bits; heads too, except under ``16-resblock``. ``bf16-true`` has 16 bits for all of these except the buffers
+    of PowerSGD.
 
     Raises:
-        UnknownNameError: No such precision, or no such form of the moments.
+        UnknownNameError: The precision or the format of the moments is unknown.
     """
     if precision not in PRECISIONS:
         raise UnknownNameError(suggest("precision", precision, PRECISIONS))
     if moments not in MOMENTS:
-        raise UnknownNameError(suggest("form of AdamW's moments", moments, MOMENTS))
+        raise UnknownNameError(suggest("format of AdamW's moments", moments, MOMENTS))
     stored = SIXTEEN if precision.endswith("-true") and PRECISIONS[precision] != "float32" else FLOAT32
     compute = FLOAT32 if PRECISIONS[precision] == "float32" else SIXTEEN
-    retained = 2 * (stored if moments == "float32" else MOMENTS[moments])
+    both_moments = 2 * (stored if moments == "float32" else MOMENTS[moments])
     return Formats(
         name=precision if moments == "float32" else f"{precision}, {moments} moments",
         matrix=stored,
         other=stored,
         matrix_gradient=stored,
         other_gradient=stored,
-        matrix_moments=retained,
-        other_moments=retained,
+        matrix_moments=both_moments,
+        other_moments=both_moments,
         compute=compute,
         head=FLOAT32 if precision == "16-resblock" else compute,
         residual=stored,
@@ -100,6 +100,6 @@ PAPER = Formats(
     factor=SIXTEEN,
     reserve=0.5 * GIB,
 )
-"""The paper's own (section 2.4, appendices D and E.2): 16-bit weights and moments of matrices, gradients that are
-added straight to 16-bit error buffers and have no memory of their own, float32 for embeddings, gains, biases and
-identity path. This package has no such formats: the set holds the arithmetic against the paper's statements."""
+"""The formats of the paper (section 2.4, appendices D and E.2): 16-bit weights and moments of matrices, gradients that
+are added directly to 16-bit error buffers and need no memory, float32 for embeddings, gains, biases and the identity
+path. This package does not implement them; they serve to compare the estimates with the paper."""

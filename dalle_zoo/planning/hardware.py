@@ -1,4 +1,4 @@
-"""GPUs and their links, from the table ``hardware.yaml``."""
+"""GPUs and their interconnects, from ``hardware.yaml``."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ TABLE = Path(__file__).with_name("hardware.yaml")
 
 @dataclass(frozen=True, kw_only=True)
 class GPU:
-    """A GPU in its usual node."""
+    """A GPU in a typical node."""
 
     name: str
     memory: float
-    """GiB."""
+    """Memory, GiB."""
     tflops: Mapping[str, float]
-    """Peak by the type of the product, 10^12 operations a second."""
+    """Peak rate by dtype of the product, 10^12 operations per second."""
     bandwidth: float
-    """Of the memory, GB/s."""
+    """Memory bandwidth, GB/s."""
     intra: float
-    """Between GPUs of a node: GB/s of one GPU in one direction."""
+    """Bandwidth of one GPU to others in its node, in one direction, GB/s."""
     inter: float
-    """Between nodes: GB/s of one node in one direction."""
+    """Bandwidth of one node to other nodes, in one direction, GB/s."""
     source: str
 
 
 @cache
 def known_gpus() -> Mapping[str, GPU]:
-    """All GPUs by name."""
+    """Returns all GPUs by name."""
     table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     return {name: GPU(name=name, **row) for name, row in table.items()}
 
 
 def find_gpu(name: str) -> GPU:
-    """A GPU by name.
+    """Returns a GPU by name.
 
     Raises:
-        UnknownNameError: There is none; the message has the nearest name. It is a `ValueError` too.
+        UnknownNameError: The name is unknown; the message suggests the closest. It is also a `ValueError`.
     """
     gpus = known_gpus()
     if name not in gpus:

@@ -1,4 +1,4 @@
-"""From the keys of a recipe to what `planning` computes with. Nothing is built, no data is opened."""
+"""Reads the keys of a recipe, without building its parts or opening its data."""
 
 from __future__ import annotations
 
@@ -8,79 +8,81 @@ from typing import Any, Literal
 from dalle_zoo.hub import config_from_dict
 from dalle_zoo.models.dvae import DVAEConfig
 from dalle_zoo.models.prior import PriorConfig
-from dalle_zoo.planning.dvae import DVAEWork
-from dalle_zoo.planning.prior import PriorWork
+from dalle_zoo.planning.dvae import DVAEWorkload
+from dalle_zoo.planning.prior import PriorWorkload
 from dalle_zoo.planning.setup import Setup
-from dalle_zoo.planning.work import Work
+from dalle_zoo.planning.workload import Workload
 
 Keys = Mapping[str, Any]
 
 AVERAGING = ("WeightEMA", "EMAWeightAveraging", "WeightAveraging")
-"""Callbacks that keep averaged weights."""
+"""Callbacks that store averaged weights."""
 
 CLIPS_VARIANCE = ("PriorModule",)
-"""Modules whose AdamW clips its second moment unless a recipe says otherwise."""
+"""Modules whose AdamW clips its second moment by default."""
 
+INTEGERS = {
+    "nodes": "trainer.num_nodes",
+    "batch": "data.init_args.batch_size",
+    "accumulate": "trainer.accumulate_grad_batches",
+}
+NAMES = {
+    "strategy": "trainer.strategy",
+    "precision": "trainer.precision",
+    "moments": "model.init_args.adamw.moments",
+}
 READ = (
     "model.class_path",
     "model.init_args.config",
     "model.init_args.recompute",
-    "model.init_args.adamw.moments",
     "model.init_args.adamw.variance_clip",
-    "data.init_args.batch_size",
     "trainer.accelerator",
     "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.precision",
-    "trainer.accumulate_grad_batches",
     "trainer.max_steps",
     "trainer.callbacks",
+    *INTEGERS.values(),
+    *NAMES.values(),
 )
-"""Keys that change what training takes."""
+"""Keys that a plan depends on."""
 
 
-def read_work(keys: Keys) -> Work:
-    """The stage that a recipe trains.
+def read_work(keys: Keys) -> Workload:
+    """Returns the stage that a recipe trains.
 
     Raises:
-        ValueError: A stage that cannot be planned, or a bad key or value of its architecture.
+        ValueError: The stage cannot be planned, or a key or value of its architecture is invalid.
     """
     name = _stage(keys)
     config = _at(keys, "model.init_args.config") or {}
     if name == "PriorModule":
-        return PriorWork(_config(PriorConfig, config))
+        return PriorWorkload(_config(PriorConfig, config))
     if name == "DVAEModule":
-        return DVAEWork(_config(DVAEConfig, config))
+        return DVAEWorkload(_config(DVAEConfig, config))
     raise ValueError(
-        f"model.class_path is {name or 'missing'!r}: the plan knows PriorModule and DVAEModule; a ranker fits one GPU"
+        f"model.class_path is {name or 'missing'!r}: a plan supports PriorModule and DVAEModule; a ranker fits one GPU"
     )
 
 
 def read_setup(keys: Keys, paper_formats: bool = False) -> Setup:
-    """How a recipe trains its stage.
+    """Returns how a recipe trains its stage.
+
+    Args:
+        keys: Keys of the recipe.
+        paper_formats: Whether numbers are stored as in the paper. Defaults to False.
 
     Raises:
-        UnknownNameError: No such strategy, precision or form of the moments.
-        ValueError: A value that cannot be planned with.
+        UnknownNameError: The strategy, the precision or the format of the moments is unknown.
+        ValueError: A value cannot be planned with.
     """
     values: dict[str, Any] = {"devices": _devices(keys), "paper_formats": paper_formats}
-    for field, key in (
-        ("nodes", "trainer.num_nodes"),
-        ("batch", "data.init_args.batch_size"),
-        ("accumulate", "trainer.accumulate_grad_batches"),
-    ):
+    for field, key in INTEGERS.items():
         value = _at(keys, key)
         if value is not None:
             values[field] = _integer(key, value)
-    for field, key in (
-        ("strategy", "trainer.strategy"),
-        ("precision", "trainer.precision"),
-        ("moments", "model.init_args.adamw.moments"),
-    ):
+    for field, key in NAMES.items():
         value = _at(keys, key)
         if value is not None and not isinstance(value, str | int):
-            raise ValueError(f"{key} must be a name, so that it can be planned with, got {value!r}")
+            raise ValueError(f"{key} must be a name for a plan, got {value!r}")
         if value is not None:
             values[field] = str(value)
     recompute = _at(keys, "model.init_args.recompute")
@@ -97,7 +99,7 @@ def read_setup(keys: Keys, paper_formats: bool = False) -> Setup:
 
 
 def _at(keys: Keys, path: str) -> Any:
-    """Value of a key such as ``trainer.devices``, None if it is not there."""
+    """Value of a key such as ``trainer.devices``, None without one."""
     value: Any = keys
     for part in path.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -116,7 +118,7 @@ def _integer(key: str, value: Any) -> int:
 
 
 def _devices(keys: Keys) -> int:
-    """GPUs of a node: their number, or a list of them; on the CPU one process stands for one."""
+    """GPUs per node, from their number or a list of them; on the CPU one process counts as one."""
     value = _at(keys, "trainer.devices")
     if value in (None, "auto") and _at(keys, "trainer.accelerator") == "cpu":
         return 1
@@ -124,8 +126,8 @@ def _devices(keys: Keys) -> int:
         return len(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(
-            f"trainer.devices is {'missing' if value is None else repr(value)}: a plan needs the number of GPUs of a "
-            "node, such as --trainer.devices 8, or a part that names it"
+            f"trainer.devices is {'missing' if value is None else repr(value)}: a plan needs the number of GPUs per "
+            "node, such as --trainer.devices 8, or a part that sets it"
         )
     return value
 

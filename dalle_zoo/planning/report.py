@@ -1,26 +1,25 @@
-"""A plan as a table for the screen."""
+"""A plan as a text table."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from dalle_zoo.planning.collectives import Collective
 from dalle_zoo.planning.duration import Duration, computes_in
 from dalle_zoo.planning.formats import GIB
 from dalle_zoo.planning.memory import FORWARD, Memory
-from dalle_zoo.planning.network import Collective
-from dalle_zoo.planning.parameters import by_kind
 from dalle_zoo.planning.plan import Plan
-from dalle_zoo.planning.work import Bytes
+from dalle_zoo.planning.workload import Bytes
 
 WIDTH = 52
-RETAINED = ("activations", "log-probabilities")
-"""How kinds begin that the backward pass waits for."""
+RETAINED = "activations"
+"""Prefix of the entries that the forward pass retains for the backward pass."""
 
 
 def render(plan: Plan, recipe: str) -> str:
-    """The complete table."""
-    parts = (_head(plan, recipe), _parameters(plan), _memory(plan), _fit(plan), _host(plan), _update(plan))
-    return "\n\n".join("\n".join(part) for part in (*parts, _wire(plan), _time(plan)) if part)
+    """Returns the complete table."""
+    parts = (_head(plan, recipe), _parameters(plan), _memory(plan), _fit(plan), _host(plan), _step(plan))
+    return "\n\n".join("\n".join(part) for part in (*parts, _traffic(plan), _time(plan)) if part)
 
 
 def _row(name: str, value: str, note: str = "") -> str:
@@ -33,39 +32,41 @@ def _rows(kinds: Bytes) -> Iterator[str]:
 
 
 def _head(plan: Plan, recipe: str) -> list[str]:
-    s, spread = plan.setup, plan.setup.spread
-    strategy = spread.name if s.strategy == "auto" else s.strategy
+    s, sharding = plan.setup, plan.setup.sharding
+    strategy = sharding.name if s.strategy == "auto" else s.strategy
     lines = [
         f"{recipe}: {s.nodes} x {s.devices} GPUs, {strategy}, numbers as {s.formats.name}",
-        f"  weights sharded over {spread.shards.size}, copies of them: {spread.copies.size}; "
-        f"{s.batch} x {s.accumulate} samples per GPU and step{', blocks recomputed' if s.recompute else ''}",
+        f"  shards: {sharding.shards.size}, replicas: {sharding.replicas.size}; {s.batch} x {s.accumulate} samples "
+        f"per GPU and step{', blocks recomputed' if s.recompute else ''}",
     ]
     gpu = plan.hardware.gpu
     if gpu is not None and computes_in(s) not in gpu.tflops:
         lines.append(
-            f"  {gpu.name} has no {computes_in(s)} arithmetic, so float32 rates are taken: see --trainer.precision"
+            f"  {gpu.name} does not support {computes_in(s)}, so float32 rates apply: see --trainer.precision"
         )
     return lines
 
 
 def _parameters(plan: Plan) -> list[str]:
-    kinds = by_kind(plan.work.parameters)
-    rows = [_row(name, f"{count:,}") for name, count in kinds.items()]
-    return ["parameters", *rows, _row("all", f"{sum(kinds.values()):,}")]
+    counts = plan.work.counts
+    rows = [_row(name, f"{count:,}") for name, count in counts.items()]
+    return ["parameters", *rows, _row("all", f"{sum(counts.values()):,}")]
 
 
 def _memory(plan: Plan) -> list[str]:
-    m, s = plan.memory, plan.setup
+    m, hardware = plan.memory, plan.hardware
     lines = ["memory of a GPU, GiB", *_rows(m.held)]
     for moment, kinds in m.moments.items():
-        lines += [f" {moment}{' (fullest then)' if moment == m.fullest else ''}", *_rows(kinds)]
+        lines += [f" {moment}{' (peak)' if moment == m.fullest else ''}", *_rows(kinds)]
     lines += [" assumed", _row("CUDA, NCCL, allocator", f"{m.reserve / GIB:.3f}")]
-    lines.append(_row("total when fullest", f"{m.total / GIB:.2f}", _room(plan)))
+    room = "" if hardware.memory is None else f"of {hardware.memory / GIB:g}"
+    lines.append(_row("total at the peak", f"{m.total / GIB:.2f}", room))
     if plan.other_recompute is not None:
-        word = "without" if s.recompute else "with"
+        word = "without" if plan.setup.recompute else "with"
         lines.append(_row(f"total {word} recomputation", f"{plan.other_recompute.total / GIB:.2f}"))
-        lines.append(_row("activations kept: as planned", f"{_retained(m) / GIB:.2f}"))
-        lines.append(_row(f"activations kept: {word} recomputation", f"{_retained(plan.other_recompute) / GIB:.2f}"))
+        lines.append(_row("activations retained: as planned", f"{_retained(m) / GIB:.2f}"))
+        other = f"{_retained(plan.other_recompute) / GIB:.2f}"
+        lines.append(_row(f"activations retained: {word} recomputation", other))
     return lines
 
 
@@ -73,20 +74,16 @@ def _retained(memory: Memory) -> float:
     return sum(size for name, size in memory.moments[FORWARD].items() if name.startswith(RETAINED))
 
 
-def _room(plan: Plan) -> str:
-    return "" if plan.hardware.memory is None else f"of {plan.hardware.memory / GIB:g}"
-
-
 def _fit(plan: Plan) -> list[str]:
     if plan.fits is None:
-        return ["not checked whether it fits: pass --gpu NAME, or --gpu-memory GIB"]
+        return ["not compared with a GPU: pass --gpu NAME, or --gpu-memory GIB"]
     left = (plan.hardware.memory or 0) - plan.memory.total
     if plan.fits:
         return [f"FITS with {left / GIB:.2f} GiB to spare"]
     lines = [f"DOES NOT FIT: {-left / GIB:.2f} GiB too much"]
     if not plan.suggestions:
-        return [*lines, "  nothing that a plan can change makes it fit: take GPUs with more memory or a smaller model"]
-    lines.append("  each of these makes it fit:")
+        return [*lines, "  no change that a plan knows makes it fit: use GPUs with more memory or a smaller model"]
+    lines.append("  each of these suggestions makes it fit:")
     for number, suggestion in enumerate(plan.suggestions, start=1):
         lines.append(f"  {number}. {'; '.join(suggestion.words)}: {suggestion.total / GIB:.2f} GiB")
         lines.append(f"     {' '.join(suggestion.keys)}")
@@ -98,54 +95,53 @@ def _host(plan: Plan) -> list[str]:
     return ["memory of a node, GiB", *_rows(kinds), _row("total", f"{sum(kinds.values()) / GIB:.1f}")]
 
 
-def _update(plan: Plan) -> list[str]:
-    s, flops = plan.setup, plan.work.flops()
-    lines = ["one step"]
+def _step(plan: Plan) -> list[str]:
+    s, flops = plan.setup, plan.work.flops
+    lines = ["one optimizer step"]
     lines.append(_row("samples", f"{s.samples:,}"))
     lines.append(_row("tokens", f"{s.samples * plan.work.tokens:,}"))
-    lines += [_row(f"forward, {part}, TFLOP a sample", f"{n / 1e12:.4f}") for part, n in flops.forward.items()]
-    lines.append(_row("forward and backward, TFLOP a sample", f"{flops.model / 1e12:.3f}"))
+    lines += [_row(f"forward, {part}, TFLOP per sample", f"{n / 1e12:.4f}") for part, n in flops.forward.items()]
+    lines.append(_row("forward and backward, TFLOP per sample", f"{flops.model / 1e12:.3f}"))
     if s.recompute:
-        lines.append(_row("recomputed, TFLOP a sample", f"{flops.recomputed / 1e12:.3f}"))
+        lines.append(_row("recomputed, TFLOP per sample", f"{flops.recomputed / 1e12:.3f}"))
     lines.append(_row("model operations of all GPUs, PFLOP", f"{plan.model_flops / 1e15:.3f}"))
     return lines
 
 
-def _wire(plan: Plan) -> list[str]:
-    if not plan.wire:
+def _traffic(plan: Plan) -> list[str]:
+    sent = plan.sent()
+    if not sent:
         return []
-    lines = ["sent by a GPU in one step, GB" + " " * (WIDTH - 20) + "in node   to others"]
-    lines += list(_wires(plan.wire))
+    lines = ["sent by a GPU in one step, GB" + " " * (WIDTH - 18) + "in node   to others", *_sent(sent)]
     if plan.factors is not None:
-        uncompressed = next((c for c in plan.wire_uncompressed if c.name == "all-reduce of gradients"), None)
-        if uncompressed is not None:
-            lines += [" without PowerSGD", *_wires([uncompressed])]
+        gradients = [c for c in plan.sent(compress=False) if c.name == "all-reduce of gradients"]
+        if gradients:
+            lines += [" without PowerSGD", *_sent(gradients)]
         lines.append(_row("compression rate of the matrices", f"{100 * plan.factors.compression:.1f} %"))
         if plan.factors.too_small:
-            lines.append(
-                _row("matrix elements too few for the rank, sent uncompressed", f"{plan.factors.too_small:,}")
-            )
+            lines.append(_row("uncompressed elements of matrices below the rank", f"{plan.factors.too_small:,}"))
     return lines
 
 
-def _wires(found: Iterable[Collective]) -> Iterator[str]:
+def _sent(found: Iterable[Collective]) -> Iterator[str]:
     for c in found:
         yield f"  {c.name:<{WIDTH - 4}}{c.intra / 1e9:>10.3f}  {c.inter / 1e9:>10.3f}"
 
 
 def _time(plan: Plan) -> list[str]:
-    d, h, rates = plan.duration, plan.hardware, plan.rates
+    d, h, rates = plan.duration(), plan.hardware, plan.rates
     if d is None or rates is None or h.gpu is None:
         return ["no times: pass --gpu NAME"]
     lines = [
         f"seconds of one step: {h.gpu.name} at {100 * h.mfu:g} % of its peak, "
-        f"{rates.intra / 1e9:g} GB/s a GPU inside and {rates.inter / 1e9:g} GB/s a node between nodes",
+        f"{rates.intra / 1e9:g} GB/s per GPU in a node and {rates.inter / 1e9:g} GB/s per node between nodes",
         *_seconds(d),
     ]
-    if plan.duration_uncompressed is not None:
-        lines.append(_row("total without PowerSGD", f"{plan.duration_uncompressed.total:.3f}"))
+    uncompressed = plan.duration(compress=False)
+    if plan.factors is not None and uncompressed is not None:
+        lines.append(_row("total without PowerSGD", f"{uncompressed.total:.3f}"))
     tokens = plan.setup.samples * plan.work.tokens / d.total
-    lines.append(_row("tokens per second", f"{tokens:,.0f}", f"{tokens / plan.setup.world:,.0f} a GPU"))
+    lines.append(_row("tokens per second", f"{tokens:,.0f}", f"{tokens / plan.setup.world:,.0f} per GPU"))
     lines.append(_row("model FLOP utilization of the step", f"{100 * (plan.utilization or 0):.1f} %"))
     if plan.setup.steps:
         days = d.total * plan.setup.steps / 86400
@@ -155,10 +151,12 @@ def _time(plan: Plan) -> list[str]:
 
 
 def _seconds(d: Duration) -> Iterator[str]:
-    yield _row("forward", f"{d.forward:.3f}", f"network behind it {d.forward_network:.3f}")
-    yield _row("backward, with recomputation", f"{d.backward:.3f}", f"network behind it {d.backward_network:.3f}")
-    yield _row("waiting for the network", f"{d.waiting:.3f}", f"after the backward pass {d.exchange:.3f}")
+    yield _row("forward", f"{d.forward:.3f}", f"overlapped communication {d.forward_network:.3f}")
+    yield _row(
+        "backward, with recomputation", f"{d.backward:.3f}", f"overlapped communication {d.backward_network:.3f}"
+    )
+    yield _row("waiting for communication", f"{d.waiting:.3f}", f"after the backward pass {d.exchange:.3f}")
     if d.powersgd:
-        yield _row("arithmetic of PowerSGD", f"{d.powersgd:.3f}")
+        yield _row("computation of PowerSGD", f"{d.powersgd:.3f}")
     yield _row("optimizer", f"{d.optimizer:.3f}")
     yield _row("total", f"{d.total:.3f}")

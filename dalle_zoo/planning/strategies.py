@@ -1,4 +1,4 @@
-"""How a network and its gradients are spread over GPUs, by the name of the strategy."""
+"""How a strategy distributes a network and its gradients over GPUs."""
 
 from __future__ import annotations
 
@@ -17,44 +17,55 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "hsdp": ("shard_size",),
     "hsdp_powersgd": ("rank", "shard_size", "wire_bits"),
 }
-"""Strategies of `dalle_zoo.training.strategies` and their options; "auto" is Lightning's, and stands for ddp."""
+"""Strategies of `dalle_zoo.training.strategies`, which imports Lightning, with their options. "auto" is ddp."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """GPUs of one collective operation, alike on every node that takes part."""
+    """GPUs of one collective, the same number on every participating node."""
 
     per_node: int
     nodes: int
 
     @property
     def size(self) -> int:
-        """All its GPUs."""
+        """Number of GPUs."""
         return self.per_node * self.nodes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spread:
-    """Who holds what: the network is sharded over ``shards``, and ``copies`` groups of GPUs hold one each."""
+class Sharding:
+    """Shards and replicas of the network."""
 
     name: str
     shards: Group
-    copies: Group
+    """GPUs that share one replica of the network."""
+    replicas: Group
+    """GPUs that hold the same shard."""
     rank: int | None
-    """Rank of PowerSGD of one shard; None if gradients go uncompressed."""
+    """Rank of PowerSGD per shard; None without PowerSGD."""
     wire_bits: int = 32
-    """Bits of a number of its factors on the wire."""
+    """Bits of a number of its factors in collectives."""
+
+    def factors(self, parameters: tuple[Parameter, ...]) -> Factors | None:
+        """Returns what PowerSGD sends of the parameters; None without PowerSGD."""
+        return None if self.rank is None else factors_of(parameters, self.shards.size, self.rank)
 
 
-def spread_of(strategy: str, devices: int, nodes: int) -> Spread:
-    """Reads a strategy such as ``hsdp_powersgd(rank=896, shard_size=8)`` for so many GPUs a node.
+def sharding_of(strategy: str, devices: int, nodes: int) -> Sharding:
+    """Parses a strategy such as ``hsdp_powersgd(rank=896, shard_size=8)``.
 
     ``hsdp`` and ``hsdp_powersgd`` shard over the GPUs of a node unless ``shard_size`` is given, ``fsdp`` and ``fsdp2``
     over all. ``rank`` is the total over the shards: each is compressed at ``rank / shard_size`` (table 2).
 
+    Args:
+        strategy: Name, with options in parentheses.
+        devices: GPUs per node.
+        nodes: Number of nodes.
+
     Raises:
-        UnknownNameError: No such strategy or option.
-        ValueError: A size or rank that does not go with these GPUs.
+        UnknownNameError: The strategy or one of its options is unknown.
+        ValueError: A size or rank does not fit the GPUs.
     """
     name, options = parse_spec(strategy, "strategy", "hsdp(shard_size=8)")
     if name not in OPTIONS:
@@ -64,7 +75,7 @@ def spread_of(strategy: str, devices: int, nodes: int) -> Spread:
             raise UnknownNameError(suggest(f"option of {name}", option, OPTIONS[name]))
     name = "ddp" if name == "auto" else name
     default = devices if name.startswith("hsdp") else 1 if name.startswith("ddp") else devices * nodes
-    size = options.get("shard_size") or default  # 0 stands for the default too
+    size = options.get("shard_size") or default  # 0 is the default, too
     _check_shards(size, devices, nodes)
     rank, wire_bits = options.get("rank"), options.get("wire_bits", 32)
     if wire_bits not in (16, 32):
@@ -80,8 +91,8 @@ def spread_of(strategy: str, devices: int, nodes: int) -> Spread:
         rank //= size
     inside = min(size, devices)
     shards = Group(inside, size // inside)
-    copies = Group(devices // inside, nodes // shards.nodes)
-    return Spread(name=name, shards=shards, copies=copies, rank=rank, wire_bits=wire_bits)
+    replicas = Group(devices // inside, nodes // shards.nodes)
+    return Sharding(name=name, shards=shards, replicas=replicas, rank=rank, wire_bits=wire_bits)
 
 
 def _check_shards(size: int, devices: int, nodes: int) -> None:
@@ -97,20 +108,20 @@ def _check_shards(size: int, devices: int, nodes: int) -> None:
 
 @dataclass(frozen=True)
 class Factors:
-    """Numbers that PowerSGD sends of one GPU's matrices, and what they stand for."""
+    """Sizes of what PowerSGD sends for the gradients of one GPU."""
 
     left: int
-    """Elements of P: shorter side by rank."""
+    """Elements of P: shorter side x rank."""
     right: int
-    """Elements of R: longer side by rank; the fixed Gaussian Q has as many."""
+    """Elements of R: longer side x rank; the fixed Gaussian Q has the same number."""
     matrices: int
-    """Elements of the matrices that go compressed."""
+    """Elements of the compressed matrices."""
     uncompressed: int
-    """Elements of all else."""
+    """Elements of all other gradients."""
     too_small: int
-    """Of these, elements of matrices of branches whose factors would be no smaller than they are."""
+    """Of these, elements of matrices that are smaller than their factors."""
     flops: int
-    """Operations of the two products, the Householder QR and the product of the factors; a multiply-add is 2."""
+    """Operations of two products, a Householder QR and the product of the factors; a multiply-add counts 2."""
 
     @property
     def compression(self) -> float:
@@ -119,10 +130,15 @@ class Factors:
 
 
 def factors_of(parameters: tuple[Parameter, ...], shards: int, rank: int) -> Factors:
-    """What PowerSGD of this rank makes of one GPU's shards.
+    """Returns the factors of one GPU's shards.
+
+    Args:
+        parameters: All parameters.
+        shards: GPUs over which they are sharded.
+        rank: Rank per shard.
 
     Raises:
-        ValueError: The rank compresses nothing.
+        ValueError: The rank compresses no matrix.
     """
     left = right = matrices = uncompressed = too_small = flops = 0
     for p in parameters:
@@ -130,7 +146,7 @@ def factors_of(parameters: tuple[Parameter, ...], shards: int, rank: int) -> Fac
         elements = p.count * sum(rows * columns for rows, columns in thin)
         matrices += elements
         uncompressed += p.held(shards) - elements
-        too_small += p.held(shards) - elements if p.compressed else 0
+        too_small += p.held(shards) - elements if p.low_rank else 0
         for short, long in map(sorted, thin):
             left += p.count * short * rank
             right += p.count * long * rank

@@ -1,4 +1,4 @@
-"""What would make a stage fit: small sets of changes, each of them checked."""
+"""Suggestions for a stage that does not fit: small sets of changes, each of them checked."""
 
 from __future__ import annotations
 
@@ -7,82 +7,87 @@ import math
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
-from dalle_zoo.planning.checks import check
 from dalle_zoo.planning.memory import memory_of
 from dalle_zoo.planning.setup import Setup
-from dalle_zoo.planning.work import Work
+from dalle_zoo.planning.workload import Workload
 
 NODE = 8
-"""GPUs of a node that more GPUs come in."""
-MOST_NODES = 128
-"""As many as the paper had."""
+"""GPUs per node of suggested hardware."""
+MAX_NODES = 128
+"""Nodes of the paper, the most that are suggested."""
 LARGEST_SET = 4
-"""Changes made together at most."""
+"""Maximum number of changes in a suggestion."""
+
+
+Variants = Callable[[Workload, Setup], Iterator[tuple[str, Setup]]]
 
 
 @dataclass(frozen=True)
 class Change:
-    """A change of a recipe, as its keys and in words."""
+    """A change of a recipe."""
 
     keys: str
+    """Overrides of the command line, with a placeholder."""
     words: str
+    """Description."""
     cost: int
-    """To order sets by: 1 costs little, 5 other hardware."""
-    variants: Callable[[Work, Setup], Iterator[tuple[str, Setup]]]
-    """Ways to make the change, the mildest first: text for the placeholder in ``keys``, and the setup."""
+    """Determines the order of suggestions: 1 costs little, 5 requires other hardware."""
+    variants: Variants
+    """Yields the variants of the change, the smallest first: text of the placeholder, and the changed setup."""
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Changes that make a stage fit together, and none of which can be left out."""
+    """Changes that together make a stage fit; none of them can be omitted."""
 
     keys: tuple[str, ...]
     """Overrides of the command line."""
     words: tuple[str, ...]
     total: float
-    """Bytes on the GPU then."""
+    """Bytes of the GPU after the changes."""
 
 
-def _recompute(work: Work, s: Setup) -> Iterator[tuple[str, Setup]]:
-    if work.recomputes and not s.recompute:
-        yield "", replace(s, recompute=True)
+def _set(applies: Callable[[Workload, Setup], bool], **fields: Any) -> Variants:
+    """A change with one variant, which sets fields of the setup."""
+
+    def variants(work: Workload, s: Setup) -> Iterator[tuple[str, Setup]]:
+        if applies(work, s):
+            yield "", replace(s, **fields)
+
+    return variants
 
 
-def _average(work: Work, s: Setup) -> Iterator[tuple[str, Setup]]:
-    if s.average == "gpu":
-        yield "", replace(s, average="host")
-
-
-def _shard(work: Work, s: Setup) -> Iterator[tuple[str, Setup]]:
+def _shard(work: Workload, s: Setup) -> Iterator[tuple[str, Setup]]:
     if s.gathers or s.devices == 1:
         return
     strategy = "hsdp" if s.nodes > 1 else "fsdp2"
-    if s.spread.rank is not None:
-        strategy = f"hsdp_powersgd(rank={max(round(s.spread.rank / s.devices), 1) * s.devices})"
+    if s.sharding.rank is not None:
+        strategy = f"hsdp_powersgd(rank={max(round(s.sharding.rank / s.devices), 1) * s.devices})"
     yield shlex.quote(strategy), replace(s, strategy=strategy)
 
 
-def _shard_all(work: Work, s: Setup) -> Iterator[tuple[str, Setup]]:
-    rank = None if s.spread.rank is None else s.spread.rank * s.spread.shards.size
-    size = max(2 * s.devices, 2 * s.spread.shards.size)
+def _shard_all(work: Workload, s: Setup) -> Iterator[tuple[str, Setup]]:
+    rank = None if s.sharding.rank is None else s.sharding.rank * s.sharding.shards.size
+    size = max(2 * s.devices, 2 * s.sharding.shards.size)
     while size < s.world and s.world % size == 0:
         strategy = f"hsdp(shard_size={size})"
         if rank is not None:
             strategy = f"hsdp_powersgd(rank={max(round(rank / size), 1) * size},shard_size={size})"
         yield shlex.quote(strategy), replace(s, strategy=strategy)
         size *= 2
-    if s.nodes > 1 and s.spread.shards.size < s.world:
+    if s.nodes > 1 and s.sharding.shards.size < s.world:
         yield "fsdp2", replace(s, strategy="fsdp2")
 
 
-def _uncompressed_gradients(work: Work, s: Setup) -> Iterator[tuple[str, Setup]]:
-    if s.spread.rank is not None and not s.paper_formats:
+def _uncompressed_gradients(work: Workload, s: Setup) -> Iterator[tuple[str, Setup]]:
+    if s.sharding.rank is not None and not s.paper_formats:
         strategy = "hsdp" if s.gathers else "ddp"
         yield strategy, replace(s, strategy=strategy)
 
 
-def _batch(work: Work, s: Setup) -> Iterator[tuple[str, Setup]]:
+def _batch(work: Workload, s: Setup) -> Iterator[tuple[str, Setup]]:
     for batch in range(s.batch - 1, 0, -1):
         if s.batch % batch == 0:
             passes = s.accumulate * s.batch // batch
@@ -90,55 +95,50 @@ def _batch(work: Work, s: Setup) -> Iterator[tuple[str, Setup]]:
             yield keys, replace(s, batch=batch, accumulate=passes)
 
 
-def _moments(work: Work, s: Setup) -> Iterator[tuple[str, Setup]]:
-    if s.moments == "float32" and not s.paper_formats:
-        yield "", replace(s, moments="8bit")
-
-
-def _bfloat16(work: Work, s: Setup) -> Iterator[tuple[str, Setup]]:
-    if s.precision != "bf16-true" and not s.paper_formats:
-        yield "", replace(s, precision="bf16-true")
-
-
-def _more(work: Work, s: Setup) -> Iterator[tuple[str, Setup]]:
+def _more(work: Workload, s: Setup) -> Iterator[tuple[str, Setup]]:
     devices, nodes = s.devices, s.nodes
-    while nodes * 2 <= MOST_NODES:
+    while nodes * 2 <= MAX_NODES:
         devices, nodes = (devices * 2, nodes) if devices < NODE and nodes == 1 else (devices, nodes * 2)
         keys = f"{devices} --trainer.num_nodes {nodes} --trainer.strategy fsdp2"
         yield keys, replace(s, devices=devices, nodes=nodes, strategy="fsdp2")
 
 
+_recompute = _set(lambda work, s: work.recomputes and not s.recompute, recompute=True)
+_average = _set(lambda work, s: s.average == "gpu", average="host")
+_moments = _set(lambda work, s: s.moments == "float32" and not s.paper_formats, moments="8bit")
+_bfloat16 = _set(lambda work, s: s.precision != "bf16-true" and not s.paper_formats, precision="bf16-true")
+
 BFLOAT16 = Change("--trainer.precision bf16-true", "weights, gradients and moments in bfloat16", 3, _bfloat16)
 CHANGES = (
     Change("--model.init_args.recompute true", "recompute blocks in the backward pass", 1, _recompute),
-    Change("WeightEMA of trainer.callbacks: device: cpu", "keep averaged weights in the node's memory", 1, _average),
+    Change("WeightEMA of trainer.callbacks: device: cpu", "store averaged weights in the node's memory", 1, _average),
     Change("--trainer.strategy {}", "shard over the GPUs of a node", 1, _shard),
     Change("--trainer.strategy {}", "gradients without PowerSGD and its buffers", 2, _uncompressed_gradients),
-    Change("--data.init_args.batch_size {}", "smaller passes, as many samples per step", 2, _batch),
+    Change("--data.init_args.batch_size {}", "smaller passes, the same number of samples per step", 2, _batch),
     Change("--model.init_args.adamw.moments 8bit", "moments of AdamW in 8 bits", 2, _moments),
     BFLOAT16,
-    Change("--trainer.strategy {}", "shard over several nodes, so weights come from others", 3, _shard_all),
+    Change("--trainer.strategy {}", "shard over several nodes", 3, _shard_all),
     Change("--trainer.devices {}", "shard over more GPUs", 5, _more),
 )
 
 
 def suggestions(
-    work: Work,
+    work: Workload,
     setup: Setup,
     limit: float,
     reserve: float | None = None,
     most: int = 5,
     leave_out: tuple[Change, ...] = (),
 ) -> list[Suggestion]:
-    """Sets of changes with which the stage fits, the cheapest first.
+    """Returns sets of changes with which the stage fits, the cheapest first.
 
     Args:
-        work: What the stage asks for.
+        work: The stage.
         setup: How it is to be trained.
         limit: Bytes of the GPU.
-        reserve: Those that are not for tensors. Defaults to what the formats assume.
-        most: Sets to return.
-        leave_out: Changes that the machines do not allow.
+        reserve: Bytes that are not available to tensors. Defaults to the value of the formats.
+        most: Maximum number of suggestions. Defaults to 5.
+        leave_out: Changes that the hardware does not allow. Defaults to none.
     """
     found: list[tuple[tuple[Change, ...], Suggestion]] = []
     offered = [change for change in CHANGES if change not in leave_out]
@@ -156,8 +156,8 @@ def suggestions(
     return [suggestion for _, suggestion in found]
 
 
-def _variants(work: Work, setup: Setup, changes: tuple[Change, ...]) -> Iterator[tuple[tuple[str, ...], Setup]]:
-    """All ways to make changes one after the other; nothing if one of them has no effect."""
+def _variants(work: Workload, setup: Setup, changes: tuple[Change, ...]) -> Iterator[tuple[tuple[str, ...], Setup]]:
+    """Yields all combinations of the variants of changes; none if one of the changes has no effect."""
     if not changes:
         yield (), setup
         return
@@ -167,9 +167,9 @@ def _variants(work: Work, setup: Setup, changes: tuple[Change, ...]) -> Iterator
             yield (first.keys.format(text), *keys), last
 
 
-def _trains(work: Work, setup: Setup) -> bool:
+def _trains(work: Workload, setup: Setup) -> bool:
     try:
-        check(work, setup)
+        work.check(setup)
     except ValueError:
         return False
     return True

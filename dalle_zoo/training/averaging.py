@@ -21,10 +21,11 @@ STATE = "average"
 class WeightEMA(Callback):
     """Averages the weights while they are trained; validation, images and the exported model use the average.
 
-    ``average = decay * average + (1 - decay) * weights`` once every so many steps; the first time it takes the
-    weights as they are. The average is float32: one of 16 bits would round small steps away. Every process averages
-    what it holds, so the average is sharded as the weights are; the averaging of Lightning copies the module before
-    that, and cannot be used here.
+    ``average = d * average + (1 - d) * weights`` once every so many steps; the first time it takes the weights as they
+    are. At its t-th step ``d = min(decay, (1 + t) / (10 + t))``, so that the average of a short run is not its
+    beginning. The average is float32: one of 16 bits would round small steps away. Every process averages what it
+    holds, so the average is sharded as the weights are; Lightning's averaging copies the module before that, and
+    cannot be used here.
 
     Reference: the dVAE's decay is 0.999 at every step (appendix A.2); the prior's is 0.99 once every 25, on the CPU
     (appendix B.2).
@@ -47,6 +48,10 @@ class WeightEMA(Callback):
         self.average: list[Tensor] | None = None
         """What this process holds of the averaged weights, in the order of the module's parameters."""
         self._averaged_at = 0
+
+    def decay_at(self, step: int) -> float:
+        """Share of the average that stays at its t-th step."""
+        return min(self.decay, (1 + step) / (10 + step))
 
     def adopt(self, module: LightningModule) -> None:
         """Takes the module's weights as the average."""
@@ -90,8 +95,9 @@ class WeightEMA(Callback):
         if self.average is None:
             self.adopt(pl_module)
             return
+        decay = self.decay_at((step - self.start) // self.every)
         for average, weight in zip(self.average, held(pl_module), strict=True):
-            average.lerp_(weight.to(average.device, torch.float32), 1 - self.decay)
+            average.lerp_(weight.to(average.device, torch.float32), 1 - decay)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The trained model is the averaged one."""

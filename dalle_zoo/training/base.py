@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dalle_zoo.hub import CONFIG, WEIGHTS, load_weights, read_json, save_network
 from dalle_zoo.sampling.noise import derive_seed
+from dalle_zoo.training.muon import MuonConfig
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names, make_optimizer
 from dalle_zoo.training.schedules import LearningRate, LearningRateScheduler
 from dalle_zoo.training.strategies import FSDP1, ExchangesGradients, FullyShard
@@ -59,6 +60,7 @@ class StageModule(LightningModule):
         adamw: Optimizer settings.
         learning_rate: Learning-rate schedule.
         seed: Seed of the noise; with the step and the rank it determines every random number of the stage.
+        muon: Settings of Muon for the matrices of the residual blocks. Defaults to AdamW for all parameters.
     """
 
     stage: str
@@ -66,9 +68,18 @@ class StageModule(LightningModule):
     entries: Sequence[str] = ("forward",)
     """Methods of the network that training calls, for strategies that gather weights around them."""
 
-    def __init__(self, net: nn.Module, adamw: AdamWConfig, learning_rate: LearningRate, seed: int) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        adamw: AdamWConfig,
+        learning_rate: LearningRate,
+        seed: int,
+        muon: MuonConfig | None = None,
+    ) -> None:
         super().__init__()
         self.net = net
+        self.muon = muon
+        self.hidden = self.hidden_matrices() if muon is not None else frozenset[str]()
         self.decayed = decayed_names(net)  # now, before a strategy makes other shapes of them
         self.adamw = adamw
         self.learning_rate = learning_rate
@@ -121,6 +132,18 @@ class StageModule(LightningModule):
             "the others are for the prior"
         )
 
+    def hidden_matrices(self) -> frozenset[str]:
+        """Names of the matrices that Muon updates, those of the residual blocks.
+
+        Raises:
+            ValueError: The stage has none.
+        """
+        raise ValueError(f"{type(self).__name__} has no residual blocks of matrices: leave model.muon out")
+
+    def other_parameters(self) -> list[nn.Parameter]:
+        """Parameters outside the network that are trained with it."""
+        return []
+
     def on_train_start(self) -> None:
         """Records that there is something to do; a finished run does not come here."""
         self.trained = True
@@ -140,8 +163,18 @@ class StageModule(LightningModule):
         del data
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with two groups, and the learning-rate schedule, once per step."""
-        optimizer = make_optimizer(self.net, self.adamw, self.learning_rate.peak, self.decayed)
+        """AdamW with two groups, or Muon and AdamW, and the learning-rate schedule, once per step."""
+        if self.muon is not None and self._sharded:
+            raise ValueError("Muon needs complete matrices: use strategy ddp or ddp_powersgd, or leave model.muon out")
+        optimizer = make_optimizer(
+            self.net,
+            self.adamw,
+            self.learning_rate.peak,
+            self.decayed,
+            self.muon,
+            self.hidden,
+            self.other_parameters(),
+        )
         scheduler = LearningRateScheduler(optimizer, self.learning_rate)
         return {
             "optimizer": optimizer,

@@ -16,7 +16,7 @@ from dalle_zoo.training.base import StageModule
 from dalle_zoo.training.data_modules import CodeDataModule, ImageDataModule
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.schedules import Cosine, LearningRate
-from dalle_zoo.training.warm_start import WarmStart, kmeans, set_codes
+from dalle_zoo.training.warm_start import Codebook, WarmStart, kmeans, set_codes
 
 PAPER_KL = Cosine(start=0.0, end=6.6, steps=5_000)
 PAPER_TEMPERATURE = Cosine(start=1.0, end=1 / 16, steps=150_000)
@@ -36,8 +36,10 @@ class DVAEModule(StageModule):
         init_from: Model, by name or folder, whose weights training starts from. Defaults to fresh weights.
         freeze_encoder: Train the decoder alone, on hard codes: images get better and codes stay, so a prior that
             was trained on them still fits. Temperature and KL weight play no part then.
-        warm_start: Steps as an autoencoder and k-means of its features before the relaxation begins; the paper
-            has none. Validation, which uses hard codes, means nothing before they are over.
+        warm_start: Steps as an autoencoder, k-means of its features, and steps with quantized features before the
+            relaxation begins; the paper has none. Validation, which uses hard codes, means nothing before k-means.
+        squared_error: Weight of the mean squared error of the decoded pixels, added to the likelihood: it favors the
+            mean of what a code can stand for, as PSNR does, over the median. Defaults to 0, the paper's.
     """
 
     stage = "dvae"
@@ -54,7 +56,10 @@ class DVAEModule(StageModule):
         init_from: str | None = None,
         freeze_encoder: bool = False,
         warm_start: WarmStart | None = None,
+        squared_error: float = 0.0,
     ) -> None:
+        if squared_error < 0:
+            raise ValueError(f"squared_error must be at least 0, got {squared_error}")
         if warm_start is not None and init_from is not None:
             raise ValueError("warm_start would overwrite the codes of init_from: set one of the two to null")
         if freeze_encoder and init_from is None:
@@ -69,10 +74,17 @@ class DVAEModule(StageModule):
         self.kl_weight = kl_weight
         self.temperature = temperature
         self.code_counts = torch.zeros(config.codebook_size)
+        self.squared_error = squared_error
         self.warm_start = warm_start
+        self._latest: Tensor | None = None  # features of the batch before unused codes move
         self.features: list[Tensor] = []  # of the last steps of the warm start, the same on every process
         if warm_start is not None:
             self.bridge = nn.Conv2d(config.widths[-1], config.decoder_stem, 1)
+            self.codebook = Codebook(config.codebook_size, config.decoder_stem, warm_start)
+
+    def other_parameters(self) -> list[nn.Parameter]:
+        """The bridge of the warm start."""
+        return [] if self.warm_start is None else list(self.bridge.parameters())
 
     def check_data(self, data: LightningDataModule) -> None:
         """Raises `ValueError` unless the data are images of the network's size."""
@@ -93,11 +105,15 @@ class DVAEModule(StageModule):
             return self._autoencode(images, self.warm_start)
         if self.warm_start is not None and self.features:
             self._start_codes(self.warm_start)
+        if self.warm_start is not None and self.global_step < self.warm_start.total_steps:
+            return self._quantize(images, self.warm_start)
         if self.freeze_encoder:
             return self._decode_hard_codes(images)
         tau, beta = self.temperature(self.global_step), self.kl_weight(self.global_step)
         parameters, logits = self.net(images, tau, self.noise_generator(batch_idx))
-        loss, parts = dvae_loss(self.net.map_pixels(images), parameters, logits, beta)
+        x = self.net.map_pixels(images)
+        loss, parts = dvae_loss(x, parameters, logits, beta)
+        loss = loss + self._squares(x, parameters[:, : x.shape[1]])
         if self.warm_start is not None:
             loss = loss + _nothing(self.bridge)
         self.log("train/loss", loss, prog_bar=True)
@@ -116,6 +132,36 @@ class DVAEModule(StageModule):
             self.features.append(_gathered(mine))
         return loss + _nothing(self.net.encoder.output, self.net.decoder.input)
 
+    def _quantize(self, images: Tensor, warm: WarmStart) -> Tensor:
+        """Likelihood given quantized features, and what pulls codes and features together."""
+        x = self.net.map_pixels(images)
+        features = self.bridge(self.net.encoder.features(x)).float()
+        quantized, pull, facts = self.codebook(features)
+        everywhere = self.trainer.strategy.reduce(facts, reduce_op="mean")
+        assert isinstance(everywhere, Tensor)
+        self.codebook.observe(everywhere)
+        loss = self._likelihood(x, self.net.decoder.from_stem(quantized))
+        self.log("train/quantization", pull.detach())
+        if (self.global_step + 1) % warm.revive_every == 0:
+            self._latest = _gathered(features.detach().permute(0, 2, 3, 1).flatten(0, 2))
+        total: Tensor = loss + pull + _nothing(self.net.encoder.output, self.net.decoder.input)
+        return total
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Keeps the network's own layers equal to the codebook while it is learned."""
+        super().optimizer_step(*args, **kwargs)
+        warm = self.warm_start
+        if warm is None or not warm.steps <= self.global_step < warm.total_steps:
+            return
+        if self._latest is not None:
+            self.codebook.revive(self._latest, torch.Generator().manual_seed(self.seed + self.global_step))
+            self._latest = None
+        self._write_codes(warm)
+
+    def _write_codes(self, warm: WarmStart) -> None:
+        distance = max(float(self.codebook.distance), 1e-12)
+        set_codes(self.net, self.bridge, self.codebook.vectors, warm.sharpness / distance)
+
     def _decode_hard_codes(self, images: Tensor) -> Tensor:
         """Likelihood of images given their codes."""
         with torch.no_grad():
@@ -126,10 +172,15 @@ class DVAEModule(StageModule):
         """Mean negative log-likelihood of mapped pixels, logged as the loss that it is."""
         mu, log_scale = parameters.chunk(2, dim=1)
         loss = logit_laplace_nll(x, mu, log_scale).mean()
-        self.log("train/loss", loss, prog_bar=True)
         self.log("train/nll", loss.detach())
+        loss = loss + self._squares(x, mu)
+        self.log("train/loss", loss, prog_bar=True)
         self.observe_loss(loss)
         return loss
+
+    def _squares(self, x: Tensor, mu: Tensor) -> Tensor | float:
+        """Weighted mean squared error of mapped pixels (B, C, H, W) and the locations predicted for them."""
+        return self.squared_error * (torch.sigmoid(mu) - x).square().mean() if self.squared_error else 0.0
 
     def _start_codes(self, warm: WarmStart) -> None:
         """Ends the warm start: the centers of the features become the codes."""
@@ -137,7 +188,8 @@ class DVAEModule(StageModule):
         vectors = torch.cat([part.to(self.device) for part in self.features])
         centers, distance = kmeans(vectors, self.net.codebook_size, warm.iterations, generator)
         centers, distance = self.trainer.strategy.broadcast((centers, distance))
-        set_codes(self.net, self.bridge, centers, warm.sharpness / float(distance.clamp(min=1e-12)))
+        self.codebook.start(centers, distance)
+        self._write_codes(warm)
         self.features.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -145,11 +197,15 @@ class DVAEModule(StageModule):
         super().on_save_checkpoint(checkpoint)
         if self.features:
             checkpoint["warm_start_features"] = list(self.features)
+        if self.warm_start is not None:
+            checkpoint["codebook"] = self.codebook.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the features of the warm start up again."""
         super().on_load_checkpoint(checkpoint)
         self.features = list(checkpoint.get("warm_start_features", ()))
+        if self.warm_start is not None:
+            self.codebook.restore(checkpoint["codebook"])
 
     def export(self, folder: Path) -> None:
         """Writes the network; a frozen encoder as it came, since averaging rounds even weights that do not change."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from dalle_zoo.training.muon import Muon, MuonConfig
 
 BLOCK = 256
 """Values of a quantized moment that share a scale."""
@@ -60,7 +62,13 @@ def decayed_names(net: nn.Module) -> frozenset[str]:
 
 
 def make_optimizer(
-    net: nn.Module, config: AdamWConfig, learning_rate: float, decayed: frozenset[str]
+    net: nn.Module,
+    config: AdamWConfig,
+    learning_rate: float,
+    decayed: frozenset[str],
+    muon: MuonConfig | None = None,
+    hidden: frozenset[str] = frozenset(),
+    others: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """AdamW over the parameters that need gradients: two groups, those that decay and the others.
 
@@ -69,6 +77,9 @@ def make_optimizer(
         config: Settings.
         learning_rate: First learning rate.
         decayed: Names of the parameters that decay, of `decayed_names`.
+        muon: Settings of `Muon`, which then updates the hidden matrices. Defaults to AdamW for all.
+        hidden: Names of the matrices that Muon updates.
+        others: Parameters outside the network that are trained with it and do not decay.
 
     Returns:
         PyTorch's AdamW, fused on a GPU, where the settings are its own; else `ClippedAdamW`. Their states can be
@@ -82,9 +93,23 @@ def make_optimizer(
     if unknown := decayed - parameters.keys():
         raise ValueError(f"the network has no parameter {sorted(unknown)[0]!r}: expected one of {sorted(parameters)}")
     trained = {name: p for name, p in parameters.items() if p.requires_grad}
+    if muon is not None:
+        rest = [name for name in trained if name not in hidden]
+        adamw = _adamw({name: trained[name] for name in rest}, config, learning_rate, decayed, others)
+        return Muon([p for name, p in trained.items() if name in hidden], adamw, learning_rate, muon)
+    return _adamw(trained, config, learning_rate, decayed, others)
+
+
+def _adamw(
+    trained: dict[str, nn.Parameter],
+    config: AdamWConfig,
+    learning_rate: float,
+    decayed: frozenset[str],
+    others: Iterable[nn.Parameter],
+) -> torch.optim.Optimizer:
     groups: list[dict[str, Any]] = [
         {"params": [p for name, p in trained.items() if name in decayed], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in trained.items() if name not in decayed], "weight_decay": 0.0},
+        {"params": [*(p for name, p in trained.items() if name not in decayed), *others], "weight_decay": 0.0},
     ]
     settings: dict[str, Any] = {"lr": learning_rate, "betas": (config.beta1, config.beta2), "eps": config.eps}
     if config.variance_clip is not None or config.moments != "float32":

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
 from dalle_zoo.data import CodeDataset
-from dalle_zoo.hub import WEIGHTS, load_image_tokenizer, sha256_file
+from dalle_zoo.hub import WEIGHTS, load_image_tokenizer, load_prior, sha256_file
 from dalle_zoo.images import image_rows
 from dalle_zoo.models.gradient_scaling import ScaledBranch
 from dalle_zoo.models.prior import Prior, PriorConfig, PriorLoss
@@ -18,6 +18,7 @@ from dalle_zoo.models.tokenizer import ImageTokenizer
 from dalle_zoo.sampling import derive_seed, sample_codes
 from dalle_zoo.training.base import StageModule, build
 from dalle_zoo.training.data_modules import CaptionedDataModule, CodeDataModule, ImageDataModule
+from dalle_zoo.training.muon import MuonConfig
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.schedules import LearningRate
 from dalle_zoo.training.strategies import FSDP1
@@ -41,6 +42,9 @@ class PriorModule(StageModule):
         recompute: Whether each residual block keeps its input alone and is computed again in the backward pass.
         compile: Whether the branch of each residual block is compiled; on the CPU that takes a C++ compiler.
         num_samples: Images in a sample grid.
+        muon: Settings of Muon for the matrices of the residual blocks. Defaults to AdamW for all parameters.
+        grow_from: Model, by name or folder, whose prior has a smaller grid of the same codes; training starts from its
+            weights, each row and column embedding repeated. Defaults to none.
     """
 
     stage = "prior"
@@ -60,15 +64,21 @@ class PriorModule(StageModule):
         recompute: bool = False,
         compile: bool = False,
         num_samples: int = 8,
+        muon: MuonConfig | None = None,
+        grow_from: str | None = None,
     ) -> None:
         if not 0 <= caption_dropout < 1:
             raise ValueError(f"caption_dropout must lie in [0, 1), got {caption_dropout}")
-        super().__init__(build(lambda: Prior(config, attention)), adamw, learning_rate, seed)
+        super().__init__(build(lambda: Prior(config, attention)), adamw, learning_rate, seed, muon)
         for block in self.net.residual_blocks():
             block.residual.recompute = recompute
             block.residual.compiled = compile
         self.compiled = compile
+        if grow_from is not None and init_from is not None:
+            raise ValueError("grow_from and init_from both give the first weights: set one of the two to null")
         self.start_from(init_from)
+        if grow_from is not None:
+            self._grow_from(grow_from)
         self.caption_dropout = caption_dropout
         self.num_samples = num_samples
         # In a tuple, so that the frozen network is no submodule: not trained, not averaged, not in checkpoints.
@@ -78,6 +88,19 @@ class PriorModule(StageModule):
             tokenizer = load_image_tokenizer(find_component(image_tokenizer, "dvae"))
             self._check_tokenizer(tokenizer)
             self._frozen = (tokenizer.requires_grad_(False).eval(),)
+
+    def _grow_from(self, location: str) -> None:
+        if self.deferred:
+            raise ValueError("grow_from needs the complete network in each process: use strategy ddp")
+        small = load_prior(find_component(location, self.stage))
+        if not isinstance(small, Prior):
+            raise ValueError(f"grow_from {location!r} is a {type(small).__name__}, expected a Prior")
+        self.net.grow_from(small)
+
+    def hidden_matrices(self) -> frozenset[str]:
+        """Names of the matrices of every attention and every MLP."""
+        inside = {id(p) for block in self.net.residual_blocks() for p in block.branch.parameters() if p.ndim == 2}
+        return frozenset(name for name, p in self.net.named_parameters() if id(p) in inside)
 
     def sharding_units(self) -> list[nn.Module]:
         """Every attention and every MLP."""
@@ -97,13 +120,10 @@ class PriorModule(StageModule):
             )
 
     def _check_tokenizer(self, tokenizer: ImageTokenizer) -> None:
-        config = self.net.config
-        want = (config.codebook_size, config.image_height, config.image_width)
-        have = (tokenizer.codebook_size, tokenizer.grid_size, tokenizer.grid_size)
+        want, have = self.net.config.codebook_size, tokenizer.codebook_size
         if want != have:
             raise ValueError(
-                f"the image tokenizer has {have[0]} codes on a {have[1]}x{have[2]} grid, the prior's config expects "
-                f"{want[0]} on {want[1]}x{want[2]}: set codebook_size, image_height and image_width to match"
+                f"the image tokenizer has {have} codes, the prior's config expects {want}: set codebook_size to {have}"
             )
 
     def check_data(self, data: LightningDataModule) -> None:
@@ -151,10 +171,12 @@ class PriorModule(StageModule):
     def _check_images(self, size: int) -> None:
         if not self._frozen:
             raise ValueError("the data are images: set model.init_args.image_tokenizer, or train from code shards")
-        if self._frozen[0].image_size != size:
+        config, factor = self.net.config, self._frozen[0].factor
+        if (size, size) != (config.image_height * factor, config.image_width * factor):
             raise ValueError(
-                f"data.init_args.image_size is {size}, that of the image tokenizer {self._frozen[0].image_size}: "
-                "set it to the tokenizer's"
+                f"data.init_args.image_size is {size}, which the image tokenizer turns into {size // factor}x"
+                f"{size // factor} codes; the prior's config expects {config.image_height}x{config.image_width}: set "
+                f"image_size to {config.image_height * factor}, or image_height and image_width to match"
             )
 
     def codes(self, batch: dict[str, Any]) -> Tensor:

@@ -104,8 +104,9 @@ class LearningRateScheduler(LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | Any]:
-        """Rate of the coming step, one per parameter group."""
-        return [self.rate.at(self.last_epoch, self.halvings)] * len(self.optimizer.param_groups)
+        """Rate of the coming step, one per parameter group: times its ``lr_ratio`` where it has one."""
+        rate = self.rate.at(self.last_epoch, self.halvings)
+        return [rate * group.get("lr_ratio", 1.0) for group in self.optimizer.param_groups]
 
     def window_mean(self, loss: float) -> float | None:
         """Collects a loss; returns the mean of the window when it is full. One that is not finite is left out."""

@@ -22,6 +22,9 @@ def test_lines_restate_the_mask(name: str, layout: TextImageLayout) -> None:
             for slot, key in enumerate(plan.keys[line].tolist()):
                 rebuilt[query, key] += int(plan.allowed[line, row, slot])
     assert torch.equal(rebuilt, mask.dense()[layout.text :, layout.text :].long())
+    sizes = mask.line_sizes
+    assert (sizes.num_lines, sizes.num_queries, sizes.num_keys) == plan.allowed.shape
+    assert sizes.num_gathered == plan.queries.numel() + plan.keys.numel()
 
 
 @pytest.mark.parametrize(("name", "by_rows", "num_keys"), [("row", True, 64), ("column", False, 32)])

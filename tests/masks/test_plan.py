@@ -155,6 +155,41 @@ def test_text_then_image_makes_any_rule_causal() -> None:
     assert torch.equal(everything.dense(), Mask.from_spec("full", layout).dense())
 
 
+@every_mask
+@every_layout
+def test_counts_need_no_frame_that_repeats_by_row(spec: str, layout: TextImageLayout) -> None:
+    framed = Mask.from_spec(spec, layout)
+    plain = Mask("mine", layout, lambda query, key: framed.mod(query, key))  # is asked for every pair
+    assert plain.num_pairs == framed.num_pairs == int(framed.dense().sum())
+    assert plain.line_sizes == framed.line_sizes
+    assert plain.is_causal == framed.is_causal == torch.equal(framed.dense(), torch.ones_like(framed.dense()).tril())
+
+
+@every_mask
+def test_a_large_grid_is_counted_without_its_matrix(spec: str) -> None:
+    layout = TextImageLayout(text=16, height=64, width=64)
+    framed = Mask.from_spec(spec, layout)
+    asked: list[int] = []
+
+    def mod(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        asked.append((query - key).numel())
+        return framed.mod(query, key)
+
+    mod.repeats_by_row = True  # type: ignore[attr-defined]
+    mask = Mask("mine", layout, mod)
+    assert mask.num_pairs == framed.num_pairs
+    assert mask.line_sizes == framed.line_sizes
+    assert sum(asked) == layout.image + layout.image * layout.width  # each cell with itself, and rows with one row
+
+
+def test_a_rule_that_depends_on_the_row_is_refused() -> None:
+    layout = LAYOUTS[0]
+    mask = Mask("mine", layout, text_then_image(layout, lambda q, k: q // 8 == k // 8))
+    for use in (mask.dense, mask.sdpa_arguments, mask.line_plan, mask.decode_table):
+        with pytest.raises(ValueError, match=r"mask 'mine'.*depends on the row of a cell, for cells 1 rows apart"):
+            use()
+
+
 @pytest.mark.parametrize("sizes", [(0, 4, 4), (6, -1, 4), (6, 4, 2.0), (6, 4, True), (6, 4, "4")])
 def test_layout_refuses_sizes(sizes: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="of a TextImageLayout must be a positive integer, got"):

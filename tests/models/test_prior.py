@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -373,3 +374,37 @@ def test_a_bad_configuration_is_refused(wrong: dict[str, Any], message: str) -> 
 def test_an_unknown_back_end_suggests_the_nearest(random_prior: Maker) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'dense'"):
         random_prior(backend="dnse")
+
+
+# ------------------------------------------------------------ growing
+
+
+def grown_pair(make_prior: Maker) -> tuple[Prior, Prior]:
+    small = make_prior("paper(kernel=3)")
+    config = replace(small.config, image_height=2 * H, image_width=2 * W)
+    large = Prior(config)
+    large.grow_from(small)
+    return small, large
+
+
+def test_a_grown_prior_knows_what_the_small_one_knew(make_prior: Maker) -> None:
+    small, large = grown_pair(make_prior)
+    for name, weight in small.state_dict().items():
+        own = large.state_dict()[name]
+        assert own.equal(weight) if "_position" not in name or "text" in name else len(own) == 2 * len(weight)
+    for position in ("row_position", "column_position"):
+        rows = getattr(large, position).weight
+        assert rows[0::2].equal(rows[1::2])
+        assert rows[0::2].equal(getattr(small, position).weight)
+    text, codes = batch()
+    enlarged = codes.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    with torch.no_grad():  # the text never sees the grid
+        torch.testing.assert_close(small(text, codes).text, large(text, enlarged).text, **ROUNDING)
+
+
+def test_a_prior_grows_only_from_its_like(make_prior: Maker) -> None:
+    small, large = grown_pair(make_prior)
+    with pytest.raises(ValueError, match="alone"):
+        large.grow_from(Prior(replace(small.config, text_length=T + 1)))
+    with pytest.raises(ValueError, match=f"image_height {2 * H} is not a multiple of {2 * H - 1}"):
+        large.grow_from(Prior(replace(small.config, image_height=2 * H - 1)))

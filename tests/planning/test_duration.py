@@ -1,4 +1,4 @@
-"""Operations and seconds."""
+"""Operations, compared with PyTorch's counter, and seconds."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.prior import Prior, PriorConfig
+from dalle_zoo.planning.collectives import collectives
 from dalle_zoo.planning.duration import duration_of, rates_of
-from dalle_zoo.planning.dvae import DVAEWork
+from dalle_zoo.planning.dvae import DVAEWorkload
 from dalle_zoo.planning.hardware import GPU, find_gpu, known_gpus
 from dalle_zoo.planning.memory import memory_of
-from dalle_zoo.planning.network import collectives
-from dalle_zoo.planning.prior import PriorWork
+from dalle_zoo.planning.prior import PriorWorkload
 from dalle_zoo.planning.setup import Setup
 
 CONFIG = PriorConfig(
     text_length=16, text_vocab=64, image_height=4, image_width=4, codebook_size=32, width=32, num_layers=3,
     num_heads=2, masks="row, full, column",
 )  # fmt: skip
-WORK = PriorWork(CONFIG)
+WORK = PriorWorkload(CONFIG)
 GPU_OF_TEN = GPU(
     name="ten", memory=1, tflops={"float32": 1e-6, "float16": 1e-5}, bandwidth=1e-3, intra=1e-3, inter=1e-4, source=""
 )
@@ -31,7 +31,7 @@ def tokens(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def counted(net: Prior, batch: int) -> tuple[int, int]:
-    """Operations of forward and backward pass by PyTorch's counter, which takes attention for dense."""
+    """Operations of forward and backward pass by PyTorch's counter, which counts dense attention."""
     with FlopCounterMode(display=False) as forward:
         loss = net.loss(*tokens(batch)).total
     with FlopCounterMode(display=False) as backward:
@@ -40,15 +40,15 @@ def counted(net: Prior, batch: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_operations_of_the_prior_are_those_of_the_counter(recompute: bool) -> None:
+def test_operations_of_the_prior_equal_the_counter(recompute: bool) -> None:
     net = Prior(CONFIG, "dense")
     for block in net.residual_blocks():
         block.residual.recompute = recompute
     forward, backward = counted(net, 2)
-    flops = WORK.flops()
+    flops = WORK.flops
     dense = 3 * 4 * 32**2 * CONFIG.width  # layers, both products of two operations, pairs, width
-    more = dense - flops.forward["attention"]  # what the counter takes for computed and a mask leaves out
-    # Gradients of the heads' inputs; the counter does not know products that are added to a tensor in place.
+    more = dense - flops.forward["attention"]  # pairs that the mask forbids, which the counter includes
+    # Gradients of the heads' inputs; the counter omits products that are added in place.
     assert forward == 2 * (sum(flops.forward.values()) + more + flops.early / 2)
     recomputed = (flops.recomputed + more) if recompute else 0
     assert backward == 2 * (2 * (sum(flops.forward.values()) + more) + recomputed - flops.early)
@@ -56,28 +56,28 @@ def test_operations_of_the_prior_are_those_of_the_counter(recompute: bool) -> No
     assert flops.model == 3 * sum(flops.forward.values())
 
 
-def test_operations_of_the_dvae_are_those_of_the_counter() -> None:
+def test_operations_of_the_dvae_equal_the_counter() -> None:
     config = DVAEConfig(image_size=32, width=8, num_groups=3, codebook_size=16, decoder_stem=8)
     with FlopCounterMode(display=False) as counter:
         DVAE(config)(torch.rand(2, 3, 32, 32), 0.5)
-    assert counter.get_total_flops() == 2 * sum(DVAEWork(config).flops().forward.values())
+    assert counter.get_total_flops() == 2 * sum(DVAEWorkload(config).flops.forward.values())
 
 
 def test_operations_at_the_papers_size() -> None:
-    flops = PriorWork(PriorConfig()).flops()
+    flops = PriorWorkload(PriorConfig()).flops
     pairs = 47 * 328_304 + 16 * 311_936 + 356_384  # rows, columns, the convolution
     assert flops.forward["attention"] == 4 * 3968 * pairs
     assert flops.forward["matrices"] == 2 * 1280 * 12_092_178_432
-    dvae = DVAEWork(DVAEConfig()).flops().forward
+    dvae = DVAEWorkload(DVAEConfig()).flops.forward
     assert [round(n / 1e9) for n in dvae.values()] == [272, 308]
 
 
-def test_a_step_is_the_sum_of_what_waits_for_one_another() -> None:
+def test_a_step_is_the_sum_of_its_parts_uncompressed_overlap() -> None:
     setup = Setup(devices=2, nodes=3, strategy="hsdp", precision="bf16-mixed", batch=2, recompute=True)
     rates = rates_of(GPU_OF_TEN, setup, mfu=0.5, intra=0.002, inter=0.001)
-    assert rates.compute == pytest.approx(0.5 * 1e6)  # it has no bfloat16, so float32 it is
+    assert rates.compute == pytest.approx(0.5 * 1e6)  # it does not support bfloat16, so float32 applies
     d = duration_of(WORK, setup, memory_of(WORK, setup), rates)
-    flops = WORK.flops()
+    flops = WORK.flops
     assert d.forward == pytest.approx(2 * (sum(flops.forward.values()) + flops.early) / rates.compute)
     assert d.forward + d.backward == pytest.approx(2 * (flops.model + flops.recomputed) / rates.compute)
     network = {"forward": 0.0, "backward": 0.0, "after": 0.0}
@@ -88,20 +88,20 @@ def test_a_step_is_the_sum_of_what_waits_for_one_another() -> None:
     assert d.total == pytest.approx(d.forward + d.backward + waiting + d.optimizer)
 
 
-def test_powersgd_trades_network_for_arithmetic() -> None:
+def test_powersgd_trades_communication_for_computation() -> None:
     setup = Setup(devices=8, nodes=128, strategy="hsdp_powersgd(rank=896)", precision="16-resblock", batch=1)
-    work, gpu = PriorWork(PriorConfig()), find_gpu("v100-16gb")
+    work, gpu = PriorWorkload(PriorConfig()), find_gpu("v100-16gb")
     memory = memory_of(work, setup)
     slow, fast = (rates_of(gpu, setup, 0.4, inter=gigabytes) for gigabytes in (3.0, 1000.0))
-    with_it, without = (duration_of(work, setup, memory, slow, compress=on) for on in (True, False))
-    assert with_it.powersgd > 0 == without.powersgd
-    assert with_it.total < without.total
-    assert with_it.exchange < 0.2 * without.backward_network
-    with_it, without = (duration_of(work, setup, memory, fast, compress=on) for on in (True, False))
-    assert with_it.total > without.total
+    compressed, uncompressed = (duration_of(work, setup, memory, slow, compress=on) for on in (True, False))
+    assert compressed.powersgd > 0 == uncompressed.powersgd
+    assert compressed.total < uncompressed.total
+    assert compressed.exchange < 0.2 * uncompressed.backward_network
+    compressed, uncompressed = (duration_of(work, setup, memory, fast, compress=on) for on in (True, False))
+    assert compressed.total > uncompressed.total
 
 
-def test_float16_runs_on_what_has_it() -> None:
+def test_dtypes_that_the_gpu_lacks_run_at_the_rate_of_float32() -> None:
     gpu = find_gpu("v100-16gb")
     rates = {
         precision: rates_of(gpu, Setup(devices=1, precision=precision), 1.0).compute
@@ -112,7 +112,7 @@ def test_float16_runs_on_what_has_it() -> None:
 
 @pytest.mark.parametrize(("mfu", "intra"), [(0, None), (1.5, None), (0.4, -1.0), (0.4, 0.0)])
 def test_rates_out_of_range(mfu: float, intra: float | None) -> None:
-    with pytest.raises(ValueError, match=r"mfu must lie in|intra must be above 0"):
+    with pytest.raises(ValueError, match=r"mfu must be in|intra must be above 0"):
         rates_of(GPU_OF_TEN, Setup(devices=1), mfu, intra)
 
 

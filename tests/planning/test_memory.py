@@ -1,4 +1,4 @@
-"""Memory of a GPU against PyTorch's own accounting at several small sizes, and against the paper."""
+"""Memory of a GPU, compared with PyTorch's own accounting at small sizes, and with the paper."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.losses import dvae_loss
 from dalle_zoo.models.prior import Prior, PriorConfig
-from dalle_zoo.planning.dvae import DVAEWork
+from dalle_zoo.planning.dvae import DVAEWorkload
 from dalle_zoo.planning.formats import FLOAT32, GIB
 from dalle_zoo.planning.memory import BACKWARD, FORWARD, STEP, memory_of
-from dalle_zoo.planning.prior import PriorWork
+from dalle_zoo.planning.prior import PriorWorkload
 from dalle_zoo.planning.setup import Setup
 from dalle_zoo.planning.strategies import factors_of
 
@@ -38,16 +38,16 @@ DEEP = PriorConfig(
     num_heads=4,
 )  # fmt: skip
 SIZES = {"narrow": NARROW, "long": LONG, "wordy": WORDY, "deep": DEEP}
-"""Priors that differ in what takes their memory."""
+"""Priors that differ in what requires most memory."""
 
-IMAGES = {
+DVAES = {
     "small": DVAEConfig(image_size=64, width=16, num_groups=3, codebook_size=128, decoder_stem=16),
     "deep": DVAEConfig(image_size=64, width=32, num_groups=4, blocks_per_group=1, codebook_size=512, decoder_stem=32),
 }
 
 
 def prior(config: PriorConfig, precision: str, recompute: bool) -> Prior:
-    """A prior as the precision and recomputation have it."""
+    """Returns a prior in a precision, with or without recomputation."""
     net = Prior(config)
     for block in net.residual_blocks():
         block.residual.recompute = recompute
@@ -55,20 +55,20 @@ def prior(config: PriorConfig, precision: str, recompute: bool) -> Prior:
 
 
 def tokens(config: PriorConfig, batch: int) -> tuple[Tensor, Tensor]:
-    """Captions that fill all text positions, and codes."""
+    """Returns prompts that fill all text positions, and codes."""
     text = torch.randint(config.text_vocab, (batch, config.text_length))
     return text, torch.randint(config.codebook_size, (batch, config.image_height, config.image_width))
 
 
-def arithmetic(precision: str) -> AbstractContextManager[object]:
-    """What Lightning puts around a training step."""
+def precision_context(precision: str) -> AbstractContextManager[object]:
+    """The context in which Lightning runs a training step."""
     return torch.autocast("cpu", torch.bfloat16) if precision == "bf16-mixed" else nullcontext()
 
 
 def saved_bytes(net: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Bytes that autograd keeps for the backward pass, parameters left out and each storage counted once."""
+    """Bytes that autograd retains for the backward pass, without parameters; each storage counts once."""
     own = {p.untyped_storage().data_ptr() for p in net.parameters()}
-    retained: dict[int, Tensor] = {}  # of one tensor a storage, so that no address is used twice
+    retained: dict[int, Tensor] = {}  # references, so that no address is reused
 
     def pack(tensor: Tensor) -> Tensor:
         address = tensor.untyped_storage().data_ptr()
@@ -82,7 +82,7 @@ def saved_bytes(net: nn.Module, loss: Callable[[], Tensor]) -> int:
 
 
 def peak_bytes(net: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Most bytes that two steps hold at once: weights, gradients, moments, activations and all else."""
+    """Peak bytes in two optimizer steps: weights, gradients, moments, activations and all others."""
     optimizer = torch.optim.AdamW(net.parameters(), foreach=False)
     tracker = MemTracker()
     tracker.track_external(net, optimizer)
@@ -93,7 +93,7 @@ def peak_bytes(net: nn.Module, loss: Callable[[], Tensor]) -> int:
             value.backward()
             del value
             optimizer.step()
-            tracker.reset_mod_stats()  # it does not follow modules through several updates
+            tracker.reset_mod_stats()  # it does not follow modules through several steps
     return int(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
 
 
@@ -101,7 +101,7 @@ def prior_loss(net: Prior, batch: int, precision: str) -> Callable[[], Tensor]:
     text, codes = tokens(net.config, batch)
 
     def loss() -> Tensor:
-        with arithmetic(precision):
+        with precision_context(precision):
             return net.loss(text, codes).total
 
     return loss
@@ -111,15 +111,15 @@ def dvae_step(net: DVAE, batch: int, precision: str) -> Callable[[], Tensor]:
     images = torch.rand(batch, 3, net.config.image_size, net.config.image_size)
 
     def loss() -> Tensor:
-        with arithmetic(precision):
+        with precision_context(precision):
             parameters, logits = net(images, 0.5)
             return dvae_loss(net.map_pixels(images), parameters, logits, 1.0)[0]
 
     return loss
 
 
-def retained(work: PriorWork | DVAEWork, setup: Setup) -> float:
-    """Bytes that the plan says the forward pass keeps: activations, early gradients, copies of weights."""
+def retained_bytes(work: PriorWorkload | DVAEWorkload, setup: Setup) -> float:
+    """Planned bytes that the forward pass retains: activations, early gradients, copies of weights."""
     activations = sum(work.retained(setup.batch, setup.formats, setup.recompute).values())
     activations += FLOAT32 * sum(p.total for p in work.parameters if p.early)
     if setup.precision != "bf16-mixed":
@@ -131,42 +131,40 @@ def retained(work: PriorWork | DVAEWork, setup: Setup) -> float:
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize(("size", "batch"), [("narrow", 2), ("long", 1), ("long", 3), ("wordy", 4), ("deep", 2)])
-def test_activations_are_those_that_autograd_keeps(size: str, batch: int, precision: str, recompute: bool) -> None:
+def test_activations_equal_those_that_autograd_retains(size: str, batch: int, precision: str, recompute: bool) -> None:
     torch.manual_seed(0)
     net = prior(SIZES[size], precision, recompute)
     measured = saved_bytes(net, prior_loss(net, batch, precision))
     setup = Setup(devices=1, batch=batch, precision=precision, recompute=recompute)
-    assert retained(PriorWork(SIZES[size]), setup) == pytest.approx(measured, rel=0.02)
+    assert retained_bytes(PriorWorkload(SIZES[size]), setup) == pytest.approx(measured, rel=0.02)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize(("size", "batch"), [("narrow", 2), ("long", 3), ("wordy", 4), ("deep", 2)])
-def test_the_fullest_moment_is_that_of_the_memory_tracker(
-    size: str, batch: int, precision: str, recompute: bool
-) -> None:
+def test_the_peak_equals_that_of_the_memory_tracker(size: str, batch: int, precision: str, recompute: bool) -> None:
     torch.manual_seed(0)
     net = prior(SIZES[size], precision, recompute)
     measured = peak_bytes(net, prior_loss(net, batch, precision))
     setup = Setup(devices=1, batch=batch, precision=precision, recompute=recompute)
-    assert memory_of(PriorWork(SIZES[size]), setup, reserve=0).total == pytest.approx(measured, rel=0.1)
+    assert memory_of(PriorWorkload(SIZES[size]), setup, reserve=0).total == pytest.approx(measured, rel=0.1)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize(("size", "batch"), [("small", 2), ("deep", 4)])
-def test_the_dvae_is_counted_as_well(size: str, batch: int, precision: str) -> None:
+def test_memory_of_the_dvae(size: str, batch: int, precision: str) -> None:
     torch.manual_seed(0)
-    net, work = DVAE(IMAGES[size]), DVAEWork(IMAGES[size])
+    net, work = DVAE(DVAES[size]), DVAEWorkload(DVAES[size])
     setup = Setup(devices=1, batch=batch, precision=precision)
     loss = dvae_step(net, batch, precision)
-    assert retained(work, setup) == pytest.approx(saved_bytes(net, loss), rel=0.02)
+    assert retained_bytes(work, setup) == pytest.approx(saved_bytes(net, loss), rel=0.02)
     assert memory_of(work, setup, reserve=0).total == pytest.approx(peak_bytes(net, loss), rel=0.1)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
-def test_the_fullest_moment_is_that_of_the_cuda_allocator(precision: str, recompute: bool) -> None:
+def test_the_peak_equals_that_of_the_cuda_allocator(precision: str, recompute: bool) -> None:
     config = PriorConfig(width=512, num_layers=8, num_heads=8)
     net = prior(config, precision, recompute).cuda()
     text, codes = (part.cuda() for part in tokens(config, 4))
@@ -178,7 +176,7 @@ def test_the_fullest_moment_is_that_of_the_cuda_allocator(precision: str, recomp
         loss.backward()
         optimizer.step()
     setup = Setup(devices=1, batch=4, precision=precision, recompute=recompute)
-    planned = memory_of(PriorWork(config), setup, reserve=0).total
+    planned = memory_of(PriorWorkload(config), setup, reserve=0).total
     assert planned == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.1)
 
 
@@ -189,7 +187,7 @@ def test_weights_gradients_and_moments_are_exact() -> None:
     optimizer.step()
     parameters = list(net.parameters())
     moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
-    held = memory_of(PriorWork(NARROW), Setup(devices=1)).held
+    held = memory_of(PriorWorkload(NARROW), Setup(devices=1)).held
     assert held == {
         "weights": sum(p.nbytes for p in parameters),
         "gradients": sum(p.grad.nbytes for p in parameters if p.grad is not None),
@@ -199,7 +197,7 @@ def test_weights_gradients_and_moments_are_exact() -> None:
 
 # ------------------------------------------------------------ the paper
 
-PAPER = PriorWork(PriorConfig())
+PAPER = PriorWorkload(PriorConfig())
 SHARDED = Setup(
     devices=8, nodes=128, strategy="hsdp_powersgd(rank=896)", precision="16-resblock", batch=1, recompute=True,
     average="host",
@@ -231,15 +229,15 @@ def test_float32_weights_and_moments_do_not_fit_there() -> None:
     assert memory_of(PAPER, fits).total < 16 * GIB
 
 
-# ------------------------------------------------------------ what moves what
+# ------------------------------------------------------------ effects of the setup
 
 
 def total(**changes: object) -> float:
     setup = Setup(**{"devices": 8, "batch": 4, "precision": "bf16-mixed", "strategy": "hsdp", **changes})  # type: ignore[arg-type]
-    return memory_of(PriorWork(DEEP), setup).total
+    return memory_of(PriorWorkload(DEEP), setup).total
 
 
-def test_every_choice_moves_memory_the_way_it_should() -> None:
+def test_every_choice_changes_memory_in_the_right_direction() -> None:
     base = total()
     assert total(recompute=True) < base
     assert total(batch=2) < base
@@ -254,24 +252,24 @@ def test_every_choice_moves_memory_the_way_it_should() -> None:
 
 
 def test_averages_on_the_host_are_counted_for_every_process_of_a_node() -> None:
-    work = PriorWork(DEEP)
+    work = PriorWorkload(DEEP)
     weights = 4 * sum(p.total for p in work.parameters)
     for strategy, copies in (("ddp", 8), ("hsdp", 1)):
         setup = Setup(devices=8, strategy=strategy, average="host")
         assert memory_of(work, setup).host["averaged weights"] == pytest.approx(copies * weights, rel=0.01)
 
 
-def test_moments_of_the_step() -> None:
-    memory = memory_of(PriorWork(DEEP), Setup(devices=1, recompute=True))
+def test_phases_of_a_step() -> None:
+    memory = memory_of(PriorWorkload(DEEP), Setup(devices=1, recompute=True))
     assert set(memory.moments) == {FORWARD, BACKWARD, STEP}
     assert memory.fullest == max(memory.moments, key=lambda name: sum(memory.moments[name].values()))
-    # With accumulated gradients the old ones are there while activations are.
-    again = memory_of(PriorWork(DEEP), Setup(devices=1, recompute=True, accumulate=2))
+    # With accumulation, old gradients exist together with activations.
+    again = memory_of(PriorWorkload(DEEP), Setup(devices=1, recompute=True, accumulate=2))
     assert sum(again.moments[BACKWARD].values()) > sum(memory.moments[BACKWARD].values())
 
 
 def test_sixteen_bit_gradients_are_exchanged_through_float32() -> None:
     setup = Setup(devices=2, nodes=2, strategy="hsdp_powersgd(rank=16)", precision="bf16-true")
-    work = PriorWork(DEEP)
+    work = PriorWorkload(DEEP)
     step = [sum(memory_of(work, replace(setup, precision=p)).moments[STEP].values()) for p in ("bf16-true", "32-true")]
     assert step[0] - step[1] == 4 * factors_of(work.parameters, 2, 8).matrices

@@ -1,4 +1,4 @@
-"""Recipes read without building anything: every default must be that of what `dalle-zoo fit` would build."""
+"""Keys of recipes: every default must equal that of the parts that `dalle-zoo fit` builds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 import yaml
 from lightning.pytorch import Trainer
 
-from dalle_zoo.planning.checks import check
 from dalle_zoo.planning.formats import MOMENTS, PRECISIONS
 from dalle_zoo.planning.memory import CHUNK
 from dalle_zoo.planning.recipe import AVERAGING, READ, read_setup, read_work
@@ -52,10 +51,14 @@ def test_names_and_defaults_are_those_of_training() -> None:
         adamw = default(module, "adamw")
         assert (own.moments, own.clips_variance) == (adamw.moments, adamw.variance_clip is not None)
     assert default(Trainer, "strategy") == setup.strategy
-    assert default(Trainer, "precision") is None  # which Lightning reads as float32
+    assert default(Trainer, "precision") is None  # which means float32
     assert setup.precision == "32-true"
     assert set(MOMENTS) == set(get_args(get_type_hints(optimizer.AdamWConfig)["moments"]))
     assert set(PRECISIONS) == set(precision._PLAIN)
+    assert {name: f"torch.{PRECISIONS[name]}" for name in precision.MIXED} == {
+        name: str(dtype) for name, dtype in precision.MIXED.items()
+    }
+    assert MOMENTS["8bit"] == MOMENTS["fp8"] == 1 + 4 / optimizer.BLOCK
     assert optimizer.CHUNK == CHUNK
     assert WeightEMA.__name__ in AVERAGING
 
@@ -88,19 +91,19 @@ def test_every_key_is_read(key: str, value: Any, field: str, expected: Any) -> N
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("trainer.devices", "auto", "trainer.devices is 'auto': a plan needs the number of GPUs"),
+        ("trainer.devices", "auto", "trainer.devices is 'auto': a plan needs the number of GPUs per node"),
         ("trainer.devices", None, "trainer.devices is missing"),
         ("trainer.devices", 0, "trainer.devices is 0"),
         ("trainer.num_nodes", 0, "nodes must be at least 1, got 0"),
         ("trainer.num_nodes", "two", "trainer.num_nodes must be an integer, got 'two'"),
         ("data.init_args.batch_size", 0, "batch must be at least 1"),
         ("trainer.precision", "bf16-mix", "unknown precision 'bf16-mix'. Did you mean 'bf16-mixed'"),
-        ("model.init_args.adamw.moments", "8bits", "unknown form of AdamW's moments '8bits'. Did you mean '8bit'"),
+        ("model.init_args.adamw.moments", "8bits", "unknown format of AdamW's moments '8bits'. Did you mean '8bit'"),
         ("trainer.strategy", {"class_path": "DDPStrategy"}, "trainer.strategy must be a name"),
         ("model.init_args.recompute", "yes", "model.init_args.recompute must be true or false, got 'yes'"),
     ],
 )
-def test_wrong_values_say_what_to_write(key: str, value: Any, message: str) -> None:
+def test_invalid_values(key: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_setup(with_key(key, value))
 
@@ -111,11 +114,11 @@ def test_wrong_values_say_what_to_write(key: str, value: Any, message: str) -> N
         ("model.init_args.config.widht", 3, "model.init_args.config: unknown field 'widht'. Did you mean 'width'"),
         ("model.init_args.config.width", 127, "width 127 is not a multiple of num_heads 2"),
         ("model.init_args.config", "big", "model.init_args.config must hold keys of PriorConfig, got 'big'"),
-        ("model.class_path", "RankerModule", "the plan knows PriorModule and DVAEModule; a ranker fits one GPU"),
+        ("model.class_path", "RankerModule", "a plan supports PriorModule and DVAEModule; a ranker fits one GPU"),
         ("model.class_path", None, "model.class_path is 'missing'"),
     ],
 )
-def test_wrong_networks_say_what_to_write(key: str, value: Any, message: str) -> None:
+def test_invalid_networks(key: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_work(with_key(key, value))
 
@@ -126,15 +129,15 @@ def test_wrong_networks_say_what_to_write(key: str, value: Any, message: str) ->
         ("prior", {"precision": "16-mixed", "strategy": "ddp_powersgd(rank=4)"}, "use 16-resblock or bf16-mixed"),
         ("prior", {"precision": "16-resblock", "strategy": "fsdp"}, "use fsdp2"),
         ("prior", {"strategy": "ddp_powersgd(rank=4000)"}, "too large to compress any matrix"),
-        ("dvae", {"strategy": "fsdp2"}, "the dvae is not divided into blocks, as fsdp2 needs it: use strategy ddp"),
+        ("dvae", {"strategy": "fsdp2"}, "the dvae has no blocks to shard, as fsdp2 requires: use strategy ddp"),
         ("dvae", {"recompute": True}, "no blocks to recompute"),
         ("dvae", {"precision": "16-resblock"}, "no blocks to recompute or to scale"),
     ],
 )
-def test_what_training_refuses_is_refused(stage: str, changes: dict[str, Any], message: str) -> None:
+def test_combinations_that_do_not_train_raise(stage: str, changes: dict[str, Any], message: str) -> None:
     keys = PRIOR if stage == "prior" else {"model": {"class_path": "DVAEModule"}}
     with pytest.raises(ValueError, match=message):
-        check(read_work(keys), Setup(devices=2, **changes))
+        read_work(keys).check(Setup(devices=2, **changes))
 
 
 def test_every_recipe_but_rankers_can_be_planned() -> None:
@@ -144,6 +147,6 @@ def test_every_recipe_but_rankers_can_be_planned() -> None:
         if keys["model"]["class_path"].rpartition(".")[2] == "RankerModule":
             continue
         keys["trainer"].setdefault("devices", 1)
-        check(read_work(keys), read_setup(keys))
+        read_work(keys).check(read_setup(keys))
         planned += 1
     assert planned >= 5

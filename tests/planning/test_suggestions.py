@@ -1,4 +1,4 @@
-"""What would make a stage fit."""
+"""Suggested changes that make a stage fit."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 
 from dalle_zoo.models.dvae import DVAEConfig
 from dalle_zoo.models.prior import PriorConfig
-from dalle_zoo.planning.dvae import DVAEWork
+from dalle_zoo.planning.dvae import DVAEWorkload
 from dalle_zoo.planning.formats import GIB
 from dalle_zoo.planning.memory import memory_of
-from dalle_zoo.planning.prior import PriorWork
+from dalle_zoo.planning.prior import PriorWorkload
 from dalle_zoo.planning.setup import Setup
 from dalle_zoo.planning.suggestions import BFLOAT16, CHANGES, suggestions
 
-WORK = PriorWork(PriorConfig(width=1024, num_layers=12, num_heads=16))
+WORK = PriorWorkload(PriorConfig(width=1024, num_layers=12, num_heads=16))
 START = Setup(devices=2, nodes=2, batch=8, precision="bf16-mixed", average="gpu")
 
 
@@ -30,7 +30,7 @@ def test_the_smallest_change_comes_first_and_alone() -> None:
     assert first.total == limit
     assert all(
         "recompute" not in key for suggestion in rest for key in suggestion.keys
-    )  # none is larger than it need be
+    )  # no suggestion contains another
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_every_change_is_found_where_it_suffices(needs: Setup, keys: str) -> Non
     assert (keys,) in [suggestion.keys for suggestion in found]
 
 
-def test_every_remedy_fits_and_none_holds_another() -> None:
+def test_every_suggestion_fits_and_none_contains_another() -> None:
     limit = 2.5 * GIB
     assert total(START) > limit
     found = suggestions(WORK, START, limit, most=50)
@@ -79,15 +79,15 @@ def test_shards_grow_over_nodes_before_all_gpus_are_taken() -> None:
     assert (f"--trainer.strategy '{wanted}'",) in [suggestion.keys for suggestion in found]
 
 
-def test_what_the_machines_do_not_have_is_left_out() -> None:
+def test_changes_that_the_hardware_does_not_allow_are_left_out() -> None:
     limit = total(replace(START, precision="bf16-true"))
     keys = [suggestion.keys for suggestion in suggestions(WORK, START, limit, most=50, leave_out=(BFLOAT16,))]
     assert keys
     assert not any("bf16-true" in key for suggestion in keys for key in suggestion)
 
 
-def test_a_dvae_is_never_told_to_shard() -> None:
-    work, start = DVAEWork(DVAEConfig()), Setup(devices=8, batch=64, precision="bf16-mixed")
+def test_sharding_is_never_suggested_for_a_dvae() -> None:
+    work, start = DVAEWorkload(DVAEConfig()), Setup(devices=8, batch=64, precision="bf16-mixed")
     found = suggestions(work, start, 16 * GIB, most=50)
     assert found
     assert not any(
@@ -95,7 +95,7 @@ def test_a_dvae_is_never_told_to_shard() -> None:
     )
 
 
-def test_nothing_helps_where_one_sample_is_too_large() -> None:
+def test_no_suggestion_where_one_sample_is_too_large() -> None:
     assert suggestions(WORK, START, 0.5 * GIB) == []
 
 

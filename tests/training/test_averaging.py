@@ -21,9 +21,9 @@ class Weight(nn.Module):
         self.trainer = SimpleNamespace(strategy=SimpleNamespace(model=self))
 
 
-def average(dtype: torch.dtype, updates: int, **options: Any) -> tuple[WeightEMA, Any]:
+def average(dtype: torch.dtype, updates: int, first: int = 1, **options: Any) -> tuple[WeightEMA, Any]:
     module, ema = cast(Any, Weight(dtype)), WeightEMA(**options)
-    for update in range(1, updates + 1):
+    for update in range(first, first + updates):
         module.trainer.global_step = update
         ema.on_train_batch_end(module.trainer, module, None, None, update)
         with torch.no_grad():
@@ -33,13 +33,20 @@ def average(dtype: torch.dtype, updates: int, **options: Any) -> tuple[WeightEMA
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_small_steps_are_not_rounded_away(dtype: torch.dtype) -> None:
-    ema, module = average(dtype, 3001, decay=0.999)
+    ema, module = average(dtype, 3001, first=100_000, decay=0.999)  # long after the warm-up of the decay
     assert ema.average is not None
     expected = 0.03 + (0.02 - 0.03) * 0.999**3000
     assert ema.average[0].tolist() == pytest.approx([expected] * 3, rel=5e-3)
     ema.copy_to(module)
     assert module.weight.dtype == dtype
     assert module.weight[0].item() == pytest.approx(expected, rel=1e-2)
+
+
+def test_a_short_run_is_not_averaged_with_its_beginning() -> None:
+    ema, _ = average(torch.float32, 20, decay=0.999)
+    assert ema.average is not None
+    assert float(ema.average[0][0]) == pytest.approx(0.03, abs=1e-6)  # with 0.999 from the start: 0.0202
+    assert [ema.decay_at(step) for step in (0, 10, 10**6)] == [1 / 10, 11 / 20, 0.999]
 
 
 def test_it_steps_when_it_is_told_to() -> None:

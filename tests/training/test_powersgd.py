@@ -113,9 +113,7 @@ def test_bytes_are_those_of_the_formula(processes: list[Found]) -> None:
 
 def test_bytes_are_those_that_planning_expects(processes: list[Found]) -> None:
     shapes = {"wide": (24, 40), "tall": (64, 16), "square": (32, 32), "tiny": (4, 50), "vector": (7,)}
-    parameters = tuple(
-        Parameter(kind=name, shape=shape, unit="block", compressed=len(shape) - 1) for name, shape in shapes.items()
-    )
+    parameters = tuple(Parameter(name=name, shape=shape, unit="block") for name, shape in shapes.items())
     planned = factors_of(parameters, shards=1, rank=4)
     sent = Traffic(*processes[0]["traffic"]["traffic"])
     assert sent == (4 * (planned.left + planned.right), 4 * planned.uncompressed, 4 * planned.matrices)

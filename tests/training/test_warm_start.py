@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.training import LearningRate
 from dalle_zoo.training.dvae_module import DVAEModule
-from dalle_zoo.training.warm_start import WarmStart, kmeans, set_codes
+from dalle_zoo.training.warm_start import Codebook, WarmStart, kmeans, set_codes
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -108,9 +108,72 @@ def test_a_run_spreads_its_codes() -> None:
     assert codes_used(stage) > 2 * codes_used(plain)
 
 
+def test_quantized_steps_learn_encoder_codes_and_decoder_together() -> None:
+    """Images get better than right after k-means, and the network's own layers are the codebook."""
+    images = F.interpolate(torch.rand(64, 3, 2, 2, generator=seeded(1)), (16, 16))
+
+    def error(stage: DVAEModule) -> float:
+        with torch.no_grad():
+            return float((stage.net.decode(stage.net.encode(images)) - images).square().mean())
+
+    start = module(warm_start=WarmStart(steps=60, gather=8, quantized_steps=200, revive_every=20))
+    fit(start, 61)
+    stage = module(warm_start=WarmStart(steps=60, gather=8, quantized_steps=139, revive_every=20))
+    fit(stage, 199)
+    assert error(stage) < 0.8 * error(start)
+    with torch.no_grad():
+        features = stage.bridge(stage.net.encoder.features(stage.net.map_pixels(images))).permute(0, 2, 3, 1)
+        distances = torch.cdist(features.flatten(0, 2), stage.codebook.vectors)
+    nearest = distances.argmin(1).view(64, 4, 4)
+    assert (stage.net.encode(images) == nearest).float().mean() > 0.99  # but for ties within rounding
+    codes = torch.arange(16).view(1, 4, 4)
+    torch.testing.assert_close(
+        stage.net.decoder.from_codes(codes),
+        stage.net.decoder.from_stem(stage.codebook.vectors[codes].permute(0, 3, 1, 2)),
+    )
+
+
+def test_the_gradient_passes_straight_through_the_codes() -> None:
+    codebook = Codebook(4, 3, WarmStart(steps=1, gather=1))
+    codebook.start(torch.randn(4, 3, generator=seeded()), torch.ones(()))
+    features = torch.randn(2, 3, 2, 2, generator=seeded(1)).requires_grad_()
+    quantized, loss, facts = codebook(features)
+    weights = torch.randn(2, 3, 2, 2, generator=seeded(2))
+    (gradient,) = torch.autograd.grad((quantized * weights).sum(), features, retain_graph=True)
+    assert gradient.equal(weights)
+    assert (
+        torch.cdist(quantized.detach().permute(0, 2, 3, 1).reshape(-1, 3), codebook.vectors).min(1).values.max() < 1e-5
+    )
+    assert facts[:, -2].sum() == 8  # cells
+    torch.testing.assert_close(facts[:, :-2].sum(0), features.detach().sum((0, 2, 3)))
+    (pulled,) = torch.autograd.grad(loss, features)
+    moved = features.detach() - 0.1 * pulled
+    assert codebook(moved)[2][:, -1].sum() < facts[:, -1].sum()  # nearer to the codes
+
+
+def test_codes_are_running_means_of_their_features() -> None:
+    codebook = Codebook(2, 2, WarmStart(steps=1, gather=1, codebook_decay=0.5))
+    codebook.start(torch.tensor([[0.0, 0.0], [5.0, 5.0]]), torch.ones(()))
+    codebook.observe(torch.tensor([[8.0, 4.0, 2.0, 6.0], [0.0, 0.0, 0.0, 0.0]]))
+    # half of one feature at 0 and half of two whose sum is (8, 4): (4, 2) over 1.5
+    torch.testing.assert_close(codebook.vectors, torch.tensor([[4.0 / 1.5, 2.0 / 1.5], [5.0, 5.0]]))
+    assert float(codebook.distance) == pytest.approx(0.5 * 1 + 0.5 * 3)
+
+
+def test_unused_codes_move_to_features() -> None:
+    codebook = Codebook(3, 2, WarmStart(steps=1, gather=1))
+    codebook.start(torch.tensor([[0.0, 0.0], [5.0, 5.0], [9.0, 9.0]]), torch.ones(()))
+    codebook.observe(torch.tensor([[0.0, 0.0, 4.0, 1.0], [0.0, 0.0, 0.0, 0.0], [9.0, 9.0, 1.0, 0.0]]))
+    codebook.revive(torch.tensor([[1.0, 2.0]]), seeded())
+    torch.testing.assert_close(codebook.vectors, torch.tensor([[0.0, 0.0], [1.0, 2.0], [9.0, 9.0]]))
+    assert codebook.use.tolist() == [0.0, 0.0, 0.0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"steps": 40, "quantized_steps": -1}, "quantized_steps and commitment must be at least 0"),
+        ({"steps": 40, "revive_every": 0}, "revive_every at least 1"),
         ({"steps": 10, "gather": 11}, "gather must lie between 1 and steps 10, got 11"),
         ({"steps": 40, "sharpness": 0.0}, "sharpness must be above 0"),
         ({"steps": 40, "iterations": 0}, "iterations at least 1"),

@@ -29,7 +29,7 @@ def auto(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
 def in_lines(mask: Mask) -> bool:
     """Whether a mask's lines read so little that attention in parts is faster."""
     layout = mask.layout
-    cost = layout.text**2 + layout.image * layout.text + mask.line_plan().cost
+    cost = layout.text**2 + layout.image * layout.text + mask.line_sizes.cost
     return cost <= LARGEST_SHARE * layout.length**2
 
 

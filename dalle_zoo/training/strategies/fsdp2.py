@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import Shard
 
+from dalle_zoo.models.residual import shard_axis
 from dalle_zoo.training.precision import MIXED
 from dalle_zoo.training.strategies.states import ShardedStates
 
@@ -98,17 +99,10 @@ def unit_policy(precision: Precision) -> MixedPrecisionPolicy:
 
 
 def _axis(net: nn.Module, shards: int) -> Any:
-    """Which axis of a parameter is divided: inputs of the MLP's second matrix, else the first.
-
-    ``fully_shard`` divides any axis but the first only evenly, so where it cannot, the first serves.
-    """
-    inputs = {
-        parameter
-        for name, parameter in net.named_parameters()
-        if name.endswith("mlp.output.weight") and parameter.shape[1] % shards == 0
-    }
+    """Axis along which ``fully_shard`` divides a parameter."""
+    second = {p for name, p in net.named_parameters() if shard_axis(name, p.shape, shards) == 1}
 
     def axis(parameter: nn.Parameter) -> Shard:
-        return Shard(1 if parameter in inputs else 0)
+        return Shard(1 if parameter in second else 0)
 
     return axis

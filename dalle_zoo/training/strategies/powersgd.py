@@ -14,6 +14,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from dalle_zoo.models.initial import local, shard_like
+from dalle_zoo.models.residual import num_low_rank_matrices
 from dalle_zoo.training.powersgd import PowerSGD
 from dalle_zoo.training.strategies.fsdp2 import REPLICATE, SHARD, FullyShard
 from dalle_zoo.training.strategies.states import EXCHANGE
@@ -88,13 +89,11 @@ class ExchangesGradients(ParallelStrategy):
 
 
 def _split(name: str, matrix: Tensor) -> list[tuple[str, Tensor]]:
-    """Matrices to factorize: a shard of queries, keys and values counts as three, with the shapes of table 2.
-
-    Which rows stand together differs: the paper divides each of the three, here a shard is rows of their stack.
-    """
-    if not name.endswith("qkv.weight"):
+    """Matrices to factorize; those of one parameter are numbered."""
+    count = num_low_rank_matrices(name)
+    if count == 1:
         return [(name, matrix)]
-    return [(f"{name}#{number}", part) for number, part in enumerate(matrix.chunk(3))]
+    return [(f"{name}#{number}", part) for number, part in enumerate(matrix.chunk(count))]
 
 
 class DDPPowerSGD(ExchangesGradients, DDPStrategy):

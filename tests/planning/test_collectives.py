@@ -1,4 +1,4 @@
-"""Who holds what, bytes on the wire, and PowerSGD."""
+"""Shards and replicas, bytes sent, and PowerSGD."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 
 from dalle_zoo.models.prior import PriorConfig
-from dalle_zoo.planning.network import collectives
+from dalle_zoo.planning.collectives import collectives
 from dalle_zoo.planning.parameters import held
-from dalle_zoo.planning.prior import PriorWork
+from dalle_zoo.planning.prior import PriorWorkload
 from dalle_zoo.planning.setup import Setup
-from dalle_zoo.planning.strategies import OPTIONS, factors_of, spread_of
+from dalle_zoo.planning.strategies import OPTIONS, Sharding, factors_of, sharding_of
 from dalle_zoo.training.powersgd import compresses
 from dalle_zoo.training.strategies import STRATEGIES
 
-SMALL = PriorWork(PriorConfig(width=256, num_layers=4, num_heads=4))
-PAPER = PriorWork(PriorConfig())
+SMALL = PriorWorkload(PriorConfig(width=256, num_layers=4, num_heads=4))
+PAPER = PriorWorkload(PriorConfig())
 
 
-def sent(setup: Setup, work: PriorWork = SMALL, **options: Any) -> dict[str, tuple[float, float]]:
+def sent(setup: Setup, work: PriorWorkload = SMALL, **options: Any) -> dict[str, tuple[float, float]]:
     """Bytes inside the node and to others by name."""
     return {c.name: (c.intra, c.inter) for c in collectives(work, setup, **options)}
 
@@ -28,11 +28,14 @@ def sent(setup: Setup, work: PriorWork = SMALL, **options: Any) -> dict[str, tup
 def test_strategies_and_options_are_those_of_training() -> None:
     assert set(OPTIONS) - {"auto"} == set(STRATEGIES)
     for name, factory in STRATEGIES.items():
-        assert set(OPTIONS[name]) == set(inspect.signature(factory).parameters), name
+        parameters = inspect.signature(factory).parameters
+        assert set(OPTIONS[name]) == set(parameters), name
+        if "wire_bits" in parameters:
+            assert parameters["wire_bits"].default == Sharding.wire_bits
 
 
 @pytest.mark.parametrize(
-    ("strategy", "devices", "nodes", "shards", "copies"),
+    ("strategy", "devices", "nodes", "shards", "replicas"),
     [
         ("auto", 8, 2, (1, 1), (8, 2)),
         ("ddp", 8, 128, (1, 1), (8, 128)),
@@ -44,11 +47,11 @@ def test_strategies_and_options_are_those_of_training() -> None:
         ("hsdp_powersgd(rank=896)", 8, 128, (8, 1), (1, 128)),
     ],
 )
-def test_groups(strategy: str, devices: int, nodes: int, shards: tuple[int, int], copies: tuple[int, int]) -> None:
-    spread = spread_of(strategy, devices, nodes)
-    assert (spread.shards.per_node, spread.shards.nodes) == shards
-    assert (spread.copies.per_node, spread.copies.nodes) == copies
-    assert spread.shards.size * spread.copies.size == devices * nodes
+def test_groups(strategy: str, devices: int, nodes: int, shards: tuple[int, int], replicas: tuple[int, int]) -> None:
+    sharding = sharding_of(strategy, devices, nodes)
+    assert (sharding.shards.per_node, sharding.shards.nodes) == shards
+    assert (sharding.replicas.per_node, sharding.replicas.nodes) == replicas
+    assert sharding.shards.size * sharding.replicas.size == devices * nodes
 
 
 @pytest.mark.parametrize(
@@ -64,17 +67,17 @@ def test_groups(strategy: str, devices: int, nodes: int, shards: tuple[int, int]
         ("hsdp(8)", "an option of 'hsdp' is written"),
     ],
 )
-def test_wrong_strategies_say_what_to_type(strategy: str, message: str) -> None:
+def test_unknown_or_invalid_strategies(strategy: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        spread_of(strategy, 8, 2)
+        sharding_of(strategy, 8, 2)
 
 
-def test_nothing_is_sent_by_one_gpu() -> None:
+def test_one_gpu_sends_nothing() -> None:
     for strategy in ("auto", "ddp", "fsdp2", "hsdp"):
         assert sent(Setup(devices=1, strategy=strategy)) == {}
 
 
-def test_all_reduce_is_that_of_the_ring() -> None:
+def test_all_reduce_of_a_ring() -> None:
     gradients = 4 * held(SMALL.parameters)
     for devices, nodes in ((8, 1), (1, 8), (8, 4)):
         ((intra, inter),) = sent(Setup(devices=devices, nodes=nodes, strategy="ddp")).values()
@@ -105,7 +108,7 @@ def test_accumulated_passes_gather_again_but_ddp_averages_once() -> None:
 
 @pytest.mark.parametrize(("width", "rank", "percent"), [(1920, 512, 83), (2688, 640, 85), (3968, 896, 86)])
 def test_compression_rates_of_table_1(width: int, rank: int, percent: int) -> None:
-    work = PriorWork(PriorConfig(width=width, num_heads=width // 64))
+    work = PriorWorkload(PriorConfig(width=width, num_heads=width // 64))
     factors = factors_of(work.parameters, 8, rank // 8)
     assert round(100 * factors.compression) == percent
     assert factors.compression == pytest.approx(1 - 5 * rank / (8 * width))  # table 2 for 8 GPUs a node
@@ -114,19 +117,19 @@ def test_compression_rates_of_table_1(width: int, rank: int, percent: int) -> No
     assert factors.left + factors.right == 64 * ((5 * d * r * m + 4 * d * r) + (d * r * m + 8 * d * r)) // m**2
 
 
-def test_powersgd_sends_so_much_less_to_other_nodes() -> None:
+def test_powersgd_sends_less_to_other_nodes() -> None:
     setup = Setup(devices=8, nodes=128, strategy="hsdp_powersgd(rank=896)", precision="16-resblock")
-    thin, uncompressed = sent(setup, PAPER), sent(setup, PAPER, compress=False)
+    compressed, uncompressed = sent(setup, PAPER), sent(setup, PAPER, compress=False)
     factors = factors_of(PAPER.parameters, 8, 112)
     ring = 2 * 127 / 128
-    assert thin["all-reduce of P and R"] == (0, pytest.approx(4 * ring * (factors.left + factors.right)))
-    assert thin["all-reduce of the rest"] == (0, pytest.approx(4 * ring * factors.uncompressed))
+    assert compressed["all-reduce of P and R"] == (0, pytest.approx(4 * ring * (factors.left + factors.right)))
+    assert compressed["all-reduce of the rest"] == (0, pytest.approx(4 * ring * factors.uncompressed))
     assert uncompressed["all-reduce of gradients"] == (0, pytest.approx(4 * ring * held(PAPER.parameters, 8)))
     halved = sent(Setup(devices=8, nodes=128, strategy="hsdp_powersgd(rank=896, wire_bits=16)"), PAPER)
-    assert halved["all-reduce of P and R"][1] == pytest.approx(thin["all-reduce of P and R"][1] / 2)
+    assert halved["all-reduce of P and R"][1] == pytest.approx(compressed["all-reduce of P and R"][1] / 2)
 
 
-def test_matrices_too_small_for_the_rank_go_uncompressed_as_in_training() -> None:
+def test_matrices_below_the_rank_are_not_compressed_as_in_training() -> None:
     for shards, rank in ((1, 16), (8, 16), (8, 28), (8, 40)):
         compressed = 0
         for p in SMALL.parameters:
@@ -138,6 +141,6 @@ def test_matrices_too_small_for_the_rank_go_uncompressed_as_in_training() -> Non
         assert (factors.too_small > 0) == (rank == 40)
 
 
-def test_a_rank_that_compresses_nothing_is_refused() -> None:
+def test_a_rank_that_compresses_nothing_raises() -> None:
     with pytest.raises(ValueError, match=r"rank 1600 is too large to compress any matrix.* take at most rank=\d+"):
         factors_of(SMALL.parameters, 8, 200)

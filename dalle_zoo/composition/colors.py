@@ -1,0 +1,105 @@
+"""Colors of grounds and things: their names, and how a sprite takes another hue."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+# h w size of an image, in pixels; hues in degrees
+
+Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+GROUNDS: dict[str, tuple[int, int, int]] = {
+    "red": (222, 60, 50),
+    "orange": (245, 150, 50),
+    "yellow": (250, 215, 70),
+    "green": (80, 175, 90),
+    "blue": (70, 130, 230),
+    "purple": (150, 90, 200),
+    "pink": (250, 160, 195),
+    "gray": (150, 150, 155),
+    "black": (25, 25, 30),
+}
+"""RGB of the backgrounds that captions name; without a name the background is white."""
+HUES = {"red": 2, "orange": 28, "yellow": 50, "green": 120, "blue": 218, "purple": 275, "pink": 330}
+"""Hue of the colors that a thing can be given, degrees."""
+
+_NEAR = 45
+"""Hues that count as the dominant one, degrees to each side."""
+
+
+def hsv(sprite: Pixels) -> tuple[Floats, Floats]:
+    """HSV and opacity of premultiplied RGBA.
+
+    Args:
+        sprite: uint8 (h, w, 4).
+
+    Returns:
+        float32 (h, w, 3), each in 0..255, and float32 (h, w) in [0, 1].
+    """
+    alpha = sprite[..., 3].astype(np.float32) / np.float32(255)
+    rgb = sprite[..., :3] / np.maximum(alpha, 1 / 255)[..., None]
+    image = Image.fromarray(rgb.clip(0, 255).astype(np.uint8)).convert("HSV")
+    return np.asarray(image).astype(np.float32), alpha.astype(np.float32)
+
+
+def dominant_hue(sprite: Pixels) -> tuple[float, float, float]:
+    """The hue that most of a sprite's saturated area has.
+
+    Args:
+        sprite: uint8 (h, w, 4), premultiplied RGBA.
+
+    Returns:
+        The hue in degrees, the share of the saturated area within 35 degrees of it, and the share of the sprite that
+        is saturated; zeros where hardly anything is.
+    """
+    values, alpha = hsv(sprite)
+    weights = alpha * ((values[..., 1] > 70) & (values[..., 2] > 50))
+    total = float(weights.sum())
+    if total < 50:
+        return 0.0, 0.0, 0.0
+    bins = (values[..., 0] * 36 / 256).astype(np.int64) % 36
+    histogram = np.bincount(bins.ravel(), weights.ravel(), 36)
+    windows = sum(np.roll(histogram, shift) for shift in range(-3, 4))
+    peak = int(np.argmax(windows))
+    return peak * 10 + 5.0, float(np.asarray(windows)[peak]) / total, total / float(alpha.sum())
+
+
+def is_single_hued(sprite: Pixels) -> bool:
+    """Whether one hue dominates a sprite, so that recoloring it gives a thing "of that color"."""
+    _, share, saturated = dominant_hue(sprite)
+    return share > 0.8 and saturated > 0.5
+
+
+def recolored(sprite: Pixels, color: str) -> Pixels:
+    """A sprite whose dominant hue is replaced; other hues, shading and highlights stay.
+
+    Args:
+        sprite: uint8 (h, w, 4), premultiplied RGBA.
+        color: Name in `HUES`.
+
+    Returns:
+        uint8 (h, w, 4), premultiplied RGBA.
+    """
+    dominant, _, _ = dominant_hue(sprite)
+    values, alpha = hsv(sprite)
+    hue, saturation, value = (values[..., i] for i in range(3))
+    degrees = hue * 360 / 256
+    offset = (degrees - dominant + 180) % 360 - 180
+    near = (np.abs(offset) < _NEAR) & (saturation > 40)
+    result = values.copy()
+    # Half of the spread around the dominant hue is kept, so that shading keeps its tint.
+    result[..., 0] = np.where(near, (offset * 0.5 + HUES[color]) % 360 * 256 / 360, hue)
+    if color == "pink":  # a light red: less saturated and brighter
+        result[..., 1] = np.where(near, saturation * 0.55, saturation)
+        result[..., 2] = np.where(near, np.minimum(255, value * 0.6 + 105), value)
+    elif color in ("red", "blue", "purple"):
+        result[..., 1] = np.where(near, np.minimum(255, saturation * 0.8 + 20), saturation)
+    height, width = alpha.shape
+    image = Image.frombytes("HSV", (width, height), result.clip(0, 255).astype(np.uint8).tobytes())
+    rgb = np.asarray(image.convert("RGB"))
+    out = sprite.copy()
+    out[..., :3] = (rgb * alpha[..., None] + 0.5).astype(np.uint8)
+    return out

@@ -1,0 +1,138 @@
+"""Composes samples: from a seed and an index to a scene, its caption and its pixels."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dalle_zoo.composition.kinds import KINDS, SHARES
+from dalle_zoo.composition.picker import Picker, Pools
+from dalle_zoo.composition.scene import Pixels, Scene, render
+from dalle_zoo.composition.sprites import SpriteSet, bundled_folder
+from dalle_zoo.seeds import seeded_rng
+
+COMBINATIONS = ("ground", "hue", "count", "pair")
+"""Kinds that hold combinations out of training."""
+_ATTEMPTS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompositionConfig:
+    """What a composed data set is made of."""
+
+    sprites: str | None = None
+    """Folder of sprites, see `SpriteSet.load`; relative to the file that names it. Defaults to the bundled set."""
+    styles: tuple[str, ...] = ()
+    """Styles to take. Defaults to all."""
+    shares: Mapping[str, float] = field(default_factory=lambda: dict(SHARES))
+    """Share of each kind; they need not add up to 1."""
+    samples: int = 20_000
+    """Samples in an epoch. Every epoch composes new ones."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples must be at least 1, got {self.samples}")
+        for kind, share in self.shares.items():
+            KINDS[kind]  # an unknown name raises, with the nearest known one
+            if not share >= 0:
+                raise ValueError(f"the share of {kind!r} must be at least 0, got {share}")
+        if not sum(self.shares.values()) > 0:
+            raise ValueError("shares must hold a kind with a share above 0")
+
+    @classmethod
+    def load(cls, path: str | Path | None = None) -> CompositionConfig:
+        """Reads a YAML file with the fields of this class.
+
+        Args:
+            path: The file. Defaults to the bundled one.
+
+        Raises:
+            ValueError: The file is not a mapping, or has another field.
+        """
+        file = bundled_folder() / "composition.yaml" if path is None else Path(path)
+        values = yaml.safe_load(file.read_text("utf-8")) or {}
+        if not isinstance(values, dict) or (unknown := set(values) - set(cls.__dataclass_fields__)):
+            what = f"the key {sorted(map(str, unknown))[0]!r}" if isinstance(values, dict) else type(values).__name__
+            raise ValueError(f"{file} holds {what}: expected the keys {', '.join(cls.__dataclass_fields__)}")
+        if values.get("sprites") is not None:
+            values["sprites"] = str((file.parent / values["sprites"]).resolve())
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
+
+    def open_sprites(self) -> SpriteSet:
+        """The sprites of the chosen styles."""
+        sprites = SpriteSet.load(self.sprites)
+        return sprites.subset(self.styles) if self.styles else sprites
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for fingerprints and records."""
+        return {"styles": list(self.styles), "shares": dict(self.shares), "samples": self.samples}
+
+
+@dataclass(frozen=True)
+class Composed:
+    """One composed sample, not yet rendered."""
+
+    index: int
+    """Its number."""
+    scene: Scene
+    """What it shows."""
+    caption: str
+    """Its caption, in lower case but for acronyms."""
+
+
+class Composer:
+    """Composes samples, each a function of (seed, index) alone.
+
+    Args:
+        sprites: Sprites to compose.
+        seed: Seed of all samples.
+        split: Split of the sprites: "train", "val-styles" or "val-concepts".
+        shares: Share of each kind. Defaults to `SHARES`.
+        held_out: False composes only what training may see, True only combinations that it never sees; kinds that
+            combine nothing are left out then.
+
+    Raises:
+        ValueError: No kind is left, or the sprites allow none.
+    """
+
+    def __init__(
+        self,
+        sprites: SpriteSet,
+        *,
+        seed: int | str = 0,
+        split: str = "train",
+        shares: Mapping[str, float] = SHARES,
+        held_out: bool = False,
+    ) -> None:
+        self.sprites, self.seed, self.held_out = sprites, seed, held_out
+        self.pools = Pools(sprites, split)
+        chosen = {k: share for k, share in shares.items() if share > 0 and (not held_out or k in COMBINATIONS)}
+        if not chosen:
+            raise ValueError(f"no kind is left to compose: expected one of {list(COMBINATIONS)} among {list(shares)}")
+        self.kinds = tuple(chosen)
+        self._cumulative = list(itertools.accumulate(chosen.values()))
+
+    def compose(self, index: int) -> Composed:
+        """The sample with this index."""
+        rng = seeded_rng("composition", self.seed, index)
+        picker = Picker(self.pools, rng, self.held_out)
+        for _ in range(_ATTEMPTS):
+            kind = rng.choices(self.kinds, cum_weights=self._cumulative)[0]
+            made = KINDS[kind](picker)
+            if made is not None:
+                return Composed(index, *made)
+        raise ValueError(f"{_ATTEMPTS} attempts composed nothing: the sprites allow none of {', '.join(self.kinds)}")
+
+    def render(self, sample: Composed) -> Pixels:
+        """Pixels of a sample, uint8 (64, 64, 3)."""
+        return render(sample.scene, self.sprites)
+
+    def samples(self, indices: Sequence[int] | range) -> list[Composed]:
+        """Several samples."""
+        return [self.compose(index) for index in indices]

@@ -1,0 +1,76 @@
+"""Scenes: sprites placed on a ground, and how they become pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from dalle_zoo.composition.colors import GROUNDS, recolored
+from dalle_zoo.composition.sprites import SIZE, SpriteSet
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """A sprite at a place."""
+
+    sprite: int
+    """Index in the sprite set."""
+    size: int = SIZE
+    """Side, pixels."""
+    left: int = 0
+    """Distance of its box from the left border, pixels."""
+    top: int = 0
+    """Distance from the top border, pixels."""
+    flipped: bool = False
+    """Mirrored left to right."""
+    color: str | None = None
+    """Name in `HUES` of the color that replaces its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What an image shows; enough to render it and to score another image against it."""
+
+    kind: str
+    """Name of the kind in `KINDS`."""
+    items: tuple[Placed, ...]
+    """Sprites in reading order: left before right, top before bottom."""
+    ground: str | None = None
+    """Name in `GROUNDS`; None is white."""
+    relation: str | None = None
+    """"beside" or "above" where two things are related."""
+
+
+def render(scene: Scene, sprites: SpriteSet) -> Pixels:
+    """Pixels of a scene, uint8 (64, 64, 3)."""
+    canvas = np.empty((SIZE, SIZE, 3), np.float32)
+    canvas[:] = 255 if scene.ground is None else GROUNDS[scene.ground]
+    for item in scene.items:
+        _paste(canvas, _pixels(item, sprites), item.left, item.top)
+    return (canvas + 0.5).clip(0, 255).astype(np.uint8)
+
+
+def _pixels(item: Placed, sprites: SpriteSet) -> Pixels:
+    """uint8 (size, size, 4), premultiplied."""
+    image: Pixels = sprites.pixels[item.sprite]
+    if item.color is not None:
+        image = recolored(image, item.color)
+    if item.flipped:
+        image = image[:, ::-1]
+    if item.size == SIZE:
+        return image
+    full = Image.frombytes("RGBa", (SIZE, SIZE), image.tobytes())
+    return np.asarray(full.resize((item.size, item.size), Image.Resampling.BILINEAR, reducing_gap=3))
+
+
+def _paste(canvas: npt.NDArray[np.float32], image: Pixels, left: int, top: int) -> None:
+    side = len(image)
+    region = canvas[max(0, top) : top + side, max(0, left) : left + side]
+    part = image[max(0, -top) :, max(0, -left) :][: len(region), : region.shape[1]].astype(np.float32)
+    region *= 1 - part[..., 3:] / 255
+    region += part[..., :3]

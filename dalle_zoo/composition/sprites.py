@@ -1,0 +1,176 @@
+"""Sprite sets: images of single things with transparency, their names and styles."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from dalle_zoo.composition.colors import is_single_hued
+
+Pixels = npt.NDArray[np.uint8]
+
+SIZE = 64
+"""Side of a sprite, pixels."""
+BUNDLED = "sprites64"
+"""Name of the sprite set in the package."""
+ARCHIVE, INDEX = "sprites.tar", "sprites.jsonl"
+"""Files of a built sprite set: WebP images, and one JSON record per image."""
+_SUFFIXES = (".png", ".webp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sprite:
+    """Names and origin of one sprite."""
+
+    key: str
+    """Unique name in its set."""
+    thing: str
+    """Identifier of what it shows; sprites of one thing in several styles share it."""
+    names: tuple[str, ...]
+    """What people call it, the most common name first."""
+    style: str
+    """Word for its style in captions, "3d" or "flat"; empty if the set has only one."""
+    keywords: tuple[str, ...] = ()
+    """Other words that people use for it."""
+    mirrored: bool = False
+    """Whether it may be flipped: animals and food look right both ways, letters do not."""
+    split: str = "train"
+    """"train", "val-styles" (this style of the thing is not trained on) or "val-concepts" (the thing is not)."""
+
+
+class SpriteSet:
+    """Sprites and their pixels.
+
+    Args:
+        sprites: Records.
+        pixels: uint8 (N, 64, 64, 4), premultiplied RGBA.
+
+    Raises:
+        ValueError: The set is empty, or records and pixels differ in number.
+    """
+
+    def __init__(self, sprites: Sequence[Sprite], pixels: Pixels) -> None:
+        if not sprites or len(sprites) != len(pixels):
+            raise ValueError(f"expected one image per sprite, got {len(sprites)} sprites and {len(pixels)} images")
+        self.sprites = tuple(sprites)
+        self.pixels = pixels
+
+    @cached_property
+    def single_hued(self) -> frozenset[int]:
+        """Indices of the sprites that one hue dominates, which a color word can change."""
+        return frozenset(i for i, image in enumerate(self.pixels) if is_single_hued(image))
+
+    def __len__(self) -> int:
+        return len(self.sprites)
+
+    def subset(self, styles: Sequence[str]) -> SpriteSet:
+        """The sprites of some styles.
+
+        Raises:
+            ValueError: The set has no such style.
+        """
+        have = sorted({sprite.style for sprite in self.sprites})
+        if unknown := set(styles) - set(have):
+            raise ValueError(f"there is no style {sorted(unknown)[0]!r} in the sprite set: expected some of {have}")
+        chosen = [i for i, sprite in enumerate(self.sprites) if sprite.style in styles]
+        return SpriteSet([self.sprites[i] for i in chosen], self.pixels[chosen])
+
+    def fingerprint(self) -> str:
+        """SHA-256, hexadecimal, of records and pixels."""
+        digest = hashlib.sha256(self.pixels.tobytes())
+        digest.update(repr(self.sprites).encode())
+        return digest.hexdigest()
+
+    @classmethod
+    def load(cls, folder: str | Path | None = None) -> SpriteSet:
+        """Reads a sprite set.
+
+        Args:
+            folder: Folder with `ARCHIVE` and `INDEX`, or a folder of transparent PNG or WebP files whose names are
+                the names of the things: ``red_fox.png``, or ``flat/red_fox.png`` where the sub-folder is the style.
+                Defaults to the bundled set.
+
+        Raises:
+            ValueError: The folder holds neither, or a file is damaged or has no transparency.
+        """
+        root = bundled_folder() if folder is None else Path(folder)
+        if (root / INDEX).is_file():
+            return cls._from_archive(root)
+        if not root.is_dir():
+            raise ValueError(f"sprite folder {str(root)!r} does not exist")
+        return cls._from_images(root)
+
+    @classmethod
+    def _from_archive(cls, root: Path) -> SpriteSet:
+        records = [json.loads(line) for line in (root / INDEX).read_text("utf-8").splitlines()]
+        sprites = [_sprite(record) for record in records]
+        with tarfile.open(root / ARCHIVE) as tar:
+            images = {Path(member.name).stem: tar.extractfile(member) for member in tar if member.isfile()}
+            missing = [sprite.key for sprite in sprites if images.get(sprite.key) is None]
+            if missing:
+                raise ValueError(f"{root / ARCHIVE} lacks the image of {missing[0]!r}: build or install it again")
+            pixels = [_premultiplied(Image.open(images[sprite.key])) for sprite in sprites]  # type: ignore[arg-type]
+        return cls(sprites, np.stack(pixels))
+
+    @classmethod
+    def _from_images(cls, root: Path) -> SpriteSet:
+        found = list(_named_images(root))
+        if not found:
+            raise ValueError(
+                f"sprite folder {str(root)!r} holds no image: expected transparent PNG or WebP files named after "
+                "what they show, such as red_fox.png, or in sub-folders named after their style"
+            )
+        return cls([sprite for sprite, _ in found], np.stack([pixels for _, pixels in found]))
+
+
+def bundled_folder() -> Path:
+    """Folder of the bundled sprite set."""
+    return Path(str(importlib.resources.files("dalle_zoo"))) / "_data" / BUNDLED
+
+
+def _sprite(record: Mapping[str, Any]) -> Sprite:
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+    return Sprite(**{name: values[name] for name in Sprite.__dataclass_fields__ if name in values})
+
+
+def _named_images(root: Path) -> Iterator[tuple[Sprite, Pixels]]:
+    for path in sorted(root.rglob("*")):
+        parts = path.relative_to(root).parts
+        if path.suffix.lower() not in _SUFFIXES or any(part.startswith(".") for part in parts):
+            continue
+        name = path.stem.replace("_", " ").replace("-", " ").strip().lower()
+        style = " ".join(parts[:-1]).replace("_", " ").lower()
+        try:
+            with Image.open(path) as image:
+                if not image.has_transparency_data:
+                    raise ValueError(f"sprite {path} has no transparency: save it with a transparent background")
+                pixels = _premultiplied(image)
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"sprite {path} cannot be read: {error}") from error
+        key = path.relative_to(root).with_suffix("").as_posix()
+        yield Sprite(key=key, thing=name, names=(name,), style=style), pixels
+
+
+def _premultiplied(image: Image.Image | io.IOBase) -> Pixels:
+    """Fits an image into `SIZE` x `SIZE`, centered, as premultiplied RGBA."""
+    assert isinstance(image, Image.Image)
+    rgba = image.convert("RGBA").convert("RGBa")
+    if rgba.size != (SIZE, SIZE):
+        scale = SIZE / max(rgba.size)
+        size = (max(1, round(rgba.width * scale)), max(1, round(rgba.height * scale)))
+        resized = rgba.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR)
+        rgba = Image.new("RGBa", (SIZE, SIZE))
+        rgba.paste(resized, ((SIZE - size[0]) // 2, (SIZE - size[1]) // 2))
+    return np.asarray(rgba)

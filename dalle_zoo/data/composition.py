@@ -1,0 +1,67 @@
+"""Composed samples as a `SampleSource`, so that training, encoding and evaluation read them like any other data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+from dalle_zoo.composition.composer import Composer, CompositionConfig
+from dalle_zoo.composition.scene import Pixels
+from dalle_zoo.data.samples import Sample, SampleSource, Skipped
+
+SPLITS = ("train", "val-styles", "val-concepts", "held-out")
+"""``held-out`` composes only combinations that training never sees."""
+
+
+class CompositionSource(SampleSource):
+    """Samples composed on the fly: epoch e, position p is sample ``e * samples + p`` of the seed.
+
+    A sample depends on (seed, index) alone, so a resumed run and any number of workers compose the same ones.
+    Without a seed, the stored order, epoch 0 of the split's own seed is composed: the same samples every time.
+
+    Args:
+        config: What to compose.
+        split: One of `SPLITS`. Those but ``train`` have a twentieth of the samples.
+
+    Raises:
+        ValueError: There is no such split.
+    """
+
+    def __init__(self, config: CompositionConfig, split: str = "train") -> None:
+        if split not in SPLITS:
+            raise ValueError(f"there is no split {split!r}: expected one of {', '.join(SPLITS)}")
+        self.config, self.split = config, split
+        self.sprites = config.open_sprites()
+        self.composer(0)  # refuses sprites that allow nothing before anything is trained
+
+    def composer(self, seed: int | str) -> Composer:
+        """The composer of a seed."""
+        sprite_split = self.split if self.split.startswith("val-") else "train"
+        # Of a style or a thing that is new, single images alone say how well it is known.
+        shares = {"single": 1.0} if self.split.startswith("val-") else self.config.shares
+        return Composer(self.sprites, seed=seed, split=sprite_split, shares=shares, held_out=self.split == "held-out")
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in an epoch."""
+        return self.config.samples if self.split == "train" else max(1, self.config.samples // 20)
+
+    def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Sample | Skipped]:
+        """As `SampleSource.read`; no sample is ever skipped."""
+        composer = self.composer(f"stored {self.split}" if seed is None else seed)
+        first = 0 if seed is None else epoch * self.num_samples
+        for index in range(first + start, first + stop):
+            sample = composer.compose(index)
+            yield Sample(f"{sample.scene.kind}-{index}", ppm(composer.render(sample)), (sample.caption,))
+
+    def fingerprint(self) -> str:
+        """SHA-256, hexadecimal, of the sprites and of what is composed of them."""
+        facts = {"sprites": self.sprites.fingerprint(), "split": self.split, **self.config.as_dict()}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def ppm(pixels: Pixels) -> bytes:
+    """An image as a PPM file: nothing is compressed, so writing and reading it cost next to nothing."""
+    height, width, _ = pixels.shape
+    return b"P6 %d %d 255\n" % (width, height) + pixels.tobytes()

@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dalle_zoo.composition import (
+    COMBINATIONS,
+    KINDS,
+    SHARES,
+    Composer,
+    CompositionConfig,
+    Scene,
+    SpriteSet,
+    is_held_out,
+    render,
+)
+from dalle_zoo.composition.colors import GROUNDS, HUES, dominant_hue, recolored
+from dalle_zoo.composition.kinds import NUMBERS
+from dalle_zoo.composition.picker import HELD_OUT
+from dalle_zoo.data import CompositionSource, ImageTextDataset, ResumableLoader, open_source
+from dalle_zoo.data.composition import SPLITS
+from dalle_zoo.data.samples import Sample
+from dalle_zoo.registry import UnknownNameError
+
+COUNT = 1000
+
+
+def combination(sprites: SpriteSet, scene: Scene) -> tuple[str, ...] | None:
+    """What a scene combines, as `is_held_out` is asked for it; None for kinds that combine nothing."""
+    things = [sprites.sprites[item.sprite].thing for item in scene.items]
+    if scene.kind == "ground":
+        return ("ground", things[0], str(scene.ground))
+    if scene.kind == "hue":
+        return ("hue", things[0], str(scene.items[0].color))
+    if scene.kind == "count":
+        return ("count", things[0], str(len(things)))
+    return ("pair", *things) if scene.kind == "pair" else None
+
+
+def test_a_sample_depends_on_seed_and_index_alone(sprites: SpriteSet) -> None:
+    one, other = Composer(sprites, seed=3), Composer(sprites, seed=3)
+    forward, backward = [one.compose(i) for i in range(50)], [other.compose(i) for i in reversed(range(50))]
+    assert forward == backward[::-1]
+    assert np.array_equal(one.render(forward[7]), other.render(backward[-8]))
+    assert [Composer(sprites, seed=4).compose(i) for i in range(50)] != forward
+
+
+def test_composing_takes_less_than_a_millisecond(sprites: SpriteSet) -> None:
+    composer = Composer(sprites)
+    composer.compose(0)  # finds the single-hued sprites once
+    start = time.process_time()
+    for index in range(300):
+        composer.render(composer.compose(index))
+    # A third of the limit on an idle machine; three times that is allowed where other work slows the memory.
+    assert (time.process_time() - start) / 300 < 3e-3
+
+
+def test_training_never_sees_a_held_out_combination(sprites: SpriteSet) -> None:
+    train, held_out = Composer(sprites), Composer(sprites, held_out=True)
+    for index in range(COUNT):
+        seen = combination(sprites, train.compose(index).scene)
+        assert seen is None or not is_held_out(*seen)
+        unseen = combination(sprites, held_out.compose(index).scene)
+        assert unseen is not None
+        assert is_held_out(*unseen)
+
+
+def test_a_tenth_of_the_combinations_is_held_out(sprites: SpriteSet) -> None:
+    things = sorted({sprite.thing for sprite in sprites.sprites})
+    for kind, parts in (("ground", list(GROUNDS)), ("hue", list(HUES)), ("count", ["2", "3", "4"])):
+        share = np.mean([is_held_out(kind, thing, part) for thing in things for part in parts])
+        assert share == pytest.approx(HELD_OUT, abs=0.015)  # at least 1,700 combinations: three standard errors
+    assert np.mean([is_held_out("pair", a, b) for a, b in pairwise(things * 3)]) == pytest.approx(HELD_OUT, abs=0.04)
+
+
+def test_splits_share_no_sprite(sprites: SpriteSet) -> None:
+    split = {i: sprite.split for i, sprite in enumerate(sprites.sprites)}
+    train_things = {sprite.thing for sprite in sprites.sprites if sprite.split == "train"}
+    for name in ("train", "val-styles", "val-concepts"):
+        scenes = [Composer(sprites, split=name, shares={"single": 1}).compose(i).scene for i in range(200)]
+        assert {split[item.sprite] for scene in scenes for item in scene.items} == {name}
+        things = {sprites.sprites[item.sprite].thing for scene in scenes for item in scene.items}
+        assert things <= train_things if name != "val-concepts" else not things & train_things
+
+
+def test_kinds_come_in_their_shares(sprites: SpriteSet) -> None:
+    made = [Composer(sprites).compose(i).scene.kind for i in range(COUNT)]
+    for kind, share in SHARES.items():
+        # Kinds that refuse some choices give others a little more.
+        assert made.count(kind) / COUNT == pytest.approx(share, abs=0.05)
+
+
+@pytest.mark.parametrize("kind", list(SHARES))
+def test_every_kind_says_what_it_shows(sprites: SpriteSet, kind: str) -> None:
+    composer = Composer(sprites, shares={kind: 1})
+    for index in range(100):
+        sample = composer.compose(index)
+        scene, caption = sample.scene, sample.caption
+        assert scene.kind == kind
+        assert scene.ground is None or scene.ground in caption
+        assert kind != "count" or NUMBERS[len(scene.items)] in caption
+        for item in scene.items:
+            assert item.color is None or item.color in caption
+            assert 0 <= item.left <= 64 - item.size
+            assert 0 <= item.top <= 64 - item.size
+
+
+def test_pairs_are_named_in_their_order(sprites: SpriteSet) -> None:
+    composer = Composer(sprites, shares={"pair": 1})
+    checked = 0
+    for index in range(300):
+        scene, caption = (sample := composer.compose(index)).scene, sample.caption
+        first, second = (sprites.sprites[item.sprite].names for item in scene.items)
+        a, b = (min((caption.find(n) for n in names if n in caption), default=-1) for names in (first, second))
+        if a < 0 or b < 0 or a == b:
+            continue  # one name inside the other
+        turned = any(words in caption for words in (" to the right of ", " below "))
+        if " below " in caption:
+            assert scene.relation == "above"
+        assert (a < b) != turned, caption
+        checked += 1
+    assert checked > 200
+
+
+def test_pixels_are_where_the_scene_says(sprites: SpriteSet) -> None:
+    composer = Composer(sprites, shares={"place": 1})
+    for index in range(50):
+        scene = (sample := composer.compose(index)).scene
+        item, image = scene.items[0], composer.render(sample).astype(int)
+        ground = np.array((255, 255, 255) if scene.ground is None else GROUNDS[scene.ground])
+        outside = np.ones((64, 64), bool)
+        outside[item.top : item.top + item.size, item.left : item.left + item.size] = False
+        assert np.abs(image[outside] - ground).max() == 0
+        assert np.abs(image[~outside] - ground).max() > 20
+
+
+def test_recoloring_gives_the_hue_and_keeps_the_shape(sprites: SpriteSet) -> None:
+    composer = Composer(sprites)
+    for index in composer.pools.single_hued[:15]:
+        image = sprites.pixels[index]
+        for color, degrees in HUES.items():
+            changed = recolored(image, color)
+            assert np.array_equal(changed[..., 3], image[..., 3])
+            hue, _, saturated = dominant_hue(changed)
+            if saturated > 0.3:  # pink can be too pale to have a hue, and leaves those of small parts
+                assert abs((hue - degrees + 180) % 360 - 180) <= (40 if color == "pink" else 25)
+
+
+def test_the_source_composes_anew_in_each_epoch_and_resumes() -> None:
+    dataset = ImageTextDataset(open_source("composition:train"), transform="prior", size=64)
+    complete = ResumableLoader(dataset, 4, seed=1)
+    batches = iter(complete)
+    first = [next(batches)["caption"] for _ in range(3)]
+    state = complete.state_dict()
+    after = next(batches)
+    resumed = ResumableLoader(dataset, 4, seed=1)
+    resumed.load_state_dict(state)
+    again = next(iter(resumed))
+    assert again["caption"] == after["caption"]
+    assert again["image"].equal(after["image"])
+    later = ResumableLoader(dataset, 4, seed=1)
+    later.load_state_dict({**state, "epoch": 1, "batches": 0})
+    assert next(iter(later))["caption"] != first[0]
+
+
+def test_images_reach_the_network_as_composed() -> None:
+    source = CompositionSource(CompositionConfig.load())
+    item = next(iter(ImageTextDataset(source, transform="prior", size=64)))
+    composer = source.composer("stored train")
+    expected = composer.render(composer.compose(0))
+    assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_split_opens(split: str) -> None:
+    source = open_source(f"composition:{split}")
+    assert source.num_samples == (20_000 if split == "train" else 1_000)
+    assert all(isinstance(s, Sample) and s.captions for s in source.read(seed=None, epoch=0, start=0, stop=3))
+    kinds = {s.key.split("-")[0] for s in source.read(seed=None, epoch=0, start=0, stop=40) if isinstance(s, Sample)}
+    assert kinds <= {"single"} if split.startswith("val") else kinds
+    assert split != "held-out" or kinds <= set(COMBINATIONS)
+
+
+@pytest.fixture
+def own_sprites(tmp_path: Path) -> Path:
+    """A person's own transparent images: two styles of three things."""
+    for style, value in (("flat", 255), ("pencil", 90)):
+        folder = tmp_path / "sprites" / style
+        folder.mkdir(parents=True)
+        for number, name in enumerate(("red_fox", "boat", "house")):
+            image = np.zeros((40, 80, 4), np.uint8)
+            image[5:35, 10:70, number] = value
+            image[5:35, 10:70, 3] = 255
+            Image.fromarray(image).save(folder / f"{name}.png")
+    return tmp_path
+
+
+def test_own_sprites_take_the_place_of_the_bundled_ones(own_sprites: Path) -> None:
+    (own_sprites / "own.yaml").write_text("sprites: sprites\nsamples: 40\n")
+    source = open_source(f"{own_sprites / 'own.yaml'}:train")
+    samples = [s for s in source.read(seed=0, epoch=0, start=0, stop=40) if isinstance(s, Sample)]
+    assert len(samples) == 40
+    assert any("red fox" in s.captions[0] or "fox" in s.captions[0] for s in samples)
+    assert any("pencil" in s.captions[0] for s in samples)
+
+
+def test_an_own_kind_is_a_short_function(sprites: SpriteSet) -> None:
+    from dalle_zoo.composition import Picker, Placed
+
+    @KINDS.register("test-corner")
+    def corner(pick: Picker) -> tuple[Scene, str] | None:
+        sprite = pick.sprite()
+        return Scene(kind="test-corner", items=(Placed(sprite=sprite, size=20),)), f"{pick.short_phrase(sprite)}, tiny"
+
+    sample = Composer(sprites, shares={"test-corner": 1}).compose(0)
+    assert sample.caption.endswith("tiny")
+    assert (render(sample.scene, sprites)[30:, 30:] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("shares: {singel: 1}", "single"),
+        ("shares: {single: 0}", "share above 0"),
+        ("shares: {single: -1}", "at least 0"),
+        ("samples: 0", "samples must be at least 1"),
+        ("styels: [3d]", "styels"),
+        ("[1, 2]", "list"),
+        ("styles: [oil]", "oil"),
+        ("sprites: nowhere", "does not exist"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises((ValueError, UnknownNameError), match=message):
+        open_source(f"{tmp_path / 'own.yaml'}:train")
+
+
+def test_unknown_splits_and_opaque_or_damaged_sprites_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="held-out"):
+        open_source("composition:test")
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat.png")
+    with pytest.raises(ValueError, match="no transparency"):
+        SpriteSet.load(tmp_path)
+    (tmp_path / "cat.png").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"cat\.png cannot be read"):
+        SpriteSet.load(tmp_path)
+    (tmp_path / "cat.png").unlink()
+    with pytest.raises(ValueError, match="holds no image"):
+        SpriteSet.load(tmp_path)
