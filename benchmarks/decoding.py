@@ -42,7 +42,8 @@ STEPS = 4
 """Steps of a timed call."""
 WRITTEN_OUT = (
     "written out, attention of one query in bfloat16 takes a quarter of the time of PyTorch's fused call, against "
-    "which 9x was asked; half of our own step is the matrices of the layers and the head, which both paths multiply"
+    "which the target was 9x; half of the step of dalle-zoo is the matrices of the layers and the head, which both "
+    "paths multiply"
 )
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 
@@ -148,7 +149,7 @@ def advance(decoder: PriorDecoding | ConcatenatedCache, codes: Tensor, start: in
 # ------------------------------------------------------------ rows
 
 
-def against_concatenation(candidates: int, dtype: torch.dtype, asked: float, fused: bool = False) -> Row:
+def against_concatenation(candidates: int, dtype: torch.dtype, target: float, fused: bool = False) -> Row:
     """Steps in the middle of the image."""
     prior = make_prior(PAPER, dtype)
     text, codes = make_text(prior), make_codes(prior, candidates)
@@ -171,7 +172,7 @@ def against_concatenation(candidates: int, dtype: torch.dtype, asked: float, fus
         {"ours": lambda: advance(native, codes, POSITION), against: again},
         path="ours",
         against=against,
-        asked=asked,
+        target=target,
         equal=(
             Equality(
                 what="largest difference of the logits",
@@ -201,7 +202,7 @@ def memory(candidates: int) -> Row:
         name=f"keys and values of one of {candidates} images, the paper's {config.num_layers} layers, width 64",
         path="ours",
         against="full cache",
-        asked=4.0,
+        target=4.0,
         ratio=full / native,
         equal=(),
         seconds={"ours": [native], "full cache": [float(full)]},
@@ -211,7 +212,7 @@ def memory(candidates: int) -> Row:
     )
 
 
-def against_weights(candidates: int, dtype: torch.dtype, asked: float) -> Row:
+def against_weights(candidates: int, dtype: torch.dtype, target: float) -> Row:
     """Tokens, choice included, against multiplying each matrix once; caption and packing, once per image, are done."""
     prior = make_prior(SMALL, dtype)
     text, seeds = make_text(prior), torch.arange(candidates)[None]
@@ -244,7 +245,7 @@ def against_weights(candidates: int, dtype: torch.dtype, asked: float) -> Row:
         {"sampling": sample, "weights alone": loop},
         path="sampling",
         against="weights alone",
-        asked=asked if torch.get_num_threads() == 1 else None,  # it is about one thread
+        target=target if torch.get_num_threads() == 1 else None,  # it is about one thread
         equal=(
             Equality(
                 what="share of codes that differ from the full forward",
@@ -323,7 +324,7 @@ def single_image(name: str, limits: dict[str, float]) -> Row:
         name=f"an image of 32 x 32, {name}",
         path="sampling",
         against="weights at the rate of a copy",
-        asked=0.6,
+        target=0.6,
         ratio=floor / statistics.median(seconds["sampling"]),
         equal=(
             Equality(
@@ -360,7 +361,7 @@ def best_batch(prompts: int, candidates: int, limits: dict[str, float]) -> Row:
         name=f"{prompts} x {candidates} images of 32 x 32, 1.2B",
         path="sampling",
         against="roofline",
-        asked=0.5,
+        target=0.5,
         ratio=floor / statistics.median(seconds["sampling"]),
         equal=(),
         seconds={**seconds, "roofline": [floor]},

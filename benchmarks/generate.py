@@ -80,14 +80,14 @@ def main() -> None:
         name=f"dalle-zoo generate -n {CANDIDATES}, bundled weights, from start to file",
         path="now",
         against="before",
-        asked=3.0,
+        target=3.0,
         ratio=middle["before"] / middle["now"],
         equal=(Equality(what="largest difference of a pixel, of 255", value=difference, limit=0),),
         seconds=seconds,
         threads=options.threads,
         note=f"`import torch` alone takes {middle['import torch']:.2f} s of the {middle['now']:.2f} s",
     )
-    print(f"{row.name}: {row.ratio:.2f}x of {row.asked}x; {middle}")
+    print(f"{row.name}: {row.ratio:.2f}x of {row.target}x; {middle}")
     command = f"python benchmarks/generate.py --threads {options.threads} --device {options.device}"
     print(store("generate", command, [row], options.device))
 

@@ -144,7 +144,7 @@ def main() -> None:
                 "log2 of the scale of each block": scales,
                 "error without a scale": none,
                 "error with the best scale for all": one,
-                "error with a scale a block": per_block,
+                "error with a scale per block": per_block,
             }
         )
         print(f"2^{spread:<7g}{none[-1]:<11.2g}{one[-1]:<7.2g}(2^{exponent})     {per_block[-1]:<.2g}", flush=True)
@@ -170,7 +170,8 @@ def plot(result: dict[str, Any], out: Path) -> None:
     row = max(result["rows"], key=lambda row: row["log2 of the spread"])
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
-    for name, mark in (("without a scale", "x"), ("with the best scale for all", "o"), ("with a scale a block", ".")):
+    marks = {"without a scale": "x", "with the best scale for all": "o", "with a scale per block": "."}
+    for name, mark in marks.items():
         axis.semilogy(range(1, BLOCKS + 1), row[f"error {name}"], mark, label=name, markersize=5)
     axis.set_xlabel("residual block")
     axis.set_ylabel("relative error of the block's gradient")

@@ -110,7 +110,7 @@ def count_passes(sampling: CountingSampler, device: str) -> tuple[list[Row], Ser
             name=f"tokens per pass, emoji64 at temperature {temperature}, {len(expected)} images",
             path=WINDOWED,
             against=SINGLE,
-            asked=2.0,
+            target=2.0,
             ratio=tokens / passes[WINDOW],
             equal=(max(checks, key=lambda check: check.value),),
             seconds=seconds,
@@ -119,7 +119,7 @@ def count_passes(sampling: CountingSampler, device: str) -> tuple[list[Row], Ser
             extra={"tokens": tokens, "passes": passes},
         )
         shares = ", ".join(f"{window}: {passes[window] / tokens:.3f}" for window in WINDOWS)
-        print(f"{row.name}: {row.ratio:.2f} of {row.asked}; passes per token by window: {shares}", flush=True)
+        print(f"{row.name}: {row.ratio:.2f} of {row.target}; passes per token by window: {shares}", flush=True)
         rows.append(row)
     return rows, Series(x="tokens of a window", y="passes per token", lines=lines)
 
@@ -142,7 +142,7 @@ def compare_times(sampling: CountingSampler, device: str) -> tuple[list[Row], Se
             },
             path=WINDOWED,
             against=SINGLE,
-            asked=None,
+            target=None,
             equal=(difference(codes, sampling.sample(0, seeds, temperature, None)),),
             device=device,
             note="A window waits for the slowest image, and a wider pass takes longer; so windows are for few "

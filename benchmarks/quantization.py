@@ -80,7 +80,7 @@ def main() -> None:
                     {name: other_sample, "float32": sample},
                     path=name,
                     against="float32",
-                    asked=None,
+                    target=None,
                     equal=(
                         Equality(
                             what=f"loss above that of float32 ({loss:.4f} nats a token)", value=other_loss - loss

@@ -65,7 +65,7 @@ def forward_and_backward(backend: Backend, mask: Mask, given: list[Tensor]) -> l
     return [out.detach(), *torch.autograd.grad(out, inputs, gradient.detach())]
 
 
-def attention_row(spec: str, dtype: torch.dtype, asked: float | None, device: str) -> Row:
+def attention_row(spec: str, dtype: torch.dtype, target: float | None, device: str) -> Row:
     """One layer's attention at 1,280 positions, forward and backward."""
     mask = Mask.from_spec(spec, PAPER)
     batch, heads = (2, 8) if device == "cpu" else (16, 32)
@@ -82,7 +82,7 @@ def attention_row(spec: str, dtype: torch.dtype, asked: float | None, device: st
         paths,
         path="lines",
         against="dense boolean SDPA",
-        asked=asked,
+        target=target,
         equal=(
             Equality(
                 what="largest difference of values and gradients" + (", of the largest" if dtype != FLOAT32 else ""),
@@ -189,7 +189,7 @@ def head_memory(batch: int) -> Row:
         name=f"memory of the heads' loss and gradients, width {CONFIG.width}, {batch} x 1,280 positions",
         path="separate heads, few positions at a time",
         against="one joint head",
-        asked=None,
+        target=None,
         ratio=external / native,
         equal=loss_equality(loss, joint_loss, (gradient - joint_gradient).abs().max()),
         seconds={"separate heads, few positions at a time": [native], "one joint head": [external]},
@@ -246,7 +246,7 @@ def step_row(batch: int) -> Row:
         paths,
         path="lines and separate heads",
         against="dense SDPA and one joint head",
-        asked=1.35,
+        target=1.35,
         equal=loss_equality(loss, dense_loss, apart),
         note="with AdamW, which takes the same time on both sides",
     )
@@ -282,7 +282,7 @@ def large_step(batch: int, limits: Mapping[str, float]) -> Row:
         name=f"training step, 1.2B, {batch} x 1,280 positions",
         path="training step",
         against="its operations at the rate of a large product",
-        asked=0.45,
+        target=0.45,
         ratio=floor / statistics.median(seconds["training step"]),
         equal=(Equality(what="difference of the loss from eager dense attention", value=apart, limit=1e-3),),
         seconds={**seconds, "its operations at the rate of a large product": [floor]},
