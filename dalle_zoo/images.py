@@ -1,4 +1,4 @@
-"""Images as people look at them: tensors, PIL images and grids."""
+"""Converts between image tensors, PIL images and grids of images."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from dalle_zoo.registry import UnknownNameError, suggest
 
 _PACKAGE = Path(__file__).parent
 _ROOTS = (_PACKAGE / "_recipes", _PACKAGE.parent / "recipes")
-"""In a wheel the recipes travel inside the package; in a checkout they lie beside it."""
+"""A wheel has the recipes inside the package; a checkout has them next to it."""
 
 
 def recipe_root() -> Path:

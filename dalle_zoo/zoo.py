@@ -65,12 +65,13 @@ def find_model(
     Weights of another code base are converted, once, into a cache (`dalle_zoo.convert.cached`).
 
     Args:
-        location: Name or folder. Text that is a bundled name is that model, whatever lies in the working directory:
+        location: Name or folder. Text that is a bundled name is that model, whatever the working directory contains:
             write a folder of the same name as ``./emoji64``, or pass a `Path`. Text that is neither that nor a path
-            here, ``organisation/name``, is a model of the Hub. Of other code bases also a file, or several locations
+            here, ``organization/name``, is a model of the Hub. Of other code bases also a file, or several locations
             that belong together.
-        access: How the Hub is asked.
-        files: Of another code base, patterns of the file names to look at and to download. Defaults to all.
+        access: Options of requests to the Hub.
+        files: Patterns of the file names to inspect and to download from a repository of another code base. Defaults
+            to all.
 
     Raises:
         UnknownNameError: Neither of these; the message has the nearest name.
@@ -96,7 +97,7 @@ def find_model(
 
 
 def find_place(location: str | Path, access: Access = remote.DEFAULT, files: Sequence[str] = ()) -> Path:
-    """File or folder of one location as `find_model` takes it, whatever lies there; nothing is converted."""
+    """File or folder of one location as `find_model` takes it, whatever it contains; nothing is converted."""
     if isinstance(location, str) and location in model_names():
         return BUNDLED / location
     if Path(location).exists():
@@ -108,7 +109,7 @@ def find_place(location: str | Path, access: Access = remote.DEFAULT, files: Seq
             return remote.download_external(str(location), access, files)
     raise UnknownNameError(
         f"{suggest('model', str(location), model_names())}. A folder works as well: ./my-model; "
-        "and a model of the Hub: organisation/name"
+        "and a model of the Hub: organization/name"
     )
 
 
@@ -138,7 +139,7 @@ def find_component(
         location: A model as `find_model` takes it, or directly the folder of the part. Of a native model on the Hub
             only that part is downloaded, and held against its checksums.
         component: Which part.
-        access: How the Hub is asked.
+        access: Options of requests to the Hub.
         files: As for `find_model`.
     """
     folder = _remote_component(location, component, access) or find_model(location, access, files)

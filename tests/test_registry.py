@@ -121,7 +121,7 @@ def test_plugins_are_read_when_needed_and_loaded_once(
     point = Point("other", sorted)
     plugins = install(monkeypatch, point)
     assert registry["row"] is max
-    assert plugins.asked == 0  # a native name needs no look at what is installed
+    assert plugins.asked == 0  # a native name needs no list of what is installed
     assert list(registry) == ["column", "other", "row"]
     assert "other" in registry
     assert len(registry) == 3

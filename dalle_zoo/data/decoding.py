@@ -1,4 +1,4 @@
-"""Image files to RGB, doing what a person who looks at the file expects."""
+"""Decodes image files to RGB as image viewers show them."""
 
 from __future__ import annotations
 

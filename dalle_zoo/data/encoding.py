@@ -107,7 +107,7 @@ def encode_source(
     Args:
         source: The images.
         encode: The image tokenizer's ``encode``, on whatever device it likes.
-        out: Folder of the shards; created if missing.
+        out: Folder of the shards, created if needed.
         size: Side of the crops, pixels.
         info: Plain data about the tokenizer for the manifest: ``codebook_size`` (needed), its
             name, the SHA-256 of its weights.

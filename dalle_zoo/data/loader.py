@@ -236,7 +236,7 @@ class ResumableLoader:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continues behind a position of `state_dict` at the next `iter`."""
         done = state["batches"]
-        # Where the processes have other batches, as many samples of all of them lie behind.
+        # With another batch size or world size, the position is the one after equally many samples.
         before, now = (s.get("batch_size", 1) * s.get("world_size", 1) for s in (state, self._layout()))
         if "world_size" in state and before != now:
             done = min(done * before // now, len(self) - 1)
