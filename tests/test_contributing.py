@@ -21,7 +21,7 @@ QUICK = [
     "tests/masks/test_lines.py",
     "tests/masks/test_plan.py",
     "tests/models/test_tokenizer.py",
-    "tests/planning/test_network.py",
+    "tests/planning/test_collectives.py",
     "tests/tokenizers/test_contract.py",
 ]
 SLOW = ["tests/masks", "tests/models", "tests/sampling"]

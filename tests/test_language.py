@@ -14,10 +14,9 @@ ROOT = Path(__file__).parents[1]
 
 # Folders whose files are being rewritten: delete the entries, and this constant, when that is merged.
 BEING_REWRITTEN = (
-    "dalle_zoo/cli/*", "dalle_zoo/convert/*", "dalle_zoo/models/*", "dalle_zoo/planning/*", "dalle_zoo/training/*",
-    "dalle_zoo/hub.py", "dalle_zoo/pipeline.py", "eval/*", "docs/convert.md", "docs/evaluation.md",
-    "docs/planning.md", "tests/cli/*", "tests/convert/*", "tests/eval/*", "tests/models/*", "tests/planning/*",
-    "tests/training/*", "tests/test_hub.py", "tests/test_pipeline.py", "tests/test_weights.py",
+    "dalle_zoo/cli/*", "dalle_zoo/convert/*", "dalle_zoo/models/*", "dalle_zoo/training/*", "dalle_zoo/hub.py",
+    "dalle_zoo/pipeline.py", "eval/*", "docs/convert.md", "docs/evaluation.md", "tests/cli/*", "tests/convert/*",
+    "tests/eval/*", "tests/models/*", "tests/training/*",
 )  # fmt: skip
 
 TERMS = {
@@ -64,7 +63,9 @@ EXEMPT = {
 """Files that may contain any word, and why."""
 
 QUOTED = {
+    ("dalle_zoo/composition/picker.py", "picture"): "a caption as people write it",
     ("dalle_zoo/data/folder.py", "pictures"): "names a random stream: another name would give another order",
+    ("tools/sprite_names.txt", "picture"): "a name of an emoji",
     ("tests/test_repository.py", "rasterised"): "quotes THIRD_PARTY_NOTICES.md",
 }
 """A file and a word that it may contain, and why."""
