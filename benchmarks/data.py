@@ -1,9 +1,9 @@
-"""Reading code shards and images: samples per second, and the same records.
+"""Times reading code shards and images, and checks that the records are the same.
 
     python benchmarks/data.py --threads 1        writes benchmarks/results/speed/data_cpu1.json
 
-One record per member is what WebDataset's own writer makes: ``KEY.npy`` and ``KEY.json`` side by side, read here with
-that library. Nothing here runs on a GPU, so ``--device`` takes the CPU alone.
+WebDataset's own writer stores one record per member, as ``KEY.npy`` and ``KEY.json``; that library reads these shards
+here. Nothing in this script runs on a GPU, so ``--device`` accepts only the CPU.
 """
 
 from __future__ import annotations

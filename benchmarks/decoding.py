@@ -1,12 +1,13 @@
-"""Sampling with the prior: time of a step, memory, and how both grow.
+"""Measures the time of a sampling step of the prior, its memory, and how both grow.
 
     python benchmarks/decoding.py --threads 1
     python benchmarks/decoding.py --device cuda
 
-Weights are random, which costs the same. What a step is compared with: a cache that grows by concatenation and dense
-masks, as other code bases have it, each candidate with a caption of its own; and, as the limit of one token at a time,
-a loop that multiplies each weight matrix once and does nothing else. On a GPU, the time that reading the weights
-takes at the measured rate of a copy, or the roofline of weights, keys and arithmetic, whichever is highest.
+Weights are random, which does not change the cost. A step is compared with two alternatives. The first is a cache that
+grows by concatenation, with dense masks and a separate caption per candidate, as in other code bases. The second is the
+lower bound of sampling one token at a time: a loop that multiplies each weight matrix once and does nothing else. On a
+GPU this bound is the time to read the weights at the measured copy rate, or the roofline of weights, keys and
+arithmetic, whichever is larger.
 """
 
 from __future__ import annotations

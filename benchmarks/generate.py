@@ -1,9 +1,9 @@
-"""The complete command, from its start to the image on disk, against the code before the work on speed.
+"""Compares the complete command, from its start to the image on disk, with the code before the optimizations.
 
     python benchmarks/generate.py --threads 2
 
-Both are run in turn as a user runs them, in processes of their own, with the bundled weights. The older code is taken
-from this repository's history, so the script needs a git checkout.
+Both run alternately in separate processes, as a user runs them, with the bundled weights. The older code comes from the
+history of this repository, so the script needs a git checkout.
 """
 
 from __future__ import annotations

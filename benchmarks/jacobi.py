@@ -1,10 +1,10 @@
-"""Windows of guessed tokens against one token after the other: passes, time, and the same codes.
+"""Compares windows of guessed tokens with sampling one token at a time: passes, time, and equality of the codes.
 
     python benchmarks/jacobi.py --threads 1        writes benchmarks/results/speed/jacobi_cpu1.json
 
-Images of the bundled emoji64 weights, sampled one at a time if not said otherwise. A pass runs the prior over one
-token, or over one window; both paths are `sample_codes`, without and with ``window``. The first rows compare numbers
-of passes, with the times of both paths beside them; the others compare times.
+Samples images with the bundled emoji64 weights, one at a time unless stated otherwise. A pass runs the prior on one
+token or on one window; both paths are `sample_codes`, without and with ``window``. The first rows compare numbers of
+passes and also show the times of both paths; the others compare times.
 """
 
 from __future__ import annotations

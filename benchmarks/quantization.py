@@ -1,4 +1,4 @@
-"""What fewer bits do to the bundled model: the loss, the codes that are sampled, and the time.
+"""Measures the effect of fewer bits on the bundled model: loss, sampled codes, and time.
 
     python benchmarks/quantization.py --threads 1
 

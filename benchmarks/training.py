@@ -1,13 +1,12 @@
-"""Training the prior: attention by mask, the heads' loss, and complete steps.
+"""Times training of the prior: attention by mask, the loss of the heads, and complete steps.
 
     python benchmarks/training.py --threads 1
     python benchmarks/training.py --device cuda
 
-What is compared with is how other code bases train: fused attention under a dense boolean mask, and one head over
-both vocabularies at all positions, where the logits of the other kind are masked. Both sides have the same weights,
-the same captions, without padding, and the same optimizer. On a GPU a step of 1.2 billion parameters is held against
-the time that its operations take at the measured rate of a large product; attention counts the pairs that the masks
-allow.
+The baseline is the usual way to train: fused attention with a dense boolean mask, and one head over both vocabularies
+at all positions, where the logits of the other modality are masked. Both sides have the same weights, the same captions
+without padding, and the same optimizer. On a GPU, a step of 1.2 billion parameters is compared with the time of its
+operations at the measured rate of a large product; attention counts the pairs that the masks allow.
 """
 
 from __future__ import annotations

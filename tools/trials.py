@@ -1,10 +1,10 @@
-"""The short trials behind the choices in the emoji64 recipes, side by side.
+"""Runs the short trials on which the choices in the emoji64 recipes are based.
 
     python tools/trials.py dvae
     python tools/trials.py prior
 
-Each trial is a recipe with a few fields changed, trained for a fixed number of steps on one thread; the table
-holds the validation figures at the end. Trials that the file already has are not run again.
+Each trial is a recipe with a few fields changed, trained for a fixed number of steps on one thread. The table shows the
+final validation figures. Trials that the file already contains are not repeated.
 """
 
 from __future__ import annotations
