@@ -4,9 +4,9 @@
     python benchmarks/decoding.py --device cuda
 
 Weights are random, which does not change the cost. A step is compared with two alternatives. The first is a cache that
-grows by concatenation, with dense masks and a separate caption per candidate, as in other code bases. The second is the
-lower bound of sampling one token at a time: a loop that multiplies each weight matrix once and does nothing else. On a
-GPU this bound is the time to read the weights at the measured copy rate, or the roofline of weights, keys and
+grows by concatenation, with dense masks and a separate caption per candidate, as in other code bases. The second is
+the lower bound of sampling one token at a time: a loop that multiplies each weight matrix once and does nothing else.
+On a GPU this bound is the time to read the weights at the measured copy rate, or the roofline of weights, keys and
 arithmetic, whichever is larger.
 """
 

@@ -3,8 +3,8 @@
     python benchmarks/dvae.py --threads 1        writes benchmarks/results/speed/dvae_cpu1.json
 
 Both networks have the same random weights. PyPI's DALL-E 0.1 is not a dependency (``pip install --no-deps
-DALL-E==0.1``, see tests/requirements-parity.txt); without it, the baseline is the modules of dalle-zoo called as
-that package calls its own: `F.conv2d` and `F.relu` on channels-first float32, all logits, one-hot cells. Codes of random
+DALL-E==0.1``, see tests/requirements-parity.txt); without it, the baseline is the modules of dalle-zoo called as that
+package calls its own: `F.conv2d` and `F.relu` on channels-first float32, all logits, one-hot cells. Codes of random
 networks hardly vary, so the bias of the logits is set to make every code equally likely on average.
 """
 

@@ -2,8 +2,8 @@
 
     python benchmarks/generate.py --threads 2
 
-Both run alternately in separate processes, as a user runs them, with the bundled weights. The older code comes from the
-history of this repository, so the script needs a git checkout.
+Both run alternately in separate processes, as a user runs them, with the bundled weights. The older code comes from
+the history of this repository, so the script needs a git checkout.
 """
 
 from __future__ import annotations

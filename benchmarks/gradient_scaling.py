@@ -3,10 +3,10 @@
     python benchmarks/gradient_scaling.py          writes benchmarks/results/gradient_scaling.json and .png
 
 Gradients are compared with those of float32, block by block. Identities between the residual blocks multiply the
-gradient by a constant, so that it falls by the stated factor from the first block to the last for any network. The loss
-is scaled so that all blocks fit within the paper's limits, 2^7 and 2^24. The identity path is
-float32 in all three. The best scale for all is the power of two with the smallest error of the last block among those
-without overflow; the scale of one block is the largest of those, found by `GradientScales`.
+gradient by a constant, so that it falls by the stated factor from the first block to the last for any network. The
+loss is scaled so that all blocks fit within the paper's limits, 2^7 and 2^24. The identity path is float32 in all
+three. The best scale for all is the power of two with the smallest error of the last block among those without
+overflow; the scale of one block is the largest of those, found by `GradientScales`.
 """
 
 from __future__ import annotations

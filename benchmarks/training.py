@@ -4,9 +4,9 @@
     python benchmarks/training.py --device cuda
 
 The baseline is the usual way to train: fused attention with a dense boolean mask, and one head over both vocabularies
-at all positions, where the logits of the other modality are masked. Both sides have the same weights, the same captions
-without padding, and the same optimizer. On a GPU, a step of 1.2 billion parameters is compared with the time of its
-operations at the measured rate of a large product; attention counts the pairs that the masks allow.
+at all positions, where the logits of the other modality are masked. Both sides have the same weights, the same
+captions without padding, and the same optimizer. On a GPU, a step of 1.2 billion parameters is compared with the time
+of its operations at the measured rate of a large product; attention counts the pairs that the masks allow.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Get the sources with ``npm pack`` (pinned versions, see SOURCES in build_emoji_s
 
     python -m tools.build_sprites --sources DIR --out dalle_zoo/_data/sprites64
 
-Needs Pillow and resvg-py. The same sources and versions give the same bytes. `sprite_names.txt` next to this file lists
-the objects and their common names.
+Needs Pillow and resvg-py. The same sources and versions give the same bytes. `sprite_names.txt` next to this file
+lists the objects and their common names.
 """
 
 from __future__ import annotations

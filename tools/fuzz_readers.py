@@ -3,8 +3,8 @@
     python tools/fuzz_readers.py --seconds 60
     python tools/fuzz_readers.py --seed 0 --case 1234     # repeats one case and prints its traceback
 
-A case depends only on the seed and its number. It fails with any other exception, after more than `CASE_SECONDS`, or if
-all cases together use more memory than `MEMORY`.
+A case depends only on the seed and its number. It fails with any other exception, after more than `CASE_SECONDS`, or
+if all cases together use more memory than `MEMORY`.
 """
 
 from __future__ import annotations

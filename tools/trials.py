@@ -3,8 +3,8 @@
     python tools/trials.py dvae
     python tools/trials.py prior
 
-Each trial is a recipe with a few fields changed, trained for a fixed number of steps on one thread. The table shows the
-final validation figures. Trials that the file already contains are not repeated.
+Each trial is a recipe with a few fields changed, trained for a fixed number of steps on one thread. The table shows
+the final validation figures. Trials that the file already contains are not repeated.
 """
 
 from __future__ import annotations
