@@ -41,7 +41,7 @@ class Import:
 
     @property
     def part(self) -> str | None:
-        """Part of the package that is imported, None for another package."""
+        """Part of ours that is imported, None for another package."""
         head, _, rest = self.target.partition(".")
         return rest.split(".")[0] if head == PACKAGE else None
 
