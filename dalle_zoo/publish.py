@@ -36,7 +36,7 @@ class Publication:
     """What a commit will hold."""
 
     name: str
-    """``organization/name``."""
+    """``organisation/name``."""
     files: dict[str, Path | bytes]
     """Files to send, or their contents, by their path in the repository."""
 
@@ -65,7 +65,7 @@ def prepare(
     Args:
         folder: The model. Its own ``results/`` and ``README.md`` are taken along; a card that was written by hand
             keeps its text, and may state no number that was not measured. Files that its list does not name stay.
-        name: ``organization/name``.
+        name: ``organisation/name``.
         results: More result files of ``dalle-zoo eval``.
         runs: Runs that made the parts, of which the resolved configuration is published.
         recipes: Recipes, by name or file.
@@ -76,7 +76,7 @@ def prepare(
     """
     folder = Path(folder)
     if not is_hub_name(name):
-        raise ValueError(f"{name!r} is no name on the Hub: expected organization/name")
+        raise ValueError(f"{name!r} is no name on the Hub: expected organisation/name")
     if not (folder / INDEX).is_file():
         raise ModelFolderError(
             f"{folder} has no {INDEX}: expected a folder from save_pretrained or `dalle-zoo export`"
@@ -299,7 +299,7 @@ def _refusals(name: str) -> Iterator[None]:
         status = error.response.status_code if error.response is not None else None
         if status in (401, 403) or isinstance(error, errors.RepositoryNotFoundError):
             raise HubError(
-                f"{where} may not be written to with this token: `hf auth login` as a user of the organization, with "
+                f"{where} may not be written to with this token: `hf auth login` as a user of the organisation, with "
                 "a token that may write"
             ) from error
         if status == 412:

@@ -38,23 +38,23 @@ class ExternalRepositoryError(HubError):
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """Options of requests to the Hub."""
+    """How the Hub is asked."""
 
     revision: str | None = None
     """Branch, tag or commit. Defaults to the newest of the main branch."""
     token: str | None = None
-    """Access token of a user who may read. Defaults to that of `hf auth login` or ``HF_TOKEN``."""
+    """Of a user who may read; the one that `hf auth login` stored, or of ``HF_TOKEN``, if missing."""
     cache_dir: str | Path | None = None
-    """Folder of downloads. Defaults to the Hub's own cache."""
+    """Where downloads lie. Defaults to the Hub's own cache."""
     local_files_only: bool = False
-    """Use only the cache, as with ``HF_HUB_OFFLINE=1``."""
+    """Ask only the cache, as with ``HF_HUB_OFFLINE=1``."""
 
 
 DEFAULT = Access()
 
 
 def is_hub_name(location: object) -> bool:
-    """Whether text has the form ``organization/name``, of which the Hub allows letters, digits, points, and dashes.
+    """Whether text has the form ``organisation/name``, of which the Hub allows letters, digits, points, and dashes.
 
     Example:
         >>> is_hub_name("org/name"), is_hub_name("./folder"), is_hub_name("runs/prior/mine")
@@ -69,7 +69,7 @@ def download(name: str, access: Access = DEFAULT, component: str | None = None) 
     Nothing is verified: see `hub.verify_checksums`.
 
     Args:
-        name: ``organization/name``.
+        name: ``organisation/name``.
         access: How to ask.
         component: Only this part ("dvae", "prior", …) and what belongs to all.
 
@@ -113,7 +113,7 @@ def download_external(name: str, access: Access = DEFAULT, files: Sequence[str] 
     """Brings weights of another code base into the cache.
 
     Args:
-        name: ``organization/name``.
+        name: ``organisation/name``.
         access: How to ask.
         files: Patterns of the files to download. Defaults to `EXTERNAL`.
 

@@ -65,13 +65,12 @@ def find_model(
     Weights of another code base are converted, once, into a cache (`dalle_zoo.convert.cached`).
 
     Args:
-        location: Name or folder. Text that is a bundled name is that model, whatever the working directory contains:
+        location: Name or folder. Text that is a bundled name is that model, whatever lies in the working directory:
             write a folder of the same name as ``./emoji64``, or pass a `Path`. Text that is neither that nor a path
-            here, ``organization/name``, is a model of the Hub. Of other code bases also a file, or several locations
+            here, ``organisation/name``, is a model of the Hub. Of other code bases also a file, or several locations
             that belong together.
-        access: Options of requests to the Hub.
-        files: Patterns of the file names to inspect and to download from a repository of another code base. Defaults
-            to all.
+        access: How the Hub is asked.
+        files: Of another code base, patterns of the file names to look at and to download. Defaults to all.
 
     Raises:
         UnknownNameError: Neither of these; the message has the nearest name.
@@ -97,7 +96,7 @@ def find_model(
 
 
 def find_place(location: str | Path, access: Access = remote.DEFAULT, files: Sequence[str] = ()) -> Path:
-    """File or folder of one location as `find_model` takes it, whatever it contains; nothing is converted."""
+    """File or folder of one location as `find_model` takes it, whatever lies there; nothing is converted."""
     if isinstance(location, str) and location in model_names():
         return BUNDLED / location
     if Path(location).exists():
@@ -109,7 +108,7 @@ def find_place(location: str | Path, access: Access = remote.DEFAULT, files: Seq
             return remote.download_external(str(location), access, files)
     raise UnknownNameError(
         f"{suggest('model', str(location), model_names())}. A folder works as well: ./my-model; "
-        "and a model of the Hub: organization/name"
+        "and a model of the Hub: organisation/name"
     )
 
 
@@ -139,7 +138,7 @@ def find_component(
         location: A model as `find_model` takes it, or directly the folder of the part. Of a native model on the Hub
             only that part is downloaded, and held against its checksums.
         component: Which part.
-        access: Options of requests to the Hub.
+        access: How the Hub is asked.
         files: As for `find_model`.
     """
     folder = _remote_component(location, component, access) or find_model(location, access, files)

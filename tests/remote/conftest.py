@@ -42,7 +42,7 @@ class Repository:
 
 
 class LocalHub(ThreadingHTTPServer):
-    """The server; tests inspect and damage what it holds."""
+    """The server; what it holds can be looked at and damaged."""
 
     daemon_threads = True
 

@@ -235,7 +235,7 @@ def test_a_record_that_says_too_little_is_refused(model_folder: Path, field: str
 
 
 def test_a_folder_that_is_not_complete_is_refused(model_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'toy' is no name on the Hub: expected organization/name"):
+    with pytest.raises(ValueError, match="'toy' is no name on the Hub: expected organisation/name"):
         prepare(model_folder, "toy")
     with pytest.raises(ModelFolderError, match=r"has no model_index.json"):
         prepare(tmp_path, "org/toy")
