@@ -44,7 +44,12 @@ def usage(text: str) -> list[str]:
     return [block for block in blocks(text, "python") if block not in new_files(text).values()]
 
 
-def apply_diff(diff: str, root: Path) -> str:
+def changed_files(text: str) -> set[str]:
+    """Files that the printed diffs change."""
+    return {diff.splitlines()[0].removeprefix("--- ") for diff in blocks(text, "diff")}
+
+
+def apply_diff(diff: str, root: Path) -> None:
     """Changes a file as a printed diff says: each hunk must match at exactly one place."""
     header, *hunks = re.split(r"^@@\n", diff, flags=re.MULTILINE)
     name = header.removeprefix("--- ").strip()
@@ -55,7 +60,9 @@ def apply_diff(diff: str, root: Path) -> str:
         assert content.count(before) == 1, f"{name} does not contain these lines once:\n{before}"
         content = content.replace(before, "".join(line[1:] for line in lines if line[0] in " +"))
     (root / name).write_text(content, encoding="utf-8")
-    return name
+
+
+TOUCHED = sorted(path for text in SECTIONS.values() for path in {*new_files(text), *changed_files(text)})
 
 
 def run(copy: Path, *command: str) -> subprocess.CompletedProcess[str]:
@@ -98,14 +105,14 @@ def test_the_page_has_worked_examples() -> None:
 @pytest.mark.parametrize("heading", WORKED)
 def test_each_section_counts_its_files(heading: str) -> None:
     text = SECTIONS[heading]
-    new, changed = len(new_files(text)), len({diff.splitlines()[0] for diff in blocks(text, "diff")})
+    new, changed = len(new_files(text)), len(changed_files(text))
     plural = "s" if changed > 1 else ""
     assert text.lstrip().startswith(f"*{new} new file, {changed} changed file{plural}.*")
 
 
 def test_ruff_accepts_the_additions(copy: Path) -> None:
     for command in (["check"], ["format", "--check"]):
-        done = run(copy, "-m", "ruff", *command, "--no-cache", "dalle_zoo", "eval", "tests")
+        done = run(copy, "-m", "ruff", *command, "--no-cache", *TOUCHED)
         assert done.returncode == 0, done.stdout
 
 
@@ -137,5 +144,5 @@ def test_the_examples_run(copy: Path) -> None:
 
 @pytest.mark.slow  # a minute: mypy has no cache of the copy
 def test_mypy_accepts_the_additions(copy: Path) -> None:
-    done = run(copy, "-m", "mypy", *(path for text in SECTIONS.values() for path in new_files(text)))
+    done = run(copy, "-m", "mypy", *TOUCHED)
     assert done.returncode == 0, done.stdout
