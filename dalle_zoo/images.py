@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dalle_zoo.files import check_ending, written_aside
+from dalle_zoo.files import atomic_write, check_ending
 
 # B images, H W pixels
 
@@ -54,7 +54,7 @@ def save_png(image: Tensor | Image.Image, path: str | Path) -> Path:
     check_ending("path", path)
     if isinstance(image, Tensor):
         image = Image.fromarray(image.permute(1, 2, 0).numpy())
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         image.save(aside, format="PNG")
     return path
 

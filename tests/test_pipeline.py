@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dalle_zoo import DallePipeline
-from dalle_zoo.hub import ModelFolderError
 from dalle_zoo.images import from_pil, to_uint8
+from dalle_zoo.model_folder import ModelFolderError
 from dalle_zoo.models.dvae import DVAE, DVAEConfig, DVAEEncoder, DVAEEncoderConfig
 from dalle_zoo.models.prior import Prior
 from dalle_zoo.models.ranker import Ranker, RankerConfig

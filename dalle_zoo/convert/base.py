@@ -13,8 +13,8 @@ from torch import Tensor
 
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor, open_checkpoint
 from dalle_zoo.convert.pickles import UnrelatedFileError, WeightFileError
-from dalle_zoo.hub import Lazy
 from dalle_zoo.registry import Registry
+from dalle_zoo.weights import Lazy
 
 CONFIGS = (".json", ".yaml", ".yml")
 """Endings of files that are read as configurations."""

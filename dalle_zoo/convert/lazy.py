@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dalle_zoo.convert.base import check_fit
 from dalle_zoo.convert.pickles import WeightFileError
-from dalle_zoo.hub import Lazy, save_weights
+from dalle_zoo.weights import Lazy, save_weights
 
 CONVERTED_SHARD_BYTES = 10**9
 """Weights above this size are written to several files: what is in memory while a network is written."""
@@ -69,7 +69,7 @@ def write_network(
         kind: Name of the network in its registry.
         net: The network on the meta device, whose names and shapes the tensors must have.
         tensors: Weights under our names.
-        shard_bytes: As for `dalle_zoo.hub.save_weights`.
+        shard_bytes: As for `dalle_zoo.weights.save_weights`.
 
     Raises:
         WeightFileError: Tensors are missing, left over, of another shape, not floating point, or not finite.

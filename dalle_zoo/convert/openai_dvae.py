@@ -22,8 +22,9 @@ import torch
 from dalle_zoo.convert.base import FAMILIES, Conversion, Location, Source, read_tensors
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
 from dalle_zoo.convert.pickles import WeightFileError
-from dalle_zoo.hub import config_from_dict, save_network
+from dalle_zoo.model_folder import config_from_dict
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS
+from dalle_zoo.networks import save_network
 
 _NAME = re.compile(
     r"blocks\.(?:(?P<end>input|output\.conv)|(?P<group>group_\d+)\.(?:group\.)?(?P<block>block_\d+)\."

@@ -34,8 +34,8 @@ from dalle_zoo.convert.base import (
 )
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
 from dalle_zoo.convert.pickles import WeightFileError
-from dalle_zoo.hub import save_network
 from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
+from dalle_zoo.networks import save_network
 
 Tensors = Mapping[str, StoredTensor]
 
