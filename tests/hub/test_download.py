@@ -158,9 +158,8 @@ def test_a_list_that_leads_astray_is_refused(on_the_hub: str, local_hub: Any, li
     local_hub.requests.clear()
     with pytest.raises(HubError, match=message):
         DallePipeline.from_pretrained(on_the_hub)
-    of_the_model = [
-        path for _, path in local_hub.requests if on_the_hub in path
-    ]  # the client may ask for other things
+    # The client may send requests of its own, which concern no repository.
+    of_the_model = [path for _, path in local_hub.requests if on_the_hub in path]
     assert {path.rpartition("/")[2] for path in of_the_model} == {"sha256.json"}
 
 
