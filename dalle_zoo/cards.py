@@ -49,7 +49,7 @@ def render_card(folder: str | Path, result: Result, name: str | None = None) -> 
         Markdown. The same files give the same text.
 
     Raises:
-        ModelFolderError: A file of the folder is missing.
+        FileError: A file of the folder is missing.
         ValueError: There is no template for the protocol of the result.
     """
     folder = Path(folder)

@@ -157,7 +157,7 @@ class DallePipeline:
         Raises:
             UnknownNameError: No such model; the message has the nearest name.
             HubError: The Hub does not have it, or cannot be reached; the message says which.
-            ModelFolderError: A file is missing, damaged, or does not fit.
+            FileError: A file is missing, damaged, or does not fit.
             WeightFileError: Weights of another code base are damaged, or not all that a pipeline needs.
         """
         access = Access(revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)

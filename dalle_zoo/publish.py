@@ -1,7 +1,7 @@
 """Prepares a model folder for publication on the Hub: checks it, and renders its card from its files.
 
-Everything is checked before anything is uploaded. The text of the card comes only from ``record.json`` and from result
-files, so a card cannot state a number that was not measured with the published weights.
+Everything is checked before anything is uploaded. The card is rendered: its text comes from ``record.json``, and its
+results come from result files that were measured with exactly these weights. A card written by hand is refused.
 """
 
 from __future__ import annotations
