@@ -80,7 +80,7 @@ def find_model(
     locations = [location] if isinstance(location, str | Path) else list(location)
     files = [files] if isinstance(files, str) else files
     if not locations:
-        raise ValueError("location is empty: expected a name, a folder, or several locations that belong together")
+        raise ValueError("no location is given: expected a name, a folder, or several locations that belong together")
     places = [find_place(one, access, files) for one in locations]
     if len(places) == 1 and not files and _is_native(places[0]):
         return places[0]
