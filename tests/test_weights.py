@@ -1,4 +1,4 @@
-"""Weights in shards, and what loading takes: read back bit by bit, refused before anything is read, 1.15 in memory."""
+"""Sharded weights: loading restores them exactly, rejects damaged files before reading, and needs little memory."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Maker = Callable[..., Prior]
 
 ROOT = Path(__file__).parents[1]
 PEAK = 1.15
-"""Most memory that loading may take, in units of the weights."""
+"""Peak memory that loading may take, relative to the size of the weights."""
 
 
 @pytest.fixture
 def sharded(random_prior: Maker, tmp_path: Path) -> Path:
-    """A prior in shards of 4 kB at most, if no tensor is larger."""
+    """Folder of a prior in shards of at most 4 kB, except for larger tensors."""
     save_network(random_prior(), "prior", tmp_path, shard_bytes=4096)
     return tmp_path
 
@@ -197,7 +197,7 @@ print(memory("VmHWM") - before, sum(t.nbytes for t in prior.state_dict().values(
 
 
 def peak(random_prior: Maker, tmp_path: Path, width: int, layers: int, dtype: str) -> float:
-    """Most memory while a prior is loaded in a process of its own, in units of its weights."""
+    """Peak memory while a separate process loads a prior, relative to the size of its weights."""
     if not Path("/proc/self/status").exists():
         pytest.skip("memory is measured where Linux tells it")
     for name, sizes in (("tiny", {}), ("large", {"width": width, "num_layers": layers, "num_heads": 8})):
