@@ -25,8 +25,8 @@ from harness import ROUNDS, Equality, Row, Series, ceilings, compare, interleave
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle_zoo.models.cpu.linears import with_packed_linears
 from dalle_zoo.models.decoding import PriorDecoding
-from dalle_zoo.models.packed import with_packed_linears
 from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.sampling import Sampler, gumbel, sample_codes
 

@@ -12,16 +12,9 @@ from torch import Tensor, nn
 
 from dalle_zoo.files import read_json
 from dalle_zoo.model_folder import CONFIG, WEIGHTS, ModelFolderError, config_from_dict
-from dalle_zoo.models.dalle_mini import DalleMini  # noqa: F401 (registers itself)
-from dalle_zoo.models.dalle_pytorch import DallePytorch  # noqa: F401 (registers itself)
-from dalle_zoo.models.dalle_pytorch_vae import DallePytorchVAE  # noqa: F401 (registers itself)
-from dalle_zoo.models.dvae import DVAE  # noqa: F401 (registers itself)
-from dalle_zoo.models.image_prior import PRIORS, ImagePrior
-from dalle_zoo.models.mindalle import MinDALLE  # noqa: F401 (registers itself)
-from dalle_zoo.models.prior import Prior  # noqa: F401 (registers itself)
-from dalle_zoo.models.rudalle import RuDALLE  # noqa: F401 (registers itself)
-from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
-from dalle_zoo.models.vqgan import VQGAN  # noqa: F401 (registers itself)
+from dalle_zoo.models import IMAGE_TOKENIZERS, PRIORS
+from dalle_zoo.models.image_prior import ImagePrior
+from dalle_zoo.models.tokenizer import ImageTokenizer
 from dalle_zoo.weights import SHARD_BYTES, load_weights, save_weights, without_storage
 
 

@@ -37,7 +37,7 @@ from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
 from dalle_zoo.convert.dalle_mini_text import SPECIAL, special_tokens, text_tokenizer, vocabularies
 from dalle_zoo.convert.lazy import filled, write_network
 from dalle_zoo.convert.pickles import WeightFileError
-from dalle_zoo.models.dalle_mini import DalleMini, DalleMiniConfig
+from dalle_zoo.models.external.dalle_mini import DalleMini, DalleMiniConfig
 from dalle_zoo.weights import Lazy
 
 Tensors = Mapping[str, StoredTensor]

@@ -49,9 +49,9 @@ from dalle_zoo.convert.dalle_pytorch_hparams import (
 from dalle_zoo.convert.dalle_pytorch_text import about_vocabulary, find_vocabulary, read_vocabulary
 from dalle_zoo.convert.lazy import DerivedTensor, write_network
 from dalle_zoo.convert.pickles import WeightFileError
-from dalle_zoo.models.dalle_pytorch import DallePytorch, DallePytorchConfig
-from dalle_zoo.models.dalle_pytorch_layers import rotated_size, turns
-from dalle_zoo.models.dalle_pytorch_sparse import BLOCK, random_blocks, sure_blocks
+from dalle_zoo.models.external.dalle_pytorch import DallePytorch, DallePytorchConfig
+from dalle_zoo.models.external.dalle_pytorch_layers import rotated_size, turns
+from dalle_zoo.models.external.dalle_pytorch_sparse import BLOCK, random_blocks, sure_blocks
 from dalle_zoo.weights import Lazy
 
 Tensors = Mapping[str, StoredTensor]

@@ -19,7 +19,7 @@ from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
 from dalle_zoo.convert.lazy import write_network
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.convert.stored import check_small
-from dalle_zoo.models.dalle_pytorch_vae import (
+from dalle_zoo.models.external.dalle_pytorch_vae import (
     COLORS,
     PIXEL_MEAN,
     PIXEL_STD,

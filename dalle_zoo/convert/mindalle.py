@@ -28,7 +28,7 @@ from dalle_zoo.convert.base import FAMILIES, Conversion, Location, Source, check
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
 from dalle_zoo.convert.lazy import concatenated, filled, write_network
 from dalle_zoo.convert.pickles import WeightFileError
-from dalle_zoo.models.mindalle import PAD, MinDALLE, MinDALLEConfig
+from dalle_zoo.models.external.mindalle import PAD, MinDALLE, MinDALLEConfig
 from dalle_zoo.tokenizers import HFTokenizer
 from dalle_zoo.weights import Lazy
 

@@ -29,7 +29,7 @@ from dalle_zoo.convert.lazy import write_network
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.convert.youtokentome import is_vocabulary, read_vocabulary
 from dalle_zoo.masks import Mask, TextImageLayout
-from dalle_zoo.models.rudalle import LAST_MASKS, RuDALLE, RuDALLEConfig, Version
+from dalle_zoo.models.external.rudalle import LAST_MASKS, RuDALLE, RuDALLEConfig, Version
 
 Tensors = Mapping[str, StoredTensor]
 Configs = Mapping[str, Mapping[str, Any]]

@@ -34,7 +34,7 @@ from dalle_zoo.convert.base import (
 )
 from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
 from dalle_zoo.convert.pickles import WeightFileError
-from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
+from dalle_zoo.models.external.vqgan import VQGAN, VQGANConfig
 from dalle_zoo.networks import save_network
 
 Tensors = Mapping[str, StoredTensor]

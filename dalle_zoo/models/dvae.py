@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle_zoo.models import dvae_cpu
+from dalle_zoo.models.cpu import convolutions
 from dalle_zoo.models.layers import gumbel_noise
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
 
@@ -218,9 +218,9 @@ class Encoder(nn.Module):
             int64 (B, h, w).
         """
         dtype = _computing_dtype(self.input.weight)
-        fused = dvae_cpu.usable(images, self.input.weight, dtype)
-        features = dvae_cpu.Network(self.input, self.groups, dtype) if fused else self.features
-        logits = dvae_cpu.Cells(self.output) if fused else self._logits_of_rows
+        fused = convolutions.usable(images, self.input.weight, dtype)
+        features = convolutions.Network(self.input, self.groups, dtype) if fused else self.features
+        logits = convolutions.Cells(self.output) if fused else self._logits_of_rows
         cells = max(1, _LOGITS_BYTES.get(images.device.type, _LOGITS_BYTES["cuda"]) // (4 * self.output.out_channels))
         codes = []
         for part in torch.split(images, _num_per_pass(images.device, self.input.out_channels, *images.shape[2:])):
@@ -290,9 +290,9 @@ class Decoder(nn.Module):
     def way_from_codes(self, codes: Tensor) -> Callable[[Tensor], Tensor]:
         """What decodes parts of these codes as `from_codes` does; on a CPU weights are laid out once for all."""
         dtype = _computing_dtype(self.output.weight)
-        if not dvae_cpu.usable(codes, self.output.weight, dtype):
+        if not convolutions.usable(codes, self.output.weight, dtype):
             return lambda part: self.from_stem(self._look_up(part))
-        network, output = dvae_cpu.Network(None, self.groups, dtype), dvae_cpu.Convolution(self.output, dtype)
+        network, output = convolutions.Network(None, self.groups, dtype), convolutions.Convolution(self.output, dtype)
         return lambda part: output(network(self._look_up(part))).float()
 
     def _look_up(self, codes: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from dalle_zoo.models.cpu.linears import with_packed_linears
 from dalle_zoo.models.image_prior import ImagePrior
-from dalle_zoo.models.packed import with_packed_linears
 from dalle_zoo.sampling.capture import SampleFunction, repeated
 from dalle_zoo.sampling.jacobi import sample_windows
 from dalle_zoo.sampling.sampler import Sampler

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from dalle_zoo import DallePipeline
 from dalle_zoo.convert import Source, WeightFileError, convert, find, recognize
-from dalle_zoo.models.mindalle import MinDALLE, MinDALLEConfig
-from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
+from dalle_zoo.models.external.mindalle import MinDALLE, MinDALLEConfig
+from dalle_zoo.models.external.vqgan import VQGAN, VQGANConfig
 from dalle_zoo.networks import load_prior
 from dalle_zoo.sampling import decode_logits
 from dalle_zoo.tokenizers import load_text_tokenizer
@@ -29,7 +29,7 @@ GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/mindalle.py"))
 FIRST = runpy.run_path(str(Path(__file__).parents[1] / "golden/vqgan.py"))
 TOKENIZED = json.loads(GOLDEN["TOKENIZER"].read_text())
 TWIN = {"atol": 1e-4, "rtol": 0.0}
-"""As in tests/models/test_mindalle.py."""
+"""As in tests/models/external/test_mindalle.py."""
 SMALL = MinDALLEConfig(
     text_length=12, text_vocab=300, image_height=4, image_width=4, codebook_size=48, width=48, num_layers=3,
     num_heads=3, padding_id=1,

@@ -19,7 +19,7 @@ from dalle_zoo import DallePipeline
 from dalle_zoo.convert import Source, WeightFileError, convert, find
 from dalle_zoo.convert.base import check_fit
 from dalle_zoo.files import read_json
-from dalle_zoo.models.rudalle import RuDALLE, RuDALLEConfig
+from dalle_zoo.models.external.rudalle import RuDALLE, RuDALLEConfig
 
 TESTS = Path(__file__).parents[1]
 GOLDEN = runpy.run_path(str(TESTS / "golden/rudalle.py"))

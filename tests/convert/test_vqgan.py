@@ -18,13 +18,13 @@ from torch import Tensor
 
 from dalle_zoo.convert import Source, WeightFileError, convert, find, recognize
 from dalle_zoo.files import read_json
-from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
+from dalle_zoo.models.external.vqgan import VQGAN, VQGANConfig
 from dalle_zoo.networks import load_image_tokenizer
 
 GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/vqgan.py"))
 EmptyFile = Callable[[Mapping[str, Sequence[int]], Path], Path]
 TWIN = {"atol": 1e-4, "rtol": 1e-4}
-"""As in tests/models/test_vqgan.py."""
+"""As in tests/models/external/test_vqgan.py."""
 
 SMALL: dict[str, Any] = {
     "image_size": 16, "width": 32, "multipliers": (1, 2, 2), "blocks_per_level": 1, "attention_sizes": (8,),

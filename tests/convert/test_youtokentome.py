@@ -1,4 +1,4 @@
-"""Vocabularies of YouTokenToMe; that ids are those of the package is in tests/models/test_rudalle.py."""
+"""Vocabularies of YouTokenToMe; that ids are those of the package is in tests/models/external/test_rudalle.py."""
 
 from __future__ import annotations
 

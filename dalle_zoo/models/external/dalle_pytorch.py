@@ -6,10 +6,10 @@ input      <bos> t_0  …  t_T-1│ i_0  i_1  …  i_N-2      each + text positi
 target     t_0   t_1  …  i_0  │ i_1  i_2  …  i_N-1
            └─ text ids ─┘└──────── image tokens ───────┘  columns of one joint head
 ```
-What differs from the paper's prior: a position holds its own token, so the last text token predicts the first image
-token; id 0 of the text vocabulary is <bos>, and padding wherever a caption has it; masks are other ones, and so is
-everything round attention and MLP, see `dalle_zoo.models.dalle_pytorch_layers`. Some layers may have block-sparse
-attention (`dalle_zoo.models.dalle_pytorch_sparse`) or a gMLP block (`dalle_zoo.models.dalle_pytorch_gmlp`) instead.
+Differences from the paper's prior: the input of a position is its own token, so the last text token predicts the
+first image token. Id 0 of the text vocabulary is <bos>, and also marks padding within a caption. The masks differ, and
+so does everything around attention and MLP (`dalle_pytorch_layers.py`). Some layers may have block-sparse attention
+(`dalle_pytorch_sparse.py`) or a gMLP block (`dalle_pytorch_gmlp.py`) instead.
 
 Reference: https://github.com/lucidrains/DALLE-pytorch, versions 0.1 to 1.6.6; its names stand in brackets.
 """
@@ -28,8 +28,8 @@ from torch.nn import functional as F
 from dalle_zoo.masks import Mask, TextImageLayout, layer_masks
 from dalle_zoo.models.attention import BACKENDS
 from dalle_zoo.models.cache import LayerCache
-from dalle_zoo.models.dalle_pytorch_gmlp import GateCache, GatedMixing
-from dalle_zoo.models.dalle_pytorch_layers import (
+from dalle_zoo.models.external.dalle_pytorch_gmlp import GateCache, GatedMixing
+from dalle_zoo.models.external.dalle_pytorch_layers import (
     Attention,
     Branch,
     GatedMLP,
@@ -39,7 +39,7 @@ from dalle_zoo.models.dalle_pytorch_layers import (
     rotations,
     shift_tokens,
 )
-from dalle_zoo.models.dalle_pytorch_sparse import BLOCK, BlockCache, attend_blocks, sure_blocks
+from dalle_zoo.models.external.dalle_pytorch_sparse import BLOCK, BlockCache, attend_blocks, sure_blocks
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.tokenizers import TextTokenizer
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from tokenizers import CharBPETokenizer, Tokenizer
 from torch import Tensor
 
-from dalle_zoo.models.mindalle import MinDALLE, MinDALLEConfig
+from dalle_zoo.models.external.mindalle import MinDALLE, MinDALLEConfig
 from dalle_zoo.sampling import Sampler, decode_logits, sample_codes
 from dalle_zoo.tokenizers import ByteTokenizer, HFTokenizer
 
-GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/mindalle.py"))
+GOLDEN = runpy.run_path(str(Path(__file__).parents[2] / "golden/mindalle.py"))
 OUTPUTS = load_file(GOLDEN["FILE"])
 TOKENIZED = json.loads(GOLDEN["TOKENIZER"].read_text())
 TWIN = {"atol": 1e-4, "rtol": 0.0}
