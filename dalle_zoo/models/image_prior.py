@@ -81,7 +81,7 @@ class ImagePrior(nn.Module, ABC):
         Raises:
             ValueError: The prior knows none.
         """
-        raise ValueError(f"{type(self).__name__} knows no empty caption to compare with: leave guidance at 1")
+        raise ValueError(f"{type(self).__name__} knows no empty caption to compare with: leave guidance_scale at 1")
 
     def check(self, text: Tensor, codes: Tensor) -> None:
         """Raises `ValueError` when text (B, T) and codes (B, h, w) do not fit the configuration."""

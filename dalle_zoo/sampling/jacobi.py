@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from dalle_zoo.sampling.noise import gumbel
-from dalle_zoo.sampling.sampler import Sampler
+from dalle_zoo.sampling.options import SamplingOptions
 
 # P prompts, n candidates of each, N image positions, W positions of a window, K codebook size
 
@@ -41,7 +41,7 @@ with them those behind; damped, they settle sooner: in 5 % fewer passes with the
 def sample_windows(
     read: Read,
     seeds: Tensor,
-    sampler: Sampler,
+    options: SamplingOptions,
     given: Tensor,
     *,
     total: int,
@@ -56,7 +56,7 @@ def sample_windows(
     Args:
         read: Runs the prior over a window. Windows begin behind all tokens that were run with final ones before them.
         seeds: One per image, int64 (P, n).
-        sampler: Temperature and filters.
+        options: Temperature and filters; `read` has applied the guidance.
         given: First tokens of every image, int64 (P, m); they are run in windows too.
         total: Tokens N of an image.
         codebook_size: K.
@@ -81,13 +81,13 @@ def sample_windows(
         end = min(index + window, total)
         here, guesses = slice(index, end), tokens[:, :, index:end]
         logits = read(index, padded[:, :, here]).float()
-        sampled = (sampler.filter(logits) + noise[:, :, here]).argmax(-1)
+        sampled = (options.filter(logits) + noise[:, :, here]).argmax(-1)
         sampled = torch.where(positions[here] < final[..., None], guesses, sampled)
         num_right = (sampled == guesses).cumprod(-1).sum(-1)
         final = final.maximum((index + num_right + 1).clamp(max=end))
 
         expected = _damped(logits, expected)
-        guessed = (sampler.filter(expected) + noise[:, :, here]).argmax(-1)
+        guessed = (options.filter(expected) + noise[:, :, here]).argmax(-1)
         tokens[:, :, here] = torch.where(positions[here] < final[..., None], sampled, guessed)
         num_run = min(end, int(final.min()))
         expected = expected[:, :, num_run - index :]

@@ -21,7 +21,7 @@ from dalle_zoo.convert.base import check_fit
 from dalle_zoo.models.external.dalle_mini import DalleMini, DalleMiniConfig
 from dalle_zoo.models.external.vqgan import VQGAN, VQGANConfig
 from dalle_zoo.networks import load_prior
-from dalle_zoo.sampling import Sampler, decode_logits, sample_codes
+from dalle_zoo.sampling import SamplingOptions, decode_logits, sample_codes
 from dalle_zoo.tokenizers import DalleMiniTokenizer, HFTokenizer, load_text_tokenizer
 from dalle_zoo.tokenizers.dalle_mini import simplify
 
@@ -135,7 +135,7 @@ def test_codes_of_the_original(twin: Twin) -> None:
     """The most likely ones, with its guidance."""
     prior, golden = twin
     text, seeds = golden["text"][:, 1], torch.zeros(2, 1, dtype=torch.long)
-    codes = sample_codes(prior, text, seeds, sampler=Sampler(temperature=0), guidance=GOLDEN["GUIDANCE"])
+    codes = sample_codes(prior, text, seeds, SamplingOptions(temperature=0, guidance_scale=GOLDEN["GUIDANCE"]))
     assert torch.equal(codes.flatten(1), golden["codes"])
 
 
@@ -421,9 +421,9 @@ def test_prompt_in_images_out(converted: bool, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"num_images_per_prompt": 2, "seed": 1, "output_type": "latent"}
     plain = pipe("A cat, on the moon!", **arguments).images
     assert plain.shape == (2, 4, 4)
-    assert not torch.equal(pipe("A cat, on the moon!", guidance=10.0, **arguments).images, plain)
+    assert not torch.equal(pipe("A cat, on the moon!", guidance_scale=10.0, **arguments).images, plain)
     assert torch.equal(pipe("a cat on the moon", **arguments).images, pipe("A CAT on the moon", **arguments).images)
-    images = pipe(["a cat", ""], num_images_per_prompt=2, top_k=8, guidance=16.0).images
+    images = pipe(["a cat", ""], num_images_per_prompt=2, top_k=8, guidance_scale=16.0).images
     assert [image.size for image in images] == [(16, 16)] * 4
     assert pipe("a cat", prime=None, temperature=0).images[0].size == (16, 16)
 

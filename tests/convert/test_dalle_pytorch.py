@@ -26,7 +26,7 @@ from dalle_zoo.models.external.dalle_pytorch_vae import DallePytorchVAE
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.external.vqgan import VQGAN, VQGANConfig
 from dalle_zoo.networks import load_image_tokenizer, load_prior
-from dalle_zoo.sampling import Sampler, decode_logits, sample_codes
+from dalle_zoo.sampling import SamplingOptions, decode_logits, sample_codes
 
 GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/dalle_pytorch.py"))
 CASES = [f"{version} {name}" for version, cases in GOLDEN["CASES"].items() for name in cases]
@@ -101,7 +101,7 @@ def test_equals_the_original(case: str, tmp_path: Path) -> None:
     torch.testing.assert_close(prior.image_logits(text[:1], codes[:1]), expected["logits"][:1], **SAME)
     steps = torch.stack(list(decode_logits(prior, text, codes[:, None])), 2)[:, 0]
     torch.testing.assert_close(steps, expected.get("cached", expected["logits"]), **SAME)
-    sampled = sample_codes(prior, text, torch.zeros(3, 1, dtype=torch.long), sampler=Sampler(temperature=0))
+    sampled = sample_codes(prior, text, torch.zeros(3, 1, dtype=torch.long), SamplingOptions(temperature=0))
     assert torch.equal(sampled.flatten(1), expected["greedy"])
     assert record["image_tokenizer"]["family"] == "dalle_pytorch_vae"
     assert record["missing"] == ["tokenizer"]
@@ -146,10 +146,12 @@ def test_a_folder_becomes_a_pipeline(tmp_path: Path) -> None:
     record = convert(find(tmp_path / "in"), tmp_path / "ours")
     assert record["missing"] == []
     pipe = DallePipeline.from_pretrained(tmp_path / "ours")
-    out = pipe("a red cat", num_images_per_prompt=2, seed=1, top_k=5, guidance=2.0)
+    out = pipe("a red cat", num_images_per_prompt=2, seed=1, top_k=5, guidance_scale=2.0)
     assert [image.size for image in out.images] == [(16, 16)] * 2
     assert pipe.encode_text(["a red cat on a mat with"]).tolist() == [[11, 1, 4, 6, 15]]  # a is 0, so padding
-    again = pipe("a red cat", num_images_per_prompt=2, seed=1, top_k=5, guidance=2.0, output_type="latent").images
+    again = pipe(
+        "a red cat", num_images_per_prompt=2, seed=1, top_k=5, guidance_scale=2.0, output_type="latent"
+    ).images
     alone = pipe("a red cat", num_images_per_prompt=2, seed=1, top_k=5, output_type="latent").images
     assert again.shape == (2, 8, 8)
     assert not torch.equal(again, alone)
@@ -160,7 +162,7 @@ def test_guidance_acts_at_every_token(tmp_path: Path) -> None:
     """In the original it acts at the first alone: it wipes out the caption that both passes share."""
     prior, _ = converted(save("1.6.6 mixed", tmp_path), tmp_path / "ours")
     text = with_pads(prior, GOLDEN["TEXT"][:1])
-    codes = sample_codes(prior, text, torch.zeros(1, 1, dtype=torch.long), guidance=3.0)[:, 0]
+    codes = sample_codes(prior, text, torch.zeros(1, 1, dtype=torch.long), SamplingOptions(guidance_scale=3.0))[:, 0]
     conditional = prior.image_logits(text, codes)
     empty = prior.image_logits(prior.null_text()[None], codes)
     assert (conditional - empty).abs().amax(-1).min() > 1e-3

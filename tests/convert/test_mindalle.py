@@ -112,7 +112,7 @@ def test_the_release_generates_images(tmp_path: Path) -> None:
     assert pipe.encode_text(GOLDEN["CAPTIONS"]).tolist() == [row[:12] for row in TOKENIZED["ids"]]
     options = {"num_images_per_prompt": 2, "output_type": "latent", "seed": 3}
     plain = pipe("a cat", **options).images
-    for changed in ({"top_k": 4}, {"top_p": 0.5}, {"temperature": 0.5}, {"guidance": 3.0}):
+    for changed in ({"top_k": 4}, {"top_p": 0.5}, {"temperature": 0.5}, {"guidance_scale": 3.0}):
         assert not torch.equal(pipe("a cat", **options, **changed).images, plain), changed
     images = pipe("A painting of a cat", num_images_per_prompt=2, seed=0).images
     assert [image.size for image in images] == [(16, 16)] * 2

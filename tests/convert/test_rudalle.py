@@ -49,7 +49,7 @@ def test_prompt_to_images(version: str, wavelet: bool, pixels: int, tmp_path: Pa
     assert record["image_tokenizer"]["family"] == "vqgan"
     assert record["missing"] == []
     pipe = DallePipeline.from_pretrained(tmp_path / "ours")
-    options: dict[str, Any] = {"top_k": 20, "top_p": 0.9, "temperature": 0.8, "guidance": 1.5, "seed": 1}
+    options: dict[str, Any] = {"top_k": 20, "top_p": 0.9, "temperature": 0.8, "guidance_scale": 1.5, "seed": 1}
     first, second = pipe("Рыжий котик", num_images_per_prompt=2, **options).images
     assert first.size == (pixels, pixels)
     assert first.tobytes() != second.tobytes()

@@ -218,7 +218,7 @@ def test_an_external_repository_is_converted_once(external: str, local_hub: Any,
     assert (folder / "record.json").stat().st_mtime_ns == stamp
     with pytest.raises(UnknownNameError, match="unknown component 'prior'"):
         load_model(external, "prior")
-    with pytest.raises(ModelFolderError, match="lack prior and tokenizer, and no image can be generated"):
+    with pytest.raises(ModelFolderError, match="lack prior and tokenizer, so no image can be generated"):
         DallePipeline.from_pretrained(external)
 
 

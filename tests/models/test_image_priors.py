@@ -12,7 +12,7 @@ from dalle_zoo.files import write_json
 from dalle_zoo.model_folder import ModelFolderError
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.networks import load_prior, save_network
-from dalle_zoo.sampling import Sampler, decode_logits, sample_codes
+from dalle_zoo.sampling import SamplingOptions, decode_logits, sample_codes
 
 SIZES = {"text_length": 5, "text_vocab": 11, "image_height": 3, "image_width": 4, "codebook_size": 9}
 
@@ -98,12 +98,11 @@ def test_a_token_depends_on_the_caption_and_on_no_later_token(name: str) -> None
 def test_an_image_depends_on_its_seed_alone(name: str) -> None:
     prior, seeds = tiny(name), torch.arange(6).view(3, 2)
     text = captions(prior)
-    sampled = sample_codes(prior, text, seeds, sampler=Sampler(top_k=5))
+    options = SamplingOptions(top_k=5)
+    sampled = sample_codes(prior, text, seeds, options)
     assert len(sampled.flatten(0, 1).flatten(1).unique(dim=0)) == 6
-    assert torch.equal(sample_codes(prior, text[1:2], seeds[1:2, 1:], sampler=Sampler(top_k=5))[0, 0], sampled[1, 1])
-    primed = sample_codes(
-        prior, text[1:2], seeds[1:2, 1:], sampler=Sampler(top_k=5), prime=sampled[1, 1].view(1, -1)[:, :5]
-    )
+    assert torch.equal(sample_codes(prior, text[1:2], seeds[1:2, 1:], options)[0, 0], sampled[1, 1])
+    primed = sample_codes(prior, text[1:2], seeds[1:2, 1:], options, prime=sampled[1, 1].view(1, -1)[:, :5])
     assert torch.equal(primed[0, 0], sampled[1, 1])
 
 
@@ -113,10 +112,10 @@ def test_guidance_acts_on_every_step_or_is_refused(name: str) -> None:
     prior = tiny(name)
     text, seeds = captions(prior), torch.arange(3).view(3, 1)
     if type(prior).null_text is ImagePrior.null_text:
-        with pytest.raises(ValueError, match="knows no empty caption to compare with: leave guidance at 1"):
-            sample_codes(prior, text, seeds, guidance=2.0)
+        with pytest.raises(ValueError, match="knows no empty caption to compare with: leave guidance_scale at 1"):
+            sample_codes(prior, text, seeds, SamplingOptions(guidance_scale=2.0))
         return
-    codes = sample_codes(prior, text, seeds, guidance=3.0, sampler=Sampler(temperature=0)).clone()
+    codes = sample_codes(prior, text, seeds, SamplingOptions(temperature=0, guidance_scale=3.0)).clone()
     conditional = prior.image_logits(text, codes[:, 0])
     empty = prior.image_logits(prior.null_text().expand(3, -1), codes[:, 0])
     assert (conditional - empty).abs().amax(-1).min() > 1e-4
