@@ -110,6 +110,8 @@ class DallePipeline(PretrainedModel):
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if seeds.ndim != 2 or len(seeds) != len(text):
+            raise ValueError(f"seeds must have shape ({len(text)}, N), one row per prompt, got {tuple(seeds.shape)}")
         prompts, count = seeds.shape
         per_batch = max(batch_size // max(count, 1), 1)  # complete prompts while they fit, else parts of one prompt
         jobs = [

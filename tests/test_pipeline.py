@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from dalle_zoo.models.prior import Prior
 from dalle_zoo.models.ranker import Ranker, RankerConfig
 from dalle_zoo.pipeline import PipelineOutput
 from dalle_zoo.registry import UnknownNameError
+from dalle_zoo.sampling import SamplingOptions
 from dalle_zoo.tokenizers import ByteTokenizer
 
 Maker = Callable[..., Prior]
@@ -115,6 +117,25 @@ def test_sampling_options_reach_the_samples(pipe: DallePipeline) -> None:
         assert len(generate(**option).unique(dim=0)) == 1, option
     assert len(generate().unique(dim=0)) == 6
     assert not torch.equal(generate(guidance_scale=3.0), generate())
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 64])
+def test_sample_gives_the_codes_of_a_call(pipe: DallePipeline, batch_size: int) -> None:
+    options = SamplingOptions(temperature=0.8, top_k=5, top_p=0.9, guidance_scale=1.5)
+    out = pipe(PROMPTS, num_images_per_prompt=3, seed=1, output_type="latent", **asdict(options))
+    text, seeds = pipe.encode_text(PROMPTS), out.seeds.view(3, 3)
+    codes = pipe.sample(text, seeds, options, batch_size=batch_size)
+    assert torch.equal(codes.flatten(0, 1), out.images)
+    assert torch.equal(pipe.sample(text[1:2], seeds[1:2, 2:], options)[0, 0], codes[1, 2])
+    assert not torch.equal(pipe.sample(text, seeds), codes), "without options it is plain sampling"
+
+
+def test_sample_refuses_what_does_not_fit(pipe: DallePipeline) -> None:
+    text, seeds = pipe.encode_text(PROMPTS), torch.zeros(3, 2, dtype=torch.long)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        pipe.sample(text, seeds, batch_size=0)
+    with pytest.raises(ValueError, match=r"seeds must have shape \(3, N\), one row per prompt, got \(2, 2\)"):
+        pipe.sample(text, seeds[:2])
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4])
