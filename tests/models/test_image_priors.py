@@ -112,7 +112,7 @@ def test_guidance_acts_on_every_step_or_is_refused(name: str) -> None:
     prior = tiny(name)
     text, seeds = captions(prior), torch.arange(3).view(3, 1)
     if type(prior).null_text is ImagePrior.null_text:
-        with pytest.raises(ValueError, match="knows no empty caption to compare with: leave guidance_scale at 1"):
+        with pytest.raises(ValueError, match="has no empty caption for guidance: leave guidance_scale at 1"):
             sample_codes(prior, text, seeds, SamplingOptions(guidance_scale=2.0))
         return
     codes = sample_codes(prior, text, seeds, SamplingOptions(temperature=0, guidance_scale=3.0)).clone()
@@ -129,7 +129,7 @@ def test_windows_sample_the_same_or_are_refused(name: str) -> None:
     text, seeds = captions(prior), torch.arange(6).view(3, 2)
     if type(prior).window_decoding is ImagePrior.window_decoding:
         with pytest.raises(
-            ValueError, match=f"{type(prior).__name__} samples one token after the other: leave window"
+            ValueError, match=f"{type(prior).__name__} can only sample one token per pass: omit window"
         ):
             sample_codes(prior, text, seeds, window=4)
         return
