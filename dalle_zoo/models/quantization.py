@@ -1,8 +1,8 @@
 """Quantizes weights to 8 or 4 bits for sampling, by torchao: a token reads half or a quarter of the bytes of bfloat16.
 
 The matrices of the layers are rounded, with one scale per row (int8) or per 32 weights of a row (int4). Embeddings,
-norms and heads keep their precision, and sums are computed in the precision of the prior. Quantization changes the images;
-`benchmarks/quantization.py` measures by how much.
+norms and heads keep their precision, and sums are computed in the precision of the prior. Quantization changes the
+images; `benchmarks/quantization.py` measures by how much.
 """
 
 from __future__ import annotations
