@@ -21,9 +21,9 @@ from dalle_zoo.convert import WeightFileError, convert, find, inspect_files, rec
 from dalle_zoo.convert.base import check_fit
 from dalle_zoo.convert.dalle_pytorch import sort_tensors, translated
 from dalle_zoo.convert.dalle_pytorch_text import about_vocabulary, find_vocabulary, read_vocabulary
+from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.external.dalle_pytorch import DallePytorch, DallePytorchConfig
 from dalle_zoo.models.external.dalle_pytorch_vae import DallePytorchVAE
-from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.external.vqgan import VQGAN, VQGANConfig
 from dalle_zoo.networks import load_image_tokenizer, load_prior
 from dalle_zoo.sampling import SamplingOptions, decode_logits, sample_codes
