@@ -159,7 +159,7 @@ def test_training_refuses_bad_input() -> None:
         BPETokenizer.train(["a"], vocab_size=255)
     with pytest.raises(ValueError, match="captions is empty"):
         BPETokenizer.train([])
-    with pytest.raises(TypeError, match="got one: put it into a list"):
+    with pytest.raises(TypeError, match="got a string: put it into a list"):
         BPETokenizer.train("a red apple")
     with pytest.raises(TypeError, match="caption 1 must be a str, got NoneType"):
         BPETokenizer.train(["a", None])  # type: ignore[list-item]
