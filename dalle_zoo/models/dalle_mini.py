@@ -72,10 +72,10 @@ class DalleMiniConfig(ImagePriorConfig):
     """Hidden width of the decoder's gated units."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_positive("image_rows", "encoder_layers", "encoder_hidden", "decoder_layers", "decoder_hidden")
         if self.text_length < 3:
             raise ValueError(f"text_length must be at least 3, a token between begin and end, got {self.text_length}")
+        super().__post_init__()
+        self.check_positive("image_rows", "encoder_layers", "encoder_hidden", "decoder_layers", "decoder_hidden")
         for heads in ("encoder_heads", "decoder_heads"):
             self.check_heads(heads)
         if not self.codebook_size <= self.start_token < self.image_rows:

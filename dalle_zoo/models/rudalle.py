@@ -78,11 +78,11 @@ class RuDALLEConfig(ImagePriorConfig):
     def __post_init__(self) -> None:
         if self.version not in LAST_MASKS:
             raise ValueError(suggest("version", self.version, get_args(Version)))
+        if self.text_length < 2:
+            raise ValueError(f"text_length must be at least 2, for start and end, got {self.text_length}")
         super().__post_init__()
         self.check_positive("num_layers")
         self.check_heads()
-        if self.text_length < 2:
-            raise ValueError(f"text_length must be at least 2, for start and end, got {self.text_length}")
 
     @property
     def text_cells(self) -> int:
