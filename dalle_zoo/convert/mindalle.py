@@ -46,8 +46,8 @@ MATRICES = {
 """Native matrices of a layer, and the external matrices that each is made of."""
 NORMS = {"attention_norm": "ln1", "mlp_norm": "ln2"}
 TRANSFER = {"tok_emb_img.weight", "pos_emb_img.weight", "head.weight"}
-"""Tensors of minDALL-E's transfers to ImageNet, besides the layers and ``sos``. They sample from a class or from
-nothing instead of a text."""
+"""Tensors of minDALL-E's transfers to ImageNet, in addition to the layers and ``sos``. They sample from a class or
+from nothing instead of a text."""
 HEAD_SIZE = 64
 """Width of a head if no configuration states the number of heads; that of the published model."""
 UNKNOWN = "[UNK]"

@@ -179,7 +179,7 @@ def test_without_a_configuration(tmp_path: Path) -> None:
     none = "no configuration was found"
     assert source.notes == {
         "codebook_size": "the largest power of 2 below the 50 rows of the table, as no image tokenizer was found",
-        "start_token": f"the last of several rows behind the codes, as {none}",
+        "start_token": f"the last of several rows after the codes, as {none}",
         "encoder_heads": f"width / 64, as {none}",
         "decoder_heads": f"width / 64, as {none}",
         **dict.fromkeys(("begin_token", "pad_token", "end_token"), "BART's, as no vocabulary was found"),

@@ -56,7 +56,7 @@ def test_other_files_are_left_alone(text: str, tmp_path: Path) -> None:
         ("7 6 8", "7 9 8", "merges 7 and 9, one of which is not defined before"),
         ("7 6 8", "4 5 8", "must give 9 different texts, including ▁, the ids 0 to 8"),
         ("7 6 8", "7 6 9", "must give 9 different texts, including ▁, the ids 0 to 8"),
-        ("9601 4", "99 4", "▁ among them"),
+        ("9601 4", "99 4", "including ▁"),
         ("7 6 8\n1 0 2 3\n", "7 6", "starts like a vocabulary of YouTokenToMe, but is truncated or damaged"),
         ("1 0 2 3\n", "1 0 2 3\nmore", "starts like a vocabulary of YouTokenToMe, but is truncated or damaged"),
     ],
