@@ -183,7 +183,7 @@ def test_without_a_configuration(tmp_path: Path) -> None:
         "encoder_heads": f"width / 64, as {none}",
         "decoder_heads": f"width / 64, as {none}",
         **dict.fromkeys(("begin_token", "pad_token", "end_token"), "BART's, as no vocabulary was found"),
-        "captions": "as all configurations of the training code say",
+        "captions": "as in all configurations of the training code",
     }
     record = convert(source, tmp_path / "out")
     assert record["missing"] == ["dvae", "tokenizer"]
