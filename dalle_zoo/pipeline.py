@@ -13,19 +13,30 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dalle_zoo import hub
-from dalle_zoo.folders import COMPONENTS, CONVERSION, INDEX, RECORD
+from dalle_zoo.files import new_folder, read_json, write_json
+from dalle_zoo.hub import Access
 from dalle_zoo.images import from_pil, to_pil, to_rgb
+from dalle_zoo.model_folder import (
+    COMPONENTS,
+    CONVERSION,
+    INDEX,
+    RECORD,
+    ModelFolderError,
+    verify_checksums,
+    write_checksums,
+    write_index,
+)
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.models.quantization import Bits, is_quantized
 from dalle_zoo.models.quantization import quantize as quantize_weights
 from dalle_zoo.models.ranker import Ranker
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
+from dalle_zoo.networks import load_image_tokenizer, load_prior, save_network
 from dalle_zoo.registry import UnknownNameError, suggest
-from dalle_zoo.remote import Access
 from dalle_zoo.sampling import Sampler, derive_seed, sample_codes
 from dalle_zoo.sampling.jacobi import MAX_IMAGES
 from dalle_zoo.tokenizers import TextTokenizer, load_text_tokenizer
+from dalle_zoo.weights import SHARD_BYTES
 from dalle_zoo.zoo import find_component, find_model
 
 # P prompts, N candidates of a prompt, B = P * N images, h w code grid
@@ -146,19 +157,19 @@ class DallePipeline:
         Raises:
             UnknownNameError: No such model; the message has the nearest name.
             HubError: The Hub does not have it, or cannot be reached; the message says which.
-            ModelFolderError: A file is missing, damaged, or does not fit.
+            FileError: A file is missing, damaged, or does not fit.
             WeightFileError: Weights of another code base are damaged, or not all that a pipeline needs.
         """
         access = Access(revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
         folder = find_model(model, access, files)
         if not (folder / INDEX).is_file():
-            raise hub.ModelFolderError(_incomplete(folder))
+            raise ModelFolderError(_incomplete(folder))
         if verify:
-            hub.verify_checksums(folder)
-        prior = hub.load_prior(folder / "prior", device, dtype)
+            verify_checksums(folder)
+        prior = load_prior(folder / "prior", device, dtype)
         if quantize is not None:
             quantize_weights(prior, quantize)
-        image_tokenizer = hub.load_image_tokenizer(folder / "dvae", device)
+        image_tokenizer = load_image_tokenizer(folder / "dvae", device)
         return cls(image_tokenizer, prior, load_text_tokenizer(folder / "tokenizer"), folder=folder)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> DallePipeline:
@@ -175,7 +186,7 @@ class DallePipeline:
         *,
         dtype: torch.dtype | None = None,
         record: Mapping[str, str] | None = None,
-        shard_bytes: int = hub.SHARD_BYTES,
+        shard_bytes: int = SHARD_BYTES,
         overwrite: bool = False,
     ) -> Path:
         """Writes a folder that `from_pretrained` opens, written atomically.
@@ -191,20 +202,20 @@ class DallePipeline:
         if is_quantized(self.prior):
             raise ValueError("weights that were rounded to fewer bits are not saved: save the model as it was loaded")
         ranker, known = self.ranker, self._record()  # before the folder may be replaced
-        with hub.new_folder(Path(folder), overwrite=overwrite, marker=INDEX) as new:
+        with new_folder(Path(folder), overwrite=overwrite, marker=INDEX) as new:
             for name in COMPONENTS[: 4 if ranker is not None else 3]:
                 (new / name).mkdir()
             # In full precision whatever the prior's: a code is an argmax, and must be the one of training.
             tokenizer_type = IMAGE_TOKENIZERS.name_of(type(self.image_tokenizer))
-            hub.save_network(self.image_tokenizer, tokenizer_type, new / "dvae")
+            save_network(self.image_tokenizer, tokenizer_type, new / "dvae")
             prior_type = PRIORS.name_of(type(self.prior))
-            hub.save_network(self.prior, prior_type, new / "prior", dtype, shard_bytes=shard_bytes)
+            save_network(self.prior, prior_type, new / "prior", dtype, shard_bytes=shard_bytes)
             self.tokenizer.save(new / "tokenizer")
             if ranker is not None:
                 ranker.save(new / "ranker")
-            hub.write_index(new)
-            hub.write_json(new / RECORD, {**known, **(record or {}), "parameters": self.num_parameters()})
-            hub.write_checksums(new)
+            write_index(new)
+            write_json(new / RECORD, {**known, **(record or {}), "parameters": self.num_parameters()})
+            write_checksums(new)
         return Path(folder)
 
     def push_to_hub(
@@ -238,17 +249,18 @@ class DallePipeline:
         """
         from tempfile import TemporaryDirectory
 
-        from dalle_zoo.publish import prepare, publish
+        from dalle_zoo.hub import upload
+        from dalle_zoo.publish import prepare
 
         with TemporaryDirectory() as folder:
             saved = self.save_pretrained(Path(folder) / name.rpartition("/")[2], dtype=dtype, record=record)
-            publication = prepare(saved, name, results=results)
-            return publish(publication, private=private, revision=revision, token=token)
+            files = prepare(saved, name, results=results).files
+            return upload(name, files, private=private, revision=revision, token=token)
 
     def _record(self) -> dict[str, Any]:
         path = self.folder / RECORD if self.folder is not None else None
         if path is not None and path.is_file():
-            return dict(hub.read_json(path))
+            return read_json(path)
         return {"description": "", "license": "unknown", "data": "unknown"}
 
     def num_parameters(self) -> dict[str, int]:
@@ -535,9 +547,9 @@ def load_model(
         raise UnknownNameError(suggest("component", component, COMPONENTS))
     folder = find_component(location, component, access, files)
     if component == "dvae":
-        return hub.load_image_tokenizer(folder, device)
+        return load_image_tokenizer(folder, device)
     if component == "prior":
-        return hub.load_prior(folder, device, dtype)
+        return load_prior(folder, device, dtype)
     if component == "tokenizer":
         return load_text_tokenizer(folder)
     return Ranker.from_folder(folder).to(device)

@@ -31,7 +31,7 @@ def convert(arguments: list[str]) -> None:
     options = p.parse_args(arguments)
 
     from dalle_zoo.convert import FAMILIES, convert, find
-    from dalle_zoo.remote import Access
+    from dalle_zoo.hub import Access
     from dalle_zoo.zoo import find_place
 
     places = [find_place(one, Access(revision=options.revision), options.files) for one in options.location]

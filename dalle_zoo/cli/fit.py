@@ -30,8 +30,9 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.keys import KeyChecker, fields_of, overridden
-from dalle_zoo.hub import new_folder, save_network
+from dalle_zoo.files import new_folder
 from dalle_zoo.models.prior import PriorConfig
+from dalle_zoo.networks import save_network
 from dalle_zoo.training import StageModule
 from dalle_zoo.training.averaging import WeightEMA
 from dalle_zoo.training.base import deferred_weights

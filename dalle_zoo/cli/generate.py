@@ -125,8 +125,8 @@ def reconstruct(arguments: list[str]) -> None:
     import torch
 
     from dalle_zoo.data import center_transform
-    from dalle_zoo.hub import load_image_tokenizer
     from dalle_zoo.images import image_rows, save_png
+    from dalle_zoo.networks import load_image_tokenizer
     from dalle_zoo.zoo import find_component
 
     net = load_image_tokenizer(find_component(options.model, "dvae"))

@@ -11,9 +11,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from dalle_zoo import __version__
 from dalle_zoo.cli.errors import Parser, UserError
 from dalle_zoo.registry import suggest
+from dalle_zoo.version import __version__
 
 COMMANDS = {
     "demo": ("dalle_zoo.cli.generate:demo", "generate a grid of 16 images with the bundled weights"),

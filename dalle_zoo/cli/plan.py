@@ -67,7 +67,7 @@ def plan(arguments: list[str]) -> None:
             raise UserError(f"{path}: expected keys such as model, data and trainer, got {type(content).__name__}")
         keys = merge(keys, content)
 
-    from dalle_zoo.hub import write_json
+    from dalle_zoo.files import write_json
     from dalle_zoo.planning.formats import GIB
     from dalle_zoo.planning.hardware import find_gpu
     from dalle_zoo.planning.plan import Hardware, Plan, as_data

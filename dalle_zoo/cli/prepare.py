@@ -24,7 +24,7 @@ def tokenizer(arguments: list[str]) -> None:
     from tqdm import tqdm
 
     from dalle_zoo.data import open_source
-    from dalle_zoo.hub import new_folder
+    from dalle_zoo.files import new_folder
     from dalle_zoo.tokenizers import BPETokenizer
     from dalle_zoo.tokenizers.base import CONFIG_FILE
 
@@ -73,7 +73,9 @@ def encode(arguments: list[str]) -> None:
     import torch
 
     from dalle_zoo.data import encode_source, open_source
-    from dalle_zoo.hub import WEIGHTS, load_image_tokenizer, sha256_file
+    from dalle_zoo.files import sha256_file
+    from dalle_zoo.model_folder import WEIGHTS
+    from dalle_zoo.networks import load_image_tokenizer
     from dalle_zoo.zoo import find_component
 
     check_device(options.device)

@@ -28,9 +28,10 @@ def publish(arguments: list[str]) -> None:
     p.add_argument("--dry-run", action="store_true", help="list files and sizes, show the card, send nothing")
     options = p.parse_args(arguments)
 
-    from dalle_zoo import publish as hub
+    from dalle_zoo.hub import upload
+    from dalle_zoo.publish import prepare
 
-    publication = hub.prepare(
+    publication = prepare(
         options.folder, options.name, results=options.result, runs=options.run, recipes=options.recipe
     )
     if options.dry_run:
@@ -38,4 +39,4 @@ def publish(arguments: list[str]) -> None:
             print(f"{size:>14,}  {path}")
         print(f"{sum(publication.sizes().values()):>14,}  in all\n\n{publication.card}")
         return
-    print(hub.publish(publication, private=options.private, revision=options.revision))
+    print(upload(options.name, publication.files, private=options.private, revision=options.revision))

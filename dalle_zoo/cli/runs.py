@@ -61,8 +61,8 @@ def export(arguments: list[str]) -> None:
 
     import torch
 
-    from dalle_zoo.hub import load_image_tokenizer, load_prior
     from dalle_zoo.models.ranker import Ranker
+    from dalle_zoo.networks import load_image_tokenizer, load_prior
     from dalle_zoo.pipeline import DallePipeline
     from dalle_zoo.tokenizers import load_text_tokenizer
 
@@ -91,7 +91,7 @@ def consolidate(arguments: list[str]) -> None:
     p.add_argument("--overwrite", action="store_true", help="replace an existing component folder")
     options = p.parse_args(arguments)
 
-    from dalle_zoo.hub import new_folder
+    from dalle_zoo.files import new_folder
     from dalle_zoo.training import checkpoints
 
     path = checkpoints.newest_checkpoint(options.checkpoint) or options.checkpoint

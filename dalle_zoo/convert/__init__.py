@@ -32,7 +32,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dalle_zoo import __version__
 from dalle_zoo.convert.checkpoints import open_checkpoint
 from dalle_zoo.convert.dalle_mini import DalleMiniFamily
 from dalle_zoo.convert.dalle_pytorch import DallePytorchFamily
@@ -55,8 +54,9 @@ from dalle_zoo.convert.pickles import UnrelatedFileError, WeightFileError
 from dalle_zoo.convert.rudalle import RuDALLEFamily
 from dalle_zoo.convert.stored import Checkpoint, StoredTensor, Tensors
 from dalle_zoo.convert.vqgan import VQGANFamily
-from dalle_zoo.folders import CONVERSION, RECORD
-from dalle_zoo.hub import new_folder, write_checksums, write_index, write_json
+from dalle_zoo.files import new_folder, write_json
+from dalle_zoo.model_folder import CONVERSION, RECORD, write_checksums, write_index
+from dalle_zoo.version import __version__
 
 log = logging.getLogger(__name__)
 

@@ -28,9 +28,9 @@ from dalle_zoo.convert.lazy import filled
 from dalle_zoo.convert.location import Location, read_config
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.convert.stored import Checkpoint, StoredTensor, Tensors
-from dalle_zoo.hub import Lazy
 from dalle_zoo.models.dalle_mini import DalleMini, DalleMiniConfig
 from dalle_zoo.tokenizers import TextTokenizer
+from dalle_zoo.weights import Lazy
 
 HEAD_SIZE = 64
 """Width of a head if no configuration states the number of heads; that of the published models."""

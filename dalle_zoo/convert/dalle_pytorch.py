@@ -35,9 +35,9 @@ from dalle_zoo.convert.family import FAMILIES, Architecture, Found, PriorFamily,
 from dalle_zoo.convert.location import Location
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.convert.stored import Checkpoint, Tensors
-from dalle_zoo.hub import Lazy
 from dalle_zoo.models.dalle_pytorch import DallePytorch, DallePytorchConfig
 from dalle_zoo.tokenizers import TextTokenizer
+from dalle_zoo.weights import Lazy
 
 
 @FAMILIES.register("dalle_pytorch")

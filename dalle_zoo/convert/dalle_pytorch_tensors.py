@@ -27,10 +27,10 @@ import torch
 from dalle_zoo.convert.lazy import DerivedTensor
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.convert.stored import Checkpoint, StoredTensor, Tensors
-from dalle_zoo.hub import Lazy
 from dalle_zoo.models.dalle_pytorch import DallePytorchConfig
 from dalle_zoo.models.dalle_pytorch_layers import rotated_size, turns
 from dalle_zoo.models.dalle_pytorch_sparse import BLOCK, random_blocks, sure_blocks
+from dalle_zoo.weights import Lazy
 
 HEAD = "to_logits.1.weight"
 ANGLES = "transformer.pos_emb"

@@ -14,11 +14,11 @@ from dalle_zoo.convert.lazy import write_network
 from dalle_zoo.convert.location import Location
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.convert.stored import Checkpoint, Tensors
-from dalle_zoo.hub import Lazy
 from dalle_zoo.models.image_prior import PRIORS
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS
 from dalle_zoo.registry import Registry
 from dalle_zoo.tokenizers import TextTokenizer
+from dalle_zoo.weights import Lazy
 
 UNKNOWN = "unknown"
 """License and training data of weights that anyone may have trained."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dalle_zoo.convert.pickles import WeightFileError
-from dalle_zoo.hub import Lazy, save_weights
+from dalle_zoo.weights import Lazy, save_weights
 
 CONVERTED_SHARD_BYTES = 10**9
 """Weights larger than this are split into shards, of which one is in memory at a time."""

@@ -28,9 +28,9 @@ from dalle_zoo.convert.lazy import concatenated, filled
 from dalle_zoo.convert.location import Location
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.convert.stored import Checkpoint, StoredTensor, Tensors
-from dalle_zoo.hub import Lazy
 from dalle_zoo.models.mindalle import PAD, MinDALLE, MinDALLEConfig
 from dalle_zoo.tokenizers import HFTokenizer
+from dalle_zoo.weights import Lazy
 
 ROOTS = ("state_dict.", "", "state_dict.stage2.", "stage2.")
 """Prefixes of the tensors in a file: as released, bare, and in a checkpoint or state dict of both stages."""

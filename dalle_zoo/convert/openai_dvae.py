@@ -22,8 +22,8 @@ from dalle_zoo.convert.family import FAMILIES, Architecture, Found, ImageTokeniz
 from dalle_zoo.convert.lazy import in_float32
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.convert.stored import Checkpoint, Tensors
-from dalle_zoo.hub import Lazy
 from dalle_zoo.models.dvae import DVAE, DVAEEncoder
+from dalle_zoo.weights import Lazy
 
 _NAME = re.compile(
     r"blocks\.(?:(?P<end>input|output\.conv)|(?P<group>group_\d+)\.(?:group\.)?(?P<block>block_\d+)\."

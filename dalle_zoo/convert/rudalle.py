@@ -19,10 +19,10 @@ from dalle_zoo.convert.family import FAMILIES, Architecture, Conversion, Found, 
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.convert.stored import Checkpoint, StoredTensor, Tensors
 from dalle_zoo.convert.youtokentome import is_vocabulary, read_vocabulary
-from dalle_zoo.hub import Lazy
 from dalle_zoo.masks import Mask, TextImageLayout
 from dalle_zoo.models.rudalle import LAST_MASKS, RuDALLE, RuDALLEConfig, Version
 from dalle_zoo.tokenizers import TextTokenizer
+from dalle_zoo.weights import Lazy
 
 Configs = Mapping[str, Mapping[str, Any]]
 

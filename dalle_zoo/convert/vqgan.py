@@ -23,8 +23,8 @@ from dalle_zoo.convert.family import FAMILIES, Architecture, Found, ImageTokeniz
 from dalle_zoo.convert.lazy import in_float32
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.convert.stored import Checkpoint, StoredTensor, Tensors
-from dalle_zoo.hub import Lazy
 from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
+from dalle_zoo.weights import Lazy
 
 ROOTS = (
     "state_dict.", "state_dict.model.", "state_dict.stage1.", "", "model.", "stage1.",

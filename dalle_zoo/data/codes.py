@@ -27,7 +27,7 @@ from dalle_zoo.data.checks import check_caption_choice, check_positive
 from dalle_zoo.data.datasets import CaptionedDataset, Item, pick_caption
 from dalle_zoo.data.ordering import shuffled, stretches
 from dalle_zoo.data.samples import Skipped
-from dalle_zoo.files import publish
+from dalle_zoo.files import move_into_place, parse_json, try_read_json
 from dalle_zoo.seeds import seeded_rng
 
 # n samples, h w code grid
@@ -75,7 +75,7 @@ class CodeShardWriter:
         self._flush()
         self._write("skipped.json", _json_bytes(skipped))
         self._archive.close()
-        publish(self._aside, self.path)
+        move_into_place(self._aside, self.path)
 
     def discard(self) -> None:
         """Gives the shard up."""
@@ -170,7 +170,8 @@ class CodeDataset(CaptionedDataset):
             for number in range(start // chunk, -(-stop // chunk)):
                 data = read_member(archive, archive.getmember(f"{number:06d}.npy"))
                 codes = np.load(io.BytesIO(data), allow_pickle=False)
-                names = json.loads(read_member(archive, archive.getmember(f"{number:06d}.json")))
+                member = archive.getmember(f"{number:06d}.json")
+                names = parse_json(read_member(archive, member), f"{path}: {member.name}")
                 first = number * chunk
                 for i in range(max(start - first, 0), min(stop - first, len(codes))):
                     # A copy: one record that waits in a shuffle must not keep its complete chunk.
@@ -178,7 +179,7 @@ class CodeDataset(CaptionedDataset):
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    manifest = read_json(folder / MANIFEST)
+    manifest = try_read_json(folder / MANIFEST)
     if manifest is None or manifest.get("format") != FORMAT:
         found = (
             "an encoding that is not finished: repeat the call that began it"
@@ -219,16 +220,7 @@ def write_atomic(path: Path, data: Mapping[str, Any]) -> None:
     """Writes a JSON file written atomically."""
     aside = _aside(path)
     aside.write_bytes(json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n")
-    publish(aside, path)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, None if there is none."""
-    try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return data if isinstance(data, dict) else None
+    move_into_place(aside, path)
 
 
 def _json_bytes(data: Mapping[str, Any]) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-import json
 import logging
 import re
 import shutil
@@ -26,7 +25,6 @@ from dalle_zoo.data.codes import (
     MANIFEST,
     UNFINISHED,
     CodeShardWriter,
-    read_json,
     read_member,
     write_atomic,
 )
@@ -34,6 +32,7 @@ from dalle_zoo.data.datasets import NO_CAPTION, crop_of
 from dalle_zoo.data.decoding import CorruptImageError
 from dalle_zoo.data.samples import SampleSource, Skipped
 from dalle_zoo.data.transforms import TRANSFORMS, Transform
+from dalle_zoo.files import parse_json, try_read_json
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +149,7 @@ def encode_source(
         "tokenizer": dict(info),
     }
     folder = Path(out)
-    replaces = overwrite and (read_json(folder / MANIFEST) or {}).get("format") == FORMAT
+    replaces = overwrite and (try_read_json(folder / MANIFEST) or {}).get("format") == FORMAT
     if not replaces:
         return _encode_into(folder, encoding, settings, progress, overwrite)
     _refuse_unknown_files(folder)
@@ -227,8 +226,8 @@ def _claim(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[s
         The manifest if the same encoding was killed after writing it, else None.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = read_json(folder / UNFINISHED)
-    finished = read_json(folder / MANIFEST)
+    unfinished = try_read_json(folder / UNFINISHED)
+    finished = try_read_json(folder / MANIFEST)
     if unfinished == settings:
         if finished is not None:
             (folder / UNFINISHED).unlink()
@@ -255,7 +254,7 @@ def _claim(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[s
 
 def _refuse_unknown_files(folder: Path) -> None:
     unknown = sorted(path.name for path in folder.iterdir() if not _is_code_file(path))
-    manifest = read_json(folder / MANIFEST)
+    manifest = try_read_json(folder / MANIFEST)
     unknown += [MANIFEST] if manifest is not None and manifest.get("format") != FORMAT else []
     if unknown:
         raise ValueError(f"out {str(folder)!r} holds other files ({', '.join(unknown[:3])}): choose an empty folder")
@@ -292,7 +291,7 @@ def _describe(path: Path) -> _Shard:
                 shape = np.load(io.BytesIO(read_member(archive, member)), allow_pickle=False).shape
                 samples, grid = samples + shape[0], shape[2:]
             elif member.name == "skipped.json":
-                skipped = json.loads(read_member(archive, member))
+                skipped = parse_json(read_member(archive, member), f"{path}: {member.name}")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return _Shard(path.name, samples, path.stat().st_size, digest, grid, skipped)

@@ -25,6 +25,7 @@ from dalle_zoo.data.samples import (
     Skipped,
     read_captions,
 )
+from dalle_zoo.files import try_read_json
 from dalle_zoo.seeds import seeded_rng
 
 log = logging.getLogger(__name__)
@@ -188,12 +189,7 @@ def _scan(path: Path) -> int:
 
 def _manifest_counts(folder: Path) -> dict[tuple[str, int], int]:
     """Counts by (name, bytes) from ``manifest.json``: ``shards`` at the top or in each split."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(manifest, dict):
-        return {}
+    manifest = try_read_json(folder / "manifest.json") or {}
     splits = manifest.get("splits")
     parts: Iterable[Any] = [manifest, *(splits.values() if isinstance(splits, dict) else ())]
     counts = {}

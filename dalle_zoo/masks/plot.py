@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dalle_zoo.files import check_ending, written_aside
+from dalle_zoo.files import atomic_write, check_ending
 from dalle_zoo.masks.layout import MASKS, TextImageLayout
 from dalle_zoo.masks.plan import Mask
 from dalle_zoo.masks.spec import MaskSpec
@@ -59,7 +59,7 @@ def plot_masks(specs: Iterable[str], layout: TextImageLayout, path: str | os.Pat
     for index, mask in enumerate(masks):
         _plot_row(figure, mask, bottom=_ROW_HEIGHT * (len(masks) - 1 - index))
 
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         figure.savefig(aside, format=path.suffix[1:].lower(), dpi=110)
 
 

@@ -6,7 +6,6 @@ Our own ranker and anyone's CLIP are the same thing on disk: a folder as transfo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle_zoo.files import read_json, write_json
 from dalle_zoo.tokenizers.library import TOKENIZER_FILE, LibraryTokenizer, open_tokenizer_json
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Preprocessing:
         Raises:
             ValueError: The file asks for something that is not supported.
         """
-        values = _read_object(path) if path.is_file() else {}
+        values = read_json(path) if path.is_file() else {}
         crop = _sides(values.get("crop_size", image_size))
         size = values.get("size", image_size)
         if isinstance(size, dict):
@@ -283,7 +283,7 @@ class Ranker(nn.Module):
             "model_max_length": self.text_length,
             "clean_up_tokenization_spaces": False,
         }
-        (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=2) + "\n")
+        write_json(folder / "tokenizer_config.json", names)
 
     @property
     def text_length(self) -> int:
@@ -415,7 +415,7 @@ def _check_end(tokenizer: Tokenizer, config: Any) -> int:
 def _check_clip_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no config.json in {folder}: expected a CLIP folder as transformers writes it")
-    kind = _read_object(folder / "config.json").get("model_type")
+    kind = read_json(folder / "config.json").get("model_type")
     if kind != "clip":
         raise ValueError(f'{folder}/config.json must have "model_type": "clip", got {kind!r}')
     names = ("model.safetensors", "model.safetensors.index.json")
@@ -427,16 +427,6 @@ def _check_clip_folder(folder: Path) -> None:
                 f"is read: convert it to {names[0]} first"
             )
         raise FileNotFoundError(f"no {names[0]} in {folder}")
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold an object, got {type(values).__name__}")
-    return values
 
 
 def _sides(size: int | dict[str, int]) -> tuple[int, int]:

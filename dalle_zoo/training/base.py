@@ -15,13 +15,16 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from dalle_zoo.hub import CONFIG, WEIGHTS, load_weights, read_json, save_network
+from dalle_zoo.files import read_json
+from dalle_zoo.model_folder import CONFIG, WEIGHTS
+from dalle_zoo.networks import save_network
 from dalle_zoo.sampling.noise import derive_seed
 from dalle_zoo.training.muon import MuonConfig
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names, make_optimizer
 from dalle_zoo.training.schedules import LearningRate, LearningRateScheduler
 from dalle_zoo.training.strategies import FSDP1, ExchangesGradients, FullyShard
 from dalle_zoo.training.strategies.states import DROPPED, EXCHANGE
+from dalle_zoo.weights import load_weights
 from dalle_zoo.zoo import find_component
 
 log = logging.getLogger(__name__)

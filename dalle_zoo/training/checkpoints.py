@@ -11,10 +11,10 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer, callbacks
 
-from dalle_zoo.hub import save_weights
 from dalle_zoo.training.averaging import STATE
 from dalle_zoo.training.sharded import is_sharded, read_state, read_unsharded, remove
 from dalle_zoo.training.strategies.states import by_number
+from dalle_zoo.weights import save_weights
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -10,11 +10,13 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
 from dalle_zoo.data import CodeDataset
-from dalle_zoo.hub import WEIGHTS, load_image_tokenizer, load_prior, sha256_file
+from dalle_zoo.files import sha256_file
 from dalle_zoo.images import image_rows
+from dalle_zoo.model_folder import WEIGHTS
 from dalle_zoo.models.gradient_scaling import ScaledBranch
 from dalle_zoo.models.prior import Prior, PriorConfig, PriorLoss
 from dalle_zoo.models.tokenizer import ImageTokenizer
+from dalle_zoo.networks import load_image_tokenizer, load_prior
 from dalle_zoo.sampling import derive_seed, sample_codes
 from dalle_zoo.training.base import StageModule, build
 from dalle_zoo.training.data_modules import CaptionedDataModule, CodeDataModule, ImageDataModule

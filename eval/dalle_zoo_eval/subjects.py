@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle_zoo.hub import CHECKSUMS, read_json
+from dalle_zoo.files import read_json
 from dalle_zoo.images import to_uint8
+from dalle_zoo.model_folder import CHECKSUMS
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.sampling import Sampler, derive_seed, sample_codes
 from dalle_zoo_eval.benchmarks.base import Item

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from dalle_zoo import DallePipeline, convert, load_model
 from dalle_zoo.convert import WeightFileError, cached
-from dalle_zoo.hub import ModelFolderError, verify_checksums
+from dalle_zoo.model_folder import ModelFolderError, verify_checksums
 from dalle_zoo.zoo import find_model
 
 FUZZER = runpy.run_path(str(Path(__file__).parents[2] / "tools/fuzz_readers.py"))

@@ -18,9 +18,9 @@ from torch import Tensor
 from dalle_zoo import DallePipeline
 from dalle_zoo.convert import FAMILIES, Source, WeightFileError, convert, find, recognize
 from dalle_zoo.convert.lazy import check_fit
-from dalle_zoo.hub import load_prior
 from dalle_zoo.models.dalle_mini import DalleMini, DalleMiniConfig
 from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
+from dalle_zoo.networks import load_prior
 from dalle_zoo.sampling import Sampler, decode_logits, sample_codes
 from dalle_zoo.tokenizers import DalleMiniTokenizer, HFTokenizer, load_text_tokenizer
 from dalle_zoo.tokenizers.dalle_mini import simplify

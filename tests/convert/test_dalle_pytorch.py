@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from dalle_zoo import DallePipeline, hub
+from dalle_zoo import DallePipeline
 from dalle_zoo.convert import WeightFileError, convert, find, inspect_files, recognize
 from dalle_zoo.convert.dalle_pytorch_tensors import sort_tensors, translated
 from dalle_zoo.convert.dalle_pytorch_text import about_vocabulary, find_vocabulary, read_vocabulary
@@ -25,6 +25,7 @@ from dalle_zoo.models.dalle_pytorch import DallePytorch, DallePytorchConfig
 from dalle_zoo.models.dalle_pytorch_vae import DallePytorchVAE
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
+from dalle_zoo.networks import load_image_tokenizer, load_prior
 from dalle_zoo.sampling import Sampler, decode_logits, sample_codes
 
 GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/dalle_pytorch.py"))
@@ -74,7 +75,7 @@ def save(case: str, folder: Path, change: Callable[[dict[str, Any]], Any] = lamb
 
 def converted(path: Path, out: Path) -> tuple[DallePytorch, dict[str, Any]]:
     record = convert(find(path), out)
-    prior = hub.load_prior(out / "prior")
+    prior = load_prior(out / "prior")
     assert isinstance(prior, DallePytorch)
     return prior, record
 
@@ -113,7 +114,7 @@ def test_image_tokenizer_equals_the_original(kind: str, tmp_path: Path) -> None:
     weights = GOLDEN["state_dict"](layouts()[f"vae {kind}"], None)
     torch.save({"hparams": hparams, "weights": weights}, tmp_path / "vae.pt")
     record = convert(find(tmp_path / "vae.pt"), tmp_path / "ours")
-    vae = hub.load_image_tokenizer(tmp_path / "ours/dvae")
+    vae = load_image_tokenizer(tmp_path / "ours/dvae")
     assert isinstance(vae, DallePytorchVAE)
     assert record["notes"] == {"image_size": "hparams"}
     assert (vae.image_size, vae.factor, vae.codebook_size) == (16, 2 ** hparams["num_layers"], 9)
@@ -452,7 +453,7 @@ def test_a_vqgan_in_the_file(tmp_path: Path) -> None:
 
     record = convert(find(save("1.6.6 mixed", tmp_path, swap)), tmp_path / "ours")
     assert record["image_tokenizer"]["family"] == "vqgan"
-    net = hub.load_image_tokenizer(tmp_path / "ours/dvae")
+    net = load_image_tokenizer(tmp_path / "ours/dvae")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in net.state_dict().items())
 
 
@@ -471,7 +472,7 @@ def test_openais_discrete_vae_in_the_file(tmp_path: Path) -> None:
 
     record = convert(find(save("1.6.6 mixed", tmp_path, swap)), tmp_path / "ours")
     assert record["image_tokenizer"]["family"] == "openai_dvae"
-    net = hub.load_image_tokenizer(tmp_path / "ours/dvae")
+    net = load_image_tokenizer(tmp_path / "ours/dvae")
     assert all(torch.equal(tensor, dvae.state_dict()[name]) for name, tensor in net.state_dict().items())
 
 

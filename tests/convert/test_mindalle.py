@@ -19,9 +19,9 @@ from torch import Tensor
 
 from dalle_zoo import DallePipeline
 from dalle_zoo.convert import Source, WeightFileError, convert, find, recognize
-from dalle_zoo.hub import load_prior
 from dalle_zoo.models.mindalle import MinDALLE, MinDALLEConfig
 from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
+from dalle_zoo.networks import load_prior
 from dalle_zoo.sampling import decode_logits
 from dalle_zoo.tokenizers import load_text_tokenizer
 

@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from dalle_zoo import load_model
 from dalle_zoo.cli.main import main
 from dalle_zoo.convert import WeightFileError, convert, find, inspect_files, recognize
-from dalle_zoo.hub import load_image_tokenizer, read_json
+from dalle_zoo.files import read_json
 from dalle_zoo.models.dvae import DVAE, DVAEConfig, DVAEEncoder
+from dalle_zoo.networks import load_image_tokenizer
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = runpy.run_path(str(ROOT / "tests/golden/openai_dvae.py"))

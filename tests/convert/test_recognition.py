@@ -18,8 +18,8 @@ import torch
 from dalle_zoo.cli.main import main
 from dalle_zoo.convert import FAMILIES, Conversion, Source, WeightFileError, convert, find, inspect_files, recognize
 from dalle_zoo.convert.lazy import CONVERTED_SHARD_BYTES, write_network
-from dalle_zoo.hub import SHARD_BYTES
 from dalle_zoo.registry import UnknownNameError
+from dalle_zoo.weights import SHARD_BYTES
 
 FUZZER = runpy.run_path(str(Path(__file__).parents[2] / "tools/fuzz_readers.py"))
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from dalle_zoo import DallePipeline
 from dalle_zoo.convert import FAMILIES, Source, WeightFileError, convert, find
 from dalle_zoo.convert.lazy import check_fit
-from dalle_zoo.hub import read_json
+from dalle_zoo.files import read_json
 from dalle_zoo.models.rudalle import RuDALLE, RuDALLEConfig
 
 TESTS = Path(__file__).parents[1]

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dalle_zoo.convert import FAMILIES, Source, WeightFileError, convert, find, recognize
-from dalle_zoo.hub import load_image_tokenizer, read_json
+from dalle_zoo.files import read_json
 from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
+from dalle_zoo.networks import load_image_tokenizer
 
 GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/vqgan.py"))
 EmptyFile = Callable[[Mapping[str, Sequence[int]], Path], Path]

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle_zoo import hub
+from dalle_zoo.files import write_json
+from dalle_zoo.model_folder import ModelFolderError
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
+from dalle_zoo.networks import load_prior, save_network
 from dalle_zoo.sampling import Sampler, decode_logits, sample_codes
 
 SIZES = {"text_length": 5, "text_vocab": 11, "image_height": 3, "image_width": 4, "codebook_size": 9}
@@ -138,8 +140,8 @@ def test_windows_sample_the_same_or_are_refused(name: str) -> None:
 @every_prior
 def test_it_is_saved_and_read(name: str, tmp_path: Any) -> None:
     prior = tiny(name)
-    hub.save_network(prior, PRIORS.name_of(type(prior)), tmp_path)
-    back = hub.load_prior(tmp_path)
+    save_network(prior, PRIORS.name_of(type(prior)), tmp_path)
+    back = load_prior(tmp_path)
     assert type(back) is type(prior)
     assert back.config == prior.config
     text, codes = captions(prior, 1), codes_of(prior, 1)
@@ -147,6 +149,6 @@ def test_it_is_saved_and_read(name: str, tmp_path: Any) -> None:
 
 
 def test_a_type_that_is_no_prior_is_named(tmp_path: Any) -> None:
-    hub.write_json(tmp_path / "config.json", {"type": "dvae"})
-    with pytest.raises(hub.ModelFolderError, match=r'expected "type": "prior"'):
-        hub.load_prior(tmp_path)
+    write_json(tmp_path / "config.json", {"type": "dvae"})
+    with pytest.raises(ModelFolderError, match=r'expected "type": "prior"'):
+        load_prior(tmp_path)

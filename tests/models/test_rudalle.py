@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dalle_zoo.convert import convert, find
 from dalle_zoo.convert.youtokentome import read_vocabulary
-from dalle_zoo.hub import load_prior
 from dalle_zoo.models.rudalle import RuDALLE, RuDALLEConfig
+from dalle_zoo.networks import load_prior
 from dalle_zoo.sampling import Sampler, decode_logits, sample_codes
 
 GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/rudalle.py"))

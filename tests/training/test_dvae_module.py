@@ -11,8 +11,8 @@ import torch
 import torch.utils.data
 from lightning.pytorch import Trainer
 
-from dalle_zoo.hub import load_image_tokenizer
 from dalle_zoo.models.dvae import DVAEConfig
+from dalle_zoo.networks import load_image_tokenizer
 from dalle_zoo.training import AdamWConfig, Cosine, LearningRate
 from dalle_zoo.training.data_modules import CodeDataModule, ImageDataModule, TextConfig
 from dalle_zoo.training.dvae_module import PAPER_KL, PAPER_RATE, PAPER_TEMPERATURE, DVAEModule

@@ -15,7 +15,7 @@ import torch.utils.data
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from dalle_zoo.hub import ModelFolderError
+from dalle_zoo.model_folder import ModelFolderError
 from dalle_zoo.models.prior import PriorConfig
 from dalle_zoo.training import AdamWConfig, LearningRate
 from dalle_zoo.training.data_modules import CodeDataModule, ImageDataModule, TextConfig
