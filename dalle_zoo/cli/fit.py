@@ -42,7 +42,8 @@ from dalle_zoo.training.data_modules import CodeDataModule, ImageDataModule
 from dalle_zoo.training.dvae_module import DVAEModule
 from dalle_zoo.training.prior_module import PriorModule
 from dalle_zoo.training.ranker_module import RankerModule
-from dalle_zoo.training.strategies import ShardedStates, shards_first
+from dalle_zoo.training.strategies import defers_weights
+from dalle_zoo.training.strategy_hooks import hooks_of
 from dalle_zoo.training.trainer import ZooTrainer
 from dalle_zoo.training.watch import RankWatch
 
@@ -144,7 +145,7 @@ class ZooCLI(LightningCLI):
     def _check_memory(self) -> None:
         """Refuses a prior that this machine's memory cannot hold, before its weights are made."""
         config = self.config[self.subcommand]
-        if shards_first(config.trainer.strategy):
+        if defers_weights(config.trainer.strategy):
             return  # no process makes all of it
         sizes = (config.model.get("init_args") or {}).get("config") if config.model else None
         if sizes is None or config.model.class_path.rpartition(".")[2] != PriorModule.__name__:
@@ -166,7 +167,7 @@ class ZooCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Leaves a network that is going to be sharded without weights: each process then fills its own part."""
-        with deferred_weights() if shards_first(self.config[self.subcommand].trainer.strategy) else nullcontext():
+        with deferred_weights() if defers_weights(self.config[self.subcommand].trainer.strategy) else nullcontext():
             super().instantiate_classes()
 
     def after_instantiate_classes(self) -> None:
@@ -176,7 +177,7 @@ class ZooCLI(LightningCLI):
                 f"{type(self.model).__name__} has nothing to generate: predict takes a dVAE, or a prior with an "
                 "image_tokenizer; for other runs use validate"
             )
-        if self.subcommand == "predict" and isinstance(self.trainer.strategy, ShardedStates):
+        if self.subcommand == "predict" and hooks_of(self.trainer.strategy).shards:
             raise UserError("a sharded network samples nothing: predict with --trainer.strategy auto or ddp")
         if self.datamodule is None:
             raise UserError("the recipe has no data: set data.class_path and data.init_args")
@@ -227,8 +228,7 @@ class ZooCLI(LightningCLI):
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, WeightEMA):
                     callback.copy_to(self.model)
-        strategy = self.trainer.strategy
-        weights = strategy.unsharded_weights("net.") if isinstance(strategy, ShardedStates) else None
+        weights = hooks_of(self.trainer.strategy).unsharded_weights("net.")
         if not self.trainer.is_global_zero:
             return
         with new_folder(self.run / "model" / self.model.stage, overwrite=True) as folder:

@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from dalle_zoo.models.initial import local, shard_like
+from dalle_zoo.training.strategy_hooks import hooks_of
 
 STATE = "average"
 """Key of a checkpoint below which the averaged weights lie, by the names of the weights."""
@@ -126,7 +126,7 @@ class WeightEMA(Callback):
         """Adds the averaged weights in the form that the strategy gives to weights."""
         if self.average is None:
             return
-        if isinstance(trainer.strategy.model, FullyShardedDataParallel):  # what it holds are parts of flat vectors
+        if hooks_of(trainer.strategy).flat:
             with self.applied(pl_module):
                 state = trainer.strategy.lightning_module_state_dict()
                 checkpoint[STATE] = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
@@ -158,16 +158,5 @@ class WeightEMA(Callback):
 
 def held(module: LightningModule) -> list[Tensor]:
     """What this process holds of the module's parameters; writing to it writes to them."""
-    _reshard(module)
+    hooks_of(module.trainer.strategy).release(module)
     return [local(parameter.detach()) for parameter in module.parameters()]
-
-
-def _reshard(module: LightningModule) -> None:
-    """Lets go of gathered weights: without a backward pass, those of the root stay after a forward pass."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()
-    root = module.trainer.strategy.model
-    handle = root._handle if isinstance(root, FullyShardedDataParallel) else None  # it has no method for this
-    if handle is not None and not handle.needs_unshard():
-        handle.reshard(free_unsharded_flat_param=True)

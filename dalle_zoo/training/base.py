@@ -22,8 +22,8 @@ from dalle_zoo.sampling.noise import derive_seed
 from dalle_zoo.training.muon import MuonConfig
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names, make_optimizer
 from dalle_zoo.training.schedules import LearningRate, LearningRateScheduler
-from dalle_zoo.training.strategies import FSDP1, ExchangesGradients, FullyShard
 from dalle_zoo.training.strategies.states import DROPPED, EXCHANGE
+from dalle_zoo.training.strategy_hooks import hooks_of
 from dalle_zoo.weights import load_weights
 from dalle_zoo.zoo import find_component
 
@@ -113,10 +113,10 @@ class StageModule(LightningModule):
 
     def configure_model(self) -> None:
         """Shards the network if the strategy does, and gives weights to one that has none; Lightning calls it."""
-        deferred, strategy = self.deferred, self.trainer.strategy
-        blocks = self.sharding_units() if isinstance(strategy, FSDP1 | FullyShard | ExchangesGradients) else []
-        if isinstance(strategy, FSDP1 | FullyShard) and not self._sharded:
-            strategy.shard(self.net, blocks, self.entries)
+        deferred, strategy = self.deferred, hooks_of(self.trainer.strategy)
+        units = self.sharding_units() if strategy.needs_units else []
+        if strategy.shards and not self._sharded:
+            strategy.shard(self.net, units, self.entries)
             self._sharded = True
         elif deferred:
             self.net.to_empty(device="cpu")
@@ -192,9 +192,8 @@ class StageModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the learning rate, and feeds the plateau rule with the loss of the step."""
         self.log("schedule/learning_rate", optimizer.param_groups[0]["lr"])
-        if isinstance(self.trainer.strategy, ExchangesGradients):
-            finite = getattr(self.trainer.precision_plugin, "finite", None)
-            self.log("exchange/skipped", float(not self.trainer.strategy.exchange_gradients(finite)))
+        finite = getattr(self.trainer.precision_plugin, "finite", None)
+        self.log_dict(hooks_of(self.trainer.strategy).before_step(finite))
         scheduler = self.lr_schedulers()
         if not self._losses or not isinstance(scheduler, LearningRateScheduler):
             return
@@ -211,11 +210,9 @@ class StageModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips the norm over all shards; FSDP1 alone has a method of its own for that."""
-        if isinstance(self.trainer.strategy, FSDP1):
-            self.trainer.strategy.clip(gradient_clip_val, gradient_clip_algorithm)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        """Clips the gradients, by their norm over all shards."""
+        strategy = hooks_of(self.trainer.strategy)
+        strategy.clip(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def noise_generator(self, batch_index: int) -> torch.Generator:
         """Generator of this batch's noise: a pure function of (seed, step, batch, rank), so resume is exact."""

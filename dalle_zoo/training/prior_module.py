@@ -23,7 +23,7 @@ from dalle_zoo.training.data_modules import CaptionedDataModule, CodeDataModule,
 from dalle_zoo.training.muon import MuonConfig
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.schedules import LearningRate
-from dalle_zoo.training.strategies import FSDP1
+from dalle_zoo.training.strategy_hooks import hooks_of
 from dalle_zoo.zoo import find_component
 
 
@@ -112,7 +112,7 @@ class PriorModule(StageModule):
         """Refuses to compile what PyTorch's compiler cannot: FSDP1's weights, and float16 emulated on the CPU."""
         if not self.compiled:
             return
-        if isinstance(self.trainer.strategy, FSDP1):
+        if not hooks_of(self.trainer.strategy).compiles:
             raise ValueError("model.compile does not work with strategy fsdp: take fsdp2, or set it to false")
         arounds = [block.residual.around for block in self.net.residual_blocks()]
         if any(isinstance(around, ScaledBranch) and around.carrier == "emulated" for around in arounds):

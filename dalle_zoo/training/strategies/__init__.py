@@ -21,20 +21,18 @@ from dalle_zoo.registry import Registry, suggest
 from dalle_zoo.specs import parse_spec
 from dalle_zoo.training.strategies.fsdp1 import FSDP1
 from dalle_zoo.training.strategies.fsdp2 import FullyShard
-from dalle_zoo.training.strategies.powersgd import DDPPowerSGD, ExchangesGradients, HSDPPowerSGD
-from dalle_zoo.training.strategies.states import ShardedStates
+from dalle_zoo.training.strategies.powersgd import DDPPowerSGD, HSDPPowerSGD
+from dalle_zoo.training.strategy_hooks import hooks_of
 
 __all__ = [
     "EXAMPLE",
     "FSDP1",
     "STRATEGIES",
     "DDPPowerSGD",
-    "ExchangesGradients",
     "FullyShard",
     "HSDPPowerSGD",
-    "ShardedStates",
+    "defers_weights",
     "make_strategy",
-    "shards_first",
 ]
 
 EXAMPLE = "hsdp_powersgd(rank=896)"
@@ -66,10 +64,10 @@ STRATEGIES.register("ddp_powersgd")(DDPPowerSGD)
 STRATEGIES.register("hsdp_powersgd")(HSDPPowerSGD)
 
 
-def shards_first(spec: object) -> bool:
+def defers_weights(spec: object) -> bool:
     """Whether a strategy, as recipes name it, shards a network before it has weights."""
     name = parse_spec(spec, "strategy", EXAMPLE)[0] if isinstance(spec, str) else ""
-    return name in STRATEGIES and isinstance(make_strategy(str(spec)), FullyShard)
+    return name in STRATEGIES and hooks_of(make_strategy(str(spec))).defers_weights
 
 
 def make_strategy(spec: str) -> Strategy:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import CustomPolicy
+from torch.optim import Optimizer
 
 from dalle_zoo.training.strategies.states import ShardedStates
 
@@ -19,6 +21,10 @@ class FSDP1(ShardedStates, FSDPStrategy):
 
     Lightning refuses its own class on anything but CUDA.
     """
+
+    flat = True
+    compiles = False
+    precision_kind = "fsdp"
 
     def __init__(self) -> None:
         super().__init__(sharding_strategy="FULL_SHARD", use_orig_params=True)
@@ -48,11 +54,19 @@ class FSDP1(ShardedStates, FSDPStrategy):
             use_orig_params=True,
         )
 
-    def clip(self, value: float | None, algorithm: str | None) -> None:
-        """Clips the norm of the gradients over all shards; None does nothing."""
+    def clip(self, module: LightningModule, optimizer: Optimizer, value: float | None, algorithm: str | None) -> None:
+        """Clips the norm of the gradients over all shards."""
+        del module, optimizer
         if value is None:
             return
         if algorithm not in (None, "norm"):
             raise ValueError(f"fsdp clips by norm only, got gradient_clip_algorithm={algorithm!r}: use fsdp2")
         assert isinstance(self.model, FullyShardedDataParallel)
         self.model.clip_grad_norm_(value)
+
+    def release(self, module: nn.Module) -> None:
+        """Frees the root unit: without a backward pass, its weights stay gathered after a forward pass."""
+        del module
+        handle = self.model._handle if isinstance(self.model, FullyShardedDataParallel) else None  # has no method
+        if handle is not None and not handle.needs_unshard():
+            handle.reshard(free_unsharded_flat_param=True)

@@ -11,7 +11,7 @@ from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import Shard
 
 from dalle_zoo.models.residual import shard_axis
@@ -31,6 +31,9 @@ class FullyShard(ShardedStates, ModelParallelStrategy):
         shard_size: Processes among which the network is divided; groups of so many hold copies of it, whose
             gradients are averaged. All processes if missing; 0 stands for the processes of one machine.
     """
+
+    defers_weights = True
+    precision_kind = "fsdp2"
 
     def __init__(self, shard_size: int | None = None) -> None:
         super().__init__()
@@ -87,6 +90,12 @@ class FullyShard(ShardedStates, ModelParallelStrategy):
         if any(parameter.is_meta for parameter in net.parameters()):
             net.to_empty(device=self.root_device)
             net.reset_parameters(self.broadcast(net.seed))  # type: ignore[operator]
+
+    def release(self, module: nn.Module) -> None:
+        """Frees gathered units: without a backward pass, the root unit stays gathered after a forward pass."""
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
 
 
 def unit_policy(precision: Precision) -> MixedPrecisionPolicy:

@@ -18,16 +18,17 @@ from dalle_zoo.models.residual import num_low_rank_matrices
 from dalle_zoo.training.powersgd import PowerSGD
 from dalle_zoo.training.strategies.fsdp2 import REPLICATE, SHARD, FullyShard
 from dalle_zoo.training.strategies.states import EXCHANGE
+from dalle_zoo.training.strategy_hooks import StrategyHooks
 
 
-class ExchangesGradients(ParallelStrategy):
+class ExchangesGradients(StrategyHooks, ParallelStrategy):
     """A strategy whose backward pass leaves the gradients of the network's copies unaveraged.
 
-    The stage calls `exchange_gradients` when the gradients of a step are complete and unscaled, before they are
-    clipped. Matrices of the residual blocks go as low-rank factors, all else as it is, in float32: embeddings, heads,
-    gains and biases.
+    The exchange happens in `before_step`. Matrices of the residual blocks are sent as low-rank factors, everything
+    else uncompressed in float32: embeddings, heads, gains and biases.
     """
 
+    needs_units = True
     exchange: PowerSGD | None = None
     _errors: Mapping[str, Tensor] | None = None
     """Buffers of a checkpoint, until there is an exchange to hand them to."""
@@ -35,6 +36,15 @@ class ExchangesGradients(ParallelStrategy):
     @abstractmethod
     def make_exchange(self) -> PowerSGD:
         """The algorithm with its options; the processes are connected."""
+
+    def check_precision(self, name: str) -> None:
+        """Raises `ValueError` for ``16-mixed``, whose gradient scaler skips steps in single processes."""
+        if name == "16-mixed":
+            raise ValueError("16-mixed decides process by process what to skip: use 16-resblock or bf16-mixed")
+
+    def before_step(self, finite: Tensor | None) -> Mapping[str, float]:
+        """Exchanges the gradients; logs whether the step is skipped."""
+        return {"exchange/skipped": float(not self.exchange_gradients(finite))}
 
     def exchange_gradients(self, finite: Tensor | None = None) -> bool:
         """Averages the gradients over the copies.

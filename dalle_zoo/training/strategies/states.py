@@ -19,13 +19,13 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from dalle_zoo.models.initial import copy_shard
 from dalle_zoo.training import averaging
 from dalle_zoo.training.sharded import is_sharded, load_sharded, names, read_state, save_sharded
+from dalle_zoo.training.strategy_hooks import StrategyHooks
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,11 @@ Load = Callable[[str], None]
 Fill = Callable[[Mapping[str, Tensor]], None]
 
 
-class ShardedStates(ParallelStrategy):
+class ShardedStates(StrategyHooks, ParallelStrategy):
     """The part of a sharded strategy that saves and loads; Lightning calls all of it in every process."""
+
+    shards = True
+    needs_units = True
 
     @property
     def root(self) -> nn.Module:
@@ -176,7 +179,7 @@ class ShardedStates(ParallelStrategy):
             load(averaging.STATE)
             return
         for keeper in keepers:
-            if isinstance(self.root, FullyShardedDataParallel):  # its shards have no names: by way of the module
+            if self.flat:  # its shards have no names: by way of the module
                 load(averaging.STATE)
                 keeper.adopt(module)
             else:
