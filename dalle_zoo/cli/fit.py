@@ -13,10 +13,11 @@ The same command continues a killed run from its newest checkpoint, to the same 
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,19 +30,15 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from dalle_zoo.cli.errors import UserError
-from dalle_zoo.cli.keys import KeyChecker, fields_of, overridden
+from dalle_zoo.cli.keys import KeyChecker, fields_of
 from dalle_zoo.files import new_folder
-from dalle_zoo.models.prior import PriorConfig
 from dalle_zoo.networks import save_network
-from dalle_zoo.training import StageModule
+from dalle_zoo.recipes import Keys, override, resolve, split_arguments
+from dalle_zoo.training import STAGES, StageModule
 from dalle_zoo.training.averaging import WeightEMA
 from dalle_zoo.training.base import deferred_weights
 from dalle_zoo.training.callbacks import ImageLogger, default_loggers
 from dalle_zoo.training.checkpoints import AtomicCheckpointIO, Checkpoint, newest_checkpoint
-from dalle_zoo.training.data_modules import CodeDataModule, ImageDataModule
-from dalle_zoo.training.dvae_module import DVAEModule
-from dalle_zoo.training.prior_module import PriorModule
-from dalle_zoo.training.ranker_module import RankerModule
 from dalle_zoo.training.strategies import defers_weights
 from dalle_zoo.training.strategy_hooks import hooks_of
 from dalle_zoo.training.trainer import ZooTrainer
@@ -148,21 +145,21 @@ class ZooCLI(LightningCLI):
         if defers_weights(config.trainer.strategy):
             return  # no process makes all of it
         sizes = (config.model.get("init_args") or {}).get("config") if config.model else None
-        if sizes is None or config.model.class_path.rpartition(".")[2] != PriorModule.__name__:
+        stage = find_stage(config.model.class_path) if config.model else None
+        if sizes is None or stage is None:
             return
-        copies = {"weights": 1}  # made on the CPU, also for a GPU
         on_cpu = config.trainer.accelerator == "cpu" or not torch.cuda.is_available()
-        if self.subcommand == "fit" and on_cpu:
-            copies |= {"gradients": 1, "AdamW": 2}
-            if any(callback.class_path.endswith(WeightEMA.__name__) for callback in config.trainer.callbacks or []):
-                copies["average"] = 1
-        parameters = sum(PriorConfig(**vars(sizes)).count_parameters().values())
-        needed, memory = 4 * parameters * sum(copies.values()), machine_memory()
-        if needed > memory:
+        trains = self.subcommand == "fit" and on_cpu  # the weights alone are made on the CPU, also for a GPU
+        callbacks = [callback.class_path.rpartition(".")[2] for callback in config.trainer.callbacks or []]
+        built = stage.config_class(**vars(sizes))
+        needed = stage.memory_needed(built, trains=trains, averages=trains and WeightEMA.__name__ in callbacks)
+        memory = machine_memory()
+        if sum(needed.values()) > memory:
             raise UserError(
-                f"the prior has {parameters / 1e9:.3g} billion parameters: {' + '.join(copies)} in float32 take "
-                f"{needed / 1e9:.3g} GB, this machine has {memory / 1e9:.3g} GB. Take a smaller "
-                "model.init_args.config, or shard it: `dalle-zoo plan` says what fits where."
+                f"the {stage.stage} has {stage.num_parameters(built) / 1e9:.3g} billion parameters: "
+                f"{' + '.join(needed)} in float32 take {sum(needed.values()) / 1e9:.3g} GB, this machine has "
+                f"{memory / 1e9:.3g} GB. Use a smaller model.init_args.config, or a strategy that shards it: "
+                "`dalle-zoo plan` shows what fits."
             )
 
     def instantiate_classes(self) -> None:
@@ -181,6 +178,8 @@ class ZooCLI(LightningCLI):
             raise UserError("a sharded network samples nothing: predict with --trainer.strategy auto or ddp")
         if self.datamodule is None:
             raise UserError("the recipe has no data: set data.class_path and data.init_args")
+        # Lightning does both again on every rank, but only after its loggers have written to the run folder.
+        self.datamodule.setup(self.subcommand)
         self.model.check_data(self.datamodule)
 
     def before_fit(self) -> None:
@@ -239,6 +238,11 @@ class ZooCLI(LightningCLI):
         log.warning("weights are in %s", self.run / "model" / self.model.stage)
 
 
+def find_stage(class_path: str) -> type[StageModule] | None:
+    """The stage module that a class path names; None if it is none of ours."""
+    return next((s for s in STAGES.values() if class_path == f"{s.__module__}.{s.__qualname__}"), None)
+
+
 def machine_memory() -> int:
     """Memory of this machine, bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -266,7 +270,7 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 
 def key_checker(subcommand: str) -> KeyChecker:
-    """Keys of a recipe, and the classes that may stand in it by their short names."""
+    """Returns a checker of the keys of a recipe, and of the classes that it can name without their module."""
     method = set(inspect.signature(getattr(Trainer, subcommand)).parameters) - {"self"}
     root: dict[str, Any] = {
         "seed_everything": None,
@@ -278,64 +282,40 @@ def key_checker(subcommand: str) -> KeyChecker:
         "watch": fields_of(RankWatch),
     }
     root |= dict.fromkeys(method - LightningCLI.subcommands()[subcommand])
-    stages: list[type] = [DVAEModule, PriorModule, RankerModule]
-    data: list[type] = [ImageDataModule, CodeDataModule]
-    classes = {"model": {c.__name__: c for c in stages}, "data": {c.__name__: c for c in data}}
-    return KeyChecker(root, classes, options=("run", "overwrite", "parts"))
+    data = {cls.__name__: cls for stage in STAGES.values() for cls in stage.data_classes}
+    classes = {"model": {stage.__name__: stage for stage in STAGES.values()}, "data": data}
+    return KeyChecker(root, classes)
 
 
-def check_keys(subcommand: str, files: Mapping[Path, Any], overrides: list[str]) -> KeyChecker:
-    """Answers an unknown key with the nearest right one, before anything is built; returns what did the checks."""
+def check_keys(subcommand: str, files: Mapping[Path, Keys], overrides: Iterable[tuple[str, str]]) -> None:
+    """Raises `UserError` for an unknown key, with the nearest known one, before anything is built."""
     checker = key_checker(subcommand)
     for path, content in files.items():
-        checker.check_file(content, str(path))
-    for key, value in overridden(overrides):
+        checker.check(content, str(path))
+    for key, text in overrides:
         if key == "trainer.default_root_dir":
             raise UserError("trainer.default_root_dir is the folder of the run: use --run FOLDER")
-        checker.check_override(key, value)
-    return checker
+        checker.check(override(key, text), "command line", options=("run", "overwrite", "parts"))
 
 
-def seeds(files: Mapping[Path, Any], overrides: list[str]) -> list[str]:
-    """Overrides that hand ``seed_everything`` to the model and to the data, unless they have a seed of their own."""
-    given = {key.replace(".init_args.", "."): value for key, value in overridden(overrides)}
-    stated = [content["seed_everything"] for content in files.values() if "seed_everything" in content]
-    seed = given.get("seed_everything", str(stated[-1]) if stated else "")
-    if not seed.isdecimal():  # missing, or sampled by chance
-        return []
-    own = [
-        part
-        for part in ("model", "data")
-        if f"{part}.seed" in given
-        or any("seed" in ((content.get(part) or {}).get("init_args") or {}) for content in files.values())
-    ]
-    return [f"--{part}.init_args.seed={seed}" for part in ("model", "data") if part not in own]
-
-
-def run_recipe(subcommand: str, run: Path, overwrite: bool, files: Mapping[Path, Any], overrides: list[str]) -> None:
+def run_recipe(
+    subcommand: str, run: Path, overwrite: bool, files: Mapping[Path, Keys], arguments: Sequence[str]
+) -> None:
     """Runs a Lightning command.
 
     Args:
         subcommand: "fit", "validate", "test" or "predict".
         run: Folder of the run.
-        overwrite: Whether an existing run is thrown away.
-        files: Recipe and parts, path to content; later ones lie over earlier ones.
-        overrides: Keys such as ``--trainer.max_steps 10``.
+        overwrite: Whether to replace an existing run.
+        files: Recipe and parts, path to content; later ones win.
+        arguments: Keys such as ``--trainer.max_steps 10``, ``--help`` or ``--print_config``.
     """
-    logging.getLogger("lightning").handlers.clear()  # on import it gets one of its own beside ours
-    checker = check_keys(subcommand, files, overrides)
-    ours = {"model", "data"} <= checker.chosen.keys()  # classes of others need not have a seed
+    logging.getLogger("lightning").handlers.clear()  # on import it gets one, which would print every line twice
+    overrides, others = split_arguments(arguments, reserved=("--help", "--print_config"))
+    check_keys(subcommand, files, overrides)
+    keys = json.dumps(resolve(files.values(), overrides))
     try:
-        ZooCLI(
-            run,
-            overwrite,
-            [
-                subcommand,
-                *(f"--config={path}" for path in files),
-                *(seeds(files, overrides) if ours else []),
-                *overrides,
-            ],
-        )
+        ZooCLI(run, overwrite, [subcommand, f"--config={keys}", *others])
     except (ArgumentError, MisconfigurationException, ValueError) as error:
         raise UserError(explain(error)) from error
     if torch.distributed.is_initialized():

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from dalle_zoo.cli.errors import Parser, UserError
-from dalle_zoo.recipes import find_part, find_recipe, list_recipes
+from dalle_zoo.cli.errors import Parser
+from dalle_zoo.recipes import find_part, find_recipe, list_recipes, read_recipe
 
 WHAT = {
     "fit": "Train a recipe; the same command continues a killed run from its newest state.",
@@ -45,14 +42,6 @@ def recipe_parser(subcommand: str) -> Parser:
     p.add_argument("--run", type=Path, metavar="FOLDER", help="folder of the run (runs/RECIPE)")
     p.add_argument("--overwrite", action="store_true", help="throw away what the run holds")
     return p
-
-
-def read_recipe(path: Path) -> Any:
-    """Content of a recipe's file."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
 
 
 def run_command(subcommand: str, arguments: list[str]) -> None:

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from dalle_zoo.files import read_json
 from dalle_zoo.model_folder import CONFIG, WEIGHTS
 from dalle_zoo.networks import save_network
+from dalle_zoo.registry import Registry
 from dalle_zoo.sampling.noise import derive_seed
+from dalle_zoo.training.data_modules import CaptionedDataModule, ImageDataModule
 from dalle_zoo.training.muon import MuonConfig
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names, make_optimizer
 from dalle_zoo.training.schedules import LearningRate, LearningRateScheduler
@@ -68,6 +70,10 @@ class StageModule(LightningModule):
 
     stage: str
     """Name of the stage, also of its folder in a published model."""
+    config_class: type
+    """Dataclass of the network's architecture: the constructor's ``config``."""
+    data_classes: tuple[type[CaptionedDataModule], ...] = (ImageDataModule,)
+    """Data modules that the stage can be trained on."""
     entries: Sequence[str] = ("forward",)
     """Methods of the network that training calls, for strategies that gather weights around them."""
 
@@ -161,9 +167,23 @@ class StageModule(LightningModule):
         """Steps that the weights have seen, also where the trainer does not train."""
         return max(self.global_step, self._restored_steps)
 
+    def setup(self, stage: str) -> None:
+        """Checks the data on every rank, before training begins; Lightning calls it after the data module's setup."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None:
+            self.check_data(data)
+
     def check_data(self, data: LightningDataModule) -> None:
-        """Raises `ValueError` for data that the network cannot be trained on; called before a run begins."""
-        del data
+        """Raises `ValueError` for data that the network cannot be trained on.
+
+        Args:
+            data: Data module whose ``setup`` has been called. External ones are accepted as they are.
+        """
+        if isinstance(data, CaptionedDataModule) and not isinstance(data, self.data_classes):
+            names = " or ".join(cls.__name__ for cls in self.data_classes)
+            raise ValueError(
+                f"the {self.stage} cannot be trained on {type(data).__name__}: set data.class_path to {names}"
+            )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with two groups, or Muon and AdamW, and the learning-rate schedule, once per step."""
@@ -232,6 +252,32 @@ class StageModule(LightningModule):
         if checkpoint.get(EXCHANGE):  # a strategy that has a place for it has taken it out
             log.warning(DROPPED)
 
+    @classmethod
+    def num_parameters(cls, config: Any) -> int:
+        """Number of parameters of the network, without allocating it. Defaults to 0: the stage fits any machine.
+
+        Args:
+            config: An instance of `config_class`.
+        """
+        del config
+        return 0
+
+    @classmethod
+    def memory_needed(cls, config: Any, *, trains: bool, averages: bool) -> dict[str, int]:
+        """Bytes of memory that a process needs for the unsharded network in float32, by what they store.
+
+        Args:
+            config: An instance of `config_class`.
+            trains: Whether gradients and moments are in the same memory as the weights.
+            averages: Whether averaged weights are, too.
+        """
+        copies = {"weights": 1}
+        if trains:
+            copies |= {"gradients": 1, "AdamW": 2}
+        if averages:
+            copies["average"] = 1
+        return {name: 4 * count * cls.num_parameters(config) for name, count in copies.items()}
+
     def architecture(self) -> dict[str, Any]:
         """Architecture of the network as plain data."""
         return asdict(self.net.config)  # type: ignore[call-overload, no-any-return]
@@ -252,3 +298,7 @@ class StageModule(LightningModule):
         """Grids worth looking at while training, name to uint8 (3, H, W); empty if the stage has none."""
         del batch
         return {}
+
+
+STAGES: Registry[type[StageModule]] = Registry("training stage", group="dalle_zoo.stages", base=StageModule)
+"""Stages by name: each states the `config_class` of its network and the `data_classes` it can be trained on."""

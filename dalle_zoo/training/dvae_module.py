@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from dalle_zoo.images import image_rows
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.losses import dvae_loss, logit_laplace_nll
-from dalle_zoo.training.base import StageModule
-from dalle_zoo.training.data_modules import CodeDataModule, ImageDataModule
+from dalle_zoo.training.base import STAGES, StageModule
+from dalle_zoo.training.data_modules import ImageDataModule
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.schedules import Cosine, LearningRate
 from dalle_zoo.training.warm_start import Codebook, WarmStart, kmeans, set_codes
@@ -23,6 +23,7 @@ PAPER_TEMPERATURE = Cosine(start=1.0, end=1 / 16, steps=150_000)
 PAPER_RATE = LearningRate(peak=1e-4, warmup_steps=0, decay="cosine", final=1.25e-6, decay_steps=1_200_000)
 
 
+@STAGES.register("dvae")
 class DVAEModule(StageModule):
     """Trains a `DVAE`; the defaults are the paper's recipe.
 
@@ -43,6 +44,7 @@ class DVAEModule(StageModule):
     """
 
     stage = "dvae"
+    config_class = DVAEConfig
     net: DVAE
 
     def __init__(
@@ -88,10 +90,7 @@ class DVAEModule(StageModule):
 
     def check_data(self, data: LightningDataModule) -> None:
         """Raises `ValueError` unless the data are images of the network's size."""
-        if isinstance(data, CodeDataModule):
-            raise ValueError(
-                "stage 1 is trained on images, got CodeDataModule: set data.class_path to ImageDataModule"
-            )
+        super().check_data(data)
         if isinstance(data, ImageDataModule) and data.image_size != self.net.image_size:
             raise ValueError(
                 f"data.init_args.image_size is {data.image_size}, the dVAE's config.image_size {self.net.image_size}: "

@@ -18,7 +18,7 @@ from dalle_zoo.models.prior import Prior, PriorConfig, PriorLoss
 from dalle_zoo.models.tokenizer import ImageTokenizer
 from dalle_zoo.networks import load_image_tokenizer, load_prior
 from dalle_zoo.sampling import derive_seed, sample_codes
-from dalle_zoo.training.base import StageModule, build
+from dalle_zoo.training.base import STAGES, StageModule, build
 from dalle_zoo.training.data_modules import CaptionedDataModule, CodeDataModule, ImageDataModule
 from dalle_zoo.training.muon import MuonConfig
 from dalle_zoo.training.optimizer import AdamWConfig
@@ -27,6 +27,7 @@ from dalle_zoo.training.strategy_hooks import hooks_of
 from dalle_zoo.zoo import find_component
 
 
+@STAGES.register("prior")
 class PriorModule(StageModule):
     """Trains a `Prior`; the defaults are the paper's recipe.
 
@@ -50,6 +51,8 @@ class PriorModule(StageModule):
     """
 
     stage = "prior"
+    config_class = PriorConfig
+    data_classes = (ImageDataModule, CodeDataModule)
     entries = ("forward", "loss")
     net: Prior
 
@@ -104,6 +107,11 @@ class PriorModule(StageModule):
         inside = {id(p) for block in self.net.residual_blocks() for p in block.branch.parameters() if p.ndim == 2}
         return frozenset(name for name, p in self.net.named_parameters() if id(p) in inside)
 
+    @classmethod
+    def num_parameters(cls, config: PriorConfig) -> int:
+        """Number of parameters of a prior, without building it."""
+        return sum(config.count_parameters().values())
+
     def sharding_units(self) -> list[nn.Module]:
         """Every attention and every MLP."""
         return [block.branch for block in self.net.residual_blocks()]
@@ -130,18 +138,20 @@ class PriorModule(StageModule):
 
     def check_data(self, data: LightningDataModule) -> None:
         """Raises `ValueError` unless captions and codes are those that the network was made for."""
+        super().check_data(data)
         if not isinstance(data, CaptionedDataModule):
-            return  # of others, who know what they do
-        if data.text is None or data.tokenizer is None:
+            return
+        if data.text is None:
             raise ValueError("the prior is trained on captions: set data.init_args.text")
+        assert data.tokenizer is not None, "setup comes first"
         fits = {
             "text_length": (data.text.length, "data.init_args.text.length"),
             "text_vocab": (data.tokenizer.vocab_size, f"the vocabulary of the tokenizer {data.text.tokenizer!r}"),
         }
         self._check_sizes(fits)
-        if isinstance(data, CodeDataModule):
-            for location in filter(None, (data.train, data.val)):
-                self._check_codes(data.dataset(location, training=False), location)
+        for codes in data.opened.values():
+            if isinstance(codes, CodeDataset):
+                self._check_codes(codes)
         if isinstance(data, ImageDataModule):
             self._check_images(data.image_size)
 
@@ -151,7 +161,8 @@ class PriorModule(StageModule):
             if have != want:
                 raise ValueError(f"{what} is {have}, the prior's config.{name} {want}: set it to {have}")
 
-    def _check_codes(self, codes: CodeDataset, location: str) -> None:
+    def _check_codes(self, codes: CodeDataset) -> None:
+        location = str(codes.folder)
         self._check_sizes(
             {
                 "codebook_size": (codes.codebook_size, f"the codebook of {location!r}"),

@@ -15,8 +15,8 @@ from dalle_zoo.models.losses import contrastive_loss
 from dalle_zoo.models.ranker import Ranker, RankerConfig, retrieval_accuracy
 from dalle_zoo.tokenizers import load_text_tokenizer
 from dalle_zoo.tokenizers.library import LibraryTokenizer
-from dalle_zoo.training.base import StageModule
-from dalle_zoo.training.data_modules import CaptionedDataModule, ImageDataModule
+from dalle_zoo.training.base import STAGES, StageModule
+from dalle_zoo.training.data_modules import CaptionedDataModule
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.schedules import LearningRate
 from dalle_zoo.zoo import find_component
@@ -27,6 +27,7 @@ MAX_LOG_SCALE = math.log(100)
 """Ceiling of the logarithmic inverse temperature (Radford et al., section 2.5)."""
 
 
+@STAGES.register("ranker")
 class RankerModule(StageModule):
     """Trains a `Ranker`.
 
@@ -42,6 +43,7 @@ class RankerModule(StageModule):
     """
 
     stage = "ranker"
+    config_class = RankerConfig
     net: Ranker
 
     def __init__(
@@ -64,13 +66,8 @@ class RankerModule(StageModule):
 
     def check_data(self, data: LightningDataModule) -> None:
         """Raises `ValueError` unless the data are captioned images; they may have any size."""
-        if not isinstance(data, CaptionedDataModule):
-            return  # of others, who know what they do
-        if not isinstance(data, ImageDataModule):
-            raise ValueError(
-                f"the ranker is trained on images, got {type(data).__name__}: set data.class_path to ImageDataModule"
-            )
-        if data.text is None:
+        super().check_data(data)
+        if isinstance(data, CaptionedDataModule) and data.text is None:
             raise ValueError("the ranker is trained on captions: set data.init_args.text")
 
     def features(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
