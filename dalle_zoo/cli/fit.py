@@ -100,7 +100,7 @@ class ZooCLI(LightningCLI):
         return str(parser.dump(config, skip_none=False, skip_validation=True))
 
     def before_instantiate_classes(self) -> None:
-        """Rejects impossible options, and a folder that is no run or one of another recipe, before anything is built."""
+        """Rejects options that cannot work, and a folder that is not this run's, before building anything."""
         state = self.config[self.subcommand].get("ckpt_path")
         if state is not None and not Path(state).exists():
             raise UserError(f"ckpt_path {state!r} does not exist: expected a file in checkpoints/ of a run")
