@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -83,12 +83,11 @@ def recipe_header(name: str) -> str:
 class _Loader(yaml.SafeLoader):
     """YAML with the numbers of version 1.2: 1e-3 is one, 10:00:00 and 2024-01-01 are text."""
 
-    yaml_implicit_resolvers: ClassVar = {
-        first: [(tag, pattern) for tag, pattern in known if not tag.endswith((":int", ":float", ":timestamp"))]
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
 
-
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if not tag.endswith((":int", ":float", ":timestamp"))]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _INTEGER = re.compile(r"[-+]?(?:\d[\d_]*|0x[\da-fA-F]+)$")
 _FLOAT = re.compile(r"[-+]?(?:(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\.inf)$|\.nan$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INTEGER, [*"-+0123456789"])

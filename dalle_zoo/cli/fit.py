@@ -282,8 +282,10 @@ def key_checker(subcommand: str) -> KeyChecker:
         "watch": fields_of(RankWatch),
     }
     root |= dict.fromkeys(method - LightningCLI.subcommands()[subcommand])
-    data = {cls.__name__: cls for stage in STAGES.values() for cls in stage.data_classes}
-    classes = {"model": {stage.__name__: stage for stage in STAGES.values()}, "data": data}
+    classes: dict[str, dict[str, type]] = {
+        "model": {stage.__name__: stage for stage in STAGES.values()},
+        "data": {cls.__name__: cls for stage in STAGES.values() for cls in stage.data_classes},
+    }
     return KeyChecker(root, classes)
 
 

@@ -1,4 +1,4 @@
-"""Lightning's Trainer, with our strategies and precisions by name."""
+"""Lightning's Trainer, with the strategies and precisions of dalle-zoo by name."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from dalle_zoo.training.strategies import EXAMPLE, STRATEGIES, make_strategy
 from dalle_zoo.training.strategy_hooks import hooks_of
 
 ALIASES = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
-"""What Lightning takes as well, and what it means by it."""
+"""Short names of Lightning."""
 OF_LIGHTNING = ("16-true", "64", "64-true", "transformer-engine", "transformer-engine-float16")
-"""Precisions that are passed on as they are."""
+"""Precisions that are passed to Lightning."""
 
 
 class ZooTrainer(Trainer):
-    """A Trainer that knows ``hsdp_powersgd(rank=896)`` and ``16-resblock``.
+    """Lightning's Trainer, which also accepts ``hsdp_powersgd(rank=896)`` and ``16-resblock``.
 
     Args:
-        strategy: A name in `strategies.STRATEGIES`, with options in parentheses; else what Lightning takes.
-        precision: "32-true", "bf16-mixed", "bf16-true", "16-mixed" or "16-resblock"; else what Lightning takes.
-        accelerator: As Lightning takes it.
-        plugins: As Lightning takes them; a precision by name is one more.
-        kwargs: All else that Lightning's Trainer takes.
+        strategy: A name in `strategies.STRATEGIES`, with options in parentheses, or a strategy of Lightning.
+        precision: "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-resblock", or a precision of Lightning.
+        accelerator: As in Lightning.
+        plugins: As in Lightning. The plugin of a precision is added to them.
+        kwargs: Other arguments of Lightning's Trainer.
     """
 
     def __init__(

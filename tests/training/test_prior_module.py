@@ -299,5 +299,5 @@ def test_blocks_are_compiled_where_that_is_asked_for_and_works() -> None:
         trainer.fit(module(compile=True), torch.utils.data.DataLoader([batch(2)], batch_size=None))
     sharded = module(compile=True)
     sharded.trainer = Trainer(strategy=FSDP1(), **options)
-    with pytest.raises(ValueError, match="does not work with strategy fsdp: take fsdp2"):
+    with pytest.raises(ValueError, match="does not work with strategy fsdp: use fsdp2"):
         sharded.on_fit_start()
