@@ -299,7 +299,7 @@ def test_bad_options(make: Any, source: Any) -> None:
     for changes, message in (
         ({"variants": 0}, "variants must be at least 1"),
         ({"chunk": 0}, "chunk must be at least 1"),
-        ({"info": {}}, "info must hold codebook_size"),
+        ({"info": {}}, "info must have an integer codebook_size"),
         ({"transform": "priors"}, "Did you mean 'prior'"),
         ({"info": {"codebook_size": 2}}, r"codes must lie in 0..1"),
     ):

@@ -271,7 +271,7 @@ def test_bundled_names(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="Did you mean 'val-styles'"):
         open_source("emoji64:val-style")
     monkeypatch.setattr(sources.importlib.resources, "files", lambda _: make.root / "shards")
-    with pytest.raises(ValueError, match="lacks the shards"):
+    with pytest.raises(ValueError, match="has no shards"):
         open_source("emoji64:train")
 
 
