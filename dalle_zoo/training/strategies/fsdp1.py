@@ -1,4 +1,4 @@
-"""Sharding by torch's ``FullyShardedDataParallel`` (FSDP1), on the CPU too."""
+"""Sharding with torch's ``FullyShardedDataParallel`` (FSDP1), also on the CPU."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from dalle_zoo.training.strategies.states import ShardedStates
 
 
 class FSDP1(ShardedStates, FSDPStrategy):
-    """Weights, gradients and moments are divided among all processes as flat vectors, a residual block at a time.
+    """Shards weights, gradients and moments over all processes, as one flat vector per residual block.
 
-    Lightning refuses its own class on anything but CUDA.
+    Lightning's own class supports CUDA only.
     """
 
     flat = True
@@ -31,7 +31,7 @@ class FSDP1(ShardedStates, FSDPStrategy):
         self._units: Sequence[nn.Module] = ()
 
     def shard(self, net: nn.Module, units: Sequence[nn.Module], entries: Sequence[str]) -> None:
-        """Records the units; Lightning wraps the complete LightningModule later, so entries need no care."""
+        """Records the units; Lightning wraps the LightningModule later, so ``entries`` are not needed."""
         del entries
         if any(parameter.is_meta for parameter in net.parameters()):
             raise ValueError("fsdp needs a network with weights: build it without `deferred_weights`, or use fsdp2")
@@ -48,7 +48,7 @@ class FSDP1(ShardedStates, FSDPStrategy):
             mixed_precision=self.mixed_precision_config,
             sharding_strategy=self.sharding_strategy,
             auto_wrap_policy=CustomPolicy(wrap),
-            # With a mesh the shards come as DTensors, as those of fully_shard.
+            # With a mesh, shards are DTensors, like those of fully_shard.
             device_mesh=init_device_mesh(self.root_device.type, (self.world_size,)),
             device_id=self.root_device,
             use_orig_params=True,
