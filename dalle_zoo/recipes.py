@@ -14,6 +14,9 @@ from dalle_zoo.registry import UnknownNameError, suggest
 Keys = Mapping[str, Any]
 """Content of a recipe: nested keys such as ``{"trainer": {"max_steps": 10}}``."""
 
+Override = tuple[str, str | None]
+"""Key on a command line and its value as text."""
+
 CLASSES = ("model", "data")
 """Keys whose values name a class: ``class_path``, and its arguments in ``init_args``."""
 
@@ -109,7 +112,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return content
 
 
-def split_arguments(arguments: Sequence[str], reserved: Sequence[str] = ()) -> tuple[list[tuple[str, str]], list[str]]:
+def split_arguments(arguments: Sequence[str], reserved: Sequence[str] = ()) -> tuple[list[Override], list[str]]:
     """Separates the keys on a command line from its other arguments.
 
     Args:
@@ -117,23 +120,20 @@ def split_arguments(arguments: Sequence[str], reserved: Sequence[str] = ()) -> t
         reserved: Options that are no keys.
 
     Returns:
-        Pairs such as ``("trainer.max_steps", "10")``, and the remaining arguments.
-
-    Raises:
-        ValueError: A key has no value.
+        Pairs such as ``("trainer.max_steps", "10")``, with None for a missing value, and the remaining arguments.
     """
-    keys, others, waiting = [], [], list(arguments)
+    keys: list[Override] = []
+    others, waiting = [], list(arguments)
     while waiting:
         argument = waiting.pop(0)
         if not argument.startswith("--") or argument in reserved:
             others.append(argument)
             continue
         key, equals, value = argument[2:].partition("=")
-        if not equals:
-            if not waiting or waiting[0].startswith("--"):
-                raise ValueError(f"--{key} has no value")
-            value = waiting.pop(0)
-        keys.append((key, value))
+        if equals:
+            keys.append((key, value))
+        else:
+            keys.append((key, waiting.pop(0) if waiting and not waiting[0].startswith("--") else None))
     return keys, others
 
 
@@ -185,7 +185,7 @@ def merge(below: Keys, above: Keys) -> dict[str, Any]:
     return merged
 
 
-def resolve(files: Iterable[Keys], overrides: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
+def resolve(files: Iterable[Keys], overrides: Iterable[Override] = ()) -> dict[str, Any]:
     """Merges a recipe, its parts, keys of the command line and the common seed, the only place that does.
 
     Args:
@@ -195,11 +195,16 @@ def resolve(files: Iterable[Keys], overrides: Iterable[tuple[str, str]] = ()) ->
     Returns:
         All keys that are stated. ``seed_everything``, if it is a number, becomes the seed of the model and of the
         data, unless they state one or are external classes, which need not have one.
+
+    Raises:
+        ValueError: A key of the command line has no value.
     """
     keys: dict[str, Any] = {}
     for content in files:
         keys = merge(keys, content)
     for key, text in overrides:
+        if text is None:
+            raise ValueError(f"--{key} has no value")
         keys = merge(keys, override(key, text))
     seed = keys.get("seed_everything")
     for part in CLASSES if isinstance(seed, int) and not isinstance(seed, bool) else ():

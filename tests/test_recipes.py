@@ -210,7 +210,7 @@ def test_keys_of_the_command_line() -> None:
     assert others == ["x", "--help"]
     for arguments in (["--a"], ["--a", "--b", "1"]):
         with pytest.raises(ValueError, match="--a has no value"):
-            split_arguments(arguments)
+            resolve([], split_arguments(arguments)[0])
     assert override("trainer.max_steps", "-1") == {"trainer": {"max_steps": -1}}
     assert override("data.init_args.text", "null") == {"data": {"init_args": {"text": None}}}
     assert override("data.train", "a: [") == {"data": {"init_args": {"train": "a: ["}}}

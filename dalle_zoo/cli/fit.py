@@ -33,7 +33,7 @@ from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.keys import KeyChecker, fields_of
 from dalle_zoo.files import new_folder
 from dalle_zoo.networks import save_network
-from dalle_zoo.recipes import Keys, override, resolve, split_arguments
+from dalle_zoo.recipes import Keys, Override, override, resolve, split_arguments
 from dalle_zoo.training import STAGES, StageModule
 from dalle_zoo.training.averaging import WeightEMA
 from dalle_zoo.training.base import deferred_weights
@@ -240,7 +240,7 @@ class ZooCLI(LightningCLI):
 
 def find_stage(class_path: str) -> type[StageModule] | None:
     """Returns the stage module that a class path names; None for an external class."""
-    return next((s for s in STAGES.values() if class_path == f"{s.__module__}.{s.__qualname__}"), None)
+    return next((stage for stage in STAGES.values() if class_path.rpartition(".")[2] == stage.__name__), None)
 
 
 def machine_memory() -> int:
@@ -289,7 +289,7 @@ def key_checker(subcommand: str) -> KeyChecker:
     return KeyChecker(root, classes)
 
 
-def check_keys(subcommand: str, files: Mapping[Path, Keys], overrides: Iterable[tuple[str, str]]) -> None:
+def check_keys(subcommand: str, files: Mapping[Path, Keys], overrides: Iterable[Override]) -> None:
     """Raises `UserError` for an unknown key, with the nearest known one, before anything is built."""
     checker = key_checker(subcommand)
     for path, content in files.items():
@@ -297,7 +297,7 @@ def check_keys(subcommand: str, files: Mapping[Path, Keys], overrides: Iterable[
     for key, text in overrides:
         if key == "trainer.default_root_dir":
             raise UserError("trainer.default_root_dir is the folder of the run: use --run FOLDER")
-        checker.check(override(key, text), "command line", options=("run", "overwrite", "parts"))
+        checker.check(override(key, text or ""), "command line", options=("run", "overwrite", "parts"))
 
 
 def run_recipe(

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from dalle_zoo.cli.errors import Parser, UserError
-from dalle_zoo.recipes import complete_key, find_part, find_recipe, read_recipe, resolve, split_arguments
+from dalle_zoo.recipes import Override, complete_key, find_part, find_recipe, read_recipe, resolve, split_arguments
 
 DESCRIPTION = """\
 Estimates what training a recipe takes: memory per GPU and whether it fits, changes that would make it fit, operations,
@@ -94,7 +94,7 @@ def check_numbers(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} is for times, which need the GPU: add --gpu NAME")
 
 
-def check_overrides(overrides: list[tuple[str, str]], others: list[str], read: tuple[str, ...]) -> None:
+def check_overrides(overrides: list[Override], others: list[str], read: tuple[str, ...]) -> None:
     """Raises `UserError` for an argument that belongs to no option, and for a key that a plan does not depend on."""
     for key, _ in overrides:
         name = complete_key(key)

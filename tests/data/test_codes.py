@@ -180,7 +180,7 @@ def test_an_interrupted_encoding_continues(make: Any, source: Any, fail_at: int)
     out = make.root / "out"
     with pytest.raises(RuntimeError, match="out of memory"):
         encode_source(source, failing, out, **OPTIONS)
-    with pytest.raises(ValueError, match="not finished"):
+    with pytest.raises(ValueError, match="unfinished"):
         CodeDataset(out)
     done = calls
     encode_source(source, failing, out, **OPTIONS)
