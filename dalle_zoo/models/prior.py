@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle_zoo.masks import Mask, TextImageLayout, layer_masks
+from dalle_zoo.masks import Mask, layer_masks
 from dalle_zoo.models.attention import Attention
+from dalle_zoo.models.config import ImagePriorConfig
 from dalle_zoo.models.decoding import PriorDecoding
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.models.initial import fill, fresh_seed
@@ -35,7 +36,7 @@ from dalle_zoo.models.residual import Residual, ResidualBlock
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorConfig:
+class PriorConfig(ImagePriorConfig):
     """Architecture of the prior; defaults are the paper's 12-billion model (section 2.2, table 1)."""
 
     text_length: int = 256
@@ -62,12 +63,8 @@ class PriorConfig:
     """Weight of the text loss; the image loss gets the rest (1/8 and 7/8, section 2.2)."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "text_length", "text_vocab", "image_height", "image_width", "codebook_size", "width",
-            "num_layers", "num_heads", "mlp_ratio",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        super().__post_init__()
+        self.check_positive("num_layers", "num_heads", "mlp_ratio")
         if self.width % self.num_heads:
             raise ValueError(
                 f"width {self.width} is not a multiple of num_heads {self.num_heads}: "
@@ -76,16 +73,6 @@ class PriorConfig:
         if not 0 <= self.text_loss_weight < 1:
             raise ValueError(f"text_loss_weight must lie in [0, 1), got {self.text_loss_weight}")
         layer_masks(self.masks, self.num_layers)  # rejects a typo, with a suggestion
-
-    @property
-    def layout(self) -> TextImageLayout:
-        """Positions of the stream."""
-        return TextImageLayout(self.text_length, self.image_height, self.image_width)
-
-    @property
-    def image_length(self) -> int:
-        """Image positions N."""
-        return self.image_height * self.image_width
 
     def count_parameters(self) -> dict[str, int]:
         """Number of parameters, term by term.

@@ -195,13 +195,13 @@ def test_the_encoder_of_transformers_with_the_released_decoder(
 
 def test_a_decoder_needs_its_encoder(tmp_path: Path, released: dict[str, State]) -> None:
     torch.save(released["decoder"], tmp_path / "decoder.pkl")
-    assert "without its encoder: give the folder that holds encoder.pkl" in refusal(lambda: find(tmp_path))
+    assert "(decoder.pkl) without the encoder: give both files, or the folder" in refusal(lambda: find(tmp_path))
 
 
 def test_two_encoders(tmp_path: Path, released: dict[str, State]) -> None:
     for name in "ab":
         torch.save(released["encoder"], tmp_path / name)
-    assert "two files of the encoder" in refusal(lambda: find(tmp_path))
+    assert "holds several encoders of OpenAI's discrete VAE (a, b)" in refusal(lambda: find(tmp_path))
 
 
 def test_parts_that_do_not_belong_together(tmp_path: Path, released: dict[str, State]) -> None:
@@ -217,7 +217,7 @@ def test_parts_that_do_not_belong_together(tmp_path: Path, released: dict[str, S
         ("blocks.group_2.block_1.id_path.w", None, "missing encoder.groups.group_2.block_1.skip.weight"),
         ("blocks.extra.w", torch.ones(1), "unexpected encoder.blocks.extra.w"),
         ("blocks.input.b", torch.ones(65), r"encoder.input.bias has shape (65,), expected (64,)"),
-        ("blocks.input.b", torch.full((64,), torch.nan), "encoder.input.bias hold values that are not finite"),
+        ("blocks.input.b", torch.full((64,), torch.nan), "encoder.input.bias has values that are not finite"),
         ("blocks.input.b", torch.ones(64, dtype=torch.int32), "encoder.input.bias is torch.int32, expected floating"),
     ],
 )
