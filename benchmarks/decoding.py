@@ -26,10 +26,10 @@ from harness import ROUNDS, Equality, Row, Series, ceilings, compare, interleave
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle_zoo.models.cpu.linears import with_packed_linears
 from dalle_zoo.models.decoding import PriorDecoding
-from dalle_zoo.models.packed import with_packed_linears
 from dalle_zoo.models.prior import Prior, PriorConfig
-from dalle_zoo.sampling import Sampler, gumbel, sample_codes
+from dalle_zoo.sampling import SamplingOptions, gumbel, sample_codes
 
 PAPER = PriorConfig(width=384, num_heads=6, num_layers=6)
 """The paper's positions, vocabularies and masks; few narrow layers."""
@@ -224,7 +224,7 @@ def against_weights(candidates: int, dtype: torch.dtype, target: float) -> Row:
     logits = prior.image_logits(text.expand(candidates, -1), codes[0])
     noise = torch.stack([gumbel(seeds[0], index, SMALL.codebook_size) for index in range(SMALL.image_length)], 1)
     different = ((logits.float() + noise).argmax(-1) != sampled[0]).float().mean()
-    decoder, sampler = prior_decoder(prior, text, candidates), Sampler()
+    decoder, options = prior_decoder(prior, text, candidates), SamplingOptions()
     read_up_to(decoder, sampled, SMALL.image_length)
     count = SMALL.image_length // (ROUNDS + 1)  # a part of the image a round
     parts = iter(range(0, SMALL.image_length, count))
@@ -233,7 +233,7 @@ def against_weights(candidates: int, dtype: torch.dtype, target: float) -> Row:
         start = next(parts)
         for index in range(start, start + count):
             step = decoder.step(index, sampled[:, :, index - 1] if index else None)
-            sampler.sample(step.flatten(0, 1), seeds[0], index)
+            options.sample(step.flatten(0, 1), seeds[0], index)
 
     def loop() -> None:
         for _ in range(count):

@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dalle_zoo.files import written_aside
-from dalle_zoo.hub import write_json
+from dalle_zoo.files import atomic_write, write_json
 from dalle_zoo.models.gradient_scaling import Carrier, GradientScales, GradientScalingConfig, ScaledBranch
 from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.models.residual import plain
@@ -177,7 +176,7 @@ def plot(result: dict[str, Any], out: Path) -> None:
     axis.set_ylabel("relative error of the block's gradient")
     axis.set_title(f"float16 branches, gradients falling by 2^{row['log2 of the spread']:g} over {BLOCKS} blocks")
     axis.legend()
-    with written_aside(out) as aside:
+    with atomic_write(out) as aside:
         figure.savefig(aside, format="png", dpi=120)
 
 

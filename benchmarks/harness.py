@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from dalle_zoo import __version__
-from dalle_zoo.hub import write_json
+from dalle_zoo.files import write_json
+from dalle_zoo.version import __version__
 
 RESULTS = Path(__file__).parent / "results" / "speed"
 ROUNDS = 7

@@ -21,7 +21,7 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 from benchmarks.harness import Equality, Row, Series, compare, interleaved, store  # noqa: E402 (runs uninstalled)
 from dalle_zoo.models.image_prior import ImagePrior  # noqa: E402
 from dalle_zoo.pipeline import load_model  # noqa: E402
-from dalle_zoo.sampling import Sampler, derive_seed, sample_codes  # noqa: E402
+from dalle_zoo.sampling import SamplingOptions, derive_seed, sample_codes  # noqa: E402
 
 CAPTIONS = (
     "a 3d emoji of a red apple",
@@ -63,7 +63,7 @@ class CountingSampler:
             self.prior,
             self.text[number : number + 1],
             torch.tensor([seeds], device=self.text.device),
-            sampler=Sampler(temperature=temperature),
+            options=SamplingOptions(temperature=temperature),
             window=window,
             progress=self._count,
         )[0]

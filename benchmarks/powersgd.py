@@ -32,7 +32,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from dalle_zoo.data import CodeDataset
-from dalle_zoo.hub import write_json
+from dalle_zoo.files import write_json
 from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.tokenizers import CaptionEncoder, load_text_tokenizer
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names, make_optimizer

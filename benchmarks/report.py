@@ -8,7 +8,6 @@ outside of these lines is written by hand and contains no measured numbers.
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from dalle_zoo.files import written_aside  # noqa: E402 (a checkout runs without installing)
+from dalle_zoo.files import atomic_write, read_json  # noqa: E402 (a checkout runs without installing)
 
 RESULTS = ROOT / "benchmarks/results/speed"
 PAGE = ROOT / "docs/speed.md"
@@ -29,7 +28,7 @@ Result = dict[str, Any]
 
 def read_results() -> list[Result]:
     """All stored results, in the order of their names."""
-    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    found = {path.stem: read_json(path) for path in sorted(RESULTS.glob("*.json"))}
     return [{**result, "file": stem} for stem, result in found.items()]
 
 
@@ -166,7 +165,7 @@ def plot(results: list[Result]) -> list[Path]:
 
 def save(figure: Any, path: Path) -> Path:
     """A figure, atomically."""
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         figure.savefig(aside, format="png", dpi=110)
     return path
 
@@ -174,7 +173,7 @@ def save(figure: Any, path: Path) -> Path:
 def main() -> None:
     """Writes the page and the plots."""
     results = read_results()
-    with written_aside(PAGE) as aside:
+    with atomic_write(PAGE) as aside:
         aside.write_text(render(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
     for path in [PAGE, *plot(results)]:
         print(path.relative_to(ROOT))

@@ -9,9 +9,8 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from dalle_zoo.files import check_ending, written_aside
-from dalle_zoo.folders import RECORD
-from dalle_zoo.hub import ModelFolderError, read_json
+from dalle_zoo.files import atomic_write, check_ending, read_json
+from dalle_zoo.model_folder import RECORD, ModelFolderError
 from dalle_zoo.recipes import list_recipes, recipe_header, recipe_root
 from dalle_zoo.registry import suggest
 from dalle_zoo.results import Result, figures, measured_weights
@@ -50,7 +49,7 @@ def render_card(folder: str | Path, result: Result, name: str | None = None) -> 
         Markdown. The same files give the same text.
 
     Raises:
-        ModelFolderError: A file of the folder is missing.
+        FileError: A file of the folder is missing.
         ValueError: There is no template for the protocol of the result.
     """
     folder = Path(folder)
@@ -137,7 +136,7 @@ def write_card(folder: str | Path, result_file: str | Path, out: str | Path) -> 
     result = read_json(Path(result_file))
     check_weights(folder, result)
     text = render_card(folder, result)
-    with written_aside(out) as aside:
+    with atomic_write(out) as aside:
         aside.write_text(text, encoding="utf-8")
     return out
 
@@ -341,7 +340,7 @@ def plot_curves(curves: Mapping[str, Mapping[int, float]], out: str | Path, titl
     for axis in axes[len(panels) :]:
         axis.remove()
     figure.suptitle(title)
-    with written_aside(out) as aside:
+    with atomic_write(out) as aside:
         figure.savefig(aside, format="png", dpi=120)
     return out
 

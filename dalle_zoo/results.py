@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from dalle_zoo.files import try_read_json
 
 _PACKAGE = Path(__file__).parent
 _ROOTS = (_PACKAGE / "_results", _PACKAGE.parent / "eval" / "results")
@@ -102,14 +103,13 @@ def results_of(folder: Path) -> dict[str, dict[str, Any]]:
     Returns:
         Contents by file name. What is no result file, or belongs to other weights, is left out.
     """
-    try:
-        listed = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    listed = try_read_json(folder / "sha256.json")
+    if listed is None:
         return {}
     found = {}
     for root in (*_ROOTS, folder / SUBFOLDER):
         for path in sorted(root.glob("*.json")):
-            result = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(result, dict) and isinstance(listed, dict) and fits(result, listed):
+            result = try_read_json(path)
+            if result is not None and fits(result, listed):
                 found[path.name] = result
     return found

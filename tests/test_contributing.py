@@ -15,9 +15,10 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 SECTIONS: dict[str, str] = dict(re.findall(r"^## (Add .+?)\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL))
 WORKED = [heading for heading, text in SECTIONS.items() if "```diff" in text]
-COPIED = ("dalle_zoo", "docs", "eval", "recipes", "tests", "model_cards", "pyproject.toml")
+COPIED = ("dalle_zoo", "docs", "eval", "recipes", "tests", "tools", "model_cards", "pyproject.toml")
 LARGE = ("_data", "_models")  # linked, not copied
 QUICK = [
+    "tests/convert/test_recognition.py",
     "tests/masks/test_lines.py",
     "tests/masks/test_plan.py",
     "tests/models/test_tokenizer.py",
@@ -25,7 +26,7 @@ QUICK = [
     "tests/tokenizers/test_contract.py",
 ]
 SLOW = ["tests/masks", "tests/models", "tests/sampling"]
-CHOSEN = "diagonal or letters or brightness or strategies_and_options or registered"
+CHOSEN = "diagonal or letters or brightness or strategies_and_options or registered or tiny_dvae or page_names"
 
 
 def blocks(text: str, language: str) -> list[str]:

@@ -19,8 +19,8 @@ from PIL import Image
 
 from dalle_zoo.cli.fit import EXTENDABLE, SHARED, check_keys
 from dalle_zoo.cli.main import COMMANDS, main
-from dalle_zoo.cli.train import read_recipe, recipe_parser
-from dalle_zoo.recipes import find_part, find_recipe
+from dalle_zoo.cli.train import recipe_parser
+from dalle_zoo.recipes import find_part, find_recipe, read_recipe, split_arguments
 
 ROOT = Path(__file__).parents[1]
 SCALING, CAPTIONS = (
@@ -171,7 +171,7 @@ def test_every_command_has_its_options(page: str, capsys: pytest.CaptureFixture[
         if command.name == "fit":
             known, overrides = recipe_parser("fit").parse_known_args(command.arguments)
             paths = [find_recipe(known.recipe), *map(find_part, known.parts)]
-            check_keys("fit", {path: read_recipe(path) for path in paths}, overrides)
+            check_keys("fit", {path: read_recipe(path) for path in paths}, split_arguments(overrides)[0])
         elif command.name == "plan":
             assert main(["plan", *command.arguments]) == 0
         else:

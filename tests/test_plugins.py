@@ -71,7 +71,10 @@ list(MASKS)
 assert MASKS["row"] is row
 """,
     )
-    assert "attention mask 'row' of dalle_zoo_plugin_example:diagonal is ignored: the name is taken" in done.stderr
+    assert (
+        "attention mask 'row' of dalle_zoo_plugin_example:diagonal is ignored: the name is already registered"
+        in done.stderr
+    )
 
 
 def test_tokenizers_join_by_name(site: Path) -> None:

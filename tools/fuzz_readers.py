@@ -34,7 +34,7 @@ from safetensors.torch import save
 from dalle_zoo.convert import WeightFileError, inspect_files, open_checkpoint, recognize
 from dalle_zoo.convert.pickles import load_objects
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
-from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
+from dalle_zoo.models.external.vqgan import VQGAN, VQGANConfig
 
 CASE_SECONDS = 10
 MEMORY = 4 * 2**30

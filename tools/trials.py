@@ -10,14 +10,13 @@ the final validation figures. Trials that the file already contains are not repe
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 from dalle_zoo.cli.runs import read_curves
-from dalle_zoo.hub import write_json
+from dalle_zoo.files import read_json, write_json
 
 MODEL = "--model.init_args."
 CONFIG = f"{MODEL}config."
@@ -104,7 +103,7 @@ def main() -> None:
     command = f"python tools/trials.py {options.stage} --steps {options.steps}"
     title = f"{recipe}: {options.steps} steps on one thread, `{command}`"
     for name, overrides in trials(options.steps).items():
-        table = json.loads(options.out.read_text()) if options.out.exists() else {}
+        table = read_json(options.out) if options.out.exists() else {}
         rows = table.setdefault(title, [])
         if any(row["trial"] == name for row in rows):
             continue

@@ -9,7 +9,7 @@ from operator import index
 from pathlib import Path
 from typing import ClassVar, Self
 
-from dalle_zoo.files import written_aside
+from dalle_zoo.files import atomic_write, read_json
 from dalle_zoo.registry import Registry
 
 CONFIG_FILE = "tokenizer_config.json"
@@ -98,7 +98,7 @@ class TextTokenizer(ABC):
         # The kind goes first: a save killed half-way must not leave files that open as another.
         contents = {CONFIG_FILE: json.dumps(config, indent=2) + "\n", **self.files()}
         for name, content in contents.items():
-            with written_aside(folder / name) as aside:
+            with atomic_write(folder / name) as aside:
                 aside.write_text(content, encoding="utf-8")
 
     def check(self, text: str, dropout: float = 0.0, seed: int = 0) -> None:
@@ -141,11 +141,5 @@ def recorded_kind(folder: str | Path) -> str | None:
     path = folder / CONFIG_FILE
     if not path.exists():
         return None
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): write the tokenizer again") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold an object, got {config!r}: write the tokenizer again")
-    kind = config.get(KIND_KEY)
+    kind = read_json(path).get(KIND_KEY)
     return None if kind is None else str(kind)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dalle_zoo.hub import write_json
+from dalle_zoo.files import write_json
 from dalle_zoo.images import save_png
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo_eval.benchmarks import (

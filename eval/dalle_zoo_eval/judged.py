@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from dalle_zoo.hub import sha256_file
+from dalle_zoo.files import sha256_file
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo_eval.benchmarks import (
     Benchmark,

@@ -24,10 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle_zoo import __version__
-from dalle_zoo.files import written_aside
-from dalle_zoo.hub import read_json, write_json
+from dalle_zoo.files import atomic_write, read_json, write_json
 from dalle_zoo.images import save_png
+from dalle_zoo.version import __version__
 from dalle_zoo_eval.blur import gaussian_blur
 from dalle_zoo_eval.claims import Claims
 from dalle_zoo_eval.networks.base import Network, exact_float32
@@ -239,7 +238,7 @@ class Measurement:
         if writing is not None:
             writing.result()  # the PNG files first: a chunk that is there needs no other look
         for name, (tensors, seconds) in features.items():
-            with written_aside(self.path(name, begun.chunk)) as aside:
+            with atomic_write(self.path(name, begun.chunk)) as aside:
                 noted = {SECONDS: f"{seconds:.6f}", SHOWING: f"{ready.seconds:.6f}"}
                 save_file(tensors, aside, metadata=noted)
             claims.release(self._claim(name, begun.chunk))
@@ -259,7 +258,7 @@ class Measurement:
         for index, image, caption in zip(self._indices(chunk), images, shown.captions, strict=True):
             path = _png(folder, index)
             if caption:
-                with written_aside(path.with_suffix(".txt")) as aside:
+                with atomic_write(path.with_suffix(".txt")) as aside:
                     aside.write_text(caption + "\n", encoding="utf-8")
             save_png(image, path)
 

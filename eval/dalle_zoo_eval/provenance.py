@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dalle_zoo import __version__
+from dalle_zoo.version import __version__
 
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "transformers", "numpy", "pillow")
 """What numbers depend on besides this package: networks, decoders, arithmetic."""

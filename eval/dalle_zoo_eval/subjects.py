@@ -17,10 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle_zoo.hub import CHECKSUMS, read_json
+from dalle_zoo.files import read_json
 from dalle_zoo.images import to_uint8
+from dalle_zoo.model_folder import CHECKSUMS
 from dalle_zoo.pipeline import DallePipeline
-from dalle_zoo.sampling import Sampler, derive_seed, sample_codes
+from dalle_zoo.sampling import SamplingOptions, derive_seed, sample_codes
 from dalle_zoo_eval.benchmarks.base import Item
 from dalle_zoo_eval.benchmarks.images import load_image
 from dalle_zoo_eval.metrics import in_batches
@@ -144,7 +145,7 @@ class Sampling:
         outside = [n for n in self.curve if not 1 <= n <= self.candidates]
         if outside:
             raise ValueError(f"curve must lie in 1..candidates ({self.candidates}), got {outside[0]}")
-        Sampler(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)  # which checks its own
+        SamplingOptions(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)  # which checks its own
 
     @property
     def counts(self) -> list[int]:
@@ -244,15 +245,13 @@ class GeneratedImages:
         """Codes (B, N, h, w): complete captions together while they fit, else parts of one."""
         s, pipe = self.sampling, self.pipe
         text = pipe.encode_text(captions)
-        sampler = Sampler(temperature=s.temperature, top_k=s.top_k, top_p=s.top_p)
+        options = SamplingOptions(temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, guidance_scale=s.guidance)
         together = max(self.batch_size // seeds.shape[1], 1)
         rows = []
         for start in range(0, len(captions), together):
             some = slice(start, start + together)
             parts = [
-                sample_codes(
-                    pipe.prior, text[some], part.t().to(pipe.device), sampler=sampler, guidance=s.guidance
-                ).cpu()
+                sample_codes(pipe.prior, text[some], part.t().to(pipe.device), options).cpu()
                 for part in in_batches(seeds[some].t(), self.batch_size)
             ]
             rows.append(torch.cat(parts, 1))

@@ -25,7 +25,7 @@ def test_the_file_fixes_what_was_fixed() -> None:
     assert {rule.source for rule in protocol.splits.values()} == {f"emoji64:{name}" for name in BUNDLED["emoji64"]}
     assert [rule.captions for rule in protocol.splits.values()] == [256, None, None]
     assert (protocol.samples, protocol.candidates, protocol.chunk, protocol.seed) == (413, 16, 8, 0)
-    assert protocol.sampling() == {"temperature": 0.7, "top_k": None, "top_p": None, "guidance": 1.0}
+    assert protocol.sampling() == {"temperature": 0.7, "top_k": None, "top_p": None, "guidance_scale": 1.0}
     targets = [(target.measure, target.split, target.required) for target in protocol.targets]
     assert targets == [
         ("share of the ceiling", "train", 0.8),

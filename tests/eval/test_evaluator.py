@@ -9,7 +9,8 @@ import torch
 from dalle_zoo_eval.evaluator import WEIGHTS_FILE, MobileNet, load_evaluator
 from safetensors.torch import save_file
 
-from dalle_zoo.hub import ModelFolderError, sha256_file
+from dalle_zoo.files import sha256_file
+from dalle_zoo.model_folder import ModelFolderError
 
 
 def test_it_has_the_weights_of_mobilenet() -> None:

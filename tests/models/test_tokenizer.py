@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle_zoo.models.dalle_pytorch_vae import DallePytorchVAE, DallePytorchVAEConfig
 from dalle_zoo.models.dvae import DVAE, DVAEConfig, DVAEEncoder, DVAEEncoderConfig
+from dalle_zoo.models.external.dalle_pytorch_vae import DallePytorchVAE, DallePytorchVAEConfig
+from dalle_zoo.models.external.vqgan import VQGAN, VQGANConfig
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
-from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
 from dalle_zoo.registry import UnknownNameError
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from dalle_zoo.files import written_aside
+from dalle_zoo.files import atomic_write
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo_eval.benchmarks.base import Benchmark, BenchmarkError, Item
 from dalle_zoo_eval.protocol import Choice
@@ -116,7 +116,7 @@ def save_captions(captions: CaptionList, path: Path) -> None:
         "source": captions.source,
         "sha256": captions.sha256,
     }
-    with written_aside(path) as aside, aside.open("wb") as file:
+    with atomic_write(path) as aside, aside.open("wb") as file:
         file.write(json.dumps(head).encode() + b"\n")
         file.writelines(_line(entry) for entry in captions.entries)
 

@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 
-from dalle_zoo.files import check_ending
-from dalle_zoo.hub import write_json
+from dalle_zoo.files import check_ending, write_json
 from dalle_zoo.images import save_png
 from dalle_zoo.pipeline import DallePipeline
-from dalle_zoo.sampling import Sampler
+from dalle_zoo.sampling import SamplingOptions
 from dalle_zoo_eval.concepts.figures import Gallery, Generated, left_out, measure_split, targets
 from dalle_zoo_eval.concepts.protocol import EVALUATOR, ConceptProtocol
 from dalle_zoo_eval.concepts.report import sheet_file, write_report_of
@@ -73,7 +72,9 @@ def evaluate_concepts(
     share = share or Share()
     if share.rank == 0 and not overwrite and out.exists():
         raise FileExistsError(f"{out}: already there; choose another --out or pass --overwrite")
-    Sampler(temperature=protocol.temperature, top_k=protocol.top_k, top_p=protocol.top_p)  # which checks its own
+    SamplingOptions(
+        temperature=protocol.temperature, top_k=protocol.top_k, top_p=protocol.top_p
+    )  # which checks its own
     net, net_record = _open_evaluator(evaluator, protocol) if evaluator is not None else (None, None)
     pipe = DallePipeline.from_pretrained(model, device=device)
     weights = {name: sha256 for name, sha256 in model_sha256(pipe).items() if name.endswith(".safetensors")}

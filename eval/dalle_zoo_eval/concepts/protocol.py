@@ -134,7 +134,8 @@ class ConceptProtocol:
 
     def sampling(self) -> dict[str, Any]:
         """Arguments of the pipeline that change the images of a seed."""
-        return {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "guidance")}
+        options = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p")}
+        return {**options, "guidance_scale": self.guidance}
 
     def changed(
         self, *, train_captions: int | None = None, val_captions: int | None = None, **values: Any

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle_zoo import __version__
-from dalle_zoo.files import written_aside
+from dalle_zoo.files import atomic_write
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.sampling import derive_seed
+from dalle_zoo.version import __version__
 from dalle_zoo_eval.claims import Claims
 from dalle_zoo_eval.concepts.protocol import ConceptProtocol
 from dalle_zoo_eval.concepts.splits import Split
@@ -50,7 +50,7 @@ class Chunk:
         """Samples and stores the codes."""
         flat = pipe(self.captions, output_type="latent", **self.call).images.cpu()
         codes = flat.reshape(len(self.captions), -1, *flat.shape[1:]).to(torch.int32).contiguous()
-        with written_aside(self.path) as aside:
+        with atomic_write(self.path) as aside:
             save_file({"codes": codes}, aside)
 
     def codes(self) -> Tensor:

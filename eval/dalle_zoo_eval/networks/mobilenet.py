@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dalle_zoo.hub import ModelFolderError
+from dalle_zoo.model_folder import ModelFolderError
 from dalle_zoo_eval.evaluator import SIZE, MobileNet, load_evaluator
 from dalle_zoo_eval.networks.base import NETWORKS, NetworkFileError, check_images, exact_float32
 
