@@ -1,4 +1,4 @@
-# dalle-zoo: every target sets itself up. Needs make, and Python 3.11 or newer with pip.
+# dalle-zoo: every target installs what it needs. Requires make, and Python 3.11 or newer with pip.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,46 +8,46 @@ BENCH ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# The raw text, through the environment, so that no quote or dollar sign in a prompt is read as a command.
+# The raw text, passed through the environment so that the shell does not interpret quotes and dollar signs in a prompt.
 export DALLE_ZOO_PROMPT = $(value PROMPT)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-slow fuzz bench format clean
 
-help: ## this list
+help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 	@echo
-	@echo '  PROMPT="a blob emoji of a red apple"   what make demo generates'
-	@echo '  PYTHON=python3.12                      which Python makes the environment $(VENV)'
+	@echo '  PROMPT="a blob emoji of a red apple"   prompt of make demo'
+	@echo '  PYTHON=python3.12                      Python that creates the environment $(VENV)'
 
 demo: $(VENV)/.demo ## generate a grid of images with the bundled weights (PROMPT="...")
 	@if [ -n "$$DALLE_ZOO_PROMPT" ]; then $(BIN)/dalle-zoo demo -- "$$DALLE_ZOO_PROMPT"; else $(BIN)/dalle-zoo demo; fi
 
-test: $(VENV)/.test ## lint, types, tests: what CI runs
+test: $(VENV)/.test ## run lint, types and tests, as CI does
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/.test ## the tests that make test leaves out
+test-slow: $(VENV)/.test ## run the tests that make test omits
 	$(BIN)/python -m pytest -m slow
 
-fuzz: $(VENV)/.test ## damaged files of weights against their readers, for a minute (FUZZ_SECONDS=60)
+fuzz: $(VENV)/.test ## feed damaged weight files to their readers (FUZZ_SECONDS=60)
 	$(BIN)/python tools/fuzz_readers.py --seconds $(FUZZ_SECONDS)
 
-bench: $(VENV)/.test ## benchmarks of speed into benchmarks/results/speed and docs/speed.md (BENCH="decoding --threads 1")
+bench: $(VENV)/.test ## measure speed and update docs/speed.md (BENCH="decoding --threads 1")
 	$(BIN)/python -m benchmarks $(BENCH)
 
-format: $(VENV)/.test ## rewrite the code in the one style
+format: $(VENV)/.test ## apply ruff fixes and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove the environment and all caches; runs/ and outputs stay
+clean: ## remove the environment and all caches; keep runs/ and outputs
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The environment. It is installed again only when pyproject.toml changed.
+# The environment. It is reinstalled only after pyproject.toml changed.
 
 INSTALLING = installing $(1) into $(VENV) (the first time 1-3 minutes; about 6 GB where torch comes with CUDA) ...
 
@@ -57,19 +57,19 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.python
 	@touch $@
 
 $(VENV)/.test: pyproject.toml tests/requirements-parity.txt $(VENV)/.python
-	@echo '$(call INSTALLING,dalle-zoo and what its tests need)'
+	@echo '$(call INSTALLING,dalle-zoo and the requirements of its tests)'
 	@$(PIP) --editable '.[test]'
 	@$(PIP) --no-deps --requirement tests/requirements-parity.txt
 	@touch $@ $(VENV)/.demo
 
-# Debian's Python may lack ensurepip (package python3-venv): then its own pip fills the environment.
+# Debian's Python may lack ensurepip (package python3-venv); then the pip outside installs pip into the environment.
 $(VENV)/.python:
 	@command -v $(PYTHON) >/dev/null || { \
-	  echo 'There is no $(PYTHON) here: install Python 3.11 or newer, or name yours: make PYTHON=...' >&2; exit 1; }
+	  echo '$(PYTHON) was not found: install Python 3.11 or newer, or pass its name: make PYTHON=...' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "dalle-zoo needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@echo 'making the environment $(VENV) with $(PYTHON) ...'
+	  echo "dalle-zoo needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Pass a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo 'creating the environment $(VENV) with $(PYTHON) ...'
 	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv $(VENV); \
 	else $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; fi || { \
-	  echo 'The environment could not be made. On Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
+	  echo 'The environment could not be created. On Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
 	@touch $@

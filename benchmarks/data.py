@@ -1,9 +1,9 @@
-"""Reading code shards and images: samples per second, and the same records.
+"""Times reading code shards and images, and checks that the records are the same.
 
     python benchmarks/data.py --threads 1        writes benchmarks/results/speed/data_cpu1.json
 
-One record a member is what WebDataset's own writer makes: ``KEY.npy`` and ``KEY.json`` side by side, read here with
-that library. Nothing here runs on a GPU, so ``--device`` takes the CPU alone.
+WebDataset's own writer stores one record per member, as ``KEY.npy`` and ``KEY.json``; that library reads these shards
+here. Nothing in this script runs on a GPU, so ``--device`` accepts only the CPU.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from dalle_zoo.seeds import seeded_rng  # noqa: E402
 SAMPLES, GRID, CODES = 20_000, 32, 8192
 BATCH, SHUFFLE = 256, 4096
 IMAGES = 24
-ONE, CHUNKS = "one record a member", "256 records a member"
+ONE, CHUNKS = "one record per member", "256 records per member"
 PILLOW = "Pillow"
 SIDE = 270
 AREA, PRODUCTS = "weighted rows", "two matrix products"
@@ -143,7 +143,7 @@ def compare_shards(folder: Path) -> list[Row]:
             {ONE: lambda: drain(one), CHUNKS: lambda: drain(chunks)},
             path=CHUNKS,
             against=ONE,
-            asked=20.0,
+            target=20.0,
             equal=(same,),
         ),
         compare(
@@ -151,7 +151,7 @@ def compare_shards(folder: Path) -> list[Row]:
             {ONE: lambda: drain(batches(one)), CHUNKS: lambda: drain(batches(chunks))},
             path=CHUNKS,
             against=ONE,
-            asked=None,
+            target=None,
             equal=(same,),
             note="Shuffling and batching are the same work for both.",
         ),
@@ -249,7 +249,7 @@ def compare_reduction() -> Row:
         },
         path=AREA,
         against=PRODUCTS,
-        asked=None,
+        target=None,
         equal=(Equality(what="largest difference of a pixel in 0..255", value=apart, limit=1),),
         note="Training pays this on top of decoding; Pillow's box filter is another function.",
     )
@@ -270,7 +270,7 @@ def compare_images() -> list[Row]:
                 {PILLOW: lambda: [by_pillow(f) for f in files], library: lambda read=read: [read(f) for f in files]},
                 path=library,
                 against=PILLOW,
-                asked=None,
+                target=None,
                 equal=(Equality(what="largest difference of a pixel in 0..255", value=apart),),
                 note=NOTES[library],
             )

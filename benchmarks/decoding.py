@@ -1,12 +1,13 @@
-"""Sampling with the prior: time of a step, memory, and how both grow.
+"""Measures the time of a sampling step of the prior, its memory, and how both grow.
 
     python benchmarks/decoding.py --threads 1
     python benchmarks/decoding.py --device cuda
 
-Weights are random, which costs the same. What a step is compared with: a cache that grows by concatenation and dense
-masks, as other code bases have it, each candidate with a caption of its own; and, as the limit of one token at a time,
-a loop that multiplies each weight matrix once and does nothing else. On a GPU, the time that reading the weights
-takes at the measured rate of a copy, or the roofline of weights, keys and arithmetic, whichever is highest.
+Weights are random, which does not change the cost. A step is compared with two alternatives. The first is a cache that
+grows by concatenation, with dense masks and a separate caption per candidate, as in other code bases. The second is
+the lower bound of sampling one token at a time: a loop that multiplies each weight matrix once and does nothing else.
+On a GPU this bound is the time to read the weights at the measured copy rate, or the roofline of weights, keys and
+arithmetic, whichever is larger.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from harness import ROUNDS, Equality, Row, Series, ceilings, compare, interleave
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle_zoo.models.cpu.linears import with_packed_linears
 from dalle_zoo.models.decoding import PriorDecoding
-from dalle_zoo.models.packed import with_packed_linears
 from dalle_zoo.models.prior import Prior, PriorConfig
-from dalle_zoo.sampling import Sampler, gumbel, sample_codes
+from dalle_zoo.sampling import SamplingOptions, gumbel, sample_codes
 
 PAPER = PriorConfig(width=384, num_heads=6, num_layers=6)
 """The paper's positions, vocabularies and masks; few narrow layers."""
@@ -42,7 +43,8 @@ STEPS = 4
 """Steps of a timed call."""
 WRITTEN_OUT = (
     "written out, attention of one query in bfloat16 takes a quarter of the time of PyTorch's fused call, against "
-    "which 9x was asked; half of our own step is the matrices of the layers and the head, which both paths multiply"
+    "which the target was 9x; half of the step of dalle-zoo is the matrices of the layers and the head, which both "
+    "paths multiply"
 )
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 
@@ -148,7 +150,7 @@ def advance(decoder: PriorDecoding | ConcatenatedCache, codes: Tensor, start: in
 # ------------------------------------------------------------ rows
 
 
-def against_concatenation(candidates: int, dtype: torch.dtype, asked: float, fused: bool = False) -> Row:
+def against_concatenation(candidates: int, dtype: torch.dtype, target: float, fused: bool = False) -> Row:
     """Steps in the middle of the image."""
     prior = make_prior(PAPER, dtype)
     text, codes = make_text(prior), make_codes(prior, candidates)
@@ -171,7 +173,7 @@ def against_concatenation(candidates: int, dtype: torch.dtype, asked: float, fus
         {"ours": lambda: advance(native, codes, POSITION), against: again},
         path="ours",
         against=against,
-        asked=asked,
+        target=target,
         equal=(
             Equality(
                 what="largest difference of the logits",
@@ -201,7 +203,7 @@ def memory(candidates: int) -> Row:
         name=f"keys and values of one of {candidates} images, the paper's {config.num_layers} layers, width 64",
         path="ours",
         against="full cache",
-        asked=4.0,
+        target=4.0,
         ratio=full / native,
         equal=(),
         seconds={"ours": [native], "full cache": [float(full)]},
@@ -211,7 +213,7 @@ def memory(candidates: int) -> Row:
     )
 
 
-def against_weights(candidates: int, dtype: torch.dtype, asked: float) -> Row:
+def against_weights(candidates: int, dtype: torch.dtype, target: float) -> Row:
     """Tokens, choice included, against multiplying each matrix once; caption and packing, once per image, are done."""
     prior = make_prior(SMALL, dtype)
     text, seeds = make_text(prior), torch.arange(candidates)[None]
@@ -222,7 +224,7 @@ def against_weights(candidates: int, dtype: torch.dtype, asked: float) -> Row:
     logits = prior.image_logits(text.expand(candidates, -1), codes[0])
     noise = torch.stack([gumbel(seeds[0], index, SMALL.codebook_size) for index in range(SMALL.image_length)], 1)
     different = ((logits.float() + noise).argmax(-1) != sampled[0]).float().mean()
-    decoder, sampler = prior_decoder(prior, text, candidates), Sampler()
+    decoder, options = prior_decoder(prior, text, candidates), SamplingOptions()
     read_up_to(decoder, sampled, SMALL.image_length)
     count = SMALL.image_length // (ROUNDS + 1)  # a part of the image a round
     parts = iter(range(0, SMALL.image_length, count))
@@ -231,7 +233,7 @@ def against_weights(candidates: int, dtype: torch.dtype, asked: float) -> Row:
         start = next(parts)
         for index in range(start, start + count):
             step = decoder.step(index, sampled[:, :, index - 1] if index else None)
-            sampler.sample(step.flatten(0, 1), seeds[0], index)
+            options.sample(step.flatten(0, 1), seeds[0], index)
 
     def loop() -> None:
         for _ in range(count):
@@ -244,7 +246,7 @@ def against_weights(candidates: int, dtype: torch.dtype, asked: float) -> Row:
         {"sampling": sample, "weights alone": loop},
         path="sampling",
         against="weights alone",
-        asked=asked if torch.get_num_threads() == 1 else None,  # it is about one thread
+        target=target if torch.get_num_threads() == 1 else None,  # it is about one thread
         equal=(
             Equality(
                 what="share of codes that differ from the full forward",
@@ -323,7 +325,7 @@ def single_image(name: str, limits: dict[str, float]) -> Row:
         name=f"an image of 32 x 32, {name}",
         path="sampling",
         against="weights at the rate of a copy",
-        asked=0.6,
+        target=0.6,
         ratio=floor / statistics.median(seconds["sampling"]),
         equal=(
             Equality(
@@ -360,7 +362,7 @@ def best_batch(prompts: int, candidates: int, limits: dict[str, float]) -> Row:
         name=f"{prompts} x {candidates} images of 32 x 32, 1.2B",
         path="sampling",
         against="roofline",
-        asked=0.5,
+        target=0.5,
         ratio=floor / statistics.median(seconds["sampling"]),
         equal=(),
         seconds={**seconds, "roofline": [floor]},

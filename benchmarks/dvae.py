@@ -1,9 +1,9 @@
-"""The dVAE at OpenAI's size against the package that was published with its weights: time, and the same codes.
+"""Compares the dVAE at OpenAI's size with the package published with its weights: time, and equality of the codes.
 
     python benchmarks/dvae.py --threads 1        writes benchmarks/results/speed/dvae_cpu1.json
 
 Both networks have the same random weights. PyPI's DALL-E 0.1 is not a dependency (``pip install --no-deps
-DALL-E==0.1``, see tests/requirements-parity.txt); without it the comparison is with our own modules called as that
+DALL-E==0.1``, see tests/requirements-parity.txt); without it, the baseline is the modules of dalle-zoo called as that
 package calls its own: `F.conv2d` and `F.relu` on channels-first float32, all logits, one-hot cells. Codes of random
 networks hardly vary, so the bias of the logits is set to make every code equally likely on average.
 """
@@ -107,7 +107,7 @@ def with_half(row: Row, path: str, equal: tuple[Equality, ...]) -> Row:
     """The row of another path of the same measurement."""
     ratio = statistics.median(row.seconds[row.against]) / statistics.median(row.seconds[path])
     print(f"{row.name} ({path}): {ratio:.2f}x; " + ", ".join(f"{e.what} {e.value:.3g}" for e in equal), flush=True)
-    return dataclasses.replace(row, path=path, ratio=ratio, asked=None, equal=equal, dtype="bfloat16")
+    return dataclasses.replace(row, path=path, ratio=ratio, target=None, equal=equal, dtype="bfloat16")
 
 
 @functools.cache
@@ -132,7 +132,7 @@ ENCODING_NOTE = (
 )
 
 
-def compare_encoding(net: DVAE, peer: Peer, count: int, asked: float | None, device: str, note: str) -> list[Row]:
+def compare_encoding(net: DVAE, peer: Peer, count: int, target: float | None, device: str, note: str) -> list[Row]:
     """Rows of float32 and bfloat16 for so many images per call."""
     images = random_images(count, device)
     paths = {
@@ -145,11 +145,11 @@ def compare_encoding(net: DVAE, peer: Peer, count: int, asked: float | None, dev
     # A GPU's own kernels and the package's float16 there are no twins of each other.
     checks = (Equality(what="share of float32 codes that differ", value=exact, limit=0 if device == "cpu" else None),)
     row = compare(
-        f"encode, {count} image{'s' * (count > 1)} a call",
+        f"encode, {count} image{'s' * (count > 1)} per call",
         paths,
         path=OURS,
         against=peer.name,
-        asked=asked,
+        target=target,
         equal=checks,
         device=device,
         note=f"{note} {len(codes.unique()):,} different codes.",
@@ -171,7 +171,7 @@ def compare_decoding(net: DVAE, peer: Peer, count: int, device: str) -> list[Row
         return (Equality(what="largest difference of a pixel in [0, 1]", value=value, limit=limit),)
 
     row = compare(
-        f"decode, {count} image{'s' * (count > 1)} a call",
+        f"decode, {count} image{'s' * (count > 1)} per call",
         {
             peer.name: lambda: peer.decode(codes),
             OURS: lambda: net.decode(codes),
@@ -179,7 +179,7 @@ def compare_decoding(net: DVAE, peer: Peer, count: int, device: str) -> list[Row
         },
         path=OURS,
         against=peer.name,
-        asked=None,
+        target=None,
         equal=apart(net.decode(codes), PEER_ROUNDING if device == "cpu" else None),
         device=device,
     )
@@ -202,7 +202,7 @@ def compare_trained(device: str) -> list[Row]:
         },
         path=OURS,
         against=MODULES,
-        asked=None,
+        target=None,
         equal=(Equality(what="share of float32 codes that differ", value=unequal(codes, plain), limit=1e-3),),
         device=device,
         note="Trained weights on images they were not trained on.",
@@ -222,7 +222,7 @@ def compare_compiled(net: DVAE, device: str) -> list[Row]:
         {HALF: lambda: half(net.encode, images), COMPILED: lambda: half(compiled.encode, images)},
         path=COMPILED,
         against=HALF,
-        asked=None,
+        target=None,
         equal=(Equality(what="share of codes that differ", value=unequal(half(compiled.encode, images), codes)),),
         device=device,
         dtype="bfloat16",

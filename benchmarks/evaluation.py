@@ -32,7 +32,7 @@ from dalle_zoo_eval.image_sources import ImageFiles
 from PIL import Image
 from torch import Tensor
 
-from dalle_zoo.hub import sha256_file, write_json
+from dalle_zoo.files import sha256_file, write_json
 
 CHUNK = 25
 CASES = {"without blur": (0,), "with the blur of figure 9": (0, 1, 2, 4, 8)}

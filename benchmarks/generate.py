@@ -1,9 +1,9 @@
-"""The complete command, from its start to the image on disk, against the code before the work on speed.
+"""Compares the complete command, from its start to the image on disk, with the code before the optimizations.
 
     python benchmarks/generate.py --threads 2
 
-Both are run in turn as a user runs them, in processes of their own, with the bundled weights. The older code is taken
-from this repository's history, so the script needs a git checkout.
+Both run alternately in separate processes, as a user runs them, with the bundled weights. The older code comes from
+the history of this repository, so the script needs a git checkout.
 """
 
 from __future__ import annotations
@@ -80,14 +80,14 @@ def main() -> None:
         name=f"dalle-zoo generate -n {CANDIDATES}, bundled weights, from start to file",
         path="now",
         against="before",
-        asked=3.0,
+        target=3.0,
         ratio=middle["before"] / middle["now"],
         equal=(Equality(what="largest difference of a pixel, of 255", value=difference, limit=0),),
         seconds=seconds,
         threads=options.threads,
         note=f"`import torch` alone takes {middle['import torch']:.2f} s of the {middle['now']:.2f} s",
     )
-    print(f"{row.name}: {row.ratio:.2f}x of {row.asked}x; {middle}")
+    print(f"{row.name}: {row.ratio:.2f}x of {row.target}x; {middle}")
     command = f"python benchmarks/generate.py --threads {options.threads} --device {options.device}"
     print(store("generate", command, [row], options.device))
 

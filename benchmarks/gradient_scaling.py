@@ -1,12 +1,12 @@
-"""Measures how precise float16 gradients of a deep prior are: without a scale, with one scale, with one per block.
+"""Measures the error of float16 gradients of a deep prior: without a scale, with one scale, with one scale per block.
 
     python benchmarks/gradient_scaling.py          writes benchmarks/results/gradient_scaling.json and .png
 
-Gradients are compared with those of float32, block by block. Between residual blocks stand identities that multiply
-the gradient by a constant, so that it falls by the stated factor from the first block to the last, whatever the
-network; the loss is scaled so that the paper's limits, 2^7 and 2^24, leave room for all blocks. The identity path is
-float32 in all three. The best scale for all is the one with the least error of the last block among the powers of
-two with which nothing overflows; a block's own scale is the largest of those, found by `GradientScales`.
+Gradients are compared with those of float32, block by block. Identities between the residual blocks multiply the
+gradient by a constant, so that it falls by the stated factor from the first block to the last for any network. The
+loss is scaled so that all blocks fit within the paper's limits, 2^7 and 2^24. The identity path is float32 in all
+three. The best scale for all is the power of two with the smallest error of the last block among those without
+overflow; the scale of one block is the largest of those, found by `GradientScales`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dalle_zoo.files import written_aside
-from dalle_zoo.hub import write_json
+from dalle_zoo.files import atomic_write, write_json
 from dalle_zoo.models.gradient_scaling import Carrier, GradientScales, GradientScalingConfig, ScaledBranch
 from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.models.residual import plain
@@ -144,7 +143,7 @@ def main() -> None:
                 "log2 of the scale of each block": scales,
                 "error without a scale": none,
                 "error with the best scale for all": one,
-                "error with a scale a block": per_block,
+                "error with a scale per block": per_block,
             }
         )
         print(f"2^{spread:<7g}{none[-1]:<11.2g}{one[-1]:<7.2g}(2^{exponent})     {per_block[-1]:<.2g}", flush=True)
@@ -170,13 +169,14 @@ def plot(result: dict[str, Any], out: Path) -> None:
     row = max(result["rows"], key=lambda row: row["log2 of the spread"])
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
-    for name, mark in (("without a scale", "x"), ("with the best scale for all", "o"), ("with a scale a block", ".")):
+    marks = {"without a scale": "x", "with the best scale for all": "o", "with a scale per block": "."}
+    for name, mark in marks.items():
         axis.semilogy(range(1, BLOCKS + 1), row[f"error {name}"], mark, label=name, markersize=5)
     axis.set_xlabel("residual block")
     axis.set_ylabel("relative error of the block's gradient")
     axis.set_title(f"float16 branches, gradients falling by 2^{row['log2 of the spread']:g} over {BLOCKS} blocks")
     axis.legend()
-    with written_aside(out) as aside:
+    with atomic_write(out) as aside:
         figure.savefig(aside, format="png", dpi=120)
 
 

@@ -1,8 +1,8 @@
-"""How the benchmarks of speed measure: two paths or more in turn in one process, and an equality check beside them.
+"""Times two or more paths alternately in one process and checks that their outputs are equal.
 
-A result is a list of rows. A row compares paths over the same inputs: their times, the ratio of the medians, what was
-asked for, and how far their outputs lie apart. On a shared machine wall time scatters, so one thread is measured in
-CPU seconds of the process, which repeat; more threads, and a GPU, in wall seconds.
+A result is a list of rows. Each row compares paths on the same inputs: their times, the ratio of the medians, the
+target, and the difference of their outputs. On a shared machine wall time scatters, so one thread is measured in CPU
+seconds of the process, which are reproducible; several threads, and a GPU, are measured in wall seconds.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from dalle_zoo import __version__
-from dalle_zoo.hub import write_json
+from dalle_zoo.files import write_json
+from dalle_zoo.version import __version__
 
 RESULTS = Path(__file__).parent / "results" / "speed"
 ROUNDS = 7
@@ -28,7 +28,7 @@ ROUNDS = 7
 
 @dataclass(frozen=True, kw_only=True)
 class Equality:
-    """What makes a comparison fair: how far apart the outputs of two paths lie."""
+    """Difference of the outputs of two paths, which makes their comparison fair."""
 
     what: str
     """"largest difference of the logits", "share of equal codes", …"""
@@ -48,11 +48,11 @@ class Row:
     name: str
     """What was measured, with its shape."""
     path: str
-    """The path that should be fast, a key of ``seconds``."""
+    """The path of dalle-zoo, a key of ``seconds``."""
     against: str
     """The path it is compared with, a key of ``seconds``."""
-    asked: float | None
-    """Least ratio that was aimed at; None where there was no aim."""
+    target: float | None
+    """Smallest ratio to reach; None if there is no target."""
     ratio: float
     """Median time of ``against`` over that of ``path``."""
     equal: tuple[Equality, ...]
@@ -104,7 +104,7 @@ def compare(
     *,
     path: str,
     against: str,
-    asked: float | None,
+    target: float | None,
     equal: tuple[Equality, ...],
     rounds: int = ROUNDS,
     device: str = "cpu",
@@ -114,11 +114,11 @@ def compare(
     seconds = interleaved(paths, rounds, device)
     ratio = statistics.median(seconds[against]) / statistics.median(seconds[path])
     row = Row(
-        name=name, path=path, against=against, asked=asked, ratio=ratio, equal=equal, seconds=seconds,
+        name=name, path=path, against=against, target=target, ratio=ratio, equal=equal, seconds=seconds,
         threads=torch.get_num_threads(), **more,
     )  # fmt: skip
     print(
-        f"{name} ({row.dtype}, {row.threads} threads): {ratio:.2f}x" + (f" of {asked}x" if asked else ""), flush=True
+        f"{name} ({row.dtype}, {row.threads} threads): {ratio:.2f}x" + (f" of {target}x" if target else ""), flush=True
     )
     for check in equal:
         print(f"  {check.what}: {check.value:.3g}", flush=True)

@@ -1,10 +1,10 @@
-"""Windows of guessed tokens against one token after the other: passes, time, and the same codes.
+"""Compares windows of guessed tokens with sampling one token at a time: passes, time, and equality of the codes.
 
     python benchmarks/jacobi.py --threads 1        writes benchmarks/results/speed/jacobi_cpu1.json
 
-Images of the bundled emoji64 weights, sampled one at a time if not said otherwise. A pass runs the prior over one
-token, or over one window; both paths are `sample_codes`, without and with ``window``. The first rows compare numbers
-of passes, with the times of both paths beside them; the others compare times.
+Samples images with the bundled emoji64 weights, one at a time unless stated otherwise. A pass runs the prior on one
+token or on one window; both paths are `sample_codes`, without and with ``window``. The first rows compare numbers of
+passes and also show the times of both paths; the others compare times.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 from benchmarks.harness import Equality, Row, Series, compare, interleaved, store  # noqa: E402 (runs uninstalled)
 from dalle_zoo.models.image_prior import ImagePrior  # noqa: E402
 from dalle_zoo.pipeline import load_model  # noqa: E402
-from dalle_zoo.sampling import Sampler, derive_seed, sample_codes  # noqa: E402
+from dalle_zoo.sampling import SamplingOptions, derive_seed, sample_codes  # noqa: E402
 
 CAPTIONS = (
     "a 3d emoji of a red apple",
@@ -63,7 +63,7 @@ class CountingSampler:
             self.prior,
             self.text[number : number + 1],
             torch.tensor([seeds], device=self.text.device),
-            sampler=Sampler(temperature=temperature),
+            options=SamplingOptions(temperature=temperature),
             window=window,
             progress=self._count,
         )[0]
@@ -110,7 +110,7 @@ def count_passes(sampling: CountingSampler, device: str) -> tuple[list[Row], Ser
             name=f"tokens per pass, emoji64 at temperature {temperature}, {len(expected)} images",
             path=WINDOWED,
             against=SINGLE,
-            asked=2.0,
+            target=2.0,
             ratio=tokens / passes[WINDOW],
             equal=(max(checks, key=lambda check: check.value),),
             seconds=seconds,
@@ -119,7 +119,7 @@ def count_passes(sampling: CountingSampler, device: str) -> tuple[list[Row], Ser
             extra={"tokens": tokens, "passes": passes},
         )
         shares = ", ".join(f"{window}: {passes[window] / tokens:.3f}" for window in WINDOWS)
-        print(f"{row.name}: {row.ratio:.2f} of {row.asked}; passes per token by window: {shares}", flush=True)
+        print(f"{row.name}: {row.ratio:.2f} of {row.target}; passes per token by window: {shares}", flush=True)
         rows.append(row)
     return rows, Series(x="tokens of a window", y="passes per token", lines=lines)
 
@@ -142,7 +142,7 @@ def compare_times(sampling: CountingSampler, device: str) -> tuple[list[Row], Se
             },
             path=WINDOWED,
             against=SINGLE,
-            asked=None,
+            target=None,
             equal=(difference(codes, sampling.sample(0, seeds, temperature, None)),),
             device=device,
             note="A window waits for the slowest image, and a wider pass takes longer; so windows are for few "

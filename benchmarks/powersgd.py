@@ -1,16 +1,16 @@
-"""What low-rank gradients cost in loss: the prior of emoji64 on two processes, by its rank and without error feedback.
+"""Measures the loss of low-rank gradients: the prior of emoji64 on two processes, by rank and without error feedback.
 
     dalle-zoo encode emoji64:train --model emoji64 --out runs/codes/train
     dalle-zoo encode emoji64:val-styles --model emoji64 --out runs/codes/val-styles
     python benchmarks/powersgd.py              writes benchmarks/results/powersgd.json and powersgd.png
 
-Every run starts from the same weights and sees the same batches in the same order, so the gap between two runs is that
-of their gradients, and of the noise that training makes of any difference. How large the noise is show the two runs at
-width / 8 with error feedback that differ by the rounding of the wire alone. In table 1 of the paper the smallest rank
-without a gap is about a quarter of the width.
+Every run starts from the same weights and sees the same batches in the same order, so the gap between two runs comes
+from their gradients and from the noise with which training amplifies any difference. The two runs at width / 8 with
+error feedback differ only by the rounding on the wire and show the size of this noise. In table 1 of the paper the
+smallest rank without a gap is about a quarter of the width.
 
-The stored results: powersgd.json is one seed of 600 steps, powersgd_200_steps.json two seeds of 200, in which the
-noise still hides what error feedback gains.
+Stored results: powersgd.json has one seed of 600 steps; powersgd_200_steps.json has two seeds of 200 steps, where the
+noise still hides the gain of error feedback.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from dalle_zoo.data import CodeDataset
-from dalle_zoo.hub import write_json
+from dalle_zoo.files import write_json
 from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.tokenizers import CaptionEncoder, load_text_tokenizer
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names, make_optimizer

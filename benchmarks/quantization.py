@@ -1,4 +1,4 @@
-"""What fewer bits do to the bundled model: the loss, the codes that are sampled, and the time.
+"""Measures the effect of fewer bits on the bundled model: loss, sampled codes, and time.
 
     python benchmarks/quantization.py --threads 1
 
@@ -80,7 +80,7 @@ def main() -> None:
                     {name: other_sample, "float32": sample},
                     path=name,
                     against="float32",
-                    asked=None,
+                    target=None,
                     equal=(
                         Equality(
                             what=f"loss above that of float32 ({loss:.4f} nats a token)", value=other_loss - loss

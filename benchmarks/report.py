@@ -1,14 +1,13 @@
-"""Writes the tables of docs/speed.md and the plots beside it from the stored results.
+"""Renders the tables and plots of docs/speed.md from the stored results.
 
     python benchmarks/report.py            after `make bench`, which calls it
 
-A table stands between ``<!-- NAME -->`` and ``<!-- end -->``; NAME is that of a benchmark, or "all" for the overview.
-What stands outside of these lines is written by hand and has no numbers of its own.
+Each table is between ``<!-- NAME -->`` and ``<!-- end -->``; NAME is a benchmark, or "all" for the overview. Text
+outside of these lines is written by hand and contains no measured numbers.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from dalle_zoo.files import written_aside  # noqa: E402 (a checkout runs without installing)
+from dalle_zoo.files import atomic_write, read_json  # noqa: E402 (a checkout runs without installing)
 
 RESULTS = ROOT / "benchmarks/results/speed"
 PAGE = ROOT / "docs/speed.md"
@@ -29,7 +28,7 @@ Result = dict[str, Any]
 
 def read_results() -> list[Result]:
     """All stored results, in the order of their names."""
-    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    found = {path.stem: read_json(path) for path in sorted(RESULTS.glob("*.json"))}
     return [{**result, "file": stem} for stem, result in found.items()]
 
 
@@ -46,16 +45,16 @@ def equality(row: dict[str, Any]) -> str:
 
 
 def ratio(row: dict[str, Any]) -> str:
-    """The ratio, in bold where it falls short of what was asked."""
+    """The ratio, in bold where it is below its target."""
     text = f"{row['ratio']:.2f}"
-    short = row["asked"] is not None and row["ratio"] < row["asked"]
+    short = row["target"] is not None and row["ratio"] < row["target"]
     return f"**{text}**" if short else text
 
 
 def table(results: list[Result]) -> str:
     """Rows of one or more results."""
     lines = [
-        "| what | against | precision | where | ratio | asked | ms | ms against | checked |",
+        "| what | against | precision | where | ratio | target | ms | ms against | checked |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     notes = []
@@ -63,14 +62,14 @@ def table(results: list[Result]) -> str:
         threads = result["threads"]
         where = result["device"] if "cuda" in result["command"] else f"{threads} thread{'s' * (threads > 1)}"
         for row in result["rows"]:
-            asked = "–" if row["asked"] is None else f"{row['asked']:g}"
+            target = "–" if row["target"] is None else f"{row['target']:g}"
             mark = ""
             if row["note"]:
                 if row["note"] not in notes:
                     notes.append(row["note"])
                 mark = f" [{notes.index(row['note']) + 1}]"
             cells = [
-                row["name"] + mark, row["against"], row["dtype"], where, ratio(row), asked,
+                row["name"] + mark, row["against"], row["dtype"], where, ratio(row), target,
                 milliseconds(row, row["path"]), milliseconds(row, row["against"]), equality(row),
             ]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
@@ -120,30 +119,30 @@ def series_path(result: Result, title: str) -> Path:
 
 
 def overview(results: list[Result]) -> str:
-    """What was asked, and what came."""
-    lines = ["| what | against | precision | where | ratio | asked |", "|---|---|---|---|---|---|"]
+    """Ratios of all rows that have a target."""
+    lines = ["| what | against | precision | where | ratio | target |", "|---|---|---|---|---|---|"]
     for result in results:
         threads = result["threads"]
         where = result["device"] if "cuda" in result["command"] else f"{threads} thread{'s' * (threads > 1)}"
         for row in result["rows"]:
-            if row["asked"] is not None:
-                cells = [row["name"], row["against"], row["dtype"], where, ratio(row), f"{row['asked']:g}"]
+            if row["target"] is not None:
+                cells = [row["name"], row["against"], row["dtype"], where, ratio(row), f"{row['target']:g}"]
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def plot(results: list[Result]) -> list[Path]:
-    """Ratios against what was asked, and every series that a benchmark stored, as PNG."""
+    """Ratios with their targets, and every series that a benchmark stored, as PNG."""
     from matplotlib.figure import Figure
 
-    rows = [row for r in results for row in r["rows"] if row["asked"] is not None and row["threads"] != 2]
+    rows = [row for r in results for row in r["rows"] if row["target"] is not None and row["threads"] != 2]
     figure = Figure(figsize=(10, 0.5 * len(rows) + 1), layout="constrained")
     axis = figure.subplots()
     places = range(len(rows))
     labels = [textwrap.fill(f"{row['name']}, {row['dtype']}, against {row['against']}", 66) for row in rows]
-    colors = ["tab:green" if row["ratio"] >= row["asked"] else "tab:red" for row in rows]
+    colors = ["tab:green" if row["ratio"] >= row["target"] else "tab:red" for row in rows]
     axis.barh(places, [row["ratio"] for row in rows], color=colors)
-    axis.scatter([row["asked"] for row in rows], places, color="black", marker="|", s=200, label="asked")
+    axis.scatter([row["target"] for row in rows], places, color="black", marker="|", s=200, label="target")
     axis.set_yticks(places, labels, fontsize="small")
     axis.set_xscale("log")
     axis.set_xticks([0.5, 1, 2, 4, 8, 16, 32], ["0.5", "1", "2", "4", "8", "16", "32"])
@@ -166,7 +165,7 @@ def plot(results: list[Result]) -> list[Path]:
 
 def save(figure: Any, path: Path) -> Path:
     """A figure, atomically."""
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         figure.savefig(aside, format="png", dpi=110)
     return path
 
@@ -174,7 +173,7 @@ def save(figure: Any, path: Path) -> Path:
 def main() -> None:
     """Writes the page and the plots."""
     results = read_results()
-    with written_aside(PAGE) as aside:
+    with atomic_write(PAGE) as aside:
         aside.write_text(render(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
     for path in [PAGE, *plot(results)]:
         print(path.relative_to(ROOT))

@@ -1,13 +1,12 @@
-"""Training the prior: attention by mask, the heads' loss, and complete steps.
+"""Times training of the prior: attention by mask, the loss of the heads, and complete steps.
 
     python benchmarks/training.py --threads 1
     python benchmarks/training.py --device cuda
 
-What is compared with is how other code bases train: fused attention under a dense boolean mask, and one head over
-both vocabularies at all positions, where the logits of the other kind are masked. Both sides have the same weights,
-the same captions, without padding, and the same optimizer. On a GPU a step of 1.2 billion parameters is held against
-the time that its operations take at the measured rate of a large product; attention counts the pairs that the masks
-allow.
+The baseline is the usual way to train: fused attention with a dense boolean mask, and one head over both vocabularies
+at all positions, where the logits of the other modality are masked. Both sides have the same weights, the same
+captions without padding, and the same optimizer. On a GPU, a step of 1.2 billion parameters is compared with the time
+of its operations at the measured rate of a large product; attention counts the pairs that the masks allow.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ def forward_and_backward(backend: Backend, mask: Mask, given: list[Tensor]) -> l
     return [out.detach(), *torch.autograd.grad(out, inputs, gradient.detach())]
 
 
-def attention_row(spec: str, dtype: torch.dtype, asked: float | None, device: str) -> Row:
+def attention_row(spec: str, dtype: torch.dtype, target: float | None, device: str) -> Row:
     """One layer's attention at 1,280 positions, forward and backward."""
     mask = Mask.from_spec(spec, PAPER)
     batch, heads = (2, 8) if device == "cpu" else (16, 32)
@@ -82,7 +81,7 @@ def attention_row(spec: str, dtype: torch.dtype, asked: float | None, device: st
         paths,
         path="lines",
         against="dense boolean SDPA",
-        asked=asked,
+        target=target,
         equal=(
             Equality(
                 what="largest difference of values and gradients" + (", of the largest" if dtype != FLOAT32 else ""),
@@ -189,7 +188,7 @@ def head_memory(batch: int) -> Row:
         name=f"memory of the heads' loss and gradients, width {CONFIG.width}, {batch} x 1,280 positions",
         path="separate heads, few positions at a time",
         against="one joint head",
-        asked=None,
+        target=None,
         ratio=external / native,
         equal=loss_equality(loss, joint_loss, (gradient - joint_gradient).abs().max()),
         seconds={"separate heads, few positions at a time": [native], "one joint head": [external]},
@@ -246,7 +245,7 @@ def step_row(batch: int) -> Row:
         paths,
         path="lines and separate heads",
         against="dense SDPA and one joint head",
-        asked=1.35,
+        target=1.35,
         equal=loss_equality(loss, dense_loss, apart),
         note="with AdamW, which takes the same time on both sides",
     )
@@ -282,7 +281,7 @@ def large_step(batch: int, limits: Mapping[str, float]) -> Row:
         name=f"training step, 1.2B, {batch} x 1,280 positions",
         path="training step",
         against="its operations at the rate of a large product",
-        asked=0.45,
+        target=0.45,
         ratio=floor / statistics.median(seconds["training step"]),
         equal=(Equality(what="difference of the loss from eager dense attention", value=apart, limit=1e-3),),
         seconds={**seconds, "its operations at the rate of a large product": [floor]},

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from dalle_zoo.version import __version__
 
 if TYPE_CHECKING:
     from dalle_zoo.pipeline import DallePipeline, load_model
@@ -18,7 +18,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the public names when they are first used: importing the package stays light."""
+    """Imports the public names when they are first used, which keeps importing the package fast."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

@@ -9,9 +9,8 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from dalle_zoo.files import check_ending, written_aside
-from dalle_zoo.folders import RECORD
-from dalle_zoo.hub import ModelFolderError, read_json
+from dalle_zoo.files import atomic_write, check_ending, read_json
+from dalle_zoo.model_folder import RECORD, ModelFolderError
 from dalle_zoo.recipes import list_recipes, recipe_header, recipe_root
 from dalle_zoo.registry import suggest
 from dalle_zoo.results import Result, figures, measured_weights, score_tables, target_status
@@ -47,7 +46,7 @@ def render_card(folder: str | Path, result: Result, name: str | None = None) -> 
         Markdown. The same files give the same text.
 
     Raises:
-        ModelFolderError: A file of the folder is missing.
+        FileError: A file of the folder is missing.
         ValueError: There is no template for the protocol of the result.
     """
     folder = Path(folder)
@@ -134,7 +133,7 @@ def write_card(folder: str | Path, result_file: str | Path, out: str | Path) -> 
     result = read_json(Path(result_file))
     check_weights(folder, result)
     text = render_card(folder, result)
-    with written_aside(out) as aside:
+    with atomic_write(out) as aside:
         aside.write_text(text, encoding="utf-8")
     return out
 
@@ -190,7 +189,7 @@ def _results(result: Result) -> str:
 
 
 def _sampling(sampling: Mapping[str, Any]) -> str:
-    usual = {"temperature": 1.0, "top_k": None, "top_p": None, "guidance": 1.0}
+    usual = {"temperature": 1.0, "top_k": None, "top_p": None, "guidance_scale": 1.0}
     changed = [f"{n.replace('_', '-')} {sampling[n]}" for n, v in usual.items() if sampling[n] != v]
     return f" ({', '.join(changed)})" if changed else " (temperature 1, no truncation, no guidance)"
 
@@ -276,7 +275,7 @@ def plot_curves(curves: Mapping[str, Mapping[int, float]], out: str | Path, titl
     for axis in axes[len(panels) :]:
         axis.remove()
     figure.suptitle(title)
-    with written_aside(out) as aside:
+    with atomic_write(out) as aside:
         figure.savefig(aside, format="png", dpi=120)
     return out
 

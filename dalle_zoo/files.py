@@ -1,54 +1,87 @@
-"""Files written atomically: written beside their place, renamed once they have reached the disk."""
+"""Reads JSON files with errors that name the file, and writes files and folders atomically.
+
+A file or folder is written under a temporary name next to its destination, synced to disk, and then renamed. Readers
+see the old contents or the new ones, never a part.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import platform
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 
-def _usual_mode() -> int:
-    mask = os.umask(0)  # which can only be read by setting it
-    os.umask(mask)
-    return 0o666 & ~mask
+class FileError(ValueError):
+    """A file is missing or damaged, or its contents are not the expected ones. The message names the file."""
 
 
-_MODE = _usual_mode()
+# ---------------------------------------------------------------- reading
 
 
-def sync(path: Path) -> None:
-    """Waits until the contents of a file have reached the disk."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+def read_json(path: Path, expected: str = "a JSON file") -> dict[str, Any]:
+    """Reads a file that contains one JSON object.
 
+    Args:
+        path: The file.
+        expected: What the file should be, for the error when it is missing.
 
-def publish(aside: Path, path: Path) -> None:
-    """Gives a complete file its name, after its contents have reached the disk, and the permissions of a new file."""
-    sync(aside)
-    aside.chmod(_MODE)  # safetensors writes files that only their owner may read
-    aside.replace(path)
-
-
-@contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """Yields the name of a hidden file to write; it becomes ``path`` if the block ends without an error.
-
-    Folders on the way to ``path`` are made.
+    Raises:
+        FileError: The file is missing or cannot be read, or it does not contain a JSON object.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Processes of several machines may write into one folder, so the number of the process alone is not enough.
-    aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        yield aside
-        publish(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise FileError(f"{path} is missing: expected {expected}") from None
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror}") from None
+    return parse_json(data, path)
+
+
+def parse_json(data: bytes, source: Path | str) -> dict[str, Any]:
+    """Parses one JSON object.
+
+    Args:
+        data: UTF-8 text.
+        source: The file that it came from, for errors.
+
+    Raises:
+        FileError: The data is not valid JSON, or not an object.
+    """
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # errors of JSON and UTF-8 are ValueErrors
+        raise FileError(f"{source} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise FileError(f"{source} must contain a JSON object, got {type(value).__name__}")
+    return value
+
+
+def try_read_json(path: Path) -> dict[str, Any] | None:
+    """Returns the JSON object in a file, or None if `read_json` raises `FileError`."""
+    try:
+        return read_json(path)
+    except FileError:
+        return None
+
+
+def sha256_file(path: Path) -> str:
+    """Returns the SHA-256 digest of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------- paths
 
 
 def stays_inside(name: str) -> bool:
-    """Whether a relative path with forward slashes, as lists of files have it, leads to no place outside its folder.
+    """Returns whether a relative path, with forward slashes, stays inside the folder that it is relative to.
 
     Example:
         >>> [stays_inside(name) for name in ("prior/config.json", "../config.json", "/etc/hostname")]
@@ -59,13 +92,142 @@ def stays_inside(name: str) -> bool:
 
 
 def check_ending(name: str, path: Path, endings: tuple[str, ...] = (".png",)) -> None:
-    """Raises `ValueError` unless a path has the ending of a kind of file that can be written.
+    """Raises `ValueError` unless a path ends in one of the supported file extensions.
 
     Args:
-        name: The argument, for the message ("path", "--out").
-        path: What came.
-        endings: The kinds; letter case does not matter.
+        name: The argument that the path was passed as, for the message ("path", "--out").
+        path: The path.
+        endings: Supported extensions. The comparison ignores case.
     """
     if path.suffix.lower() not in endings:
         expected = ("one of " if len(endings) > 1 else "") + ", ".join(endings)
         raise ValueError(f"{name} must end in {expected}, got {str(path)!r}: choose another name")
+
+
+# ---------------------------------------------------------------- writing
+
+
+def json_text(value: Any) -> str:
+    """Returns a value in the JSON form that `write_json` writes: indented by two spaces, not restricted to ASCII."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json_text(value), encoding="utf-8")
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yields a temporary path to write to, and renames it to ``path`` if the block ends without an error.
+
+    Missing parent folders of ``path`` are created.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Several machines may write to one shared folder, so the process id alone is not unique.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        yield temporary
+        move_into_place(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def move_into_place(temporary: Path, path: Path) -> None:
+    """Syncs a finished file to disk, gives it the default permissions of a new file, and renames it to ``path``."""
+    sync(temporary)
+    temporary.chmod(_DEFAULT_MODE)  # safetensors creates files that only their owner may read
+    temporary.replace(path)
+
+
+def sync(path: Path) -> None:
+    """Waits until the contents of a file are on disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _default_mode() -> int:
+    mask = os.umask(0)  # the mask can only be read by setting it
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+_DEFAULT_MODE = _default_mode()
+
+
+@contextmanager
+def new_folder(folder: Path, *, overwrite: bool = False, marker: str = "config.json") -> Iterator[Path]:
+    """Yields a temporary folder to fill, and renames it to ``folder`` if the block ends without an error.
+
+    Also removes temporary folders that killed processes of this machine left for the same destination.
+
+    Args:
+        folder: The destination. It must not exist or must be empty, unless ``overwrite`` is set.
+        overwrite: Whether to replace an existing folder of the same kind. Defaults to False.
+        marker: File that identifies a folder of this kind. A folder without it is never replaced. Defaults to
+            ``config.json``.
+
+    Raises:
+        FileExistsError: The destination is not empty and must not be replaced, or another process created it in the
+            meantime.
+        NotADirectoryError: The destination is a file.
+    """
+    folder = Path(folder).absolute()  # "." has no name to derive the temporary one from
+    _check_replaceable(folder, overwrite, marker)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{folder.name}.{platform.node()}."  # other machines that share the folder have their own process ids
+    for leftover in folder.parent.iterdir():
+        abandoned = leftover.name.startswith(prefix) and leftover.suffix == ".part"
+        if abandoned and not _is_running(leftover.name.split(".")[-2]):
+            shutil.rmtree(leftover, ignore_errors=True)
+    temporary = folder.with_name(f"{prefix}{os.getpid()}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                sync(path)
+        if overwrite and folder.exists():
+            retired = folder.with_name(f"{prefix}{os.getpid()}.old")
+            folder.replace(retired)
+            temporary.replace(folder)
+            shutil.rmtree(retired)
+        else:
+            try:
+                temporary.replace(folder)
+            except OSError:
+                if not folder.exists():
+                    raise
+                raise FileExistsError(
+                    f"another process created {folder} in the meantime; it was not replaced"
+                ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path, overwrite: bool, marker: str) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: choose another folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{folder} exists and is not empty: choose another folder or pass --overwrite")
+    if not (folder / marker).is_file():
+        raise FileExistsError(
+            f"{folder} contains other files and is not replaced (it has no {marker}): choose another folder"
+        )
+
+
+def _is_running(process: str) -> bool:
+    """Returns whether this machine runs a process with that id; True where this cannot be determined."""
+    if not process.isdecimal() or os.name != "posix":
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True

@@ -1,4 +1,4 @@
-"""Images as people look at them: tensors, PIL images and grids."""
+"""Converts images between tensors and PIL, arranges them in grids, and saves them."""
 
 from __future__ import annotations
 
@@ -9,29 +9,38 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dalle_zoo.files import check_ending, written_aside
+from dalle_zoo.files import atomic_write, check_ending
 
 # B images, H W pixels
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Pixels in [0, 1] rounded to bytes, any shape."""
+    """Converts pixels in [0, 1], of any shape, to uint8 on the CPU. Values outside the range are clamped."""
     return (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """Pixels in [0, 1], (B, 3, H, W), as RGB images."""
+    """Converts pixels in [0, 1], (B, 3, H, W), to RGB images."""
     return [Image.fromarray(a) for a in to_uint8(images).permute(0, 2, 3, 1).numpy()]
 
 
 def from_pil(image: Image.Image) -> Tensor:
-    """An image of any mode as float RGB pixels in [0, 1], (3, H, W)."""
+    """Converts an image of any mode to float RGB pixels in [0, 1], (3, H, W)."""
     array = np.array(to_rgb(image), dtype=np.uint8)
     return torch.from_numpy(array).permute(2, 0, 1).float() / 255
 
 
 def make_grid(images: Tensor, columns: int, pad: int = 2) -> Tensor:
-    """Tiles images on white, row by row: pixels in [0, 1], (B, 3, H, W) to uint8 (3, H', W')."""
+    """Arranges images in a grid on a white background, row by row.
+
+    Args:
+        images: Pixels in [0, 1], (B, 3, H, W).
+        columns: Number of images per row.
+        pad: Space between images, and around all of them, in pixels. Defaults to 2.
+
+    Returns:
+        The grid, uint8 (3, H', W').
+    """
     tiles = to_uint8(images)
     _, channels, height, width = tiles.shape
     rows = -(-len(tiles) // columns)
@@ -44,29 +53,44 @@ def make_grid(images: Tensor, columns: int, pad: int = 2) -> Tensor:
 
 
 def image_rows(*rows: Tensor) -> Tensor:
-    """Several batches one above the other, one column per image: uint8 (3, H', W')."""
+    """Arranges batches of equal size in a grid, one row per batch and one column per image.
+
+    Args:
+        rows: Batches, each with pixels in [0, 1], (B, 3, H, W).
+
+    Returns:
+        The grid, uint8 (3, H', W').
+    """
     return make_grid(torch.cat([row.detach().float().cpu() for row in rows]), columns=len(rows[0]))
 
 
 def save_png(image: Tensor | Image.Image, path: str | Path) -> Path:
-    """Writes a uint8 (3, H, W) tensor or a PIL image as ``.png``; the file is written atomically."""
+    """Writes an image as PNG, atomically.
+
+    Args:
+        image: A uint8 tensor, (3, H, W), or a PIL image.
+        path: Path of the file, which must end in ``.png``.
+
+    Returns:
+        The path.
+    """
     path = Path(path)
     check_ending("path", path)
     if isinstance(image, Tensor):
         image = Image.fromarray(image.permute(1, 2, 0).numpy())
-    with written_aside(path) as aside:
-        image.save(aside, format="PNG")
+    with atomic_write(path) as temporary:
+        image.save(temporary, format="PNG")
     return path
 
 
 def caption_sheet(images: Tensor, captions: list[str], columns: int, scale: int = 2) -> Image.Image:
-    """Images below the caption they belong to.
+    """Renders the images of several captions in one image, with each caption above its images.
 
     Args:
-        images: Pixels in [0, 1], (B, 3, H, W), caption by caption, as many for each.
-        captions: What the images show.
-        columns: Images in a row.
-        scale: Every pixel becomes a square of so many, so that small images can be seen.
+        images: Pixels in [0, 1], (B, 3, H, W), grouped by caption, with the same number of images per caption.
+        captions: Captions, in the order of the images. Long ones are truncated to the width of the sheet.
+        columns: Maximum number of images per row.
+        scale: Factor by which images are enlarged, in both directions. Defaults to 2.
     """
     from PIL import ImageDraw, ImageFont
 
@@ -96,14 +120,15 @@ def caption_sheet(images: Tensor, captions: list[str], columns: int, scale: int 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block must not cost the image
+    except Exception:  # a damaged EXIF block must not make the image unreadable
         return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as a person expects to see it in RGB.
+    """Converts an image of any mode to RGB as a viewer displays it.
 
-    Upright by its EXIF rotation, transparency on white, 16-bit and float values scaled (not clipped) to 8 bits.
+    Applies the EXIF rotation, composites transparency onto white, and scales (does not clip) 16-bit and float values
+    to 8 bits.
     """
     image = _upright(image)
     if image.mode == "F" or image.mode.startswith("I"):
@@ -116,7 +141,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _wide_gray(image: Image.Image) -> Image.Image:
-    """Gray of 16 bits (0 .. 65535) or float (0 .. 1, else 0 .. 255) to 8 bits."""
+    """Converts grayscale of 16 bits (0 to 65535) or float (0 to 1 or, if any value is larger, 0 to 255) to 8 bits."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     top = 65535.0
     if image.mode == "F":

@@ -1,14 +1,28 @@
-"""Recipes: YAML files that state how a model is trained, found by name."""
+"""Recipes: YAML files that state how a model is trained. They are found and merged here, for every command."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from dalle_zoo.registry import UnknownNameError, suggest
 
+Keys = Mapping[str, Any]
+"""Content of a recipe: nested keys such as ``{"trainer": {"max_steps": 10}}``."""
+
+Override = tuple[str, str | None]
+"""Key on a command line and its value as text."""
+
+CLASSES = ("model", "data")
+"""Keys whose values name a class: ``class_path``, and its arguments in ``init_args``."""
+
 _PACKAGE = Path(__file__).parent
 _ROOTS = (_PACKAGE / "_recipes", _PACKAGE.parent / "recipes")
-"""In a wheel the recipes travel inside the package; in a checkout they lie beside it."""
+"""A wheel has the recipes inside the package, a checkout next to it."""
 
 
 def recipe_root() -> Path:
@@ -27,10 +41,10 @@ def list_recipes() -> list[str]:
 
 
 def find_recipe(name: str) -> Path:
-    """Path of a recipe: a name from `list_recipes`, or a YAML file of one's own.
+    """Path of a recipe: a name from `list_recipes`, or the path of another YAML file.
 
     Raises:
-        UnknownNameError: Neither; the message has the nearest name.
+        UnknownNameError: It is neither; the message suggests the nearest name.
     """
     path = recipe_root() / f"{name}.yaml"
     if path.is_file() and not name.startswith("_"):
@@ -41,7 +55,11 @@ def find_recipe(name: str) -> Path:
 
 
 def find_part(name: str) -> Path:
-    """Path of a recipe part: a name below ``recipes/_parts``, or a YAML file of one's own."""
+    """Path of a recipe part: a name in ``recipes/_parts``, or the path of another YAML file.
+
+    Raises:
+        UnknownNameError: It is neither; the message suggests the nearest name.
+    """
     path = recipe_root() / "_parts" / f"{name}.yaml"
     if path.is_file():
         return path
@@ -60,3 +78,145 @@ def recipe_header(name: str) -> str:
             break
         header.append(line.removeprefix("#").strip())
     return "\n".join(header)
+
+
+# ------------------------------------------------------------ reading and merging
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the numbers of version 1.2: 1e-3 is one, 10:00:00 and 2024-01-01 are text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if not tag.endswith((":int", ":float", ":timestamp"))]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_INTEGER = re.compile(r"[-+]?(?:\d[\d_]*|0x[\da-fA-F]+)$")
+_FLOAT = re.compile(r"[-+]?(?:(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\.inf)$|\.nan$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INTEGER, [*"-+0123456789"])
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, [*"-+0123456789."])
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Keys of a recipe or of a part.
+
+    Raises:
+        ValueError: The file is not valid YAML, or does not hold keys.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected keys such as model, data and trainer, got {type(content).__name__}")
+    return content
+
+
+def split_arguments(arguments: Sequence[str], reserved: Sequence[str] = ()) -> tuple[list[Override], list[str]]:
+    """Separates the keys on a command line from its other arguments.
+
+    Args:
+        arguments: For instance ``["--trainer.max_steps", "10", "--data.batch_size=4", "--help"]``.
+        reserved: Options that are no keys.
+
+    Returns:
+        Pairs such as ``("trainer.max_steps", "10")``, with None for a missing value, and the remaining arguments.
+    """
+    keys: list[Override] = []
+    others, waiting = [], list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        if not argument.startswith("--") or argument in reserved:
+            others.append(argument)
+            continue
+        key, equals, value = argument[2:].partition("=")
+        if equals:
+            keys.append((key, value))
+        else:
+            keys.append((key, waiting.pop(0) if waiting and not waiting[0].startswith("--") else None))
+    return keys, others
+
+
+def complete_key(key: str) -> str:
+    """A key with the ``init_args`` that the command line may leave out: "data.init_args.seed" for "data.seed"."""
+    path = key.split(".")
+    if path[0] in CLASSES and len(path) > 1 and path[1] not in ("class_path", "init_args"):
+        path.insert(1, "init_args")
+    return ".".join(path)
+
+
+def override(key: str, text: str) -> dict[str, Any]:
+    """The nested keys that a key on the command line stands for.
+
+    Example:
+        >>> override("data.batch_size", "4"), override("model", "PriorModule")
+        ({'data': {'init_args': {'batch_size': 4}}}, {'model': {'class_path': 'PriorModule'}})
+    """
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        value = text
+    if key in CLASSES and not isinstance(value, dict):
+        value = {"class_path": value}
+    for part in reversed(complete_key(key).split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def merge(below: Keys, above: Keys) -> dict[str, Any]:
+    """Merges two sets of keys: those of ``above`` win.
+
+    Mappings are merged key by key. Another ``class_path`` discards the arguments of the old class; a key that ends
+    in ``+`` appends to a list; keys below a list are arguments of the class in its last entry.
+    """
+    merged = dict(below)
+    for key, value in above.items():
+        name = key.removesuffix("+")
+        old = merged.get(name)
+        if key.endswith("+"):
+            merged[name] = [*(old or []), *(value if isinstance(value, list) else [value])]
+        elif isinstance(old, Mapping) and isinstance(value, Mapping):
+            another = value.get("class_path", old.get("class_path")) != old.get("class_path")
+            merged[name] = dict(value) if another else merge(old, value)
+        elif isinstance(old, list) and old and isinstance(value, Mapping) and "class_path" not in value:
+            merged[name] = [*old[:-1], merge(old[-1], value if "init_args" in value else {"init_args": value})]
+        else:
+            merged[name] = value
+    return merged
+
+
+def resolve(files: Iterable[Keys], overrides: Iterable[Override] = ()) -> dict[str, Any]:
+    """Merges a recipe, its parts, keys of the command line and the common seed, the only place that does.
+
+    Args:
+        files: Contents of the recipe and its parts; later ones win.
+        overrides: Keys of the command line and their values, which win over files.
+
+    Returns:
+        All keys that are stated. ``seed_everything``, if it is a number, becomes the seed of the model and of the
+        data, unless they state one or are external classes, which need not have one.
+
+    Raises:
+        ValueError: A key of the command line has no value.
+    """
+    keys: dict[str, Any] = {}
+    for content in files:
+        keys = merge(keys, content)
+    for key, text in overrides:
+        if text is None:
+            raise ValueError(f"--{key} has no value")
+        keys = merge(keys, override(key, text))
+    seed = keys.get("seed_everything")
+    for part in CLASSES if isinstance(seed, int) and not isinstance(seed, bool) else ():
+        chosen = keys.get(part)
+        if isinstance(chosen, Mapping) and "." not in str(chosen.get("class_path", ".")):
+            keys = merge({part: {"class_path": chosen["class_path"], "init_args": {"seed": seed}}}, keys)
+    return keys
+
+
+def value_at(keys: Keys, path: str) -> Any:
+    """Value of a key such as ``trainer.devices``, None without one."""
+    value: Any = keys
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

@@ -1,4 +1,4 @@
-"""Typed registries: a name, a thing, and a helpful answer when the name is wrong."""
+"""Typed registries of named classes and functions, with suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ Entry = TypeVar("Entry")
 
 
 class UnknownNameError(KeyError, ValueError):
-    """A name that is not there; the message holds the nearest right one and all others."""
+    """A name is not known. The message suggests the closest known name and lists all of them."""
 
     def __str__(self) -> str:  # KeyError would print the repr of the message
         return str(self.args[0])
 
 
 def suggest(kind: str, name: str, known: Iterable[str]) -> str:
-    """Sentence for a wrong name: what came, the nearest right name, and all names.
+    """Returns an error message for an unknown name, with the closest known name and a list of all of them.
+
+    Args:
+        kind: What the name stands for ("mask").
+        name: The unknown name.
+        known: All known names.
 
     Example:
         >>> suggest("mask", "colum", ["row", "column"])
@@ -35,15 +40,16 @@ def suggest(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Names and what they stand for, open to other distributions.
+    """A mapping of names to classes or functions, which other distributions can extend.
 
-    Members join by the `register` decorator, or from outside through the entry-point group, which is read the
-    first time that a look-up needs it.
+    Members are added with the `register` decorator, or by other distributions through an entry-point group. Entry
+    points are read when a lookup first needs them, and each is imported when its name is first looked up.
 
     Args:
         kind: What the members are, for messages ("attention mask").
-        group: Entry-point group of third parties; an entry is ``name = module:object``.
-        base: Class that members must derive from; checked on registration, also of third parties.
+        group: Entry-point group for other distributions. An entry has the form ``name = module:object``.
+        base: Class that all members must derive from, including those of other distributions. Defaults to None,
+            which allows any callable.
 
     Example:
         >>> REG: Registry[type] = Registry("thing", group="example.things")
@@ -59,7 +65,12 @@ class Registry(Mapping[str, T], Generic[T]):
         self._plugins: dict[str, importlib.metadata.EntryPoint] | None = None
 
     def register(self, name: str) -> Callable[[Entry], Entry]:
-        """Decorator that adds a member; a taken name or a member of the wrong kind raises."""
+        """Returns a decorator that adds a member.
+
+        Raises:
+            ValueError: The name is already registered for another member.
+            TypeError: The member is not callable, or does not derive from the base class.
+        """
 
         def add(entry: Entry) -> Entry:
             self._add(name, entry)  # type: ignore[arg-type]
@@ -69,7 +80,9 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def _add(self, name: str, entry: T) -> None:
         if name in self._members and self._members[name] is not entry:
-            raise ValueError(f"{self.kind} {name!r} is taken by {self._members[name]!r}: choose another name")
+            raise ValueError(
+                f"{self.kind} {name!r} is already registered as {self._members[name]!r}: choose another name"
+            )
         if self.base is not None and not (isinstance(entry, type) and issubclass(entry, self.base)):
             raise TypeError(f"{self.kind} {name!r} must derive from {self.base.__name__}, got {entry!r}")
         if not callable(entry):
@@ -81,7 +94,9 @@ class Registry(Mapping[str, T], Generic[T]):
             self._plugins = {}
             for point in importlib.metadata.entry_points(group=self.group):
                 if point.name in self._members or point.name in self._plugins:
-                    log.warning("%s %r of %s is ignored: the name is taken", self.kind, point.name, point.value)
+                    log.warning(
+                        "%s %r of %s is ignored: the name is already registered", self.kind, point.name, point.value
+                    )
                 else:
                     self._plugins[point.name] = point
         return self._plugins
@@ -94,10 +109,10 @@ class Registry(Mapping[str, T], Generic[T]):
         return self._members[name]
 
     def name_of(self, member: T) -> str:
-        """Name of a member; `UnknownNameError` if it is none."""
+        """Returns the name of a member, and raises `UnknownNameError` if it is not registered."""
         found = next((name for name in self if self[name] is member), None)
         if found is None:
-            raise UnknownNameError(f"{member!r} is no registered {self.kind}: register it")
+            raise UnknownNameError(f"{member!r} is not a registered {self.kind}: register it")
         return found
 
     def __contains__(self, name: object) -> bool:

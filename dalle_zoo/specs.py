@@ -1,4 +1,4 @@
-"""Specs: a name and integer options as people type them, ``"row"``, ``"conv(kernel=3)"``, ``"hsdp(shard_size=8)"``."""
+"""Parses and formats specs: a name with integer options, such as ``"row"`` or ``"conv(kernel=3)"``."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ _OPTION = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*([+-]?\d+)\s*")
 
 
 def parse_spec(text: str, kind: str = "spec", example: str = "conv(kernel=3)") -> tuple[str, dict[str, int]]:
-    """Reads the grammar only, ``name`` or ``name(option=integer, ...)``; whether there is such a name is not asked.
+    """Parses ``name`` or ``name(option=integer, ...)``, without checking that the name or the options exist.
 
     Args:
-        text: What was typed.
-        kind: What it should name, for messages ("mask").
-        example: One with an option, for messages.
+        text: The spec.
+        kind: What the spec names, for errors ("mask"). Defaults to "spec".
+        example: A spec with an option, for errors. Defaults to "conv(kernel=3)".
 
     Returns:
-        The name, and the options in the order typed.
+        The name, and the options in the order of the text.
 
     Raises:
-        ValueError: The text does not have that form.
+        ValueError: The text does not have this form, or an option is given twice.
 
     Example:
         >>> parse_spec(" hsdp_powersgd( rank = 896, shard_size=8 ) ")
@@ -42,13 +42,13 @@ def parse_spec(text: str, kind: str = "spec", example: str = "conv(kernel=3)") -
                 f"an option of {name!r} is written 'option=integer', such as {one!r}, got {part.strip()!r} in {text!r}"
             )
         if option.group(1) in options:
-            raise ValueError(f"option {option.group(1)!r} is given twice in {text!r}: drop one")
+            raise ValueError(f"option {option.group(1)!r} is given twice in {text!r}: remove one")
         options[option.group(1)] = int(option.group(2))
     return name, options
 
 
 def format_spec(name: str, options: dict[str, int]) -> str:
-    """The canonical text of a spec.
+    """Returns the canonical text of a spec.
 
     Example:
         >>> format_spec("conv", {"kernel": 3})

@@ -11,7 +11,8 @@ from PIL import Image
 
 from dalle_zoo import cards, zoo
 from dalle_zoo.cards import GRADIENT_SCALES, check_weights, plot_curves, render_card, write_card
-from dalle_zoo.hub import ModelFolderError, read_json
+from dalle_zoo.files import read_json
+from dalle_zoo.model_folder import ModelFolderError
 
 ROOT = Path(__file__).parents[1]
 CARD = ROOT / "model_cards/emoji64.md"

@@ -19,8 +19,8 @@ from PIL import Image
 
 from dalle_zoo.cli.fit import EXTENDABLE, SHARED, check_keys
 from dalle_zoo.cli.main import COMMANDS, main
-from dalle_zoo.cli.train import read_recipe, recipe_parser
-from dalle_zoo.recipes import find_part, find_recipe
+from dalle_zoo.cli.train import recipe_parser
+from dalle_zoo.recipes import find_part, find_recipe, read_recipe, split_arguments
 
 ROOT = Path(__file__).parents[1]
 SCALING, CAPTIONS = (
@@ -29,7 +29,7 @@ SCALING, CAPTIONS = (
 PAGES = pytest.mark.parametrize("page", [SCALING, CAPTIONS], ids=["scaling", "conceptual-captions"])
 SIZES = ["cc-30m", "cc-300m", "cc-1.2b", "paper-2.8b", "paper-5.6b", "paper-12b"]
 UNSAID = {"trainer.default_root_dir", "watch"}
-"""What may change when a run goes on, and goes without saying."""
+"""Keys that may change when a run is resumed and that the page need not mention."""
 PARTS = ["8x16gb", "8x80gb", "64x80gb", "1024x16gb"]
 
 
@@ -93,7 +93,7 @@ def test_gradient_scales() -> None:
     rows = []
     for row in stored("gradient_scaling.json")["rows"]:
         errors = [row[f"error {which}"][-1] for which in ("without a scale", "with the best scale for all")]
-        errors.append(row["error with a scale a block"][-1])
+        errors.append(row["error with a scale per block"][-1])
         cells = " | ".join(f"{100 * error:.0f} %" if error > 0.1 else f"{100 * error:.2g} %" for error in errors)
         rows.append(f"| 2^{row['log2 of the spread']:.0f} | {cells} |")
     assert table(SCALING, "| spread over the depth") == "\n".join(rows)
@@ -171,7 +171,7 @@ def test_every_command_has_its_options(page: str, capsys: pytest.CaptureFixture[
         if command.name == "fit":
             known, overrides = recipe_parser("fit").parse_known_args(command.arguments)
             paths = [find_recipe(known.recipe), *map(find_part, known.parts)]
-            check_keys("fit", {path: read_recipe(path) for path in paths}, overrides)
+            check_keys("fit", {path: read_recipe(path) for path in paths}, split_arguments(overrides)[0])
         elif command.name == "plan":
             assert main(["plan", *command.arguments]) == 0
         else:
@@ -210,7 +210,7 @@ SMALL_PRIOR = {
     **{f"model.config.{key}": value for key, value in PRIOR.items()}, **ON_CPU,
     "data.text.length": 12, "trainer.val_check_interval": 2,
 }  # fmt: skip
-"""What stands behind the options of the page, so that its command ends in seconds on a CPU."""
+"""Appended to the options of the page, so that its command ends in seconds on a CPU."""
 
 
 def options(keys: dict[str, Any]) -> list[str]:
@@ -218,7 +218,7 @@ def options(keys: dict[str, Any]) -> list[str]:
 
 
 def write_shards(folder: Path, count: int, per_shard: int) -> None:
-    """Shards as img2dataset writes them, with the files that lie beside them."""
+    """Shards as img2dataset writes them, with the other files that it writes."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(count)
     words = ["a", "red", "blue", "green", "dog", "cat", "house", "on", "under", "the"]
@@ -279,9 +279,9 @@ def test_from_shards_to_images(
     with Image.open("sampled.png") as generated:
         assert generated.size[1] >= DVAE["image_size"]
     capsys.readouterr()
-    for judged in (step for step in steps if step.name in ("eval", "overlap")):
-        assert main([judged.name, *judged.arguments, *(["--device", "cpu"] * (judged.name == "eval"))]) == 2
-        assert "not given" not in capsys.readouterr().err, "the page leaves a network out"  # they lie nowhere here
+    for scoring in (step for step in steps if step.name in ("eval", "overlap")):
+        assert main([scoring.name, *scoring.arguments, *(["--device", "cpu"] * (scoring.name == "eval"))]) == 2
+        assert "not given" not in capsys.readouterr().err, "the page leaves a network out"  # the files are not there
 
 
 SRUN = """

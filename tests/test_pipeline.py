@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dalle_zoo import DallePipeline
-from dalle_zoo.hub import ModelFolderError
+from dalle_zoo.files import FileError
 from dalle_zoo.images import from_pil, to_uint8
+from dalle_zoo.model_folder import ModelFolderError
 from dalle_zoo.models.dvae import DVAE, DVAEConfig, DVAEEncoder, DVAEEncoderConfig
 from dalle_zoo.models.prior import Prior
 from dalle_zoo.models.ranker import Ranker, RankerConfig
 from dalle_zoo.pipeline import PipelineOutput
 from dalle_zoo.registry import UnknownNameError
+from dalle_zoo.sampling import SamplingOptions
 from dalle_zoo.tokenizers import ByteTokenizer
 
 Maker = Callable[..., Prior]
@@ -105,7 +108,7 @@ def test_prompts_do_matter(pipe: DallePipeline) -> None:
     assert not torch.equal(one, other)
 
 
-def test_sampling_options_reach_the_sampler(pipe: DallePipeline) -> None:
+def test_sampling_options_reach_the_samples(pipe: DallePipeline) -> None:
     def generate(**options: Any) -> Tensor:
         images: Tensor = pipe("ab", num_images_per_prompt=6, seed=1, output_type="latent", **options).images
         return images
@@ -113,7 +116,26 @@ def test_sampling_options_reach_the_sampler(pipe: DallePipeline) -> None:
     for option in ({"temperature": 0}, {"top_k": 1}, {"top_p": 1e-6}):
         assert len(generate(**option).unique(dim=0)) == 1, option
     assert len(generate().unique(dim=0)) == 6
-    assert not torch.equal(generate(guidance=3.0), generate())
+    assert not torch.equal(generate(guidance_scale=3.0), generate())
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 64])
+def test_sample_gives_the_codes_of_a_call(pipe: DallePipeline, batch_size: int) -> None:
+    options = SamplingOptions(temperature=0.8, top_k=5, top_p=0.9, guidance_scale=1.5)
+    out = pipe(PROMPTS, num_images_per_prompt=3, seed=1, output_type="latent", **asdict(options))
+    text, seeds = pipe.encode_text(PROMPTS), out.seeds.view(3, 3)
+    codes = pipe.sample(text, seeds, options, batch_size=batch_size)
+    assert torch.equal(codes.flatten(0, 1), out.images)
+    assert torch.equal(pipe.sample(text[1:2], seeds[1:2, 2:], options)[0, 0], codes[1, 2])
+    assert not torch.equal(pipe.sample(text, seeds), codes), "without options it is plain sampling"
+
+
+def test_sample_refuses_what_does_not_fit(pipe: DallePipeline) -> None:
+    text, seeds = pipe.encode_text(PROMPTS), torch.zeros(3, 2, dtype=torch.long)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        pipe.sample(text, seeds, batch_size=0)
+    with pytest.raises(ValueError, match=r"seeds must have shape \(3, N\), one row per prompt, got \(2, 2\)"):
+        pipe.sample(text, seeds[:2])
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4])
@@ -257,23 +279,23 @@ GENERATOR = torch.Generator()
         ({"num_images_per_prompt": 0}, ValueError, "num_images_per_prompt must be at least 1, got 0"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
         ({"output_type": "png"}, ValueError, "output_type must be one of pil, np, pt, latent, got 'png'"),
-        ({"rerank": 5}, ValueError, r"rerank must lie in 1..num_images_per_prompt \(4\), got 5"),
-        ({"rerank": 0}, ValueError, "rerank must lie in 1"),
+        ({"rerank": 5}, ValueError, r"rerank .* must be in 1..num_images_per_prompt \(4\), got 5"),
+        ({"rerank": 0}, ValueError, "rerank .* must be in 1"),
         ({"seed": 1, "generator": GENERATOR}, ValueError, "give seed or generator, not both"),
         ({"generator": [GENERATOR] * 3}, ValueError, "expected 4 generators, one per image, got 3"),
         ({"prime_rows": 1}, ValueError, "prime_rows needs prime"),
-        ({"prime": Image.new("RGB", (9, 9)), "prime_rows": 4}, ValueError, r"prime_rows must lie in 1..3 .* got 4"),
-        ({"prime": Image.new("RGB", (9, 9)), "prime_rows": 0}, ValueError, "prime_rows must lie in 1..3"),
+        ({"prime": Image.new("RGB", (9, 9)), "prime_rows": 4}, ValueError, r"prime_rows must be in 1..3 .* got 4"),
+        ({"prime": Image.new("RGB", (9, 9)), "prime_rows": 0}, ValueError, "prime_rows must be in 1..3"),
         ({"prime": torch.rand(3, 12, 12)}, ValueError, r"prime must be a PIL image or have shape \(3, 12, 16\), got"),
         ({"prime": torch.rand(1, 3, 12, 16)}, ValueError, r"prime must be a PIL image or have shape \(3, 12, 16\)"),
         ({"temperature": -1}, ValueError, "temperature must be"),
         ({"top_k": 0}, ValueError, "top_k must be"),
-        ({"guidance": float("inf")}, ValueError, "guidance must be a finite number"),
+        ({"guidance_scale": float("inf")}, ValueError, "guidance_scale must be a finite number"),
         ({"window": 0}, ValueError, "window must be at least 1"),
         (
             {"window": 8, "num_images_per_prompt": 5},
             ValueError,
-            r"windows pay for at most 4 images at once, got 5: leave window away.* or set batch_size to 1\.\.4",
+            r"window is faster only for at most 4 images at once, got 5: omit window, or set batch_size to 1\.\.4",
         ),
     ],
 )
@@ -374,7 +396,7 @@ def test_a_damaged_model_is_refused(make_pipe: Callable[..., DallePipeline], tmp
         DallePipeline.from_pretrained(folder)
     DallePipeline.from_pretrained(folder, verify=False)
     (folder / "sha256.json").unlink()
-    with pytest.raises(ModelFolderError, match=r"sha256.json is missing"):
+    with pytest.raises(FileError, match=r"sha256.json is missing"):
         DallePipeline.from_pretrained(folder)
     (folder / "model_index.json").unlink()
     with pytest.raises(ModelFolderError, match=r"has no model_index.json: expected a folder from save_pretrained"):

@@ -13,11 +13,20 @@ import torch
 
 from dalle_zoo.cli.fit import ZooCLI, check_keys
 from dalle_zoo.cli.main import main, quiet_third_parties
-from dalle_zoo.cli.train import read_recipe
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.models.ranker import Ranker, RankerConfig
-from dalle_zoo.recipes import find_part, find_recipe, list_recipes, recipe_header
+from dalle_zoo.recipes import (
+    find_part,
+    find_recipe,
+    list_recipes,
+    merge,
+    override,
+    read_recipe,
+    recipe_header,
+    resolve,
+    split_arguments,
+)
 from dalle_zoo.registry import UnknownNameError
 from dalle_zoo.tokenizers import load_text_tokenizer
 from dalle_zoo.zoo import find_component
@@ -87,8 +96,9 @@ def parse(name: str, parts: list[str], tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("dalle_zoo.cli.fit.machine_memory", lambda: 10**15)  # nothing is built
     quiet_third_parties()
     files = [find_recipe(name), *map(find_part, parts)]
-    check_keys("fit", {file: read_recipe(file) for file in files}, [])
-    return Parsed(tmp_path / "run", False, ["fit", *(f"--config={file}" for file in files)]).config["fit"]
+    contents = {file: read_recipe(file) for file in files}
+    check_keys("fit", contents, [])
+    return Parsed(tmp_path / "run", False, ["fit", f"--config={json.dumps(resolve(contents.values()))}"]).config["fit"]
 
 
 @pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*")
@@ -181,3 +191,60 @@ def test_a_recipe_by_name_or_file(tmp_path: Path) -> None:
     assert find_part(str(own)) == own
     with pytest.raises(UnknownNameError, match="unknown recipe part 'gpuu'"):
         find_part("gpuu")
+
+
+# ------------------------------------------------------------ one interpretation
+
+
+def test_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+    own = tmp_path / "mine.yaml"
+    own.write_text("{a: 1e-3, b: 10, c: -.5, d: 1_000, e: '1e-3', f: 10:00:00, g: 2024-01-01, h: 4.5e+2, i: 1.e3}")
+    expected = {"a": 1e-3, "b": 10, "c": -0.5, "d": 1000, "e": "1e-3", "f": "10:00:00", "g": "2024-01-01", "h": 450.0}
+    assert read_recipe(own) == expected | {"i": 1000.0}
+
+
+def test_keys_of_the_command_line() -> None:
+    line = ["--trainer.max_steps", "-1", "x", "--data.batch_size=4", "--help", "--model", "PriorModule"]
+    keys, others = split_arguments(line, reserved=["--help"])
+    assert keys == [("trainer.max_steps", "-1"), ("data.batch_size", "4"), ("model", "PriorModule")]
+    assert others == ["x", "--help"]
+    for arguments in (["--a"], ["--a", "--b", "1"]):
+        with pytest.raises(ValueError, match="--a has no value"):
+            resolve([], split_arguments(arguments)[0])
+    assert override("trainer.max_steps", "-1") == {"trainer": {"max_steps": -1}}
+    assert override("data.init_args.text", "null") == {"data": {"init_args": {"text": None}}}
+    assert override("data.train", "a: [") == {"data": {"init_args": {"train": "a: ["}}}
+
+
+def test_later_keys_win() -> None:
+    callbacks = [{"class_path": "A"}, {"class_path": "B", "init_args": {"decay": 0.5}}]
+    recipe = {"model": {"class_path": "X", "init_args": {"a": 1, "b": 2}}, "trainer": {"callbacks": callbacks}}
+    part = {"model": {"init_args": {"b": 3}}, "trainer": {"callbacks+": ["C"]}}
+    merged = resolve([recipe, part], [("model.a", "4")])
+    assert merged["model"] == {"class_path": "X", "init_args": {"a": 4, "b": 3}}
+    assert merged["trainer"]["callbacks"] == [*callbacks, "C"]
+    assert recipe["model"] == {"class_path": "X", "init_args": {"a": 1, "b": 2}}, "files are left as they are"
+    for key in ("trainer.callbacks.decay", "trainer.callbacks.init_args.decay"):
+        last = resolve([recipe], [(key, "0.9")])["trainer"]["callbacks"]
+        assert last == [callbacks[0], {"class_path": "B", "init_args": {"decay": 0.9}}]
+
+
+def test_another_class_discards_the_arguments_of_the_old_one() -> None:
+    below = {"model": {"class_path": "X", "init_args": {"a": 1}}, "other": 1}
+    assert merge(below, {"model": {"class_path": "X"}}) == below
+    for above in ({"model": {"class_path": "Y"}}, override("model", "Y"), override("model.class_path", "Y")):
+        assert merge(below, above) == {"model": {"class_path": "Y"}, "other": 1}
+
+
+@pytest.mark.parametrize("seed", [None, True, 5])
+def test_the_common_seed_goes_to_native_classes_without_one(seed: Any) -> None:
+    recipe = {
+        "seed_everything": seed,
+        "model": {"class_path": "PriorModule", "init_args": {}},
+        "data": {"class_path": "ImageDataModule", "init_args": {"seed": 1}},
+    }
+    resolved = resolve([recipe])
+    assert resolved["data"]["init_args"] == {"seed": 1}
+    assert resolved["model"]["init_args"] == ({"seed": 5} if seed == 5 else {})
+    external = {"model": {"class_path": "package.Module"}}
+    assert resolve([recipe, external])["model"] == external["model"]

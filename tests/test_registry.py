@@ -78,7 +78,7 @@ def test_the_decorator_returns_what_it_was_given(registry: Registry[Any]) -> Non
 
 
 def test_a_taken_name_raises_and_keeps_the_first(registry: Registry[Any]) -> None:
-    with pytest.raises(ValueError, match=r"thing 'row' is taken by .*choose another name"):
+    with pytest.raises(ValueError, match=r"thing 'row' is already registered as .*choose another name"):
         registry.register("row")(sum)
     assert registry["row"] is max
 
@@ -121,7 +121,7 @@ def test_plugins_are_read_when_needed_and_loaded_once(
     point = Point("other", sorted)
     plugins = install(monkeypatch, point)
     assert registry["row"] is max
-    assert plugins.asked == 0  # a native name needs no look at what is installed
+    assert plugins.asked == 0  # a native name needs no list of what is installed
     assert list(registry) == ["column", "other", "row"]
     assert "other" in registry
     assert len(registry) == 3
@@ -146,8 +146,8 @@ def test_a_plugin_never_replaces_a_member(
         assert registry["other"] is sorted
     assert registry["row"] is max
     assert [record.getMessage() for record in caplog.records] == [
-        "thing 'row' of other.package:row is ignored: the name is taken",
-        "thing 'other' of other.package:other is ignored: the name is taken",
+        "thing 'row' of other.package:row is ignored: the name is already registered",
+        "thing 'other' of other.package:other is ignored: the name is already registered",
     ]
 
 

@@ -30,7 +30,7 @@ def test_specs_are_read(text: str, name: str, options: dict[str, int]) -> None:
         ),
         ("hsdp(8)", "an option of 'hsdp' is written 'option=integer', such as 'shard_size=8', got '8'"),
         ("hsdp(rank=a)", "got 'rank=a' in"),
-        ("hsdp(rank=1, rank=2)", "option 'rank' is given twice in .*: drop one"),
+        ("hsdp(rank=1, rank=2)", "option 'rank' is given twice in .*: remove one"),
         ("hsdp(rank=1", "a strategy is written"),
     ],
 )

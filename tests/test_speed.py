@@ -52,7 +52,7 @@ def test_what_falls_short_says_why() -> None:
         f"{result['benchmark']}: {row['name']}"
         for result in RESULTS
         for row in result["rows"]
-        if row["asked"] is not None and row["ratio"] < row["asked"] and not row["note"]
+        if row["target"] is not None and row["ratio"] < row["target"] and not row["note"]
     ]
     assert not silent, silent
 
@@ -80,7 +80,7 @@ def test_a_failed_check_gives_no_row() -> None:
 def test_a_stored_result_reads_back(tmp_path: Path) -> None:
     row = harness.compare(
         "nothing", {"ours": lambda: None, "theirs": lambda: sum(range(10_000))}, path="ours", against="theirs",
-        asked=1e9, equal=(harness.Equality(what="difference", value=0.0, limit=0.0),), note="it is nothing",
+        target=1e9, equal=(harness.Equality(what="difference", value=0.0, limit=0.0),), note="it is nothing",
     )  # fmt: skip
     path = harness.store("nothing", "python nothing.py", [row], out=tmp_path / "nothing_cpu1.json")
     result = json.loads(path.read_text())

@@ -1,7 +1,7 @@
 """Build captioned emoji image shards (WebDataset tar files) from npm tarballs.
 
-Every sample is three members with one key: ``KEY.webp`` (RGB, white ground),
-``KEY.txt`` (one caption) and ``KEY.json`` (all captions and the facts about the image).
+Every sample has three members with the same key: ``KEY.webp`` (RGB on white), ``KEY.txt`` (one caption) and
+``KEY.json`` (all captions and metadata of the image).
 
 Get the sources with ``npm pack`` (pinned versions, see SOURCES below) into one folder, then
 
@@ -37,7 +37,7 @@ class Source:
 
     tarball: str
     npm: str
-    kind: str  # "raster": one file a code point sequence; "iconify": SVG bodies in one JSON file
+    kind: str  # "raster": one file per code point sequence; "iconify": SVG bodies in one JSON file
     phrase: str
     license: str
     credit: str

@@ -4,8 +4,8 @@ Get the sources with ``npm pack`` (pinned versions, see SOURCES in build_emoji_s
 
     python -m tools.build_sprites --sources DIR --out dalle_zoo/_data/sprites64
 
-Needs Pillow and resvg-py. The same sources and versions give the same bytes. `sprite_names.txt` beside this file lists
-the things and what people call them.
+Needs Pillow and resvg-py. The same sources and versions give the same bytes. `sprite_names.txt` next to this file
+lists the objects and their common names.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MIRRORED = {"animals-nature", "food-drink", "people-body", "travel-places"}
 
 
 def read_list(path: Path) -> dict[str, tuple[str, ...]]:
-    """CLDR short names and what people call them."""
+    """Reads CLDR short names with their common names."""
     names: dict[str, tuple[str, ...]] = {}
     for line in path.read_text("utf-8").splitlines():
         if line and not line.startswith("#"):

@@ -1,10 +1,10 @@
-"""Damages files of weights in random ways and reads them: only `WeightFileError` may come out.
+"""Damages weight files at random and reads them; the readers may raise only `WeightFileError`.
 
     python tools/fuzz_readers.py --seconds 60
-    python tools/fuzz_readers.py --seed 0 --case 1234     # one case again, with its traceback
+    python tools/fuzz_readers.py --seed 0 --case 1234     # repeats one case and prints its traceback
 
-A case follows from the seed and its number alone. What fails: any other exception, more than `CASE_SECONDS` for a
-case, or more memory than `MEMORY` for all.
+A case depends only on the seed and its number. It fails with any other exception, after more than `CASE_SECONDS`, or
+if all cases together use more memory than `MEMORY`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from safetensors.torch import save
 from dalle_zoo.convert import WeightFileError, inspect_files, open_checkpoint, recognize
 from dalle_zoo.convert.pickles import load_objects
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
-from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
+from dalle_zoo.models.external.vqgan import VQGAN, VQGANConfig
 
 CASE_SECONDS = 10
 MEMORY = 4 * 2**30
-"""Bytes of address space above what the process has when it begins."""
+"""Bytes of address space in addition to that of the process at the start."""
 INTERESTING = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1]
 OPCODES = b"(.012FGIJKLMNPQRSTUVXabcdeghijlopqrstu)]}" + bytes(range(0x80, 0x99))
 

@@ -1,23 +1,22 @@
-"""The short trials behind the choices in the emoji64 recipes, side by side.
+"""Runs the short trials on which the choices in the emoji64 recipes are based.
 
     python tools/trials.py dvae
     python tools/trials.py prior
 
-Each trial is a recipe with a few fields changed, trained for a fixed number of steps on one thread; the table
-holds the validation figures at the end. Trials that the file already has are not run again.
+Each trial is a recipe with a few fields changed, trained for a fixed number of steps on one thread. The table shows
+the final validation figures. Trials that the file already contains are not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 from dalle_zoo.cli.runs import read_curves
-from dalle_zoo.hub import write_json
+from dalle_zoo.files import read_json, write_json
 
 MODEL = "--model.init_args."
 CONFIG = f"{MODEL}config."
@@ -104,7 +103,7 @@ def main() -> None:
     command = f"python tools/trials.py {options.stage} --steps {options.steps}"
     title = f"{recipe}: {options.steps} steps on one thread, `{command}`"
     for name, overrides in trials(options.steps).items():
-        table = json.loads(options.out.read_text()) if options.out.exists() else {}
+        table = read_json(options.out) if options.out.exists() else {}
         rows = table.setdefault(title, [])
         if any(row["trial"] == name for row in rows):
             continue

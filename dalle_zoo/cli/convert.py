@@ -1,4 +1,4 @@
-"""``dalle-zoo convert``: weights of other code bases to a dalle-zoo model folder."""
+"""``dalle-zoo convert``: converts weights of other code bases to a model folder."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ def convert(arguments: list[str]) -> None:
     """Converts external weights."""
     p = parser(
         "convert",
-        "Convert weights of other code bases to a folder of safetensors that every command here takes. They are\n"
-        "recognized by content; nothing that a file asks for is run. docs/convert.md lists what is known.\n\n"
+        "Convert weights of other code bases to a model folder that every dalle-zoo command accepts. The format is\n"
+        "recognized from the content of the files, and no code in them is run. Supported models: docs/convert.md.\n\n"
         "  dalle-zoo convert downloads/openai --out models/openai-dvae\n"
         "  dalle-zoo reconstruct image.png --model models/openai-dvae\n"
         "  dalle-zoo convert downloads/malevich downloads/utils --out models/malevich\n"
         "  dalle-zoo convert org/name --files '*_mini.*' detoker.pt --out models/mini",
     )
     p.add_argument(
-        "location", nargs="+", help="file of weights, folder of such files, or organisation/name on the Hub"
+        "location", nargs="+", help="file of weights, folder with such files, or organization/name on the Hub"
     )
     p.add_argument("--out", type=Path, required=True, help="folder to write")
-    p.add_argument("--family", help="what it is, where a folder holds several")
-    p.add_argument("--files", nargs="+", default=(), help="patterns of the file names to look at (all)")
-    p.add_argument("--revision", help="of a repository on the Hub: branch, tag or commit")
+    p.add_argument("--family", help="family of the model, if a folder has several")
+    p.add_argument("--files", nargs="+", default=(), help="patterns of the file names to read [all]")
+    p.add_argument("--revision", help="branch, tag or commit of a repository on the Hub [main]")
     p.add_argument("--overwrite", action="store_true", help="replace an earlier conversion")
     options = p.parse_args(arguments)
 
     from dalle_zoo.convert import FAMILIES, convert, find
-    from dalle_zoo.remote import Access
+    from dalle_zoo.hub import Access
     from dalle_zoo.zoo import find_place
 
     places = [find_place(one, Access(revision=options.revision), options.files) for one in options.location]
@@ -47,13 +47,13 @@ def convert(arguments: list[str]) -> None:
         print(f"not used: {file}: {reason}")
     if record.get("missing"):
         print(
-            f"no images can be generated with it yet: {' and '.join(record['missing'])} were not found; "
-            f"give the place of their files as well"
+            f"the model cannot generate images: {' and '.join(record['missing'])} were not found; "
+            f"add the location of their files to the command"
         )
 
 
 def show(record: Mapping[str, Any]) -> None:
-    """Prints everything that was inferred, and where from."""
+    """Prints what was inferred, and from what."""
     for name, value in record["inferred"].items():
         note = record.get("notes", {}).get(name)
         print(f"  {name}: {value}" + (f" ({note})" if note else ""))

@@ -1,4 +1,4 @@
-"""Errors that a person can act on, and a parser that suggests."""
+"""Errors that users can act on, and a parser that suggests corrections."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dalle_zoo.registry import suggest
 
 
 class UserError(Exception):
-    """A mistake in what was asked; the message says what was expected, what came and what to do."""
+    """A mistake of the user. The message says what was expected, what was given and what to do."""
 
 
 class Parser(argparse.ArgumentParser):
-    """`argparse.ArgumentParser` that answers a typo with the nearest right word."""
+    """`argparse.ArgumentParser` that suggests the nearest valid option or choice for a typo."""
 
     def error(self, message: str) -> NoReturn:
-        """Prints the message with a suggestion and leaves with status 2."""
+        """Prints the message with a suggestion and exits with status 2."""
         unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
         choice = re.search(r"argument (\S+): invalid choice: '([^']*)'", message)
         if unknown:
@@ -37,6 +37,6 @@ def check_device(name: str) -> None:
 
     try:
         torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
+    except (RuntimeError, AssertionError) as error:  # builds without CUDA raise AssertionError
         reason = str(error).splitlines()[0]
-        raise UserError(f"device {name!r} cannot be used ({reason}): take cpu, or cuda where there is a GPU") from None
+        raise UserError(f"device {name!r} cannot be used ({reason}): use cpu, or cuda with a GPU") from None

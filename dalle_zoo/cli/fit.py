@@ -3,20 +3,21 @@
 A run is a folder, ``runs/<recipe>`` unless ``--run`` names another:
 
 ```
-config.yaml    the resolved recipe          checkpoints/   resumable states
-metrics/       CSV curves                   images/      reconstructions or samples
+config.yaml    the resolved recipe          checkpoints/   resumable checkpoints
+metrics/       CSV curves                   images/        reconstructions or samples
 model/<stage>/ weights and config.json, written when the run ends
 ```
-The same command continues a killed run from its newest checkpoint, to the same result.
+The same command resumes an interrupted run from its newest checkpoint, with the same result.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,19 +30,17 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from dalle_zoo.cli.errors import UserError
-from dalle_zoo.cli.keys import KeyChecker, fields_of, overridden
-from dalle_zoo.hub import new_folder, save_network
-from dalle_zoo.models.prior import PriorConfig
-from dalle_zoo.training import StageModule
+from dalle_zoo.cli.keys import KeyChecker, fields_of
+from dalle_zoo.files import new_folder
+from dalle_zoo.networks import save_network
+from dalle_zoo.recipes import Keys, Override, override, resolve, split_arguments
+from dalle_zoo.training import STAGES, StageModule
 from dalle_zoo.training.averaging import WeightEMA
 from dalle_zoo.training.base import deferred_weights
 from dalle_zoo.training.callbacks import ImageLogger, default_loggers
 from dalle_zoo.training.checkpoints import AtomicCheckpointIO, Checkpoint, newest_checkpoint
-from dalle_zoo.training.data_modules import CodeDataModule, ImageDataModule
-from dalle_zoo.training.dvae_module import DVAEModule
-from dalle_zoo.training.prior_module import PriorModule
-from dalle_zoo.training.ranker_module import RankerModule
-from dalle_zoo.training.strategies import ShardedStates, shards_first
+from dalle_zoo.training.strategies import defers_weights
+from dalle_zoo.training.strategy_hooks import hooks_of
 from dalle_zoo.training.trainer import ZooTrainer
 from dalle_zoo.training.watch import RankWatch
 
@@ -53,9 +52,9 @@ EXTENDABLE = {
     "trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "trainer.default_root_dir", "trainer.accelerator",
     "trainer.strategy", "trainer.devices", "trainer.num_nodes", "model.init_args.recompute", "watch", "watch.timeout",
 }  # fmt: skip
-"""What may change when a run goes on: its length, where it lies, and how it is spread over processes."""
+"""Keys that may change when a run is resumed: its length, its folder, and how it uses processes and memory."""
 SHARED = "data.init_args.batch_size"
-"""What may change with the number of processes, to keep the batch of all of them."""
+"""Key that may change with the number of processes, so that the batch over all of them can stay the same."""
 
 CONFIG = "config.yaml"
 CONFIG_ASIDE = ".config.yaml.part"
@@ -66,7 +65,7 @@ class ZooCLI(LightningCLI):
 
     Args:
         run: Folder of the run.
-        overwrite: Whether an existing run is thrown away.
+        overwrite: Whether to replace an existing run.
         args: Command line for LightningCLI, subcommand first.
     """
 
@@ -87,13 +86,13 @@ class ZooCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds our callbacks, so that recipes and the command line can set their fields."""
+        """Adds the callbacks of every run, so that recipes and the command line can set their options."""
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(ImageLogger, "images")
         parser.add_lightning_class_args(RankWatch, "watch")
 
     def resolved(self) -> str:
-        """The resolved recipe as YAML, without what belongs to one call only."""
+        """Returns the resolved recipe as YAML, without the options of a single call."""
         config = self.config[self.subcommand].clone()
         for name in ("config", "ckpt_path", "verbose", "weights_only", "return_predictions"):
             config.pop(name, None)
@@ -101,22 +100,22 @@ class ZooCLI(LightningCLI):
         return str(parser.dump(config, skip_none=False, skip_validation=True))
 
     def before_instantiate_classes(self) -> None:
-        """Refuses a run folder that holds something else, before anything is built."""
+        """Rejects options that cannot work, and a folder that is not this run's, before building anything."""
         state = self.config[self.subcommand].get("ckpt_path")
         if state is not None and not Path(state).exists():
-            raise UserError(f"ckpt_path {state!r} does not exist: expected a file below checkpoints/ of a run")
+            raise UserError(f"ckpt_path {state!r} does not exist: expected a file in checkpoints/ of a run")
         self._check_ignored()
         self._check_memory()
         if self.subcommand != "fit" or not self.run.exists():
             return
         if not self.run.is_dir():
-            raise UserError(f"{self.run} is a file: use --run FOLDER for another place")
-        if all(path.name == CONFIG_ASIDE for path in self.run.iterdir()):  # killed when it had just begun
+            raise UserError(f"{self.run} is a file: use --run FOLDER for another folder")
+        if all(path.name == CONFIG_ASIDE for path in self.run.iterdir()):  # killed right after its start
             return
         old = read_run(self.run)
         if old is None:
             raise UserError(
-                f"{self.run} exists and is no run (it has no {CONFIG} of one): use --run FOLDER for another place"
+                f"{self.run} exists and is no run (it has no valid {CONFIG}): use --run FOLDER for another folder"
             )
         if self.overwrite:
             return
@@ -126,63 +125,65 @@ class ZooCLI(LightningCLI):
         if changed:
             raise UserError(
                 f"{self.run} holds a run of another recipe:\n  " + "\n  ".join(changed[:10]) + "\n"
-                "Use --run FOLDER for a new run, or --overwrite to throw the old one away."
+                "Use --run FOLDER for a new run, or --overwrite to replace the old one."
             )
 
     def _check_ignored(self) -> None:
-        """Refuses keys of the trainer that a run folder leaves no room for."""
+        """Rejects keys of the trainer that contradict the layout of a run folder."""
         trainer = self.config[self.subcommand].trainer
         if trainer.logger not in (None, True):
-            raise UserError("trainer.logger cannot be set: a run folder always holds the curves, in metrics/")
+            raise UserError("trainer.logger cannot be set: a run always writes its curves to metrics/")
         if trainer.enable_checkpointing is False:
             raise UserError(
-                "trainer.enable_checkpointing cannot be false: a run folder always holds the newest states; "
-                "set checkpoint.every to a large number to have but the last one"
+                "trainer.enable_checkpointing cannot be false: a run always writes checkpoints; "
+                "set checkpoint.every to a large number to write the last one only"
             )
 
     def _check_memory(self) -> None:
-        """Refuses a prior that this machine's memory cannot hold, before its weights are made."""
+        """Rejects a network that does not fit into this machine's memory, before its weights are allocated."""
         config = self.config[self.subcommand]
-        if shards_first(config.trainer.strategy):
-            return  # no process makes all of it
+        if defers_weights(config.trainer.strategy):
+            return  # no process allocates all of it
         sizes = (config.model.get("init_args") or {}).get("config") if config.model else None
-        if sizes is None or config.model.class_path.rpartition(".")[2] != PriorModule.__name__:
+        stage = find_stage(config.model.class_path) if config.model else None
+        if sizes is None or stage is None:
             return
-        copies = {"weights": 1}  # made on the CPU, also for a GPU
         on_cpu = config.trainer.accelerator == "cpu" or not torch.cuda.is_available()
-        if self.subcommand == "fit" and on_cpu:
-            copies |= {"gradients": 1, "AdamW": 2}
-            if any(callback.class_path.endswith(WeightEMA.__name__) for callback in config.trainer.callbacks or []):
-                copies["average"] = 1
-        parameters = sum(PriorConfig(**vars(sizes)).count_parameters().values())
-        needed, memory = 4 * parameters * sum(copies.values()), machine_memory()
-        if needed > memory:
+        trains = self.subcommand == "fit" and on_cpu  # a GPU trains weights that are made on the CPU
+        callbacks = [callback.class_path.rpartition(".")[2] for callback in config.trainer.callbacks or []]
+        built = stage.config_class(**vars(sizes))
+        needed = stage.memory_needed(built, trains=trains, averages=trains and WeightEMA.__name__ in callbacks)
+        memory = machine_memory()
+        if sum(needed.values()) > memory:
             raise UserError(
-                f"the prior has {parameters / 1e9:.3g} billion parameters: {' + '.join(copies)} in float32 take "
-                f"{needed / 1e9:.3g} GB, this machine has {memory / 1e9:.3g} GB. Take a smaller "
-                "model.init_args.config, or shard it: `dalle-zoo plan` says what fits where."
+                f"the {stage.stage} has {stage.num_parameters(built) / 1e9:.3g} billion parameters: "
+                f"{' + '.join(needed)} in float32 take {sum(needed.values()) / 1e9:.3g} GB, this machine has "
+                f"{memory / 1e9:.3g} GB. Use a smaller model.init_args.config, or a strategy that shards it: "
+                "`dalle-zoo plan` shows what fits."
             )
 
     def instantiate_classes(self) -> None:
-        """Leaves a network that is going to be sharded without weights: each process then fills its own part."""
-        with deferred_weights() if shards_first(self.config[self.subcommand].trainer.strategy) else nullcontext():
+        """Builds a network that will be sharded without weights: each process initializes only its own shard."""
+        with deferred_weights() if defers_weights(self.config[self.subcommand].trainer.strategy) else nullcontext():
             super().instantiate_classes()
 
     def after_instantiate_classes(self) -> None:
-        """Refuses data that the model cannot take, before the run folder is claimed."""
+        """Opens the data and rejects what the model cannot use, before the run folder is claimed."""
         if self.subcommand == "predict" and not self.model.has_sample_images:
             raise UserError(
                 f"{type(self.model).__name__} has nothing to generate: predict takes a dVAE, or a prior with an "
                 "image_tokenizer; for other runs use validate"
             )
-        if self.subcommand == "predict" and isinstance(self.trainer.strategy, ShardedStates):
-            raise UserError("a sharded network samples nothing: predict with --trainer.strategy auto or ddp")
+        if self.subcommand == "predict" and hooks_of(self.trainer.strategy).shards:
+            raise UserError("a sharded network cannot generate images: predict with --trainer.strategy auto or ddp")
         if self.datamodule is None:
             raise UserError("the recipe has no data: set data.class_path and data.init_args")
+        # Lightning does both again on every rank, but only after its loggers have written to the run folder.
+        self.datamodule.setup(self.subcommand)
         self.model.check_data(self.datamodule)
 
     def before_fit(self) -> None:
-        """Claims the run folder, now that all parts could be built."""
+        """Claims the run folder, after everything else was built."""
         if not self.trainer.is_global_zero:
             return
         retired = self.run.with_name(f".{self.run.name}.old")
@@ -196,7 +197,7 @@ class ZooCLI(LightningCLI):
         shutil.rmtree(retired, ignore_errors=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Puts checkpoints, curves and images below the run folder."""
+        """Directs checkpoints, curves and images to the run folder."""
         loggers = default_loggers(self.run) if self.subcommand == "fit" else False
         trainer = super().instantiate_trainer(logger=loggers, **kwargs)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -219,15 +220,14 @@ class ZooCLI(LightningCLI):
         return kwargs
 
     def after_fit(self) -> None:
-        """Writes the trained weights, averaged if the recipe averages."""
+        """Writes the trained weights; the averaged ones if the recipe averages."""
         if self.trainer.interrupted:
             return
-        if not self.model.trained:  # the run had ended before: Lightning then skips the hook that does this
+        if not self.model.trained:  # the run was complete already: Lightning skips the hook that does this
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, WeightEMA):
                     callback.copy_to(self.model)
-        strategy = self.trainer.strategy
-        weights = strategy.unsharded_weights("net.") if isinstance(strategy, ShardedStates) else None
+        weights = hooks_of(self.trainer.strategy).unsharded_weights("net.")
         if not self.trainer.is_global_zero:
             return
         with new_folder(self.run / "model" / self.model.stage, overwrite=True) as folder:
@@ -238,13 +238,18 @@ class ZooCLI(LightningCLI):
         log.warning("weights are in %s", self.run / "model" / self.model.stage)
 
 
+def find_stage(class_path: str) -> type[StageModule] | None:
+    """Returns the stage module that a class path names; None for an external class."""
+    return next((stage for stage in STAGES.values() if class_path.rpartition(".")[2] == stage.__name__), None)
+
+
 def machine_memory() -> int:
-    """Memory of this machine, bytes."""
+    """Returns the memory of this machine, bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def read_run(run: Path) -> dict[str, Any] | None:
-    """The resolved recipe of a run folder; None if the folder is no run."""
+    """Returns the resolved recipe of a run folder; None if the folder is no run."""
     path = run / CONFIG
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -255,7 +260,7 @@ def read_run(run: Path) -> dict[str, Any] | None:
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """Lines "key: old value → new value" for every leaf that differs."""
+    """Returns a line "key: old value → new value" for every leaf that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         lines = []
         for key in sorted({*old, *new}):
@@ -265,7 +270,7 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 
 def key_checker(subcommand: str) -> KeyChecker:
-    """Keys of a recipe, and the classes that may stand in it by their short names."""
+    """Returns a checker of the keys of a recipe, and of the classes that it can name without their module."""
     method = set(inspect.signature(getattr(Trainer, subcommand)).parameters) - {"self"}
     root: dict[str, Any] = {
         "seed_everything": None,
@@ -277,64 +282,42 @@ def key_checker(subcommand: str) -> KeyChecker:
         "watch": fields_of(RankWatch),
     }
     root |= dict.fromkeys(method - LightningCLI.subcommands()[subcommand])
-    stages: list[type] = [DVAEModule, PriorModule, RankerModule]
-    data: list[type] = [ImageDataModule, CodeDataModule]
-    classes = {"model": {c.__name__: c for c in stages}, "data": {c.__name__: c for c in data}}
-    return KeyChecker(root, classes, options=("run", "overwrite", "parts"))
+    classes: dict[str, dict[str, type]] = {
+        "model": {stage.__name__: stage for stage in STAGES.values()},
+        "data": {cls.__name__: cls for stage in STAGES.values() for cls in stage.data_classes},
+    }
+    return KeyChecker(root, classes)
 
 
-def check_keys(subcommand: str, files: Mapping[Path, Any], overrides: list[str]) -> KeyChecker:
-    """Answers an unknown key with the nearest right one, before anything is built; returns what did the checks."""
+def check_keys(subcommand: str, files: Mapping[Path, Keys], overrides: Iterable[Override]) -> None:
+    """Raises `UserError` for an unknown key, with the nearest known one, before anything is built."""
     checker = key_checker(subcommand)
     for path, content in files.items():
-        checker.check_file(content, str(path))
-    for key, value in overridden(overrides):
+        checker.check(content, str(path))
+    for key, text in overrides:
         if key == "trainer.default_root_dir":
             raise UserError("trainer.default_root_dir is the folder of the run: use --run FOLDER")
-        checker.check_override(key, value)
-    return checker
+        checker.check(override(key, text or ""), "command line", options=("run", "overwrite", "parts"))
 
 
-def seeds(files: Mapping[Path, Any], overrides: list[str]) -> list[str]:
-    """Overrides that hand ``seed_everything`` to the model and to the data, unless they have a seed of their own."""
-    given = {key.replace(".init_args.", "."): value for key, value in overridden(overrides)}
-    stated = [content["seed_everything"] for content in files.values() if "seed_everything" in content]
-    seed = given.get("seed_everything", str(stated[-1]) if stated else "")
-    if not seed.isdecimal():  # missing, or sampled by chance
-        return []
-    own = [
-        part
-        for part in ("model", "data")
-        if f"{part}.seed" in given
-        or any("seed" in ((content.get(part) or {}).get("init_args") or {}) for content in files.values())
-    ]
-    return [f"--{part}.init_args.seed={seed}" for part in ("model", "data") if part not in own]
-
-
-def run_recipe(subcommand: str, run: Path, overwrite: bool, files: Mapping[Path, Any], overrides: list[str]) -> None:
+def run_recipe(
+    subcommand: str, run: Path, overwrite: bool, files: Mapping[Path, Keys], arguments: Sequence[str]
+) -> None:
     """Runs a Lightning command.
 
     Args:
         subcommand: "fit", "validate", "test" or "predict".
         run: Folder of the run.
-        overwrite: Whether an existing run is thrown away.
-        files: Recipe and parts, path to content; later ones lie over earlier ones.
-        overrides: Keys such as ``--trainer.max_steps 10``.
+        overwrite: Whether to replace an existing run.
+        files: Recipe and parts, path to content; later ones win.
+        arguments: Keys such as ``--trainer.max_steps 10``, ``--help`` or ``--print_config``.
     """
-    logging.getLogger("lightning").handlers.clear()  # on import it gets one of its own beside ours
-    checker = check_keys(subcommand, files, overrides)
-    ours = {"model", "data"} <= checker.chosen.keys()  # classes of others need not have a seed
+    logging.getLogger("lightning").handlers.clear()  # on import it gets one, which would print every line twice
+    overrides, others = split_arguments(arguments, reserved=("--help", "--print_config"))
+    check_keys(subcommand, files, overrides)
+    keys = json.dumps(resolve(files.values(), overrides))
     try:
-        ZooCLI(
-            run,
-            overwrite,
-            [
-                subcommand,
-                *(f"--config={path}" for path in files),
-                *(seeds(files, overrides) if ours else []),
-                *overrides,
-            ],
-        )
+        ZooCLI(run, overwrite, [subcommand, f"--config={keys}", *others])
     except (ArgumentError, MisconfigurationException, ValueError) as error:
         raise UserError(explain(error)) from error
     if torch.distributed.is_initialized():
@@ -344,7 +327,7 @@ def run_recipe(subcommand: str, run: Path, overwrite: bool, files: Mapping[Path,
 
 
 def explain(error: Exception) -> str:
-    """The reasons in a parser's message, without the union types and values around them."""
+    """Returns the reasons in a parser's message, without union types and values."""
     text = str(error)
     if "Does not validate" not in text:
         return text
@@ -353,6 +336,6 @@ def explain(error: Exception) -> str:
         words = line.strip()
         if words.startswith("- "):
             reasons.append(words.removeprefix("- "))
-        elif words and reasons:  # the rest of a reason is indented below it
+        elif words and reasons:  # a reason continues on indented lines
             reasons[-1] += f" {words}"
     return "; ".join(reason for reason in reasons if "NoneType" not in reason) or text

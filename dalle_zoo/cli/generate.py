@@ -1,8 +1,9 @@
-"""``dalle-zoo demo | generate | reconstruct``: images to look at."""
+"""``dalle-zoo demo | generate | reconstruct``: generated images and reconstructions."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def generate(arguments: list[str]) -> None:
     p.add_argument("--temperature", type=float, default=1.0, help="divides the logits (1)")
     p.add_argument("--top-k", type=int, help="sample among the k most likely image tokens")
     p.add_argument("--top-p", type=float, help="sample among the tokens that together reach p")
-    p.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance (1: none)")
+    p.add_argument("--guidance-scale", type=float, default=1.0, help="classifier-free guidance scale (1: none)")
     p.add_argument("--prime", type=Path, help="image whose top rows are kept")
     p.add_argument("--prime-rows", type=int, help="rows of the code grid to keep (half)")
     p.add_argument("--window", type=int, help="tokens run at once, guessed and checked: same images, for 1 to 4")
@@ -82,8 +83,15 @@ def generate(arguments: list[str]) -> None:
 
         from dalle_zoo.images import save_png, to_pil
         from dalle_zoo.pipeline import DallePipeline
+        from dalle_zoo.sampling import SamplingOptions
 
     check_device(options.device)
+    sampling = SamplingOptions(
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        guidance_scale=options.guidance_scale,
+    )
     prime = _open_image(options.prime) if options.prime else None
     dtype = getattr(torch, options.dtype)
     pipe = DallePipeline.from_pretrained(options.model, device=options.device, dtype=dtype, quantize=options.quantize)
@@ -93,10 +101,7 @@ def generate(arguments: list[str]) -> None:
         num_images_per_prompt=options.num_images,
         rerank=options.rerank,
         seed=options.seed,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        guidance=options.guidance,
+        **asdict(sampling),
         prime=prime,
         prime_rows=options.prime_rows,
         window=options.window,
@@ -125,8 +130,8 @@ def reconstruct(arguments: list[str]) -> None:
     import torch
 
     from dalle_zoo.data import center_transform
-    from dalle_zoo.hub import load_image_tokenizer
     from dalle_zoo.images import image_rows, save_png
+    from dalle_zoo.networks import load_image_tokenizer
     from dalle_zoo.zoo import find_component
 
     net = load_image_tokenizer(find_component(options.model, "dvae"))

@@ -1,24 +1,23 @@
-"""Checks the keys of recipes before the parser sees them, to answer a typo with the nearest right key."""
+"""Checks the keys of recipes before they are parsed, and suggests the nearest known key for a typo."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import itertools
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dalle_zoo.cli.errors import UserError
 from dalle_zoo.registry import suggest
 
 Fields = Mapping[str, Any]
-"""Name of a key to the type of its value."""
+"""Types of values by their keys."""
 
 
 def fields_of(target: Any) -> dict[str, Any] | None:
-    """Keys that a dataclass or a constructor takes, with their types; None if it takes any."""
+    """Keys that a dataclass or a constructor accepts, with their types; None if it accepts any."""
     function: Any = target if dataclasses.is_dataclass(target) else target.__init__
     parameters = inspect.signature(function).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -37,57 +36,35 @@ def dataclass_in(hint: Any) -> Any:
 
 
 class KeyChecker:
-    """Knows the keys of a recipe.
+    """Checks the keys of a recipe.
 
     Args:
-        root: Top-level keys to their fields: None takes anything.
-        classes: Short names that ``class_path`` may take, by top-level key.
-        options: What else may stand on the command line, to suggest it.
+        root: Top-level keys and their fields; None accepts any.
+        classes: Classes that ``class_path`` can name without their module, by top-level key.
     """
 
-    def __init__(
-        self,
-        root: Mapping[str, Fields | None],
-        classes: Mapping[str, Mapping[str, type]],
-        options: Sequence[str] = (),
-    ) -> None:
-        self.root, self.classes, self.options = root, classes, options
+    def __init__(self, root: Mapping[str, Fields | None], classes: Mapping[str, Mapping[str, type]]) -> None:
+        self.root, self.classes = root, classes
         self.chosen: dict[str, type] = {}
+        """Classes that the keys checked so far have named."""
 
-    def check_file(self, values: Any, where: str) -> None:
-        """Raises `UserError` for the first unknown key of a recipe's content."""
-        if not isinstance(values, dict):
-            raise UserError(f"{where}: expected keys such as model, data and trainer, got {type(values).__name__}")
-        for name, value in values.items():
-            self._require(name, self.root, where, name)
+    def check(self, keys: Mapping[str, Any], where: str, options: Sequence[str] = ()) -> None:
+        """Raises `UserError` for the first unknown key.
+
+        Args:
+            keys: Keys of a file or of the command line.
+            where: Where they come from, for messages.
+            options: Options of the command, which a mistyped key may have meant. Defaults to none.
+        """
+        for key, value in keys.items():
+            name = key.removesuffix("+")
+            if name not in self.root:
+                kind = "option or key" if options else "key"
+                raise UserError(f"{where}: {name}: {suggest(kind, name, [*self.root, *options])}")
             if name in self.classes:
                 self._check_class(name, value, where)
             else:
                 self._check_fields(value, self.root[name], where, name)
-
-    def check_override(self, key: str, value: str) -> None:
-        """Raises `UserError` when an override such as ``trainer.max_steps`` names no key, or no class."""
-        where, parts = "command line", key.removesuffix("+").split(".")
-        if parts[0] not in self.root:
-            raise UserError(f"{where}: {suggest('option or key', parts[0], [*self.root, *self.options])}")
-        fields = self.root[parts[0]]
-        rest = parts[1:]
-        if parts[0] in self.classes:
-            if not rest or rest[0] == "class_path":
-                self._check_class(parts[0], {"class_path": value}, where)
-                return
-            cls = self.chosen.get(parts[0])
-            fields = fields_of(cls) if cls else None
-            if rest[0] == "init_args":  # may be left out
-                rest = rest[1:]
-        path = parts[: len(parts) - len(rest)]
-        for part in rest:
-            if fields is None:
-                return
-            path.append(part)
-            self._require(part, fields, where, ".".join(path))
-            inner = dataclass_in(fields[part])
-            fields = fields_of(inner) if inner else None
 
     def _check_class(self, name: str, value: Any, where: str) -> None:
         if not isinstance(value, dict):
@@ -117,11 +94,3 @@ class KeyChecker:
     def _require(name: str, known: Mapping[str, Any], where: str, path: str) -> None:
         if name not in known:
             raise UserError(f"{where}: {path}: {suggest('key', name, known)}")
-
-
-def overridden(overrides: list[str]) -> Iterator[tuple[str, str]]:
-    """Keys and values of a command line such as ``--trainer.max_steps 10 --data.batch_size=4``."""
-    for argument, following in itertools.pairwise([*overrides, ""]):
-        if argument.startswith("--") and argument not in ("--help", "--print_config"):
-            key, _, value = argument[2:].partition("=")
-            yield key, value or following

@@ -1,4 +1,4 @@
-"""``dalle-zoo recipes | models | masks``: what there is. They answer without loading torch, unless they plot."""
+"""``dalle-zoo recipes | models | masks``: list what is available, without importing torch unless they plot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dalle_zoo.cli.main import parser
 
 
 def recipes(arguments: list[str]) -> None:
-    """Lists recipes with the first line of their header, or prints one in full."""
+    """Lists recipes with the first line of their headers, or prints one recipe."""
     from dalle_zoo.recipes import find_recipe, list_recipes, recipe_header
 
     p = parser("recipes", "List the recipes, or print one.")
@@ -28,7 +28,7 @@ def models(arguments: list[str]) -> None:
     """Lists the bundled models."""
     from dalle_zoo.zoo import list_models
 
-    parser("models", "List the models that are known by name.").parse_args(arguments)
+    parser("models", "List the models available by name.").parse_args(arguments)
     for record in list_models():
         size = record.num_bytes / 1e6
         millions = ", ".join(f"{part} {count / 1e6:.1f}M" for part, count in record.parameters.items())
@@ -44,16 +44,16 @@ def masks(arguments: list[str]) -> None:
 
     p = parser(
         "masks",
-        "List the attention masks, or plot them.\n\n"
-        "  dalle-zoo masks --plot                             all, on 16 text and 8 x 8 image positions\n"
+        "List or plot the attention masks.\n\n"
+        "  dalle-zoo masks --plot                             all masks, with 16 text and 8 x 8 image positions\n"
         '  dalle-zoo masks row "conv(kernel=3)" --plot --text 6 --height 4 --width 4',
     )
-    p.add_argument("mask", nargs="*", help="masks, with options in parentheses (default: all)")
-    p.add_argument("--plot", action="store_true", help="write a plot")
-    p.add_argument("--text", type=int, default=16, help="text positions (16)")
-    p.add_argument("--height", type=int, default=8, help="rows of the code grid (8)")
-    p.add_argument("--width", type=int, default=8, help="columns of the code grid (8)")
-    p.add_argument("--out", type=Path, help="PNG, PDF or SVG to write (masks.png)")
+    p.add_argument("mask", nargs="*", help="masks, with options in parentheses [all]")
+    p.add_argument("--plot", action="store_true", help="write a plot instead of a list")
+    p.add_argument("--text", type=int, default=16, help="text positions [16]")
+    p.add_argument("--height", type=int, default=8, help="rows of the code grid [8]")
+    p.add_argument("--width", type=int, default=8, help="columns of the code grid [8]")
+    p.add_argument("--out", type=Path, help="PNG, PDF or SVG file to write [masks.png]")
     p.add_argument("--overwrite", action="store_true", help="replace an existing file")
     options = p.parse_args(arguments)
     specs = options.mask or list(MASKS)
@@ -62,7 +62,7 @@ def masks(arguments: list[str]) -> None:
         if options.out:
             raise UserError(f"--out {options.out} is for a plot: add --plot")
         for spec in map(MaskSpec.parse, specs):
-            spec.build(layout)  # raises for a value that the mask refuses
+            spec.build(layout)  # raises for an invalid option
             print(f"{spec!s:<24}{(MASKS[spec.name].__doc__ or '').strip().splitlines()[0]}")
         return
     out = options.out or Path("masks.png")

@@ -1,4 +1,4 @@
-"""The ``dalle-zoo`` command. Each sub-command imports what it needs when it runs, so help answers at once."""
+"""The ``dalle-zoo`` command. Each subcommand imports what it needs when it runs, so help is fast."""
 
 from __future__ import annotations
 
@@ -11,33 +11,36 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from dalle_zoo import __version__
 from dalle_zoo.cli.errors import Parser, UserError
 from dalle_zoo.registry import suggest
+from dalle_zoo.version import __version__
 
 COMMANDS = {
     "demo": ("dalle_zoo.cli.generate:demo", "generate a grid of 16 images with the bundled weights"),
-    "generate": ("dalle_zoo.cli.generate:generate", "images from a prompt"),
-    "reconstruct": ("dalle_zoo.cli.generate:reconstruct", "images through the image tokenizer and back"),
-    "recipes": ("dalle_zoo.cli.listing:recipes", "list the recipes, or show one"),
-    "models": ("dalle_zoo.cli.listing:models", "list the models that are known by name"),
-    "masks": ("dalle_zoo.cli.listing:masks", "list the attention masks, or plot them"),
-    "fit": ("dalle_zoo.cli.train:fit", "train a recipe; the same command continues a killed run"),
-    "plan": ("dalle_zoo.cli.plan:plan", "what training of a recipe takes: memory, time, network"),
-    "validate": ("dalle_zoo.cli.train:validate", "measure a run on its validation data"),
-    "test": ("dalle_zoo.cli.train:test", "like validate, through the trainer's test loop"),
-    "predict": ("dalle_zoo.cli.train:predict", "generate the images of a run's validation data"),
+    "generate": ("dalle_zoo.cli.generate:generate", "generate images from a prompt"),
+    "reconstruct": (
+        "dalle_zoo.cli.generate:reconstruct",
+        "encode images with the image tokenizer and decode them",
+    ),
+    "recipes": ("dalle_zoo.cli.listing:recipes", "list the recipes, or print one"),
+    "models": ("dalle_zoo.cli.listing:models", "list the models available by name"),
+    "masks": ("dalle_zoo.cli.listing:masks", "list or plot the attention masks"),
+    "fit": ("dalle_zoo.cli.train:fit", "train a recipe, or resume an interrupted run"),
+    "plan": ("dalle_zoo.cli.plan:plan", "estimate what training a recipe takes: memory, time, network traffic"),
+    "validate": ("dalle_zoo.cli.train:validate", "compute the metrics of a run on its validation data"),
+    "test": ("dalle_zoo.cli.train:test", "like validate, but in the trainer's test loop"),
+    "predict": ("dalle_zoo.cli.train:predict", "generate images for a run's validation data"),
     "tokenizer": ("dalle_zoo.cli.prepare:tokenizer", "train a BPE tokenizer on captions"),
-    "encode": ("dalle_zoo.cli.prepare:encode", "images to code shards"),
-    "plot": ("dalle_zoo.cli.runs:plot", "curves of a run as PNG"),
-    "consolidate": ("dalle_zoo.cli.runs:consolidate", "a checkpoint of any strategy to one folder of weights"),
-    "eval": ("dalle_zoo_eval.command:main", "measure a model by a protocol"),
-    "report": ("dalle_zoo_eval.command:report", "render the report of result files again"),
-    "overlap": ("dalle_zoo_eval.command:overlap", "list images of a benchmark that a training set has too"),
+    "encode": ("dalle_zoo.cli.prepare:encode", "encode images as code shards"),
+    "plot": ("dalle_zoo.cli.runs:plot", "plot the training curves of a run"),
+    "consolidate": ("dalle_zoo.cli.runs:consolidate", "convert a checkpoint of any strategy to a folder of weights"),
+    "eval": ("dalle_zoo_eval.command:main", "evaluate a model with a protocol"),
+    "report": ("dalle_zoo_eval.command:report", "render a report from result files"),
+    "overlap": ("dalle_zoo_eval.command:overlap", "list benchmark images that are also in a training set"),
     "card": ("dalle_zoo_eval.command:card", "render a model card from result files"),
-    "convert": ("dalle_zoo.cli.convert:convert", "weights of other code bases to a dalle-zoo model folder"),
-    "publish": ("dalle_zoo.cli.publish:publish", "a model folder to the Hub, with its card"),
-    "export": ("dalle_zoo.cli.runs:export", "put trained stages together as one model folder"),
+    "convert": ("dalle_zoo.cli.convert:convert", "convert weights of other code bases to a model folder"),
+    "publish": ("dalle_zoo.cli.publish:publish", "publish a model folder on the Hub, with its card"),
+    "export": ("dalle_zoo.cli.runs:export", "combine trained stages into a model folder"),
 }
 """Name to (function, one line of help)."""
 
@@ -91,34 +94,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Imports without Python's cyclic garbage collection.
+    """Disables Python's cyclic garbage collection during imports.
 
-    PyTorch makes half a million objects that stay; to look through them again and again takes a tenth of the time.
+    Importing PyTorch creates half a million permanent objects; scanning them repeatedly takes a tenth of the time.
     """
     gc.disable()
     try:
         yield
     finally:
-        if not gc.get_freeze_count():  # once per process: what was imported is not looked through later either
+        if not gc.get_freeze_count():  # once per process: later collections skip what was imported
             gc.freeze()
         gc.enable()
 
 
 def quiet_third_parties() -> None:
-    """Hides what libraries say that tells a user nothing to act on."""
-    # lightning 2.6 calls a deprecated part of torch's pytree, and warns of any iterable data set with a length;
-    # our loader divides samples among its workers exactly.
+    """Hides warnings of libraries that a user cannot act on."""
+    # Lightning 2.6 calls a deprecated part of torch's pytree, and warns about every iterable data set with a length;
+    # ours divides its samples among workers exactly.
     for message in (
         "treespec, LeafSpec",
         "`IterableDataset` has `__len__` defined",
         "does not have many workers",
-        "LightningCLI's args parameter is intended",  # it must not read those of the process, which name a recipe
-        "loading a checkpoint outside the 'fit' stage",  # its weights are the averaged ones, which is what is wanted
+        "LightningCLI's args parameter is intended",  # the arguments of the process name a recipe
+        "loading a checkpoint outside the 'fit' stage",  # the averaged weights are loaded on purpose
     ):
         warnings.filterwarnings("ignore", message=f".*{message}.*")
-    # lightning calls what jsonargparse will rename.
+    # Lightning calls functions that jsonargparse will rename.
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
-    # lightning advertises.
+    # Lightning logs advertisements.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
 
 
@@ -127,7 +130,7 @@ def _is_no_advertisement(record: logging.LogRecord) -> bool:
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """Parser of a light sub-command, with examples kept as written."""
+    """Returns the parser of a subcommand; its description keeps its line breaks."""
     return Parser(
         prog=f"dalle-zoo {name}",
         description=description,

@@ -5,16 +5,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from dalle_zoo.cli.errors import Parser, UserError
-from dalle_zoo.cli.keys import overridden
-from dalle_zoo.cli.train import read_recipe
-from dalle_zoo.recipes import find_part, find_recipe
+from dalle_zoo.recipes import Override, complete_key, find_part, find_recipe, read_recipe, resolve, split_arguments
 
 DESCRIPTION = """\
 Estimates what training a recipe takes: memory per GPU and whether it fits, changes that would make it fit, operations,
@@ -57,25 +51,21 @@ def plan_parser() -> Parser:
 
 def plan(arguments: list[str]) -> None:
     """Prints what training a recipe takes."""
-    options, overrides = plan_parser().parse_known_args(arguments)
+    options, arguments = plan_parser().parse_known_args(arguments)
     if options.json is not None and options.json.exists() and not options.overwrite:
         raise FileExistsError(f"{options.json} exists: pass --overwrite to replace it, or --json FILE")
-    keys: dict[str, Any] = {}
-    for path in (find_recipe(options.recipe), *map(find_part, options.parts)):
-        content = read_recipe(path)
-        if not isinstance(content, dict):
-            raise UserError(f"{path}: expected keys such as model, data and trainer, got {type(content).__name__}")
-        keys = merge(keys, content)
+    overrides, others = split_arguments(arguments)
+    files = [read_recipe(path) for path in (find_recipe(options.recipe), *map(find_part, options.parts))]
 
-    from dalle_zoo.hub import write_json
+    from dalle_zoo.files import write_json
     from dalle_zoo.planning.formats import GIB
     from dalle_zoo.planning.hardware import find_gpu
     from dalle_zoo.planning.plan import Hardware, Plan, as_data
     from dalle_zoo.planning.recipe import READ, read_setup, read_work
     from dalle_zoo.planning.report import render
 
-    for key, value in stated(overrides, READ).items():
-        put(keys, key, value)
+    check_overrides(overrides, others, READ)
+    keys = resolve(files, overrides)
     gpu = find_gpu(options.gpu) if options.gpu else None
     check_numbers(options)
     memory = options.gpu_memory or (gpu.memory if gpu else memory_in(options.parts))
@@ -104,34 +94,10 @@ def check_numbers(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} is for times, which need the GPU: add --gpu NAME")
 
 
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Merges the keys of two files as `dalle-zoo fit` does: the later file overrides, another class replaces."""
-    merged = dict(below)
-    for key, value in above.items():
-        name = key.removesuffix("+")  # adds to a list
-        old = merged.get(name)
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            another = value.get("class_path", old.get("class_path")) != old.get("class_path")
-            merged[name] = dict(value) if another else merge(old, value)
-        elif key.endswith("+"):
-            merged[name] = [*(old or []), *(value if isinstance(value, list) else [value])]
-        else:
-            merged[name] = value
-    return merged
-
-
-def stated(overrides: list[str], read: tuple[str, ...]) -> dict[str, Any]:
-    """Returns the overrides of the command line, with complete keys and parsed values.
-
-    Raises:
-        UserError: An argument is not an override, has no value, or is a key that a plan does not depend on.
-    """
-    values: dict[str, Any] = {}
-    for key, text in overridden(overrides):
-        parts = key.split(".")
-        if parts[0] in ("model", "data") and len(parts) > 1 and parts[1] not in ("class_path", "init_args"):
-            parts.insert(1, "init_args")  # may be omitted
-        name = ".".join(parts)
+def check_overrides(overrides: list[Override], others: list[str], read: tuple[str, ...]) -> None:
+    """Raises `UserError` for an argument that belongs to no option, and for a key that a plan does not depend on."""
+    for key, _ in overrides:
+        name = complete_key(key)
         if not any(name == known or name.startswith(f"{known}.") for known in read):
             near = difflib.get_close_matches(name, read, n=1, cutoff=0.6)
             hint = f" Did you mean --{near[0]}?" if near else ""
@@ -139,25 +105,8 @@ def stated(overrides: list[str], read: tuple[str, ...]) -> dict[str, Any]:
                 f"--{key} changes nothing that a plan computes.{hint} It depends on: {', '.join(read)}; omit all "
                 "other keys"
             )
-        if text == "" or text.startswith("--"):
-            raise UserError(f"--{key} has no value")
-        values[name] = yaml.safe_load(text)
-    words = [word for word in overrides if not word.startswith("--")]
-    given = [text for key, text in overridden(overrides) if f"--{key}={text}" not in overrides]
-    for word in words:
-        if word not in given:
-            raise UserError(f"{word!r} belongs to no option: expected a recipe, then options and keys")
-    return values
-
-
-def put(keys: dict[str, Any], name: str, value: Any) -> None:
-    """Sets a key such as ``trainer.devices``."""
-    *path, last = name.split(".")
-    for part in path:
-        inner = keys.get(part)
-        keys[part] = dict(inner) if isinstance(inner, Mapping) else {}
-        keys = keys[part]
-    keys[last] = value
+    if others:
+        raise UserError(f"{others[0]!r} belongs to no option: expected a recipe, then options and keys")
 
 
 def memory_in(parts: list[str]) -> float | None:

@@ -1,4 +1,4 @@
-"""``dalle-zoo tokenizer | encode``: what stage 2 needs before it trains."""
+"""``dalle-zoo tokenizer | encode``: prepare the data of stage 2."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ def tokenizer(arguments: list[str]) -> None:
     """Trains a BPE tokenizer on the captions of a data set."""
     p = parser(
         "tokenizer",
-        "Train a BPE tokenizer on all captions of a data set.\n\n"
+        "Train a BPE text tokenizer on the captions of a data set.\n\n"
         "  dalle-zoo tokenizer emoji64:train --vocab-size 2048 --out runs/tokenizer",
     )
     p.add_argument("data", help="shards, a folder, or a bundled split such as emoji64:train")
-    p.add_argument("--out", type=Path, required=True, help="folder to write tokenizer.json to")
-    p.add_argument("--vocab-size", type=int, default=16384, help="entries (16384, the paper's)")
+    p.add_argument("--out", type=Path, required=True, help="folder to write")
+    p.add_argument("--vocab-size", type=int, default=16384, help="size of the vocabulary [16384, as in the paper]")
     p.add_argument("--overwrite", action="store_true", help="replace an existing tokenizer")
     options = p.parse_args(arguments)
 
     from tqdm import tqdm
 
     from dalle_zoo.data import open_source
-    from dalle_zoo.hub import new_folder
+    from dalle_zoo.files import new_folder
     from dalle_zoo.tokenizers import BPETokenizer
     from dalle_zoo.tokenizers.base import CONFIG_FILE
 
@@ -44,36 +44,38 @@ def tokenizer(arguments: list[str]) -> None:
 
 
 def encode(arguments: list[str]) -> None:
-    """Writes code shards, from which the prior trains without encoding again."""
+    """Encodes images once as code shards, from which the prior is trained."""
     p = parser(
         "encode",
-        "Encode the images of a data set to code shards. The same command continues a killed one.\n\n"
+        "Encode the images of a data set as code shards. Run the same command again to resume an interrupted one.\n\n"
         "  dalle-zoo encode emoji64:train --model emoji64 --out codes/train",
     )
     p.add_argument("data", help="shards, a folder, or a bundled split such as emoji64:train")
     p.add_argument("--model", required=True, help="model, or folder of an image tokenizer")
-    p.add_argument("--out", type=Path, required=True, help="folder for the shards")
-    p.add_argument("--variants", type=int, default=1, help="random crops of every image (1)")
-    p.add_argument("--seed", type=int, default=0, help="seed of the crops (0)")
-    p.add_argument("--batch-size", type=int, default=32, help="images at once (32)")
-    p.add_argument("--samples-per-shard", type=int, default=16384, help="images of a shard, at most (16384)")
-    p.add_argument("--device", default="cpu", help="cpu, cuda, … (cpu)")
+    p.add_argument("--out", type=Path, required=True, help="folder to write")
+    p.add_argument("--variants", type=int, default=1, help="random crops per image [1]")
+    p.add_argument("--seed", type=int, default=0, help="seed of the random crops [0]")
+    p.add_argument("--batch-size", type=int, default=32, help="images per batch [32]")
+    p.add_argument("--samples-per-shard", type=int, default=16384, help="maximum number of images per shard [16384]")
+    p.add_argument("--device", default="cpu", help="device: cpu, cuda, … [cpu]")
     p.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="precision; bfloat16 is faster and gives a few per cent other codes (float32)",
+        help="precision; bfloat16 is faster but changes a few percent of the codes [float32]",
     )
-    p.add_argument("--compile", action="store_true", help="compile the network first, for long runs on a GPU")
-    p.add_argument("--overwrite", action="store_true", help="replace the encoding there, once the new one is complete")
+    p.add_argument("--compile", action="store_true", help="compile the network first; pays off in long runs on a GPU")
+    p.add_argument("--overwrite", action="store_true", help="replace code shards once the new ones are complete")
     options = p.parse_args(arguments)
     if options.compile and options.device == "cpu":
-        raise UserError("--compile is for a GPU: on a CPU the convolutions are fused without it; leave it out")
+        raise UserError("--compile needs a GPU: on a CPU the convolutions are already fused; leave it out")
 
     import torch
 
     from dalle_zoo.data import encode_source, open_source
-    from dalle_zoo.hub import WEIGHTS, load_image_tokenizer, sha256_file
+    from dalle_zoo.files import sha256_file
+    from dalle_zoo.model_folder import WEIGHTS
+    from dalle_zoo.networks import load_image_tokenizer
     from dalle_zoo.zoo import find_component
 
     check_device(options.device)

@@ -1,4 +1,4 @@
-"""``dalle-zoo publish``: a model folder to the Hub."""
+"""``dalle-zoo publish``: publishes a model folder on the Hub."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from dalle_zoo.cli.main import parser
 
 
 def publish(arguments: list[str]) -> None:
-    """Publishes a model as one commit, or shows what it would hold."""
+    """Publishes a model as one commit, or previews the commit."""
     p = parser(
         "publish",
-        "Publish a model on the Hub, atomically, with a card rendered from its files. The same command goes\n"
-        "on where an interrupted one stopped. The token is that of `hf auth login`, or HF_TOKEN.\n\n"
+        "Publish a model on the Hub as one commit, with a card rendered from its files. Run the same command again\n"
+        "to resume an interrupted upload. Authentication: `hf auth login`, or the variable HF_TOKEN.\n\n"
         "  dalle-zoo publish my-model org/my-model --result eval/my-model.json --dry-run\n"
         "  dalle-zoo publish my-model org/my-model --result eval/my-model.json --run runs/prior/mine --private",
     )
-    p.add_argument("folder", type=Path, help="model that save_pretrained or `dalle-zoo export` wrote")
-    p.add_argument("name", metavar="org/name", help="repository, which is made if it is not there")
-    p.add_argument("--private", action="store_true", help="for its owners alone")
-    p.add_argument("--revision", help="branch to commit to, made if it is not there (main)")
+    p.add_argument("folder", type=Path, help="model folder written by save_pretrained or `dalle-zoo export`")
+    p.add_argument("name", metavar="org/name", help="repository on the Hub; created if it does not exist")
+    p.add_argument("--private", action="store_true", help="make a new repository private")
+    p.add_argument("--revision", help="branch to commit to; created if it does not exist [main]")
     p.add_argument(
-        "--result", type=Path, action="append", default=[], help="result file of dalle-zoo eval; repeatable"
+        "--result", type=Path, action="append", default=[], help="result file of `dalle-zoo eval`; repeatable"
     )
-    p.add_argument("--run", type=Path, action="append", default=[], help="run that made a part; repeatable")
-    p.add_argument("--recipe", action="append", default=[], help="recipe of a part, by name or file; repeatable")
-    p.add_argument("--dry-run", action="store_true", help="list files and sizes, show the card, send nothing")
+    p.add_argument("--run", type=Path, action="append", default=[], help="run that trained a component; repeatable")
+    p.add_argument("--recipe", action="append", default=[], help="recipe of a component, by name or file; repeatable")
+    p.add_argument("--dry-run", action="store_true", help="print files, their sizes and the card; upload nothing")
     options = p.parse_args(arguments)
 
-    from dalle_zoo import publish as hub
+    from dalle_zoo.hub import upload
+    from dalle_zoo.publish import prepare
 
-    publication = hub.prepare(
+    publication = prepare(
         options.folder, options.name, results=options.result, runs=options.run, recipes=options.recipe
     )
     if options.dry_run:
@@ -38,4 +39,4 @@ def publish(arguments: list[str]) -> None:
             print(f"{size:>14,}  {path}")
         print(f"{sum(publication.sizes().values()):>14,}  in all\n\n{publication.card}")
         return
-    print(hub.publish(publication, private=options.private, revision=options.revision))
+    print(upload(options.name, publication.files, private=options.private, revision=options.revision))

@@ -1,4 +1,4 @@
-"""``dalle-zoo plot | export | consolidate``: what becomes of a run."""
+"""``dalle-zoo plot | export | consolidate``: use the results of a run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dalle_zoo.files import check_ending
 
 
 def plot(arguments: list[str]) -> None:
-    """Plots the curves of a run."""
-    p = parser("plot", "Plot the curves of a run: dalle-zoo plot runs/prior/emoji64")
+    """Plots the training curves of a run."""
+    p = parser("plot", "Plot the training curves of a run.\n\n  dalle-zoo plot runs/prior/emoji64")
     p.add_argument("run", type=Path, help="folder of the run")
-    p.add_argument("--out", type=Path, help="PNG to write (curves.png in the run, replaced)")
+    p.add_argument("--out", type=Path, help="PNG file to write or replace [curves.png in the run]")
     options = p.parse_args(arguments)
     out = options.out or options.run / "curves.png"
     check_ending("--out", out)
@@ -25,14 +25,17 @@ def plot(arguments: list[str]) -> None:
 
 
 def read_curves(run: Path) -> dict[str, dict[int, float]]:
-    """Curves of a run, name to (step to value). A resumed run has several files; later ones win."""
+    """Returns the curves of a run as name → (step → value).
+
+    A resumed run has several files; for a step in several, the last one counts.
+    """
     files = sorted((run / "metrics").glob("version_*/metrics.csv"), key=lambda f: int(f.parent.name.split("_")[1]))
     if not files:
         raise FileNotFoundError(f"{run} has no metrics/version_*/metrics.csv: expected the folder of a run")
     curves: dict[str, dict[int, float]] = defaultdict(dict)
     for file in files:
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        complete = [line for line in lines if line.endswith("\n")]  # a run killed while writing leaves half a line
+        complete = [line for line in lines if line.endswith("\n")]  # a killed run may end in half a line
         for row in csv.DictReader(complete):
             for name, value in row.items():
                 if name not in ("epoch", "step") and value:
@@ -41,10 +44,10 @@ def read_curves(run: Path) -> dict[str, dict[int, float]]:
 
 
 def export(arguments: list[str]) -> None:
-    """Puts trained stages together as one model folder."""
+    """Combines trained stages into a model folder."""
     p = parser(
         "export",
-        "Put trained stages together as one folder that DallePipeline.from_pretrained opens.\n\n"
+        "Combine trained stages into one folder that DallePipeline.from_pretrained loads.\n\n"
         "  dalle-zoo export --dvae runs/dvae/emoji64 --prior runs/prior/emoji64 \\\n"
         "      --ranker runs/ranker/emoji64 --tokenizer runs/tokenizer --out my-model",
     )
@@ -52,17 +55,22 @@ def export(arguments: list[str]) -> None:
         p.add_argument(f"--{name}", required=True, help="run, component folder, or model")
     p.add_argument("--ranker", help="run, transformers CLIP folder, or model")
     p.add_argument("--out", type=Path, required=True, help="folder to write")
-    p.add_argument("--description", default="", help="one sentence for the list of models")
-    p.add_argument("--license", default="unknown", help="SPDX identifier of the weights' license (unknown)")
-    p.add_argument("--data", default="unknown", help="what the model was trained on (unknown)")
-    p.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="stored precision")
+    p.add_argument("--description", default="", help="one sentence about the model")
+    p.add_argument("--license", default="unknown", help="SPDX identifier of the weights' license [unknown]")
+    p.add_argument("--data", default="unknown", help="training data of the model [unknown]")
+    p.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="stored dtype [float32]",
+    )
     p.add_argument("--overwrite", action="store_true", help="replace an existing model")
     options = p.parse_args(arguments)
 
     import torch
 
-    from dalle_zoo.hub import load_image_tokenizer, load_prior
     from dalle_zoo.models.ranker import Ranker
+    from dalle_zoo.networks import load_image_tokenizer, load_prior
     from dalle_zoo.pipeline import DallePipeline
     from dalle_zoo.tokenizers import load_text_tokenizer
 
@@ -79,19 +87,19 @@ def export(arguments: list[str]) -> None:
 
 
 def consolidate(arguments: list[str]) -> None:
-    """Makes a component folder of a checkpoint, also of a sharded one."""
+    """Converts a checkpoint, sharded or not, to a component folder."""
     p = parser(
         "consolidate",
-        "Write the weights of a checkpoint, whichever strategy left it, as one folder with safetensors.\n\n"
+        "Write the weights of a checkpoint of any strategy as a folder with safetensors files.\n\n"
         "  dalle-zoo consolidate runs/prior/12b --out prior-12b",
     )
-    p.add_argument("checkpoint", type=Path, help="run, of which the newest checkpoint is taken, or checkpoint")
+    p.add_argument("checkpoint", type=Path, help="checkpoint, or a run, for its newest checkpoint")
     p.add_argument("--out", type=Path, required=True, help="folder to write")
-    p.add_argument("--raw", action="store_true", help="the weights as trained, not their average")
+    p.add_argument("--raw", action="store_true", help="write the raw weights instead of their moving average")
     p.add_argument("--overwrite", action="store_true", help="replace an existing component folder")
     options = p.parse_args(arguments)
 
-    from dalle_zoo.hub import new_folder
+    from dalle_zoo.files import new_folder
     from dalle_zoo.training import checkpoints
 
     path = checkpoints.newest_checkpoint(options.checkpoint) or options.checkpoint
@@ -103,10 +111,10 @@ def consolidate(arguments: list[str]) -> None:
 
 
 def trained(location: str, component: str) -> Path:
-    """Folder of a trained part: below a run, or wherever `find_component` finds it."""
+    """Returns the folder of a trained component: in a run, or where `find_component` finds it."""
     from dalle_zoo.zoo import find_component, model_names
 
-    if location in model_names():  # as everywhere, a bundled name comes before a folder
+    if location in model_names():  # a bundled name wins over a folder, as everywhere
         return find_component(location, component)
     run = Path(location) / "model" / component
     if run.is_dir():

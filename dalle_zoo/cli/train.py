@@ -1,36 +1,33 @@
-"""``dalle-zoo fit | validate | test | predict RECIPE``: what can be answered without loading PyTorch."""
+"""``dalle-zoo fit | validate | test | predict RECIPE``: argument parsing, without importing PyTorch."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from dalle_zoo.cli.errors import Parser, UserError
-from dalle_zoo.recipes import find_part, find_recipe, list_recipes
+from dalle_zoo.cli.errors import Parser
+from dalle_zoo.recipes import find_part, find_recipe, list_recipes, read_recipe
 
 WHAT = {
-    "fit": "Train a recipe; the same command continues a killed run from its newest state.",
-    "validate": "Measure a run on its validation data.",
-    "test": "Measure a run by the trainer's test loop.",
-    "predict": "Generate the images of a run's validation data: a dVAE reconstructs all of them, a prior samples\n"
-    "samples for the first of each batch, at most --model.num_samples. A ranker has nothing to generate.",
+    "fit": "Train a recipe. Run the same command again to resume an interrupted run from its newest checkpoint.",
+    "validate": "Compute the metrics of a run on its validation data.",
+    "test": "Compute the metrics of a run on its validation data, in the trainer's test loop.",
+    "predict": "Generate images for a run's validation data. A dVAE reconstructs every image. A prior generates\n"
+    "images for the first captions of each batch, at most --model.num_samples. A ranker generates nothing.",
 }
 EXAMPLES = """\
-Every key of a recipe can be given on the command line as well:
+Any key of a recipe can be overridden on the command line:
 
   dalle-zoo {command} prior/tiny --trainer.accelerator cpu --data.batch_size 2
   dalle-zoo {command} prior/tiny --model.config.width 64 --seed_everything 1 --run runs/wider
   dalle-zoo {command} prior/tiny --parts 1gpu
 
 `dalle-zoo {command} RECIPE --print_config` prints every key with its value,
-`dalle-zoo {command} RECIPE --help` lists them with their meaning."""
+`dalle-zoo {command} RECIPE --help` lists every key with its meaning."""
 
 
 def recipe_parser(subcommand: str) -> Parser:
-    """Parser of our own options; all others are keys of the recipe."""
+    """Returns the parser of the command's options; other options are keys of the recipe."""
     p = Parser(
         prog=f"dalle-zoo {subcommand}",
         usage=f"dalle-zoo {subcommand} RECIPE [options] [--KEY VALUE ...]",
@@ -41,29 +38,21 @@ def recipe_parser(subcommand: str) -> Parser:
         allow_abbrev=False,
     )
     p.add_argument("recipe", metavar="RECIPE", help="name from `dalle-zoo recipes`, or a YAML file")
-    p.add_argument("--parts", nargs="+", default=[], metavar="PART", help="parts or YAML files to lay over the recipe")
-    p.add_argument("--run", type=Path, metavar="FOLDER", help="folder of the run (runs/RECIPE)")
-    p.add_argument("--overwrite", action="store_true", help="throw away what the run holds")
+    p.add_argument("--parts", nargs="+", default=[], metavar="PART", help="parts or YAML files merged into the recipe")
+    p.add_argument("--run", type=Path, metavar="FOLDER", help="folder of the run [runs/RECIPE]")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing run")
     return p
 
 
-def read_recipe(path: Path) -> Any:
-    """Content of a recipe's file."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
-
-
 def run_command(subcommand: str, arguments: list[str]) -> None:
-    """Entry of the four Lightning commands.
+    """Runs one of the four Lightning commands.
 
     Args:
         subcommand: "fit", "validate", "test" or "predict".
-        arguments: Recipe name, our options, and overrides such as ``--trainer.max_steps 10``.
+        arguments: Recipe, options, and keys such as ``--trainer.max_steps 10``.
     """
     parser = recipe_parser(subcommand)
-    if arguments[:1] in (["-h"], ["--help"]):  # behind a recipe, --help lists all keys
+    if arguments[:1] in (["-h"], ["--help"]):  # after a recipe, --help lists all keys
         parser.print_help()
         return
     known, overrides = parser.parse_known_args(arguments)
@@ -81,15 +70,15 @@ def fit(arguments: list[str]) -> None:
 
 
 def validate(arguments: list[str]) -> None:
-    """Measures a run on its validation data."""
+    """Computes the metrics of a run on its validation data."""
     run_command("validate", arguments)
 
 
 def test(arguments: list[str]) -> None:
-    """Measures a run by the trainer's test loop."""
+    """Computes the metrics of a run in the trainer's test loop."""
     run_command("test", arguments)
 
 
 def predict(arguments: list[str]) -> None:
-    """Generates the images of a run's validation data."""
+    """Generates images for a run's validation data."""
     run_command("predict", arguments)

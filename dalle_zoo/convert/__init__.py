@@ -1,22 +1,23 @@
-"""Converts external weights to dalle-zoo model folders: families recognized by content, read without running code.
+"""Converts external weights to dalle-zoo model folders: families are recognized by content, and no code is run.
 
-To add a family, write a file beside these with a class under ``@FAMILIES.register("name")`` and import it here; a
-third party adds an entry point in the group ``dalle_zoo.families``.
+To add a family, write a module in this package with a class under ``@FAMILIES.register("name")`` and import it here;
+CONTRIBUTING.md has an example. Third parties add an entry point in the group ``dalle_zoo.families``.
 
-| file | what |
+| module | content |
 |---|---|
 | `pickles` | pickles of objects, read into inert placeholders |
-| `checkpoints` | files of tensors, opened: `torch_files`, `safetensors_files`, `flax_files` |
+| `checkpoints` | opens weight files: `torch_files`, `safetensors_files`, `flax_files` |
 | `stored` | tensors that are still in their file |
-| `lazy` | tensors made when they are read, networks written shard by shard |
-| `base` | what a family offers, the registry, a location opened for looking |
+| `lazy` | tensors computed when they are read, networks written shard by shard |
+| `location` | opens all files at a location |
+| `family` | base classes of families, and their registry |
 | `dalle_mini` | DALL-E mini and mega, of min-dalle or of Flax, with `dalle_mini_text` |
-| `dalle_pytorch` | DALLE-pytorch's priors, with `dalle_pytorch_hparams` and `dalle_pytorch_text` |
+| `dalle_pytorch` | DALLE-pytorch's priors, with `dalle_pytorch_tensors`, `…_hparams` and `…_text` |
 | `dalle_pytorch_vae` | DALLE-pytorch's own discrete VAE |
-| `mindalle` | minDALL-E, with the VQGAN beside it |
+| `mindalle` | minDALL-E |
 | `openai_dvae` | OpenAI's discrete VAE, also its encoder as transformers stores it |
 | `rudalle` | ruDALL-E's priors |
-| `youtokentome` | text files of vocabularies, as ruDALL-E has them |
+| `youtokentome` | vocabularies of ruDALL-E, text files of YouTokenToMe |
 | `vqgan` | VQGANs of taming-transformers, minDALL-E, ruDALL-E and min-dalle |
 """
 
@@ -31,36 +32,53 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dalle_zoo import __version__
-from dalle_zoo.convert.base import FAMILIES, Conversion, Family, Location, Source, inspect_files, read_tensors
-from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor, open_checkpoint
+from dalle_zoo.convert.checkpoints import open_checkpoint
 from dalle_zoo.convert.dalle_mini import DalleMiniFamily
 from dalle_zoo.convert.dalle_pytorch import DallePytorchFamily
 from dalle_zoo.convert.dalle_pytorch_vae import DallePytorchVAEFamily
+from dalle_zoo.convert.family import (
+    FAMILIES,
+    Architecture,
+    Conversion,
+    Family,
+    Found,
+    ImageTokenizerFamily,
+    PriorFamily,
+    Source,
+    families,
+)
+from dalle_zoo.convert.location import Location, inspect_files
 from dalle_zoo.convert.mindalle import MinDALLEFamily
-from dalle_zoo.convert.openai_dvae import OpenAIDVAE
+from dalle_zoo.convert.openai_dvae import OpenAIDVAEFamily
 from dalle_zoo.convert.pickles import UnrelatedFileError, WeightFileError
 from dalle_zoo.convert.rudalle import RuDALLEFamily
+from dalle_zoo.convert.stored import Checkpoint, StoredTensor, Tensors
 from dalle_zoo.convert.vqgan import VQGANFamily
-from dalle_zoo.folders import CONVERSION, RECORD
-from dalle_zoo.hub import new_folder, write_checksums, write_index, write_json
+from dalle_zoo.files import new_folder, write_json
+from dalle_zoo.model_folder import CONVERSION, RECORD, write_checksums, write_index
+from dalle_zoo.version import __version__
 
 log = logging.getLogger(__name__)
 
 __all__ = [
     "FAMILIES",
+    "Architecture",
     "Checkpoint",
     "Conversion",
     "DalleMiniFamily",
     "DallePytorchFamily",
     "DallePytorchVAEFamily",
     "Family",
+    "Found",
+    "ImageTokenizerFamily",
     "Location",
     "MinDALLEFamily",
-    "OpenAIDVAE",
+    "OpenAIDVAEFamily",
+    "PriorFamily",
     "RuDALLEFamily",
     "Source",
     "StoredTensor",
+    "Tensors",
     "UnrelatedFileError",
     "VQGANFamily",
     "WeightFileError",
@@ -69,7 +87,6 @@ __all__ = [
     "find",
     "inspect_files",
     "open_checkpoint",
-    "read_tensors",
     "recognize",
 ]
 
@@ -77,43 +94,44 @@ __all__ = [
 def recognize(
     location: str | Path | Sequence[str | Path], family: str | None = None, only: Sequence[str] = ()
 ) -> Source | None:
-    """Finds the family of the weights at a location, by content; no tensor is read.
+    """Finds the family of the weights at a location by their content; no tensor is read.
 
     Args:
-        location: File of weights, folder of such files, or several of both that belong together.
-        family: Name of the only family to try. Defaults to all.
-        only: Patterns of the file names to look at. Defaults to all files.
+        location: Weight file, folder of such files, or several of both that belong together.
+        family: Name of the only family to try. Defaults to all families.
+        only: Patterns of the file names to inspect. Defaults to all files.
 
     Returns:
-        What was found; None if no family knows it.
+        The recognized weights; None if no family recognizes them.
 
     Raises:
         UnknownNameError: No family has that name.
-        WeightFileError: Weights of more than one family, or of one but damaged, or beside them a file that begins like
-            weights and cannot be read: what it was would be missing without a word.
-        FileNotFoundError: Nothing is there.
+        WeightFileError: There are weights of several families; weights of one family are damaged or incomplete; or a
+            file next to recognized weights cannot be read, which might be a part of the model.
+        FileNotFoundError: The location does not exist.
     """
     return _recognize(inspect_files(location, only), family)
 
 
 def _recognize(seen: Location, family: str | None) -> Source | None:
-    source = _known(seen, [family] if family is not None else [*FAMILIES])
+    source = _known(seen, family)
     if source is None:
         return None
     if seen.damaged:
         raise WeightFileError(
             f"{seen.path} holds weights of {source.family} and files that cannot be read: "
-            f"{'; '.join(seen.damaged.values())}. Mend or remove them, or name the others with --files or files="
+            f"{'; '.join(seen.damaged.values())}. Repair or remove them, or name the others with --files or files="
         )
     used = source.weight_files()
     unused = {c.path.name: c.summary() for c in seen.checkpoints if c.tensors and c.path not in used}
     return replace(source, unused_files=unused)
 
 
-def _known(seen: Location, names: Sequence[str]) -> Source | None:
-    families = [FAMILIES[name]() for name in names]
-    for complete in (True, False):  # beside a prior, an image tokenizer is a part
-        found = [source for f in families if f.complete is complete and (source := f.recognize(seen)) is not None]
+def _known(seen: Location, name: str | None) -> Source | None:
+    """Returns the recognized prior, else the recognized image tokenizer: next to a prior it is a part of the model."""
+    candidates = [*families()] if name is None else [FAMILIES[name](name)]
+    for component in ("prior", "dvae"):
+        found = [s for f in candidates if f.component == component and (s := f.recognize(seen)) is not None]
         if len(found) > 1:
             several = " and ".join(source.family for source in found)
             raise WeightFileError(
@@ -126,22 +144,23 @@ def _known(seen: Location, names: Sequence[str]) -> Source | None:
 
 
 def find(location: str | Path | Sequence[str | Path], family: str | None = None, only: Sequence[str] = ()) -> Source:
-    """As `recognize`, but what is unknown raises `WeightFileError` with the families known and what was seen."""
+    """Returns the result of `recognize`, or raises `WeightFileError` with the known families and the files found."""
     seen = inspect_files(location, only)
     return _recognize(seen, family) or _refuse(seen, family)
 
 
 def _refuse(seen: Location, family: str | None) -> NoReturn:
     known = [f"  {name}: {FAMILIES[name].expects}" for name in ([family] if family else FAMILIES)]
-    there = [f"  {checkpoint.path.name}: {checkpoint.summary()}" for checkpoint in seen.checkpoints]
-    there += [f"  {name}: a configuration with {', '.join(list(map(str, c))[:5])}" for name, c in seen.configs.items()]
-    there += [f"  {name}: {reason}" for name, reason in {**seen.damaged, **seen.unread}.items()]
-    head = f"{seen.path} holds no weights that are known (sub-folders are searched, theirs are not). Known are"
-    lines = [head, *known, "Seen was", *(there or ["  nothing"])]
+    files = [f"  {checkpoint.path.name}: {checkpoint.summary()}" for checkpoint in seen.checkpoints]
+    files += [f"  {name}: a configuration with {', '.join(list(map(str, c))[:5])}" for name, c in seen.configs.items()]
+    files += [f"  {name}: {reason}" for name, reason in {**seen.damaged, **seen.unread}.items()]
+    head = f"{seen.path} holds no known weights (folders are searched one level deep). Known families:"
+    lines = [head, *known, "Files found:", *(files or ["  none"])]
     if any(name.startswith("state_dict.net.") for checkpoint in seen.checkpoints for name in checkpoint.tensors):
         lines.append(
-            "Of a run of `dalle-zoo fit` the trained part is taken, RUN/model/dvae or RUN/model/prior; "
-            "`dalle-zoo export` makes a complete model of parts, and `dalle-zoo consolidate` a part of a checkpoint"
+            "This is a checkpoint of `dalle-zoo fit`: give the trained component instead, RUN/model/dvae or "
+            "RUN/model/prior. `dalle-zoo export` makes a complete model of components, and `dalle-zoo consolidate` a "
+            "component of a checkpoint"
         )
     raise WeightFileError("\n".join(lines))
 
@@ -149,29 +168,30 @@ def _refuse(seen: Location, family: str | None) -> NoReturn:
 def convert(source: Source, out: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
     """Writes recognized weights as a dalle-zoo model folder, atomically.
 
-    With a prior, an image tokenizer and a text tokenizer it is a model that `DallePipeline.from_pretrained` opens.
+    With a prior, an image tokenizer and a vocabulary the result is a model for `DallePipeline.from_pretrained`.
 
     Args:
-        source: From `recognize` or `find`.
-        out: Folder to write; new or empty unless ``overwrite``.
-        overwrite: Whether an older conversion is replaced; a model that was saved since is not.
+        source: Result of `recognize` or `find`.
+        out: Folder to write; must be new or empty unless `overwrite` is set.
+        overwrite: Whether to replace an earlier conversion. A model that was saved there since is never replaced.
+            Defaults to False.
 
     Returns:
-        The record, which ``record.json`` holds as well: what `Conversion` has, and "family"; "unused_files", what
-        lies there besides; "image_tokenizer", the same of it; of a prior "missing", the parts that were not there.
+        The content of ``record.json``: the fields of `Conversion`, "family", and "unused_files". For a prior also
+        "image_tokenizer", the same fields of the image tokenizer, and "missing", the missing components.
 
     Raises:
-        WeightFileError: A tensor is missing, of another shape, or damaged.
-        FileExistsError: The folder is not empty, and may not be replaced.
+        WeightFileError: A tensor is missing, has another shape, or is damaged.
+        FileExistsError: The folder is not empty and may not be replaced.
     """
-    complete = FAMILIES[source.family]().complete
+    is_prior = FAMILIES[source.family].component == "prior"
     with new_folder(Path(out), overwrite=overwrite, marker=CONVERSION) as folder:
         record = _convert(source, folder)
         record["unused_files"] = dict(source.unused_files)
         if source.image_tokenizer is not None:
             record["image_tokenizer"] = _convert(source.image_tokenizer, folder)
             record["parameters"] |= record["image_tokenizer"].pop("parameters")
-        if complete:
+        if is_prior:
             record["missing"] = [part for part in ("dvae", "tokenizer") if not (folder / part).is_dir()]
             if not record["missing"]:
                 write_index(folder)
@@ -184,7 +204,7 @@ def convert(source: Source, out: str | Path, *, overwrite: bool = False) -> dict
 
 def _convert(source: Source, folder: Path) -> dict[str, Any]:
     try:
-        return {"family": source.family, **asdict(FAMILIES[source.family]().convert(source, folder))}
+        return {"family": source.family, **asdict(FAMILIES[source.family](source.family).convert(source, folder))}
     except WeightFileError as error:
         if source.location in str(error):
             raise
@@ -192,23 +212,25 @@ def _convert(source: Source, folder: Path) -> dict[str, Any]:
 
 
 def cached(location: Sequence[Path], only: Sequence[str] = ()) -> Path | None:
-    """A dalle-zoo folder with the weights at a location, converted when it is first asked for; None if there are none.
+    """Returns a model folder with the weights at a location, which are converted on first use; None without weights.
 
-    It lies below ``DALLE_ZOO_CACHE`` (``~/.cache/dalle-zoo`` if that is not set), under a name that follows from the
-    paths, sizes and times of all files looked at, and from the version that converts.
+    The folder is in ``DALLE_ZOO_CACHE`` (default ``~/.cache/dalle-zoo``). Its name is derived from paths, sizes and
+    modification times of all inspected files, and from the version of dalle-zoo.
 
     Args:
-        location: As for `recognize`.
-        only: As for `recognize`.
+        location: As in `recognize`.
+        only: As in `recognize`.
 
     Raises:
-        WeightFileError: They are unknown, damaged, incomplete or of several models.
-        OSError: The cache cannot be written to.
+        WeightFileError: The weights are unknown, damaged, incomplete or of several models.
+        OSError: The cache cannot be written.
     """
     seen = inspect_files(location, only)
     source = _recognize(seen, None)
     if source is None:
-        ranker = any(config.get("model_type") == "clip" for config in seen.configs.values())  # taken as it is
+        ranker = any(
+            config.get("model_type") == "clip" for config in seen.configs.values()
+        )  # a ranker is used without conversion
         weights = seen.damaged or (seen.checkpoints and not ranker)
         return _refuse(seen, None) if only or len(location) > 1 or weights else None
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in seen.files.values()]
@@ -216,14 +238,14 @@ def cached(location: Sequence[Path], only: Sequence[str] = ()) -> Path | None:
     root = Path(os.environ.get("DALLE_ZOO_CACHE") or Path.home() / ".cache/dalle-zoo")
     folder = root / "converted" / f"{source.family}-{digest}"
     if not (folder / RECORD).is_file():
-        log.warning("converting %s (%s) into %s, once", source.location, source.family, folder)
+        log.warning("converting %s (%s) once, into %s", source.location, source.family, folder)
         try:
             convert(source, folder)
         except OSError as error:
             if (folder / RECORD).is_file():  # another process was faster
                 return folder
             raise OSError(
-                f"{folder} cannot be written: {error}. Let DALLE_ZOO_CACHE name another place, or convert once with "
-                "`dalle-zoo convert LOCATION --out FOLDER` and name that folder"
+                f"{folder} cannot be written: {error}. Set DALLE_ZOO_CACHE to another folder, or convert once with "
+                "`dalle-zoo convert LOCATION --out FOLDER` and use that folder"
             ) from error
     return folder

@@ -1,4 +1,4 @@
-"""Vocabularies as BART has them, ``vocab.json`` and ``merges.txt``, and the tokenizer of DALL-E mini made of them."""
+"""Reads vocabularies in BART's format, ``vocab.json`` and ``merges.txt``, as tokenizers of DALL-E mini."""
 
 from __future__ import annotations
 
@@ -6,57 +6,57 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dalle_zoo.convert.base import Location
+from dalle_zoo.convert.location import Location
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.tokenizers import DalleMiniTokenizer, HFTokenizer, TextTokenizer
 from dalle_zoo.tokenizers.dalle_mini import bart_bpe
 
 MAX_BYTES = 2**25
-"""Longer files hold no vocabulary, and no merges."""
+"""Size limit of a vocabulary and of merges."""
 SPECIAL = {"begin_token": "<s>", "pad_token": "<pad>", "end_token": "</s>"}
-"""Tokens that a caption does not spell, by the fields of the configuration that tell their ids."""
+"""Special tokens, by the field of the config that holds their id."""
 UNTRAINED = "<mask>"
-"""A token of BART's that captions never hold: it may lack a row."""
+"""A token of BART that no caption contains: the weights may have no row for it."""
 
 
 def vocabularies(location: Location) -> dict[str, Path]:
-    """The files "vocabulary" and "merges" at a location, known by content; none of them, or both.
+    """Returns the files "vocabulary" and "merges" at a location, recognized by content; both or none.
 
     Raises:
-        WeightFileError: There are several, or one without the other.
+        WeightFileError: There are several of a kind, or one without the other.
     """
-    there: dict[str, list[Path]] = {"vocabulary": [], "merges": []}
+    found: dict[str, list[Path]] = {"vocabulary": [], "merges": []}
     for path in location.files.values():
         if path.suffix == ".json" and _vocabulary(path) is not None:
-            there["vocabulary"].append(path)
+            found["vocabulary"].append(path)
         elif path.suffix == ".txt" and _merges_begin(path):
-            there["merges"].append(path)
-    for role, paths in there.items():
+            found["merges"].append(path)
+    for role, paths in found.items():
         if len(paths) > 1:
             names = ", ".join(path.name for path in paths)
             raise WeightFileError(
-                f"{location.path} has more than one {role} ({names}): name one with --files or files="
+                f"{location.path} holds more than one {role} ({names}): name one with --files or files="
             )
-    if len(there["vocabulary"]) != len(there["merges"]):
-        has, lacks = ("vocabulary", "merges") if there["vocabulary"] else ("merges", "vocabulary")
-        raise WeightFileError(f"{there[has][0]} lies without its {lacks}: give both, or neither")
-    return {role: paths[0] for role, paths in there.items() if paths}
+    if len(found["vocabulary"]) != len(found["merges"]):
+        has, lacks = ("vocabulary", "merges") if found["vocabulary"] else ("merges", "vocabulary")
+        raise WeightFileError(f"{found[has][0]} was found without its {lacks}: give both, or neither")
+    return {role: paths[0] for role, paths in found.items() if paths}
 
 
 def special_tokens(files: Mapping[str, Path]) -> tuple[dict[str, int], str]:
-    """Fields of the configuration that a vocabulary tells, and where they come from."""
+    """Returns the config fields with ids of special tokens, and their origin."""
     if "vocabulary" not in files:
-        return {}, "BART's, as no vocabulary lies there"
+        return {}, "BART's, as no vocabulary was found"
     vocabulary = _read(files["vocabulary"])
     return {field: vocabulary[token] for field, token in SPECIAL.items()}, files["vocabulary"].name
 
 
 def text_tokenizer(files: Mapping[str, Path], text_vocab: int, *, simplified: bool) -> TextTokenizer:
-    """The text tokenizer.
+    """Builds the text tokenizer.
 
     Args:
-        files: As of `vocabularies`.
-        text_vocab: Rows of the prior; no id may be larger.
+        files: Result of `vocabularies`.
+        text_vocab: Rows of the prior's text embedding; ids must be smaller.
         simplified: Whether captions were simplified for training.
 
     Raises:
@@ -68,7 +68,7 @@ def text_tokenizer(files: Mapping[str, Path], text_vocab: int, *, simplified: bo
     if max(vocabulary.values()) >= text_vocab:
         raise WeightFileError(
             f"{files['vocabulary']} has ids up to {max(vocabulary.values())}, the weights have {text_vocab} rows: "
-            "give the vocabulary that belongs to them"
+            "give the vocabulary they were trained with"
         )
     try:
         library = bart_bpe(vocabulary, _merges(files["merges"]), simplified=simplified)
@@ -78,10 +78,10 @@ def text_tokenizer(files: Mapping[str, Path], text_vocab: int, *, simplified: bo
 
 
 def _vocabulary(path: Path) -> dict[str, int] | None:
-    """Ids by token; None if the file is no vocabulary of this kind.
+    """Returns ids by token; None if the file is not a vocabulary of this kind.
 
     Raises:
-        WeightFileError: It is damaged.
+        WeightFileError: The file is not valid JSON.
     """
     if path.stat().st_size > MAX_BYTES:
         return None
@@ -99,7 +99,7 @@ def _vocabulary(path: Path) -> dict[str, int] | None:
 def _read(path: Path) -> dict[str, int]:
     vocabulary = _vocabulary(path)
     if vocabulary is None:
-        raise WeightFileError(f"{path} is no vocabulary any more: it was changed meanwhile")
+        raise WeightFileError(f"{path} is no longer a vocabulary: it was changed since it was recognized")
     return vocabulary
 
 
@@ -109,7 +109,7 @@ def _merges_begin(path: Path) -> bool:
 
 
 def _merges(path: Path) -> Sequence[tuple[str, str]]:
-    """Pairs, first to last.
+    """Returns the merges in order of priority.
 
     Raises:
         ValueError: A line does not hold two parts.

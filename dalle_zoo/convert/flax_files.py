@@ -1,6 +1,6 @@
-"""Files of Flax: one MessagePack mapping, in which an array is an extension with shape, kind and numbers.
+"""Opens files of Flax: one MessagePack mapping, in which arrays are extensions with shape, dtype and numbers.
 
-Of MessagePack (<https://github.com/msgpack/msgpack/blob/master/spec.md>) only what Flax writes of weights is read.
+Only the part of MessagePack (<https://github.com/msgpack/msgpack/blob/master/spec.md>) that Flax uses is supported.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.convert.stored import MAX_DEPTH, MAX_DIMENSIONS, MAX_NAME, MAX_NODES, Checkpoint, Storage, StoredTensor
 
 _ARRAY = 1
-"""Flax's type of an extension that holds an array."""
+"""Extension type of arrays in Flax."""
 _CHUNKED = "__msgpack_chunked_array__"
 _KINDS = {
     name: getattr(torch, name)
     for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 }
 
-# What follows the first byte of a value: bytes of its length, or of the number itself.
+# Number of bytes after the first byte of a value that hold its length, or the number itself.
 _MAPPINGS = {0xDE: 2, 0xDF: 4}
 _TEXTS = {0xD9: 1, 0xDA: 2, 0xDB: 4}
 _BINARIES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
@@ -31,7 +31,7 @@ _NUMBERS = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
 
 
 def is_mapping(start: bytes) -> bool:
-    """Whether bytes begin as a mapping with a text as first key."""
+    """Returns whether bytes start like a mapping whose first key is a text."""
     if len(start) < 6:
         return False
     key = 1 if 0x81 <= start[0] <= 0x8F else 1 + _MAPPINGS.get(start[0], -1)
@@ -39,16 +39,16 @@ def is_mapping(start: bytes) -> bool:
 
 
 def open_flax(path: Path, file: BinaryIO) -> Checkpoint:
-    """A mapping of names to mappings and arrays, and nothing behind it."""
+    """Opens a file that holds a mapping of names to mappings and arrays, and nothing else."""
     reader = _Reader(path, file)
     content = reader.mapping(reader.one(), 0)
     if file.tell() != reader.end:
-        raise WeightFileError(f"it has {reader.end - file.tell()} bytes behind its content: it is damaged")
+        raise WeightFileError(f"it has {reader.end - file.tell()} bytes after its content: it is damaged")
     return Checkpoint(path, "Flax", content)
 
 
 class _Reader:
-    """Reads values where the file stands; numbers of arrays are passed over."""
+    """Reads values at the current position of the file; skips the numbers of arrays."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file, self.end = path, file, path.stat().st_size
@@ -79,7 +79,7 @@ class _Reader:
         try:
             return self.bytes(length).decode()
         except UnicodeDecodeError:
-            raise WeightFileError("it has a name that is no text: it is damaged") from None
+            raise WeightFileError("it has a name that is not valid UTF-8: it is damaged") from None
 
     def mapping(self, code: int, depth: int) -> dict[str, object]:
         count = code & 0x0F if 0x80 <= code <= 0x8F else self.number(code, _MAPPINGS, "a mapping or an array")
@@ -92,7 +92,7 @@ class _Reader:
             if name in content:
                 raise WeightFileError(f"it has {name[:100]!r} twice")
             if name == _CHUNKED:
-                raise WeightFileError("it has an array in pieces, which is not read: save it with smaller ones")
+                raise WeightFileError("it has an array in chunks, which is not supported: save it with smaller arrays")
             code = self.one()
             extension = 0xD4 <= code <= 0xD8 or code in _EXTENSIONS
             content[name] = self.array(code) if extension else self.mapping(code, depth + 1)
@@ -102,11 +102,11 @@ class _Reader:
         length = 1 << code - 0xD4 if 0xD4 <= code <= 0xD8 else self.number(code, _EXTENSIONS, "an array")
         kind = self.one()
         end = self.file.tell() + length
-        if kind != _ARRAY or self.one() != 0x93:  # three things
-            raise WeightFileError(f"it has an extension of the kind {kind}, expected arrays alone")
+        if kind != _ARRAY or self.one() != 0x93:  # an array of three values
+            raise WeightFileError(f"it has an extension of the kind {kind}, expected only arrays")
         dimensions = self.one() - 0x90
         if not 0 <= dimensions <= MAX_DIMENSIONS:
-            raise WeightFileError("it has an array whose shape is none")
+            raise WeightFileError("it has an array without a valid shape")
         shape = tuple(self.size() for _ in range(dimensions))
         dtype = _KINDS.get(name := self.text())
         if dtype is None:

@@ -1,4 +1,4 @@
-"""Tensors made of stored ones when they are read, and a network written from them without all of it in memory."""
+"""Tensors that are computed when they are read, and networks that are written from them shard by shard."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dalle_zoo.convert.base import check_fit
 from dalle_zoo.convert.pickles import WeightFileError
-from dalle_zoo.hub import Lazy, save_weights
+from dalle_zoo.weights import Lazy, save_weights
 
 CONVERTED_SHARD_BYTES = 10**9
-"""Weights above this size are written to several files: what is in memory while a network is written."""
+"""Weights larger than this are split into shards, of which one is in memory at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class DerivedTensor:
-    """A tensor that is made when it is read."""
+    """A tensor that is computed when it is read."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     make: Callable[[], Tensor]
 
     def read(self) -> Tensor:
-        """The tensor, on the CPU."""
+        """Returns the tensor, on the CPU."""
         return self.make()
 
 
 def concatenated(parts: Sequence[Lazy], dim: int = 0) -> DerivedTensor:
-    """Several one after the other along a dimension, such as the matrices of queries, keys and values.
+    """Concatenates tensors, such as the matrices of queries, keys and values.
+
+    Args:
+        parts: Tensors of the same dtype and, except along `dim`, the same shape.
+        dim: Dimension to concatenate along. Defaults to the first.
 
     Raises:
-        WeightFileError: Their other dimensions or their precisions differ.
+        WeightFileError: Shapes or dtypes differ.
     """
     first = parts[0]
     for part in parts:
@@ -49,30 +52,32 @@ def concatenated(parts: Sequence[Lazy], dim: int = 0) -> DerivedTensor:
     return DerivedTensor(shape, first.dtype, lambda: torch.cat([part.read() for part in parts], dim))
 
 
-def transposed(part: Lazy) -> DerivedTensor:
-    """A matrix with rows and columns exchanged."""
-    return DerivedTensor(part.shape[::-1], part.dtype, lambda: part.read().T.contiguous())
-
-
 def filled(shape: tuple[int, ...], value: float, dtype: torch.dtype = torch.float32) -> DerivedTensor:
-    """A tensor of one number, for what a file leaves out."""
+    """Returns a constant tensor, for weights that a file leaves out."""
     return DerivedTensor(shape, dtype, lambda: torch.full(shape, value, dtype=dtype))
+
+
+def in_float32(tensor: Lazy) -> Lazy:
+    """Converts a floating-point tensor to float32; `write_network` refuses other dtypes."""
+    if not tensor.dtype.is_floating_point:
+        return tensor
+    return DerivedTensor(tuple(tensor.shape), torch.float32, lambda: tensor.read().float())
 
 
 def write_network(
     folder: Path, kind: str, net: nn.Module, tensors: Mapping[str, Lazy], shard_bytes: int = CONVERTED_SHARD_BYTES
 ) -> None:
-    """Writes a native network from lazy tensors, a shard after the other, each in the precision that it has.
+    """Writes a native network from lazy tensors, one shard at a time; tensors keep their dtype.
 
     Args:
-        folder: Where to; is made.
+        folder: New folder to write.
         kind: Name of the network in its registry.
-        net: The network on the meta device, whose names and shapes the tensors must have.
-        tensors: Weights under our names.
-        shard_bytes: As for `dalle_zoo.hub.save_weights`.
+        net: The network on the meta device, which gives the names and shapes of the tensors.
+        tensors: Weights under native names.
+        shard_bytes: As in `dalle_zoo.hub.save_weights`. Defaults to 1 GB.
 
     Raises:
-        WeightFileError: Tensors are missing, left over, of another shape, not floating point, or not finite.
+        WeightFileError: Tensors are missing, unexpected, of another shape, not floating point, or not finite.
     """
     check_fit(tensors, net.state_dict())
     folder.mkdir()
@@ -81,13 +86,34 @@ def write_network(
     save_weights(checked, {"type": kind, **asdict(config)}, folder, shard_bytes=shard_bytes)
 
 
+def check_fit(tensors: Mapping[str, Lazy], expected: Mapping[str, Tensor]) -> None:
+    """Raises `WeightFileError` unless the tensors have the expected names and shapes and are floating point.
+
+    Args:
+        tensors: Weights under native names.
+        expected: State dict of the network; may be on the meta device.
+    """
+    problems = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
+    problems += [f"unexpected {name}" for name in sorted(tensors.keys() - expected.keys())]
+    for name in sorted(expected.keys() & tensors.keys()):
+        stored = tensors[name]
+        if stored.shape != tuple(expected[name].shape):
+            problems.append(f"{name} has shape {stored.shape}, expected {tuple(expected[name].shape)}")
+        elif not stored.dtype.is_floating_point:
+            problems.append(f"{name} is {stored.dtype}, expected floating point")
+    if problems:
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise WeightFileError(f"the weights do not fit: {shown}")
+
+
 def _finite(name: str, tensor: Lazy) -> DerivedTensor:
+    """Checks values when they are read; float64 becomes float32."""
     dtype = torch.float32 if tensor.dtype == torch.float64 else tensor.dtype
 
     def read() -> Tensor:
         value = tensor.read().to(dtype)
         if not value.isfinite().all():
-            raise WeightFileError(f"{name} holds values that are not finite in {dtype}: the weights are damaged")
+            raise WeightFileError(f"{name} has values that are not finite in {dtype}: the weights are damaged")
         return value
 
     return DerivedTensor(tuple(tensor.shape), dtype, read)

@@ -1,9 +1,9 @@
-"""Pickles, read without running anything that they ask for.
+"""Reads pickles without running the code they ask for.
 
-A pickle is a program: it may import any function and call it. Here it may build containers, numbers and text; every
-other object becomes a `Placeholder` that keeps its name and state. Nothing is imported, so nothing can be called.
-Python's reader is used in its form in Python, not in C: there the instructions are a table that can be reduced, and
-a file of ten bytes cannot ask for all memory by numbering a value four billion.
+A pickle is a program: it may import and call any function. Here it may build containers, numbers and text; every other
+object becomes a `Placeholder` with its name and state. Nothing is imported, so nothing can be called.
+The reader is Python's implementation in Python, not the one in C: its instructions are a table that can be restricted,
+and a file of ten bytes cannot exhaust the memory by giving a value the number four billion.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, BinaryIO
 
 MAX_INSTRUCTIONS = 2_000_000
-"""Of one pickle; a checkpoint of 12 billion parameters with its optimizer takes about 100,000. What a call copies
-counts as well, each element as one: a pickle of seven bytes per call can have one list copied any number of times."""
+"""Limit per pickle; a checkpoint of 12 billion parameters with its optimizer takes about 100,000. Elements that a call
+copies count as well: with seven bytes per call a pickle can copy one list any number of times."""
 TEXT_UNIT = 64
-"""Characters or bytes of text that count as one element."""
+"""Number of characters or bytes of text that count as one element."""
 
 MAX_LINE = 2**16
-"""Bytes of one line; only old protocols write text and numbers as lines."""
+"""Limit of a line in bytes; only old protocols write text and numbers as lines."""
 MAX_CLASS_NAME = 1_000
-"""Characters of the longest name of a class or function."""
+"""Limit of the name of a class or function in characters."""
 MAX_KEY_BITS, MAX_KEY_PARTS = 64, 16
-"""Of a number, and of a tuple, that is a key: both are read to the end whenever they are looked up."""
+"""Limits of numbers and tuples that are keys: every lookup hashes them completely."""
 
 _PLAIN = """
     PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT
@@ -39,7 +39,7 @@ PLAIN = frozenset(_PLAIN.split())
 _OBJECTS = {"GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID"}
 
 _STANDARD_LIBRARY = sys.stdlib_module_names | {"__builtin__", "copy_reg", "exceptions", "commands"}  # also Python 2's
-# What of the standard library occurs beside weights: types of hyper-parameters, as a rule. The rest is an attack.
+# Names of the standard library that occur in weight files, mostly types of hyper-parameters. Others are an attack.
 _HARMLESS = {
     "__builtin__": "bool bytes complex dict float frozenset int list long object set slice str tuple unicode",
     "builtins": "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple",
@@ -54,15 +54,15 @@ _HARMLESS = {
 
 
 class WeightFileError(ValueError):
-    """A file of weights that is damaged, or that asks for more than weights need; nothing of it was run."""
+    """A weight file is damaged, or does more than weights need; no code of it was run."""
 
 
 class UnrelatedFileError(WeightFileError):
-    """A file that is something else than weights, complete or not: it may lie beside them."""
+    """A file is something other than weights; such files are allowed next to weights."""
 
 
 class Reference:
-    """A class or function that a pickle names. It is only its name; calling it makes a `Placeholder`.
+    """Name of a class or function in a pickle; a call of it makes a `Placeholder`.
 
     Args:
         name: Full name, such as "dall_e.encoder.Encoder".
@@ -82,7 +82,7 @@ class Placeholder:
 
     Args:
         name: Full name of the class, or of the function that would have made the object.
-        arguments: What that would have been called with.
+        arguments: Arguments of the call.
     """
 
     __slots__ = ("arguments", "items", "name", "state")
@@ -90,13 +90,13 @@ class Placeholder:
     def __init__(self, name: str, arguments: tuple[Any, ...]) -> None:
         self.name, self.arguments = name, arguments
         self.state: Any = None
-        """What the object would have been set to: its ``__dict__``, as a rule."""
+        """State that the object would have been given, usually its ``__dict__``."""
         self.items: list[Any] = []
-        """Elements of a list or pairs of a mapping, where the class derives from these."""
+        """Elements or key-value pairs if the class derives from list or dict."""
 
     @property
     def attributes(self) -> dict[Any, Any]:
-        """The ``__dict__``; empty if the state is something else."""
+        """The ``__dict__``; empty if the state is not a dict."""
         return self.state if isinstance(self.state, dict) else {}
 
     def __repr__(self) -> str:
@@ -104,7 +104,7 @@ class Placeholder:
 
 
 def ordered_dict(pairs: Iterable[Any] = ()) -> OrderedDict[Any, Any]:
-    """An `OrderedDict` of plain pairs, as Python 2 and 3 pickle it."""
+    """Builds an `OrderedDict` of pairs, as Python 2 and 3 pickle it."""
     made: OrderedDict[Any, Any] = OrderedDict()
     for pair in list(pairs):
         key, value = pair
@@ -113,7 +113,7 @@ def ordered_dict(pairs: Iterable[Any] = ()) -> OrderedDict[Any, Any]:
 
 
 def _bytes(text: str, encoding: str) -> bytes:
-    """Bytes, as protocols below 3 write them."""
+    """Builds bytes, as protocols below 3 write them."""
     if encoding not in ("latin1", "latin-1"):
         raise WeightFileError(f"it writes bytes in the encoding {encoding!r}, expected latin1")
     return text.encode("latin1")
@@ -123,11 +123,11 @@ BUILDERS: Mapping[str, Callable[..., Any]] = {
     "collections.OrderedDict": ordered_dict,
     "_codecs.encode": _bytes,
 }
-"""Native functions that take the place of what a pickle calls; each checks what it gets."""
+"""Functions that replace those that a pickle calls; each checks its arguments."""
 
 
 class PlainUnpickler(pickle._Unpickler):
-    """Fills containers with plain keys alone, and nothing but containers; what it may read is its ``dispatch``."""
+    """Fills only containers, with only plain keys. ``dispatch`` is the table of allowed instructions."""
 
     stack: list[Any]
     pop_mark: Callable[[], list[Any]]
@@ -181,9 +181,9 @@ class ObjectUnpickler(PlainUnpickler):
     """Reads one pickle from a file into containers, numbers, text, `Reference` and `Placeholder`.
 
     Args:
-        file: Where from; it must give no more than there is, see `Limited`.
-        builders: Native functions by the names they stand in for.
-        persistent: Gives the object for a persistent identifier. If not given, a pickle with one is refused.
+        file: File to read from. Its reads must be limited to its size, see `Limited`.
+        builders: Functions by the names they replace. Defaults to `BUILDERS`.
+        persistent: Returns the object for a persistent identifier. Defaults to None: such pickles are refused.
     """
 
     def __init__(
@@ -196,10 +196,10 @@ class ObjectUnpickler(PlainUnpickler):
         self._builders, self._persistent = builders, persistent
         self._left = MAX_INSTRUCTIONS
         self.names: set[str] = set()
-        """Full names of the classes and functions that were asked for."""
+        """Full names of the classes and functions that the pickle asks for."""
 
     def find_class(self, module: str, name: str) -> Reference:
-        """The name alone. Names of the standard library are refused, but for a few types."""
+        """Returns the name alone. Names of the standard library are refused, except for a few types."""
         full = f"{module}.{name}"
         if not (isinstance(module, str) and isinstance(name, str)):
             raise WeightFileError("it names a class by something that is no text")
@@ -213,12 +213,12 @@ class ObjectUnpickler(PlainUnpickler):
         return Reference(full)
 
     def persistent_load(self, pid: Any) -> Any:
-        """What the caller has for an identifier."""
+        """Returns the caller's object for an identifier."""
         if self._persistent is None:
             raise WeightFileError("it refers to data outside the pickle")
         return self._persistent(pid)
 
-    # Each of these takes the place of an instruction that would call or change an object.
+    # The methods below replace instructions that would call or change an object.
 
     def _count(self, number: int = 1) -> None:
         self._left -= number
@@ -243,12 +243,12 @@ class ObjectUnpickler(PlainUnpickler):
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, Placeholder):
             target.state = state
-        elif not isinstance(target, dict):  # an OrderedDict of torch carries versions of modules: not needed
+        elif not isinstance(target, dict):  # the state of an OrderedDict of torch, versions of modules, is not needed
             raise WeightFileError(f"it sets the state of {type(target).__name__}, which has none")
 
 
 def _worth(argument: Any) -> int:
-    """What a copy of something counts."""
+    """Returns how many elements a copy counts as."""
     if isinstance(argument, str | bytes):
         return len(argument) // TEXT_UNIT
     return len(argument) if isinstance(argument, Sized) else 0
@@ -267,7 +267,7 @@ def _set(target: Any, key: Any, value: Any) -> None:
 
 
 def _key(key: Any) -> Any:
-    """A key, if it is plain: hashing a tuple of tuples of ... would take the interpreter's stack."""
+    """Returns a key if it is plain: hashing deeply nested tuples would overflow the stack."""
     if isinstance(key, tuple) and len(key) > MAX_KEY_PARTS:
         raise WeightFileError(f"it has a key of {len(key)} parts, more than {MAX_KEY_PARTS}")
     if isinstance(key, tuple) and all(_is_plain(part) for part in key):
@@ -299,12 +299,12 @@ _FILLING: dict[str, Callable[[Any], None]] = {
 def instructions(
     allowed: Iterable[str], refuse: Callable[[str], Exception], own: Mapping[str, Callable[[Any], None]] | None = None
 ) -> dict[int, Callable[[Any], None]]:
-    """Table of instructions for a subclass of `PlainUnpickler`: by their byte, what runs them.
+    """Returns the instruction table of a subclass of `PlainUnpickler`: functions by instruction byte.
 
     Args:
-        allowed: Names of those that run as Python has them, or as `PlainUnpickler` fills containers.
-        refuse: Makes the error for the name of any other.
-        own: Those that run otherwise.
+        allowed: Names of the instructions that run as in Python or in `PlainUnpickler`.
+        refuse: Returns the error for the name of any other instruction.
+        own: Functions that replace instructions. Defaults to none.
     """
     python = pickle._Unpickler.dispatch
     names, own = set(allowed), {**_FILLING, **(own or {})}
@@ -344,18 +344,18 @@ ObjectUnpickler.dispatch = {
 
 
 class Limited:
-    """A file that gives at most a number of bytes, and says so when more are asked for.
+    """A file that raises an error when more than a number of bytes are read.
 
     Args:
-        file: Binary file, read from where it stands.
-        num_bytes: How many it may give.
+        file: Binary file, read from its current position.
+        num_bytes: Number of bytes that may be read.
     """
 
     def __init__(self, file: BinaryIO, num_bytes: int) -> None:
         self._file, self._left = file, num_bytes
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes, all of them."""
+        """Returns exactly the next `size` bytes."""
         if not 0 <= size <= self._left:
             raise WeightFileError(f"it asks for {size} bytes where {self._left} are left: it is truncated or damaged")
         data = self._file.read(size)
@@ -365,7 +365,7 @@ class Limited:
         return data
 
     def readline(self) -> bytes:
-        """The next line."""
+        """Returns the next line."""
         data = self._file.readline(min(self._left, MAX_LINE))
         self._left -= len(data)
         if not data.endswith(b"\n"):
@@ -379,24 +379,24 @@ def load_objects(
     builders: Mapping[str, Callable[..., Any]] = BUILDERS,
     persistent: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, frozenset[str]]:
-    """Reads one pickle; the file then stands behind it.
+    """Reads one pickle; the position of the file is then after it.
 
     Args:
         file: Binary file.
-        num_bytes: How many bytes the pickle may have.
-        builders: As `ObjectUnpickler` takes them.
-        persistent: Likewise.
+        num_bytes: Maximum size of the pickle in bytes.
+        builders: As in `ObjectUnpickler`.
+        persistent: As in `ObjectUnpickler`.
 
     Returns:
-        What it holds, and the names of the classes and functions that it asked for.
+        The content, and the names of the classes and functions that the pickle asks for.
 
     Raises:
-        WeightFileError: It asks for more than weights need, or is damaged. The message has no file's name.
+        WeightFileError: The pickle does more than weights need, or is damaged. The message has no file name.
     """
     unpickler = ObjectUnpickler(Limited(file, num_bytes), builders, persistent)
     try:
         return unpickler.load(), frozenset(unpickler.names)
     except WeightFileError:
         raise
-    except Exception as error:  # the reader raises nearly anything on damaged bytes
+    except Exception as error:  # the reader raises many kinds of errors on damaged bytes
         raise WeightFileError(f"it is no pickle, or damaged ({type(error).__name__}: {str(error)[:200]})") from None

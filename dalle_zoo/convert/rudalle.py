@@ -1,37 +1,29 @@
 """ruDALL-E's priors: Malevich, Emojich, Surrealist, Kandinsky.
 
-A published file is a state dict whose buffers hold the masks of attention. They are rebuilt here and compared with
-those of the file, which also tells the version: v3's convolutional mask ends at the borders, v2's wraps round.
-Shapes tell everything else but the number of heads. The vocabulary is a text file of YouTokenToMe.
+A published file is a state dict whose buffers hold the attention masks. They are rebuilt here and compared with those
+of the file. They also determine the version: the convolutional mask of v3 ends at the borders, that of v2 wraps
+around. Everything else except the number of heads follows from shapes. The vocabulary is a text file of YouTokenToMe.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dalle_zoo.convert.base import (
-    FAMILIES,
-    LICENSE_OF_CHECKPOINT,
-    Conversion,
-    Location,
-    Source,
-    check_single,
-    image_tokenizer_in,
-)
-from dalle_zoo.convert.checkpoints import Checkpoint, StoredTensor
-from dalle_zoo.convert.lazy import write_network
+from dalle_zoo.convert.family import FAMILIES, Architecture, Conversion, Found, PriorFamily, Source
 from dalle_zoo.convert.pickles import WeightFileError
+from dalle_zoo.convert.stored import Checkpoint, StoredTensor, Tensors
 from dalle_zoo.convert.youtokentome import is_vocabulary, read_vocabulary
 from dalle_zoo.masks import Mask, TextImageLayout
-from dalle_zoo.models.rudalle import LAST_MASKS, RuDALLE, RuDALLEConfig, Version
+from dalle_zoo.models.external.rudalle import LAST_MASKS, RuDALLE, RuDALLEConfig, Version
+from dalle_zoo.tokenizers import TextTokenizer
+from dalle_zoo.weights import Lazy
 
-Tensors = Mapping[str, StoredTensor]
 Configs = Mapping[str, Mapping[str, Any]]
 
 KNOWN_BY = (
@@ -51,7 +43,7 @@ NAMES = {
     "to_logits.0": "head_norm",
     "to_logits.1": "head",
 }
-"""Their modules and ours."""
+"""External and native names of modules."""
 LAYER_NAMES = {
     "input_layernorm": "attention_norm",
     "attention.query_key_value": "attention.qkv",
@@ -62,99 +54,84 @@ LAYER_NAMES = {
     "mlp.dense_4h_to_h": "mlp.output",
     "before_second_addition_layernorm": "mlp.output_norm",
 }
-"""The same within a layer."""
+"""External and native names of modules in a layer."""
 HEADS = {768: 12, 2048: 16, 3840: 60}
-"""Attention heads of the published models, by their width."""
+"""Attention heads of the published models, by width."""
 
 _LAYER = re.compile(r"transformer\.layers\.(\d{1,3})\.(.+)")
 _MASK = re.compile(r"(?:transformer\.)?(row|col|conv)_mask")
 
 
 @FAMILIES.register("rudalle")
-class RuDALLEFamily:
-    """Checkpoints of ruDALL-E's priors, of versions v2 and v3."""
+class RuDALLEFamily(PriorFamily):
+    """Checkpoints of ruDALL-E's priors, versions v2 and v3."""
 
     title = "ruDALL-E"
     expects = (
-        "a prior of ruDALL-E (Malevich, Emojich, Surrealist, Kandinsky); known by tensors image_row_embeddings, "
+        "a prior of ruDALL-E (Malevich, Emojich, Surrealist, Kandinsky); recognized by tensors image_row_embeddings, "
         "to_logits.1 and transformer.layers.0.before_first_addition_layernorm"
     )
-    complete = True
+    network = RuDALLE
 
-    def recognize(self, location: Location) -> Source | None:
-        """The one prior at a location, with its vocabulary and its image tokenizer."""
-        found = [(c, tensors) for c in location.checkpoints if (tensors := _prior(c)) is not None]
-        if not found:
-            return None
-        vocabularies = [file for file in location.files.values() if is_vocabulary(file)]
-        check_single(location, [c.path for c, _ in found], "priors of ruDALL-E")
-        check_single(location, vocabularies, "vocabularies")
-        checkpoint, stored = found[0]
-        masks = {match[1]: tensor for name, tensor in stored.items() if (match := _MASK.fullmatch(name))}
-        try:
-            config, notes = _infer(stored, location.configs)
-            if masks and len(masks) < 3:
-                raise WeightFileError(
-                    f"it has the masks {', '.join(masks)} alone, expected row, col and conv, or none"
-                )
-            if not masks and "version" not in config:
-                raise WeightFileError(
-                    "it lacks the masks (transformer.conv_mask ...) by which its versions are told apart: state the "
-                    'version in a file beside it, such as config.json with {"hf_version": "v3"}'
-                )
-            RuDALLEConfig(**config)
-        except ValueError as error:
-            raise WeightFileError(f"{checkpoint.path} cannot be converted: {error}") from None
-        tensors = {_native_name(name): tensor for name, tensor in stored.items() if not _MASK.fullmatch(name)}
-        return Source(
-            "rudalle",
-            location.path,
-            {"prior": tensors, "masks": masks},
-            config,
-            notes,
-            files={"vocabulary": vocabularies[0]} if vocabularies else {},
-            image_tokenizer=image_tokenizer_in(location, without=[checkpoint]),
-        )
+    def parts(self, checkpoint: Checkpoint) -> Iterator[tuple[str, Tensors]]:
+        """Yields the prior."""
+        for name in checkpoint.tensors:
+            if name.endswith(KNOWN_BY[0]):
+                tensors = checkpoint.state_dict(name.removesuffix(KNOWN_BY[0]))
+                if tensors.keys() >= set(KNOWN_BY):
+                    yield "prior", tensors
+                    return
+
+    def infer(self, found: Found) -> Architecture:
+        """Infers sizes from shapes, and heads and version from a configuration if there is one."""
+        vocabularies = [file for file in found.location.files.values() if is_vocabulary(file)]
+        found.location.check_single(vocabularies, "vocabularies")
+        config, notes = _infer(found.parts["prior"], found.location.configs)
+        masks = _masks(found.parts["prior"])
+        if masks and len(masks) < 3:
+            raise WeightFileError(f"it has only the masks {', '.join(masks)}, expected row, col and conv, or none")
+        if not masks and "version" not in config:
+            raise WeightFileError(
+                "it lacks the masks (transformer.conv_mask ...) that determine the version: state the version in a "
+                'file next to it, such as config.json with {"hf_version": "v3"}'
+            )
+        return Architecture(config, notes, {"vocabulary": vocabularies[0]} if vocabularies else {})
+
+    def translate(self, source: Source, config: RuDALLEConfig) -> Mapping[str, Lazy]:
+        """Renames the tensors, without the masks."""
+        stored = source.parts["prior"]
+        return {_native_name(name): tensor for name, tensor in stored.items() if not _MASK.fullmatch(name)}
+
+    def unused(self, source: Source) -> dict[str, int]:
+        """Counts the masks, which are rebuilt."""
+        masks = _masks(source.parts["prior"])
+        return {"masks": len(masks)} if masks else {}
+
+    def text_tokenizer(self, source: Source) -> TextTokenizer | None:
+        """Reads the vocabulary."""
+        return read_vocabulary(source.files["vocabulary"]) if "vocabulary" in source.files else None
 
     def convert(self, source: Source, out: Path) -> Conversion:
-        """Writes ``prior/``, and ``tokenizer/`` where the vocabulary is there."""
-        config, notes = RuDALLEConfig(**source.config), dict(source.notes)
-        if masks := source.parts["masks"]:
-            version, notes["version"] = _version(masks, config.layout, source.config.get("version"))
-            config = replace(config, version=version)
-        with torch.device("meta"):
-            net = RuDALLE(config)
-        if "vocabulary" in source.files:
-            tokenizer = read_vocabulary(source.files["vocabulary"])
-            try:
-                net.check_tokenizer(tokenizer)
-            except ValueError as error:
-                raise WeightFileError(f"{source.files['vocabulary']} is not that of the prior: {error}") from None
-            tokenizer.save(out / "tokenizer")
-        write_network(out / "prior", "rudalle", net, source.parts["prior"])
-        return Conversion(
-            description=f"ruDALL-E {config.version}: {config.num_layers} layers of width {config.width}, "
-            f"{config.text_length} text tokens, {config.image_height} x {config.image_width} codes",
-            license_note=LICENSE_OF_CHECKPOINT,
-            inferred={"type": "rudalle", **asdict(config)},
-            notes=notes,
-            unused={"masks": len(masks)} if masks else {},
-            parameters={"prior": sum(p.numel() for p in net.parameters())},
-        )
+        """Converts the prior after its masks have been read, which determine the version."""
+        if masks := _masks(source.parts["prior"]):
+            stated = source.config["version"] if "version" in source.notes else None
+            version, note = _version(masks, RuDALLEConfig(**source.config).layout, stated)
+            config, notes = {**source.config, "version": version}, {**source.notes, "version": note}
+            source = replace(source, config=config, notes=notes)
+        return super().convert(source, out)
+
+    def describe(self, config: RuDALLEConfig) -> str:
+        """Returns the sizes and the version."""
+        return f"{super().describe(config)}, version {config.version}"
 
 
-def _prior(checkpoint: Checkpoint) -> Tensors | None:
-    """Tensors of the prior in a file, prefix taken off; None if there is none."""
-    for name in checkpoint.tensors:
-        if name.endswith(KNOWN_BY[0]):
-            tensors = checkpoint.state_dict(name.removesuffix(KNOWN_BY[0]))
-            if tensors.keys() >= set(KNOWN_BY):
-                return tensors
-    return None
+def _masks(tensors: Tensors) -> dict[str, StoredTensor]:
+    """Returns the attention masks in a file by kind: "row", "col" and "conv"."""
+    return {match[1]: tensor for name, tensor in tensors.items() if (match := _MASK.fullmatch(name))}
 
 
 def _native_name(name: str) -> str:
-    """Our name of a tensor of the original; one that is not known keeps its own, and is named as unexpected later."""
+    """Returns the native name of a tensor. An unknown name stays as it is and is later reported as unexpected."""
     module, _, kind = name.rpartition(".")
     if match := _LAYER.fullmatch(module):
         return f"layers.{match[1]}.{LAYER_NAMES.get(match[2], match[2])}.{kind}"
@@ -162,14 +139,14 @@ def _native_name(name: str) -> str:
 
 
 def _infer(tensors: Tensors, configs: Configs) -> tuple[dict[str, Any], dict[str, str]]:
-    """Fields of `RuDALLEConfig`, without the version unless a configuration states it, and where they come from."""
+    """Returns the fields of `RuDALLEConfig` and their origin; the version only if a configuration states it."""
 
     def rows(name: str) -> int:
         if name not in tensors or len(tensors[name].shape) != 2:
             raise WeightFileError(f"it has no matrix {name}")
         return tensors[name].shape[0]
 
-    text_length = rows("text_pos_embeddings.weight") - 1  # v2 puts another token in front
+    text_length = rows("text_pos_embeddings.weight") - 1  # v2 has one more start token
     config: dict[str, Any] = {
         "text_length": text_length,
         "text_vocab": rows("text_embeddings.weight") - text_length,
@@ -191,8 +168,8 @@ def _infer(tensors: Tensors, configs: Configs) -> tuple[dict[str, Any], dict[str
     if "num_heads" not in config:
         if config["width"] not in HEADS:
             raise WeightFileError(
-                f"its tensors do not tell how many attention heads it has, and no published model has its width "
-                f"{config['width']}: state them in a file beside it, such as config.json with "
+                f"the number of attention heads does not follow from tensors, and no published model has its width "
+                f"{config['width']}: state it in a file next to the weights, such as config.json with "
                 '{"num_attention_heads": 16}'
             )
         config["num_heads"] = HEADS[config["width"]]
@@ -201,15 +178,15 @@ def _infer(tensors: Tensors, configs: Configs) -> tuple[dict[str, Any], dict[str
 
 
 def _version(masks: Tensors, layout: TextImageLayout, stated: str | None) -> tuple[Version, str]:
-    """Which of the versions has these masks, and how that is known.
+    """Returns the version that has these masks, and its origin.
 
     Args:
-        masks: Those of the file.
-        layout: What they are masks of.
-        stated: The version of a configuration, if there is one.
+        masks: Masks in the file.
+        layout: Positions of text and image.
+        stated: Version in a configuration; None if there is none.
 
     Raises:
-        WeightFileError: None has, or another than is stated.
+        WeightFileError: No version has these masks, or another one than the stated.
     """
 
     def is_mask(stored: StoredTensor, spec: str) -> bool:
@@ -219,12 +196,14 @@ def _version(masks: Tensors, layout: TextImageLayout, stated: str | None) -> tup
 
     for kind, spec in (("row", "row"), ("col", "column")):
         if not is_mask(masks[kind], spec):
-            raise WeightFileError(f"its {kind}_mask is not that of ruDALL-E on {layout}")
+            raise WeightFileError(f"its {kind}_mask differs from that of ruDALL-E on {layout}")
     fitting = [version for version, spec in LAST_MASKS.items() if is_mask(masks["conv"], spec)]
     if not fitting:
-        raise WeightFileError(f"its conv_mask is neither of those of ruDALL-E on {layout}")
+        raise WeightFileError(f"its conv_mask is neither that of v2 nor that of v3 of ruDALL-E on {layout}")
     if stated is None:
-        return fitting[0], "from its masks" if len(fitting) == 1 else "assumed: the grid is too small to tell by masks"
+        return fitting[0], "from its masks" if len(
+            fitting
+        ) == 1 else "assumed: on a grid this small both versions have the same masks"
     if stated not in fitting:
-        raise WeightFileError(f"it is stated to be of version {stated}, but has the masks of {fitting[0]}")
-    return stated, "stated, and fits its masks"
+        raise WeightFileError(f"a configuration states version {stated}, but it has the masks of {fitting[0]}")
+    return stated, "stated in a configuration, and in agreement with its masks"

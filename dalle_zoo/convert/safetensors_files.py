@@ -1,4 +1,4 @@
-"""Files of safetensors: a JSON header, then the numbers."""
+"""Opens safetensors files."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _SAFETENSORS = {
 
 
 def open_safetensors(path: Path, file: BinaryIO) -> Checkpoint:
-    """Eight bytes with the length of a JSON header, the header, the numbers."""
+    """Opens a file of eight bytes with the length of a JSON header, the header, and the numbers."""
     end = path.stat().st_size
     length = struct.unpack("<Q", file.read(8))[0]
     if length > MAX_TABLE_BYTES or 8 + length > end:
         raise WeightFileError(
-            f"its header should have {length} bytes, of {end} and at most {MAX_TABLE_BYTES}: it is truncated, damaged "
-            "or too long"
+            f"its header should have {length} bytes, but the file has {end} and the limit is {MAX_TABLE_BYTES}: it is "
+            "truncated, damaged or too long"
         )
     try:
         header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
@@ -48,13 +48,13 @@ def open_safetensors(path: Path, file: BinaryIO) -> Checkpoint:
             continue
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
             raise WeightFileError(
-                f"the entry {name[:100]!r} of its header must have dtype, shape and data_offsets alone"
+                f"the entry {name[:100]!r} of its header must have exactly dtype, shape and data_offsets"
             )
         kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(kind, str) or kind not in _SAFETENSORS:
             raise WeightFileError(f"{name[:100]!r} has the dtype {str(kind)[:20]}, expected {', '.join(_SAFETENSORS)}")
         if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-            raise WeightFileError(f"{name[:100]!r} has a shape or offsets that are no sizes")
+            raise WeightFileError(f"{name[:100]!r} has an invalid shape or invalid offsets")
         num_bytes = math.prod(shape) * _SAFETENSORS[kind].itemsize
         if num_bytes != offsets[1] - offsets[0]:
             raise WeightFileError(

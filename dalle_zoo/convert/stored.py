@@ -1,7 +1,7 @@
-"""Tensors that are still in their file, and a file of them, opened.
+"""Tensors that are still in their file, and opened files.
 
-Every range of bytes is checked against the file when it is opened, so that reading one later can neither fail nor take
-more memory than it has bytes.
+Every range of bytes is checked against the file when it is opened, so that a later read can neither fail nor take more
+memory than the range has bytes.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from torch import Tensor
 from dalle_zoo.convert.pickles import Placeholder, WeightFileError
 
 MAX_PICKLE_BYTES = 64 * 2**20
-"""Longest pickle of a file of weights; it may hold more than their names, such as states of an optimizer."""
+"""Size limit of the pickle in a weight file; it may also hold optimizer states and the like."""
 MAX_TABLE_BYTES = 16 * 2**20
-"""Longest table of contents: JSON header, or directory of a zip archive. A tensor takes 100 to 200 bytes of it, so it
-holds 80,000, where the largest models of this family have thousands. Parsed, it takes about 30 times its bytes."""
+"""Size limit of the table of contents: JSON header, or directory of a zip archive. A tensor takes 100 to 200 bytes, so
+that 80,000 fit; the largest models have thousands. When it is parsed it takes about 30 times its size."""
 MAX_NODES = 500_000
-"""Most containers and values that are walked through in search of tensors; a pickle can name one a thousand times."""
+"""Limit of containers and values that are searched for tensors; a pickle can refer to one a thousand times."""
 MAX_DEPTH = 64
-"""Deepest nesting of containers and modules in which tensors are searched."""
+"""Maximum nesting of containers and modules that are searched for tensors."""
 MAX_NAME = 300
-"""Characters of the longest name of a tensor."""
+"""Limit of the name of a tensor in characters."""
 MAX_DIMENSIONS = 8
 MAX_PARAMETERS = 10_000
-"""Most values among hyper-parameters; a list in a pickle can hold one other a thousand times, and so on."""
+"""Limit of values in hyper-parameters; a pickle can nest references to one list and so multiply it."""
 MAX_SHARING = 100
-"""Bytes of all tensors together, as a multiple of the file's: layers may share weights."""
+"""Maximum size of all tensors relative to the file, as layers may share weights."""
 
 
 @dataclass(eq=False)
 class Storage:
-    """A row of numbers in a file."""
+    """A contiguous array of numbers in a file."""
 
     path: Path
     dtype: torch.dtype
     num_elements: int
     offset: int = -1
-    """Where it begins, bytes; known only after the pickle in torch's older format."""
+    """Offset in the file in bytes; set after the pickle is read, as torch's legacy format stores it there."""
 
     @property
     def num_bytes(self) -> int:
-        """Its length in the file."""
+        """Size in bytes."""
         return self.num_elements * self.dtype.itemsize
 
 
@@ -74,7 +74,7 @@ class StoredTensor:
 
     @property
     def dtype(self) -> torch.dtype:
-        """As stored."""
+        """Dtype in the file."""
         return self.storage.dtype
 
     @property
@@ -84,13 +84,13 @@ class StoredTensor:
 
     @property
     def _span(self) -> int:
-        """Elements from the first to the last."""
+        """Number of storage elements from the first to the last one of the tensor."""
         if not self.num_elements:
             return 0
         return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
 
     def read(self) -> Tensor:
-        """The tensor itself, contiguous on the CPU.
+        """Returns the tensor, contiguous and on the CPU.
 
         Raises:
             WeightFileError: The file was truncated since it was opened.
@@ -102,14 +102,18 @@ class StoredTensor:
             file.seek(self.storage.offset + self.start * self.dtype.itemsize)
             if file.readinto(data) != len(data):
                 raise WeightFileError(f"{self.storage.path} ends too early: it is truncated")
-        if self.dtype == torch.bool:  # other bytes than 0 and 1 are no booleans
+        if self.dtype == torch.bool:  # bytes other than 0 and 1 are not valid booleans
             return torch.frombuffer(data, dtype=torch.uint8).as_strided(self.shape, self.stride).ne(0)
         return torch.frombuffer(data, dtype=self.dtype).as_strided(self.shape, self.stride).contiguous()
 
 
+Tensors = Mapping[str, StoredTensor]
+"""State dict whose tensors are still on disk."""
+
+
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A file of weights, opened; its tensors are still on disk."""
+    """An opened weight file, whose tensors are still on disk."""
 
     path: Path
     format: str
@@ -117,14 +121,14 @@ class Checkpoint:
     content: Any
     """Containers, numbers, text, `StoredTensor`, and `Placeholder` for other objects."""
     names: frozenset[str] = frozenset()
-    """Full names of the classes and functions that a pickle asked for; none was imported."""
+    """Full names of the classes and functions that a pickle asks for; none was imported."""
 
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
-        """All tensors by their path through mappings and modules, joined by dots; those in lists are left out.
+        """All tensors by their path through mappings and modules, joined by dots; tensors in lists are left out.
 
         Raises:
-            WeightFileError: The content is nested too deeply or endlessly, or two tensors have one name.
+            WeightFileError: The content is nested too deeply or without end, or two tensors have the same name.
         """
         found: dict[str, StoredTensor] = {}
         waiting: list[tuple[str, int, Any]] = [("", 0, self.content)]
@@ -132,7 +136,7 @@ class Checkpoint:
         while waiting:
             name, depth, node = waiting.pop()
             contents = _members(node)
-            num_nodes += 1 + len(contents)  # before they wait: a mapping that holds itself has more at every step
+            num_nodes += 1 + len(contents)  # counted first: a mapping that contains itself grows at every step
             if num_nodes > MAX_NODES or depth > MAX_DEPTH:
                 raise WeightFileError(f"{self.path} nests its content too deeply or names it too often")
             if isinstance(node, StoredTensor):
@@ -150,11 +154,11 @@ class Checkpoint:
         return found
 
     def state_dict(self, prefix: str = "") -> dict[str, StoredTensor]:
-        """Tensors below a prefix ("state_dict.", "vae."), which is taken off."""
+        """Returns the tensors whose names start with a prefix ("state_dict.", "vae."), without the prefix."""
         return {name[len(prefix) :]: t for name, t in self.tensors.items() if name.startswith(prefix)}
 
     def summary(self) -> str:
-        """One line for messages: format, tensors, classes."""
+        """Returns one line with format, tensors and classes, for messages."""
         names = list(self.tensors)
         some = ", ".join(f"{name} {list(self.tensors[name].shape)}" for name in names[:3])
         external = sorted(name for name in self.names if not name.startswith(("torch.", "collections.", "_codecs.")))
@@ -170,7 +174,7 @@ def _join(prefix: str, key: str) -> str:
 
 
 def _members(node: Any) -> list[tuple[str, Any]]:
-    """Named things in a mapping or in a pickled module; "" adds nothing to the name."""
+    """Returns the named members of a mapping or pickled module; the name "" adds nothing to the path."""
     if isinstance(node, Placeholder):
         parts = [node.attributes.get(part) for part in ("_parameters", "_buffers", "_modules")]
         pairs = [("", part) for part in parts if isinstance(part, dict)]
@@ -181,7 +185,7 @@ def _members(node: Any) -> list[tuple[str, Any]]:
 
 
 def check_small(stated: Any, where: str) -> None:
-    """Raises `WeightFileError` if hyper-parameters hold more than anybody states; then they are compared and shown."""
+    """Raises `WeightFileError` if there are too many hyper-parameters to compare and print."""
     waiting, num_values = [stated], 0
     while waiting:
         value = waiting.pop()
@@ -194,7 +198,7 @@ def check_small(stated: Any, where: str) -> None:
 
 
 def check_apart(ranges: Mapping[str, tuple[int, int]], end: int) -> None:
-    """Raises unless ranges of bytes, (first, length), lie before ``end`` and do not overlap."""
+    """Raises `WeightFileError` unless ranges (first byte, length) are within ``end`` bytes and do not overlap."""
     ordered = sorted((start, size, name) for name, (start, size) in ranges.items() if size)
     for start, size, name in ordered:
         if start < 0 or start + size > end:

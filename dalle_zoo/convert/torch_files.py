@@ -1,4 +1,4 @@
-"""Files of ``torch.save``: a zip archive with a pickle since 1.6; before, a row of pickles, then the numbers."""
+"""Opens files of ``torch.save``: a zip archive with a pickle since 1.6, before that pickles and numbers."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from dalle_zoo.convert.stored import (
 )
 
 MAX_ENTRIES = 200_000
-"""Most entries of an archive."""
+"""Maximum number of entries of an archive."""
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
-"""How the two formats begin."""
+"""First bytes of the two formats."""
 
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 _LEGACY_START = _LEGACY_MAGIC.to_bytes(10, "little")
-"""By which it is told from other pickles before anything of it is read."""
+"""Bytes that distinguish the legacy format from other pickles before the pickle is read."""
 _STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -45,21 +45,21 @@ _STORAGES = {
 
 
 def _tensor(storage: Any, start: Any, shape: Any, stride: Any, *_: Any) -> StoredTensor:
-    """Stands in for ``torch._utils._rebuild_tensor_v2``; gradients, hooks and metadata are dropped."""
+    """Replaces ``torch._utils._rebuild_tensor_v2``; gradients, hooks and metadata are dropped."""
     if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
         raise WeightFileError("it has a tensor without storage, shape or strides")
     return StoredTensor(storage, shape, stride, start)
 
 
 def _parameter(tensor: Any, *_: Any) -> Any:
-    """Stands in for ``torch._utils._rebuild_parameter``."""
+    """Replaces ``torch._utils._rebuild_parameter``."""
     if not isinstance(tensor, StoredTensor):
         raise WeightFileError("it has a parameter that is no tensor")
     return tensor
 
 
 def _size(sizes: Any = ()) -> tuple[Any, ...]:
-    """Stands in for ``torch.Size``."""
+    """Replaces ``torch.Size``."""
     return tuple(sizes)
 
 
@@ -74,14 +74,14 @@ _TORCH: dict[str, Callable[..., Any]] = {
 
 
 class _Storages:
-    """Storages that a pickle of torch refers to, by their key."""
+    """Storages that a pickle of torch refers to, by key."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.by_key: dict[str, Storage] = {}
 
     def __call__(self, identifier: Any) -> Any:
-        """What a persistent identifier stands for: a storage, or a class whose source code is beside it."""
+        """Returns the storage of a persistent identifier, or the class of one that comes with source code."""
         if not isinstance(identifier, tuple) or not identifier:
             raise WeightFileError("it refers to something other than a storage")
         if identifier[0] == "module" and len(identifier) == 4:
@@ -105,7 +105,7 @@ class _Storages:
 
 
 def open_zip(path: Path, file: BinaryIO) -> Checkpoint:
-    """``torch.save`` since 1.6: ``NAME/data.pkl`` and a file ``NAME/data/KEY`` for every storage, not compressed."""
+    """Opens a file of torch 1.6 or later: ``NAME/data.pkl`` and an uncompressed ``NAME/data/KEY`` per storage."""
     entries = _zip_entries(path, file)
     tops = {name.split("/")[0] for name in entries}
     if len(tops) != 1:
@@ -117,7 +117,7 @@ def open_zip(path: Path, file: BinaryIO) -> Checkpoint:
         start, size = entries[f"{top}/byteorder"]
         file.seek(start)
         if file.read(min(size, 6)) != b"little":
-            raise WeightFileError("its numbers are not little-endian: save it again on a usual machine")
+            raise WeightFileError("its numbers are not little-endian: save it again on a little-endian machine")
     start, size = entries[f"{top}/data.pkl"]
     if size > MAX_PICKLE_BYTES:
         raise WeightFileError(f"its pickle has {size} bytes, more than {MAX_PICKLE_BYTES}")
@@ -135,7 +135,7 @@ def open_zip(path: Path, file: BinaryIO) -> Checkpoint:
 
 
 def _zip_entries(path: Path, file: BinaryIO) -> dict[str, tuple[int, int]]:
-    """Name to (first byte, length) of every entry of an archive; each lies in the file and by itself."""
+    """Returns name to (first byte, length) of the entries of an archive, which are in the file and do not overlap."""
     try:
         end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
         if end is None or end[zipfile._ECD_SIZE] > MAX_TABLE_BYTES:  # type: ignore[attr-defined]
@@ -149,10 +149,10 @@ def _zip_entries(path: Path, file: BinaryIO) -> dict[str, tuple[int, int]]:
             infos = archive.infolist()
     except WeightFileError:
         raise
-    except Exception as error:  # zipfile lets errors of struct and of text through
+    except Exception as error:  # zipfile does not catch errors of struct and of decoding
         raise WeightFileError(f"its archive is damaged ({type(error).__name__}: {str(error)[:200]})") from None
     if len(infos) != end[zipfile._ECD_ENTRIES_TOTAL]:  # type: ignore[attr-defined]
-        raise WeightFileError("its archive has another number of entries than it says: it is damaged")
+        raise WeightFileError("its archive does not have the number of entries that it states: it is damaged")
     if not any(re.fullmatch("[^/]+/data.pkl", info.orig_filename) for info in infos):
         raise UnrelatedFileError("it is an archive without data.pkl: expected one that torch.save wrote")
     entries: dict[str, tuple[int, int]] = {}
@@ -175,7 +175,7 @@ def _zip_entries(path: Path, file: BinaryIO) -> dict[str, tuple[int, int]]:
 
 
 def _data_start(file: BinaryIO, info: zipfile.ZipInfo) -> int:
-    """First byte of an entry's data, behind its own header."""
+    """Returns the offset of an entry's data, which follows its own header."""
     file.seek(max(info.header_offset, 0))
     header = file.read(30)
     if info.header_offset < 0 or len(header) != 30 or not header.startswith(ZIP):
@@ -185,7 +185,7 @@ def _data_start(file: BinaryIO, info: zipfile.ZipInfo) -> int:
 
 
 def open_legacy(path: Path, file: BinaryIO) -> Checkpoint:
-    """``torch.save`` before 1.6: five pickles (magic number, version, machine, content, keys), then the storages."""
+    """Opens a file of torch before 1.6: pickles (magic number, version, machine, content, keys) and storages."""
     end = path.stat().st_size
 
     def load(**options: Any) -> tuple[Any, frozenset[str]]:
@@ -196,19 +196,19 @@ def open_legacy(path: Path, file: BinaryIO) -> Checkpoint:
     file.seek(0)
     magic = load()[0]
     if type(magic) is not int or magic != _LEGACY_MAGIC:
-        raise WeightFileError("it does not begin as torch.save does: it is damaged")
+        raise WeightFileError("it does not start as files of torch.save do: it is damaged")
     if load()[0] != _LEGACY_VERSION:
         raise WeightFileError("it is of an unknown version of torch's older format")
     machine = load()[0]
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
-        raise WeightFileError("its numbers are not little-endian: save it again on a usual machine")
+        raise WeightFileError("its numbers are not little-endian: save it again on a little-endian machine")
     storages = _Storages(path)
     content, names = load(builders=_TORCH, persistent=storages)
     keys = load()[0]
     if not isinstance(keys, list) or any(not isinstance(key, str) for key in keys):
         raise WeightFileError("it does not list its storages")
     if sorted(keys) != sorted(storages.by_key):
-        raise WeightFileError("it lists other storages than its tensors have")
+        raise WeightFileError("its list of storages differs from those of its tensors")
     for key in keys:
         storage = storages.by_key[key]
         header = file.read(8)

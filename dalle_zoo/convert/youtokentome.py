@@ -1,10 +1,10 @@
-"""Vocabularies of YouTokenToMe, as text files, to native tokenizers that give the same ids.
+"""Reads vocabularies of YouTokenToMe, which are text files, as native tokenizers with the same ids.
 
 ```
 2 1                 number of characters, number of merges
-9601 4              character (code point) and its id, the mark of a word's start among them
+9601 4              character (code point) and its id; one of them marks the start of a word
 97 5
-4 5 6               merge: left id, right id, id of both joined; the first is the first to be done
+4 5 6               merge: left id, right id, id of the result; in order of priority
 1 0 2 3             ids of unknown, padding, start and end of a text
 ```
 Reference: https://github.com/VKCOM/YouTokenToMe.
@@ -22,33 +22,33 @@ from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.tokenizers import HFTokenizer
 
 MAX_BYTES = 16 * 2**20
-"""Longest file; 16,384 tokens take 300 kB."""
+"""Size limit of a file; 16,384 tokens take 300 kB."""
 MAX_TOKEN = 1000
-"""Characters of the longest token; merges of merges can ask for any length."""
+"""Limit of a token in characters; merges of merges can reach any length."""
 SPECIAL = {1: "<UNK>", 0: "<PAD>", 2: "<BOS>", 3: "<EOS>"}
-"""Ids as YouTokenToMe gives them unless asked otherwise, in their order in the file."""
+"""Default special tokens of YouTokenToMe by id, in the order of the file."""
 START_OF_WORD = "▁"
 SPACES = r"[\t-\r ▁]"
-"""What parts words: the spaces of ASCII, and the mark itself."""
+"""Characters that separate words: ASCII spaces, and the mark itself."""
 
 _BEGIN = re.compile(rb"(?:\d{1,9} \d{1,9}\n){4}")
 _FORM = re.compile(rb"\d{1,9} \d{1,9}\n(?:\d{1,9} \d{1,9}(?: \d{1,9})?\n)+\d{1,9}(?: \d{1,9}){3}\s*")
 
 
 def is_vocabulary(path: Path) -> bool:
-    """Whether a file begins as a vocabulary does; one that was truncated is to be refused, not passed over."""
+    """Returns whether a file starts like a vocabulary, even if it is truncated: that is an error, not another file."""
     with path.open("rb") as file:
         return _BEGIN.match(file.read(100)) is not None
 
 
 def read_vocabulary(path: Path) -> HFTokenizer:
-    """Reads a file that begins like one as a tokenizer that adds neither start nor end.
+    """Reads a vocabulary as a tokenizer that adds neither start nor end token.
 
     Raises:
-        WeightFileError: It is damaged, has unusual special tokens, or two tokens of one text.
+        WeightFileError: The file is damaged, has unusual special tokens, or two tokens with the same text.
     """
     if path.stat().st_size > MAX_BYTES or _FORM.fullmatch(path.read_bytes()) is None:
-        raise WeightFileError(f"{path} begins like a vocabulary of YouTokenToMe, but is truncated or damaged")
+        raise WeightFileError(f"{path} starts like a vocabulary of YouTokenToMe, but is truncated or damaged")
     rows = [[int(number) for number in line.split()] for line in path.read_text("ascii").strip().splitlines()]
     num_characters, num_merges = rows[0]
     characters, merges, special = rows[1 : 1 + num_characters], rows[1 + num_characters : -1], rows[-1]
@@ -59,11 +59,11 @@ def read_vocabulary(path: Path) -> HFTokenizer:
     texts, pairs = dict(SPECIAL), []
     for character, token in characters:
         if character > sys.maxunicode or 0xD800 <= character < 0xE000:
-            raise WeightFileError(f"{path} has the character {character}, which Unicode does not have")
+            raise WeightFileError(f"{path} has the character {character}, which is not in Unicode")
         texts[token] = chr(character)
     for left, right, joined in merges:
         if left not in texts or right not in texts:
-            raise WeightFileError(f"{path} joins {left} and {right}, of which one is no token yet")
+            raise WeightFileError(f"{path} merges {left} and {right}, one of which is not defined before")
         pairs.append((texts[left], texts[right]))
         texts[joined] = texts[left] + texts[right]
         if len(texts[joined]) > MAX_TOKEN:
@@ -72,13 +72,13 @@ def read_vocabulary(path: Path) -> HFTokenizer:
     size = len(SPECIAL) + num_characters + num_merges
     if sorted(texts) != list(range(size)) or len(ids) != size or START_OF_WORD not in ids:
         raise WeightFileError(
-            f"{path} must give {size} different texts the ids 0 to {size - 1}, {START_OF_WORD} among them"
+            f"{path} must give {size} different texts, including {START_OF_WORD}, the ids 0 to {size - 1}"
         )
     return HFTokenizer(_tokenizer(ids, pairs))
 
 
 def _tokenizer(ids: dict[str, int], pairs: list[tuple[str, str]]) -> Tokenizer:
-    """The library's tokenizer: words with their mark in front, unknown characters in a row as one token."""
+    """Builds the library's tokenizer: words start with the mark; consecutive unknown characters are one token."""
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=pairs, unk_token=SPECIAL[1], fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence(
         [

@@ -13,6 +13,6 @@ def check_positive(**values: int) -> None:
 
 
 def check_caption_choice(caption: str) -> None:
-    """Raises `ValueError` unless the choice among several captions is known."""
+    """Raises `ValueError` unless the choice among several captions is a known one."""
     if caption not in CAPTION_CHOICES:
         raise ValueError(f"caption must be one of {', '.join(CAPTION_CHOICES)}, got {caption!r}")

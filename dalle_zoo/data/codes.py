@@ -27,28 +27,29 @@ from dalle_zoo.data.checks import check_caption_choice, check_positive
 from dalle_zoo.data.datasets import CaptionedDataset, Item, pick_caption
 from dalle_zoo.data.ordering import shuffled, stretches
 from dalle_zoo.data.samples import Skipped
-from dalle_zoo.files import publish
+from dalle_zoo.files import move_into_place, parse_json, try_read_json
 from dalle_zoo.seeds import seeded_rng
 
 # n samples, h w code grid
 
 MANIFEST = "manifest.json"
 UNFINISHED = "encoding.json"
-"""Settings of an encoding under way; gone once the manifest is there."""
+"""Settings of an unfinished encoding; removed after the manifest is written."""
 FORMAT = "dalle-zoo code shards 1"
 
 Codes = npt.NDArray[np.integer[Any]]
 _Record = tuple[str, Sequence[str], Codes]
-"""Key, captions, and the codes of one crop as they are stored, (h, w)."""
+"""Key, captions, and stored codes (h, w) of one crop."""
 
 
 class CodeShardWriter:
-    """Writes one shard aside and gives it its name when it is complete.
+    """Writes one shard under a temporary name, and renames it when it is complete.
 
     Args:
-        path: Name of the finished shard; until `close` the data is in a hidden file beside it.
-        codebook_size: Codes lie below; up to 65,536 they are stored as uint16, else as int32.
-        chunk: Samples per member. Many to a member read forty times as fast as one each.
+        path: Path of the finished shard; until `close`, the data is in a hidden file of the same folder.
+        codebook_size: Number of codes; up to 65,536 they are stored as uint16, else as int32.
+        chunk: Samples per member. Large members are read forty times as fast as members of one sample. Defaults to
+            256.
     """
 
     def __init__(self, path: Path, *, codebook_size: int, chunk: int = 256) -> None:
@@ -71,14 +72,18 @@ class CodeShardWriter:
             self._flush()
 
     def close(self, skipped: Mapping[str, str]) -> None:
-        """Finishes the shard, with the reasons of samples that it lacks, and names it."""
+        """Finishes the shard and renames it.
+
+        Args:
+            skipped: Reasons for missing samples, by key.
+        """
         self._flush()
         self._write("skipped.json", _json_bytes(skipped))
         self._archive.close()
-        publish(self._aside, self.path)
+        move_into_place(self._aside, self.path)
 
     def discard(self) -> None:
-        """Gives the shard up."""
+        """Deletes the unfinished shard."""
         self._archive.close()
         self._aside.unlink(missing_ok=True)
 
@@ -95,7 +100,7 @@ class CodeShardWriter:
         self._num_chunks += 1
 
     def _write(self, name: str, data: bytes) -> None:
-        member = tarfile.TarInfo(name)  # owner and time stay 0: equal data, equal bytes
+        member = tarfile.TarInfo(name)  # owner and time are 0, so that equal data give equal bytes
         member.size = len(data)
         self._archive.addfile(member, io.BytesIO(data))
 
@@ -103,16 +108,16 @@ class CodeShardWriter:
 class CodeDataset(CaptionedDataset):
     """Codes and captions from the shards of `encode_source`.
 
-    Epoch e takes the codes of crop ``e % variants``, as `ImageTextDataset` takes its crop.
+    Epoch e uses the codes of crop ``e % variants``, like `ImageTextDataset`.
 
     Args:
-        folder: The encoding; it must be finished.
+        folder: Folder of a finished encoding.
         seed: Seed of the choice of captions.
-        caption: Which of several captions: the ``first``, or a ``random`` one in each epoch.
-        shuffle_buffer: Samples that the bounded shuffle holds.
+        caption: Which of several captions to use: the ``first``, or a ``random`` one in each epoch.
+        shuffle_buffer: Samples in the shuffle buffer.
 
     Raises:
-        ValueError: No finished encoding there, or shards that do not match its manifest.
+        ValueError: The folder has no finished encoding, or shards that do not match its manifest.
     """
 
     def __init__(
@@ -139,7 +144,7 @@ class CodeDataset(CaptionedDataset):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Height and width of the codes."""
+        """Height and width of the code grid."""
         height, width = self.manifest["grid"]
         return height, width
 
@@ -147,10 +152,10 @@ class CodeDataset(CaptionedDataset):
         return sum(shard["samples"] for shard in self._shards)
 
     def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Item | Skipped]:
-        """As `CaptionedDataset.read`."""
+        """See `CaptionedDataset.read`."""
         records = self._in_order(seed, epoch, start, stop)
         if seed is not None:
-            # Shuffled as they are stored, a quarter of the memory that int64 would take.
+            # Shuffled as stored, in a quarter of the memory of int64.
             records = shuffled(records, self.shuffle_buffer, seeded_rng("buffer", seed, epoch, start))
         return (self._item(*record, epoch) for record in records)
 
@@ -170,18 +175,19 @@ class CodeDataset(CaptionedDataset):
             for number in range(start // chunk, -(-stop // chunk)):
                 data = read_member(archive, archive.getmember(f"{number:06d}.npy"))
                 codes = np.load(io.BytesIO(data), allow_pickle=False)
-                names = json.loads(read_member(archive, archive.getmember(f"{number:06d}.json")))
+                member = archive.getmember(f"{number:06d}.json")
+                names = parse_json(read_member(archive, member), f"{path}: {member.name}")
                 first = number * chunk
                 for i in range(max(start - first, 0), min(stop - first, len(codes))):
-                    # A copy: one record that waits in a shuffle must not keep its complete chunk.
+                    # A copy, since a record in the shuffle buffer would keep its whole chunk in memory.
                     yield names["keys"][i], names["captions"][i], codes[i, variant].copy()
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    manifest = read_json(folder / MANIFEST)
+    manifest = try_read_json(folder / MANIFEST)
     if manifest is None or manifest.get("format") != FORMAT:
         found = (
-            "an encoding that is not finished: repeat the call that began it"
+            "an unfinished encoding: run the same command again"
             if (folder / UNFINISHED).exists()
             else "images or other files"
             if folder.is_dir()
@@ -203,7 +209,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """Contents of a member."""
+    """Reads a member of an archive."""
     file = archive.extractfile(member)
     if file is None:
         raise ValueError(f"{archive.name!r}: {member.name} is not a file: encode again")
@@ -211,24 +217,15 @@ def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _aside(path: Path) -> Path:
-    # Always the same name, so that the call that continues after a kill leaves nothing behind.
+    # Always the same name, so that resuming after a kill leaves no other temporary file.
     return path.with_name(f".{path.name}.part")
 
 
 def write_atomic(path: Path, data: Mapping[str, Any]) -> None:
-    """Writes a JSON file written atomically."""
+    """Writes a JSON file atomically."""
     aside = _aside(path)
     aside.write_bytes(json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n")
-    publish(aside, path)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, None if there is none."""
-    try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return data if isinstance(data, dict) else None
+    move_into_place(aside, path)
 
 
 def _json_bytes(data: Mapping[str, Any]) -> bytes:

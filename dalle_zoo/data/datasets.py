@@ -1,4 +1,4 @@
-"""Samples as the networks take them: pixels or codes, one caption, in a reproducible order."""
+"""Data sets of training samples: pixels or codes with one caption, in a reproducible order."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ log = logging.getLogger(__name__)
 Item = dict[str, Any]
 """``key`` and ``caption`` (str), and ``image`` uint8 (3, size, size) or ``codes`` int64 (h, w)."""
 
-NO_CAPTION = "no caption (no .txt or .json with one beside it, or not readable as UTF-8)"
+NO_CAPTION = "no caption (no .txt or .json file of the same name has one, or it is not UTF-8)"
 
 
 class CaptionedDataset(torch.utils.data.IterableDataset[Item], ABC):
-    """Items at positions of an epoch; what the loader and evaluation read from."""
+    """Base of data sets that read items by their position in an epoch."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """Listed samples, corrupt ones among them."""
+        """Number of listed samples, including corrupt ones."""
 
     @abstractmethod
     def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Item | Skipped]:
-        """Items at positions ``start .. stop - 1`` of an epoch, a `Skipped` for each unusable one.
+        """Reads the items at positions ``start .. stop - 1`` of an epoch, with a `Skipped` for each unusable one.
 
         Args:
-            seed: Seed of the order; None keeps the stored order.
-            epoch: Pass over the data: its order, crops and captions.
+            seed: Seed of the order; None for the stored order.
+            epoch: Number of the pass over the data, which determines order, crops and captions.
             start: First position.
-            stop: One past the last position.
+            stop: Position after the last.
         """
 
     def __iter__(self) -> Iterator[Item]:
-        """Usable items of epoch 0 in stored order; warnings name and count the others."""
+        """Reads the usable items of epoch 0 in stored order, and warns about each of the others."""
         worker = torch.utils.data.get_worker_info()
         part, parts = (0, 1) if worker is None else (worker.id, worker.num_workers)
         total, skipped = len(self), 0
@@ -64,14 +64,14 @@ class ImageTextDataset(CaptionedDataset):
     """Images of a source, decoded, cropped and paired with one caption.
 
     Args:
-        source: Where the images come from, see `open_source`.
+        source: Source of the images, from `open_source`.
         transform: Name in `TRANSFORMS`: ``dvae``, ``prior``, ``center``.
         size: Side of the images, pixels.
         seed: Seed of crops and of the choice of captions.
-        variants: Different crops of an image: epoch e takes crop ``e % variants``. None: a new
-            one in each epoch.
-        caption: Which of several captions: the ``first``, or a ``random`` one in each epoch.
-        needs_captions: Skip samples without one; otherwise they get ``""``.
+        variants: Number of different crops per image: epoch e uses crop ``e % variants``. Defaults to a new crop in
+            each epoch.
+        caption: Which of several captions to use: the ``first``, or a ``random`` one in each epoch.
+        needs_captions: Whether to skip samples without a caption; otherwise their caption is ``""``.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class ImageTextDataset(CaptionedDataset):
         return self.source.num_samples
 
     def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Item | Skipped]:
-        """As `CaptionedDataset.read`."""
+        """See `CaptionedDataset.read`."""
         for record in self.source.read(seed=seed, epoch=epoch, start=start, stop=stop):
             yield record if isinstance(record, Skipped) else self._item(record, epoch)
 
@@ -115,12 +115,12 @@ class ImageTextDataset(CaptionedDataset):
 
 
 def crop_of(sample: Sample, transform: Transform, size: int, seed: int, variant: int) -> Tensor:
-    """One crop of one sample, uint8 (3, size, size): the same on the fly and for code shards."""
+    """Crops a sample to uint8 (3, size, size), identically for training and for code shards."""
     return transform(decode_image(sample.image), size, sample_rng(seed, sample.key, variant))
 
 
 def pick_caption(captions: Sequence[str], choice: str, seed: int, key: str, epoch: int) -> str:
-    """One of a sample's captions, ``""`` if there is none."""
+    """Chooses one of a sample's captions; ``""`` without one."""
     if not captions:
         return ""
     return captions[0] if choice == "first" else seeded_rng("caption", seed, key, epoch).choice(captions)

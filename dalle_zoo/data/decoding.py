@@ -1,4 +1,4 @@
-"""Image files to RGB, doing what a person who looks at the file expects."""
+"""Decodes image files to RGB as image viewers display them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from PIL import Image, UnidentifiedImageError
 from dalle_zoo.images import to_rgb
 
 MAX_PIXELS = 178_956_970
-"""Images with more are refused: half a gigabyte once decoded, Pillow's line for an attack."""
+"""Largest number of pixels of an image, Pillow's limit against decompression bombs: half a gigabyte decoded."""
 
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-"""Decoders that may run on external bytes; Pillow has others, such as EPS, that start programs."""
+"""Formats that are decoded; others of Pillow, such as EPS, would start programs."""
 
 
 class CorruptImageError(ValueError):
-    """Bytes that are no image, are truncated, or would take too much memory."""
+    """The bytes are not an image, are truncated, or would take too much memory."""
 
 
 def decode_image(data: bytes) -> Image.Image:
     """Decodes an image file.
 
-    The EXIF rotation is applied, transparency is put on white, 16-bit values are scaled (not
-    clipped) to 8 bits, and of an animation the first frame is taken. Palette, gray and CMYK
-    images become RGB.
+    EXIF rotation is applied, transparent images are placed on white, 16-bit values are scaled (not clipped) to 8
+    bits, and the first frame of an animation is used. Palette, gray and CMYK images are converted to RGB.
 
     Args:
         data: Contents of a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or AVIF file.
@@ -37,8 +36,7 @@ def decode_image(data: bytes) -> Image.Image:
     Raises:
         CorruptImageError: Not an image, truncated, or more than `MAX_PIXELS` pixels.
     """
-    # Pillow warns of broken EXIF blocks and of large images: the first is harmless, the second
-    # checked here.
+    # Pillow warns about broken EXIF blocks, which are harmless, and about large images, which are checked here.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -52,8 +50,8 @@ def decode_image(data: bytes) -> Image.Image:
             raise
         except UnidentifiedImageError as error:
             raise CorruptImageError("not a readable image (of no known format, or damaged)") from error
-        except Exception as error:  # decoders raise nearly anything on damaged bytes
-            # Reasons are stored in code shards: an address in memory would make each encoding another one.
+        except Exception as error:  # decoders raise many kinds of exceptions on damaged bytes
+            # Reasons are stored in code shards: memory addresses would make every encoding differ.
             reason = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error))
             raise CorruptImageError(f"not a readable image ({type(error).__name__}: {reason})") from error
 

@@ -1,11 +1,10 @@
-"""Encodes a source into the code shards of `dalle_zoo.data.codes`, in steps that survive a kill."""
+"""Encodes a source as the code shards of `dalle_zoo.data.codes`, resumable after an interruption."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import itertools
-import json
 import logging
 import re
 import shutil
@@ -26,7 +25,6 @@ from dalle_zoo.data.codes import (
     MANIFEST,
     UNFINISHED,
     CodeShardWriter,
-    read_json,
     read_member,
     write_atomic,
 )
@@ -34,6 +32,7 @@ from dalle_zoo.data.datasets import NO_CAPTION, crop_of
 from dalle_zoo.data.decoding import CorruptImageError
 from dalle_zoo.data.samples import SampleSource, Skipped
 from dalle_zoo.data.transforms import TRANSFORMS, Transform
+from dalle_zoo.files import parse_json, try_read_json
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ _Encoded = tuple[str, Sequence[str], Tensor]
 
 @dataclass(frozen=True)
 class _Encoding:
-    """Everything that decides the contents of a shard."""
+    """All settings that determine the contents of a shard."""
 
     source: SampleSource
     encode: Encode
@@ -56,7 +55,7 @@ class _Encoding:
     batch_size: int
 
     def samples(self, start: int, stop: int, lost: dict[str, str]) -> Iterator[_Encoded]:
-        """The usable ones of samples ``start .. stop - 1``, encoded; ``lost`` gets the others."""
+        """Encodes samples ``start .. stop - 1``; reasons for unusable ones are added to ``lost``."""
         crops = self._crops(start, stop, lost)
         while group := list(itertools.islice(crops, max(1, self.batch_size // self.variants))):
             pixels = torch.cat([pixels for _, _, pixels in group]).float().div_(255)
@@ -97,35 +96,34 @@ def encode_source(
     progress: bool = True,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Encodes every captioned image of a source into code shards.
+    """Encodes every captioned image of a source as code shards.
 
-    Variant v of a sample is the crop that training on the fly takes in epoch v. Samples without a
-    caption or with a corrupt image are left out, and named in a warning and in the manifest.
-    Killed at any moment, the same call goes on behind the last complete shard and ends with the
-    same files as if undisturbed.
+    Variant v of a sample is the crop that training on images uses in epoch v. Samples without a caption or with a
+    corrupt image are skipped, and named in a warning and in the manifest. After an interruption, the same call
+    continues after the last complete shard and writes the same files as an uninterrupted one.
 
     Args:
         source: The images.
-        encode: The image tokenizer's ``encode``, on whatever device it likes.
-        out: Folder of the shards; created if missing.
+        encode: The image tokenizer's ``encode``, on any device.
+        out: Folder of the shards; created if it does not exist.
         size: Side of the crops, pixels.
-        info: Plain data about the tokenizer for the manifest: ``codebook_size`` (needed), its
-            name, the SHA-256 of its weights.
-        variants: Crops per image.
-        seed: Seed of the crops.
-        transform: Name in `TRANSFORMS`.
-        batch_size: Crops that are encoded together, at most.
-        samples_per_shard: Listed samples per shard.
-        chunk: Samples per member of a shard.
-        progress: Show a progress bar.
-        overwrite: Replace the code shards that ``out`` holds; a finished encoding only when the new
-            one is finished, too, which until then is in a hidden folder beside it.
+        info: Plain data about the tokenizer for the manifest: ``codebook_size`` (required), its name, the SHA-256 of
+            its weights.
+        variants: Crops per image. Defaults to 1.
+        seed: Seed of the crops. Defaults to 0.
+        transform: Name in `TRANSFORMS`. Defaults to that of stage 2.
+        batch_size: Maximum number of crops per call of ``encode``. Defaults to 64.
+        samples_per_shard: Listed samples per shard. Defaults to 16384.
+        chunk: Samples per member of a shard. Defaults to 256.
+        progress: Whether to show a progress bar. Defaults to True.
+        overwrite: Whether to replace the code shards in ``out``. A finished encoding is replaced once the new one is
+            finished; until then, that is in a hidden folder next to it. Defaults to False.
 
     Returns:
-        The manifest, as written to ``manifest.json``.
+        The content of ``manifest.json``.
 
     Raises:
-        ValueError: A bad option, a folder with other contents, or no usable sample.
+        ValueError: An option is invalid, the folder has other contents, or no sample is usable.
     """
     check_positive(
         size=size,
@@ -136,7 +134,7 @@ def encode_source(
     )
     codebook_size = info.get("codebook_size")
     if not isinstance(codebook_size, int):
-        raise ValueError(f"info must hold codebook_size, the number of codes, got {dict(info)}")
+        raise ValueError(f"info must have an integer codebook_size, the number of codes, got {dict(info)}")
     encoding = _Encoding(source, encode, TRANSFORMS[transform], size, seed, variants, batch_size)
     settings = {
         "format": FORMAT,
@@ -150,11 +148,11 @@ def encode_source(
         "tokenizer": dict(info),
     }
     folder = Path(out)
-    replaces = overwrite and (read_json(folder / MANIFEST) or {}).get("format") == FORMAT
+    replaces = overwrite and (try_read_json(folder / MANIFEST) or {}).get("format") == FORMAT
     if not replaces:
         return _encode_into(folder, encoding, settings, progress, overwrite)
     _refuse_unknown_files(folder)
-    folder = folder.absolute()  # "." has no name to write beside
+    folder = folder.absolute()  # "." has no name of its own
     aside, retired = (folder.with_name(f".{folder.name}.{name}") for name in ("new", "old"))
     manifest = _encode_into(aside, encoding, settings, progress, overwrite)
     shutil.rmtree(retired, ignore_errors=True)
@@ -221,14 +219,14 @@ def _finish(folder: Path, settings: Mapping[str, Any], shards: Sequence[_Shard])
 
 
 def _claim(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """Makes the folder ours, or raises.
+    """Claims the folder for an encoding, or raises `ValueError`.
 
     Returns:
-        The manifest if the same encoding was killed after writing it, else None.
+        The manifest if the same encoding was interrupted after writing it, else None.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = read_json(folder / UNFINISHED)
-    finished = read_json(folder / MANIFEST)
+    unfinished = try_read_json(folder / UNFINISHED)
+    finished = try_read_json(folder / MANIFEST)
     if unfinished == settings:
         if finished is not None:
             (folder / UNFINISHED).unlink()
@@ -241,7 +239,7 @@ def _claim(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[s
         ]
         raise ValueError(
             f"out {str(folder)!r} holds an unfinished encoding with other settings "
-            f"({'; '.join(changed)}): repeat that call, choose another folder, or overwrite"
+            f"({'; '.join(changed)}): use those settings, choose another folder, or overwrite"
         )
     if finished is not None and not overwrite:
         raise ValueError(f"out {str(folder)!r} holds a finished encoding: choose another folder, or overwrite")
@@ -255,7 +253,7 @@ def _claim(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[s
 
 def _refuse_unknown_files(folder: Path) -> None:
     unknown = sorted(path.name for path in folder.iterdir() if not _is_code_file(path))
-    manifest = read_json(folder / MANIFEST)
+    manifest = try_read_json(folder / MANIFEST)
     unknown += [MANIFEST] if manifest is not None and manifest.get("format") != FORMAT else []
     if unknown:
         raise ValueError(f"out {str(folder)!r} holds other files ({', '.join(unknown[:3])}): choose an empty folder")
@@ -267,7 +265,7 @@ def _is_code_file(path: Path) -> bool:
 
 
 def _remove_code_files(folder: Path) -> None:
-    # The manifest first: shards without one are never taken for a finished encoding.
+    # The manifest first: without it, shards do not count as a finished encoding.
     found = [path for path in folder.iterdir() if _is_code_file(path)]
     for path in sorted(found, key=lambda path: path.name != MANIFEST):
         path.unlink()
@@ -280,7 +278,7 @@ class _Shard:
     bytes: int
     sha256: str
     grid: tuple[int, int] | None
-    """None if no sample of the shard was usable."""
+    """Height and width of the code grid; None if no sample of the shard was usable."""
     skipped: dict[str, str]
 
 
@@ -292,7 +290,7 @@ def _describe(path: Path) -> _Shard:
                 shape = np.load(io.BytesIO(read_member(archive, member)), allow_pickle=False).shape
                 samples, grid = samples + shape[0], shape[2:]
             elif member.name == "skipped.json":
-                skipped = json.loads(read_member(archive, member))
+                skipped = parse_json(read_member(archive, member), f"{path}: {member.name}")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return _Shard(path.name, samples, path.stat().st_size, digest, grid, skipped)

@@ -1,4 +1,4 @@
-"""A folder tree of images with captions beside them as a `SampleSource`."""
+"""A folder tree of images and caption files as a `SampleSource`."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ from dalle_zoo.seeds import seeded_rng
 
 
 def suffix_of(path: Path) -> str:
-    """Ending in lower case, without the dot."""
+    """Suffix in lower case, without the dot."""
     return path.suffix.lower().removeprefix(".")
 
 
 class FolderSource(SampleSource):
-    """Images anywhere below a folder, captions in the .txt or .json of the same name.
+    """Images in a folder and its subfolders, with captions in .txt or .json files of the same name.
 
-    A key is the path relative to the folder without its ending, so equal names in different
-    folders stay apart; two images that differ in the ending alone keep it in their keys.
-    Shuffling is complete.
+    The key of an image is its path relative to the folder without the suffix, so equal names in different folders
+    differ. Images whose paths differ only in the suffix keep it in their keys. All samples are shuffled together.
 
     Args:
-        root: The folder. Hidden files and folders are passed over.
+        root: The folder. Hidden files and folders are ignored.
     """
 
     def __init__(self, root: Path) -> None:
@@ -53,7 +52,7 @@ class FolderSource(SampleSource):
 
     @property
     def num_samples(self) -> int:
-        """Images below the folder."""
+        """Number of images in the folder and its subfolders."""
         return len(self.images)
 
     def fingerprint(self) -> str:
@@ -69,6 +68,7 @@ class FolderSource(SampleSource):
         """As `SampleSource.read`."""
         keys = list(self.images)
         if seed is not None:
+            # The string is part of the seed of the shuffle: another one would change the order of every run.
             seeded_rng("pictures", seed, epoch).shuffle(keys)
         for key in keys[start:stop]:
             path = self.root / self.images[key]

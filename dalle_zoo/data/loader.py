@@ -1,4 +1,4 @@
-"""Batches that a run killed at any moment continues with, bit for bit."""
+"""A loader whose position can be saved: a run killed at any moment resumes with identical batches."""
 
 from __future__ import annotations
 
@@ -27,15 +27,14 @@ EncodeCaptions = Callable[[Sequence[str], Sequence[str], int], Tensor]
 
 @dataclass(frozen=True)
 class Collate:
-    """Items to a batch.
+    """Collates items to a batch.
 
-    The batch holds ``key`` and ``caption`` (lists of str), ``epoch`` (int), and of the items'
-    parts ``image`` as float32 (B, 3, H, W) in [0, 1], ``codes`` as int64 (B, h, w); with
-    ``encode_captions`` also ``text``, int64 (B, T).
+    A batch has ``key`` and ``caption`` (lists of str) and ``epoch`` (int); ``image``, float32 (B, 3, H, W) in [0, 1],
+    or ``codes``, int64 (B, h, w), as the items have; and ``text``, int64 (B, T), with ``encode_captions``.
     """
 
     encode_captions: EncodeCaptions | None = None
-    """Turns captions into ids, in the workers. Keys and epoch are there to seed its randomness."""
+    """Encodes captions as ids, in the workers. Keys and epoch seed its randomness."""
 
     def __call__(self, items: Sequence[Item], epoch: int) -> Batch:
         """Stacks the items of one batch."""
@@ -54,7 +53,7 @@ _PLAIN = Collate()
 
 
 def iterate_batches(dataset: CaptionedDataset, batch_size: int, collate: Collate = _PLAIN) -> Iterator[Batch]:
-    """Every usable item once, in stored order, as of epoch 0; the last batch may be short."""
+    """Yields every usable item of epoch 0 once, in stored order; the last batch may be smaller."""
     check_positive(batch_size=batch_size)
     items = iter(dataset)
     while chunk := list(itertools.islice(items, batch_size)):
@@ -62,12 +61,12 @@ def iterate_batches(dataset: CaptionedDataset, batch_size: int, collate: Collate
 
 
 class EmptyDataError(ValueError):
-    """A data set without a usable sample."""
+    """The data set has no usable sample."""
 
 
 @dataclass(frozen=True)
 class _Lane:
-    """Batches ``index, index + step, ...`` of one epoch on one rank: the work of one worker."""
+    """The batches of one worker: ``index, index + step, ...`` of one epoch on one rank."""
 
     dataset: CaptionedDataset
     collate: Collate
@@ -80,7 +79,7 @@ class _Lane:
     index: int
     step: int
     skip: int
-    """Batches of the rank that were given before the run was interrupted."""
+    """Number of batches that the rank had returned before the run was interrupted."""
 
     def __iter__(self) -> Iterator[tuple[Batch, list[Skipped]]]:
         skipped: list[Skipped] = []
@@ -92,7 +91,7 @@ class _Lane:
                 skipped.clear()
 
     def _endless(self, skipped: list[Skipped]) -> Iterator[Item]:
-        """The lane's items, over and over: unusable samples must not end an epoch early."""
+        """Repeats the lane's items, since unusable samples must not end an epoch early."""
         while True:
             usable = 0
             for record in self.dataset.read(seed=self.seed, epoch=self.epoch, start=self.start, stop=self.stop):
@@ -111,10 +110,10 @@ class _Lane:
 
 
 class _Lanes(torch.utils.data.IterableDataset[tuple[Batch, list[Skipped]] | EmptyDataError]):
-    """The lanes of one rank; worker w takes lane w.
+    """The lanes of one rank; worker w reads lane w.
 
-    It hands `EmptyDataError` over as data: raised in a worker, it would come with the worker's
-    traceback for a message, and keep the other workers alive for seconds.
+    `EmptyDataError` is returned as data: raised in a worker, its message would be the worker's traceback, and the
+    other workers would stay alive for seconds.
     """
 
     def __init__(self, lanes: Sequence[_Lane]) -> None:
@@ -134,31 +133,30 @@ def _as_is(record: Any) -> Any:
 
 
 class ResumableLoader:
-    """Batches of a data set, epoch after epoch, with a position that can be saved and restored.
+    """Loads the batches of a data set, epoch after epoch, from a position that can be saved and restored.
 
-    ``len(loader)`` batches make an epoch, the same number on every rank; each epoch is shuffled
-    anew by ``(seed, epoch)``, and all ranks and workers together read each sample once. A restored
-    loader gives what an undisturbed one would have given next. Each `iter` starts at the restored
-    position, or else at the beginning of an epoch: of the next one if the last was left half-way.
+    An epoch has ``len(loader)`` batches on every rank. It is shuffled by ``(seed, epoch)``, and all ranks and workers
+    together read each sample once. A restored loader continues with the batches that an uninterrupted one would have
+    returned. Each `iter` starts at the restored position, or else at the beginning of an epoch: of the next one if
+    the last was not finished.
 
-    Unusable samples are counted in `skipped`, named in a warning, and replaced by samples from the
-    beginning of the same stream, so that no rank runs dry.
+    Unusable samples are recorded in `skipped`, named in a warning, and replaced by samples from the beginning of the
+    same stream, so that every rank has the same number of batches.
 
     Args:
-        dataset: What to read.
+        dataset: Data set to read.
         batch_size: Samples per batch on each rank.
         seed: Seed of the order.
-        num_workers: Processes that read and decode; 0 does it in this one. Another number means
-            another order.
-        rank: Number of this process among those that train together.
-        world_size: How many train together.
-        drop_last: Leave out what does not fill a batch; otherwise the last batch is short.
-        shuffle: False makes every epoch the same, in stored order and with the crops and captions
-            of epoch 0: for validation.
-        collate: How items become a batch.
+        num_workers: Processes that read and decode; 0 uses the current process. It changes the order of samples.
+        rank: Rank of this process.
+        world_size: Number of processes that train together.
+        drop_last: Whether to drop the last samples if they do not fill a batch; otherwise the last batch is smaller.
+        shuffle: Whether to shuffle. False repeats epoch 0 in stored order, with its crops and captions, for
+            validation.
+        collate: Makes a batch of items.
 
     Raises:
-        ValueError: An option out of range, or too few samples for one batch. An `EmptyDataError`, also
+        ValueError: An option is out of range, or there are too few samples for one batch. An `EmptyDataError`, also
             while reading, means that no sample can be used.
     """
 
@@ -188,12 +186,12 @@ class ResumableLoader:
         self._done = 0
         self._restored = False
         self.skipped: dict[str, str] = {}
-        """Reasons by key of every sample found unusable by this loader so far."""
+        """Reasons for the samples skipped so far, by key."""
 
     def _plan_batches(self, drop_last: bool) -> tuple[int, ...]:
         total = len(self.dataset)
         if total == 0:
-            raise EmptyDataError("the data set is empty: no sample to train on. Check its location.")
+            raise EmptyDataError("the data set is empty. Check its location.")
         if total < self.world_size:
             raise ValueError(f"{total} sample(s) cannot be shared by {self.world_size} ranks: train on fewer")
         per_rank = total // self.world_size if drop_last else -(-total // self.world_size)
@@ -208,7 +206,7 @@ class ResumableLoader:
         return sizes
 
     def __len__(self) -> int:
-        """Batches per epoch and rank."""
+        """Number of batches per epoch and rank."""
         return len(self._batch_sizes)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -224,32 +222,32 @@ class ResumableLoader:
             self._record_skipped(skipped)
             self._done += 1
             if self._done == len(self):
-                # Before the yield: a trainer that knows the length never comes back for the end.
+                # Before the yield, since a trainer that knows the length does not request the end.
                 self._epoch, self._done = epoch + 1, 0
                 self._summarize()
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The position. It holds for every rank: Lightning stores that of rank 0 alone."""
+        """The position, which is the same on every rank: Lightning saves that of rank 0 only."""
         return {"epoch": self._epoch, "batches": self._done, **self._layout()}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continues behind a position of `state_dict` at the next `iter`."""
+        """Continues after a position of `state_dict` at the next `iter`."""
         done = state["batches"]
-        # Where the processes have other batches, as many samples of all of them lie behind.
+        # With another number of processes or batch size, skip as many samples of all of them together.
         before, now = (s.get("batch_size", 1) * s.get("world_size", 1) for s in (state, self._layout()))
         if "world_size" in state and before != now:
             done = min(done * before // now, len(self) - 1)
         if not 0 <= done < len(self):
             raise ValueError(
-                f"the saved position is batch {done} of an epoch, which has {len(self)} now: "
-                "resume with the data and the batch_size that the run began with"
+                f"the saved position is batch {done} of an epoch that now has {len(self)} batches: "
+                "resume with the original data and batch_size"
             )
         for name, value in self._layout().items():
             if state.get(name, value) != value:
                 log.warning(
-                    "%s was %d when the position was saved and is %d now: the run goes on, but "
-                    "not with the same batches as one never interrupted",
+                    "%s was %d when the position was saved and is %d now: the batches will differ "
+                    "from those of an uninterrupted run",
                     name,
                     state[name],
                     value,
@@ -263,7 +261,7 @@ class ResumableLoader:
         lanes = self._lanes(epoch, skip)
         if self.num_workers == 0:
             return iter(lanes[0])
-        # The workers are asked in turn from worker 0 on: it must hold the lane of the next batch.
+        # The workers are queried in order from worker 0, which must have the lane of the next batch.
         first = skip % len(lanes)
         return iter(
             torch.utils.data.DataLoader(
@@ -271,13 +269,13 @@ class ResumableLoader:
                 batch_size=None,
                 collate_fn=_as_is,
                 num_workers=len(lanes),
-                # Its own: a seed is sampled at each start, and a resumed run starts once more.
+                # Its own generator: each start samples a seed, and a resumed run starts once more.
                 generator=torch.Generator(),
             )
         )
 
     def _lanes(self, epoch: int, skip: int) -> list[_Lane]:
-        """Divides the rank's positions: to each lane those of its batches and a share of the rest."""
+        """Divides the rank's positions: each lane gets those of its batches and a share of the rest."""
         count = max(self.num_workers, 1)
         start, stop = (len(self.dataset) * r // self.world_size for r in (self.rank, self.rank + 1))
         left = stop - start - sum(self._batch_sizes)
@@ -309,4 +307,4 @@ class ResumableLoader:
 
     def _summarize(self) -> None:
         if self.skipped:
-            log.warning("%d samples were skipped so far; each is named above", len(self.skipped))
+            log.warning("%d samples have been skipped so far; see the warnings above", len(self.skipped))

@@ -22,18 +22,17 @@ class Stretch:
 
 
 def stretches(counts: Sequence[int], *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Stretch]:
-    """Parts of shards that hold positions ``start .. stop - 1`` of an epoch.
+    """Finds the parts of shards at positions ``start .. stop - 1`` of an epoch.
 
-    Windows over positions rather than complete shards give every rank and worker the same number of
-    samples, whatever the number and the sizes of the shards; a shard on a border is read by both
-    neighbors.
+    Dividing positions instead of shards gives every rank and worker the same number of samples for any number and
+    sizes of shards; a shard on a boundary is read by both neighbors.
 
     Args:
-        counts: Samples of each shard.
-        seed: Seed of the order of shards; None keeps it.
-        epoch: Pass over the data.
+        counts: Number of samples of each shard.
+        seed: Seed of the order of shards; None for the given order.
+        epoch: Number of the pass over the data.
         start: First position.
-        stop: One past the last position.
+        stop: Position after the last.
     """
     order = list(range(len(counts)))
     if seed is not None:
@@ -47,7 +46,7 @@ def stretches(counts: Sequence[int], *, seed: int | None, epoch: int, start: int
 
 
 def shuffled(items: Iterable[T], buffer_size: int, rng: random.Random) -> Iterator[T]:
-    """Bounded shuffle: each item is sampled from a buffer of the next ``buffer_size`` ones."""
+    """Shuffles with a buffer: each item is sampled from the next ``buffer_size`` ones."""
     buffer: list[T] = []
     for item in items:
         buffer.append(item)

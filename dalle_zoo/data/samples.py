@@ -1,4 +1,4 @@
-"""What every reader gives: captioned images, in an order that its arguments decide alone."""
+"""Base of the readers: captioned images, in an order that depends only on the arguments."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from dataclasses import dataclass
 log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif"})
-"""Endings, in lower case and without the dot, that are taken for images."""
+"""Suffixes of image files, in lower case and without the dot."""
 CAPTION_SUFFIXES = frozenset({"txt", "json"})
-"""Endings of the files beside an image that may hold its captions."""
+"""Suffixes of caption files, which have the name of their image."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One captioned image, still undecoded."""
+    """One captioned image, not decoded yet."""
 
     key: str
-    """Name, unique in its source; all randomness of the sample is derived from it."""
+    """Name, unique in its source; it seeds all randomness of the sample."""
     image: bytes
     """Contents of the image file."""
     captions: tuple[str, ...]
@@ -30,7 +30,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Skipped:
-    """Takes the place of a sample, or of a stretch of a file, that could not be used."""
+    """Replaces a sample, or a part of a file, that cannot be used."""
 
     key: str
     reason: str
@@ -40,26 +40,26 @@ class Skipped:
 
 
 class SampleSource(ABC):
-    """Images with captions, wherever they are stored.
+    """A source of images with captions.
 
-    Positions ``0 .. num_samples - 1`` count the samples in the order of one epoch. That order
-    depends on ``(seed, epoch)`` alone, so any division of the positions divides the samples.
+    Positions ``0 .. num_samples - 1`` number the samples in the order of one epoch. The order depends only on
+    ``(seed, epoch)``, so disjoint positions are disjoint samples in every process.
     """
 
     @property
     @abstractmethod
     def num_samples(self) -> int:
-        """Samples that the source lists; corrupt ones are among them."""
+        """Number of listed samples, including corrupt ones."""
 
     @abstractmethod
     def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Sample | Skipped]:
-        """Samples at positions ``start .. stop - 1`` of an epoch, a `Skipped` for each unreadable one.
+        """Reads the samples at positions ``start .. stop - 1`` of an epoch, with a `Skipped` for each unreadable one.
 
         Args:
-            seed: Seed of the shuffling; None keeps the stored order.
-            epoch: Pass over the data; each has its own order.
+            seed: Seed of the order; None for the stored order.
+            epoch: Number of the pass over the data, which determines the order.
             start: First position.
-            stop: One past the last position.
+            stop: Position after the last.
         """
 
     @abstractmethod
@@ -72,9 +72,9 @@ class SampleSource(ABC):
     def stream(
         self, *, seed: int | None = None, epoch: int = 0, part: int = 0, num_parts: int = 1
     ) -> Iterator[Sample]:
-        """One of ``num_parts`` disjoint parts, together complete, equal in size to within one.
+        """Reads one of ``num_parts`` disjoint parts of the source, whose sizes differ by at most one.
 
-        What cannot be read is left out and named in a warning.
+        Unreadable samples are skipped with a warning.
         """
         if not 0 <= part < num_parts:
             raise ValueError(f"part must lie in 0..{num_parts - 1} (num_parts {num_parts}), got {part}")
@@ -88,10 +88,10 @@ class SampleSource(ABC):
 
 
 def read_captions(json_text: bytes | None, plain_text: bytes | None) -> tuple[str, ...]:
-    r"""Captions beside an image, from its .json or else its .txt.
+    r"""Returns the captions of an image from its .json file, or else from its .txt file.
 
-    The .json may hold a list ``captions`` or a string ``caption``; in the .txt, every line is one.
-    A file that cannot be read counts as missing.
+    The .json file has a list ``captions`` or a string ``caption``; every line of the .txt file is a caption. A file
+    that cannot be read counts as missing.
 
     Example:
         >>> read_captions(b'{"captions": ["a cat", "one cat"]}', b"a cat")

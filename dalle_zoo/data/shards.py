@@ -1,4 +1,4 @@
-"""WebDataset tar shards as a `SampleSource`, img2dataset's layout included."""
+"""WebDataset tar shards as a `SampleSource`, including the layout of img2dataset."""
 
 from __future__ import annotations
 
@@ -25,34 +25,33 @@ from dalle_zoo.data.samples import (
     Skipped,
     read_captions,
 )
+from dalle_zoo.files import try_read_json
 from dalle_zoo.seeds import seeded_rng
 
 log = logging.getLogger(__name__)
 
 SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz")
 DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error)
-"""What reading a broken or truncated tar or gzip raises."""
+"""Exceptions raised for damaged or truncated tar and gzip files."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _TAR_BLOCK = 512
 
 
 def is_shard(path: Path) -> bool:
-    """Whether the name is that of a shard; hidden files such as ``._0.tar`` are none."""
+    """Whether a path has the name of a shard; hidden files such as ``._0.tar`` are not shards."""
     return path.name.lower().endswith(SHARD_ENDINGS) and not path.name.startswith(".")
 
 
 class ShardSource(SampleSource):
-    """Samples in tar files: members ``KEY.jpg``, ``KEY.txt``, ``KEY.json`` side by side.
+    """Samples in tar files with consecutive members ``KEY.jpg``, ``KEY.txt``, ``KEY.json``.
 
-    KEY reaches to the first dot of the base name, WebDataset's convention. Only members with the
-    endings that we name are read, as bytes: nothing is ever unpickled. Shuffling is the order of
-    shards plus a bounded buffer.
+    KEY ends at the first dot of the base name, as in WebDataset. Only members with known suffixes are read, as bytes:
+    nothing is unpickled. Shuffling permutes the shards and uses a shuffle buffer.
 
     Args:
-        paths: The shards. Files of img2dataset beside them (``.parquet``, ``_stats.json``) are not
-            needed.
-        shuffle_buffer: Undecoded samples that the bounded shuffle holds.
+        paths: The shards. Other files of img2dataset (``.parquet``, ``_stats.json``) are not needed.
+        shuffle_buffer: Undecoded samples in the shuffle buffer. Defaults to 2048.
     """
 
     def __init__(self, paths: Sequence[Path], *, shuffle_buffer: int = 2048) -> None:
@@ -62,12 +61,12 @@ class ShardSource(SampleSource):
 
     @property
     def num_samples(self) -> int:
-        """Samples of all shards."""
+        """Number of samples of all shards."""
         return sum(self.counts)
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
-        """Samples of each shard: from the manifest beside it, or else by one scan of names."""
+        """Number of samples of each shard, from the manifest in its folder, or else from the names of its members."""
         listed = {folder: _manifest_counts(folder) for folder in {p.parent for p in self.paths}}
         counts = []
         for path in self.paths:
@@ -81,7 +80,7 @@ class ShardSource(SampleSource):
         return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
     def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Sample | Skipped]:
-        """As `SampleSource.read`."""
+        """See `SampleSource.read`."""
         records = self._in_order(seed, epoch, start, stop)
         if seed is None:
             return records
@@ -123,7 +122,7 @@ def _read_shard(path: Path) -> Iterator[Sample | Skipped]:
 
     def note(error: Exception) -> bool:
         damage.append(f"{type(error).__name__}: {error.args[0] if error.args else 'damaged'}")
-        return True  # go on
+        return True  # continue
 
     with _open(path) as stream:
         members = wds.tar_file_expander([{"url": str(path), "stream": stream}], handler=note, select_files=_is_wanted)
@@ -132,7 +131,7 @@ def _read_shard(path: Path) -> Iterator[Sample | Skipped]:
         if not damage:
             damage.extend(_end_is_wrong(stream))
     if damage:
-        yield Skipped(str(path), f"the shard is damaged, what could be read was kept ({damage[0]})")
+        yield Skipped(str(path), f"the shard is damaged; its readable samples are used ({damage[0]})")
 
 
 def _is_wanted(name: str) -> bool:
@@ -143,32 +142,31 @@ def _sample(group: dict[str, Any], path: Path) -> Sample | Skipped:
     key = str(group["__key__"]).removeprefix("./")
     images = sorted(IMAGE_SUFFIXES & group.keys())
     if not images:
-        return Skipped(key, f"no image beside its captions in {path.name}")
+        return Skipped(key, f"captions without an image in {path.name}")
     return Sample(key, group[images[0]], read_captions(group.get("json"), group.get("txt")))
 
 
 def _end_is_wrong(stream: IO[bytes]) -> Iterator[str]:
-    """A complaint about what follows the last member that was found, if it is not an end of tar."""
+    """Describes what follows the last member, if it is not the end of a tar file."""
     try:
         while block := stream.read(1 << 20):
             if any(block):
-                yield "a damaged header hides the members after it"  # tarfile takes it for the end
+                yield "a damaged header hides the members after it"  # tarfile stops there
                 return
-        if not isinstance(stream, gzip.GzipFile):  # which has reported a truncation by now
+        if not isinstance(stream, gzip.GzipFile):  # gzip reports truncation itself
             stream.seek(-_TAR_BLOCK, os.SEEK_END)
             if any(stream.read()):
-                yield "truncated: the end mark is missing"
+                yield "truncated: the end-of-archive marker is missing"
     except DAMAGE as error:
         yield f"{type(error).__name__}: {error}"
 
 
 def _scan(path: Path) -> int:
-    """Samples of a shard by names of members; a damaged one counts as far as it can be read."""
+    """Counts the samples of a shard by the names of its members, up to damage if there is any."""
     wds = _webdataset()
 
     def names() -> Iterator[dict[str, Any]]:
-        # Mode "r:" seeks over the contents of the members, which is quick in a tar that is not
-        # zipped.
+        # Mode "r:" seeks over the contents of the members, which is fast in an uncompressed tar file.
         with _open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             for member in archive:
                 if member.isreg() and _is_wanted(member.name):
@@ -182,18 +180,13 @@ def _scan(path: Path) -> int:
         for group in wds.group_by_keys(names(), handler=ignore):
             count += isinstance(_sample(group, path), Sample)
     except DAMAGE as error:
-        log.warning("%s is damaged, counted what can be read: %s", path, error)
+        log.warning("%s is damaged; counting its readable samples: %s", path, error)
     return count
 
 
 def _manifest_counts(folder: Path) -> dict[tuple[str, int], int]:
-    """Counts by (name, bytes) from ``manifest.json``: ``shards`` at the top or in each split."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(manifest, dict):
-        return {}
+    """Counts by (name, bytes) from ``manifest.json``, which lists ``shards`` at the top level or per split."""
+    manifest = try_read_json(folder / "manifest.json") or {}
     splits = manifest.get("splits")
     parts: Iterable[Any] = [manifest, *(splits.values() if isinstance(splits, dict) else ())]
     counts = {}

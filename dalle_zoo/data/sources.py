@@ -1,4 +1,4 @@
-"""From what a person types to a `SampleSource`: shards, patterns, folders, data bundled."""
+"""Opens data given as text: shards, patterns, folders, bundled or generated data."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _EXPECTED = (
 
 
 def open_source(location: str | Path) -> SampleSource:
-    """Recognizes what a location is and opens it.
+    """Recognizes the kind of a location and opens it.
 
-    | location | what it is |
+    | location | kind |
     |---|---|
     | ``file.tar``, ``.tar.gz``, ``.tgz`` | one WebDataset shard |
-    | a folder with shards in it | these shards, as img2dataset or `webdataset` wrote them |
+    | a folder with shards | its shards, from img2dataset or `webdataset` |
     | a pattern with ``*``, ``?``, ``[...]``, ``{a..b}`` or ``{a,b}`` | the shards that match |
-    | any other folder | the images below it, captions in files of the same name |
+    | another folder | the images in it and its subfolders, with captions in files of the same name |
     | ``emoji64:train`` | shards in the package |
     | ``composition:train``, ``my.yaml:train`` | samples composed on the fly, see `dalle_zoo.composition` |
 
-    img2dataset pads images with white borders unless it is run with ``--resize_mode keep_ratio``; such
-    borders stay, so use that mode (docs/conceptual-captions.md).
+    img2dataset adds white borders to images unless it is run with ``--resize_mode keep_ratio``. The borders are not
+    removed, so use that mode (docs/conceptual-captions.md).
 
     Raises:
-        ValueError: Nothing there, or nothing usable in it.
+        ValueError: The location does not exist, or has no usable image.
     """
     text = str(location)
     bundle, _, split = text.rpartition(":")
@@ -66,12 +66,12 @@ def _composition(location: str, split: str) -> SampleSource:
 def _open_path(path: Path, text: str) -> SampleSource:
     if path.is_file():
         if not is_shard(path):
-            raise ValueError(f"location {text!r} is a file, but no shard. {_EXPECTED}")
+            raise ValueError(f"location {text!r} is a file but not a shard. {_EXPECTED}")
         return ShardSource([path])
     if path.is_dir():
         shards = sorted(p for p in path.iterdir() if is_shard(p) and p.is_file())
         if shards and all(p.name.startswith("codes-") for p in shards):
-            raise ValueError(f"location {text!r} holds code shards, not images: open it as a CodeDataset")
+            raise ValueError(f"location {text!r} has code shards, not images: use CodeDataModule (CodeDataset)")
         return ShardSource(shards) if shards else FolderSource(path)
     if any(sign in text for sign in "*?[{"):
         return ShardSource(_matching_shards(str(path), text))
@@ -81,7 +81,7 @@ def _open_path(path: Path, text: str) -> SampleSource:
 
 
 def _nearest_bundled(text: str) -> str | None:
-    """Data set and split in the package that were perhaps meant: ``emoji64:train`` for ``emoji46``."""
+    """Suggests a bundled data set and split: ``emoji64:train`` for ``emoji46``."""
     bundle, _, split = text.partition(":")
     for name in difflib.get_close_matches(bundle, BUNDLED, n=1):
         near = difflib.get_close_matches(split, [*BUNDLED[name], "all"], n=1)
@@ -98,7 +98,7 @@ def _nearest_neighbor(path: Path) -> str | None:
 def _matching_shards(pattern: str, text: str) -> list[Path]:
     found: set[Path] = set()
     for part in _expand_braces(pattern):
-        # Path.glob refuses absolute patterns
+        # Path.glob rejects absolute patterns
         names = [part] if Path(part).is_file() else glob.glob(part)  # noqa: PTH207
         matches = [Path(name) for name in names]
         shards = [p for p in matches if is_shard(p) and p.is_file()]
@@ -116,7 +116,7 @@ def _images(paths: list[Path]) -> bool:
 def _expand_braces(pattern: str) -> list[str]:
     if "{" not in pattern:
         return [pattern]
-    import braceexpand  # comes with webdataset
+    import braceexpand  # a dependency of webdataset
 
     try:
         return list(braceexpand.braceexpand(pattern))
@@ -132,7 +132,5 @@ def _bundled_shards(bundle: str, split: str) -> list[Path]:
     wanted = splits if split == "all" else (split,)
     shards = sorted(p for name in wanted for p in folder.glob(f"{bundle}-{name}-*.tar.gz"))
     if not shards:
-        raise ValueError(
-            f"this installation lacks the shards of {bundle}:{split} in {folder}: install the package again"
-        )
+        raise ValueError(f"this installation has no shards of {bundle}:{split} in {folder}: reinstall the package")
     return shards

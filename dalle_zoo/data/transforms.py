@@ -24,7 +24,7 @@ TRANSFORMS: Registry[Transform] = Registry("image transform", group="dalle_zoo.t
 
 
 def sample_rng(seed: int, key: str, variant: int) -> random.Random:
-    """Generator of the crop of one variant of one sample, wherever and whenever it is sampled."""
+    """Returns the generator for the crop of one variant of one sample, the same in every process."""
     return seeded_rng("crop", seed, key, variant)
 
 
@@ -33,8 +33,8 @@ def dvae_transform(image: Image.Image, size: int, rng: random.Random) -> Tensor:
     """Preprocessing of stage 1, Listing 1: square crop anywhere, reduction, crop, random flip.
 
     The square of side ``s = min(h, w)`` is reduced to a random side between 9/8 and 12/8 of
-    ``size``, or to ``s`` where that is smaller; 256 gives the paper's 288 and 384. A departure:
-    the listing cannot handle ``s < size``; here such a square is first enlarged to ``size``.
+    ``size``, or to ``s`` if that is smaller; 256 gives the paper's 288 and 384. A departure: the listing does not
+    support ``s < size``; here, such a square is first enlarged to ``size``.
 
     Args:
         image: RGB image.
@@ -58,8 +58,8 @@ def dvae_transform(image: Image.Image, size: int, rng: random.Random) -> Tensor:
 def prior_transform(image: Image.Image, size: int, rng: random.Random) -> Tensor:
     """Preprocessing of stage 2, Listing 2: square crop near the center, reduction, crop, no flip.
 
-    The square lies in the central quarter of the slack and is reduced to a random side from
-    ``size`` to 9/8 of it. Images smaller than ``size`` are treated as in `dvae_transform`.
+    The offset of the square is in the central quarter of its range; the square is reduced to a random side from
+    ``size`` to 9/8 of it. Images smaller than ``size`` are enlarged as in `dvae_transform`.
 
     Args:
         image: RGB image.
@@ -95,11 +95,11 @@ def center_transform(image: Image.Image, size: int, rng: random.Random | None = 
 
 
 def area_resize(pixels: Pixels, t: int) -> Pixels:
-    """Reduces a square by averaging over areas, as TensorFlow's AREA with aligned corners.
+    """Reduces a square by area averaging, like TensorFlow's AREA with aligned corners.
 
     Output pixel i is the mean of the input over ``[i r, (i + 1) r)``, ``r = (s - 1) / (t - 1)``,
-    where the last pixel of the input continues beyond its border. Pillow's box filter takes each
-    pixel wholly or not at all, which differs wherever s / t is not an integer.
+    where the last pixel of the input is extended beyond the border. Pillow's box filter does not weight partial
+    pixels, so it differs unless s / t is an integer.
 
     Args:
         pixels: uint8 (s, s, 3).

@@ -1,11 +1,10 @@
-"""Attention masks: which position reads which, declared once per pattern.
+"""Attention masks: which positions attend to which, declared once per pattern.
 
-The table, `MASKS`: a name, and the function that declares the mask on a layout. To add one, write
-a file beside these with a factory under ``@MASKS.register("name")`` and import it here; a third
-party adds an entry point in the group ``dalle_zoo.masks``. Plotting, decoding, cost and the
-contract tests follow from the declaration.
+The registry `MASKS` maps a name to the function that declares the mask on a layout. To add a mask, write a file in
+this folder with a factory under ``@MASKS.register("name")`` and import it here; a third party adds an entry point in
+the group ``dalle_zoo.masks``. Plots, decoding, cost and the contract tests are derived from the declaration.
 
-| name | an image cell reads, besides all text | paper |
+| name | an image cell attends to, in addition to all text | paper |
 |---|---|---|
 | ``full`` | every earlier cell | |
 | ``row`` | the previous W cells | figure 11 (a) |

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @MASKS.register("column")
 def column(layout: TextImageLayout) -> MaskMod:
-    """Reads itself and all cells above it in the same column.
+    """Attends to itself and to all cells above it in the same column.
 
     ``o mod W = 0`` with ``o = query - key >= 0``. Figure 11 (c) is the same mask on image states
     in column-major order, where it is block-diagonal.
@@ -21,7 +21,7 @@ def column(layout: TextImageLayout) -> MaskMod:
     figures 11 (b) and (c).
 
     Args:
-        layout: Where text and image stand.
+        layout: Positions of text and image.
     """
 
     def image_rule(query: Tensor, key: Tensor) -> Tensor:

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 @MASKS.register("conv")
 def conv(layout: TextImageLayout, *, kernel: int = 11) -> MaskMod:
-    """Reads a K x K neighborhood, its causal half, wrapping round at the side borders.
+    """Attends to the causal half of a K x K neighborhood, which wraps around at the side borders.
 
     ``(o + p) mod W < K`` and ``o < (p + 1) W``, with ``o = query - key >= 0`` and
-    ``p = (K - 1) / 2``. In each of the ``p + 1`` bands of W offsets, what leaves the kernel on the
-    left comes back at the far end: the illustrated case (W = 4, K = 3) has the offsets 0, 1, 3, 4, 5
-    and 7, of which a centered kernel would lack the 7.
+    ``p = (K - 1) / 2``. In each of the ``p + 1`` bands of W offsets, cells that leave the kernel on
+    the left come back at the far end: the illustrated case (W = 4, K = 3) has the offsets 0, 1, 3, 4,
+    5 and 7, where a centered kernel would lack the 7.
 
     On a grid no wider than the kernel (W <= K) the first condition always holds: the mask is the
     band of the last ``(p + 1) W`` cells.
@@ -26,8 +26,8 @@ def conv(layout: TextImageLayout, *, kernel: int = 11) -> MaskMod:
     figure 11 (d).
 
     Args:
-        layout: Where text and image stand.
-        kernel: Side K of the neighborhood, odd; the paper's model has 11.
+        layout: Positions of text and image.
+        kernel: Side K of the neighborhood, odd. Defaults to 11, as in the paper's model.
 
     Raises:
         ValueError: ``kernel`` is even or not positive.
@@ -43,7 +43,7 @@ def conv(layout: TextImageLayout, *, kernel: int = 11) -> MaskMod:
 
 
 def kernel_reach(mask: str, kernel: int) -> int:
-    """Cells that a centered kernel reaches to either side, ``p = (K - 1) / 2``.
+    """Number of cells that a centered kernel reaches to either side, ``p = (K - 1) / 2``.
 
     Raises:
         ValueError: ``kernel`` is even or not positive.

@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 @MASKS.register("conv_clamped")
 def conv_clamped(layout: TextImageLayout, *, kernel: int = 11) -> MaskMod:
-    """Reads a K x K neighborhood, its causal half, which ends at the borders of the grid.
+    """Attends to the causal half of a K x K neighborhood, which ends at the borders of the grid.
 
     ``|r_q - r_k| <= p`` and ``|c_q - c_k| <= p`` with rows r, columns c and ``p = (K - 1) / 2``. The paper's ``conv``
-    wraps round at the side borders instead.
+    wraps around at the side borders instead.
 
     Reference: ruDALL-E, https://github.com/ai-forever/ru-dalle, ``hf_version`` v3 (Malevich, Surrealist, Kandinsky).
 
     Args:
-        layout: Where text and image stand.
-        kernel: Side K of the neighborhood, odd; ruDALL-E has 11.
+        layout: Positions of text and image.
+        kernel: Side K of the neighborhood, odd. Defaults to 11, as in ruDALL-E.
 
     Raises:
         ValueError: ``kernel`` is even or not positive.

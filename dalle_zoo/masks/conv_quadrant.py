@@ -1,4 +1,4 @@
-"""Convolutional attention to the cells above and to the left, as DALLE-pytorch has it since version 1.5."""
+"""Convolutional attention to the cells above and to the left, as in DALLE-pytorch since version 1.5."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ if TYPE_CHECKING:
 
 @MASKS.register("conv_quadrant")
 def conv_quadrant(layout: TextImageLayout, *, kernel: int = 5, dilation: int = 1) -> MaskMod:
-    """Reads a K x K neighborhood whose last corner it is: cells above and to the left.
+    """Attends to a K x K neighborhood above and to the left, of which it is the last corner.
 
-    ``r`` rows up and ``c`` columns left, both one of ``0, s, ..., (K - 1) s`` with the dilation ``s``; what leaves
-    the grid is left out. Unlike the paper's `conv` it reads nothing to the right of its own column.
+    The cells are ``r`` rows up and ``c`` columns to the left, each of ``0, s, ..., (K - 1) s`` with the dilation
+    ``s``; cells outside the grid are omitted. Unlike the paper's `conv` it attends to no cell to the right of its own
+    column.
 
     Reference: https://github.com/lucidrains/DALLE-pytorch, attention type ``conv_like``.
 
     Args:
-        layout: Where text and image stand.
-        kernel: Side K of the neighborhood.
-        dilation: Distance s of the cells that are read.
+        layout: Positions of text and image.
+        kernel: Side K of the neighborhood. Defaults to 5.
+        dilation: Distance s between neighboring cells of the kernel. Defaults to 1.
 
     Raises:
         ValueError: ``kernel`` or ``dilation`` is not positive.

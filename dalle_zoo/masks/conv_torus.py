@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 @MASKS.register("conv_torus")
 def conv_torus(layout: TextImageLayout, *, kernel: int = 11) -> MaskMod:
-    """Reads a K x K neighborhood, its causal half, on a grid that wraps round both ways.
+    """Attends to the causal half of a K x K neighborhood on a grid that wraps around both ways.
 
     ``(r_q - r_k + p) mod H < K`` and ``(c_q - c_k + p) mod W < K`` with rows r, columns c and ``p = (K - 1) / 2``. So
-    the last p rows read the first ones too, and what wraps round sideways stays in its row, where the paper's
-    ``conv`` changes to the one above.
+    the last p rows also attend to the first rows, and a neighborhood that wraps around sideways stays in its row,
+    where the paper's ``conv`` continues in the row above.
 
     Reference: ruDALL-E, https://github.com/ai-forever/ru-dalle, ``hf_version`` v2 (Malevich v2, Emojich).
 
     Args:
-        layout: Where text and image stand.
-        kernel: Side K of the neighborhood, odd; ruDALL-E has 11.
+        layout: Positions of text and image.
+        kernel: Side K of the neighborhood, odd. Defaults to 11, as in ruDALL-E.
 
     Raises:
         ValueError: ``kernel`` is even or not positive.

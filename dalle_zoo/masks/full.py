@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 @MASKS.register("full")
 def full(layout: TextImageLayout) -> MaskMod:
-    """Reads everything before it: plain causal attention, the baseline of the sparse masks.
+    """Attends to everything before it: plain causal attention, the baseline of the sparse masks.
 
     Args:
-        layout: Where text and image stand.
+        layout: Positions of text and image.
     """
 
     def image_rule(query: Tensor, key: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Positions of the stream, what a mask is, and the registry of masks.
+"""Positions of the stream, the declaration of a mask, and the registry of masks.
 
-A mask is declared once, as a function of positions, in one small file; `dalle_zoo.masks.plan.Mask`
-derives everything else from that function.
+A mask is declared once, as a function of positions, in one small file. `dalle_zoo.masks.plan.Mask` derives everything
+else from that function.
 
 ```
 positions   0 ........ T-1 | T .................. T+N-1
@@ -17,22 +17,22 @@ from typing import TYPE_CHECKING, Concatenate, TypeAlias
 
 from dalle_zoo.registry import Registry
 
-if TYPE_CHECKING:  # names and specs are looked up without waiting for torch
+if TYPE_CHECKING:  # looking up names and specs does not import torch
     from torch import Tensor
 
 # T text positions, W width of the grid, N image positions, q query and k key positions, o = q - k
 
 MaskMod: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
-"""``mod(query, key)``: whether query positions may read key positions.
+"""``mod(query, key)``: whether query positions may attend to key positions.
 
-Both are int64 tensors that broadcast; the answer is a bool tensor of the broadcast shape. Only
-arithmetic and comparisons of the two: no branch on their values, no other tensors.
+Both arguments are int64 tensors that broadcast; the result is a bool tensor of the broadcast shape. The function may
+use only arithmetic and comparisons of the two: no branches on their values, and no other tensors.
 """
 
 
 @dataclass(frozen=True)
 class TextImageLayout:
-    """Where text and image stand in the stream; positions are 0 .. ``length`` - 1.
+    """Positions of text and image in the stream, 0 .. ``length`` - 1.
 
     Args:
         text: Text positions T, padding included (256 in the paper).
@@ -70,7 +70,7 @@ class TextImageLayout:
 
 
 MaskFactory: TypeAlias = Callable[Concatenate[TextImageLayout, ...], MaskMod]
-"""``factory(layout, **options) -> MaskMod``; options are integers given by keyword.
+"""``factory(layout, **options) -> MaskMod``; options are integers passed by keyword.
 
 The first line of its docstring explains the mask in plots and listings.
 """
@@ -79,17 +79,17 @@ MASKS: Registry[MaskFactory] = Registry("attention mask", group="dalle_zoo.masks
 
 
 def text_then_image(layout: TextImageLayout, image_rule: MaskMod) -> MaskMod:
-    """The frame that all masks of the paper share, around a rule for image-to-image attention.
+    """Builds a mask from a rule for image-to-image attention; the rest is common to all masks of the paper.
 
-    Text reads text causally and never the image. The image reads all text, padding included, and
-    the image by ``image_rule``, causally (appendix B.1, figure 11).
+    Text attends to text causally and never to the image. The image attends to all text, including padding, and
+    causally to the image cells that ``image_rule`` selects (appendix B.1, figure 11).
 
     Args:
-        layout: Where text and image stand.
+        layout: Positions of text and image.
         image_rule: Which image cells (raster indices 0 .. N - 1) attend to which. It need not be
-            causal. Its answer may depend on the columns of the two cells and on how many rows
-            they are apart, as that of every offset rule does, but not on the rows themselves, so
-            that pairs can be counted without a matrix of N x N. `Mask.dense` checks it.
+            causal. Its result may depend on the columns of the two cells and on the number of rows
+            between them, as with every rule of offsets, but not on the rows themselves. So pairs
+            can be counted without an N x N matrix. `Mask.dense` checks this.
 
     Example:
         >>> import torch
@@ -102,8 +102,8 @@ def text_then_image(layout: TextImageLayout, image_rule: MaskMod) -> MaskMod:
     text = layout.text
 
     def mod(query: Tensor, key: Tensor) -> Tensor:
-        # Where an index handed to the rule is negative its answer does not count: a text key needs
-        # no rule, and an image key is in the future of every text query.
+        # If an index passed to the rule is negative, its result is ignored: a text key needs no rule,
+        # and an image key is in the future of every text query.
         return (key <= query) & ((key < text) | image_rule(query - text, key - text))
 
     mod.repeats_by_row = True  # type: ignore[attr-defined]  # read by `Mask`

@@ -1,4 +1,4 @@
-"""Queries in lines that share their keys: what makes exact attention under a sparse mask cheap to train."""
+"""Groups queries into lines that share their keys, which makes exact attention under a sparse mask cheap to train."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from typing import TYPE_CHECKING
 
 from dalle_zoo.masks.layout import MaskMod, TextImageLayout
 
-if TYPE_CHECKING:  # as in plan.py: listing masks does not wait for torch
+if TYPE_CHECKING:  # as in plan.py: listing masks does not import torch
     from torch import Tensor
 
-# T text positions, N image positions, G lines of Q queries, U image keys that a line reads at most
+# T text positions, N image positions, G lines of Q queries, U largest number of image keys of a line
 
 KEY = 40
-"""What it takes to bring a key and its value to a line and their gradients back, in units of one score: measured with
-heads of 64 in float32, forward and backward pass."""
+"""Cost of gathering a key and its value for a line and of scattering their gradients, in units of one score; measured
+with heads of 64 in float32, forward and backward pass."""
 LARGEST_GROUP = 4
-"""Rows or columns that one line holds at most."""
+"""Largest number of rows or columns in one line."""
 
 
 @dataclass(frozen=True)
 class LineSizes:
-    """Sizes of a line plan, which are known before the plan is built."""
+    """Sizes of a line plan, known before the plan is built."""
 
     by_row: bool
-    """Whether a line is made of rows of the grid, rather than of columns."""
+    """Whether a line consists of rows of the grid, not of columns."""
     group: int
-    """Rows or columns in one line."""
+    """Number of rows or columns in one line."""
     num_lines: int
-    """Lines G."""
+    """Number of lines G."""
     num_queries: int
-    """Queries Q of each line."""
+    """Number of queries Q of each line."""
     num_keys: int
-    """Image keys U of the line with most of them."""
+    """Largest number of image keys U of a line."""
 
     @property
     def num_gathered(self) -> int:
-        """Queries and keys of all lines."""
+        """Number of queries and keys of all lines."""
         return self.num_lines * (self.num_queries + self.num_keys)
 
     @property
@@ -54,15 +54,15 @@ class LinePlan:
     """
 
     queries: Tensor
-    """Image queries of each line, int64 (G, Q); each image position stands in one line."""
+    """Image queries of each line, int64 (G, Q); each image position is in exactly one line."""
     keys: Tensor
     """Image keys of each line, int64 (G, U); padding repeats the line's first query."""
     allowed: Tensor
-    """Which of the line's keys each of its queries reads, False at padding, bool (G, Q, U)."""
+    """Which keys of the line each of its queries attends to, False at padding, bool (G, Q, U)."""
 
     @property
     def causal(self) -> bool:
-        """Whether a line's keys are its queries, each of which reads itself and all before it."""
+        """Whether the keys of a line are its queries, and each attends to itself and to all before it."""
         import torch
 
         inside = self.allowed[0]
@@ -81,23 +81,24 @@ def line_sizes(layout: TextImageLayout, rows_apart: Tensor) -> LineSizes:
     height, width = layout.height, layout.width
     read = rows_apart.any(1)  # (H, W)
     distances = torch.arange(height, device="cpu", dtype=torch.int32).view(-1, 1, 1)
-    nearest = distances.where(rows_apart, height).amin(0)  # rows apart at which a column reads another first, (W, W)
-    # Key rows below the first query of a line are read by its later queries alone.
+    # Smallest number of rows apart at which a column attends to another, (W, W).
+    nearest = distances.where(rows_apart, height).amin(0)
+    # Only the later queries of a line attend to key rows below its first query.
     above = torch.cat([read.new_zeros(LARGEST_GROUP - 1, width), read])
     sizes = []
     for group in _divisors(height):
-        # A line of the last rows has most keys: every row of keys that others see, and more.
+        # A line of the last rows has the most keys: those of the other lines, shifted, and more.
         keys = above[LARGEST_GROUP - group :].unfold(0, group, 1).any(-1)
         sizes.append(LineSizes(True, group, height // group, group * width, int(keys.sum())))
     for group in _divisors(width):
-        # Of a column of keys, all but the last ``nearest`` rows are read.
+        # All but the last ``nearest`` rows of a column of keys are attended to.
         keys = (height - nearest.view(width // group, group, width).amin(1)).sum(1)
         sizes.append(LineSizes(False, group, width // group, group * height, int(keys.max())))
     return min(sizes, key=lambda each: each.cost)
 
 
 def line_sizes_of(layout: TextImageLayout, reads: MaskMod) -> LineSizes:
-    """Returns what `line_sizes` does for any rule, from all pairs of a line at a time.
+    """Returns the same as `line_sizes` for any rule, by evaluating all pairs of one line at a time.
 
     Args:
         layout: Positions of text and image.

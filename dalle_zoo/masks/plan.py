@@ -1,4 +1,4 @@
-"""Everything that follows from a mask: matrix, attention arguments, decode tables, cache, cost."""
+"""Everything derived from a mask: matrix, attention arguments, decode tables, cache plan, cost."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from dalle_zoo.masks.layout import MaskMod, TextImageLayout
 from dalle_zoo.masks.lines import LinePlan, LineSizes, line_sizes, line_sizes_of, plan_lines
 from dalle_zoo.masks.spec import MaskSpec
 
-if TYPE_CHECKING:  # torch is imported where tensors are made: listing masks does not wait for it
+if TYPE_CHECKING:  # functions that create tensors import torch: listing masks does not
     from collections.abc import Iterator
 
     import torch
     from torch import Tensor
 
-# T text positions, N image positions, L = T + N, n most image keys that a step reads, H W rows and columns of the grid
+# T text positions, N image positions, L = T + N, n most image keys of a step, H W rows and columns of the grid
 
 PAIRS = 2**22
-"""Pairs of positions for which a mask is evaluated at once."""
+"""Number of position pairs for which a mask is evaluated at once."""
 
 
 @dataclass(frozen=True, eq=False)
 class DecodeTable:
-    """Image keys that each image step reads. Text is not listed: every step reads all of it."""
+    """Image keys that each image step attends to. Text is not listed: every step attends to all of it."""
 
     keys: Tensor
     """Raster indices, ascending, int64 (N, n). Padding repeats the step's own key."""
@@ -35,21 +35,21 @@ class DecodeTable:
 
 @dataclass(frozen=True, eq=False)
 class CachePlan:
-    """Slots of a static key-value cache that holds only keys which a later step still reads.
+    """Slots of a static key-value cache that holds only the keys that a later step still attends to.
 
     Step i writes the key of image position i to slot ``slot_of_key[i]``, then reads
     ``read_slots[i]`` where ``valid[i]``. No slot is overwritten before the last read of its key. A pass over a window
     of W positions i … i+W-1 writes all of their keys before it reads, so a key stays for W - 1 more steps: positions
-    whose tokens were only guessed may be run again from i+1 on.
+    whose tokens were only guesses may be run again from i+1 on.
 
-    Slots are numbered by rows or columns of the grid, as the mask's line plan has it, so that keys read together lie
-    side by side.
+    Slots are numbered along the rows or columns of the grid that form the lines of the mask's line plan, so that keys
+    that are read together are contiguous.
     """
 
     num_slots: int
-    """Slots for image keys; text needs T more."""
+    """Number of slots for image keys; text needs T more."""
     slot_of_key: Tensor
-    """Slot of each image key while it lives, int64 (N,)."""
+    """Slot of each image key while it is cached, int64 (N,)."""
     read_slots: Tensor
     """Slots that each step reads, in the order of `DecodeTable.keys`, int64 (N, n)."""
     valid: Tensor
@@ -58,16 +58,16 @@ class CachePlan:
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """An attention mask on a layout, and all that is derived from its one declaration.
+    """An attention mask on a layout, and everything derived from its declaration.
 
-    Construction checks the contract of a mask: no position reads a later one, each reads itself,
-    and every image position reads all text. Tables and matrix are computed once, at the first
-    call. A mask is equal to itself alone: a spec does not tell what a ``mod`` of one's own does.
+    Construction checks the contract of a mask: no position attends to a later one, each attends to itself, and every
+    image position attends to all text. Tables and matrix are computed once, on first use. Masks compare by identity,
+    because a spec does not determine what a custom ``mod`` does.
 
     Args:
         spec: Name and options, for messages and plots.
-        layout: Where text and image stand.
-        mod: The declaration, a function of positions.
+        layout: Positions of text and image.
+        mod: Declaration of the mask, a function of positions.
 
     Raises:
         TypeError: ``mod`` does not return a bool tensor.
@@ -83,7 +83,7 @@ class Mask:
     layout: TextImageLayout
     mod: MaskMod = field(repr=False)
     cached: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
-    """What attention has made of it for a device, by name."""
+    """What attention back-ends have derived from the mask for a device, by name."""
 
     @classmethod
     def from_spec(cls, spec: str, layout: TextImageLayout) -> Mask:
@@ -91,11 +91,12 @@ class Mask:
 
         Args:
             spec: ``"row"``, ``"conv(kernel=3)"``: a name of `MASKS`, integer options by keyword.
-            layout: Where text and image stand.
+            layout: Positions of text and image.
 
         Raises:
-            UnknownNameError: No such mask or option; names the nearest. It is a `ValueError` too.
-            ValueError: The text is not a spec, or the mask refuses a value.
+            UnknownNameError: There is no such mask or option; the message suggests the most similar name. It is also a
+                `ValueError`.
+            ValueError: The text is not a spec, or an option is out of range.
         """
         parsed = MaskSpec.parse(spec)
         return cls(str(parsed), layout, parsed.build(layout))
@@ -103,16 +104,16 @@ class Mask:
     def __post_init__(self) -> None:
         import torch
 
-        if self._repeats_by_row:  # `text_then_image` leaves nothing open but whether a cell attends to itself
+        if self._repeats_by_row:  # by `text_then_image`: only self-attention can be missing
             cells = torch.arange(self.layout.text, self.layout.length, device="cpu")
-            self._require(self._evaluate(cells, cells), cells, cells, "does not read itself")
+            self._require(self._evaluate(cells, cells), cells, cells, "does not attend to itself")
             return
         text = self.layout.text
         for query, key, allowed in self._row_blocks():
-            self._require(~allowed | (key <= query), query, key, "reads a later position, so it is not causal")
-            self._require(allowed | (key != query), query, key, "does not read itself")
+            self._require(~allowed | (key <= query), query, key, "attends to a later position, so it is not causal")
+            self._require(allowed | (key != query), query, key, "does not attend to itself")
             sees_text = allowed | (query < text) | (key >= text)
-            self._require(sees_text, query, key, "is an image position that does not read all text")
+            self._require(sees_text, query, key, "is an image position that does not attend to all text")
 
     def _require(self, right: Tensor, query: Tensor, key: Tensor, problem: str) -> None:
         """Raises `ValueError` at the first pair for which ``right`` is False."""
@@ -122,36 +123,41 @@ class Mask:
         at_query, at_key = (int(x.expand(right.shape)[wrong][0]) for x in (query, key))
         raise ValueError(
             f"mask {self.spec!r} on {self.layout}: position {at_query} {problem} "
-            f"(at key {at_key}). Mend its MaskMod, or build it with text_then_image, "
-            f"which leaves only the image-to-image rule to you"
+            f"(at key {at_key}). Correct its MaskMod, or build it with text_then_image, "
+            f"which needs only the image-to-image rule"
         )
 
     def dense(self, device: torch.device | str | None = None) -> Tensor:
-        """The mask as a matrix: query by key, bool (L, L), True where attention is allowed.
+        """Returns the mask as a matrix, query by key, bool (L, L), True where attention is allowed.
 
-        A fresh tensor at every call, on the CPU unless a device is given: keep it rather than ask
-        again.
+        Every call returns a new tensor, so keep the result.
+
+        Args:
+            device: Device of the tensor. Defaults to the CPU.
         """
         return self._dense.to(device or "cpu", copy=True)
 
     def sdpa_arguments(self, device: torch.device | str | None = None) -> dict[str, Any]:
-        """Arguments that give `torch.nn.functional.scaled_dot_product_attention` this mask.
+        """Returns the mask arguments of `torch.nn.functional.scaled_dot_product_attention`.
 
-        Plain causal attention is ``is_causal=True``, for which the fast kernels need no mask; any
-        other mask is a bool ``attn_mask`` (L, L). They hold for complete sequences of L positions.
+        Plain causal attention is ``is_causal=True``, for which the fast kernels need no mask; any other mask is a bool
+        ``attn_mask`` (L, L). The arguments are valid for complete sequences of L positions.
+
+        Args:
+            device: Device of the mask. Defaults to the CPU.
         """
         _ = self._dense  # raises for a rule whose pairs cannot be counted as `is_causal` does
         return {"is_causal": True} if self.is_causal else {"attn_mask": self.dense(device)}
 
     def decode_table(self) -> DecodeTable:
-        """Which image keys each image step reads. On the CPU, shared: do not write to it."""
+        """Returns the image keys that each image step attends to; shared tensors on the CPU, do not modify them."""
         return self._decode_table
 
     def cache_plan(self, window: int = 1) -> CachePlan:
-        """Where each image key stays while it lives. On the CPU, shared: do not write to it.
+        """Returns the cache slot of each image key; shared tensors on the CPU, do not modify them.
 
         Args:
-            window: Consecutive positions W that one pass may run at once.
+            window: Largest number W of consecutive positions that one pass runs at once. Defaults to 1.
         """
         if window < 1:
             raise ValueError(f"window must be at least 1, got {window}")
@@ -160,7 +166,7 @@ class Mask:
         return self._cache_plans[window]
 
     def line_plan(self) -> LinePlan:
-        """Image queries grouped into lines that share their keys. On the CPU, shared: do not write to it."""
+        """Groups image queries into lines that share their keys; shared tensors on the CPU, do not modify them."""
         return self._line_plan
 
     @cached_property
@@ -173,7 +179,7 @@ class Mask:
 
     @cached_property
     def num_pairs(self) -> int:
-        """Pairs of query and key that may attend, of L * L, counted without a matrix of L x L."""
+        """Number of pairs of query and key that may attend, of L * L, counted without an L x L matrix."""
         import torch
 
         if not self._repeats_by_row:
@@ -185,7 +191,7 @@ class Mask:
 
     @property
     def num_causal_pairs(self) -> int:
-        """Pairs of a query and a key that is not later, L (L + 1) / 2."""
+        """Number of pairs of a query and a key that is not later, L (L + 1) / 2."""
         return self.layout.length * (self.layout.length + 1) // 2
 
     @property
@@ -199,16 +205,21 @@ class Mask:
         return self.num_pairs == self.num_causal_pairs
 
     def flops(self, num_heads: int, head_dim: int) -> int:
-        """Floating-point operations of attention forward on one sequence, exactly these pairs.
+        """Floating-point operations of the attention's forward pass on one sequence, for the allowed pairs only.
 
-        Query-key scores and the sum of values; a multiply-add counts 2; softmax is left out.
+        They are those of the query-key scores and of the weighted sum of values; a multiply-add counts as 2, and the
+        softmax is not counted.
+
+        Args:
+            num_heads: Number of attention heads.
+            head_dim: Size of a head.
         """
         multiply_adds = 2 * self.num_pairs * num_heads * head_dim  # scores, then values
         return 2 * multiply_adds
 
     @property
     def _repeats_by_row(self) -> bool:
-        """Whether `text_then_image` made the mask: among the image, only the distance of two rows counts."""
+        """Whether `text_then_image` built the mask: within the image, it depends on rows only by their distance."""
         return getattr(self.mod, "repeats_by_row", False)
 
     def _evaluate(self, query: Tensor, key: Tensor) -> Tensor:
@@ -295,7 +306,7 @@ class Mask:
         import torch
 
         table, num_steps = self._decode_table, self.layout.image
-        # A key lives from its own step to the last step that reads it, and through the window that begins there.
+        # A key is cached from its own step to the last step that reads it, and through the window that begins there.
         last_read = torch.zeros(num_steps, dtype=torch.int64, device="cpu")
         steps = torch.arange(num_steps, device="cpu")[:, None].expand_as(table.keys)
         last_read.scatter_reduce_(0, table.keys.flatten(), steps.flatten(), reduce="amax")
@@ -312,7 +323,7 @@ class Mask:
             else:
                 slots.append(len(first_key))
                 first_key.append(step)
-            for key in dying[step]:  # only after this step's reads may another key take the slot
+            for key in dying[step]:  # another key may take the slot only after the reads of this step
                 heapq.heappush(free, slots[key])
         place = self._line_plan.queries.flatten().argsort()  # of each position, by lines
         renumbered = place[torch.tensor(first_key, device="cpu")].argsort().argsort()

@@ -1,4 +1,4 @@
-"""Images of masks: the complete matrix, and what single cells of the image read."""
+"""Plots masks: the complete matrix, and the cells that single image positions attend to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dalle_zoo.files import check_ending, written_aside
+from dalle_zoo.files import atomic_write, check_ending
 from dalle_zoo.masks.layout import MASKS, TextImageLayout
 from dalle_zoo.masks.plan import Mask
 from dalle_zoo.masks.spec import MaskSpec
@@ -32,18 +32,18 @@ _LARGEST_LINED_MATRIX = 100  # more positions than this, and the grid lines woul
 
 
 def plot_masks(specs: Iterable[str], layout: TextImageLayout, path: str | os.PathLike[str]) -> None:
-    """Plots masks one under the other, in three panels each.
+    """Plots masks below each other, in three panels each.
 
-    The matrix of all T + N positions with its quadrants, and on the image grid the cells that two
-    queries read: one near the center, one at the left edge, where rows wrap round.
+    The panels are the matrix of all T + N positions with its quadrants, and on the image grid the cells that two
+    queries attend to: one near the center, and one at the left edge, where rows wrap around.
 
     Args:
         specs: Masks to plot, such as ``["row", "conv(kernel=3)"]``.
-        layout: Where text and image stand; grids up to about 32 x 32 stay readable.
-        path: File to write, ``.png``, ``.pdf`` or ``.svg``, written atomically.
+        layout: Positions of text and image; grids up to about 32 x 32 stay legible.
+        path: File to write atomically: ``.png``, ``.pdf`` or ``.svg``.
 
     Raises:
-        ValueError: No specs, an unknown kind of file, or a spec that `Mask.from_spec` refuses.
+        ValueError: There are no specs, the file format is unknown, or `Mask.from_spec` rejects a spec.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -59,17 +59,17 @@ def plot_masks(specs: Iterable[str], layout: TextImageLayout, path: str | os.Pat
     for index, mask in enumerate(masks):
         _plot_row(figure, mask, bottom=_ROW_HEIGHT * (len(masks) - 1 - index))
 
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         figure.savefig(aside, format=path.suffix[1:].lower(), dpi=110)
 
 
 def _plot_row(figure: Figure, mask: Mask, bottom: float) -> None:
-    """One mask: header, matrix, two grids; ``bottom`` in inches."""
+    """Plots one mask: header, matrix, two grids; ``bottom`` is in inches."""
     width, height = figure.get_size_inches()
     lines = (inspect.getdoc(MASKS[MaskSpec.parse(mask.spec).name]) or "").splitlines()
     plan, table = mask.cache_plan(), mask.decode_table()
     facts = (
-        f"each image position reads all {mask.layout.text} text keys and up to "
+        f"each image position attends to all {mask.layout.text} text keys and up to "
         f"{table.keys.shape[1]} image keys   ·   {mask.density:.1%} of all causal pairs   ·   "
         f"decoding keeps at most {plan.num_slots} of {mask.layout.image} image keys in the cache"
     )
@@ -110,12 +110,12 @@ def _plot_matrix(axes: Axes, mask: Mask) -> None:
     axes.set_yticks([middle_of_text, middle_of_image], parts, rotation=90, va="center")
     axes.xaxis.tick_top()
     axes.tick_params(length=0, labelsize=9.5)
-    axes.set_xlabel("keys: what is read", fontsize=9.5)
-    axes.set_ylabel("queries: who reads", fontsize=9.5)
+    axes.set_xlabel("keys", fontsize=9.5)
+    axes.set_ylabel("queries", fontsize=9.5)
     axes.xaxis.set_label_position("top")
     right, above = (text - 0.5 + share * mask.layout.image for share in (0.72, 0.22))
     _name_quadrant(axes, right, above, "image → image\nby the mask")
-    if text >= _SMALLEST_NAMED_TEXT * length:  # else the legend alone names the quadrants
+    if text >= _SMALLEST_NAMED_TEXT * length:  # otherwise only the legend names the quadrants
         _name_quadrant(axes, middle_of_text, middle_of_text, "text → text\ncausal")
         _name_quadrant(axes, middle_of_text, middle_of_image, "image → text\nall")
         _name_quadrant(axes, middle_of_image, middle_of_text, "text → image\nnever")
@@ -124,9 +124,9 @@ def _plot_matrix(axes: Axes, mask: Mask) -> None:
         {
             _TEXT_TEXT: "text → text: causal",
             _IMAGE_TEXT: "image → text: all",
-            _IMAGE_IMAGE: "image → image: read",
-            _UNREAD: "past, not read",
-            _FUTURE: "future, never read",
+            _IMAGE_IMAGE: "image → image: attended",
+            _UNREAD: "past, not attended",
+            _FUTURE: "future, never attended",
         },
     )
 
@@ -157,15 +157,15 @@ def _plot_grid(axes: Axes, mask: Mask, row: int, column: int, where: str) -> Non
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(
-        f"image grid: query {where} (row {row}, column {column})\nreads {int(read.sum())} cells, itself included",
+        f"image grid: query {where} (row {row}, column {column})\nattends to {int(read.sum())} cells, itself included",
         fontsize=10.5,
     )
     _legend(
         axes,
         {
-            _QUERY: "the query, reads itself",
-            _IMAGE_IMAGE: "read" + (" (number: offset back)" if numbered else ""),
-            _UNREAD: "past, not read",
+            _QUERY: "the query itself",
+            _IMAGE_IMAGE: "attended" + (" (number: offset back)" if numbered else ""),
+            _UNREAD: "past, not attended",
             _FUTURE: "not sampled yet",
         },
     )

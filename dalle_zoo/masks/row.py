@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 @MASKS.register("row")
 def row(layout: TextImageLayout) -> MaskMod:
-    """Reads itself and the previous W image cells, up to the one directly above.
+    """Attends to itself and to the previous W image cells, up to the one directly above.
 
-    ``0 <= o <= W`` with ``o = query - key``. A band of raster order, not the query's own row: it
-    does not stop at the image's border.
+    ``0 <= o <= W`` with ``o = query - key``. The mask is a band in raster order, not the query's own row: it
+    continues across the left border of the image.
 
     Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), appendix B.1,
     figure 11 (a).
 
     Args:
-        layout: Where text and image stand.
+        layout: Positions of text and image.
     """
 
     def image_rule(query: Tensor, key: Tensor) -> Tensor:

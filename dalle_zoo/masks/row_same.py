@@ -1,4 +1,4 @@
-"""Row attention that stays in its own row, as DALLE-pytorch has it."""
+"""Row attention within one row, as in DALLE-pytorch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 @MASKS.register("row_same")
 def row_same(layout: TextImageLayout) -> MaskMod:
-    """Reads itself and the cells before it in the same row.
+    """Attends to itself and to the cells before it in the same row.
 
-    Unlike the paper's `row` it ends at the left border, so the first cell of a row reads no other cell.
+    Unlike the paper's `row` it ends at the left border, so the first cell of a row attends to no other cell.
 
     Reference: https://github.com/lucidrains/DALLE-pytorch, attention type ``axial_row``.
 
     Args:
-        layout: Where text and image stand.
+        layout: Positions of text and image.
     """
 
     def image_rule(query: Tensor, key: Tensor) -> Tensor:

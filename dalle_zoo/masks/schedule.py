@@ -1,4 +1,4 @@
-"""Which mask stands in which layer."""
+"""The layer schedule: which layer has which mask."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dalle_zoo.registry import UnknownNameError, suggest
 
 
 def layer_masks(schedule: str, num_layers: int) -> tuple[str, ...]:
-    """Specs of all layers, first layer first.
+    """Returns the mask spec of every layer, first layer first.
 
     Args:
         schedule: ``"paper"``, the schedule of appendix B.1; ``"paper(kernel=5)"``, the same with
             that option of the convolutional mask; or a comma-separated list of specs, repeated
-            from the first layer on (``"full"``, ``"row, column"``).
-        num_layers: Layers of the network, at least 1.
+            from the first layer (``"full"``, ``"row, column"``).
+        num_layers: Number of layers of the network, at least 1.
 
     Raises:
-        UnknownNameError: A name or an option is not known; names the nearest one. It is a
-            `ValueError` too.
-        ValueError: The text is no schedule, or ``num_layers`` is below 1.
+        UnknownNameError: A name or an option is unknown; the message suggests the most similar one. It is also a
+            `ValueError`.
+        ValueError: The text is not a schedule, or ``num_layers`` is below 1.
 
     Example:
         >>> layer_masks("paper", 7)
@@ -37,7 +37,7 @@ def layer_masks(schedule: str, num_layers: int) -> tuple[str, ...]:
         return _paper(MaskSpec("conv", entries[0].options).check(), num_layers)
     if any(entry.name == "paper" for entry in entries):
         raise ValueError(
-            f"'paper' is a complete schedule and cannot stand in a list, got {schedule!r}: "
+            f"'paper' is a complete schedule and cannot be part of a list, got {schedule!r}: "
             f"write 'paper' alone, or masks only ({', '.join(MASKS)})"
         )
     cycle = [str(entry.check()) for entry in entries]

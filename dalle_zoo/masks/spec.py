@@ -1,4 +1,4 @@
-"""Specs: masks as people type them, ``"row"`` or ``"conv(kernel=3)"``."""
+"""Parses mask specs such as ``"row"`` or ``"conv(kernel=3)"``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dalle_zoo.specs import format_spec, parse_spec
 
 
 def split_specs(text: str) -> list[str]:
-    """Splits a list at its commas; those inside parentheses belong to options.
+    """Splits a list at its commas, except commas inside parentheses, which separate options.
 
     Example:
         >>> split_specs("row, conv(kernel=3, other=1)")
@@ -23,7 +23,7 @@ def split_specs(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class MaskSpec:
-    """A mask's name and integer options; ``str`` gives the canonical text.
+    """Name and integer options of a mask; ``str`` gives the canonical text.
 
     Example:
         >>> str(MaskSpec.parse(" conv( kernel = 3 ) "))
@@ -36,7 +36,7 @@ class MaskSpec:
 
     @staticmethod
     def split(text: str) -> MaskSpec:
-        """Reads the grammar only, ``name`` or ``name(option=integer, ...)``.
+        """Parses ``name`` or ``name(option=integer, ...)`` without checking the names.
 
         Raises:
             ValueError: The text does not have that form.
@@ -46,17 +46,17 @@ class MaskSpec:
 
     @staticmethod
     def parse(text: str) -> MaskSpec:
-        """Reads a spec and checks name and options against the registry.
+        """Parses a spec and checks its name and options against the registry.
 
         Raises:
-            UnknownNameError: No such mask, or no such option of the mask; names the nearest one.
-                It is a `ValueError` too.
+            UnknownNameError: There is no such mask, or the mask has no such option; the message suggests the most
+                similar name. It is also a `ValueError`.
             ValueError: The text is not a spec.
         """
         return MaskSpec.split(text).check()
 
     def check(self) -> MaskSpec:
-        """Itself, if the registry knows name and options; else raises as `parse` does."""
+        """Returns the spec if the registry knows its name and options; raises as `parse` does otherwise."""
         _, *known = inspect.signature(MASKS[self.name]).parameters  # the first one is the layout
         for option, _ in self.options:
             if option not in known:
@@ -64,7 +64,7 @@ class MaskSpec:
         return self
 
     def build(self, layout: TextImageLayout) -> MaskMod:
-        """The mask on a layout; raises what the factory raises for a bad value."""
+        """Builds the mask on a layout; raises what the factory raises for a bad value."""
         return MASKS[self.name](layout, **dict(self.options))
 
     def __str__(self) -> str:

@@ -1,12 +1,12 @@
-"""Keys and values of one layer while images are generated: static buffers, sized by what the mask still reads.
+"""Key-value cache of one layer during generation: static buffers, sized by the keys that the mask still needs.
 
 ```
             text keys, once per prompt      image keys, once per candidate: the slots of the mask's cache plan
 scores  =  [ q · k_0 … q · k_T-1     |    q · k of the slots that this step reads ]  ─► one softmax ─► mixed values
 ```
-Where a step writes and reads is the same for all layers of a mask (`Places`). Its number may be an int, for which
-slots are slices where they lie side by side, or a tensor on the device, for which they are rows of tables: then
-nothing of the step depends on the host, and a CUDA graph can repeat it.
+The slots that a step writes and reads are the same for all layers with one mask (`Places`). The number of the step is
+an int, and contiguous slots are slices; or it is a tensor on the device, and the slots are rows of tables. In the
+second case nothing in the step depends on the host, so a CUDA graph can replay it.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from dalle_zoo.masks import Mask
 # S slots of the cache plan, R slots that are read
 
 IN_PLACE = 3
-"""So many times the slots that a step needs are read, those in excess masked, rather than gathered: a gathered key
-is read, written and read again."""
+"""A contiguous span is read, with its surplus slots masked, if it has at most this many times the slots that a step
+needs. Gathering them instead would read, write and read every key."""
 
 
 class Place(NamedTuple):
-    """Slots of one pass over W positions."""
+    """Cache slots of one pass over W positions."""
 
     write: slice | Tensor
-    """Slots of the new keys, W of them."""
+    """The W slots of the new keys."""
     read: slice | Tensor
-    """Slots that are read, R of them."""
+    """The R slots that are read."""
     bias: Tensor | None
-    """-inf where a position may not read a slot and 0 elsewhere, (W, R); None where each reads all."""
+    """-inf where a position may not attend to a slot, otherwise 0, (W, R); None if all may attend to all."""
 
 
 class Places:
@@ -44,9 +44,9 @@ class Places:
 
     Args:
         mask: The mask.
-        window: Most positions W of a pass.
-        device: Of the cache.
-        dtype: Of the scores.
+        window: Largest number of positions W of a pass.
+        device: Device of the cache.
+        dtype: Dtype of the scores.
     """
 
     def __init__(self, mask: Mask, window: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -55,17 +55,17 @@ class Places:
         self._known: dict[tuple[int, int], tuple[slice | Tensor, slice | Tensor, bool]] = {}
 
     def at(self, step: int | Tensor, count: int = 1) -> Place:
-        """Place of ``count`` positions from ``step`` on, an int or int64 (1,) on the device; the latter for one."""
+        """Place of ``count`` positions from ``step`` on; a step given as int64 (1,) on the device is one position."""
         if isinstance(step, Tensor):
             return self._at_tensor(step)
         if (step, count) not in self._known:
             self._known[step, count] = self._find(step, count)
         write, read, partly = self._known[step, count]
-        # Of slices a view: a window's bias is large, and steps share most of it.
+        # A view of the complete bias: that of a window is large, and steps share most of it.
         return Place(write, read, self._bias[step : step + count, read] if partly else None)
 
     def _find(self, step: int, count: int) -> tuple[slice | Tensor, slice | Tensor, bool]:
-        """Slots written, slots read, and whether a position may not read one of these."""
+        """Slots to write, slots to read, and whether some position may not attend to some of the latter."""
         allowed = self._allowed[step : step + count]
         read = _side_by_side(allowed.any(0).nonzero().flatten(), IN_PLACE)
         write = _side_by_side(self.plan.slot_of_key[step : step + count], 1)
@@ -78,7 +78,7 @@ class Places:
 
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Slot that each step writes (N,), slots that it reads (N, R) or None for all, and its bias (N, R)."""
+        """Slot that each step writes (N,), slots that it reads (N, R), or None for all, and its bias (N, R)."""
         plan = self.plan
         write = plan.slot_of_key.to(self.device)
         if plan.num_slots > IN_PLACE * plan.valid.shape[1]:
@@ -87,14 +87,14 @@ class Places:
 
     @cached_property
     def _allowed(self) -> Tensor:
-        """Whether each step reads each slot, bool (N, S) on the CPU."""
+        """Whether each step attends to each slot, bool (N, S) on the CPU."""
         plan = self.plan
         allowed = torch.zeros(len(plan.slot_of_key), plan.num_slots, dtype=torch.bool, device="cpu")
         return allowed.scatter_(1, plan.read_slots, True)  # padding repeats the step's own slot
 
     @cached_property
     def _bias(self) -> Tensor:
-        """The same to be added to scores, (N, S)."""
+        """`_allowed` as a bias of the scores, (N, S)."""
         return self._additive(self._allowed)
 
     def _additive(self, allowed: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class Places:
 
 
 def _side_by_side(slots: Tensor, excess: int) -> slice | Tensor:
-    """Slots as the slice that they span, unless that has more than ``excess`` times as many, or they do not ascend."""
+    """The slice that slots span, or the slots if it has more than ``excess`` times as many or they do not ascend."""
     span = slice(int(slots[0]), int(slots[-1]) + 1)
     ascend = bool((slots.diff() > 0).all())
     return span if ascend and span.stop - span.start <= excess * len(slots) else slots
@@ -114,22 +114,22 @@ def _side_by_side(slots: Tensor, excess: int) -> slice | Tensor:
 
 @lru_cache(maxsize=64)
 def _places(mask: Mask, window: int, device: torch.device, dtype: torch.dtype) -> Places:
-    """Worked out once a mask, not once per call."""
+    """Computed once per mask, not once per call."""
     return Places(mask, window, device, dtype)
 
 
 class LayerCache:
-    """Text keys once per prompt, image keys once per candidate.
+    """Caches text keys once per prompt and image keys once per candidate.
 
     The image part holds as many slots as the mask's cache plan needs (33 for a row mask on a 32-wide grid).
 
     Args:
         mask: Mask of the layer.
         text_key: Keys of the text prefix, (P, H, T, D).
-        text_value: Values, same shape.
+        text_value: Values of the text prefix, (P, H, T, D).
         num_candidates: Candidates n of each prompt.
-        readable: Which text positions the image may read, bool (P, T). Defaults to all.
-        window: Most positions W that one call runs.
+        readable: Text positions that the image may attend to, bool (P, T). Defaults to all.
+        window: Largest number of positions W of one call. Defaults to 1.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class LayerCache:
         self.places = _places(mask, window, text_key.device, text_key.dtype)
         prompts, heads, text, size = text_key.shape
         self.num_candidates, self.text_length = num_candidates, text
-        # Copies: the views that a projection gives would keep its queries alive.
+        # Copies: a view of the projection's output would keep its queries in memory.
         self.text_key = text_key.flatten(0, 1).contiguous()
         self.text_value = text_value.flatten(0, 1).contiguous()
         self.unreadable = None if readable is None else ~readable[:, None, None]
@@ -153,19 +153,19 @@ class LayerCache:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the image part."""
+        """Memory of the image part, bytes."""
         return self.key.numel() * self.key.element_size() * 2
 
     def attend(self, step: int | Tensor | Place, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Stores new keys and values, then mixes what the mask allows. Not for training.
+        """Stores new keys and values, then mixes the values that the mask allows. It has no backward pass.
 
         One softmax runs over text and image keys together (appendix B.1, footnote 7).
 
         Args:
-            step: First image position of the call, as for `Places.at`; or its place.
-            query: Of W positions of every candidate, (P, H, n * W, D).
-            key: The same shape.
-            value: The same shape.
+            step: First image position of the call, as for `Places.at`, or its place.
+            query: Queries of W positions of every candidate, (P, H, n * W, D).
+            key: Keys, same shape.
+            value: Values, same shape.
 
         Returns:
             Mixed values, (P, H, n * W, D).
@@ -180,7 +180,7 @@ class LayerCache:
         text_scores = torch.bmm(query, self.text_key.transpose(1, 2))  # (P H, n W, T)
         if self.unreadable is not None:
             text_scores.view(prompts, heads, rows, -1).masked_fill_(self.unreadable, -math.inf)
-        # Keys times queries, not the other way round: for one query that is faster where keys are part of a buffer.
+        # Keys times queries, not queries times keys: for one query this is faster if the keys are a part of a buffer.
         turned = query.view(-1, count, size).transpose(1, 2)
         image_scores = torch.bmm(_take(self.key, read), turned).transpose(1, 2)  # (P H n, W, R)
         if bias is not None:
@@ -194,6 +194,6 @@ class LayerCache:
 
 
 def _take(buffer: Tensor, read: slice | Tensor) -> Tensor:
-    """Slots of (P, H, n, S, D): (P H n, R, D)."""
+    """Selects slots: (P, H, n, S, D) to (P H n, R, D)."""
     flat = buffer.flatten(0, 2)
     return flat[:, read] if isinstance(read, slice) else flat.index_select(1, read)

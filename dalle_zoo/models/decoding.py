@@ -1,43 +1,94 @@
-"""Samples from the paper's prior, token by token.
+"""Cached decoding of the paper's prior, token by token.
 
 ```
 text (P, T) ─► prefill once per prompt ─► text keys and values of every layer
                                              │ shared by the n candidates
 SOI ─► step 0 ─► token ─► step 1 ─► token ─► … ─► step N-1 ─► codes (P, n, h, w)
 ```
-`full forward == cached decode` for every registered mask is a test.
+A test checks for every registered mask that cached decoding gives the logits of the full forward pass.
+
+This file knows layers and priors only by the protocols `DecodableLayer` and `DecodablePrior`: `prior.py` imports this
+file, not the other way round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from dalle_zoo.models.attention import Attention
 from dalle_zoo.models.cache import LayerCache
-
-if TYPE_CHECKING:
-    from dalle_zoo.models.prior import Layer, Prior
 
 # P prompts, n candidates of each, T text positions, W positions of a window, d width, H heads, D head size,
 # K codebook size
 
 
+class DecodableLayer(Protocol):
+    """The parts of a pre-LN layer that cached decoding calls."""
+
+    @property
+    def attention_norm(self) -> Callable[[Tensor], Tensor]:
+        """Norm before the attention."""
+
+    @property
+    def attention(self) -> Attention:
+        """Attention with its mask and back-end."""
+
+    @property
+    def mlp_norm(self) -> Callable[[Tensor], Tensor]:
+        """Norm before the MLP."""
+
+    @property
+    def mlp(self) -> Callable[[Tensor], Tensor]:
+        """MLP."""
+
+
+class DecodablePrior(Protocol):
+    """The parts of a prior with a start-of-image token that `PriorDecoding` calls."""
+
+    @property
+    def layers(self) -> Sequence[DecodableLayer]:
+        """Layers, first to last."""
+
+    @property
+    def start_of_image(self) -> Tensor:
+        """Input of the first image position, (d,)."""
+
+    @property
+    def image_embedding(self) -> Callable[[Tensor], Tensor]:
+        """Image tokens (…) to vectors (…, d)."""
+
+    @property
+    def final_norm(self) -> Callable[[Tensor], Tensor]:
+        """Norm after the last layer."""
+
+    @property
+    def image_head(self) -> Callable[[Tensor], Tensor]:
+        """Hidden states (…, d) to logits (…, K)."""
+
+    def embed_text(self, text: Tensor) -> Tensor:
+        """Inputs of the text positions: ids (P, T) to (P, T, d)."""
+
+    def image_positions(self) -> Tensor:
+        """Position embedding of every cell in raster order, (N, d)."""
+
+
 def read_text(
-    layers: Sequence[Layer], x: Tensor, num_candidates: int, window: int = 1
+    layers: Sequence[DecodableLayer], x: Tensor, num_candidates: int, window: int = 1
 ) -> tuple[Tensor, list[LayerCache]]:
-    """Runs the layers over the text positions.
+    """Runs the layers over the text positions and fills a cache per layer.
 
     Args:
-        layers: All of them.
+        layers: All layers of the prior.
         x: Inputs, (P, T, d).
         num_candidates: Candidates n of each prompt.
-        window: Most image positions W that `read_token` will run at once.
+        window: Largest number W of image positions that one call of `read_token` will run. Defaults to 1.
 
     Returns:
-        Outputs (P, T, d), and a cache a layer that holds the keys and values of the text.
+        Outputs (P, T, d), and one cache per layer with the keys and values of the text.
     """
     caches = []
     for layer in layers:
@@ -49,22 +100,24 @@ def read_text(
     return x, caches
 
 
-def read_token(layers: Sequence[Layer], caches: Sequence[LayerCache], index: int | Tensor, x: Tensor) -> Tensor:
+def read_token(
+    layers: Sequence[DecodableLayer], caches: Sequence[LayerCache], index: int | Tensor, x: Tensor
+) -> Tensor:
     """Runs the layers over image positions ``index`` … ``index + W - 1`` of every candidate.
 
     Args:
-        layers: All of them.
-        caches: As of `read_text`.
+        layers: All layers of the prior.
+        caches: Caches returned by `read_text`; keys and values of the positions are added.
         index: The first position, as for `Places.at`.
         x: Inputs, (P, n * W, d).
 
     Returns:
-        The same shape.
+        Outputs, (P, n * W, d).
     """
     count = x.shape[1] // caches[0].num_candidates
-    places = {at: at.at(index, count) for at in {cache.places for cache in caches}}  # once a mask, not once per layer
+    places = {at: at.at(index, count) for at in {cache.places for cache in caches}}  # once per mask, not per layer
     for layer, cache in zip(layers, caches, strict=True):
-        # Candidates stand where the positions of a sequence usually do: (P, n W, d) → (P, H, n W, D).
+        # Candidates take the place of the positions of a sequence: (P, n W, d) → (P, H, n W, D).
         query, key, value = layer.attention.project(layer.attention_norm(x))
         x = x + layer.attention.merge(cache.attend(places[cache.places], query, key, value))
         x = x + layer.mlp(layer.mlp_norm(x))
@@ -78,13 +131,13 @@ class PriorDecoding:
         prior: The prior; its device and dtype are used.
         text: Text ids with padding ids, int64 (P, T).
         num_candidates: Candidates n of each prompt.
-        window: Most positions that `window` will run at once.
+        window: Largest number of positions that one call of `window` will run. Defaults to 1.
     """
 
     on_device = True
-    """A step takes its number as a tensor as well, so a CUDA graph can repeat it."""
+    """`step` accepts its index as a tensor on the device, so a CUDA graph can replay it."""
 
-    def __init__(self, prior: Prior, text: Tensor, num_candidates: int, window: int = 1) -> None:
+    def __init__(self, prior: DecodablePrior, text: Tensor, num_candidates: int, window: int = 1) -> None:
         self.prior = prior
         self.shape = (len(text), num_candidates)
         self.positions = prior.image_positions()
@@ -107,14 +160,14 @@ class PriorDecoding:
         return self._logits(index, x)
 
     def window(self, index: int, previous: Tensor) -> Tensor:
-        """Logits of image tokens ``index`` … ``index + W - 1`` in one pass, from guesses of those between.
+        """Logits of image tokens ``index`` … ``index + W - 1`` in one pass, from guesses of the tokens between.
 
-        Keys and values of the window are stored. Where a guess turns out wrong, the next window begins at or before
-        the first position that has read it, and overwrites them; the cache keeps what that needs.
+        Keys and values of the window are stored. If a guess was wrong, the next window begins at or before the first
+        position that attended to it, and overwrites its keys and values; the cache retains the slots needed for that.
 
         Args:
-            index: The first token; all before it were run with their final tokens.
-            previous: The token before each, int64 (P, n, W); the first is not looked at where ``index`` is 0.
+            index: The first token; all tokens before it have been run with their final values.
+            previous: The token before each position, int64 (P, n, W); the first is ignored if ``index`` is 0.
 
         Returns:
             (P, n, W, K).

@@ -24,16 +24,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle_zoo.models import dvae_cpu
+from dalle_zoo.models.cpu import convolutions
 from dalle_zoo.models.layers import gumbel_noise
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
 
 # B batch, C channels, H W image, h w code grid (H / factor, W / factor), K codebook size
 
 _PASS_BYTES = {"cpu": 16 << 20, "cuda": 2 << 30}
-"""Size of the largest tensor of one pass without gradients: on a CPU about its cache, on a GPU enough to fill it."""
+"""Largest tensor of one pass without gradients, bytes: about the cache of a CPU, and enough to occupy a GPU."""
 _LOGITS_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
-"""Size of the code logits that are there at once when only the largest is wanted."""
+"""Size of the code logits in memory at once when only the largest is needed, bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +113,13 @@ class DVAEConfig(DVAEEncoderConfig):
 
 
 def _computing_dtype(weight: Tensor) -> torch.dtype:
-    """Precision of the convolutions where one stands: that of autocast, or else of the weight."""
+    """Dtype of the convolutions in the current context: that of autocast, otherwise that of the weight."""
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def _num_per_pass(device: torch.device, channels: int, height: int, width: int) -> int:
-    """Images of one pass without gradients, by their largest tensor."""
+    """Number of images per pass without gradients, from the size of their largest tensor."""
     return max(1, _PASS_BYTES.get(device.type, _PASS_BYTES["cuda"]) // (4 * channels * height * width))
 
 
@@ -136,10 +136,10 @@ class Block(nn.Module):
     """Bottleneck residual block, ``x + gain * branch(x)`` with a ReLU before each of four convolutions.
 
     Args:
-        inputs: Channels that come in.
-        outputs: Channels that go out; the bottleneck is a quarter of them.
-        kernels: Sizes of the four kernels. The 1x1 stands next to the relaxation: last in the encoder, first
-            in the decoder (appendix A.1).
+        inputs: Number of input channels.
+        outputs: Number of output channels; the bottleneck is a quarter of them.
+        kernels: Sizes of the four kernels. The 1x1 kernel is next to the relaxation: last in the encoder, first in
+            the decoder (appendix A.1).
         gain: Factor of the residual branch.
     """
 
@@ -204,12 +204,12 @@ class Encoder(nn.Module):
         self.output = _conv(widths[-1], config.codebook_size, 1)
 
     def features(self, images: Tensor) -> Tensor:
-        """What the logits are a linear map of: mapped pixels (B, C, H, W) to (B, widest group, h, w)."""
+        """Features before the linear map to logits: mapped pixels (B, C, H, W) to (B, widest group, h, w)."""
         return F.relu(self.groups(self.input(images)))
 
     @torch.no_grad()
     def codes(self, images: Tensor) -> Tensor:
-        """Codes of the largest logits, which are never there all at once.
+        """Codes of the largest logits, without all logits in memory at once.
 
         Args:
             images: Pixels in [eps, 1 - eps], (B, C, H, W).
@@ -218,9 +218,9 @@ class Encoder(nn.Module):
             int64 (B, h, w).
         """
         dtype = _computing_dtype(self.input.weight)
-        fused = dvae_cpu.usable(images, self.input.weight, dtype)
-        features = dvae_cpu.Network(self.input, self.groups, dtype) if fused else self.features
-        logits = dvae_cpu.Cells(self.output) if fused else self._logits_of_rows
+        fused = convolutions.usable(images, self.input.weight, dtype)
+        features = convolutions.Network(self.input, self.groups, dtype) if fused else self.features
+        logits = convolutions.Cells(self.output) if fused else self._logits_of_rows
         cells = max(1, _LOGITS_BYTES.get(images.device.type, _LOGITS_BYTES["cuda"]) // (4 * self.output.out_channels))
         codes = []
         for part in torch.split(images, _num_per_pass(images.device, self.input.out_channels, *images.shape[2:])):
@@ -288,11 +288,11 @@ class Decoder(nn.Module):
         return self.way_from_codes(codes)(codes)
 
     def way_from_codes(self, codes: Tensor) -> Callable[[Tensor], Tensor]:
-        """What decodes parts of these codes as `from_codes` does; on a CPU weights are laid out once for all."""
+        """Returns a function that decodes parts of these codes like `from_codes`; a CPU packs weights only once."""
         dtype = _computing_dtype(self.output.weight)
-        if not dvae_cpu.usable(codes, self.output.weight, dtype):
+        if not convolutions.usable(codes, self.output.weight, dtype):
             return lambda part: self.from_stem(self._look_up(part))
-        network, output = dvae_cpu.Network(None, self.groups, dtype), dvae_cpu.Convolution(self.output, dtype)
+        network, output = convolutions.Network(None, self.groups, dtype), convolutions.Convolution(self.output, dtype)
         return lambda part: output(network(self._look_up(part))).float()
 
     def _look_up(self, codes: Tensor) -> Tensor:
@@ -315,7 +315,7 @@ class Decoder(nn.Module):
 
 
 class EncodingTokenizer(ImageTokenizer):
-    """The way from images to codes, which the complete network and its encoder alone share."""
+    """Encodes images to codes; shared by the complete network and the encoder without a decoder."""
 
     config: DVAEEncoderConfig
 
@@ -329,13 +329,13 @@ class EncodingTokenizer(ImageTokenizer):
         return images * (1 - 2 * self.config.pixel_eps) + self.config.pixel_eps
 
     def check_images(self, images: Tensor) -> None:
-        """As `ImageTokenizer.check_images`, and the number of channels."""
+        """Like `ImageTokenizer.check_images`, and checks the number of channels."""
         super().check_images(images)
         if images.shape[1] != self.config.channels:
             raise ValueError(f"images must have {self.config.channels} channels, got shape {tuple(images.shape)}")
 
     def compile_networks(self, **options: Any) -> None:
-        """As `ImageTokenizer.compile_networks`; a graph a block would exceed torch's limit of 8."""
+        """Like `ImageTokenizer.compile_networks`; one graph per block would exceed torch's limit of 8."""
         self.encoder.features = torch.compile(self.encoder.features, **options)  # type: ignore[method-assign]
 
     def logits(self, images: Tensor) -> Tensor:
@@ -352,7 +352,7 @@ class EncodingTokenizer(ImageTokenizer):
 
 @IMAGE_TOKENIZERS.register("dvae_encoder")
 class DVAEEncoder(EncodingTokenizer):
-    """The encoder of a discrete VAE whose decoder was not published with it: images to codes, no way back.
+    """The encoder of a discrete VAE without a decoder, as some are published: it encodes images only.
 
     Args:
         config: Architecture.
@@ -393,7 +393,7 @@ class DVAE(EncodingTokenizer):
         self.decoder = Decoder(config)
 
     def compile_networks(self, **options: Any) -> None:
-        """As `EncodingTokenizer.compile_networks`, and the way back."""
+        """Like `EncodingTokenizer.compile_networks`, and compiles the decoder."""
         super().compile_networks(**options)
         self.decoder.from_stem = torch.compile(self.decoder.from_stem, **options)  # type: ignore[method-assign]
 

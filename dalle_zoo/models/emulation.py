@@ -1,4 +1,4 @@
-"""float16 on devices without float16 arithmetic: float32 numbers that are rounded after every operation."""
+"""Emulates float16 on devices without float16 arithmetic: float32 numbers, rounded after every operation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def through_float16(x: Tensor) -> Tensor:
 
 @contextmanager
 def emulated_float16(module: nn.Module) -> Iterator[None]:
-    """Inside, the module computes as `EmulatedFloat16`; its hooks, such as those that gather shards, do not."""
+    """Runs the forward pass of a module in `EmulatedFloat16`, but not its hooks, such as those that gather shards."""
     forward = module.forward
 
     def rounded(*arguments: Any, **options: Any) -> Any:
@@ -32,13 +32,13 @@ def emulated_float16(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        del module.forward  # that of the class is back
+        del module.forward  # restores the method of the class
 
 
 class EmulatedFloat16(TorchFunctionMode):
     """Rounds parameters, and the result of every function, to float16; gradients likewise, in the backward pass.
 
-    The arithmetic inside a function stays float32, as that of float16 hardware does.
+    The arithmetic inside a function stays float32, as in float16 hardware.
 
     Example:
         >>> with EmulatedFloat16():
@@ -53,7 +53,7 @@ class EmulatedFloat16(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Calls a function on rounded parameters, and rounds what it returns."""
+        """Calls a function on rounded parameters, and rounds its results."""
         del types
         args, kwargs = tree_map(_round_parameter, (args, dict(kwargs or {})))
         return tree_map(_round, func(*args, **kwargs))

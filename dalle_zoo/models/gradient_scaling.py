@@ -1,12 +1,13 @@
-"""Per-resblock gradient scaling: float16 inside residual branches, each with a gradient scale of its own.
+"""Per-resblock gradient scaling: float16 inside residual branches, with a separate gradient scale for each.
 
 ```
 forward   x ──► enter ──► LayerNorm ──► to 16 bit ──► attention or MLP ──► to float32 ──► exit ──► + identity
 backward  + ◄── / S, filter ◄── LayerNorm ◄── to float32 ◄── 16 bit ◄── to 16 bit ◄── filter, × S ◄── gradient
 ```
-The identity path, its gradient and LayerNorm are float32. Gradients of activations shrink over the depth of a large
-model by more than the exponents of float16 span, so no single loss scale serves all blocks. A filter sets what is not
-finite to zero, at both ends: nothing that overflows in one block, or above all blocks, lowers the scale of another.
+The identity path, its gradient and LayerNorm are float32. Over the depth of a large model, gradients of activations
+shrink by more than the exponent range of float16, so no single loss scale serves all blocks. A filter at both ends
+sets values that are not finite to zero: an overflow in one block, or above all blocks, does not lower the scale of
+another.
 
 Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), section 2.4, figure 4 and appendix D.
 
@@ -30,8 +31,8 @@ from dalle_zoo.models.emulation import emulated_float16, through_float16
 # K residual blocks; S gradient scale of one of them
 
 Carrier = Literal["float16", "emulated", "float32"]
-"""What carries the numbers of a branch: float16; float32 numbers that are rounded to float16 after every operation,
-for devices without float16 arithmetic; or plain float32, where scaling changes nothing."""
+"""Number format of a branch: float16; float32 rounded to float16 after every operation, for devices without float16
+arithmetic; or plain float32, for which scaling changes nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +44,13 @@ class GradientScalingConfig:
     growth: float = 2.0 ** (1 / 1000)
     """Factor after a step in which all gradients of the block's parameters are finite."""
     backoff: float = 2.0**-0.5
-    """Factor after a step in which one is not."""
+    """Factor after a step in which a gradient of the block's parameters is not finite."""
     cooldown: int = 125
-    """Steps from one division of a scale to the next at the earliest."""
+    """Smallest number of steps between two divisions of a scale."""
     smallest: float = 2.0**7
-    """Lower limit, after every change."""
+    """Lower limit of a scale."""
     largest: float = 2.0**24
-    """Upper limit, after every change."""
+    """Upper limit of a scale."""
 
     def __post_init__(self) -> None:
         if not 0 < self.smallest <= self.start <= self.largest:
@@ -63,18 +64,18 @@ class GradientScalingConfig:
 
 
 class GradientScales:
-    """The scales of K residual blocks and the rule that moves them.
+    """The scales of K residual blocks and their update rule.
 
-    They change in place, and no change waits for the device.
+    Scales are updated in place, without synchronizing with the device.
 
     Args:
-        count: Blocks K.
-        config: Constants of the rule.
-        device: Where the scales lie.
+        count: Number of blocks K.
+        config: Constants of the rule. Defaults to the paper's.
+        device: Device of the scales. Defaults to the CPU.
 
     Attributes:
         values: Scales, float32 (K,).
-        since_division: Updates since each scale was divided, int64 (K,); as many as the cool-down where it never was.
+        since_division: Steps since each scale was divided, int64 (K,); the cooldown if it never was.
 
     Example:
         >>> scales = GradientScales(2)
@@ -98,12 +99,12 @@ class GradientScales:
 
     @torch.no_grad()
     def update(self, finite: Tensor) -> None:
-        """Moves the scales after a step.
+        """Updates the scales after a step.
 
-        A block without overflow grows also where another's made the step a skipped one.
+        The scale of a block without overflow also grows if the step was skipped because of another block.
 
         Args:
-            finite: Whether all gradients of a block's parameters were finite, on every process, bool (K,).
+            finite: Whether all gradients of a block's parameters were finite on every process, bool (K,).
         """
         config = self.config
         self.since_division += 1
@@ -120,32 +121,32 @@ class GradientScales:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes over what `state_dict` gave.
+        """Loads the result of `state_dict`.
 
         Raises:
-            ValueError: It has another number of blocks.
+            ValueError: The state has another number of blocks.
         """
         if len(state["values"]) != len(self):
             raise ValueError(
                 f"expected gradient scales of {len(self)} residual blocks, got {len(state['values'])}: "
-                "the state is of a network of another depth"
+                "the state belongs to a network of another depth"
             )
         self.values.copy_(state["values"])
         self.since_division.copy_(state["since_division"])
 
 
 class ScaledBranch:
-    """Calls a branch in 16 bit under a gradient scale; stands in `models.residual.Residual.around`.
+    """Calls a branch in 16 bit under a gradient scale; to be set as `models.residual.Residual.around`.
 
-    The parameters of norm and branch receive gradients that are S times too large: whoever trains divides them.
+    The parameters of norm and branch receive gradients that are S times too large; the training loop must divide them.
 
     Args:
-        scale: S, a float32 scalar that may change in place. It is a tensor because a number would be compiled into
-            the code, which every change would then make anew.
-        carrier: What carries the numbers of the branch.
+        scale: Scale S, a float32 scalar that may change in place. It is a tensor because a number would be compiled
+            into the code, and every change would recompile it.
+        carrier: Number format of the branch. Defaults to "float16".
 
     Raises:
-        ValueError: There is no such carrier.
+        ValueError: The carrier is unknown.
     """
 
     def __init__(self, scale: Tensor, carrier: Carrier = "float16") -> None:
@@ -155,7 +156,7 @@ class ScaledBranch:
         self.carrier = carrier
 
     def __call__(self, x: Tensor, norm: nn.Module, branch: nn.Module) -> Tensor:
-        """What is added to the identity path, float32 (…, d)."""
+        """Computes the summand of the identity path, float32 (…, d)."""
         normalized = norm(_apply(_Enter, x, self.scale))
         with self._arithmetic(branch, x.device.type):
             out = branch(self._cast(normalized))
@@ -168,22 +169,22 @@ class ScaledBranch:
 
     def _arithmetic(self, branch: nn.Module, device_type: str) -> AbstractContextManager[Any]:
         if self.carrier == "float16":
-            return torch.autocast(device_type, torch.float16, cache_enabled=False)  # a weight is used but once
+            return torch.autocast(device_type, torch.float16, cache_enabled=False)  # a weight is used only once
         return emulated_float16(branch) if self.carrier == "emulated" else nullcontext()
 
 
 def finite_or_zero(x: Tensor) -> Tensor:
-    """The filter: NaN and infinities become zero."""
+    """Replaces NaN and infinities by zero."""
     return torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-# The scale is an attribute of the context and no saved tensor. Recomputation begins when the backward pass first asks
-# for a saved tensor. Were that one of `_Exit`, it would begin before the backward hooks of the branch, by which a
-# sharded branch gathers its weights, and would run to the very end instead of to the last tensor that is needed.
+# The scale is an attribute of the context, not a saved tensor. Recomputation begins when the backward pass first asks
+# for a saved tensor. If `_Exit` saved one, recomputation would begin before the backward hooks of the branch, with
+# which a sharded branch gathers its weights, and would run to the end instead of to the last tensor that is needed.
 
 
 class _Enter(torch.autograd.Function):
-    """Identity; the gradient that leaves the branch is divided by the scale and filtered."""
+    """Identity in the forward pass; divides the gradient that leaves the branch by the scale and filters it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
@@ -196,7 +197,7 @@ class _Enter(torch.autograd.Function):
 
 
 class _Exit(torch.autograd.Function):
-    """To float32; the gradient that comes to the branch is multiplied by the scale, filtered, and cast."""
+    """Casts to float32; multiplies the gradient that enters the branch by the scale, filters it, and casts it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
@@ -205,7 +206,7 @@ class _Exit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        # What the cast makes infinite is not filtered: it reaches the parameters and lowers this block's scale.
+        # Infinities from the cast are not filtered: they reach the parameters and lower the scale of this block.
         return finite_or_zero(gradient * ctx.scale).to(ctx.dtype), None
 
 

@@ -1,4 +1,4 @@
-"""What every prior offers, of whatever code base, and the registry of them; sampling and the pipeline see this."""
+"""The interface of all priors, native and external, and their registry; sampling and the pipeline use only this."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
 
 
 class Decoding(Protocol):
-    """State of P prompts with n candidates each while their image tokens are generated.
+    """State of P prompts with n candidates each while their image tokens are sampled.
 
-    One that has ``on_device = True`` takes the number of a step as int64 (1,) on the device as well, from the second
-    step on, and waits for nothing from the host: a GPU then repeats the step as a graph.
+    A decoding with ``on_device = True`` also accepts the number of a step as int64 (1,) on the device, from the second
+    step on, and never waits for the host, so a GPU can replay the step as a graph.
     """
 
     def step(self, index: Any, previous: Tensor | None) -> Tensor:
         """Logits of one image token.
 
         Args:
-            index: Which, 0 … N - 1; steps are taken in this order.
+            index: Number of the token, 0 … N - 1; steps are taken in this order.
             previous: The token before it, int64 (P, n); None at 0.
 
         Returns:
@@ -35,36 +35,36 @@ class Decoding(Protocol):
 
 
 class WindowDecoding(Protocol):
-    """The same, but several image tokens are run at once, from guesses of those between."""
+    """Like `Decoding`, but runs several image tokens at once, from guesses of the tokens between."""
 
     def window(self, index: int, previous: Tensor) -> Tensor:
         """Logits of image tokens ``index`` … ``index + W - 1`` in one pass.
 
         Args:
-            index: The first token; all before it were run with their final tokens.
-            previous: The token before each, int64 (P, n, W); the first is not looked at where ``index`` is 0.
+            index: The first token; all tokens before it have been run with their final values.
+            previous: The token before each position, int64 (P, n, W); the first is ignored if ``index`` is 0.
 
         Returns:
-            (P, n, W, K); those of a token are right if all tokens before it are.
+            (P, n, W, K); the logits of a token are right if all tokens before it are.
         """
 
 
 class ImagePrior(nn.Module, ABC):
-    """Samples image tokens, one after the other, from a caption."""
+    """Predicts the image tokens of a caption, one after the other."""
 
     config_class: ClassVar[type]
     """Frozen dataclass of the architecture; its fields are what ``config.json`` holds."""
     config: Any
-    """Instance of `config_class`; says `text_length`, `text_vocab`, `image_height`, `image_width`, `image_length` and
-    `codebook_size`."""
+    """Instance of `config_class`, with at least `text_length`, `text_vocab`, `image_height`, `image_width`,
+    `image_length` and `codebook_size`."""
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.parameters()).device
 
     def check_tokenizer(self, tokenizer: TextTokenizer) -> None:
-        """Raises `ValueError` unless the tokenizer is one that the prior can have been trained with."""
+        """Raises `ValueError` if the prior cannot have been trained with the tokenizer."""
         if self.config.text_vocab != tokenizer.vocab_size:
             raise ValueError(
                 f"the prior has {self.config.text_vocab} text tokens, the text tokenizer {tokenizer.vocab_size}: "
@@ -72,16 +72,16 @@ class ImagePrior(nn.Module, ABC):
             )
 
     def encode_captions(self, tokenizer: TextTokenizer, captions: Sequence[str]) -> Tensor:
-        """Ids as the prior takes them, special tokens and padding included: int64 (P, T) on the CPU."""
+        """Encodes captions to ids with special tokens and padding: int64 (P, T) on the CPU."""
         return CaptionEncoder(tokenizer, self.config.text_length)(captions)
 
     def null_text(self) -> Tensor:
-        """The empty caption that classifier-free guidance compares with: int64 (T,).
+        """Ids of the empty caption, for classifier-free guidance: int64 (T,).
 
         Raises:
-            ValueError: The prior knows none.
+            ValueError: The prior has no empty caption.
         """
-        raise ValueError(f"{type(self).__name__} knows no empty caption to compare with: leave guidance at 1")
+        raise ValueError(f"{type(self).__name__} has no empty caption for guidance: leave guidance_scale at 1")
 
     def check(self, text: Tensor, codes: Tensor) -> None:
         """Raises `ValueError` when text (B, T) and codes (B, h, w) do not fit the configuration."""
@@ -95,24 +95,24 @@ class ImagePrior(nn.Module, ABC):
 
     @abstractmethod
     def image_logits(self, text: Tensor, codes: Tensor) -> Tensor:
-        """Logits of every image token in one pass, the oracle of `decoding`: (B, T) and (B, h, w) to (B, N, K)."""
+        """Logits of every image token in one pass, the twin of `decoding`: (B, T) and (B, h, w) to (B, N, K)."""
 
     @abstractmethod
     def decoding(self, text: Tensor, num_candidates: int) -> Decoding:
-        """Reads the captions, once each, and prepares for sampling.
+        """Prefills the captions, once each, and prepares for sampling.
 
         Args:
-            text: Ids as of `encode_captions`, int64 (P, T).
+            text: Ids from `encode_captions`, int64 (P, T).
             num_candidates: Candidates n of each prompt.
         """
 
     def window_decoding(self, text: Tensor, num_candidates: int, window: int) -> WindowDecoding:
-        """As `decoding`, but ready to run up to ``window`` image tokens at once.
+        """Prefills the captions and prepares to run up to ``window`` image tokens per pass.
 
         Raises:
-            ValueError: The prior runs one token after the other only.
+            ValueError: The prior can only run one token per pass.
         """
-        raise ValueError(f"{type(self).__name__} samples one token after the other: leave window away")
+        raise ValueError(f"{type(self).__name__} can only sample one token per pass: omit window")
 
 
 PRIORS: Registry[type[ImagePrior]] = Registry("prior", group="dalle_zoo.priors", base=ImagePrior)

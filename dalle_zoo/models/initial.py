@@ -1,7 +1,7 @@
-"""Fresh weights as a function of (seed, name), and tensors of which a process holds a shard.
+"""Initial weights as a function of (seed, name), and helpers for tensors that are sharded over processes.
 
-A process that holds one shard of a parameter samples the same numbers as one that holds all of it. They are sampled on
-the CPU, whose generator gives the same numbers everywhere.
+A process with one shard of a parameter samples the same numbers as a process with the complete parameter. Numbers are
+sampled on the CPU, whose generator gives the same numbers everywhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-if TYPE_CHECKING:  # it takes most of a second to load, and who shards has loaded it
+if TYPE_CHECKING:  # importing it takes most of a second, and only sharded runs need it
     from torch.distributed.tensor import DTensor
 
 
@@ -38,13 +38,13 @@ def shapes_only() -> Iterator[None]:
 
 
 def fresh_seed() -> int:
-    """A seed from the global generator, also where new tensors have no storage."""
+    """Samples a seed from the global generator, even if the default device is meta."""
     return int(torch.randint(2**62, (), dtype=torch.int64, device="cpu"))
 
 
 @torch.no_grad()
 def fill(parameter: Tensor, mean: float, std: float, seed: int, name: str) -> None:
-    """Fills a parameter, complete or sharded, with normal numbers; a standard deviation of 0 gives the mean."""
+    """Fills a complete or sharded parameter with normally distributed numbers, or with the mean if ``std`` is 0."""
     if std == 0:
         parameter.fill_(mean)
         return
@@ -55,7 +55,7 @@ def fill(parameter: Tensor, mean: float, std: float, seed: int, name: str) -> No
 
 @torch.no_grad()
 def copy_shard(parameter: Tensor, unsharded: Tensor) -> None:
-    """Copies into a parameter what it holds of a tensor: all of it, or this process's shard."""
+    """Copies a tensor into a parameter: all of it, or the shard of this process if the parameter is sharded."""
     if not _is_sharded(parameter):
         parameter.copy_(unsharded)
         return
@@ -71,12 +71,12 @@ def copy_shard(parameter: Tensor, unsharded: Tensor) -> None:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, sharing its memory."""
+    """Returns the shard of this process, or the tensor if it is not sharded; memory is shared."""
     return tensor.to_local() if _is_sharded(tensor) else tensor
 
 
 def shard_like(part: Tensor, parameter: Tensor) -> Tensor:
-    """What this process holds of a tensor, sharded as the parameter is, on its device."""
+    """Wraps this process's part of a tensor as a tensor sharded like the parameter, on the parameter's device."""
     part = part.to(local(parameter.detach()).device)
     if not _is_sharded(parameter):
         return part

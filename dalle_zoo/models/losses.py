@@ -13,16 +13,16 @@ from torch.nn import functional as F
 # B batch, C channels, H W image, h w code grid, K codebook size, V vocabulary, M positions, d width
 
 LOGITS = 2**25
-"""Logits of a head that exist at once."""
+"""Largest number of logits of a head in memory at once."""
 LOGITS_ON_CPU = 2**22
-"""There, so many that caches hold them."""
+"""The same on a CPU, where the logits should fit into its caches."""
 
 
 def logit_laplace_nll(x: Tensor, mu: Tensor, log_scale: Tensor) -> Tensor:
-    """Negative log-density of the logit-Laplace distribution, in nats, element by element.
+    """Elementwise negative log-density of the logit-Laplace distribution, nats.
 
-    ``f(x | mu, b) = exp(-|logit(x) - mu| / b) / (2 b x (1 - x))`` on (0, 1): the law of the sigmoid of a
-    Laplace variable. Reference: appendix A.3 of the paper.
+    ``f(x | mu, b) = exp(-|logit(x) - mu| / b) / (2 b x (1 - x))`` on (0, 1): the distribution of the sigmoid
+    of a Laplace variable. Reference: appendix A.3 of the paper.
 
     Args:
         x: Mapped pixels, strictly between 0 and 1.
@@ -37,8 +37,8 @@ def logit_laplace_nll(x: Tensor, mu: Tensor, log_scale: Tensor) -> Tensor:
 def kl_to_uniform(logits: Tensor) -> Tensor:
     """KL divergence from the categorical of the logits to the uniform one, nats per cell.
 
-    ``ln K + sum_k q_k ln q_k`` without temperature and without noise, even while the relaxation is warm
-    (answer of the first author, openai/DALL-E issue 26).
+    ``ln K + sum_k q_k ln q_k`` without temperature and without noise, even while the temperature of the
+    relaxation is high (answer of the first author, openai/DALL-E issue 26).
 
     Args:
         logits: Code logits, (B, K, h, w).
@@ -78,21 +78,21 @@ def dvae_loss(
 
 
 def head_loss(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of a head's predictions, nats, summed over positions, of few at a time.
+    """Cross-entropy of a head's predictions, nats, summed over positions in parts that need little memory.
 
-    ``cross_entropy(linear(hidden, weight, bias).float(), target, reduction="sum")``, whose gradients are computed in
-    the forward pass, while the logits of some positions are there; the backward pass only multiplies them by the
-    gradient of the loss. No logit is computed twice. A graph with this in it is good for one backward pass; PyTorch
-    says so at the second.
+    The value is ``cross_entropy(linear(hidden, weight, bias).float(), target, reduction="sum")``. The forward pass
+    also computes the gradients while it has the logits of a part; the backward pass only multiplies them by the
+    gradient of the loss. No logit is computed twice. A graph with this loss supports one backward pass; PyTorch raises
+    an error at the second.
 
     Args:
         hidden: Inputs of the head, (M, d); no rows give 0.
-        weight: (V, d).
-        bias: (V,).
-        target: int64 (M,).
+        weight: Matrix of the head, (V, d).
+        bias: Bias of the head, (V,).
+        target: Target tokens, int64 (M,).
 
     Returns:
-        A scalar, float32 or wider.
+        Scalar, float32 or wider.
     """
     apply: Any = HeadLoss.apply  # typed in some versions of PyTorch only
     summed: Tensor = apply(hidden, weight, bias, target, torch.is_grad_enabled())
@@ -100,11 +100,11 @@ def head_loss(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> T
 
 
 class HeadLoss(torch.autograd.Function):
-    """`head_loss`; under autocast its products are computed in the type of autocast."""
+    """Autograd function of `head_loss`; under autocast its products are computed in the dtype of autocast."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor, graded: bool) -> Tensor:
-        """The sum, and those of its gradients that are asked for; none in validation, where ``graded`` is False."""
+        """Computes the sum and the gradients that are needed; none in validation, where ``graded`` is False."""
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         wide = torch.promote_types(dtype, torch.float32)
@@ -137,14 +137,14 @@ class HeadLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Those of the sum times the gradient of the sum, in place: a head's matrix is large."""
+        """Multiplies the stored gradients by that of the sum, in place because the matrix of a head is large."""
         saved = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         gradients = (None if x is None else x.mul_(gradient).to(dtype) for x, dtype in saved)
         return (*gradients, None, None)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """``total += left @ right``, in the type of the total."""
+    """Computes ``total += left @ right`` in the dtype of the total."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:
@@ -155,8 +155,8 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tenso
     """Symmetric cross-entropy over a batch of pairs, the loss of CLIP (Radford et al., 2021).
 
     Args:
-        image_features: Normalized, (B, d).
-        text_features: Normalized, (B, d); row i belongs to image i.
+        image_features: Normalized features, (B, d).
+        text_features: Normalized features, (B, d); row i belongs to image i.
         scale: Inverse temperature, a scalar.
     """
     logits = scale * image_features @ text_features.t()

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle_zoo.masks import Mask, TextImageLayout, layer_masks
+from dalle_zoo.masks import Mask, layer_masks
 from dalle_zoo.models.attention import Attention
+from dalle_zoo.models.config import ImagePriorConfig
 from dalle_zoo.models.decoding import PriorDecoding
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.models.initial import fill, fresh_seed
@@ -35,7 +36,7 @@ from dalle_zoo.models.residual import Residual, ResidualBlock
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorConfig:
+class PriorConfig(ImagePriorConfig):
     """Architecture of the prior; defaults are the paper's 12-billion model (section 2.2, table 1)."""
 
     text_length: int = 256
@@ -62,12 +63,8 @@ class PriorConfig:
     """Weight of the text loss; the image loss gets the rest (1/8 and 7/8, section 2.2)."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "text_length", "text_vocab", "image_height", "image_width", "codebook_size", "width",
-            "num_layers", "num_heads", "mlp_ratio",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        super().__post_init__()
+        self.check_positive("num_layers", "num_heads", "mlp_ratio")
         if self.width % self.num_heads:
             raise ValueError(
                 f"width {self.width} is not a multiple of num_heads {self.num_heads}: "
@@ -75,17 +72,7 @@ class PriorConfig:
             )
         if not 0 <= self.text_loss_weight < 1:
             raise ValueError(f"text_loss_weight must lie in [0, 1), got {self.text_loss_weight}")
-        layer_masks(self.masks, self.num_layers)  # a typo stops here, with a suggestion
-
-    @property
-    def layout(self) -> TextImageLayout:
-        """Positions of the stream."""
-        return TextImageLayout(self.text_length, self.image_height, self.image_width)
-
-    @property
-    def image_length(self) -> int:
-        """Image positions N."""
-        return self.image_height * self.image_width
+        layer_masks(self.masks, self.num_layers)  # rejects a typo, with a suggestion
 
     def count_parameters(self) -> dict[str, int]:
         """Number of parameters, term by term.
@@ -112,7 +99,7 @@ class PriorConfig:
 
 
 class MLP(nn.Module):
-    """Two matrices with a GELU between (the activation is not stated in the paper; GPT-2's is taken)."""
+    """Two matrices with a GELU between them (the paper does not state the activation; GPT-2's is used)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -154,10 +141,10 @@ class Logits(NamedTuple):
 
 
 class PriorLoss(NamedTuple):
-    """The loss and its parts, nats per token."""
+    """The loss and its components, nats per token."""
 
     total: Tensor
-    """Weighted sum that is minimised."""
+    """Weighted sum that is minimized."""
     text: Tensor
     """Mean over the text tokens of the batch."""
     image: Tensor
@@ -170,14 +157,14 @@ class Prior(ImagePrior):
 
     Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), section 2.2 and appendix B.
 
-    Not stated in the paper, so chosen here: exact GELU; LayerNorm eps 1e-5 and one final LayerNorm; biases in
+    Choices that the paper does not state: exact GELU; LayerNorm eps 1e-5 and one final LayerNorm; biases in
     all layers; matrices N(0, 0.02^2) with residual outputs scaled by 1 / sqrt(2 layers); untied heads that start
     at zero, so that a fresh model predicts uniformly; padding tokens are inputs but not targets, because text is
     always given when sampling.
 
     Args:
         config: Architecture.
-        backend: Attention back-end, a name in `models.attention.BACKENDS`.
+        backend: Attention back-end, a name in `models.attention.BACKENDS`. Defaults to "auto".
 
     Example:
         >>> prior = Prior(PriorConfig(text_length=4, text_vocab=10, image_height=2, image_width=3,
@@ -193,7 +180,7 @@ class Prior(ImagePrior):
 
     def __init__(self, config: PriorConfig, backend: str = "auto") -> None:
         super().__init__()
-        self.seed = fresh_seed()  # before PyTorch samples its own weights, which happens only where there is storage
+        self.seed = fresh_seed()  # before PyTorch samples its own weights, which it does only if there is storage
         self.config = config
         d = config.width
         self.text_embedding = nn.Embedding(config.text_vocab + config.text_length, d)
@@ -207,7 +194,7 @@ class Prior(ImagePrior):
         masks = {spec: Mask.from_spec(spec, config.layout) for spec in dict.fromkeys(specs)}
         hidden = config.mlp_ratio * d
         layers = nn.ModuleList(Layer(d, config.num_heads, hidden, masks[spec], backend) for spec in specs)
-        self.layers = cast(Sequence[Layer], layers)  # what PyTorch's container does not say of its members
+        self.layers = cast(Sequence[Layer], layers)  # the type of the members, which nn.ModuleList does not have
         self.final_norm = nn.LayerNorm(d)
         self.text_head = nn.Linear(d, config.text_vocab)
         self.image_head = nn.Linear(d, config.codebook_size)
@@ -215,20 +202,20 @@ class Prior(ImagePrior):
             self.reset_parameters()
 
     def reset_parameters(self, seed: int | None = None) -> None:
-        """Samples fresh weights.
+        """Samples initial weights.
 
-        Each is a function of the seed and of its own name, so that processes which hold shards of the network sample
-        the same one.
+        Each parameter is a function of the seed and of its name, so that processes with shards of the network sample
+        the same network.
 
         Args:
-            seed: The one that was sampled from the global generator when the network was made, if missing.
+            seed: Seed of the weights. Defaults to the seed that was sampled from the global generator at construction.
         """
         seed = self.seed if seed is None else seed
         for name, parameter in self.named_parameters():
             fill(parameter, *self.initial(name), seed, name)
 
     def initial(self, name: str) -> tuple[float, float]:
-        """Mean and standard deviation of a fresh parameter."""
+        """Mean and standard deviation of an initial parameter."""
         kind = name.rpartition(".")[2]
         if "norm" in name:
             return float(kind == "weight"), 0.0
@@ -332,29 +319,29 @@ class Prior(ImagePrior):
         return logits
 
     def decoding(self, text: Tensor, num_candidates: int) -> PriorDecoding:
-        """Reads the captions and prepares for sampling."""
+        """Prefills the captions and prepares for sampling."""
         return PriorDecoding(self, text, num_candidates)
 
     def window_decoding(self, text: Tensor, num_candidates: int, window: int) -> PriorDecoding:
-        """Reads the captions and prepares to sample up to ``window`` tokens at once."""
+        """Prefills the captions and prepares to sample up to ``window`` tokens per pass."""
         return PriorDecoding(self, text, num_candidates, window)
 
     def is_token(self, text: Tensor) -> Tensor:
-        """Which positions hold a text token, not padding: bool (B, T)."""
+        """Whether a position has a text token, not padding: bool (B, T)."""
         return text < self.config.text_vocab
 
     def loss(self, text: Tensor, codes: Tensor, text_tokens: Tensor | None = None) -> PriorLoss:
         """Weighted cross-entropy of text and image tokens, each a mean over its tokens in the batch (2.2).
 
-        Only the logits that are needed are computed: the text head runs on positions whose target is a text
-        token, the image head on image positions.
+        Only the required logits are computed: the text head runs on positions whose target is a text token, the image
+        head on image positions.
 
         Args:
             text: Text ids, int64 (B, T).
             codes: Image tokens, int64 (B, h, w).
-            text_tokens: What the text loss is divided by (default: the text tokens of the batch). Processes that
-                share a batch give the mean of the original, so that the mean of their losses is that of the complete
-                batch.
+            text_tokens: Divisor of the text loss. Defaults to the number of text tokens in the batch. Processes that
+                share a batch pass the mean of that number over processes, so that the mean of their losses is the
+                loss of the complete batch.
         """
         x = self.hidden(text, codes)
         split = self.config.text_length

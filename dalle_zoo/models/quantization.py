@@ -1,8 +1,8 @@
-"""Weights of 8 or 4 bits for sampling, by torchao: a token reads a half or a quarter of the bytes of bfloat16.
+"""Quantizes weights to 8 or 4 bits for sampling, by torchao: a token reads half or a quarter of the bytes of bfloat16.
 
-The matrices of the layers are rounded, each row (int8) or each 32 weights of a row (int4) with a scale of their own;
-embeddings, norms and heads stay. Sums are taken in the prior's precision. What that does to a model is not exact:
-`benchmarks/quantization.py` measures it.
+The matrices of the layers are rounded, with one scale per row (int8) or per 32 weights of a row (int4). Embeddings,
+norms and heads keep their precision, and sums are computed in the precision of the prior. Quantization changes the
+images; `benchmarks/quantization.py` measures by how much.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from dalle_zoo.registry import suggest
 
 Bits = Literal["int8", "int4"]
 GROUP = 32
-"""Weights of a row that share a scale in int4."""
+"""Number of weights of a row that share a scale in int4."""
 
 
 def quantize(net: nn.Module, bits: Bits) -> None:
-    """Rounds the matrices of a network's layers, in place and for good.
+    """Rounds the matrices of a network's layers in place; this cannot be undone.
 
     Args:
-        net: Where it is to stay: on a GPU 4 bits are packed for that kind of device, in bfloat16. On a CPU they are
-            stored as bytes, which shows what they do to the images but saves nothing over int8.
+        net: The network, on its final device: on a GPU, int4 weights are packed for that kind of device and computed
+            in bfloat16. On a CPU they are stored as bytes, which shows their effect on the images but needs as much
+            memory as int8.
         bits: "int8" or "int4".
 
     Raises:
-        ImportError: torchao is missing.
-        ValueError: The network does not fit.
+        ImportError: torchao is not installed.
+        ValueError: The precision is unknown, or the network does not fit it.
     """
     if bits not in get_args(Bits):
         raise ValueError(suggest("quantization", bits, get_args(Bits)))
@@ -43,10 +44,10 @@ def quantize(net: nn.Module, bits: Bits) -> None:
         for name, module in chosen.items():
             if module.in_features % GROUP:
                 raise ValueError(
-                    f"int4 takes {GROUP} weights together, and {name} has rows of {module.in_features}: take int8"
+                    f"int4 needs rows of a multiple of {GROUP} weights, {name} has {module.in_features}: use int8"
                 )
         if weight.is_cuda and weight.dtype != torch.bfloat16:
-            raise ValueError(f"int4 on a GPU computes in bfloat16, and the prior is {weight.dtype}: give dtype too")
+            raise ValueError(f"int4 on a GPU needs a prior in bfloat16, got {weight.dtype}: pass dtype=torch.bfloat16")
     with _quiet():
         try:
             from torchao.quantization import quantize_
@@ -56,7 +57,7 @@ def quantize(net: nn.Module, bits: Bits) -> None:
 
 
 def is_quantized(net: nn.Module) -> bool:
-    """Whether `quantize` has rounded weights of it."""
+    """Whether `quantize` has rounded weights of the network."""
     return any(type(parameter.data) is not Tensor for parameter in net.parameters())
 
 
@@ -79,7 +80,7 @@ def _config(bits: Bits, on_gpu: bool) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torchao says, when it is imported, of torch's registrations and of other platforms' libraries."""
+    """Silences what torchao reports on import about torch's registrations and libraries of other platforms."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

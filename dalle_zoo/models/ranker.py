@@ -1,12 +1,11 @@
-"""The ranker: how well an image fits a caption, by a contrastive network (CLIP).
+"""The ranker: a contrastive network (CLIP) that scores how well an image fits a caption.
 
-Our own ranker and anyone's CLIP are the same thing on disk: a folder as transformers writes it, with
+The native ranker and external CLIP models have the same format: a folder as written by transformers, with
 ``config.json``, ``model.safetensors``, ``tokenizer.json`` and ``preprocessor_config.json``.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle_zoo.files import read_json, write_json
 from dalle_zoo.tokenizers.library import TOKENIZER_FILE, LibraryTokenizer, open_tokenizer_json
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 LEGACY_END_ID = 2
-"""CLIP configs of before transformers 4.31 say this, whatever the id is: the highest id is then meant."""
+"""End id in CLIP configs from before transformers 4.31, regardless of the real one, which is the highest id."""
 _HALF = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankerConfig:
-    """Architecture of a ranker of our own, small enough to train on a CPU."""
+    """Architecture of a native ranker, small enough to train on a CPU."""
 
     image_size: int = 64
     """Side of the square images, pixels."""
@@ -53,11 +53,11 @@ class RankerConfig:
     text_heads: int = 4
     """Attention heads of the caption tower."""
     embed_dim: int = 128
-    """Features d that both towers end in."""
+    """Number of features d of both towers."""
     text_length: int = 32
-    """Text positions S, the start and the end of the caption among them."""
+    """Text positions S, including the start and end tokens."""
     text_vocab: int = 16384
-    """Vocabulary of the text tokenizer; two ids for start and end follow."""
+    """Vocabulary of the text tokenizer; the ids of the start and end tokens follow it."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -75,31 +75,31 @@ class RankerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What happens to images before the network, as ``preprocessor_config.json`` has it."""
+    """Preprocessing of images, as stored in ``preprocessor_config.json``."""
 
     resize: int | tuple[int, int]
     """Length of the shorter side, or height and width."""
     crop: tuple[int, int]
     """Height and width of the center crop."""
     mean: tuple[float, ...] = _HALF
-    """Subtracted from pixels in [0, 1]."""
+    """Mean that is subtracted from pixels in [0, 1]."""
     std: tuple[float, ...] = _HALF
-    """Divides them afterwards."""
+    """Standard deviation that they are divided by afterwards."""
     mode: str = "bicubic"
     """Interpolation."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Pixels in [0, 1], (B, 3, H, W), to network input (B, 3, *crop)."""
+        """Converts pixels in [0, 1], (B, 3, H, W), to network input, (B, 3, *crop)."""
         height, width = images.shape[-2:]
         if isinstance(self.resize, int):
             short = min(height, width)
-            # Truncated, as transformers does it.
+            # Rounded down, as in transformers.
             size = (self.resize * height // short, self.resize * width // short)
         else:
             size = self.resize
         if size != (height, width):
             images = F.interpolate(images, size, mode=self.mode, antialias=True, align_corners=False)
-            # To bytes and back, as resizing with PIL does.
+            # Rounded to bytes, as by resizing with PIL.
             images = (images.clamp(0, 1) * 255).round() / 255
         top, left = (size[0] - self.crop[0]) // 2, (size[1] - self.crop[1]) // 2
         images = images[..., top : top + self.crop[0], left : left + self.crop[1]]
@@ -108,12 +108,12 @@ class Preprocessing:
 
     @classmethod
     def from_file(cls, path: Path, image_size: int) -> Self:
-        """Reads a ``preprocessor_config.json``; without one, OpenAI's values for the network's size.
+        """Reads a ``preprocessor_config.json``; if there is none, uses OpenAI's values for the size of the network.
 
         Raises:
-            ValueError: The file asks for something that is not supported.
+            ValueError: The file needs an unsupported operation, or does not fit the network.
         """
-        values = _read_object(path) if path.is_file() else {}
+        values = read_json(path) if path.is_file() else {}
         crop = _sides(values.get("crop_size", image_size))
         size = values.get("size", image_size)
         if isinstance(size, dict):
@@ -143,12 +143,12 @@ class Ranker(nn.Module):
 
     Reference: Learning Transferable Visual Models From Natural Language Supervision (Radford et
     al., 2021); used for ranking in section 2.6 of Zero-Shot Text-to-Image Generation (Ramesh et
-    al., 2021). The constructor takes the parts; `create` and `from_folder` make them.
+    al., 2021). The constructor takes the components; `create` and `from_folder` build them.
 
     Args:
         model: The two towers.
-        tokenizer: Library tokenizer that puts start and end around a caption.
-        preprocessing: What happens to images first.
+        tokenizer: Library tokenizer that adds start and end tokens to a caption.
+        preprocessing: Preprocessing of images.
     """
 
     def __init__(self, model: CLIPModel, tokenizer: Tokenizer, preprocessing: Preprocessing) -> None:
@@ -164,14 +164,14 @@ class Ranker(nn.Module):
 
     @classmethod
     def create(cls, config: RankerConfig, tokenizer: LibraryTokenizer) -> Self:
-        """A fresh ranker with weights from the global generator.
+        """Creates a ranker with random weights from the global generator.
 
         Args:
             config: Architecture.
-            tokenizer: Text tokenizer; its ids are kept, start and end get the two after them.
+            tokenizer: Text tokenizer; its ids are unchanged, and the ids of start and end follow them.
 
         Raises:
-            ValueError: The vocabulary is not that of the config.
+            ValueError: The vocabulary size differs from that of the config.
         """
         from transformers.models.clip.configuration_clip import CLIPConfig
         from transformers.models.clip.modeling_clip import CLIPModel
@@ -215,16 +215,15 @@ class Ranker(nn.Module):
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Self:
-        """Opens a CLIP folder of transformers, ours or another's, in float32 and ready to use.
+        """Loads a CLIP folder in the format of transformers, in float32 and evaluation mode.
 
         Args:
-            folder: With ``config.json``, ``model.safetensors`` and ``tokenizer.json``; without a
-                ``preprocessor_config.json`` OpenAI's preprocessing is taken.
+            folder: Folder with ``config.json``, ``model.safetensors`` and ``tokenizer.json``; if it has no
+                ``preprocessor_config.json``, OpenAI's preprocessing is used.
 
         Raises:
             FileNotFoundError: The folder or one of its files is missing.
-            ValueError: The folder holds another kind of model, pickled weights, or files that do
-                not fit together.
+            ValueError: The folder has another kind of model, pickled weights, or files that do not fit together.
         """
         from transformers.models.clip.modeling_clip import CLIPModel
 
@@ -240,8 +239,8 @@ class Ranker(nn.Module):
                     dtype=torch.float32,
                     output_loading_info=True,
                 )
-            except Exception as error:  # many kinds, one meaning
-                raise ValueError(f"the weights in {folder} can't be read: {error}") from error
+            except Exception as error:  # of many types, all with the same meaning
+                raise ValueError(f"the weights in {folder} cannot be read: {error}") from error
         model, report = loaded
         if report["missing_keys"]:
             names = ", ".join(sorted(report["missing_keys"])[:5])
@@ -251,10 +250,10 @@ class Ranker(nn.Module):
         return cls(model, tokenizer, preprocessing).eval()
 
     def save(self, folder: str | Path) -> None:
-        """Writes the folder that `from_folder`, and transformers itself, opens.
+        """Writes a folder that `from_folder` and transformers can load.
 
         Args:
-            folder: Where to; created if missing.
+            folder: Folder to write; it is created if it does not exist.
         """
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -283,16 +282,16 @@ class Ranker(nn.Module):
             "model_max_length": self.text_length,
             "clean_up_tokenization_spaces": False,
         }
-        (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=2) + "\n")
+        write_json(folder / "tokenizer_config.json", names)
 
     @property
     def text_length(self) -> int:
-        """Text positions S, start and end among them."""
+        """Text positions S, including start and end."""
         return int(self.model.config.text_config.max_position_embeddings)
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         device: torch.device = self.model.logit_scale.device
         return device
 
@@ -303,24 +302,23 @@ class Ranker(nn.Module):
         return scale
 
     def encode_text(self, captions: Sequence[str]) -> Tensor:
-        """Ids of captions, int64 (B, S'), S' at most S; longer captions lose their end.
+        """Encodes captions to ids, int64 (B, S') with S' at most S; longer captions are truncated.
 
-        Pads are end tokens: attention is causal and the features are read at the first end, so
-        nothing sees them.
+        Padding consists of end tokens: attention is causal and the features are read at the first end token, so
+        padding has no effect.
         """
         if isinstance(captions, str):
-            raise TypeError(f"captions must be a sequence, got one: pass [{captions!r}]")
+            raise TypeError(f"captions must be a sequence of strings, got a string: pass [{captions!r}]")
         rows = [self.tokenizer.encode(caption).ids for caption in captions]
         length = max(map(len, rows), default=0)
         padded = [row + [self._end_id] * (length - len(row)) for row in rows]
         return torch.tensor(padded, dtype=torch.int64, device=self.device)
 
     def image_features(self, images: Tensor) -> Tensor:
-        """Features of images.
+        """Computes the features of images.
 
         Args:
-            images: Pixels in [0, 1], (B, 3, H, W), any size: resized and cropped as the network
-                wants it.
+            images: Pixels in [0, 1], (B, 3, H, W), of any size; they are resized and cropped for the network.
 
         Returns:
             Unit vectors, (B, d).
@@ -333,19 +331,19 @@ class Ranker(nn.Module):
         return F.normalize(out.pooler_output.float(), dim=-1)
 
     def text_features(self, captions: Sequence[str]) -> Tensor:
-        """Features of B captions: unit vectors, (B, d)."""
+        """Computes the features of B captions: unit vectors, (B, d)."""
         out = self.model.get_text_features(input_ids=self.encode_text(captions))
         return F.normalize(out.pooler_output.float(), dim=-1)
 
     def scores(self, images: Tensor, captions: Sequence[str]) -> Tensor:
-        """How well each image fits its caption.
+        """Scores how well each image fits its caption.
 
         Args:
             images: Pixels in [0, 1], (B, 3, H, W).
-            captions: Caption of each image, B of them; repeated ones are encoded once.
+            captions: Caption of each image, B of them; repeated captions are encoded once.
 
         Returns:
-            Cosine times the inverse temperature, (B,).
+            Cosine similarity times the inverse temperature, (B,).
         """
         if len(images) != len(captions):
             raise ValueError(f"captions must be one per image, got {len(captions)} for {len(images)} images")
@@ -355,20 +353,20 @@ class Ranker(nn.Module):
         return self.scale * (self.image_features(images) * text).sum(-1)
 
     def rank(self, images: Tensor, caption: str) -> Tensor:
-        """Order of images (B, 3, H, W) by their score against one caption: int64 (B,), best first."""
+        """Sorts images (B, 3, H, W) by their score against one caption: indices, int64 (B,), best first."""
         scores = self.scores(images, [caption] * len(images))
         return scores.argsort(descending=True, stable=True)
 
 
 def retrieval_accuracy(image_features: Tensor, text_features: Tensor, ks: Sequence[int] = (1, 5)) -> dict[str, float]:
-    """How often the partner is among the k most similar of the other kind, in both directions.
+    """Share of features whose partner is among the k most similar features of the other kind, in both directions.
 
-    Row i of one belongs to row i of the other. A tie with the partner counts against it.
+    Rows i are partners. A tie with the partner counts against it.
 
     Args:
         image_features: Unit vectors, (B, d).
         text_features: Unit vectors, (B, d).
-        ks: The k's.
+        ks: Values of k. Defaults to 1 and 5.
 
     Returns:
         Shares, ``image_to_text_top1`` and so on.
@@ -383,7 +381,7 @@ def retrieval_accuracy(image_features: Tensor, text_features: Tensor, ks: Sequen
 
 
 def _with_ends(tokenizer: LibraryTokenizer, start: int, end: int) -> Tokenizer:
-    """A copy of a library tokenizer that puts start and end around every caption."""
+    """Copies a library tokenizer and makes it add start and end to every caption."""
     own = Tokenizer.from_str(tokenizer.files()[TOKENIZER_FILE])
     own.add_special_tokens([START, END])
     if (own.token_to_id(START), own.token_to_id(END)) != (start, end):
@@ -393,7 +391,7 @@ def _with_ends(tokenizer: LibraryTokenizer, start: int, end: int) -> Tokenizer:
 
 
 def _check_end(tokenizer: Tokenizer, config: Any) -> int:
-    """Id that ends every caption; raises `ValueError` unless the network reads its features there."""
+    """Returns the id that ends every caption; raises `ValueError` unless the network reads its features there."""
     ids = tokenizer.encode("").ids
     legacy = config.eos_token_id == LEGACY_END_ID
     highest = max(tokenizer.get_vocab().values())
@@ -414,8 +412,8 @@ def _check_end(tokenizer: Tokenizer, config: Any) -> int:
 
 def _check_clip_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"no config.json in {folder}: expected a CLIP folder as transformers writes it")
-    kind = _read_object(folder / "config.json").get("model_type")
+        raise FileNotFoundError(f"no config.json in {folder}: expected a CLIP folder in the format of transformers")
+    kind = read_json(folder / "config.json").get("model_type")
     if kind != "clip":
         raise ValueError(f'{folder}/config.json must have "model_type": "clip", got {kind!r}')
     names = ("model.safetensors", "model.safetensors.index.json")
@@ -423,20 +421,10 @@ def _check_clip_folder(folder: Path) -> None:
         pickled = [p.name for pattern in ("*.bin", "*.pt") for p in folder.glob(pattern)]
         if pickled:
             raise ValueError(
-                f"{folder} holds its weights as a pickle ({pickled[0]}), which can run code when it "
+                f"{folder} has its weights as a pickle ({pickled[0]}), which can run code when it "
                 f"is read: convert it to {names[0]} first"
             )
         raise FileNotFoundError(f"no {names[0]} in {folder}")
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold an object, got {type(values).__name__}")
-    return values
 
 
 def _sides(size: int | dict[str, int]) -> tuple[int, int]:
@@ -449,7 +437,7 @@ def _named(size: tuple[int, int]) -> dict[str, int]:
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Silences transformers, which shows a bar for reading and writing one file."""
+    """Hides the progress bars of transformers for reading and writing a single file."""
     from transformers.utils import logging as library
 
     logging: Any = library  # parts of it have no annotations

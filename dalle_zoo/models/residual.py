@@ -1,7 +1,7 @@
-"""Residual branches, and what may be put around one: recomputation, compilation, and a precision of its own.
+"""Residual branches, and the options for running one: recomputation, compilation, and a separate precision.
 
-The network says what a branch computes; how its backward pass is done is set from outside, block by block, so that
-the network itself stays the same whatever it is trained with.
+The network defines what a branch computes. How it is run is set from outside for every block, so the network does not
+depend on the training setup.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 Around = Callable[[Tensor, nn.Module, nn.Module], Tensor]
-"""Computes what is added to the identity path from (x, norm, branch)."""
+"""Computes the summand of the identity path from (x, norm, branch)."""
 
 
 def plain(x: Tensor, norm: nn.Module, branch: nn.Module) -> Tensor:
-    """``branch(norm(x))``, (…, d) to (…, d)."""
+    """Computes ``branch(norm(x))``, (…, d) to (…, d)."""
     return cast(Tensor, branch(norm(x)))
 
 
 GRAPHS = 64
-"""Graphs that one way of calling branches may have: for every mask, shape and type, with and without gradients.
-PyTorch would stop at 8 and go on uncompiled."""
+"""Largest number of graphs of one ``around``: one for every mask, shape and dtype, with and without gradients.
+PyTorch's limit is 8, after which it runs uncompiled."""
 
 
 @cache
 def compiled(around: Around) -> Around:
-    """What PyTorch's compiler makes of it; branches of one kind share their graphs."""
+    """Compiles an ``around``, once per process; branches of one kind share their graphs."""
     from torch._dynamo import config  # it takes seconds to import
 
     config.recompile_limit = max(config.recompile_limit, GRAPHS)
@@ -41,11 +41,11 @@ class Residual(nn.Module):
     """``x + branch(norm(x))``: the identity path of figure 4, without parameters of its own.
 
     Attributes:
-        recompute: Whether the branch keeps its input alone and is computed once more in the backward pass
-            (section 2.5: activations inside each residual block are recomputed).
-        compiled: Whether the branch is compiled, from its second call on: at the first it makes what it keeps between
-            calls, such as a mask on the device, which must not become part of a graph.
-        around: How the branch is called; a precision of one's own comes in here.
+        recompute: Whether the branch stores only its input and is computed again in the backward pass (section 2.5:
+            activations inside each residual block are recomputed).
+        compiled: Whether the branch is compiled from its second call on. The first call creates what is cached between
+            calls, such as a mask on the device, and must not become part of a graph.
+        around: Function that calls norm and branch; replace it to run the branch in another precision.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Residual(nn.Module):
         """(…, d) to (…, d)."""
         around = compiled(self.around) if self.compiled and self._called else self.around
         if self.recompute and torch.is_grad_enabled():
-            # Nothing in a branch is random, so there is no state of a generator to keep.
+            # A branch uses no random numbers, so there is no generator state to preserve.
             added: Tensor = checkpoint(around, x, norm, branch, use_reentrant=False, preserve_rng_state=False)
         else:
             added = around(x, norm, branch)
@@ -70,7 +70,7 @@ class Residual(nn.Module):
 def shard_axis(name: str, shape: Sequence[int], shards: int) -> int:
     """Axis along which a parameter is sharded: inputs of the MLP's second matrix, otherwise the first (table 2).
 
-    ``fully_shard`` divides any axis but the first only evenly; where it cannot, the first is taken.
+    ``fully_shard`` divides axes other than the first only evenly; if the number is not a multiple, the first is used.
     """
     return 1 if name.endswith("mlp.output.weight") and shape[1] % shards == 0 else 0
 
@@ -78,8 +78,8 @@ def shard_axis(name: str, shape: Sequence[int], shards: int) -> int:
 def num_low_rank_matrices(name: str) -> int:
     """Number of matrices into which the gradient of a branch's matrix is split for PowerSGD.
 
-    Queries, keys and values are separate matrices, as in table 2. The rows of a shard differ: the paper shards each of
-    the three, here a shard has rows of their stack.
+    Queries, keys and values are separate matrices, as in table 2. The rows of a shard differ from the paper's: it
+    shards each of the three, while here a shard has rows of their stack.
     """
     return 3 if name.endswith("qkv.weight") else 1
 
@@ -88,7 +88,7 @@ class ResidualBlock(NamedTuple):
     """One residual block: the unit of sharding, of recomputation and of gradient scaling."""
 
     name: str
-    """Of the branch in its network, such as ``layers.3.attention``."""
+    """Name of the branch in its network, such as ``layers.3.attention``."""
     norm: nn.LayerNorm
     branch: nn.Module
     residual: Residual

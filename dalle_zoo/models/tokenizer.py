@@ -1,4 +1,4 @@
-"""What every image tokenizer offers, and the registry of them."""
+"""The interface of all image tokenizers, and their registry."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dalle_zoo.registry import Registry
 
 
 class ImageTokenizer(nn.Module, ABC):
-    """Maps images to a grid of codes and back. Stage 2 and sampling see only this interface."""
+    """Maps images to a grid of codes and back. Stage 2 and sampling use only this interface."""
 
     config_class: ClassVar[type]
     """Frozen dataclass of the architecture; its fields are what ``config.json`` holds."""
     config: Any
-    """Instance of `config_class`, which says `codebook_size`, `factor` and `image_size` unless the class does."""
+    """Instance of `config_class`, with `codebook_size`, `factor` and `image_size` unless the class has them."""
     decodes: ClassVar[bool] = True
-    """Whether there is a way back; `decode` of one without raises `ValueError`."""
+    """Whether codes can be decoded; otherwise `decode` raises `ValueError`."""
 
     @property
     def codebook_size(self) -> int:
@@ -34,22 +34,22 @@ class ImageTokenizer(nn.Module, ABC):
 
     @property
     def image_size(self) -> int:
-        """Side of the square images the tokenizer was made for, pixels."""
+        """Side of the square training images, pixels."""
         return int(self.config.image_size)
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """Codes of images, deterministic: pixels in [0, 1], (B, C, H, W) to int64 (B, h, w)."""
+        """Encodes images deterministically: pixels in [0, 1], (B, C, H, W) to codes, int64 (B, h, w)."""
 
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
-        """Images of codes: int64 (B, h, w) to pixels in [0, 1], (B, C, H, W)."""
+        """Decodes codes: int64 (B, h, w) to pixels in [0, 1], (B, C, H, W)."""
 
     def compile_networks(self, **options: Any) -> None:
-        """Compiles what `encode` and `decode` spend their time in, for a GPU; the first call of each is then slow.
+        """Compiles the networks of `encode` and `decode` for a GPU; the first call of each is then slow.
 
         Args:
-            options: Of `torch.compile`.
+            options: Options of `torch.compile`.
         """
         for name in ("encoder", "decoder"):
             if hasattr(self, name):

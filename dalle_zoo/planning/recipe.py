@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from dalle_zoo.hub import config_from_dict
+from dalle_zoo.model_folder import config_from_dict
 from dalle_zoo.models.dvae import DVAEConfig
 from dalle_zoo.models.prior import PriorConfig
 from dalle_zoo.planning.dvae import DVAEWorkload

@@ -1,7 +1,7 @@
-"""Sampling: noise, token choice and the decode loop."""
+"""Samples code grids from priors: options, noise, and the decoding loop."""
 
 from dalle_zoo.sampling.decode import decode_logits, sample_codes
 from dalle_zoo.sampling.noise import derive_seed, gumbel
-from dalle_zoo.sampling.sampler import Sampler
+from dalle_zoo.sampling.options import SamplingOptions
 
-__all__ = ["Sampler", "decode_logits", "derive_seed", "gumbel", "sample_codes"]
+__all__ = ["SamplingOptions", "decode_logits", "derive_seed", "gumbel", "sample_codes"]

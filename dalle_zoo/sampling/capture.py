@@ -1,8 +1,8 @@
-"""One step of sampling that a GPU repeats by itself, as a CUDA graph.
+"""Replays a sampling step on a GPU as a CUDA graph.
 
-Launching the hundreds of kernels of a step from the host takes longer than they run. A graph launches them all at
-once, with the addresses that they had when they were recorded: so the step's inputs, the token before and the step's
-own number, stand in fixed places on the device, and nothing in it waits for the host.
+Launching the hundreds of kernels of a step from the host takes longer than running them. A graph launches all of them
+at once, with the memory addresses that were recorded. So the inputs of a step, the previous token and the number of
+the step, are copied into fixed buffers on the device, and no part of the step waits for the host.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ logger = logging.getLogger(__name__)
 
 
 class SampleFunction(Protocol):
-    """Samples one token of every candidate."""
+    """A function that samples one token of every candidate."""
 
     def __call__(self, index: int | Tensor, previous: Tensor | None) -> Tensor:
-        """Number of the token, and the tokens before it (P, n), None at 0, to tokens (P, n)."""
+        """Number of the token, and the previous tokens (P, n), None at 0, to tokens (P, n)."""
 
 
 class RepeatedStep:
-    """A sampling step with its inputs in place.
+    """A sampling step with its inputs in fixed buffers.
 
     Args:
         sample: The step; takes its number as int64 (1,).
-        index: A number that may be sampled in trial: what it writes is written again when its turn comes.
+        index: Number of the next token. Recording runs its step several times; the cache entries are overwritten when
+            the token is sampled.
         previous: Tokens before it, (P, n).
-        capture: Whether to record a CUDA graph. Without, each call runs the step again, which any device can do.
+        capture: Whether to record a CUDA graph. Otherwise each call runs the step, on any device. Defaults to True.
 
     Raises:
         RuntimeError: The step cannot be recorded.
@@ -46,11 +47,11 @@ class RepeatedStep:
         self.previous = previous.clone()
         self.graph: torch.cuda.CUDAGraph | None = None
         if capture:
-            with torch.cuda.device(previous.device):  # streams and graphs are those of the current device
+            with torch.cuda.device(previous.device):  # streams and graphs belong to the current device
                 self._record()
 
     def _record(self) -> None:
-        # Libraries set themselves up at the first calls, which must not be part of the graph.
+        # Libraries initialize themselves in the first calls, which must not be part of the graph.
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -62,7 +63,7 @@ class RepeatedStep:
             self.sampled = self.sample(self.index, self.previous)
 
     def __call__(self, index: int | Tensor, previous: Tensor | None) -> Tensor:
-        """Tokens (P, n), which the next call overwrites."""
+        """Samples tokens (P, n), which the next call overwrites."""
         assert previous is not None
         assert isinstance(index, int)
         self.index.fill_(index)
@@ -74,11 +75,11 @@ class RepeatedStep:
 
 
 def repeated(sample: SampleFunction, decoder: Decoding, index: int, previous: Tensor) -> SampleFunction:
-    """The step as a CUDA graph, or as it is where the decoder takes its number from the host or recording fails."""
+    """Returns the step as a CUDA graph; unchanged if the decoder needs its number on the host or recording fails."""
     if not getattr(decoder, "on_device", False):
         return sample
     try:
         return RepeatedStep(sample, index, previous)
     except RuntimeError as error:
-        logger.warning("sampling goes on without a CUDA graph, which is slower: %s", error)
+        logger.warning("sampling continues without a CUDA graph, which is slower: %s", error)
         return sample

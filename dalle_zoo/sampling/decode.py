@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from dalle_zoo.models.cpu.linears import with_packed_linears
 from dalle_zoo.models.image_prior import ImagePrior
-from dalle_zoo.models.packed import with_packed_linears
 from dalle_zoo.sampling.capture import SampleFunction, repeated
 from dalle_zoo.sampling.jacobi import sample_windows
-from dalle_zoo.sampling.sampler import Sampler
+from dalle_zoo.sampling.options import SamplingOptions
 
 # P prompts, n candidates of each, T text positions, N image positions, W positions of a window, K codebook size
 
 Progress = Callable[[int, int], None]
-"""Called after every pass, a token if not by windows, with the number of tokens done and the number in all."""
+"""Called after every pass of the prior with the number of tokens sampled so far and the total number."""
 
 
 @torch.no_grad()
@@ -26,11 +25,11 @@ def decode_logits(prior: ImagePrior, text: Tensor, codes: Tensor) -> Iterator[Te
 
     Args:
         prior: The prior.
-        text: (P, T).
-        codes: (P, n, h, w).
+        text: Text ids, int64 (P, T).
+        codes: Image tokens, int64 (P, n, h, w).
 
     Yields:
-        (P, n, K) for positions 0 … N - 1.
+        Logits (P, n, K) of positions 0 … N - 1.
     """
     decoder = with_packed_linears(prior, codes[..., 0, 0].numel()).decoding(text, codes.shape[1])
     tokens = codes.flatten(2)
@@ -43,10 +42,9 @@ def sample_codes(
     prior: ImagePrior,
     text: Tensor,
     seeds: Tensor,
+    options: SamplingOptions | None = None,
     *,
-    sampler: Sampler | None = None,
     prime: Tensor | None = None,
-    guidance: float = 1.0,
     window: int | None = None,
     graph: bool = True,
     progress: Progress | None = None,
@@ -56,104 +54,112 @@ def sample_codes(
     Args:
         prior: The prior.
         text: Text ids with padding ids, int64 (P, T).
-        seeds: One seed per image, int64 (P, n); an image depends on its own seed alone.
-        sampler: Temperature and filters. Defaults to plain sampling.
+        seeds: One seed per image, int64 (P, n); an image depends only on its own seed.
+        options: Temperature, filters and guidance. Defaults to plain sampling.
         prime: First tokens of every image in raster order, int64 (P, m) with m <= N, such as the top rows of a
-            given image (section 3.3 of the paper).
-        guidance: Classifier-free guidance g: logits = null + g * (conditional - null). 1 is none (the paper); other
-            values need a prior that was trained with dropped captions.
-        window: Samples windows of W tokens by guessing and checking (`sampling.jacobi`) instead of one token after the
-            other: the same codes in fewer and wider passes, which pays for few images.
-        graph: Whether a GPU repeats steps as a CUDA graph, where the prior allows it; windows it does not.
-        progress: Called with (tokens done, tokens in all).
+            given image (section 3.3 of the paper). Defaults to none.
+        window: Number W of tokens that each pass guesses and checks (`sampling.jacobi`): the same codes in fewer and
+            wider passes, which is faster for few images. Defaults to one token per pass.
+        graph: Whether a GPU replays steps as a CUDA graph, if the prior supports it; windows never do.
+        progress: Called with (tokens sampled, tokens in total).
 
     Returns:
         Codes, int64 (P, n, h, w).
 
     Raises:
-        ValueError: A shape, a given token, the guidance or the window does not fit, or the prior has no windows.
+        ValueError: A shape, a given token or the window does not fit, or the prior supports no windows or no guidance.
     """
+    _check(prior, text, seeds, prime, window)
+    options = options or SamplingOptions()
     config = prior.config
-    _check(prior, text, seeds, prime, guidance, window)
-    sampler = sampler or Sampler()
-    prompts, candidates = seeds.shape
-    total = config.image_length
-    prime = text.new_empty(prompts, 0) if prime is None else prime
-    primed = prime.shape[1]
-    guided = guidance != 1.0
-    if guided:  # both branches in one batch, with caches of their own
-        text = torch.cat([text, prior.null_text().expand(prompts, -1)])
-
-    def both(previous: Tensor) -> Tensor:
-        return torch.cat([previous, previous]) if guided else previous
-
-    def combined(logits: Tensor) -> Tensor:
-        if not guided:
-            return logits
-        conditional, null = logits.float().chunk(2)
-        return null + guidance * (conditional - null)
-
-    grid = (prompts, candidates, config.image_height, config.image_width)
+    grid = (*seeds.shape, config.image_height, config.image_width)
     if not seeds.numel():
         return torch.empty(grid, dtype=torch.long, device=text.device)
-    if window is not None:
-        window = min(window, total)
-        windows = with_packed_linears(prior, len(text) * candidates * window).window_decoding(text, candidates, window)
-        tokens = sample_windows(
-            lambda index, previous: combined(windows.window(index, both(previous))),
-            seeds,
-            sampler,
-            prime,
-            total=total,
-            codebook_size=config.codebook_size,
-            window=window,
-            progress=progress,
-        )
-        return tokens.reshape(grid)
+    prime = text.new_empty(len(text), 0) if prime is None else prime
+    if options.guided:  # conditional and null branch in one batch, each with its own cache
+        text = torch.cat([text, prior.null_text().expand(len(text), -1)])
+    if window is None:
+        tokens = _sample_steps(prior, text, seeds, options, prime, graph, progress)
+    else:
+        tokens = _sample_windows(prior, text, seeds, options, prime, min(window, config.image_length), progress)
+    return tokens.reshape(grid)
+
+
+def _both(previous: Tensor, options: SamplingOptions) -> Tensor:
+    """Previous tokens of the conditional and the null branch, (P, …) to (2 P, …) if guided."""
+    return torch.cat([previous, previous]) if options.guided else previous
+
+
+def _sample_steps(
+    prior: ImagePrior,
+    text: Tensor,
+    seeds: Tensor,
+    options: SamplingOptions,
+    prime: Tensor,
+    graph: bool,
+    progress: Progress | None,
+) -> Tensor:
+    """Samples one token per pass: tokens (P, n, N)."""
+    candidates, total, primed = seeds.shape[1], prior.config.image_length, prime.shape[1]
     decoder = with_packed_linears(prior, len(text) * candidates).decoding(text, candidates)
 
-    def read(index: int | Tensor, previous: Tensor | None) -> Tensor:
-        return combined(decoder.step(index, None if previous is None else both(previous)))
+    def logits(index: int | Tensor, previous: Tensor | None) -> Tensor:
+        return options.guide(decoder.step(index, None if previous is None else _both(previous, options)))
 
-    step = _sample_function(read, sampler, seeds)
-    tokens = torch.empty(prompts, candidates, total, dtype=torch.long, device=text.device)
+    def sample(index: int | Tensor, previous: Tensor | None) -> Tensor:
+        flat = logits(index, previous).flatten(0, 1)
+        return options.sample(flat, seeds.flatten(), index).view(seeds.shape)
+
+    step: SampleFunction = sample
+    tokens = torch.empty(*seeds.shape, total, dtype=torch.long, device=text.device)
     tokens[:, :, :primed] = prime[:, None]
     for index in range(total):
         previous = tokens[:, :, index - 1] if index else None
-        if index < primed:  # nothing is sampled, but later tokens read it
-            read(index, previous)
+        if index < primed:  # nothing is sampled, but the cache needs the keys and values of the given tokens
+            logits(index, previous)
         else:
             if graph and text.is_cuda and previous is not None and index == max(primed, 1):
-                step = repeated(step, decoder, index, previous)
+                step = repeated(sample, decoder, index, previous)
             tokens[:, :, index] = step(index, previous)
         if progress is not None:
             progress(index + 1, total)
-    return tokens.view(grid)
+    return tokens
 
 
-def _sample_function(read: SampleFunction, sampler: Sampler, seeds: Tensor) -> SampleFunction:
-    """What reads a token's logits, (P, n, K), as what samples the token."""
+def _sample_windows(
+    prior: ImagePrior,
+    text: Tensor,
+    seeds: Tensor,
+    options: SamplingOptions,
+    prime: Tensor,
+    window: int,
+    progress: Progress | None,
+) -> Tensor:
+    """Samples by guessing and checking ``window`` tokens per pass: tokens (P, n, N)."""
+    candidates = seeds.shape[1]
+    decoder = with_packed_linears(prior, len(text) * candidates * window).window_decoding(text, candidates, window)
+    return sample_windows(
+        lambda index, previous: options.guide(decoder.window(index, _both(previous, options))),
+        seeds,
+        options,
+        prime,
+        total=prior.config.image_length,
+        codebook_size=prior.config.codebook_size,
+        window=window,
+        progress=progress,
+    )
 
-    def sample(index: int | Tensor, previous: Tensor | None) -> Tensor:
-        return sampler.sample(read(index, previous).flatten(0, 1), seeds.flatten(), index).view(seeds.shape)
 
-    return sample
-
-
-def _check(
-    prior: ImagePrior, text: Tensor, seeds: Tensor, prime: Tensor | None, guidance: float, window: int | None
-) -> None:
+def _check(prior: ImagePrior, text: Tensor, seeds: Tensor, prime: Tensor | None, window: int | None) -> None:
     config = prior.config
     if text.ndim != 2 or text.shape[1] != config.text_length:
         raise ValueError(f"text must have shape (P, {config.text_length}), got {tuple(text.shape)}")
     if seeds.ndim != 2 or seeds.dtype != torch.int64:
         raise ValueError(f"seeds must be int64 of shape (P, n), got {seeds.dtype} {tuple(seeds.shape)}")
     if len(text) != len(seeds):
-        raise ValueError(f"text and seeds must name the same prompts, got {len(text)} and {len(seeds)}")
-    if not math.isfinite(guidance):
-        raise ValueError(f"guidance must be a finite number, got {guidance}")
+        raise ValueError(f"text and seeds must have the same number of prompts, got {len(text)} and {len(seeds)}")
     if window is not None and window < 1:
-        raise ValueError(f"window must be at least 1 (or absent to sample one token after the other), got {window}")
+        raise ValueError(f"window must be at least 1, or None to sample one token per pass, got {window}")
     if prime is None:
         return
     if prime.ndim != 2 or len(prime) != len(text) or prime.shape[1] > config.image_length:

@@ -1,17 +1,17 @@
-"""Samples windows of tokens in fewer passes than tokens, and the same tokens: Jacobi iteration with fixed noise.
+"""Samples the same tokens in fewer passes than tokens, window by window: Jacobi iteration with fixed noise.
 
-With the noise of every position fixed, a token is a function of those before it. So all tokens of a window may be
-guessed and run in one pass, which samples each of them from the guesses before it:
+If the noise of every position is fixed, a token is a function of the tokens before it. So all tokens of a window can
+be guessed and run in one pass, which samples each of them from the guesses before it:
 
 ```
-guesses   3  7  7  1  5        a pass reads these …
-sampled   3  7  2  9  4        … and samples these: 3 and 7 were right, so 2 follows right tokens and is final
-          final    guesses     the next pass begins behind it
+guesses   3  7  7  1  5        input of a pass
+sampled   3  7  2  9  4        output: 3 and 7 were right, so 2 follows right tokens and is final
+          final    guesses     the next pass begins after it
 ```
-Every pass makes at least one token final, so there are at most as many passes as tokens. Codes are those that sampling
-one token after the other gives. Only rounding can come between: logits of a window are summed up in another order,
-which decides where two noisy logits differ by less, in float32 about once in a hundred thousand tokens or more rarely.
-In half precision it is likelier, so equal codes are not promised there.
+Every pass makes at least one token final, so there are at most as many passes as tokens. The codes equal those of
+sampling one token per pass, up to rounding: the logits of a window are summed in another order, which changes a token
+if the two largest noisy logits differ by less than that. In float32 this happens at most about once in a hundred
+thousand tokens. In half precision it is more likely, so equal codes are not guaranteed there.
 
 Jacobi decoding: arXiv 2305.10427; of images: arXiv 2410.01699; with samples coupled by noise: arXiv 2510.24211.
 """
@@ -24,24 +24,25 @@ import torch
 from torch import Tensor
 
 from dalle_zoo.sampling.noise import gumbel
-from dalle_zoo.sampling.sampler import Sampler
+from dalle_zoo.sampling.options import SamplingOptions
 
 # P prompts, n candidates of each, N image positions, W positions of a window, K codebook size
 
 Read = Callable[[int, Tensor], Tensor]
-"""First position of a window and the tokens before each of its positions (P, n, W) to logits (P, n, W, K)."""
+"""First position of a window, and the token before each of its positions (P, n, W), to logits (P, n, W, K)."""
 
 MAX_IMAGES = 4
-"""At once. With more, a pass takes longer by more than there are passes fewer (benchmarks/jacobi.py)."""
+"""Largest number of images at once. With more, slower passes outweigh fewer passes (benchmarks/jacobi.py)."""
 DAMPING = 0.2
-"""Share of the pass before in the logits that guesses are sampled from. Wrong guesses change from pass to pass, and
-with them those behind; damped, they settle sooner: in 5 % fewer passes with the bundled weights."""
+"""Weight of the previous pass in the logits that guesses are sampled from. Wrong guesses change from pass to pass, and
+so do the guesses after them; damping makes them settle sooner, which saves 5 % of the passes with the bundled
+weights."""
 
 
 def sample_windows(
     read: Read,
     seeds: Tensor,
-    sampler: Sampler,
+    options: SamplingOptions,
     given: Tensor,
     *,
     total: int,
@@ -49,18 +50,20 @@ def sample_windows(
     window: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Generates the tokens of n candidates for each of P prompts.
+    """Samples the tokens of n candidates for each of P prompts.
 
-    A window begins at the first token that is not final for all candidates; one that is ahead keeps its tokens.
+    A window begins at the first token that is not final for all candidates; candidates that are ahead keep their
+    tokens.
 
     Args:
-        read: Runs the prior over a window. Windows begin behind all tokens that were run with final ones before them.
-        seeds: One per image, int64 (P, n).
-        sampler: Temperature and filters.
+        read: Runs the prior over a window. A window begins after the last position whose previous tokens were all
+            final when it was run.
+        seeds: One seed per image, int64 (P, n).
+        options: Temperature and filters; `read` has applied the guidance.
         given: First tokens of every image, int64 (P, m); they are run in windows too.
-        total: Tokens N of an image.
-        codebook_size: K.
-        window: Most positions W of a pass.
+        total: Number of tokens N of an image.
+        codebook_size: Codebook size K.
+        window: Largest number of positions W of a pass.
         progress: Called after every pass with the number of tokens that are final for all candidates, and N.
 
     Returns:
@@ -70,10 +73,10 @@ def sample_windows(
     noise = torch.stack([gumbel(seeds.flatten(), step, codebook_size) for step in steps], 1)
     noise = noise.view(*seeds.shape, total, codebook_size)
     padded = torch.zeros(*seeds.shape, 1 + total, dtype=torch.long, device=seeds.device)
-    tokens = padded[:, :, 1:]  # so that `padded` holds the token before each
+    tokens = padded[:, :, 1:]  # so `padded[:, :, i]` is the token before token i
     tokens[:] = noise.argmax(-1)
     tokens[:, :, : given.shape[1]] = given[:, None]
-    final = torch.full_like(seeds, given.shape[1])  # so many tokens of each candidate are
+    final = torch.full_like(seeds, given.shape[1])  # number of final tokens of each candidate
     positions = torch.arange(total, device=seeds.device)
 
     index, expected = 0, noise.new_empty(*seeds.shape, 0, codebook_size)
@@ -81,13 +84,13 @@ def sample_windows(
         end = min(index + window, total)
         here, guesses = slice(index, end), tokens[:, :, index:end]
         logits = read(index, padded[:, :, here]).float()
-        sampled = (sampler.filter(logits) + noise[:, :, here]).argmax(-1)
+        sampled = (options.filter(logits) + noise[:, :, here]).argmax(-1)
         sampled = torch.where(positions[here] < final[..., None], guesses, sampled)
         num_right = (sampled == guesses).cumprod(-1).sum(-1)
         final = final.maximum((index + num_right + 1).clamp(max=end))
 
         expected = _damped(logits, expected)
-        guessed = (sampler.filter(expected) + noise[:, :, here]).argmax(-1)
+        guessed = (options.filter(expected) + noise[:, :, here]).argmax(-1)
         tokens[:, :, here] = torch.where(positions[here] < final[..., None], sampled, guessed)
         num_run = min(end, int(final.min()))
         expected = expected[:, :, num_run - index :]
@@ -98,6 +101,6 @@ def sample_windows(
 
 
 def _damped(logits: Tensor, before: Tensor) -> Tensor:
-    """Logits of a window (P, n, W, K), pulled towards those of the pass before for its first W' (P, n, W', K)."""
+    """Interpolates logits of a window (P, n, W, K) with those of the previous pass for its first W' (P, n, W', K)."""
     overlap = before.shape[2]
     return torch.cat([logits[:, :, :overlap].lerp(before, DAMPING), logits[:, :, overlap:]], 2)

@@ -1,16 +1,16 @@
 """Text tokenizers: captions to ids and back.
 
-| kind | class | vocabulary | dropout | keeps |
+| kind | class | vocabulary | dropout | preserves |
 |---|---|---|---|---|
 | `bpe` | `BPETokenizer` | trained; 16,384 by default | yes | lower case, single spaces |
 | `byte` | `ByteTokenizer` | the 256 bytes of UTF-8 | no | everything |
-| `clip` | `CLIPTokenizer` | CLIP's | no | lower case, single spaces, plain signs |
+| `clip` | `CLIPTokenizer` | CLIP's | no | lower case, single spaces, plain punctuation |
 | `dalle_mini` | `DalleMiniTokenizer` | that of DALL-E mini or mega | no | lower-case ASCII, commas |
-| `hf` | `HFTokenizer` | of the Hugging Face folder it was opened from | no | what that one keeps |
+| `hf` | `HFTokenizer` | of the Hugging Face folder it was opened from | no | as that tokenizer does |
 
-`CaptionEncoder` makes batches of them, with one learned padding token per position. To add one: a
-file with a subclass of `TextTokenizer` registered in `TEXT_TOKENIZERS` under its `kind`, and an
-import line here.
+`CaptionEncoder` makes batches of ids, with one learned padding token per position. To add a tokenizer,
+write a module with a subclass of `TextTokenizer` that is registered in `TEXT_TOKENIZERS` under its
+`kind`, and import it here.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ __all__ = [
 
 
 def load_text_tokenizer(folder: str | Path) -> TextTokenizer:
-    """Opens the tokenizer of a folder, whichever kind it is.
+    """Loads the tokenizer in a folder, of any kind.
 
     Args:
-        folder: What `TextTokenizer.save` wrote, or any folder of a Hugging Face tokenizer, which
-            opens as `hf`.
+        folder: Folder that `TextTokenizer.save` wrote, or the folder of any Hugging Face tokenizer,
+            which is loaded as `hf`.
 
     Returns:
-        The tokenizer, of the class registered for its kind.
+        The tokenizer, an instance of the class that is registered for its kind.
 
     Raises:
         FileNotFoundError: The folder or its files are missing.
-        ValueError: A file can't be read, or its kind is not registered.
+        ValueError: A file cannot be read, or its kind is not registered.
     """
     return TEXT_TOKENIZERS[recorded_kind(folder) or HFTokenizer.kind].load(folder)

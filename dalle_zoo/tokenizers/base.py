@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from operator import index
 from pathlib import Path
 from typing import ClassVar, Self
 
-from dalle_zoo.files import written_aside
+from dalle_zoo.files import atomic_write, read_json
 from dalle_zoo.registry import Registry
 
 CONFIG_FILE = "tokenizer_config.json"
@@ -60,17 +61,30 @@ class TextTokenizer(ABC):
 
     @abstractmethod
     def files(self) -> Mapping[str, str]:
-        """Names and contents of the files that `load` reads."""
+        """Names and contents of the files that `read` needs."""
 
     @classmethod
     @abstractmethod
+    def read(cls, folder: Path) -> Self:
+        """Reads the tokenizer back from its `files`; `load` has checked the folder's kind.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: A file can't be read.
+        """
+
+    @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Opens what `save` wrote.
+        """Opens a folder that `save` wrote, or one of another library that records no kind.
 
         Raises:
             FileNotFoundError: The folder or a file is missing.
             ValueError: A file can't be read or belongs to another kind.
         """
+        kind = recorded_kind(folder)
+        if kind not in (None, cls.kind):
+            raise ValueError(f"{folder} holds kind {kind!r}, not {cls.kind!r}: open it with load_text_tokenizer")
+        return cls.read(Path(folder))
 
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer into a folder (default: created); each file written atomically."""
@@ -84,7 +98,7 @@ class TextTokenizer(ABC):
         # The kind goes first: a save killed half-way must not leave files that open as another.
         contents = {CONFIG_FILE: json.dumps(config, indent=2) + "\n", **self.files()}
         for name, content in contents.items():
-            with written_aside(folder / name) as aside:
+            with atomic_write(folder / name) as aside:
                 aside.write_text(content, encoding="utf-8")
 
     def check(self, text: str, dropout: float = 0.0, seed: int = 0) -> None:
@@ -99,10 +113,17 @@ class TextTokenizer(ABC):
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")
 
+    def known_ids(self, ids: Iterable[int]) -> list[int]:
+        """Returns ids without paddings; raises `ValueError` for negative ones, as `decode` must."""
+        indices = [index(i) for i in ids]
+        if indices and min(indices) < 0:
+            raise ValueError(f"ids must be at least 0, got {min(indices)}")
+        return [i for i in indices if i < self.vocab_size]
+
     def check_dropout(self, dropout: float) -> None:
         """Raises `ValueError` for a dropout that is no probability or that this kind lacks."""
         if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout must lie in 0..1, got {dropout}")
+            raise ValueError(f"dropout must be in 0..1, got {dropout}")
         if dropout and not self.supports_dropout:
             raise ValueError(f"kind {self.kind!r} has no dropout, got {dropout}: set it to 0")
 
@@ -120,11 +141,5 @@ def recorded_kind(folder: str | Path) -> str | None:
     path = folder / CONFIG_FILE
     if not path.exists():
         return None
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): write the tokenizer again") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold an object, got {config!r}: write the tokenizer again")
-    kind = config.get(KIND_KEY)
+    kind = read_json(path).get(KIND_KEY)
     return None if kind is None else str(kind)

@@ -18,9 +18,9 @@ from dalle_zoo.tokenizers.library import LibraryTokenizer
 log = logging.getLogger(__name__)
 
 MIN_PAIR_COUNT = 2
-"""A pair seen once is no regularity: it is never merged."""
+"""Minimum number of occurrences of a pair that is merged: a single occurrence is no regularity."""
 
-# Settings of the library's BPE model that `DropoutMerger` ignores, with the value they must have.
+# Settings of the library's BPE model that `DropoutMerger` does not implement, with the values they must have.
 _PLAIN_MODEL = {
     "unk_token": None,
     "continuing_subword_prefix": None,
@@ -34,9 +34,9 @@ _PLAIN_MODEL = {
 class BPETokenizer(LibraryTokenizer):
     """Byte-level BPE over lower-cased captions, with seeded dropout.
 
-    Captions are lower-cased, composed (NFC), and their white space is collapsed. A space is put in
-    front, so a word has the same tokens at the start of a caption and inside it. All 256 bytes are
-    in the vocabulary: nothing is unknown.
+    Captions are lower-cased, composed (NFC), and their white space is collapsed. A space is
+    prepended, so that a word has the same tokens at the start of a caption and inside it. All 256
+    bytes are in the vocabulary, so there are no unknown tokens.
 
     Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), section 2.2 and footnote 5
     (10 % dropout while training); BPE-Dropout (Provilkov et al., 2020).
@@ -69,12 +69,12 @@ class BPETokenizer(LibraryTokenizer):
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int = 16384) -> Self:
-        """Learns a vocabulary; the same captions give the same one, in any order.
+        """Trains a vocabulary; it does not depend on the order of the captions.
 
         Args:
-            captions: The training captions; read once.
-            vocab_size: Ids to reach (the paper's 16,384), at least 256. Captions with too few
-                repeated pairs give fewer, with a warning.
+            captions: Training captions; iterated over once.
+            vocab_size: Number of ids, at least 256. Captions with too few repeated pairs give fewer
+                ids, with a warning. Defaults to the paper's 16,384.
 
         Returns:
             The tokenizer.
@@ -86,7 +86,7 @@ class BPETokenizer(LibraryTokenizer):
         if vocab_size < 256:
             raise ValueError(f"vocab_size must be at least 256, one id per byte, got {vocab_size}")
         tokenizer = Tokenizer(models.BPE())
-        # Lower case first: a lower-cased letter may have a composed form that the capital had not.
+        # Lower case first: a lower-case letter may have a composed form that its capital lacks.
         tokenizer.normalizer = normalizers.Sequence(
             [
                 normalizers.Lowercase(),
@@ -106,18 +106,18 @@ class BPETokenizer(LibraryTokenizer):
         tokenizer.train_from_iterator(_checked(captions), trainer)
         reached = tokenizer.get_vocab_size()
         if reached < vocab_size:
-            log.warning("the captions support a vocabulary of %d, not %d", reached, vocab_size)
+            log.warning("the captions give a vocabulary of only %d ids, not %d", reached, vocab_size)
         return cls(tokenizer)
 
     def encode(self, text: str, *, dropout: float = 0.0, seed: int = 0) -> list[int]:
-        """Ids of a caption: the library's without dropout, those of `DropoutMerger` with it."""
+        """Returns the ids of a caption, computed by the library, or by `DropoutMerger` if there is dropout."""
         if not dropout:
             return super().encode(text, seed=seed)
         self.check(text, dropout, seed)
         return self._merge(text, dropout, Random(index(seed)))
 
     def _merge(self, text: str, dropout: float, random: Random) -> list[int]:
-        """The library's encoding, with its merges done by us."""
+        """Returns the library's encoding with merges by `DropoutMerger`."""
         normal = self._tokenizer.normalizer.normalize_str(text)
         words = self._tokenizer.pre_tokenizer.pre_tokenize_str(normal)
         return [i for word, _ in words for i in self._merger(word, dropout, random)]
@@ -125,12 +125,11 @@ class BPETokenizer(LibraryTokenizer):
 
 def _checked(captions: Iterable[str]) -> Iterator[str]:
     if isinstance(captions, str):
-        raise TypeError("captions must be an iterable of strings, got one: put it into a list")
+        raise TypeError("captions must be an iterable of strings, got a string: put it into a list")
     empty = True
     for number, caption in enumerate(captions):
         if not isinstance(caption, str):
-            came = f"{type(caption).__name__}: {caption!r}"
-            raise TypeError(f"caption {number} must be a str, got {came}")
+            raise TypeError(f"caption {number} must be a str, got {type(caption).__name__}: {caption!r}")
         empty = False
         yield caption
     if empty:

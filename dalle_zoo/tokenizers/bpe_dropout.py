@@ -1,8 +1,8 @@
-"""BPE with dropout that can be seeded.
+"""BPE dropout with a seed.
 
-The library's own dropout samples from a generator that nobody can seed, so a resumed run would
-differ. It is also another distribution: there a merge dropped in a step is sampled again whenever a
-stale entry of the queue turns up, so words stay complete more often than the algorithm says.
+The library's own dropout samples from a generator that cannot be seeded, so a resumed run would
+differ. Its distribution differs as well: it samples a dropped merge again whenever a stale entry of
+the queue turns up, so words stay complete more often than in the published algorithm.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from random import Random
 
 
 class DropoutMerger:
-    """Merges the symbols of a word, leaving out possible merges at random.
+    """Merges the symbols of a word and drops possible merges at random.
 
-    At every step each possible merge is dropped with probability p, and the first of the remaining
-    ones (by rank, then by position) is done; the word is finished when a step drops them all. With
-    p = 0 this is plain BPE. A step samples only until a merge stays, which is the same thing.
+    Each step drops every possible merge with probability p and applies the first of the remaining
+    ones (by rank, then by position); the word is finished when a step drops them all. With p = 0
+    this is plain BPE. A step stops sampling at the first merge it keeps, which is equivalent.
 
     Reference: BPE-Dropout: Simple and Effective Subword Regularization (Provilkov et al., 2020),
     algorithm 1.
 
     Args:
         vocab: Id of every symbol.
-        merges: Pairs of symbols, the earliest merged first.
+        merges: Pairs of symbols, in order of priority.
     """
 
     def __init__(self, vocab: Mapping[str, int], merges: Sequence[Sequence[str]]) -> None:
@@ -35,23 +35,23 @@ class DropoutMerger:
         }
 
     def __call__(self, word: str, dropout: float, random: Random) -> list[int]:
-        """Ids of a word of the byte-level alphabet.
+        """Returns the ids of a word in the byte-level alphabet.
 
         Args:
-            word: Characters that are all in the vocabulary.
+            word: The word; all its characters must be in the vocabulary.
             dropout: Probability p of dropping a merge.
-            random: Source of the samples; advances by as many as the word needs.
+            random: Generator of the samples.
 
         Returns:
-            The ids; their symbols, joined, are the word.
+            The ids, whose concatenated symbols are the word.
         """
-        # A linked list with one closing -1, which is also what stands before the first symbol.
+        # A doubly linked list; the final -1 is also the predecessor of the first symbol.
         symbols = [self._vocab[character] for character in word] + [-1]
         following = list(range(1, len(symbols) + 1))
         preceding = list(range(-1, len(symbols) - 1))
         merges, sample = self._merges, random.random
 
-        # Possible merges: (rank, position, merged id). A merge makes those beside it stale.
+        # Possible merges: (rank, position, merged id). A merge makes its neighbors stale.
         candidates = [
             (merge[0], at, merge[1])
             for at, pair in enumerate(pairwise(symbols))
@@ -76,7 +76,7 @@ class DropoutMerger:
                 merge = merges.get((symbols[left], symbols[next_to_it]))
                 if merge is not None:
                     heappush(candidates, (merge[0], left, merge[1]))
-            # The next step resamples for what this one dropped.
+            # The next step samples again for the merges that this one dropped.
             for candidate in dropped:
                 heappush(candidates, candidate)
             dropped.clear()

@@ -1,4 +1,4 @@
-"""UTF-8 bytes as ids: nothing to train, nothing unknown, nothing lost."""
+"""UTF-8 bytes as ids: without training, unknown tokens or loss."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dalle_zoo.tokenizers.library import LibraryTokenizer
 
 
 def _byte_symbols() -> dict[str, int]:
-    """Byte of each printable stand-in that the library's byte level uses.
+    """Returns the byte of each printable symbol in the library's byte level.
 
-    A byte that is a printable Latin-1 character stands for itself; the others take, in order, the
+    A byte that is a printable Latin-1 character is its own symbol; the others have, in order, the
     characters from U+0100 on.
     """
     symbols = set(pre_tokenizers.ByteLevel.alphabet())
@@ -20,7 +20,7 @@ def _byte_symbols() -> dict[str, int]:
 
 
 def _byte_tokenizer() -> Tokenizer:
-    """A BPE over the 256 byte symbols without merges: its ids are the bytes."""
+    """Builds a BPE over the 256 byte symbols without merges, whose ids are the bytes."""
     tokenizer = Tokenizer(models.BPE(vocab=_byte_symbols(), merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -29,10 +29,10 @@ def _byte_tokenizer() -> Tokenizer:
 
 @TEXT_TOKENIZERS.register("byte")
 class ByteTokenizer(LibraryTokenizer):
-    """Ids are the UTF-8 bytes of the caption, case and spaces as they are.
+    """The ids are the UTF-8 bytes of the caption, with case and spaces unchanged.
 
     Args:
-        tokenizer: A library tokenizer with these 256 ids. Defaults to one made here.
+        tokenizer: A library tokenizer with these 256 ids. Defaults to a new one.
 
     Example:
         >>> ByteTokenizer().encode("Ä b")

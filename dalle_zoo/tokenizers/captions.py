@@ -1,4 +1,4 @@
-"""Batches of captions: ids of fixed length, one padding token per position."""
+"""Encodes batches of captions to ids of fixed length, with one padding token per position."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ class CaptionEncoder:
     """Encodes captions to a fixed length.
 
     A position p after the end of a caption holds id ``vocab_size + p``: one learned padding token
-    per position (section 2.2 of the paper), none of them an id of the tokenizer. An empty caption
-    is all padding.
+    per position (section 2.2 of the paper), outside the ids of the tokenizer. An empty caption is all
+    padding.
 
     Args:
         tokenizer: Any text tokenizer.
-        length: Text positions T; the paper's is 256.
-        overlong: What happens to a caption of more tokens: ``truncate`` drops the end, counts it in
-            `num_truncated` and warns at the first and at every power of ten; ``error`` raises.
-        dropout: BPE dropout; the paper trains with 0.1. Samples are generated with 0.
+        length: Text positions T; 256 in the paper.
+        overlong: What to do with a caption of more than `length` tokens: ``truncate`` drops the end,
+            counts the caption in `num_truncated`, and warns at the first one and at every power of
+            ten; ``error`` raises `ValueError`. Defaults to ``truncate``.
+        dropout: BPE dropout; the paper trains with 0.1. Defaults to 0, for generation.
 
     Example:
         >>> from dalle_zoo.tokenizers import ByteTokenizer
@@ -53,25 +54,25 @@ class CaptionEncoder:
         self.tokenizer, self.length = tokenizer, length
         self.overlong, self.dropout = overlong, dropout
         self.num_truncated = 0
-        """Captions truncated so far."""
+        """Number of captions truncated so far."""
 
     def __call__(self, texts: Sequence[str], seeds: Sequence[int] | None = None) -> Tensor:
         """Encodes a batch.
 
         Args:
             texts: B captions.
-            seeds: Seed of the dropout of each caption; needed when ``dropout`` is above 0, unused
-                otherwise. A pure function of sample and epoch makes a resumed run identical.
+            seeds: Dropout seed of each caption; required if ``dropout`` is above 0, else unused. If it is
+                a function of sample and epoch alone, a resumed run is identical. Defaults to None.
 
         Returns:
             Ids, int64 (B, T).
 
         Raises:
-            TypeError: The captions are one string, or one of them is not a string.
-            ValueError: A caption is too long and is to be refused, or the seeds do not fit.
+            TypeError: `texts` is a single string, or a caption is not a string.
+            ValueError: A caption is too long and `overlong` is ``error``, or seeds are missing.
         """
         if isinstance(texts, str):
-            raise TypeError(f"texts must be a sequence, got one caption: pass [{_short(texts)}]")
+            raise TypeError(f"texts must be a sequence, got a single caption: pass [{_short(texts)}]")
         if seeds is None:
             if self.dropout:
                 raise ValueError(f"dropout {self.dropout} needs seeds, one per caption, got none")

@@ -1,8 +1,8 @@
-"""CLIP's text tokenizer: cleaned lower-case captions, byte-level BPE whose last piece of a word is marked.
+"""CLIP's text tokenizer: cleaned lower-case captions, and a byte-level BPE that marks the last piece of a word.
 
-OpenAI published it with CLIP; DALLE-pytorch trains with it unless told otherwise. The rules of the cleaning are those
-of <https://github.com/openai/CLIP>, ``clip/simple_tokenizer.py``, without the repair of text that was decoded with the
-wrong encoding, which there the package ftfy does.
+OpenAI published it with CLIP; it is the default of DALLE-pytorch. The cleaning rules are those of
+<https://github.com/openai/CLIP>, ``clip/simple_tokenizer.py``, but text that was decoded with the wrong encoding is
+not repaired; there the package ftfy does that.
 """
 
 from __future__ import annotations
@@ -19,11 +19,8 @@ from dalle_zoo.tokenizers.library import LibraryTokenizer
 
 END_OF_WORD = "</w>"
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
-
-_WORD = "</w>"
-SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 NUM_MERGES = 49152 - 256 - 2
-"""Merges that are read from the published file, which has more."""
+"""Number of merges that CLIP uses; the published file has more."""
 HEADER = '"bpe_simple_vocab_16e6.txt#version: 0.2'
 """First line of the published file."""
 
@@ -44,17 +41,17 @@ _PLAIN = str.maketrans(
     | dict.fromkeys("\u201c\u201d\u201e\u201f", '"')
     | {chr(code): None for code in _CONTROL}
 )
-"""What ftfy makes plain or drops: ligatures, curled quotes, letters of other widths, characters that control."""
+"""Characters that ftfy replaces or drops: ligatures, curly quotes, full-width letters, control characters."""
 
 
 def clean(text: str) -> str:
-    r"""A caption as CLIP sees it: plain signs, references of HTML resolved, single spaces, lower case.
+    r"""Cleans a caption as CLIP does: plain punctuation, HTML entities resolved, single spaces, lower case.
 
     Example:
         >>> clean("  “Tom &amp;amp; Jerry”,\tthe ﬁlm ")
         '"tom & jerry", the film'
     """
-    if "<" not in text:  # which ftfy takes for HTML
+    if "<" not in text:  # ftfy takes text with "<" for HTML
         text = html.unescape(text)
     text = unicodedata.normalize("NFC", text.translate(_PLAIN))
     text = html.unescape(html.unescape(text))
@@ -65,40 +62,41 @@ def clean(text: str) -> str:
 class CLIPTokenizer(LibraryTokenizer):
     """CLIP's byte-level BPE of cleaned captions.
 
-    Its special tokens occur only where a caption spells them.
+    Special tokens occur only where a caption spells them.
 
     Args:
-        tokenizer: The library's object; `clip_bpe` makes one.
+        tokenizer: Tokenizer of the library, as `clip_bpe` builds it.
     """
 
     kind = "clip"
 
     def encode(self, text: str, *, dropout: float = 0.0, seed: int = 0) -> list[int]:
-        """Ids of a cleaned caption, without special tokens."""
+        """Returns the ids of a cleaned caption, without special tokens."""
         self.check(text, dropout, seed)
         return super().encode(clean(text))
 
 
 def clip_bpe(merges: Sequence[tuple[str, str]]) -> Tokenizer:
-    """The library's tokenizer for a list of merges.
+    """Builds the library's tokenizer for a list of merges.
 
-    Ids are bytes, bytes that end a word, what the merges make, and the special tokens: 49,408 for CLIP's own list.
+    The ids are those of bytes, of bytes that end a word, of merged pieces, and of the special tokens: 49,408 with
+    CLIP's own list.
 
     Args:
-        merges: Pairs of pieces, first to last.
+        merges: Pairs of pieces, in order of priority.
 
     Raises:
-        ValueError: Two pairs make the same piece, or one joins what is no piece yet.
+        ValueError: Two pairs form the same piece, or a pair contains an unknown piece.
     """
-    symbols = _byte_symbols()
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())  # CLIP's order: printable Latin-1, then from U+0100 on
     pieces = [*symbols, *(symbol + END_OF_WORD for symbol in symbols), *("".join(merge) for merge in merges), *SPECIAL]
     vocab = {piece: number for number, piece in enumerate(pieces)}
     if len(vocab) != len(pieces):
-        raise ValueError("two of the merges make the same piece")
+        raise ValueError("two merges form the same piece")
     try:
         tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=list(merges), end_of_word_suffix=END_OF_WORD))
     except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"these merges make no vocabulary: {error}") from error
+        raise ValueError(f"these merges do not form a vocabulary: {error}") from error
     words = pre_tokenizers.Split(Regex(_WORD), "removed", invert=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
     tokenizer.decoder = decoders.Sequence(
@@ -106,9 +104,3 @@ def clip_bpe(merges: Sequence[tuple[str, str]]) -> Tokenizer:
     )
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     return tokenizer
-
-
-def _byte_symbols() -> list[str]:
-    """Stand-ins of bytes in CLIP's order: printable Latin-1 as it is, then the others, from U+0100 on."""
-    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-    return [symbol for symbol in symbols if ord(symbol) < 256] + [symbol for symbol in symbols if ord(symbol) > 255]

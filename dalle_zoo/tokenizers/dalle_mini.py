@@ -1,8 +1,8 @@
-"""Captions as DALL-E mini and mega were trained on them: simplified to plain lower-case ASCII, then byte-level BPE.
+"""The text tokenizer of DALL-E mini and mega: captions are simplified to lower-case ASCII, then byte-level BPE.
 
 The rules are those of the training code, <https://github.com/borisdayma/dalle-mini>, ``dalle_mini/model/text.py``.
-What it takes from large tables is nearer at hand here: letters beyond Latin are dropped, not transliterated; an emoji
-becomes its Unicode name; broken encodings are not repaired, words run together in a hashtag are not taken apart.
+Its large tables are replaced by simpler rules: letters beyond Latin are dropped, not transliterated; an emoji becomes
+its Unicode name; broken encodings are not repaired, and the words of a hashtag are not separated.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _PLAIN = str.maketrans(
     | {"«": "<<", "»": ">>", "¡": "!", "¿": "?", "•": "*", "·": "*", "½": " 1/2", "¼": " 1/4", "¾": " 3/4"}
     | {"°": "deg", "€": "EUR", "£": "PS", "¥": "Y=", "¢": "C/", "§": "SS", "µ": "u"}
 )
-"""Signs that have a plain form although Unicode does not take them apart."""
+"""Characters with an ASCII form that Unicode normalization does not give."""
 
-# Letters, so that they are parts of words, that plain captions do not have: they stand for signs that are kept.
+# Placeholders for punctuation that is preserved: letters, so that they are parts of words, outside ASCII.
 _DOT, _SLASH, _APOSTROPHE = "δ", "σ", "α"
 
 _RULES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"\A\s*\[\d+\]|\[\d+\]\s*\Z", ""),  # references as encyclopedias have them
+        (r"\A\s*\[\d+\]|\[\d+\]\s*\Z", ""),  # references, as in encyclopedias
         (r"<[^<]+?>", " "),
         (r"http\S+", ""),
         *2 * [(r"(\d),(\d{3})", r"\1\2")],  # twice, as numbers overlap
@@ -60,7 +60,7 @@ _RULES = [
 
 
 def plain_ascii(text: str) -> str:
-    """A caption without accents, curly quotes and the like; emoji by name, what is left over dropped.
+    """Converts a caption to ASCII: without accents and curly quotes, emoji by name; other characters are dropped.
 
     Example:
         >>> plain_ascii("Ein Café – für “Zoë” 🍎")
@@ -72,10 +72,10 @@ def plain_ascii(text: str) -> str:
 
 
 def simplify(text: str) -> str:
-    """A caption as the training code has it, but for the space in front that it always begins with.
+    """Simplifies a caption as the training code does, except that there the result always starts with a space.
 
-    Lower case; all punctuation is commas, but for dots and slashes within words and numbers, apostrophes of short
-    forms, and quotation marks; tags and addresses are gone.
+    The result is in lower case. Punctuation becomes commas, except dots and slashes within words and numbers,
+    apostrophes of short forms, and quotation marks. Tags and addresses are removed.
 
     Example:
         >>> simplify("A well-known CAT's photo (2.5 m); see http://cat.org")
@@ -91,28 +91,28 @@ def simplify(text: str) -> str:
 class DalleMiniTokenizer(LibraryTokenizer):
     """Byte-level BPE of simplified captions.
 
-    A caption of which nothing is left has no ids.
+    A caption that is empty after simplification has no ids.
 
     Args:
-        tokenizer: A byte-level BPE of the library that puts a space in front; `bart_bpe` makes one.
+        tokenizer: Byte-level BPE of the library that prepends a space, as `bart_bpe` builds it.
     """
 
     kind = "dalle_mini"
 
     def encode(self, text: str, *, dropout: float = 0.0, seed: int = 0) -> list[int]:
-        """Ids of a simplified caption, without special tokens."""
+        """Returns the ids of a simplified caption, without special tokens."""
         self.check(text, dropout, seed)
         return super().encode(simplify(text))
 
 
 def bart_bpe(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]], *, simplified: bool) -> Tokenizer:
-    """The library's tokenizer for a vocabulary as BART has it.
+    """Builds the library's tokenizer for a vocabulary in BART's format.
 
     Args:
-        vocabulary: Ids of all tokens, those of special tokens among them.
-        merges: Pairs, first to last.
-        simplified: Whether captions are simplified before. A space is then put in front of them; no special token can
-            be spelled in them. As they are, they have no space in front, and may spell special tokens.
+        vocabulary: Ids of all tokens, including special tokens.
+        merges: Pairs, in order of priority.
+        simplified: Whether captions are simplified before. Then a space is prepended, and captions cannot spell
+            special tokens. Otherwise no space is prepended, and captions may spell special tokens.
 
     Raises:
         ValueError: A merge has a part or a result that the vocabulary lacks.

@@ -1,4 +1,4 @@
-"""Any Hugging Face tokenizer, from a local folder."""
+"""Loads any Hugging Face tokenizer from a local folder."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dalle_zoo.tokenizers.library import TOKENIZER_FILE, LibraryTokenizer, open_
 
 @TEXT_TOKENIZERS.register("hf")
 class HFTokenizer(LibraryTokenizer):
-    """A Hugging Face tokenizer without the special tokens, truncation and padding that it adds.
+    """A Hugging Face tokenizer that adds no special tokens, truncation or padding.
 
-    Its special tokens stay in the vocabulary and occur only where a caption spells them; none of
-    them ever serves as our padding. `save` writes ``tokenizer.json``, whatever was opened.
+    Special tokens stay in the vocabulary and occur only where a caption spells them; none of them
+    is used as padding. `save` writes ``tokenizer.json`` for every format that was loaded.
 
     Args:
-        tokenizer: The library's object.
+        tokenizer: Tokenizer of the library.
     """
 
     kind = "hf"
@@ -31,19 +31,19 @@ class HFTokenizer(LibraryTokenizer):
         if not any((folder / name).is_file() for name in configs):
             raise FileNotFoundError(
                 f"no tokenizer in {folder}: expected {TOKENIZER_FILE}, or the vocabulary files of "
-                f"a transformers tokenizer beside a {' or '.join(configs)}"
+                f"a transformers tokenizer next to a {' or '.join(configs)}"
             )
         return _convert(folder)
 
 
 def _convert(folder: Path) -> Tokenizer:
-    """Lets transformers turn vocabulary files of its own into a library tokenizer."""
-    from transformers import AutoTokenizer  # seconds to import, needed only here
+    """Converts vocabulary files of transformers to a tokenizer of the library."""
+    from transformers import AutoTokenizer  # takes seconds to import and is needed only here
 
     try:
         opened = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # many kinds, one meaning
-        raise ValueError(f"transformers can't open the tokenizer in {folder}: {error}") from error
+    except Exception as error:  # transformers raises many kinds
+        raise ValueError(f"transformers cannot open the tokenizer in {folder}: {error}") from error
     tokenizer = getattr(opened, "backend_tokenizer", None)
     if not isinstance(tokenizer, Tokenizer):
         raise ValueError(f"{type(opened).__name__} in {folder} has no fast form: convert it to {TOKENIZER_FILE}")

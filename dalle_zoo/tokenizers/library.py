@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from operator import index
 from pathlib import Path
 from typing import Self
 
 from tokenizers import Tokenizer
 
-from dalle_zoo.tokenizers.base import TextTokenizer, recorded_kind
+from dalle_zoo.tokenizers.base import TextTokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -62,11 +61,7 @@ class LibraryTokenizer(TextTokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         """Caption of ids; paddings are dropped."""
-        indices = [index(i) for i in ids]
-        if indices and min(indices) < 0:
-            raise ValueError(f"ids must be at least 0, got {min(indices)}")
-        known = [i for i in indices if i < self.vocab_size]
-        text: str = self._tokenizer.decode(known, skip_special_tokens=False)
+        text: str = self._tokenizer.decode(self.known_ids(ids), skip_special_tokens=False)
         return text
 
     def files(self) -> Mapping[str, str]:
@@ -74,12 +69,9 @@ class LibraryTokenizer(TextTokenizer):
         return {TOKENIZER_FILE: self._tokenizer.to_str()}
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """Opens a folder that `save` wrote, or one with a ``tokenizer.json`` of others."""
-        kind = recorded_kind(folder)
-        if kind not in (None, cls.kind):
-            raise ValueError(f"{folder} holds kind {kind!r}, not {cls.kind!r}: open it with load_text_tokenizer")
-        return cls(cls._open(Path(folder)))
+    def read(cls, folder: Path) -> Self:
+        """Reads a ``tokenizer.json``, whichever program wrote it."""
+        return cls(cls._open(folder))
 
     @classmethod
     def _open(cls, folder: Path) -> Tokenizer:

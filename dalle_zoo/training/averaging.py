@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights, complete or in shards."""
+"""Exponential moving average of the weights, sharded like them."""
 
 from __future__ import annotations
 
@@ -10,31 +10,30 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from dalle_zoo.models.initial import local, shard_like
+from dalle_zoo.training.strategy_hooks import hooks_of
 
 STATE = "average"
-"""Key of a checkpoint below which the averaged weights lie, by the names of the weights."""
+"""Key of the averaged weights in a checkpoint, by the names of the weights."""
 
 
 class WeightEMA(Callback):
-    """Averages the weights while they are trained; validation, images and the exported model use the average.
+    """Averages the weights during training; validation, images and the exported model use the average.
 
-    ``average = d * average + (1 - d) * weights`` once every so many steps; the first time it takes the weights as they
-    are. At its t-th step ``d = min(decay, (1 + t) / (10 + t))``, so that the average of a short run is not its
-    beginning. The average is float32: one of 16 bits would round small steps away. Every process averages what it
-    holds, so the average is sharded as the weights are; Lightning's averaging copies the module before that, and
-    cannot be used here.
+    Every ``every`` steps, ``average = d * average + (1 - d) * weights``; the first average is a copy of the weights.
+    In update t, ``d = min(decay, (1 + t) / (10 + t))``, so that the average of a short run forgets its beginning. The
+    average is float32, since 16 bits would round small changes away. Each process averages its own shard. Lightning's
+    averaging copies the module before it is sharded, so it cannot be used here.
 
-    Reference: the dVAE's decay is 0.999 at every step (appendix A.2); the prior's is 0.99 once every 25, on the CPU
+    Reference: the dVAE's decay is 0.999 at every step (appendix A.2); the prior's is 0.99 every 25 steps, on the CPU
     (appendix B.2).
 
     Args:
-        decay: Share of the average that stays.
-        every: Steps between two steps of the average.
-        start: Steps that pass before the first step, where the beginning of a run is of another kind.
-        device: Where the average lies. Defaults to where the weights lie.
+        decay: Weight of the old average in each update.
+        every: Optimizer steps between updates of the average.
+        start: Optimizer steps before the first average, for runs that begin with another objective.
+        device: Device of the average. Defaults to the device of the weights.
     """
 
     def __init__(self, decay: float = 0.999, every: int = 1, start: int = 0, device: str | None = None) -> None:
@@ -46,28 +45,28 @@ class WeightEMA(Callback):
             raise ValueError(f"start must be at least 0 steps, got {start}")
         self.decay, self.every, self.start, self.device = decay, every, start, device
         self.average: list[Tensor] | None = None
-        """What this process holds of the averaged weights, in the order of the module's parameters."""
+        """This process's shard of the averaged weights, in the order of the parameters; None at first."""
         self._averaged_at = 0
 
     def decay_at(self, step: int) -> float:
-        """Share of the average that stays at its t-th step."""
+        """Weight of the old average in its t-th update."""
         return min(self.decay, (1 + step) / (10 + step))
 
     def adopt(self, module: LightningModule) -> None:
-        """Takes the module's weights as the average."""
+        """Sets the average to the module's weights."""
         self.average = [weight.to(self.device, torch.float32, copy=True) for weight in held(module)]
 
     @torch.no_grad()
     def copy_to(self, module: LightningModule) -> None:
-        """Gives the module the averaged weights, if there are any yet."""
+        """Copies the averaged weights, if there are any, to the module."""
         for weight, average in zip(held(module), self.average or [], strict=self.average is not None):
             weight.copy_(average)
 
     @contextmanager
     def applied(self, module: LightningModule) -> Iterator[None]:
-        """The module has the averaged weights inside, and its own again behind.
+        """Replaces the module's weights by the average inside the context, and restores them afterwards.
 
-        The module's own wait where the average lies, so that an average on the CPU costs a GPU nothing.
+        The module's own weights are saved on the device of the average, so an average on the CPU needs no GPU memory.
         """
         own: list[Tensor] = []
         if self.average is not None:
@@ -87,7 +86,7 @@ class WeightEMA(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Takes the weights in behind a step that is due."""
+        """Updates the average after an optimizer step, if it is due."""
         step = trainer.global_step
         if step in (0, self._averaged_at) or step <= self.start or step % self.every:
             return
@@ -100,22 +99,22 @@ class WeightEMA(Callback):
             average.lerp_(weight.to(average.device, torch.float32), 1 - decay)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The trained model is the averaged one."""
+        """Makes the average the weights of the trained model."""
         self.copy_to(pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation sees the average."""
+        """Validates with the averaged weights."""
         self._validation = self.applied(pl_module)
         self._validation.__enter__()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Training goes on with the weights themselves."""
+        """Continues training with the weights themselves."""
         self._validation.__exit__(None, None, None)
 
     # ------------------------------------------------------------ checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """The step of the last step of the average; the average itself is saved with the weights."""
+        """Step of the last update; the average itself is saved like the weights."""
         return {"averaged_at": self._averaged_at}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -123,10 +122,10 @@ class WeightEMA(Callback):
         self._averaged_at = state_dict["averaged_at"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds the averaged weights in the form that the strategy gives to weights."""
+        """Adds the averaged weights, sharded like the weights."""
         if self.average is None:
             return
-        if isinstance(trainer.strategy.model, FullyShardedDataParallel):  # what it holds are parts of flat vectors
+        if hooks_of(trainer.strategy).flat:
             with self.applied(pl_module):
                 state = trainer.strategy.lightning_module_state_dict()
                 checkpoint[STATE] = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
@@ -139,7 +138,7 @@ class WeightEMA(Callback):
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Takes the average out of a complete checkpoint; a sharded strategy has done so before."""
+        """Loads the average from an unsharded checkpoint; a sharded strategy has loaded its own already."""
         average = checkpoint.pop(STATE, None)
         if average is None:
             return
@@ -150,24 +149,13 @@ class WeightEMA(Callback):
 
     @torch.no_grad()
     def fill(self, module: LightningModule, load: Callable[[dict[str, Tensor]], Any]) -> None:
-        """Makes the average of what ``load`` writes into float32 tensors with names and shards of the weights."""
+        """Sets the average to what ``load`` writes into float32 tensors with the names and shards of the weights."""
         tensors = {n: torch.zeros_like(p.detach(), dtype=torch.float32) for n, p in module.named_parameters()}
         load(tensors)
         self.average = [local(tensor).to(self.device) for tensor in tensors.values()]
 
 
 def held(module: LightningModule) -> list[Tensor]:
-    """What this process holds of the module's parameters; writing to it writes to them."""
-    _reshard(module)
+    """Returns this process's shards of the module's parameters, which share their memory."""
+    hooks_of(module.trainer.strategy).release(module)
     return [local(parameter.detach()) for parameter in module.parameters()]
-
-
-def _reshard(module: LightningModule) -> None:
-    """Lets go of gathered weights: without a backward pass, those of the root stay after a forward pass."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()
-    root = module.trainer.strategy.model
-    handle = root._handle if isinstance(root, FullyShardedDataParallel) else None  # it has no method for this
-    if handle is not None and not handle.needs_unshard():
-        handle.reshard(free_unsharded_flat_param=True)

@@ -1,4 +1,4 @@
-"""What the three stages share: optimizer, learning rate, noise, and the export of trained weights."""
+"""Base of the stages: optimizer, learning rate, noise, checks of data, and export of trained weights."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from dalle_zoo.hub import CONFIG, WEIGHTS, load_weights, read_json, save_network
+from dalle_zoo.files import read_json
+from dalle_zoo.model_folder import CONFIG, WEIGHTS
+from dalle_zoo.networks import save_network
+from dalle_zoo.registry import Registry
 from dalle_zoo.sampling.noise import derive_seed
+from dalle_zoo.training.data_modules import CaptionedDataModule, ImageDataModule
 from dalle_zoo.training.muon import MuonConfig
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names, make_optimizer
 from dalle_zoo.training.schedules import LearningRate, LearningRateScheduler
-from dalle_zoo.training.strategies import FSDP1, ExchangesGradients, FullyShard
 from dalle_zoo.training.strategies.states import DROPPED, EXCHANGE
+from dalle_zoo.training.strategy_hooks import hooks_of
+from dalle_zoo.weights import load_weights
 from dalle_zoo.zoo import find_component
 
 log = logging.getLogger(__name__)
@@ -33,9 +38,9 @@ _DEFERRED: ContextVar[bool] = ContextVar("deferred", default=False)
 
 @contextmanager
 def deferred_weights() -> Iterator[None]:
-    """Stages built inside describe their network without weights; training fills what each process will hold.
+    """Builds stages inside the context without weights; training initializes only the shard of each process.
 
-    A network that one process cannot hold is built so.
+    A network that does not fit into one process must be built this way.
     """
     token = _DEFERRED.set(True)
     try:
@@ -45,7 +50,7 @@ def deferred_weights() -> Iterator[None]:
 
 
 def build(make: Callable[[], N]) -> N:
-    """A network, without weights inside `deferred_weights`."""
+    """Builds a network; without weights inside `deferred_weights`."""
     with torch.device("meta") if _DEFERRED.get() else nullcontext():
         return make()
 
@@ -59,14 +64,18 @@ class StageModule(LightningModule):
         net: Network that is trained.
         adamw: Optimizer settings.
         learning_rate: Learning-rate schedule.
-        seed: Seed of the noise; with the step and the rank it determines every random number of the stage.
+        seed: Seed of the noise; with the step and the rank, it determines every random number of the stage.
         muon: Settings of Muon for the matrices of the residual blocks. Defaults to AdamW for all parameters.
     """
 
     stage: str
-    """Name of the stage, also of its folder in a published model."""
+    """Name of the stage in `STAGES`, and of its folder in a model."""
+    config_class: type
+    """Dataclass of the network's architecture: the constructor's ``config``."""
+    data_classes: tuple[type[CaptionedDataModule], ...] = (ImageDataModule,)
+    """Data modules that the stage can be trained on."""
     entries: Sequence[str] = ("forward",)
-    """Methods of the network that training calls, for strategies that gather weights around them."""
+    """Methods of the network that training calls; sharded strategies gather weights around them."""
 
     def __init__(
         self,
@@ -80,40 +89,38 @@ class StageModule(LightningModule):
         self.net = net
         self.muon = muon
         self.hidden = self.hidden_matrices() if muon is not None else frozenset[str]()
-        self.decayed = decayed_names(net)  # now, before a strategy makes other shapes of them
+        self.decayed = decayed_names(net)  # before a strategy changes the shapes of parameters
         self.adamw = adamw
         self.learning_rate = learning_rate
         self.seed = seed
-        self._losses: list[Tensor] = []  # of the batches of the coming step, for the plateau rule
+        self._losses: list[Tensor] = []  # of the batches of the next step, for the plateau rule
         self._restored_steps = 0
-        self._weights: Path | None = None  # of a model that training starts from
+        self._weights: Path | None = None  # of the model that training starts from
         self._sharded = False
-        self.trained = False  # whether the trainer has had any update to do
+        self.trained = False  # whether the trainer has made any step
 
     def start_from(self, location: str | None) -> None:
-        """Takes the weights of a model, by name or folder, instead of fresh ones; None keeps those."""
+        """Loads the weights of a model, given by name or folder; None keeps fresh weights."""
         if location is not None:
             folder = find_component(location, self.stage)
             kind = read_json(folder / CONFIG).get("type", self.stage)
             if kind != self.stage:
-                raise ValueError(
-                    f"{location} is of the type {kind!r}, which cannot be trained here: expected {self.stage!r}"
-                )
+                raise ValueError(f"init_from {location!r} must have weights of type {self.stage!r}, got {kind!r}")
             self._weights = folder / WEIGHTS
             if not self.deferred:
                 load_weights(self.net, self._weights)
 
     @property
     def deferred(self) -> bool:
-        """Whether the network has no weights yet: it was built inside `deferred_weights`."""
+        """Whether the network has no weights yet, since it was built inside `deferred_weights`."""
         return any(parameter.is_meta for parameter in self.net.parameters())
 
     def configure_model(self) -> None:
-        """Shards the network if the strategy does, and gives weights to one that has none; Lightning calls it."""
-        deferred, strategy = self.deferred, self.trainer.strategy
-        blocks = self.sharding_units() if isinstance(strategy, FSDP1 | FullyShard | ExchangesGradients) else []
-        if isinstance(strategy, FSDP1 | FullyShard) and not self._sharded:
-            strategy.shard(self.net, blocks, self.entries)
+        """Shards the network if the strategy shards, and initializes deferred weights; called by Lightning."""
+        deferred, strategy = self.deferred, hooks_of(self.trainer.strategy)
+        units = self.sharding_units() if strategy.needs_units else []
+        if strategy.shards and not self._sharded:
+            strategy.shard(self.net, units, self.entries)
             self._sharded = True
         elif deferred:
             self.net.to_empty(device="cpu")
@@ -122,14 +129,14 @@ class StageModule(LightningModule):
             load_weights(self.net, self._weights)
 
     def sharding_units(self) -> list[nn.Module]:
-        """Parts of the network that a sharded strategy gathers one at a time, in the order of their use.
+        """Modules of the network that a sharded strategy gathers one at a time, in the order of their use.
 
         Raises:
-            ValueError: The stage is small enough for every device, so it has no sharding units.
+            ValueError: The stage has no sharding units, since it is small enough for every device.
         """
         raise ValueError(
-            f"{type(self).__name__} is not divided into blocks, as sharding and PowerSGD need it: use strategy ddp; "
-            "the others are for the prior"
+            f"{type(self).__name__} has no residual blocks to shard or to compress: use strategy ddp; the other "
+            "strategies are for the prior"
         )
 
     def hidden_matrices(self) -> frozenset[str]:
@@ -145,22 +152,36 @@ class StageModule(LightningModule):
         return []
 
     def on_train_start(self) -> None:
-        """Records that there is something to do; a finished run does not come here."""
+        """Records that training has begun; it does not begin in a finished run."""
         self.trained = True
 
     @property
     def has_sample_images(self) -> bool:
-        """Whether `sample_images` has anything to show."""
+        """Whether `sample_images` returns images."""
         return False
 
     @property
     def optimizer_steps(self) -> int:
-        """Steps that the weights have seen, also where the trainer does not train."""
+        """Optimizer steps that the weights have been trained for, also when the trainer does not train."""
         return max(self.global_step, self._restored_steps)
 
+    def setup(self, stage: str) -> None:
+        """Checks the data on every rank, before training begins; Lightning calls it after the data module's setup."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None:
+            self.check_data(data)
+
     def check_data(self, data: LightningDataModule) -> None:
-        """Raises `ValueError` for data that the network cannot be trained on; called before a run begins."""
-        del data
+        """Raises `ValueError` for data that the network cannot be trained on.
+
+        Args:
+            data: Data module whose ``setup`` has been called. External ones are accepted as they are.
+        """
+        if isinstance(data, CaptionedDataModule) and not isinstance(data, self.data_classes):
+            names = " or ".join(cls.__name__ for cls in self.data_classes)
+            raise ValueError(
+                f"the {self.stage} cannot be trained on {type(data).__name__}: set data.class_path to {names}"
+            )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with two groups, or Muon and AdamW, and the learning-rate schedule, once per step."""
@@ -187,15 +208,14 @@ class StageModule(LightningModule):
             self._losses.append(loss.detach())
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Logs the learning rate, and feeds the plateau rule with the loss of the step."""
+        """Logs the learning rate, completes the gradients, and passes the loss of the step to the plateau rule."""
         self.log("schedule/learning_rate", optimizer.param_groups[0]["lr"])
-        if isinstance(self.trainer.strategy, ExchangesGradients):
-            finite = getattr(self.trainer.precision_plugin, "finite", None)
-            self.log("exchange/skipped", float(not self.trainer.strategy.exchange_gradients(finite)))
+        finite = getattr(self.trainer.precision_plugin, "finite", None)
+        self.log_dict(hooks_of(self.trainer.strategy).before_step(finite))
         scheduler = self.lr_schedulers()
         if not self._losses or not isinstance(scheduler, LearningRateScheduler):
             return
-        # Of all processes, so that they halve together, and a state of one holds for all.
+        # Averaged over all processes, so that they halve the rate together and share one checkpoint.
         everywhere = float(self.trainer.strategy.reduce(torch.stack(self._losses).mean()))
         self._losses.clear()
         mean = scheduler.window_mean(everywhere)
@@ -208,29 +228,53 @@ class StageModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips the norm over all shards; FSDP1 alone has a method of its own for that."""
-        if isinstance(self.trainer.strategy, FSDP1):
-            self.trainer.strategy.clip(gradient_clip_val, gradient_clip_algorithm)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        """Clips the gradients, by their norm over all shards."""
+        strategy = hooks_of(self.trainer.strategy)
+        strategy.clip(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def noise_generator(self, batch_index: int) -> torch.Generator:
-        """Generator of this batch's noise: a pure function of (seed, step, batch, rank), so resume is exact."""
+        """Generator of a batch's noise, a pure function of (seed, step, batch, rank), so that resuming is exact."""
         seed = derive_seed(self.seed, self.stage, self.global_step, batch_index, self.global_rank)
         return torch.Generator(self.device).manual_seed(seed)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the stage and the architecture as plain data, so that export needs no recipe."""
+        """Adds the stage and the architecture as plain data, so that consolidation needs no recipe."""
         checkpoint["dalle_zoo"] = {"stage": self.stage, "config": self.architecture()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses the checkpoint of another network."""
+        """Rejects the checkpoint of another network."""
         own = {"stage": self.stage, "config": self.architecture()}
         if checkpoint.get("dalle_zoo", own) != own:
             raise ValueError(f"the checkpoint is of another network: expected {own}, got {checkpoint['dalle_zoo']}")
         self._restored_steps = checkpoint["global_step"]
-        if checkpoint.get(EXCHANGE):  # a strategy that has a place for it has taken it out
+        if checkpoint.get(EXCHANGE):  # a strategy that can use it has removed it
             log.warning(DROPPED)
+
+    @classmethod
+    def num_parameters(cls, config: Any) -> int:
+        """Number of parameters of the network, without allocating it. Defaults to 0: the stage fits any machine.
+
+        Args:
+            config: An instance of `config_class`.
+        """
+        del config
+        return 0
+
+    @classmethod
+    def memory_needed(cls, config: Any, *, trains: bool, averages: bool) -> dict[str, int]:
+        """Bytes of memory that a process needs for the unsharded network in float32, by what they store.
+
+        Args:
+            config: An instance of `config_class`.
+            trains: Whether gradients and moments are in the same memory as the weights.
+            averages: Whether averaged weights are, too.
+        """
+        copies = {"weights": 1}
+        if trains:
+            copies |= {"gradients": 1, "AdamW": 2}
+        if averages:
+            copies["average"] = 1
+        return {name: 4 * count * cls.num_parameters(config) for name, count in copies.items()}
 
     def architecture(self) -> dict[str, Any]:
         """Architecture of the network as plain data."""
@@ -241,14 +285,18 @@ class StageModule(LightningModule):
         save_network(self.net, self.stage, folder)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Testing measures what validation measures."""
+        """Computes the metrics of validation."""
         self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Prediction generates the images of a batch."""
+        """Generates the images of a batch."""
         return self.sample_images(batch)
 
     def sample_images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Grids worth looking at while training, name to uint8 (3, H, W); empty if the stage has none."""
+        """Returns image grids that show the progress of training, name to uint8 (3, H, W). Defaults to none."""
         del batch
         return {}
+
+
+STAGES: Registry[type[StageModule]] = Registry("training stage", group="dalle_zoo.stages", base=StageModule)
+"""Stages by name: each states the `config_class` of its network and the `data_classes` it can be trained on."""

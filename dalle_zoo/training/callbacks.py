@@ -1,4 +1,4 @@
-"""What a researcher sees while a model trains: curves and images."""
+"""Curves and images of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dalle_zoo.training.base import StageModule
 
 
 def default_loggers(run: Path) -> list[Logger]:
-    """Curves as CSV, and for TensorBoard when it is installed."""
+    """Returns loggers that write curves as CSV, and to TensorBoard if it is installed."""
     loggers: list[Logger] = [CSVLogger(run, name="metrics", flush_logs_every_n_steps=1)]
     if importlib.util.find_spec("tensorboard") is not None:
         from lightning.pytorch.loggers import TensorBoardLogger
@@ -26,11 +26,11 @@ def default_loggers(run: Path) -> list[Logger]:
 class ImageLogger(Callback):
     """Generates reconstructions or samples at every validation, with the averaged weights if there are any.
 
-    They appear as ``images/<name>-<step>.png`` in the run folder, and in TensorBoard when it is installed.
+    They are saved as ``images/<name>-<step>.png`` in the run folder, and in TensorBoard if it is installed.
 
     Args:
-        enabled: Whether to sample at all.
-        count: Images of a grid at most.
+        enabled: Whether to generate images.
+        count: Maximum number of images per grid.
     """
 
     def __init__(self, enabled: bool = True, count: int = 8) -> None:
@@ -41,7 +41,7 @@ class ImageLogger(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Samples from the first batch; the weights in use are those that validation measures."""
+        """Generates images for the first batch, with the weights that validation uses."""
         wanted = self.enabled and self.folder is not None and batch_idx == 0 and not trainer.sanity_checking
         if not wanted or not trainer.is_global_zero or not isinstance(pl_module, StageModule):
             return
@@ -63,7 +63,7 @@ class ImageLogger(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Writes the images of every predicted batch."""
+        """Saves the images of every predicted batch."""
         if self.folder is None:
             return
         for name, grid in (outputs or {}).items():

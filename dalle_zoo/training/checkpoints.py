@@ -1,4 +1,4 @@
-"""Resumable states of a run, each file written atomically."""
+"""Resumable checkpoints of a run, each written atomically."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer, callbacks
 
-from dalle_zoo.hub import save_weights
 from dalle_zoo.training.averaging import STATE
 from dalle_zoo.training.sharded import is_sharded, read_state, read_unsharded, remove
 from dalle_zoo.training.strategies.states import by_number
+from dalle_zoo.weights import save_weights
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it when it has reached the disk.
+    """Writes a checkpoint under a temporary name in the same folder, and renames it once it is on the disk.
 
-    Lightning's own writes to the system's folder for temporary files and moves the file from there, which copies it
-    when that is another disk: a run killed meanwhile leaves half a checkpoint under the final name.
+    Lightning writes to the system's temporary folder and moves the file. If that is another disk, moving copies, and
+    a run killed meanwhile leaves half a checkpoint under the final name.
     """
 
     def save_checkpoint(
@@ -42,7 +42,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads a file, or the folder of shards that a sharded run has left."""
+        """Reads a file, or the folder of shards of a sharded run."""
         path = Path(path)
         if is_sharded(path):
             return unsharded_checkpoint(path)
@@ -54,7 +54,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def unsharded_checkpoint(path: Path) -> dict[str, Any]:
-    """A folder of shards as the one file of a run that is not sharded would hold it; needs no other process."""
+    """Reads a folder of shards as the checkpoint of an unsharded run, in a single process."""
     checkpoint, tensors = read_state(path), read_unsharded(path)
     checkpoint["state_dict"] = tensors.pop("model")
     checkpoint["optimizer_states"] = [
@@ -65,20 +65,20 @@ def unsharded_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def consolidate(path: Path, folder: Path, *, averaged: bool = True) -> str:
-    """Writes the weights of a checkpoint, whichever strategy left it, as a component folder of a model.
+    """Writes the weights of a checkpoint of any strategy as a component folder of a model.
 
-    Needs no other process, and the memory of the weights alone.
+    It runs in a single process and needs memory for the weights only.
 
     Args:
-        path: File, or folder of shards.
-        folder: Existing folder.
-        averaged: Whether averaged weights are taken where there are any.
+        path: Checkpoint: a file, or a folder of shards.
+        folder: Existing folder to write to.
+        averaged: Whether to prefer averaged weights, if there are any. Defaults to True.
 
     Returns:
-        The stage.
+        The stage, "dvae" or "prior".
 
     Raises:
-        ValueError: It is no checkpoint of a dVAE or a prior.
+        ValueError: The path is no checkpoint of a dVAE or a prior.
     """
     if is_sharded(path):
         checkpoint = read_state(path)
@@ -89,7 +89,7 @@ def consolidate(path: Path, folder: Path, *, averaged: bool = True) -> str:
         weights = (checkpoint.get(STATE) if averaged else None) or checkpoint.get("state_dict", {})
     described = checkpoint.get("dalle_zoo", {})
     if described.get("stage") not in ("dvae", "prior"):
-        raise ValueError(f"{path} is no checkpoint of a dVAE or a prior: it says {described or 'nothing'} of itself")
+        raise ValueError(f"{path} must be a checkpoint of a dVAE or a prior, got {described or 'another file'}")
     config = {"type": described["stage"], **described["config"]}
     prefix = "net."
     tensors = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}
@@ -98,15 +98,15 @@ def consolidate(path: Path, folder: Path, *, averaged: bool = True) -> str:
 
 
 class Checkpoint(callbacks.Checkpoint):
-    """Resumable states, named by the step: the newest two, of which one is that of the last step.
+    """Writes resumable checkpoints, named by their step, and keeps the newest two.
 
-    A run ends by the trainer's max_steps, max_epochs or max_time, or by a callback that stops it.
+    The last step of a run gets a checkpoint, whether max_steps, max_epochs, max_time or a callback ends the run.
 
-    Lightning's ModelCheckpoint is not used: at the end of an epoch it puts a state off until the next validation,
-    which may fall between the batches of an accumulated step, whose gradients no state holds.
+    Lightning's ModelCheckpoint is not used: at the end of an epoch it delays a checkpoint until the next validation,
+    which may fall between the batches of an accumulated step, and a checkpoint has no accumulated gradients.
 
     Args:
-        every: Steps between two states.
+        every: Optimizer steps between checkpoints.
     """
 
     def __init__(self, every: int = 1000) -> None:
@@ -119,21 +119,21 @@ class Checkpoint(callbacks.Checkpoint):
         self._stopping = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Clears away what a run that was killed while it wrote or removed a state has left."""
+        """Removes incomplete checkpoints of a run that was killed while it wrote or removed one."""
         if trainer.is_global_zero and self.folder is not None:
             for left in [*self.folder.glob(".*.part"), *self.folder.glob(".*.old")]:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Records how many steps came before the batch."""
+        """Records the number of steps before the batch."""
         self._steps_before = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves behind a step, and removes all but one of the older states."""
+        """Saves after an optimizer step, if it is due, and removes all but one of the older checkpoints."""
         step = trainer.global_step
-        # Lightning would stop between the batches of a step, whose gradients no state holds: end it first.
+        # Lightning would stop between the batches of an accumulated step: complete the step first.
         self._stopping |= trainer.should_stop
         trainer.should_stop = self._stopping and step > self._steps_before
         last = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
@@ -141,20 +141,20 @@ class Checkpoint(callbacks.Checkpoint):
         if self.folder is None or step == self._steps_before or not due:
             return
         path = self.folder / f"{step:08d}.ckpt"
-        trainer.save_checkpoint(path)  # returns when all processes have written
+        trainer.save_checkpoint(path)  # returns after all processes have written
         self._saved = step
         if trainer.is_global_zero:
             for old in [other for other in list_checkpoints(self.folder) if other.name < path.name][:-1]:
                 trainer.strategy.remove_checkpoint(old)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts a stop that validation brings off by one step, behind which a state is saved."""
+        """Delays a stop requested by validation by one step, after which a checkpoint is saved."""
         if trainer.should_stop and self.folder is not None and self._saved < trainer.global_step:
             self._stopping, trainer.should_stop = True, False
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete states in a folder, the oldest first."""
+    """Complete checkpoints in a folder, oldest first."""
     return sorted(folder.glob("*.ckpt"))
 
 

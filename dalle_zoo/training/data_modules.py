@@ -1,4 +1,4 @@
-"""Batches for the three stages: images, captioned images, or code shards."""
+"""Data modules of the training stages: images, captioned images, or code shards."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from dalle_zoo.zoo import find_component
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """How captions become ids."""
+    """How captions are encoded as token ids."""
 
     tokenizer: str
     """Folder of a text tokenizer, or a model that has one."""
     length: int = 256
     """Text positions T."""
     bpe_dropout: float = 0.1
-    """BPE dropout while training (10 % in the paper, footnote 5); 0 for tokenizers without it."""
+    """BPE dropout during training (10 % in the paper, footnote 5); 0 for tokenizers without it."""
     overlong: Literal["truncate", "error"] = "truncate"
-    """What happens to captions of more than `length` tokens."""
+    """What to do with captions of more than `length` tokens."""
     caption: Literal["first", "random"] = "random"
-    """Which caption of several: always the first, or one sampled every epoch."""
+    """Which of several captions to use: always the first, or one sampled in every epoch."""
 
 
 class _Encode:
-    """Captions to ids, seeded by (seed, key, epoch), picklable for loader workers."""
+    """Encodes captions as ids, seeded by (seed, key, epoch); picklable for loader workers."""
 
     def __init__(self, tokenizer: TextTokenizer, text: TextConfig, dropout: float, seed: int) -> None:
         self.encoder = CaptionEncoder(tokenizer, text.length, overlong=text.overlong, dropout=dropout)
@@ -45,14 +45,17 @@ class _Encode:
 
 
 class CaptionedDataModule(LightningDataModule, ABC):
-    """What both kinds of data share: captions to ids, and loaders that resume.
+    """Base of the data modules: encodes captions, and gives loaders that resume.
+
+    The constructor only stores its arguments. `setup` opens the tokenizer and the data, as Lightning expects, in
+    every process.
 
     Args:
-        train: Training data.
-        val: Validation data.
-        text: How captions become ids.
-        batch_size: Samples a batch and process.
-        num_workers: Loader processes.
+        train: Location of the training data.
+        val: Location of the validation data. Defaults to none.
+        text: How captions are encoded; None leaves them out.
+        batch_size: Samples per batch and process.
+        num_workers: Loader processes. 0 loads in the training process.
         seed: Seed of order, crops, captions and BPE dropout.
     """
 
@@ -62,25 +65,42 @@ class CaptionedDataModule(LightningDataModule, ABC):
         super().__init__()
         self.train, self.val, self.text = train, val, text
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self.tokenizer = load_text_tokenizer(find_component(text.tokenizer, "tokenizer")) if text else None
+        self.tokenizer: TextTokenizer | None = None
+        self.opened: dict[str, CaptionedDataset] = {}
+        """Open data by the split, "train" or "val"."""
 
-    def check(self) -> None:
-        """Opens everything once, so that a wrong location or size stops before anything is trained."""
-        self.train_dataloader()
-        self.val_dataloader()
+    def setup(self, stage: str | None = None) -> None:
+        """Opens the tokenizer and the data that a trainer command needs; opens nothing twice.
+
+        Args:
+            stage: "fit", "validate", "test" or "predict": all but "fit" open the validation data only. Defaults to
+                opening everything.
+
+        Raises:
+            ValueError: A location is wrong, or the data are too few for a batch on every rank.
+        """
+        if self.text is not None and self.tokenizer is None:
+            self.tokenizer = load_text_tokenizer(find_component(self.text.tokenizer, "tokenizer"))
+        locations = {"train": self.train if stage in (None, "fit") else None, "val": self.val}
+        for split, location in locations.items():
+            if location is not None and split not in self.opened:
+                self.opened[split] = self.dataset(location, training=split == "train")
+            if split in self.opened:
+                self._loader(split)  # raises for data that give no batch
 
     @abstractmethod
     def dataset(self, location: str, training: bool) -> CaptionedDataset:
-        """Data of a location."""
+        """Opens the data of a location, with or without random crops and captions."""
 
-    def _loader(self, location: str, training: bool) -> ResumableLoader:
+    def _loader(self, split: str) -> ResumableLoader:
+        training = split == "train"
         encode: _Encode | None = None
         if self.text is not None and self.tokenizer is not None:
             encode = _Encode(self.tokenizer, self.text, self.text.bpe_dropout if training else 0.0, self.seed)
         world = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
         return ResumableLoader(
-            self.dataset(location, training),
+            self.opened[split],
             self.batch_size,
             seed=self.seed,
             num_workers=self.num_workers if training else 0,
@@ -92,12 +112,12 @@ class CaptionedDataModule(LightningDataModule, ABC):
         )
 
     def train_dataloader(self) -> Iterable[Any]:
-        """Shuffled batches; the loader saves its place."""
-        return self._loader(self.train, training=True)
+        """Returns shuffled batches; the loader saves its position."""
+        return self._loader("train")
 
     def val_dataloader(self) -> Iterable[Any]:
-        """Batches in order, without augmentation."""
-        return self._loader(self.val, training=False) if self.val else []
+        """Returns batches in stored order, without augmentation; none without validation data."""
+        return self._loader("val") if self.val else []
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
@@ -108,14 +128,15 @@ class ImageDataModule(CaptionedDataModule):
 
     Args:
         train: Training data: shards, a folder, or a bundled split such as "emoji64:train".
-        val: Validation data, likewise.
+        val: Validation data, likewise. Defaults to none.
         image_size: Side of the square images, pixels.
-        transform: Preprocessing while training: "dvae" (Listing 1, flips) or "prior" (Listing 2); validation takes
-            the center.
-        text: How captions become ids; absent for stage 1.
-        variants: Crops of an image repeat after so many epochs. Defaults to a new crop every epoch.
-        batch_size: Samples a batch and process.
-        num_workers: Loader processes.
+        transform: Preprocessing during training: "dvae" (Listing 1, with flips) or "prior" (Listing 2); validation
+            takes the center crop.
+        text: How captions are encoded. Defaults to no captions, as stage 1 needs none.
+        variants: Number of different crops per image; epoch e takes crop ``e % variants``. Defaults to a new crop
+            every epoch.
+        batch_size: Samples per batch and process.
+        num_workers: Loader processes. 0 loads in the training process.
         seed: Seed of order, crops, captions and BPE dropout.
     """
 
@@ -133,10 +154,9 @@ class ImageDataModule(CaptionedDataModule):
     ) -> None:
         super().__init__(train, val, text, batch_size, num_workers, seed)
         self.image_size, self.transform, self.variants = image_size, transform, variants
-        self.check()
 
     def dataset(self, location: str, training: bool) -> ImageTextDataset:
-        """Images of a location."""
+        """Opens the images of a location."""
         return ImageTextDataset(
             open_source(location),
             transform=self.transform if training else "center",
@@ -153,10 +173,10 @@ class CodeDataModule(CaptionedDataModule):
 
     Args:
         train: Folder of training shards.
-        val: Folder of validation shards.
-        text: How captions become ids.
-        batch_size: Samples a batch and process.
-        num_workers: Loader processes.
+        text: How captions are encoded.
+        val: Folder of validation shards. Defaults to none.
+        batch_size: Samples per batch and process.
+        num_workers: Loader processes. 0 loads in the training process.
         seed: Seed of order, captions and BPE dropout.
     """
 
@@ -170,9 +190,8 @@ class CodeDataModule(CaptionedDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(train, val, text, batch_size, num_workers, seed)
-        self.check()
 
     def dataset(self, location: str, training: bool) -> CodeDataset:
-        """Codes of a folder of shards."""
+        """Opens a folder of code shards."""
         caption = self.text.caption if self.text and training else "first"
         return CodeDataset(location, caption=caption, seed=self.seed)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from dalle_zoo.images import image_rows
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.losses import dvae_loss, logit_laplace_nll
-from dalle_zoo.training.base import StageModule
-from dalle_zoo.training.data_modules import CodeDataModule, ImageDataModule
+from dalle_zoo.training.base import STAGES, StageModule
+from dalle_zoo.training.data_modules import ImageDataModule
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.schedules import Cosine, LearningRate
 from dalle_zoo.training.warm_start import Codebook, WarmStart, kmeans, set_codes
@@ -23,26 +23,29 @@ PAPER_TEMPERATURE = Cosine(start=1.0, end=1 / 16, steps=150_000)
 PAPER_RATE = LearningRate(peak=1e-4, warmup_steps=0, decay="cosine", final=1.25e-6, decay_steps=1_200_000)
 
 
+@STAGES.register("dvae")
 class DVAEModule(StageModule):
     """Trains a `DVAE`; the defaults are the paper's recipe.
 
     Args:
         config: Architecture.
-        kl_weight: beta over the steps.
-        temperature: Relaxation temperature tau over the steps.
+        kl_weight: Schedule of the KL weight beta.
+        temperature: Schedule of the relaxation temperature tau.
         adamw: Optimizer settings.
-        learning_rate: Step size over the steps.
+        learning_rate: Learning-rate schedule.
         seed: Seed of the Gumbel noise.
-        init_from: Model, by name or folder, whose weights training starts from. Defaults to fresh weights.
-        freeze_encoder: Train the decoder alone, on hard codes: images get better and codes stay, so a prior that
-            was trained on them still fits. Temperature and KL weight play no part then.
-        warm_start: Steps as an autoencoder, k-means of its features, and steps with quantized features before the
-            relaxation begins; the paper has none. Validation, which uses hard codes, means nothing before k-means.
-        squared_error: Weight of the mean squared error of the decoded pixels, added to the likelihood: it favors the
-            mean of what a code can stand for, as PSNR does, over the median. Defaults to 0, the paper's.
+        init_from: Name or folder of a model whose weights training starts from. Defaults to fresh weights.
+        freeze_encoder: Whether to train only the decoder, on hard codes: reconstructions improve while the codes,
+            and priors trained on them, stay valid. Temperature and KL weight are then unused.
+        warm_start: Train an autoencoder, cluster its features with k-means, and train with quantized features before
+            the relaxation begins. Validation uses hard codes, so its metrics are meaningless before k-means. Defaults
+            to none, as in the paper.
+        squared_error: Weight of the mean squared error of the decoded pixels, added to the likelihood: like PSNR, it
+            favors the mean of what a code can stand for over the median. Defaults to 0, as in the paper.
     """
 
     stage = "dvae"
+    config_class = DVAEConfig
     net: DVAE
 
     def __init__(
@@ -61,9 +64,9 @@ class DVAEModule(StageModule):
         if squared_error < 0:
             raise ValueError(f"squared_error must be at least 0, got {squared_error}")
         if warm_start is not None and init_from is not None:
-            raise ValueError("warm_start would overwrite the codes of init_from: set one of the two to null")
+            raise ValueError("warm_start would overwrite the codes of init_from: set one of them to null")
         if freeze_encoder and init_from is None:
-            raise ValueError("freeze_encoder needs init_from, the model whose codes are to stay")
+            raise ValueError("freeze_encoder needs init_from, the model whose codes are kept")
         super().__init__(DVAE(config), adamw, learning_rate, seed)
         self.start_from(init_from)
         self.freeze_encoder = freeze_encoder
@@ -76,8 +79,8 @@ class DVAEModule(StageModule):
         self.code_counts = torch.zeros(config.codebook_size)
         self.squared_error = squared_error
         self.warm_start = warm_start
-        self._latest: Tensor | None = None  # features of the batch before unused codes move
-        self.features: list[Tensor] = []  # of the last steps of the warm start, the same on every process
+        self._latest: Tensor | None = None  # features of the last batch, for unused codes to move to
+        self.features: list[Tensor] = []  # of the last steps of the warm start, from all processes
         if warm_start is not None:
             self.bridge = nn.Conv2d(config.widths[-1], config.decoder_stem, 1)
             self.codebook = Codebook(config.codebook_size, config.decoder_stem, warm_start)
@@ -88,10 +91,7 @@ class DVAEModule(StageModule):
 
     def check_data(self, data: LightningDataModule) -> None:
         """Raises `ValueError` unless the data are images of the network's size."""
-        if isinstance(data, CodeDataModule):
-            raise ValueError(
-                "stage 1 is trained on images, got CodeDataModule: set data.class_path to ImageDataModule"
-            )
+        super().check_data(data)
         if isinstance(data, ImageDataModule) and data.image_size != self.net.image_size:
             raise ValueError(
                 f"data.init_args.image_size is {data.image_size}, the dVAE's config.image_size {self.net.image_size}: "
@@ -99,7 +99,7 @@ class DVAEModule(StageModule):
             )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Negative evidence bound at this step's beta and tau."""
+        """Negative evidence lower bound with the beta and tau of this step."""
         images = batch["image"].to(memory_format=torch.channels_last)
         if self.warm_start is not None and self.global_step < self.warm_start.steps:
             return self._autoencode(images, self.warm_start)
@@ -123,7 +123,7 @@ class DVAEModule(StageModule):
         return loss
 
     def _autoencode(self, images: Tensor, warm: WarmStart) -> Tensor:
-        """Likelihood without codes; the last steps keep their features."""
+        """Loss of the autoencoder without codes; the last steps store their features."""
         x = self.net.map_pixels(images)
         vectors = self.bridge(self.net.encoder.features(x))
         loss = self._likelihood(x, self.net.decoder.from_stem(vectors))
@@ -163,13 +163,13 @@ class DVAEModule(StageModule):
         set_codes(self.net, self.bridge, self.codebook.vectors, warm.sharpness / distance)
 
     def _decode_hard_codes(self, images: Tensor) -> Tensor:
-        """Likelihood of images given their codes."""
+        """Negative log-likelihood of images given their hard codes."""
         with torch.no_grad():
             codes = self.net.encode(images)
         return self._likelihood(self.net.map_pixels(images), self.net.decoder.from_codes(codes))
 
     def _likelihood(self, x: Tensor, parameters: Tensor) -> Tensor:
-        """Mean negative log-likelihood of mapped pixels, logged as the loss that it is."""
+        """Mean negative log-likelihood of mapped pixels, logged as the loss."""
         mu, log_scale = parameters.chunk(2, dim=1)
         loss = logit_laplace_nll(x, mu, log_scale).mean()
         self.log("train/nll", loss.detach())
@@ -183,7 +183,7 @@ class DVAEModule(StageModule):
         return self.squared_error * (torch.sigmoid(mu) - x).square().mean() if self.squared_error else 0.0
 
     def _start_codes(self, warm: WarmStart) -> None:
-        """Ends the warm start: the centers of the features become the codes."""
+        """Ends the warm start: the cluster centers of the features become the codes."""
         generator = torch.Generator().manual_seed(self.seed)
         vectors = torch.cat([part.to(self.device) for part in self.features])
         centers, distance = kmeans(vectors, self.net.codebook_size, warm.iterations, generator)
@@ -193,7 +193,7 @@ class DVAEModule(StageModule):
         self.features.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what a run killed in its warm start needs."""
+        """Adds the features of the warm start, which a run interrupted in it needs."""
         super().on_save_checkpoint(checkpoint)
         if self.features:
             checkpoint["warm_start_features"] = list(self.features)
@@ -201,24 +201,24 @@ class DVAEModule(StageModule):
             checkpoint["codebook"] = self.codebook.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the features of the warm start up again."""
+        """Restores the features of the warm start."""
         super().on_load_checkpoint(checkpoint)
         self.features = list(checkpoint.get("warm_start_features", ()))
         if self.warm_start is not None:
             self.codebook.restore(checkpoint["codebook"])
 
     def export(self, folder: Path) -> None:
-        """Writes the network; a frozen encoder as it came, since averaging rounds even weights that do not change."""
+        """Writes the network, with the original weights of a frozen encoder: averaging rounds even those."""
         if self._frozen:
             self.net.encoder.load_state_dict(self._frozen)
         super().export(folder)
 
     def on_validation_epoch_start(self) -> None:
-        """Empties the counts of codes."""
+        """Resets the counts of codes."""
         self.code_counts = torch.zeros(self.net.codebook_size, device=self.device)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Evidence bound and PSNR with hard codes, as stage 2 will use them."""
+        """Evidence lower bound and PSNR with hard codes, as stage 2 uses them."""
         images = batch["image"].to(memory_format=torch.channels_last)
         logits = self.net.logits(images)
         codes = logits.argmax(1)
@@ -232,7 +232,7 @@ class DVAEModule(StageModule):
         self.code_counts += torch.bincount(codes.flatten(), minlength=self.net.codebook_size)
 
     def on_validation_epoch_end(self) -> None:
-        """Codebook use: codes that occur, and the perplexity of their distribution."""
+        """Logs the codebook use: number of codes that occur, and perplexity of their distribution."""
         counts = self.trainer.strategy.reduce(self.code_counts, reduce_op="sum")
         assert isinstance(counts, Tensor)
         p = counts / counts.sum()
@@ -241,7 +241,7 @@ class DVAEModule(StageModule):
 
     @property
     def has_sample_images(self) -> bool:
-        """Reconstructions are always generated."""
+        """Always true: a dVAE reconstructs images."""
         return True
 
     @torch.no_grad()
@@ -252,7 +252,7 @@ class DVAEModule(StageModule):
 
 
 def _gathered(mine: Tensor) -> Tensor:
-    """Rows (N, D) of all processes, (world * N, D); Lightning's own way to them is deprecated in torch."""
+    """Gathers rows (N, D) of all processes to (world * N, D); Lightning's function for it is deprecated in torch."""
     if not torch.distributed.is_initialized():
         return mine
     everyones = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
@@ -261,5 +261,5 @@ def _gathered(mine: Tensor) -> Tensor:
 
 
 def _nothing(*unused: nn.Module) -> Tensor:
-    """A zero that depends on the parameters of modules: all take part in every step, as DDP expects."""
+    """A zero that depends on the parameters of modules, since DDP expects all parameters in every step."""
     return torch.stack([0.0 * p.sum() for module in unused for p in module.parameters()]).sum()

@@ -13,12 +13,12 @@ from torch.distributed.tensor import DTensor
 from dalle_zoo.training.muon import Muon, MuonConfig
 
 BLOCK = 256
-"""Values of a quantized moment that share a scale."""
+"""Number of values of a quantized moment that share a scale."""
 SMALLEST = 4096
-"""Tensors of fewer values keep float32 moments, also where the others are quantized."""
+"""Tensors with fewer values have float32 moments in every format."""
 CHUNK = 2**25
-"""Values that are updated together: what a step holds beside parameters, gradients and moments stays below
-two such float32 arrays and, for quantized moments, below four."""
+"""Number of values that are updated together. The temporary memory of a step is below two float32 arrays of this
+size, and below four for quantized moments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +30,15 @@ class AdamWConfig:
     beta2: float = 0.999
     """Decay of the running variance."""
     eps: float = 1e-8
-    """Added to the root of the running variance."""
+    """Term added to the root of the running variance."""
     weight_decay: float = 1e-4
     """Decoupled weight decay multiplier."""
     variance_clip: float | None = None
-    """Largest running variance: it is clipped by value before it updates parameters or moments (appendix B.2); None
-    does not clip."""
+    """Upper limit of the running variance, clipped by value before parameters and moments are updated (appendix B.2).
+    Defaults to None, no clipping."""
     moments: Literal["float32", "8bit", "fp8"] = "float32"
-    """Format of the running mean and variance of large tensors, 4 bytes a value or 1. The two small ones are those of
-    torchao, with a float32 scale for every 256 values. The paper's 1-6-9 and 0-6-10 bit formats take 2 bytes."""
+    """Format of the running mean and variance of large tensors: 4 bytes per value, or 1. "8bit" and "fp8" are formats
+    of torchao, with a float32 scale for every 256 values. The paper's 1-6-9 and 0-6-10 bit formats take 2 bytes."""
 
     def __post_init__(self) -> None:
         for name in ("beta1", "beta2"):
@@ -54,9 +54,9 @@ class AdamWConfig:
 
 
 def decayed_names(net: nn.Module) -> frozenset[str]:
-    """Names of the parameters that decay.
+    """Returns the names of the parameters with weight decay.
 
-    To be asked for before a strategy takes the network: FSDP1 makes every parameter one-dimensional.
+    It must be called before a strategy shards the network, since FSDP1 makes every parameter one-dimensional.
     """
     return frozenset(name for name, p in net.named_parameters() if p.ndim >= 2)
 
@@ -123,7 +123,7 @@ def _adamw(
 
 
 def _plain(name: str) -> str:
-    """Name of a parameter without the wrappers of FSDP1 and torch.compile."""
+    """Removes the wrappers of FSDP1 and torch.compile from the name of a parameter."""
     return name.replace("_fsdp_wrapped_module.", "").replace("_orig_mod.", "")
 
 
@@ -135,12 +135,12 @@ class ClippedAdamW(torch.optim.Optimizer):
     θ ← θ − lr · weight_decay · θ − lr · m / (1 − β₁ᵗ) / (√(v / (1 − β₂ᵗ)) + eps)
     ```
 
-    A parameter without a gradient is left alone, its moments and count of steps too: setting all gradients to None
-    skips a step. Parameters may be DTensors; each process updates its own shard.
+    A parameter without a gradient is not updated, nor are its moments and its step count: setting all gradients to
+    None skips a step. Parameters may be DTensors; each process updates its own shard.
 
     The state of a parameter has the names of `torch.optim.AdamW`: ``step``, ``exp_avg``, ``exp_avg_sq``. A state dict
-    holds moments of reduced precision in float32 on the CPU, so it fits every format, number of processes and
-    strategy. Going on from there rounds them once more, so with them a resumed run is not equal bit by bit.
+    has moments of reduced precision as float32 on the CPU, so it fits every format, number of processes and strategy.
+    Loading rounds them once more, so a run with such moments does not resume bit by bit.
 
     Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), appendix B.2.
 
@@ -171,7 +171,7 @@ class ClippedAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Makes one step; the closure, if any, computes the gradients and returns the loss."""
+        """Makes one step. The closure, if given, computes the gradients and returns the loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -210,20 +210,20 @@ class ClippedAdamW(torch.optim.Optimizer):
                     state[name].copy_(moment)
 
     def _state(self, parameter: Tensor) -> dict[str, Any]:
-        """State of a parameter; one of zeros at its first step."""
+        """Returns the state of a parameter, initialized with zeros before its first step."""
         state: dict[str, Any] = self.state[parameter]
         if not state:
-            state["step"] = torch.tensor(0.0)  # on the CPU, so that reading it waits for no GPU
+            state["step"] = torch.tensor(0.0)  # on the CPU, so that reading it does not wait for the GPU
             state["exp_avg"] = self._packed(torch.zeros_like(parameter), signed=True)
             state["exp_avg_sq"] = self._packed(torch.zeros_like(parameter), signed=False)
         return state
 
     def _packed(self, moment: Tensor, signed: bool) -> Tensor:
-        """A moment in the format that it is kept in; where that is a reduced one, only this process's shard."""
+        """Converts a moment to its stored format; one of reduced precision has only this process's shard."""
         values = local(moment)
         if self.quantized is None or values.numel() < SMALLEST or values.numel() % BLOCK:
             return moment
-        signs = {"signed": signed} if self.moments == "8bit" else {}  # fp8 has a sign of its own
+        signs = {"signed": signed} if self.moments == "8bit" else {}  # fp8 values have signs
         packed: Tensor = self.quantized.zeros(values.shape, block_size=BLOCK, device=values.device, **signs)
         packed.copy_(values.float().contiguous())
         return packed
@@ -232,14 +232,14 @@ class ClippedAdamW(torch.optim.Optimizer):
         return self.quantized is not None and isinstance(moment, self.quantized)
 
     def _unpacked(self, moment: Tensor) -> Tensor:
-        """Values of a moment in this process: itself, or a float32 copy where the precision is reduced."""
+        """Returns this process's values of a moment; a float32 copy if its precision is reduced."""
         if not self._is_packed(moment):
             return local(moment)
         values: Tensor = moment.dequantize()
         return values
 
     def _unsharded(self, moment: Tensor, parameter: Tensor) -> Tensor:
-        """A moment of reduced precision as float32 on the CPU, sharded like the parameter; others as they are."""
+        """Converts a moment of reduced precision to float32 on the CPU, sharded like the parameter."""
         if not self._is_packed(moment):
             return moment
         unsharded = torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False)
@@ -247,7 +247,7 @@ class ClippedAdamW(torch.optim.Optimizer):
         return unsharded.cpu()
 
     def state_dict(self) -> dict[str, Any]:
-        """State as `torch.optim.AdamW` has it; moments of reduced precision as float32 on the CPU."""
+        """Returns the state as `torch.optim.AdamW` does, with moments of reduced precision as float32 on the CPU."""
         packed = super().state_dict()
         if self.quantized is None:
             return packed
@@ -259,8 +259,8 @@ class ClippedAdamW(torch.optim.Optimizer):
         return {**packed, "state": unsharded}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes a state of this class or of `torch.optim.AdamW`."""
-        # Packed before the base class moves it to the GPU, which need not hold all of it in float32.
+        """Loads a state of this class or of `torch.optim.AdamW`."""
+        # Packed before the base class moves it to the GPU, which may not have memory for all of it in float32.
         packed = {
             index: {
                 name: self._packed(value, signed=name == "exp_avg") if name != "step" else value
@@ -270,11 +270,11 @@ class ClippedAdamW(torch.optim.Optimizer):
         }
         super().load_state_dict({**state_dict, "state": packed})
         for state in self.state.values():
-            state["step"] = state["step"].cpu()  # a fused AdamW keeps it on the GPU
+            state["step"] = state["step"].cpu()  # a fused AdamW stores it on the GPU
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that lies in this process: its shard of a DTensor."""
+    """Returns this process's shard of a DTensor; another tensor itself."""
     if not isinstance(tensor, DTensor):
         return tensor
     shard: Tensor = tensor.to_local()
@@ -282,7 +282,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def chunks(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Parameters in turn, together at most `CHUNK` values here, or one parameter of more."""
+    """Groups parameters, in order, to at most `CHUNK` values of this process; larger parameters are groups of one."""
     chunk: list[Tensor] = []
     size = 0
     for parameter in parameters:
@@ -297,13 +297,13 @@ def chunks(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def quantized_type(moments: str) -> type[Tensor]:
-    """Torchao's tensor of quantized values.
+    """Returns torchao's tensor class of a format of quantized values.
 
     Args:
         moments: "8bit" or "fp8".
 
     Raises:
-        ImportError: torchao is missing.
+        ImportError: torchao is not installed.
     """
     try:
         from torchao.optim.subclass_8bit import OptimState8bit

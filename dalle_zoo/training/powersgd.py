@@ -1,12 +1,12 @@
 """PowerSGD: the mean of gradient matrices over machines, sent as two thin factors, with error feedback.
 
 ```
-E_i  + gradient_i          (s, l)   on machine i of n; nothing is lost that has not been applied yet
+E_i  + gradient_i          (s, l)   on machine i of n; includes what has not been applied yet
 P  = mean(E_i) Q           (s, r)   first all-reduce; Q is Gaussian, fixed, the same on all machines
 P  = orthonormal(P)        (s, r)
 R  = mean(E_i)^T P         (l, r)   second all-reduce
-G  = P R^T                 (s, l)   is applied: what of mean(E_i) lies in the r dimensions that Q found
-E_i - G                    (s, l)   stays for the next step
+G  = P R^T                 (s, l)   is applied: the projection of mean(E_i) onto the columns of P
+E_i - G                    (s, l)   error, added to the gradient of the next step
 ```
 
 Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), section 2.5 and appendix E.2, after PowerSGD
@@ -39,32 +39,32 @@ from dalle_zoo.models.initial import fill
 # n machines, i one of them; s the shorter and l the longer side of a matrix; r rank
 
 IDENTITY = 1e-6
-"""Multiple of the rectangular identity that is added to P, whose largest entry is 1, before QR (appendix E.2)."""
+"""Multiple of the rectangular identity added to P, scaled to a largest entry of 1, before QR (appendix E.2)."""
 
 
 class Traffic(NamedTuple):
-    """Bytes that one process hands to the all-reduces of one step, without the flag."""
+    """Bytes that one process passes to the all-reduces of one step, without the flag."""
 
     factors: int
-    """P and R of the compressed matrices, in the dtype of the wire."""
+    """P and R of the compressed matrices, in the wire dtype."""
     uncompressed: int
-    """All that goes uncompressed, float32."""
+    """Uncompressed tensors, float32."""
     matrices: int
-    """What the compressed matrices would be if they were sent uncompressed, in the dtype of the wire."""
+    """Size of the compressed matrices before compression, in the wire dtype."""
 
     @property
     def sent(self) -> int:
-        """All bytes of the step."""
+        """Total bytes of the step."""
         return self.factors + self.uncompressed
 
     @property
     def compression_rate(self) -> float:
-        """Share of the compressed matrices that is not sent, as in table 1 of the paper."""
+        """Share of the bytes of compressed matrices that is saved, as in table 1 of the paper."""
         return 1 - self.factors / self.matrices if self.matrices else 0.0
 
 
 def compresses(shape: Sequence[int], rank: int) -> bool:
-    """Whether the two factors of a matrix are smaller than the matrix: ``r (s + l) < s l``, so r lies below s.
+    """Whether the two factors of a matrix are smaller than the matrix: ``r (s + l) < s l``, which implies r < s.
 
     Example:
         >>> compresses((496, 3968), 112), compresses((496, 3968), 448)
@@ -77,28 +77,28 @@ def compresses(shape: Sequence[int], rank: int) -> bool:
 class PowerSGD:
     """Averages the gradients of a step over machines, in place, after the backward pass.
 
-    Every matrix is worked on with its shorter side first, transposed where needed, because orthogonalising the
-    shorter factor is cheaper; so Q is sampled for the longer side. It is a function of (seed, name, shape) alone, is
-    sampled once, and is never updated: warm starts gain nothing, and resampling it at every step hurts.
+    Matrices are processed with their shorter side first, transposed if needed, since orthogonalizing the shorter
+    factor is cheaper; Q is sampled for the longer side. Q depends only on (seed, name, shape). It is sampled once and
+    never updated: warm starts gain nothing, and resampling it at every step hurts.
 
-    A matrix whose factors would be no smaller than itself is sent uncompressed, with the uncompressed tensors, and so
-    does what a run of smaller rank had left of it.
+    A matrix whose factors would not be smaller is sent uncompressed, together with the error that a run of smaller
+    rank has left for it.
 
-    All processes of a group must call alike: the same names and shapes in the same order. Their factors come out of
-    the all-reduces with equal bits, and equal hardware makes equal gradients of them.
+    All processes of a group must call with the same names and shapes in the same order. The all-reduces give them
+    bitwise equal factors, from which equal hardware computes equal gradients.
 
     Args:
-        rank: Rank r of every matrix that this process sends; with a matrix in shards, the total rank / shards.
-        group: Processes to average over: those of the same ordinal on all machines. Defaults to all processes.
+        rank: Rank r of every matrix that this process sends; for a sharded matrix, the total rank / shards.
+        group: Processes to average over: those with the same local rank on all machines. Defaults to all processes.
         world: Processes that must agree whether a step is finite. Defaults to all processes.
-        seed: Seed of Q.
-        wire_dtype: Of P and R in the all-reduces; bfloat16 halves the bytes. Infinities that come of rounding to it
-            are clamped to its largest number, with their sign: error feedback keeps what is clipped.
-        error_dtype: Of the error buffers; bfloat16 halves their memory, and rounds what they keep.
-        error_feedback: Whether what a step does not apply is kept. Without, it is lost.
+        seed: Seed of Q. Defaults to 0.
+        wire_dtype: Dtype of P and R in the all-reduces. bfloat16 halves the bytes; values that round to infinity are
+            clamped to its largest number, and error feedback retains the difference. Defaults to float32.
+        error_dtype: Dtype of the error buffers; bfloat16 halves their memory and rounds them. Defaults to float32.
+        error_feedback: Whether the error of a step is added to the next one; otherwise it is lost. Defaults to True.
 
     Attributes:
-        traffic: Of the last `reduce`; None before.
+        traffic: Traffic of the last `reduce`; None before the first.
     """
 
     def __init__(
@@ -128,27 +128,28 @@ class PowerSGD:
     def reduce(
         self, matrices: Mapping[str, Tensor], others: Sequence[Tensor] = (), finite: Tensor | None = None
     ) -> bool:
-        """Turns this process's gradients into those of the complete group.
+        """Replaces this process's gradients by the means over the group.
 
-        Nothing waits for the device but the flag that is returned.
+        Only the returned flag waits for the device.
 
         Args:
-            matrices: Local gradients by name, each (rows, columns) with any strides; become P R^T.
-            others: Local gradients of any shape that are not to be compressed; become their mean, which one float32
-                all-reduce finds.
-            finite: Whether this process saw finite numbers so far, a boolean scalar on the gradients' device.
+            matrices: Local gradients by name, each (rows, columns) with any strides; overwritten by P R^T.
+            others: Local gradients of any shape that are not compressed; overwritten by their mean, from one float32
+                all-reduce. Defaults to none.
+            finite: Whether this process's gradients are finite, a boolean scalar on their device. Defaults to
+                unknown.
 
         Returns:
-            Whether every number of every process was finite. If not, nothing may be applied: the gradients are for
-            the caller to drop, and the error buffers are as before, but that one which is not finite itself starts
-            again from zero (step 12).
+            Whether all numbers of all processes are finite. If not, the caller must drop the gradients. The error
+            buffers are then unchanged, except that buffers with numbers that are not finite are reset to zero (step
+            12).
 
         Raises:
-            ValueError: There are no gradients; a matrix does not have two dimensions; an error buffer has no
+            ValueError: There are no gradients, a matrix does not have two dimensions, or an error buffer has no
                 matrix of its shape.
         """
         if not matrices and not others:
-            raise ValueError("there are no gradients to reduce: call reduce behind the backward pass")
+            raise ValueError("there are no gradients to reduce: call reduce after the backward pass")
         self._check(matrices)
         factored = [name for name, matrix in matrices.items() if compresses(matrix.shape, self.rank)]
         uncompressed = {name: matrix for name, matrix in matrices.items() if not compresses(matrix.shape, self.rank)}
@@ -166,44 +167,43 @@ class PowerSGD:
             matrices=self.wire_dtype.itemsize * sum(total.numel() for total in wide),
         )
 
-        # A number of a matrix that is not finite makes a row of P so, hence P and R speak for the matrices.
+        # A number of a matrix that is not finite spreads to a row of P, so checking P and R suffices for matrices.
         flags = [left_finite, right_finite, means_finite, *([] if finite is None else [finite])]
         if not self._everywhere([flag for flag in flags if flag is not None]):
             for error in self._errors.values():
                 error.copy_(torch.where(error.isfinite().all(), error, 0.0))
             return False
         for name, total, p, r in zip(factored, wide, left, right, strict=True):
-            gradient = (p @ r.t()).to(matrices[name].dtype)  # what is applied, so its rounding is part of the error
+            gradient = (p @ r.t()).to(matrices[name].dtype)  # rounded as applied, so that the error includes rounding
             if self.error_feedback:
                 torch.sub(total, gradient, out=shorter_side_first(self._errors[name]))
             shorter_side_first(matrices[name]).copy_(gradient)
         for tensor, mean in zip([*uncompressed.values(), *others], means, strict=True):
             tensor.copy_(mean)
-        for name in uncompressed:  # what was pending has been sent
+        for name in uncompressed:  # their pending errors have been sent
             self._errors.pop(name, None)
         return True
 
     def error_means(self) -> dict[str, Tensor]:
-        """Mean of the error buffers over the group, by name: all that must be saved of them (appendix E.2).
+        """Returns the mean of the error buffers over the group, by name: all that a checkpoint needs (appendix E.2).
 
-        The invariant speaks of their mean alone, so a run may go on with another number of machines. Every process
-        of the group must call. The tensors are float32 and lie on the CPU, because the device may have no room for
-        them.
+        The invariant depends only on their mean, so a run may resume with another number of machines. Every process
+        of the group must call. The tensors are float32 on the CPU, since the device may not have memory for them.
         """
         return {name: self._mean([error], torch.float32)[0][0].cpu() for name, error in self._errors.items()}
 
     def load_error_means(self, means: Mapping[str, Tensor]) -> None:
-        """Gives every process of the group the mean that `error_means` found, whatever the group's size was then.
+        """Sets the error buffers of every process to means from `error_means`, of a group of any size.
 
         Raises:
-            ValueError: There is no error feedback to load into.
+            ValueError: Error feedback is off.
         """
         if not self.error_feedback:
-            raise ValueError("error_feedback is off, so error buffers cannot be loaded: switch it on")
+            raise ValueError("error_feedback is off, so error buffers cannot be loaded: enable it")
         self._errors = {name: mean.to(self.error_dtype, copy=True) for name, mean in means.items()}
 
     def _check(self, matrices: Mapping[str, Tensor]) -> None:
-        """Raises `ValueError` where a matrix is none, or where buffers are of other matrices."""
+        """Raises `ValueError` for a tensor that is not a matrix, and for buffers that do not fit the matrices."""
         for name, matrix in matrices.items():
             if matrix.ndim != 2:
                 raise ValueError(f"{name} must have two dimensions, got {tuple(matrix.shape)}: put it with the others")
@@ -221,7 +221,7 @@ class PowerSGD:
             self._errors[name] = torch.zeros(matrix.shape, dtype=self.error_dtype, device=matrix.device)
         total = matrix.float()
         if name in self._errors:
-            self._errors[name] = self._errors[name].to(matrix.device)  # loaded ones lie on the CPU at first
+            self._errors[name] = self._errors[name].to(matrix.device)  # loaded buffers start on the CPU
             total.add_(self._errors[name])
         return total
 
@@ -234,37 +234,39 @@ class PowerSGD:
         return self._gaussians[name]
 
     def _mean(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Tensor | None]:
-        """Means over the group by one all-reduce in ``dtype``.
+        """Computes means over the group with one all-reduce in ``dtype``.
 
         Returns:
             Float32 means in the shapes of the tensors, and whether all tensors are finite on this process.
         """
         if not tensors:
             return [], None
-        flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors]) / self.size  # first: sums stay in range
+        flat = (
+            torch.cat([tensor.reshape(-1).float() for tensor in tensors]) / self.size
+        )  # before the sum, which then stays in range
         finite = flat.isfinite().all()
         wire = flat.to(dtype).nan_to_num_()
         dist.all_reduce(wire, group=self.group)
-        mean = wire.nan_to_num_().float()  # the sum of what was rounded up may be infinite again
+        mean = wire.nan_to_num_().float()  # a sum of values that were rounded up may be infinite again
         parts = torch.split(mean, [tensor.numel() for tensor in tensors])
         return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)], finite
 
     def _everywhere(self, flags: Sequence[Tensor]) -> bool:
-        """Whether all flags of all processes of the world hold."""
+        """Whether all flags are true in all processes of the world."""
         flag = torch.stack([flag.reshape(()) for flag in flags]).all().to(torch.int32)
         dist.all_reduce(flag, dist.ReduceOp.MIN, group=self.world)
         return bool(flag.item())
 
 
 def shorter_side_first(matrix: Tensor) -> Tensor:
-    """The matrix or its transpose, a view (s, l)."""
+    """Returns the matrix or its transpose, a view (s, l)."""
     return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.t()
 
 
 def orthonormal(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Orthonormal bases of the columns of matrices (s, r), by Householder QR; those of one shape at once.
+    """Computes orthonormal bases of the columns of matrices (s, r), by Householder QR, batched by shape.
 
-    A matrix without full rank, even zero, has one too, because a small multiple of the identity is added.
+    A small multiple of the identity is added, so matrices without full rank, even zero, have a basis too.
     """
     bases: dict[int, Tensor] = {}
     for shape in dict.fromkeys(matrix.shape for matrix in matrices):

@@ -1,12 +1,12 @@
-"""Precisions by name, as Lightning plugins; ``16-resblock`` is the paper's own.
+"""Precisions by name, as plugins of Lightning; ``16-resblock`` is that of the paper.
 
-| name | inside residual branches | elsewhere | weights, moments | gradients kept in range by |
+| name | inside residual branches | elsewhere | weights, moments | range of gradients |
 |---|---|---|---|---|
 | ``32-true`` | float32 | float32 | float32 | |
 | ``bf16-mixed`` | bfloat16 | bfloat16 | float32 | |
 | ``bf16-true`` | bfloat16 | bfloat16 | bfloat16 | |
-| ``16-mixed`` | float16 | float16 | float32 | one scale of the loss |
-| ``16-resblock`` | float16 | float32 | float32 | one scale a residual block |
+| ``16-mixed`` | float16 | float16 | float32 | one loss scale |
+| ``16-resblock`` | float16 | float32 | float32 | one scale per residual block |
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dalle_zoo.models.residual import ResidualBlock, plain
 from dalle_zoo.registry import UnknownNameError, suggest
 
 StrategyKind = Literal["plain", "fsdp", "fsdp2"]
-"""What a precision must fit: strategies that hold unsharded weights, FSDP1, or fully_shard."""
+"""Strategy that a precision is for: one with unsharded weights, FSDP1, or fully_shard."""
 
 _PLAIN: Mapping[str, Callable[[str], Precision]] = {  # device type to plugin
     "32-true": lambda device: Precision(),
@@ -41,7 +41,7 @@ _PLAIN: Mapping[str, Callable[[str], Precision]] = {  # device type to plugin
     "16-resblock": lambda device: ResblockPrecision("emulated" if device == "cpu" else "float16"),
 }
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-"""In which type the precisions that keep float32 weights compute."""
+"""Dtype of computation of the precisions with float32 weights."""
 PRECISIONS = tuple(_PLAIN)
 """Names of the precisions."""
 _FSDP1: Mapping[str, Callable[[str], Precision]] = {
@@ -53,49 +53,49 @@ _FSDP1: Mapping[str, Callable[[str], Precision]] = {
 
 
 def make_precision(name: str, device_type: str, strategy_kind: StrategyKind = "plain") -> Precision:
-    """Plugin of a precision.
+    """Returns the plugin of a precision.
 
     Args:
-        name: Name in the table above.
-        device_type: "cuda", "cpu", …; the CPU emulates the float16 of ``16-resblock``.
-        strategy_kind: What the plugin must fit.
+        name: Name in the table of this module.
+        device_type: "cuda", "cpu", …; on the CPU, the float16 of ``16-resblock`` is emulated.
+        strategy_kind: Strategy that the plugin is for. Defaults to one with unsharded weights.
 
     Raises:
-        UnknownNameError: There is no such precision.
-        ValueError: The device or the strategy cannot do it.
+        UnknownNameError: The precision is unknown.
+        ValueError: The device or the strategy does not support it.
     """
     if name not in _PLAIN:
         raise UnknownNameError(suggest("precision", name, _PLAIN))
-    if name == "16-mixed" and device_type == "cpu":  # Lightning would train in bfloat16 without a word
+    if name == "16-mixed" and device_type == "cpu":  # Lightning would silently train in bfloat16
         raise ValueError(
             "precision 16-mixed needs a GPU: on the CPU use bf16-mixed, or 16-resblock, which emulates float16"
         )
     if strategy_kind != "fsdp":
         return _PLAIN[name](device_type)
     if name not in _FSDP1:
-        raise ValueError(f"strategy fsdp cannot do precision {name}: use strategy fsdp2, or {', '.join(_FSDP1)}")
+        raise ValueError(f"strategy fsdp does not support precision {name}: use fsdp2, or {', '.join(_FSDP1)}")
     return _FSDP1[name](device_type)
 
 
 class ResblockPrecision(Precision):
-    """float16 inside residual branches, with a gradient scale for each; all else is float32.
+    """float16 inside residual branches, with one gradient scale per block; float32 elsewhere.
 
     ```
-    closure      forward and backward; parameter gradients of block b come S_b times too large
-    unscale      they are divided by S_b; what is not finite is noted block by block, and agreed on by all processes
+    closure      forward and backward pass; gradients of block b are multiplied by S_b
+    unscale      they are divided by S_b; all processes agree which blocks have gradients that are not finite
     hooks        on_before_optimizer_step, where strategies exchange gradients, and clipping
-    step         without any gradient, so without effect, if anything was not finite: the step is skipped
-    update       the scales
+    step         skipped, by removing all gradients, if anything is not finite
+    update       of the scales
     ```
-    A skipped step counts as one, for schedules and the trainer alike.
+    Schedules and the trainer count a skipped step like any other.
 
     Works with unsharded weights, DDP and fully_shard, with recomputation, compilation and accumulated gradients.
 
     Reference: Zero-Shot Text-to-Image Generation (Ramesh et al., 2021), section 2.4 and appendix D.
 
     Args:
-        carrier: What carries the numbers of a branch.
-        config: When scales grow and shrink.
+        carrier: Format of the numbers in a branch.
+        config: Rules by which scales grow and shrink.
 
     Attributes:
         scales: Scales of the blocks; None until the trainer has set the network up.
@@ -121,16 +121,16 @@ class ResblockPrecision(Precision):
 
     @property
     def unit_policy(self) -> MixedPrecisionPolicy:
-        """How fully_shard treats a branch: gathered in 16 bit, gradients averaged in float32."""
+        """Policy of fully_shard for a branch: weights gathered in 16 bits, gradients averaged in float32."""
         gathered = torch.float16 if self.carrier == "float16" else None
-        # The branch gets 16-bit input already.
+        # The inputs of a branch have 16 bits already.
         return MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
     def convert_module(self, module: nn.Module) -> nn.Module:
         """Finds the residual blocks of the network.
 
         Raises:
-            ValueError: It has none.
+            ValueError: The network has none.
         """
         net = getattr(module, "net", None)
         find = getattr(net, "residual_blocks", None)
@@ -145,13 +145,13 @@ class ResblockPrecision(Precision):
     def connect(
         self, model: nn.Module, optimizers: list[Optimizer], lr_schedulers: list[Any]
     ) -> tuple[nn.Module, list[Optimizer], list[Any]]:
-        """Puts scaled branches into the network, which lies on its device by now."""
+        """Adds gradient scales to the branches of the network, which is on its device by now."""
         groups = [[*block.norm.parameters(), *block.branch.parameters()] for block in self._blocks]
         in_blocks = {parameter for group in groups for parameter in group}
         self._groups = [*groups, [p for p in self._module.parameters() if p not in in_blocks]]
         device = groups[0][0].device
         scales = GradientScales(len(groups), self.config, device)
-        if self.scales is not None:  # of an earlier call of the trainer
+        if self.scales is not None:  # the trainer has been used before
             scales.load_state_dict(self.scales.state_dict())
         self.scales = scales
         self.finite = torch.tensor(True, device=device)
@@ -160,14 +160,14 @@ class ResblockPrecision(Precision):
         return model, optimizers, lr_schedulers
 
     def teardown(self) -> None:
-        """Leaves the network as it was."""
+        """Removes the gradient scales from the network."""
         for block in self._blocks:
             block.residual.around = plain
 
     def optimizer_step(  # type: ignore[override]
         self, optimizer: Optimizer, model: LightningModule, closure: Callable[[], Any], **kwargs: Any
     ) -> Any:
-        """Makes one step, or skips it, and moves the scales."""
+        """Makes or skips one step, and updates the scales."""
         scales = self.scales
         assert scales is not None, "connect comes first"
 
@@ -197,7 +197,7 @@ class ResblockPrecision(Precision):
         overflow = torch.zeros_like(inverse)
         for index, group in enumerate(self._groups):
             gradients = [local(parameter.grad) for parameter in group if parameter.grad is not None]
-            if gradients:  # PyTorch's own gradient scaler does it with this function too: one pass over the memory
+            if gradients:  # the function of PyTorch's gradient scaler: one pass over the memory
                 torch._amp_foreach_non_finite_check_and_unscale_(
                     gradients, overflow[index : index + 1], inverse[index]
                 )
@@ -206,7 +206,7 @@ class ResblockPrecision(Precision):
         return overflow == 0
 
     def _log(self, module: LightningModule, scales: GradientScales) -> None:
-        """Writes log2 of every scale and the number of skipped steps where the trainer logs all else."""
+        """Logs log2 of every scale and the number of skipped steps, whenever the trainer logs."""
         trainer = module.trainer
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or (trainer.global_step + 1) % every:
@@ -221,14 +221,14 @@ class ResblockPrecision(Precision):
         return {} if self.scales is None else {"num_skipped": self.num_skipped, "scales": self.scales.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave, after the trainer has set the network up."""
+        """Restores `state_dict`, after the trainer has set the network up."""
         assert self.scales is not None, "connect comes first"
         self.scales.load_state_dict(state_dict["scales"])
         self.num_skipped = state_dict["num_skipped"]
 
 
 class FSDP1Precision(FSDPPrecision):
-    """Precisions of FSDP1, with gradients averaged in float32 and an identity path of float32, on the CPU too.
+    """Precisions of FSDP1, with gradient averages and the identity path in float32; also on the CPU.
 
     Args:
         precision: "32-true", "bf16-mixed", "bf16-true" or "16-mixed".
@@ -241,17 +241,17 @@ class FSDP1Precision(FSDPPrecision):
 
     @property
     def mixed_precision_config(self) -> FSDP1Policy:
-        """Of the root unit: embeddings, norms and heads are gathered as they are."""
+        """Policy of the root unit: embeddings, norms and heads are gathered in float32."""
         return FSDP1Policy(reduce_dtype=torch.float32)
 
     @property
     def unit_config(self) -> FSDP1Policy:
-        """Of a residual branch: gathered in the type in which it computes."""
+        """Policy of a residual branch: weights are gathered in the dtype of computation."""
         gathered = MIXED.get(self.precision)
         return FSDP1Policy(param_dtype=gathered, reduce_dtype=torch.float32)
 
     def forward_context(self) -> AbstractContextManager[Any]:
-        """Autocast on the device in use; Lightning's is for CUDA alone."""
+        """Autocast on the device in use; Lightning's is for CUDA only."""
         dtype = MIXED.get(self.precision)
         if dtype is None:
             return super().forward_context()

@@ -10,44 +10,49 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
 from dalle_zoo.data import CodeDataset
-from dalle_zoo.hub import WEIGHTS, load_image_tokenizer, load_prior, sha256_file
+from dalle_zoo.files import sha256_file
 from dalle_zoo.images import image_rows
+from dalle_zoo.model_folder import WEIGHTS
 from dalle_zoo.models.gradient_scaling import ScaledBranch
 from dalle_zoo.models.prior import Prior, PriorConfig, PriorLoss
 from dalle_zoo.models.tokenizer import ImageTokenizer
+from dalle_zoo.networks import load_image_tokenizer, load_prior
 from dalle_zoo.sampling import derive_seed, sample_codes
-from dalle_zoo.training.base import StageModule, build
+from dalle_zoo.training.base import STAGES, StageModule, build
 from dalle_zoo.training.data_modules import CaptionedDataModule, CodeDataModule, ImageDataModule
 from dalle_zoo.training.muon import MuonConfig
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.schedules import LearningRate
-from dalle_zoo.training.strategies import FSDP1
+from dalle_zoo.training.strategy_hooks import hooks_of
 from dalle_zoo.zoo import find_component
 
 
+@STAGES.register("prior")
 class PriorModule(StageModule):
     """Trains a `Prior`; the defaults are the paper's recipe.
 
     Args:
         config: Architecture.
         image_tokenizer: Folder or name of a model whose image tokenizer encodes images and generates sample grids.
-            May be absent when training from code shards; then no grids are generated.
-        caption_dropout: Share of captions replaced by the empty one, which classifier-free guidance needs; the
-            paper has none.
+            May be omitted when training from code shards; no sample grids are generated then.
+        caption_dropout: Share of captions replaced by the empty caption, for classifier-free guidance. Defaults to 0,
+            as in the paper.
         adamw: Optimizer settings.
-        learning_rate: Learning rate over the steps.
+        learning_rate: Learning-rate schedule.
         seed: Seed of the dropped captions and of the sample grids.
-        init_from: Model, by name or folder, whose weights training starts from. Defaults to fresh weights.
+        init_from: Name or folder of a model whose weights training starts from. Defaults to fresh weights.
         attention: Attention back-end.
-        recompute: Whether each residual block keeps its input alone and is computed again in the backward pass.
-        compile: Whether the branch of each residual block is compiled; on the CPU that takes a C++ compiler.
-        num_samples: Images in a sample grid.
+        recompute: Whether residual blocks store only their input and are recomputed in the backward pass.
+        compile: Whether to compile the branch of each residual block; on the CPU this needs a C++ compiler.
+        num_samples: Number of images in a sample grid.
         muon: Settings of Muon for the matrices of the residual blocks. Defaults to AdamW for all parameters.
         grow_from: Model, by name or folder, whose prior has a smaller grid of the same codes; training starts from its
             weights, each row and column embedding repeated. Defaults to none.
     """
 
     stage = "prior"
+    config_class = PriorConfig
+    data_classes = (ImageDataModule, CodeDataModule)
     entries = ("forward", "loss")
     net: Prior
 
@@ -81,7 +86,7 @@ class PriorModule(StageModule):
             self._grow_from(grow_from)
         self.caption_dropout = caption_dropout
         self.num_samples = num_samples
-        # In a tuple, so that the frozen network is no submodule: not trained, not averaged, not in checkpoints.
+        # In a tuple, so that the frozen network is not a submodule: not trained, not averaged, not in checkpoints.
         self._frozen: tuple[ImageTokenizer, ...] = ()
         self.image_tokenizer = image_tokenizer
         if image_tokenizer is not None:
@@ -102,20 +107,25 @@ class PriorModule(StageModule):
         inside = {id(p) for block in self.net.residual_blocks() for p in block.branch.parameters() if p.ndim == 2}
         return frozenset(name for name, p in self.net.named_parameters() if id(p) in inside)
 
+    @classmethod
+    def num_parameters(cls, config: PriorConfig) -> int:
+        """Number of parameters of a prior, without building it."""
+        return sum(config.count_parameters().values())
+
     def sharding_units(self) -> list[nn.Module]:
-        """Every attention and every MLP."""
+        """The attention and the MLP of every layer."""
         return [block.branch for block in self.net.residual_blocks()]
 
     def on_fit_start(self) -> None:
-        """Refuses to compile what PyTorch's compiler cannot: FSDP1's weights, and float16 emulated on the CPU."""
+        """Rejects what PyTorch cannot compile: weights of FSDP1, and float16 emulated on the CPU."""
         if not self.compiled:
             return
-        if isinstance(self.trainer.strategy, FSDP1):
-            raise ValueError("model.compile does not work with strategy fsdp: take fsdp2, or set it to false")
+        if not hooks_of(self.trainer.strategy).compiles:
+            raise ValueError("model.compile does not work with strategy fsdp: use fsdp2, or set it to false")
         arounds = [block.residual.around for block in self.net.residual_blocks()]
         if any(isinstance(around, ScaledBranch) and around.carrier == "emulated" for around in arounds):
             raise ValueError(
-                "model.compile does not work with precision 16-resblock on the CPU, where float16 is emulated: take "
+                "model.compile does not work with precision 16-resblock on the CPU, where float16 is emulated: use "
                 "another precision, or set it to false"
             )
 
@@ -127,19 +137,21 @@ class PriorModule(StageModule):
             )
 
     def check_data(self, data: LightningDataModule) -> None:
-        """Raises `ValueError` unless captions and codes are those that the network was made for."""
+        """Raises `ValueError` unless the captions and codes fit the network."""
+        super().check_data(data)
         if not isinstance(data, CaptionedDataModule):
-            return  # of others, who know what they do
-        if data.text is None or data.tokenizer is None:
+            return
+        if data.text is None:
             raise ValueError("the prior is trained on captions: set data.init_args.text")
+        assert data.tokenizer is not None, "setup comes first"
         fits = {
             "text_length": (data.text.length, "data.init_args.text.length"),
             "text_vocab": (data.tokenizer.vocab_size, f"the vocabulary of the tokenizer {data.text.tokenizer!r}"),
         }
         self._check_sizes(fits)
-        if isinstance(data, CodeDataModule):
-            for location in filter(None, (data.train, data.val)):
-                self._check_codes(data.dataset(location, training=False), location)
+        for codes in data.opened.values():
+            if isinstance(codes, CodeDataset):
+                self._check_codes(codes)
         if isinstance(data, ImageDataModule):
             self._check_images(data.image_size)
 
@@ -149,7 +161,8 @@ class PriorModule(StageModule):
             if have != want:
                 raise ValueError(f"{what} is {have}, the prior's config.{name} {want}: set it to {have}")
 
-    def _check_codes(self, codes: CodeDataset, location: str) -> None:
+    def _check_codes(self, codes: CodeDataset) -> None:
+        location = str(codes.folder)
         self._check_sizes(
             {
                 "codebook_size": (codes.codebook_size, f"the codebook of {location!r}"),
@@ -165,7 +178,7 @@ class PriorModule(StageModule):
             raise ValueError(
                 f"the codes of {location!r} were written by other weights than those of the image tokenizer "
                 f"{self.image_tokenizer!r}: expected sha256 {own}, got {wrote}; encode again with it, or set "
-                "model.init_args.image_tokenizer to the one that wrote them"
+                "model.init_args.image_tokenizer to the tokenizer that wrote them"
             )
 
     def _check_images(self, size: int) -> None:
@@ -180,14 +193,14 @@ class PriorModule(StageModule):
             )
 
     def codes(self, batch: dict[str, Any]) -> Tensor:
-        """Image tokens of a batch: as stored, or the argmax codes of its images, (B, h, w)."""
+        """Returns the image tokens (B, h, w) of a batch: stored codes, or the argmax codes of its images."""
         if "codes" in batch:
             codes: Tensor = batch["codes"]
             return codes
         if not self._frozen:
             raise ValueError("the batch holds images: set model.image_tokenizer, or train from code shards")
         tokenizer = self._frozen[0].to(self.device)
-        # Full precision whatever the trainer's, so that code shards and images on the fly give equal codes.
+        # In float32 with any precision of the trainer, so that images give the same codes as code shards.
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return tokenizer.encode(batch["image"].float())
 
@@ -205,12 +218,12 @@ class PriorModule(StageModule):
         return loss.total
 
     def _text_tokens(self, text: Tensor) -> Tensor:
-        """Mean number of text tokens in the batches of all processes: captions of one may be longer than another's."""
+        """Mean number of text tokens per process, since captions differ in length between processes."""
         count = self.net.is_token(text).sum().float()
         return self.trainer.strategy.reduce(count, reduce_op="mean")
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Losses, and the image loss in bits per token."""
+        """Logs the losses, and the image loss in bits per token."""
         loss = self.net.loss(batch["text"], self.codes(batch))
         self.log("val/loss", loss.total, batch_size=len(batch["text"]), sync_dist=True)
         self._log_parts("val", loss, len(batch["text"]))
@@ -226,12 +239,12 @@ class PriorModule(StageModule):
 
     @property
     def has_sample_images(self) -> bool:
-        """Samples are generated where there is an image tokenizer, and a process that holds the complete network."""
+        """Whether there is an image tokenizer, and a process holds the unsharded network."""
         return bool(self._frozen) and not self._sharded
 
     @torch.no_grad()
     def sample_images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Reconstructions of the batch's images above samples generated from prompts."""
+        """Grid with reconstructions of the batch's images above images generated from its captions."""
         if not self.has_sample_images:
             return {}
         tokenizer = self._frozen[0].to(self.device)

@@ -1,4 +1,4 @@
-"""What rank 0 knows of the other ranks of a run, and when that means that the run must end."""
+"""Table of the ranks of a run on rank 0, and the rules that decide when the run must end."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 GRACE = 1.0
-"""Seconds between an exception and the failure report: a rank that died meanwhile is the cause of it."""
+"""Seconds between an exception and the failure report: if a rank dies in this time, it is the cause."""
 SILENT = 5.0
-"""Seconds without a word after which a rank does not answer, at least."""
+"""Minimum number of seconds without a message after which a rank counts as not answering."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankStatus:
-    """Where a rank is."""
+    """What a rank is doing."""
 
     rank: int
     host: str
@@ -23,22 +23,22 @@ class RankStatus:
     """Optimizer steps completed."""
     doing: str = "getting ready"
     progress: int = 0
-    """Hooks that it has passed. All ranks pass the same ones, so the one with the lowest number is behind."""
+    """Hooks called so far. All ranks call the same ones, so the rank with the lowest number is behind."""
     finished: bool = False
-    """Whether training is over, and it may end at any time."""
+    """Whether training is over, so that the process may end at any time."""
 
     def __str__(self) -> str:
         return f"rank {self.rank} ({self.host}, process {self.pid})"
 
     @property
     def where(self) -> str:
-        """Where it is, in words."""
+        """Description of the step and the activity."""
         return f"in step {self.step}, {self.doing}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FailureReport:
-    """Why the run ends."""
+    """Reason why the run ends."""
 
     text: str
     failed_ranks: list[int]
@@ -47,24 +47,24 @@ class FailureReport:
 
 @dataclass
 class Entry:
-    """What is known of a rank; times are seconds."""
+    """State of a rank; times are seconds."""
 
     status: RankStatus
     heard: float
-    """When it last said something."""
+    """Time of its last message."""
     lost: bool = False
-    """Whether its connection is closed."""
+    """Whether its connection was closed."""
     raised: str | None = None
-    """The exception that it ends with."""
+    """The exception that ends it."""
     raised_at: float = 0.0
 
 
 class RankTable:
-    """The ranks of a run. Times are seconds of one clock, that of rank 0.
+    """States of the ranks of a run. Times are seconds of the clock of rank 0.
 
     Args:
-        timeout: Seconds without an advance of any rank that count as hanging.
-        now: Time.
+        timeout: Seconds without progress of any rank after which the run counts as hanging.
+        now: Current time.
     """
 
     def __init__(self, timeout: float, now: float) -> None:
@@ -73,27 +73,27 @@ class RankTable:
         self.advanced = now
 
     def hear(self, status: RankStatus, now: float) -> None:
-        """Takes a rank's status."""
+        """Records the status of a rank."""
         entry = self.entries.setdefault(status.rank, Entry(status, now))
         if status.progress != entry.status.progress:
             self.advanced = now
         entry.status, entry.heard = status, now
 
     def hear_exception(self, rank: int, exception: str, now: float) -> None:
-        """Records what a rank is about to end with."""
+        """Records the exception that is about to end a rank."""
         entry = self.entries[rank]
         entry.raised, entry.raised_at = exception, now
 
     def lose(self, rank: int) -> None:
-        """Records that a rank's connection is closed."""
+        """Records that the connection of a rank was closed."""
         self.entries[rank].lost = True
 
     def failure(self, now: float, exit_codes: Mapping[int, int]) -> FailureReport | None:
-        """Whether, and why, the run ends.
+        """Returns why the run must end, or None.
 
         Args:
-            now: Time.
-            exit_codes: Exit statuses of ranks, as far as they are known; negative ones are signals.
+            now: Current time.
+            exit_codes: Known exit statuses of ranks; negative ones are signals.
         """
         return self._died(exit_codes) or self._failed(now) or self._hangs(now)
 
@@ -135,17 +135,17 @@ class RankTable:
 
 
 def died(status: RankStatus, how: str) -> FailureReport:
-    """Failure report for a rank whose process is gone."""
+    """Returns the failure report for a rank whose process has ended."""
     return FailureReport(text=f"{status} died: {how}; last heard of {status.where}", failed_ranks=[status.rank])
 
 
 def failed(status: RankStatus, exception: str) -> FailureReport:
-    """Failure report for a rank that ends with an exception."""
+    """Returns the failure report for a rank that ends with an exception."""
     return FailureReport(text=f"{status} failed {status.where}: {exception}", failed_ranks=[status.rank])
 
 
 def ended_how(status: int) -> str:
-    """What an exit status says; negative ones are signals."""
+    """Describes an exit status; negative ones are signals."""
     if status >= 0:
         return f"it ended with status {status}"
     name = next((s.name for s in signal.Signals if s == -status), f"signal {-status}")

@@ -15,8 +15,8 @@ from dalle_zoo.models.losses import contrastive_loss
 from dalle_zoo.models.ranker import Ranker, RankerConfig, retrieval_accuracy
 from dalle_zoo.tokenizers import load_text_tokenizer
 from dalle_zoo.tokenizers.library import LibraryTokenizer
-from dalle_zoo.training.base import StageModule
-from dalle_zoo.training.data_modules import CaptionedDataModule, ImageDataModule
+from dalle_zoo.training.base import STAGES, StageModule
+from dalle_zoo.training.data_modules import CaptionedDataModule
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.schedules import LearningRate
 from dalle_zoo.zoo import find_component
@@ -24,24 +24,26 @@ from dalle_zoo.zoo import find_component
 # B pairs of a process, d features
 
 MAX_LOG_SCALE = math.log(100)
-"""Ceiling of the logarithmic inverse temperature (Radford et al., section 2.5)."""
+"""Upper limit of the logarithmic inverse temperature (Radford et al., section 2.5)."""
 
 
+@STAGES.register("ranker")
 class RankerModule(StageModule):
     """Trains a `Ranker`.
 
-    The captions of a batch are tokenized here, since the ranker's ids have a start and an end that
-    the prior's have not.
+    Captions are tokenized in this module, since the ranker's ids need start and end tokens, unlike those of the
+    prior.
 
     Args:
         config: Architecture.
         tokenizer: Folder of a text tokenizer, or a model that has one.
         adamw: Optimizer settings; the defaults are CLIP's.
-        learning_rate: Learning rate over the steps.
+        learning_rate: Learning-rate schedule.
         seed: Seed of the stage.
     """
 
     stage = "ranker"
+    config_class = RankerConfig
     net: Ranker
 
     def __init__(
@@ -56,7 +58,7 @@ class RankerModule(StageModule):
         if not isinstance(text, LibraryTokenizer):
             raise ValueError(
                 f"tokenizer {tokenizer!r} is a {type(text).__name__}, which has no tokenizer.json: "
-                "take a bpe, byte or hf tokenizer"
+                "use a bpe, byte or hf tokenizer"
             )
         super().__init__(Ranker.create(config, text), adamw, learning_rate, seed)
         self.config = config
@@ -64,13 +66,8 @@ class RankerModule(StageModule):
 
     def check_data(self, data: LightningDataModule) -> None:
         """Raises `ValueError` unless the data are captioned images; they may have any size."""
-        if not isinstance(data, CaptionedDataModule):
-            return  # of others, who know what they do
-        if not isinstance(data, ImageDataModule):
-            raise ValueError(
-                f"the ranker is trained on images, got {type(data).__name__}: set data.class_path to ImageDataModule"
-            )
-        if data.text is None:
+        super().check_data(data)
+        if isinstance(data, CaptionedDataModule) and data.text is None:
             raise ValueError("the ranker is trained on captions: set data.init_args.text")
 
     def features(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -79,8 +76,8 @@ class RankerModule(StageModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Symmetric cross-entropy over the pairs of all processes."""
-        # Every process computes the complete loss. Gathering sums the gradients over the processes and
-        # data parallelism averages them, so the step is that of one process with the complete batch.
+        # Every process computes the loss of all pairs. Gathering sums the gradients over the processes and data
+        # parallelism averages them, so the step equals that of one process with the total batch.
         image, text = (self._gather(x) for x in self.features(batch))
         loss = contrastive_loss(image, text, self.net.scale)
         self.log("train/loss", loss, prog_bar=True)
@@ -96,26 +93,26 @@ class RankerModule(StageModule):
         return everywhere.flatten(0, 1)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Keeps the inverse temperature at 100 or less."""
-        # Within the step: Lightning calls this module's on_train_batch_end after those of the callbacks, which
-        # average and save the weights.
+        """Clamps the inverse temperature to at most 100."""
+        # In the step: this module's on_train_batch_end is called after those of the callbacks, which average and
+        # save the weights.
         super().optimizer_step(*args, **kwargs)
         with torch.no_grad():
             self.net.model.logit_scale.clamp_(max=MAX_LOG_SCALE)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Loss of the batch; its features wait for the end of the pass."""
+        """Logs the loss of the batch, and collects its features."""
         image, text = self.features(batch)
         loss = contrastive_loss(image, text, self.net.scale)
         self.log("val/loss", loss, batch_size=len(image), sync_dist=True, prog_bar=True)
         self._seen.append((image.detach(), text.detach()))
 
     def on_validation_epoch_start(self) -> None:
-        """Forgets the features of an earlier pass."""
+        """Clears the features of an earlier validation."""
         self._seen.clear()
 
     def on_validation_epoch_end(self) -> None:
-        """Retrieval over the complete validation set."""
+        """Logs the retrieval accuracy over the validation set."""
         image, text = (self._gather(torch.cat(parts)) for parts in zip(*self._seen, strict=True))
         found = retrieval_accuracy(image, text)
         self.log_dict({f"val/{name}": value for name, value in found.items()}, sync_dist=True)
@@ -129,5 +126,5 @@ class RankerModule(StageModule):
         return asdict(self.config)
 
     def export(self, folder: Path) -> None:
-        """Writes the trained ranker as a CLIP folder of transformers."""
+        """Writes the trained ranker as a CLIP folder for transformers."""
         self.net.save(folder)

@@ -1,4 +1,4 @@
-"""Schedules: pure functions of the step, and the learning rate that uses them."""
+"""Schedules of the step, and the learning-rate scheduler."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Cosine:
     start: float
     """Value at step 0."""
     end: float
-    """Value from step ``steps`` on."""
+    """Value from step ``steps`` onwards."""
     steps: int
-    """Length of the ramp, steps."""
+    """Length of the schedule, steps."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -44,28 +44,28 @@ class Cosine:
 class LearningRate:
     """Linear warm-up to ``peak``, then a decay.
 
-    The defaults are those of the prior (appendix B.2): after the warm-up the rate is halved whenever the training
-    loss stops falling, five times at most, down to 1/32 of the peak.
+    The defaults are those of the prior (appendix B.2): after the warm-up, the rate is halved whenever the training
+    loss plateaus, at most five times, to 1/32 of the peak.
     """
 
     peak: float = 4.5e-4
     """Rate after the warm-up."""
     warmup_steps: int = 5000
-    """Steps of linear warm-up; 0 starts at the peak."""
+    """Steps of linear warm-up; with 0, training starts at the peak."""
     decay: Literal["plateau", "cosine", "constant"] = "plateau"
-    """What follows the warm-up."""
+    """Decay after the warm-up."""
     final: float = 0.0
     """Rate at the end of the cosine decay."""
     decay_steps: int = 1
-    """Steps of the cosine decay, counted from the end of the warm-up."""
+    """Steps of the cosine decay, after the warm-up."""
     plateau_window: int = 1000
-    """Steps over which the training loss is averaged before two windows are compared."""
+    """Steps per window; the mean training losses of windows are compared."""
     plateau_patience: int = 5
-    """Windows without improvement before a halving."""
+    """Windows without improvement before the rate is halved."""
     plateau_threshold: float = 1e-3
-    """Relative improvement that counts."""
+    """Smallest relative improvement of a window that counts."""
     max_halvings: int = 5
-    """Halvings at most (5 in the paper)."""
+    """Maximum number of halvings (5 in the paper)."""
 
     def __post_init__(self) -> None:
         if self.peak <= 0 or self.final < 0:
@@ -80,7 +80,7 @@ class LearningRate:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
 
     def at(self, step: int, halvings: int = 0) -> float:
-        """Rate of step ``step`` (from 0) after so many halvings."""
+        """Rate in step ``step`` (from 0) after a number of halvings. ``halvings`` defaults to 0."""
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
         if self.decay == "cosine":
@@ -89,9 +89,9 @@ class LearningRate:
 
 
 class LearningRateScheduler(LRScheduler):
-    """Applies a `LearningRate`; `observe` feeds it the training loss for the plateau rule.
+    """Applies a `LearningRate`; `observe` passes training losses to the plateau rule.
 
-    All state is plain numbers, so that a resumed run continues exactly.
+    Its state consists of plain numbers, so that a resumed run continues exactly.
     """
 
     def __init__(self, optimizer: Optimizer, rate: LearningRate) -> None:
@@ -104,13 +104,13 @@ class LearningRateScheduler(LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | Any]:
-        """Rate of the coming step, one per parameter group: times its ``lr_ratio`` where it has one."""
+        """Rate of the next step, one per parameter group: times its ``lr_ratio`` where it has one."""
         rate = self.rate.at(self.last_epoch, self.halvings)
         return [rate * group.get("lr_ratio", 1.0) for group in self.optimizer.param_groups]
 
     def window_mean(self, loss: float) -> float | None:
-        """Collects a loss; returns the mean of the window when it is full. One that is not finite is left out."""
-        if not math.isfinite(loss):  # the step is skipped, and a single one would spoil the best mean for ever
+        """Adds a loss, unless it is not finite, and returns the mean of the window once it is full, else None."""
+        if not math.isfinite(loss):  # the step is skipped; one such loss would make every later mean infinite or NaN
             return None
         if self.rate.decay != "plateau" or self.last_epoch < self.rate.warmup_steps:
             return None
@@ -123,7 +123,7 @@ class LearningRateScheduler(LRScheduler):
         return mean
 
     def observe(self, mean: float) -> bool:
-        """Compares a window's mean loss with the best one; returns whether the rate was halved."""
+        """Compares the mean loss of a window with the best one, and returns whether the rate was halved."""
         if mean < self.best - abs(self.best) * self.rate.plateau_threshold or self.best == math.inf:
             self.best, self.windows_without_improvement = mean, 0
             return False
@@ -137,5 +137,5 @@ class LearningRateScheduler(LRScheduler):
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """State without the optimizer and the configuration, both of which come from the recipe."""
+        """State without the optimizer and the settings, which come from the recipe."""
         return {k: v for k, v in self.__dict__.items() if isinstance(v, int | float)}

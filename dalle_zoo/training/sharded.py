@@ -1,13 +1,13 @@
-"""Checkpoints as folders of shards: each process writes what it holds, any number of processes reads it.
+"""Checkpoints as folders of shards: each process writes its shard, and any number of processes can read them.
 
 ```
 00000123.ckpt/
-  shard-00001-model-00001-of-00001.safetensors   tensors of process 0, with their place in the complete
+  shard-00001-model-00001-of-00001.safetensors   tensors of process 0, with their offsets in the unsharded tensors
   …
-  state.pt                                       all that is no tensor: loops, schedules, groups of the optimizer
+  state.pt                                       other values: loops, schedules, parameter groups of the optimizer
 ```
-The tensors are safetensors and ``state.pt`` is read with ``weights_only``, so that no pickle is trusted. The folder
-is written beside its place and takes it when every process is done.
+Tensors are stored as safetensors, and ``state.pt`` is read with ``weights_only``, so that no pickle is trusted. The
+folder is written under a temporary name and renamed after every process has finished.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def save_sharded(tensors: Mapping[str, Any], rest: Mapping[str, Any], path: Path
     """Writes a folder of shards, atomically; every process calls it.
 
     Args:
-        tensors: Nested by names; sharded tensors are written by their owners, plain ones by one process.
-        rest: What is no tensor; that of process 0 is written.
-        path: Folder that must be on a file system which all processes share.
+        tensors: Nested by names. Each process writes its shards; one process writes unsharded tensors.
+        rest: Values other than tensors; those of process 0 are written.
+        path: Folder on a file system that all processes share.
     """
     aside = path.with_name(f".{path.name}.part")
     if dist.get_rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed here
+        shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed while writing
         aside.mkdir(parents=True)
     dist.barrier()
     writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
@@ -65,12 +65,12 @@ def save_sharded(tensors: Mapping[str, Any], rest: Mapping[str, Any], path: Path
 
 
 def load_sharded(tensors: Mapping[str, Any], path: Path) -> None:
-    """Fills tensors, nested by names, with what the folder holds of them; every process calls it."""
+    """Loads tensors in place, nested by names, from a folder of shards; every process calls it."""
     load(flatten(tensors), storage_reader=HuggingFaceStorageReader(str(path)))
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What a folder of shards holds besides tensors."""
+    """Values other than tensors in a folder of shards."""
     state: dict[str, Any] = torch.load(path / STATE, weights_only=True)
     return state
 
@@ -85,11 +85,11 @@ def names(path: Path) -> set[str]:
 
 
 def read_unsharded(path: Path, below: str = "") -> dict[str, Any]:
-    """All tensors of a folder, complete, in one process without any other; nested by names.
+    """Returns the unsharded tensors of a folder, nested by names, in a single process.
 
     Args:
-        path: Folder.
-        below: Take only tensors whose name begins so.
+        path: Folder of shards.
+        below: Prefix of the names of the tensors to read. Defaults to all.
     """
     reader = HuggingFaceStorageReader(str(path))
     known = reader.read_metadata().state_dict_metadata
@@ -99,13 +99,13 @@ def read_unsharded(path: Path, below: str = "") -> dict[str, Any]:
         if name.startswith(below) and isinstance(entry, TensorStorageMetadata)
     }
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as is wanted
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # on purpose
         load(tensors, storage_reader=reader, no_dist=True)
     return unflatten(tensors)
 
 
 def remove(path: Path) -> None:
-    """Removes a checkpoint, file or folder, without leaving half of it under its name."""
+    """Removes a checkpoint, a file or a folder, without leaving part of it under its name."""
     if not path.is_dir():
         path.unlink(missing_ok=True)
         return
@@ -115,7 +115,7 @@ def remove(path: Path) -> None:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
-    """Nested names to one, joined by a slash.
+    """Joins nested names by slashes.
 
     Example:
         >>> flatten({"model": {"weight": torch.ones(())}})
@@ -131,7 +131,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
 
 
 def unflatten(flat: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What `flatten` has joined, nested again."""
+    """Reverses `flatten`."""
     tree: dict[str, Any] = {}
     for name, tensor in flat.items():
         *path, last = name.split(_SEPARATOR)

@@ -1,4 +1,4 @@
-"""Lightning's Trainer, with our strategies and precisions by name."""
+"""Lightning's Trainer, with the strategies and precisions of dalle-zoo by name."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from lightning.pytorch.strategies import Strategy, StrategyRegistry
 
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo.specs import parse_spec
-from dalle_zoo.training.precision import PRECISIONS, StrategyKind, make_precision
-from dalle_zoo.training.strategies import EXAMPLE, FSDP1, STRATEGIES, ExchangesGradients, FullyShard, make_strategy
+from dalle_zoo.training.precision import PRECISIONS, make_precision
+from dalle_zoo.training.strategies import EXAMPLE, STRATEGIES, make_strategy
+from dalle_zoo.training.strategy_hooks import hooks_of
 
 ALIASES = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
-"""What Lightning takes as well, and what it means by it."""
+"""Short names of Lightning."""
 OF_LIGHTNING = ("16-true", "64", "64-true", "transformer-engine", "transformer-engine-float16")
-"""Precisions that are passed on as they are."""
+"""Precisions that are passed to Lightning."""
 
 
 class ZooTrainer(Trainer):
-    """A Trainer that knows ``hsdp_powersgd(rank=896)`` and ``16-resblock``.
+    """Lightning's Trainer, which also accepts ``hsdp_powersgd(rank=896)`` and ``16-resblock``.
 
     Args:
-        strategy: A name in `strategies.STRATEGIES`, with options in parentheses; else what Lightning takes.
-        precision: "32-true", "bf16-mixed", "bf16-true", "16-mixed" or "16-resblock"; else what Lightning takes.
-        accelerator: As Lightning takes it.
-        plugins: As Lightning takes them; a precision by name is one more.
-        kwargs: All else that Lightning's Trainer takes.
+        strategy: A name in `strategies.STRATEGIES`, with options in parentheses, or a strategy of Lightning.
+        precision: "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-resblock", or a precision of Lightning.
+        accelerator: As in Lightning.
+        plugins: As in Lightning. The plugin of a precision is added to them.
+        kwargs: Other arguments of Lightning's Trainer.
     """
 
     def __init__(
@@ -48,9 +49,9 @@ class ZooTrainer(Trainer):
                 raise UnknownNameError(suggest("strategy", name, ["auto", *STRATEGIES]))
         precision = ALIASES.get(str(precision), precision)
         if precision in PRECISIONS:
-            if precision == "16-mixed" and isinstance(strategy, ExchangesGradients):
-                raise ValueError("16-mixed decides process by process what to skip: use 16-resblock or bf16-mixed")
-            plugin = make_precision(str(precision), _device_type(accelerator), _kind(strategy))
+            hooks = hooks_of(strategy)
+            hooks.check_precision(str(precision))
+            plugin = make_precision(str(precision), _device_type(accelerator), hooks.precision_kind)
             plugins, precision = [*_listed(plugins), plugin], None
         elif isinstance(precision, str) and precision not in OF_LIGHTNING:
             raise UnknownNameError(suggest("precision", precision, PRECISIONS))
@@ -66,12 +67,6 @@ class ZooTrainer(Trainer):
 def _device_type(accelerator: str | Accelerator) -> str:
     on_gpu = accelerator in ("auto", "gpu", "cuda") or isinstance(accelerator, CUDAAccelerator)
     return "cuda" if on_gpu and torch.cuda.is_available() else "cpu"
-
-
-def _kind(strategy: str | Strategy) -> StrategyKind:
-    if isinstance(strategy, FullyShard):
-        return "fsdp2"
-    return "fsdp" if isinstance(strategy, FSDP1) else "plain"
 
 
 def _listed(plugins: Any) -> list[Any]:

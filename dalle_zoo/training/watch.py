@@ -1,14 +1,14 @@
-"""Runs of several processes end with a message when one of them dies or hangs, instead of waiting in silence.
+"""Terminates a distributed run with a clear error when a rank dies, fails or hangs.
 
-Rank 0 keeps a rank table: every rank, itself included, is connected to a small server in it and tells once per second
-where it is. None of this takes part in collectives or asks a GPU, so it works when those hang.
+Rank 0 keeps a rank table: every rank, including rank 0, is connected to a small server in rank 0 and reports its
+status once per second. This uses neither collectives nor the GPU, so it works when those hang.
 
 ```
-dies    the kernel closes the connections of a process that ends; those of a machine that is gone end within 30 s
-fails   a rank says with which exception before it ends
-hangs   no rank advances: named are the ranks that do not answer, else those that are furthest behind
+dies    the kernel closes the connections of a process that ends; those of a lost machine time out within 30 s
+fails   a rank reports its exception before it ends
+hangs   no rank advances; the report names the ranks that do not answer, or else those that are furthest behind
 ```
-All ranks print the failure report and end. By the same signs they know that rank 0 is gone.
+All ranks print the failure report and end. They detect the loss of rank 0 by the same signs.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ from dalle_zoo.training.rank_table import SILENT, FailureReport, RankStatus, Ran
 log = logging.getLogger(__name__)
 
 BEAT = 1.0
-"""Seconds between two messages of a rank."""
+"""Seconds between messages of a rank."""
 PATIENCE = 5.0
-"""Seconds that a rank waits for a report on its exception, and a launcher for the processes it has launched."""
+"""Seconds that a rank waits for the report on its exception, and a launcher for its processes."""
 
 Children = Mapping[int, subprocess.Popen[Any]]
-"""Processes that this one has launched, by rank."""
+"""Processes launched by this one, by rank."""
 
 
 class RankWatch(Callback):
     """Ends the training of several processes with a message when one of them dies, fails or hangs.
 
     Args:
-        timeout: Seconds without an advance of any rank that count as hanging. A pass over a batch, with all that
-            happens beside it, such as writing a checkpoint and generating images, must take less.
+        timeout: Seconds without progress of any rank after which the run counts as hanging. A batch, including
+            checkpoints and images that are written after it, must take less. Defaults to 600.
     """
 
     def __init__(self, timeout: float = 600.0) -> None:
@@ -78,70 +78,70 @@ class RankWatch(Callback):
         try:
             line = Line(socket.create_connection((address, port), timeout=60))
         except OSError as error:
-            log.warning("nobody watches rank %d: it cannot reach %s:%d (%s)", status.rank, address, port, error)
+            log.warning("rank %d is not watched: it cannot reach %s:%d (%s)", status.rank, address, port, error)
             return
         self._reporter = Reporter(line, token, status, RankStatus(**first), self.timeout, children)
         self._reporter.start()
 
     def _report(self, trainer: Trainer, doing: str, finished: bool = False) -> None:
-        """Records what the rank does from now on; it is told at the next beat."""
+        """Records what the rank is doing; it is reported at the next beat."""
         if self._reporter is not None:
             old = self._reporter.status
             step, progress = trainer.global_step, old.progress + 1
             self._reporter.status = replace(old, step=step, doing=doing, progress=progress, finished=finished)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Training begins."""
+        """Reports that training begins."""
         self._report(trainer, "waiting for a batch")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """A batch has come."""
+        """Reports that a batch has been loaded."""
         self._report(trainer, "in the forward pass")
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
-        """The loss is there."""
+        """Reports that the loss has been computed."""
         self._report(trainer, "in the backward pass")
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The gradients are there."""
+        """Reports that the gradients have been computed."""
         self._report(trainer, "between the backward pass and the optimizer step")
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """The gradients are unscaled, not yet clipped."""
+        """Reports that the gradients are unscaled but not clipped yet."""
         self._report(trainer, "in the optimizer step")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The batch is done."""
+        """Reports that the batch is finished."""
         self._report(trainer, "waiting for a batch")
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """A batch of validation has come."""
+        """Reports that a validation batch has been loaded."""
         self._report(trainer, f"in batch {batch_idx} of validation")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation is over."""
+        """Reports that validation is over."""
         self._report(trainer, "waiting for a batch")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint is about to be written."""
+        """Reports that a checkpoint is about to be written."""
         self._report(trainer, "writing a checkpoint")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Ends the process, when it is known whether this is the cause or what another's death brings about."""
+        """Ends the process once it is known whether its exception is the cause or follows from another rank."""
         if self._reporter is None:
             return
-        if isinstance(exception, KeyboardInterrupt | SIGTERMException):  # Lightning ends all processes in order
+        if isinstance(exception, KeyboardInterrupt | SIGTERMException):  # Lightning ends all processes
             self._report(trainer, f"interrupted by {type(exception).__name__}")
             self._reporter.leave()
         else:
             self._reporter.fail(exception)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Says that this rank may end."""
+        """Reports that this rank may end."""
         if self._reporter is not None:
             self._report(trainer, "finished", finished=True)
             self._reporter.leave()
@@ -149,14 +149,14 @@ class RankWatch(Callback):
 
 
 class Reporter(threading.Thread):
-    """Tells rank 0 where this rank is, and ends the process when the failure report comes.
+    """Reports the status of this rank to rank 0, and ends the process when a failure report arrives.
 
     Args:
         line: Connection to the server.
-        token: What the server knows its ranks by.
-        status: Where this rank is.
-        first: Where rank 0 is.
-        timeout: Seconds without a word of rank 0 that count as hanging.
+        token: Secret by which the server recognizes its ranks.
+        status: Status of this rank.
+        first: Status of rank 0.
+        timeout: Seconds without a message of rank 0 after which it counts as hanging.
         children: Processes to end before this one.
     """
 
@@ -193,12 +193,12 @@ class Reporter(threading.Thread):
                 self._end(FailureReport(text=text, failed_ranks=[0]), stopped=self.first.pid)
 
     def leave(self) -> None:
-        """Tells where this rank is for the last time; from now on it ends by itself."""
+        """Reports the status for the last time; from then on, the rank ends by itself."""
         self._left = True
         self._send_status()
 
     def fail(self, exception: BaseException) -> NoReturn:
-        """Ends the process because of an exception, when the failure report is there."""
+        """Ends the process because of an exception, after the failure report."""
         self._failure = exception
         summary = "".join(traceback.format_exception_only(exception)).strip()
         self._send_status(raised=summary)
@@ -209,11 +209,11 @@ class Reporter(threading.Thread):
         self.line.send({"token": self.token, "status": asdict(self.status), **more})
 
     def _end(self, failure: FailureReport, stopped: int | None = None) -> NoReturn:
-        """Prints why the run ends and ends the process, whatever its other threads wait for.
+        """Prints the failure report and ends the process, even if its other threads are blocked.
 
         Args:
-            failure: Why.
-            stopped: Process that cannot hear the failure report; if it has launched this one, it is killed.
+            failure: Failure report.
+            stopped: Process that cannot receive the report; it is killed if it has launched this one.
         """
         own = self.status.rank
         say(f"dalle-zoo: the run ends: {failure.text}\nThis is rank {own}, {self.status.where}.")
@@ -223,7 +223,7 @@ class Reporter(threading.Thread):
         elif own in failure.failed_ranks:
             faulthandler.dump_traceback(2)
         deadline = time.monotonic() + PATIENCE
-        for child in self.children.values():  # they end by the same failure report, unless they cannot
+        for child in self.children.values():  # they end by the same failure report, unless they are blocked
             try:
                 child.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -235,12 +235,12 @@ class Reporter(threading.Thread):
 
 
 class Server(threading.Thread):
-    """Keeps the rank table in a thread of rank 0, and sends the failure report to all ranks.
+    """Updates the rank table in a thread of rank 0, and sends the failure report to all ranks.
 
     Args:
-        address: Address under which the other ranks know this machine.
+        address: Address of this machine for the other ranks.
         table: The rank table.
-        children: Processes whose exit status can be known.
+        children: Processes whose exit status is available.
     """
 
     def __init__(self, address: str, table: RankTable, children: Children) -> None:
@@ -267,13 +267,13 @@ class Server(threading.Thread):
             exit_codes = {rank: child.returncode for rank, child in self.children.items() if child.poll() is not None}
             failure = self.table.failure(time.monotonic(), exit_codes)
             if failure is not None:
-                for _, line in sorted(self._lines.items(), reverse=True):  # this process hears it last, and ends
+                for _, line in sorted(self._lines.items(), reverse=True):  # this process receives it last, and ends
                     line.send({"failure report": asdict(failure)})
                 return
 
     def _listen(self, line: Line) -> None:
         for message in (messages := line.receive()) or ():
-            if message.get("token") != self.token:  # not native one
+            if message.get("token") != self.token:  # not a rank of this run
                 messages = None
                 break
             status = RankStatus(**message["status"])
@@ -289,7 +289,7 @@ class Server(threading.Thread):
             self._selector.unregister(line.socket)
             line.socket.close()
             if line.rank is not None:
-                if child := self.children.get(line.rank):  # its status says more
+                if child := self.children.get(line.rank):  # its exit status says more
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         child.wait(BEAT)
                 del self._lines[line.rank]
@@ -306,20 +306,20 @@ class Line:
         self._sending = threading.Lock()
         connection.settimeout(BEAT)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        # A machine that is gone closes nothing: ask it, and give up soon. That of a stopped process does answer.
+        # A lost machine closes no connection: probe it, with short timeouts. That of a stopped process answers.
         for name, value in (("KEEPIDLE", 10), ("KEEPINTVL", 5), ("KEEPCNT", 3), ("USER_TIMEOUT", 30_000)):
             if hasattr(socket, f"TCP_{name}"):  # Linux
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_{name}"), value)
-        # Workers of a data loader are forks: the connection must not stay open in them when this process ends.
+        # Workers of a data loader are forks, in which the connection must not stay open when this process ends.
         os.register_at_fork(after_in_child=connection.close)
 
     def send(self, message: dict[str, Any]) -> None:
-        """Sends a message; that a peer is gone shows in `receive`."""
+        """Sends a message; `receive` notices a lost peer."""
         with self._sending, contextlib.suppress(OSError):
             self.socket.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """Messages that come within a beat; None if the connection is closed, or by one who speaks otherwise."""
+        """Returns the messages of one beat; None if the connection is closed or its data are invalid."""
         try:
             data = self.socket.recv(2**16)
             *lines, self._rest = (self._rest + data).split(b"\n")
@@ -331,19 +331,19 @@ class Line:
 
 
 def launched(launcher: object) -> list[subprocess.Popen[Any]]:
-    """Processes that Lightning has launched, taken over from its own observer.
+    """Returns the processes that Lightning has launched, and hides them from Lightning's own observer.
 
-    That looks at the same list every 5 s and, when a process of it has failed, kills all others without a word.
+    The observer checks its list every 5 s and, when a process has failed, kills all others without a message.
     """
     if not isinstance(launcher, _SubprocessScriptLauncher):
         return []
     processes = launcher.procs
-    launcher.procs = list(processes)  # Lightning ends these when a user interrupts
+    launcher.procs = list(processes)  # Lightning ends these after an interrupt
     processes.clear()
     return launcher.procs
 
 
 def say(text: str) -> None:
-    """Writes to stderr, below a progress bar if there is one."""
+    """Prints to stderr, below a progress bar if there is one."""
     sys.stderr.write(f"\n{text.rstrip()}\n")
     sys.stderr.flush()

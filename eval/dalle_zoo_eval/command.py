@@ -90,7 +90,7 @@ def _run(name: str, options: argparse.Namespace, networks: dict[str, Path], comm
 
 
 CHANGES = (
-    "seed", "captions", "train_captions", "val_captions", "candidates", "temperature", "top_k", "top_p", "guidance"
+    "seed", "captions", "train_captions", "val_captions", "candidates", "temperature", "top_k", "top_p", "guidance_scale"
 )  # fmt: skip
 """Options that stand for arguments of `Protocol.changed`."""
 
@@ -139,8 +139,8 @@ def _parser(name: str, protocol: Protocol) -> argparse.ArgumentParser:
     p.add_argument("--temperature", type=float, help=f"sampling temperature ({usual.temperature:g})")
     p.add_argument("--top-k", type=int, help=f"sample among the k most likely tokens ({usual.top_k or 'all'})")
     p.add_argument("--top-p", type=float, help=f"sample among tokens of this probability ({usual.top_p or 'all'})")
-    none = ", none" if usual.guidance == 1 else ""
-    p.add_argument("--guidance", type=float, help=f"classifier-free guidance ({usual.guidance:g}{none})")
+    none = ", none" if usual.guidance_scale == 1 else ""
+    p.add_argument("--guidance-scale", type=float, help=f"classifier-free guidance ({usual.guidance_scale:g}{none})")
     p.add_argument("--seed", type=int, help=f"seed of the generated images, and of chosen samples ({protocol.seed})")
     p.add_argument("--training", help="training images, folder or shards: searches copies among the generated ones")
     p.add_argument("--threshold", type=float, help=f"cosine from which an image is a copy ({COPY})")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dalle_zoo.files import written_aside
+from dalle_zoo.files import atomic_write
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
@@ -80,7 +80,7 @@ def write_document(blocks: Sequence[Block], out: Path) -> list[Path]:
     files = {"report.md": to_markdown(blocks).encode(), "report.html": to_html(blocks).encode()}
     files |= {block.name: block.png for block in blocks if isinstance(block, Image)}
     for name, data in files.items():
-        with written_aside(out / name) as aside:
+        with atomic_write(out / name) as aside:
             aside.write_bytes(data)
     return [out / name for name in files]
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from dalle_zoo.hub import sha256_file
+from dalle_zoo.files import sha256_file
 from dalle_zoo_eval.datasets import DatasetError, EvalDataset, Item, read_dataset
 from dalle_zoo_eval.datasets.images import stored_size
 from dalle_zoo_eval.image_sources import GeneratedSet, ImageFiles

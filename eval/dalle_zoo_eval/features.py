@@ -24,10 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle_zoo import __version__
-from dalle_zoo.files import written_aside
-from dalle_zoo.hub import write_json
+from dalle_zoo.files import atomic_write, write_json
 from dalle_zoo.images import save_png
+from dalle_zoo.version import __version__
 from dalle_zoo_eval.blur import gaussian_blur
 from dalle_zoo_eval.claims import Claims
 from dalle_zoo_eval.extractors.base import Extractor, PairExtractor, exact_float32
@@ -239,7 +238,7 @@ class FeatureStore:
         if writing is not None:
             writing.result()  # the PNG files first: a chunk that is there is not opened again
         for name, (tensors, seconds) in features.items():
-            with written_aside(self.path(name, begun.chunk)) as aside:
+            with atomic_write(self.path(name, begun.chunk)) as aside:
                 recorded = {SECONDS: f"{seconds:.6f}", LOADING: f"{ready.seconds:.6f}"}
                 save_file(tensors, aside, metadata=recorded)
             claims.release(self._claim(name, begun.chunk))
@@ -269,7 +268,7 @@ class FeatureStore:
         for index, image, caption in zip(self._indices(chunk), images, batch.captions, strict=True):
             path = _png(folder, index)
             if caption:
-                with written_aside(path.with_suffix(".txt")) as aside:
+                with atomic_write(path.with_suffix(".txt")) as aside:
                     aside.write_text(caption + "\n", encoding="utf-8")
             save_png(image, path)
 

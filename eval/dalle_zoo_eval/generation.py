@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dalle_zoo import __version__
-from dalle_zoo.files import written_aside
-from dalle_zoo.hub import CHECKSUMS, read_json
+from dalle_zoo.files import atomic_write, read_json
 from dalle_zoo.images import to_uint8
+from dalle_zoo.model_folder import CHECKSUMS
 from dalle_zoo.pipeline import DallePipeline
-from dalle_zoo.sampling import Sampler, derive_seed, sample_codes
+from dalle_zoo.sampling import SamplingOptions, derive_seed
+from dalle_zoo.version import __version__
 from dalle_zoo_eval.image_sources import EVERY, ImageBatch
 from dalle_zoo_eval.moments import in_batches
 from dalle_zoo_eval.provenance import digest
@@ -69,7 +69,12 @@ class GeneratedImages:
         self.ranked = sampling.candidates == 1 or pipe.ranker is not None
         if not self.ranked and not every:
             raise ValueError("more than one candidate needs a ranker to choose, and this model has none")
-        self.sampler = Sampler(temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
+        self.options = SamplingOptions(
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            guidance_scale=sampling.guidance_scale,
+        )
         self.pipe, self.captions, self.sampling, self.seed, self.group = pipe, list(captions), sampling, seed, group
         self.size, self.batch_size, self.every = size, batch_size, every
         self.folder = None
@@ -125,7 +130,7 @@ class GeneratedImages:
             return {name: tensor[[i - start for i in indices]] for name, tensor in self._read(path).items()}
         tensors = self._generate(indices)
         if path is not None and list(indices) == list(chunk):
-            with written_aside(path) as aside:
+            with atomic_write(path) as aside:
                 save_file(tensors, aside)
         return tensors
 
@@ -182,21 +187,8 @@ class GeneratedImages:
         return torch.from_numpy(np.array(pil)).permute(2, 0, 1).contiguous()
 
     def _sample(self, captions: list[str], seeds: Tensor) -> Tensor:
-        """Codes (B, N, h, w): complete prompts together while they fit, else parts of one."""
-        pipe, text = self.pipe, self.pipe.encode_text(captions)
-        together = max(self.batch_size // seeds.shape[1], 1)
-        rows = []
-        for start in range(0, len(captions), together):
-            some = slice(start, start + together)
-            parts = [
-                sample_codes(
-                    pipe.prior, text[some], part.t().to(pipe.device), sampler=self.sampler,
-                    guidance=self.sampling.guidance,
-                ).cpu()
-                for part in in_batches(seeds[some].t(), self.batch_size)
-            ]  # fmt: skip
-            rows.append(torch.cat(parts, 1))
-        return torch.cat(rows)
+        """Codes (B, N, h, w)."""
+        return self.pipe.sample(self.pipe.encode_text(captions), seeds, self.options, batch_size=self.batch_size)
 
 
 def model_sha256(pipe: DallePipeline) -> dict[str, str]:

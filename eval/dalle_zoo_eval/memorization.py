@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle_zoo.files import check_ending, written_aside
+from dalle_zoo.files import atomic_write, check_ending
 from dalle_zoo.images import save_png
 from dalle_zoo_eval.datasets import read_dataset
 from dalle_zoo_eval.datasets.digests import MEMO, remember
@@ -124,7 +124,7 @@ def write_exclusions(found: Neighbors, keys: Sequence[str], threshold: float, pa
         The number of keys.
     """
     over = [key for key, value in zip(keys, found.similarity.tolist(), strict=True) if value >= threshold]
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text("\n".join([f"# {note}", *over]) + "\n", encoding="utf-8")
     return len(over)
 

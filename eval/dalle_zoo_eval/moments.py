@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dalle_zoo.files import written_aside
+from dalle_zoo.files import atomic_write
 
 # n samples, d features
 
@@ -125,7 +125,7 @@ class Moments:
     def save(self, path: Path) -> None:
         """Writes a safetensors file, atomically."""
         tensors = {"count": torch.tensor(self.count), "total": self.total.cpu(), "outer": self.outer.cpu()}
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
 
     @classmethod

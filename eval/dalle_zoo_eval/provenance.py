@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from dalle_zoo import __version__
-from dalle_zoo.hub import read_json, write_json
+from dalle_zoo.files import read_json, write_json
+from dalle_zoo.version import __version__
 
 IDENTITY = "run.json"
 """File that says which evaluation, or which features, a folder holds."""

@@ -199,7 +199,7 @@ class SamplingRule:
     """Sample among the k most likely tokens."""
     top_p: float | None = None
     """Sample among the most likely tokens that reach this probability."""
-    guidance: float = 1.0
+    guidance_scale: float = 1.0
     """Classifier-free guidance; 1 is none."""
 
     def __post_init__(self) -> None:
@@ -207,12 +207,12 @@ class SamplingRule:
         check_rising("sampling.curve", self.curve, 1)
         check_integer("sampling.chunk", self.chunk, 1)
         check_choice("sampling.seeds", self.seeds, get_args(Seeds))
-        for name in ("temperature", "top_k", "top_p", "guidance"):  # their ranges are the sampler's to check
+        for name in ("temperature", "top_k", "top_p", "guidance_scale"):  # their ranges are the sampler's to check
             value = getattr(self, name)
             if not is_number(value) and not (value is None and name.startswith("top")):
                 raise DataFileError(f"{name} must be a finite number, got {value!r}")
-        if self.guidance < 1:
-            raise DataFileError(f"guidance must be at least 1, which is none, got {self.guidance}")
+        if self.guidance_scale < 1:
+            raise DataFileError(f"guidance_scale must be at least 1, which is none, got {self.guidance_scale}")
 
     @property
     def counts(self) -> tuple[int, ...]:

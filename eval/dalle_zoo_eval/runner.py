@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from dalle_zoo.hub import write_json
+from dalle_zoo.files import write_json
 from dalle_zoo.images import save_png
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.results import check_result, scores_of, selected

@@ -17,7 +17,7 @@ from dalle_zoo.zoo import find_component
 
 @pytest.fixture
 def runs(model: Path, scratch: Path) -> Path:
-    """Two finished runs, as far as export looks at them."""
+    """Two finished runs, as far as export reads them."""
     for stage in ("dvae", "prior"):
         shutil.copytree(model / stage, scratch / "runs" / stage / "model" / stage)
         (scratch / "runs" / stage / "checkpoints").mkdir()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dalle_zoo.cli.fit import differences, read_run, seeds
+from dalle_zoo.cli.fit import differences, read_run
 from dalle_zoo.cli.main import main
 from dalle_zoo.recipes import find_recipe
 
@@ -218,12 +218,6 @@ def test_one_seed_rules_unless_others_are_stated(
     assert stop.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
     assert tuple(config[part]["init_args"]["seed"] for part in ("model", "data")) == expected
-
-
-def test_a_stated_seed_of_a_file_stays(scratch: Path) -> None:
-    content = {Path("mine.yaml"): {"seed_everything": 5, "data": {"init_args": {"seed": 1}}}}
-    assert seeds(content, []) == ["--model.init_args.seed=5"]
-    assert seeds(content, ["--seed_everything", "true"]) == []
 
 
 @pytest.mark.parametrize(

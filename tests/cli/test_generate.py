@@ -81,7 +81,7 @@ def test_priming_keeps_the_top_of_an_image(model: Path, images: Path, scratch: P
     ("options", "message"),
     [
         (["--rerank", "1"], "rerank needs a ranker, and this model has none"),
-        (["--rerank", "17"], "rerank must lie in 1..num_images_per_prompt (16), got 17"),
+        (["--rerank", "17"], "it must be in 1..num_images_per_prompt (16), got 17"),
         (["-n", "0"], "num_images_per_prompt must be at least 1, got 0"),
         (["--prime-rows", "2"], "prime_rows needs prime"),
         (["--prime", "nowhere.png"], "nowhere.png"),
@@ -89,7 +89,7 @@ def test_priming_keeps_the_top_of_an_image(model: Path, images: Path, scratch: P
         (["--top-k", "0"], "top_k"),
         (["--temperature", "-1"], "temperature"),
         (["--device", "cdua"], "device 'cdua' cannot be used"),
-        (["--window", "8"], "windows pay for at most 4 images at once, got 16"),
+        (["--window", "8"], "window is faster only for at most 4 images at once, got 16"),
         (["-n", "many"], "invalid int value: 'many'"),
     ],
 )

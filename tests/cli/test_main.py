@@ -155,7 +155,8 @@ def test_masks_are_plotted_once(scratch: Path, capsys: pytest.CaptureFixture[str
         ("fit dvae/tiny --trainer.max_stps 3", "trainer.max_stps: unknown key 'max_stps'. Did you mean 'max_steps'?"),
         ("fit dvae/tiny --trianer.max_steps 3", "unknown option or key 'trianer'. Did you mean 'trainer'?"),
         ("fit dvae/tiny --model.init_args.config.widht 8", "unknown key 'widht'. Did you mean 'width'?"),
-        ("fit dvae/tiny --data.btch_size 8", "data.btch_size: unknown key 'btch_size'. Did you mean 'batch_size'?"),
+        ("fit dvae/tiny --data.btch_size 8",
+         "data.init_args.btch_size: unknown key 'btch_size'. Did you mean 'batch_size'?"),
         ("fit dvae/tiny --checkpoint.evry 8", "unknown key 'evry'. Did you mean 'every'?"),
         ("fit dvae/tiny --model DVAEModul", "unknown class 'DVAEModul'. Did you mean 'DVAEModule'?"),
         (
@@ -168,7 +169,7 @@ def test_masks_are_plotted_once(scratch: Path, capsys: pytest.CaptureFixture[str
         ("fit dvae/tiny --model.config.width x", 'Parser key "config.width": Expected a <class'),
         (
             "fit prior/tiny --data.class_path CodeDataModule --data.init_args.train t",
-            "Group 'text' does not accept option",
+            "the following arguments are required: text.tokenizer",
         ),
         ("fit dvae/tiny trainer.max_steps=3", "trainer.max_steps=3"),
     ],

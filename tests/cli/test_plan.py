@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dalle_zoo.cli.main import main
-from dalle_zoo.cli.plan import memory_in, merge
+from dalle_zoo.cli.plan import memory_in
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 1.0
@@ -152,14 +152,3 @@ def test_a_file_is_not_overwritten(capsys: pytest.CaptureFixture[str], tmp_path:
     assert "--overwrite" in err
     assert say([*command, "--overwrite"], capsys)[0] == 0
     assert json.loads(file.read_text())["recipe"] == "prior/tiny"
-
-
-def test_files_lie_over_one_another_as_in_fit() -> None:
-    below = {"model": {"class_path": "A", "init_args": {"x": 1, "y": 2}}, "trainer": {"devices": 1, "callbacks": [1]}}
-    above = {"model": {"init_args": {"x": 3}}, "trainer": {"callbacks+": [2], "devices": 4}}
-    both = merge(below, above)
-    assert both["model"] == {"class_path": "A", "init_args": {"x": 3, "y": 2}}
-    assert both["trainer"] == {"devices": 4, "callbacks": [1, 2]}
-    other = merge(below, {"model": {"class_path": "B", "init_args": {"z": 1}}})
-    assert other["model"] == {"class_path": "B", "init_args": {"z": 1}}
-    assert below["trainer"] == {"devices": 1, "callbacks": [1]}

@@ -9,7 +9,7 @@ import pytest
 
 from dalle_zoo.cli.main import main
 from dalle_zoo.data import CodeDataset
-from dalle_zoo.hub import sha256_file
+from dalle_zoo.files import sha256_file
 from dalle_zoo.tokenizers import load_text_tokenizer
 
 

@@ -12,9 +12,9 @@ from torch import nn
 from dalle_zoo import DallePipeline
 from dalle_zoo.cli.main import main
 from dalle_zoo.data import CodeDataset
-from dalle_zoo.hub import load_image_tokenizer
+from dalle_zoo.models.external.vqgan import VQGAN, VQGANConfig
 from dalle_zoo.models.prior import Prior, PriorConfig
-from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
+from dalle_zoo.networks import load_image_tokenizer
 from dalle_zoo.tokenizers import ByteTokenizer
 from dalle_zoo.training.prior_module import PriorModule
 

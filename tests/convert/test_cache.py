@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from dalle_zoo import DallePipeline, convert, load_model
 from dalle_zoo.convert import WeightFileError, cached
-from dalle_zoo.hub import ModelFolderError, verify_checksums
+from dalle_zoo.model_folder import ModelFolderError, verify_checksums
 from dalle_zoo.zoo import find_model
 
 FUZZER = runpy.run_path(str(Path(__file__).parents[2] / "tools/fuzz_readers.py"))
@@ -81,7 +81,7 @@ def test_a_damaged_conversion_says_to_delete_it(weights: Path) -> None:
 def test_a_cache_that_cannot_be_written_to(weights: Path, cache: Path) -> None:
     cache.mkdir()
     (cache / "converted").write_text("a file")
-    with pytest.raises(OSError, match=r"Let DALLE_ZOO_CACHE name another place, or .* `dalle-zoo convert LOCATION"):
+    with pytest.raises(OSError, match=r"Set DALLE_ZOO_CACHE to another folder, or .* `dalle-zoo convert LOCATION"):
         cached([weights])
 
 
@@ -91,13 +91,11 @@ def test_unknown_weights_are_told_from_known_ones(give: object, tmp_path: Path) 
     folder.mkdir()
     torch.save({"net.weight": torch.ones(2, 3)}, folder / "a.pt")
     for location in (folder, folder / "a.pt"):
-        with pytest.raises(
-            WeightFileError, match=r"holds no weights that are known \(sub-folders (.*\n)+  openai_dvae: "
-        ):
+        with pytest.raises(WeightFileError, match=r"holds no known weights \(folders (.*\n)+  openai_dvae: "):
             give(location)  # type: ignore[operator]
     complete = (folder / "a.pt").read_bytes()
     (folder / "a.pt").write_bytes(complete[:-10])
-    with pytest.raises(WeightFileError, match=r"Seen was\n  a.pt: .*truncated or damaged"):
+    with pytest.raises(WeightFileError, match=r"Files found:\n  a.pt: .*truncated or damaged"):
         give(folder)  # type: ignore[operator]
 
 
@@ -105,7 +103,8 @@ def test_a_native_run_is_told_from_weights(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     torch.save({"state_dict": {"net.input.weight": torch.ones(2)}}, tmp_path / "checkpoints/00000002.ckpt")
     with pytest.raises(
-        WeightFileError, match=r"Of a run of `dalle-zoo fit` the trained part is taken, RUN/model/dvae"
+        WeightFileError,
+        match=r"This is a checkpoint of `dalle-zoo fit`: give the trained component instead, RUN/model/dvae",
     ):
         find_model(tmp_path)
 

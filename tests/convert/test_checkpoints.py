@@ -11,18 +11,21 @@ import zipfile
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dalle_zoo.convert import torch_files
-from dalle_zoo.convert.base import read_config, read_tensors
-from dalle_zoo.convert.checkpoints import Storage, StoredTensor, open_checkpoint
+from dalle_zoo.convert.checkpoints import open_checkpoint
+from dalle_zoo.convert.lazy import in_float32, write_network
+from dalle_zoo.convert.location import read_config
 from dalle_zoo.convert.pickles import UnrelatedFileError, WeightFileError
+from dalle_zoo.convert.stored import Storage, StoredTensor
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16]
 DTYPES += [torch.int8, torch.uint8, torch.bool]
@@ -138,13 +141,13 @@ def test_a_file_that_is_cut_after_it_was_opened(path: Path) -> None:
         ((2,), (4,), 0, "beyond its storage"),
         ((1,), (1,), 4, "beyond its storage"),
         ((2**40,), (0,), 0, "beyond its storage"),
-        ((2,), (-1,), 1, "no sizes"),
-        ((-1,), (1,), 0, "no sizes"),
-        ((2,), (1,), -1, "no sizes"),
-        ((True,), (1,), 0, "no sizes"),
-        ((2.0,), (1,), 0, "no sizes"),
-        ((2**60,), (1,), 0, "no sizes"),
-        ((2,), (1, 1), 0, "no sizes"),
+        ((2,), (-1,), 1, "invalid shape or invalid offsets"),
+        ((-1,), (1,), 0, "invalid shape or invalid offsets"),
+        ((2,), (1,), -1, "invalid shape or invalid offsets"),
+        ((True,), (1,), 0, "invalid shape or invalid offsets"),
+        ((2.0,), (1,), 0, "invalid shape or invalid offsets"),
+        ((2**60,), (1,), 0, "invalid shape or invalid offsets"),
+        ((2,), (1, 1), 0, "invalid shape or invalid offsets"),
         ((1,) * 9, (1,) * 9, 0, "9 dimensions, more than 8"),
     ],
 )
@@ -191,7 +194,7 @@ def test_sizes_that_the_directory_makes_up(path: Path) -> None:
         struct.pack_into("<II", data, at + 20, size, size)
         lying = path.with_name("lying")
         lying.write_bytes(data)
-        assert refusal(lambda: open_checkpoint(lying)).startswith(f"{lying} is not opened: ")  # noqa: B023
+        assert refusal(lambda: open_checkpoint(lying)).startswith(f"{lying} cannot be opened: ")  # noqa: B023
 
 
 @pytest.mark.parametrize(
@@ -265,7 +268,7 @@ def test_a_count_of_entries_that_is_made_up(path: Path) -> None:
     end = data.rindex(b"PK\5\6")
     data[end + 8 : end + 12] = struct.pack("<HH", 1, 1)
     path.write_bytes(data)
-    assert "another number of entries than it says" in refusal(lambda: open_checkpoint(path))
+    assert "does not have the number of entries that it states" in refusal(lambda: open_checkpoint(path))
 
 
 def test_other_archives_and_pickles_are_no_weights(path: Path) -> None:
@@ -419,29 +422,29 @@ def entry(dtype: Any = "F32", shape: Any = (4,), offsets: Any = (0, 16), **more:
     [
         (safetensors({}, length=2**63), "truncated, damaged or too long"),
         (safetensors({}, length=1000), "truncated, damaged or too long"),
-        (safetensors(b"{" + b" " * 16 * 2**20 + b"}"), "at most 16777216: it is truncated, damaged or too long"),
+        (safetensors(b"{" + b" " * 16 * 2**20 + b"}"), "the limit is 16777216: it is truncated, damaged or too long"),
         (safetensors({"a": entry(offsets=[0, 16])}, bytes(15)), "beyond the end of the file"),
         (safetensors(b"{"), "not valid JSON"),
         (safetensors(b'{"a": ' + b"[" * 100_000), "not valid JSON"),
         (safetensors(b'{"\xff": 1}'), "not valid JSON"),
         (safetensors(b'{"a": ' + b"9" * 5000 + b"}"), "not valid JSON"),
         (safetensors(b'{"a": 1, "a": 2}'), "'a' twice"),
-        (safetensors({"a": 1}), "must have dtype, shape and data_offsets alone"),
-        (safetensors({"a": entry(more=1)}), "must have dtype, shape and data_offsets alone"),
+        (safetensors({"a": 1}), "must have exactly dtype, shape and data_offsets"),
+        (safetensors({"a": entry(more=1)}), "must have exactly dtype, shape and data_offsets"),
         (safetensors({"a": entry(dtype="F31")}), "has the dtype F31"),
         (safetensors({"a": entry(dtype=["F32"])}), "has the dtype ['F32']"),
         (safetensors({"a": entry(shape=[5])}), "should have 20 bytes, but has 16"),
         (safetensors({"a": entry(shape=[2**47, 2**47])}), "but has 16"),
-        (safetensors({"a": entry(shape=[-4])}), "no sizes"),
-        (safetensors({"a": entry(shape=[True, 4])}), "no sizes"),
-        (safetensors({"a": entry(shape=[1] * 9)}), "no sizes"),
-        (safetensors({"a": entry(offsets=[16, 0])}), "no sizes"),
-        (safetensors({"a": entry(offsets=[-16, 0])}), "no sizes"),
-        (safetensors({"a": entry(offsets=[0])}), "no sizes"),
+        (safetensors({"a": entry(shape=[-4])}), "invalid shape or invalid offsets"),
+        (safetensors({"a": entry(shape=[True, 4])}), "invalid shape or invalid offsets"),
+        (safetensors({"a": entry(shape=[1] * 9)}), "invalid shape or invalid offsets"),
+        (safetensors({"a": entry(offsets=[16, 0])}), "invalid shape or invalid offsets"),
+        (safetensors({"a": entry(offsets=[-16, 0])}), "invalid shape or invalid offsets"),
+        (safetensors({"a": entry(offsets=[0])}), "invalid shape or invalid offsets"),
         (safetensors({"a": entry(offsets=[2**40, 2**40 + 16])}), "beyond the end of the file"),
         (safetensors({"a": entry(), "b": entry(shape=[2], offsets=[8, 16])}), "overlap"),
-        (b"text that is nothing of this kind", "begins like no file"),
-        (b"", "begins like no file"),
+        (b"text that is nothing of this kind", "it is not a file of torch, safetensors or Flax"),
+        (b"", "it is not a file of torch, safetensors or Flax"),
     ],
 )
 def test_damage_of_safetensors(data: bytes, message: str, path: Path) -> None:
@@ -456,11 +459,33 @@ def stored(value: dict[str, Tensor], path: Path) -> dict[str, StoredTensor]:
     return open_checkpoint(write(value, path, "safetensors")).tensors
 
 
-def test_tensors_become_float32(path: Path) -> None:
+@dataclass(frozen=True)
+class NoOptions:
+    """A configuration without fields."""
+
+
+class Weights(nn.Module):
+    """A network of parameters."""
+
+    def __init__(self, **sizes: int) -> None:
+        super().__init__()
+        self.config = NoOptions()
+        for name, size in sizes.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(size, device="meta")))
+
+
+def test_precision_of_written_tensors(path: Path, tmp_path: Path) -> None:
     value = {"a": torch.rand(3).half(), "b": torch.rand(2, dtype=torch.float64)}
-    read = read_tensors(stored(value, path), {"a": torch.empty(3), "b": torch.empty(2, device="meta")})
-    assert {name: tensor.dtype for name, tensor in read.items()} == dict.fromkeys("ab", torch.float32)
-    assert torch.equal(read["a"], value["a"].float())
+    opened = stored(value, path)
+    write_network(tmp_path / "as stored", "weights", Weights(a=3, b=2), opened)
+    write_network(
+        tmp_path / "float32", "weights", Weights(a=3, b=2), {name: in_float32(t) for name, t in opened.items()}
+    )
+    kept, single = (load_file(tmp_path / name / "model.safetensors") for name in ("as stored", "float32"))
+    assert (kept["a"].dtype, kept["b"].dtype) == (torch.float16, torch.float32)
+    assert (single["a"].dtype, single["b"].dtype) == (torch.float32, torch.float32)
+    assert torch.equal(single["a"], value["a"].float())
+    assert torch.equal(single["b"], value["b"].float())
 
 
 @pytest.mark.parametrize(
@@ -471,13 +496,14 @@ def test_tensors_become_float32(path: Path) -> None:
         ({"a": torch.ones(4)}, r"a has shape (4,), expected (3,)"),
         ({"a": torch.ones(3, dtype=torch.int64)}, "a is torch.int64, expected floating point"),
         ({"a": torch.ones(3, dtype=torch.bool)}, "a is torch.bool, expected floating point"),
-        ({"a": torch.tensor([1, float("nan"), 2])}, "a hold values that are not finite"),
-        ({"a": torch.full((3,), 1e300, dtype=torch.float64)}, "a hold values that are not finite"),
-        ({"a": torch.tensor([1, float("inf"), 2]).half()}, "a hold values that are not finite"),
+        ({"a": torch.tensor([1, float("nan"), 2])}, "a has values that are not finite"),
+        ({"a": torch.full((3,), 1e300, dtype=torch.float64)}, "a has values that are not finite"),
+        ({"a": torch.tensor([1, float("inf"), 2]).half()}, "a has values that are not finite"),
     ],
 )
-def test_tensors_that_do_not_fit(value: dict[str, Tensor], message: str, path: Path) -> None:
-    assert message in refusal(lambda: read_tensors(stored(value, path), {"a": torch.empty(3)}))
+def test_tensors_that_do_not_fit(value: dict[str, Tensor], message: str, path: Path, tmp_path: Path) -> None:
+    tensors = {name: in_float32(tensor) for name, tensor in stored(value, path).items()}
+    assert message in refusal(lambda: write_network(tmp_path / "out", "weights", Weights(a=3), tensors))
 
 
 # ------------------------------------------------------------ configurations
@@ -490,8 +516,12 @@ def test_tensors_that_do_not_fit(value: dict[str, Tensor], message: str, path: P
         ("a.json", "[1]", "must hold a mapping, got list"),
         ("a.json", '{"a": ' + "9" * 5000 + "}", "cannot be read: ValueError"),
         ("a.json", '{"a": 1' + " " * 2**20 + "}", "too long for a configuration"),
-        ("a.json", '{"a": 1' + " " * 2**20, "ends within its content: it is truncated"),
-        ("a.yaml", "a: &a [1, 2]\nb: *a\n", "has aliases (*name), which are not read: write out what they stand for"),
+        ("a.json", '{"a": 1' + " " * 2**20, "does not end with a closing bracket: it is truncated"),
+        (
+            "a.yaml",
+            "a: &a [1, 2]\nb: *a\n",
+            "has aliases (*name), which are not supported: replace them with their values",
+        ),
         ("a.yaml", "!!python/object/apply:os.system ['true']", "cannot be read: ConstructorError"),
         ("a.yaml", "a: [", "cannot be read: ParserError"),
         ("a.yaml", "[" * 5000, "cannot be read: "),

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dalle_zoo import DallePipeline
-from dalle_zoo.convert import Source, WeightFileError, convert, find, recognize
-from dalle_zoo.convert.base import check_fit
-from dalle_zoo.hub import load_prior
-from dalle_zoo.models.dalle_mini import DalleMini, DalleMiniConfig
-from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
-from dalle_zoo.sampling import Sampler, decode_logits, sample_codes
+from dalle_zoo.convert import FAMILIES, Source, WeightFileError, convert, find, recognize
+from dalle_zoo.convert.lazy import check_fit
+from dalle_zoo.models.external.dalle_mini import DalleMini, DalleMiniConfig
+from dalle_zoo.models.external.vqgan import VQGAN, VQGANConfig
+from dalle_zoo.networks import load_prior
+from dalle_zoo.sampling import SamplingOptions, decode_logits, sample_codes
 from dalle_zoo.tokenizers import DalleMiniTokenizer, HFTokenizer, load_text_tokenizer
 from dalle_zoo.tokenizers.dalle_mini import simplify
 
@@ -135,7 +135,7 @@ def test_codes_of_the_original(twin: Twin) -> None:
     """The most likely ones, with its guidance."""
     prior, golden = twin
     text, seeds = golden["text"][:, 1], torch.zeros(2, 1, dtype=torch.long)
-    codes = sample_codes(prior, text, seeds, sampler=Sampler(temperature=0), guidance=GOLDEN["GUIDANCE"])
+    codes = sample_codes(prior, text, seeds, SamplingOptions(temperature=0, guidance_scale=GOLDEN["GUIDANCE"]))
     assert torch.equal(codes.flatten(1), golden["codes"])
 
 
@@ -165,7 +165,7 @@ def test_published_sizes(
     assert inferred(source) == asdict(expected)
     assert source is not None
     with torch.device("meta"):
-        check_fit(source.parts["prior"], DalleMini(expected).state_dict())
+        check_fit(FAMILIES[source.family](source.family).translate(source, expected), DalleMini(expected).state_dict())
 
 
 def test_without_a_configuration(tmp_path: Path) -> None:
@@ -176,14 +176,14 @@ def test_without_a_configuration(tmp_path: Path) -> None:
         decoder_heads=1, decoder_hidden=20,
     )  # fmt: skip
     assert inferred(source) == asdict(expected)
-    none = "no configuration lies there"
+    none = "no configuration was found"
     assert source.notes == {
-        "codebook_size": "the largest power of 2 below the 50 rows of the table, as no image tokenizer lies there",
-        "start_token": f"the last of several rows behind the codes, as {none}",
+        "codebook_size": "the largest power of 2 below the 50 rows of the table, as no image tokenizer was found",
+        "start_token": f"the last of several rows after the codes, as {none}",
         "encoder_heads": f"width / 64, as {none}",
         "decoder_heads": f"width / 64, as {none}",
-        **dict.fromkeys(("begin_token", "pad_token", "end_token"), "BART's, as no vocabulary lies there"),
-        "captions": "as all configurations of the training code say",
+        **dict.fromkeys(("begin_token", "pad_token", "end_token"), "BART's, as no vocabulary was found"),
+        "captions": "as in all configurations of the training code",
     }
     record = convert(source, tmp_path / "out")
     assert record["missing"] == ["dvae", "tokenizer"]
@@ -293,7 +293,7 @@ def test_files_of_flax_are_the_same(stacked: bool, tmp_path: Path) -> None:
     (tmp_path / "flax_model.msgpack").write_bytes(packed(flax_tree(stacked)))
     describe(tmp_path)
     source = find(tmp_path / "flax_model.msgpack")
-    assert "no configuration lies there" in source.notes["start_token"]
+    assert "no configuration was found" in source.notes["start_token"]
     source = find(tmp_path)
     assert source.notes["start_token"] == "config.json"
     convert(source, tmp_path / "flax")
@@ -307,15 +307,15 @@ def test_files_of_flax_are_the_same(stacked: bool, tmp_path: Path) -> None:
     ("damage", "message"),
     [
         (lambda data: data[:-1], "truncated or damaged"),
-        (lambda data: data + b"\0", "1 bytes behind its content"),
+        (lambda data: data + b"\0", "1 bytes after its content"),
         (lambda data: data.replace(b"float32", b"complex", 1), "an array of the kind 'complex', expected float64"),
-        (lambda data: data.replace(b"\x01\x93", b"\x03\x93", 1), "an extension of the kind 3, expected arrays alone"),
+        (lambda data: data.replace(b"\x01\x93", b"\x03\x93", 1), "an extension of the kind 3, expected only arrays"),
         (lambda data: data.replace(b"\xa4bias", b"\xa5scale", 1), "is damaged|twice|of the kind"),
         (lambda data: data.replace(b"\xc6", b"\xc3", 1), "a value of the kind 0xc3, expected numbers of an array"),
-        (lambda data: packed({"model": {"__msgpack_chunked_array__": {}}}), "an array in pieces"),
+        (lambda data: packed({"model": {"__msgpack_chunked_array__": {}}}), "an array in chunks"),
         (lambda data: b"\x81\xa1a" * 70 + b"\x80", "too deeply"),
         (lambda data: b"\x81\xa1a\xdf\xff\xff\xff\xff", "too much of it"),
-        (lambda data: b"\x81\xa1\xff\x80aaa", "a name that is no text"),
+        (lambda data: b"\x81\xa1\xff\x80aaa", "a name that is not valid UTF-8"),
     ],
 )
 def test_damaged_files_of_flax(damage: Callable[[bytes], bytes], message: str, tmp_path: Path) -> None:
@@ -421,9 +421,9 @@ def test_prompt_in_images_out(converted: bool, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"num_images_per_prompt": 2, "seed": 1, "output_type": "latent"}
     plain = pipe("A cat, on the moon!", **arguments).images
     assert plain.shape == (2, 4, 4)
-    assert not torch.equal(pipe("A cat, on the moon!", guidance=10.0, **arguments).images, plain)
+    assert not torch.equal(pipe("A cat, on the moon!", guidance_scale=10.0, **arguments).images, plain)
     assert torch.equal(pipe("a cat on the moon", **arguments).images, pipe("A CAT on the moon", **arguments).images)
-    images = pipe(["a cat", ""], num_images_per_prompt=2, top_k=8, guidance=16.0).images
+    images = pipe(["a cat", ""], num_images_per_prompt=2, top_k=8, guidance_scale=16.0).images
     assert [image.size for image in images] == [(16, 16)] * 4
     assert pipe("a cat", prime=None, temperature=0).images[0].size == (16, 16)
 
@@ -433,9 +433,7 @@ def test_prompt_in_images_out(converted: bool, tmp_path: Path) -> None:
 
 def test_both_sizes_in_one_folder(tmp_path: Path) -> None:
     folder = min_dalle(min_dalle(tmp_path / "in"), suffix="_mini")
-    said = (
-        r"holds the encoders of several models of DALL-E mini \(encoder.pt, encoder_mini.pt\): name the files of one"
-    )
+    said = r"holds several decoders of DALL-E mini \(decoder.pt, decoder_mini.pt\): name the files of one"
     with pytest.raises(WeightFileError, match=said):
         find(folder)
     assert recognize(folder, only=["*_mini.*"]) is not None
@@ -444,7 +442,7 @@ def test_both_sizes_in_one_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("part", "other"), [("encoder", "decoder"), ("decoder", "encoder")])
 def test_one_part_alone(part: str, other: str, tmp_path: Path) -> None:
     file = min_dalle(tmp_path / "in") / f"{part}.pt"
-    with pytest.raises(WeightFileError, match=rf"has DALL-E mini's {part} \({part}.pt\) without the {other}"):
+    with pytest.raises(WeightFileError, match=rf"has the {part} of DALL-E mini \({part}.pt\) without the {other}"):
         find(file)
     assert recognize([file, tmp_path / f"in/{other}.pt"]) is not None
 
@@ -456,7 +454,7 @@ def test_one_part_alone(part: str, other: str, tmp_path: Path) -> None:
         ({"image_vocab_size": 48}, "image_vocab_size is 48, expected 49"),
         (
             {"ln_positions": "swinv2"},
-            "of a kind that is not converted: ln_positions is 'swinv2', expected 'normformer'",
+            "of an unsupported kind: ln_positions is 'swinv2', expected 'normformer'",
         ),
         ({"decoder_start_token_id": 50}, r"start_token must be a row behind the codes, in 32\.\.49"),
         ({"encoder_attention_heads": "2"}, "encoder_attention_heads is '2', expected an integer"),
@@ -490,7 +488,7 @@ def test_files_beside_it_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(WeightFileError, match="vocabulary and merges do not belong together"):
         convert(find(folder), tmp_path / "out")
     (folder / "merges_mini.txt").unlink()
-    with pytest.raises(WeightFileError, match=r"vocab.json lies without its merges: give both, or neither"):
+    with pytest.raises(WeightFileError, match=r"vocab.json was found without its merges: give both, or neither"):
         find(folder)
 
 
@@ -501,12 +499,12 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
         ({"layers.1.glu.fc3.weight": torch.ones(2)}, r"unexpected decoder.layers.1.gated_unit.fc3.weight"),
         ({"extra.weight": torch.ones(2)}, r"unexpected decoder.extra.weight"),
         ({"final_ln.bias": torch.ones(3)}, r"decoder.final_norm.bias has shape \(3,\), expected \(64,\)"),
-        ({"lm_head.weight": torch.full((50, 64), torch.nan)}, "image_head.weight holds values that are not finite"),
+        ({"lm_head.weight": torch.full((50, 64), torch.nan)}, "image_head.weight has values that are not finite"),
     ):
         torch.save(complete | change, folder / "decoder.pt")
         with pytest.raises(WeightFileError, match=message):
             convert(find(folder), tmp_path / "out")
         assert not (tmp_path / "out").exists()
     torch.save(complete | {"embed_positions.weight": torch.ones(15, 64)}, folder / "decoder.pt")
-    with pytest.raises(WeightFileError, match="15 positions of image tokens, expected those of a square"):
+    with pytest.raises(WeightFileError, match="15 image positions, expected a square number"):
         find(folder)

@@ -16,16 +16,17 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from dalle_zoo import DallePipeline, hub
+from dalle_zoo import DallePipeline
 from dalle_zoo.convert import WeightFileError, convert, find, inspect_files, recognize
-from dalle_zoo.convert.base import check_fit
-from dalle_zoo.convert.dalle_pytorch import sort_tensors, translated
+from dalle_zoo.convert.dalle_pytorch_tensors import sort_tensors, translated
 from dalle_zoo.convert.dalle_pytorch_text import about_vocabulary, find_vocabulary, read_vocabulary
-from dalle_zoo.models.dalle_pytorch import DallePytorch, DallePytorchConfig
-from dalle_zoo.models.dalle_pytorch_vae import DallePytorchVAE
+from dalle_zoo.convert.lazy import check_fit
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
-from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
-from dalle_zoo.sampling import Sampler, decode_logits, sample_codes
+from dalle_zoo.models.external.dalle_pytorch import DallePytorch, DallePytorchConfig
+from dalle_zoo.models.external.dalle_pytorch_vae import DallePytorchVAE
+from dalle_zoo.models.external.vqgan import VQGAN, VQGANConfig
+from dalle_zoo.networks import load_image_tokenizer, load_prior
+from dalle_zoo.sampling import SamplingOptions, decode_logits, sample_codes
 
 GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/dalle_pytorch.py"))
 CASES = [f"{version} {name}" for version, cases in GOLDEN["CASES"].items() for name in cases]
@@ -74,7 +75,7 @@ def save(case: str, folder: Path, change: Callable[[dict[str, Any]], Any] = lamb
 
 def converted(path: Path, out: Path) -> tuple[DallePytorch, dict[str, Any]]:
     record = convert(find(path), out)
-    prior = hub.load_prior(out / "prior")
+    prior = load_prior(out / "prior")
     assert isinstance(prior, DallePytorch)
     return prior, record
 
@@ -100,7 +101,7 @@ def test_equals_the_original(case: str, tmp_path: Path) -> None:
     torch.testing.assert_close(prior.image_logits(text[:1], codes[:1]), expected["logits"][:1], **SAME)
     steps = torch.stack(list(decode_logits(prior, text, codes[:, None])), 2)[:, 0]
     torch.testing.assert_close(steps, expected.get("cached", expected["logits"]), **SAME)
-    sampled = sample_codes(prior, text, torch.zeros(3, 1, dtype=torch.long), sampler=Sampler(temperature=0))
+    sampled = sample_codes(prior, text, torch.zeros(3, 1, dtype=torch.long), SamplingOptions(temperature=0))
     assert torch.equal(sampled.flatten(1), expected["greedy"])
     assert record["image_tokenizer"]["family"] == "dalle_pytorch_vae"
     assert record["missing"] == ["tokenizer"]
@@ -113,7 +114,7 @@ def test_image_tokenizer_equals_the_original(kind: str, tmp_path: Path) -> None:
     weights = GOLDEN["state_dict"](layouts()[f"vae {kind}"], None)
     torch.save({"hparams": hparams, "weights": weights}, tmp_path / "vae.pt")
     record = convert(find(tmp_path / "vae.pt"), tmp_path / "ours")
-    vae = hub.load_image_tokenizer(tmp_path / "ours/dvae")
+    vae = load_image_tokenizer(tmp_path / "ours/dvae")
     assert isinstance(vae, DallePytorchVAE)
     assert record["notes"] == {"image_size": "hparams"}
     assert (vae.image_size, vae.factor, vae.codebook_size) == (16, 2 ** hparams["num_layers"], 9)
@@ -145,10 +146,12 @@ def test_a_folder_becomes_a_pipeline(tmp_path: Path) -> None:
     record = convert(find(tmp_path / "in"), tmp_path / "ours")
     assert record["missing"] == []
     pipe = DallePipeline.from_pretrained(tmp_path / "ours")
-    out = pipe("a red cat", num_images_per_prompt=2, seed=1, top_k=5, guidance=2.0)
+    out = pipe("a red cat", num_images_per_prompt=2, seed=1, top_k=5, guidance_scale=2.0)
     assert [image.size for image in out.images] == [(16, 16)] * 2
     assert pipe.encode_text(["a red cat on a mat with"]).tolist() == [[11, 1, 4, 6, 15]]  # a is 0, so padding
-    again = pipe("a red cat", num_images_per_prompt=2, seed=1, top_k=5, guidance=2.0, output_type="latent").images
+    again = pipe(
+        "a red cat", num_images_per_prompt=2, seed=1, top_k=5, guidance_scale=2.0, output_type="latent"
+    ).images
     alone = pipe("a red cat", num_images_per_prompt=2, seed=1, top_k=5, output_type="latent").images
     assert again.shape == (2, 8, 8)
     assert not torch.equal(again, alone)
@@ -159,7 +162,7 @@ def test_guidance_acts_at_every_token(tmp_path: Path) -> None:
     """In the original it acts at the first alone: it wipes out the caption that both passes share."""
     prior, _ = converted(save("1.6.6 mixed", tmp_path), tmp_path / "ours")
     text = with_pads(prior, GOLDEN["TEXT"][:1])
-    codes = sample_codes(prior, text, torch.zeros(1, 1, dtype=torch.long), guidance=3.0)[:, 0]
+    codes = sample_codes(prior, text, torch.zeros(1, 1, dtype=torch.long), guidance_scale=3.0)[:, 0]
     conditional = prior.image_logits(text, codes)
     empty = prior.image_logits(prior.null_text()[None], codes)
     assert (conditional - empty).abs().amax(-1).min() > 1e-3
@@ -194,7 +197,7 @@ def test_options_are_shown_with_their_origin(tmp_path: Path) -> None:
         "divide_by_max": "stable in hparams",
         "padding_id": "the original's default, padding_id is not stated",
         "text_length": "text_seq_len in hparams",
-        "vocabulary": "none lies there",
+        "vocabulary": "none was found",
     }
 
 
@@ -233,7 +236,7 @@ def test_all_block_sparse_layers_read_the_blocks_of_the_first(tmp_path: Path) ->
     assert torch.equal(prior.blocks, weights[LAYOUT.format(1)][0].float())
     assert (
         record["notes"]["sparse_layers"]
-        == "attn_types in hparams; all read the blocks of the first, as with DeepSpeed"
+        == "attn_types in hparams; all attend to the blocks of the first, as with DeepSpeed"
     )
     assert record["unused"] == {"attn_fn.master_layout": 1}
 
@@ -241,7 +244,7 @@ def test_all_block_sparse_layers_read_the_blocks_of_the_first(tmp_path: Path) ->
 def test_a_layout_that_was_sampled_at_random_must_be_there(tmp_path: Path) -> None:
     source = find(save("1.1.8 sparse", tmp_path, drop(LAYOUT.format(1))))
     with pytest.raises(
-        WeightFileError, match=r"lack attn_fn.master_layout, and some of the blocks that they read were"
+        WeightFileError, match=r"lack attn_fn.master_layout, and some of the blocks they attend to were"
     ):
         convert(source, tmp_path / "ours")
 
@@ -303,7 +306,7 @@ def test_a_matrix_left_over_in_a_gmlp_block_is_not_taken(tmp_path: Path) -> None
         (
             "1.1.8 sparse",
             lambda c: c["weights"].update({LAYOUT.format(1): torch.ones(3, 5, 5).triu(1)}),
-            "every block must read itself",
+            "every block must attend to itself",
         ),
     ],
 )
@@ -386,7 +389,7 @@ def test_a_checkpoint_of_deepspeed(tmp_path: Path) -> None:
         content | {"weights": "To get a working standard checkpoint, look into consolidating"},
         tmp_path / "auxiliary.pt",
     )
-    with pytest.raises(WeightFileError, match=r"join these with DeepSpeed's zero_to_fp32.py"):
+    with pytest.raises(WeightFileError, match=r"Join these with DeepSpeed's zero_to_fp32.py"):
         recognize(tmp_path)
     torch.save({f"module.{name}": tensor for name, tensor in weights.items()}, tmp_path / "pytorch_model.bin")
     source = find(tmp_path)
@@ -452,7 +455,7 @@ def test_a_vqgan_in_the_file(tmp_path: Path) -> None:
 
     record = convert(find(save("1.6.6 mixed", tmp_path, swap)), tmp_path / "ours")
     assert record["image_tokenizer"]["family"] == "vqgan"
-    net = hub.load_image_tokenizer(tmp_path / "ours/dvae")
+    net = load_image_tokenizer(tmp_path / "ours/dvae")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in net.state_dict().items())
 
 
@@ -471,7 +474,7 @@ def test_openais_discrete_vae_in_the_file(tmp_path: Path) -> None:
 
     record = convert(find(save("1.6.6 mixed", tmp_path, swap)), tmp_path / "ours")
     assert record["image_tokenizer"]["family"] == "openai_dvae"
-    net = hub.load_image_tokenizer(tmp_path / "ours/dvae")
+    net = load_image_tokenizer(tmp_path / "ours/dvae")
     assert all(torch.equal(tensor, dvae.state_dict()[name]) for name, tensor in net.state_dict().items())
 
 
@@ -506,7 +509,7 @@ def test_transparent_images_are_refused(tmp_path: Path) -> None:
     weights = GOLDEN["state_dict"](layouts()["vae plain"], None)
     weights["encoder.0.0.weight"] = torch.rand(8, 4, 4, 4)
     torch.save({"hparams": GOLDEN["VAE"], "weights": weights}, tmp_path / "vae.pt")
-    with pytest.raises(WeightFileError, match="4 channels: only color without transparency is converted"):
+    with pytest.raises(WeightFileError, match="4 channels: only color images without transparency are supported"):
         recognize(tmp_path / "vae.pt")
 
 
@@ -524,7 +527,7 @@ def clips_list(path: Path, count: int) -> Path:
 def test_clips_vocabulary_is_known_by_its_first_line(tmp_path: Path) -> None:
     path = clips_list(tmp_path / "anything.txt", 49152)
     assert about_vocabulary(None, 49408).endswith(
-        "is CLIP's, which is bpe_simple_vocab_16e6.txt of the original's package"
+        "suggest CLIP's, which is bpe_simple_vocab_16e6.txt of the original's package"
     )
     assert find_vocabulary(inspect_files(tmp_path), 49408) == path
     assert about_vocabulary(path, 49408) == "anything.txt"
@@ -538,13 +541,13 @@ def test_clips_vocabulary_is_known_by_its_first_line(tmp_path: Path) -> None:
 def test_the_vocabulary_of_the_right_size_is_taken(tmp_path: Path) -> None:
     save("1.6.6 mixed", tmp_path)
     words(tmp_path, 12, "other.json")
-    with pytest.raises(WeightFileError, match=r"it has 11 text tokens, but other.json has 12: put the vocabulary"):
+    with pytest.raises(WeightFileError, match=r"it has 11 text tokens, but other.json has 12: give the vocabulary"):
         recognize(tmp_path)
     right = words(tmp_path)
     assert find(tmp_path).files == {"vocabulary": right}
     words(tmp_path, name="again.json")
     with pytest.raises(
-        WeightFileError, match=r"again.json and bpe.json have 11 ids: name the one it was trained with by --files"
+        WeightFileError, match=r"again.json and bpe.json have 11 ids: name the one it was trained with, with --files"
     ):
         recognize(tmp_path)
 
@@ -601,24 +604,24 @@ QKV = f"{LAYER}.0.fn.fn.fn.fn.fn.to_qkv.weight"
         (set_hparams(attn_types=("full", "axial")), "layers of the attention type 'axial', expected full, axial_row"),
         (set_hparams(attn_types=3), "attn_types in hparams must be a list of names, got 3"),
         (set_hparams(heads=4), "heads 4 and dim_head 8 need a to_qkv of 96 rows, it has 72"),
-        (set_hparams(heads="3"), "heads in hparams must be a number from 1 on, got '3'"),
+        (set_hparams(heads="3"), "heads in hparams must be an integer of at least 1, got '3'"),
         (set_hparams(stable=1), "stable in hparams must be true or false, got 1"),
-        (set_hparams(dim=21), "hparams does not fit: dim is 21, the tensors have 20"),
+        (set_hparams(dim=21), "hparams does not fit the weights: dim is 21, the tensors have 20"),
         (set_hparams(rotary_emb=False), "rotary_emb is False, the tensors have True"),
         (set_hparams(shift_tokens=False), "shift_tokens is False, the tensors have True"),
         (set_hparams(num_text_tokens=12), "its table of 16 text tokens fits neither num_text_tokens 12 nor as many"),
         (
             set_hparams(text_seq_len=7, num_text_tokens=9),
-            "has 70 rows, which are not text_seq_len 7 and a square grid",
+            "has 70 rows, expected text_seq_len 7 plus a square grid",
         ),
         (rename("fn.to_qkv.weight", "fn.proj_in.0.weight"), r"has gMLP layers \(\), the tensors have \(0, 1, 2, 3\)"),
-        (rename(f"{LAYER}.", "transformer.layers.layers.9."), "layers must be numbered 0, 1 and so on"),
-        (drop(QKV), "layers must be numbered 0, 1 and so on, each with matrices to_qkv"),
+        (rename(f"{LAYER}.", "transformer.layers.layers.9."), "layers must be numbered 0, 1, ..."),
+        (drop(QKV), "layers must be numbered 0, 1, ..., each with the matrices to_qkv"),
         (drop("text_emb.weight"), "it has no matrix text_emb.weight"),
         (lambda c: c["weights"].update({"transformer.pos_emb": torch.rand(())}), "transformer.pos_emb has 0 rows"),
         (
             lambda c: c["weights"].update({QKV: torch.rand(())}),
-            "each with matrices to_qkv, or proj_in of gMLP, and net.0",
+            "each with the matrices to_qkv \\(or proj_in of gMLP\\) and net.0",
         ),
     ],
 )
@@ -632,8 +635,11 @@ def test_what_is_not_converted(change: Callable[[dict[str, Any]], Any], message:
     [
         (drop(f"{LAYER}.1.scale"), "missing layers.1.mlp.scale"),
         (drop("to_logits.0.bias"), "it has no to_logits.0.bias"),
-        (lambda c: c["weights"].update({"norm_by_max.x": torch.rand(1)}), "it has norm_by_max.x besides"),
-        (lambda c: c["weights"].update({f"{LAYER}.0.fn.other": torch.rand(1)}), "it has attention 1: other besides"),
+        (lambda c: c["weights"].update({"norm_by_max.x": torch.rand(1)}), "it has norm_by_max.x in addition"),
+        (
+            lambda c: c["weights"].update({f"{LAYER}.0.fn.other": torch.rand(1)}),
+            "it has attention 1: other in addition",
+        ),
         (
             lambda c: c["weights"].update({f"{LAYER}.1.scale": torch.rand(1, 1, 7)}),
             r"of shape \(1, 1, 7\) should have",

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from dalle_zoo import DallePipeline
 from dalle_zoo.convert import Source, WeightFileError, convert, find, recognize
-from dalle_zoo.hub import load_prior
-from dalle_zoo.models.mindalle import MinDALLE, MinDALLEConfig
-from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
+from dalle_zoo.models.external.mindalle import MinDALLE, MinDALLEConfig
+from dalle_zoo.models.external.vqgan import VQGAN, VQGANConfig
+from dalle_zoo.networks import load_prior
 from dalle_zoo.sampling import decode_logits
 from dalle_zoo.tokenizers import load_text_tokenizer
 
@@ -29,7 +29,7 @@ GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/mindalle.py"))
 FIRST = runpy.run_path(str(Path(__file__).parents[1] / "golden/vqgan.py"))
 TOKENIZED = json.loads(GOLDEN["TOKENIZER"].read_text())
 TWIN = {"atol": 1e-4, "rtol": 0.0}
-"""As in tests/models/test_mindalle.py."""
+"""As in tests/models/external/test_mindalle.py."""
 SMALL = MinDALLEConfig(
     text_length=12, text_vocab=300, image_height=4, image_width=4, codebook_size=48, width=48, num_layers=3,
     num_heads=3, padding_id=1,
@@ -112,7 +112,7 @@ def test_the_release_generates_images(tmp_path: Path) -> None:
     assert pipe.encode_text(GOLDEN["CAPTIONS"]).tolist() == [row[:12] for row in TOKENIZED["ids"]]
     options = {"num_images_per_prompt": 2, "output_type": "latent", "seed": 3}
     plain = pipe("a cat", **options).images
-    for changed in ({"top_k": 4}, {"top_p": 0.5}, {"temperature": 0.5}, {"guidance": 3.0}):
+    for changed in ({"top_k": 4}, {"top_p": 0.5}, {"temperature": 0.5}, {"guidance_scale": 3.0}):
         assert not torch.equal(pipe("a cat", **options, **changed).images, plain), changed
     images = pipe("A painting of a cat", num_images_per_prompt=2, seed=0).images
     assert [image.size for image in images] == [(16, 16)] * 2
@@ -147,8 +147,8 @@ def test_published_size(
     source = recognize(empty_safetensors(layout, tmp_path / "model.safetensors"))
     assert inferred(source) == asdict(MinDALLEConfig())
     assert source is not None
-    assert source.notes["num_heads"] == "assumed, heads of 64, as no configuration lies there"
-    assert source.notes["padding_id"] == "unknown: no vocabulary lies there"
+    assert source.notes["num_heads"] == "assumed, heads of 64, as no configuration was found"
+    assert source.notes["padding_id"] == "unknown: no vocabulary was found"
 
 
 def test_parts_that_are_not_there_are_told(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_heads_that_a_configuration_leaves_out(tmp_path: Path) -> None:
         ({"mlp_bias": False}, "mlp_bias is False, expected True"),
         ({"gelu_use_approx": True}, "gelu_use_approx is True, expected False"),
         ({"n_heads": 5}, "width 48 is not a multiple of num_heads 5"),
-        ({"n_heads": "3"}, "n_heads in config.yaml must be a number, got '3'"),
+        ({"n_heads": "3"}, "n_heads in config.yaml must be an integer, got '3'"),
     ],
 )
 def test_a_configuration_of_another_network(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -224,7 +224,9 @@ def test_transfers_to_imagenet_read_no_captions(condition: str, tmp_path: Path) 
     state = {name: t for name, t in prior_weights().items() if "txt" not in name and "head" not in name}
     state |= {"head.weight": torch.rand(48, 48), condition: torch.rand(1, 1, 48)}
     save_prior(tmp_path, {f"stage2.{name}": tensor for name, tensor in state.items()}, "last.ckpt")
-    with pytest.raises(WeightFileError, match=r"last.ckpt is a transfer of minDALL-E to ImageNet, .* no captions"):
+    with pytest.raises(
+        WeightFileError, match=r"last.ckpt is a transfer of minDALL-E to ImageNet, .* takes no captions"
+    ):
         find(tmp_path)
 
 
@@ -251,12 +253,12 @@ def test_configurations_that_disagree(tmp_path: Path) -> None:
         (lambda s: s.pop("ln_f.bias"), "it has no ln_f.bias"),
         (lambda s: s.pop("blocks.1.attn.query.bias"), "it has no blocks.1.attn.query.bias"),
         (lambda s: [s.pop(n) for n in list(s) if "blocks.1." in n], "it has no blocks.1.attn.query.weight"),
-        (lambda s: s.update({"blocks.0.extra": torch.rand(3)}), "it has blocks.0.extra besides"),
+        (lambda s: s.update({"blocks.0.extra": torch.rand(3)}), "it has blocks.0.extra in addition"),
         (lambda s: s.update({"head_img.weight": torch.rand(())}), r"head_img.weight has shape \(\), expected two"),
         (lambda s: s.update({"pos_emb_img.weight": torch.rand(15, 48)}), "has 15 rows, expected a square"),
         (lambda s: s.update({"head_txt.weight": torch.rand(9, 48)}), r"text_head.weight has shape \(9, 48\)"),
         (lambda s: s.update({"blocks.0.attn.key.weight": torch.rand(48, 9)}), r"shapes \(48, 48\) and \(48, 9\)"),
-        (lambda s: s["blocks.2.mlp.2.bias"].fill_(math.nan), "layers.2.mlp.output.bias holds values that are not fin"),
+        (lambda s: s["blocks.2.mlp.2.bias"].fill_(math.nan), "layers.2.mlp.output.bias has values that are not fin"),
     ],
 )
 def test_what_does_not_fit(change: Any, message: str, tmp_path: Path) -> None:
@@ -271,7 +273,7 @@ def test_what_does_not_fit(change: Any, message: str, tmp_path: Path) -> None:
 
 
 def test_without_a_configuration_the_heads_of_another_width_are_not_known(tmp_path: Path) -> None:
-    with pytest.raises(WeightFileError, match=r"width 48 does not tell the heads: give the folder with its config"):
+    with pytest.raises(WeightFileError, match=r"does not follow from the width 48: give the folder with its config"):
         find(save_prior(tmp_path))
 
 
@@ -279,8 +281,8 @@ def test_without_a_configuration_the_heads_of_another_width_are_not_known(tmp_pa
     ("vocabulary", "merges", "message"),
     [
         ({**TOKENIZED["vocabulary"], "more": 300}, TOKENIZED["merges"], "300 text tokens, the text tokenizer 301"),
-        (TOKENIZED["vocabulary"], [*TOKENIZED["merges"], "z q"], "make no vocabulary: .*zq"),
-        ({"[UNK]": "x"}, ["[UN K]"], "make no vocabulary"),
+        (TOKENIZED["vocabulary"], [*TOKENIZED["merges"], "z q"], "do not form a vocabulary: .*zq"),
+        ({"[UNK]": "x"}, ["[UN K]"], "do not form a vocabulary"),
     ],
 )
 def test_vocabularies_that_do_not_fit(

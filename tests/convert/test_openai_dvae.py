@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from dalle_zoo import load_model
 from dalle_zoo.cli.main import main
 from dalle_zoo.convert import WeightFileError, convert, find, inspect_files, recognize
-from dalle_zoo.hub import load_image_tokenizer, read_json
+from dalle_zoo.files import read_json
 from dalle_zoo.models.dvae import DVAE, DVAEConfig, DVAEEncoder
+from dalle_zoo.networks import load_image_tokenizer
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = runpy.run_path(str(ROOT / "tests/golden/openai_dvae.py"))
@@ -194,13 +195,13 @@ def test_the_encoder_of_transformers_with_the_released_decoder(
 
 def test_a_decoder_needs_its_encoder(tmp_path: Path, released: dict[str, State]) -> None:
     torch.save(released["decoder"], tmp_path / "decoder.pkl")
-    assert "without its encoder: give the folder that holds encoder.pkl" in refusal(lambda: find(tmp_path))
+    assert "(decoder.pkl) without the encoder: give both files, or the folder" in refusal(lambda: find(tmp_path))
 
 
 def test_two_encoders(tmp_path: Path, released: dict[str, State]) -> None:
     for name in "ab":
         torch.save(released["encoder"], tmp_path / name)
-    assert "two files of the encoder" in refusal(lambda: find(tmp_path))
+    assert "holds several encoders of OpenAI's discrete VAE (a, b)" in refusal(lambda: find(tmp_path))
 
 
 def test_parts_that_do_not_belong_together(tmp_path: Path, released: dict[str, State]) -> None:
@@ -216,7 +217,7 @@ def test_parts_that_do_not_belong_together(tmp_path: Path, released: dict[str, S
         ("blocks.group_2.block_1.id_path.w", None, "missing encoder.groups.group_2.block_1.skip.weight"),
         ("blocks.extra.w", torch.ones(1), "unexpected encoder.blocks.extra.w"),
         ("blocks.input.b", torch.ones(65), r"encoder.input.bias has shape (65,), expected (64,)"),
-        ("blocks.input.b", torch.full((64,), torch.nan), "encoder.input.bias hold values that are not finite"),
+        ("blocks.input.b", torch.full((64,), torch.nan), "encoder.input.bias has values that are not finite"),
         ("blocks.input.b", torch.ones(64, dtype=torch.int32), "encoder.input.bias is torch.int32, expected floating"),
     ],
 )

@@ -277,7 +277,7 @@ def test_pickles_that_would_run_something_are_refused(name: str, command: str, w
 def test_also_within_files_of_torch(name: str, carrier: str, command: str, watched: Any, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     path.write_bytes(CARRIERS[carrier](RUNNING[name](command)))
-    assert f"{path} is not opened: " in watched(refusal, lambda: open_checkpoint(path))
+    assert f"{path} cannot be opened: " in watched(refusal, lambda: open_checkpoint(path))
 
 
 @pytest.mark.parametrize("name", INERT)
@@ -296,7 +296,7 @@ def test_damaged_and_greedy_pickles_are_refused(name: str, watched: Any) -> None
 def test_also_those_within_files_of_torch(name: str, carrier: str, watched: Any, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     path.write_bytes(CARRIERS[carrier](HOSTILE[name]))
-    assert f"{path} is not opened: " in watched(refusal, lambda: open_checkpoint(path))
+    assert f"{path} cannot be opened: " in watched(refusal, lambda: open_checkpoint(path))
 
 
 def test_instructions_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,8 @@ import torch
 from dalle_zoo.cli.main import main
 from dalle_zoo.convert import FAMILIES, Conversion, Source, WeightFileError, convert, find, inspect_files, recognize
 from dalle_zoo.convert.lazy import CONVERTED_SHARD_BYTES, write_network
-from dalle_zoo.hub import SHARD_BYTES
 from dalle_zoo.registry import UnknownNameError
+from dalle_zoo.weights import SHARD_BYTES
 
 FUZZER = runpy.run_path(str(Path(__file__).parents[2] / "tools/fuzz_readers.py"))
 
@@ -35,9 +35,9 @@ def encoder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_every_family_says_how_it_is_known(name: str) -> None:
-    family = FAMILIES[name]()
+    family = FAMILIES[name](name)
     assert family.title
-    assert "known by" in family.expects
+    assert "recognized by" in family.expects
     assert family.recognize(inspect_files(Path(__file__).parent)) is None
 
 
@@ -80,13 +80,11 @@ def test_unknown_weights_are_answered_with_what_was_seen(tmp_path: Path, capsys:
     (tmp_path / "broken.json").write_text("{")
     assert main(["convert", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert (
-        f"{tmp_path} holds no weights that are known (sub-folders are searched, theirs are not). Known are\n" in said
-    )
+    assert f"{tmp_path} holds no known weights (folders are searched one level deep). Known families:\n" in said
     assert all(f"\n  {name}: {family.expects}" in said for name, family in FAMILIES.items())
     assert "\n  a.pt: a file of torch with 1 tensors (net.weight [2, 3], ...)\n" in said
     assert "\n  config.yaml: a configuration with width\n" in said
-    assert "b.bin is not opened: it begins like no file of torch, of safetensors or of Flax" in said
+    assert "b.bin cannot be opened: it is not a file of torch, safetensors or Flax" in said
     assert "broken.json cannot be read: JSONDecodeError" in said
     assert not (tmp_path / "out").exists()
 
@@ -145,7 +143,7 @@ def test_errors_name_where_the_weights_lie(given: str, encoder: Path, tmp_path: 
     location = [encoder / "x", encoder / "config.json"][: 1 if given == "file" else 2]
     where = " and ".join(map(str, location))
     with pytest.raises(
-        WeightFileError, match=rf"^{where} cannot be converted: .*output.bias hold values that are not f"
+        WeightFileError, match=rf"^{where} cannot be converted: .*output.bias has values that are not f"
     ):
         convert(find(location), tmp_path / "out")
 
@@ -165,7 +163,7 @@ def test_every_record_has_the_same_fields(encoder: Path, tmp_path: Path) -> None
 
 def test_nothing_there(tmp_path: Path) -> None:
     assert recognize(tmp_path) is None
-    with pytest.raises(WeightFileError, match=r"Seen was\n  nothing$"):
+    with pytest.raises(WeightFileError, match=r"Files found:\n  none$"):
         find(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"missing does not exist: expected a file of weights"):
         find(tmp_path / "missing")

@@ -16,14 +16,15 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dalle_zoo.convert import Source, WeightFileError, convert, find, recognize
-from dalle_zoo.hub import load_image_tokenizer, read_json
-from dalle_zoo.models.vqgan import VQGAN, VQGANConfig
+from dalle_zoo.convert import FAMILIES, Source, WeightFileError, convert, find, recognize
+from dalle_zoo.files import read_json
+from dalle_zoo.models.external.vqgan import VQGAN, VQGANConfig
+from dalle_zoo.networks import load_image_tokenizer
 
 GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/vqgan.py"))
 EmptyFile = Callable[[Mapping[str, Sequence[int]], Path], Path]
 TWIN = {"atol": 1e-4, "rtol": 1e-4}
-"""As in tests/models/test_vqgan.py."""
+"""As in tests/models/external/test_vqgan.py."""
 
 SMALL: dict[str, Any] = {
     "image_size": 16, "width": 32, "multipliers": (1, 2, 2), "blocks_per_level": 1, "attention_sizes": (8,),
@@ -109,7 +110,7 @@ def test_gumbel_without_a_configuration(tmp_path: Path) -> None:
     net, record = converted(taming(GUMBEL, tmp_path), tmp_path / "ours")
     # 256 pixels are assumed, so the level in the middle has 128; the network is the same.
     assert asdict(net.config) == asdict(GUMBEL) | {"image_size": 256, "attention_sizes": (128,)}
-    assert record["notes"] == {"image_size": "assumed, as no configuration lies there"}
+    assert record["notes"] == {"image_size": "assumed, as no configuration was found"}
     golden = load_file(GOLDEN["FILES"]["gumbel"])
     assert torch.equal(net.encode(golden["images"]), golden["codes"])
     torch.testing.assert_close(net.decode(golden["codes"]), ((golden["pixels"] + 1) / 2).clamp(0, 1), **TWIN)
@@ -156,7 +157,8 @@ def test_published_sizes(kind: str, expected: dict[str, Any], empty_safetensors:
     assert source is not None
     assert asdict(VQGANConfig(**source.config)) == expected
     native = shapes(VQGANConfig(**source.config))
-    assert {name: t.shape for name, t in source.parts["vqgan"].items()} == native
+    tensors = FAMILIES["vqgan"]("vqgan").translate(source, VQGANConfig(**source.config))
+    assert {name: t.shape for name, t in tensors.items()} == native
 
 
 def size_note(source: Source | None) -> tuple[int, str]:
@@ -221,7 +223,7 @@ def test_several_are_not_guessed_among(tmp_path: Path) -> None:
     taming(NEAREST, tmp_path, "last.ckpt")
     with pytest.raises(
         WeightFileError,
-        match=r"several VQGANs \(epoch=1.ckpt, last.ckpt\): name the files of one with --files or files=",
+        match=r"several image tokenizers of VQGAN \(epoch=1.ckpt, last.ckpt\): name the files of one with --files",
     ):
         recognize(tmp_path)
 
@@ -236,7 +238,7 @@ def test_several_are_not_guessed_among(tmp_path: Path) -> None:
             lambda s: s.update({"quantize.embedding.weight": torch.rand(48, 12)}),
             r"shape \(48, 12\), expected \(48, 16\)",
         ),
-        (lambda s: s["quant_conv.bias"].fill_(math.nan), "quant_conv.bias hold values that are not finite"),
+        (lambda s: s["quant_conv.bias"].fill_(math.nan), "quant_conv.bias has values that are not finite"),
         (lambda s: [s.pop(n) for n in list(s) if n.startswith("decoder.up.1.")], "levels decoder.up.0, decoder.up.1"),
         (lambda s: s.update({"encoder.conv_in.weight": torch.rand(48, 3, 3, 3)}), "multiples of the first 48"),
         (lambda s: s.update({"decoder.up.2.block.0.conv1.weight": torch.rand(())}), "expected more dimensions"),

@@ -1,4 +1,4 @@
-"""Vocabularies of YouTokenToMe; that ids are those of the package is in tests/models/test_rudalle.py."""
+"""Vocabularies of YouTokenToMe; that ids are those of the package is in tests/models/external/test_rudalle.py."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def test_other_files_are_left_alone(text: str, tmp_path: Path) -> None:
         ("3 2\n", "4 1\n", "does not hold its 4 characters and 1 merges"),
         ("3 2\n", "9 9\n", "does not hold its 9 characters and 9 merges"),
         ("1 0 2 3", "0 1 2 3", r"has the special tokens \[0, 1, 2, 3\], expected \[1, 0, 2, 3\]"),
-        ("97 5", "55296 5", "has the character 55296, which Unicode does not have"),
+        ("97 5", "55296 5", "has the character 55296, which is not in Unicode"),
         ("97 5", "999999999 5", "has the character 999999999"),
-        ("7 6 8", "7 9 8", "joins 7 and 9, of which one is no token yet"),
-        ("7 6 8", "4 5 8", "must give 9 different texts the ids 0 to 8"),
-        ("7 6 8", "7 6 9", "must give 9 different texts the ids 0 to 8"),
-        ("9601 4", "99 4", "▁ among them"),
-        ("7 6 8\n1 0 2 3\n", "7 6", "begins like a vocabulary of YouTokenToMe, but is truncated or damaged"),
-        ("1 0 2 3\n", "1 0 2 3\nmore", "begins like a vocabulary of YouTokenToMe, but is truncated or damaged"),
+        ("7 6 8", "7 9 8", "merges 7 and 9, one of which is not defined before"),
+        ("7 6 8", "4 5 8", "must give 9 different texts, including ▁, the ids 0 to 8"),
+        ("7 6 8", "7 6 9", "must give 9 different texts, including ▁, the ids 0 to 8"),
+        ("9601 4", "99 4", "including ▁"),
+        ("7 6 8\n1 0 2 3\n", "7 6", "starts like a vocabulary of YouTokenToMe, but is truncated or damaged"),
+        ("1 0 2 3\n", "1 0 2 3\nmore", "starts like a vocabulary of YouTokenToMe, but is truncated or damaged"),
     ],
 )
 def test_damaged_ones_are_refused(old: str, new: str, message: str, tmp_path: Path) -> None:

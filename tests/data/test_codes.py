@@ -180,7 +180,7 @@ def test_an_interrupted_encoding_continues(make: Any, source: Any, fail_at: int)
     out = make.root / "out"
     with pytest.raises(RuntimeError, match="out of memory"):
         encode_source(source, failing, out, **OPTIONS)
-    with pytest.raises(ValueError, match="not finished"):
+    with pytest.raises(ValueError, match="unfinished"):
         CodeDataset(out)
     done = calls
     encode_source(source, failing, out, **OPTIONS)
@@ -299,7 +299,7 @@ def test_bad_options(make: Any, source: Any) -> None:
     for changes, message in (
         ({"variants": 0}, "variants must be at least 1"),
         ({"chunk": 0}, "chunk must be at least 1"),
-        ({"info": {}}, "info must hold codebook_size"),
+        ({"info": {}}, "info must have an integer codebook_size"),
         ({"transform": "priors"}, "Did you mean 'prior'"),
         ({"info": {"codebook_size": 2}}, r"codes must lie in 0..1"),
     ):

@@ -218,7 +218,7 @@ def test_captions_without_an_image_are_skipped(make: Any) -> None:
         ("missing.tar", "does not exist"),
         ("shard", "Did you mean .*shards'"),
         ("empty", "holds no image"),
-        ("shards/00000.txt", "no shard"),
+        ("shards/00000.txt", "not a shard"),
         ("shards/*.tgz", "matches no shard"),
         ("shards/0000{0..3}.tar", r"00002.tar' matches no shard"),
         ("shards/{0..3.tar", "unbalanced"),
@@ -271,7 +271,7 @@ def test_bundled_names(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="Did you mean 'val-styles'"):
         open_source("emoji64:val-style")
     monkeypatch.setattr(sources.importlib.resources, "files", lambda _: make.root / "shards")
-    with pytest.raises(ValueError, match="lacks the shards"):
+    with pytest.raises(ValueError, match="has no shards"):
         open_source("emoji64:train")
 
 

@@ -162,4 +162,4 @@ def test_gray_pixels_are_refused() -> None:
 
 def test_unknown_name_suggests() -> None:
     with pytest.raises(ValueError, match="Did you mean 'center'"):
-        TRANSFORMS["centre"]
+        TRANSFORMS["centr"]

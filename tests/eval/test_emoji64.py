@@ -26,7 +26,7 @@ def test_the_file_fixes_what_was_fixed() -> None:
     assert [group.captions.count for group in groups.values()] == [256, None, None]
     assert {(group.samples, group.captions.rule) for group in groups.values()} == {(413, "first")}
     assert (sampling.candidates, sampling.chunk, sampling.seeds, protocol.seed) == (16, 8, "chunk", 0)
-    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.guidance) == (0.7, None, None, 1.0)
+    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.guidance_scale) == (0.7, None, None, 1.0)
     targets = [
         (t.score["metric"], t.group, t.required, t.divided_by, t.minus) for t in protocol.targets
     ]  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from dalle_zoo_eval.datasets import load_captions
 
 from dalle_zoo.cli.main import main
-from dalle_zoo.hub import sha256_file
+from dalle_zoo.files import sha256_file
 
 PROTOCOL = """
 name: {name}

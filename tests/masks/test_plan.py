@@ -129,8 +129,8 @@ def test_a_mask_has_the_canonical_spec_and_equals_itself_alone() -> None:
 
 
 BROKEN: dict[str, tuple[MaskMod, type[Exception], str]] = {
-    "not causal": (lambda q, k: (q - k).abs() < 99, ValueError, "position 0 reads a later"),
-    "not itself": (lambda q, k: k < q, ValueError, "position 0 does not read itself"),
+    "not causal": (lambda q, k: (q - k).abs() < 99, ValueError, "position 0 attends to a later"),
+    "not itself": (lambda q, k: k < q, ValueError, "position 0 does not attend to itself"),
     "no text": (
         lambda q, k: (k <= q) & (q - k < 3),
         ValueError,

@@ -75,7 +75,7 @@ def test_cycles() -> None:
         ("row, colum", "unknown schedule or mask 'colum'. Did you mean 'column'"),
         ("paper(kernl=5)", "unknown conv option 'kernl'. Did you mean 'kernel'"),
         ("row, conv(kernl=5)", "unknown conv option 'kernl'. Did you mean 'kernel'"),
-        ("paper, row", "'paper' is a complete schedule and cannot stand in a list"),
+        ("paper, row", "'paper' is a complete schedule and cannot be part of a list"),
         ("row,,column", "a mask is written"),
         ("", "a mask is written"),
     ],

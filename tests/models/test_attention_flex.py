@@ -37,7 +37,7 @@ def test_a_kernel_that_disagrees_with_the_oracle_is_refused(monkeypatch: pytest.
     other = Mask.from_spec("full", LAYOUT)
     module = sys.modules["dalle_zoo.models.attention.flex"]
     monkeypatch.setattr(module, "_compiled", lambda q, k, v, m: attention.dense(q, k, v, other))
-    with pytest.raises(RuntimeError, match=r"is wrong for mask 'row' on cpu, values differ .* take the attention"):
+    with pytest.raises(RuntimeError, match=r"is wrong for mask 'row' on cpu, values differ .* use the attention"):
         attention.flex(*inputs(LAYOUT), Mask.from_spec("row", LAYOUT))
     assert torch.equal(attention.flex(*inputs(LAYOUT), other), attention.dense(*inputs(LAYOUT), other))
 

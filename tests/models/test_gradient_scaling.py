@@ -425,6 +425,6 @@ def test_the_stored_figures_show_it() -> None:
     assert (stored["residual blocks"], stored["width"], stored["carrier"]) == (48, 128, "emulated")
     widest = stored["rows"][-1]
     assert widest["log2 of the spread"] == 29
-    assert widest["error with a scale a block"][-1] < widest["error with the best scale for all"][-1] / 3
+    assert widest["error with a scale per block"][-1] < widest["error with the best scale for all"][-1] / 3
     for row in stored["rows"]:
-        assert max(row["error with a scale a block"]) < FLOAT16_ERROR
+        assert max(row["error with a scale per block"]) < FLOAT16_ERROR

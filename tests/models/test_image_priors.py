@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle_zoo import hub
+from dalle_zoo.files import write_json
+from dalle_zoo.model_folder import ModelFolderError
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
-from dalle_zoo.sampling import Sampler, decode_logits, sample_codes
+from dalle_zoo.networks import load_prior, save_network
+from dalle_zoo.sampling import SamplingOptions, decode_logits, sample_codes
 
 SIZES = {"text_length": 5, "text_vocab": 11, "image_height": 3, "image_width": 4, "codebook_size": 9}
 
@@ -96,12 +98,11 @@ def test_a_token_depends_on_the_caption_and_on_no_later_token(name: str) -> None
 def test_an_image_depends_on_its_seed_alone(name: str) -> None:
     prior, seeds = tiny(name), torch.arange(6).view(3, 2)
     text = captions(prior)
-    sampled = sample_codes(prior, text, seeds, sampler=Sampler(top_k=5))
+    options = SamplingOptions(top_k=5)
+    sampled = sample_codes(prior, text, seeds, options)
     assert len(sampled.flatten(0, 1).flatten(1).unique(dim=0)) == 6
-    assert torch.equal(sample_codes(prior, text[1:2], seeds[1:2, 1:], sampler=Sampler(top_k=5))[0, 0], sampled[1, 1])
-    primed = sample_codes(
-        prior, text[1:2], seeds[1:2, 1:], sampler=Sampler(top_k=5), prime=sampled[1, 1].view(1, -1)[:, :5]
-    )
+    assert torch.equal(sample_codes(prior, text[1:2], seeds[1:2, 1:], options)[0, 0], sampled[1, 1])
+    primed = sample_codes(prior, text[1:2], seeds[1:2, 1:], options, prime=sampled[1, 1].view(1, -1)[:, :5])
     assert torch.equal(primed[0, 0], sampled[1, 1])
 
 
@@ -111,10 +112,10 @@ def test_guidance_acts_on_every_step_or_is_refused(name: str) -> None:
     prior = tiny(name)
     text, seeds = captions(prior), torch.arange(3).view(3, 1)
     if type(prior).null_text is ImagePrior.null_text:
-        with pytest.raises(ValueError, match="knows no empty caption to compare with: leave guidance at 1"):
-            sample_codes(prior, text, seeds, guidance=2.0)
+        with pytest.raises(ValueError, match="has no empty caption for guidance: leave guidance_scale at 1"):
+            sample_codes(prior, text, seeds, SamplingOptions(guidance_scale=2.0))
         return
-    codes = sample_codes(prior, text, seeds, guidance=3.0, sampler=Sampler(temperature=0)).clone()
+    codes = sample_codes(prior, text, seeds, SamplingOptions(temperature=0, guidance_scale=3.0)).clone()
     conditional = prior.image_logits(text, codes[:, 0])
     empty = prior.image_logits(prior.null_text().expand(3, -1), codes[:, 0])
     assert (conditional - empty).abs().amax(-1).min() > 1e-4
@@ -128,7 +129,7 @@ def test_windows_sample_the_same_or_are_refused(name: str) -> None:
     text, seeds = captions(prior), torch.arange(6).view(3, 2)
     if type(prior).window_decoding is ImagePrior.window_decoding:
         with pytest.raises(
-            ValueError, match=f"{type(prior).__name__} samples one token after the other: leave window"
+            ValueError, match=f"{type(prior).__name__} can only sample one token per pass: omit window"
         ):
             sample_codes(prior, text, seeds, window=4)
         return
@@ -138,8 +139,8 @@ def test_windows_sample_the_same_or_are_refused(name: str) -> None:
 @every_prior
 def test_it_is_saved_and_read(name: str, tmp_path: Any) -> None:
     prior = tiny(name)
-    hub.save_network(prior, PRIORS.name_of(type(prior)), tmp_path)
-    back = hub.load_prior(tmp_path)
+    save_network(prior, PRIORS.name_of(type(prior)), tmp_path)
+    back = load_prior(tmp_path)
     assert type(back) is type(prior)
     assert back.config == prior.config
     text, codes = captions(prior, 1), codes_of(prior, 1)
@@ -147,6 +148,6 @@ def test_it_is_saved_and_read(name: str, tmp_path: Any) -> None:
 
 
 def test_a_type_that_is_no_prior_is_named(tmp_path: Any) -> None:
-    hub.write_json(tmp_path / "config.json", {"type": "dvae"})
-    with pytest.raises(hub.ModelFolderError, match=r'expected "type": "prior"'):
-        hub.load_prior(tmp_path)
+    write_json(tmp_path / "config.json", {"type": "dvae"})
+    with pytest.raises(ModelFolderError, match=r'expected "type": "prior"'):
+        load_prior(tmp_path)

@@ -64,7 +64,7 @@ def test_cached_decoding_equals_the_full_forward_of_the_same_weights(random_prio
 def test_what_does_not_fit_is_refused_before_anything_changes(random_prior: Maker) -> None:
     prior = random_prior()
     with pytest.raises(
-        ValueError, match=r"int4 takes 32 weights together, and layers\.0\.attention\.qkv has rows of 16"
+        ValueError, match=r"int4 needs rows of a multiple of 32 weights, layers\.0\.attention\.qkv has 16"
     ):
         quantize(prior, "int4")
     with pytest.raises(ValueError, match=r"int3"):

@@ -153,7 +153,7 @@ def test_wrong_folders_say_what_is_wrong(ranker: Ranker, tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"pickle \(pytorch_model\.bin\)"):
         Ranker.from_folder(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(weights[:100])
-    with pytest.raises(ValueError, match="can't be read"):
+    with pytest.raises(ValueError, match="cannot be read"):
         Ranker.from_folder(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="'bert'"):

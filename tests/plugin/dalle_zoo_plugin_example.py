@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from dalle_zoo.tokenizers import TextTokenizer
 
 
 def diagonal(layout: TextImageLayout, *, steps: int = 1) -> MaskMod:
-    """Reads itself and the cells up to `steps` rows above, one column to the left per row."""
+    """Attends to itself and to cells up to `steps` rows above, one column further left per row."""
 
     def image_rule(query: Tensor, key: Tensor) -> Tensor:
         offset = query - key
@@ -25,24 +26,27 @@ def diagonal(layout: TextImageLayout, *, steps: int = 1) -> MaskMod:
     return text_then_image(layout, image_rule)
 
 
+LETTERS = string.ascii_lowercase + " "
+
+
 class LetterTokenizer(TextTokenizer):
-    """Ids 0 to 25 for a to z; all else is left out."""
+    """Ids 0 to 25 are the letters a to z and 26 is the space; other characters are dropped."""
 
     kind = "letters"
-    vocab_size = 26
+    vocab_size = 27
 
     def encode(self, text: str, *, dropout: float = 0.0, seed: int = 0) -> list[int]:
         self.check(text, dropout, seed)
-        return [ord(letter) - 97 for letter in text.lower() if "a" <= letter <= "z"]
+        return [LETTERS.index(letter) for letter in text.lower() if letter in LETTERS]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return "".join(chr(97 + i) for i in ids if i < 26)
+        return "".join(LETTERS[i] for i in self.known_ids(ids))
 
     def files(self) -> Mapping[str, str]:
         return {}
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def read(cls, folder: Path) -> Self:
         return cls()
 
 
@@ -51,22 +55,18 @@ class BrightnessConfig:
     """Options of `BrightnessTokenizer`."""
 
     codebook_size: int = 16
+    factor: int = 8
+    image_size: int = 32
 
 
 class BrightnessTokenizer(ImageTokenizer):
-    """A code is how bright a square of 8 x 8 pixels is."""
+    """Each code is the brightness of a square of `factor` x `factor` pixels."""
 
     config_class = BrightnessConfig
-    factor = 8
-    image_size = 32
 
     def __init__(self, config: BrightnessConfig) -> None:
         super().__init__()
         self.config = config
-
-    @property
-    def codebook_size(self) -> int:
-        return self.config.codebook_size
 
     def encode(self, images: Tensor) -> Tensor:
         self.check_images(images)

@@ -13,7 +13,7 @@ from dalle_zoo.masks import MASKS, Mask, TextImageLayout
 from dalle_zoo.models.cache import Places
 from dalle_zoo.models.decoding import PriorDecoding
 from dalle_zoo.models.prior import Prior
-from dalle_zoo.sampling import Sampler, decode_logits, derive_seed, gumbel, sample_codes
+from dalle_zoo.sampling import SamplingOptions, decode_logits, derive_seed, gumbel, sample_codes
 from dalle_zoo.sampling.capture import RepeatedStep
 
 Maker = Callable[..., Prior]
@@ -43,8 +43,8 @@ def full_logits(prior: Prior, text: Tensor, codes: Tensor) -> Tensor:
     return prior(text.repeat_interleave(candidates, 0), codes.flatten(0, 1)).image.unflatten(0, (-1, candidates))
 
 
-class Recorder(Sampler):
-    """A sampler that keeps the logits it was given."""
+class Recorder(SamplingOptions):
+    """Options that record the logits they are given."""
 
     def sample(self, logits: Tensor, seeds: Tensor, step: int | Tensor) -> Tensor:
         self.__dict__.setdefault("logits", {})[step] = logits.clone()
@@ -167,12 +167,16 @@ def test_a_step_by_number_on_the_device_is_the_same(random_prior: Maker, masks: 
 
 
 def test_a_repeated_step_samples_the_same(random_prior: Maker) -> None:
-    prior, seeds, sampler = random_prior(masks="paper", num_layers=3), make_seeds(), Sampler(top_k=5, top_p=0.9)
-    expected = sample_codes(prior, TEXT, seeds, sampler=sampler).flatten(2)
+    prior, seeds, options = (
+        random_prior(masks="paper", num_layers=3),
+        make_seeds(),
+        SamplingOptions(top_k=5, top_p=0.9),
+    )
+    expected = sample_codes(prior, TEXT, seeds, options).flatten(2)
     decoder = PriorDecoding(prior, TEXT, 2)
 
     def sample(index: int | Tensor, previous: Tensor | None) -> Tensor:
-        return sampler.sample(decoder.step(index, previous).flatten(0, 1), seeds.flatten(), index).view(3, 2)
+        return options.sample(decoder.step(index, previous).flatten(0, 1), seeds.flatten(), index).view(3, 2)
 
     with torch.no_grad():
         tokens = [sample(0, None)]
@@ -183,17 +187,18 @@ def test_a_repeated_step_samples_the_same(random_prior: Maker) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
 @pytest.mark.parametrize("primed", [0, 5])
 @every_schedule
 def test_a_graph_samples_what_single_launches_sample(
-    random_prior: Maker, masks: str, primed: int, guidance: float
+    random_prior: Maker, masks: str, primed: int, guidance_scale: float
 ) -> None:
     prior = random_prior(masks=masks, num_layers=4).cuda()
     text, seeds = TEXT.cuda(), make_seeds().cuda()
     prime = torch.randint(K, (3, primed), generator=torch.Generator().manual_seed(4)).cuda()
     by_graph, by_launch = (
-        sample_codes(prior, text, seeds, prime=prime, guidance=guidance, graph=graph) for graph in (True, False)
+        sample_codes(prior, text, seeds, SamplingOptions(guidance_scale=guidance_scale), prime=prime, graph=graph)
+        for graph in (True, False)
     )
     assert torch.equal(by_graph, by_launch)
 
@@ -228,8 +233,8 @@ def test_windows_equal_the_full_forward(random_prior: Maker, masks: str, grid: t
 
 def test_guidance_acts_at_every_step_and_changes_no_input(random_prior: Maker) -> None:
     prior, seeds, text = random_prior(masks="paper", num_layers=3), make_seeds(), TEXT.clone()
-    recorder = Recorder()
-    codes = sample_codes(prior, text, seeds, sampler=recorder, guidance=2.5)
+    recorder = Recorder(guidance_scale=2.5)
+    codes = sample_codes(prior, text, seeds, recorder)
     assert torch.equal(text, TEXT)
     assert torch.equal(seeds, make_seeds())
     conditional = full_logits(prior, TEXT, codes)
@@ -244,9 +249,9 @@ def test_guidance_acts_at_every_step_and_changes_no_input(random_prior: Maker) -
 def test_guidance_of_one_is_none_and_of_zero_forgets_the_caption(random_prior: Maker) -> None:
     prior, seeds = random_prior(), make_seeds()
     plain = sample_codes(prior, TEXT, seeds)
-    assert torch.equal(sample_codes(prior, TEXT, seeds, guidance=1.0), plain)
+    assert torch.equal(sample_codes(prior, TEXT, seeds, SamplingOptions(guidance_scale=1.0)), plain)
     null = sample_codes(prior, prior.null_text().expand(3, -1), seeds)
-    assert torch.equal(sample_codes(prior, TEXT, seeds, guidance=0.0), null)
+    assert torch.equal(sample_codes(prior, TEXT, seeds, SamplingOptions(guidance_scale=0.0)), null)
     assert not torch.equal(null, plain)
 
 
@@ -277,8 +282,8 @@ def test_the_global_generator_plays_no_part(random_prior: Maker) -> None:
 
 
 def test_greedy_images_do_not_depend_on_the_seed(random_prior: Maker) -> None:
-    prior, greedy = random_prior(), Sampler(temperature=0)
-    codes = sample_codes(prior, TEXT, make_seeds(), sampler=greedy)
+    prior, greedy = random_prior(), SamplingOptions(temperature=0)
+    codes = sample_codes(prior, TEXT, make_seeds(), greedy)
     assert torch.equal(codes[:, 0], codes[:, 1])
     best = full_logits(prior, TEXT, codes).argmax(-1)
     assert torch.equal(best.view_as(codes), codes)
@@ -286,7 +291,7 @@ def test_greedy_images_do_not_depend_on_the_seed(random_prior: Maker) -> None:
 
 def test_top_k_leaves_k_tokens_at_every_step(random_prior: Maker) -> None:
     prior = random_prior()
-    codes = sample_codes(prior, TEXT, make_seeds(3, 16), sampler=Sampler(top_k=2))
+    codes = sample_codes(prior, TEXT, make_seeds(3, 16), SamplingOptions(top_k=2))
     best = full_logits(prior, TEXT, codes).topk(2).indices
     assert (best == codes.flatten(2)[..., None]).any(-1).all()
 
@@ -295,19 +300,19 @@ def test_top_k_leaves_k_tokens_at_every_step(random_prior: Maker) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 7, 12])
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_primed_tokens_stay_and_the_rest_is_sampled(random_prior: Maker, count: int, guidance: float) -> None:
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_primed_tokens_stay_and_the_rest_is_sampled(random_prior: Maker, count: int, guidance_scale: float) -> None:
     prior, seeds = random_prior(), make_seeds(3, 5)
     prime = torch.randint(K, (3, count), generator=torch.Generator().manual_seed(4))
-    recorder = Recorder()
-    codes = sample_codes(prior, TEXT, seeds, sampler=recorder, prime=prime, guidance=guidance).flatten(2)
+    recorder = Recorder(guidance_scale=guidance_scale)
+    codes = sample_codes(prior, TEXT, seeds, recorder, prime=prime).flatten(2)
     assert torch.equal(codes[:, :, :count], prime[:, None].expand(-1, 5, -1))
     if count == N:
         return
     assert len(codes[0, :, count:].unique(dim=0)) == 5, "every candidate goes its own way"
     seen = recorder.seen(3, 5)
     assert seen.shape[2] == N - count, "nothing is sampled where a token is given"
-    if guidance == 1:
+    if guidance_scale == 1:
         logits = full_logits(prior, TEXT, codes.unflatten(2, (H, W)))
         torch.testing.assert_close(seen, logits[:, :, count:], **DECODING)
 
@@ -330,7 +335,7 @@ def test_progress_counts_the_tokens(random_prior: Maker) -> None:
 
 
 def test_in_bfloat16(random_prior: Maker) -> None:
-    codes = sample_codes(random_prior().to(torch.bfloat16), TEXT, make_seeds(), guidance=2.0)
+    codes = sample_codes(random_prior().to(torch.bfloat16), TEXT, make_seeds(), SamplingOptions(guidance_scale=2.0))
     assert codes.shape == (3, 2, H, W)
     assert codes.min() >= 0
     assert codes.max() < K
@@ -347,7 +352,7 @@ def test_training_goes_on_afterwards(random_prior: Maker) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"text": TEXT[:2]}, "text and seeds must name the same prompts, got 2 and 3"),
+        ({"text": TEXT[:2]}, "text and seeds must have the same number of prompts, got 2 and 3"),
         ({"text": TEXT[:, :3]}, r"text must have shape \(P, 4\), got \(3, 3\)"),
         ({"text": TEXT[0]}, r"text must have shape \(P, 4\), got \(4,\)"),
         ({"seeds": make_seeds()[0]}, r"seeds must be int64 of shape \(P, n\), got torch.int64 \(2,\)"),
@@ -358,7 +363,6 @@ def test_training_goes_on_afterwards(random_prior: Maker) -> None:
         ),
         ({"prime": torch.zeros(2, 4, dtype=torch.long)}, r"prime must have shape \(3, m\) with m <= 12, got \(2, 4\)"),
         ({"prime": torch.full((3, 4), K)}, r"prime must hold codes in 0\.\.6, got 7\.\.7"),
-        ({"guidance": float("nan")}, "guidance must be a finite number, got nan"),
     ],
 )
 def test_bad_arguments_are_refused(random_prior: Maker, wrong: dict[str, Any], message: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dalle_zoo.masks import MASKS
 from dalle_zoo.models.prior import Prior
-from dalle_zoo.sampling import Sampler, derive_seed, gumbel, sample_codes
+from dalle_zoo.sampling import SamplingOptions, derive_seed, gumbel, sample_codes
 from dalle_zoo.sampling.jacobi import sample_windows
 
 Maker = Callable[..., Prior]
@@ -62,13 +62,13 @@ def test_codes_are_those_of_single_tokens(random_prior: Maker, masks: str, windo
 @pytest.mark.parametrize(
     "options",
     [
-        {"sampler": Sampler(temperature=0.5)},
-        {"sampler": Sampler(temperature=0)},
-        {"sampler": Sampler(temperature=1.7, top_k=3)},
-        {"sampler": Sampler(top_p=0.6)},
-        {"sampler": Sampler(temperature=0.8, top_k=4, top_p=0.8), "guidance": 1.5},
-        {"guidance": 3.0},
-        {"guidance": 0.0},
+        {"options": SamplingOptions(temperature=0.5)},
+        {"options": SamplingOptions(temperature=0)},
+        {"options": SamplingOptions(temperature=1.7, top_k=3)},
+        {"options": SamplingOptions(top_p=0.6)},
+        {"options": SamplingOptions(temperature=0.8, top_k=4, top_p=0.8, guidance_scale=1.5)},
+        {"options": SamplingOptions(guidance_scale=3.0)},
+        {"options": SamplingOptions(guidance_scale=0.0)},
     ],
     ids=str,
 )
@@ -84,7 +84,7 @@ def test_given_tokens_are_kept_and_run(random_prior: Maker, masks: str, count: i
     prior = random_prior(masks=masks, num_layers=4)
     prime = torch.randint(K, (3, count), generator=torch.Generator().manual_seed(4))
     for window in WINDOWS:
-        passes = assert_equal_codes(prior, window, prime=prime, guidance=1.5)
+        passes = assert_equal_codes(prior, window, options=SamplingOptions(guidance_scale=1.5), prime=prime)
         assert passes <= -(-count // window) + 12 - count, "given tokens are run a window at a time"
 
 
@@ -105,7 +105,7 @@ def test_a_larger_grid(random_prior: Maker) -> None:
 @pytest.mark.gpu
 def test_on_a_gpu(random_prior: Maker) -> None:
     prior = random_prior(masks="paper(kernel=3)", num_layers=4).cuda()
-    assert_equal_codes(prior, 5, TEXT.cuda(), SEEDS.cuda(), guidance=1.5)
+    assert_equal_codes(prior, 5, TEXT.cuda(), SEEDS.cuda(), options=SamplingOptions(guidance_scale=1.5))
 
 
 # ------------------------------------------------------------ passes
@@ -116,8 +116,8 @@ def test_tokens_that_do_not_depend_on_each_other_take_one_pass_a_window(random_p
     with torch.no_grad():
         prior.image_head.weight.zero_()
     # The first pass samples every token of its window rightly, but a guess is only known to be right in the next.
-    assert assert_equal_codes(prior, 1000, sampler=Sampler(temperature=0)) <= 2
-    assert assert_equal_codes(prior, 4, sampler=Sampler(temperature=0)) <= 6
+    assert assert_equal_codes(prior, 1000, options=SamplingOptions(temperature=0)) <= 2
+    assert assert_equal_codes(prior, 4, options=SamplingOptions(temperature=0)) <= 6
 
 
 def chain(index: int, previous: Tensor) -> Tensor:
@@ -133,7 +133,14 @@ def test_tokens_that_all_hang_on_the_one_before(window: int) -> None:
     """The worst case: still right, and no more passes than tokens."""
     passes, seeds = Passes(), SEEDS[:1]
     tokens = sample_windows(
-        chain, seeds, Sampler(), seeds.new_empty(1, 0), total=23, codebook_size=5, window=window, progress=passes
+        chain,
+        seeds,
+        SamplingOptions(),
+        seeds.new_empty(1, 0),
+        total=23,
+        codebook_size=5,
+        window=window,
+        progress=passes,
     )
     assert torch.equal(tokens, (torch.arange(23) % 5).expand(1, 2, -1))
     assert len(passes.done) <= 23
@@ -151,7 +158,7 @@ def test_a_window_begins_behind_the_slowest_candidate_and_others_keep_their_toke
 
     seeds = SEEDS[:1]
     empty = seeds.new_empty(1, 0)
-    tokens = sample_windows(read, seeds, Sampler(), empty, total=12, codebook_size=5, window=4)
+    tokens = sample_windows(read, seeds, SamplingOptions(), empty, total=12, codebook_size=5, window=4)
     expected = torch.stack([gumbel(seeds[0, :1], step, 5)[0] for step in range(12)]).argmax(-1)
     assert torch.equal(tokens[0, 0], expected)
     assert torch.equal(tokens[0, 1], torch.arange(12) % 5)
@@ -168,5 +175,5 @@ def test_a_window_begins_behind_the_slowest_candidate_and_others_keep_their_toke
 
 @pytest.mark.parametrize("window", [0, -3])
 def test_a_window_holds_a_token_at_least(random_prior: Maker, window: int) -> None:
-    with pytest.raises(ValueError, match=f"window must be at least 1 .* got {window}"):
+    with pytest.raises(ValueError, match=f"window must be at least 1.* got {window}"):
         sample_codes(random_prior(), TEXT, SEEDS, window=window)

@@ -146,7 +146,7 @@ def test_vocabulary_reached_or_told(captions: list[str], caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING, "dalle_zoo"):
         small = BPETokenizer.train(iter(captions))
     assert 256 < small.vocab_size < 16384
-    assert f"a vocabulary of {small.vocab_size}, not 16384" in caplog.text
+    assert f"a vocabulary of only {small.vocab_size} ids, not 16384" in caplog.text
 
 
 def test_smallest_vocabulary_is_bytes(captions: list[str]) -> None:
@@ -159,7 +159,7 @@ def test_training_refuses_bad_input() -> None:
         BPETokenizer.train(["a"], vocab_size=255)
     with pytest.raises(ValueError, match="captions is empty"):
         BPETokenizer.train([])
-    with pytest.raises(TypeError, match="got one: put it into a list"):
+    with pytest.raises(TypeError, match="got a string: put it into a list"):
         BPETokenizer.train("a red apple")
     with pytest.raises(TypeError, match="caption 1 must be a str, got NoneType"):
         BPETokenizer.train(["a", None])  # type: ignore[list-item]

@@ -67,7 +67,7 @@ def test_bad_arguments(captions: list[str]) -> None:
         CaptionEncoder(tokenizer, 0)
     with pytest.raises(ValueError, match=r"unknown overlong 'truncat'\. Did you mean 'truncate'"):
         CaptionEncoder(tokenizer, 8, overlong="truncat")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"dropout must lie in 0\.\.1, got -0\.1"):
+    with pytest.raises(ValueError, match=r"dropout must be in 0\.\.1, got -0\.1"):
         CaptionEncoder(tokenizer, 8, dropout=-0.1)
     encoder = CaptionEncoder(tokenizer, 8, dropout=0.1)
     with pytest.raises(ValueError, match="needs seeds"):

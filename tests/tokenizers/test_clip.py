@@ -42,8 +42,8 @@ def test_special_tokens_have_the_last_ids(clip: CLIPTokenizer) -> None:
 @pytest.mark.parametrize(
     ("merges", "message"),
     [
-        ([("a", "b"), ("a", "b")], "two of the merges make the same piece"),
-        ([("ab", "c")], "these merges make no vocabulary"),
+        ([("a", "b"), ("a", "b")], "two merges form the same piece"),
+        ([("ab", "c")], "these merges do not form a vocabulary"),
     ],
 )
 def test_merges_that_cannot_be(merges: list[tuple[str, str]], message: str) -> None:

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from dalle_zoo.cli.main import main
-from dalle_zoo.hub import save_network
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
+from dalle_zoo.networks import save_network
 from dalle_zoo.tokenizers import BPETokenizer
 
 SIZE, COUNT = 16, 22

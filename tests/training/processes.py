@@ -33,7 +33,8 @@ from dalle_zoo.training.checkpoints import AtomicCheckpointIO, Checkpoint, list_
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.prior_module import PriorModule
 from dalle_zoo.training.schedules import LearningRate
-from dalle_zoo.training.strategies import ShardedStates, shards_first
+from dalle_zoo.training.strategies import defers_weights
+from dalle_zoo.training.strategy_hooks import hooks_of
 from dalle_zoo.training.trainer import ZooTrainer
 
 CONFIG = PriorConfig(text_length=4, text_vocab=10, image_height=2, image_width=4, codebook_size=7, width=32,
@@ -125,7 +126,7 @@ def train(case: dict[str, Any], rank: int, world: int) -> None:
     torch.manual_seed(case.get("seed", 0))
     Prior.initial = usual_initial  # type: ignore[method-assign]
     out = Path(case["out"])
-    deferred = deferred_weights() if shards_first(case["strategy"]) else nullcontext()
+    deferred = deferred_weights() if defers_weights(case["strategy"]) else nullcontext()
     with deferred:
         module = RecordingModule(
             CONFIG,
@@ -157,10 +158,8 @@ def train(case: dict[str, Any], rank: int, world: int) -> None:
     measured = [Batches(rank, world).batch(index) for index in range(2)]
     validation = DataLoader(measured, batch_size=None) if case.get("validate") else None  # type: ignore[arg-type]
     trainer.fit(module, Batches(rank, world), validation, ckpt_path=case.get("resume"))
-    strategy = trainer.strategy
-    if isinstance(strategy, ShardedStates):
-        weights = strategy.unsharded_weights("net.")
-    else:
+    weights = hooks_of(trainer.strategy).unsharded_weights("net.")
+    if weights is None:
         weights = {name: tensor.clone() for name, tensor in module.net.state_dict().items()}
     measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     if rank == 0:

@@ -13,7 +13,7 @@ from dalle_zoo.training.checkpoints import Checkpoint
 
 
 class Weight(nn.Module):
-    """One weight, with the part of a trainer that averaging looks at."""
+    """One weight, with the part of a trainer that averaging reads."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()

@@ -11,8 +11,8 @@ import torch
 import torch.utils.data
 from lightning.pytorch import Trainer
 
-from dalle_zoo.hub import load_image_tokenizer
 from dalle_zoo.models.dvae import DVAEConfig
+from dalle_zoo.networks import load_image_tokenizer
 from dalle_zoo.training import AdamWConfig, Cosine, LearningRate
 from dalle_zoo.training.data_modules import CodeDataModule, ImageDataModule, TextConfig
 from dalle_zoo.training.dvae_module import PAPER_KL, PAPER_RATE, PAPER_TEMPERATURE, DVAEModule
@@ -151,7 +151,7 @@ def test_data_that_do_not_fit_are_refused(shards: Path, codes: Path, parts: Path
     stage.check_data(ImageDataModule(str(shards), image_size=16, transform="dvae"))
     with pytest.raises(ValueError, match=r"image_size is 24, the dVAE's config\.image_size 16"):
         stage.check_data(ImageDataModule(str(shards), image_size=24, transform="dvae"))
-    with pytest.raises(ValueError, match="stage 1 is trained on images, got CodeDataModule"):
+    with pytest.raises(ValueError, match=r"trained on CodeDataModule: set data\.class_path to ImageDataModule"):
         stage.check_data(CodeDataModule(str(codes), TextConfig(tokenizer=str(parts), length=12)))
 
 
@@ -165,6 +165,32 @@ def test_data_that_do_not_fit_are_refused(shards: Path, codes: Path, parts: Path
         ({"text": TextConfig(tokenizer="nowhere")}, "unknown model 'nowhere'"),
     ],
 )
-def test_bad_data_stop_before_a_run_begins(options: dict[str, Any], message: str, shards: Path) -> None:
+def test_bad_data_stop_in_setup(options: dict[str, Any], message: str, shards: Path, tmp_path: Path) -> None:
+    data = ImageDataModule(**{"train": str(shards), "image_size": 16, **options})  # a constructor opens nothing
+    stage = module()
+    before = {name: weight.clone() for name, weight in stage.state_dict().items()}
+    trainer = Trainer(
+        accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
     with pytest.raises(ValueError, match=message):
-        ImageDataModule(**{"train": str(shards), "image_size": 16, **options})
+        trainer.fit(stage, datamodule=data)
+    assert trainer.global_step == 0
+    assert all(torch.equal(before[name], weight) for name, weight in stage.state_dict().items())
+
+
+def test_data_that_do_not_fit_stop_training(shards: Path) -> None:
+    trainer = Trainer(
+        accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"image_size is 24, the dVAE's config\.image_size 16"):
+        trainer.fit(module(), datamodule=ImageDataModule(str(shards), image_size=24))
+
+
+def test_only_fit_opens_the_training_data(shards: Path) -> None:
+    data = ImageDataModule("nowhere", val=str(shards), image_size=16)
+    data.setup("validate")
+    assert len(list(data.val_dataloader())) == 3  # 22 samples, 8 per batch
+    with pytest.raises(ValueError, match="location 'nowhere' does not exist"):
+        data.setup("fit")

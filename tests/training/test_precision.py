@@ -138,7 +138,7 @@ def test_what_lightning_takes() -> None:
         ("16-resblok", "cpu", "plain", "Did you mean '16-resblock'?"),
         ("16-mixed", "cpu", "plain", "16-mixed needs a GPU: on the CPU use bf16-mixed, or 16-resblock"),
         ("16-mixed", "cpu", "fsdp", "16-mixed needs a GPU"),
-        ("16-resblock", "cuda", "fsdp", "use strategy fsdp2, or 32-true, bf16-mixed"),
+        ("16-resblock", "cuda", "fsdp", "use fsdp2, or 32-true, bf16-mixed"),
     ],
 )
 def test_names_that_cannot_be(name: str, device: str, kind: Any, message: str) -> None:

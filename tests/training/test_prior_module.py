@@ -15,7 +15,7 @@ import torch.utils.data
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from dalle_zoo.hub import ModelFolderError
+from dalle_zoo.model_folder import ModelFolderError
 from dalle_zoo.models.prior import PriorConfig
 from dalle_zoo.training import AdamWConfig, LearningRate
 from dalle_zoo.training.data_modules import CodeDataModule, ImageDataModule, TextConfig
@@ -166,7 +166,9 @@ def test_dropped_captions_are_a_function_of_the_step(monkeypatch: pytest.MonkeyP
 def data(kind: type[ImageDataModule] | type[CodeDataModule], location: Path, parts: Path) -> Any:
     text = TextConfig(tokenizer=str(parts), length=12, bpe_dropout=0.3)
     options = {"image_size": 16, "transform": "prior", "variants": 2} if kind is ImageDataModule else {}
-    return kind(train=str(location), val=str(location), text=text, batch_size=5, **options)
+    module = kind(train=str(location), val=str(location), text=text, batch_size=5, **options)
+    module.setup()
+    return module
 
 
 def test_images_and_code_shards_give_the_same(shards: Path, codes: Path, parts: Path) -> None:
@@ -238,15 +240,19 @@ def test_codes_of_validation_and_of_other_weights_are_refused(codes: Path, parts
         (folder / "manifest.json").write_text(json.dumps(manifest | values))
         return str(folder)
 
-    own.val = changed("grid", grid=[5, 4])
+    assert own.text is not None
+    other = CodeDataModule(str(codes), own.text, val=changed("grid", grid=[5, 4]))
+    other.setup("validate")
     with pytest.raises(ValueError, match=r"height of the codes of .*grid' is 5"):
-        stage.check_data(own)
-    own.val = changed("weights", tokenizer={"codebook_size": 8, "weights_sha256": "0" * 64})
+        stage.check_data(other)
+    val = changed("weights", tokenizer={"codebook_size": 8, "weights_sha256": "0" * 64})
+    other = CodeDataModule(str(codes), own.text, val=val)
+    other.setup("fit")
     with pytest.raises(ValueError, match=r"weights' were written by other weights .* got 0{64}; encode again"):
-        stage.check_data(own)
-    PriorModule(config).check_data(own)  # nothing to compare with
-    own.val = None
-    stage.check_data(own)
+        stage.check_data(other)
+    PriorModule(config).check_data(other)  # nothing to compare with
+    del other.opened["val"]
+    stage.check_data(other)
 
 
 def test_images_need_their_image_tokenizer(shards: Path, parts: Path) -> None:
@@ -261,6 +267,7 @@ def test_images_need_their_image_tokenizer(shards: Path, parts: Path) -> None:
     with pytest.raises(ValueError, match=r"set data\.init_args\.text"):
         PriorModule(config).check_data(ImageDataModule(str(shards), image_size=16))
     larger = ImageDataModule(str(shards), image_size=20, text=own.text)
+    larger.setup()
     with pytest.raises(ValueError, match="image_size is 20, that of the image tokenizer 16"):
         PriorModule(config, image_tokenizer=str(parts)).check_data(larger)
     with pytest.raises(ValueError, match="8 codes on a 4x4 grid, the prior's config expects 8 on 4x5"):
@@ -292,5 +299,5 @@ def test_blocks_are_compiled_where_that_is_asked_for_and_works() -> None:
         trainer.fit(module(compile=True), torch.utils.data.DataLoader([batch(2)], batch_size=None))
     sharded = module(compile=True)
     sharded.trainer = Trainer(strategy=FSDP1(), **options)
-    with pytest.raises(ValueError, match="does not work with strategy fsdp: take fsdp2"):
+    with pytest.raises(ValueError, match="does not work with strategy fsdp: use fsdp2"):
         sharded.on_fit_start()

@@ -121,7 +121,7 @@ def test_other_data_are_refused(module: RankerModule) -> None:
     module.check_data(ImageDataModule("emoji64:val-styles", image_size=16, text=captions))
     with pytest.raises(ValueError, match="the ranker is trained on captions"):
         module.check_data(ImageDataModule("emoji64:val-styles", image_size=16))
-    with pytest.raises(ValueError, match="trained on images, got CodeDataModule"):
+    with pytest.raises(ValueError, match="the ranker cannot be trained on CodeDataModule"):
         module.check_data(CodeDataModule.__new__(CodeDataModule))
 
 

@@ -241,7 +241,7 @@ def test_a_killed_run_ends_with_the_same_bits(run: Run) -> None:
 def test_the_kills_hit_where_they_should(runs: dict[str, Run]) -> None:
     # An epoch of the dVAE has five steps, so its run dies in the third of the second epoch.
     assert sorted(runs["dvae"].left) == ["00000003.ckpt", "00000006.ckpt"]
-    # Half a state lies beside its place, under a name that nothing picks.
+    # Half of a checkpoint is next to its place, under a name that nothing picks.
     assert sorted(runs["prior"].left) == [".00000009.ckpt.part", "00000003.ckpt", "00000006.ckpt"]
 
 

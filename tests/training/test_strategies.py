@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from dalle_zoo.training.checkpoints import consolidate, list_checkpoints, newest_checkpoint, unsharded_checkpoint
 from dalle_zoo.training.sharded import is_sharded
-from dalle_zoo.training.strategies import FullyShard, HSDPPowerSGD, make_strategy, shards_first
+from dalle_zoo.training.strategies import FullyShard, HSDPPowerSGD, defers_weights, make_strategy
 from dalle_zoo.training.trainer import ZooTrainer
 
 ROOT = Path(__file__).parents[2]
@@ -261,7 +261,7 @@ def test_the_trainer_knows_them_by_name() -> None:
 
 def test_only_fully_shard_takes_networks_without_weights() -> None:
     names = ("fsdp2", "hsdp", "hsdp_powersgd(rank=8)", "fsdp", "ddp", "auto", None)
-    assert [shards_first(name) for name in names] == [True, True, True, False, False, False, False]
+    assert [defers_weights(name) for name in names] == [True, True, True, False, False, False, False]
 
 
 @pytest.mark.slow

@@ -1,14 +1,14 @@
-"""Attention, once, for every mask: the pattern is data, the back-end is a name.
+"""Attention for every mask: the mask is data, the back-end is a name.
 
 ========= =============================================================================================
-dense     the formula, every score written out: the oracle that all others must equal
-sdpa      PyTorch's fused attention over all positions, forbidden ones too
-lines     text and each line of the grid apart in fused calls, which share one softmax
-auto      ``lines`` where a mask's lines are short, ``sdpa`` elsewhere: the default
+dense     the formula with all scores in memory: the reference that all others must equal
+sdpa      PyTorch's fused attention over all positions, including forbidden ones
+lines     separate fused calls for text and for each line of the grid, which share one softmax
+auto      ``lines`` if the lines of a mask are short, otherwise ``sdpa``: the default
 flex      PyTorch's FlexAttention, after a check of its gradients on the device
 ========= =============================================================================================
 
-All of text and image shares one softmax, which the paper found better than normalizing the interactions apart
+Text and image share one softmax, which the paper found better than normalizing their interactions separately
 (appendix B.1, footnote 7).
 """
 

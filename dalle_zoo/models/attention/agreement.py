@@ -1,4 +1,4 @@
-"""A check of a back-end against the dense oracle on the device at hand."""
+"""Compares a back-end with the dense reference on a device."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from dalle_zoo.masks import Mask
 from dalle_zoo.models.attention.backends import Backend, dense
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Largest difference allowed, in units of the largest value: several roundings of the type (TF32 on GPUs), and far
-below what a wrong mask or a wrong gradient makes."""
+"""Largest allowed difference, relative to the largest value: several roundings of the dtype (TF32 on GPUs), and far
+below the effect of a wrong mask or gradient."""
 HEADS = 2
 
 
 def disagreement(
     backend: Backend, mask: Mask, device: torch.device, dtype: torch.dtype, head_size: int, gradients: bool = True
 ) -> str | None:
-    """How a back-end differs from `dense` on random inputs, None where it agrees.
+    """Describes how a back-end differs from `dense` on random inputs; None if they agree.
 
-    It runs outside of autocast, and leaves the generators of random numbers as they are.
+    It runs outside autocast and does not change the state of random generators.
 
     Args:
-        backend: What is checked.
-        mask: With this mask.
-        device: There.
-        dtype: Of queries, keys and values.
-        head_size: D.
-        gradients: Whether gradients are compared, too.
+        backend: Back-end to check.
+        mask: Mask to check it with.
+        device: Device to check it on.
+        dtype: Dtype of queries, keys and values.
+        head_size: Head size D.
+        gradients: Whether to compare gradients too. Defaults to True.
     """
     generator = torch.Generator().manual_seed(0)
     shape = (4, 1, HEADS, mask.layout.length, head_size)
@@ -49,6 +49,6 @@ def disagreement(
     limit = TOLERANCE[dtype]
     for name, oracle in expected.items():
         off = float((came[name].float() - oracle).abs().max() / oracle.abs().max())
-        if not off <= limit:  # not a number is none either
+        if not off <= limit:  # NaN must fail too
             return f"{name} differ from the dense ones by {off:.2g} of the largest, where rounding is below {limit}"
     return None

@@ -1,4 +1,4 @@
-"""What a back-end is, and the two that take any mask as a matrix."""
+"""The type of a back-end, and the two back-ends that use the mask as a matrix."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ K = TypeVar("K")
 
 
 def cached(mask: Mask, name: str, device: torch.device, make: Callable[[Mask, torch.device], K]) -> K:
-    """What a back-end makes of a mask once for each device, such as its matrix.
+    """Returns what a back-end derives from a mask once per device, such as its matrix.
 
-    It lies with the mask, not in a table of masks: compiled code guards what it reads of an object by its attributes,
-    but takes two objects for one where they are keys of a table.
+    The result is stored in the mask, not in a table of masks: compiled code guards the attributes of an object, but
+    confuses two objects that are keys of a table.
     """
     key = f"{name} on {device}"
     if key not in mask.cached:
-        with torch.inference_mode(False):  # it must serve training too, wherever the first call comes from
+        with torch.inference_mode(False):  # the first call may be in inference mode, and training uses it too
             mask.cached[key] = make(mask, device)
     return cast(K, mask.cached[key])
 
 
 @BACKENDS.register("dense")
 def dense(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
-    """softmax(Q K^T / sqrt(D) + M) V with every score written out: the oracle."""
+    """softmax(Q K^T / sqrt(D) + M) V with all scores in memory: the reference."""
     length = query.shape[-2]
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     allowed = cached(mask, "matrix", query.device, Mask.dense)[:length, :length]
@@ -48,9 +48,9 @@ def dense(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
 
 @BACKENDS.register("sdpa")
 def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
-    """PyTorch's fused attention; plain causal masks take its causal path."""
+    """PyTorch's fused attention; a plain causal mask uses its causal path."""
     arguments: dict[str, Any] = cached(mask, "arguments of sdpa", query.device, Mask.sdpa_arguments)
     length = query.shape[-2]
-    if "attn_mask" in arguments:  # a prefix of the stream, such as the text alone, takes its corner
+    if "attn_mask" in arguments:  # a prefix of the stream, such as the text, uses the corner of the matrix
         arguments = {"attn_mask": arguments["attn_mask"][:length, :length]}
     return F.scaled_dot_product_attention(query, key, value, **arguments)

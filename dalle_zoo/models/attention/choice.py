@@ -1,4 +1,4 @@
-"""The back-end that chooses: by what a mask's lines cost, and by whether the device computes them right."""
+"""The back-end `auto`: it chooses by the cost of a mask's lines, and by whether the device computes them correctly."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from dalle_zoo.models.attention.lines import lines
 log = logging.getLogger(__name__)
 
 LARGEST_SHARE = 0.7
-"""Of what all L * L scores cost, so much at most makes attention in parts faster than in one call."""
+"""Attention in lines is faster if it costs at most this share of all L * L scores."""
 
 
 @BACKENDS.register("auto")
 def auto(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
-    """`lines` where it is cheaper and right, otherwise `sdpa`, as for a prefix of the stream."""
+    """`lines` if it is cheaper and correct, otherwise `sdpa`; `sdpa` also for a prefix of the stream."""
     complete = query.shape[-2] == mask.layout.length
     return (choose(mask, query) if complete else sdpa)(query, key, value, mask)
 
 
 def in_lines(mask: Mask) -> bool:
-    """Whether a mask's lines read so little that attention in parts is faster."""
+    """Whether a mask's lines have so few keys that attention in lines is faster."""
     layout = mask.layout
     cost = layout.text**2 + layout.image * layout.text + mask.line_sizes.cost
     return cost <= LARGEST_SHARE * layout.length**2
 
 
 def choose(mask: Mask, query: Tensor) -> Backend:
-    """What `auto` takes for a mask and queries like these; found once."""
+    """Chooses the back-end for a mask and queries of this dtype and size, once per device."""
     dtype, size = query.dtype, query.shape[-1]
 
     def find(mask: Mask, device: torch.device) -> Backend:
         if not in_lines(mask) or not fused.supported(device, dtype):
             return sdpa
-        if device.type == "cpu":  # whose one kernel the tests cover
+        if device.type == "cpu":  # which has one kernel, covered by the tests
             return lines
         problem = disagreement(lines, mask, device, dtype, size)
         if problem is not None:

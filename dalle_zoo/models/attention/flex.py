@@ -1,7 +1,7 @@
-"""FlexAttention, PyTorch's compiler of masks, behind a check of value and gradients on the device at hand.
+"""FlexAttention, PyTorch's compiler of masks, used only after a check of values and gradients on the device.
 
-Its compiled kernels have given wrong gradients for some shapes and GPUs (PyTorch issues 158212 and 153799, heads of
-64 on Hopper among them), so that no mask is used before it has agreed with the dense oracle there.
+Its compiled kernels have given wrong gradients for some shapes and GPUs, for example for heads of 64 on Hopper
+(PyTorch issues 158212 and 153799). So every mask is first compared with the dense reference on the device.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from dalle_zoo.masks import Mask
 from dalle_zoo.models.attention.agreement import disagreement
 from dalle_zoo.models.attention.backends import BACKENDS, cached, sdpa
 
-if TYPE_CHECKING:  # PyTorch's compiler takes seconds to import: only who uses it waits
+if TYPE_CHECKING:  # PyTorch's compiler takes seconds to import
     from torch.nn.attention.flex_attention import BlockMask
 
 GRAPHS = 256
-"""Graphs of FlexAttention in one process: each mask, type and shape is one. PyTorch would stop at 8 and go on without
-a compiled kernel, at a tenth of the speed."""
+"""Largest number of graphs of FlexAttention in a process, one for each mask, dtype and shape. PyTorch's limit is 8,
+after which it runs uncompiled at a tenth of the speed."""
 
 
 @BACKENDS.register("flex")
 def flex(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
-    """Compiled for the mask; a prefix of the stream takes `sdpa`.
+    """FlexAttention compiled for the mask; a prefix of the stream uses `sdpa`.
 
     Raises:
-        NotImplementedError: Gradients are asked for on the CPU, for which PyTorch has no backward pass.
-        RuntimeError: The compiled kernel does not agree with the dense oracle on this device.
+        NotImplementedError: Gradients are needed on the CPU, where PyTorch has no backward pass.
+        RuntimeError: The compiled kernel does not agree with the dense reference on this device.
     """
     if query.shape[-2] != mask.layout.length:
         return sdpa(query, key, value, mask)
     if query.device.type == "cpu" and torch.is_grad_enabled() and query.requires_grad:
         raise NotImplementedError(
-            f"FlexAttention of torch {torch.__version__} has no backward pass on the CPU: to train there, take the "
+            f"FlexAttention of torch {torch.__version__} has no backward pass on the CPU: to train there, use the "
             "attention back-end auto, lines or sdpa"
         )
     problem = _problem(mask, query)
     if problem is not None:
         raise RuntimeError(
             f"FlexAttention of torch {torch.__version__} is wrong for mask {mask.spec!r} on {query.device}, "
-            f"{problem}: take the attention back-end auto, lines or sdpa"
+            f"{problem}: use the attention back-end auto, lines or sdpa"
         )
     return _compiled(query, key, value, mask)
 
 
 def _problem(mask: Mask, query: Tensor) -> str | None:
-    """How the compiled kernel differs from the oracle for queries like these; found once."""
+    """Describes how the compiled kernel differs from the reference for such queries, once per device; None if not."""
     dtype, size = query.dtype, query.shape[-1]
 
     def find(mask: Mask, device: torch.device) -> str | None:
@@ -64,7 +64,7 @@ def _compiled(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
     blocks = cached(mask, "blocks of flex", query.device, _blocks)
-    if torch.compiler.is_compiling():  # a compiled block of the network takes it in
+    if torch.compiler.is_compiling():  # part of a compiled block of the network
         return flex_attention(query, key, value, block_mask=blocks)
     with config.patch(recompile_limit=GRAPHS, fail_on_recompile_limit_hit=True):
         return _kernel()(query, key, value, block_mask=blocks)
@@ -78,7 +78,7 @@ def _kernel() -> Callable[..., Tensor]:
 
 
 def _blocks(mask: Mask, device: torch.device) -> BlockMask:
-    """Which blocks of 128 x 128 scores are empty."""
+    """Finds the blocks of 128 x 128 scores that are empty."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""PyTorch's fused attention by its own operators, which also give the sums of the softmax.
+"""PyTorch's fused attention operators, called directly because they also return the sums of the softmax.
 
-Attention over one set of keys can be split into parts. With l the logarithm of a part's sum, the total has
-``l = log(exp(l_1) + exp(l_2))`` and ``out = out_1 exp(l_1 - l) + out_2 exp(l_2 - l)``. The backward pass of a part
-that is given the out and l of the total computes that part's share of the total's gradients, for its weights are
-then ``exp(score - l)``. The public `torch.nn.functional.scaled_dot_product_attention` neither gives l nor takes it.
+Attention over one set of keys can be split into parts. If l is the logarithm of a part's sum, the total has
+``l = log(exp(l_1) + exp(l_2))`` and ``out = out_1 exp(l_1 - l) + out_2 exp(l_2 - l)``. The backward pass of a part,
+called with ``out`` and ``l`` of the total, computes the part's share of the gradients, because its weights are then
+``exp(score - l)``. The public `torch.nn.functional.scaled_dot_product_attention` neither returns nor accepts l.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ aten = torch.ops.aten
 # B batch, H heads, M queries, U keys, D head size
 
 ALIGNMENT = 16
-"""The memory-efficient kernel reads rows of an additive mask in steps of so many numbers."""
+"""The memory-efficient kernel reads rows of an additive mask in steps of this many numbers."""
 SUMS = 32
-"""It gives and takes sums for a multiple of so many queries."""
+"""The memory-efficient kernel returns and accepts sums for a multiple of this many queries."""
 
 
 class Reads(NamedTuple):
-    """Which keys the queries of a fused call read."""
+    """Keys that the queries of a fused call attend to."""
 
     causal: bool = False
-    """Query i reads keys 0 … i."""
+    """Whether query i attends to keys 0 … i only."""
     bias: Tensor | None = None
-    """Added to the scores, -inf where a query does not read: broadcast to (B, H, M, U), made by `additive`."""
+    """Bias of the scores from `additive`, -inf for forbidden pairs; broadcast to (B, H, M, U)."""
 
 
 class Passed(NamedTuple):
-    """What the backward pass of a part starts from."""
+    """Inputs of the backward pass of a part."""
 
     gradient: Tensor
-    """Of the total's mixed values, (B, H, M, D)."""
+    """Gradient of the total's mixed values, (B, H, M, D)."""
     query: Tensor
-    """Of the part, (B, H, M, D)."""
+    """Queries of the part, (B, H, M, D)."""
     key: Tensor
-    """Of the part, (B, H, U, D)."""
+    """Keys of the part, (B, H, U, D)."""
     value: Tensor
-    """Of the part, (B, H, U, D)."""
+    """Values of the part, (B, H, U, D)."""
     out: Tensor
     """Mixed values of the total, (B, H, M, D)."""
     sums: Tensor
@@ -53,18 +53,18 @@ class Passed(NamedTuple):
 
 
 def supported(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this PyTorch's operators do what is asked of them here; they are not public, so another's may differ."""
+    """Whether the operators, which are private and may change between versions of PyTorch, work as expected here."""
     return device.type in ("cpu", "cuda") and _works(device, dtype)
 
 
-# Compiled code takes the answer alone. This is what torch.compiler.assume_constant_result does, but for the second
-# that it takes to import the compiler.
+# Compiled code uses the result as a constant. torch.compiler.assume_constant_result does the same, but takes a second
+# to import the compiler.
 supported._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
 def _works(device: torch.device, dtype: torch.dtype) -> bool:
-    """Runs them once, both passes, with either kind of mask and none."""
+    """Runs both passes once without a mask, causally, and with a bias."""
     tokens = 4
     allowed = torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device="cpu").tril()
     with torch.inference_mode():
@@ -81,13 +81,13 @@ def _works(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def additive(allowed: Tensor, device: torch.device) -> Tensor:
-    """A bool mask (…, M, U) as an additive one, float32; rows are longer than U where a kernel needs them aligned."""
+    """Converts a bool mask (…, M, U) to a float32 bias; rows are padded beyond U to the alignment of the kernels."""
     bias = torch.zeros_like(allowed, dtype=torch.float32).masked_fill(~allowed, -math.inf)
     return F.pad(bias, (0, -allowed.shape[-1] % ALIGNMENT)).to(device)
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, reads: Reads) -> tuple[Tensor, Tensor]:
-    """Mixed values (B, H, M, D), and the logarithm of the sum of each query's exponentials, float32 (B, H, M)."""
+    """Returns mixed values (B, H, M, D) and the logarithm of each query's softmax sum, float32 (B, H, M)."""
     bias = _expanded(reads.bias, query, key)
     if query.device.type == "cpu":
         kernel = aten._scaled_dot_product_flash_attention_for_cpu
@@ -101,14 +101,14 @@ def forward(query: Tensor, key: Tensor, value: Tensor, reads: Reads) -> tuple[Te
 
 
 def backward(passed: Passed, reads: Reads) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries (B, H, M, D), keys and values (B, H, U, D)."""
+    """Returns gradients of queries (B, H, M, D), keys and values (B, H, U, D)."""
     gradient, query, key, value, out, sums = passed
     bias = _expanded(reads.bias, query, key)
     if query.device.type == "cpu":
         kernel = aten._scaled_dot_product_flash_attention_for_cpu_backward
         found = kernel(gradient, query, key, value, out, sums, 0.0, reads.causal, attn_mask=bias)
     else:
-        nothing = torch.empty((), dtype=torch.int64, device=query.device)  # the state of a dropout that is not there
+        nothing = torch.empty((), dtype=torch.int64, device=query.device)  # random state of the dropout, which is off
         if _takes_flash(query, reads):
             kernel = aten._scaled_dot_product_flash_attention_backward
             lengths = (None, None, query.shape[-2], key.shape[-2])

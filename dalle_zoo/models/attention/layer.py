@@ -17,15 +17,15 @@ class Attention(nn.Module):
 
     Args:
         width: Model width d.
-        num_heads: Heads H; must divide the width.
-        mask: Which positions read which.
-        backend: Name in `BACKENDS`.
+        num_heads: Number of heads H; must divide the width.
+        mask: Which positions attend to which.
+        backend: Name in `BACKENDS`. Defaults to "auto".
     """
 
     def __init__(self, width: int, num_heads: int, mask: Mask, backend: str = "auto") -> None:
         super().__init__()
         if width % num_heads:
-            raise ValueError(f"num_heads {num_heads} does not divide width {width}: choose another of the two")
+            raise ValueError(f"num_heads {num_heads} does not divide width {width}: change one of them")
         self.num_heads = num_heads
         self.mask = mask
         self.backend = BACKENDS[backend]
@@ -44,5 +44,5 @@ class Attention(nn.Module):
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mixes a prefix of at most the mask's positions: (B, L, d) to (B, L, d)."""
+        """Mixes the positions of the mask or a prefix of them: (B, L, d) to (B, L, d)."""
         return self.merge(self.backend(*self.project(x), self.mask))

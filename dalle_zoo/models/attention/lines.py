@@ -1,11 +1,11 @@
-"""Attention in lines: text once, and of the image only the keys of each line of the grid, in fused calls.
+"""Attention in lines: fused calls over all text and over the image keys of each line of the grid.
 
 ```
             text keys     image keys
 text        causal        –                  1 call
 image       all           of the line        1 call each, merged: one softmax over both
 ```
-For the paper's masks at 1,280 positions these are 22 to 34 % of all scores.
+For the paper's masks at 1,280 positions this computes 22 to 34 % of all scores.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ class Lines(NamedTuple):
     text: int
     """Text positions T."""
     text_bias: Tensor | None
-    """Additive mask among text, (1, 1, T, T); None where text is causal."""
+    """Additive mask among text, (1, 1, T, T); None if text is causal."""
     queries: Tensor | None
-    """Image queries of each line, int64 (G, Q); None where they follow one another in raster order."""
+    """Image queries of each line, int64 (G, Q); None if they are in raster order."""
     order: Tensor
-    """Where each image position stands among the lines' queries, first of all lines, then second, …: int64 (N,)."""
+    """Index of each image position among the queries ordered by number in their line, then by line, int64 (N,)."""
     keys: Tensor
     """Image keys of each line, int64 (G, U)."""
     line_bias: Tensor | None
-    """Additive mask inside each line, (1, G, Q, U); None where a line is causal."""
+    """Additive mask inside each line, (1, G, Q, U); None if lines are causal."""
 
     @classmethod
     def of(cls, mask: Mask, device: torch.device) -> Lines:
-        """Makes them."""
+        """Builds the tensors of a mask on a device."""
         text, plan = mask.layout.text, mask.line_plan()
         among_text = mask.dense()[:text, :text]
         in_order = torch.equal(plan.queries.flatten(), torch.arange(mask.layout.image, device="cpu"))
@@ -50,7 +50,7 @@ class Lines(NamedTuple):
         return cls(
             text,
             None if causal_text else fused.additive(among_text[None, None], device),
-            # Copies, because the plan itself may have been made in inference mode.
+            # Copies, because the plan itself may have been created in inference mode.
             None if in_order else plan.queries.to(device, copy=True),
             plan.queries.t().flatten().argsort().to(device),
             plan.keys.to(device, copy=True),
@@ -59,18 +59,18 @@ class Lines(NamedTuple):
 
     @property
     def among_text(self) -> Reads:
-        """What text reads of text."""
+        """Text keys that text attends to."""
         return Reads(causal=True) if self.text_bias is None else Reads(bias=self.text_bias)
 
     @property
     def in_line(self) -> Reads:
-        """What a line's queries read of its keys."""
+        """Keys of a line that its queries attend to."""
         return Reads(causal=True) if self.line_bias is None else Reads(bias=self.line_bias)
 
 
 @BACKENDS.register("lines")
 def lines(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
-    """Exact attention that reads only the image keys of each line; a prefix of the stream takes `sdpa`."""
+    """Exact attention over only the image keys of each line; a prefix of the stream uses `sdpa`."""
     complete = query.shape[-2] == mask.layout.length and query.numel()
     if not complete or not fused.supported(query.device, query.dtype):
         return sdpa(query, key, value, mask)
@@ -80,11 +80,11 @@ def lines(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
 
 
 class LineAttention(torch.autograd.Function):
-    """The parts and their merging; both passes by fused calls."""
+    """Computes and merges the parts; both passes consist of fused calls."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *plan: Any) -> Tensor:
-        """(B, H, L, D) thrice to (B, H, L, D)."""
+        """Queries, keys and values (B, H, L, D) to mixed values (B, H, L, D)."""
         of = Lines(*plan)
         text_query, image_query = _split(query, of)
         text_key, image_key = _split(key, of)
@@ -96,7 +96,7 @@ class LineAttention(torch.autograd.Function):
         )
         near, near_sums = (_raster(x, of.order, len(query)) for x in (near, near_sums))
         image_sums = torch.logaddexp(far_sums, near_sums)
-        share = (near_sums - image_sums).exp()[..., None]  # of the softmax that lies in the line
+        share = (near_sums - image_sums).exp()[..., None]  # of the softmax that falls on the keys of the line
         image_out = torch.lerp(far.to(share.dtype), near.to(share.dtype), share)
         out = _join(text_out, image_out.to(query.dtype))
         ctx.save_for_backward(query, key, value, out, torch.cat([text_sums, image_sums], 2))
@@ -106,7 +106,7 @@ class LineAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Each part's gradients under the sums of the total; they add up."""
+        """Sums the gradients of the parts, each computed with the softmax sums of the total."""
         of = Lines(*ctx.plan)
         parts = [_split(x, of) for x in (gradient, *ctx.saved_tensors)]
         text, image = Passed(*(part[0] for part in parts)), Passed(*(part[1] for part in parts))
@@ -122,7 +122,7 @@ class LineAttention(torch.autograd.Function):
 
 
 def _in_lines(image: Passed, of: Lines) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the image's queries, keys and values (B, H, N, D) by what lines read."""
+    """Gradients of the image's queries, keys and values (B, H, N, D) from attention inside lines."""
     passed = Passed(
         gradient=_queries(image.gradient, of),
         query=_queries(image.query, of),
@@ -137,41 +137,41 @@ def _in_lines(image: Passed, of: Lines) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _split(x: Tensor, of: Lines) -> tuple[Tensor, Tensor]:
-    """Text and image of (B, H, L, …)."""
+    """Splits (B, H, L, …) into text and image."""
     return x[:, :, : of.text], x[:, :, of.text :]
 
 
 def _join(text: Tensor, image: Tensor) -> Tensor:
-    """(B, H, L, D) in the memory of (B, L, H, D), so that joining the heads is no copy."""
+    """Joins text and image to (B, H, L, D), in memory (B, L, H, D), so that joining the heads copies nothing."""
     return torch.cat([text.transpose(1, 2), image.transpose(1, 2)], 1).transpose(1, 2)
 
 
-# Images and heads stand in the place of a batch and lines in that of heads, because an additive mask of lines is
-# then broadcast over images and heads alike. What fused calls put out has the heads inside of positions in memory,
-# so it is read in that order.
+# For the fused calls, images and heads together are the batch, and lines take the place of heads: so the additive mask
+# of lines is broadcast over images and heads. Outputs of fused calls have heads inside positions in memory, and are
+# read in that order.
 
 
 def _queries(x: Tensor, of: Lines) -> Tensor:
-    """From positions (B, H, N, …) to the queries of lines, (B H, G, Q, …)."""
+    """Gathers the queries of lines: positions (B, H, N, …) to (B H, G, Q, …)."""
     x = x.flatten(0, 1)
     ordered = x if of.queries is None else x.index_select(1, of.queries.flatten())
     return ordered.reshape(len(x), len(of.keys), -1, *x.shape[2:])
 
 
 def _keys(x: Tensor, of: Lines) -> Tensor:
-    """From positions (B, H, N, D) to the keys of lines, (B H, G, U, D)."""
+    """Gathers the keys of lines: positions (B, H, N, D) to (B H, G, U, D)."""
     taken = x.flatten(0, 1).index_select(1, of.keys.flatten())
     return taken.view(len(taken), *of.keys.shape, -1)
 
 
 def _raster(x: Tensor, order: Tensor, batch: int) -> Tensor:
-    """From lines (B H, G, Q, …) to positions (B, H, N, …)."""
+    """Returns lines (B H, G, Q, …) to positions (B, H, N, …)."""
     ordered = x.transpose(1, 2).flatten(1, 2).index_select(1, order)
     return ordered.view(batch, -1, *ordered.shape[1:])
 
 
 def _sum_of_lines(x: Tensor, of: Lines, batch: int) -> Tensor:
-    """Gradients of the lines' keys (B H, G, U, D), summed over the lines that share one: (B, H, N, D)."""
+    """Sums gradients of the lines' keys (B H, G, U, D) over the lines that share a key: (B, H, N, D)."""
     summed = x.new_zeros(len(x), len(of.order), x.shape[-1])
     summed.index_add_(1, of.keys.t().flatten(), x.transpose(1, 2).flatten(1, 2))
     return summed.view(batch, -1, *summed.shape[1:])

@@ -1,13 +1,13 @@
-"""How a network is spread over processes, by name.
+"""Distributed strategies, by name.
 
-| name | weights | gradients between copies |
+| name | weights | gradients of the copies |
 |---|---|---|
-| ``ddp`` | complete in every process | averaged while the backward pass runs |
-| ``ddp_powersgd(rank=…)`` | complete | low-rank factors with error feedback |
-| ``fsdp`` | sharded over all, as flat vectors (FSDP1) | no copies |
-| ``fsdp2`` | sharded over all, every parameter by itself | no copies |
-| ``hsdp`` | sharded inside a machine, copied between machines | averaged |
-| ``hsdp_powersgd(rank=…)`` | as ``hsdp``: the paper's distribution | low-rank factors with error feedback |
+| ``ddp`` | unsharded in every process | averaged during the backward pass |
+| ``ddp_powersgd(rank=…)`` | unsharded | low-rank factors with error feedback |
+| ``fsdp`` | sharded over all processes, as flat vectors (FSDP1) | no copies |
+| ``fsdp2`` | sharded over all processes, parameter by parameter | no copies |
+| ``hsdp`` | sharded in each machine, with a copy per machine | averaged |
+| ``hsdp_powersgd(rank=…)`` | like ``hsdp``, as in the paper | low-rank factors with error feedback |
 """
 
 from __future__ import annotations
@@ -21,31 +21,29 @@ from dalle_zoo.registry import Registry, suggest
 from dalle_zoo.specs import parse_spec
 from dalle_zoo.training.strategies.fsdp1 import FSDP1
 from dalle_zoo.training.strategies.fsdp2 import FullyShard
-from dalle_zoo.training.strategies.powersgd import DDPPowerSGD, ExchangesGradients, HSDPPowerSGD
-from dalle_zoo.training.strategies.states import ShardedStates
+from dalle_zoo.training.strategies.powersgd import DDPPowerSGD, HSDPPowerSGD
+from dalle_zoo.training.strategy_hooks import hooks_of
 
 __all__ = [
     "EXAMPLE",
     "FSDP1",
     "STRATEGIES",
     "DDPPowerSGD",
-    "ExchangesGradients",
     "FullyShard",
     "HSDPPowerSGD",
-    "ShardedStates",
+    "defers_weights",
     "make_strategy",
-    "shards_first",
 ]
 
 EXAMPLE = "hsdp_powersgd(rank=896)"
-"""A strategy with an option, for messages."""
+"""Example of a strategy with an option, for messages."""
 
 STRATEGIES: Registry[Callable[..., Strategy]] = Registry("strategy", group="dalle_zoo.strategies")
 
 
 @STRATEGIES.register("ddp")
 def ddp() -> Strategy:
-    """Data parallel: every process holds the complete network."""
+    """Data parallelism: every process has the unsharded network."""
     return DDPStrategy()
 
 
@@ -57,7 +55,7 @@ def fsdp2() -> Strategy:
 
 @STRATEGIES.register("hsdp")
 def hsdp(shard_size: int = 0) -> Strategy:
-    """Sharded over ``shard_size`` processes, those of one machine if 0; groups of them hold copies."""
+    """Sharded over groups of ``shard_size`` processes, each with a copy. Defaults to 0: the processes of a machine."""
     return FullyShard(shard_size)
 
 
@@ -66,18 +64,18 @@ STRATEGIES.register("ddp_powersgd")(DDPPowerSGD)
 STRATEGIES.register("hsdp_powersgd")(HSDPPowerSGD)
 
 
-def shards_first(spec: object) -> bool:
+def defers_weights(spec: object) -> bool:
     """Whether a strategy, as recipes name it, shards a network before it has weights."""
     name = parse_spec(spec, "strategy", EXAMPLE)[0] if isinstance(spec, str) else ""
-    return name in STRATEGIES and isinstance(make_strategy(str(spec)), FullyShard)
+    return name in STRATEGIES and hooks_of(make_strategy(str(spec))).defers_weights
 
 
 def make_strategy(spec: str) -> Strategy:
     """Builds a strategy from ``name`` or ``name(option=integer, ...)``.
 
     Raises:
-        UnknownNameError: No such strategy, or no such option of it; names the nearest one.
-        ValueError: The text is no spec, or an option is missing or out of range.
+        UnknownNameError: The strategy is unknown; the message suggests the nearest name.
+        ValueError: The text is not a spec, or an option is unknown, missing or out of range.
     """
     name, options = parse_spec(spec, "strategy", EXAMPLE)
     factory = STRATEGIES[name]

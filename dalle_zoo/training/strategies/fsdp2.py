@@ -1,4 +1,4 @@
-"""Sharding by torch's ``fully_shard`` (FSDP2): ``fsdp2`` over all processes, ``hsdp`` inside groups of them."""
+"""Sharding with torch's ``fully_shard`` (FSDP2): ``fsdp2`` over all processes, ``hsdp`` in groups of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import Shard
 
 from dalle_zoo.models.residual import shard_axis
@@ -22,15 +22,18 @@ REPLICATE, SHARD = "replicate", "shard"
 
 
 class FullyShard(ShardedStates, ModelParallelStrategy):
-    """Weights, gradients and moments are divided among processes; a residual block is gathered while it is in use.
+    """Shards weights, gradients and moments over processes; a residual block is gathered while it is in use.
 
-    Of each matrix the outputs are divided, except of the MLP's second one, whose inputs are: the axes of the paper
-    (table 2).
+    Matrices are sharded along their outputs, except the second matrix of an MLP, which is sharded along its inputs,
+    as in the paper (table 2).
 
     Args:
-        shard_size: Processes among which the network is divided; groups of so many hold copies of it, whose
-            gradients are averaged. All processes if missing; 0 stands for the processes of one machine.
+        shard_size: Number of processes that share a copy of the network; gradients are averaged over the copies. 0
+            means the processes of one machine. Defaults to all processes.
     """
+
+    defers_weights = True
+    precision_kind = "fsdp2"
 
     def __init__(self, shard_size: int | None = None) -> None:
         super().__init__()
@@ -41,14 +44,14 @@ class FullyShard(ShardedStates, ModelParallelStrategy):
 
     @property
     def mesh(self) -> DeviceMesh:
-        """Copies by shards: (replicate, shard)."""
+        """Mesh of the processes, (copies, shards)."""
         assert self._mesh is not None, "processes have not been set up"
         return self._mesh
 
     def setup_environment(self) -> None:
-        """Connects the processes and arranges them."""
+        """Connects the processes and builds their mesh."""
         world = self.num_nodes * self.num_processes
-        # Lightning's own mesh serves its samplers: every process has data of its own.
+        # Lightning's own mesh is for its samplers: every process has its own data.
         self._data_parallel_size, self._tensor_parallel_size = world, 1
         super().setup_environment()
         size = {None: world, 0: self.num_processes}.get(self.shard_size, self.shard_size) or world
@@ -61,18 +64,18 @@ class FullyShard(ShardedStates, ModelParallelStrategy):
 
     @property
     def sharding_mesh(self) -> DeviceMesh:
-        """What ``fully_shard`` gets: with copies it averages over them itself."""
+        """Mesh for ``fully_shard``, which averages gradients over copies itself."""
         return self.mesh if self.mesh[REPLICATE].size() > 1 else self.mesh[SHARD]
 
     def shard(self, net: nn.Module, units: Sequence[nn.Module], entries: Sequence[str]) -> None:
-        """Divides a network in place, and fills it if it has no weights yet.
+        """Shards a network in place, and initializes it if it has no weights yet.
 
         Args:
-            net: Network; its own parameters and those outside the units form the root unit, in float32.
+            net: Network; parameters outside the units form the root unit, in float32.
             units: Modules that are gathered one at a time, in the order of their use.
             entries: Methods of the network that training calls.
         """
-        # What a linear layer returns is a view here and there; nothing writes into it.
+        # Some linear layers return views, which nothing writes into.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         policy = unit_policy(self.precision_plugin)
         options: dict[str, Any] = {
@@ -88,9 +91,15 @@ class FullyShard(ShardedStates, ModelParallelStrategy):
             net.to_empty(device=self.root_device)
             net.reset_parameters(self.broadcast(net.seed))  # type: ignore[operator]
 
+    def release(self, module: nn.Module) -> None:
+        """Frees gathered units: without a backward pass, the root unit stays gathered after a forward pass."""
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+
 
 def unit_policy(precision: Precision) -> MixedPrecisionPolicy:
-    """In which precision a unit's weights are gathered; gradients are reduced in float32."""
+    """Returns the precision in which weights of a unit are gathered; gradients are reduced in float32."""
     own: MixedPrecisionPolicy | None = getattr(precision, "unit_policy", None)
     if own is not None:
         return own

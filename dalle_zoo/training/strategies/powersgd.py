@@ -1,4 +1,4 @@
-"""Low-rank gradients between processes or machines: the paper's way to train across slow networks (section 2.5)."""
+"""Low-rank gradients between processes or machines, for training over slow networks (section 2.5)."""
 
 from __future__ import annotations
 
@@ -18,32 +18,42 @@ from dalle_zoo.models.residual import num_low_rank_matrices
 from dalle_zoo.training.powersgd import PowerSGD
 from dalle_zoo.training.strategies.fsdp2 import REPLICATE, SHARD, FullyShard
 from dalle_zoo.training.strategies.states import EXCHANGE
+from dalle_zoo.training.strategy_hooks import StrategyHooks
 
 
-class ExchangesGradients(ParallelStrategy):
-    """A strategy whose backward pass leaves the gradients of the network's copies unaveraged.
+class ExchangesGradients(StrategyHooks, ParallelStrategy):
+    """Base of strategies whose backward pass does not average the gradients of the network's copies.
 
-    The stage calls `exchange_gradients` when the gradients of a step are complete and unscaled, before they are
-    clipped. Matrices of the residual blocks go as low-rank factors, all else as it is, in float32: embeddings, heads,
-    gains and biases.
+    The exchange happens in `before_step`. Matrices of the residual blocks are sent as low-rank factors, everything
+    else uncompressed in float32: embeddings, heads, gains and biases.
     """
 
+    needs_units = True
     exchange: PowerSGD | None = None
     _errors: Mapping[str, Tensor] | None = None
-    """Buffers of a checkpoint, until there is an exchange to hand them to."""
+    """Error buffers of a checkpoint, until the exchange exists."""
 
     @abstractmethod
     def make_exchange(self) -> PowerSGD:
-        """The algorithm with its options; the processes are connected."""
+        """Builds the exchange, after the processes are connected."""
+
+    def check_precision(self, name: str) -> None:
+        """Raises `ValueError` for ``16-mixed``, whose gradient scaler skips steps in single processes."""
+        if name == "16-mixed":
+            raise ValueError("16-mixed decides process by process what to skip: use 16-resblock or bf16-mixed")
+
+    def before_step(self, finite: Tensor | None) -> Mapping[str, float]:
+        """Exchanges the gradients; logs whether the step is skipped."""
+        return {"exchange/skipped": float(not self.exchange_gradients(finite))}
 
     def exchange_gradients(self, finite: Tensor | None = None) -> bool:
         """Averages the gradients over the copies.
 
         Args:
-            finite: Whether this process's gradients are finite, where the precision knows: bool ().
+            finite: Whether this process's gradients are finite, bool (), if the precision checks them.
 
         Returns:
-            False if something was not finite anywhere: every gradient is None then, in every process.
+            Whether all gradients of all processes are finite. If not, all gradients are set to None everywhere.
         """
         if self.exchange is None:
             self.exchange = self.make_exchange()
@@ -59,8 +69,8 @@ class ExchangesGradients(ParallelStrategy):
         return done
 
     def error_means(self) -> dict[str, Tensor]:
-        """What is left to send, by the names of the parameters and in their shapes; every process calls it."""
-        if self.exchange is None:  # nothing was trained since the checkpoint was read
+        """Returns the mean errors, by the names and in the shapes of the parameters; every process calls it."""
+        if self.exchange is None:  # no step since the checkpoint was loaded
             return dict(self._errors or {})
         means = self.exchange.error_means()
         shapes = {name: local(parameter.detach()) for name, parameter in self._parameters()}
@@ -77,7 +87,7 @@ class ExchangesGradients(ParallelStrategy):
 
     @cached_property
     def _compressed(self) -> set[str]:
-        """Names of the matrices that go as factors."""
+        """Names of the matrices that are sent as factors."""
         net: Any = self.lightning_module.net  # type: ignore[union-attr]
         matrices = {p for block in net.residual_blocks() for p in block.branch.parameters() if p.ndim == 2}
         return {name for name, parameter in self._parameters() if parameter in matrices}
@@ -97,11 +107,12 @@ def _split(name: str, matrix: Tensor) -> list[tuple[str, Tensor]]:
 
 
 class DDPPowerSGD(ExchangesGradients, DDPStrategy):
-    """Every process holds the complete network; gradients go between them as low-rank factors.
+    """Data parallelism with an unsharded network per process and low-rank gradients.
 
     Args:
-        rank: Rank of every gradient matrix; the smallest one that costs nothing grows with the width (table 1).
-        wire_bits: 32 or 16 (bfloat16) for the factors.
+        rank: Rank of every gradient matrix; the smallest rank without a loss of quality grows with the width (table
+            1).
+        wire_bits: Bits of the factors, 32 or 16 (bfloat16). Defaults to 32.
     """
 
     def __init__(self, rank: int, wire_bits: int = 32) -> None:
@@ -109,11 +120,11 @@ class DDPPowerSGD(ExchangesGradients, DDPStrategy):
         self.rank, self.wire = _positive(rank), _wire(wire_bits)
 
     def make_exchange(self) -> PowerSGD:
-        """One group: all processes."""
+        """Averages over all processes."""
         return PowerSGD(self.rank, wire_dtype=self.wire)
 
     def configure_ddp(self) -> None:
-        """Equal weights everywhere, and no wrapper: torch's would average the gradients itself."""
+        """Broadcasts the weights, and uses no wrapper: torch's would average the gradients itself."""
         assert self.model is not None
         for tensor in self.model.state_dict().values():
             dist.broadcast(tensor, 0)
@@ -126,20 +137,20 @@ class DDPPowerSGD(ExchangesGradients, DDPStrategy):
         super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Takes the error buffers out."""
+        """Removes the error buffers and keeps them for the exchange."""
         checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
         self._errors = checkpoint.pop(EXCHANGE, {})
         return checkpoint
 
 
 class HSDPPowerSGD(ExchangesGradients, FullyShard):
-    """Sharded inside a machine, low-rank factors between machines: the paper's distribution (figure 5).
+    """Shards in each machine, with low-rank gradients between machines, as in the paper (figure 5).
 
     Args:
-        rank: Total rank of a gradient matrix over its shards (table 1: 896 for 12 billion parameters on machines of
-            eight); each process factorises its own shard at rank / shard_size.
-        shard_size: Processes that share one copy of the network; those of one machine if 0.
-        wire_bits: 32 or 16 (bfloat16) for the factors.
+        rank: Total rank of a gradient matrix over its shards (table 1: 896 for 12 billion parameters on machines with
+            eight GPUs); each process factorizes its own shard with rank / shard_size.
+        shard_size: Number of processes that share a copy of the network. Defaults to 0: those of one machine.
+        wire_bits: Bits of the factors, 32 or 16 (bfloat16). Defaults to 32.
     """
 
     def __init__(self, rank: int, shard_size: int = 0, wire_bits: int = 32) -> None:
@@ -148,28 +159,28 @@ class HSDPPowerSGD(ExchangesGradients, FullyShard):
 
     @property
     def sharding_mesh(self) -> Any:
-        """Inside the machine only: with the complete mesh, ``fully_shard`` would average uncompressed."""
+        """Mesh of one machine: with all machines, ``fully_shard`` would average uncompressed gradients."""
         return self.mesh[SHARD]
 
     def setup_environment(self) -> None:
-        """Refuses a rank that the shards cannot share."""
+        """Connects the processes; raises `ValueError` for a rank that is not a multiple of the shards."""
         super().setup_environment()
         shards = self.mesh[SHARD].size()
         if self.rank % shards:
-            raise ValueError(f"rank {self.rank} is no multiple of the {shards} shards: choose one that is")
+            raise ValueError(f"rank {self.rank} must be a multiple of the {shards} shards")
 
     def make_exchange(self) -> PowerSGD:
-        """One group for each shard: the processes that hold it."""
+        """Averages over the processes with the same shard."""
         group = self.mesh[REPLICATE].get_group()
         return PowerSGD(self.rank // self.mesh[SHARD].size(), group, wire_dtype=self.wire)
 
     def exchange_state(self) -> dict[str, Tensor]:
-        """The error buffers' mean over the machines, sharded as the parameters are."""
+        """Returns the mean of the error buffers over the machines, sharded like the parameters."""
         parameters = dict(self._parameters())
         return {name: shard_like(mean, parameters[name]) for name, mean in self.error_means().items()}
 
     def load_exchange_state(self, load: Callable[[Mapping[str, Tensor]], None]) -> None:
-        """Restores them, of any number of shards and machines."""
+        """Restores error buffers, from any number of shards and machines."""
         sharded = {
             name: torch.zeros_like(parameter, dtype=torch.float32)
             for name, parameter in self._parameters()

@@ -1,4 +1,4 @@
-"""Saving and loading a sharded run: one format, whichever strategy wrote it and whichever goes on."""
+"""Saves and loads sharded runs, in one format for all strategies."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from dalle_zoo.models.initial import copy_shard
 from dalle_zoo.training import averaging
 from dalle_zoo.training.sharded import is_sharded, load_sharded, names, read_state, save_sharded
+from dalle_zoo.training.strategy_hooks import StrategyHooks
 
 log = logging.getLogger(__name__)
 
-DROPPED = "what PowerSGD had still to send is dropped: the strategy of this run sends complete gradients"
+DROPPED = "the error buffers of PowerSGD in the checkpoint are dropped: this strategy sends uncompressed gradients"
 
 EXCHANGE = "exchange"
-"""Key of what a strategy that compresses gradients has still to send."""
+"""Key of the error buffers of a strategy that compresses gradients."""
 _UNSHARDED = StateDictOptions(full_state_dict=True)
 
 
@@ -40,8 +40,11 @@ Load = Callable[[str], None]
 Fill = Callable[[Mapping[str, Tensor]], None]
 
 
-class ShardedStates(ParallelStrategy):
-    """The part of a sharded strategy that saves and loads; Lightning calls all of it in every process."""
+class ShardedStates(StrategyHooks, ParallelStrategy):
+    """Saving and loading of a sharded strategy. Lightning calls every method in every process."""
+
+    shards = True
+    needs_units = True
 
     @property
     def root(self) -> nn.Module:
@@ -51,16 +54,16 @@ class ShardedStates(ParallelStrategy):
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
-        """States are loaded into shards, so the shards come first."""
+        """True: checkpoints are loaded into shards, which must exist."""
         return True
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """`load_checkpoint` does it."""
+        """False: `load_checkpoint` restores the optimizer."""
         return False
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The weights as DTensors, by their names in the LightningModule."""
+        """Returns the weights as DTensors, by their names in the LightningModule."""
         return cast(dict[str, Any], get_model_state_dict(self.root))
 
     def unsharded_weights(self, prefix: str) -> dict[str, Tensor]:
@@ -69,27 +72,27 @@ class ShardedStates(ParallelStrategy):
         for name, tensor in get_model_state_dict(self.root).items():
             if name.startswith(prefix):
                 assert isinstance(tensor, Tensor)
-                tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # one at a time
+                tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # one tensor at a time
                 if self.is_global_zero:
                     unsharded[name.removeprefix(prefix)] = tensor.cpu()
         return unsharded
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The optimizer's state as DTensors, by the names of the weights."""
+        """Returns the state of the optimizer as DTensors, by the names of the weights."""
         return get_optimizer_state_dict(self.root, _bare(optimizer))
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Nothing: `load_checkpoint` does it."""
+        """Does nothing: `load_checkpoint` loads it."""
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Nothing: `load_checkpoint` does it."""
+        """Does nothing: `load_checkpoint` loads it."""
 
     def exchange_state(self) -> dict[str, Tensor]:
-        """What is saved of an exchange of gradients, as DTensors; nothing for strategies that have none."""
+        """Returns the error buffers of a gradient exchange, as DTensors. Defaults to none."""
         return {}
 
     def load_exchange_state(self, load: Callable[[Mapping[str, Tensor]], None]) -> None:
-        """Restores `exchange_state`: ``load`` fills tensors, complete or sharded, by name."""
+        """Restores `exchange_state`: ``load`` writes into tensors, sharded or not, by name."""
         log.warning(DROPPED)
 
     def save_checkpoint(
@@ -109,7 +112,7 @@ class ShardedStates(ParallelStrategy):
         save_sharded(tensors, rest, Path(self.broadcast(filepath)))
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Loads a folder of shards, or the one file of a run that was not sharded."""
+        """Loads a folder of shards, or the file of an unsharded run."""
         path = Path(self.broadcast(checkpoint_path))
         checkpoint = self._from_shards(path) if is_sharded(path) else self._from_file(path)
         checkpoint.pop(averaging.STATE, None)
@@ -137,7 +140,7 @@ class ShardedStates(ParallelStrategy):
                 load_sharded({f"optimizer_{number}": state}, path)
                 state = cast(Any, {"state": state, "param_groups": groups[number]})
                 set_optimizer_state_dict(self.root, optimizer, optim_state_dict=state)
-            # Matrices that were sent uncompressed have left nothing.
+            # Matrices that were sent uncompressed have no buffers.
             if left := {name.removeprefix(f"{EXCHANGE}/") for name in known if name.startswith(f"{EXCHANGE}/")}:
                 self.load_exchange_state(lambda all_: load_sharded({EXCHANGE: _some(all_, left)}, path))
         return checkpoint
@@ -161,11 +164,11 @@ class ShardedStates(ParallelStrategy):
         return checkpoint
 
     def _load_weights(self, averaged: bool, load: Load, fill: Fill) -> None:
-        """Loads the weights, and the average into the callback that keeps it; who does not train has the average.
+        """Loads the weights and, into its callback, the average; without training, the average as weights.
 
         Args:
             averaged: Whether there is an average.
-            load: Loads what a key of the checkpoint holds into the module.
+            load: Loads the tensors of a key of the checkpoint into the module.
             fill: Writes the average into tensors by name.
         """
         module = self.lightning_module
@@ -176,7 +179,7 @@ class ShardedStates(ParallelStrategy):
             load(averaging.STATE)
             return
         for keeper in keepers:
-            if isinstance(self.root, FullyShardedDataParallel):  # its shards have no names: by way of the module
+            if self.flat:  # its shards have no names, so load it through the module
                 load(averaging.STATE)
                 keeper.adopt(module)
             else:
@@ -198,10 +201,10 @@ def _bare(optimizer: Optimizer) -> Optimizer:
 
 
 def by_name(state: Mapping[str, Any], order: list[dict[str, Any]]) -> dict[str, Any]:
-    """An optimizer's state keyed by number, as one process saves it, keyed by the names of the weights.
+    """Renames the keys of an optimizer state from numbers, as in one process, to the names of the weights.
 
     Args:
-        state: With ``state`` and ``param_groups``.
+        state: State with ``state`` and ``param_groups``.
         order: Groups whose ``params`` are names, in the same order.
     """
     every = list(_members(order))
@@ -214,7 +217,7 @@ def by_name(state: Mapping[str, Any], order: list[dict[str, Any]]) -> dict[str, 
 
 
 def by_number(state: Mapping[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
-    """The opposite of `by_name`: what ``Optimizer.load_state_dict`` of one process takes."""
+    """Reverses `by_name`, for ``Optimizer.load_state_dict`` in one process."""
     numbers = {name: number for number, name in enumerate(_members(groups))}
     return {
         "state": {numbers[name]: entry for name, entry in state.items()},

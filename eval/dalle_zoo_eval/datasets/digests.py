@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dalle_zoo.hub import read_json, sha256_file, write_json
+from dalle_zoo.files import read_json, sha256_file, write_json
 
 MEMO = "digests.json"
 """Usual name of the file that remembers digests, in the folder of measured chunks."""

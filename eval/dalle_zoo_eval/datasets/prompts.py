@@ -12,7 +12,7 @@ from typing import get_args
 
 import torch
 
-from dalle_zoo.files import written_aside
+from dalle_zoo.files import atomic_write
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo_eval.datasets.base import DatasetError, EvalDataset, Item
 from dalle_zoo_eval.rules import Choice
@@ -128,7 +128,7 @@ def save_captions(captions: CaptionList, path: Path) -> None:
         "source": captions.source,
         "sha256": captions.sha256,
     }
-    with written_aside(path) as aside, aside.open("wb") as file:
+    with atomic_write(path) as aside, aside.open("wb") as file:
         file.write(json.dumps(head).encode() + b"\n")
         file.writelines(_line(entry) for entry in captions.entries)
 

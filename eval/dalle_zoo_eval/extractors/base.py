@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from dalle_zoo.hub import sha256_file
+from dalle_zoo.files import sha256_file
 from dalle_zoo.registry import Registry
 
 # B images, H W pixels, d features, c classes

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dalle_zoo.hub import WEIGHTS, sha256_file
+from dalle_zoo.files import sha256_file
+from dalle_zoo.model_folder import WEIGHTS
 from dalle_zoo.models.ranker import Ranker
 from dalle_zoo_eval.extractors.base import EXTRACTORS, ExtractorFileError, check_images, exact_float32
 

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle_zoo.hub import ModelFolderError, load_weights, sha256_file
+from dalle_zoo.files import sha256_file
+from dalle_zoo.model_folder import ModelFolderError
+from dalle_zoo.weights import load_weights
 from dalle_zoo_eval.extractors.base import EXTRACTORS, ExtractorFileError, check_images, exact_float32
 from dalle_zoo_eval.moments import in_batches
 

@@ -10,7 +10,7 @@ import pytest
 from dalle_zoo_eval.datasets import digests
 from dalle_zoo_eval.datasets.digests import MEMO, content_digests, remember
 
-from dalle_zoo.hub import sha256_file
+from dalle_zoo.files import sha256_file
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dalle_zoo.hub import sha256_file
+from dalle_zoo.files import sha256_file
 from dalle_zoo.registry import UnknownNameError
 
 # Of unit vectors: transformers resizes with Pillow, we with torch, which differ by a level here and there.

@@ -30,7 +30,7 @@ from dalle_zoo_eval.moments import Moments
 from PIL import Image
 from torch import Tensor, nn
 
-from dalle_zoo.hub import sha256_file
+from dalle_zoo.files import sha256_file
 
 N = 4
 # What the protocols promise.

@@ -10,7 +10,7 @@ from dalle_zoo_eval.extractors import ExtractorFileError
 from dalle_zoo_eval.extractors.mobilenet import WEIGHTS_FILE, MobileNet, load_mobilenet
 from safetensors.torch import save_file
 
-from dalle_zoo.hub import sha256_file
+from dalle_zoo.files import sha256_file
 
 
 def test_it_has_the_weights_of_mobilenet() -> None:

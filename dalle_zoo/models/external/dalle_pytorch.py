@@ -8,8 +8,8 @@ target     t_0   t_1  …  i_0  │ i_1  i_2  …  i_N-1
 ```
 What differs from the paper's prior: a position holds its own token, so the last text token predicts the first image
 token; id 0 of the text vocabulary is <bos>, and padding wherever a caption has it; masks are other ones, and so is
-everything round attention and MLP, see `dalle_zoo.models.dalle_pytorch_layers`. Some layers may have block-sparse
-attention (`dalle_zoo.models.dalle_pytorch_sparse`) or a gMLP block (`dalle_zoo.models.dalle_pytorch_gmlp`) instead.
+everything around attention and MLP, see `dalle_pytorch_layers`. Some layers may have block-sparse attention
+(`dalle_pytorch_sparse`) or a gMLP block (`dalle_pytorch_gmlp`) instead.
 
 Reference: https://github.com/lucidrains/DALLE-pytorch, versions 0.1 to 1.6.6; its names stand in brackets.
 """
@@ -28,8 +28,9 @@ from torch.nn import functional as F
 from dalle_zoo.masks import Mask, TextImageLayout, layer_masks
 from dalle_zoo.models.attention import BACKENDS
 from dalle_zoo.models.cache import LayerCache
-from dalle_zoo.models.dalle_pytorch_gmlp import GateCache, GatedMixing
-from dalle_zoo.models.dalle_pytorch_layers import (
+from dalle_zoo.models.config import ImagePriorConfig
+from dalle_zoo.models.external.dalle_pytorch_gmlp import GateCache, GatedMixing
+from dalle_zoo.models.external.dalle_pytorch_layers import (
     Attention,
     Branch,
     GatedMLP,
@@ -39,7 +40,7 @@ from dalle_zoo.models.dalle_pytorch_layers import (
     rotations,
     shift_tokens,
 )
-from dalle_zoo.models.dalle_pytorch_sparse import BLOCK, BlockCache, attend_blocks, sure_blocks
+from dalle_zoo.models.external.dalle_pytorch_sparse import BLOCK, BlockCache, attend_blocks, sure_blocks
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.tokenizers import TextTokenizer
 
@@ -51,7 +52,7 @@ BOS = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class DallePytorchConfig:
+class DallePytorchConfig(ImagePriorConfig):
     """Architecture of DALLE-pytorch's prior; defaults are its own, sizes those of its training script."""
 
     text_length: int = 256
@@ -104,12 +105,8 @@ class DallePytorchConfig:
     """The same for MLPs [shared_ff_ids]."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "text_length", "text_vocab", "image_height", "image_width", "codebook_size", "width", "num_layers",
-            "num_heads", "head_size",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        super().__post_init__()
+        self.check_positive("num_layers", "num_heads", "head_size")
         for name, known in (
             ("positions", ("rotary", "axial")), ("padding", ("learned", "masked")), ("norm", ("layer", "rms")),
         ):  # fmt: skip
@@ -151,11 +148,6 @@ class DallePytorchConfig:
     def fed_length(self) -> int:
         """Positions but the last one."""
         return self.layout.length - 1
-
-    @property
-    def image_length(self) -> int:
-        """Image tokens N."""
-        return self.image_height * self.image_width
 
     @property
     def text_ids(self) -> int:

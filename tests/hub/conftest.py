@@ -1,4 +1,4 @@
-"""A hub on this machine: the HTTP that the Hub's client speaks, in memory, for one model repository or several."""
+"""A local server with the HTTP interface of the Hub, for model repositories that are kept in memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Repository:
 
 
 class LocalHub(ThreadingHTTPServer):
-    """The server; what it holds can be looked at and damaged."""
+    """The server. Tests can inspect and damage its contents."""
 
     daemon_threads = True
 

@@ -30,8 +30,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle_zoo.masks import Mask, TextImageLayout
+from dalle_zoo.masks import Mask
 from dalle_zoo.models.attention import Attention
+from dalle_zoo.models.config import ImagePriorConfig
 from dalle_zoo.models.decoding import read_text, read_token
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.models.prior import MLP, Layer
@@ -52,7 +53,7 @@ FLOAT16_MAX = 65504.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class RuDALLEConfig:
+class RuDALLEConfig(ImagePriorConfig):
     """Architecture of ruDALL-E's prior; defaults are Malevich's 1.3 billion. Released names stand in brackets."""
 
     version: Version = "v3"
@@ -77,23 +78,11 @@ class RuDALLEConfig:
     def __post_init__(self) -> None:
         if self.version not in LAST_MASKS:
             raise ValueError(suggest("version", self.version, get_args(Version)))
-        for name in ("text_vocab", "image_height", "image_width", "codebook_size", "width", "num_layers", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.text_length < 2:
             raise ValueError(f"text_length must be at least 2, for start and end, got {self.text_length}")
-        if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
-
-    @property
-    def layout(self) -> TextImageLayout:
-        """Positions of the stream as the masks see them."""
-        return TextImageLayout(self.text_length, self.image_height, self.image_width)
-
-    @property
-    def image_length(self) -> int:
-        """Image tokens N."""
-        return self.image_height * self.image_width
+        super().__post_init__()
+        self.check_positive("num_layers")
+        self.check_heads()
 
     @property
     def text_cells(self) -> int:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from dalle_zoo.models import packed
-from dalle_zoo.models.packed import PackedLinear, with_packed_linears
+from dalle_zoo.models.cpu import onednn
+from dalle_zoo.models.cpu.linears import PackedLinear, with_packed_linears
 from dalle_zoo.models.prior import Prior
 from dalle_zoo.sampling import sample_codes
 
@@ -60,12 +60,12 @@ def test_without_the_operators_layers_stay(net: nn.Module, monkeypatch: pytest.M
     def missing(*_: object) -> None:
         raise AttributeError("no such operator")
 
-    monkeypatch.setattr(packed, "_reorder", missing)
-    packed._works.cache_clear()
+    monkeypatch.setattr(onednn, "reorder_linear", missing)
+    onednn.linears_work.cache_clear()
     try:
         assert with_packed_linears(net, 1) is net
     finally:
-        packed._works.cache_clear()
+        onednn.linears_work.cache_clear()
 
 
 def test_a_changed_weight_is_seen_at_sampling(random_prior: Callable[..., Prior]) -> None:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle_zoo.models.config import ImagePriorConfig
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
 
@@ -32,7 +33,7 @@ from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class DalleMiniConfig:
+class DalleMiniConfig(ImagePriorConfig):
     """Architecture; defaults are DALL-E mini's."""
 
     text_length: int = 64
@@ -71,14 +72,12 @@ class DalleMiniConfig:
     """Hidden width of the decoder's gated units."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1 and not name.endswith("_token"):
-                raise ValueError(f"{name} must be at least 1, got {value}")
         if self.text_length < 3:
             raise ValueError(f"text_length must be at least 3, a token between begin and end, got {self.text_length}")
+        super().__post_init__()
+        self.check_positive("image_rows", "encoder_layers", "encoder_hidden", "decoder_layers", "decoder_hidden")
         for heads in ("encoder_heads", "decoder_heads"):
-            if self.width % getattr(self, heads):
-                raise ValueError(f"width {self.width} is not a multiple of {heads} {getattr(self, heads)}")
+            self.check_heads(heads)
         if not self.codebook_size <= self.start_token < self.image_rows:
             raise ValueError(
                 f"start_token must be a row behind the codes, in {self.codebook_size}..{self.image_rows - 1} "
@@ -90,11 +89,6 @@ class DalleMiniConfig:
                 f"begin_token, pad_token and end_token must be three ids in 0..{self.text_vocab - 1}, got "
                 f"{self.begin_token}, {self.pad_token} and {self.end_token}"
             )
-
-    @property
-    def image_length(self) -> int:
-        """Image tokens N."""
-        return self.image_height * self.image_width
 
 
 class Attention(nn.Module):

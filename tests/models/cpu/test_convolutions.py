@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dalle_zoo.models import dvae, dvae_cpu
+from dalle_zoo.models import dvae
+from dalle_zoo.models.cpu import convolutions, onednn
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 
 ROUNDING = {"atol": 1e-5, "rtol": 1e-5}
@@ -50,12 +51,12 @@ def forbid(*_: object) -> bool:
 def test_gives_what_the_modules_give(config: DVAEConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     net, images = net_of(config), images_of(3)
     mapped = net.map_pixels(images)
-    network = dvae_cpu.Network(net.encoder.input, net.encoder.groups, torch.float32)
+    network = convolutions.Network(net.encoder.input, net.encoder.groups, torch.float32)
     torch.testing.assert_close(network(mapped), net.encoder.features(mapped), **ROUNDING)
     torch.testing.assert_close(network(mapped), net.encoder.features(mapped), **ROUNDING)  # in memory used before
     codes = net.encode(images)
     decoded, parameters = net.decode(codes), net.decoder.from_codes(codes)
-    monkeypatch.setattr(dvae_cpu, "usable", forbid)
+    monkeypatch.setattr(convolutions, "usable", forbid)
     assert torch.equal(codes, net.encode(images))
     assert torch.equal(codes, net.logits(images).argmax(1))
     torch.testing.assert_close(parameters, net.decoder.from_codes(codes), **ROUNDING)
@@ -99,36 +100,36 @@ def test_weights_may_change_between_calls(net: DVAE) -> None:
 @torch.no_grad()
 def test_the_logits_are_never_complete(net: DVAE, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    compute = dvae_cpu.Cells.__call__
+    compute = convolutions.Cells.__call__
 
-    def note(self: dvae_cpu.Cells, rows: Tensor) -> Tensor:
+    def note(self: convolutions.Cells, rows: Tensor) -> Tensor:
         seen.append(len(rows))
         return compute(self, rows)
 
     images = images_of(5)
     complete = net.encode(images)
-    monkeypatch.setattr(dvae_cpu.Cells, "__call__", note)
+    monkeypatch.setattr(convolutions.Cells, "__call__", note)
     monkeypatch.setattr(dvae, "_LOGITS_BYTES", {"cpu": 7 * 50 * 4, "cuda": 0})
     assert torch.equal(net.encode(images), complete)
     assert max(seen) == 7
     assert sum(seen) == complete.numel()
-    monkeypatch.setattr(dvae_cpu, "usable", forbid)
+    monkeypatch.setattr(convolutions, "usable", forbid)
     assert torch.equal(net.encode(images), complete)
 
 
 @torch.no_grad()
 def test_images_go_in_passes(net: DVAE, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    compute = dvae_cpu.Network.__call__
+    compute = convolutions.Network.__call__
 
-    def note(self: dvae_cpu.Network, x: Tensor) -> Tensor:
+    def note(self: convolutions.Network, x: Tensor) -> Tensor:
         seen.append(len(x))
         return compute(self, x)
 
     images = images_of(5)
     codes = net.encode(images)
     decoded = net.decode(codes)
-    monkeypatch.setattr(dvae_cpu.Network, "__call__", note)
+    monkeypatch.setattr(convolutions.Network, "__call__", note)
     monkeypatch.setattr(dvae, "_PASS_BYTES", {"cpu": 2 * 4 * 8 * 16 * 24, "cuda": 0})  # two decoded
     assert torch.equal(net.encode(images), codes)
     torch.testing.assert_close(net.decode(codes), decoded, **ROUNDING)
@@ -147,7 +148,7 @@ def test_compiled_networks_are_called(net: DVAE, monkeypatch: pytest.MonkeyPatch
     images = images_of(2)
     codes = net.encode(images)
     decoded = net.decode(codes)
-    monkeypatch.setattr(dvae_cpu, "usable", forbid)  # as on a GPU
+    monkeypatch.setattr(convolutions, "usable", forbid)  # as on a GPU
     compiled: list[str] = []
 
     def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
@@ -170,7 +171,7 @@ def test_gradients_take_the_modules(net: DVAE) -> None:
 
 @torch.no_grad()
 def test_bfloat16(net: DVAE) -> None:
-    if not dvae_cpu.usable(images_of(1), net.encoder.input.weight, torch.bfloat16):
+    if not convolutions.usable(images_of(1), net.encoder.input.weight, torch.bfloat16):
         pytest.skip("this processor lacks the instructions of bfloat16")
     images = images_of(16)
     exact = net.encode(images)
@@ -182,14 +183,14 @@ def test_bfloat16(net: DVAE) -> None:
     assert decoded.dtype == torch.float32
     torch.testing.assert_close(decoded, net.decode(exact), atol=0.02, rtol=0)
     with torch.autocast("cpu", torch.float16):
-        assert not dvae_cpu.usable(images_of(1), net.encoder.input.weight, torch.float16)
+        assert not convolutions.usable(images_of(1), net.encoder.input.weight, torch.float16)
 
 
 def changed(*_: object) -> None:
     raise TypeError("an argument more")
 
 
-def wrong(self: dvae_cpu.Convolution, out: Tensor, x: Tensor) -> Tensor:
+def wrong(out: Tensor, *_: object) -> Tensor:
     return out
 
 
@@ -200,21 +201,21 @@ def test_operators_that_changed_leave_the_modules(
 ) -> None:
     images = images_of(2)
     expected = net.logits(images).argmax(1)
-    monkeypatch.setattr(dvae_cpu.Convolution, "add", operator)
-    dvae_cpu._works.cache_clear()
+    monkeypatch.setattr(onednn, "convolve_add", operator)
+    onednn.convolutions_work.cache_clear()
     try:
-        assert not dvae_cpu.usable(images, net.encoder.input.weight, torch.float32)
+        assert not convolutions.usable(images, net.encoder.input.weight, torch.float32)
         assert torch.equal(net.encode(images), expected)
     finally:
-        dvae_cpu._works.cache_clear()
+        onednn.convolutions_work.cache_clear()
 
 
 @torch.no_grad()
 def test_the_trial_samples_nothing_and_holds_under_autocast(net: DVAE) -> None:
-    dvae_cpu._works.cache_clear()
+    onednn.convolutions_work.cache_clear()
     state = torch.get_rng_state()
     with torch.autocast("cpu", torch.bfloat16):
-        assert dvae_cpu.usable(images_of(1), net.encoder.input.weight, torch.float32)
+        assert convolutions.usable(images_of(1), net.encoder.input.weight, torch.float32)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -222,14 +223,14 @@ def test_the_trial_samples_nothing_and_holds_under_autocast(net: DVAE) -> None:
 def test_weights_are_laid_out_once_for_all_images_of_a_call(net: DVAE, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 
-    class Counted(dvae_cpu.Network):
+    class Counted(convolutions.Network):
         def __init__(self, input: nn.Conv2d | None, groups: nn.Sequential, dtype: torch.dtype) -> None:
             made.append(groups)
             super().__init__(input, groups, dtype)
 
     codes = net.encode(images_of(5))
     expected = net.decode(codes)
-    monkeypatch.setattr(dvae_cpu, "Network", Counted)
+    monkeypatch.setattr(convolutions, "Network", Counted)
     monkeypatch.setitem(dvae._PASS_BYTES, "cpu", 1)  # an image a pass
     torch.testing.assert_close(net.decode(codes), expected, **ROUNDING)
     assert made == [net.decoder.groups]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from dalle_zoo.models.dalle_mini import DalleMini, DalleMiniConfig
+from dalle_zoo.models.external.dalle_mini import DalleMini, DalleMiniConfig
 from dalle_zoo.sampling import decode_logits, sample_codes
 from dalle_zoo.tokenizers import ByteTokenizer
 

@@ -12,13 +12,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dalle_zoo.masks import TextImageLayout
-from dalle_zoo.models.dalle_pytorch import DallePytorch, DallePytorchConfig
-from dalle_zoo.models.dalle_pytorch_layers import ShiftCache, rotate, rotated_size, rotations, shift_tokens, turns
-from dalle_zoo.models.dalle_pytorch_sparse import attend_blocks, random_blocks, sure_blocks
-from dalle_zoo.models.dalle_pytorch_vae import DallePytorchVAE, DallePytorchVAEConfig
+from dalle_zoo.models.external.dalle_pytorch import DallePytorch, DallePytorchConfig
+from dalle_zoo.models.external.dalle_pytorch_layers import (
+    ShiftCache,
+    rotate,
+    rotated_size,
+    rotations,
+    shift_tokens,
+    turns,
+)
+from dalle_zoo.models.external.dalle_pytorch_sparse import attend_blocks, random_blocks, sure_blocks
+from dalle_zoo.models.external.dalle_pytorch_vae import DallePytorchVAE, DallePytorchVAEConfig
 from dalle_zoo.tokenizers import ByteTokenizer
 
-GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/dalle_pytorch.py"))
+GOLDEN = runpy.run_path(str(Path(__file__).parents[2] / "golden/dalle_pytorch.py"))
 TINY: dict[str, Any] = {
     "text_length": 5, "text_vocab": 256, "image_height": 2, "image_width": 3, "codebook_size": 7, "width": 8,
     "num_heads": 2, "head_size": 8,

@@ -1,23 +1,24 @@
 """The dVAE's residual networks on a CPU without gradients, in half the time of `F.conv2d` and `F.relu`.
 
-What costs there is less the arithmetic than the memory around it, and a slower library for some kernels:
+Most of that time is spent on memory traffic and on slow kernels rather than on arithmetic:
 
-- ``F.conv2d`` on one thread leaves 1x1 kernels to a plain matrix product, 2.3 times slower than oneDNN's kernel. Here
-  all convolutions are oneDNN's, with weights laid out once per call.
-- ReLU, the gain and the sum of a residual block happen inside the convolution before or after them.
-- Large tensors are kept and written again: asking the system for 67 MB of new pages takes 28 ms, filling them 3.
-- What the decoder does to single pixels it does before they are repeated: a sixth of its arithmetic less.
+- On one thread ``F.conv2d`` computes 1x1 kernels as a plain matrix product, which is 2.3 times slower than oneDNN's
+  kernel. Here oneDNN computes all convolutions, with weights packed once per call.
+- ReLU, the gain and the sum of a residual block are fused into the convolution before or after them.
+- Large tensors are reused: requesting 67 MB of new pages from the system takes 28 ms, filling them takes 3 ms.
+- As in the plain modules, 1x1 operations of the decoder come before pixels are repeated.
 
-The values are those of the modules to float32 rounding. The operators are the ones that `torch.compile` emits on CPUs.
+The values equal those of the modules up to float32 rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor, nn
+
+from dalle_zoo.models.cpu import onednn
 
 # B batch, C channels, H W image or any resolution of it
 
@@ -25,43 +26,23 @@ Step = Callable[[Tensor], Tensor]
 
 
 def usable(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether this way is open to images or codes: on a CPU with oneDNN, without gradients, with float32 weights.
+    """Whether these classes can replace the plain modules: on a CPU, without gradients, with float32 weights.
 
     Args:
-        x: What comes in.
-        weight: Of the network.
-        dtype: To compute in; bfloat16 needs a processor that has it.
+        x: Images or codes, the input of the network.
+        weight: Any weight of the network.
+        dtype: Computation dtype; bfloat16 needs a processor with bfloat16 instructions.
     """
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or torch.is_grad_enabled() or not x.numel():
         return False
-    if not torch.backends.mkldnn.is_available() or not _works():  # type: ignore[no-untyped-call]
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-@cache
-@torch.inference_mode()
-def _works() -> bool:
-    """Whether the operators, which are private, are there and compute convolutions."""
-    conv = nn.Conv2d(4, 4, 3, padding=1, device="meta").to_empty(device="cpu")  # samples no random weights
-    for parameter in conv.parameters():
-        parameter.copy_(torch.arange(parameter.numel(), device="cpu").sin().view_as(parameter))
-    x = torch.arange(144, device="cpu").cos().view(1, 6, 6, 4).permute(0, 3, 1, 2)
-    with torch.autocast("cpu", enabled=False):
-        expected = conv(x).relu() + conv(x)
-        try:
-            torch.ops.mkldnn._is_mkldnn_bf16_supported()
-            convolution = Convolution(conv, torch.float32)
-            return torch.allclose(convolution.add(convolution(x, "relu"), x), expected, atol=1e-5)
-        except (AttributeError, RuntimeError, TypeError):
-            return False
+    return onednn.convolutions_work() and onednn.computes_in(dtype)
 
 
 class Memory:
-    """Tensors that are written again and again.
+    """Pool of large tensors that are reused.
 
     Args:
-        dtype: Of the tensors.
+        dtype: Dtype of the tensors.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -69,11 +50,11 @@ class Memory:
         self._pieces: list[Tensor] = []
 
     def take(self, shape: tuple[int, ...], *busy: Tensor) -> Tensor:
-        """A tensor (B, C, H, W) in channels-last order, with whatever was last written to it.
+        """Returns an uninitialized tensor (B, C, H, W) in channels-last order.
 
         Args:
-            shape: Its shape.
-            busy: Tensors that it must not overlap; all others that were taken before may change.
+            shape: Shape of the tensor.
+            busy: Tensors that it must not overlap. All other tensors of the pool may be overwritten.
         """
         batch, channels, height, width = shape
         size = batch * channels * height * width
@@ -81,7 +62,7 @@ class Memory:
         free = [piece for piece in self._pieces if piece.untyped_storage().data_ptr() not in in_use]
         piece = next((piece for piece in free if len(piece) >= size), None)
         if piece is None:
-            if free:  # too small, and nothing but dead weight once there is a larger one
+            if free:  # too small, and not needed any more once there is a larger one
                 self._pieces = [retained for retained in self._pieces if retained is not free[0]]
             piece = torch.empty(size, dtype=self.dtype)
             self._pieces.append(piece)
@@ -89,12 +70,12 @@ class Memory:
 
 
 class Convolution:
-    """A same-size convolution of oneDNN.
+    """A same-size convolution by oneDNN; its plain twin is ``gain * conv(x)``.
 
     Args:
-        conv: Module with the weights; stride 1.
-        dtype: To compute in.
-        gain: Factor of the result, multiplied into the weights.
+        conv: Module with the weights; its stride is 1.
+        dtype: Computation dtype.
+        gain: Factor of the result, multiplied into the weights. Defaults to 1.
     """
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, gain: float = 1.0) -> None:
@@ -104,30 +85,20 @@ class Convolution:
         if gain != 1.0:  # a product would be one more copy of all weights
             weight, bias = gain * weight, gain * bias
         self._weight, self._bias = weight.to(dtype), bias.to(dtype)
-        self._geometry = ([conv.kernel_size[0] // 2] * 2, [1, 1], [1, 1], 1)  # padding, stride, dilation, groups
-        self._laid_out = False
+        self._packed = False
 
     def _weight_for(self, x: Tensor) -> Tensor:
-        if not self._laid_out:  # the best layout depends on the resolution, so it is made when that is known
-            self._weight = torch.ops.mkldnn._reorder_convolution_weight(
-                self._weight, *self._geometry, [1, *x.shape[1:]]
-            )
-            self._laid_out = True
+        if not self._packed:  # the best layout depends on the resolution, which only the first input tells
+            self._weight, self._packed = onednn.reorder_convolution(self._weight, x.shape), True
         return self._weight
 
     def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
         """Convolves, then applies "relu" or "none": (B, inputs, H, W) to (B, outputs, H, W)."""
-        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self._weight_for(x), self._bias, *self._geometry, activation, [], ""
-        )
-        return y
+        return onednn.convolve(x, self._weight_for(x), self._bias, activation)
 
     def add(self, out: Tensor, x: Tensor) -> Tensor:
         """Adds the convolution of ``x`` to ``out`` in place."""
-        torch.ops.mkldnn._convolution_pointwise_.binary(
-            out, x, self._weight_for(x), self._bias, *self._geometry, "add", 1.0, None, [], None
-        )
-        return out
+        return onednn.convolve_add(out, x, self._weight_for(x), self._bias)
 
     def into(self, out: Tensor, x: Tensor) -> Tensor:
         """Writes the convolution of ``x`` to ``out``."""
@@ -135,7 +106,7 @@ class Convolution:
 
 
 class Cells:
-    """A 1x1 convolution over single cells, in float32."""
+    """A 1x1 convolution of single cells in float32; its plain twin is `F.linear`."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self._convolution = Convolution(conv, torch.float32)
@@ -155,13 +126,13 @@ def double(x: Tensor, out: Tensor) -> Tensor:
 
 
 class ResidualBlock:
-    """``skip(x) + gain * branch(x)`` of `dalle_zoo.models.dvae.Block`; without a skip it writes into ``x``.
+    """``skip(x) + gain * branch(x)`` as in `dalle_zoo.models.dvae.Block`; without a skip it overwrites ``x``.
 
     Args:
-        block: The module.
-        memory: For what is large.
-        doubles: Whether each pixel of ``x`` stands for four. What acts on single pixels, the skip and the decoder's
-            first convolution, comes before they are repeated, with equal results for a quarter of the work.
+        block: The plain module.
+        memory: Pool for large tensors.
+        doubles: Whether the block doubles the resolution, repeating each pixel four times. The skip and the first
+            convolution of the decoder are 1x1, so they run before the repetition: a quarter of the work, equal values.
     """
 
     def __init__(self, block: nn.Module, memory: Memory, doubles: bool) -> None:
@@ -187,12 +158,12 @@ class ResidualBlock:
 
 
 class Network:
-    """First convolution, groups of blocks, ReLU.
+    """First convolution, groups of blocks, ReLU: the twin of `Encoder.features` and of the decoder's groups.
 
     Args:
-        input: Convolution in front; None where vectors come in.
-        groups: Groups of blocks, each with a resize behind it or none.
-        dtype: To compute in.
+        input: The first convolution; None if the input is already a tensor of vectors.
+        groups: Groups of blocks, each optionally followed by a resize.
+        dtype: Computation dtype.
     """
 
     def __init__(self, input: nn.Conv2d | None, groups: nn.Sequential, dtype: torch.dtype) -> None:
@@ -219,7 +190,7 @@ class Network:
         return x.relu_()
 
     def _halve(self, x: Tensor) -> Tensor:
-        """Largest of 2x2, without the indices that `F.max_pool2d` stores for the backward pass."""
+        """2x2 max-pooling without the indices that `F.max_pool2d` stores for the backward pass."""
         batch, channels, height, width = x.shape
         rows = self.memory.take((batch, channels, height // 2, width), x)
         torch.maximum(x[:, :, ::2], x[:, :, 1::2], out=rows)

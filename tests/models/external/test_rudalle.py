@@ -14,11 +14,11 @@ from torch import Tensor
 
 from dalle_zoo.convert import convert, find
 from dalle_zoo.convert.youtokentome import read_vocabulary
-from dalle_zoo.hub import load_prior
-from dalle_zoo.models.rudalle import RuDALLE, RuDALLEConfig
-from dalle_zoo.sampling import Sampler, decode_logits, sample_codes
+from dalle_zoo.models.external.rudalle import RuDALLE, RuDALLEConfig
+from dalle_zoo.networks import load_prior
+from dalle_zoo.sampling import SamplingOptions, decode_logits, sample_codes
 
-GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/rudalle.py"))
+GOLDEN = runpy.run_path(str(Path(__file__).parents[2] / "golden/rudalle.py"))
 TWIN = {"atol": 1e-4, "rtol": 1e-4}
 """The twin works in float32 as well, with its scores divided and multiplied again."""
 VOCAB, LENGTH = 200, 6
@@ -67,7 +67,7 @@ def test_logits_step_by_step(twins: tuple[RuDALLE, dict[str, Tensor]]) -> None:
 
 def test_the_most_likely_codes(twins: tuple[RuDALLE, dict[str, Tensor]]) -> None:
     prior, golden = twins
-    sampled = sample_codes(prior, golden["text"], torch.zeros(2, 1, dtype=torch.int64), sampler=Sampler(temperature=0))
+    sampled = sample_codes(prior, golden["text"], torch.zeros(2, 1, dtype=torch.int64), SamplingOptions(temperature=0))
     assert torch.equal(sampled.view(2, 144), golden["likely"])
 
 

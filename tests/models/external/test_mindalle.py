@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from tokenizers import CharBPETokenizer, Tokenizer
 from torch import Tensor
 
-from dalle_zoo.models.mindalle import MinDALLE, MinDALLEConfig
-from dalle_zoo.sampling import Sampler, decode_logits, sample_codes
+from dalle_zoo.models.external.mindalle import MinDALLE, MinDALLEConfig
+from dalle_zoo.sampling import SamplingOptions, decode_logits, sample_codes
 from dalle_zoo.tokenizers import ByteTokenizer, HFTokenizer
 
-GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/mindalle.py"))
+GOLDEN = runpy.run_path(str(Path(__file__).parents[2] / "golden/mindalle.py"))
 OUTPUTS = load_file(GOLDEN["FILE"])
 TOKENIZED = json.loads(GOLDEN["TOKENIZER"].read_text())
 TWIN = {"atol": 1e-4, "rtol": 0.0}
@@ -90,13 +90,13 @@ def test_cached_decoding_equals_that_of_the_original(prior: MinDALLE) -> None:
 
 
 def test_the_most_likely_codes_are_those_of_the_original(prior: MinDALLE) -> None:
-    codes = sample_codes(prior, golden("text"), torch.tensor([[1], [2]]), sampler=Sampler(top_k=1))
+    codes = sample_codes(prior, golden("text"), torch.tensor([[1], [2]]), SamplingOptions(top_k=1))
     assert torch.equal(codes.view(2, 16), golden("greedy"))
     assert len(golden("greedy").unique()) > 5
 
 
 def test_temperature_and_filters_mean_what_they_mean_there() -> None:
-    probabilities = Sampler(**GOLDEN["SAMPLER"]).filter(golden("image_logits")[0]).softmax(-1)
+    probabilities = SamplingOptions(**GOLDEN["SAMPLER"]).filter(golden("image_logits")[0]).softmax(-1)
     torch.testing.assert_close(probabilities, golden("probabilities"), atol=1e-6, rtol=1e-5)
     retained = (probabilities > 0).sum(-1)
     assert retained.min() < retained.max() <= 9, "both filters act"

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dalle_zoo.models.vqgan import VQGAN, NearestQuantizer, ResidualBlock, VQGANConfig, merge_bands
+from dalle_zoo.models.external.vqgan import VQGAN, NearestQuantizer, ResidualBlock, VQGANConfig, merge_bands
 
-GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/vqgan.py"))
+GOLDEN = runpy.run_path(str(Path(__file__).parents[2] / "golden/vqgan.py"))
 
 TWIN = {"atol": 1e-4, "rtol": 1e-4}
 """Float32 rounding through some thirty layers, with other kernels for attention and normalization."""

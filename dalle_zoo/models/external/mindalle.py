@@ -23,7 +23,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dalle_zoo.masks import Mask, TextImageLayout
+from dalle_zoo.masks import Mask
+from dalle_zoo.models.config import ImagePriorConfig
 from dalle_zoo.models.decoding import read_text, read_token
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.models.prior import Layer
@@ -39,7 +40,7 @@ PAD = "[PAD]"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MinDALLEConfig:
+class MinDALLEConfig(ImagePriorConfig):
     """Architecture of minDALL-E's prior; defaults are the published 1.3B. Released names stand in brackets."""
 
     text_length: int = 64
@@ -62,26 +63,11 @@ class MinDALLEConfig:
     """Id of the token that fills captions; its vocabulary tells, so None where that was missing at conversion."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "text_length", "text_vocab", "image_height", "image_width", "codebook_size", "width", "num_layers",
-            "num_heads",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        super().__post_init__()
+        self.check_positive("num_layers")
+        self.check_heads()
         if self.padding_id is not None and not 0 <= self.padding_id < self.text_vocab:
             raise ValueError(f"padding_id must lie in 0..{self.text_vocab - 1}, got {self.padding_id}")
-
-    @property
-    def layout(self) -> TextImageLayout:
-        """Positions of the stream."""
-        return TextImageLayout(self.text_length, self.image_height, self.image_width)
-
-    @property
-    def image_length(self) -> int:
-        """Image positions N."""
-        return self.image_height * self.image_width
 
 
 @PRIORS.register("mindalle")

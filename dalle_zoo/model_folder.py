@@ -1,0 +1,115 @@
+"""Layout of a model folder: the names of its files, its index, and its checksums.
+
+A model folder has one subfolder per component, with a ``config.json`` and weights in safetensors. ``sha256.json``
+lists the digest of every file; loading verifies them. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from dalle_zoo.files import FileError, read_json, sha256_file, stays_inside, write_json
+from dalle_zoo.registry import suggest
+from dalle_zoo.version import __version__
+
+COMPONENTS = ("dvae", "prior", "tokenizer", "ranker")
+"""Names of the components and of their subfolders. A pipeline needs the first three."""
+
+INDEX = "model_index.json"
+"""Lists the components. A folder with this file is a complete model."""
+RECORD = "record.json"
+"""Describes the model: description, license, training data, and number of parameters."""
+CONVERSION = "conversion.json"
+"""Lists the external files that the model was converted from. A folder with this file can be converted again, so it
+may be replaced."""
+CHECKSUMS = "sha256.json"
+"""Lists the SHA-256 digest of every file that loading may read."""
+CARD = "README.md"
+"""The model card."""
+
+CONFIG = "config.json"
+"""Configuration of a component. The one of the model folder itself lets the Hub count downloads."""
+WEIGHTS = "model.safetensors"
+"""Weights of a component."""
+
+
+class ModelFolderError(FileError):
+    """A model folder, or the folder of a component, lacks something or does not match its configuration."""
+
+
+def config_from_dict(config_class: type, values: dict[str, Any], where: str) -> Any:
+    """Builds a configuration dataclass from plain data.
+
+    Args:
+        config_class: The dataclass.
+        values: Value of each field.
+        where: Where the values come from, for errors.
+
+    Raises:
+        ModelFolderError: A field is unknown, and the message suggests the closest name; or the dataclass rejects a
+            value.
+    """
+    known = [field.name for field in fields(config_class)]
+    for name in values:
+        if name not in known:
+            raise ModelFolderError(f"{where}: {suggest('field', name, known)}")
+    try:
+        return config_class(**values)
+    except (TypeError, ValueError) as error:
+        raise ModelFolderError(f"{where}: {error}") from None
+
+
+def write_index(folder: Path) -> None:
+    """Writes ``model_index.json`` and the ``config.json`` of a model folder from the components that it contains."""
+    components = {name: ["dalle_zoo", name] for name in COMPONENTS if (folder / name).is_dir()}
+    index = {"_class_name": "DallePipeline", "_dalle_zoo_version": __version__, **components}
+    write_json(folder / INDEX, index)
+    write_json(folder / CONFIG, {"model_type": "dalle-zoo", "components": sorted(components)})
+
+
+def write_checksums(folder: Path) -> None:
+    """Writes ``sha256.json`` with the digest of every file in a folder, except itself and the model card."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p not in (folder / CHECKSUMS, folder / CARD))
+    write_json(folder / CHECKSUMS, {p.relative_to(folder).as_posix(): sha256_file(p) for p in files})
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """Reads ``sha256.json``.
+
+    Returns:
+        Digest of each file, keyed by its path relative to the folder.
+
+    Raises:
+        FileError: ``sha256.json`` is missing or damaged.
+    """
+    return read_json(folder / CHECKSUMS, "a folder written by dalle-zoo")
+
+
+def verify_checksums(folder: Path, component: str | None = None) -> None:
+    """Checks that every file listed in ``sha256.json`` exists and is unchanged.
+
+    Args:
+        folder: A model folder.
+        component: Check only the files of this component. Defaults to all files.
+
+    Raises:
+        ModelFolderError: A listed file is missing or changed, or is outside the folder.
+        FileError: ``sha256.json`` is missing or damaged.
+    """
+    converted = (folder / CONVERSION).is_file()
+    suggestion = f"delete {folder} and convert again" if converted else "copy or download the model again"
+    for name, digest in read_checksums(folder).items():
+        if component is not None and not name.startswith(f"{component}/"):
+            continue
+        path = folder / name
+        if not stays_inside(name):  # only the name is checked: files in the Hub's cache are links
+            raise ModelFolderError(f"{folder / CHECKSUMS} names a file outside the folder: {name}")
+        if not path.is_file():
+            raise ModelFolderError(f"{path} is missing: {suggestion}")
+        if sha256_file(path) != digest:
+            raise ModelFolderError(
+                f"{path} differs from its sha256 in {CHECKSUMS}: the file is damaged or was changed; {suggestion}, or "
+                f"run write_checksums if you changed it yourself"
+            )

@@ -1,0 +1,83 @@
+"""Saves image tokenizers and priors to folders, and loads them by the type that ``config.json`` names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dalle_zoo.files import read_json
+from dalle_zoo.model_folder import CONFIG, WEIGHTS, ModelFolderError, config_from_dict
+from dalle_zoo.models import IMAGE_TOKENIZERS, PRIORS
+from dalle_zoo.models.image_prior import ImagePrior
+from dalle_zoo.models.tokenizer import ImageTokenizer
+from dalle_zoo.weights import SHARD_BYTES, load_weights, save_weights, without_storage
+
+
+def save_network(
+    net: nn.Module,
+    kind: str,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes the ``config.json`` and the weights of a network to an existing folder.
+
+    Args:
+        net: A network with a frozen dataclass in ``net.config``.
+        kind: Registered name of the type of network ("dvae", "prior", …).
+        folder: The destination.
+        dtype: As for `save_weights`.
+        weights: Weights to store instead of those of the network, which may be sharded. Defaults to those of the
+            network.
+        shard_bytes: As for `save_weights`.
+    """
+    config: Any = net.config
+    tensors = net.state_dict() if weights is None else weights
+    save_weights(tensors, {"type": kind, **asdict(config)}, folder, dtype, shard_bytes)
+
+
+def load_image_tokenizer(folder: Path, device: str | torch.device | None = None) -> ImageTokenizer:
+    """Loads an image tokenizer of any registered type, in float32 and in evaluation mode.
+
+    Args:
+        folder: Folder with ``config.json`` and weights.
+        device: Device to load it to. Defaults to the CPU.
+    """
+    values = _read_config(folder)
+    cls = IMAGE_TOKENIZERS[values.pop("type", "dvae")]
+    config = config_from_dict(cls.config_class, values, str(Path(folder) / CONFIG))
+    net: Any = without_storage(lambda: cls(config))  # torch 2.13 does not declare the overload of `to` below
+    load_weights(net, Path(folder) / WEIGHTS, device=device)
+    on_gpu = device is not None and torch.device(device).type != "cpu"
+    layout = torch.channels_last if on_gpu else torch.preserve_format  # on a CPU every call would convert the layout
+    tokenizer: ImageTokenizer = net.to(device, memory_format=layout).eval()
+    return tokenizer
+
+
+def load_prior(folder: Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> ImagePrior:
+    """Loads a prior of any registered type, in evaluation mode.
+
+    Args:
+        folder: Folder with ``config.json`` and weights.
+        device: Device to load it to. Defaults to the CPU.
+        dtype: Dtype to load it in. Defaults to float32.
+    """
+    values = _read_config(folder)
+    kind = values.pop("type", None)
+    if kind not in PRIORS:
+        raise ModelFolderError(f'{folder}/{CONFIG} is not a prior: expected "type": "prior", or {", ".join(PRIORS)}')
+    cls = PRIORS[kind]
+    config = config_from_dict(cls.config_class, values, str(Path(folder) / CONFIG))
+    net = without_storage(lambda: cls(config))
+    load_weights(net, Path(folder) / WEIGHTS, device=device, dtype=dtype)
+    return net.eval()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    return read_json(Path(folder) / CONFIG, "a folder written by dalle-zoo")

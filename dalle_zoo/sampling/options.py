@@ -1,0 +1,99 @@
+"""How tokens are sampled from logits: temperature, filters, and classifier-free guidance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dalle_zoo.sampling.noise import gumbel
+
+# B images, V vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """Distribution that tokens are sampled from. The defaults are the paper's plain sampling (section 2.6).
+
+    The temperature is applied first, then top-k, then top-p. Filters act on the image vocabulary only.
+
+    Raises:
+        ValueError: An option is out of range.
+
+    Example:
+        >>> SamplingOptions(temperature=0.7, top_k=256)
+        SamplingOptions(temperature=0.7, top_k=256, top_p=None, guidance_scale=1.0)
+    """
+
+    temperature: float = 1.0
+    """Divides the logits; at least 0, where 0 takes the most likely token. Defaults to 1."""
+    top_k: int | None = None
+    """Sample among the k most likely tokens; at least 1. Defaults to all tokens."""
+    top_p: float | None = None
+    """Sample among the smallest set of most likely tokens whose probability reaches p, in (0, 1]. Defaults to all."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance g: logits = null + g * (conditional - null), at least 0. Defaults to 1, no guidance, as
+    in the paper; other values need a prior that was trained with dropped captions."""
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "guidance_scale"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
+        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
+            raise ValueError(f"top_k must be an integer of at least 1, or None to keep all tokens, got {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], or None to keep all tokens, got {self.top_p}")
+
+    @property
+    def guided(self) -> bool:
+        """Whether sampling needs the logits of the empty caption too."""
+        return self.guidance_scale != 1
+
+    def guide(self, logits: Tensor) -> Tensor:
+        """Combines conditional and null logits.
+
+        Args:
+            logits: (2 P, …), conditional logits first, null logits second; (P, …) without guidance.
+
+        Returns:
+            (P, …), in float32 if guided.
+        """
+        if not self.guided:
+            return logits
+        conditional, null = logits.float().chunk(2)
+        return null + self.guidance_scale * (conditional - null)
+
+    def filter(self, logits: Tensor) -> Tensor:
+        """Applies temperature and filters: logits (…, V) to logits with -inf where a token may not be sampled."""
+        if self.temperature == 0:
+            best = logits.argmax(-1, keepdim=True)
+            return torch.full_like(logits, -math.inf).scatter(-1, best, 0.0)
+        if self.temperature != 1:
+            logits = logits / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            # By index, not by value: exactly k tokens remain, even if several share the k-th largest logit.
+            retained = logits.topk(self.top_k, dim=-1).indices
+            logits = torch.full_like(logits, -math.inf).scatter(-1, retained, logits.gather(-1, retained))
+        if self.top_p is not None and self.top_p < 1:
+            ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+            mass_before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+            ordered = ordered.masked_fill(mass_before >= self.top_p, -math.inf)
+            logits = torch.empty_like(logits).scatter(-1, order, ordered)
+        return logits
+
+    def sample(self, logits: Tensor, seeds: Tensor, step: int | Tensor) -> Tensor:
+        """Samples one token per image by the Gumbel-max rule.
+
+        Args:
+            logits: Guided but unfiltered logits, (B, V).
+            seeds: Seeds of the images, int64 (B,).
+            step: Number of the token within the image, as for `gumbel`.
+
+        Returns:
+            Tokens, int64 (B,).
+        """
+        noise = gumbel(seeds, step, logits.shape[-1])
+        return noise.add_(self.filter(logits.float())).argmax(-1)

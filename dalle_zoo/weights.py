@@ -1,0 +1,225 @@
+"""Reads and writes the tensors of a network as safetensors, in one file or in shards with an index.
+
+Pickles are never read. Loading needs little more memory than the weights: a network is built without storage (on the
+meta device), and each tensor is read separately and moved directly to the requested device and dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dalle_zoo.files import atomic_write, read_json, write_json
+from dalle_zoo.model_folder import CONFIG, WEIGHTS, ModelFolderError
+from dalle_zoo.models.initial import copy_shard, shapes_only
+
+Net = TypeVar("Net", bound=nn.Module)
+
+SHARD_BYTES = 5 * 10**9
+"""Weights larger than this are split into shards."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Floating-point dtypes accepted in safetensors files, under their names there. Any can be loaded as any other."""
+INTEGERS = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
+"""Other dtypes and their names in safetensors files. They must match exactly."""
+
+
+class Lazy(Protocol):
+    """A tensor that is read only when it is needed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the tensor."""
+
+    def read(self) -> Tensor:
+        """Reads the tensor into memory, on the CPU."""
+
+
+# ---------------------------------------------------------------- saving
+
+
+def save_weights(
+    tensors: Mapping[str, Tensor | Lazy],
+    config: Mapping[str, Any],
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes weights and ``config.json`` to an existing folder.
+
+    Args:
+        tensors: Weights by name. Lazy tensors are read one shard at a time.
+        config: Contents of ``config.json``.
+        folder: The destination. Older weight files that are not overwritten are removed at the end.
+        dtype: Dtype to store floating-point weights in. Defaults to the dtype of each tensor.
+        shard_bytes: Maximum size of a weight file. Larger weights are split into
+            ``model-00001-of-0000n.safetensors`` and so on, with ``model.safetensors.index.json``. A tensor is never
+            split. Defaults to 5 GB.
+    """
+    target_dtypes = {
+        n: dtype if dtype is not None and t.dtype.is_floating_point else t.dtype for n, t in tensors.items()
+    }
+    sizes = {n: math.prod(t.shape) * target_dtypes[n].itemsize for n, t in tensors.items()}
+    shards = _assign_shards(sizes, shard_bytes)
+    files = [WEIGHTS] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(1, len(shards) + 1)]
+    for file, names in zip(files, shards, strict=True):
+        stored = {n: _in_memory(tensors[n]).to("cpu", target_dtypes[n]).contiguous() for n in names}
+        with atomic_write(folder / file) as temporary:
+            save_file(stored, temporary, metadata={"format": "pt"})
+        del stored
+    if len(shards) > 1:
+        where = {n: file for file, names in zip(files, shards, strict=True) for n in names}
+        index = index_path(folder / WEIGHTS)
+        write_json(index, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where})
+        files.append(index.name)
+    for old in folder.glob("model*.safetensors*"):
+        if old.name not in files:
+            old.unlink()
+    write_json(folder / CONFIG, dict(config))
+
+
+def _in_memory(tensor: Tensor | Lazy) -> Tensor:
+    return tensor.detach() if isinstance(tensor, Tensor) else tensor.read()
+
+
+def _assign_shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Groups names, in order, so that each group has at most ``limit`` bytes or one tensor; at least one group."""
+    if limit < 1:
+        raise ValueError(f"shard_bytes must be at least 1, got {limit}")
+    groups: list[list[str]] = [[]]
+    available = limit
+    for name, size in sizes.items():
+        if size > available and groups[-1]:
+            groups.append([])
+            available = limit
+        groups[-1].append(name)
+        available -= size
+    return groups
+
+
+def _shard_name(number: int, total: int) -> str:
+    return f"model-{number:05d}-of-{total:05d}.safetensors"
+
+
+def index_path(path: Path) -> Path:
+    """Returns the path of the index that maps tensors to shards, for weights that are not in ``path`` itself."""
+    return path.with_name(f"{path.name}.index.json")
+
+
+# ---------------------------------------------------------------- loading
+
+
+def load_weights(
+    net: nn.Module, path: Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> None:
+    """Loads safetensors into a network. All names, shapes and dtypes are checked before any tensor is read.
+
+    Args:
+        net: The network. One on the meta device receives storage. Any other keeps its own, which may be shards of a
+            distributed network.
+        path: Path of ``model.safetensors``. If this file does not exist, the shards listed in
+            ``model.safetensors.index.json`` in the same folder are read.
+        device: Device for the storage of a network on the meta device. Defaults to the CPU.
+        dtype: Dtype for the floating-point tensors of a network on the meta device. Defaults to that of the network.
+
+    Raises:
+        ModelFolderError: A file is missing or damaged; or tensors are missing, unexpected, not finite, or of the wrong
+            shape or dtype. The message names them.
+        FileError: The index is damaged.
+    """
+    places = _locate_tensors(path)
+    expected = net.state_dict()
+    _check_fit(path, expected, places)
+    loaded: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for name, file in places.items():
+            target = expected[name]
+            # Opening the file again for each tensor releases the memory-mapped pages of the previous one.
+            with safe_open(file, "pt") as shard:
+                tensor: Tensor = shard.get_tensor(name)
+                _check_finite(tensor, name, file)
+                if target.is_meta:
+                    target_dtype = dtype if dtype is not None and target.is_floating_point() else target.dtype
+                    loaded[name] = tensor.to(device or "cpu", target_dtype, copy=True)
+                else:
+                    copy_shard(target, tensor.to(target.dtype))
+                del tensor
+    if loaded:
+        net.load_state_dict(loaded, assign=True)
+
+
+def _locate_tensors(path: Path) -> dict[str, Path]:
+    """Returns the file of each stored tensor."""
+    if path.is_file():
+        return dict.fromkeys(_tensor_names(path), path)
+    index = index_path(path)
+    if not index.is_file():
+        raise ModelFolderError(f"{path} is missing: expected weights as safetensors")
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
+        raise ModelFolderError(f"{index} has no weight_map of tensor names to files")
+    for file in dict.fromkeys(where.values()):
+        if Path(file).name != file:
+            raise ModelFolderError(f"{index} names a file outside its folder: {file}")
+        if not path.with_name(file).is_file():
+            raise ModelFolderError(f"{path.with_name(file)} is missing: copy or download the model again")
+        listed = {name for name, place in where.items() if place == file}
+        stored = _tensor_names(path.with_name(file))
+        if listed != stored:
+            different = ", ".join(sorted(listed ^ stored)[:5])
+            raise ModelFolderError(f"{index} and {file} do not list the same tensors ({different})")
+    return {name: path.with_name(file) for name, file in where.items()}
+
+
+def _tensor_names(path: Path) -> set[str]:
+    try:
+        with safe_open(path, "pt") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise ModelFolderError(f"{path} is not a readable safetensors file: {error}") from None
+
+
+def _check_fit(path: Path, expected: Mapping[str, Tensor], places: Mapping[str, Path]) -> None:
+    """Compares names, shapes and dtypes; reads only the headers of the files."""
+    problems = [f"missing {name}" for name in sorted(expected.keys() - places.keys())]
+    problems += [f"unexpected {name}" for name in sorted(places.keys() - expected.keys())]
+    for file in sorted(set(places.values())):
+        with safe_open(file, "pt") as shard:
+            for name in sorted(name for name, place in places.items() if place == file and name in expected):
+                problems += _mismatches(name, expected[name], shard.get_slice(name))
+    if problems:
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise ModelFolderError(f"{path} does not fit its config.json: {shown}")
+
+
+def _mismatches(name: str, target: Tensor, stored: Any) -> Iterable[str]:
+    shape, dtype = tuple(stored.get_shape()), str(stored.get_dtype())
+    if shape != tuple(target.shape):
+        yield f"{name} has shape {shape}, expected {tuple(target.shape)}"
+    accepted = FLOATS if target.is_floating_point() else (INTEGERS.get(target.dtype, ""),)
+    if dtype not in accepted:
+        yield f"{name} is stored as {dtype}, expected {' or '.join(accepted)}"
+
+
+def _check_finite(tensor: Tensor, name: str, path: Path) -> None:
+    # The extremes propagate NaN, and need no temporary tensor.
+    if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+        raise ModelFolderError(f"{path} contains values that are not finite, in {name}: the weights are unusable")
+
+
+def without_storage(make: Callable[[], Net]) -> Net:
+    """Builds a network on the meta device, or on the CPU if it computes buffers that its state dict does not hold."""
+    with shapes_only():
+        net = make()
+    stored = net.state_dict().keys()
+    return net if all(name in stored for name, _ in net.named_buffers()) else make()
