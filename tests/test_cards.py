@@ -45,7 +45,7 @@ def result() -> dict[str, Any]:
     return {
         "protocol": {
             "name": "emoji64", "seed": 7, "notes": ["PSNR is a mean.", "It is no FID."],
-            "sampling": {"candidates": 16, "temperature": 0.9, "top_k": None, "top_p": None, "guidance": 1.0},
+            "sampling": {"candidates": 16, "temperature": 0.9, "top_k": None, "top_p": None, "guidance_scale": 1.0},
         },
         "source": {"name": "emoji64", "weights_sha256": {"prior/model.safetensors": "aa"}},
         "groups": {name: {"samples": 413, "captions": 256, "dataset": {"sha256": "cd"}} for name in groups},

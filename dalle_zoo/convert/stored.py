@@ -66,7 +66,7 @@ class StoredTensor:
     def __post_init__(self) -> None:
         numbers = (*self.shape, *self.stride, self.start)
         if any(type(n) is not int or not 0 <= n < 2**48 for n in numbers) or len(self.shape) != len(self.stride):
-            raise WeightFileError("it has a tensor whose shape, strides or start are no sizes")
+            raise WeightFileError("it has a tensor with an invalid shape, strides or offset")
         if len(self.shape) > MAX_DIMENSIONS:
             raise WeightFileError(f"it has a tensor of {len(self.shape)} dimensions, more than {MAX_DIMENSIONS}")
         if self.num_elements > self.storage.num_elements or self.start + self._span > self.storage.num_elements:

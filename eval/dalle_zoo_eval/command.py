@@ -90,7 +90,8 @@ def _run(name: str, options: argparse.Namespace, networks: dict[str, Path], comm
 
 
 CHANGES = (
-    "seed", "captions", "train_captions", "val_captions", "candidates", "temperature", "top_k", "top_p", "guidance_scale"
+    "seed", "captions", "train_captions", "val_captions", "candidates", "temperature", "top_k", "top_p",
+    "guidance_scale",
 )  # fmt: skip
 """Options that stand for arguments of `Protocol.changed`."""
 

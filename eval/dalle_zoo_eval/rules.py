@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from dalle_zoo.results import IMAGE_SETS
+from dalle_zoo_eval.crop import Crop
 from dalle_zoo_eval.data_files import (
     DataFileError,
     build,
@@ -24,8 +25,6 @@ from dalle_zoo_eval.data_files import (
 
 Choice = Literal["one", "unique", "first"]
 """How captions are chosen."""
-Crop = Literal["none", "center", "box"]
-"""Part of an image that is taken."""
 Seeds = Literal["prompt", "chunk"]
 """What the noise of an image is derived from."""
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from dalle_zoo.data import open_source
 from dalle_zoo.data.decoding import CorruptImageError, decode_image
 from dalle_zoo.data.samples import Sample
+from dalle_zoo_eval.crop import Crop
 from dalle_zoo_eval.datasets.images import fit_image
 from dalle_zoo_eval.image_sources import READERS, ImageBatch
-from dalle_zoo_eval.rules import Crop
 
 BLOCK = 1000
 """Samples that are read together: a shard can be read from its beginning only, and chunks are small."""

@@ -112,7 +112,7 @@ def test_a_wrong_model(command: list[str], scratch: Path, capsys: pytest.Capture
     assert main([*command, "--model", "emoji46"]) == 2
     said = capsys.readouterr().err
     assert "unknown model 'emoji46'" in said
-    assert "A folder works as well" in said
+    assert "A local folder" in said
     (scratch / "empty").mkdir()
     assert main([*command, "--model", "empty"]) == 2
     assert "empty" in capsys.readouterr().err

@@ -52,7 +52,7 @@ def test_encode_in_bfloat16_says_so(model: Path, images: Path, scratch: Path) ->
         (None, ["--variants", "0"], "variants must be"),
         (None, ["--device", "cdua"], "device 'cdua' cannot be used"),
         (None, ["--model", "emoji46"], "unknown model 'emoji46'"),
-        (None, ["--compile"], "--compile is for a GPU"),
+        (None, ["--compile"], "--compile needs a GPU"),
     ],
 )
 def test_encode_refuses(

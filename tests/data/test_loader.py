@@ -191,7 +191,7 @@ def test_another_layout_is_reported(source: Any, caplog: pytest.LogCaptureFixtur
     state = ResumableLoader(images(source), 4, seed=7).state_dict() | {"batches": 3}
     ResumableLoader(images(source), 2, seed=7).load_state_dict(state)
     assert "batch_size was 4" in caplog.text
-    with pytest.raises(ValueError, match="which has 5 now"):
+    with pytest.raises(ValueError, match="that now has 5 batches"):
         ResumableLoader(images(source), 4, seed=7).load_state_dict(state | {"batches": 5})
 
 
@@ -229,7 +229,7 @@ def test_unusable_samples_are_skipped_counted_and_named(
         named = [r for r in caplog.records if f"skipped {key}" in r.getMessage()]
         assert len(named) == 1
         assert named[0].levelno == logging.WARNING
-    assert "3 samples were skipped" in caplog.text
+    assert "3 samples have been skipped" in caplog.text
 
 
 def test_iteration_in_order_skips_too(mixed: Any, caplog: pytest.LogCaptureFixture) -> None:

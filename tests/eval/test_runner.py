@@ -335,7 +335,7 @@ def test_the_network_that_looks_for_copies_can_be_chosen(
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"exclusions": Path("some.txt")}, "leaves no image out"),
         ({"layout": "cub"}, "unknown layout 'cub'"),
-        ({"changes": {"top_k": 0}}, "top_k must be a count of at least 1"),
+        ({"changes": {"top_k": 0}}, "top_k must be an integer of at least 1"),
         ({"changes": {"seed": -1}}, "seed must be an integer of at least 0, got -1"),
         ({"changes": {"guidance_scale": 0.5}}, "guidance_scale must be at least 1, which is none, got 0.5"),
         ({"changes": {"guidance_scale": float("nan")}}, "guidance_scale must be a finite number"),

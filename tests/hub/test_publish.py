@@ -36,8 +36,8 @@ def make_result(folder: Path, **changes: Any) -> dict[str, Any]:
         "groups": {"all": {"samples": 30000, "captions": 30000, "dataset": {"sha256": "0"}}},
         "metrics": {
             "fid": {
-                "label": "FID", "unit": "", "format": ".2f", "section": "", "parts": {}, "extractor": ["inception-2015"],
-                "sweep": True, "bars": False, "lower_is_better": True,
+                "label": "FID", "unit": "", "format": ".2f", "section": "", "parts": {},
+                "extractor": ["inception-2015"], "sweep": True, "bars": False, "lower_is_better": True,
             }
         },
         "scores": [

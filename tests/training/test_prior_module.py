@@ -268,7 +268,7 @@ def test_images_need_their_image_tokenizer(shards: Path, parts: Path) -> None:
         PriorModule(config).check_data(ImageDataModule(str(shards), image_size=16))
     larger = ImageDataModule(str(shards), image_size=20, text=own.text)
     larger.setup()
-    with pytest.raises(ValueError, match="image_size is 20, that of the image tokenizer 16"):
+    with pytest.raises(ValueError, match="image_size is 20, which the image tokenizer turns into 5x5 codes"):
         PriorModule(config, image_tokenizer=str(parts)).check_data(larger)
     with pytest.raises(ValueError, match="8 codes on a 4x4 grid, the prior's config expects 8 on 4x5"):
         PriorModule(PriorConfig(**vars(config) | {"image_width": 5}), image_tokenizer=str(parts))
@@ -295,7 +295,7 @@ def test_blocks_are_compiled_where_that_is_asked_for_and_works() -> None:
     assert not any(block.residual.compiled for block in module().net.residual_blocks())
     options: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False, "max_steps": 1}
     trainer = ZooTrainer(precision="16-resblock", enable_model_summary=False, **options)
-    with pytest.raises(ValueError, match="16-resblock on the CPU, where float16 is emulated: take another precision"):
+    with pytest.raises(ValueError, match="16-resblock on the CPU, where float16 is emulated: use another precision"):
         trainer.fit(module(compile=True), torch.utils.data.DataLoader([batch(2)], batch_size=None))
     sharded = module(compile=True)
     sharded.trainer = Trainer(strategy=FSDP1(), **options)

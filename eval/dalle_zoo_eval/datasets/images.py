@@ -14,8 +14,8 @@ from torch import Tensor
 from dalle_zoo.data.decoding import CorruptImageError, decode_image
 from dalle_zoo.data.transforms import center_transform
 from dalle_zoo.registry import UnknownNameError, suggest
+from dalle_zoo_eval.crop import Crop
 from dalle_zoo_eval.datasets.base import DatasetError, Item
-from dalle_zoo_eval.rules import Crop
 
 
 def load_image(item: Item, crop: Crop, size: int | None) -> Tensor:

@@ -144,6 +144,6 @@ def test_functions_and_classes_of_others_are_checked() -> None:
     empty.update(features=torch.rand(3, 2), real=True)
     with pytest.raises(ValueError, match="kid has no features: call update first"):
         empty.compute()
-    with pytest.raises(ValueError, match="metric 'kid' is taken"):
+    with pytest.raises(ValueError, match="metric 'kid' is already registered"):
         METRICS.register("kid")(lambda features: 0.0)
     assert issubclass(METRICS["kid"], RowsMetric)
