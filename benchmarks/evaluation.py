@@ -3,7 +3,7 @@
     python benchmarks/evaluation.py                writes benchmarks/results/evaluation.json
     python benchmarks/evaluation.py --device cuda
 
-Both ways look at the same images in the same batches: from uint8 tensors in memory, and from JPEG files through
+Both ways read the same images in the same batches: from uint8 tensors in memory, and from JPEG files through
 `dalle_zoo_eval.features`, which decodes them, crops them, blurs them and writes features to disk; once without blur,
 and once with all radii of figure 9. The runs alternate in one process; the ratio is that of the medians. Inception's
 weights are random, which changes no time.

@@ -208,7 +208,7 @@ def overlap(arguments: list[str]) -> None:
     p.add_argument("--network", type=_named_path, required=True, metavar="NAME=PATH", help="network that compares")
     p.add_argument("--threshold", type=float, default=COPY, help=f"cosine from which images overlap ({COPY})")
     p.add_argument("--device", default="cpu", help="where the network runs (cpu)")
-    p.add_argument("--out", type=Path, required=True, help="list to write; the sheet lies beside it as .png")
+    p.add_argument("--out", type=Path, required=True, help="list to write; the sheet is written next to it as .png")
     options = p.parse_args(arguments)
 
     check_device(options.device)

@@ -110,7 +110,7 @@ class FeatureStore:
         self.source, self.extractors, self.radii, self.chunk = source, dict(extractors), tuple(radii), chunk
         self.cache, self.counts = cache, source.counts
         self.chunks = -(-len(source) // chunk)
-        # Without what stands behind a "+", the kind of build: the kind of device says it.
+        # Without the part after a "+", the kind of build: the kind of device states it.
         versions = {n: v.partition("+")[0] for n, v in package_versions(PACKAGES).items()}
         common = {
             "source": source.identity, "radii": list(self.radii), "chunk": chunk,

@@ -153,7 +153,7 @@ def measured_training(
         chunk: Images that are measured together.
         cache: Folder of measured chunks.
         device: Where the network computes.
-        network: Name of the one that compares; Inception, or else the first one, if missing.
+        network: Name of the extractor that compares. Defaults to Inception, or else the first one.
 
     Raises:
         ValueError: There is no such network.
@@ -168,10 +168,10 @@ def measured_training(
 
 
 def find_copies(generated: FeatureStore, known: FeatureStore, *, threshold: float, sheet: Path) -> dict[str, Any]:
-    """Holds judged images against training images, and samples the sheet of the closest pairs.
+    """Compares generated images with training images, and renders the sheet of the closest pairs.
 
     Args:
-        generated: Features of the judged images.
+        generated: Features of the generated images.
         known: Those of the training images, from `measured_training`.
         threshold: Cosine from which an image counts as a copy.
         sheet: PNG file.
@@ -204,7 +204,7 @@ def find_copies(generated: FeatureStore, known: FeatureStore, *, threshold: floa
 
 
 def _readable(known: FeatureStore, network: str) -> Iterator[Tensor]:
-    """Features of training images; not finite where there was no image to look at."""
+    """Features of training images; not finite where an image could not be read."""
     parts = zip(known.read(network, "0/1/features"), known.read(network, "chosen/1"), strict=True)
     for features, chosen in parts:
         yield torch.where(chosen[:, None] == UNREADABLE, torch.nan, features)

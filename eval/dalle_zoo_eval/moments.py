@@ -1,4 +1,4 @@
-"""Mean and covariance of features as sums that stream, combine and lie on disk."""
+"""Mean and covariance of features as sums that are accumulated in chunks, combined and stored."""
 
 from __future__ import annotations
 

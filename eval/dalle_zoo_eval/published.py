@@ -133,7 +133,7 @@ class PublishedTable:
             seen.add(row.key)
 
     def beside(self, metric: str, family: str, *, deduplicated: bool) -> tuple[PublishedRow, ...]:
-        """Scores that may stand beside a measured one.
+        """Published scores that may be listed with a measured one.
 
         Args:
             metric: Metric of the measured score.

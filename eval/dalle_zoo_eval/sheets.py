@@ -1,4 +1,4 @@
-"""Sheets of images with their captions below, to look at."""
+"""Sheets of images with their captions below."""
 
 from __future__ import annotations
 

@@ -243,7 +243,7 @@ def samples_text(result: Measured, tables: Sequence[PublishedTable], scores: Seq
     expected = expected_samples(result, tables)
     found = sorted({score.samples for score in scores})
     text = " and ".join(f"{count:,}" for count in found)
-    # Where published scores stand beside it, a number that nothing confirms is not taken for the right one.
+    # Where published scores are listed with it, a number that nothing confirms is not taken for the right one.
     comparable = found == [expected] if expected is not None else not tables
     if not comparable:
         text += f" samples instead of {expected:,}" if expected is not None else " samples, their right number unknown"

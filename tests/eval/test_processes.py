@@ -61,7 +61,7 @@ def test_killed_and_shared_runs_end_as_one_left_alone(command: list[str], tmp_pa
     assert len(scores(alone)) == 4  # the distance of two networks for two numbers of candidates
 
     process = start(command, killed)
-    while len(list(killed.rglob("*-*/*.safetensors"))) < 15:  # 4 of the reference for each network, then judged ones
+    while len(list(killed.rglob("*-*/*.safetensors"))) < 15:  # 4 of the reference per network, then generated
         assert process.poll() is None
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)

@@ -100,7 +100,7 @@ def test_an_unknown_name_answers_with_the_nearest() -> None:
         ({"captions": {"rule": "one", "count": True}}, "captions.count must be an integer"),
         ({"captions": {"rule": "one", "exclusions": "yes"}}, "exclusions must be true or false, got 'yes'"),
         ({"captions": "one"}, "captions must be a mapping"),
-        ({"image": {"crop": "centre"}}, "unknown image.crop 'centre'. Did you mean 'center'"),
+        ({"image": {"crop": "centered"}}, "unknown image.crop 'centered'. Did you mean 'center'"),
         ({"image": {"size": 0}}, "image.size must be an integer of at least 1"),
         ({"sampling": {"curve": [1, 4, 2]}}, r"sampling.curve must rise, each number once, got \[1, 4, 2\]"),
         ({"sampling": {"curve": 4}}, "curve must be a list, got 4"),

@@ -48,7 +48,7 @@ published: [coco]
 """
 
 
-class Judge:
+class StubExtractor:
     """Features that are means of pixels, of channels and of halves."""
 
     def __init__(self, name: str, scale: float = 1.0) -> None:
@@ -71,12 +71,12 @@ class Judge:
 
 
 @pytest.fixture
-def networks(monkeypatch: pytest.MonkeyPatch) -> dict[str, Judge]:
-    made: dict[str, Judge] = {}
+def networks(monkeypatch: pytest.MonkeyPatch) -> dict[str, StubExtractor]:
+    made: dict[str, StubExtractor] = {}
 
-    def load(name: str, location: Path, device: str, **pinned: str | None) -> Judge:
+    def load(name: str, location: Path, device: str, **pinned: str | None) -> StubExtractor:
         del location, device, pinned
-        return made.setdefault(name, Judge(name, {"dmgan": 0.5}.get(name, 1.0)))
+        return made.setdefault(name, StubExtractor(name, {"dmgan": 0.5}.get(name, 1.0)))
 
     monkeypatch.setattr(opening, "load_extractor", load)
     return made
@@ -121,7 +121,7 @@ def scores(result: dict[str, Any] | None, metric: str, **fields: Any) -> list[di
 
 
 def test_from_captions_to_report(
-    networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path
+    networks: dict[str, StubExtractor], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     result = evaluate(
@@ -172,18 +172,18 @@ def test_from_captions_to_report(
     assert 0 < result["speed"]["loading_seconds"]["generated"] < result["speed"]["generated"]["seconds"]
     assert r"images\_per\_second" in (out / "report.md").read_text()
     assert len(result["memorization"]["closest"]) == 12
-    calls = {name: judge.calls for name, judge in networks.items()}
+    calls = {name: extractor.calls for name, extractor in networks.items()}
     again = evaluate(
         request_of(protocol, coco, out, model=str(model), save_images=True, training=str(coco / "val2017"))
     )
     assert again is not None
     assert again["scores"] == result["scores"]
     assert again["speed"]["generated"]["images"] == 0  # nothing was missing
-    assert {name: judge.calls for name, judge in networks.items()} == calls  # all from the chunks
+    assert {name: extractor.calls for name, extractor in networks.items()} == calls  # all from the chunks
 
 
 def test_killed_or_shared_runs_give_the_same_scores(
-    networks: dict[str, Judge],
+    networks: dict[str, StubExtractor],
     protocol: str,
     coco: Path,
     model: Path,
@@ -218,7 +218,7 @@ def test_killed_or_shared_runs_give_the_same_scores(
 
 
 def test_a_distance_of_too_few_samples_is_marked(
-    networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path
+    networks: dict[str, StubExtractor], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     del networks
     result = evaluate(request_of(protocol, coco, tmp_path / "out", model=str(model), changes={"captions": 5}))
@@ -285,7 +285,7 @@ def test_external_images_take_their_class_by_name_where_one_image_has_it(make: A
 
 
 def test_a_folder_of_images_is_scored_without_a_model(
-    networks: dict[str, Judge], protocol: str, coco: Path, tmp_path: Path
+    networks: dict[str, StubExtractor], protocol: str, coco: Path, tmp_path: Path
 ) -> None:
     del networks
     result = evaluate(
@@ -301,7 +301,7 @@ def test_a_folder_of_images_is_scored_without_a_model(
 
 
 def test_entries_that_were_left_out_are_named(
-    networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path
+    networks: dict[str, StubExtractor], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     del networks
     data = shutil.copytree(coco, tmp_path / "data")
@@ -313,7 +313,7 @@ def test_entries_that_were_left_out_are_named(
 
 
 def test_the_network_that_looks_for_copies_can_be_chosen(
-    networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path
+    networks: dict[str, StubExtractor], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     del networks
     more = {"model": str(model), "training": str(coco / "val2017")}
@@ -348,7 +348,7 @@ def test_the_network_that_looks_for_copies_can_be_chosen(
 def test_a_wrong_request_stops_before_work(
     options: dict[str, Any],
     message: str,
-    networks: dict[str, Judge],
+    networks: dict[str, StubExtractor],
     protocol: str,
     coco: Path,
     model: Path,
@@ -361,7 +361,7 @@ def test_a_wrong_request_stops_before_work(
 
 
 def test_metrics_without_a_network_are_left_out_by_name(
-    networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path
+    networks: dict[str, StubExtractor], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     del networks
     result = evaluate(
@@ -382,7 +382,7 @@ def test_metrics_without_a_network_are_left_out_by_name(
 
 
 def test_another_evaluation_in_the_same_folder_is_refused(
-    networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path
+    networks: dict[str, StubExtractor], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     del networks
     evaluate(request_of(protocol, coco, tmp_path / "out", model=str(model)))
@@ -391,7 +391,7 @@ def test_another_evaluation_in_the_same_folder_is_refused(
 
 
 def test_other_pixels_in_a_file_of_equal_size_are_measured_again(
-    networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path
+    networks: dict[str, StubExtractor], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     del networks
     data, cache = tmp_path / "data", tmp_path / "cache"
@@ -410,7 +410,7 @@ def test_other_pixels_in_a_file_of_equal_size_are_measured_again(
 
 
 def test_a_reference_unlike_the_recorded_one_stops_the_run(
-    networks: dict[str, Judge], coco: Path, model: Path, tmp_path: Path
+    networks: dict[str, StubExtractor], coco: Path, model: Path, tmp_path: Path
 ) -> None:
     del networks
     path = tmp_path / "toy.yaml"
@@ -427,7 +427,12 @@ def test_a_reference_unlike_the_recorded_one_stops_the_run(
 
 
 def test_no_process_begins_before_the_reference_is_checked(
-    networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    networks: dict[str, StubExtractor],
+    protocol: str,
+    coco: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     del networks
     checked: list[int] = []
@@ -445,7 +450,7 @@ def test_no_process_begins_before_the_reference_is_checked(
 
 
 def test_a_damaged_chunk_is_named(
-    networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path
+    networks: dict[str, StubExtractor], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     del networks
     evaluate(request_of(protocol, coco, tmp_path / "out", model=str(model)))
@@ -482,7 +487,7 @@ metrics: [{fid: {extractor: dmgan}}]
 
 
 def test_birds_are_cropped_to_their_boxes_and_images_from_elsewhere_are_not(
-    networks: dict[str, Judge], make: Any, model: Path, tmp_path: Path
+    networks: dict[str, StubExtractor], make: Any, model: Path, tmp_path: Path
 ) -> None:
     del networks
     cub = make.cub()
@@ -506,7 +511,7 @@ def test_birds_are_cropped_to_their_boxes_and_images_from_elsewhere_are_not(
 
 
 def test_an_incomplete_data_set_is_refused(
-    networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path
+    networks: dict[str, StubExtractor], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     del networks
     path = tmp_path / "counted.yaml"
@@ -516,7 +521,7 @@ def test_an_incomplete_data_set_is_refused(
 
 
 def test_images_that_a_kill_left_unwritten_are_written(
-    networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path
+    networks: dict[str, StubExtractor], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     del networks
     out = tmp_path / "out"
@@ -554,7 +559,7 @@ def test_the_best_of_the_first_candidates(model: Path) -> None:
 
 
 def test_the_command_samples_measures_and_reports(
-    networks: dict[str, Judge],
+    networks: dict[str, StubExtractor],
     protocol: str,
     coco: Path,
     model: Path,
@@ -587,7 +592,7 @@ def test_the_command_samples_measures_and_reports(
 
 
 def test_copies_are_looked_for_in_shards_by_all_processes(
-    networks: dict[str, Judge], protocol: str, coco: Path, model: Path, tmp_path: Path
+    networks: dict[str, StubExtractor], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     shard = tmp_path / "00000.tar"
     with tarfile.open(shard, "w") as archive:
@@ -614,7 +619,7 @@ def test_copies_are_looked_for_in_shards_by_all_processes(
 
 
 def test_overlaps_make_an_exclusion_list(
-    networks: dict[str, Judge],
+    networks: dict[str, StubExtractor],
     protocol: str,
     coco: Path,
     tmp_path: Path,

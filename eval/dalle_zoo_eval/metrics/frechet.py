@@ -26,7 +26,7 @@ from dalle_zoo_eval.moments import Moments, StatisticsError, in_batches
 FID_FAMILIES = ("inception-2015", "dmgan")
 """Extractors whose distances are called FID. Their scores of the same images differ by several points."""
 CHUNK = 4096
-"""Samples that are looked at once."""
+"""Samples that are processed at once."""
 ROUNDS = 1000
 """Rounds of the bootstrap: the ends of a 95 % interval then vary by some 2 % of its width."""
 LEVEL = 0.95
@@ -49,7 +49,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
     Raises:
         StatisticsError: Fewer than 2 samples on a side, or features of different lengths. Fewer samples than features
-            are accepted: look at `Moments.rank_deficient` before a number is shown.
+            are accepted: read `Moments.rank_deficient` before a number is shown.
     """
     # The side of lower rank makes the smaller matrix, and one without eigenvalues that are 0 but for rounding.
     a, b = sorted((a, b), key=lambda side: side.count)

@@ -95,8 +95,8 @@ def test_a_truncated_image_is_named(make: Any) -> None:
 
 
 def test_wrong_arguments(path: Path) -> None:
-    center: Any = "centre"
-    with pytest.raises(UnknownNameError, match=r"unknown crop 'centre'\. Did you mean 'center'"):
+    center: Any = "centered"
+    with pytest.raises(UnknownNameError, match=r"unknown crop 'centered'\. Did you mean 'center'"):
         load_image(item(path), center, 8)
     with pytest.raises(DatasetError, match="size must be at least 1"):
         load_image(item(path), "none", 0)
