@@ -19,6 +19,7 @@ COPIED = ("dalle_zoo", "docs", "eval", "recipes", "tests", "tools", "model_cards
 LARGE = ("_data", "_models")  # linked, not copied
 QUICK = [
     "tests/convert/test_recognition.py",
+    "tests/eval/metrics/test_base.py",
     "tests/masks/test_lines.py",
     "tests/masks/test_plan.py",
     "tests/models/test_tokenizer.py",
@@ -26,7 +27,9 @@ QUICK = [
     "tests/tokenizers/test_contract.py",
 ]
 SLOW = ["tests/masks", "tests/models", "tests/sampling"]
-CHOSEN = "diagonal or letters or brightness or strategies_and_options or registered or tiny_dvae or page_names"
+CHOSEN = (
+    "diagonal or letters or brightness or strategies_and_options or registered or tiny_dvae or page_names or diversity"
+)
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -99,7 +102,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_page_has_worked_examples() -> None:
-    kinds = {"an attention mask", "a text tokenizer", "an image tokenizer", "a training strategy"}
+    kinds = {
+        "an attention mask", "a text tokenizer", "an image tokenizer", "a metric", "an evaluation dataset",
+        "a training strategy", "an external family",
+    }  # fmt: skip
     assert {f"Add {kind}" for kind in kinds} <= set(WORKED)
 
 
@@ -120,7 +126,7 @@ def test_ruff_accepts_the_additions(copy: Path) -> None:
 def test_the_contract_tests_accept_the_additions(copy: Path) -> None:
     done = run(copy, "-m", "pytest", "-v", "-p", "no:cacheprovider", *QUICK, "-k", CHOSEN)
     assert done.returncode == 0, done.stdout[-5000:]
-    for name, count in {"diagonal": 3, "letters": 12, "brightness": 3}.items():
+    for name, count in {"diagonal": 3, "letters": 12, "brightness": 3, "tiny_dvae": 1, "diversity": 1}.items():
         assert len(re.findall(rf"\[{name}[\])-].* PASSED", done.stdout)) >= count, f"{name} was not tested"
 
 
