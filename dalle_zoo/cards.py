@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from dalle_zoo.files import atomic_write, check_ending, read_json
+from dalle_zoo.files import atomic_write, read_json
 from dalle_zoo.model_folder import RECORD, ModelFolderError
 from dalle_zoo.recipes import list_recipes, recipe_header, recipe_root
 from dalle_zoo.registry import suggest
 from dalle_zoo.results import Result, figures, measured_weights, score_tables, target_status
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    pass
 
 TEMPLATES = Path(__file__).parent / "_cards"
 """One template a protocol: what a card says depends on what was measured."""
@@ -232,67 +230,3 @@ def _trials(path: Path) -> str:
         rows = [[str(trial.get(column, "–")) for column in columns] for trial in trials]
         blocks.append(f"{title}\n\n{table([columns, *rows])}")
     return "\n### Trials\n\n" + "\n\n".join(blocks)
-
-
-# ---------------------------------------------------------------- curves
-
-
-GRADIENT_SCALES = "log2_gradient_scale/"
-"""How the curves of the gradient scales of residual blocks begin; the rest is the name of a block."""
-
-
-def plot_curves(curves: Mapping[str, Mapping[int, float]], out: str | Path, title: str = "") -> Path:
-    """Plots the curves of a run as PNG; ``train/loss`` and ``val/loss`` share a panel, gradient scales another.
-
-    Args:
-        curves: Name to (step to value).
-        out: Where to, ``.png``; the file is written atomically.
-        title: Above all panels.
-
-    Returns:
-        ``out``.
-    """
-    from matplotlib.figure import Figure  # not pyplot: no window, no global state
-
-    out = Path(out)
-    check_ending("out", out)
-    if not curves:
-        raise ValueError("curves is empty: the run has logged nothing yet")
-    panels: dict[str, list[str]] = defaultdict(list)
-    for name in curves:
-        scale = name.startswith(GRADIENT_SCALES)
-        panels[GRADIENT_SCALES if scale else name.partition("/")[2] or name].append(name)
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.5 * columns, 3 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axis, (panel, names) in zip(axes, panels.items(), strict=False):
-        axis.set_title(panel)
-        axis.set_xlabel("update")
-        plot = _plot_scales if panel == GRADIENT_SCALES else _plot_panel
-        plot(axis, {name: curves[name] for name in names})
-        axis.legend(fontsize="small")
-    for axis in axes[len(panels) :]:
-        axis.remove()
-    figure.suptitle(title)
-    with atomic_write(out) as aside:
-        figure.savefig(aside, format="png", dpi=120)
-    return out
-
-
-def _plot_panel(axis: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
-    for name, points in curves.items():
-        mark = "." if len(points) < 30 else ""
-        axis.plot(list(points), list(points.values()), marker=mark, linewidth=1, label=name)
-
-
-def _plot_scales(axis: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
-    """Plots the last scale of every residual block over the depth, as figure 12 of the paper."""
-    by_depth = sorted(curves, key=lambda name: re.sub(r"\d+", lambda number: number[0].zfill(9), name))
-    kinds: dict[str, dict[int, float]] = defaultdict(dict)
-    for number, name in enumerate(by_depth, 1):
-        kinds[name.rpartition(".")[2]][number] = curves[name][max(curves[name])]
-    for kind, points in kinds.items():
-        axis.plot(list(points), list(points.values()), ".", label=kind)
-    axis.set_title(f"log2 of the gradient scales, step {max(curves[by_depth[0]])}")
-    axis.set_xlabel("residual block")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dalle_zoo.cli.main import parser
+from dalle_zoo.cli.parser import parser
 
 
 def convert(arguments: list[str]) -> None:

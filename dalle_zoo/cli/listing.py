@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dalle_zoo.cli.errors import UserError
-from dalle_zoo.cli.main import parser
+from dalle_zoo.cli.parser import parser
 
 
 def recipes(arguments: list[str]) -> None:

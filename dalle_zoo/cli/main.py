@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-import gc
 import importlib
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
-from dalle_zoo.cli.errors import Parser, UserError
+from dalle_zoo.cli.errors import UserError
 from dalle_zoo.registry import suggest
 from dalle_zoo.version import __version__
 
@@ -92,21 +89,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-@contextmanager
-def without_collection() -> Iterator[None]:
-    """Disables Python's cyclic garbage collection during imports.
-
-    Importing PyTorch creates half a million permanent objects; scanning them repeatedly takes a tenth of the time.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        if not gc.get_freeze_count():  # once per process: later collections skip what was imported
-            gc.freeze()
-        gc.enable()
-
-
 def quiet_third_parties() -> None:
     """Hides warnings of libraries that a user cannot act on."""
     # Lightning 2.6 calls a deprecated part of torch's pytree, and warns about every iterable data set with a length;
@@ -127,13 +109,3 @@ def quiet_third_parties() -> None:
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
     return "Tip:" not in record.getMessage()
-
-
-def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """Returns the parser of a subcommand; its description keeps its line breaks."""
-    return Parser(
-        prog=f"dalle-zoo {name}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )

@@ -7,7 +7,8 @@ import difflib
 import re
 from pathlib import Path
 
-from dalle_zoo.cli.errors import Parser, UserError
+from dalle_zoo.cli.errors import UserError
+from dalle_zoo.cli.parser import Parser
 from dalle_zoo.recipes import Override, complete_key, find_part, find_recipe, read_recipe, resolve, split_arguments
 
 DESCRIPTION = """\

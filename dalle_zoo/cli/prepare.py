@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dalle_zoo.cli.errors import UserError, check_device
-from dalle_zoo.cli.main import parser
+from dalle_zoo.cli.parser import parser
 
 
 def tokenizer(arguments: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dalle_zoo.cli.main import parser
+from dalle_zoo.cli.parser import parser
 
 
 def publish(arguments: list[str]) -> None:

@@ -6,7 +6,7 @@ import csv
 from collections import defaultdict
 from pathlib import Path
 
-from dalle_zoo.cli.main import parser
+from dalle_zoo.cli.parser import parser
 from dalle_zoo.files import check_ending
 
 
@@ -19,7 +19,7 @@ def plot(arguments: list[str]) -> None:
     out = options.out or options.run / "curves.png"
     check_ending("--out", out)
     curves = read_curves(options.run)
-    from dalle_zoo.cards import plot_curves
+    from dalle_zoo.plots import plot_curves
 
     print(plot_curves(curves, out, title=str(options.run)).resolve())
 

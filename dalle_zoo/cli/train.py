@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dalle_zoo.cli.errors import Parser
+from dalle_zoo.cli.parser import Parser
 from dalle_zoo.recipes import find_part, find_recipe, list_recipes, read_recipe
 
 WHAT = {

@@ -24,10 +24,10 @@ from torch.distributed.fsdp import MixedPrecision as FSDP1Policy
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim import Optimizer
 
-from dalle_zoo.cards import GRADIENT_SCALES
 from dalle_zoo.models.gradient_scaling import Carrier, GradientScales, GradientScalingConfig, ScaledBranch
 from dalle_zoo.models.initial import local
 from dalle_zoo.models.residual import ResidualBlock, plain
+from dalle_zoo.plots import GRADIENT_SCALES
 from dalle_zoo.registry import UnknownNameError, suggest
 
 StrategyKind = Literal["plain", "fsdp", "fsdp2"]

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from dalle_zoo.cli.errors import check_device
-from dalle_zoo.cli.main import parser
+from dalle_zoo.cli.parser import parser
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo_eval.data_files import read_yaml
 from dalle_zoo_eval.protocol import COPY, TRAIN, Protocol, find_protocol, list_protocols, protocol_file

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dalle_zoo.images import to_uint8
 from dalle_zoo.pipeline import DallePipeline
-from dalle_zoo_eval.crop import Crop
+from dalle_zoo_eval.choices import Crop
 from dalle_zoo_eval.datasets.base import Item
 from dalle_zoo_eval.datasets.images import load_image
 from dalle_zoo_eval.extractors.base import exact_float32

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from dalle_zoo.results import IMAGE_SETS
-from dalle_zoo_eval.crop import Crop
+from dalle_zoo_eval.choices import Choice, Crop, Seeds
 from dalle_zoo_eval.data_files import (
     DataFileError,
     build,
@@ -22,11 +22,6 @@ from dalle_zoo_eval.data_files import (
     mapping,
     sequence,
 )
-
-Choice = Literal["one", "unique", "first"]
-"""How captions are chosen."""
-Seeds = Literal["prompt", "chunk"]
-"""What the noise of an image is derived from."""
 
 
 @dataclass(frozen=True, kw_only=True)

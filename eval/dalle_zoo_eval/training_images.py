@@ -13,7 +13,7 @@ from torch import Tensor
 from dalle_zoo.data import open_source
 from dalle_zoo.data.decoding import CorruptImageError, decode_image
 from dalle_zoo.data.samples import Sample
-from dalle_zoo_eval.crop import Crop
+from dalle_zoo_eval.choices import Crop
 from dalle_zoo_eval.datasets.images import fit_image
 from dalle_zoo_eval.image_sources import READERS, ImageBatch
 

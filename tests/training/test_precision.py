@@ -18,12 +18,12 @@ from lightning.pytorch.plugins import FSDPPrecision, HalfPrecision, MixedPrecisi
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from dalle_zoo.cards import GRADIENT_SCALES
 from dalle_zoo.cli.main import main
 from dalle_zoo.cli.runs import read_curves
 from dalle_zoo.models.dvae import DVAEConfig
 from dalle_zoo.models.gradient_scaling import GradientScalingConfig
 from dalle_zoo.models.residual import plain
+from dalle_zoo.plots import GRADIENT_SCALES
 from dalle_zoo.training.dvae_module import DVAEModule
 from dalle_zoo.training.precision import ResblockPrecision, make_precision
 

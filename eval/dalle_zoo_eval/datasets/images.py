@@ -14,7 +14,7 @@ from torch import Tensor
 from dalle_zoo.data.decoding import CorruptImageError, decode_image
 from dalle_zoo.data.transforms import center_transform
 from dalle_zoo.registry import UnknownNameError, suggest
-from dalle_zoo_eval.crop import Crop
+from dalle_zoo_eval.choices import Crop
 from dalle_zoo_eval.datasets.base import DatasetError, Item
 
 

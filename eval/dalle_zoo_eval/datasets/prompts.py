@@ -14,8 +14,8 @@ import torch
 
 from dalle_zoo.files import atomic_write
 from dalle_zoo.registry import UnknownNameError, suggest
+from dalle_zoo_eval.choices import Choice
 from dalle_zoo_eval.datasets.base import DatasetError, EvalDataset, Item
-from dalle_zoo_eval.rules import Choice
 
 log = logging.getLogger(__name__)
 
