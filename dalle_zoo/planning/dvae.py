@@ -84,9 +84,11 @@ def _layers(part: str, module: nn.Module, side: int) -> Iterator[tuple[str, Laye
         module: The part.
         side: Positions along one side of its input.
     """
-    outputs = 0
+    outputs, upsampling = 0, 1
     for name, layer in module.named_modules(prefix=part):
         if isinstance(layer, nn.Conv2d):
+            if layer.kernel_size != (1, 1):  # the 1x1 convolutions of a block precede its upsampling, see `Block`
+                side, upsampling = side * upsampling, 1
             sizes = Layer.of(layer, side**2)
             outputs = sizes.outputs
             yield name, sizes
@@ -96,4 +98,4 @@ def _layers(part: str, module: nn.Module, side: int) -> Iterator[tuple[str, Laye
             yield name, Layer(outputs, outputs // layer.kernel_size**2, 0)
         elif isinstance(layer, nn.Upsample):
             assert isinstance(layer.scale_factor, float)
-            side *= int(layer.scale_factor)
+            upsampling *= int(layer.scale_factor)

@@ -162,7 +162,7 @@ def test_guidance_acts_at_every_token(tmp_path: Path) -> None:
     """In the original it acts at the first alone: it wipes out the caption that both passes share."""
     prior, _ = converted(save("1.6.6 mixed", tmp_path), tmp_path / "ours")
     text = with_pads(prior, GOLDEN["TEXT"][:1])
-    codes = sample_codes(prior, text, torch.zeros(1, 1, dtype=torch.long), guidance_scale=3.0)[:, 0]
+    codes = sample_codes(prior, text, torch.zeros(1, 1, dtype=torch.long), SamplingOptions(guidance_scale=3.0))[:, 0]
     conditional = prior.image_logits(text, codes)
     empty = prior.image_logits(prior.null_text()[None], codes)
     assert (conditional - empty).abs().amax(-1).min() > 1e-3

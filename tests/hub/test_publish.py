@@ -37,7 +37,7 @@ def make_result(folder: Path, **changes: Any) -> dict[str, Any]:
         "metrics": {
             "fid": {
                 "label": "FID", "unit": "", "format": ".2f", "section": "", "parts": {},
-                "extractor": ["inception-2015"], "sweep": True, "bars": False, "lower_is_better": True,
+                "extractor": ["inception-2015", "dmgan"], "sweep": True, "bars": False, "lower_is_better": True,
             }
         },
         "scores": [

@@ -134,7 +134,7 @@ BROKEN: dict[str, tuple[MaskMod, type[Exception], str]] = {
     "no text": (
         lambda q, k: (k <= q) & (q - k < 3),
         ValueError,
-        "position 6 .* not read all text",
+        "position 6 .* not attend to all text",
     ),
     "not bool": (lambda q, k: q - k, TypeError, "bool tensor, got torch.int64"),
     "no tensor": (lambda q, k: True, TypeError, "bool tensor, got bool"),

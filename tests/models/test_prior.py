@@ -379,16 +379,16 @@ def test_an_unknown_back_end_suggests_the_nearest(random_prior: Maker) -> None:
 # ------------------------------------------------------------ growing
 
 
-def grown_pair(make_prior: Maker) -> tuple[Prior, Prior]:
-    small = make_prior("paper(kernel=3)")
+def grown_pair(random_prior: Maker) -> tuple[Prior, Prior]:
+    small = random_prior(masks="paper(kernel=3)")
     config = replace(small.config, image_height=2 * H, image_width=2 * W)
     large = Prior(config)
     large.grow_from(small)
     return small, large
 
 
-def test_a_grown_prior_knows_what_the_small_one_knew(make_prior: Maker) -> None:
-    small, large = grown_pair(make_prior)
+def test_a_grown_prior_knows_what_the_small_one_knew(random_prior: Maker) -> None:
+    small, large = grown_pair(random_prior)
     for name, weight in small.state_dict().items():
         own = large.state_dict()[name]
         assert own.equal(weight) if "_position" not in name or "text" in name else len(own) == 2 * len(weight)
@@ -402,8 +402,8 @@ def test_a_grown_prior_knows_what_the_small_one_knew(make_prior: Maker) -> None:
         torch.testing.assert_close(small(text, codes).text, large(text, enlarged).text, **ROUNDING)
 
 
-def test_a_prior_grows_only_from_its_like(make_prior: Maker) -> None:
-    small, large = grown_pair(make_prior)
+def test_a_prior_grows_only_from_its_like(random_prior: Maker) -> None:
+    small, large = grown_pair(random_prior)
     with pytest.raises(ValueError, match="alone"):
         large.grow_from(Prior(replace(small.config, text_length=T + 1)))
     with pytest.raises(ValueError, match=f"image_height {2 * H} is not a multiple of {2 * H - 1}"):

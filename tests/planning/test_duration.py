@@ -69,7 +69,8 @@ def test_operations_at_the_papers_size() -> None:
     assert flops.forward["attention"] == 4 * 3968 * pairs
     assert flops.forward["matrices"] == 2 * 1280 * 12_092_178_432
     dvae = DVAEWorkload(DVAEConfig()).flops.forward
-    assert [round(n / 1e9) for n in dvae.values()] == [272, 308]
+    # The decoder without upsampling before its 1x1 convolutions; with it they would take 48 more.
+    assert [round(n / 1e9) for n in dvae.values()] == [272, 260]
 
 
 def test_a_step_is_the_sum_of_its_parts_uncompressed_overlap() -> None:

@@ -74,7 +74,7 @@ def test_bad_arguments(captions: list[str]) -> None:
         encoder(["a"])
     with pytest.raises(ValueError, match="one per caption, got 1 for 2"):
         encoder(["a", "b"], [0])
-    with pytest.raises(TypeError, match="got one caption: pass \\['a cat'\\]"):
+    with pytest.raises(TypeError, match="got a single caption: pass \\['a cat'\\]"):
         encoder("a cat")
     with pytest.raises(TypeError, match="caption must be a str, got NoneType"):
         CaptionEncoder(tokenizer, 8)([None])  # type: ignore[list-item]

@@ -39,7 +39,7 @@ def test_special_tokens_in_a_caption_come_back() -> None:
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "config.json"])
 def test_unreadable_folder_says_so(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text('{"model_type": "no-such-model"}')
-    with pytest.raises(ValueError, match="transformers can't open the tokenizer in"):
+    with pytest.raises(ValueError, match="transformers cannot open the tokenizer in"):
         load_text_tokenizer(tmp_path)
 
 

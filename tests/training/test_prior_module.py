@@ -270,8 +270,10 @@ def test_images_need_their_image_tokenizer(shards: Path, parts: Path) -> None:
     larger.setup()
     with pytest.raises(ValueError, match="image_size is 20, which the image tokenizer turns into 5x5 codes"):
         PriorModule(config, image_tokenizer=str(parts)).check_data(larger)
-    with pytest.raises(ValueError, match="8 codes on a 4x4 grid, the prior's config expects 8 on 4x5"):
-        PriorModule(PriorConfig(**vars(config) | {"image_width": 5}), image_tokenizer=str(parts))
+    with pytest.raises(ValueError, match="image tokenizer has 8 codes, the prior's config expects 9"):
+        PriorModule(PriorConfig(**vars(config) | {"codebook_size": 9}), image_tokenizer=str(parts))
+    with pytest.raises(ValueError, match="turns into 4x4 codes; the prior's config expects 4x5"):
+        PriorModule(PriorConfig(**vars(config) | {"image_width": 5}), image_tokenizer=str(parts)).check_data(own)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
