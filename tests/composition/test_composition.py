@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -253,3 +256,23 @@ def test_unknown_splits_and_opaque_or_damaged_sprites_are_refused(tmp_path: Path
     (tmp_path / "cat.png").unlink()
     with pytest.raises(ValueError, match="holds no image"):
         SpriteSet.load(tmp_path)
+
+
+def test_the_python_of_the_page_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs/composition.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    done = subprocess.run(  # a process of its own: the example registers a kind
+        [sys.executable, "-W", "error", "-c", "\n".join(blocks)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_page_states_what_there_is(sprites: SpriteSet) -> None:
+    page = (Path(__file__).parents[2] / "docs/composition.md").read_text(encoding="utf-8")
+    complete = SpriteSet.load()
+    things = len({sprite.thing for sprite in complete.sprites})
+    assert f"{len(complete):,} of {things} things in four styles" in page
+    assert f"{len(sprites):,} sprites" in page
+    for kind, share in SHARES.items():
+        assert f"| `{kind}` | {share:.0%} |".replace("%", " %") in page
