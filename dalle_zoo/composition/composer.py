@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,3 @@ class Composer:
     def render(self, sample: Composed) -> Pixels:
         """Pixels of a sample, uint8 (64, 64, 3)."""
         return render(sample.scene, self.sprites)
-
-    def samples(self, indices: Sequence[int] | range) -> list[Composed]:
-        """Several samples."""
-        return [self.compose(index) for index in indices]

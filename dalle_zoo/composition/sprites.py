@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
-import io
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -163,9 +162,8 @@ def _named_images(root: Path) -> Iterator[tuple[Sprite, Pixels]]:
         yield Sprite(key=key, thing=name, names=(name,), style=style), pixels
 
 
-def _premultiplied(image: Image.Image | io.IOBase) -> Pixels:
+def _premultiplied(image: Image.Image) -> Pixels:
     """Fits an image into `SIZE` x `SIZE`, centered, as premultiplied RGBA."""
-    assert isinstance(image, Image.Image)
     rgba = image.convert("RGBA").convert("RGBa")
     if rgba.size != (SIZE, SIZE):
         scale = SIZE / max(rgba.size)

@@ -94,6 +94,10 @@ def make_optimizer(
         raise ValueError(f"the network has no parameter {sorted(unknown)[0]!r}: expected one of {sorted(parameters)}")
     trained = {name: p for name, p in parameters.items() if p.requires_grad}
     if muon is not None:
+        if config.moments != "float32":
+            raise ValueError(
+                f"muon takes float32 moments, got adamw.moments {config.moments!r}: set it to float32, or drop muon"
+            )
         rest = [name for name in trained if name not in hidden]
         adamw = _adamw({name: trained[name] for name in rest}, config, learning_rate, decayed, others)
         return Muon([p for name, p in trained.items() if name in hidden], adamw, learning_rate, muon)

@@ -123,3 +123,6 @@ def test_what_cannot_be_orthogonalized_is_refused() -> None:
     for options in ({"momentum": 1.0}, {"weight_decay": -1}, {"iterations": 0}, {"adamw_ratio": 0}, {"dtype": "int8"}):
         with pytest.raises(ValueError, match=next(iter(options))):
             MuonConfig(**options)
+    hidden = frozenset(name for name, p in module.named_parameters() if p.ndim == 2)
+    with pytest.raises(ValueError, match=r"adamw\.moments '8bit': set it to float32"):
+        make_optimizer(module, AdamWConfig(moments="8bit"), 0.02, decayed_names(module), MuonConfig(), hidden)
