@@ -296,6 +296,7 @@ def test_blocks_are_compiled_where_that_is_asked_for_and_works() -> None:
     assert all(block.residual.compiled for block in module(compile=True).net.residual_blocks())
     assert not any(block.residual.compiled for block in module().net.residual_blocks())
     options: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False, "max_steps": 1}
+    options |= {"enable_checkpointing": False}
     trainer = ZooTrainer(precision="16-resblock", enable_model_summary=False, **options)
     with pytest.raises(ValueError, match="16-resblock on the CPU, where float16 is emulated: use another precision"):
         trainer.fit(module(compile=True), torch.utils.data.DataLoader([batch(2)], batch_size=None))
