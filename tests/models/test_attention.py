@@ -183,7 +183,7 @@ def test_gradients_in_lines_against_finite_differences() -> None:
         ("conv", TextImageLayout(64, 16, 16), attention.sdpa),
         ("row", TextImageLayout(32, 8, 8), attention.sdpa),
     ],
-    ids=str,
+    ids=lambda it: getattr(it, "__name__", str(it)),
 )
 def test_lines_are_chosen_where_they_are_cheap(
     spec: str, layout: TextImageLayout, expected: attention.Backend, monkeypatch: pytest.MonkeyPatch
