@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle_zoo.models.dvae import DVAE, Block, DVAEConfig
+from dalle_zoo.models.dvae import DVAE, DVAEConfig
+from dalle_zoo.models.dvae_networks import Block
 from dalle_zoo.models.layers import gumbel_noise
 
 GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/openai_dvae.py"))

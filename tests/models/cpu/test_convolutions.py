@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dalle_zoo.models import dvae
+from dalle_zoo.models import dvae_networks
 from dalle_zoo.models.cpu import convolutions, onednn
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 
@@ -109,7 +109,7 @@ def test_the_logits_are_never_complete(net: DVAE, monkeypatch: pytest.MonkeyPatc
     images = images_of(5)
     complete = net.encode(images)
     monkeypatch.setattr(convolutions.Cells, "__call__", note)
-    monkeypatch.setattr(dvae, "_LOGITS_BYTES", {"cpu": 7 * 50 * 4, "cuda": 0})
+    monkeypatch.setattr(dvae_networks, "_LOGITS_BYTES", {"cpu": 7 * 50 * 4, "cuda": 0})
     assert torch.equal(net.encode(images), complete)
     assert max(seen) == 7
     assert sum(seen) == complete.numel()
@@ -130,7 +130,7 @@ def test_images_go_in_passes(net: DVAE, monkeypatch: pytest.MonkeyPatch) -> None
     codes = net.encode(images)
     decoded = net.decode(codes)
     monkeypatch.setattr(convolutions.Network, "__call__", note)
-    monkeypatch.setattr(dvae, "_PASS_BYTES", {"cpu": 2 * 4 * 8 * 16 * 24, "cuda": 0})  # two decoded
+    monkeypatch.setattr(dvae_networks, "_PASS_BYTES", {"cpu": 2 * 4 * 8 * 16 * 24, "cuda": 0})  # two decoded
     assert torch.equal(net.encode(images), codes)
     torch.testing.assert_close(net.decode(codes), decoded, **ROUNDING)
     assert seen == [2, 2, 1] * 2
@@ -231,6 +231,6 @@ def test_weights_are_laid_out_once_for_all_images_of_a_call(net: DVAE, monkeypat
     codes = net.encode(images_of(5))
     expected = net.decode(codes)
     monkeypatch.setattr(convolutions, "Network", Counted)
-    monkeypatch.setitem(dvae._PASS_BYTES, "cpu", 1)  # an image a pass
+    monkeypatch.setitem(dvae_networks._PASS_BYTES, "cpu", 1)  # an image a pass
     torch.testing.assert_close(net.decode(codes), expected, **ROUNDING)
     assert made == [net.decoder.groups]
