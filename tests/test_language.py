@@ -45,7 +45,6 @@ TERMS = {
 EXEMPT = {
     "tests/test_language.py": "holds the patterns themselves",
     "LICENSE": "text of others",
-    "NOTICE": "text of others",
     "THIRD_PARTY_NOTICES.md": "repeats notices of others",
     "CODE_OF_CONDUCT.md": "text of others",
     "CHANGELOG.md": "its table of renamed things has the old names",

@@ -58,6 +58,24 @@ def test_files_named_in_documents_exist(document: Path) -> None:
     assert not missing, f"{document.name} names files that do not exist"
 
 
+def anchors(document: Path) -> set[str]:
+    """Anchors of the headings of a Markdown file, as GitHub makes them."""
+    prose = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ +(.*?) *$", prose, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_anchors_of_links_exist(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", document.read_text())
+    missing = [
+        f"{target}#{anchor}"
+        for target, anchor in links
+        if anchor not in anchors((document.parent / target).resolve() if target else document)
+    ]
+    assert not missing, f"{document.name} links to headings that do not exist"
+
+
 def test_the_documents_are_all_there() -> None:
     names = {path.name for path in DOCUMENTS}
     assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "THIRD_PARTY_NOTICES.md"} <= names

@@ -1,7 +1,16 @@
 """Samples code grids from priors: options, noise, and the decoding loop."""
 
-from dalle_zoo.sampling.decode import decode_logits, sample_codes
+from dalle_zoo.sampling.decode import SAMPLE, decode_logits, sample_codes
+from dalle_zoo.sampling.likelihood import token_log_likelihood
 from dalle_zoo.sampling.noise import derive_seed, gumbel
 from dalle_zoo.sampling.options import SamplingOptions
 
-__all__ = ["SamplingOptions", "decode_logits", "derive_seed", "gumbel", "sample_codes"]
+__all__ = [
+    "SAMPLE",
+    "SamplingOptions",
+    "decode_logits",
+    "derive_seed",
+    "gumbel",
+    "sample_codes",
+    "token_log_likelihood",
+]

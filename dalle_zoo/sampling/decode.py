@@ -15,6 +15,8 @@ from dalle_zoo.sampling.options import SamplingOptions
 
 # P prompts, n candidates of each, T text positions, N image positions, W positions of a window, K codebook size
 
+SAMPLE = -1
+"""Value of a cell that is to be sampled, among given codes."""
 Progress = Callable[[int, int], None]
 """Called after every pass of the prior with the number of tokens sampled so far and the total number."""
 
@@ -44,7 +46,7 @@ def sample_codes(
     seeds: Tensor,
     options: SamplingOptions | None = None,
     *,
-    prime: Tensor | None = None,
+    given: Tensor | None = None,
     window: int | None = None,
     graph: bool = True,
     progress: Progress | None = None,
@@ -56,8 +58,9 @@ def sample_codes(
         text: Text ids with padding ids, int64 (P, T).
         seeds: One seed per image, int64 (P, n); an image depends only on its own seed.
         options: Temperature, filters and guidance. Defaults to plain sampling.
-        prime: First tokens of every image in raster order, int64 (P, m) with m <= N, such as the top rows of a
-            given image (section 3.3 of the paper). Defaults to none.
+        given: Codes that every candidate of a prompt keeps, int64 (P, h, w), with `SAMPLE` (-1) at the cells to
+            sample: the top rows of an image (section 3.3 of the paper), or any region. Cells are sampled in raster
+            order, so a sampled cell depends on the kept cells before it, not on those after it. Defaults to none.
         window: Number W of tokens that each pass guesses and checks (`sampling.jacobi`): the same codes in fewer and
             wider passes, which is faster for few images. Defaults to one token per pass.
         graph: Whether a GPU replays steps as a CUDA graph, if the prior supports it; windows never do.
@@ -69,19 +72,19 @@ def sample_codes(
     Raises:
         ValueError: A shape, a given token or the window does not fit, or the prior supports no windows or no guidance.
     """
-    _check(prior, text, seeds, prime, window)
+    _check(prior, text, seeds, given, window)
     options = options or SamplingOptions()
     config = prior.config
     grid = (*seeds.shape, config.image_height, config.image_width)
     if not seeds.numel():
         return torch.empty(grid, dtype=torch.long, device=text.device)
-    prime = text.new_empty(len(text), 0) if prime is None else prime
+    cells = text.new_full((len(text), config.image_length), SAMPLE) if given is None else given.flatten(1)
     if options.guided:  # conditional and null branch in one batch, each with its own cache
         text = torch.cat([text, prior.null_text().expand(len(text), -1)])
     if window is None:
-        tokens = _sample_steps(prior, text, seeds, options, prime, graph, progress)
+        tokens = _sample_steps(prior, text, seeds, options, cells, graph, progress)
     else:
-        tokens = _sample_windows(prior, text, seeds, options, prime, min(window, config.image_length), progress)
+        tokens = _sample_windows(prior, text, seeds, options, cells, min(window, config.image_length), progress)
     return tokens.reshape(grid)
 
 
@@ -95,12 +98,12 @@ def _sample_steps(
     text: Tensor,
     seeds: Tensor,
     options: SamplingOptions,
-    prime: Tensor,
+    given: Tensor,
     graph: bool,
     progress: Progress | None,
 ) -> Tensor:
-    """Samples one token per pass: tokens (P, n, N)."""
-    candidates, total, primed = seeds.shape[1], prior.config.image_length, prime.shape[1]
+    """Samples one token per pass, but for the given ones, (P, N): tokens (P, n, N)."""
+    candidates, total = seeds.shape[1], prior.config.image_length
     decoder = with_packed_linears(prior, len(text) * candidates).decoding(text, candidates)
 
     def logits(index: int | Tensor, previous: Tensor | None) -> Tensor:
@@ -111,16 +114,19 @@ def _sample_steps(
         return options.sample(flat, seeds.flatten(), index).view(seeds.shape)
 
     step: SampleFunction = sample
-    tokens = torch.empty(*seeds.shape, total, dtype=torch.long, device=text.device)
-    tokens[:, :, :primed] = prime[:, None]
+    recorded = not (graph and text.is_cuda)
+    tokens = given[:, None].repeat(1, candidates, 1)
+    sampled = given == SAMPLE
+    all_given = (~sampled.any(0)).tolist()  # read once, so that no step waits for the device
     for index in range(total):
         previous = tokens[:, :, index - 1] if index else None
-        if index < primed:  # nothing is sampled, but the cache needs the keys and values of the given tokens
+        if all_given[index]:  # nothing is sampled, but the cache needs the keys and values of the given tokens
             logits(index, previous)
         else:
-            if graph and text.is_cuda and previous is not None and index == max(primed, 1):
-                step = repeated(sample, decoder, index, previous)
-            tokens[:, :, index] = step(index, previous)
+            if not recorded and previous is not None:
+                step, recorded = repeated(sample, decoder, index, previous), True
+            here = tokens[:, :, index]
+            tokens[:, :, index] = torch.where(sampled[:, index, None], step(index, previous), here)
         if progress is not None:
             progress(index + 1, total)
     return tokens
@@ -131,7 +137,7 @@ def _sample_windows(
     text: Tensor,
     seeds: Tensor,
     options: SamplingOptions,
-    prime: Tensor,
+    given: Tensor,
     window: int,
     progress: Progress | None,
 ) -> Tensor:
@@ -142,7 +148,7 @@ def _sample_windows(
         lambda index, previous: options.guide(decoder.window(index, _both(previous, options))),
         seeds,
         options,
-        prime,
+        given,
         total=prior.config.image_length,
         codebook_size=prior.config.codebook_size,
         window=window,
@@ -150,7 +156,7 @@ def _sample_windows(
     )
 
 
-def _check(prior: ImagePrior, text: Tensor, seeds: Tensor, prime: Tensor | None, window: int | None) -> None:
+def _check(prior: ImagePrior, text: Tensor, seeds: Tensor, given: Tensor | None, window: int | None) -> None:
     config = prior.config
     if text.ndim != 2 or text.shape[1] != config.text_length:
         raise ValueError(f"text must have shape (P, {config.text_length}), got {tuple(text.shape)}")
@@ -160,12 +166,13 @@ def _check(prior: ImagePrior, text: Tensor, seeds: Tensor, prime: Tensor | None,
         raise ValueError(f"text and seeds must have the same number of prompts, got {len(text)} and {len(seeds)}")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, or None to sample one token per pass, got {window}")
-    if prime is None:
+    if given is None:
         return
-    if prime.ndim != 2 or len(prime) != len(text) or prime.shape[1] > config.image_length:
-        expected = f"({len(text)}, m) with m <= {config.image_length}"
-        raise ValueError(f"prime must have shape {expected}, got {tuple(prime.shape)}")
-    if prime.numel() and (int(prime.min()) < 0 or int(prime.max()) >= config.codebook_size):
+    grid = (len(text), config.image_height, config.image_width)
+    if given.shape != grid or given.dtype != torch.int64:
+        raise ValueError(f"given must be int64 of shape {grid}, got {given.dtype} {tuple(given.shape)}")
+    if given.numel() and (int(given.min()) < SAMPLE or int(given.max()) >= config.codebook_size):
         raise ValueError(
-            f"prime must hold codes in 0..{config.codebook_size - 1}, got {int(prime.min())}..{int(prime.max())}"
+            f"given must hold codes in 0..{config.codebook_size - 1}, or {SAMPLE} where to sample, "
+            f"got {int(given.min())}..{int(given.max())}"
         )

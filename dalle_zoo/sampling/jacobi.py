@@ -60,7 +60,7 @@ def sample_windows(
             final when it was run.
         seeds: One seed per image, int64 (P, n).
         options: Temperature and filters; `read` has applied the guidance.
-        given: First tokens of every image, int64 (P, m); they are run in windows too.
+        given: Tokens that every candidate keeps, int64 (P, N), negative where to sample; they are run in windows too.
         total: Number of tokens N of an image.
         codebook_size: Codebook size K.
         window: Largest number of positions W of a pass.
@@ -74,9 +74,9 @@ def sample_windows(
     noise = noise.view(*seeds.shape, total, codebook_size)
     padded = torch.zeros(*seeds.shape, 1 + total, dtype=torch.long, device=seeds.device)
     tokens = padded[:, :, 1:]  # so `padded[:, :, i]` is the token before token i
-    tokens[:] = noise.argmax(-1)
-    tokens[:, :, : given.shape[1]] = given[:, None]
-    final = torch.full_like(seeds, given.shape[1])  # number of final tokens of each candidate
+    kept = (given >= 0)[:, None]
+    tokens[:] = torch.where(kept, given[:, None], noise.argmax(-1))
+    final = kept.cumprod(-1).sum(-1).expand_as(seeds)  # number of final tokens of each candidate
     positions = torch.arange(total, device=seeds.device)
 
     index, expected = 0, noise.new_empty(*seeds.shape, 0, codebook_size)
@@ -85,13 +85,13 @@ def sample_windows(
         here, guesses = slice(index, end), tokens[:, :, index:end]
         logits = read(index, padded[:, :, here]).float()
         sampled = (options.filter(logits) + noise[:, :, here]).argmax(-1)
-        sampled = torch.where(positions[here] < final[..., None], guesses, sampled)
+        sampled = torch.where((positions[here] < final[..., None]) | kept[:, :, here], guesses, sampled)
         num_right = (sampled == guesses).cumprod(-1).sum(-1)
         final = final.maximum((index + num_right + 1).clamp(max=end))
 
         expected = _damped(logits, expected)
         guessed = (options.filter(expected) + noise[:, :, here]).argmax(-1)
-        tokens[:, :, here] = torch.where(positions[here] < final[..., None], sampled, guessed)
+        tokens[:, :, here] = torch.where((positions[here] < final[..., None]) | kept[:, :, here], sampled, guessed)
         num_run = min(end, int(final.min()))
         expected = expected[:, :, num_run - index :]
         index = num_run

@@ -12,7 +12,7 @@ from dalle_zoo.files import write_json
 from dalle_zoo.model_folder import ModelFolderError
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.networks import load_prior, save_network
-from dalle_zoo.sampling import SamplingOptions, decode_logits, sample_codes
+from dalle_zoo.sampling import SAMPLE, SamplingOptions, decode_logits, sample_codes
 
 SIZES = {"text_length": 5, "text_vocab": 11, "image_height": 3, "image_width": 4, "codebook_size": 9}
 
@@ -102,8 +102,9 @@ def test_an_image_depends_on_its_seed_alone(name: str) -> None:
     sampled = sample_codes(prior, text, seeds, options)
     assert len(sampled.flatten(0, 1).flatten(1).unique(dim=0)) == 6
     assert torch.equal(sample_codes(prior, text[1:2], seeds[1:2, 1:], options)[0, 0], sampled[1, 1])
-    primed = sample_codes(prior, text[1:2], seeds[1:2, 1:], options, prime=sampled[1, 1].view(1, -1)[:, :5])
-    assert torch.equal(primed[0, 0], sampled[1, 1])
+    given = sampled[1, 1:2].clone()
+    given.view(-1)[5:] = SAMPLE
+    assert torch.equal(sample_codes(prior, text[1:2], seeds[1:2, 1:], options, given=given)[0, 0], sampled[1, 1])
 
 
 @every_prior

@@ -13,7 +13,15 @@ from dalle_zoo.masks import MASKS, Mask, TextImageLayout
 from dalle_zoo.models.cache import Places
 from dalle_zoo.models.decoding import PriorDecoding
 from dalle_zoo.models.prior import Prior
-from dalle_zoo.sampling import SamplingOptions, decode_logits, derive_seed, gumbel, sample_codes
+from dalle_zoo.sampling import (
+    SAMPLE,
+    SamplingOptions,
+    decode_logits,
+    derive_seed,
+    gumbel,
+    sample_codes,
+    token_log_likelihood,
+)
 from dalle_zoo.sampling.capture import RepeatedStep
 
 Maker = Callable[..., Prior]
@@ -34,6 +42,13 @@ TEXT = torch.tensor([[1, 2, 3, 4], [5, 11, 12, 13], [10, 11, 12, 13]])
 
 def make_seeds(prompts: int = 3, candidates: int = 2) -> Tensor:
     return torch.tensor([[derive_seed(p, n) for n in range(candidates)] for p in range(prompts)])
+
+
+def first_tokens(prompts: int, count: int) -> Tensor:
+    """Random tokens at the first ``count`` cells of each prompt; the others are to be sampled."""
+    cells = torch.randint(K, (prompts, N), generator=torch.Generator().manual_seed(4))
+    cells[:, count:] = SAMPLE
+    return cells.view(prompts, H, W)
 
 
 @torch.no_grad()
@@ -195,9 +210,9 @@ def test_a_graph_samples_what_single_launches_sample(
 ) -> None:
     prior = random_prior(masks=masks, num_layers=4).cuda()
     text, seeds = TEXT.cuda(), make_seeds().cuda()
-    prime = torch.randint(K, (3, primed), generator=torch.Generator().manual_seed(4)).cuda()
+    given = first_tokens(3, primed).cuda()
     by_graph, by_launch = (
-        sample_codes(prior, text, seeds, SamplingOptions(guidance_scale=guidance_scale), prime=prime, graph=graph)
+        sample_codes(prior, text, seeds, SamplingOptions(guidance_scale=guidance_scale), given=given, graph=graph)
         for graph in (True, False)
     )
     assert torch.equal(by_graph, by_launch)
@@ -303,10 +318,10 @@ def test_top_k_leaves_k_tokens_at_every_step(random_prior: Maker) -> None:
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
 def test_primed_tokens_stay_and_the_rest_is_sampled(random_prior: Maker, count: int, guidance_scale: float) -> None:
     prior, seeds = random_prior(), make_seeds(3, 5)
-    prime = torch.randint(K, (3, count), generator=torch.Generator().manual_seed(4))
+    given = first_tokens(3, count)
     recorder = Recorder(guidance_scale=guidance_scale)
-    codes = sample_codes(prior, TEXT, seeds, recorder, prime=prime).flatten(2)
-    assert torch.equal(codes[:, :, :count], prime[:, None].expand(-1, 5, -1))
+    codes = sample_codes(prior, TEXT, seeds, recorder, given=given).flatten(2)
+    assert torch.equal(codes[:, :, :count], given.flatten(1)[:, None, :count].expand(-1, 5, -1))
     if count == N:
         return
     assert len(codes[0, :, count:].unique(dim=0)) == 5, "every candidate goes its own way"
@@ -321,8 +336,40 @@ def test_priming_with_an_image_continues_it(random_prior: Maker) -> None:
     prior, seeds = random_prior(), make_seeds()
     sampled = sample_codes(prior, TEXT, seeds)
     for p in range(3):
-        again = sample_codes(prior, TEXT[p : p + 1], seeds[p : p + 1, :1], prime=sampled[p, :1].flatten(1)[:, :W])
+        given = sampled[p, :1].clone()
+        given[:, 1:] = SAMPLE
+        again = sample_codes(prior, TEXT[p : p + 1], seeds[p : p + 1, :1], given=given)
         assert torch.equal(again[0, 0], sampled[p, 0])
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_any_region_is_kept(random_prior: Maker, window: int | None) -> None:
+    prior, seeds = random_prior(), make_seeds(3, 2)
+    free = sample_codes(prior, TEXT, seeds)
+    given = torch.full((3, H, W), SAMPLE)
+    given[0, 1, :2] = (free[0, 0, 1, :2] + 1) % K  # other cells for each prompt
+    given[1, 0, 1:] = given[1, 2] = 3
+    codes = sample_codes(prior, TEXT, seeds, given=given, window=window)
+    kept = (given != SAMPLE)[:, None].expand_as(codes)
+    assert torch.equal(codes[kept], given[:, None].expand_as(codes)[kept])
+    assert torch.equal(codes[2], free[2]), "a prompt without given cells is sampled as before"
+    assert torch.equal(codes[0, :, 0], free[0, :, 0]), "cells before a given one are sampled as before"
+    assert not torch.equal(codes[0, 0], free[0, 0])
+    logits = full_logits(prior, TEXT, codes)
+    noise = torch.stack([gumbel(seeds.flatten(), step, K) for step in range(N)], 1).view(logits.shape)
+    sampled = (logits + noise).argmax(-1).view(codes.shape)
+    assert torch.equal(sampled[~kept], codes[~kept]), "sampled cells follow the given cells before them"
+
+
+def test_the_likelihood_of_tokens(random_prior: Maker) -> None:
+    prior = random_prior()
+    codes = sample_codes(prior, TEXT, make_seeds())
+    expected = full_logits(prior, TEXT, codes).log_softmax(-1)
+    flat = codes.flatten(0, 1)
+    likelihood = token_log_likelihood(prior, TEXT.repeat_interleave(2, 0), flat, batch_size=4)
+    torch.testing.assert_close(likelihood, expected.gather(-1, codes.flatten(2)[..., None]).view(flat.shape))
+    with pytest.raises(ValueError, match="one batch size"):
+        token_log_likelihood(prior, TEXT, flat)
 
 
 # ------------------------------------------------------------ the rest
@@ -358,11 +405,12 @@ def test_training_goes_on_afterwards(random_prior: Maker) -> None:
         ({"seeds": make_seeds()[0]}, r"seeds must be int64 of shape \(P, n\), got torch.int64 \(2,\)"),
         ({"seeds": make_seeds().double()}, r"seeds must be int64 of shape \(P, n\), got torch.float64"),
         (
-            {"prime": torch.zeros(3, 13, dtype=torch.long)},
-            r"prime must have shape \(3, m\) with m <= 12, got \(3, 13\)",
+            {"given": torch.zeros(3, 12, dtype=torch.long)},
+            r"given must be int64 of shape \(3, 3, 4\), got torch.int64 \(3, 12\)",
         ),
-        ({"prime": torch.zeros(2, 4, dtype=torch.long)}, r"prime must have shape \(3, m\) with m <= 12, got \(2, 4\)"),
-        ({"prime": torch.full((3, 4), K)}, r"prime must hold codes in 0\.\.6, got 7\.\.7"),
+        ({"given": torch.zeros(3, H, W)}, r"given must be int64 of shape \(3, 3, 4\), got torch.float32"),
+        ({"given": torch.full((3, H, W), K)}, r"given must hold codes in 0\.\.6, or -1 where to sample, got 7\.\.7"),
+        ({"given": torch.full((3, H, W), -2)}, r"given must hold codes in 0\.\.6, or -1 where to sample, got -2"),
     ],
 )
 def test_bad_arguments_are_refused(random_prior: Maker, wrong: dict[str, Any], message: str) -> None:

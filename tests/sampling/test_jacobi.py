@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dalle_zoo.masks import MASKS
 from dalle_zoo.models.prior import Prior
-from dalle_zoo.sampling import SamplingOptions, derive_seed, gumbel, sample_codes
+from dalle_zoo.sampling import SAMPLE, SamplingOptions, derive_seed, gumbel, sample_codes
 from dalle_zoo.sampling.jacobi import sample_windows
 
 Maker = Callable[..., Prior]
@@ -82,10 +82,22 @@ def test_with_every_option(random_prior: Maker, masks: str, options: dict[str, A
 @pytest.mark.parametrize("count", [0, 1, 4, 7, 11, 12])
 def test_given_tokens_are_kept_and_run(random_prior: Maker, masks: str, count: int) -> None:
     prior = random_prior(masks=masks, num_layers=4)
-    prime = torch.randint(K, (3, count), generator=torch.Generator().manual_seed(4))
+    given = torch.randint(K, (3, 12), generator=torch.Generator().manual_seed(4))
+    given[:, count:] = SAMPLE
+    given = given.view(3, 3, 4)
     for window in WINDOWS:
-        passes = assert_equal_codes(prior, window, options=SamplingOptions(guidance_scale=1.5), prime=prime)
+        passes = assert_equal_codes(prior, window, options=SamplingOptions(guidance_scale=1.5), given=given)
         assert passes <= -(-count // window) + 12 - count, "given tokens are run a window at a time"
+
+
+@every_mask
+def test_given_tokens_may_be_anywhere(random_prior: Maker, masks: str) -> None:
+    prior = random_prior(masks=masks, num_layers=4)
+    generator = torch.Generator().manual_seed(5)
+    given = torch.randint(K, (3, 3, 4), generator=generator)
+    given[torch.rand(3, 3, 4, generator=generator) < 0.5] = SAMPLE
+    for window in (3, 1000):
+        assert_equal_codes(prior, window, options=SamplingOptions(guidance_scale=1.5), given=given)
 
 
 @pytest.mark.parametrize(("prompts", "candidates"), [(1, 1), (1, 5), (3, 1), (2, 4)])

@@ -1,0 +1,37 @@
+"""Likelihood of image tokens under a prior, in one pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dalle_zoo.models.image_prior import ImagePrior
+
+# B images, T text positions, h w code grid
+
+
+@torch.inference_mode()
+def token_log_likelihood(prior: ImagePrior, text: Tensor, codes: Tensor, batch_size: int = 16) -> Tensor:
+    """Log-likelihood of every image token, given the caption and the tokens before it.
+
+    Args:
+        prior: The prior.
+        text: Text ids, int64 (B, T).
+        codes: Image tokens, int64 (B, h, w).
+        batch_size: Number of images per pass; affects memory and time only. Defaults to 16.
+
+    Returns:
+        Natural logarithms, float32 (B, h, w) on the CPU. Their sum over an image, divided by ln 2 and negated, is its
+        length in bits.
+
+    Raises:
+        ValueError: Text and codes do not fit the prior.
+    """
+    prior.check(text, codes)
+    device = prior.device
+    parts = []
+    for some_text, some in zip(text.split(batch_size), codes.split(batch_size), strict=True):
+        logits = prior.image_logits(some_text.to(device), some.to(device)).float()
+        tokens = some.to(device).flatten(1)[..., None]
+        parts.append(logits.log_softmax(-1).gather(-1, tokens).view(some.shape).cpu())
+    return torch.cat(parts) if parts else torch.empty(codes.shape)
