@@ -30,6 +30,12 @@ def from_pil(image: Image.Image) -> Tensor:
     return torch.from_numpy(array).permute(2, 0, 1).float() / 255
 
 
+def psnr(images: Tensor, reference: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image, dB: pixels in [0, 1], (B, ...), to (B,). Equal images have 100 dB."""
+    error = (images - reference).square().flatten(1).mean(1)
+    return -10 * error.clamp(min=1e-10).log10()
+
+
 def make_grid(images: Tensor, columns: int, pad: int = 2) -> Tensor:
     """Arranges images in a grid on a white background, row by row.
 

@@ -76,6 +76,15 @@ def test_anchors_of_links_exist(document: Path) -> None:
     assert not missing, f"{document.name} links to headings that do not exist"
 
 
+def test_contributing_lists_every_group_of_entry_points() -> None:
+    sources = [*(ROOT / "dalle_zoo").rglob("*.py"), *(ROOT / "eval/dalle_zoo_eval").rglob("*.py")]
+    calls = [re.findall(r'Registry(?:\[.*\])?\(\s*"[^"]+", group="([^"]+)"', path.read_text()) for path in sources]
+    groups = {group for found in calls for group in found} - {"example.things"}
+    listed = re.findall(r"^\| `(dalle_zoo\.\w+)` \|", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)
+    assert len(groups) > 10
+    assert sorted(listed) == sorted(groups)
+
+
 def test_the_documents_are_all_there() -> None:
     names = {path.name for path in DOCUMENTS}
     assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "THIRD_PARTY_NOTICES.md"} <= names

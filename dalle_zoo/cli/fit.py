@@ -292,12 +292,13 @@ def key_checker(subcommand: str) -> KeyChecker:
 def check_keys(subcommand: str, files: Mapping[Path, Keys], overrides: Iterable[Override]) -> None:
     """Raises `UserError` for an unknown key, with the nearest known one, before anything is built."""
     checker = key_checker(subcommand)
+    options = ("run", "parts", *(["overwrite"] if subcommand == "fit" else []))
     for path, content in files.items():
         checker.check(content, str(path))
     for key, text in overrides:
         if key == "trainer.default_root_dir":
             raise UserError("trainer.default_root_dir is the folder of the run: use --run FOLDER")
-        checker.check(override(key, text or ""), "command line", options=("run", "overwrite", "parts"))
+        checker.check(override(key, text or ""), "command line", options=options)
 
 
 def run_recipe(

@@ -148,7 +148,7 @@ def reconstruct(arguments: list[str]) -> None:
     import torch
 
     from dalle_zoo.data import center_transform
-    from dalle_zoo.images import image_rows, save_png
+    from dalle_zoo.images import image_rows, psnr, save_png
     from dalle_zoo.networks import load_image_tokenizer
     from dalle_zoo.zoo import find_component
 
@@ -156,8 +156,7 @@ def reconstruct(arguments: list[str]) -> None:
     images = torch.stack([center_transform(_open_image(path), net.image_size) for path in options.files]).float() / 255
     with torch.inference_mode():
         back = net.decode(net.encode(images))
-    psnr = -10 * (back - images).square().mean((1, 2, 3)).clamp(min=1e-10).log10()
-    for path, value in zip(options.files, psnr.tolist(), strict=True):
+    for path, value in zip(options.files, psnr(back, images).tolist(), strict=True):
         print(f"{path}: {value:.1f} dB")
     print(save_png(image_rows(images, back), options.out).resolve())
 

@@ -50,17 +50,19 @@ def masks(arguments: list[str]) -> None:
     )
     p.add_argument("mask", nargs="*", help="masks, with options in parentheses [all]")
     p.add_argument("--plot", action="store_true", help="write a plot instead of a list")
-    p.add_argument("--text", type=int, default=16, help="text positions [16]")
-    p.add_argument("--height", type=int, default=8, help="rows of the code grid [8]")
-    p.add_argument("--width", type=int, default=8, help="columns of the code grid [8]")
+    p.add_argument("--text", type=int, help="text positions of the plot [16]")
+    p.add_argument("--height", type=int, help="rows of its code grid [8]")
+    p.add_argument("--width", type=int, help="columns of its code grid [8]")
     p.add_argument("--out", type=Path, help="PNG, PDF or SVG file to write [masks.png]")
     p.add_argument("--overwrite", action="store_true", help="replace an existing file")
     options = p.parse_args(arguments)
     specs = options.mask or list(MASKS)
-    layout = TextImageLayout(options.text, options.height, options.width)
+    sizes = {"text": 16, "height": 8, "width": 8}
+    layout = TextImageLayout(*(getattr(options, name) or default for name, default in sizes.items()))
     if not options.plot:
-        if options.out:
-            raise UserError(f"--out {options.out} is for a plot: add --plot")
+        given = [f"--{name}" for name in (*sizes, "out", "overwrite") if getattr(options, name) not in (None, False)]
+        if given:
+            raise UserError(f"{', '.join(given)}: only for a plot, add --plot")
         for spec in map(MaskSpec.parse, specs):
             spec.build(layout)  # raises for an invalid option
             print(f"{spec!s:<24}{(MASKS[spec.name].__doc__ or '').strip().splitlines()[0]}")

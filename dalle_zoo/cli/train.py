@@ -40,7 +40,8 @@ def recipe_parser(subcommand: str) -> Parser:
     p.add_argument("recipe", metavar="RECIPE", help="name from `dalle-zoo recipes`, or a YAML file")
     p.add_argument("--parts", nargs="+", default=[], metavar="PART", help="parts or YAML files merged into the recipe")
     p.add_argument("--run", type=Path, metavar="FOLDER", help="folder of the run [runs/RECIPE]")
-    p.add_argument("--overwrite", action="store_true", help="replace an existing run")
+    if subcommand == "fit":
+        p.add_argument("--overwrite", action="store_true", help="replace an existing run")
     return p
 
 
@@ -61,7 +62,7 @@ def run_command(subcommand: str, arguments: list[str]) -> None:
 
     from dalle_zoo.cli.fit import run_recipe  # loads PyTorch and Lightning, which takes seconds
 
-    run_recipe(subcommand, known.run or Path("runs") / name, known.overwrite, files, overrides)
+    run_recipe(subcommand, known.run or Path("runs") / name, getattr(known, "overwrite", False), files, overrides)
 
 
 def fit(arguments: list[str]) -> None:

@@ -149,7 +149,6 @@ def _sample_windows(
         seeds,
         options,
         given,
-        total=prior.config.image_length,
         codebook_size=prior.config.codebook_size,
         window=window,
         progress=progress,

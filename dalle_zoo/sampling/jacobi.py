@@ -45,7 +45,6 @@ def sample_windows(
     options: SamplingOptions,
     given: Tensor,
     *,
-    total: int,
     codebook_size: int,
     window: int,
     progress: Callable[[int, int], None] | None = None,
@@ -61,7 +60,6 @@ def sample_windows(
         seeds: One seed per image, int64 (P, n).
         options: Temperature and filters; `read` has applied the guidance.
         given: Tokens that every candidate keeps, int64 (P, N), negative where to sample; they are run in windows too.
-        total: Number of tokens N of an image.
         codebook_size: Codebook size K.
         window: Largest number of positions W of a pass.
         progress: Called after every pass with the number of tokens that are final for all candidates, and N.
@@ -69,6 +67,7 @@ def sample_windows(
     Returns:
         Tokens, int64 (P, n, N).
     """
+    total = given.shape[1]
     steps = range(total)
     noise = torch.stack([gumbel(seeds.flatten(), step, codebook_size) for step in steps], 1)
     noise = noise.view(*seeds.shape, total, codebook_size)

@@ -130,8 +130,8 @@ class ImageDataModule(CaptionedDataModule):
         train: Training data: shards, a folder, or a bundled split such as "emoji64:train".
         val: Validation data, likewise. Defaults to none.
         image_size: Side of the square images, pixels.
-        transform: Preprocessing during training: "dvae" (Listing 1, with flips) or "prior" (Listing 2); validation
-            takes the center crop.
+        transform: Preprocessing during training, a name in `TRANSFORMS`: "dvae" (Listing 1, with flips) or "prior"
+            (Listing 2); validation takes the center crop. Defaults to "prior".
         text: How captions are encoded. Defaults to no captions, as stage 1 needs none.
         variants: Number of different crops per image; epoch e takes crop ``e % variants``. Defaults to a new crop
             every epoch.
@@ -145,7 +145,7 @@ class ImageDataModule(CaptionedDataModule):
         train: str,
         val: str | None = None,
         image_size: int = 256,
-        transform: Literal["dvae", "prior"] = "prior",
+        transform: str = "prior",
         text: TextConfig | None = None,
         variants: int | None = None,
         batch_size: int = 8,

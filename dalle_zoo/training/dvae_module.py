@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
-from dalle_zoo.images import image_rows
+from dalle_zoo.images import image_rows, psnr
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.losses import dvae_loss, logit_laplace_nll
 from dalle_zoo.training.base import STAGES, StageModule
@@ -225,8 +225,7 @@ class DVAEModule(StageModule):
         parameters = self.net.decoder.from_codes(codes)
         beta = self.kl_weight(self.optimizer_steps)
         loss, parts = dvae_loss(self.net.map_pixels(images), parameters, logits, beta)
-        error = (self.net.pixels(parameters) - images).square().mean((1, 2, 3)).clamp(min=1e-10)
-        metrics = {"val/loss": loss, "val/psnr": (-10 * error.log10()).mean()}
+        metrics = {"val/loss": loss, "val/psnr": psnr(self.net.pixels(parameters), images).mean()}
         metrics |= {f"val/{name}": value for name, value in parts.items()}
         self.log_dict(metrics, batch_size=len(images), sync_dist=True)
         self.code_counts += torch.bincount(codes.flatten(), minlength=self.net.codebook_size)

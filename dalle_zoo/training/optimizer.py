@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from dalle_zoo.models.initial import local
 from dalle_zoo.training.muon import Muon, MuonConfig
 
 BLOCK = 256
@@ -275,14 +275,6 @@ class ClippedAdamW(torch.optim.Optimizer):
         super().load_state_dict({**state_dict, "state": packed})
         for state in self.state.values():
             state["step"] = state["step"].cpu()  # a fused AdamW stores it on the GPU
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Returns this process's shard of a DTensor; another tensor itself."""
-    if not isinstance(tensor, DTensor):
-        return tensor
-    shard: Tensor = tensor.to_local()
-    return shard
 
 
 def chunks(parameters: list[Tensor]) -> Iterator[list[Tensor]]:

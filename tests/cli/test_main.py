@@ -144,7 +144,7 @@ def test_masks_are_plotted_once(scratch: Path, capsys: pytest.CaptureFixture[str
         ("masks conv(kernal=3) --plot", "unknown conv option 'kernal'. Did you mean 'kernel'?"),
         ("masks conv(kernell=3)", "unknown conv option 'kernell'. Did you mean 'kernel'?"),
         ("masks conv(kernel=4)", "kernel of the conv mask must be odd"),
-        ("masks row --out a.png", "--out a.png is for a plot: add --plot"),
+        ("masks row --out a.png", "--out: only for a plot, add --plot"),
         ("masks --plto", "unknown option '--plto'. Did you mean '--plot'?"),
         ("generate x --modle y", "unknown option '--modle'. Did you mean '--model'?"),
         ("export --dvae a --prior b --tokenizer c --out d --dtype flot32",

@@ -148,8 +148,7 @@ def test_tokens_that_all_hang_on_the_one_before(window: int) -> None:
         chain,
         seeds,
         SamplingOptions(),
-        seeds.new_empty(1, 0),
-        total=23,
+        seeds.new_full((1, 23), SAMPLE),
         codebook_size=5,
         window=window,
         progress=passes,
@@ -169,8 +168,8 @@ def test_a_window_begins_behind_the_slowest_candidate_and_others_keep_their_toke
         return logits
 
     seeds = SEEDS[:1]
-    empty = seeds.new_empty(1, 0)
-    tokens = sample_windows(read, seeds, SamplingOptions(), empty, total=12, codebook_size=5, window=4)
+    empty = seeds.new_full((1, 12), SAMPLE)
+    tokens = sample_windows(read, seeds, SamplingOptions(), empty, codebook_size=5, window=4)
     expected = torch.stack([gumbel(seeds[0, :1], step, 5)[0] for step in range(12)]).argmax(-1)
     assert torch.equal(tokens[0, 0], expected)
     assert torch.equal(tokens[0, 1], torch.arange(12) % 5)
