@@ -9,8 +9,8 @@
 | ``config.json`` | start token, heads, caption processing | ``"model_type": "dallebart"`` |
 | ``detoker.pt`` | ``dvae/``, by `dalle_zoo.convert.vqgan` | as any VQGAN |
 
-The published repository holds the files of both sizes; select those of one. Norms in front of matrices have no gain in
-these files; it is filled in as 1.
+The published repository holds the files of both sizes; select those of one. In these files the norms before matrix
+products have no gain; it is filled in as 1.
 """
 
 from __future__ import annotations

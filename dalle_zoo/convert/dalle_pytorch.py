@@ -1,8 +1,8 @@
 """DALLE-pytorch's priors, versions 0.1 to 1.6.6, with the image tokenizer in the same file and their vocabulary.
 
 A file holds ``hparams`` (arguments of the original's class), ``vae_params``, ``weights`` and, since the end of 2021,
-``version``. What follows from tensors is inferred from them and must agree with ``hparams``; these state the rest, and
-what they leave out has the original's default. The record states the origin of each field.
+``version``. Fields that follow from the tensors are inferred and must agree with ``hparams``. Other fields are taken
+from ``hparams``; if they are not stated there, they get the original's default. The record states the origin of each.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from dalle_zoo.convert.family import FAMILIES, Architecture, Found, PriorFamily,
 from dalle_zoo.convert.location import Location
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.convert.stored import Checkpoint, Tensors
-from dalle_zoo.models.external.dalle_pytorch import DallePytorch, DallePytorchConfig
+from dalle_zoo.models.external.dalle_pytorch import DallePytorch
+from dalle_zoo.models.external.dalle_pytorch_config import DallePytorchConfig
 from dalle_zoo.tokenizers import TextTokenizer
 from dalle_zoo.weights import Lazy
 
@@ -74,7 +75,7 @@ class DallePytorchFamily(PriorFamily):
         return Architecture(asdict(config), notes, {"vocabulary": vocabulary} if vocabulary is not None else {})
 
     def translate(self, source: Source, config: DallePytorchConfig) -> Mapping[str, Lazy]:
-        """Renames the tensors, and computes the rotations."""
+        """Renames the tensors, and computes the rotary embeddings."""
         return translated(sort_tensors(source.parts["prior"]), config)
 
     def unused(self, source: Source) -> dict[str, int]:

@@ -117,7 +117,7 @@ def stated_version(location: Location, checkpoint: Checkpoint) -> tuple[int, ...
 
 
 def layers_of_kind(kind: str, hparams: HyperParameters, num_layers: int) -> tuple[int, ...]:
-    """Returns the numbers of the layers with a type of attention."""
+    """Returns the indices of the layers with a type of attention."""
     kinds = hparams.texts("attn_types")
     return tuple(index for index in range(num_layers) if kinds[index % len(kinds)] == kind)
 

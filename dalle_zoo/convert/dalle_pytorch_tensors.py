@@ -1,6 +1,6 @@
 """Tensors of DALLE-pytorch's priors: sorted by layer, and translated to native names.
 
-How modules are nested, hence their names, changed with the versions and with the options:
+The nesting of modules, and so the names of tensors, depends on the version and on the options:
 
 | versions | attention of layer i, below ``transformer.layers.layers.i.0`` | its MLP, below ``….i.1`` |
 |---|---|---|
@@ -27,9 +27,9 @@ import torch
 from dalle_zoo.convert.lazy import DerivedTensor
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.convert.stored import Checkpoint, StoredTensor, Tensors
-from dalle_zoo.models.external.dalle_pytorch import DallePytorchConfig
-from dalle_zoo.models.external.dalle_pytorch_layers import rotated_size, turns
-from dalle_zoo.models.external.dalle_pytorch_sparse import BLOCK, random_blocks, sure_blocks
+from dalle_zoo.models.external.dalle_pytorch_config import DallePytorchConfig
+from dalle_zoo.models.external.dalle_pytorch_layers import cos_sin, rotary_size
+from dalle_zoo.models.external.dalle_pytorch_sparse import BLOCK, fixed_blocks, random_blocks
 from dalle_zoo.weights import Lazy
 
 HEAD = "to_logits.1.weight"
@@ -43,13 +43,13 @@ _PARTS = {
     "scale": "scale", "norm.weight": "norm.weight", "norm.bias": "norm.bias", "norm.g": "norm.weight",
     "norm_out.weight": "norm_behind.weight", "norm_out.bias": "norm_behind.bias",
 }  # fmt: skip
-"""Tensors that every branch has of its own: external and native names."""
+"""Tensors of a branch that are never shared: external and native names."""
 _MATRICES = {
     "to_qkv.weight": "qkv.weight", "to_out.0.weight": "output.weight", "to_out.0.bias": "output.bias",
     "net.0.weight": "hidden.weight", "net.0.bias": "hidden.bias",
     "net.3.weight": "output.weight", "net.3.bias": "output.bias",
 }  # fmt: skip
-"""Tensors that branches of several layers may share."""
+"""Tensors that several layers may share: external and native names."""
 _GMLP = {
     "proj_in.0.weight": "hidden.weight", "proj_in.0.bias": "hidden.bias", "sgu.norm.weight": "norm.weight",
     "sgu.norm.bias": "norm.bias", "sgu.weight": "weight", "sgu.bias": "bias", "proj_out.weight": "output.weight",
@@ -189,7 +189,7 @@ def translated(network: Network, config: DallePytorchConfig) -> dict[str, Lazy]:
                 if name in _MATRICES:
                     native.setdefault(f"{kind}s.{(numbers or range(index + 1))[index]}.{_MATRICES[name]}", tensor)
                 elif name in _GMLP and index in config.gmlp_layers:
-                    native[f"attentions.{index}.{_GMLP[name]}"] = _mixing(tensor, name, config.fed_length)
+                    native[f"attentions.{index}.{_GMLP[name]}"] = _mixing(tensor, name, config.input_length)
                 elif name == LAYOUT and index in config.sparse_layers:
                     pass  # the layout of the first such layer is used for all
                 elif name in _PARTS:
@@ -209,13 +209,13 @@ def translated(network: Network, config: DallePytorchConfig) -> dict[str, Lazy]:
 
 def _blocks(stored: StoredTensor | None, config: DallePytorchConfig) -> DerivedTensor:
     """Returns the layout of block-sparse attention, taken from the first layer that has it."""
-    count = config.fed_length // BLOCK
+    count = config.input_length // BLOCK
     if stored is None:
-        if random_blocks(config.fed_length):
+        if random_blocks(config.input_length):
             raise WeightFileError(
                 f"its block-sparse layers lack {LAYOUT}, and some of the blocks they attend to were sampled at random"
             )
-        return DerivedTensor((count, count), torch.float32, lambda: sure_blocks(config.fed_length))
+        return DerivedTensor((count, count), torch.float32, lambda: fixed_blocks(config.input_length))
     if stored.shape != (config.num_heads, count, count):
         raise WeightFileError(f"{LAYOUT} has shape {stored.shape}, expected {(config.num_heads, count, count)}")
 
@@ -271,22 +271,21 @@ def _rotation(angles: StoredTensor, config: DallePytorchConfig) -> DerivedTensor
     The result is float32 for every dtype of the angles: rounding cosines is harmless, rounding angles up to 8,192 is
     not.
     """
-    length, size = config.layout.length, rotated_size(config.head_size)
+    length, size = config.layout.length, rotary_size(config.head_size)
     rows = angles.num_elements // max(size, 1)
     if angles.shape[-2:] != (rows, size) or rows not in (length - 1, length):
         raise WeightFileError(f"{ANGLES} has shape {angles.shape}, expected ({length}, {size})")
 
     def read() -> torch.Tensor:
         table = angles.read().float().view(rows, size)
-        return turns(
-            torch.cat([table, table[-1:]])[:length]
-        )  # versions before 1.1.2 lack the last, which is never used
+        # Versions before 1.1.2 lack the last row, which is never used.
+        return cos_sin(torch.cat([table, table[-1:]])[:length])
 
     return DerivedTensor((2, length, size), torch.float32, read)
 
 
 def shared_numbers(branches: Sequence[Tensors]) -> tuple[int, ...]:
-    """Returns a number per attention or MLP; those with the same matrices share it. Empty if none are shared."""
+    """Returns an index per attention or MLP, the same for shared matrices; empty if none are shared."""
     seen: dict[tuple[tuple[int, int], ...], int] = {}
     matrices = [[branch[name] for name in (*_MATRICES, *_GMLP) if name in branch] for branch in branches]
     places = [tuple((id(tensor.storage), tensor.start) for tensor in tensors) for tensors in matrices]

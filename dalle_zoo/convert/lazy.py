@@ -74,7 +74,7 @@ def write_network(
         kind: Name of the network in its registry.
         net: The network on the meta device, which gives the names and shapes of the tensors.
         tensors: Weights under native names.
-        shard_bytes: As in `dalle_zoo.hub.save_weights`. Defaults to 1 GB.
+        shard_bytes: As in `dalle_zoo.weights.save_weights`. Defaults to 1 GB.
 
     Raises:
         WeightFileError: Tensors are missing, unexpected, of another shape, not floating point, or not finite.

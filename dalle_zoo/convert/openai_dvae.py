@@ -37,7 +37,7 @@ _PREFIXES = (
 
 @FAMILIES.register("openai_dvae")
 class OpenAIDVAEFamily(ImageTokenizerFamily):
-    """OpenAI's discrete VAE, or its encoder alone."""
+    """OpenAI's discrete VAE, or only its encoder."""
 
     title = "OpenAI's discrete VAE"
     expects = (
@@ -70,7 +70,7 @@ class OpenAIDVAEFamily(ImageTokenizerFamily):
         return Architecture(_sizes(found.parts), {"image_size": "the paper's: it does not follow from the weights"})
 
     def network_class(self, source: Source) -> type[Any]:
-        """Returns the complete network, or the encoder alone."""
+        """Returns the class of the complete network, or of the encoder."""
         return DVAE if "decoder" in source.parts else DVAEEncoder
 
     def translate(self, source: Source, config: Any) -> Mapping[str, Lazy]:
@@ -78,9 +78,9 @@ class OpenAIDVAEFamily(ImageTokenizerFamily):
         return {f"{part}.{n}": in_float32(t) for part, tensors in source.parts.items() for n, t in tensors.items()}
 
     def describe(self, config: Any) -> str:
-        """Returns the name: all published weights have the same sizes."""
+        """Returns the title without sizes, because all published weights have the same."""
         return (
-            self.title if isinstance(config, DVAE.config_class) else f"{self.title} (encoder alone: it cannot decode)"
+            self.title if isinstance(config, DVAE.config_class) else f"{self.title} (encoder only: it cannot decode)"
         )
 
 

@@ -1,6 +1,6 @@
 """VQGANs of taming-transformers and of the code that is derived from it: minDALL-E, ruDALL-E, min-dalle.
 
-Native and external tensor names are mostly the same, so conversion selects, checks and counts more than it renames:
+Native and external tensor names are mostly the same, so conversion mainly selects and checks tensors:
 
 | layout | recognized by | differences |
 |---|---|---|
@@ -86,7 +86,7 @@ class VQGANFamily(ImageTokenizerFamily):
 
     def describe(self, config: VQGANConfig) -> str:
         """Returns the size of the codebook, the downsampling factor, and whether the encoder is missing."""
-        return super().describe(config) + (" (decoder alone: it cannot encode)" if config.decoder_only else "")
+        return super().describe(config) + (" (decoder only: it cannot encode)" if config.decoder_only else "")
 
 
 def _is_wavelet(tensors: Tensors) -> bool:

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 @MASKS.register("conv_quadrant")
 def conv_quadrant(layout: TextImageLayout, *, kernel: int = 5, dilation: int = 1) -> MaskMod:
-    """Attends to a K x K neighborhood above and to the left, of which it is the last corner.
+    """Attends to a K x K neighborhood above and to the left; the query is its last corner.
 
     The cells are ``r`` rows up and ``c`` columns to the left, each of ``0, s, ..., (K - 1) s`` with the dilation
-    ``s``; cells outside the grid are omitted. Unlike the paper's `conv` it attends to no cell to the right of its own
-    column.
+    ``s``; cells outside the grid are omitted. Unlike the paper's `conv`, it attends to no cell to the right of the
+    query's column.
 
     Reference: https://github.com/lucidrains/DALLE-pytorch, attention type ``conv_like``.
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @MASKS.register("full")
 def full(layout: TextImageLayout) -> MaskMod:
-    """Attends to everything before it: plain causal attention, the baseline of the sparse masks.
+    """Attends to itself and to all earlier cells: plain causal attention, the baseline of the sparse masks.
 
     Args:
         layout: Positions of text and image.

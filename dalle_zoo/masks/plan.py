@@ -1,4 +1,4 @@
-"""Everything derived from a mask: matrix, attention arguments, decode tables, cache plan, cost."""
+"""Derives from a mask its matrix, attention arguments, decode tables, cache plan and cost."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Mask:
     layout: TextImageLayout
     mod: MaskMod = field(repr=False)
     cached: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
-    """What attention back-ends have derived from the mask for a device, by name."""
+    """Tensors and choices that attention back-ends derive from the mask for a device, by name."""
 
     @classmethod
     def from_spec(cls, spec: str, layout: TextImageLayout) -> Mask:
@@ -231,13 +231,13 @@ class Mask:
             came = getattr(allowed, "dtype", type(allowed).__name__)
             raise TypeError(
                 f"mask {self.spec!r} must return a bool tensor, got {came}: "
-                f"compare positions (key <= query) rather than compute with them"
+                f"return a comparison of positions, such as key <= query"
             )
         # `torch.broadcast_shapes` would import sympy, for most of a second.
         shape = torch.broadcast_tensors(query, key)[0].shape  # type: ignore[no-untyped-call]
         if allowed.shape != shape:
             raise ValueError(
-                f"mask {self.spec!r} must answer every pair: expected shape {tuple(shape)} for queries "
+                f"mask {self.spec!r} must return a value for every pair: expected shape {tuple(shape)} for queries "
                 f"{tuple(query.shape)} and keys {tuple(key.shape)}, got {tuple(allowed.shape)}; use both of its "
                 "arguments"
             )
@@ -310,9 +310,9 @@ class Mask:
         last_read = torch.zeros(num_steps, dtype=torch.int64, device="cpu")
         steps = torch.arange(num_steps, device="cpu")[:, None].expand_as(table.keys)
         last_read.scatter_reduce_(0, table.keys.flatten(), steps.flatten(), reduce="amax")
-        dying: list[list[int]] = [[] for _ in range(num_steps + window - 1)]
+        expiring: list[list[int]] = [[] for _ in range(num_steps + window - 1)]
         for key, step in enumerate(last_read.tolist()):
-            dying[step + window - 1].append(key)
+            expiring[step + window - 1].append(key)
 
         slots: list[int] = []
         free: list[int] = []
@@ -323,9 +323,9 @@ class Mask:
             else:
                 slots.append(len(first_key))
                 first_key.append(step)
-            for key in dying[step]:  # another key may take the slot only after the reads of this step
+            for key in expiring[step]:  # another key may take the slot only after the reads of this step
                 heapq.heappush(free, slots[key])
-        place = self._line_plan.queries.flatten().argsort()  # of each position, by lines
-        renumbered = place[torch.tensor(first_key, device="cpu")].argsort().argsort()
+        rank = self._line_plan.queries.flatten().argsort()  # of each position in the order of lines
+        renumbered = rank[torch.tensor(first_key, device="cpu")].argsort().argsort()
         slot_of_key = renumbered[torch.tensor(slots, device="cpu")]
         return CachePlan(len(first_key), slot_of_key, slot_of_key[table.keys], table.valid)

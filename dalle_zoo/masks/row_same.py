@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def row_same(layout: TextImageLayout) -> MaskMod:
     """Attends to itself and to the cells before it in the same row.
 
-    Unlike the paper's `row` it ends at the left border, so the first cell of a row attends to no other cell.
+    Unlike the paper's `row`, it ends at the left border, so the first cell of a row attends to no other cell.
 
     Reference: https://github.com/lucidrains/DALLE-pytorch, attention type ``axial_row``.
 

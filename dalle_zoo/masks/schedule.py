@@ -38,7 +38,7 @@ def layer_masks(schedule: str, num_layers: int) -> tuple[str, ...]:
     if any(entry.name == "paper" for entry in entries):
         raise ValueError(
             f"'paper' is a complete schedule and cannot be part of a list, got {schedule!r}: "
-            f"write 'paper' alone, or masks only ({', '.join(MASKS)})"
+            f"write only 'paper', or only masks ({', '.join(MASKS)})"
         )
     cycle = [str(entry.check()) for entry in entries]
     return tuple(cycle[index % len(cycle)] for index in range(num_layers))

@@ -56,7 +56,7 @@ class MaskSpec:
         return MaskSpec.split(text).check()
 
     def check(self) -> MaskSpec:
-        """Returns the spec if the registry knows its name and options; raises as `parse` does otherwise."""
+        """Returns the spec if its name and options are registered; otherwise raises the errors of `parse`."""
         _, *known = inspect.signature(MASKS[self.name]).parameters  # the first one is the layout
         for option, _ in self.options:
             if option not in known:
@@ -64,7 +64,7 @@ class MaskSpec:
         return self
 
     def build(self, layout: TextImageLayout) -> MaskMod:
-        """Builds the mask on a layout; raises what the factory raises for a bad value."""
+        """Builds the mask on a layout; raises the factory's errors for invalid options."""
         return MASKS[self.name](layout, **dict(self.options))
 
     def __str__(self) -> str:

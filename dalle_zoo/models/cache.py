@@ -4,9 +4,9 @@
             text keys, once per prompt      image keys, once per candidate: the slots of the mask's cache plan
 scores  =  [ q · k_0 … q · k_T-1     |    q · k of the slots that this step reads ]  ─► one softmax ─► mixed values
 ```
-The slots that a step writes and reads are the same for all layers with one mask (`Places`). The number of the step is
-an int, and contiguous slots are slices; or it is a tensor on the device, and the slots are rows of tables. In the
-second case nothing in the step depends on the host, so a CUDA graph can replay it.
+The slots that a step writes and reads are the same for all layers with one mask (`StepSlots`). If the step is an int,
+contiguous slots are slices. If it is a tensor on the device, the slots are rows of tables, and nothing in the step
+depends on the host, so a CUDA graph can replay it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ IN_PLACE = 3
 needs. Gathering them instead would read, write and read every key."""
 
 
-class Place(NamedTuple):
+class Slots(NamedTuple):
     """Cache slots of one pass over W positions."""
 
     write: slice | Tensor
@@ -39,8 +39,8 @@ class Place(NamedTuple):
     """-inf where a position may not attend to a slot, otherwise 0, (W, R); None if all may attend to all."""
 
 
-class Places:
-    """Places of every step under one mask.
+class StepSlots:
+    """Cache slots of every step under one mask.
 
     Args:
         mask: The mask.
@@ -52,29 +52,29 @@ class Places:
     def __init__(self, mask: Mask, window: int, device: torch.device, dtype: torch.dtype) -> None:
         self.plan = mask.cache_plan(window)
         self.device, self.dtype = device, dtype
-        self._known: dict[tuple[int, int], tuple[slice | Tensor, slice | Tensor, bool]] = {}
+        self._cached: dict[tuple[int, int], tuple[slice | Tensor, slice | Tensor, bool]] = {}
 
-    def at(self, step: int | Tensor, count: int = 1) -> Place:
-        """Place of ``count`` positions from ``step`` on; a step given as int64 (1,) on the device is one position."""
+    def at(self, step: int | Tensor, count: int = 1) -> Slots:
+        """Slots of ``count`` positions from ``step`` on; a step given as int64 (1,) on the device is one position."""
         if isinstance(step, Tensor):
             return self._at_tensor(step)
-        if (step, count) not in self._known:
-            self._known[step, count] = self._find(step, count)
-        write, read, partly = self._known[step, count]
+        if (step, count) not in self._cached:
+            self._cached[step, count] = self._find(step, count)
+        write, read, partly = self._cached[step, count]
         # A view of the complete bias: that of a window is large, and steps share most of it.
-        return Place(write, read, self._bias[step : step + count, read] if partly else None)
+        return Slots(write, read, self._bias[step : step + count, read] if partly else None)
 
     def _find(self, step: int, count: int) -> tuple[slice | Tensor, slice | Tensor, bool]:
         """Slots to write, slots to read, and whether some position may not attend to some of the latter."""
         allowed = self._allowed[step : step + count]
-        read = _side_by_side(allowed.any(0).nonzero().flatten(), IN_PLACE)
-        write = _side_by_side(self.plan.slot_of_key[step : step + count], 1)
+        read = _as_slice(allowed.any(0).nonzero().flatten(), IN_PLACE)
+        write = _as_slice(self.plan.slot_of_key[step : step + count], 1)
         return self._moved(write), self._moved(read), not bool(allowed[:, read].all())
 
-    def _at_tensor(self, step: Tensor) -> Place:
+    def _at_tensor(self, step: Tensor) -> Slots:
         write, read, bias = self._tables
         reads = slice(None) if read is None else read.index_select(0, step).squeeze(0)
-        return Place(write.index_select(0, step), reads, bias.index_select(0, step))
+        return Slots(write.index_select(0, step), reads, bias.index_select(0, step))
 
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -105,7 +105,7 @@ class Places:
         return slots if isinstance(slots, slice) else slots.to(self.device)
 
 
-def _side_by_side(slots: Tensor, excess: int) -> slice | Tensor:
+def _as_slice(slots: Tensor, excess: int) -> slice | Tensor:
     """The slice that slots span, or the slots if it has more than ``excess`` times as many or they do not ascend."""
     span = slice(int(slots[0]), int(slots[-1]) + 1)
     ascend = bool((slots.diff() > 0).all())
@@ -113,9 +113,9 @@ def _side_by_side(slots: Tensor, excess: int) -> slice | Tensor:
 
 
 @lru_cache(maxsize=64)
-def _places(mask: Mask, window: int, device: torch.device, dtype: torch.dtype) -> Places:
-    """Computed once per mask, not once per call."""
-    return Places(mask, window, device, dtype)
+def _step_slots(mask: Mask, window: int, device: torch.device, dtype: torch.dtype) -> StepSlots:
+    """Computes the slots once per mask, not once per call."""
+    return StepSlots(mask, window, device, dtype)
 
 
 class LayerCache:
@@ -128,7 +128,7 @@ class LayerCache:
         text_key: Keys of the text prefix, (P, H, T, D).
         text_value: Values of the text prefix, (P, H, T, D).
         num_candidates: Candidates n of each prompt.
-        readable: Text positions that the image may attend to, bool (P, T). Defaults to all.
+        text_mask: False at padding, to which the image must not attend, bool (P, T). Defaults to all True.
         window: Largest number of positions W of one call. Defaults to 1.
     """
 
@@ -138,17 +138,17 @@ class LayerCache:
         text_key: Tensor,
         text_value: Tensor,
         num_candidates: int,
-        readable: Tensor | None = None,
+        text_mask: Tensor | None = None,
         window: int = 1,
     ) -> None:
-        self.places = _places(mask, window, text_key.device, text_key.dtype)
+        self.slots = _step_slots(mask, window, text_key.device, text_key.dtype)
         prompts, heads, text, size = text_key.shape
         self.num_candidates, self.text_length = num_candidates, text
         # Copies: a view of the projection's output would keep its queries in memory.
         self.text_key = text_key.flatten(0, 1).contiguous()
         self.text_value = text_value.flatten(0, 1).contiguous()
-        self.unreadable = None if readable is None else ~readable[:, None, None]
-        shape = (prompts, heads, num_candidates, self.places.plan.num_slots, size)
+        self.text_padding = None if text_mask is None else ~text_mask[:, None, None]
+        shape = (prompts, heads, num_candidates, self.slots.plan.num_slots, size)
         self.key, self.value = text_key.new_zeros(2, *shape).unbind(0)
 
     @property
@@ -156,13 +156,13 @@ class LayerCache:
         """Memory of the image part, bytes."""
         return self.key.numel() * self.key.element_size() * 2
 
-    def attend(self, step: int | Tensor | Place, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(self, step: int | Tensor | Slots, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Stores new keys and values, then mixes the values that the mask allows. It has no backward pass.
 
         One softmax runs over text and image keys together (appendix B.1, footnote 7).
 
         Args:
-            step: First image position of the call, as for `Places.at`, or its place.
+            step: First image position of the call, as for `StepSlots.at`, or its slots.
             query: Queries of W positions of every candidate, (P, H, n * W, D).
             key: Keys, same shape.
             value: Values, same shape.
@@ -172,17 +172,17 @@ class LayerCache:
         """
         prompts, heads, rows, size = query.shape
         count = rows // self.num_candidates
-        write, read, bias = step if isinstance(step, Place) else self.places.at(step, count)
+        write, read, bias = step if isinstance(step, Slots) else self.slots.at(step, count)
         shape = (prompts, heads, self.num_candidates, count, size)
         self.key[:, :, :, write] = key.view(shape)
         self.value[:, :, :, write] = value.view(shape)
         query = (query.contiguous() / math.sqrt(size)).flatten(0, 1)
         text_scores = torch.bmm(query, self.text_key.transpose(1, 2))  # (P H, n W, T)
-        if self.unreadable is not None:
-            text_scores.view(prompts, heads, rows, -1).masked_fill_(self.unreadable, -math.inf)
+        if self.text_padding is not None:
+            text_scores.view(prompts, heads, rows, -1).masked_fill_(self.text_padding, -math.inf)
         # Keys times queries, not queries times keys: for one query this is faster if the keys are a part of a buffer.
-        turned = query.view(-1, count, size).transpose(1, 2)
-        image_scores = torch.bmm(_take(self.key, read), turned).transpose(1, 2)  # (P H n, W, R)
+        queries = query.view(-1, count, size).transpose(1, 2)
+        image_scores = torch.bmm(_take(self.key, read), queries).transpose(1, 2)  # (P H n, W, R)
         if bias is not None:
             image_scores = image_scores + bias
         scores = torch.cat([text_scores, image_scores.reshape(len(query), rows, -1)], -1)

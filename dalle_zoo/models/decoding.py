@@ -7,8 +7,8 @@ SOI ─► step 0 ─► token ─► step 1 ─► token ─► … ─► step
 ```
 A test checks for every registered mask that cached decoding gives the logits of the full forward pass.
 
-This file knows layers and priors only by the protocols `DecodableLayer` and `DecodablePrior`: `prior.py` imports this
-file, not the other way round.
+This file depends on layers and priors only through the protocols `DecodableLayer` and `DecodablePrior`, because
+`prior.py` imports this file.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class DecodablePrior(Protocol):
         """Position embedding of every cell in raster order, (N, d)."""
 
 
-def read_text(
+def prefill(
     layers: Sequence[DecodableLayer], x: Tensor, num_candidates: int, window: int = 1
 ) -> tuple[Tensor, list[LayerCache]]:
     """Runs the layers over the text positions and fills a cache per layer.
@@ -85,7 +85,7 @@ def read_text(
         layers: All layers of the prior.
         x: Inputs, (P, T, d).
         num_candidates: Candidates n of each prompt.
-        window: Largest number W of image positions that one call of `read_token` will run. Defaults to 1.
+        window: Largest number W of image positions that one call of `decode_positions` will run. Defaults to 1.
 
     Returns:
         Outputs (P, T, d), and one cache per layer with the keys and values of the text.
@@ -100,26 +100,26 @@ def read_text(
     return x, caches
 
 
-def read_token(
+def decode_positions(
     layers: Sequence[DecodableLayer], caches: Sequence[LayerCache], index: int | Tensor, x: Tensor
 ) -> Tensor:
     """Runs the layers over image positions ``index`` … ``index + W - 1`` of every candidate.
 
     Args:
         layers: All layers of the prior.
-        caches: Caches returned by `read_text`; keys and values of the positions are added.
-        index: The first position, as for `Places.at`.
+        caches: Caches returned by `prefill`; keys and values of the positions are added.
+        index: The first position, as for `StepSlots.at`.
         x: Inputs, (P, n * W, d).
 
     Returns:
         Outputs, (P, n * W, d).
     """
     count = x.shape[1] // caches[0].num_candidates
-    places = {at: at.at(index, count) for at in {cache.places for cache in caches}}  # once per mask, not per layer
+    slots = {at: at.at(index, count) for at in {cache.slots for cache in caches}}  # once per mask, not per layer
     for layer, cache in zip(layers, caches, strict=True):
         # Candidates take the place of the positions of a sequence: (P, n W, d) → (P, H, n W, D).
         query, key, value = layer.attention.project(layer.attention_norm(x))
-        x = x + layer.attention.merge(cache.attend(places[cache.places], query, key, value))
+        x = x + layer.attention.merge(cache.attend(slots[cache.slots], query, key, value))
         x = x + layer.mlp(layer.mlp_norm(x))
     return x
 
@@ -141,7 +141,7 @@ class PriorDecoding:
         self.prior = prior
         self.shape = (len(text), num_candidates)
         self.positions = prior.image_positions()
-        _, self.caches = read_text(prior.layers, prior.embed_text(text), num_candidates, window)
+        _, self.caches = prefill(prior.layers, prior.embed_text(text), num_candidates, window)
 
     def step(self, index: int | Tensor, previous: Tensor | None) -> Tensor:
         """Logits of image token ``index``.
@@ -182,5 +182,5 @@ class PriorDecoding:
 
     def _logits(self, index: int | Tensor, x: Tensor) -> Tensor:
         prior = self.prior
-        logits: Tensor = prior.image_head(prior.final_norm(read_token(prior.layers, self.caches, index, x)))
+        logits: Tensor = prior.image_head(prior.final_norm(decode_positions(prior.layers, self.caches, index, x)))
         return logits

@@ -1,7 +1,7 @@
 """Discrete VAE: images to a grid of codes and back.
 
 The network of appendix A of the paper, at any size: a convolutional encoder without normalization layers
-gives K logits at every cell of a coarse grid, a mirrored decoder maps (soft) one-hot cells back to pixels.
+computes K logits for every cell of a coarse grid, and a mirrored decoder maps (soft) one-hot cells back to pixels.
 
 ```
 image (B, 3, H, W) ─► Encoder ─► logits (B, K, h, w) ─argmax─► codes (B, h, w)
@@ -79,7 +79,7 @@ class DVAEEncoder(EncodingTokenizer):
     def decode(self, codes: Tensor) -> Tensor:
         """Raises `ValueError`: there is no decoder."""
         raise ValueError(
-            "this image tokenizer has an encoder alone and cannot decode codes to images: load one that was "
+            "this image tokenizer has only an encoder and cannot decode codes to images: load one that was "
             "converted with its decoder"
         )
 
@@ -155,9 +155,9 @@ class DVAE(EncodingTokenizer):
         factor = self.config.factor
         height, width = codes.shape[-2] * factor, codes.shape[-1] * factor
         parts = torch.split(codes, num_per_pass(codes.device, self.config.width, height, width))
-        decode = self.decoder.way_from_codes(codes)
+        decode = self.decoder.code_decoder(codes)
         return torch.cat([self.pixels(decode(part)) for part in parts])
 
     def pixels(self, parameters: Tensor) -> Tensor:
-        """Image of a predicted distribution: the location alone, (B, 2C, H, W) to [0, 1] (B, C, H, W)."""
+        """Image from the locations of a predicted distribution: (B, 2C, H, W) to pixels in [0, 1], (B, C, H, W)."""
         return self.unmap_pixels(torch.sigmoid(parameters[:, : self.config.channels]))

@@ -1,7 +1,7 @@
 """Networks of the discrete VAE: a convolutional encoder and decoder without normalization layers (appendix A).
 
-The encoder gives K logits at every cell of a coarse grid. The decoder mirrors it and gives the location and log-scale
-of the logit-Laplace distribution of every pixel. `dalle_zoo.models.dvae` makes an image tokenizer of both.
+The encoder computes K logits for every cell of a coarse grid. The decoder mirrors it and computes the location and
+log-scale of the logit-Laplace distribution of every pixel. `dalle_zoo.models.dvae` combines both.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class DVAEConfig(DVAEEncoderConfig):
     """Architecture of the discrete VAE; defaults are the paper's (appendix A.1)."""
 
     decoder_stem: int = 128
-    """Dimension of a code's vector at the entrance of the decoder."""
+    """Dimension of a code's embedding, the input of the decoder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,7 +101,7 @@ class DVAEConfig(DVAEEncoderConfig):
             raise ValueError(f"decoder_stem must be at least 1, got {self.decoder_stem}")
 
 
-def _computing_dtype(weight: Tensor) -> torch.dtype:
+def _compute_dtype(weight: Tensor) -> torch.dtype:
     """Dtype of the convolutions in the current context: that of autocast, otherwise that of the weight."""
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
@@ -147,8 +147,8 @@ class Block(nn.Module):
 
         Args:
             x: Input.
-            upsample: Nearest-neighbor upsampling of the input. It commutes with whatever acts on single cells, so it
-                follows the ReLU and the 1x1 convolutions here, which saves most of their time and memory.
+            upsample: Nearest-neighbor upsampling of the input. It commutes with operations on single cells, so
+                it follows the ReLU and the 1x1 convolutions here, which saves most of their time and memory.
         """
         y, skip = self.conv_1(F.relu(x)), self.skip(x)
         if upsample is not None:
@@ -206,7 +206,7 @@ class Encoder(nn.Module):
         Returns:
             int64 (B, h, w).
         """
-        dtype = _computing_dtype(self.input.weight)
+        dtype = _compute_dtype(self.input.weight)
         fused = convolutions.usable(images, self.input.weight, dtype)
         features = convolutions.Network(self.input, self.groups, dtype) if fused else self.features
         logits = convolutions.Cells(self.output) if fused else self._logits_of_rows
@@ -234,7 +234,7 @@ class Encoder(nn.Module):
             Logits in float32, (B, K, h, w).
         """
         features = self.features(images)
-        with torch.autocast(features.device.type, enabled=False):  # the paper keeps this layer in float32
+        with torch.autocast(features.device.type, enabled=False):  # float32, as in the paper
             logits: Tensor = self.output(features.to(self.output.weight.dtype))
         return logits.float()
 
@@ -268,29 +268,29 @@ class Decoder(nn.Module):
         Returns:
             Location (first C channels) and log-scale (last C) of the logit-Laplace, float32, (B, 2C, H, W).
         """
-        with torch.autocast(cells.device.type, enabled=False):  # the paper keeps this layer in float32
+        with torch.autocast(cells.device.type, enabled=False):  # float32, as in the paper
             stem = self.input(cells.to(self.input.weight.dtype))
         return self.from_stem(stem)
 
     def from_codes(self, codes: Tensor) -> Tensor:
-        """Decodes hard codes (B, h, w): a table look-up instead of a product with one-hot cells."""
-        return self.way_from_codes(codes)(codes)
+        """Decodes hard codes (B, h, w) by an embedding lookup instead of a product with one-hot cells."""
+        return self.code_decoder(codes)(codes)
 
-    def way_from_codes(self, codes: Tensor) -> Callable[[Tensor], Tensor]:
-        """Returns a function that decodes parts of these codes like `from_codes`; a CPU packs weights only once."""
-        dtype = _computing_dtype(self.output.weight)
+    def code_decoder(self, codes: Tensor) -> Callable[[Tensor], Tensor]:
+        """Returns a function that decodes parts of the codes like `from_codes`; a CPU packs weights only once."""
+        dtype = _compute_dtype(self.output.weight)
         if not convolutions.usable(codes, self.output.weight, dtype):
-            return lambda part: self.from_stem(self._look_up(part))
+            return lambda part: self.from_stem(self._embed(part))
         network, output = convolutions.Network(None, self.groups, dtype), convolutions.Convolution(self.output, dtype)
-        return lambda part: output(network(self._look_up(part))).float()
+        return lambda part: output(network(self._embed(part))).float()
 
-    def _look_up(self, codes: Tensor) -> Tensor:
-        """Vectors of hard codes: (B, h, w) to (B, stem, h, w)."""
+    def _embed(self, codes: Tensor) -> Tensor:
+        """Embeddings of hard codes: (B, h, w) to (B, stem, h, w)."""
         table = self.input.weight[:, :, 0, 0].t()
         return (F.embedding(codes, table) + self.input.bias).permute(0, 3, 1, 2)  # type: ignore[operator]
 
     def from_stem(self, stem: Tensor) -> Tensor:
-        """Decodes vectors of the cells, (B, stem, h, w), to distribution parameters (B, 2C, H, W)."""
+        """Decodes embeddings of the cells, (B, stem, h, w), to distribution parameters (B, 2C, H, W)."""
         x, upsample = stem, None
         for group in self.groups:
             assert isinstance(group, nn.Sequential)

@@ -68,7 +68,7 @@ class ImagePrior(nn.Module, ABC):
         if self.config.text_vocab != tokenizer.vocab_size:
             raise ValueError(
                 f"the prior has {self.config.text_vocab} text tokens, the text tokenizer {tokenizer.vocab_size}: "
-                "they were not trained together"
+                "use the tokenizer that the prior was trained with"
             )
 
     def encode_captions(self, tokenizer: TextTokenizer, captions: Sequence[str]) -> Tensor:
@@ -84,14 +84,14 @@ class ImagePrior(nn.Module, ABC):
         raise ValueError(f"{type(self).__name__} has no empty caption for guidance: leave guidance_scale at 1")
 
     def check(self, text: Tensor, codes: Tensor) -> None:
-        """Raises `ValueError` when text (B, T) and codes (B, h, w) do not fit the configuration."""
+        """Raises `ValueError` if text (B, T) and codes (B, h, w) do not fit the configuration."""
         c = self.config
         if text.ndim != 2 or text.shape[1] != c.text_length:
             raise ValueError(f"text must have shape (B, {c.text_length}), got {tuple(text.shape)}")
         if codes.ndim != 3 or tuple(codes.shape[1:]) != (c.image_height, c.image_width):
             raise ValueError(f"codes must have shape (B, {c.image_height}, {c.image_width}), got {tuple(codes.shape)}")
         if len(text) != len(codes):
-            raise ValueError(f"text and codes must have one batch size, got {len(text)} and {len(codes)}")
+            raise ValueError(f"text and codes must have the same batch size, got {len(text)} and {len(codes)}")
 
     @abstractmethod
     def image_logits(self, text: Tensor, codes: Tensor) -> Tensor:

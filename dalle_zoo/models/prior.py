@@ -67,8 +67,7 @@ class PriorConfig(ImagePriorConfig):
         self.check_positive("num_layers", "num_heads", "mlp_ratio")
         if self.width % self.num_heads:
             raise ValueError(
-                f"width {self.width} is not a multiple of num_heads {self.num_heads}: "
-                f"the paper uses heads of 64, so width / 64 heads"
+                f"width {self.width} is not a multiple of num_heads {self.num_heads}: the paper uses width / 64 heads"
             )
         if not 0 <= self.text_loss_weight < 1:
             raise ValueError(f"text_loss_weight must lie in [0, 1), got {self.text_loss_weight}")
@@ -78,7 +77,7 @@ class PriorConfig(ImagePriorConfig):
         """Number of parameters, term by term.
 
         Example:
-            >>> PriorConfig().count_parameters()["matrices"]  # 12 d^2 a layer
+            >>> PriorConfig().count_parameters()["matrices"]  # 12 d^2 per layer
             12092178432
         """
         d, t = self.width, self.text_length
@@ -226,13 +225,13 @@ class Prior(ImagePrior):
         return 0.0, 0.02
 
     def grow_from(self, small: Prior) -> None:
-        """Takes the weights of a prior of a smaller grid, so that what it knows of words is not learned twice.
+        """Initializes the weights from a prior with a smaller grid.
 
-        Codes of half-size images are learned at a quarter of the cost. Rows and columns of the smaller grid become
-        several rows and columns here, each with the same embedding; everything else is equal.
+        Pretraining on images of half the size costs a quarter of the time. The embedding of each row and column of the
+        smaller grid is repeated for the rows and columns that replace it; all other weights are copied.
 
         Args:
-            small: Prior whose config differs in ``image_height`` and ``image_width`` alone.
+            small: Prior whose config differs only in ``image_height`` and ``image_width``.
 
         Raises:
             ValueError: Another option differs, or this grid is not a multiple of the smaller one.
@@ -241,11 +240,11 @@ class Prior(ImagePrior):
         for name in ("image_height", "image_width"):
             large, little = getattr(self.config, name), getattr(small.config, name)
             if large % little:
-                raise ValueError(f"{name} {large} is not a multiple of {little}, that of the prior to grow from")
+                raise ValueError(f"{name} {large} is not a multiple of {little}, the {name} of the prior to grow from")
             repeats[name] = large // little
         if small.config != replace(self.config, **{name: getattr(small.config, name) for name in repeats}):
             raise ValueError(
-                "a prior grows from one that differs in image_height and image_width alone: expected otherwise "
+                "a prior can only grow from one that differs in image_height and image_width: expected otherwise "
                 f"{self.config}, got {small.config}"
             )
         state = small.state_dict()
@@ -314,7 +313,7 @@ class Prior(ImagePrior):
         return Logits(self.text_head(x[:, :split]), self.image_head(x[:, split:]))
 
     def image_logits(self, text: Tensor, codes: Tensor) -> Tensor:
-        """Image logits alone, (B, N, K)."""
+        """Image logits without text logits, (B, N, K)."""
         logits: Tensor = self.image_head(self.hidden(text, codes)[:, self.config.text_length :])
         return logits
 

@@ -1,4 +1,4 @@
-"""Estimates what training takes without running it: memory, operations, network traffic, time.
+"""Estimates the memory, operations, network traffic and time of training without running it.
 
 `recipe` reads the keys of a recipe into a `Workload` (a stage: `prior`, `dvae`) and a `Setup` (GPUs, strategy,
 precision, batch). `memory`, `collectives` and `duration` compute the estimates, `suggestions` searches for changes

@@ -27,7 +27,7 @@ class Collective:
     """Collectives of a pass overlap with its computation; those after the backward pass do not overlap."""
     group: Group
     elements: float
-    """Numbers that one GPU starts or ends with, over all blocks and all passes of the step."""
+    """Numbers in the unsharded input or output of one GPU, over all blocks and all passes of the step."""
     width: float
     """Bytes of a number."""
     sweeps: int = 1
@@ -50,7 +50,7 @@ def collectives(work: Workload, setup: Setup, compress: bool = True) -> list[Col
 
     Args:
         work: The stage.
-        setup: How it is trained.
+        setup: Training setup.
         compress: False for the same strategy without PowerSGD. Defaults to True.
     """
     sharding, f = setup.sharding, setup.formats
@@ -64,7 +64,7 @@ def collectives(work: Workload, setup: Setup, compress: bool = True) -> list[Col
         rest = factors.uncompressed
         found.append(Collective("all-reduce of the rest", "after", sharding.replicas, rest, FLOAT32, 2))
     else:
-        passes = setup.accumulate if setup.gathers else 1  # ddp reduces in the last pass of a step alone
+        passes = setup.accumulate if setup.gathers else 1  # ddp reduces only in the last pass of a step
         gradients = passes * held(work.parameters, sharding.shards.size)
         width = setup.reduced if setup.gathers else f.matrix
         found.append(Collective("all-reduce of gradients", "backward", sharding.replicas, gradients, width, 2))

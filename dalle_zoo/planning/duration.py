@@ -83,7 +83,7 @@ class Duration:
 
     @property
     def waiting(self) -> float:
-        """Time that communication is not overlapped."""
+        """Time of communication that does not overlap computation."""
         hidden = max(self.forward_network - self.forward, 0) + max(self.backward_network - self.backward, 0)
         return hidden + self.exchange
 
@@ -98,8 +98,8 @@ def duration_of(work: Workload, setup: Setup, memory: Memory, rates: Rates, comp
 
     Args:
         work: The stage.
-        setup: How it is trained.
-        memory: Its memory, which the optimizer reads and writes.
+        setup: Training setup.
+        memory: Memory of the stage, which the optimizer reads and writes.
         rates: Rates of the hardware.
         compress: False for the same strategy without PowerSGD. Defaults to True.
     """

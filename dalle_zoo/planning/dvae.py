@@ -22,6 +22,8 @@ class DVAEWorkload(Workload):
     """Training step of the dVAE through the Gumbel-softmax; it has no recomputation."""
 
     stage = "dvae"
+    module = "DVAEModule"
+    config_class = DVAEConfig
 
     def __init__(self, config: DVAEConfig) -> None:
         with shapes_only():
@@ -40,7 +42,7 @@ class DVAEWorkload(Workload):
         self.flops = Flops({part: self._flops(part) for part in self.counts}, 0.0)
 
     def _flops(self, part: str) -> float:
-        """Operations of convolutions; all others are left out."""
+        """Operations of convolutions; all others are not counted."""
         return float(sum(conv.flops for name, conv in self.convs.items() if name.startswith(part)))
 
     def retained(self, batch: int, formats: Formats, recompute: bool) -> Bytes:

@@ -22,11 +22,11 @@ VALIDATION = "validation"
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by purpose, and by the phases in which memory may peak."""
+    """Bytes by purpose, and by phase."""
 
     held: Bytes
     """Allocated in all phases."""
-    moments: Mapping[str, Bytes]
+    phases: Mapping[str, Bytes]
     """Allocated in one phase, by phase."""
     reserve: float
     """Bytes that are not available to tensors."""
@@ -36,12 +36,12 @@ class Memory:
     @property
     def fullest(self) -> str:
         """Phase with the peak."""
-        return max(self.moments, key=lambda moment: sum(self.moments[moment].values()))
+        return max(self.phases, key=lambda phase: sum(self.phases[phase].values()))
 
     @property
     def total(self) -> float:
         """Bytes of the GPU at the peak."""
-        return sum(self.held.values()) + sum(self.moments[self.fullest].values()) + self.reserve
+        return sum(self.held.values()) + sum(self.phases[self.fullest].values()) + self.reserve
 
 
 def memory_of(work: Workload, setup: Setup, reserve: float | None = None) -> Memory:
@@ -49,7 +49,7 @@ def memory_of(work: Workload, setup: Setup, reserve: float | None = None) -> Mem
 
     Args:
         work: The stage.
-        setup: How it is trained.
+        setup: Training setup.
         reserve: Bytes of the GPU that are not available to tensors. Defaults to the value of the formats.
     """
     f, recompute = setup.formats, setup.recompute
@@ -65,11 +65,11 @@ def memory_of(work: Workload, setup: Setup, reserve: float | None = None) -> Mem
         # The gradients of the last step are freed before the backward pass: new ones replace freed activations.
         backward["gradients to come, in place of activations"] = -min(held["gradients"], sum(retained.values()))
     backward[largest] = briefly[largest]
-    moments = {FORWARD: forward, BACKWARD: backward, STEP: _step(work, setup)}
+    phases = {FORWARD: forward, BACKWARD: backward, STEP: _step(work, setup)}
     if setup.average == "gpu":  # the averaged weights replace the weights, which are copied; no activation is retained
         waiting = {"weights, while their average is used": _weights(work, setup)}
-        moments[VALIDATION] = {**waiting, **gathered, **_casts(work, setup, all_blocks=False)}
-    return Memory(held, moments, f.reserve if reserve is None else reserve, _host(work, setup))
+        phases[VALIDATION] = {**waiting, **gathered, **_casts(work, setup, all_blocks=False)}
+    return Memory(held, phases, f.reserve if reserve is None else reserve, _host(work, setup))
 
 
 def _split(work: Workload, shards: int) -> tuple[int, int]:
@@ -110,11 +110,11 @@ def _held(work: Workload, setup: Setup) -> Bytes:
 
 
 def _casts(work: Workload, setup: Setup, all_blocks: bool) -> Bytes:
-    """16-bit copies of weights that autocast makes; where blocks are gathered in 16 bits, only those of heads.
+    """16-bit copies of weights that autocast makes; only those of heads if blocks are gathered in 16 bits.
 
     Args:
         work: The stage.
-        setup: How it is trained.
+        setup: Training setup.
         all_blocks: Whether the copies of all blocks exist at once, or only those of the current block.
     """
     f = setup.formats
@@ -145,7 +145,7 @@ def _gathered(work: Workload, setup: Setup) -> Bytes:
 
 
 def _early(work: Workload, setup: Setup) -> Bytes:
-    """Gradients that the forward pass computes; in the paper it does not."""
+    """Gradients that the forward pass computes; there are none with the formats of the paper."""
     early = sum(p.total for p in work.parameters if p.early)
     return {"gradients of the heads, float32": early * FLOAT32} if early and not setup.paper_formats else {}
 
@@ -157,9 +157,9 @@ def _unsharded(work: Workload, setup: Setup) -> Bytes:
     sizes = unit_sizes(p for p in work.parameters if not p.early)
     root = sizes.pop(ROOT)
     largest, f = max(sizes.values()), setup.formats
-    if setup.paper_formats:  # reduced as they are
+    if setup.paper_formats:  # reduced in their own dtype
         return {"unsharded gradients: one block": largest * f.compute}
-    # They are reduced in a float32 copy.
+    # A float32 copy is reduced.
     return {
         "unsharded gradients: one block": largest * (f.compute + FLOAT32),
         "unsharded gradients: outside": root * f.other,

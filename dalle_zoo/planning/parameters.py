@@ -1,4 +1,4 @@
-"""Parameters of a network by shape, and how much of one a shard holds."""
+"""Parameters of a network by shape, and the size of their shards."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Parameter:
     """Name in the network; in layers, the name in the first."""
     shape: tuple[int, ...]
     count: int = 1
-    """Layers that have one."""
+    """Number of layers with such a parameter."""
     unit: str = ROOT
-    """Parameters that are gathered together; the branches of one name are units of equal size."""
+    """Name of the unit whose parameters are gathered together; units of the same name have equal size."""
     autocast: bool = False
     """Whether autocast makes a 16-bit copy of it."""
     early: bool = False
@@ -48,7 +48,7 @@ class Parameter:
         return self.count * math.prod(self.shard_shape(shards))
 
     def matrices(self, shards: int) -> list[tuple[int, int]]:
-        """Rows and columns of every matrix that PowerSGD sees on one GPU in one layer."""
+        """Rows and columns of every matrix that PowerSGD compresses on one GPU in one layer."""
         if not self.low_rank:
             return []
         (rows, columns), parts = self.shard_shape(shards), num_low_rank_matrices(self.name)
@@ -61,7 +61,7 @@ def held(parameters: Iterable[Parameter], shards: int = 1) -> int:
 
 
 def unit_sizes(parameters: Iterable[Parameter]) -> dict[str, int]:
-    """Elements of one unit of every name."""
+    """Elements of one unit, by the name of the unit."""
     sizes: dict[str, int] = {}
     for p in parameters:
         sizes[p.unit] = sizes.get(p.unit, 0) + (p.total if p.unit == ROOT else math.prod(p.shape))

@@ -1,4 +1,4 @@
-"""The plan: all estimates, together and as plain data."""
+"""The plan: all estimates, and their conversion to JSON data."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from dalle_zoo.planning.workload import Workload
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """Hardware, as far as it is known."""
+    """GPU and network; unknown values are None."""
 
     memory: float | None = None
     """Bytes of a GPU; None if unknown."""
     gpu: GPU | None = None
-    """GPU that the times are for; None for no times."""
+    """GPU for which times are estimated; None for no times."""
     mfu: float
     """Share of the GPU's peak while it computes."""
     intra: float | None = None
@@ -40,11 +40,11 @@ class Plan:
 
     Args:
         work: The stage.
-        setup: How it is trained.
-        hardware: What it is trained on.
+        setup: Training setup.
+        hardware: Hardware of the run.
 
     Raises:
-        ValueError: A combination does not train.
+        ValueError: Training would reject a combination of the setup.
     """
 
     work: Workload
@@ -61,7 +61,7 @@ class Plan:
 
     @cached_property
     def other_recompute(self) -> Memory | None:
-        """With recomputation if the setup has none, otherwise without; None for a stage that cannot recompute."""
+        """Memory with recomputation toggled; None for a stage that cannot recompute."""
         other = replace(self.setup, recompute=not self.setup.recompute)
         return memory_of(self.work, other, self.hardware.reserve) if self.work.recomputes else None
 
@@ -76,18 +76,18 @@ class Plan:
         hardware, setup = self.hardware, self.setup
         if hardware.memory is None or self.fits:
             return []
-        # Without a GPU, a precision of float16 shows that there is no bfloat16.
+        # If the GPU is unknown, a float16 precision suggests that it lacks bfloat16.
         lacks = "bfloat16" not in hardware.gpu.tflops if hardware.gpu else setup.precision.startswith("16-")
         leave_out = (BFLOAT16,) if lacks else ()
         return suggestions(self.work, setup, hardware.memory, hardware.reserve, leave_out=leave_out)
 
     @cached_property
     def factors(self) -> Factors | None:
-        """Of PowerSGD; None for a strategy without it."""
+        """Sizes of PowerSGD's factors; None for a strategy without it."""
         return self.setup.sharding.factors(self.work.parameters)
 
     def sent(self, compress: bool = True) -> list[Collective]:
-        """Returns the collectives of a step; ``compress=False`` is without PowerSGD."""
+        """Returns the collectives of a step; ``compress=False`` leaves PowerSGD out."""
         return collectives(self.work, self.setup, compress)
 
     @cached_property
@@ -97,7 +97,7 @@ class Plan:
         return None if h.gpu is None else rates_of(h.gpu, self.setup, h.mfu, h.intra, h.inter)
 
     def duration(self, compress: bool = True) -> Duration | None:
-        """Returns the duration of a step, None without a GPU; ``compress=False`` is without PowerSGD."""
+        """Returns the duration of a step, None without a GPU; ``compress=False`` leaves PowerSGD out."""
         return None if self.rates is None else duration_of(self.work, self.setup, self.memory, self.rates, compress)
 
     @property

@@ -23,11 +23,14 @@ from dalle_zoo.planning.workload import Bytes, Flops, Layer, Workload
 class PriorWorkload(Workload):
     """Training step of the prior with the attention back-end ``auto``.
 
-    Layers differ in their masks alone, so a network of one layer is built.
+    Layers differ only in their masks, so a network of one layer is built.
     """
 
     stage = "prior"
+    module = "PriorModule"
+    config_class = PriorConfig
     recomputes = True
+    clips_variance = True
 
     def __init__(self, config: PriorConfig) -> None:
         self.config = config
@@ -83,7 +86,7 @@ class PriorWorkload(Workload):
         return sum(count for mask, count in self.masks if not in_lines(mask) and not mask.is_causal)
 
     def retained(self, batch: int, formats: Formats, recompute: bool) -> Bytes:
-        """Inputs of every block and of the last norm; of a branch, unless recomputed, the inputs of its operations."""
+        """Inputs of every block and of the last norm, and of all operations in a branch unless it is recomputed."""
         layers = self.config.num_layers
         path = (layers * len(self.blocks) + 1) * self.stream
         retained = {"activations: identity path": batch * path * formats.residual}
@@ -97,7 +100,7 @@ class PriorWorkload(Workload):
         return retained
 
     def _branch_bytes(self, block: ResidualBlock, formats: Formats) -> float:
-        """Bytes that one branch retains for one sample: both sides of what is between its linear layers."""
+        """Bytes that one branch retains for one sample: inputs and outputs of the operations between linear layers."""
         branch = self._branch(block)
         values = sum(layer.inputs for layer in branch) + sum(layer.outputs for layer in branch[:-1])
         statistics = 2 * self.tokens * formats.residual  # of the norm
@@ -106,7 +109,7 @@ class PriorWorkload(Workload):
         return values * formats.compute + statistics
 
     def at_loss(self, batch: int, formats: Formats) -> Bytes:
-        """The text head comes last, on a copy of its positions."""
+        """Tensors of the text head, which runs last, on a copy of its positions."""
         h, head = formats.head, self.heads["text_head"]
         found = {
             "outputs of the last norm": batch * (self.stream + head.inputs) * formats.residual,
@@ -134,7 +137,7 @@ class PriorWorkload(Workload):
 
     @cached_property
     def _gathered(self) -> int:
-        """Positions of queries and keys that are gathered for all lines of a mask, at most."""
+        """Largest number of query and key positions that are gathered for all lines of a mask."""
         return max((mask.line_sizes.num_gathered for mask, _ in self.masks if in_lines(mask)), default=0)
 
 

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from dalle_zoo.model_folder import config_from_dict
-from dalle_zoo.models.dvae import DVAEConfig
-from dalle_zoo.models.prior import PriorConfig
 from dalle_zoo.planning.dvae import DVAEWorkload
 from dalle_zoo.planning.prior import PriorWorkload
 from dalle_zoo.planning.setup import Setup
@@ -18,8 +16,10 @@ Keys = Mapping[str, Any]
 AVERAGING = ("WeightEMA", "EMAWeightAveraging", "WeightAveraging")
 """Callbacks that store averaged weights."""
 
-CLIPS_VARIANCE = ("PriorModule",)
-"""Modules whose AdamW clips its second moment by default."""
+WORKLOADS: Mapping[str, type[PriorWorkload | DVAEWorkload]] = {
+    workload.module: workload for workload in (PriorWorkload, DVAEWorkload)
+}
+"""Stages that can be planned, by the name of their LightningModule."""
 
 INTEGERS = {
     "nodes": "trainer.num_nodes",
@@ -52,15 +52,14 @@ def read_work(keys: Keys) -> Workload:
     Raises:
         ValueError: The stage cannot be planned, or a key or value of its architecture is invalid.
     """
-    name = _stage(keys)
-    config = _at(keys, "model.init_args.config") or {}
-    if name == "PriorModule":
-        return PriorWorkload(_config(PriorConfig, config))
-    if name == "DVAEModule":
-        return DVAEWorkload(_config(DVAEConfig, config))
-    raise ValueError(
-        f"model.class_path is {name or 'missing'!r}: a plan supports PriorModule and DVAEModule; a ranker fits one GPU"
-    )
+    name = _module(keys)
+    if name not in WORKLOADS:
+        raise ValueError(
+            f"model.class_path is {name or 'missing'!r}: a plan supports {' and '.join(WORKLOADS)}; a ranker fits one "
+            "GPU"
+        )
+    workload = WORKLOADS[name]
+    return workload(_config(workload.config_class, _at(keys, "model.init_args.config") or {}))
 
 
 def read_setup(keys: Keys, paper_formats: bool = False) -> Setup:
@@ -93,21 +92,22 @@ def read_setup(keys: Keys, paper_formats: bool = False) -> Setup:
         values["steps"] = steps
     clips = _at(keys, "model.init_args.adamw.variance_clip") is not None
     if "variance_clip" not in (_at(keys, "model.init_args.adamw") or {}):
-        clips = _stage(keys) in CLIPS_VARIANCE
+        workload = WORKLOADS.get(_module(keys))
+        clips = workload is not None and workload.clips_variance
     average = _average(_at(keys, "trainer.callbacks") or [])
     return Setup(**values, recompute=bool(recompute), clips_variance=clips, average=average)
 
 
 def _at(keys: Keys, path: str) -> Any:
-    """Value of a key such as ``trainer.devices``, None without one."""
+    """Value of a key such as ``trainer.devices``; None if it is missing."""
     value: Any = keys
     for part in path.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
 
 
-def _stage(keys: Keys) -> str:
-    """Name of the LightningModule's class."""
+def _module(keys: Keys) -> str:
+    """Name of the LightningModule's class; empty if there is none."""
     return str(_at(keys, "model.class_path") or "").rpartition(".")[2]
 
 

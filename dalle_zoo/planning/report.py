@@ -56,8 +56,8 @@ def _parameters(plan: Plan) -> list[str]:
 def _memory(plan: Plan) -> list[str]:
     m, hardware = plan.memory, plan.hardware
     lines = ["memory of a GPU, GiB", *_rows(m.held)]
-    for moment, kinds in m.moments.items():
-        lines += [f" {moment}{' (peak)' if moment == m.fullest else ''}", *_rows(kinds)]
+    for phase, kinds in m.phases.items():
+        lines += [f" {phase}{' (peak)' if phase == m.fullest else ''}", *_rows(kinds)]
     lines += [" assumed", _row("CUDA, NCCL, allocator", f"{m.reserve / GIB:.3f}")]
     room = "" if hardware.memory is None else f"of {hardware.memory / GIB:g}"
     lines.append(_row("total at the peak", f"{m.total / GIB:.2f}", room))
@@ -71,7 +71,7 @@ def _memory(plan: Plan) -> list[str]:
 
 
 def _retained(memory: Memory) -> float:
-    return sum(size for name, size in memory.moments[FORWARD].items() if name.startswith(RETAINED))
+    return sum(size for name, size in memory.phases[FORWARD].items() if name.startswith(RETAINED))
 
 
 def _fit(plan: Plan) -> list[str]:
@@ -82,7 +82,7 @@ def _fit(plan: Plan) -> list[str]:
         return [f"FITS with {left / GIB:.2f} GiB to spare"]
     lines = [f"DOES NOT FIT: {-left / GIB:.2f} GiB too much"]
     if not plan.suggestions:
-        return [*lines, "  no change that a plan knows makes it fit: use GPUs with more memory or a smaller model"]
+        return [*lines, "  no known change makes it fit: use GPUs with more memory or a smaller model"]
     lines.append("  each of these suggestions makes it fit:")
     for number, suggestion in enumerate(plan.suggestions, start=1):
         lines.append(f"  {number}. {'; '.join(suggestion.words)}: {suggestion.total / GIB:.2f} GiB")

@@ -1,4 +1,4 @@
-"""The keys of a recipe that determine memory, traffic and time."""
+"""The training setup: the keys of a recipe that determine memory, traffic and time."""
 
 from __future__ import annotations
 

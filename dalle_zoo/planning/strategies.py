@@ -48,7 +48,7 @@ class Sharding:
     """Bits of a number of its factors in collectives."""
 
     def factors(self, parameters: tuple[Parameter, ...]) -> Factors | None:
-        """Returns what PowerSGD sends of the parameters; None without PowerSGD."""
+        """Returns the sizes of PowerSGD's factors; None without PowerSGD."""
         return None if self.rank is None else factors_of(parameters, self.shards.size, self.rank)
 
 
@@ -108,7 +108,7 @@ def _check_shards(size: int, devices: int, nodes: int) -> None:
 
 @dataclass(frozen=True)
 class Factors:
-    """Sizes of what PowerSGD sends for the gradients of one GPU."""
+    """Sizes of the low-rank factors that PowerSGD sends for the gradients of one GPU."""
 
     left: int
     """Elements of P: shorter side x rank."""
@@ -119,7 +119,7 @@ class Factors:
     uncompressed: int
     """Elements of all other gradients."""
     too_small: int
-    """Of these, elements of matrices that are smaller than their factors."""
+    """Elements of uncompressed matrices that are smaller than their factors."""
     flops: int
     """Operations of two products, a Householder QR and the product of the factors; a multiply-add counts 2."""
 

@@ -1,4 +1,4 @@
-"""Suggestions for a stage that does not fit: small sets of changes, each of them checked."""
+"""Suggestions for a stage that does not fit into memory: small sets of changes, each checked by an estimate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dalle_zoo.planning.workload import Workload
 NODE = 8
 """GPUs per node of suggested hardware."""
 MAX_NODES = 128
-"""Nodes of the paper, the most that are suggested."""
+"""Largest suggested number of nodes: that of the paper."""
 LARGEST_SET = 4
 """Maximum number of changes in a suggestion."""
 
@@ -134,7 +134,7 @@ def suggestions(
 
     Args:
         work: The stage.
-        setup: How it is to be trained.
+        setup: Training setup.
         limit: Bytes of the GPU.
         reserve: Bytes that are not available to tensors. Defaults to the value of the formats.
         most: Maximum number of suggestions. Defaults to 5.

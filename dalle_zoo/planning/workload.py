@@ -1,11 +1,11 @@
-"""What a stage requires of a GPU under any strategy: parameters, activations, operations."""
+"""Requirements of a training stage under any strategy: parameters, activations, operations."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import nn
 
@@ -58,15 +58,22 @@ class Flops:
 class Workload(ABC):
     """A training stage on samples of a fixed size."""
 
-    stage: str
+    stage: ClassVar[str]
+    """Name of the stage in `dalle_zoo.training.STAGES`."""
+    module: ClassVar[str]
+    """Name of the stage's LightningModule in recipes; importing the class would load Lightning."""
+    config_class: ClassVar[type]
+    """Config of the network."""
+    recomputes: ClassVar[bool] = False
+    """Whether its residual blocks can be recomputed in the backward pass."""
+    clips_variance: ClassVar[bool] = False
+    """Whether AdamW clips its second moment by default."""
     parameters: tuple[Parameter, ...]
     counts: Mapping[str, int]
     """Number of parameters by part of the network."""
     tokens: int
     """Positions of a sample."""
     flops: Flops
-    recomputes: bool = False
-    """Whether its residual blocks can be recomputed in the backward pass."""
 
     @abstractmethod
     def retained(self, batch: int, formats: Formats, recompute: bool) -> Bytes:

@@ -6,9 +6,9 @@
 | `byte` | `ByteTokenizer` | the 256 bytes of UTF-8 | no | everything |
 | `clip` | `CLIPTokenizer` | CLIP's | no | lower case, single spaces, plain punctuation |
 | `dalle_mini` | `DalleMiniTokenizer` | that of DALL-E mini or mega | no | lower-case ASCII, commas |
-| `hf` | `HFTokenizer` | of the Hugging Face folder it was opened from | no | as that tokenizer does |
+| `hf` | `HFTokenizer` | that of its Hugging Face folder | no | depends on the folder |
 
-`CaptionEncoder` makes batches of ids, with one learned padding token per position. To add a tokenizer,
+`CaptionEncoder` encodes batches of captions, with one learned padding token per position. To add a tokenizer,
 write a module with a subclass of `TextTokenizer` that is registered in `TEXT_TOKENIZERS` under its
 `kind`, and import it here.
 """

@@ -1,4 +1,4 @@
-"""What every text tokenizer offers, and the registry of them."""
+"""The interface of all text tokenizers, and their registry."""
 
 from __future__ import annotations
 
@@ -19,44 +19,45 @@ KIND_KEY = "text_tokenizer"
 class TextTokenizer(ABC):
     """Maps a caption to ids and back.
 
-    Ids are 0 .. ``vocab_size`` - 1. Padding is not the tokenizer's: `CaptionEncoder` adds an id
-    per position from ``vocab_size`` on, and `decode` drops them.
+    Ids are 0 .. ``vocab_size`` - 1. `CaptionEncoder` adds padding, with one id per position from
+    ``vocab_size`` on, and `decode` drops it.
     """
 
     kind: ClassVar[str]
-    """Name in `TEXT_TOKENIZERS`; saved files carry it."""
+    """Name in `TEXT_TOKENIZERS`, which is also saved with the tokenizer."""
     supports_dropout: ClassVar[bool] = False
-    """Whether `encode` takes a dropout above 0."""
+    """Whether `encode` accepts a dropout above 0."""
 
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """Number of ids, paddings not counted."""
+        """Number of ids, without padding."""
 
     @abstractmethod
     def encode(self, text: str, *, dropout: float = 0.0, seed: int = 0) -> list[int]:
-        """Ids of a caption, without special tokens; an empty caption has none.
+        """Encodes a caption to ids, without special tokens; an empty caption has no ids.
 
         Args:
             text: The caption.
-            dropout: Probability of skipping a merge, 0 to 1; above 0 only where
-                `supports_dropout`.
+            dropout: Probability of skipping a merge, 0 to 1; above 0 only if `supports_dropout`.
+                Defaults to 0.
             seed: Seed of the dropout, at least 0: equal seeds give equal ids, on any machine.
+                Defaults to 0.
 
         Raises:
             TypeError: The caption is not a string.
-            ValueError: The caption is no valid Unicode, or dropout or seed are out of range.
+            ValueError: The caption is not valid Unicode, or dropout or seed is out of range.
         """
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """Caption of ids.
+        """Decodes ids to a caption.
 
         Args:
-            ids: Ids, at least 0; those from ``vocab_size`` on are paddings and are dropped.
+            ids: Ids, at least 0; those from ``vocab_size`` on are padding and are dropped.
 
         Returns:
-            The caption; a character whose bytes were split apart becomes U+FFFD.
+            The caption; a character whose bytes are incomplete becomes U+FFFD.
         """
 
     @abstractmethod
@@ -66,28 +67,30 @@ class TextTokenizer(ABC):
     @classmethod
     @abstractmethod
     def read(cls, folder: Path) -> Self:
-        """Reads the tokenizer back from its `files`; `load` has checked the folder's kind.
+        """Reads the tokenizer from its `files`; `load` has checked the kind of the folder.
 
         Raises:
             FileNotFoundError: A file is missing.
-            ValueError: A file can't be read.
+            ValueError: A file cannot be read.
         """
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Opens a folder that `save` wrote, or one of another library that records no kind.
+        """Loads a folder that `save` wrote, or a folder of another library, which records no kind.
 
         Raises:
             FileNotFoundError: The folder or a file is missing.
-            ValueError: A file can't be read or belongs to another kind.
+            ValueError: A file cannot be read or belongs to another kind.
         """
         kind = recorded_kind(folder)
         if kind not in (None, cls.kind):
-            raise ValueError(f"{folder} holds kind {kind!r}, not {cls.kind!r}: open it with load_text_tokenizer")
+            raise ValueError(
+                f"{folder} has a tokenizer of kind {kind!r}, expected {cls.kind!r}: open it with load_text_tokenizer"
+            )
         return cls.read(Path(folder))
 
     def save(self, folder: str | Path) -> None:
-        """Writes the tokenizer into a folder (default: created); each file written atomically."""
+        """Writes the tokenizer into a folder, which is created if needed; each file is written atomically."""
         folder = Path(folder)
         # The other two keys are for transformers' AutoTokenizer, which opens the folder too.
         config = {
@@ -95,37 +98,37 @@ class TextTokenizer(ABC):
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
         }
-        # The kind goes first: a save killed half-way must not leave files that open as another.
+        # The kind is written first: an interrupted save must not leave files that load as another kind.
         contents = {CONFIG_FILE: json.dumps(config, indent=2) + "\n", **self.files()}
         for name, content in contents.items():
             with atomic_write(folder / name) as aside:
                 aside.write_text(content, encoding="utf-8")
 
     def check(self, text: str, dropout: float = 0.0, seed: int = 0) -> None:
-        """Raises `TypeError` or `ValueError` for arguments that `encode` must refuse."""
+        """Raises `TypeError` or `ValueError` for arguments that `encode` must reject."""
         if not isinstance(text, str):
             raise TypeError(f"a caption must be a str, got {type(text).__name__}: {text!r}")
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"caption {text!r} is no valid Unicode ({error}): repair or drop it") from error
+            raise ValueError(f"caption {text!r} is not valid Unicode ({error}): repair or drop it") from error
         self.check_dropout(dropout)
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")
 
     def known_ids(self, ids: Iterable[int]) -> list[int]:
-        """Returns ids without paddings; raises `ValueError` for negative ones, as `decode` must."""
+        """Returns the ids without padding; raises `ValueError` for negative ids."""
         indices = [index(i) for i in ids]
         if indices and min(indices) < 0:
             raise ValueError(f"ids must be at least 0, got {min(indices)}")
         return [i for i in indices if i < self.vocab_size]
 
     def check_dropout(self, dropout: float) -> None:
-        """Raises `ValueError` for a dropout that is no probability or that this kind lacks."""
+        """Raises `ValueError` for a dropout that is not a probability, or above 0 for a kind without dropout."""
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout must be in 0..1, got {dropout}")
         if dropout and not self.supports_dropout:
-            raise ValueError(f"kind {self.kind!r} has no dropout, got {dropout}: set it to 0")
+            raise ValueError(f"text tokenizer {self.kind!r} does not support dropout, got {dropout}: set it to 0")
 
 
 TEXT_TOKENIZERS: Registry[type[TextTokenizer]] = Registry(
@@ -134,10 +137,10 @@ TEXT_TOKENIZERS: Registry[type[TextTokenizer]] = Registry(
 
 
 def recorded_kind(folder: str | Path) -> str | None:
-    """Kind that `TextTokenizer.save` recorded in a folder; None if others wrote the folder."""
+    """Returns the kind that `TextTokenizer.save` recorded in a folder; None if there is no record."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}: expected one with tokenizer.json and {CONFIG_FILE}")
+        raise FileNotFoundError(f"folder {folder} does not exist: expected one with tokenizer.json and {CONFIG_FILE}")
     path = folder / CONFIG_FILE
     if not path.exists():
         return None

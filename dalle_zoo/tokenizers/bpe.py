@@ -18,7 +18,7 @@ from dalle_zoo.tokenizers.library import LibraryTokenizer
 log = logging.getLogger(__name__)
 
 MIN_PAIR_COUNT = 2
-"""Minimum number of occurrences of a pair that is merged: a single occurrence is no regularity."""
+"""Minimum number of occurrences of a pair that is merged."""
 
 # Settings of the library's BPE model that `DropoutMerger` does not implement, with the values they must have.
 _PLAIN_MODEL = {
@@ -42,7 +42,7 @@ class BPETokenizer(LibraryTokenizer):
     (10 % dropout while training); BPE-Dropout (Provilkov et al., 2020).
 
     Args:
-        tokenizer: A byte-level BPE of the library without added tokens; `train` makes one.
+        tokenizer: A byte-level BPE of the library without added tokens, such as `train` builds.
 
     Example:
         >>> tokenizer = BPETokenizer.train(["a red apple", "a red car"], vocab_size=260)
@@ -57,13 +57,13 @@ class BPETokenizer(LibraryTokenizer):
         super().__init__(tokenizer)
         content = json.loads(tokenizer.to_str())
         model = content["model"]
-        odd = [name for name, value in _PLAIN_MODEL.items() if model.get(name, value) != value]
+        unsupported = [name for name, value in _PLAIN_MODEL.items() if model.get(name, value) != value]
         byte_level = set(pre_tokenizers.ByteLevel.alphabet()) <= model["vocab"].keys()
-        if model["type"] != "BPE" or odd or content["added_tokens"] or not byte_level:
+        if model["type"] != "BPE" or unsupported or content["added_tokens"] or not byte_level:
             raise ValueError(
-                f"kind 'bpe' is a byte-level BPE without added tokens, got a {model['type']} with "
+                f"kind 'bpe' expects a byte-level BPE without added tokens, got a {model['type']} with "
                 f"{len(content['added_tokens'])} added tokens, byte level: {byte_level}, "
-                f"unsupported settings: {', '.join(odd) or 'none'}: open it with HFTokenizer"
+                f"unsupported settings: {', '.join(unsupported) or 'none'}: open it with HFTokenizer"
             )
         self._merger = DropoutMerger(model["vocab"], model["merges"])
 
@@ -133,4 +133,4 @@ def _checked(captions: Iterable[str]) -> Iterator[str]:
         empty = False
         yield caption
     if empty:
-        raise ValueError("captions is empty: there is nothing to train a vocabulary on")
+        raise ValueError("captions is empty: pass at least one caption to train a vocabulary")

@@ -1,4 +1,4 @@
-"""UTF-8 bytes as ids: without training, unknown tokens or loss."""
+"""UTF-8 bytes as ids: no training, no unknown tokens, lossless."""
 
 from __future__ import annotations
 

@@ -61,8 +61,8 @@ class CaptionEncoder:
 
         Args:
             texts: B captions.
-            seeds: Dropout seed of each caption; required if ``dropout`` is above 0, else unused. If it is
-                a function of sample and epoch alone, a resumed run is identical. Defaults to None.
+            seeds: Dropout seed of each caption; required if ``dropout`` is above 0, else unused. If it
+                depends only on sample and epoch, a resumed run is identical. Defaults to None.
 
         Returns:
             Ids, int64 (B, T).

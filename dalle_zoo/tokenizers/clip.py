@@ -2,7 +2,7 @@
 
 OpenAI published it with CLIP; it is the default of DALLE-pytorch. The cleaning rules are those of
 <https://github.com/openai/CLIP>, ``clip/simple_tokenizer.py``, but text that was decoded with the wrong encoding is
-not repaired; there the package ftfy does that.
+not repaired; the original uses the package ftfy for that.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def clean(text: str) -> str:
         >>> clean("  “Tom &amp;amp; Jerry”,\tthe ﬁlm ")
         '"tom & jerry", the film'
     """
-    if "<" not in text:  # ftfy takes text with "<" for HTML
+    if "<" not in text:  # ftfy treats text with "<" as HTML
         text = html.unescape(text)
     text = unicodedata.normalize("NFC", text.translate(_PLAIN))
     text = html.unescape(html.unescape(text))
@@ -62,7 +62,7 @@ def clean(text: str) -> str:
 class CLIPTokenizer(LibraryTokenizer):
     """CLIP's byte-level BPE of cleaned captions.
 
-    Special tokens occur only where a caption spells them.
+    Special tokens are encoded only if a caption contains their text.
 
     Args:
         tokenizer: Tokenizer of the library, as `clip_bpe` builds it.

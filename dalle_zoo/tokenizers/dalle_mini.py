@@ -111,11 +111,11 @@ def bart_bpe(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]], *
     Args:
         vocabulary: Ids of all tokens, including special tokens.
         merges: Pairs, in order of priority.
-        simplified: Whether captions are simplified before. Then a space is prepended, and captions cannot spell
-            special tokens. Otherwise no space is prepended, and captions may spell special tokens.
+        simplified: Whether captions are simplified before. Then a space is prepended, and captions cannot contain
+            special tokens. Otherwise no space is prepended, and captions may contain special tokens.
 
     Raises:
-        ValueError: A merge has a part or a result that the vocabulary lacks.
+        ValueError: A part or the result of a merge is not in the vocabulary.
     """
     try:
         tokenizer = Tokenizer(models.BPE(vocab=dict(vocabulary), merges=list(merges)))

@@ -14,8 +14,8 @@ from dalle_zoo.tokenizers.library import TOKENIZER_FILE, LibraryTokenizer, open_
 class HFTokenizer(LibraryTokenizer):
     """A Hugging Face tokenizer that adds no special tokens, truncation or padding.
 
-    Special tokens stay in the vocabulary and occur only where a caption spells them; none of them
-    is used as padding. `save` writes ``tokenizer.json`` for every format that was loaded.
+    Special tokens stay in the vocabulary and are encoded only if a caption contains their text; none
+    is used as padding. `save` writes ``tokenizer.json``, whatever format was loaded.
 
     Args:
         tokenizer: Tokenizer of the library.
@@ -42,9 +42,9 @@ def _convert(folder: Path) -> Tokenizer:
 
     try:
         opened = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds
+    except Exception as error:  # transformers raises many types
         raise ValueError(f"transformers cannot open the tokenizer in {folder}: {error}") from error
     tokenizer = getattr(opened, "backend_tokenizer", None)
     if not isinstance(tokenizer, Tokenizer):
-        raise ValueError(f"{type(opened).__name__} in {folder} has no fast form: convert it to {TOKENIZER_FILE}")
+        raise ValueError(f"{type(opened).__name__} in {folder} has no fast version: convert it to {TOKENIZER_FILE}")
     return tokenizer

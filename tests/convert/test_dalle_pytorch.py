@@ -22,7 +22,8 @@ from dalle_zoo.convert.dalle_pytorch_tensors import sort_tensors, translated
 from dalle_zoo.convert.dalle_pytorch_text import about_vocabulary, find_vocabulary, read_vocabulary
 from dalle_zoo.convert.lazy import check_fit
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
-from dalle_zoo.models.external.dalle_pytorch import DallePytorch, DallePytorchConfig
+from dalle_zoo.models.external.dalle_pytorch import DallePytorch
+from dalle_zoo.models.external.dalle_pytorch_config import DallePytorchConfig
 from dalle_zoo.models.external.dalle_pytorch_vae import DallePytorchVAE
 from dalle_zoo.models.external.vqgan import VQGAN, VQGANConfig
 from dalle_zoo.networks import load_image_tokenizer, load_prior
@@ -259,7 +260,7 @@ def test_a_layout_without_random_blocks_may_be_missing(tmp_path: Path) -> None:
 
     source = find(save("1.6.6 mixed", tmp_path, change))
     config = DallePytorchConfig(**source.config)
-    assert config.fed_length == 16
+    assert config.input_length == 16
     assert translated(sort_tensors(source.parts["prior"]), config)["blocks"].read().tolist() == [[1.0]]
 
 
@@ -599,7 +600,7 @@ QKV = f"{LAYER}.0.fn.fn.fn.fn.fn.to_qkv.weight"
     [
         (
             set_hparams(attn_types=("full", "sparse")),
-            "block-sparse attention needs a multiple of 16 positions, got 69",
+            "block-sparse attention needs an input length .* that is a multiple of 16, got 69",
         ),
         (set_hparams(attn_types=("full", "axial")), "layers of the attention type 'axial', expected full, axial_row"),
         (set_hparams(attn_types=3), "attn_types in hparams must be a list of names, got 3"),

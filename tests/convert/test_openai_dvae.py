@@ -172,7 +172,7 @@ def test_the_encoder_of_transformers(tmp_path: Path) -> None:
     codes = flava.get_codebook_indices(net.map_pixels(images))
     assert torch.equal(net.encode(images), codes)
     assert len(codes.unique()) > 2
-    with pytest.raises(ValueError, match="an encoder alone and cannot decode"):
+    with pytest.raises(ValueError, match="only an encoder and cannot decode"):
         net.decode(codes)
     assert same(load_model(tmp_path / "in", "dvae"), net)
     assert same(load_model(tmp_path / "out", "dvae"), net)

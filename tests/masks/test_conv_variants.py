@@ -55,7 +55,7 @@ def matrix(diagram: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("name", "diagram"), [("conv_clamped", CLAMPED), ("conv_torus", TORUS)])
-def test_as_the_original(name: str, diagram: str) -> None:
+def test_convolutional_masks_equal_diagrams_of_the_original(name: str, diagram: str) -> None:
     image = Mask.from_spec(f"{name}(kernel=3)", LAYOUT).dense()[3:, 3:]
     assert torch.equal(image, matrix(diagram))
 
@@ -67,7 +67,7 @@ def neighbors(name: str, query: tuple[int, int]) -> set[tuple[int, int]]:
     return {divmod(key, 32) for key in image[32 * row + column].nonzero()[:, 0].tolist()}
 
 
-def test_at_the_borders_of_the_grid() -> None:
+def test_neighborhoods_at_the_borders_of_the_grid() -> None:
     before = {(10, 0), *((row, column) for row in range(5, 10) for column in range(6))}
     assert neighbors("conv_clamped", (10, 0)) == before | {(10, 0)}
     wrapped = {(row, column) for row in range(5, 10) for column in range(27, 32)}
@@ -79,7 +79,7 @@ def test_at_the_borders_of_the_grid() -> None:
 
 @pytest.mark.parametrize("name", ["conv_clamped", "conv_torus"])
 @pytest.mark.parametrize("kernel", [0, 4])
-def test_an_even_kernel_is_refused(name: str, kernel: int) -> None:
+def test_an_even_kernel_raises(name: str, kernel: int) -> None:
     with pytest.raises(ValueError, match=f"kernel .* must be odd and at least 1, got {kernel}"):
         Mask.from_spec(f"{name}(kernel={kernel})", LAYOUT)
 

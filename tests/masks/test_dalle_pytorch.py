@@ -80,13 +80,13 @@ CONV_LIKE = """
     ("spec", "diagram"),
     [("row_same", AXIAL_ROW), ("column", AXIAL_COL), ("conv_quadrant(kernel=3)", CONV_LIKE)],
 )
-def test_illustrated_case(spec: str, diagram: str) -> None:
+def test_masks_equal_the_diagrams(spec: str, diagram: str) -> None:
     dense = Mask.from_spec(spec, EXAMPLE).dense()
     expected = torch.tensor([[cell == "#" for cell in line] for line in diagram.split()])
     assert torch.equal(dense[:19, :19], expected)
 
 
-def cells_read(spec: str, row: int, column: int, height: int = 7, width: int = 9) -> set[tuple[int, int]]:
+def attended_cells(spec: str, row: int, column: int, height: int = 7, width: int = 9) -> set[tuple[int, int]]:
     """Cells of the grid that one reads, as (rows up, columns to the left)."""
     dense = Mask.from_spec(spec, TextImageLayout(2, height, width)).dense()[2:, 2:]
     keys = dense[row * width + column].nonzero()[:, 0].tolist()
@@ -97,18 +97,18 @@ CAUSAL_FIVE = {(up, left) for up in range(3) for left in range(-2, 3) if (up, le
 
 
 def test_a_clamped_neighborhood_ends_at_the_borders() -> None:
-    assert cells_read("conv_clamped(kernel=5)", 4, 4) == CAUSAL_FIVE
+    assert attended_cells("conv_clamped(kernel=5)", 4, 4) == CAUSAL_FIVE
     assert len(CAUSAL_FIVE) == 13
-    assert cells_read("conv_clamped(kernel=5)", 4, 0) == {c for c in CAUSAL_FIVE if c[1] <= 0}
-    assert cells_read("conv_clamped(kernel=5)", 4, 8) == {c for c in CAUSAL_FIVE if c[1] >= 0}
-    assert cells_read("conv_clamped(kernel=5)", 1, 7) == {c for c in CAUSAL_FIVE if c[0] <= 1 and c[1] >= -1}
+    assert attended_cells("conv_clamped(kernel=5)", 4, 0) == {c for c in CAUSAL_FIVE if c[1] <= 0}
+    assert attended_cells("conv_clamped(kernel=5)", 4, 8) == {c for c in CAUSAL_FIVE if c[1] >= 0}
+    assert attended_cells("conv_clamped(kernel=5)", 1, 7) == {c for c in CAUSAL_FIVE if c[0] <= 1 and c[1] >= -1}
     above, own_row = 5 * 10, 5  # columns 0 to 9 of five rows; columns 0 to 4
-    assert len(cells_read("conv_clamped", 6, 4, width=20)) == above + own_row
+    assert len(attended_cells("conv_clamped", 6, 4, width=20)) == above + own_row
 
 
-def test_a_dilated_quadrant() -> None:
-    assert cells_read("conv_quadrant(kernel=2, dilation=3)", 5, 5) == {(0, 0), (0, 3), (3, 0), (3, 3)}
-    assert cells_read("conv_quadrant(kernel=3, dilation=2)", 2, 1) == {(0, 0), (2, 0)}
+def test_dilation_of_a_quadrant() -> None:
+    assert attended_cells("conv_quadrant(kernel=2, dilation=3)", 5, 5) == {(0, 0), (0, 3), (3, 0), (3, 3)}
+    assert attended_cells("conv_quadrant(kernel=3, dilation=2)", 2, 1) == {(0, 0), (2, 0)}
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,6 @@ def test_a_dilated_quadrant() -> None:
         ("conv_quadrant(dilation=0)", "dilation of the conv_quadrant mask must be at least 1, got 0"),
     ],
 )
-def test_options_out_of_range(spec: str, message: str) -> None:
+def test_options_out_of_range_raise(spec: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Mask.from_spec(spec, EXAMPLE)

@@ -12,7 +12,7 @@ LAYOUTS = [TextImageLayout(3, 4, 4), TextImageLayout(1, 2, 5), TextImageLayout(2
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("name", list(MASKS))
-def test_lines_restate_the_mask(name: str, layout: TextImageLayout) -> None:
+def test_the_line_plan_contains_exactly_the_allowed_pairs(name: str, layout: TextImageLayout) -> None:
     mask = Mask.from_spec(name, layout)
     plan = mask.line_plan()
     assert sorted(plan.queries.flatten().tolist()) == list(range(layout.image))
@@ -28,18 +28,18 @@ def test_lines_restate_the_mask(name: str, layout: TextImageLayout) -> None:
 
 
 @pytest.mark.parametrize(("name", "by_rows", "num_keys"), [("row", True, 64), ("column", False, 32)])
-def test_the_cheaper_direction_is_taken(name: str, by_rows: bool, num_keys: int) -> None:
+def test_the_cheaper_direction_is_chosen(name: str, by_rows: bool, num_keys: int) -> None:
     plan = Mask.from_spec(name, TextImageLayout(256, 32, 32)).line_plan()
     assert plan.queries[0].tolist() == (list(range(32)) if by_rows else list(range(0, 1024, 32)))
     assert plan.keys.shape == (32, num_keys)
 
 
 @pytest.mark.parametrize(("name", "lines", "num_queries"), [("conv", 16, 64), ("row", 32, 32), ("full", 8, 128)])
-def test_lines_that_share_most_keys_are_put_together(name: str, lines: int, num_queries: int) -> None:
+def test_lines_that_share_most_keys_are_merged(name: str, lines: int, num_queries: int) -> None:
     plan = Mask.from_spec(name, TextImageLayout(256, 32, 32)).line_plan()
     assert plan.queries.shape == (lines, num_queries)
 
 
 @pytest.mark.parametrize(("name", "causal"), [("column", True), ("row_same", True), ("row", False), ("conv", False)])
-def test_lines_that_read_no_other_line_are_causal(name: str, causal: bool) -> None:
+def test_lines_that_attend_only_to_themselves_are_causal(name: str, causal: bool) -> None:
     assert Mask.from_spec(name, TextImageLayout(256, 32, 32)).line_plan().causal is causal

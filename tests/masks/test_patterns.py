@@ -101,7 +101,7 @@ def matrix(diagram: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("spec", "diagram"), [("row", ROW), ("column", COLUMN), ("conv(kernel=3)", CONV)])
-def test_illustrated_case(spec: str, diagram: str) -> None:
+def test_masks_equal_figure_11(spec: str, diagram: str) -> None:
     dense = Mask.from_spec(spec, EXAMPLE).dense()
     assert torch.equal(dense[6:, 6:], matrix(diagram))
     assert torch.equal(dense[:6, :6], matrix(TEXT))
@@ -176,7 +176,7 @@ def test_conv_on_a_grid_narrower_than_its_kernel_is_a_band() -> None:
 
 
 @pytest.mark.parametrize("kernel", [-1, 0, 2, 10])
-def test_conv_refuses_an_even_kernel(kernel: int) -> None:
+def test_conv_raises_for_an_even_kernel(kernel: int) -> None:
     with pytest.raises(ValueError, match=f"kernel .* must be odd and at least 1, got {kernel}"):
         Mask.from_spec(f"conv(kernel={kernel})", EXAMPLE)
 

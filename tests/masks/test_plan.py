@@ -26,7 +26,7 @@ every_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda it: f"{it.t
 
 @every_mask
 @every_layout
-def test_contract(spec: str, layout: TextImageLayout) -> None:
+def test_masks_are_causal_and_image_attends_to_all_text(spec: str, layout: TextImageLayout) -> None:
     mask = Mask.from_spec(spec, layout)
     dense, text = mask.dense(), layout.text
     assert dense.shape == (layout.length, layout.length)
@@ -56,7 +56,7 @@ def test_decode_table_lists_the_rows_of_the_matrix(spec: str, layout: TextImageL
 
 @every_mask
 @pytest.mark.parametrize("layout", [*LAYOUTS, PAPER], ids=str)
-def test_replaying_the_cache_plan_finds_every_key(spec: str, layout: TextImageLayout) -> None:
+def test_the_cache_plan_retains_every_key_until_its_last_read(spec: str, layout: TextImageLayout) -> None:
     mask = Mask.from_spec(spec, layout)
     table, plan = mask.decode_table(), mask.cache_plan()
     slots = torch.full((plan.num_slots,), -1)
@@ -94,7 +94,7 @@ def test_sdpa_arguments_give_the_softmax_over_allowed_keys(spec: str) -> None:
     torch.testing.assert_close(came, expected)
 
 
-def test_sdpa_needs_no_matrix_where_the_mask_is_causal() -> None:
+def test_a_causal_mask_needs_no_matrix_for_sdpa() -> None:
     assert Mask.from_spec("full", LAYOUTS[0]).sdpa_arguments() == {"is_causal": True}
     # A band as long as the image hides nothing.
     assert Mask.from_spec("row", TextImageLayout(2, 1, 6)).sdpa_arguments() == {"is_causal": True}
@@ -106,13 +106,13 @@ def test_flops_count_scores_and_values() -> None:
     assert Mask.from_spec("full", LAYOUTS[0]).flops(num_heads=3, head_dim=8) == 253 * 3 * 8 * 2 * 2
 
 
-def test_dense_is_the_callers_own() -> None:
+def test_dense_returns_a_new_tensor() -> None:
     mask = Mask.from_spec("row", LAYOUTS[0])
     mask.dense().zero_()
     assert mask.dense().any()
 
 
-def test_built_under_a_meta_device_or_inference_mode() -> None:
+def test_masks_can_be_built_under_a_meta_device_or_inference_mode() -> None:
     with torch.device("meta"), torch.inference_mode():
         mask = Mask.from_spec("conv(kernel=3)", LAYOUTS[0])
         assert mask.cache_plan().slot_of_key.device.type == "cpu"
@@ -122,7 +122,7 @@ def test_built_under_a_meta_device_or_inference_mode() -> None:
     assert mask.dense("meta").device.type == "meta"
 
 
-def test_a_mask_has_the_canonical_spec_and_equals_itself_alone() -> None:
+def test_a_mask_has_the_canonical_spec_and_compares_by_identity() -> None:
     masks = [Mask.from_spec(spec, LAYOUTS[0]) for spec in ("conv(kernel=3)", " conv( kernel=3 )")]
     assert {mask.spec for mask in masks} == {"conv(kernel=3)"}
     assert len({*masks, masks[0]}) == 2
@@ -143,7 +143,7 @@ BROKEN: dict[str, tuple[MaskMod, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_mask_that_breaks_the_contract_is_refused(case: str) -> None:
+def test_a_mask_that_breaks_the_contract_raises(case: str) -> None:
     mod, error, message = BROKEN[case]
     with pytest.raises(error, match=f"mask 'mine'.* {message}"):
         Mask("mine", LAYOUTS[0], mod)
@@ -157,7 +157,7 @@ def test_text_then_image_makes_any_rule_causal() -> None:
 
 @every_mask
 @every_layout
-def test_counts_need_no_frame_that_repeats_by_row(spec: str, layout: TextImageLayout) -> None:
+def test_counts_are_equal_for_masks_built_without_text_then_image(spec: str, layout: TextImageLayout) -> None:
     framed = Mask.from_spec(spec, layout)
     plain = Mask("mine", layout, lambda query, key: framed.mod(query, key))  # is asked for every pair
     assert plain.num_pairs == framed.num_pairs == int(framed.dense().sum())
@@ -182,7 +182,7 @@ def test_a_large_grid_is_counted_without_its_matrix(spec: str) -> None:
     assert sum(asked) == layout.image + layout.image * layout.width  # each cell with itself, and rows with one row
 
 
-def test_a_rule_that_depends_on_the_row_is_refused() -> None:
+def test_a_rule_that_depends_on_the_row_raises() -> None:
     layout = LAYOUTS[0]
     mask = Mask("mine", layout, text_then_image(layout, lambda q, k: q // 8 == k // 8))
     for use in (mask.dense, mask.sdpa_arguments, mask.line_plan, mask.decode_table):
@@ -191,7 +191,7 @@ def test_a_rule_that_depends_on_the_row_is_refused() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(0, 4, 4), (6, -1, 4), (6, 4, 2.0), (6, 4, True), (6, 4, "4")])
-def test_layout_refuses_sizes(sizes: tuple[int, int, int]) -> None:
+def test_invalid_layout_sizes_raise(sizes: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="of a TextImageLayout must be a positive integer, got"):
         TextImageLayout(*sizes)
 
@@ -208,7 +208,7 @@ def test_listing_masks_does_not_load_torch() -> None:
 @pytest.mark.parametrize("window", [1, 2, 4, 16])
 @every_mask
 @every_layout
-def test_a_key_outlives_the_windows_that_may_read_it(spec: str, layout: TextImageLayout, window: int) -> None:
+def test_a_key_is_cached_through_all_windows_that_may_read_it(spec: str, layout: TextImageLayout, window: int) -> None:
     mask = Mask.from_spec(spec, layout)
     plan, reads = mask.cache_plan(window), mask.dense()[layout.text :, layout.text :]
     slots = torch.full((plan.num_slots,), -1)
@@ -220,7 +220,7 @@ def test_a_key_outlives_the_windows_that_may_read_it(spec: str, layout: TextImag
             assert set(reads[step].nonzero().flatten().tolist()) <= set(slots.tolist())
 
 
-def test_a_window_needs_so_many_slots_more() -> None:
+def test_number_of_additional_slots_for_a_window() -> None:
     row = Mask.from_spec("row", PAPER)
     assert [row.cache_plan(window).num_slots for window in (1, 2, 32)] == [33, 34, 64]
     with pytest.raises(ValueError, match="window must be at least 1, got 0"):

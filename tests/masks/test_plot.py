@@ -26,7 +26,7 @@ def test_plots_every_registered_mask(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["masks.png"]
 
 
-def test_masks_look_different(tmp_path: Path) -> None:
+def test_plots_of_different_masks_differ(tmp_path: Path) -> None:
     images = []
     for spec in ("row", "column", "conv(kernel=3)"):
         plot_masks([spec], LAYOUT, tmp_path / "one.png")
@@ -49,7 +49,7 @@ def test_the_smallest_layout_and_the_other_formats(tmp_path: Path) -> None:
         (["row", "colum"], "masks.png", "Did you mean 'column'"),
     ],
 )
-def test_bad_input_writes_nothing(tmp_path: Path, specs: list[str], name: str, message: str) -> None:
+def test_invalid_input_raises_and_writes_nothing(tmp_path: Path, specs: list[str], name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plot_masks(specs, LAYOUT, tmp_path / name)
     assert not list(tmp_path.iterdir())

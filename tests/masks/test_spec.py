@@ -42,7 +42,7 @@ def test_spec_has_one_canonical_text(text: str, canonical: str) -> None:
         ("conv(layout=4)", "unknown conv option 'layout'"),
     ],
 )
-def test_wrong_specs_say_what_to_type(text: str, message: str) -> None:
+def test_invalid_specs_raise_with_a_suggestion(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Mask.from_spec(text, TextImageLayout(2, 4, 4))
 
@@ -61,7 +61,7 @@ def test_paper_schedule_of_few_layers() -> None:
     assert layer_masks("paper", 3) == ("row", "column", "conv")
 
 
-def test_cycles() -> None:
+def test_a_list_of_masks_is_repeated() -> None:
     assert layer_masks("full", 3) == ("full", "full", "full")
     assert layer_masks("row,column", 3) == ("row", "column", "row")
     assert layer_masks("conv( kernel=3 ), row", 3) == ("conv(kernel=3)", "row", "conv(kernel=3)")
@@ -80,12 +80,12 @@ def test_cycles() -> None:
         ("", "a mask is written"),
     ],
 )
-def test_wrong_schedules_say_what_to_type(schedule: str, message: str) -> None:
+def test_invalid_schedules_raise_with_a_suggestion(schedule: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         layer_masks(schedule, 4)
 
 
 @pytest.mark.parametrize("num_layers", [0, -3])
-def test_no_layers(num_layers: int) -> None:
+def test_schedules_without_layers_raise(num_layers: int) -> None:
     with pytest.raises(ValueError, match=f"num_layers must be at least 1, got {num_layers}"):
         layer_masks("paper", num_layers)

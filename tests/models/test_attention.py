@@ -67,7 +67,7 @@ def test_the_gradient_flows_where_the_mask_allows_and_nowhere_else(
 @every_mask
 @every_layout
 @pytest.mark.parametrize("batch", [1, 3])
-def test_back_ends_equal_the_dense_oracle(spec: str, layout: TextImageLayout, backend: str, batch: int) -> None:
+def test_back_ends_equal_the_dense_reference(spec: str, layout: TextImageLayout, backend: str, batch: int) -> None:
     mask = Mask.from_spec(spec, layout)
     weights = torch.randn(batch, layout.length, 8)
     came: dict[str, list[Tensor]] = {}
@@ -85,13 +85,13 @@ def test_back_ends_equal_the_dense_oracle(spec: str, layout: TextImageLayout, ba
 @every_backend
 @every_mask
 @pytest.mark.parametrize("length", [1, 3, 9])
-def test_a_prefix_gives_the_prefix(spec: str, backend: str, length: int) -> None:
+def test_a_prefix_of_the_inputs_gives_a_prefix_of_the_outputs(spec: str, backend: str, length: int) -> None:
     layout = LAYOUTS[0]
     net, x = layer(Mask.from_spec(spec, layout), backend), stream(2, layout.length)
     torch.testing.assert_close(net(x[:, :length]), net(x)[:, :length], **AGREEMENT)
 
 
-def test_the_dense_oracle_against_loops() -> None:
+def test_the_dense_reference_equals_loops() -> None:
     mask = Mask.from_spec("row", LAYOUTS[0])
     query, key, value = torch.randn(3, 1, 2, mask.layout.length, 4, generator=torch.Generator().manual_seed(0))
     came, allowed = attention.dense(query, key, value, mask), mask.dense()
@@ -114,7 +114,7 @@ def test_bfloat16_stays_near_float32(backend: str) -> None:
 
 
 @every_backend
-def test_a_first_call_in_inference_mode_does_not_spoil_training(backend: str) -> None:
+def test_training_works_after_a_first_call_in_inference_mode(backend: str) -> None:
     mask = Mask.from_spec("conv(kernel=3)", TextImageLayout(2, 3, 7))  # of this test alone
     net = layer(mask, backend)
     with torch.inference_mode():
@@ -123,7 +123,7 @@ def test_a_first_call_in_inference_mode_does_not_spoil_training(backend: str) ->
 
 
 @every_backend
-def test_masks_of_one_name_do_not_share_what_is_kept(backend: str) -> None:
+def test_masks_of_the_same_name_do_not_share_cached_tensors(backend: str) -> None:
     layout = TextImageLayout(2, 3, 5)
     mods = [text_then_image(layout, rule) for rule in (lambda q, k: k <= q, lambda q, k: q - k < 2)]
     x = stream(1, layout.length)
@@ -145,7 +145,7 @@ WIDE = TextImageLayout(24, 6, 20)
 @pytest.mark.parametrize(
     ("spec", "layout"), [("row", PAPER), ("column", WIDE), ("conv", WIDE), ("conv_torus", WIDE)], ids=str
 )
-def test_long_streams_in_lines_equal_the_dense_oracle(spec: str, layout: TextImageLayout) -> None:
+def test_long_streams_in_lines_equal_the_dense_reference(spec: str, layout: TextImageLayout) -> None:
     mask = Mask.from_spec(spec, layout)
     *inputs, weights = torch.randn(4, 2, 2, layout.length, 16, generator=torch.Generator().manual_seed(0))
     came = []
@@ -157,14 +157,14 @@ def test_long_streams_in_lines_equal_the_dense_oracle(spec: str, layout: TextIma
         torch.testing.assert_close(native, oracle, atol=1e-5, rtol=1e-5)
 
 
-def test_text_that_is_not_causal_is_read_as_the_mask_says() -> None:
+def test_lines_follow_a_mask_whose_text_is_not_causal() -> None:
     layout = TextImageLayout(4, 2, 3)
     mask = Mask("mine", layout, lambda q, k: (k <= q) & ((q >= 4) | (k == q)))  # a text token reads itself alone
     x = stream(2, layout.length)
     torch.testing.assert_close(layer(mask, "lines")(x), with_the_matrix(mask, x), **AGREEMENT)
 
 
-def test_gradients_in_lines_against_finite_differences() -> None:
+def test_gradients_in_lines_equal_finite_differences() -> None:
     mask = Mask.from_spec("row", TextImageLayout(2, 2, 3))
     inputs = torch.randn(3, 1, 2, 8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     leaves = tuple(x.requires_grad_() for x in inputs.unbind(0))
@@ -185,7 +185,7 @@ def test_gradients_in_lines_against_finite_differences() -> None:
     ],
     ids=lambda it: getattr(it, "__name__", str(it)),
 )
-def test_lines_are_chosen_where_they_are_cheap(
+def test_auto_chooses_lines_if_they_are_cheap(
     spec: str, layout: TextImageLayout, expected: attention.Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     query = torch.empty(1, 1, layout.length, 8)
@@ -206,7 +206,9 @@ KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
     [{}, {KERNEL: changed}, {KERNEL: getattr(fused.aten, KERNEL), f"{KERNEL}_backward": changed}],
     ids=["missing", "changed", "changed backward"],
 )
-def test_without_the_operators_lines_take_sdpa(operators: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_fall_back_to_sdpa_without_the_fused_operators(
+    operators: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     mask = Mask.from_spec("row", LAYOUTS[0])
     assert fused.supported(CPU, torch.float32)
     monkeypatch.setattr(fused, "aten", SimpleNamespace(**operators))
@@ -246,12 +248,12 @@ def test_the_check_on_a_device_finds_wrong_values_gradients_and_errors() -> None
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("spec", ["row", "column", "conv", "conv_torus", "full"])
 @pytest.mark.parametrize("layout", [PAPER, WIDE], ids=str)
-def test_lines_agree_with_the_dense_oracle_on_a_gpu(spec: str, layout: TextImageLayout, dtype: torch.dtype) -> None:
+def test_lines_agree_with_the_dense_reference_on_a_gpu(spec: str, layout: TextImageLayout, dtype: torch.dtype) -> None:
     mask = Mask.from_spec(spec, layout)
     assert disagreement(attention.lines, mask, torch.device("cuda"), dtype, 64) is None
 
 
-def test_names_and_sizes() -> None:
+def test_unknown_back_ends_and_indivisible_widths_raise() -> None:
     mask = Mask.from_spec("full", LAYOUTS[0])
     with pytest.raises(UnknownNameError, match=r"unknown attention back-end 'sdap'. Did you mean 'sdpa'"):
         Attention(8, 2, mask, "sdap")

@@ -24,7 +24,7 @@ def inputs(layout: TextImageLayout, batch: int = 2) -> list[Tensor]:
     return list(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
 
 
-def test_it_does_not_train_on_the_cpu() -> None:
+def test_gradients_on_the_cpu_raise() -> None:
     mask = Mask.from_spec("row", LAYOUT)
     query, key, value = inputs(LAYOUT)
     with pytest.raises(
@@ -33,7 +33,7 @@ def test_it_does_not_train_on_the_cpu() -> None:
         attention.flex(query.requires_grad_(), key, value, mask)
 
 
-def test_a_kernel_that_disagrees_with_the_oracle_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_differs_from_the_reference_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     other = Mask.from_spec("full", LAYOUT)
     module = sys.modules["dalle_zoo.models.attention.flex"]
     monkeypatch.setattr(module, "_compiled", lambda q, k, v, m: attention.dense(q, k, v, other))
@@ -42,7 +42,7 @@ def test_a_kernel_that_disagrees_with_the_oracle_is_refused(monkeypatch: pytest.
     assert torch.equal(attention.flex(*inputs(LAYOUT), other), attention.dense(*inputs(LAYOUT), other))
 
 
-def test_a_prefix_takes_sdpa() -> None:
+def test_a_prefix_uses_sdpa() -> None:
     mask = Mask.from_spec("row", LAYOUT)
     query, key, value = (x[:, :, :3].requires_grad_() for x in inputs(LAYOUT))
     assert torch.equal(attention.flex(query, key, value, mask), attention.sdpa(query, key, value, mask))
@@ -50,7 +50,7 @@ def test_a_prefix_takes_sdpa() -> None:
 
 @pytest.mark.usefixtures("cpp_compiler")
 @pytest.mark.slow
-def test_compiled_it_equals_the_dense_oracle() -> None:
+def test_the_compiled_kernel_equals_the_dense_reference() -> None:
     mask = Mask.from_spec("row", LAYOUT)
     expected = attention.dense(*inputs(LAYOUT), mask)
     torch.testing.assert_close(attention.flex(*inputs(LAYOUT), mask), expected, atol=1e-5, rtol=1e-4)
@@ -58,7 +58,7 @@ def test_compiled_it_equals_the_dense_oracle() -> None:
 
 @pytest.mark.usefixtures("cpp_compiler")
 @pytest.mark.slow
-def test_every_mask_is_compiled_however_many_there_are() -> None:
+def test_any_number_of_masks_is_compiled() -> None:
     counters.clear()
     specs = [*MASKS, "conv(kernel=3)", "conv(kernel=5)", "conv_torus(kernel=3)"]
     assert len(specs) > torch._dynamo.config.recompile_limit, "else nothing is shown"

@@ -105,7 +105,7 @@ def test_fresh_weights_have_the_released_statistics() -> None:
     assert seen > 30
 
 
-def test_the_layers_beside_the_relaxation_stay_in_float32(small: DVAE) -> None:
+def test_the_layers_around_the_relaxation_are_float32_under_autocast(small: DVAE) -> None:
     came: dict[str, list[torch.dtype]] = {}
 
     def note(name: str, module: nn.Module) -> None:
@@ -144,7 +144,7 @@ def test_any_factor_and_any_size(groups: int, cells: tuple[int, int]) -> None:
     assert dvae.decode(codes).shape == images.shape
 
 
-def test_other_channels() -> None:
+def test_number_of_image_channels() -> None:
     dvae = DVAE(DVAEConfig(image_size=8, channels=1, width=4, num_groups=2, decoder_stem=4, codebook_size=6))
     assert dvae.decode(dvae.encode(torch.rand(1, 1, 8, 8))).shape == (1, 1, 8, 8)
 
@@ -180,7 +180,7 @@ def test_the_relaxation_is_soft(small: DVAE) -> None:
     torch.testing.assert_close(logits.grad, (soft * (weights - inner)).detach())
 
 
-def test_a_low_temperature_sharpens(small: DVAE) -> None:
+def test_a_low_temperature_sharpens_the_relaxation(small: DVAE) -> None:
     small.eval()  # validation relaxes as training does
     logits = torch.randn(1, 12, 8, 8)
     warm, cold = (small.relax(logits, t, torch.Generator().manual_seed(0)) for t in (1.0, 1 / 16))
@@ -204,7 +204,7 @@ def test_the_decoder_receives_the_soft_cells(small: DVAE) -> None:
         assert parameter.grad.abs().sum() > 0, f"{name} gets no gradient"
 
 
-def test_the_generator_decides_the_noise(small: DVAE) -> None:
+def test_the_noise_comes_from_the_generator(small: DVAE) -> None:
     logits = torch.zeros(1, 12, 4, 4)
     one, same, other = (small.relax(logits, 1.0, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
     assert torch.equal(one, same)
@@ -223,7 +223,7 @@ def test_noise_is_standard_gumbel() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
-def test_a_temperature_of_zero_is_refused(small: DVAE, temperature: float) -> None:
+def test_a_temperature_of_zero_raises(small: DVAE, temperature: float) -> None:
     with pytest.raises(ValueError, match="temperature must be above 0, got"):
         small.relax(torch.zeros(1, 12, 4, 4), temperature)
 
@@ -233,7 +233,7 @@ def test_a_temperature_of_zero_is_refused(small: DVAE, temperature: float) -> No
 
 @torch.no_grad()
 @pytest.mark.parametrize("training", [True, False])
-def test_codes_are_the_argmax_every_time(small: DVAE, training: bool) -> None:
+def test_codes_are_the_argmax_of_the_logits(small: DVAE, training: bool) -> None:
     small.train(training)
     images = torch.rand(5, 3, 32, 32)
     codes = small.encode(images)
@@ -244,7 +244,7 @@ def test_codes_are_the_argmax_every_time(small: DVAE, training: bool) -> None:
 
 
 @torch.no_grad()
-def test_a_lookup_decodes_as_one_hot_cells_do(small: DVAE) -> None:
+def test_hard_codes_decode_like_one_hot_cells(small: DVAE) -> None:
     small.decoder.input.bias.copy_(torch.randn(8))  # zero in a fresh network, and then it could be forgotten
     codes = torch.randint(12, (2, 3, 5))
     one_hot = F.one_hot(codes, 12).permute(0, 3, 1, 2).float()
@@ -252,7 +252,7 @@ def test_a_lookup_decodes_as_one_hot_cells_do(small: DVAE) -> None:
 
 
 @torch.no_grad()
-def test_pixels_are_the_location_mapped_back(small: DVAE) -> None:
+def test_pixels_are_the_unmapped_location(small: DVAE) -> None:
     pixels = torch.linspace(0, 1, 11)
     torch.testing.assert_close(small.map_pixels(pixels), torch.linspace(0.1, 0.9, 11))
     torch.testing.assert_close(small.unmap_pixels(small.map_pixels(pixels)), pixels, **ROUNDING)
@@ -284,7 +284,7 @@ def test_pixels_are_the_location_mapped_back(small: DVAE) -> None:
         ({"pixel_eps": 0.0}, "pixel_eps must lie between 0 and 0.5"),
     ],
 )
-def test_a_bad_configuration_is_refused(wrong: dict[str, Any], message: str) -> None:
+def test_invalid_configurations_raise(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DVAEConfig(**wrong)
 

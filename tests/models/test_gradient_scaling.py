@@ -79,7 +79,7 @@ def test_float32_branches_are_exact(random_prior: Callable[..., Prior], recomput
         assert torch.equal(expected[name], found[name]), name
 
 
-def test_parameter_gradients_come_scaled(random_prior: Callable[..., Prior]) -> None:
+def test_parameter_gradients_are_multiplied_by_the_scale(random_prior: Callable[..., Prior]) -> None:
     """Those of the block, norm included, and no others."""
     plain, scaled = random_prior(), random_prior()
     scale(scaled, torch.tensor([1.0, 1.0, 8.0, 1.0]), "float32")
@@ -99,7 +99,7 @@ def test_float16_branches_are_close_to_float32(random_prior: Callable[..., Prior
     assert 1e-5 < error < FLOAT16_ERROR  # and it is not float32 that was measured
 
 
-def test_emulation_is_as_far_from_float32_as_float16(random_prior: Callable[..., Prior]) -> None:
+def test_emulation_has_the_error_of_float16(random_prior: Callable[..., Prior]) -> None:
     """With a loss so small that most gradients underflow without a scale, and scales that help more and more."""
     exact = gradients(random_prior(), 2.0**-18)
     errors: dict[str, list[float]] = {}
@@ -160,7 +160,7 @@ class Stack(nn.Module):
 # PyTorch's compiler warns of what it does itself.
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("recompute", [False, True])
-def test_compiled_complete_and_not_again_when_scales_change(recompute: bool) -> None:
+def test_one_graph_per_branch_and_no_recompilation_when_scales_change(recompute: bool) -> None:
     torch.manual_seed(0)
     torch._dynamo.reset()
     scales = torch.empty(3)
@@ -181,7 +181,7 @@ def test_compiled_complete_and_not_again_when_scales_change(recompute: bool) -> 
     assert counter.frame_count == 1
 
 
-def test_a_carrier_that_is_none() -> None:
+def test_an_unknown_carrier_raises() -> None:
     with pytest.raises(ValueError, match="one of float16, emulated, float32, got 'float8'"):
         ScaledBranch(torch.tensor(1.0), "float8")  # type: ignore[arg-type]
 
@@ -255,15 +255,15 @@ def without_filter(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     monkeypatch.setattr(function, "backward", staticmethod(unfiltered))
 
 
-def test_an_overflow_stays_in_its_block(random_prior: Callable[..., Prior]) -> None:
+def test_an_overflow_does_not_reach_other_blocks(random_prior: Callable[..., Prior]) -> None:
     assert overflow_in_block(random_prior(), 2) == ([True, True, False, True], True)
 
 
-def test_an_overflow_above_concerns_no_block(random_prior: Callable[..., Prior]) -> None:
+def test_an_overflow_above_all_blocks_reaches_no_block(random_prior: Callable[..., Prior]) -> None:
     assert overflow_above_all(random_prior()) == [True] * 4
 
 
-def test_without_the_filter_where_gradients_leave(
+def test_an_overflow_spreads_without_the_filter_of_leaving_gradients(
     random_prior: Callable[..., Prior], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What overflows in a block goes down the identity path, to the embeddings."""
@@ -271,7 +271,7 @@ def test_without_the_filter_where_gradients_leave(
     assert overflow_in_block(random_prior(), 2) == ([True, True, False, True], False)
 
 
-def test_without_the_filter_where_gradients_arrive(
+def test_an_overflow_spreads_without_the_filter_of_arriving_gradients(
     random_prior: Callable[..., Prior], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is not finite above all blocks lowers all scales."""
@@ -279,7 +279,9 @@ def test_without_the_filter_where_gradients_arrive(
     assert overflow_above_all(random_prior()) == [False] * 4
 
 
-def test_without_either_filter(random_prior: Callable[..., Prior], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_overflow_spreads_without_both_filters(
+    random_prior: Callable[..., Prior], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What overflows in a block lowers the scales of all blocks before."""
     without_filter(monkeypatch, "_Enter")
     without_filter(monkeypatch, "_Exit")
@@ -304,13 +306,13 @@ def test_the_papers_constants() -> None:
     assert GradientScales(3).values.tolist() == [8192.0] * 3
 
 
-def test_a_finite_block_grows_by_2_in_1000_steps() -> None:
+def test_the_scale_of_a_finite_block_doubles_in_1000_steps() -> None:
     scales = GradientScales(1)
     assert updated(scales, True) == [pytest.approx(8192 * 2 ** (1 / 1000), rel=FLOAT32_NOISE)]
     assert updated(scales, True, times=999) == [pytest.approx(16384, rel=1e-4)]
 
 
-def test_an_overflow_divides_by_the_root_of_2_and_leaves_the_others_alone() -> None:
+def test_an_overflow_divides_only_the_scale_of_its_block_by_the_root_of_2() -> None:
     scales = GradientScales(3)
     grown, divided, _ = updated(scales, True, False, True)
     assert divided == pytest.approx(8192 / 2**0.5, rel=FLOAT32_NOISE)
@@ -324,13 +326,13 @@ def test_no_second_division_within_125_steps() -> None:
     assert updated(scales, False) == [pytest.approx(8192 / 2, rel=FLOAT32_NOISE)]
 
 
-def test_growth_goes_on_while_a_scale_may_not_be_divided() -> None:
+def test_scales_grow_during_the_cooldown() -> None:
     scales = GradientScales(1)
     (first,) = updated(scales, False)
     assert updated(scales, True) == [pytest.approx(first * 2 ** (1 / 1000), rel=FLOAT32_NOISE)]
 
 
-def test_limits() -> None:
+def test_scales_stay_within_their_limits() -> None:
     """Reached from both sides, and kept."""
     low, high = GradientScales(1), GradientScales(1)
     assert updated(low, False, times=125 * 12) == [pytest.approx(2**7, rel=1e-5)]
@@ -339,7 +341,7 @@ def test_limits() -> None:
     assert updated(high, True, times=5) == [2**24]
 
 
-def test_state_goes_on_where_it_stood() -> None:
+def test_a_restored_state_continues_exactly() -> None:
     generator = torch.Generator().manual_seed(0)
     flags = (torch.rand(400, 5, generator=generator) > 0.05).tolist()
     complete, first, second = GradientScales(5), GradientScales(5), GradientScales(5)
@@ -357,7 +359,7 @@ def test_state_goes_on_where_it_stood() -> None:
     assert len({*complete.values.tolist()}) > 1
 
 
-def test_views_follow_the_scales() -> None:
+def test_views_of_the_scales_are_updated_in_place() -> None:
     """Branches hold views: updates and loaded states must change the same memory."""
     scales = GradientScales(2)
     view = scales.values[1]
@@ -367,7 +369,7 @@ def test_views_follow_the_scales() -> None:
     assert view.item() == 8192
 
 
-def test_state_of_another_depth() -> None:
+def test_a_state_of_another_depth_raises() -> None:
     with pytest.raises(ValueError, match="scales of 2 residual blocks, got 3"):
         GradientScales(2).load_state_dict(GradientScales(3).state_dict())
 
@@ -383,7 +385,7 @@ def test_state_of_another_depth() -> None:
         ({"cooldown": 0}, "cooldown must be at least 1, got 0"),
     ],
 )
-def test_constants_that_make_no_sense(changes: dict[str, Any], message: str) -> None:
+def test_invalid_constants_raise(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GradientScalingConfig(**changes)
 
@@ -402,7 +404,7 @@ def benchmark() -> ModuleType:
     return module
 
 
-def test_gradients_that_fall_by_2_to_the_29(benchmark: ModuleType) -> None:
+def test_scaling_recovers_gradients_that_fall_by_2_to_the_29(benchmark: ModuleType) -> None:
     """A scale a block errs by less than a third of the best single one, in the last block; it errs little in all."""
     net = benchmark.Spread(width=16, spread=29)
     assert net.ratio() == pytest.approx(29, abs=2)
@@ -419,7 +421,7 @@ def test_gradients_that_fall_by_2_to_the_29(benchmark: ModuleType) -> None:
     assert min(scales) < max(scales) - 10
 
 
-def test_the_stored_figures_show_it() -> None:
+def test_stored_benchmark_results_show_the_effect() -> None:
     """Of the full width, as the documents quote them."""
     stored = json.loads((ROOT / "benchmarks/results/gradient_scaling.json").read_text())
     assert (stored["residual blocks"], stored["width"], stored["carrier"]) == (48, 128, "emulated")

@@ -95,7 +95,7 @@ def test_a_token_depends_on_the_caption_and_on_no_later_token(name: str) -> None
 
 
 @every_prior
-def test_an_image_depends_on_its_seed_alone(name: str) -> None:
+def test_an_image_depends_only_on_its_seed(name: str) -> None:
     prior, seeds = tiny(name), torch.arange(6).view(3, 2)
     text = captions(prior)
     options = SamplingOptions(top_k=5)
@@ -109,7 +109,7 @@ def test_an_image_depends_on_its_seed_alone(name: str) -> None:
 
 @every_prior
 @torch.no_grad()
-def test_guidance_acts_on_every_step_or_is_refused(name: str) -> None:
+def test_guidance_acts_on_every_step_or_raises(name: str) -> None:
     prior = tiny(name)
     text, seeds = captions(prior), torch.arange(3).view(3, 1)
     if type(prior).null_text is ImagePrior.null_text:
@@ -125,7 +125,7 @@ def test_guidance_acts_on_every_step_or_is_refused(name: str) -> None:
 
 
 @every_prior
-def test_windows_sample_the_same_or_are_refused(name: str) -> None:
+def test_windows_sample_the_same_codes_or_raise(name: str) -> None:
     prior = tiny(name)
     text, seeds = captions(prior), torch.arange(6).view(3, 2)
     if type(prior).window_decoding is ImagePrior.window_decoding:
@@ -138,7 +138,7 @@ def test_windows_sample_the_same_or_are_refused(name: str) -> None:
 
 
 @every_prior
-def test_it_is_saved_and_read(name: str, tmp_path: Any) -> None:
+def test_a_saved_prior_loads_equal(name: str, tmp_path: Any) -> None:
     prior = tiny(name)
     save_network(prior, PRIORS.name_of(type(prior)), tmp_path)
     back = load_prior(tmp_path)
@@ -148,7 +148,7 @@ def test_it_is_saved_and_read(name: str, tmp_path: Any) -> None:
     assert torch.equal(back.image_logits(text, codes), prior.image_logits(text, codes))
 
 
-def test_a_type_that_is_no_prior_is_named(tmp_path: Any) -> None:
+def test_an_unknown_prior_type_raises(tmp_path: Any) -> None:
     write_json(tmp_path / "config.json", {"type": "dvae"})
     with pytest.raises(ModelFolderError, match=r'expected "type": "prior"'):
         load_prior(tmp_path)

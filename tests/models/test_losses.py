@@ -45,7 +45,7 @@ def test_the_divergence_is_that_of_the_categorical_distributions() -> None:
     torch.testing.assert_close(kl_to_uniform(logits), D.kl_divergence(q, uniform), **ROUNDING)
 
 
-def test_the_divergence_lies_between_0_and_the_log_of_the_codebook() -> None:
+def test_the_divergence_is_between_0_and_the_log_of_the_codebook_size() -> None:
     same = torch.full((1, 8192, 1, 1), 3.0)
     assert float(kl_to_uniform(same)) == pytest.approx(0, abs=1e-4)
     one = torch.zeros(1, 8192, 1, 1)
@@ -72,7 +72,7 @@ def test_the_bound_does_not_depend_on_the_batch_size(batch: int) -> None:
     assert all(tensor.grad is not None for tensor in repeated)
 
 
-def test_the_bound_is_the_papers_sum_over_the_number_of_values() -> None:
+def test_the_bound_equals_the_papers_sum_over_the_number_of_values() -> None:
     x, parameters, logits = sample()
     beta, values = 6.6, 16 * 8 * 3
     nll = sum(
@@ -92,7 +92,7 @@ def test_the_bound_is_the_papers_sum_over_the_number_of_values() -> None:
     assert float(parts["kl"]) == pytest.approx(kl / 8, rel=1e-5)
 
 
-def test_the_papers_sizes_weigh_a_cell_by_1_in_192() -> None:
+def test_the_weight_of_a_cell_is_1_in_192_at_the_papers_sizes() -> None:
     x, parameters = torch.full((2, 3, 256, 256), 0.5), torch.zeros(2, 6, 256, 256)
     logits = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(0))
     without, parts = dvae_loss(x, parameters, logits, 0.0)
@@ -100,7 +100,7 @@ def test_the_papers_sizes_weigh_a_cell_by_1_in_192() -> None:
     assert float(loss - without) == pytest.approx(0.034375 * float(parts["kl"]), rel=1e-4)
 
 
-def test_the_contrastive_loss_against_loops() -> None:
+def test_the_contrastive_loss_equals_loops() -> None:
     generator = torch.Generator().manual_seed(0)
     images, texts = F.normalize(torch.randn(2, 5, 8, generator=generator), dim=-1)
     scale = torch.tensor(3.0)
@@ -133,7 +133,7 @@ def summed(leaves: list[Tensor], target: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("logits", [1, 26, 39, 1000])  # one row, two, three that do not divide five, all at once
 @pytest.mark.parametrize("positions", [0, 1, 5])
-def test_the_loss_of_a_head_in_pieces_is_that_of_all_logits(
+def test_the_chunked_loss_of_a_head_equals_that_of_all_logits(
     positions: int, logits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(losses, "LOGITS_ON_CPU", logits)
@@ -144,7 +144,7 @@ def test_the_loss_of_a_head_in_pieces_is_that_of_all_logits(
         torch.testing.assert_close(came, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_second_backward_pass_is_refused() -> None:
+def test_a_second_backward_pass_raises() -> None:
     leaves, target = head(5)
     loss = head_loss(*leaves, target)
     loss.backward(retain_graph=True)
@@ -152,7 +152,7 @@ def test_a_second_backward_pass_is_refused() -> None:
         loss.backward()
 
 
-def test_a_head_under_autocast_multiplies_in_its_type() -> None:
+def test_a_head_under_autocast_computes_in_the_autocast_dtype() -> None:
     leaves, target = head(5)
     with torch.autocast("cpu", torch.bfloat16):
         native, oracle = head_loss(*leaves, target), summed(leaves, target)
@@ -172,7 +172,7 @@ def test_a_bfloat16_head_has_bfloat16_gradients() -> None:
         torch.testing.assert_close(came, expected, atol=0.02, rtol=0.02)
 
 
-def test_without_gradients_none_are_computed() -> None:
+def test_no_gradients_are_computed_without_grad_mode() -> None:
     leaves, target = head(5)
     with torch.no_grad():
         assert head_loss(*leaves, target).grad_fn is None
@@ -181,7 +181,7 @@ def test_without_gradients_none_are_computed() -> None:
     torch.testing.assert_close(gradient, torch.autograd.grad(summed(leaves, target), leaves)[0], **ROUNDING)
 
 
-def test_a_head_computes_only_the_gradients_that_are_asked_for() -> None:
+def test_a_head_computes_only_the_required_gradients() -> None:
     target = torch.tensor([1, 0, 2])
     hidden, weight, bias = torch.randn(3, 4), torch.randn(5, 4, requires_grad=True), torch.randn(5)
     with torch.no_grad(), mock.patch.object(losses, "_add_product") as multiplied:

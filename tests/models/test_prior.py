@@ -88,7 +88,7 @@ def term(name: str) -> str:
     return next(kind for start, kind in by_start.items() if name.startswith(start))
 
 
-def test_fresh_weights() -> None:
+def test_statistics_of_initial_weights() -> None:
     torch.manual_seed(0)
     prior = Prior(PriorConfig(text_length=T, text_vocab=V, codebook_size=64, width=64, num_layers=8, num_heads=4))
     for name, parameter in prior.named_parameters():
@@ -106,7 +106,7 @@ def test_fresh_weights() -> None:
 # ------------------------------------------------------------ layout
 
 
-def test_what_stands_at_which_position(random_prior: Maker) -> None:
+def test_inputs_and_targets_by_position(random_prior: Maker) -> None:
     prior, (text, codes) = random_prior(), batch()
     received: list[Tensor] = []
     first = prior.layers[0]
@@ -165,7 +165,7 @@ def slow_logits(prior: Prior, text: list[int], codes: list[int]) -> tuple[Tensor
 @torch.no_grad()
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "flex"])
 @pytest.mark.parametrize("masks", ["row, column", "conv(kernel=3)"])
-def test_the_forward_pass_against_loops(random_prior: Maker, masks: str, backend: str) -> None:
+def test_the_forward_pass_equals_loops(random_prior: Maker, masks: str, backend: str) -> None:
     prior, (text, codes) = random_prior(masks=masks, backend=backend), batch()
     logits = prior(text, codes)
     assert logits.text.shape == (3, T, V)
@@ -180,7 +180,7 @@ def test_the_forward_pass_against_loops(random_prior: Maker, masks: str, backend
 
 
 @pytest.mark.parametrize("masks", SCHEDULES)
-def test_a_prediction_depends_on_what_comes_before_it(random_prior: Maker, masks: str) -> None:
+def test_a_prediction_depends_on_earlier_tokens(random_prior: Maker, masks: str) -> None:
     prior, (text, codes) = random_prior(masks=masks, num_layers=3), batch(2)
     inputs: list[Tensor] = []
 
@@ -225,7 +225,7 @@ def test_a_token_changes_only_later_predictions(random_prior: Maker, masks: str)
 
 
 @pytest.mark.parametrize("weight", [0.125, 0.0, 0.5])
-def test_the_loss_against_loops(random_prior: Maker, weight: float) -> None:
+def test_the_loss_equals_loops(random_prior: Maker, weight: float) -> None:
     prior, (text, codes) = random_prior(text_loss_weight=weight), batch(5)
     logits, loss = prior(text, codes), prior.loss(text, codes)
     of_text, of_image = [], []
@@ -241,7 +241,7 @@ def test_the_loss_against_loops(random_prior: Maker, weight: float) -> None:
     assert loss.total.item() == pytest.approx(weight * loss.text.item() + (1 - weight) * loss.image.item(), rel=1e-6)
 
 
-def test_the_papers_weights() -> None:
+def test_the_default_loss_weights_are_those_of_the_paper() -> None:
     assert PriorConfig().text_loss_weight == 1 / 8
 
 
@@ -317,7 +317,7 @@ def test_one_batch_can_be_overfitted() -> None:
 
 @pytest.mark.parametrize("masks", SCHEDULES)
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "flex"])
-def test_one_image_is_a_batch_and_all_weights_learn(random_prior: Maker, masks: str, backend: str) -> None:
+def test_a_batch_of_one_image_gives_all_weights_a_gradient(random_prior: Maker, masks: str, backend: str) -> None:
     prior, (text, codes) = random_prior(masks=masks, backend=backend), batch(5)
     prior.loss(text[3:4], codes[3:4]).total.backward()
     for name, parameter in prior.named_parameters():
@@ -347,7 +347,7 @@ def test_empty_captions_have_no_text_loss(random_prior: Maker) -> None:
         ((4,), (2, 3, 4), r"text must have shape \(B, 4\), got \(4,\)"),
         ((2, 4), (2, 4, 3), r"codes must have shape \(B, 3, 4\), got \(2, 4, 3\)"),
         ((2, 4), (2, 12), r"codes must have shape \(B, 3, 4\), got \(2, 12\)"),
-        ((2, 4), (3, 3, 4), "text and codes must have one batch size, got 2 and 3"),
+        ((2, 4), (3, 3, 4), "text and codes must have the same batch size, got 2 and 3"),
     ],
 )
 def test_shapes_are_checked(random_prior: Maker, text: tuple[int, ...], codes: tuple[int, ...], message: str) -> None:
@@ -366,7 +366,7 @@ def test_shapes_are_checked(random_prior: Maker, text: tuple[int, ...], codes: t
         ({"masks": "conv(kernal=3)"}, "Did you mean 'kernel'"),
     ],
 )
-def test_a_bad_configuration_is_refused(wrong: dict[str, Any], message: str) -> None:
+def test_invalid_configurations_raise(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PriorConfig(**wrong)
 
@@ -387,7 +387,7 @@ def grown_pair(random_prior: Maker) -> tuple[Prior, Prior]:
     return small, large
 
 
-def test_a_grown_prior_knows_what_the_small_one_knew(random_prior: Maker) -> None:
+def test_a_grown_prior_has_the_weights_of_the_small_one(random_prior: Maker) -> None:
     small, large = grown_pair(random_prior)
     for name, weight in small.state_dict().items():
         own = large.state_dict()[name]
@@ -398,13 +398,13 @@ def test_a_grown_prior_knows_what_the_small_one_knew(random_prior: Maker) -> Non
         assert rows[0::2].equal(getattr(small, position).weight)
     text, codes = batch()
     enlarged = codes.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    with torch.no_grad():  # the text never sees the grid
+    with torch.no_grad():  # text does not attend to the grid
         torch.testing.assert_close(small(text, codes).text, large(text, enlarged).text, **ROUNDING)
 
 
-def test_a_prior_grows_only_from_its_like(random_prior: Maker) -> None:
+def test_growing_from_another_architecture_raises(random_prior: Maker) -> None:
     small, large = grown_pair(random_prior)
-    with pytest.raises(ValueError, match="alone"):
+    with pytest.raises(ValueError, match="can only grow from one that differs in image_height and image_width"):
         large.grow_from(Prior(replace(small.config, text_length=T + 1)))
     with pytest.raises(ValueError, match=f"image_height {2 * H} is not a multiple of {2 * H - 1}"):
         large.grow_from(Prior(replace(small.config, image_height=2 * H - 1)))

@@ -27,7 +27,7 @@ def codes_of(prior: Prior) -> torch.Tensor:
 @needs_torchao
 @pytest.mark.parametrize(("bits", "least", "most"), [("int8", 1e-5, 0.02), ("int4", 0.005, 0.3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_layers_are_rounded_and_the_rest_stays(
+def test_only_matrices_of_layers_are_quantized(
     random_prior: Maker, bits: Bits, least: float, most: float, dtype: torch.dtype
 ) -> None:
     prior = random_prior(width=32, num_layers=2).to(dtype)
@@ -61,7 +61,7 @@ def test_cached_decoding_equals_the_full_forward_of_the_same_weights(random_prio
 
 
 @needs_torchao
-def test_what_does_not_fit_is_refused_before_anything_changes(random_prior: Maker) -> None:
+def test_invalid_networks_raise_before_any_change(random_prior: Maker) -> None:
     prior = random_prior()
     with pytest.raises(
         ValueError, match=r"int4 needs rows of a multiple of 32 weights, layers\.0\.attention\.qkv has 16"
@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_refused_before_anything_changes(random_prior: Make
     assert not is_quantized(prior)
 
 
-def test_without_torchao_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_torchao_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(ImportError, match=r"int8 weights need torchao: pip install 'dalle-zoo\[quantize\]'"):
         quantize(nn.Sequential(nn.Linear(4, 4)), "int8")

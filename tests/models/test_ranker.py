@@ -60,14 +60,14 @@ def test_features_are_unit_vectors(ranker: Ranker, images: torch.Tensor) -> None
         assert torch.allclose(features.norm(dim=1), torch.ones(4))
 
 
-def test_a_caption_is_read_at_its_own_end(ranker: Ranker) -> None:
+def test_features_of_a_caption_are_taken_at_its_end_token(ranker: Ranker) -> None:
     together = ranker.text_features(CAPTIONS)
     alone = torch.cat([ranker.text_features([caption]) for caption in CAPTIONS])
     assert torch.allclose(together, alone, atol=FLOAT_NOISE)
     assert len({tuple(row) for row in together.tolist()}) == len(CAPTIONS)
 
 
-def test_ids_have_start_end_and_a_limit(ranker: Ranker) -> None:
+def test_ids_have_start_and_end_tokens_and_a_limit(ranker: Ranker) -> None:
     ids = ranker.encode_text(CAPTIONS)
     assert ids.shape == (4, 20)
     assert ids[0].tolist() == [256, *b"a red apple", *[257] * 8]
@@ -75,7 +75,7 @@ def test_ids_have_start_end_and_a_limit(ranker: Ranker) -> None:
     assert ids[2, -1] == 257  # a truncated caption still ends
 
 
-def test_a_caption_that_spells_the_end_does_not_end_there(ranker: Ranker) -> None:
+def test_a_caption_cannot_contain_the_end_token(ranker: Ranker) -> None:
     assert ranker.encode_text([END + "x"])[0].tolist() == [256, *f"{END}x".encode(), 257]
 
 
@@ -88,7 +88,7 @@ def test_scores_equal_those_of_transformers(ranker: Ranker, images: torch.Tensor
     assert ranker.rank(images, CAPTIONS[0]).tolist() == expected[:, 0].argsort(descending=True).tolist()
 
 
-def test_a_saved_ranker_comes_back(ranker: Ranker, images: torch.Tensor, tmp_path: Path) -> None:
+def test_a_saved_ranker_loads_equal(ranker: Ranker, images: torch.Tensor, tmp_path: Path) -> None:
     ranker.save(tmp_path / "ranker")
     again = Ranker.from_folder(tmp_path / "ranker")
     assert again.preprocessing == ranker.preprocessing
@@ -126,7 +126,7 @@ def test_external_preprocessing_is_that_of_transformers(size: tuple[int, int]) -
     assert (got - expected).abs().max() < PIL_NOISE
 
 
-def test_external_folder_of_the_legacy_kind(tmp_path: Path, images: torch.Tensor) -> None:
+def test_a_legacy_external_folder_loads(tmp_path: Path, images: torch.Tensor) -> None:
     """OpenAI's own configs say that the end is id 2; it is the highest id."""
     torch.manual_seed(0)
     ranker = Ranker.create(tiny_config(), ByteTokenizer()).eval()
@@ -141,7 +141,7 @@ def test_external_folder_of_the_legacy_kind(tmp_path: Path, images: torch.Tensor
     assert legacy.scores(images, CAPTIONS).shape == (4,)
 
 
-def test_wrong_folders_say_what_is_wrong(ranker: Ranker, tmp_path: Path) -> None:
+def test_invalid_folders_raise(ranker: Ranker, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         Ranker.from_folder(tmp_path)
     ranker.save(tmp_path)
@@ -160,7 +160,7 @@ def test_wrong_folders_say_what_is_wrong(ranker: Ranker, tmp_path: Path) -> None
         Ranker.from_folder(tmp_path)
 
 
-def test_missing_weights_are_refused(ranker: Ranker, tmp_path: Path) -> None:
+def test_missing_weights_raise(ranker: Ranker, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     ranker.save(tmp_path)
@@ -171,7 +171,7 @@ def test_missing_weights_are_refused(ranker: Ranker, tmp_path: Path) -> None:
         Ranker.from_folder(tmp_path)
 
 
-def test_a_tokenizer_of_another_model_is_refused(ranker: Ranker, tmp_path: Path) -> None:
+def test_a_tokenizer_of_another_model_raises(ranker: Ranker, tmp_path: Path) -> None:
     ranker.save(tmp_path)
     ByteTokenizer().save(tmp_path)
     with pytest.raises(ValueError, match="do not belong together"):
@@ -187,12 +187,12 @@ def test_a_tokenizer_of_another_model_is_refused(ranker: Ranker, tmp_path: Path)
         ({"text_length": 2}, "text_length"),
     ],
 )
-def test_impossible_configs_are_refused(changes: dict[str, int], message: str) -> None:
+def test_invalid_configs_raise(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_config(**changes)
 
 
-def test_wrong_arguments_are_refused(ranker: Ranker, images: torch.Tensor) -> None:
+def test_invalid_arguments_raise(ranker: Ranker, images: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="set text_vocab to 256"):
         Ranker.create(tiny_config(text_vocab=300), ByteTokenizer())
     with pytest.raises(ValueError, match="one per image"):
@@ -209,7 +209,7 @@ def test_importing_the_ranker_does_not_import_transformers() -> None:
     assert out.stdout.strip() == "False"
 
 
-def test_retrieval_counts_partners_among_the_nearest() -> None:
+def test_retrieval_is_the_share_of_pairs_among_the_nearest() -> None:
     """Images 0 and 1 are swapped, 2 is right; of the captions likewise."""
     image = torch.eye(3)
     text = torch.eye(3)[[1, 0, 2]]
@@ -219,6 +219,6 @@ def test_retrieval_counts_partners_among_the_nearest() -> None:
     assert got["image_to_text_top3"] == 1
 
 
-def test_retrieval_gives_nothing_for_a_collapsed_network() -> None:
+def test_retrieval_of_a_collapsed_network_is_0() -> None:
     same = torch.ones(4, 2)
     assert retrieval_accuracy(same, same, ks=(1,))["image_to_text_top1"] == 0

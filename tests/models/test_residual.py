@@ -38,7 +38,7 @@ def test_blocks_are_in_order_of_depth_and_name_their_branch() -> None:
         assert prior.get_submodule(block.name) is block.branch
 
 
-def test_recomputing_changes_no_gradient_and_keeps_the_inputs_alone() -> None:
+def test_recomputation_gives_equal_gradients_and_stores_only_inputs() -> None:
     prior = Prior(CONFIG)
     disturb(prior)
     expected = gradients(prior)
@@ -123,7 +123,7 @@ def test_blocks_compiled_to_machine_code_equal_eager_ones() -> None:
     compare_with_compiled(recompute=False)
 
 
-def test_what_is_put_around_a_branch_is_used() -> None:
+def test_a_branch_calls_its_around_function() -> None:
     prior = Prior(CONFIG)
     disturb(prior)
     text, codes = torch.tensor([[1, 2, 12, 13]]), torch.tensor([[[0, 1, 2], [3, 4, 5]]])
@@ -147,11 +147,11 @@ def test_fresh_weights_are_a_function_of_seed_and_name() -> None:
     assert not torch.equal(first.layers[0].attention.qkv.weight, first.layers[1].attention.qkv.weight)
 
 
-def test_the_names_of_the_weights_do_not_show_the_residual_path() -> None:
+def test_weight_names_do_not_contain_the_residual_path() -> None:
     assert not [name for name in Prior(CONFIG).state_dict() if "residual" in name]
 
 
 @pytest.mark.parametrize("name", ["text_position.weight", "layers.0.mlp.hidden.weight"])
-def test_fresh_matrices_have_the_standard_deviation_they_are_said_to_have(name: str) -> None:
+def test_initial_matrices_have_the_declared_standard_deviation(name: str) -> None:
     prior = Prior(PriorConfig(**{**CONFIG.__dict__, "width": 512}))
     assert prior.get_parameter(name).std().item() == pytest.approx(0.02, rel=0.1)

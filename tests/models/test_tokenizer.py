@@ -75,7 +75,7 @@ def test_images_to_codes_and_back(tokenizer: ImageTokenizer) -> None:
 
 
 @torch.no_grad()
-def test_deterministic_in_training_too(tokenizer: ImageTokenizer) -> None:
+def test_encoding_is_deterministic_in_training_mode(tokenizer: ImageTokenizer) -> None:
     tokenizer.train()
     images = torch.rand(3, 3, tokenizer.image_size, tokenizer.image_size)
     codes = tokenizer.encode(images)
@@ -124,11 +124,11 @@ def test_codes_are_checked(codes: Tensor, message: str) -> None:
         dvae().decode(codes)
 
 
-def test_an_empty_batch_is_no_error() -> None:
+def test_an_empty_batch_gives_empty_results() -> None:
     assert dvae().decode(torch.zeros(0, 4, 4, dtype=torch.long)).shape == (0, 3, 16, 16)
 
 
-def test_names() -> None:
+def test_unknown_image_tokenizers_raise() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'dvae'"):
         IMAGE_TOKENIZERS["dvea"]
     with pytest.raises(TypeError, match="must derive from ImageTokenizer"):

@@ -47,7 +47,9 @@ def test_strategies_and_options_are_those_of_training() -> None:
         ("hsdp_powersgd(rank=896)", 8, 128, (8, 1), (1, 128)),
     ],
 )
-def test_groups(strategy: str, devices: int, nodes: int, shards: tuple[int, int], replicas: tuple[int, int]) -> None:
+def test_groups_of_shards_and_replicas(
+    strategy: str, devices: int, nodes: int, shards: tuple[int, int], replicas: tuple[int, int]
+) -> None:
     sharding = sharding_of(strategy, devices, nodes)
     assert (sharding.shards.per_node, sharding.shards.nodes) == shards
     assert (sharding.replicas.per_node, sharding.replicas.nodes) == replicas
@@ -67,7 +69,7 @@ def test_groups(strategy: str, devices: int, nodes: int, shards: tuple[int, int]
         ("hsdp(8)", "an option of 'hsdp' is written"),
     ],
 )
-def test_unknown_or_invalid_strategies(strategy: str, message: str) -> None:
+def test_unknown_or_invalid_strategies_raise(strategy: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sharding_of(strategy, 8, 2)
 

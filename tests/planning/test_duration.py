@@ -112,7 +112,7 @@ def test_dtypes_that_the_gpu_lacks_run_at_the_rate_of_float32() -> None:
 
 
 @pytest.mark.parametrize(("mfu", "intra"), [(0, None), (1.5, None), (0.4, -1.0), (0.4, 0.0)])
-def test_rates_out_of_range(mfu: float, intra: float | None) -> None:
+def test_rates_out_of_range_raise(mfu: float, intra: float | None) -> None:
     with pytest.raises(ValueError, match=r"mfu must be in|intra must be above 0"):
         rates_of(GPU_OF_TEN, Setup(devices=1), mfu, intra)
 

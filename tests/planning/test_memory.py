@@ -214,14 +214,14 @@ def test_twelve_billion_parameters_do_not_fit_one_gpu_of_16_gib() -> None:
         assert memory.total > 16 * GIB
 
 
-def test_sharded_over_eight_they_fit_in_the_papers_formats() -> None:
+def test_twelve_billion_parameters_fit_eight_gpus_in_the_papers_formats() -> None:
     setup = replace(SHARDED, paper_formats=True)
     assert memory_of(PAPER, setup).total < 16 * GIB
     assert memory_of(PAPER, replace(setup, recompute=False)).total > 16 * GIB
     assert memory_of(PAPER, replace(setup, strategy="ddp_powersgd(rank=896)")).total > 16 * GIB
 
 
-def test_float32_weights_and_moments_do_not_fit_there() -> None:
+def test_float32_weights_and_moments_do_not_fit_gpus_of_16_gib() -> None:
     memory = memory_of(PAPER, SHARDED, reserve=0)
     assert memory.held["weights"] + memory.held["gradients"] + memory.held["AdamW moments"] > 16 * GIB
     assert memory_of(PAPER, replace(SHARDED, moments="8bit")).total > 16 * GIB
@@ -261,15 +261,15 @@ def test_averages_on_the_host_are_counted_for_every_process_of_a_node() -> None:
 
 def test_phases_of_a_step() -> None:
     memory = memory_of(PriorWorkload(DEEP), Setup(devices=1, recompute=True))
-    assert set(memory.moments) == {FORWARD, BACKWARD, STEP}
-    assert memory.fullest == max(memory.moments, key=lambda name: sum(memory.moments[name].values()))
+    assert set(memory.phases) == {FORWARD, BACKWARD, STEP}
+    assert memory.fullest == max(memory.phases, key=lambda name: sum(memory.phases[name].values()))
     # With accumulation, old gradients exist together with activations.
     again = memory_of(PriorWorkload(DEEP), Setup(devices=1, recompute=True, accumulate=2))
-    assert sum(again.moments[BACKWARD].values()) > sum(memory.moments[BACKWARD].values())
+    assert sum(again.phases[BACKWARD].values()) > sum(memory.phases[BACKWARD].values())
 
 
 def test_sixteen_bit_gradients_are_exchanged_through_float32() -> None:
     setup = Setup(devices=2, nodes=2, strategy="hsdp_powersgd(rank=16)", precision="bf16-true")
     work = PriorWorkload(DEEP)
-    step = [sum(memory_of(work, replace(setup, precision=p)).moments[STEP].values()) for p in ("bf16-true", "32-true")]
+    step = [sum(memory_of(work, replace(setup, precision=p)).phases[STEP].values()) for p in ("bf16-true", "32-true")]
     assert step[0] - step[1] == 4 * factors_of(work.parameters, 2, 8).matrices

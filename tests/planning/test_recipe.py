@@ -11,13 +11,12 @@ from lightning.pytorch import Trainer
 
 from dalle_zoo.planning.formats import MOMENTS, PRECISIONS
 from dalle_zoo.planning.memory import CHUNK
-from dalle_zoo.planning.recipe import AVERAGING, READ, read_setup, read_work
+from dalle_zoo.planning.recipe import AVERAGING, READ, WORKLOADS, read_setup, read_work
 from dalle_zoo.planning.setup import Setup
 from dalle_zoo.recipes import find_recipe, list_recipes
-from dalle_zoo.training import optimizer, precision
+from dalle_zoo.training import STAGES, optimizer, precision
 from dalle_zoo.training.averaging import WeightEMA
 from dalle_zoo.training.data_modules import CodeDataModule, ImageDataModule
-from dalle_zoo.training.dvae_module import DVAEModule
 from dalle_zoo.training.prior_module import PriorModule
 
 PRIOR: dict[str, Any] = {
@@ -46,9 +45,11 @@ def test_names_and_defaults_are_those_of_training() -> None:
     assert setup.nodes == default(Trainer, "num_nodes")
     assert setup.accumulate == default(Trainer, "accumulate_grad_batches")
     assert setup.recompute == default(PriorModule, "recompute")
-    for module in (PriorModule, DVAEModule):
-        own = read_setup(with_key("model.class_path", module.__name__))
-        adamw = default(module, "adamw")
+    assert {workload.stage for workload in WORKLOADS.values()} == {*STAGES} - {"ranker"}
+    for name, workload in WORKLOADS.items():
+        assert STAGES[workload.stage].__name__ == name
+        own = read_setup(with_key("model.class_path", name))
+        adamw = default(STAGES[workload.stage], "adamw")
         assert (own.moments, own.clips_variance) == (adamw.moments, adamw.variance_clip is not None)
     assert default(Trainer, "strategy") == setup.strategy
     assert default(Trainer, "precision") is None  # which means float32
@@ -103,7 +104,7 @@ def test_every_key_is_read(key: str, value: Any, field: str, expected: Any) -> N
         ("model.init_args.recompute", "yes", "model.init_args.recompute must be true or false, got 'yes'"),
     ],
 )
-def test_invalid_values(key: str, value: Any, message: str) -> None:
+def test_invalid_values_raise(key: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_setup(with_key(key, value))
 
@@ -118,7 +119,7 @@ def test_invalid_values(key: str, value: Any, message: str) -> None:
         ("model.class_path", None, "model.class_path is 'missing'"),
     ],
 )
-def test_invalid_networks(key: str, value: Any, message: str) -> None:
+def test_invalid_networks_raise(key: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_work(with_key(key, value))
 
@@ -140,7 +141,7 @@ def test_combinations_that_do_not_train_raise(stage: str, changes: dict[str, Any
         read_work(keys).check(Setup(devices=2, **changes))
 
 
-def test_every_recipe_but_rankers_can_be_planned() -> None:
+def test_every_recipe_except_rankers_can_be_planned() -> None:
     planned = 0
     for name in list_recipes():
         keys = yaml.safe_load(find_recipe(name).read_text(encoding="utf-8"))

@@ -23,7 +23,7 @@ def total(setup: Setup) -> float:
     return memory_of(WORK, setup).total
 
 
-def test_the_smallest_change_comes_first_and_alone() -> None:
+def test_a_single_sufficient_change_comes_first() -> None:
     limit = total(replace(START, recompute=True))
     first, *rest = suggestions(WORK, START, limit)
     assert first.keys == ("--model.init_args.recompute true",)
@@ -44,7 +44,7 @@ def test_the_smallest_change_comes_first_and_alone() -> None:
         (replace(START, strategy="fsdp2"), "--trainer.strategy fsdp2"),
     ],
 )
-def test_every_change_is_found_where_it_suffices(needs: Setup, keys: str) -> None:
+def test_every_change_is_suggested_if_it_suffices(needs: Setup, keys: str) -> None:
     found = suggestions(WORK, START, total(needs), most=50)
     assert (keys,) in [suggestion.keys for suggestion in found]
 
@@ -95,11 +95,11 @@ def test_sharding_is_never_suggested_for_a_dvae() -> None:
     )
 
 
-def test_no_suggestion_where_one_sample_is_too_large() -> None:
+def test_no_suggestions_if_one_sample_is_too_large() -> None:
     assert suggestions(WORK, START, 0.5 * GIB) == []
 
 
-def test_changes_that_change_nothing_are_not_offered() -> None:
+def test_changes_without_effect_are_not_suggested() -> None:
     done = Setup(devices=1, batch=1, precision="bf16-true", moments="8bit", recompute=True)
     offered = [change.words for change in CHANGES if list(change.variants(WORK, done))]
     assert offered == ["shard over more GPUs"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dalle_zoo.masks import MASKS, Mask, TextImageLayout
-from dalle_zoo.models.cache import Places
+from dalle_zoo.models.cache import StepSlots
 from dalle_zoo.models.decoding import PriorDecoding
 from dalle_zoo.models.prior import Prior
 from dalle_zoo.sampling import (
@@ -105,7 +105,7 @@ def test_the_back_end_does_not_change_the_images(random_prior: Maker, backend: s
     assert torch.equal(sample_codes(random_prior(masks="paper", backend=backend), TEXT, make_seeds()), expected)
 
 
-def test_decode_logits_needs_no_guard_against_gradients(random_prior: Maker) -> None:
+def test_decoding_works_with_gradients_enabled(random_prior: Maker) -> None:
     first = next(decode_logits(random_prior(), TEXT, torch.zeros(3, 1, H, W, dtype=torch.long)))
     assert not first.requires_grad
 
@@ -118,7 +118,7 @@ def test_decode_logits_needs_no_guard_against_gradients(random_prior: Maker) -> 
     [("row", 5), ("full", 12), ("column", 9), ("conv(kernel=3)", 8)],
     # A row mask reads the 4 cells before and itself; offsets of the convolution reach 2 * 4 - 1.
 )
-def test_a_cache_holds_what_is_still_read(random_prior: Maker, masks: str, slots: int) -> None:
+def test_a_cache_retains_keys_until_their_last_read(random_prior: Maker, masks: str, slots: int) -> None:
     decoder = PriorDecoding(random_prior(masks=masks), TEXT, 5)
     for cache in decoder.caches:
         assert cache.key.shape == cache.value.shape == (3, 2, 5, slots, 8)
@@ -138,14 +138,14 @@ def test_a_step_reads_no_slot_that_its_mask_forbids(random_prior: Maker, masks: 
     decoder = PriorDecoding(prior, TEXT, 2)
     cache, dense = decoder.caches[0], prior.masks[0].dense()[T:, T:]
     codes = torch.randint(K, (3, 2, N), generator=torch.Generator().manual_seed(0))
-    plan = cache.places.plan
+    plan = cache.slots.plan
     with torch.no_grad():
         for step in range(N):
-            place = cache.places.at(step)
-            reads = torch.arange(plan.num_slots)[place.read]
-            count = len(reads) if place.bias is None else int((place.bias == 0).sum())
+            slots = cache.slots.at(step)
+            reads = torch.arange(plan.num_slots)[slots.read]
+            count = len(reads) if slots.bias is None else int((slots.bias == 0).sum())
             assert count == int(dense[step].sum())
-            # What the step does not read is not a number, but for slots that it reads masked.
+            # Slots that the step does not read are filled with NaN.
             idle = torch.ones(plan.num_slots, dtype=torch.bool).index_fill(0, reads, False)
             retained = cache.key[:, :, :, idle], cache.value[:, :, :, idle]
             cache.key[:, :, :, idle], cache.value[:, :, :, idle] = torch.nan, torch.nan
@@ -154,11 +154,11 @@ def test_a_step_reads_no_slot_that_its_mask_forbids(random_prior: Maker, masks: 
 
 
 @pytest.mark.parametrize(("masks", "gathered"), [("row", 0), ("full", 0), ("column", 29), ("conv", 15)])
-def test_keys_that_a_step_reads_lie_side_by_side(masks: str, gathered: int) -> None:
+def test_slots_that_a_step_reads_are_mostly_contiguous(masks: str, gathered: int) -> None:
     """Nearly always; those of the last row of a column mask take the slots of other columns."""
     mask = Mask.from_spec(masks, TextImageLayout(text=1, height=32, width=32))
-    places = Places(mask, 1, torch.device("cpu"), torch.float32)
-    reads = [places.at(step).read for step in range(32 * 32)]
+    slots = StepSlots(mask, 1, torch.device("cpu"), torch.float32)
+    reads = [slots.at(step).read for step in range(32 * 32)]
     assert sum(not isinstance(read, slice) for read in reads) == gathered
     needed = int(mask.decode_table().valid.sum())
     touched = sum(read.stop - read.start if isinstance(read, slice) else len(read) for read in reads)
@@ -169,7 +169,7 @@ def test_keys_that_a_step_reads_lie_side_by_side(masks: str, gathered: int) -> N
 
 
 @every_schedule
-def test_a_step_by_number_on_the_device_is_the_same(random_prior: Maker, masks: str) -> None:
+def test_a_step_index_on_the_device_gives_the_same_logits(random_prior: Maker, masks: str) -> None:
     prior = random_prior(masks=masks, num_layers=4)
     codes = torch.randint(K, (3, 2, N), generator=torch.Generator().manual_seed(0))
     by_host, by_device = PriorDecoding(prior, TEXT, 2), PriorDecoding(prior, TEXT, 2)
@@ -181,7 +181,7 @@ def test_a_step_by_number_on_the_device_is_the_same(random_prior: Maker, masks: 
             torch.testing.assert_close(came, expected, **DECODING)
 
 
-def test_a_repeated_step_samples_the_same(random_prior: Maker) -> None:
+def test_a_repeated_step_gives_the_same_sample(random_prior: Maker) -> None:
     prior, seeds, options = (
         random_prior(masks="paper", num_layers=3),
         make_seeds(),
@@ -261,7 +261,7 @@ def test_guidance_acts_at_every_step_and_changes_no_input(random_prior: Maker) -
     torch.testing.assert_close(guided[2], null[2], **DECODING)  # the empty caption is its own null
 
 
-def test_guidance_of_one_is_none_and_of_zero_forgets_the_caption(random_prior: Maker) -> None:
+def test_guidance_of_1_has_no_effect_and_of_0_ignores_the_caption(random_prior: Maker) -> None:
     prior, seeds = random_prior(), make_seeds()
     plain = sample_codes(prior, TEXT, seeds)
     assert torch.equal(sample_codes(prior, TEXT, seeds, SamplingOptions(guidance_scale=1.0)), plain)
@@ -273,7 +273,7 @@ def test_guidance_of_one_is_none_and_of_zero_forgets_the_caption(random_prior: M
 # ------------------------------------------------------------ seeds
 
 
-def test_an_image_depends_on_its_caption_and_seed_alone(random_prior: Maker) -> None:
+def test_an_image_depends_only_on_its_caption_and_seed(random_prior: Maker) -> None:
     prior, seeds = random_prior(masks="paper", num_layers=3), make_seeds(3, 4)
     together = sample_codes(prior, TEXT, seeds)
     for p in range(3):
@@ -287,7 +287,7 @@ def test_an_image_depends_on_its_caption_and_seed_alone(random_prior: Maker) -> 
     assert torch.equal(as_rows.view_as(together), together)
 
 
-def test_the_global_generator_plays_no_part(random_prior: Maker) -> None:
+def test_the_global_generator_is_not_used(random_prior: Maker) -> None:
     prior, state = random_prior(), torch.random.get_rng_state()
     first = sample_codes(prior, TEXT, make_seeds())
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -316,7 +316,9 @@ def test_top_k_leaves_k_tokens_at_every_step(random_prior: Maker) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 4, 7, 12])
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
-def test_primed_tokens_stay_and_the_rest_is_sampled(random_prior: Maker, count: int, guidance_scale: float) -> None:
+def test_primed_tokens_are_unchanged_and_the_rest_is_sampled(
+    random_prior: Maker, count: int, guidance_scale: float
+) -> None:
     prior, seeds = random_prior(), make_seeds(3, 5)
     given = first_tokens(3, count)
     recorder = Recorder(guidance_scale=guidance_scale)
@@ -375,20 +377,20 @@ def test_the_likelihood_of_tokens(random_prior: Maker) -> None:
 # ------------------------------------------------------------ the rest
 
 
-def test_progress_counts_the_tokens(random_prior: Maker) -> None:
+def test_progress_counts_tokens(random_prior: Maker) -> None:
     calls: list[tuple[int, int]] = []
     sample_codes(random_prior(), TEXT, make_seeds(), progress=lambda done, total: calls.append((done, total)))
     assert calls == [(done, N) for done in range(1, N + 1)]
 
 
-def test_in_bfloat16(random_prior: Maker) -> None:
+def test_sampling_in_bfloat16(random_prior: Maker) -> None:
     codes = sample_codes(random_prior().to(torch.bfloat16), TEXT, make_seeds(), SamplingOptions(guidance_scale=2.0))
     assert codes.shape == (3, 2, H, W)
     assert codes.min() >= 0
     assert codes.max() < K
 
 
-def test_training_goes_on_afterwards(random_prior: Maker) -> None:
+def test_training_continues_after_sampling(random_prior: Maker) -> None:
     prior = random_prior(masks="conv(kernel=5)").train()
     codes = sample_codes(prior, TEXT, make_seeds())
     assert prior.training
@@ -413,7 +415,7 @@ def test_training_goes_on_afterwards(random_prior: Maker) -> None:
         ({"given": torch.full((3, H, W), -2)}, r"given must hold codes in 0\.\.6, or -1 where to sample, got -2"),
     ],
 )
-def test_bad_arguments_are_refused(random_prior: Maker, wrong: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_raise(random_prior: Maker, wrong: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"text": TEXT, "seeds": make_seeds()} | wrong
     with pytest.raises(ValueError, match=message):
         sample_codes(random_prior(), **arguments)
@@ -421,6 +423,6 @@ def test_bad_arguments_are_refused(random_prior: Maker, wrong: dict[str, Any], m
 
 @pytest.mark.parametrize("shape", [(0, 2), (3, 0)])
 @pytest.mark.parametrize("window", [None, 2])
-def test_nothing_to_generate(random_prior: Maker, shape: tuple[int, int], window: int | None) -> None:
+def test_empty_inputs_of_generation(random_prior: Maker, shape: tuple[int, int], window: int | None) -> None:
     seeds = torch.zeros(shape, dtype=torch.long)
     assert sample_codes(random_prior(), TEXT[: shape[0]], seeds, window=window).shape == (*shape, H, W)

@@ -52,7 +52,9 @@ def assert_equal_codes(prior: Prior, window: int, text: Tensor = TEXT, seeds: Te
 @every_mask
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("grid", [(3, 4), (5, 3), (1, 7), (7, 1)], ids=str)
-def test_codes_are_those_of_single_tokens(random_prior: Maker, masks: str, window: int, grid: tuple[int, int]) -> None:
+def test_windows_give_the_codes_of_single_tokens(
+    random_prior: Maker, masks: str, window: int, grid: tuple[int, int]
+) -> None:
     prior = random_prior(masks=masks, num_layers=4, image_height=grid[0], image_width=grid[1])
     passes = assert_equal_codes(prior, window)
     assert passes == grid[0] * grid[1] if window == 1 else passes <= grid[0] * grid[1]
@@ -72,7 +74,7 @@ def test_codes_are_those_of_single_tokens(random_prior: Maker, masks: str, windo
     ],
     ids=str,
 )
-def test_with_every_option(random_prior: Maker, masks: str, options: dict[str, Any]) -> None:
+def test_windows_with_every_sampling_option(random_prior: Maker, masks: str, options: dict[str, Any]) -> None:
     prior = random_prior(masks=masks, num_layers=4)
     for window in (3, 1000):
         assert_equal_codes(prior, window, **options)
@@ -80,7 +82,7 @@ def test_with_every_option(random_prior: Maker, masks: str, options: dict[str, A
 
 @every_mask
 @pytest.mark.parametrize("count", [0, 1, 4, 7, 11, 12])
-def test_given_tokens_are_kept_and_run(random_prior: Maker, masks: str, count: int) -> None:
+def test_windows_with_primed_tokens(random_prior: Maker, masks: str, count: int) -> None:
     prior = random_prior(masks=masks, num_layers=4)
     given = torch.randint(K, (3, 12), generator=torch.Generator().manual_seed(4))
     given[:, count:] = SAMPLE
@@ -101,13 +103,13 @@ def test_given_tokens_may_be_anywhere(random_prior: Maker, masks: str) -> None:
 
 
 @pytest.mark.parametrize(("prompts", "candidates"), [(1, 1), (1, 5), (3, 1), (2, 4)])
-def test_several_prompts_and_candidates(random_prior: Maker, prompts: int, candidates: int) -> None:
+def test_windows_with_several_prompts_and_candidates(random_prior: Maker, prompts: int, candidates: int) -> None:
     prior = random_prior(masks="paper(kernel=3)", num_layers=4)
     seeds = torch.tensor([[derive_seed("many", p, n) for n in range(candidates)] for p in range(prompts)])
     assert_equal_codes(prior, 5, TEXT[:prompts], seeds)
 
 
-def test_a_larger_grid(random_prior: Maker) -> None:
+def test_windows_on_a_larger_grid(random_prior: Maker) -> None:
     """The cache overwrites slots many times over, and the window moves by one token and by many."""
     prior = random_prior(masks="paper(kernel=5)", num_layers=4, image_height=9, image_width=11, codebook_size=50)
     for window in WINDOWS:
@@ -115,7 +117,7 @@ def test_a_larger_grid(random_prior: Maker) -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu(random_prior: Maker) -> None:
+def test_windows_on_a_gpu(random_prior: Maker) -> None:
     prior = random_prior(masks="paper(kernel=3)", num_layers=4).cuda()
     assert_equal_codes(prior, 5, TEXT.cuda(), SEEDS.cuda(), options=SamplingOptions(guidance_scale=1.5))
 
@@ -123,7 +125,7 @@ def test_on_a_gpu(random_prior: Maker) -> None:
 # ------------------------------------------------------------ passes
 
 
-def test_tokens_that_do_not_depend_on_each_other_take_one_pass_a_window(random_prior: Maker) -> None:
+def test_independent_tokens_take_one_pass_per_window(random_prior: Maker) -> None:
     prior = random_prior()
     with torch.no_grad():
         prior.image_head.weight.zero_()
@@ -141,7 +143,7 @@ def chain(index: int, previous: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-def test_tokens_that_all_hang_on_the_one_before(window: int) -> None:
+def test_tokens_that_depend_on_the_one_before_take_one_pass_each(window: int) -> None:
     """The worst case: still right, and no more passes than tokens."""
     passes, seeds = Passes(), SEEDS[:1]
     tokens = sample_windows(
@@ -157,7 +159,7 @@ def test_tokens_that_all_hang_on_the_one_before(window: int) -> None:
     assert len(passes.done) <= 23
 
 
-def test_a_window_begins_behind_the_slowest_candidate_and_others_keep_their_tokens() -> None:
+def test_a_window_begins_after_the_slowest_candidate_and_others_retain_their_tokens() -> None:
     """The first candidate's tokens come from its noise alone, those of the second are a chain."""
     seen = []
 
@@ -185,6 +187,6 @@ def test_a_window_begins_behind_the_slowest_candidate_and_others_keep_their_toke
 
 
 @pytest.mark.parametrize("window", [0, -3])
-def test_a_window_holds_a_token_at_least(random_prior: Maker, window: int) -> None:
+def test_a_window_below_1_raises(random_prior: Maker, window: int) -> None:
     with pytest.raises(ValueError, match=f"window must be at least 1.* got {window}"):
         sample_codes(random_prior(), TEXT, SEEDS, window=window)

@@ -35,7 +35,7 @@ def uniform(seeds: Tensor, step: int, size: int) -> Tensor:
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 1023])
-def test_the_hash_against_integers(step: int) -> None:
+def test_the_hash_equals_integer_arithmetic(step: int) -> None:
     seeds = [0, 1, 2**40 + 17, 2**63 - 1, derive_seed(0, "prompt", 3)]
     came = gumbel(torch.tensor(seeds), step, 9)
     assert came.dtype == torch.float32
@@ -44,7 +44,7 @@ def test_the_hash_against_integers(step: int) -> None:
     torch.testing.assert_close(came, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_uniform_and_gumbel() -> None:
+def test_distributions_of_uniform_and_gumbel_noise() -> None:
     count = 64 * 16_384
     u = uniform(torch.arange(64), 5, 16_384)
     counts = torch.histc(u, bins=128, min=0, max=1)
@@ -55,7 +55,7 @@ def test_uniform_and_gumbel() -> None:
     assert abs(g.var() - math.pi**2 / 6) < STANDARD_ERRORS * math.pi**2 / 6 * math.sqrt(4.4 / count)  # kurtosis 5.4
 
 
-def test_neighbors_are_independent() -> None:
+def test_adjacent_samples_are_independent() -> None:
     seeds = torch.arange(64)
     u = torch.stack([uniform(seeds, step, 512) for step in range(16)]) - 0.5  # (step, seed, entry)
     noise_level = STANDARD_ERRORS / math.sqrt(u.numel() / 2)
@@ -71,7 +71,7 @@ def test_neighbors_are_independent() -> None:
         assert means.abs().max() < STANDARD_ERRORS * spread
 
 
-def test_pairs_fill_the_square() -> None:
+def test_pairs_are_uniform_in_the_unit_square() -> None:
     u = uniform(torch.arange(256), 0, 256)
     cells = (u[:, ::2] * 8).long() * 8 + (u[:, 1::2] * 8).long()
     counts = torch.bincount(cells.flatten(), minlength=64).double()
@@ -79,7 +79,7 @@ def test_pairs_fill_the_square() -> None:
     assert abs(float(((counts - expected) ** 2 / expected).sum()) - 63) < STANDARD_ERRORS * math.sqrt(2 * 63)
 
 
-def test_a_row_depends_on_its_seed_alone() -> None:
+def test_a_row_depends_only_on_its_seed() -> None:
     seeds = torch.tensor([5, 9, 5, 7])
     together = gumbel(seeds, 3, 40)
     assert torch.equal(together[0], together[2])
@@ -95,14 +95,14 @@ def test_other_seeds_and_steps_give_other_noise() -> None:
 
 
 @pytest.mark.parametrize("bits", [0, -1])
-def test_finite_at_both_ends(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_is_finite_at_both_ends_of_the_range(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # All bits set: with 24 bits and a half the uniform number rounded to 1 and the noise was infinite.
     monkeypatch.setattr(noise, "_mix", lambda x: torch.full_like(x, bits))
     extreme = float(gumbel(torch.tensor([0]), 0, 1))
     assert extreme == pytest.approx(16.64 if bits else -2.81, abs=0.01)
 
 
-def test_seed_of_an_image() -> None:
+def test_derived_seeds_of_images() -> None:
     assert derive_seed(0, "prompt", 3) == 2516821449756796655  # sha256, first eight bytes, little end first, 63 bits
     assert derive_seed("a", "b") != derive_seed("ab")
     assert derive_seed(1, 23) != derive_seed(12, 3)

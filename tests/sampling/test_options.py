@@ -46,20 +46,20 @@ def test_temperature_divides_the_logits(temperature: float) -> None:
     assert chi_square(options, LOGITS[0], (LOGITS[0] / temperature).softmax(-1)) < LIMIT[4]
 
 
-def test_filtered_samples_follow_what_is_left() -> None:
+def test_filtered_samples_follow_the_renormalized_distribution() -> None:
     law = torch.tensor([0, 3.0, 0, 0, 2.0]).exp() * torch.tensor([0, 1, 0, 0, 1])
     assert chi_square(SamplingOptions(top_k=2), LOGITS[0], law / law.sum()) < LIMIT[1]
     law = LOGITS[0].exp() * torch.tensor([1, 1, 0, 0, 1])
     assert chi_square(SamplingOptions(top_p=0.9), LOGITS[0], law / law.sum()) < LIMIT[2]
 
 
-def test_a_temperature_of_zero_takes_the_most_likely_token() -> None:
+def test_a_temperature_of_zero_selects_the_most_likely_token() -> None:
     options = SamplingOptions(temperature=0, top_k=3, top_p=0.5)
     for step in range(50):
         assert options.sample(LOGITS, torch.tensor([step, 7]), step).tolist() == [1, 3]
 
 
-def test_the_gumbel_max_rule_is_what_samples() -> None:
+def test_samples_follow_the_gumbel_max_rule() -> None:
     from dalle_zoo.sampling import gumbel
 
     seeds = torch.tensor([3, 4])
@@ -104,7 +104,7 @@ def test_top_p_is_the_smallest_set_that_reaches_p(mass: float) -> None:
         assert len(chosen) == 1 or total - law[best[len(chosen) - 1]] < mass, "one fewer would not do"
 
 
-def test_top_p_at_a_border_and_with_ties() -> None:
+def test_top_p_with_ties_and_at_the_threshold() -> None:
     half = torch.tensor([[0.5, 0.25, 0.25]]).log()
     assert retained(SamplingOptions(top_p=0.5), half) == [{0}]
     assert len(retained(SamplingOptions(top_p=0.7), half)[0]) == 2
@@ -118,7 +118,7 @@ def test_filters_act_after_the_temperature_and_top_k_first() -> None:
     assert retained(SamplingOptions(top_p=0.6, top_k=2), logits) == [{0}]  # 0.5 / 0.8 > 0.6
 
 
-def test_rows_are_filtered_apart() -> None:
+def test_rows_are_filtered_separately() -> None:
     both = SamplingOptions(top_p=0.8, top_k=3).filter(LOGITS)
     for row in range(2):
         assert torch.equal(SamplingOptions(top_p=0.8, top_k=3).filter(LOGITS[row : row + 1])[0], both[row])
@@ -127,7 +127,7 @@ def test_rows_are_filtered_apart() -> None:
 @pytest.mark.parametrize(
     "options", [SamplingOptions(), SamplingOptions(temperature=0), SamplingOptions(top_k=2, top_p=0.5, temperature=2)]
 )
-def test_inputs_are_left_alone(options: SamplingOptions) -> None:
+def test_inputs_are_not_modified(options: SamplingOptions) -> None:
     logits, seeds = LOGITS.clone(), torch.tensor([1, 2])
     options.sample(logits, seeds, 0)
     assert torch.equal(logits, LOGITS)
@@ -156,6 +156,6 @@ def test_half_precision_logits_are_sampled_in_float32() -> None:
         ({"top_p": math.nan}, r"top_p must be in \(0, 1\]"),
     ],
 )
-def test_bad_arguments_are_refused(wrong: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_raise(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SamplingOptions(**wrong)

@@ -47,7 +47,7 @@ def test_merger_without_dropout_equals_the_library(trained: BPETokenizer, captio
         assert trained._merge(text, 0.0, random) == trained.encode(text), text
 
 
-def test_round_trip_is_normal_form(trained: BPETokenizer) -> None:
+def test_round_trip_gives_the_normalized_caption(trained: BPETokenizer) -> None:
     for text in ODD:
         normal = trained.decode(trained.encode(text))
         assert trained.encode(normal) == trained.encode(text)
@@ -57,7 +57,7 @@ def test_round_trip_is_normal_form(trained: BPETokenizer) -> None:
     assert trained.decode(trained.encode("E\u0301")) == "é"
 
 
-def test_word_has_the_same_tokens_everywhere(trained: BPETokenizer) -> None:
+def test_a_word_has_the_same_tokens_at_every_position(trained: BPETokenizer) -> None:
     first, later = trained.encode("motorcycle"), trained.encode("a motorcycle")
     assert later[-len(first) :] == first
 
@@ -71,7 +71,7 @@ def test_dropout_changes_tokens_but_not_text(trained: BPETokenizer) -> None:
             assert ids == trained.encode(text, dropout=0.3, seed=seed)
 
 
-def test_dropout_of_the_paper_varies_with_the_seed(trained: BPETokenizer, captions: list[str]) -> None:
+def test_ids_with_the_papers_dropout_vary_with_the_seed(trained: BPETokenizer, captions: list[str]) -> None:
     caption = "a photo of a motorcycle beside umbrellas"
     assert len({tuple(trained.encode(caption, dropout=0.1, seed=seed)) for seed in range(50)}) > 10
 
@@ -116,7 +116,7 @@ def test_dropout_has_the_distribution_of_the_algorithm() -> None:
         assert sampled[split] / num_samples == pytest.approx(probability, abs=four_sigma), split
 
 
-def test_long_word_takes_no_quadratic_time(trained: BPETokenizer) -> None:
+def test_time_of_a_long_word_is_not_quadratic(trained: BPETokenizer) -> None:
     text = "motorcycle" * 20_000  # seconds or minutes if each merge looked through the complete word
     assert trained.decode(trained.encode(text, dropout=0.1)) == text
 
@@ -140,7 +140,7 @@ sys.stdout.write(BPETokenizer.train(json.load(sys.stdin), 300).files()["tokenize
     assert done.stdout == native
 
 
-def test_vocabulary_reached_or_told(captions: list[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_smaller_vocabulary_than_requested_is_logged(captions: list[str], caplog: pytest.LogCaptureFixture) -> None:
     assert BPETokenizer.train(captions, vocab_size=300).vocab_size == 300
     assert not caplog.records
     with caplog.at_level(logging.WARNING, "dalle_zoo"):
@@ -154,7 +154,7 @@ def test_smallest_vocabulary_is_bytes(captions: list[str]) -> None:
     assert len(tokenizer.encode("apple")) == len(" apple")
 
 
-def test_training_refuses_bad_input() -> None:
+def test_invalid_training_input_raises() -> None:
     with pytest.raises(ValueError, match=r"vocab_size must be at least 256, .* got 255"):
         BPETokenizer.train(["a"], vocab_size=255)
     with pytest.raises(ValueError, match="captions is empty"):
@@ -173,7 +173,7 @@ def test_dropout_in_a_file_is_switched_off(trained: BPETokenizer) -> None:
         assert opened.encode("a motorcycle") == trained.encode("a motorcycle")
 
 
-def test_external_models_are_refused(trained: BPETokenizer) -> None:
+def test_unsupported_models_raise(trained: BPETokenizer) -> None:
     with_token = Tokenizer.from_str(trained.files()["tokenizer.json"])
     with_token.add_special_tokens(["<pad>"])
     suffix = Tokenizer(models.BPE(vocab={"a": 0}, merges=[], end_of_word_suffix="</w>"))

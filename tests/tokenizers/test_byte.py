@@ -18,17 +18,17 @@ def test_ids_are_the_bytes(text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_every_character_survives() -> None:
+def test_every_character_round_trips() -> None:
     text = "".join(chr(c) for c in range(0x11000) if not 0xD800 <= c < 0xE000)
     assert ByteTokenizer().encode(text) == list(text.encode())
 
 
 @pytest.mark.parametrize("length", range(12))
-def test_bytes_split_apart_decode_like_python(length: int) -> None:
+def test_incomplete_bytes_decode_like_python(length: int) -> None:
     data = "aé🍎z日".encode()[:length]
     assert ByteTokenizer().decode(data) == data.decode(errors="replace")
 
 
-def test_other_ids_are_refused() -> None:
+def test_a_tokenizer_with_other_ids_raises() -> None:
     with pytest.raises(ValueError, match="not the 256 bytes"):
         ByteTokenizer(Tokenizer(models.BPE(vocab={"a": 0}, merges=[])))

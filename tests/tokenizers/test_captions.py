@@ -10,14 +10,14 @@ import torch
 from dalle_zoo.tokenizers import BPETokenizer, ByteTokenizer, CaptionEncoder
 
 
-def test_ids_then_pads_of_the_position() -> None:
+def test_ids_are_followed_by_padding_of_the_position() -> None:
     batch = CaptionEncoder(ByteTokenizer(), 4)(["ab", "", "abcd"])
     assert batch.dtype == torch.int64
     assert batch.tolist() == [[97, 98, 258, 259], [256, 257, 258, 259], [97, 98, 99, 100]]
     assert CaptionEncoder(ByteTokenizer(), 4)([]).shape == (0, 4)
 
 
-def test_cut_is_counted_and_told_at_powers_of_ten(caplog: pytest.LogCaptureFixture) -> None:
+def test_truncation_is_counted_and_logged_at_powers_of_ten(caplog: pytest.LogCaptureFixture) -> None:
     encoder = CaptionEncoder(ByteTokenizer(), 3)
     with caplog.at_level(logging.WARNING, "dalle_zoo"):
         assert encoder(["abc", "wxyz" + 100 * "!"]).tolist() == [[97, 98, 99], [119, 120, 121]]
@@ -40,7 +40,7 @@ def test_counters_are_separate() -> None:
     assert (one.num_truncated, other.num_truncated) == (1, 0)
 
 
-def test_refuse_names_caption_length_and_limit() -> None:
+def test_the_error_for_a_long_caption_names_length_and_limit() -> None:
     encoder = CaptionEncoder(ByteTokenizer(), 3, overlong="error")
     assert encoder(["abc"]).tolist() == [[97, 98, 99]]
     with pytest.raises(ValueError, match="caption 'abcd' has 4 tokens, the limit is 3"):
@@ -61,7 +61,7 @@ def test_dropout_follows_the_seed_not_the_batch(captions: list[str]) -> None:
     assert torch.equal(plain(captions, seeds), plain(captions))
 
 
-def test_bad_arguments(captions: list[str]) -> None:
+def test_invalid_arguments_raise(captions: list[str]) -> None:
     tokenizer = BPETokenizer.train(captions, 256)
     with pytest.raises(ValueError, match="length must be at least 1, got 0"):
         CaptionEncoder(tokenizer, 0)

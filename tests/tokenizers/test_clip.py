@@ -46,6 +46,6 @@ def test_special_tokens_have_the_last_ids(clip: CLIPTokenizer) -> None:
         ([("ab", "c")], "these merges do not form a vocabulary"),
     ],
 )
-def test_merges_that_cannot_be(merges: list[tuple[str, str]], message: str) -> None:
+def test_invalid_merges_raise(merges: list[tuple[str, str]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         clip_bpe(merges)

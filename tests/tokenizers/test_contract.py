@@ -40,7 +40,7 @@ def test_empty_caption(tokenizer: TextTokenizer) -> None:
     assert tokenizer.decode([]) == ""
 
 
-def test_pads_are_dropped(tokenizer: TextTokenizer, captions: list[str]) -> None:
+def test_decoding_drops_padding(tokenizer: TextTokenizer, captions: list[str]) -> None:
     row = CaptionEncoder(tokenizer, 64)(captions[:1])[0]
     assert (row >= tokenizer.vocab_size).any()
     assert tokenizer.decode(row) == tokenizer.decode(row.tolist()) == captions[0]
@@ -54,7 +54,7 @@ def test_save_and_load(tokenizer: TextTokenizer, saved: Path, captions: list[str
         assert [opened.encode(c) for c in captions] == [tokenizer.encode(c) for c in captions]
 
 
-def test_save_leaves_nothing_else_and_replaces(tokenizer: TextTokenizer, saved: Path) -> None:
+def test_save_writes_only_its_files_and_replaces_them(tokenizer: TextTokenizer, saved: Path) -> None:
     names = {"tokenizer_config.json", *tokenizer.files()}
     for name in names:
         (saved / name).write_text("half a fi")
@@ -84,21 +84,21 @@ def test_library_opens_the_file(library_tokenizer: LibraryTokenizer, saved: Path
 
 
 @pytest.mark.usefixtures("library_tokenizer")
-def test_file_holds_no_dropout(saved: Path) -> None:
+def test_the_saved_file_has_no_dropout(saved: Path) -> None:
     model = json.loads((saved / "tokenizer.json").read_text())["model"]
     assert model.get("dropout") is None
 
 
-def test_pickle(tokenizer: TextTokenizer, captions: list[str]) -> None:
+def test_tokenizers_can_be_pickled(tokenizer: TextTokenizer, captions: list[str]) -> None:
     copy = pickle.loads(pickle.dumps(tokenizer))
     assert [copy.encode(c) for c in captions] == [tokenizer.encode(c) for c in captions]
 
 
-def test_bad_arguments(tokenizer: TextTokenizer) -> None:
+def test_invalid_arguments_raise(tokenizer: TextTokenizer) -> None:
     for wrong in (None, 3, b"bytes", ["a"]):
         with pytest.raises(TypeError, match="caption must be a str"):
             tokenizer.encode(wrong)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no valid Unicode"):
+    with pytest.raises(ValueError, match="not valid Unicode"):
         tokenizer.encode("half a pair \ud83c")
     with pytest.raises(ValueError, match="seed must be at least 0"):
         tokenizer.encode("a", seed=-1)
@@ -107,9 +107,9 @@ def test_bad_arguments(tokenizer: TextTokenizer) -> None:
     with pytest.raises(ValueError, match="ids must be at least 0"):
         tokenizer.decode([0, -1])
     if not tokenizer.supports_dropout:
-        with pytest.raises(ValueError, match="has no dropout"):
+        with pytest.raises(ValueError, match="does not support dropout"):
             tokenizer.encode("a", dropout=0.1)
-        with pytest.raises(ValueError, match="has no dropout"):
+        with pytest.raises(ValueError, match="does not support dropout"):
             CaptionEncoder(tokenizer, 8, dropout=0.1)
 
 
@@ -136,40 +136,40 @@ json.dump(ids, sys.stdout)
     assert json.loads(done.stdout) == native
 
 
-def test_missing_folder(tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no folder .*gone"):
+def test_a_missing_folder_raises(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"folder .*gone does not exist"):
         type(tokenizer).load(tmp_path / "gone")
 
 
-def test_missing_files(library_tokenizer: LibraryTokenizer, tmp_path: Path) -> None:
+def test_missing_files_raise(library_tokenizer: LibraryTokenizer, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
         type(library_tokenizer).load(tmp_path)
 
 
-def test_corrupt_tokenizer_json(library_tokenizer: LibraryTokenizer, saved: Path) -> None:
+def test_a_corrupt_tokenizer_json_raises(library_tokenizer: LibraryTokenizer, saved: Path) -> None:
     (saved / "tokenizer.json").write_text('{"model": ')
-    with pytest.raises(ValueError, match=r"tokenizer\.json is no file of the tokenizers library"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not a file of the tokenizers library"):
         type(library_tokenizer).load(saved)
 
 
 @pytest.mark.usefixtures("tokenizer")
-def test_corrupt_config(saved: Path) -> None:
+def test_a_corrupt_config_raises(saved: Path) -> None:
     for content in ("{", "[1]", '"bpe"'):
         (saved / "tokenizer_config.json").write_text(content)
         with pytest.raises(ValueError, match=r"tokenizer_config\.json"):
             load_text_tokenizer(saved)
 
 
-def test_another_kind_is_refused(tokenizer: TextTokenizer, saved: Path) -> None:
+def test_loading_another_kind_raises(tokenizer: TextTokenizer, saved: Path) -> None:
     for name, other in TEXT_TOKENIZERS.items():
         if name != tokenizer.kind:
-            with pytest.raises(ValueError, match=f"holds kind '{tokenizer.kind}'"):
+            with pytest.raises(ValueError, match=f"has a tokenizer of kind '{tokenizer.kind}'"):
                 other.load(saved)
     (saved / "tokenizer_config.json").write_text('{"text_tokenizer": "bpee"}')
     with pytest.raises(UnknownNameError, match="Did you mean 'bpe'"):
         load_text_tokenizer(saved)
 
 
-def test_pads_differ_by_position(tokenizer: TextTokenizer) -> None:
+def test_padding_differs_by_position(tokenizer: TextTokenizer) -> None:
     row = CaptionEncoder(tokenizer, 5)([""])
     assert torch.equal(row, tokenizer.vocab_size + torch.arange(5)[None])

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from dalle_zoo.tokenizers import BPETokenizer, HFTokenizer, TextTokenizer, load_text_tokenizer
 
 
-def test_folder_of_others_opens_without_its_extras(tmp_path: Path) -> None:
+def test_an_external_folder_loads_without_truncation_and_padding(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel({"[CLS]": 0, "a": 1, "cat": 2}, "[CLS]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A", None, [("[CLS]", 0)])
@@ -24,20 +24,20 @@ def test_folder_of_others_opens_without_its_extras(tmp_path: Path) -> None:
     assert opened.encode("a cat") == [1, 2]
 
 
-def test_vocabulary_counts_gaps() -> None:
+def test_vocab_size_includes_gaps() -> None:
     opened = HFTokenizer(Tokenizer(models.WordLevel({"a": 0, "cat": 9}, "a")))
     assert opened.vocab_size == 10
     assert opened.encode("cat") == [9]
 
 
-def test_special_tokens_in_a_caption_come_back() -> None:
+def test_special_tokens_in_a_caption_round_trip() -> None:
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "<end>": 1}, "a"))
     tokenizer.add_special_tokens(["<end>"])
     assert HFTokenizer(tokenizer).decode([0, 1]) == "a <end>"
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "config.json"])
-def test_unreadable_folder_says_so(tmp_path: Path, name: str) -> None:
+def test_an_unreadable_folder_raises(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text('{"model_type": "no-such-model"}')
     with pytest.raises(ValueError, match="transformers cannot open the tokenizer in"):
         load_text_tokenizer(tmp_path)
@@ -60,7 +60,7 @@ def test_vocabulary_files_are_converted(tmp_path: Path, captions: list[str]) -> 
     assert load_text_tokenizer(tmp_path / "fast").encode(captions[0]) == opened.encode(captions[0])
 
 
-def test_transformers_opens_our_folder(tokenizer: TextTokenizer, saved: Path, captions: list[str]) -> None:
+def test_transformers_opens_a_saved_folder(tokenizer: TextTokenizer, saved: Path, captions: list[str]) -> None:
     from transformers import AutoTokenizer
 
     external = AutoTokenizer.from_pretrained(str(saved), local_files_only=True)

@@ -50,5 +50,7 @@ def disagreement(
     for name, oracle in expected.items():
         off = float((came[name].float() - oracle).abs().max() / oracle.abs().max())
         if not off <= limit:  # NaN must fail too
-            return f"{name} differ from the dense ones by {off:.2g} of the largest, where rounding is below {limit}"
+            return (
+                f"{name} differ from the dense ones by {off:.2g} of the largest value, but rounding is below {limit}"
+            )
     return None

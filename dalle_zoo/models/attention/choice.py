@@ -40,7 +40,7 @@ def choose(mask: Mask, query: Tensor) -> Backend:
     def find(mask: Mask, device: torch.device) -> Backend:
         if not in_lines(mask) or not fused.supported(device, dtype):
             return sdpa
-        if device.type == "cpu":  # which has one kernel, covered by the tests
+        if device.type == "cpu":  # its only kernel is covered by the tests
             return lines
         problem = disagreement(lines, mask, device, dtype, size)
         if problem is not None:

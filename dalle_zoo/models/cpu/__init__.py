@@ -1,4 +1,4 @@
-"""CPU shortcuts: faster equivalents of plain modules for inference, taken only where they give the same values.
+"""CPU shortcuts: faster equivalents of plain modules for inference, used only if they give the same values.
 
 | shortcut | plain twin | used by |
 |---|---|---|
@@ -6,6 +6,6 @@
 | `convolutions.Network`, `Convolution`, `Cells` | the encoder's and decoder's own modules | `dalle_zoo.models.dvae` |
 
 Both shortcuts follow the same rules. The weights stay the parameters of the plain modules; a shortcut holds a copy in
-another memory layout for the length of one call. It is taken only if `onednn` finds that the private operators of
+another memory layout for the length of one call. It is used only if `onednn` finds that the private operators of
 PyTorch behind it exist and agree with their public counterparts on this machine. Otherwise the plain modules run.
 """

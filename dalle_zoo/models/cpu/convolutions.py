@@ -75,20 +75,20 @@ class Convolution:
     Args:
         conv: Module with the weights; its stride is 1.
         dtype: Computation dtype.
-        gain: Factor of the result, multiplied into the weights. Defaults to 1.
+        gain: Factor of the result, folded into the weights. Defaults to 1.
     """
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, gain: float = 1.0) -> None:
         assert conv.bias is not None
         self.outputs = conv.out_channels
         weight, bias = conv.weight, conv.bias
-        if gain != 1.0:  # a product would be one more copy of all weights
+        if gain != 1.0:  # a product would allocate another copy of all weights
             weight, bias = gain * weight, gain * bias
         self._weight, self._bias = weight.to(dtype), bias.to(dtype)
         self._packed = False
 
     def _weight_for(self, x: Tensor) -> Tensor:
-        if not self._packed:  # the best layout depends on the resolution, which only the first input tells
+        if not self._packed:  # the best layout depends on the resolution, which is known from the first input
             self._weight, self._packed = onednn.reorder_convolution(self._weight, x.shape), True
         return self._weight
 

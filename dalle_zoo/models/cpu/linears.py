@@ -43,7 +43,7 @@ class PackedLinear(nn.Module):
 
 
 def with_packed_linears(net: Net, rows: int) -> Net:
-    """Returns a copy of a network with packed matrices, or the network itself where packing is not faster.
+    """Returns a copy of a network with packed matrices, or the network itself if packing is not faster.
 
     The copy shares all parameters with the network. Only plain linear layers in float32 or bfloat16 on the CPU are
     packed, and none under autocast.

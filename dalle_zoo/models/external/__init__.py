@@ -1,7 +1,7 @@
 """Networks of other code bases, so that their published weights can be loaded; `dalle_zoo.convert` reads the weights.
 
-They keep the architecture and the numerics of their originals, each named after the code base it comes from. The
-paper's networks are in `dalle_zoo.models`, and none of them depends on this package.
+Each network reproduces the architecture and the numerics of the original and has the name of its code base. The
+paper's networks are in `dalle_zoo.models` and do not depend on this package.
 """
 
 from dalle_zoo.models.external.dalle_mini import DalleMini

@@ -1,13 +1,13 @@
-"""DALL-E mini and mega: an encoder reads the caption, a decoder samples the image tokens.
+"""DALL-E mini and mega: an encoder for the caption and an autoregressive decoder for the image tokens.
 
 ```
                  ┌────────── encoder ──────────┐
-bos t_0 … eos pads ─► embedding + position, norm ─► layers, each sees all tokens but pads ─► norm ─► states (T, d)
+bos t_0 … eos pads ─► embedding + position, norm ─► layers: attention to all tokens but pads ─► norm ─► states (T, d)
                  ┌────────── decoder ──────────┐                                                     │
-START i_0 … i_N-2 ─► embedding + position, norm ─► layers, each sees the image tokens so far, then ◄─┘ ─► norm ─► head
+START i_0 … i_N-2 ─► embedding + position, norm ─► layers: causal self-attention, cross-attention ◄─┘ ─► norm ─► head
 ```
-Image and text do not share a softmax, unlike in the paper: a decoder layer attends to the image tokens and then, in a
-block of its own, to the caption.
+Unlike in the paper, image and text do not share a softmax: a decoder layer has one attention block for the image
+tokens and another one for the caption.
 
 Reference: the code that the published weights were trained with, <https://github.com/borisdayma/dalle-mini>; BART
 (Lewis et al., arXiv 1910.13461), NormFormer (Shleifer et al., arXiv 2110.09456), GLU variants (Shazeer, arXiv
@@ -37,25 +37,25 @@ class DalleMiniConfig(ImagePriorConfig):
     """Architecture; defaults are DALL-E mini's."""
 
     text_length: int = 64
-    """Text positions T, of which two are taken by the tokens that begin and end a caption."""
+    """Text positions T, including the tokens that begin and end a caption."""
     text_vocab: int = 50264
-    """Rows of the text embedding: the vocabulary, and rows that no token has."""
+    """Rows of the text embedding: the vocabulary and unused rows."""
     begin_token: int = 0
-    """Id before a caption."""
+    """Id of the token that begins a caption."""
     pad_token: int = 1
-    """Id after it; nothing attends to these positions."""
+    """Id of the padding after a caption; no position attends to it."""
     end_token: int = 2
-    """Id at its end."""
+    """Id of the token that ends a caption."""
     image_height: int = 16
     """Rows of the code grid."""
     image_width: int = 16
     """Columns of the code grid."""
     codebook_size: int = 16384
-    """Image vocabulary K: logits of the other rows are dropped."""
+    """Image vocabulary K; the logits of all other rows of the head are dropped."""
     image_rows: int = 16385
-    """Rows of the embedding and of the head of image tokens: codes, start token, and rows that nothing uses."""
+    """Rows of the image embedding and of the image head: codes, start token and unused rows."""
     start_token: int = 16384
-    """Row of the embedding that stands before the first image token."""
+    """Id of the start token, the input at the first image position."""
     width: int = 1024
     """Model width d."""
     encoder_layers: int = 12
@@ -67,20 +67,20 @@ class DalleMiniConfig(ImagePriorConfig):
     decoder_layers: int = 12
     """Layers of the decoder."""
     decoder_heads: int = 16
-    """Attention heads of the decoder, for image and for text."""
+    """Attention heads of the decoder, in both of its attention blocks."""
     decoder_hidden: int = 2730
     """Hidden width of the decoder's gated units."""
 
     def __post_init__(self) -> None:
         if self.text_length < 3:
-            raise ValueError(f"text_length must be at least 3, a token between begin and end, got {self.text_length}")
+            raise ValueError(f"text_length must be at least 3 (begin, one token, end), got {self.text_length}")
         super().__post_init__()
         self.check_positive("image_rows", "encoder_layers", "encoder_hidden", "decoder_layers", "decoder_hidden")
         for heads in ("encoder_heads", "decoder_heads"):
             self.check_heads(heads)
         if not self.codebook_size <= self.start_token < self.image_rows:
             raise ValueError(
-                f"start_token must be a row behind the codes, in {self.codebook_size}..{self.image_rows - 1} "
+                f"start_token must follow the codes and lie in {self.codebook_size}..{self.image_rows - 1} "
                 f"(codebook_size to image_rows - 1), got {self.start_token}"
             )
         special = {self.begin_token, self.pad_token, self.end_token}
@@ -92,7 +92,7 @@ class DalleMiniConfig(ImagePriorConfig):
 
 
 class Attention(nn.Module):
-    """Multi-head attention without biases, of a sequence to itself or to another one."""
+    """Multi-head attention without biases, for self-attention and cross-attention."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -103,19 +103,27 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, width, bias=False)
 
     def heads(self, x: Tensor) -> Tensor:
-        """(B, L, d) to (B, H, L, D)."""
+        """Splits into heads: (B, L, d) to (B, H, L, D)."""
         return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What others attend to: (B, L, d) to twice (B, H, L, D)."""
+        """Keys and values of a sequence: (B, L, d) to twice (B, H, L, D)."""
         return self.heads(self.key(x)), self.heads(self.value(x))
 
     def forward(
         self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
-        """Mixes values: positions (B, L, d) read keys and values (B, H, M, D), to (B, L, d).
+        """Attends to keys and values.
 
-        ``mask`` says which may be read, bool, broadcast to (B, H, L, M); if ``causal``, position i reads 0 … i alone.
+        Args:
+            x: Inputs of the queries, (B, L, d).
+            key: Keys, (B, H, M, D).
+            value: Values, (B, H, M, D).
+            mask: Whether a query attends to a key, bool, broadcast to (B, H, L, M). Defaults to all keys.
+            causal: Whether query i attends to keys 0 … i only. Defaults to False.
+
+        Returns:
+            (B, L, d).
         """
         mixed = F.scaled_dot_product_attention(self.heads(self.query(x)), key, value, mask, is_causal=causal)
         out: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
@@ -123,7 +131,7 @@ class Attention(nn.Module):
 
 
 class GatedUnit(nn.Module):
-    """Gated linear unit with a GELU and a norm in front of either matrix, as NormFormer has it."""
+    """GEGLU feed-forward block with a LayerNorm before each matrix product, as in NormFormer."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -141,7 +149,7 @@ class GatedUnit(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention between two norms, then the gated unit, each on an identity path."""
+    """Self-attention between two norms, then the feed-forward block; each has a residual connection."""
 
     def __init__(self, width: int, num_heads: int, hidden: int) -> None:
         super().__init__()
@@ -150,16 +158,16 @@ class EncoderLayer(nn.Module):
         self.mixed_norm = nn.LayerNorm(width)
         self.gated_unit = GatedUnit(width, hidden)
 
-    def forward(self, x: Tensor, readable: Tensor) -> Tensor:
-        """(B, T, d), and the keys that may be read, bool (B, 1, 1, T), to (B, T, d)."""
+    def forward(self, x: Tensor, text_mask: Tensor) -> Tensor:
+        """(B, T, d) to (B, T, d); ``text_mask`` is False at padding, bool (B, 1, 1, T)."""
         normed = self.norm(x)
-        x = x + self.mixed_norm(self.attention(normed, *self.attention.keys_values(normed), readable))
+        x = x + self.mixed_norm(self.attention(normed, *self.attention.keys_values(normed), text_mask))
         out: Tensor = x + self.gated_unit(x)
         return out
 
 
 class DecoderLayer(nn.Module):
-    """Attention to image tokens and attention to the caption, each between two norms, then the gated unit."""
+    """Self-attention and cross-attention, each between two norms, then the feed-forward block."""
 
     def __init__(self, width: int, num_heads: int, hidden: int) -> None:
         super().__init__()
@@ -172,12 +180,12 @@ class DecoderLayer(nn.Module):
         self.gated_unit = GatedUnit(width, hidden)
 
     def forward(self, x: Tensor, attend_image: Callable[[Tensor], Tensor], text: Sequence[Tensor]) -> Tensor:
-        """All positions of an image, (B, N, d), or one position of every candidate, (P, n, d), to the same shape.
+        """Runs all positions of an image, (B, N, d), or one position of every candidate, (P, n, d); keeps the shape.
 
         Args:
             x: Inputs.
-            attend_image: The layer's `image_attention` to what is read of image tokens; shapes as of ``x``.
-            text: Keys and values of the caption, (B, H, T, D), and what may be read of them, bool (B, 1, 1, T).
+            attend_image: Applies the layer's `image_attention` to its inputs, of the shape of ``x``.
+            text: Keys and values of the caption, (B, H, T, D), and its mask, bool (B, 1, 1, T), False at padding.
         """
         x = x + self.image_mixed_norm(attend_image(self.image_norm(x)))
         x = x + self.text_mixed_norm(self.text_attention(self.text_norm(x), *text))
@@ -186,7 +194,7 @@ class DecoderLayer(nn.Module):
 
 
 class Stack(nn.Module):
-    """Encoder or decoder: token and position embedding, a norm, layers, a norm."""
+    """Encoder or decoder: token and position embeddings, a norm, layers, a norm."""
 
     def __init__(self, tokens: int, positions: int, width: int, layers: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -197,7 +205,7 @@ class Stack(nn.Module):
         self.final_norm = nn.LayerNorm(width)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Inputs of the first layer: ids (B, L) at rows of the position table, (L, d) or (d,), to (B, L, d)."""
+        """Inputs of the first layer: ids (B, L) and position embeddings, (L, d) or (d,), to (B, L, d)."""
         out: Tensor = self.embedding_norm(self.embedding(tokens) + positions)
         return out
 
@@ -206,8 +214,8 @@ class Stack(nn.Module):
 class DalleMini(ImagePrior):
     """DALL-E mini's transformer.
 
-    All norms have gains here. In the original those in front of a matrix have none; such a gain is 1. Logits are those
-    of the K codes: the head has rows beyond them, which the original never samples from.
+    All norms have a gain; in the original, those before a matrix product have none, which equals a gain of 1. The
+    logits are those of the K codes; the other rows of the head, which the original never samples, are dropped.
 
     Args:
         config: Architecture.
@@ -242,15 +250,15 @@ class DalleMini(ImagePrior):
     # ------------------------------------------------------------ captions
 
     def check_tokenizer(self, tokenizer: TextTokenizer) -> None:
-        """Raises `ValueError` when the tokenizer has ids without a row; rows without an id are usual."""
+        """Raises `ValueError` if the tokenizer has more ids than the embedding has rows; unused rows are allowed."""
         if tokenizer.vocab_size > self.config.text_vocab:
             raise ValueError(
-                f"the text tokenizer has {tokenizer.vocab_size} tokens, the prior has rows for "
-                f"{self.config.text_vocab}: they were not trained together"
+                f"the text tokenizer has {tokenizer.vocab_size} tokens, but the text embedding of the prior has only "
+                f"{self.config.text_vocab} rows: use the tokenizer that the prior was trained with"
             )
 
     def encode_captions(self, tokenizer: TextTokenizer, captions: Sequence[str]) -> Tensor:
-        """Ids between begin and end, then pads: int64 (P, T) on the CPU. A caption too long keeps its end token."""
+        """Encodes captions to begin, ids, end, padding: int64 (P, T) on the CPU. A truncated caption keeps its end."""
         c = self.config
         rows = CaptionEncoder(tokenizer, c.text_length - 2)(captions)
         is_token = rows < tokenizer.vocab_size
@@ -260,21 +268,21 @@ class DalleMini(ImagePrior):
         return text.scatter(1, is_token.sum(1, keepdim=True) + 1, c.end_token)
 
     def null_text(self) -> Tensor:
-        """The empty caption: begin, end, pads."""
+        """The empty caption: begin, end, padding; int64 (T,)."""
         c = self.config
         special = torch.tensor([c.begin_token, c.end_token], device=self.device)
         return F.pad(special, (0, c.text_length - 2), value=c.pad_token)
 
     # ------------------------------------------------------------ image tokens
 
-    def read(self, text: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """What the decoder's layers read of captions: (B, T) to keys and values (B, H, T, D) and bool (B, 1, 1, T)."""
-        readable = (text != self.config.pad_token)[:, None, None]
+    def encode_text(self, text: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Runs the encoder: (B, T) to keys and values (B, H, T, D) of each decoder layer and the mask (B, 1, 1, T)."""
+        text_mask = (text != self.config.pad_token)[:, None, None]
         x = self.encoder.embed(text, self.encoder.position.weight)
         for layer in self.encoder.layers:
-            x = layer(x, readable)
+            x = layer(x, text_mask)
         states = self.encoder.final_norm(x)
-        return [(*layer.text_attention.keys_values(states), readable) for layer in self.decoder_layers]
+        return [(*layer.text_attention.keys_values(states), text_mask) for layer in self.decoder_layers]
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits of the codes: states of the last layer (…, d) to (…, K)."""
@@ -285,7 +293,7 @@ class DalleMini(ImagePrior):
         self.check(text, codes)
         tokens = F.pad(codes.flatten(1)[:, :-1], (1, 0), value=self.config.start_token)
         x = self.decoder.embed(tokens, self.decoder.position.weight)
-        for layer, caption in zip(self.decoder_layers, self.read(text), strict=True):
+        for layer, caption in zip(self.decoder_layers, self.encode_text(text), strict=True):
             attend = layer.image_attention
             x = layer(x, lambda normed, a=attend: a(normed, *a.keys_values(normed), causal=True), caption)
         return self.logits(x)
@@ -295,14 +303,14 @@ class DalleMini(ImagePrior):
         return DalleMiniDecoding(self, text, num_candidates)
 
 
-class ImageKeys:
-    """Keys and values of the image tokens so far, in one layer: static buffers, read in place.
+class KeyValueCache:
+    """Key-value cache of the image tokens in one decoder layer, in static buffers.
 
     Args:
-        attention: Of the layer.
-        like: For dtype and device.
-        candidates: B = P * n images.
-        length: Image tokens N.
+        attention: `image_attention` of the layer.
+        like: Tensor whose dtype and device the buffers get.
+        candidates: Number of images P * n.
+        length: Number of image tokens N.
     """
 
     def __init__(self, attention: Attention, like: Tensor, candidates: int, length: int) -> None:
@@ -311,28 +319,28 @@ class ImageKeys:
         self.key, self.value = like.new_zeros(2, candidates, attention.num_heads, length, size).unbind(0)
 
     def attend(self, index: int, x: Tensor) -> Tensor:
-        """Stores image position ``index`` of every candidate and attends to those up to it: (P, n, d) to the same."""
-        alone = x.flatten(0, 1).unsqueeze(1)  # a candidate is a sequence of its own
-        key, value = self.attention.keys_values(alone)
+        """Caches image position ``index`` of every candidate and attends to 0 … ``index``; keeps (P, n, d)."""
+        token = x.flatten(0, 1).unsqueeze(1)  # every candidate is a sequence of one position
+        key, value = self.attention.keys_values(token)
         self.key[:, :, index], self.value[:, :, index] = key[:, :, 0], value[:, :, 0]
-        mixed: Tensor = self.attention(alone, self.key[:, :, : index + 1], self.value[:, :, : index + 1])
+        mixed: Tensor = self.attention(token, self.key[:, :, : index + 1], self.value[:, :, : index + 1])
         return mixed.view_as(x)
 
 
 class DalleMiniDecoding:
-    """Decoding state of P prompts with n candidates each; the candidates share what is read of their caption.
+    """Decoding state of P prompts with n candidates each, which share the keys and values of their caption.
 
     Args:
         prior: The prior; its device and dtype are used.
-        text: Ids as of `DalleMini.encode_captions`, int64 (P, T).
+        text: Ids from `DalleMini.encode_captions`, int64 (P, T).
         num_candidates: Candidates n of each prompt.
     """
 
     def __init__(self, prior: DalleMini, text: Tensor, num_candidates: int) -> None:
         self.prior = prior
-        self.captions = prior.read(text)
+        self.captions = prior.encode_text(text)
         like, count, length = self.captions[0][0], len(text) * num_candidates, prior.config.image_length
-        self.images = [ImageKeys(layer.image_attention, like, count, length) for layer in prior.decoder_layers]
+        self.images = [KeyValueCache(layer.image_attention, like, count, length) for layer in prior.decoder_layers]
         self.start = text.new_full((len(text), num_candidates), prior.config.start_token)
 
     def step(self, index: int, previous: Tensor | None) -> Tensor:
@@ -340,6 +348,6 @@ class DalleMiniDecoding:
         decoder = self.prior.decoder
         x = decoder.embed(self.start if previous is None else previous, decoder.position.weight[index])
         for layer, image, caption in zip(self.prior.decoder_layers, self.images, self.captions, strict=True):
-            # Candidates stand where the positions of a sequence usually do, so that they share the caption's keys.
+            # Candidates take the place of positions, so that they share the keys of the caption.
             x = layer(x, lambda normed, keys=image: keys.attend(index, normed), caption)
         return self.prior.logits(x)

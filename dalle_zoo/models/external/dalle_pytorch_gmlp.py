@@ -1,4 +1,4 @@
-"""gMLP blocks of DALLE-pytorch's prior: a learned matrix over positions where other layers have attention.
+"""gMLP blocks of DALLE-pytorch's prior, which replace attention by a learned matrix over positions.
 
 ```
 x ─► matrix ─► GELU ─┬─ value_i ──────────────────────────────► × ─► matrix ─► out
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# B batch, P prompts, n candidates of each, T text positions of the layout, N image positions, M positions that are
-# there, L positions that the matrix has, d width
+# B batch, P prompts, n candidates of each, T text positions of the layout, N image positions, M input positions,
+# L positions of the matrix, d width
 
 
 class GatedMixing(nn.Module):
-    """A gMLP block whose positions read themselves and those before.
+    """A causal gMLP block: a position depends on itself and on earlier positions.
 
     Args:
         width: Model width d.
@@ -39,7 +39,7 @@ class GatedMixing(nn.Module):
         return value, self.norm(gate)
 
     def mix(self, gate: Tensor) -> Tensor:
-        """What every one of the first M positions reads: gates to mixed gates, both (B, M, 2 d)."""
+        """Mixes gates over the first M positions: (B, M, 2 d) to (B, M, 2 d)."""
         length = gate.shape[1]
         return self.weight[:length, :length].tril() @ gate + self.bias[:length, None]
 
@@ -50,10 +50,10 @@ class GatedMixing(nn.Module):
 
 
 class GateCache:
-    """Gates of one layer while images are generated: of the text once per prompt, of the image once per candidate.
+    """Cache of the gates of one layer: those of the text once per prompt, those of the image once per candidate.
 
     Args:
-        block: The layer's.
+        block: gMLP block of the layer.
         text_gate: Gates of the text positions, (P, T, 2 d).
         num_candidates: Candidates n of each prompt.
     """
@@ -64,7 +64,7 @@ class GateCache:
         self.gate = text_gate.new_zeros(prompts, num_candidates, len(block.bias) - self.text_length, size)
 
     def mix(self, position: int, gate: Tensor) -> Tensor:
-        """Stores the gates of an image position, then mixes what it reads: both (P, n, 2 d)."""
+        """Caches the gates of an image position and returns its mixed gates: (P, n, 2 d) to (P, n, 2 d)."""
         self.gate[:, :, position] = gate
         row = self.text_length + position
         of_text, of_image = self.block.weight[row, : row + 1].tensor_split([self.text_length])

@@ -1,4 +1,4 @@
-"""Layers of DALLE-pytorch's prior: attention with rotations, gated MLP, shifted tokens, scaled branches."""
+"""Layers of DALLE-pytorch's prior: rotary attention, gated MLP, token shift, LayerScale."""
 
 from __future__ import annotations
 
@@ -14,61 +14,62 @@ from dalle_zoo.masks import Mask, TextImageLayout
 # H heads, D head size, R rotated dimensions of a head
 
 FAR_FROM_TEXT = 8192
-"""Text position that the original gives to all cells of the image."""
+"""Text position of all image cells, as in the original."""
 FAR_FROM_IMAGE = -10.0
-"""Row and column that it gives to all text, where those of the image lie in [-1, 1]."""
+"""Row and column of all text positions, as in the original; those of image cells are in [-1, 1]."""
 
 
 # ------------------------------------------------------------ rotary positions
 
 
-def rotated_size(head_size: int) -> int:
-    """Dimensions R of a head that are rotated: three equal and even parts, for text position, row and column."""
+def rotary_size(head_size: int) -> int:
+    """Number of rotated dimensions R of a head: three parts of equal, even size, for text position, row and column."""
     return 3 * 2 * (head_size // 3 // 2)
 
 
-def rotations(layout: TextImageLayout, head_size: int) -> Tensor:
-    """Cosines and sines of the angle of every position and dimension, (2, L, R).
+def rotary_table(layout: TextImageLayout, head_size: int) -> Tensor:
+    """Rotary position embeddings: cosine and sine of the angle of every position and dimension, (2, L, R).
 
-    The first third of the R dimensions turns with the text position, by the frequencies of language models; the
-    other two with row and column, by frequencies pi to 5 pi.
+    The first third of the R dimensions encodes the text position, with the frequencies of language models. The other
+    two thirds encode row and column, with frequencies from pi to 5 pi.
     """
     size = head_size // 3
-    ladder = 10000 ** (-2 * torch.arange(size // 2) / max(size, 1))  # (R / 6,)
+    frequencies = 10000 ** (-2 * torch.arange(size // 2) / max(size, 1))  # (R / 6,)
     pixel = torch.linspace(1, 5, size // 2) * math.pi
     cells = torch.cartesian_prod(torch.linspace(-1, 1, layout.height), torch.linspace(-1, 1, layout.width))
     words = torch.arange(layout.text, dtype=torch.float32)
     position = torch.cat([words, torch.full((layout.image,), float(FAR_FROM_TEXT))])
     row, column = torch.cat([torch.full((layout.text, 2), FAR_FROM_IMAGE), cells]).unbind(1)
-    angles = torch.cat([torch.outer(position, ladder), torch.outer(row, pixel), torch.outer(column, pixel)], 1)
-    return turns(angles.repeat_interleave(2, 1))
+    angles = torch.cat([torch.outer(position, frequencies), torch.outer(row, pixel), torch.outer(column, pixel)], 1)
+    return cos_sin(angles.repeat_interleave(2, 1))
 
 
-def turns(angles: Tensor) -> Tensor:
+def cos_sin(angles: Tensor) -> Tensor:
     """Cosines and sines of angles in radians, (L, R) to (2, L, R)."""
     return torch.stack([angles.cos(), angles.sin()])
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turns neighboring pairs of the first R dimensions: (..., L, D) by (2, L, R), or (..., D) by (2, R)."""
+    """Rotates adjacent pairs of the first R dimensions: (..., L, D) by (2, L, R), or (..., D) by (2, R)."""
     cosine, sine = rotation
-    turned, rest = x[..., : cosine.shape[-1]], x[..., cosine.shape[-1] :]
-    quarter_turn = torch.stack([-turned[..., 1::2], turned[..., 0::2]], -1).flatten(-2)
-    return torch.cat([turned * cosine + quarter_turn * sine, rest], -1)
+    pairs, rest = x[..., : cosine.shape[-1]], x[..., cosine.shape[-1] :]
+    quarter_turn = torch.stack([-pairs[..., 1::2], pairs[..., 0::2]], -1).flatten(-2)
+    return torch.cat([pairs * cosine + quarter_turn * sine, rest], -1)
 
 
-# ------------------------------------------------------------ shifted tokens
+# ------------------------------------------------------------ token shift
 
 
 def shift_tokens(x: Tensor, layout: TextImageLayout) -> Tensor:
-    """Replaces channels of every position by those of positions before it.
+    """Replaces channels of every position by those of earlier positions.
 
-    Of a text position the first half comes from the one before; of a cell the first quarter from the cell above, the
-    second from the cell to the left. What would come from outside the text or the grid is 0.
+    The first half of the channels of a text position comes from the position before. The first quarter of the channels
+    of an image cell comes from the cell above, the second quarter from the cell to the left. Channels from outside the
+    text or the grid are 0.
 
     Args:
-        x: (B, M, d), the first M >= T positions of the layout.
-        layout: Where text and image stand.
+        x: The first M >= T positions of the layout, (B, M, d).
+        layout: Positions of text and image.
     """
     text, half, quarter = layout.text, *_parts(x.shape[-1])
     words, cells = x[:, :text], x[:, text:]
@@ -89,10 +90,10 @@ def _parts(width: int) -> tuple[int, int]:
 
 
 class ShiftCache:
-    """Twin of `shift_tokens` for one cell after the other; keeps the channels of as many cells as a row has.
+    """Computes `shift_tokens` for one image cell at a time; caches the channels of the last row of cells.
 
     Args:
-        layout: Where text and image stand.
+        layout: Positions of text and image.
     """
 
     def __init__(self, layout: TextImageLayout) -> None:
@@ -100,7 +101,7 @@ class ShiftCache:
         self.cached: Tensor | None = None
 
     def shift(self, index: int, x: Tensor) -> Tensor:
-        """Image position ``index`` of every candidate, in order: (P, n, d) to (P, n, d)."""
+        """Shifts image position ``index`` of every candidate; must be called in order. Keeps the shape (P, n, d)."""
         quarter = _parts(x.shape[-1])[1]
         if self.cached is None:
             self.cached = x.new_zeros(self.width, *x.shape[:2], 2 * quarter)
@@ -115,19 +116,20 @@ class ShiftCache:
 # ------------------------------------------------------------ branches
 
 
-def attend_readable(query: Tensor, key: Tensor, value: Tensor, mask: Mask, readable: Tensor) -> Tensor:
-    """Attention that leaves out padding: (B, H, M, D) each and bool (B, T + 1) to (B, H, M, D).
+def attend_unpadded(query: Tensor, key: Tensor, value: Tensor, mask: Mask, text_mask: Tensor) -> Tensor:
+    """Attention with a padding mask: (B, H, M, D) each and bool (B, T + 1) to (B, H, M, D).
 
-    Under `full` masks nobody reads it, under the others the image alone does not, as the original has it.
+    As in the original, the padding mask applies to all queries under a `full` mask, and only to image queries under
+    other masks.
     """
-    length, text = query.shape[-2], readable.shape[1]
+    length, text = query.shape[-2], text_mask.shape[1]
     allowed = mask.dense(query.device)[None, :length, :length].repeat(len(query), 1, 1)
-    allowed[:, 0 if mask.spec == "full" else text :, :text] &= readable[:, None]
+    allowed[:, 0 if mask.spec == "full" else text :, :text] &= text_mask[:, None]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed[:, None])
 
 
 class Attention(nn.Module):
-    """Projections of multi-head attention; queries, keys and also values are rotated. Which mask is the layer's.
+    """Projections of multi-head attention; queries, keys and, unlike in RoPE, values are rotated.
 
     Args:
         width: Model width d.
@@ -154,7 +156,7 @@ class Attention(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """GEGLU with a hidden width of 4 d: one half of the first matrix gates the other through an exact GELU."""
+    """GEGLU with a hidden width of 4 d and an exact GELU."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -169,18 +171,19 @@ class GatedMLP(nn.Module):
 
 
 def make_norm(norm: str, width: int) -> nn.Module:
-    """Normalization of a hidden state: ``layer``, or ``rms``, whose original bounds the root from below at 1e-8."""
+    """Returns a LayerNorm for ``layer``, an RMSNorm for ``rms``."""
+    # The original clamps the root mean square to at least 1e-8.
     return nn.LayerNorm(width) if norm == "layer" else nn.RMSNorm(width, eps=1e-16)
 
 
 class Branch(nn.Module):
-    """What stands round an attention or an MLP in its layer: normalization before and behind it, and a scale.
+    """Norms and LayerScale of a residual branch.
 
     Args:
         width: Model width d.
-        norm: Which normalization, as of `make_norm`.
-        norm_behind: Whether there is a second normalization (sandwich norm).
-        scale: First value of a learned scale of every channel (LayerScale); None if there is none.
+        norm: Type of the norms, as for `make_norm`.
+        norm_behind: Whether the output is normalized too (sandwich norm).
+        scale: Initial value of the learned scale of every channel (LayerScale); None to omit it.
     """
 
     def __init__(self, width: int, *, norm: str, norm_behind: bool, scale: float | None) -> None:
@@ -189,7 +192,7 @@ class Branch(nn.Module):
         self.norm_behind = make_norm(norm, width) if norm_behind else nn.Identity()
         self.scale = None if scale is None else nn.Parameter(torch.full((width,), scale))
 
-    def close(self, x: Tensor) -> Tensor:
-        """What is added to the identity path, from the output of attention or MLP: (…, d) to (…, d)."""
+    def postprocess(self, x: Tensor) -> Tensor:
+        """Normalizes and scales the output of attention or MLP for the residual stream: (…, d) to (…, d)."""
         x = self.norm_behind(x)
         return x if self.scale is None else x * self.scale

@@ -3,9 +3,10 @@
 ```
 image (B, 3, H, W) ─► encoder ─► logits (B, K, h, w) ─► codes (B, h, w) ─► codebook entries (B, D, h, w) ─► decoder
 ```
-The names in the state dict are those of the original's checkpoints. There is no training here, hence no relaxation.
+The names in the state dict are those of the original's checkpoints. Only inference is supported, so there is no
+relaxation.
 
-Reference: https://github.com/lucidrains/DALLE-pytorch; its names stand in brackets.
+Reference: https://github.com/lucidrains/DALLE-pytorch; its names are in brackets.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
 
 COLORS = 3
 PIXEL_MEAN = PIXEL_STD = 0.5
-"""Of every color: the network reads and gives (pixel - mean) / std [normalization]."""
+"""Mean and standard deviation of every color: inputs and outputs are (pixel - mean) / std [normalization]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DallePytorchVAEConfig:
-    """Architecture of DALLE-pytorch's discrete VAE; defaults are its own."""
+    """Architecture of DALLE-pytorch's discrete VAE; defaults are those of the original."""
 
     image_size: int = 256
     """Side of the square training images, pixels. The network takes any multiple of the factor."""
     num_layers: int = 3
     """Convolutions that halve the resolution [num_layers]."""
     num_blocks: int = 0
-    """Residual blocks at the resolution of the codes, of encoder and decoder each [num_resnet_blocks]."""
+    """Residual blocks at the resolution of the codes, in the encoder and in the decoder [num_resnet_blocks]."""
     width: int = 64
-    """Channels C of all levels [hidden_dim]."""
+    """Channels C at all resolutions [hidden_dim]."""
     code_channels: int = 512
     """Dimension D of a codebook entry [codebook_dim]."""
     codebook_size: int = 512
@@ -62,7 +63,7 @@ class DallePytorchVAEConfig:
 
 
 class ResidualBlock(nn.Module):
-    """``x + branch(x)``, the branch being 3x3, 3x3 and 1x1 convolutions with ReLUs between."""
+    """``x + branch(x)``; the branch has 3x3, 3x3 and 1x1 convolutions with ReLUs between them."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -88,7 +89,7 @@ def _encoder(c: DallePytorchVAEConfig) -> nn.Sequential:
 
 
 def _decoder(c: DallePytorchVAEConfig) -> nn.Sequential:
-    # Without residual blocks the first transposed convolution takes the entries as they are.
+    # Without residual blocks, the input of the first transposed convolution is the codebook entries themselves.
     stem = [nn.Conv2d(c.code_channels, c.width, 1)] if c.num_blocks else []
     blocks = [ResidualBlock(c.width) for _ in range(c.num_blocks)]
     inputs = [c.width if c.num_blocks else c.code_channels, *[c.width] * (c.num_layers - 1)]
@@ -100,8 +101,8 @@ def _decoder(c: DallePytorchVAEConfig) -> nn.Sequential:
 class DallePytorchVAE(ImageTokenizer):
     """DALLE-pytorch's own discrete VAE.
 
-    The original's decoder gives normalized pixels, which its script stretches to the full range image by image;
-    here the normalization is undone, so that an image comes back as it went in.
+    The original's script stretches the contrast of every decoded image to the full range. Here the normalization is
+    inverted instead, so that a decoded image has the colors of the encoded one.
 
     Args:
         config: Architecture.
@@ -121,7 +122,7 @@ class DallePytorchVAE(ImageTokenizer):
         self.check_images(images)
         if images.shape[1] != COLORS:
             raise ValueError(f"images must have {COLORS} channels, got shape {tuple(images.shape)}")
-        with torch.autocast(images.device.type, enabled=False):  # which code wins may hang on the last digits
+        with torch.autocast(images.device.type, enabled=False):  # rounding can change the argmax
             logits: Tensor = self.encoder((images.float() - PIXEL_MEAN) / PIXEL_STD)
         return logits.argmax(1)
 

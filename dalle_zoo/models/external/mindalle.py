@@ -2,14 +2,19 @@
 
 ```
 position   0    1    …  T-2    T-1 │  T    T+1  …  T+N-2
-input      t_0  t_1  …  t_T-2  t_T-1  i_0  i_1  …  i_N-2      each + the learned position of its kind, 1-D
+input      t_0  t_1  …  t_T-2  t_T-1  i_0  i_1  …  i_N-2      each + a learned 1-D position embedding
 target     t_1  t_2  …  t_T-1│ i_0    i_1  i_2  …  i_N-1
            └── text head ────┘ └──── image head ────────┘
 ```
-What differs from the paper's prior: a position holds its own token and predicts the next one, so the last text
-position predicts the first code, the first text token is never predicted, and the last code is never an input; one
-[PAD] token fills captions at all positions, and nothing masks it; positions of the image are 1-D; the heads have no
-biases. The layers are the same: pre-LN with epsilon 1e-5, biases, exact GELU.
+Differences from the paper's prior:
+
+- The input at a position is its own token, and the target is the next one. So the last text position predicts the
+  first code, the first text token is never predicted, and the last code is never an input.
+- One [PAD] token pads captions at all positions, without a padding mask.
+- Position embeddings of the image are 1-D.
+- The heads have no biases.
+
+The layers are the same: pre-LN with epsilon 1e-5, biases, exact GELU.
 
 Reference: minDALL-E on Conceptual Captions (Kim et al., 2021), https://github.com/kakaobrain/minDALL-E.
 """
@@ -25,7 +30,7 @@ from torch import Tensor, nn
 
 from dalle_zoo.masks import Mask
 from dalle_zoo.models.config import ImagePriorConfig
-from dalle_zoo.models.decoding import read_text, read_token
+from dalle_zoo.models.decoding import decode_positions, prefill
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.models.prior import Layer
 from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
@@ -34,21 +39,21 @@ from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
 # V text vocabulary, K codebook size
 
 MLP_RATIO = 4
-"""Hidden width of the MLP in units of d; the original has no other."""
+"""Hidden width of the MLP in units of d, fixed in the original."""
 PAD = "[PAD]"
-"""How the tokenizer spells the token that fills captions."""
+"""Text of the padding token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MinDALLEConfig(ImagePriorConfig):
-    """Architecture of minDALL-E's prior; defaults are the published 1.3B. Released names stand in brackets."""
+    """Architecture of minDALL-E's prior; defaults are the published 1.3B. Released names are in brackets."""
 
     text_length: int = 64
     """Text positions T [ctx_len_txt]."""
     text_vocab: int = 16384
-    """Text vocabulary V, with the padding token [vocab_size_txt]."""
+    """Text vocabulary V, including the padding token [vocab_size_txt]."""
     image_height: int = 16
-    """Rows of the code grid; the published code knows rows times columns alone [ctx_len_img]."""
+    """Rows of the code grid; the original only has the product of rows and columns [ctx_len_img]."""
     image_width: int = 16
     """Columns of the code grid."""
     codebook_size: int = 16384
@@ -60,7 +65,7 @@ class MinDALLEConfig(ImagePriorConfig):
     num_heads: int = 24
     """Attention heads [n_heads]."""
     padding_id: int | None = None
-    """Id of the token that fills captions; its vocabulary tells, so None where that was missing at conversion."""
+    """Id of the padding token; None if the vocabulary was missing at conversion."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,8 +79,8 @@ class MinDALLEConfig(ImagePriorConfig):
 class MinDALLE(ImagePrior):
     """minDALL-E's transformer, for sampling.
 
-    The original has no training code for captions; whether it was trained with empty ones is not known, so guidance
-    works, but leaves what the weights have seen.
+    Classifier-free guidance works, but it is not known whether the weights were trained with empty captions: the
+    original was published without its training code for captions.
 
     Args:
         config: Architecture.
@@ -97,7 +102,7 @@ class MinDALLE(ImagePrior):
         layers = nn.ModuleList(
             Layer(d, config.num_heads, MLP_RATIO * d, mask, backend) for _ in range(config.num_layers)
         )
-        self.layers = cast(Sequence[Layer], layers)  # what PyTorch's container does not say of its members
+        self.layers = cast(Sequence[Layer], layers)  # the type of the members, which nn.ModuleList does not have
         self.final_norm = nn.LayerNorm(d)
         self.text_head = nn.Linear(d, config.text_vocab, bias=False)
         self.image_head = nn.Linear(d, config.codebook_size, bias=False)
@@ -105,20 +110,20 @@ class MinDALLE(ImagePrior):
     # ------------------------------------------------------------ captions
 
     def check_tokenizer(self, tokenizer: TextTokenizer) -> None:
-        """Raises `ValueError` unless the ids fit and the padding is the one of the weights."""
+        """Raises `ValueError` unless the embedding has all ids and the padding token is that of the weights."""
         if tokenizer.vocab_size > self.config.text_vocab:
             raise ValueError(
                 f"the prior has {self.config.text_vocab} text tokens, the text tokenizer {tokenizer.vocab_size}: "
-                "they were not trained together"
+                "use the tokenizer that the prior was trained with"
             )
         if (came := tokenizer.encode(PAD)) != [self._padding_id()]:
             raise ValueError(
-                f"{PAD} has the id {self.config.padding_id} in the prior, {came} in the text tokenizer: "
-                "they were not trained together"
+                f"{PAD} has the id {self.config.padding_id} in the prior, but {came} in the text tokenizer: "
+                "use the tokenizer that the prior was trained with"
             )
 
     def encode_captions(self, tokenizer: TextTokenizer, captions: Sequence[str]) -> Tensor:
-        """Ids truncated or padded with the one padding token to T, as the original has them: int64 (P, T)."""
+        """Encodes captions, truncated or padded with [PAD] to T ids: int64 (P, T) on the CPU."""
         ids = CaptionEncoder(tokenizer, self.config.text_length)(captions)
         return ids.where(ids < tokenizer.vocab_size, self._padding_id())
 
@@ -129,8 +134,8 @@ class MinDALLE(ImagePrior):
     def _padding_id(self) -> int:
         if self.config.padding_id is None:
             raise ValueError(
-                "the prior was converted without its vocabulary, so its padding token is not known: convert it again "
-                "from a folder that has the vocabulary too"
+                "the prior was converted without its vocabulary, so its padding token is unknown: convert it again "
+                "from a folder that contains the vocabulary"
             )
         return self.config.padding_id
 
@@ -160,7 +165,7 @@ class MinDALLE(ImagePrior):
         return logits
 
     def decoding(self, text: Tensor, num_candidates: int) -> MinDALLEDecoding:
-        """Reads the captions and prepares for sampling."""
+        """Prefills the captions and prepares for sampling."""
         return MinDALLEDecoding(self, text, num_candidates)
 
 
@@ -175,14 +180,14 @@ class MinDALLEDecoding:
 
     def __init__(self, prior: MinDALLE, text: Tensor, num_candidates: int) -> None:
         self.prior = prior
-        x, self.caches = read_text(prior.layers, prior.embed_text(text), num_candidates)
+        x, self.caches = prefill(prior.layers, prior.embed_text(text), num_candidates)
         self.last_text = x[:, -1:].expand(-1, num_candidates, -1)
 
     def step(self, index: int, previous: Tensor | None) -> Tensor:
         """Logits of image token ``index``: (P, n) tokens before it, None at 0, to (P, n, K)."""
         prior, x = self.prior, self.last_text
-        if previous is not None:  # the token before stands at its own position
+        if previous is not None:  # the input is the token before, at its own position
             x = prior.image_embedding(previous) + prior.image_position.weight[index - 1]
-            x = read_token(prior.layers, self.caches, index - 1, x)
+            x = decode_positions(prior.layers, self.caches, index - 1, x)
         logits: Tensor = prior.image_head(prior.final_norm(x))
         return logits

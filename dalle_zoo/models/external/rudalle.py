@@ -10,12 +10,16 @@ v2  position   0    1    …  T-2    T-1 │ T      T+1  T+2  …  T+N-1
     predicts                           │ i_0    i_1  i_2  …  i_N-1
                └── text of the masks ──┘ └── image of the masks ──┘
 ```
-The text t begins with BOS itself; in v2 another one stands before it, so the last text token takes the first cell of
-the masks' grid, and every code the cell after its own. Row and column embeddings are those of a code's own cell.
+The text t itself begins with BOS. In v2 it is preceded by another BOS, so for the masks the last text token is in the
+first cell of the grid and every code is in the cell after its own. Row and column embeddings are not shifted.
 
-What differs from the paper's prior: there is no start of the image, so a position holds its own token and predicts
-the next one; the output of each block is normalized too (sandwich), and the last one twice; tanh-GELU; one head for
-text and image ids; the convolutional mask.
+Differences from the paper's prior:
+
+- There is no start-of-image token: the input at a position is its own token, and the target is the next one.
+- The output of each block is normalized too (sandwich LayerNorm), and the output of the last layer twice.
+- The activation is tanh-GELU.
+- Text and image share one head.
+- The convolutional mask differs.
 
 Reference: https://github.com/ai-forever/ru-dalle; sandwich LayerNorm as in CogView (Ding et al., 2021), section 2.4.
 """
@@ -33,7 +37,7 @@ from torch.nn import functional as F
 from dalle_zoo.masks import Mask
 from dalle_zoo.models.attention import Attention
 from dalle_zoo.models.config import ImagePriorConfig
-from dalle_zoo.models.decoding import read_text, read_token
+from dalle_zoo.models.decoding import decode_positions, prefill
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.models.prior import MLP, Layer
 from dalle_zoo.registry import suggest
@@ -46,20 +50,20 @@ Version = Literal["v2", "v3"]
 LAST_MASKS: dict[Version, str] = {"v3": "conv_clamped(kernel=11)", "v2": "conv_torus(kernel=11)"}
 """Mask of the last layer."""
 BOS, EOS = 2, 3
-"""Ids of start and end of a caption, in every published vocabulary."""
+"""Ids of the start and the end of a caption, in every published vocabulary."""
 MLP_RATIO = 4
-"""Hidden width of the MLP in units of d; the original has no other."""
+"""Hidden width of the MLP in units of d, fixed in the original."""
 FLOAT16_MAX = 65504.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuDALLEConfig(ImagePriorConfig):
-    """Architecture of ruDALL-E's prior; defaults are Malevich's 1.3 billion. Released names stand in brackets."""
+    """Architecture of ruDALL-E's prior; defaults are Malevich's 1.3 billion. Released names are in brackets."""
 
     version: Version = "v3"
-    """Where text ends and how the convolutional mask meets the borders [hf_version]."""
+    """Layout of the stream and borders of the convolutional mask [hf_version]."""
     text_length: int = 128
-    """Text positions T, with start and end of the caption [text_seq_length]."""
+    """Text positions T, including the start and the end of the caption [text_seq_length]."""
     text_vocab: int = 16384
     """Text vocabulary V, without the padding tokens [vocab_size - text_seq_length]."""
     image_height: int = 32
@@ -86,12 +90,12 @@ class RuDALLEConfig(ImagePriorConfig):
 
     @property
     def text_cells(self) -> int:
-        """Image cells of the masks that the end of the text takes."""
+        """Number of cells of the masks' grid that are taken by text tokens."""
         return 1 if self.version == "v2" else 0
 
     @property
     def masks(self) -> list[str]:
-        """Mask of every layer. The last one is convolutional unless a column layer falls on it."""
+        """Mask of every layer. That of the last layer is convolutional unless the pattern makes it a column mask."""
         last = self.num_layers - 1
         others = [LAST_MASKS[self.version] if index == last else "row" for index in range(self.num_layers)]
         return ["column" if (index - 1) % 4 == 0 else other for index, other in enumerate(others)]
@@ -100,8 +104,8 @@ class RuDALLEConfig(ImagePriorConfig):
 class SandwichAttention(Attention):
     """Attention whose output is normalized.
 
-    The original also divides scores before the softmax and takes their maximum off (PB-relax of CogView), which
-    changes nothing in exact arithmetic.
+    The original also scales scores down before the softmax and subtracts their maximum (PB-relax of CogView). Both
+    leave the result unchanged in exact arithmetic and are omitted.
     """
 
     def __init__(self, width: int, num_heads: int, mask: Mask, backend: str = "auto") -> None:
@@ -110,14 +114,14 @@ class SandwichAttention(Attention):
 
     def merge(self, mixed: Tensor) -> Tensor:
         """Joins the heads, applies the output matrix and normalizes: (B, H, S, D) to (B, S, d)."""
-        # As in the original: what overflows in float16 stays finite.
+        # As in the original: values that overflow in float16 stay finite.
         output = super().merge(mixed).clamp(-FLOAT16_MAX, FLOAT16_MAX)
         out: Tensor = self.output_norm(output)
         return out
 
 
 class SandwichMLP(MLP):
-    """Two matrices with a tanh-GELU between, whose output is normalized."""
+    """MLP with a tanh-GELU, whose output is normalized."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__(width, hidden)
@@ -130,7 +134,7 @@ class SandwichMLP(MLP):
 
 
 class SandwichLayer(Layer):
-    """Attention block and MLP block, each normalized before and behind."""
+    """Attention block and MLP block with sandwich LayerNorm: input and output of both are normalized."""
 
     def __init__(self, width: int, num_heads: int, mask: Mask, backend: str) -> None:
         super().__init__(width, num_heads, MLP_RATIO * width, mask, backend)
@@ -142,9 +146,9 @@ class SandwichLayer(Layer):
 class RuDALLE(ImagePrior):
     """ruDALL-E's transformer, for sampling.
 
-    In v3 the original's training scored position T - 1 against text ids, so the very first code was never learned
-    there, although sampling begins with it; the weights are taken as they are. Empty captions are not known to have
-    been trained on either: guidance works, but leaves what the weights have seen.
+    In v3 the target at position T - 1 was a text id when the original was trained, so the first code, with which
+    sampling begins, was never trained. Classifier-free guidance works, but it is not known whether the
+    weights were trained with empty captions.
 
     Args:
         config: Architecture.
@@ -159,13 +163,13 @@ class RuDALLE(ImagePrior):
         self.config = config
         d, num_text_ids = config.width, config.text_vocab + config.text_length
         self.text_embedding = nn.Embedding(num_text_ids, d)
-        self.text_position = nn.Embedding(config.text_length + 1, d)  # the last one serves v2 alone
+        self.text_position = nn.Embedding(config.text_length + 1, d)  # v3 does not use the last one
         self.image_embedding = nn.Embedding(config.codebook_size, d)
         self.row_position = nn.Embedding(config.image_height, d)
         self.column_position = nn.Embedding(config.image_width, d)
         masks = {spec: Mask.from_spec(spec, config.layout) for spec in dict.fromkeys(config.masks)}
         layers = nn.ModuleList(SandwichLayer(d, config.num_heads, masks[spec], backend) for spec in config.masks)
-        self.layers = cast(Sequence[Layer], layers)  # what PyTorch's container does not say of its members
+        self.layers = cast(Sequence[Layer], layers)  # the type of the members, which nn.ModuleList does not have
         self.final_norm = nn.LayerNorm(d)
         self.head_norm = nn.LayerNorm(d)
         self.head = nn.Linear(d, num_text_ids + config.codebook_size)
@@ -173,9 +177,9 @@ class RuDALLE(ImagePrior):
     # ------------------------------------------------------------ captions
 
     def encode_captions(self, tokenizer: TextTokenizer, captions: Sequence[str]) -> Tensor:
-        """Ids of captions in lower case: start, tokens, end, and one padding token per position, int64 (P, T).
+        """Encodes captions in lower case to start, ids, end and one padding id per position: int64 (P, T) on the CPU.
 
-        A caption that is truncated has no end.
+        A truncated caption has no end token.
         """
         length, vocab = self.config.text_length, self.config.text_vocab
         for caption in captions:
@@ -187,7 +191,7 @@ class RuDALLE(ImagePrior):
         return ids.where(positions < end, vocab + positions).where(positions != end, EOS)
 
     def null_text(self) -> Tensor:
-        """The empty caption, start, end and padding: int64 (T,)."""
+        """The empty caption: start, end, padding; int64 (T,)."""
         text = self.config.text_vocab + torch.arange(self.config.text_length, device=self.device)
         text[0], text[1] = BOS, EOS
         return text
@@ -206,7 +210,7 @@ class RuDALLE(ImagePrior):
         return grid.flatten(0, 1)
 
     def hidden(self, text: Tensor, codes: Tensor) -> Tensor:
-        """Outputs of the last layer at all positions but that of the last code: (B, T) and (B, h, w) to (B, S, d)."""
+        """Outputs of the last layer at all S positions of the stream: (B, T) and (B, h, w) to (B, S, d)."""
         self.check(text, codes)
         image = self.image_embedding(codes.flatten(1)) + self.image_positions()
         x = torch.cat([self.embed_text(text), image], 1)[:, :-1]
@@ -215,10 +219,10 @@ class RuDALLE(ImagePrior):
         return x
 
     def forward(self, text: Tensor, codes: Tensor) -> Tensor:
-        """Logits of text and image ids at every position, as the original has them.
+        """Logits of text and image ids at every position, as in the original.
 
         Args:
-            text: Ids as of `encode_captions`, int64 (B, T).
+            text: Ids from `encode_captions`, int64 (B, T).
             codes: Image tokens, int64 (B, h, w).
 
         Returns:
@@ -228,7 +232,7 @@ class RuDALLE(ImagePrior):
         return out
 
     def image_head(self, x: Tensor) -> Tensor:
-        """Logits of the codes alone, the last columns of the head: (…, d) to (…, K)."""
+        """Logits of the codes, the last K outputs of the head: (…, d) to (…, K)."""
         size = self.config.codebook_size
         return F.linear(self.head_norm(self.final_norm(x)), self.head.weight[-size:], self.head.bias[-size:])
 
@@ -237,7 +241,7 @@ class RuDALLE(ImagePrior):
         return self.image_head(self.hidden(text, codes)[:, -self.config.image_length :])
 
     def decoding(self, text: Tensor, num_candidates: int) -> RuDALLEDecoding:
-        """Reads the captions and prepares for sampling."""
+        """Prefills the captions and prepares for sampling."""
         return RuDALLEDecoding(self, text, num_candidates)
 
 
@@ -255,16 +259,16 @@ class RuDALLEDecoding:
         self.positions = prior.image_positions()
         length = prior.config.text_length
         x = prior.embed_text(text)
-        read, self.caches = read_text(prior.layers, x[:, :length], num_candidates)
-        start = x[:, length:] if prior.config.text_cells else read[:, -1:]
+        outputs, self.caches = prefill(prior.layers, x[:, :length], num_candidates)
+        start = x[:, length:] if prior.config.text_cells else outputs[:, -1:]
         self.start = start.expand(-1, num_candidates, -1)
 
     def step(self, index: int, previous: Tensor | None) -> Tensor:
         """Logits of image token ``index``: (P, n) tokens before it, None at 0, to (P, n, K)."""
         prior, x = self.prior, self.start
-        if previous is not None:  # the token before stands at its own position
+        if previous is not None:  # the input is the token before, at its own position
             x = prior.image_embedding(previous) + self.positions[index - 1]
         cell = index - 1 + prior.config.text_cells
-        if cell >= 0:  # in v3 the last text token is read already
-            x = read_token(prior.layers, self.caches, cell, x)
+        if cell >= 0:  # in v3 the prefill already includes the last text token
+            x = decode_positions(prior.layers, self.caches, cell, x)
         return prior.image_head(x)

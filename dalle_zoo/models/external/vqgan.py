@@ -1,7 +1,7 @@
 """VQGAN: images to a grid of codes and back, the autoencoder that most open text-to-image priors were trained on.
 
-A convolutional encoder with residual blocks, group normalization and attention at coarse resolutions gives one
-vector a cell; the quantizer replaces it by an entry of the codebook, and a mirrored decoder maps entries to pixels.
+A convolutional encoder with residual blocks, group normalization and attention at coarse resolutions computes one
+vector per cell, the quantizer replaces it by an entry of the codebook, and a mirrored decoder maps entries to pixels.
 
 ```
 image (B, 3, H, W) ─► encoder ─► quant_conv ─► vectors (B, D, h, w) ─► quantize ─► codes (B, h, w)
@@ -10,7 +10,8 @@ image (B, 3, H, W) ─► encoder ─► quant_conv ─► vectors (B, D, h, w) 
                          └─► image (B, 3, H, W)
 ```
 
-The names in the state dict are those of released checkpoints. There is no training here, hence no adversarial loss.
+The names in the state dict are those of released checkpoints. Only inference is supported, so there is no adversarial
+loss.
 
 Reference: Taming Transformers for High-Resolution Image Synthesis (Esser et al., 2021), arXiv 2012.09841.
 """
@@ -35,20 +36,20 @@ NORM_EPS = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class VQGANConfig:
-    """Architecture of a VQGAN; defaults are the ImageNet model f16-16384. Released names stand in brackets."""
+    """Architecture of a VQGAN; defaults are the ImageNet model f16-16384. Released names are in brackets."""
 
     image_size: int = 256
     """Side of the square training images, pixels [resolution]. The network takes any multiple of the factor."""
     channels: int = 3
     """Image channels [in_channels, out_ch]."""
     width: int = 128
-    """Channels that the multipliers multiply [ch]."""
+    """Base number of channels [ch]."""
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     """Width of each level, finest first, as a multiple of ``width`` [ch_mult]. Resolution halves between levels."""
     blocks_per_level: int = 2
-    """Residual blocks of a level of the encoder; the decoder has one more [num_res_blocks]."""
+    """Residual blocks per level of the encoder; a level of the decoder has one more [num_res_blocks]."""
     attention_sizes: tuple[int, ...] = (16,)
-    """Levels with attention after every block, by their side for an image of ``image_size`` [attn_resolutions]."""
+    """Levels with attention after every block, given by their resolution for ``image_size`` [attn_resolutions]."""
     latent_channels: int = 256
     """Channels between the networks and the 1x1 convolutions around the quantizer [z_channels]."""
     code_channels: int = 256
@@ -56,13 +57,13 @@ class VQGANConfig:
     codebook_size: int = 16384
     """Number of codes K [n_embed]."""
     quantizer: Literal["nearest", "gumbel"] = "nearest"
-    """``nearest``: the nearest entry of the codebook; ``gumbel``: the largest of K projections."""
+    """``nearest``: the nearest entry of the codebook; ``gumbel``: the largest of K logits."""
     signed_pixels: bool = True
-    """Whether the networks work on pixels in [-1, 1], as published; those of dalle-mini work on [0, 1]."""
+    """Whether the networks use pixels in [-1, 1], as in the original; those of dalle-mini use [0, 1]."""
     wavelet: bool = False
-    """Whether the decoder gives the four bands of a Haar wavelet, so images of twice the size (ruDALL-E's)."""
+    """Whether the decoder outputs the four bands of a Haar wavelet for images of twice the size (ruDALL-E)."""
     decoder_only: bool = False
-    """Whether the encoder is missing, so that codes can be sampled but none be made (min-dalle's detokenizer)."""
+    """Whether there is only a decoder, so that images cannot be encoded (min-dalle's detokenizer)."""
 
     def __post_init__(self) -> None:
         for name in ("multipliers", "attention_sizes"):  # lists in a JSON file
@@ -86,7 +87,7 @@ class VQGANConfig:
             )
         if unknown := set(self.attention_sizes) - set(self.level_sizes):
             raise ValueError(
-                f"attention_sizes {sorted(unknown)} are the side of no level: those are {self.level_sizes}"
+                f"attention_sizes must be among the level sizes {self.level_sizes}, got {sorted(unknown)}"
             )
 
     @property
@@ -101,7 +102,7 @@ class VQGANConfig:
 
     @property
     def level_sizes(self) -> list[int]:
-        """Side of the levels for an image of ``image_size``, finest first."""
+        """Resolutions of the levels for an image of ``image_size``, finest first."""
         finest = self.image_size // (2 if self.wavelet else 1)
         return [finest >> level for level in range(len(self.multipliers))]
 
@@ -116,7 +117,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """``skip(x) + branch(x)``, the branch being twice norm, swish, 3x3 convolution."""
+    """``skip(x) + branch(x)``; the branch has norm, swish and 3x3 convolution, twice."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -133,7 +134,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Residual self-attention with one head over all cells."""
+    """Self-attention over all cells with one head and a residual connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -158,7 +159,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, 2h, 2w) to (B, C, h, w)."""
-        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))  # zeros right and below only: released weights expect it
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))  # pads only right and bottom, as released weights expect
         return out
 
 
@@ -176,7 +177,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """What happens at one resolution: residual blocks, each with attention behind it or none, then a resize."""
+    """Blocks of one resolution: residual blocks, each optionally followed by attention, then a resize."""
 
     def __init__(
         self, inputs: int, outputs: int, blocks: int, attention: bool, *, down: bool = False, up: bool = False
@@ -201,7 +202,7 @@ def _middle(channels: int) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """Maps images to vectors of the cells, before the 1x1 convolution in front of the quantizer."""
+    """Maps images to one vector per cell, the input of the 1x1 convolution before the quantizer."""
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
@@ -227,14 +228,14 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Maps vectors of the cells to pixels, or to the four bands of a wavelet."""
+    """Maps one vector per cell to pixels, or to the four bands of a wavelet."""
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
         widths = config.widths
         self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
         self.mid = _middle(widths[-1])
-        self.up = nn.ModuleList(  # finest level first, as in the encoder; it is run from the coarsest
+        self.up = nn.ModuleList(  # finest level first, as in the encoder; runs in reverse
             Level(inputs, outputs, config.blocks_per_level + 1, attention, up=level > 0)
             for level, (inputs, outputs, attention) in enumerate(
                 zip([*widths[1:], widths[-1]], widths, config.attention, strict=True)
@@ -253,7 +254,7 @@ class Decoder(nn.Module):
 
 
 class NearestQuantizer(nn.Module):
-    """Codebook whose entry nearest to a vector stands for it."""
+    """Vector quantizer: replaces a vector by the nearest entry of the codebook."""
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
@@ -274,9 +275,9 @@ class NearestQuantizer(nn.Module):
 
 
 class GumbelQuantizer(nn.Module):
-    """Codebook with a projection that gives K logits, of which the largest counts.
+    """Gumbel quantizer: replaces a vector by the entry with the largest of K logits.
 
-    The original adds Gumbel noise also when it encodes outside training, so that its codes vary; these do not.
+    The original adds Gumbel noise outside training too, so that its codes vary; here codes are deterministic.
     """
 
     def __init__(self, config: VQGANConfig) -> None:
@@ -325,8 +326,8 @@ def merge_bands(bands: Tensor) -> Tensor:
 class VQGAN(ImageTokenizer):
     """VQGAN with a nearest-neighbor or a Gumbel quantizer.
 
-    With the wavelet option images go in and out at twice the resolution of the networks; going in they are
-    averaged over 2x2 pixels, which is the low band of the same wavelet.
+    With the wavelet option, images have twice the resolution of the networks. Before encoding, they are averaged over
+    2x2 pixels, which gives the low band of the same wavelet.
 
     Reference: Taming Transformers for High-Resolution Image Synthesis (Esser et al., 2021), arXiv 2012.09841.
 
@@ -355,13 +356,15 @@ class VQGAN(ImageTokenizer):
         self.decoder = Decoder(config)
 
     def vectors(self, images: Tensor) -> Tensor:
-        """What the quantizer sees: pixels in [0, 1], (B, C, H, W), to (B, D, h, w).
+        """Inputs of the quantizer: pixels in [0, 1], (B, C, H, W), to (B, D, h, w).
 
         Raises:
-            ValueError: The images do not fit, or there is no encoder.
+            ValueError: The images have the wrong shape or type, or there is no encoder.
         """
         if self.config.decoder_only:
-            raise ValueError("this VQGAN is a decoder alone and cannot encode images: take one with an encoder")
+            raise ValueError(
+                "this VQGAN has only a decoder and cannot encode images: load a VQGAN that has an encoder"
+            )
         self.check_images(images)
         if images.shape[1] != self.config.channels:
             raise ValueError(f"images must have {self.config.channels} channels, got shape {tuple(images.shape)}")
@@ -375,7 +378,7 @@ class VQGAN(ImageTokenizer):
     def encode(self, images: Tensor) -> Tensor:
         """Codes of images, without noise: pixels in [0, 1], (B, C, H, W) to int64 (B, h, w)."""
         vectors = self.vectors(images)
-        with torch.autocast(vectors.device.type, enabled=False):  # which entry wins may hang on the last digits
+        with torch.autocast(vectors.device.type, enabled=False):  # rounding can change the argmin
             codes: Tensor = self.quantize.codes(vectors)
         return codes
 

@@ -50,7 +50,7 @@ def test_captions_stand_between_begin_and_end(caplog: pytest.LogCaptureFixture) 
 def test_tokenizers_may_have_fewer_tokens_than_rows() -> None:
     prior = small()
     prior.check_tokenizer(ByteTokenizer())
-    with pytest.raises(ValueError, match="has 256 tokens, the prior has rows for 255: they were not trained together"):
+    with pytest.raises(ValueError, match="has 256 tokens, but the text embedding of the prior has only 255 rows"):
         small(text_vocab=255, begin_token=0, pad_token=1, end_token=2).check_tokenizer(ByteTokenizer())
 
 
@@ -130,8 +130,8 @@ def test_shapes_are_checked() -> None:
         ({"encoder_heads": 3}, "width 16 is not a multiple of encoder_heads 3"),
         ({"decoder_layers": 0}, "decoder_layers must be at least 1, got 0"),
         ({"text_length": 2}, "text_length must be at least 3"),
-        ({"start_token": 8}, r"start_token must be a row behind the codes, in 9\.\.13 .*, got 8"),
-        ({"start_token": 14}, "start_token must be a row behind the codes"),
+        ({"start_token": 8}, r"start_token must follow the codes and lie in 9\.\.13 .*, got 8"),
+        ({"start_token": 14}, "start_token must follow the codes"),
         ({"pad_token": 256}, "must be three ids"),
         ({"end_token": 260}, r"must be three ids in 0\.\.259"),
     ],

@@ -12,16 +12,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dalle_zoo.masks import TextImageLayout
-from dalle_zoo.models.external.dalle_pytorch import DallePytorch, DallePytorchConfig
+from dalle_zoo.models.external.dalle_pytorch import DallePytorch
+from dalle_zoo.models.external.dalle_pytorch_config import DallePytorchConfig
 from dalle_zoo.models.external.dalle_pytorch_layers import (
     ShiftCache,
+    cos_sin,
+    rotary_size,
+    rotary_table,
     rotate,
-    rotated_size,
-    rotations,
     shift_tokens,
-    turns,
 )
-from dalle_zoo.models.external.dalle_pytorch_sparse import attend_blocks, random_blocks, sure_blocks
+from dalle_zoo.models.external.dalle_pytorch_sparse import attend_blocks, fixed_blocks, random_blocks
 from dalle_zoo.models.external.dalle_pytorch_vae import DallePytorchVAE, DallePytorchVAEConfig
 from dalle_zoo.tokenizers import ByteTokenizer
 
@@ -37,19 +38,19 @@ TINY: dict[str, Any] = {
 
 def test_rotations_are_those_of_the_original() -> None:
     angles = load_file(GOLDEN["file_of"]("1.6.6"))["mixed.angles"][0]
-    came = rotations(TextImageLayout(6, 8, 8), GOLDEN["SIZES"]["dim_head"])
-    torch.testing.assert_close(came, turns(angles), atol=1e-3, rtol=0)  # angles reach 8,192, so cosines lose digits
+    came = rotary_table(TextImageLayout(6, 8, 8), GOLDEN["SIZES"]["dim_head"])
+    torch.testing.assert_close(came, cos_sin(angles), atol=1e-3, rtol=0)  # angles reach 8,192, so cosines lose digits
 
 
 @pytest.mark.parametrize(("head_size", "size"), [(64, 60), (8, 6), (12, 12), (5, 0), (1, 0)])
 def test_size_of_the_rotated_part(head_size: int, size: int) -> None:
-    assert rotated_size(head_size) == size
-    assert rotations(TextImageLayout(3, 2, 4), head_size).shape == (2, 11, size)
+    assert rotary_size(head_size) == size
+    assert rotary_table(TextImageLayout(3, 2, 4), head_size).shape == (2, 11, size)
 
 
 def test_a_rotation_keeps_lengths_and_what_is_not_rotated() -> None:
     x = torch.randn(2, 11, 20)
-    turned = rotate(x, rotations(TextImageLayout(3, 2, 4), 20))
+    turned = rotate(x, rotary_table(TextImageLayout(3, 2, 4), 20))
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     assert torch.equal(turned[..., 18:], x[..., 18:])
     assert not torch.allclose(turned[..., :18], x[..., :18])
@@ -93,7 +94,7 @@ def test_shifted_tokens(width: int, length: int) -> None:
 
 def test_blocks_that_are_not_sampled_are_those_of_deepspeed() -> None:
     """The layout of 384 positions that its VariableSparsityConfig makes without random blocks."""
-    layout = sure_blocks(384)
+    layout = fixed_blocks(384)
     assert layout[:20].equal(torch.ones(24, 24).tril()[:20])  # 16 that all read, and the window up to the diagonal
     assert [row.nonzero().flatten().tolist() for row in layout[20:, 16:]] == [[4], [4, 5], [4, 5, 6], [4, 5, 6, 7]]
     assert layout[20:, :16].all()
@@ -178,18 +179,18 @@ def test_size_of_the_published_small_model() -> None:
         ({"positions": "sinus"}, "positions must be one of rotary, axial, got 'sinus'"),
         ({"padding": "none"}, "padding must be one of learned, masked, got 'none'"),
         ({"norm": "scale"}, "norm must be one of layer, rms, got 'scale'"),
-        ({"shared_mlp": (0, 2)}, r"shared_mlp must give each of 2 layers a number, 0, 1 and so on, got \(0, 2\)"),
-        ({"shared_attention": (0,)}, "shared_attention must give each of 2 layers"),
+        ({"shared_mlp": (0, 2)}, r"shared_mlp must have 2 indices, one per layer, .* got \(0, 2\)"),
+        ({"shared_attention": (0,)}, "shared_attention must have 2 indices"),
         ({"padding_id": 256}, r"padding_id must lie in 0..255, got 256"),
-        ({"width": 1}, "shifted tokens need a width of at least 2, got 1"),
-        ({"sparse_layers": (0,)}, "block-sparse attention needs a multiple of 16 positions, got 11"),
+        ({"width": 1}, "shift_tokens needs a width of at least 2, got 1"),
+        ({"sparse_layers": (0,)}, "block-sparse attention needs an input length .* that is a multiple of 16, got 11"),
         (
             {"sparse_layers": (0,), "masks": "column"},
-            r"sparse_layers must be numbers of layers whose mask is full, got",
+            r"sparse_layers must be indices of layers whose mask is full, got",
         ),
-        ({"gmlp_layers": (2,)}, r"gmlp_layers must be numbers of layers whose mask is full, got \(2,\)"),
-        ({"gmlp_layers": (0,), "sparse_layers": (0,)}, "a layer is either sparse or gMLP"),
-        ({"gmlp_layers": (0,), "shared_attention": (0, 0)}, "gMLP layers cannot be among layers that share"),
+        ({"gmlp_layers": (2,)}, r"gmlp_layers must be indices of layers whose mask is full, got \(2,\)"),
+        ({"gmlp_layers": (0,), "sparse_layers": (0,)}, "sparse_layers and gmlp_layers must not overlap"),
+        ({"gmlp_layers": (0,), "shared_attention": (0, 0)}, "gmlp_layers cannot be combined with shared_attention"),
         ({"masks": "axial_row"}, "unknown schedule or mask 'axial_row'"),
     ],
 )

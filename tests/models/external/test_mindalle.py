@@ -169,9 +169,9 @@ def test_tokenizers_that_do_not_fit(prior: MinDALLE) -> None:
     vocabulary = TOKENIZED["vocabulary"]
     with pytest.raises(ValueError, match="the prior has 300 text tokens, the text tokenizer 301"):
         prior.check_tokenizer(tokenizer({**vocabulary, "more": 300}))
-    with pytest.raises(ValueError, match=r"\[PAD\] has the id 1 in the prior, \[299\] in the text tokenizer"):
+    with pytest.raises(ValueError, match=r"\[PAD\] has the id 1 in the prior, but \[299\] in the text tokenizer"):
         prior.check_tokenizer(tokenizer(GOLDEN["without_padding"](vocabulary)))
-    with pytest.raises(ValueError, match=r"\[PAD\] has the id 1 in the prior, \[91, 80, "):
+    with pytest.raises(ValueError, match=r"\[PAD\] has the id 1 in the prior, but \[91, 80, "):
         prior.check_tokenizer(ByteTokenizer())
 
 
