@@ -1,4 +1,4 @@
-"""``dalle-zoo eval``, ``report``, ``overlap`` and ``card``: measures models and images, and writes what it found."""
+"""The commands ``dalle-zoo eval``, ``report``, ``overlap`` and ``card``."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from dalle_zoo_eval.data_files import read_yaml
 from dalle_zoo_eval.protocol import COPY, TRAIN, Protocol, find_protocol, list_protocols, protocol_file
 
 LISTED = """\
-Measure a model, or a folder of images, by a protocol: result file, report and sheets. The same command continues a
-killed run. `dalle-zoo eval PROTOCOL --help` has the options.
+Evaluate a model or a folder of images with a protocol, and write a result file, a report and image sheets. Run the
+same command again to resume. `dalle-zoo eval PROTOCOL --help` lists the options.
 
 protocols:
 """
 
 
 def main(arguments: list[str]) -> None:
-    """Runs a protocol; the entry of the sub-command.
+    """Runs a protocol: the entry point of ``dalle-zoo eval``.
 
     Args:
         arguments: Command line after ``dalle-zoo eval``.
@@ -30,29 +30,24 @@ def main(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         lines = [f"  {name:<16}{read_yaml(protocol_file(name)).get('title', '')}" for name in names]
         p = parser("eval", LISTED + "\n".join(lines))
-        p.add_argument("protocol", help="name above, or a YAML file; it comes first")
+        p.add_argument("protocol", help="protocol name, or a YAML file; must be the first argument")
         p.parse_args(arguments[:1] if arguments[:1] in (["-h"], ["--help"]) else [])
     name = arguments[0]
     if name not in names and Path(name).suffix not in (".yaml", ".yml"):
         raise UnknownNameError(suggest("protocol", name, names))
     protocol = find_protocol(name)
     options = _parser(name, protocol).parse_args(arguments)
-    networks = dict(options.network)
     given = [network for network, _ in options.network]
     if len(set(given)) != len(given):
         raise ValueError(f"--network names {max(given, key=given.count)!r} twice: give each network once")
-    if options.evaluator is not None:
-        if "mobilenet" in networks:
-            raise ValueError("--evaluator is --network mobilenet=...: give one of the two")
-        networks["mobilenet"] = options.evaluator
     for option in ("threshold", "copies_network"):
         if getattr(options, option) is not None and options.training is None:
-            raise ValueError(f"--{option.replace('_', '-')} needs --training, the folder in which copies are searched")
+            raise ValueError(f"--{option.replace('_', '-')} needs --training, the images in which copies are searched")
     check_device(options.device)
-    _run(name, options, networks, shlex.join(["dalle-zoo", "eval", *arguments]))
+    _run(name, options, shlex.join(["dalle-zoo", "eval", *arguments]))
 
 
-def _run(name: str, options: argparse.Namespace, networks: dict[str, Path], command: str) -> None:
+def _run(name: str, options: argparse.Namespace, command: str) -> None:
     from dalle_zoo_eval.report import Output, summary
     from dalle_zoo_eval.request import Request, device_of_environment, share_of_environment
     from dalle_zoo_eval.runner import evaluate
@@ -65,7 +60,7 @@ def _run(name: str, options: argparse.Namespace, networks: dict[str, Path], comm
         model=options.model,
         images=options.images,
         layout=options.layout,
-        networks=networks,
+        networks=dict(options.network),
         leave_out=tuple(options.leave_out),
         exclusions=options.exclusions,
         changes={n: value for n, value in changes.items() if value is not None},
@@ -93,70 +88,81 @@ CHANGES = (
     "seed", "captions", "train_captions", "val_captions", "candidates", "temperature", "top_k", "top_p",
     "guidance_scale",
 )  # fmt: skip
-"""Options that stand for arguments of `Protocol.changed`."""
+"""Options that are arguments of `Protocol.changed`."""
 
 
 def _parser(name: str, protocol: Protocol) -> argparse.ArgumentParser:
     usual, several = protocol.sampling, len(protocol.groups) > 1
     counts = {group: rule.captions.count or "all" for group, rule in protocol.groups.items()}
-    usage = [] if protocol.model is None else [f"  dalle-zoo eval {name} --out RESULT.json"]
+    each = "the protocol's" if several else next(iter(counts.values()))
+    usage = [f"  dalle-zoo eval {name} --out RESULT.json"]
     if protocol.model is None:
         usage = [
             f"  dalle-zoo eval {name} --model MODEL --data DIR --network inception-2015=FILE --network clip=DIR",
             f"  dalle-zoo eval {name} --images DIR --data DIR ...     images of another system",
         ]
-    lines = [*usage, f"  torchrun --nproc-per-node 8 -m dalle_zoo eval {name} ...   the same result, sooner"]
+    lines = [*usage, f"  torchrun --nproc-per-node 8 -m dalle_zoo eval {name} ...   the same result on 8 processes"]
     metrics = ", ".join(rule.name for rule in protocol.metrics)
     p = parser(
         f"eval {name}",
-        f"Measure a model, or a folder of images: {metrics}.\n\n" + "\n".join(lines),
+        f"Evaluate a model or a folder of images: {metrics}.\n\n" + "\n".join(lines),
     )
-    p.add_argument("protocol")
+    p.add_argument("protocol", help="name of a protocol, or a YAML file")
+    default = f" [{protocol.model}]" if protocol.model else ""
+    p.add_argument("--model", help=f"name of a bundled model, or a model folder such as ./mine{default}")
     p.add_argument(
-        "--model", help=f"bundled name, or folder such as ./mine{f' ({protocol.model})' if protocol.model else ''}"
+        "--images", type=Path, help="folder of images to evaluate instead of a model; captions in .txt files"
     )
-    p.add_argument("--images", type=Path, help="folder of images to score instead; captions in .txt files")
-    p.add_argument("--data", type=Path, help="folder of the dataset, unless it is in the package")
-    p.add_argument("--layout", help="layout of that folder (the protocol's first)")
+    p.add_argument("--data", type=Path, help="folder of the dataset; bundled datasets need none")
+    p.add_argument("--layout", help="layout of the dataset folder [the protocol's first layout]")
     p.add_argument(
         "--network", type=_named_path, action="append", default=[], metavar="NAME=PATH",
-        help="file or folder of a network: inception-2015, dmgan, clip, ranker, mobilenet; once for each",
+        help="file or folder of a network: inception-2015, dmgan, clip, ranker, mobilenet; repeatable",
     )  # fmt: skip
-    p.add_argument("--evaluator", type=Path, metavar="PATH", help="the same as --network mobilenet=PATH")
     p.add_argument(
-        "--leave-out", action="append", default=[], metavar="NAME", help="go without a network and its scores"
+        "--leave-out", action="append", default=[], metavar="NAME", help="omit a network and its metrics; repeatable"
     )
-    p.add_argument("--exclusions", type=Path, help="list of images of the dataset to leave out")
+    p.add_argument("--exclusions", type=Path, help="list of dataset images to exclude, one key per line")
     p.add_argument(
-        "--captions", type=int, help="captions of every group, for a try: the score is marked as not comparable"
+        "--captions",
+        type=int,
+        help=f"number of captions per group, for quick trials; scores are marked as not comparable [{each}]",
     )
     if TRAIN in counts and several:
         others = "; ".join(f"{group}: {count}" for group, count in counts.items() if group != TRAIN)
-        p.add_argument("--train-captions", type=int, help=f"captions of train ({counts[TRAIN]})")
-        p.add_argument("--val-captions", type=int, help=f"captions of each other group ({others})")
+        p.add_argument("--train-captions", type=int, help=f"number of captions of the group train [{counts[TRAIN]}]")
+        p.add_argument("--val-captions", type=int, help=f"number of captions of each other group [{others}]")
     p.add_argument(
-        "--candidates", type=int, help=f"images per caption, of which the ranker keeps one ({usual.candidates})"
+        "--candidates", type=int, help=f"images per caption, of which the ranker keeps one [{usual.candidates}]"
     )
-    p.add_argument("--temperature", type=float, help=f"sampling temperature ({usual.temperature:g})")
-    p.add_argument("--top-k", type=int, help=f"sample among the k most likely tokens ({usual.top_k or 'all'})")
-    p.add_argument("--top-p", type=float, help=f"sample among tokens of this probability ({usual.top_p or 'all'})")
+    p.add_argument("--temperature", type=float, help=f"sampling temperature [{usual.temperature:g}]")
+    p.add_argument("--top-k", type=int, help=f"sample from the k most likely tokens [{usual.top_k or 'all'}]")
+    p.add_argument(
+        "--top-p",
+        type=float,
+        help=f"sample from the most likely tokens with this total probability [{usual.top_p or 'all'}]",
+    )
     none = ", none" if usual.guidance_scale == 1 else ""
-    p.add_argument("--guidance-scale", type=float, help=f"classifier-free guidance ({usual.guidance_scale:g}{none})")
-    p.add_argument("--seed", type=int, help=f"seed of the generated images, and of chosen samples ({protocol.seed})")
-    p.add_argument("--training", help="training images, folder or shards: searches copies among the generated ones")
-    p.add_argument("--threshold", type=float, help=f"cosine from which an image is a copy ({COPY})")
     p.add_argument(
-        "--copies-network", metavar="NAME", help="network that searches copies (inception-2015, or the first given)"
+        "--guidance-scale", type=float, help=f"scale of classifier-free guidance [{usual.guidance_scale:g}{none}]"
     )
-    p.add_argument("--save-images", action="store_true", help="write the generated images as PNG files too")
-    p.add_argument("--batch-size", type=int, help="images generated at once (64)")
-    p.add_argument("--device", default="cpu", help="where the networks run (cpu)")
+    p.add_argument("--seed", type=int, help=f"seed for sampling and for the choice of images [{protocol.seed}]")
+    p.add_argument("--training", help="training images (folder or shards) in which to search for copies")
+    p.add_argument("--threshold", type=float, help=f"minimum cosine similarity of a copy [{COPY}]")
+    p.add_argument(
+        "--copies-network",
+        metavar="NAME",
+        help="network for the search for copies [inception-2015, or the first given]",
+    )
+    p.add_argument("--save-images", action="store_true", help="also write the generated images as PNG files")
+    p.add_argument("--batch-size", type=int, help="number of images generated at once [64]")
+    p.add_argument("--device", default="cpu", help="device of the networks, such as cuda [cpu]")
     stem = Path(name).stem
     p.add_argument(
         "--out", type=Path, default=Path(f"eval-{stem}"),
-        help=f"folder of the result, or result file NAME.json with its report in the folder NAME (eval-{stem})",
+        help=f"output folder, or result file NAME.json with its report in the folder NAME [eval-{stem}]",
     )  # fmt: skip
-    p.add_argument("--cache", type=Path, help="folder of features, to share those of real images (.cache in --out)")
+    p.add_argument("--cache", type=Path, help="folder of features, which evaluations can share [.cache in --out]")
     p.add_argument("--overwrite", action="store_true", help="replace the result of another evaluation")
     return p
 
@@ -169,19 +175,19 @@ def _named_path(text: str) -> tuple[str, Path]:
 
 
 def report(arguments: list[str]) -> None:
-    """Renders reports again from result files; the entry of the sub-command ``report``.
+    """Renders a report from result files: the entry point of ``dalle-zoo report``.
 
     Args:
         arguments: Command line after ``dalle-zoo report``.
     """
     p = parser(
         "report",
-        "Render a report from result files of `dalle-zoo eval`: one, or several of one benchmark side by side.\n\n"
+        "Render a report from result files of `dalle-zoo eval`: one result, or several results of one protocol.\n\n"
         "  dalle-zoo report eval/results/emoji64.json\n"
         "  dalle-zoo report eval-one/result.json eval-other/result.json --out comparison",
     )
     p.add_argument("results", type=Path, nargs="+", help="result files")
-    p.add_argument("--out", type=Path, help="folder of the report (where the evaluation has put it)")
+    p.add_argument("--out", type=Path, help="output folder of the report [folder of the evaluation]")
     options = p.parse_args(arguments)
 
     from dalle_zoo_eval.report import write_report
@@ -190,25 +196,29 @@ def report(arguments: list[str]) -> None:
 
 
 def overlap(arguments: list[str]) -> None:
-    """Lists images of a benchmark that lie in a training set too; the entry of the sub-command ``overlap``.
+    """Lists dataset images that are also in a training set: the entry point of ``dalle-zoo overlap``.
 
     Args:
         arguments: Command line after ``dalle-zoo overlap``.
     """
     p = parser(
         "overlap",
-        "Find the images of a benchmark that are in a training set too, and write their list for\n"
-        "`dalle-zoo eval ... --exclusions`, beside a sheet of the closest pairs to choose the threshold by.\n\n"
+        "Find the images of a dataset that are also in a training set. Writes their list for\n"
+        "`dalle-zoo eval ... --exclusions`, and writes a sheet of the closest pairs for choosing the threshold.\n\n"
         "  dalle-zoo overlap coco-30k --data COCO --training FOLDER --network clip=DIR --out overlaps.txt",
     )
-    p.add_argument("protocol", help="protocol whose benchmark is meant")
-    p.add_argument("--data", type=Path, required=True, help="folder of the benchmark")
-    p.add_argument("--layout", help="layout of that folder (the protocol's first)")
-    p.add_argument("--training", required=True, help="training images: folder, shards, or 'shards/*.tar'")
-    p.add_argument("--network", type=_named_path, required=True, metavar="NAME=PATH", help="network that compares")
-    p.add_argument("--threshold", type=float, default=COPY, help=f"cosine from which images overlap ({COPY})")
-    p.add_argument("--device", default="cpu", help="where the network runs (cpu)")
-    p.add_argument("--out", type=Path, required=True, help="list to write; the sheet is written next to it as .png")
+    p.add_argument("protocol", help="protocol whose dataset is checked")
+    p.add_argument("--data", type=Path, required=True, help="folder of the dataset")
+    p.add_argument("--layout", help="layout of the dataset folder [the protocol's first layout]")
+    p.add_argument(
+        "--training", required=True, help="training images: folder, shards, or a pattern such as 'shards/*.tar'"
+    )
+    p.add_argument(
+        "--network", type=_named_path, required=True, metavar="NAME=PATH", help="network that compares the images"
+    )
+    p.add_argument("--threshold", type=float, default=COPY, help=f"minimum cosine similarity of an overlap [{COPY}]")
+    p.add_argument("--device", default="cpu", help="device of the network, such as cuda [cpu]")
+    p.add_argument("--out", type=Path, required=True, help="list to write, NAME.txt; the sheet is NAME.png next to it")
     options = p.parse_args(arguments)
 
     check_device(options.device)
@@ -224,7 +234,7 @@ def overlap(arguments: list[str]) -> None:
 
 
 def card(arguments: list[str]) -> None:
-    """Renders a model card; the entry of the sub-command ``card``.
+    """Renders a model card: the entry point of ``dalle-zoo card``.
 
     Args:
         arguments: Command line after ``dalle-zoo card``.
@@ -234,9 +244,9 @@ def card(arguments: list[str]) -> None:
         "Render the card of a model from its files and its result file.\n\n"
         "  dalle-zoo card emoji64 --result eval/results/emoji64.json --out model_cards/emoji64.md",
     )
-    p.add_argument("model", help="bundled name or folder")
+    p.add_argument("model", help="name of a bundled model, or a model folder")
     p.add_argument("--result", type=Path, required=True, help="result file of dalle-zoo eval")
-    p.add_argument("--out", type=Path, required=True, help="Markdown file to write, replaced")
+    p.add_argument("--out", type=Path, required=True, help="Markdown file to write; an existing file is replaced")
     options = p.parse_args(arguments)
 
     from dalle_zoo.cards import write_card

@@ -86,7 +86,7 @@ def test_torchrun_writes_the_result_of_one_process(command: list[str], tmp_path:
 
 
 def test_torchrun_shares_a_protocol_of_several_groups(toy: Path, model: Path, mobilenet: Path, tmp_path: Path) -> None:
-    command = ["dalle_zoo", "eval", str(toy), "--model", str(model), "--evaluator", str(mobilenet)]
+    command = ["dalle_zoo", "eval", str(toy), "--model", str(model), "--network", f"mobilenet={mobilenet}"]
 
     def run(folder: str, *launcher: str) -> tuple[dict[str, Any], dict[str, bytes]]:
         out = tmp_path / folder
