@@ -64,6 +64,27 @@ def workspace(path: Path, *, wait: bool = True) -> Iterator[Path]:
                 folder.rmdir()
 
 
+@contextmanager
+def claimed_folder(folder: Path) -> Iterator[None]:
+    """Claims a folder that is filled under its name, file by file; it is created, and removed if it stays empty.
+
+    What killed processes left of single files is removed first.
+
+    Raises:
+        ClaimedError: Another process writes there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with Claims() as claims:
+        claims.hold(folder / CLAIM, folder)
+        remove_abandoned(folder)
+        try:
+            yield
+        finally:
+            claims.release(folder / CLAIM)
+            with suppress(OSError):  # not empty
+                folder.rmdir()
+
+
 def new_path(folder: Path) -> Path:
     """Returns a path in a workspace that nothing else uses."""
     return folder / secrets.token_hex(8)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from dalle_zoo.claims import CLAIM, Claims
+from dalle_zoo.claims import CLAIM
 from dalle_zoo.data.checks import check_positive
 from dalle_zoo.data.codes import (
     FORMAT,
@@ -31,7 +31,7 @@ from dalle_zoo.data.decoding import CorruptImageError
 from dalle_zoo.data.samples import SampleSource, Skipped
 from dalle_zoo.data.transforms import TRANSFORMS, Transform
 from dalle_zoo.files import atomic_write, parse_json, sha256_file, try_read_json, write_json
-from dalle_zoo.workspaces import RESUMABLE, SUFFIX, place_folder, recover, remove_abandoned, workspace
+from dalle_zoo.workspaces import RESUMABLE, SUFFIX, claimed_folder, place_folder, recover, workspace
 
 log = logging.getLogger(__name__)
 
@@ -163,9 +163,7 @@ def encode_source(
 def _encode_into(
     folder: Path, encoding: _Encoding, settings: Mapping[str, Any], progress: bool, overwrite: bool
 ) -> dict[str, Any]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with Claims() as claims:
-        claims.hold(folder / CLAIM, folder)
+    with claimed_folder(folder):
         finished = _begin(folder, settings, overwrite)
         return _encode_shards(folder, encoding, settings, progress) if finished is None else finished
 
@@ -226,7 +224,6 @@ def _begin(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[s
     Returns:
         The manifest if the same encoding was interrupted after writing it, else None.
     """
-    remove_abandoned(folder)
     unfinished = try_read_json(folder / UNFINISHED)
     finished = try_read_json(folder / MANIFEST)
     if unfinished == settings:

@@ -166,7 +166,7 @@ def test_nothing_usable_is_an_error(make: Any) -> None:
     source = open_source(make.tar("a.tar", {"x.png": b"oops", "x.txt": b"caption"}))
     with pytest.raises(ValueError, match="no sample of the source can be used: x: not a readable"):
         encode_source(source, encode, make.root / "out", **OPTIONS)
-    assert hashes(make.root / "out") == {}
+    assert not (make.root / "out").exists()
 
 
 @pytest.mark.parametrize("fail_at", [1, 4, 6, 13, 20])
