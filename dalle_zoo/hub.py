@@ -334,7 +334,10 @@ def _upload_errors(name: str) -> Iterator[None]:
     where = f"{name} on {constants.ENDPOINT}"
     # The base classes are those of the HTTP library, which differs between versions of huggingface_hub. An upload
     # raises RuntimeError.
-    no_response = cast("tuple[type[Exception], ...]", (*errors.HfHubHTTPError.__bases__, RuntimeError))
+    no_response = cast(
+        "tuple[type[Exception], ...]",
+        (*errors.HfHubHTTPError.__bases__, RuntimeError, errors.LocalEntryNotFoundError),
+    )
     try:
         yield
     except errors.OfflineModeIsEnabled as error:
@@ -351,7 +354,7 @@ def _upload_errors(name: str) -> Iterator[None]:
                 f"{where} received another commit in the meantime; nothing was changed: run the same command again"
             ) from error
         raise HubError(f"{where} responded: {error}; the same command resumes the upload") from error
-    except (*no_response, errors.LocalEntryNotFoundError) as error:
+    except no_response as error:
         raise HubError(
             f"{where} did not respond ({error}): check the network; the same command resumes the upload"
         ) from error

@@ -123,8 +123,10 @@ def place_folder(new: Path, folder: Path, *, replace: bool) -> None:
 
 def recover(path: Path) -> None:
     """Undoes a replacement that was killed half way, for readers that do not find a folder; else does nothing."""
+    if path.exists():
+        return
     folder = _workspace_of(path)
-    if path.exists() or not (folder / _REPLACED).exists():
+    if not (folder / _REPLACED).exists():
         return
     with suppress(OSError), Claims() as claims:  # a reader may lack the permission to write
         claims.take(folder / CLAIM, wait=True)  # a process that is just replacing the folder ends first

@@ -57,7 +57,15 @@ from dalle_zoo.convert.rudalle import RuDALLEFamily
 from dalle_zoo.convert.stored import Checkpoint, StoredTensor, Tensors
 from dalle_zoo.convert.vqgan import VQGANFamily
 from dalle_zoo.files import FileError, new_folder, write_json
-from dalle_zoo.model_folder import CONVERSION, RECORD, read_checksums, verify_checksums, write_checksums, write_index
+from dalle_zoo.model_folder import (
+    CONVERSION,
+    MODEL_FILES,
+    RECORD,
+    read_checksums,
+    verify_checksums,
+    write_checksums,
+    write_index,
+)
 from dalle_zoo.version import __version__
 
 log = logging.getLogger(__name__)
@@ -187,7 +195,7 @@ def convert(source: Source, out: str | Path, *, overwrite: bool = False) -> dict
         FileExistsError: The folder is not empty and may not be replaced.
     """
     is_prior = FAMILIES[source.family].component == "prior"
-    with new_folder(Path(out), overwrite=overwrite, marker=CONVERSION) as folder:
+    with new_folder(Path(out), overwrite=overwrite, marker=CONVERSION, contents=MODEL_FILES) as folder:
         record = _convert(source, folder)
         record["unused_files"] = dict(source.unused_files)
         if source.image_tokenizer is not None:
