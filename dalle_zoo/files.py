@@ -1,7 +1,7 @@
 """Reads JSON files with errors that name the file, and writes files and folders atomically.
 
-A file or folder is written under a temporary name next to its destination, synced to disk, and then renamed. Readers
-see the old contents or the new ones, never a part.
+A file or folder is written in a workspace next to its destination (`dalle_zoo.workspaces`), synced to disk, and then
+renamed. Readers see the old contents or the new ones, never a part.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
-import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from dalle_zoo.workspaces import new_path, place_folder, workspace
 
 
 class FileError(ValueError):
@@ -122,23 +123,18 @@ def write_json(path: Path, value: Any) -> None:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path to write to, and renames it to ``path`` if the block ends without an error.
 
-    Missing parent folders of ``path`` are created.
+    Missing parent folders of ``path`` are created. Of several processes, each waits until the one before has ended.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Several machines may write to one shared folder, so the process id alone is not unique.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        yield temporary
-        move_into_place(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def move_into_place(temporary: Path, path: Path) -> None:
-    """Syncs a finished file to disk, gives it the default permissions of a new file, and renames it to ``path``."""
-    sync(temporary)
-    temporary.chmod(_DEFAULT_MODE)  # safetensors creates files that only their owner may read
-    temporary.replace(path)
+    with workspace(path) as folder:
+        temporary = new_path(folder)
+        try:
+            yield temporary
+            sync(temporary)
+            temporary.chmod(_DEFAULT_MODE)  # safetensors creates files that only their owner may read
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -157,57 +153,47 @@ _DEFAULT_MODE = _default_mode()
 
 
 @contextmanager
-def new_folder(folder: Path, *, overwrite: bool = False, marker: str = "config.json") -> Iterator[Path]:
-    """Yields a temporary folder to fill, and renames it to ``folder`` if the block ends without an error.
+def new_folder(
+    folder: Path, *, overwrite: bool = False, marker: str = "config.json", contents: Sequence[str] = ("*",)
+) -> Iterator[Path]:
+    """Yields a temporary folder to fill, and gives it the name ``folder`` if the block ends without an error.
 
-    Also removes temporary folders that killed processes of this machine left for the same destination.
+    While another process writes the same folder, this one waits.
 
     Args:
         folder: The destination. It must not exist or must be empty, unless ``overwrite`` is set.
-        overwrite: Whether to replace an existing folder of the same kind. Defaults to False.
+        overwrite: Whether to replace an existing folder of the same kind; old and new folder exchange their names in
+            one step, see `dalle_zoo.workspaces.place_folder`. Defaults to False.
         marker: File that identifies a folder of this kind. A folder without it is never replaced. Defaults to
             ``config.json``.
+        contents: Patterns of all files that folders of this kind contain. A folder with other files is never
+            replaced. Defaults to any file.
 
     Raises:
         FileExistsError: The destination is not empty and must not be replaced, or another process created it in the
             meantime.
         NotADirectoryError: The destination is a file.
     """
-    folder = Path(folder).absolute()  # "." has no name to derive the temporary one from
-    _check_replaceable(folder, overwrite, marker)
+    folder = Path(folder).resolve()  # two names of one folder are one destination
+    _check_replaceable(folder, overwrite, marker, contents)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{folder.name}.{platform.node()}."  # other machines that share the folder have their own process ids
-    for leftover in folder.parent.iterdir():
-        abandoned = leftover.name.startswith(prefix) and leftover.suffix == ".part"
-        if abandoned and not _is_running(leftover.name.split(".")[-2]):
-            shutil.rmtree(leftover, ignore_errors=True)
-    temporary = folder.with_name(f"{prefix}{os.getpid()}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                sync(path)
-        if overwrite and folder.exists():
-            retired = folder.with_name(f"{prefix}{os.getpid()}.old")
-            folder.replace(retired)
-            temporary.replace(folder)
-            shutil.rmtree(retired)
-        else:
-            try:
-                temporary.replace(folder)
-            except OSError:
-                if not folder.exists():
-                    raise
-                raise FileExistsError(
-                    f"another process created {folder} in the meantime; it was not replaced"
-                ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with workspace(folder) as aside:
+        _check_replaceable(folder, overwrite, marker, contents)  # again, if another process wrote it meanwhile
+        temporary = new_path(aside)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for path in temporary.rglob("*"):
+                if path.is_file():
+                    sync(path)
+            if overwrite:
+                _check_replaceable(folder, overwrite, marker, contents)  # and what came while this one worked
+            place_folder(temporary, folder, replace=overwrite)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_replaceable(folder: Path, overwrite: bool, marker: str) -> None:
+def _check_replaceable(folder: Path, overwrite: bool, marker: str, contents: Sequence[str]) -> None:
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file: choose another folder")
     if not folder.exists() or not any(folder.iterdir()):
@@ -218,16 +204,9 @@ def _check_replaceable(folder: Path, overwrite: bool, marker: str) -> None:
         raise FileExistsError(
             f"{folder} contains other files and is not replaced (it has no {marker}): choose another folder"
         )
-
-
-def _is_running(process: str) -> bool:
-    """Returns whether this machine runs a process with that id; True where this cannot be determined."""
-    if not process.isdecimal() or os.name != "posix":
-        return True
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        pass
-    return True
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and not any(fnmatchcase(name, pattern) for pattern in contents):
+            raise FileExistsError(
+                f"{folder} contains {name}, which would be deleted: move it, or choose another folder"
+            )

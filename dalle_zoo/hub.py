@@ -6,6 +6,7 @@ it is needed, so that names can be looked up without it.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -236,8 +237,8 @@ def upload(
     """Uploads a model as one commit. The repository is created if it does not exist.
 
     Large files are uploaded first, and are not visible to readers until the commit names all of them. An interrupted
-    upload therefore changes nothing, and the next one uploads only what is missing. Files of an earlier commit that
-    the model no longer has are deleted.
+    upload therefore changes nothing, and the next one uploads only what is missing. Files that an earlier publication
+    listed in its ``sha256.json``, and that the model no longer has, are deleted; other files stay.
 
     Args:
         name: ``organization/name``.
@@ -251,7 +252,8 @@ def upload(
         URL of the commit.
 
     Raises:
-        HubError: The Hub refuses the upload or cannot be reached. The repository is unchanged.
+        HubError: The Hub refuses the upload or cannot be reached; or a file that was not published by dalle-zoo, or
+            a card that was edited on the Hub, would be replaced. The repository is unchanged.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -264,9 +266,11 @@ def upload(
             api.create_branch(name, branch=revision, exist_ok=True)
         head = api.model_info(name, revision=revision)
         existing = {file.rfilename for file in head.siblings or []} - {".gitattributes"}
-        if existing - {CARD, "LICENSE"} and CHECKSUMS not in existing:
+        earlier = _published_files(name, existing, revision=head.sha, token=token)
+        if others := sorted((existing & files.keys()) - earlier - {CARD}):
             raise HubError(
-                f"{name} contains files that are not a model of dalle-zoo and would be deleted: choose another name"
+                f"{name} contains {', '.join(others[:3])}, which dalle-zoo did not publish and would replace: "
+                "rename or delete it on the Hub"
             )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Warnings while validating metadata")
@@ -274,13 +278,52 @@ def upload(
                 name,
                 [
                     *(CommitOperationAdd(path, file) for path, file in sorted(files.items())),
-                    *(CommitOperationDelete(path) for path in sorted(existing - files.keys())),
+                    *(CommitOperationDelete(path) for path in sorted((existing & earlier) - files.keys())),
                 ],
                 commit_message=f"Model of dalle-zoo, {len(files)} files",
                 revision=revision,
                 parent_commit=head.sha,  # the Hub refuses the commit if the branch has moved on
             )
     return str(done.commit_url)
+
+
+def _published_files(name: str, existing: set[str], *, revision: str | None, token: str | None) -> set[str]:
+    """Returns the files of the earlier publication in a repository, and protects all that it does not list.
+
+    Raises:
+        HubError: The repository contains something else, or its card was edited.
+    """
+    from huggingface_hub import hf_hub_download
+
+    def read(path: str) -> Path:
+        return Path(hf_hub_download(name, path, revision=revision, token=token))
+
+    listed = try_read_json(read(CHECKSUMS)) if CHECKSUMS in existing else {}
+    if listed is None or (INDEX not in listed and existing - {CARD, "LICENSE"}):
+        raise HubError(f"{name} contains files that are not a model of dalle-zoo: choose another name")
+    if CARD in existing and not _is_rendered(read(CARD).read_bytes()):
+        raise HubError(
+            f"{CARD} of {name} was written or edited on the Hub, and would be replaced by the rendered card: put your "
+            f"text into the record of the model (save_pretrained(record=...)), delete {CARD} on the Hub, and publish "
+            "again"
+        )
+    return {CHECKSUMS, *listed}
+
+
+STAMP = "\n<!-- Rendered by dalle-zoo; SHA-256 of the text above: {digest} -->\n"
+
+
+def stamp_card(text: str) -> str:
+    """Appends a digest to a rendered card, by which a card that was edited on the Hub is recognized."""
+    return text + STAMP.format(digest=hashlib.sha256(text.encode()).hexdigest())
+
+
+def _is_rendered(card: bytes) -> bool:
+    """Returns whether a card is an unchanged rendered one, or has metadata but no text, as in a new repository."""
+    text = card.decode("utf-8", errors="replace")
+    if not re.sub(r"\A---\n.*?^---$", "", text, flags=re.MULTILINE | re.DOTALL).strip():
+        return True
+    return stamp_card(text[: -len(stamp_card(""))]) == text
 
 
 @contextmanager
@@ -291,7 +334,10 @@ def _upload_errors(name: str) -> Iterator[None]:
     where = f"{name} on {constants.ENDPOINT}"
     # The base classes are those of the HTTP library, which differs between versions of huggingface_hub. An upload
     # raises RuntimeError.
-    no_response = cast("tuple[type[Exception], ...]", (*errors.HfHubHTTPError.__bases__, RuntimeError))
+    no_response = cast(
+        "tuple[type[Exception], ...]",
+        (*errors.HfHubHTTPError.__bases__, RuntimeError, errors.LocalEntryNotFoundError),
+    )
     try:
         yield
     except errors.OfflineModeIsEnabled as error:

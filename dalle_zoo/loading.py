@@ -16,6 +16,7 @@ from dalle_zoo.model_folder import (
     COMPONENTS,
     CONVERSION,
     INDEX,
+    MODEL_FILES,
     RECORD,
     ModelFolderError,
     verify_checksums,
@@ -186,7 +187,7 @@ class PretrainedModel:
         if is_quantized(self.prior):
             raise ValueError("weights that were rounded to fewer bits are not saved: save the model as it was loaded")
         ranker, known = self.ranker, self._record()  # before the folder may be replaced
-        with new_folder(Path(folder), overwrite=overwrite, marker=INDEX) as new:
+        with new_folder(Path(folder), overwrite=overwrite, marker=INDEX, contents=MODEL_FILES) as new:
             for name in COMPONENTS[: 4 if ranker is not None else 3]:
                 (new / name).mkdir()
             # Always in full precision: a code is an argmax and must equal the code used in training.

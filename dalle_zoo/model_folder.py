@@ -34,6 +34,15 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 """Weights of a component."""
 
+NETWORK_FILES = (CONFIG, WEIGHTS, f"{WEIGHTS}.index.json", "model-[0-9]*-of-[0-9]*.safetensors")
+"""Patterns of the files that are written for a network. Nothing else is removed when it is written again."""
+MODEL_FILES = (
+    *(INDEX, RECORD, CONVERSION, CHECKSUMS, CONFIG),
+    *(f"{component}/{name}" for component in ("dvae", "prior") for name in NETWORK_FILES),
+    *("tokenizer/*", "ranker/*"),
+)
+"""Patterns of the files that are written for a model. A folder with other files is not replaced."""
+
 
 class ModelFolderError(FileError):
     """A model folder, or the folder of a component, lacks something or does not match its configuration."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from dalle_zoo.cards import check_weights, license_id, render_any_card
 from dalle_zoo.files import json_text, read_json, sha256_file
-from dalle_zoo.hub import ENDINGS, is_hub_name
+from dalle_zoo.hub import ENDINGS, is_hub_name, stamp_card
 from dalle_zoo.model_folder import (
     CARD,
     CHECKSUMS,
@@ -132,7 +132,7 @@ def _check_components(folder: Path, listed: Mapping[str, str]) -> None:
 
 
 def _stage(run: Path) -> str:
-    stages = [path.name for path in run.glob("model/*") if path.is_dir()]
+    stages = [path.name for path in run.glob("model/[!.]*") if path.is_dir()]
     if len(stages) != 1 or not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is not a finished run: expected config.yaml and model/<stage> of `dalle-zoo fit`")
     return stages[0]
@@ -165,7 +165,7 @@ def _card(folder: Path, name: str, results: Sequence[Result]) -> str:
         )
         for result in results for figure in figures(result)
     ] or None  # fmt: skip
-    rendered, present = str(card), folder / CARD
+    rendered, present = stamp_card(str(card)), folder / CARD
     if present.is_file() and present.read_bytes() != rendered.encode():
         raise ValueError(
             f"{present} differs from the card that is rendered for {name} from {RECORD} and the result files, which "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dalle_zoo.files import atomic_write, read_json, write_json
-from dalle_zoo.model_folder import CONFIG, WEIGHTS, ModelFolderError
+from dalle_zoo.model_folder import CONFIG, NETWORK_FILES, WEIGHTS, ModelFolderError
 from dalle_zoo.models.initial import copy_shard, shapes_only
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -82,8 +83,8 @@ def save_weights(
         index = index_path(folder / WEIGHTS)
         write_json(index, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where})
         files.append(index.name)
-    for old in folder.glob("model*.safetensors*"):
-        if old.name not in files:
+    for old in folder.iterdir():
+        if old.name not in (*files, CONFIG) and any(fnmatchcase(old.name, own) for own in NETWORK_FILES):
             old.unlink()
     write_json(folder / CONFIG, dict(config))
 

@@ -12,6 +12,7 @@ from dalle_zoo.hub import Access
 from dalle_zoo.model_folder import CHECKSUMS, COMPONENTS, CONFIG, INDEX, RECORD, verify_checksums
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo.results import Figure, figures, results_of
+from dalle_zoo.workspaces import recover
 
 BUNDLED = Path(__file__).parent / "_models"
 
@@ -99,6 +100,7 @@ def find_place(location: str | Path, access: Access = hub.DEFAULT, files: Sequen
     """Returns the local file or folder of one location, without converting it. Arguments are those of `find_model`."""
     if isinstance(location, str) and location in model_names():
         return BUNDLED / location
+    recover(Path(location).absolute())
     if Path(location).exists():
         return Path(location)
     if is_remote(location):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from dalle_zoo import workspaces
 
 if TYPE_CHECKING:
     from dalle_zoo.models.prior import Prior
@@ -73,3 +78,37 @@ def random_prior() -> Callable[..., Prior]:
         return prior
 
     return make
+
+
+@pytest.fixture
+def killed_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], AbstractContextManager[None]]:
+    """Records what a kill at any moment leaves: copies of a folder before each call that changes its entries.
+
+    The copies are ``tmp_path / "killed" / number``. They have the claims of the writer as files, but not locked, as
+    after a kill.
+    """
+    counter, copying = itertools.count(), []
+
+    @contextmanager
+    def recording(root: Path) -> Iterator[None]:
+        def state() -> None:
+            copying.append(True)
+            shutil.copytree(root, tmp_path / "killed" / f"{next(counter):03d}", symlinks=True)
+            copying.clear()
+
+        def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any, **options: Any) -> Any:
+                if not copying:
+                    state()
+                return function(*arguments, **options)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync"):
+                patch.setattr(os, name, recorded(getattr(os, name)))
+            patch.setattr(workspaces, "_exchange", recorded(workspaces._exchange))
+            yield
+        state()
+
+    return recording

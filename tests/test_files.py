@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -177,23 +174,6 @@ def test_a_folder_that_another_process_makes_meanwhile_stays(tmp_path: Path) -> 
     assert (target / "file").read_text() == "theirs"
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    code = (
-        "import os; from pathlib import Path; from dalle_zoo.files import new_folder\n"
-        f"with new_folder(Path({str(tmp_path / 'model')!r})) as new: (new / 'file').write_text('x'); os._exit(0)"
-    )
-    for _ in range(2):  # of which the second removes what the first left
-        subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        assert len(list(tmp_path.iterdir())) == 1
-    running = tmp_path / f".model.{platform.node()}.{os.getppid()}.part"
-    elsewhere = tmp_path / ".model.another-machine.7.part"
-    for retained in (running, elsewhere):
-        retained.mkdir()
-    with new_folder(tmp_path / "model"):
-        pass
-    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "model", running, elsewhere])
-
-
 @pytest.mark.parametrize("marker", ["config.json", "tokenizer_config.json"])
 def test_only_a_folder_of_the_same_kind_is_replaced(
     marker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -228,3 +208,22 @@ def test_the_current_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.Mon
     with new_folder(Path()) as new:
         (new / "file").write_text("x")
     assert names(tmp_path) == ["here", "here/file"]
+
+
+def test_other_files_are_not_deleted_with_a_folder(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    (target / "results").mkdir(parents=True)
+    for name in ("config.json", "results/mine.json"):
+        (target / name).write_text("x")
+    with (
+        pytest.raises(FileExistsError, match=r"model contains results/mine\.json, which would be deleted: move it"),
+        new_folder(target, overwrite=True, contents=("config.json", "model*.safetensors")),
+    ):
+        pytest.fail("the block began")
+    (target / "results/mine.json").unlink()
+    replacing = new_folder(target, overwrite=True, contents=("config.json",))
+    (replacing.__enter__() / "config.json").write_text("new")
+    (target / "late").write_text("x")
+    with pytest.raises(FileExistsError, match="model contains late, which would be deleted"):
+        replacing.__exit__(None, None, None)
+    assert names(tmp_path) == ["model", "model/config.json", "model/late", "model/results"]

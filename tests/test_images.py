@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from dalle_zoo.images import caption_sheet, from_pil, image_rows, make_grid, save_png, to_pil, to_uint8
+from dalle_zoo.images import caption_sheet, from_pil, image_rows, make_grid, save_images, save_png, to_pil, to_uint8
+from dalle_zoo.workspaces import claimed_folder
 
 
 def test_bytes_are_rounded_and_clamped() -> None:
@@ -81,3 +84,22 @@ def test_a_sheet_has_each_caption_above_its_images() -> None:
         assert (lines[:, -4:] == 255).all(), "and was truncated to the width"
         assert (tiles[4:44, 4:44] == value).all()
         assert (tiles[48:88, 48:88] == 255).all(), "three images leave one place"
+
+
+def test_images_of_a_killed_call_are_removed_by_the_next(
+    tmp_path: Path, killed_states: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    root = tmp_path / "root"
+    root.mkdir()
+    old, new, last = (
+        {f"{number}.png": Image.new("L", (1, 1), color) for number in range(count)}
+        for color, count in ((1, 3), (2, 2), (3, 1))
+    )
+    save_images(old, root)
+    with killed_states(root):
+        save_images(new, root)
+    for state in sorted((tmp_path / "killed").iterdir()):
+        with claimed_folder(state):
+            save_images(last, state)
+        assert sorted(path.name for path in state.iterdir()) == [".sha256.json", "0.png"]

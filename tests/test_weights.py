@@ -78,6 +78,9 @@ def test_saving_takes_away_the_files_of_before(sharded: Path, random_prior: Make
     save_network(random_prior(seed=2), "prior", sharded, shard_bytes=4096)
     assert {p.name for p in shards(sharded)} == set(index(sharded).values())
     assert torch.equal(load_prior(sharded).start_of_text, random_prior(seed=2).start_of_text)
+    (sharded / "model-ema.safetensors").write_bytes(b"mine")
+    save_network(random_prior(), "prior", sharded)
+    assert {path.name for path in sharded.glob("model*")} == {"model-ema.safetensors", "model.safetensors"}
 
 
 def test_precision_when_loading(sharded: Path, random_prior: Maker) -> None:

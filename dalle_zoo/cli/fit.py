@@ -16,9 +16,8 @@ import inspect
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from dalle_zoo.claims import CLAIM, Claims
 from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.keys import KeyChecker, fields_of
-from dalle_zoo.files import new_folder
+from dalle_zoo.files import atomic_write, new_folder
 from dalle_zoo.networks import save_network
 from dalle_zoo.recipes import Keys, Override, override, resolve, split_arguments
 from dalle_zoo.training import STAGES, StageModule
@@ -43,6 +43,7 @@ from dalle_zoo.training.strategies import defers_weights
 from dalle_zoo.training.strategy_hooks import hooks_of
 from dalle_zoo.training.trainer import ZooTrainer
 from dalle_zoo.training.watch import RankWatch
+from dalle_zoo.workspaces import claimed_folder, new_path, place_folder, recover, workspace
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,6 @@ SHARED = "data.init_args.batch_size"
 """Key that may change with the number of processes, so that the batch over all of them can stay the same."""
 
 CONFIG = "config.yaml"
-CONFIG_ASIDE = ".config.yaml.part"
 
 
 class ZooCLI(LightningCLI):
@@ -66,11 +66,12 @@ class ZooCLI(LightningCLI):
     Args:
         run: Folder of the run.
         overwrite: Whether to replace an existing run.
+        claims: Receives the claim on the run folder, for as long as the run lasts.
         args: Command line for LightningCLI, subcommand first.
     """
 
-    def __init__(self, run: Path, overwrite: bool, args: ArgsType) -> None:
-        self.run, self.overwrite = run, overwrite
+    def __init__(self, run: Path, overwrite: bool, claims: ExitStack, args: ArgsType) -> None:
+        self.run, self.overwrite, self.claims = run, overwrite, claims
         super().__init__(
             StageModule,
             None,
@@ -110,7 +111,7 @@ class ZooCLI(LightningCLI):
             return
         if not self.run.is_dir():
             raise UserError(f"{self.run} is a file: use --run FOLDER for another folder")
-        if all(path.name == CONFIG_ASIDE for path in self.run.iterdir()):  # killed right after its start
+        if all(path.name.startswith(".") for path in self.run.iterdir()):  # killed right after its start
             return
         old = read_run(self.run)
         if old is None:
@@ -186,15 +187,25 @@ class ZooCLI(LightningCLI):
         """Claims the run folder, after everything else was built."""
         if not self.trainer.is_global_zero:
             return
-        retired = self.run.with_name(f".{self.run.name}.old")
-        shutil.rmtree(retired, ignore_errors=True)
         if self.overwrite and self.run.exists():
-            self.run.replace(retired)
-        self.run.mkdir(parents=True, exist_ok=True)
-        aside = self.run / CONFIG_ASIDE
-        aside.write_text(self.resolved(), encoding="utf-8")
-        aside.replace(self.run / CONFIG)
-        shutil.rmtree(retired, ignore_errors=True)
+            with Claims() as replaced:
+                replaced.hold(self.run / CLAIM, self.run)
+                self._replace_run()
+        self.claims.enter_context(claimed_folder(self.run))
+        self._write_config(self.run)
+
+    def _replace_run(self) -> None:
+        """Exchanges an earlier run for one that has only its recipe yet."""
+        run = self.run.resolve()
+        with workspace(run, wait=False) as aside:
+            new = new_path(aside)
+            new.mkdir()
+            self._write_config(new)
+            place_folder(new, run, replace=True)
+
+    def _write_config(self, folder: Path) -> None:
+        with atomic_write(folder / CONFIG) as temporary:
+            temporary.write_text(self.resolved(), encoding="utf-8")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Directs checkpoints, curves and images to the run folder."""
@@ -317,8 +328,10 @@ def run_recipe(
     overrides, others = split_arguments(arguments, reserved=("--help", "--print_config"))
     check_keys(subcommand, files, overrides)
     keys = json.dumps(resolve(files.values(), overrides))
+    recover(run)
     try:
-        ZooCLI(run, overwrite, [subcommand, f"--config={keys}", *others])
+        with ExitStack() as claims:
+            ZooCLI(run, overwrite, claims, [subcommand, f"--config={keys}", *others])
     except (ArgumentError, MisconfigurationException, ValueError) as error:
         raise UserError(explain(error)) from error
     if torch.distributed.is_initialized():

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import time
+from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dalle_zoo.claims import CLAIM
 from dalle_zoo.cli.errors import UserError, check_device
 from dalle_zoo.cli.parser import parser
 from dalle_zoo.files import check_ending
+from dalle_zoo.workspaces import claimed_folder
 
 DEMO_PROMPTS = (
     "a 3d emoji of a red apple",
@@ -89,17 +93,21 @@ def generate(arguments: list[str]) -> None:
     p.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the prior (float32)")
     p.add_argument("--quantize", choices=("int8", "int4"), help="round the prior's matrices to 8 or 4 bits")
     p.add_argument("--out", type=Path, default=Path("grid.png"), help="the grid, a PNG (grid.png)")
-    p.add_argument("--folder", type=Path, help="also write every image here")
-    p.add_argument("--overwrite", action="store_true", help="replace existing files")
+    p.add_argument("--folder", type=Path, help="also write every image to this folder")
+    p.add_argument("--overwrite", action="store_true", help="replace the grid, and the images of the previous call")
     options = p.parse_args(arguments)
     _check_out(options.out, options.overwrite)
-    if options.folder and options.folder.exists() and any(options.folder.iterdir()) and not options.overwrite:
-        raise FileExistsError(f"{options.folder} is not empty: pass --overwrite, or choose another --folder")
+    with claimed_folder(options.folder) if options.folder else nullcontext():
+        if options.folder and not options.overwrite and any(p.name != CLAIM for p in options.folder.iterdir()):
+            raise FileExistsError(f"{options.folder} is not empty: pass --overwrite, or choose another --folder")
+        _generate(options)
 
+
+def _generate(options: Namespace) -> None:
     with without_collection():
         import torch
 
-        from dalle_zoo.images import save_png, to_pil
+        from dalle_zoo.images import save_images, to_pil
         from dalle_zoo.pipeline import DallePipeline
         from dalle_zoo.sampling import SamplingOptions
 
@@ -130,8 +138,8 @@ def generate(arguments: list[str]) -> None:
     columns = each if len(options.prompt) > 1 else _columns(each)
     _save_sheet(images, options.prompt, columns=columns, out=options.out)
     if options.folder:
-        for index, image in enumerate(to_pil(images)):
-            save_png(image, options.folder / f"{index // each:03d}-{index % each:03d}.png")
+        names = (f"{index // each:03d}-{index % each:03d}.png" for index in itertools.count())
+        save_images(dict(zip(names, to_pil(images), strict=False)), options.folder)
     print(options.out.resolve())
 
 

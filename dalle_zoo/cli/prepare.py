@@ -27,9 +27,11 @@ def tokenizer(arguments: list[str]) -> None:
     from dalle_zoo.files import new_folder
     from dalle_zoo.tokenizers import BPETokenizer
     from dalle_zoo.tokenizers.base import CONFIG_FILE
+    from dalle_zoo.tokenizers.library import TOKENIZER_FILE
 
     source = open_source(options.data)
-    with new_folder(options.out, overwrite=options.overwrite, marker=CONFIG_FILE) as folder:
+    own = (CONFIG_FILE, TOKENIZER_FILE)
+    with new_folder(options.out, overwrite=options.overwrite, marker=CONFIG_FILE, contents=own) as folder:
         samples = tqdm(source.stream(), total=source.num_samples, desc="captions")
         captions = [caption for sample in samples for caption in sample.captions]
         if not captions:

@@ -100,12 +100,13 @@ def consolidate(arguments: list[str]) -> None:
     options = p.parse_args(arguments)
 
     from dalle_zoo.files import new_folder
+    from dalle_zoo.model_folder import NETWORK_FILES
     from dalle_zoo.training import checkpoints
 
     path = checkpoints.newest_checkpoint(options.checkpoint) or options.checkpoint
     if path.suffix != ".ckpt" or not path.exists():
         raise FileNotFoundError(f"{options.checkpoint} is neither a run with checkpoints/*.ckpt nor a checkpoint")
-    with new_folder(options.out, overwrite=options.overwrite) as folder:
+    with new_folder(options.out, overwrite=options.overwrite, contents=NETWORK_FILES) as folder:
         stage = checkpoints.consolidate(path, folder, averaged=not options.raw)
     print(f"{options.out.resolve()}: {stage} of {path}")
 

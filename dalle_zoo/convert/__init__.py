@@ -27,11 +27,13 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dalle_zoo.claims import CLAIM, Claims
 from dalle_zoo.convert.checkpoints import open_checkpoint
 from dalle_zoo.convert.dalle_mini import DalleMiniFamily
 from dalle_zoo.convert.dalle_pytorch import DallePytorchFamily
@@ -54,8 +56,16 @@ from dalle_zoo.convert.pickles import UnrelatedFileError, WeightFileError
 from dalle_zoo.convert.rudalle import RuDALLEFamily
 from dalle_zoo.convert.stored import Checkpoint, StoredTensor, Tensors
 from dalle_zoo.convert.vqgan import VQGANFamily
-from dalle_zoo.files import new_folder, write_json
-from dalle_zoo.model_folder import CONVERSION, RECORD, write_checksums, write_index
+from dalle_zoo.files import FileError, new_folder, write_json
+from dalle_zoo.model_folder import (
+    CONVERSION,
+    MODEL_FILES,
+    RECORD,
+    read_checksums,
+    verify_checksums,
+    write_checksums,
+    write_index,
+)
 from dalle_zoo.version import __version__
 
 log = logging.getLogger(__name__)
@@ -185,7 +195,7 @@ def convert(source: Source, out: str | Path, *, overwrite: bool = False) -> dict
         FileExistsError: The folder is not empty and may not be replaced.
     """
     is_prior = FAMILIES[source.family].component == "prior"
-    with new_folder(Path(out), overwrite=overwrite, marker=CONVERSION) as folder:
+    with new_folder(Path(out), overwrite=overwrite, marker=CONVERSION, contents=MODEL_FILES) as folder:
         record = _convert(source, folder)
         record["unused_files"] = dict(source.unused_files)
         if source.image_tokenizer is not None:
@@ -215,7 +225,8 @@ def cached(location: Sequence[Path], only: Sequence[str] = ()) -> Path | None:
     """Returns a model folder with the weights at a location, which are converted on first use; None without weights.
 
     The folder is in ``DALLE_ZOO_CACHE`` (default ``~/.cache/dalle-zoo``). Its name is derived from paths, sizes and
-    modification times of all inspected files, and from the version of dalle-zoo.
+    modification times of all inspected files, and from the version of dalle-zoo. Processes and threads that need the
+    same conversion wait for the first one. A damaged conversion is noticed by its checksums, and made again.
 
     Args:
         location: As in `recognize`.
@@ -237,15 +248,38 @@ def cached(location: Sequence[Path], only: Sequence[str] = ()) -> Path | None:
     digest = hashlib.sha256(json.dumps([__version__, *sorted(stats)]).encode()).hexdigest()[:16]
     root = Path(os.environ.get("DALLE_ZOO_CACHE") or Path.home() / ".cache/dalle-zoo")
     folder = root / "converted" / f"{source.family}-{digest}"
-    if not (folder / RECORD).is_file():
-        log.warning("converting %s (%s) once, into %s", source.location, source.family, folder)
+    if not _is_intact(folder):
         try:
-            convert(source, folder)
+            _convert_once(source, folder)
         except OSError as error:
-            if (folder / RECORD).is_file():  # another process was faster
-                return folder
             raise OSError(
                 f"{folder} cannot be written: {error}. Set DALLE_ZOO_CACHE to another folder, or convert once with "
                 "`dalle-zoo convert LOCATION --out FOLDER` and use that folder"
             ) from error
     return folder
+
+
+def _convert_once(source: Source, folder: Path) -> None:
+    """Converts into the cache, while other processes and threads wait; a damaged conversion is replaced."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with Claims() as claims:
+        claims.take(folder.with_name(f".{folder.name}{CLAIM}"), wait=True)
+        if _is_intact(folder):  # another process converted meanwhile
+            return
+        if folder.exists():
+            log.warning("%s is damaged, and is converted again", folder)
+            shutil.rmtree(folder)
+        log.warning("converting %s (%s) once, into %s", source.location, source.family, folder)
+        try:
+            convert(source, folder)
+        except FileExistsError:
+            if not _is_intact(folder):  # else another process was faster, on a file system without locks
+                raise
+
+
+def _is_intact(folder: Path) -> bool:
+    try:
+        verify_checksums(folder)
+        return RECORD in read_checksums(folder)
+    except FileError:
+        return False

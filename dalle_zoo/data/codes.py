@@ -16,7 +16,8 @@ import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ from dalle_zoo.data.checks import check_caption_choice, check_positive
 from dalle_zoo.data.datasets import CaptionedDataset, Item, pick_caption
 from dalle_zoo.data.ordering import shuffled, stretches
 from dalle_zoo.data.samples import Skipped
-from dalle_zoo.files import move_into_place, parse_json, try_read_json
+from dalle_zoo.files import parse_json, try_read_json
 from dalle_zoo.seeds import seeded_rng
 
 # n samples, h w code grid
@@ -43,20 +44,19 @@ _Record = tuple[str, Sequence[str], Codes]
 
 
 class CodeShardWriter:
-    """Writes one shard under a temporary name, and renames it when it is complete.
+    """Writes one shard; an error in the ``with`` block leaves it incomplete.
 
     Args:
-        path: Path of the finished shard; until `close`, the data is in a hidden file of the same folder.
+        path: File to write. Within `dalle_zoo.files.atomic_write`, the shard appears when it is complete.
         codebook_size: Number of codes; up to 65,536 they are stored as uint16, else as int32.
         chunk: Samples per member. Large members are read forty times as fast as members of one sample. Defaults to
             256.
     """
 
     def __init__(self, path: Path, *, codebook_size: int, chunk: int = 256) -> None:
-        self.path, self.codebook_size, self.chunk = path, codebook_size, chunk
+        self.codebook_size, self.chunk = codebook_size, chunk
         self.dtype = np.uint16 if codebook_size <= 1 << 16 else np.int32
-        self._aside = _aside(path)
-        self._archive = tarfile.open(self._aside, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self._archive = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         self._pending: list[tuple[str, Sequence[str], Codes]] = []
         self._num_chunks = 0
 
@@ -71,21 +71,22 @@ class CodeShardWriter:
         if len(self._pending) == self.chunk:
             self._flush()
 
-    def close(self, skipped: Mapping[str, str]) -> None:
-        """Finishes the shard and renames it.
+    def finish(self, skipped: Mapping[str, str]) -> None:
+        """Writes the remaining samples.
 
         Args:
             skipped: Reasons for missing samples, by key.
         """
         self._flush()
         self._write("skipped.json", _json_bytes(skipped))
-        self._archive.close()
-        move_into_place(self._aside, self.path)
 
-    def discard(self) -> None:
-        """Deletes the unfinished shard."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._archive.close()
-        self._aside.unlink(missing_ok=True)
 
     def _flush(self) -> None:
         if not self._pending:
@@ -214,18 +215,6 @@ def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     if file is None:
         raise ValueError(f"{archive.name!r}: {member.name} is not a file: encode again")
     return file.read()
-
-
-def _aside(path: Path) -> Path:
-    # Always the same name, so that resuming after a kill leaves no other temporary file.
-    return path.with_name(f".{path.name}.part")
-
-
-def write_atomic(path: Path, data: Mapping[str, Any]) -> None:
-    """Writes a JSON file atomically."""
-    aside = _aside(path)
-    aside.write_bytes(json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n")
-    move_into_place(aside, path)
 
 
 def _json_bytes(data: Mapping[str, Any]) -> bytes:

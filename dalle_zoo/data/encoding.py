@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import logging
 import re
-import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from dalle_zoo.claims import CLAIM
 from dalle_zoo.data.checks import check_positive
 from dalle_zoo.data.codes import (
     FORMAT,
@@ -26,13 +25,13 @@ from dalle_zoo.data.codes import (
     UNFINISHED,
     CodeShardWriter,
     read_member,
-    write_atomic,
 )
 from dalle_zoo.data.datasets import NO_CAPTION, crop_of
 from dalle_zoo.data.decoding import CorruptImageError
 from dalle_zoo.data.samples import SampleSource, Skipped
 from dalle_zoo.data.transforms import TRANSFORMS, Transform
-from dalle_zoo.files import parse_json, try_read_json
+from dalle_zoo.files import atomic_write, parse_json, sha256_file, try_read_json, write_json
+from dalle_zoo.workspaces import RESUMABLE, SUFFIX, claimed_folder, place_folder, recover, workspace
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +122,7 @@ def encode_source(
         The content of ``manifest.json``.
 
     Raises:
+        ClaimedError: Another process encodes into the same folder.
         ValueError: An option is invalid, the folder has other contents, or no sample is usable.
     """
     check_positive(
@@ -147,27 +147,28 @@ def encode_source(
         "source": source.fingerprint(),
         "tokenizer": dict(info),
     }
-    folder = Path(out)
+    folder = Path(out).resolve()  # two names of one folder are one destination
+    recover(folder)
     replaces = overwrite and (try_read_json(folder / MANIFEST) or {}).get("format") == FORMAT
     if not replaces:
         return _encode_into(folder, encoding, settings, progress, overwrite)
     _refuse_unknown_files(folder)
-    folder = folder.absolute()  # "." has no name of its own
-    aside, retired = (folder.with_name(f".{folder.name}.{name}") for name in ("new", "old"))
-    manifest = _encode_into(aside, encoding, settings, progress, overwrite)
-    shutil.rmtree(retired, ignore_errors=True)
-    folder.replace(retired)
-    aside.replace(folder)
-    shutil.rmtree(retired)
+    with workspace(folder, wait=False) as aside:
+        manifest = _encode_into(aside / RESUMABLE, encoding, settings, progress, overwrite)
+        _refuse_unknown_files(folder)  # and what came in the meantime
+        place_folder(aside / RESUMABLE, folder, replace=True)
     return manifest
 
 
 def _encode_into(
     folder: Path, encoding: _Encoding, settings: Mapping[str, Any], progress: bool, overwrite: bool
 ) -> dict[str, Any]:
-    finished = _claim(folder, settings, overwrite)
-    if finished is not None:
-        return finished
+    with claimed_folder(folder):
+        finished = _begin(folder, settings, overwrite)
+        return _encode_shards(folder, encoding, settings, progress) if finished is None else finished
+
+
+def _encode_shards(folder: Path, encoding: _Encoding, settings: Mapping[str, Any], progress: bool) -> dict[str, Any]:
     total, samples_per_shard = encoding.source.num_samples, settings["samples_per_shard"]
     codebook_size, chunk = settings["tokenizer"]["codebook_size"], settings["chunk"]
     shards = []
@@ -176,8 +177,11 @@ def _encode_into(
             path = folder / f"codes-{number:05d}.tar"
             stop = min(start + samples_per_shard, total)
             if not path.exists():
-                writer = CodeShardWriter(path, codebook_size=codebook_size, chunk=chunk)
-                _fill(writer, encoding, start, stop, bar)
+                with (
+                    atomic_write(path) as temporary,
+                    CodeShardWriter(temporary, codebook_size=codebook_size, chunk=chunk) as writer,
+                ):
+                    _fill(writer, encoding, start, stop, bar)
             shards.append(_describe(path))
             bar.update(stop - bar.n)
     return _finish(folder, settings, shards)
@@ -185,14 +189,10 @@ def _encode_into(
 
 def _fill(writer: CodeShardWriter, encoding: _Encoding, start: int, stop: int, bar: tqdm[Any]) -> None:
     lost: dict[str, str] = {}
-    try:
-        for key, captions, codes in encoding.samples(start, stop, lost):
-            writer.add(key, captions, codes)
-            bar.update()
-        writer.close(lost)
-    except BaseException:
-        writer.discard()
-        raise
+    for key, captions, codes in encoding.samples(start, stop, lost):
+        writer.add(key, captions, codes)
+        bar.update()
+    writer.finish(lost)
 
 
 def _finish(folder: Path, settings: Mapping[str, Any], shards: Sequence[_Shard]) -> dict[str, Any]:
@@ -213,23 +213,22 @@ def _finish(folder: Path, settings: Mapping[str, Any], shards: Sequence[_Shard])
         "skipped": skipped,
         "shards": [{"file": s.file, "samples": s.samples, "bytes": s.bytes, "sha256": s.sha256} for s in shards],
     }
-    write_atomic(folder / MANIFEST, manifest)
-    (folder / UNFINISHED).unlink()
+    write_json(folder / MANIFEST, manifest)
+    (folder / UNFINISHED).unlink(missing_ok=True)  # another process removed it, where there are no locks
     return manifest
 
 
-def _claim(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """Claims the folder for an encoding, or raises `ValueError`.
+def _begin(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """Prepares a claimed folder for an encoding, or raises `ValueError`.
 
     Returns:
         The manifest if the same encoding was interrupted after writing it, else None.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     unfinished = try_read_json(folder / UNFINISHED)
     finished = try_read_json(folder / MANIFEST)
     if unfinished == settings:
         if finished is not None:
-            (folder / UNFINISHED).unlink()
+            (folder / UNFINISHED).unlink(missing_ok=True)
         return finished
     if unfinished is not None and not overwrite:
         changed = [
@@ -247,26 +246,26 @@ def _claim(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[s
     if not overwrite and any(path.name.startswith("codes-") for path in folder.iterdir()):
         raise ValueError(f"out {str(folder)!r} holds code shards without a manifest: choose an empty folder")
     _remove_code_files(folder)
-    write_atomic(folder / UNFINISHED, settings)
+    write_json(folder / UNFINISHED, settings)
     return None
 
 
 def _refuse_unknown_files(folder: Path) -> None:
-    unknown = sorted(path.name for path in folder.iterdir() if not _is_code_file(path))
+    others = [path.name for path in folder.iterdir() if path.name != CLAIM and not path.name.endswith(SUFFIX)]
+    unknown = sorted(name for name in others if not _is_code_file(name))
     manifest = try_read_json(folder / MANIFEST)
     unknown += [MANIFEST] if manifest is not None and manifest.get("format") != FORMAT else []
     if unknown:
         raise ValueError(f"out {str(folder)!r} holds other files ({', '.join(unknown[:3])}): choose an empty folder")
 
 
-def _is_code_file(path: Path) -> bool:
-    name = path.name.removeprefix(".").removesuffix(".part")
+def _is_code_file(name: str) -> bool:
     return name in (MANIFEST, UNFINISHED) or re.fullmatch(r"codes-\d{5,}\.tar", name) is not None
 
 
 def _remove_code_files(folder: Path) -> None:
     # The manifest first: without it, shards do not count as a finished encoding.
-    found = [path for path in folder.iterdir() if _is_code_file(path)]
+    found = [path for path in folder.iterdir() if _is_code_file(path.name)]
     for path in sorted(found, key=lambda path: path.name != MANIFEST):
         path.unlink()
 
@@ -291,6 +290,4 @@ def _describe(path: Path) -> _Shard:
                 samples, grid = samples + shape[0], shape[2:]
             elif member.name == "skipped.json":
                 skipped = parse_json(read_member(archive, member), f"{path}: {member.name}")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return _Shard(path.name, samples, path.stat().st_size, digest, grid, skipped)
+    return _Shard(path.name, samples, path.stat().st_size, sha256_file(path), grid, skipped)

@@ -11,10 +11,12 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer, callbacks
 
+from dalle_zoo.files import atomic_write
 from dalle_zoo.training.averaging import STATE
 from dalle_zoo.training.sharded import is_sharded, read_state, read_unsharded, remove
 from dalle_zoo.training.strategies.states import by_number
 from dalle_zoo.weights import save_weights
+from dalle_zoo.workspaces import remove_abandoned
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -30,14 +32,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Writes the file ``path``; ``storage_options`` are not supported, as in the base class."""
         if storage_options is not None:
             raise TypeError(f"storage_options must be None, got {storage_options!r}: checkpoints are local files")
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.part")
-        with aside.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        with atomic_write(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
@@ -121,6 +117,7 @@ class Checkpoint(callbacks.Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Removes incomplete checkpoints of a run that was killed while it wrote or removed one."""
         if trainer.is_global_zero and self.folder is not None:
+            remove_abandoned(self.folder)
             for left in [*self.folder.glob(".*.part"), *self.folder.glob(".*.old")]:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 

@@ -9,7 +9,7 @@
 | `groups` | a group of prompts with its real and generated images, and their feature stores |
 | `image_sources`, `generation`, `external`, `training_images` | images of files, of a model, of another system |
 | `extractors` | images to features |
-| `features`, `claims`, `blur` | features on disk, chunk by chunk, by any number of processes |
+| `features`, `blur` | features on disk, chunk by chunk, by any number of processes |
 | `metrics`, `scores`, `moments` | torchmetrics metrics; feature stores to scores; moments that add up |
 | `selfcheck` | what must hold of the real images before anything is generated |
 | `memorization` | the nearest image of a training set: copies and overlaps |

@@ -24,11 +24,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from dalle_zoo.claims import Claims
 from dalle_zoo.files import atomic_write, write_json
 from dalle_zoo.images import save_png
 from dalle_zoo.version import __version__
 from dalle_zoo_eval.blur import gaussian_blur
-from dalle_zoo_eval.claims import Claims
 from dalle_zoo_eval.extractors.base import Extractor, PairExtractor, exact_float32
 from dalle_zoo_eval.image_sources import EVERY, ImageBatch, ImageSource
 from dalle_zoo_eval.provenance import IDENTITY, PACKAGES, digest, package_versions

@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from dalle_zoo.claims import Claims
 from dalle_zoo.files import write_json
 from dalle_zoo.images import save_png
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.results import check_result, scores_of, selected
-from dalle_zoo_eval.claims import Claims
 from dalle_zoo_eval.datasets import load_exclusions, load_image, save_captions
 from dalle_zoo_eval.datasets.digests import MEMO, remember
 from dalle_zoo_eval.external import read_from_folder

@@ -58,9 +58,26 @@ def test_an_existing_folder_is_replaced_only_when_asked(
         assert export(runs, model, *options) == 2
         assert message in capsys.readouterr().err
         assert (scratch / "mine" / "notes").read_text() == "mine"
-    (scratch / "mine" / "notes").rename(scratch / "mine" / "model_index.json")
+    (scratch / "mine" / "model_index.json").touch()
+    assert export(runs, model, "--overwrite") == 2
+    assert "mine contains notes, which would be deleted: move it" in capsys.readouterr().err
+    (scratch / "mine" / "notes").unlink()
     assert export(runs, model, "--overwrite") == 0
     assert DallePipeline.from_pretrained(scratch / "mine")
+    assert export(runs, model, "--overwrite") == 0, "all that export writes may be replaced"
+
+
+@pytest.mark.parametrize("command", [["consolidate", "a.ckpt"], ["tokenizer", "emoji64:val-concepts"]])
+def test_a_complete_model_is_not_replaced_by_a_part(
+    command: list[str], model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(model, scratch / "mine")
+    (scratch / "mine" / "tokenizer_config.json").write_text("{}")  # as in a folder of transformers
+    (scratch / "a.ckpt").touch()
+    before = sorted((scratch / "mine").rglob("*"))
+    assert main([*command, "--out", "mine", "--overwrite"]) == 2
+    assert "would be deleted: move it, or choose another folder" in capsys.readouterr().err
+    assert sorted((scratch / "mine").rglob("*")) == before
 
 
 def test_a_bundled_name_comes_before_a_run_of_that_name(runs: Path) -> None:

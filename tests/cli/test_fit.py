@@ -15,6 +15,7 @@ import yaml
 from dalle_zoo.cli.fit import differences, read_run
 from dalle_zoo.cli.main import main
 from dalle_zoo.recipes import find_recipe
+from dalle_zoo.workspaces import claimed_folder
 
 SHORT = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "1", "--trainer.enable_model_summary", "false"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -139,11 +140,23 @@ def test_a_file_is_left_alone(scratch: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_a_run_killed_when_it_had_just_begun_begins_again(scratch: Path) -> None:
-    (scratch / "run").mkdir()
-    (scratch / "run" / ".config.yaml.part").write_text("trai")
+    (scratch / "run" / ".config.yaml.writing").mkdir(parents=True)
+    (scratch / "run" / ".config.yaml.writing" / "0123").write_text("trai")
+    (scratch / "run" / ".claim").write_text("process 1 on another machine")
     assert main([*TINY, "--run", "run"]) == 0
     assert read_run(scratch / "run") is not None
-    assert not (scratch / "run" / ".config.yaml.part").exists()
+    assert not [path.name for path in (scratch / "run").iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_two_processes_do_not_train_one_run(
+    overwrite: list[str], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with claimed_folder(run):
+        before = contents(run)
+        assert main([*TINY, "--run", str(run), *overwrite]) == 2
+        assert f"writes {run}: wait until it ends, or choose another destination" in capsys.readouterr().err
+        assert contents(run) == before
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -57,7 +59,25 @@ def test_a_configuration_beside_a_file_makes_another_conversion(place: str, weig
     assert sizes == [256, 8, 16]
 
 
-def test_another_process_may_be_faster(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_need_one_conversion_share_it(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls, both = convert.convert, [], threading.Barrier(2)
+
+    def counted(source: convert.Source, out: Path) -> None:
+        calls.append(out)
+        real(source, out)
+
+    def work(_: int) -> object:
+        both.wait(20)
+        return load_model(weights, "dvae").config
+
+    monkeypatch.setattr(convert, "convert", counted)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(work, range(2))
+    assert first == second
+    assert len(calls) == 1
+
+
+def test_without_locks_another_process_may_be_faster(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = convert.convert
 
     def slower(source: convert.Source, out: Path) -> None:
@@ -70,9 +90,22 @@ def test_another_process_may_be_faster(weights: Path, monkeypatch: pytest.Monkey
     verify_checksums(folder)
 
 
-def test_a_damaged_conversion_says_to_delete_it(weights: Path) -> None:
+@pytest.mark.parametrize("damaged", ["dvae/model.safetensors", "conversion.json", "sha256.json", "record.json"])
+def test_a_damaged_conversion_is_made_again(damaged: str, weights: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = cached([weights])
     assert folder is not None
+    complete = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (folder / damaged).write_bytes(complete[folder / damaged][:-3])
+    assert "is damaged" not in caplog.text
+    assert cached([weights]) == folder
+    assert f"{folder} is damaged, and is converted again" in caplog.text
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == complete
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_damaged_conversion_of_a_user_says_to_delete_it(weights: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "converted"
+    convert.convert(convert.find(weights), folder)
     (folder / "dvae/model.safetensors").write_bytes(b"")
     with pytest.raises(ModelFolderError, match=rf"delete {folder} and convert again"):
         verify_checksums(folder)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from dalle_zoo import claims
+from dalle_zoo.claims import ClaimedError
 from dalle_zoo.data import (
     CodeDataset,
     CodeShardWriter,
@@ -162,7 +166,7 @@ def test_nothing_usable_is_an_error(make: Any) -> None:
     source = open_source(make.tar("a.tar", {"x.png": b"oops", "x.txt": b"caption"}))
     with pytest.raises(ValueError, match="no sample of the source can be used: x: not a readable"):
         encode_source(source, encode, make.root / "out", **OPTIONS)
-    assert hashes(make.root / "out") == {}
+    assert not (make.root / "out").exists()
 
 
 @pytest.mark.parametrize("fail_at", [1, 4, 6, 13, 20])
@@ -200,13 +204,14 @@ t.encode_source(t.open_source({shards!r}), slow, {out!r}, **t.OPTIONS)
 """
 
 
-def test_killed_at_any_moment(make: Any, source: Any) -> None:
+@pytest.mark.slow
+def test_a_killed_process_loses_nothing(make: Any, source: Any) -> None:
     encode_source(source, encode, make.root / "complete", **OPTIONS)
     out = make.root / "out"
     script = SCRIPT.format(tests=str(Path(__file__).parent), shards=str(make.root / "shards"), out=str(out))
     for finished in (0, 2):
         process = subprocess.Popen([sys.executable, "-c", script])
-        waiting = out / f".codes-0000{finished}.tar.part"
+        waiting = out / f".codes-0000{finished}.tar.writing"
         deadline = time.monotonic() + 60
         while not waiting.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
@@ -270,6 +275,70 @@ def test_the_old_encoding_stays_until_the_new_one_is_complete(make: Any, source:
     assert (out / "notes").read_text() == "mine"
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_of_two_encodings_at_once_the_second_is_refused(make: Any, source: Any, overwrite: bool) -> None:
+    out, refusals = make.root / "out", []
+    options = OPTIONS | {"samples_per_shard": 30, "overwrite": overwrite}  # one shard of several chunks
+    if overwrite:
+        encode_source(source, encode, out, **options | {"seed": 6})
+    encode_source(source, encode, make.root / "complete", **options)
+
+    def meanwhile(images: Tensor) -> Tensor:
+        with pytest.raises(ClaimedError, match=r"^process \d+ on .* writes .*out.*: wait until it ends") as refusal:
+            encode_source(source, encode, out, **options)
+        refusals.append(refusal)
+        return encode(images)
+
+    encode_source(source, meanwhile, out, **options)
+    assert len(refusals) > 4
+    assert hashes(out) == hashes(make.root / "complete")
+
+
+def test_without_locks_two_encodings_at_once_lose_nothing(
+    make: Any, source: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "fcntl", None)
+    options = OPTIONS | {"samples_per_shard": 30}
+    encode_source(source, encode, make.root / "complete", **options)
+    out, waiting = make.root / "out", [encode_source]
+
+    def meanwhile(images: Tensor) -> Tensor:
+        while waiting:
+            waiting.pop()(source, encode, out, **options)
+        return encode(images)
+
+    manifest = encode_source(source, meanwhile, out, **options)
+    assert manifest["count"] == 26
+    assert hashes(out) == hashes(make.root / "complete")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_kill_at_any_moment_loses_nothing(
+    make: Any, overwrite: bool, tmp_path: Path, killed_states: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    root, source = tmp_path / "root", open_source(make.shards(3))
+    options = OPTIONS | {"variants": 1, "samples_per_shard": 2, "overwrite": overwrite}
+    encode_source(source, encode, make.root / "complete", **options)
+    encode_source(source, encode, make.root / "old", **options | {"seed": 6})
+    complete, old = hashes(make.root / "complete"), hashes(make.root / "old")
+    root.mkdir()
+    if overwrite:
+        shutil.copytree(make.root / "old", root / "out")
+    with killed_states(root):
+        encode_source(source, encode, root / "out", **options)
+    states = sorted((tmp_path / "killed").iterdir())
+    assert len(states) > 20
+    for state in states:
+        if overwrite:
+            assert hashes(state / "out") in (old, complete)
+        elif (state / "out/manifest.json").exists() and not (state / "out/encoding.json").exists():
+            options = options | {"overwrite": True}  # it was finished
+        encode_source(source, encode, state / "out", **options)
+        assert hashes(state / "out") == complete
+        assert [path.name for path in state.iterdir()] == ["out"], "nothing is left"
+
+
 def test_other_settings_and_other_files_are_refused(make: Any, source: Any) -> None:
     out = make.root / "out"
 
@@ -305,11 +374,11 @@ def test_bad_options(make: Any, source: Any) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             encode_source(source, encode, out, **OPTIONS | changes)
-    writer = CodeShardWriter(make.root / "x.tar", codebook_size=4)
-    with pytest.raises(ValueError, match="codes must be integers"):
+    with (
+        pytest.raises(ValueError, match="codes must be integers"),
+        CodeShardWriter(make.root / "x.tar", codebook_size=4) as writer,
+    ):
         writer.add("k", ["c"], torch.zeros(2, 2))
-    writer.discard()
-    assert not list(make.root.glob("*x.tar*"))
 
 
 def test_wrong_folders(make: Any, source: Any) -> None:

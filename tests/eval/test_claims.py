@@ -1,8 +1,7 @@
-"""Claims: one process does a piece of work, the others pass by or wait, and a kill gives it back."""
+"""Chunks of features are claimed: each is measured once by any number of processes, and a kill releases it."""
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,8 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from dalle_zoo_eval import claims as module
-from dalle_zoo_eval.claims import Claims
 from dalle_zoo_eval.features import FeatureStore, Share
 from dalle_zoo_eval.image_sources import ImageBatch
 from torch import Tensor
@@ -26,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 OWNER = """
 import sys, time
 from pathlib import Path
-from dalle_zoo_eval.claims import Claims
+from dalle_zoo.claims import Claims
 assert Claims().take(Path(sys.argv[1]), wait=False)
 print("mine", flush=True)
 time.sleep(600)
@@ -63,49 +60,6 @@ class Slow:
         time.sleep(self.seconds)
         self.seen.update(images[:, 0, 0, 0].tolist())
         return {"features": images.float().flatten(1)}
-
-
-def test_a_claim_has_one_owner(tmp_path: Path) -> None:
-    path = tmp_path / "work.claim"
-    with Claims() as first, Claims() as second:
-        assert first.take(path, wait=False)
-        assert not second.take(path, wait=False)
-        first.release(path)
-        assert not path.exists()
-        assert second.take(path, wait=True)
-    assert not path.exists()  # given back at the end of the block
-    with Claims() as third:
-        assert third.take(path, wait=False)
-
-
-def test_who_waits_long_says_for_whom(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
-    path = tmp_path / "000007.claim"
-    with Claims() as hung, Claims() as first:
-        assert hung.take(path, wait=False)
-        waiting = threading.Thread(target=first.take, args=(path,), kwargs={"wait": True})
-        waiting.start()
-        limit = time.monotonic() + 20
-        while not caplog.messages and time.monotonic() < limit:
-            time.sleep(0.01)
-        hung.release(path)
-        waiting.join(20)
-    (message,) = caplog.messages
-    assert f"for process {os.getpid()} on " in message
-    assert f"{tmp_path / '000007'}:" in message
-
-
-def test_without_locks_everybody_may_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError("no locks available")
-
-    assert module.fcntl is not None
-    monkeypatch.setattr(module.fcntl, "flock", refuse)
-    with Claims() as first, Claims() as second:
-        assert first.take(tmp_path / "a", wait=False)
-        assert second.take(tmp_path / "a", wait=False)
 
 
 def test_processes_of_unlike_speed_measure_each_chunk_once(tmp_path: Path) -> None:

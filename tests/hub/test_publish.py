@@ -160,8 +160,55 @@ def test_a_repository_of_other_things_is_not_touched(local_hub: Any, on_the_hub:
     with pytest.raises(HubError, match="org/toy contains files that are not a model of dalle-zoo"):
         publish(prepare(model_folder, on_the_hub), token=TOKEN)
     assert repository.branches["main"] == commit
-    repository.commit({"README.md": local_hub.store(b"x")}, "main")
+    new = {"README.md": local_hub.store(b"---\nlicense: mit\n---\n"), "LICENSE": local_hub.store(b"MIT")}
+    repository.commit(new, "main")  # as the Hub creates a repository
     publish(prepare(model_folder, on_the_hub), token=TOKEN)
+    assert local_hub.files(on_the_hub)["LICENSE"] == b"MIT"
+
+
+def add_on_the_hub(local_hub: Any, name: str, files: dict[str, bytes]) -> str:
+    """A commit that was made on the Hub, after those of dalle-zoo."""
+    repository = local_hub.repositories[name]
+    head = repository.commits[repository.branches["main"]]
+    return str(repository.commit(head | {path: local_hub.store(data) for path, data in files.items()}, "main"))
+
+
+def test_publishing_again_deletes_only_what_was_published(local_hub: Any, model_folder: Path, result: Path) -> None:
+    publish(prepare(model_folder, "org/toy", results=[result]), token=TOKEN)
+    others = {"LICENSE": b"MIT", "samples/cat.png": b"png", "results/others.json": b"{}"}
+    add_on_the_hub(local_hub, "org/toy", others)
+    publish(prepare(model_folder, "org/toy"), token=TOKEN)
+    files = local_hub.files("org/toy")
+    assert "results/coco-30k.json" not in files
+    assert {name: files.get(name) for name in others} == others
+
+
+def test_a_file_of_others_is_not_replaced(local_hub: Any, model_folder: Path, result: Path) -> None:
+    publish(prepare(model_folder, "org/toy"), token=TOKEN)
+    commit = add_on_the_hub(local_hub, "org/toy", {"results/coco-30k.json": b"{}"})
+    with pytest.raises(HubError, match=r"org/toy contains results/coco-30k\.json, which dalle-zoo did not publish"):
+        publish(prepare(model_folder, "org/toy", results=[result]), token=TOKEN)
+    assert local_hub.repositories["org/toy"].branches["main"] == commit
+
+
+def test_a_card_that_was_edited_on_the_hub_is_not_replaced(local_hub: Any, model_folder: Path) -> None:
+    publish(prepare(model_folder, "org/toy"), token=TOKEN)
+    card = local_hub.files("org/toy")["README.md"]
+    publication = prepare(again_with(model_folder, description="Better."), "org/toy")
+    for edited in (
+        card.replace(b"A toy.", b"My toy."),
+        card + b"Thanks!\n",
+        card.replace(b"apache-2.0", b"mit"),
+        b"x",
+    ):
+        assert edited != card
+        commit = add_on_the_hub(local_hub, "org/toy", {"README.md": edited})
+        with pytest.raises(HubError, match=r"README\.md of org/toy was written or edited on the Hub, and would be"):
+            publish(publication, token=TOKEN)
+        assert local_hub.repositories["org/toy"].branches["main"] == commit
+    add_on_the_hub(local_hub, "org/toy", {"README.md": card})
+    publish(publication, token=TOKEN)
+    assert b"Better." in local_hub.files("org/toy")["README.md"]
 
 
 def test_a_commit_of_somebody_else_in_between_is_kept(
