@@ -160,7 +160,7 @@ def count(pick: Picker) -> tuple[Scene, str] | None:
         Placed(sprite=sprite, size=_HALF, left=left, top=top, flipped=flipped) for left, top in _GRIDS[number]
     )
     style, words = pick[sprite].style, NUMBERS[number]
-    templates = ["{n} {things}", "{n} {things}", "sampling of {n} {things}"]
+    templates = ["{n} {things}", "{n} {things}", "a drawing of {n} {things}"]
     if style:
         templates += ["{n} {style} {things}", "{n} {things}, {style} style"]
     caption = pick.choice(templates).format(n=words, things=plural(pick[sprite].names[0]), style=style)

@@ -24,7 +24,7 @@ _STYLED = (
     "{name}, {style} style",
     "{a} in {style} style",
     "{style} {name}",
-    "a {style} sampling of {a}",
+    "a {style} drawing of {a}",
     "{style} emoji of {a}",
 )
 _PLAIN = (
@@ -33,7 +33,7 @@ _PLAIN = (
     "{a}",
     "{a}",
     "{a}",
-    "sampling of {a}",
+    "a drawing of {a}",
     "a picture of {a}",
     "an image of {a}",
     "an emoji of {a}",
@@ -153,7 +153,7 @@ class Picker:
         return name
 
     def phrase(self, sprite: int, color: str | None = None) -> str:
-        """A caption of one thing: bare, with an article, as sampling of it, with its style or without."""
+        """A caption of one thing: bare, with an article, as a drawing of it, with its style or without."""
         style, name = self[sprite].style, self.name(sprite, color, keywords=True)
         template = self.choice(_STYLED if style and self.chance(0.4) else _PLAIN)
         caption = template.format(style=style, name=name, a=with_article(name))

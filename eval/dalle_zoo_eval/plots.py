@@ -34,7 +34,7 @@ class Line:
 
 
 def line_figure(lines: Sequence[Line], *, title: str, score: str, axis: str, logarithmic: bool = False) -> bytes:
-    """Samples lines with a legend beside them.
+    """Plots lines with a legend next to them.
 
     Args:
         lines: At least one, with at least one point each.
@@ -83,7 +83,7 @@ def line_figure(lines: Sequence[Line], *, title: str, score: str, axis: str, log
 
 
 def bar_figure(bars: Mapping[str, Mapping[str, float]], *, title: str, score: str) -> bytes:
-    """Samples groups of bars, each with its value above it.
+    """Plots groups of bars, each with its value above it.
 
     Args:
         bars: What a color shows, to the height of its bar in every group; all name the same groups. At most five.

@@ -113,6 +113,12 @@ def test_every_kind_says_what_it_shows(sprites: SpriteSet, kind: str) -> None:
             assert 0 <= item.top <= 64 - item.size
 
 
+def test_captions_are_what_people_type(sprites: SpriteSet) -> None:
+    said = " | ".join(Composer(sprites).compose(i).caption for i in range(COUNT))
+    assert "a drawing of " in said
+    assert "sampling" not in said  # a word of this project, not of a prompt
+
+
 def test_pairs_are_named_in_their_order(sprites: SpriteSet) -> None:
     composer = Composer(sprites, shares={"pair": 1})
     checked = 0
