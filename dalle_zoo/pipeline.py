@@ -15,7 +15,7 @@ from torch import Tensor
 from dalle_zoo.hub import Access
 from dalle_zoo.images import from_pil, to_pil, to_rgb
 from dalle_zoo.loading import PretrainedModel, load_component
-from dalle_zoo.sampling import SamplingOptions, derive_seed, sample_codes
+from dalle_zoo.sampling import SAMPLE, SamplingOptions, derive_seed, sample_codes
 from dalle_zoo.sampling.decode import Progress
 from dalle_zoo.sampling.jacobi import MAX_IMAGES
 
@@ -61,7 +61,7 @@ class DallePipeline(PretrainedModel):
             rows: Rows of the code grid to keep, 1 to the grid's height.
 
         Returns:
-            Codes in raster order, int64 (1, rows * w).
+            Codes for `sample`, int64 (1, h, w): those of the image in the rows to keep, `SAMPLE` below.
 
         Raises:
             ValueError: The rows or the shape of the image do not fit the model.
@@ -76,7 +76,9 @@ class DallePipeline(PretrainedModel):
             raise ValueError(f"prime must be a PIL image or have shape {(3, *pixels)}, got {tuple(image.shape)}")
         with torch.inference_mode():
             codes = self.image_tokenizer.encode(image[None].to(self.device))
-        return codes[:, :rows].flatten(1)
+        codes = codes.clone()
+        codes[:, rows:] = SAMPLE
+        return codes
 
     def sample(
         self,
@@ -84,7 +86,7 @@ class DallePipeline(PretrainedModel):
         seeds: Tensor,
         options: SamplingOptions | None = None,
         *,
-        prime: Tensor | None = None,
+        given: Tensor | None = None,
         window: int | None = None,
         batch_size: int = BATCH_SIZE,
         callback: Progress | None = None,
@@ -97,7 +99,8 @@ class DallePipeline(PretrainedModel):
             text: Text ids from `encode_text`, int64 (P, T).
             seeds: One seed per image, int64 (P, N), for example from `derive_seed`.
             options: Temperature, filters and guidance. Defaults to plain sampling.
-            prime: First codes of every image in raster order, int64 (1, m), from `prime_codes`. Defaults to none.
+            given: Codes that the images of each prompt keep, int64 (P, h, w), or (1, h, w) for all prompts, with
+                `SAMPLE` where to sample, for example from `prime_codes`. Defaults to none.
             window: Number of tokens that each pass guesses and checks, see `__call__`. Defaults to one token per pass.
             batch_size: Number of images generated at once; affects memory and time only. Defaults to 64.
             callback: Called after every pass with (tokens sampled, tokens in total), summed over all batches.
@@ -113,6 +116,8 @@ class DallePipeline(PretrainedModel):
         if seeds.ndim != 2 or len(seeds) != len(text):
             raise ValueError(f"seeds must have shape ({len(text)}, N), one row per prompt, got {tuple(seeds.shape)}")
         prompts, count = seeds.shape
+        if given is not None and len(given) == 1:
+            given = given.expand(prompts, -1, -1)
         per_batch = max(batch_size // max(count, 1), 1)  # complete prompts while they fit, else parts of one prompt
         jobs = [
             (slice(p, min(p + per_batch, prompts)), slice(n, min(n + batch_size, count)))
@@ -128,7 +133,7 @@ class DallePipeline(PretrainedModel):
                 text[p].to(self.device),
                 seeds[p, n].to(self.device),
                 options,
-                prime=prime.expand(p.stop - p.start, -1) if prime is not None else None,
+                given=given[p].to(self.device) if given is not None else None,
                 window=window,
                 progress=None if callback is None else _shifted(callback, done, total),
             )
@@ -205,7 +210,7 @@ class DallePipeline(PretrainedModel):
             self.encode_text(prompts),
             seeds,
             options,
-            prime=self._primed(prime, prime_rows),
+            given=self._primed(prime, prime_rows),
             window=window,
             batch_size=batch_size,
             callback=callback,
@@ -251,7 +256,7 @@ class DallePipeline(PretrainedModel):
                 raise ValueError("rerank needs a ranker, and this model has none: omit rerank")
 
     def _primed(self, prime: Image.Image | Tensor | None, rows: int | None) -> Tensor | None:
-        """Codes to begin every image with, int64 (1, m); None without an image."""
+        """Codes that every image keeps, int64 (1, h, w); None without an image."""
         if prime is None:
             if rows is not None:
                 raise ValueError("prime_rows needs prime, the image whose top rows are kept")

@@ -252,7 +252,7 @@ def test_the_top_of_an_image_is_kept(pipe: DallePipeline, rows: int | None) -> N
 
 def test_any_pil_image_is_brought_to_size(pipe: DallePipeline) -> None:
     for mode, size in (("RGB", (100, 30)), ("L", (5, 5)), ("RGBA", (WIDTH, HEIGHT)), ("P", (64, 64))):
-        assert pipe.prime_codes(Image.new(mode, size), 2).shape == (1, 8)
+        assert pipe.prime_codes(Image.new(mode, size), 2).shape == (1, 3, 4)
 
 
 # ------------------------------------------------------------ progress

@@ -30,7 +30,7 @@ def token_log_likelihood(prior: ImagePrior, text: Tensor, codes: Tensor, batch_s
     prior.check(text, codes)
     device = prior.device
     parts = []
-    for some_text, some in zip(text.split(batch_size), codes.split(batch_size), strict=True):
+    for some_text, some in zip(torch.split(text, batch_size), torch.split(codes, batch_size), strict=True):
         logits = prior.image_logits(some_text.to(device), some.to(device)).float()
         tokens = some.to(device).flatten(1)[..., None]
         parts.append(logits.log_softmax(-1).gather(-1, tokens).view(some.shape).cpu())

@@ -370,7 +370,7 @@ def test_the_likelihood_of_tokens(random_prior: Maker) -> None:
     flat = codes.flatten(0, 1)
     likelihood = token_log_likelihood(prior, TEXT.repeat_interleave(2, 0), flat, batch_size=4)
     torch.testing.assert_close(likelihood, expected.gather(-1, codes.flatten(2)[..., None]).view(flat.shape))
-    with pytest.raises(ValueError, match="one batch size"):
+    with pytest.raises(ValueError, match="the same batch size, got 3 and 6"):
         token_log_likelihood(prior, TEXT, flat)
 
 
