@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,26 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INTEGER, [*"-+0123456789
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, [*"-+0123456789."])
 
 
+def _unique_keys(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """Constructs a mapping, and rejects a key that is given twice: YAML would keep the last and drop the first."""
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":  # ``<<: *anchor``, whose keys may be given again
+            continue
+        key, line = loader.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+        if isinstance(key, Hashable) and key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} is given twice, in line {seen[key]} and in line {line}: merge the two"
+            )
+        if isinstance(key, Hashable):
+            seen[key] = line
+    loader.flatten_mapping(node)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_keys)
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
     """Keys of a recipe or of a part.
 
@@ -179,7 +199,8 @@ def merge(below: Keys, above: Keys) -> dict[str, Any]:
             another = value.get("class_path", old.get("class_path")) != old.get("class_path")
             merged[name] = dict(value) if another else merge(old, value)
         elif isinstance(old, list) and old and isinstance(value, Mapping) and "class_path" not in value:
-            merged[name] = [*old[:-1], merge(old[-1], value if "init_args" in value else {"init_args": value})]
+            last = old[-1] if isinstance(old[-1], Mapping) else {"class_path": old[-1]}
+            merged[name] = [*old[:-1], merge(last, value if "init_args" in value else {"init_args": value})]
         else:
             merged[name] = value
     return merged

@@ -62,6 +62,7 @@ class RankerModule(StageModule):
             )
         super().__init__(Ranker.create(config, text), adamw, learning_rate, seed)
         self.config = config
+        self._tokenizer_digest = text.fingerprint()
         self._seen: list[tuple[Tensor, Tensor]] = []
 
     def check_data(self, data: LightningDataModule) -> None:
@@ -69,6 +70,10 @@ class RankerModule(StageModule):
         super().check_data(data)
         if isinstance(data, CaptionedDataModule) and data.text is None:
             raise ValueError("the ranker is trained on captions: set data.init_args.text")
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of the tokenizer of this module."""
+        return {"model.tokenizer": self._tokenizer_digest}
 
     def features(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Unit vectors of images and captions, (B, d) each."""

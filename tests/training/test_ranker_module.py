@@ -15,9 +15,9 @@ from dalle_zoo.models.ranker import Ranker, RankerConfig
 from dalle_zoo.tokenizers import ByteTokenizer
 from dalle_zoo.training import LearningRate
 from dalle_zoo.training.averaging import WeightEMA
-from dalle_zoo.training.checkpoints import Checkpoint
 from dalle_zoo.training.data_modules import CodeDataModule, ImageDataModule, TextConfig
 from dalle_zoo.training.ranker_module import RankerModule
+from dalle_zoo.training.saving import Checkpoint
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
