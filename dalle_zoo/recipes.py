@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from dalle_zoo.plain_data import PlainDataError, PlainLoader, yaml_value
 from dalle_zoo.registry import UnknownNameError, suggest
 
 Keys = Mapping[str, Any]
@@ -83,7 +84,7 @@ def recipe_header(name: str) -> str:
 # ------------------------------------------------------------ reading and merging
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(PlainLoader):
     """YAML with the numbers of version 1.2: 1e-3 is one, 10:00:00 and 2024-01-01 are text."""
 
 
@@ -124,9 +125,11 @@ def read_recipe(path: Path) -> dict[str, Any]:
         ValueError: The file is not valid YAML, or does not hold keys.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml_value(path.read_text(encoding="utf-8"), _Loader, aliases=True)
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
+    except PlainDataError as error:
+        raise ValueError(f"{path} {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected keys such as model, data and trainer, got {type(content).__name__}")
     return content
@@ -173,8 +176,8 @@ def override(key: str, text: str) -> dict[str, Any]:
         ({'data': {'init_args': {'batch_size': 4}}}, {'model': {'class_path': 'PriorModule'}})
     """
     try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
+        value = yaml_value(text, _Loader)
+    except PlainDataError:
         value = text
     if key in CLASSES and not isinstance(value, dict):
         value = {"class_path": value}

@@ -35,6 +35,7 @@ from dalle_zoo.cli.keys import KeyChecker, fields_of
 from dalle_zoo.cli.trainer_options import check_trainer
 from dalle_zoo.files import atomic_write, new_folder
 from dalle_zoo.networks import save_network
+from dalle_zoo.plain_data import PlainDataError, yaml_value
 from dalle_zoo.recipes import Keys, Override, override, resolve, split_arguments
 from dalle_zoo.training import STAGES, StageModule
 from dalle_zoo.training.averaging import WeightEMA
@@ -272,8 +273,8 @@ def read_run(run: Path) -> dict[str, Any] | None:
     """Returns the resolved recipe of a run folder; None if the folder is no run."""
     path = run / CONFIG
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        config = yaml_value(path.read_text(encoding="utf-8"), aliases=True)
+    except (OSError, UnicodeDecodeError, PlainDataError):
         return None
     ours = isinstance(config, dict) and {"model", "data", "trainer", "checkpoint"} <= config.keys()
     return config if ours else None

@@ -68,16 +68,16 @@ def export(arguments: list[str]) -> None:
 
     import torch
 
-    from dalle_zoo.models.ranker import Ranker
     from dalle_zoo.networks import load_image_tokenizer, load_prior
     from dalle_zoo.pipeline import DallePipeline
+    from dalle_zoo.ranker_folder import load_ranker
     from dalle_zoo.tokenizers import load_text_tokenizer
 
     pipe = DallePipeline(
         load_image_tokenizer(trained(options.dvae, "dvae")),
         load_prior(trained(options.prior, "prior")),
         load_text_tokenizer(trained(options.tokenizer, "tokenizer")),
-        Ranker.from_folder(trained(options.ranker, "ranker")) if options.ranker else None,
+        load_ranker(trained(options.ranker, "ranker")) if options.ranker else None,
     )
     record = {"description": options.description, "license": options.license, "data": options.data}
     dtype: torch.dtype = getattr(torch, options.dtype)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dalle_zoo.models.losses import contrastive_loss
 from dalle_zoo.models.ranker import Ranker, RankerConfig, retrieval_accuracy
+from dalle_zoo.ranker_folder import save_ranker
 from dalle_zoo.tokenizers import load_text_tokenizer
 from dalle_zoo.tokenizers.library import LibraryTokenizer
 from dalle_zoo.training.base import STAGES, StageModule
@@ -132,4 +133,4 @@ class RankerModule(StageModule):
 
     def export(self, folder: Path) -> None:
         """Writes the trained ranker as a CLIP folder for transformers."""
-        self.net.save(folder)
+        save_ranker(self.net, folder)
