@@ -28,6 +28,7 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 
 from benchmarks.harness import Equality, Row, compare, store  # noqa: E402 (a checkout runs uninstalled)
 from dalle_zoo.data import CodeDataset, Item, ResumableLoader, encode_source  # noqa: E402
+from dalle_zoo.data.codes import CodeRecord  # noqa: E402
 from dalle_zoo.data.datasets import CaptionedDataset  # noqa: E402
 from dalle_zoo.data.ordering import shuffled  # noqa: E402
 from dalle_zoo.data.samples import Sample, SampleSource, Skipped  # noqa: E402
@@ -73,23 +74,26 @@ class OneByOne(CaptionedDataset):
     def __len__(self) -> int:
         return self.count
 
-    def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Item | Skipped]:
-        if seed is None:
-            return self._items()
-        return shuffled(self._items(), SHUFFLE, seeded_rng("buffer", seed, epoch, start))
+    def fingerprint(self) -> str:
+        return str(self.path)
 
-    def _items(self) -> Iterator[Item]:
+    def records(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[CodeRecord]:
+        if seed is None:
+            return self._stored()
+        return shuffled(self._stored(), SHUFFLE, seeded_rng("buffer", seed, epoch, start))
+
+    def item(self, record: CodeRecord, epoch: int) -> Item:
+        codes = torch.from_numpy(record.codes.astype(np.int64))
+        return {"key": record.key, "codes": codes, "caption": record.captions[0]}
+
+    def _stored(self) -> Iterator[CodeRecord]:
         from webdataset import tariterators
 
         with self.path.open("rb") as stream:
             members = tariterators.tar_file_expander([{"url": str(self.path), "stream": stream}])
             for group in tariterators.group_by_keys(members):
                 codes = np.load(io.BytesIO(group["npy"]), allow_pickle=False)
-                yield {
-                    "key": group["__key__"],
-                    "codes": torch.from_numpy(codes.astype(np.int64)),
-                    "caption": json.loads(group["json"])["captions"][0],
-                }
+                yield CodeRecord(group["__key__"], json.loads(group["json"])["captions"], codes)
 
 
 def write_shards(folder: Path) -> tuple[OneByOne, CodeDataset]:

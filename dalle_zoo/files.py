@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dalle_zoo.plain_data import MAX_BYTES, PlainDataError, json_value
 from dalle_zoo.workspaces import new_path, place_folder, workspace
 
 
@@ -34,10 +35,11 @@ def read_json(path: Path, expected: str = "a JSON file") -> dict[str, Any]:
         expected: What the file should be, for the error when it is missing.
 
     Raises:
-        FileError: The file is missing or cannot be read, or it does not contain a JSON object.
+        FileError: The file is missing or cannot be read, or `parse_json` refuses its contents.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)  # which `parse_json` refuses
     except FileNotFoundError:
         raise FileError(f"{path} is missing: expected {expected}") from None
     except OSError as error:
@@ -53,12 +55,12 @@ def parse_json(data: bytes, source: Path | str) -> dict[str, Any]:
         source: The file that it came from, for errors.
 
     Raises:
-        FileError: The data is not valid JSON, or not an object.
+        FileError: The data is not valid JSON or not an object, or exceeds the limits of `dalle_zoo.plain_data`.
     """
     try:
-        value = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # errors of JSON and UTF-8 are ValueErrors
-        raise FileError(f"{source} is not valid JSON: {error}") from None
+        value = json_value(data)
+    except PlainDataError as error:
+        raise FileError(f"{source} {error}") from None
     if not isinstance(value, dict):
         raise FileError(f"{source} must contain a JSON object, got {type(value).__name__}")
     return value
@@ -109,8 +111,12 @@ def check_ending(name: str, path: Path, endings: tuple[str, ...] = (".png",)) ->
 
 
 def json_text(value: Any) -> str:
-    """Returns a value in the JSON form that `write_json` writes: indented by two spaces, not restricted to ASCII."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    """Returns a value in the JSON form that `write_json` writes: indented by two spaces, not restricted to ASCII.
+
+    Raises:
+        ValueError: A number is not finite, which JSON cannot express.
+    """
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:

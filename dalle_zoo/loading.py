@@ -29,6 +29,7 @@ from dalle_zoo.models.quantization import quantize as quantize_weights
 from dalle_zoo.models.ranker import Ranker
 from dalle_zoo.networks import load_image_tokenizer, load_prior, save_network
 from dalle_zoo.publish import prepare
+from dalle_zoo.ranker_folder import load_ranker, save_ranker
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo.tokenizers import TextTokenizer, load_text_tokenizer
 from dalle_zoo.weights import SHARD_BYTES
@@ -94,7 +95,7 @@ class PretrainedModel:
             return self._ranker.to(self.device)
         if self.folder is None or not (self.folder / "ranker").is_dir():
             return None
-        return Ranker.from_folder(self.folder / "ranker").to(self.device)
+        return load_ranker(self.folder / "ranker").to(self.device)
 
     @classmethod
     def from_pretrained(
@@ -197,7 +198,7 @@ class PretrainedModel:
             save_network(self.prior, prior_type, new / "prior", dtype, shard_bytes=shard_bytes)
             self.tokenizer.save(new / "tokenizer")
             if ranker is not None:
-                ranker.save(new / "ranker")
+                save_ranker(ranker, new / "ranker")
             write_index(new)
             write_json(new / RECORD, {**known, **(record or {}), "parameters": self.num_parameters()})
             write_checksums(new)
@@ -279,4 +280,4 @@ def load_component(
         return load_prior(folder, device, dtype)
     if component == "tokenizer":
         return load_text_tokenizer(folder)
-    return Ranker.from_folder(folder).to(device)
+    return load_ranker(folder).to(device)

@@ -6,9 +6,11 @@ lists the digest of every file; loading verifies them. Nothing here needs torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from dalle_zoo.files import FileError, read_json, sha256_file, stays_inside, write_json
 from dalle_zoo.registry import suggest
@@ -57,17 +59,48 @@ def config_from_dict(config_class: type, values: dict[str, Any], where: str) -> 
         where: Where the values come from, for errors.
 
     Raises:
-        ModelFolderError: A field is unknown, and the message suggests the closest name; or the dataclass rejects a
-            value.
+        ModelFolderError: A field is unknown, and the message suggests the closest name; or a value has another type
+            than its field, or is not finite; or the dataclass rejects a value.
     """
-    known = [field.name for field in fields(config_class)]
-    for name in values:
+    known, hints = [field.name for field in fields(config_class)], get_type_hints(config_class)
+    for name, value in values.items():
         if name not in known:
             raise ModelFolderError(f"{where}: {suggest('field', name, known)}")
+        if not has_type(value, hints[name]):
+            kind = getattr(hints[name], "__name__", str(hints[name]))
+            got = f"{value!r}" if isinstance(value, str | int | float | None) else type(value).__name__
+            raise ModelFolderError(f"{where}: {name} must be of the type {kind}, got {got[:100]}")
     try:
         return config_class(**values)
     except (TypeError, ValueError) as error:
         raise ModelFolderError(f"{where}: {error}") from None
+
+
+def has_type(value: Any, hint: Any) -> bool:
+    """Returns whether plain data has the type of a configuration field; a list counts as a tuple.
+
+    Args:
+        value: A value of JSON or YAML.
+        hint: The annotation. Only plain types, None, literals, tuples and unions of these are checked.
+
+    Example:
+        >>> has_type([1, 2], tuple[int, ...]), has_type(True, int), has_type(float("nan"), float)
+        (True, False, False)
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(has_type(value, one) for one in arguments)
+    if origin is Literal:
+        return isinstance(value, str | int) and value in arguments
+    if origin is tuple and isinstance(value, list | tuple):
+        repeated = arguments[-1] is Ellipsis
+        parts = arguments[:1] * len(value) if repeated else arguments
+        return len(parts) == len(value) and all(map(has_type, value, parts))
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if hint in (int, bool, str, NoneType):
+        return type(value) is hint
+    return origin is not tuple
 
 
 def write_index(folder: Path) -> None:

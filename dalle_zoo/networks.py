@@ -15,7 +15,14 @@ from dalle_zoo.model_folder import CONFIG, WEIGHTS, ModelFolderError, config_fro
 from dalle_zoo.models import IMAGE_TOKENIZERS, PRIORS
 from dalle_zoo.models.image_prior import ImagePrior
 from dalle_zoo.models.tokenizer import ImageTokenizer
-from dalle_zoo.weights import SHARD_BYTES, load_weights, save_weights, without_storage
+from dalle_zoo.weights import (
+    SHARD_BYTES,
+    check_numbers,
+    load_weights,
+    read_headers,
+    save_weights,
+    without_storage,
+)
 
 
 def save_network(
@@ -51,8 +58,7 @@ def load_image_tokenizer(folder: Path, device: str | torch.device | None = None)
     """
     values = _read_config(folder)
     cls = IMAGE_TOKENIZERS[values.pop("type", "dvae")]
-    config = config_from_dict(cls.config_class, values, str(Path(folder) / CONFIG))
-    net: Any = without_storage(lambda: cls(config))  # torch 2.13 does not declare the overload of `to` below
+    net: Any = _build(cls, folder, values)  # torch does not declare the overload of `to` below
     load_weights(net, Path(folder) / WEIGHTS, device=device)
     on_gpu = device is not None and torch.device(device).type != "cpu"
     layout = torch.channels_last if on_gpu else torch.preserve_format  # on a CPU every call would convert the layout
@@ -72,12 +78,22 @@ def load_prior(folder: Path, device: str | torch.device | None = None, dtype: to
     kind = values.pop("type", None)
     if kind not in PRIORS:
         raise ModelFolderError(f'{folder}/{CONFIG} is not a prior: expected "type": "prior", or {", ".join(PRIORS)}')
-    cls = PRIORS[kind]
-    config = config_from_dict(cls.config_class, values, str(Path(folder) / CONFIG))
-    net = without_storage(lambda: cls(config))
+    net: ImagePrior = _build(PRIORS[kind], folder, values)
     load_weights(net, Path(folder) / WEIGHTS, device=device, dtype=dtype)
     return net.eval()
 
 
+def _build(cls: type[Any], folder: Path, values: dict[str, Any]) -> Any:
+    """Builds a network without storage, after its configuration was compared with the headers of its weights."""
+    where, headers = str(Path(folder) / CONFIG), read_headers(Path(folder) / WEIGHTS)
+    check_numbers(values, headers, where)
+    config = config_from_dict(cls.config_class, values, where)
+    return without_storage(lambda: cls(config), headers)
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
-    return read_json(Path(folder) / CONFIG, "a folder written by dalle-zoo")
+    path = Path(folder) / CONFIG
+    values = read_json(path, "a folder written by dalle-zoo")
+    if not isinstance(values.get("type", ""), str):
+        raise ModelFolderError(f"{path}: type must be the name of a network, got {type(values['type']).__name__}")
+    return values

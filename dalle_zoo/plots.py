@@ -1,7 +1,8 @@
-"""Plots of training curves."""
+"""Reads and plots training curves."""
 
 from __future__ import annotations
 
+import csv
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -15,6 +16,23 @@ if TYPE_CHECKING:
 
 GRADIENT_SCALES = "log2_gradient_scale/"
 """How the curves of the gradient scales of residual blocks begin; the rest is the name of a block."""
+
+
+CURVES = "metrics/metrics.csv"
+"""Path of the curves in a run folder."""
+
+
+def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Returns the columns and the complete rows of a CSV file; nothing if it does not exist.
+
+    A killed run may end in half a line, which is left out.
+    """
+    if not path.is_file():
+        return [], []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    reader = csv.DictReader(line for line in lines if line.endswith("\n"))
+    rows = list(reader)
+    return list(reader.fieldnames or ()), rows
 
 
 def plot_curves(curves: Mapping[str, Mapping[int, float]], out: str | Path, title: str = "") -> Path:

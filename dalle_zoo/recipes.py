@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dalle_zoo.plain_data import PlainDataError, PlainLoader, yaml_value
 from dalle_zoo.registry import UnknownNameError, suggest
 
 Keys = Mapping[str, Any]
@@ -83,7 +84,7 @@ def recipe_header(name: str) -> str:
 # ------------------------------------------------------------ reading and merging
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(PlainLoader):
     """YAML with the numbers of version 1.2: 1e-3 is one, 10:00:00 and 2024-01-01 are text."""
 
 
@@ -97,6 +98,26 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INTEGER, [*"-+0123456789
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, [*"-+0123456789."])
 
 
+def _unique_keys(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """Constructs a mapping, and rejects a key that is given twice: YAML would keep the last and drop the first."""
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":  # ``<<: *anchor``, whose keys may be given again
+            continue
+        key, line = loader.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+        if isinstance(key, Hashable) and key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} is given twice, in line {seen[key]} and in line {line}: merge the two"
+            )
+        if isinstance(key, Hashable):
+            seen[key] = line
+    loader.flatten_mapping(node)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_keys)
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
     """Keys of a recipe or of a part.
 
@@ -104,9 +125,11 @@ def read_recipe(path: Path) -> dict[str, Any]:
         ValueError: The file is not valid YAML, or does not hold keys.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml_value(path.read_text(encoding="utf-8"), _Loader, aliases=True)
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
+    except PlainDataError as error:
+        raise ValueError(f"{path} {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected keys such as model, data and trainer, got {type(content).__name__}")
     return content
@@ -153,8 +176,8 @@ def override(key: str, text: str) -> dict[str, Any]:
         ({'data': {'init_args': {'batch_size': 4}}}, {'model': {'class_path': 'PriorModule'}})
     """
     try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
+        value = yaml_value(text, _Loader)
+    except PlainDataError:
         value = text
     if key in CLASSES and not isinstance(value, dict):
         value = {"class_path": value}
@@ -179,7 +202,8 @@ def merge(below: Keys, above: Keys) -> dict[str, Any]:
             another = value.get("class_path", old.get("class_path")) != old.get("class_path")
             merged[name] = dict(value) if another else merge(old, value)
         elif isinstance(old, list) and old and isinstance(value, Mapping) and "class_path" not in value:
-            merged[name] = [*old[:-1], merge(old[-1], value if "init_args" in value else {"init_args": value})]
+            last = old[-1] if isinstance(old[-1], Mapping) else {"class_path": old[-1]}
+            merged[name] = [*old[:-1], merge(last, value if "init_args" in value else {"init_args": value})]
         else:
             merged[name] = value
     return merged

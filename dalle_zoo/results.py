@@ -16,7 +16,6 @@ A result file is a JSON object. What every reader may rely on:
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -25,6 +24,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from dalle_zoo.files import FileError, read_json, try_read_json
+from dalle_zoo.model_folder import CHECKSUMS
 from dalle_zoo.registry import suggest
 
 _PACKAGE = Path(__file__).parent
@@ -137,16 +138,14 @@ def read_result(path: Path) -> dict[str, Any]:
             failed.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ResultError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ResultError(f"{path} is not valid JSON: {error}") from None
+        data = read_json(path, "a result file of dalle-zoo eval")
+    except FileError as error:
+        raise ResultError(str(error)) from None
     try:
         check_result(data)
     except ResultError as error:
         raise ResultError(f"{path}: {error}") from None
-    return dict(data)
+    return data
 
 
 def check_result(data: Any) -> list[Score]:
@@ -367,15 +366,12 @@ def results_of(folder: Path) -> dict[str, dict[str, Any]]:
     Returns:
         Contents by file name. What is no result file, or belongs to other weights, is left out.
     """
-    try:
-        listed = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    listed = try_read_json(folder / CHECKSUMS) or {}
     found = {}
     for root in (*_ROOTS, folder / SUBFOLDER):
         for path in sorted(root.glob("*.json")):
-            result = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(result, dict) and isinstance(listed, dict) and fits(result, listed):
+            result = try_read_json(path)
+            if result is not None and fits(result, listed):
                 found[path.name] = result
     return found
 

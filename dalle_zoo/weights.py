@@ -7,15 +7,19 @@ meta device), and each tensor is read separately and moved directly to the reque
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from threading import get_ident
 from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from dalle_zoo.files import atomic_write, read_json, write_json
 from dalle_zoo.model_folder import CONFIG, NETWORK_FILES, WEIGHTS, ModelFolderError
@@ -120,8 +124,25 @@ def index_path(path: Path) -> Path:
 # ---------------------------------------------------------------- loading
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file states about a tensor."""
+
+    file: Path
+    """File that contains the tensor."""
+    shape: tuple[int, ...]
+    """Shape of the tensor."""
+    dtype: str
+    """Name of its dtype in safetensors files."""
+
+
 def load_weights(
-    net: nn.Module, path: Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    net: nn.Module,
+    path: Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    ignored: Collection[str] = (),
 ) -> None:
     """Loads safetensors into a network. All names, shapes and dtypes are checked before any tensor is read.
 
@@ -132,23 +153,24 @@ def load_weights(
             ``model.safetensors.index.json`` in the same folder are read.
         device: Device for the storage of a network on the meta device. Defaults to the CPU.
         dtype: Dtype for the floating-point tensors of a network on the meta device. Defaults to that of the network.
+        ignored: Names of tensors that may be stored although the network has none of them. Defaults to none.
 
     Raises:
         ModelFolderError: A file is missing or damaged; or tensors are missing, unexpected, not finite, or of the wrong
             shape or dtype. The message names them.
         FileError: The index is damaged.
     """
-    places = _locate_tensors(path)
     expected = net.state_dict()
-    _check_fit(path, expected, places)
+    headers = {n: header for n, header in read_headers(path).items() if n in expected or n not in ignored}
+    _check_fit(path, expected, headers)
     loaded: dict[str, Tensor] = {}
     with torch.no_grad():
-        for name, file in places.items():
+        for name, header in headers.items():
             target = expected[name]
             # Opening the file again for each tensor releases the memory-mapped pages of the previous one.
-            with safe_open(file, "pt") as shard:
+            with safe_open(header.file, "pt") as shard:
                 tensor: Tensor = shard.get_tensor(name)
-                _check_finite(tensor, name, file)
+                _check_finite(tensor, name, header.file)
                 if target.is_meta:
                     target_dtype = dtype if dtype is not None and target.is_floating_point() else target.dtype
                     loaded[name] = tensor.to(device or "cpu", target_dtype, copy=True)
@@ -159,57 +181,76 @@ def load_weights(
         net.load_state_dict(loaded, assign=True)
 
 
-def _locate_tensors(path: Path) -> dict[str, Path]:
-    """Returns the file of each stored tensor."""
+def read_headers(path: Path) -> dict[str, Header]:
+    """Reads what weights state about their tensors; no tensor is read.
+
+    Args:
+        path: As for `load_weights`.
+
+    Raises:
+        ModelFolderError: A file is missing or damaged, or the index does not match the files.
+        FileError: The index is damaged.
+    """
     if path.is_file():
-        return dict.fromkeys(_tensor_names(path), path)
+        return _headers_of_file(path)
     index = index_path(path)
     if not index.is_file():
         raise ModelFolderError(f"{path} is missing: expected weights as safetensors")
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
         raise ModelFolderError(f"{index} has no weight_map of tensor names to files")
+    headers: dict[str, Header] = {}
     for file in dict.fromkeys(where.values()):
         if Path(file).name != file:
             raise ModelFolderError(f"{index} names a file outside its folder: {file}")
         if not path.with_name(file).is_file():
             raise ModelFolderError(f"{path.with_name(file)} is missing: copy or download the model again")
+        stored = _headers_of_file(path.with_name(file))
         listed = {name for name, place in where.items() if place == file}
-        stored = _tensor_names(path.with_name(file))
-        if listed != stored:
-            different = ", ".join(sorted(listed ^ stored)[:5])
+        if listed != stored.keys():
+            different = ", ".join(sorted(listed ^ stored.keys())[:5])
             raise ModelFolderError(f"{index} and {file} do not list the same tensors ({different})")
-    return {name: path.with_name(file) for name, file in where.items()}
+        headers |= stored
+    return {name: headers[name] for name in where}
 
 
-def _tensor_names(path: Path) -> set[str]:
+def _headers_of_file(path: Path) -> dict[str, Header]:
     try:
         with safe_open(path, "pt") as file:
-            return set(file.keys())
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {n: Header(path, tuple(part.get_shape()), str(part.get_dtype())) for n, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise ModelFolderError(f"{path} is not a readable safetensors file: {error}") from None
+        raise ModelFolderError(f"{path} is not a readable safetensors file: {error}{lfs_hint(path)}") from None
 
 
-def _check_fit(path: Path, expected: Mapping[str, Tensor], places: Mapping[str, Path]) -> None:
-    """Compares names, shapes and dtypes; reads only the headers of the files."""
-    problems = [f"missing {name}" for name in sorted(expected.keys() - places.keys())]
-    problems += [f"unexpected {name}" for name in sorted(places.keys() - expected.keys())]
-    for file in sorted(set(places.values())):
-        with safe_open(file, "pt") as shard:
-            for name in sorted(name for name, place in places.items() if place == file and name in expected):
-                problems += _mismatches(name, expected[name], shard.get_slice(name))
+def lfs_hint(path: Path) -> str:
+    """Returns a suggestion, for the end of an error, if a file is a pointer of Git LFS; else an empty string."""
+    with path.open("rb") as file:
+        if file.read(len(_LFS)) != _LFS:
+            return ""
+    return ". It is a pointer of Git LFS and not the file itself: run `git lfs pull` in its repository"
+
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def _check_fit(path: Path, expected: Mapping[str, Tensor], headers: Mapping[str, Header]) -> None:
+    """Compares names, shapes and dtypes."""
+    problems = [f"missing {name}" for name in sorted(expected.keys() - headers.keys())]
+    problems += [f"unexpected {name}" for name in sorted(headers.keys() - expected.keys())]
+    for name in sorted(expected.keys() & headers.keys()):
+        problems += _mismatches(name, expected[name], headers[name])
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise ModelFolderError(f"{path} does not fit its config.json: {shown}")
 
 
-def _mismatches(name: str, target: Tensor, stored: Any) -> Iterable[str]:
-    shape, dtype = tuple(stored.get_shape()), str(stored.get_dtype())
-    if shape != tuple(target.shape):
-        yield f"{name} has shape {shape}, expected {tuple(target.shape)}"
+def _mismatches(name: str, target: Tensor, stored: Header) -> Iterable[str]:
+    if stored.shape != tuple(target.shape):
+        yield f"{name} has shape {stored.shape}, expected {tuple(target.shape)}"
     accepted = FLOATS if target.is_floating_point() else (INTEGERS.get(target.dtype, ""),)
-    if dtype not in accepted:
-        yield f"{name} is stored as {dtype}, expected {' or '.join(accepted)}"
+    if stored.dtype not in accepted:
+        yield f"{name} is stored as {stored.dtype}, expected {' or '.join(accepted)}"
 
 
 def _check_finite(tensor: Tensor, name: str, path: Path) -> None:
@@ -218,9 +259,81 @@ def _check_finite(tensor: Tensor, name: str, path: Path) -> None:
         raise ModelFolderError(f"{path} contains values that are not finite, in {name}: the weights are unusable")
 
 
-def without_storage(make: Callable[[], Net]) -> Net:
-    """Builds a network on the meta device, or on the CPU if it computes buffers that its state dict does not hold."""
-    with shapes_only():
-        net = make()
+# ---------------------------------------------------------------- networks of untrusted configurations
+
+
+MAX_NUMBER = 2**16
+"""Numbers up to this one are accepted in any configuration: image sizes are not dimensions of tensors."""
+MAX_LENGTH = 2**16
+"""Limit of the characters of a text and of the entries of a list in a configuration."""
+
+
+def check_numbers(values: Mapping[str, Any], headers: Mapping[str, Header], where: str) -> None:
+    """Checks that a configuration states no number beyond what its weights can have.
+
+    Args:
+        values: Fields of the configuration.
+        headers: Headers of the weights.
+        where: The file, for errors.
+
+    Raises:
+        ModelFolderError: A number is larger than all dimensions of the weights, or a text or list is too long.
+    """
+    limit = max([MAX_NUMBER, *(size for header in headers.values() for size in header.shape)])
+    for name, value in values.items():
+        if isinstance(value, str | list | tuple) and len(value) > MAX_LENGTH:
+            raise ModelFolderError(f"{where}: {name} has a length of {len(value)}, more than {MAX_LENGTH}")
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(number, int | float) and abs(number) > limit:
+                raise ModelFolderError(
+                    f"{where}: {name} has the number {number:.6g}, which exceeds every dimension of the weights next "
+                    f"to it (the limit is {limit}): the files do not belong together"
+                )
+
+
+def without_storage(make: Callable[[], Net], headers: Mapping[str, Header] | None = None) -> Net:
+    """Builds a network on the meta device, or on the CPU if it computes buffers that its state dict does not hold.
+
+    Args:
+        make: Builds the network.
+        headers: Headers of the weights that it will be given: building ends with an error as soon as the network has
+            more parameters. Defaults to no limit.
+
+    Raises:
+        ModelFolderError: The network is larger than its weights, or cannot be built.
+    """
+    try:
+        with shapes_only(), _at_most(None if headers is None else len(headers)):
+            net = make()
+    except (RuntimeError, OverflowError, TypeError) as error:  # of sizes that PyTorch cannot represent
+        raise ModelFolderError(f"the network of the configuration cannot be built: {error}") from error
     stored = net.state_dict().keys()
-    return net if all(name in stored for name, _ in net.named_buffers()) else make()
+    if not any(buffer.is_meta for name, buffer in net.named_buffers() if name not in stored):
+        return net
+    if headers:  # before the network gets storage
+        _check_fit(next(iter(headers.values())).file, net.state_dict(), headers)
+    return make()
+
+
+@contextmanager
+def _at_most(num_tensors: int | None) -> Iterator[None]:
+    """Raises `ModelFolderError` when this thread gives modules more than so many parameters."""
+    if num_tensors is None:
+        yield
+        return
+    thread, registered = get_ident(), 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal registered
+        registered += parameter is not None and get_ident() == thread
+        if registered > 2 * num_tensors:  # a module may replace a parameter, which then counts twice
+            raise ModelFolderError(
+                f"the network of the configuration has more parameters than the {num_tensors} tensors of its weights: "
+                "the files do not belong together"
+            )
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -70,6 +70,8 @@ def test_json_appears_atomically(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"name": "Ä"})
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"name": object()})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"score": float("nan")})
     assert read_json(tmp_path / "a.json") == {"name": "Ä"}
     assert names(tmp_path) == ["a.json"]
 
@@ -79,7 +81,8 @@ def test_json_appears_atomically(tmp_path: Path) -> None:
     [
         (b"{", "is not valid JSON"),
         (b"\xff{}", "is not valid JSON"),
-        (b"[" * 100_000, "is not valid JSON"),
+        (b"[" * 100_000, "nests lists and mappings more than 64 deep"),
+        (b'{"score": NaN}', "is not valid JSON: it has the number NaN"),
         (b"[1]", "must contain a JSON object, got list"),
     ],
 )

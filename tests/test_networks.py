@@ -138,7 +138,10 @@ def test_missing_files_are_named(saved: Path) -> None:
     [
         ({"widht": 8}, "config.json: unknown field 'widht'. Did you mean 'width'"),
         ({"width": 6}, "config.json: width must be a multiple of 4"),
-        ({"width": "4"}, "config.json: "),
+        ({"width": "4"}, "config.json: width must be of the type int, got '4'"),
+        ({"width": True}, "config.json: width must be of the type int, got True"),
+        ({"pixel_eps": [0.1]}, "config.json: pixel_eps must be of the type float, got list"),
+        ({"type": ["dvae"]}, "config.json: type must be the name of a network, got list"),
     ],
 )
 def test_a_bad_configuration_is_named(saved: Path, changes: dict[str, Any], message: str) -> None:

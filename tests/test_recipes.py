@@ -248,3 +248,30 @@ def test_the_common_seed_goes_to_native_classes_without_one(seed: Any) -> None:
     assert resolved["model"]["init_args"] == ({"seed": 5} if seed == 5 else {})
     external = {"model": {"class_path": "package.Module"}}
     assert resolve([recipe, external])["model"] == external["model"]
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "lines"),
+    [
+        ("trainer: {max_steps: 1}\nmodel: {}\ntrainer: {max_steps: 2}\n", "trainer", (1, 3)),
+        ("model:\n  init_args:\n    seed: 1\n    seed: 2\n", "seed", (3, 4)),
+        ("trainer:\n  callbacks:\n    - {class_path: A, class_path: B}\n", "class_path", (3, 3)),
+    ],
+)
+def test_a_key_given_twice_is_refused(text: str, key: str, lines: tuple[int, int], tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"key {key!r} is given twice, in line {lines[0]} and in line {lines[1]}"):
+        read_recipe(path)
+
+
+def test_a_merged_key_may_be_given_again(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text("model: &one {a: 1, b: 2}\ndata: {<<: *one, b: 3}\n")
+    assert read_recipe(path) == {"model": {"a": 1, "b": 2}, "data": {"a": 1, "b": 3}}
+
+
+def test_arguments_follow_the_class_that_was_appended() -> None:
+    given = [("trainer.callbacks+", "EarlyStopping"), ("trainer.callbacks.monitor", "val/loss")]
+    early = {"class_path": "EarlyStopping", "init_args": {"monitor": "val/loss"}}
+    assert resolve([{"trainer": {}}], given) == {"trainer": {"callbacks": [early]}}

@@ -32,7 +32,7 @@ import yaml
 from safetensors.torch import save
 
 from dalle_zoo.convert import WeightFileError, inspect_files, open_checkpoint, recognize
-from dalle_zoo.convert.pickles import load_objects
+from dalle_zoo.convert.object_pickles import load_objects
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.external.vqgan import VQGAN, VQGANConfig
 

@@ -27,18 +27,25 @@ from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dalle_zoo.claims import CLAIM, Claims
 from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.keys import KeyChecker, fields_of
+from dalle_zoo.cli.trainer_options import check_trainer
 from dalle_zoo.files import atomic_write, new_folder
 from dalle_zoo.networks import save_network
+from dalle_zoo.plain_data import PlainDataError, yaml_value
 from dalle_zoo.recipes import Keys, Override, override, resolve, split_arguments
 from dalle_zoo.training import STAGES, StageModule
 from dalle_zoo.training.averaging import WeightEMA
 from dalle_zoo.training.base import deferred_weights
-from dalle_zoo.training.callbacks import ImageLogger, default_loggers
-from dalle_zoo.training.checkpoints import AtomicCheckpointIO, Checkpoint, newest_checkpoint
+from dalle_zoo.training.callbacks import ImageLogger, default_loggers, quieter
+from dalle_zoo.training.checkpoints import AtomicCheckpointIO
+from dalle_zoo.training.finite import FiniteGuard, check_weights
+from dalle_zoo.training.integrity import check_intact, newest_intact
+from dalle_zoo.training.launcher import tied_to_launcher
+from dalle_zoo.training.saving import Checkpoint
 from dalle_zoo.training.strategies import defers_weights
 from dalle_zoo.training.strategy_hooks import hooks_of
 from dalle_zoo.training.trainer import ZooTrainer
@@ -105,7 +112,7 @@ class ZooCLI(LightningCLI):
         state = self.config[self.subcommand].get("ckpt_path")
         if state is not None and not Path(state).exists():
             raise UserError(f"ckpt_path {state!r} does not exist: expected a file in checkpoints/ of a run")
-        self._check_ignored()
+        check_trainer(self.config[self.subcommand].trainer)
         self._check_memory()
         if self.subcommand != "fit" or not self.run.exists():
             return
@@ -127,17 +134,6 @@ class ZooCLI(LightningCLI):
             raise UserError(
                 f"{self.run} holds a run of another recipe:\n  " + "\n  ".join(changed[:10]) + "\n"
                 "Use --run FOLDER for a new run, or --overwrite to replace the old one."
-            )
-
-    def _check_ignored(self) -> None:
-        """Rejects keys of the trainer that contradict the layout of a run folder."""
-        trainer = self.config[self.subcommand].trainer
-        if trainer.logger not in (None, True):
-            raise UserError("trainer.logger cannot be set: a run always writes its curves to metrics/")
-        if trainer.enable_checkpointing is False:
-            raise UserError(
-                "trainer.enable_checkpointing cannot be false: a run always writes checkpoints; "
-                "set checkpoint.every to a large number to write the last one only"
             )
 
     def _check_memory(self) -> None:
@@ -182,6 +178,11 @@ class ZooCLI(LightningCLI):
         # Lightning does both again on every rank, but only after its loggers have written to the run folder.
         self.datamodule.setup(self.subcommand)
         self.model.check_data(self.datamodule)
+        if self.subcommand == "fit":
+            if self.trainer.max_steps > 0:
+                self.model.check_length(self.trainer.max_steps)
+        elif getattr(self.datamodule, "val", "") is None:
+            raise UserError(f"{self.subcommand} needs validation data, and the recipe has none: set data.val")
 
     def before_fit(self) -> None:
         """Claims the run folder, after everything else was built."""
@@ -211,7 +212,13 @@ class ZooCLI(LightningCLI):
         """Directs checkpoints, curves and images to the run folder."""
         loggers = default_loggers(self.run) if self.subcommand == "fit" else False
         trainer = super().instantiate_trainer(logger=loggers, **kwargs)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        chosen = self.config_init[self.subcommand].trainer.callbacks or []
+        callbacks[:] = [
+            FiniteGuard(),
+            *(callback if callback in chosen else quieter(callback) for callback in callbacks),
+        ]
+        for callback in callbacks:
             if isinstance(callback, Checkpoint):
                 callback.folder = self.run / "checkpoints"
             if isinstance(callback, ImageLogger):
@@ -221,8 +228,10 @@ class ZooCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        if kwargs.get("ckpt_path") is None:
-            newest = newest_checkpoint(self.run)
+        if kwargs.get("ckpt_path") is not None:
+            check_intact(Path(kwargs["ckpt_path"]))
+        else:
+            newest = newest_intact(self.run)
             if newest is None and subcommand != "fit":
                 raise UserError(f"{self.run} has no checkpoint: run `dalle-zoo fit` first, or pass --ckpt_path FILE")
             if newest is not None:
@@ -238,6 +247,7 @@ class ZooCLI(LightningCLI):
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, WeightEMA):
                     callback.copy_to(self.model)
+        check_weights(self.model, "no model is exported")
         weights = hooks_of(self.trainer.strategy).unsharded_weights("net.")
         if not self.trainer.is_global_zero:
             return
@@ -263,8 +273,8 @@ def read_run(run: Path) -> dict[str, Any] | None:
     """Returns the resolved recipe of a run folder; None if the folder is no run."""
     path = run / CONFIG
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        config = yaml_value(path.read_text(encoding="utf-8"), aliases=True)
+    except (OSError, UnicodeDecodeError, PlainDataError):
         return None
     ours = isinstance(config, dict) and {"model", "data", "trainer", "checkpoint"} <= config.keys()
     return config if ours else None
@@ -330,14 +340,18 @@ def run_recipe(
     keys = json.dumps(resolve(files.values(), overrides))
     recover(run)
     try:
-        with ExitStack() as claims:
+        with tied_to_launcher(), ExitStack() as claims:
             ZooCLI(run, overwrite, claims, [subcommand, f"--config={keys}", *others])
     except (ArgumentError, MisconfigurationException, ValueError) as error:
         raise UserError(explain(error)) from error
-    if torch.distributed.is_initialized():
-        # Its threads release Python objects: when one does while the interpreter ends, C++ ends the process with
-        # "terminate called without an active exception".
-        torch.distributed.destroy_process_group()
+    except SIGTERMException:
+        log.warning("ended by SIGTERM: the same command resumes from the newest checkpoint in %s", run / "checkpoints")
+        raise
+    finally:
+        if torch.distributed.is_initialized():
+            # Its threads release Python objects: when one does while the interpreter ends, C++ ends the process with
+            # "terminate called without an active exception".
+            torch.distributed.destroy_process_group()
 
 
 def explain(error: Exception) -> str:

@@ -105,7 +105,13 @@ def quiet_third_parties() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
     # Lightning logs advertisements.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+    # torchao calls a deprecated function of torch when it is imported.
+    logging.getLogger("torch.utils._pytree").addFilter(_is_not_for_users)
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
     return "Tip:" not in record.getMessage()
+
+
+def _is_not_for_users(record: logging.LogRecord) -> bool:
+    return "KernelPreference" not in record.getMessage()

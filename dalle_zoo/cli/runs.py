@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from pathlib import Path
 
 from dalle_zoo.cli.parser import parser
 from dalle_zoo.files import check_ending
+from dalle_zoo.plots import CURVES, read_rows
 
 
 def plot(arguments: list[str]) -> None:
@@ -27,16 +27,15 @@ def plot(arguments: list[str]) -> None:
 def read_curves(run: Path) -> dict[str, dict[int, float]]:
     """Returns the curves of a run as name → (step → value).
 
-    A resumed run has several files; for a step in several, the last one counts.
+    Earlier versions wrote a file ``metrics/version_N/metrics.csv`` per resume; for a step in several, the last counts.
     """
-    files = sorted((run / "metrics").glob("version_*/metrics.csv"), key=lambda f: int(f.parent.name.split("_")[1]))
+    older = sorted((run / "metrics").glob("version_*/metrics.csv"), key=lambda f: int(f.parent.name.split("_")[1]))
+    files = [file for file in (*older, run / CURVES) if file.is_file()]
     if not files:
-        raise FileNotFoundError(f"{run} has no metrics/version_*/metrics.csv: expected the folder of a run")
+        raise FileNotFoundError(f"{run} has no {CURVES}: expected the folder of a run")
     curves: dict[str, dict[int, float]] = defaultdict(dict)
     for file in files:
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        complete = [line for line in lines if line.endswith("\n")]  # a killed run may end in half a line
-        for row in csv.DictReader(complete):
+        for row in read_rows(file)[1]:
             for name, value in row.items():
                 if name not in ("epoch", "step") and value:
                     curves[name][int(row["step"])] = float(value)
@@ -69,16 +68,16 @@ def export(arguments: list[str]) -> None:
 
     import torch
 
-    from dalle_zoo.models.ranker import Ranker
     from dalle_zoo.networks import load_image_tokenizer, load_prior
     from dalle_zoo.pipeline import DallePipeline
+    from dalle_zoo.ranker_folder import load_ranker
     from dalle_zoo.tokenizers import load_text_tokenizer
 
     pipe = DallePipeline(
         load_image_tokenizer(trained(options.dvae, "dvae")),
         load_prior(trained(options.prior, "prior")),
         load_text_tokenizer(trained(options.tokenizer, "tokenizer")),
-        Ranker.from_folder(trained(options.ranker, "ranker")) if options.ranker else None,
+        load_ranker(trained(options.ranker, "ranker")) if options.ranker else None,
     )
     record = {"description": options.description, "license": options.license, "data": options.data}
     dtype: torch.dtype = getattr(torch, options.dtype)
@@ -101,9 +100,9 @@ def consolidate(arguments: list[str]) -> None:
 
     from dalle_zoo.files import new_folder
     from dalle_zoo.model_folder import NETWORK_FILES
-    from dalle_zoo.training import checkpoints
+    from dalle_zoo.training import checkpoints, integrity
 
-    path = checkpoints.newest_checkpoint(options.checkpoint) or options.checkpoint
+    path = integrity.newest_intact(options.checkpoint) or options.checkpoint
     if path.suffix != ".ckpt" or not path.exists():
         raise FileNotFoundError(f"{options.checkpoint} is neither a run with checkpoints/*.ckpt nor a checkpoint")
     with new_folder(options.out, overwrite=options.overwrite, contents=NETWORK_FILES) as folder:

@@ -39,10 +39,18 @@ def recipe_parser(subcommand: str) -> Parser:
     )
     p.add_argument("recipe", metavar="RECIPE", help="name from `dalle-zoo recipes`, or a YAML file")
     p.add_argument("--parts", nargs="+", default=[], metavar="PART", help="parts or YAML files merged into the recipe")
-    p.add_argument("--run", type=Path, metavar="FOLDER", help="folder of the run [runs/RECIPE]")
+    p.add_argument("--run", type=run_folder, metavar="FOLDER", help="folder of the run [runs/RECIPE]")
     if subcommand == "fit":
         p.add_argument("--overwrite", action="store_true", help="replace an existing run")
     return p
+
+
+def run_folder(text: str) -> Path:
+    """Returns the folder of a run; "." and ".." become absolute, since files are written next to it."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a folder, got nothing: is a variable of the shell unset?")
+    path = Path(text)
+    return path if path.name not in ("", "..") else path.resolve()
 
 
 def run_command(subcommand: str, arguments: list[str]) -> None:

@@ -5,7 +5,8 @@ CONTRIBUTING.md has an example. Third parties add an entry point in the group ``
 
 | module | content |
 |---|---|
-| `pickles` | pickles of objects, read into inert placeholders |
+| `pickles` | pickles of plain data |
+| `object_pickles` | pickles of objects, read into inert placeholders |
 | `checkpoints` | opens weight files: `torch_files`, `safetensors_files`, `flax_files` |
 | `stored` | tensors that are still in their file |
 | `lazy` | tensors computed when they are read, networks written shard by shard |

@@ -26,7 +26,7 @@ from dalle_zoo.convert.dalle_mini_text import SPECIAL, special_tokens, text_toke
 from dalle_zoo.convert.family import FAMILIES, Architecture, Conversion, Found, PriorFamily, Source
 from dalle_zoo.convert.lazy import filled
 from dalle_zoo.convert.location import Location, read_config
-from dalle_zoo.convert.pickles import WeightFileError
+from dalle_zoo.convert.pickles import WeightFileError, shown
 from dalle_zoo.convert.stored import Checkpoint, StoredTensor, Tensors
 from dalle_zoo.models.external.dalle_mini import DalleMini, DalleMiniConfig
 from dalle_zoo.tokenizers import TextTokenizer
@@ -298,13 +298,13 @@ def _sizes(tensors: Tensors) -> dict[str, int]:
 def _check_described(name: str, described: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
     """Raises `ValueError` if the configuration contradicts the tensors or describes an unsupported network."""
     differences = [
-        f"{field} is {described[field]!r}, expected {value!r}"
+        f"{field} is {shown(described[field])}, expected {value!r}"
         for field, value in {**sizes, **VARIANT}.items()
         if described.get(field, value) != value
     ]
     for field in ("decoder_start_token_id", "encoder_attention_heads", "decoder_attention_heads"):
         if type(described.get(field, 0)) is not int:
-            differences.append(f"{field} is {described[field]!r}, expected an integer")
+            differences.append(f"{field} is {shown(described[field])}, expected an integer")
     if differences:
         raise ValueError(
             f"{name} does not describe these weights, or they are of an unsupported kind: "

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dalle_zoo.convert.location import Location
 from dalle_zoo.convert.pickles import WeightFileError
+from dalle_zoo.plain_data import PlainDataError, json_value
 from dalle_zoo.tokenizers import DalleMiniTokenizer, HFTokenizer, TextTokenizer
 from dalle_zoo.tokenizers.dalle_mini import bart_bpe
 
@@ -86,9 +86,9 @@ def _vocabulary(path: Path) -> dict[str, int] | None:
     if path.stat().st_size > MAX_BYTES:
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise WeightFileError(f"{path} cannot be read: {type(error).__name__}: {str(error)[:200]}") from None
+        content = json_value(path.read_bytes(), max_bytes=MAX_BYTES)
+    except PlainDataError as error:
+        raise WeightFileError(f"{path} {error}") from None
     if not isinstance(content, dict) or not content.keys() >= set(SPECIAL.values()):
         return None
     if any(type(number) is not int or number < 0 for number in content.values()):

@@ -95,21 +95,66 @@ def _infer(
     Raises:
         WeightFileError: Tensors and hyper-parameters contradict each other, or the prior is not supported.
     """
-    first = network.layers[0]
-    rotary, tied = ANGLES in network.outside, "text_emb.linear.weight" in network.outside
-    inferred: dict[str, Any] = {
-        "dim": network.matrix(HEAD).shape[1],
-        "depth": len(network.layers),
-        "reversible": network.reversible,
-        "rotary_emb": rotary,
+    options = _options(network, hparams)
+    text_length, text_vocab, text_ids = _text_sizes(network, hparams, tied=options["tied_embeddings"])
+    height, width = _grid(network, text_length)
+    masks, about_masks = attention_masks(hparams, len(network.layers), version, network.caches)
+    config = DallePytorchConfig(
+        text_length=text_length,
+        text_vocab=text_vocab,
+        image_height=height,
+        image_width=width,
+        codebook_size=network.matrix(HEAD).shape[0] - text_ids,
+        masks=masks,
+        padding="learned" if text_ids > text_vocab else "masked",
+        padding_id=hparams.number("padding_id", least=0),
+        divide_by_max=hparams.flag("stable"),
+        **_attention(network, hparams),
+        **options,
+    )
+    return config, _notes(config, hparams, about_masks)
+
+
+def _options(network: Network, hparams: HyperParameters) -> dict[str, Any]:
+    """Returns the fields of the config that follow from names and shapes alone, after comparing them with ``hparams``.
+
+    Raises:
+        WeightFileError: They contradict each other.
+    """
+    first = network.layers[0][0]
+    options = {
+        "width": network.matrix(HEAD).shape[1],
+        "num_layers": len(network.layers),
+        "positions": "rotary" if ANGLES in network.outside else "axial",
         "shift_tokens": network.shifts,
-        "sandwich_norm": "norm_out.weight" in first[0],
-        "share_input_output_emb": tied,
+        "layer_scale": "scale" in first,
+        "norm": "rms" if "norm.g" in first else "layer",
+        "sandwich_norm": "norm_out.weight" in first,
+        "reversible": network.reversible,
+        "tied_embeddings": "text_emb.linear.weight" in network.outside,
+        "shared_attention": shared_numbers([attention for attention, _ in network.layers]),
+        "shared_mlp": shared_numbers([mlp for _, mlp in network.layers]),
     }
-    if not rotary:
-        inferred["text_seq_len"] = network.matrix("text_pos_emb.weight").shape[0] - 1
-    hparams.check(inferred)
-    text_length = inferred.get("text_seq_len", hparams.number("text_seq_len"))
+    stated = {
+        "dim": options["width"],
+        "depth": options["num_layers"],
+        "reversible": options["reversible"],
+        "rotary_emb": options["positions"] == "rotary",
+        "shift_tokens": options["shift_tokens"],
+        "sandwich_norm": options["sandwich_norm"],
+        "share_input_output_emb": options["tied_embeddings"],
+    }
+    hparams.check(stated)
+    return options
+
+
+def _text_sizes(network: Network, hparams: HyperParameters, *, tied: bool) -> tuple[int, int, int]:
+    """Returns the number of text positions, of text tokens, and of text tokens with those for padding."""
+    if ANGLES in network.outside:
+        text_length = hparams.number("text_seq_len")
+    else:
+        text_length = network.matrix("text_pos_emb.weight").shape[0] - 1
+        hparams.check({"text_seq_len": text_length})
     text_vocab = hparams.number("num_text_tokens")
     text_ids = text_vocab + text_length if tied else network.matrix("text_emb.weight").shape[0]
     if text_ids - text_vocab not in (0, text_length):
@@ -117,43 +162,26 @@ def _infer(
             f"its table of {text_ids} text tokens fits neither num_text_tokens {text_vocab} nor as many more as "
             f"text_seq_len {text_length}"
         )
-    height, width = _grid(network, text_length)
+    return text_length, text_vocab, text_ids
+
+
+def _attention(network: Network, hparams: HyperParameters) -> dict[str, Any]:
+    """Returns the heads, and the layers whose attention differs from that of the others in more than the mask."""
     heads, head_size = hparams.number("heads"), hparams.number("dim_head")
     matrices = [attention["to_qkv.weight"] for attention, _ in network.layers if "to_qkv.weight" in attention]
     if matrices and 3 * heads * head_size != (rows := matrices[0].shape[0]):
         raise WeightFileError(
             f"heads {heads} and dim_head {head_size} need a to_qkv of {3 * heads * head_size} rows, it has {rows}"
         )
-    masks, about_masks = attention_masks(hparams, len(network.layers), version, network.caches)
     gmlps = tuple(index for index, (attention, _) in enumerate(network.layers) if "proj_in.0.weight" in attention)
     if gmlps != (stated := layers_of_kind("mlp", hparams, len(network.layers))):
         raise WeightFileError(f"attn_types in {hparams.where} has gMLP layers {stated}, the tensors have {gmlps}")
-    config = DallePytorchConfig(
-        text_length=text_length,
-        text_vocab=text_vocab,
-        image_height=height,
-        image_width=width,
-        codebook_size=network.matrix(HEAD).shape[0] - text_ids,
-        width=inferred["dim"],
-        num_layers=inferred["depth"],
-        num_heads=heads,
-        head_size=head_size,
-        masks=masks,
-        sparse_layers=layers_of_kind("sparse", hparams, len(network.layers)),
-        gmlp_layers=gmlps,
-        positions="rotary" if rotary else "axial",
-        padding="learned" if text_ids > text_vocab else "masked",
-        padding_id=hparams.number("padding_id", least=0),
-        shift_tokens=network.shifts,
-        layer_scale="scale" in first[0],
-        norm="rms" if "norm.g" in first[0] else "layer",
-        sandwich_norm=inferred["sandwich_norm"],
-        divide_by_max=hparams.flag("stable"),
-        reversible=network.reversible,
-        tied_embeddings=tied,
-        shared_attention=shared_numbers([attention for attention, _ in network.layers]),
-        shared_mlp=shared_numbers([mlp for _, mlp in network.layers]),
-    )
+    sparse = layers_of_kind("sparse", hparams, len(network.layers))
+    return {"num_heads": heads, "head_size": head_size, "gmlp_layers": gmlps, "sparse_layers": sparse}
+
+
+def _notes(config: DallePytorchConfig, hparams: HyperParameters, about_masks: str) -> dict[str, str]:
+    """Returns the origin of the fields that do not follow from tensors."""
     notes = {
         "text_vocab": hparams.origin("num_text_tokens"),
         "num_heads": hparams.origin("heads"),
@@ -166,9 +194,9 @@ def _infer(
         notes["sparse_layers"] = (
             f"{hparams.origin('attn_types')}; all attend to the blocks of the first, as with DeepSpeed"
         )
-    if rotary:
+    if config.positions == "rotary":
         notes["text_length"] = hparams.origin("text_seq_len")
-    return config, notes
+    return notes
 
 
 def _grid(network: Network, text_length: int) -> tuple[int, int]:

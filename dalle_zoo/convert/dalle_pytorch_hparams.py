@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dalle_zoo.convert.location import Location
-from dalle_zoo.convert.pickles import WeightFileError
+from dalle_zoo.convert.pickles import WeightFileError, shown
 from dalle_zoo.convert.stored import Checkpoint, check_small
 
 DEFAULTS: dict[str, Any] = {
@@ -39,14 +39,14 @@ class HyperParameters:
         """Returns a number or its default."""
         value = self.values.get(name, DEFAULTS[name])
         if type(value) is not int or value < least:
-            raise WeightFileError(f"{name} in {self.where} must be an integer of at least {least}, got {value!r}")
+            raise WeightFileError(f"{name} in {self.where} must be an integer of at least {least}, got {shown(value)}")
         return value
 
     def flag(self, name: str) -> bool:
         """Returns a boolean or its default."""
         value = self.values.get(name, DEFAULTS[name])
         if type(value) is not bool:
-            raise WeightFileError(f"{name} in {self.where} must be true or false, got {value!r}")
+            raise WeightFileError(f"{name} in {self.where} must be true or false, got {shown(value)}")
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
@@ -54,13 +54,13 @@ class HyperParameters:
         value = self.values.get(name)
         value = DEFAULTS[name] if value is None else (value,) if isinstance(value, str) else value
         if not isinstance(value, list | tuple) or not value or not all(isinstance(text, str) for text in value):
-            raise WeightFileError(f"{name} in {self.where} must be a list of names, got {value!r}")
+            raise WeightFileError(f"{name} in {self.where} must be a list of names, got {shown(value)}")
         return tuple(value)
 
     def check(self, inferred: Mapping[str, Any]) -> None:
         """Raises `WeightFileError` if stated values contradict those inferred from the tensors."""
         wrong = [
-            f"{name} is {self.values[name]!r}, the tensors have {value!r}"
+            f"{name} is {shown(self.values[name])}, the tensors have {value!r}"
             for name, value in inferred.items()
             if self.values.get(name, value) != value
         ]
@@ -140,7 +140,7 @@ def attention_masks(
     for kind in hparams.texts("attn_types")[:num_layers]:
         if kind != "conv_like" and kind not in MASKS:
             raise WeightFileError(
-                f"it has layers of the attention type {kind!r}, expected {', '.join(MASKS)}, conv_like"
+                f"it has layers of the attention type {shown(kind)}, expected {', '.join(MASKS)}, conv_like"
             )
         specs.append(MASKS.get(kind) or CONVOLUTIONS[caches if version is None else version >= (1, 5)])
         if kind == "conv_like":

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dalle_zoo.convert.family import FAMILIES, Architecture, Found, ImageTokenizerFamily
-from dalle_zoo.convert.pickles import WeightFileError
+from dalle_zoo.convert.pickles import WeightFileError, shown
 from dalle_zoo.convert.stored import Checkpoint, Tensors, check_small
 from dalle_zoo.models.external.dalle_pytorch_vae import (
     COLORS,
@@ -99,13 +99,13 @@ def _check_hparams(hparams: Mapping[str, Any], config: Mapping[str, Any]) -> Non
         "num_resnet_blocks": "num_blocks", "hidden_dim": "width",
     }  # fmt: skip
     wrong = [
-        f"{external} is {hparams[external]!r}, the tensors have {config[native]!r}"
+        f"{external} is {shown(hparams[external])}, the tensors have {config[native]!r}"
         for external, native in names.items()
         if hparams.get(external, config[native]) != config[native]
     ]
     usual = ((PIXEL_MEAN,) * COLORS, (PIXEL_STD,) * COLORS)
     pixels = hparams.get("normalization", usual)
     if pixels is None or tuple(tuple(part)[:COLORS] for part in pixels) != usual:
-        wrong.append(f"normalization is {pixels!r}, only {usual} is supported")
+        wrong.append(f"normalization is {shown(pixels)}, only {usual} is supported")
     if wrong:
         raise WeightFileError(f"its hyper-parameters do not fit the weights: {'; '.join(wrong)}")

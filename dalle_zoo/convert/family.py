@@ -14,6 +14,7 @@ from dalle_zoo.convert.lazy import write_network
 from dalle_zoo.convert.location import Location
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.convert.stored import Checkpoint, Tensors
+from dalle_zoo.model_folder import config_from_dict
 from dalle_zoo.models.image_prior import PRIORS
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS
 from dalle_zoo.registry import Registry
@@ -203,7 +204,7 @@ class Family(ABC):
         try:
             architecture = self.infer(Found(location, checkpoints, parts, image_tokenizer))
             source = Source(self.name, location.path, parts, **vars(architecture), image_tokenizer=image_tokenizer)
-            config = self.network_class(source).config_class(**source.config)
+            config = config_from_dict(self.network_class(source).config_class, dict(source.config), "its architecture")
         except (ValueError, TypeError) as error:  # a hyper-parameter may be of any type
             raise WeightFileError(f"{files} cannot be converted: {error}") from None
         return replace(source, config=asdict(config))

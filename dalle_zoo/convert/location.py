@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dalle_zoo.convert.checkpoints import open_checkpoint
 from dalle_zoo.convert.pickles import UnrelatedFileError, WeightFileError
 from dalle_zoo.convert.stored import Checkpoint
+from dalle_zoo.plain_data import PlainDataError, json_value, yaml_value
 
 CONFIGS = (".json", ".yaml", ".yml")
 """Extensions of files that are read as configurations."""
@@ -145,17 +143,19 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises:
         UnrelatedFileError: The file is too large, or does not hold a mapping.
-        WeightFileError: The file is not valid JSON or YAML, or has YAML aliases: with them a short file can expand to
-            any number of values.
+        WeightFileError: `dalle_zoo.plain_data` refuses the contents.
     """
     if path.stat().st_size > MAX_CONFIG_BYTES:
         _check_end(path)
         raise UnrelatedFileError(f"{path} has more than {MAX_CONFIG_BYTES} bytes: too long for a configuration")
     try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text) if path.suffix == ".json" else yaml.load(text, _WithoutAliases)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:  # JSON and UTF-8 errors are ValueErrors
-        raise WeightFileError(f"{path} cannot be read: {type(error).__name__}: {str(error)[:200]}") from None
+        data = path.read_bytes()
+        # Other programs write NaN into files that happen to be next to weights, such as logs of a training.
+        value = json_value(data, finite=False) if path.suffix == ".json" else yaml_value(data.decode("utf-8"))
+    except PlainDataError as error:
+        raise WeightFileError(f"{path} {error}") from None
+    except UnicodeDecodeError as error:
+        raise WeightFileError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(value, dict):
         raise UnrelatedFileError(f"{path} must hold a mapping, got {type(value).__name__}")
     return value
@@ -167,12 +167,3 @@ def _check_end(path: Path) -> None:
         file.seek(-64, 2)
         if path.suffix == ".json" and not file.read().rstrip().endswith((b"}", b"]")):
             raise WeightFileError(f"{path} does not end with a closing bracket: it is truncated or damaged")
-
-
-class _WithoutAliases(yaml.SafeLoader):
-    """Loads plain YAML and refuses aliases."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has aliases (*name), which are not supported: replace them with their values")
-        return super().compose_node(parent, index)

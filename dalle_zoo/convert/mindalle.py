@@ -26,7 +26,7 @@ from tokenizers.models import BPE
 from dalle_zoo.convert.family import FAMILIES, Architecture, Found, PriorFamily, Source
 from dalle_zoo.convert.lazy import concatenated, filled
 from dalle_zoo.convert.location import Location
-from dalle_zoo.convert.pickles import WeightFileError
+from dalle_zoo.convert.pickles import WeightFileError, shown
 from dalle_zoo.convert.stored import Checkpoint, StoredTensor, Tensors
 from dalle_zoo.models.external.mindalle import PAD, MinDALLE, MinDALLEConfig
 from dalle_zoo.tokenizers import HFTokenizer
@@ -211,7 +211,7 @@ def _heads(config: Mapping[str, int], tensors: Tensors, files: Mapping[str, Mapp
     heads = {}
     for name, stage in described.items():
         values = {**stage, **stage["hparams"]}
-        wrong = [f"{k} is {values[k]!r}, expected {v!r}" for k, v in stated.items() if values.get(k, v) != v]
+        wrong = [f"{k} is {shown(values[k])}, expected {v!r}" for k, v in stated.items() if values.get(k, v) != v]
         if wrong:
             raise WeightFileError(f"{name} does not describe this network: {'; '.join(wrong)}")
         heads[name] = values.get("n_heads", MinDALLEConfig.num_heads)  # the original's default
@@ -219,7 +219,7 @@ def _heads(config: Mapping[str, int], tensors: Tensors, files: Mapping[str, Mapp
         raise WeightFileError(f"configurations disagree on n_heads ({heads}): keep only the right one")
     name, number = next(iter(heads.items()))
     if type(number) is not int:
-        raise WeightFileError(f"n_heads in {name} must be an integer, got {number!r}")
+        raise WeightFileError(f"n_heads in {name} must be an integer, got {shown(number)}")
     return number, name
 
 

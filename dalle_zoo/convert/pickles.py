@@ -1,30 +1,24 @@
-"""Reads pickles without running the code they ask for.
+"""Pickles of containers, numbers and text, read without running the code they ask for.
 
-A pickle is a program: it may import and call any function. Here it may build containers, numbers and text; every other
-object becomes a `Placeholder` with its name and state. Nothing is imported, so nothing can be called.
+A pickle is a program: it may import and call any function. `PlainUnpickler` runs only the instructions of a table, and
+these fill only containers, with only plain keys. `dalle_zoo.convert.object_pickles` adds placeholders for objects.
 The reader is Python's implementation in Python, not the one in C: its instructions are a table that can be restricted,
 and a file of ten bytes cannot exhaust the memory by giving a value the number four billion.
+
+What was read may still be an attack. A list can hold another one twice, which holds a third one twice, and so on:
+printing, comparing or hashing 40 of these takes years. Messages therefore print such values with `shown`.
 """
 
 from __future__ import annotations
 
 import pickle
 import pickletools
-import sys
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sized
-from typing import Any, BinaryIO
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-MAX_INSTRUCTIONS = 2_000_000
-"""Limit per pickle; a checkpoint of 12 billion parameters with its optimizer takes about 100,000. Elements that a call
-copies count as well: with seven bytes per call a pickle can copy one list any number of times."""
-TEXT_UNIT = 64
-"""Number of characters or bytes of text that count as one element."""
-
-MAX_LINE = 2**16
-"""Limit of a line in bytes; only old protocols write text and numbers as lines."""
-MAX_CLASS_NAME = 1_000
-"""Limit of the name of a class or function in characters."""
+MAX_SHOWN = 200
+"""Limit of the characters of a value in a message."""
 MAX_KEY_BITS, MAX_KEY_PARTS = 64, 16
 """Limits of numbers and tuples that are keys: every lookup hashes them completely."""
 
@@ -36,21 +30,6 @@ _PLAIN = """
 """
 PLAIN = frozenset(_PLAIN.split())
 """Instructions that build containers, numbers and text."""
-_OBJECTS = {"GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID"}
-
-_STANDARD_LIBRARY = sys.stdlib_module_names | {"__builtin__", "copy_reg", "exceptions", "commands"}  # also Python 2's
-# Names of the standard library that occur in weight files, mostly types of hyper-parameters. Others are an attack.
-_HARMLESS = {
-    "__builtin__": "bool bytes complex dict float frozenset int list long object set slice str tuple unicode",
-    "builtins": "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple",
-    "argparse": "Namespace",
-    "collections": "Counter OrderedDict defaultdict deque",
-    "datetime": "date datetime time timedelta timezone",
-    "enum": "Enum IntEnum",
-    "pathlib": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
-    "types": "SimpleNamespace",
-    "typing": "Any Dict List Optional Tuple Union",
-}
 
 
 class WeightFileError(ValueError):
@@ -103,27 +82,31 @@ class Placeholder:
         return f"Placeholder({self.name})"
 
 
-def ordered_dict(pairs: Iterable[Any] = ()) -> OrderedDict[Any, Any]:
-    """Builds an `OrderedDict` of pairs, as Python 2 and 3 pickle it."""
-    made: OrderedDict[Any, Any] = OrderedDict()
-    for pair in list(pairs):
-        key, value = pair
-        _set(made, key, value)
-    return made
+class _Shown(reprlib.Repr):
+    """Prints the beginning of a value, whatever it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, 100, 100
+
+    def repr_int(self, value: int, level: int) -> str:
+        """Returns an integer: Python refuses to print one of thousands of digits."""
+        return repr(value) if abs(value).bit_length() <= 128 else f"an integer of {value.bit_length()} bits"
+
+    def repr_bytes(self, value: bytes, level: int) -> str:
+        """Returns the beginning of bytes."""
+        return repr(value[: self.maxstring]) + ("..." if len(value) > self.maxstring else "")
 
 
-def _bytes(text: str, encoding: str) -> bytes:
-    """Builds bytes, as protocols below 3 write them."""
-    if encoding not in ("latin1", "latin-1"):
-        raise WeightFileError(f"it writes bytes in the encoding {encoding!r}, expected latin1")
-    return text.encode("latin1")
+def shown(value: Any) -> str:
+    """Returns the text of a value of a pickle for a message: the first parts of the first levels, whatever its size.
 
-
-BUILDERS: Mapping[str, Callable[..., Any]] = {
-    "collections.OrderedDict": ordered_dict,
-    "_codecs.encode": _bytes,
-}
-"""Functions that replace those that a pickle calls; each checks its arguments."""
+    Example:
+        >>> shown([1, [2, [3, [4]]]]), shown(2**200)
+        ('[1, [2, [3, [...]]]]', 'an integer of 201 bits')
+    """
+    text = _Shown().repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 class PlainUnpickler(pickle._Unpickler):
@@ -157,13 +140,13 @@ class PlainUnpickler(pickle._Unpickler):
             if isinstance(target, Placeholder):
                 target.items.append((key, value))
             else:
-                _set(target, key, value)
+                set_item(target, key, value)
 
     def _dict(self) -> None:
         items = self.pop_mark()
         made: dict[Any, Any] = {}
         for key, value in _pairs(items):
-            _set(made, key, value)
+            set_item(made, key, value)
         self.stack.append(made)
 
     def _add_items(self) -> None:
@@ -177,90 +160,14 @@ class PlainUnpickler(pickle._Unpickler):
         self.stack.append(frozenset(map(_key, items)))
 
 
-class ObjectUnpickler(PlainUnpickler):
-    """Reads one pickle from a file into containers, numbers, text, `Reference` and `Placeholder`.
-
-    Args:
-        file: File to read from. Its reads must be limited to its size, see `Limited`.
-        builders: Functions by the names they replace. Defaults to `BUILDERS`.
-        persistent: Returns the object for a persistent identifier. Defaults to None: such pickles are refused.
-    """
-
-    def __init__(
-        self,
-        file: Any,
-        builders: Mapping[str, Callable[..., Any]] = BUILDERS,
-        persistent: Callable[[Any], Any] | None = None,
-    ) -> None:
-        super().__init__(file, encoding="latin1")
-        self._builders, self._persistent = builders, persistent
-        self._left = MAX_INSTRUCTIONS
-        self.names: set[str] = set()
-        """Full names of the classes and functions that the pickle asks for."""
-
-    def find_class(self, module: str, name: str) -> Reference:
-        """Returns the name alone. Names of the standard library are refused, except for a few types."""
-        full = f"{module}.{name}"
-        if not (isinstance(module, str) and isinstance(name, str)):
-            raise WeightFileError("it names a class by something that is no text")
-        if len(full) > MAX_CLASS_NAME:
-            raise WeightFileError(f"it names a class by more than {MAX_CLASS_NAME} characters")
-        self._count(_worth(full))
-        known = full in self._builders or name in _HARMLESS.get(module, "").split()
-        if module.split(".")[0] in _STANDARD_LIBRARY and not known:
-            raise WeightFileError(f"it asks for {full[:100]!r}, which weights have no use for: it may be an attack")
-        self.names.add(full)
-        return Reference(full)
-
-    def persistent_load(self, pid: Any) -> Any:
-        """Returns the caller's object for an identifier."""
-        if self._persistent is None:
-            raise WeightFileError("it refers to data outside the pickle")
-        return self._persistent(pid)
-
-    # The methods below replace instructions that would call or change an object.
-
-    def _count(self, number: int = 1) -> None:
-        self._left -= number
-        if self._left < 0:
-            raise WeightFileError(f"it has more than {MAX_INSTRUCTIONS} instructions, or elements that they copy")
-
-    def _make(self, reference: Any, arguments: Any) -> Any:
-        if not isinstance(reference, Reference):
-            raise WeightFileError(f"it calls {type(reference).__name__}, which is no class or function")
-        if not isinstance(arguments, tuple):
-            raise WeightFileError(f"it calls {reference.name} with {type(arguments).__name__} in place of arguments")
-        if reference.name in self._builders:
-            self._count(sum(map(_worth, arguments)))
-            return self._builders[reference.name](*arguments)
-        return Placeholder(reference.name, arguments)
-
-    def _reduce(self) -> None:
-        arguments, reference = self.stack.pop(), self.stack.pop()
-        self.stack.append(self._make(reference, arguments))
-
-    def _build(self) -> None:
-        state, target = self.stack.pop(), self.stack[-1]
-        if isinstance(target, Placeholder):
-            target.state = state
-        elif not isinstance(target, dict):  # the state of an OrderedDict of torch, versions of modules, is not needed
-            raise WeightFileError(f"it sets the state of {type(target).__name__}, which has none")
-
-
-def _worth(argument: Any) -> int:
-    """Returns how many elements a copy counts as."""
-    if isinstance(argument, str | bytes):
-        return len(argument) // TEXT_UNIT
-    return len(argument) if isinstance(argument, Sized) else 0
-
-
 def _pairs(items: list[Any]) -> Iterable[tuple[Any, Any]]:
     if len(items) % 2:
         raise WeightFileError("it fills a mapping with a key that has no value")
     return zip(items[::2], items[1::2], strict=True)
 
 
-def _set(target: Any, key: Any, value: Any) -> None:
+def set_item(target: Any, key: Any, value: Any) -> None:
+    """Sets an item of a dict, or raises `WeightFileError` if it is no dict or the key is not plain."""
     if not isinstance(target, dict):
         raise WeightFileError(f"it sets an item of {type(target).__name__}")
     target[_key(key)] = value
@@ -319,84 +226,3 @@ def instructions(
         ord(o.code): (own.get(o.name) or python[ord(o.code)]) if o.name in names else refusal(o.name)
         for o in pickletools.opcodes
     }
-
-
-def _counted(run: Callable[[Any], None]) -> Callable[[Any], None]:
-    def counted(unpickler: ObjectUnpickler) -> None:
-        unpickler._count()
-        run(unpickler)
-
-    return counted
-
-
-ObjectUnpickler.dispatch = {
-    code: _counted(run)
-    for code, run in instructions(
-        PLAIN | _OBJECTS,
-        lambda name: WeightFileError(f"it has the instruction {name}, which weights have no use for"),
-        {
-            "REDUCE": ObjectUnpickler._reduce,
-            "NEWOBJ": ObjectUnpickler._reduce,
-            "BUILD": ObjectUnpickler._build,
-        },
-    ).items()
-}
-
-
-class Limited:
-    """A file that raises an error when more than a number of bytes are read.
-
-    Args:
-        file: Binary file, read from its current position.
-        num_bytes: Number of bytes that may be read.
-    """
-
-    def __init__(self, file: BinaryIO, num_bytes: int) -> None:
-        self._file, self._left = file, num_bytes
-
-    def read(self, size: int = -1) -> bytes:
-        """Returns exactly the next `size` bytes."""
-        if not 0 <= size <= self._left:
-            raise WeightFileError(f"it asks for {size} bytes where {self._left} are left: it is truncated or damaged")
-        data = self._file.read(size)
-        self._left -= len(data)
-        if len(data) != size:
-            raise WeightFileError("it ends too early: it is truncated")
-        return data
-
-    def readline(self) -> bytes:
-        """Returns the next line."""
-        data = self._file.readline(min(self._left, MAX_LINE))
-        self._left -= len(data)
-        if not data.endswith(b"\n"):
-            raise WeightFileError(f"it has a line without an end, or of more than {MAX_LINE} bytes")
-        return data
-
-
-def load_objects(
-    file: BinaryIO,
-    num_bytes: int,
-    builders: Mapping[str, Callable[..., Any]] = BUILDERS,
-    persistent: Callable[[Any], Any] | None = None,
-) -> tuple[Any, frozenset[str]]:
-    """Reads one pickle; the position of the file is then after it.
-
-    Args:
-        file: Binary file.
-        num_bytes: Maximum size of the pickle in bytes.
-        builders: As in `ObjectUnpickler`.
-        persistent: As in `ObjectUnpickler`.
-
-    Returns:
-        The content, and the names of the classes and functions that the pickle asks for.
-
-    Raises:
-        WeightFileError: The pickle does more than weights need, or is damaged. The message has no file name.
-    """
-    unpickler = ObjectUnpickler(Limited(file, num_bytes), builders, persistent)
-    try:
-        return unpickler.load(), frozenset(unpickler.names)
-    except WeightFileError:
-        raise
-    except Exception as error:  # the reader raises many kinds of errors on damaged bytes
-        raise WeightFileError(f"it is no pickle, or damaged ({type(error).__name__}: {str(error)[:200]})") from None

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from dalle_zoo.convert.family import FAMILIES, Architecture, Conversion, Found, PriorFamily, Source
-from dalle_zoo.convert.pickles import WeightFileError
+from dalle_zoo.convert.pickles import WeightFileError, shown
 from dalle_zoo.convert.stored import Checkpoint, StoredTensor, Tensors
 from dalle_zoo.convert.youtokentome import is_vocabulary, read_vocabulary
 from dalle_zoo.masks import Mask, TextImageLayout
@@ -162,7 +162,7 @@ def _infer(tensors: Tensors, configs: Configs) -> tuple[dict[str, Any], dict[str
             if external in stated:
                 if type(stated[external]) is not kind:
                     raise WeightFileError(
-                        f"{file} states {external} as {stated[external]!r}, expected {kind.__name__}"
+                        f"{file} states {external} as {shown(stated[external])}, expected {kind.__name__}"
                     )
                 config[field], notes[field] = stated[external], file
     if "num_heads" not in config:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.convert.stored import MAX_DIMENSIONS, MAX_TABLE_BYTES, Checkpoint, Storage, StoredTensor, check_apart
+from dalle_zoo.plain_data import PlainDataError, json_value, unique_keys
 
 _SAFETENSORS = {
     "F64": torch.float64,
@@ -37,11 +37,9 @@ def open_safetensors(path: Path, file: BinaryIO) -> Checkpoint:
             "truncated, damaged or too long"
         )
     try:
-        header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
-    except WeightFileError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise WeightFileError(f"its header is not valid JSON ({type(error).__name__}: {str(error)[:200]})") from None
+        header = json_value(file.read(length), pairs=unique_keys)
+    except PlainDataError as error:
+        raise WeightFileError(f"its header {error}") from None
     content, ranges = {}, {}
     for name, entry in header.items():
         if name == "__metadata__":
@@ -68,15 +66,6 @@ def open_safetensors(path: Path, file: BinaryIO) -> Checkpoint:
         )
     check_apart(ranges, end)
     return Checkpoint(path, "safetensors", content)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise WeightFileError(f"its header has {key[:100]!r} twice")
-        found[key] = value
-    return found
 
 
 def _are_sizes(values: Any) -> bool:

@@ -11,7 +11,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from dalle_zoo.convert.pickles import BUILDERS, Reference, UnrelatedFileError, WeightFileError, load_objects
+from dalle_zoo.convert.object_pickles import BUILDERS, load_objects
+from dalle_zoo.convert.pickles import Reference, UnrelatedFileError, WeightFileError, shown
 from dalle_zoo.convert.stored import (
     MAX_PICKLE_BYTES,
     MAX_TABLE_BYTES,
@@ -95,7 +96,7 @@ class _Storages:
             )
         module, _, name = kind.name.rpartition(".") if isinstance(kind, Reference) else ("", "", "")
         if module not in ("torch", "torch.cuda") or name not in _STORAGES:
-            raise WeightFileError(f"it has a storage of the kind {str(kind)[:100]}, expected {', '.join(_STORAGES)}")
+            raise WeightFileError(f"it has a storage of the kind {shown(kind)}, expected {', '.join(_STORAGES)}")
         if not isinstance(key, str) or type(num_elements) is not int or not 0 <= num_elements < 2**48:
             raise WeightFileError("it has a storage without a key or a size")
         storage = self.by_key.setdefault(key, Storage(self.path, _STORAGES[name], num_elements))

@@ -21,7 +21,7 @@ from typing import Any
 
 from dalle_zoo.convert.family import FAMILIES, Architecture, Found, ImageTokenizerFamily, Source
 from dalle_zoo.convert.lazy import in_float32
-from dalle_zoo.convert.pickles import WeightFileError
+from dalle_zoo.convert.pickles import WeightFileError, shown
 from dalle_zoo.convert.stored import Checkpoint, StoredTensor, Tensors
 from dalle_zoo.models.external.vqgan import VQGAN, VQGANConfig
 from dalle_zoo.weights import Lazy
@@ -205,10 +205,10 @@ def _differences(config: Mapping[str, Any], described: Mapping[str, Any]) -> lis
         "double_z": False,
     }
     found = [
-        f"{name} is {described[name]!r}, the tensors have {value!r}"
+        f"{name} is {shown(described[name])}, the tensors have {value!r}"
         for name, value in tensors.items()
         if described.get(name, value) != value
     ]
     if not isinstance(stated, list) or sizes.intersection(stated) != set(attention):
-        found.append(f"attn_resolutions is {stated!r}, the tensors have {attention!r}")
+        found.append(f"attn_resolutions is {shown(stated)}, the tensors have {attention!r}")
     return found

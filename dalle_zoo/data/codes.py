@@ -11,13 +11,14 @@ manifest.json      settings, counts, SHA-256 of each shard; written last
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,6 @@ from torch import Tensor
 from dalle_zoo.data.checks import check_caption_choice, check_positive
 from dalle_zoo.data.datasets import CaptionedDataset, Item, pick_caption
 from dalle_zoo.data.ordering import shuffled, stretches
-from dalle_zoo.data.samples import Skipped
 from dalle_zoo.files import parse_json, try_read_json
 from dalle_zoo.seeds import seeded_rng
 
@@ -39,8 +39,15 @@ UNFINISHED = "encoding.json"
 FORMAT = "dalle-zoo code shards 1"
 
 Codes = npt.NDArray[np.integer[Any]]
-_Record = tuple[str, Sequence[str], Codes]
-"""Key, captions, and stored codes (h, w) of one crop."""
+
+
+class CodeRecord(NamedTuple):
+    """One crop of a sample, as it is stored."""
+
+    key: str
+    captions: Sequence[str]
+    codes: Codes
+    """(h, w)."""
 
 
 class CodeShardWriter:
@@ -152,25 +159,31 @@ class CodeDataset(CaptionedDataset):
     def __len__(self) -> int:
         return sum(shard["samples"] for shard in self._shards)
 
-    def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Item | Skipped]:
-        """See `CaptionedDataset.read`."""
+    def fingerprint(self) -> str:
+        """SHA-256 of the manifest, which has the digest of every shard."""
+        return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
+
+    def records(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[CodeRecord]:
+        """See `CaptionedDataset.records`."""
         records = self._in_order(seed, epoch, start, stop)
-        if seed is not None:
-            # Shuffled as stored, in a quarter of the memory of int64.
-            records = shuffled(records, self.shuffle_buffer, seeded_rng("buffer", seed, epoch, start))
-        return (self._item(*record, epoch) for record in records)
+        if seed is None:
+            return records
+        # Shuffled as stored, in a quarter of the memory of int64.
+        return shuffled(records, self.shuffle_buffer, seeded_rng("buffer", seed, epoch, start))
 
-    def _item(self, key: str, captions: Sequence[str], codes: Codes, epoch: int) -> Item:
-        caption = pick_caption(captions, self.caption, self.seed, key, epoch)
-        return {"key": key, "codes": torch.from_numpy(codes.astype(np.int64)), "caption": caption}
+    def item(self, record: CodeRecord, epoch: int) -> Item:
+        """See `CaptionedDataset.item`."""
+        caption = pick_caption(record.captions, self.caption, self.seed, record.key, epoch)
+        codes = torch.from_numpy(record.codes.astype(np.int64))
+        return {"key": record.key, "codes": codes, "caption": caption}
 
-    def _in_order(self, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[_Record]:
+    def _in_order(self, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[CodeRecord]:
         counts = [shard["samples"] for shard in self._shards]
         for part in stretches(counts, seed=seed, epoch=epoch, start=start, stop=stop):
             path = self.folder / self._shards[part.shard]["file"]
             yield from self._records(path, part.start, part.stop, epoch % self.variants)
 
-    def _records(self, path: Path, start: int, stop: int, variant: int) -> Iterator[_Record]:
+    def _records(self, path: Path, start: int, stop: int, variant: int) -> Iterator[CodeRecord]:
         chunk = self.manifest["chunk"]
         with tarfile.open(path, "r:") as archive:
             for number in range(start // chunk, -(-stop // chunk)):
@@ -181,7 +194,7 @@ class CodeDataset(CaptionedDataset):
                 first = number * chunk
                 for i in range(max(start - first, 0), min(stop - first, len(codes))):
                     # A copy, since a record in the shuffle buffer would keep its whole chunk in memory.
-                    yield names["keys"][i], names["captions"][i], codes[i, variant].copy()
+                    yield CodeRecord(names["keys"][i], names["captions"][i], codes[i, variant].copy())
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

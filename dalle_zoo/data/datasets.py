@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch.utils.data
 from torch import Tensor
@@ -26,14 +26,43 @@ Item = dict[str, Any]
 NO_CAPTION = "no caption (no .txt or .json file of the same name has one, or it is not UTF-8)"
 
 
+class Record(Protocol):
+    """A stored sample that is not decoded yet."""
+
+    @property
+    def key(self) -> str:
+        """Name, unique in its data set."""
+
+
 class CaptionedDataset(torch.utils.data.IterableDataset[Item], ABC):
-    """Base of data sets that read items by their position in an epoch."""
+    """Base of data sets that read items by their position in an epoch.
+
+    Reading is in two steps, `records` and `item`, so that a resumed run can pass over records without decoding them.
+    """
 
     @abstractmethod
     def __len__(self) -> int:
         """Number of listed samples, including corrupt ones."""
 
     @abstractmethod
+    def records(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Record | Skipped]:
+        """Reads the records at positions ``start .. stop - 1``, with a `Skipped` for each one that cannot be read.
+
+        Args:
+            seed: Seed of the order; None for the stored order.
+            epoch: Number of the pass over the data, which determines the order.
+            start: First position.
+            stop: Position after the last.
+        """
+
+    @abstractmethod
+    def item(self, record: Any, epoch: int) -> Item | Skipped:
+        """Decodes a record of `records`; the epoch determines its crop and caption."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of what identifies the stored data."""
+
     def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Item | Skipped]:
         """Reads the items at positions ``start .. stop - 1`` of an epoch, with a `Skipped` for each unusable one.
 
@@ -43,6 +72,8 @@ class CaptionedDataset(torch.utils.data.IterableDataset[Item], ABC):
             start: First position.
             stop: Position after the last.
         """
+        for record in self.records(seed=seed, epoch=epoch, start=start, stop=stop):
+            yield record if isinstance(record, Skipped) else self.item(record, epoch)
 
     def __iter__(self) -> Iterator[Item]:
         """Reads the usable items of epoch 0 in stored order, and warns about each of the others."""
@@ -97,21 +128,25 @@ class ImageTextDataset(CaptionedDataset):
     def __len__(self) -> int:
         return self.source.num_samples
 
-    def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Item | Skipped]:
-        """See `CaptionedDataset.read`."""
-        for record in self.source.read(seed=seed, epoch=epoch, start=start, stop=stop):
-            yield record if isinstance(record, Skipped) else self._item(record, epoch)
+    def fingerprint(self) -> str:
+        """SHA-256 of the names and sizes of the files of the source."""
+        return self.source.fingerprint()
 
-    def _item(self, sample: Sample, epoch: int) -> Item | Skipped:
-        if self.needs_captions and not sample.captions:
-            return Skipped(sample.key, NO_CAPTION)
+    def records(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Sample | Skipped]:
+        """See `CaptionedDataset.records`."""
+        return self.source.read(seed=seed, epoch=epoch, start=start, stop=stop)
+
+    def item(self, record: Sample, epoch: int) -> Item | Skipped:
+        """See `CaptionedDataset.item`."""
+        if self.needs_captions and not record.captions:
+            return Skipped(record.key, NO_CAPTION)
         variant = epoch if self.variants is None else epoch % self.variants
         try:
-            image = crop_of(sample, self.transform, self.size, self.seed, variant)
+            image = crop_of(record, self.transform, self.size, self.seed, variant)
         except CorruptImageError as error:
-            return Skipped(sample.key, str(error))
-        caption = pick_caption(sample.captions, self.caption, self.seed, sample.key, epoch)
-        return {"key": sample.key, "image": image, "caption": caption}
+            return Skipped(record.key, str(error))
+        caption = pick_caption(record.captions, self.caption, self.seed, record.key, epoch)
+        return {"key": record.key, "image": image, "caption": caption}
 
 
 def crop_of(sample: Sample, transform: Transform, size: int, seed: int, variant: int) -> Tensor:

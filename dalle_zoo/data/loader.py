@@ -80,26 +80,41 @@ class _Lane:
     step: int
     skip: int
     """Number of batches that the rank had returned before the run was interrupted."""
+    unusable: frozenset[str] | None
+    """Keys of the samples in those batches' positions that could not be used; None: decode them to find out."""
 
     def __iter__(self) -> Iterator[tuple[Batch, list[Skipped]]]:
         skipped: list[Skipped] = []
-        items = self._endless(skipped)
-        for number in range(self.index, len(self.batch_sizes), self.step):
-            chunk = list(itertools.islice(items, self.batch_sizes[number]))
+        numbers = range(self.index, len(self.batch_sizes), self.step)
+        items = self._endless(skipped, sum(self.batch_sizes[number] for number in numbers if number < self.skip))
+        for number in numbers:
             if number >= self.skip:
+                chunk = list(itertools.islice(items, self.batch_sizes[number]))
                 yield self.collate(chunk, self.epoch), skipped.copy()
                 skipped.clear()
 
-    def _endless(self, skipped: list[Skipped]) -> Iterator[Item]:
-        """Repeats the lane's items, since unusable samples must not end an epoch early."""
+    def _endless(self, skipped: list[Skipped], passed: int) -> Iterator[Item]:
+        """Repeats the lane's items, since unusable samples must not end an epoch early.
+
+        The first ``passed`` ones are left out, if possible without decoding them.
+        """
+        where = {"seed": self.seed, "epoch": self.epoch, "start": self.start, "stop": self.stop}
         while True:
             usable = 0
-            for record in self.dataset.read(seed=self.seed, epoch=self.epoch, start=self.start, stop=self.stop):
-                if isinstance(record, Skipped):
-                    skipped.append(record)
+            for record in self.dataset.records(**where):  # type: ignore[arg-type]
+                if passed and self.unusable is not None and not isinstance(record, Skipped):
+                    good = record.key not in self.unusable
+                    usable, passed = usable + good, passed - good
+                    continue
+                item = record if isinstance(record, Skipped) else self.dataset.item(record, self.epoch)
+                if isinstance(item, Skipped):
+                    skipped.append(item)
+                    continue
+                usable += 1
+                if passed:
+                    passed -= 1
                 else:
-                    usable += 1
-                    yield record
+                    yield item
             if not usable:
                 reasons = "; ".join(str(record) for record in skipped[:3])
                 raise EmptyDataError(
@@ -154,6 +169,8 @@ class ResumableLoader:
         shuffle: Whether to shuffle. False repeats epoch 0 in stored order, with its crops and captions, for
             validation.
         collate: Makes a batch of items.
+        limit: Batches after which an epoch ends, or the share of batches as a float, as in the trainer's
+            ``limit_train_batches``. Defaults to all.
 
     Raises:
         ValueError: An option is out of range, or there are too few samples for one batch. An `EmptyDataError`, also
@@ -172,6 +189,7 @@ class ResumableLoader:
         drop_last: bool = True,
         shuffle: bool = True,
         collate: Collate = _PLAIN,
+        limit: float | None = None,
     ) -> None:
         check_positive(batch_size=batch_size, world_size=world_size)
         if num_workers < 0:
@@ -182,6 +200,8 @@ class ResumableLoader:
         self.seed = seed if shuffle else None
         self.num_workers, self.rank, self.world_size = num_workers, rank, world_size
         self._batch_sizes = self._plan_batches(drop_last)
+        self._batches_per_epoch = self._limited(limit)
+        self._unusable: frozenset[str] | None = frozenset()
         self._epoch = 0
         self._done = 0
         self._restored = False
@@ -205,6 +225,14 @@ class ResumableLoader:
             )
         return sizes
 
+    def _limited(self, limit: float | None) -> int:
+        """Batches after which an epoch ends; the length stays that of the data, as the trainer expects."""
+        if limit is None:
+            return len(self)
+        if limit <= 0:
+            raise ValueError(f"limit must be above 0 batches, got {limit}")
+        return min(len(self), limit) if isinstance(limit, int) else max(1, int(len(self) * limit))
+
     def __len__(self) -> int:
         """Number of batches per epoch and rank."""
         return len(self._batch_sizes)
@@ -221,19 +249,45 @@ class ResumableLoader:
             batch, skipped = record
             self._record_skipped(skipped)
             self._done += 1
-            if self._done == len(self):
+            last = self._done == self._batches_per_epoch
+            if last:
                 # Before the yield, since a trainer that knows the length does not request the end.
                 self._epoch, self._done = epoch + 1, 0
                 self._summarize()
             yield batch
+            if last:
+                return
 
-    def state_dict(self) -> dict[str, int]:
-        """The position, which is the same on every rank: Lightning saves that of rank 0 only."""
-        return {"epoch": self._epoch, "batches": self._done, **self._layout()}
+    def state_dict(self) -> dict[str, Any]:
+        """The position, which is the same on every rank: Lightning saves that of rank 0 only.
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        In a distributed run every rank calls it, since it collects the keys of unusable samples.
+        """
+        return {
+            "epoch": self._epoch,
+            "batches": self._done,
+            "unusable": sorted(self._unusable_everywhere()),
+            **self._layout(),
+        }
+
+    def _unusable_everywhere(self) -> set[str]:
+        own = {*self.skipped, *(self._unusable or ())}
+        if self.world_size == 1 or not torch.distributed.is_initialized():
+            return own
+        all_ranks: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(all_ranks, own)
+        return set().union(*all_ranks)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues after a position of `state_dict` at the next `iter`."""
         done = state["batches"]
+        self._unusable = frozenset(state["unusable"]) if "unusable" in state else None
+        if self._unusable is None and done:
+            log.warning(
+                "the checkpoint does not list unusable samples: %d batches are decoded again to find the position in "
+                "the data",
+                done,
+            )
         # With another number of processes or batch size, skip as many samples of all of them together.
         before, now = (s.get("batch_size", 1) * s.get("world_size", 1) for s in (state, self._layout()))
         if "world_size" in state and before != now:
@@ -253,6 +307,8 @@ class ResumableLoader:
                     value,
                 )
         self._epoch, self._done, self._restored = state["epoch"], done, True
+        if done >= self._batches_per_epoch:  # saved at the end of a limited epoch, as an unfinished one
+            self._epoch, self._done = state["epoch"] + 1, 0
 
     def _layout(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in ("batch_size", "num_workers", "world_size")}
@@ -295,6 +351,7 @@ class ResumableLoader:
                 index,
                 count,
                 skip,
+                self._unusable,
             )
             for index, (low, high) in enumerate(itertools.pairwise([start, *ends]))
         ]

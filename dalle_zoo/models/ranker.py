@@ -1,15 +1,12 @@
 """The ranker: a contrastive network (CLIP) that scores how well an image fits a caption.
 
-The native ranker and external CLIP models have the same format: a folder as written by transformers, with
-``config.json``, ``model.safetensors``, ``tokenizer.json`` and ``preprocessor_config.json``.
+The native ranker and external CLIP models have the same format, see `dalle_zoo.ranker_folder`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -18,8 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle_zoo.files import read_json, write_json
-from dalle_zoo.tokenizers.library import TOKENIZER_FILE, LibraryTokenizer, open_tokenizer_json
+from dalle_zoo.tokenizers.library import TOKENIZER_FILE, LibraryTokenizer
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
@@ -75,67 +71,67 @@ class RankerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Preprocessing of images, as stored in ``preprocessor_config.json``."""
+    """Preprocessing of images: resize, center crop, rescale, normalize, as a CLIP folder of transformers states it."""
 
-    resize: int | tuple[int, int]
-    """Length of the shorter side, or height and width."""
-    crop: tuple[int, int]
-    """Height and width of the center crop."""
+    size: int
+    """Side of the network's square images, pixels."""
+    resize: int | tuple[int, int] | None
+    """Length of the shorter side, or height and width; None if images are not resized."""
+    crop: tuple[int, int] | None
+    """Height and width of the center crop, which pads smaller images with black; None without a crop."""
+    scale: float = 1.0
+    """Factor of pixels in [0, 1]; 255 if the network takes bytes."""
     mean: tuple[float, ...] = _HALF
-    """Mean that is subtracted from pixels in [0, 1]."""
+    """Mean that is subtracted from scaled pixels, one number per channel."""
     std: tuple[float, ...] = _HALF
-    """Standard deviation that they are divided by afterwards."""
+    """Standard deviation that they are divided by afterwards, one number per channel."""
     mode: str = "bicubic"
-    """Interpolation."""
+    """Interpolation, "bicubic" or "bilinear"."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Converts pixels in [0, 1], (B, 3, H, W), to network input, (B, 3, *crop)."""
+        """Converts pixels in [0, 1], (B, 3, H, W), to network input, (B, 3, size, size).
+
+        Raises:
+            ValueError: The images do not have the size of the network, and are neither resized nor cropped to it.
+        """
+        images = self._resized(images)
+        if self.crop is not None:
+            images = _center_crop(images, *self.crop)
+        height, width = images.shape[-2:]
+        if (height, width) != (self.size, self.size):
+            raise ValueError(
+                f"images have {height}x{width} pixels after the preprocessing of the CLIP folder, but its network "
+                f"takes {self.size}x{self.size}: pass square images, or set do_resize and do_center_crop in its "
+                "preprocessor_config.json"
+            )
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (images * self.scale - mean) / std
+
+    def _resized(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         if isinstance(self.resize, int):
             short = min(height, width)
             # Rounded down, as in transformers.
             size = (self.resize * height // short, self.resize * width // short)
         else:
-            size = self.resize
-        if size != (height, width):
-            images = F.interpolate(images, size, mode=self.mode, antialias=True, align_corners=False)
-            # Rounded to bytes, as by resizing with PIL.
-            images = (images.clamp(0, 1) * 255).round() / 255
-        top, left = (size[0] - self.crop[0]) // 2, (size[1] - self.crop[1]) // 2
-        images = images[..., top : top + self.crop[0], left : left + self.crop[1]]
-        mean = images.new_tensor(self.mean)[:, None, None]
-        return (images - mean) / images.new_tensor(self.std)[:, None, None]
+            size = self.resize or (height, width)
+        if size == (height, width):
+            return images
+        pixels = (images.clamp(0, 1) * 255).round()
+        # On the CPU images are resized in bytes, in the fixed-point arithmetic of PIL and transformers.
+        if pixels.device.type == "cpu":
+            pixels = pixels.byte()
+        resized = F.interpolate(pixels, size, mode=self.mode, antialias=True, align_corners=False)
+        return resized.to(images.dtype).round().clamp(0, 255) / 255
 
-    @classmethod
-    def from_file(cls, path: Path, image_size: int) -> Self:
-        """Reads a ``preprocessor_config.json``; if there is none, uses OpenAI's values for the size of the network.
 
-        Raises:
-            ValueError: The file needs an unsupported operation, or does not fit the network.
-        """
-        values = read_json(path) if path.is_file() else {}
-        crop = _sides(values.get("crop_size", image_size))
-        size = values.get("size", image_size)
-        if isinstance(size, dict):
-            size = size["shortest_edge"] if "shortest_edge" in size else _sides(size)
-        if not values.get("do_center_crop", True):
-            crop = _sides(size)
-        if crop != (image_size, image_size):
-            raise ValueError(
-                f"{path} makes images of {crop[0]}x{crop[1]}, the network of that folder takes "
-                f"{image_size}x{image_size}: the files do not belong together"
-            )
-        modes = {2: "bilinear", 3: "bicubic"}
-        resample = values.get("resample", 3)
-        if resample not in modes:
-            raise ValueError(f"{path}: resample must be 2 (bilinear) or 3 (bicubic), got {resample!r}")
-        return cls(
-            resize=size,
-            crop=crop,
-            mean=tuple(values.get("image_mean", (0.48145466, 0.4578275, 0.40821073))),
-            std=tuple(values.get("image_std", (0.26862954, 0.26130258, 0.27577711))),
-            mode=modes[resample],
-        )
+def _center_crop(images: Tensor, height: int, width: int) -> Tensor:
+    """Crops images, (B, C, H, W) to (B, C, height, width); smaller ones are padded with black first."""
+    missing = (max(0, width - images.shape[-1]), max(0, height - images.shape[-2]))
+    if any(missing):
+        images = F.pad(images, [side for n in missing for side in (n // 2, n - n // 2)])
+    top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
+    return images[..., top : top + height, left : left + width]
 
 
 class Ranker(nn.Module):
@@ -143,7 +139,7 @@ class Ranker(nn.Module):
 
     Reference: Learning Transferable Visual Models From Natural Language Supervision (Radford et
     al., 2021); used for ranking in section 2.6 of Zero-Shot Text-to-Image Generation (Ramesh et
-    al., 2021). The constructor takes the components; `create` and `from_folder` build them.
+    al., 2021). The constructor takes the components; `create` and `dalle_zoo.ranker_folder.load_ranker` build them.
 
     Args:
         model: The two towers.
@@ -210,79 +206,8 @@ class Ranker(nn.Module):
             )
         )
         side = config.image_size
-        preprocessing = Preprocessing(resize=side, crop=(side, side))
+        preprocessing = Preprocessing(size=side, resize=side, crop=(side, side))
         return cls(model, _with_ends(tokenizer, start, end), preprocessing)
-
-    @classmethod
-    def from_folder(cls, folder: str | Path) -> Self:
-        """Loads a CLIP folder in the format of transformers, in float32 and evaluation mode.
-
-        Args:
-            folder: Folder with ``config.json``, ``model.safetensors`` and ``tokenizer.json``; if it has no
-                ``preprocessor_config.json``, OpenAI's preprocessing is used.
-
-        Raises:
-            FileNotFoundError: The folder or one of its files is missing.
-            ValueError: The folder has another kind of model, pickled weights, or files that do not fit together.
-        """
-        from transformers.models.clip.modeling_clip import CLIPModel
-
-        folder = Path(folder)
-        _check_clip_folder(folder)
-        tokenizer = open_tokenizer_json(folder / TOKENIZER_FILE)
-        with _no_progress_bars():
-            try:
-                loaded: Any = CLIPModel.from_pretrained(
-                    str(folder),
-                    local_files_only=True,
-                    use_safetensors=True,
-                    dtype=torch.float32,
-                    output_loading_info=True,
-                )
-            except Exception as error:  # of many types, all with the same meaning
-                raise ValueError(f"the weights in {folder} cannot be read: {error}") from error
-        model, report = loaded
-        if report["missing_keys"]:
-            names = ", ".join(sorted(report["missing_keys"])[:5])
-            raise ValueError(f"the weights in {folder} are incomplete, missing: {names}")
-        size = model.config.vision_config.image_size
-        preprocessing = Preprocessing.from_file(folder / "preprocessor_config.json", size)
-        return cls(model, tokenizer, preprocessing).eval()
-
-    def save(self, folder: str | Path) -> None:
-        """Writes a folder that `from_folder` and transformers can load.
-
-        Args:
-            folder: Folder to write; it is created if it does not exist.
-        """
-        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with _no_progress_bars():
-            self.model.save_pretrained(str(folder))
-        p = self.preprocessing
-        side = {"shortest_edge": p.resize} if isinstance(p.resize, int) else _named(p.resize)
-        processor = CLIPImageProcessorPil(
-            size=side,
-            crop_size=_named(p.crop),
-            image_mean=list(p.mean),
-            image_std=list(p.std),
-            resample={"bilinear": 2, "bicubic": 3}[p.mode],
-        )
-        processor.save_pretrained(str(folder))
-        self.tokenizer.save(str(folder / TOKENIZER_FILE))
-        ids = self.tokenizer.encode("").ids
-        start, end = (self.tokenizer.id_to_token(ids[i]) for i in (0, -1))
-        names = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": start,
-            "eos_token": end,
-            "pad_token": end,
-            "model_max_length": self.text_length,
-            "clean_up_tokenization_spaces": False,
-        }
-        write_json(folder / "tokenizer_config.json", names)
 
     @property
     def text_length(self) -> int:
@@ -344,13 +269,19 @@ class Ranker(nn.Module):
 
         Returns:
             Cosine similarity times the inverse temperature, (B,).
+
+        Raises:
+            ValueError: Images and captions do not pair up, or a score is not finite.
         """
         if len(images) != len(captions):
             raise ValueError(f"captions must be one per image, got {len(captions)} for {len(images)} images")
         unique = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
         rows = torch.tensor([unique[c] for c in captions], dtype=torch.int64, device=self.device)
         text = self.text_features(list(unique))[rows]
-        return self.scale * (self.image_features(images) * text).sum(-1)
+        scores = self.scale * (self.image_features(images) * text).sum(-1)
+        if not bool(scores.isfinite().all()):
+            raise ValueError("the scores of the ranker are not finite, so they rank nothing: its weights are unusable")
+        return scores
 
     def rank(self, images: Tensor, caption: str) -> Tensor:
         """Sorts images (B, 3, H, W) by their score against one caption: indices, int64 (B,), best first."""
@@ -385,7 +316,7 @@ def _with_ends(tokenizer: LibraryTokenizer, start: int, end: int) -> Tokenizer:
     own = Tokenizer.from_str(tokenizer.files()[TOKENIZER_FILE])
     own.add_special_tokens([START, END])
     if (own.token_to_id(START), own.token_to_id(END)) != (start, end):
-        raise ValueError(f"the tokenizer has {START} or {END} already: open its model with Ranker.from_folder")
+        raise ValueError(f"the tokenizer has {START} or {END} already: open its model with load_ranker")
     own.post_processor = TemplateProcessing(single=f"{START} $A {END}", special_tokens=[(START, start), (END, end)])
     return own
 
@@ -408,43 +339,3 @@ def _check_end(tokenizer: Tokenizer, config: Any) -> int:
         )
     end: int = ids[-1]
     return end
-
-
-def _check_clip_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"no config.json in {folder}: expected a CLIP folder in the format of transformers")
-    kind = read_json(folder / "config.json").get("model_type")
-    if kind != "clip":
-        raise ValueError(f'{folder}/config.json must have "model_type": "clip", got {kind!r}')
-    names = ("model.safetensors", "model.safetensors.index.json")
-    if not any((folder / name).is_file() for name in names):
-        pickled = [p.name for pattern in ("*.bin", "*.pt") for p in folder.glob(pattern)]
-        if pickled:
-            raise ValueError(
-                f"{folder} has its weights as a pickle ({pickled[0]}), which can run code when it "
-                f"is read: convert it to {names[0]} first"
-            )
-        raise FileNotFoundError(f"no {names[0]} in {folder}")
-
-
-def _sides(size: int | dict[str, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size["height"], size["width"])
-
-
-def _named(size: tuple[int, int]) -> dict[str, int]:
-    return {"height": size[0], "width": size[1]}
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Hides the progress bars of transformers for reading and writing a single file."""
-    from transformers.utils import logging as library
-
-    logging: Any = library  # parts of it have no annotations
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

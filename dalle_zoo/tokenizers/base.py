@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -63,6 +64,10 @@ class TextTokenizer(ABC):
     @abstractmethod
     def files(self) -> Mapping[str, str]:
         """Names and contents of the files that `read` needs."""
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of the kind and of all files."""
+        return hashlib.sha256(json.dumps([self.kind, sorted(self.files().items())]).encode()).hexdigest()
 
     @classmethod
     @abstractmethod

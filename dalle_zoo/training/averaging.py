@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,10 @@ from torch import Tensor
 from dalle_zoo.models.initial import local, shard_like
 from dalle_zoo.training.strategy_hooks import hooks_of
 
+log = logging.getLogger(__name__)
+
+DOMINATES = 0.1
+"""Share of the first weights in the average above which a run warns when it ends."""
 STATE = "average"
 """Key of the averaged weights in a checkpoint, by the names of the weights."""
 
@@ -51,6 +56,15 @@ class WeightEMA(Callback):
     def decay_at(self, step: int) -> float:
         """Weight of the old average in its t-th update."""
         return min(self.decay, (1 + step) / (10 + step))
+
+    def share_of_start(self, step: int) -> float:
+        """Share that the first averaged weights still have in the average after a number of steps, 1 at first."""
+        share = 1.0
+        for update in range(self.start // self.every + 2, step // self.every + 1):
+            share *= self.decay_at((update * self.every - self.start) // self.every)
+            if share < DOMINATES / 10:
+                break
+        return share
 
     def adopt(self, module: LightningModule) -> None:
         """Sets the average to the module's weights."""
@@ -99,8 +113,15 @@ class WeightEMA(Callback):
             average.lerp_(weight.to(average.device, torch.float32), 1 - decay)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes the average the weights of the trained model."""
+        """Makes the average the weights of the trained model; warns if the first weights dominate it."""
         self.copy_to(pl_module)
+        share = self.share_of_start(trainer.global_step)
+        if self.average is not None and share > DOMINATES and trainer.is_global_zero:
+            log.warning(
+                "the averaged weights, which are exported, still consist to %.0f %% of the first ones: train for more "
+                "steps, or set a lower decay or every of WeightEMA",
+                100 * share,
+            )
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validates with the averaged weights."""

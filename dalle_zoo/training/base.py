@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -32,6 +33,11 @@ from dalle_zoo.zoo import find_component
 log = logging.getLogger(__name__)
 
 N = TypeVar("N", bound=nn.Module)
+
+FINGERPRINTS = "fingerprints"
+"""Key of the fingerprints of data and tokenizers in a checkpoint."""
+COVERED = 0.8
+"""Share of a schedule that a run must cover, or it warns."""
 
 _DEFERRED: ContextVar[bool] = ContextVar("deferred", default=False)
 
@@ -97,6 +103,7 @@ class StageModule(LightningModule):
         self._restored_steps = 0
         self._weights: Path | None = None  # of the model that training starts from
         self._sharded = False
+        self._fingerprints: dict[str, str] | None = None
         self.trained = False  # whether the trainer has made any step
 
     def start_from(self, location: str | None) -> None:
@@ -237,15 +244,64 @@ class StageModule(LightningModule):
         seed = derive_seed(self.seed, self.stage, self.global_step, batch_index, self.global_rank)
         return torch.Generator(self.device).manual_seed(seed)
 
+    def schedule_ends(self) -> dict[str, int]:
+        """Steps at which schedules end, by the recipe key that sets them."""
+        rate = self.learning_rate
+        return {"learning_rate.decay_steps": rate.warmup_steps + rate.decay_steps} if rate.decay == "cosine" else {}
+
+    def check_length(self, max_steps: int) -> None:
+        """Warns about schedules of which a run covers only a part.
+
+        Args:
+            max_steps: Steps of the run.
+        """
+        late = {key: end for key, end in self.schedule_ends().items() if max_steps < COVERED * end}
+        if late:
+            listed = ", ".join(f"model.{key} (step {end:,})" for key, end in late.items())
+            log.warning(
+                "the run ends at step %s, before its schedules do: %s. Set them to the length of the run if this is "
+                "all of it",
+                f"{max_steps:,}",
+                listed,
+            )
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of what the stage reads besides the data, by the recipe key that names it. Defaults to none."""
+        return {}
+
+    def _all_fingerprints(self) -> dict[str, str]:
+        if self._fingerprints is None:
+            data = self._trainer.datamodule if self._trainer is not None else None  # type: ignore[attr-defined]
+            of_data = data.fingerprints() if isinstance(data, CaptionedDataModule) else {}
+            self._fingerprints = {**of_data, **self.fingerprints()}
+        return self._fingerprints
+
+    def _check_fingerprints(self, checkpoint: dict[str, Any]) -> None:
+        """Raises `ValueError` if a run would continue with other data than it began with."""
+        if self._trainer is None or self._trainer.state.fn != TrainerFn.FITTING:
+            return
+        before, now = checkpoint.get(FINGERPRINTS), self._all_fingerprints()
+        if before is None:
+            log.warning("the checkpoint has no fingerprints of its data, so that changed data are not noticed")
+            return
+        changed = sorted(key for key in before.keys() & now.keys() if before[key] != now[key])
+        if changed:
+            raise ValueError(
+                f"{' and '.join(changed)} changed since the checkpoint was saved: restore the original files to "
+                "resume, or use --run FOLDER for a new run"
+            )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the stage and the architecture as plain data, so that consolidation needs no recipe."""
         checkpoint["dalle_zoo"] = {"stage": self.stage, "config": self.architecture()}
+        checkpoint[FINGERPRINTS] = self._all_fingerprints()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Rejects the checkpoint of another network."""
         own = {"stage": self.stage, "config": self.architecture()}
         if checkpoint.get("dalle_zoo", own) != own:
             raise ValueError(f"the checkpoint is of another network: expected {own}, got {checkpoint['dalle_zoo']}")
+        self._check_fingerprints(checkpoint)
         self._restored_steps = checkpoint["global_step"]
         if checkpoint.get(EXCHANGE):  # a strategy that can use it has removed it
             log.warning(DROPPED)

@@ -1,21 +1,53 @@
-"""Curves and images of a run."""
+"""Curves and images of a run, and what it prints."""
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.callbacks import ModelSummary, RichProgressBar
+from lightning.pytorch.loggers import Logger
 
 from dalle_zoo.images import save_png
 from dalle_zoo.training.base import StageModule
+from dalle_zoo.training.curves import CurveLogger
+
+log = logging.getLogger(__name__)
+
+
+class ParameterCount(ModelSummary):
+    """Logs the number of parameters in one line. Lightning's table lists one network, and no FLOPs of it."""
+
+    @staticmethod
+    def summarize(
+        summary_data: Any, total_parameters: int, trainable_parameters: int, *args: Any, **kwargs: Any
+    ) -> None:
+        """Logs the line on process 0."""
+        log.warning("%s parameters, %s of them trained", f"{total_parameters:,}", f"{trainable_parameters:,}")
+
+
+class EpochProgressBar(RichProgressBar):
+    """Lightning's progress bar, which names the last epoch only if there is a limit of epochs."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        last = self.trainer.max_epochs
+        text = f"Epoch {current_epoch}" if last in (None, -1) else f"Epoch {current_epoch}/{last - 1}"
+        return text.ljust(len(self.validation_description))
+
+
+def quieter(callback: Callback) -> Callback:
+    """Returns this module's replacement of Lightning's summary or progress bar, or the callback itself."""
+    if isinstance(callback, ModelSummary):
+        return ParameterCount()
+    return EpochProgressBar() if type(callback) is RichProgressBar else callback
 
 
 def default_loggers(run: Path) -> list[Logger]:
     """Returns loggers that write curves as CSV, and to TensorBoard if it is installed."""
-    loggers: list[Logger] = [CSVLogger(run, name="metrics", flush_logs_every_n_steps=1)]
+    loggers: list[Logger] = [CurveLogger(run)]
     if importlib.util.find_spec("tensorboard") is not None:
         from lightning.pytorch.loggers import TensorBoardLogger
 

@@ -106,10 +106,23 @@ class CaptionedDataModule(LightningDataModule, ABC):
             num_workers=self.num_workers if training else 0,
             rank=rank,
             world_size=world,
-            shuffle=training,
+            shuffle=training and not self._repeats,
             drop_last=training,
             collate=Collate(encode),
+            limit=(getattr(self.trainer, "limit_train_batches", None) or None) if training else None,
         )
+
+    @property
+    def _repeats(self) -> bool:
+        """Whether every epoch has the same batches, as with the trainer's ``overfit_batches``."""
+        return bool(getattr(self.trainer, "overfit_batches", 0))
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of the open data and of the tokenizer, by the recipe key that names them."""
+        found = {f"data.{split}": dataset.fingerprint() for split, dataset in self.opened.items()}
+        if self.tokenizer is not None:
+            found["data.text.tokenizer"] = self.tokenizer.fingerprint()
+        return found
 
     def train_dataloader(self) -> Iterable[Any]:
         """Returns shuffled batches; the loader saves its position."""

@@ -98,6 +98,22 @@ class DVAEModule(StageModule):
                 "set both to the same"
             )
 
+    def schedule_ends(self) -> dict[str, int]:
+        """Adds the schedules of the relaxation, where there is one after the warm start."""
+        ends = super().schedule_ends()
+        if not self.freeze_encoder and self.warm_start is None:
+            ends |= {"kl_weight.steps": self.kl_weight.steps, "temperature.steps": self.temperature.steps}
+        return ends
+
+    def check_length(self, max_steps: int) -> None:
+        """Raises `ValueError` for a run that ends inside the warm start, whose weights have no codes yet."""
+        if self.warm_start is not None and max_steps <= self.warm_start.steps:
+            raise ValueError(
+                f"the run ends at step {max_steps} inside the warm start of {self.warm_start.steps} steps, before "
+                "it has codes: set trainer.max_steps higher, or model.warm_start to fewer steps or to null"
+            )
+        super().check_length(max_steps)
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Negative evidence lower bound with the beta and tau of this step."""
         images = batch["image"].to(memory_format=torch.channels_last)
@@ -236,7 +252,8 @@ class DVAEModule(StageModule):
         assert isinstance(counts, Tensor)
         p = counts / counts.sum()
         perplexity = torch.exp(-(p * p.clamp(min=1e-12).log()).sum())
-        self.log_dict({"val/codes_used": (p > 0).sum().float(), "val/code_perplexity": perplexity})
+        # Already those of all processes: Lightning warns about metrics that are not averaged.
+        self.log_dict({"val/codes_used": (p > 0).sum().float(), "val/code_perplexity": perplexity}, sync_dist=True)
 
     @property
     def has_sample_images(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any
 
@@ -191,6 +192,13 @@ class PriorModule(StageModule):
                 f"{size // factor} codes; the prior's config expects {config.image_height}x{config.image_width}: set "
                 f"image_size to {config.image_height * factor}, or image_height and image_width to match"
             )
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of the weights of the image tokenizer, which determine the codes of images."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self._frozen[0].state_dict().items() if self._frozen else ()):
+            digest.update(name.encode() + tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        return {"model.image_tokenizer": digest.hexdigest()} if self._frozen else {}
 
     def codes(self, batch: dict[str, Any]) -> Tensor:
         """Returns the image tokens (B, h, w) of a batch: stored codes, or the argmax codes of its images."""

@@ -84,6 +84,13 @@ class RankTable:
         entry = self.entries[rank]
         entry.raised, entry.raised_at = exception, now
 
+    def pause(self, seconds: float) -> None:
+        """Leaves out a time in which this process was stopped, since it has heard nobody in that time."""
+        self.advanced += seconds
+        for entry in self.entries.values():
+            entry.heard += seconds
+            entry.raised_at += seconds
+
     def lose(self, rank: int) -> None:
         """Records that the connection of a rank was closed."""
         self.entries[rank].lost = True

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dalle_zoo.models.losses import contrastive_loss
 from dalle_zoo.models.ranker import Ranker, RankerConfig, retrieval_accuracy
+from dalle_zoo.ranker_folder import save_ranker
 from dalle_zoo.tokenizers import load_text_tokenizer
 from dalle_zoo.tokenizers.library import LibraryTokenizer
 from dalle_zoo.training.base import STAGES, StageModule
@@ -62,6 +63,7 @@ class RankerModule(StageModule):
             )
         super().__init__(Ranker.create(config, text), adamw, learning_rate, seed)
         self.config = config
+        self._tokenizer_digest = text.fingerprint()
         self._seen: list[tuple[Tensor, Tensor]] = []
 
     def check_data(self, data: LightningDataModule) -> None:
@@ -69,6 +71,10 @@ class RankerModule(StageModule):
         super().check_data(data)
         if isinstance(data, CaptionedDataModule) and data.text is None:
             raise ValueError("the ranker is trained on captions: set data.init_args.text")
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of the tokenizer of this module."""
+        return {"model.tokenizer": self._tokenizer_digest}
 
     def features(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Unit vectors of images and captions, (B, d) each."""
@@ -127,4 +133,4 @@ class RankerModule(StageModule):
 
     def export(self, folder: Path) -> None:
         """Writes the trained ranker as a CLIP folder for transformers."""
-        self.net.save(folder)
+        save_ranker(self.net, folder)

@@ -4,7 +4,8 @@
 00000123.ckpt/
   shard-00001-model-00001-of-00001.safetensors   tensors of process 0, with their offsets in the unsharded tensors
   …
-  state.pt                                       other values: loops, schedules, parameter groups of the optimizer
+  state.pt                                       other values: loops, schedules, parameter groups of the optimizer;
+                                                 size and digest of every shard
 ```
 Tensors are stored as safetensors, and ``state.pt`` is read with ``weights_only``, so that no pickle is trusted. The
 folder is written under a temporary name and renamed after every process has finished.
@@ -28,9 +29,11 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from dalle_zoo.files import sync
+from dalle_zoo.files import sha256_file, sync
 
 STATE = "state.pt"
+DIGESTS = "digests"
+"""Key in ``state.pt``: file name to size, bytes, and SHA-256 of every shard."""
 _SEPARATOR = "/"
 
 
@@ -54,8 +57,13 @@ def save_sharded(tensors: Mapping[str, Any], rest: Mapping[str, Any], path: Path
     dist.barrier()
     writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
     save(flatten(tensors), storage_writer=writer)
+    # Each process reads what it has just written, from the cache of its own machine.
+    own = sorted(aside.glob(f"shard-{dist.get_rank() + 1:05d}-*"))
+    digests: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(digests, {file.name: [file.stat().st_size, sha256_file(file)] for file in own})
     if dist.get_rank() == 0:
-        torch.save(dict(rest), aside / STATE)
+        listed = {name: entry for part in digests for name, entry in part.items()}
+        torch.save({**rest, DIGESTS: listed}, aside / STATE)
         for file in aside.iterdir():
             sync(file)
         if path.exists():

@@ -8,6 +8,7 @@ dies    the kernel closes the connections of a process that ends; those of a los
 fails   a rank reports its exception before it ends
 hangs   no rank advances; the report names the ranks that do not answer, or else those that are furthest behind
 ```
+A time in which the process itself was stopped (SIGSTOP, a suspended machine) does not count.
 All ranks print the failure report and end. They detect the loss of rank 0 by the same signs.
 """
 
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import json
 import logging
 import os
 import secrets
@@ -35,14 +35,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from dalle_zoo.training.line import BEAT, Clock, Line
 from dalle_zoo.training.rank_table import SILENT, FailureReport, RankStatus, RankTable, died, failed
 
 log = logging.getLogger(__name__)
 
-BEAT = 1.0
-"""Seconds between messages of a rank."""
 PATIENCE = 5.0
 """Seconds that a rank waits for the report on its exception, and a launcher for its processes."""
+
+INTRODUCTION = 10.0
+"""Seconds in which a new connection must send its first message with the token of the run."""
+STRANGERS = 64
+"""Connections without a valid message that the server accepts, besides one per rank."""
 
 Children = Mapping[int, subprocess.Popen[Any]]
 """Processes launched by this one, by rank."""
@@ -71,7 +75,7 @@ class RankWatch(Callback):
         address = getattr(trainer.strategy, "cluster_environment").main_address  # noqa: B009 (of parallel strategies)
         way: tuple[int, str, dict[str, Any]] = (0, "", {})
         if trainer.is_global_zero:
-            server = Server(address, RankTable(self.timeout, time.monotonic()), children)
+            server = Server(address, RankTable(self.timeout, time.monotonic()), children, trainer.world_size)
             server.start()
             way = (server.port, server.token, asdict(status))
         port, token, first = trainer.strategy.broadcast(way)
@@ -171,8 +175,9 @@ class Reporter(threading.Thread):
 
     def run(self) -> None:
         """Reports and listens until the run ends."""
-        sent, heard = 0.0, time.monotonic()
+        sent, heard, clock = 0.0, time.monotonic(), Clock()
         while not self._left:
+            heard += clock.pause()
             if time.monotonic() >= sent + BEAT:
                 self._send_status()
                 sent = time.monotonic()
@@ -241,11 +246,12 @@ class Server(threading.Thread):
         address: Address of this machine for the other ranks.
         table: The rank table.
         children: Processes whose exit status is available.
+        world_size: Number of ranks.
     """
 
-    def __init__(self, address: str, table: RankTable, children: Children) -> None:
+    def __init__(self, address: str, table: RankTable, children: Children, world_size: int) -> None:
         super().__init__(name="rank-watch-server", daemon=True)
-        self.table, self.children = table, children
+        self.table, self.children, self.world_size = table, children, world_size
         self.token = secrets.token_hex(16)
         here = address in ("127.0.0.1", "localhost")
         self._socket = socket.create_server(("127.0.0.1" if here else "", 0), backlog=4096)
@@ -253,17 +259,21 @@ class Server(threading.Thread):
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._socket, selectors.EVENT_READ)
         self._lines: dict[int, Line] = {}
+        self._strangers: dict[Line, float] = {}
+        """Connections that have not sent the token yet, and when they were opened, oldest first."""
         os.register_at_fork(after_in_child=self._socket.close)
 
     def run(self) -> None:
         """Listens until there is a failure report."""
+        clock = Clock()
         while True:
             for key, _ in self._selector.select(BEAT / 4):
                 if key.data is None:
-                    line = Line(self._socket.accept()[0])
-                    self._selector.register(line.socket, selectors.EVENT_READ, line)
+                    self._accept()
                 else:
                     self._listen(key.data)
+            self.table.pause(clock.pause())
+            self._send_strangers_away()
             exit_codes = {rank: child.returncode for rank, child in self.children.items() if child.poll() is not None}
             failure = self.table.failure(time.monotonic(), exit_codes)
             if failure is not None:
@@ -271,63 +281,59 @@ class Server(threading.Thread):
                     line.send({"failure report": asdict(failure)})
                 return
 
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # the peer has left already, or there are no file descriptors left
+            line = Line(self._socket.accept()[0])
+            self._selector.register(line.socket, selectors.EVENT_READ, line)
+            self._strangers[line] = time.monotonic()
+
+    def _send_strangers_away(self) -> None:
+        """Closes connections that do not introduce themselves, and the oldest if there are too many."""
+        excess = len(self._strangers) - self.world_size - STRANGERS
+        for number, (line, since) in enumerate(list(self._strangers.items())):
+            if number < excess or time.monotonic() > since + INTRODUCTION:
+                self._close(line)
+
     def _listen(self, line: Line) -> None:
-        for message in (messages := line.receive()) or ():
-            if message.get("token") != self.token:  # not a rank of this run
+        messages = line.receive()
+        for message in messages or ():
+            status = self._status(message)
+            if status is None:  # not a rank of this run
                 messages = None
                 break
-            status = RankStatus(**message["status"])
+            self._strangers.pop(line, None)
             line.rank = status.rank
             self._lines[status.rank] = line
             self.table.hear(status, time.monotonic())
             if "raised" in message:
-                self.table.hear_exception(status.rank, message["raised"], time.monotonic())
+                self.table.hear_exception(status.rank, str(message["raised"]), time.monotonic())
             if status.rank == 0:
                 for other in self._lines.values():
                     other.send({"first": message["status"]})
         if messages is None:
-            self._selector.unregister(line.socket)
-            line.socket.close()
-            if line.rank is not None:
-                if child := self.children.get(line.rank):  # its exit status says more
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        child.wait(BEAT)
-                del self._lines[line.rank]
-                self.table.lose(line.rank)
+            self._close(line)
 
-
-class Line:
-    """A connection that carries JSON objects, one per line."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.socket = connection
-        self.rank: int | None = None
-        self._rest = b""
-        self._sending = threading.Lock()
-        connection.settimeout(BEAT)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        # A lost machine closes no connection: probe it, with short timeouts. That of a stopped process answers.
-        for name, value in (("KEEPIDLE", 10), ("KEEPINTVL", 5), ("KEEPCNT", 3), ("USER_TIMEOUT", 30_000)):
-            if hasattr(socket, f"TCP_{name}"):  # Linux
-                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_{name}"), value)
-        # Workers of a data loader are forks, in which the connection must not stay open when this process ends.
-        os.register_at_fork(after_in_child=connection.close)
-
-    def send(self, message: dict[str, Any]) -> None:
-        """Sends a message; `receive` notices a lost peer."""
-        with self._sending, contextlib.suppress(OSError):
-            self.socket.sendall(json.dumps(message).encode() + b"\n")
-
-    def receive(self) -> list[dict[str, Any]] | None:
-        """Returns the messages of one beat; None if the connection is closed or its data are invalid."""
-        try:
-            data = self.socket.recv(2**16)
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            return [dict(json.loads(line)) for line in lines] if data else None
-        except TimeoutError:
-            return []
-        except (OSError, ValueError, TypeError):
+    def _status(self, message: dict[str, Any]) -> RankStatus | None:
+        """Returns the status in a message; None without the token, or if it is no status of a rank of this run."""
+        token, status = message.get("token"), message.get("status")
+        if not isinstance(token, str) or not secrets.compare_digest(token.encode(), self.token.encode()):
             return None
+        try:
+            found = RankStatus(**status)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+        return found if isinstance(found.rank, int) and 0 <= found.rank < self.world_size else None
+
+    def _close(self, line: Line) -> None:
+        self._strangers.pop(line, None)
+        self._selector.unregister(line.socket)
+        line.socket.close()
+        if line.rank is not None and self._lines.get(line.rank) is line:
+            if child := self.children.get(line.rank):  # its exit status says more
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(BEAT)
+            del self._lines[line.rank]
+            self.table.lose(line.rank)
 
 
 def launched(launcher: object) -> list[subprocess.Popen[Any]]:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from dalle_zoo.plain_data import PlainDataError, PlainLoader, yaml_value
 from dalle_zoo.registry import suggest
 
 _PACKAGE = Path(__file__).parent
@@ -35,7 +36,7 @@ def bundled_folder(kind: str) -> Path:
     raise FileNotFoundError(f"no {kind} found: expected {' or '.join(str(root) for root in roots)}")
 
 
-class _StrictLoader(yaml.SafeLoader):
+class _StrictLoader(PlainLoader):
     """Refuses a key that stands twice in a mapping, of which YAML would keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -55,11 +56,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         DataFileError: It is not there, is no valid YAML, has a key twice, or holds something else.
     """
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+        value = yaml_value(path.read_text(encoding="utf-8"), _StrictLoader)
     except OSError as error:
         raise DataFileError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise DataFileError(f"{path} is not valid YAML: {error}") from None
+    except PlainDataError as error:
+        raise DataFileError(f"{path} {error}") from None
     return mapping(value, str(path))
 
 

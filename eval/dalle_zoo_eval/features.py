@@ -29,7 +29,7 @@ from dalle_zoo.files import atomic_write, write_json
 from dalle_zoo.images import save_png
 from dalle_zoo.version import __version__
 from dalle_zoo_eval.blur import gaussian_blur
-from dalle_zoo_eval.extractors.base import Extractor, PairExtractor, exact_float32
+from dalle_zoo_eval.extractors.base import Extractor, ExtractorFileError, PairExtractor, exact_float32
 from dalle_zoo_eval.image_sources import EVERY, ImageBatch, ImageSource
 from dalle_zoo_eval.provenance import IDENTITY, PACKAGES, digest, package_versions
 
@@ -258,6 +258,7 @@ class FeatureStore:
             order = torch.tensor([i for some in ready.places[view] for i in some]).argsort()
             for kind in parts[0]:
                 found = torch.cat([part[kind] for part in parts])[order]
+                _check_finite(found, name, kind)
                 if view == f"0/{EVERY}":
                     found = found.reshape(len(batch.captions), -1, *found.shape[1:])
                 tensors[f"{view}/{kind}"] = found.contiguous()
@@ -312,6 +313,15 @@ class FeatureStore:
 
 def _png(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.png"
+
+
+def _check_finite(found: Tensor, extractor: str, kind: str) -> None:
+    """Raises `ExtractorFileError` for NaN and infinity, before further images are generated for them."""
+    if found.is_floating_point() and not bool(found.isfinite().all()):
+        raise ExtractorFileError(
+            f"the {kind} of {extractor} hold NaN or infinity: its weights are broken; give others with --network, or "
+            f"leave its scores out with --leave-out {extractor}"
+        )
 
 
 def _by_size(images: Sequence[Tensor]) -> list[list[int]]:

@@ -145,6 +145,8 @@ class Moments:
         d = shapes.get("total", (0,))[0]
         if shapes != {"count": (), "total": (d,), "outer": (d, d)}:
             raise StatisticsError(f"{path} must hold count, total (d,) and outer (d, d), got {shapes}")
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise StatisticsError(f"{path} holds NaN or infinity: delete it and measure again")
         return cls(count=int(tensors["count"]), total=tensors["total"].double(), outer=tensors["outer"].double())
 
 

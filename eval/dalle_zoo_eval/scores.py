@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -128,7 +129,7 @@ class Scorer:
                 samples += max((len(values) for values in batch.values()), default=0)
             computed = metric.compute()
             values = computed if isinstance(computed, dict) else {"value": computed}
-            found.append({part: float(value) for part, value in values.items()})
+            found.append({part: _finite(float(value)) for part, value in values.items()})
         if len(found) == 1:
             return found[0], samples
         # A part that one candidate lacks has no mean.
@@ -252,6 +253,13 @@ class Scorer:
         if extractor == RANKER:  # models bring their own
             return f"{RANKER} {str(self.group.extractors[RANKER].record['sha256'])[:8]}"
         return extractor
+
+
+def _finite(value: float) -> float:
+    """Returns a score; raises `StatisticsError` if it is no number that a result file can hold."""
+    if not math.isfinite(value):
+        raise StatisticsError(f"the score is {value}, which is not finite")
+    return value
 
 
 def _regrouped(batches: Iterator[tuple[Tensor, ...]], rows: int) -> Iterator[tuple[Tensor, ...]]:

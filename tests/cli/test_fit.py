@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from dalle_zoo.cli.fit import differences, read_run
+from dalle_zoo.cli.errors import UserError
+from dalle_zoo.cli.fit import ZooCLI, differences, read_run
 from dalle_zoo.cli.main import main
+from dalle_zoo.cli.train import run_folder
 from dalle_zoo.recipes import find_recipe
 from dalle_zoo.workspaces import claimed_folder
 
@@ -64,7 +66,8 @@ def test_a_run_lies_below_runs_under_the_name_of_its_recipe(scratch: Path, finis
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     assert [line for line in lines if "Seed set" in line] == ["Seed set to 0"]
     assert "weights are in runs/dvae/tiny/model/dvae" in lines
-    assert not [line for line in lines if "Tip:" in line or "Warning" in line]
+    foreign = ("Tip:", "Warning", "weights_only", "FLOPs", "sync_dist", "KernelPreference", "/-2")
+    assert not [line for line in lines if any(word in line for word in foreign)]
     assert any("train/loss" in line for line in lines), "the progress bar"
 
 
@@ -169,8 +172,12 @@ def test_two_processes_do_not_train_one_run(
         (["--checkpoint.every", "0"], "every must be at least 1"),
         (["--trainer.accelerator", "gpu", "--trainer.devices", "99"], "gpu"),
         (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt"),
-        (["--trainer.logger", "false"], "trainer.logger cannot be set"),
-        (["--trainer.enable_checkpointing", "false"], "trainer.enable_checkpointing cannot be false"),
+        (["--trainer.logger", "false"], "trainer.logger cannot be False"),
+        (["--trainer.enable_checkpointing", "false"], "trainer.enable_checkpointing cannot be False"),
+        (["--trainer.reload_dataloaders_every_n_epochs", "1"], "would repeat epoch 0"),
+        (["--trainer.fast_dev_run", "true"], "use --trainer.max_steps 2"),
+        (["--trainer.barebones", "true"], "turns off checkpoints"),
+        (["--model.warm_start.steps", "40"], "ends at step 1 inside the warm start of 40 steps"),
         (["--trainer.default_root_dir", "elsewhere"], "use --run FOLDER"),
     ],
 )
@@ -182,6 +189,40 @@ def test_what_cannot_work_leaves_no_folder(
     assert message in said
     assert "Traceback" not in said
     assert list(scratch.iterdir()) == []
+
+
+def test_an_empty_name_of_a_run_is_refused(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*TINY, "--run", ""])
+    assert "argument --run: expected a folder, got nothing" in capsys.readouterr().err
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [".", "./", "..", "new"])
+def test_a_run_folder_has_a_name(name: str, scratch: Path) -> None:
+    folder = run_folder(name)
+    assert folder.name not in ("", "..")
+    assert folder.resolve() == (scratch / name).resolve()
+
+
+def test_validation_needs_data(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "dvae/tiny", "--data.val", "null", "--run", str(finished)]) == 2
+    assert "validate needs validation data, and the recipe has none: set data.val" in capsys.readouterr().err
+
+
+def test_the_bundled_weights_can_be_trained_on(
+    scratch: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def built(self: ZooCLI) -> None:
+        raise UserError("built")
+
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    options = ["--model.init_args.init_from emoji64", "--model.init_args.warm_start null"]
+    assert all(f"`{option}`" in readme for option in options)
+    monkeypatch.setattr(ZooCLI, "before_fit", built)
+    words = [word for option in options for word in option.split()]
+    assert main(["fit", "dvae/emoji64", *words, "--trainer.devices", "1", "--trainer.strategy", "auto"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "dalle-zoo fit: built"
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 
-from dalle_zoo.convert import pickles
+from dalle_zoo.convert import object_pickles
 from dalle_zoo.convert.checkpoints import open_checkpoint
-from dalle_zoo.convert.pickles import Placeholder, Reference, WeightFileError, load_objects
+from dalle_zoo.convert.object_pickles import load_objects
+from dalle_zoo.convert.pickles import Placeholder, Reference, WeightFileError, shown
 
 
 def text(value: str) -> bytes:
@@ -299,8 +300,25 @@ def test_also_those_within_files_of_torch(name: str, carrier: str, watched: Any,
     assert f"{path} cannot be opened: " in watched(refusal, lambda: open_checkpoint(path))
 
 
+def doubled(start: bytes, levels: int = 60) -> bytes:
+    """A tuple that holds one tuple twice, which holds another one twice, and so on: 2^60 when it is printed."""
+    return start + b"2\x86" * levels
+
+
+def test_exploding_values_are_never_printed_compared_or_hashed(tmp_path: Path) -> None:
+    latin1 = b"c_codecs\nencode\nX\x01\x00\x00\x00a" + doubled(b"N") + b"\x86R."
+    storage = b"(X\x07\x00\x00\x00storage" + doubled(b"N") + b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ."
+    for name, data in {"encoding": latin1, "kind": storage, "key": b"}" + doubled(b"N") + b"Ns."}.items():
+        for carrier in CARRIERS:
+            (tmp_path / name).write_bytes(CARRIERS[carrier](b"\x80\x02" + data))
+            assert len(refusal(lambda path=tmp_path / name: open_checkpoint(path))) < 1000
+    assert shown(load(b"\x80\x02" + doubled(b"N") + b".")).startswith("((((...), (...)), ((...), (...))), (((")
+    assert len(shown({"a": [b"x" * 1000, "y" * 1000, 10**5000]})) < 300
+    assert shown([10**5000]) == "[an integer of 16610 bits]"
+
+
 def test_instructions_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pickles, "MAX_INSTRUCTIONS", 1000)
+    monkeypatch.setattr(object_pickles, "MAX_INSTRUCTIONS", 1000)
     assert load(b"N0" * 499 + b"N.") is None
     assert refusal(lambda: load(b"N0" * 500 + b"N.")).startswith("it has more than 1000 instructions")
 

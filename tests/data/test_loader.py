@@ -176,6 +176,61 @@ def test_an_epoch_left_half_way_is_not_repeated(source: Any) -> None:
     assert first["key"] != second["key"]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_stream_decodes_nothing_that_it_passes_over(mixed: Any, workers: int) -> None:
+    def loader() -> ResumableLoader:
+        return ResumableLoader(images(mixed), 3, seed=0, num_workers=workers)
+
+    alone = take(loader(), 8)
+    broken = loader()
+    take(broken, 3)
+    state = broken.state_dict()
+    assert set(state["unusable"]) <= {"s0001", "s0005", "s0008"}
+    resumed = loader()
+    resumed.load_state_dict(state)
+    assert same(take(resumed, 5), alone[3:])
+    if workers == 0:
+        resumed, decoded = loader(), []
+        decode = resumed.dataset.item
+
+        def spy(record: Any, epoch: int) -> Any:
+            decoded.append(record.key)
+            return decode(record, epoch)
+
+        resumed.dataset.item = spy  # type: ignore[method-assign]
+        resumed.load_state_dict(state)
+        (batch,) = take(resumed, 1)
+        passed = {key for earlier in alone[:3] for key in earlier["key"]}
+        assert passed & set(decoded) <= set(batch["key"]) <= set(decoded)
+
+
+def test_a_position_without_unusable_samples_is_found_by_decoding(mixed: Any, caplog: Any) -> None:
+    alone, broken = take(ResumableLoader(images(mixed), 3, seed=0), 4), ResumableLoader(images(mixed), 3, seed=0)
+    take(broken, 2)
+    state = broken.state_dict()
+    del state["unusable"]
+    resumed = ResumableLoader(images(mixed), 3, seed=0)
+    resumed.load_state_dict(state)
+    assert same(take(resumed, 2), alone[2:])
+    assert "does not list unusable samples: 2 batches are decoded again" in caplog.text
+
+
+def test_a_limited_epoch_ends_at_its_limit(source: Any) -> None:
+    def loader() -> ResumableLoader:
+        return ResumableLoader(images(source), 4, seed=7, limit=2)
+
+    alone = take(loader(), 6)
+    assert [batch["epoch"] for batch in alone] == [0, 0, 1, 1, 2, 2]
+    assert len(loader()) == 5, "the trainer takes fractions of it"
+    broken = loader()
+    take(broken, 2)
+    assert (broken.state_dict()["epoch"], broken.state_dict()["batches"]) == (1, 0)
+    for state in (broken.state_dict(), broken.state_dict() | {"epoch": 0, "batches": 2}):  # the latter is an old one
+        resumed = loader()
+        resumed.load_state_dict(state)
+        assert same(take(resumed, 4), alone[2:])
+
+
 def test_reading_leaves_global_randomness_alone(source: Any) -> None:
     torch.manual_seed(0)
     random.seed(0)

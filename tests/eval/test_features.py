@@ -11,6 +11,7 @@ import pytest
 import torch
 from dalle_zoo_eval import features
 from dalle_zoo_eval.blur import gaussian_blur
+from dalle_zoo_eval.extractors.base import ExtractorFileError
 from dalle_zoo_eval.features import FeatureStore, Share
 from dalle_zoo_eval.image_sources import ImageBatch
 from dalle_zoo_eval.provenance import PACKAGES
@@ -70,6 +71,22 @@ def test_images_are_made_ready_in_another_thread_and_keep_their_order(tmp_path: 
     assert subject.threads == network.prepared_by
     assert not subject.threads & network.looked_by
     assert measured.seconds() > 0
+
+
+class Broken(Means):
+    """A network whose numbers overflow for one image."""
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        found = super().__call__(images)
+        found["features"][0, 1] = torch.inf
+        return found
+
+
+def test_features_that_are_not_finite_end_the_run_and_are_not_stored(tmp_path: Path) -> None:
+    measured = FeatureStore(Mixed(), {"means": Broken()}, (0,), 4, tmp_path)
+    with pytest.raises(ExtractorFileError, match=r"the features of means hold NaN or infinity.*--leave-out means"):
+        measured.run(Share(), label="mixed")
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_chunks_of_other_packages_or_devices_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,6 +126,9 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(StatisticsError, match="delete it and measure again"):
         Moments.load(path)
+    save_file({"count": torch.tensor(3), "total": torch.zeros(2), "outer": torch.full((2, 2), torch.nan)}, path)
+    with pytest.raises(StatisticsError, match="holds NaN or infinity: delete it"):
+        Moments.load(path)
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(StatisticsError, match="must hold count"):
         Moments.load(path)

@@ -328,12 +328,12 @@ def test_other_sampling_belongs_together(put: Put) -> None:
     ("result", "message"),
     [
         ("{", "is not valid JSON"),
-        ("[]", "has no protocol"),
+        ("[]", "must contain a JSON object, got list"),
         ({"protocol": {}, "model": {}}, "has no source: expected a result file of dalle-zoo eval"),
         (made_up([]), "holds no score"),
         (made_up([score("fdi", 1.0)]), "score 1: unknown metric 'fdi'. Did you mean 'fid'"),
         (made_up([score("fid", 1.0, "mobilenet")]), "a FID is of inception-2015 or dmgan, got 'mobilenet'"),
-        (made_up([score("fid", float("nan"))]), "value must be a finite number, got nan"),
+        (made_up([score("fid", float("nan"))]), "is not valid JSON: it has the number NaN"),
         (made_up([score("fid", 1.0, samples=0)]), "samples must be an integer of at least 1, got 0"),
         (made_up([score("fid", 1.0, interval=[1.0])]), "interval must be two numbers"),
         (made_up([{"metric": "fid"}]), "score 1: .*missing"),
@@ -357,7 +357,7 @@ def test_wrong_arguments(put: Put, tmp_path: Path) -> None:
         write_report([], tmp_path / "out")
     with pytest.raises(ResultError, match="is given twice"):
         write_report([path, path], tmp_path / "out")
-    with pytest.raises(ResultError, match="cannot be read"):
+    with pytest.raises(ResultError, match="is missing"):
         write_report([tmp_path / "none.json"], tmp_path / "out")
     with pytest.raises(ResultError, match="out must be a folder"):
         write_report([path], path)

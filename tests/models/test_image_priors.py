@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from dalle_zoo.files import write_json
+from dalle_zoo.files import read_json, write_json
 from dalle_zoo.model_folder import ModelFolderError
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.networks import load_prior, save_network
@@ -37,6 +38,11 @@ TINY: dict[str, dict[str, Any]] = {
     "dalle_pytorch masked": {**SIZES, "width": 16, "num_heads": 2, "head_size": 4, **DALLE_PYTORCH, **OLD},
 }
 """A small config of every type; of some, several."""
+
+IDS = ("padding_id", "start_token")
+"""Fields that are no sizes."""
+SECONDS = 20.0
+"""Many times what all refusals of one prior take."""
 
 every_prior = pytest.mark.parametrize("name", TINY)
 
@@ -146,6 +152,22 @@ def test_a_saved_prior_loads_equal(name: str, tmp_path: Any) -> None:
     assert back.config == prior.config
     text, codes = captions(prior, 1), codes_of(prior, 1)
     assert torch.equal(back.image_logits(text, codes), prior.image_logits(text, codes))
+
+
+@pytest.mark.parametrize("name", ["prior", "mindalle", "rudalle v3", "dalle_mini", "dalle_pytorch others"])
+def test_sizes_beyond_the_weights_are_refused_at_once(name: str, tmp_path: Any) -> None:
+    prior = tiny(name)
+    save_network(prior, PRIORS.name_of(type(prior)), tmp_path)
+    values, start = read_json(tmp_path / "config.json"), time.monotonic()
+    sizes = [field for field, value in values.items() if type(value) is int and field not in IDS]
+    bombs = [{field: size} for field in sizes for size in (60_000, 10**15)]
+    bombs += [{field: values[field] + [1] * 100_000} for field in values if isinstance(values[field], list)]
+    bombs += [{"masks": "row" + ", row" * 100_000}] if "masks" in values else []
+    for bomb in bombs:
+        write_json(tmp_path / "config.json", {**values, **bomb})
+        with pytest.raises(ModelFolderError):
+            load_prior(tmp_path)
+    assert time.monotonic() - start < SECONDS
 
 
 def test_an_unknown_prior_type_raises(tmp_path: Any) -> None:

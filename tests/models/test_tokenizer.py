@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from dalle_zoo.files import read_json, write_json
+from dalle_zoo.model_folder import ModelFolderError
 from dalle_zoo.models.dvae import DVAE, DVAEConfig, DVAEEncoder, DVAEEncoderConfig
 from dalle_zoo.models.external.dalle_pytorch_vae import DallePytorchVAE, DallePytorchVAEConfig
 from dalle_zoo.models.external.vqgan import VQGAN, VQGANConfig
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
+from dalle_zoo.networks import load_image_tokenizer, save_network
 from dalle_zoo.registry import UnknownNameError
+
+SECONDS = 20.0
+"""Many times what all refusals of one tokenizer take."""
 
 
 def dvae() -> ImageTokenizer:
@@ -52,6 +60,17 @@ def tokenizer(request: pytest.FixtureRequest) -> ImageTokenizer:
         return MAKERS[request.param]().eval()
     kind = IMAGE_TOKENIZERS[request.param]
     return kind(kind.config_class()).eval()
+
+
+def test_sizes_beyond_the_weights_are_refused_at_once(tokenizer: ImageTokenizer, tmp_path: Path) -> None:
+    save_network(tokenizer, IMAGE_TOKENIZERS.name_of(type(tokenizer)), tmp_path)
+    values, start = read_json(tmp_path / "config.json"), time.monotonic()
+    sizes = [field for field, value in values.items() if type(value) is int and field != "image_size"]
+    for bomb in [{field: size} for field in sizes for size in (60_000, 10**15)]:
+        write_json(tmp_path / "config.json", {**values, **bomb})
+        with pytest.raises(ModelFolderError):
+            load_image_tokenizer(tmp_path)
+    assert time.monotonic() - start < SECONDS
 
 
 @torch.no_grad()

@@ -29,9 +29,11 @@ from torch.utils.data import DataLoader
 from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.training.averaging import WeightEMA
 from dalle_zoo.training.base import deferred_weights
-from dalle_zoo.training.checkpoints import AtomicCheckpointIO, Checkpoint, list_checkpoints, unsharded_checkpoint
+from dalle_zoo.training.checkpoints import AtomicCheckpointIO, unsharded_checkpoint
+from dalle_zoo.training.integrity import list_checkpoints
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.prior_module import PriorModule
+from dalle_zoo.training.saving import Checkpoint
 from dalle_zoo.training.schedules import LearningRate
 from dalle_zoo.training.strategies import defers_weights
 from dalle_zoo.training.strategy_hooks import hooks_of

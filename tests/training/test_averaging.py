@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from dalle_zoo.training.averaging import WeightEMA
-from dalle_zoo.training.checkpoints import Checkpoint
+from dalle_zoo.training.saving import Checkpoint
 
 
 class Weight(nn.Module):
@@ -77,12 +78,29 @@ def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
         WeightEMA(**options)
 
 
-def test_what_a_killed_run_left_half_removed_goes_away(tmp_path: Path) -> None:
+def test_a_run_that_ends_with_its_first_weights_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    for updates, told in ((2, True), (20, False)):
+        ema, module = average(torch.float32, updates, decay=0.999)
+        module.trainer.is_global_zero = True
+        caplog.clear()
+        ema.on_train_end(module.trainer, module)
+        assert ("still consist to 25 % of the first ones" in caplog.text) is told
+    for decay in (0.5, 0.999):
+        ema, _ = average(torch.float32, 5, decay=decay)
+        assert ema.average is not None
+        share = (float(ema.average[0][0]) - 0.03) / (0.02 - 0.03)
+        assert share == pytest.approx(ema.share_of_start(5), abs=1e-5)
+    late = WeightEMA(decay=0.9, every=5, start=12)
+    assert [late.share_of_start(step) for step in (15, 19, 20)] == [1, 1, late.decay_at(1)]
+
+
+def test_what_a_killed_run_left_half_removed_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     for name in (".00000003.ckpt.77.old", ".00000004.ckpt.part", "00000005.ckpt"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "state.pt").touch()
     (tmp_path / ".00000006.ckpt.part").touch()
     checkpoint = Checkpoint()
     checkpoint.folder = tmp_path
-    checkpoint.on_train_start(cast(Any, SimpleNamespace(is_global_zero=True)), cast(Any, None))
+    checkpoint.on_train_start(cast(Any, SimpleNamespace(is_global_zero=True, loggers=[])), cast(Any, None))
     assert [path.name for path in tmp_path.iterdir()] == ["00000005.ckpt"]

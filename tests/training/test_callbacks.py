@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from dalle_zoo.models.dvae import DVAEConfig
+from dalle_zoo.plots import CURVES
 from dalle_zoo.training.callbacks import ImageLogger, default_loggers
-from dalle_zoo.training.checkpoints import AtomicCheckpointIO, Checkpoint
+from dalle_zoo.training.checkpoints import AtomicCheckpointIO
+from dalle_zoo.training.curves import CurveLogger
 from dalle_zoo.training.dvae_module import DVAEModule
+from dalle_zoo.training.saving import Checkpoint
 
 
 def stand_in(**changes: Any) -> Any:
@@ -68,11 +70,36 @@ def test_curves_go_to_csv_and_to_tensorboard_when_it_is_there(tmp_path: Path, mo
     assert len(default_loggers(tmp_path)) == 1 + installed
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     (logger,) = default_loggers(tmp_path)
-    assert isinstance(logger, CSVLogger)
+    assert isinstance(logger, CurveLogger)
     assert list(tmp_path.iterdir()) == []
     # A line is on disk as soon as it is logged: a kill loses none of those before the state it resumes from.
     logger.log_metrics({"loss": 0.5}, step=3)
-    assert (tmp_path / "metrics" / "version_0" / "metrics.csv").read_text().splitlines() == ["loss,step", "0.5,3"]
+    assert (tmp_path / CURVES).read_text().splitlines() == ["step,loss", "3,0.5"]
+
+
+def test_a_resumed_run_continues_its_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = CurveLogger(tmp_path)
+    for step in range(3):
+        logger.log_metrics({"loss": torch.tensor(step / 4), "epoch": 0.0}, step=step)
+    with (tmp_path / CURVES).open("a") as file:
+        file.write("3,0,0.")  # killed in the middle of a row
+    resumed = CurveLogger(tmp_path)
+    resumed.rewind(2)
+    resumed.log_metrics({"loss": 0.5, "epoch": 0}, step=2)
+    resumed.log_metrics({"val/loss": 7, "epoch": 0}, step=2)  # a new column
+    assert (tmp_path / CURVES).read_text().splitlines() == [
+        "step,epoch,loss,val/loss", "0,0,0.0,", "1,0,0.25,", "2,0,0.5,", "2,0,,7.0",
+    ]  # fmt: skip
+    before = (tmp_path / CURVES).read_bytes()
+
+    def killed(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        resumed.log_metrics({"another": 1.0}, step=3)
+    assert (tmp_path / CURVES).read_bytes() == before, "a new column replaces the file in one step"
+    assert [path.name for path in (tmp_path / "metrics").iterdir()] == ["metrics.csv"]
 
 
 def test_a_state_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from dalle_zoo.networks import load_image_tokenizer
 from dalle_zoo.training import AdamWConfig, Cosine, LearningRate
 from dalle_zoo.training.data_modules import CodeDataModule, ImageDataModule, TextConfig
 from dalle_zoo.training.dvae_module import PAPER_KL, PAPER_RATE, PAPER_TEMPERATURE, DVAEModule
+from dalle_zoo.training.warm_start import WarmStart
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -194,3 +195,18 @@ def test_only_fit_opens_the_training_data(shards: Path) -> None:
     assert len(list(data.val_dataloader())) == 3  # 22 samples, 8 per batch
     with pytest.raises(ValueError, match="location 'nowhere' does not exist"):
         data.setup("fit")
+
+
+def test_a_run_shorter_than_its_schedules_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    rate = LearningRate(peak=1e-3, warmup_steps=10, decay="cosine", decay_steps=90)
+    short = Cosine(start=1.0, end=0.5, steps=50)
+    stage = DVAEModule(CONFIG, kl_weight=short, temperature=Cosine(start=1.0, end=0.5, steps=200), learning_rate=rate)
+    stage.check_length(160)
+    assert not caplog.text
+    stage.check_length(70)
+    assert "ends at step 70" in caplog.text
+    assert "model.learning_rate.decay_steps (step 100), model.temperature.steps (step 200)" in caplog.text
+    warm = DVAEModule(CONFIG, learning_rate=rate, warm_start=WarmStart(steps=40, gather=4, quantized_steps=20))
+    warm.check_length(90)
+    with pytest.raises(ValueError, match="ends at step 40 inside the warm start of 40 steps"):
+        warm.check_length(40)

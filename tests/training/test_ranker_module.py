@@ -11,13 +11,14 @@ import torch
 import torch.utils.data
 from lightning.pytorch import Trainer
 
-from dalle_zoo.models.ranker import Ranker, RankerConfig
+from dalle_zoo.models.ranker import RankerConfig
+from dalle_zoo.ranker_folder import load_ranker
 from dalle_zoo.tokenizers import ByteTokenizer
 from dalle_zoo.training import LearningRate
 from dalle_zoo.training.averaging import WeightEMA
-from dalle_zoo.training.checkpoints import Checkpoint
 from dalle_zoo.training.data_modules import CodeDataModule, ImageDataModule, TextConfig
 from dalle_zoo.training.ranker_module import RankerModule
+from dalle_zoo.training.saving import Checkpoint
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -81,7 +82,7 @@ def test_it_learns_four_pairs_and_exports_them(module: RankerModule, tmp_path: P
     assert run.callback_metrics["val/text_to_image_top5"] == 1
     module.export(tmp_path / "ranker")
     with torch.no_grad():
-        image = Ranker.from_folder(tmp_path / "ranker").image_features(batch()["image"])
+        image = load_ranker(tmp_path / "ranker").image_features(batch()["image"])
         assert torch.allclose(image, module.eval().net.image_features(batch()["image"]))
 
 

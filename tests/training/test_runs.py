@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import subprocess
@@ -20,7 +19,8 @@ from safetensors.torch import load_file
 from dalle_zoo.cli.fit import ZooCLI
 from dalle_zoo.cli.main import main
 from dalle_zoo.cli.runs import read_curves
-from dalle_zoo.training.checkpoints import newest_checkpoint
+from dalle_zoo.plots import CURVES, read_rows
+from dalle_zoo.training.integrity import newest_checkpoint
 
 ROOT = Path(__file__).parents[2]
 STEPS, EVERY = 13, 3
@@ -280,8 +280,8 @@ def test_the_plateau_rule_halves_and_survives_the_kill(runs: dict[str, Run]) -> 
 
 
 def test_curves_of_a_killed_run_go_on(run: Run) -> None:
-    assert len(list((run.killed / "metrics").glob("version_*/metrics.csv"))) == 2
     alone, killed = read_curves(run.alone), read_curves(run.killed)
+    assert rows_of(run.killed) == rows_of(run.alone), "one file, in which no row is twice"
     wanted = {"train/loss", "val/loss", "schedule/learning_rate"}
     if run.stage == "dvae":
         wanted |= {"val/psnr", "val/codes_used", "schedule/temperature", "schedule/kl_weight"}
@@ -290,6 +290,11 @@ def test_curves_of_a_killed_run_go_on(run: Run) -> None:
     assert wanted <= alone.keys()
     assert list(alone["train/loss"]) == list(range(STEPS))
     assert killed == alone
+
+
+def rows_of(run: Path) -> list[dict[str, str]]:
+    assert [path.name for path in (run / "metrics").iterdir()] == ["metrics.csv"]
+    return read_rows(run / CURVES)[1]
 
 
 def test_images_appear_at_every_validation(run: Run) -> None:
@@ -438,10 +443,3 @@ def test_the_state_of_another_network_is_refused(
     other = runs["dvae"].alone / "checkpoints" / "00000012.ckpt"
     assert main(["validate", str(recipes["prior"]), "--run", str(tmp_path), "--ckpt_path", str(other)]) == 2
     assert "another network" in capsys.readouterr().err
-
-
-def test_metrics_are_plain_csv(runs: dict[str, Run]) -> None:
-    path = runs["prior"].alone / "metrics" / "version_0" / "metrics.csv"
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert {"step", "epoch", "train/loss"} <= rows[0].keys()

@@ -14,7 +14,8 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
-from dalle_zoo.training.checkpoints import consolidate, list_checkpoints, newest_checkpoint, unsharded_checkpoint
+from dalle_zoo.training.checkpoints import consolidate, unsharded_checkpoint
+from dalle_zoo.training.integrity import list_checkpoints, newest_checkpoint
 from dalle_zoo.training.sharded import is_sharded
 from dalle_zoo.training.strategies import FullyShard, HSDPPowerSGD, defers_weights, make_strategy
 from dalle_zoo.training.trainer import ZooTrainer

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -13,8 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from dalle_zoo.training import launcher, watch
+from dalle_zoo.training.launcher import LAUNCHER
+from dalle_zoo.training.line import MAX_LINE, Clock, Line
 from dalle_zoo.training.rank_table import RankStatus, RankTable
-from dalle_zoo.training.watch import Line, RankWatch, Server
+from dalle_zoo.training.watch import RankWatch, Server
 
 ROOT = Path(__file__).parents[2]
 STEP = 4
@@ -180,16 +185,19 @@ def test_a_run_that_ends_well_says_nothing(tmp_path: Path) -> None:
 
 
 def test_strangers_are_sent_away() -> None:
-    server = Server("localhost", RankTable(60.0, time.monotonic()), {})
+    server = Server("localhost", RankTable(60.0, time.monotonic()), {}, world_size=2)
     server.start()
     mine = {"token": server.token, "status": vars(RankStatus(rank=1, host="h", pid=1))}
-    replies = []
-    for said in (b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", json.dumps(mine | {"token": "0"}).encode() + b"\n"):
+    beyond = {"token": server.token, "status": vars(RankStatus(rank=2, host="h", pid=1))}
+    hostile = [b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b"[" * 60_000 + b"\n", b"x" * (MAX_LINE + 2**16)]
+    wrong = [mine | {"token": "0"}, mine | {"token": [1]}, mine | {"status": 1}, beyond]
+    for said in [*hostile, *(json.dumps(message).encode() + b"\n" for message in wrong)]:
         with socket.create_connection(("127.0.0.1", server.port)) as stranger:
-            stranger.sendall(said)
             stranger.settimeout(10)
-            replies.append(stranger.recv(1))
-    assert replies == [b""] * 3
+            with contextlib.suppress(OSError):  # it may be sent away before it has said everything
+                stranger.sendall(said)
+            with contextlib.suppress(ConnectionResetError):
+                assert stranger.recv(1) == b""
     assert not server.table.entries
     line = Line(socket.create_connection(("127.0.0.1", server.port)))
     line.send(mine)
@@ -201,6 +209,83 @@ def test_strangers_are_sent_away() -> None:
     line.socket.close()
     server.join(10)
     assert not server.is_alive(), "a rank that is gone is a failure report"
+
+
+def test_silent_strangers_do_not_fill_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "STRANGERS", 2)
+    server = Server("localhost", RankTable(60.0, time.monotonic()), {}, world_size=2)
+    strangers = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(6)]
+    for _ in strangers:
+        server._accept()
+    server._send_strangers_away()
+    assert len(server._strangers) == 4, "one per rank, and two more"
+    strangers[0].settimeout(10)
+    assert strangers[0].recv(1) == b"", "the oldest have left"
+    monkeypatch.setattr(watch, "INTRODUCTION", -1.0)
+    server._send_strangers_away()
+    assert not server._strangers
+    for stranger in strangers:
+        stranger.close()
+    server._socket.close()
+
+
+def test_a_time_in_which_the_process_was_stopped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    table, clock = RankTable(60.0, now[0]), Clock()
+    for rank in range(2):
+        table.hear(RankStatus(rank=rank, host="h", pid=rank), now[0])
+    now[0] += 1
+    assert clock.pause() == 0
+    now[0] += 3600  # SIGSTOP, and an hour later SIGCONT
+    table.pause(clock.pause())
+    assert table.failure(now[0], {}) is None
+    now[0] += 61
+    assert table.failure(now[0], {}) is not None, "nobody has advanced for a minute of the run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigterm_ends_all_ranks_with_a_checkpoint(rank: int, tmp_path: Path) -> None:
+    outcome = Outcome(tmp_path, "SIGTERM", rank)
+    assert outcome.status == 128 + signal.SIGTERM, outcome.said
+    assert "ended by SIGTERM: the same command resumes" in outcome.said
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [f"{STEP + 1:08d}.ckpt"]
+    assert not (tmp_path / "run/model").exists()
+
+
+# A rank that is still connecting: no collective and no thread of the rank watch is there yet. The module is loaded as
+# a file, since the package imports PyTorch, which takes seconds.
+CONNECTING = """
+import importlib.util, sys, time
+spec = importlib.util.spec_from_file_location("launcher", sys.argv[1])
+launcher = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(launcher)
+with launcher.tied_to_launcher():
+    print("waits", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_rank_ends_with_the_process_that_launched_it() -> None:
+    shell = f'{LAUNCHER}=$$ LOCAL_RANK=1 "$0" -c "$1" "$2" & echo $!; read _'
+    process = subprocess.Popen(
+        ["sh", "-c", shell, sys.executable, CONNECTING, str(launcher.__file__)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    rank = int(process.stdout.readline())
+    assert process.stdout.readline() == "waits\n"
+    assert running(rank)
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+    wait_for_the_end([rank])
 
 
 def test_the_timeout_must_be_positive() -> None:

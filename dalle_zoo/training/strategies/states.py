@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -24,6 +25,7 @@ from torch.optim import Optimizer
 
 from dalle_zoo.models.initial import copy_shard
 from dalle_zoo.training import averaging
+from dalle_zoo.training.integrity import damage_of, damaged
 from dalle_zoo.training.sharded import is_sharded, load_sharded, names, read_state, save_sharded
 from dalle_zoo.training.strategy_hooks import StrategyHooks
 
@@ -123,6 +125,7 @@ class ShardedStates(StrategyHooks, ParallelStrategy):
         return self.lightning_module is not None and self.lightning_module.trainer.state.fn == TrainerFn.FITTING
 
     def _from_shards(self, path: Path) -> dict[str, Any]:
+        self._check_shards(path)
         checkpoint = read_state(path)
         known = names(path)
 
@@ -144,6 +147,14 @@ class ShardedStates(StrategyHooks, ParallelStrategy):
             if left := {name.removeprefix(f"{EXCHANGE}/") for name in known if name.startswith(f"{EXCHANGE}/")}:
                 self.load_exchange_state(lambda all_: load_sharded({EXCHANGE: _some(all_, left)}, path))
         return checkpoint
+
+    def _check_shards(self, path: Path) -> None:
+        """Raises `DamagedCheckpointError` in every process for damage that any of them finds in its part."""
+        found: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, damage_of(path, dist.get_rank(), dist.get_world_size(), digests=True))
+        damage = next((text for text in found if text is not None), None)
+        if damage is not None:
+            raise damaged(path, damage)
 
     def _from_file(self, path: Path) -> dict[str, Any]:
         checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=True)

@@ -11,11 +11,11 @@ Reference: Microsoft COCO: Common Objects in Context (Lin et al., 2014); Microso
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dalle_zoo.plain_data import PlainDataError, json_value
 from dalle_zoo_eval.datasets.base import (
     DATASETS,
     DatasetError,
@@ -28,6 +28,8 @@ from dalle_zoo_eval.datasets.base import (
     usable,
 )
 
+MAX_BYTES = 2**30
+"""Size limit of a caption file; the largest, of the images to train with, has 90 MB."""
 SPLITS = ("train2014", "val2014", "train2017", "val2017")
 
 
@@ -79,9 +81,10 @@ def _annotation_file(root: Path, split: str) -> Path:
 def _annotations(path: Path) -> tuple[list[Any], list[Any]]:
     """The lists ``images`` and ``annotations`` of a caption file."""
     try:
-        data = path.read_bytes()
-        record = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
-    except (ValueError, EOFError, OSError, zlib.error, RecursionError) as error:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            # A short archive can hold any number of bytes.
+            record = json_value(file.read(MAX_BYTES + 1), max_bytes=MAX_BYTES)
+    except (PlainDataError, EOFError, OSError, zlib.error) as error:
         raise DatasetError(f"{path} is no JSON, or is truncated ({error}): fetch it again") from None
     images, annotations = (record.get(k) if isinstance(record, dict) else None for k in ("images", "annotations"))
     if not isinstance(images, list) or not isinstance(annotations, list):

@@ -13,6 +13,7 @@ from typing import get_args
 import torch
 
 from dalle_zoo.files import atomic_write
+from dalle_zoo.plain_data import json_value
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo_eval.choices import Choice
 from dalle_zoo_eval.datasets.base import DatasetError, EvalDataset, Item
@@ -140,7 +141,7 @@ def load_captions(path: Path) -> CaptionList:
         DatasetError: The file is missing, is something else, or was changed or truncated.
     """
     try:
-        head, *lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+        head, *lines = [json_value(line) for line in path.read_bytes().splitlines()]
         entries = tuple((str(key), str(caption)) for key, caption in lines)
         captions = CaptionList(entries=entries, seed=int(head["seed"]), source=str(head["source"]))
         pinned, count = head["sha256"], head["captions"]

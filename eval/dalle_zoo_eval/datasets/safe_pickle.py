@@ -51,7 +51,7 @@ def load_plain(path: Path) -> Any:
     except UnsafePickleError as error:
         raise UnsafePickleError(f"{path} is not opened: {error}") from None
     except Exception as error:  # the reader raises nearly anything on damaged bytes
-        raise DatasetError(f"{path} is no pickle, or damaged ({type(error).__name__}: {error})") from None
+        raise DatasetError(f"{path} is no pickle, or damaged ({type(error).__name__}: {str(error)[:200]})") from None
 
 
 def _stand_in(module: str, name: str) -> Callable[..., Any]:
@@ -69,10 +69,14 @@ class _Dtype:
     __slots__ = ("_format", "_order")
 
     def __init__(self, kind: str) -> None:
+        if not isinstance(kind, str):  # a lookup would hash it, which takes years for some nested tuples
+            raise UnsafePickleError("it has a dtype of numpy that is no text")
         self._format, self._order = _FORMATS[kind], "<"
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         """Takes the byte order, the second of numpy's fields; single bytes have ``|``."""
+        if not isinstance(state[1], str):
+            raise UnsafePickleError("it has a byte order of numpy that is no text")
         self._order = {"<": "<", ">": ">", "|": "<"}[state[1]]
 
     def number(self, value: bytes | str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dalle_zoo import ranker_folder
 from dalle_zoo.files import sha256_file
 from dalle_zoo.model_folder import WEIGHTS
 from dalle_zoo.models.ranker import Ranker
+from dalle_zoo.weights import index_path, read_headers
 from dalle_zoo_eval.extractors.base import EXTRACTORS, ExtractorFileError, check_images, exact_float32
 
 # B images or captions, H W pixels, d features
@@ -55,10 +58,9 @@ def load_clip(location: Path, device: torch.device, expected_sha256: str | None 
     """Opens a CLIP folder as transformers writes it; nothing is fetched, and no pickled weights are read.
 
     Args:
-        location: Folder with ``config.json``, ``model.safetensors``, ``tokenizer.json`` and, unless OpenAI's
-            preprocessing is meant, ``preprocessor_config.json``.
+        location: Folder with the files of `dalle_zoo.ranker_folder`.
         device: Where it computes.
-        expected_sha256: Digest that ``model.safetensors`` must have. Defaults to any.
+        expected_sha256: Digest that the weights must have, as in the record of an earlier evaluation. Defaults to any.
     """
     return open_contrastive("clip", location, device, expected_sha256)
 
@@ -72,7 +74,7 @@ def load_ranker(location: Path, device: torch.device, expected_sha256: str | Non
     Args:
         location: Folder of a model, whose ``ranker`` is taken, or of a ranker.
         device: Where it computes.
-        expected_sha256: Digest that its ``model.safetensors`` must have. Defaults to any.
+        expected_sha256: Digest that its weights must have. Defaults to any.
     """
     inner = location / "ranker"
     return open_contrastive("ranker", inner if inner.is_dir() else location, device, expected_sha256)
@@ -83,24 +85,30 @@ def open_contrastive(
 ) -> ContrastiveExtractor:
     """Opens a CLIP folder under a name; arguments and errors as in `load_clip`."""
     weights = folder / WEIGHTS
-    if not weights.is_file():
+    if not weights.is_file() and not index_path(weights).is_file():
         raise ExtractorFileError(
             f"{weights} is missing: expected a CLIP folder as transformers writes it, with config.json, {WEIGHTS} and "
             "tokenizer.json; copy it there, for example openai/clip-vit-base-patch32 saved with save_pretrained"
         )
-    digest = sha256_file(weights)
-    if expected_sha256 and digest != expected_sha256:
-        raise ExtractorFileError(f"{weights} has sha256 {digest}, expected {expected_sha256}: copy the right folder")
     try:
-        ranker = Ranker.from_folder(folder).to(device).requires_grad_(False)
+        digest = _digest(weights)
+        if expected_sha256 and digest != expected_sha256:
+            raise ValueError(f"its weights have sha256 {digest}, expected {expected_sha256}: copy the right folder")
+        ranker = ranker_folder.load_ranker(folder).to(device).requires_grad_(False)
     except (FileNotFoundError, ValueError) as error:
         raise ExtractorFileError(f"{folder} cannot be opened as a CLIP folder: {error}") from None
-    height, width = ranker.preprocessing.crop
+    side, crop = ranker.preprocessing.size, ranker.preprocessing.crop
     record = {
         "name": name,
         "sha256": digest,
-        "pixels": height,
-        "resize": f"{ranker.preprocessing.mode} with antialias, center crop {height}x{width}",
+        "pixels": side,
+        "resize": f"{ranker.preprocessing.mode} with antialias, {f'center crop {side}x{side}' if crop else 'no crop'}",
         "files_sha256": {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.suffix in TEXTS},
     }
     return ContrastiveExtractor(name=name, record=record, ranker=ranker)
+
+
+def _digest(weights: Path) -> str:
+    """Returns the sha256 of the weights; of shards that of their digests, in the order of their names."""
+    digests = [sha256_file(file) for file in sorted({header.file for header in read_headers(weights).values()})]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

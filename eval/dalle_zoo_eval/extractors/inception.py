@@ -8,7 +8,6 @@ torchvision's weights, and an input that is scaled twice.
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -186,10 +185,13 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     """A state dict; anything but tensors in the file is refused, not run."""
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise ExtractorFileError(f"{path} is not a readable file of weights: {error}") from None
-    if not isinstance(tensors, dict):
+    except Exception as error:  # on damaged bytes the reader raises nearly anything
+        raise ExtractorFileError(f"{path} is not a readable file of weights: {str(error)[:300]}") from None
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ExtractorFileError(f"{path} must hold a dict of tensors, got {type(tensors).__name__}")
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise ExtractorFileError(f"{path} holds NaN or infinity in {str(name)[:100]}: the weights are unusable")
     return tensors
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from dalle_zoo.registry import Registry
+from dalle_zoo_eval.moments import StatisticsError
 
 ANNOTATIONS = ("std", "low", "high", "at_infinity", "rank_deficient")
 """Keys of a computed dict that annotate its ``value`` instead of being parts of their own."""
@@ -79,6 +81,8 @@ class MetricRegistry(Registry[type[Metric]]):
     ) -> Callable[[Any], Any]:
         """Decorator that adds a torchmetrics class, or a pure function, of which `RowsMetric` makes one.
 
+        The function then raises `StatisticsError` for features that are not finite.
+
         Args:
             name: What protocols call it.
             label: What people call it. Defaults to the name.
@@ -92,6 +96,7 @@ class MetricRegistry(Registry[type[Metric]]):
                 metric: Any = given
                 inputs = frozenset(inspect.signature(metric.update).parameters) - {"self"}
             else:
+                given = _of_finite_rows(given)
                 body = {"function": staticmethod(given), "__doc__": given.__doc__, "__module__": given.__module__}
                 metric = type(given.__name__, (RowsMetric,), body)
                 inputs = metric.inputs()
@@ -113,6 +118,20 @@ class MetricRegistry(Registry[type[Metric]]):
         if not isinstance(found, MetricSpec):
             raise TypeError(f"metric {name!r} has no spec: decorate it with @METRICS.register({name!r}, ...)")
         return found
+
+
+def _of_finite_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a function refuse NaN and infinity in its tensors: some scores of NaN are plausible numbers."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def checked(*arguments: Any, **options: Any) -> Any:
+        for name, values in signature.bind(*arguments, **options).arguments.items():
+            if isinstance(values, Tensor) and values.is_floating_point() and not bool(values.isfinite().all()):
+                raise StatisticsError(f"{name} hold NaN or infinity: the network or its input is broken")
+        return function(*arguments, **options)
+
+    return checked
 
 
 METRICS = MetricRegistry("metric", group="dalle_zoo.metrics", base=Metric)

@@ -180,6 +180,19 @@ def test_damaged_files(path: Path, data: bytes) -> None:
         load_plain(path)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x02cnumpy\ndtype\n(N" + b"2\x86" * 60 + b"tR.",  # a dtype whose hash takes years
+        b"\x80\x02cnumpy\ndtype\n(X\x02\x00\x00\x00i8tR(NN" + b"2\x86" * 60 + b"tb.",  # a byte order likewise
+    ],
+)
+def test_exploding_values_are_not_hashed(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    with pytest.raises(UnsafePickleError, match="of numpy that is no text"):
+        load_plain(path)
+
+
 def test_missing_file(path: Path) -> None:
     with pytest.raises(DatasetError, match=r"FileNotFoundError"):
         load_plain(path)

@@ -10,6 +10,8 @@ import pytest
 import torch
 from dalle_zoo_eval.metrics import METRICS
 from dalle_zoo_eval.metrics.base import RowsMetric
+from dalle_zoo_eval.metrics.clip_score import clip_score
+from dalle_zoo_eval.moments import StatisticsError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import Metric, MetricCollection
@@ -51,6 +53,32 @@ def feed(metric: Metric, name: str, start: int, stop: int) -> None:
 def values(metric: Metric) -> dict[str, float]:
     found = metric.compute()
     return {k: float(v) for k, v in found.items()} if isinstance(found, Mapping) else {"value": float(found)}
+
+
+NUMBERS = {"features", "text_features", "logits", "nll"}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", [name for name in METRICS if METRICS.spec(name).inputs & NUMBERS])
+def test_numbers_that_are_not_finite_are_no_score(name: str, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CLIP score of NaN would be 0, as max(0, NaN) is."""
+    broken = sorted(METRICS.spec(name).inputs & NUMBERS)[0]
+    values = INPUTS[broken].clone()
+    values[3, 2] = bad
+    monkeypatch.setitem(INPUTS, broken, values)
+    metric = made(name)
+
+    def score() -> None:
+        feed(metric, name, 0, N)
+        metric.compute()
+
+    with pytest.raises(StatisticsError, match="hold NaN or infinity: the network or its input is broken"):
+        score()
+
+
+def test_a_function_refuses_them_too() -> None:
+    with pytest.raises(StatisticsError, match="text_features hold NaN or infinity"):
+        clip_score(torch.ones(2, 3), torch.full((2, 3), torch.nan))
 
 
 @pytest.mark.parametrize("name", METRICS)
