@@ -5,6 +5,7 @@ VENV ?= .venv
 PROMPT ?=
 FUZZ_SECONDS ?= 60
 BENCH ?=
+JOBS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -19,6 +20,7 @@ help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 	@echo
 	@echo '  PROMPT="a blob emoji of a red apple"   prompt of make demo'
+	@echo '  JOBS=2                                 processes of make test'
 	@echo '  PYTHON=python3.12                      Python that creates the environment $(VENV)'
 
 demo: $(VENV)/.demo ## generate a grid of images with the bundled weights (PROMPT="...")
@@ -28,7 +30,7 @@ test: $(VENV)/.test ## run lint, types and tests, as CI does
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/.test ## run the tests that make test omits
 	$(BIN)/python -m pytest -m slow

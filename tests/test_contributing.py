@@ -123,6 +123,7 @@ def test_ruff_accepts_the_additions(copy: Path) -> None:
         assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow  # half a minute: the contract tests import everything once more
 def test_the_contract_tests_accept_the_additions(copy: Path) -> None:
     done = run(copy, "-m", "pytest", "-v", "-p", "no:cacheprovider", *QUICK, "-k", CHOSEN)
     assert done.returncode == 0, done.stdout[-5000:]

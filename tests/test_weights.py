@@ -219,7 +219,7 @@ def peak(random_prior: Maker, tmp_path: Path, width: int, layers: int, dtype: st
     return most / weights
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_loading_takes_little_more_memory_than_the_weights(random_prior: Maker, tmp_path: Path, dtype: str) -> None:
     most = peak(random_prior, tmp_path, 512, 16 if dtype == "float32" else 32, dtype)
     assert 0.9 < most <= PEAK

@@ -77,7 +77,7 @@ def same(net: nn.Module, other: nn.Module) -> bool:
 # ------------------------------------------------------------ what the release holds
 
 
-@pytest.fixture(scope="module", params=["zip", "legacy"])
+@pytest.fixture(scope="module", params=["zip", pytest.param("legacy", marks=pytest.mark.slow)])
 def pickled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pickled modules, made by another process in which their classes exist."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -272,8 +272,15 @@ def test_killed_and_shared_runs_end_as_one_left_alone(ask: Ask, tmp_path: Path, 
     assert len(calls) == 8
 
 
-@pytest.mark.parametrize("writer", ["save_png", "write_report_of", "write_json"])
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("writer", "after"),
+    [
+        pytest.param(writer, after, marks=[] if default else pytest.mark.slow, id=f"{moment}-{writer}")
+        for writer in ("save_png", "write_report_of", "write_json")
+        for after, moment in ((False, "before"), (True, "after"))
+        for default in [(writer, after) in (("save_png", True), ("write_json", False))]  # the others take a minute
+    ],
+)
 def test_a_run_killed_while_it_writes_is_continued_by_the_same_call(
     writer: str, after: bool, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,7 +103,7 @@ ignores_the_compiler = pytest.mark.filterwarnings("ignore")
 
 
 @ignores_the_compiler
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", [pytest.param(False, marks=pytest.mark.slow), True])  # each compiles
 def test_compiled_blocks_equal_eager_ones(recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def traced(around: Around) -> Around:
         """All of compiling but the making of machine code."""

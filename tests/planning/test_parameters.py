@@ -108,6 +108,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow  # several processes
 def test_shards_are_those_of_fully_shard(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT_FOLDER), "OMP_NUM_THREADS": "1"}
     processes = [

@@ -93,6 +93,7 @@ def codes_used(stage: DVAEModule) -> int:
     return len(stage.net.encode(images).unique())
 
 
+@pytest.mark.slow  # a complete run
 def test_a_run_spreads_its_codes() -> None:
     stage = module(warm_start=WarmStart(steps=60, gather=8))
     fit(stage, 60)

@@ -175,6 +175,7 @@ def test_a_rank_that_fails_is_named_with_its_traceback(rank: int, tmp_path: Path
     assert outcome.said.count("in befall") == 1
 
 
+@pytest.mark.slow  # three processes for ten seconds
 def test_a_run_that_ends_well_says_nothing(tmp_path: Path) -> None:
     outcome = Outcome(tmp_path, "pending", 0)
     assert outcome.status == 0, outcome.said
