@@ -148,7 +148,8 @@ def _clip_config(values: Mapping[str, Any], headers: Mapping[str, Any], path: Pa
         raise ModelFolderError(f"{path}: projection_dim must be a positive integer, got {projection!r}")
     check_numbers({"projection_dim": projection}, headers, str(path))
     fields: dict[str, Any] = {"text_config": text, "vision_config": vision, "projection_dim": projection}
-    return CLIPConfig(**fields, attn_implementation=ATTENTION)
+    fields["attn_implementation"] = ATTENTION
+    return CLIPConfig(**fields)
 
 
 def _tower(values: Mapping[str, Any], tower: str, headers: Mapping[str, Any], path: Path) -> dict[str, Any]:
