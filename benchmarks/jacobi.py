@@ -21,7 +21,7 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 from benchmarks.harness import Equality, Row, Series, compare, interleaved, store  # noqa: E402 (runs uninstalled)
 from dalle_zoo.models.image_prior import ImagePrior  # noqa: E402
 from dalle_zoo.pipeline import load_model  # noqa: E402
-from dalle_zoo.sampling import SamplingOptions, derive_seed, sample_codes  # noqa: E402
+from dalle_zoo.sampling import Progress, SamplingOptions, derive_seed, sample_codes  # noqa: E402
 
 CAPTIONS = (
     "a 3d emoji of a red apple",
@@ -65,7 +65,7 @@ class CountingSampler:
             torch.tensor([seeds], device=self.text.device),
             options=SamplingOptions(temperature=temperature),
             window=window,
-            progress=self._count,
+            callback=self._count,
         )[0]
 
     def sample_singly(self, images: int, temperature: float, window: int | None) -> tuple[Tensor, int]:
@@ -75,7 +75,7 @@ class CountingSampler:
         codes = [self.sample(number, [seed(number, image)], temperature, window) for number, image in which]
         return torch.cat(codes), self.passes - before
 
-    def _count(self, done: int, total: int) -> None:
+    def _count(self, progress: Progress) -> None:
         self.passes += 1
 
 

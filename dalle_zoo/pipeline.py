@@ -15,8 +15,7 @@ from torch import Tensor
 from dalle_zoo.hub import Access
 from dalle_zoo.images import from_pil, to_pil, to_rgb
 from dalle_zoo.loading import PretrainedModel, load_component
-from dalle_zoo.sampling import SAMPLE, SamplingOptions, derive_seed, sample_codes
-from dalle_zoo.sampling.decode import Progress
+from dalle_zoo.sampling import SAMPLE, Callback, Progress, SamplingOptions, derive_seed, sample_codes
 from dalle_zoo.sampling.jacobi import MAX_IMAGES
 
 # P prompts, N candidates of a prompt, B = P * N images, T text positions, h w code grid
@@ -89,7 +88,7 @@ class DallePipeline(PretrainedModel):
         given: Tensor | None = None,
         window: int | None = None,
         batch_size: int = BATCH_SIZE,
-        callback: Progress | None = None,
+        callback: Callback | None = None,
     ) -> Tensor:
         """Samples the codes of N images per prompt; `decode` turns them into images.
 
@@ -103,7 +102,8 @@ class DallePipeline(PretrainedModel):
                 `SAMPLE` where to sample, for example from `prime_codes`. Defaults to none.
             window: Number of tokens that each pass guesses and checks, see `__call__`. Defaults to one token per pass.
             batch_size: Number of images generated at once; affects memory and time only. Defaults to 64.
-            callback: Called after every pass with (tokens sampled, tokens in total), summed over all batches.
+            callback: Called after every pass with a `Progress`, whose codes are those of all batches. An exception
+                that it raises ends the generation.
 
         Returns:
             Codes on the CPU, int64 (P, N, h, w).
@@ -125,9 +125,8 @@ class DallePipeline(PretrainedModel):
             for n in range(0, count, batch_size)
         ]
         c = self.prior.config
-        codes = torch.empty(prompts, count, c.image_height, c.image_width, dtype=torch.long)
+        codes = torch.full((prompts, count, c.image_height, c.image_width), SAMPLE)
         for number, (p, n) in enumerate(jobs):
-            done, total = number * c.image_length, len(jobs) * c.image_length
             sampled = sample_codes(
                 self.prior,
                 text[p].to(self.device),
@@ -135,7 +134,7 @@ class DallePipeline(PretrainedModel):
                 options,
                 given=given[p].to(self.device) if given is not None else None,
                 window=window,
-                progress=None if callback is None else _shifted(callback, done, total),
+                callback=None if callback is None else _of_batch(callback, codes, (p, n), number, len(jobs)),
             )
             codes[p, n] = sampled.cpu()
         return codes
@@ -148,6 +147,21 @@ class DallePipeline(PretrainedModel):
                 for start in range(0, len(codes), batch_size)
             ]
         return torch.cat(parts)
+
+    def preview(self, codes: Tensor, batch_size: int = BATCH_SIZE) -> Tensor:
+        """Decodes codes that are not complete, such as those of a `Progress`.
+
+        Args:
+            codes: Codes, int64 (B, h, w), with `SAMPLE` at the cells that are not sampled yet.
+            batch_size: Number of images decoded at once. Defaults to 64.
+
+        Returns:
+            Pixels in [0, 1] on the CPU, (B, 3, H, W), gray at the cells that are not sampled yet.
+        """
+        images = self.decode(codes.clamp(min=0), batch_size)
+        missing = (codes == SAMPLE).cpu().float()[:, None]
+        missing = torch.nn.functional.interpolate(missing, images.shape[2:], mode="nearest")
+        return torch.where(missing > 0, torch.tensor(0.5), images)
 
     def __call__(
         self,
@@ -167,7 +181,7 @@ class DallePipeline(PretrainedModel):
         batch_size: int = BATCH_SIZE,
         output_type: OutputType = "pil",
         return_dict: bool = True,
-        callback: Progress | None = None,
+        callback: Callback | None = None,
     ) -> Any:
         """Generates images.
 
@@ -191,8 +205,9 @@ class DallePipeline(PretrainedModel):
             output_type: "pil", "np" (B, H, W, 3), "pt" (B, 3, H, W), or "latent" (codes, (B, h, w)). Defaults to
                 "pil".
             return_dict: Whether to return a `PipelineOutput` instead of a tuple with the images. Defaults to True.
-            callback: Called after every token, or every window, with (tokens sampled, tokens in total). It is not
-                diffusers' ``callback_on_step_end``: there are no timesteps, and it cannot change the sampling.
+            callback: Called after every token, or every window, with a `Progress`: tokens sampled, tokens in total,
+                and the codes so far, which `preview` decodes. An exception that it raises ends the generation. It is
+                not diffusers' ``callback_on_step_end``: there are no timesteps, and it cannot change the sampling.
 
         Returns:
             `PipelineOutput`, images of the first prompt first.
@@ -319,9 +334,18 @@ def _random_seed(generator: torch.Generator | None) -> int:
     return int(torch.randint(2**62, (), generator=generator, device=device))
 
 
-def _shifted(callback: Progress, done: int, total: int) -> Progress:
-    """A callback of one batch that reports the tokens of all batches."""
-    return lambda tokens, _: callback(done + tokens, total)
+def _of_batch(callback: Callback, codes: Tensor, place: tuple[slice, slice], number: int, batches: int) -> Callback:
+    """A callback of one batch that reports the tokens and the codes of all batches."""
+
+    def report(progress: Progress) -> None:
+        def read() -> Tensor:
+            current = codes.clone()
+            current[place] = progress.codes.cpu()
+            return current
+
+        callback(Progress(number * progress.total + progress.done, batches * progress.total, read))
+
+    return report
 
 
 def load_model(

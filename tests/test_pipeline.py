@@ -24,7 +24,7 @@ from dalle_zoo.models.prior import Prior
 from dalle_zoo.models.ranker import Ranker, RankerConfig
 from dalle_zoo.pipeline import PipelineOutput
 from dalle_zoo.registry import UnknownNameError
-from dalle_zoo.sampling import SamplingOptions
+from dalle_zoo.sampling import SAMPLE, Progress, SamplingOptions
 from dalle_zoo.tokenizers import ByteTokenizer
 
 Maker = Callable[..., Prior]
@@ -146,7 +146,7 @@ def test_windows_sample_the_same_in_fewer_passes(pipe: DallePipeline, batch_size
         return images
 
     calls: list[tuple[int, int]] = []
-    windows = generate(window=4, batch_size=batch_size, callback=lambda done, total: calls.append((done, total)))
+    windows = generate(window=4, batch_size=batch_size, callback=lambda it: calls.append((it.done, it.total)))
     assert torch.equal(windows, generate())
     jobs = 6 if batch_size == 1 else 2
     assert calls[-1] == (12 * jobs, 12 * jobs)
@@ -261,8 +261,33 @@ def test_any_pil_image_is_brought_to_size(pipe: DallePipeline) -> None:
 @pytest.mark.parametrize(("batch_size", "jobs"), [(64, 1), (2, 6), (4, 3), (3, 6)])
 def test_the_callback_counts_the_complete_call(pipe: DallePipeline, batch_size: int, jobs: int) -> None:
     calls: list[tuple[int, int]] = []
-    generate(pipe, 4, seed=0, batch_size=batch_size, callback=lambda done, total: calls.append((done, total)))
+    generate(pipe, 4, seed=0, batch_size=batch_size, callback=lambda it: calls.append((it.done, it.total)))
     assert calls == [(done, 12 * jobs) for done in range(1, 12 * jobs + 1)]
+
+
+def test_the_callback_sees_the_codes_so_far_and_may_stop(pipe: DallePipeline) -> None:
+    seen: list[Tensor] = []
+    common: dict[str, Any] = {"seed": 0, "batch_size": 2}
+    codes = generate(pipe, 4, **common, callback=lambda progress: seen.append(progress.codes))
+    assert seen[0].shape == (3, 4, 3, 4)
+    assert [int((it != SAMPLE).sum()) for it in seen] == [2 * done for done in range(1, 73)]
+    for it in seen:
+        final = it != SAMPLE
+        assert torch.equal(it[final], codes.view_as(it)[final])
+    preview = pipe.preview(seen[12 + 5].flatten(0, 1))
+    assert preview.shape == (12, 3, HEIGHT, WIDTH)
+    assert (preview[5:] == 0.5).all()
+    assert torch.equal(preview[:2], pipe.decode(codes[:2]))
+    half = preview[2].view(3, 3, 4, 4, 4)  # channel, row of cells, pixel, column of cells, pixel
+    assert (half[:, 0] != 0.5).any()
+    assert (half[:, 2] == 0.5).all()
+
+    def stop(progress: Progress) -> None:
+        if progress.done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(pipe, 4, **common, callback=stop)
 
 
 # ------------------------------------------------------------ bad arguments

@@ -196,9 +196,9 @@ def _with_bar(pipe: Any, prompts: list[str], **options: Any) -> Any:
 
     with tqdm(unit="token", desc="sampling") as bar:
 
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+        def show(progress: Any) -> None:
+            bar.total = progress.total
+            bar.update(progress.done - bar.n)
 
         return pipe(prompts, callback=show, **options).images
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -12,13 +12,9 @@ from dalle_zoo.models.image_prior import ImagePrior
 from dalle_zoo.sampling.capture import SampleFunction, repeated
 from dalle_zoo.sampling.jacobi import sample_windows
 from dalle_zoo.sampling.options import SamplingOptions
+from dalle_zoo.sampling.progress import SAMPLE, Callback, Progress
 
 # P prompts, n candidates of each, T text positions, N image positions, W positions of a window, K codebook size
-
-SAMPLE = -1
-"""Value of a cell that is to be sampled, among given codes."""
-Progress = Callable[[int, int], None]
-"""Called after every pass of the prior with the number of tokens sampled so far and the total number."""
 
 
 @torch.no_grad()
@@ -49,7 +45,7 @@ def sample_codes(
     given: Tensor | None = None,
     window: int | None = None,
     graph: bool = True,
-    progress: Progress | None = None,
+    callback: Callback | None = None,
 ) -> Tensor:
     """Samples n code grids for each of P prompts.
 
@@ -64,7 +60,7 @@ def sample_codes(
         window: Number W of tokens that each pass guesses and checks (`sampling.jacobi`): the same codes in fewer and
             wider passes, which is faster for few images. Defaults to one token per pass.
         graph: Whether a GPU replays steps as a CUDA graph, if the prior supports it; windows never do.
-        progress: Called with (tokens sampled, tokens in total).
+        callback: Called after every pass, see `Progress`. Defaults to none.
 
     Returns:
         Codes, int64 (P, n, h, w).
@@ -82,9 +78,9 @@ def sample_codes(
     if options.guided:  # conditional and null branch in one batch, each with its own cache
         text = torch.cat([text, prior.null_text().expand(len(text), -1)])
     if window is None:
-        tokens = _sample_steps(prior, text, seeds, options, cells, graph, progress)
+        tokens = _sample_steps(prior, text, seeds, options, cells, graph, callback)
     else:
-        tokens = _sample_windows(prior, text, seeds, options, cells, min(window, config.image_length), progress)
+        tokens = _sample_windows(prior, text, seeds, options, cells, min(window, config.image_length), callback)
     return tokens.reshape(grid)
 
 
@@ -100,10 +96,11 @@ def _sample_steps(
     options: SamplingOptions,
     given: Tensor,
     graph: bool,
-    progress: Progress | None,
+    callback: Callback | None,
 ) -> Tensor:
     """Samples one token per pass, but for the given ones, (P, N): tokens (P, n, N)."""
     candidates, total = seeds.shape[1], prior.config.image_length
+    grid = (*seeds.shape, prior.config.image_height, prior.config.image_width)
     decoder = with_packed_linears(prior, len(text) * candidates).decoding(text, candidates)
 
     def logits(index: int | Tensor, previous: Tensor | None) -> Tensor:
@@ -127,8 +124,8 @@ def _sample_steps(
                 step, recorded = repeated(sample, decoder, index, previous), True
             here = tokens[:, :, index]
             tokens[:, :, index] = torch.where(sampled[:, index, None], step(index, previous), here)
-        if progress is not None:
-            progress(index + 1, total)
+        if callback is not None:
+            callback(Progress(index + 1, total, lambda: tokens.reshape(grid).clone()))
     return tokens
 
 
@@ -139,11 +136,17 @@ def _sample_windows(
     options: SamplingOptions,
     given: Tensor,
     window: int,
-    progress: Progress | None,
+    callback: Callback | None,
 ) -> Tensor:
     """Samples by guessing and checking ``window`` tokens per pass: tokens (P, n, N)."""
     candidates = seeds.shape[1]
     decoder = with_packed_linears(prior, len(text) * candidates * window).window_decoding(text, candidates, window)
+    grid = (*seeds.shape, prior.config.image_height, prior.config.image_width)
+
+    def report(done: int, tokens: Tensor) -> None:
+        assert callback is not None
+        callback(Progress(done, prior.config.image_length, lambda: tokens.reshape(grid).clone()))
+
     return sample_windows(
         lambda index, previous: options.guide(decoder.window(index, _both(previous, options))),
         seeds,
@@ -151,7 +154,7 @@ def _sample_windows(
         given,
         codebook_size=prior.config.codebook_size,
         window=window,
-        progress=progress,
+        report=None if callback is None else report,
     )
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from dalle_zoo.sampling.noise import gumbel
 from dalle_zoo.sampling.options import SamplingOptions
+from dalle_zoo.sampling.progress import SAMPLE
 
 # P prompts, n candidates of each, N image positions, W positions of a window, K codebook size
 
@@ -47,7 +48,7 @@ def sample_windows(
     *,
     codebook_size: int,
     window: int,
-    progress: Callable[[int, int], None] | None = None,
+    report: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Samples the tokens of n candidates for each of P prompts.
 
@@ -62,7 +63,8 @@ def sample_windows(
         given: Tokens that every candidate keeps, int64 (P, N), negative where to sample; they are run in windows too.
         codebook_size: Codebook size K.
         window: Largest number of positions W of a pass.
-        progress: Called after every pass with the number of tokens that are final for all candidates, and N.
+        report: Called after every pass with the number of tokens that are final for all candidates, and the final
+            tokens, (P, n, N), with `SAMPLE` elsewhere.
 
     Returns:
         Tokens, int64 (P, n, N).
@@ -94,8 +96,8 @@ def sample_windows(
         num_run = min(end, int(final.min()))
         expected = expected[:, :, num_run - index :]
         index = num_run
-        if progress is not None:
-            progress(index, total)
+        if report is not None:
+            report(index, torch.where((positions < final[..., None]) | kept, tokens, SAMPLE))
     return tokens
 
 

@@ -379,7 +379,7 @@ def test_the_likelihood_of_tokens(random_prior: Maker) -> None:
 
 def test_progress_counts_tokens(random_prior: Maker) -> None:
     calls: list[tuple[int, int]] = []
-    sample_codes(random_prior(), TEXT, make_seeds(), progress=lambda done, total: calls.append((done, total)))
+    sample_codes(random_prior(), TEXT, make_seeds(), callback=lambda it: calls.append((it.done, it.total)))
     assert calls == [(done, N) for done in range(1, N + 1)]
 
 

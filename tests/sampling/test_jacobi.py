@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dalle_zoo.masks import MASKS
 from dalle_zoo.models.prior import Prior
-from dalle_zoo.sampling import SAMPLE, SamplingOptions, derive_seed, gumbel, sample_codes
+from dalle_zoo.sampling import SAMPLE, Progress, SamplingOptions, derive_seed, gumbel, sample_codes
 from dalle_zoo.sampling.jacobi import sample_windows
 
 Maker = Callable[..., Prior]
@@ -26,20 +26,24 @@ every_mask = pytest.mark.parametrize("masks", [*MASKS, "paper(kernel=3)", "row, 
 
 
 class Passes:
-    """A `Progress` that keeps what it is told."""
+    """Records what it is called with."""
 
     def __init__(self) -> None:
         self.done: list[int] = []
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, progress: Progress) -> None:
+        self.done.append(progress.done)
+        self.total = progress.total
+
+    def report(self, done: int, tokens: Tensor) -> None:
         self.done.append(done)
-        self.total = total
+        assert (tokens[..., :done] != SAMPLE).all()
 
 
 def assert_equal_codes(prior: Prior, window: int, text: Tensor = TEXT, seeds: Tensor = SEEDS, **options: Any) -> int:
     """Compares with one token after the other, and returns the number of passes."""
     expected, passes = sample_codes(prior, text, seeds, **options), Passes()
-    came = sample_codes(prior, text, seeds, window=window, progress=passes, **options)
+    came = sample_codes(prior, text, seeds, window=window, callback=passes, **options)
     assert torch.equal(came, expected)
     assert passes.done == sorted(set(passes.done)), "every pass makes at least one token final"
     assert passes.done[-1] == passes.total == expected[0, 0].numel()
@@ -153,7 +157,7 @@ def test_tokens_that_depend_on_the_one_before_take_one_pass_each(window: int) ->
         seeds.new_full((1, 23), SAMPLE),
         codebook_size=5,
         window=window,
-        progress=passes,
+        report=passes.report,
     )
     assert torch.equal(tokens, (torch.arange(23) % 5).expand(1, 2, -1))
     assert len(passes.done) <= 23

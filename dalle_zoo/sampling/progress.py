@@ -1,0 +1,34 @@
+"""What a callback learns while images are sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+# P prompts, n candidates of each, h w code grid
+
+SAMPLE = -1
+"""Value of a cell that is to be sampled, or is not sampled yet, among codes."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State of a generation after a pass of the prior."""
+
+    done: int
+    """Number of tokens of an image that are final, summed over the batches of a call."""
+    total: int
+    """Number of tokens of an image, summed likewise."""
+    read_codes: Callable[[], Tensor] = field(repr=False)
+    """Computes `codes`."""
+
+    @property
+    def codes(self) -> Tensor:
+        """Codes so far, int64 (P, n, h, w), with `SAMPLE` at the cells that are not final; a new tensor."""
+        return self.read_codes()
+
+
+Callback = Callable[[Progress], None]
+"""Called after every pass of the prior. An exception that it raises ends the generation."""
