@@ -1,0 +1,160 @@
+"""Settings of a generated image inside its PNG file, so that the image can be generated again.
+
+Two text chunks hold them: ``parameters`` in the form of AUTOMATIC1111's web UI, which other tools read, and
+``dalle-zoo``, JSON with everything that determines the pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+
+from dalle_zoo.files import FileError, parse_json
+from dalle_zoo.version import __version__
+
+KEY = "dalle-zoo"
+"""Name of the text chunk with JSON."""
+PARAMETERS = "parameters"
+"""Name of the text chunk of AUTOMATIC1111's web UI."""
+FORMAT = 1
+"""Version of the JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings:
+    """What an image was generated with."""
+
+    prompt: str
+    """The prompt."""
+    seed: int
+    """Seed of the image itself."""
+    model: str
+    """Name, folder or repository of the model."""
+    model_digest: str | None = None
+    """SHA-256 of the model's list of checksums; None for a model that was not loaded from a folder."""
+    temperature: float = 1.0
+    """Divides the logits."""
+    top_k: int | None = None
+    """Sampled among the k most likely tokens; None: among all."""
+    top_p: float | None = None
+    """Sampled among the tokens that together reach p; None: among all."""
+    guidance_scale: float = 1.0
+    """Scale of classifier-free guidance."""
+    negative_prompt: str | None = None
+    """Prompt in place of the empty caption under guidance."""
+    given: tuple[tuple[int, ...], ...] | None = None
+    """Rows of codes that were kept, -1 where a code was sampled; None: all were sampled."""
+    dtype: str = "float32"
+    """Precision of the prior; other precisions round differently on other devices."""
+    quantize: str | None = None
+    """Bits that the prior's matrices were rounded to; None: not rounded."""
+    score: float | None = None
+    """The ranker's score."""
+    version: str = __version__
+    """Version of dalle-zoo."""
+
+    def parameters(self, width: int, height: int) -> str:
+        """The text that AUTOMATIC1111's web UI writes: prompt, negative prompt, and a line of named values.
+
+        Args:
+            width: Width of the image, pixels.
+            height: Height of the image, pixels.
+        """
+        values: dict[str, Any] = {
+            "CFG scale": self.guidance_scale,
+            "Seed": self.seed,
+            "Size": f"{width}x{height}",
+            "Model hash": self.model_digest[:10] if self.model_digest else None,
+            "Model": Path(self.model).name,
+            "Temperature": self.temperature,
+            "Top k": self.top_k,
+            "Top p": self.top_p,
+            "Version": f"dalle-zoo {self.version}",
+        }
+        lines = [self.prompt]
+        if self.negative_prompt is not None:
+            lines.append(f"Negative prompt: {self.negative_prompt}")
+        lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in values.items() if value is not None))
+        return "\n".join(lines)
+
+    def to_png(self, width: int, height: int) -> PngImagePlugin.PngInfo:
+        """The text chunks for `PIL.Image.Image.save` (``pnginfo``)."""
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt(PARAMETERS, self.parameters(width, height))
+        info.add_itxt(KEY, json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, allow_nan=False))
+        return info
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str) -> ImageSettings:
+        """Checks and converts the JSON of an image.
+
+        Args:
+            values: The JSON object.
+            where: Name of the file, for messages.
+
+        Raises:
+            FileError: A value is missing, unknown or of another type.
+        """
+        if values.get("format") != FORMAT:
+            raise FileError(
+                f"{where}: its settings have format {values.get('format')!r}, this version of dalle-zoo reads {FORMAT}"
+                ": update dalle-zoo"
+            )
+        values = {name: value for name, value in values.items() if name != "format"}
+        if unknown := sorted(values.keys() - {f.name for f in fields(cls)}):
+            raise FileError(f"{where}: its settings have unknown names: {', '.join(unknown)}")
+        for name, kinds in _KINDS.items():
+            if name in values and not (isinstance(values[name], kinds) and not isinstance(values[name], bool)):
+                raise FileError(f"{where}: {name} of its settings has an invalid value, {values[name]!r}")
+        if missing := [name for name in ("prompt", "seed", "model") if name not in values]:
+            raise FileError(f"{where}: its settings lack {', '.join(missing)}")
+        given = values.get("given")
+        if given is not None:
+            if not all(isinstance(row, list) and all(type(code) is int for code in row) for row in given):
+                raise FileError(f"{where}: given of its settings must be rows of integers")
+            values["given"] = tuple(tuple(row) for row in given)
+        return cls(**values)
+
+
+_NUMBER, _NONE = (int, float), type(None)
+_KINDS: dict[str, tuple[type, ...]] = {
+    "prompt": (str,), "seed": (int,), "model": (str,), "model_digest": (str, _NONE), "temperature": _NUMBER,
+    "top_k": (int, _NONE), "top_p": (*_NUMBER, _NONE), "guidance_scale": _NUMBER, "negative_prompt": (str, _NONE),
+    "given": (list, _NONE), "dtype": (str,), "quantize": (str, _NONE), "score": (*_NUMBER, _NONE), "version": (str,),
+}  # fmt: skip
+
+
+def read_settings(path: str | Path) -> ImageSettings:
+    """Reads the settings of an image that dalle-zoo generated.
+
+    Args:
+        path: Path of a PNG file.
+
+    Raises:
+        FileError: The file has no settings, or damaged ones.
+        OSError: The file cannot be read, or is no image.
+
+    Example:
+        >>> read_settings("grid/000-000.png").prompt  # doctest: +SKIP
+        'a red apple'
+    """
+    try:
+        with Image.open(path) as image:
+            text = image.info.get(KEY)
+    except ValueError as error:  # Pillow's limit of text
+        raise FileError(f"{path}: {error}") from None
+    if not isinstance(text, str):
+        raise FileError(
+            f"{path} has no settings of dalle-zoo: it was not generated with dalle-zoo, or a program removed them"
+        )
+    return ImageSettings.from_dict(parse_json(text.encode(), str(path)), str(path))
+
+
+def _quoted(value: Any) -> str:
+    """A value as the web UI writes it: as JSON if it contains a separator."""
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",\n:") else text

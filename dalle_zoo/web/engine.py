@@ -1,0 +1,270 @@
+"""Runs the requests of many clients with one model, several in one batch.
+
+```
+submit(request) ─► queue (bounded) ─► worker thread: requests with equal options become one batch ─► Ticket
+                                          pipe.sample ─► previews ─► pipe.decode ─► ranker ─► result
+```
+One thread uses the model, so that requests share its weights and the processor. Images depend only on their own
+prompt, seed and options, so a batch gives every client the images it would get alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dalle_zoo.pipeline import DallePipeline
+from dalle_zoo.sampling import SAMPLE, Progress, SamplingOptions
+
+# n images of a request, h w code grid
+
+log = logging.getLogger(__name__)
+
+Preview = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Images that a client asks for."""
+
+    prompt: str
+    """The prompt."""
+    seeds: tuple[int, ...]
+    """One seed per image to generate."""
+    options: SamplingOptions = field(default_factory=SamplingOptions)
+    """Temperature, filters and guidance. Defaults to plain sampling."""
+    rerank: int | None = None
+    """Number of images to keep, ranked, best first. Defaults to all of them, unranked."""
+    given: Tensor | None = field(default=None, compare=False)
+    """Codes to keep, int64 (h, w), with `SAMPLE` where to sample. Defaults to none."""
+    on_progress: Preview | None = field(default=None, compare=False)
+    """Called in the worker thread after every pass with the request's own `Progress`. Defaults to none."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Images of a request, best first if ranked."""
+
+    images: Tensor
+    """Pixels in [0, 1], (n, 3, H, W)."""
+    codes: Tensor
+    """Codes, int64 (n, h, w)."""
+    seeds: tuple[int, ...]
+    """Seed of every image."""
+    scores: tuple[float, ...] | None
+    """The ranker's score of every image; None without reranking."""
+    seconds: float
+    """Time in the worker thread, shared with the other requests of the batch."""
+
+
+class QueueFullError(Exception):
+    """There are too many waiting requests; `retry_after` is the estimated number of seconds until there is room."""
+
+    def __init__(self, waiting: int, retry_after: int) -> None:
+        super().__init__(f"{waiting} requests are waiting, which is the limit: try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class Ticket:
+    """A submitted request."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.future: Future[Answer] = Future()
+        self._cancelled = threading.Event()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the client no longer wants the images."""
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """Gives up the request: it leaves the queue, or the batch stops if nobody else waits for it."""
+        self._cancelled.set()
+        self.future.cancel()
+
+
+class Stopped(Exception):
+    """Ends a batch for which nobody waits."""
+
+
+class Engine:
+    """Generates images for many clients with one pipeline.
+
+    Args:
+        pipe: The pipeline; only the engine's thread uses it afterwards.
+        max_waiting: Largest number of waiting requests. Defaults to 64.
+        max_images: Largest number of images in a batch. Defaults to 64.
+
+    Example:
+        >>> engine = Engine(DallePipeline.from_pretrained("emoji64"))  # doctest: +SKIP
+        >>> engine.submit(Request(prompt="a red apple", seeds=(0, 1))).future.result().images.shape  # doctest: +SKIP
+        torch.Size([2, 3, 64, 64])
+    """
+
+    def __init__(self, pipe: DallePipeline, *, max_waiting: int = 64, max_images: int = 64) -> None:
+        if max_waiting < 1 or max_images < 1:
+            raise ValueError(f"max_waiting and max_images must be at least 1, got {max_waiting} and {max_images}")
+        self.pipe, self.max_waiting, self.max_images = pipe, max_waiting, max_images
+        self._waiting: deque[Ticket] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._seconds_per_request = 1.0
+        self._worker = threading.Thread(target=self._work, name="dalle-zoo engine", daemon=True)
+        self._worker.start()
+
+    @property
+    def waiting(self) -> int:
+        """Number of requests in the queue."""
+        with self._changed:
+            return len(self._waiting)
+
+    def submit(self, request: Request) -> Ticket:
+        """Queues a request.
+
+        Raises:
+            QueueFullError: Too many requests are waiting.
+            RuntimeError: The engine is closed.
+            ValueError: The request has no images, or more than a batch holds.
+        """
+        if not 1 <= len(request.seeds) <= self.max_images:
+            raise ValueError(f"a request must be for 1..{self.max_images} images, got {len(request.seeds)}")
+        ticket = Ticket(request)
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the engine is closed")
+            self._drop_cancelled()
+            if len(self._waiting) >= self.max_waiting:
+                raise QueueFullError(len(self._waiting), max(1, round(self._seconds_per_request * self.max_waiting)))
+            self._waiting.append(ticket)
+            self._changed.notify()
+        return ticket
+
+    def close(self) -> None:
+        """Ends the worker thread after its batch; waiting requests are cancelled."""
+        with self._changed:
+            self._closed = True
+            for ticket in self._waiting:
+                ticket.cancel()
+            self._waiting.clear()
+            self._changed.notify()
+        self._worker.join()
+
+    def _drop_cancelled(self) -> None:
+        self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
+
+    def _work(self) -> None:
+        while batch := self._next_batch():
+            start = time.perf_counter()
+            try:
+                self._generate(batch)
+            except Stopped:
+                log.info("stopped a batch of %d cancelled requests", len(batch))
+            except Exception as error:  # a fault of one batch must not end the service
+                log.exception("a batch of %d requests failed", len(batch))
+                for ticket in batch:
+                    _settle(ticket, error)
+            took = (time.perf_counter() - start) / len(batch)
+            self._seconds_per_request += 0.2 * (took - self._seconds_per_request)
+
+    def _next_batch(self) -> list[Ticket]:
+        """Waits for requests and takes those that fit one batch with the oldest; nothing when the engine is closed."""
+        with self._changed:
+            while True:
+                self._drop_cancelled()
+                if self._closed or self._waiting:
+                    break
+                self._changed.wait()
+            if self._closed:
+                return []
+            batch, others, images = [], deque[Ticket](), 0
+            for ticket in self._waiting:
+                request = ticket.request
+                fits = not batch or (
+                    request.options == batch[0].request.options and images + len(request.seeds) <= self.max_images
+                )
+                if fits:
+                    batch.append(ticket)
+                    images += len(request.seeds)
+                else:
+                    others.append(ticket)
+            self._waiting = others
+            return batch
+
+    def _generate(self, batch: Sequence[Ticket]) -> None:
+        start = time.perf_counter()
+        requests = [ticket.request for ticket in batch]
+        text = self.pipe.encode_text([request.prompt for request in requests])
+        counts = [len(request.seeds) for request in requests]
+        given = self._given(requests)
+        equal = len(set(counts)) == 1
+        if not equal:  # one row per image, since rows of a batch have equally many candidates
+            repeats = torch.tensor(counts, device=text.device)
+            text = text.repeat_interleave(repeats, 0)
+            given = given.repeat_interleave(repeats.cpu(), 0) if given is not None else None
+        seeds = torch.tensor([seed for request in requests for seed in request.seeds])
+        codes = self.pipe.sample(
+            text,
+            seeds.view(len(requests), -1) if equal else seeds[:, None],
+            requests[0].options,
+            given=given,
+            batch_size=self.max_images,
+            callback=lambda progress: self._report(batch, counts, progress),
+        )
+        for ticket, part in zip(batch, torch.split(codes.flatten(0, 1), counts), strict=True):
+            if not ticket.cancelled:
+                _settle(ticket, self._answer(ticket.request, part, start))
+
+    def _given(self, requests: Sequence[Request]) -> Tensor | None:
+        """Codes that the requests keep, int64 (P, h, w); None if no request keeps any."""
+        if all(request.given is None for request in requests):
+            return None
+        config = self.pipe.prior.config
+        free = torch.full((config.image_height, config.image_width), SAMPLE)
+        return torch.stack([free if request.given is None else request.given for request in requests])
+
+    def _report(self, batch: Sequence[Ticket], counts: Sequence[int], progress: Progress) -> None:
+        """Tells clients that watch how far their images are, and stops if nobody waits any more."""
+        if all(ticket.cancelled for ticket in batch):
+            raise Stopped
+        start = 0
+        for ticket, count in zip(batch, counts, strict=True):
+            here = slice(start, start := start + count)
+            if ticket.request.on_progress is not None and not ticket.cancelled:
+
+                def read(here: slice = here) -> Tensor:
+                    return progress.codes.flatten(0, 1)[None, here]
+
+                ticket.request.on_progress(Progress(progress.done, progress.total, read))
+
+    def _answer(self, request: Request, codes: Tensor, start: float) -> Answer:
+        images, seeds = self.pipe.decode(codes), request.seeds
+        scores: Any = None
+        if request.rerank is not None:
+            ranked = self.pipe.rank(images, request.prompt)[: request.rerank]
+            images, codes = images[[k for k, _ in ranked]], codes[[k for k, _ in ranked]]
+            seeds = tuple(seeds[k] for k, _ in ranked)
+            scores = tuple(score for _, score in ranked)
+        return Answer(images, codes, seeds, scores, time.perf_counter() - start)
+
+
+def _settle(ticket: Ticket, outcome: Answer | Exception) -> None:
+    """Gives a ticket its result, unless the client has gone away."""
+    if ticket.future.cancelled() or not ticket.future.set_running_or_notify_cancel():
+        return
+    if isinstance(outcome, Exception):
+        ticket.future.set_exception(outcome)
+    else:
+        ticket.future.set_result(outcome)
+
+
+__all__ = ["Answer", "CancelledError", "Engine", "QueueFullError", "Request", "Ticket"]

@@ -1,0 +1,74 @@
+"""An image carries what it was generated with, in a form that other tools read too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+from dalle_zoo.files import FileError
+from dalle_zoo.image_settings import FORMAT, KEY, ImageSettings, read_settings
+
+SETTINGS = ImageSettings(
+    prompt='a "red" apple,\nりんご 🍎', seed=2**62 + 1, model="org/name", model_digest="0123456789abcdef",
+    temperature=0.7, top_k=5, top_p=0.9, guidance_scale=2.0, negative_prompt="a pear", given=((1, -1), (-1, 3)),
+    score=0.25,
+)  # fmt: skip
+
+
+def write(path: Path, settings: ImageSettings = SETTINGS) -> Path:
+    Image.new("RGB", (4, 2)).save(path, pnginfo=settings.to_png(4, 2))
+    return path
+
+
+def test_settings_survive_the_file(tmp_path: Path) -> None:
+    assert read_settings(write(tmp_path / "a.png")) == SETTINGS
+    plain = ImageSettings(prompt="", seed=0, model="emoji64")
+    assert read_settings(write(tmp_path / "b.png", plain)) == plain
+
+
+def test_other_tools_read_the_parameters(tmp_path: Path) -> None:
+    with Image.open(write(tmp_path / "a.png")) as image:
+        text = image.info["parameters"]
+    assert text.startswith(
+        'a "red" apple,\nりんご 🍎\nNegative prompt: a pear\nCFG scale: 2, Seed: 4611686018427387905, '
+    )
+    assert "Size: 4x2, Model hash: 0123456789, Model: name, Temperature: 0.7, Top k: 5, Top p: 0.9, Version: " in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (None, "has no settings of dalle-zoo"),
+        ("{", "a.png"),
+        ("[]", "must contain a JSON object, got list"),
+        ({"format": 2}, "settings have format 2, this version of dalle-zoo reads 1"),
+        ({"colour": 1}, "unknown names: colour"),
+        ({"seed": "1"}, "seed of its settings has an invalid value, '1'"),
+        ({"seed": True}, "seed of its settings has an invalid value, True"),
+        ({"given": [[1.5]]}, "given of its settings must be rows of integers"),
+        ({"prompt": None}, "prompt of its settings has an invalid value, None"),
+        ("[" * 100_000, "a.png"),
+        ('{"prompt": "' + "x" * 2**20 + '"}', "too large"),
+    ],
+    ids=range(11),
+)
+def test_other_settings_are_named(tmp_path: Path, change: Any, message: str) -> None:
+    info = PngImagePlugin.PngInfo()
+    valid = {"format": FORMAT, "prompt": "a", "seed": 1, "model": "m"}
+    if change is not None:
+        info.add_itxt(KEY, change if isinstance(change, str) else json.dumps(valid | change), zip=True)
+    Image.new("RGB", (4, 2)).save(tmp_path / "a.png", pnginfo=info)
+    with pytest.raises(FileError, match=message):
+        read_settings(tmp_path / "a.png")
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(KEY, json.dumps({"format": FORMAT, "prompt": "a"}))
+    Image.new("RGB", (4, 2)).save(tmp_path / "a.png", pnginfo=info)
+    with pytest.raises(FileError, match="lack seed, model"):
+        read_settings(tmp_path / "a.png")
