@@ -192,7 +192,7 @@ def test_a_rule_that_depends_on_the_row_raises() -> None:
 
 @pytest.mark.parametrize("sizes", [(0, 4, 4), (6, -1, 4), (6, 4, 2.0), (6, 4, True), (6, 4, "4")])
 def test_invalid_layout_sizes_raise(sizes: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match="of a TextImageLayout must be a positive integer, got"):
+    with pytest.raises((TypeError, ValueError), match="must be an integer of at least 1, got"):
         TextImageLayout(*sizes)
 
 

@@ -81,7 +81,7 @@ def test_scores_equal_those_of_transformers(ranker: Ranker, images: torch.Tensor
     [
         ({"vision_width": 15}, "vision_heads"),
         ({"patch_size": 5}, "multiple of patch_size"),
-        ({"text_layers": 0}, "text_layers must be at least 1"),
+        ({"text_layers": 0}, "text_layers must be an integer of at least 1"),
         ({"text_length": 2}, "text_length"),
     ],
 )

@@ -175,7 +175,7 @@ def test_size_of_the_published_small_model() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"width": 0}, "width must be an integer of at least 1, got 0"),
         ({"positions": "sinus"}, "positions must be one of rotary, axial, got 'sinus'"),
         ({"padding": "none"}, "padding must be one of learned, masked, got 'none'"),
         ({"norm": "scale"}, "norm must be one of layer, rms, got 'scale'"),
@@ -218,9 +218,9 @@ def test_image_tokenizer_takes_images_that_are_not_square() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
+        ({"num_layers": 0}, "num_layers must be an integer of at least 1, got 0"),
         ({"num_blocks": -1}, "num_blocks must be at least 0, got -1"),
-        ({"codebook_size": 1}, "codebook_size must be at least 2, got 1"),
+        ({"codebook_size": 1}, "codebook_size must be an integer of at least 2, got 1"),
         ({"image_size": 20}, "image_size 20 is not a multiple of the downsampling factor 8"),
     ],
 )

@@ -133,7 +133,7 @@ def test_shapes_that_do_not_fit(prior: MinDALLE, text: tuple[int, ...], codes: t
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
+        ({"num_layers": 0}, "num_layers must be an integer of at least 1, got 0"),
         ({"num_heads": 5}, "width 48 is not a multiple of num_heads 5"),
         ({"padding_id": 300}, r"padding_id must lie in 0\.\.299, got 300"),
     ],

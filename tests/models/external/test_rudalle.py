@@ -97,7 +97,7 @@ def test_a_column_layer_takes_the_place_of_the_last() -> None:
     [
         ({"version": "v4"}, "unknown version 'v4'"),
         ({"width": 30, "num_heads": 4}, "width 30 is not a multiple of num_heads 4"),
-        ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
+        ({"num_layers": 0}, "num_layers must be an integer of at least 1, got 0"),
         ({"text_length": 1}, "text_length must be at least 2, for start and end, got 1"),
     ],
 )

@@ -186,8 +186,8 @@ def test_bands_become_the_image_they_are_of() -> None:
             r"attention_sizes must be among the level sizes \[16, 8, 4\], got \[5\]",
         ),
         ({"quantizer": "residual"}, "quantizer must be one of nearest, gumbel, got 'residual'"),
-        ({"codebook_size": 1}, "codebook_size must be at least 2"),
-        ({"blocks_per_level": 0}, "blocks_per_level must be at least 1"),
+        ({"codebook_size": 1}, "codebook_size must be an integer of at least 2"),
+        ({"blocks_per_level": 0}, "blocks_per_level must be an integer of at least 1"),
     ],
 )
 def test_configurations_are_checked(changes: dict[str, Any], message: str) -> None:
