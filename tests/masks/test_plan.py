@@ -47,7 +47,7 @@ def test_decode_table_lists_the_rows_of_the_matrix(spec: str, layout: TextImageL
     table = mask.decode_table()
     assert table.keys.dtype == torch.int64
     assert table.keys.shape == table.valid.shape
-    assert table.valid.any(dim=0).all(), "no column of padding alone"
+    assert table.valid.any(dim=0).all(), "no column that is only padding"
     for step in range(layout.image):
         expected = image[step].nonzero()[:, 0].tolist()
         assert table.keys[step][table.valid[step]].tolist() == expected
