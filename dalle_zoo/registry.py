@@ -29,7 +29,7 @@ def suggest(kind: str, name: str, known: Iterable[str]) -> str:
     """Returns an error message for an unknown name, with the closest known name and a list of all of them.
 
     Args:
-        kind: What the name stands for ("mask").
+        kind: Kind of object that the name denotes ("mask").
         name: The unknown name.
         known: All known names.
 

@@ -22,7 +22,7 @@ GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/openai_dvae.py")
 TWIN = {"atol": 2e-5, "rtol": 1e-5}
 """Float32 rounding: other convolution kernels sum up to 4,608 products in another order."""
 ROUNDING = {"atol": 1e-5, "rtol": 1e-5}
-"""Float32 rounding between two ways to compute one thing."""
+"""Float32 rounding between two ways to compute the same values."""
 
 TWIN_CONFIG = DVAEConfig(width=64, decoder_stem=8, codebook_size=512)
 SMALL = DVAEConfig(image_size=32, width=8, num_groups=3, blocks_per_group=1, decoder_stem=8, codebook_size=12)

@@ -63,7 +63,7 @@ def test_ids_have_start_and_end_tokens_and_a_limit(ranker: Ranker) -> None:
     assert ids[2, -1] == 257  # a truncated caption still ends
 
 
-def test_a_caption_cannot_contain_the_end_token(ranker: Ranker) -> None:
+def test_the_text_of_the_end_token_in_a_caption_is_not_special(ranker: Ranker) -> None:
     assert ranker.encode_text([END + "x"])[0].tolist() == [256, *f"{END}x".encode(), 257]
 
 

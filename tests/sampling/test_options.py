@@ -1,4 +1,4 @@
-"""The choice of a token: temperature, filters, and the law of the samples."""
+"""Sampling a token: temperature, filters, and the distribution of samples."""
 
 from __future__ import annotations
 
