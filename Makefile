@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PROMPT ?=
 FUZZ_SECONDS ?= 60
+KILLS ?= 300
 BENCH ?=
 JOBS ?= 2
 
@@ -14,7 +15,7 @@ export DALLE_ZOO_PROMPT = $(value PROMPT)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow fuzz bench format clean
+.PHONY: help demo test test-slow fuzz kills bench format clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -37,6 +38,9 @@ test-slow: $(VENV)/.test ## run the tests that make test omits
 
 fuzz: $(VENV)/.test ## feed damaged weight files to their readers (FUZZ_SECONDS=60)
 	$(BIN)/python tools/fuzz_readers.py --seconds $(FUZZ_SECONDS)
+
+kills: $(VENV)/.test ## kill commands at random moments and compare their results (KILLS=300)
+	$(BIN)/python tools/kill_commands.py --kills $(KILLS)
 
 bench: $(VENV)/.test ## measure speed and update docs/speed.md (BENCH="decoding --threads 1")
 	$(BIN)/python -m benchmarks $(BENCH)

@@ -1,4 +1,4 @@
-"""Runs every benchmark of speed and writes docs/speed.md: ``python -m benchmarks [--threads 1 2] [--device cuda]``."""
+"""Runs every speed benchmark and writes docs/speed.md: ``python -m benchmarks [--threads 1 2] [--device cuda]``."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SCRIPTS = ("decoding", "quantization", "jacobi", "training", "dvae", "data", "ge
 def main() -> int:
     """Runs the scripts, each in its own process, one after the other."""
     parser = argparse.ArgumentParser(
-        prog="make bench", description="All benchmarks of speed, and the page about them."
+        prog="make bench", description="Runs all speed benchmarks and writes docs/speed.md."
     )
-    parser.add_argument("only", nargs="*", help=f"which of {', '.join(SCRIPTS)} (all)")
+    parser.add_argument("only", nargs="*", help=f"benchmarks to run: {', '.join(SCRIPTS)} (all)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (1 2)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     options = parser.parse_args()

@@ -45,7 +45,7 @@ AREA, PRODUCTS = "weighted rows", "two matrix products"
 
 
 class NumberedSamples(SampleSource):
-    """Captioned samples without images worth decoding: the codes are sampled by their number."""
+    """Captioned samples with random codes, whose images are not decoded."""
 
     def __init__(self, count: int) -> None:
         buffer = io.BytesIO()
@@ -65,7 +65,7 @@ class NumberedSamples(SampleSource):
 
 
 class OneByOne(CaptionedDataset):
-    """Records of a tar with one to a member, in its order or with the bounded shuffle of `CodeDataset`."""
+    """Reads a tar with one record per member, in stored order or with the bounded shuffle of `CodeDataset`."""
 
     def __init__(self, path: Path, count: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class OneByOne(CaptionedDataset):
 
 
 def write_shards(folder: Path) -> tuple[OneByOne, CodeDataset]:
-    """The same records in both layouts."""
+    """Writes the same records in both layouts."""
     generator = torch.Generator().manual_seed(0)
 
     def numbered_codes(images: Tensor) -> Tensor:
@@ -119,13 +119,13 @@ def write_shards(folder: Path) -> tuple[OneByOne, CodeDataset]:
 
 
 def drain(items: Iterable[Any]) -> None:
-    """Reads all."""
+    """Reads all records."""
     for _ in items:
         pass
 
 
 def different(a: Iterable[Item], b: Iterable[Item]) -> float:
-    """Share of records that differ in key, caption or a code."""
+    """Returns the share of records that differ in key, caption or a code."""
     differ = [
         x["key"] != y["key"] or x["caption"] != y["caption"] or not torch.equal(x["codes"], y["codes"])
         for x, y in zip(a, b, strict=True)
@@ -134,7 +134,7 @@ def different(a: Iterable[Item], b: Iterable[Item]) -> float:
 
 
 def compare_shards(folder: Path) -> list[Row]:
-    """Records in stored order, and shuffled batches through the loader."""
+    """Compares reading records in stored order, and in shuffled batches through the loader."""
     one, chunks = write_shards(folder)
     same = Equality(what="share of records that differ", value=different(one, chunks), limit=0)
 
@@ -170,7 +170,7 @@ def compare_shards(folder: Path) -> list[Row]:
 
 
 def photographs() -> list[bytes]:
-    """JPEG files of 640 x 480 pixels, quality 90, smooth colors with grain."""
+    """Returns JPEG files of 640 x 480 pixels, quality 90, with smooth colors and grain."""
     rng = np.random.default_rng(0)
     files = []
     for _ in range(IMAGES):
@@ -183,13 +183,13 @@ def photographs() -> list[bytes]:
 
 
 def by_pillow(data: bytes) -> np.ndarray:
-    """Decoded, the central square reduced to 256 pixels with an antialiased bicubic filter."""
+    """Decodes with Pillow and resizes the central square to 256 pixels with an antialiased bicubic filter."""
     image = Image.open(io.BytesIO(data)).convert("RGB").crop((80, 0, 560, 480))
     return np.asarray(image.resize((256, 256), Image.Resampling.BICUBIC))
 
 
 def by_torchvision(data: bytes) -> np.ndarray:
-    """The same with torchvision."""
+    """Does the same with torchvision."""
     from torchvision.io import ImageReadMode, decode_jpeg
     from torchvision.transforms.v2.functional import InterpolationMode, resize
 
@@ -199,7 +199,7 @@ def by_torchvision(data: bytes) -> np.ndarray:
 
 
 def by_simplejpeg(data: bytes) -> np.ndarray:
-    """Decoded with simplejpeg, reduced with Pillow."""
+    """Decodes with simplejpeg, resizes with Pillow."""
     import simplejpeg
 
     image = Image.fromarray(simplejpeg.decode_jpeg(data, colorspace="RGB")).crop((80, 0, 560, 480))
@@ -207,7 +207,7 @@ def by_simplejpeg(data: bytes) -> np.ndarray:
 
 
 def by_opencv(data: bytes) -> np.ndarray:
-    """Decoded with OpenCV, reduced with Pillow: OpenCV's own bicubic filter does not widen when it reduces."""
+    """Decodes with OpenCV, resizes with Pillow, because OpenCV's bicubic filter is not antialiased."""
     import cv2
 
     pixels = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
@@ -229,20 +229,20 @@ NOTES = {
 
 
 def area_by_products(pixels: np.ndarray, t: int) -> np.ndarray:
-    """`area_resize` as two matrix products, with the weights that it gives to single pixels."""
+    """Computes `area_resize` as two matrix products, with the weights that it gives to single pixels."""
     s = len(pixels)
     ratio = (s - 1) / (t - 1)
     starts, numbers = np.arange(t)[:, None] * ratio, np.arange(2 * s)
     overlap = np.minimum(numbers + 1, starts + ratio) - np.maximum(numbers, starts)
     weights = (overlap.clip(0) / ratio).astype(np.float32)
-    weights[:, s - 1] += weights[:, s:].sum(1)  # the last pixel continues
+    weights[:, s - 1] += weights[:, s:].sum(1)  # the last pixel is repeated
     weights = weights[:, :s]
     rows = (weights @ pixels.reshape(s, -1).astype(np.float32)).reshape(t, s, 3)
     return np.matmul(weights, rows).round().clip(0, 255).astype(np.uint8)
 
 
 def compare_reduction() -> Row:
-    """The area filter of training, beside what decoding costs."""
+    """Times the area filter of training, which is applied after decoding."""
     squares = [np.asarray(Image.open(io.BytesIO(f)).convert("RGB"))[:, 80:560] for f in photographs()]
     apart = max(int(np.abs(area_resize(p, SIDE).astype(int) - area_by_products(p, SIDE)).max()) for p in squares)
     return compare(
@@ -260,7 +260,7 @@ def compare_reduction() -> Row:
 
 
 def compare_images() -> list[Row]:
-    """Pillow, which the readers use, against each library that is installed."""
+    """Compares Pillow, which the readers use, with every installed library."""
     files = photographs()
     rows = [compare_reduction()]
     for library, read in OTHERS.items():
@@ -283,7 +283,7 @@ def compare_images() -> list[Row]:
 
 
 def main() -> None:
-    """Measures and stores."""
+    """Runs the benchmark and stores its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (1)")
     parser.add_argument("--device", default="cpu", help="cpu; anything else measures nothing (cpu)")

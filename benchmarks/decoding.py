@@ -34,9 +34,9 @@ from dalle_zoo.sampling import SamplingOptions, gumbel, sample_codes
 PAPER = PriorConfig(width=384, num_heads=6, num_layers=6)
 """The paper's positions, vocabularies and masks; few narrow layers."""
 SMALL = PriorConfig(text_length=64, image_height=16, image_width=16, width=512, num_heads=8, num_layers=12)
-"""The shape at which other code bases were measured."""
+"""The shape at which other code bases have been measured."""
 LARGE = {"1.2B": PriorConfig(width=2048, num_heads=32, num_layers=24), "12B": PriorConfig()}
-"""For a GPU."""
+"""Shapes that are measured on a GPU."""
 POSITION = 512
 """Half of the paper's image is generated."""
 STEPS = 4
@@ -74,7 +74,7 @@ class ConcatenatedCache:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets the steps taken."""
+        """Discards the steps since construction."""
         self.caches = list(self.start)
 
     def step(self, index: int, previous: Tensor) -> Tensor:
@@ -99,9 +99,9 @@ class ConcatenatedCache:
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc use freed memory again for tensors above 32 MB, which it gives back to the system otherwise.
+    """Makes glibc reuse freed memory for tensors above 32 MB, which it otherwise returns to the system.
 
-    A growing cache is made anew at every step; without this, most of its time would be that of fresh pages.
+    A growing cache is reallocated at every step; without this, most of its time would be spent on new pages.
     """
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         no_mapping, trim_above = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD
@@ -110,7 +110,7 @@ def keep_freed_memory() -> None:
 
 
 def make_prior(config: PriorConfig, dtype: torch.dtype, device: str = "cpu") -> Prior:
-    """Random weights, those of the head too; a large one is sampled where it will stay."""
+    """Returns a prior with random weights, including the heads, initialized directly on the device."""
     torch.manual_seed(0)
     with torch.device("meta"):
         prior = Prior(config).to(dtype)
@@ -122,27 +122,27 @@ def make_prior(config: PriorConfig, dtype: torch.dtype, device: str = "cpu") -> 
 
 
 def make_text(prior: Prior, prompts: int = 1) -> Tensor:
-    """Captions without padding."""
+    """Returns text ids without padding."""
     generator = torch.Generator().manual_seed(1)
     shape = (prompts, prior.config.text_length)
     return torch.randint(prior.config.text_vocab, shape, generator=generator).to(prior.device)
 
 
 def make_codes(prior: Prior, candidates: int) -> Tensor:
-    """Tokens of one prompt's candidates, (1, n, N)."""
+    """Returns image tokens of one prompt's candidates, (1, n, N)."""
     generator = torch.Generator().manual_seed(2)
     shape = (1, candidates, prior.config.image_length)
     return torch.randint(prior.config.codebook_size, shape, generator=generator)
 
 
-def read_up_to(decoder: PriorDecoding, codes: Tensor, position: int) -> None:
-    """Takes the steps before a position."""
+def decode_up_to(decoder: PriorDecoding, codes: Tensor, position: int) -> None:
+    """Runs the steps before a position."""
     for index in range(position):
         decoder.step(index, codes[:, :, index - 1] if index else None)
 
 
 def advance(decoder: PriorDecoding | ConcatenatedCache, codes: Tensor, start: int, count: int = STEPS) -> Tensor:
-    """Logits of some steps, (P, n, count, K)."""
+    """Runs ``count`` steps and returns their logits, (P, n, count, K)."""
     steps = range(start, start + count)
     return torch.stack([decoder.step(index, codes[:, :, index - 1]) for index in steps], 2)
 
@@ -151,12 +151,12 @@ def advance(decoder: PriorDecoding | ConcatenatedCache, codes: Tensor, start: in
 
 
 def against_concatenation(candidates: int, dtype: torch.dtype, target: float, fused: bool = False) -> Row:
-    """Steps in the middle of the image."""
+    """Compares steps in the middle of the image with a concatenated cache."""
     prior = make_prior(PAPER, dtype)
     text, codes = make_text(prior), make_codes(prior, candidates)
     native = PriorDecoding(with_packed_linears(prior, candidates), text, candidates)
     grown = ConcatenatedCache(prior, text, codes[:, :, :POSITION], fused)
-    read_up_to(native, codes, POSITION)
+    decode_up_to(native, codes, POSITION)
     came, expected = (advance(decoder, codes, POSITION) for decoder in (native, grown))
     exact = dtype == FLOAT32
     noise = gumbel(torch.arange(candidates), POSITION, came.shape[-1])[:, None]
@@ -170,8 +170,8 @@ def against_concatenation(candidates: int, dtype: torch.dtype, target: float, fu
     shape = f"{PAPER.num_layers} layers of width {PAPER.width}, {candidates} candidate{'s' * (candidates > 1)}"
     return compare(
         f"{STEPS} steps at half of the image, {shape}",
-        {"ours": lambda: advance(native, codes, POSITION), against: again},
-        path="ours",
+        {"dalle-zoo": lambda: advance(native, codes, POSITION), against: again},
+        path="dalle-zoo",
         against=against,
         target=target,
         equal=(
@@ -192,7 +192,7 @@ def against_concatenation(candidates: int, dtype: torch.dtype, target: float, fu
 
 
 def memory(candidates: int) -> Row:
-    """Keys and values of one image against those of all positions, in all of the paper's layers but narrow ones."""
+    """Compares the memory of keys and values with that of all positions, in the paper's layers at a small width."""
     config = PriorConfig(width=64, num_heads=1)
     prior = make_prior(config, FLOAT32)
     caches = PriorDecoding(prior, make_text(prior), candidates).caches
@@ -201,12 +201,12 @@ def memory(candidates: int) -> Row:
     native, full = (image + text) / candidates, 2 * 4 * config.num_layers * config.layout.length * config.width
     return Row(
         name=f"keys and values of one of {candidates} images, the paper's {config.num_layers} layers, width 64",
-        path="ours",
+        path="dalle-zoo",
         against="full cache",
         target=4.0,
         ratio=full / native,
         equal=(),
-        seconds={"ours": [native], "full cache": [float(full)]},
+        seconds={"dalle-zoo": [native], "full cache": [float(full)]},
         unit="bytes",
         threads=torch.get_num_threads(),
         note="bytes of the buffers as they are allocated; the caption's are shared by the candidates",
@@ -214,7 +214,7 @@ def memory(candidates: int) -> Row:
 
 
 def against_weights(candidates: int, dtype: torch.dtype, target: float) -> Row:
-    """Tokens, choice included, against multiplying each matrix once; caption and packing, once per image, are done."""
+    """Compares sampling a token with multiplying each matrix once, after the prefill and the packing of weights."""
     prior = make_prior(SMALL, dtype)
     text, seeds = make_text(prior), torch.arange(candidates)[None]
     linears = [m for n, m in prior.named_modules() if isinstance(m, nn.Linear) and n != "text_head"]
@@ -225,8 +225,8 @@ def against_weights(candidates: int, dtype: torch.dtype, target: float) -> Row:
     noise = torch.stack([gumbel(seeds[0], index, SMALL.codebook_size) for index in range(SMALL.image_length)], 1)
     different = ((logits.float() + noise).argmax(-1) != sampled[0]).float().mean()
     decoder, options = prior_decoder(prior, text, candidates), SamplingOptions()
-    read_up_to(decoder, sampled, SMALL.image_length)
-    count = SMALL.image_length // (ROUNDS + 1)  # a part of the image a round
+    decode_up_to(decoder, sampled, SMALL.image_length)
+    count = SMALL.image_length // (ROUNDS + 1)  # a part of the image per round
     parts = iter(range(0, SMALL.image_length, count))
 
     def sample() -> None:
@@ -243,10 +243,10 @@ def against_weights(candidates: int, dtype: torch.dtype, target: float) -> Row:
     shape = f"{SMALL.num_layers} layers of width {SMALL.width}"
     return compare(
         f"{count} tokens of an image of 16 x 16, {shape}, {candidates} candidate{'s' * (candidates > 1)}",
-        {"sampling": sample, "weights alone": loop},
+        {"sampling": sample, "weight products only": loop},
         path="sampling",
-        against="weights alone",
-        target=target if torch.get_num_threads() == 1 else None,  # it is about one thread
+        against="weight products only",
+        target=target if torch.get_num_threads() == 1 else None,  # the target is for one thread
         equal=(
             Equality(
                 what="share of codes that differ from the full forward",
@@ -259,27 +259,27 @@ def against_weights(candidates: int, dtype: torch.dtype, target: float) -> Row:
 
 
 def prior_decoder(prior: Prior, text: Tensor, candidates: int) -> PriorDecoding:
-    """Ready for the first step, as `sample_codes` does it."""
+    """Returns a decoding state like that of `sample_codes`."""
     return PriorDecoding(with_packed_linears(prior, len(text) * candidates), text, candidates)
 
 
-# ------------------------------------------------------------ how costs grow
+# ------------------------------------------------------------ scaling of the cost
 
 
 def seconds_of(work: Callable[[], object], device: str = "cpu") -> float:
-    """Median of three calls."""
+    """Returns the median duration of three calls."""
     return statistics.median(interleaved({"work": work}, rounds=3, device=device)["work"])
 
 
 def by_position() -> Series:
-    """A step by its position, for each pattern."""
+    """Measures a step by its position, for each mask."""
     lines = {}
     for masks in ("row", "column", "conv", "full"):
         config = PriorConfig(**{**asdict(PAPER), "masks": masks, "num_layers": 2})
         prior = make_prior(config, FLOAT32)
         codes = make_codes(prior, 16)
         decoder, points = prior_decoder(prior, make_text(prior), 16), []
-        read_up_to(decoder, codes, 1)
+        decode_up_to(decoder, codes, 1)
         for start in range(1, config.image_length - 128, 128):
             points.append((start, 1000 * seconds_of(partial(advance, decoder, codes, start)) / STEPS))
             advance(decoder, codes, start, 128)
@@ -288,14 +288,14 @@ def by_position() -> Series:
 
 
 def by_candidates() -> tuple[Series, Series]:
-    """A step, and the caption, by the number of candidates; and the caption where each candidate reads its own."""
+    """Measures a step and the prefill by the number of candidates, with one prefill per prompt or per candidate."""
     prior = make_prior(PAPER, FLOAT32)
     text = make_text(prior)
     step, shared, repeated = [], [], []
     for candidates in (1, 2, 4, 8, 16, 32, 64):
         codes = make_codes(prior, candidates)
         decoder = prior_decoder(prior, text, candidates)
-        read_up_to(decoder, codes, 34)
+        decode_up_to(decoder, codes, 34)
         step.append((candidates, 1000 * seconds_of(partial(advance, decoder, codes, 34)) / STEPS))
         shared.append((candidates, 1000 * seconds_of(partial(PriorDecoding, prior, text, candidates))))
         if candidates <= 8:
@@ -304,7 +304,7 @@ def by_candidates() -> tuple[Series, Series]:
     axis = "candidates of one prompt"
     return (
         Series(x=axis, y="ms per step, 6 layers", lines={"step": step}),
-        Series(x=axis, y="ms to read the caption", lines={"once per prompt": shared, "once per candidate": repeated}),
+        Series(x=axis, y="ms of the prefill", lines={"once per prompt": shared, "once per candidate": repeated}),
     )
 
 
@@ -312,7 +312,7 @@ def by_candidates() -> tuple[Series, Series]:
 
 
 def single_image(name: str, limits: dict[str, float]) -> Row:
-    """One image in bfloat16 against reading the weights at the rate of a copy."""
+    """Compares sampling one image in bfloat16 with reading the weights at the rate of a copy."""
     prior = make_prior(LARGE[name], BFLOAT16, "cuda")
     text, seeds = make_text(prior), torch.zeros(1, 1, dtype=torch.long, device="cuda")
     by_graph, by_launch = (sample_codes(prior, text, seeds, graph=graph) for graph in (True, False))
@@ -342,10 +342,10 @@ def single_image(name: str, limits: dict[str, float]) -> Row:
 
 
 def best_batch(prompts: int, candidates: int, limits: dict[str, float]) -> Row:
-    """Many images of the 1.2B shape in bfloat16 against the roofline of weights, keys and arithmetic.
+    """Compares many images of the 1.2B shape in bfloat16 with the roofline of weights, keys and arithmetic.
 
-    A step reads the weights once, the caption's keys once per prompt, and the image keys that the masks allow once a
-    candidate; its arithmetic is that of all of them.
+    A step reads the weights once, the keys of the caption once per prompt, and the image keys that the masks allow
+    once per candidate; its arithmetic is that of all of them.
     """
     config = LARGE["1.2B"]
     prior = make_prior(config, BFLOAT16, "cuda")
@@ -373,8 +373,8 @@ def best_batch(prompts: int, candidates: int, limits: dict[str, float]) -> Row:
 
 
 def main() -> None:
-    """Measures and stores."""
-    parser = argparse.ArgumentParser(description="Time of a step of sampling, memory, and how both grow.")
+    """Runs the benchmark and stores its results."""
+    parser = argparse.ArgumentParser(description="Times sampling steps of the prior, and measures memory.")
     parser.add_argument("--threads", type=int, default=1, help="threads of the CPU (1)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu or cuda (cpu)")
     options = parser.parse_args()

@@ -32,7 +32,7 @@ from dalle_zoo.models.dvae import DVAE, DVAEConfig  # noqa: E402
 from dalle_zoo.pipeline import load_model  # noqa: E402
 
 ENCODE_FLOPS = 272e9
-"""Of one image of 256 x 256 pixels, a product and its sum counted as two."""
+"""Operations for one image of 256 x 256 pixels; a multiply-add counts 2."""
 PACKAGE, MODULES = "DALL-E 0.1", "the same calls of F.conv2d as DALL-E 0.1"
 OURS, HALF, COMPILED = "DVAE, float32", "DVAE, bfloat16", "DVAE, bfloat16, compiled"
 PEER_ROUNDING = 1e-4
@@ -41,7 +41,7 @@ PEER_ROUNDING = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """What is compared with: images to codes, codes to images."""
+    """The compared code: images to codes, and codes to images."""
 
     name: str
     encode: Callable[[Tensor], Tensor]
@@ -49,7 +49,7 @@ class Peer:
 
 
 def native(device: str) -> DVAE:
-    """Our network with random weights."""
+    """Returns the native network with random weights."""
     torch.manual_seed(0)
     net: Any = DVAE(DVAEConfig())  # torch 2.13 does not declare the overload of `to` below
     layout = torch.preserve_format if device == "cpu" else torch.channels_last
@@ -60,14 +60,14 @@ def native(device: str) -> DVAE:
 
 
 def random_images(count: int, device: str) -> Tensor:
-    """Smooth colors with noise, (count, 3, 256, 256)."""
+    """Returns images of smooth colors with noise, (count, 3, 256, 256)."""
     generator = torch.Generator().manual_seed(count)
     coarse = F.interpolate(torch.rand(count, 3, 32, 32, generator=generator), size=256, mode="bicubic").clamp(0, 1)
     return (0.7 * coarse + 0.3 * torch.rand(count, 3, 256, 256, generator=generator)).to(device)
 
 
 def peer_of(net: DVAE, device: str) -> Peer:
-    """The published package with the native weights, or our modules called as it calls its own."""
+    """Returns the published package with the native weights, or the native modules called in the same way."""
     if importlib.util.find_spec("dall_e") is None:
         return Peer(
             MODULES, lambda images: net.logits(images).argmax(1), functools.partial(decode_one_hot, net.decoder, net)
@@ -87,13 +87,13 @@ def peer_of(net: DVAE, device: str) -> Peer:
 
 
 def decode_one_hot(decoder: nn.Module, net: DVAE, codes: Tensor) -> Tensor:
-    """Images by way of one-hot cells, as the package's documentation shows it."""
+    """Decodes images through one-hot cells, as in the documentation of the package."""
     cells = F.one_hot(codes, net.codebook_size).permute(0, 3, 1, 2).float()
     return net.pixels(decoder(cells).float())
 
 
 def half(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Under autocast to bfloat16."""
+    """Runs a function under autocast to bfloat16."""
     with torch.autocast(x.device.type, torch.bfloat16):
         return work(x)
 
@@ -104,7 +104,7 @@ def unequal(a: Tensor, b: Tensor) -> float:
 
 
 def with_half(row: Row, path: str, equal: tuple[Equality, ...]) -> Row:
-    """The row of another path of the same measurement."""
+    """Returns a row for another path of the same measurement."""
     ratio = statistics.median(row.seconds[row.against]) / statistics.median(row.seconds[path])
     print(f"{row.name} ({path}): {ratio:.2f}x; " + ", ".join(f"{e.what} {e.value:.3g}" for e in equal), flush=True)
     return dataclasses.replace(row, path=path, ratio=ratio, target=None, equal=equal, dtype="bfloat16")
@@ -112,12 +112,12 @@ def with_half(row: Row, path: str, equal: tuple[Equality, ...]) -> Row:
 
 @functools.cache
 def product_rate(device: str) -> float:
-    """FLOP per second of a large bfloat16 product."""
+    """Measures the FLOP per second of a large bfloat16 product."""
     return ceilings(device)["flop"]
 
 
 def rates(row: Row, count: int, device: str) -> Row:
-    """The row with images per second, and of bfloat16 on a GPU the share of what matrix products reach."""
+    """Adds images per second to a row and, for bfloat16 on a GPU, the share of the rate of matrix products."""
     each = count / statistics.median(row.seconds[row.path])
     extra: dict[str, Any] = {"images per second": each}
     if device != "cpu" and row.dtype == "bfloat16":
@@ -133,7 +133,7 @@ ENCODING_NOTE = (
 
 
 def compare_encoding(net: DVAE, peer: Peer, count: int, target: float | None, device: str, note: str) -> list[Row]:
-    """Rows of float32 and bfloat16 for so many images per call."""
+    """Returns rows of float32 and bfloat16 for ``count`` images per call."""
     images = random_images(count, device)
     paths = {
         peer.name: lambda: peer.encode(images),
@@ -142,7 +142,7 @@ def compare_encoding(net: DVAE, peer: Peer, count: int, target: float | None, de
     }
     codes = peer.encode(images)
     exact = unequal(net.encode(images), codes)
-    # A GPU's own kernels and the package's float16 there are no twins of each other.
+    # On a GPU the kernels differ, and the package computes in float16, so outputs are not equal.
     checks = (Equality(what="share of float32 codes that differ", value=exact, limit=0 if device == "cpu" else None),)
     row = compare(
         f"encode, {count} image{'s' * (count > 1)} per call",
@@ -162,7 +162,7 @@ def compare_encoding(net: DVAE, peer: Peer, count: int, target: float | None, de
 
 
 def compare_decoding(net: DVAE, peer: Peer, count: int, device: str) -> list[Row]:
-    """Rows of float32 and bfloat16 for so many images per call."""
+    """Returns rows of float32 and bfloat16 for ``count`` images per call."""
     codes = torch.randint(net.codebook_size, (count, 32, 32), generator=torch.Generator().manual_seed(0)).to(device)
     external = peer.decode(codes)
 
@@ -187,7 +187,7 @@ def compare_decoding(net: DVAE, peer: Peer, count: int, device: str) -> list[Row
 
 
 def compare_trained(device: str) -> list[Row]:
-    """Rows of the bundled weights and images, whose codes are those that bfloat16 is compared with."""
+    """Returns rows of the bundled weights and images, with whose codes those of bfloat16 are compared."""
     net = load_model("emoji64", "dvae", device=device)
     samples = list(open_source("emoji64:val-styles").stream())[:64]
     images = torch.stack([center_transform(decode_image(s.image), net.image_size) for s in samples]).to(device) / 255
@@ -212,7 +212,7 @@ def compare_trained(device: str) -> list[Row]:
 
 
 def compare_compiled(net: DVAE, device: str) -> list[Row]:
-    """On a GPU: compiled in bfloat16 against the same uncompiled, at a size that fills it."""
+    """Compares compiled with uncompiled networks in bfloat16 on a GPU, at a batch size that fills it."""
     images = random_images(32, device)
     codes = half(net.encode, images)
     compiled = native(device)
@@ -232,7 +232,7 @@ def compare_compiled(net: DVAE, device: str) -> list[Row]:
 
 @torch.no_grad()
 def main() -> None:
-    """Measures and stores."""
+    """Runs the benchmark and stores its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (1)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")

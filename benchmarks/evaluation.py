@@ -1,12 +1,12 @@
-"""How much longer measuring images takes than the network alone, which nothing can beat.
+"""Times feature extraction from image files, compared with the network only, the lower bound.
 
     python benchmarks/evaluation.py                writes benchmarks/results/evaluation.json
     python benchmarks/evaluation.py --device cuda
 
-Both ways read the same images in the same batches: from uint8 tensors in memory, and from JPEG files through
-`dalle_zoo_eval.features`, which decodes them, crops them, blurs them and writes features to disk; once without blur,
-and once with all radii of figure 9. The runs alternate in one process; the ratio is that of the medians. Inception's
-weights are random, which changes no time.
+Both paths use the same images in the same batches: uint8 tensors in memory, or JPEG files through
+`dalle_zoo_eval.features`, which decodes, crops and blurs images and writes features to disk. They run once without
+blur and once with all radii of figure 9, alternately in one process; the ratio is that of the medians. The weights of
+Inception are random, which does not change the time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CASES = {"without blur": (0,), "with the blur of figure 9": (0, 1, 2, 4, 8)}
 
 
 def make_images(folder: Path, count: int, size: int) -> None:
-    """JPEG files that decode about as slowly as photographs: smooth noise of full color."""
+    """Writes JPEG files of smooth colored noise, which take about as long to decode as photographs."""
     generator = torch.Generator().manual_seed(0)
     for number in range(count):
         coarse = torch.rand(1, 3, size // 8, size // 8, generator=generator)
@@ -49,7 +49,7 @@ def make_images(folder: Path, count: int, size: int) -> None:
 
 
 def open_inception(folder: Path, device: str) -> Extractor:
-    """Inception of 2015 with random weights: torchvision's has the same tensors but for the number of classes."""
+    """Loads the Inception of 2015 with random weights: torchvision's, with another number of classes."""
     from torchvision.models.inception import Inception3
 
     torch.manual_seed(0)
@@ -59,7 +59,7 @@ def open_inception(folder: Path, device: str) -> Extractor:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Time of a call."""
+    """Returns the duration of a call, seconds."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -68,39 +68,39 @@ def seconds(work: Callable[[], object]) -> float:
 def compare(
     network: Extractor, source: ImageFiles, radii: tuple[int, ...], rounds: int, folder: Path
 ) -> dict[str, Any]:
-    """Times both ways in turn.
+    """Times both paths alternately.
 
     Args:
-        network: What looks.
-        source: Images of files.
-        radii: Radii of the blur, each of which makes an image.
-        rounds: Runs of each way.
-        folder: Where features are written.
+        network: Feature extractor.
+        source: Image files.
+        radii: Radii of the blur; each gives one view of an image.
+        rounds: Runs of each path.
+        folder: Folder for the features.
     """
     total, views = len(source), [f"{radius}/1/features" for radius in radii]
     batches: dict[int, list[Tensor]] = {radius: [] for radius in radii}
     for start in range(0, total, CHUNK):
-        shown = source.load(range(start, min(start + CHUNK, total))).images[1]
-        for radius, images in gaussian_blur(shown, radii).items():
+        loaded = source.load(range(start, min(start + CHUNK, total))).images[1]
+        for radius, images in gaussian_blur(loaded, radii).items():
             batches[radius].append(torch.stack(images))
-    times: dict[str, list[float]] = {"network alone": [], "from files": []}
+    times: dict[str, list[float]] = {"network only": [], "from files": []}
     difference = 0.0
     for number in range(rounds + 1):
-        alone = seconds(lambda: [network(batch) for parts in batches.values() for batch in parts])
+        network_only = seconds(lambda: [network(batch) for parts in batches.values() for batch in parts])
         store = FeatureStore(source, {"inception-2015": network}, radii, CHUNK, folder / str(number))
         files = seconds(partial(store.run, Share(), label=f"round {number}"))
-        if number == 0:  # warms up, and shows that both ways say the same
+        if number == 0:  # warms up, and compares the features of both paths
             for view, parts in zip(views, batches.values(), strict=True):
                 features = torch.cat([network(batch)["features"] for batch in parts])
                 found = store.all("inception-2015", view)
                 difference = max(difference, float((features - found).abs().max()))
             continue
-        times["network alone"].append(alone)
+        times["network only"].append(network_only)
         times["from files"].append(files)
     medians = {way: statistics.median(values) for way, values in times.items()}
     return {
         "radii": list(radii),
-        "ratio": medians["from files"] / medians["network alone"],
+        "ratio": medians["from files"] / medians["network only"],
         "largest difference of the features": difference,
         **{f"images per second, {way}": total / median for way, median in medians.items()},
         "seconds": times,
@@ -109,11 +109,13 @@ def compare(
 
 def main() -> None:
     """Measures, prints and stores the ratios."""
-    parser = argparse.ArgumentParser(description="Time of measuring images over that of the network alone.")
-    parser.add_argument("--images", type=int, default=200, help="images of a run (200)")
-    parser.add_argument("--size", type=int, default=256, help="side, pixels (256)")
-    parser.add_argument("--rounds", type=int, default=7, help="runs of each way (7)")
-    parser.add_argument("--device", default="cpu", help="where the network runs (cpu)")
+    parser = argparse.ArgumentParser(
+        description="Time of feature extraction from files, relative to the network only."
+    )
+    parser.add_argument("--images", type=int, default=200, help="images per run (200)")
+    parser.add_argument("--size", type=int, default=256, help="image size, pixels (256)")
+    parser.add_argument("--rounds", type=int, default=7, help="runs of each path (7)")
+    parser.add_argument("--device", default="cpu", help="device of the network (cpu)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/evaluation.json"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -25,13 +25,13 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 BEFORE = "fecf8fa"
-"""The commit before the work on speed."""
+"""The commit before the optimizations of speed."""
 RUN = "import sys; from dalle_zoo.cli.main import main; sys.exit(main())"
 PROMPT, CANDIDATES = "a 3d emoji of a red apple", 16
 
 
 def unpack(commit: str, folder: Path) -> Path:
-    """The package as it was at a commit."""
+    """Extracts the package at a commit."""
     archive = subprocess.run(["git", "archive", commit, "dalle_zoo"], cwd=ROOT, capture_output=True, check=False)
     if archive.returncode:
         raise SystemExit(f"{ROOT} has no commit {commit}: this benchmark needs a git checkout with its history")
@@ -40,7 +40,7 @@ def unpack(commit: str, folder: Path) -> Path:
 
 
 def run(code: str, source: Path, threads: int, *arguments: str) -> float:
-    """Seconds of a Python process with the package from ``source``: of the CPU with one thread, else of the wall."""
+    """Times a Python process with the package from ``source``: CPU seconds with one thread, otherwise wall seconds."""
     environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": str(threads)}
     used, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     command = [sys.executable, "-c", code, *arguments]
@@ -52,13 +52,15 @@ def run(code: str, source: Path, threads: int, *arguments: str) -> float:
 
 
 def pixels(path: Path) -> np.ndarray:
-    """An image as integers."""
+    """Reads an image as integers."""
     return np.asarray(Image.open(path)).astype(int)
 
 
 def main() -> None:
-    """Measures and stores."""
-    parser = argparse.ArgumentParser(description="The complete command against the code before the work on speed.")
+    """Runs the benchmark and stores its results."""
+    parser = argparse.ArgumentParser(
+        description="Times the complete command, compared with the code before the optimizations."
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads of the CPU (2)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu or cuda (cpu)")
     options = parser.parse_args()
@@ -85,7 +87,7 @@ def main() -> None:
         equal=(Equality(what="largest difference of a pixel, of 255", value=difference, limit=0),),
         seconds=seconds,
         threads=options.threads,
-        note=f"`import torch` alone takes {middle['import torch']:.2f} s of the {middle['now']:.2f} s",
+        note=f"`import torch` takes {middle['import torch']:.2f} s of the {middle['now']:.2f} s",
     )
     print(f"{row.name}: {row.ratio:.2f}x of {row.target}x; {middle}")
     command = f"python benchmarks/generate.py --threads {options.threads} --device {options.device}"

@@ -28,13 +28,13 @@ from dalle_zoo.models.residual import plain
 
 BLOCKS = 48
 LOSS_FACTOR = 2.0**-8
-"""Besides half of the spread."""
+"""Factor of the loss, in addition to half of the spread."""
 SEARCH = GradientScalingConfig(start=2.0**24, growth=1.0, backoff=0.5, cooldown=1)
-"""From the largest scale down in steps of 2: where the paper's rule arrives in thousands of steps."""
+"""Searches down from the largest scale by factors of 2; the paper's rule needs thousands of steps for the same."""
 
 
 class Amplify(torch.autograd.Function):
-    """Identity whose gradient is multiplied."""
+    """Identity that multiplies its gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
@@ -60,7 +60,7 @@ class Spread:
         torch.manual_seed(0)
         sizes = {"text_length": 4, "text_vocab": 32, "image_height": 4, "image_width": 4, "codebook_size": 32}
         self.prior = Prior(PriorConfig(**sizes, width=width, num_layers=BLOCKS // 2, num_heads=2))
-        for head in (self.prior.text_head, self.prior.image_head):  # fresh ones are zero and pass no gradient on
+        for head in (self.prior.text_head, self.prior.image_head):  # initially zero, which would pass no gradient on
             nn.init.normal_(head.weight, std=0.02)
         self.prior.to(device)
         self.carrier = carrier
@@ -74,7 +74,7 @@ class Spread:
         self.exact = self.gradients(None)
 
     def gradients(self, scales: Tensor | None) -> list[Tensor]:
-        """Gradient of every block's parameters as a vector, unscaled; without scales that of float32."""
+        """Returns the unscaled gradient of every block's parameters as a vector; in float32 without scales."""
         for number, block in enumerate(self.blocks):
             block.residual.around = plain if scales is None else ScaledBranch(scales[number], self.carrier)
         self.prior.zero_grad()
@@ -87,24 +87,24 @@ class Spread:
         return vectors
 
     def errors(self, gradients: Sequence[Tensor]) -> list[float]:
-        """Relative error of every block."""
+        """Returns the relative error of every block."""
         return [float((g - e).norm() / e.norm()) for g, e in zip(gradients, self.exact, strict=True)]
 
     def one_scale(self, exponent: int) -> tuple[bool, list[float]]:
-        """Whether nothing overflows with one scale for all blocks, and the errors."""
+        """Returns whether no gradient overflows with one scale for all blocks, and the errors."""
         gradients = self.gradients(torch.full((BLOCKS,), 2.0**exponent, device=self.device))
         return all(bool(g.isfinite().all()) for g in gradients), self.errors(gradients)
 
     def best_scale(self, exponents: Sequence[int]) -> tuple[int, list[float]]:
-        """Exponent of the best scale for all blocks, and the errors."""
+        """Returns the exponent of the best scale for all blocks, and the errors."""
         measured = [(exponent, *self.one_scale(exponent)) for exponent in exponents]
         finite = [(exponent, errors) for exponent, fits, errors in measured if fits]
         if not finite:
-            raise ValueError(f"something overflows with every scale from 2^{exponents[0]}: try smaller ones")
+            raise ValueError(f"gradients overflow with every scale from 2^{exponents[0]}: try smaller scales")
         return min(finite, key=lambda entry: entry[1][-1])
 
     def scale_per_block(self) -> tuple[list[float], list[float]]:
-        """Base-2 logarithms of the largest scales with which nothing overflows, and the errors."""
+        """Returns the base-2 logarithms of the largest scales without overflow, and the errors."""
         scales = GradientScales(BLOCKS, SEARCH, self.device)
         while True:
             used = scales.values.clone()
@@ -115,7 +115,7 @@ class Spread:
                 return used.log2().tolist(), self.errors(gradients)
 
     def ratio(self) -> float:
-        """Base-2 logarithm of the norms' ratio, first MLP to last."""
+        """Returns the base-2 logarithm of the ratio of gradient norms, first MLP to last."""
         return math.log2(float(self.exact[1].norm() / self.exact[-1].norm()))
 
 
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128, help="width of the prior (128)")
     parser.add_argument("--spreads", type=float, nargs="+", default=[0, 12, 20, 29], help="log2 of the spreads")
     parser.add_argument("--carrier", default="emulated", choices=["emulated", "float16"], help="float16 or emulated")
-    parser.add_argument("--device", default="cpu", help="where the prior runs (cpu)")
+    parser.add_argument("--device", default="cpu", help="device of the prior (cpu)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gradient_scaling.json"))
     options = parser.parse_args()
     rows = []
@@ -163,7 +163,7 @@ def main() -> None:
 
 
 def plot(result: dict[str, Any], out: Path) -> None:
-    """Errors by block at the largest spread."""
+    """Plots the errors by block at the largest spread."""
     from matplotlib.figure import Figure
 
     row = max(result["rows"], key=lambda row: row["log2 of the spread"])

@@ -28,17 +28,19 @@ ROUNDS = 7
 
 @dataclass(frozen=True, kw_only=True)
 class Equality:
-    """Difference of the outputs of two paths, which makes their comparison fair."""
+    """Difference of the outputs of two paths; a comparison is fair only if it is small."""
 
     what: str
     """"largest difference of the logits", "share of equal codes", …"""
     value: float
     limit: float | None = None
-    """Largest value allowed for a difference; None where the value is only reported."""
+    """Largest value allowed for a difference; None if the value is only reported."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and not self.value <= self.limit:
-            raise AssertionError(f"{self.what} is {self.value}, at most {self.limit} was allowed: no fair comparison")
+            raise AssertionError(
+                f"{self.what} is {self.value}, expected at most {self.limit}: the comparison is not fair"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +63,9 @@ class Row:
     threads: int
     dtype: str = "float32"
     unit: str = "seconds"
-    """Of the numbers in ``seconds``: "bytes" where memory is compared."""
+    """Unit of the numbers in ``seconds``: "bytes" if memory is compared."""
     note: str = ""
-    """Why a row falls short, or what to know."""
+    """Reason for a ratio below the target, or another remark."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Other figures: bytes, tokens per second, share of a ceiling."""
 
@@ -71,16 +73,16 @@ class Row:
 def interleaved(
     paths: Mapping[str, Callable[[], object]], rounds: int = ROUNDS, device: str = "cpu", warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """Times of every path, measured in turn.
+    """Times every path, alternating between them.
 
     Args:
-        paths: What to call, by name.
-        rounds: Calls of each that count.
-        device: "cpu" or "cuda"; a GPU is waited for before a clock is read.
-        warm_up: Calls of each before.
+        paths: Functions to time, by name.
+        rounds: Timed calls of each path.
+        device: "cpu" or "cuda"; a GPU is synchronized before the clock is read.
+        warm_up: Untimed calls of each path before the timed ones.
 
     Returns:
-        Seconds by path: of the CPU with one thread, of the wall otherwise.
+        Seconds of every call by path: CPU time with one thread, otherwise wall time.
     """
     cuda = device.startswith("cuda")
     clock = time.process_time if torch.get_num_threads() == 1 and not cuda else time.perf_counter
@@ -110,7 +112,7 @@ def compare(
     device: str = "cpu",
     **more: Any,
 ) -> Row:
-    """Measures paths in turn and makes a row of it; ``more`` goes into the row."""
+    """Times paths alternately and returns a row; ``more`` sets other fields of the row."""
     seconds = interleaved(paths, rounds, device)
     ratio = statistics.median(seconds[against]) / statistics.median(seconds[path])
     row = Row(
@@ -130,11 +132,11 @@ class Series:
     """Curves of one plot."""
 
     x: str
-    """What the horizontal axis shows, with its unit."""
+    """Label of the horizontal axis, with its unit."""
     y: str
-    """What the vertical axis shows, with its unit."""
+    """Label of the vertical axis, with its unit."""
     lines: Mapping[str, list[tuple[float, float]]]
-    """Points of every curve by its name."""
+    """Points of every curve, by name."""
 
 
 def store(
@@ -149,10 +151,10 @@ def store(
 
     Args:
         benchmark: Name of the script.
-        command: The line that makes it again.
-        rows: What was measured.
-        device: Where.
-        out: Another file to write.
+        command: Command that runs the benchmark.
+        rows: Measured rows.
+        device: "cpu" or "cuda".
+        out: Path of the file. Defaults to the path above.
         series: Curves to plot, by their title.
     """
     cuda = device.startswith("cuda")

@@ -58,7 +58,7 @@ class CountingSampler:
         self.passes = 0
 
     def sample(self, number: int, seeds: list[int], temperature: float, window: int | None) -> Tensor:
-        """Codes of one caption's images (n, h, w), all at once."""
+        """Samples all images of one caption at once, codes (n, h, w)."""
         return sample_codes(
             self.prior,
             self.text[number : number + 1],
@@ -69,7 +69,7 @@ class CountingSampler:
         )[0]
 
     def sample_singly(self, images: int, temperature: float, window: int | None) -> tuple[Tensor, int]:
-        """Codes of so many images of every caption, one after the other (B, h, w), and passes in all."""
+        """Samples images of every caption one after the other; returns codes (B, h, w) and the number of passes."""
         before = self.passes
         which = [(number, image) for number in range(len(CAPTIONS)) for image in range(images)]
         codes = [self.sample(number, [seed(number, image)], temperature, window) for number, image in which]
@@ -80,17 +80,17 @@ class CountingSampler:
 
 
 def seed(number: int, image: int) -> int:
-    """Others than those that the guesses were chosen with."""
+    """Seeds other than those that were used to choose the guesses."""
     return derive_seed("benchmarks/jacobi", number, image)
 
 
 def difference(codes: Tensor, expected: Tensor) -> Equality:
-    """Share of codes that differ, of which there may be none."""
+    """Share of codes that differ, which must be 0."""
     return Equality(what="share of codes that differ", value=float((codes != expected).double().mean()), limit=0.0)
 
 
 def count_passes(sampling: CountingSampler, device: str) -> tuple[list[Row], Series]:
-    """A row for every temperature, and passes per token by window."""
+    """Returns a row for every temperature, and passes per token by window."""
     rows, lines = [], {}
     for temperature in TEMPERATURES:
         expected, tokens = sampling.sample_singly(IMAGES, temperature, None)
@@ -125,7 +125,7 @@ def count_passes(sampling: CountingSampler, device: str) -> tuple[list[Row], Ser
 
 
 def compare_times(sampling: CountingSampler, device: str) -> tuple[list[Row], Series]:
-    """A row for every number of images at once, and the time of one by that number."""
+    """Returns a row for every number of images at once, and the time per image by that number."""
     rows = []
     temperature = 0.7
     lines: dict[str, list[tuple[float, float]]] = {SINGLE: [], WINDOWED: []}
@@ -156,7 +156,7 @@ def compare_times(sampling: CountingSampler, device: str) -> tuple[list[Row], Se
 
 
 def main() -> None:
-    """Measures and stores."""
+    """Runs the benchmark and stores its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (1)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")

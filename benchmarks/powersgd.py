@@ -50,10 +50,10 @@ class Exchange:
     """How gradients are averaged; without a divisor they are exact."""
 
     divisor: int | None = None
-    """Width / rank."""
+    """Divisor d: the rank is width / d."""
     error_feedback: bool = True
     fixed: bool = True
-    """Whether Q stays the same."""
+    """Whether Q is the same in all steps."""
     wire: str = "float32"
 
 
@@ -68,7 +68,7 @@ EXCHANGES = {
 
 
 def network(width: int, num_layers: int) -> PriorConfig:
-    """The prior of recipes/prior/emoji64.yaml, of any width and depth."""
+    """Returns the prior of recipes/prior/emoji64.yaml with another width and depth."""
     return PriorConfig(
         text_length=20, text_vocab=2048, image_height=8, image_width=8, codebook_size=2048, width=width,
         num_layers=num_layers, num_heads=width // 64, masks="paper(kernel=5)",
@@ -76,7 +76,7 @@ def network(width: int, num_layers: int) -> PriorConfig:
 
 
 def read_codes(folder: Path, text_length: int) -> tuple[Tensor, Tensor]:
-    """All of an encoding: text ids (N, T), codes (N, h, w)."""
+    """Reads all records of code shards: text ids (N, T), codes (N, h, w)."""
     items = list(CodeDataset(folder))
     encoder = CaptionEncoder(load_text_tokenizer(find_component("emoji64", "tokenizer")), text_length)
     return encoder([item["caption"] for item in items]), torch.stack([item["codes"] for item in items])
@@ -91,7 +91,7 @@ class Averager:
         self.powersgd = self.make(seed)
 
     def make(self, seed: int) -> PowerSGD:
-        # Without compression a rank that no matrix has lets everything go uncompressed.
+        # A rank above that of every matrix leaves all gradients uncompressed.
         width = self.net.config.width
         rank = width // self.exchange.divisor if self.exchange.divisor else width
         return PowerSGD(
@@ -116,7 +116,7 @@ class Averager:
 
 
 def train(exchange: Exchange, seed: int, data: dict[str, tuple[Tensor, Tensor]], options: Any) -> dict[str, Any]:
-    """One run on this process and its fellow."""
+    """Runs one training on this process and the other one."""
     torch.manual_seed(seed)
     net = Prior(network(options.width, options.layers), backend="lines")
     average = Averager(net, exchange, seed)
@@ -155,7 +155,7 @@ def train(exchange: Exchange, seed: int, data: dict[str, tuple[Tensor, Tensor]],
 
 @torch.no_grad()
 def evaluate(net: Prior, text: Tensor, codes: Tensor) -> float:
-    """Mean loss over images that no run trains on."""
+    """Returns the mean loss over images that no run trains on."""
     total = 0.0
     for start in range(0, len(text), 64):
         part = slice(start, start + 64)
@@ -164,7 +164,7 @@ def evaluate(net: Prior, text: Tensor, codes: Tensor) -> float:
 
 
 def work(rank: int, folder: str, options: Any) -> None:
-    """One process: all runs, one after the other."""
+    """Runs all trainings on one process, one after the other."""
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", WORLD)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
@@ -182,7 +182,7 @@ def work(rank: int, folder: str, options: Any) -> None:
 
 
 def summarize(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Per exchange the losses, means over the seeds, and their gaps to the exact mean on the same seed."""
+    """Returns by exchange the mean losses over the seeds, and their gaps to the exact exchange on the same seed."""
     table = {}
     for name, entries in runs.items():
         row: dict[str, Any] = {key: entries[0][key] for key in ("bytes per step", "compression rate of the matrices")}
@@ -195,7 +195,7 @@ def summarize(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def plot(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Left the loss, right its distance from the exact mean; means over the seeds."""
+    """Plots the loss (left) and its distance from the exact exchange (right), as means over the seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -218,7 +218,7 @@ def plot(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 
 def main() -> None:
-    """Trains, compares, prints and stores."""
+    """Runs all trainings, and prints and stores the comparison."""
     parser = argparse.ArgumentParser(description="Loss of the prior under low-rank gradients, on two processes.")
     parser.add_argument("--train", type=Path, default=Path("runs/codes/train"), help="code shards to train on")
     parser.add_argument("--val", type=Path, default=Path("runs/codes/val-styles"), help="code shards to validate on")

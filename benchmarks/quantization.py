@@ -1,8 +1,8 @@
-"""Measures the effect of fewer bits on the bundled model: loss, sampled codes, and time.
+"""Measures the effect of quantized weights on the bundled model: loss, sampled codes, and time.
 
     python benchmarks/quantization.py --threads 1
 
-Measured on images that the model has not seen (emoji64:val-styles). On a CPU 4 bits are stored as bytes.
+The images are outside of the training set (emoji64:val-styles). On a CPU, 4 bits are stored as bytes.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ VARIANTS = {
     "int8, sums in bfloat16": {"dtype": torch.bfloat16, "quantize": "int8"},
     "int4, sums in bfloat16": {"dtype": torch.bfloat16, "quantize": "int4"},
 }
-"""Options of `from_pretrained`; what is not given is float32."""
+"""Options of `from_pretrained`; the default is float32."""
 IMAGES, CANDIDATES = 256, 16
 
 
 def held_out(pipe: DallePipeline) -> tuple[Tensor, Tensor]:
-    """Text ids (B, T) and codes (B, h, w) of images outside of the training set."""
+    """Returns text ids (B, T) and codes (B, h, w) of images outside of the training set."""
     samples = [sample for _, sample in zip(range(IMAGES), open_source("emoji64:val-styles").stream(), strict=False)]
     size = pipe.image_size[0]
     images = torch.stack([center_transform(decode_image(sample.image), size) for sample in samples])
@@ -40,7 +40,7 @@ def held_out(pipe: DallePipeline) -> tuple[Tensor, Tensor]:
 
 
 def loss_and_choices(prior: ImagePrior, text: Tensor, codes: Tensor) -> tuple[float, Tensor]:
-    """Mean nats of an image token, and what would be generated at every position behind the true ones, (B, N)."""
+    """Returns the loss in nats per image token, and the token sampled at every position after true codes, (B, N)."""
     logits = prior.image_logits(text, codes).float()
     loss = float(F.cross_entropy(logits.flatten(0, 1), codes.flatten()))
     seeds = torch.tensor([derive_seed(0, number) for number in range(len(codes))], device=codes.device)
@@ -51,14 +51,14 @@ def loss_and_choices(prior: ImagePrior, text: Tensor, codes: Tensor) -> tuple[fl
 
 
 def sampling(prior: ImagePrior, text: Tensor) -> Callable[[], Tensor]:
-    """Generates candidates of one caption."""
+    """Returns a function that samples candidates of one caption."""
     seeds = torch.tensor([[derive_seed(0, 0, number) for number in range(CANDIDATES)]], device=text.device)
     return lambda: sample_codes(prior, text[:1], seeds)
 
 
 def main() -> None:
-    """Measures and stores."""
-    parser = argparse.ArgumentParser(description="What fewer bits do to the bundled model.")
+    """Runs the benchmark and stores its results."""
+    parser = argparse.ArgumentParser(description="Effect of quantized weights on the bundled model.")
     parser.add_argument("--threads", type=int, default=1, help="threads of the CPU (1)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu or cuda (cpu)")
     options = parser.parse_args()
@@ -83,14 +83,14 @@ def main() -> None:
                     target=None,
                     equal=(
                         Equality(
-                            what=f"loss above that of float32 ({loss:.4f} nats a token)", value=other_loss - loss
+                            what=f"loss above that of float32 ({loss:.4f} nats per token)", value=other_loss - loss
                         ),
                         Equality(
-                            what="share of equal codes behind true ones",
+                            what="share of equal codes after true codes",
                             value=float((other_choices == choices).float().mean()),
                         ),
                         Equality(
-                            what="share of equal codes, each behind its own",
+                            what="share of equal codes after own codes",
                             value=float((other_sample() == images).float().mean()),
                         ),
                     ),

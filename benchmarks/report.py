@@ -33,26 +33,26 @@ def read_results() -> list[Result]:
 
 
 def milliseconds(row: dict[str, Any], path: str) -> str:
-    """Median time of a path, or what it takes of memory."""
+    """Median time of a path, or its memory."""
     if row.get("unit") == "bytes":
         return f"{statistics.median(row['seconds'][path]) / 1e6:,.4g} MB"
     return f"{1000 * statistics.median(row['seconds'][path]):,.4g}"
 
 
 def equality(row: dict[str, Any]) -> str:
-    """What was checked beside the ratio."""
+    """Differences of the outputs that were checked."""
     return "; ".join(f"{check['what']} {check['value']:.3g}" for check in row["equal"]) or "–"
 
 
 def ratio(row: dict[str, Any]) -> str:
-    """The ratio, in bold where it is below its target."""
+    """The ratio, in bold if it is below its target."""
     text = f"{row['ratio']:.2f}"
     short = row["target"] is not None and row["ratio"] < row["target"]
     return f"**{text}**" if short else text
 
 
 def table(results: list[Result]) -> str:
-    """Rows of one or more results."""
+    """Renders the table of one or more results."""
     lines = [
         "| what | against | precision | where | ratio | target | ms | ms against | checked |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -78,7 +78,7 @@ def table(results: list[Result]) -> str:
 
 
 def made_by(results: list[Result]) -> str:
-    """Commands, machine and date."""
+    """Renders commands, machine and date."""
     lines = []
     for r in results:
         load = f" at a load of {r['load']:.1f}" if "load" in r else ""
@@ -90,7 +90,7 @@ def made_by(results: list[Result]) -> str:
 
 
 def render(page: str, results: list[Result]) -> str:
-    """The page with every table written anew."""
+    """Returns the page with all tables rendered again."""
 
     def fill(match: re.Match[str]) -> str:
         name = match["name"]
@@ -107,19 +107,19 @@ def render(page: str, results: list[Result]) -> str:
 
 
 def images(results: list[Result]) -> list[str]:
-    """The plots of a benchmark, each of the first result that has it."""
+    """Links to the plots of a benchmark, each from the first result that has it."""
     shown = {title: series_path(result, title) for result in reversed(results) for title in result["series"]}
     return [f"![{title}](../{path.relative_to(ROOT).as_posix()})" for title, path in sorted(shown.items())]
 
 
 def series_path(result: Result, title: str) -> Path:
-    """File of the plot of a series."""
+    """Returns the path of the plot of a series."""
     slug = re.sub(r"\W+", "_", title).strip("_").lower()
     return RESULTS / f"{result['file']}_{slug}.png"
 
 
 def overview(results: list[Result]) -> str:
-    """Ratios of all rows that have a target."""
+    """Renders the ratios of all rows that have a target."""
     lines = ["| what | against | precision | where | ratio | target |", "|---|---|---|---|---|---|"]
     for result in results:
         threads = result["threads"]
@@ -132,21 +132,21 @@ def overview(results: list[Result]) -> str:
 
 
 def plot(results: list[Result]) -> list[Path]:
-    """Ratios with their targets, and every series that a benchmark stored, as PNG."""
+    """Plots the ratios with their targets, and every stored series, as PNG files."""
     from matplotlib.figure import Figure
 
     rows = [row for r in results for row in r["rows"] if row["target"] is not None and row["threads"] != 2]
     figure = Figure(figsize=(10, 0.5 * len(rows) + 1), layout="constrained")
     axis = figure.subplots()
-    places = range(len(rows))
+    positions = range(len(rows))
     labels = [textwrap.fill(f"{row['name']}, {row['dtype']}, against {row['against']}", 66) for row in rows]
     colors = ["tab:green" if row["ratio"] >= row["target"] else "tab:red" for row in rows]
-    axis.barh(places, [row["ratio"] for row in rows], color=colors)
-    axis.scatter([row["target"] for row in rows], places, color="black", marker="|", s=200, label="target")
-    axis.set_yticks(places, labels, fontsize="small")
+    axis.barh(positions, [row["ratio"] for row in rows], color=colors)
+    axis.scatter([row["target"] for row in rows], positions, color="black", marker="|", s=200, label="target")
+    axis.set_yticks(positions, labels, fontsize="small")
     axis.set_xscale("log")
     axis.set_xticks([0.5, 1, 2, 4, 8, 16, 32], ["0.5", "1", "2", "4", "8", "16", "32"])
-    axis.set_xlabel("times as fast as what it is compared with; one thread")
+    axis.set_xlabel("speedup over the compared path; one thread")
     axis.invert_yaxis()
     axis.legend()
     made = [save(figure, RESULTS / "ratios.png")]
@@ -164,7 +164,7 @@ def plot(results: list[Result]) -> list[Path]:
 
 
 def save(figure: Any, path: Path) -> Path:
-    """A figure, atomically."""
+    """Saves a figure atomically."""
     with atomic_write(path) as aside:
         figure.savefig(aside, format="png", dpi=110)
     return path

@@ -36,28 +36,28 @@ CONFIG = PriorConfig(width=512, num_layers=12, num_heads=8)
 """The paper's positions, vocabularies and masks."""
 ROUNDING = 1e-5
 HALF_ROUNDING = 0.02
-"""Of the largest gradient: a few roundings to 8 bits."""
+"""Tolerance relative to the largest gradient: a few roundings to 8 bits."""
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 
 CONVOLUTION = "a pair of rows reads keys of eight; the paper has one such layer of 64"
-"""Why it gains less."""
+"""Note on the smaller ratio of the convolutional mask."""
 
 Tokens = tuple[Tensor, Tensor]
-"""Captions (B, T) and codes (B, h, w)."""
+"""Text ids (B, T) and codes (B, h, w)."""
 
 
 # ------------------------------------------------------------ attention
 
 
 def random_heads(layout: TextImageLayout, dtype: torch.dtype, device: str, batch: int, heads: int) -> list[Tensor]:
-    """Queries, keys, values and the gradient of what attention mixes, as views of a projection: (B, H, L, 64)."""
+    """Returns queries, keys, values and the gradient of the mixed values, as views of a projection: (B, H, L, 64)."""
     generator = torch.Generator().manual_seed(0)
     sampled = torch.randn(batch, layout.length, 4, heads, 64, generator=generator).to(device, dtype)
     return list(sampled.permute(2, 0, 3, 1, 4))
 
 
 def forward_and_backward(backend: Backend, mask: Mask, given: list[Tensor]) -> list[Tensor]:
-    """Mixed values and the gradients of queries, keys and values."""
+    """Returns mixed values and the gradients of queries, keys and values."""
     *inputs, gradient = (x.detach().requires_grad_() for x in given)
     query, key, value = inputs
     out = backend(query, key, value, mask)
@@ -65,7 +65,7 @@ def forward_and_backward(backend: Backend, mask: Mask, given: list[Tensor]) -> l
 
 
 def attention_row(spec: str, dtype: torch.dtype, target: float | None, device: str) -> Row:
-    """One layer's attention at 1,280 positions, forward and backward."""
+    """Compares the attention of one layer at 1,280 positions, forward and backward."""
     mask = Mask.from_spec(spec, PAPER)
     batch, heads = (2, 8) if device == "cpu" else (16, 32)
     given = random_heads(PAPER, dtype, device, batch, heads)
@@ -96,7 +96,7 @@ def attention_row(spec: str, dtype: torch.dtype, target: float | None, device: s
 
 
 def attention_by_size(device: str) -> Series:
-    """Milliseconds of forward and backward pass, one image, 8 heads of 64, by the side of its grid."""
+    """Measures forward and backward pass in ms by the side of the grid, for one image and 8 heads of 64."""
     paths = {"row, dense boolean SDPA": ("row", attention.sdpa)}
     paths |= {f"{spec}, auto": (spec, attention.auto) for spec in ("full", "conv", "row", "column")}
     lines: dict[str, list[tuple[float, float]]] = {name: [] for name in paths}
@@ -116,7 +116,7 @@ def attention_by_size(device: str) -> Series:
 
 
 class JointHead(nn.Module):
-    """One matrix for both vocabularies at every position; logits of the other kind are masked."""
+    """One head with the logits of both vocabularies at every position; those of the other kind are masked."""
 
     def __init__(self, prior: Prior) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class JointHead(nn.Module):
         self.text_vocab = c.text_vocab
 
     def forward(self, hidden: Tensor, text: Tensor, codes: Tensor) -> Tensor:
-        """Weighted loss of hidden states (B, L, d)."""
+        """Returns the weighted loss of hidden states (B, L, d)."""
         logits = F.linear(hidden, self.weight, self.bias).masked_fill(self.other, -torch.inf)
         target = torch.cat([text, codes.flatten(1) + self.text_vocab], 1)
         losses = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none")
@@ -139,7 +139,7 @@ class JointHead(nn.Module):
 
 
 def separate_heads(prior: Prior, hidden: Tensor, text: Tensor, codes: Tensor) -> Tensor:
-    """The same loss as `Prior.loss` has it."""
+    """Returns the same loss, computed as in `Prior.loss`."""
     c = prior.config
     parts = (prior.text_head, hidden[:, : c.text_length], text), (prior.image_head, hidden[:, c.text_length :], codes)
     of_text, of_image = (
@@ -150,7 +150,7 @@ def separate_heads(prior: Prior, hidden: Tensor, text: Tensor, codes: Tensor) ->
 
 
 def make_prior(config: PriorConfig, backend: str, device: str = "cpu") -> Prior:
-    """A prior whose heads are random too."""
+    """Returns a prior with random weights, including the heads."""
     torch.manual_seed(0)
     prior = Prior(config, backend)
     with torch.no_grad():
@@ -160,7 +160,7 @@ def make_prior(config: PriorConfig, backend: str, device: str = "cpu") -> Prior:
 
 
 def make_tokens(config: PriorConfig, batch: int, device: str = "cpu") -> Tokens:
-    """Captions without padding, and codes."""
+    """Returns text ids without padding, and codes."""
     generator = torch.Generator().manual_seed(1)
     text = torch.randint(config.text_vocab, (batch, config.text_length), generator=generator)
     shape = (batch, config.image_height, config.image_width)
@@ -168,7 +168,7 @@ def make_tokens(config: PriorConfig, batch: int, device: str = "cpu") -> Tokens:
 
 
 def head_memory(batch: int) -> Row:
-    """Most bytes of tensors during forward and backward pass of the heads alone, beyond weights and hidden states."""
+    """Returns the peak bytes of forward and backward pass of the heads, without weights and hidden states."""
     prior = make_prior(replace(CONFIG, num_layers=1), "auto")
     joint, tokens = JointHead(prior), make_tokens(CONFIG, batch)
     hidden = torch.randn(batch, PAPER.length, CONFIG.width)
@@ -199,7 +199,7 @@ def head_memory(batch: int) -> Row:
 
 
 def loss_equality(native: Tensor, external: Tensor, gradients_apart: Tensor) -> tuple[Equality, ...]:
-    """Of float32 paths; a loss of 9 nats has steps of 1e-6 itself, so its difference is relative."""
+    """Checks of float32 paths. Float32 numbers near 9 nats are 1e-6 apart, so the difference of losses is relative."""
     apart = float((native - external).abs() / external)
     return (
         Equality(what="relative difference of the loss", value=apart, limit=1e-6),
@@ -225,7 +225,7 @@ def update(parameters: list[nn.Parameter], loss: Callable[[], Tensor]) -> Callab
 
 
 def step_row(batch: int) -> Row:
-    """A complete training step against dense attention and a joint head."""
+    """Compares a complete training step with dense attention and a joint head."""
     native, dense = make_prior(CONFIG, "auto"), make_prior(CONFIG, "sdpa")
     joint, (text, codes) = JointHead(dense), make_tokens(CONFIG, batch)
     del dense.text_head, dense.image_head
@@ -252,13 +252,13 @@ def step_row(batch: int) -> Row:
 
 
 def grad(parameter: nn.Parameter) -> Tensor:
-    """Its gradient, which is there."""
+    """Returns the gradient of a parameter that has one."""
     assert parameter.grad is not None
     return parameter.grad
 
 
 def large_step(batch: int, limits: Mapping[str, float]) -> Row:
-    """A step of 1.2 billion parameters in bfloat16 with compiled blocks, against its operations at the ceiling."""
+    """Compares a step of 1.2 billion parameters in bfloat16 with the time of its operations at the peak rate."""
     config = LARGE["1.2B"]
     prior, (text, codes) = make_prior(config, "auto", "cuda"), make_tokens(config, batch, "cuda")
     eager = make_prior(config, "sdpa", "cuda")
@@ -296,7 +296,7 @@ def large_step(batch: int, limits: Mapping[str, float]) -> Row:
 
 
 def main() -> None:
-    """Measures and stores."""
+    """Runs the benchmark and stores its results."""
     parser = argparse.ArgumentParser(
         description="Time of attention, of the heads' loss and of complete training steps."
     )

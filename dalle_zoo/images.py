@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import io
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -141,7 +143,7 @@ def caption_sheet(images: Tensor, captions: list[str], columns: int, scale: int 
         columns: Maximum number of images per row.
         scale: Factor by which images are enlarged, in both directions. Defaults to 2.
     """
-    from PIL import ImageDraw, ImageFont
+    from PIL import ImageDraw, ImageFont  # their fonts take time to load, and not every caller needs them
 
     each = len(images) // len(captions)
     line = 18
@@ -154,9 +156,7 @@ def caption_sheet(images: Tensor, captions: list[str], columns: int, scale: int 
         block = Image.new("RGB", (image.width, image.height + line), "white")
         block.paste(image, (0, line))
         draw = ImageDraw.Draw(block)
-        while caption and draw.textlength(caption, font) > block.width - 8:
-            caption = caption.removesuffix("…")[:-1] + "…" if len(caption) > 1 else ""
-        draw.text((4, 2), caption, fill="black", font=font)
+        draw.text((4, 2), fit_line(caption, font, block.width - 8), fill="black", font=font)
         blocks.append(block)
     sheet = Image.new("RGB", (max(b.width for b in blocks), sum(b.height for b in blocks)), "white")
     top = 0
@@ -164,6 +164,34 @@ def caption_sheet(images: Tensor, captions: list[str], columns: int, scale: int 
         sheet.paste(block, (0, top))
         top += block.height
     return sheet
+
+
+def one_line(text: str) -> str:
+    r"""Returns a text that can be rendered in one line: line breaks become spaces, unprintable characters "?".
+
+    Example:
+        >>> one_line("a red\napple \ud800")
+        'a red apple ?'
+    """
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+
+
+def fit_line(text: str, font: Any, width: float) -> str:
+    """Returns a text in one line, truncated to a width and then ending in "…".
+
+    Args:
+        text: Any text.
+        font: A font of Pillow, which measures the text.
+        width: Largest width, pixels.
+    """
+    line = one_line(text)
+    # No letter that is seen is narrower than a pixel: the rest of a long text is never measured.
+    some = line[: max(int(width), 0) + 1]
+    if len(some) == len(line) and font.getlength(line) <= width:
+        return line
+    fits = range(len(some) + 1)
+    length = bisect.bisect_right(fits, width, key=lambda count: font.getlength(some[:count] + "…")) - 1
+    return some[:length] + "…" if length > 0 else ""
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -24,7 +24,7 @@ from dalle_zoo.model_folder import (
     write_index,
 )
 from dalle_zoo.models import IMAGE_TOKENIZERS, PRIORS, ImagePrior, ImageTokenizer
-from dalle_zoo.models.quantization import Bits, is_quantized
+from dalle_zoo.models.quantization import Bits, check_quantization, is_quantized
 from dalle_zoo.models.quantization import quantize as quantize_weights
 from dalle_zoo.models.ranker import Ranker
 from dalle_zoo.networks import load_image_tokenizer, load_prior, save_network
@@ -34,6 +34,9 @@ from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo.tokenizers import TextTokenizer, load_text_tokenizer
 from dalle_zoo.weights import SHARD_BYTES
 from dalle_zoo.zoo import find_component, find_model
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""What a prior can compute in, and what its weights can be stored in."""
 
 
 class PretrainedModel:
@@ -136,6 +139,9 @@ class PretrainedModel:
             FileError: A file is missing, damaged, or does not fit.
             WeightFileError: Weights of another code base are damaged, or incomplete.
         """
+        _check_dtype(dtype)
+        if quantize is not None:
+            check_quantization(quantize)
         access = Access(revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
         folder = find_model(model, access, files)
         if not (folder / INDEX).is_file():
@@ -156,6 +162,9 @@ class PretrainedModel:
             dtype: New precision of the prior; its logits are sampled in float32 regardless. Defaults to the present
                 one.
         """
+        if isinstance(device, torch.dtype):
+            raise TypeError(f"device must be the name of a device, got {device}: pass dtype={device}")
+        _check_dtype(dtype)
         self.image_tokenizer.to(device=device)
         self.prior.to(device=device, dtype=dtype)
         if "ranker" in self.__dict__ and self.ranker is not None:
@@ -185,6 +194,7 @@ class PretrainedModel:
             FileExistsError: The folder exists and is not empty.
             ValueError: The prior is quantized.
         """
+        _check_dtype(dtype)
         if is_quantized(self.prior):
             raise ValueError("weights that were rounded to fewer bits are not saved: save the model as it was loaded")
         ranker, known = self.ranker, self._record()  # before the folder may be replaced
@@ -250,6 +260,13 @@ class PretrainedModel:
         return {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items() if net is not None}
 
 
+def _check_dtype(dtype: object) -> None:
+    """Raises `TypeError` unless a prior can compute in a precision, or none is given."""
+    if dtype is not None and dtype not in DTYPES:
+        known = ", ".join(map(str, DTYPES))
+        raise TypeError(f"dtype must be one of {known}, or None, got {dtype!r}; for 8 or 4 bits pass quantize=")
+
+
 def _incomplete(folder: Path) -> str:
     """Error message for a folder that is not a complete model."""
     if not (folder / CONVERSION).is_file():
@@ -273,6 +290,7 @@ def load_component(
     """Loads one component of a model; the arguments are those of `dalle_zoo.load_model`."""
     if component not in COMPONENTS:
         raise UnknownNameError(suggest("component", component, COMPONENTS))
+    _check_dtype(dtype)
     folder = find_component(location, component, access, files)
     if component == "dvae":
         return load_image_tokenizer(folder, device)

@@ -67,6 +67,8 @@ def config_from_dict(config_class: type, values: dict[str, Any], where: str) -> 
         if name not in known:
             raise ModelFolderError(f"{where}: {suggest('field', name, known)}")
         if not has_type(value, hints[name]):
+            if get_origin(hints[name]) is Literal:
+                raise ModelFolderError(f"{where}: {suggest(name, str(value), map(str, get_args(hints[name])))}")
             kind = getattr(hints[name], "__name__", str(hints[name]))
             got = f"{value!r}" if isinstance(value, str | int | float | None) else type(value).__name__
             raise ModelFolderError(f"{where}: {name} must be of the type {kind}, got {got[:100]}")

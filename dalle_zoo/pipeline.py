@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from dalle_zoo.call import BATCH_SIZE, Call, OutputType, check_prime
 from dalle_zoo.hub import Access
 from dalle_zoo.images import from_pil, to_pil, to_rgb
 from dalle_zoo.loading import PretrainedModel, load_component
-from dalle_zoo.sampling import SAMPLE, Callback, Progress, SamplingOptions, derive_seed, sample_codes
-from dalle_zoo.sampling.jacobi import MAX_IMAGES
+from dalle_zoo.sampling import SAMPLE, Callback, Progress, SamplingOptions, sample_codes
+from dalle_zoo.values import as_integer
 
 # P prompts, N candidates of a prompt, B = P * N images, T text positions, h w code grid
-
-BATCH_SIZE = 64
-"""Default number of images that are generated at once."""
-OutputType = Literal["pil", "np", "pt", "latent"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class PipelineOutput:
     scores: Tensor | None = None
     """The ranker's score of every returned image, (B,), best first within a prompt; None without reranking."""
     seeds: Tensor | None = None
-    """Seed of every returned image, int64 (B,)."""
+    """Seed of every returned image, int64 (B,). `DallePipeline.sample` generates an image again from its seed."""
 
 
 class DallePipeline(PretrainedModel):
@@ -63,12 +60,14 @@ class DallePipeline(PretrainedModel):
             Codes for `sample`, int64 (1, h, w): those of the image in the rows to keep, `SAMPLE` below.
 
         Raises:
-            ValueError: The rows or the shape of the image do not fit the model.
+            TypeError: The image is neither a PIL image nor a tensor of floating-point numbers.
+            ValueError: The rows, the shape of the image or its pixels do not fit the model.
         """
-        height = self.prior.config.image_height
-        if not 1 <= rows <= height:
-            raise ValueError(f"prime_rows must be in 1..{height} (rows of the code grid), got {rows}")
+        rows = as_integer(
+            "prime_rows", rows, least=1, most=self.prior.config.image_height, meaning=" (rows of the code grid)"
+        )
         pixels = self.image_size
+        check_prime(image)
         if isinstance(image, Image.Image):
             image = from_pil(ImageOps.fit(to_rgb(image), (pixels[1], pixels[0]), Image.Resampling.LANCZOS))
         if image.shape != (3, *pixels):  # codes of another size would fill the wrong cells
@@ -111,8 +110,7 @@ class DallePipeline(PretrainedModel):
         Raises:
             ValueError: A shape or a value does not fit the model.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        batch_size = as_integer("batch_size", batch_size, least=1)
         if seeds.ndim != 2 or len(seeds) != len(text):
             raise ValueError(f"seeds must have shape ({len(text)}, N), one row per prompt, got {tuple(seeds.shape)}")
         prompts, count = seeds.shape
@@ -213,70 +211,40 @@ class DallePipeline(PretrainedModel):
             `PipelineOutput`, images of the first prompt first.
 
         Raises:
-            TypeError: The prompt is not a string or a list of strings.
+            TypeError: An argument is of another type, such as a prompt that is not a string or a list of strings.
             ValueError: An argument is out of range, or the model lacks what it needs.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        count = num_images_per_prompt
-        self._check_call(prompts, count, rerank, output_type, batch_size, window)
+        call = Call(
+            prompt, num_images_per_prompt, rerank, seed, generator, prime, prime_rows, window, batch_size, output_type
+        )
         options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, guidance_scale=guidance_scale)
-        seeds = _seeds(len(prompts), count, seed, generator)
+        if call.rerank is not None and self.ranker is None:
+            raise ValueError("rerank needs a ranker, and this model has none: omit rerank")
+        primed = self._primed(call)
+        seeds = call.seeds()
         codes = self.sample(
-            self.encode_text(prompts),
+            self.encode_text(call.prompts),
             seeds,
             options,
-            given=self._primed(prime, prime_rows),
-            window=window,
-            batch_size=batch_size,
+            given=primed,
+            window=call.window,
+            batch_size=call.batch_size,
             callback=callback,
         )
         scores = None
-        if rerank is not None:
-            codes, seeds, scores = self._rerank(prompts, codes, seeds, rerank, batch_size)
-        images = self._output(codes.flatten(0, 1), output_type, batch_size)
+        if call.rerank is not None:
+            codes, seeds, scores = self._rerank(call.prompts, codes, seeds, call.rerank, call.batch_size)
+        images = self._output(codes.flatten(0, 1), output_type, call.batch_size)
         if not return_dict:
             return (images,)
         return PipelineOutput(images, None if scores is None else scores.flatten(), seeds.flatten())
 
-    def _check_call(
-        self,
-        prompts: list[str],
-        count: int,
-        rerank: int | None,
-        output_type: str,
-        batch_size: int,
-        window: int | None,
-    ) -> None:
-        """Raises unless the arguments of a call fit, before any work."""
-        if not prompts or not all(isinstance(p, str) for p in prompts):
-            raise TypeError(f"prompt must be a string or a non-empty list of strings, got {prompts!r}")
-        for name, value in (("num_images_per_prompt", count), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if output_type not in get_args(OutputType):
-            raise ValueError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {output_type!r}")
-        at_once = min(batch_size, len(prompts) * count)
-        if window is not None and at_once > MAX_IMAGES:
-            raise ValueError(
-                f"window is faster only for at most {MAX_IMAGES} images at once, got {at_once}: omit window, "
-                f"or set batch_size to 1..{MAX_IMAGES}"
-            )
-        if rerank is not None:
-            if not 1 <= rerank <= count:
-                raise ValueError(
-                    f"rerank is the number of images to keep: it must be in 1..num_images_per_prompt ({count}), "
-                    f"got {rerank}"
-                )
-            if self.ranker is None:
-                raise ValueError("rerank needs a ranker, and this model has none: omit rerank")
-
-    def _primed(self, prime: Image.Image | Tensor | None, rows: int | None) -> Tensor | None:
+    def _primed(self, call: Call) -> Tensor | None:
         """Codes that every image keeps, int64 (1, h, w); None without an image."""
-        if prime is None:
-            if rows is not None:
-                raise ValueError("prime_rows needs prime, the image whose top rows are kept")
+        if call.prime is None:
             return None
-        return self.prime_codes(prime, rows if rows is not None else max(self.prior.config.image_height // 2, 1))
+        rows = call.prime_rows if call.prime_rows is not None else max(self.prior.config.image_height // 2, 1)
+        return self.prime_codes(call.prime, rows)
 
     def _rerank(
         self, prompts: list[str], codes: Tensor, seeds: Tensor, keep: int, batch_size: int
@@ -307,31 +275,6 @@ class DallePipeline(PretrainedModel):
     def __repr__(self) -> str:
         height, width = self.image_size
         return f"DallePipeline({self.folder or 'not saved'}, {height}x{width} pixels, on {self.device})"
-
-
-def _seeds(
-    prompts: int,
-    count: int,
-    seed: int | None,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
-) -> Tensor:
-    """One seed per image, int64 (P, N)."""
-    if seed is not None and generator is not None:
-        raise ValueError("give seed or generator, not both")
-    if isinstance(generator, Sequence):
-        if len(generator) != prompts * count:
-            raise ValueError(f"expected {prompts * count} generators, one per image, got {len(generator)}")
-        flat = [_random_seed(g) for g in generator]
-    else:
-        base = seed if seed is not None else _random_seed(generator)
-        flat = [derive_seed(base, p, n) for p in range(prompts) for n in range(count)]
-    return torch.tensor(flat, dtype=torch.long).view(prompts, count)
-
-
-def _random_seed(generator: torch.Generator | None) -> int:
-    """Samples a seed from a generator, or from the global one, and advances it."""
-    device = "cpu" if generator is None else generator.device
-    return int(torch.randint(2**62, (), generator=generator, device=device))
 
 
 def _of_batch(callback: Callback, codes: Tensor, place: tuple[slice, slice], number: int, batches: int) -> Callback:

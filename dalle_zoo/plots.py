@@ -61,14 +61,14 @@ def plot_curves(curves: Mapping[str, Mapping[int, float]], out: str | Path, titl
     figure = Figure(figsize=(4.5 * columns, 3 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, (panel, names) in zip(axes, panels.items(), strict=False):
-        axis.set_title(panel)
+        axis.set_title(panel, parse_math=False)
         axis.set_xlabel("step")
         plot = _plot_scales if panel == GRADIENT_SCALES else _plot_panel
         plot(axis, {name: curves[name] for name in names})
         axis.legend(fontsize="small")
     for axis in axes[len(panels) :]:
         axis.remove()
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # a folder's name may have dollar signs
     with atomic_write(out) as aside:
         figure.savefig(aside, format="png", dpi=120)
     return out

@@ -169,7 +169,7 @@ def complete_key(key: str) -> str:
 
 
 def override(key: str, text: str) -> dict[str, Any]:
-    """The nested keys that a key on the command line stands for.
+    """Returns the nested keys of a key on the command line.
 
     Example:
         >>> override("data.batch_size", "4"), override("model", "PriorModule")

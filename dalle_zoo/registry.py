@@ -21,11 +21,15 @@ class UnknownNameError(KeyError, ValueError):
         return str(self.args[0])
 
 
+class PluginError(ImportError):
+    """A member of another distribution cannot be loaded. The message names it and the reason."""
+
+
 def suggest(kind: str, name: str, known: Iterable[str]) -> str:
     """Returns an error message for an unknown name, with the closest known name and a list of all of them.
 
     Args:
-        kind: What the name stands for ("mask").
+        kind: Kind of object that the name denotes ("mask").
         name: The unknown name.
         known: All known names.
 
@@ -105,12 +109,35 @@ class Registry(Mapping[str, T], Generic[T]):
         if name not in self._members:
             if name not in self._external():
                 raise UnknownNameError(suggest(self.kind, str(name), self))
-            self._add(name, self._external()[name].load())
+            self._add(name, self._load(name))
         return self._members[name]
+
+    def _load(self, name: str) -> T:
+        """Imports a member of another distribution, which may raise anything."""
+        point = self._external()[name]
+        try:
+            member: T = point.load()
+        except Exception as error:
+            raise PluginError(
+                f"{self.kind} {name!r} of another distribution ({point.value}) cannot be loaded: "
+                f"{type(error).__name__}: {error}. Repair or uninstall that distribution"
+            ) from error
+        return member
+
+    def loadable(self) -> Iterator[tuple[str, T]]:
+        """Yields names and members; one of another distribution that cannot be loaded is skipped with a warning."""
+        for name in self:
+            try:
+                member = self[name]
+            except (PluginError, TypeError) as error:
+                log.warning("skipped: %s", error)
+            else:
+                yield name, member
 
     def name_of(self, member: T) -> str:
         """Returns the name of a member, and raises `UnknownNameError` if it is not registered."""
-        found = next((name for name in self if self[name] is member), None)
+        native = (name for name, known in self._members.items() if known is member)
+        found = next(native, None) or next((name for name, known in self.loadable() if known is member), None)
         if found is None:
             raise UnknownNameError(f"{member!r} is not a registered {self.kind}: register it")
         return found

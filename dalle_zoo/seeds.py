@@ -7,6 +7,6 @@ import random
 
 
 def seeded_rng(*parts: int | str) -> random.Random:
-    """Generator that depends on the parts alone: not on the process or what was sampled before."""
+    """Returns a generator that depends only on the parts, not on the process or on earlier samples."""
     text = "\0".join(f"{type(part).__name__}:{part}" for part in parts)
     return random.Random(hashlib.sha256(text.encode()).digest())

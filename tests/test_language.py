@@ -25,6 +25,8 @@ TERMS = {
     r"\bone an? (step|image|prompt|caption|line|file|folder|block|layer|process|pattern|record)\b": "one per ...",
     r"\b(an?|one) (idea|file|line|key|record|row|scale) a (file|line|step|pattern|block|member|layer)\b":
         "one ... per ...",
+    r"\b(once|GPUs?|pass(es)?|slots?|vectors?|nats|bytes) an? (call|step|node|rank|layer|cell|token|candidate)\b":
+        "... per ...",
     r"\b[Vv]erdicts?\b|\b[Cc]ulprits?\b": "failure report, failed ranks",
     r"\b[Jj]udge[sd]?\b": "metric, ranker, generated set",
     r"\b[Ww]hole (weights|networks?|checkpoints?|model)\b": "complete, unsharded",
@@ -33,6 +35,8 @@ TERMS = {
     r"\bby (its|their) own name\b": "named",
     r"(?<!first )\blook(s|ed)? at\b": "inspect, read",
     r"\bnotes? down\b": "log, record",
+    r"\bas of ``?\w": "as for, from, returned by",
+    r"\bin front of\b": "before",
     # American spelling, as in torch, Lightning and diffusers.
     r"(?i)\b\w*(optimi|normali|quanti|initiali|recogni|memori|factori|vectori|rasteri|seriali|tokeni|summari|organi"
     r"|generali|reali|minimi|maximi|visuali|synchroni|penali|utili)(s(e|ed|es|er|ers|ing|ation|ations))\b": "...ize",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +24,7 @@ from dalle_zoo.model_folder import ModelFolderError
 from dalle_zoo.models.dvae import DVAE, DVAEConfig, DVAEEncoder, DVAEEncoderConfig
 from dalle_zoo.models.prior import Prior
 from dalle_zoo.models.ranker import Ranker, RankerConfig
-from dalle_zoo.pipeline import PipelineOutput
+from dalle_zoo.pipeline import PipelineOutput, load_model
 from dalle_zoo.registry import UnknownNameError
 from dalle_zoo.sampling import SAMPLE, Progress, SamplingOptions
 from dalle_zoo.tokenizers import ByteTokenizer
@@ -132,7 +134,7 @@ def test_sample_gives_the_codes_of_a_call(pipe: DallePipeline, batch_size: int) 
 
 def test_sample_refuses_what_does_not_fit(pipe: DallePipeline) -> None:
     text, seeds = pipe.encode_text(PROMPTS), torch.zeros(3, 2, dtype=torch.long)
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be an integer of at least 1, got 0"):
         pipe.sample(text, seeds, batch_size=0)
     with pytest.raises(ValueError, match=r"seeds must have shape \(3, N\), one row per prompt, got \(2, 2\)"):
         pipe.sample(text, seeds[:2])
@@ -301,22 +303,33 @@ GENERATOR = torch.Generator()
     [
         ({"prompt": []}, TypeError, "prompt must be a string or a non-empty list of strings, got \\[\\]"),
         ({"prompt": ["a", 5]}, TypeError, "prompt must be a string or a non-empty list of strings"),
-        ({"num_images_per_prompt": 0}, ValueError, "num_images_per_prompt must be at least 1, got 0"),
-        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        ({"num_images_per_prompt": 0}, ValueError, "num_images_per_prompt must be an integer of at least 1, got 0"),
+        ({"batch_size": 0}, ValueError, "batch_size must be an integer of at least 1, got 0"),
         ({"output_type": "png"}, ValueError, "output_type must be one of pil, np, pt, latent, got 'png'"),
-        ({"rerank": 5}, ValueError, r"rerank .* must be in 1..num_images_per_prompt \(4\), got 5"),
-        ({"rerank": 0}, ValueError, "rerank .* must be in 1"),
+        ({"rerank": 5}, ValueError, r"rerank must be an integer in 1\.\.4 \(images to keep.*\), got 5"),
+        ({"rerank": 0}, ValueError, "rerank must be an integer in 1"),
         ({"seed": 1, "generator": GENERATOR}, ValueError, "give seed or generator, not both"),
         ({"generator": [GENERATOR] * 3}, ValueError, "expected 4 generators, one per image, got 3"),
         ({"prime_rows": 1}, ValueError, "prime_rows needs prime"),
-        ({"prime": Image.new("RGB", (9, 9)), "prime_rows": 4}, ValueError, r"prime_rows must be in 1..3 .* got 4"),
-        ({"prime": Image.new("RGB", (9, 9)), "prime_rows": 0}, ValueError, "prime_rows must be in 1..3"),
+        (
+            {"prime": Image.new("RGB", (9, 9)), "prime_rows": 4},
+            ValueError,
+            r"prime_rows must be .* in 1\.\.3 .* got 4",
+        ),
+        (
+            {"prime": Image.new("RGB", (9, 9)), "prime_rows": 0},
+            ValueError,
+            "prime_rows must be .* at least 1, got 0",
+        ),
         ({"prime": torch.rand(3, 12, 12)}, ValueError, r"prime must be a PIL image or have shape \(3, 12, 16\), got"),
         ({"prime": torch.rand(1, 3, 12, 16)}, ValueError, r"prime must be a PIL image or have shape \(3, 12, 16\)"),
         ({"temperature": -1}, ValueError, "temperature must be"),
         ({"top_k": 0}, ValueError, "top_k must be"),
         ({"guidance_scale": float("inf")}, ValueError, "guidance_scale must be a finite number"),
-        ({"window": 0}, ValueError, "window must be at least 1"),
+        ({"window": 0}, ValueError, "window must be an integer of at least 1"),
+        ({"rerank": 1.0}, TypeError, "rerank must be an integer"),
+        ({"prime": torch.full((3, 12, 16), 200.0)}, ValueError, r"prime must have pixels in \[0, 1\], got 200..200"),
+        ({"prime": torch.full((3, 12, 16), torch.nan)}, ValueError, r"prime must have pixels in \[0, 1\], got nan"),
         (
             {"window": 8, "num_images_per_prompt": 5},
             ValueError,
@@ -330,6 +343,47 @@ def test_bad_arguments_are_refused(
     arguments: dict[str, Any] = {"prompt": "ab", "num_images_per_prompt": 4} | wrong
     with pytest.raises(error, match=message):
         pipe(**arguments)
+
+
+def test_nothing_is_sampled_for_a_call_that_must_fail(pipe: DallePipeline) -> None:
+    def sampled(*_: object) -> None:
+        raise AssertionError("sampled before the arguments were checked")
+
+    for wrong in ({"rerank": 1.0}, {"rerank": True}, {"prime": torch.rand(3, 5, 5)}):
+        with pytest.raises((TypeError, ValueError)):
+            pipe("ab", callback=sampled, **wrong)
+
+
+def test_integers_of_numpy_and_torch_are_integers(pipe: DallePipeline) -> None:
+    plain = pipe("ab", num_images_per_prompt=2, seed=7, top_k=3, rerank=1, batch_size=1, output_type="latent")
+    for kind in (np.int64, np.uint8, torch.tensor):
+        other = pipe(
+            "ab", num_images_per_prompt=kind(2), seed=kind(7), top_k=kind(3), rerank=kind(1), batch_size=kind(1),
+            output_type="latent",
+        )  # fmt: skip
+        assert torch.equal(other.images, plain.images), kind
+
+
+def test_a_pipeline_can_be_pickled(pipe: DallePipeline) -> None:
+    generate(pipe, seed=1)  # fills the caches of the masks
+    again = pickle.loads(pickle.dumps(pipe))
+    assert torch.equal(generate(again, seed=1), generate(pipe, seed=1))
+    assert torch.equal(generate(copy.deepcopy(pipe), seed=1), generate(pipe, seed=1))
+
+
+@pytest.mark.parametrize("dtype", ["float16", torch.int8, 16])
+def test_a_precision_is_checked_before_a_model_is_loaded(pipe: DallePipeline, dtype: Any, tmp_path: Path) -> None:
+    for call in (
+        lambda: DallePipeline.from_pretrained("no-such-model", dtype=dtype),
+        lambda: load_model("no-such-model", "prior", dtype=dtype),
+        lambda: pipe.save_pretrained(tmp_path / "m", dtype=dtype),
+        lambda: pipe.to(dtype=dtype),
+    ):
+        with pytest.raises(TypeError, match=r"dtype must be one of torch.float32, .* got"):
+            call()
+    with pytest.raises(TypeError, match=r"device must be the name of a device, got torch.float16: pass dtype="):
+        pipe.to(torch.float16)  # type: ignore[arg-type]
+    assert not (tmp_path / "m").exists()
 
 
 def test_ranking_needs_a_ranker(make_pipe: Callable[..., DallePipeline]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dalle_zoo.cli.outputs import check_folder
 from dalle_zoo.cli.parser import parser
 
 
@@ -29,6 +30,7 @@ def convert(arguments: list[str]) -> None:
     p.add_argument("--revision", help="branch, tag or commit of a repository on the Hub [main]")
     p.add_argument("--overwrite", action="store_true", help="replace an earlier conversion")
     options = p.parse_args(arguments)
+    check_folder("--out", options.out, overwrite=options.overwrite)
 
     from dalle_zoo.convert import FAMILIES, convert, find
     from dalle_zoo.hub import Access

@@ -14,6 +14,7 @@ from typing import Any
 
 from dalle_zoo.claims import CLAIM
 from dalle_zoo.cli.errors import UserError, check_device
+from dalle_zoo.cli.outputs import check_file, check_folder
 from dalle_zoo.cli.parser import parser
 from dalle_zoo.files import check_ending
 from dalle_zoo.workspaces import claimed_folder
@@ -54,14 +55,17 @@ def demo(arguments: list[str]) -> None:
     p.add_argument("--out", type=Path, default=Path("demo.png"), help="PNG to write (demo.png, replaced)")
     options = p.parse_args(arguments)
     check_ending("--out", options.out)
+    check_file("--out", options.out)
     prompts = [options.prompt] if options.prompt else list(DEMO_PROMPTS)
     start = time.perf_counter()
     with without_collection():
+        from dalle_zoo.call import Call
         from dalle_zoo.pipeline import DallePipeline
 
+    call = {"num_images_per_prompt": 16 // len(prompts), "seed": options.seed}
+    Call(prompts, **call)  # raises for what cannot be generated
     pipe = DallePipeline.from_pretrained("emoji64")
-    call = {"num_images_per_prompt": 16 // len(prompts), "seed": options.seed, "temperature": DEMO_TEMPERATURE}
-    images = _with_bar(pipe, prompts, **call, output_type="pt")
+    images = _with_bar(pipe, prompts, **call, temperature=DEMO_TEMPERATURE, output_type="pt")
     _save_sheet(images, prompts, columns=4, out=options.out)
     print(f"{options.out.resolve()}  ({time.perf_counter() - start:.1f} s)")
 
@@ -97,6 +101,8 @@ def generate(arguments: list[str]) -> None:
     p.add_argument("--overwrite", action="store_true", help="replace the grid, and the images of the previous call")
     options = p.parse_args(arguments)
     _check_out(options.out, options.overwrite)
+    if options.folder:
+        check_folder("--folder", options.folder)
     with claimed_folder(options.folder) if options.folder else nullcontext():
         if options.folder and not options.overwrite and any(p.name != CLAIM for p in options.folder.iterdir()):
             raise FileExistsError(f"{options.folder} is not empty: pass --overwrite, or choose another --folder")
@@ -107,6 +113,7 @@ def _generate(options: Namespace) -> None:
     with without_collection():
         import torch
 
+        from dalle_zoo.call import Call
         from dalle_zoo.images import save_images, to_pil
         from dalle_zoo.pipeline import DallePipeline
         from dalle_zoo.sampling import SamplingOptions
@@ -118,28 +125,25 @@ def _generate(options: Namespace) -> None:
         top_p=options.top_p,
         guidance_scale=options.guidance_scale,
     )
-    prime = _open_image(options.prime) if options.prime else None
+    call = {
+        "num_images_per_prompt": options.num_images,
+        "rerank": options.rerank,
+        "seed": options.seed,
+        "prime": _open_image(options.prime) if options.prime else None,
+        "prime_rows": options.prime_rows,
+        "window": options.window,
+        "batch_size": options.batch_size,
+    }
+    Call(options.prompt, **call)  # raises for what no model can generate
     dtype = getattr(torch, options.dtype)
     pipe = DallePipeline.from_pretrained(options.model, device=options.device, dtype=dtype, quantize=options.quantize)
-    images = _with_bar(
-        pipe,
-        options.prompt,
-        num_images_per_prompt=options.num_images,
-        rerank=options.rerank,
-        seed=options.seed,
-        **asdict(sampling),
-        prime=prime,
-        prime_rows=options.prime_rows,
-        window=options.window,
-        batch_size=options.batch_size,
-        output_type="pt",
-    )
+    images = _with_bar(pipe, options.prompt, **call, **asdict(sampling), output_type="pt")
     each = options.rerank or options.num_images
-    columns = each if len(options.prompt) > 1 else _columns(each)
-    _save_sheet(images, options.prompt, columns=columns, out=options.out)
     if options.folder:
         names = (f"{index // each:03d}-{index % each:03d}.png" for index in itertools.count())
         save_images(dict(zip(names, to_pil(images), strict=False)), options.folder)
+    columns = each if len(options.prompt) > 1 else _columns(each)
+    _save_sheet(images, options.prompt, columns=columns, out=options.out)
     print(options.out.resolve())
 
 
@@ -172,13 +176,14 @@ def reconstruct(arguments: list[str]) -> None:
 def _check_out(path: Path, overwrite: bool) -> None:
     """Refuses what cannot be written, before any work."""
     check_ending("--out", path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists: pass --overwrite to replace it, or choose another --out")
+    check_file("--out", path, overwrite=overwrite)
 
 
 def _open_image(path: Path) -> Any:
     from dalle_zoo.data import CorruptImageError, decode_image
 
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: expected an image file")
     try:
         return decode_image(path.read_bytes())
     except CorruptImageError as error:

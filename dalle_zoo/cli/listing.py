@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dalle_zoo.cli.errors import UserError
+from dalle_zoo.cli.outputs import check_file
 from dalle_zoo.cli.parser import parser
 
 
@@ -56,7 +57,7 @@ def masks(arguments: list[str]) -> None:
     p.add_argument("--out", type=Path, help="PNG, PDF or SVG file to write [masks.png]")
     p.add_argument("--overwrite", action="store_true", help="replace an existing file")
     options = p.parse_args(arguments)
-    specs = options.mask or list(MASKS)
+    specs = options.mask or [name for name, _ in MASKS.loadable()]
     sizes = {"text": 16, "height": 8, "width": 8}
     layout = TextImageLayout(*(getattr(options, name) or default for name, default in sizes.items()))
     if not options.plot:
@@ -68,8 +69,7 @@ def masks(arguments: list[str]) -> None:
             print(f"{spec!s:<24}{(MASKS[spec.name].__doc__ or '').strip().splitlines()[0]}")
         return
     out = options.out or Path("masks.png")
-    if out.exists() and not options.overwrite:
-        raise FileExistsError(f"{out} exists: pass --overwrite to replace it, or --out FILE")
+    check_file("--out", out, overwrite=options.overwrite)
     from dalle_zoo.masks import plot_masks
 
     plot_masks(specs, layout, out)

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from dalle_zoo.cli.errors import UserError
+from dalle_zoo.cli.errors import debug_text, explain
 from dalle_zoo.registry import suggest
 from dalle_zoo.version import __version__
 
@@ -40,6 +40,8 @@ COMMANDS = {
     "export": ("dalle_zoo.cli.runs:export", "combine trained stages into a model folder"),
 }
 """Name to (function, one line of help)."""
+DEBUG = "--debug"
+"""Option of all commands."""
 
 
 def usage() -> str:
@@ -49,6 +51,8 @@ def usage() -> str:
     return "\n".join(
         [
             "usage: dalle-zoo COMMAND [arguments]      dalle-zoo COMMAND --help",
+            "",
+            "Every command accepts --debug, which prints the traceback of an error.",
             "",
             f"A model zoo for DALL-E, version {__version__}.",
             "",
@@ -64,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name. Defaults to those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = DEBUG in arguments
+    arguments = [argument for argument in arguments if argument != DEBUG]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -81,12 +87,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             quiet_third_parties()
             return run(rest) or 0
-    except (UserError, ValueError, OSError, ImportError) as error:  # ImportError: a package of an extra is missing
-        print(f"dalle-zoo {name}: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(f"\ndalle-zoo {name}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:  # the only place where exceptions become messages
+        if debug:
+            print(debug_text(error), file=sys.stderr, end="")
+        message, status = explain(error)
+        print(f"dalle-zoo {name}: {message}", file=sys.stderr)
+        return status
 
 
 def quiet_third_parties() -> None:

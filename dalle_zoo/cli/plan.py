@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from dalle_zoo.cli.errors import UserError
+from dalle_zoo.cli.outputs import check_file
 from dalle_zoo.cli.parser import Parser
 from dalle_zoo.recipes import Override, complete_key, find_part, find_recipe, read_recipe, resolve, split_arguments
 
@@ -53,8 +54,8 @@ def plan_parser() -> Parser:
 def plan(arguments: list[str]) -> None:
     """Prints what training a recipe takes."""
     options, arguments = plan_parser().parse_known_args(arguments)
-    if options.json is not None and options.json.exists() and not options.overwrite:
-        raise FileExistsError(f"{options.json} exists: pass --overwrite to replace it, or --json FILE")
+    if options.json is not None:
+        check_file("--json", options.json, overwrite=options.overwrite)
     overrides, others = split_arguments(arguments)
     files = [read_recipe(path) for path in (find_recipe(options.recipe), *map(find_part, options.parts))]
 

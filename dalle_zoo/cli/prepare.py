@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dalle_zoo.cli.errors import UserError, check_device
+from dalle_zoo.cli.outputs import check_folder
 from dalle_zoo.cli.parser import parser
 
 
@@ -20,6 +21,7 @@ def tokenizer(arguments: list[str]) -> None:
     p.add_argument("--vocab-size", type=int, default=16384, help="size of the vocabulary [16384, as in the paper]")
     p.add_argument("--overwrite", action="store_true", help="replace an existing tokenizer")
     options = p.parse_args(arguments)
+    check_folder("--out", options.out, overwrite=options.overwrite)
 
     from tqdm import tqdm
 
@@ -71,6 +73,7 @@ def encode(arguments: list[str]) -> None:
     options = p.parse_args(arguments)
     if options.compile and options.device == "cpu":
         raise UserError("--compile needs a GPU: on a CPU the convolutions are already fused; leave it out")
+    check_folder("--out", options.out)  # an interrupted encoding is resumed there
 
     import torch
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
+from dalle_zoo.cli.outputs import check_file, check_folder
 from dalle_zoo.cli.parser import parser
 from dalle_zoo.files import check_ending
 from dalle_zoo.plots import CURVES, read_rows
@@ -18,6 +19,7 @@ def plot(arguments: list[str]) -> None:
     options = p.parse_args(arguments)
     out = options.out or options.run / "curves.png"
     check_ending("--out", out)
+    check_file("--out", out)
     curves = read_curves(options.run)
     from dalle_zoo.plots import plot_curves
 
@@ -65,6 +67,7 @@ def export(arguments: list[str]) -> None:
     )
     p.add_argument("--overwrite", action="store_true", help="replace an existing model")
     options = p.parse_args(arguments)
+    check_folder("--out", options.out, overwrite=options.overwrite)
 
     import torch
 
@@ -97,6 +100,7 @@ def consolidate(arguments: list[str]) -> None:
     p.add_argument("--raw", action="store_true", help="write the raw weights instead of their moving average")
     p.add_argument("--overwrite", action="store_true", help="replace an existing component folder")
     options = p.parse_args(arguments)
+    check_folder("--out", options.out, overwrite=options.overwrite)
 
     from dalle_zoo.files import new_folder
     from dalle_zoo.model_folder import NETWORK_FILES

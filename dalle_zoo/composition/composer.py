@@ -83,11 +83,11 @@ class Composed:
     scene: Scene
     """What it shows."""
     caption: str
-    """Its caption, in lower case but for acronyms."""
+    """Its caption, in lower case except for acronyms."""
 
 
 class Composer:
-    """Composes samples, each a function of (seed, index) alone.
+    """Composes samples, each of which depends only on (seed, index).
 
     Args:
         sprites: Sprites to compose.

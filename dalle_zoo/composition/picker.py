@@ -42,7 +42,7 @@ _PLAIN = (
 )
 _STYLED_SHORT = ("a {style} emoji of {a}", "a {style} {name}")
 _COMMON_KEYWORD = 12
-"""A keyword names a thing only where it stands for at most this many things."""
+"""A keyword is used as a name only if at most this many things have it."""
 
 
 def is_held_out(kind: str, *parts: str) -> bool:
@@ -92,7 +92,7 @@ class Pools:
 
 
 class Picker:
-    """Choices of one sample, a function of its generator alone.
+    """Choices of one sample, which depend only on its generator.
 
     Args:
         pools: Sprites to choose from.

@@ -43,7 +43,7 @@ class Scene:
     ground: str | None = None
     """Name in `GROUNDS`; None is white."""
     relation: str | None = None
-    """"beside" or "above" where two things are related."""
+    """"beside" or "above" if two things are related."""
 
 
 def render(scene: Scene, sprites: SpriteSet) -> Pixels:

@@ -115,7 +115,7 @@ def plural(name: str) -> str:
 
 
 def recolored_name(name: str, color: str) -> str:
-    """The name with a color word in front, instead of its own if it has one.
+    """The name with a color word before it, which replaces the color word of the name if there is one.
 
     Example:
         >>> recolored_name("red apple", "blue"), recolored_name("cat", "purple"), recolored_name("orange", "blue")

@@ -161,7 +161,8 @@ def find(location: str | Path | Sequence[str | Path], family: str | None = None,
 
 
 def _refuse(seen: Location, family: str | None) -> NoReturn:
-    known = [f"  {name}: {FAMILIES[name].expects}" for name in ([family] if family else FAMILIES)]
+    shown = FAMILIES.loadable() if family is None else [(family, FAMILIES[family])]
+    known = [f"  {name}: {each.expects}" for name, each in shown]
     files = [f"  {checkpoint.path.name}: {checkpoint.summary()}" for checkpoint in seen.checkpoints]
     files += [f"  {name}: a configuration with {', '.join(list(map(str, c))[:5])}" for name, c in seen.configs.items()]
     files += [f"  {name}: {reason}" for name, reason in {**seen.damaged, **seen.unread}.items()]

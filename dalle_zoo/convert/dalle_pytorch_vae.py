@@ -1,7 +1,7 @@
 """DALLE-pytorch's own discrete VAE, from its ``vae.pt`` or from a checkpoint of the prior.
 
 Native and external tensor names are the same. Shapes determine everything except the size of the training images,
-which is one of the hyper-parameters: ``hparams`` in a file of its own, ``vae_params`` in one of the prior.
+which is one of the hyper-parameters: ``hparams`` in a file of the VAE, ``vae_params`` in a file of the prior.
 """
 
 from __future__ import annotations

@@ -290,9 +290,9 @@ FAMILIES: Registry[type[Family]] = Registry("family of weights", group="dalle_zo
 
 def families(component: str | None = None) -> Iterator[Family]:
     """Yields an instance of every registered family, or only of those with a given component."""
-    for name in FAMILIES:
-        if component in (None, FAMILIES[name].component):
-            yield FAMILIES[name](name)
+    for name, family in FAMILIES.loadable():
+        if component in (None, family.component):
+            yield family(name)
 
 
 def _single_image_tokenizer(location: Location) -> Source | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dalle_zoo.values import as_integer
+
 CAPTION_CHOICES = ("first", "random")
 
 
 def check_positive(**values: int) -> None:
-    """Raises `ValueError` naming the first argument that is below 1."""
+    """Raises an error that names the first argument that is not an integer of at least 1."""
     for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        as_integer(name, value, least=1)
 
 
 def check_caption_choice(caption: str) -> None:

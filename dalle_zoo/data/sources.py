@@ -53,7 +53,7 @@ def open_source(location: str | Path) -> SampleSource:
     elif "://" in text or text.startswith("pipe:"):
         raise ValueError(f"location {text!r} is not a local path: download it first. {_EXPECTED}")
     else:
-        source = _open_path(Path(text).expanduser(), text)
+        source = _open_path(_expanded(text), text)
     if source.num_samples == 0:
         raise ValueError(f"location {text!r} holds no image. {_EXPECTED}")
     return source
@@ -61,6 +61,14 @@ def open_source(location: str | Path) -> SampleSource:
 
 def _composition(location: str, split: str) -> SampleSource:
     return CompositionSource(CompositionConfig.load(None if location == COMPOSITION else location), split)
+
+
+def _expanded(text: str) -> Path:
+    """Returns a path without ``~``."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no such user, or no home directory
+        raise ValueError(f"location {text!r}: {text.partition('/')[0]!r} has no home directory. {_EXPECTED}") from None
 
 
 def _open_path(path: Path, text: str) -> SampleSource:

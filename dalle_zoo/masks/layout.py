@@ -12,10 +12,11 @@ positions   0 ........ T-1 | T .................. T+N-1
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Concatenate, TypeAlias
 
 from dalle_zoo.registry import Registry
+from dalle_zoo.values import check_integers
 
 if TYPE_CHECKING:  # looking up names and specs does not import torch
     from torch import Tensor
@@ -40,7 +41,8 @@ class TextImageLayout:
         width: Columns of the image grid W (32 in the paper).
 
     Raises:
-        ValueError: A size is not a positive integer.
+        TypeError: A size is not an integer.
+        ValueError: A size is below 1.
 
     Example:
         >>> layout = TextImageLayout(text=6, height=4, width=4)
@@ -53,10 +55,7 @@ class TextImageLayout:
     width: int
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            size = getattr(self, field.name)
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ValueError(f"{field.name} of a TextImageLayout must be a positive integer, got {size!r}")
+        check_integers(self, "text", "height", "width")
 
     @property
     def image(self) -> int:

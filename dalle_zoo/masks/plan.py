@@ -84,6 +84,8 @@ class Mask:
     mod: MaskMod = field(repr=False)
     cached: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     """Tensors and choices that attention back-ends derive from the mask for a device, by name."""
+    registered: bool = field(default=False, init=False, repr=False)
+    """Whether `from_spec` built the mask, so that spec and layout determine it."""
 
     @classmethod
     def from_spec(cls, spec: str, layout: TextImageLayout) -> Mask:
@@ -99,7 +101,13 @@ class Mask:
             ValueError: The text is not a spec, or an option is out of range.
         """
         parsed = MaskSpec.parse(spec)
-        return cls(str(parsed), layout, parsed.build(layout))
+        mask = cls(str(parsed), layout, parsed.build(layout))
+        object.__setattr__(mask, "registered", True)
+        return mask
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Pickles a registered mask as its spec: its declaration is a local function, which cannot be pickled."""
+        return (Mask.from_spec, (self.spec, self.layout)) if self.registered else super().__reduce__()
 
     def __post_init__(self) -> None:
         import torch

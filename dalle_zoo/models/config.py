@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dalle_zoo.masks import TextImageLayout
+from dalle_zoo.values import check_integers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +29,8 @@ class ImagePriorConfig:
         self.check_positive("text_length", "text_vocab", "image_height", "image_width", "codebook_size", "width")
 
     def check_positive(self, *names: str) -> None:
-        """Raises `ValueError` unless the named fields are at least 1."""
-        for name in names:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        """Raises `TypeError` or `ValueError` unless the named fields are integers of at least 1."""
+        check_integers(self, *names)
 
     def check_heads(self, name: str = "num_heads") -> None:
         """Raises `ValueError` unless the named number of attention heads is positive and divides the width."""

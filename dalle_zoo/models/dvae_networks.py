@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle_zoo.models.cpu import convolutions
+from dalle_zoo.values import check_integers
 
 # B batch, C channels, H W image, h w code grid (H / factor, W / factor), K codebook size
 
@@ -48,13 +49,10 @@ class DVAEEncoderConfig:
     """Pixels are mapped from [0, 1] to [eps, 1 - eps] before the likelihood (appendix A.3)."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "channels", "num_groups", "blocks_per_group"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_integers(self, "image_size", "channels", "num_groups", "blocks_per_group", "width")
+        check_integers(self, "codebook_size", least=2)
         if self.width < 4 or self.width % 4:
             raise ValueError(f"width must be a multiple of 4 (the bottleneck is a quarter), got {self.width}")
-        if self.codebook_size < 2:
-            raise ValueError(f"codebook_size must be at least 2, got {self.codebook_size}")
         if self.residual_gain is not None and not self.residual_gain > 0:
             raise ValueError(f"residual_gain must be above 0, got {self.residual_gain}")
         if not 0 < self.pixel_eps < 0.5:
@@ -97,8 +95,7 @@ class DVAEConfig(DVAEEncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.decoder_stem < 1:
-            raise ValueError(f"decoder_stem must be at least 1, got {self.decoder_stem}")
+        check_integers(self, "decoder_stem")
 
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:

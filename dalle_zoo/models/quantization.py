@@ -8,6 +8,7 @@ images; `benchmarks/quantization.py` measures by how much.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator
@@ -36,8 +37,7 @@ def quantize(net: nn.Module, bits: Bits) -> None:
         ImportError: torchao is not installed.
         ValueError: The precision is unknown, or the network does not fit it.
     """
-    if bits not in get_args(Bits):
-        raise ValueError(suggest("quantization", bits, get_args(Bits)))
+    check_quantization(bits)
     chosen = {name: module for name, module in net.named_modules() if _is_matrix(module, name)}
     weight = next(net.parameters())
     if bits == "int4":
@@ -49,11 +49,17 @@ def quantize(net: nn.Module, bits: Bits) -> None:
         if weight.is_cuda and weight.dtype != torch.bfloat16:
             raise ValueError(f"int4 on a GPU needs a prior in bfloat16, got {weight.dtype}: pass dtype=torch.bfloat16")
     with _quiet():
-        try:
-            from torchao.quantization import quantize_
-        except ImportError as error:
-            raise ImportError(f"{bits} weights need torchao: pip install 'dalle-zoo[quantize]'") from error
+        from torchao.quantization import quantize_
+
         quantize_(net, _config(bits, weight.is_cuda), filter_fn=lambda _, name: name in chosen)
+
+
+def check_quantization(bits: Bits) -> None:
+    """Raises the errors of `quantize` that do not depend on the network, before one is loaded."""
+    if bits not in get_args(Bits):
+        raise ValueError(suggest("quantization", str(bits), get_args(Bits)))
+    if importlib.util.find_spec("torchao") is None:
+        raise ImportError(f"{bits} weights need torchao: pip install 'dalle-zoo[quantize]'")
 
 
 def is_quantized(net: nn.Module) -> bool:

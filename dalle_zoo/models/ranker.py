@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle_zoo.tokenizers.library import TOKENIZER_FILE, LibraryTokenizer
+from dalle_zoo.values import check_integers
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
@@ -56,9 +57,7 @@ class RankerConfig:
     """Vocabulary of the text tokenizer; the ids of the start and end tokens follow it."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_integers(self, *vars(self))
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         for tower in ("vision", "text"):

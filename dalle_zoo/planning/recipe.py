@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from dalle_zoo.model_folder import config_from_dict
+from dalle_zoo.models.prior import PriorConfig
 from dalle_zoo.planning.dvae import DVAEWorkload
 from dalle_zoo.planning.prior import PriorWorkload
 from dalle_zoo.planning.setup import Setup
 from dalle_zoo.planning.workload import Workload
+from dalle_zoo.values import as_integer
 
 Keys = Mapping[str, Any]
 
@@ -20,6 +23,15 @@ WORKLOADS: Mapping[str, type[PriorWorkload | DVAEWorkload]] = {
     workload.module: workload for workload in (PriorWorkload, DVAEWorkload)
 }
 """Stages that can be planned, by the name of their LightningModule."""
+
+LARGEST = 2**31 - 1
+"""Largest count in a recipe that is planned with."""
+LAYERS = ("num_layers", "num_groups", "blocks_per_group")
+"""Fields of an architecture whose product is the number of its layers."""
+MOST_LAYERS = 10_000
+"""Largest number of layers that is planned with: the layers of a larger network would take long to build."""
+MOST_COLUMN_PAIRS = 2**24
+"""Largest number of pairs of columns, at any number of rows apart, for which a plan evaluates a mask."""
 
 INTEGERS = {
     "nodes": "trainer.num_nodes",
@@ -59,7 +71,10 @@ def read_work(keys: Keys) -> Workload:
             "GPU"
         )
     workload = WORKLOADS[name]
-    return workload(_config(workload.config_class, _at(keys, "model.init_args.config") or {}))
+    config = _config(workload.config_class, _at(keys, "model.init_args.config") or {})
+    if isinstance(config, PriorConfig):
+        check_grid(config)
+    return workload(config)
 
 
 def read_setup(keys: Keys, paper_formats: bool = False) -> Setup:
@@ -98,6 +113,15 @@ def read_setup(keys: Keys, paper_formats: bool = False) -> Setup:
     return Setup(**values, recompute=bool(recompute), clips_variance=clips, average=average)
 
 
+def check_grid(config: PriorConfig) -> None:
+    """Raises `ValueError` for a grid whose attention would take longer than a second to count."""
+    if config.image_height * config.image_width**2 > MOST_COLUMN_PAIRS:
+        raise ValueError(
+            f"a grid of {config.image_height} x {config.image_width} codes is too large for a plan: height * width^2 "
+            f"must be at most {MOST_COLUMN_PAIRS:,}, as for 256 x 256"
+        )
+
+
 def _at(keys: Keys, path: str) -> Any:
     """Value of a key such as ``trainer.devices``; None if it is missing."""
     value: Any = keys
@@ -112,9 +136,10 @@ def _module(keys: Keys) -> str:
 
 
 def _integer(key: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{key} must be an integer, got {value!r}")
-    return value
+    number = as_integer(key, value)
+    if abs(number) > LARGEST:
+        raise ValueError(f"{key} must be at most {LARGEST:,}, got {number}: nothing of that size can be planned")
+    return number
 
 
 def _devices(keys: Keys) -> int:
@@ -142,4 +167,7 @@ def _average(callbacks: Any) -> Literal["none", "gpu", "host"]:
 def _config(config_class: type, values: Any) -> Any:
     if not isinstance(values, dict):
         raise ValueError(f"model.init_args.config must hold keys of {config_class.__name__}, got {values!r}")
+    counts = [values[name] for name in LAYERS if isinstance(values.get(name), int)]
+    if math.prod(counts) > MOST_LAYERS:
+        raise ValueError(f"a plan supports at most {MOST_LAYERS:,} layers, got {math.prod(counts):,}")
     return config_from_dict(config_class, values, "model.init_args.config")

@@ -8,6 +8,7 @@ from typing import Literal
 
 from dalle_zoo.planning.formats import FLOAT32, PAPER, Formats, formats_of
 from dalle_zoo.planning.strategies import Sharding, sharding_of
+from dalle_zoo.values import check_integers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +38,7 @@ class Setup:
     """Whether numbers are stored as in the paper, rather than as in this package."""
 
     def __post_init__(self) -> None:
-        for name in ("devices", "nodes", "batch", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_integers(self, "devices", "nodes", "batch", "accumulate")
         _ = self.sharding, self.formats  # unknown names raise here
 
     @property

@@ -7,6 +7,7 @@ import math
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from dalle_zoo.planning.memory import memory_of
@@ -88,11 +89,16 @@ def _uncompressed_gradients(work: Workload, s: Setup) -> Iterator[tuple[str, Set
 
 
 def _batch(work: Workload, s: Setup) -> Iterator[tuple[str, Setup]]:
-    for batch in range(s.batch - 1, 0, -1):
-        if s.batch % batch == 0:
-            passes = s.accumulate * s.batch // batch
-            keys = f"{batch} --trainer.accumulate_grad_batches {passes}"
-            yield keys, replace(s, batch=batch, accumulate=passes)
+    for parts in _divisors(s.batch):
+        batch, passes = s.batch // parts, s.accumulate * parts
+        yield f"{batch} --trainer.accumulate_grad_batches {passes}", replace(s, batch=batch, accumulate=passes)
+
+
+@cache
+def _divisors(number: int) -> list[int]:
+    """Divisors above 1 in rising order, found in the square root of the number's size."""
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return sorted({*small, *(number // divisor for divisor in small)} - {1})
 
 
 def _more(work: Workload, s: Setup) -> Iterator[tuple[str, Setup]]:

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 from dalle_zoo.sampling.noise import gumbel
+from dalle_zoo.values import as_integer, as_number
+
+LARGEST_FACTOR = 1e6
+"""Largest factor of logits, by the guidance scale or by 1 / temperature: their products stay finite in float32."""
 
 # B images, V vocabulary
 
@@ -20,6 +24,7 @@ class SamplingOptions:
     The temperature is applied first, then top-k, then top-p. Filters act on the image vocabulary only.
 
     Raises:
+        TypeError: An option is not a number.
         ValueError: An option is out of range.
 
     Example:
@@ -28,24 +33,34 @@ class SamplingOptions:
     """
 
     temperature: float = 1.0
-    """Divides the logits; at least 0, where 0 takes the most likely token. Defaults to 1."""
+    """Divides the logits; at least 1e-6, or 0, which takes the most likely token. Defaults to 1."""
     top_k: int | None = None
     """Sample among the k most likely tokens; at least 1. Defaults to all tokens."""
     top_p: float | None = None
     """Sample among the smallest set of most likely tokens whose probability reaches p, in (0, 1]. Defaults to all."""
     guidance_scale: float = 1.0
-    """Classifier-free guidance g: logits = null + g * (conditional - null), at least 0. Defaults to 1, no guidance, as
+    """Classifier-free guidance g: logits = null + g * (conditional - null), in 0..1e6. Defaults to 1, no guidance, as
     in the paper; other values need a prior that was trained with dropped captions."""
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "guidance_scale"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
-        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
-            raise ValueError(f"top_k must be an integer of at least 1, or None to keep all tokens, got {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], or None to keep all tokens, got {self.top_p}")
+        temperature = as_number("temperature", self.temperature, least=0)
+        if 0 < temperature < 1 / LARGEST_FACTOR:
+            raise ValueError(
+                f"temperature must be at least {1 / LARGEST_FACTOR:g}, or 0 for the most likely token, got "
+                f"{self.temperature!r}"
+            )
+        checked: dict[str, float | None] = {
+            "temperature": temperature,
+            "guidance_scale": as_number("guidance_scale", self.guidance_scale, least=0, most=LARGEST_FACTOR),
+        }
+        if self.top_k is not None:
+            checked["top_k"] = as_integer("top_k", self.top_k, least=1, meaning=", or None to keep all tokens")
+        if self.top_p is not None:
+            checked["top_p"] = as_number("top_p", self.top_p)
+            if not 0 < self.top_p <= 1:
+                raise ValueError(f"top_p must be in (0, 1], or None to keep all tokens, got {self.top_p!r}")
+        for name, value in checked.items():  # numbers of numpy become plain ones, which can be stored as JSON
+            object.__setattr__(self, name, value)
 
     @property
     def guided(self) -> bool:

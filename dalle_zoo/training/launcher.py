@@ -12,7 +12,7 @@ from contextlib import contextmanager
 LAUNCHER = "DALLE_ZOO_LAUNCHER"
 """Variable of the environment with the id of the process that launches others, which inherit it."""
 INTERVAL = 1.0
-"""Seconds between looks at the parent process."""
+"""Seconds between checks of the parent process."""
 
 
 @contextmanager

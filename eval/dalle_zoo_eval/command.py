@@ -6,7 +6,8 @@ import argparse
 import shlex
 from pathlib import Path
 
-from dalle_zoo.cli.errors import check_device
+from dalle_zoo.cli.errors import UserError, check_device
+from dalle_zoo.cli.outputs import check_file, check_folder
 from dalle_zoo.cli.parser import parser
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo_eval.data_files import read_yaml
@@ -44,7 +45,24 @@ def main(arguments: list[str]) -> None:
         if getattr(options, option) is not None and options.training is None:
             raise ValueError(f"--{option.replace('_', '-')} needs --training, the images in which copies are searched")
     check_device(options.device)
+    _check_places(options)
     _run(name, options, shlex.join(["dalle-zoo", "eval", *arguments]))
+
+
+def _check_places(options: argparse.Namespace) -> None:
+    """Raises an error unless an evaluation can write its files, and its folders of images exist."""
+    from dalle_zoo_eval.report import Output
+
+    out = Output.of(options.out)
+    check_file("--out", out.result)  # a killed evaluation is continued there
+    check_folder("--out", out.folder)
+    if options.cache is not None:
+        check_folder("--cache", options.cache)
+    for option in ("data", "images"):
+        place = getattr(options, option)
+        if place is not None and not place.is_dir():
+            problem = "is a file" if place.exists() else "does not exist"
+            raise UserError(f"--{option} {place} {problem}: expected a folder")
 
 
 def _run(name: str, options: argparse.Namespace, command: str) -> None:
@@ -190,6 +208,8 @@ def report(arguments: list[str]) -> None:
     p.add_argument("--out", type=Path, help="output folder of the report [folder of the evaluation]")
     options = p.parse_args(arguments)
 
+    if options.out is not None:
+        check_folder("--out", options.out)
     from dalle_zoo_eval.report import write_report
 
     print(write_report(options.results, options.out)[1])  # noqa: T201
@@ -222,6 +242,7 @@ def overlap(arguments: list[str]) -> None:
     options = p.parse_args(arguments)
 
     check_device(options.device)
+    check_file("--out", options.out)
     from dalle_zoo_eval.memorization import find_overlaps
     from dalle_zoo_eval.request import device_of_environment, share_of_environment
 
@@ -248,6 +269,7 @@ def card(arguments: list[str]) -> None:
     p.add_argument("--result", type=Path, required=True, help="result file of dalle-zoo eval")
     p.add_argument("--out", type=Path, required=True, help="Markdown file to write; an existing file is replaced")
     options = p.parse_args(arguments)
+    check_file("--out", options.out)
 
     from dalle_zoo.cards import write_card
     from dalle_zoo.zoo import find_model

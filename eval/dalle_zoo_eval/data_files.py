@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 
 from dalle_zoo.plain_data import PlainDataError, PlainLoader, yaml_value
 from dalle_zoo.registry import suggest
+from dalle_zoo.values import as_integer, as_number
 
 _PACKAGE = Path(__file__).parent
 
@@ -111,7 +111,11 @@ def sequence(name: str, value: object) -> list[Any]:
 
 def is_number(value: object) -> bool:
     """Whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        as_number("value", value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def check_bool(name: str, value: object) -> None:
@@ -120,10 +124,12 @@ def check_bool(name: str, value: object) -> None:
         raise DataFileError(f"{name} must be true or false, got {value!r}")
 
 
-def check_integer(name: str, value: object, least: int) -> None:
-    """Checks an integer."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise DataFileError(f"{name} must be an integer of at least {least}, got {value!r}")
+def check_integer(name: str, value: object, least: int) -> int:
+    """Returns an integer as `as_integer`, with errors of data files."""
+    try:
+        return as_integer(name, value, least=least)
+    except (TypeError, ValueError) as error:
+        raise DataFileError(str(error)) from None
 
 
 def check_rising(name: str, values: tuple[int, ...], least: int) -> None:

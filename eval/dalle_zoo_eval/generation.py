@@ -18,7 +18,8 @@ from dalle_zoo.files import atomic_write, read_json
 from dalle_zoo.images import to_uint8
 from dalle_zoo.model_folder import CHECKSUMS
 from dalle_zoo.pipeline import DallePipeline
-from dalle_zoo.sampling import SamplingOptions, derive_seed
+from dalle_zoo.sampling import derive_seed
+from dalle_zoo.values import as_integer
 from dalle_zoo.version import __version__
 from dalle_zoo_eval.image_sources import EVERY, ImageBatch
 from dalle_zoo_eval.moments import in_batches
@@ -62,19 +63,11 @@ class GeneratedImages:
         every: bool = False,
         cache: Path | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if seed < 0:
-            raise ValueError(f"seed must be at least 0, got {seed}")
+        batch_size, seed = as_integer("batch_size", batch_size, least=1), as_integer("seed", seed, least=0)
         self.ranked = sampling.candidates == 1 or pipe.ranker is not None
         if not self.ranked and not every:
             raise ValueError("more than one candidate needs a ranker to choose, and this model has none")
-        self.options = SamplingOptions(
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            guidance_scale=sampling.guidance_scale,
-        )
+        self.options = sampling.options
         self.pipe, self.captions, self.sampling, self.seed, self.group = pipe, list(captions), sampling, seed, group
         self.size, self.batch_size, self.every = size, batch_size, every
         self.folder = None

@@ -164,6 +164,8 @@ class Protocol:
         if train_captions is not None and TRAIN not in self.groups:
             raise ProtocolError(f"{self.name} has no group {TRAIN!r}, so its captions cannot be counted")
         given = {name: value for name, value in sampling.items() if value is not None}
+        given = {name: getattr(replace(self.sampling, **given), name) for name in given}  # plain numbers
+        seed = None if seed is None else check_integer("seed", seed, 0)
         groups, notes = {}, []
         if seed is not None and seed != self.seed:
             notes.append(f"seed: {seed} instead of {self.seed}")
@@ -174,6 +176,7 @@ class Protocol:
             special = train_captions if name == TRAIN else val_captions
             count = special if special is not None else captions
             groups[name] = group
+            count = None if count is None else check_integer("captions", count, 2)
             if count is not None and count != group.captions.count:
                 groups[name] = replace(group, captions=replace(group.captions, count=count))
                 of = "" if list(self.groups) == [ALL] else f" of {name}"

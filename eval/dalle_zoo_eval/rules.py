@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, get_args
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, get_args
 
 from dalle_zoo.results import IMAGE_SETS
 from dalle_zoo_eval.choices import Choice, Crop, Seeds
@@ -22,6 +22,9 @@ from dalle_zoo_eval.data_files import (
     mapping,
     sequence,
 )
+
+if TYPE_CHECKING:  # listing protocols does not import torch
+    from dalle_zoo.sampling import SamplingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,16 +200,29 @@ class SamplingRule:
     """Classifier-free guidance; 1 is none."""
 
     def __post_init__(self) -> None:
-        check_integer("candidates", self.candidates, 1)
+        object.__setattr__(self, "candidates", check_integer("candidates", self.candidates, 1))
         check_rising("sampling.curve", self.curve, 1)
         check_integer("sampling.chunk", self.chunk, 1)
         check_choice("sampling.seeds", self.seeds, get_args(Seeds))
-        for name in ("temperature", "top_k", "top_p", "guidance_scale"):  # their ranges are the sampler's to check
-            value = getattr(self, name)
-            if not is_number(value) and not (value is None and name.startswith("top")):
-                raise DataFileError(f"{name} must be a finite number, got {value!r}")
+        for name, value in asdict(self.options).items():
+            object.__setattr__(self, name, value)
         if self.guidance_scale < 1:
             raise DataFileError(f"guidance_scale must be at least 1, which is none, got {self.guidance_scale}")
+
+    @property
+    def options(self) -> SamplingOptions:
+        """Distribution that tokens are sampled from; `DataFileError` for values that the sampler refuses."""
+        from dalle_zoo.sampling import SamplingOptions
+
+        try:
+            return SamplingOptions(
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                guidance_scale=self.guidance_scale,
+            )
+        except (TypeError, ValueError) as error:
+            raise DataFileError(str(error)) from None
 
     @property
     def counts(self) -> tuple[int, ...]:

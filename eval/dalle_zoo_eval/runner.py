@@ -22,13 +22,14 @@ from dalle_zoo.files import write_json
 from dalle_zoo.images import save_png
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.results import check_result, scores_of, selected
+from dalle_zoo.values import as_integer
 from dalle_zoo_eval.datasets import load_exclusions, load_image, save_captions
 from dalle_zoo_eval.datasets.digests import MEMO, remember
 from dalle_zoo_eval.external import read_from_folder
-from dalle_zoo_eval.extractors.opening import open_extractors
+from dalle_zoo_eval.extractors.opening import check_extractors, open_extractors
 from dalle_zoo_eval.features import FeatureStore, Share
 from dalle_zoo_eval.generation import BATCH
-from dalle_zoo_eval.groups import GALLERY, Group, choose, generate, read_prompts
+from dalle_zoo_eval.groups import GALLERY, Group, Prompts, choose, generate, read_prompts
 from dalle_zoo_eval.memorization import check_threshold, find_copies, measured_training
 from dalle_zoo_eval.metrics import METRICS
 from dalle_zoo_eval.metrics.frechet import LEVEL, ROUNDS, SEED
@@ -86,6 +87,10 @@ class Evaluation:
         model = request.model or (usual.model if request.images is None else None)
         _check_request(request, model)
         excluded = _exclusions(usual, request)
+        check_extractors(self.protocol, request.networks, request.leave_out, of_model=model is not None)
+        prompts = {
+            name: self._prompts(name, usual, excluded, generates=model is not None) for name in self.protocol.groups
+        }
         self.pipe = DallePipeline.from_pretrained(model, device=request.device) if model is not None else None
         self.extractors, self.left_out = open_extractors(
             self.protocol, request.networks, request.leave_out, device=request.device, pipe=self.pipe
@@ -96,7 +101,7 @@ class Evaluation:
                 request.training, self.protocol.image, self.extractors, self._chunk(), self.cache, request.device,
                 request.copies_network,
             )  # fmt: skip
-        self.groups = [self._group(name, usual, excluded) for name in self.protocol.groups]
+        self.groups = [self._group(name, of_group, excluded) for name, of_group in prompts.items()]
         self._check_references()
         self.identity = self._identity()
         if not request.overwrite:
@@ -109,24 +114,33 @@ class Evaluation:
     def _chunk(self) -> int:
         return self.protocol.image.chunk or self.protocol.sampling.chunk
 
-    def _group(self, name: str, usual: Protocol, excluded: frozenset[str]) -> Group:
-        request, protocol, pipe = self.request, self.protocol, self.pipe
+    def _prompts(self, name: str, usual: Protocol, excluded: frozenset[str], *, generates: bool) -> Prompts:
+        """The dataset of a group and, where images are generated, its captions; no model is needed yet."""
+        request, protocol = self.request, self.protocol
         prompts = read_prompts(
             protocol, name, layout=request.layout, data=request.data, excluded=excluded, cache=self.cache
         )
         rule, expected = protocol.groups[name].captions, usual.groups[name].captions.count
         if expected is None and any(item.captions for item in prompts.dataset.items):
             expected = len(choose(protocol, name, prompts, count=None).entries)
-        prompts = replace(prompts, expected=expected or 0)
+        captions = choose(protocol, name, prompts, count=rule.count) if generates else None
+        return replace(prompts, expected=expected or 0, captions=captions)
+
+    def _group(self, name: str, prompts: Prompts, excluded: frozenset[str]) -> Group:
+        request, protocol, pipe = self.request, self.protocol, self.pipe
         if pipe is not None:
-            prompts = replace(prompts, captions=choose(protocol, name, prompts, count=rule.count))
             size = protocol.image.size
             batch_size = BATCH if request.batch_size is None else request.batch_size
             generated = generate(pipe, protocol, name, prompts, size=size, batch_size=batch_size, cache=self.cache)
         else:
             assert request.images is not None
             generated = read_from_folder(
-                request.images, rule, protocol.image, prompts.dataset, name=protocol.name, excluded=excluded
+                request.images,
+                protocol.groups[name].captions,
+                protocol.image,
+                prompts.dataset,
+                name=protocol.name,
+                excluded=excluded,
             )
         return Group(
             name, protocol, prompts, generated, self.extractors, pipe=pipe, cache=self.cache, device=request.device,
@@ -362,6 +376,8 @@ def _check_request(request: Request, model: str | None) -> None:
             "--candidates, --batch-size and the options of sampling belong to --model; --images are generated already"
         )
     check_threshold(request.threshold)
+    if request.batch_size is not None:
+        as_integer("batch_size", request.batch_size, least=1)
 
 
 def _exclusions(protocol: Protocol, request: Request) -> frozenset[str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dalle_zoo.images import to_pil
+from dalle_zoo.images import one_line, to_pil
 
 # B tiles, M images a tile, H W pixels
 
@@ -48,6 +48,6 @@ def comparison_sheet(*image_sets: Tensor, captions: Sequence[str], columns: int 
         for place, images in enumerate(sets):
             image = images[number].resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(image, (left + place * (width + _GAP), top))
-        lines = textwrap.wrap(caption, letters, max_lines=_LINES, placeholder="…")
+        lines = textwrap.wrap(one_line(caption)[: letters * (_LINES + 1)], letters, max_lines=_LINES, placeholder="…")
         sample.multiline_text((left, top + height + 2), "\n".join(lines), "black", font, spacing=2)
     return sheet

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dalle_zoo import DallePipeline
 from dalle_zoo.cli.main import main
 from dalle_zoo.workspaces import claimed_folder
 
@@ -62,7 +63,7 @@ def test_nothing_is_overwritten_unasked(model: Path, scratch: Path, capsys: pyte
     (scratch / "each").mkdir()
     (scratch / "each" / "000-000.png").write_text("mine")
     assert generate(model, "-n", "1", "--out", "other.png", "--folder", "each") == 2
-    assert "each is not empty: pass --overwrite" in capsys.readouterr().err
+    assert "each exists and is not empty: pass --overwrite" in capsys.readouterr().err
     assert not (scratch / "other.png").exists()
     assert generate(model, "-n", "1", "--folder", "each", "--overwrite") == 0
     assert size(scratch / "each" / "000-000.png") == (16, 16)
@@ -89,6 +90,44 @@ def test_two_calls_at_once_do_not_share_a_folder(
     assert list(scratch.iterdir()) == []
 
 
+def test_a_label_that_cannot_be_rendered_costs_no_image(model: Path, scratch: Path) -> None:
+    prompt = "a red\napple\t\x07 " + "word " * 500
+    assert main(["generate", prompt, "--model", str(model), "-n", "1", "--folder", "each"]) == 0
+    assert size(scratch / "each" / "000-000.png") == (16, 16)
+    assert size(scratch / "grid.png") == (2 * (2 + 18), 2 * (2 + 18) + 18)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "folder.png"], "--out folder.png is a folder: expected the name of a file"),
+        (["--out", "file/x.png"], "--out file/x.png cannot be written: "),
+        (["--out", "n" * 236 + ".png"], "--out has a name of 240 bytes"),
+        (["--folder", "file"], "--folder file is a file: expected a folder"),
+        (["--rerank", "17"], "rerank must be an integer in 1..16"),
+        (["--window", "0"], "window must be an integer of at least 1"),
+        (["--batch-size", "0"], "batch_size must be an integer of at least 1"),
+        (["--prime-rows", "2"], "prime_rows needs prime"),
+        (["--temperature", "1e-38"], "temperature must be at least 1e-06, or 0 for the most likely token"),
+        (["--temperature", "nan"], "temperature must be a finite number"),
+    ],
+)
+def test_no_model_is_loaded_for_what_cannot_succeed(
+    options: list[str],
+    message: str,
+    scratch: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (scratch / "folder.png").mkdir()
+    (scratch / "file").touch()
+    monkeypatch.setattr(DallePipeline, "from_pretrained", None)
+    assert main(["generate", "a cat", "--overwrite", *options]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
 def test_priming_keeps_the_top_of_an_image(model: Path, images: Path, scratch: Path) -> None:
     prime = ["--prime", str(images / "0.png"), "--folder"]
     assert generate(model, "-n", "2", *prime, "all", "--prime-rows", "4") == 0
@@ -104,8 +143,8 @@ def test_priming_keeps_the_top_of_an_image(model: Path, images: Path, scratch: P
     ("options", "message"),
     [
         (["--rerank", "1"], "rerank needs a ranker, and this model has none"),
-        (["--rerank", "17"], "it must be in 1..num_images_per_prompt (16), got 17"),
-        (["-n", "0"], "num_images_per_prompt must be at least 1, got 0"),
+        (["--rerank", "17"], "rerank must be an integer in 1..16 (images to keep of num_images_per_prompt), got 17"),
+        (["-n", "0"], "num_images_per_prompt must be an integer of at least 1, got 0"),
         (["--prime-rows", "2"], "prime_rows needs prime"),
         (["--prime", "nowhere.png"], "nowhere.png"),
         (["--top-p", "0"], "top_p"),
@@ -155,7 +194,10 @@ def test_reconstructions_are_measured(
     assert main(["reconstruct", *files, "--model", str(model), "--overwrite"]) == 0
 
 
-@pytest.mark.parametrize(("name", "message"), [("no.png", "no.png"), ("words.png", "words.png"), (".", "'.'")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("no.png", "no.png"), ("words.png", "words.png"), (".", ". is a folder")],
+)
 def test_what_is_no_image(
     name: str, message: str, model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

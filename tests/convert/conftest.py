@@ -1,4 +1,4 @@
-"""Files of weights that several tests make."""
+"""Weight files for several tests."""
 
 from __future__ import annotations
 

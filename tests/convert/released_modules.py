@@ -23,7 +23,7 @@ GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/openai_dvae.py")
 
 
 def module(home: str, name: str) -> nn.Module:
-    """An empty module of a class that pickle takes for one of another package."""
+    """An empty module whose class pickle stores under the name of another package."""
     package = home.split(".")[0]
     sys.modules.setdefault(package, types.ModuleType(package))
     place = sys.modules.setdefault(home, types.ModuleType(home))
@@ -34,7 +34,7 @@ def module(home: str, name: str) -> nn.Module:
 
 
 def released(part: str, weights: dict[str, Tensor]) -> nn.Module:
-    """A tree of modules in which the weights lie under their names."""
+    """A tree of modules with weights under their names."""
     tree: dict[str, Any] = {}
     for name, tensor in weights.items():
         node = tree

@@ -1,4 +1,4 @@
-"""Conversions on the first call: what their place follows from, what is refused, what another process may do."""
+"""Conversions on the first call: name of the cache folder, errors, concurrent processes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def describe(path: Path, resolution: int) -> None:
 
 
 @pytest.mark.parametrize("place", ["last.yaml", "../configs/project.yaml"])
-def test_a_configuration_beside_a_file_makes_another_conversion(place: str, weights: Path) -> None:
+def test_another_configuration_next_to_the_file_gives_another_conversion(place: str, weights: Path) -> None:
     first = cached([weights])
     assert cached([weights]) == first
     sizes = [load_model(first, "dvae").image_size]
@@ -111,7 +111,7 @@ def test_a_damaged_conversion_of_a_user_says_to_delete_it(weights: Path, tmp_pat
         verify_checksums(folder)
 
 
-def test_a_cache_that_cannot_be_written_to(weights: Path, cache: Path) -> None:
+def test_an_unwritable_cache_raises(weights: Path, cache: Path) -> None:
     cache.mkdir()
     (cache / "converted").write_text("a file")
     with pytest.raises(OSError, match=r"Set DALLE_ZOO_CACHE to another folder, or .* `dalle-zoo convert LOCATION"):
@@ -119,7 +119,7 @@ def test_a_cache_that_cannot_be_written_to(weights: Path, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("give", [find_model, DallePipeline.from_pretrained])
-def test_unknown_weights_are_told_from_known_ones(give: object, tmp_path: Path) -> None:
+def test_unknown_weights_raise_with_the_known_families(give: object, tmp_path: Path) -> None:
     folder = tmp_path / "unknown"
     folder.mkdir()
     torch.save({"net.weight": torch.ones(2, 3)}, folder / "a.pt")
@@ -132,7 +132,7 @@ def test_unknown_weights_are_told_from_known_ones(give: object, tmp_path: Path) 
         give(folder)  # type: ignore[operator]
 
 
-def test_a_native_run_is_told_from_weights(tmp_path: Path) -> None:
+def test_a_native_checkpoint_raises_with_the_command_for_it(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     torch.save({"state_dict": {"net.input.weight": torch.ones(2)}}, tmp_path / "checkpoints/00000002.ckpt")
     with pytest.raises(
@@ -142,7 +142,7 @@ def test_a_native_run_is_told_from_weights(tmp_path: Path) -> None:
         find_model(tmp_path)
 
 
-def test_what_needs_no_conversion_is_left_as_it_is(tmp_path: Path) -> None:
+def test_folders_without_weights_to_convert(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no weights")
     assert cached([tmp_path]) is None
     save_file({"text_model.weight": torch.ones(2)}, tmp_path / "model.safetensors")
@@ -150,7 +150,7 @@ def test_what_needs_no_conversion_is_left_as_it_is(tmp_path: Path) -> None:
     assert cached([tmp_path]) is None
 
 
-def test_locations_and_patterns_that_are_none(weights: Path, tmp_path: Path) -> None:
+def test_invalid_locations_and_patterns_raise(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no location is given"):
         cached([])
     with pytest.raises(ValueError, match="no location"):

@@ -1,4 +1,4 @@
-"""Files of tensors: what torch and safetensors write is read exactly; what lies about itself is refused."""
+"""Weight files: files of torch and safetensors are read exactly; files with false sizes or offsets raise."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "weights"
 
 
-# ------------------------------------------------------------ what is read
+# ------------------------------------------------------------ valid files
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -87,7 +87,7 @@ def test_views_and_shared_storages(form: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS[:2])
-def test_complete_modules(form: str, path: Path) -> None:
+def test_pickled_modules_are_read(form: str, path: Path) -> None:
     torch.manual_seed(0)
     inner = nn.Sequential(OrderedDict(conv=nn.Conv2d(1, 2, 3), norm=nn.BatchNorm2d(2)))
     module = nn.ModuleDict({"inner": inner, "table": nn.Embedding(3, 2)})
@@ -98,7 +98,7 @@ def test_complete_modules(form: str, path: Path) -> None:
     assert "torch.nn.modules.conv.Conv2d" in opened.names
 
 
-def test_what_surrounds_a_state_dict(path: Path) -> None:
+def test_other_content_next_to_a_state_dict(path: Path) -> None:
     net = nn.Linear(2, 3)
     value = {
         "state_dict": net.state_dict(),
@@ -125,13 +125,13 @@ def test_a_header_whose_length_begins_like_a_pickle(path: Path) -> None:
     assert open_checkpoint(path).tensors["a"].read().item() == 1.5
 
 
-def test_a_file_that_is_cut_after_it_was_opened(path: Path) -> None:
+def test_a_file_truncated_after_opening_raises(path: Path) -> None:
     opened = open_checkpoint(write({"a": torch.ones(100)}, path, "safetensors"))
     path.write_bytes(path.read_bytes()[:-4])
     assert "ends too early" in refusal(opened.tensors["a"].read)
 
 
-# ------------------------------------------------------------ tensors that lie
+# ------------------------------------------------------------ invalid tensors
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ Entries = list[tuple[zipfile.ZipInfo, bytes]]
 
 
 def entries_of(path: Path) -> Entries:
-    """What is in a small file of torch."""
+    """Content of a small file of torch."""
     write({"a": torch.arange(64.0)}, path, "torch")
     with zipfile.ZipFile(path) as archive:
         return [(info, archive.read(info)) for info in archive.infolist()]
@@ -179,14 +179,14 @@ def test_a_rewritten_archive_is_read(path: Path) -> None:
     assert torch.equal(open_checkpoint(path).tensors["a"].read(), torch.arange(64.0))
 
 
-def test_zip_bombs(path: Path) -> None:
+def test_zip_bombs_raise(path: Path) -> None:
     entries = [(info, data if "/data/" not in info.filename else bytes(50_000_000)) for info, data in entries_of(path)]
     rewrite(path, entries, compression=zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 100_000
     assert "is compressed, " in refusal(lambda: open_checkpoint(path))
 
 
-def test_sizes_that_the_directory_makes_up(path: Path) -> None:
+def test_false_sizes_in_the_directory_raise(path: Path) -> None:
     rewrite(path, entries_of(path))
     for size in (2**30, 255):  # of 256
         data = bytearray(path.read_bytes())
@@ -209,7 +209,7 @@ def test_sizes_that_the_directory_makes_up(path: Path) -> None:
         ("weights/code/main.py", "TorchScript"),
     ],
 )
-def test_names_in_archives(path: Path, name: str, message: str) -> None:
+def test_invalid_names_in_archives_raise(path: Path, name: str, message: str) -> None:
     rewrite(path, [*entries_of(path), (name, b"x")])
     assert message in refusal(lambda: open_checkpoint(path))
     assert list(path.parent.iterdir()) == [path]
@@ -222,7 +222,7 @@ def test_two_entries_of_one_name(path: Path) -> None:
     assert "two entries 'weights/data.pkl'" in refusal(lambda: open_checkpoint(path))
 
 
-def test_entries_that_overlap(path: Path) -> None:
+def test_overlapping_entries_raise(path: Path) -> None:
     rewrite(path, [*entries_of(path), ("weights/more", b"x" * 50)])
     data = bytearray(path.read_bytes())
     entry = data.rindex(b"weights/more") - 46
@@ -232,7 +232,7 @@ def test_entries_that_overlap(path: Path) -> None:
     assert "overlap" in refusal(lambda: open_checkpoint(path))
 
 
-def test_encrypted_entries(path: Path) -> None:
+def test_encrypted_entries_raise(path: Path) -> None:
     rewrite(path, entries_of(path))
     data = bytearray(path.read_bytes())
     data[data.rindex(b"weights/data/0") - 46 + 8] |= 1
@@ -240,7 +240,7 @@ def test_encrypted_entries(path: Path) -> None:
     assert "is encrypted" in refusal(lambda: open_checkpoint(path))
 
 
-def test_what_an_archive_lacks(path: Path) -> None:
+def test_missing_entries_of_an_archive_raise(path: Path) -> None:
     entries = entries_of(path)
     rewrite(path, [e for e in entries if not e[0].filename.endswith("data.pkl")])
     assert "without data.pkl" in refusal(lambda: open_checkpoint(path))
@@ -252,7 +252,7 @@ def test_what_an_archive_lacks(path: Path) -> None:
     assert "not little-endian" in refusal(lambda: open_checkpoint(path))
 
 
-def test_archives_that_are_too_large(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_archives_raise(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rewrite(path, entries_of(path))
     monkeypatch.setattr(torch_files, "MAX_ENTRIES", 3)
     assert "entries, more than 3" in refusal(lambda: open_checkpoint(path))
@@ -262,7 +262,7 @@ def test_archives_that_are_too_large(path: Path, monkeypatch: pytest.MonkeyPatch
     assert "no directory, or one that is too long" in refusal(lambda: open_checkpoint(path))
 
 
-def test_a_count_of_entries_that_is_made_up(path: Path) -> None:
+def test_a_false_count_of_entries_raises(path: Path) -> None:
     rewrite(path, entries_of(path))
     data = bytearray(path.read_bytes())
     end = data.rindex(b"PK\5\6")
@@ -271,7 +271,7 @@ def test_a_count_of_entries_that_is_made_up(path: Path) -> None:
     assert "does not have the number of entries that it states" in refusal(lambda: open_checkpoint(path))
 
 
-def test_other_archives_and_pickles_are_no_weights(path: Path) -> None:
+def test_other_archives_and_pickles_raise(path: Path) -> None:
     rewrite(path, [("photos/1.jpg", b"x" * 1000)], compression=zipfile.ZIP_DEFLATED)
     for _ in range(2):
         with pytest.raises(UnrelatedFileError):
@@ -280,7 +280,7 @@ def test_other_archives_and_pickles_are_no_weights(path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_weights_that_are_cut_are_not_taken_for_something_else(form: str, path: Path) -> None:
+def test_truncated_weights_raise_as_damaged(form: str, path: Path) -> None:
     complete = write({"a": torch.arange(6.0), "b": torch.ones(2, 2)}, path, form).read_bytes()
     for length in (len(complete) // 2, len(complete) - 1):
         path.write_bytes(complete[:length])
@@ -290,7 +290,7 @@ def test_weights_that_are_cut_are_not_taken_for_something_else(form: str, path: 
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_every_truncation_is_refused(form: str, path: Path) -> None:
+def test_every_truncation_raises(form: str, path: Path) -> None:
     complete = write({"a": torch.arange(6.0), "b": torch.ones(2, 2)}, path, form).read_bytes()
     for length in range(0, len(complete), max(1, len(complete) // 300)):
         path.write_bytes(complete[:length])
@@ -333,7 +333,7 @@ def rebuilt(*arguments: bytes) -> bytes:
         (b"ctorch._utils\n_rebuild_parameter\n(K\x01K\x01K\x01tR", "a parameter that is no tensor"),
     ],
 )
-def test_tensors_and_storages_that_are_none(pickled: bytes, message: str, path: Path) -> None:
+def test_invalid_tensors_and_storages_raise(pickled: bytes, message: str, path: Path) -> None:
     path.write_bytes(archive(pickled + b"."))
     assert message in refusal(lambda: open_checkpoint(path))
 
@@ -347,12 +347,12 @@ def test_billion_laughs(path: Path) -> None:
     assert "too deeply or names it too often" in refusal(lambda: open_checkpoint(path))
 
 
-def test_mappings_that_hold_themselves(path: Path) -> None:
+def test_mappings_that_contain_themselves_raise(path: Path) -> None:
     path.write_bytes(archive(b"}q\x00X\x01\x00\x00\x00ah\x00s."))
     assert "too deeply or names it too often" in refusal(lambda: open_checkpoint(path))
 
 
-def test_a_large_mapping_that_holds_itself_takes_no_memory(path: Path) -> None:
+def test_a_large_mapping_that_contains_itself_takes_no_memory(path: Path) -> None:
     first = b"X\x01\x00\x00\x00ah\x00"
     rest = b"".join(b"J" + struct.pack("<i", i) + b"N" for i in range(200_000))
     path.write_bytes(archive(b"}q\x00(" + first + rest + b"u."))
@@ -378,7 +378,7 @@ def test_shared_storages_have_a_limit(path: Path, monkeypatch: pytest.MonkeyPatc
     assert "over 5 times its own size" in refusal(lambda: open_checkpoint(path))
 
 
-def test_names_of_tensors(path: Path) -> None:
+def test_invalid_names_of_tensors_raise(path: Path) -> None:
     write({"a.b": torch.ones(1), "a": {"b": torch.ones(1)}}, path, "torch")
     assert "two tensors of the name a.b" in refusal(lambda: open_checkpoint(path))
     write({"a" * 600: {"b" * 600: torch.ones(1)}}, path, "torch")
@@ -388,7 +388,7 @@ def test_names_of_tensors(path: Path) -> None:
 # ------------------------------------------------------------ torch before 1.6
 
 
-def test_damage_of_the_older_format(path: Path) -> None:
+def test_damaged_files_of_the_older_format_raise(path: Path) -> None:
     complete = write({"a": torch.arange(64.0)}, path, "torch before 1.6").read_bytes()
     assert complete.count(struct.pack("<q", 64)) == 1
     for old, new, message in [
@@ -447,7 +447,7 @@ def entry(dtype: Any = "F32", shape: Any = (4,), offsets: Any = (0, 16), **more:
         (b"", "it is not a file of torch, safetensors or Flax"),
     ],
 )
-def test_damage_of_safetensors(data: bytes, message: str, path: Path) -> None:
+def test_damaged_safetensors_files_raise(data: bytes, message: str, path: Path) -> None:
     path.write_bytes(data)
     assert message in refusal(lambda: open_checkpoint(path))
 
@@ -501,7 +501,9 @@ def test_precision_of_written_tensors(path: Path, tmp_path: Path) -> None:
         ({"a": torch.tensor([1, float("inf"), 2]).half()}, "a has values that are not finite"),
     ],
 )
-def test_tensors_that_do_not_fit(value: dict[str, Tensor], message: str, path: Path, tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit_the_network_raise(
+    value: dict[str, Tensor], message: str, path: Path, tmp_path: Path
+) -> None:
     tensors = {name: in_float32(tensor) for name, tensor in stored(value, path).items()}
     assert message in refusal(lambda: write_network(tmp_path / "out", "weights", Weights(a=3), tensors))
 
@@ -529,6 +531,6 @@ def test_tensors_that_do_not_fit(value: dict[str, Tensor], message: str, path: P
         ("a.yaml", "? {a: b}\n: c", "cannot be read: ConstructorError"),
     ],
 )
-def test_damaged_configurations(name: str, text: str, message: str, tmp_path: Path) -> None:
+def test_damaged_configurations_raise(name: str, text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     assert message in refusal(lambda: read_config(tmp_path / name))

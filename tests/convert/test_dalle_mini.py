@@ -1,4 +1,4 @@
-"""DALL-E mini in the layouts of min-dalle and of Flax: results after conversion, what is inferred, refusals."""
+"""DALL-E mini in the layouts of min-dalle and of Flax: results after conversion, inferred options, errors."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ FIRST = runpy.run_path(str(Path(__file__).parents[1] / "golden/vqgan.py"))
 TEXT = json.loads(GOLDEN["TEXT"].read_text())
 LAYOUTS = json.loads(GOLDEN["LAYOUTS"].read_text())
 TWIN = {"atol": 1e-4, "rtol": 0.0}
-"""Of the golden logits, whose standard deviation is about 3: float32 rounds otherwise in another order."""
+"""Tolerance for the golden logits, whose standard deviation is about 3: float32 rounding in another order."""
 Sizes = Mapping[str, int]
 Twin = tuple[DalleMini, dict[str, Tensor]]
 
 TINY: Sizes = {"width": 64, "hidden": 20, "text_vocab": 404, "text_length": 16, "rows": 50, "tokens": 16, "layers": 2}
-"""A network of one head, for 4 x 4 of 48 codes, whose table has a row that nothing uses."""
+"""A network of one head for 4 x 4 codes out of 48, with an unused row in its embedding."""
 CONFIG: dict[str, Any] = {
     "model_type": "dallebart", "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 20,
     "decoder_ffn_dim": 20, "encoder_attention_heads": 2, "decoder_attention_heads": 4, "encoder_vocab_size": 404,
     "image_vocab_size": 49, "image_length": 16, "max_text_length": 16, "decoder_start_token_id": 48,
     "normalize_text": True, "ln_positions": "normformer", "use_glu": True,
 }  # fmt: skip
-"""Of the tiny network, by the training code's names."""
+"""Configuration of the tiny network under the names of the training code."""
 
 
 def state_dict(part: str, sizes: Sizes) -> dict[str, Tensor]:
@@ -102,7 +102,7 @@ def inferred(source: Source | None) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=list(GOLDEN["VARIANTS"]))
 def twin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Twin:
-    """A converted twin of a golden network, and what the original computes."""
+    """A converted golden network, and the outputs of the original."""
     variant, folder = request.param, tmp_path_factory.mktemp("twin")
     original = GOLDEN["VARIANTS"][variant]
     sizes = {
@@ -118,8 +118,8 @@ def twin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @torch.no_grad()
-def test_logits_of_the_original(twin: Twin) -> None:
-    """In one pass and step by step, without a caption and with one."""
+def test_logits_equal_the_original(twin: Twin) -> None:
+    """Logits in one pass and step by step, with and without a caption."""
     prior, golden = twin
     text, codes = golden["text"].flatten(0, 1), GOLDEN["given_codes"]().view(2, 16, 16).repeat_interleave(2, 0)
     expected = golden["logits"].flatten(0, 1)  # (2 captions, 2, positions, codes)
@@ -131,15 +131,15 @@ def test_logits_of_the_original(twin: Twin) -> None:
     torch.testing.assert_close(steps[:, GOLDEN["POSITIONS"], :: GOLDEN["STRIDE"]], expected, **TWIN)
 
 
-def test_codes_of_the_original(twin: Twin) -> None:
-    """The most likely ones, with its guidance."""
+def test_codes_equal_the_original(twin: Twin) -> None:
+    """The most likely codes, with the original's guidance."""
     prior, golden = twin
     text, seeds = golden["text"][:, 1], torch.zeros(2, 1, dtype=torch.long)
     codes = sample_codes(prior, text, seeds, SamplingOptions(temperature=0, guidance_scale=GOLDEN["GUIDANCE"]))
     assert torch.equal(codes.flatten(1), golden["codes"])
 
 
-# ------------------------------------------------------------ what is inferred
+# ------------------------------------------------------------ inferred options
 
 
 @pytest.mark.parametrize("size", ["mini", "mega"])
@@ -168,7 +168,7 @@ def test_published_sizes(
         check_fit(FAMILIES[source.family](source.family).translate(source, expected), DalleMini(expected).state_dict())
 
 
-def test_without_a_configuration(tmp_path: Path) -> None:
+def test_conversion_without_a_configuration(tmp_path: Path) -> None:
     source = find(min_dalle(tmp_path / "in"))
     expected = DalleMiniConfig(
         text_length=16, text_vocab=404, image_height=4, image_width=4, codebook_size=32, image_rows=50,
@@ -191,7 +191,7 @@ def test_without_a_configuration(tmp_path: Path) -> None:
     assert record["parameters"] == {"prior": sum(p.numel() for p in load_prior(tmp_path / "out/prior").parameters())}
 
 
-def test_with_everything_beside_it(tmp_path: Path) -> None:
+def test_conversion_with_configuration_and_vocabulary(tmp_path: Path) -> None:
     folder = min_dalle(tmp_path / "in")
     moved = {"<s>": 7, TEXT_AT_7: 0}
     vocabulary(folder, more=moved)
@@ -213,8 +213,8 @@ def test_with_everything_beside_it(tmp_path: Path) -> None:
 TEXT_AT_7 = next(token for token, number in TEXT["vocabulary"].items() if number == 7)
 
 
-def test_gains_that_files_lack_are_one(tmp_path: Path) -> None:
-    """min-dalle's files are in half precision, transposed, and lack the gains of norms in front of matrices."""
+def test_missing_gains_are_one(tmp_path: Path) -> None:
+    """min-dalle's files are in half precision, transposed, and lack the gains of norms before matrix products."""
     folder = tmp_path / "in"
     folder.mkdir()
     lacking = ("pre_self_attn_layer_norm", "pre_encoder_attn_layer_norm", "ln0", "ln1", "final_ln")
@@ -256,7 +256,7 @@ GATED = {"ln0": "LayerNorm_0", "ln1": "LayerNorm_1", "fc0": "Dense_0", "fc1": "D
 
 
 def flax_tree(stacked: bool) -> dict[str, Any]:
-    """The tiny network as the training code keeps it: layers in one, or one by one."""
+    """The tiny network as stored by the training code: layers stacked in one tensor, or separate."""
     tree: dict[str, Any] = {}
 
     def put(path: Sequence[str], value: Tensor) -> None:
@@ -289,7 +289,7 @@ def flax_tree(stacked: bool) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stacked", [True, False])
-def test_files_of_flax_are_the_same(stacked: bool, tmp_path: Path) -> None:
+def test_flax_files_give_the_same_network(stacked: bool, tmp_path: Path) -> None:
     (tmp_path / "flax_model.msgpack").write_bytes(packed(flax_tree(stacked)))
     describe(tmp_path)
     source = find(tmp_path / "flax_model.msgpack")
@@ -318,7 +318,7 @@ def test_files_of_flax_are_the_same(stacked: bool, tmp_path: Path) -> None:
         (lambda data: b"\x81\xa1\xff\x80aaa", "a name that is not valid UTF-8"),
     ],
 )
-def test_damaged_files_of_flax(damage: Callable[[bytes], bytes], message: str, tmp_path: Path) -> None:
+def test_damaged_flax_files_raise(damage: Callable[[bytes], bytes], message: str, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(damage(packed(flax_tree(stacked=True))))
     with pytest.raises(WeightFileError, match=message):
         find(tmp_path)
@@ -337,12 +337,12 @@ def bart() -> Any:
 
 
 def test_captions_are_simplified_as_for_training() -> None:
-    """Dozens of written captions and two hundred of odd pieces; the training code puts a space in front."""
+    """Dozens of written captions and two hundred of unusual pieces; the training code prepends a space."""
     for caption, expected in TEXT["simplified"].items():
         assert f" {simplify(caption)}" == expected, caption
 
 
-def test_where_tables_are_simpler() -> None:
+def test_captions_for_which_the_rules_differ_from_the_tables() -> None:
     assert {caption: (simplify(caption), external.strip()) for caption, external in TEXT["different"].items()} == {
         "\u043a\u043e\u0442 on \u5317\u4eac street": ("on street", "kot on bei jing street"),
         "face \U0001f618": ("face, face throwing a kiss", "face, face blowing a kiss"),
@@ -367,14 +367,14 @@ def test_ids_of_simplified_captions(bart: Any, tmp_path: Path) -> None:
     assert prior.null_text().tolist() == empty
 
 
-def test_ids_of_min_dalle(tmp_path: Path) -> None:
-    """It takes plain captions alike; punctuation, capitals with accents and long captions it does not."""
+def test_ids_equal_min_dalle_for_plain_captions(tmp_path: Path) -> None:
+    """min-dalle encodes plain captions equally, but not punctuation, accented capitals and long captions."""
     _, tokenizer = pair(tmp_path)
     for caption, ids in TEXT["min_dalle"].items():
         assert [0, *tokenizer.encode(caption), 2] == ids, caption
 
 
-def test_captions_as_they_are(bart: Any, tmp_path: Path) -> None:
+def test_captions_without_simplification(bart: Any, tmp_path: Path) -> None:
     prior, tokenizer = pair(tmp_path, normalize_text=False)
     assert isinstance(tokenizer, HFTokenizer)
     captions = [*TEXT["simplified"], *TEXT["different"], "a <pad> b</s> <s>c <unk>", "</s>"]
@@ -393,7 +393,7 @@ def pair(tmp_path: Path, **changes: Any) -> tuple[DalleMini, Any]:
     return prior, load_text_tokenizer(tmp_path / "out/tokenizer")
 
 
-def test_the_mask_needs_no_row(tmp_path: Path) -> None:
+def test_the_mask_token_may_lack_an_embedding(tmp_path: Path) -> None:
     folder = min_dalle(tmp_path / "in")
     vocabulary(folder, more={"<mask>": 404})
     convert(find(folder), tmp_path / "out")
@@ -408,7 +408,7 @@ def test_the_mask_needs_no_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("converted", [True, False])
-def test_prompt_in_images_out(converted: bool, tmp_path: Path) -> None:
+def test_prompt_to_images(converted: bool, tmp_path: Path) -> None:
     place = min_dalle(tmp_path / "in", suffix="_mini")
     vocabulary(place, "_mini")
     detokenizer(place)
@@ -428,10 +428,10 @@ def test_prompt_in_images_out(converted: bool, tmp_path: Path) -> None:
     assert pipe("a cat", prime=None, temperature=0).images[0].size == (16, 16)
 
 
-# ------------------------------------------------------------ refusals
+# ------------------------------------------------------------ errors
 
 
-def test_both_sizes_in_one_folder(tmp_path: Path) -> None:
+def test_both_sizes_in_one_folder_raise(tmp_path: Path) -> None:
     folder = min_dalle(min_dalle(tmp_path / "in"), suffix="_mini")
     said = r"holds several decoders of DALL-E mini \(decoder.pt, decoder_mini.pt\): name the files of one"
     with pytest.raises(WeightFileError, match=said):
@@ -440,7 +440,7 @@ def test_both_sizes_in_one_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("part", "other"), [("encoder", "decoder"), ("decoder", "encoder")])
-def test_one_part_alone(part: str, other: str, tmp_path: Path) -> None:
+def test_a_missing_part_raises(part: str, other: str, tmp_path: Path) -> None:
     file = min_dalle(tmp_path / "in") / f"{part}.pt"
     with pytest.raises(WeightFileError, match=rf"has the {part} of DALL-E mini \({part}.pt\) without the {other}"):
         find(file)
@@ -461,14 +461,14 @@ def test_one_part_alone(part: str, other: str, tmp_path: Path) -> None:
         ({"decoder_attention_heads": 3}, "width 64 is not a multiple of decoder_heads 3"),
     ],
 )
-def test_configurations_that_do_not_fit(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_configurations_that_do_not_fit_raise(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     folder = min_dalle(tmp_path / "in")
     describe(folder, **changes)
     with pytest.raises(WeightFileError, match=message):
         find(folder)
 
 
-def test_files_beside_it_that_do_not_fit(tmp_path: Path) -> None:
+def test_ambiguous_or_mismatched_files_raise(tmp_path: Path) -> None:
     folder = min_dalle(tmp_path / "in")
     vocabulary(folder)
     vocabulary(folder, "_mini")
@@ -492,7 +492,7 @@ def test_files_beside_it_that_do_not_fit(tmp_path: Path) -> None:
         find(folder)
 
 
-def test_weights_that_do_not_fit(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_raise(tmp_path: Path) -> None:
     folder = min_dalle(tmp_path / "in")
     complete = state_dict("decoder", TINY)
     for change, message in (

@@ -1,4 +1,4 @@
-"""DALLE-pytorch's priors: every layout of every period gives the original's numbers; what is inferred; refusals."""
+"""DALLE-pytorch's priors: every layout of all versions gives the original's outputs; inferred options; errors."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def golden(case: str) -> dict[str, Tensor]:
 
 
 def content_of(case: str) -> dict[str, Any]:
-    """What train_dalle.py of that version saves."""
+    """Content of a checkpoint of train_dalle.py of that version."""
     version, name = case.split()
     weights = GOLDEN["state_dict"](layouts()[case], golden(case).get("angles"))
     saved = {
@@ -82,7 +82,7 @@ def converted(path: Path, out: Path) -> tuple[DallePytorch, dict[str, Any]]:
 
 
 def with_pads(prior: DallePytorch, text: Tensor) -> Tensor:
-    """What `encode_captions` makes of the ids that the original's tokenizers give."""
+    """Result of `encode_captions` for the ids of the original's tokenizers."""
     return text.where(text != 0, prior.null_text())
 
 
@@ -140,7 +140,7 @@ def words(folder: Path, count: int = 11, name: str = "bpe.json") -> Path:
     return folder / name
 
 
-def test_a_folder_becomes_a_pipeline(tmp_path: Path) -> None:
+def test_a_folder_converts_to_a_pipeline(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     save("1.6.6 mixed", tmp_path / "in")
     words(tmp_path / "in")
@@ -160,7 +160,7 @@ def test_a_folder_becomes_a_pipeline(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_guidance_acts_at_every_token(tmp_path: Path) -> None:
-    """In the original it acts at the first alone: it wipes out the caption that both passes share."""
+    """In the original it acts only at the first token, because it erases the caption that both passes share."""
     prior, _ = converted(save("1.6.6 mixed", tmp_path), tmp_path / "ours")
     text = with_pads(prior, GOLDEN["TEXT"][:1])
     codes = sample_codes(prior, text, torch.zeros(1, 1, dtype=torch.long), SamplingOptions(guidance_scale=3.0))[:, 0]
@@ -169,7 +169,7 @@ def test_guidance_acts_at_every_token(tmp_path: Path) -> None:
     assert (conditional - empty).abs().amax(-1).min() > 1e-3
 
 
-# ------------------------------------------------------------ what is inferred
+# ------------------------------------------------------------ inferred options
 
 
 ALL_BEFORE = "full, row_same, column, conv_clamped(kernel=5)"
@@ -180,7 +180,7 @@ def inferred(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     return dict(source.config), dict(source.notes)
 
 
-def test_options_are_shown_with_their_origin(tmp_path: Path) -> None:
+def test_the_record_states_the_origin_of_options(tmp_path: Path) -> None:
     config, notes = inferred(save("1.6.6 reversible", tmp_path))
     assert config == {
         "text_length": 5, "text_vocab": 11, "image_height": 8, "image_width": 8, "codebook_size": 9, "width": 20,
@@ -221,7 +221,7 @@ def test_options_are_shown_with_their_origin(tmp_path: Path) -> None:
         ("1.6.6 axial", {"tied_embeddings": True, "positions": "axial", "shift_tokens": True}),
     ],
 )
-def test_tensors_tell_options(case: str, expected: dict[str, Any], tmp_path: Path) -> None:
+def test_options_are_inferred_from_tensors(case: str, expected: dict[str, Any], tmp_path: Path) -> None:
     config, _ = inferred(save(case, tmp_path))
     assert {name: config[name] for name in expected} == expected
 
@@ -229,7 +229,7 @@ def test_tensors_tell_options(case: str, expected: dict[str, Any], tmp_path: Pat
 LAYOUT = "transformer.layers.layers.{}.0.fn.fn.fn.attn_fn.master_layout"
 
 
-def test_all_block_sparse_layers_read_the_blocks_of_the_first(tmp_path: Path) -> None:
+def test_all_block_sparse_layers_use_the_layout_of_the_first(tmp_path: Path) -> None:
     path = save("1.1.8 sparse", tmp_path)
     weights = torch.load(path)["weights"]
     assert not torch.equal(weights[LAYOUT.format(1)], weights[LAYOUT.format(3)])
@@ -242,7 +242,7 @@ def test_all_block_sparse_layers_read_the_blocks_of_the_first(tmp_path: Path) ->
     assert record["unused"] == {"attn_fn.master_layout": 1}
 
 
-def test_a_layout_that_was_sampled_at_random_must_be_there(tmp_path: Path) -> None:
+def test_a_missing_layout_with_random_blocks_raises(tmp_path: Path) -> None:
     source = find(save("1.1.8 sparse", tmp_path, drop(LAYOUT.format(1))))
     with pytest.raises(
         WeightFileError, match=r"lack attn_fn.master_layout, and some of the blocks they attend to were"
@@ -264,8 +264,8 @@ def test_a_layout_without_random_blocks_may_be_missing(tmp_path: Path) -> None:
     assert translated(sort_tensors(source.parts["prior"]), config)["blocks"].read().tolist() == [[1.0]]
 
 
-def test_a_matrix_left_over_in_a_gmlp_block_is_not_taken(tmp_path: Path) -> None:
-    """g-mlp-pytorch 0.1.0 and 0.1.1 kept the convolution that its matrix had been."""
+def test_an_unused_matrix_in_a_gmlp_block_is_ignored(tmp_path: Path) -> None:
+    """g-mlp-pytorch 0.1.0 and 0.1.1 retained the convolution that the matrix replaced."""
 
     def change(content: dict[str, Any]) -> None:
         weights = content["weights"]
@@ -311,7 +311,7 @@ def test_a_matrix_left_over_in_a_gmlp_block_is_not_taken(tmp_path: Path) -> None
         ),
     ],
 )
-def test_block_sparse_and_gmlp_layers_that_do_not_fit(
+def test_block_sparse_and_gmlp_layers_that_do_not_fit_raise(
     case: str, change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(WeightFileError, match=message):
@@ -327,7 +327,7 @@ def test_block_sparse_and_gmlp_layers_that_do_not_fit(
         ("1.6.6 mixed", "1.5.0", "conv_quadrant(kernel=5)", "version 1.5.0"),
     ],
 )
-def test_the_version_tells_which_convolution(
+def test_the_version_determines_the_convolutional_mask(
     case: str, version: str | None, spec: str, stated: str, tmp_path: Path
 ) -> None:
     config, notes = inferred(save(case, tmp_path, lambda content: content.update(version=version)))
@@ -345,13 +345,13 @@ def test_defaults_are_those_of_the_original(tmp_path: Path) -> None:
     assert notes["masks"] == "the original's default, attn_types is not stated"
 
 
-def test_what_is_shared_in_part_is_not_shared(tmp_path: Path) -> None:
+def test_partly_shared_layers_are_not_shared(tmp_path: Path) -> None:
     name = "transformer.layers.layers.2.1.fn.fn.fn.fn.net.3.bias"
     config, _ = inferred(save("1.4.2 shared", tmp_path, lambda c: c["weights"].update({name: torch.rand(20)})))
     assert (config["shared_attention"], config["shared_mlp"]) == ((0, 1, 0, 0), (0, 1, 2, 1))
 
 
-def test_weights_without_their_file_take_hyper_parameters_beside_them(tmp_path: Path) -> None:
+def test_hyper_parameters_are_read_from_a_file_next_to_the_weights(tmp_path: Path) -> None:
     content = content_of("1.6.6 mixed")
     torch.save(content["weights"], tmp_path / "pytorch_model.bin")
     with pytest.raises(WeightFileError, match=r"it lacks its hparams, .* such as hparams.json with"):
@@ -365,8 +365,8 @@ def test_weights_without_their_file_take_hyper_parameters_beside_them(tmp_path: 
         recognize(tmp_path)
 
 
-def test_the_volunteers_model(tmp_path: Path) -> None:
-    """learning-at-home/dalle: layers nested as before 1.4, in a wrapper; hyper-parameters stand in its code."""
+def test_the_model_of_learning_at_home(tmp_path: Path) -> None:
+    """learning-at-home/dalle: layers nested as before 1.4, in a wrapper; its code states the hyper-parameters."""
     content = content_of("1.6.6 reversible")
     bare = {
         f"model.{name}".replace("net.fn.fn.fn", "net.fn.fn").replace("fn.to_", "to_"): tensor
@@ -398,7 +398,7 @@ def test_a_checkpoint_of_deepspeed(tmp_path: Path) -> None:
     assert source.notes["num_heads"] == "heads in auxiliary.pt"
 
 
-def test_angles_of_half_precision_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_angles_in_half_precision_are_not_recomputed(tmp_path: Path) -> None:
     def halve(content: dict[str, Any]) -> None:
         content["weights"] = {n: t.half() if t.is_floating_point() else t for n, t in content["weights"].items()}
 
@@ -408,7 +408,7 @@ def test_angles_of_half_precision_are_taken_as_they_are(tmp_path: Path) -> None:
 
 
 def expanded(layout: dict[str, list[int]]) -> dict[str, list[int]]:
-    """Names written out where braces stand for several."""
+    """Names with braces expanded."""
     out = {}
     for name, shape in layout.items():
         head, brace, rest = name.partition("{")
@@ -479,7 +479,7 @@ def test_openais_discrete_vae_in_the_file(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, dvae.state_dict()[name]) for name, tensor in net.state_dict().items())
 
 
-def test_the_image_tokenizer_in_the_file_goes_before_others(tmp_path: Path) -> None:
+def test_the_image_tokenizer_in_the_file_has_priority(tmp_path: Path) -> None:
     save("1.6.6 mixed", tmp_path)
     weights = GOLDEN["state_dict"](layouts()["vae residual"], None)
     torch.save({"hparams": GOLDEN["VAES"]["residual"], "weights": weights}, tmp_path / "vae.pt")
@@ -499,14 +499,14 @@ def test_the_image_tokenizer_in_the_file_goes_before_others(tmp_path: Path) -> N
         ({"image_size": "16"}, "cannot be converted"),
     ],
 )
-def test_image_tokenizers_that_do_not_fit(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_image_tokenizers_that_do_not_fit_raise(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     weights = GOLDEN["state_dict"](layouts()["vae plain"], None)
     torch.save({"hparams": GOLDEN["VAE"] | change, "weights": weights}, tmp_path / "vae.pt")
     with pytest.raises(WeightFileError, match=message):
         recognize(tmp_path / "vae.pt")
 
 
-def test_transparent_images_are_refused(tmp_path: Path) -> None:
+def test_transparent_images_raise(tmp_path: Path) -> None:
     weights = GOLDEN["state_dict"](layouts()["vae plain"], None)
     weights["encoder.0.0.weight"] = torch.rand(8, 4, 4, 4)
     torch.save({"hparams": GOLDEN["VAE"], "weights": weights}, tmp_path / "vae.pt")
@@ -518,14 +518,14 @@ def test_transparent_images_are_refused(tmp_path: Path) -> None:
 
 
 def clips_list(path: Path, count: int) -> Path:
-    """A list of merges of CLIP's form and length: pairs of bytes."""
+    """A list of merges in the format and length of CLIP's: pairs of bytes."""
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     pairs = [f"{first} {second}" for first in symbols for second in symbols][:count]
     path.write_text("\n".join(['"bpe_simple_vocab_16e6.txt#version: 0.2', *pairs, ""]), encoding="utf-8")
     return path
 
 
-def test_clips_vocabulary_is_known_by_its_first_line(tmp_path: Path) -> None:
+def test_clips_vocabulary_is_recognized_by_its_first_line(tmp_path: Path) -> None:
     path = clips_list(tmp_path / "anything.txt", 49152)
     assert about_vocabulary(None, 49408).endswith(
         "suggest CLIP's, which is bpe_simple_vocab_16e6.txt of the original's package"
@@ -539,7 +539,7 @@ def test_clips_vocabulary_is_known_by_its_first_line(tmp_path: Path) -> None:
         find_vocabulary(inspect_files(tmp_path), 49408)
 
 
-def test_the_vocabulary_of_the_right_size_is_taken(tmp_path: Path) -> None:
+def test_the_vocabulary_is_selected_by_size(tmp_path: Path) -> None:
     save("1.6.6 mixed", tmp_path)
     words(tmp_path, 12, "other.json")
     with pytest.raises(WeightFileError, match=r"it has 11 text tokens, but other.json has 12: give the vocabulary"):
@@ -553,7 +553,7 @@ def test_the_vocabulary_of_the_right_size_is_taken(tmp_path: Path) -> None:
         recognize(tmp_path)
 
 
-# ------------------------------------------------------------ refusals
+# ------------------------------------------------------------ errors
 
 
 def set_hparams(**changes: Any) -> Callable[[dict[str, Any]], Any]:
@@ -561,7 +561,7 @@ def set_hparams(**changes: Any) -> Callable[[dict[str, Any]], Any]:
 
 
 def laughs() -> list[Any]:
-    """A list of two lists of two lists and so on, a billion in all, of which each is there once."""
+    """A nested list of a billion elements that takes little memory, because every level refers to one list twice."""
     value: list[Any] = ["lol"]
     for _ in range(30):
         value = [value, value]
@@ -569,7 +569,7 @@ def laughs() -> list[Any]:
 
 
 @pytest.mark.parametrize("name", ["heads", "dim", "normalization"])
-def test_hyper_parameters_without_end_take_no_time(name: str, tmp_path: Path) -> None:
+def test_nested_hyper_parameters_take_no_time(name: str, tmp_path: Path) -> None:
     weights = GOLDEN["state_dict"](layouts()["vae residual"], None)
     torch.save({"hparams": GOLDEN["VAES"]["residual"] | {name: laughs()}, "weights": weights}, tmp_path / "vae.pt")
     path = save("1.6.6 mixed", tmp_path, set_hparams(**{name: laughs()}))
@@ -626,7 +626,7 @@ QKV = f"{LAYER}.0.fn.fn.fn.fn.fn.to_qkv.weight"
         ),
     ],
 )
-def test_what_is_not_converted(change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path) -> None:
+def test_unsupported_checkpoints_raise(change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(WeightFileError, match=message):
         recognize(save("1.6.6 mixed", tmp_path, change))
 
@@ -648,14 +648,14 @@ def test_what_is_not_converted(change: Callable[[dict[str, Any]], Any], message:
         (lambda c: c["weights"]["to_logits.1.bias"].fill_(torch.nan), "values that are not finite"),
     ],
 )
-def test_what_does_not_fit(change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path) -> None:
+def test_contradictions_raise(change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path) -> None:
     source = find(save("1.6.6 mixed", tmp_path, change))
     with pytest.raises(WeightFileError, match=message):
         convert(source, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 
 
-def test_several_priors_are_not_guessed_among(tmp_path: Path) -> None:
+def test_several_priors_raise(tmp_path: Path) -> None:
     save("1.6.6 mixed", tmp_path)
     (tmp_path / "dalle.pt").rename(tmp_path / "other.pt")
     save("1.6.6 bare", tmp_path)

@@ -1,4 +1,4 @@
-"""minDALL-E in the layout of its release: what is recognized and inferred, results after conversion, refusals."""
+"""minDALL-E in the layout of its release: recognition, inferred options, results after conversion, errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SMALL = MinDALLEConfig(
     text_length=12, text_vocab=300, image_height=4, image_width=4, codebook_size=48, width=48, num_layers=3,
     num_heads=3, padding_id=1,
 )  # fmt: skip
-"""What must be inferred of the twin of the golden file."""
+"""Fields that must be inferred for the network of the golden file."""
 NETWORK = FIRST["NEAREST"]["ddconfig"]
 VQGAN_SMALL = VQGANConfig(
     image_size=16, width=32, multipliers=(1, 2, 2), blocks_per_level=1, attention_sizes=(8,), latent_channels=24,
@@ -84,7 +84,7 @@ def inferred(source: Source | None) -> dict[str, Any]:
 
 @pytest.mark.parametrize("variant", GOLDEN["VARIANTS"])
 @torch.no_grad()
-def test_the_prior_computes_what_the_original_does(variant: str, tmp_path: Path) -> None:
+def test_the_prior_equals_the_original(variant: str, tmp_path: Path) -> None:
     convert(find(release(tmp_path / "release", variant)), tmp_path / "ours")
     prior = load_prior(tmp_path / "ours/prior")
     golden = {k.partition(".")[2]: v for k, v in load_file(GOLDEN["FILE"]).items() if k.startswith(variant)}
@@ -120,7 +120,7 @@ def test_the_release_generates_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("ids", "padding"), [("ids", 1), ("ids_appended", 299)])
-def test_the_vocabulary_encodes_as_by_the_original(ids: str, padding: int, tmp_path: Path) -> None:
+def test_the_vocabulary_gives_the_ids_of_the_original(ids: str, padding: int, tmp_path: Path) -> None:
     location = release(tmp_path / "release")
     if ids == "ids_appended":
         (location / "tokenizer/bpe-16k-vocab.json").write_text(
@@ -136,7 +136,7 @@ def test_the_vocabulary_encodes_as_by_the_original(ids: str, padding: int, tmp_p
     assert tokenizer.decode(tokenizer.encode("A Painting of a cat")) == "a painting of a cat"
 
 
-# ------------------------------------------------------------ what is inferred
+# ------------------------------------------------------------ inferred options
 
 
 def test_published_size(
@@ -151,7 +151,7 @@ def test_published_size(
     assert source.notes["padding_id"] == "unknown: no vocabulary was found"
 
 
-def test_parts_that_are_not_there_are_told(tmp_path: Path) -> None:
+def test_missing_components_are_reported(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     save_prior(tmp_path / "in")
     describe(tmp_path / "in")
@@ -161,7 +161,7 @@ def test_parts_that_are_not_there_are_told(tmp_path: Path) -> None:
     assert not (tmp_path / "ours/model_index.json").exists()
 
 
-def test_names_of_files_tell_nothing(tmp_path: Path) -> None:
+def test_file_names_do_not_matter(tmp_path: Path) -> None:
     location = release(tmp_path / "release")
     for number, file in enumerate(sorted(path for path in location.rglob("*") if path.is_file())):
         file.rename(location / f"{number}{file.suffix if file.suffix in ('.json', '.yaml') else ''}")
@@ -190,7 +190,7 @@ def test_a_bare_state_dict(tmp_path: Path) -> None:
     assert inferred(find(tmp_path)) == asdict(SMALL) | {"padding_id": None}
 
 
-def test_heads_that_a_configuration_leaves_out(tmp_path: Path) -> None:
+def test_the_default_number_of_heads(tmp_path: Path) -> None:
     save_prior(tmp_path)
     hparams = {name: value for name, value in GOLDEN["HPARAMS"].items() if name != "n_heads"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"stage2": {"hparams": hparams}}))
@@ -209,18 +209,18 @@ def test_heads_that_a_configuration_leaves_out(tmp_path: Path) -> None:
         ({"n_heads": "3"}, "n_heads in config.yaml must be an integer, got '3'"),
     ],
 )
-def test_a_configuration_of_another_network(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_configuration_of_another_network_raises(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     save_prior(tmp_path)
     describe(tmp_path, **changes)
     with pytest.raises(WeightFileError, match=message):
         recognize(tmp_path)
 
 
-# ------------------------------------------------------------ refusals
+# ------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize("condition", ["sos", "sos.weight"])
-def test_transfers_to_imagenet_read_no_captions(condition: str, tmp_path: Path) -> None:
+def test_transfers_to_imagenet_raise(condition: str, tmp_path: Path) -> None:
     state = {name: t for name, t in prior_weights().items() if "txt" not in name and "head" not in name}
     state |= {"head.weight": torch.rand(48, 48), condition: torch.rand(1, 1, 48)}
     save_prior(tmp_path, {f"stage2.{name}": tensor for name, tensor in state.items()}, "last.ckpt")
@@ -230,7 +230,7 @@ def test_transfers_to_imagenet_read_no_captions(condition: str, tmp_path: Path) 
         find(tmp_path)
 
 
-def test_several_are_not_guessed_among(tmp_path: Path) -> None:
+def test_several_priors_raise(tmp_path: Path) -> None:
     save_prior(tmp_path, name="a.ckpt")
     save_prior(tmp_path, name="b.ckpt")
     with pytest.raises(
@@ -239,7 +239,7 @@ def test_several_are_not_guessed_among(tmp_path: Path) -> None:
         recognize(tmp_path)
 
 
-def test_configurations_that_disagree(tmp_path: Path) -> None:
+def test_contradicting_configurations_raise(tmp_path: Path) -> None:
     save_prior(tmp_path)
     describe(tmp_path, "a.yaml")
     describe(tmp_path, "b.yaml", n_heads=4)
@@ -261,7 +261,7 @@ def test_configurations_that_disagree(tmp_path: Path) -> None:
         (lambda s: s["blocks.2.mlp.2.bias"].fill_(math.nan), "layers.2.mlp.output.bias has values that are not fin"),
     ],
 )
-def test_what_does_not_fit(change: Any, message: str, tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit_raise(change: Any, message: str, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     state = prior_weights()
     change(state)
@@ -272,7 +272,7 @@ def test_what_does_not_fit(change: Any, message: str, tmp_path: Path) -> None:
     assert not (tmp_path / "ours").exists()
 
 
-def test_without_a_configuration_the_heads_of_another_width_are_not_known(tmp_path: Path) -> None:
+def test_unknown_widths_need_a_configuration(tmp_path: Path) -> None:
     with pytest.raises(WeightFileError, match=r"does not follow from the width 48: give the folder with its config"):
         find(save_prior(tmp_path))
 
@@ -285,7 +285,7 @@ def test_without_a_configuration_the_heads_of_another_width_are_not_known(tmp_pa
         ({"[UNK]": "x"}, ["[UN K]"], "do not form a vocabulary"),
     ],
 )
-def test_vocabularies_that_do_not_fit(
+def test_vocabularies_that_do_not_fit_raise(
     vocabulary: dict[str, Any], merges: list[str], message: str, tmp_path: Path
 ) -> None:
     location = release(tmp_path / "release")
@@ -297,7 +297,7 @@ def test_vocabularies_that_do_not_fit(
         convert(find(location), tmp_path / "ours")
 
 
-def test_two_vocabularies(tmp_path: Path) -> None:
+def test_two_vocabularies_raise(tmp_path: Path) -> None:
     location = release(tmp_path / "release")
     GOLDEN["write_vocabulary"](location / "other", TOKENIZED["vocabulary"], TOKENIZED["merges"])
     with pytest.raises(WeightFileError, match=r"several vocabularies \("):

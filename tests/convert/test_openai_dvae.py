@@ -34,7 +34,7 @@ State = dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def native() -> DVAE:
-    """Our network with the weights of the golden file."""
+    """The native network with the weights of the golden file."""
     dvae = DVAE(CONFIG).eval()
     GOLDEN["fill_native"](dvae.encoder, "encoder")
     GOLDEN["fill_native"](dvae.decoder, "decoder")
@@ -74,7 +74,7 @@ def same(net: nn.Module, other: nn.Module) -> bool:
     )
 
 
-# ------------------------------------------------------------ what the release holds
+# ------------------------------------------------------------ files of the release
 
 
 @pytest.fixture(scope="module", params=["zip", pytest.param("legacy", marks=pytest.mark.slow)])
@@ -142,7 +142,7 @@ def test_equals_the_released_package(tmp_path: Path, legacy: bool) -> None:
     torch.testing.assert_close(net.decode(codes), dall_e.unmap_pixels(torch.sigmoid(hard[:, :3])), **TWIN)
 
 
-# ------------------------------------------------------------ other forms
+# ------------------------------------------------------------ other formats
 
 
 def test_state_dicts(tmp_path: Path, native: DVAE, released: dict[str, State]) -> None:
@@ -190,21 +190,21 @@ def test_the_encoder_of_transformers_with_the_released_decoder(
     assert same(load_image_tokenizer(tmp_path / "out/dvae"), native)
 
 
-# ------------------------------------------------------------ what does not fit
+# ------------------------------------------------------------ errors
 
 
-def test_a_decoder_needs_its_encoder(tmp_path: Path, released: dict[str, State]) -> None:
+def test_a_decoder_without_its_encoder_raises(tmp_path: Path, released: dict[str, State]) -> None:
     torch.save(released["decoder"], tmp_path / "decoder.pkl")
     assert "(decoder.pkl) without the encoder: give both files, or the folder" in refusal(lambda: find(tmp_path))
 
 
-def test_two_encoders(tmp_path: Path, released: dict[str, State]) -> None:
+def test_two_encoders_raise(tmp_path: Path, released: dict[str, State]) -> None:
     for name in "ab":
         torch.save(released["encoder"], tmp_path / name)
     assert "holds several encoders of OpenAI's discrete VAE (a, b)" in refusal(lambda: find(tmp_path))
 
 
-def test_parts_that_do_not_belong_together(tmp_path: Path, released: dict[str, State]) -> None:
+def test_encoder_and_decoder_of_different_sizes_raise(tmp_path: Path, released: dict[str, State]) -> None:
     released["decoder"]["blocks.input.w"] = torch.rand(8, 400, 1, 1)
     for part, state in released.items():
         torch.save(state, tmp_path / part)
@@ -221,7 +221,7 @@ def test_parts_that_do_not_belong_together(tmp_path: Path, released: dict[str, S
         ("blocks.input.b", torch.ones(64, dtype=torch.int32), "encoder.input.bias is torch.int32, expected floating"),
     ],
 )
-def test_damaged_weights(
+def test_damaged_weights_raise(
     tmp_path: Path, released: dict[str, State], name: str, tensor: Tensor | None, message: str
 ) -> None:
     state = released["encoder"]
@@ -234,7 +234,7 @@ def test_damaged_weights(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_depth_that_is_made_up(tmp_path: Path, released: dict[str, State]) -> None:
+def test_a_false_depth_raises(tmp_path: Path, released: dict[str, State]) -> None:
     names = [f"blocks.group_{i}.block_{j}.res_path.conv_1.w" for i in range(1, 40) for j in range(1, 4)]
     torch.save({**released["encoder"], **dict.fromkeys(names, torch.ones(1))}, tmp_path / "weights")
     assert "too few for its 117 blocks" in refusal(lambda: find(tmp_path))

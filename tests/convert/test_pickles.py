@@ -1,4 +1,4 @@
-"""Pickles of objects: nothing of them runs, nothing is imported, and none takes more memory than its file is worth."""
+"""Pickles of objects: no code runs, nothing is imported, and memory is bounded by the size of the file."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def legacy_file(pickled: bytes, storages: dict[str, bytes] | None = None, itemsi
 CARRIERS: dict[str, Callable[..., bytes]] = {"zip": zip_file, "legacy": legacy_file}
 
 
-# ------------------------------------------------------------ what happened while a file was read
+# ------------------------------------------------------------ audit of imports, executions and writes
 
 EVENTS = (
     "os.",
@@ -252,14 +252,14 @@ def refusal(read: Callable[[], Any]) -> str:
 # ------------------------------------------------------------ attacks
 
 
-def test_there_are_many() -> None:
+def test_the_number_of_attacks() -> None:
     assert len(RUNNING) + len(HOSTILE) >= 60
 
 
 @pytest.mark.parametrize(
     "name", ["os.system", "eval", "chain of getattr", "map", "OBJ", "INST", "EXT1", "thrown away"]
 )
-def test_they_do_run_where_nothing_stops_them(name: str, command: str, tmp_path: Path, watched: Any) -> None:
+def test_attacks_run_under_the_standard_unpickler(name: str, command: str, tmp_path: Path, watched: Any) -> None:
     pickle.loads(RUNNING[name](command))
     assert (tmp_path / "ran").exists()
     (tmp_path / "ran").unlink()
@@ -268,33 +268,37 @@ def test_they_do_run_where_nothing_stops_them(name: str, command: str, tmp_path:
 
 
 @pytest.mark.parametrize("name", RUNNING)
-def test_pickles_that_would_run_something_are_refused(name: str, command: str, watched: Any) -> None:
+def test_pickles_that_run_code_raise(name: str, command: str, watched: Any) -> None:
     said = watched(refusal, lambda: load(RUNNING[name](command)))
     assert "which weights have no use for" in said or "writes bytes in the encoding 'rot13'" in said
 
 
 @pytest.mark.parametrize("carrier", CARRIERS)
 @pytest.mark.parametrize("name", RUNNING)
-def test_also_within_files_of_torch(name: str, carrier: str, command: str, watched: Any, tmp_path: Path) -> None:
+def test_pickles_that_run_code_in_files_of_torch_raise(
+    name: str, carrier: str, command: str, watched: Any, tmp_path: Path
+) -> None:
     path = tmp_path / "weights.pt"
     path.write_bytes(CARRIERS[carrier](RUNNING[name](command)))
     assert f"{path} cannot be opened: " in watched(refusal, lambda: open_checkpoint(path))
 
 
 @pytest.mark.parametrize("name", INERT)
-def test_names_that_are_not_there_or_not_harmless_stay_names(name: str, command: str, watched: Any) -> None:
+def test_unknown_or_harmful_names_become_placeholders(name: str, command: str, watched: Any) -> None:
     value = watched(load, INERT[name](command))
     assert isinstance(value, Placeholder)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_damaged_and_greedy_pickles_are_refused(name: str, watched: Any) -> None:
+def test_damaged_and_oversized_pickles_raise(name: str, watched: Any) -> None:
     watched(refusal, lambda: load(HOSTILE[name]))
 
 
 @pytest.mark.parametrize("carrier", CARRIERS)
 @pytest.mark.parametrize("name", HOSTILE)
-def test_also_those_within_files_of_torch(name: str, carrier: str, watched: Any, tmp_path: Path) -> None:
+def test_damaged_and_oversized_pickles_in_files_of_torch_raise(
+    name: str, carrier: str, watched: Any, tmp_path: Path
+) -> None:
     path = tmp_path / "weights.pt"
     path.write_bytes(CARRIERS[carrier](HOSTILE[name]))
     assert f"{path} cannot be opened: " in watched(refusal, lambda: open_checkpoint(path))
@@ -374,7 +378,7 @@ def test_deep_nesting_takes_no_stack(opening: bytes) -> None:
     load(nested + b".")  # and is thrown away again
 
 
-# ------------------------------------------------------------ what is read
+# ------------------------------------------------------------ valid content
 
 
 class Thing:
@@ -399,18 +403,18 @@ def test_containers_and_placeholders(protocol: int) -> None:
     assert type(read["b"]) is OrderedDict
 
 
-def test_types_are_names() -> None:
+def test_types_become_references() -> None:
     read = load(pickle.dumps([dict, OrderedDict, str], 2))
     assert all(isinstance(value, Reference) for value in read)
     assert [value.name for value in read] == ["__builtin__.dict", "collections.OrderedDict", "__builtin__.unicode"]
 
 
-def test_names_that_were_asked_for_are_told() -> None:
+def test_requested_names_are_listed() -> None:
     _, names = load_objects(io.BytesIO(b"csome\nThing\n0N."), 100)
     assert names == {"some.Thing"}
 
 
-def test_the_file_stands_behind_the_pickle() -> None:
+def test_the_file_position_is_after_the_pickle() -> None:
     file = io.BytesIO(pickle.dumps([1], 2) + b"rest")
     load_objects(file, 100)
     assert file.read() == b"rest"

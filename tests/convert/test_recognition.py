@@ -1,4 +1,4 @@
-"""Recognizing by content: what is told of weights that no family knows, of several, and of what cannot be read."""
+"""Recognition by content: errors for unknown weights, for several families, and for unreadable files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FUZZER = runpy.run_path(str(Path(__file__).parents[2] / "tools/fuzz_readers.py")
 
 @pytest.fixture
 def encoder(tmp_path: Path) -> Path:
-    """A folder with an encoder under a name that tells nothing."""
+    """A folder with an encoder in a file with an arbitrary name."""
     folder = tmp_path / "in"
     folder.mkdir()
     torch.save(FUZZER["dvae_weights"](), folder / "x")
@@ -34,20 +34,20 @@ def encoder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
-def test_every_family_says_how_it_is_known(name: str) -> None:
+def test_every_family_describes_how_it_is_recognized(name: str) -> None:
     family = FAMILIES[name](name)
     assert family.title
     assert "recognized by" in family.expects
     assert family.recognize(inspect_files(Path(__file__).parent)) is None
 
 
-def test_the_page_names_every_family() -> None:
+def test_the_documentation_lists_every_family() -> None:
     page = (Path(__file__).parents[2] / "docs/convert.md").read_text()
     table = page.partition("## Families")[2].partition("## ")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(FAMILIES)
 
 
-def test_names_of_files_tell_nothing(encoder: Path) -> None:
+def test_file_names_do_not_matter(encoder: Path) -> None:
     for name in ("x", "vqgan.ckpt", "decoder.pkl", "model.safetensors"):
         path = encoder / name
         if name != "x":
@@ -59,21 +59,23 @@ def test_names_of_files_tell_nothing(encoder: Path) -> None:
             path.rename(encoder / "x")
 
 
-def test_other_families_may_be_left_out(encoder: Path) -> None:
+def test_recognition_of_one_named_family(encoder: Path) -> None:
     assert recognize(encoder, "vqgan") is None
     assert recognize(encoder, "openai_dvae") is not None
     with pytest.raises(UnknownNameError, match=r"unknown family of weights 'vqgna'. Did you mean 'vqgan'"):
         recognize(encoder, "vqgna")
 
 
-def test_two_families_in_one_folder(encoder: Path) -> None:
+def test_two_families_in_one_folder_raise(encoder: Path) -> None:
     torch.save(FUZZER["vqgan_weights"](), encoder / "y")
     with pytest.raises(WeightFileError, match=r"holds weights of openai_dvae and vqgan: name the one .* --family"):
         recognize(encoder)
     assert find(encoder, "vqgan").family == "vqgan"
 
 
-def test_unknown_weights_are_answered_with_what_was_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_for_unknown_weights_lists_the_files_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.save({"net.weight": torch.ones(2, 3)}, tmp_path / "a.pt")
     (tmp_path / "b.bin").write_text("nothing of this kind")
     (tmp_path / "config.yaml").write_text("width: 8")
@@ -104,7 +106,7 @@ def test_unknown_weights_are_answered_with_what_was_seen(tmp_path: Path, capsys:
         ("bomb.yaml", lambda _: b"a: &a [1]\nb: *a"),
     ],
 )
-def test_what_cannot_be_read_is_not_dropped(name: str, content: Any, encoder: Path, tmp_path: Path) -> None:
+def test_unreadable_files_next_to_weights_raise(name: str, content: Any, encoder: Path, tmp_path: Path) -> None:
     (encoder / name).write_bytes(content((encoder / "x").read_bytes()))
     with pytest.raises(
         WeightFileError, match=rf"openai_dvae and files that cannot be read: .*{name}.* --files or files="
@@ -117,7 +119,7 @@ def test_what_cannot_be_read_is_not_dropped(name: str, content: Any, encoder: Pa
     assert source.unused_files == {}
 
 
-def test_short_configurations_that_are_long_take_no_time(tmp_path: Path) -> None:
+def test_configurations_with_nested_aliases_take_no_time(tmp_path: Path) -> None:
     torch.save(FUZZER["vqgan_weights"](), tmp_path / "last.ckpt")
     levels = [f"l{i}: &l{i} {{{', '.join(f'k{j}: *l{i - 1}' for j in range(30))}}}" for i in range(1, 9)]
     (tmp_path / "last.yaml").write_text("\n".join(["l0: &l0 {a: 1}", *levels]))
@@ -127,7 +129,7 @@ def test_short_configurations_that_are_long_take_no_time(tmp_path: Path) -> None
     assert time.monotonic() - begin < 5
 
 
-def test_weights_that_are_not_used_are_told(encoder: Path, tmp_path: Path) -> None:
+def test_unused_weight_files_are_reported(encoder: Path, tmp_path: Path) -> None:
     torch.save({"module.net.weight": torch.ones(2, 3)}, encoder / "other.pt")
     (encoder / "notes.txt").write_text("no weights")
     record = convert(find(encoder), tmp_path / "out")
@@ -135,7 +137,7 @@ def test_weights_that_are_not_used_are_told(encoder: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("given", ["file", "two files"])
-def test_errors_name_where_the_weights_lie(given: str, encoder: Path, tmp_path: Path) -> None:
+def test_errors_name_the_path_of_the_weights(given: str, encoder: Path, tmp_path: Path) -> None:
     state = FUZZER["dvae_weights"]()
     state["blocks.output.conv.bias"][0] = math.nan
     torch.save(state, encoder / "x")
@@ -148,7 +150,7 @@ def test_errors_name_where_the_weights_lie(given: str, encoder: Path, tmp_path: 
         convert(find(location), tmp_path / "out")
 
 
-def test_large_weights_lie_in_small_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_weights_are_split_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert signature(write_network).parameters["shard_bytes"].default == CONVERTED_SHARD_BYTES <= SHARD_BYTES / 4
 
 
@@ -161,7 +163,7 @@ def test_every_record_has_the_same_fields(encoder: Path, tmp_path: Path) -> None
     assert records[1]["license_note"] == "that of the checkpoint"
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_an_empty_location_raises(tmp_path: Path) -> None:
     assert recognize(tmp_path) is None
     with pytest.raises(WeightFileError, match=r"Files found:\n  none$"):
         find(tmp_path)
@@ -169,7 +171,7 @@ def test_nothing_there(tmp_path: Path) -> None:
         find(tmp_path / "missing")
 
 
-def test_an_older_folder_stays_unless_it_may_be_replaced(encoder: Path, tmp_path: Path) -> None:
+def test_an_existing_folder_is_replaced_only_with_overwrite(encoder: Path, tmp_path: Path) -> None:
     source, out = find(encoder), tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")

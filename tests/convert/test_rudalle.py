@@ -1,4 +1,4 @@
-"""ruDALL-E's priors: what is inferred and from where, complete models after conversion, refusals."""
+"""ruDALL-E's priors: inferred options and their origin, complete models after conversion, errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ State = dict[str, Tensor]
 
 
 def save(state: State, folder: Path, name: str = "pytorch_model_v3.bin", **stated: Any) -> Path:
-    """A file as published, and a configuration, without which nothing tells the heads of so small a twin."""
+    """A file in the published format, and a configuration with the number of heads."""
     torch.save(state, folder / name)
     (folder / "config.json").write_text(json.dumps({"num_attention_heads": 4} | stated))
     return folder
@@ -60,7 +60,7 @@ def test_prompt_to_images(version: str, wavelet: bool, pixels: int, tmp_path: Pa
     assert (given[:, 5:] == SAMPLE).all()
 
 
-def test_a_prior_alone_says_what_is_missing(tmp_path: Path) -> None:
+def test_missing_components_are_reported(tmp_path: Path) -> None:
     record = convert(find(save(GOLDEN["small_state"]("v3"), tmp_path)), tmp_path / "ours")
     assert record["missing"] == ["dvae", "tokenizer"]
     assert record["inferred"] == {
@@ -84,7 +84,7 @@ def test_wrapped_weights_in_half_precision(prefix: str, tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
 
 
-# ------------------------------------------------------------ what is inferred
+# ------------------------------------------------------------ inferred options
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def without_masks(state: State) -> State:
     return {name: tensor for name, tensor in state.items() if not name.endswith("_mask")}
 
 
-def test_a_stated_version_serves_where_masks_are_missing(tmp_path: Path) -> None:
+def test_a_stated_version_is_used_if_masks_are_missing(tmp_path: Path) -> None:
     state = without_masks(GOLDEN["small_state"]("v2"))
     with pytest.raises(WeightFileError, match=r"lacks the masks .* that determine the version"):
         find(save(state, tmp_path))
@@ -115,7 +115,7 @@ def test_a_stated_version_serves_where_masks_are_missing(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("stated", "version"), [({}, "v3"), ({"hf_version": "v2"}, "v2")])
-def test_a_grid_too_small_to_tell_the_version(stated: dict[str, str], version: str, tmp_path: Path) -> None:
+def test_the_version_of_a_grid_on_which_both_are_equal(stated: dict[str, str], version: str, tmp_path: Path) -> None:
     state = GOLDEN["small_state"]("v3")
     for kind in ("row", "col"):
         state[f"image_{kind}_embeddings.weight"] = state[f"image_{kind}_embeddings.weight"][:3]
@@ -129,7 +129,7 @@ def test_a_grid_too_small_to_tell_the_version(stated: dict[str, str], version: s
     assert record["notes"]["version"].startswith("stated" if stated else "assumed")
 
 
-# ------------------------------------------------------------ refusals
+# ------------------------------------------------------------ errors
 
 
 def flip(state: State, name: str) -> None:
@@ -155,7 +155,7 @@ def flip(state: State, name: str) -> None:
         (lambda s: s.update({"text_pos_embeddings.weight": torch.ones(1, 32)}), "text_length must be at least 2"),
     ],
 )
-def test_what_does_not_fit(change: Any, message: str, tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit_raise(change: Any, message: str, tmp_path: Path) -> None:
     state = GOLDEN["small_state"]("v3")
     change(state)
     with pytest.raises(WeightFileError, match=message):
@@ -172,18 +172,18 @@ def test_what_does_not_fit(change: Any, message: str, tmp_path: Path) -> None:
         ({"hf_version": "v2"}, "a configuration states version v2, but it has the masks of v3"),
     ],
 )
-def test_a_configuration_that_does_not_fit(stated: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_configuration_that_does_not_fit_raises(stated: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(WeightFileError, match=message):
         convert(find(save(GOLDEN["small_state"]("v3"), tmp_path, **stated)), tmp_path / "ours")
 
 
-def test_heads_that_nothing_tells(tmp_path: Path) -> None:
+def test_an_unknown_number_of_heads_raises(tmp_path: Path) -> None:
     path = save(GOLDEN["small_state"]("v3"), tmp_path) / "pytorch_model_v3.bin"
     with pytest.raises(WeightFileError, match=r'no published model has its width 32.*{"num_attention_heads": 16}'):
         find(path)
 
 
-def test_several_are_not_guessed_among(tmp_path: Path) -> None:
+def test_several_priors_raise(tmp_path: Path) -> None:
     for version in ("v2", "v3"):
         save(GOLDEN["small_state"](version), tmp_path, f"pytorch_model_{version}.bin")
     with pytest.raises(WeightFileError, match=r"several priors of ruDALL-E \(pytorch_model_v2.bin, pytorch_model_v3"):
@@ -192,7 +192,7 @@ def test_several_are_not_guessed_among(tmp_path: Path) -> None:
     assert convert(chosen, tmp_path / "ours")["inferred"]["version"] == "v2"
 
 
-def test_another_vocabulary(tmp_path: Path) -> None:
+def test_a_vocabulary_of_another_size_raises(tmp_path: Path) -> None:
     lines = GOLDEN["VOCABULARY"].read_text().splitlines()
     characters, merges = map(int, lines[0].split())
     shorter = [f"{characters} {merges - 1}", *lines[1:-2], lines[-1]]

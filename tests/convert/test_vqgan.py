@@ -1,4 +1,4 @@
-"""VQGANs of other code bases: layouts, what is inferred and from where, results after conversion, refusals."""
+"""VQGANs of other code bases: layouts, inferred options and their origin, results after conversion, errors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def shapes(config: VQGANConfig) -> dict[str, tuple[int, ...]]:
 
 
 def taming(config: VQGANConfig, folder: Path, name: str = "last.ckpt") -> Path:
-    """A checkpoint as taming-transformers leaves it, with a discriminator and other things of training."""
+    """A checkpoint of taming-transformers, with a discriminator and other training state."""
     loss = {"loss.discriminator.main.0.weight": torch.rand(8, 3, 4, 4), "loss.logvar": torch.zeros(())}
     state = {**GOLDEN["weights"](shapes(config)), **loss}
     torch.save({"state_dict": state, "epoch": 3, "optimizer_states": [{"state": {0: torch.rand(2)}}]}, folder / name)
@@ -127,7 +127,7 @@ def test_rudalle_of_twice_the_size(tmp_path: Path) -> None:
     assert record["unused"] == {"decoder.idwt": 4, "post_quant_conv": 2}
 
 
-def test_min_dalle_has_a_decoder_alone(tmp_path: Path) -> None:
+def test_min_dalle_has_only_a_decoder(tmp_path: Path) -> None:
     config = VQGANConfig(**SMALL, latent_channels=24, decoder_only=True, signed_pixels=False)
     state = GOLDEN["weights"](shapes(config))
     state["embedding.weight"] = state.pop("quantize.embedding.weight")
@@ -138,7 +138,7 @@ def test_min_dalle_has_a_decoder_alone(tmp_path: Path) -> None:
     assert "it cannot encode" in record["description"]
 
 
-# ------------------------------------------------------------ what is inferred
+# ------------------------------------------------------------ inferred options
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def size_note(source: Source | None) -> tuple[int, str]:
     return source.config["image_size"], source.notes["image_size"]
 
 
-def test_a_configuration_is_found_where_training_left_it(tmp_path: Path) -> None:
+def test_a_configuration_is_found_in_the_folder_of_the_run(tmp_path: Path) -> None:
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     (tmp_path / "run/configs").mkdir()
     describe(tmp_path / "run/configs", "2021-project.yaml")
@@ -197,14 +197,14 @@ def test_the_configuration_of_mindalle(tmp_path: Path) -> None:
         ({"attn_resolutions": "8"}, "attn_resolutions is '8'"),
     ],
 )
-def test_a_configuration_of_another_network(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_configuration_of_another_network_raises(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     taming(NEAREST, tmp_path)
     describe(tmp_path, **changes)
     with pytest.raises(WeightFileError, match=message):
         recognize(tmp_path)
 
 
-# ------------------------------------------------------------ refusals
+# ------------------------------------------------------------ errors
 
 
 def save(state: dict[str, Tensor], path: Path) -> Path:
@@ -212,13 +212,13 @@ def save(state: dict[str, Tensor], path: Path) -> Path:
     return path
 
 
-def test_what_is_no_vqgan_is_left_to_others(tmp_path: Path) -> None:
+def test_other_networks_are_not_recognized(tmp_path: Path) -> None:
     state = GOLDEN["weights"](shapes(NEAREST))
     del state["quantize.embedding.weight"]  # an autoencoder without codes
     assert recognize(save(state, tmp_path / "kl.ckpt"), "vqgan") is None
 
 
-def test_several_are_not_guessed_among(tmp_path: Path) -> None:
+def test_several_vqgans_raise(tmp_path: Path) -> None:
     taming(NEAREST, tmp_path, "epoch=1.ckpt")
     taming(NEAREST, tmp_path, "last.ckpt")
     with pytest.raises(
@@ -244,7 +244,7 @@ def test_several_are_not_guessed_among(tmp_path: Path) -> None:
         (lambda s: s.update({"decoder.up.2.block.0.conv1.weight": torch.rand(())}), "expected more dimensions"),
     ],
 )
-def test_what_does_not_fit(change: Any, message: str, tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit_raise(change: Any, message: str, tmp_path: Path) -> None:
     state = GOLDEN["weights"](shapes(NEAREST))
     change(state)
     path = save(state, tmp_path / "last.ckpt")
@@ -253,7 +253,7 @@ def test_what_does_not_fit(change: Any, message: str, tmp_path: Path) -> None:
     assert not (tmp_path / "ours").exists()
 
 
-def test_another_wavelet(tmp_path: Path) -> None:
+def test_another_wavelet_raises(tmp_path: Path) -> None:
     path = rudalle_wavelet(tmp_path)
     state = torch.load(path)["state_dict"]
     state["model.decoder.idwt.g0_col"] = torch.rand(1, 1, 4, 1)

@@ -1,4 +1,4 @@
-"""Vocabularies of YouTokenToMe; that ids are those of the package is in tests/models/external/test_rudalle.py."""
+"""Vocabularies of YouTokenToMe; tests/models/external/test_rudalle.py compares the ids with the package."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_merges_in_their_order(tmp_path: Path) -> None:
-    path = write(tmp_path / "small", SMALL + "\n")  # an empty line more does no harm
+def test_merges_are_applied_in_their_order(tmp_path: Path) -> None:
+    path = write(tmp_path / "small", SMALL + "\n")  # an additional empty line is allowed
     assert is_vocabulary(path)
     tokenizer = read_vocabulary(path)
     assert tokenizer.vocab_size == 9
@@ -31,7 +31,7 @@ def test_merges_in_their_order(tmp_path: Path) -> None:
     assert tokenizer.decode([8, 4, 6, 5]) == "ab ba"
 
 
-def test_it_is_saved_and_read(tmp_path: Path) -> None:
+def test_a_saved_vocabulary_loads_equal(tmp_path: Path) -> None:
     tokenizer = read_vocabulary(GOLDEN)
     tokenizer.save(tmp_path)
     caption = "рыжий котик,  cyberpunk 🐈"
@@ -39,7 +39,7 @@ def test_it_is_saved_and_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a text", "1 2\n", "3 2\n9601 4\n", '{"a": 1}'])
-def test_other_files_are_left_alone(text: str, tmp_path: Path) -> None:
+def test_other_files_are_not_recognized(text: str, tmp_path: Path) -> None:
     assert not is_vocabulary(write(tmp_path / "other", text))
     assert is_vocabulary(write(tmp_path / "small", SMALL))
 
@@ -61,14 +61,14 @@ def test_other_files_are_left_alone(text: str, tmp_path: Path) -> None:
         ("1 0 2 3\n", "1 0 2 3\nmore", "starts like a vocabulary of YouTokenToMe, but is truncated or damaged"),
     ],
 )
-def test_damaged_ones_are_refused(old: str, new: str, message: str, tmp_path: Path) -> None:
+def test_damaged_vocabularies_raise(old: str, new: str, message: str, tmp_path: Path) -> None:
     path = write(tmp_path / "small", SMALL.replace(old, new))
     assert is_vocabulary(path)
     with pytest.raises(WeightFileError, match=message):
         read_vocabulary(path)
 
 
-def test_a_token_without_end_is_refused(tmp_path: Path) -> None:
+def test_an_overlong_token_raises(tmp_path: Path) -> None:
     doubled = "".join(f"{token} {token} {token + 1}\n" for token in range(4, 60))
     with pytest.raises(WeightFileError, match="a token of more than 1000 characters"):
         read_vocabulary(write(tmp_path / "bomb", f"1 56\n9601 4\n{doubled}1 0 2 3\n"))

@@ -366,8 +366,8 @@ def test_other_settings_and_other_files_are_refused(make: Any, source: Any) -> N
 def test_bad_options(make: Any, source: Any) -> None:
     out = make.root / "out"
     for changes, message in (
-        ({"variants": 0}, "variants must be at least 1"),
-        ({"chunk": 0}, "chunk must be at least 1"),
+        ({"variants": 0}, "variants must be an integer of at least 1"),
+        ({"chunk": 0}, "chunk must be an integer of at least 1"),
         ({"info": {}}, "info must have an integer codebook_size"),
         ({"transform": "priors"}, "Did you mean 'prior'"),
         ({"info": {"codebook_size": 2}}, r"codes must lie in 0..1"),

@@ -307,7 +307,7 @@ def test_nothing_usable_is_an_error(make: Any, workers: int) -> None:
 def test_bad_options(source: Any, make: Any) -> None:
     data = images(source)
     for options, message in (
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1"),
         ({"batch_size": 24}, "needs at least 24 samples, got 23"),
         ({"batch_size": 12, "world_size": 2}, "needs at least 24 samples, got 23"),
         ({"batch_size": 1, "rank": 1}, "rank must lie"),

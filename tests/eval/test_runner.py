@@ -70,6 +70,10 @@ class StubExtractor:
         return torch.stack([torch.tensor([len(c), c.count("a"), c.count("b"), 1, 2]).float() for c in captions])
 
 
+UNUSED = Path(__file__)
+"""Stands for the file of a network, which must exist and which the stubs do not read."""
+
+
 @pytest.fixture
 def networks(monkeypatch: pytest.MonkeyPatch) -> dict[str, StubExtractor]:
     made: dict[str, StubExtractor] = {}
@@ -111,7 +115,7 @@ def protocol(tmp_path: Path) -> str:
 
 
 def request_of(protocol: str, coco: Path, out: Path, **more: Any) -> Request:
-    given = {name: Path("unused") for name in ("inception-2015", "dmgan", "clip", "ranker")}
+    given = dict.fromkeys(("inception-2015", "dmgan", "clip", "ranker"), UNUSED)
     return Request(protocol=protocol, data=coco, out=out, **{"networks": given, **more})
 
 
@@ -332,7 +336,9 @@ def test_the_network_that_looks_for_copies_can_be_chosen(
         ({"changes": {"captions": 27}}, "26 captions by the rule 'one'"),
         ({"model": None, "images": Path("absent")}, "absent"),
         ({"threshold": 2.0}, "--threshold must be a cosine"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1"),
+        ({"networks": {"inception-2015": Path("gone"), "dmgan": UNUSED, "clip": UNUSED}},
+         "--network inception-2015=gone: there is no such file or folder; expected"),
         ({"exclusions": Path("some.txt")}, "leaves no image out"),
         ({"layout": "cub"}, "unknown layout 'cub'"),
         ({"changes": {"top_k": 0}}, "top_k must be an integer of at least 1"),
@@ -340,12 +346,12 @@ def test_the_network_that_looks_for_copies_can_be_chosen(
         ({"changes": {"guidance_scale": 0.5}}, "guidance_scale must be at least 1, which is none, got 0.5"),
         ({"changes": {"guidance_scale": float("nan")}}, "guidance_scale must be a finite number"),
         ({"model": None, "images": Path("x"), "batch_size": 64}, "--batch-size and the options of sampling belong to"),
-        ({"networks": {"clip": Path("x")}}, r"(?s)inception-2015 .*fid, is.*dmgan .*--leave-out NAME"),
+        ({"networks": {"clip": UNUSED}}, r"(?s)inception-2015 .*fid, is.*dmgan .*--leave-out NAME"),
         ({"leave_out": ("clip",)}, "--leave-out clip: it is given with --network"),
         ({"leave_out": ("mobilenet",)}, "--leave-out mobilenet: toy does not need it"),
     ],
-)
-def test_a_wrong_request_stops_before_work(
+)  # fmt: skip
+def test_a_wrong_request_stops_before_a_model_is_loaded(
     options: dict[str, Any],
     message: str,
     networks: dict[str, StubExtractor],
@@ -353,8 +359,10 @@ def test_a_wrong_request_stops_before_work(
     coco: Path,
     model: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     del networks
+    monkeypatch.setattr(evaluation.DallePipeline, "from_pretrained", None)
     with pytest.raises((ValueError, ExtractorFileError), match=message):
         evaluate(request_of(protocol, coco, tmp_path / "out", **{"model": str(model), **options}))
     assert not (tmp_path / "out").exists()
@@ -370,7 +378,7 @@ def test_metrics_without_a_network_are_left_out_by_name(
             coco,
             tmp_path / "out",
             model=str(model),
-            networks={"inception-2015": Path("x")},
+            networks={"inception-2015": UNUSED},
             leave_out=("dmgan", "clip"),
         )
     )
@@ -493,7 +501,7 @@ def test_birds_are_cropped_to_their_boxes_and_images_from_elsewhere_are_not(
     cub = make.cub()
     path = tmp_path / "birds.yaml"
     path.write_text(CUB)
-    given = {"dmgan": Path("x")}
+    given = {"dmgan": UNUSED}
     training = str(cub / "images" / "001.Tern")
     generated = evaluate(
         request_of(str(path), cub, tmp_path / "sampled", model=str(model), networks=given, training=training)
@@ -567,7 +575,7 @@ def test_the_command_samples_measures_and_reports(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     del networks
-    given = [f"--network={name}=x" for name in ("inception-2015", "dmgan", "clip")]
+    given = [f"--network={name}={UNUSED}" for name in ("inception-2015", "dmgan", "clip")]
     arguments = ["eval", protocol, "--model", str(model), "--data", str(coco), "--out", str(tmp_path / "out"), *given]
     assert main(arguments) == 0
     printed = capsys.readouterr().out

@@ -61,7 +61,7 @@ def test_convolutional_masks_equal_diagrams_of_the_original(name: str, diagram: 
 
 
 def neighbors(name: str, query: tuple[int, int]) -> set[tuple[int, int]]:
-    """Cells that one of ruDALL-E's grid reads with its kernel of 11."""
+    """Cells that a query attends to on ruDALL-E's grid with a kernel of 11."""
     image = Mask.from_spec(name, TextImageLayout(text=128, height=32, width=32)).dense()[128:, 128:]
     row, column = query
     return {divmod(key, 32) for key in image[32 * row + column].nonzero()[:, 0].tolist()}

@@ -1,4 +1,4 @@
-"""Patterns that only DALLE-pytorch and ruDALL-E have, against diagrams of what DALLE-pytorch 1.6.6 reads."""
+"""Masks of DALLE-pytorch and ruDALL-E, compared with diagrams of the attention of DALLE-pytorch 1.6.6."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from dalle_zoo.masks import Mask, TextImageLayout
 
 EXAMPLE = TextImageLayout(text=4, height=4, width=4)
 
-# Positions of the stream whose state changes with another one, <bos> and three text tokens in front. The original
-# leaves out the last image token. Nothing here is computed by the package.
+# For every position of the stream (<bos>, three text tokens, image), the positions that its state depends on. The
+# original omits the last image token. Nothing here is computed by the package.
 AXIAL_ROW = """
 #..................
 ##.................
@@ -87,7 +87,7 @@ def test_masks_equal_the_diagrams(spec: str, diagram: str) -> None:
 
 
 def attended_cells(spec: str, row: int, column: int, height: int = 7, width: int = 9) -> set[tuple[int, int]]:
-    """Cells of the grid that one reads, as (rows up, columns to the left)."""
+    """Cells that a query attends to, as (rows up, columns to the left)."""
     dense = Mask.from_spec(spec, TextImageLayout(2, height, width)).dense()[2:, 2:]
     keys = dense[row * width + column].nonzero()[:, 0].tolist()
     return {(row - key // width, column - key % width) for key in keys}

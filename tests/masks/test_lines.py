@@ -1,4 +1,4 @@
-"""Line plans: every pair that a mask allows stands in one line, and nothing else."""
+"""Line plans: every allowed pair of a mask is in exactly one line, and no other pair is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contract of every registered mask, and what is derived from it."""
+"""Contract of every registered mask, and everything derived from its declaration."""
 
 import subprocess
 import sys
@@ -32,9 +32,9 @@ def test_masks_are_causal_and_image_attends_to_all_text(spec: str, layout: TextI
     assert dense.shape == (layout.length, layout.length)
     assert dense.dtype == torch.bool
     assert not dense.triu(1).any(), "causal"
-    assert dense.diagonal().all(), "every position reads itself"
-    assert dense[text:, :text].all(), "the image reads all text"
-    assert not dense[:text, text:].any(), "text never reads the image"
+    assert dense.diagonal().all(), "every position attends to itself"
+    assert dense[text:, :text].all(), "the image attends to all text"
+    assert not dense[:text, text:].any(), "text never attends to the image"
     assert mask.num_pairs == int(dense.sum())
     assert 0 < mask.density <= 1
 
@@ -47,7 +47,7 @@ def test_decode_table_lists_the_rows_of_the_matrix(spec: str, layout: TextImageL
     table = mask.decode_table()
     assert table.keys.dtype == torch.int64
     assert table.keys.shape == table.valid.shape
-    assert table.valid.any(dim=0).all(), "no column of padding alone"
+    assert table.valid.any(dim=0).all(), "no column that is only padding"
     for step in range(layout.image):
         expected = image[step].nonzero()[:, 0].tolist()
         assert table.keys[step][table.valid[step]].tolist() == expected
@@ -64,7 +64,7 @@ def test_the_cache_plan_retains_every_key_until_its_last_read(spec: str, layout:
         slots[plan.slot_of_key[step]] = step
         assert torch.equal(slots[plan.read_slots[step]], table.keys[step])
     assert torch.equal(plan.valid, table.valid)
-    # As many slots as keys are alive at once: fewer is impossible, more would be waste.
+    # The number of slots is the largest number of keys that are still needed at once.
     reads = mask.dense()[layout.text :, layout.text :].int()
     steps = torch.arange(layout.image)
     last_read = layout.image - 1 - reads.flip(0).argmax(dim=0)
@@ -74,7 +74,7 @@ def test_the_cache_plan_retains_every_key_until_its_last_read(spec: str, layout:
 
 @pytest.mark.parametrize(
     ("spec", "slots"),
-    # Column: all rows but the last live when the last one begins, and then a column dies a step.
+    # Column: keys of all rows but the last are cached when the last row begins, and each step frees one column.
     # Conv: the farthest offset is 191.
     [("row", 33), ("column", 993), ("conv", 192), ("full", 1024)],
 )
@@ -96,7 +96,7 @@ def test_sdpa_arguments_give_the_softmax_over_allowed_keys(spec: str) -> None:
 
 def test_a_causal_mask_needs_no_matrix_for_sdpa() -> None:
     assert Mask.from_spec("full", LAYOUTS[0]).sdpa_arguments() == {"is_causal": True}
-    # A band as long as the image hides nothing.
+    # A band as long as the image is plain causal attention.
     assert Mask.from_spec("row", TextImageLayout(2, 1, 6)).sdpa_arguments() == {"is_causal": True}
     assert set(Mask.from_spec("row", LAYOUTS[0]).sdpa_arguments()) == {"attn_mask"}
 
@@ -158,27 +158,27 @@ def test_text_then_image_makes_any_rule_causal() -> None:
 @every_mask
 @every_layout
 def test_counts_are_equal_for_masks_built_without_text_then_image(spec: str, layout: TextImageLayout) -> None:
-    framed = Mask.from_spec(spec, layout)
-    plain = Mask("mine", layout, lambda query, key: framed.mod(query, key))  # is asked for every pair
-    assert plain.num_pairs == framed.num_pairs == int(framed.dense().sum())
-    assert plain.line_sizes == framed.line_sizes
-    assert plain.is_causal == framed.is_causal == torch.equal(framed.dense(), torch.ones_like(framed.dense()).tril())
+    built = Mask.from_spec(spec, layout)
+    plain = Mask("mine", layout, lambda query, key: built.mod(query, key))  # is asked for every pair
+    assert plain.num_pairs == built.num_pairs == int(built.dense().sum())
+    assert plain.line_sizes == built.line_sizes
+    assert plain.is_causal == built.is_causal == torch.equal(built.dense(), torch.ones_like(built.dense()).tril())
 
 
 @every_mask
 def test_a_large_grid_is_counted_without_its_matrix(spec: str) -> None:
     layout = TextImageLayout(text=16, height=64, width=64)
-    framed = Mask.from_spec(spec, layout)
+    built = Mask.from_spec(spec, layout)
     asked: list[int] = []
 
     def mod(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         asked.append((query - key).numel())
-        return framed.mod(query, key)
+        return built.mod(query, key)
 
     mod.repeats_by_row = True  # type: ignore[attr-defined]
     mask = Mask("mine", layout, mod)
-    assert mask.num_pairs == framed.num_pairs
-    assert mask.line_sizes == framed.line_sizes
+    assert mask.num_pairs == built.num_pairs
+    assert mask.line_sizes == built.line_sizes
     assert sum(asked) == layout.image + layout.image * layout.width  # each cell with itself, and rows with one row
 
 
@@ -192,7 +192,7 @@ def test_a_rule_that_depends_on_the_row_raises() -> None:
 
 @pytest.mark.parametrize("sizes", [(0, 4, 4), (6, -1, 4), (6, 4, 2.0), (6, 4, True), (6, 4, "4")])
 def test_invalid_layout_sizes_raise(sizes: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match="of a TextImageLayout must be a positive integer, got"):
+    with pytest.raises((TypeError, ValueError), match="must be an integer of at least 1, got"):
         TextImageLayout(*sizes)
 
 

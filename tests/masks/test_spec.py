@@ -1,4 +1,4 @@
-"""Specs and schedules as people type them, with their typing errors."""
+"""Parsing of mask specs and schedules, and errors for invalid ones."""
 
 from collections import Counter
 

@@ -24,7 +24,7 @@ LAYOUTS = [TextImageLayout(3, 3, 4), TextImageLayout(2, 5, 2), TextImageLayout(1
 every_mask = pytest.mark.parametrize("spec", [*MASKS, "conv(kernel=3)"])
 every_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda it: f"{it.text}+{it.height}x{it.width}")
 CPU = torch.device("cpu")
-# FlexAttention has no backward pass on the CPU; tests/models/test_attention_flex.py has what it does there.
+# FlexAttention has no backward pass on the CPU; see tests/models/test_attention_flex.py.
 every_backend = pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "flex"])
 
 
@@ -115,7 +115,7 @@ def test_bfloat16_stays_near_float32(backend: str) -> None:
 
 @every_backend
 def test_training_works_after_a_first_call_in_inference_mode(backend: str) -> None:
-    mask = Mask.from_spec("conv(kernel=3)", TextImageLayout(2, 3, 7))  # of this test alone
+    mask = Mask.from_spec("conv(kernel=3)", TextImageLayout(2, 3, 7))  # used only in this test
     net = layer(mask, backend)
     with torch.inference_mode():
         net(torch.randn(1, mask.layout.length, 8))
@@ -132,7 +132,7 @@ def test_masks_of_the_same_name_do_not_share_cached_tensors(backend: str) -> Non
 
 
 def with_the_matrix(mask: Mask, x: Tensor) -> Tensor:
-    """Attention by a matrix made anew."""
+    """Attention with a newly computed matrix of the mask."""
     net = layer(mask, "dense")
     mixed = scaled_dot_product_attention(*net.project(x), attn_mask=mask.dense())
     return net.merge(mixed)
@@ -159,7 +159,7 @@ def test_long_streams_in_lines_equal_the_dense_reference(spec: str, layout: Text
 
 def test_lines_follow_a_mask_whose_text_is_not_causal() -> None:
     layout = TextImageLayout(4, 2, 3)
-    mask = Mask("mine", layout, lambda q, k: (k <= q) & ((q >= 4) | (k == q)))  # a text token reads itself alone
+    mask = Mask("mine", layout, lambda q, k: (k <= q) & ((q >= 4) | (k == q)))  # a text token attends only to itself
     x = stream(2, layout.length)
     torch.testing.assert_close(layer(mask, "lines")(x), with_the_matrix(mask, x), **AGREEMENT)
 

@@ -1,4 +1,4 @@
-"""FlexAttention as a back-end: compiled for a mask, checked on the device, refused where it cannot train."""
+"""FlexAttention as a back-end: compilation per mask, check on the device, error for training on a CPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dalle_zoo.models import attention
 LAYOUT = TextImageLayout(3, 3, 4)
 
 
-# What PyTorch's compiler warns of is PyTorch's own code.
+# The compiler's warnings concern PyTorch's own code.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 

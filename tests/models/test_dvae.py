@@ -22,7 +22,7 @@ GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/openai_dvae.py")
 TWIN = {"atol": 2e-5, "rtol": 1e-5}
 """Float32 rounding: other convolution kernels sum up to 4,608 products in another order."""
 ROUNDING = {"atol": 1e-5, "rtol": 1e-5}
-"""Float32 rounding between two ways to compute one thing."""
+"""Float32 rounding between two ways to compute the same values."""
 
 TWIN_CONFIG = DVAEConfig(width=64, decoder_stem=8, codebook_size=512)
 SMALL = DVAEConfig(image_size=32, width=8, num_groups=3, blocks_per_group=1, decoder_stem=8, codebook_size=12)
@@ -272,14 +272,14 @@ def test_pixels_are_the_unmapped_location(small: DVAE) -> None:
     ("wrong", "message"),
     [
         ({"image_size": 100}, "image_size 100 is not a multiple of the downsampling factor 8"),
-        ({"image_size": 0}, "image_size must be at least 1, got 0"),
-        ({"channels": 0}, "channels must be at least 1"),
-        ({"num_groups": 0}, "num_groups must be at least 1"),
-        ({"blocks_per_group": 0}, "blocks_per_group must be at least 1"),
-        ({"decoder_stem": 0}, "decoder_stem must be at least 1"),
+        ({"image_size": 0}, "image_size must be an integer of at least 1, got 0"),
+        ({"channels": 0}, "channels must be an integer of at least 1"),
+        ({"num_groups": 0}, "num_groups must be an integer of at least 1"),
+        ({"blocks_per_group": 0}, "blocks_per_group must be an integer of at least 1"),
+        ({"decoder_stem": 0}, "decoder_stem must be an integer of at least 1"),
         ({"width": 6}, "width must be a multiple of 4"),
         ({"width": 0}, "width must be a multiple of 4"),
-        ({"codebook_size": 1}, "codebook_size must be at least 2"),
+        ({"codebook_size": 1}, "codebook_size must be an integer of at least 2"),
         ({"pixel_eps": 0.5}, "pixel_eps must lie between 0 and 0.5"),
         ({"pixel_eps": 0.0}, "pixel_eps must lie between 0 and 0.5"),
     ],

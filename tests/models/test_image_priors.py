@@ -1,4 +1,4 @@
-"""What sampling and the pipeline take for granted of every registered prior."""
+"""The contract of every registered prior that sampling and the pipeline rely on."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_sizes_beyond_the_weights_are_refused_at_once(name: str, tmp_path: Any) 
     assert time.monotonic() - start < SECONDS
 
 
-def test_an_unknown_prior_type_raises(tmp_path: Any) -> None:
+def test_a_type_that_is_not_a_prior_raises(tmp_path: Any) -> None:
     write_json(tmp_path / "config.json", {"type": "dvae"})
     with pytest.raises(ModelFolderError, match=r'expected "type": "prior"'):
         load_prior(tmp_path)

@@ -1,4 +1,4 @@
-"""The prior: size, layout, losses, and what each position may see."""
+"""The prior: size, layout, losses, and the inputs that each prediction depends on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dalle_zoo.registry import UnknownNameError
 Maker = Callable[..., Prior]
 
 ROUNDING = {"atol": 1e-5, "rtol": 1e-4}
-"""Float32 rounding between two ways to compute one thing, over two layers."""
+"""Float32 rounding over two layers between two ways to compute the same values."""
 
 SCHEDULES = [*MASKS, "conv(kernel=3)", "row, column", "paper", "paper(kernel=3)"]
 V, K, T, H, W = 10, 7, 4, 3, 4
@@ -176,7 +176,7 @@ def test_the_forward_pass_equals_loops(random_prior: Maker, masks: str, backend:
         torch.testing.assert_close(logits.image[b], slow[1], **ROUNDING)
 
 
-# ------------------------------------------------------------ who sees whom
+# ------------------------------------------------------------ dependencies between positions
 
 
 @pytest.mark.parametrize("masks", SCHEDULES)
@@ -212,7 +212,7 @@ def test_a_token_changes_only_later_predictions(random_prior: Maker, masks: str)
         torch.testing.assert_close(after.image[:, : place + 1], before.image[:, : place + 1], **ROUNDING)
         if place + 1 < N:
             assert (after.image[:, place + 1] - before.image[:, place + 1]).abs().max() > 1e-3
-    for place in range(T - 1):  # the last text token is a target alone, as the last code is
+    for place in range(T - 1):  # the last text token and the last code are targets, never inputs
         changed = text.clone()
         changed[0, place] = (changed[0, place] + 1) % V
         after = prior(changed, codes)
@@ -246,7 +246,7 @@ def test_the_default_loss_weights_are_those_of_the_paper() -> None:
 
 
 def outputs_of(prior: Prior, *names: str) -> dict[str, list[Tensor]]:
-    """What these parts put out while the loss is computed, with gradients kept."""
+    """Outputs of the named modules during the computation of the loss, with retained gradients."""
     came: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def note(name: str) -> None:
@@ -337,7 +337,7 @@ def test_empty_captions_have_no_text_loss(random_prior: Maker) -> None:
     assert all(parameter.grad.isfinite().all() for parameter in prior.parameters() if parameter.grad is not None)
 
 
-# ------------------------------------------------------------ bad input
+# ------------------------------------------------------------ invalid input
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_shapes_are_checked(random_prior: Maker, text: tuple[int, ...], codes: t
     ("wrong", "message"),
     [
         ({"width": 100, "num_heads": 3}, "width 100 is not a multiple of num_heads 3"),
-        ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
+        ({"num_layers": 0}, "num_layers must be an integer of at least 1, got 0"),
         ({"codebook_size": -1}, "codebook_size must be at least 1"),
         ({"text_loss_weight": 1.0}, r"text_loss_weight must lie in \[0, 1\), got 1.0"),
         ({"masks": "rwo"}, "unknown schedule or mask 'rwo'. Did you mean 'row'"),

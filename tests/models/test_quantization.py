@@ -1,4 +1,4 @@
-"""Weights of fewer bits: what is rounded and what stays, and what is refused."""
+"""Quantized weights: which matrices are rounded, and errors."""
 
 from __future__ import annotations
 

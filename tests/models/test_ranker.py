@@ -63,7 +63,7 @@ def test_ids_have_start_and_end_tokens_and_a_limit(ranker: Ranker) -> None:
     assert ids[2, -1] == 257  # a truncated caption still ends
 
 
-def test_a_caption_cannot_contain_the_end_token(ranker: Ranker) -> None:
+def test_the_text_of_the_end_token_in_a_caption_is_not_special(ranker: Ranker) -> None:
     assert ranker.encode_text([END + "x"])[0].tolist() == [256, *f"{END}x".encode(), 257]
 
 
@@ -81,7 +81,7 @@ def test_scores_equal_those_of_transformers(ranker: Ranker, images: torch.Tensor
     [
         ({"vision_width": 15}, "vision_heads"),
         ({"patch_size": 5}, "multiple of patch_size"),
-        ({"text_layers": 0}, "text_layers must be at least 1"),
+        ({"text_layers": 0}, "text_layers must be an integer of at least 1"),
         ({"text_length": 2}, "text_length"),
     ],
 )

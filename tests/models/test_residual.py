@@ -23,7 +23,7 @@ def gradients(prior: Prior) -> dict[str, Tensor]:
 
 
 def disturb(prior: Prior) -> None:
-    """Weights with which every gradient is far from 0, the heads' too."""
+    """Weights with which every gradient is far from 0, also in the heads."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in prior.parameters():
@@ -98,7 +98,7 @@ def compare_with_compiled(recompute: bool) -> None:
     assert list(prior.state_dict()) == names
 
 
-# What it warns of is how it reads PyTorch's own code.
+# Its warnings concern PyTorch's own code.
 ignores_the_compiler = pytest.mark.filterwarnings("ignore")
 
 
@@ -106,7 +106,7 @@ ignores_the_compiler = pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("recompute", [pytest.param(False, marks=pytest.mark.slow), True])  # each compiles
 def test_compiled_blocks_equal_eager_ones(recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def traced(around: Around) -> Around:
-        """All of compiling but the making of machine code."""
+        """Compiles without generating machine code."""
         return torch.compile(around, dynamic=False, backend="aot_eager")
 
     torch.compiler.reset()

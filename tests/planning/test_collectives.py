@@ -113,7 +113,7 @@ def test_compression_rates_of_table_1(width: int, rank: int, percent: int) -> No
     work = PriorWorkload(PriorConfig(width=width, num_heads=width // 64))
     factors = factors_of(work.parameters, 8, rank // 8)
     assert round(100 * factors.compression) == percent
-    assert factors.compression == pytest.approx(1 - 5 * rank / (8 * width))  # table 2 for 8 GPUs a node
+    assert factors.compression == pytest.approx(1 - 5 * rank / (8 * width))  # table 2 for 8 GPUs per node
     d, m, r = width, 8, rank
     assert factors.matrices == 64 * 12 * d * d // m
     assert factors.left + factors.right == 64 * ((5 * d * r * m + 4 * d * r) + (d * r * m + 8 * d * r)) // m**2

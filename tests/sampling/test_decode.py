@@ -1,4 +1,4 @@
-"""Cached decoding equals the full forward pass, and an image depends on its seed alone."""
+"""Cached decoding equals the full forward pass, and an image depends only on its caption and seed."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_the_back_end_does_not_change_the_images(random_prior: Maker, backend: s
     assert torch.equal(sample_codes(random_prior(masks="paper", backend=backend), TEXT, make_seeds()), expected)
 
 
-def test_decoding_works_with_gradients_enabled(random_prior: Maker) -> None:
+def test_decoded_logits_require_no_gradient(random_prior: Maker) -> None:
     first = next(decode_logits(random_prior(), TEXT, torch.zeros(3, 1, H, W, dtype=torch.long)))
     assert not first.requires_grad
 
@@ -116,7 +116,7 @@ def test_decoding_works_with_gradients_enabled(random_prior: Maker) -> None:
 @pytest.mark.parametrize(
     ("masks", "slots"),
     [("row", 5), ("full", 12), ("column", 9), ("conv(kernel=3)", 8)],
-    # A row mask reads the 4 cells before and itself; offsets of the convolution reach 2 * 4 - 1.
+    # A row mask attends to the 4 cells before and to itself; offsets of the convolution reach 2 * 4 - 1.
 )
 def test_a_cache_retains_keys_until_their_last_read(random_prior: Maker, masks: str, slots: int) -> None:
     decoder = PriorDecoding(random_prior(masks=masks), TEXT, 5)
@@ -155,7 +155,7 @@ def test_a_step_reads_no_slot_that_its_mask_forbids(random_prior: Maker, masks: 
 
 @pytest.mark.parametrize(("masks", "gathered"), [("row", 0), ("full", 0), ("column", 29), ("conv", 15)])
 def test_slots_that_a_step_reads_are_mostly_contiguous(masks: str, gathered: int) -> None:
-    """Nearly always; those of the last row of a column mask take the slots of other columns."""
+    """Exceptions are steps in the last row of a column mask, whose keys reuse the slots of other columns."""
     mask = Mask.from_spec(masks, TextImageLayout(text=1, height=32, width=32))
     slots = StepSlots(mask, 1, torch.device("cpu"), torch.float32)
     reads = [slots.at(step).read for step in range(32 * 32)]
@@ -165,7 +165,7 @@ def test_slots_that_a_step_reads_are_mostly_contiguous(masks: str, gathered: int
     assert touched <= (1.01 if masks != "conv" else 2.7) * needed
 
 
-# ------------------------------------------------------------ steps whose number is on the device
+# ------------------------------------------------------------ step index on the device
 
 
 @every_schedule
@@ -225,7 +225,7 @@ def test_a_graph_samples_what_single_launches_sample(
 @pytest.mark.parametrize("grid", [(3, 4), (6, 2), (1, 6)], ids=str)
 @pytest.mark.parametrize("window", [2, 3, 5])
 def test_windows_equal_the_full_forward(random_prior: Maker, masks: str, grid: tuple[int, int], window: int) -> None:
-    """Wrong guesses are run, taken back and run again, as many at a time as it comes."""
+    """Wrong guesses are run and then overwritten, in windows of varying length."""
     prior = random_prior(masks=masks, num_layers=4, image_height=grid[0], image_width=grid[1])
     generator, total = torch.Generator().manual_seed(0), grid[0] * grid[1]
     codes = torch.randint(K, (3, 2, *grid), generator=generator)
@@ -423,6 +423,8 @@ def test_invalid_arguments_raise(random_prior: Maker, wrong: dict[str, Any], mes
 
 @pytest.mark.parametrize("shape", [(0, 2), (3, 0)])
 @pytest.mark.parametrize("window", [None, 2])
-def test_empty_inputs_of_generation(random_prior: Maker, shape: tuple[int, int], window: int | None) -> None:
+def test_zero_prompts_or_candidates_give_empty_codes(
+    random_prior: Maker, shape: tuple[int, int], window: int | None
+) -> None:
     seeds = torch.zeros(shape, dtype=torch.long)
     assert sample_codes(random_prior(), TEXT[: shape[0]], seeds, window=window).shape == (*shape, H, W)

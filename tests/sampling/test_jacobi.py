@@ -1,4 +1,4 @@
-"""Windows of guessed tokens give the codes that one token after the other gives, in no more passes."""
+"""Windows of guessed tokens give the codes of token-by-token sampling, in no more passes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Passes:
 
 
 def assert_equal_codes(prior: Prior, window: int, text: Tensor = TEXT, seeds: Tensor = SEEDS, **options: Any) -> int:
-    """Compares with one token after the other, and returns the number of passes."""
+    """Compares with token-by-token sampling, and returns the number of passes."""
     expected, passes = sample_codes(prior, text, seeds, **options), Passes()
     came = sample_codes(prior, text, seeds, window=window, callback=passes, **options)
     assert torch.equal(came, expected)
@@ -50,7 +50,7 @@ def assert_equal_codes(prior: Prior, window: int, text: Tensor = TEXT, seeds: Te
     return len(passes.done)
 
 
-# ------------------------------------------------------------ the same codes
+# ------------------------------------------------------------ equal codes
 
 
 @every_mask
@@ -133,7 +133,7 @@ def test_independent_tokens_take_one_pass_per_window(random_prior: Maker) -> Non
     prior = random_prior()
     with torch.no_grad():
         prior.image_head.weight.zero_()
-    # The first pass samples every token of its window rightly, but a guess is only known to be right in the next.
+    # The first pass samples every token of its window correctly, but only the next pass confirms the guesses.
     assert assert_equal_codes(prior, 1000, options=SamplingOptions(temperature=0)) <= 2
     assert assert_equal_codes(prior, 4, options=SamplingOptions(temperature=0)) <= 6
 
@@ -148,7 +148,7 @@ def chain(index: int, previous: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_tokens_that_depend_on_the_one_before_take_one_pass_each(window: int) -> None:
-    """The worst case: still right, and no more passes than tokens."""
+    """The worst case: correct codes, and no more passes than tokens."""
     passes, seeds = Passes(), SEEDS[:1]
     tokens = sample_windows(
         chain,
@@ -164,7 +164,7 @@ def test_tokens_that_depend_on_the_one_before_take_one_pass_each(window: int) ->
 
 
 def test_a_window_begins_after_the_slowest_candidate_and_others_retain_their_tokens() -> None:
-    """The first candidate's tokens come from its noise alone, those of the second are a chain."""
+    """The tokens of the first candidate depend only on its noise, those of the second on the token before."""
     seen = []
 
     def read(index: int, previous: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ def test_a_window_begins_after_the_slowest_candidate_and_others_retain_their_tok
         assert torch.equal(previous[0, 0, known], expected[max(index - 1, 0) : index + width - 1])
 
 
-# ------------------------------------------------------------ refusals
+# ------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize("window", [0, -3])

@@ -11,13 +11,13 @@ from torch import Tensor
 from dalle_zoo.sampling import derive_seed, gumbel, noise
 
 STANDARD_ERRORS = 5
-"""Seeds are fixed, so a test passes or fails for ever; five leave no doubt which."""
+"""Tolerance in standard errors. Seeds are fixed, so the tests are deterministic."""
 
 BITS = (1 << 64) - 1
 
 
 def mix(x: int) -> int:
-    """splitmix64's finaliser on Python's integers."""
+    """The finalizer of splitmix64 on Python's integers."""
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & BITS
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & BITS
     return x ^ (x >> 31)
@@ -63,7 +63,7 @@ def test_adjacent_samples_are_independent() -> None:
         for lag in (1, 2, 7):
             a, b = u.narrow(axis, 0, u.shape[axis] - lag), u.narrow(axis, lag, u.shape[axis] - lag)
             assert abs(float((a * b).mean()) * 12) < noise_level, f"axis {axis}, lag {lag}"
-    # No entry, step or seed stands out either.
+    # No entry, step or seed is an outlier either.
     for retained in range(3):
         others = [axis for axis in range(3) if axis != retained]
         means = u.mean(others)

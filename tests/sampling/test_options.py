@@ -1,10 +1,13 @@
-"""The choice of a token: temperature, filters, and the law of the samples."""
+"""Sampling a token: temperature, filters, and the distribution of samples."""
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -146,16 +149,35 @@ def test_half_precision_logits_are_sampled_in_float32() -> None:
         ({"temperature": -0.1}, "temperature must be a finite number of at least 0, got -0.1"),
         ({"temperature": math.nan}, "temperature must be a finite number"),
         ({"temperature": math.inf}, "temperature must be a finite number"),
-        ({"guidance_scale": -1.0}, "guidance_scale must be a finite number of at least 0, got -1.0"),
+        ({"guidance_scale": -1.0}, r"guidance_scale must be a finite number in 0\.\.1e\+06, got -1.0"),
         ({"guidance_scale": math.nan}, "guidance_scale must be a finite number"),
         ({"top_k": 0}, "top_k must be an integer of at least 1.* got 0"),
         ({"top_k": 0.5}, "top_k must be an integer of at least 1.* got 0.5"),
-        ({"top_k": 2.5}, "top_k must be an integer of at least 1.* got 2.5"),
+        ({"top_k": 3.0}, "top_k must be an integer of at least 1.* got 3.0"),
+        ({"top_k": True}, "top_k must be an integer of at least 1.* got True"),
+        ({"temperature": 1e-38}, "temperature must be at least 1e-06, or 0 for the most likely token, got 1e-38"),
+        ({"temperature": "0.7"}, "temperature must be a finite number of at least 0, got '0.7'"),
+        ({"temperature": True}, "temperature must be a finite number of at least 0, got True"),
+        ({"temperature": None}, "temperature must be a finite number of at least 0, got None"),
+        ({"guidance_scale": 1e30}, "guidance_scale must be a finite number in .* got 1e"),
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\].* got 0.0"),
         ({"top_p": 1.1}, r"top_p must be in \(0, 1\]"),
-        ({"top_p": math.nan}, r"top_p must be in \(0, 1\]"),
+        ({"top_p": math.nan}, "top_p must be a finite number, got nan"),
     ],
 )
 def test_invalid_arguments_raise(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         SamplingOptions(**wrong)
+
+
+def test_the_extreme_options_stay_finite() -> None:
+    sharp = SamplingOptions(temperature=1e-6, top_k=4, top_p=0.9)
+    assert sharp.sample(LOGITS, torch.tensor([3, 4]), 0).tolist() == [1, 3], "the most likely tokens"
+    guided = SamplingOptions(guidance_scale=1e6).guide(torch.cat([LOGITS, -LOGITS]))
+    assert guided.isfinite().all()
+
+
+def test_numbers_of_numpy_become_plain_ones() -> None:
+    options = SamplingOptions(temperature=np.float32(0.5), top_k=np.int64(3), top_p=np.float64(0.25))
+    assert options == SamplingOptions(temperature=0.5, top_k=3, top_p=0.25)
+    assert json.loads(json.dumps(asdict(options)))["top_k"] == 3

@@ -86,7 +86,7 @@ def library_tokenizer(tokenizer: TextTokenizer) -> LibraryTokenizer:
 
 @pytest.fixture
 def captions() -> list[str]:
-    """Lower-case captions that every kind gives back unchanged."""
+    """Lower-case captions that every kind decodes unchanged."""
     return CAPTIONS
 
 

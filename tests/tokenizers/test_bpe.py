@@ -117,7 +117,7 @@ def test_dropout_has_the_distribution_of_the_algorithm() -> None:
 
 
 def test_time_of_a_long_word_is_not_quadratic(trained: BPETokenizer) -> None:
-    text = "motorcycle" * 20_000  # seconds or minutes if each merge looked through the complete word
+    text = "motorcycle" * 20_000  # takes seconds or minutes if each merge scans the complete word
     assert trained.decode(trained.encode(text, dropout=0.1)) == text
 
 

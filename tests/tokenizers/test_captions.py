@@ -1,4 +1,4 @@
-"""Batches of captions: padding, cutting, refusing, seeds."""
+"""Batches of captions: padding, truncation, errors, seeds."""
 
 from __future__ import annotations
 

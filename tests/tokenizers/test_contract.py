@@ -1,4 +1,4 @@
-"""What every registered text tokenizer must do."""
+"""The contract of every registered text tokenizer."""
 
 from __future__ import annotations
 

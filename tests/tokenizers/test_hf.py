@@ -1,4 +1,4 @@
-"""Hugging Face folders in, and ours opened by transformers."""
+"""Loading Hugging Face folders, and opening saved folders with transformers."""
 
 from __future__ import annotations
 

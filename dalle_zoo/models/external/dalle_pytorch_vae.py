@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
+from dalle_zoo.values import check_integers
 
 # B batch, H W image, h w code grid, K codebook size, D dimension of a codebook entry, C width
 
@@ -43,13 +44,9 @@ class DallePytorchVAEConfig:
     """Number of codes K [num_tokens]."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "num_layers", "width", "code_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.num_blocks < 0:
-            raise ValueError(f"num_blocks must be at least 0, got {self.num_blocks}")
-        if self.codebook_size < 2:
-            raise ValueError(f"codebook_size must be at least 2, got {self.codebook_size}")
+        check_integers(self, "image_size", "num_layers", "width", "code_channels")
+        check_integers(self, "num_blocks", least=0)
+        check_integers(self, "codebook_size", least=2)
         if self.image_size % self.factor:
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of the downsampling factor {self.factor}: "

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle_zoo.models.tokenizer import IMAGE_TOKENIZERS, ImageTokenizer
+from dalle_zoo.values import check_integers
 
 # B batch, C channels, H W image, h w code grid, K codebook size, D dimension of a codebook entry
 
@@ -68,11 +69,8 @@ class VQGANConfig:
     def __post_init__(self) -> None:
         for name in ("multipliers", "attention_sizes"):  # lists in a JSON file
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("image_size", "channels", "width", "blocks_per_level", "latent_channels", "code_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.codebook_size < 2:
-            raise ValueError(f"codebook_size must be at least 2, got {self.codebook_size}")
+        check_integers(self, "image_size", "channels", "width", "blocks_per_level", "latent_channels", "code_channels")
+        check_integers(self, "codebook_size", least=2)
         if self.quantizer not in QUANTIZERS:
             raise ValueError(f"quantizer must be one of {', '.join(QUANTIZERS)}, got {self.quantizer!r}")
         if not self.multipliers or any(width < 1 or width % NORM_GROUPS for width in self.widths):

@@ -144,7 +144,8 @@ def read_dataset(layout: str, root: Path | None, split: str) -> EvalDataset:
     """
     read = DATASETS[layout]
     if root is not None and not root.is_dir():
-        raise DatasetError(f"root must be the folder of a dataset, got {str(root)!r}: there is no such folder")
+        problem = "it is a file" if root.exists() else "there is no such folder"
+        raise DatasetError(f"root must be the folder of a dataset, got {str(root)!r}: {problem}")
     if root is None and layout in _LAYOUT_FILES:
         raise DatasetError(f"the folder of the dataset ({layout}) is needed: give it with --data DIR")
     benchmark = read(root, split)

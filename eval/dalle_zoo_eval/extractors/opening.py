@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from dalle_zoo.pipeline import DallePipeline
@@ -76,6 +76,26 @@ def open_extractor(protocol: Protocol, name: str, location: Path, *, device: str
     )
 
 
+def check_extractors(
+    protocol: Protocol, locations: Mapping[str, Path], leave_out: Sequence[str], *, of_model: bool
+) -> None:
+    """Raises the errors of `open_extractors` that can be seen before a model is loaded.
+
+    Args:
+        protocol: Its metrics decide.
+        locations: File or folder of every extractor.
+        leave_out: Extractors that are needed and not at hand.
+        of_model: Whether a model is measured, which may bring a ranker.
+    """
+    found = _located(protocol, locations, leave_out)
+    _check_missing(protocol, {*found, *leave_out, *((RANKER,) if of_model else ())})
+    for name, place in found.items():
+        if not place.exists():
+            raise ExtractorFileError(
+                f"--network {name}={place}: there is no such file or folder; expected {FILES.get(name, name)}"
+            )
+
+
 def open_extractors(
     protocol: Protocol,
     locations: Mapping[str, Path],
@@ -100,33 +120,20 @@ def open_extractors(
         ExtractorFileError: An extractor is neither given nor left out (all such are reported together), or is another
             one than it should be, or is of no use to the protocol.
     """
-    needed, locations = needed_extractors(protocol), dict(locations)
+    needed, locations = needed_extractors(protocol), _located(protocol, locations, leave_out)
     if RANKER in needed and RANKER not in {*locations, *leave_out} and pipe is not None and pipe.ranker is not None:
         assert pipe.folder is not None
         locations[RANKER] = pipe.folder
-    for name in needed:
-        place = networks_folder() / DEFAULT_NAMES.get(name, name)
-        if name not in {*locations, *leave_out, *MODEL_PARTS} and place.exists():
-            locations[name] = place
-    _check_use(protocol, needed, locations, leave_out)
-    absent = [name for name in needed if name not in {*locations, *leave_out}]
-    own = [name for name in absent if name in MODEL_PARTS]
-    optional = [n for n in absent if n not in own and protocol.extractors.get(n, ExtractorRule()).optional]
-    missing = [name for name in absent if name not in (*own, *optional)]
-    if missing:
-        each = [f"\n  {n} (for {', '.join(needed[n])}): {FILES.get(n, n)}" for n in missing]
-        raise ExtractorFileError(
-            f"{protocol.name} needs networks that were not given:{''.join(each)}\n"
-            f"Put them into {networks_folder()} under these names, or name each with --network NAME=PATH, or go "
-            "without one and its scores with --leave-out NAME."
-        )
+    known = {*locations, *leave_out}
+    _check_missing(protocol, known)
     opened = {name: open_extractor(protocol, name, place, device=device) for name, place in locations.items()}
     left_out = [f"{', '.join(needed[name])}: the network {name} was left out" for name in leave_out]
     left_out += [
         f"{', '.join(needed[n])}: {'the model has no ranker' if n == RANKER else f'no {n} was given'}"
-        for n in optional
+        for n in _absent(protocol, known)
+        if n not in MODEL_PARTS
     ]
-    for name in own:
+    for name in (name for name in _absent(protocol, known) if name in MODEL_PARTS):
         if pipe is None:
             left_out.append(f"{', '.join(needed[name])}: the images are of no model")
         else:
@@ -134,6 +141,35 @@ def open_extractors(
     if not opened and needed:
         raise ExtractorFileError(f"every network of {protocol.name} is left out: nothing can be measured")
     return opened, left_out
+
+
+def _located(protocol: Protocol, locations: Mapping[str, Path], leave_out: Sequence[str]) -> dict[str, Path]:
+    """Files of the extractors that are given, and of needed ones in the folder of networks."""
+    needed, found = needed_extractors(protocol), dict(locations)
+    for name in needed:
+        place = networks_folder() / DEFAULT_NAMES.get(name, name)
+        if name not in {*found, *leave_out, *MODEL_PARTS} and place.exists():
+            found[name] = place
+    _check_use(protocol, needed, found, leave_out)
+    return found
+
+
+def _absent(protocol: Protocol, known: Collection[str]) -> list[str]:
+    return [name for name in needed_extractors(protocol) if name not in known]
+
+
+def _check_missing(protocol: Protocol, known: Collection[str]) -> None:
+    """Reports all extractors that are needed and are neither known, nor optional, nor parts of the model."""
+    needed = needed_extractors(protocol)
+    rules = {name: protocol.extractors.get(name, ExtractorRule()) for name in needed}
+    missing = [n for n in _absent(protocol, known) if n not in MODEL_PARTS and not rules[n].optional]
+    if missing:
+        each = [f"\n  {n} (for {', '.join(needed[n])}): {FILES.get(n, n)}" for n in missing]
+        raise ExtractorFileError(
+            f"{protocol.name} needs networks that were not given:{''.join(each)}\n"
+            f"Put them into {networks_folder()} under these names, or name each with --network NAME=PATH, or go "
+            "without one and its scores with --leave-out NAME."
+        )
 
 
 def _check_use(

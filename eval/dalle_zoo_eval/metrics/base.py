@@ -109,7 +109,7 @@ class MetricRegistry(Registry[type[Metric]]):
 
     def __getitem__(self, name: str) -> type[Metric]:
         if name not in self._members and name in self._external():
-            self._external()[name].load()  # whose decorator adds it
+            self._load(name)  # its decorator adds it
         return super().__getitem__(name)
 
     def spec(self, name: str) -> MetricSpec:

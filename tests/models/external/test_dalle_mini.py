@@ -1,4 +1,4 @@
-"""DALL-E mini's transformer: what is read of captions, what candidates share, and configurations that cannot be."""
+"""DALL-E mini's transformer: captions, padding, sharing between candidates, and invalid configurations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL = DalleMiniConfig(
 
 
 def small(**changes: Any) -> DalleMini:
-    """A network whose every weight counts."""
+    """A network with random values in every weight."""
     torch.manual_seed(0)
     prior = DalleMini(replace(SMALL, **changes)).eval()
     generator = torch.Generator().manual_seed(0)
@@ -32,7 +32,7 @@ def small(**changes: Any) -> DalleMini:
     return prior
 
 
-def test_captions_stand_between_begin_and_end(caplog: pytest.LogCaptureFixture) -> None:
+def test_captions_are_between_begin_and_end_tokens(caplog: pytest.LogCaptureFixture) -> None:
     prior = small()
     with caplog.at_level(logging.WARNING):
         text = prior.encode_captions(ByteTokenizer(), ["ab", "", "abcdefghij"])
@@ -47,7 +47,7 @@ def test_captions_stand_between_begin_and_end(caplog: pytest.LogCaptureFixture) 
     assert torch.equal(prior.null_text(), text[1])
 
 
-def test_tokenizers_may_have_fewer_tokens_than_rows() -> None:
+def test_tokenizers_may_have_fewer_tokens_than_the_embedding() -> None:
     prior = small()
     prior.check_tokenizer(ByteTokenizer())
     with pytest.raises(ValueError, match="has 256 tokens, but the text embedding of the prior has only 255 rows"):
@@ -55,7 +55,7 @@ def test_tokenizers_may_have_fewer_tokens_than_rows() -> None:
 
 
 @torch.no_grad()
-def test_nothing_reads_pads() -> None:
+def test_no_position_attends_to_padding() -> None:
     """The embedding of the padding token may be anything: neither encoder nor decoder attends to it."""
     prior = small()
     text = prior.encode_captions(ByteTokenizer(), ["abc", ""])
@@ -78,17 +78,17 @@ def test_sampling_begins_with_the_start_token() -> None:
     assert not torch.allclose(next(iter(decode_logits(prior, text, codes[:, None]))), first, atol=1e-2)
 
 
-def test_rows_behind_the_codes_are_never_sampled() -> None:
+def test_rows_after_the_codes_are_never_sampled() -> None:
     prior = small()
     with torch.no_grad():
-        prior.image_head.weight[9:] *= 100  # whatever these rows say
+        prior.image_head.weight[9:] *= 100  # rows after the codes
         assert prior.image_logits(prior.null_text()[None], torch.zeros(1, 3, 4, dtype=torch.long)).shape == (1, 12, 9)
     codes = sample_codes(prior, prior.null_text()[None], torch.arange(20)[None])
     assert int(codes.max()) < 9
 
 
 @torch.no_grad()
-def test_candidates_share_what_is_read_of_their_caption() -> None:
+def test_candidates_share_keys_and_values_of_their_caption() -> None:
     prior = small()
     read: list[tuple[int, ...]] = []
     prior.encoder.layers[0].register_forward_hook(lambda module, args, output: read.append(tuple(output.shape)))
@@ -104,7 +104,7 @@ def test_candidates_share_what_is_read_of_their_caption() -> None:
 
 
 @torch.no_grad()
-def test_half_precision_stays_near() -> None:
+def test_half_precision_is_close_to_float32() -> None:
     prior = small()
     codes = torch.randint(9, (1, 3, 4), generator=torch.Generator().manual_seed(0))
     text = prior.encode_captions(ByteTokenizer(), ["abc"])
@@ -128,7 +128,7 @@ def test_shapes_are_checked() -> None:
     [
         ({"width": 18}, "width 18 is not a multiple of decoder_heads 4"),
         ({"encoder_heads": 3}, "width 16 is not a multiple of encoder_heads 3"),
-        ({"decoder_layers": 0}, "decoder_layers must be at least 1, got 0"),
+        ({"decoder_layers": 0}, "decoder_layers must be an integer of at least 1, got 0"),
         ({"text_length": 2}, "text_length must be at least 3"),
         ({"start_token": 8}, r"start_token must follow the codes and lie in 9\.\.13 .*, got 8"),
         ({"start_token": 14}, "start_token must follow the codes"),
@@ -141,7 +141,7 @@ def test_configurations_are_checked(changes: dict[str, Any], message: str) -> No
         replace(SMALL, **changes)
 
 
-def test_a_configuration_read_from_a_file_is_the_same() -> None:
+def test_a_configuration_round_trips_through_json() -> None:
     assert DalleMiniConfig(**json.loads(json.dumps(asdict(SMALL)))) == SMALL
 
 

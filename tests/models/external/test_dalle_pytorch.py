@@ -1,4 +1,4 @@
-"""DALLE-pytorch's prior: positions, shifted tokens, padding, configuration. Parity is in tests/convert."""
+"""DALLE-pytorch's prior: position embeddings, token shift, padding, configuration. Parity is in tests/convert."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TINY: dict[str, Any] = {
 # ------------------------------------------------------------ positions
 
 
-def test_rotations_are_those_of_the_original() -> None:
+def test_rotary_table_equals_the_original() -> None:
     angles = load_file(GOLDEN["file_of"]("1.6.6"))["mixed.angles"][0]
     came = rotary_table(TextImageLayout(6, 8, 8), GOLDEN["SIZES"]["dim_head"])
     torch.testing.assert_close(came, cos_sin(angles), atol=1e-3, rtol=0)  # angles reach 8,192, so cosines lose digits
@@ -48,7 +48,7 @@ def test_size_of_the_rotated_part(head_size: int, size: int) -> None:
     assert rotary_table(TextImageLayout(3, 2, 4), head_size).shape == (2, 11, size)
 
 
-def test_a_rotation_keeps_lengths_and_what_is_not_rotated() -> None:
+def test_a_rotation_keeps_norms_and_unrotated_dimensions() -> None:
     x = torch.randn(2, 11, 20)
     turned = rotate(x, rotary_table(TextImageLayout(3, 2, 4), 20))
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
@@ -56,11 +56,11 @@ def test_a_rotation_keeps_lengths_and_what_is_not_rotated() -> None:
     assert not torch.allclose(turned[..., :18], x[..., :18])
 
 
-# ------------------------------------------------------------ shifted tokens
+# ------------------------------------------------------------ token shift
 
 
 def slowly_shifted(x: Tensor, layout: TextImageLayout) -> Tensor:
-    """Position by position and channel by channel."""
+    """The token shift, position by position and channel by channel."""
     out = x.clone()
     width = x.shape[-1]
     half, quarter = (width + 1) // 2, (width + 3) // 4
@@ -78,7 +78,7 @@ def slowly_shifted(x: Tensor, layout: TextImageLayout) -> Tensor:
 
 @pytest.mark.parametrize("width", [4, 6, 7, 18])
 @pytest.mark.parametrize("length", [3, 4, 9, 15])
-def test_shifted_tokens(width: int, length: int) -> None:
+def test_token_shift_equals_loops(width: int, length: int) -> None:
     layout = TextImageLayout(3, 3, 4)
     x = torch.randn(2, length, width)
     expected = slowly_shifted(x, layout)
@@ -92,16 +92,16 @@ def test_shifted_tokens(width: int, length: int) -> None:
 # ------------------------------------------------------------ block-sparse attention
 
 
-def test_blocks_that_are_not_sampled_are_those_of_deepspeed() -> None:
-    """The layout of 384 positions that its VariableSparsityConfig makes without random blocks."""
+def test_fixed_blocks_equal_those_of_deepspeed() -> None:
+    """Compares with the layout of DeepSpeed's VariableSparsityConfig for 384 positions without random blocks."""
     layout = fixed_blocks(384)
-    assert layout[:20].equal(torch.ones(24, 24).tril()[:20])  # 16 that all read, and the window up to the diagonal
+    assert layout[:20].equal(torch.ones(24, 24).tril()[:20])  # 16 global blocks, and the window up to the diagonal
     assert [row.nonzero().flatten().tolist() for row in layout[20:, 16:]] == [[4], [4, 5], [4, 5, 6], [4, 5, 6, 7]]
     assert layout[20:, :16].all()
     assert (random_blocks(384), random_blocks(63)) == (6, 0)
 
 
-def test_positions_read_the_blocks_of_the_layout() -> None:
+def test_positions_attend_to_the_blocks_of_the_layout() -> None:
     query, key, value = torch.randn(3, 2, 1, 40, 4)
     layout = torch.tensor([[1.0, 1, 1], [0, 1, 0], [1, 0, 1]])
     out = attend_blocks(query, key, value, layout, None)
@@ -119,7 +119,7 @@ def test_positions_read_the_blocks_of_the_layout() -> None:
 # ------------------------------------------------------------ captions
 
 
-def test_captions_of_learned_padding() -> None:
+def test_captions_with_learned_padding() -> None:
     prior = DallePytorch(DallePytorchConfig(**TINY))
     ids = prior.encode_captions(ByteTokenizer(), ["ab", "a\0b", "", "abcdefg"])
     assert ids.tolist() == [
@@ -133,7 +133,7 @@ def test_captions_of_learned_padding() -> None:
     assert filled.tolist() == [[97, 98, 1, 1, 1], [97, 257, 98, 1, 1]]
 
 
-def test_captions_of_masked_padding() -> None:
+def test_captions_with_masked_padding() -> None:
     prior = DallePytorch(DallePytorchConfig(**TINY, padding="masked", positions="axial"))
     ids = prior.encode_captions(ByteTokenizer(), ["ab", "", "abcdefg"])
     assert ids.tolist() == [[97, 98, 0, 0, 0], [0, 0, 0, 0, 0], [97, 98, 99, 100, 101]]
@@ -142,7 +142,7 @@ def test_captions_of_masked_padding() -> None:
 
 
 @torch.no_grad()
-def test_masked_padding_is_not_read() -> None:
+def test_masked_padding_is_not_attended_to() -> None:
     prior = DallePytorch(DallePytorchConfig(**TINY, padding="masked", positions="axial", shift_tokens=False)).eval()
     text, codes = torch.tensor([[97, 98, 0, 0, 0]]), torch.randint(7, (1, 2, 3))
     before = prior.image_logits(text, codes)
@@ -155,7 +155,7 @@ def test_masked_padding_is_not_read() -> None:
 # ------------------------------------------------------------ layers
 
 
-def test_layers_share_what_has_one_number() -> None:
+def test_layers_with_the_same_index_share_weights() -> None:
     config = DallePytorchConfig(**TINY, num_layers=4, shared_attention=(0, 1, 0, 1), shared_mlp=(0, 0, 1, 1))
     names = DallePytorch(config).state_dict()
     assert {name.split(".")[1] for name in names if name.startswith("attentions.")} == {"0", "1"}
@@ -175,7 +175,7 @@ def test_size_of_the_published_small_model() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"width": 0}, "width must be an integer of at least 1, got 0"),
         ({"positions": "sinus"}, "positions must be one of rotary, axial, got 'sinus'"),
         ({"padding": "none"}, "padding must be one of learned, masked, got 'none'"),
         ({"norm": "scale"}, "norm must be one of layer, rms, got 'scale'"),
@@ -194,7 +194,7 @@ def test_size_of_the_published_small_model() -> None:
         ({"masks": "axial_row"}, "unknown schedule or mask 'axial_row'"),
     ],
 )
-def test_configurations_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+def test_invalid_configurations_raise(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DallePytorchConfig(**TINY | changes)
 
@@ -218,12 +218,12 @@ def test_image_tokenizer_takes_images_that_are_not_square() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
+        ({"num_layers": 0}, "num_layers must be an integer of at least 1, got 0"),
         ({"num_blocks": -1}, "num_blocks must be at least 0, got -1"),
-        ({"codebook_size": 1}, "codebook_size must be at least 2, got 1"),
+        ({"codebook_size": 1}, "codebook_size must be an integer of at least 2, got 1"),
         ({"image_size": 20}, "image_size 20 is not a multiple of the downsampling factor 8"),
     ],
 )
-def test_image_tokenizers_that_cannot_be(changes: dict[str, int], message: str) -> None:
+def test_invalid_image_tokenizers_raise(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DallePytorchVAEConfig(**changes)

@@ -1,4 +1,4 @@
-"""minDALL-E's prior: the same as the original to rounding, in one pass and step by step; captions as there."""
+"""minDALL-E's prior and its captions equal the original, in one pass and step by step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = MinDALLEConfig(
     text_length=12, text_vocab=300, image_height=4, image_width=4, codebook_size=48, width=48, num_layers=3,
     num_heads=3, padding_id=1,
 )  # fmt: skip
-"""The twin of the golden file."""
+"""The architecture of the golden file."""
 OUTSIDE = {
     "text_embedding": "tok_emb_txt", "text_position": "pos_emb_txt", "text_head": "head_txt",
     "image_embedding": "tok_emb_img", "image_position": "pos_emb_img", "image_head": "head_img", "final_norm": "ln_f",
@@ -40,7 +40,7 @@ INSIDE = {
 
 
 def twin() -> MinDALLE:
-    """Our network with the weights of the golden file."""
+    """The native network with the weights of the golden file."""
     external = GOLDEN["weights"](GOLDEN["layout"](GOLDEN["STAGE2"]))
     net = MinDALLE(SMALL).eval()
     native = {}
@@ -95,7 +95,7 @@ def test_the_most_likely_codes_are_those_of_the_original(prior: MinDALLE) -> Non
     assert len(golden("greedy").unique()) > 5
 
 
-def test_temperature_and_filters_mean_what_they_mean_there() -> None:
+def test_temperature_and_filters_equal_those_of_the_original() -> None:
     probabilities = SamplingOptions(**GOLDEN["SAMPLER"]).filter(golden("image_logits")[0]).softmax(-1)
     torch.testing.assert_close(probabilities, golden("probabilities"), atol=1e-6, rtol=1e-5)
     retained = (probabilities > 0).sum(-1)
@@ -109,7 +109,7 @@ def test_published_size() -> None:
 
 
 @torch.no_grad()
-def test_the_last_code_is_never_read(prior: MinDALLE) -> None:
+def test_the_last_code_is_never_an_input(prior: MinDALLE) -> None:
     codes = golden("codes").view(2, 4, 4).clone()
     before = prior.image_logits(golden("text"), codes)
     codes[:, 3, 3] = (codes[:, 3, 3] + 1) % 48
@@ -125,7 +125,7 @@ def test_the_last_code_is_never_read(prior: MinDALLE) -> None:
         ((2, 12), (2, 16), r"codes must have shape \(B, 4, 4\)"),
     ],
 )
-def test_shapes_that_do_not_fit(prior: MinDALLE, text: tuple[int, ...], codes: tuple[int, ...], message: str) -> None:
+def test_invalid_shapes_raise(prior: MinDALLE, text: tuple[int, ...], codes: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         prior.image_logits(torch.zeros(text, dtype=torch.long), torch.zeros(codes, dtype=torch.long))
 
@@ -133,12 +133,12 @@ def test_shapes_that_do_not_fit(prior: MinDALLE, text: tuple[int, ...], codes: t
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
+        ({"num_layers": 0}, "num_layers must be an integer of at least 1, got 0"),
         ({"num_heads": 5}, "width 48 is not a multiple of num_heads 5"),
         ({"padding_id": 300}, r"padding_id must lie in 0\.\.299, got 300"),
     ],
 )
-def test_configs_that_do_not_fit(change: dict[str, Any], message: str) -> None:
+def test_invalid_configs_raise(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MinDALLEConfig(**{**vars(SMALL), **change})
 
@@ -147,7 +147,7 @@ def test_configs_that_do_not_fit(change: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(("ids", "padding"), [("ids", 1), ("ids_appended", 299)])
-def test_captions_are_encoded_as_by_the_original(ids: str, padding: int) -> None:
+def test_captions_have_the_ids_of_the_original(ids: str, padding: int) -> None:
     vocabulary = TOKENIZED["vocabulary"] if ids == "ids" else GOLDEN["without_padding"](TOKENIZED["vocabulary"])
     config = MinDALLEConfig(**{**vars(SMALL), "text_length": GOLDEN["LENGTH"], "padding_id": padding})
     opened, prior = tokenizer(vocabulary), MinDALLE(config)
@@ -159,13 +159,13 @@ def test_captions_are_encoded_as_by_the_original(ids: str, padding: int) -> None
     assert max(lengths) == GOLDEN["LENGTH"]
 
 
-def test_a_caption_that_is_truncated_is_told(prior: MinDALLE, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_truncated_caption_is_logged(prior: MinDALLE, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         prior.encode_captions(tokenizer(TOKENIZED["vocabulary"]), ["a cat " * 12])
     assert "captions truncated to 12 tokens" in caplog.text
 
 
-def test_tokenizers_that_do_not_fit(prior: MinDALLE) -> None:
+def test_tokenizers_that_do_not_fit_raise(prior: MinDALLE) -> None:
     vocabulary = TOKENIZED["vocabulary"]
     with pytest.raises(ValueError, match="the prior has 300 text tokens, the text tokenizer 301"):
         prior.check_tokenizer(tokenizer({**vocabulary, "more": 300}))
@@ -175,7 +175,7 @@ def test_tokenizers_that_do_not_fit(prior: MinDALLE) -> None:
         prior.check_tokenizer(ByteTokenizer())
 
 
-def test_without_its_vocabulary_padding_is_not_known() -> None:
+def test_an_unknown_padding_token_raises() -> None:
     prior = MinDALLE(MinDALLEConfig(**{**vars(SMALL), "padding_id": None}))
     for call in (
         prior.null_text,

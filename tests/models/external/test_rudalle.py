@@ -1,4 +1,4 @@
-"""ruDALL-E's prior against the released code, both versions, and its captions."""
+"""ruDALL-E's prior and its captions equal the released code, in both versions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dalle_zoo.sampling import SamplingOptions, decode_logits, sample_codes
 
 GOLDEN = runpy.run_path(str(Path(__file__).parents[2] / "golden/rudalle.py"))
 TWIN = {"atol": 1e-4, "rtol": 1e-4}
-"""The twin works in float32 as well, with its scores divided and multiplied again."""
+"""The original also computes in float32, but divides its scores and multiplies them again."""
 VOCAB, LENGTH = 200, 6
 
 
@@ -28,7 +28,7 @@ VOCAB, LENGTH = 200, 6
 def twins(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[RuDALLE, dict[str, Tensor]]:
-    """The small native network, converted, and what the original computes."""
+    """The small converted network, and the outputs of the original."""
     folder = tmp_path_factory.mktemp(request.param)
     torch.save(GOLDEN["small_state"](request.param), folder / "pytorch_model.bin")
     (folder / "config.json").write_text('{"num_attention_heads": 4}')
@@ -47,32 +47,32 @@ def padded(ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def test_logits_in_one_pass(twins: tuple[RuDALLE, dict[str, Tensor]]) -> None:
+def test_logits_in_one_pass_equal_the_original(twins: tuple[RuDALLE, dict[str, Tensor]]) -> None:
     prior, golden = twins
     codes = golden["codes"].view(2, 12, 12)
     joint = prior(golden["text"], codes)
-    length = LENGTH + 144 - (prior.config.version == "v3")  # there the original reads the last code too
+    length = LENGTH + 144 - (prior.config.version == "v3")  # the original's input includes the last code
     torch.testing.assert_close(joint[..., :: GOLDEN["STRIDE"]], golden["joint"][:, :length], **TWIN)
     image = prior.image_logits(golden["text"], codes)
     torch.testing.assert_close(image, golden["steps"], **TWIN)
     assert torch.equal(image, joint[:, -144:, VOCAB + LENGTH :])
 
 
-def test_logits_step_by_step(twins: tuple[RuDALLE, dict[str, Tensor]]) -> None:
+def test_logits_step_by_step_equal_the_original(twins: tuple[RuDALLE, dict[str, Tensor]]) -> None:
     prior, golden = twins
     codes = golden["codes"].view(2, 1, 12, 12)
     steps = torch.stack([step[:, 0] for step in decode_logits(prior, golden["text"], codes)], 1)
     torch.testing.assert_close(steps, golden["steps"], **TWIN)
 
 
-def test_the_most_likely_codes(twins: tuple[RuDALLE, dict[str, Tensor]]) -> None:
+def test_the_most_likely_codes_equal_the_original(twins: tuple[RuDALLE, dict[str, Tensor]]) -> None:
     prior, golden = twins
     sampled = sample_codes(prior, golden["text"], torch.zeros(2, 1, dtype=torch.int64), SamplingOptions(temperature=0))
     assert torch.equal(sampled.view(2, 144), golden["likely"])
 
 
 def test_versions_differ_in_every_code() -> None:
-    """So the tests above would notice one taken for the other."""
+    """Otherwise the tests above could not distinguish the versions."""
     v2, v3 = (load_file(GOLDEN["FILES"][version])["steps"] for version in ("v2", "v3"))
     assert (v2 - v3).abs().amax((0, 2)).min() > 1e-2
 
@@ -88,7 +88,7 @@ def test_the_published_schedule() -> None:
     assert RuDALLEConfig(version="v2").masks[-1] == "conv_torus(kernel=11)"
 
 
-def test_a_column_layer_takes_the_place_of_the_last() -> None:
+def test_a_column_layer_can_replace_the_convolutional_one() -> None:
     assert RuDALLEConfig(num_layers=6).masks == ["row", "column", "row", "row", "row", "column"]
 
 
@@ -97,11 +97,11 @@ def test_a_column_layer_takes_the_place_of_the_last() -> None:
     [
         ({"version": "v4"}, "unknown version 'v4'"),
         ({"width": 30, "num_heads": 4}, "width 30 is not a multiple of num_heads 4"),
-        ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
+        ({"num_layers": 0}, "num_layers must be an integer of at least 1, got 0"),
         ({"text_length": 1}, "text_length must be at least 2, for start and end, got 1"),
     ],
 )
-def test_bad_configs(options: dict[str, Any], message: str) -> None:
+def test_invalid_configs_raise(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RuDALLEConfig(**options)
 
@@ -125,7 +125,7 @@ def test_half_precision_stays_finite() -> None:
 # ------------------------------------------------------------ captions
 
 
-def test_captions_as_the_original_reads_them() -> None:
+def test_captions_have_the_ids_of_the_original() -> None:
     length = GOLDEN["CAPTION_LENGTH"]
     with torch.device("meta"):
         prior = RuDALLE(RuDALLEConfig(text_length=length, text_vocab=VOCAB, width=16, num_layers=1, num_heads=1))
@@ -141,7 +141,7 @@ def test_captions_as_the_original_reads_them() -> None:
     assert 20 < int(truncated.sum()) < len(rows) - 200, "some are truncated, and then have no end"
 
 
-def test_what_is_no_caption_is_named(twins: tuple[RuDALLE, dict[str, Tensor]]) -> None:
+def test_invalid_captions_raise(twins: tuple[RuDALLE, dict[str, Tensor]]) -> None:
     captions: Any = ["кот", None]
     with pytest.raises(TypeError, match="a caption must be a str, got NoneType: None"):
         twins[0].encode_captions(read_vocabulary(GOLDEN["VOCABULARY"]), captions)

@@ -1,4 +1,4 @@
-"""VQGANs: names and sizes of the published ones, what the original code computes, codes and configurations."""
+"""VQGANs: names and sizes of published models, outputs of the original, codes and configurations."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def meta(config: VQGANConfig) -> VQGAN:
         return VQGAN(config)
 
 
-# ------------------------------------------------------------ against the original
+# ------------------------------------------------------------ equality with the original
 
 
 @pytest.mark.parametrize(("kind", "config"), [("f16-16384", F16), ("gumbel-f8-8192", F8)])
@@ -82,7 +82,7 @@ def test_equals_the_stored_outputs_of_min_dalle() -> None:
     assert ((golden["pixels"] > 0) & (golden["pixels"] < 1)).float().mean() > 0.2
 
 
-def test_normalization_where_its_epsilon_counts() -> None:
+def test_epsilon_of_the_normalization() -> None:
     x = 1e-3 * torch.randn(2, 64, 3, 3)
     groups = x.view(2, 32, -1)  # two channels each
     centered = groups - groups.mean(2, keepdim=True)
@@ -106,7 +106,7 @@ def test_the_nearest_entry_by_distance() -> None:
 
 @pytest.mark.parametrize("config", [NEAREST, GUMBEL])
 @torch.no_grad()
-def test_codes_are_those_of_full_precision_under_autocast_of_the_caller(config: VQGANConfig) -> None:
+def test_codes_under_autocast_equal_those_of_float32(config: VQGANConfig) -> None:
     net = filled(config)
     seen = []
     net.quantize.codes = lambda vectors: seen.append(torch.is_autocast_enabled("cpu")) or vectors[:, 0].long()
@@ -116,7 +116,7 @@ def test_codes_are_those_of_full_precision_under_autocast_of_the_caller(config: 
 
 
 @torch.no_grad()
-def test_a_gumbel_code_is_the_same_twice() -> None:
+def test_gumbel_codes_are_deterministic() -> None:
     net, images = filled(GUMBEL).train(), torch.rand(2, 3, 16, 16)
     assert torch.equal(net.encode(images), net.encode(images))
 
@@ -125,7 +125,7 @@ def test_a_gumbel_code_is_the_same_twice() -> None:
 
 
 @torch.no_grad()
-def test_any_multiple_of_the_factor() -> None:
+def test_images_of_any_multiple_of_the_factor() -> None:
     net = filled(NEAREST)
     codes = net.encode(torch.rand(1, 3, 20, 12))
     assert codes.shape == (1, 5, 3)
@@ -136,7 +136,7 @@ def test_any_multiple_of_the_factor() -> None:
         net.encode(torch.rand(1, 1, 16, 16))
 
 
-def test_attention_stands_where_it_was_trained_whatever_the_image() -> None:
+def test_levels_with_attention_do_not_depend_on_the_image_size() -> None:
     assert NEAREST.attention == [False, True, False]
     assert F8.attention == [False, False, False, True]
     doubled = VQGANConfig(**SMALL | {"image_size": 32, "wavelet": True})
@@ -149,12 +149,12 @@ def test_unsigned_pixels() -> None:
     images = torch.rand(1, 3, 16, 16)
     torch.testing.assert_close(unsigned.vectors(images), signed.vectors((images + 1) / 2))
     codes = torch.arange(16).view(1, 4, 4)
-    inside = signed.decode(codes) > 0.5  # what is above 0 in [-1, 1]
+    inside = signed.decode(codes) > 0.5  # above 0 in [-1, 1]
     torch.testing.assert_close(unsigned.decode(codes)[inside], (2 * signed.decode(codes) - 1)[inside])
     assert (unsigned.decode(codes)[~inside] == 0).all()
 
 
-def test_a_decoder_alone_refuses_images() -> None:
+def test_a_vqgan_without_an_encoder_raises_for_images() -> None:
     net = VQGAN(VQGANConfig(**SMALL, decoder_only=True))
     assert not [name for name in net.state_dict() if name.startswith(("encoder", "quant_conv"))]
     with pytest.raises(ValueError, match="only a decoder and cannot encode"):
@@ -162,13 +162,13 @@ def test_a_decoder_alone_refuses_images() -> None:
 
 
 def haar_bands(images: Tensor) -> Tensor:
-    """Analysis by sums over 2 x 2 pixels, written out."""
+    """The forward wavelet transform, as sums over 2 x 2 pixels."""
     a, b, c, d = images[..., ::2, ::2], images[..., ::2, 1::2], images[..., 1::2, ::2], images[..., 1::2, 1::2]
     high = torch.stack([a + b - c - d, a - b + c - d, a - b - c + d], dim=2) / 2
     return torch.cat([(a + b + c + d) / 2, high.flatten(1, 2)], dim=1)
 
 
-def test_bands_become_the_image_they_are_of() -> None:
+def test_merging_bands_inverts_the_wavelet() -> None:
     images = torch.rand(2, 3, 8, 6)
     bands = haar_bands(images)
     torch.testing.assert_close(merge_bands(bands), images)
@@ -186,8 +186,8 @@ def test_bands_become_the_image_they_are_of() -> None:
             r"attention_sizes must be among the level sizes \[16, 8, 4\], got \[5\]",
         ),
         ({"quantizer": "residual"}, "quantizer must be one of nearest, gumbel, got 'residual'"),
-        ({"codebook_size": 1}, "codebook_size must be at least 2"),
-        ({"blocks_per_level": 0}, "blocks_per_level must be at least 1"),
+        ({"codebook_size": 1}, "codebook_size must be an integer of at least 2"),
+        ({"blocks_per_level": 0}, "blocks_per_level must be an integer of at least 1"),
     ],
 )
 def test_configurations_are_checked(changes: dict[str, Any], message: str) -> None:
@@ -195,5 +195,5 @@ def test_configurations_are_checked(changes: dict[str, Any], message: str) -> No
         VQGANConfig(**SMALL | changes)
 
 
-def test_a_configuration_read_from_a_file_is_the_same() -> None:
+def test_a_configuration_round_trips_through_json() -> None:
     assert VQGANConfig(**json.loads(json.dumps(vars(NEAREST)))) == NEAREST

@@ -1,0 +1,59 @@
+"""Arguments of a call are checked without a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dalle_zoo.call import Call, check_prime
+
+
+@pytest.mark.parametrize("prompt", [None, 5, Path("prompts.txt"), {"a": 1}, [], [b"a"], ["a", None]])
+def test_a_prompt_is_text(prompt: Any) -> None:
+    with pytest.raises(TypeError, match="prompt must be a string or a non-empty list of strings"):
+        Call(prompt)
+
+
+def test_a_prompt_is_unicode() -> None:
+    with pytest.raises(ValueError, match=r"prompt must be valid Unicode, got half a surrogate pair in 'a \\ud800'"):
+        Call(["fine", "a \ud800"])
+
+
+@pytest.mark.parametrize("name", ["num_images_per_prompt", "rerank", "seed", "window", "batch_size"])
+@pytest.mark.parametrize("value", [2.0, "2", [1, 2], True, torch.tensor([1, 2])])
+def test_counts_and_seeds_are_integers(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be an integer"):
+        Call(["a", "b"], **{name: value})
+
+
+@pytest.mark.parametrize("generator", [5, np.random.default_rng(0), [5, 5], "cpu"])
+def test_a_generator_is_that_of_torch(generator: Any) -> None:
+    with pytest.raises(TypeError, match=r"generator must be a torch.Generator or a list of them"):
+        Call(["a", "b"], generator=generator)
+
+
+def test_one_seed_whatever_its_type() -> None:
+    expected = Call("a", 3, seed=7).seeds()
+    for seed in (np.int64(7), torch.tensor(7)):
+        assert Call("a", 3, seed=seed).seeds().equal(expected)
+    assert not Call("a", 3, seed=1).seeds().equal(expected)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("x.png", "floating-point pixels, got str: open it with PIL"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), "floating-point pixels, got torch.uint8"),
+        (torch.full((3, 8, 8), 255.0), r"pixels in \[0, 1\], got 255..255: divide pixels of 0..255 by 255"),
+        (torch.tensor([0.5, torch.nan]), r"pixels in \[0, 1\], got nan..nan"),
+        (torch.tensor([-0.1, 0.5]), r"pixels in \[0, 1\], got -0.1..0.5"),
+    ],
+)
+def test_an_image_to_continue(image: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        check_prime(image)
+    check_prime(torch.rand(3, 8, 8))
