@@ -33,26 +33,31 @@ class Call:
     prompt: Any
     num_images_per_prompt: int = 1
     rerank: int | None = None
-    seed: int | None = None
+    seed: int | Sequence[int] | Tensor | None = None
     generator: torch.Generator | Sequence[torch.Generator] | None = None
-    prime: Image.Image | Tensor | None = None
+    image: Image.Image | Tensor | None = None
+    mask: Image.Image | Tensor | None = None
     prime_rows: int | None = None
+    given: Tensor | None = None
+    negative_prompt: str | Sequence[str] | None = None
     window: int | None = None
     batch_size: int = BATCH_SIZE
     output_type: str = "pil"
 
     def __post_init__(self) -> None:
-        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        if not isinstance(prompts, Sequence) or not prompts or not all(isinstance(p, str) for p in prompts):
-            raise TypeError(f"prompt must be a string or a non-empty list of strings, got {self.prompt!r}")
-        if (broken := next((p for p in prompts if not _is_unicode(p)), None)) is not None:
-            raise ValueError(f"prompt must be valid Unicode, got half a surrogate pair in {broken!r}")
+        prompts = _texts("prompt", self.prompt)
         count = as_integer("num_images_per_prompt", self.num_images_per_prompt, least=1)
-        checked = {"prompt": list(prompts), "num_images_per_prompt": count}
+        checked: dict[str, Any] = {"prompt": prompts, "num_images_per_prompt": count}
+        if self.negative_prompt is not None:
+            negative = _texts("negative_prompt", self.negative_prompt)
+            if len(negative) not in (1, len(prompts)):
+                raise ValueError(f"negative_prompt must be one text, or one for each of {len(prompts)} prompts")
+            checked["negative_prompt"] = negative * len(prompts) if len(negative) == 1 else negative
+        if self.seed is not None:
+            checked["seed"] = _seeds(self.seed, len(prompts) * count)
         checked["batch_size"] = as_integer("batch_size", self.batch_size, least=1)
         limits = {
             "rerank": (1, count, " (images to keep of num_images_per_prompt)"),
-            "seed": (None, None, ""),
             "prime_rows": (1, None, ""),
             "window": (1, None, ""),
         }
@@ -65,16 +70,31 @@ class Call:
             raise ValueError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {self.output_type!r}")
         self._check_window()
         self._check_generators()
-        if self.prime is not None:
-            check_prime(self.prime)
-        elif self.prime_rows is not None:
-            raise ValueError("prime_rows needs prime, the image whose top rows are kept")
+        self._check_region()
 
     @property
     def prompts(self) -> list[str]:
         """All prompts."""
         prompts: list[str] = self.prompt
         return prompts
+
+    def _check_region(self) -> None:
+        if self.given is not None and self.image is not None:
+            raise ValueError("give image or given, not both: each states codes that are kept")
+        if self.image is None:
+            for name in ("mask", "prime_rows"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} needs image, the image of which a part is kept")
+            return
+        check_image(self.image)
+        if self.mask is None:
+            return
+        if self.prime_rows is not None:
+            raise ValueError("give mask or prime_rows, not both: each states which part of the image is kept")
+        check_mask(self.mask)
+        sizes = [each.size if isinstance(each, Image.Image) else None for each in (self.image, self.mask)]
+        if None not in sizes and sizes[0] != sizes[1]:
+            raise ValueError(f"image and mask must have the same size, got {sizes[0]} and {sizes[1]}")
 
     def _check_window(self) -> None:
         at_once = min(self.batch_size, len(self.prompts) * self.num_images_per_prompt)
@@ -98,30 +118,70 @@ class Call:
             raise ValueError(f"expected {images} generators, one per image, got {len(given)}")
 
     def seeds(self) -> Tensor:
-        """Returns one seed per image, int64 (P, N), and advances the generators."""
+        """Returns one seed per image, int64 (P, N), and advances the generators.
+
+        A single seed is that of the first image; those of the others are derived from it. So a seed that a call
+        returned generates its image again.
+        """
         prompts, count = len(self.prompts), self.num_images_per_prompt
         if isinstance(self.generator, Sequence):
             flat = [_random_seed(generator) for generator in self.generator]
+        elif isinstance(self.seed, list):
+            flat = self.seed
         else:
-            base = self.seed if self.seed is not None else _random_seed(self.generator)
+            base = int(self.seed) if isinstance(self.seed, int) else _random_seed(self.generator)
             flat = [derive_seed(base, p, n) for p in range(prompts) for n in range(count)]
+            if 0 <= base < 2**63:
+                flat[0] = base
         return torch.tensor(flat, dtype=torch.long).view(prompts, count)
 
 
-def check_prime(image: object) -> None:
+def _texts(name: str, value: object) -> list[str]:
+    """Returns a text or a list of texts as a list."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{name} must be a string or a non-empty list of strings, got {value!r}")
+    if (broken := next((text for text in texts if not _is_unicode(text)), None)) is not None:
+        raise ValueError(f"{name} must be valid Unicode, got half a surrogate pair in {broken!r}")
+    return list(texts)
+
+
+def _seeds(value: object, images: int) -> int | list[int]:
+    """Returns a seed, or a list of seeds of single images."""
+    if isinstance(value, Tensor) and value.ndim:
+        value = value.flatten().tolist()
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return as_integer("seed", value, meaning=", or a list with one integer per image")
+    if len(value) != images:
+        raise ValueError(f"expected {images} seeds, one per image, or a single one, got {len(value)}")
+    return [as_integer("seed", each, least=0, most=2**63 - 1) for each in value]
+
+
+def check_image(image: object) -> None:
     """Raises an error unless an image can be encoded: a PIL image, or finite pixels in [0, 1]."""
     if isinstance(image, Image.Image):
         return
     if not isinstance(image, Tensor) or not image.is_floating_point():
         kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
         raise TypeError(
-            f"prime must be a PIL image or a tensor of floating-point pixels, got {kind}: open it with PIL"
+            f"image must be a PIL image or a tensor of floating-point pixels, got {kind}: open it with PIL"
         )
     if image.numel() and not (float(image.amin()) >= 0 and float(image.amax()) <= 1):  # False for NaN too
         raise ValueError(
-            f"prime must have pixels in [0, 1], got {float(image.amin()):g}..{float(image.amax()):g}: divide pixels "
+            f"image must have pixels in [0, 1], got {float(image.amin()):g}..{float(image.amax()):g}: divide pixels "
             "of 0..255 by 255"
         )
+
+
+def check_mask(mask: object) -> None:
+    """Raises an error unless a mask is a PIL image, or a tensor of bool or of values in [0, 1]."""
+    if isinstance(mask, Image.Image):
+        return
+    if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"mask must be a PIL image or a tensor of bool or floating-point values, got {kind}")
+    if mask.dtype != torch.bool and mask.numel() and not (float(mask.amin()) >= 0 and float(mask.amax()) <= 1):
+        raise ValueError(f"mask must have values in [0, 1], got {float(mask.amin()):g}..{float(mask.amax()):g}")
 
 
 def _is_unicode(text: str) -> bool:

@@ -11,9 +11,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image, PngImagePlugin
+from torch import Tensor
 
 from dalle_zoo.files import FileError, parse_json
+from dalle_zoo.models.quantization import Bits
+from dalle_zoo.sampling import SamplingOptions
 from dalle_zoo.version import __version__
 
 KEY = "dalle-zoo"
@@ -50,12 +54,20 @@ class ImageSettings:
     """Rows of codes that were kept, -1 where a code was sampled; None: all were sampled."""
     dtype: str = "float32"
     """Precision of the prior; other precisions round differently on other devices."""
-    quantize: str | None = None
+    quantize: Bits | None = None
     """Bits that the prior's matrices were rounded to; None: not rounded."""
     score: float | None = None
     """The ranker's score."""
     version: str = __version__
     """Version of dalle-zoo."""
+
+    def options(self) -> SamplingOptions:
+        """Temperature, filters and guidance."""
+        return SamplingOptions(**{f.name: getattr(self, f.name) for f in fields(SamplingOptions)})
+
+    def given_codes(self) -> Tensor | None:
+        """Codes that were kept, int64 (h, w); None if all were sampled."""
+        return None if self.given is None else torch.tensor(self.given)
 
     def parameters(self, width: int, height: int) -> str:
         """The text that AUTOMATIC1111's web UI writes: prompt, negative prompt, and a line of named values.

@@ -10,9 +10,10 @@ from typing import Any, Self
 
 import torch
 
-from dalle_zoo.files import new_folder, read_json, write_json
+from dalle_zoo.files import new_folder, read_json, sha256_file, write_json
 from dalle_zoo.hub import Access, upload
 from dalle_zoo.model_folder import (
+    CHECKSUMS,
     COMPONENTS,
     CONVERSION,
     INDEX,
@@ -48,6 +49,8 @@ class PretrainedModel:
         tokenizer: Encodes captions to ids.
         ranker: Scores images against captions; needed only for ``rerank``. Defaults to the ranker in ``folder``.
         folder: Folder that the model was loaded from. Defaults to none.
+        location: Name, folder or repository that it was asked for by. Defaults to the folder.
+        quantized: Bits that the prior's matrices were rounded to. Defaults to not rounded.
 
     Raises:
         ValueError: The components were not trained together, or the image tokenizer has no decoder.
@@ -60,9 +63,12 @@ class PretrainedModel:
         tokenizer: TextTokenizer,
         ranker: Ranker | None = None,
         folder: Path | None = None,
+        location: str | None = None,
+        quantized: Bits | None = None,
     ) -> None:
         self.image_tokenizer, self.prior, self.tokenizer = image_tokenizer.eval(), prior.eval(), tokenizer
-        self.folder = folder
+        self.folder, self.quantized = folder, quantized
+        self.location = location or (str(folder) if folder is not None else "not saved")
         self._ranker = ranker
         self._check_components()
 
@@ -86,10 +92,21 @@ class PretrainedModel:
         return self.prior.device
 
     @property
+    def prior_dtype(self) -> torch.dtype:
+        """Precision that the prior computes in."""
+        return next(p.dtype for p in self.prior.parameters() if p.is_floating_point())
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images, pixels."""
         c, factor = self.prior.config, self.image_tokenizer.factor
         return c.image_height * factor, c.image_width * factor
+
+    @cached_property
+    def digest(self) -> str | None:
+        """SHA-256 of the model's list of checksums, which identifies its files; None if it was not loaded."""
+        path = None if self.folder is None else self.folder / CHECKSUMS
+        return sha256_file(path) if path is not None and path.is_file() else None
 
     @cached_property
     def ranker(self) -> Ranker | None:
@@ -152,7 +169,9 @@ class PretrainedModel:
         if quantize is not None:
             quantize_weights(prior, quantize)
         image_tokenizer = load_image_tokenizer(folder / "dvae", device)
-        return cls(image_tokenizer, prior, load_text_tokenizer(folder / "tokenizer"), folder=folder)
+        tokenizer = load_text_tokenizer(folder / "tokenizer")
+        name = str(model) if isinstance(model, str | Path) else " ".join(map(str, model))
+        return cls(image_tokenizer, prior, tokenizer, folder=folder, location=name, quantized=quantize)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
         """Moves the networks.

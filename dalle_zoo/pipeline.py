@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from dalle_zoo.call import BATCH_SIZE, Call, OutputType, check_prime
+from dalle_zoo.call import BATCH_SIZE, Call, OutputType, check_image
 from dalle_zoo.hub import Access
-from dalle_zoo.images import from_pil, to_pil, to_rgb
+from dalle_zoo.image_settings import ImageSettings
+from dalle_zoo.images import to_pil
 from dalle_zoo.loading import PretrainedModel, load_component
-from dalle_zoo.sampling import SAMPLE, Callback, Progress, SamplingOptions, sample_codes
+from dalle_zoo.output import PipelineOutput
+from dalle_zoo.regions import cells_to_sample, fit_image, following, ranks_by_likelihood
+from dalle_zoo.sampling import SAMPLE, Callback, Progress, SamplingOptions, sample_codes, token_log_likelihood
 from dalle_zoo.values import as_integer
 
 # P prompts, N candidates of a prompt, B = P * N images, T text positions, h w code grid
-
-
-@dataclass(frozen=True)
-class PipelineOutput:
-    """Result of a call of the pipeline."""
-
-    images: Any
-    """Images, those of the first prompt first: a list of PIL images, an array (B, H, W, 3) or a tensor (B, 3, H, W) in
-    [0, 1], or codes (B, h, w), depending on ``output_type``."""
-    scores: Tensor | None = None
-    """The ranker's score of every returned image, (B,), best first within a prompt; None without reranking."""
-    seeds: Tensor | None = None
-    """Seed of every returned image, int64 (B,). `DallePipeline.sample` generates an image again from its seed."""
 
 
 class DallePipeline(PretrainedModel):
@@ -49,33 +39,57 @@ class DallePipeline(PretrainedModel):
         """Encodes prompts to padded text ids, int64 (P, T), on the device of the model."""
         return self.prior.encode_captions(self.tokenizer, prompts).to(self.device)
 
-    def prime_codes(self, image: Image.Image | Tensor, rows: int) -> Tensor:
-        """Encodes the top rows of an image, which sampling then continues (section 3.3).
+    def encode_image(self, image: Image.Image | Tensor) -> Tensor:
+        """Encodes an image to codes.
 
         Args:
-            image: A PIL image, resized and cropped to the model's size, or pixels in [0, 1], (3, H, W).
-            rows: Rows of the code grid to keep, 1 to the grid's height.
+            image: A PIL image, cropped at its center and resized to the model's size, or pixels in [0, 1], (3, H, W).
 
         Returns:
-            Codes for `sample`, int64 (1, h, w): those of the image in the rows to keep, `SAMPLE` below.
+            Codes, int64 (h, w), on the CPU.
 
         Raises:
             TypeError: The image is neither a PIL image nor a tensor of floating-point numbers.
-            ValueError: The rows, the shape of the image or its pixels do not fit the model.
+            ValueError: The shape of the image or its pixels do not fit the model.
         """
-        rows = as_integer(
-            "prime_rows", rows, least=1, most=self.prior.config.image_height, meaning=" (rows of the code grid)"
-        )
-        pixels = self.image_size
-        check_prime(image)
-        if isinstance(image, Image.Image):
-            image = from_pil(ImageOps.fit(to_rgb(image), (pixels[1], pixels[0]), Image.Resampling.LANCZOS))
-        if image.shape != (3, *pixels):  # codes of another size would fill the wrong cells
-            raise ValueError(f"prime must be a PIL image or have shape {(3, *pixels)}, got {tuple(image.shape)}")
+        check_image(image)
+        size = self.image_size
+        pixels = fit_image(image, size) if isinstance(image, Image.Image) else image
+        if pixels.shape != (3, *size):  # codes of another size would fill the wrong cells
+            raise ValueError(f"image must be a PIL image or have shape {(3, *size)}, got {tuple(pixels.shape)}")
         with torch.inference_mode():
-            codes = self.image_tokenizer.encode(image[None].to(self.device))
-        codes = codes.clone()
-        codes[:, rows:] = SAMPLE
+            return self.image_tokenizer.encode(pixels[None].to(self.device))[0].cpu().clone()
+
+    def kept_codes(
+        self,
+        image: Image.Image | Tensor,
+        *,
+        mask: Image.Image | Tensor | None = None,
+        prime_rows: int | None = None,
+    ) -> Tensor:
+        """Codes of the part of an image that generation keeps.
+
+        Args:
+            image: The image, as for `encode_image`.
+            mask: White where to generate; a cell that is white anywhere is generated. See `cells_to_sample`. Defaults
+                to none.
+            prime_rows: Rows of the code grid to keep, from the top, if there is no mask (section 3.3; the paper keeps
+                15 of 32). Defaults to half of them.
+
+        Returns:
+            Codes for `sample`, int64 (h, w), with `SAMPLE` where to sample.
+
+        Raises:
+            TypeError: The image is neither a PIL image nor a tensor of floating-point numbers.
+            ValueError: The rows, a shape or pixels do not fit the model.
+        """
+        codes = self.encode_image(image)
+        if mask is not None:
+            codes[cells_to_sample(mask, self.image_size, (len(codes), codes.shape[1]))] = SAMPLE
+            return codes
+        height = len(codes)
+        rows = max(height // 2, 1) if prime_rows is None else prime_rows
+        codes[as_integer("prime_rows", rows, least=1, most=height, meaning=" (rows of the code grid)") :] = SAMPLE
         return codes
 
     def sample(
@@ -85,6 +99,7 @@ class DallePipeline(PretrainedModel):
         options: SamplingOptions | None = None,
         *,
         given: Tensor | None = None,
+        negative: Tensor | None = None,
         window: int | None = None,
         batch_size: int = BATCH_SIZE,
         callback: Callback | None = None,
@@ -97,8 +112,10 @@ class DallePipeline(PretrainedModel):
             text: Text ids from `encode_text`, int64 (P, T).
             seeds: One seed per image, int64 (P, N), for example from `derive_seed`.
             options: Temperature, filters and guidance. Defaults to plain sampling.
-            given: Codes that the images of each prompt keep, int64 (P, h, w), or (1, h, w) for all prompts, with
-                `SAMPLE` where to sample, for example from `prime_codes`. Defaults to none.
+            given: Codes that the images of each prompt keep, int64 (P, h, w), or (h, w) for all prompts, with
+                `SAMPLE` where to sample, for example from `kept_codes`. Defaults to none.
+            negative: Text ids of negative prompts, int64 (P, T), which guidance leads away from. Defaults to the empty
+                caption.
             window: Number of tokens that each pass guesses and checks, see `__call__`. Defaults to one token per pass.
             batch_size: Number of images generated at once; affects memory and time only. Defaults to 64.
             callback: Called after every pass with a `Progress`, whose codes are those of all batches. An exception
@@ -114,7 +131,7 @@ class DallePipeline(PretrainedModel):
         if seeds.ndim != 2 or len(seeds) != len(text):
             raise ValueError(f"seeds must have shape ({len(text)}, N), one row per prompt, got {tuple(seeds.shape)}")
         prompts, count = seeds.shape
-        if given is not None and len(given) == 1:
+        if given is not None and given.ndim == 2:
             given = given.expand(prompts, -1, -1)
         per_batch = max(batch_size // max(count, 1), 1)  # complete prompts while they fit, else parts of one prompt
         jobs = [
@@ -131,6 +148,7 @@ class DallePipeline(PretrainedModel):
                 seeds[p, n].to(self.device),
                 options,
                 given=given[p].to(self.device) if given is not None else None,
+                negative=negative[p].to(self.device) if negative is not None else None,
                 window=window,
                 callback=None if callback is None else _of_batch(callback, codes, (p, n), number, len(jobs)),
             )
@@ -167,14 +185,17 @@ class DallePipeline(PretrainedModel):
         *,
         num_images_per_prompt: int = 1,
         rerank: int | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | Tensor | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
         guidance_scale: float = 1.0,
-        prime: Image.Image | Tensor | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        image: Image.Image | Tensor | None = None,
+        mask: Image.Image | Tensor | None = None,
         prime_rows: int | None = None,
+        given: Tensor | None = None,
         window: int | None = None,
         batch_size: int = BATCH_SIZE,
         output_type: OutputType = "pil",
@@ -186,17 +207,25 @@ class DallePipeline(PretrainedModel):
         Args:
             prompt: A prompt or a list of prompts.
             num_images_per_prompt: Number N of images to generate per prompt. Defaults to 1.
-            rerank: Number of images to keep per prompt, ranked by CLIP-style score, best first. Defaults to all of
-                them, unranked.
-            seed: Seed for sampling. The same seed gives the same images for any batch size.
+            rerank: Number of images to keep per prompt, ranked, best first: by CLIP-style score or, if a mask keeps
+                cells after sampled ones, by the log-likelihood of those cells, which sampling in raster order cannot
+                see. Defaults to all of them, unranked.
+            seed: Seed for sampling, or one seed per image. The same seed gives the same images for any batch size. A
+                single seed is that of the first image, so a returned seed generates its image again.
             generator: Source of randomness instead of a seed: one generator for the call, or a list with one generator
                 per image. Without seed and generator, the global generator is used, so `torch.manual_seed` applies.
             temperature: Divides the logits; 0 takes the most likely token. Defaults to 1.
             top_k: Sample among the k most likely image tokens. Defaults to all tokens.
             top_p: Sample among the most likely image tokens whose probability reaches p. Defaults to all tokens.
             guidance_scale: Scale of classifier-free guidance. Defaults to 1, no guidance.
-            prime: Image whose top rows are kept. Defaults to none.
-            prime_rows: Number of rows of the code grid to keep (the paper keeps 15 of 32). Defaults to half of them.
+            negative_prompt: Text that guidance leads away from, in place of the empty caption: one for all prompts or
+                one for each. Defaults to none.
+            image: Image of which a part is kept. Defaults to none.
+            mask: Which part is generated again: white pixels, and every cell of the code grid that they touch; all
+                other codes are kept. `shift_image` makes both for out-painting. Defaults to none.
+            prime_rows: Without a mask, number of rows of the code grid to keep from the top (section 3.3; the paper
+                keeps 15 of 32). Defaults to half of them.
+            given: Codes to keep, int64 (h, w), with `SAMPLE` where to sample, instead of an image. Defaults to none.
             window: Number of tokens that each pass guesses and checks: the same images in fewer passes, which is
                 faster for at most 4 images at once. Not every prior supports it. Defaults to one token per pass.
             batch_size: Number of images generated at once; affects memory and time only. Defaults to 64.
@@ -215,52 +244,160 @@ class DallePipeline(PretrainedModel):
             ValueError: An argument is out of range, or the model lacks what it needs.
         """
         call = Call(
-            prompt, num_images_per_prompt, rerank, seed, generator, prime, prime_rows, window, batch_size, output_type
+            prompt,
+            num_images_per_prompt,
+            rerank,
+            seed,
+            generator,
+            image,
+            mask,
+            prime_rows,
+            given,
+            negative_prompt,
+            window,
+            batch_size,
+            output_type,
         )
         options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, guidance_scale=guidance_scale)
-        if call.rerank is not None and self.ranker is None:
+        if negative_prompt is not None and not options.guided:
+            raise ValueError("negative_prompt acts through guidance: set guidance_scale to another value than 1")
+        if image is not None:
+            given = self.kept_codes(image, mask=mask, prime_rows=call.prime_rows)
+        if call.rerank is not None and not ranks_by_likelihood(given) and self.ranker is None:
             raise ValueError("rerank needs a ranker, and this model has none: omit rerank")
-        primed = self._primed(call)
-        seeds = call.seeds()
+        seeds, text = call.seeds(), self.encode_text(call.prompts)
         codes = self.sample(
-            self.encode_text(call.prompts),
+            text,
             seeds,
             options,
-            given=primed,
+            given=given,
+            negative=None if call.negative_prompt is None else self.encode_text(call.negative_prompt),
             window=call.window,
             batch_size=call.batch_size,
             callback=callback,
         )
         scores = None
         if call.rerank is not None:
-            codes, seeds, scores = self._rerank(call.prompts, codes, seeds, call.rerank, call.batch_size)
+            scores = self.rank(call.prompts, text, codes, given, call.batch_size)
+            scores, best = scores.sort(descending=True, stable=True)
+            best, scores = best[:, : call.rerank], scores[:, : call.rerank]
+            codes, seeds = codes.take_along_dim(best[..., None, None], 1), seeds.take_along_dim(best, 1)
         images = self._output(codes.flatten(0, 1), output_type, call.batch_size)
         if not return_dict:
             return (images,)
-        return PipelineOutput(images, None if scores is None else scores.flatten(), seeds.flatten())
+        flat_scores = None if scores is None else scores.flatten()
+        settings = self._settings(call, options, given, seeds, scores)
+        return PipelineOutput(images, flat_scores, seeds.flatten(), settings)
 
-    def _primed(self, call: Call) -> Tensor | None:
-        """Codes that every image keeps, int64 (1, h, w); None without an image."""
-        if call.prime is None:
-            return None
-        rows = call.prime_rows if call.prime_rows is not None else max(self.prior.config.image_height // 2, 1)
-        return self.prime_codes(call.prime, rows)
+    def _settings(
+        self, call: Call, options: SamplingOptions, given: Tensor | None, seeds: Tensor, scores: Tensor | None
+    ) -> list[ImageSettings]:
+        """What every image was generated with, in the order of the images."""
+        common: dict[str, Any] = {
+            **asdict(options),
+            "model": self.location,
+            "model_digest": self.digest,
+            "given": None if given is None else tuple(map(tuple, given.tolist())),
+            "dtype": str(self.prior_dtype).removeprefix("torch."),
+            "quantize": self.quantized,
+        }
+        negative: Sequence[str | None] = call.negative_prompt or [None] * len(call.prompts)
+        rows = [[None] * seeds.shape[1]] * len(seeds) if scores is None else scores.tolist()
+        return [
+            ImageSettings(prompt=prompt, negative_prompt=other, seed=seed, score=score, **common)
+            for prompt, other, row, some in zip(call.prompts, negative, seeds.tolist(), rows, strict=True)
+            for seed, score in zip(row, some, strict=True)
+        ]
 
-    def _rerank(
-        self, prompts: list[str], codes: Tensor, seeds: Tensor, keep: int, batch_size: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Best ``keep`` candidates of every prompt: codes (P, keep, h, w), seeds and scores (P, keep)."""
-        assert self.ranker is not None
-        best_codes, best_seeds, best_scores = [], [], []
-        for number, caption in enumerate(prompts):
-            with torch.inference_mode():
-                images = self.decode(codes[number], batch_size).to(self.device)
-                scores = self.ranker.scores(images, [caption] * len(images)).cpu()
-            best = scores.argsort(descending=True, stable=True)[:keep]
-            best_codes.append(codes[number, best])
-            best_seeds.append(seeds[number, best])
-            best_scores.append(scores[best])
-        return torch.stack(best_codes), torch.stack(best_seeds), torch.stack(best_scores)
+    def score(self, images: Sequence[Image.Image] | Tensor, texts: Sequence[str]) -> Tensor:
+        """The ranker's score of images against texts.
+
+        Args:
+            images: B images, or pixels in [0, 1], (B, 3, H, W).
+            texts: One text per image.
+
+        Returns:
+            Scores on the CPU, (B,): the larger, the better the text describes the image.
+
+        Raises:
+            ValueError: The model has no ranker, or the numbers of images and texts differ.
+        """
+        if self.ranker is None:
+            raise ValueError("this model has no ranker: log_likelihood scores images by the prior")
+        pixels = self._as_pixels(images, texts)
+        with torch.inference_mode():
+            return self.ranker.scores(pixels.to(self.device), list(texts)).cpu()
+
+    def log_likelihood(self, images: Sequence[Image.Image] | Tensor, texts: Sequence[str]) -> Tensor:
+        """The prior's own log-likelihood of images given texts.
+
+        Args:
+            images: B images, or pixels in [0, 1], (B, 3, H, W).
+            texts: One text per image.
+
+        Returns:
+            Sums over the image tokens, natural logarithm, (B,) on the CPU.
+
+        Raises:
+            ValueError: The numbers of images and texts differ.
+        """
+        pixels = self._as_pixels(images, texts)
+        codes = torch.stack([self.encode_image(each) for each in pixels])
+        return token_log_likelihood(self.prior, self.encode_text(texts), codes).flatten(1).sum(1)
+
+    def rank_captions(self, image: Image.Image | Tensor, captions: Sequence[str]) -> list[tuple[str, float]]:
+        """Captions an image by choosing among candidates: those under which the prior finds it most likely first.
+
+        Args:
+            image: A PIL image, or pixels in [0, 1], (3, H, W).
+            captions: Candidates, at least one.
+
+        Returns:
+            Captions with the log-likelihood of the image, best first.
+        """
+        codes = self.encode_image(image).expand(len(captions), -1, -1)
+        values = token_log_likelihood(self.prior, self.encode_text(captions), codes).flatten(1).sum(1)
+        best = values.argsort(descending=True, stable=True).tolist()
+        return [(captions[index], float(values[index])) for index in best]
+
+    def rank(
+        self,
+        prompts: Sequence[str],
+        text: Tensor,
+        codes: Tensor,
+        given: Tensor | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> Tensor:
+        """Scores candidates: by the ranker, or by how well sampled cells lead to kept cells that follow them.
+
+        Args:
+            prompts: P prompts.
+            text: Their text ids, int64 (P, T).
+            codes: Complete codes, int64 (P, N, h, w).
+            given: Kept codes, int64 (h, w), with `SAMPLE` elsewhere. If any of them follows a sampled cell in raster
+                order, the score is the log-likelihood of those that do. Defaults to none.
+            batch_size: Number of images decoded at once. Defaults to 64.
+
+        Returns:
+            Scores, (P, N).
+        """
+        count = codes.shape[1]
+        if given is not None and ranks_by_likelihood(given):
+            values = token_log_likelihood(self.prior, text.cpu().repeat_interleave(count, 0), codes.flatten(0, 1))
+            return (values * following(given)).sum((1, 2)).view(codes.shape[:2])
+        rows = [
+            self.score(self.decode(candidates, batch_size), [prompt] * count)
+            for prompt, candidates in zip(prompts, codes, strict=True)
+        ]
+        return torch.stack(rows)
+
+    def _as_pixels(self, images: Sequence[Image.Image] | Tensor, texts: Sequence[str]) -> Tensor:
+        """Pixels of the model's size, (B, 3, H, W)."""
+        if len(images) != len(texts):
+            raise ValueError(f"expected one text per image, got {len(images)} images and {len(texts)} texts")
+        if isinstance(images, Tensor):
+            return images
+        return torch.stack([fit_image(image, self.image_size) for image in images])
 
     def _output(self, codes: Tensor, output_type: OutputType, batch_size: int) -> Any:
         if output_type == "latent":

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dalle_zoo.call import Call, check_prime
+from dalle_zoo.call import Call, check_image
 
 
 @pytest.mark.parametrize("prompt", [None, 5, Path("prompts.txt"), {"a": 1}, [], [b"a"], ["a", None]])
@@ -55,5 +55,5 @@ def test_one_seed_whatever_its_type() -> None:
 )
 def test_an_image_to_continue(image: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
-        check_prime(image)
-    check_prime(torch.rand(3, 8, 8))
+        check_image(image)
+    check_image(torch.rand(3, 8, 8))

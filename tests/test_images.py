@@ -104,7 +104,7 @@ def test_images_of_a_killed_call_are_removed_by_the_next(
     root = tmp_path / "root"
     root.mkdir()
     old, new, last = (
-        {f"{number}.png": Image.new("L", (1, 1), color) for number in range(count)}
+        {f"{number}.png": (Image.new("L", (1, 1), color), None) for number in range(count)}
         for color, count in ((1, 3), (2, 2), (3, 1))
     )
     save_images(old, root)

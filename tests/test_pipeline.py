@@ -243,8 +243,8 @@ def test_the_top_of_an_image_is_kept(pipe: DallePipeline, rows: int | None) -> N
     image = Image.fromarray(noise)
     retained = rows or 1  # half of 3 rows, rounded down
     given = pipe.image_tokenizer.encode(from_pil(image)[None])[0, :retained]
-    for prime in (image, from_pil(image)):
-        codes = pipe(["ab", "c"], num_images_per_prompt=4, prime=prime, prime_rows=rows, seed=0, output_type="latent")
+    for source in (image, from_pil(image)):
+        codes = pipe(["ab", "c"], num_images_per_prompt=4, image=source, prime_rows=rows, seed=0, output_type="latent")
         assert torch.equal(codes.images[:, :retained], given.expand(8, -1, -1))
         different = len(codes.images.unique(dim=0))
         assert (
@@ -254,7 +254,7 @@ def test_the_top_of_an_image_is_kept(pipe: DallePipeline, rows: int | None) -> N
 
 def test_any_pil_image_is_brought_to_size(pipe: DallePipeline) -> None:
     for mode, size in (("RGB", (100, 30)), ("L", (5, 5)), ("RGBA", (WIDTH, HEIGHT)), ("P", (64, 64))):
-        assert pipe.prime_codes(Image.new(mode, size), 2).shape == (1, 3, 4)
+        assert pipe.kept_codes(Image.new(mode, size), prime_rows=2).shape == (3, 4)
 
 
 # ------------------------------------------------------------ progress
@@ -310,26 +310,26 @@ GENERATOR = torch.Generator()
         ({"rerank": 0}, ValueError, "rerank must be an integer in 1"),
         ({"seed": 1, "generator": GENERATOR}, ValueError, "give seed or generator, not both"),
         ({"generator": [GENERATOR] * 3}, ValueError, "expected 4 generators, one per image, got 3"),
-        ({"prime_rows": 1}, ValueError, "prime_rows needs prime"),
+        ({"prime_rows": 1}, ValueError, "prime_rows needs image"),
         (
-            {"prime": Image.new("RGB", (9, 9)), "prime_rows": 4},
+            {"image": Image.new("RGB", (9, 9)), "prime_rows": 4},
             ValueError,
             r"prime_rows must be .* in 1\.\.3 .* got 4",
         ),
         (
-            {"prime": Image.new("RGB", (9, 9)), "prime_rows": 0},
+            {"image": Image.new("RGB", (9, 9)), "prime_rows": 0},
             ValueError,
             "prime_rows must be .* at least 1, got 0",
         ),
-        ({"prime": torch.rand(3, 12, 12)}, ValueError, r"prime must be a PIL image or have shape \(3, 12, 16\), got"),
-        ({"prime": torch.rand(1, 3, 12, 16)}, ValueError, r"prime must be a PIL image or have shape \(3, 12, 16\)"),
+        ({"image": torch.rand(3, 12, 12)}, ValueError, r"image must be a PIL image or have shape \(3, 12, 16\), got"),
+        ({"image": torch.rand(1, 3, 12, 16)}, ValueError, r"image must be a PIL image or have shape \(3, 12, 16\)"),
         ({"temperature": -1}, ValueError, "temperature must be"),
         ({"top_k": 0}, ValueError, "top_k must be"),
         ({"guidance_scale": float("inf")}, ValueError, "guidance_scale must be a finite number"),
         ({"window": 0}, ValueError, "window must be an integer of at least 1"),
         ({"rerank": 1.0}, TypeError, "rerank must be an integer"),
-        ({"prime": torch.full((3, 12, 16), 200.0)}, ValueError, r"prime must have pixels in \[0, 1\], got 200..200"),
-        ({"prime": torch.full((3, 12, 16), torch.nan)}, ValueError, r"prime must have pixels in \[0, 1\], got nan"),
+        ({"image": torch.full((3, 12, 16), 200.0)}, ValueError, r"image must have pixels in \[0, 1\], got 200..200"),
+        ({"image": torch.full((3, 12, 16), torch.nan)}, ValueError, r"image must have pixels in \[0, 1\], got nan"),
         (
             {"window": 8, "num_images_per_prompt": 5},
             ValueError,
@@ -349,7 +349,7 @@ def test_nothing_is_sampled_for_a_call_that_must_fail(pipe: DallePipeline) -> No
     def sampled(*_: object) -> None:
         raise AssertionError("sampled before the arguments were checked")
 
-    for wrong in ({"rerank": 1.0}, {"rerank": True}, {"prime": torch.rand(3, 5, 5)}):
+    for wrong in ({"rerank": 1.0}, {"rerank": True}, {"image": torch.rand(3, 5, 5)}):
         with pytest.raises((TypeError, ValueError)):
             pipe("ab", callback=sampled, **wrong)
 

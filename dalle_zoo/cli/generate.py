@@ -1,106 +1,87 @@
-"""``dalle-zoo demo | generate | reconstruct``: generated images and reconstructions."""
+"""``dalle-zoo generate``: images from prompts."""
 
 from __future__ import annotations
 
-import gc
-import itertools
-import time
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dalle_zoo.claims import CLAIM
-from dalle_zoo.cli.errors import UserError, check_device
-from dalle_zoo.cli.outputs import check_file, check_folder
+from dalle_zoo.cli.errors import UserError
+from dalle_zoo.cli.outputs import check_folder
 from dalle_zoo.cli.parser import parser
-from dalle_zoo.files import check_ending
+from dalle_zoo.cli.sampling import (
+    DTYPES,
+    MODEL_HELP,
+    check_out,
+    choose_device,
+    region,
+    sampling_options,
+    save_sheet,
+    square_columns,
+    with_bar,
+    without_collection,
+)
 from dalle_zoo.workspaces import claimed_folder
 
-DEMO_PROMPTS = (
-    "a 3d emoji of a red apple",
-    "a flat emoji of a grinning face",
-    "a cartoon emoji of a blue heart",
-    "a blob emoji of a star",
-)
-"""Captions of the demo's rows when none is asked for, all of the training set."""
-DEMO_TEMPERATURE = 0.7
-"""Where the bundled weights generate best (model_cards/emoji64.md)."""
-DTYPES = ("float32", "bfloat16", "float16")
-"""What a prior can compute in; float16 is slow on most CPUs."""
-
-
-@contextmanager
-def without_collection() -> Iterator[None]:
-    """Disables Python's cyclic garbage collection during imports.
-
-    Importing PyTorch creates half a million permanent objects; scanning them repeatedly takes a tenth of the time.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        if not gc.get_freeze_count():  # once per process: later collections skip what was imported
-            gc.freeze()
-        gc.enable()
-
-
-def demo(arguments: list[str]) -> None:
-    """Sixteen images from the bundled weights."""
-    p = parser("demo", "Generate a grid of 16 images with the bundled weights.")
-    p.add_argument("prompt", nargs="?", help="caption (default: four of our own)")
-    p.add_argument("--seed", type=int, default=0, help="seed (0)")
-    p.add_argument("--out", type=Path, default=Path("demo.png"), help="PNG to write (demo.png, replaced)")
-    options = p.parse_args(arguments)
-    check_ending("--out", options.out)
-    check_file("--out", options.out)
-    prompts = [options.prompt] if options.prompt else list(DEMO_PROMPTS)
-    start = time.perf_counter()
-    with without_collection():
-        from dalle_zoo.call import Call
-        from dalle_zoo.pipeline import DallePipeline
-
-    call = {"num_images_per_prompt": 16 // len(prompts), "seed": options.seed}
-    Call(prompts, **call)  # raises for what cannot be generated
-    pipe = DallePipeline.from_pretrained("emoji64")
-    images = _with_bar(pipe, prompts, **call, temperature=DEMO_TEMPERATURE, output_type="pt")
-    _save_sheet(images, prompts, columns=4, out=options.out)
-    print(f"{options.out.resolve()}  ({time.perf_counter() - start:.1f} s)")
-
-
-MODEL_HELP = "bundled name, folder such as ./mine, org/name, or weights that `dalle-zoo convert` knows (emoji64)"
+if TYPE_CHECKING:
+    from dalle_zoo.models.quantization import Bits
 
 
 def generate(arguments: list[str]) -> None:
-    """Images from a prompt."""
+    """Images from prompts."""
     p = parser(
         "generate",
-        "Generate images from a prompt.\n\n"
-        '  dalle-zoo generate "a 3d emoji of a red apple" -n 16 --rerank 4 --seed 0 --out grid.png',
+        "Generate images from prompts.\n\n"
+        '  dalle-zoo generate "a 3d emoji of a red apple" -n 16 --rerank 4 --seed 0 --out grid.png\n'
+        '  dalle-zoo generate "a red apple" --image photo.png --mask mask.png    generate the white part again\n'
+        "  dalle-zoo generate --prompts prompts.txt --folder images              an image file per image, resumable\n"
+        "  dalle-zoo generate --like image.png                                   the same image again",
     )
-    p.add_argument("prompt", nargs="+", help="captions, each in quotes")
-    p.add_argument("--model", default="emoji64", help=MODEL_HELP)
-    p.add_argument("-n", "--num-images", type=int, default=16, help="candidates of every caption (16)")
-    p.add_argument("--rerank", type=int, help="keep so many, those the ranker scores best")
-    p.add_argument("--seed", type=int, help="same seed, same images (default: a new one each time)")
-    p.add_argument("--temperature", type=float, default=1.0, help="divides the logits (1)")
-    p.add_argument("--top-k", type=int, help="sample among the k most likely image tokens")
-    p.add_argument("--top-p", type=float, help="sample among the tokens that together reach p")
-    p.add_argument("--guidance-scale", type=float, default=1.0, help="classifier-free guidance scale (1: none)")
-    p.add_argument("--prime", type=Path, help="image whose top rows are kept")
-    p.add_argument("--prime-rows", type=int, help="rows of the code grid to keep (half)")
-    p.add_argument("--window", type=int, help="tokens run at once, guessed and checked: same images, for 1 to 4")
-    p.add_argument("--batch-size", type=int, default=64, help="images at once (64)")
-    p.add_argument("--device", default="cpu", help="cpu, cuda, … (cpu)")
-    p.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the prior (float32)")
+    p.add_argument("prompt", nargs="*", help="one or more prompts, each in quotes")
+    p.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="prompts, one per line (.txt) or JSON object (.jsonl); -: standard input",
+    )
+    p.add_argument("--like", type=Path, metavar="PNG", help="generate an image again from its own settings")
+    p.add_argument("--model", help=MODEL_HELP)
+    p.add_argument("-n", "--num-images", type=int, help="number of images per prompt [16; 1 with --prompts]")
+    p.add_argument("--rerank", type=int, help="number of images to keep per prompt, ranked by score [all]")
+    p.add_argument("--seed", type=int, help="seed for sampling; the same seed gives the same images [random]")
+    p.add_argument("--temperature", type=float, help="sampling temperature [1]")
+    p.add_argument("--top-k", type=int, help="sample among the k most likely image tokens [all]")
+    p.add_argument("--top-p", type=float, help="sample among the most likely tokens that together reach p [all]")
+    p.add_argument("--guidance-scale", type=float, help="classifier-free guidance scale [1: no guidance]")
+    p.add_argument("--negative-prompt", help="text that guidance leads away from [the empty caption]")
+    p.add_argument("--image", type=Path, help="image of which a part is kept")
+    p.add_argument("--mask", type=Path, help="which part of it is generated again: white pixels")
+    p.add_argument("--shift", metavar="X,Y", help="move the image by pixels and generate what becomes empty")
+    p.add_argument("--prime-rows", type=int, help="rows of the code grid to keep, without a mask [half]")
+    p.add_argument(
+        "--window",
+        type=int,
+        help="tokens guessed and checked per pass; same images, faster for at most 4 images [off]",
+    )
+    p.add_argument("--batch-size", type=int, default=64, help="images generated at once [64]")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, … [auto: a GPU if there is one]")
+    p.add_argument("--dtype", choices=DTYPES, help="precision of the prior [float32]")
     p.add_argument("--quantize", choices=("int8", "int4"), help="round the prior's matrices to 8 or 4 bits")
-    p.add_argument("--out", type=Path, default=Path("grid.png"), help="the grid, a PNG (grid.png)")
-    p.add_argument("--folder", type=Path, help="also write every image to this folder")
+    p.add_argument("--out", type=Path, help="the grid, a PNG file [grid.png]")
+    p.add_argument("--folder", type=Path, help="also write every image to this folder [images, with --prompts]")
     p.add_argument("--overwrite", action="store_true", help="replace the grid, and the images of the previous call")
     options = p.parse_args(arguments)
-    _check_out(options.out, options.overwrite)
+    _check_source(options)
+    if options.prompts is not None:
+        from dalle_zoo.cli.prompt_file import generate_file
+
+        generate_file(options)
+        return
+    options.out = options.out or Path("grid.png")
+    check_out(options.out, options.overwrite)
     if options.folder:
         check_folder("--folder", options.folder)
     with claimed_folder(options.folder) if options.folder else nullcontext():
@@ -109,110 +90,64 @@ def generate(arguments: list[str]) -> None:
         _generate(options)
 
 
+def _check_source(options: Namespace) -> None:
+    """Raises `UserError` unless the prompts come from one place."""
+    sources = [name for name in ("prompt", "prompts", "like") if getattr(options, name)]
+    if len(sources) != 1:
+        raise UserError(f"give one of PROMPT, --prompts FILE and --like PNG, got {', '.join(sources) or 'none'}")
+    for prompt in options.prompt:
+        if Path(prompt).suffix in (".txt", ".jsonl") and Path(prompt).is_file():
+            raise UserError(f"{prompt} is a file: use --prompts {prompt} for the prompts in it")
+    if options.like:
+        fixed = ("model", "num_images", "rerank", "seed", "temperature", "top_k", "top_p", "guidance_scale",
+                 "negative_prompt", "image", "mask", "shift", "prime_rows", "dtype", "quantize")  # fmt: skip
+        if given := [f"--{name.replace('_', '-')}" for name in fixed if getattr(options, name) is not None]:
+            raise UserError(f"--like takes all settings from the file, and {', '.join(given)} would change them")
+
+
 def _generate(options: Namespace) -> None:
     with without_collection():
         import torch
 
         from dalle_zoo.call import Call
-        from dalle_zoo.images import save_images, to_pil
+        from dalle_zoo.image_settings import read_settings
+        from dalle_zoo.images import save_images, save_png, to_pil
         from dalle_zoo.pipeline import DallePipeline
-        from dalle_zoo.sampling import SamplingOptions
 
-    check_device(options.device)
-    sampling = SamplingOptions(
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        guidance_scale=options.guidance_scale,
-    )
-    call = {
-        "num_images_per_prompt": options.num_images,
+    device = choose_device(options.device)
+    like = read_settings(options.like) if options.like else None
+    sampling = sampling_options(options) if like is None else like.options()
+    prompts = options.prompt if like is None else [like.prompt]
+    call = region(options) | {
+        "num_images_per_prompt": options.num_images or 16 if like is None else 1,
         "rerank": options.rerank,
-        "seed": options.seed,
-        "prime": _open_image(options.prime) if options.prime else None,
-        "prime_rows": options.prime_rows,
+        "seed": options.seed if like is None else like.seed,
+        "negative_prompt": options.negative_prompt if like is None else like.negative_prompt,
         "window": options.window,
         "batch_size": options.batch_size,
     }
-    Call(options.prompt, **call)  # raises for what no model can generate
-    dtype = getattr(torch, options.dtype)
-    pipe = DallePipeline.from_pretrained(options.model, device=options.device, dtype=dtype, quantize=options.quantize)
-    images = _with_bar(pipe, options.prompt, **call, **asdict(sampling), output_type="pt")
-    each = options.rerank or options.num_images
+    Call(prompts, **call)  # raises for what no model can generate
+    dtype = getattr(torch, options.dtype or (like.dtype if like else "float32"))
+    quantize: Bits | None = like.quantize if like else options.quantize
+    pipe = DallePipeline.from_pretrained(
+        like.model if like else options.model or "emoji64",
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+    )
+    if like is not None:
+        call |= {"given": like.given_codes()}
+        if like.model_digest != pipe.digest:
+            raise UserError(f"{options.like} was generated with other weights of {like.model}: pixels would differ")
+    output = with_bar(pipe, prompts, **call, **asdict(sampling), output_type="pt")
+    each = len(output.images) // len(prompts)
     if options.folder:
-        names = (f"{index // each:03d}-{index % each:03d}.png" for index in itertools.count())
-        save_images(dict(zip(names, to_pil(images), strict=False)), options.folder)
-    columns = each if len(options.prompt) > 1 else _columns(each)
-    _save_sheet(images, options.prompt, columns=columns, out=options.out)
+        named = zip(to_pil(output.images), output.settings, strict=True)
+        save_images({f"{k // each:03d}-{k % each:03d}.png": image for k, image in enumerate(named)}, options.folder)
+    columns = each if len(prompts) > 1 else square_columns(each)
+    if len(output.images) == 1:
+        save_png(to_pil(output.images)[0], options.out, output.settings[0])
+    else:
+        save_sheet(output.images, prompts, columns=columns, out=options.out)
+    print(f"seeds: {' '.join(map(str, output.seeds.tolist()))}")
     print(options.out.resolve())
-
-
-def reconstruct(arguments: list[str]) -> None:
-    """Images through the image tokenizer and back, side by side."""
-    p = parser("reconstruct", "Put images through the image tokenizer and back: originals above, results below.")
-    p.add_argument("files", nargs="+", type=Path, help="images")
-    p.add_argument("--model", default="emoji64", help=MODEL_HELP)
-    p.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="PNG to write (reconstructions.png)")
-    p.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    options = p.parse_args(arguments)
-    _check_out(options.out, options.overwrite)
-
-    import torch
-
-    from dalle_zoo.data import center_transform
-    from dalle_zoo.images import image_rows, psnr, save_png
-    from dalle_zoo.networks import load_image_tokenizer
-    from dalle_zoo.zoo import find_component
-
-    net = load_image_tokenizer(find_component(options.model, "dvae"))
-    images = torch.stack([center_transform(_open_image(path), net.image_size) for path in options.files]).float() / 255
-    with torch.inference_mode():
-        back = net.decode(net.encode(images))
-    for path, value in zip(options.files, psnr(back, images).tolist(), strict=True):
-        print(f"{path}: {value:.1f} dB")
-    print(save_png(image_rows(images, back), options.out).resolve())
-
-
-def _check_out(path: Path, overwrite: bool) -> None:
-    """Refuses what cannot be written, before any work."""
-    check_ending("--out", path)
-    check_file("--out", path, overwrite=overwrite)
-
-
-def _open_image(path: Path) -> Any:
-    from dalle_zoo.data import CorruptImageError, decode_image
-
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: expected an image file")
-    try:
-        return decode_image(path.read_bytes())
-    except CorruptImageError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def _columns(count: int) -> int:
-    """Columns of a nearly square grid."""
-    return next(c for c in range(1, count + 1) if c * c >= count)
-
-
-def _with_bar(pipe: Any, prompts: list[str], **options: Any) -> Any:
-    """Calls the pipeline with a progress bar over all tokens."""
-    from tqdm import tqdm
-
-    with tqdm(unit="token", desc="sampling") as bar:
-
-        def show(progress: Any) -> None:
-            bar.total = progress.total
-            bar.update(progress.done - bar.n)
-
-        return pipe(prompts, callback=show, **options).images
-
-
-def _save_sheet(images: Any, prompts: list[str], columns: int, out: Path) -> None:
-    """A grid with the captions written above their images."""
-    from dalle_zoo.images import caption_sheet, save_png
-
-    save_png(caption_sheet(images, prompts, columns), out)
-
-
-__all__ = ["demo", "generate", "reconstruct"]

@@ -13,10 +13,10 @@ from dalle_zoo.registry import suggest
 from dalle_zoo.version import __version__
 
 COMMANDS = {
-    "demo": ("dalle_zoo.cli.generate:demo", "generate a grid of 16 images with the bundled weights"),
+    "demo": ("dalle_zoo.cli.demo:demo", "generate a grid of 16 images with the bundled weights"),
     "generate": ("dalle_zoo.cli.generate:generate", "generate images from a prompt"),
     "reconstruct": (
-        "dalle_zoo.cli.generate:reconstruct",
+        "dalle_zoo.cli.reconstruct:reconstruct",
         "encode images with the image tokenizer and decode them",
     ),
     "recipes": ("dalle_zoo.cli.listing:recipes", "list the recipes, or print one"),

@@ -43,6 +43,7 @@ def sample_codes(
     options: SamplingOptions | None = None,
     *,
     given: Tensor | None = None,
+    negative: Tensor | None = None,
     window: int | None = None,
     graph: bool = True,
     callback: Callback | None = None,
@@ -57,6 +58,7 @@ def sample_codes(
         given: Codes that every candidate of a prompt keeps, int64 (P, h, w), with `SAMPLE` (-1) at the cells to
             sample: the top rows of an image (section 3.3 of the paper), or any region. Cells are sampled in raster
             order, so a sampled cell depends on the kept cells before it, not on those after it. Defaults to none.
+        negative: Text ids that guidance leads away from, int64 (P, T). Defaults to the empty caption.
         window: Number W of tokens that each pass guesses and checks (`sampling.jacobi`): the same codes in fewer and
             wider passes, which is faster for few images. Defaults to one token per pass.
         graph: Whether a GPU replays steps as a CUDA graph, if the prior supports it; windows never do.
@@ -69,6 +71,8 @@ def sample_codes(
         ValueError: A shape, a given token or the window does not fit, or the prior supports no windows or no guidance.
     """
     _check(prior, text, seeds, given, window)
+    if negative is not None and negative.shape != text.shape:
+        raise ValueError(f"negative must have the shape of text, {tuple(text.shape)}, got {tuple(negative.shape)}")
     options = options or SamplingOptions()
     config = prior.config
     grid = (*seeds.shape, config.image_height, config.image_width)
@@ -76,7 +80,7 @@ def sample_codes(
         return torch.empty(grid, dtype=torch.long, device=text.device)
     cells = text.new_full((len(text), config.image_length), SAMPLE) if given is None else given.flatten(1)
     if options.guided:  # conditional and null branch in one batch, each with its own cache
-        text = torch.cat([text, prior.null_text().expand(len(text), -1)])
+        text = torch.cat([text, prior.null_text().expand(len(text), -1) if negative is None else negative])
     if window is None:
         tokens = _sample_steps(prior, text, seeds, options, cells, graph, callback)
     else:

@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +43,8 @@ class Request:
     """Temperature, filters and guidance. Defaults to plain sampling."""
     rerank: int | None = None
     """Number of images to keep, ranked, best first. Defaults to all of them, unranked."""
+    negative_prompt: str | None = None
+    """Text that guidance leads away from. Defaults to the empty caption."""
     given: Tensor | None = field(default=None, compare=False)
     """Codes to keep, int64 (h, w), with `SAMPLE` where to sample. Defaults to none."""
     on_progress: Preview | None = field(default=None, compare=False)
@@ -186,7 +187,9 @@ class Engine:
                 self._changed.wait()
             if self._closed:
                 return []
-            batch, others, images = [], deque[Ticket](), 0
+            batch: list[Ticket] = []
+            others: deque[Ticket] = deque()
+            images = 0
             for ticket in self._waiting:
                 request = ticket.request
                 fits = not batch or (
@@ -205,18 +208,20 @@ class Engine:
         requests = [ticket.request for ticket in batch]
         text = self.pipe.encode_text([request.prompt for request in requests])
         counts = [len(request.seeds) for request in requests]
-        given = self._given(requests)
+        given, negative = self._given(requests), self._negative(requests)
         equal = len(set(counts)) == 1
         if not equal:  # one row per image, since rows of a batch have equally many candidates
             repeats = torch.tensor(counts, device=text.device)
             text = text.repeat_interleave(repeats, 0)
             given = given.repeat_interleave(repeats.cpu(), 0) if given is not None else None
+            negative = negative.repeat_interleave(repeats, 0) if negative is not None else None
         seeds = torch.tensor([seed for request in requests for seed in request.seeds])
         codes = self.pipe.sample(
             text,
             seeds.view(len(requests), -1) if equal else seeds[:, None],
             requests[0].options,
             given=given,
+            negative=negative,
             batch_size=self.max_images,
             callback=lambda progress: self._report(batch, counts, progress),
         )
@@ -231,6 +236,17 @@ class Engine:
         config = self.pipe.prior.config
         free = torch.full((config.image_height, config.image_width), SAMPLE)
         return torch.stack([free if request.given is None else request.given for request in requests])
+
+    def _negative(self, requests: Sequence[Request]) -> Tensor | None:
+        """Text ids of the negative prompts, int64 (P, T); None if no request has one."""
+        if all(request.negative_prompt is None for request in requests):
+            return None
+        null = self.pipe.prior.null_text().cpu()
+        rows = [
+            null if text is None else self.pipe.encode_text([text])[0].cpu()
+            for text in (request.negative_prompt for request in requests)
+        ]
+        return torch.stack(rows)
 
     def _report(self, batch: Sequence[Ticket], counts: Sequence[int], progress: Progress) -> None:
         """Tells clients that watch how far their images are, and stops if nobody waits any more."""
@@ -247,13 +263,13 @@ class Engine:
                 ticket.request.on_progress(Progress(progress.done, progress.total, read))
 
     def _answer(self, request: Request, codes: Tensor, start: float) -> Answer:
-        images, seeds = self.pipe.decode(codes), request.seeds
-        scores: Any = None
+        images, seeds, scores = self.pipe.decode(codes), request.seeds, None
         if request.rerank is not None:
-            ranked = self.pipe.rank(images, request.prompt)[: request.rerank]
-            images, codes = images[[k for k, _ in ranked]], codes[[k for k, _ in ranked]]
-            seeds = tuple(seeds[k] for k, _ in ranked)
-            scores = tuple(score for _, score in ranked)
+            text = self.pipe.encode_text([request.prompt])
+            ranked = self.pipe.rank([request.prompt], text, codes[None], request.given)[0]
+            best = ranked.argsort(descending=True, stable=True)[: request.rerank]
+            images, codes, scores = images[best], codes[best], tuple(ranked[best].tolist())
+            seeds = tuple(seeds[index] for index in best.tolist())
         return Answer(images, codes, seeds, scores, time.perf_counter() - start)
 
 

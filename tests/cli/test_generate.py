@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 
 from dalle_zoo import DallePipeline
 from dalle_zoo.cli.main import main
+from dalle_zoo.image_settings import read_settings
 from dalle_zoo.workspaces import claimed_folder
 
 SHEET = 2 + 18, 2 + 18
@@ -31,7 +33,7 @@ def generate(model: Path, *options: str) -> int:
 def test_a_grid_and_every_image(model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate(model, "-n", "5", "--out", "new/grid.png", "--folder", "each") == 0
     said = capsys.readouterr()
-    assert said.out.strip() == str(scratch / "new/grid.png")
+    assert said.out.splitlines()[-1] == str(scratch / "new/grid.png")
     assert "sampling" in said.err
     # Five images make three columns and two rows, twice as large, below a line with the caption.
     assert size(scratch / "new/grid.png") == (2 * (2 + 3 * 18), 2 * (2 + 2 * 18) + 18)
@@ -92,9 +94,9 @@ def test_two_calls_at_once_do_not_share_a_folder(
 
 def test_a_label_that_cannot_be_rendered_costs_no_image(model: Path, scratch: Path) -> None:
     prompt = "a red\napple\t\x07 " + "word " * 500
-    assert main(["generate", prompt, "--model", str(model), "-n", "1", "--folder", "each"]) == 0
+    assert main(["generate", prompt, "--model", str(model), "-n", "2", "--folder", "each"]) == 0
     assert size(scratch / "each" / "000-000.png") == (16, 16)
-    assert size(scratch / "grid.png") == (2 * (2 + 18), 2 * (2 + 18) + 18)
+    assert size(scratch / "grid.png") == (2 * (2 + 2 * 18), 2 * (2 + 18) + 18)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_a_label_that_cannot_be_rendered_costs_no_image(model: Path, scratch: Pa
         (["--rerank", "17"], "rerank must be an integer in 1..16"),
         (["--window", "0"], "window must be an integer of at least 1"),
         (["--batch-size", "0"], "batch_size must be an integer of at least 1"),
-        (["--prime-rows", "2"], "prime_rows needs prime"),
+        (["--prime-rows", "2"], "prime_rows needs image"),
         (["--temperature", "1e-38"], "temperature must be at least 1e-06, or 0 for the most likely token"),
         (["--temperature", "nan"], "temperature must be a finite number"),
     ],
@@ -129,7 +131,7 @@ def test_no_model_is_loaded_for_what_cannot_succeed(
 
 
 def test_priming_keeps_the_top_of_an_image(model: Path, images: Path, scratch: Path) -> None:
-    prime = ["--prime", str(images / "0.png"), "--folder"]
+    prime = ["--image", str(images / "0.png"), "--folder"]
     assert generate(model, "-n", "2", *prime, "all", "--prime-rows", "4") == 0
     assert main(["reconstruct", str(images / "0.png"), "--model", str(model)]) == 0
     retained = [np.asarray(Image.open(path)) for path in sorted((scratch / "all").glob("*.png"))]
@@ -145,8 +147,8 @@ def test_priming_keeps_the_top_of_an_image(model: Path, images: Path, scratch: P
         (["--rerank", "1"], "rerank needs a ranker, and this model has none"),
         (["--rerank", "17"], "rerank must be an integer in 1..16 (images to keep of num_images_per_prompt), got 17"),
         (["-n", "0"], "num_images_per_prompt must be an integer of at least 1, got 0"),
-        (["--prime-rows", "2"], "prime_rows needs prime"),
-        (["--prime", "nowhere.png"], "nowhere.png"),
+        (["--prime-rows", "2"], "prime_rows needs image"),
+        (["--image", "nowhere.png"], "nowhere.png"),
         (["--top-p", "0"], "top_p"),
         (["--top-k", "0"], "top_k"),
         (["--temperature", "-1"], "temperature"),
@@ -243,3 +245,148 @@ def test_rounded_weights(model: Path, scratch: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         generate(model, "--quantize", "int9")
     assert "int8" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------ images that can be generated again
+
+
+def test_an_image_is_generated_again_from_its_own_settings(
+    model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(0).integers(256, size=(16, 16, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(scratch / "photo.png")
+    mask = np.zeros((16, 16), dtype=np.uint8)
+    mask[5, 9] = 255
+    Image.fromarray(mask).save(scratch / "mask.png")
+    options = ["-n", "3", "--seed", "5", "--temperature", "0.7", "--folder", "each", "--rerank", "2"]
+    assert generate(model, *options, "--image", "photo.png", "--mask", "mask.png") == 0
+    assert "seeds: " in capsys.readouterr().out
+    for name in ("000-000.png", "000-001.png"):
+        assert main(["generate", "--like", f"each/{name}", "--out", "again.png", "--overwrite"]) == 0
+        assert (scratch / "again.png").read_bytes() == (scratch / "each" / name).read_bytes()
+    assert main(["generate", "--like", "photo.png", "--out", "b.png"]) == 2
+    assert "photo.png has no settings of dalle-zoo" in capsys.readouterr().err
+    assert main(["generate", "--like", "each/000-000.png", "--seed", "1"]) == 2
+    assert "--like takes all settings from the file, and --seed would change them" in capsys.readouterr().err
+
+
+def test_a_shift_continues_an_image_beyond_its_frame(model: Path, scratch: Path) -> None:
+    noise = np.random.default_rng(0).integers(256, size=(16, 16, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(scratch / "photo.png")
+    assert generate(model, "-n", "2", "--image", "photo.png", "--shift", "-4,0", "--folder", "each") == 0
+    given = read_settings(scratch / "each/000-000.png").given
+    assert given is not None
+    assert [row[-1] for row in given] == [-1] * 4
+    assert all(code >= 0 for row in given for code in row[:-1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give one of PROMPT, --prompts FILE and --like PNG, got none"),
+        (["a", "--like", "a.png"], "got prompt, like"),
+        (["words.txt"], "words.txt is a file: use --prompts words.txt"),
+        (["a", "--shift", "1,0"], "--shift needs --image"),
+        (["a", "--image", "photo.png", "--shift", "x"], "--shift must be X,Y in pixels of the image, got 'x'"),
+        (["a", "--image", "photo.png", "--shift", "16,0"], "leaves nothing of an image"),
+        (["a", "--image", "photo.png", "--mask", "small.png"], "image and mask must have the same size"),
+        (["a", "--negative-prompt", "b"], "negative_prompt acts through guidance"),
+        (["--prompts", "words.txt", "--out", "a.png"], "--prompts writes every image to --folder"),
+        (["--prompts", "empty.txt"], "empty.txt contains no prompts"),
+        (["--prompts", "bad.jsonl"], "bad.jsonl, line 2: unknown keys promt"),
+        (["--prompts", "worse.jsonl"], "worse.jsonl, line 1: num_images_per_prompt must be an integer"),
+        (["--prompts", "twice.jsonl"], "the id 'x' occurs more than once"),
+    ],
+)
+def test_requests_that_make_no_sense(
+    model: Path, scratch: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    Image.new("RGB", (16, 16)).save(scratch / "photo.png")
+    Image.new("L", (8, 8)).save(scratch / "small.png")
+    for name, text in {
+        "words.txt": "a",
+        "empty.txt": "\n",
+        "bad.jsonl": '{"prompt": "a"}\n{"promt": "a"}',
+        "worse.jsonl": '{"prompt": "a", "num_images": 1.5}',
+        "twice.jsonl": '{"prompt": "a", "id": "x"}\n{"prompt": "b", "id": "x"}',
+    }.items():
+        (scratch / name).write_text(text)
+    assert (
+        main(["generate", *options, "--model", str(model)] if "--like" not in options else ["generate", *options]) == 2
+    )
+    assert message in capsys.readouterr().err
+    assert not (scratch / "grid.png").exists()
+
+
+# ------------------------------------------------------------ files of prompts
+
+ROWS = """\
+{"prompt": "a cat", "id": "cat"}
+{"prompt": "a dog", "num_images": 3, "rerank": 2}
+
+{"prompt": "a pear", "seed": 7, "temperature": 0.5}
+{"prompt": "a fig", "seed": 7, "temperature": 0.5}
+"""
+
+
+def test_a_file_of_prompts_gives_images_and_a_manifest(model: Path, scratch: Path) -> None:
+    (scratch / "rows.jsonl").write_text(ROWS)
+    command = ["generate", "--prompts", "rows.jsonl", "--model", str(model), "--seed", "1"]
+    assert main([*command, "--folder", "a"]) == 0
+    lines = [json.loads(line) for line in (scratch / "a/manifest.jsonl").read_text().splitlines()]
+    assert [(line["id"], line["prompt"]) for line in lines] == [
+        ("cat", "a cat"), ("1", "a dog"), ("1", "a dog"), ("2", "a pear"), ("3", "a fig"),
+    ]  # fmt: skip
+    assert [line["image_path"] for line in lines][:2] == ["00000-a-cat-000.png", "00001-a-dog-000.png"]
+    assert lines[1]["score"] >= lines[2]["score"]
+    assert lines[3]["seed"] == lines[4]["seed"] == 7
+    for line in lines:
+        settings = read_settings(scratch / "a" / line["image_path"])
+        assert (settings.prompt, settings.seed, settings.temperature) == (
+            line["prompt"], line["seed"], line["temperature"],
+        )  # fmt: skip
+    # One batch or several, one process or two, killed or not: the same files.
+    for rank in (1, 0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RANK", str(rank))
+            patch.setenv("WORLD_SIZE", "2")
+            assert main([*command, "--folder", "b", "--batch-size", "1"]) == 0
+        assert (scratch / "b/manifest.jsonl").exists() == (rank == 0)
+    names = sorted(path.name for path in (scratch / "a").glob("*.*"))
+    assert names == sorted(path.name for path in (scratch / "b").glob("*.*"))
+    for name in names:
+        if name != ".records":
+            assert (scratch / "a" / name).read_bytes() == (scratch / "b" / name).read_bytes()
+
+
+def test_a_killed_run_of_prompts_redoes_nothing(
+    model: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (scratch / "words.txt").write_text("a cat\na dog\n\na pear\n")
+    command = ["generate", "--prompts", "words.txt", "--model", str(model), "--batch-size", "1"]
+    assert main([*command, "--folder", "whole"]) == 0
+    generated: list[str] = []
+    call = DallePipeline.__call__
+
+    def killed(self: DallePipeline, prompts: list[str], **options: Any) -> Any:
+        if len(generated) == 2:
+            raise KeyboardInterrupt
+        generated.extend(prompts)
+        return call(self, prompts, **options)
+
+    monkeypatch.setattr(DallePipeline, "__call__", killed)
+    assert main([*command, "--folder", "part"]) == 130
+    assert not (scratch / "part/manifest.jsonl").exists()
+    generated.clear()
+    assert main([*command, "--folder", "part"]) == 0
+    assert generated == ["a pear"]
+    for path in (scratch / "whole").glob("*.*"):
+        if path.is_file():
+            assert path.read_bytes() == (scratch / "part" / path.name).read_bytes()
+    generated.clear()
+    capsys.readouterr()
+    assert main([*command, "--folder", "part", "--temperature", "0.5"]) == 2
+    assert "part holds images of other prompts, options or weights" in capsys.readouterr().err
+    (scratch / "words.txt").write_text("a fig")
+    assert main([*command, "--folder", "part", "--overwrite"]) == 0
+    assert [path.name for path in (scratch / "part").glob("*.png")] == ["00000-a-fig-000.png"]

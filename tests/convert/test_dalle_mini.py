@@ -425,7 +425,7 @@ def test_prompt_to_images(converted: bool, tmp_path: Path) -> None:
     assert torch.equal(pipe("a cat on the moon", **arguments).images, pipe("A CAT on the moon", **arguments).images)
     images = pipe(["a cat", ""], num_images_per_prompt=2, top_k=8, guidance_scale=16.0).images
     assert [image.size for image in images] == [(16, 16)] * 4
-    assert pipe("a cat", prime=None, temperature=0).images[0].size == (16, 16)
+    assert pipe("a cat", image=None, temperature=0).images[0].size == (16, 16)
 
 
 # ------------------------------------------------------------ errors

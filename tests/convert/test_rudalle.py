@@ -54,8 +54,8 @@ def test_prompt_to_images(version: str, wavelet: bool, pixels: int, tmp_path: Pa
     first, second = pipe("Рыжий котик", num_images_per_prompt=2, **options).images
     assert first.size == (pixels, pixels)
     assert first.tobytes() != second.tobytes()
-    primed = pipe("кот", prime=Image.new("RGB", (99, 99), "red"), prime_rows=5, output_type="latent", seed=2).images
-    given = pipe.prime_codes(Image.new("RGB", (99, 99), "red"), 5)
+    primed = pipe("кот", image=Image.new("RGB", (99, 99), "red"), prime_rows=5, output_type="latent", seed=2).images
+    given = pipe.kept_codes(Image.new("RGB", (99, 99), "red"), prime_rows=5)[None]
     assert torch.equal(primed[:, :5], given[:, :5])
     assert (given[:, 5:] == SAMPLE).all()
 

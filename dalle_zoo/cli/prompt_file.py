@@ -1,0 +1,281 @@
+"""``dalle-zoo generate --prompts FILE``: many prompts, resumable, and shared by the processes of torchrun.
+
+```
+FILE ─► rows ─► batches of rows with equal options ─► images, then a record per row ─► manifest.jsonl at the end
+```
+A row is done when its record exists, which is written after its images. An image depends only on its prompt, seed and
+options, so a resumed run, or another number of processes, gives the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dalle_zoo.cli.errors import UserError
+from dalle_zoo.cli.outputs import check_folder
+from dalle_zoo.cli.sampling import choose_device, sampling_options, without_collection
+from dalle_zoo.files import atomic_write, parse_json, read_json, write_json
+
+if TYPE_CHECKING:
+    from dalle_zoo.pipeline import DallePipeline
+    from dalle_zoo.sampling import SamplingOptions
+
+RECORDS = ".records"
+"""Folder with one file per finished prompt."""
+REQUEST = "request.json"
+"""Which prompts, options and weights the records belong to."""
+MANIFEST = "manifest.jsonl"
+"""One line per image: id, prompt, image_path, seed, score and all options."""
+SAMPLING = ("temperature", "top_k", "top_p", "guidance_scale")
+OWN = ("id", "prompt", "num_images", "rerank", "seed", "negative_prompt", *SAMPLING)
+"""Keys of a row of a JSONL file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A prompt of the file, with its options."""
+
+    number: int
+    """Position in the file, from 0."""
+    id: str
+    """Name of the row in the manifest."""
+    prompt: str
+    """The prompt."""
+    num_images: int
+    """Number of images to generate."""
+    rerank: int | None
+    """Number of images to keep; None: all."""
+    seed: int | None
+    """Seed of the row's first image; None: derived from the seed of the command."""
+    negative_prompt: str | None
+    """Text that guidance leads away from."""
+    options: SamplingOptions
+    """Temperature, filters and guidance."""
+
+    def seeds(self, base: int) -> list[int]:
+        """Seeds of the row's images."""
+        from dalle_zoo.call import Call
+        from dalle_zoo.sampling import derive_seed
+
+        if self.seed is not None:
+            return [int(seed) for seed in Call(self.prompt, self.num_images, seed=self.seed).seeds()[0]]
+        return [derive_seed(base, self.number, k) for k in range(self.num_images)]
+
+    def file_name(self, image: int) -> str:
+        """Name of one of the row's images: number, prompt, number of the image."""
+        words = re.sub(r"[^\w]+", "-", self.prompt.lower()).strip("-")[:40].rstrip("-")
+        return f"{self.number:05d}-{words or 'prompt'}-{image:03d}.png"
+
+
+def read_rows(name: Path, options: Namespace) -> list[Row]:
+    """Reads the prompts of a file, or of standard input for ``-``.
+
+    Args:
+        name: Text file with one prompt per line, or ``.jsonl`` with one object per line: ``prompt``, and any of the
+            other keys of `OWN`.
+        options: The command line, whose options apply unless a row has its own.
+
+    Raises:
+        UserError: The file cannot be read, or a line is invalid; the message names the line.
+    """
+    if str(name) == "-":
+        text, where = sys.stdin.read(), "standard input"
+    else:
+        try:
+            text, where = name.read_text(encoding="utf-8"), str(name)
+        except UnicodeDecodeError:
+            raise UserError(f"{name} is not UTF-8: convert it to UTF-8 text") from None
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
+        raise UserError(f"{where} contains no prompts: expected one per line")
+    is_json = name.suffix == ".jsonl" or (str(name) == "-" and lines[0][1].startswith("{"))
+    rows = []
+    for index, (number, line) in enumerate(lines):
+        try:
+            values = _parse(line, where) if is_json else {"prompt": line}
+            rows.append(_row(index, values, options))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{where}, line {number}: {error}") from None
+    ids = [row.id for row in rows]
+    if len({*ids}) < len(ids):
+        twice = next(each for each in ids if ids.count(each) > 1)
+        raise UserError(f"{where}: the id {twice!r} occurs more than once, but it names the row in {MANIFEST}")
+    return rows
+
+
+def _parse(line: str, where: str) -> dict[str, Any]:
+    values = parse_json(line.encode(), where)
+    if unknown := sorted(values.keys() - {*OWN}):
+        raise ValueError(f"unknown keys {', '.join(unknown)}: expected some of {', '.join(OWN)}")
+    if "prompt" not in values:
+        raise ValueError("prompt is missing")
+    return values
+
+
+def _row(index: int, values: dict[str, Any], options: Namespace) -> Row:
+    """Checks the values of a row, as a call of the pipeline would."""
+    from dalle_zoo.call import Call
+
+    def value(name: str, default: Any = None) -> Any:
+        given = getattr(options, name, None)
+        return values.get(name, default if given is None else given)
+
+    merged = Namespace(**{name: value(name) for name in SAMPLING})
+    call = Call(
+        values["prompt"], value("num_images", 1), value("rerank"), values.get("seed"),
+        negative_prompt=value("negative_prompt"),
+    )  # fmt: skip
+    if not isinstance(values["prompt"], str):
+        raise TypeError(f"prompt must be a string, got {values['prompt']!r}")
+    return Row(
+        number=index,
+        id=str(values.get("id", index)),
+        prompt=values["prompt"],
+        num_images=call.num_images_per_prompt,
+        rerank=call.rerank,
+        seed=values.get("seed"),
+        negative_prompt=value("negative_prompt"),
+        options=sampling_options(merged),
+    )
+
+
+def batches(rows: Sequence[Row], batch_size: int) -> Iterator[list[Row]]:
+    """Groups consecutive rows with equal options to at most so many images, at least one row each."""
+
+    def kind(row: Row) -> tuple[Any, ...]:
+        return row.options, row.num_images, row.rerank, row.negative_prompt
+
+    batch: list[Row] = []
+    for row in rows:
+        if batch and (kind(row) != kind(batch[0]) or (len(batch) + 1) * row.num_images > batch_size):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def generate_file(options: Namespace) -> None:
+    """Generates the images of every prompt of a file."""
+    if options.out is not None or options.image is not None or options.window is not None:
+        raise UserError("--prompts writes every image to --folder: omit --out, --image and --window")
+    folder = options.folder or Path("images")
+    check_folder("--folder", folder)
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    with without_collection():
+        import torch
+
+        from dalle_zoo.pipeline import DallePipeline
+    rows, base = read_rows(options.prompts, options), options.seed or 0
+    name = options.device
+    if name == "auto" and torch.cuda.is_available() and world > 1:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    device, dtype = choose_device(name), options.dtype or "float32"
+    pipe = DallePipeline.from_pretrained(
+        options.model or "emoji64", device=device, dtype=getattr(torch, dtype), quantize=options.quantize
+    )
+    if any(row.rerank is not None for row in rows) and pipe.ranker is None:
+        raise UserError(f"--rerank needs a ranker, and {pipe.location} has none: omit it")
+    _claim(folder, _request(rows, base, pipe), options.overwrite)
+    _run(pipe, rows, base, folder, options.batch_size, rank, world)
+    if _write_manifest(rows, folder):
+        print((folder / MANIFEST).resolve())
+
+
+def _request(rows: Sequence[Row], base: int, pipe: DallePipeline) -> str:
+    """Digest of everything that determines the images."""
+    described = [asdict(row) for row in rows]
+    what = {
+        "rows": described,
+        "seed": base,
+        "model": pipe.digest,
+        "quantize": pipe.quantized,
+        "dtype": str(pipe.prior_dtype),
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def _claim(folder: Path, request: str, overwrite: bool) -> None:
+    """Binds a folder to the request, or raises if it holds another one's images."""
+    records = folder / RECORDS
+    if (records / REQUEST).is_file():
+        if read_json(records / REQUEST).get("request") == request:
+            return
+        if not overwrite:
+            raise FileExistsError(
+                f"{folder} holds images of other prompts, options or weights: pass --overwrite to replace them, or "
+                "choose another --folder"
+            )
+        for record in records.glob("*.json"):
+            for line in read_json(record).get("images", []):
+                (folder / Path(line["image_path"]).name).unlink(missing_ok=True)
+        shutil.rmtree(records)
+        (folder / MANIFEST).unlink(missing_ok=True)
+    elif folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise FileExistsError(f"{folder} is not empty: pass --overwrite, or choose another --folder")
+    records.mkdir(parents=True, exist_ok=True)
+    write_json(records / REQUEST, {"request": request})
+
+
+def _record(folder: Path, row: Row) -> Path:
+    return folder / RECORDS / f"{row.number:06d}.json"
+
+
+def _run(
+    pipe: DallePipeline, rows: Sequence[Row], base: int, folder: Path, batch_size: int, rank: int, world: int
+) -> None:
+    """Generates the batches of one process, but for the rows that are done."""
+    from tqdm import tqdm
+
+    mine = list(batches(rows, batch_size))[rank::world]
+    with tqdm(total=sum(row.num_images for batch in mine for row in batch), unit="image", desc="generated") as bar:
+        for batch in mine:
+            waiting = [row for row in batch if not _record(folder, row).is_file()]
+            if waiting:
+                _generate(pipe, waiting, base, folder, batch_size)
+            bar.update(sum(row.num_images for row in batch))
+
+
+def _generate(pipe: DallePipeline, rows: Sequence[Row], base: int, folder: Path, batch_size: int) -> None:
+    """Generates and writes the images of rows with equal options, then their records."""
+    from dalle_zoo.images import save_png
+
+    first = rows[0]
+    output = pipe(
+        [row.prompt for row in rows],
+        num_images_per_prompt=first.num_images,
+        rerank=first.rerank,
+        seed=[seed for row in rows for seed in row.seeds(base)],
+        negative_prompt=first.negative_prompt,
+        batch_size=batch_size,
+        **asdict(first.options),
+    )
+    each = len(output.images) // len(rows)
+    for index, row in enumerate(rows):
+        lines = []
+        for k in range(each):
+            image, settings = output.images[index * each + k], output.settings[index * each + k]
+            path = save_png(image, folder / row.file_name(k), settings)
+            lines.append({"id": row.id, "image_path": path.name, **asdict(settings)})
+        write_json(_record(folder, row), {"images": lines})
+
+
+def _write_manifest(rows: Sequence[Row], folder: Path) -> bool:
+    """Writes the manifest if all rows are done; other processes may still be at work otherwise."""
+    if not all(_record(folder, row).is_file() for row in rows):
+        return False
+    lines = [line for row in rows for line in read_json(_record(folder, row))["images"]]
+    with atomic_write(folder / MANIFEST) as temporary:
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        temporary.write_text(text, encoding="utf-8")
+    return True

@@ -1,0 +1,86 @@
+"""Result of a call of the pipeline."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dalle_zoo.image_settings import ImageSettings
+from dalle_zoo.images import from_pil, make_grid, save_png, to_pil
+
+# B images, H W pixels, h w code grid
+
+
+@dataclass(frozen=True)
+class PipelineOutput:
+    """Images, and what they were ranked by. In a notebook, it is displayed as a grid."""
+
+    images: Any
+    """Images, those of the first prompt first: a list of PIL images, an array (B, H, W, 3) or a tensor (B, 3, H, W) in
+    [0, 1], or codes (B, h, w), depending on ``output_type``."""
+    scores: Tensor | None = None
+    """Score of every returned image, (B,), best first within a prompt: the ranker's, or the log-likelihood of kept
+    cells, see ``rerank``; None without reranking."""
+    seeds: Tensor | None = None
+    """Seed of every returned image, int64 (B,): the call with ``seed=seeds[k]`` generates image k again."""
+
+    settings: list[ImageSettings] | None = None
+    """What every returned image was generated with."""
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Writes every image as PNG, with its settings inside, to files ``000.png``, ``001.png`` and so on.
+
+        Args:
+            folder: Folder; created if it does not exist. Files of the same names are replaced.
+
+        Returns:
+            Paths of the images.
+        """
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        settings: Sequence[ImageSettings | None] = self.settings or [None] * len(self._pixels())
+        return [
+            save_png(image, Path(folder) / f"{index:03d}.png", each)
+            for index, (image, each) in enumerate(zip(to_pil(self._pixels()), settings, strict=True))
+        ]
+
+    def grid(self, columns: int | None = None) -> Image.Image:
+        """Arranges the images in a grid.
+
+        Args:
+            columns: Images per row. Defaults to a nearly square grid.
+
+        Raises:
+            ValueError: The output holds codes, not images.
+        """
+        images = self._pixels()
+        if columns is None:
+            columns = math.isqrt(len(images) - 1) + 1
+        return Image.fromarray(make_grid(images, columns).permute(1, 2, 0).numpy())
+
+    def _pixels(self) -> Tensor:
+        """Pixels in [0, 1], (B, 3, H, W)."""
+        if isinstance(self.images, list):
+            return torch.stack([from_pil(image) for image in self.images])
+        if isinstance(self.images, np.ndarray):
+            return torch.from_numpy(self.images).permute(0, 3, 1, 2)
+        if self.images.ndim != 4:
+            raise ValueError('the output holds codes: decode them with pipe.decode, or omit output_type="latent"')
+        pixels: Tensor = self.images
+        return pixels
+
+    def _repr_png_(self) -> bytes | None:
+        """The grid as PNG, for notebooks; None for codes."""
+        if isinstance(self.images, Tensor) and self.images.ndim != 4:
+            return None
+        buffer = io.BytesIO()
+        self.grid().save(buffer, format="PNG")
+        return buffer.getvalue()
