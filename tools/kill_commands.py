@@ -128,7 +128,10 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def copied(source: Path, name: str) -> Callable[[Path], None]:
-    return lambda folder: shutil.copytree(source, folder / name) and None
+    def copy(folder: Path) -> None:
+        shutil.copytree(source, folder / name)
+
+    return copy
 
 
 def make_inputs(root: Path) -> None:
