@@ -199,7 +199,7 @@ def make_cases(root: Path, run: Callable[[list[str]], None]) -> dict[str, Case]:
     run(["convert", str(root / "external-older"), "--out", "converted"])
     run([*generate[:-1], "generated", "-n", "4"])
 
-    def pictured(folder: Path) -> None:
+    def with_other_image(folder: Path) -> None:
         shutil.copytree(root / "generated", folder / "made")
         (folder / "made/holiday.png").write_text("mine")
 
@@ -238,7 +238,7 @@ def make_cases(root: Path, run: Callable[[list[str]], None]) -> dict[str, Case]:
                        *replaced],
             result=lambda folder: (tree(folder / "cache"), made(folder)),
         ),
-        "generate": Case(arguments=[*generate, "-n", "2", *replaced], prepare=pictured, result=made),
+        "generate": Case(arguments=[*generate, "-n", "2", *replaced], prepare=with_other_image, result=made),
         "eval": Case(
             arguments=["eval", str(root / "noise.yaml"), "--model", model, "--out", "made"], result=scores
         ),
