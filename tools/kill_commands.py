@@ -1,7 +1,7 @@
 """Kills commands at random moments, often with two of them at once, and compares what the next call makes of it.
 
     python tools/kill_commands.py --kills 300
-    python tools/kill_commands.py --kills 20 --only encode --seed 1
+    python tools/kill_commands.py --kills 20 --only encode --seed 1     # Ctrl-C ends it with a report
 
 A trial starts a command in a folder of its own, in two of five trials twice, and sends SIGKILL at a random moment.
 Where a result is replaced in one step, it must then be the old or the new one, completely. The same command is run
@@ -26,6 +26,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -352,9 +353,10 @@ def run_trials(kills: int, seed: int, only: str | None, folder: Path) -> tuple[C
             name: Trials(case, server, folder / "trials" / str(number), seed + number)
             for number, (name, case) in enumerate(chosen.items())
         }
-        while sum(trial.kills for trial in trials.values()) < kills:
-            for trial in trials.values():
-                trial.run()
+        with suppress(KeyboardInterrupt):  # reports what it has
+            while sum(trial.kills for trial in trials.values()) < kills:
+                for trial in trials.values():
+                    trial.run()
     finally:
         server.close()
         hub.shutdown()
