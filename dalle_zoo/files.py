@@ -113,10 +113,13 @@ def check_ending(name: str, path: Path, endings: tuple[str, ...] = (".png",)) ->
 def json_text(value: Any) -> str:
     """Returns a value in the JSON form that `write_json` writes: indented by two spaces, not restricted to ASCII.
 
+    Lone surrogates, as in the names of files that are not UTF-8, are escaped, since UTF-8 has no form for them.
+
     Raises:
         ValueError: A number is not finite, which JSON cannot express.
     """
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -6,13 +6,14 @@ import bisect
 import hashlib
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from dalle_zoo.files import atomic_write, check_ending, sha256_file, try_read_json, write_json
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 WRITTEN = ".sha256.json"
 """Lists the images that `save_images` wrote to a folder."""
+_STRIP_PIXELS = 2**20
+"""Pixels that are converted at once."""
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -196,9 +199,23 @@ def fit_line(text: str, font: Any, width: float) -> str:
     return some[:length] + "…" if length > 0 else ""
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image, *, in_place: bool = False) -> Image.Image:
+    """Applies the EXIF rotation of an image.
+
+    Args:
+        image: The image.
+        in_place: Whether to change the image itself. Defaults to False.
+
+    Returns:
+        The image itself if it is not rotated or changed in place, else a rotated copy.
+    """
     try:
-        return ImageOps.exif_transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image
+        if not in_place:
+            return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
     except Exception:  # a damaged EXIF block must not make the image unreadable
         return image
 
@@ -207,22 +224,48 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Converts an image of any mode to RGB as a viewer displays it.
 
     Applies the EXIF rotation, composites transparency onto white, and scales (does not clip) 16-bit and float values
-    to 8 bits.
+    to 8 bits. An upright RGB image is returned itself. Otherwise, besides the image and the result, the conversion
+    needs little memory, since it handles a few rows at a time.
     """
-    image = _upright(image)
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _wide_gray(image).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    image = upright(image)
+    wide = image.mode == "F" or image.mode.startswith("I")
+    if not wide and not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    top = _top(image) if wide else 0.0
+    rgb = Image.new("RGB", image.size)
+    for start, strip in _strips(image):
+        rgb.paste(_wide_gray(strip, top) if wide else _on_white(strip), (0, start))
+    return rgb
 
 
-def _wide_gray(image: Image.Image) -> Image.Image:
-    """Converts grayscale of 16 bits (0 to 65535) or float (0 to 1 or, if any value is larger, 0 to 255) to 8 bits."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    top = 65535.0
-    if image.mode == "F":
-        top = 1.0 if values.max(initial=0) <= 1 else 255.0
-    return Image.fromarray((values * (255 / top)).round().clip(0, 255).astype(np.uint8))
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yields the first row and the contents of parts of an image."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for start in range(0, image.height, rows):
+        yield start, image.crop((0, start, image.width, min(start + rows, image.height)))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _top(image: Image.Image) -> float:
+    """The value of white: 65535 in grayscale of 16 bits; in float, 1 or, if any value is larger, 255."""
+    if image.mode != "F":
+        return 65535.0
+    return 1.0 if all(_values(strip).max(initial=0) <= 1 for _, strip in _strips(image)) else 255.0
+
+
+def _values(image: Image.Image) -> npt.NDArray[np.float64]:
+    return np.nan_to_num(np.asarray(image).astype(np.float64))
+
+
+def _wide_gray(image: Image.Image, top: float) -> Image.Image:
+    """Converts grayscale of 16 bits or float to 8 bits; the transparent value of a PNG file becomes white."""
+    values = _values(image)
+    gray = (values * (255 / top)).round().clip(0, 255).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        gray[values == transparent] = 255
+    return Image.fromarray(gray).convert("RGB")

@@ -29,6 +29,7 @@ from dalle_zoo.models.quantization import Bits, check_quantization, is_quantized
 from dalle_zoo.models.quantization import quantize as quantize_weights
 from dalle_zoo.models.ranker import Ranker
 from dalle_zoo.networks import load_image_tokenizer, load_prior, save_network
+from dalle_zoo.paths import user_path
 from dalle_zoo.publish import prepare
 from dalle_zoo.ranker_folder import load_ranker, save_ranker
 from dalle_zoo.registry import UnknownNameError, suggest
@@ -217,7 +218,8 @@ class PretrainedModel:
         if is_quantized(self.prior):
             raise ValueError("weights that were rounded to fewer bits are not saved: save the model as it was loaded")
         ranker, known = self.ranker, self._record()  # before the folder may be replaced
-        with new_folder(Path(folder), overwrite=overwrite, marker=INDEX, contents=MODEL_FILES) as new:
+        folder = user_path(folder, "folder")
+        with new_folder(folder, overwrite=overwrite, marker=INDEX, contents=MODEL_FILES) as new:
             for name in COMPONENTS[: 4 if ranker is not None else 3]:
                 (new / name).mkdir()
             # Always in full precision: a code is an argmax and must equal the code used in training.
@@ -231,7 +233,7 @@ class PretrainedModel:
             write_index(new)
             write_json(new / RECORD, {**known, **(record or {}), "parameters": self.num_parameters()})
             write_checksums(new)
-        return Path(folder)
+        return folder
 
     def push_to_hub(
         self,

@@ -10,6 +10,7 @@ from dalle_zoo import hub
 from dalle_zoo.files import read_json, try_read_json
 from dalle_zoo.hub import Access
 from dalle_zoo.model_folder import CHECKSUMS, COMPONENTS, CONFIG, INDEX, RECORD, verify_checksums
+from dalle_zoo.paths import user_path
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo.results import Figure, figures, results_of
 from dalle_zoo.workspaces import recover
@@ -79,6 +80,7 @@ def find_model(
         WeightFileError: The model is external, and is damaged, incomplete, or more than one model.
     """
     locations = [location] if isinstance(location, str | Path) else list(location)
+    locations = [user_path(one, "location") if str(one)[:1] in ("", "~") else one for one in locations]
     files = [files] if isinstance(files, str) else files
     if not locations:
         raise ValueError("no location is given: expected a name, a folder, or several locations that belong together")

@@ -230,3 +230,10 @@ def test_other_files_are_not_deleted_with_a_folder(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="model contains late, which would be deleted"):
         replacing.__exit__(None, None, None)
     assert names(tmp_path) == ["model", "model/config.json", "model/late", "model/results"]
+
+
+def test_json_holds_names_that_are_not_utf8(tmp_path: Path) -> None:
+    name = b"caf\xe9 \xe2\x82\xac".decode("utf-8", "surrogateescape")
+    write_json(tmp_path / "a.json", {name: [name]})
+    assert "\u20ac" in (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert read_json(tmp_path / "a.json") == {name: [name]}

@@ -1,7 +1,7 @@
 """Kills commands at random moments, often with two of them at once, and compares what the next call makes of it.
 
     python tools/kill_commands.py --kills 300
-    python tools/kill_commands.py --kills 20 --only encode --seed 1
+    python tools/kill_commands.py --kills 20 --only encode --seed 1     # Ctrl-C ends it with a report
 
 A trial starts a command in a folder of its own, in two of five trials twice, and sends SIGKILL at a random moment.
 Where a result is replaced in one step, it must then be the old or the new one, completely. The same command is run
@@ -26,6 +26,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,10 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def copied(source: Path, name: str) -> Callable[[Path], None]:
-    return lambda folder: shutil.copytree(source, folder / name) and None
+    def copy(folder: Path) -> None:
+        shutil.copytree(source, folder / name)
+
+    return copy
 
 
 def make_inputs(root: Path) -> None:
@@ -196,7 +200,7 @@ def make_cases(root: Path, run: Callable[[list[str]], None]) -> dict[str, Case]:
     run(["convert", str(root / "external-older"), "--out", "converted"])
     run([*generate[:-1], "generated", "-n", "4"])
 
-    def pictured(folder: Path) -> None:
+    def with_other_image(folder: Path) -> None:
         shutil.copytree(root / "generated", folder / "made")
         (folder / "made/holiday.png").write_text("mine")
 
@@ -235,7 +239,7 @@ def make_cases(root: Path, run: Callable[[list[str]], None]) -> dict[str, Case]:
                        *replaced],
             result=lambda folder: (tree(folder / "cache"), made(folder)),
         ),
-        "generate": Case(arguments=[*generate, "-n", "2", *replaced], prepare=pictured, result=made),
+        "generate": Case(arguments=[*generate, "-n", "2", *replaced], prepare=with_other_image, result=made),
         "eval": Case(
             arguments=["eval", str(root / "noise.yaml"), "--model", model, "--out", "made"], result=scores
         ),
@@ -349,9 +353,10 @@ def run_trials(kills: int, seed: int, only: str | None, folder: Path) -> tuple[C
             name: Trials(case, server, folder / "trials" / str(number), seed + number)
             for number, (name, case) in enumerate(chosen.items())
         }
-        while sum(trial.kills for trial in trials.values()) < kills:
-            for trial in trials.values():
-                trial.run()
+        with suppress(KeyboardInterrupt):  # reports what it has
+            while sum(trial.kills for trial in trials.values()) < kills:
+                for trial in trials.values():
+                    trial.run()
     finally:
         server.close()
         hub.shutdown()

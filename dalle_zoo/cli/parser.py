@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
+from dalle_zoo.paths import user_path
 from dalle_zoo.registry import suggest
 
 
 class Parser(argparse.ArgumentParser):
-    """`argparse.ArgumentParser` that suggests the nearest valid option or choice for a typo."""
+    """`argparse.ArgumentParser` that suggests the nearest valid option or choice for a typo, and checks paths."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register("type", Path, path_argument)
 
     def error(self, message: str) -> NoReturn:
         """Prints the message with a suggestion and exits with status 2."""
@@ -25,6 +31,14 @@ class Parser(argparse.ArgumentParser):
             )
             message = suggest(choice.group(1), choice.group(2), [str(c) for c in action.choices or ()])
         super().error(message)
+
+
+def path_argument(text: str) -> Path:
+    """Returns the path of an option; `Parser` uses it for all options of the type `Path`."""
+    try:
+        return user_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:

@@ -34,7 +34,7 @@ def tokenizer(arguments: list[str]) -> None:
     source = open_source(options.data)
     own = (CONFIG_FILE, TOKENIZER_FILE)
     with new_folder(options.out, overwrite=options.overwrite, marker=CONFIG_FILE, contents=own) as folder:
-        samples = tqdm(source.stream(), total=source.num_samples, desc="captions")
+        samples = tqdm(source.stream(needs_captions=True), total=source.num_samples, desc="captions")
         captions = [caption for sample in samples for caption in sample.captions]
         if not captions:
             raise ValueError(f"{options.data} holds no captions")

@@ -67,6 +67,7 @@ from dalle_zoo.model_folder import (
     write_checksums,
     write_index,
 )
+from dalle_zoo.paths import user_path
 from dalle_zoo.version import __version__
 
 log = logging.getLogger(__name__)
@@ -248,7 +249,7 @@ def cached(location: Sequence[Path], only: Sequence[str] = ()) -> Path | None:
         return _refuse(seen, None) if only or len(location) > 1 or weights else None
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in seen.files.values()]
     digest = hashlib.sha256(json.dumps([__version__, *sorted(stats)]).encode()).hexdigest()[:16]
-    root = Path(os.environ.get("DALLE_ZOO_CACHE") or Path.home() / ".cache/dalle-zoo")
+    root = user_path(os.environ.get("DALLE_ZOO_CACHE") or "~/.cache/dalle-zoo", "DALLE_ZOO_CACHE")
     folder = root / "converted" / f"{source.family}-{digest}"
     if not _is_intact(folder):
         try:

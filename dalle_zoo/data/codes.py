@@ -21,24 +21,19 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dalle_zoo.data.captions import valid_captions
 from dalle_zoo.data.checks import check_caption_choice, check_positive
+from dalle_zoo.data.code_files import ChunkFile, Codes, read_manifest
 from dalle_zoo.data.datasets import CaptionedDataset, Item, pick_caption
 from dalle_zoo.data.ordering import shuffled, stretches
-from dalle_zoo.files import parse_json, try_read_json
+from dalle_zoo.data.samples import Skipped
+from dalle_zoo.files import FileError
 from dalle_zoo.seeds import seeded_rng
 
 # n samples, h w code grid
-
-MANIFEST = "manifest.json"
-UNFINISHED = "encoding.json"
-"""Settings of an unfinished encoding; removed after the manifest is written."""
-FORMAT = "dalle-zoo code shards 1"
-
-Codes = npt.NDArray[np.integer[Any]]
 
 
 class CodeRecord(NamedTuple):
@@ -141,7 +136,7 @@ class CodeDataset(CaptionedDataset):
         check_caption_choice(caption)
         self.folder, self.seed, self.caption = Path(folder), seed, caption
         self.shuffle_buffer = shuffle_buffer
-        self.manifest = _read_manifest(self.folder)
+        self.manifest = read_manifest(self.folder)
         self.variants = int(self.manifest["variants"])
         self._shards = [shard for shard in self.manifest["shards"] if shard["samples"]]
 
@@ -163,7 +158,7 @@ class CodeDataset(CaptionedDataset):
         """SHA-256 of the manifest, which has the digest of every shard."""
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
 
-    def records(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[CodeRecord]:
+    def records(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[CodeRecord | Skipped]:
         """See `CaptionedDataset.records`."""
         records = self._in_order(seed, epoch, start, stop)
         if seed is None:
@@ -177,49 +172,31 @@ class CodeDataset(CaptionedDataset):
         codes = torch.from_numpy(record.codes.astype(np.int64))
         return {"key": record.key, "codes": codes, "caption": caption}
 
-    def _in_order(self, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[CodeRecord]:
+    def _in_order(self, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[CodeRecord | Skipped]:
         counts = [shard["samples"] for shard in self._shards]
         for part in stretches(counts, seed=seed, epoch=epoch, start=start, stop=stop):
-            path = self.folder / self._shards[part.shard]["file"]
-            yield from self._records(path, part.start, part.stop, epoch % self.variants)
+            yield from self._records(self._shards[part.shard], part.start, part.stop, epoch % self.variants)
 
-    def _records(self, path: Path, start: int, stop: int, variant: int) -> Iterator[CodeRecord]:
-        chunk = self.manifest["chunk"]
-        with tarfile.open(path, "r:") as archive:
+    def _records(
+        self, shard: Mapping[str, Any], start: int, stop: int, variant: int
+    ) -> Iterator[CodeRecord | Skipped]:
+        path, chunk = self.folder / shard["file"], self.manifest["chunk"]
+        with ChunkFile(path) as chunks:
             for number in range(start // chunk, -(-stop // chunk)):
-                data = read_member(archive, archive.getmember(f"{number:06d}.npy"))
-                codes = np.load(io.BytesIO(data), allow_pickle=False)
-                member = archive.getmember(f"{number:06d}.json")
-                names = parse_json(read_member(archive, member), f"{path}: {member.name}")
                 first = number * chunk
+                shape = min(chunk, shard["samples"] - first), self.variants, *self.grid
+                try:
+                    keys, captions, codes = chunks.read(number, shape, self.codebook_size)
+                except FileError as error:
+                    yield Skipped(f"{path}, chunk {number}", str(error))
+                    continue
                 for i in range(max(start - first, 0), min(stop - first, len(codes))):
+                    texts, invalid = valid_captions(captions[i])
+                    if invalid and not texts:
+                        yield Skipped(keys[i], invalid)
+                        continue
                     # A copy, since a record in the shuffle buffer would keep its whole chunk in memory.
-                    yield CodeRecord(names["keys"][i], names["captions"][i], codes[i, variant].copy())
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    manifest = try_read_json(folder / MANIFEST)
-    if manifest is None or manifest.get("format") != FORMAT:
-        found = (
-            "an unfinished encoding: run the same command again"
-            if (folder / UNFINISHED).exists()
-            else "images or other files"
-            if folder.is_dir()
-            else "nothing"
-        )
-        raise ValueError(
-            f"folder {str(folder)!r} must hold code shards with their manifest.json, as "
-            f"`dalle-zoo encode` writes them; it holds {found}"
-        )
-    for shard in manifest["shards"]:
-        path = folder / shard["file"]
-        size = path.stat().st_size if path.is_file() else None
-        if size != shard["bytes"]:
-            raise ValueError(
-                f"shard {str(path)!r} has {size} bytes, its manifest says {shard['bytes']}: "
-                "copy the folder again, or encode again with overwrite"
-            )
-    return manifest
+                    yield CodeRecord(keys[i], texts, codes[i, variant].copy())
 
 
 def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

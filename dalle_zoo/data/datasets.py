@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dalle_zoo.data.checks import check_caption_choice, check_positive
 from dalle_zoo.data.decoding import CorruptImageError, decode_image
-from dalle_zoo.data.samples import Sample, SampleSource, Skipped
+from dalle_zoo.data.samples import Sample, SampleSource, Skipped, captioned
 from dalle_zoo.data.transforms import TRANSFORMS, Transform, sample_rng
 from dalle_zoo.seeds import seeded_rng
 
@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 
 Item = dict[str, Any]
 """``key`` and ``caption`` (str), and ``image`` uint8 (3, size, size) or ``codes`` int64 (h, w)."""
-
-NO_CAPTION = "no caption (no .txt or .json file of the same name has one, or it is not UTF-8)"
 
 
 class Record(Protocol):
@@ -134,12 +132,11 @@ class ImageTextDataset(CaptionedDataset):
 
     def records(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Sample | Skipped]:
         """See `CaptionedDataset.records`."""
-        return self.source.read(seed=seed, epoch=epoch, start=start, stop=stop)
+        records = self.source.read(seed=seed, epoch=epoch, start=start, stop=stop)
+        return map(captioned, records) if self.needs_captions else records
 
     def item(self, record: Sample, epoch: int) -> Item | Skipped:
         """See `CaptionedDataset.item`."""
-        if self.needs_captions and not record.captions:
-            return Skipped(record.key, NO_CAPTION)
         variant = epoch if self.variants is None else epoch % self.variants
         try:
             image = crop_of(record, self.transform, self.size, self.seed, variant)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import io
 import re
+import stat
 import warnings
+from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from dalle_zoo.images import to_rgb
+from dalle_zoo.images import to_rgb, upright
 
-MAX_PIXELS = 178_956_970
-"""Largest number of pixels of an image, Pillow's limit against decompression bombs: half a gigabyte decoded."""
+MAX_PIXELS = 2**26
+"""Largest number of pixels of an image, such as 8192 x 8192. Decoding it takes at most 1.1 GB: Pillow uses 4 bytes per
+pixel, and its WebP decoder has four copies."""
+MAX_IMAGE_BYTES = 2**29
+"""Largest size of an image file, in bytes."""
 
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """Formats that are decoded; others of Pillow, such as EPS, would start programs."""
 
 
@@ -41,11 +46,11 @@ def decode_image(data: bytes) -> Image.Image:
         warnings.simplefilter("ignore")
         try:
             with Image.open(io.BytesIO(data), formats=_known_formats()) as image:
-                width, height = image.size
+                width, height = image.size  # before any rotation
                 if width * height > MAX_PIXELS:
                     raise CorruptImageError(f"{width} x {height} pixels, more than {MAX_PIXELS}")
                 image.load()
-                return to_rgb(image)
+                return to_rgb(upright(image, in_place=True))
         except CorruptImageError:
             raise
         except UnidentifiedImageError as error:
@@ -56,6 +61,29 @@ def decode_image(data: bytes) -> Image.Image:
             raise CorruptImageError(f"not a readable image ({type(error).__name__}: {reason})") from error
 
 
+def read_image(path: Path) -> bytes:
+    """Reads an image file for `decode_image`.
+
+    Raises:
+        CorruptImageError: The file cannot be read, is no regular file, or has more than `MAX_IMAGE_BYTES`.
+    """
+    return read_file(path, MAX_IMAGE_BYTES)
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """Reads a regular file of at most ``limit`` bytes; raises `CorruptImageError` for any other."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise CorruptImageError("not a file")  # opening a pipe would wait forever
+        if status.st_size > limit:
+            raise CorruptImageError(f"{status.st_size} bytes, more than {limit}")
+        return path.read_bytes()
+    except OSError as error:
+        link = "a link to " if path.is_symlink() else ""
+        raise CorruptImageError(f"cannot be read ({link}{error.strerror or error})") from None
+
+
 def _known_formats() -> list[str]:
     Image.init()
-    return [name for name in _FORMATS if name in Image.OPEN]
+    return [name for name in FORMATS if name in Image.OPEN]

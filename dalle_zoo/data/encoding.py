@@ -19,16 +19,11 @@ from tqdm.auto import tqdm
 
 from dalle_zoo.claims import CLAIM
 from dalle_zoo.data.checks import check_positive
-from dalle_zoo.data.codes import (
-    FORMAT,
-    MANIFEST,
-    UNFINISHED,
-    CodeShardWriter,
-    read_member,
-)
-from dalle_zoo.data.datasets import NO_CAPTION, crop_of
+from dalle_zoo.data.code_files import FORMAT, MANIFEST, UNFINISHED
+from dalle_zoo.data.codes import CodeShardWriter, read_member
+from dalle_zoo.data.datasets import crop_of
 from dalle_zoo.data.decoding import CorruptImageError
-from dalle_zoo.data.samples import SampleSource, Skipped
+from dalle_zoo.data.samples import SampleSource, Skipped, captioned
 from dalle_zoo.data.transforms import TRANSFORMS, Transform
 from dalle_zoo.files import atomic_write, parse_json, sha256_file, try_read_json, write_json
 from dalle_zoo.workspaces import RESUMABLE, SUFFIX, claimed_folder, place_folder, recover, workspace
@@ -65,18 +60,17 @@ class _Encoding:
     def _crops(self, start: int, stop: int, lost: dict[str, str]) -> Iterator[_Encoded]:
         for record in self.source.read(seed=None, epoch=0, start=start, stop=stop):
             try:
-                if isinstance(record, Skipped):
-                    raise CorruptImageError(record.reason)
-                if not record.captions:
-                    raise CorruptImageError(NO_CAPTION)
+                usable = captioned(record)
+                if isinstance(usable, Skipped):
+                    raise CorruptImageError(usable.reason)
                 crops = [
-                    crop_of(record, self.transform, self.size, self.seed, variant) for variant in range(self.variants)
+                    crop_of(usable, self.transform, self.size, self.seed, variant) for variant in range(self.variants)
                 ]
             except CorruptImageError as error:
                 lost[record.key] = str(error)
                 log.warning("skipped %s: %s", record.key, error)
             else:
-                yield record.key, record.captions, torch.stack(crops)
+                yield usable.key, usable.captions, torch.stack(crops)
 
 
 def encode_source(

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from dalle_zoo.data.samples import (
-    CAPTION_SUFFIXES,
-    IMAGE_SUFFIXES,
-    Sample,
-    SampleSource,
-    Skipped,
-    read_captions,
-)
+from dalle_zoo.data.captions import MAX_CAPTION_BYTES
+from dalle_zoo.data.decoding import CorruptImageError, read_file, read_image
+from dalle_zoo.data.samples import Sample, SampleSource, Skipped, read_sample
+from dalle_zoo.data.selection import CAPTION_SUFFIXES, Selection, select, valid_name
 from dalle_zoo.seeds import seeded_rng
 
-
-def suffix_of(path: Path) -> str:
-    """Suffix in lower case, without the dot."""
-    return path.suffix.lower().removeprefix(".")
+log = logging.getLogger(__name__)
 
 
 class FolderSource(SampleSource):
@@ -32,23 +26,37 @@ class FolderSource(SampleSource):
     differ. Images whose paths differ only in the suffix keep it in their keys. All samples are shuffled together.
 
     Args:
-        root: The folder. Hidden files and folders are ignored.
+        root: The folder; `dalle_zoo.data.selection` says which of its files are read.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     @cached_property
+    def selection(self) -> Selection:
+        """The files, found once; what is passed over is logged.
+
+        Raises:
+            ValueError: The folder is an output of dalle-zoo, or has both images and shards.
+        """
+        selection = select(self.root)
+        if selection.images and selection.shards:
+            raise ValueError(
+                f"folder {str(self.root)!r} has both images, such as {str(selection.images[0])!r}, and archives, such "
+                f"as {str(selection.shards[0])!r}: move one kind elsewhere, or name the archives by a pattern such as "
+                f"{str(self.root / '*.tar')!r}"
+            )
+        if selection.passed_over:
+            log.warning("folder %s: %s", self.root, selection.describe())
+        return selection
+
+    @cached_property
     def images(self) -> dict[str, Path]:
         """Images by key, sorted."""
-        paths = [
-            path.relative_to(self.root)
-            for path in self.root.rglob("*")
-            if suffix_of(path) in IMAGE_SUFFIXES and path.is_file()
-        ]
-        paths = sorted(p for p in paths if not any(part.startswith(".") for part in p.parts))
+        paths = self.selection.images
         stems = Counter(path.with_suffix("") for path in paths)
-        return {(p if stems[p.with_suffix("")] > 1 else p.with_suffix("")).as_posix(): p for p in paths}
+        names = ((p if stems[p.with_suffix("")] > 1 else p.with_suffix("")) for p in paths)
+        return {valid_name(name.as_posix()): path for name, path in zip(names, paths, strict=True)}
 
     @property
     def num_samples(self) -> int:
@@ -59,8 +67,9 @@ class FolderSource(SampleSource):
         """SHA-256 of the names and sizes of images and captions."""
         digest = hashlib.sha256()
         for relative in self.images.values():
-            files = [relative, *(relative.with_suffix(f".{s}") for s in sorted(CAPTION_SUFFIXES))]
-            sizes = [_size(self.root / file) for file in files]
+            texts = self._texts(relative)
+            files = [relative, *(texts.get(suffix) for suffix in sorted(CAPTION_SUFFIXES))]
+            sizes = [None if file is None else _size(self.root / file) for file in files]
             digest.update(json.dumps([relative.as_posix(), sizes]).encode())
         return digest.hexdigest()
 
@@ -71,22 +80,28 @@ class FolderSource(SampleSource):
             # The string is part of the seed of the shuffle: another one would change the order of every run.
             seeded_rng("pictures", seed, epoch).shuffle(keys)
         for key in keys[start:stop]:
-            path = self.root / self.images[key]
             try:
-                image = path.read_bytes()
-            except OSError as error:
-                yield Skipped(key, f"cannot be read ({error})")
-                continue
-            texts = [_bytes(path.with_suffix(suffix)) for suffix in (".json", ".txt")]
-            yield Sample(key, image, read_captions(*texts))
+                image = read_image(self.root / self.images[key])
+            except CorruptImageError as error:
+                yield Skipped(key, str(error))
+            else:
+                yield from read_sample(key, image, *self.read_texts(self.images[key]))
+
+    def read_texts(self, image: Path) -> tuple[bytes | None, bytes | None]:
+        """Reads the .json and the .txt file of an image; None for a file that is missing or cannot be read."""
+        texts = self._texts(image)
+        json_text, plain_text = (self._read_text(texts.get(suffix)) for suffix in ("json", "txt"))
+        return json_text, plain_text
+
+    def _texts(self, image: Path) -> dict[str, Path]:
+        return self.selection.captions.get(image.with_suffix(""), {})
+
+    def _read_text(self, file: Path | None) -> bytes | None:
+        try:
+            return None if file is None else read_file(self.root / file, MAX_CAPTION_BYTES)
+        except CorruptImageError:
+            return None
 
 
 def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
-
-
-def _bytes(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None

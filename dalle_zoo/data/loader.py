@@ -13,7 +13,7 @@ import torch.utils.data
 from torch import Tensor
 
 from dalle_zoo.data.checks import check_positive
-from dalle_zoo.data.datasets import CaptionedDataset, Item
+from dalle_zoo.data.datasets import CaptionedDataset, Item, Record
 from dalle_zoo.data.samples import Skipped
 
 log = logging.getLogger(__name__)
@@ -94,14 +94,15 @@ class _Lane:
                 skipped.clear()
 
     def _endless(self, skipped: list[Skipped], passed: int) -> Iterator[Item]:
-        """Repeats the lane's items, since unusable samples must not end an epoch early.
+        """Reads the lane's items, and then those of the other lanes, again and again.
 
-        The first ``passed`` ones are left out, if possible without decoding them.
+        Unusable samples must not end an epoch early, and a lane whose own samples are all unusable, such as those of a
+        shard without captions, takes samples of others: it must not end a run that other lanes can continue. The first
+        ``passed`` items are left out, if possible without decoding them.
         """
-        where = {"seed": self.seed, "epoch": self.epoch, "start": self.start, "stop": self.stop}
         while True:
             usable = 0
-            for record in self.dataset.records(**where):  # type: ignore[arg-type]
+            for record in self._records():
                 if passed and self.unusable is not None and not isinstance(record, Skipped):
                     good = record.key not in self.unusable
                     usable, passed = usable + good, passed - good
@@ -116,12 +117,14 @@ class _Lane:
                 else:
                     yield item
             if not usable:
-                reasons = "; ".join(str(record) for record in skipped[:3])
-                raise EmptyDataError(
-                    f"none of {self.stop - self.start} samples (from position {self.start}) can be "
-                    f"used: {reasons or 'the files hold fewer than listed'}. "
-                    "Check the data."
-                )
+                reasons = "; ".join(str(record) for record in skipped[:3]) or "the files hold fewer than listed"
+                raise EmptyDataError(f"none of {len(self.dataset)} samples can be used: {reasons}. Check the data.")
+
+    def _records(self) -> Iterator[Record | Skipped]:
+        """Reads the data set once, from the lane's own records on."""
+        for start, stop in ((self.start, self.stop), (self.stop, len(self.dataset)), (0, self.start)):
+            if start < stop:
+                yield from self.dataset.records(seed=self.seed, epoch=self.epoch, start=start, stop=stop)
 
 
 class _Lanes(torch.utils.data.IterableDataset[tuple[Batch, list[Skipped]] | EmptyDataError]):
@@ -155,7 +158,7 @@ class ResumableLoader:
     returned. Each `iter` starts at the restored position, or else at the beginning of an epoch: of the next one if
     the last was not finished.
 
-    Unusable samples are recorded in `skipped`, named in a warning, and replaced by samples from the beginning of the
+    Unusable samples are recorded in `skipped`, named in a warning, and replaced by samples that follow those of the
     same stream, so that every rank has the same number of batches.
 
     Args:
@@ -364,4 +367,5 @@ class ResumableLoader:
 
     def _summarize(self) -> None:
         if self.skipped:
-            log.warning("%d samples have been skipped so far; see the warnings above", len(self.skipped))
+            count = len(self.skipped)
+            log.warning("%d samples or parts of files have been skipped so far; see the warnings above", count)

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
+
+from dalle_zoo.data.captions import NO_CAPTION, read_captions, valid_captions
 
 log = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif"})
-"""Suffixes of image files, in lower case and without the dot."""
-CAPTION_SUFFIXES = frozenset({"txt", "json"})
-"""Suffixes of caption files, which have the name of their image."""
 
 
 @dataclass(frozen=True)
 class Sample:
     """One captioned image, not decoded yet."""
 
+    listed: ClassVar[bool] = True
+
     key: str
     """Name, unique in its source; it seeds all randomness of the sample."""
     image: bytes
     """Contents of the image file."""
     captions: tuple[str, ...]
-    """Zero or more captions."""
+    """Zero or more captions, all of them valid Unicode."""
+    problem: str = ""
+    """Why captions are missing, if the reason is known."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,32 @@ class Skipped:
 
     key: str
     reason: str
+    listed: bool = True
+    """Whether it replaces a sample that `SampleSource.num_samples` counts, and thus has a position."""
 
     def __str__(self) -> str:
         return f"{self.key}: {self.reason}"
+
+
+def read_sample(
+    key: str, image: bytes, json_text: bytes | None, plain_text: bytes | None, problem: str = ""
+) -> Iterator[Sample | Skipped]:
+    """Makes a sample of the contents of its files.
+
+    Yields:
+        The sample, and a `Skipped` if only some of its captions can be used.
+    """
+    captions, invalid = valid_captions(read_captions(json_text, plain_text))
+    yield Sample(key, image, captions, problem or invalid)
+    if captions and invalid:
+        yield Skipped(f"{key} (one of its captions)", invalid, listed=False)
+
+
+def captioned(record: Sample | Skipped) -> Sample | Skipped:
+    """Replaces a sample without a caption by a `Skipped` that says why it has none."""
+    if isinstance(record, Sample) and not record.captions:
+        return Skipped(record.key, record.problem or NO_CAPTION)
+    return record
 
 
 class SampleSource(ABC):
@@ -70,56 +94,28 @@ class SampleSource(ABC):
         return self.num_samples
 
     def stream(
-        self, *, seed: int | None = None, epoch: int = 0, part: int = 0, num_parts: int = 1
+        self,
+        *,
+        seed: int | None = None,
+        epoch: int = 0,
+        part: int = 0,
+        num_parts: int = 1,
+        needs_captions: bool = False,
     ) -> Iterator[Sample]:
         """Reads one of ``num_parts`` disjoint parts of the source, whose sizes differ by at most one.
 
-        Unreadable samples are skipped with a warning.
+        Unreadable samples are skipped with a warning, and so are those without a caption with ``needs_captions``.
         """
         if not 0 <= part < num_parts:
             raise ValueError(f"part must lie in 0..{num_parts - 1} (num_parts {num_parts}), got {part}")
-        total = self.num_samples
+        total, skipped = self.num_samples, 0
         start, stop = total * part // num_parts, total * (part + 1) // num_parts
         for record in self.read(seed=seed, epoch=epoch, start=start, stop=stop):
-            if isinstance(record, Skipped):
-                log.warning("skipped %s", record)
+            usable = captioned(record) if needs_captions else record
+            if isinstance(usable, Skipped):
+                skipped += 1
+                log.warning("skipped %s", usable)
             else:
-                yield record
-
-
-def read_captions(json_text: bytes | None, plain_text: bytes | None) -> tuple[str, ...]:
-    r"""Returns the captions of an image from its .json file, or else from its .txt file.
-
-    The .json file has a list ``captions`` or a string ``caption``; every line of the .txt file is a caption. A file
-    that cannot be read counts as missing.
-
-    Example:
-        >>> read_captions(b'{"captions": ["a cat", "one cat"]}', b"a cat")
-        ('a cat', 'one cat')
-        >>> read_captions(None, b"a cat\n\none cat\n")
-        ('a cat', 'one cat')
-    """
-    return _captions_of_json(json_text) or _captions_of_lines(plain_text)
-
-
-def _captions_of_json(text: bytes | None) -> tuple[str, ...]:
-    try:
-        record = json.loads(text or b"{}")
-    except (ValueError, RecursionError):
-        return ()
-    if not isinstance(record, dict):
-        return ()
-    several = record.get("captions")
-    for captions in (several if isinstance(several, list) else [], [record.get("caption")]):
-        found = tuple(c.strip() for c in captions if isinstance(c, str) and c.strip())
-        if found:
-            return found
-    return ()
-
-
-def _captions_of_lines(text: bytes | None) -> tuple[str, ...]:
-    try:
-        lines = (text or b"").decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        return ()
-    return tuple(line.strip() for line in lines if line.strip())
+                yield usable
+        if skipped:
+            log.warning("%d samples or parts of files are not used; each is named above", skipped)

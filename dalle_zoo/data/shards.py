@@ -2,52 +2,39 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import logging
-import os
-import tarfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from types import ModuleType
-from typing import IO, Any, cast
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+from dalle_zoo.data.archives import DamagedArchiveError, Member, read_members
+from dalle_zoo.data.captions import MAX_CAPTION_BYTES
 from dalle_zoo.data.checks import check_positive
+from dalle_zoo.data.decoding import MAX_IMAGE_BYTES
 from dalle_zoo.data.ordering import shuffled, stretches
-from dalle_zoo.data.samples import (
-    CAPTION_SUFFIXES,
-    IMAGE_SUFFIXES,
-    Sample,
-    SampleSource,
-    Skipped,
-    read_captions,
-)
+from dalle_zoo.data.samples import Sample, SampleSource, Skipped, read_sample
+from dalle_zoo.data.selection import CAPTION_SUFFIXES, IMAGE_SUFFIXES, is_hidden, suffix_of, valid_name
 from dalle_zoo.files import try_read_json
 from dalle_zoo.seeds import seeded_rng
 
 log = logging.getLogger(__name__)
 
-SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz")
-DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error)
-"""Exceptions raised for damaged or truncated tar and gzip files."""
-
-_GZIP_MAGIC = b"\x1f\x8b"
-_TAR_BLOCK = 512
-
-
-def is_shard(path: Path) -> bool:
-    """Whether a path has the name of a shard; hidden files such as ``._0.tar`` are not shards."""
-    return path.name.lower().endswith(SHARD_ENDINGS) and not path.name.startswith(".")
+MIN_BYTES_PER_SAMPLE = 1024
+"""Smallest size of a sample in an uncompressed shard: the blocks of a header and of the contents."""
+MAX_COMPRESSION = 1032
+"""Largest factor by which gzip compresses."""
 
 
 class ShardSource(SampleSource):
     """Samples in tar files with consecutive members ``KEY.jpg``, ``KEY.txt``, ``KEY.json``.
 
     KEY ends at the first dot of the base name, as in WebDataset. Only members with known suffixes are read, as bytes:
-    nothing is unpickled. Shuffling permutes the shards and uses a shuffle buffer.
+    nothing is unpickled. Of several images of a sample, the first in the order of suffixes is used. Shuffling permutes
+    the shards and uses a shuffle buffer.
 
     Args:
         paths: The shards. Other files of img2dataset (``.parquet``, ``_stats.json``) are not needed.
@@ -86,101 +73,129 @@ class ShardSource(SampleSource):
             return records
         return shuffled(records, self.shuffle_buffer, seeded_rng("buffer", seed, epoch, start))
 
+    def problems(self) -> Iterator[Skipped]:
+        """Names the members that cannot be samples, without reading contents."""
+        for path in self.paths:
+            yield from (r for r in _read_shard(path, contents=False) if isinstance(r, Skipped))
+
     def _in_order(self, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Sample | Skipped]:
         for stretch in stretches(self.counts, seed=seed, epoch=epoch, start=start, stop=stop):
-            position = 0
-            for record in _read_shard(self.paths[stretch.shard]):
+            path, count, position = self.paths[stretch.shard], self.counts[stretch.shard], 0
+            for record in _read_shard(path):
+                if record.listed and position == count:
+                    yield _wrong_count(path, count, "more")
+                    break
                 if position >= stretch.start:
                     yield record
-                position += isinstance(record, Sample)
-                if position == stretch.stop and stretch.stop < self.counts[stretch.shard]:
+                position += record.listed
+                if position == stretch.stop and stretch.stop < count:
                     break
+            else:
+                if position < count:
+                    yield _wrong_count(path, count, "fewer")
 
 
-def _webdataset() -> ModuleType:
+def _wrong_count(path: Path, count: int, relation: str) -> Skipped:
+    return Skipped(
+        valid_name(str(path)),
+        f"the shard has {relation} samples than the {count} that the manifest.json next to it lists: remove that file",
+        listed=False,
+    )
+
+
+@dataclass
+class _Group:
+    """Consecutive members of one key."""
+
+    key: str
+    members: dict[str, Member] = field(default_factory=dict)
+    """By suffix."""
+    repeated: str = ""
+    """A suffix that occurs twice."""
+
+    def add(self, suffix: str, member: Member) -> None:
+        if suffix in self.members:
+            self.repeated = suffix
+        self.members.setdefault(suffix, member)
+
+    def records(self, shard: Path) -> Iterator[Sample | Skipped]:
+        key = valid_name(self.key)
+        suffixes = sorted(IMAGE_SUFFIXES & self.members.keys())
+        if not suffixes:
+            yield Skipped(key, self._no_image(shard), listed=False)
+            return
+        image, texts = self.members[suffixes[0]], [self.members.get(suffix) for suffix in ("json", "txt")]
+        if image.problem:
+            yield Skipped(key, f"the image is {image.problem}")
+        else:
+            problem = next((f"the caption is {text.problem}" for text in texts if text and text.problem), "")
+            json_text, plain_text = (text.data if text else None for text in texts)
+            yield from read_sample(key, image.data or b"", json_text, plain_text, problem)
+        if self.repeated:
+            reason = f"the first is used of several members of {shard.name} with the suffix {self.repeated!r}"
+            yield Skipped(f"{key} (repeated)", reason, listed=False)
+
+    def _no_image(self, shard: Path) -> str:
+        name = next((m.name for suffix, m in self.members.items() if suffix not in CAPTION_SUFFIXES), None)
+        if name is None:
+            return f"captions without an image next to them in {shard.name} (`tar --sort=name` orders members by name)"
+        base = valid_name(PurePosixPath(name).name)
+        key, _, suffix = base.partition(".")
+        rule = f"a key ends at the first dot, so {base!r} has the key {key!r} and the suffix {suffix!r}"
+        return f"no image in {shard.name}: {rule}"
+
+
+def _read_shard(path: Path, *, contents: bool = True) -> Iterator[Sample | Skipped]:
+    """Samples of one shard in stored order; damage ends up as one `Skipped` of the shard.
+
+    Args:
+        path: The shard.
+        contents: Whether to read the contents. Without them, the same samples are listed. Defaults to True.
+    """
+    group: _Group | None = None
+    damage = ""
     try:
-        from webdataset import tariterators
-    except ImportError as error:
-        raise ImportError("reading tar shards needs webdataset: pip install webdataset") from error
-    return cast(ModuleType, tariterators)
-
-
-def _open(path: Path) -> IO[bytes]:
-    with path.open("rb") as file:
-        zipped = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-    if zipped:
-        # gzip checks sizes and checksums; tarfile's own decompression of streams lets damage pass
-        # unseen.
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    return path.open("rb")
-
-
-def _read_shard(path: Path) -> Iterator[Sample | Skipped]:
-    """Samples of one shard in stored order; damage ends up as one `Skipped` of the shard."""
-    wds = _webdataset()
-    damage: list[str] = []
-
-    def note(error: Exception) -> bool:
-        damage.append(f"{type(error).__name__}: {error.args[0] if error.args else 'damaged'}")
-        return True  # continue
-
-    with _open(path) as stream:
-        members = wds.tar_file_expander([{"url": str(path), "stream": stream}], handler=note, select_files=_is_wanted)
-        for group in wds.group_by_keys(members, handler=note):
-            yield _sample(group, path)
-        if not damage:
-            damage.extend(_end_is_wrong(stream))
+        for member in read_members(path, _limit, contents=contents):
+            key, suffix = _split(member.name)
+            if group is None or group.key != key:
+                if group is not None:
+                    yield from group.records(path)
+                group = _Group(key)
+            group.add(suffix, member)
+    except DamagedArchiveError as error:
+        damage = str(error)
+    if group is not None:
+        yield from group.records(path)
     if damage:
-        yield Skipped(str(path), f"the shard is damaged; its readable samples are used ({damage[0]})")
+        reason = f"the shard is damaged; its readable samples are used ({damage})"
+        yield Skipped(valid_name(str(path)), reason, listed=False)
 
 
-def _is_wanted(name: str) -> bool:
-    return name.rpartition(".")[2].lower() in IMAGE_SUFFIXES | CAPTION_SUFFIXES
+def _split(name: str) -> tuple[str, str]:
+    """Splits the name of a member at the first dot of its base name: key, and suffix in lower case."""
+    path = PurePosixPath(name)
+    stem, _, suffix = path.name.partition(".")
+    return (path.parent / stem).as_posix(), suffix.lower()
 
 
-def _sample(group: dict[str, Any], path: Path) -> Sample | Skipped:
-    key = str(group["__key__"]).removeprefix("./")
-    images = sorted(IMAGE_SUFFIXES & group.keys())
-    if not images:
-        return Skipped(key, f"captions without an image in {path.name}")
-    return Sample(key, group[images[0]], read_captions(group.get("json"), group.get("txt")))
-
-
-def _end_is_wrong(stream: IO[bytes]) -> Iterator[str]:
-    """Describes what follows the last member, if it is not the end of a tar file."""
-    try:
-        while block := stream.read(1 << 20):
-            if any(block):
-                yield "a damaged header hides the members after it"  # tarfile stops there
-                return
-        if not isinstance(stream, gzip.GzipFile):  # gzip reports truncation itself
-            stream.seek(-_TAR_BLOCK, os.SEEK_END)
-            if any(stream.read()):
-                yield "truncated: the end-of-archive marker is missing"
-    except DAMAGE as error:
-        yield f"{type(error).__name__}: {error}"
+def _limit(name: str) -> int | None:
+    """Largest size of a member that belongs to a sample; None for other members."""
+    path = PurePosixPath(name)
+    if is_hidden(path):
+        return None
+    limits = dict.fromkeys(IMAGE_SUFFIXES, MAX_IMAGE_BYTES) | dict.fromkeys(CAPTION_SUFFIXES, MAX_CAPTION_BYTES)
+    return limits.get(suffix_of(path))
 
 
 def _scan(path: Path) -> int:
     """Counts the samples of a shard by the names of its members, up to damage if there is any."""
-    wds = _webdataset()
-
-    def names() -> Iterator[dict[str, Any]]:
-        # Mode "r:" seeks over the contents of the members, which is fast in an uncompressed tar file.
-        with _open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-            for member in archive:
-                if member.isreg() and _is_wanted(member.name):
-                    yield {"fname": member.name, "data": b"", "__url__": str(path)}
-
-    def ignore(_: Exception) -> bool:
-        return True
-
-    count = 0
-    try:
-        for group in wds.group_by_keys(names(), handler=ignore):
-            count += isinstance(_sample(group, path), Sample)
-    except DAMAGE as error:
-        log.warning("%s is damaged; counting its readable samples: %s", path, error)
+    count, first = 0, ""
+    for record in _read_shard(path, contents=False):
+        count += record.listed
+        if isinstance(record, Skipped):
+            first = first or f": {record}"
+    if not count:
+        log.warning("shard %s has no sample%s", path, first)
     return count
 
 
@@ -191,7 +206,16 @@ def _manifest_counts(folder: Path) -> dict[tuple[str, int], int]:
     parts: Iterable[Any] = [manifest, *(splits.values() if isinstance(splits, dict) else ())]
     counts = {}
     for part in parts:
-        for shard in part.get("shards", ()) if isinstance(part, dict) else ():
-            if isinstance(shard, dict) and {"file", "bytes", "samples"} <= shard.keys():
-                counts[str(shard["file"]), int(shard["bytes"])] = int(shard["samples"])
+        shards = part.get("shards") if isinstance(part, dict) else None
+        for shard in shards if isinstance(shards, list) else ():
+            values = shard if isinstance(shard, dict) else {}
+            name, size, count = (values.get(key) for key in ("file", "bytes", "samples"))
+            if isinstance(name, str) and type(size) is int and type(count) is int and _is_plausible(name, size, count):
+                counts[name, size] = count
     return counts
+
+
+def _is_plausible(name: str, size: int, count: int) -> bool:
+    """Whether a shard can have so many samples; longer lists of samples would not fit into memory."""
+    largest = size * MAX_COMPRESSION if name.lower().endswith(("gz", ".tgz")) else size
+    return 1 <= count <= largest // MIN_BYTES_PER_SAMPLE

@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import glob
 import importlib.resources
+import itertools
 from pathlib import Path
 
 from dalle_zoo.composition import CompositionConfig
 from dalle_zoo.data.composition import CompositionSource
 from dalle_zoo.data.folder import FolderSource
-from dalle_zoo.data.samples import IMAGE_SUFFIXES, SampleSource
-from dalle_zoo.data.shards import SHARD_ENDINGS, ShardSource, is_shard
+from dalle_zoo.data.samples import SampleSource
+from dalle_zoo.data.selection import IMAGE_SUFFIXES, SHARD_ENDINGS, is_shard, suffix_of
+from dalle_zoo.data.shards import ShardSource
+from dalle_zoo.paths import user_path
 from dalle_zoo.registry import UnknownNameError, suggest
 
 BUNDLED = {"emoji64": ("train", "val-styles", "val-concepts")}
@@ -34,7 +37,7 @@ def open_source(location: str | Path) -> SampleSource:
     | ``file.tar``, ``.tar.gz``, ``.tgz`` | one WebDataset shard |
     | a folder with shards | its shards, from img2dataset or `webdataset` |
     | a pattern with ``*``, ``?``, ``[...]``, ``{a..b}`` or ``{a,b}`` | the shards that match |
-    | another folder | the images in it and its subfolders, with captions in files of the same name |
+    | another folder | the images in it and its subfolders, with captions in files of the same name, see docs/data.md |
     | ``emoji64:train`` | shards in the package |
     | ``composition:train``, ``my.yaml:train`` | samples composed on the fly, see `dalle_zoo.composition` |
 
@@ -53,22 +56,23 @@ def open_source(location: str | Path) -> SampleSource:
     elif "://" in text or text.startswith("pipe:"):
         raise ValueError(f"location {text!r} is not a local path: download it first. {_EXPECTED}")
     else:
-        source = _open_path(_expanded(text), text)
+        source = _open_path(user_path(text, "location of the data"), text)
     if source.num_samples == 0:
-        raise ValueError(f"location {text!r} holds no image. {_EXPECTED}")
+        raise ValueError(f"location {text!r} holds no image{_reason(source)}. {_EXPECTED}")
     return source
+
+
+def _reason(source: SampleSource) -> str:
+    """Says why a source without samples has none, if that is known."""
+    if isinstance(source, ShardSource):
+        return "".join(f" ({problem})" for problem in itertools.islice(source.problems(), 1))
+    if isinstance(source, FolderSource) and source.selection.passed_over:
+        return f" ({source.selection.describe()})"
+    return ""
 
 
 def _composition(location: str, split: str) -> SampleSource:
     return CompositionSource(CompositionConfig.load(None if location == COMPOSITION else location), split)
-
-
-def _expanded(text: str) -> Path:
-    """Returns a path without ``~``."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:  # no such user, or no home directory
-        raise ValueError(f"location {text!r}: {text.partition('/')[0]!r} has no home directory. {_EXPECTED}") from None
 
 
 def _open_path(path: Path, text: str) -> SampleSource:
@@ -77,10 +81,11 @@ def _open_path(path: Path, text: str) -> SampleSource:
             raise ValueError(f"location {text!r} is a file but not a shard. {_EXPECTED}")
         return ShardSource([path])
     if path.is_dir():
-        shards = sorted(p for p in path.iterdir() if is_shard(p) and p.is_file())
+        folder = FolderSource(path)
+        shards = [path / name for name in folder.selection.shards]
         if shards and all(p.name.startswith("codes-") for p in shards):
             raise ValueError(f"location {text!r} has code shards, not images: use CodeDataModule (CodeDataset)")
-        return ShardSource(shards) if shards else FolderSource(path)
+        return ShardSource(shards) if shards else folder
     if any(sign in text for sign in "*?[{"):
         return ShardSource(_matching_shards(str(path), text))
     near = _nearest_bundled(text) or _nearest_neighbor(path)
@@ -118,13 +123,13 @@ def _matching_shards(pattern: str, text: str) -> list[Path]:
 
 
 def _images(paths: list[Path]) -> bool:
-    return any(p.suffix.lower().removeprefix(".") in IMAGE_SUFFIXES for p in paths)
+    return any(suffix_of(p) in IMAGE_SUFFIXES for p in paths)
 
 
 def _expand_braces(pattern: str) -> list[str]:
     if "{" not in pattern:
         return [pattern]
-    import braceexpand  # a dependency of webdataset
+    import braceexpand
 
     try:
         return list(braceexpand.braceexpand(pattern))

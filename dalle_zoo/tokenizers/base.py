@@ -113,10 +113,7 @@ class TextTokenizer(ABC):
         """Raises `TypeError` or `ValueError` for arguments that `encode` must reject."""
         if not isinstance(text, str):
             raise TypeError(f"a caption must be a str, got {type(text).__name__}: {text!r}")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"caption {text!r} is not valid Unicode ({error}): repair or drop it") from error
+        check_unicode(text)
         self.check_dropout(dropout)
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")
@@ -134,6 +131,14 @@ class TextTokenizer(ABC):
             raise ValueError(f"dropout must be in 0..1, got {dropout}")
         if dropout and not self.supports_dropout:
             raise ValueError(f"text tokenizer {self.kind!r} does not support dropout, got {dropout}: set it to 0")
+
+
+def check_unicode(text: str) -> None:
+    """Raises `ValueError` for a text with half of a surrogate pair, which no file or tokenizer can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"caption {text!r} is not valid Unicode ({error}): repair or drop it") from error
 
 
 TEXT_TOKENIZERS: Registry[type[TextTokenizer]] = Registry(

@@ -11,7 +11,7 @@ from typing import Self
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from dalle_zoo.tokenizers.base import TEXT_TOKENIZERS
+from dalle_zoo.tokenizers.base import TEXT_TOKENIZERS, check_unicode
 from dalle_zoo.tokenizers.bpe_dropout import DropoutMerger
 from dalle_zoo.tokenizers.library import LibraryTokenizer
 
@@ -58,7 +58,8 @@ class BPETokenizer(LibraryTokenizer):
         content = json.loads(tokenizer.to_str())
         model = content["model"]
         unsupported = [name for name, value in _PLAIN_MODEL.items() if model.get(name, value) != value]
-        byte_level = set(pre_tokenizers.ByteLevel.alphabet()) <= model["vocab"].keys()
+        complete = set(pre_tokenizers.ByteLevel.alphabet()) <= model["vocab"].keys()
+        byte_level = complete and tokenizer.pre_tokenizer is not None
         if model["type"] != "BPE" or unsupported or content["added_tokens"] or not byte_level:
             raise ValueError(
                 f"kind 'bpe' expects a byte-level BPE without added tokens, got a {model['type']} with "
@@ -81,7 +82,7 @@ class BPETokenizer(LibraryTokenizer):
 
         Raises:
             TypeError: A caption is not a string.
-            ValueError: There are no captions, or ``vocab_size`` is too small.
+            ValueError: There are no captions, one is not valid Unicode, or ``vocab_size`` is too small.
         """
         if vocab_size < 256:
             raise ValueError(f"vocab_size must be at least 256, one id per byte, got {vocab_size}")
@@ -118,7 +119,8 @@ class BPETokenizer(LibraryTokenizer):
 
     def _merge(self, text: str, dropout: float, random: Random) -> list[int]:
         """Returns the library's encoding with merges by `DropoutMerger`."""
-        normal = self._tokenizer.normalizer.normalize_str(text)
+        normalizer = self._tokenizer.normalizer
+        normal = text if normalizer is None else normalizer.normalize_str(text)
         words = self._tokenizer.pre_tokenizer.pre_tokenize_str(normal)
         return [i for word, _ in words for i in self._merger(word, dropout, random)]
 
@@ -130,6 +132,7 @@ def _checked(captions: Iterable[str]) -> Iterator[str]:
     for number, caption in enumerate(captions):
         if not isinstance(caption, str):
             raise TypeError(f"caption {number} must be a str, got {type(caption).__name__}: {caption!r}")
+        check_unicode(caption)
         empty = False
         yield caption
     if empty:

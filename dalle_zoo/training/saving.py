@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import threading
 from pathlib import Path
@@ -68,8 +67,6 @@ class Checkpoint(callbacks.Checkpoint):
                 logger.rewind(trainer.global_step)
         if trainer.is_global_zero and self.folder is not None:
             remove_abandoned(self.folder)
-            for left in [*self.folder.glob(".*.part"), *self.folder.glob(".*.old")]:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def _handle_sigterm(self) -> None:
         """Replaces Lightning's handler, which calls a collective from within another one, and then hangs."""

@@ -13,10 +13,10 @@ folder is written under a temporary name and renamed after every process has fin
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from dalle_zoo.files import sha256_file, sync
+from dalle_zoo.workspaces import new_path, place_folder, workspace
 
 STATE = "state.pt"
 DIGESTS = "digests"
@@ -50,25 +51,27 @@ def save_sharded(tensors: Mapping[str, Any], rest: Mapping[str, Any], path: Path
         rest: Values other than tensors; those of process 0 are written.
         path: Folder on a file system that all processes share.
     """
-    aside = path.with_name(f".{path.name}.part")
-    if dist.get_rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed while writing
-        aside.mkdir(parents=True)
-    dist.barrier()
-    writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
-    save(flatten(tensors), storage_writer=writer)
-    # Each process reads what it has just written, from the cache of its own machine.
-    own = sorted(aside.glob(f"shard-{dist.get_rank() + 1:05d}-*"))
-    digests: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(digests, {file.name: [file.stat().st_size, sha256_file(file)] for file in own})
-    if dist.get_rank() == 0:
-        listed = {name: entry for part in digests for name, entry in part.items()}
-        torch.save({**rest, DIGESTS: listed}, aside / STATE)
-        for file in aside.iterdir():
-            sync(file)
-        if path.exists():
-            remove(path)
-        aside.replace(path)
+    first = dist.get_rank() == 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with workspace(path) if first else nullcontext() as folder:  # the claim of process 0 is that of the run
+        names: list[Any] = [str(new_path(folder)) if folder is not None else None]
+        dist.broadcast_object_list(names)
+        aside = Path(names[0])
+        if first:
+            aside.mkdir()
+        dist.barrier()
+        writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
+        save(flatten(tensors), storage_writer=writer)
+        # Each process reads what it has just written, from the cache of its own machine.
+        own = sorted(aside.glob(f"shard-{dist.get_rank() + 1:05d}-*"))
+        digests: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(digests, {file.name: [file.stat().st_size, sha256_file(file)] for file in own})
+        if first:
+            listed = {name: entry for part in digests for name, entry in part.items()}
+            torch.save({**rest, DIGESTS: listed}, aside / STATE)
+            for file in aside.iterdir():
+                sync(file)
+            place_folder(aside, path, replace=True)
     dist.barrier()
 
 
@@ -117,9 +120,10 @@ def remove(path: Path) -> None:
     if not path.is_dir():
         path.unlink(missing_ok=True)
         return
-    retired = path.with_name(f".{path.name}.{os.getpid()}.old")
-    path.replace(retired)
-    shutil.rmtree(retired)
+    with workspace(path) as folder:
+        removed = new_path(folder)
+        path.rename(removed)
+        shutil.rmtree(removed)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dalle_zoo.cli.errors import UserError, check_device
 from dalle_zoo.cli.outputs import check_file, check_folder
-from dalle_zoo.cli.parser import parser
+from dalle_zoo.cli.parser import parser, path_argument
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo_eval.data_files import read_yaml
 from dalle_zoo_eval.protocol import COPY, TRAIN, Protocol, find_protocol, list_protocols, protocol_file
@@ -189,7 +189,7 @@ def _named_path(text: str) -> tuple[str, Path]:
     name, sign, path = text.partition("=")
     if not (name and sign and path):
         raise argparse.ArgumentTypeError(f"expected NAME=PATH, such as clip=./clip-vit-base-patch32, got {text!r}")
-    return name, Path(path)
+    return name, path_argument(path)
 
 
 def report(arguments: list[str]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from dalle_zoo.data import open_source
 from dalle_zoo.data.decoding import CorruptImageError, decode_image
 from dalle_zoo.data.samples import Sample
+from dalle_zoo.data.selection import valid_name
 from dalle_zoo_eval.choices import Crop
 from dalle_zoo_eval.datasets.images import fit_image
 from dalle_zoo_eval.image_sources import READERS, ImageBatch
@@ -37,7 +38,7 @@ class TrainingImages:
 
     def __init__(self, location: str | Path, crop: Crop, size: int) -> None:
         self.source, self.crop, self.size = open_source(location), crop, size
-        self.name = Path(location).name
+        self.name = valid_name(Path(location).name)
         self._block: tuple[int, list[Sample | None]] = (-1, [])
 
     @property
@@ -92,8 +93,6 @@ class TrainingImages:
 
     def _read(self, start: int, stop: int) -> list[Sample | None]:
         """The samples of some positions, None for those that cannot be read."""
-        records = list(self.source.read(seed=None, epoch=0, start=start, stop=stop))
-        found: list[Sample | None] = [record if isinstance(record, Sample) else None for record in records]
-        if len(found) != stop - start:  # a damaged shard tells of it out of turn, and may end early
-            found = [record for record in records if isinstance(record, Sample)]
-        return [*found[: stop - start], *[None] * (stop - start - len(found))]
+        records = self.source.read(seed=None, epoch=0, start=start, stop=stop)
+        found = [record if isinstance(record, Sample) else None for record in records if record.listed]
+        return [*found, *[None] * (stop - start - len(found))]  # a damaged shard may end early

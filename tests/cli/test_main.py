@@ -12,6 +12,7 @@ import pytest
 
 import dalle_zoo
 from dalle_zoo.cli.main import COMMANDS, main
+from dalle_zoo.cli.parser import parser
 from dalle_zoo.masks import MASKS
 from dalle_zoo.recipes import list_recipes
 
@@ -194,3 +195,35 @@ def test_the_process_ends_with_the_status_of_the_command() -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("dalle-zoo masks: unknown attention mask 'colum'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["convert", "x", "--out", ""], "argument --out: path is empty, as an unset variable is"),
+        (["eval", "folder", "--images", ""], "argument --images: path is empty"),
+        (["convert", "x", "--out=~nobody-here/x"], "'~nobody-here/x': this home folder is not known"),
+        (["eval", "folder", "--network", "clip=~nobody-here/x"], "this home folder is not known"),
+        (["generate", "x", "--model", ""], "location is empty"),
+        (["tokenizer", "", "--out", "x"], "location of the data is empty"),
+    ],
+)
+def test_paths_that_are_not_set(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, error = say(arguments, capsys)
+    assert status == 2
+    assert message in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_home_folder_in_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    p = parser("x", "")
+    p.add_argument("--out", type=Path)
+    assert p.parse_args(["--out=~/a"]).out == tmp_path / "a"

@@ -106,3 +106,20 @@ def test_a_tokenizer_needs_captions(
     assert main(["tokenizer", str(images), "--vocab-size", "10", "--out", "tokenizer"]) == 2
     assert "vocab_size must be at least 256" in capsys.readouterr().err
     assert list(scratch.iterdir()) == []
+
+
+def test_a_tokenizer_is_trained_in_spite_of_bad_captions(
+    images: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    scratch: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = tmp_path_factory.mktemp("mixed")
+    for key, caption in (("0", b"an image"), ("1", b"caf\xe9")):
+        (folder / f"{key}.png").write_bytes((images / "0.png").read_bytes())
+        (folder / f"{key}.txt").write_bytes(caption)
+    assert main(["tokenizer", str(folder), "--vocab-size", "256", "--out", "tokenizer"]) == 0
+    assert "256 entries" in capsys.readouterr().out
+    assert "skipped 1: a caption is not valid Unicode" in caplog.text
+    assert "1 samples or parts of files are not used" in caplog.text

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,9 +26,11 @@ from dalle_zoo.data import (
     CodeShardWriter,
     ImageTextDataset,
     ResumableLoader,
+    Skipped,
     encode_source,
     open_source,
 )
+from dalle_zoo.data.captions import INVALID_CAPTION
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:This DataLoader will create"  # it minds workers on a machine with few cores
@@ -393,3 +396,84 @@ def test_wrong_folders(make: Any, source: Any) -> None:
     (out / "codes-00001.tar").write_bytes(b"short")
     with pytest.raises(ValueError, match=r"codes-00001.tar' has 5 bytes, its manifest says"):
         CodeDataset(out)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"variants": 0}, "variants must be an integer of at least 1, got 0"),
+        ({"chunk": "4"}, "chunk must be an integer of at least 1, got '4'"),
+        ({"grid": [2]}, "not enough values"),
+        ({"grid": [2, 10**9]}, "cannot have 10 samples"),
+        ({"tokenizer": {}}, "there is no 'codebook_size'"),
+        ({"tokenizer": []}, "list indices"),
+        ({"shards": [[]]}, "list indices"),
+        ({"shards": [{"file": "../x.tar", "samples": 1, "bytes": 1}]}, "must have file, samples and bytes"),
+        ({"shards": [{"file": "codes-00000.tar", "samples": 10**9, "bytes": 10240}]}, "cannot have 1000000000"),
+        ({"shards": [{"file": "codes-00000.tar", "samples": -1, "bytes": 10240}]}, "cannot have -1 samples"),
+    ],
+)
+def test_manifests_that_lie(make: Any, source: Any, change: dict[str, Any], message: str) -> None:
+    encode_source(source, encode, make.root / "out", **OPTIONS)
+    path = make.root / "out/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=f"manifest.json is damaged.*{message}"):
+        CodeDataset(make.root / "out")
+
+
+def array(values: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values, allow_pickle=False)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("000001.npy", b"x", "000001.npy is no array"),
+        ("000001.npy", array(np.zeros((4, 3, 2, 5), np.uint16)), "must hold integers of shape"),
+        ("000001.npy", array(np.zeros((4, 3, 2, 4))), "must hold integers of shape"),
+        ("000001.npy", array(np.full((4, 3, 2, 4), BOOK, np.uint16)), r"codes must lie in 0..299, got 300..300"),
+        ("000001.json", b"[]", "must contain a JSON object"),
+        ("000001.json", b'{"keys": ["a"], "captions": [["b"]]}', "must hold keys and captions of 4 samples"),
+        ("000001.json", b'{"keys": [1, 2, 3, 4], "captions": [[], [], [], []]}', "must hold keys and captions"),
+        (None, b"", "there is no 000001.npy"),
+    ],
+)
+def test_damaged_chunks_are_named_and_the_rest_is_used(
+    make: Any, source: Any, name: str | None, data: bytes, message: str
+) -> None:
+    out = make.root / "out"
+    encode_source(source, encode, out, **OPTIONS)
+    with tarfile.open(out / "codes-00000.tar") as archive:
+        members = {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
+    if name is None:
+        del members["000001.npy"]
+    else:
+        members[name] = data
+    path = make.tar("out/codes-00000.tar", members)
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["shards"][0]["bytes"] = path.stat().st_size
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    records = list(CodeDataset(out).read(seed=None, epoch=0, start=0, stop=26))
+    (skipped,) = [record for record in records if isinstance(record, Skipped)]
+    assert skipped.key.endswith("codes-00000.tar, chunk 1")
+    assert re.search(message, skipped.reason)
+    assert len(records) == 26 - 4 + 1
+
+
+def test_bad_captions_and_names_do_not_end_an_encoding(make: Any) -> None:
+    root = make.root / "in"
+    root.mkdir()
+    for i, name in enumerate((b"a", b"b", b"caf\xe9", b"c")):
+        path = root / os.fsdecode(name + b".png")
+        path.write_bytes(make.image(i))
+        path.with_suffix(".txt").write_text("a thing")
+    (root / "b.json").write_text('{"caption": "half \\ud83d"}')
+    (root / "c.json").write_text('{"captions": ["half \\ud83d", "whole"]}')
+    out = make.root / "out"
+    manifest = encode_source(open_source(root), encode, out, **OPTIONS)
+    assert manifest["skipped"] == {"b": INVALID_CAPTION, "c (one of its captions)": INVALID_CAPTION}
+    assert {item["key"]: item["caption"] for item in CodeDataset(out)} == {
+        "a": "a thing", "c": "whole", "caf\\udce9": "a thing"
+    }  # fmt: skip

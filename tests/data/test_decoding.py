@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import math
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +13,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
+from dalle_zoo import images
 from dalle_zoo.data import CorruptImageError, decode_image, decoding
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
@@ -164,3 +169,51 @@ def test_random_damage_never_raises_anything_else(make: Any) -> None:
                 continue
             assert image.mode == "RGB"
             assert len(image.tobytes()) == 3 * image.width * image.height
+
+
+def test_transparent_sixteen_bit_gray(make: Any) -> None:
+    values = np.array([[0, 257, 65535]], np.uint16)
+    image = decode_image(make.encoded(Image.fromarray(values), transparency=257))
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 255, 255]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "F"])
+def test_parts_of_an_image_are_converted_alike(make: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)
+    image = Image.fromarray(values)
+    if mode == "P":
+        image = image.convert("RGB").quantize(8)
+        image.info["transparency"] = 2
+    elif mode == "I;16":
+        image = Image.fromarray(values[..., 0].astype(np.uint16) * 257)
+    else:
+        image = image.convert("L").convert("F") if mode == "F" else image.convert(mode)
+    complete = np.asarray(images.to_rgb(image))
+    monkeypatch.setattr(images, "_STRIP_PIXELS", 14)
+    assert np.array_equal(np.asarray(images.to_rgb(image)), complete)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["I;16", "RGBA", "CMYK", "WEBP"])
+def test_memory_of_the_largest_image(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "image"
+    side = math.isqrt(decoding.MAX_PIXELS)
+    formats = {"CMYK": "JPEG", "WEBP": "WEBP"}
+    mode = "RGB" if kind == "WEBP" else kind
+    Image.new(mode, (side, side)).save(file, formats.get(kind, "PNG"))
+    code = (
+        "import resource, sys; from dalle_zoo.data import decode_image; data = open(sys.argv[1], 'rb').read();"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024; before = peak();"
+        "decode_image(data); print(peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, file], check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 1.1e9
+
+
+def test_files_are_read_up_to_a_limit(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(bytes(11))
+    assert decoding.read_file(tmp_path / "a.png", 11) == bytes(11)
+    with pytest.raises(CorruptImageError, match="11 bytes, more than 10"):
+        decoding.read_file(tmp_path / "a.png", 10)
+    with pytest.raises(CorruptImageError, match="not a file"):
+        decoding.read_file(tmp_path, 10)

@@ -23,6 +23,7 @@ from dalle_zoo.data import (
     prior_transform,
     sample_rng,
 )
+from dalle_zoo.data.captions import INVALID_CAPTION
 
 TOTAL = 23
 
@@ -284,7 +285,7 @@ def test_unusable_samples_are_skipped_counted_and_named(
         named = [r for r in caplog.records if f"skipped {key}" in r.getMessage()]
         assert len(named) == 1
         assert named[0].levelno == logging.WARNING
-    assert "3 samples have been skipped" in caplog.text
+    assert "3 samples or parts of files have been skipped" in caplog.text
 
 
 def test_iteration_in_order_skips_too(mixed: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -327,3 +328,31 @@ def test_bad_options(source: Any, make: Any) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             images(source, **options)
+
+
+@pytest.mark.parametrize(("workers", "world_size"), [(0, 1), (0, 3), (2, 1)])
+def test_lanes_without_a_usable_sample_take_those_of_others(make: Any, workers: int, world_size: int) -> None:
+    bare = {name: data for name, data in make.members(0, 10).items() if name.endswith(".png")}
+    data = images(ShardSource([make.tar("a.tar", bare), make.tar("b.tar", make.members(10, 20))]))
+    loaders = [
+        ResumableLoader(data, 2, seed=0, num_workers=workers, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    for loader in loaders:
+        batches = list(loader)
+        assert len(batches) == 10 // world_size
+        assert all(int(key[1:]) >= 10 for batch in batches for key in batch["key"])
+    skipped = {key for loader in loaders for key in loader.skipped}
+    assert skipped == {f"s{i:04d}" for i in range(10)}
+
+
+def test_bad_captions_are_skipped_counted_and_named(make: Any) -> None:
+    members = make.members(0, 6)
+    members["s0001.json"] = b'{"caption": "half \\ud83d"}'
+    members["s0002.json"] = b'{"captions": ["half \\ud83d", "whole"]}'
+    members |= {"s0003.json": b"{", "s0003.txt": b"caf\xe9"}
+    loader = ResumableLoader(images(open_source(make.tar("a.tar", members))), 2, seed=0, collate=Collate(encode))
+    captions = {key: caption for batch in loader for key, caption in zip(batch["key"], batch["caption"], strict=True)}
+    assert captions.keys() == {"s0000", "s0002", "s0004", "s0005"}
+    assert captions["s0002"] == "whole"
+    assert loader.skipped == dict.fromkeys(["s0001", "s0002 (one of its captions)", "s0003"], INVALID_CAPTION)

@@ -279,3 +279,37 @@ def test_gzip_is_told_by_its_contents(make: Any) -> None:
     path = make.tar("a.tar", make.members(0, 3))
     path.write_bytes(gzip.compress(path.read_bytes()))
     assert len(keys(open_source(path))) == 3
+
+
+def listing(folder: Path, *counts: Any) -> None:
+    """A manifest that lists counts, true or not."""
+    paths = sorted(folder.glob("*.tar"))
+    shards = [{"file": p.name, "bytes": p.stat().st_size, "samples": n} for p, n in zip(paths, counts, strict=True)]
+    (folder / "manifest.json").write_text(json.dumps({"shards": shards}))
+
+
+@pytest.mark.parametrize("count", [-1, 0, 10**12, 1e3, "3", None, [3], True])
+def test_impossible_counts_are_not_believed(make: Any, count: Any) -> None:
+    folder = make.shards(3)
+    listing(folder, count)
+    assert open_source(folder).num_samples == 3
+
+
+@pytest.mark.parametrize(("count", "relation"), [(2, "more"), (5, "fewer")])
+def test_wrong_counts_are_named(make: Any, count: int, relation: str) -> None:
+    folder = make.shards(3, 4)
+    listing(folder, count, 4)
+    source = open_source(folder)
+    assert source.num_samples == count + 4
+    records = list(source.read(seed=None, epoch=0, start=0, stop=count + 4))
+    (skipped,) = [record for record in records if isinstance(record, Skipped)]
+    assert f"the shard has {relation} samples than the {count} that the manifest.json" in skipped.reason
+    assert sum(record.listed for record in records) == min(count, 3) + 4
+
+
+def test_a_shard_without_samples_is_named(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make.shards(3)
+    (folder / "1.tar").write_bytes(b"noise" * 1000)
+    assert open_source(folder).num_samples == 3
+    assert "1.tar has no sample" in caplog.text
+    assert "the shard is damaged" in caplog.text

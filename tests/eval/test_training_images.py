@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,18 @@ def test_a_shard_that_was_truncated_keeps_its_numbers(folder: Path) -> None:
 def test_nothing_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         TrainingImages(str(tmp_path / "none"), "center", 8)
+
+
+def test_records_out_of_turn_do_not_move_others(folder: Path, make: Any) -> None:
+    """Half-bad captions and captions without an image take no place; unreadable members keep theirs."""
+    members = {f"{number:02}.png": (folder / f"{number:02}.png").read_bytes() for number in range(4)}
+    members |= {"01.json": b'{"captions": ["half \\ud83d", "whole"]}', "stray.txt": b"x", "02.png": b"cut"}
+    path = folder.parent / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for name in sorted(members):
+            info = tarfile.TarInfo(name)
+            info.size = len(members[name])
+            archive.addfile(info, io.BytesIO(members[name]))
+    training = TrainingImages(str(path), "center", 8)
+    assert training.load(range(4)).chosen == {1: [0, 0, UNREADABLE, 0]}
+    assert [training.key(index) for index in range(4)] == ["00", "01", "02", "03"]

@@ -12,7 +12,7 @@ from itertools import pairwise
 from random import Random
 
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dalle_zoo.tokenizers import BPETokenizer, HFTokenizer
 from dalle_zoo.tokenizers.bpe_dropout import DropoutMerger
@@ -180,3 +180,34 @@ def test_unsupported_models_raise(trained: BPETokenizer) -> None:
     for wrong in (with_token, suffix, Tokenizer(models.WordLevel({"a": 0}, "a"))):
         with pytest.raises(ValueError, match="open it with HFTokenizer"):
             BPETokenizer(wrong)
+
+
+def byte_level() -> Tokenizer:
+    """A byte-level BPE without a normalizer."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(["a red apple"] * 9, trainer)
+    return tokenizer
+
+
+def test_a_tokenizer_without_a_normalizer_has_dropout_too() -> None:
+    tokenizer = BPETokenizer(byte_level())
+    assert tokenizer.encode("A red  apple", dropout=1e-9, seed=1) == tokenizer.encode("A red  apple")
+    ids = tokenizer.encode("a red apple", dropout=0.5, seed=1)
+    assert len(ids) > len(tokenizer.encode("a red apple"))
+    assert tokenizer.decode(ids).strip() == "a red apple"
+
+
+def test_a_tokenizer_without_a_pre_tokenizer_is_refused() -> None:
+    plain = byte_level()
+    content = json.loads(plain.to_str()) | {"pre_tokenizer": None}
+    with pytest.raises(ValueError, match="byte level: False"):
+        BPETokenizer(Tokenizer.from_str(json.dumps(content)))
+
+
+def test_training_names_a_caption_that_is_not_valid() -> None:
+    with pytest.raises(ValueError, match=r"caption 'half \\ud83d' is not valid Unicode"):
+        BPETokenizer.train(["whole", "half \ud83d"], vocab_size=256)

@@ -96,10 +96,9 @@ def test_a_run_that_ends_with_its_first_weights_says_so(caplog: pytest.LogCaptur
 
 def test_what_a_killed_run_left_half_removed_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    for name in (".00000003.ckpt.77.old", ".00000004.ckpt.part", "00000005.ckpt"):
-        (tmp_path / name).mkdir()
+    for name in (".00000003.ckpt.writing/0123", ".00000004.ckpt.writing/4567", "00000005.ckpt"):
+        (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "state.pt").touch()
-    (tmp_path / ".00000006.ckpt.part").touch()
     checkpoint = Checkpoint()
     checkpoint.folder = tmp_path
     checkpoint.on_train_start(cast(Any, SimpleNamespace(is_global_zero=True, loggers=[])), cast(Any, None))

@@ -55,10 +55,9 @@ def die_writing(update):
         complete = io.BytesIO()
         save(state, complete)
         if state.get("global_step") == update:
-            file.write(complete.getvalue()[: len(complete.getvalue()) // 2])
-            file.flush()
+            file.write_bytes(complete.getvalue()[: len(complete.getvalue()) // 2])
             die()
-        file.write(complete.getvalue())
+        file.write_bytes(complete.getvalue())
     torch.save = half
 
 threads, victims = json.loads(sys.argv[1])
@@ -242,13 +241,14 @@ def test_the_kills_hit_where_they_should(runs: dict[str, Run]) -> None:
     # An epoch of the dVAE has five steps, so its run dies in the third of the second epoch.
     assert sorted(runs["dvae"].left) == ["00000003.ckpt", "00000006.ckpt"]
     # Half of a checkpoint is next to its place, under a name that nothing picks.
-    assert sorted(runs["prior"].left) == [".00000009.ckpt.part", "00000003.ckpt", "00000006.ckpt"]
+    assert sorted(runs["prior"].left) == [".00000009.ckpt.writing", "00000003.ckpt", "00000006.ckpt"]
 
 
 def test_half_a_state_is_never_picked_and_goes_away(runs: dict[str, Run], tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     assert newest_checkpoint(tmp_path) is None
-    for name in (".00000009.ckpt.part", "00000006.ckpt", "00000003.ckpt"):
+    (tmp_path / "checkpoints" / ".00000009.ckpt.writing").mkdir()
+    for name in (".00000009.ckpt.writing/0123", "00000006.ckpt", "00000003.ckpt"):
         (tmp_path / "checkpoints" / name).write_bytes(b"")
     newest = newest_checkpoint(tmp_path)
     assert newest is not None

@@ -6,12 +6,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dalle_zoo.data.samples import read_captions
+from dalle_zoo.data.captions import MAX_CAPTION_BYTES, read_captions, valid_captions
+from dalle_zoo.data.decoding import CorruptImageError, read_file
+from dalle_zoo.data.selection import valid_name
 from dalle_zoo.registry import Registry, UnknownNameError, suggest
 from dalle_zoo_eval.datasets.digests import content_digests
 
@@ -37,6 +39,8 @@ class Item:
     """Captions without line breaks, not empty; none at all in a folder without captions."""
     box: tuple[float, float, float, float] | None = None
     """Left, top, width and height of what the image shows, in pixels."""
+    invalid: str = ""
+    """Why captions were left out."""
     concept: str = ""
     """Class or concept of what the image shows, where the dataset has classes."""
     targets: Mapping[str, Any] = field(default_factory=dict)
@@ -144,8 +148,8 @@ def read_dataset(layout: str, root: Path | None, split: str) -> EvalDataset:
     """
     read = DATASETS[layout]
     if root is not None and not root.is_dir():
-        problem = "it is a file" if root.exists() else "there is no such folder"
-        raise DatasetError(f"root must be the folder of a dataset, got {str(root)!r}: {problem}")
+        found = "it is a file (archives and statistics are not read)" if root.exists() else "there is no such folder"
+        raise DatasetError(f"expected a folder of images or of a dataset, got {str(root)!r}: {found}")
     if root is None and layout in _LAYOUT_FILES:
         raise DatasetError(f"the folder of the dataset ({layout}) is needed: give it with --data DIR")
     benchmark = read(root, split)
@@ -166,19 +170,24 @@ def check_split(layout: str, split: str, known: Iterable[str]) -> None:
         raise UnknownNameError(suggest(f"split of {layout}", split, splits))
 
 
-def usable(name: str, root: Path, items: Iterable[Item], skipped: Sequence[str] = ()) -> EvalDataset:
-    """The benchmark of those items that have captions and an image file; the others are named.
+def usable(
+    name: str, root: Path, items: Iterable[Item], skipped: Sequence[str] = (), *, needs_captions: bool = True
+) -> EvalDataset:
+    """The benchmark of those items that have valid captions and an image file; the others are named.
 
     Args:
         name: Layout and split.
         root: Folder of the benchmark.
         items: All entries, in any order.
         skipped: What the reader left out before.
+        needs_captions: Whether items without a caption are left out. Defaults to True.
     """
     retained, left_out = [], list(skipped)
-    for item in sorted(items, key=lambda item: item.key):
-        if not item.captions:
-            left_out.append(f"{item.key}: has no caption")
+    for item in sorted(map(_valid, items), key=lambda item: item.key):
+        if item.invalid and item.captions:
+            left_out.append(f"{item.key} (one of its captions): {item.invalid}")
+        if needs_captions and not item.captions:
+            left_out.append(f"{item.key}: {item.invalid or 'has no caption'}")
         elif isinstance(item.image, Path) and not item.image.is_file():
             left_out.append(f"{item.key}: its image {item.image} is missing")
         elif isinstance(item.image, Path) and not item.image.stat().st_size:
@@ -186,6 +195,12 @@ def usable(name: str, root: Path, items: Iterable[Item], skipped: Sequence[str] 
         else:
             retained.append(item)
     return EvalDataset(name=name, root=root, items=tuple(retained), skipped=tuple(left_out))
+
+
+def _valid(item: Item) -> Item:
+    """Leaves out captions that are not valid Unicode."""
+    captions, invalid = valid_captions(item.captions)
+    return replace(item, key=valid_name(item.key), captions=captions, invalid=item.invalid or invalid)
 
 
 def missing(layout: str, root: Path, what: str) -> DatasetError:
@@ -246,8 +261,8 @@ def clean_captions(captions: Iterable[str]) -> tuple[str, ...]:
 
 
 def captions_beside(path: Path) -> tuple[str, ...]:
-    """Captions of a text file, one per line; none if the file is missing or is not UTF-8."""
+    """Captions of a text file, one per line; none if the file is missing. `usable` drops those that are not UTF-8."""
     try:
-        return clean_captions(read_captions(None, path.read_bytes()))
-    except OSError:
+        return clean_captions(read_captions(None, read_file(path, MAX_CAPTION_BYTES)))
+    except CorruptImageError:
         return ()

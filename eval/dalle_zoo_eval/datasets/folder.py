@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dalle_zoo.data.captions import read_captions
 from dalle_zoo.data.folder import FolderSource
-from dalle_zoo.data.samples import read_captions
 from dalle_zoo_eval.datasets.base import (
     DATASETS,
     DatasetError,
@@ -36,17 +36,13 @@ def read_folder(root: Path | None, split: str) -> EvalDataset:
     """
     check_split("folder", split, SPLITS)
     assert root is not None  # `read_dataset` has checked it
+    source = FolderSource(root)
     items = [
-        Item(key=key, image=root / path, captions=_captions(root / path))
-        for key, path in FolderSource(root).images.items()
+        Item(key=key, image=root / path, captions=clean_captions(read_captions(*source.read_texts(path))))
+        for key, path in source.images.items()
     ]
     if not items:
-        raise DatasetError(f"{root} holds no image: name a folder with .jpg, .png or other images below it")
-    if any(item.captions for item in items):
-        return usable("folder:all", root, items)
-    return EvalDataset(name="folder:all", root=root, items=tuple(sorted(items, key=lambda item: item.key)))
-
-
-def _captions(image: Path) -> tuple[str, ...]:
-    texts = [image.with_suffix(suffix) for suffix in (".json", ".txt")]
-    return clean_captions(read_captions(*(path.read_bytes() if path.is_file() else None for path in texts)))
+        raise DatasetError(
+            f"{root} holds no image ({source.selection.describe()}): name a folder with .jpg, .png or other images"
+        )
+    return usable("folder:all", root, items, needs_captions=any(item.captions for item in items))

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle_zoo.data.decoding import CorruptImageError, decode_image
+from dalle_zoo.data.decoding import CorruptImageError, decode_image, read_image
 from dalle_zoo.data.transforms import center_transform
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo_eval.choices import Crop
@@ -64,8 +64,8 @@ def _decode(item: Item) -> Image.Image:
     if item.image is None:
         raise DatasetError(f"{item.key} has no image: its benchmark holds captions alone")
     try:
-        return decode_image(item.image if isinstance(item.image, bytes) else item.image.read_bytes())
-    except (OSError, CorruptImageError) as error:
+        return decode_image(item.image if isinstance(item.image, bytes) else read_image(item.image))
+    except CorruptImageError as error:
         raise DatasetError(f"image {_place(item)} of {item.key} cannot be used: {error}") from error
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dalle_zoo.data import open_source
+from dalle_zoo.data import Sample, Skipped, open_source
+from dalle_zoo.data.samples import captioned
 from dalle_zoo_eval.datasets.base import DATASETS, EvalDataset, Item, clean_captions
 
 
@@ -22,6 +23,10 @@ def read_source(root: Path | None, split: str) -> EvalDataset:
         ValueError: The location cannot be opened.
     """
     del root
+    source = open_source(split)
+    records = list(source.read(seed=None, epoch=0, start=0, stop=source.num_samples))
+    if any(isinstance(record, Sample) and record.captions for record in records):
+        records = [captioned(record) for record in records]
     items = [
         Item(
             key=sample.key,
@@ -29,8 +34,8 @@ def read_source(root: Path | None, split: str) -> EvalDataset:
             captions=clean_captions(sample.captions),
             concept=sample.key.rpartition("_")[0],
         )
-        for sample in open_source(split).stream()
+        for sample in records
+        if isinstance(sample, Sample)
     ]
-    if any(item.captions for item in items):
-        items = [item for item in items if item.captions]
-    return EvalDataset(name=f"source:{split}", root=split, items=tuple(items))
+    skipped = tuple(str(record) for record in records if isinstance(record, Skipped))
+    return EvalDataset(name=f"source:{split}", root=split, items=tuple(items), skipped=skipped)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from dalle_zoo.paths import user_path
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo_eval.extractors import Extractor, ExtractorFileError, load_extractor
 from dalle_zoo_eval.extractors.inception import WEIGHTS_2015, WEIGHTS_DMGAN
@@ -37,7 +38,7 @@ OTHER_INPUTS = frozenset({"images", "reference_images", "keys", "concepts", "cap
 def networks_folder() -> Path:
     """Where files of extractors are searched: ``$DALLE_ZOO_NETWORKS``, or a folder of the user's cache."""
     given = os.environ.get("DALLE_ZOO_NETWORKS")
-    return Path(given) if given else Path.home() / ".cache" / "dalle-zoo" / "networks"
+    return user_path(given, "DALLE_ZOO_NETWORKS") if given else Path.home() / ".cache" / "dalle-zoo" / "networks"
 
 
 def needs_extractor(rule: MetricRule) -> bool:

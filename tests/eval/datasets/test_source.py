@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from dalle_zoo_eval.datasets import load_image, read_dataset
 
+from dalle_zoo.data.captions import INVALID_CAPTION, NO_CAPTION
+
 
 def test_data_of_the_package() -> None:
     dataset = read_dataset("source", None, "emoji64:val-styles")
@@ -29,3 +31,13 @@ def test_a_folder_with_captions(make: Any) -> None:
     ]
     with pytest.raises(ValueError, match="does not exist"):
         read_dataset("source", None, str(make.root / "none"))
+
+
+def test_what_cannot_be_used_is_named(make: Any) -> None:
+    for key in ("a_x", "b_x", "c_x"):
+        make.text(make.image(make.root / f"data/{key}.png").with_suffix(".txt"), "a thing")
+    (make.root / "data/b_x.json").write_text('{"caption": "half \\ud83d"}')
+    (make.root / "data/c_x.txt").unlink()
+    dataset = read_dataset("source", None, str(make.root / "data"))
+    assert [item.key for item in dataset.items] == ["a_x"]
+    assert dataset.skipped == (f"b_x: {INVALID_CAPTION}", f"c_x: {NO_CAPTION}")
