@@ -58,7 +58,8 @@ class DallePipeline(PretrainedModel):
         if pixels.shape != (3, *size):  # codes of another size would fill the wrong cells
             raise ValueError(f"image must be a PIL image or have shape {(3, *size)}, got {tuple(pixels.shape)}")
         with torch.inference_mode():
-            return self.image_tokenizer.encode(pixels[None].to(self.device))[0].cpu().clone()
+            codes = self.image_tokenizer.encode(pixels[None].to(self.device))[0].cpu()
+        return codes.clone()  # an ordinary tensor, which callers may change
 
     def kept_codes(
         self,

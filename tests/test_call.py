@@ -24,7 +24,7 @@ def test_a_prompt_is_unicode() -> None:
 
 
 @pytest.mark.parametrize("name", ["num_images_per_prompt", "rerank", "seed", "window", "batch_size"])
-@pytest.mark.parametrize("value", [2.0, "2", [1, 2], True, torch.tensor([1, 2])])
+@pytest.mark.parametrize("value", [2.0, "2", True, [1.5, 2], torch.tensor([1.5, 2])])
 def test_counts_and_seeds_are_integers(name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=f"{name} must be an integer"):
         Call(["a", "b"], **{name: value})
@@ -41,6 +41,19 @@ def test_one_seed_whatever_its_type() -> None:
     for seed in (np.int64(7), torch.tensor(7)):
         assert Call("a", 3, seed=seed).seeds().equal(expected)
     assert not Call("a", 3, seed=1).seeds().equal(expected)
+
+
+def test_a_returned_seed_gives_its_image_again() -> None:
+    seeds = Call(["a", "b"], 2, seed=7).seeds()
+    assert seeds[0, 0] == 7
+    for p, n in ((0, 1), (1, 0), (1, 1)):
+        assert Call("a", seed=int(seeds[p, n])).seeds().item() == seeds[p, n]
+    for several in (seeds, seeds.flatten().tolist(), tuple(seeds.flatten().tolist())):
+        assert Call(["a", "b"], 2, seed=several).seeds().equal(seeds)
+    with pytest.raises(ValueError, match="expected 4 seeds, one per image, or a single one, got 3"):
+        Call(["a", "b"], 2, seed=[1, 2, 3])
+    with pytest.raises(ValueError, match=r"seed must be an integer in 0\.\."):
+        Call("a", 2, seed=[1, -1])
 
 
 @pytest.mark.parametrize(

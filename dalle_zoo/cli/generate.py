@@ -59,7 +59,13 @@ def generate(arguments: list[str]) -> None:
     p.add_argument("--negative-prompt", help="text that guidance leads away from [the empty caption]")
     p.add_argument("--image", type=Path, help="image of which a part is kept")
     p.add_argument("--mask", type=Path, help="which part of it is generated again: white pixels")
-    p.add_argument("--shift", metavar="X,Y", help="move the image by pixels and generate what becomes empty")
+    p.add_argument(
+        "--shift",
+        nargs=2,
+        type=int,
+        metavar=("X", "Y"),
+        help="move the image by pixels and generate what becomes empty",
+    )
     p.add_argument("--prime-rows", type=int, help="rows of the code grid to keep, without a mask [half]")
     p.add_argument(
         "--window",
@@ -86,7 +92,9 @@ def generate(arguments: list[str]) -> None:
         check_folder("--folder", options.folder)
     with claimed_folder(options.folder) if options.folder else nullcontext():
         if options.folder and not options.overwrite and any(p.name != CLAIM for p in options.folder.iterdir()):
-            raise FileExistsError(f"{options.folder} is not empty: pass --overwrite, or choose another --folder")
+            raise FileExistsError(
+                f"{options.folder} exists and is not empty: pass --overwrite, or choose another --folder"
+            )
         _generate(options)
 
 
@@ -119,7 +127,7 @@ def _generate(options: Namespace) -> None:
     sampling = sampling_options(options) if like is None else like.options()
     prompts = options.prompt if like is None else [like.prompt]
     call = region(options) | {
-        "num_images_per_prompt": options.num_images or 16 if like is None else 1,
+        "num_images_per_prompt": 1 if like is not None else 16 if options.num_images is None else options.num_images,
         "rerank": options.rerank,
         "seed": options.seed if like is None else like.seed,
         "negative_prompt": options.negative_prompt if like is None else like.negative_prompt,
@@ -146,7 +154,7 @@ def _generate(options: Namespace) -> None:
         save_images({f"{k // each:03d}-{k % each:03d}.png": image for k, image in enumerate(named)}, options.folder)
     columns = each if len(prompts) > 1 else square_columns(each)
     if len(output.images) == 1:
-        save_png(to_pil(output.images)[0], options.out, output.settings[0])
+        save_png(to_pil(output.images)[0], options.out, like or output.settings[0])
     else:
         save_sheet(output.images, prompts, columns=columns, out=options.out)
     print(f"seeds: {' '.join(map(str, output.seeds.tolist()))}")

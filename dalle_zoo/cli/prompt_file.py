@@ -222,7 +222,7 @@ def _claim(folder: Path, request: str, overwrite: bool) -> None:
         shutil.rmtree(records)
         (folder / MANIFEST).unlink(missing_ok=True)
     elif folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise FileExistsError(f"{folder} is not empty: pass --overwrite, or choose another --folder")
+        raise FileExistsError(f"{folder} exists and is not empty: pass --overwrite, or choose another --folder")
     records.mkdir(parents=True, exist_ok=True)
     write_json(records / REQUEST, {"request": request})
 

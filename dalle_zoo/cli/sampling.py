@@ -65,13 +65,7 @@ def region(options: Namespace) -> dict[str, Any]:
 
         if mask is not None or options.prime_rows is not None:
             raise UserError("--shift makes a mask of its own: omit --mask and --prime-rows")
-        right, comma, down = options.shift.partition(",")
-        try:
-            image, mask = shift_image(image, int(right), int(down) if comma else 0)
-        except ValueError as error:
-            raise UserError(
-                f"--shift must be X,Y in pixels of {options.image}, got {options.shift!r}: {error}"
-            ) from None
+        image, mask = shift_image(image, *options.shift)
     return {"image": image, "mask": mask, "prime_rows": options.prime_rows}
 
 

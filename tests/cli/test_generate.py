@@ -273,7 +273,7 @@ def test_an_image_is_generated_again_from_its_own_settings(
 def test_a_shift_continues_an_image_beyond_its_frame(model: Path, scratch: Path) -> None:
     noise = np.random.default_rng(0).integers(256, size=(16, 16, 3), dtype=np.uint8)
     Image.fromarray(noise).save(scratch / "photo.png")
-    assert generate(model, "-n", "2", "--image", "photo.png", "--shift", "-4,0", "--folder", "each") == 0
+    assert generate(model, "-n", "2", "--image", "photo.png", "--shift", "-4", "0", "--folder", "each") == 0
     given = read_settings(scratch / "each/000-000.png").given
     assert given is not None
     assert [row[-1] for row in given] == [-1] * 4
@@ -286,9 +286,8 @@ def test_a_shift_continues_an_image_beyond_its_frame(model: Path, scratch: Path)
         ([], "give one of PROMPT, --prompts FILE and --like PNG, got none"),
         (["a", "--like", "a.png"], "got prompt, like"),
         (["words.txt"], "words.txt is a file: use --prompts words.txt"),
-        (["a", "--shift", "1,0"], "--shift needs --image"),
-        (["a", "--image", "photo.png", "--shift", "x"], "--shift must be X,Y in pixels of the image, got 'x'"),
-        (["a", "--image", "photo.png", "--shift", "16,0"], "leaves nothing of an image"),
+        (["a", "--shift", "1", "0"], "--shift needs --image"),
+        (["a", "--image", "photo.png", "--shift", "16", "0"], "leaves nothing of an image"),
         (["a", "--image", "photo.png", "--mask", "small.png"], "image and mask must have the same size"),
         (["a", "--negative-prompt", "b"], "negative_prompt acts through guidance"),
         (["--prompts", "words.txt", "--out", "a.png"], "--prompts writes every image to --folder"),
@@ -322,7 +321,7 @@ def test_requests_that_make_no_sense(
 
 ROWS = """\
 {"prompt": "a cat", "id": "cat"}
-{"prompt": "a dog", "num_images": 3, "rerank": 2}
+{"prompt": "a dog", "num_images": 2}
 
 {"prompt": "a pear", "seed": 7, "temperature": 0.5}
 {"prompt": "a fig", "seed": 7, "temperature": 0.5}
@@ -338,7 +337,6 @@ def test_a_file_of_prompts_gives_images_and_a_manifest(model: Path, scratch: Pat
         ("cat", "a cat"), ("1", "a dog"), ("1", "a dog"), ("2", "a pear"), ("3", "a fig"),
     ]  # fmt: skip
     assert [line["image_path"] for line in lines][:2] == ["00000-a-cat-000.png", "00001-a-dog-000.png"]
-    assert lines[1]["score"] >= lines[2]["score"]
     assert lines[3]["seed"] == lines[4]["seed"] == 7
     for line in lines:
         settings = read_settings(scratch / "a" / line["image_path"])
