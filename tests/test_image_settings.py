@@ -46,7 +46,7 @@ def test_other_tools_read_the_parameters(tmp_path: Path) -> None:
         ("{", "a.png"),
         ("[]", "must contain a JSON object, got list"),
         ({"format": 2}, "settings have format 2, this version of dalle-zoo reads 1"),
-        ({"colour": 1}, "unknown names: colour"),
+        ({"sampler": 1}, "unknown names: sampler"),
         ({"seed": "1"}, "seed of its settings has an invalid value, '1'"),
         ({"seed": True}, "seed of its settings has an invalid value, True"),
         ({"given": [[1.5]]}, "given of its settings must be rows of integers"),

@@ -61,6 +61,7 @@ EXEMPT = {
 QUOTED = {
     ("dalle_zoo/composition/picker.py", "picture"): "a caption as people write it",
     ("dalle_zoo/data/folder.py", "pictures"): "names a random stream: another name would give another order",
+    ("dalle_zoo/web/engine.py", "cancelled"): "a method of concurrent.futures",
     ("tools/sprite_names.txt", "picture"): "a name of an emoji",
     ("tests/test_repository.py", "rasterised"): "quotes THIRD_PARTY_NOTICES.md",
 }

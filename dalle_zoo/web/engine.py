@@ -81,16 +81,16 @@ class Ticket:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.future: Future[Answer] = Future()
-        self._cancelled = threading.Event()
+        self._canceled = threading.Event()
 
     @property
-    def cancelled(self) -> bool:
+    def canceled(self) -> bool:
         """Whether the client no longer wants the images."""
-        return self._cancelled.is_set()
+        return self._canceled.is_set()
 
     def cancel(self) -> None:
         """Gives up the request: it leaves the queue, or the batch stops if nobody else waits for it."""
-        self._cancelled.set()
+        self._canceled.set()
         self.future.cancel()
 
 
@@ -143,7 +143,7 @@ class Engine:
         with self._changed:
             if self._closed:
                 raise RuntimeError("the engine is closed")
-            self._drop_cancelled()
+            self._drop_canceled()
             if len(self._waiting) >= self.max_waiting:
                 raise QueueFullError(len(self._waiting), max(1, round(self._seconds_per_request * self.max_waiting)))
             self._waiting.append(ticket)
@@ -151,7 +151,7 @@ class Engine:
         return ticket
 
     def close(self) -> None:
-        """Ends the worker thread after its batch; waiting requests are cancelled."""
+        """Ends the worker thread after its batch; waiting requests are canceled."""
         with self._changed:
             self._closed = True
             for ticket in self._waiting:
@@ -160,8 +160,8 @@ class Engine:
             self._changed.notify()
         self._worker.join()
 
-    def _drop_cancelled(self) -> None:
-        self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
+    def _drop_canceled(self) -> None:
+        self._waiting = deque(ticket for ticket in self._waiting if not ticket.canceled)
 
     def _work(self) -> None:
         while batch := self._next_batch():
@@ -169,7 +169,7 @@ class Engine:
             try:
                 self._generate(batch)
             except Stopped:
-                log.info("stopped a batch of %d cancelled requests", len(batch))
+                log.info("stopped a batch of %d canceled requests", len(batch))
             except Exception as error:  # a fault of one batch must not end the service
                 log.exception("a batch of %d requests failed", len(batch))
                 for ticket in batch:
@@ -181,7 +181,7 @@ class Engine:
         """Waits for requests and takes those that fit one batch with the oldest; nothing when the engine is closed."""
         with self._changed:
             while True:
-                self._drop_cancelled()
+                self._drop_canceled()
                 if self._closed or self._waiting:
                     break
                 self._changed.wait()
@@ -226,7 +226,7 @@ class Engine:
             callback=lambda progress: self._report(batch, counts, progress),
         )
         for ticket, part in zip(batch, torch.split(codes.flatten(0, 1), counts), strict=True):
-            if not ticket.cancelled:
+            if not ticket.canceled:
                 _settle(ticket, self._answer(ticket.request, part, start))
 
     def _given(self, requests: Sequence[Request]) -> Tensor | None:
@@ -250,12 +250,12 @@ class Engine:
 
     def _report(self, batch: Sequence[Ticket], counts: Sequence[int], progress: Progress) -> None:
         """Tells clients that watch how far their images are, and stops if nobody waits any more."""
-        if all(ticket.cancelled for ticket in batch):
+        if all(ticket.canceled for ticket in batch):
             raise Stopped
         start = 0
         for ticket, count in zip(batch, counts, strict=True):
             here = slice(start, start := start + count)
-            if ticket.request.on_progress is not None and not ticket.cancelled:
+            if ticket.request.on_progress is not None and not ticket.canceled:
 
                 def read(here: slice = here) -> Tensor:
                     return progress.codes.flatten(0, 1)[None, here]
