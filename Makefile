@@ -36,7 +36,7 @@ test: $(VENV)/.test ## run lint, types and tests, as CI does
 test-slow: $(VENV)/.test ## run the tests that make test omits
 	$(BIN)/python -m pytest -m slow
 
-fuzz: $(VENV)/.test ## feed damaged weight files to their readers (FUZZ_SECONDS=60)
+fuzz: $(VENV)/.test ## feed damaged weights, shards and manifests to their readers (FUZZ_SECONDS=60)
 	$(BIN)/python tools/fuzz_readers.py --seconds $(FUZZ_SECONDS)
 
 kills: $(VENV)/.test ## kill commands at random moments and compare their results (KILLS=300)

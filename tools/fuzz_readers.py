@@ -1,4 +1,4 @@
-"""Damages weight files at random and reads them; the readers may raise only `WeightFileError`.
+"""Damages files at random and reads them: weights may raise only `WeightFileError`, shards and manifests `ValueError`.
 
     python tools/fuzz_readers.py --seconds 60
     python tools/fuzz_readers.py --seed 0 --case 1234     # repeats one case and prints its traceback
@@ -10,6 +10,7 @@ if all cases together use more memory than `MEMORY`.
 from __future__ import annotations
 
 import argparse
+import gzip
 import io
 import json
 import pickle
@@ -18,6 +19,7 @@ import resource
 import signal
 import struct
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
@@ -29,10 +31,14 @@ from typing import Any
 
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save
 
 from dalle_zoo.convert import WeightFileError, inspect_files, open_checkpoint, recognize
 from dalle_zoo.convert.object_pickles import load_objects
+from dalle_zoo.data import CodeDataset, ShardSource, Skipped
+from dalle_zoo.data.code_files import FORMAT
+from dalle_zoo.files import FileError
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.external.vqgan import VQGAN, VQGANConfig
 
@@ -130,7 +136,29 @@ def originals() -> dict[str, bytes]:
     config = {"model": {"target": "taming.models.vqgan.VQModel", "params": {"embed_dim": 4, "ddconfig": {"ch": 32}}}}
     files["config.json"] = json.dumps(config).encode()
     files["config.yaml"] = yaml.safe_dump(config).encode()
+    files["shard.tar"] = shard(tarfile.GNU_FORMAT)
+    files["shard.tgz"] = gzip.compress(shard(tarfile.PAX_FORMAT))
+    counts = {"shards": [{"file": "shard.tar", "bytes": len(files["shard.tar"]), "samples": 3}]}
+    codes = {"format": FORMAT, "variants": 1, "chunk": 3, "grid": [2, 2], "tokenizer": {"codebook_size": 8}}
+    files["manifest.json"] = json.dumps(counts | codes).encode()
     return files
+
+
+def shard(form: int) -> bytes:
+    """Three samples with long names, which need extended headers."""
+    file, image = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (4, 4)).save(image, "PNG")
+    with tarfile.open(fileobj=file, mode="w", format=form) as archive:
+        for key in ("a", "b" * 120, "c"):
+            for ending, data in (
+                ("png", image.getvalue()),
+                ("json", b'{"captions": ["one", "two"]}'),
+                ("txt", b"one"),
+            ):
+                member = tarfile.TarInfo(f"{key}.{ending}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    return file.getvalue()
 
 
 # ---------------------------------------------------------------- damage
@@ -177,6 +205,26 @@ def damaged_within(data: bytes, rng: random.Random) -> bytes:
             hurt = info.filename.endswith("data.pkl") or rng.random() < 0.1
             new.writestr(info.filename, damaged(content, rng) if hurt else content)
     return file.getvalue()
+
+
+def damaged_header(data: bytes, rng: random.Random) -> bytes:
+    """A shard with a damaged header that has the right checksum."""
+    changed = bytearray(data)
+    at = 512 * rng.randrange(len(data) // 512)
+    header = bytearray(changed[at : at + 512])
+    match rng.randrange(4):
+        case 0:
+            header[124:136] = rng.choice((b"\x80", b"\xff")) + rng.randbytes(11)
+        case 1:
+            header[124:136] = b"%011o\0" % rng.choice(INTERESTING[:9])
+        case 2:
+            header[156] = rng.choice(b"0123456xgLKSV7")
+        case 3:
+            header[rng.randrange(512)] = rng.randrange(256)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    changed[at : at + 512] = header
+    return bytes(changed)
 
 
 def program(rng: random.Random) -> bytes:
@@ -226,6 +274,8 @@ def make(number: int, seed: int, files: dict[str, bytes]) -> tuple[str, bytes]:
         return name, file.getvalue()
     if name.endswith(".zip") and rng.random() < 0.6:
         return name, damaged_within(files[name], rng)
+    if name == "shard.tar" and rng.random() < 0.7:
+        return name, damaged_header(files[name], rng)
     return name, damaged(files[name], rng)
 
 
@@ -239,6 +289,9 @@ def read(name: str, data: bytes, folder: Path) -> None:
         return
     path = folder / name
     path.write_bytes(data)
+    if name.startswith(("shard", "manifest")):
+        read_data(path)
+        return
     if name.startswith("config"):
         location = inspect_files(path)  # which keeps the reason in place of raising it
         for reason in {**location.unread, **location.damaged}.values():
@@ -249,20 +302,32 @@ def read(name: str, data: bytes, folder: Path) -> None:
     recognize(path)
 
 
+def read_data(path: Path) -> None:
+    """Reads a shard, or a manifest as that of code shards and of shards."""
+    if path.suffix == ".json":
+        CodeDataset(path.parent)
+    source = ShardSource([path.parent / "shard.tar" if path.suffix == ".json" else path])
+    for record in source.read(seed=None, epoch=0, start=0, stop=source.num_samples):
+        if isinstance(record, Skipped):
+            raise FileError(record.reason)
+
+
 def run(seed: int, cases: range, seconds: float, folder: Path, report: Any = print) -> int:
     """Reads cases until they or the time are at an end; returns how many failed."""
     files, outcomes, failures = originals(), Counter[str](), 0
+    (folder / "shard.tar").write_bytes(files["shard.tar"])  # to which the manifest belongs
     begin = time.monotonic()
     handler = signal.signal(signal.SIGALRM, too_slow)
     for number in cases:
         if time.monotonic() - begin > seconds:
             break
         name, data = make(number, seed, files)
+        expected = ValueError if name.startswith(("shard", "manifest")) else WeightFileError
         signal.alarm(CASE_SECONDS)
         try:
             read(name, data, folder)
             outcomes["read"] += 1
-        except WeightFileError:
+        except expected:
             outcomes["refused"] += 1
         except (Exception, TooSlowError):
             failures += 1

@@ -108,4 +108,5 @@ def encode(arguments: list[str]) -> None:
         info=info | ({"dtype": options.dtype} if half else {}),
         overwrite=options.overwrite,
     )
-    print(f"{options.out}: {manifest['count']} samples, {len(manifest['shards'])} shards")
+    skipped = f", {manifest['num_skipped']} skipped" if manifest["num_skipped"] else ""
+    print(f"{options.out}: {manifest['count']} samples, {len(manifest['shards'])} shards{skipped}")

@@ -80,8 +80,8 @@ def read_file(path: Path, limit: int) -> bytes:
             raise CorruptImageError(f"{status.st_size} bytes, more than {limit}")
         return path.read_bytes()
     except OSError as error:
-        link = "a link to " if path.is_symlink() else ""
-        raise CorruptImageError(f"cannot be read ({link}{error.strerror or error})") from None
+        broken = path.is_symlink() and not path.exists()
+        raise CorruptImageError("a broken link" if broken else f"cannot be read ({error.strerror or error})") from None
 
 
 def _known_formats() -> list[str]:

@@ -30,6 +30,9 @@ from dalle_zoo.workspaces import RESUMABLE, SUFFIX, claimed_folder, place_folder
 
 log = logging.getLogger(__name__)
 
+MAX_NAMED = 10_000
+"""Skipped samples that the manifest names, whose size is limited; each shard names all of its own."""
+
 Encode = Callable[[Tensor], Tensor]
 """Pixels in [0, 1], float32 (B, 3, size, size), to codes, integers (B, h, w)."""
 _Encoded = tuple[str, Sequence[str], Tensor]
@@ -204,7 +207,8 @@ def _finish(folder: Path, settings: Mapping[str, Any], shards: Sequence[_Shard])
         **settings,
         "count": sum(shard.samples for shard in shards),
         "grid": list(grids.pop()),
-        "skipped": skipped,
+        "num_skipped": len(skipped),
+        "skipped": dict(itertools.islice(skipped.items(), MAX_NAMED)),
         "shards": [{"file": s.file, "samples": s.samples, "bytes": s.bytes, "sha256": s.sha256} for s in shards],
     }
     write_json(folder / MANIFEST, manifest)

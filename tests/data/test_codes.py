@@ -28,6 +28,7 @@ from dalle_zoo.data import (
     ResumableLoader,
     Skipped,
     encode_source,
+    encoding,
     open_source,
 )
 from dalle_zoo.data.captions import INVALID_CAPTION
@@ -462,7 +463,7 @@ def test_damaged_chunks_are_named_and_the_rest_is_used(
     assert len(records) == 26 - 4 + 1
 
 
-def test_bad_captions_and_names_do_not_end_an_encoding(make: Any) -> None:
+def test_bad_captions_and_names_do_not_end_an_encoding(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make.root / "in"
     root.mkdir()
     for i, name in enumerate((b"a", b"b", b"caf\xe9", b"c")):
@@ -474,6 +475,9 @@ def test_bad_captions_and_names_do_not_end_an_encoding(make: Any) -> None:
     out = make.root / "out"
     manifest = encode_source(open_source(root), encode, out, **OPTIONS)
     assert manifest["skipped"] == {"b": INVALID_CAPTION, "c (one of its captions)": INVALID_CAPTION}
+    monkeypatch.setattr(encoding, "MAX_NAMED", 1)
+    short = encode_source(open_source(root), encode, make.root / "short", **OPTIONS)
+    assert (short["num_skipped"], short["skipped"]) == (2, {"b": INVALID_CAPTION})
     assert {item["key"]: item["caption"] for item in CodeDataset(out)} == {
         "a": "a thing", "c": "whole", "caf\\udce9": "a thing"
     }  # fmt: skip
