@@ -211,9 +211,9 @@ class ZooCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Directs checkpoints, curves and images to the run folder."""
         loggers = default_loggers(self.run) if self.subcommand == "fit" else False
+        chosen = list(self.config_init[self.subcommand].trainer.callbacks or [])  # a list that Lightning extends
         trainer = super().instantiate_trainer(logger=loggers, **kwargs)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        chosen = self.config_init[self.subcommand].trainer.callbacks or []
         callbacks[:] = [
             FiniteGuard(),
             *(callback if callback in chosen else quieter(callback) for callback in callbacks),
