@@ -27,6 +27,7 @@ from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dalle_zoo.claims import CLAIM, Claims
@@ -345,7 +346,8 @@ def run_recipe(
     except (ArgumentError, MisconfigurationException, ValueError) as error:
         raise UserError(explain(error)) from error
     except SIGTERMException:
-        log.warning("ended by SIGTERM: the same command resumes from the newest checkpoint in %s", run / "checkpoints")
+        if rank_zero_only.rank == 0:
+            log.warning("ended by SIGTERM: the same command resumes from the newest checkpoint in %s", run)
         raise
     finally:
         if torch.distributed.is_initialized():
