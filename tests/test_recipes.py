@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ def parse(name: str, parts: list[str], tmp_path: Path, monkeypatch: pytest.Monke
     files = [find_recipe(name), *map(find_part, parts)]
     contents = {file: read_recipe(file) for file in files}
     check_keys("fit", contents, [])
-    return Parsed(tmp_path / "run", False, ["fit", f"--config={json.dumps(resolve(contents.values()))}"]).config["fit"]
+    arguments = ["fit", f"--config={json.dumps(resolve(contents.values()))}"]
+    return Parsed(tmp_path / "run", False, ExitStack(), arguments).config["fit"]
 
 
 @pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*")

@@ -27,6 +27,7 @@ from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dalle_zoo.claims import CLAIM, Claims
@@ -211,9 +212,9 @@ class ZooCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Directs checkpoints, curves and images to the run folder."""
         loggers = default_loggers(self.run) if self.subcommand == "fit" else False
+        chosen = list(self.config_init[self.subcommand].trainer.callbacks or [])  # a list that Lightning extends
         trainer = super().instantiate_trainer(logger=loggers, **kwargs)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        chosen = self.config_init[self.subcommand].trainer.callbacks or []
         callbacks[:] = [
             FiniteGuard(),
             *(callback if callback in chosen else quieter(callback) for callback in callbacks),
@@ -345,7 +346,8 @@ def run_recipe(
     except (ArgumentError, MisconfigurationException, ValueError) as error:
         raise UserError(explain(error)) from error
     except SIGTERMException:
-        log.warning("ended by SIGTERM: the same command resumes from the newest checkpoint in %s", run / "checkpoints")
+        if rank_zero_only.rank == 0:
+            log.warning("ended by SIGTERM: the same command resumes from the newest checkpoint in %s", run)
         raise
     finally:
         if torch.distributed.is_initialized():

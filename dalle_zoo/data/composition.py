@@ -14,6 +14,25 @@ SPLITS = ("train", "val-styles", "val-concepts", "held-out")
 """``held-out`` composes only combinations that training never sees."""
 
 
+class ComposedSample(Sample):
+    """A composed sample, rendered when its image is used: a resumed run passes over samples without using them.
+
+    Args:
+        composer: Composes and renders it.
+        index: Number of the sample.
+    """
+
+    def __init__(self, composer: Composer, index: int) -> None:
+        composed = composer.compose(index)
+        self.__dict__["key"], self.__dict__["captions"] = f"{composed.scene.kind}-{index}", (composed.caption,)
+        self.__dict__["_composed"], self.__dict__["_composer"] = composed, composer
+
+    @property
+    def image(self) -> bytes:
+        """Contents of an image file."""
+        return ppm(self.__dict__["_composer"].render(self.__dict__["_composed"]))
+
+
 class CompositionSource(SampleSource):
     """Samples composed on the fly: epoch e, position p is sample ``e * samples + p`` of the seed.
 
@@ -52,8 +71,7 @@ class CompositionSource(SampleSource):
         composer = self.composer(f"stored {self.split}" if seed is None else seed)
         first = 0 if seed is None else epoch * self.num_samples
         for index in range(first + start, first + stop):
-            sample = composer.compose(index)
-            yield Sample(f"{sample.scene.kind}-{index}", ppm(composer.render(sample)), (sample.caption,))
+            yield ComposedSample(composer, index)
 
     def fingerprint(self) -> str:
         """SHA-256, hexadecimal, of the sprites and of what is composed of them."""

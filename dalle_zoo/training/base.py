@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -256,10 +257,10 @@ class StageModule(LightningModule):
             max_steps: Steps of the run.
         """
         late = {key: end for key, end in self.schedule_ends().items() if max_steps < COVERED * end}
-        if late:
+        if late and rank_zero_only.rank == 0:
             listed = ", ".join(f"model.{key} (step {end:,})" for key, end in late.items())
             log.warning(
-                "the run ends at step %s, before its schedules do: %s. Set them to the length of the run if this is "
+                "trainer.max_steps %s is shorter than the schedules %s: set them to the length of the run, if this is "
                 "all of it",
                 f"{max_steps:,}",
                 listed,

@@ -45,7 +45,8 @@ class Checkpoint(callbacks.Checkpoint):
         self._saved = -1
         self._stopping = False
         self._waits_for_validation = False
-        self._terminated = False
+        self._asked_to_end = False  # this process
+        self._terminated = False  # the run: all processes know it in the same step
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lets early stopping decide after validations, since the end of an epoch is too late for a checkpoint."""
@@ -72,7 +73,7 @@ class Checkpoint(callbacks.Checkpoint):
         """Replaces Lightning's handler, which calls a collective from within another one, and then hangs."""
 
         def terminate(*_: Any) -> None:
-            self._terminated = True
+            self._asked_to_end = True
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second signal ends the process at once
 
         if threading.current_thread() is threading.main_thread():
@@ -80,7 +81,7 @@ class Checkpoint(callbacks.Checkpoint):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Agrees with all processes whether one of them was asked to end."""
-        self._terminated = not agreed(trainer, torch.tensor(not self._terminated))
+        self._terminated = not agreed(trainer, torch.tensor(not self._asked_to_end))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Records the number of steps before the batch."""
@@ -95,7 +96,8 @@ class Checkpoint(callbacks.Checkpoint):
         self._stopping |= trainer.should_stop
         trainer.should_stop = self._stopping and step > self._steps_before
         last = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
-        ends = self._stopping or self._terminated
+        # Before min_steps and min_epochs the run goes on.
+        ends = self._terminated or (self._stopping and trainer.fit_loop._can_stop_early)
         due = step % self.every == 0 or step == trainer.max_steps or last or ends
         if step == self._steps_before or not due:
             return

@@ -66,8 +66,8 @@ def test_a_run_lies_below_runs_under_the_name_of_its_recipe(scratch: Path, finis
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     assert [line for line in lines if "Seed set" in line] == ["Seed set to 0"]
     assert "weights are in runs/dvae/tiny/model/dvae" in lines
-    external = ("Tip:", "Warning", "weights_only", "FLOPs", "sync_dist", "KernelPreference", "/-2")
-    assert not [line for line in lines if any(word in line for word in external)]
+    noise = ("Tip:", "Warning", "weights_only", "FLOPs", "sync_dist", "KernelPreference", "/-2")
+    assert not [line for line in lines if any(word in line for word in noise)]
     assert any("train/loss" in line for line in lines), "the progress bar"
 
 

@@ -177,6 +177,14 @@ def test_the_source_composes_anew_in_each_epoch_and_resumes() -> None:
     assert next(iter(later))["caption"] != first[0]
 
 
+def test_a_sample_is_rendered_only_when_its_image_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = list(open_source("composition:train").read(seed=1, epoch=2, start=3, stop=6))
+    assert all(record.image.startswith(b"P6 64 64 255") for record in records if isinstance(record, Sample))
+    monkeypatch.setattr(Composer, "render", None)
+    again = list(open_source("composition:train").read(seed=1, epoch=2, start=3, stop=6))
+    assert [record.key for record in again] == [record.key for record in records]
+
+
 def test_images_reach_the_network_as_composed() -> None:
     source = CompositionSource(CompositionConfig.load())
     item = next(iter(ImageTextDataset(source, transform="prior", size=64)))

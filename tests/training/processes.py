@@ -30,6 +30,7 @@ from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.training.averaging import WeightEMA
 from dalle_zoo.training.base import deferred_weights
 from dalle_zoo.training.checkpoints import AtomicCheckpointIO, unsharded_checkpoint
+from dalle_zoo.training.finite import FiniteGuard
 from dalle_zoo.training.integrity import list_checkpoints
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.prior_module import PriorModule
@@ -150,7 +151,7 @@ def train(case: dict[str, Any], rank: int, world: int) -> None:
         val_check_interval=5,
         limit_val_batches=2,
         num_sanity_val_steps=0,
-        callbacks=[recorder, checkpoint, WeightEMA(decay=0.5)],
+        callbacks=[FiniteGuard(), recorder, checkpoint, WeightEMA(decay=0.5)],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

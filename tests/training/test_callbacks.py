@@ -107,8 +107,8 @@ def test_a_state_is_written_atomically(tmp_path: Path, monkeypatch: pytest.Monke
     io.save_checkpoint({"step": 3}, path)
     assert torch.load(path, weights_only=True) == {"step": 3}
 
-    def full(state: Any, file: Any) -> None:
-        file.write(b"half")
+    def full(state: Any, file: Path) -> None:
+        file.write_bytes(b"half")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", full)

@@ -204,8 +204,8 @@ def test_a_run_shorter_than_its_schedules_says_so(caplog: pytest.LogCaptureFixtu
     stage.check_length(160)
     assert not caplog.text
     stage.check_length(70)
-    assert "ends at step 70" in caplog.text
-    assert "model.learning_rate.decay_steps (step 100), model.temperature.steps (step 200)" in caplog.text
+    assert "trainer.max_steps 70 is shorter than the schedules model.learning_rate" in caplog.text
+    assert "decay_steps (step 100), model.temperature.steps (step 200): set them" in caplog.text
     warm = DVAEModule(CONFIG, learning_rate=rate, warm_start=WarmStart(steps=40, gather=4, quantized_steps=20))
     warm.check_length(90)
     with pytest.raises(ValueError, match="ends at step 40 inside the warm start of 40 steps"):
