@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dis
 import errno
-import os
-import re
 import traceback
 from collections.abc import Iterator
 from types import TracebackType
+
+from dalle_zoo.hub_errors import hide_secrets
 
 USER, FAULT = 2, 1
 """Exit statuses: of an error that the user can act on, and of one that this package did not expect."""
 OURS = ("dalle_zoo", "dalle_zoo_eval")
 MOST_CHARACTERS = 300
 """Length at which the message of an unexpected error is truncated."""
-SECRET = re.compile(r"\bhf_\w{6,}|(?<=Bearer )[^\s'\"]+")
-"""Access tokens of the Hub, in any text."""
 
 
 class UserError(Exception):
@@ -52,19 +50,6 @@ def explain(error: Exception) -> tuple[str, int]:
 def debug_text(error: Exception) -> str:
     """Returns the traceback of an exception, without secrets."""
     return hide_secrets("".join(traceback.format_exception(error)))
-
-
-def hide_secrets(text: str) -> str:
-    """Replaces access tokens in a text by asterisks.
-
-    Example:
-        >>> hide_secrets("Illegal header value b'Bearer hf_abcdefgh'")
-        "Illegal header value b'Bearer ***'"
-    """
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        if secret := os.environ.get(name, "").strip():
-            text = text.replace(secret, "***")
-    return SECRET.sub("***", text)
 
 
 def _is_deliberate(error: Exception) -> bool:
