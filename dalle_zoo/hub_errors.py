@@ -7,7 +7,7 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from dalle_zoo.model_folder import CHECKSUMS
 
@@ -81,7 +81,8 @@ def explained(
 
     # The base classes are those of the HTTP library, which differs between versions of huggingface_hub. An upload
     # raises RuntimeError.
-    library = tuple(base for base in errors.HfHubHTTPError.__bases__ if base is not OSError)
+    library = cast("tuple[type[Exception], ...]", errors.HfHubHTTPError.__bases__)
+    library = tuple(base for base in library if base is not OSError)
     no_response = (*library, errors.FileMetadataError, ConnectionError, TimeoutError, socket.gaierror)
     where = f"{name} on {constants.ENDPOINT}"
     try:

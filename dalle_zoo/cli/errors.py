@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dis
-import errno
 import traceback
 from collections.abc import Iterator
 from types import TracebackType
 
+from dalle_zoo.files import is_disk_full
 from dalle_zoo.hub_errors import hide_secrets
 
 USER, FAULT = 2, 1
@@ -71,7 +71,7 @@ def _is_deliberate(error: Exception) -> bool:
 
 def _of_system(error: Exception) -> str | None:
     """Message for an error of the operating system, with the file that it concerns."""
-    full = next((each for each in _chain(error) if _is_full(each)), None)
+    full = next((each for each in _chain(error) if is_disk_full(each)), None)
     if full is not None:
         file = getattr(full, "filename", None) or "a file"
         return f"{file} cannot be written: no space left on the disk. Free some space, then run the same command again"
@@ -85,11 +85,6 @@ def _of_system(error: Exception) -> str | None:
         return f"{type(error).__name__}: {_one_line(error)}"
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
     return f"{' and '.join(names)}: {error.strerror}" if names else error.strerror
-
-
-def _is_full(error: BaseException) -> bool:
-    """Returns whether an exception reports a full disk. Libraries in Rust give the number in their message only."""
-    return getattr(error, "errno", None) == errno.ENOSPC or "(os error 28)" in str(error)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
