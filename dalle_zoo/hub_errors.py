@@ -83,7 +83,8 @@ def explained(
     # raises RuntimeError.
     library = cast("tuple[type[Exception], ...]", errors.HfHubHTTPError.__bases__)
     library = tuple(base for base in library if base is not OSError)
-    no_response = (*library, errors.FileMetadataError, ConnectionError, TimeoutError, socket.gaierror)
+    others = (errors.FileMetadataError, ConnectionError, TimeoutError, socket.gaierror)
+    no_response: tuple[type[Exception], ...] = (*library, *others)
     where = f"{name} on {constants.ENDPOINT}"
     try:
         yield
