@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -57,24 +59,24 @@ def render_card(folder: str | Path, result: Result, name: str | None = None) -> 
     components = [name for name in index if not name.startswith("_")]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     text = Template(path.read_text(encoding="utf-8")).substitute(
-        name=name or folder.name,
-        description=record["description"],
-        license=_license(record),
+        name=_name(name or folder.name),
+        description=plain(record["description"]),
+        license=plain(_license(record)),
         license_id=license_id(record["license"]),
-        data=record["data"],
+        data=plain(record["data"]),
         components=_components(components, record["parameters"]),
         results=_results(result),
-        protocol_name=protocol["name"],
-        samples=max(group["samples"] for group in result["groups"].values()),
-        seed=protocol["seed"],
-        candidates=protocol["sampling"]["candidates"],
+        protocol_name=plain(protocol["name"]),
+        samples=plain(max(group["samples"] for group in result["groups"].values())),
+        seed=plain(protocol["seed"]),
+        candidates=plain(protocol["sampling"]["candidates"]),
         sampling=_sampling(protocol["sampling"]),
-        notes="\n".join(f"- {note}" for note in protocol["notes"]),
-        evaluator=_evaluator(result),
-        device=result["device"],
-        versions=versions,
-        code_version=result["code_version"],
-        date=result["date"],
+        notes="\n".join(f"- {plain(note)}" for note in protocol["notes"]),
+        evaluator=plain(_evaluator(result)),
+        device=plain(result["device"]),
+        versions=plain(versions),
+        code_version=plain(result["code_version"]),
+        date=plain(result["date"]),
         targets=_targets(result),
         recipes=_recipes(folder.name, components),
         trials=_trials(recipe_root() / "trials" / f"{folder.name}.json"),
@@ -94,11 +96,11 @@ def render_any_card(folder: Path, results: Sequence[Result], name: str) -> str:
         return render_card(folder, results[0], name)
     record, index = read_json(folder / RECORD), read_json(folder / "model_index.json")
     text = Template((TEMPLATES / f"{GENERAL}.md").read_text(encoding="utf-8")).substitute(
-        name=name,
-        description=record["description"],
-        license=_license(record),
+        name=_name(name),
+        description=plain(record["description"]),
+        license=plain(_license(record)),
         license_id=license_id(record["license"]),
-        data=record["data"],
+        data=plain(record["data"]),
         components=_components([part for part in index if not part.startswith("_")], record["parameters"]),
         results=_figures(results),
     )
@@ -151,6 +153,21 @@ def check_weights(folder: Path, result: Result) -> None:
 # ---------------------------------------------------------------- parts of a card
 
 
+def plain(text: object) -> str:
+    r"""Returns a value as one line of Markdown without HTML, links and images. Other marks can do no harm.
+
+    Example:
+        >>> plain("<script> [a](javascript:b)")
+        '&lt;script&gt; \\[a\\](javascript:b)'
+    """
+    return re.sub(r"([\[\]])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+
+
+def _name(name: str) -> str:
+    """Returns a model's name for headings, commands and code: without characters that would end them."""
+    return plain(re.sub(r"[`\"$\\]", "_", name))
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first row is its head.
 
@@ -160,7 +177,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
         |---|---|
         | dvae | 7 |
     """
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines = ["| " + " | ".join(plain(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
     return "\n".join(lines)
 
@@ -182,13 +199,13 @@ def _figures(results: Sequence[Result]) -> str:
 
 def _results(result: Result) -> str:
     rows = [["", *result["groups"]], *(row for rows in score_tables(result).values() for row in rows)]
-    left_out = [f"- Not measured: {line}." for line in result["left_out"]]
+    left_out = [f"- Not measured: {plain(line)}." for line in result["left_out"]]
     return "\n".join([table(rows), *(["", *left_out] if left_out else [])])
 
 
 def _sampling(sampling: Mapping[str, Any]) -> str:
     usual = {"temperature": 1.0, "top_k": None, "top_p": None, "guidance_scale": 1.0}
-    changed = [f"{n.replace('_', '-')} {sampling[n]}" for n, v in usual.items() if sampling[n] != v]
+    changed = [f"{n.replace('_', '-')} {plain(sampling[n])}" for n, v in usual.items() if sampling[n] != v]
     return f" ({', '.join(changed)})" if changed else " (temperature 1, no truncation, no guidance)"
 
 
@@ -228,5 +245,5 @@ def _trials(path: Path) -> str:
     for title, trials in read_json(path).items():
         columns = list(trials[0])
         rows = [[str(trial.get(column, "–")) for column in columns] for trial in trials]
-        blocks.append(f"{title}\n\n{table([columns, *rows])}")
+        blocks.append(f"{plain(title)}\n\n{table([columns, *rows])}")
     return "\n### Trials\n\n" + "\n\n".join(blocks)

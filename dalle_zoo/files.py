@@ -6,6 +6,7 @@ renamed. Readers see the old contents or the new ones, never a part.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -133,6 +134,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path to write to, and renames it to ``path`` if the block ends without an error.
 
     Missing parent folders of ``path`` are created. Of several processes, each waits until the one before has ended.
+
+    Raises:
+        OSError: The disk is full; the error names ``path``, also if a library reported it without a name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with workspace(path) as folder:
@@ -142,8 +146,23 @@ def atomic_write(path: Path) -> Iterator[Path]:
             sync(temporary)
             temporary.chmod(_DEFAULT_MODE)  # safetensors creates files that only their owner may read
             temporary.replace(path)
+        except Exception as error:
+            # PyTorch's writer does not state why it failed.
+            silent = "inline_container" in str(error) and shutil.disk_usage(folder).free < LEAST_FREE
+            if not silent and not is_disk_full(error):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         finally:
             temporary.unlink(missing_ok=True)
+
+
+LEAST_FREE = 1 << 16
+"""Free bytes of a disk below which a failure to write is taken for a lack of space."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Returns whether an exception reports a full disk. Libraries in Rust give the number in their message only."""
+    return getattr(error, "errno", None) == errno.ENOSPC or "(os error 28)" in str(error)
 
 
 def sync(path: Path) -> None:

@@ -10,12 +10,13 @@ import hashlib
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from dalle_zoo.files import stays_inside, try_read_json
+from dalle_zoo.hub_errors import ExternalRepositoryError, HubError, checked_token, explained
 from dalle_zoo.model_folder import CARD, CHECKSUMS, INDEX
 from dalle_zoo.registry import UnknownNameError, suggest
 
@@ -27,14 +28,6 @@ EXTERNAL = (
 )
 """Files of external models that are downloaded: weights, which `dalle_zoo.convert` reads without running code from
 them, and files that describe the weights."""
-
-
-class HubError(ValueError):
-    """The Hub does not have a model, refuses access, or cannot be reached. The message says which."""
-
-
-class ExternalRepositoryError(HubError):
-    """The repository has no ``sha256.json``: it contains an external model, or none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +42,9 @@ class Access:
     """Folder for downloads. Defaults to the cache of huggingface_hub."""
     local_files_only: bool = False
     """Whether to use only the cache, as with ``HF_HUB_OFFLINE=1``. Defaults to False."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token", checked_token(self.token))
 
 
 DEFAULT = Access()
@@ -94,7 +90,7 @@ def download(name: str, access: Access = DEFAULT, component: str | None = None) 
         "cache_dir": access.cache_dir,
         "local_files_only": access.local_files_only,
     }
-    with _download_errors(name, access):
+    with _explained(name, access):
         try:
             listing = Path(hf_hub_download(name, CHECKSUMS, revision=access.revision, **options))
         except LocalEntryNotFoundError as error:
@@ -134,7 +130,7 @@ def download_external(name: str, access: Access = DEFAULT, files: Sequence[str] 
     patterns = [*(files or EXTERNAL)]
     # A pattern without a folder matches files in any folder, as it does when folders are converted.
     anywhere = [f"*/{pattern}" for pattern in patterns]
-    with _download_errors(name, access):
+    with _explained(name, access):
         folder = Path(snapshot_download(name, allow_patterns=[*patterns, *anywhere], **asdict(access)))
     if not folder.is_dir():
         raise HubError(f"{name} has no file that matches {', '.join(patterns)}")
@@ -178,38 +174,9 @@ def _literal(path: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", path)
 
 
-@contextmanager
-def _download_errors(name: str, access: Access) -> Iterator[None]:
-    """Replaces errors of huggingface_hub with errors that say what to do."""
-    from huggingface_hub import constants, errors
-
-    where = f"{name} on {constants.ENDPOINT}"
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise HubError(
-            f"{where} is gated: request access on its page, and pass the token of the user who has it"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise HubError(
-            f"there is no {where}, or it is private and the token does not give access: check the name, run "
-            f"`hf auth login`, or pass token=. If a local folder was meant: no folder {name!r} exists"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise HubError(f"{where} has no revision {access.revision!r}: see its branches and tags") from error
-    except errors.LocalEntryNotFoundError as error:
-        if _is_offline(access):
-            at = f" at revision {access.revision!r}" if access.revision else ""
-            raise HubError(
-                f"{name}{at} is neither a local folder nor in the Hub's cache, and {_offline(access)}"
-            ) from (error)
-        raise HubError(
-            f"{where} cannot be reached, and it is not in the cache: check the network, or pass a local folder"
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise ExternalRepositoryError(f"{where} is not a model of dalle-zoo: it has no {CHECKSUMS}") from error
-    except errors.HfHubHTTPError as error:
-        raise HubError(f"{where} responded: {error}") from error
+def _explained(name: str, access: Access) -> AbstractContextManager[None]:
+    """Returns a context in which errors of a download say what to do."""
+    return explained(name, revision=access.revision, offline=_offline(access) if _is_offline(access) else None)
 
 
 def _is_offline(access: Access) -> bool:
@@ -257,8 +224,9 @@ def upload(
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+    token = checked_token(token)
     api = HfApi(token=token)
-    with _upload_errors(name):
+    with explained(name, revision=revision, writes=True):
         api.create_repo(name, private=private, exist_ok=True)
         if private and not api.model_info(name).private:
             raise HubError(f"{name} exists and is public: make it private on the Hub, or omit --private")
@@ -324,37 +292,3 @@ def _is_rendered(card: bytes) -> bool:
     if not re.sub(r"\A---\n.*?^---$", "", text, flags=re.MULTILINE | re.DOTALL).strip():
         return True
     return stamp_card(text[: -len(stamp_card(""))]) == text
-
-
-@contextmanager
-def _upload_errors(name: str) -> Iterator[None]:
-    """Replaces errors of huggingface_hub with errors that say what to do."""
-    from huggingface_hub import constants, errors
-
-    where = f"{name} on {constants.ENDPOINT}"
-    # The base classes are those of the HTTP library, which differs between versions of huggingface_hub. An upload
-    # raises RuntimeError.
-    no_response = cast(
-        "tuple[type[Exception], ...]",
-        (*errors.HfHubHTTPError.__bases__, RuntimeError, errors.LocalEntryNotFoundError),
-    )
-    try:
-        yield
-    except errors.OfflineModeIsEnabled as error:
-        raise HubError(f"{where} cannot be written to: HF_HUB_OFFLINE is set") from error
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
-        if status in (401, 403) or isinstance(error, errors.RepositoryNotFoundError):
-            raise HubError(
-                f"{where} cannot be written to with this token: run `hf auth login` as a member of the organization, "
-                "with a token that has write access"
-            ) from error
-        if status == 412:
-            raise HubError(
-                f"{where} received another commit in the meantime; nothing was changed: run the same command again"
-            ) from error
-        raise HubError(f"{where} responded: {error}; the same command resumes the upload") from error
-    except no_response as error:
-        raise HubError(
-            f"{where} did not respond ({error}): check the network; the same command resumes the upload"
-        ) from error

@@ -131,6 +131,17 @@ def read_checksums(folder: Path) -> dict[str, str]:
     return read_json(folder / CHECKSUMS, "a folder written by dalle-zoo")
 
 
+def substitute_hint(path: Path) -> str:
+    """Returns a suggestion, for the end of an error, if a file only stands for another; else an empty string."""
+    with path.open("rb") as file:
+        begin = file.read(200)
+    if begin.startswith(b"version https://git-lfs.github.com/spec/"):
+        return ". It is a pointer of Git LFS and not the file itself: run `git lfs pull` in its repository"
+    if begin.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return ". It is an HTML page, such as a login or an error page, and not the file itself: download it again"
+    return ""
+
+
 def verify_checksums(folder: Path, component: str | None = None) -> None:
     """Checks that every file listed in ``sha256.json`` exists and is unchanged.
 
@@ -153,6 +164,8 @@ def verify_checksums(folder: Path, component: str | None = None) -> None:
         if not path.is_file():
             raise ModelFolderError(f"{path} is missing: {suggestion}")
         if sha256_file(path) != digest:
+            if hint := substitute_hint(path):
+                raise ModelFolderError(f"{path} is not the file that {CHECKSUMS} lists{hint}")
             raise ModelFolderError(
                 f"{path} differs from its sha256 in {CHECKSUMS}: the file is damaged or was changed; {suggestion}, or "
                 f"run write_checksums if you changed it yourself"

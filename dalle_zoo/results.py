@@ -249,7 +249,11 @@ def score_text(result: Result, score: Score) -> str:
 def value_text(result: Result, score: Score, value: float) -> str:
     """A value of the kind of a score as it is shown: shares in per cent where the label ends in "%"."""
     times = 100 if score_label(result, score).endswith("%") else 1
-    return f"{value * times:{result['metrics'][score.metric]['format']}}"
+    form = result["metrics"][score.metric]["format"]
+    try:
+        return f"{value * times:{form}}"
+    except (TypeError, ValueError):  # the file was not written by `dalle-zoo eval`
+        raise ResultError(f"metrics.{score.metric}.format must be the format of a number, got {form!r}") from None
 
 
 def score_tables(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from dalle_zoo.files import atomic_write, read_json, write_json
-from dalle_zoo.model_folder import CONFIG, NETWORK_FILES, WEIGHTS, ModelFolderError
+from dalle_zoo.model_folder import CONFIG, NETWORK_FILES, WEIGHTS, ModelFolderError, substitute_hint
 from dalle_zoo.models.initial import copy_shard, shapes_only
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -220,18 +220,7 @@ def _headers_of_file(path: Path) -> dict[str, Header]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {n: Header(path, tuple(part.get_shape()), str(part.get_dtype())) for n, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise ModelFolderError(f"{path} is not a readable safetensors file: {error}{lfs_hint(path)}") from None
-
-
-def lfs_hint(path: Path) -> str:
-    """Returns a suggestion, for the end of an error, if a file is a pointer of Git LFS; else an empty string."""
-    with path.open("rb") as file:
-        if file.read(len(_LFS)) != _LFS:
-            return ""
-    return ". It is a pointer of Git LFS and not the file itself: run `git lfs pull` in its repository"
-
-
-_LFS = b"version https://git-lfs.github.com/spec/"
+        raise ModelFolderError(f"{path} is not a readable safetensors file: {error}{substitute_hint(path)}") from None
 
 
 def _check_fit(path: Path, expected: Mapping[str, Tensor], headers: Mapping[str, Header]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from dalle_zoo import hub
 from dalle_zoo.files import read_json, try_read_json
 from dalle_zoo.hub import Access
+from dalle_zoo.hub_errors import ExternalRepositoryError, HubError
 from dalle_zoo.model_folder import CHECKSUMS, COMPONENTS, CONFIG, INDEX, RECORD, verify_checksums
 from dalle_zoo.paths import user_path
 from dalle_zoo.registry import UnknownNameError, suggest
@@ -91,7 +92,7 @@ def find_model(
 
     folder = cached(places, files)
     if folder is None and not Path(locations[0]).exists():
-        raise hub.HubError(
+        raise HubError(
             f"{locations[0]} on the Hub is not a model of dalle-zoo, as it has no {CHECKSUMS}, and it contains no "
             "weights that `dalle-zoo convert` recognizes"
         )
@@ -108,7 +109,7 @@ def find_place(location: str | Path, access: Access = hub.DEFAULT, files: Sequen
     if is_remote(location):
         try:
             return hub.download(str(location), access)
-        except hub.ExternalRepositoryError:
+        except ExternalRepositoryError:
             return hub.download_external(str(location), access, files)
     raise UnknownNameError(
         f"{suggest('model', str(location), model_names())}. A local folder (./my-model) or a model on the Hub "
@@ -157,7 +158,7 @@ def _download_component(location: object, component: str, access: Access) -> Pat
         return None
     try:
         folder = hub.download(location, access, component)
-    except hub.ExternalRepositoryError:
+    except ExternalRepositoryError:
         return None
     verify_checksums(folder, component)
     return folder

@@ -146,3 +146,32 @@ def test_the_committed_card_is_that_of_the_committed_files() -> None:
     result, folder = read_json(RESULT), zoo.BUNDLED / "emoji64"
     check_weights(folder, result)
     assert CARD.read_text(encoding="utf-8") == render_card(folder, result), "run `dalle-zoo card`"
+
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=a>|`x`**b** [a](javascript:b) ![i](http://x) $x$\n# </td>"
+
+
+def hostile(value: Any, retained: tuple[str, ...] = ()) -> Any:
+    """Every text of plain data replaced by one with HTML and Markdown, except the values of some keys."""
+    if isinstance(value, dict):
+        return {key: inner if key in retained else hostile(inner, retained) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [hostile(inner, retained) for inner in value]
+    return HOSTILE if isinstance(value, str) else value
+
+
+def test_neither_html_nor_links_reach_a_card(folder: Path, result: dict[str, Any]) -> None:
+    retained = ("name", "metric", "format", "group", "images", "part", "weights_sha256", "extractor")
+    bad = hostile(result, retained)
+    bad["sampling"] = result["protocol"]["sampling"]
+    record = read_json(folder / "record.json")
+    (folder / "record.json").write_text(json.dumps(hostile(record)))
+    for text in (
+        render_card(folder, bad, name="a`b<script>"),
+        cards.render_any_card(folder, [], name='"] <img src=x>'),
+    ):
+        assert "alert(1)" in text
+        for raw in ("<script", "<img", "</td>", "[a](", "![i]("):
+            assert raw not in text.replace("<!--", ""), raw
+        rows = [line for line in text.splitlines() if line.startswith("|")]
+        assert all(line.replace("\\|", "").count("|") >= 3 for line in rows)

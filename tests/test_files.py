@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -237,3 +238,18 @@ def test_json_holds_names_that_are_not_utf8(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {name: [name]})
     assert "\u20ac" in (tmp_path / "a.json").read_text(encoding="utf-8")
     assert read_json(tmp_path / "a.json") == {name: [name]}
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("I/O error: full (os error 28)")]
+)
+def test_a_full_disk_names_the_file_and_leaves_nothing(error: Exception, tmp_path: Path) -> None:
+    def write() -> None:
+        with atomic_write(tmp_path / "big.bin") as temporary:
+            temporary.write_bytes(b"half")
+            raise error
+
+    with pytest.raises(OSError, match=r"No space left on device: .*big\.bin") as caught:
+        write()
+    assert caught.value.errno == errno.ENOSPC
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size]

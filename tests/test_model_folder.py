@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 import dalle_zoo
+from dalle_zoo.convert.checkpoints import open_checkpoint
+from dalle_zoo.convert.pickles import WeightFileError
 from dalle_zoo.files import FileError, read_json, sha256_file, write_json
 from dalle_zoo.model_folder import (
     ModelFolderError,
@@ -17,6 +20,7 @@ from dalle_zoo.model_folder import (
     write_checksums,
     write_index,
 )
+from dalle_zoo.weights import load_weights
 
 # ------------------------------------------------------------ checksums
 
@@ -93,3 +97,26 @@ def test_a_configuration_from_plain_data() -> None:
     ):
         with pytest.raises(ModelFolderError, match=message):
             config_from_dict(Sizes, values, "a.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+            "pointer of Git LFS .* `git lfs pull`",
+        ),
+        (b"\n<!DOCTYPE html><html>log in</html>", "is an HTML page, such as a login or an error page"),
+        (b"<HTML><body>429", "is an HTML page, such as a login or an error page"),
+    ],
+)
+def test_a_file_that_stands_for_another_is_named(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    write_checksums(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelFolderError, match=message):
+        verify_checksums(tmp_path)
+    with pytest.raises(ModelFolderError, match=message):
+        load_weights(torch.nn.Linear(1, 1), tmp_path / "model.safetensors")
+    with pytest.raises(WeightFileError, match=message):
+        open_checkpoint(tmp_path / "model.safetensors")

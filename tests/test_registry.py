@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from dalle_zoo.registry import Registry, UnknownNameError, suggest
+from dalle_zoo.cli.main import main
+from dalle_zoo.convert.family import FAMILIES, families
+from dalle_zoo.masks import MASKS
+from dalle_zoo.registry import PluginError, Registry, UnknownNameError, suggest
 
 GROUP = "dalle_zoo_tests.things"
 
@@ -156,3 +159,40 @@ def test_a_plugin_of_the_wrong_base_raises(monkeypatch: pytest.MonkeyPatch) -> N
     install(monkeypatch, Point("wrong", object))
     with pytest.raises(TypeError, match=r"thing 'wrong' must derive from Base"):
         registry["wrong"]
+
+
+class Broken(Point):
+    """An entry point whose module cannot be imported."""
+
+    def load(self) -> object:
+        raise RuntimeError("no such driver")
+
+
+def test_a_broken_plugin_is_named_and_stops_nothing_else(
+    registry: Registry[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(monkeypatch, Broken("bad", None), Point("other", sorted))
+    with pytest.raises(PluginError, match=r"thing 'bad' of another distribution \(other.package:bad\) cannot"):
+        registry["bad"]
+    assert registry.name_of(max) == "row"
+    assert not caplog.records, "native members need no plug-in"
+    assert dict(registry.loadable()) == {"column": min, "row": max, "other": sorted}
+    assert "skipped: thing 'bad' of another distribution" in caplog.text
+    assert "RuntimeError: no such driver. Repair or uninstall" in caplog.text
+    assert registry.name_of(sorted) == "other"
+    with pytest.raises(UnknownNameError, match="not a registered thing"):
+        registry.name_of(len)
+
+
+def test_commands_that_list_members_skip_a_broken_plugin(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    points = {"bad": Broken("bad", None)}
+    monkeypatch.setattr(MASKS, "_plugins", points)
+    monkeypatch.setattr(FAMILIES, "_plugins", points)
+    assert main(["masks"]) == 0
+    assert "row" in capsys.readouterr().out
+    assert "bad" not in [family.name for family in families()]
+    assert caplog.text.count("skipped: ") == 2
+    assert main(["masks", "bad"]) == 2
+    assert "attention mask 'bad' of another distribution" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import pytest
 
 from dalle_zoo import results, zoo
 from dalle_zoo.cli.main import main
-from dalle_zoo.results import figures, fits, measured_weights, results_of, score_tables
+from dalle_zoo.results import ResultError, figures, fits, measured_weights, results_of, score_tables
 
 ROOT = Path(__file__).parents[1]
 METRICS = {
@@ -114,6 +114,12 @@ def test_tables_have_a_column_for_each_group() -> None:
 def test_another_file_is_refused(result: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         figures(result)
+
+
+def test_a_format_that_is_none_of_a_number() -> None:
+    metrics = {**METRICS, "psnr": {**METRICS["psnr"], "format": "<script>"}}
+    with pytest.raises(ResultError, match=r"metrics\.psnr\.format must be the format of a number, got '<script>'"):
+        score_tables({**GROUPED, "metrics": metrics})
 
 
 def test_a_result_belongs_to_its_weights() -> None:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dis
-import errno
-import os
 import re
 import traceback
 from collections.abc import Iterator
 from types import TracebackType
+
+from dalle_zoo.files import is_disk_full
+from dalle_zoo.hub_errors import hide_secrets
 
 USER, FAULT = 2, 1
 """Exit statuses: of an error that the user can act on, and of one that this package did not expect."""
 OURS = ("dalle_zoo", "dalle_zoo_eval")
 MOST_CHARACTERS = 300
 """Length at which the message of an unexpected error is truncated."""
-SECRET = re.compile(r"\bhf_\w{6,}|(?<=Bearer )[^\s'\"]+")
-"""Access tokens of the Hub, in any text."""
 
 
 class UserError(Exception):
@@ -40,7 +39,8 @@ def explain(error: Exception) -> tuple[str, int]:
     Messages that this package wrote are returned as they are. Frequent errors of Python and of libraries are
     explained. Any other exception is reported as unexpected.
     """
-    if isinstance(error, UserError | ImportError) or _is_deliberate(error):
+    from_system = isinstance(error, OSError) and error.strerror is not None
+    if isinstance(error, UserError | ImportError) or (_is_deliberate(error) and not from_system):
         return hide_secrets(str(error)), USER
     for explained in (_of_system(error), _of_memory(error), _of_contents(error)):
         if explained is not None:
@@ -52,19 +52,6 @@ def explain(error: Exception) -> tuple[str, int]:
 def debug_text(error: Exception) -> str:
     """Returns the traceback of an exception, without secrets."""
     return hide_secrets("".join(traceback.format_exception(error)))
-
-
-def hide_secrets(text: str) -> str:
-    """Replaces access tokens in a text by asterisks.
-
-    Example:
-        >>> hide_secrets("Illegal header value b'Bearer hf_abcdefgh'")
-        "Illegal header value b'Bearer ***'"
-    """
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        if secret := os.environ.get(name, "").strip():
-            text = text.replace(secret, "***")
-    return SECRET.sub("***", text)
 
 
 def _is_deliberate(error: Exception) -> bool:
@@ -86,11 +73,11 @@ def _is_deliberate(error: Exception) -> bool:
 
 def _of_system(error: Exception) -> str | None:
     """Message for an error of the operating system, with the file that it concerns."""
-    full = next((each for each in _chain(error) if _is_full(each)), None)
+    full = next((each for each in _chain(error) if is_disk_full(each)), None)
     if full is not None:
-        file = getattr(full, "filename", None) or "a file"
+        file = _final(getattr(full, "filename", None) or "a file")
         return f"{file} cannot be written: no space left on the disk. Free some space, then run the same command again"
-    if "PytorchStreamWriter failed writing" in str(error):
+    if "inline_container" in str(error) or "PytorchStreamWriter failed writing" in str(error):
         return f"a file cannot be written ({_one_line(error)}): check the free space of the disk"
     if "home directory" in str(error):  # `Path.home` raises RuntimeError
         return f"the home directory of this user is unknown ({_one_line(error)}): set the variable HOME"
@@ -98,13 +85,13 @@ def _of_system(error: Exception) -> str | None:
         return None
     if error.strerror is None:
         return f"{type(error).__name__}: {_one_line(error)}"
-    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    names = [_final(name) for name in (error.filename, error.filename2) if name is not None]
     return f"{' and '.join(names)}: {error.strerror}" if names else error.strerror
 
 
-def _is_full(error: BaseException) -> bool:
-    """Returns whether an exception reports a full disk. Libraries in Rust give the number in their message only."""
-    return getattr(error, "errno", None) == errno.ENOSPC or "(os error 28)" in str(error)
+def _final(path: object) -> str:
+    """Returns the place of a file that was to be moved out of a workspace (`dalle_zoo.workspaces`)."""
+    return re.sub(r"/\.([^/]+)\.writing/[0-9a-f]+(?=/|$)", r"/\1", str(path))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -12,6 +12,7 @@ from dalle_zoo.convert.pickles import UnrelatedFileError, WeightFileError
 from dalle_zoo.convert.safetensors_files import open_safetensors
 from dalle_zoo.convert.stored import Checkpoint
 from dalle_zoo.convert.torch_files import PICKLE, ZIP, open_legacy, open_zip
+from dalle_zoo.model_folder import substitute_hint
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -39,7 +40,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             elif is_mapping(start):
                 opened = open_flax(path, file)
             else:
-                raise UnrelatedFileError("it is not a file of torch, safetensors or Flax")
+                raise UnrelatedFileError(f"it is not a file of torch, safetensors or Flax{substitute_hint(path)}")
             _ = opened.tensors  # checks names and nesting
             return opened
     except WeightFileError as error:

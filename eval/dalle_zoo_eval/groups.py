@@ -13,6 +13,7 @@ from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.sampling import derive_seed
 from dalle_zoo_eval.datasets import CaptionList, DatasetError, EvalDataset, Item, choose_captions, read_dataset
 from dalle_zoo_eval.datasets.digests import MEMO
+from dalle_zoo_eval.datasets.images import box_radius
 from dalle_zoo_eval.datasets.prompts import check_exclusions, shuffle_concepts
 from dalle_zoo_eval.extractors import Extractor
 from dalle_zoo_eval.extractors.model_parts import MODEL_PARTS
@@ -83,6 +84,12 @@ def read_prompts(
         raise DatasetError(
             f"{protocol.name} crops images to their bounding boxes, and {len(boxless)} of {dataset.name}, such as "
             f"{boxless[0]!r}, have none: is there a bounding_boxes.txt?"
+        )
+    tiny = [i.key for i in samples if i.box is not None and box_radius(i.box) < 1]
+    if protocol.image.crop == "box" and tiny:
+        raise DatasetError(
+            f"{len(tiny)} bounding boxes of {dataset.name}, such as that of {tiny[0]!r}, are too small to be cropped: "
+            "correct them"
         )
     return Prompts(
         dataset=dataset,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from safetensors import SafetensorError
 import dalle_zoo.cli.main as command
 from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.outputs import check_file, check_folder
+from dalle_zoo.files import atomic_write
 from dalle_zoo.values import as_integer
 
 
@@ -34,7 +37,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """Runs a command whose function is given, and returns its status and what it printed as an error."""
 
     def run(function: Callable[[list[str]], object], *options: str) -> tuple[int, str]:
-        monkeypatch.setattr(command.importlib, "import_module", lambda _: type("Module", (), {"masks": function}))
+        monkeypatch.setitem(sys.modules, "a_command", SimpleNamespace(run=function))
+        monkeypatch.setitem(command.COMMANDS, "masks", ("a_command:run", ""))
         return command.main(["masks", *options]), capsys.readouterr().err
 
     return run
@@ -51,6 +55,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device", "big.bin")
         (FULL, 2, "big.bin cannot be written: no space left on the disk. Free some space, then run the same"),
         (SafetensorError("I/O error: No space left (os error 28)"), 2, "a file cannot be written: no space left"),
         (RuntimeError("PytorchStreamWriter failed writing file data/1: file write failed"), 2, "check the free space"),
+        (OSError(errno.ENOSPC, "full", "m/.new.writing/0a1b/dvae/config.json"), 2, "m/new/dvae/config.json cannot be"),
         (PermissionError(errno.EACCES, "Permission denied", "a.png"), 2, "a.png: Permission denied"),
         (OSError(errno.EXDEV, "Invalid link", "a", None, "b"), 2, "a and b: Invalid link"),
         (RuntimeError("Could not determine home directory."), 2, "set the variable HOME"),
@@ -143,3 +148,18 @@ def test_a_full_disk_is_seen_before_work(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("tempfile.TemporaryFile", full)
     with pytest.raises(UserError, match=r"a.png cannot be written \(.*: No space left on device\)"):
         check_file("--out", tmp_path / "a.png")
+
+
+def test_a_checkpoint_on_a_full_disk_is_named(
+    run: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(_: object) -> None:
+        with atomic_write(tmp_path / "1.ckpt"):
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 278848 vs 278740")
+
+    status, said = run(write)
+    assert (status, "check the free space of the disk" in said) == (2, True)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    status, said = run(write)
+    assert (status, f"{tmp_path / '1.ckpt'} cannot be written: no space left on the disk" in said) == (2, True)
+    assert not list(tmp_path.rglob("*.ckpt"))

@@ -212,6 +212,11 @@ def test_captions_without_an_image_are_skipped(make: Any) -> None:
     assert isinstance(records[2], Skipped)
 
 
+def test_a_user_without_a_home_directory() -> None:
+    with pytest.raises(ValueError, match="location '~no-such-user/x': '~no-such-user' has no home directory"):
+        open_source("~no-such-user/x")
+
+
 @pytest.mark.parametrize(
     ("location", "message"),
     [

@@ -16,7 +16,8 @@ from huggingface_hub import HfApi, ModelCard
 from dalle_zoo import DallePipeline
 from dalle_zoo.cli.main import main
 from dalle_zoo.files import read_json, write_json
-from dalle_zoo.hub import HubError, upload
+from dalle_zoo.hub import upload
+from dalle_zoo.hub_errors import HubError
 from dalle_zoo.model_folder import ModelFolderError, write_checksums
 from dalle_zoo.publish import Publication, prepare
 

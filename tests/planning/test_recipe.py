@@ -108,7 +108,7 @@ def test_every_key_is_read(key: str, value: Any, field: str, expected: Any) -> N
     ],
 )
 def test_invalid_values_raise(key: str, value: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         read_setup(with_key(key, value))
 
 
@@ -118,6 +118,8 @@ def test_invalid_values_raise(key: str, value: Any, message: str) -> None:
         ("model.init_args.config.widht", 3, "model.init_args.config: unknown field 'widht'. Did you mean 'width'"),
         ("model.init_args.config.width", 127, "width 127 is not a multiple of num_heads 2"),
         ("model.init_args.config", "big", "model.init_args.config must hold keys of PriorConfig, got 'big'"),
+        ("model.init_args.config.image_height", 100_000, "a grid of 100000 x 32 codes is too large for a plan"),
+        ("model.init_args.config.num_layers", 10**9, "a plan supports at most 10,000 layers, got 1,000,000,000"),
         ("model.class_path", "RankerModule", "a plan supports PriorModule and DVAEModule; a ranker fits one GPU"),
         ("model.class_path", None, "model.class_path is 'missing'"),
     ],

@@ -59,6 +59,17 @@ def test_every_suggestion_fits_and_none_contains_another() -> None:
     assert not any(a < b for a in words for b in words)
 
 
+def test_batches_of_any_size_are_split_at_once() -> None:
+    prime = 2**31 - 1
+    for batch, largest in ((2**30 * 3, 2**29 * 3), (prime, 1)):
+        start = replace(START, batch=batch)
+        variants = [changed.batch for change in CHANGES for _, changed in change.variants(WORK, start)]
+        smaller = [size for size in variants if size != batch]
+        assert smaller[0] == largest, "the smallest change comes first"
+        assert smaller[-1] == 1
+        assert all(batch % size == 0 for size in smaller)
+
+
 def test_changes_are_complete_overrides() -> None:
     found = suggestions(WORK, replace(START, devices=1, nodes=1), 2.5 * GIB, most=50)
     keys = [key for suggestion in found for key in suggestion.keys]

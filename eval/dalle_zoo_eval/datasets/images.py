@@ -90,12 +90,19 @@ def stored_size(item: Item) -> tuple[int, int]:
             raise DatasetError(f"image {_place(item)} of {item.key} cannot be used: {error}") from error
 
 
+def box_radius(box: tuple[float, float, float, float]) -> int:
+    """Half the side of the square that is cropped around a bounding box, pixels; 0 if the box is too small."""
+    return int(0.75 * max(int(box[2]), int(box[3])))
+
+
 def _box_crop(item: Item, image: Image.Image) -> Image.Image:
     """The square around a bounding box, rounded as AttnGAN's code/datasets.py does (`get_imgs`)."""
     if item.box is None:
         raise DatasetError(f"{item.key} has no bounding box: is there a bounding_boxes.txt? Or crop otherwise")
     left, top, width, height = map(int, item.box)
-    r = int(0.75 * max(width, height))
+    r = box_radius(item.box)
+    if r < 1:
+        raise DatasetError(f"bounding box {item.box} of {item.key} is too small to be cropped: correct it")
     x, y = (2 * left + width) // 2, (2 * top + height) // 2
     edges = max(x - r, 0), max(y - r, 0), min(x + r, image.width), min(y + r, image.height)
     if edges[0] >= edges[2] or edges[1] >= edges[3]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from dalle_zoo_eval.datasets import DatasetError, Item, load_image, read_dataset
-from dalle_zoo_eval.datasets.images import Crop
+from dalle_zoo_eval.datasets.images import Crop, box_radius
 from PIL import Image
 
 from dalle_zoo.data import center_transform
@@ -107,5 +107,6 @@ def test_wrong_arguments(path: Path) -> None:
         load_image(item(path), box, 8)
     with pytest.raises(DatasetError, match="must lie in its image of 20 x 12 pixels"):
         load_image(item(path, (40.0, 2.0, 4.0, 4.0)), box, 8)
-    with pytest.raises(DatasetError, match="must lie in its image"):
+    with pytest.raises(DatasetError, match="of a is too small to be cropped"):
         load_image(item(path, (4.0, 2.0, 1.0, 1.0)), box, 8)
+    assert (box_radius((4.0, 2.0, 1.9, 1.9)), box_radius((4.0, 2.0, 2.0, 1.0))) == (0, 1)
