@@ -273,7 +273,7 @@ def test_external_images_as_dm_gan_names_them_are_left_out_by_name(make: Any) ->
     assert (found.record["named_as_dataset"], found.record["excluded"]) == (6, 2)
     for path in (generated / "single").iterdir():
         path.rename(path.with_stem("no-" + path.stem))
-    with pytest.raises(ValueError, match=r"toy leaves images out by name, and none of the 7 in .* KEY\.png"):
+    with pytest.raises(ValueError, match=r"toy excludes images by name, but none of the 7 in .* KEY\.png"):
         external(generated, protocol, benchmark, excluded)
 
 
