@@ -151,7 +151,7 @@ def test_a_folder_that_nobody_knows_is_not_stopped_by_its_order(tmp_path: Path) 
     images[COUNT // 2 :] //= 2
     found = check(images, tmp_path, protocol=find_protocol("folder"))
     assert HALVES not in passed(found)
-    assert any("Perhaps they are sorted" in line for line in found.left_out)
+    assert any("Either the images are sorted" in line for line in found.left_out)
 
 
 def test_few_images_are_not_split(tmp_path: Path) -> None:
@@ -173,8 +173,8 @@ def test_other_weights_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_what_was_found_can_be_recorded_and_is_then_checked(tmp_path: Path) -> None:
     protocol = find_protocol("coco-30k")
     found = check(noise(), tmp_path)
-    (line,) = (line for line in found.left_out if "write into the protocol: " in line)
-    record: dict[str, Any] = yaml.safe_load(line.partition("write into the protocol: ")[2])
+    (line,) = (line for line in found.left_out if "add to the protocol: " in line)
+    record: dict[str, Any] = yaml.safe_load(line.partition("add to the protocol: ")[2])
     assert [entry["family"] for entry in record["reference"]] == [NETWORK]
     recorded = Protocol.from_dict({**json.loads(json.dumps(asdict(protocol))), **record})
     again = check(noise(), tmp_path, protocol=recorded)
@@ -187,7 +187,7 @@ def test_what_was_found_can_be_recorded_and_is_then_checked(tmp_path: Path) -> N
 
 def test_a_reference_that_depends_on_a_list_is_not_recorded(tmp_path: Path) -> None:
     found = check(noise(), tmp_path, protocol=find_protocol("coco-30k-dedup"))
-    assert "self-check by record: the reference depends on the list of exclusions" in found.left_out
+    assert "self-check by record: the reference depends on the exclusion list" in found.left_out
 
 
 def test_the_first_half_takes_half_of_every_kind() -> None:
