@@ -32,10 +32,10 @@ from torch import Tensor
 
 from dalle_zoo.sampling import derive_seed
 from dalle_zoo_eval.datasets import Item
-from dalle_zoo_eval.extractors.opening import expected_digests
 from dalle_zoo_eval.features import FeatureStore
 from dalle_zoo_eval.metrics.frechet import FID_FAMILIES, frechet_distance
 from dalle_zoo_eval.moments import Moments
+from dalle_zoo_eval.opening import expected_digests
 from dalle_zoo_eval.protocol import Protocol
 from dalle_zoo_eval.rules import ReferenceRecord
 

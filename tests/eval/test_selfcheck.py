@@ -13,8 +13,8 @@ import torch
 import yaml
 from dalle_zoo_eval.blur import gaussian_blur
 from dalle_zoo_eval.datasets import Item
+from dalle_zoo_eval.extractors import EXTRACTORS
 from dalle_zoo_eval.extractors.base import Extractor
-from dalle_zoo_eval.extractors.opening import PUBLISHED
 from dalle_zoo_eval.features import FeatureStore, Share
 from dalle_zoo_eval.image_sources import ImageBatch
 from dalle_zoo_eval.protocol import Protocol, find_protocol
@@ -45,7 +45,7 @@ class Pixels:
     """Features: all pixels, so that there may be fewer images than features."""
 
     name = NETWORK
-    record: dict[str, str | int] = {"sha256": PUBLISHED[NETWORK][0].sha256}  # noqa: RUF012
+    record: dict[str, str | int] = {"sha256": EXTRACTORS.spec(NETWORK).weights[0].sha256}  # noqa: RUF012
 
     def prepare(self, images: Tensor) -> Tensor:
         return images
@@ -58,7 +58,7 @@ class Contrast:
     """Features: means of the four quarters, and how much the pixels differ."""
 
     name = NETWORK
-    record: dict[str, str | int] = {"sha256": PUBLISHED[NETWORK][0].sha256}  # noqa: RUF012
+    record: dict[str, str | int] = {"sha256": EXTRACTORS.spec(NETWORK).weights[0].sha256}  # noqa: RUF012
 
     def prepare(self, images: Tensor) -> Tensor:
         return images
