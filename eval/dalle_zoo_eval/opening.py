@@ -111,12 +111,11 @@ def open_extractors(
     _check_missing(protocol, known)
     opened = {name: open_extractor(protocol, name, place, device=device) for name, place in locations.items()}
     left_out = [f"{', '.join(needed[name])}: the network {name} was left out" for name in leave_out]
-    left_out += [
-        f"{', '.join(needed[n])}: {f'the model has no {n}' if EXTRACTORS.spec(n).model_folder else f'no {n} was given'}"
-        for n in _absent(protocol, known)
-        if not EXTRACTORS.spec(n).model_part
-    ]
-    for name in (name for name in _absent(protocol, known) if EXTRACTORS.spec(name).model_part):
+    parts = [name for name in _absent(protocol, known) if EXTRACTORS.spec(name).model_part]
+    for name in (name for name in _absent(protocol, known) if name not in parts):
+        reason = f"the model has no {name}" if EXTRACTORS.spec(name).model_folder else f"no {name} was given"
+        left_out.append(f"{', '.join(needed[name])}: {reason}")
+    for name in parts:
         if pipe is None:
             left_out.append(f"{', '.join(needed[name])}: the images are of no model")
         else:
@@ -134,7 +133,8 @@ def _located(
     for spec in (EXTRACTORS.spec(name) for name in needed if name not in {*found, *leave_out}):
         inside = [model / spec.model_folder] if model is not None and spec.model_folder else []
         places = [] if spec.model_part else [*inside, networks_folder() / spec.default_file]
-        found |= {spec.name: place for place in [p for p in places if p.exists()][:1]}
+        if (place := next((p for p in places if p.exists()), None)) is not None:
+            found[spec.name] = place
     _check_use(protocol, needed, found, leave_out)
     return found
 
