@@ -81,6 +81,26 @@ def rooms() -> dict[str, Room]:
     return table
 
 
+@cache
+def evaluation_ranks() -> dict[str, int]:
+    """Parts of the evaluation and their ranks, from its table in docs/architecture.md."""
+    _, _, section = (ROOT / "docs/architecture.md").read_text().partition("### The evaluation package")
+    rows = re.findall(r"^\| (\d+) \| (.+?) \| [^|]+ \|$", section.partition("\n## ")[0], re.MULTILINE)
+    return {part: int(rank) for rank, where in rows for part in re.findall(r"`(\w+)(?:/|\.py)`", where)}
+
+
+def evaluation_imports() -> list[tuple[Import, str, str]]:
+    """Imports between two parts of the evaluation: the import, the part that imports, and the imported part."""
+    paths = sorted((ROOT / "eval" / EVALUATION).rglob("*.py"))
+    found = [entry for path in paths for entry in imports_of(path, module_name(path))]
+    pairs = [(entry, entry.source.split(".")[1:2], (module_of(entry.target) or "").split(".")) for entry in found]
+    return [
+        (entry, source[0], target[1])
+        for entry, source, target in pairs
+        if source and target[0] == EVALUATION and len(target) > 1 and source[0] != target[1]
+    ]
+
+
 def part_of(path: Path) -> str:
     """Part of a file of the package: the folder or module right below its root."""
     return path.relative_to(ROOT / PACKAGE).parts[0].removesuffix(".py")
@@ -191,6 +211,23 @@ def test_parts_import_from_where_a_thing_lives() -> None:
         if entry.part not in rooms()
     ]
     fail_on(broken, "a part imports from other parts, not from the root of the package:")
+
+
+def test_parts_of_the_evaluation_have_ranks_and_import_downwards() -> None:
+    ranks = evaluation_ranks()
+    parts = {path.stem for path in (ROOT / "eval" / EVALUATION).iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert {part for part in parts if not part.startswith("_")} == set(ranks)
+    assert len(evaluation_imports()) > 100
+    broken = [entry for entry, source, target in evaluation_imports() if ranks[target] > ranks[source]]
+    fail_on(broken, "a part of the evaluation may import only parts of its own rank or below:")
+
+
+def test_parts_of_the_evaluation_form_no_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for _, source, target in evaluation_imports():
+        graph.setdefault(source, set()).add(target)
+    assert graph["opening"] >= {"extractors", "generation", "protocol"}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the circle
 
 
 def test_modules_form_no_circle() -> None:

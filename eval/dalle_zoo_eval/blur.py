@@ -1,8 +1,8 @@
-"""Gaussian blur of images, as figure 9 (a, b) of the paper needs it on real and generated ones alike.
+"""Gaussian blur of real and generated images, as in figure 9 (a, b) of the paper.
 
-The paper names radii of 0, 1, 2, 4 and 8 pixels and not the filter. This is Pillow's ``GaussianBlur`` at the image's
-own resolution, the natural reading: the radius is the standard deviation, and the Gaussian is approached by three box
-filters, the edge pixels being repeated. That the filter of the paper was this one is an assumption.
+The paper states radii of 0, 1, 2, 4 and 8 pixels, but not the filter. This module uses Pillow's ``GaussianBlur`` at
+the resolution of the image: the radius is the standard deviation, three box filters approximate the Gaussian, and edge
+pixels are repeated. We assume that the paper used this filter.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def gaussian_blur(images: Sequence[Tensor], radii: Sequence[int]) -> dict[int, l
 
     Args:
         images: uint8 (3, H, W) each.
-        radii: Standard deviations in pixels, at least 0; with 0 the images come back as they are.
+        radii: Standard deviations in pixels, at least 0; 0 returns the images unchanged.
 
     Returns:
-        The images for every radius.
+        Blurred images by radius.
     """
     if any(radius < 0 for radius in radii):
         raise ValueError(f"a radius of blur must be at least 0 pixels, got {list(radii)}")
@@ -34,7 +34,7 @@ def gaussian_blur(images: Sequence[Tensor], radii: Sequence[int]) -> dict[int, l
     if not any(radii):
         return {radius: list(images) for radius in radii}
     sharp = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
-    # Pillow leaves the interpreter while it works, so that threads help.
+    # Pillow releases the GIL, so threads help.
     with ThreadPoolExecutor() as threads:
         return {r: list(threads.map(_blur, sharp, [r] * len(sharp))) if r else list(images) for r in radii}
 

@@ -1,10 +1,10 @@
-"""Values that a protocol chooses from."""
+"""Options that a protocol chooses from."""
 
 from typing import Literal
 
 Choice = Literal["one", "unique", "first"]
 """How captions are chosen."""
 Crop = Literal["none", "center", "box"]
-"""Part of an image that is taken."""
+"""How an image is cropped."""
 Seeds = Literal["prompt", "chunk"]
-"""What the noise of an image is derived from."""
+"""What the seed of an image is derived from."""

@@ -110,6 +110,8 @@ CHANGES = (
 
 
 def _parser(name: str, protocol: Protocol) -> argparse.ArgumentParser:
+    from dalle_zoo_eval.extractors import EXTRACTORS
+
     usual, several = protocol.sampling, len(protocol.groups) > 1
     counts = {group: rule.captions.count or "all" for group, rule in protocol.groups.items()}
     each = "the protocol's" if several else next(iter(counts.values()))
@@ -135,7 +137,7 @@ def _parser(name: str, protocol: Protocol) -> argparse.ArgumentParser:
     p.add_argument("--layout", help="layout of the dataset folder [the protocol's first layout]")
     p.add_argument(
         "--network", type=_named_path, action="append", default=[], metavar="NAME=PATH",
-        help="file or folder of a network: inception-2015, dmgan, clip, ranker, mobilenet; repeatable",
+        help=f"file or folder of a network: {', '.join(EXTRACTORS.names(model_part=False))}; repeatable",
     )  # fmt: skip
     p.add_argument(
         "--leave-out", action="append", default=[], metavar="NAME", help="omit a network and its metrics; repeatable"
@@ -170,7 +172,7 @@ def _parser(name: str, protocol: Protocol) -> argparse.ArgumentParser:
     p.add_argument(
         "--copies-network",
         metavar="NAME",
-        help="network for the search for copies [inception-2015, or the first given]",
+        help="network for the search for copies [that of the first FID family, or the first given]",
     )
     p.add_argument("--save-images", action="store_true", help="also write the generated images as PNG files")
     p.add_argument("--batch-size", type=int, help="number of images generated at once [64]")

@@ -1,4 +1,4 @@
-"""Result files that belong into one report, checked against each other."""
+"""Reads the result files of one report, and checks that they belong together."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from dalle_zoo.results import Result, ResultError, Score, read_result, scores_of
+from dalle_zoo_eval.extractors import EXTRACTORS
 from dalle_zoo_eval.metrics.frechet import FID_FAMILIES
 
 AGREEING = ("protocol.name", "protocol.image")
-"""What results must have in common to share a table."""
+"""Fields in which results must agree to share a table."""
 AGREEING_OF_GROUPS = (
     "groups.{}.dataset.sha256",
     "groups.{}.dataset.excluded",
     "groups.{}.dataset.exclusions_sha256",
     "protocol.groups.{}.captions.exclusions",
 )
-"""Likewise for every group."""
+"""The same for every group."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +27,11 @@ class Measured:
     """A result in a report."""
 
     name: str
-    """What was measured, numbered where two results have the same name."""
+    """Name of the evaluated system, numbered if two results have the same name."""
     data: Result
     """Contents of the result file."""
     scores: tuple[Score, ...]
-    """Its scores."""
+    """Scores of the result."""
 
     @property
     def groups(self) -> list[str]:
@@ -38,15 +39,15 @@ class Measured:
         return list(self.data["groups"])
 
     def at(self, path: str) -> Any:
-        """A field by its dotted path; None if it is not there."""
+        """Returns a field by its dotted path; None if it is missing."""
         return _at(self.data, path)
 
     def of_group(self, path: str) -> Any:
-        """A field of the first group's record."""
+        """Returns a field of the first group's record."""
         return _at(self.data["groups"][self.groups[0]], path)
 
     def rule(self, path: str) -> Any:
-        """A field of the first group's rule in the protocol."""
+        """Returns a field of the first group's rule in the protocol."""
         groups: Mapping[str, Any] = self.at("protocol.groups") or {}
         return _at(groups.get(self.groups[0]) or {}, path)
 
@@ -58,7 +59,7 @@ def _at(value: Any, path: str) -> Any:
 
 
 def measured(results: Sequence[Result]) -> list[Measured]:
-    """Results under the names that a report calls them by."""
+    """Returns results with the names that a report uses."""
     names = [str(result["source"]["name"]) for result in results]
     numbered = [f"{n} ({names[: i + 1].count(n)})" if names.count(n) > 1 else n for i, n in enumerate(names)]
     return [
@@ -71,11 +72,11 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
     """Reads result files for one report.
 
     Raises:
-        ResultError: One cannot be used, one is given twice, or they do not agree in what `AGREEING` lists, in the
-            options of their metrics, or in the files of their extractors.
+        ResultError: A file cannot be used or is given twice, or the results differ in the fields of `AGREEING`, in
+            the options of their metrics, or in the files of their extractors.
     """
     if not paths:
-        raise ResultError("no result file is given: name at least one")
+        raise ResultError("no result file is given: give at least one")
     places = [Path(path).resolve() for path in paths]
     for path in places:
         if places.count(path) > 1:
@@ -84,20 +85,20 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
     for path, result in zip(paths, results, strict=True):
         wrong = [s for s in scores_of(result) if s.metric == "fid" and s.family not in FID_FAMILIES]
         if wrong:
-            raise ResultError(f"{path}: a FID is of {' or '.join(FID_FAMILIES)}, got {wrong[0].family!r}")
+            raise ResultError(f"{path}: a FID must be of {' or '.join(FID_FAMILIES)}, got {wrong[0].family!r}")
     first = results[0]
     for path, other in zip(paths, results, strict=True):
         for field, one, two in _pairs(first, other):
             if one != two:
                 raise ResultError(
-                    f"{paths[0]} and {path} differ in {field}: {one!r} and {two!r}; they do not compare, "
-                    "so make a report of each"
+                    f"{paths[0]} and {path} differ in {field}: {one!r} and {two!r}, so they cannot be "
+                    "compared: write a report for each"
                 )
     return list(results)
 
 
 def _pairs(first: Result, other: Result) -> list[tuple[str, Any, Any]]:
-    """Fields that must agree, with both values."""
+    """Returns the fields that must agree, with both values."""
     fields = [*AGREEING, *(f.format(group) for group in first["groups"] for f in AGREEING_OF_GROUPS)]
     pairs = [(field, _at(first, field), _at(other, field)) for field in fields]
     pairs.insert(1, ("groups", list(first["groups"]), list(other["groups"])))
@@ -107,8 +108,9 @@ def _pairs(first: Result, other: Result) -> list[tuple[str, Any, Any]]:
         ]
         for name in sorted(set(rules[0]) & set(rules[1])):
             pairs.append((f"options of {name}", rules[0][name].get("options"), rules[1][name].get("options")))
-    # A ranker may be each model's own: its rows carry its digest in their family instead.
+    # Each model may have its own ranker: its digest is part of the family of its scores instead.
     one, two = (result.get("extractors") or {} for result in (first, other))
-    for name in sorted((set(one) & set(two)) - {"ranker"}):
+    own = {name for name in EXTRACTORS.names() if name not in EXTRACTORS.names(model_folder="")}
+    for name in sorted((set(one) & set(two)) - own):
         pairs.append((f"sha256 of {name}", one[name].get("sha256"), two[name].get("sha256")))
     return pairs

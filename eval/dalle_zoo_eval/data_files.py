@@ -1,4 +1,4 @@
-"""Data files of the package, YAML that is read strictly, and checks of its values."""
+"""Finds the data files of the package, reads YAML strictly, and checks its values."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ C = TypeVar("C")
 
 
 class DataFileError(ValueError):
-    """A protocol or a table of published scores that cannot be used; the message names the file and the place."""
+    """A protocol or a table of published scores cannot be used; the message names the file and the field."""
 
 
 def bundled_folder(kind: str) -> Path:
-    """Folder of data files: in a wheel inside the package, in a checkout beside it.
+    """Returns a folder of data files: inside the package in a wheel, next to it in a checkout.
 
     Args:
         kind: "protocols" or "published".
@@ -37,13 +37,13 @@ def bundled_folder(kind: str) -> Path:
 
 
 class _StrictLoader(PlainLoader):
-    """Refuses a key that stands twice in a mapping, of which YAML would keep the last."""
+    """Rejects a key that appears twice in a mapping; YAML itself would keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} appears twice", key.start_mark)
             if isinstance(key, yaml.ScalarNode):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -53,7 +53,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a YAML file that holds a mapping.
 
     Raises:
-        DataFileError: It is not there, is no valid YAML, has a key twice, or holds something else.
+        DataFileError: The file is missing, is not valid YAML, repeats a key, or holds no mapping.
     """
     try:
         value = yaml_value(path.read_text(encoding="utf-8"), _StrictLoader)
@@ -67,7 +67,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def mapping(value: object, where: str) -> dict[str, Any]:
-    """A value that must be a mapping with names as keys."""
+    """Returns a mapping with names as keys; raises `DataFileError` for any other value."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise DataFileError(f"{where} must be a mapping of names to values, got {value!r}")
     return dict(value)
@@ -77,7 +77,7 @@ def check_keys(given: Iterable[str], known: Iterable[str], where: str, *, requir
     """Checks the keys of a mapping.
 
     Raises:
-        DataFileError: One is unknown, with the nearest right one, or a required one is missing.
+        DataFileError: A key is unknown (the message suggests the nearest one), or a required key is missing.
     """
     given, known = list(given), list(known)
     for name in given:
@@ -85,14 +85,15 @@ def check_keys(given: Iterable[str], known: Iterable[str], where: str, *, requir
             raise DataFileError(f"{where}: {suggest('field', name, known)}")
     missing = [name for name in required if name not in given]
     if missing:
-        raise DataFileError(f"{where}: {', '.join(missing)} missing: every {where.rpartition(': ')[2]} states it")
+        text = "fields {} are" if len(missing) > 1 else "field {} is"
+        raise DataFileError(f"{where}: the {text.format(', '.join(map(repr, missing)))} required")
 
 
 def build(kind: type[C], values: object, where: str) -> C:
-    """Returns a dataclass made of a mapping; lists become tuples.
+    """Builds a dataclass from a mapping; lists become tuples.
 
     Raises:
-        DataFileError: A field is unknown, missing, or no list where a list is expected.
+        DataFileError: A field is unknown, missing, or is not a list where a list is expected.
     """
     given = mapping(values, where)
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
@@ -103,14 +104,14 @@ def build(kind: type[C], values: object, where: str) -> C:
 
 
 def sequence(name: str, value: object) -> list[Any]:
-    """A value that must be a list."""
+    """Returns a list; raises `DataFileError` for any other value."""
     if not isinstance(value, list | tuple):
         raise DataFileError(f"{name} must be a list, got {value!r}")
     return list(value)
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a finite number."""
+    """Returns whether a value is a finite number."""
     try:
         as_number("value", value)
     except (TypeError, ValueError):
@@ -119,7 +120,7 @@ def is_number(value: object) -> bool:
 
 
 def check_bool(name: str, value: object) -> None:
-    """Checks true or false."""
+    """Raises `DataFileError` unless a value is true or false."""
     if not isinstance(value, bool):
         raise DataFileError(f"{name} must be true or false, got {value!r}")
 
@@ -133,24 +134,24 @@ def check_integer(name: str, value: object, least: int) -> int:
 
 
 def check_rising(name: str, values: tuple[int, ...], least: int) -> None:
-    """Checks integers that rise."""
+    """Raises `DataFileError` unless integers are strictly increasing, from at least ``least``."""
     for value in values:
         check_integer(name, value, least)
     if list(values) != sorted(set(values)):
-        raise DataFileError(f"{name} must rise, each number once, got {list(values)}")
+        raise DataFileError(f"{name} must be strictly increasing, got {list(values)}")
 
 
 def check_choice(name: str, value: object, known: Iterable[str]) -> None:
-    """Checks that a value is one of some names."""
+    """Raises `DataFileError` unless a value is one of the known names."""
     known = list(known)
     if value not in known:
         raise DataFileError(suggest(name, str(value), known))
 
 
 def check_choices(name: str, values: Iterable[str], known: Iterable[str]) -> None:
-    """Checks that values are of some names, each at most once."""
+    """Raises `DataFileError` unless values are known names, each at most once."""
     values = list(values)
     for value in values:
         check_choice(name, value, known)
     if len(set(values)) != len(values):
-        raise DataFileError(f"{name} has a name twice: {', '.join(values)}")
+        raise DataFileError(f"{name} repeats a name: {', '.join(values)}")

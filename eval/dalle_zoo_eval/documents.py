@@ -1,4 +1,4 @@
-"""One document in two forms: Markdown, with images beside it, and HTML that holds its images."""
+"""Documents in two forms: Markdown with separate image files, and one HTML file with embedded images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ img { max-width: 100%; height: auto; }
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading; level 1 is the document's title."""
+    """A heading; level 1 is the title of the document."""
 
     level: int
     text: str
@@ -50,7 +50,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of equal length below a head; the strong ones stand out. What follows a line break in a cell is small."""
+    """Rows of equal length below a head. Strong rows are highlighted; text after a line break in a cell is small."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -62,10 +62,10 @@ class Image:
     """A PNG file."""
 
     name: str
-    """Name of the file beside the Markdown."""
+    """Name of the file next to the Markdown."""
     png: bytes
     text: str
-    """What it shows, for people who do not see it."""
+    """Alternative text."""
 
 
 Block = Heading | Paragraph | Bullets | Table | Image
@@ -86,7 +86,7 @@ def write_document(blocks: Sequence[Block], out: Path) -> list[Path]:
 
 
 def field_table(fields: Mapping[str, object]) -> Table:
-    """Nested fields as a table, named by their dotted paths; what is empty is left out."""
+    """Returns nested fields as a table with their dotted paths; empty values are left out."""
     return Table(["field", "value"], [row for name, value in fields.items() for row in _rows(name, value)])
 
 
@@ -100,7 +100,7 @@ def _rows(name: str, value: object) -> list[list[str]]:
 
 
 def field_text(value: object) -> str:
-    """A plain value as people write it."""
+    """Returns a plain value as text."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -109,12 +109,12 @@ def field_text(value: object) -> str:
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
-    """The document as Markdown; images are links to files beside it."""
+    """Returns the document as Markdown; images are links to files next to it."""
     return "\n\n".join(part for block in blocks if (part := _markdown(block))) + "\n"
 
 
 def to_html(blocks: Sequence[Block]) -> str:
-    """The document as one HTML file that needs no other."""
+    """Returns the document as one self-contained HTML file."""
     title = next((block.text for block in blocks if isinstance(block, Heading)), "")
     head = f'<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n<style>\n{_STYLE}\n</style>'
     body = "\n".join(part for block in blocks if (part := _html(block)))
@@ -140,7 +140,7 @@ def _markdown(block: Block) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text on one line in which neither Markdown nor HTML finds anything to interpret."""
+    """Returns text on one line, with the special characters of Markdown and HTML escaped."""
     line = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", line)
 

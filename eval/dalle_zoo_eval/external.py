@@ -18,52 +18,52 @@ from dalle_zoo_eval.rules import CaptionRule, ImageRule
 log = logging.getLogger(__name__)
 
 PASS = re.compile(r"_s-?\d+_\d+$")
-"""What AttnGAN's and DM-GAN's code puts behind the name of an image: sentence, -1 for all, and number of the pass."""
+"""Suffix that the code of AttnGAN and DM-GAN adds to image names: sentence (-1 for all) and number of the pass."""
 SIZES = 8
-"""Sizes of external images that are told apart, the most frequent ones."""
+"""Number of sizes of external images that a result lists, the most frequent ones."""
 
 
 def read_from_folder(
     folder: Path, rule: CaptionRule, image: ImageRule, dataset: EvalDataset, *, name: str, excluded: frozenset[str]
 ) -> GeneratedSet:
-    """Reads the images of a folder, in the order of their names, cropped and scaled as those of the dataset.
+    """Reads the images of a folder in the order of their names, cropped and scaled like those of the dataset.
 
-    An image that is named like one of the dataset takes its concept from it, and is left out if that one is. The
-    published systems name theirs so, below folders of their own: ``single/KEY_s-1_0.png`` is of ``KEY``. So names
-    without folders are compared where the complete one is not found.
+    An image named after an image of the dataset gets its concept and is excluded with it. Published systems write such
+    images to folders of their own: ``single/KEY_s-1_0.png`` belongs to ``KEY``. If a complete name is not found, the
+    name without its folders is compared.
 
     Args:
-        folder: Images, perhaps with captions in text files of the same name.
-        rule: Asks for a number of images.
+        folder: Images, optionally with captions in text files of the same name.
+        rule: States the number of images.
         image: How they are cropped and scaled.
-        dataset: What they will be compared with.
+        dataset: Dataset that they will be compared with.
         name: Name of the protocol.
-        excluded: Keys of images that are left out.
+        excluded: Keys of excluded images.
 
     Raises:
-        DatasetError: The folder has another number of images, or images are to be left out and no name says which.
+        DatasetError: The folder has a different number of images, or images must be excluded and no name matches.
     """
     found = read_dataset("folder", folder, "all")
     namesakes = _namesakes(found, dataset)
     if rule.exclusions and not namesakes:
         raise DatasetError(
-            f"{name} leaves images out by name, and none of the {len(found.items)} in {folder} is named "
-            f"like one of {dataset.name}: call them KEY.png, such as {dataset.items[0].key}.png"
+            f"{name} excludes images by name, but none of the {len(found.items)} in {folder} is named after an image "
+            f"of {dataset.name}: name them KEY.png, such as {dataset.items[0].key}.png"
         )
     left_out = {key for key, namesake in namesakes.items() if namesake.key in excluded}
     items = [item for item in found.items if item.key not in left_out]
     wanted = rule.count
     if wanted is not None and len(items) != wanted:
         raise DatasetError(
-            f"{folder} has {len(items)} images, {wanted} are asked for: give a folder of just those, or pass "
-            f"--captions {len(items)} for a score that is marked as not comparable"
+            f"{folder} has {len(items)} images, expected {wanted}: give a folder with exactly those, or pass "
+            f"--captions {len(items)} for scores that are marked as not comparable"
         )
     if Path(found.root).resolve() == Path(dataset.root).resolve():
-        log.warning("%s is the folder of the dataset itself: its distance to itself means nothing", folder)
+        log.warning("%s is the folder of the dataset itself: distances to itself are meaningless", folder)
     texts = [item.captions[0] for item in items if item.captions]
     concepts = {key: namesake.concept or namesake.key for key, namesake in namesakes.items()}
     targets = {key: namesake.targets for key, namesake in namesakes.items()}
-    # Contents, not names: images that are generated again have the old names, and may have the old sizes.
+    # Contents, not names: images that are generated again have the same names, and perhaps the same sizes.
     contents = digest([[item.key, sha256_file(item.image)] for item in items if isinstance(item.image, Path)])
     return GeneratedSet(
         source=ImageFiles(items, image.external_crop, image.size, source=contents),
@@ -86,7 +86,7 @@ def read_from_folder(
 
 
 def _namesakes(found: EvalDataset, dataset: EvalDataset) -> dict[str, Item]:
-    """For images by their keys the item of the dataset that has the same name; without those that have none."""
+    """Returns the dataset item of the same name by key; images without one are left out."""
     complete = {item.key: item for item in dataset.items}
     count = Counter(PurePosixPath(key).name for key in complete)
     bare = {name: item for key, item in complete.items() if count[name := PurePosixPath(key).name] == 1}
@@ -100,7 +100,7 @@ def _by_name(key: str, bare: Mapping[str, Item]) -> Item | None:
 
 
 def _sizes(items: Sequence[Item]) -> dict[str, int]:
-    """Images of every stored size, most frequent first; what was scaled up was not sampled at the protocol's size."""
+    """Counts images by stored size, most frequent first: smaller ones were not generated at the protocol's size."""
     found = Counter(f"{width}x{height}" for width, height in map(stored_size, items))
     common = dict(found.most_common(SIZES))
     rest = found.total() - sum(common.values())

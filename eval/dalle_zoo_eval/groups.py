@@ -15,13 +15,12 @@ from dalle_zoo_eval.datasets import CaptionList, DatasetError, EvalDataset, Item
 from dalle_zoo_eval.datasets.digests import MEMO
 from dalle_zoo_eval.datasets.images import box_radius
 from dalle_zoo_eval.datasets.prompts import check_exclusions, shuffle_concepts
-from dalle_zoo_eval.extractors import Extractor
-from dalle_zoo_eval.extractors.model_parts import MODEL_PARTS
-from dalle_zoo_eval.extractors.opening import extractors_of
+from dalle_zoo_eval.extractors import EXTRACTORS, Extractor
 from dalle_zoo_eval.features import FeatureStore
 from dalle_zoo_eval.generation import GeneratedImages, model_sha256
 from dalle_zoo_eval.image_sources import GeneratedSet, ImageFiles, ImageSource, Reconstructions
 from dalle_zoo_eval.metrics import METRICS
+from dalle_zoo_eval.opening import extractors_of
 from dalle_zoo_eval.protocol import Protocol
 from dalle_zoo_eval.provenance import digest
 from dalle_zoo_eval.rules import MetricRule
@@ -257,7 +256,7 @@ class Group:
             if "real" in spec.inputs:
                 needed["real" if spec.reference == "group" else GALLERY].update(names)
         if self.protocol.selfcheck:
-            needed["real"].update(dict.fromkeys(n for n in self.extractors if n not in MODEL_PARTS))
+            needed["real"].update(dict.fromkeys(n for n in self.extractors if not EXTRACTORS.spec(n).model_part))
         return {images: list(names) for images, names in needed.items()}
 
     def _shuffle(self, concepts: Sequence[str]) -> list[int]:

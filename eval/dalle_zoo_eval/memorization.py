@@ -22,10 +22,11 @@ from dalle_zoo.images import save_png
 from dalle_zoo_eval.datasets import read_dataset
 from dalle_zoo_eval.datasets.digests import MEMO, remember
 from dalle_zoo_eval.extractors import Extractor
-from dalle_zoo_eval.extractors.opening import open_extractor
 from dalle_zoo_eval.features import FeatureStore, Share
 from dalle_zoo_eval.image_sources import ImageFiles
+from dalle_zoo_eval.metrics.frechet import FID_FAMILIES
 from dalle_zoo_eval.moments import in_batches, regrouped
+from dalle_zoo_eval.opening import open_extractor
 from dalle_zoo_eval.protocol import find_protocol
 from dalle_zoo_eval.rules import ImageRule
 from dalle_zoo_eval.sheets import comparison_sheet
@@ -33,8 +34,8 @@ from dalle_zoo_eval.training_images import UNREADABLE, TrainingImages
 
 # Q images that are asked for, G gallery, d features
 
-INCEPTION = "inception-2015"
-"""Extractor that looks for copies unless another is named."""
+INCEPTION = FID_FAMILIES[0]
+"""Extractor that searches for copies unless another is named."""
 GALLERY = 32768
 """Gallery images compared at once: memory does not grow with the gallery."""
 PAIRS = 24

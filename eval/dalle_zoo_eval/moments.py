@@ -1,4 +1,4 @@
-"""Mean and covariance of features as sums that are accumulated in chunks, combined and stored."""
+"""Mean and covariance of features, as sums that are accumulated in chunks, combined and stored."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from dalle_zoo.files import atomic_write
 # n samples, d features
 
 ROWS = 2000
-"""Samples that are added to moments at once, at least: a sum of d x d numbers for every small part would cost more."""
+"""Minimum number of samples added to moments at once: adding d x d numbers for every small part costs more."""
 
 
 class StatisticsError(ValueError):
-    """Statistics that are not there or cannot be worked out; the message says why."""
+    """Statistics are missing or cannot be computed; the message states why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
     """Number, sum and sum of outer products of features, in float64.
 
-    Sums of parts add up to the sums of the total, so parts may come from any number of processes and be of any size:
-    that changes results by no more than the rounding of float64. Equal parts in equal order give equal bits.
+    Sums of parts add up to the sums of all samples, so parts may come from any number of processes and have any size:
+    results change by no more than the rounding of float64. Equal parts in equal order give equal bits.
     """
 
     count: int
-    """Samples n."""
+    """Number of samples n."""
     total: Tensor
     """Sum of the features, (d,)."""
     outer: Tensor
@@ -41,17 +41,17 @@ class Moments:
 
     @classmethod
     def zero(cls, d: int) -> Self:
-        """Of no samples of d features."""
+        """Returns the moments of no samples, with d features."""
         return cls(count=0, total=torch.zeros(d).double(), outer=torch.zeros(d, d).double())
 
     @classmethod
     def of(cls, features: Tensor) -> Self:
-        """Of features (n, d)."""
+        """Returns the moments of features (n, d)."""
         return cls.zero(features.shape[1]).add(features)
 
     @classmethod
     def of_parts(cls, parts: Iterable[Tensor]) -> Self:
-        """Of features in parts (n_i, d), at least one; memory does not grow with their number."""
+        """Returns the moments of features in one or more parts (n_i, d); memory does not grow with their number."""
         found: Self | None = None
         for part in regrouped(parts, ROWS):
             found = (cls.zero(part.shape[1]) if found is None else found).add(part)
@@ -61,20 +61,20 @@ class Moments:
 
     @classmethod
     def exact(cls, mean: Tensor, covariance: Tensor, count: int) -> Self:
-        """The moments that have a given mean (d,) and covariance (d, d, divided by n - 1)."""
+        """Returns the moments with a given mean (d,) and covariance (d, d, divided by n - 1)."""
         mean, covariance = mean.double(), covariance.double()
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
             raise StatisticsError(f"expected (d,) and (d, d), got {tuple(mean.shape)} and {tuple(covariance.shape)}")
         return cls(count=count, total=mean * count, outer=covariance * (count - 1) + count * torch.outer(mean, mean))
 
     def add(self, features: Tensor) -> Self:
-        """With further samples.
+        """Returns the moments with further samples.
 
         Args:
             features: (n, d) of any float type, on any device that has float64.
 
         Raises:
-            StatisticsError: Another number of features, or one that is not finite.
+            StatisticsError: The number of features differs, or a feature is not finite.
         """
         if features.ndim != 2 or features.shape[1] != len(self.total):
             raise StatisticsError(f"features must be (n, {len(self.total)}), got {tuple(features.shape)}")
@@ -88,7 +88,7 @@ class Moments:
         )
 
     def __sub__(self, other: Moments) -> Self:
-        """Without samples that are among them."""
+        """Returns the moments without some of their samples."""
         return self + Moments(count=-other.count, total=-other.total, outer=-other.outer)
 
     def __add__(self, other: Moments) -> Self:
@@ -100,14 +100,14 @@ class Moments:
 
     @property
     def mean(self) -> Tensor:
-        """(d,)."""
+        """Mean, (d,)."""
         if self.count < 1:
             raise StatisticsError("there are no samples to take the mean of")
         return self.total / self.count
 
     @property
     def covariance(self) -> Tensor:
-        """Divided by n - 1, (d, d).
+        """Covariance, divided by n - 1, (d, d).
 
         Raises:
             StatisticsError: Fewer than 2 samples.

@@ -1,4 +1,4 @@
-"""Figures of a report: scores against the blur radius or the number of candidates, and bars side by side."""
+"""Figures of a report: scores by blur radius or number of candidates, and grouped bars."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-# Colors of Okabe and Ito, which color-blind people can tell apart; yellow is too pale for a line on white.
+# Colors of Okabe and Ito, which color-blind people can distinguish; their yellow is too pale on white.
 _COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#000000")
 _GRAYS = ("0.35", "0.5", "0.65")
 _MARKERS = "os^Dv"
@@ -22,27 +22,27 @@ class Line:
     """One line of a figure."""
 
     label: str
-    """What the legend says."""
+    """Label in the legend."""
     points: Mapping[int, float]
-    """Place on the axis to score."""
+    """Score by place on the axis."""
     intervals: Mapping[int, tuple[float, float]] = field(default_factory=dict)
-    """Lowest and highest plausible score, for the places that have one."""
+    """Lowest and highest plausible score by place, where known."""
     measured: bool
-    """Measured lines are thick and colored, published ones thin and gray."""
+    """Measured lines are thick and colored; published ones are thin and gray."""
     comparable: bool = True
-    """False dots the line: its number of samples is another."""
+    """False makes the line dotted: its number of samples differs."""
 
 
 def line_figure(lines: Sequence[Line], *, title: str, score: str, axis: str, logarithmic: bool = False) -> bytes:
-    """Plots lines with a legend next to them.
+    """Plots lines with a legend to their right.
 
     Args:
         lines: At least one, with at least one point each.
-        title: Above the figure.
-        score: What the upright axis shows.
-        axis: What the level axis shows.
-        logarithmic: Whether the level axis doubles from mark to mark (candidates); otherwise its places stand at
-            equal distances, as in figure 9 of the paper.
+        title: Title of the figure.
+        score: Label of the y axis.
+        axis: Label of the x axis.
+        logarithmic: Whether the x axis is logarithmic (candidates). Defaults to equally spaced places, as in figure 9
+            of the paper.
 
     Returns:
         A PNG file.
@@ -61,16 +61,16 @@ def line_figure(lines: Sequence[Line], *, title: str, score: str, axis: str, log
     else:
         axes.set_xticks(range(len(places)), [str(place) for place in places])
     numbers = {True: 0, False: 0}
-    generated: list[Any] = []
+    handles: list[Any] = []
     labels: list[str] = []
     ordered = sorted(lines, key=lambda line: not line.measured)
     for line in ordered:
         number = numbers[line.measured]
         numbers[line.measured] += 1
         at = {place: place if logarithmic else places.index(place) for place in line.points}
-        level = [at[place] for place in sorted(line.points)]
-        upright = [line.points[place] for place in sorted(line.points)]
-        generated += axes.plot(level, upright, **_look(line, number))
+        x = [at[place] for place in sorted(line.points)]
+        y = [line.points[place] for place in sorted(line.points)]
+        handles += axes.plot(x, y, **_style(line, number))
         labels.append(textwrap.fill(line.label, 34))
         for place, (low, high) in line.intervals.items():
             if place in at:
@@ -79,16 +79,16 @@ def line_figure(lines: Sequence[Line], *, title: str, score: str, axis: str, log
     axes.set_title(title, parse_math=False)
     axes.set_xlabel(axis)
     axes.set_ylabel(score)
-    return _finished(figure, axes, generated, labels)
+    return _finished(figure, axes, handles, labels)
 
 
 def bar_figure(bars: Mapping[str, Mapping[str, float]], *, title: str, score: str) -> bytes:
     """Plots groups of bars, each with its value above it.
 
     Args:
-        bars: What a color shows, to the height of its bar in every group; all name the same groups. At most five.
-        title: Above the figure.
-        score: What the upright axis shows.
+        bars: Heights by group, for each color by its label; at most five colors, all with the same groups.
+        title: Title of the figure.
+        score: Label of the y axis.
 
     Returns:
         A PNG file.
@@ -101,38 +101,38 @@ def bar_figure(bars: Mapping[str, Mapping[str, float]], *, title: str, score: st
     figure = Figure(figsize=(9.5, 4.6), layout="constrained")
     axes = figure.subplots()
     width = 0.85 / len(bars)
-    generated = []
+    handles = []
     for number, heights in enumerate(bars.values()):
         places = [group + (number - (len(bars) - 1) / 2) * width for group in range(len(groups))]
-        generated.append(axes.bar(places, list(heights.values()), 0.9 * width, color=_COLORS[number]))
-        axes.bar_label(generated[-1], fmt="{:.2f}", fontsize=8, padding=1)
+        handles.append(axes.bar(places, list(heights.values()), 0.9 * width, color=_COLORS[number]))
+        axes.bar_label(handles[-1], fmt="{:.2f}", fontsize=8, padding=1)
     axes.set_xticks(range(len(groups)), groups, parse_math=False)
     axes.set_title(title, parse_math=False)
     axes.set_ylabel(score)
-    return _finished(figure, axes, generated, [textwrap.fill(label, 34) for label in bars])
+    return _finished(figure, axes, handles, [textwrap.fill(label, 34) for label in bars])
 
 
-def _finished(figure: Any, axes: Any, generated: Sequence[Any], labels: Sequence[str]) -> bytes:
-    """Adds what all figures share, and gives the PNG file."""
+def _finished(figure: Any, axes: Any, handles: Sequence[Any], labels: Sequence[str]) -> bytes:
+    """Adds grid and legend, and returns the PNG file."""
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    # Beside the axes, where it hides nothing.
+    # To the right of the axes, where it hides nothing.
     legend = axes.legend(
-        generated, ["-"] * len(generated), loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9
+        handles, ["-"] * len(handles), loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9
     )
     for text, label in zip(legend.get_texts(), labels, strict=True):
-        text.set_parse_math(False)  # a pair of dollar signs is no formula
-        text.set_text(label)  # afterwards: the legend would leave out a name with an underscore in front
+        text.set_parse_math(False)  # a pair of dollar signs is not a formula
+        text.set_text(label)  # set afterwards: the legend would omit a name that begins with an underscore
     file = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name in letters that the font lacks
-        # Without the version of the library in it, equal scores give equal files.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name with letters that the font lacks
+        # Without the version of matplotlib in the file, equal scores give equal files.
         figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
     return file.getvalue()
 
 
-def _look(line: Line, number: int) -> dict[str, Any]:
+def _style(line: Line, number: int) -> dict[str, Any]:
     if line.measured:
         return {
             "color": _COLORS[number % len(_COLORS)],

@@ -1,6 +1,6 @@
-"""Protocols: everything besides the model that fixes a score, read from YAML.
+"""Protocols: everything besides the model that determines a score, read from YAML.
 
-The files are in ``eval/protocols``; a file of one's own works as well. A protocol has one or more groups of prompts.
+The bundled files are in ``eval/protocols``; other files work as well. A protocol has one or more groups of prompts.
 The fields of `GroupRule` at the top of a file are the defaults of every group; a file without ``groups`` has one group
 named ``all``.
 """
@@ -41,34 +41,34 @@ from dalle_zoo_eval.rules import (
 PUBLISHED = ("coco", "cub")
 """Tables of published scores."""
 ALL = "all"
-"""Name of the group of a protocol that names none."""
+"""Name of the only group of a protocol without ``groups``."""
 TRAIN = "train"
-"""Name of the group that the bundled model was trained on, which has an option of its own."""
+"""Name of the group of training data, whose number of captions has an option of its own."""
 
 COPY = 0.95
-"""Cosine of features from which one image counts as a copy of another: a guess, which depends on the extractor."""
+"""Minimum cosine similarity of a copy: a guess; the best value depends on the extractor."""
 
 
 class ProtocolError(DataFileError):
-    """A protocol that cannot be used; the message names the field, what was expected and what came."""
+    """A protocol cannot be used; the message names the field, the expected value and the given one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """Everything besides the model that fixes a score; repeated in the result file.
+    """Everything besides the model that determines a score; repeated in the result file.
 
     Raises:
-        ProtocolError: A field has a value that is not allowed, or two fields do not go together.
+        ProtocolError: The value of a field is not allowed, or two fields contradict each other.
     """
 
     name: str
     """Lower-case letters, digits and hyphens."""
     title: str
-    """One line for people."""
+    """Title of reports, one line."""
     groups: dict[str, GroupRule]
     """Groups of prompts by name."""
     model: str | None = None
-    """Model that is measured unless another is named."""
+    """Default model."""
     seed: int = 0
     """Seed of the noise, of the chosen samples and of shuffled captions."""
     image: ImageRule = field(default_factory=ImageRule)
@@ -76,24 +76,24 @@ class Protocol:
     sampling: SamplingRule = field(default_factory=SamplingRule)
     """How images are generated."""
     blur: tuple[int, ...] = (0,)
-    """Radii of the Gaussian blur that both sides get, in pixels, smallest first; 0 is none. Figure 9's are
+    """Radii of the Gaussian blur of real and generated images, pixels, smallest first; 0 is none. Figure 9 has
     0, 1, 2, 4, 8."""
     extractors: dict[str, ExtractorRule] = field(default_factory=dict)
-    """Rules of extractors; one that is not named here is needed, may have any weights, and is named in the result."""
+    """Rules of extractors by name. An extractor without a rule is required and may have any weights."""
     published: tuple[str, ...] = ()
-    """Tables of published scores, of `PUBLISHED`, that the measured ones are shown with."""
+    """Tables of published scores, of `PUBLISHED`, to compare with."""
     selfcheck: bool = True
     """Whether the real images are checked before anything is generated."""
     reference: tuple[ReferenceRecord, ...] = ()
-    """Statistics that the self-check compares the real images with; empty where we have none."""
+    """Statistics with which the self-check compares the real images; empty if none are recorded."""
     targets: tuple[TargetRule, ...] = ()
-    """What a model is to reach."""
+    """Values that a model should reach."""
     headlines: tuple[dict[str, Any], ...] = ()
-    """Fields of the scores that lists of models show. Defaults to all scores."""
+    """Selectors of the scores shown in lists of models. Defaults to all scores."""
     notes: tuple[str, ...] = ()
-    """Sentences that every report repeats: what scores mean, where the protocol departs from its model, and why."""
+    """Sentences for every report: what scores mean, and where the protocol departs from the paper."""
     overridden: tuple[str, ...] = ()
-    """What a caller gave instead of the file's values, by `changed`; such numbers are not the protocol's."""
+    """Values changed by the caller with `changed`; their scores are not those of the protocol."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name):
@@ -121,7 +121,7 @@ class Protocol:
 
     @property
     def metrics(self) -> list[MetricRule]:
-        """Metrics of all groups; a rule that several groups share stands once."""
+        """Metrics of all groups; a rule of several groups appears once."""
         found: list[MetricRule] = []
         for group in self.groups.values():
             found += [rule for rule in group.metrics if rule not in found]
@@ -129,14 +129,14 @@ class Protocol:
 
     @property
     def families(self) -> list[str]:
-        """Inception networks whose distances are called FID here."""
+        """Extractors for which the protocol computes the FID."""
         return list(dict.fromkeys(f for rule in self.metrics if rule.name == "fid" for f in rule.extractor))
 
     def split(self, group: str, layout: str) -> str:
-        """Split to read in a layout.
+        """Returns the split to read in a layout.
 
         Raises:
-            UnknownNameError: The dataset is not known in that layout.
+            UnknownNameError: The protocol does not list this layout.
         """
         dataset = self.groups[group].dataset
         if layout not in dataset:
@@ -152,17 +152,17 @@ class Protocol:
         val_captions: int | None = None,
         **sampling: Any,
     ) -> Protocol:
-        """The protocol with what a caller gives instead; None leaves a field as it is.
+        """Returns the protocol with changed values; None leaves a field unchanged.
 
         Args:
             seed: Seed.
-            captions: Captions of every group.
-            train_captions: Captions of the group ``train``.
-            val_captions: Captions of each other group.
+            captions: Number of captions of every group.
+            train_captions: Number of captions of the group ``train``.
+            val_captions: Number of captions of each other group.
             **sampling: Fields of `SamplingRule`.
         """
         if train_captions is not None and TRAIN not in self.groups:
-            raise ProtocolError(f"{self.name} has no group {TRAIN!r}, so its captions cannot be counted")
+            raise ProtocolError(f"{self.name} has no group {TRAIN!r}: leave out --train-captions")
         given = {name: value for name, value in sampling.items() if value is not None}
         given = {name: getattr(replace(self.sampling, **given), name) for name in given}  # plain numbers
         seed = None if seed is None else check_integer("seed", seed, 0)
@@ -191,11 +191,11 @@ class Protocol:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "protocol") -> Protocol:
-        """Builds a protocol from plain data, such as a file or a result holds.
+        """Builds a protocol from plain data, as in a protocol or result file.
 
         Args:
-            values: Field to value.
-            where: Where they come from, for messages.
+            values: Values by field.
+            where: Source of the values, for messages.
 
         Raises:
             ProtocolError: A field is unknown, missing or wrong.
@@ -219,7 +219,7 @@ class Protocol:
 
 
 def _groups(values: dict[str, Any]) -> dict[str, GroupRule]:
-    """Takes the fields of groups out of a mapping, and builds the groups."""
+    """Removes the fields of groups from a mapping, and builds the groups."""
     names = [f.name for f in fields(GroupRule)]
     shared = {name: values.pop(name) for name in names if name in values}
     groups = {}
@@ -229,21 +229,21 @@ def _groups(values: dict[str, Any]) -> dict[str, GroupRule]:
             merged["captions"] = {
                 **mapping(shared["captions"], "captions"), **mapping(merged["captions"], "captions")
             }  # fmt: skip
-        # Where there are no groups, their fields are the protocol's.
+        # Without ``groups``, the fields are those of the protocol.
         groups[name] = GroupRule.from_dict(merged, "protocol" if "groups" not in values else f"groups.{name}")
     return groups
 
 
 def list_protocols() -> list[str]:
-    """Names of the protocols that come with the package."""
+    """Returns the names of the bundled protocols."""
     return sorted(path.stem for path in bundled_folder("protocols").glob("*.yaml"))
 
 
 def protocol_file(name: str | Path) -> Path:
-    """File of a protocol: a name from `list_protocols`, or a YAML file of one's own.
+    """Returns the file of a protocol: a name from `list_protocols`, or any YAML file.
 
     Raises:
-        UnknownNameError: Neither; the message has the nearest name.
+        UnknownNameError: Neither exists; the message suggests the nearest name.
     """
     if str(name) in list_protocols():
         return bundled_folder("protocols") / f"{name}.yaml"
@@ -256,21 +256,21 @@ def read_protocol(path: Path) -> Protocol:
     """Reads a protocol.
 
     Raises:
-        ProtocolError: It cannot be used; the message names file, field, what was expected and what came.
+        ProtocolError: It cannot be used; the message names the file, the field, the expected value and the given one.
     """
     return Protocol.from_dict(read_yaml(path), str(path))
 
 
 def find_protocol(name: str | Path) -> Protocol:
-    """Returns a protocol: a name from `list_protocols`, or a YAML file of one's own.
+    """Returns a protocol: a name from `list_protocols`, or any YAML file.
 
     Raises:
-        UnknownNameError: Neither; the message has the nearest name.
-        ProtocolError: It is there, but cannot be used.
+        UnknownNameError: Neither exists; the message suggests the nearest name.
+        ProtocolError: The file cannot be used.
     """
     return read_protocol(protocol_file(name))
 
 
 def title(name: str) -> str:
-    """Title of a bundled protocol, without reading the rest of it."""
+    """Returns the title of a protocol, without checking the rest of it."""
     return str(read_yaml(protocol_file(name)).get("title", ""))

@@ -1,4 +1,4 @@
-"""Where a result comes from: digests, code, packages, and which evaluation a folder holds."""
+"""Provenance of a result: digests, code, packages, and the identity of the evaluation in a folder."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from dalle_zoo.files import read_json, write_json
 from dalle_zoo.version import __version__
 
 IDENTITY = "run.json"
-"""File that says which evaluation, or which features, a folder holds."""
+"""File that identifies the evaluation, or the features, in a folder."""
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "transformers", "numpy", "pillow")
-"""What numbers depend on besides this package: networks, decoders, arithmetic."""
+"""Packages that numbers depend on besides this one: networks, decoders, arithmetic."""
 
 
 def digest(plain: Any) -> str:
-    """sha256 of plain data, whatever the order of its keys."""
+    """Returns the sha256 of plain data, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def code_version() -> str:
-    """Version of this package, with the commit where it runs from a checkout."""
+    """Returns the version of this package, with the commit in a checkout."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return __version__
@@ -42,12 +42,12 @@ def code_version() -> str:
 
 
 def gpu_name(device: str) -> str | None:
-    """Name of the GPU that computes; None where none does."""
+    """Returns the name of a GPU; None for any other device."""
     return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None
 
 
 def package_versions(names: Sequence[str]) -> dict[str, str]:
-    """Versions of those packages that are installed."""
+    """Returns the versions of the packages that are installed."""
     found = {}
     for name in names:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -56,14 +56,14 @@ def package_versions(names: Sequence[str]) -> dict[str, str]:
 
 
 def refuse_other_run(folder: Path, identity: dict[str, Any]) -> None:
-    """Raises `ValueError` if a result folder holds another evaluation; the message names what differs."""
+    """Raises `ValueError` if a result folder holds another evaluation; the message lists the differences."""
     path = folder / IDENTITY
     if not path.is_file():
         return
     there, now = _leaves(read_json(path)), _leaves(json.loads(json.dumps(identity)))
     differing = sorted(key for key in {*there, *now} if there.get(key) != now.get(key))
     if differing:
-        shown = "; ".join(f"{key}: there {there.get(key)!r}, now {now.get(key)!r}" for key in differing[:4])
+        shown = "; ".join(f"{key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in differing[:4])
         more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
         raise ValueError(f"{folder} holds another evaluation ({shown}{more}): choose another --out")
 
@@ -74,7 +74,7 @@ def bind(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def _leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted names."""
+    """Returns nested mappings as one flat mapping with dotted names."""
     if not isinstance(value, dict):
         return {path: value}
     found: dict[str, Any] = {}

@@ -1,6 +1,6 @@
-"""Published scores as data: which system, how it was measured, and how well we know it.
+"""Published scores as data: the system, how it was measured, and how reliable the number is.
 
-The tables lie in ``eval/published``. Scores may share a column only where metric and family agree.
+The tables are stored in ``eval/published``. Scores may share a column only if metric and family agree.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo_eval.data_files import DataFileError, bundled_folder, check_keys, mapping, read_yaml
 
-FAMILIES = {
+SCORE_FAMILIES = {
     "dmgan": "FID of the DM-GAN code: torchvision's ImageNet Inception with that code's own scaling of the input",
     "inception-2015": "the Inception network that TensorFlow published in 2015, as torch-fidelity and others use it",
     "stackgan-birds": "Inception trained on birds by StackGAN's authors; inception score on CUB only",
@@ -21,9 +21,9 @@ FAMILIES = {
     "human": "votes of people",
     "unknown": "code or network not stated",
 }
-"""What a score was measured with. Scores of two families are never comparable, nor two of ``unknown``."""
-METRICS = ("fid", "is", "clip_score", "caption_loss", "human_realism", "human_match", "human_quality")
-"""Metrics of published scores; those of people in per cent."""
+"""What a score was measured with. Scores of two families are never comparable, nor are two of ``unknown``."""
+PUBLISHED_METRICS = ("fid", "is", "clip_score", "caption_loss", "human_realism", "human_match", "human_quality")
+"""Metrics of published scores; votes of people are in percent."""
 MARKS = {
     "P": "read in the paper's text",
     "F": "read off a figure",
@@ -31,9 +31,9 @@ MARKS = {
     "R": "computed",
     "S": "second-hand",
 }
-"""How well a number is known."""
+"""How a number is known."""
 OVERLAPS = ("original", "deduplicated")
-"""Whether images that overlap with training data are among the references."""
+"""Whether the references include images that overlap with training data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,40 +41,40 @@ class PublishedRow:
     """One published score."""
 
     system: str
-    """Name, with the number of weights where it tells systems apart."""
+    """Name, with the number of weights where it distinguishes systems."""
     setting: str
-    """What it was trained on, or how it was asked."""
+    """What it was trained on, or how it was prompted."""
     metric: str
-    """One of `METRICS`."""
+    """One of `PUBLISHED_METRICS`."""
     family: str
-    """One of `FAMILIES`."""
+    """One of `SCORE_FAMILIES`."""
     value: float
-    """The score; per cent for people."""
+    """The score; percent for votes of people."""
     source: str
-    """Where it stands."""
+    """Where it is published."""
     marks: str
     """Letters of `MARKS`, separated by "/"."""
     blur: int = 0
     """Radius of the blur of both sides, pixels."""
     candidates: int | None = None
-    """Images generated of a caption, of which one was kept; None where it is not stated."""
+    """Images generated per caption, of which one was kept; None if not stated."""
     overlap: str | None = None
-    """One of `OVERLAPS`; None where it is not stated."""
+    """One of `OVERLAPS`; None if not stated."""
     std: float | None = None
     """Standard deviation over the parts of an inception score."""
     error: float | None = None
-    """Largest error of reading it off a figure."""
+    """Largest error of reading the score off a figure."""
     approximate: bool = False
     """Whether the source gives it as approximate."""
     quoted: bool = False
-    """Whether the source repeats another's score; such rows stand in no figure."""
+    """Whether the source repeats a score of another source; figures omit such rows."""
     do_not_use: str = ""
-    """Why the score is wrong; it is listed here so that nobody adds it again, and stands in no report."""
+    """Why the score is wrong. Such a row prevents that the score is added again; reports omit it."""
     note: str = ""
     """Anything else."""
 
     def __post_init__(self) -> None:
-        for name, known in (("metric", METRICS), ("family", FAMILIES)):
+        for name, known in (("metric", PUBLISHED_METRICS), ("family", SCORE_FAMILIES)):
             if getattr(self, name) not in known:
                 raise DataFileError(suggest(name, str(getattr(self, name)), known))
         if self.overlap is not None and self.overlap not in OVERLAPS:
@@ -101,47 +101,47 @@ class PublishedRow:
 
     @property
     def series(self) -> tuple[str, str, int | None, str | None, str]:
-        """What rows of one line over the blur radius share."""
+        """Fields that the rows of one line over the blur radius share."""
         return self.system, self.setting, self.candidates, self.overlap, self.source
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What no two rows of a table share."""
+        """Fields that identify a row of a table."""
         return (*self.series, self.metric, self.family, self.blur)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedTable:
-    """All published scores of a benchmark."""
+    """All published scores on a dataset."""
 
     name: str
     """Name of the file."""
     title: str
-    """The benchmark."""
+    """Title, with the dataset."""
     samples: int | None
-    """Samples behind a score unless its note says otherwise; None where the number is not published."""
+    """Number of samples of a score unless its note states another; None if not published."""
     rows: tuple[PublishedRow, ...]
     """The scores, in the order of the file."""
     without_score: tuple[str, ...] = ()
-    """Sentences on systems that have none."""
+    """Sentences on systems without a score."""
 
     def __post_init__(self) -> None:
         seen = set()
         for row in self.rows:
             if row.key in seen:
-                raise DataFileError(f"{row.system} ({row.setting}): {row.metric} at blur {row.blur} stands twice")
+                raise DataFileError(f"{row.system} ({row.setting}): {row.metric} at blur {row.blur} appears twice")
             seen.add(row.key)
 
-    def beside(self, metric: str, family: str, *, deduplicated: bool) -> tuple[PublishedRow, ...]:
-        """Published scores that may be listed with a measured one.
+    def comparable_rows(self, metric: str, family: str, *, deduplicated: bool) -> tuple[PublishedRow, ...]:
+        """Returns the published scores that may be listed with a measured one.
 
         Args:
             metric: Metric of the measured score.
-            family: Its family; ``unknown`` compares with nothing.
-            deduplicated: Whether overlapping images were left out of its references.
+            family: Its family; ``unknown`` is comparable with nothing.
+            deduplicated: Whether overlapping images were excluded from its references.
 
         Returns:
-            Rows of the same metric and family, and of the same set or of one that is not stated.
+            Rows with the same metric and family, and with the same set of references or an unstated one.
         """
         unwanted = "original" if deduplicated else "deduplicated"
         if family == "unknown":
@@ -154,15 +154,15 @@ class PublishedTable:
 
 
 def list_published() -> list[str]:
-    """Names of the tables that come with the package."""
+    """Returns the names of the bundled tables."""
     return sorted(path.stem for path in bundled_folder("published").glob("*.yaml"))
 
 
 def find_published(name: str) -> PublishedTable:
-    """A table by name.
+    """Returns a table by name.
 
     Raises:
-        UnknownNameError: There is none; the message has the nearest name.
+        UnknownNameError: There is no such table; the message suggests the nearest name.
     """
     if name not in list_published():
         raise UnknownNameError(suggest("table of published scores", name, list_published()))
@@ -173,7 +173,7 @@ def read_published(path: Path) -> PublishedTable:
     """Reads a table.
 
     Raises:
-        DataFileError: A field is unknown, missing or wrong, or a score stands twice.
+        DataFileError: A field is unknown, missing or wrong, or a score appears twice.
     """
     values = read_yaml(path)
     known = ("title", "samples", "without_score", "groups")
@@ -195,7 +195,7 @@ def read_published(path: Path) -> PublishedTable:
 
 
 def _group(group: object, number: int) -> list[PublishedRow]:
-    """Rows of a group: what the group states, overridden by what a row states."""
+    """Returns the rows of a group: fields of the group, overridden by those of a row."""
     where = f"group {number}"
     shared = mapping(group, where)
     entries = shared.pop("rows", None)
@@ -208,7 +208,7 @@ def _group(group: object, number: int) -> list[PublishedRow]:
 
 
 def _rows(values: dict[str, Any], where: str) -> list[PublishedRow]:
-    """The row that a mapping describes, or one for each of its ``values`` over blur or candidates."""
+    """Returns the row of a mapping, or one row for each of its ``values`` over blur or candidates."""
     series, over = values.pop("values", None), values.pop("over", None)
     if series is not None and (over not in ("blur", "candidates") or not isinstance(series, dict) or not series):
         raise DataFileError(f"{where}: values must map numbers of blur or candidates (over) to scores, got {series!r}")

@@ -1,6 +1,6 @@
-"""Reports: scores of one or several results, published ones next to them, as Markdown, HTML and figures.
+"""Reports: scores of one or several results with published ones, as Markdown, HTML and figures.
 
-Everything is taken from result files and from the tables of published scores; nothing is measured here.
+All values come from result files and from the tables of published scores; nothing is computed here.
 """
 
 from __future__ import annotations
@@ -49,56 +49,56 @@ COPIES = "memorization.png"
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Where a result is written."""
+    """Output files of an evaluation."""
 
     result: Path
     """The result file."""
     folder: Path
-    """Folder of report and sheets."""
+    """Folder of report and image sheets."""
 
     @classmethod
     def of(cls, out: Path) -> Self:
-        """Output of a result file ``NAME.json``, with its report in the folder ``NAME``, or of one folder for all."""
+        """Returns the output of a result file ``NAME.json`` with its report in the folder ``NAME``, or of a folder."""
         if out.suffix == ".json":
             return cls(result=out, folder=out.with_suffix(""))
         return cls(result=out / "result.json", folder=out)
 
     @classmethod
     def of_result(cls, path: Path) -> Self:
-        """The output that a result file belongs to."""
+        """Returns the output to which a result file belongs."""
         return cls.of(path.parent if path.name == "result.json" else path)
 
     @property
     def identity(self) -> Path:
-        """File that says which evaluation the folder holds."""
+        """File that identifies the evaluation in the folder."""
         return self.folder / IDENTITY
 
     def sheets(self, result: Result) -> list[Path]:
-        """Sheets that the evaluation has written and that are still there."""
+        """Returns the sheets of the evaluation that exist."""
         names = [*(sheet_name(group) for group in result["groups"]), COPIES]
         return [self.folder / name for name in names if (self.folder / name).is_file()]
 
 
 def sheet_name(group: str) -> str:
-    """File of a sheet of samples: what was generated next to what is real."""
+    """Returns the file name of a group's sheet of samples: generated images next to real ones."""
     return "samples.png" if group == ALL else f"samples-{group}.png"
 
 
 def write_report(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
-    """Writes ``report.md``, ``report.html`` and the images of both, with the sheets of the evaluation.
+    """Writes ``report.md``, ``report.html`` and their images, with the sheets of the evaluation.
 
     Nothing is written unless all result files can be used and belong together.
 
     Args:
         paths: Result files of ``dalle-zoo eval`` with the same protocol and datasets.
-        out: Folder; files of these names are replaced. Defaults to that of the evaluation.
+        out: Output folder; existing files are replaced. Defaults to the folder of the evaluation.
 
     Returns:
         The files that were written, the two reports first.
 
     Raises:
-        ResultError: A result file or a sheet cannot be used, the results do not belong together, or the folder of
-            several is missing.
+        ResultError: A result file or a sheet cannot be used, the results do not belong together, or there are
+            several results and no output folder.
     """
     if len(paths) > 1 and out is None:
         raise ResultError("a report of several results needs a folder: give --out DIR")
@@ -108,30 +108,30 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
 
 
 def write_report_of(results: Sequence[Result], out: Path, *, sheets: Sequence[Path] = ()) -> list[Path]:
-    """Writes the report of results that are at hand, as `write_report`.
+    """Writes the report of loaded results, as `write_report`.
 
     Args:
         results: Results that belong together.
-        out: Folder.
-        sheets: PNG files to show; those of other folders are copied.
+        out: Output folder.
+        sheets: PNG files to show; those in other folders are copied.
     """
     if out.exists() and not out.is_dir():
         raise ResultError(f"out must be a folder, got the file {out}")
     shown: list[Image] = []
     for path in sheets:
-        shown.append(read_sheet(path, out, taken=[image.name for image in shown]))
+        shown.append(read_sheet(path, taken=[image.name for image in shown]))
     return write_document(report_blocks(results, shown), out)
 
 
 def summary(results: Sequence[Result]) -> str:
-    """Targets and tables alone, as Markdown, for the screen."""
+    """Returns only targets and tables, as Markdown, for the terminal."""
     systems = measured(results)
     blocks = [*_targets(systems), *_score_blocks(systems)]
     return to_markdown([block for block in blocks if not isinstance(block, Image)])
 
 
 def report_blocks(results: Sequence[Result], sheets: Sequence[Image] = ()) -> list[Block]:
-    """The report as a document.
+    """Returns the report as a document.
 
     Args:
         results: Results that belong together.
@@ -146,7 +146,7 @@ def report_blocks(results: Sequence[Result], sheets: Sequence[Image] = ()) -> li
         *_score_blocks(systems),
     ]
     if sheets:
-        text = "Of every pair the generated image is left, the real one right; a folder of images has no pairs."
+        text = "In each pair, the left image is generated and the right one is real; a folder of images has no pairs."
         blocks += [Heading(2, "Images"), Paragraph(text), *sheets]
     return [*blocks, *_provenance(systems)]
 
@@ -165,12 +165,12 @@ def _targets(systems: Sequence[Measured]) -> Iterator[Block]:
             ]
             yield Table(["to reach", "at least", "measured", "status"], cells)
         if overridden := system.at("protocol.overridden"):
-            yield Paragraph(f"{system.name} was measured with other values than those of the protocol:")
+            yield Paragraph(f"{system.name} was measured with values that differ from the protocol:")
             yield Bullets(overridden)
 
 
 def _score_blocks(systems: Sequence[Measured]) -> Iterator[Block]:
-    """Swept metrics of a protocol with one group by axis, next to published scores; all others in tables."""
+    """Yields swept metrics of a protocol with one group by axis, with published scores; all others in tables."""
     tables = [find_published(name) for name in systems[0].at("protocol.published") or ()]
     swept: dict[tuple[str, str], None] = {}
     if len(systems[0].groups) == 1:
@@ -194,7 +194,7 @@ def _place(systems: Sequence[Measured], metric: str) -> int:
 def _tables(
     systems: Sequence[Measured], tables: Sequence[PublishedTable], swept: dict[tuple[str, str], None]
 ) -> Iterator[Block]:
-    """A table per section: a row per score, a column per result and group."""
+    """Yields one table per section: one row per score, one column per result and group."""
     marked: dict[str, None] = {}
     shown: list[Score] = []
 
@@ -207,7 +207,7 @@ def _tables(
 
         def cell(result: Result, score: Score, system: Measured = system) -> str:
             shown.append(score)
-            # Where there are several groups, or other image sets, no number of samples is the right one.
+            # With several groups or other image sets, no number of samples is expected.
             if len(system.groups) > 1 or score.images != "generated":
                 return measured_cell(result, score)
             text, comparable = samples_text(system, tables, [score])
@@ -235,7 +235,7 @@ def _tables(
 
 
 def _section_remarks(systems: Sequence[Measured], section: str) -> Iterator[Block]:
-    """What metrics of a section have to say, and bar charts of those that ask for one."""
+    """Yields the remarks of the metrics of a section, and the bar charts of those that have one."""
     for system in systems:
         for name, spec in system.data["metrics"].items():
             if (spec["section"] or spec["label"]) != section:
@@ -247,7 +247,7 @@ def _section_remarks(systems: Sequence[Measured], section: str) -> Iterator[Bloc
 
 
 def _bars(system: Measured, metric: str, spec: dict[str, Any]) -> Iterator[Image]:
-    """Bar charts of a metric: a color per part, or, where it has several image sets, a chart per part."""
+    """Yields the bar charts of a metric: one color per part or, with several image sets, one chart per part."""
     scores = [score for score in system.scores if score.metric == metric]
     sets = [images for images in IMAGE_SETS if any(score.images == images for score in scores)]
     parts = list(dict.fromkeys(score.part for score in scores))
@@ -272,11 +272,11 @@ def _bars(system: Measured, metric: str, spec: dict[str, Any]) -> Iterator[Image
         yield Image(f"{name}.png", png, title)
 
 
-# ---------------------------------------------------------------- what was done
+# ---------------------------------------------------------------- provenance
 
 
 def _provenance(systems: Sequence[Measured]) -> Iterator[Block]:
-    """Everything that fixes the numbers: sources, datasets, extractors, self-checks, protocol."""
+    """Yields everything that determines the numbers: sources, datasets, extractors, self-checks, protocol."""
     first = systems[0].data["protocol"]
     hidden = ("notes", "targets", "overridden", "headlines")
     yield Heading(2, "What was measured")
@@ -309,11 +309,11 @@ def _provenance(systems: Sequence[Measured]) -> Iterator[Block]:
     yield field_table({key: value for key, value in first.items() if key not in hidden})
 
 
-def read_sheet(path: Path, out: Path, *, taken: Sequence[str] = ()) -> Image:
-    """A PNG file of samples; one of another folder gets a number if its name is taken.
+def read_sheet(path: Path, *, taken: Sequence[str] = ()) -> Image:
+    """Reads a PNG file of samples; it gets a number if its name is taken.
 
     Raises:
-        ResultError: It is no PNG file.
+        ResultError: The file is missing or is not a PNG file.
     """
     try:
         png = path.read_bytes()

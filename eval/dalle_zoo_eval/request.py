@@ -1,4 +1,4 @@
-"""What is to be evaluated, and with what."""
+"""The request of an evaluation: what to evaluate, with what, and where to write."""
 
 from __future__ import annotations
 
@@ -14,57 +14,57 @@ from dalle_zoo_eval.protocol import COPY
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is to be evaluated, and with what."""
+    """What to evaluate, with what, and where to write."""
 
     protocol: str
-    """Name or YAML file."""
+    """Name of a protocol, or a YAML file."""
     out: Path
-    """Result file (``.json``), or folder of the result."""
+    """Result file (``.json``), or output folder."""
     data: Path | None = None
-    """Folder of the dataset, where the protocol's has none of its own."""
+    """Folder of the dataset. Defaults to None, for datasets that need none."""
     model: str | None = None
     """Model that generates images. Defaults to that of the protocol, unless ``images`` is given."""
     images: Path | None = None
-    """Folder of images that were generated elsewhere, instead of a model."""
+    """Folder of images of another system, instead of a model."""
     layout: str | None = None
-    """Layout of the dataset. Defaults to the protocol's usual one."""
+    """Layout of the dataset. Defaults to the protocol's first layout."""
     networks: Mapping[str, Path] = field(default_factory=dict)
     """File or folder of every extractor."""
     leave_out: tuple[str, ...] = ()
-    """Extractors that the protocol needs and that are not at hand: their metrics are left out."""
+    """Extractors to omit, with their metrics."""
     exclusions: Path | None = None
-    """List of images of the dataset to leave out."""
+    """List of dataset images to exclude."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of `Protocol.changed`: captions, candidates and sampling other than the protocol's."""
     training: str | None = None
     """Training images for the memorization check: folder, shards, or a pattern of shards."""
     threshold: float = COPY
-    """Cosine from which an image counts as a copy."""
+    """Minimum cosine similarity of a copy."""
     copies_network: str | None = None
-    """Extractor that looks for copies. Defaults to Inception, or else the first one."""
+    """Extractor that searches for copies. Defaults to Inception, or else the first one."""
     save_images: bool = False
-    """Whether PNG files of the generated images are written too, while they are measured."""
+    """Whether the generated images are also written as PNG files."""
     cache: Path | None = None
-    """Folder of features and codes, which several evaluations may share. Defaults to ``.cache`` in the folder of the
-    result file."""
+    """Folder of features and codes, which several evaluations may share. Defaults to ``.cache`` next to the result
+    file."""
     device: str = "cpu"
-    """Where the networks compute."""
+    """Device of the networks."""
     batch_size: int | None = None
     """Images generated at once. Defaults to `BATCH`."""
     share: Share = field(default_factory=Share)
-    """Which part of the work this process begins with."""
+    """Part of the work that this process begins with."""
     overwrite: bool = False
     """Whether the result of another evaluation is replaced."""
     command: str | None = None
-    """Command line that asks for it, for the record."""
+    """Command line, for the record."""
 
 
 def share_of_environment() -> Share:
-    """The share that torchrun or another launcher gives this process."""
+    """Returns the share of this process under torchrun or another launcher."""
     return Share(rank=int(os.environ.get("RANK", "0")), world=int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def device_of_environment(device: str) -> str:
-    """``cuda`` becomes the GPU that torchrun gives this process."""
+    """Returns the GPU of this process under torchrun for ``cuda``; other devices are returned unchanged."""
     local = os.environ.get("LOCAL_RANK")
     return f"cuda:{local}" if device == "cuda" and local is not None else device

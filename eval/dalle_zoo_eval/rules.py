@@ -29,17 +29,17 @@ if TYPE_CHECKING:  # listing protocols does not import torch
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionRule:
-    """Which captions images are generated from."""
+    """Captions from which images are generated."""
 
     rule: Choice
-    """``one``: one caption of each image, chosen by seed. ``unique``: all captions of the split, each text once.
-    ``first``: the first caption of each of the group's samples, in their order."""
+    """``one``: one caption per image, chosen by seed. ``unique``: all captions of the split, each text once.
+    ``first``: the first caption of each sample of the group, in their order."""
     count: int | None = None
-    """Captions in all; None takes as many as the rule gives. Fewer than the count is an error, never a smaller run."""
+    """Number of captions; None takes all that the rule selects. Fewer captions than this are an error."""
     seed: int | None = None
-    """Seed of the choice. Defaults to that of the protocol."""
+    """Seed of the choice. Defaults to the seed of the protocol."""
     exclusions: bool = False
-    """Whether a list of images to leave out must be given, as for the de-duplicated variant."""
+    """Whether a list of excluded images must be given, as for the deduplicated variant."""
 
     def __post_init__(self) -> None:
         check_choice("captions.rule", self.rule, get_args(Choice))
@@ -52,17 +52,17 @@ class CaptionRule:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricRule:
-    """A metric of a group, and how it is computed there."""
+    """A metric of a group, with its options."""
 
     name: str
     """Name in `METRICS`."""
     extractor: tuple[str, ...] = ()
-    """Extractors of its features. Defaults to those that it is defined with, or every one at hand that is no
-    Inception."""
+    """Extractors of its features. Defaults to those of the metric, or to every available extractor outside the FID
+    families."""
     images: tuple[str, ...] = ()
-    """Image sets, of `IMAGE_SETS`. Defaults to those of the metric."""
+    """Image sets, of `IMAGE_SETS`. Defaults to the image sets of the metric."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Arguments of its class."""
+    """Arguments of the metric's class."""
 
     def __post_init__(self) -> None:
         from dalle_zoo_eval.metrics import METRICS  # imports torch, which listing protocols does not need
@@ -101,19 +101,19 @@ class MetricRule:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupRule:
-    """Prompts with the real images of their captions, and what is measured of them."""
+    """Prompts with their real images, and the metrics computed on them."""
 
     dataset: dict[str, str]
     """Split by layout, for every layout (name in `DATASETS`) in which the dataset may be stored; the first one is the
-    usual."""
+    default."""
     captions: CaptionRule
-    """Which captions images are generated from."""
+    """Captions from which images are generated."""
     metrics: tuple[MetricRule, ...]
-    """What is measured."""
+    """Metrics of the group."""
     num_images: dict[str, int] = field(default_factory=dict)
-    """Captioned images of the split by layout, where the dataset is a known one: another number stops the run."""
+    """Number of captioned images of the split by layout, if the dataset is known: another number stops the run."""
     samples: int | None = None
-    """Real images at most, in an order that the seed fixes; None takes all, and only ``first`` captions order them."""
+    """Maximum number of real images, in a seeded order; None takes all, which only ``first`` captions reorder."""
 
     def __post_init__(self) -> None:
         if not self.dataset:
@@ -137,7 +137,7 @@ class GroupRule:
 
     @property
     def layout(self) -> str:
-        """The usual layout."""
+        """The default layout."""
         return next(iter(self.dataset))
 
     @classmethod
@@ -156,14 +156,14 @@ class GroupRule:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRule:
-    """How real images are cropped and scaled before they are measured."""
+    """How real images are cropped and scaled."""
 
     crop: Crop = "center"
     """``none``; ``center``: the largest centered square; ``box``: a square around the bounding box (CUB)."""
     size: int | None = 256
-    """Side in pixels; None takes the model's."""
+    """Side of the images, pixels; None takes that of the model."""
     chunk: int | None = None
-    """Real images that are measured and stored together. Defaults to the chunk of the generated ones."""
+    """Number of real images processed and stored together. Defaults to the chunk of the generated ones."""
 
     def __post_init__(self) -> None:
         check_choice("image.crop", self.crop, get_args(Crop))
@@ -173,7 +173,7 @@ class ImageRule:
 
     @property
     def external_crop(self) -> Crop:
-        """Crop of images that come from elsewhere than the dataset and so have no bounding boxes."""
+        """Crop of images that are not from the dataset and therefore have no bounding boxes."""
         return "center" if self.crop == "box" else self.crop
 
 
@@ -182,14 +182,14 @@ class SamplingRule:
     """How images are generated."""
 
     candidates: int = 1
-    """Images N per caption, of which the model's ranker chooses one; 1 needs no ranker."""
+    """Number of images N per caption, of which the model's ranker chooses one; 1 needs no ranker."""
     curve: tuple[int, ...] = ()
     """Numbers of candidates on the axis of figure 9(c); those above ``candidates`` are skipped."""
     chunk: int = 50
-    """Captions whose images are generated, measured and stored together; part of the numbers in their last bits."""
+    """Number of captions whose images are processed and stored together; it affects the last bits of the numbers."""
     seeds: Seeds = "prompt"
-    """``prompt``: the noise of an image depends on the number of its caption. ``chunk``: on the group, the first
-    caption of the chunk, and the place in it."""
+    """``prompt``: the noise of an image depends on the number of its caption. ``chunk``: it depends on the group, the
+    first caption of the chunk, and the place in the chunk."""
     temperature: float = 1.0
     """Divides the logits."""
     top_k: int | None = None
@@ -226,7 +226,7 @@ class SamplingRule:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Numbers of candidates that are measured, smallest first.
+        """Numbers of candidates to evaluate, smallest first.
 
         Example:
             >>> SamplingRule(candidates=5, curve=(1, 2, 4, 8)).counts
@@ -237,12 +237,12 @@ class SamplingRule:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractorRule:
-    """Which weights an extractor must have, and whether it is needed."""
+    """Weights that an extractor must have, and whether it is required."""
 
     sha256: str | None = None
-    """Digest of the file of weights, in hexadecimal; None accepts any."""
+    """Digest of the weights file, in hexadecimal; None accepts any file."""
     optional: bool = False
-    """Whether its metrics are left out where it is not given."""
+    """Whether its metrics are left out if it is not given."""
 
     def __post_init__(self) -> None:
         if self.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", str(self.sha256)):
@@ -252,19 +252,19 @@ class ExtractorRule:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceRecord:
-    """Statistics of the dataset's own images under one extractor, as we measured them, for the self-check.
+    """Recorded statistics of the real images under one extractor, for the self-check.
 
-    A number that we have not measured is None and is not checked.
+    Values that are None are not checked.
     """
 
     family: str
-    """Extractor."""
+    """Name of the extractor."""
     mean_norm: float | None = None
     """Euclidean norm of the mean of the features."""
     trace: float | None = None
     """Trace of their covariance."""
     tolerance: float | None = None
-    """Largest relative difference of ``mean_norm`` and ``trace`` that passes."""
+    """Maximum relative difference of ``mean_norm`` and ``trace``."""
 
     def __post_init__(self) -> None:
         for name in ("mean_norm", "trace", "tolerance"):
@@ -272,25 +272,25 @@ class ReferenceRecord:
             if value is not None and not (is_number(value) and value > 0):
                 raise DataFileError(f"reference.{name} must be a number above 0 or null, got {value!r}")
         if self.tolerance is None and (self.mean_norm, self.trace) != (None, None):
-            raise DataFileError("reference.tolerance is missing: mean_norm and trace cannot be checked without it")
+            raise DataFileError("reference.tolerance is missing: it is required with mean_norm or trace")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetRule:
-    """A value that a model is to reach, made of one score or of two of one group."""
+    """A value that a model should reach, from one or two scores of a group."""
 
     name: str
-    """What people call it."""
+    """Name for people."""
     group: str
-    """Group of the scores."""
+    """Name of the group."""
     score: dict[str, Any]
     """Fields of the score, such as ``{metric: concept_accuracy, part: top5, images: generated}``."""
     required: float
-    """Least value that is enough."""
+    """Minimum value."""
     divided_by: dict[str, Any] = field(default_factory=dict)
-    """Fields of another score, where they differ, by which it is divided."""
+    """Fields in which a second score differs, by which the first is divided."""
     minus: dict[str, Any] = field(default_factory=dict)
-    """Fields of another score, where they differ, that is subtracted."""
+    """Fields in which a second score differs, which is subtracted from the first."""
 
     def __post_init__(self) -> None:
         known = ("metric", "part", "images", "family", "blur", "candidates")

@@ -26,13 +26,13 @@ from dalle_zoo.values import as_integer
 from dalle_zoo_eval.datasets import load_exclusions, load_image, save_captions
 from dalle_zoo_eval.datasets.digests import MEMO, remember
 from dalle_zoo_eval.external import read_from_folder
-from dalle_zoo_eval.extractors.opening import check_extractors, open_extractors
 from dalle_zoo_eval.features import FeatureStore, Share
 from dalle_zoo_eval.generation import BATCH
 from dalle_zoo_eval.groups import GALLERY, Group, Prompts, choose, generate, read_prompts
 from dalle_zoo_eval.memorization import check_threshold, find_copies, measured_training
 from dalle_zoo_eval.metrics import METRICS
 from dalle_zoo_eval.metrics.frechet import LEVEL, ROUNDS, SEED
+from dalle_zoo_eval.opening import check_extractors, open_extractors
 from dalle_zoo_eval.protocol import ALL, Protocol, find_protocol
 from dalle_zoo_eval.provenance import (
     PACKAGES,

@@ -14,13 +14,13 @@ from torch import Tensor
 from torchmetrics import Metric
 from tqdm import tqdm
 
-from dalle_zoo_eval.extractors.base import TextExtractor
-from dalle_zoo_eval.extractors.opening import OTHER_INPUTS, RANKER, extractors_of, needs_extractor
+from dalle_zoo_eval.extractors import EXTRACTORS, TextExtractor
 from dalle_zoo_eval.groups import GALLERY, STORED_AS, Group
 from dalle_zoo_eval.image_sources import EVERY
 from dalle_zoo_eval.metrics import METRICS
 from dalle_zoo_eval.metrics.base import ANNOTATIONS, MetricSpec
 from dalle_zoo_eval.moments import ROWS, StatisticsError
+from dalle_zoo_eval.opening import OTHER_INPUTS, extractors_of, needs_extractor
 from dalle_zoo_eval.rules import MetricRule
 
 # n samples, N candidates
@@ -250,8 +250,8 @@ class Scorer:
                 self.rows.append({**row, "part": None if part == "value" else part, "value": value, **notes})
 
     def _family(self, extractor: str | None) -> str | None:
-        if extractor == RANKER:  # models bring their own
-            return f"{RANKER} {str(self.group.extractors[RANKER].record['sha256'])[:8]}"
+        if extractor is not None and EXTRACTORS.spec(extractor).model_folder:  # models have their own
+            return f"{extractor} {str(self.group.extractors[extractor].record['sha256'])[:8]}"
         return extractor
 
 

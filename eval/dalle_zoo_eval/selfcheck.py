@@ -1,17 +1,18 @@
-"""What must hold of the reference side before any model is scored.
+"""Checks of the real images before anything is generated.
 
-**Itself.** The distance of the reference to itself is 0.
+**Identity.** The distance of the reference to itself is 0.
 
-**Halves.** Two halves of n images of one kind are not 0 apart: means and covariances of so few samples differ by
-chance, the more the more features there are. The images themselves tell by how much. Where their order says nothing
-of them, the first and the second half are as far apart as two halves sampled at random, on average and with their
-spread. If one part of the images was cropped, scaled or measured in another way than the rest, the distance lies above
-by many spreads. With fewer images than features that may be a small part of it, since chance alone puts any two
-halves far apart. So the limit is `SPREADS` spreads above the mean of `SPLITS` random splits, but at least a share
-`ORDER` of that mean, since the order of honest images may say a little; with many images the spread is smaller
-than that. Order says nothing within a class or a folder, but much across them. So every half takes half of each.
+**Halves.** The distance between two halves of n images is not 0: means and covariances of few samples differ by
+chance, and more so with more features. The images themselves show by how much. If their order carries no information,
+the first and the second half are as far apart as two random halves, on average and with the same standard deviation.
+If a part of the images was cropped, scaled or processed differently, the distance is many standard deviations larger.
+With fewer images than features, the excess may be a small part of the distance, since any two halves are far apart by
+chance. The limit is therefore the mean of `SPLITS` random splits plus `SPREADS` standard deviations, and at least
+plus the share `ORDER` of the mean: the order of correct images may carry some information, and with many images the
+standard deviation is smaller than that. Order carries much information across classes and folders, but none within
+them, so each half contains half of every class and folder.
 
-**Record.** Norm of the mean and trace of the covariance are those that the protocol has recorded, where it has.
+**Record.** The norm of the mean and the trace of the covariance match the values recorded in the protocol, if any.
 
 **Weights.** The network's sha256 is one of those that its name or the protocol allows.
 """
@@ -31,69 +32,69 @@ from torch import Tensor
 
 from dalle_zoo.sampling import derive_seed
 from dalle_zoo_eval.datasets import Item
-from dalle_zoo_eval.extractors.opening import expected_digests
 from dalle_zoo_eval.features import FeatureStore
 from dalle_zoo_eval.metrics.frechet import FID_FAMILIES, frechet_distance
 from dalle_zoo_eval.moments import Moments
+from dalle_zoo_eval.opening import expected_digests
 from dalle_zoo_eval.protocol import Protocol
 from dalle_zoo_eval.rules import ReferenceRecord
 
 # n samples, d features
 
 ITSELF = 1e-6
-"""Largest distance of the reference to itself, as a share of its total variance: rounding alone."""
+"""Maximum distance of the reference to itself, as a share of its total variance: only rounding."""
 SPLITS = 16
-"""Random splits that the halves are compared with."""
+"""Number of random splits with which the halves are compared."""
 SPREADS = 5.0
-"""Largest excess of the distance between first and second half over the mean of those splits, in units of their
-standard deviation. Honest images exceed it once in 10,000 times if splits are normally distributed; in simulations
-of Gaussian features 2 in 3000 times for 240 images of 5 features, whose splits are skewed, and never in 400 for 240
-of 64."""
+"""Maximum excess of the distance between first and second half over the mean of those splits, in units of their
+standard deviation. Correct images exceed it once in 10,000 times if splits are normally distributed; in simulations
+with Gaussian features, 2 in 3000 times for 240 images of 5 features, whose splits are skewed, and never in 400 times
+for 240 images of 64 features."""
 ORDER = 0.1
-"""Excess, as a share of that mean, that the order of honest images may always make."""
+"""Excess, as a share of that mean, that the order of correct images may always cause."""
 FEWEST = 100
-"""Images below which splits vary too much among themselves to tell anything."""
+"""Minimum number of images: with fewer, splits vary too much to show anything."""
 FEATURES = "0/1/features"
 """Name of the reference's features without blur."""
 TOLERANCE = 1e-3
-"""Relative difference that is proposed for a record: a guess, wider than the rounding of another machine."""
+"""Tolerance suggested for a record: a guess, wider than the rounding of another machine."""
 
 
 class SelfCheckError(ValueError):
-    """A reference that is not what it should be; the message names every check that failed."""
+    """The real images are not what they should be; the message lists every check that failed."""
 
 
 @dataclass
 class SelfCheck:
-    """What the checks of a reference found."""
+    """Results of the checks of a reference."""
 
     checks: list[dict[str, Any]] = field(default_factory=list)
-    """Every check: ``name``, what was ``found`` and ``expected``, and whether it ``passed``."""
+    """Every check: ``name``, the values ``found`` and ``expected``, and whether it ``passed``."""
     left_out: list[str] = field(default_factory=list)
-    """Checks that were not made, with the reason."""
+    """Omitted checks, with the reason."""
     records: list[ReferenceRecord] = field(default_factory=list)
-    """Statistics of every network of a FID as they were found."""
+    """Statistics found for every extractor of a FID family."""
 
     def add(self, name: str, found: float | str, expected: str, passed: bool) -> None:
-        """Notes a check."""
+        """Adds a check."""
         self.checks.append({"name": name, "found": found, "expected": expected, "passed": passed})
 
 
 def check_reference(
     reference: FeatureStore, protocol: Protocol, items: Sequence[Item], *, known: bool, exclusions: bool = False
 ) -> SelfCheck:
-    """Checks every network's features of the reference, as the docstring of this module says.
+    """Checks the features of the reference under every network, as described in the docstring of this module.
 
     Args:
         reference: Features of the real images.
-        protocol: What they should be.
+        protocol: States what is expected.
         items: The images.
-        known: Whether the protocol knows the dataset, by its number of images. Halves that differ are else reported,
-            but stop nothing.
-        exclusions: Whether the images depend on a list of exclusions.
+        known: Whether the protocol knows the dataset, by its number of images. Otherwise, halves that differ are
+            reported but do not stop the run.
+        exclusions: Whether the images depend on an exclusion list.
 
     Raises:
-        SelfCheckError: One failed.
+        SelfCheckError: A check failed.
     """
     found = SelfCheck()
     for network, opened in reference.extractors.items():
@@ -101,7 +102,9 @@ def check_reference(
         complete = Moments.of_parts(reference.read(network, FEATURES))
         spread = float(complete.covariance.trace())
         if not spread > 0:
-            raise SelfCheckError(f"{network} finds all {complete.count} images of the reference alike: are they?")
+            raise SelfCheckError(
+                f"{network} finds all {complete.count} images of the reference alike: check the dataset"
+            )
         itself = frechet_distance(complete, complete) / spread
         found.add(
             f"{network}: reference against itself, share of its variance",
@@ -118,7 +121,7 @@ def check_reference(
     if failed:
         raise SelfCheckError(
             f"the reference fails its self-check, so nothing was scored: {'; '.join(failed)}. "
-            "Is it the data set, the split and the crop that the protocol means?"
+            "Check that dataset, split and crop are those of the protocol"
         )
     return found
 
@@ -159,13 +162,13 @@ def _check_halves(
         found.add(f"{network}: first half of the reference against its second", distance, expected, passed)
     else:
         found.left_out.append(
-            f"self-check of {network} by halves: the first half of the images is {distance:.4g} from the second, "
-            f"expected {expected}. Perhaps they are sorted; if not, one half was made in another way"
+            f"self-check of {network} by halves: the distance between the first and the second half is "
+            f"{distance:.4g}, expected {expected}. Either the images are sorted, or one half was processed differently"
         )
 
 
 def first_half(kinds: Sequence[str], order: Sequence[int]) -> Tensor:
-    """Which samples are in the first half: of every kind those that come first in an order.
+    """Returns which samples are in the first half: of every kind, those that are first in an order.
 
     Args:
         kinds: Class or folder of each of n samples.
@@ -178,7 +181,7 @@ def first_half(kinds: Sequence[str], order: Sequence[int]) -> Tensor:
     for sample in order:
         members.setdefault(kinds[sample], []).append(sample)
     first, left_over = torch.zeros(len(kinds), dtype=torch.bool), 0
-    for samples in members.values():  # of kinds with odd numbers, every other one gives the greater part
+    for samples in members.values():  # of kinds with odd counts, every other one contributes the larger part
         count, left_over = divmod(len(samples) + left_over, 2)
         first[samples[:count]] = True
     return first
@@ -192,7 +195,7 @@ def _rows(parts: Iterator[Tensor], wanted: Tensor) -> Iterator[Tensor]:
 
 
 def _check_records(found: SelfCheck, protocol: Protocol, *, exclusions: bool) -> None:
-    """Compares with the record of the protocol, and says how to make one where it has none."""
+    """Compares with the record of the protocol; if it has none, explains how to make one."""
     recorded = {record.family: record for record in protocol.reference}
     for record in found.records:
         known = recorded.get(record.family)
@@ -206,16 +209,16 @@ def _check_records(found: SelfCheck, protocol: Protocol, *, exclusions: bool) ->
                 found.add(f"{record.family}: {text}, as on record", value, allowed, passed)
     missing = [record.family for record in found.records if record.family not in recorded]
     if missing and exclusions:
-        found.left_out.append("self-check by record: the reference depends on the list of exclusions")
+        found.left_out.append("self-check by record: the reference depends on the exclusion list")
     elif missing:
         found.left_out.append(
-            f"self-check by record: {protocol.name} has no statistics of {', '.join(missing)}. Where this data set is "
-            f"known to be the right one, write into the protocol: {record_line(found.records, protocol)}"
+            f"self-check by record: {protocol.name} has no statistics of {', '.join(missing)}. If this dataset is "
+            f"known to be correct, add to the protocol: {record_line(found.records, protocol)}"
         )
 
 
 def record_line(records: Sequence[ReferenceRecord], protocol: Protocol) -> str:
-    """The line ``reference:`` of a protocol with what it has recorded and what was found of other networks."""
+    """Returns the line ``reference:`` of a protocol, with its own records and those found for other networks."""
     merged = {record.family: record for record in (*records, *protocol.reference)}
     plain = [
         {k: float(f"{v:.8g}") if isinstance(v, float) else v for k, v in asdict(r).items()} for r in merged.values()

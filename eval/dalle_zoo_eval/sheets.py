@@ -1,4 +1,4 @@
-"""Sheets of images with their captions below."""
+"""Sheets of images with captions below them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 
 from dalle_zoo.images import one_line, to_pil
 
-# B tiles, M images a tile, H W pixels
+# B tiles, M images per tile, H W pixels
 
 _MARGIN, _GAP, _FONT, _LINE, _LINES = 10, 3, 11, 14, 3
 
 
 def comparison_sheet(*image_sets: Tensor, captions: Sequence[str], columns: int = 6, scale: int = 2) -> Image.Image:
-    """Tiles of one or more images side by side above a caption.
+    """Arranges tiles of one or more images, each above its caption.
 
     Args:
         image_sets: M sets of pixels in [0, 1], (B, 3, H, W) each: tile i shows image i of each.
-        captions: B captions; what does not fit into three lines ends in "…".
+        captions: B captions; longer ones are cut to three lines that end in "…".
         columns: Tiles in a row.
         scale: Pixels of the sheet per pixel of an image, along a side.
 
@@ -40,7 +40,7 @@ def comparison_sheet(*image_sets: Tensor, captions: Sequence[str], columns: int 
     rows = -(-len(captions) // columns)
     size = (columns * tile_width + _MARGIN, rows * tile_height + _MARGIN)
     sheet = Image.new("RGB", size, "white")
-    sample, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT)
     letters = max(int((tile_width - _MARGIN) / (0.52 * _FONT)), 8)
     for number, caption in enumerate(captions):
         left = _MARGIN + number % columns * tile_width
@@ -49,5 +49,5 @@ def comparison_sheet(*image_sets: Tensor, captions: Sequence[str], columns: int 
             image = images[number].resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(image, (left + place * (width + _GAP), top))
         lines = textwrap.wrap(one_line(caption)[: letters * (_LINES + 1)], letters, max_lines=_LINES, placeholder="…")
-        sample.multiline_text((left, top + height + 2), "\n".join(lines), "black", font, spacing=2)
+        draw.multiline_text((left, top + height + 2), "\n".join(lines), "black", font, spacing=2)
     return sheet

@@ -12,12 +12,12 @@ from dalle_zoo.results import Result, Score, value_text
 from dalle_zoo_eval.comparison import Measured
 from dalle_zoo_eval.documents import Block, Heading, Image, Paragraph, Table
 from dalle_zoo_eval.plots import Line, line_figure
-from dalle_zoo_eval.published import FAMILIES, PublishedRow, PublishedTable
+from dalle_zoo_eval.published import SCORE_FAMILIES, PublishedRow, PublishedTable
 
 MARK = "†"
-"""Follows a score that does not compare with published ones."""
+"""Marks a score that is not comparable with published ones."""
 DEFICIENT = "‡"
-"""Follows a distance of too few samples for a covariance."""
+"""Marks a distance of too few samples for a full-rank covariance."""
 BLUR, CANDIDATES = "blur radius", "candidates"
 
 
@@ -29,28 +29,28 @@ class Row:
     setting: str
     references: str
     candidates: int | None
-    """Images generated of a caption; None where it is not stated, or where it is the axis."""
+    """Images generated per caption; None if not stated, or if it is the axis."""
     cells: dict[int, str]
-    """Text by place on the axis."""
+    """Text of each cell by place on the axis."""
     line: Line
     samples: str
     source: str
     quoted: bool = False
-    """Whether a published row repeats another's score."""
+    """Whether a published row repeats a score of another source."""
 
 
 def sweep_blocks(
     results: Sequence[Measured], tables: Sequence[PublishedTable], metric: str, family: str
 ) -> Iterator[Block]:
-    """Tables and figures of one metric and one family: by blur radius, and by number of candidates."""
+    """Yields tables and figures of one metric and family: by blur radius, and by number of candidates."""
     deduplicated = bool(results[0].rule("captions.exclusions"))
-    published = [row for table in tables for row in table.beside(metric, family, deduplicated=deduplicated)]
+    published = [row for table in tables for row in table.comparable_rows(metric, family, deduplicated=deduplicated)]
     spec = next(r for r in results if metric in r.data["metrics"]).data["metrics"][metric]
     label, better = spec["label"], "lower is better" if spec["lower_is_better"] else "higher is better"
     yield Heading(2, f"{label}, {family}")
     scores = [s for result in results for s in result.scores if (s.metric, s.family) == (metric, family)]
     yield Paragraph(
-        f"{family}: {FAMILIES.get(family, 'a network of that name')}. For {label}, {better}.{legend(scores)}"
+        f"{family}: {SCORE_FAMILIES.get(family, 'a network of that name')}. For {label}, {better}.{legend(scores)}"
     )
     by_axis = {
         BLUR: _blur_rows(results, tables, metric, family, published, lower_is_better=spec["lower_is_better"]),
@@ -69,7 +69,7 @@ def sweep_blocks(
                 lines,
                 title=f"{label} ({family}) by {axis}",
                 score=f"{label}, {better}",
-                axis="candidates of a caption" if axis == CANDIDATES else "blur radius, pixels",
+                axis="candidates per caption" if axis == CANDIDATES else "blur radius, pixels",
                 logarithmic=axis == CANDIDATES,
             )
             name = f"{metric}-{axis.split()[0]}-{re.sub(r'[^A-Za-z0-9-]+', '-', family)}.png"
@@ -77,7 +77,7 @@ def sweep_blocks(
 
 
 def legend(scores: Sequence[Score]) -> str:
-    """What stands below a measured value, in words, as far as it occurs."""
+    """Explains the lines below a measured value, as far as they occur."""
     signs = {
         "in brackets its 95 % bootstrap interval": any(s.interval is not None for s in scores),
         "n → ∞ the value extrapolated to infinitely many samples": any(s.at_infinity is not None for s in scores),
@@ -90,23 +90,23 @@ def legend(scores: Sequence[Score]) -> str:
 
 
 def deficient_note(scores: Sequence[Score]) -> Iterator[Block]:
-    """Explains the sign of a distance of too few samples, where there is one."""
+    """Explains the mark of distances with too few samples, if there are any."""
     if any(score.rank_deficient for score in scores):
         yield Paragraph(
-            f"{DEFICIENT} no more samples than features, so the covariance lacks rank and the distance is far too "
-            "high: it compares with distances of as many samples alone."
+            f"{DEFICIENT} no more samples than features: the covariance is rank-deficient and the distance far too "
+            "high. It is comparable only with distances of as many samples."
         )
 
 
 def footnote(marked: Sequence[str]) -> Iterator[Block]:
-    """Explains the sign of scores that do not compare.
+    """Explains the mark of scores that are not comparable.
 
     Args:
-        marked: Why, for each.
+        marked: Reason of each.
     """
     if marked:
         yield Paragraph(
-            f"{MARK} not comparable with scores of other systems, because the number of samples moves a score. "
+            f"{MARK} not comparable with scores of other systems, because scores depend on the number of samples. "
             f"{'. '.join(marked)}."
         )
 
@@ -120,14 +120,14 @@ def _blur_rows(
     *,
     lower_is_better: bool,
 ) -> list[Row]:
-    """Measured rows, then published ones from the best to the worst, at the radii that were measured."""
+    """Returns measured rows, then published ones from best to worst, at the radii that were measured."""
     rows = []
     for result in results:
         scores = [score for score in result.scores if (score.metric, score.family) == (metric, family)]
         counts = {score.candidates for score in scores}
         if not counts:
-            continue  # a score that this result does not have
-        # Figure 9(c) is sampled without blur, so only the number that the protocol asks for has other radii.
+            continue  # this result does not have the score
+        # Figure 9(c) is plotted without blur, so only the protocol's number of candidates has other radii.
         retained = {n for n in counts if any(s.blur for s in scores if s.candidates == n)} or {max(counts, key=_or_0)}
         for count in sorted(retained, key=_or_0):
             own = {score.blur: score for score in scores if score.candidates == count}
@@ -149,7 +149,7 @@ def _candidate_rows(
     family: str,
     published: Sequence[PublishedRow],
 ) -> list[Row]:
-    """Rows of figure 9(c): systems that sample, and published systems with several numbers of candidates."""
+    """Returns rows of figure 9(c): evaluated models, and published systems with several numbers of candidates."""
     rows = []
     for result in results:
         own = {
@@ -164,12 +164,12 @@ def _candidate_rows(
     for system, source in curves:
         series = {r.candidates: r for r in published if (r.system, r.source) == (system, source) and r.candidates}
         published_rows.append(_published(series, over_candidates=True))
-    # One number of candidates and nothing to hold it against says no more than the table by blur radius.
+    # One number of candidates with nothing to compare adds nothing to the table by blur radius.
     return rows + published_rows if rows and (published_rows or max(len(row.cells) for row in rows) > 1) else []
 
 
 def _curves(published: Sequence[PublishedRow]) -> list[tuple[str, str]]:
-    """Systems and sources that give scores for many numbers of candidates."""
+    """Returns systems and sources with scores for many numbers of candidates."""
     found = Counter((row.system, row.source) for row in {r.series: r for r in published if r.blur == 0}.values())
     return [pair for pair, count in found.items() if count > 2]
 
@@ -203,7 +203,7 @@ def _measured(
 
 
 def _published(series: dict[int, PublishedRow], *, over_candidates: bool = False) -> Row:
-    """A published row, over blur radii or numbers of candidates."""
+    """Returns a published row, over blur radii or numbers of candidates."""
     first = series[min(series)]
     candidates = None if over_candidates else first.candidates
     legend = first.system if candidates in (None, 1) else f"{first.system}, best of {candidates}"
@@ -239,11 +239,11 @@ def _column(axis: str, place: int) -> str:
 
 
 def samples_text(result: Measured, tables: Sequence[PublishedTable], scores: Sequence[Score]) -> tuple[str, bool]:
-    """The numbers of samples and references in words, and whether they are those that comparable scores rest on."""
+    """Returns the numbers of samples and references as text, and whether they make scores comparable."""
     expected = expected_samples(result, tables)
     found = sorted({score.samples for score in scores})
     text = " and ".join(f"{count:,}" for count in found)
-    # Where published scores are listed with it, a number that nothing confirms is not taken for the right one.
+    # Next to published scores, a number of samples that nothing confirms does not count as the right one.
     comparable = found == [expected] if expected is not None else not tables
     if not comparable:
         text += f" samples instead of {expected:,}" if expected is not None else " samples, their right number unknown"
@@ -254,7 +254,7 @@ def samples_text(result: Measured, tables: Sequence[PublishedTable], scores: Seq
 
 
 def measured_cell(result: Result, score: Score, *, comparable: bool = True) -> str:
-    """Value, and below it interval or deviation, and value at infinity."""
+    """Returns the value and, below it, interval or deviation and value at infinity."""
     marks = [MARK] * (not comparable) + [DEFICIENT] * score.rank_deficient
     text = partial(value_text, result, score)
     lines = [" ".join([text(score.value), *marks])]
@@ -279,10 +279,10 @@ def _interval(score: Score) -> tuple[float, float] | None:
 
 
 def expected_samples(result: Measured, tables: Sequence[PublishedTable]) -> int | None:
-    """Samples that a comparable score rests on: those of the published tables, else those of the protocol.
+    """Returns the number of samples of comparable scores: that of the published tables, else that of the protocol.
 
     Returns:
-        The number; None where neither says one.
+        The number; None if neither states one.
     """
     stated = [table.samples for table in tables if table.samples is not None]
     options = (*stated, result.of_group("expected_captions"))

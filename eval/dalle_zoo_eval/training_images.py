@@ -1,4 +1,4 @@
-"""Training images, of a folder or of shards, as a subject that can be measured."""
+"""Training images of a folder or of shards, as an image source."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from dalle_zoo_eval.datasets.images import fit_image
 from dalle_zoo_eval.image_sources import READERS, ImageBatch
 
 BLOCK = 1000
-"""Samples that are read together: a shard can be read from its beginning only, and chunks are small."""
+"""Samples read together: a shard can only be read from its beginning, and chunks are small."""
 UNREADABLE = -1
-"""Stands in the place of the candidate's number where an image cannot be read; what is shown there is black."""
+"""Replaces the candidate number of an image that cannot be read; such an image is black."""
 
 
 class TrainingImages:
     """Images of a training set in their stored order.
 
     Args:
-        location: What `dalle_zoo.data.open_source` opens: a folder, shards, a pattern of shards.
+        location: Location for `dalle_zoo.data.open_source`: a folder, shards, or a pattern of shards.
         crop: ``none`` or ``center``, as in `load_image`.
-        size: Side in pixels.
+        size: Side of the images, pixels.
 
     Raises:
-        ValueError: There is nothing, or nothing usable.
+        ValueError: The location does not exist or holds nothing usable.
     """
 
     def __init__(self, location: str | Path, crop: Crop, size: int) -> None:
@@ -51,14 +51,14 @@ class TrainingImages:
 
     @property
     def counts(self) -> list[int]:
-        """One image a sample."""
+        """One image per sample."""
         return [1]
 
     def __len__(self) -> int:
         return self.source.num_samples
 
     def load(self, indices: Sequence[int]) -> ImageBatch:
-        """Reads and decodes some samples; best called with rising numbers."""
+        """Reads and decodes some samples; fastest with increasing indices."""
         samples = [self._sample(index) for index in indices]
         with ThreadPoolExecutor(READERS) as threads:
             images = list(threads.map(self._decode, samples))
@@ -70,7 +70,7 @@ class TrainingImages:
         )
 
     def key(self, index: int) -> str:
-        """Name of a sample."""
+        """Returns the name of a sample."""
         sample = self._sample(index)
         return sample.key if sample is not None else f"number {index}"
 
@@ -92,7 +92,7 @@ class TrainingImages:
         return self._block[1][place]
 
     def _read(self, start: int, stop: int) -> list[Sample | None]:
-        """The samples of some positions, None for those that cannot be read."""
+        """Returns the samples at some positions, None for those that cannot be read."""
         records = self.source.read(seed=None, epoch=0, start=start, stop=stop)
         found = [record if isinstance(record, Sample) else None for record in records if record.listed]
         return [*found, *[None] * (stop - start - len(found))]  # a damaged shard may end early

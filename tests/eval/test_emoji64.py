@@ -70,5 +70,10 @@ def test_the_options_show_what_the_file_says(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit):
         main(["emoji64", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    for part in ("sampling temperature (0.7)", "captions of train (256)", "keeps one (16)", "concept_accuracy"):
+    for part in (
+        "sampling temperature [0.7]",
+        "captions of the group train [256]",
+        "keeps one [16]",
+        "concept_accuracy",
+    ):
         assert part in said

@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 from dalle_zoo_eval import runner
-from dalle_zoo_eval.claims import Claims
 from dalle_zoo_eval.features import FeatureStore, Share
 from dalle_zoo_eval.generation import GeneratedImages
 from dalle_zoo_eval.groups import choose, read_prompts
@@ -23,6 +22,7 @@ from dalle_zoo_eval.rules import SamplingRule
 from dalle_zoo_eval.runner import evaluate
 from PIL import Image
 
+from dalle_zoo.claims import Claims
 from dalle_zoo.cli.main import main
 from dalle_zoo.pipeline import DallePipeline
 

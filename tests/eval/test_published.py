@@ -10,8 +10,8 @@ import pytest
 import yaml
 from dalle_zoo_eval.data_files import DataFileError
 from dalle_zoo_eval.published import (
-    FAMILIES,
     MARKS,
+    SCORE_FAMILIES,
     PublishedRow,
     find_published,
     list_published,
@@ -102,7 +102,7 @@ def test_every_score_says_what_it_is(table: str) -> None:
     found = find_published(table)
     assert len({row.key for row in found.rows}) == len(found.rows)
     for row in found.rows:
-        assert row.family in FAMILIES
+        assert row.family in SCORE_FAMILIES
         assert row.setting
         assert row.source
         assert set(row.marks.split("/")) <= set(MARKS)
@@ -116,13 +116,13 @@ def test_families_do_not_mix() -> None:
     assert rows("coco", system="Kandinsky 12 B (ruDALL-E family)")[0].family == "unknown"
     for name in list_published():
         table = find_published(name)
-        assert not table.beside("fid", "unknown", deduplicated=False)
+        assert not table.comparable_rows("fid", "unknown", deduplicated=False)
         for family in ("dmgan", "inception-2015"):
-            beside = table.beside("fid", family, deduplicated=False)
-            assert beside
-            assert {(row.metric, row.family) for row in beside} == {("fid", family)}
-            assert "deduplicated" not in {row.overlap for row in beside}
-        assert not {row.overlap for row in table.beside("fid", "dmgan", deduplicated=True)} & {"original"}
+            comparable = table.comparable_rows("fid", family, deduplicated=False)
+            assert comparable
+            assert {(row.metric, row.family) for row in comparable} == {("fid", family)}
+            assert "deduplicated" not in {row.overlap for row in comparable}
+        assert not {row.overlap for row in table.comparable_rows("fid", "dmgan", deduplicated=True)} & {"original"}
     # The inception score of birds comes from a network that knows birds.
     assert {r.family for r in rows("cub", metric="is", setting="zero-shot")} == {"stackgan-birds"}
 
@@ -132,13 +132,13 @@ def test_the_rejected_score_is_listed_and_never_shown() -> None:
     assert (rejected.system, rejected.value) == ("DALL-E 12 B", 17.89)
     assert "inception score" in rejected.do_not_use
     table = find_published("coco")
-    for family in FAMILIES:
+    for family in SCORE_FAMILIES:
         for deduplicated in (False, True):
-            assert 17.89 not in {row.value for row in table.beside("fid", family, deduplicated=deduplicated)}
+            assert 17.89 not in {row.value for row in table.comparable_rows("fid", family, deduplicated=deduplicated)}
     # Not even if its family were known.
     moved = PublishedRow(**{**vars(rejected), "family": "dmgan"})
     other = type(table)(name="x", title="x", samples=None, rows=(moved,))
-    assert other.beside("fid", "dmgan", deduplicated=False) == ()
+    assert other.comparable_rows("fid", "dmgan", deduplicated=False) == ()
 
 
 GROUP: dict[str, Any] = {
@@ -174,14 +174,14 @@ def test_a_row_overrides_its_group_and_a_series_becomes_rows(tmp_path: Path) -> 
         ({"marks": "Q"}, "marks must be of P, F, C, R, S"),
         ({"setting": ""}, "setting must be text"),
         ({"rows": []}, "rows must be a list of rows"),
-        ({"rows": [{"system": "A"}]}, "group 1, row 1: value missing"),
-        ({"rows": [{"value": 2}]}, "group 1, row 1: system missing"),
+        ({"rows": [{"system": "A"}]}, "group 1, row 1: the field 'value' is required"),
+        ({"rows": [{"value": 2}]}, "group 1, row 1: the field 'system' is required"),
         ({"rows": [{"system": "A", "value": "3"}]}, "value must be a number of at least 0, got '3'"),
         ({"rows": [{"system": "A", "value": float("nan")}]}, "value must be a number"),
         ({"rows": [{"system": "A", "value": 1, "blur": -1}]}, "blur must be an integer of at least 0"),
         ({"rows": [{"system": "A", "value": 1, "quoted": 1}]}, "quoted must be true or false"),
         ({"rows": [{"system": "A", "values": {0: 1}}]}, "values must map numbers of blur or candidates"),
-        ({"rows": [{"system": "A", "value": 1}, {"system": "A", "value": 2}]}, "fid at blur 0 stands twice"),
+        ({"rows": [{"system": "A", "value": 1}, {"system": "A", "value": 2}]}, "fid at blur 0 appears twice"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -137,7 +137,7 @@ def test_a_distance_of_too_few_samples_is_marked(put: Put, lines: list[Line]) ->
     few = [score("frechet", 9.0, "clip", samples=300, rank_deficient=True)]
     text = summary([put(made_up(few))])
     assert cells(text, "model-a")[0][4] == "9.000 † ‡"
-    assert "‡ no more samples than features, so the covariance lacks rank and the distance is far too high" in text
+    assert "‡ no more samples than features: the covariance is rank-deficient and the distance far too high" in text
     assert all("‡" in line.label for line in lines if line.measured)
     assert "‡" not in summary([put(made_up([score("frechet", 9.0, "clip", samples=300)]))])
     with pytest.raises(ResultError, match="rank_deficient must be true or false, got 'yes'"):
@@ -332,7 +332,7 @@ def test_other_sampling_belongs_together(put: Put) -> None:
         ({"protocol": {}, "model": {}}, "has no source: expected a result file of dalle-zoo eval"),
         (made_up([]), "holds no score"),
         (made_up([score("fdi", 1.0)]), "score 1: unknown metric 'fdi'. Did you mean 'fid'"),
-        (made_up([score("fid", 1.0, "mobilenet")]), "a FID is of inception-2015 or dmgan, got 'mobilenet'"),
+        (made_up([score("fid", 1.0, "mobilenet")]), "a FID must be of inception-2015 or dmgan, got 'mobilenet'"),
         (made_up([score("fid", float("nan"))]), "is not valid JSON: it has the number NaN"),
         (made_up([score("fid", 1.0, samples=0)]), "samples must be an integer of at least 1, got 0"),
         (made_up([score("fid", 1.0, interval=[1.0])]), "interval must be two numbers"),

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+from dalle_zoo_eval import opening
 from dalle_zoo_eval import runner as evaluation
 from dalle_zoo_eval.datasets import EvalDataset, load_exclusions, read_dataset
 from dalle_zoo_eval.external import read_from_folder
-from dalle_zoo_eval.extractors import ExtractorFileError, opening
-from dalle_zoo_eval.extractors.opening import PUBLISHED
+from dalle_zoo_eval.extractors import EXTRACTORS, ExtractorFileError
 from dalle_zoo_eval.features import FeatureStore, Share
 from dalle_zoo_eval.generation import GeneratedImages
 from dalle_zoo_eval.image_sources import EVERY, GeneratedSet
@@ -53,7 +53,8 @@ class StubExtractor:
 
     def __init__(self, name: str, scale: float = 1.0) -> None:
         self.name, self.scale = name, scale
-        digest = PUBLISHED[name][0].sha256 if name in PUBLISHED else name
+        published = EXTRACTORS.spec(name).weights
+        digest = published[0].sha256 if published else name
         self.record: dict[str, str | int] = {"name": name, "sha256": digest, "pixels": 16, "resize": "none"}
         self.calls = 0
 
@@ -162,7 +163,7 @@ def test_from_captions_to_report(
     assert result["memorization"]["network"] == "inception-2015"
     assert result["memorization"]["training"] == "val2017"
     assert len(result["memorization"]["training_sha256"]) == 64
-    assert result["memorization"]["network_sha256"] == PUBLISHED["inception-2015"][0].sha256
+    assert result["memorization"]["network_sha256"] == EXTRACTORS.spec("inception-2015").weights[0].sha256
     assert {"config.json", "tokenizer.json"} & {Path(name).name for name in result["source"]["files_sha256"]}
     assert result["bootstrap"] == {"level": 0.95, "rounds": 1000, "seed": 0}
     assert result["run"] == {
@@ -273,7 +274,7 @@ def test_external_images_as_dm_gan_names_them_are_left_out_by_name(make: Any) ->
     assert (found.record["named_as_dataset"], found.record["excluded"]) == (6, 2)
     for path in (generated / "single").iterdir():
         path.rename(path.with_stem("no-" + path.stem))
-    with pytest.raises(ValueError, match=r"toy leaves images out by name, and none of the 7 in .* KEY\.png"):
+    with pytest.raises(ValueError, match=r"toy excludes images by name, but none of the 7 in .* KEY\.png"):
         external(generated, protocol, benchmark, excluded)
 
 

@@ -13,8 +13,8 @@ import torch
 import yaml
 from dalle_zoo_eval.blur import gaussian_blur
 from dalle_zoo_eval.datasets import Item
+from dalle_zoo_eval.extractors import EXTRACTORS
 from dalle_zoo_eval.extractors.base import Extractor
-from dalle_zoo_eval.extractors.opening import PUBLISHED
 from dalle_zoo_eval.features import FeatureStore, Share
 from dalle_zoo_eval.image_sources import ImageBatch
 from dalle_zoo_eval.protocol import Protocol, find_protocol
@@ -45,7 +45,7 @@ class Pixels:
     """Features: all pixels, so that there may be fewer images than features."""
 
     name = NETWORK
-    record: dict[str, str | int] = {"sha256": PUBLISHED[NETWORK][0].sha256}  # noqa: RUF012
+    record: dict[str, str | int] = {"sha256": EXTRACTORS.spec(NETWORK).weights[0].sha256}  # noqa: RUF012
 
     def prepare(self, images: Tensor) -> Tensor:
         return images
@@ -58,7 +58,7 @@ class Contrast:
     """Features: means of the four quarters, and how much the pixels differ."""
 
     name = NETWORK
-    record: dict[str, str | int] = {"sha256": PUBLISHED[NETWORK][0].sha256}  # noqa: RUF012
+    record: dict[str, str | int] = {"sha256": EXTRACTORS.spec(NETWORK).weights[0].sha256}  # noqa: RUF012
 
     def prepare(self, images: Tensor) -> Tensor:
         return images
@@ -151,7 +151,7 @@ def test_a_folder_that_nobody_knows_is_not_stopped_by_its_order(tmp_path: Path) 
     images[COUNT // 2 :] //= 2
     found = check(images, tmp_path, protocol=find_protocol("folder"))
     assert HALVES not in passed(found)
-    assert any("Perhaps they are sorted" in line for line in found.left_out)
+    assert any("Either the images are sorted" in line for line in found.left_out)
 
 
 def test_few_images_are_not_split(tmp_path: Path) -> None:
@@ -173,8 +173,8 @@ def test_other_weights_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_what_was_found_can_be_recorded_and_is_then_checked(tmp_path: Path) -> None:
     protocol = find_protocol("coco-30k")
     found = check(noise(), tmp_path)
-    (line,) = (line for line in found.left_out if "write into the protocol: " in line)
-    record: dict[str, Any] = yaml.safe_load(line.partition("write into the protocol: ")[2])
+    (line,) = (line for line in found.left_out if "add to the protocol: " in line)
+    record: dict[str, Any] = yaml.safe_load(line.partition("add to the protocol: ")[2])
     assert [entry["family"] for entry in record["reference"]] == [NETWORK]
     recorded = Protocol.from_dict({**json.loads(json.dumps(asdict(protocol))), **record})
     again = check(noise(), tmp_path, protocol=recorded)
@@ -187,7 +187,7 @@ def test_what_was_found_can_be_recorded_and_is_then_checked(tmp_path: Path) -> N
 
 def test_a_reference_that_depends_on_a_list_is_not_recorded(tmp_path: Path) -> None:
     found = check(noise(), tmp_path, protocol=find_protocol("coco-30k-dedup"))
-    assert "self-check by record: the reference depends on the list of exclusions" in found.left_out
+    assert "self-check by record: the reference depends on the exclusion list" in found.left_out
 
 
 def test_the_first_half_takes_half_of_every_kind() -> None:

@@ -1,16 +1,20 @@
-"""Extractors: images, perhaps with captions, to features.
+"""Extractors: from images, and captions for some, to features.
 
 | name | features | file |
 |---|---|---|
-| `inception-2015` | TensorFlow's Inception, 2048; 1008 logits | ``weights-inception-2015-12-05-6726825d.pth`` |
-| `dmgan` | torchvision's Inception as DM-GAN's code feeds it, 2048 | ``inception_v3_google-1a9a5a14.pth`` |
-| `clip` | a CLIP of transformers; captions too | its folder |
-| `ranker` | the ranker of a dalle-zoo model; captions too | the model's folder, or the ranker's |
+| `inception-2015` | TensorFlow's Inception, 2048; also 1008 logits | ``weights-inception-2015-12-05-6726825d.pth`` |
+| `dmgan` | torchvision's Inception with the input of the DM-GAN code, 2048 | ``inception_v3_google-1a9a5a14.pth`` |
+| `clip` | a CLIP model of transformers; also captions | its folder |
+| `ranker` | the ranker of a dalle-zoo model; also captions | folder of the model, or of the ranker |
 | `mobilenet` | MobileNet v1, 256 | ``mobilenet_v1_025_224.safetensors`` |
-| `image_tokenizer`, `prior` | codes, likelihoods | the measured model itself, see `model_parts` |
+| `image_tokenizer`, `prior` | codes, likelihoods | none: parts of the evaluated model |
 
-A distance between features of the first two is called FID, each in a column of its own. All files are local, and
-nothing is unpickled beyond tensors. Other distributions use the entry-point group ``dalle_zoo.extractors``.
+A Fréchet distance in the features of the first two is called FID, each in a column of its own. All files are local,
+and nothing but tensors is unpickled.
+
+A new extractor is one file with ``@EXTRACTORS.register(...)``, above a function that opens it, and one import line
+here. The fields of `ExtractorSpec` state its file, where to get it, and which weights are accepted; messages,
+``--help`` and default locations follow. Other distributions use the entry-point group ``dalle_zoo.extractors``.
 """
 
 from __future__ import annotations
@@ -19,10 +23,25 @@ from pathlib import Path
 
 import torch
 
-from dalle_zoo_eval.extractors import clip, inception, mobilenet  # noqa: F401 (they register themselves)
-from dalle_zoo_eval.extractors.base import EXTRACTORS, Extractor, ExtractorFileError, PairExtractor, TextExtractor
+from dalle_zoo_eval.extractors import clip, inception, mobilenet, model_parts  # noqa: F401 (they register themselves)
+from dalle_zoo_eval.extractors.base import (
+    EXTRACTORS,
+    Extractor,
+    ExtractorFileError,
+    ExtractorSpec,
+    PairExtractor,
+    TextExtractor,
+)
 
-__all__ = ["EXTRACTORS", "Extractor", "ExtractorFileError", "PairExtractor", "TextExtractor", "load_extractor"]
+__all__ = [
+    "EXTRACTORS",
+    "Extractor",
+    "ExtractorFileError",
+    "ExtractorSpec",
+    "PairExtractor",
+    "TextExtractor",
+    "load_extractor",
+]
 
 
 def load_extractor(
@@ -33,13 +52,16 @@ def load_extractor(
     Args:
         name: One of `EXTRACTORS`.
         location: Its file or folder, as in the table above; for a single file also the folder that holds it.
-        device: Where it computes.
-        expected_sha256: sha256 that its weights file must have; if missing, that of the published file where only one
-            such file makes the numbers what they are called (`inception-2015`, `dmgan`), else any.
+        device: Device of the network.
+        expected_sha256: sha256 that the weights must have. Defaults to the published files of its `ExtractorSpec`, if
+            there are any, or else to any weights.
 
     Raises:
-        ExtractorFileError: The file is missing or another one; the message says which to fetch and where to put it.
-        UnknownNameError: There is no such network.
+        ExtractorFileError: The file is missing or is the wrong one; the message states which file to download, and
+            where to.
+        UnknownNameError: There is no such extractor.
         ImportError: A package of the ``eval`` extra is missing.
     """
+    if EXTRACTORS.spec(name).model_part:
+        raise ExtractorFileError(f"{name} is a part of the evaluated model, which --model gives: it has no file")
     return EXTRACTORS[name](Path(location), torch.device(device), expected_sha256)

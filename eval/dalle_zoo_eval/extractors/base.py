@@ -1,4 +1,4 @@
-"""What the extractors share: the interface, checked files, and arithmetic that no setting changes."""
+"""Common parts of the extractors: interface, registry, checked files, and arithmetic that no setting changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dalle_zoo.registry import Registry
 
 
 class ExtractorFileError(ValueError):
-    """A file of a network that is missing or another one; the message says which, and where to put it."""
+    """A file of a network is missing or is the wrong one; the message states which file is needed, and where."""
 
 
 class Extractor(Protocol):
@@ -30,47 +30,42 @@ class Extractor(Protocol):
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """What a result file says of it: ``name``, ``sha256`` of the weights, ``pixels``, ``resize``.
+        """Entry of the result file: ``name``, ``sha256`` of the weights, ``pixels``, ``resize``.
 
-        A network of several files adds ``files_sha256``, the digest of each.
+        A network of several files adds ``files_sha256``, the digest of each. A network that takes no part in
+        generation, and so can evaluate images independently, adds ``title``, its name for people.
         """
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Does what can be done to uint8 images (B, 3, H, W) in another thread: scaling on the CPU.
+        """Prepares uint8 images (B, 3, H, W) in another thread: scaling on the CPU.
 
         Returns:
-            uint8 images for `__call__`, which gives the same features for them as for the first ones.
+            uint8 images for `__call__`, which returns the same features for them as for the original images.
         """
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Extracts features of images, uint8 (B, 3, H, W).
 
         Returns:
-            Tensors on the CPU, a row per image: ``features`` (B, d) in float32, ``logits`` (B, c) where there are
-            classes. Metrics ask for them by these names.
+            Tensors on the CPU, one row per image: ``features`` (B, d) in float32, and ``logits`` (B, c) if there are
+            classes. Metrics request them by these names.
         """
 
 
 @runtime_checkable
 class TextExtractor(Extractor, Protocol):
-    """A network that reads captions too."""
+    """An extractor that also encodes captions."""
 
     def text_features(self, captions: Sequence[str]) -> Tensor:
-        """Features of B captions in the space of those of images: float32 (B, d) on the CPU."""
+        """Returns features of B captions in the same space as those of images: float32 (B, d) on the CPU."""
 
 
 @runtime_checkable
 class PairExtractor(Extractor, Protocol):
-    """An extractor that sees images together with captions."""
+    """An extractor of images together with captions."""
 
     def pairs(self, images: Tensor, captions: Sequence[str], others: Sequence[str]) -> dict[str, Tensor]:
-        """Tensors of B images with their captions, and with captions of other images; called instead of `__call__`."""
-
-
-Opener = Callable[[Path, torch.device, str | None], Extractor]
-"""Of the file or folder, the device, and the sha256 that is expected."""
-
-EXTRACTORS: Registry[Opener] = Registry("feature extractor", group="dalle_zoo.extractors")
+        """Returns tensors of B images, given their captions and captions of other images; replaces `__call__`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +75,86 @@ class WeightsFile:
     name: str
     """File name."""
     sha256: str
-    """Its digest."""
+    """Digest of the file."""
     url: str
-    """Where it is published."""
+    """Page from which it can be downloaded."""
 
     def __str__(self) -> str:
         return f"{self.name} (sha256 {self.sha256}) from {self.url}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractorSpec:
+    """What is known of an extractor before it is opened."""
+
+    name: str
+    """Name in `EXTRACTORS`."""
+    weights: tuple[WeightsFile, ...] = ()
+    """Equivalent published files: the only weights with which it is what its name says. Empty if any may be used."""
+    file: str = ""
+    """Name of its file or folder in the folder of networks. Defaults to the first of ``weights``, or else ``name``."""
+    obtain: str = ""
+    """What to download or copy, for messages. Defaults to the first of ``weights``, or else ``name``."""
+    fid: bool = False
+    """Whether Fréchet distances in its features are called FID."""
+    model_folder: str = ""
+    """Folder in a model folder that holds it, if models may contain one of their own."""
+    model_part: bool = False
+    """Whether it is a required part of the evaluated model, opened with its pipeline instead of a file."""
+
+    @property
+    def default_file(self) -> str:
+        """Name of its file or folder in the folder of networks."""
+        return self.file or (self.weights[0].name if self.weights else self.name)
+
+    @property
+    def source(self) -> str:
+        """What to download or copy, for messages."""
+        return self.obtain or (str(self.weights[0]) if self.weights else self.name)
+
+
+Opener = Callable[..., Extractor]
+"""``(location, device, expected_sha256)``, with a file or folder; for parts of a model ``(pipe, files_sha256)``."""
+
+
+class ExtractorRegistry(Registry[Opener]):
+    """`Registry` of functions that open extractors, each with an `ExtractorSpec`."""
+
+    def __init__(self, kind: str, *, group: str) -> None:
+        super().__init__(kind, group=group)
+        self._specs: dict[str, ExtractorSpec] = {}
+
+    def register(self, name: str, **fields: Any) -> Callable[[Any], Any]:
+        """Returns a decorator that adds an extractor.
+
+        Args:
+            name: Name in protocols and of ``--network``.
+            **fields: Further fields of `ExtractorSpec`.
+        """
+        add = super().register(name)
+
+        def add_with_spec(opener: Any) -> Any:
+            self._specs[name] = ExtractorSpec(name=name, **fields)
+            return add(opener)
+
+        return add_with_spec
+
+    def spec(self, name: str) -> ExtractorSpec:
+        """Returns the spec of an extractor; raises `UnknownNameError` for an unknown name."""
+        self[name]  # loads the extractor of another distribution, which may register a spec
+        return self._specs.get(name, ExtractorSpec(name=name))
+
+    def names(self, **fields: Any) -> list[str]:
+        """Returns the names whose spec has certain values, in the order of registration; loads nothing.
+
+        Args:
+            **fields: Fields of `ExtractorSpec` and their values.
+        """
+        known = [*self._specs.values(), *(ExtractorSpec(name=name) for name in self if name not in self._specs)]
+        return [spec.name for spec in known if all(getattr(spec, field) == value for field, value in fields.items())]
+
+
+EXTRACTORS = ExtractorRegistry("feature extractor", group="dalle_zoo.extractors")
 
 
 def find_weights(location: Path, files: Sequence[WeightsFile], expected_sha256: str | None) -> tuple[Path, str]:
@@ -94,25 +163,25 @@ def find_weights(location: Path, files: Sequence[WeightsFile], expected_sha256: 
     Args:
         location: The file, or the folder that holds it under its name.
         files: The published files, best first.
-        expected_sha256: Digest that counts instead of the published ones.
+        expected_sha256: Digest to accept instead of the published ones.
 
     Returns:
         The file and its sha256.
 
     Raises:
-        ExtractorFileError: There is no such file, or its digest is another.
+        ExtractorFileError: There is no such file, or its digest differs.
     """
     paths = [location / file.name for file in files] if location.is_dir() else [location]
     path = next((path for path in paths if path.is_file()), None)
     choice = " or ".join(map(str, files))
     if path is None:
         raise ExtractorFileError(
-            f"the weights {' or '.join(map(str, paths))} are missing: fetch {choice}, and put it there"
+            f"the weights {' or '.join(map(str, paths))} are missing: download {choice} to that path"
         )
     digest = sha256_file(path)
     if digest not in ([expected_sha256] if expected_sha256 else [file.sha256 for file in files]):
         wanted = f"sha256 {expected_sha256}" if expected_sha256 else choice
-        raise ExtractorFileError(f"{path} has sha256 {digest}, expected {wanted}: fetch the right file again")
+        raise ExtractorFileError(f"{path} has sha256 {digest}, expected {wanted}: download the right file again")
     return path, digest
 
 
@@ -124,7 +193,7 @@ def check_images(images: Tensor) -> None:
 
 @contextmanager
 def exact_float32(device: torch.device) -> Iterator[None]:
-    """Inference in float32 whatever the caller's settings are: no autocast, no TF32, no choice by timing."""
+    """Runs inference in float32 with any settings of the caller: no autocast, no TF32, no selection by timing."""
     precision = torch.get_float32_matmul_precision()
     with (
         torch.inference_mode(),

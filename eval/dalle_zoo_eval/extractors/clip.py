@@ -39,13 +39,13 @@ class ContrastiveExtractor:
         return images
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 (B, 3, H, W) to ``features``, unit vectors (B, d)."""
+        """Maps uint8 (B, 3, H, W) to ``features``, unit vectors (B, d)."""
         check_images(images)
         with exact_float32(self.ranker.device):
             return {"features": self.ranker.image_features(images.to(self.ranker.device).float() / 255).cpu()}
 
     def text_features(self, captions: Sequence[str]) -> Tensor:
-        """Unit vectors of B captions, (B, d); equal captions have equal ones."""
+        """Returns unit vectors of B captions, (B, d); equal captions have equal vectors."""
         unique = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
         with exact_float32(self.ranker.device):
             texts = list(unique)
@@ -53,9 +53,11 @@ class ContrastiveExtractor:
             return torch.cat(parts)[[unique[caption] for caption in captions]]
 
 
-@EXTRACTORS.register("clip")
+@EXTRACTORS.register(
+    "clip", obtain="clip, a CLIP folder as transformers writes it, such as openai/clip-vit-base-patch32"
+)
 def load_clip(location: Path, device: torch.device, expected_sha256: str | None = None) -> ContrastiveExtractor:
-    """Opens a CLIP folder as transformers writes it; nothing is fetched, and no pickled weights are read.
+    """Opens a CLIP folder as transformers writes it; nothing is downloaded, and no pickled weights are read.
 
     Args:
         location: Folder with the files of `dalle_zoo.ranker_folder`.
@@ -65,11 +67,11 @@ def load_clip(location: Path, device: torch.device, expected_sha256: str | None 
     return open_contrastive("clip", location, device, expected_sha256)
 
 
-@EXTRACTORS.register("ranker")
+@EXTRACTORS.register("ranker", obtain="ranker, the folder of a dalle-zoo model", model_folder="ranker")
 def load_ranker(location: Path, device: torch.device, expected_sha256: str | None = None) -> ContrastiveExtractor:
-    """Opens the ranker of a dalle-zoo model, under its own name where no Inception is at hand.
+    """Opens the ranker of a dalle-zoo model.
 
-    It has chosen the images that it measures, if they were reranked: a reason to trust another network more.
+    If candidates were reranked, the ranker has selected the images that it evaluates: trust another network more.
 
     Args:
         location: Folder of a model, whose ``ranker`` is taken, or of a ranker.

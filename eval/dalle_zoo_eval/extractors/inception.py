@@ -1,8 +1,8 @@
-"""The two Inception networks behind published FIDs, which must never share a column.
+"""The two Inception networks of published FIDs, which must never share a column.
 
-`inception-2015` is the graph of TensorFlow that the FID was defined with, as torch-fidelity, torchmetrics and today's
-pytorch-fid run it. `dmgan` is what the DM-GAN code runs, and with it DF-GAN, CogView and the DALL-E paper:
-torchvision's weights, and an input that is scaled twice.
+`inception-2015` is the TensorFlow graph with which the FID was defined, as run by torch-fidelity, torchmetrics and
+today's pytorch-fid. `dmgan` is the network of the DM-GAN code, which DF-GAN, CogView and the DALL-E paper also use:
+torchvision's weights, with an input that is scaled twice.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WEIGHTS_2015 = WeightsFile(
     sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
     url="https://github.com/toshas/torch-fidelity/releases/tag/v0.2.0",
 )
-# The second is the first, written in today's format of torch.
+# The second file has the same weights as the first, in torch's current format.
 WEIGHTS_DMGAN = (
     WeightsFile(
         name="inception_v3_google-1a9a5a14.pth",
@@ -54,34 +54,34 @@ WEIGHTS_DMGAN = (
 
 @dataclass(frozen=True, kw_only=True)
 class InceptionExtractor:
-    """One of the two, ready to use."""
+    """One of the two networks, ready to use."""
 
     name: str
     record: Mapping[str, str | int]
     device: torch.device
-    look: Callable[[Tensor], dict[str, Tensor]]
-    """uint8 images on the device to what the network says."""
+    run: Callable[[Tensor], dict[str, Tensor]]
+    """uint8 images on the device to the outputs of the network."""
     resize: Callable[[Tensor], Tensor] = lambda images: images
-    """What happens to uint8 images on the CPU before; a second time it changes nothing."""
+    """Scales uint8 images on the CPU first; idempotent."""
 
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W), scaled if the network wants its images scaled by the CPU."""
+        """Returns uint8 (B, 3, H, W), scaled if the network requires images scaled on the CPU."""
         check_images(images)
         return self.resize(images)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 (B, 3, H, W) to ``features`` (B, 2048) and, for `inception-2015`, unbiased ``logits`` (B, 1008)."""
+        """Maps (B, 3, H, W) to ``features`` (B, 2048) and, for `inception-2015`, unbiased ``logits``, (B, 1008)."""
         check_images(images)
         with exact_float32(self.device):
-            found = self.look(self.resize(images).to(self.device))
+            found = self.run(self.resize(images).to(self.device))
         return {kind: values.float().cpu() for kind, values in found.items()}
 
 
-@EXTRACTORS.register("inception-2015")
+@EXTRACTORS.register("inception-2015", weights=(WEIGHTS_2015,), fid=True)
 def load_inception_2015(
     location: Path, device: torch.device, expected_sha256: str | None = None
 ) -> InceptionExtractor:
-    """Opens the Inception of TensorFlow: torch-fidelity's network, its resize (TensorFlow 1 bilinear) within.
+    """Opens the Inception of TensorFlow: torch-fidelity's network, which includes its resize (TensorFlow 1 bilinear).
 
     Args:
         location: The weights file or its folder.
@@ -93,12 +93,12 @@ def load_inception_2015(
     except (ImportError, RuntimeError) as error:  # a torchvision that does not fit torch raises RuntimeError
         raise _missing("torch-fidelity", error) from error
     path, digest = find_weights(location, [WEIGHTS_2015], expected_sha256)
-    # torch-fidelity unpickles whatever it is given. It gets bytes that were written here, from checked tensors.
+    # torch-fidelity unpickles any file. It gets bytes that were written here from checked tensors.
     checked = io.BytesIO()
     torch.save(_read_tensors(path), checked)
     checked.seek(0)
     kinds = {"features": "2048", "logits": "logits_unbiased"}
-    with torch.random.fork_rng(devices=[]):  # the initial weights are sampled, and thrown away
+    with torch.random.fork_rng(devices=[]):  # initial weights are sampled and discarded
         try:
             net = FeatureExtractorInceptionV3(
                 "inception-v3-compat", list(kinds.values()), feature_extractor_weights_path=checked
@@ -107,7 +107,7 @@ def load_inception_2015(
             raise _wrong_weights(path, WEIGHTS_2015, error) from None
     net = net.to(device)
 
-    def look(images: Tensor) -> dict[str, Tensor]:
+    def run(images: Tensor) -> dict[str, Tensor]:
         return dict(zip(kinds, net(images), strict=True))
 
     record: dict[str, str | int] = {
@@ -116,10 +116,10 @@ def load_inception_2015(
         "pixels": SIDE,
         "resize": "bilinear as TensorFlow 1",
     }
-    return InceptionExtractor(name="inception-2015", record=record, device=device, look=look)
+    return InceptionExtractor(name="inception-2015", record=record, device=device, run=run)
 
 
-@EXTRACTORS.register("dmgan")
+@EXTRACTORS.register("dmgan", weights=WEIGHTS_DMGAN, fid=True)
 def load_dmgan(location: Path, device: torch.device, expected_sha256: str | None = None) -> InceptionExtractor:
     """Opens torchvision's Inception up to the average pool, with the input of the DM-GAN code.
 
@@ -142,7 +142,7 @@ def load_dmgan(location: Path, device: torch.device, expected_sha256: str | None
     net.fc = nn.Identity()
     net = net.to(device).eval().requires_grad_(False)
 
-    def look(images: Tensor) -> dict[str, Tensor]:
+    def run(images: Tensor) -> dict[str, Tensor]:
         return {"features": net(dmgan_input(images))}
 
     record: dict[str, str | int] = {
@@ -151,23 +151,23 @@ def load_dmgan(location: Path, device: torch.device, expected_sha256: str | None
         "pixels": SIDE,
         "resize": "Pillow bilinear, aspect not kept",
     }
-    return InceptionExtractor(name="dmgan", record=record, device=device, look=look, resize=dmgan_resize)
+    return InceptionExtractor(name="dmgan", record=record, device=device, run=run, resize=dmgan_resize)
 
 
 def dmgan_resize(images: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) to (B, 3, 299, 299) as Pillow's bilinear does; such images come back as they are."""
+    """Scales uint8 (B, 3, H, W) to (B, 3, 299, 299) with Pillow's bilinear filter; skips images of that size."""
     if images.shape[-2:] == (SIDE, SIDE):
         return images
-    # Pillow leaves the interpreter while it works, so that threads help.
+    # Pillow releases the GIL, so threads help.
     with ThreadPoolExecutor() as threads:
         return torch.stack(list(threads.map(_resize, images.cpu().permute(0, 2, 3, 1).numpy())))
 
 
 def dmgan_input(images: Tensor) -> Tensor:
-    """uint8 pixels as the DM-GAN code feeds them.
+    """Scales uint8 pixels like the DM-GAN code.
 
-    They go to [0, 1] and then through a change of scale that is meant for pixels normalized with ImageNet's mean and
-    standard deviation. The network, trained on [-1, 1], sees about [-0.19, 0.43]. Published numbers depend on it.
+    Pixels are scaled to [0, 1] and then again, in a way meant for pixels normalized with ImageNet's mean and standard
+    deviation. The network, trained on [-1, 1], gets values in about [-0.19, 0.43]. Published numbers depend on this.
     """
     mean, std = (images.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (_MEAN, _STD))
     return images.float() / 255 * (std / 0.5) + (mean - 0.5) / 0.5
@@ -182,7 +182,7 @@ def _resize(pixels: np.ndarray) -> Tensor:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """A state dict; anything but tensors in the file is refused, not run."""
+    """Reads a state dict; a file with anything but tensors is rejected and not run."""
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged bytes the reader raises nearly anything
@@ -196,7 +196,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _wrong_weights(path: Path, file: WeightsFile, error: RuntimeError) -> ExtractorFileError:
-    details = str(error)[:300]  # torch names all of some 500 tensors
+    details = str(error)[:300]  # torch lists all of about 500 tensors
     return ExtractorFileError(f"{path} does not hold the weights of {file.name}: {details}")
 
 

@@ -1,4 +1,4 @@
-"""A network that took no part in the generated images: MobileNet v1 trained on ImageNet.
+"""A network that is not used in generation: MobileNet v1 trained on ImageNet.
 
 Its weights are not part of the project. The file ``mobilenet_v1_025_224.safetensors`` holds Google's
 (Apache-2.0) of width 0.25 under the names used here. Distances between its features are not FID.
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 WEIGHTS_FILE = "mobilenet_v1_025_224.safetensors"
 NAME = "MobileNet v1 0.25, ImageNet-1k"
 SIZE = 128
-"""Side to which images are scaled, pixels: 64-pixel plots gain nothing from the 224 of training."""
+"""Side to which images are scaled, pixels: 64-pixel images gain nothing from the 224 of training."""
 
 _WIDTHS = (8, 16, 32, 32, 64, 64, 128, 128, 128, 128, 128, 128, 256, 256)
 _HALVING = (0, 2, 4, 6, 12)
@@ -38,7 +38,7 @@ class Convolution(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
-        # As TensorFlow pads an even side: all round, or one row and column at the end when halving.
+        # Padding of TensorFlow for an even side: on all sides or, when halving, one row and column at the end.
         around = kernel // 2
         self.padding = (0, 1, 0, 1) if stride == 2 else (around,) * 4
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
@@ -98,17 +98,19 @@ class MobileNetExtractor:
     net: MobileNet
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Returns the images as they are: all is done where the network computes."""
+        """Returns the images unchanged: scaling happens on the device."""
         return images
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 (B, 3, H, W) to ``features`` (B, 256)."""
+        """Maps uint8 (B, 3, H, W) to ``features`` (B, 256)."""
         check_images(images)
         with exact_float32(self.device):
             return {"features": self.net.features(images)}
 
 
-@EXTRACTORS.register("mobilenet")
+@EXTRACTORS.register(
+    "mobilenet", file=WEIGHTS_FILE, obtain=f"{WEIGHTS_FILE}, MobileNet v1 of width 0.25 trained on ImageNet"
+)
 def load_mobilenet(
     location: Path, device: torch.device = CPU, expected_sha256: str | None = None
 ) -> MobileNetExtractor:
@@ -116,11 +118,11 @@ def load_mobilenet(
 
     Args:
         location: Its weights file, or the folder of ``mobilenet_v1_025_224.safetensors``.
-        device: Where it computes.
+        device: Device of the network.
         expected_sha256: Digest that the file must have. Defaults to any.
 
     Raises:
-        ExtractorFileError: There is no such file, or it holds another network.
+        ExtractorFileError: The file is missing or holds another network.
     """
     path = location / WEIGHTS_FILE if location.is_dir() else location
     if not path.is_file():

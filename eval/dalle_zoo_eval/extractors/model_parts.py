@@ -1,4 +1,4 @@
-"""Parts of the measured model as extractors: its image tokenizer and its prior."""
+"""Parts of the evaluated model as extractors: its image tokenizer and its prior."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle_zoo.pipeline import DallePipeline
-from dalle_zoo_eval.extractors.base import Extractor, check_images, exact_float32
+from dalle_zoo_eval.extractors.base import EXTRACTORS, check_images, exact_float32
 from dalle_zoo_eval.moments import in_batches
 
 # B images, h w code grid, T text positions, K codebook size
 
 BATCH = 32
-"""Images of which the prior computes the likelihood at once."""
-MODEL_PARTS = ("image_tokenizer", "prior")
-"""Extractors that the measured model itself brings."""
+"""Number of images whose likelihood the prior computes at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +33,7 @@ class ImageTokenizerExtractor:
         return images
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 (B, 3, H, W) to ``codes``, int64 (B, h, w), and ``codebook_size``, (B,)."""
+        """Maps uint8 (B, 3, H, W) to ``codes``, int64 (B, h, w), and ``codebook_size``, (B,)."""
         check_images(images)
         with exact_float32(self.pipe.device):
             codes = encode(self.pipe, images)
@@ -86,23 +84,30 @@ class PriorExtractor:
 
 
 def encode(pipe: DallePipeline, images: Tensor) -> Tensor:
-    """Codes of uint8 images (B, 3, H, W), int64 (B, h, w) on the CPU."""
+    """Returns the codes of uint8 images (B, 3, H, W), int64 (B, h, w) on the CPU."""
     parts = [
         pipe.image_tokenizer.encode((part.float() / 255).to(pipe.device)).cpu() for part in in_batches(images, 64)
     ]
     return torch.cat(parts)
 
 
-def open_model_part(name: str, pipe: DallePipeline, weights: Mapping[str, str]) -> Extractor:
-    """Returns a part of a model as an extractor.
+@EXTRACTORS.register("image_tokenizer", model_part=True)
+def open_image_tokenizer(pipe: DallePipeline, files_sha256: Mapping[str, str]) -> ImageTokenizerExtractor:
+    """Returns the image tokenizer of a model as an extractor.
 
     Args:
-        name: One of `MODEL_PARTS`.
         pipe: The model.
-        weights: sha256 of the model's files.
+        files_sha256: sha256 of the model's files.
     """
-    wanted = ("dvae/",) if name == "image_tokenizer" else ("dvae/", "prior/", "tokenizer/")
-    files = {path: digest for path, digest in weights.items() if path.startswith(wanted)}
-    record = {"name": f"{name} of the model", "files_sha256": files}
-    kind = ImageTokenizerExtractor if name == "image_tokenizer" else PriorExtractor
-    return kind(pipe=pipe, record=record)
+    return ImageTokenizerExtractor(pipe=pipe, record=_record("image_tokenizer", files_sha256, ("dvae/",)))
+
+
+@EXTRACTORS.register("prior", model_part=True)
+def open_prior(pipe: DallePipeline, files_sha256: Mapping[str, str]) -> PriorExtractor:
+    """Returns the prior of a model as an extractor; arguments as in `open_image_tokenizer`."""
+    return PriorExtractor(pipe=pipe, record=_record("prior", files_sha256, ("dvae/", "prior/", "tokenizer/")))
+
+
+def _record(name: str, files_sha256: Mapping[str, str], folders: tuple[str, ...]) -> dict[str, Any]:
+    files = {path: digest for path, digest in files_sha256.items() if path.startswith(folders)}
+    return {"name": f"{name} of the model", "files_sha256": files}

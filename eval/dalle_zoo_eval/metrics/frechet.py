@@ -18,12 +18,13 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from dalle_zoo_eval.extractors import EXTRACTORS
 from dalle_zoo_eval.metrics.base import METRICS
 from dalle_zoo_eval.moments import Moments, StatisticsError, in_batches
 
 # n samples, d features, r rank
 
-FID_FAMILIES = ("inception-2015", "dmgan")
+FID_FAMILIES = tuple(EXTRACTORS.names(fid=True))
 """Extractors whose distances are called FID. Their scores of the same images differ by several points."""
 CHUNK = 4096
 """Samples that are processed at once."""

@@ -43,8 +43,9 @@ def test_the_table_names_them_all() -> None:
     import dalle_zoo_eval.extractors as package
 
     assert package.__doc__
-    assert set(EXTRACTORS) == {"inception-2015", "dmgan", "clip", "ranker", "mobilenet"}
-    assert all(f"| `{name}` |" in package.__doc__ for name in EXTRACTORS)
+    assert set(EXTRACTORS) == {"inception-2015", "dmgan", "clip", "ranker", "mobilenet", "image_tokenizer", "prior"}
+    assert EXTRACTORS.names(fid=True) == ["inception-2015", "dmgan"]
+    assert all(f"`{name}`" in str(package.__doc__) for name in EXTRACTORS)
     with pytest.raises(UnknownNameError, match="Did you mean 'inception-2015'"):
         load_extractor("inception", "nowhere")
 

@@ -275,7 +275,7 @@ def test_another_file_is_not_opened(name: str, tmp_path: Path, monkeypatch: pyte
     path.write_bytes(b"something else")
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("opened before it was checked"))
     for expected in (None, "0" * 64):
-        with pytest.raises(ExtractorFileError, match=r"expected .*: fetch the right file again"):
+        with pytest.raises(ExtractorFileError, match=r"expected .*: download the right file again"):
             load_extractor(name, path, expected_sha256=expected)
 
 

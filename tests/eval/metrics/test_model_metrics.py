@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dalle_zoo_eval.extractors.model_parts import PriorExtractor, open_model_part
+from dalle_zoo_eval.extractors.model_parts import PriorExtractor, open_prior
 from dalle_zoo_eval.generation import model_sha256
 from dalle_zoo_eval.metrics import METRICS
 from dalle_zoo_eval.metrics.bits_per_token import bits_per_token
@@ -48,7 +48,7 @@ def pipe(model: Path) -> DallePipeline:
 
 
 def bits(pipe: DallePipeline, images: Tensor, captions: list[str], others: list[str]) -> dict[str, float]:
-    extractor = open_model_part("prior", pipe, model_sha256(pipe))
+    extractor = open_prior(pipe, model_sha256(pipe))
     assert isinstance(extractor, PriorExtractor)
     return bits_per_token(**extractor.pairs(images, captions, others))
 
@@ -78,7 +78,7 @@ def test_bits_are_those_of_the_head_and_not_of_the_batches(
 
 def test_a_likelihood_needs_captions(pipe: DallePipeline) -> None:
     with pytest.raises(TypeError, match="the prior needs captions"):
-        open_model_part("prior", pipe, model_sha256(pipe))(IMAGES)
+        open_prior(pipe, model_sha256(pipe))(IMAGES)
 
 
 def test_the_remark_names_groups_in_which_captions_cost_bits() -> None:
