@@ -7,12 +7,11 @@ import itertools
 import time
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dalle_zoo.claims import CLAIM
 from dalle_zoo.cli.errors import UserError, check_device
 from dalle_zoo.cli.outputs import check_file, check_folder
 from dalle_zoo.cli.parser import parser
@@ -101,11 +100,12 @@ def generate(arguments: list[str]) -> None:
     p.add_argument("--overwrite", action="store_true", help="replace the grid, and the images of the previous call")
     options = p.parse_args(arguments)
     _check_out(options.out, options.overwrite)
-    if options.folder:
-        check_folder("--folder", options.folder)
-    with claimed_folder(options.folder) if options.folder else nullcontext():
-        if options.folder and not options.overwrite and any(p.name != CLAIM for p in options.folder.iterdir()):
-            raise FileExistsError(f"{options.folder} is not empty: pass --overwrite, or choose another --folder")
+    if options.folder is None:
+        _generate(options)
+        return
+    check_folder("--folder", options.folder, overwrite=options.overwrite)
+    with claimed_folder(options.folder):
+        check_folder("--folder", options.folder, overwrite=options.overwrite)  # another call may just have ended
         _generate(options)
 
 
