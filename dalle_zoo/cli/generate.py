@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dalle_zoo.claims import CLAIM
 from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.outputs import check_folder
 from dalle_zoo.cli.parser import parser
@@ -88,13 +86,12 @@ def generate(arguments: list[str]) -> None:
         return
     options.out = options.out or Path("grid.png")
     check_out(options.out, options.overwrite)
-    if options.folder:
-        check_folder("--folder", options.folder)
-    with claimed_folder(options.folder) if options.folder else nullcontext():
-        if options.folder and not options.overwrite and any(p.name != CLAIM for p in options.folder.iterdir()):
-            raise FileExistsError(
-                f"{options.folder} exists and is not empty: pass --overwrite, or choose another --folder"
-            )
+    if options.folder is None:
+        _generate(options)
+        return
+    check_folder("--folder", options.folder, overwrite=options.overwrite)
+    with claimed_folder(options.folder):
+        check_folder("--folder", options.folder, overwrite=options.overwrite)  # another call may just have ended
         _generate(options)
 
 

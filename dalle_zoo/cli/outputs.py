@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from dalle_zoo.claims import CLAIM
 from dalle_zoo.cli.errors import UserError
 
 MOST_BYTES = 200
@@ -49,7 +50,7 @@ def check_folder(option: str, path: Path, *, overwrite: bool = True) -> None:
     _check_names(option, path)
     if path.exists() and not path.is_dir():
         raise UserError(f"{option} {path} is a file: expected a folder")
-    if path.exists() and not overwrite and any(path.iterdir()):
+    if path.exists() and not overwrite and any(entry.name != CLAIM for entry in path.iterdir()):
         raise FileExistsError(f"{path} exists and is not empty: pass --overwrite, or choose another {option}")
     _check_writable(option, path, path.absolute())
 
