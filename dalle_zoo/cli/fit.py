@@ -346,8 +346,7 @@ def run_recipe(
     except (ArgumentError, MisconfigurationException, ValueError) as error:
         raise UserError(explain(error)) from error
     except SIGTERMException:
-        if rank_zero_only.rank == 0:
-            log.warning("ended by SIGTERM: the same command resumes from the newest checkpoint in %s", run)
+        rank_zero_only(log.warning)("ended by SIGTERM: the same command resumes from the newest checkpoint in %s", run)
         raise
     finally:
         if torch.distributed.is_initialized():

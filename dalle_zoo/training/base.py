@@ -257,9 +257,9 @@ class StageModule(LightningModule):
             max_steps: Steps of the run.
         """
         late = {key: end for key, end in self.schedule_ends().items() if max_steps < COVERED * end}
-        if late and rank_zero_only.rank == 0:
+        if late:
             listed = ", ".join(f"model.{key} (step {end:,})" for key, end in late.items())
-            log.warning(
+            rank_zero_only(log.warning)(
                 "trainer.max_steps %s is shorter than the schedules %s: set them to the length of the run, if this is "
                 "all of it",
                 f"{max_steps:,}",
