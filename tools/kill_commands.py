@@ -380,7 +380,7 @@ def main() -> int:
         print(f"{count:6,} {name}")
     print(f"{counts.total():6,} kills, {len(failures)} failures", *failures, sep="\n")
     if not failures:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
     return int(bool(failures))
 
 
