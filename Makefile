@@ -36,8 +36,8 @@ test: $(VENV)/.test ## run lint, types and tests, as CI does
 test-slow: $(VENV)/.test ## run the tests that make test omits
 	$(BIN)/python -m pytest -m slow
 
-fuzz: $(VENV)/.test ## feed damaged weights, shards and manifests to their readers (FUZZ_SECONDS=60)
-	$(BIN)/python tools/fuzz_readers.py --seconds $(FUZZ_SECONDS)
+fuzz: $(VENV)/.test ## feed damaged files to their readers (FUZZ_SECONDS=60)
+	$(BIN)/python -m tools.fuzz_readers --seconds $(FUZZ_SECONDS)
 
 kills: $(VENV)/.test ## kill commands at random moments and compare their results (KILLS=300)
 	$(BIN)/python tools/kill_commands.py --kills $(KILLS)

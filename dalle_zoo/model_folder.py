@@ -6,7 +6,7 @@ lists the digest of every file; loading verifies them. Nothing here needs torch.
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -68,7 +68,7 @@ def config_from_dict(config_class: type, values: dict[str, Any], where: str) -> 
             raise ModelFolderError(f"{where}: {suggest('field', name, known)}")
         if not has_type(value, hints[name]):
             if get_origin(hints[name]) is Literal:
-                raise ModelFolderError(f"{where}: {suggest(name, str(value), map(str, get_args(hints[name])))}")
+                raise ModelFolderError(f"{where}: {suggest(name, str(value)[:100], map(str, get_args(hints[name])))}")
             kind = getattr(hints[name], "__name__", str(hints[name]))
             got = f"{value!r}" if isinstance(value, str | int | float | None) else type(value).__name__
             raise ModelFolderError(f"{where}: {name} must be of the type {kind}, got {got[:100]}")
@@ -99,7 +99,7 @@ def has_type(value: Any, hint: Any) -> bool:
         parts = arguments[:1] * len(value) if repeated else arguments
         return len(parts) == len(value) and all(map(has_type, value, parts))
     if hint is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
     if hint in (int, bool, str, NoneType):
         return type(value) is hint
     return origin is not tuple

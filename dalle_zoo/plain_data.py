@@ -20,8 +20,9 @@ MAX_YAML = 2**20
 """Limit of the characters of YAML, which takes seconds per MiB."""
 MAX_DEPTH = 64
 """Limit of nested lists and mappings."""
-MAX_NUMBER = 400
-"""Limit of the characters of a number in YAML: Python takes quadratic time for some of its notations."""
+MAX_NUMBER = 300
+"""Limit of the characters of a number: Python takes quadratic time for some notations of YAML, and longer integers are
+beyond the range of floating-point numbers."""
 
 
 class PlainDataError(ValueError):
@@ -50,12 +51,12 @@ def json_value(
     _check_size(len(data), max_bytes)
     options: dict[str, Any] = {"parse_constant": _not_finite, "parse_float": _finite_float} if finite else {}
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=pairs, **options)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_int=_short_integer, **options)
     except PlainDataError:
         raise
     except RecursionError:
         raise PlainDataError(_TOO_DEEP) from None
-    except ValueError as error:  # of JSON, UTF-8, and integers of thousands of digits
+    except ValueError as error:  # of JSON and UTF-8
         raise PlainDataError(f"is not valid JSON: {str(error)[:200]}") from None
     _check_depth(value)
     return value
@@ -99,7 +100,7 @@ class PlainLoader(yaml.SafeLoader):
             and len(node.value) > MAX_NUMBER
             and node.tag.endswith((":int", ":float"))
         ):
-            raise PlainDataError(f"has a number of {len(node.value)} characters, the limit is {MAX_NUMBER}")
+            raise _too_long(node.value)
         return node
 
 
@@ -115,14 +116,14 @@ def yaml_value(text: str, loader: type[PlainLoader] = PlainLoader, *, aliases: b
         PlainDataError: The text is not valid YAML, too long, nested too deeply, or has aliases.
     """
     _check_size(len(text), MAX_YAML)
-    opened = loader(text)
-    opened.aliases = aliases
     try:
+        opened = loader(text)
+        opened.aliases = aliases
         return opened.get_single_data()
     except PlainDataError:
         raise
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # dates and numbers raise the others
-        raise PlainDataError(f"is not valid YAML: {str(error)[:500]}") from None
+        raise PlainDataError(f"is not valid YAML: {' '.join(str(error).split())[:300]}") from None
 
 
 _TOO_DEEP = f"nests lists and mappings more than {MAX_DEPTH} deep"
@@ -141,6 +142,16 @@ def _check_depth(value: Any) -> None:
             return
         level = [part for node in containers for part in (node.values() if isinstance(node, dict) else node)]
     raise PlainDataError(_TOO_DEEP)
+
+
+def _too_long(number: str) -> PlainDataError:
+    return PlainDataError(f"has a number of {len(number)} characters, the limit is {MAX_NUMBER}")
+
+
+def _short_integer(text: str) -> int:
+    if len(text) > MAX_NUMBER:
+        raise _too_long(text)
+    return int(text)
 
 
 def _not_finite(name: str) -> NoReturn:

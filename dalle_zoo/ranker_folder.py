@@ -149,7 +149,10 @@ def _clip_config(values: Mapping[str, Any], headers: Mapping[str, Any], path: Pa
     check_numbers({"projection_dim": projection}, headers, str(path))
     fields: dict[str, Any] = {"text_config": text, "vision_config": vision, "projection_dim": projection}
     fields["attn_implementation"] = ATTENTION
-    return CLIPConfig(**fields)
+    try:
+        return CLIPConfig(**fields)
+    except Exception as error:  # transformers has several kinds for sizes that contradict each other
+        raise ModelFolderError(f"{path} describes no CLIP: {' '.join(str(error).split())[:300]}") from None
 
 
 def _tower(values: Mapping[str, Any], tower: str, headers: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from typing import Any
 from dalle_zoo.files import FileError, read_json, try_read_json
 from dalle_zoo.model_folder import CHECKSUMS
 from dalle_zoo.registry import suggest
+from dalle_zoo.result_schema import problem_of
 
 _PACKAGE = Path(__file__).parent
 _ROOTS = (_PACKAGE / "_results", _PACKAGE.parent / "eval" / "results")
@@ -157,18 +158,9 @@ def check_result(data: Any) -> list[Score]:
     Raises:
         ResultError: It is no result, or a wrong one.
     """
-    expected = {"protocol": dict, "source": dict, "groups": dict, "metrics": dict, "scores": list}
-    for part, kind in expected.items():
-        if not isinstance(data, dict) or not isinstance(data.get(part), kind):
-            raise ResultError(f"has no {part}: expected a result file of dalle-zoo eval")
-    for part in ("protocol", "source"):
-        if not isinstance(data[part].get("name"), str):
-            raise ResultError(f"{part}.name must be text, got {data[part].get('name')!r}")
-    for name, group in data["groups"].items():
-        dataset = group.get("dataset") if isinstance(group, dict) else None
-        if not isinstance(dataset, dict) or not isinstance(dataset.get("sha256"), str):
-            found = dataset.get("sha256") if isinstance(dataset, dict) else None
-            raise ResultError(f"groups.{name}.dataset.sha256 must be text, got {found!r}")
+    problem = problem_of(data, {field.name for field in fields(Score)})
+    if problem is not None:
+        raise ResultError(problem)
     failed = [str(check.get("name")) for check in data.get("selfcheck") or [] if not check.get("passed")]
     if failed:
         raise ResultError(f"the self-check failed ({', '.join(failed)}): its scores mean nothing; measure again")
@@ -354,8 +346,9 @@ def figures(result: Result) -> list[Figure]:
 
 def measured_weights(result: Result) -> dict[str, str]:
     """sha256 of every file of weights that was measured, by its path in the model; empty where images were."""
-    source = result.get("source") or {}
-    return dict(source.get("weights_sha256") or {})
+    source = result.get("source")
+    found = source.get("weights_sha256") if isinstance(source, Mapping) else None
+    return dict(found) if isinstance(found, Mapping) else {}
 
 
 def fits(result: Result, listed: Mapping[str, str]) -> bool:

@@ -35,6 +35,10 @@ INTEGERS = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.boo
 """Other dtypes and their names in safetensors files. They must match exactly."""
 
 
+MAX_NAME = 255
+"""Limit of a file name in characters; file systems refuse longer ones."""
+
+
 class Lazy(Protocol):
     """A tensor that is read only when it is needed."""
 
@@ -201,8 +205,8 @@ def read_headers(path: Path) -> dict[str, Header]:
         raise ModelFolderError(f"{index} has no weight_map of tensor names to files")
     headers: dict[str, Header] = {}
     for file in dict.fromkeys(where.values()):
-        if Path(file).name != file:
-            raise ModelFolderError(f"{index} names a file outside its folder: {file}")
+        if Path(file).name != file or len(file) > MAX_NAME:
+            raise ModelFolderError(f"{index} names a file outside its folder: {file[:MAX_NAME]}")
         if not path.with_name(file).is_file():
             raise ModelFolderError(f"{path.with_name(file)} is missing: copy or download the model again")
         stored = _headers_of_file(path.with_name(file))
@@ -275,8 +279,8 @@ def check_numbers(values: Mapping[str, Any], headers: Mapping[str, Header], wher
         for number in value if isinstance(value, list | tuple) else (value,):
             if isinstance(number, int | float) and abs(number) > limit:
                 raise ModelFolderError(
-                    f"{where}: {name} has the number {number:.6g}, which exceeds every dimension of the weights next "
-                    f"to it (the limit is {limit}): the files do not belong together"
+                    f"{where}: {name} has the number {str(number)[:20]}, which exceeds every dimension of the weights "
+                    f"next to it (the limit is {limit}): the files do not belong together"
                 )
 
 

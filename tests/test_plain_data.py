@@ -56,7 +56,7 @@ def test_moderate_nesting_is_read(parse: Callable[[str], Any]) -> None:
         ("NaN", "it has the number NaN"),
         ("[-Infinity]", "it has the number -Infinity"),
         ("1e999", "1e999, which is beyond the range"),
-        ("9" * 5000, "is not valid JSON"),
+        ("9" * 5000, "has a number of 5000 characters"),
     ],
 )
 def test_numbers_of_json(text: str, message: str) -> None:
@@ -81,6 +81,7 @@ def test_a_key_twice() -> None:
         ("9" * 100_000, "has a number of 100000 characters"),
         ("a: 2024-99-01", "is not valid YAML"),
         ("\t- x", "is not valid YAML"),
+        ("a: \x00", "is not valid YAML"),
     ],
 )
 def test_hostile_yaml(text: str, message: str) -> None:

@@ -163,3 +163,32 @@ def test_listing_loads_no_torch() -> None:
         "import sys; from dalle_zoo import list_models; list_models()[0].figures; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r["protocol"].update(title=3), "protocol.title must be text, got '3'"),
+        (lambda r: r["protocol"].update(sampling=[]), "protocol.sampling must be an object"),
+        (
+            lambda r: r["protocol"].update(headlines=[{"metrics": "fid"}]),
+            "protocol.headlines must be a list of objects",
+        ),
+        (lambda r: r["source"].update(weights_sha256=["aa"]), "source.weights_sha256 must be an object"),
+        (lambda r: r.update(selfcheck=["passed"]), "selfcheck must be a list of objects"),
+        (lambda r: r["groups"]["all"].update(dataset={}), "groups.all.dataset.sha256 must be text"),
+        (lambda r: r["metrics"].update(fid=[]), "metrics.fid must be an object"),
+        (lambda r: r["metrics"]["fid"].pop("label"), "metrics.fid.label must be text"),
+        (
+            lambda r: r["metrics"]["fid"].update(format=".999999999f"),
+            "metrics.fid.format must be a format such as .2f",
+        ),
+        (lambda r: r["metrics"]["fid"].update(parts={"a": 1}), "metrics.fid.parts must be an object with texts"),
+        (lambda r: r["metrics"]["fid"].update(extractor=1), "metrics.fid.extractor must be a list"),
+    ],
+)
+def test_results_of_another_form_are_refused(change: Any, message: str) -> None:
+    result = json.loads(json.dumps(SCORED))
+    change(result)
+    with pytest.raises(ResultError, match=message):
+        figures(result)

@@ -1,7 +1,10 @@
-"""Damages files at random and reads them: weights may raise only `WeightFileError`, shards and manifests `ValueError`.
+"""Damages files at random and reads them; the readers may raise only the errors that `fuzz_files` lists.
 
-    python tools/fuzz_readers.py --seconds 60
-    python tools/fuzz_readers.py --seed 0 --case 1234     # repeats one case and prints its traceback
+The files are weights of other code bases, configurations, weights and indexes of models, shards, manifests,
+checkpoints, result files and recipes.
+
+    python -m tools.fuzz_readers --seconds 60
+    python -m tools.fuzz_readers --seed 0 --case 1234     # repeats one case and prints its traceback
 
 A case depends only on the seed and its number. It fails with any other exception, after more than `CASE_SECONDS`, or
 if all cases together use more memory than `MEMORY`.
@@ -10,37 +13,24 @@ if all cases together use more memory than `MEMORY`.
 from __future__ import annotations
 
 import argparse
-import gzip
 import io
 import json
-import pickle
+import logging
 import random
 import resource
 import signal
 import struct
 import sys
-import tarfile
 import tempfile
 import time
 import traceback
 import zipfile
-from argparse import Namespace
-from collections import Counter, OrderedDict
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-from PIL import Image
-from safetensors.torch import save
-
-from dalle_zoo.convert import WeightFileError, inspect_files, open_checkpoint, recognize
-from dalle_zoo.convert.object_pickles import load_objects
-from dalle_zoo.data import CodeDataset, ShardSource, Skipped
-from dalle_zoo.data.code_files import FORMAT
-from dalle_zoo.files import FileError
-from dalle_zoo.models.dvae import DVAE, DVAEConfig
-from dalle_zoo.models.external.vqgan import VQGAN, VQGANConfig
+from tools.fuzz_files import Original, originals
 
 CASE_SECONDS = 10
 MEMORY = 4 * 2**30
@@ -55,110 +45,6 @@ class TooSlowError(BaseException):
 
 def too_slow(*_: object) -> None:
     raise TooSlowError(f"more than {CASE_SECONDS} s")
-
-
-# ---------------------------------------------------------------- undamaged files
-
-
-def dvae_weights() -> dict[str, torch.Tensor]:
-    """A small dVAE under the names of transformers."""
-    config = DVAEConfig(image_size=16, width=4, num_groups=2, blocks_per_group=1, decoder_stem=4, codebook_size=6)
-    names = {}
-    for name, tensor in DVAE(config).encoder.state_dict().items():
-        name = (
-            name.replace("skip", "id_path").replace("conv_", "res_path.path.conv_").replace("block_", "group.block_")
-        )
-        name = name.removeprefix("groups.").replace("output.", "output.conv.")
-        names[f"blocks.{name}"] = tensor
-    return names
-
-
-def vqgan_weights() -> dict[str, torch.Tensor]:
-    """A small VQGAN, whose names are those of taming-transformers."""
-    config = VQGANConfig(
-        image_size=8,
-        width=32,
-        multipliers=(1, 1),
-        blocks_per_level=1,
-        attention_sizes=(),
-        code_channels=4,
-        codebook_size=8,
-    )
-    return VQGAN(config).state_dict()
-
-
-def packed(value: Any) -> bytes:
-    """MessagePack of mappings and arrays, as Flax writes them."""
-    if isinstance(value, dict):
-        head = bytes([0x80 | len(value)]) if len(value) < 16 else b"\xde" + struct.pack(">H", len(value))
-        return head + b"".join(packed(name) + packed(one) for name, one in value.items())
-    if isinstance(value, str):
-        text = value.encode()
-        return (bytes([0xA0 | len(text)]) if len(text) < 32 else bytes([0xD9, len(text)])) + text
-    shape = b"".join(bytes([n]) if n < 128 else b"\xcd" + struct.pack(">H", n) for n in value.shape)
-    numbers: bytes = value.contiguous().numpy().tobytes()
-    kind = packed(str(value.dtype).removeprefix("torch."))
-    content = bytes([0x93, 0x90 | value.ndim]) + shape + kind + b"\xc6" + struct.pack(">I", len(numbers)) + numbers
-    return b"\xc9" + struct.pack(">I", len(content)) + b"\x01" + content
-
-
-def flax_weights() -> dict[str, Any]:
-    """Some of DALL-E mini's, by its names: tables, and tensors of two layers in one."""
-
-    def stack(width: int) -> dict[str, Any]:
-        unit = {"LayerNorm_0": {"bias": torch.rand(2, width)}, "Dense_0": {"kernel": torch.rand(2, width, 6)}}
-        return {"LayerNorm_0": {"bias": torch.rand(2, width)}, "GLU_0": unit}
-
-    parts = {
-        part: {
-            "embed_tokens": {"embedding": torch.rand(tokens, 4)},
-            "embed_positions": {"embedding": torch.rand(4, 4)},
-            "layers": {f"FlaxBart{part.title()}Layers": stack(4)},
-        }
-        for part, tokens in (("encoder", 7), ("decoder", 9))
-    }
-    return {"lm_head": {"kernel": torch.rand(4, 9)}, "model": parts}
-
-
-def originals() -> dict[str, bytes]:
-    """Undamaged files by their name; the ending tells how they are read."""
-    torch.manual_seed(0)
-    plain = {"a": [1, 2.5, None, True, 2**70], "b": ("text", b"raw"), "c": OrderedDict(k=1), "d": Namespace(width=8)}
-    weights, module = dvae_weights(), torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
-    files = {f"plain{protocol}.pickle": pickle.dumps(plain, protocol) for protocol in range(2, 6)}
-    for name, value in {"dvae": weights, "vqgan": {"state_dict": vqgan_weights()}, "module": module}.items():
-        for form, new in (("zip", True), ("legacy", False)):
-            file = io.BytesIO()
-            torch.save(value, file, _use_new_zipfile_serialization=new)
-            files[f"{name}.{form}"] = file.getvalue()
-    files["dvae.safetensors"] = save(weights)
-    files["dalle_mini.msgpack"] = packed(flax_weights())
-    config = {"model": {"target": "taming.models.vqgan.VQModel", "params": {"embed_dim": 4, "ddconfig": {"ch": 32}}}}
-    files["config.json"] = json.dumps(config).encode()
-    files["config.yaml"] = yaml.safe_dump(config).encode()
-    files["shard.tar"] = shard(tarfile.GNU_FORMAT)
-    files["shard.tgz"] = gzip.compress(shard(tarfile.PAX_FORMAT))
-    counts = {"shards": [{"file": "shard.tar", "bytes": len(files["shard.tar"]), "samples": 3}]}
-    codes = {"format": FORMAT, "variants": 1, "chunk": 3, "grid": [2, 2], "tokenizer": {"codebook_size": 8}}
-    files["manifest.json"] = json.dumps(counts | codes).encode()
-    return files
-
-
-def shard(form: int) -> bytes:
-    """Three samples with long names, which need extended headers."""
-    file, image = io.BytesIO(), io.BytesIO()
-    Image.new("RGB", (4, 4)).save(image, "PNG")
-    with tarfile.open(fileobj=file, mode="w", format=form) as archive:
-        for key in ("a", "b" * 120, "c"):
-            for ending, data in (
-                ("png", image.getvalue()),
-                ("json", b'{"captions": ["one", "two"]}'),
-                ("txt", b"one"),
-            ):
-                member = tarfile.TarInfo(f"{key}.{ending}")
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
-    return file.getvalue()
 
 
 # ---------------------------------------------------------------- damage
@@ -227,6 +113,38 @@ def damaged_header(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+STRANGE: list[Any] = [
+    None, True, 0, -1, 1.5, 2**31, 10**15, 10**400, "", "x", "../x", [], {}, [None], {"a": 1}, float("nan"),
+    "9" * 5000, ["x"] * 3000,
+]  # fmt: skip
+"""Values that replace those of a JSON file."""
+
+
+def changed(value: Any, rng: random.Random) -> Any:
+    """JSON with some values replaced, removed, repeated, or nested deeply."""
+    places: list[tuple[Any, Any]] = []
+    waiting = [value]
+    while waiting:
+        node = waiting.pop()
+        keys: list[Any] = list(node) if isinstance(node, dict) else list(range(len(node)))
+        places += [(node, key) for key in keys]
+        waiting += [node[key] for key in keys if isinstance(node[key], dict | list)]
+    for node, key in rng.sample(places, min(len(places), rng.choice((1, 1, 2, 5)))):
+        match rng.randrange(6):
+            case 0:
+                node[key] = json.loads(json.dumps(rng.choice(places)[0]))
+            case 1 if isinstance(node, dict):
+                node.pop(key, None)
+            case 2 if isinstance(node, dict):
+                node[rng.choice(("x", "", "type", "model_type"))] = rng.choice(STRANGE)
+            case 3:
+                depth = rng.choice((10, 80, 200))
+                node[key] = json.loads("[" * depth + "]" * depth)
+            case _:
+                node[key] = rng.choice(STRANGE)
+    return value
+
+
 def program(rng: random.Random) -> bytes:
     """A random row of instructions of a pickle, with the strings and numbers that some of them take."""
     names = [b"os", b"system", b"torch", b"FloatStorage", b"torch._utils", b"_rebuild_tensor_v2", b"a.b", b"storage"]
@@ -261,10 +179,11 @@ def many_calls(rng: random.Random) -> bytes:
     return b"\x80\x02" + first + b"(" + again * rng.randrange(1, 20_000) + b"t."
 
 
-def make(number: int, seed: int, files: dict[str, bytes]) -> tuple[str, bytes]:
+def make(number: int, seed: int, files: Mapping[str, Original]) -> tuple[str, bytes]:
     """Name and content of a case."""
     rng = random.Random(f"{seed}-{number}")
     name = rng.choice(sorted(files))
+    data = files[name].data
     if name.endswith(".pickle") and rng.random() < 0.5:
         return name, program(rng)
     if name == "module.zip" and rng.random() < 0.1:
@@ -273,61 +192,32 @@ def make(number: int, seed: int, files: dict[str, bytes]) -> tuple[str, bytes]:
             archive.writestr("module/data.pkl", many_calls(rng))
         return name, file.getvalue()
     if name.endswith(".zip") and rng.random() < 0.6:
-        return name, damaged_within(files[name], rng)
+        return name, damaged_within(data, rng)
     if name == "shard.tar" and rng.random() < 0.7:
-        return name, damaged_header(files[name], rng)
-    return name, damaged(files[name], rng)
+        return name, damaged_header(data, rng)
+    if name.endswith(".json") and rng.random() < 0.7:
+        return name, json.dumps(changed(json.loads(data), rng)).encode()
+    return name, damaged(data, rng)
 
 
 # ---------------------------------------------------------------- reading
 
 
-def read(name: str, data: bytes, folder: Path) -> None:
-    """Reads a case as the package would."""
-    if name.endswith(".pickle"):
-        load_objects(io.BytesIO(data), len(data))
-        return
-    path = folder / name
-    path.write_bytes(data)
-    if name.startswith(("shard", "manifest")):
-        read_data(path)
-        return
-    if name.startswith("config"):
-        location = inspect_files(path)  # which keeps the reason in place of raising it
-        for reason in {**location.unread, **location.damaged}.values():
-            raise WeightFileError(reason)
-        return
-    for tensor in open_checkpoint(path).tensors.values():
-        tensor.read()
-    recognize(path)
-
-
-def read_data(path: Path) -> None:
-    """Reads a shard, or a manifest as that of code shards and of shards."""
-    if path.suffix == ".json":
-        CodeDataset(path.parent)
-    source = ShardSource([path.parent / "shard.tar" if path.suffix == ".json" else path])
-    for record in source.read(seed=None, epoch=0, start=0, stop=source.num_samples):
-        if isinstance(record, Skipped):
-            raise FileError(record.reason)
-
-
 def run(seed: int, cases: range, seconds: float, folder: Path, report: Any = print) -> int:
     """Reads cases until they or the time are at an end; returns how many failed."""
     files, outcomes, failures = originals(), Counter[str](), 0
-    (folder / "shard.tar").write_bytes(files["shard.tar"])  # to which the manifest belongs
     begin = time.monotonic()
     handler = signal.signal(signal.SIGALRM, too_slow)
     for number in cases:
         if time.monotonic() - begin > seconds:
             break
         name, data = make(number, seed, files)
-        expected = ValueError if name.startswith(("shard", "manifest")) else WeightFileError
         signal.alarm(CASE_SECONDS)
         try:
-            read(name, data, folder)
+            with tempfile.TemporaryDirectory(dir=folder) as own:
+                files[name].read(data, Path(own))
             outcomes["read"] += 1
-        except expected:
+        except files[name].errors:
             outcomes["refused"] += 1
         except (Exception, TooSlowError):
             failures += 1
@@ -355,6 +245,7 @@ def main() -> int:
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
     cases = range(options.cases) if options.case is None else range(options.case, options.case + 1)
+    logging.disable(logging.CRITICAL)  # readers name each damaged shard in a line of the log
     with tempfile.TemporaryDirectory() as folder:
         return int(run(options.seed, cases, options.seconds, Path(folder)) > 0)
 

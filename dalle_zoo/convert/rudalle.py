@@ -165,6 +165,7 @@ def _infer(tensors: Tensors, configs: Configs) -> tuple[dict[str, Any], dict[str
                         f"{file} states {external} as {shown(stated[external])}, expected {kind.__name__}"
                     )
                 config[field], notes[field] = stated[external], file
+    _check_stated(config, configs)
     if "num_heads" not in config:
         if config["width"] not in HEADS:
             raise WeightFileError(
@@ -175,6 +176,24 @@ def _infer(tensors: Tensors, configs: Configs) -> tuple[dict[str, Any], dict[str
         config["num_heads"] = HEADS[config["width"]]
         notes["num_heads"] = "that of the published model of this width"
     return config, notes
+
+
+def _check_stated(config: Mapping[str, Any], configs: Configs) -> None:
+    """Raises `WeightFileError` if a configuration of ruDALL-E states other sizes than the tensors have."""
+    sizes = {
+        "num_layers": "num_layers", "hidden_size": "width", "text_seq_length": "text_length",
+        "image_tokens_per_dim": "image_height", "image_vocab_size": "codebook_size",
+    }  # fmt: skip
+    for file, stated in configs.items():
+        if "image_tokens_per_dim" not in stated:  # of another network
+            continue
+        wrong = [
+            f"{external} is {shown(stated[external])}, the tensors have {config[field]}"
+            for external, field in sizes.items()
+            if stated.get(external, config[field]) != config[field]
+        ]
+        if wrong:
+            raise WeightFileError(f"{file} does not describe this network: {'; '.join(wrong)}")
 
 
 def _version(masks: Tensors, layout: TextImageLayout, stated: str | None) -> tuple[Version, str]:

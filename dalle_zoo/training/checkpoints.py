@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from torch import Tensor
 
 from dalle_zoo.files import atomic_write
 from dalle_zoo.training.averaging import STATE
-from dalle_zoo.training.integrity import check_intact
+from dalle_zoo.training.integrity import check_intact, damaged
 from dalle_zoo.training.sharded import is_sharded, read_state, read_unsharded, remove
 from dalle_zoo.training.strategies.states import by_number
 from dalle_zoo.weights import save_weights
@@ -59,6 +60,21 @@ def unsharded_checkpoint(path: Path) -> dict[str, Any]:
     return {**checkpoint, **tensors}
 
 
+def _read_file(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint that is one file.
+
+    Raises:
+        ValueError: The file is no checkpoint, or it is damaged.
+    """
+    try:
+        checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
+    except Exception as error:  # on damaged bytes PyTorch raises nearly anything
+        raise damaged(path, str(error).partition("\n")[0][:200]) from None
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path} must be a checkpoint, got a file with {type(checkpoint).__name__}")
+    return checkpoint
+
+
 def consolidate(path: Path, folder: Path, *, averaged: bool = True) -> str:
     """Writes the weights of a checkpoint of any strategy as a component folder of a model.
 
@@ -81,11 +97,16 @@ def consolidate(path: Path, folder: Path, *, averaged: bool = True) -> str:
         weights = read_unsharded(path, f"{STATE}/").get(STATE, {}) if averaged else {}
         weights = weights or read_unsharded(path, "model/")["model"]
     else:
-        checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
+        checkpoint = _read_file(path)
         weights = (checkpoint.get(STATE) if averaged else None) or checkpoint.get("state_dict", {})
-    described = checkpoint.get("dalle_zoo", {})
-    if described.get("stage") not in ("dvae", "prior"):
-        raise ValueError(f"{path} must be a checkpoint of a dVAE or a prior, got {described or 'another file'}")
+    described: Any = checkpoint.get("dalle_zoo")
+    if not isinstance(described, dict) or described.get("stage") not in ("dvae", "prior"):
+        found = described.get("stage") if isinstance(described, dict) else "another file"
+        raise ValueError(f"{path} must be a checkpoint of a dVAE or a prior, got {str(found)[:100]}")
+    if not isinstance(described.get("config"), dict):
+        raise ValueError(f"{path} must hold the configuration of its network")
+    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise ValueError(f"{path} must hold a dict of tensors as its weights")
     config = {"type": described["stage"], **described["config"]}
     prefix = "net."
     tensors = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}

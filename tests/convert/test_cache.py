@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +16,8 @@ from dalle_zoo import DallePipeline, convert, load_model
 from dalle_zoo.convert import WeightFileError, cached
 from dalle_zoo.model_folder import ModelFolderError, verify_checksums
 from dalle_zoo.zoo import find_model
+from tools import fuzz_files
 
-FUZZER = runpy.run_path(str(Path(__file__).parents[2] / "tools/fuzz_readers.py"))
 NETWORK = {
     "double_z": False, "z_channels": 4, "resolution": 8, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 1],
     "num_res_blocks": 1, "attn_resolutions": [],
@@ -36,7 +35,7 @@ def weights(tmp_path: Path) -> Path:
     """A file of a VQGAN."""
     folder = tmp_path / "in"
     folder.mkdir()
-    torch.save(FUZZER["vqgan_weights"](), folder / "last.ckpt")
+    torch.save(fuzz_files.vqgan_weights(), folder / "last.ckpt")
     return folder / "last.ckpt"
 
 

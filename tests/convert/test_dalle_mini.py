@@ -24,9 +24,9 @@ from dalle_zoo.networks import load_prior
 from dalle_zoo.sampling import SamplingOptions, decode_logits, sample_codes
 from dalle_zoo.tokenizers import DalleMiniTokenizer, HFTokenizer, load_text_tokenizer
 from dalle_zoo.tokenizers.dalle_mini import simplify
+from tools.fuzz_files import packed
 
 GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden/dalle_mini.py"))
-packed = runpy.run_path(str(Path(__file__).parents[2] / "tools/fuzz_readers.py"))["packed"]
 FIRST = runpy.run_path(str(Path(__file__).parents[1] / "golden/vqgan.py"))
 TEXT = json.loads(GOLDEN["TEXT"].read_text())
 LAYOUTS = json.loads(GOLDEN["LAYOUTS"].read_text())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import runpy
 import struct
 import time
 from dataclasses import fields
@@ -20,8 +19,7 @@ from dalle_zoo.convert import FAMILIES, Conversion, Source, WeightFileError, con
 from dalle_zoo.convert.lazy import CONVERTED_SHARD_BYTES, write_network
 from dalle_zoo.registry import UnknownNameError
 from dalle_zoo.weights import SHARD_BYTES
-
-FUZZER = runpy.run_path(str(Path(__file__).parents[2] / "tools/fuzz_readers.py"))
+from tools import fuzz_files, fuzz_readers
 
 
 @pytest.fixture
@@ -29,7 +27,7 @@ def encoder(tmp_path: Path) -> Path:
     """A folder with an encoder in a file with an arbitrary name."""
     folder = tmp_path / "in"
     folder.mkdir()
-    torch.save(FUZZER["dvae_weights"](), folder / "x")
+    torch.save(fuzz_files.dvae_weights(), folder / "x")
     return folder
 
 
@@ -67,7 +65,7 @@ def test_recognition_of_one_named_family(encoder: Path) -> None:
 
 
 def test_two_families_in_one_folder_raise(encoder: Path) -> None:
-    torch.save(FUZZER["vqgan_weights"](), encoder / "y")
+    torch.save(fuzz_files.vqgan_weights(), encoder / "y")
     with pytest.raises(WeightFileError, match=r"holds weights of openai_dvae and vqgan: name the one .* --family"):
         recognize(encoder)
     assert find(encoder, "vqgan").family == "vqgan"
@@ -87,7 +85,7 @@ def test_the_error_for_unknown_weights_lists_the_files_found(
     assert "\n  a.pt: a file of torch with 1 tensors (net.weight [2, 3], ...)\n" in said
     assert "\n  config.yaml: a configuration with width\n" in said
     assert "b.bin cannot be opened: it is not a file of torch, safetensors or Flax" in said
-    assert "broken.json cannot be read: JSONDecodeError" in said
+    assert "broken.json is not valid JSON: " in said
     assert not (tmp_path / "out").exists()
 
 
@@ -99,8 +97,8 @@ def test_the_error_for_unknown_weights_lists_the_files_found(
             "external.safetensors",
             lambda _: struct.pack("<Q", 60) + b'{"a": {"dtype": "F8_E4M3", "shape": [1]}}'.ljust(60),
         ),
-        ("older.pt", lambda _: FUZZER["originals"]()["module.legacy"][:-50]),
-        ("flax.msgpack", lambda _: FUZZER["originals"]()["dalle_mini.msgpack"][:-50]),
+        ("older.pt", lambda _: fuzz_files.external_weights()["module.legacy"][:-50]),
+        ("flax.msgpack", lambda _: fuzz_files.external_weights()["dalle_mini.msgpack"][:-50]),
         ("vocab.json", lambda _: b'{"<s>": 0, "<pa'),
         ("large.json", lambda _: b'{"<s>": 0,' + b" " * 2**20),
         ("bomb.yaml", lambda _: b"a: &a [1]\nb: *a"),
@@ -120,11 +118,11 @@ def test_unreadable_files_next_to_weights_raise(name: str, content: Any, encoder
 
 
 def test_configurations_with_nested_aliases_take_no_time(tmp_path: Path) -> None:
-    torch.save(FUZZER["vqgan_weights"](), tmp_path / "last.ckpt")
+    torch.save(fuzz_files.vqgan_weights(), tmp_path / "last.ckpt")
     levels = [f"l{i}: &l{i} {{{', '.join(f'k{j}: *l{i - 1}' for j in range(30))}}}" for i in range(1, 9)]
     (tmp_path / "last.yaml").write_text("\n".join(["l0: &l0 {a: 1}", *levels]))
     begin = time.monotonic()
-    with pytest.raises(WeightFileError, match=r"last.yaml cannot be read: .* has aliases \(\*name\)"):
+    with pytest.raises(WeightFileError, match=r"last.yaml has aliases \(\*name\)"):
         recognize(tmp_path / "last.ckpt")
     assert time.monotonic() - begin < 5
 
@@ -138,7 +136,7 @@ def test_unused_weight_files_are_reported(encoder: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("given", ["file", "two files"])
 def test_errors_name_the_path_of_the_weights(given: str, encoder: Path, tmp_path: Path) -> None:
-    state = FUZZER["dvae_weights"]()
+    state = fuzz_files.dvae_weights()
     state["blocks.output.conv.bias"][0] = math.nan
     torch.save(state, encoder / "x")
     (encoder / "config.json").write_text("{}")
@@ -155,7 +153,7 @@ def test_large_weights_are_split_into_shards(tmp_path: Path, monkeypatch: pytest
 
 
 def test_every_record_has_the_same_fields(encoder: Path, tmp_path: Path) -> None:
-    torch.save(FUZZER["vqgan_weights"](), tmp_path / "y")
+    torch.save(fuzz_files.vqgan_weights(), tmp_path / "y")
     records = [convert(find(place), tmp_path / f"out{i}") for i, place in enumerate((encoder, tmp_path / "y"))]
     names = {"family", "unused_files", *(field.name for field in fields(Conversion))}
     assert [set(record) for record in records] == [names, names]
@@ -192,7 +190,7 @@ def test_an_existing_folder_is_replaced_only_with_overwrite(encoder: Path, tmp_p
 
 def test_a_short_run_of_the_fuzzer(tmp_path: Path) -> None:
     said: list[Any] = []
-    failures = FUZZER["run"](0, range(2000), 8.0, tmp_path, said.append)
+    failures = fuzz_readers.run(0, range(2000), 8.0, tmp_path, said.append)
     assert not failures, "\n".join(said)
     assert " a second: " in said[-1]
     assert " 0 refused" not in said[-1]

@@ -168,6 +168,7 @@ def test_tensors_that_do_not_fit_raise(change: Any, message: str, tmp_path: Path
     [
         ({"num_attention_heads": "4"}, "config.json states num_attention_heads as '4', expected int"),
         ({"num_attention_heads": 5}, "width 32 is not a multiple of num_heads 5"),
+        ({"image_tokens_per_dim": 32}, "config.json does not describe this network: image_tokens_per_dim is 32"),
         ({"hf_version": "v4"}, "unknown version 'v4'"),
         ({"hf_version": "v2"}, "a configuration states version v2, but it has the masks of v3"),
     ],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from dalle_zoo.hub import Access, download, is_hub_name
 from dalle_zoo.hub_errors import HubError
 from dalle_zoo.model_folder import ModelFolderError
 from dalle_zoo.registry import UnknownNameError
+from tools import fuzz_files
 
 TOKEN = "hf_owner"
-FUZZER = runpy.run_path(str(Path(__file__).parents[2] / "tools/fuzz_readers.py"))
 
 
 def change(hub: Any, path: str, content: bytes, branch: str = "main") -> str:
@@ -199,7 +198,7 @@ def test_the_cache_can_lie_elsewhere(on_the_hub: str, tmp_path: Path) -> None:
 @pytest.fixture
 def external(local_hub: Any) -> str:
     """A repository with a VQGAN as another code base stores it, its code, and another kind of the same weights."""
-    weights = FUZZER["vqgan_weights"]()
+    weights = fuzz_files.vqgan_weights()
     buffer = io.BytesIO()
     torch.save({"state_dict": weights}, buffer)
     files = {"vqgan.ckpt": buffer.getvalue(), "run.py": b"raise SystemExit", "tf_model.h5": b"another kind"}
@@ -257,7 +256,7 @@ def test_an_external_repository_is_read_from_the_cache(
 
 def test_patterns_match_files_in_folders(local_hub: Any) -> None:
     buffer = io.BytesIO()
-    torch.save({"state_dict": FUZZER["vqgan_weights"]()}, buffer)
+    torch.save({"state_dict": fuzz_files.vqgan_weights()}, buffer)
     local_hub.add("other/nested", {"weights/vqgan.ckpt": buffer.getvalue(), "weights/other.ckpt": b"x"})
     assert load_model("other/nested", "dvae", files=["vqgan*"]).codebook_size
     assert not [path for _, path in local_hub.requests if path.endswith("other.ckpt")]

@@ -95,7 +95,7 @@ def open_contrastive(
     try:
         digest = _digest(weights)
         if expected_sha256 and digest != expected_sha256:
-            raise ValueError(f"its weights have sha256 {digest}, expected {expected_sha256}: copy the right folder")
+            raise ValueError(f"{weights.name} has sha256 {digest}, expected {expected_sha256}: copy the right folder")
         ranker = ranker_folder.load_ranker(folder).to(device).requires_grad_(False)
     except (FileNotFoundError, ValueError) as error:
         raise ExtractorFileError(f"{folder} cannot be opened as a CLIP folder: {error}") from None
