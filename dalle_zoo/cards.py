@@ -1,22 +1,21 @@
-"""Model cards and curves, rendered from files: nothing in them is typed by hand."""
+"""Model cards, rendered from files: nothing in them is typed by hand."""
 
 from __future__ import annotations
 
 import html
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dalle_zoo.files import atomic_write, read_json
 from dalle_zoo.model_folder import RECORD, ModelFolderError
 from dalle_zoo.recipes import list_recipes, recipe_header, recipe_root
 from dalle_zoo.registry import suggest
 from dalle_zoo.results import Result, figures, measured_weights, score_tables, target_status
-
-if TYPE_CHECKING:
-    pass
+from dalle_zoo.sampling import SamplingOptions
 
 TEMPLATES = Path(__file__).parent / "_cards"
 """One template a protocol: what a card says depends on what was measured."""
@@ -204,19 +203,20 @@ def _results(result: Result) -> str:
 
 
 def _sampling(sampling: Mapping[str, Any]) -> str:
-    usual = {"temperature": 1.0, "top_k": None, "top_p": None, "guidance_scale": 1.0}
-    changed = [f"{n.replace('_', '-')} {plain(sampling[n])}" for n, v in usual.items() if sampling[n] != v]
+    defaults = asdict(SamplingOptions())
+    changed = [f"{n.replace('_', '-')} {plain(sampling[n])}" for n, v in defaults.items() if sampling[n] != v]
     return f" ({', '.join(changed)})" if changed else " (temperature 1, no truncation, no guidance)"
 
 
 def _evaluator(result: Result) -> str:
-    evaluator = result["extractors"].get("mobilenet")
-    if evaluator is None:
-        return "No evaluator network was given."
-    return (
-        f"The evaluator is {evaluator['title']}, at {evaluator['pixels']} pixels (sha256 "
-        f"{evaluator['sha256'][:16]}…); it took no part in the generated images, and its numbers are not FID."
-    )
+    """Describes the networks that took no part in generation: those with a title."""
+    sentences = [
+        f"The evaluator is {record['title']}, at {record['pixels']} pixels (sha256 {record['sha256'][:16]}…); it took "
+        "no part in the generated images, and its numbers are not FID."
+        for record in result["extractors"].values()
+        if "title" in record
+    ]
+    return "\n".join(sentences) or "No evaluator network was given."
 
 
 def _targets(result: Result) -> str:

@@ -10,7 +10,7 @@ A result file is a JSON object. What every reader may rely on:
 | ``metrics`` | by metric: ``label``, ``unit``, ``format``, ``lower_is_better``, ``section``, ``parts``, ... |
 | ``scores`` | one object per score, the fields of `Score` |
 | ``targets`` | what the model was to reach: ``name``, ``required``, ``reached``, ``met`` |
-| ``extractors`` | by extractor: ``sha256`` and what else fixes its features |
+| ``extractors`` | by extractor: ``sha256``, what else fixes its features, ``title`` if not used in generation |
 | ``left_out`` | what was not measured, and why |
 """
 
@@ -86,7 +86,7 @@ class Score:
     at_infinity: float | None = None
     """The score extrapolated to infinitely many samples."""
     rank_deficient: bool = False
-    """Whether there are no more samples than features, on one side: a Frechet distance is then far too high."""
+    """Whether there are no more samples than features, on one side: a Fréchet distance is then far too high."""
 
     def __post_init__(self) -> None:
         for name in ("metric", "group", "images"):

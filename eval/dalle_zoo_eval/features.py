@@ -52,7 +52,7 @@ class Share:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world:
-            raise ValueError(f"rank must lie in 0..{self.world - 1}, got {self.rank}")
+            raise ValueError(f"rank must be in 0..{self.world - 1}, got {self.rank}")
 
 
 @dataclass(frozen=True, kw_only=True)

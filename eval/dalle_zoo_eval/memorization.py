@@ -1,7 +1,7 @@
 """Has a model copied? And do two sets of images overlap? The nearest image by the features of a network.
 
 Both questions have one answer: for every image of one set the most similar one of another, by the cosine between
-features. A model's images are held against its training images; a training set is held against a benchmark to make
+features. A model's images are compared with its training images; a training set is compared with a dataset to make
 the exclusion list of the de-duplicated protocols (section 3.1 of the paper removes overlapping images the same way).
 """
 
@@ -76,7 +76,7 @@ def nearest(features: Tensor, gallery: Iterable[Tensor], *, batch_size: int = 10
     similarity, index = torch.full((len(features),), -2.0), torch.zeros(len(features), dtype=torch.long)
     total = 0
     if not len(features):
-        raise ValueError("both sets must hold images, got 0 that are asked for")
+        raise ValueError("both sets must hold images, got 0 query images")
     for part in regrouped(gallery, GALLERY):
         if features.shape[1] != part.shape[1]:
             raise ValueError(f"features must be of one network, got {features.shape[1]} and {part.shape[1]} numbers")
@@ -115,8 +115,8 @@ def write_exclusions(found: Neighbors, keys: Sequence[str], threshold: float, pa
     """Writes the keys of the images whose neighbor is at least so similar, one per line.
 
     Args:
-        found: Neighbors of the benchmark's images in the training set.
-        keys: Keys of the benchmark's images.
+        found: Neighbors of the dataset's images in the training set.
+        keys: Keys of the dataset's images.
         threshold: Least cosine of an overlap.
         path: The list, replaced.
         note: Where it comes from, for the comment at its head.
@@ -231,16 +231,16 @@ def find_overlaps(
     device: str = "cpu",
     share: Share | None = None,
 ) -> tuple[int, int] | None:
-    """Writes the list of a benchmark's images that are in a training set too, and the sheet of the closest pairs.
+    """Writes the list of a dataset's images that are in a training set too, and the sheet of the closest pairs.
 
     Args:
-        protocol: Whose benchmark is meant, and how its images are cropped.
-        data: Folder of the benchmark.
+        protocol: States the dataset, and how its images are cropped.
+        data: Folder of the dataset.
         layout: Its layout. Defaults to the protocol's usual one.
         training: Training images: folder, shards, or a pattern of shards.
         network: Name and location of the network that compares.
         threshold: Cosine from which images overlap.
-        out: The list; features are kept beside it in ``.cache``.
+        out: The list; features are stored next to it in ``.cache``.
         device: Where the network computes.
         share: Which part of the work this process begins with. Defaults to all of it.
 
@@ -264,7 +264,7 @@ def find_overlaps(
     asked = FeatureStore(images, networks, (0,), chunk, cache, device)
     known = measured_training(training, rules.image, networks, chunk, cache, device)
     remember(side.image_files, cache / MEMO)
-    asked.run(share, label="benchmark")
+    asked.run(share, label="dataset")
     known.run(share, label="training images")
     if share.rank != 0:
         return None

@@ -206,12 +206,10 @@ class SamplingRule:
         check_choice("sampling.seeds", self.seeds, get_args(Seeds))
         for name, value in asdict(self.options).items():
             object.__setattr__(self, name, value)
-        if self.guidance_scale < 1:
-            raise DataFileError(f"guidance_scale must be at least 1, which is none, got {self.guidance_scale}")
 
     @property
     def options(self) -> SamplingOptions:
-        """Distribution that tokens are sampled from; `DataFileError` for values that the sampler refuses."""
+        """Distribution from which tokens are sampled; raises `DataFileError` for values that it rejects."""
         from dalle_zoo.sampling import SamplingOptions
 
         try:

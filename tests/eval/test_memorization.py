@@ -33,7 +33,7 @@ def test_it_is_the_most_similar_one_whatever_the_batch() -> None:
 
 
 def test_sets_that_cannot_be_compared_are_refused() -> None:
-    with pytest.raises(ValueError, match="must hold images, got 0 that are asked for"):
+    with pytest.raises(ValueError, match="must hold images, got 0 query images"):
         nearest(features(0, 0), [features(4, 0)])
     with pytest.raises(ValueError, match="must hold images, got an empty gallery"):
         nearest(features(4, 0), [])

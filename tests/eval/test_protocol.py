@@ -18,6 +18,7 @@ from dalle_zoo_eval.published import find_published, list_published
 from dalle_zoo_eval.rules import SamplingRule
 
 from dalle_zoo.registry import UnknownNameError
+from dalle_zoo.sampling import SamplingOptions
 
 ROOT = Path(__file__).parents[2]
 CURVE = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -182,7 +183,7 @@ def test_what_has_no_default_must_be_stated(missing: str) -> None:
         ),
         ({"sampling": {"temperature": "hot"}}, "temperature must be a finite number of at least 0, got 'hot'"),
         ({"sampling": {"guidance_scale": None}}, "guidance_scale must be a finite number in 0..1e.06, got None"),
-        ({"sampling": {"guidance_scale": 0.5}}, "guidance_scale must be at least 1, which is none, got 0.5"),
+        ({"sampling": {"guidance_scale": -1}}, "guidance_scale must be a finite number in 0..1e.06, got -1"),
         ({"sampling": {"chunk": 0}}, "sampling.chunk must be an integer of at least 1"),
         ({"sampling": {"seeds": "image"}}, "unknown sampling.seeds 'image'"),
     ],
@@ -216,6 +217,7 @@ def test_what_a_caller_gives_replaces_the_file() -> None:
     protocol = groups()
     assert protocol.changed(seed=None, train_captions=None) == protocol
     assert protocol.changed(seed=0, candidates=3, train_captions=4).overridden == ()  # what the file says anyway
+    assert SamplingRule().options == SamplingOptions(), "one set of defaults"
     changed = protocol.changed(seed=5, val_captions=3, temperature=0.5)
     assert changed.overridden == (
         "seed: 5 instead of 0", "temperature: 0.5 instead of 1.0", "captions of val-styles: 3 instead of all",

@@ -23,7 +23,6 @@ from dalle_zoo_eval.datasets.prompts import (
     CaptionList,
     check_exclusions,
     choose_captions,
-    load_captions,
     load_exclusions,
     save_captions,
 )
@@ -38,7 +37,6 @@ __all__ = [
     "UnsafePickleError",
     "check_exclusions",
     "choose_captions",
-    "load_captions",
     "load_exclusions",
     "load_image",
     "load_plain",

@@ -8,7 +8,7 @@ images/<key>.jpg                                                 MS-COCO
 text/<key>.txt           captions, one per line
 ```
 
-``captions.pickle`` holds lower-case words alone, a fixed number of captions an image. Where ``text/`` has been
+``captions.pickle`` holds lower-case words alone, a fixed number of captions per image. Where ``text/`` has been
 unpacked, its captions are taken instead, as people wrote them.
 
 Reference: AttnGAN (Xu et al., 2018), code/datasets.py; DM-GAN (Zhu et al., 2019).
@@ -112,7 +112,7 @@ def _groups(root: Path, split: str, num_keys: int) -> Sequence[str]:
         return [""] * num_keys
     classes = _list(load_plain(path), path, "class numbers")
     if len(classes) != num_keys:
-        raise DatasetError(f"{path} must hold one class an image, got {len(classes)} for {num_keys} images")
+        raise DatasetError(f"{path} must hold one class per image, got {len(classes)} for {num_keys} images")
     return [str(number) for number in classes]
 
 

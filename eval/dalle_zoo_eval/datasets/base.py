@@ -24,15 +24,15 @@ NAMED = 20
 
 
 class DatasetError(ValueError):
-    """A benchmark that is not what it should be; the message says what was expected, what came and what to do."""
+    """A dataset is not what it should be; the message states what was expected, what was found, and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One image of a benchmark, still undecoded."""
+    """One image of a dataset, not yet decoded."""
 
     key: str
-    """Name, unique in its benchmark: a relative path without its ending."""
+    """Name, unique in its dataset: a relative path without its ending."""
     image: Path | bytes | None
     """Image file, or its contents; None where only the captions are at hand."""
     captions: tuple[str, ...]
@@ -66,10 +66,10 @@ class EvalDataset:
         if not self.items:
             first = "; ".join(self.skipped[:3])
             left_out = f": all {len(self.skipped)} entries were left out, such as {first}" if first else ""
-            raise DatasetError(f"benchmark {self.name} in {self.root} holds no usable image{left_out}")
+            raise DatasetError(f"dataset {self.name} in {self.root} holds no usable image{left_out}")
         for before, after in pairwise(sorted(item.key for item in self.items)):
             if before == after:
-                raise DatasetError(f"benchmark {self.name} in {self.root} lists the image {after!r} twice")
+                raise DatasetError(f"dataset {self.name} in {self.root} lists the image {after!r} twice")
 
     @property
     def image_files(self) -> list[Path]:
@@ -83,7 +83,7 @@ class EvalDataset:
     def sha256(self, memo: Path | None = None) -> str:
         """Digest of keys, captions, boxes, classes, and the names and contents of the image files.
 
-        Where the folder lies does not count, nor where in it the images lie.
+        Neither the location of the folder nor the locations of images in it matter.
 
         Args:
             memo: JSON file with digests of the images, which `remember` wrote.
@@ -132,7 +132,7 @@ _LAYOUT_FILES = {
 
 
 def read_dataset(layout: str, root: Path | None, split: str) -> EvalDataset:
-    """Reads a benchmark; no image is decoded yet.
+    """Reads a dataset; no image is decoded yet.
 
     Entries without captions or without an image are left out, named in `EvalDataset.skipped`, and counted in a
     warning of the log.
@@ -152,13 +152,11 @@ def read_dataset(layout: str, root: Path | None, split: str) -> EvalDataset:
         raise DatasetError(f"expected a folder of images or of a dataset, got {str(root)!r}: {found}")
     if root is None and layout in _LAYOUT_FILES:
         raise DatasetError(f"the folder of the dataset ({layout}) is needed: give it with --data DIR")
-    benchmark = read(root, split)
-    if skipped := benchmark.skipped:
-        total = len(skipped) + len(benchmark.items)
-        log.warning(
-            "benchmark %s: %d of %d entries left out, such as %s", benchmark.name, len(skipped), total, skipped[0]
-        )
-    return benchmark
+    dataset = read(root, split)
+    if skipped := dataset.skipped:
+        total = len(skipped) + len(dataset.items)
+        log.warning("dataset %s: %d of %d entries left out, such as %s", dataset.name, len(skipped), total, skipped[0])
+    return dataset
 
 
 # ---- what the readers share
@@ -173,11 +171,11 @@ def check_split(layout: str, split: str, known: Iterable[str]) -> None:
 def usable(
     name: str, root: Path, items: Iterable[Item], skipped: Sequence[str] = (), *, needs_captions: bool = True
 ) -> EvalDataset:
-    """The benchmark of those items that have valid captions and an image file; the others are named.
+    """Returns the dataset of the items that have valid captions and an image file; the others are listed in it.
 
     Args:
         name: Layout and split.
-        root: Folder of the benchmark.
+        root: Folder of the dataset.
         items: All entries, in any order.
         skipped: What the reader left out before.
         needs_captions: Whether items without a caption are left out. Defaults to True.

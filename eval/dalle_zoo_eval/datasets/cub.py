@@ -1,4 +1,4 @@
-"""CUB-200-2011 with ten captions an image.
+"""CUB-200-2011 with ten captions per image.
 
 ```
 images.txt  image_class_labels.txt  classes.txt  bounding_boxes.txt  train_test_split.txt    as published
@@ -125,7 +125,7 @@ def _check_ids(root: Path, name: str, files: dict[str, str], table: dict[str, st
     if without := [number for number in files if number not in table]:
         raise DatasetError(
             f"{root / name} lacks {len(without)} of the {len(files)} images of images.txt, such as number "
-            f"{without[0]}: one of the two is truncated or of another data set"
+            f"{without[0]}: one of the two is truncated or belongs to another dataset"
         )
 
 
@@ -149,7 +149,7 @@ def _zeroshot_keys(root: Path, split: str, groups: dict[str, str]) -> list[str]:
         if unknown := [key for key in halves[name] if key not in groups]:
             raise DatasetError(
                 f"{root / file} names {len(unknown)} images that images.txt lacks, such as {unknown[0]!r}: it "
-                "belongs to another data set"
+                "belongs to another dataset"
             )
     classes = [{groups[key] for key in keys} for keys in halves.values()]
     if shared := classes[0] & classes[1]:

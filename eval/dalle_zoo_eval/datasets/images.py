@@ -62,7 +62,7 @@ def fit_image(image: Image.Image, crop: Crop, size: int | None) -> Tensor:
 
 def _decode(item: Item) -> Image.Image:
     if item.image is None:
-        raise DatasetError(f"{item.key} has no image: its benchmark holds captions alone")
+        raise DatasetError(f"{item.key} has no image: its dataset holds only captions")
     try:
         return decode_image(item.image if isinstance(item.image, bytes) else read_image(item.image))
     except CorruptImageError as error:
@@ -98,7 +98,9 @@ def box_radius(box: tuple[float, float, float, float]) -> int:
 def _box_crop(item: Item, image: Image.Image) -> Image.Image:
     """The square around a bounding box, rounded as AttnGAN's code/datasets.py does (`get_imgs`)."""
     if item.box is None:
-        raise DatasetError(f"{item.key} has no bounding box: is there a bounding_boxes.txt? Or crop otherwise")
+        raise DatasetError(
+            f"{item.key} has no bounding box: is there a bounding_boxes.txt? Otherwise use another crop"
+        )
     left, top, width, height = map(int, item.box)
     r = box_radius(item.box)
     if r < 1:
@@ -107,7 +109,7 @@ def _box_crop(item: Item, image: Image.Image) -> Image.Image:
     edges = max(x - r, 0), max(y - r, 0), min(x + r, image.width), min(y + r, image.height)
     if edges[0] >= edges[2] or edges[1] >= edges[3]:
         raise DatasetError(
-            f"bounding box {item.box} of {item.key} must lie in its image of {image.width} x {image.height} pixels"
+            f"bounding box {item.box} of {item.key} must be in its image of {image.width} x {image.height} pixels"
         )
     return image.crop(edges)
 

@@ -1,4 +1,4 @@
-"""Which captions are sampled from: a list fixed by a seed, pinned by its sha256."""
+"""Chooses the captions from which images are generated: a list determined by a seed, identified by its sha256."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import get_args
 import torch
 
 from dalle_zoo.files import atomic_write
-from dalle_zoo.plain_data import json_value
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo_eval.choices import Choice
 from dalle_zoo_eval.datasets.base import DatasetError, EvalDataset, Item
@@ -92,7 +91,7 @@ def choose_captions(
         raise DatasetError(
             f"dataset {dataset.name} in {dataset.root} has {len(entries)} captions by the rule {rule!r}, of "
             f"{len(dataset.items)} items, {len(exclude)} keys excluded and {len(dataset.skipped)} entries left "
-            f"out for lack of an image or caption; expected {wanted}: complete the data set"
+            f"out for lack of an image or caption; expected {wanted}: complete the dataset"
         )
     return CaptionList(entries=tuple(entries[:count]), seed=seed, source=dataset.sha256())
 
@@ -107,12 +106,12 @@ def _rank(seed: int, *parts: str) -> bytes:
 
 
 def check_exclusions(dataset: EvalDataset, exclude: frozenset[str]) -> None:
-    """Raises `DatasetError` if a list of exclusions is that of another data set; warns of single unknown keys."""
+    """Raises `DatasetError` if an exclusion list belongs to another dataset; warns of single unknown keys."""
     unknown = sorted(exclude - {item.key for item in dataset.items})
     if unknown and len(unknown) == len(exclude):
         raise DatasetError(
             f"none of the {len(exclude)} excluded keys, such as {unknown[0]!r}, is in the dataset {dataset.name} "
-            f"with keys such as {dataset.items[0].key!r}: this is the exclusion list of another data set"
+            f"with keys such as {dataset.items[0].key!r}: this is the exclusion list of another dataset"
         )
     if unknown:
         log.warning(
@@ -132,29 +131,6 @@ def save_captions(captions: CaptionList, path: Path) -> None:
     with atomic_write(path) as aside, aside.open("wb") as file:
         file.write(json.dumps(head).encode() + b"\n")
         file.writelines(_line(entry) for entry in captions.entries)
-
-
-def load_captions(path: Path) -> CaptionList:
-    """Reads what `save_captions` wrote.
-
-    Raises:
-        DatasetError: The file is missing, is something else, or was changed or truncated.
-    """
-    try:
-        head, *lines = [json_value(line) for line in path.read_bytes().splitlines()]
-        entries = tuple((str(key), str(caption)) for key, caption in lines)
-        captions = CaptionList(entries=entries, seed=int(head["seed"]), source=str(head["source"]))
-        pinned, count = head["sha256"], head["captions"]
-    except FileNotFoundError:
-        raise DatasetError(f"caption list {path} is missing") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DatasetError(f"{path} is no caption list of dalle-zoo, or is truncated ({error})") from None
-    if captions.sha256 != pinned:
-        raise DatasetError(
-            f"{path} was changed or truncated: expected {count} captions with the sha256 {pinned}, got {len(entries)} "
-            f"with {captions.sha256}"
-        )
-    return captions
 
 
 def _line(entry: Sequence[str]) -> bytes:

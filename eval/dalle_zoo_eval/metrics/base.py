@@ -26,8 +26,6 @@ TARGETS = "targets"
 REAL = "real_"
 """Begins the parameters of a function that are rows of the reference side."""
 
-Rows = Mapping[str, Any]
-
 
 @dataclass(frozen=True, kw_only=True)
 class MetricSpec:

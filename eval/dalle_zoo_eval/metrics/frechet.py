@@ -1,4 +1,4 @@
-"""Frechet distance between two sets of features: its value, its bias and its spread.
+"""Fréchet distance between two sets of features: its value, its bias and its spread.
 
 With Inception's features it is the FID (GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash
 Equilibrium, Heusel et al., 2017).
@@ -35,7 +35,7 @@ LEVEL = 0.95
 SEED = 0
 """Seed of the bootstrap, and of the order of smaller sets."""
 POINTS = 6
-"""Sample sizes through which the line to infinity is sampled."""
+"""Number of sample sizes to which the line is fitted."""
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -125,7 +125,7 @@ def frechet_extrapolated(
         seed: Seed of the random order.
 
     Raises:
-        StatisticsError: n < 3 d: no line can be sampled, smaller sets being too far from linear.
+        StatisticsError: n < 3 d: no line can be fitted, since smaller sets are too far from linear.
     """
     n, d = features.shape
     smallest = max(n // 5, 2 * d)
@@ -147,7 +147,7 @@ def frechet_extrapolated(
 
 
 def influences(features: Tensor, moments: Moments, reference: Reference) -> Tensor:
-    """How each sample pulls at the distance: n times its derivative by the weight of that sample.
+    """Returns the influence of each sample on the distance: n times the derivative by the weight of that sample.
 
     With y a sample less the mean of all, m the difference of the means, and T the linear map that carries the
     Gaussian of the samples to that of the reference, ``2 m^T y + y^T (1 - T) y`` less its mean: 1 - T is the gradient
@@ -167,11 +167,11 @@ def influences(features: Tensor, moments: Moments, reference: Reference) -> Tens
     values, vectors = torch.linalg.eigh(reference.factor.t() @ moments.covariance @ reference.factor)
     retained = _not_rounding(values)
     root = reference.factor @ (vectors[:, retained] * values[retained] ** -0.25)  # T = root root^T
-    pull = []
+    parts = []
     for part in in_batches(features, CHUNK):
         y = part.double() - mean
-        pull.append(2 * y @ (mean - reference.moments.mean) + y.square().sum(1) - (y @ root).square().sum(1))
-    found = torch.cat(pull)
+        parts.append(2 * y @ (mean - reference.moments.mean) + y.square().sum(1) - (y @ root).square().sum(1))
+    found = torch.cat(parts)
     return found - found.mean()
 
 
@@ -184,7 +184,7 @@ def bootstrap_interval(
     seed: int = SEED,
     level: float = LEVEL,
 ) -> tuple[float, float]:
-    """Where the distance of another n samples of the same model would lie.
+    """Returns an interval for the distance of another n samples of the same model.
 
     A bootstrap of the distance's linear part: every round samples n samples with replacement, and their `influences`
     move the distance by their mean. So a round costs no distance, and the rounds do not have the bias of sets that
@@ -194,7 +194,7 @@ def bootstrap_interval(
         features: (n, d) of the side that is measured.
         moments: Theirs.
         reference: The other side, taken as it is.
-        rounds: Times that n samples are generated, at least 2.
+        rounds: Number of resampled sets, at least 2.
         seed: Seed of the samples.
         level: Share of repetitions within the interval.
 

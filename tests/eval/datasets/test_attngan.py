@@ -101,7 +101,7 @@ def test_wrong_captions(make: Any, value: object, message: str) -> None:
 def test_lists_that_do_not_fit(make: Any) -> None:
     root = make.attngan(birds=True)
     make.pickle(root / "test/class_info.pickle", [3])
-    with pytest.raises(DatasetError, match="must hold one class an image, got 1 for 2 images"):
+    with pytest.raises(DatasetError, match="must hold one class per image, got 1 for 2 images"):
         read_dataset("attngan", root, "test")
     make.pickle(root / "test/filenames.pickle", ["003.Crow/Crow_0001_99"])
     with pytest.raises(DatasetError, match=r"names 1 images that CUB_200_2011/images\.txt lacks"):

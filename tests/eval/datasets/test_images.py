@@ -105,7 +105,7 @@ def test_wrong_arguments(path: Path) -> None:
     box: Crop = "box"
     with pytest.raises(DatasetError, match="a has no bounding box"):
         load_image(item(path), box, 8)
-    with pytest.raises(DatasetError, match="must lie in its image of 20 x 12 pixels"):
+    with pytest.raises(DatasetError, match="must be in its image of 20 x 12 pixels"):
         load_image(item(path, (40.0, 2.0, 4.0, 4.0)), box, 8)
     with pytest.raises(DatasetError, match="of a is too small to be cropped"):
         load_image(item(path, (4.0, 2.0, 1.0, 1.0)), box, 8)

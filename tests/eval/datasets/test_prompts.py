@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,6 @@ from dalle_zoo_eval.datasets import (
     DatasetError,
     EvalDataset,
     choose_captions,
-    load_captions,
     load_exclusions,
     save_captions,
 )
@@ -91,28 +91,14 @@ def test_too_few_captions(toy: EvalDataset) -> None:
         choose(toy, rule="uniq")
 
 
-def test_there_and_back(toy: EvalDataset, tmp_path: Path) -> None:
+def test_a_saved_list_has_its_digest_and_one_entry_per_line(toy: EvalDataset, tmp_path: Path) -> None:
     item = replace(toy.items[0], captions=("«ein Ding»\u2028 🐦",))
     chosen = choose(replace(toy, items=(item, *toy.items[1:])), seed=5)
     save_captions(chosen, tmp_path / "new/list.jsonl")
-    assert load_captions(tmp_path / "new/list.jsonl") == chosen
+    head, *entries = (json.loads(line) for line in (tmp_path / "new/list.jsonl").read_bytes().splitlines())
+    assert head == {"captions": 20, "seed": 5, "source": chosen.source, "sha256": chosen.sha256}
+    assert [tuple(entry) for entry in entries] == list(chosen.entries)
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["list.jsonl"]
-
-
-def test_changed_and_damaged_lists(toy: EvalDataset, tmp_path: Path) -> None:
-    path = tmp_path / "list.jsonl"
-    with pytest.raises(DatasetError, match="is missing"):
-        load_captions(path)
-    save_captions(choose(toy), path)
-    data = path.read_bytes()
-    for changed in (data.replace(b"thing", b"theng", 1), data[: data[:-1].rindex(b"\n") + 1]):
-        path.write_bytes(changed)
-        with pytest.raises(DatasetError, match=r"was changed or truncated: expected 20 captions with the sha256"):
-            load_captions(path)
-    for changed in (b"", b"[]", b"{}", data[:-9], b"a\nb\n", b"\xff", b"3\n", data + b"[1]\n"):
-        path.write_bytes(changed)
-        with pytest.raises(DatasetError, match="is no caption list of dalle-zoo, or is truncated"):
-            load_captions(path)
 
 
 def test_exclusion_lists(tmp_path: Path) -> None:

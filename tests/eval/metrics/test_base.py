@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -175,3 +177,10 @@ def test_functions_and_classes_of_others_are_checked() -> None:
     with pytest.raises(ValueError, match="metric 'kid' is already registered"):
         METRICS.register("kid")(lambda features: 0.0)
     assert issubclass(METRICS["kid"], RowsMetric)
+
+
+def test_the_document_says_whose_every_metric_is() -> None:
+    text = (Path(__file__).parents[3] / "docs/evaluation.md").read_text()
+    table = text.partition("| metric | implementation | why |")[2].partition("\n\n")[0]
+    named = [name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.partition(" | ")[0])]
+    assert sorted(named) == list(METRICS)
