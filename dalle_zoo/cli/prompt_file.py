@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dalle_zoo.claims import Claims
 from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.outputs import check_folder
 from dalle_zoo.cli.sampling import choose_device, sampling_options, without_collection
@@ -238,11 +239,14 @@ def _run(
     from tqdm import tqdm
 
     mine = list(batches(rows, batch_size))[rank::world]
-    with tqdm(total=sum(row.num_images for batch in mine for row in batch), unit="image", desc="generated") as bar:
+    total = sum(row.num_images for batch in mine for row in batch)
+    with Claims() as claims, tqdm(total=total, unit="image", desc="generated") as bar:
         for batch in mine:
-            waiting = [row for row in batch if not _record(folder, row).is_file()]
-            if waiting:
+            claim = _record(folder, batch[0]).with_suffix(".claim")
+            claims.take(claim, wait=True)  # the same command may run twice
+            if waiting := [row for row in batch if not _record(folder, row).is_file()]:
                 _generate(pipe, waiting, base, folder, batch_size)
+            claims.release(claim)
             bar.update(sum(row.num_images for row in batch))
 
 
