@@ -13,6 +13,9 @@
 | `bits_per_token` | `bits_per_token` | negative log-likelihoods | own |
 | `retrieval` | `retrieval` | features of images and captions | `dalle_zoo.models.ranker.retrieval_accuracy` |
 | `concept_accuracy` | `concept_accuracy` | features, keys, concepts | own |
+| `composition` | `composition` | what `sprites` measures, targets | own |
+| `distinct_images` | `distinct_images` | thumbnails | own |
+| `seen_combinations` | `seen_combinations` | held-out combinations that images show, targets | own |
 
 A new metric is one file with ``@METRICS.register(...)``, above a pure function or a torchmetrics class, and one import
 line here; other distributions use the entry-point group ``dalle_zoo.metrics``. Its parameters name what it needs, see
@@ -24,7 +27,9 @@ from dalle_zoo_eval.metrics import (  # noqa: F401 (they register themselves)
     bits_per_token,
     clip_score,
     codebook_use,
+    composition,
     concept_accuracy,
+    distinct_images,
     frechet,
     inception_score,
     kid,
@@ -32,6 +37,7 @@ from dalle_zoo_eval.metrics import (  # noqa: F401 (they register themselves)
     psnr,
     r_precision,
     retrieval,
+    seen_combinations,
 )
 from dalle_zoo_eval.metrics.base import METRICS, MetricSpec
 
