@@ -14,7 +14,7 @@ from dalle_zoo.files import atomic_write, read_json
 from dalle_zoo.model_folder import RECORD, ModelFolderError
 from dalle_zoo.recipes import list_recipes, recipe_header, recipe_root
 from dalle_zoo.registry import suggest
-from dalle_zoo.results import Result, figures, measured_weights, score_tables, target_status
+from dalle_zoo.results import Result, figures, group_tables, measured_weights, score_tables, target_status
 from dalle_zoo.sampling import SamplingOptions
 
 TEMPLATES = Path(__file__).parent / "_cards"
@@ -198,8 +198,9 @@ def _figures(results: Sequence[Result]) -> str:
 
 def _results(result: Result) -> str:
     rows = [["", *result["groups"]], *(row for rows in score_tables(result).values() for row in rows)]
+    by_group = [part for title, cells in group_tables(result).items() for part in (f"{title}:", "", table(cells), "")]
     left_out = [f"- Not measured: {plain(line)}." for line in result["left_out"]]
-    return "\n".join([table(rows), *(["", *left_out] if left_out else [])])
+    return "\n".join([*by_group, table(rows), *(["", *left_out] if left_out else [])])
 
 
 def _sampling(sampling: Mapping[str, Any]) -> str:

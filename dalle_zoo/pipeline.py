@@ -20,6 +20,7 @@ from dalle_zoo.loading import PretrainedModel, load_component
 from dalle_zoo.output import PipelineOutput
 from dalle_zoo.regions import cells_to_sample, fit_image, following, ranks_by_likelihood
 from dalle_zoo.sampling import SAMPLE, Callback, Progress, SamplingOptions, sample_codes, token_log_likelihood
+from dalle_zoo.tokenizers.words import note_unknown
 from dalle_zoo.values import as_integer
 
 # P prompts, N candidates of a prompt, B = P * N images, T text positions, h w code grid
@@ -205,6 +206,8 @@ class DallePipeline(PretrainedModel):
     ) -> Any:
         """Generates images.
 
+        Logs a line per prompt that is empty or has words that the model never saw, where it knows its words.
+
         Args:
             prompt: A prompt or a list of prompts.
             num_images_per_prompt: Number N of images to generate per prompt. Defaults to 1.
@@ -267,6 +270,7 @@ class DallePipeline(PretrainedModel):
         if call.rerank is not None and not ranks_by_likelihood(given) and self.ranker is None:
             raise ValueError("rerank needs a ranker, and this model has none: omit rerank")
         seeds, text = call.seeds(), self.encode_text(call.prompts)
+        note_unknown(call.prompts, self.tokenizer.words)
         codes = self.sample(
             text,
             seeds,

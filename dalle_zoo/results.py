@@ -271,6 +271,8 @@ def score_tables(
             tables["Samples"][label] = {group: str(result["groups"][group].get(key, "–")) for group in groups}
     for score in sorted(filter(wanted, scores_of(result)), key=lambda s: _order(result, s)):
         spec = result["metrics"][score.metric]
+        if spec.get("by_group"):
+            continue
         rows = tables.setdefault(spec["section"] or spec["label"], {})
         rows.setdefault(score_label(result, score), {})[score.group] = cell(result, score)
     return {
@@ -278,6 +280,48 @@ def score_tables(
         for section, rows in tables.items()
         if rows
     }
+
+
+def group_tables(result: Result, cell: Callable[[Result, Score], str] = score_text) -> dict[str, list[list[str]]]:
+    """Scores of metrics that have tables by group: a table per part, with a row per group.
+
+    Args:
+        result: A checked result.
+        cell: Text of a score.
+
+    Returns:
+        Title to a head and rows: a column per image set from ceiling to floor, and, where the metric says which is the
+        ceiling, the share of it that the generated images reach. Groups in which nothing was measured have no row.
+    """
+    tables: dict[str, dict[str, dict[str, Score]]] = {}
+    for score in sorted(scores_of(result), key=lambda s: _order(result, s)):
+        spec = result["metrics"][score.metric]
+        if spec.get("by_group"):
+            families = {s.family for s in scores_of(result) if s.metric == score.metric}
+            family = score.family if len(families) > 1 else None
+            words = (spec["section"] or spec["label"], part_label(result, score), family, spec["unit"])
+            rows = tables.setdefault(", ".join(word for word in words if word), {})
+            rows.setdefault(score.group, {})[score.images] = score
+    return {title: _group_table(result, rows, cell) for title, rows in tables.items()}
+
+
+def _group_table(
+    result: Result, rows: Mapping[str, Mapping[str, Score]], cell: Callable[[Result, Score], str]
+) -> list[list[str]]:
+    """Head and rows of a table of one part."""
+    found = {images: score for row in rows.values() for images, score in row.items()}
+    sets = [images for images in IMAGE_SETS if images in found]
+    ceiling = result["metrics"][next(iter(found.values())).metric].get("relative_to") or ""
+    shares = [images for images in ("generated", "candidates") if images in sets and ceiling in sets]
+    of = f"share of {IMAGE_SETS[ceiling]}" if shares else ""
+    table = [["", *(images_label(found[s]) for s in sets), *(f"{images_label(found[s])}, {of}" for s in shares)]]
+    for group in (group for group in result["groups"] if group in rows):
+        row = rows[group]
+        cells = [cell(result, row[images]) if images in row else "–" for images in sets]
+        values = [(row.get(images), row.get(ceiling)) for images in shares]
+        ratios = [f"{100 * a.value / b.value:.0f} %" if a and b and b.value else "–" for a, b in values]
+        table.append([group, *cells, *ratios])
+    return table
 
 
 def _order(result: Result, score: Score) -> tuple[Any, ...]:

@@ -504,3 +504,19 @@ def test_rounded_weights_sample_and_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="weights that were rounded to fewer bits are not saved"):
         pipe.save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+# ---------------------------------------------------------------- words that the model never saw
+
+
+def test_a_pipeline_names_words_that_its_model_never_saw(
+    make_pipe: Callable[..., DallePipeline], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = make_pipe()
+    pipe.tokenizer.words = {"a": 2, "cat": 1, "hat": 1}
+    for number, opened in enumerate((pipe, DallePipeline.from_pretrained(pipe.save_pretrained(tmp_path / "saved")))):
+        caplog.clear()
+        opened(["a cat", "a dog", ""], seed=number, output_type="latent")
+        first, second = caplog.messages
+        assert first == "prompt 'a dog': the model never saw the word 'dog'"
+        assert second.startswith("prompt '' has no words")

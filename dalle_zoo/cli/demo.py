@@ -30,7 +30,7 @@ def demo(arguments: list[str]) -> None:
     options = p.parse_args(arguments)
     check_ending("--out", options.out)
     check_file("--out", options.out)
-    prompts = [options.prompt] if options.prompt else list(DEMO_PROMPTS)
+    prompts = list(DEMO_PROMPTS) if options.prompt is None else [options.prompt]
     start = time.perf_counter()
     with without_collection():
         from dalle_zoo.call import Call

@@ -30,15 +30,19 @@ def tokenizer(arguments: list[str]) -> None:
     from dalle_zoo.tokenizers import BPETokenizer
     from dalle_zoo.tokenizers.base import CONFIG_FILE
     from dalle_zoo.tokenizers.library import TOKENIZER_FILE
+    from dalle_zoo.tokenizers.words import WORDS_FILE, count_words
 
     source = open_source(options.data)
-    own = (CONFIG_FILE, TOKENIZER_FILE)
-    with new_folder(options.out, overwrite=options.overwrite, marker=CONFIG_FILE, contents=own) as folder:
+    own = (CONFIG_FILE, TOKENIZER_FILE, WORDS_FILE)
+    with new_folder(
+        options.out, overwrite=options.overwrite, marker=CONFIG_FILE, contents=(*own, WORDS_FILE)
+    ) as folder:
         samples = tqdm(source.stream(needs_captions=True), total=source.num_samples, desc="captions")
         captions = [caption for sample in samples for caption in sample.captions]
         if not captions:
             raise ValueError(f"{options.data} holds no captions")
         trained = BPETokenizer.train(captions, vocab_size=options.vocab_size)
+        trained.words = count_words(captions)
         trained.save(folder)
     lengths = sorted(len(trained.encode(caption)) for caption in captions)
     print(

@@ -60,11 +60,16 @@ def dominant_hue(sprite: Pixels) -> tuple[float, float, float]:
     total = float(weights.sum())
     if total < 50:
         return 0.0, 0.0, 0.0
-    bins = (values[..., 0] * 36 / 256).astype(np.int64) % 36
+    degrees = values[..., 0] * 360 / 256
+    bins = (degrees / 10).astype(np.int64) % 36
     histogram = np.bincount(bins.ravel(), weights.ravel(), 36)
     windows = sum(np.roll(histogram, shift) for shift in range(-3, 4))
     peak = int(np.argmax(windows))
-    return peak * 10 + 5.0, float(np.asarray(windows)[peak]) / total, total / float(alpha.sum())
+    # The mean within the window, because several windows may hold the same hues.
+    offset = (degrees - (peak * 10 + 5) + 180) % 360 - 180
+    within = weights * (np.abs(offset) <= 35)
+    hue = peak * 10 + 5 + float((offset * within).sum() / within.sum())
+    return hue % 360, float(np.asarray(windows)[peak]) / total, total / float(alpha.sum())
 
 
 def is_single_hued(sprite: Pixels) -> bool:

@@ -53,7 +53,7 @@ PLACES = {
 """Where a small thing can be, as shares of the free space from the left and from the top."""
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 _HALF = SIZE // 2
-_GRIDS = {
+GRIDS = {
     2: ((0, _HALF // 2), (_HALF, _HALF // 2)),
     3: ((_HALF // 2, 0), (0, _HALF), (_HALF, _HALF)),
     4: ((0, 0), (_HALF, 0), (0, _HALF), (_HALF, _HALF)),
@@ -157,7 +157,7 @@ def count(pick: Picker) -> tuple[Scene, str] | None:
     color = pick.ground([sprite], held_out=False) if pick.chance(0.2) else None
     flipped = pick.flip(sprite)
     items = tuple(
-        Placed(sprite=sprite, size=_HALF, left=left, top=top, flipped=flipped) for left, top in _GRIDS[number]
+        Placed(sprite=sprite, size=_HALF, left=left, top=top, flipped=flipped) for left, top in GRIDS[number]
     )
     style, words = pick[sprite].style, NUMBERS[number]
     templates = ["{n} {things}", "{n} {things}", "a drawing of {n} {things}"]

@@ -10,8 +10,9 @@ from operator import index
 from pathlib import Path
 from typing import ClassVar, Self
 
-from dalle_zoo.files import atomic_write, read_json
+from dalle_zoo.files import atomic_write, json_text, read_json
 from dalle_zoo.registry import Registry
+from dalle_zoo.tokenizers.words import WORDS_FILE
 
 CONFIG_FILE = "tokenizer_config.json"
 KIND_KEY = "text_tokenizer"
@@ -28,6 +29,9 @@ class TextTokenizer(ABC):
     """Name in `TEXT_TOKENIZERS`, which is also saved with the tokenizer."""
     supports_dropout: ClassVar[bool] = False
     """Whether `encode` accepts a dropout above 0."""
+    words: Mapping[str, int] | None = None
+    """Words of the training captions with their counts, from `count_words`. Defaults to None: not known, or too many
+    to be a closed vocabulary."""
 
     @property
     @abstractmethod
@@ -92,7 +96,9 @@ class TextTokenizer(ABC):
             raise ValueError(
                 f"{folder} has a tokenizer of kind {kind!r}, expected {cls.kind!r}: open it with load_text_tokenizer"
             )
-        return cls.read(Path(folder))
+        tokenizer, words = cls.read(Path(folder)), Path(folder) / WORDS_FILE
+        tokenizer.words = read_json(words) if words.is_file() else None
+        return tokenizer
 
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer into a folder, which is created if needed; each file is written atomically."""
@@ -105,6 +111,8 @@ class TextTokenizer(ABC):
         }
         # The kind is written first: an interrupted save must not leave files that load as another kind.
         contents = {CONFIG_FILE: json.dumps(config, indent=2) + "\n", **self.files()}
+        if self.words is not None:
+            contents[WORDS_FILE] = json_text(self.words)
         for name, content in contents.items():
             with atomic_write(folder / name) as aside:
                 aside.write_text(content, encoding="utf-8")

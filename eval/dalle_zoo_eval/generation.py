@@ -21,7 +21,7 @@ from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.sampling import derive_seed
 from dalle_zoo.values import as_integer
 from dalle_zoo.version import __version__
-from dalle_zoo_eval.image_sources import EVERY, ImageBatch
+from dalle_zoo_eval.image_sources import EVERY, ImageBatch, ImageSource
 from dalle_zoo_eval.moments import in_batches
 from dalle_zoo_eval.provenance import digest
 from dalle_zoo_eval.rules import SamplingRule
@@ -48,6 +48,8 @@ class GeneratedImages:
         batch_size: Images generated at once; memory and time, not the images.
         every: Whether all candidates are measured, and so stored, and not only the chosen ones.
         cache: Folder of the codes; None stores none.
+        primes: Image of each caption, whose top rows every candidate begins with. Defaults to none.
+        prime_rows: Rows of codes that are given.
     """
 
     def __init__(
@@ -62,6 +64,8 @@ class GeneratedImages:
         batch_size: int = BATCH,
         every: bool = False,
         cache: Path | None = None,
+        primes: ImageSource | None = None,
+        prime_rows: int = 0,
     ) -> None:
         batch_size, seed = as_integer("batch_size", batch_size, least=1), as_integer("seed", seed, least=0)
         self.ranked = sampling.candidates == 1 or pipe.ranker is not None
@@ -70,6 +74,7 @@ class GeneratedImages:
         self.options = sampling.options
         self.pipe, self.captions, self.sampling, self.seed, self.group = pipe, list(captions), sampling, seed, group
         self.size, self.batch_size, self.every = size, batch_size, every
+        self.primes, self.prime_rows = primes, prime_rows
         self.folder = None
         if cache is not None:
             fixed = self._fixed() | {"versions": [__version__, torch.__version__.partition("+")[0]]}
@@ -81,6 +86,7 @@ class GeneratedImages:
             "kind": "generated", "model": model_sha256(self.pipe), "samples": len(self.captions),
             "captions": digest(self.captions), "sampling": asdict(self.sampling), "seed": self.seed,
             "group": self.group if self.sampling.seeds == "chunk" else None, "every": self.every,
+            **({"primes": self.primes.identity, "prime_rows": self.prime_rows} if self.primes is not None else {}),
         }  # fmt: skip
 
     @property
@@ -136,7 +142,8 @@ class GeneratedImages:
     def _generate(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Codes of the candidates that are measured, and the numbers of the chosen ones."""
         captions = [self.captions[i] for i in indices]
-        codes = self._sample(captions, self._seeds(indices, range(self.sampling.candidates)))
+        seeds = self._seeds(indices, range(self.sampling.candidates))
+        codes = self._sample(captions, seeds, self._primed(indices))
         chosen: dict[int, list[int]] = {n: [] for n in self.counts}
         for number, caption in enumerate(captions):
             scores = self._scores(codes[number], caption)
@@ -179,9 +186,17 @@ class GeneratedImages:
         pil = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((self.size, self.size), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(pil)).permute(2, 0, 1).contiguous()
 
-    def _sample(self, captions: list[str], seeds: Tensor) -> Tensor:
+    def _primed(self, indices: Sequence[int]) -> Tensor | None:
+        """Codes that the images of some samples keep, (B, h, w); None where nothing is given."""
+        if self.primes is None:
+            return None
+        images = self.primes.load(indices).images[1]
+        return torch.stack([self.pipe.kept_codes(i.float() / 255, prime_rows=self.prime_rows) for i in images])
+
+    def _sample(self, captions: list[str], seeds: Tensor, given: Tensor | None = None) -> Tensor:
         """Codes (B, N, h, w)."""
-        return self.pipe.sample(self.pipe.encode_text(captions), seeds, self.options, batch_size=self.batch_size)
+        text = self.pipe.encode_text(captions)
+        return self.pipe.sample(text, seeds, self.options, given=given, batch_size=self.batch_size)
 
 
 def model_sha256(pipe: DallePipeline) -> dict[str, str]:

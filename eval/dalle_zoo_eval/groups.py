@@ -152,13 +152,18 @@ def generate(
     assert prompts.captions is not None
     by_key = {item.key: item for item in prompts.dataset.items}
     keys, texts = [key for key, _ in prompts.captions.entries], [caption for _, caption in prompts.captions.entries]
-    every = any({"candidates", "shuffled"} & set(rule.images) for rule in protocol.groups[name].metrics)
+    group = protocol.groups[name]
+    every = any({"candidates", "shuffled"} & set(rule.images) for rule in group.metrics)
+    primes, rows = None, max(1, round(group.prime * pipe.prior.config.image_height))
+    if group.prime:
+        given = [by_key[key] for key in keys]
+        primes = ImageFiles(given, protocol.image.crop, pipe.image_size[0], source=prompts.sha256)
     weights = model_sha256(pipe)
     assert pipe.folder is not None
     return GeneratedSet(
         source=GeneratedImages(
             pipe, texts, protocol.sampling, seed=protocol.seed, group=name, size=size, batch_size=batch_size,
-            every=every, cache=cache,
+            every=every, cache=cache, primes=primes, prime_rows=rows,
         ),
         record={
             "kind": "model",
@@ -291,6 +296,12 @@ class Group:
             "targets": [item.targets for item in items],
         }
 
+    @property
+    def generates(self) -> bool:
+        """Whether any metric needs generated images."""
+        measured = {STORED_AS.get(images, images) for _, sets in self.plan for images in sets}
+        return "generated" in measured or bool(self.stores["generated"].extractors)
+
     def paired_places(self) -> list[int]:
         """For every prompt the place of its image among the samples."""
         places = {item.key: number for number, item in enumerate(self.prompts.samples)}
@@ -301,7 +312,7 @@ class Group:
         prompts, generated = self.prompts, self.generated
         return {
             "samples": len(prompts.samples),
-            "captions": len(generated.keys),
+            "captions": len(generated.keys) if self.generates else 0,
             "expected_captions": prompts.expected,
             "keys_sha256": digest([item.key for item in prompts.samples]),
             "captions_sha256": prompts.captions.sha256 if prompts.captions is not None else None,

@@ -133,7 +133,8 @@ def _located(
     needed, found = needed_extractors(protocol), dict(locations)
     for spec in (EXTRACTORS.spec(name) for name in needed if name not in {*found, *leave_out}):
         inside = [model / spec.model_folder] if model is not None and spec.model_folder else []
-        places = [] if spec.model_part else [*inside, networks_folder() / spec.default_file]
+        bundled = [spec.bundled] if spec.bundled is not None else []
+        places = [] if spec.model_part else [*inside, networks_folder() / spec.default_file, *bundled]
         if (place := next((p for p in places if p.exists()), None)) is not None:
             found[spec.name] = place
     _check_use(protocol, needed, found, leave_out)

@@ -14,6 +14,8 @@ _COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#000000")
 _GRAYS = ("0.35", "0.5", "0.65")
 _MARKERS = "os^Dv"
 _DASHES = ("--", "-.", ":")
+LABELED = 20
+"""Bars of a figure at most that have their value above them: more would overlap."""
 _OPEN_MARKERS = "oxsD^+v*"
 
 
@@ -83,7 +85,7 @@ def line_figure(lines: Sequence[Line], *, title: str, score: str, axis: str, log
 
 
 def bar_figure(bars: Mapping[str, Mapping[str, float]], *, title: str, score: str) -> bytes:
-    """Plots groups of bars, each with its value above it.
+    """Plots groups of bars, each with its value above it where there is room.
 
     Args:
         bars: Heights by group, for each color by its label; at most five colors, all with the same groups.
@@ -105,7 +107,8 @@ def bar_figure(bars: Mapping[str, Mapping[str, float]], *, title: str, score: st
     for number, heights in enumerate(bars.values()):
         places = [group + (number - (len(bars) - 1) / 2) * width for group in range(len(groups))]
         handles.append(axes.bar(places, list(heights.values()), 0.9 * width, color=_COLORS[number]))
-        axes.bar_label(handles[-1], fmt="{:.2f}", fontsize=8, padding=1)
+        if len(bars) * len(groups) <= LABELED:
+            axes.bar_label(handles[-1], fmt="{:.2f}", fontsize=8, padding=1)
     axes.set_xticks(range(len(groups)), groups, parse_math=False)
     axes.set_title(title, parse_math=False)
     axes.set_ylabel(score)

@@ -19,6 +19,7 @@ from dalle_zoo.results import (
     Result,
     ResultError,
     Score,
+    group_tables,
     images_label,
     part_label,
     score_tables,
@@ -183,6 +184,7 @@ def _score_blocks(systems: Sequence[Measured]) -> Iterator[Block]:
             )
     for metric, family in sorted(swept, key=lambda pair: (_place(systems, pair[0]), pair[1])):
         yield from sweep_blocks(systems, tables, metric, family)
+    yield from _group_tables(systems)
     yield from _tables(systems, tables, swept)
 
 
@@ -234,6 +236,21 @@ def _tables(
     yield from deficient_note(shown)
 
 
+def _group_tables(systems: Sequence[Measured]) -> Iterator[Block]:
+    """Tables with a row per group, and bars of the same."""
+    for system in systems:
+        heading = "" if len(systems) == 1 else f", {system.name}"
+        shown = [s for s in system.scores if system.data["metrics"][s.metric].get("by_group")]
+        for title, (head, *rows) in group_tables(system.data, measured_cell).items():
+            yield Heading(2, f"{title}{heading}")
+            yield Table(head, rows)
+        if shown:
+            yield Paragraph(legend(shown).strip())
+        if len(systems) == 1:
+            for name in dict.fromkeys(score.metric for score in shown):
+                yield from _bars(system, name, system.data["metrics"][name])
+
+
 def _section_remarks(systems: Sequence[Measured], section: str) -> Iterator[Block]:
     """Yields the remarks of the metrics of a section, and the bar charts of those that have one."""
     for system in systems:
@@ -254,9 +271,12 @@ def _bars(system: Measured, metric: str, spec: dict[str, Any]) -> Iterator[Image
     by_set = len(sets) > 1
     for chart in parts if by_set else [None]:
         bars: dict[str, dict[str, float]] = {}
+        charted = [s for s in scores if (not by_set or s.part == chart) and s.family == scores[0].family]
+        # Metrics with tables by group are not measured in all of them.
+        groups = {s.group for s in charted} if spec.get("by_group") else set(system.groups)
         for key in sets if by_set else parts:
-            some = [s for s in scores if (s.images == key and s.part == chart if by_set else s.part == key)]
-            if {s.group for s in some} != set(system.groups):
+            some = [s for s in charted if (s.images == key if by_set else s.part == key)]
+            if {s.group for s in some} != groups:
                 continue
             label = images_label(some[0]) if by_set else part_label(system.data, some[0])
             times = 100 if spec["unit"] == "%" else 1

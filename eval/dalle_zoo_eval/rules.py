@@ -114,6 +114,9 @@ class GroupRule:
     """Number of captioned images of the split by layout, if the dataset is known: another number stops the run."""
     samples: int | None = None
     """Maximum number of real images, in a seeded order; None takes all, which only ``first`` captions reorder."""
+    prime: float = 0.0
+    """Share of the rows of codes, from the top, that generation is given of the caption's real image (section 3.3 of
+    the paper). Defaults to none."""
 
     def __post_init__(self) -> None:
         if not self.dataset:
@@ -129,6 +132,8 @@ class GroupRule:
             check_integer(f"num_images.{layout}", count, 2)
         if self.samples is not None:
             check_integer("samples", self.samples, 2)
+        if not is_number(self.prime) or not 0 <= self.prime < 1:
+            raise DataFileError(f"prime must be a share of rows, at least 0 and below 1, got {self.prime!r}")
         if not self.metrics:
             raise DataFileError("metrics is empty: name at least one")
         twice = [rule.name for number, rule in enumerate(self.metrics) if rule in self.metrics[:number]]
@@ -275,7 +280,7 @@ class ReferenceRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetRule:
-    """A value that a model should reach, from one or two scores of a group."""
+    """A value that a model is to reach, made of one score or of two."""
 
     name: str
     """Name for people."""
@@ -286,13 +291,13 @@ class TargetRule:
     required: float
     """Minimum value."""
     divided_by: dict[str, Any] = field(default_factory=dict)
-    """Fields in which a second score differs, by which the first is divided."""
+    """Fields of another score, where they differ, by which it is divided; also a ``group``."""
     minus: dict[str, Any] = field(default_factory=dict)
     """Fields in which a second score differs, which is subtracted from the first."""
 
     def __post_init__(self) -> None:
         known = ("metric", "part", "images", "family", "blur", "candidates")
-        for name in ("score", "divided_by", "minus"):
-            check_keys(mapping(getattr(self, name), f"targets.{name}"), known, f"targets.{name}")
+        for name, more in (("score", ()), ("divided_by", ("group",)), ("minus", ("group",))):
+            check_keys(mapping(getattr(self, name), f"targets.{name}"), (*known, *more), f"targets.{name}")
         if not is_number(self.required):
             raise DataFileError(f"required must be a number, got {self.required!r}")

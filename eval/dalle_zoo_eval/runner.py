@@ -31,7 +31,7 @@ from dalle_zoo_eval.generation import BATCH
 from dalle_zoo_eval.groups import GALLERY, Group, Prompts, choose, generate, read_prompts
 from dalle_zoo_eval.memorization import check_threshold, find_copies, measured_training
 from dalle_zoo_eval.metrics import METRICS
-from dalle_zoo_eval.metrics.frechet import LEVEL, ROUNDS, SEED
+from dalle_zoo_eval.metrics.estimates import LEVEL, ROUNDS, SEED
 from dalle_zoo_eval.opening import check_extractors, open_extractors
 from dalle_zoo_eval.protocol import ALL, Protocol, find_protocol
 from dalle_zoo_eval.provenance import (
@@ -318,13 +318,15 @@ class Evaluation:
 
     def _sheet(self, group: Group) -> Image.Image:
         """The first generated images; where a model generated them, next to the real image of the same caption."""
-        store, found, image = group.stores["generated"], group.generated, self.protocol.image
+        found, image = group.generated, self.protocol.image
         indices = range(min(SHEET, len(found.keys)))
-        sets = [store.images(indices)]
-        size = image.size or sets[0][0].shape[-1]
         by_key = {item.key: item for item in group.prompts.dataset.items}
-        if group.prompts.captions is not None and all(by_key[found.keys[i]].image is not None for i in indices):
+        paired = group.prompts.captions is not None and all(by_key[found.keys[i]].image is not None for i in indices)
+        sets = [group.stores["generated"].images(indices)] if group.generates or not paired else []
+        size = image.size or (sets[0][0].shape[-1] if sets else None)
+        if paired:
             sets.append([load_image(by_key[found.keys[i]], image.crop, size) for i in indices])
+        size = size or sets[0][0].shape[-1]
         names = found.texts if found.texts is not None else found.keys
         stacked = [torch.stack([_resized(image, size) for image in images]) for images in sets]
         return comparison_sheet(*stacked, captions=names[: len(indices)], scale=2 if size < 128 else 1)

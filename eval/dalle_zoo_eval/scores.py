@@ -19,6 +19,7 @@ from dalle_zoo_eval.groups import GALLERY, STORED_AS, Group
 from dalle_zoo_eval.image_sources import EVERY
 from dalle_zoo_eval.metrics import METRICS
 from dalle_zoo_eval.metrics.base import ANNOTATIONS, MetricSpec
+from dalle_zoo_eval.metrics.estimates import Estimate
 from dalle_zoo_eval.moments import ROWS, StatisticsError
 from dalle_zoo_eval.opening import OTHER_INPUTS, extractors_of, needs_extractor
 from dalle_zoo_eval.rules import MetricRule
@@ -117,11 +118,13 @@ class Scorer:
 
     def _compute(
         self, metric: Metric, spec: MetricSpec, extractor: str | None, view: View
-    ) -> tuple[dict[str, float], int]:
+    ) -> tuple[dict[str, float | Estimate], int]:
         """Value of a metric by part and annotation, and the number of samples; of all candidates, their means."""
         more = {"real": False} if "real" in spec.inputs else {}
-        found, samples = [], 0
-        for candidate in range(self.group.protocol.sampling.candidates) if view.count == EVERY else [None]:
+        found: list[dict[str, float | Estimate]] = []
+        samples = 0
+        one_by_one = view.count == EVERY and not spec.every
+        for candidate in range(self.group.protocol.sampling.candidates) if one_by_one else [None]:
             metric.reset()
             samples = 0
             for batch in self._batches(spec, extractor, view, candidate):
@@ -129,12 +132,13 @@ class Scorer:
                 samples += max((len(values) for values in batch.values()), default=0)
             computed = metric.compute()
             values = computed if isinstance(computed, dict) else {"value": computed}
-            found.append({part: _finite(float(value)) for part, value in values.items()})
+            found.append({part: _estimate(value) for part, value in values.items()})
         if len(found) == 1:
             return found[0], samples
-        # A part that one candidate lacks has no mean.
+        # A part that one candidate lacks has no mean; nor have intervals one.
         shared = [part for part in found[0] if all(part in values for values in found)]
-        return {part: mean(values[part] for values in found) for part in shared}, samples
+        means = {part: mean(_value(values[part]) for values in found) for part in shared}
+        return dict(means), samples
 
     def _batches(
         self, spec: MetricSpec, extractor: str | None, view: View, candidate: int | None = None
@@ -159,6 +163,8 @@ class Scorer:
             pixels.append(self._images(self.group.stores["real"], View(images="real"), None))
         names = [*kinds, *(n for n in ("images", "reference_images") if n in spec.inputs)]
         chunks = self._selected(zip(*parts, *pixels, strict=True), candidate, len(parts))
+        if spec.every and view.count != EVERY:
+            chunks = ((*(t[:, None] for t in tensors[: len(parts)]), *tensors[len(parts) :]) for tensors in chunks)
         start = 0
         for tensors in self._paired(spec, view, _regrouped(chunks, 0 if pixels else ROWS)):
             stop = start + len(tensors[0])
@@ -221,7 +227,12 @@ class Scorer:
     # ------------------------------------------------------------ rows
 
     def _add(
-        self, rule: MetricRule, extractor: str | None, view: View, values: dict[str, float], samples: int
+        self,
+        rule: MetricRule,
+        extractor: str | None,
+        view: View,
+        values: dict[str, float | Estimate],
+        samples: int,
     ) -> None:
         generated = view.images in ("generated", *STORED_AS) and self.group.generated.record["kind"] == "model"
         every = self.group.protocol.sampling.candidates
@@ -247,7 +258,8 @@ class Scorer:
             notes["rank_deficient"] = True
         for part, value in values.items():
             if part not in ANNOTATIONS:
-                self.rows.append({**row, "part": None if part == "value" else part, "value": value, **notes})
+                own = {"interval": [value.low, value.high]} if isinstance(value, Estimate) else notes
+                self.rows.append({**row, "part": None if part == "value" else part, "value": _value(value), **own})
 
     def _family(self, extractor: str | None) -> str | None:
         if extractor is not None and EXTRACTORS.spec(extractor).model_folder:  # models have their own
@@ -260,6 +272,15 @@ def _finite(value: float) -> float:
     if not math.isfinite(value):
         raise StatisticsError(f"the score is {value}, which is not finite")
     return value
+
+
+def _estimate(computed: Any) -> float | Estimate:
+    """A number, or a number with its interval, that a metric has computed."""
+    return Estimate(*computed.tolist()) if getattr(computed, "ndim", 0) else _finite(float(computed))
+
+
+def _value(computed: float | Estimate) -> float:
+    return computed.value if isinstance(computed, Estimate) else computed
 
 
 def _regrouped(batches: Iterator[tuple[Tensor, ...]], rows: int) -> Iterator[tuple[Tensor, ...]]:

@@ -79,6 +79,8 @@ def test_a_tokenizer_is_trained_on_all_captions(
     tokenizer = load_text_tokenizer(scratch / "tokenizer")
     assert tokenizer.vocab_size == 270
     assert tokenizer.decode(tokenizer.encode("an image")) == "an image"
+    assert tokenizer.words is not None
+    assert "image" in tokenizer.words  # kept by every copy of the tokenizer
     before = (scratch / "tokenizer/tokenizer.json").read_bytes()
     assert main([*command[:3], "265", *command[4:]]) == 2
     assert "exists and is not empty" in capsys.readouterr().err

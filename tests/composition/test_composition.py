@@ -113,6 +113,16 @@ def test_every_kind_says_what_it_shows(sprites: SpriteSet, kind: str) -> None:
             assert 0 <= item.top <= 64 - item.size
 
 
+def test_the_dominant_hue_is_that_of_the_pixels() -> None:
+    for color, hue in (((0, 205, 200, 255), 178.5), ((255, 20, 0, 255), 4.7), ((255, 0, 40, 255), 350.6)):
+        sprite = np.zeros((64, 64, 4), np.uint8)
+        sprite[8:50, 8:50] = color
+        found, share, saturated = dominant_hue(sprite)
+        # Hues are bytes; 3 degrees are two of them.
+        assert abs((found - hue + 180) % 360 - 180) < 3
+        assert (share, saturated) == (1, 1)
+
+
 def test_captions_are_what_people_type(sprites: SpriteSet) -> None:
     said = " | ".join(Composer(sprites).compose(i).caption for i in range(COUNT))
     assert "a drawing of " in said

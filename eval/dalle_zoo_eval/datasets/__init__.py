@@ -7,6 +7,7 @@
 | `cub` | CUB-200-2011, with the class-disjoint split and bounding boxes |
 | `attngan` | the layout of AttnGAN and DM-GAN, for both |
 | `folder` | any folder of images |
+| `composition` | prompts that are made for what they test, with composed images |
 | `source` | shards, folders and data in the package, as `dalle_zoo.data.open_source` reads them |
 | `safe_pickle` | pickles of plain data |
 | `prompts` | the pinned list of prompts |
@@ -16,7 +17,7 @@ A new dataset is one file with ``@DATASETS.register(...)`` and one import line h
 entry-point group ``dalle_zoo.eval_datasets``.
 """
 
-from dalle_zoo_eval.datasets import attngan, coco, cub, folder, source  # noqa: F401 (they register themselves)
+from dalle_zoo_eval.datasets import attngan, coco, composition, cub, folder, source  # noqa: F401 (they register themselves)
 from dalle_zoo_eval.datasets.base import DATASETS, DatasetError, EvalDataset, Item, read_dataset
 from dalle_zoo_eval.datasets.images import load_image
 from dalle_zoo_eval.datasets.prompts import (

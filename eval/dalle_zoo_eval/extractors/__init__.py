@@ -7,6 +7,10 @@
 | `clip` | a CLIP model of transformers; also captions | its folder |
 | `ranker` | the ranker of a dalle-zoo model; also captions | folder of the model, or of the ranker |
 | `mobilenet` | MobileNet v1, 256 | ``mobilenet_v1_025_224.safetensors`` |
+| `sprites` | things, ground, layout and hue of composed images, by pixels | none: in the package |
+| `sprites-mobilenet` | likewise, things compared by that network | that of `mobilenet` |
+| `sprites-clip` | likewise | that of `clip` |
+| `sprites-ranker` | likewise | that of `ranker` |
 | `image_tokenizer`, `prior` | codes, likelihoods | none: parts of the evaluated model |
 
 A Fréchet distance in the features of the first two is called FID, each in a column of its own. All files are local,
@@ -23,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from dalle_zoo_eval.extractors import clip, inception, mobilenet, model_parts  # noqa: F401 (they register themselves)
+from dalle_zoo_eval.extractors import clip, inception, mobilenet, model_parts, sprites  # noqa: F401 (they register themselves)
 from dalle_zoo_eval.extractors.base import (
     EXTRACTORS,
     Extractor,

@@ -99,6 +99,8 @@ class ExtractorSpec:
     """Whether Fréchet distances in its features are called FID."""
     model_folder: str = ""
     """Folder in a model folder that holds it, if models may contain one of their own."""
+    bundled: Path | None = None
+    """Its file or folder in the package, if it is part of that."""
     model_part: bool = False
     """Whether it is a required part of the evaluated model, opened with its pipeline instead of a file."""
 

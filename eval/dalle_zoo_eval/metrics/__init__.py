@@ -12,7 +12,9 @@ from dalle_zoo_eval.metrics import (  # noqa: F401 (they register themselves)
     bits_per_token,
     clip_score,
     codebook_use,
+    composition,
     concept_accuracy,
+    distinct_images,
     frechet,
     inception_score,
     kid,
@@ -20,6 +22,7 @@ from dalle_zoo_eval.metrics import (  # noqa: F401 (they register themselves)
     psnr,
     r_precision,
     retrieval,
+    seen_combinations,
 )
 from dalle_zoo_eval.metrics.base import METRICS, MetricSpec
 

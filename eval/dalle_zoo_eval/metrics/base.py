@@ -55,6 +55,12 @@ class MetricSpec:
     """Which real images the reference side (``real=True``) has: those of the group, or of all groups."""
     images: tuple[str, ...] = ("generated",)
     """Image sets, of `dalle_zoo.results.IMAGE_SETS`, on which it is computed unless a protocol says otherwise."""
+    every: bool = False
+    """Whether its rows are prompts with all of their images: tensors (B, N, ...), N = 1 but for the candidates."""
+    by_group: bool = False
+    """Whether it has tables of its own: one per part, with a row per group and a column per image set."""
+    relative_to: str = ""
+    """Image set whose score is the ceiling; tables by group then show the share of it that was reached."""
     bars: bool = False
     """Whether a report of several groups shows it as a bar chart."""
     inputs: frozenset[str] = frozenset()
@@ -66,7 +72,7 @@ class MetricSpec:
 
     def record(self) -> dict[str, Any]:
         """What a result file repeats, so that a report needs no registry."""
-        left_out = ("name", "paired", "reference", "images", "inputs", "check", "remark")
+        left_out = ("name", "paired", "every", "reference", "images", "inputs", "check", "remark")
         shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
         return shown | {"parts": dict(self.parts)}
 
@@ -189,7 +195,7 @@ class RowsMetric(Metric):
                 state.extend(values) if name == TARGETS else state.append(self._tensor(name, values))
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns what the function does; a pair is ``value`` and ``std``."""
+        """Returns what the function does; a pair is ``value`` and ``std``, an `Estimate` a tensor (3,)."""
         found = self.function(*(self._gathered(name) for name in self._rows()), **self.options)
         if isinstance(found, tuple):
             found = {"value": found[0], "std": found[1]}

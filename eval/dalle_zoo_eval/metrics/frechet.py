@@ -20,6 +20,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from dalle_zoo_eval.extractors import EXTRACTORS
 from dalle_zoo_eval.metrics.base import METRICS
+from dalle_zoo_eval.metrics.estimates import LEVEL, ROUNDS, SEED
 from dalle_zoo_eval.moments import Moments, StatisticsError, in_batches
 
 # n samples, d features, r rank
@@ -28,12 +29,6 @@ FID_FAMILIES = tuple(EXTRACTORS.names(fid=True))
 """Extractors whose distances are called FID. Their scores of the same images differ by several points."""
 CHUNK = 4096
 """Samples that are processed at once."""
-ROUNDS = 1000
-"""Rounds of the bootstrap: the ends of a 95 % interval then vary by some 2 % of its width."""
-LEVEL = 0.95
-"""Share of repetitions within an interval."""
-SEED = 0
-"""Seed of the bootstrap, and of the order of smaller sets."""
 POINTS = 6
 """Number of sample sizes to which the line is fitted."""
 

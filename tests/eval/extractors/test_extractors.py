@@ -43,7 +43,8 @@ def test_the_table_names_them_all() -> None:
     import dalle_zoo_eval.extractors as package
 
     assert package.__doc__
-    assert set(EXTRACTORS) == {"inception-2015", "dmgan", "clip", "ranker", "mobilenet", "image_tokenizer", "prior"}
+    networks = {"inception-2015", "dmgan", "clip", "ranker", "mobilenet", "image_tokenizer", "prior"}
+    assert set(EXTRACTORS) == {*networks, "sprites", "sprites-clip", "sprites-ranker", "sprites-mobilenet"}
     assert EXTRACTORS.names(fid=True) == ["inception-2015", "dmgan"]
     assert all(f"`{name}`" in str(package.__doc__) for name in EXTRACTORS)
     with pytest.raises(UnknownNameError, match="Did you mean 'inception-2015'"):

@@ -10,6 +10,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from dalle_zoo_eval.extractors.sprites import identifier
 from dalle_zoo_eval.metrics import METRICS
 from dalle_zoo_eval.metrics.base import RowsMetric
 from dalle_zoo_eval.metrics.clip_score import clip_score
@@ -34,6 +35,17 @@ INPUTS: dict[str, Any] = {
     "reference_images": torch.randint(256, (N, 3, 4, 4), generator=GENERATOR, dtype=torch.uint8),
     "keys": [f"{i}_x" for i in range(N)],
     "concepts": [str(i % 120) for i in range(N)],
+    # Of two images of a prompt, nine regions, ten grounds and seven hues.
+    "grounds": torch.rand(N, 2, 10, generator=GENERATOR),
+    "hues": torch.rand(N, 2, 7, generator=GENERATOR),
+    "layout": torch.randint(6, (N, 2), generator=GENERATOR),
+    "boxes": torch.randint(64, (N, 2, 9, 4), generator=GENERATOR),
+    "things": torch.tensor([identifier("cat"), identifier("dog")]).repeat(N, 1)[..., None].expand(-1, -1, 9),
+    "shapes": torch.randint(9, (N, 2, 9), generator=GENERATOR),
+    "styles": torch.randint(9, (N, 2, 9), generator=GENERATOR),
+    "novel": torch.rand(N, 2, 4, generator=GENERATOR) > 0.3,
+    "thumbnails": torch.randint(256, (N, 2, 3, 4, 4), generator=GENERATOR, dtype=torch.uint8),
+    "targets": [{"kind": "ground", "things": {"all": "cat"}, "ground": ("red", "blue")[i % 2]} for i in range(N)],
 }
 OPTIONS = {"kid": {"subset_size": 50}, "r_precision": {"mismatched": 20}}
 
@@ -54,7 +66,9 @@ def feed(metric: Metric, name: str, start: int, stop: int) -> None:
 
 def values(metric: Metric) -> dict[str, float]:
     found = metric.compute()
-    return {k: float(v) for k, v in found.items()} if isinstance(found, Mapping) else {"value": float(found)}
+    parts = found if isinstance(found, Mapping) else {"value": found}
+    # A part may be a value with its interval.
+    return {f"{k} {i}": n for k, v in parts.items() for i, n in enumerate(torch.as_tensor(v).flatten().tolist())}
 
 
 NUMBERS = {"features", "text_features", "logits", "nll"}

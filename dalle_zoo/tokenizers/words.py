@@ -1,0 +1,86 @@
+"""The words of training captions, and what to say of a prompt that has others.
+
+A model knows the words of its training captions and no others. A tokenizer that is trained on those captions records
+them in ``words.json`` next to its own files, and every copy of the tokenizer keeps them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import string
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+log = logging.getLogger(__name__)
+
+WORDS_FILE = "words.json"
+"""Word to the number of training captions that have it, most frequent first."""
+MOST_WORDS = 20_000
+"""With more different words than this a vocabulary is not closed, and none is recorded."""
+PUNCTUATION = string.punctuation + "\u2018\u2019\u201c\u201d\u2026"
+"""What may be around a word, typographic quotation marks and the ellipsis too."""
+_NEAR = 0.8
+"""Similarity from which a known word is suggested instead of an unknown one: one letter of five."""
+
+
+def split_words(text: str) -> list[str]:
+    """Words of a caption in lower case, without the punctuation around them.
+
+    Example:
+        >>> split_words("A 3D emoji of a cat, on blue!")
+        ['a', '3d', 'emoji', 'of', 'a', 'cat', 'on', 'blue']
+    """
+    words = (word.strip(PUNCTUATION) for word in text.casefold().split())
+    return [word for word in words if word]
+
+
+def count_words(captions: Iterable[str]) -> dict[str, int] | None:
+    """Counts in how many captions each word is; None if there are more than `MOST_WORDS` words."""
+    counts: Counter[str] = Counter()
+    for caption in captions:
+        counts.update(set(split_words(caption)))
+        if len(counts) > MOST_WORDS:
+            return None
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def note_unknown(prompts: Sequence[str], words: Mapping[str, int] | None) -> None:
+    """Logs one line per prompt that is empty or has words that the model never saw.
+
+    Args:
+        prompts: What images are generated from.
+        words: Words of the training captions; None where they are not known, which is true of most models.
+    """
+    for prompt in dict.fromkeys(prompts):
+        if note := unknown_note(prompt, words):
+            log.warning("%s", note)
+
+
+def unknown_note(prompt: str, words: Mapping[str, int] | None) -> str:
+    """What to say of a prompt, "" if there is nothing.
+
+    Example:
+        >>> unknown_note("a bleu cat", {"a": 9, "cat": 2, "blue": 1})
+        "prompt 'a bleu cat': the model never saw the word 'bleu' (did you mean 'blue'?)"
+    """
+    asked = split_words(prompt)
+    if not asked:
+        return f"prompt {prompt!r} has no words: the images show anything that the model knows"
+    unknown = [word for word in dict.fromkeys(asked) if words is not None and word not in words]
+    if not unknown or words is None:
+        return ""
+    named = [f"{word!r}{_suggestion(word, words)}" for word in unknown]
+    known = len(set(asked)) - len(unknown)
+    note = f"prompt {prompt!r}: the model never saw the word{'s' * (len(named) > 1)} {', '.join(named)}"
+    return note if known else f"{note}, so it knows none of the prompt; among its words are {_examples(words)}"
+
+
+def _suggestion(word: str, words: Mapping[str, int]) -> str:
+    near = difflib.get_close_matches(word, words, n=1, cutoff=_NEAR)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _examples(words: Mapping[str, int]) -> str:
+    """Some frequent words that are not as short as "a" and "of"."""
+    return ", ".join(repr(word) for word in [word for word in words if len(word) > 3][:3])

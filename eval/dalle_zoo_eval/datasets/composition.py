@@ -1,0 +1,152 @@
+"""Prompts for composed scenes, each with an image that shows it and with what an image of it must show."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dalle_zoo.composition import Composed, Composer, CompositionConfig, Placed, Scene, Sprite, SpriteSet, render
+from dalle_zoo.composition.kinds import PLACES
+from dalle_zoo.composition.sprites import SIZE
+from dalle_zoo.composition.sprites import bundled_folder as sprites_folder
+from dalle_zoo.composition.words import with_article
+from dalle_zoo.data.composition import ppm
+from dalle_zoo.seeds import seeded_rng
+from dalle_zoo_eval.data_files import bundled_folder
+from dalle_zoo_eval.datasets.base import DATASETS, DatasetError, EvalDataset, Item, check_split
+from dalle_zoo_eval.scene_pixels import LAYOUT_REGIONS
+
+PROMPTS = "composition-prompts.txt"
+"""List of the plain prompts, next to the protocols."""
+NAMED = ("plain", "styled")
+"""Splits of the prompts of that list: as they are, and with a style."""
+HELD_OUT = ("ground", "hue", "count", "pair")
+"""Splits of combinations that training never composes; with ``seen-`` in front, the same of those that it does."""
+TRAINED = ("place", "styles")
+"""Splits of kinds that hold no combination out."""
+SPLITS = (*NAMED, *HELD_OUT, *(f"seen-{kind}" for kind in HELD_OUT), *TRAINED)
+PROMPTS_OF_A_KIND = 128
+"""Prompts of each split that is composed; protocols take fewer."""
+_ARTICLE = re.compile("^(a|an|the) ")
+
+
+@DATASETS.register("composition")
+def read_composition(root: Path | None, split: str) -> EvalDataset:
+    """Makes prompts and their images from sprites; the same ones every time.
+
+    Args:
+        root: Folder of sprites, as for `SpriteSet.load`; with another than the bundled set, measure with
+            ``--network sprites=FOLDER`` too. Defaults to the bundled set.
+        split: One of `SPLITS`.
+
+    Raises:
+        UnknownNameError: Another split.
+        DatasetError: The sprites show nothing that the prompts name.
+        ValueError: The folder holds no sprites.
+    """
+    check_split("composition", split, SPLITS)
+    sprites = trained_sprites(root or sprites_folder())
+    skipped: list[str] = []
+    items = list(_named(sprites, split, skipped) if split in NAMED else _composed(sprites, split))
+    if not items:
+        raise DatasetError(f"the sprites in {root} show none of the things in {PROMPTS}: expected names such as 'cat'")
+    name = f"composition:{split}"
+    return EvalDataset(name=name, root=name if root is None else root, items=tuple(items), skipped=tuple(skipped))
+
+
+@cache
+def sprite_set(folder: Path) -> SpriteSet:
+    """The sprites of a folder, read once per process: every group and the extractor have the same."""
+    return SpriteSet.load(folder)
+
+
+@cache
+def trained_sprites(folder: Path) -> SpriteSet:
+    """The sprites of a folder in the styles that models are trained on: those of the bundled data set, or all."""
+    sprites = sprite_set(folder)
+    return sprites.subset(CompositionConfig.load().styles) if folder == sprites_folder() else sprites
+
+
+def read_prompts() -> list[str]:
+    """The plain prompts: one per line, without comments."""
+    lines = (bundled_folder("protocols") / PROMPTS).read_text("utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _named(sprites: SpriteSet, split: str, skipped: list[str]) -> Iterator[Item]:
+    """Single things that people name, in a style that a seed chooses; without those that no sprite shows."""
+    by_name: dict[str, list[int]] = {}
+    for place in range(max(len(sprite.names) for sprite in sprites.sprites)):  # less common names come last
+        for i, sprite in enumerate(sprites.sprites):
+            if sprite.split == "train" and place < len(sprite.names):
+                found = by_name.setdefault(sprite.names[place], [])
+                if not found or sprites.sprites[found[0]].thing == sprite.thing:
+                    found.append(i)
+    for prompt in read_prompts():
+        name = _ARTICLE.sub("", prompt)
+        if name not in by_name:
+            skipped.append(f"{prompt}: no sprite of that name")
+            continue
+        chosen = seeded_rng("evaluation", split, prompt).choice(by_name[name])
+        sprite = sprites.sprites[chosen]
+        targets: dict[str, Any] = {"things": {"all": sprite.thing}}
+        if split == "styled":
+            if not sprite.style:
+                skipped.append(f"{prompt}: its sprites have no style")
+                continue
+            prompt = f"a {sprite.style} emoji of {with_article(name)}"
+            targets["styles"] = {"all": sprite.style}
+        scene = Scene(kind="single", items=(Placed(sprite=chosen),))
+        yield _item(sprites, split, Composed(0, scene, prompt), targets, f"{split}-{name.replace(' ', '-')}")
+
+
+def _composed(known: SpriteSet, split: str) -> Iterator[Item]:
+    """Scenes of one kind with the captions of the training data, no caption twice."""
+    kind = split.removeprefix("seen-")
+    composer = Composer(known, seed=f"evaluation {split}", shares={kind: 1.0}, held_out=split in HELD_OUT)
+    captions: set[str] = set()
+    for index in range(10 * PROMPTS_OF_A_KIND):
+        sample = composer.compose(index)
+        if sample.caption in captions:
+            continue
+        captions.add(sample.caption)
+        targets = _targets(sample, [known.sprites[item.sprite] for item in sample.scene.items])
+        yield _item(known, split, sample, targets, f"{split}-{index:04d}")
+        if len(captions) == PROMPTS_OF_A_KIND:
+            return
+
+
+def _item(sprites: SpriteSet, split: str, sample: Composed, targets: dict[str, Any], key: str) -> Item:
+    return Item(
+        key=key,
+        image=ppm(render(sample.scene, sprites)),
+        captions=(sample.caption,),
+        concept=" and ".join(dict.fromkeys(targets["things"].values())),
+        targets={"kind": split.removeprefix("seen-"), **targets},
+    )
+
+
+def _targets(sample: Composed, shown: list[Sprite]) -> dict[str, Any]:
+    """What an image of a caption must show."""
+    scene = sample.scene
+    if scene.kind == "styles":  # the top half is given
+        return {"things": {"bottom": shown[1].thing}, "styles": {"bottom": shown[1].style}}
+    if scene.kind == "place":
+        return {"things": {"all": shown[0].thing}, "place": _place(sample)}
+    if scene.kind in ("pair", "count"):
+        layout = {3: "three", 4: "four"}.get(len(shown), scene.relation or "beside")
+        things = {region: s.thing for region, s in zip(LAYOUT_REGIONS[layout], shown, strict=True)}
+        return {"things": things, "layout": layout}
+    targets: dict[str, Any] = {"things": {"all": shown[0].thing}}
+    return targets | ({"ground": scene.ground} if scene.kind == "ground" else {"hue": scene.items[0].color})
+
+
+def _place(sample: Composed) -> list[float]:
+    """Shares of the free space, as `PLACES` has them."""
+    (item,) = sample.scene.items
+    x, y = ((at - 1) / (SIZE - 2 - item.size) for at in (item.left, item.top))
+    nearest = min(PLACES.values(), key=lambda place: abs(place[0] - x) + abs(place[1] - y))
+    return list(nearest)
