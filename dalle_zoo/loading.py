@@ -50,7 +50,7 @@ class PretrainedModel:
         tokenizer: Encodes captions to ids.
         ranker: Scores images against captions; needed only for ``rerank``. Defaults to the ranker in ``folder``.
         folder: Folder that the model was loaded from. Defaults to none.
-        location: Name, folder or repository that it was asked for by. Defaults to the folder.
+        location: Name, folder or repository that it was loaded by. Defaults to the folder.
         quantized: Bits that the prior's matrices were rounded to. Defaults to not rounded.
 
     Raises:

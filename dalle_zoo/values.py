@@ -23,7 +23,7 @@ def as_integer(
         value: The value.
         least: Smallest value allowed. Defaults to no limit.
         most: Largest value allowed. Defaults to no limit.
-        meaning: What the integer stands for, appended to the message. Defaults to nothing.
+        meaning: Meaning of the integer, appended to the message. Defaults to nothing.
 
     Raises:
         TypeError: The value is not an integer.
@@ -55,7 +55,7 @@ def as_number(
         value: The value.
         least: Smallest value allowed. Defaults to no limit.
         most: Largest value allowed. Defaults to no limit.
-        meaning: What the number stands for, appended to the message. Defaults to nothing.
+        meaning: Meaning of the number, appended to the message. Defaults to nothing.
 
     Raises:
         TypeError: The value is not a number.

@@ -310,7 +310,7 @@ def without_storage(make: Callable[[], Net], headers: Mapping[str, Header] | Non
 
 @contextmanager
 def _at_most(num_tensors: int | None) -> Iterator[None]:
-    """Raises `ModelFolderError` when this thread gives modules more than so many parameters."""
+    """Raises `ModelFolderError` when this thread gives modules more parameters than that."""
     if num_tensors is None:
         yield
         return

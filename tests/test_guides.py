@@ -240,7 +240,7 @@ def write_shards(folder: Path, count: int, per_shard: int) -> None:
 
 
 def prepare(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Steps 1 to 4 of the page, but for downloading and the dVAE."""
+    """Steps 1 to 4 of the page, without downloading and the dVAE."""
     monkeypatch.chdir(folder)
     write_shards(Path("cc/train"), 24, 10)
     write_shards(Path("cc/val"), 6, 10)

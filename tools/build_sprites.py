@@ -80,7 +80,7 @@ def chosen(sources: Path, names: dict[str, tuple[str, ...]]) -> Iterator[tuple[E
 
 
 def keywords(entry: Entry, names: tuple[str, ...]) -> list[str]:
-    """CLDR's keywords that can stand in a caption."""
+    """CLDR's keywords that fit into a caption."""
     words = (tag.lower() for tag in entry.tags if tag.isascii() and tag.replace(" ", "").isalpha())
     return [word for word in words if word not in names]
 

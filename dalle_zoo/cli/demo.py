@@ -16,7 +16,7 @@ DEMO_PROMPTS = (
     "a cartoon emoji of a blue heart",
     "a blob emoji of a star",
 )
-"""Captions of the demo's rows when none is asked for, all of the training set."""
+"""Prompts of the demo's rows by default, all of the training set."""
 DEMO_TEMPERATURE = 0.7
 """Where the bundled weights generate best (model_cards/emoji64.md)."""
 

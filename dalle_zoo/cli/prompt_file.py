@@ -151,7 +151,7 @@ def _row(index: int, values: dict[str, Any], options: Namespace) -> Row:
 
 
 def batches(rows: Sequence[Row], batch_size: int) -> Iterator[list[Row]]:
-    """Groups consecutive rows with equal options to at most so many images, at least one row each."""
+    """Groups consecutive rows with equal options to at most ``batch_size`` images, at least one row each."""
 
     def kind(row: Row) -> tuple[Any, ...]:
         return row.options, row.num_images, row.rerank, row.negative_prompt
@@ -235,7 +235,7 @@ def _record(folder: Path, row: Row) -> Path:
 def _run(
     pipe: DallePipeline, rows: Sequence[Row], base: int, folder: Path, batch_size: int, rank: int, world: int
 ) -> None:
-    """Generates the batches of one process, but for the rows that are done."""
+    """Generates the batches of one process, except rows that are done."""
     from tqdm import tqdm
 
     mine = list(batches(rows, batch_size))[rank::world]

@@ -43,7 +43,7 @@ class Member:
     name: str
     """Path in the archive, in which bytes that are not UTF-8 are lone surrogates."""
     data: bytes | None
-    """Contents; None if there is a problem or the contents are not asked for."""
+    """Contents; None if there is a problem or the contents were not requested."""
     problem: str = ""
     """Why the contents cannot be used."""
 

@@ -58,7 +58,7 @@ def _is_valid(text: str) -> bool:
 
 def _captions_of_json(text: bytes | None) -> tuple[str, ...]:
     try:
-        # Files of Python may have NaN beside the captions, and those of Windows a byte order mark.
+        # Files of Python may have NaN among the captions, and those of Windows a byte order mark.
         record = json_value((text or b"{}").removeprefix(codecs.BOM_UTF8), finite=False)
     except PlainDataError:
         return ()

@@ -117,7 +117,7 @@ class ChunkFile:
         """
         codes = self._codes(f"{number:06d}.npy", tuple(shape))
         if codes.min(initial=0) < 0 or codes.max(initial=0) >= codebook_size:
-            raise FileError(f"codes must lie in 0..{codebook_size - 1}, got {codes.min()}..{codes.max()}")
+            raise FileError(f"codes must be in 0..{codebook_size - 1}, got {codes.min()}..{codes.max()}")
         names = parse_json(self._contents(f"{number:06d}.json"), f"{number:06d}.json")
         keys, captions = names.get("keys"), names.get("captions")
         if not (

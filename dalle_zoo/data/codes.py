@@ -68,7 +68,7 @@ class CodeShardWriter:
             raise ValueError(f"codes must be integers (variants, h, w), got {codes.dtype} {tuple(codes.shape)}")
         low, high = int(codes.min()), int(codes.max())
         if low < 0 or high >= self.codebook_size:
-            raise ValueError(f"codes must lie in 0..{self.codebook_size - 1} (codebook_size), got {low}..{high}")
+            raise ValueError(f"codes must be in 0..{self.codebook_size - 1} (codebook_size), got {low}..{high}")
         self._pending.append((key, captions, codes.cpu().numpy().astype(self.dtype)))
         if len(self._pending) == self.chunk:
             self._flush()

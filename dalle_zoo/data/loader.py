@@ -198,7 +198,7 @@ class ResumableLoader:
         if num_workers < 0:
             raise ValueError(f"num_workers must be 0 or more, got {num_workers}")
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank must lie in 0..{world_size - 1} (world_size {world_size}), got {rank}")
+            raise ValueError(f"rank must be in 0..{world_size - 1} (world_size {world_size}), got {rank}")
         self.dataset, self.batch_size, self.collate = dataset, batch_size, collate
         self.seed = seed if shuffle else None
         self.num_workers, self.rank, self.world_size = num_workers, rank, world_size

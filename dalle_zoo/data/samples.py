@@ -107,7 +107,7 @@ class SampleSource(ABC):
         Unreadable samples are skipped with a warning, and so are those without a caption with ``needs_captions``.
         """
         if not 0 <= part < num_parts:
-            raise ValueError(f"part must lie in 0..{num_parts - 1} (num_parts {num_parts}), got {part}")
+            raise ValueError(f"part must be in 0..{num_parts - 1} (num_parts {num_parts}), got {part}")
         total, skipped = self.num_samples, 0
         start, stop = total * part // num_parts, total * (part + 1) // num_parts
         for record in self.read(seed=seed, epoch=epoch, start=start, stop=stop):

@@ -216,6 +216,6 @@ def _manifest_counts(folder: Path) -> dict[tuple[str, int], int]:
 
 
 def _is_plausible(name: str, size: int, count: int) -> bool:
-    """Whether a shard can have so many samples; longer lists of samples would not fit into memory."""
+    """Whether a shard can have this number of samples; longer lists of samples would not fit into memory."""
     largest = size * MAX_COMPRESSION if name.lower().endswith(("gz", ".tgz")) else size
     return 1 <= count <= largest // MIN_BYTES_PER_SAMPLE

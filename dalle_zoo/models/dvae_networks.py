@@ -56,7 +56,7 @@ class DVAEEncoderConfig:
         if self.residual_gain is not None and not self.residual_gain > 0:
             raise ValueError(f"residual_gain must be above 0, got {self.residual_gain}")
         if not 0 < self.pixel_eps < 0.5:
-            raise ValueError(f"pixel_eps must lie between 0 and 0.5, got {self.pixel_eps}")
+            raise ValueError(f"pixel_eps must be between 0 and 0.5, got {self.pixel_eps}")
         if self.image_size % self.factor:
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of the downsampling factor {self.factor} "

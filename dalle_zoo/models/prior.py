@@ -70,7 +70,7 @@ class PriorConfig(ImagePriorConfig):
                 f"width {self.width} is not a multiple of num_heads {self.num_heads}: the paper uses width / 64 heads"
             )
         if not 0 <= self.text_loss_weight < 1:
-            raise ValueError(f"text_loss_weight must lie in [0, 1), got {self.text_loss_weight}")
+            raise ValueError(f"text_loss_weight must be in [0, 1), got {self.text_loss_weight}")
         layer_masks(self.masks, self.num_layers)  # rejects a typo, with a suggestion
 
     def count_parameters(self) -> dict[str, int]:

@@ -77,7 +77,7 @@ class ImageTokenizer(nn.Module, ABC):
             raise ValueError(f"codes must be integers of shape (B, h, w), got {codes.dtype} {tuple(codes.shape)}")
         if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.codebook_size):
             raise ValueError(
-                f"codes must lie in 0..{self.codebook_size - 1}, got {int(codes.min())}..{int(codes.max())}"
+                f"codes must be in 0..{self.codebook_size - 1}, got {int(codes.min())}..{int(codes.max())}"
             )
 
 

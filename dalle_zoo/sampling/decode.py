@@ -102,7 +102,7 @@ def _sample_steps(
     graph: bool,
     callback: Callback | None,
 ) -> Tensor:
-    """Samples one token per pass, but for the given ones, (P, N): tokens (P, n, N)."""
+    """Samples one token per pass, except the given ones, (P, N): tokens (P, n, N)."""
     candidates, total = seeds.shape[1], prior.config.image_length
     grid = (*seeds.shape, prior.config.image_height, prior.config.image_width)
     decoder = with_packed_linears(prior, len(text) * candidates).decoding(text, candidates)

@@ -43,7 +43,7 @@ class WeightEMA(Callback):
 
     def __init__(self, decay: float = 0.999, every: int = 1, start: int = 0, device: str | None = None) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in [0, 1), got {decay}")
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
         if every < 1:
             raise ValueError(f"every must be at least 1 step, got {every}")
         if start < 0:

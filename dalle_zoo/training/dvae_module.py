@@ -41,7 +41,7 @@ class DVAEModule(StageModule):
             the relaxation begins. Validation uses hard codes, so its metrics are meaningless before k-means. Defaults
             to none, as in the paper.
         squared_error: Weight of the mean squared error of the decoded pixels, added to the likelihood: like PSNR, it
-            favors the mean of what a code can stand for over the median. Defaults to 0, as in the paper.
+            favors the mean of what a code represents over the median. Defaults to 0, as in the paper.
     """
 
     stage = "dvae"

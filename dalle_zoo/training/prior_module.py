@@ -74,7 +74,7 @@ class PriorModule(StageModule):
         grow_from: str | None = None,
     ) -> None:
         if not 0 <= caption_dropout < 1:
-            raise ValueError(f"caption_dropout must lie in [0, 1), got {caption_dropout}")
+            raise ValueError(f"caption_dropout must be in [0, 1), got {caption_dropout}")
         super().__init__(build(lambda: Prior(config, attention)), adamw, learning_rate, seed, muon)
         for block in self.net.residual_blocks():
             block.residual.recompute = recompute

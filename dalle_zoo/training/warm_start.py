@@ -36,7 +36,7 @@ class WarmStart:
     codebook_decay: float = 0.99
     """Share of the running mean of a code that stays in a step."""
     revive_every: int = 100
-    """Codes that no feature chose in so many of those steps move to features of the latest batch."""
+    """Codes that no feature chose in this number of those steps move to features of the latest batch."""
 
     @property
     def total_steps(self) -> int:
@@ -45,7 +45,7 @@ class WarmStart:
 
     def __post_init__(self) -> None:
         if not 1 <= self.gather <= self.steps:
-            raise ValueError(f"gather must lie between 1 and steps {self.steps}, got {self.gather}")
+            raise ValueError(f"gather must be between 1 and steps {self.steps}, got {self.gather}")
         if self.quantized_steps < 0 or self.revive_every < 1 or self.commitment < 0:
             raise ValueError(
                 "quantized_steps and commitment must be at least 0 and revive_every at least 1, got "
@@ -184,7 +184,7 @@ class Codebook(nn.Module):
 def set_codes(dvae: DVAE, bridge: nn.Conv2d, centers: Tensor, scale: float) -> None:
     """Makes every center a code: logits fall with the squared distance of the bridged feature to the center.
 
-    ``-scale * ||A f + b - c_k||^2`` is linear in the feature f but for a term that all codes share, so it fits the
+    ``-scale * ||A f + b - c_k||^2`` is linear in the feature f except for a term that all codes share, so it fits the
     encoder's last layer; the decoder's first layer looks the center up.
 
     Args:

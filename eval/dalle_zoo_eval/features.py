@@ -204,7 +204,7 @@ class FeatureStore:
                 claims.release(self._claim(name, chunk))
             else:
                 extractors.append(name)
-        # Whoever has the claim writes the images too; those that are missing at the end were not asked for before.
+        # Whoever has the claim writes the images too; those that are missing at the end were not requested before.
         writes = (wait or not lacking) and self._unwritten(chunk, images)
         if not extractors and not writes:
             return None

@@ -29,7 +29,7 @@ from dalle_zoo_eval.rules import SamplingRule
 # B prompts, N candidates of a prompt, h w code grid, H W pixels
 
 BATCH = 64
-"""Images that are generated at once unless more or fewer are asked for."""
+"""Default number of images generated at once."""
 
 
 class GeneratedImages:

@@ -32,7 +32,7 @@ from dalle_zoo_eval.rules import ImageRule
 from dalle_zoo_eval.sheets import comparison_sheet
 from dalle_zoo_eval.training_images import UNREADABLE, TrainingImages
 
-# Q images that are asked for, G gallery, d features
+# Q query images, G gallery, d features
 
 INCEPTION = FID_FAMILIES[0]
 """Extractor that searches for copies unless another is named."""

@@ -66,7 +66,7 @@ def evaluate(request: Request) -> dict[str, Any] | None:
 
     Raises:
         ValueError: The request, the data, or a file does not fit; before any work begins wherever that can be seen.
-        FileExistsError: The result file is there, holds something else, and ``overwrite`` is not asked for.
+        FileExistsError: The result file is there, holds something else, and ``overwrite`` is False.
     """
     run = Evaluation(request)
     run.extract()

@@ -1,4 +1,4 @@
-"""A converted VQGAN wherever an image tokenizer is asked for: reconstruct, encode, the prior's training, pipelines."""
+"""A converted VQGAN wherever an image tokenizer is needed: reconstruct, encode, the prior's training, pipelines."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PRIOR = PriorConfig(
 
 @pytest.fixture
 def checkpoint(scratch: Path) -> Path:
-    """A checkpoint of taming-transformers with its configuration beside it."""
+    """A checkpoint of taming-transformers with its configuration next to it."""
     torch.manual_seed(0)
     net = VQGAN(CONFIG)
     nn.init.normal_(net.quantize.embedding.weight)  # stands for training: codes that look different

@@ -34,7 +34,7 @@ COUNT = 1000
 
 
 def combination(sprites: SpriteSet, scene: Scene) -> tuple[str, ...] | None:
-    """What a scene combines, as `is_held_out` is asked for it; None for kinds that combine nothing."""
+    """What a scene combines, as the argument of `is_held_out`; None for kinds that combine nothing."""
     things = [sprites.sprites[item.sprite].thing for item in scene.items]
     if scene.kind == "ground":
         return ("ground", things[0], str(scene.ground))

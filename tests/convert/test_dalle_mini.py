@@ -456,7 +456,7 @@ def test_a_missing_part_raises(part: str, other: str, tmp_path: Path) -> None:
             {"ln_positions": "swinv2"},
             "of an unsupported kind: ln_positions is 'swinv2', expected 'normformer'",
         ),
-        ({"decoder_start_token_id": 50}, r"start_token must follow the codes and lie in 32\.\.49"),
+        ({"decoder_start_token_id": 50}, r"start_token must follow the codes and be in 32\.\.49"),
         ({"encoder_attention_heads": "2"}, "encoder_attention_heads is '2', expected an integer"),
         ({"decoder_attention_heads": 3}, "width 64 is not a multiple of decoder_heads 3"),
     ],

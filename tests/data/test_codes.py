@@ -374,7 +374,7 @@ def test_bad_options(make: Any, source: Any) -> None:
         ({"chunk": 0}, "chunk must be an integer of at least 1"),
         ({"info": {}}, "info must have an integer codebook_size"),
         ({"transform": "priors"}, "Did you mean 'prior'"),
-        ({"info": {"codebook_size": 2}}, r"codes must lie in 0..1"),
+        ({"info": {"codebook_size": 2}}, r"codes must be in 0..1"),
     ):
         with pytest.raises(ValueError, match=message):
             encode_source(source, encode, out, **OPTIONS | changes)
@@ -434,7 +434,7 @@ def array(values: Any) -> bytes:
         ("000001.npy", b"x", "000001.npy is no array"),
         ("000001.npy", array(np.zeros((4, 3, 2, 5), np.uint16)), "must hold integers of shape"),
         ("000001.npy", array(np.zeros((4, 3, 2, 4))), "must hold integers of shape"),
-        ("000001.npy", array(np.full((4, 3, 2, 4), BOOK, np.uint16)), r"codes must lie in 0..299, got 300..300"),
+        ("000001.npy", array(np.full((4, 3, 2, 4), BOOK, np.uint16)), r"codes must be in 0..299, got 300..300"),
         ("000001.json", b"[]", "must contain a JSON object"),
         ("000001.json", b'{"keys": ["a"], "captions": [["b"]]}', "must hold keys and captions of 4 samples"),
         ("000001.json", b'{"keys": [1, 2, 3, 4], "captions": [[], [], [], []]}', "must hold keys and captions"),

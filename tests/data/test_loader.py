@@ -311,7 +311,7 @@ def test_bad_options(source: Any, make: Any) -> None:
         ({"batch_size": 0}, "batch_size must be an integer of at least 1"),
         ({"batch_size": 24}, "needs at least 24 samples, got 23"),
         ({"batch_size": 12, "world_size": 2}, "needs at least 24 samples, got 23"),
-        ({"batch_size": 1, "rank": 1}, "rank must lie"),
+        ({"batch_size": 1, "rank": 1}, "rank must be in"),
         ({"batch_size": 1, "world_size": 24}, "cannot be shared by 24 ranks"),
         ({"batch_size": 1, "num_workers": -1}, "num_workers"),
     ):

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-# Installed, the package is found by itself; in a checkout it lies in eval/.
+# Installed, the package is found by itself; in a checkout it is in eval/.
 sys.path.insert(0, str(Path(__file__).parents[2] / "eval"))
 
 import yaml

@@ -37,7 +37,7 @@ def test_the_radius_is_the_standard_deviation_in_pixels() -> None:
     step = torch.zeros(3, 4, 200, dtype=torch.uint8)
     step[..., 100:] = 255
     row = gaussian_blur([step], [8])[8][0][0, 0].double() / 255
-    beside = (row[100 + 7] + row[100 + 8]) / 2  # pixel centers lie half a pixel beside the edge
+    beside = (row[100 + 7] + row[100 + 8]) / 2  # pixel centers are half a pixel from the edge
     assert float(beside) == pytest.approx(0.841, abs=0.01)
 
 

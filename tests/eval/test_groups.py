@@ -325,7 +325,7 @@ def test_without_evaluator_and_ranker_it_says_so(ask: Ask, model: Path, mobilene
     assert "## Concept accuracy" not in text
     assert "## Retrieval" not in text
 
-    # Without a ranker concepts are looked for in every candidate, and there is no best one.
+    # Without a ranker concepts are searched in every candidate, and there is no best one.
     result = evaluate(ask(tmp_path / "s.json", model=bare))
     assert result is not None
     rows = [row for row in result["scores"] if row["metric"] == "concept_accuracy"]

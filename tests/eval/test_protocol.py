@@ -194,7 +194,7 @@ def test_a_wrong_field_of_groups_or_sampling_is_named(changes: dict[str, Any], m
 
 
 def groups() -> Protocol:
-    """Three groups that share what stands at the top."""
+    """Three groups that share the keys at the top level."""
     train = {"dataset": {"source": "here"}, "captions": {"count": 4}}
     others = {name: {"dataset": {"source": name}} for name in ("val-styles", "val-concepts")}
     given = values(captions={"rule": "first"}, sampling={"candidates": 3}, groups={"train": train, **others})

@@ -1,4 +1,4 @@
-"""Reports: measured beside published of the same family only, atomically, nothing interpreted."""
+"""Reports: measured rows next to published rows of the same family only, written atomically, nothing interpreted."""
 
 from __future__ import annotations
 

@@ -298,7 +298,7 @@ def test_a_folder_of_images_is_scored_without_a_model(
     )
     assert scores(result, "fid", family="inception-2015", blur=0)[0]["value"] == pytest.approx(0, abs=1e-9)
     assert all(row["at_infinity"] < 1e-9 for row in scores(result, "fid"))  # below 0: the bias is taken away
-    assert not scores(result, "clip_score")  # there are no captions beside them
+    assert not scores(result, "clip_score")  # there are no captions with them
     assert result is not None
     assert any("clip_score: the images have no captions" in line for line in result["left_out"])
     assert result["source"]["sizes"] == {"24x20": IMAGES}

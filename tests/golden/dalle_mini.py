@@ -6,7 +6,7 @@ They hold what min-dalle and DALL-E mini's training code compute, and how min-da
 
 needs a checkout of https://github.com/borisdayma/dalle-mini (made with commit f0be4de) and, installed with --no-deps,
 min-dalle 0.4.11, emoji 1.7.0, ftfy 6.3.1, unidecode 1.4.0 and tokenizers. The weights are not stored: they follow from
-their names. Nor is the vocabulary of the release at hand; a small one is trained on the captions here.
+their names. Nor is the vocabulary of the release available; a small one is trained on the captions here.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "axial": {**ALL, "rotary_emb": False, "share_input_output_emb": True},
     },
 }
-"""Options of `DALLE` beside the sizes, by version and name; what is left out has the version's default."""
+"""Options of `DALLE` other than the sizes, by version and name; what is left out has the version's default."""
 TEXT = torch.tensor([[3, 7, 1, 0, 0], [4, 10, 0, 2, 6], [0, 0, 0, 0, 0]])
 """Captions as the tokenizers give them: 0 is padding, also inside a caption, where it was a token."""
 
@@ -139,7 +139,7 @@ class SparseSelfAttention(nn.Module):
     """Twin of DeepSpeed's 0.3 to 0.16 in dense matrices, of the same buffer.
 
     As there, the layout of a length is looked up in one table for all layers, so that it is that of the layer which
-    came first; and what stands in the mask of padding, 1 or 0, is added to the scores.
+    came first; and the values of the padding mask, 1 or 0, are added to the scores.
     """
 
     layouts: ClassVar[dict[int, Tensor]] = {}

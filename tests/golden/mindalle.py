@@ -4,7 +4,7 @@
 
 needs a checkout of https://github.com/kakaobrain/minDALL-E (made with commit e548007), omegaconf, tqdm and tokenizers
 (0.23.3; 0.13.3 gives the same). The weights are not stored: they follow from their names. The vocabulary of the
-release is not at hand; a small one, once trained on the captions here, stands in the JSON file and stays as it is.
+release is not available; a small one, trained once on the captions here, is in the JSON file and stays as it is.
 """
 
 from __future__ import annotations

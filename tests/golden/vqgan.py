@@ -31,7 +31,7 @@ LAYOUTS = FOLDER / "vqgan_layouts.json"
 FILES = {name: FOLDER / f"vqgan_{name}.safetensors" for name in ("nearest", "gumbel", "wavelet", "detokenizer")}
 COLORS = {"in_channels": 3, "out_ch": 3, "double_z": False, "dropout": 0.0}
 DDCONFIG = {**COLORS, "ch": 32, "ch_mult": [1, 2, 2], "num_res_blocks": 1, "attn_resolutions": [8], "resolution": 16}
-"""Architecture of the small twins, by the original's names; attention stands at the level in the middle."""
+"""Architecture of the small twins, by the original's names; attention is at the middle level."""
 NEAREST = {"ddconfig": {**DDCONFIG, "z_channels": 24}, "embed_dim": 16, "n_embed": 48}
 GUMBEL = {"ddconfig": {**DDCONFIG, "z_channels": 16}, "embed_dim": 16, "n_embed": 48}
 F16 = {**COLORS, "ch": 128, "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2, "attn_resolutions": [16]}

@@ -52,7 +52,7 @@ class LocalHub(ThreadingHTTPServer):
         self.blobs: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.uploads: list[str] = []  # large files that arrived, by digest
-        self.stall_after: int | None = None  # so many large files arrive, the next waits
+        self.stall_after: int | None = None  # after this number of large files, the next waits
         self.stalled, self.released = threading.Event(), threading.Event()
 
     @property

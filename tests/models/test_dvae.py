@@ -280,8 +280,8 @@ def test_pixels_are_the_unmapped_location(small: DVAE) -> None:
         ({"width": 6}, "width must be a multiple of 4"),
         ({"width": 0}, "width must be an integer of at least 1"),
         ({"codebook_size": 1}, "codebook_size must be an integer of at least 2"),
-        ({"pixel_eps": 0.5}, "pixel_eps must lie between 0 and 0.5"),
-        ({"pixel_eps": 0.0}, "pixel_eps must lie between 0 and 0.5"),
+        ({"pixel_eps": 0.5}, "pixel_eps must be between 0 and 0.5"),
+        ({"pixel_eps": 0.0}, "pixel_eps must be between 0 and 0.5"),
     ],
 )
 def test_invalid_configurations_raise(wrong: dict[str, Any], message: str) -> None:

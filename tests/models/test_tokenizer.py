@@ -134,8 +134,8 @@ def test_images_are_checked(images: Tensor, message: str) -> None:
             r"codes must be integers of shape \(B, h, w\), got torch.int64 \(2, 2\)",
         ),
         (torch.zeros(1, 2, 2), "codes must be integers .* got torch.float32"),
-        (torch.full((1, 2, 2), 6), r"codes must lie in 0\.\.5, got 6\.\.6"),
-        (torch.tensor([[[0, -1]]]), r"codes must lie in 0\.\.5, got -1\.\.0"),
+        (torch.full((1, 2, 2), 6), r"codes must be in 0\.\.5, got 6\.\.6"),
+        (torch.tensor([[[0, -1]]]), r"codes must be in 0\.\.5, got -1\.\.0"),
     ],
 )
 def test_codes_are_checked(codes: Tensor, message: str) -> None:

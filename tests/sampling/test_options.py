@@ -33,7 +33,7 @@ def chi_square(options: SamplingOptions, logits: Tensor, law: Tensor, count: int
     return float(((seen - expected)[inside] ** 2 / expected[inside]).sum())
 
 
-# The 1 - 1e-6 quantiles of chi-square with so many degrees of freedom.
+# The 1 - 1e-6 quantiles of chi-square by degrees of freedom.
 LIMIT = {1: 23.9, 2: 27.6, 4: 33.4, 63: 134.0}
 
 

@@ -226,7 +226,7 @@ def kill(children: list[int]) -> None:
 
 
 def run_killed(case: dict[str, Any], kills: int) -> None:
-    """Runs a case whose processes are killed so many times, one at a moment sampled by chance; looks what is left."""
+    """Kills the processes of a case several times, once at a random moment, and inspects what is left."""
     rng = random.Random(0)
     folder, updates = Path(case["out"]) / "checkpoints", Path(case["out"]) / "updates"
     newest: list[str] = []

@@ -278,7 +278,7 @@ def test_images_need_their_image_tokenizer(shards: Path, parts: Path) -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
 def test_caption_dropout_is_a_share(share: float) -> None:
-    with pytest.raises(ValueError, match=r"caption_dropout must lie in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"caption_dropout must be in \[0, 1\)"):
         module(caption_dropout=share)
 
 

@@ -126,7 +126,7 @@ def test_quantized_steps_learn_encoder_codes_and_decoder_together() -> None:
         features = stage.bridge(stage.net.encoder.features(stage.net.map_pixels(images))).permute(0, 2, 3, 1)
         distances = torch.cdist(features.flatten(0, 2), stage.codebook.vectors)
     nearest = distances.argmin(1).view(64, 4, 4)
-    assert (stage.net.encode(images) == nearest).float().mean() > 0.99  # but for ties within rounding
+    assert (stage.net.encode(images) == nearest).float().mean() > 0.99  # except for ties within rounding
     codes = torch.arange(16).view(1, 4, 4)
     torch.testing.assert_close(
         stage.net.decoder.from_codes(codes),
@@ -175,7 +175,7 @@ def test_unused_codes_move_to_features() -> None:
     [
         ({"steps": 40, "quantized_steps": -1}, "quantized_steps and commitment must be at least 0"),
         ({"steps": 40, "revive_every": 0}, "revive_every at least 1"),
-        ({"steps": 10, "gather": 11}, "gather must lie between 1 and steps 10, got 11"),
+        ({"steps": 10, "gather": 11}, "gather must be between 1 and steps 10, got 11"),
         ({"steps": 40, "sharpness": 0.0}, "sharpness must be above 0"),
         ({"steps": 40, "iterations": 0}, "iterations at least 1"),
     ],

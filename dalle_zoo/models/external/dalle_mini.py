@@ -80,7 +80,7 @@ class DalleMiniConfig(ImagePriorConfig):
             self.check_heads(heads)
         if not self.codebook_size <= self.start_token < self.image_rows:
             raise ValueError(
-                f"start_token must follow the codes and lie in {self.codebook_size}..{self.image_rows - 1} "
+                f"start_token must follow the codes and be in {self.codebook_size}..{self.image_rows - 1} "
                 f"(codebook_size to image_rows - 1), got {self.start_token}"
             )
         special = {self.begin_token, self.pad_token, self.end_token}

@@ -50,7 +50,7 @@ class DallePytorchConfig(ImagePriorConfig):
     padding: Literal["learned", "masked"] = "learned"
     """One learned padding token per position, or, before version 0.9, a padding mask."""
     padding_id: int = BOS
-    """Id that pads captions: 0 in the original, which stands for the padding token of its position; 1 in
+    """Id that pads captions: 0 in the original, which means the padding token of its position; 1 in
     learning-at-home/dalle."""
     shift_tokens: bool = True
     """Whether every branch takes some of its input channels from earlier positions [shift_tokens]."""
@@ -80,7 +80,7 @@ class DallePytorchConfig(ImagePriorConfig):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if not 0 <= self.padding_id < self.text_vocab:
-            raise ValueError(f"padding_id must lie in 0..{self.text_vocab - 1}, got {self.padding_id}")
+            raise ValueError(f"padding_id must be in 0..{self.text_vocab - 1}, got {self.padding_id}")
         for name in ("shared_attention", "shared_mlp"):
             numbers = tuple(getattr(self, name))  # a list in a JSON file
             object.__setattr__(self, name, numbers)

@@ -72,7 +72,7 @@ class MinDALLEConfig(ImagePriorConfig):
         self.check_positive("num_layers")
         self.check_heads()
         if self.padding_id is not None and not 0 <= self.padding_id < self.text_vocab:
-            raise ValueError(f"padding_id must lie in 0..{self.text_vocab - 1}, got {self.padding_id}")
+            raise ValueError(f"padding_id must be in 0..{self.text_vocab - 1}, got {self.padding_id}")
 
 
 @PRIORS.register("mindalle")

@@ -34,7 +34,7 @@ class Item:
     key: str
     """Name, unique in its dataset: a relative path without its ending."""
     image: Path | bytes | None
-    """Image file, or its contents; None where only the captions are at hand."""
+    """Image file, or its contents; None if only the captions are available."""
     captions: tuple[str, ...]
     """Captions without line breaks, not empty; none at all in a folder without captions."""
     box: tuple[float, float, float, float] | None = None
@@ -205,7 +205,7 @@ def missing(layout: str, root: Path, what: str) -> DatasetError:
     """The error for a file or folder that a layout needs, with what the folder looks like instead.
 
     Args:
-        layout: Layout that was asked for.
+        layout: Requested layout.
         root: Folder that should have it.
         what: The missing path or paths, relative to the folder.
     """

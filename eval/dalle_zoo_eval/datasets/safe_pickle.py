@@ -25,7 +25,7 @@ _FORMATS = {"i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u
 
 
 class UnsafePickleError(DatasetError):
-    """A pickle that holds more than plain data; nothing that it asked for was run."""
+    """A pickle that holds more than plain data; nothing in it was run."""
 
 
 def load_plain(path: Path) -> Any:
@@ -80,7 +80,7 @@ class _Dtype:
         self._order = {"<": "<", ">": ">", "|": "<"}[state[1]]
 
     def number(self, value: bytes | str) -> Any:
-        """The number that some bytes stand for; Python 2 wrote them as text."""
+        """The number that some bytes encode; Python 2 wrote them as text."""
         data = value.encode("latin1") if isinstance(value, str) else value
         return struct.unpack(self._order + self._format, data)[0]
 

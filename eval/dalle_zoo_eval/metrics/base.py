@@ -56,7 +56,7 @@ class MetricSpec:
     images: tuple[str, ...] = ("generated",)
     """Image sets, of `dalle_zoo.results.IMAGE_SETS`, on which it is computed unless a protocol says otherwise."""
     every: bool = False
-    """Whether its rows are prompts with all of their images: tensors (B, N, ...), N = 1 but for the candidates."""
+    """Whether its rows are prompts with all of their images: tensors (B, N, ...), N = 1 except for the candidates."""
     by_group: bool = False
     """Whether it has tables of its own: one per part, with a row per group and a column per image set."""
     relative_to: str = ""

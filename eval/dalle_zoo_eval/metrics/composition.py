@@ -66,7 +66,7 @@ def composition(
             ``styles``, region to name; ``ground``, ``hue`` and ``layout``, a name; ``place``, shares of free space.
 
     Returns:
-        ``thing``, ``color``, ``layout`` and ``style``, as far as they are asked for, and ``all`` of them.
+        ``thing``, ``color``, ``layout`` and ``style``, as far as the prompt states them, and ``all`` of them.
     """
     right: dict[str, list[Tensor]] = {}
     for i, target in enumerate(targets):

@@ -15,7 +15,7 @@ from dalle_zoo_eval.metrics.base import METRICS
 
 
 def check(keys: Sequence[str], concepts: Sequence[str], *, ks: Sequence[int] = (1, 5)) -> None:
-    """Raises `ValueError` for a gallery in which nothing could be looked for.
+    """Raises `ValueError` for a gallery in which no concept can be searched.
 
     Args:
         keys: Keys of the gallery.

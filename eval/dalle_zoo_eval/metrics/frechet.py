@@ -47,7 +47,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
         StatisticsError: Fewer than 2 samples on a side, or features of different lengths. Fewer samples than features
             are accepted: read `Moments.rank_deficient` before a number is shown.
     """
-    # The side of lower rank makes the smaller matrix, and one without eigenvalues that are 0 but for rounding.
+    # The side of lower rank makes the smaller matrix, and one without eigenvalues that are 0 except for rounding.
     a, b = sorted((a, b), key=lambda side: side.count)
     return Reference.of(a).distance(b)
 
@@ -108,7 +108,7 @@ def frechet_extrapolated(
     """The distance that infinitely many samples would have.
 
     The distance of n samples is too high by a term close to linear in 1/n, of a size that depends on the model, so
-    that models compared at equal n may be in the wrong order. The smaller sets are nested: the first so many samples
+    that models compared at equal n may be in the wrong order. The smaller sets are nested: the first samples
     of one random order. The reference is taken as it is.
 
     Reference: Effectively Unbiased FID and Inception Score and Where to Find Them (Chong and Forsyth, 2020).

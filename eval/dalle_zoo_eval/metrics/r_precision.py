@@ -30,7 +30,7 @@ def r_precision(
 ) -> tuple[float, float]:
     """Share of images whose own caption is nearest by cosine, among it and random ones of other groups.
 
-    As in AttnGAN and DM-GAN, but for the network that sees the images (theirs is DAMSM) and for ties: where m others
+    As in AttnGAN and DM-GAN, except for the network (theirs is DAMSM) and for ties: where m others
     are as near as the own caption, it counts 1 / (m + 1), so that equal captions do no harm and a network that cannot
     tell captions apart is at chance.
 

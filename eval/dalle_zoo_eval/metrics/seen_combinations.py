@@ -31,7 +31,7 @@ from dalle_zoo_eval.metrics.estimates import Estimate, bootstrapped
 def seen_combinations(novel: Tensor, targets: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
     """Returns the share of images whose nearest training composite has the same thing, place and ground, as ``value``.
 
-    Training composes every thing in every place, but for the combinations that it holds out. So the nearest training
+    Training composes every thing in every place, except the combinations that it holds out. So the nearest training
     composite of an image has what the image shows (the nearest sprite, in its hue, number or order, on its ground),
     unless that combination is held out. Of prompts for held-out combinations, this is the share of images for which
     the model fell back on a combination that it was trained on; real images are the floor.

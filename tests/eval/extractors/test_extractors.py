@@ -29,7 +29,7 @@ def images() -> Tensor:
 
 @pytest.fixture
 def locations(model: Path, tmp_path: Path) -> dict[str, Path]:
-    """Where the networks lie that need no other package."""
+    """Where the networks that need no other package are."""
     save_file(MobileNet().state_dict(), tmp_path / WEIGHTS_FILE)
     return {"mobilenet": tmp_path, "ranker": model, "clip": model / "ranker"}
 

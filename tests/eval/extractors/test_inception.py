@@ -325,7 +325,7 @@ def test_only_bytes_are_looked_at(dmgan: InceptionExtractor, images: Tensor) -> 
 def test_a_missing_package_is_asked_for(
     name: str, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torchvision beside a torch that it was not built for raises RuntimeError."""
+    """torchvision with a torch that it was not built for raises RuntimeError."""
     import builtins
 
     real = builtins.__import__

@@ -38,7 +38,7 @@ def test_it_is_what_the_definition_says(k: int, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_model_of_one_mode_is_precise_without_recall() -> None:
-    """The reference lies on a line of 20 points; the model repeats what lies about the first."""
+    """The reference is a line of 20 points; the model repeats points near the first."""
     reference = torch.arange(20.0)[:, None] * torch.tensor([[1.0, 0.0]])
     generated = torch.tensor([[0.0, 0.1], [0.1, 0.0], [0.0, -0.1], [-0.1, 0.0], [0.0, 0.0]])
     precision, recall = precision_recall(reference, generated)

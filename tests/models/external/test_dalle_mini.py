@@ -130,7 +130,7 @@ def test_shapes_are_checked() -> None:
         ({"encoder_heads": 3}, "width 16 is not a multiple of encoder_heads 3"),
         ({"decoder_layers": 0}, "decoder_layers must be an integer of at least 1, got 0"),
         ({"text_length": 2}, "text_length must be at least 3"),
-        ({"start_token": 8}, r"start_token must follow the codes and lie in 9\.\.13 .*, got 8"),
+        ({"start_token": 8}, r"start_token must follow the codes and be in 9\.\.13 .*, got 8"),
         ({"start_token": 14}, "start_token must follow the codes"),
         ({"pad_token": 256}, "must be three ids"),
         ({"end_token": 260}, r"must be three ids in 0\.\.259"),

@@ -181,7 +181,7 @@ def test_size_of_the_published_small_model() -> None:
         ({"norm": "scale"}, "norm must be one of layer, rms, got 'scale'"),
         ({"shared_mlp": (0, 2)}, r"shared_mlp must have 2 indices, one per layer, .* got \(0, 2\)"),
         ({"shared_attention": (0,)}, "shared_attention must have 2 indices"),
-        ({"padding_id": 256}, r"padding_id must lie in 0..255, got 256"),
+        ({"padding_id": 256}, r"padding_id must be in 0..255, got 256"),
         ({"width": 1}, "shift_tokens needs a width of at least 2, got 1"),
         ({"sparse_layers": (0,)}, "block-sparse attention needs an input length .* that is a multiple of 16, got 11"),
         (

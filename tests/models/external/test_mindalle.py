@@ -135,7 +135,7 @@ def test_invalid_shapes_raise(prior: MinDALLE, text: tuple[int, ...], codes: tup
     [
         ({"num_layers": 0}, "num_layers must be an integer of at least 1, got 0"),
         ({"num_heads": 5}, "width 48 is not a multiple of num_heads 5"),
-        ({"padding_id": 300}, r"padding_id must lie in 0\.\.299, got 300"),
+        ({"padding_id": 300}, r"padding_id must be in 0\.\.299, got 300"),
     ],
 )
 def test_invalid_configs_raise(change: dict[str, Any], message: str) -> None:
