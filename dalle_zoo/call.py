@@ -43,13 +43,14 @@ class Call:
     window: int | None = None
     batch_size: int = BATCH_SIZE
     output_type: str = "pil"
+    callback: Any = None
 
     def __post_init__(self) -> None:
-        prompts = _texts("prompt", self.prompt)
+        prompts = as_texts("prompt", self.prompt)
         count = as_integer("num_images_per_prompt", self.num_images_per_prompt, least=1)
         checked: dict[str, Any] = {"prompt": prompts, "num_images_per_prompt": count}
         if self.negative_prompt is not None:
-            negative = _texts("negative_prompt", self.negative_prompt)
+            negative = as_texts("negative_prompt", self.negative_prompt)
             if len(negative) not in (1, len(prompts)):
                 raise ValueError(f"negative_prompt must be one text, or one for each of {len(prompts)} prompts")
             checked["negative_prompt"] = negative * len(prompts) if len(negative) == 1 else negative
@@ -68,6 +69,8 @@ class Call:
             object.__setattr__(self, name, value)
         if self.output_type not in get_args(OutputType):
             raise ValueError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {self.output_type!r}")
+        if self.callback is not None and not callable(self.callback):
+            raise TypeError(f"callback must be a function of one Progress, got {self.callback!r}")
         self._check_window()
         self._check_generators()
         self._check_region()
@@ -79,6 +82,8 @@ class Call:
         return prompts
 
     def _check_region(self) -> None:
+        if self.given is not None:
+            check_ids("given", self.given)
         if self.given is not None and self.image is not None:
             raise ValueError("give image or given, not both: each states codes that are kept")
         if self.image is None:
@@ -136,7 +141,7 @@ class Call:
         return torch.tensor(flat, dtype=torch.long).view(prompts, count)
 
 
-def _texts(name: str, value: object) -> list[str]:
+def as_texts(name: str, value: object) -> list[str]:
     """Returns a text or a list of texts as a list."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
@@ -157,6 +162,13 @@ def _seeds(value: object, images: int) -> int | list[int]:
     return [as_integer("seed", each, least=0, most=2**63 - 1) for each in value]
 
 
+def check_ids(name: str, value: object) -> None:
+    """Raises `TypeError` unless a value is a tensor of int64, such as codes, ids of text or seeds."""
+    if not isinstance(value, Tensor) or value.dtype != torch.long:
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be an int64 tensor, got {kind}")
+
+
 def check_image(image: object) -> None:
     """Raises an error unless an image can be encoded: a PIL image, or finite pixels in [0, 1]."""
     if isinstance(image, Image.Image):
@@ -171,6 +183,15 @@ def check_image(image: object) -> None:
             f"image must have pixels in [0, 1], got {float(image.amin()):g}..{float(image.amax()):g}: divide pixels "
             "of 0..255 by 255"
         )
+
+
+def check_images(images: object) -> None:
+    """Raises an error unless images can be scored: a list of PIL images, or finite pixels in [0, 1], (B, 3, H, W)."""
+    if isinstance(images, Tensor):
+        check_image(images)
+        return
+    if not isinstance(images, Sequence) or not images or not all(isinstance(each, Image.Image) for each in images):
+        raise TypeError(f"images must be a non-empty list of PIL images, or pixels (B, 3, H, W), got {images!r}")
 
 
 def check_mask(mask: object) -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle_zoo.call import BATCH_SIZE, Call, OutputType, check_image
+from dalle_zoo.call import BATCH_SIZE, Call, OutputType, as_texts, check_ids, check_image, check_images
 from dalle_zoo.hub import Access
 from dalle_zoo.image_settings import ImageSettings
 from dalle_zoo.images import to_pil
@@ -127,9 +127,14 @@ class DallePipeline(PretrainedModel):
             Codes on the CPU, int64 (P, N, h, w).
 
         Raises:
+            TypeError: Ids, seeds or codes are no int64 tensor, or a number is no integer.
             ValueError: A shape or a value does not fit the model.
         """
         batch_size = as_integer("batch_size", batch_size, least=1)
+        window = None if window is None else as_integer("window", window, least=1)
+        for name, ids in {"text": text, "seeds": seeds, "given": given, "negative": negative}.items():
+            if ids is not None:
+                check_ids(name, ids)
         if seeds.ndim != 2 or len(seeds) != len(text):
             raise ValueError(f"seeds must have shape ({len(text)}, N), one row per prompt, got {tuple(seeds.shape)}")
         prompts, count = seeds.shape
@@ -261,6 +266,7 @@ class DallePipeline(PretrainedModel):
             window,
             batch_size,
             output_type,
+            callback,
         )
         options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, guidance_scale=guidance_scale)
         if negative_prompt is not None and not options.guided:
@@ -325,13 +331,15 @@ class DallePipeline(PretrainedModel):
             Scores on the CPU, (B,): the larger, the better the text describes the image.
 
         Raises:
-            ValueError: The model has no ranker, or the numbers of images and texts differ.
+            TypeError: The images or texts are of another type.
+            ValueError: The model has no ranker, the numbers of images and texts differ, or pixels are not in [0, 1].
         """
         if self.ranker is None:
             raise ValueError("this model has no ranker: log_likelihood scores images by the prior")
+        texts = as_texts("texts", texts)
         pixels = self._as_pixels(images, texts)
         with torch.inference_mode():
-            return self.ranker.scores(pixels.to(self.device), list(texts)).cpu()
+            return self.ranker.scores(pixels.to(self.device), texts).cpu()
 
     def log_likelihood(self, images: Sequence[Image.Image] | Tensor, texts: Sequence[str]) -> Tensor:
         """The prior's own log-likelihood of images given texts.
@@ -344,8 +352,10 @@ class DallePipeline(PretrainedModel):
             Sums over the image tokens, natural logarithm, (B,) on the CPU.
 
         Raises:
-            ValueError: The numbers of images and texts differ.
+            TypeError: The images or texts are of another type.
+            ValueError: The numbers of images and texts differ, or pixels are not in [0, 1].
         """
+        texts = as_texts("texts", texts)
         pixels = self._as_pixels(images, texts)
         codes = torch.stack([self.encode_image(each) for each in pixels])
         return token_log_likelihood(self.prior, self.encode_text(texts), codes).flatten(1).sum(1)
@@ -360,6 +370,7 @@ class DallePipeline(PretrainedModel):
         Returns:
             Captions with the log-likelihood of the image, best first.
         """
+        captions = as_texts("captions", captions)
         codes = self.encode_image(image).expand(len(captions), -1, -1)
         values = token_log_likelihood(self.prior, self.encode_text(captions), codes).flatten(1).sum(1)
         best = values.argsort(descending=True, stable=True).tolist()
@@ -398,6 +409,7 @@ class DallePipeline(PretrainedModel):
 
     def _as_pixels(self, images: Sequence[Image.Image] | Tensor, texts: Sequence[str]) -> Tensor:
         """Pixels of the model's size, (B, 3, H, W)."""
+        check_images(images)
         if len(images) != len(texts):
             raise ValueError(f"expected one text per image, got {len(images)} images and {len(texts)} texts")
         if isinstance(images, Tensor):

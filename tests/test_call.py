@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from dalle_zoo.call import Call, check_image
+from dalle_zoo.call import Call, check_image, check_images
 
 
 @pytest.mark.parametrize("prompt", [None, 5, Path("prompts.txt"), {"a": 1}, [], [b"a"], ["a", None]])
@@ -34,6 +35,31 @@ def test_counts_and_seeds_are_integers(name: str, value: Any) -> None:
 def test_a_generator_is_that_of_torch(generator: Any) -> None:
     with pytest.raises(TypeError, match=r"generator must be a torch.Generator or a list of them"):
         Call(["a", "b"], generator=generator)
+
+
+@pytest.mark.parametrize("given", [[[1]], np.zeros((8, 8), int), torch.zeros(8, 8), "x"])
+def test_given_codes_are_a_tensor_of_integers(given: Any) -> None:
+    with pytest.raises(TypeError, match="given must be an int64 tensor, got"):
+        Call("a", given=given)
+
+
+def test_a_callback_is_a_function() -> None:
+    Call("a", callback=print)
+    with pytest.raises(TypeError, match="callback must be a function of one Progress, got 5"):
+        Call("a", callback=5)
+
+
+@pytest.mark.parametrize("images", [Image.new("RGB", (8, 8)), [], ["x.png"], None, [torch.zeros(3, 8, 8)]])
+def test_images_to_score_are_a_list_or_pixels(images: Any) -> None:
+    check_images([Image.new("RGB", (8, 8))])
+    with pytest.raises(TypeError, match="images must be a non-empty list of PIL images, or pixels"):
+        check_images(images)
+
+
+@pytest.mark.parametrize("value", [200.0, float("nan")])
+def test_images_to_score_have_pixels_in_0_to_1(value: float) -> None:
+    with pytest.raises(ValueError, match="pixels in"):
+        check_images(torch.full((1, 3, 8, 8), value))
 
 
 def test_one_seed_whatever_its_type() -> None:

@@ -63,6 +63,7 @@ from dalle_zoo.model_folder import (
     MODEL_FILES,
     RECORD,
     read_checksums,
+    substitute_hint,
     verify_checksums,
     write_checksums,
     write_index,
@@ -245,7 +246,9 @@ def cached(location: Sequence[Path], only: Sequence[str] = ()) -> Path | None:
         ranker = any(
             config.get("model_type") == "clip" for config in seen.configs.values()
         )  # a ranker is used without conversion
-        weights = seen.damaged or (seen.checkpoints and not ranker)
+        # A folder without weights may be a component; a file cannot be one, and neither can pointers of Git LFS.
+        no_folder = location[0].is_file() or any(substitute_hint(file) for file in seen.files.values())
+        weights = seen.damaged or ((seen.checkpoints or no_folder) and not ranker)
         return _refuse(seen, None) if only or len(location) > 1 or weights else None
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in seen.files.values()]
     digest = hashlib.sha256(json.dumps([__version__, *sorted(stats)]).encode()).hexdigest()[:16]

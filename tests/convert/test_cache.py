@@ -45,6 +45,27 @@ def describe(path: Path, resolution: int) -> None:
     path.write_text(json.dumps({"ddconfig": values}))  # which is YAML too
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "within", "reason"),
+    [
+        ("a letter", False, "not a file of torch, safetensors or Flax"),
+        ("<!DOCTYPE html>", False, "It is an HTML page"),
+        (POINTER, False, "git lfs pull"),
+        (POINTER, True, "git lfs pull"),
+    ],
+)
+def test_a_location_that_holds_no_weights_is_named(content: str, within: bool, reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "in" / "last.ckpt"
+    file.parent.mkdir()
+    file.write_text(content)
+    for load in (DallePipeline.from_pretrained, lambda place: load_model(place, "dvae")):
+        with pytest.raises(WeightFileError, match=reason):
+            load(file.parent if within else file)
+
+
 @pytest.mark.parametrize("place", ["last.yaml", "../configs/project.yaml"])
 def test_another_configuration_next_to_the_file_gives_another_conversion(place: str, weights: Path) -> None:
     first = cached([weights])
