@@ -59,7 +59,7 @@ def render_card(folder: str | Path, result: Result, name: str | None = None) -> 
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     text = Template(path.read_text(encoding="utf-8")).substitute(
         name=_name(name or folder.name),
-        description=plain(record["description"]),
+        description=paragraphs(record["description"]),
         license=plain(_license(record)),
         license_id=license_id(record["license"]),
         data=plain(record["data"]),
@@ -96,7 +96,7 @@ def render_any_card(folder: Path, results: Sequence[Result], name: str) -> str:
     record, index = read_json(folder / RECORD), read_json(folder / "model_index.json")
     text = Template((TEMPLATES / f"{GENERAL}.md").read_text(encoding="utf-8")).substitute(
         name=_name(name),
-        description=plain(record["description"]),
+        description=paragraphs(record["description"]),
         license=plain(_license(record)),
         license_id=license_id(record["license"]),
         data=plain(record["data"]),
@@ -150,6 +150,11 @@ def check_weights(folder: Path, result: Result) -> None:
 
 
 # ---------------------------------------------------------------- parts of a card
+
+
+def paragraphs(text: object) -> str:
+    """Returns a text of several paragraphs for a card, each made harmless by `plain`."""
+    return "\n\n".join(plain(part) for part in re.split(r"\n\s*\n", str(text).strip()))
 
 
 def plain(text: object) -> str:

@@ -135,7 +135,7 @@ def test_the_constants_that_are_named() -> None:
     text = " ".join(SCALING.split())
     assert f"seconds in which nobody advances ({RankWatch().timeout:.0f})" in text
     assert f"{default_pg_timeout.total_seconds() / 60:.0f} minutes in Lightning" in text
-    changeable = text.partition("What may change then:")[2].partition("| all else |")[0]
+    changeable = text.partition("These keys may change on resume:")[2].partition("| all else |")[0]
     for key in [*EXTENDABLE, SHARED]:
         assert f"{key.replace('init_args.', '').removeprefix('trainer.')}`" in changeable or key in UNSAID, key
     parameters = PriorConfig().count_parameters()

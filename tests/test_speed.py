@@ -71,7 +71,7 @@ def test_paths_are_timed_in_turn() -> None:
 
 
 def test_a_failed_check_gives_no_row() -> None:
-    with pytest.raises(AssertionError, match=r"difference is 0\.2, at most 0\.1 was allowed"):
+    with pytest.raises(AssertionError, match=r"difference is 0\.2, expected at most 0\.1"):
         harness.Equality(what="difference", value=0.2, limit=0.1)
     with pytest.raises(AssertionError, match="difference is nan"):
         harness.Equality(what="difference", value=float("nan"), limit=0.1)

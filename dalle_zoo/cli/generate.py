@@ -135,7 +135,7 @@ def _generate(options: Namespace) -> None:
     dtype = getattr(torch, options.dtype or (like.dtype if like else "float32"))
     quantize: Bits | None = like.quantize if like else options.quantize
     pipe = DallePipeline.from_pretrained(
-        like.model if like else options.model or "emoji64",
+        like.model if like else "emoji64" if options.model is None else options.model,
         device=device,
         dtype=dtype,
         quantize=quantize,

@@ -183,7 +183,10 @@ def generate_file(options: Namespace) -> None:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     device, dtype = choose_device(name), options.dtype or "float32"
     pipe = DallePipeline.from_pretrained(
-        options.model or "emoji64", device=device, dtype=getattr(torch, dtype), quantize=options.quantize
+        "emoji64" if options.model is None else options.model,
+        device=device,
+        dtype=getattr(torch, dtype),
+        quantize=options.quantize,
     )
     if any(row.rerank is not None for row in rows) and pipe.ranker is None:
         raise UserError(f"--rerank needs a ranker, and {pipe.location} has none: omit it")

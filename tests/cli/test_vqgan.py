@@ -76,4 +76,4 @@ def test_a_decoder_alone_says_so(scratch: Path, images: Path, capsys: pytest.Cap
     assert main(["convert", "detoker.pt", "--out", "ours"]) == 0
     assert "  image_size: 256 (assumed" in capsys.readouterr().out
     assert main(["encode", str(images), "--model", "./ours", "--out", "codes"]) == 2
-    assert "a decoder alone and cannot encode" in capsys.readouterr().err
+    assert "only a decoder and cannot encode images" in capsys.readouterr().err

@@ -213,7 +213,7 @@ def test_captions_without_an_image_are_skipped(make: Any) -> None:
 
 
 def test_a_user_without_a_home_directory() -> None:
-    with pytest.raises(ValueError, match="location '~no-such-user/x': '~no-such-user' has no home directory"):
+    with pytest.raises(ValueError, match="location of the data '~no-such-user/x': this home folder is not known"):
         open_source("~no-such-user/x")
 
 

@@ -338,7 +338,7 @@ def test_other_sampling_belongs_together(put: Put) -> None:
         (made_up([score("fid", 1.0, interval=[1.0])]), "interval must be two numbers"),
         (made_up([{"metric": "fid"}]), "score 1: .*missing"),
         (made_up([score("fid", 1.0), score("fid", 2.0)]), "is repeated"),
-        (changed("groups/all/dataset/sha256", None), "groups.all.dataset.sha256 must be text, got None"),
+        (changed("groups/all/dataset/sha256", None), "groups.all.dataset.sha256 must be text, got 'None'"),
         (changed("selfcheck", [{"name": "halves", "passed": False}]), r"the self-check failed \(halves\)"),
     ],
 )

@@ -344,7 +344,7 @@ def test_the_network_that_looks_for_copies_can_be_chosen(
         ({"layout": "cub"}, "unknown layout 'cub'"),
         ({"changes": {"top_k": 0}}, "top_k must be an integer of at least 1"),
         ({"changes": {"seed": -1}}, "seed must be an integer of at least 0, got -1"),
-        ({"changes": {"guidance_scale": 0.5}}, "guidance_scale must be at least 1, which is none, got 0.5"),
+        ({"changes": {"guidance_scale": -1}}, "guidance_scale must be a finite number"),
         ({"changes": {"guidance_scale": float("nan")}}, "guidance_scale must be a finite number"),
         ({"model": None, "images": Path("x"), "batch_size": 64}, "--batch-size and the options of sampling belong to"),
         ({"networks": {"clip": UNUSED}}, r"(?s)inception-2015 .*fid, is.*dmgan .*--leave-out NAME"),

@@ -360,7 +360,7 @@ def test_shapes_are_checked(random_prior: Maker, text: tuple[int, ...], codes: t
     [
         ({"width": 100, "num_heads": 3}, "width 100 is not a multiple of num_heads 3"),
         ({"num_layers": 0}, "num_layers must be an integer of at least 1, got 0"),
-        ({"codebook_size": -1}, "codebook_size must be at least 1"),
+        ({"codebook_size": -1}, "codebook_size must be an integer of at least 1, got -1"),
         ({"text_loss_weight": 1.0}, r"text_loss_weight must be in \[0, 1\), got 1.0"),
         ({"masks": "rwo"}, "unknown schedule or mask 'rwo'. Did you mean 'row'"),
         ({"masks": "conv(kernal=3)"}, "Did you mean 'kernel'"),

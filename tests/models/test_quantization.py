@@ -73,6 +73,6 @@ def test_invalid_networks_raise_before_any_change(random_prior: Maker) -> None:
 
 
 def test_the_error_without_torchao_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(ImportError, match=r"int8 weights need torchao: pip install 'dalle-zoo\[quantize\]'"):
         quantize(nn.Sequential(nn.Linear(4, 4)), "int8")

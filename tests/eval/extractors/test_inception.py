@@ -263,7 +263,7 @@ def test_a_missing_file_is_asked_for(name: str, tmp_path: Path) -> None:
     for location in (tmp_path, tmp_path / file.name):
         with pytest.raises(ExtractorFileError) as caught:
             load_extractor(name, location)
-        for part in (str(tmp_path / file.name), file.sha256, file.url, "put it there"):
+        for part in (str(tmp_path / file.name), file.sha256, file.url, "to that path"):
             assert part in str(caught.value)
 
 

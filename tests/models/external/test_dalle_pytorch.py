@@ -219,7 +219,7 @@ def test_image_tokenizer_takes_images_that_are_not_square() -> None:
     ("changes", "message"),
     [
         ({"num_layers": 0}, "num_layers must be an integer of at least 1, got 0"),
-        ({"num_blocks": -1}, "num_blocks must be at least 0, got -1"),
+        ({"num_blocks": -1}, "num_blocks must be an integer of at least 0, got -1"),
         ({"codebook_size": 1}, "codebook_size must be an integer of at least 2, got 1"),
         ({"image_size": 20}, "image_size 20 is not a multiple of the downsampling factor 8"),
     ],
