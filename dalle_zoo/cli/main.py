@@ -106,6 +106,7 @@ def quiet_third_parties() -> None:
         "treespec, LeafSpec",
         "`IterableDataset` has `__len__` defined",
         "does not have many workers",
+        "across ranks is zero",  # of a recipe without validation data, which needs none
         "LightningCLI's args parameter is intended",  # the arguments of the process name a recipe
         "loading a checkpoint outside the 'fit' stage",  # the averaged weights are loaded on purpose
     ):
@@ -123,4 +124,4 @@ def _is_no_advertisement(record: logging.LogRecord) -> bool:
 
 
 def _is_not_for_users(record: logging.LogRecord) -> bool:
-    return "KernelPreference" not in record.getMessage()
+    return "register_constant() on Enum" not in record.getMessage()

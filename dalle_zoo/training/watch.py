@@ -316,7 +316,10 @@ class Server(threading.Thread):
     def _status(self, message: dict[str, Any]) -> RankStatus | None:
         """Returns the status in a message; None without the token, or if it is no status of a rank of this run."""
         token, status = message.get("token"), message.get("status")
-        if not isinstance(token, str) or not secrets.compare_digest(token.encode(), self.token.encode()):
+        if not isinstance(token, str):
+            return None
+        received = token.encode(errors="replace")  # JSON from a stranger can hold half of a surrogate pair
+        if not secrets.compare_digest(received, self.token.encode()):
             return None
         try:
             found = RankStatus(**status)  # type: ignore[arg-type]

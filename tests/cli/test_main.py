@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 
 import dalle_zoo
-from dalle_zoo.cli.main import COMMANDS, main
+from dalle_zoo.cli.main import COMMANDS, main, quiet_third_parties
 from dalle_zoo.cli.parser import parser
 from dalle_zoo.masks import MASKS
 from dalle_zoo.recipes import list_recipes
@@ -87,6 +89,20 @@ def test_help_of_training_shows_how_keys_are_set(capsys: pytest.CaptureFixture[s
     assert all(words in out for words in ("--trainer.accelerator", "--print_config", "RECIPE --help", "--overwrite"))
     _, out, _ = say(["predict", "--help"], capsys)
     assert "at most --model.num_samples" in out
+
+
+def test_lines_of_libraries_that_a_user_cannot_act_on_are_hidden(caplog: pytest.LogCaptureFixture) -> None:
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        quiet_third_parties()
+        for text in ("Total length of `list` across ranks is zero. Please make sure.", "another warning"):
+            warnings.warn(text, stacklevel=1)
+        for name in ("KernelPreference", "ScaleCalculationMode"):  # of torchao
+            text = f"<enum '{name}'> is an Enum subclass. Calling register_constant() on Enum subclasses is deprecated"
+            logging.getLogger("torch.utils._pytree").warning(text)
+        logging.getLogger("torch.utils._pytree").warning("another line")
+    assert [str(one.message) for one in shown] == ["another warning"]
+    assert [record.getMessage() for record in caplog.records] == ["another line"]
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -191,7 +191,7 @@ def test_strangers_are_sent_away() -> None:
     mine = {"token": server.token, "status": vars(RankStatus(rank=1, host="h", pid=1))}
     beyond = {"token": server.token, "status": vars(RankStatus(rank=2, host="h", pid=1))}
     hostile = [b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b"[" * 60_000 + b"\n", b"x" * (MAX_LINE + 2**16)]
-    wrong = [mine | {"token": "0"}, mine | {"token": [1]}, mine | {"status": 1}, beyond]
+    wrong = [mine | {"token": "0"}, mine | {"token": "\ud800"}, mine | {"token": [1]}, mine | {"status": 1}, beyond]
     for said in [*hostile, *(json.dumps(message).encode() + b"\n" for message in wrong)]:
         with socket.create_connection(("127.0.0.1", server.port)) as stranger:
             stranger.settimeout(10)
