@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle_zoo.sampling import derive_seed
+from dalle_zoo.images import upright
+from dalle_zoo.sampling import SamplingOptions, derive_seed
 from dalle_zoo.sampling.jacobi import MAX_IMAGES
 from dalle_zoo.values import as_integer
 
@@ -44,6 +46,8 @@ class Call:
     batch_size: int = BATCH_SIZE
     output_type: str = "pil"
     callback: Any = None
+    options: SamplingOptions = field(default_factory=SamplingOptions)
+    """Temperature, filters and guidance."""
 
     def __post_init__(self) -> None:
         prompts = as_texts("prompt", self.prompt)
@@ -51,6 +55,8 @@ class Call:
         checked: dict[str, Any] = {"prompt": prompts, "num_images_per_prompt": count}
         if self.negative_prompt is not None:
             negative = as_texts("negative_prompt", self.negative_prompt)
+            if not self.options.guided:
+                raise ValueError("negative_prompt acts through guidance: set guidance_scale to another value than 1")
             if len(negative) not in (1, len(prompts)):
                 raise ValueError(f"negative_prompt must be one text, or one for each of {len(prompts)} prompts")
             checked["negative_prompt"] = negative * len(prompts) if len(negative) == 1 else negative
@@ -84,8 +90,12 @@ class Call:
     def _check_region(self) -> None:
         if self.given is not None:
             check_ids("given", self.given)
-        if self.given is not None and self.image is not None:
-            raise ValueError("give image or given, not both: each states codes that are kept")
+            if self.given.ndim != 2:
+                raise ValueError(
+                    f"given must have shape (h, w), the same for all prompts, got {tuple(self.given.shape)}"
+                )
+            if self.image is not None:
+                raise ValueError("give image or given, not both: each states codes that are kept")
         if self.image is None:
             for name in ("mask", "prime_rows"):
                 if getattr(self, name) is not None:
@@ -97,7 +107,7 @@ class Call:
         if self.prime_rows is not None:
             raise ValueError("give mask or prime_rows, not both: each states which part of the image is kept")
         check_mask(self.mask)
-        sizes = [each.size if isinstance(each, Image.Image) else None for each in (self.image, self.mask)]
+        sizes = [upright(each).size if isinstance(each, Image.Image) else None for each in (self.image, self.mask)]
         if None not in sizes and sizes[0] != sizes[1]:
             raise ValueError(f"image and mask must have the same size, got {sizes[0]} and {sizes[1]}")
 
@@ -142,7 +152,16 @@ class Call:
 
 
 def as_texts(name: str, value: object) -> list[str]:
-    """Returns a text or a list of texts as a list."""
+    """Returns a text or a list of texts as a list.
+
+    Args:
+        name: Name of the argument, for messages.
+        value: A string, or a sequence of strings.
+
+    Raises:
+        TypeError: The value is something else, or empty.
+        ValueError: A text is not valid Unicode.
+    """
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"{name} must be a string or a non-empty list of strings, got {value!r}")
@@ -153,7 +172,7 @@ def as_texts(name: str, value: object) -> list[str]:
 
 def _seeds(value: object, images: int) -> int | list[int]:
     """Returns a seed, or a list of seeds of single images."""
-    if isinstance(value, Tensor) and value.ndim:
+    if isinstance(value, Tensor | np.ndarray) and value.ndim:
         value = value.flatten().tolist()
     if not isinstance(value, Sequence) or isinstance(value, str):
         return as_integer("seed", value, meaning=", or a list with one integer per image")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image, PngImagePlugin
@@ -26,6 +26,8 @@ PARAMETERS = "parameters"
 """Name of the text chunk of AUTOMATIC1111's web UI."""
 FORMAT = 1
 """Version of the JSON."""
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+"""Precisions that a prior can compute in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class ImageSettings:
     quantize: Bits | None = None
     """Bits that the prior's matrices were rounded to; None: not rounded."""
     score: float | None = None
-    """The ranker's score."""
+    """The ranker's score, or the log-likelihood of kept cells, whichever the image was ranked by; None: unranked."""
     version: str = __version__
     """Version of dalle-zoo."""
 
@@ -124,12 +126,22 @@ class ImageSettings:
                 raise FileError(f"{where}: {name} of its settings has an invalid value, {values[name]!r}")
         if missing := [name for name in ("prompt", "seed", "model") if name not in values]:
             raise FileError(f"{where}: its settings lack {', '.join(missing)}")
-        given = values.get("given")
-        if given is not None:
-            if not all(isinstance(row, list) and all(type(code) is int for code in row) for row in given):
-                raise FileError(f"{where}: given of its settings must be rows of integers")
-            values["given"] = tuple(tuple(row) for row in given)
+        for name, known in (("dtype", DTYPES), ("quantize", (None, *get_args(Bits)))):
+            if name in values and values[name] not in known:
+                raise FileError(f"{where}: {name} of its settings has an invalid value, {values[name]!r}")
+        if values.get("given") is not None:
+            values["given"] = _rows(values["given"], where)
         return cls(**values)
+
+
+def _rows(given: list[Any], where: str) -> tuple[tuple[int, ...], ...]:
+    """Checks the rows of codes of an image."""
+    codes = [code for row in given if isinstance(row, list) for code in row]
+    if not all(isinstance(row, list) for row in given) or not all(type(code) is int for code in codes):
+        raise FileError(f"{where}: given of its settings must be rows of integers")
+    if len({len(row) for row in given}) > 1 or not all(-1 <= code < 2**31 for code in codes):
+        raise FileError(f"{where}: given of its settings must be rows of equal length, of codes or -1")
+    return tuple(tuple(row) for row in given)
 
 
 _NUMBER, _NONE = (int, float), type(None)

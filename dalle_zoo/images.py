@@ -6,6 +6,7 @@ import bisect
 import hashlib
 import io
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,11 @@ def make_grid(images: Tensor, columns: int, pad: int = 2) -> Tensor:
         top, left = (pad + (index // columns) * (height + pad)), (pad + (index % columns) * (width + pad))
         grid[:, top : top + height, left : left + width] = tile
     return grid
+
+
+def square_columns(count: int) -> int:
+    """Columns of a nearly square grid of images."""
+    return math.isqrt(max(count - 1, 0)) + 1
 
 
 def image_rows(*rows: Tensor) -> Tensor:

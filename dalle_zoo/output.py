@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from dalle_zoo.image_settings import ImageSettings
-from dalle_zoo.images import from_pil, make_grid, save_png, to_pil
+from dalle_zoo.images import from_pil, make_grid, save_png, square_columns, to_pil
+from dalle_zoo.values import as_integer
 
 # B images, H W pixels, h w code grid
 
@@ -44,12 +44,15 @@ class PipelineOutput:
 
         Returns:
             Paths of the images.
+
+        Raises:
+            ValueError: The output holds codes, not images.
         """
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        settings: Sequence[ImageSettings | None] = self.settings or [None] * len(self._pixels())
+        images = to_pil(self._pixels())
+        settings: Sequence[ImageSettings | None] = self.settings or [None] * len(images)
         return [
             save_png(image, Path(folder) / f"{index:03d}.png", each)
-            for index, (image, each) in enumerate(zip(to_pil(self._pixels()), settings, strict=True))
+            for index, (image, each) in enumerate(zip(images, settings, strict=True))
         ]
 
     def grid(self, columns: int | None = None) -> Image.Image:
@@ -59,12 +62,11 @@ class PipelineOutput:
             columns: Images per row. Defaults to a nearly square grid.
 
         Raises:
-            ValueError: The output holds codes, not images.
+            ValueError: The output holds codes, not images, or the number of columns is not positive.
         """
         images = self._pixels()
-        if columns is None:
-            columns = math.isqrt(len(images) - 1) + 1
-        return Image.fromarray(make_grid(images, columns).permute(1, 2, 0).numpy())
+        most = square_columns(len(images)) if columns is None else as_integer("columns", columns, least=1)
+        return Image.fromarray(make_grid(images, min(most, len(images))).permute(1, 2, 0).numpy())
 
     def _pixels(self) -> Tensor:
         """Pixels in [0, 1], (B, 3, H, W)."""

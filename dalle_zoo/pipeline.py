@@ -12,21 +12,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle_zoo.call import BATCH_SIZE, Call, OutputType, as_texts, check_ids, check_image, check_images
+from dalle_zoo.call import BATCH_SIZE, Call, OutputType, check_ids
 from dalle_zoo.hub import Access
 from dalle_zoo.image_settings import ImageSettings
 from dalle_zoo.images import to_pil
-from dalle_zoo.loading import PretrainedModel, load_component
+from dalle_zoo.loading import load_component
 from dalle_zoo.output import PipelineOutput
-from dalle_zoo.regions import cells_to_sample, fit_image, following, ranks_by_likelihood
-from dalle_zoo.sampling import SAMPLE, Callback, Progress, SamplingOptions, sample_codes, token_log_likelihood
+from dalle_zoo.progress_bar import progress_bar as with_progress_bar
+from dalle_zoo.regions import ranks_by_likelihood
+from dalle_zoo.sampling import SAMPLE, Callback, Progress, SamplingOptions, sample_codes
+from dalle_zoo.scoring import ScoringModel
 from dalle_zoo.tokenizers.words import note_unknown
 from dalle_zoo.values import as_integer
 
 # P prompts, N candidates of a prompt, B = P * N images, T text positions, h w code grid
 
 
-class DallePipeline(PretrainedModel):
+class DallePipeline(ScoringModel):
     """Generates images from prompts with a trained prior, its tokenizers, and a ranker that selects the best images.
 
     `from_pretrained` loads a pipeline; the constructor takes its components, see `PretrainedModel`.
@@ -35,64 +37,6 @@ class DallePipeline(PretrainedModel):
         >>> pipe = DallePipeline.from_pretrained("emoji64")  # doctest: +SKIP
         >>> pipe("a 3d emoji of a red apple", num_images_per_prompt=16, rerank=4).images  # doctest: +SKIP
     """
-
-    def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Encodes prompts to padded text ids, int64 (P, T), on the device of the model."""
-        return self.prior.encode_captions(self.tokenizer, prompts).to(self.device)
-
-    def encode_image(self, image: Image.Image | Tensor) -> Tensor:
-        """Encodes an image to codes.
-
-        Args:
-            image: A PIL image, cropped at its center and resized to the model's size, or pixels in [0, 1], (3, H, W).
-
-        Returns:
-            Codes, int64 (h, w), on the CPU.
-
-        Raises:
-            TypeError: The image is neither a PIL image nor a tensor of floating-point numbers.
-            ValueError: The shape of the image or its pixels do not fit the model.
-        """
-        check_image(image)
-        size = self.image_size
-        pixels = fit_image(image, size) if isinstance(image, Image.Image) else image
-        if pixels.shape != (3, *size):  # codes of another size would fill the wrong cells
-            raise ValueError(f"image must be a PIL image or have shape {(3, *size)}, got {tuple(pixels.shape)}")
-        with torch.inference_mode():
-            codes = self.image_tokenizer.encode(pixels[None].to(self.device))[0].cpu()
-        return codes.clone()  # an ordinary tensor, which callers may change
-
-    def kept_codes(
-        self,
-        image: Image.Image | Tensor,
-        *,
-        mask: Image.Image | Tensor | None = None,
-        prime_rows: int | None = None,
-    ) -> Tensor:
-        """Codes of the part of an image that generation keeps.
-
-        Args:
-            image: The image, as for `encode_image`.
-            mask: White where to generate; a cell that is white anywhere is generated. See `cells_to_sample`. Defaults
-                to none.
-            prime_rows: Rows of the code grid to keep, from the top, if there is no mask (section 3.3; the paper keeps
-                15 of 32). Defaults to half of them.
-
-        Returns:
-            Codes for `sample`, int64 (h, w), with `SAMPLE` where to sample.
-
-        Raises:
-            TypeError: The image is neither a PIL image nor a tensor of floating-point numbers.
-            ValueError: The rows, a shape or pixels do not fit the model.
-        """
-        codes = self.encode_image(image)
-        if mask is not None:
-            codes[cells_to_sample(mask, self.image_size, (len(codes), codes.shape[1]))] = SAMPLE
-            return codes
-        height = len(codes)
-        rows = max(height // 2, 1) if prime_rows is None else prime_rows
-        codes[as_integer("prime_rows", rows, least=1, most=height, meaning=" (rows of the code grid)") :] = SAMPLE
-        return codes
 
     def sample(
         self,
@@ -162,30 +106,6 @@ class DallePipeline(PretrainedModel):
             codes[p, n] = sampled.cpu()
         return codes
 
-    def decode(self, codes: Tensor, batch_size: int = BATCH_SIZE) -> Tensor:
-        """Decodes codes, int64 (B, h, w), to pixels in [0, 1] on the CPU, (B, 3, H, W)."""
-        with torch.inference_mode():
-            parts = [
-                self.image_tokenizer.decode(codes[start : start + batch_size].to(self.device)).cpu()
-                for start in range(0, len(codes), batch_size)
-            ]
-        return torch.cat(parts)
-
-    def preview(self, codes: Tensor, batch_size: int = BATCH_SIZE) -> Tensor:
-        """Decodes codes that are not complete, such as those of a `Progress`.
-
-        Args:
-            codes: Codes, int64 (B, h, w), with `SAMPLE` at the cells that are not sampled yet.
-            batch_size: Number of images decoded at once. Defaults to 64.
-
-        Returns:
-            Pixels in [0, 1] on the CPU, (B, 3, H, W), gray at the cells that are not sampled yet.
-        """
-        images = self.decode(codes.clamp(min=0), batch_size)
-        missing = (codes == SAMPLE).cpu().float()[:, None]
-        missing = torch.nn.functional.interpolate(missing, images.shape[2:], mode="nearest")
-        return torch.where(missing > 0, torch.tensor(0.5), images)
-
     def __call__(
         self,
         prompt: str | Sequence[str],
@@ -208,10 +128,12 @@ class DallePipeline(PretrainedModel):
         output_type: OutputType = "pil",
         return_dict: bool = True,
         callback: Callback | None = None,
+        progress_bar: bool | None = None,
     ) -> Any:
         """Generates images.
 
-        Logs a line per prompt that is empty or has words that the model never saw, where it knows its words.
+        Logs a line per prompt that is empty or has words that the model never saw, where it knows its words, and one
+        if a prompt is longer than the model's text and was truncated.
 
         Args:
             prompt: A prompt or a list of prompts.
@@ -244,6 +166,7 @@ class DallePipeline(PretrainedModel):
             callback: Called after every token, or every window, with a `Progress`: tokens sampled, tokens in total,
                 and the codes so far, which `preview` decodes. An exception that it raises ends the generation. It is
                 not diffusers' ``callback_on_step_end``: there are no timesteps, and it cannot change the sampling.
+            progress_bar: Whether to show a progress bar on standard error. Defaults to whether it is a terminal.
 
         Returns:
             `PipelineOutput`, images of the first prompt first.
@@ -252,41 +175,28 @@ class DallePipeline(PretrainedModel):
             TypeError: An argument is of another type, such as a prompt that is not a string or a list of strings.
             ValueError: An argument is out of range, or the model lacks what it needs.
         """
-        call = Call(
-            prompt,
-            num_images_per_prompt,
-            rerank,
-            seed,
-            generator,
-            image,
-            mask,
-            prime_rows,
-            given,
-            negative_prompt,
-            window,
-            batch_size,
-            output_type,
-            callback,
-        )
         options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, guidance_scale=guidance_scale)
-        if negative_prompt is not None and not options.guided:
-            raise ValueError("negative_prompt acts through guidance: set guidance_scale to another value than 1")
+        call = Call(
+            prompt, num_images_per_prompt, rerank, seed, generator, image, mask, prime_rows, given, negative_prompt,
+            window, batch_size, output_type, callback, options,
+        )  # fmt: skip
         if image is not None:
             given = self.kept_codes(image, mask=mask, prime_rows=call.prime_rows)
         if call.rerank is not None and not ranks_by_likelihood(given) and self.ranker is None:
             raise ValueError("rerank needs a ranker, and this model has none: omit rerank")
         seeds, text = call.seeds(), self.encode_text(call.prompts)
         note_unknown(call.prompts, self.tokenizer.words)
-        codes = self.sample(
-            text,
-            seeds,
-            options,
-            given=given,
-            negative=None if call.negative_prompt is None else self.encode_text(call.negative_prompt),
-            window=call.window,
-            batch_size=call.batch_size,
-            callback=callback,
-        )
+        with with_progress_bar(callback, shown=progress_bar) as report:
+            codes = self.sample(
+                text,
+                seeds,
+                options,
+                given=given,
+                negative=None if call.negative_prompt is None else self.encode_text(call.negative_prompt),
+                window=call.window,
+                batch_size=call.batch_size,
+                callback=report,
+            )
         scores = None
         if call.rerank is not None:
             scores = self.rank(call.prompts, text, codes, given, call.batch_size)
@@ -297,15 +207,13 @@ class DallePipeline(PretrainedModel):
         if not return_dict:
             return (images,)
         flat_scores = None if scores is None else scores.flatten()
-        settings = self._settings(call, options, given, seeds, scores)
+        settings = self._settings(call, given, seeds, scores)
         return PipelineOutput(images, flat_scores, seeds.flatten(), settings)
 
-    def _settings(
-        self, call: Call, options: SamplingOptions, given: Tensor | None, seeds: Tensor, scores: Tensor | None
-    ) -> list[ImageSettings]:
+    def _settings(self, call: Call, given: Tensor | None, seeds: Tensor, scores: Tensor | None) -> list[ImageSettings]:
         """What every image was generated with, in the order of the images."""
         common: dict[str, Any] = {
-            **asdict(options),
+            **asdict(call.options),
             "model": self.location,
             "model_digest": self.digest,
             "given": None if given is None else tuple(map(tuple, given.tolist())),
@@ -319,102 +227,6 @@ class DallePipeline(PretrainedModel):
             for prompt, other, row, some in zip(call.prompts, negative, seeds.tolist(), rows, strict=True)
             for seed, score in zip(row, some, strict=True)
         ]
-
-    def score(self, images: Sequence[Image.Image] | Tensor, texts: Sequence[str]) -> Tensor:
-        """The ranker's score of images against texts.
-
-        Args:
-            images: B images, or pixels in [0, 1], (B, 3, H, W).
-            texts: One text per image.
-
-        Returns:
-            Scores on the CPU, (B,): the larger, the better the text describes the image.
-
-        Raises:
-            TypeError: The images or texts are of another type.
-            ValueError: The model has no ranker, the numbers of images and texts differ, or pixels are not in [0, 1].
-        """
-        if self.ranker is None:
-            raise ValueError("this model has no ranker: log_likelihood scores images by the prior")
-        texts = as_texts("texts", texts)
-        pixels = self._as_pixels(images, texts)
-        with torch.inference_mode():
-            return self.ranker.scores(pixels.to(self.device), texts).cpu()
-
-    def log_likelihood(self, images: Sequence[Image.Image] | Tensor, texts: Sequence[str]) -> Tensor:
-        """The prior's own log-likelihood of images given texts.
-
-        Args:
-            images: B images, or pixels in [0, 1], (B, 3, H, W).
-            texts: One text per image.
-
-        Returns:
-            Sums over the image tokens, natural logarithm, (B,) on the CPU.
-
-        Raises:
-            TypeError: The images or texts are of another type.
-            ValueError: The numbers of images and texts differ, or pixels are not in [0, 1].
-        """
-        texts = as_texts("texts", texts)
-        pixels = self._as_pixels(images, texts)
-        codes = torch.stack([self.encode_image(each) for each in pixels])
-        return token_log_likelihood(self.prior, self.encode_text(texts), codes).flatten(1).sum(1)
-
-    def rank_captions(self, image: Image.Image | Tensor, captions: Sequence[str]) -> list[tuple[str, float]]:
-        """Captions an image by choosing among candidates: those under which the prior finds it most likely first.
-
-        Args:
-            image: A PIL image, or pixels in [0, 1], (3, H, W).
-            captions: Candidates, at least one.
-
-        Returns:
-            Captions with the log-likelihood of the image, best first.
-        """
-        captions = as_texts("captions", captions)
-        codes = self.encode_image(image).expand(len(captions), -1, -1)
-        values = token_log_likelihood(self.prior, self.encode_text(captions), codes).flatten(1).sum(1)
-        best = values.argsort(descending=True, stable=True).tolist()
-        return [(captions[index], float(values[index])) for index in best]
-
-    def rank(
-        self,
-        prompts: Sequence[str],
-        text: Tensor,
-        codes: Tensor,
-        given: Tensor | None = None,
-        batch_size: int = BATCH_SIZE,
-    ) -> Tensor:
-        """Scores candidates: by the ranker, or by how well sampled cells lead to kept cells that follow them.
-
-        Args:
-            prompts: P prompts.
-            text: Their text ids, int64 (P, T).
-            codes: Complete codes, int64 (P, N, h, w).
-            given: Kept codes, int64 (h, w), with `SAMPLE` elsewhere. If any of them follows a sampled cell in raster
-                order, the score is the log-likelihood of those that do. Defaults to none.
-            batch_size: Number of images decoded at once. Defaults to 64.
-
-        Returns:
-            Scores, (P, N).
-        """
-        count = codes.shape[1]
-        if given is not None and ranks_by_likelihood(given):
-            values = token_log_likelihood(self.prior, text.cpu().repeat_interleave(count, 0), codes.flatten(0, 1))
-            return (values * following(given)).sum((1, 2)).view(codes.shape[:2])
-        rows = [
-            self.score(self.decode(candidates, batch_size), [prompt] * count)
-            for prompt, candidates in zip(prompts, codes, strict=True)
-        ]
-        return torch.stack(rows)
-
-    def _as_pixels(self, images: Sequence[Image.Image] | Tensor, texts: Sequence[str]) -> Tensor:
-        """Pixels of the model's size, (B, 3, H, W)."""
-        check_images(images)
-        if len(images) != len(texts):
-            raise ValueError(f"expected one text per image, got {len(images)} images and {len(texts)} texts")
-        if isinstance(images, Tensor):
-            return images
-        return torch.stack([fit_image(image, self.image_size) for image in images])
 
     def _output(self, codes: Tensor, output_type: OutputType, batch_size: int) -> Any:
         if output_type == "latent":

@@ -25,8 +25,8 @@ def fit_image(image: Image.Image, size: tuple[int, int]) -> Tensor:
     Returns:
         Pixels in [0, 1], (3, H, W).
     """
-    box = crop_box(image.size, size)
-    return from_pil(to_rgb(image).resize((size[1], size[0]), Image.Resampling.LANCZOS, box))
+    rgb = to_rgb(image)  # upright, which may exchange width and height
+    return from_pil(rgb.resize((size[1], size[0]), Image.Resampling.LANCZOS, crop_box(rgb.size, size)))
 
 
 def crop_box(image: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
@@ -38,16 +38,18 @@ def crop_box(image: tuple[int, int], size: tuple[int, int]) -> tuple[float, floa
     """
     width, height = image
     scale = min(width / size[1], height / size[0])
-    left, top = (width - scale * size[1]) / 2, (height - scale * size[0]) / 2
-    return left, top, left + scale * size[1], top + scale * size[0]
+    # Pillow refuses a box that rounding moved beyond the image.
+    wide, high = min(scale * size[1], width), min(scale * size[0], height)
+    left, top = (width - wide) / 2, (height - high) / 2
+    return left, top, left + wide, top + high
 
 
 def cells_to_sample(mask: Image.Image | Tensor, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
     """Cells of the code grid that a mask touches.
 
     Args:
-        mask: Image whose white pixels are generated again, cropped and resized like the image; or a tensor (H, W) of
-            bool or of values in [0, 1]. A value of at least one half counts as white.
+        mask: Image whose white pixels are generated again, cropped like the image, where transparent pixels are
+            white; or a tensor (H, W) of bool or of values in [0, 1]. A value of at least one half counts as white.
         size: Height and width of the model's images, pixels.
         grid: Height and width of the code grid.
 
@@ -62,7 +64,7 @@ def cells_to_sample(mask: Image.Image | Tensor, size: tuple[int, int], grid: tup
             raise ValueError(f"mask must be a PIL image or have shape {size}, got {tuple(mask.shape)}")
         white = (mask.float() >= 0.5).cpu().numpy()
     else:
-        white = np.asarray(mask.convert("L")) >= 128
+        white = np.asarray(to_rgb(mask).convert("L")) >= 128
     left, top, right, bottom = crop_box((white.shape[1], white.shape[0]), size)
     rows, columns = _spans(top, bottom, grid[0], white.shape[0]), _spans(left, right, grid[1], white.shape[1])
     return torch.tensor([[bool(white[row, column].any()) for column in columns] for row in rows])
@@ -93,10 +95,11 @@ def shift_image(image: Image.Image, right: int, down: int) -> tuple[Image.Image,
     Raises:
         ValueError: Nothing of the image would remain.
     """
+    image = to_rgb(image)  # upright
     if abs(right) >= image.width or abs(down) >= image.height:
         raise ValueError(f"a shift of ({right}, {down}) pixels leaves nothing of an image of {image.size}")
     moved = Image.new("RGB", image.size, (128, 128, 128))
-    moved.paste(to_rgb(image), (right, down))
+    moved.paste(image, (right, down))
     mask = Image.new("L", image.size, 255)
     mask.paste(0, (max(right, 0), max(down, 0), image.width + min(right, 0), image.height + min(down, 0)))
     return moved, mask

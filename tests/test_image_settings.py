@@ -50,11 +50,16 @@ def test_other_tools_read_the_parameters(tmp_path: Path) -> None:
         ({"seed": "1"}, "seed of its settings has an invalid value, '1'"),
         ({"seed": True}, "seed of its settings has an invalid value, True"),
         ({"given": [[1.5]]}, "given of its settings must be rows of integers"),
+        ({"given": [[1, 2], [3]]}, "given of its settings must be rows of equal length, of codes or -1"),
+        ({"given": [[2**63]]}, "given of its settings must be rows of equal length, of codes or -1"),
+        ({"given": [1]}, "given of its settings must be rows of integers"),
+        ({"dtype": "nn"}, "dtype of its settings has an invalid value, 'nn'"),
+        ({"quantize": "int9"}, "quantize of its settings has an invalid value, 'int9'"),
         ({"prompt": None}, "prompt of its settings has an invalid value, None"),
         ("[" * 100_000, "a.png"),
         ('{"prompt": "' + "x" * 2**20 + '"}', "too large"),
     ],
-    ids=range(11),
+    ids=range(16),
 )
 def test_other_settings_are_named(tmp_path: Path, change: Any, message: str) -> None:
     info = PngImagePlugin.PngInfo()

@@ -18,14 +18,15 @@ from dalle_zoo.cli.sampling import (
     region,
     sampling_options,
     save_sheet,
-    square_columns,
-    with_bar,
     without_collection,
 )
 from dalle_zoo.workspaces import claimed_folder
 
 if TYPE_CHECKING:
     from dalle_zoo.models.quantization import Bits
+
+MOST_COLUMNS = 8
+"""Images in a row of a grid for several prompts."""
 
 
 def generate(arguments: list[str]) -> None:
@@ -116,7 +117,7 @@ def _generate(options: Namespace) -> None:
 
         from dalle_zoo.call import Call
         from dalle_zoo.image_settings import read_settings
-        from dalle_zoo.images import save_images, save_png, to_pil
+        from dalle_zoo.images import save_images, save_png, square_columns, to_pil
         from dalle_zoo.pipeline import DallePipeline
 
     device = choose_device(options.device)
@@ -131,7 +132,7 @@ def _generate(options: Namespace) -> None:
         "window": options.window,
         "batch_size": options.batch_size,
     }
-    Call(prompts, **call)  # raises for what no model can generate
+    Call(prompts, **call, options=sampling)  # raises for what no model can generate
     dtype = getattr(torch, options.dtype or (like.dtype if like else "float32"))
     quantize: Bits | None = like.quantize if like else options.quantize
     pipe = DallePipeline.from_pretrained(
@@ -144,14 +145,15 @@ def _generate(options: Namespace) -> None:
         call |= {"given": like.given_codes()}
         if like.model_digest != pipe.digest:
             raise UserError(f"{options.like} was generated with other weights of {like.model}: pixels would differ")
-    output = with_bar(pipe, prompts, **call, **asdict(sampling), output_type="pt")
+    output = pipe(prompts, **call, **asdict(sampling), output_type="pt")
     each = len(output.images) // len(prompts)
+    settings = output.settings if like is None else [like]  # with the score it was chosen for
     if options.folder:
-        named = zip(to_pil(output.images), output.settings, strict=True)
+        named = zip(to_pil(output.images), settings, strict=True)
         save_images({f"{k // each:03d}-{k % each:03d}.png": image for k, image in enumerate(named)}, options.folder)
-    columns = each if len(prompts) > 1 else square_columns(each)
+    columns = min(each, MOST_COLUMNS) if len(prompts) > 1 else square_columns(each)
     if len(output.images) == 1:
-        save_png(to_pil(output.images)[0], options.out, like or output.settings[0])
+        save_png(to_pil(output.images)[0], options.out, settings[0])
     else:
         save_sheet(output.images, prompts, columns=columns, out=options.out)
     print(f"seeds: {' '.join(map(str, output.seeds.tolist()))}")

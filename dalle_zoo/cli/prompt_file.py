@@ -16,12 +16,13 @@ import re
 import shutil
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dalle_zoo.claims import Claims
+from dalle_zoo.claims import CLAIM, Claims
 from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.outputs import check_folder
 from dalle_zoo.cli.sampling import choose_device, sampling_options, without_collection
@@ -93,10 +94,10 @@ def read_rows(name: Path, options: Namespace) -> list[Row]:
         text, where = sys.stdin.read(), "standard input"
     else:
         try:
-            text, where = name.read_text(encoding="utf-8"), str(name)
+            text, where = name.read_text(encoding="utf-8-sig"), str(name)  # Windows adds a byte order mark
         except UnicodeDecodeError:
             raise UserError(f"{name} is not UTF-8: convert it to UTF-8 text") from None
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise UserError(f"{where} contains no prompts: expected one per line")
     is_json = name.suffix == ".jsonl" or (str(name) == "-" and lines[0][1].startswith("{"))
@@ -107,10 +108,9 @@ def read_rows(name: Path, options: Namespace) -> list[Row]:
             rows.append(_row(index, values, options))
         except (ValueError, TypeError) as error:
             raise UserError(f"{where}, line {number}: {error}") from None
-    ids = [row.id for row in rows]
-    if len({*ids}) < len(ids):
-        twice = next(each for each in ids if ids.count(each) > 1)
-        raise UserError(f"{where}: the id {twice!r} occurs more than once, but it names the row in {MANIFEST}")
+    ((most, count),) = Counter(row.id for row in rows).most_common(1)
+    if count > 1:
+        raise UserError(f"{where}: the id {most!r} occurs more than once, but it names the row in {MANIFEST}")
     return rows
 
 
@@ -120,6 +120,10 @@ def _parse(line: str, where: str) -> dict[str, Any]:
         raise ValueError(f"unknown keys {', '.join(unknown)}: expected some of {', '.join(OWN)}")
     if "prompt" not in values:
         raise ValueError("prompt is missing")
+    if not isinstance(values["prompt"], str):
+        raise TypeError(f"prompt must be a string, got {values['prompt']!r}")
+    if type(values.get("id", 0)) not in (str, int):
+        raise TypeError(f"id must be a string or an integer, got {values['id']!r}")
     return values
 
 
@@ -131,13 +135,11 @@ def _row(index: int, values: dict[str, Any], options: Namespace) -> Row:
         given = getattr(options, name, None)
         return values.get(name, default if given is None else given)
 
-    merged = Namespace(**{name: value(name) for name in SAMPLING})
+    sampling = sampling_options(Namespace(**{name: value(name) for name in SAMPLING}))
     call = Call(
         values["prompt"], value("num_images", 1), value("rerank"), values.get("seed"),
-        negative_prompt=value("negative_prompt"),
+        negative_prompt=value("negative_prompt"), options=sampling,
     )  # fmt: skip
-    if not isinstance(values["prompt"], str):
-        raise TypeError(f"prompt must be a string, got {values['prompt']!r}")
     return Row(
         number=index,
         id=str(values.get("id", index)),
@@ -146,7 +148,7 @@ def _row(index: int, values: dict[str, Any], options: Namespace) -> Row:
         rerank=call.rerank,
         seed=values.get("seed"),
         negative_prompt=value("negative_prompt"),
-        options=sampling_options(merged),
+        options=sampling,
     )
 
 
@@ -168,8 +170,9 @@ def batches(rows: Sequence[Row], batch_size: int) -> Iterator[list[Row]]:
 
 def generate_file(options: Namespace) -> None:
     """Generates the images of every prompt of a file."""
-    if options.out is not None or options.image is not None or options.window is not None:
-        raise UserError("--prompts writes every image to --folder: omit --out, --image and --window")
+    unused = ("out", "image", "mask", "shift", "prime_rows", "window")
+    if given := [f"--{name.replace('_', '-')}" for name in unused if getattr(options, name) is not None]:
+        raise UserError(f"--prompts generates complete images in --folder: omit {', '.join(given)}")
     folder = options.folder or Path("images")
     check_folder("--folder", folder)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -190,7 +193,10 @@ def generate_file(options: Namespace) -> None:
     )
     if any(row.rerank is not None for row in rows) and pipe.ranker is None:
         raise UserError(f"--rerank needs a ranker, and {pipe.location} has none: omit it")
-    _claim(folder, _request(rows, base, pipe), options.overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
+    with Claims() as claims:
+        claims.take(folder / CLAIM, wait=True)  # the processes of torchrun come here at the same time
+        _claim(folder, _request(rows, base, pipe), options.overwrite)
     _run(pipe, rows, base, folder, options.batch_size, rank, world)
     if _write_manifest(rows, folder):
         print((folder / MANIFEST).resolve())
@@ -225,7 +231,7 @@ def _claim(folder: Path, request: str, overwrite: bool) -> None:
                 (folder / Path(line["image_path"]).name).unlink(missing_ok=True)
         shutil.rmtree(records)
         (folder / MANIFEST).unlink(missing_ok=True)
-    elif folder.is_dir() and any(folder.iterdir()) and not overwrite:
+    elif any(entry.name != CLAIM for entry in folder.iterdir()) and not overwrite:
         raise FileExistsError(f"{folder} exists and is not empty: pass --overwrite, or choose another --folder")
     records.mkdir(parents=True, exist_ok=True)
     write_json(records / REQUEST, {"request": request})
@@ -243,7 +249,7 @@ def _run(
 
     mine = list(batches(rows, batch_size))[rank::world]
     total = sum(row.num_images for batch in mine for row in batch)
-    with Claims() as claims, tqdm(total=total, unit="image", desc="generated") as bar:
+    with Claims() as claims, tqdm(total=total, unit="image", desc="generated", disable=None) as bar:
         for batch in mine:
             claim = _record(folder, batch[0]).with_suffix(".claim")
             claims.take(claim, wait=True)  # the same command may run twice
@@ -265,6 +271,7 @@ def _generate(pipe: DallePipeline, rows: Sequence[Row], base: int, folder: Path,
         seed=[seed for row in rows for seed in row.seeds(base)],
         negative_prompt=first.negative_prompt,
         batch_size=batch_size,
+        progress_bar=False,  # there is one over all images
         **asdict(first.options),
     )
     each = len(output.images) // len(rows)

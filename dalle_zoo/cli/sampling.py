@@ -1,4 +1,4 @@
-"""What the commands that generate images share: options of sampling, regions, devices, progress, and the sheet."""
+"""What the commands that generate images share: options of sampling, regions, devices, and the sheet."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ def region(options: Namespace) -> dict[str, Any]:
     if options.image is None:
         if options.shift is not None:
             raise UserError("--shift needs --image, the image that is moved")
+        if options.mask is not None:
+            raise UserError("--mask needs --image, the image of which a part is kept")
         return {"image": None, "mask": None, "prime_rows": options.prime_rows}
     image, mask = open_image(options.image), open_image(options.mask) if options.mask else None
     if options.shift is not None:
@@ -85,24 +87,6 @@ def open_image(path: Path) -> Any:
         return decode_image(path.read_bytes())
     except CorruptImageError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def square_columns(count: int) -> int:
-    """Columns of a nearly square grid."""
-    return next(c for c in range(1, count + 1) if c * c >= count)
-
-
-def with_bar(pipe: Any, prompts: list[str], **options: Any) -> Any:
-    """Calls the pipeline with a progress bar over all tokens."""
-    from tqdm import tqdm
-
-    with tqdm(unit="token", desc="sampling") as bar:
-
-        def show(progress: Any) -> None:
-            bar.total = progress.total
-            bar.update(progress.done - bar.n)
-
-        return pipe(prompts, callback=show, **options)
 
 
 def save_sheet(images: Any, prompts: list[str], columns: int, out: Path) -> None:

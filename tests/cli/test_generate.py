@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from argparse import Namespace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,9 @@ import pytest
 from PIL import Image
 
 from dalle_zoo import DallePipeline
+from dalle_zoo.claims import CLAIM, Claims
 from dalle_zoo.cli.main import main
+from dalle_zoo.cli.prompt_file import RECORDS, read_rows
 from dalle_zoo.image_settings import read_settings
 from dalle_zoo.workspaces import claimed_folder
 
@@ -34,7 +38,6 @@ def test_a_grid_and_every_image(model: Path, scratch: Path, capsys: pytest.Captu
     assert generate(model, "-n", "5", "--out", "new/grid.png", "--folder", "each") == 0
     said = capsys.readouterr()
     assert said.out.splitlines()[-1] == str(scratch / "new/grid.png")
-    assert "sampling" in said.err
     # Five images make three columns and two rows, twice as large, below a line with the caption.
     assert size(scratch / "new/grid.png") == (2 * (2 + 3 * 18), 2 * (2 + 2 * 18) + 18)
     names = sorted(path.name for path in (scratch / "each").iterdir())
@@ -290,7 +293,11 @@ def test_a_shift_continues_an_image_beyond_its_frame(model: Path, scratch: Path)
         (["a", "--image", "photo.png", "--shift", "16", "0"], "leaves nothing of an image"),
         (["a", "--image", "photo.png", "--mask", "small.png"], "image and mask must have the same size"),
         (["a", "--negative-prompt", "b"], "negative_prompt acts through guidance"),
-        (["--prompts", "words.txt", "--out", "a.png"], "--prompts writes every image to --folder"),
+        (["a", "--mask", "photo.png"], "--mask needs --image"),
+        (["--prompts", "words.txt", "--out", "a.png"], "--prompts generates complete images in --folder: omit --out"),
+        (["--prompts", "words.txt", "--mask", "photo.png", "--prime-rows", "1"], "omit --mask, --prime-rows"),
+        (["--prompts", "words.txt", "--negative-prompt", "b"], "words.txt, line 1: negative_prompt acts through guid"),
+        (["--prompts", "id.jsonl"], "id.jsonl, line 1: id must be a string or an integer, got [1]"),
         (["--prompts", "empty.txt"], "empty.txt contains no prompts"),
         (["--prompts", "bad.jsonl"], "bad.jsonl, line 2: unknown keys promt"),
         (["--prompts", "worse.jsonl"], "worse.jsonl, line 1: num_images_per_prompt must be an integer"),
@@ -307,6 +314,7 @@ def test_requests_that_make_no_sense(
         "empty.txt": "\n",
         "bad.jsonl": '{"prompt": "a"}\n{"promt": "a"}',
         "worse.jsonl": '{"prompt": "a", "num_images": 1.5}',
+        "id.jsonl": '{"prompt": "a", "id": [1]}',
         "twice.jsonl": '{"prompt": "a", "id": "x"}\n{"prompt": "b", "id": "x"}',
     }.items():
         (scratch / name).write_text(text)
@@ -315,6 +323,11 @@ def test_requests_that_make_no_sense(
     )
     assert message in capsys.readouterr().err
     assert not (scratch / "grid.png").exists()
+
+
+def test_rows_of_a_grid_for_several_prompts_wrap(model: Path, scratch: Path) -> None:
+    assert main(["generate", "a cat", "a dog", "--model", str(model), "-n", "9"]) == 0
+    assert size(scratch / "grid.png") == (2 * (2 + 8 * 18), 2 * (2 * (2 + 2 * 18) + 18))
 
 
 # ------------------------------------------------------------ files of prompts
@@ -355,6 +368,30 @@ def test_a_file_of_prompts_gives_images_and_a_manifest(model: Path, scratch: Pat
     for name in names:
         if name != ".records":
             assert (scratch / "a" / name).read_bytes() == (scratch / "b" / name).read_bytes()
+
+
+def test_lines_are_those_of_an_editor(scratch: Path) -> None:
+    options = Namespace(seed=None, num_images=None)
+    (scratch / "windows.txt").write_bytes("\ufeffa cat\r\na dog\r\n".encode())
+    assert [row.prompt for row in read_rows(Path("windows.txt"), options)] == ["a cat", "a dog"]
+    (scratch / "odd.jsonl").write_text('{"prompt": "a\u2028cat"}\n{"prompt": "a dog"}\n', encoding="utf-8")
+    assert [row.prompt for row in read_rows(Path("odd.jsonl"), options)] == ["a\u2028cat", "a dog"]
+
+
+def test_processes_that_start_at_once_share_a_folder(model: Path, scratch: Path) -> None:
+    (scratch / "words.txt").write_text("a cat\na dog\n")
+    with Claims() as claims:
+        Path("new").mkdir()
+        claims.take(Path("new") / CLAIM, wait=False)
+        other = Thread(
+            target=main, args=(["generate", "--prompts", "words.txt", "--model", str(model), "--folder", "new"],)
+        )
+        other.start()
+        other.join(timeout=0.5)
+        assert other.is_alive(), "it waits until the first process has written its request"
+        assert not (scratch / "new" / RECORDS).exists()
+    other.join()
+    assert (scratch / "new/manifest.jsonl").exists()
 
 
 def test_a_killed_run_of_prompts_redoes_nothing(
