@@ -33,6 +33,7 @@ COMMANDS = {
     "consolidate": ("dalle_zoo.cli.runs:consolidate", "convert a checkpoint of any strategy to a folder of weights"),
     "eval": ("dalle_zoo_eval.command:main", "evaluate a model with a protocol"),
     "report": ("dalle_zoo_eval.command:report", "render a report from result files"),
+    "study": ("dalle_zoo_eval.study.command:main", "compare systems by votes of people"),
     "overlap": ("dalle_zoo_eval.command:overlap", "list benchmark images that are also in a training set"),
     "card": ("dalle_zoo_eval.command:card", "render a model card from result files"),
     "convert": ("dalle_zoo.cli.convert:convert", "convert weights of other code bases to a model folder"),
