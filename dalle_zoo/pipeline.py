@@ -210,16 +210,25 @@ class DallePipeline(ScoringModel):
         settings = self._settings(call, given, seeds, scores)
         return PipelineOutput(images, flat_scores, seeds.flatten(), settings)
 
-    def _settings(self, call: Call, given: Tensor | None, seeds: Tensor, scores: Tensor | None) -> list[ImageSettings]:
-        """What every image was generated with, in the order of the images."""
-        common: dict[str, Any] = {
-            **asdict(call.options),
+    def common_settings(self, options: SamplingOptions, given: Tensor | None = None) -> dict[str, Any]:
+        """Fields of `ImageSettings` that all images of a prompt share: the model and the options.
+
+        Args:
+            options: Temperature, filters and guidance.
+            given: Codes that were kept, int64 (h, w), with `SAMPLE` elsewhere. Defaults to none.
+        """
+        return {
+            **asdict(options),
             "model": self.location,
             "model_digest": self.digest,
             "given": None if given is None else tuple(map(tuple, given.tolist())),
             "dtype": str(self.prior_dtype).removeprefix("torch."),
             "quantize": self.quantized,
         }
+
+    def _settings(self, call: Call, given: Tensor | None, seeds: Tensor, scores: Tensor | None) -> list[ImageSettings]:
+        """What every image was generated with, in the order of the images."""
+        common = self.common_settings(call.options, given)
         negative: Sequence[str | None] = call.negative_prompt or [None] * len(call.prompts)
         rows = [[None] * seeds.shape[1]] * len(seeds) if scores is None else scores.tolist()
         return [

@@ -15,6 +15,7 @@ from dalle_zoo.version import __version__
 COMMANDS = {
     "demo": ("dalle_zoo.cli.demo:demo", "generate a grid of 16 images with the bundled weights"),
     "generate": ("dalle_zoo.cli.generate:generate", "generate images from a prompt"),
+    "serve": ("dalle_zoo.cli.serve:serve", "serve a web page and an HTTP interface that generate images"),
     "reconstruct": (
         "dalle_zoo.cli.reconstruct:reconstruct",
         "encode images with the image tokenizer and decode them",

@@ -16,56 +16,24 @@ import base64
 import secrets
 import time
 from collections import OrderedDict
-from concurrent.futures import CancelledError
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Response
 from fastapi import Request as HTTPRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException as AnyHTTPException
 
-from dalle_zoo.call import Call
-from dalle_zoo.image_settings import ImageSettings
-from dalle_zoo.images import png_bytes, to_pil
-from dalle_zoo.sampling import SamplingOptions
 from dalle_zoo.version import __version__
-from dalle_zoo.web.engine import Answer, Engine, QueueFullError, Request, Ticket
+from dalle_zoo.web.engine import Answer, Engine, QueueFullError, Ticket
+from dalle_zoo.web.generation import GenerationRequest, Limits, png_files
 
 POLL = 0.25
-"""Seconds between two looks at whether the client is still there."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What one request may ask for."""
-
-    max_images: int = 16
-    """Largest number of images."""
-    max_prompt: int = 1000
-    """Longest prompt, characters."""
-    stored_images: int = 256
-    """Number of recent images that answers with URLs keep in memory."""
-
-
-class GenerationRequest(BaseModel):
-    """Body of ``POST /v1/images/generations``: OpenAI's fields, and those of `SamplingOptions`."""
-
-    model_config = ConfigDict(extra="ignore")  # clients send fields of other models, such as quality
-
-    prompt: str
-    n: int = 1
-    size: str | None = None
-    response_format: Literal["url", "b64_json"] = "url"
-    model: str | None = None
-    seed: int | None = None
-    rerank: int | None = None
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    guidance_scale: float = 1.0
-    negative_prompt: str | None = None
+"""Seconds between two checks whether the client is still connected."""
+CLIENT_CLOSED = 499
+"""Status that nginx logs for a client that disconnected; nobody receives it."""
 
 
 @dataclass
@@ -92,20 +60,11 @@ def create_app(engine: Engine, *, limits: Limits | None = None, token: str | Non
         limits: What one request may ask for. Defaults to `Limits`.
         token: Token that clients must send as ``Authorization: Bearer``. Defaults to none.
     """
-    limits = limits or Limits()
-    app = FastAPI(title="dalle-zoo", version=__version__, docs_url=None, redoc_url=None)
+    limits, pipe = limits or Limits(), engine.pipe
+    app = FastAPI(title="dalle-zoo", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     images = Images(limits.stored_images)
     allowed = [Depends(_checker(token))]
-
-    @app.exception_handler(HTTPException)
-    async def explain(_: HTTPRequest, error: HTTPException) -> JSONResponse:
-        return _error(error.status_code, str(error.detail), headers=error.headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def explain_body(_: HTTPRequest, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"][1:])
-        return _error(400, f"{name or 'body'}: {first['msg']}", param=name or None)
+    _explain_errors(app)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -113,7 +72,7 @@ def create_app(engine: Engine, *, limits: Limits | None = None, token: str | Non
 
     @app.get("/v1/models", dependencies=allowed)
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [{"id": engine.pipe.location, "object": "model", "owned_by": "dalle-zoo"}]}
+        return {"object": "list", "data": [{"id": pipe.location, "object": "model", "owned_by": "dalle-zoo"}]}
 
     @app.get("/v1/images/{name}.png", dependencies=allowed)
     async def image(name: str) -> Response:
@@ -123,119 +82,83 @@ def create_app(engine: Engine, *, limits: Limits | None = None, token: str | Non
 
     @app.post("/v1/images/generations", dependencies=allowed)
     async def generate(body: GenerationRequest, http: HTTPRequest) -> dict[str, Any]:
-        request = to_request(body, engine, limits)
         try:
+            request = body.to_request(pipe, limits)
             ticket = engine.submit(request)
+        except (ValueError, TypeError) as error:
+            raise HTTPException(400, str(error)) from None
         except QueueFullError as error:
             raise HTTPException(429, str(error), headers={"Retry-After": str(error.retry_after)}) from None
         answer = await wait(ticket, http)
-        files = await asyncio.to_thread(png_files, answer, request, engine)
         data = []
-        for index, file in enumerate(files):
+        for index, file in enumerate(await asyncio.to_thread(png_files, answer, request, pipe)):
             shown = (
                 {"b64_json": base64.b64encode(file).decode()}
                 if body.response_format == "b64_json"
                 else {"url": str(http.url_for("image", name=images.add(file)))}
             )
             score = None if answer.scores is None else answer.scores[index]
-            data.append(shown | {"seed": answer.seeds[index], "score": score})
-        return {"created": int(time.time()), "data": data, "model": engine.pipe.location}
+            data.append({**shown, "seed": answer.seeds[index], "score": score})
+        return {"created": int(time.time()), "data": data, "model": pipe.location}
 
     return app
 
 
-def to_request(body: GenerationRequest, engine: Engine, limits: Limits) -> Request:
-    """Checks a body and converts it to a request of the engine.
+async def wait(ticket: Ticket, http: HTTPRequest) -> Answer:
+    """Waits for the images, and cancels the request if the client goes away.
 
     Raises:
-        HTTPException: A value is out of range, or the model cannot do it; the message says what to do.
+        HTTPException: The client has gone away, or the server is shutting down.
     """
-    height, width = engine.pipe.image_size
-    try:
-        if not body.prompt.strip():
-            raise ValueError("prompt is empty: describe the image")
-        if len(body.prompt) > limits.max_prompt:
-            raise ValueError(f"prompt has {len(body.prompt)} characters, at most {limits.max_prompt} are allowed")
-        if not 1 <= body.n <= limits.max_images:
-            raise ValueError(f"n must be in 1..{limits.max_images}, got {body.n}")
-        if body.size not in (None, "auto", f"{width}x{height}"):
-            raise ValueError(f"size must be {width}x{height}, the size of this model's images, got {body.size!r}")
-        if body.model not in (None, engine.pipe.location):
-            raise ValueError(f"this server has the model {engine.pipe.location}, not {body.model!r}")
-        call = Call(body.prompt, body.n, body.rerank, body.seed, negative_prompt=body.negative_prompt)
-        options = SamplingOptions(
-            temperature=body.temperature, top_k=body.top_k, top_p=body.top_p, guidance_scale=body.guidance_scale
-        )
-        if body.negative_prompt is not None and not options.guided:
-            raise ValueError("negative_prompt acts through guidance: set guidance_scale to another value than 1")
-        if body.rerank is not None and engine.pipe.ranker is None:
-            raise ValueError("rerank needs a ranker, and this model has none: omit rerank")
-    except (ValueError, TypeError) as error:
-        raise HTTPException(400, str(error)) from None
-    return Request(
-        prompt=body.prompt,
-        seeds=tuple(call.seeds()[0].tolist()),
-        options=options,
-        rerank=call.rerank,
-        negative_prompt=body.negative_prompt,
-    )
-
-
-async def wait(ticket: Ticket, http: HTTPRequest) -> Answer:
-    """Waits for the images, and cancels the request if the client goes away."""
     future = asyncio.wrap_future(ticket.future)
     try:
         while not future.done():
             await asyncio.wait([future], timeout=POLL)
             if not future.done() and await http.is_disconnected():
-                raise HTTPException(499, "the client has gone away")
-        return future.result()
-    except (CancelledError, asyncio.CancelledError):
-        raise HTTPException(503, "the server is shutting down") from None
+                raise HTTPException(CLIENT_CLOSED, "the client has gone away")
     finally:
         if not future.done():
             ticket.cancel()
-
-
-def png_files(answer: Answer, request: Request, engine: Engine) -> list[bytes]:
-    """PNG files of an answer, each with its settings."""
-    pipe, options = engine.pipe, request.options
-    files = []
-    for index, image in enumerate(to_pil(answer.images)):
-        settings = ImageSettings(
-            prompt=request.prompt,
-            seed=answer.seeds[index],
-            model=pipe.location,
-            model_digest=pipe.digest,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            guidance_scale=options.guidance_scale,
-            negative_prompt=request.negative_prompt,
-            given=None if request.given is None else tuple(map(tuple, request.given.tolist())),
-            dtype=str(pipe.prior_dtype).removeprefix("torch."),
-            quantize=pipe.quantized,
-            score=None if answer.scores is None else answer.scores[index],
-        )
-        files.append(png_bytes(image, settings))
-    return files
+    if ticket.canceled:
+        raise HTTPException(503, "the server is shutting down")
+    return future.result()
 
 
 def _checker(token: str | None) -> Any:
     """Returns a dependency that rejects requests without the token."""
 
     async def check(http: HTTPRequest) -> None:
-        given = http.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        if token is not None and not secrets.compare_digest(given.encode(), token.encode()):
+        given = http.headers.get("authorization", "").encode("latin-1").removeprefix(b"Bearer ").strip()
+        if token is not None and not secrets.compare_digest(given, token.encode()):
             raise HTTPException(401, "a token is needed: send it as Authorization: Bearer TOKEN")
 
     return check
 
 
-def _error(status: int, message: str, param: str | None = None, headers: Any = None) -> JSONResponse:
+def _explain_errors(app: FastAPI) -> None:
+    """Gives all errors OpenAI's form."""
+
+    @app.exception_handler(AnyHTTPException)
+    async def explain(_: HTTPRequest, error: AnyHTTPException) -> JSONResponse:
+        return _error(error.status_code, str(error.detail), headers=error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def explain_body(_: HTTPRequest, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"][1:])
+        return _error(400, f"{name or 'body'}: {first['msg']}", param=name or None)
+
+    @app.exception_handler(Exception)
+    async def explain_fault(_: HTTPRequest, error: Exception) -> JSONResponse:
+        return _error(500, f"unexpected {type(error).__name__}: the server's log has the traceback")
+
+
+def _error(
+    status: int, message: str, param: str | None = None, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
     kind = "invalid_request_error" if status < 500 else "server_error"
     content = {"error": {"message": message, "type": kind, "param": param, "code": None}}
     return JSONResponse(content, status_code=status, headers=headers)
 
 
-__all__ = ["GenerationRequest", "Limits", "create_app"]
+__all__ = ["create_app"]

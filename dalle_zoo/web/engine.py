@@ -95,14 +95,14 @@ class Ticket:
 
 
 class Stopped(Exception):
-    """Ends a batch for which nobody waits."""
+    """Ends a batch for which nobody waits, or whose engine is closed."""
 
 
 class Engine:
     """Generates images for many clients with one pipeline.
 
     Args:
-        pipe: The pipeline; only the engine's thread uses it afterwards.
+        pipe: The pipeline; afterwards, only the engine's thread samples with it.
         max_waiting: Largest number of waiting requests. Defaults to 64.
         max_images: Largest number of images in a batch. Defaults to 64.
 
@@ -151,7 +151,7 @@ class Engine:
         return ticket
 
     def close(self) -> None:
-        """Ends the worker thread after its batch; waiting requests are canceled."""
+        """Ends the worker thread after its current token; all requests are canceled."""
         with self._changed:
             self._closed = True
             for ticket in self._waiting:
@@ -169,7 +169,8 @@ class Engine:
             try:
                 self._generate(batch)
             except Stopped:
-                log.info("stopped a batch of %d canceled requests", len(batch))
+                for ticket in batch:  # those of a closed engine still wait
+                    ticket.cancel()
             except Exception as error:  # a fault of one batch must not end the service
                 log.exception("a batch of %d requests failed", len(batch))
                 for ticket in batch:
@@ -249,8 +250,8 @@ class Engine:
         return torch.stack(rows)
 
     def _report(self, batch: Sequence[Ticket], counts: Sequence[int], progress: Progress) -> None:
-        """Tells clients that watch how far their images are, and stops if nobody waits any more."""
-        if all(ticket.canceled for ticket in batch):
+        """Tells clients that watch how far their images are, and stops if nobody waits or the engine is closed."""
+        if self._closed or all(ticket.canceled for ticket in batch):
             raise Stopped
         start = 0
         for ticket, count in zip(batch, counts, strict=True):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
+import uvicorn
 
 from dalle_zoo import DallePipeline
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
@@ -55,7 +58,21 @@ def engine(pipe: Slow) -> Iterator[Engine]:
     engine.close()
 
 
-def until(condition, seconds: float = 10.0) -> None:  # type: ignore[no-untyped-def]
+@contextmanager
+def running(app: Any) -> Iterator[int]:
+    """Serves an application on a free port of this machine."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        until(lambda: server.started, 120.0)
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
     """Waits for a condition."""
     end = time.monotonic() + seconds
     while not condition():

@@ -27,10 +27,12 @@ def test_each_pair_has_as_many_raters_as_votes_and_balanced_sides() -> None:
     assert len(raters) == 4 * 4  # 20 pairs in sheets of at most 6 are 4 sheets
     assert max(len(rater.order) for rater in raters) <= 6 + 2
     seen = Counter(pair for rater in raters for pair in rater.order)
-    assert seen == Counter({n: 4 for n in range(20)} | {n: 16 for n in (20, 21)})
+    assert seen == Counter(dict.fromkeys(range(20), 4) | dict.fromkeys((20, 21), 16))
     left = Counter(p for rater in raters for p, flip in zip(rater.order, rater.flipped, strict=True) if flip)
     assert [left[n] for n in range(20)] == [2] * 20
-    assert len({rater.flipped[rater.order.index(n)] for n in range(20) for rater in raters[:4] if n in rater.order}) == 2
+    assert (
+        len({rater.flipped[rater.order.index(n)] for n in range(20) for rater in raters[:4] if n in rater.order}) == 2
+    )
     assert len({rater.order for rater in raters}) == 16
 
 
@@ -106,7 +108,7 @@ def test_a_manifest_gives_the_first_image_of_each_row(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="no image for 1 of 2 captions, such as 'a bird'"):
         read_system(tmp_path / "m", "m", ["a cat", "a bird"])
     files[3].unlink()
-    with pytest.raises(StudyError, match="images that do not exist, such as .*c0.png"):
+    with pytest.raises(StudyError, match=r"images that do not exist, such as .*c0\.png"):
         read_system(tmp_path / "m", "m", ["a cat"])
 
 

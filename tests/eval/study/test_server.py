@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 from conftest_study import CAPTIONS, exported, vote_for
-from dalle_zoo.claims import ClaimedError
 from dalle_zoo_eval.study.design import Study
 from dalle_zoo_eval.study.errors import StudyError
 from dalle_zoo_eval.study.log import VoteLog
 from dalle_zoo_eval.study.server import MAX_BODY, StudyServer
 from dalle_zoo_eval.study.votes import read_votes
+
+from dalle_zoo.claims import ClaimedError
 
 
 @pytest.fixture

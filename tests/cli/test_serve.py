@@ -1,0 +1,74 @@
+"""``dalle-zoo serve``: what is refused before a model is loaded, and the end with Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dalle_zoo.cli import serve
+from dalle_zoo.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(serve.TOKEN, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 is reachable from other machines: set the variable DALLE_ZOO_TOKEN"),
+        (["--host", "::"], "--host :: is reachable from other machines"),
+        (["--host", "example.org"], "--host example.org is reachable from other machines"),
+        (["--port", "70000"], "--port must be an integer in 0..65535, got 70000"),
+        (["--max-images", "65"], "--max-images must be an integer in 1..64 (of --batch-size), got 65"),
+        (["--max-waiting", "0"], "--max-waiting must be an integer"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "no-model-is-loaded", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_hosts_of_this_machine_need_no_token(host: str) -> None:
+    assert serve.is_loopback(host)
+
+
+def test_a_port_in_use_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["serve", "no-model-is-loaded", "--port", str(port)]) == 2
+    assert f"cannot serve at 127.0.0.1, port {port} (Address already in use)" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(serve, "NEEDED", ("gradio_that_is_not_installed",))
+    assert main(["serve"]) == 2
+    assert "serve needs gradio_that_is_not_installed: pip install 'dalle-zoo[web]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_server(tmp_path: Path) -> None:
+    server = subprocess.Popen(
+        [sys.executable, "-m", "dalle_zoo", "serve", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(serve.__file__).parents[2])},
+    )
+    assert server.stdout is not None
+    assert re.match(r"emoji64 at http://127\.0\.0\.1:\d+ ", server.stdout.readline())
+    server.send_signal(signal.SIGINT)
+    rest, errors = server.communicate(timeout=60)
+    assert (server.returncode, rest, errors) == (0, "stopped\n", "")
