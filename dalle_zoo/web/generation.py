@@ -62,12 +62,10 @@ class GenerationRequest(BaseModel):
             ValueError: A value is out of range, or the model cannot do it; the message says what to do.
         """
         self._check(pipe, limits)
-        call = Call(self.prompt, self.n, self.rerank, self.seed, negative_prompt=self.negative_prompt)
         options = SamplingOptions(
             temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, guidance_scale=self.guidance_scale
         )
-        if self.negative_prompt is not None and not options.guided:
-            raise ValueError("negative_prompt acts through guidance: set guidance_scale to another value than 1")
+        call = Call(self.prompt, self.n, self.rerank, self.seed, negative_prompt=self.negative_prompt, options=options)
         if self.rerank is not None and not ranks_by_likelihood(given) and pipe.ranker is None:
             raise ValueError("rerank needs a ranker, and this model has none: omit rerank")
         return Request(
