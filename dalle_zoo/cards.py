@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from dalle_zoo.files import atomic_write, read_json
+from dalle_zoo.files import atomic_write, escape_surrogates, read_json
 from dalle_zoo.model_folder import RECORD, ModelFolderError
 from dalle_zoo.recipes import list_recipes, recipe_header, recipe_root
 from dalle_zoo.registry import suggest
@@ -131,7 +131,7 @@ def write_card(folder: str | Path, result_file: str | Path, out: str | Path) -> 
     folder, out = Path(folder), Path(out)
     result = read_json(Path(result_file))
     check_weights(folder, result)
-    text = render_card(folder, result)
+    text = escape_surrogates(render_card(folder, result))
     with atomic_write(out) as aside:
         aside.write_text(text, encoding="utf-8")
     return out

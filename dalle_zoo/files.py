@@ -119,7 +119,16 @@ def json_text(value: Any) -> str:
     Raises:
         ValueError: A number is not finite, which JSON cannot express.
     """
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return escape_surrogates(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def escape_surrogates(text: str) -> str:
+    r"""Replaces lone surrogates, which UTF-8 cannot express, by their escapes.
+
+    Example:
+        >>> escape_surrogates("caf\udce9.png")
+        'caf\\udce9.png'
+    """
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

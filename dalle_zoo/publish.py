@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle_zoo.cards import check_weights, license_id, render_any_card
-from dalle_zoo.files import json_text, read_json, sha256_file
+from dalle_zoo.files import escape_surrogates, json_text, read_json, sha256_file
 from dalle_zoo.hub import ENDINGS, is_hub_name, stamp_card
 from dalle_zoo.model_folder import (
     CARD,
@@ -150,7 +150,7 @@ def _card(folder: Path, name: str, results: Sequence[Result]) -> str:
     from huggingface_hub import EvalResult, ModelCard
 
     record = read_json(folder / RECORD)
-    card = ModelCard(render_any_card(folder, results, name))
+    card = ModelCard(escape_surrogates(render_any_card(folder, results, name)))
     data: Any = card.data
     data.license = license_id(str(record["license"])).lower()
     if data.license == "other":

@@ -89,6 +89,14 @@ def test_a_card_of_other_values_than_the_protocols_meets_no_target(folder: Path,
         assert f"{target} | not the protocol's numbers |" in text
 
 
+def test_a_card_holds_text_that_utf8_cannot_express(folder: Path, result: dict[str, Any], tmp_path: Path) -> None:
+    for path, value in {folder / "record.json": "description", tmp_path / "result.json": "device"}.items():
+        content = read_json(path) if path.exists() else result
+        path.write_text(json.dumps(content | {value: "half \ud83d"}))
+    card = write_card(folder, tmp_path / "result.json", tmp_path / "card.md")
+    assert r"half \ud83d" in card.read_text(encoding="utf-8").replace("\\\\", "\\")
+
+
 def test_a_card_holds_the_figures(folder: Path, result: dict[str, Any]) -> None:
     text = render_card(folder, result)
     for expected in (

@@ -16,6 +16,7 @@ import inspect
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -338,7 +339,12 @@ def run_recipe(
     logging.getLogger("lightning").handlers.clear()  # on import it gets one, which would print every line twice
     overrides, others = split_arguments(arguments, reserved=("--help", "--print_config"))
     check_keys(subcommand, files, overrides)
-    keys = json.dumps(resolve(files.values(), overrides))
+    # It is read as YAML, which has no surrogate pairs, so other characters than ASCII are not escaped.
+    keys = json.dumps(resolve(files.values(), overrides), ensure_ascii=False)
+    if broken := re.search(r'[^"]*[\ud800-\udfff][^"]*', keys):
+        raise UserError(
+            f"{broken[0]!a} is not valid Unicode, as a name that is not UTF-8: rename it, or correct the key"
+        )
     recover(run)
     try:
         with tied_to_launcher(), ExitStack() as claims:

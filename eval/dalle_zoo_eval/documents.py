@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dalle_zoo.files import atomic_write
+from dalle_zoo.files import atomic_write, escape_surrogates
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
@@ -77,7 +77,8 @@ def write_document(blocks: Sequence[Block], out: Path) -> list[Path]:
     Returns:
         The files that were written, the two reports first.
     """
-    files = {"report.md": to_markdown(blocks).encode(), "report.html": to_html(blocks).encode()}
+    texts = {"report.md": to_markdown(blocks), "report.html": to_html(blocks)}
+    files = {name: escape_surrogates(text).encode() for name, text in texts.items()}
     files |= {block.name: block.png for block in blocks if isinstance(block, Image)}
     for name, data in files.items():
         with atomic_write(out / name) as aside:

@@ -205,6 +205,17 @@ def test_a_run_folder_has_a_name(name: str, scratch: Path) -> None:
     assert folder.resolve() == (scratch / name).resolve()
 
 
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [("\N{RED APPLE}", "'\N{RED APPLE}' does not exist"), ("caf\udce9", r"'caf\udce9' is not valid Unicode")],
+)
+def test_text_beyond_ascii_reaches_the_recipe(
+    location: str, message: str, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*TINY, "--data.train", location, "--run", "r"]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_validation_needs_data(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", "dvae/tiny", "--data.val", "null", "--run", str(finished)]) == 2
     assert "validate needs validation data, and the recipe has none: set data.val" in capsys.readouterr().err

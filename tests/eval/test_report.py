@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from dalle_zoo_eval import report, sweeps
 from dalle_zoo_eval.comparison import read_results
-from dalle_zoo_eval.documents import Bullets, Heading, Paragraph, Table, to_html, to_markdown
+from dalle_zoo_eval.documents import Bullets, Heading, Paragraph, Table, to_html, to_markdown, write_document
 from dalle_zoo_eval.metrics import METRICS
 from dalle_zoo_eval.plots import Line, line_figure
 from dalle_zoo_eval.protocol import find_protocol
@@ -417,6 +417,11 @@ def test_figures_take_any_name() -> None:
         line_figure([], title="t", score="s", axis="a")
     with pytest.raises(ValueError, match="at least one line"):
         line_figure([Line(label="x", points={}, measured=True)], title="t", score="s", axis="a")
+
+
+def test_a_document_holds_names_that_are_not_utf8(tmp_path: Path) -> None:
+    for file in write_document([Paragraph("caf\udce9.png")], tmp_path):
+        assert r"caf\udce9.png" in file.read_text(encoding="utf-8").replace("\\\\", "\\")
 
 
 def test_documents_in_both_forms() -> None:
