@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,10 @@ def sampling_options(options: Namespace) -> Any:
 
 def region(options: Namespace) -> dict[str, Any]:
     """Returns the image of a command line, and which part of it is kept, as arguments of the pipeline."""
-    if options.image is None:
-        if options.shift is not None:
-            raise UserError("--shift needs --image, the image that is moved")
-        return {"image": None, "mask": None, "prime_rows": options.prime_rows}
-    image, mask = open_image(options.image), open_image(options.mask) if options.mask else None
+    image, mask = (None if path is None else open_image(path) for path in (options.image, options.mask))
     if options.shift is not None:
+        if image is None:
+            raise UserError("--shift needs --image, the image that is moved")
         from dalle_zoo.regions import shift_image
 
         if mask is not None or options.prime_rows is not None:
@@ -93,14 +91,16 @@ def square_columns(count: int) -> int:
 
 
 def with_bar(pipe: Any, prompts: list[str], **options: Any) -> Any:
-    """Calls the pipeline with a progress bar over all tokens."""
+    """Calls the pipeline with a progress bar over all tokens, which appears with the first one."""
     from tqdm import tqdm
 
-    with tqdm(unit="token", desc="sampling") as bar:
+    with ExitStack() as stack:
+        bars: list[tqdm[Any]] = []
 
         def show(progress: Any) -> None:
-            bar.total = progress.total
-            bar.update(progress.done - bar.n)
+            if not bars:  # an argument that the model refuses leaves no empty bar above the message
+                bars.append(stack.enter_context(tqdm(total=progress.total, unit="token", desc="sampling")))
+            bars[0].update(progress.done - bars[0].n)
 
         return pipe(prompts, callback=show, **options)
 
