@@ -113,10 +113,12 @@ def _no_file(where: str, error: BaseException) -> str:
     """Message for a file that is not in the cache: huggingface_hub stores the reason in the chain of causes."""
     from huggingface_hub.errors import HfHubHTTPError
 
+    name = where.partition(" ")[0]
     for reason in list(_chain(error))[1:]:
         if isinstance(reason, HfHubHTTPError):
-            return refusal(where, reason, where.partition(" ")[0])
-    return f"{silence(where, error)}; it is not in the cache either. A local folder can be passed as well"
+            return refusal(where, reason, name)
+    unknown = f"it is not in the cache either. If a local folder was meant: no folder {name!r} exists"
+    return f"{silence(where, error)}; {unknown}"
 
 
 def refusal(where: str, error: Any, name: str, *, writes: bool = False) -> str:

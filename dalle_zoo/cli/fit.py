@@ -127,8 +127,8 @@ class ZooCLI(LightningCLI):
             raise UserError(
                 f"{self.run} exists and is no run (it has no valid {CONFIG}): use --run FOLDER for another folder"
             )
-        if self.overwrite:
-            return
+        if self.overwrite or [path.name for path in self.run.iterdir() if path.name[0] != "."] == [CONFIG]:
+            return  # a run that ended before its first step, such as one with too little data, has nothing to lose
         changes = {line.partition(":")[0]: line for line in differences(old, yaml.safe_load(self.resolved()))}
         spread = {"trainer.devices", "trainer.num_nodes"} & changes.keys()
         changed = [c for key, c in changes.items() if key not in EXTENDABLE and not (spread and key == SHARED)]

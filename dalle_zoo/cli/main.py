@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def quiet_third_parties() -> None:
-    """Hides warnings of libraries that a user cannot act on."""
+    """Hides warnings of libraries that a user cannot act on, and second copies of their lines."""
     # Lightning 2.6 calls a deprecated part of torch's pytree, and warns about every iterable data set with a length;
     # ours divides its samples among workers exactly.
     for message in (
@@ -117,6 +117,8 @@ def quiet_third_parties() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
     # Lightning logs advertisements.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+    # huggingface_hub has a handler of its own: its lines would be printed twice.
+    logging.getLogger("huggingface_hub").propagate = False
     # torchao calls a deprecated function of torch when it is imported.
     logging.getLogger("torch.utils._pytree").addFilter(_is_not_for_users)
 

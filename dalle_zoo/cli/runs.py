@@ -34,7 +34,11 @@ def read_curves(run: Path) -> dict[str, dict[int, float]]:
     older = sorted((run / "metrics").glob("version_*/metrics.csv"), key=lambda f: int(f.parent.name.split("_")[1]))
     files = [file for file in (*older, run / CURVES) if file.is_file()]
     if not files:
-        raise FileNotFoundError(f"{run} has no {CURVES}: expected the folder of a run")
+        if not run.is_dir():
+            raise FileNotFoundError(f"{run} does not exist: expected the folder of a run")
+        raise FileNotFoundError(
+            f"{run} has no {CURVES}: expected the folder of a run with as many steps as trainer.log_every_n_steps"
+        )
     curves: dict[str, dict[int, float]] = defaultdict(dict)
     for file in files:
         for row in read_rows(file)[1]:

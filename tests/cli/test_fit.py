@@ -103,6 +103,23 @@ def test_another_recipe_is_refused_with_what_differs(run: Path, capsys: pytest.C
     assert contents(run) == before
 
 
+def test_a_run_that_never_began_can_begin_with_other_options(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def built(self: ZooCLI) -> None:
+        raise UserError("built")
+
+    monkeypatch.setattr(ZooCLI, "before_fit", built)
+    for path in run.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    assert main([*TINY, "--data.batch_size", "4", "--run", str(run)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "dalle-zoo fit: built"
+    (run / "metrics").mkdir()
+    assert main([*TINY, "--data.batch_size", "4", "--run", str(run)]) == 2
+    assert "holds a run of another recipe" in capsys.readouterr().err
+
+
 def test_overwrite_throws_the_old_run_away(run: Path) -> None:
     (run / "notes.txt").write_text("old")
     assert main([*TINY, "--data.batch_size", "4", "--run", str(run), "--overwrite"]) == 0
@@ -228,7 +245,7 @@ def test_the_bundled_weights_can_be_trained_on(
         raise UserError("built")
 
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    options = ["--model.init_args.init_from emoji64", "--model.init_args.warm_start null"]
+    options = ["--model.init_from emoji64", "--model.warm_start null"]
     assert all(f"`{option}`" in readme for option in options)
     monkeypatch.setattr(ZooCLI, "before_fit", built)
     words = [word for option in options for word in option.split()]

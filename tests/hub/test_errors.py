@@ -87,7 +87,7 @@ def test_each_way_without_a_response_has_its_message(error: Exception, expected:
     missing = errors.LocalEntryNotFoundError("not in the cache")
     missing.__cause__ = error
     assert expected in message(missing)
-    assert "not in the cache either" in message(missing)
+    assert "not in the cache either. If a local folder was meant: no folder 'org/toy' exists" in message(missing)
 
 
 def test_uploads_repeat_the_words_of_the_hub() -> None:

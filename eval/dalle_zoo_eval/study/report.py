@@ -52,8 +52,8 @@ def report_blocks(results: Sequence[Result]) -> Iterator[Block]:
     )
     yield Paragraph(
         "In brackets: 95 % bootstrap intervals over captions. A share is that of captions for which a system receives "
-        "that number of votes. Shares of different pairs of systems or captions are not comparable; published ones show how "
-        "clear a preference others have found."
+        "that number of votes. Shares of different pairs of systems or captions are not comparable; published ones "
+        "show how clear a preference others have found."
     )
     for question in protocol["questions"]:
         yield Heading(2, question["text"])
