@@ -29,8 +29,11 @@ EXAMPLES = (
 )
 """Known things in several styles, and compositions that the bundled model has not seen."""
 CSS = """
-.gradio-container { max-width: 1100px !important; margin: auto; }
+.gradio-container { max-width: min(1100px, 100vw) !important; margin: auto; }
 #images img { image-rendering: pixelated; }
+#images .caption-label { position: static; max-width: 100%; white-space: normal; overflow-wrap: anywhere; }
+#files table { table-layout: fixed; }
+#files td { overflow-wrap: anywhere; }
 #card pre { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 24em; overflow-y: auto; }
 """
 MAX_UPLOAD = "20mb"
@@ -77,7 +80,7 @@ def create_page(engine: Engine, limits: Limits) -> gr.Blocks:
             with gr.Column(min_width=300):
                 status = gr.Textbox("", label="Status", max_lines=3, elem_id="status", interactive=False)
                 gallery = gr.Gallery(
-                    label="Images", elem_id="images", columns=4, object_fit="contain", height="auto", format="png",
+                    label="Images", elem_id="images", columns=3, object_fit="contain", height="auto", format="png",
                     buttons=["download", "fullscreen"], interactive=False,
                 )  # fmt: skip
                 files = gr.Files(label="PNG files, each with its settings inside", elem_id="files", interactive=False)
