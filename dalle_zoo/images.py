@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 import io
 import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -144,66 +142,6 @@ def png_bytes(image: Image.Image, settings: ImageSettings | None) -> bytes:
     file = io.BytesIO()
     image.save(file, format="PNG", pnginfo=settings.to_png(*image.size) if settings is not None else None)
     return file.getvalue()
-
-
-def caption_sheet(images: Tensor, captions: list[str], columns: int, scale: int = 2) -> Image.Image:
-    """Renders the images of several captions in one image, with each caption above its images.
-
-    Args:
-        images: Pixels in [0, 1], (B, 3, H, W), grouped by caption, with the same number of images per caption.
-        captions: Captions, in the order of the images. Long ones are truncated to the width of the sheet.
-        columns: Maximum number of images per row.
-        scale: Factor by which images are enlarged, in both directions. Defaults to 2.
-    """
-    from PIL import ImageDraw, ImageFont  # their fonts take time to load, and not every caller needs them
-
-    each = len(images) // len(captions)
-    line = 18
-    font = ImageFont.load_default(13)
-    blocks = []
-    for index, caption in enumerate(captions):
-        grid = make_grid(images[index * each : (index + 1) * each], min(columns, each))
-        image = Image.fromarray(grid.permute(1, 2, 0).numpy())
-        image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-        block = Image.new("RGB", (image.width, image.height + line), "white")
-        block.paste(image, (0, line))
-        draw = ImageDraw.Draw(block)
-        draw.text((4, 2), fit_line(caption, font, block.width - 8), fill="black", font=font)
-        blocks.append(block)
-    sheet = Image.new("RGB", (max(b.width for b in blocks), sum(b.height for b in blocks)), "white")
-    top = 0
-    for block in blocks:
-        sheet.paste(block, (0, top))
-        top += block.height
-    return sheet
-
-
-def one_line(text: str) -> str:
-    r"""Returns a text that can be rendered in one line: line breaks become spaces, unprintable characters "?".
-
-    Example:
-        >>> one_line("a red\napple \ud800")
-        'a red apple ?'
-    """
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
-
-
-def fit_line(text: str, font: Any, width: float) -> str:
-    """Returns a text in one line, truncated to a width and then ending in "…".
-
-    Args:
-        text: Any text.
-        font: A font of Pillow, which measures the text.
-        width: Largest width, pixels.
-    """
-    line = one_line(text)
-    # No letter that is seen is narrower than a pixel: the rest of a long text is never measured.
-    some = line[: max(int(width), 0) + 1]
-    if len(some) == len(line) and font.getlength(line) <= width:
-        return line
-    fits = range(len(some) + 1)
-    length = bisect.bisect_right(fits, width, key=lambda count: font.getlength(some[:count] + "…")) - 1
-    return some[:length] + "…" if length > 0 else ""
 
 
 def upright(image: Image.Image, *, in_place: bool = False) -> Image.Image:

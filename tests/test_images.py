@@ -9,15 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFont
+from PIL import Image
 
 from dalle_zoo.images import (
-    caption_sheet,
-    fit_line,
     from_pil,
     image_rows,
     make_grid,
-    one_line,
     save_images,
     save_png,
     to_pil,
@@ -84,19 +81,6 @@ def test_an_image_is_saved_atomically(tmp_path: Path, monkeypatch: pytest.Monkey
         assert image.getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_a_sheet_has_each_caption_above_its_images() -> None:
-    images = torch.cat([torch.zeros(3, 3, 20, 20), torch.full((3, 3, 20, 20), 0.4)])
-    sheet = np.array(caption_sheet(images, ["first", "second " * 30], columns=2))
-    block = 18 + 2 * (2 * 22 + 2)  # the line, then two rows at twice the size
-    assert sheet.shape == (2 * block, 2 * (2 * 22 + 2), 3)
-    for index, value in enumerate((0, 102)):
-        lines, tiles = np.split(sheet[index * block : (index + 1) * block], [18])
-        assert (lines < 128).any(), "a caption is there"
-        assert (lines[:, -4:] == 255).all(), "and was truncated to the width"
-        assert (tiles[4:44, 4:44] == value).all()
-        assert (tiles[48:88, 48:88] == 255).all(), "three images leave one place"
-
-
 def test_images_of_a_killed_call_are_removed_by_the_next(
     tmp_path: Path, killed_states: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,47 +98,3 @@ def test_images_of_a_killed_call_are_removed_by_the_next(
         with claimed_folder(state):
             save_images(last, state)
         assert sorted(path.name for path in state.iterdir()) == [".sha256.json", "0.png"]
-
-
-WIDTH = 124
-"""Width of a caption above one image of 64 pixels, twice as large."""
-
-
-@pytest.mark.parametrize(
-    ("caption", "line"),
-    [
-        ("a red\napple\ton\r\na table", "a red apple on a table"),
-        ("a \ud800 b \x00", "a ? b ?"),
-        ("", ""),
-        ("\n", ""),
-    ],
-)
-def test_a_caption_is_one_line(caption: str, line: str) -> None:
-    assert one_line(caption) == line
-    sheet = caption_sheet(torch.rand(1, 3, 64, 64), [caption], columns=1)
-    assert sheet.size == (2 * 68, 2 * 68 + 18)
-
-
-def test_a_long_caption_is_truncated_to_the_width() -> None:
-    font = ImageFont.load_default(13)
-    for caption in ("word " * 500, "i" * 500, "W" * 30):
-        line = fit_line(caption, font, WIDTH)
-        assert line.endswith("…")
-        assert caption.startswith(line[:-1])
-        longer = caption[: len(line)] + "…"
-        assert font.getlength(line) <= WIDTH < font.getlength(longer)
-    assert fit_line("a cat", font, WIDTH) == "a cat"
-    assert fit_line("a cat", font, 2) == ""
-
-
-def test_a_caption_of_many_words_is_measured_a_few_times() -> None:
-    class Font:
-        measured = 0
-
-        def getlength(self, text: str) -> float:
-            self.measured += len(text)
-            return 8.0 * len(text)
-
-    font = Font()
-    assert fit_line("word " * 100_000, font, WIDTH) == "word word word…"
-    assert font.measured < 1000, "letters that were measured"

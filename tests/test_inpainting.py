@@ -112,7 +112,7 @@ def test_without_kept_cells_that_follow_the_ranker_decides(pipe: DallePipeline, 
 
 
 def test_given_codes_are_one_grid(pipe: DallePipeline) -> None:
-    with pytest.raises(ValueError, match=r"given must have shape \(h, w\), for all prompts, got \(1, 3, 4\)"):
+    with pytest.raises(ValueError, match=r"given must have shape \(h, w\), the same for all prompts, got \(1, 3, 4\)"):
         pipe("ab", given=torch.zeros(1, 3, 4, dtype=torch.long))
 
 

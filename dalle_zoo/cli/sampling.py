@@ -91,6 +91,7 @@ def open_image(path: Path) -> Any:
 
 def save_sheet(images: Any, prompts: list[str], columns: int, out: Path) -> None:
     """A grid with the captions written above their images."""
-    from dalle_zoo.images import caption_sheet, save_png
+    from dalle_zoo.images import save_png
+    from dalle_zoo.sheets import caption_sheet
 
     save_png(caption_sheet(images, prompts, columns), out)

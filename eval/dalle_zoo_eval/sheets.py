@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dalle_zoo.images import one_line, to_pil
+from dalle_zoo.images import to_pil
+from dalle_zoo.sheets import one_line
 
 # B tiles, M images per tile, H W pixels
 

@@ -99,7 +99,7 @@ def test_a_label_that_cannot_be_rendered_costs_no_image(model: Path, scratch: Pa
     prompt = "a red\napple\t\x07 " + "word " * 500
     assert main(["generate", prompt, "--model", str(model), "-n", "2", "--folder", "each"]) == 0
     assert size(scratch / "each" / "000-000.png") == (16, 16)
-    assert size(scratch / "grid.png") == (2 * (2 + 2 * 18), 2 * (2 + 18) + 18)
+    assert size(scratch / "grid.png") == (2 * (2 + 2 * 18), 2 * (2 + 18) + 3 * 18)
 
 
 @pytest.mark.parametrize(
