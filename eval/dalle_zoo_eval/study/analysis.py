@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from dalle_zoo_eval.metrics.estimates import LEVEL, ROUNDS, SEED, Estimate, bootstrapped
+from dalle_zoo_eval.metrics.estimates import LEVEL, ROUNDS, SEED, Estimate
 from dalle_zoo_eval.study.design import Study
 from dalle_zoo_eval.study.votes import LEFT, NEITHER, RIGHT, Vote
 
@@ -112,15 +112,26 @@ def shares(counts: Counts, votes: int, system: int) -> dict[str, Estimate]:
     Returns:
         ``majority of V``, the `levels`, and ``share of votes``.
     """
-    own = torch.from_numpy(counts[:, system])
+    own = counts[:, system]
     needed = {f"majority of {votes}": votes // 2 + 1, **levels(votes)}
-    found = {name: bootstrapped((own >= least).double()) for name, least in needed.items()}
-    return {**found, "share of votes": bootstrapped(own / votes)}
+    # In votes, which are integers: equal captions then give equal rounds.
+    columns = [votes * (own >= least) for least in needed.values()] + [own]
+    values = np.stack(columns, axis=1)
+    rounds = appearances(len(own)) @ values / (votes * len(own))
+    means = values.sum(axis=0) / (votes * len(own))
+    names = [*needed, "share of votes"]
+    return {name: with_interval(float(means[k]), rounds[:, k].tolist()) for k, name in enumerate(names)}
 
 
 def resampled(count: int) -> NDArray[np.int64]:
     """Returns the captions of each round of the bootstrap, (rounds, C)."""
     return np.random.default_rng(SEED).integers(count, size=(ROUNDS, count))
+
+
+@lru_cache(maxsize=2)
+def appearances(count: int) -> NDArray[np.float64]:
+    """Returns how often each caption is in each round of the bootstrap, (rounds, C)."""
+    return np.stack([np.bincount(rows, minlength=count) for rows in resampled(count)]).astype(np.float64)
 
 
 def with_interval(value: float, values: Sequence[float]) -> Estimate:
