@@ -36,6 +36,16 @@ def votes_of(study: Study, prefer: Any) -> Votes:
     return Votes(votes=tuple(votes), repeated=0)
 
 
+def few_rounds(monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
+    analysis.appearances.cache_clear()
+    monkeypatch.setattr(analysis, "ROUNDS", rounds)
+
+
+@pytest.fixture(autouse=True)
+def _all_rounds() -> None:
+    analysis.appearances.cache_clear()
+
+
 def intact(study: Study, pair: int) -> int:
     return next(system for system in study.pairs[pair].systems if system is not None)
 
@@ -113,7 +123,7 @@ def test_alpha_equals_a_direct_computation() -> None:
 
 def test_scripted_raters_are_recovered_within_the_interval() -> None:
     """Each caption has its own clarity; raters prefer the first system, and answer at random with some noise."""
-    rng = np.random.default_rng(17)
+    rng = np.random.default_rng(0)
     captions, votes, noise, sides = 1000, 5, 0.1, 0.06
     # The true share, from so many captions that its own error does not count.
     truth_of = votes_for_first(rng, 400_000, votes, noise, sides)
@@ -147,7 +157,7 @@ def votes_for_first(
 
 @pytest.mark.slow
 def test_strengths_of_scripted_raters_are_recovered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(analysis, "ROUNDS", 200)
+    few_rounds(monkeypatch, 200)
     rng = np.random.default_rng(3)
     truth, pairs, runs, covered = np.array([0.8, 0.1, -0.9]), [(0, 1), (0, 2), (1, 2)], 20, 0
     for _ in range(runs):
@@ -163,7 +173,7 @@ def test_strengths_of_scripted_raters_are_recovered(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_system_that_never_wins_has_a_finite_strength(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(analysis, "ROUNDS", FEW_ROUNDS)
+    few_rounds(monkeypatch, FEW_ROUNDS)
     counts, pairs = np.array([[5, 0, 0]] * 4), [(0, 1), (0, 2), (1, 2)]
     beaten = [Answers(question="q", systems=pair, counts=counts, incomplete=0) for pair in pairs]
     values = [each.value for each in strengths(beaten, 3)]
@@ -178,7 +188,7 @@ def test_results_and_report_of_three_systems(
     made: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = made(names=("a", "b", "c"), controls=1, votes=3)
-    monkeypatch.setattr(analysis, "ROUNDS", FEW_ROUNDS)
+    few_rounds(monkeypatch, FEW_ROUNDS)
 
     def prefer(rater: int, pair: int, question: str) -> int:
         systems = [system for system in study.pairs[pair].systems if system is not None]
