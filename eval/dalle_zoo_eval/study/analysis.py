@@ -5,14 +5,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from dalle_zoo_eval.metrics.estimates import LEVEL, ROUNDS, SEED, Estimate, bootstrapped
+from dalle_zoo_eval.metrics.estimates import LEVEL, SEED, Estimate
 from dalle_zoo_eval.study.design import Study
 from dalle_zoo_eval.study.votes import LEFT, NEITHER, RIGHT, Vote
 
@@ -30,8 +30,10 @@ RULE = (
     f"least {ONE_SIDED:.0%} of {MIN_ANSWERS} or more answers. Of more votes than needed, those of the raters with the "
     "lowest numbers count."
 )
-FIRST, SECOND, NONE = 0, 1, 2
+FIRST, SECOND = 0, 1
 """Columns of counts."""
+ROUNDS = 2000
+"""Rounds of the bootstrap; with 1,000, intervals of simulated studies are slightly too narrow."""
 
 
 def chosen_image(study: Study, vote: Vote) -> int | None:
@@ -112,21 +114,38 @@ def shares(counts: Counts, votes: int, system: int) -> dict[str, Estimate]:
     Returns:
         ``majority of V``, the `levels`, and ``share of votes``.
     """
-    own = torch.from_numpy(counts[:, system])
+    own = counts[:, system]
     needed = {f"majority of {votes}": votes // 2 + 1, **levels(votes)}
-    found = {name: bootstrapped((own >= least).double()) for name, least in needed.items()}
-    return {**found, "share of votes": bootstrapped(own / votes)}
+    # In votes, which are integers: equal captions then give equal rounds.
+    columns = [votes * (own >= least) for least in needed.values()] + [own]
+    values = np.stack(columns, axis=1).astype(np.float32)
+    rounds = (appearances(len(own)) @ values).astype(np.float64) / (votes * len(own))
+    means = values.sum(axis=0, dtype=np.float64) / (votes * len(own))
+    names = [*needed, "share of votes"]
+    return {name: with_interval(float(means[k]), rounds[:, k].tolist()) for k, name in enumerate(names)}
 
 
-def resampled(count: int) -> NDArray[np.int64]:
-    """Returns the captions of each round of the bootstrap, (rounds, C)."""
-    return np.random.default_rng(SEED).integers(count, size=(ROUNDS, count))
+def resampled(count: int) -> Iterator[NDArray[np.int64]]:
+    """Yields the captions of each round of the bootstrap, (C,)."""
+    rng = np.random.default_rng(SEED)
+    for _ in range(ROUNDS):
+        yield rng.integers(count, size=count)
+
+
+@lru_cache(maxsize=2)
+def appearances(count: int) -> NDArray[np.float32]:
+    """Returns how often each caption is in each round of the bootstrap, (rounds, C).
+
+    Sums of votes are integers below 2^24, which are exact in float32.
+    """
+    return np.stack([np.bincount(rows, minlength=count).astype(np.float32) for rows in resampled(count)])
 
 
 def with_interval(value: float, values: Sequence[float]) -> Estimate:
     """Returns a score with the interval of its bootstrap values."""
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(np.asarray(values, dtype=np.float64), [tail, 1 - tail])
+    # This definition of a quantile does not make the interval too narrow for the number of rounds.
+    low, high = np.quantile(np.asarray(values, dtype=np.float64), [tail, 1 - tail], method="weibull")
     return Estimate(value, float(low), float(high))
 
 
@@ -181,8 +200,8 @@ def side_bias(study: Study, votes: Sequence[Vote], question: str) -> Estimate | 
             sides[study.pairs[vote.pair].caption][vote.answer == RIGHT] += 1
     if not sides:
         return None
-    counts = np.array(list(sides.values()), dtype=np.float64)
-    sums = counts[resampled(len(counts))].sum(axis=1)
+    counts = np.array(list(sides.values()), dtype=np.float32)
+    sums = (appearances(len(counts)) @ counts).astype(np.float64)
     return with_interval(float(counts[:, 0].sum() / counts.sum()), (sums[:, 0] / sums.sum(axis=1)).tolist())
 
 

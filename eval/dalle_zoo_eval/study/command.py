@@ -63,7 +63,8 @@ def make(arguments: list[str]) -> None:
     p.add_argument("--seed", type=int, default=0, help="seed of sheets, order, sides and controls [0]")
     options = p.parse_args(arguments)
     check_folder("--out", options.out, overwrite=False)
-    from dalle_zoo_eval.study.make import PAGE, RATERS, Plan, make_study
+    from dalle_zoo_eval.study.design import PAGE, RATERS
+    from dalle_zoo_eval.study.make import Plan, make_study
     from dalle_zoo_eval.study.questions import read_questions
 
     plan = Plan(
@@ -109,7 +110,7 @@ def serve(arguments: list[str]) -> None:
     options = p.parse_args(arguments)
     if not 0 <= options.port <= 65535:
         raise UserError(f"--port must be 0..65535, got {options.port}")
-    from dalle_zoo_eval.study.make import RATERS
+    from dalle_zoo_eval.study.design import RATERS
     from dalle_zoo_eval.study.server import StudyServer
 
     with StudyServer(options.folder, options.host, options.port) as server:

@@ -21,6 +21,10 @@ from dalle_zoo_eval.study.questions import Question
 
 STUDY = "study.json"
 """File of the organizer: which image is from which system, and the codes of the raters."""
+PAGE = "page"
+"""Folder for raters: ``index.html`` and ``images``."""
+RATERS = "raters.txt"
+"""Addresses of the page for the raters, for the organizer."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,16 +13,12 @@ from PIL import Image
 from dalle_zoo.data.decoding import CorruptImageError, decode_image, read_image
 from dalle_zoo.files import new_folder
 from dalle_zoo.seeds import seeded_rng
-from dalle_zoo_eval.study.design import STUDY, Pair, Study, plan_raters, system_pairs
+from dalle_zoo_eval.study.design import PAGE, RATERS, STUDY, Pair, Study, plan_raters, system_pairs
 from dalle_zoo_eval.study.errors import StudyError
 from dalle_zoo_eval.study.page import page_html
 from dalle_zoo_eval.study.questions import PAPER, Question
 from dalle_zoo_eval.study.sources import System, read_captions, read_system
 
-PAGE = "page"
-"""Folder for raters: ``index.html`` and ``images``."""
-RATERS = "raters.txt"
-"""Addresses of the page for the raters, for the organizer."""
 TILES = 8
 """A scrambled image is divided into this many tiles along each side, which are permuted."""
 

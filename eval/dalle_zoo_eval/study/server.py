@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from dalle_zoo.files import FileError, parse_json
-from dalle_zoo_eval.study.design import Study
+from dalle_zoo_eval.study.design import PAGE, Study
 from dalle_zoo_eval.study.errors import StudyError
 from dalle_zoo_eval.study.log import VoteLog
-from dalle_zoo_eval.study.make import PAGE
 from dalle_zoo_eval.study.page import page_html
 from dalle_zoo_eval.study.votes import CodeError
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalle_zoo_eval.metrics.estimates import Estimate
-from dalle_zoo_eval.study.analysis import FIRST, SECOND, Answers, resampled, with_interval
+from dalle_zoo_eval.study.analysis import FIRST, SECOND, Answers, appearances, with_interval
 
 PRIOR = 0.5
 """Votes that are added to each side of each pair, so that a system that never loses has a finite strength."""
@@ -31,7 +31,7 @@ def strengths(answers: Sequence[Answers], systems: int) -> list[Estimate]:
     choix = _choix()
     wins = [answer.counts[:, [FIRST, SECOND]] for answer in answers]
     value = _fit(choix, answers, [each.sum(axis=0) for each in wins], systems)
-    sums = [each[resampled(len(each))].sum(axis=1) for each in wins]
+    sums = [appearances(len(each)) @ each for each in wins]
     rounds = np.array([_fit(choix, answers, list(each), systems) for each in zip(*sums, strict=True)])
     return [with_interval(float(value[n]), rounds[:, n].tolist()) for n in range(systems)]
 

@@ -156,13 +156,13 @@ def test_captions_are_lines_or_prompts(tmp_path: Path) -> None:
 def test_questions_of_a_file(tmp_path: Path) -> None:
     assert read_questions(None) == PAPER
     path = tmp_path / "q.yaml"
-    path.write_text("questions:\n- {id: realism, text: Which one?, neither: true}\n")
+    path.write_text('questions:\n- {id: realism, text: "Which one?", neither: true}\n')
     assert [(q.id, q.neither) for q in read_questions(path)] == [("realism", True)]
     for text, problem in {
         "questions: []": "expected 1 to 8 questions, got 0",
         "questions: [{id: A b, text: x}]": "id must be of lowercase letters",
         "questions: [{id: a, text: x}, {id: a, text: y}]": "the id a is repeated",
-        "questions: [{id: a, txt: x}]": "did you mean 'text'",
+        "questions: [{id: a, txt: x}]": "Did you mean 'text'",
         "questions: [{id: a, text: x, neither: 1}]": "neither must be true or false",
     }.items():
         path.write_text(text)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest_study import CAPTIONS, exported, vote_for
 from dalle_zoo_eval.study.design import Study
 from dalle_zoo_eval.study.errors import StudyError
 from dalle_zoo_eval.study.log import VoteLog
@@ -24,6 +23,7 @@ from dalle_zoo_eval.study.server import MAX_BODY, StudyServer
 from dalle_zoo_eval.study.votes import read_votes
 
 from dalle_zoo.claims import ClaimedError
+from tests.eval.study.conftest import exported, vote_for
 
 
 @pytest.fixture
@@ -190,4 +190,3 @@ def test_kills_lose_no_stored_vote(made: Any, tmp_path: Path) -> None:
         assert stored <= found
         assert all(line for line in (tmp_path / "study/votes/server.jsonl").read_bytes().split(b"\n")[:-1])
     assert len(stored) > 50
-    assert len(CAPTIONS) == 3
