@@ -34,7 +34,7 @@ from dalle_zoo.version import __version__
 from dalle_zoo.web.engine import Answer, Engine, QueueFullError, Request, Ticket
 
 POLL = 0.25
-"""Seconds between two looks at whether the client is still there."""
+"""Seconds between two checks that the client is still connected."""
 
 
 @dataclass(frozen=True, kw_only=True)
