@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
@@ -127,7 +128,7 @@ def _generate(options: Namespace) -> None:
     call = region(options) | {
         "num_images_per_prompt": 1 if like is not None else 16 if options.num_images is None else options.num_images,
         "rerank": options.rerank,
-        "seed": options.seed if like is None else like.seed,
+        "seed": like.seed if like is not None else secrets.randbits(62) if options.seed is None else options.seed,
         "negative_prompt": options.negative_prompt if like is None else like.negative_prompt,
         "window": options.window,
         "batch_size": options.batch_size,
@@ -156,5 +157,6 @@ def _generate(options: Namespace) -> None:
         save_png(to_pil(output.images)[0], options.out, settings[0])
     else:
         save_sheet(output.images, prompts, columns=columns, out=options.out)
-    print(f"seeds: {' '.join(map(str, output.seeds.tolist()))}")
+    if like is None:
+        print(f"seed: {call['seed']} (the same images again: --seed {call['seed']})")
     print(options.out.resolve())

@@ -263,7 +263,7 @@ def test_an_image_is_generated_again_from_its_own_settings(
     Image.fromarray(mask).save(scratch / "mask.png")
     options = ["-n", "3", "--seed", "5", "--temperature", "0.7", "--folder", "each", "--rerank", "2"]
     assert generate(model, *options, "--image", "photo.png", "--mask", "mask.png") == 0
-    assert "seeds: " in capsys.readouterr().out
+    assert "seed: 5 (the same images again: --seed 5)" in capsys.readouterr().out
     for name in ("000-000.png", "000-001.png"):
         assert main(["generate", "--like", f"each/{name}", "--out", "again.png", "--overwrite"]) == 0
         assert (scratch / "again.png").read_bytes() == (scratch / "each" / name).read_bytes()
