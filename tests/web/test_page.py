@@ -20,13 +20,7 @@ from dalle_zoo.web.server import create_server
 from tests.web.conftest import running
 
 CHROMIUM = "/usr/bin/chromium"
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-dev-shm-usage",
-    "--use-gl=angle",  # the image editor needs WebGL, here computed by the processor
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-]
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 PATIENCE = 60_000
 """Milliseconds; a busy machine must not fail a test."""
 
