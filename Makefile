@@ -15,7 +15,7 @@ export DALLE_ZOO_PROMPT = $(value PROMPT)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow fuzz kills bench format clean
+.PHONY: help demo test test-slow test-browser fuzz kills bench format clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -35,6 +35,9 @@ test: $(VENV)/.test ## run lint, types and tests, as CI does
 
 test-slow: $(VENV)/.test ## run the tests that make test omits
 	$(BIN)/python -m pytest -m slow
+
+test-browser: $(VENV)/.test ## run the tests of the web page in Debian's chromium
+	$(BIN)/python -m pytest -m browser tests/web
 
 fuzz: $(VENV)/.test ## feed damaged files to their readers (FUZZ_SECONDS=60)
 	$(BIN)/python -m tools.fuzz_readers --seconds $(FUZZ_SECONDS)

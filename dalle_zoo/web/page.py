@@ -31,7 +31,7 @@ EXAMPLES = (
 CSS = """
 .gradio-container { max-width: min(1100px, 100vw) !important; margin: auto; }
 #images img { image-rendering: pixelated; }
-#images .caption-label { position: static; max-width: 100%; white-space: normal; overflow-wrap: anywhere; }
+#images .caption-label { inset: auto 0 0 0; max-width: none; white-space: normal; font-size: 10px; }
 #files table { table-layout: fixed; }
 #files td { overflow-wrap: anywhere; }
 #card pre { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 24em; overflow-y: auto; }
