@@ -1,0 +1,120 @@
+"""docs/generate.md: every block runs, in the order of the page, and its table is the stored one."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dalle_zoo import DallePipeline
+from dalle_zoo.cli.main import main
+from dalle_zoo.image_settings import read_settings
+from dalle_zoo.models.dvae import DVAE, DVAEConfig
+from dalle_zoo.models.prior import Prior, PriorConfig
+from dalle_zoo.tokenizers import ByteTokenizer
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs/generate.md").read_text(encoding="utf-8")
+RESULT = json.loads((ROOT / "benchmarks/results/inpainting.json").read_text(encoding="utf-8"))
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def test_the_table_is_the_stored_one() -> None:
+    rows = []
+    for region, figures in RESULT["regions"].items():
+        gain = figures["gain_likelihood"]
+        means = {name: f"{figures[f'psnr_{name}']['mean']:.1f}" for name in ("chance", "likelihood", "ranker", "best")}
+        rows.append(
+            f"| {region} | {means['chance']} | {means['likelihood']} | {gain['mean']:+.2f} ({gain['low']:+.2f} to "
+            f"{gain['high']:+.2f}) | {means['ranker']} | {means['best']} |"
+        )
+    table = "\n".join(rows)
+    assert table in PAGE, f"expected:\n{table}"
+    assert RESULT["command"].startswith("python benchmarks/inpainting.py")
+    assert f"--images {RESULT['images']} --candidates {RESULT['candidates']}" in PAGE
+
+
+def test_likelihood_beats_chance_for_masked_regions() -> None:
+    gains = [figures["gain_likelihood"] for figures in RESULT["regions"].values()]
+    assert all(gain["low"] > 0 for gain in gains), "with 95% confidence"
+    for figures in RESULT["regions"].values():
+        assert figures["best_chosen_by_likelihood"] > 1.4 * figures["best_chosen_by_chance"], "as the page says"
+
+
+class Brightness(nn.Module):
+    """A ranker that prefers bright images."""
+
+    def scores(self, images: Tensor, captions: Sequence[str]) -> Tensor:
+        return images.mean((1, 2, 3))
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fresh model of the size of the bundled one's images, under its name, so that the page takes a second."""
+    torch.manual_seed(0)
+    dvae = DVAE(DVAEConfig(image_size=64, width=4, num_groups=4, blocks_per_group=1, decoder_stem=4, codebook_size=8))
+    nn.init.normal_(dvae.decoder.input.weight)  # stands for training: codes that look different
+    prior = Prior(
+        PriorConfig(
+            text_length=12, text_vocab=256, image_height=8, image_width=8, codebook_size=8, width=16, num_layers=1,
+            num_heads=2, masks="row",
+        )
+    )  # fmt: skip
+    DallePipeline(dvae, prior, ByteTokenizer()).save_pretrained(tmp_path / "bundled/emoji64")
+    monkeypatch.setattr("dalle_zoo.zoo.BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr(DallePipeline, "ranker", Brightness())
+
+
+def run_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Runs all blocks in a folder; returns the names that the Python blocks define."""
+    monkeypatch.chdir(folder)
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (20, 20, 44, 44))
+    mask.save("mask.png")
+    names: dict[str, Any] = {}
+    for number, (language, block) in enumerate(BLOCKS):
+        if language == "python":
+            exec(compile(block, f"docs/generate.md, block {number}", "exec"), names)
+            continue
+        assert language == "sh"
+        for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+            if line.startswith("dalle-zoo "):
+                assert main(shlex.split(line)[1:]) == 0, line
+            else:
+                subprocess.run(["bash", "-c", line], check=True)
+    return names
+
+
+def check_page(folder: Path, names: dict[str, Any]) -> None:
+    """Checks what the page says about its files and values."""
+    with Image.open(folder / "again.png") as again, Image.open(folder / "apples/000-000.png") as first:
+        assert again.convert("RGB").tobytes() == first.convert("RGB").tobytes()
+    assert len(list((folder / "apples").glob("*.png"))) == 2
+    lines = [json.loads(line) for line in (folder / "emoji/manifest.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == ["a 3d emoji of a red apple", "a flat emoji of a blue heart"]
+    assert read_settings(names["paths"][0]) == names["output"].settings[0]
+    kept = names["inpainted"].settings[0].given_codes()
+    assert (kept >= 0).sum() == 64 - 16, "the mask touches 4 x 4 cells"
+    assert (names["continued"].settings[0].given_codes() >= 0).sum() == 64 - 16
+
+
+def test_every_block_runs(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = run_page(tmp_path, monkeypatch)
+    check_page(tmp_path, names)
+    assert "64 of 64 (1, 3, 64, 64)" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # half a minute with the bundled model
+def test_every_block_runs_with_the_bundled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_page(tmp_path, run_page(tmp_path, monkeypatch))
