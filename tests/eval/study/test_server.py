@@ -114,13 +114,15 @@ def test_fifty_raters_at_once(made: Any, tmp_path: Path) -> None:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
         def vote(rater: int) -> list[int]:
-            return [post(server.server_port, exported(study, rater, [each]))[0] for each in all_votes(study, rater)]
+            return [
+                post(server.server_port, exported(study, rater, [each]))[0] for each in all_votes(study, rater)[:2]
+            ]
 
         with ThreadPoolExecutor(50) as pool:
             replies = list(pool.map(vote, range(50)))
         server.shutdown()
-    assert replies == [[200] * 6] * 50
-    assert len(read_votes(study, [tmp_path / "study"]).votes) == 50 * 6
+    assert replies == [[200] * 2] * 50
+    assert len(read_votes(study, [tmp_path / "study"]).votes) == 50 * 2
 
 
 def test_an_unfinished_line_is_removed_and_a_damaged_one_is_named(made: Any, tmp_path: Path) -> None:
@@ -139,6 +141,7 @@ def test_an_unfinished_line_is_removed_and_a_damaged_one_is_named(made: Any, tmp
     log.path.write_bytes(b"{}\n" + log.path.read_bytes())
     with pytest.raises(StudyError, match=r"server\.jsonl, line 1: expected an object with study"):
         VoteLog(study, tmp_path / "study")
+    assert not (log.path.parent / ".claim").exists()
 
 
 def test_a_full_disk_stores_no_part_of_a_vote(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
