@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -66,6 +67,15 @@ def test_the_server_serves_the_page_and_nothing_else(served: tuple[Study, StudyS
         assert status == 404, path
         assert secret not in reply
     assert secret not in page
+
+
+def test_an_address_in_use_is_named(made: Any, tmp_path: Path) -> None:
+    made(controls=0)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StudyError, match=f"cannot listen at 127.0.0.1:{port}"):
+            StudyServer(tmp_path / "study", port=port)
+    StudyServer(tmp_path / "study", port=0).server_close()  # its log was released
 
 
 def test_wrong_requests_are_refused_and_store_nothing(served: tuple[Study, StudyServer]) -> None:
