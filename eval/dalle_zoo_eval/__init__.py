@@ -18,6 +18,7 @@ Modules in the order in which a protocol passes through them; docs/architecture.
 | `selfcheck` | checks of the real images before anything is generated |
 | `memorization` | nearest images in a training set: copies and overlaps |
 | `comparison`, `report`, `sweeps` | from result files to tables and figures |
+| `study` | ``dalle-zoo study``: human studies, from the page for raters to result files |
 | `documents`, `plots`, `sheets` | documents in two forms; figures; images with captions below them |
 | `data_files`, `provenance` | data files of the package; digests and versions |
 

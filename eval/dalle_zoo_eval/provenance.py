@@ -11,8 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dalle_zoo.files import read_json, write_json
 from dalle_zoo.version import __version__
 
@@ -43,6 +41,8 @@ def code_version() -> str:
 
 def gpu_name(device: str) -> str | None:
     """Returns the name of a GPU; None for any other device."""
+    import torch  # here, so that commands without networks start fast
+
     return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dalle_zoo.data.decoding import CorruptImageError, decode_image, read_image
 from dalle_zoo.files import new_folder
+from dalle_zoo.plain_data import MAX_BYTES
 from dalle_zoo.seeds import seeded_rng
 from dalle_zoo_eval.study.design import PAGE, RATERS, STUDY, Pair, Study, plan_raters, system_pairs
 from dalle_zoo_eval.study.errors import StudyError
@@ -92,10 +93,21 @@ def make_study(plan: Plan, out: Path) -> Study:
             raters=plan_raters(pairs, seed=plan.seed, votes=plan.votes, per_rater=plan.per_rater, spare=plan.spare),
         )
         study.write(folder)
+        _check_size(folder / STUDY)
         (folder / PAGE / "index.html").write_text(page_html(study), encoding="utf-8")
         addresses = "".join(f"index.html#{rater.code}\n" for rater in study.raters)
         (folder / RATERS).write_text(addresses, encoding="utf-8")
     return study
+
+
+def _check_size(path: Path) -> None:
+    """Raises an error if the file of a study is too large for its readers."""
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise StudyError(
+            f"the study has {size / 2**20:.0f} MB, more than {MAX_BYTES / 2**20:.0f}: choose fewer captions with "
+            "--num-captions, or fewer --votes"
+        )
 
 
 def _choose(count: int, plan: Plan) -> list[int]:

@@ -46,7 +46,7 @@ class StudyServer(ThreadingHTTPServer):
         port: Port; 0 chooses a free one. Defaults to 8000.
 
     Raises:
-        StudyError: The folder or its log of votes cannot be used.
+        StudyError: The folder, its log of votes or the address cannot be used.
         ClaimedError: Another server serves the study.
     """
 
@@ -64,9 +64,10 @@ class StudyServer(ThreadingHTTPServer):
         self.votes = VoteLog(study, folder)
         try:
             super().__init__((host, port), Handler)
-        except BaseException:
+        except (OSError, OverflowError) as error:
             self.votes.close()
-            raise
+            reason = getattr(error, "strerror", None) or error
+            raise StudyError(f"cannot listen at {host}:{port} ({reason}): choose another --host or --port") from None
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Handles a connection in its own thread, or closes it if there are too many."""

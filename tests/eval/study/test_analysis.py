@@ -125,7 +125,7 @@ def test_scripted_raters_are_recovered_within_the_interval() -> None:
     """Each caption has its own clarity; raters prefer the first system, and answer at random with some noise."""
     rng = np.random.default_rng(0)
     captions, votes, noise, sides = 1000, 5, 0.1, 0.06
-    # The true share, from so many captions that its own error does not count.
+    # The true share; the error of 400,000 captions is negligible.
     truth_of = votes_for_first(rng, 400_000, votes, noise, sides)
     truth = {"majority of 5": (truth_of >= 3).mean(), "5 of 5": (truth_of == 5).mean(),
              "at least 4 of 5": (truth_of >= 4).mean(), "share of votes": truth_of.mean() / 5}  # fmt: skip

@@ -170,6 +170,13 @@ def test_questions_of_a_file(tmp_path: Path) -> None:
             read_questions(path)
 
 
+def test_a_study_that_is_too_large_is_refused(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dalle_zoo_eval.study.make.MAX_BYTES", 1000)
+    with pytest.raises(StudyError, match="choose fewer captions with --num-captions"):
+        made()
+    assert not (tmp_path / "study").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -68,6 +69,15 @@ def test_the_server_serves_the_page_and_nothing_else(served: tuple[Study, StudyS
     assert secret not in page
 
 
+def test_an_address_in_use_is_named(made: Any, tmp_path: Path) -> None:
+    made(controls=0)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StudyError, match=f"cannot listen at 127.0.0.1:{port}"):
+            StudyServer(tmp_path / "study", port=port)
+    StudyServer(tmp_path / "study", port=0).server_close()  # its log was released
+
+
 def test_wrong_requests_are_refused_and_store_nothing(served: tuple[Study, StudyServer]) -> None:
     study, server = served
     port, right = server.server_port, all_votes(study, 0)
@@ -114,13 +124,15 @@ def test_fifty_raters_at_once(made: Any, tmp_path: Path) -> None:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
         def vote(rater: int) -> list[int]:
-            return [post(server.server_port, exported(study, rater, [each]))[0] for each in all_votes(study, rater)]
+            return [
+                post(server.server_port, exported(study, rater, [each]))[0] for each in all_votes(study, rater)[:2]
+            ]
 
         with ThreadPoolExecutor(50) as pool:
             replies = list(pool.map(vote, range(50)))
         server.shutdown()
-    assert replies == [[200] * 6] * 50
-    assert len(read_votes(study, [tmp_path / "study"]).votes) == 50 * 6
+    assert replies == [[200] * 2] * 50
+    assert len(read_votes(study, [tmp_path / "study"]).votes) == 50 * 2
 
 
 def test_an_unfinished_line_is_removed_and_a_damaged_one_is_named(made: Any, tmp_path: Path) -> None:
@@ -139,6 +151,7 @@ def test_an_unfinished_line_is_removed_and_a_damaged_one_is_named(made: Any, tmp
     log.path.write_bytes(b"{}\n" + log.path.read_bytes())
     with pytest.raises(StudyError, match=r"server\.jsonl, line 1: expected an object with study"):
         VoteLog(study, tmp_path / "study")
+    assert not (log.path.parent / ".claim").exists()
 
 
 def test_a_full_disk_stores_no_part_of_a_vote(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
