@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from dalle_zoo.fonts import font_for
 from dalle_zoo.images import to_pil
-from dalle_zoo.sheets import one_line
+from dalle_zoo.sheets import one_line, wrap_lines
 
 # B tiles, M images per tile, H W pixels
 
@@ -41,14 +41,14 @@ def comparison_sheet(*image_sets: Tensor, captions: Sequence[str], columns: int 
     rows = -(-len(captions) // columns)
     size = (columns * tile_width + _MARGIN, rows * tile_height + _MARGIN)
     sheet = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT)
-    letters = max(int((tile_width - _MARGIN) / (0.52 * _FONT)), 8)
+    draw = ImageDraw.Draw(sheet)
     for number, caption in enumerate(captions):
         left = _MARGIN + number % columns * tile_width
         top = _MARGIN + number // columns * tile_height
         for place, images in enumerate(sets):
             image = images[number].resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(image, (left + place * (width + _GAP), top))
-        lines = textwrap.wrap(one_line(caption)[: letters * (_LINES + 1)], letters, max_lines=_LINES, placeholder="…")
+        font, text = font_for(one_line(caption), _FONT)
+        lines = wrap_lines(text, font, tile_width - _MARGIN, _LINES)
         draw.multiline_text((left, top + height + 2), "\n".join(lines), "black", font, spacing=2)
     return sheet
