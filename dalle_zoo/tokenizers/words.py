@@ -61,8 +61,8 @@ def unknown_note(prompt: str, words: Mapping[str, int] | None) -> str:
     """What to say of a prompt, "" if there is nothing.
 
     Example:
-        >>> unknown_note("a bleu cat", {"a": 9, "cat": 2, "blue": 1})
-        "prompt 'a bleu cat': the model never saw the word 'bleu' (did you mean 'blue'?)"
+        >>> unknown_note("a yelow cat", {"a": 9, "cat": 2, "yellow": 1})
+        "prompt 'a yelow cat': the model never saw the word 'yelow' (did you mean 'yellow'?)"
     """
     asked = split_words(prompt)
     if not asked:

@@ -108,7 +108,7 @@ async def wait(ticket: Ticket, http: HTTPRequest) -> Answer:
     """Waits for the images, and cancels the request if the client goes away.
 
     Raises:
-        HTTPException: The client has gone away, or the server is shutting down.
+        HTTPException: The client has gone away, the server is shutting down, or the generation failed.
     """
     future = asyncio.wrap_future(ticket.future)
     try:
@@ -121,7 +121,14 @@ async def wait(ticket: Ticket, http: HTTPRequest) -> Answer:
             ticket.cancel()
     if ticket.canceled:
         raise HTTPException(503, "the server is shutting down")
+    if fault := future.exception():  # the engine has logged it; raised as it is, it would end the connection too
+        raise HTTPException(500, fault_message(fault))
     return future.result()
+
+
+def fault_message(fault: BaseException) -> str:
+    """What a client learns of an unexpected error; its text may hold secrets."""
+    return f"unexpected {type(fault).__name__}: the server's log has the traceback"
 
 
 def _checker(token: str | None) -> Any:
@@ -150,7 +157,7 @@ def _explain_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def explain_fault(_: HTTPRequest, error: Exception) -> JSONResponse:
-        return _error(500, f"unexpected {type(error).__name__}: the server's log has the traceback")
+        return _error(500, fault_message(error))
 
 
 def _error(

@@ -35,11 +35,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     seen: list[list[str]] = []
     sample = GeneratedImages._sample
 
-    def counting(self: GeneratedImages, captions: list[str], seeds: Any) -> Any:
+    def counting(self: GeneratedImages, captions: list[str], seeds: Any, given: Any = None) -> Any:
         seen.append(captions)
         if seen[0] == ["kill"] and len(seen) == 6:
             raise KeyboardInterrupt
-        return sample(self, captions, seeds)
+        return sample(self, captions, seeds, given)
 
     monkeypatch.setattr(GeneratedImages, "_sample", counting)
     return seen

@@ -17,7 +17,14 @@ A new dataset is one file with ``@DATASETS.register(...)`` and one import line h
 entry-point group ``dalle_zoo.eval_datasets``.
 """
 
-from dalle_zoo_eval.datasets import attngan, coco, composition, cub, folder, source  # noqa: F401 (they register themselves)
+from dalle_zoo_eval.datasets import (  # noqa: F401 (they register themselves)
+    attngan,
+    coco,
+    composition,
+    cub,
+    folder,
+    source,
+)
 from dalle_zoo_eval.datasets.base import DATASETS, DatasetError, EvalDataset, Item, read_dataset
 from dalle_zoo_eval.datasets.images import load_image
 from dalle_zoo_eval.datasets.prompts import (
