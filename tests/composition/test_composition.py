@@ -92,7 +92,8 @@ def test_splits_share_no_sprite(sprites: SpriteSet) -> None:
 
 
 def test_kinds_come_in_their_shares(sprites: SpriteSet) -> None:
-    made = [Composer(sprites).compose(i).scene.kind for i in range(COUNT)]
+    composer = Composer(sprites)
+    made = [composer.compose(i).scene.kind for i in range(COUNT)]
     for kind, share in SHARES.items():
         # Kinds that refuse some choices give others a little more.
         assert made.count(kind) / COUNT == pytest.approx(share, abs=0.05)
@@ -124,7 +125,8 @@ def test_the_dominant_hue_is_that_of_the_pixels() -> None:
 
 
 def test_captions_are_what_people_type(sprites: SpriteSet) -> None:
-    said = " | ".join(Composer(sprites).compose(i).caption for i in range(COUNT))
+    composer = Composer(sprites)
+    said = " | ".join(composer.compose(i).caption for i in range(COUNT))
     assert "a drawing of " in said
     assert "sampling" not in said  # a word of this project, not of a prompt
 

@@ -377,7 +377,9 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("moments", ["float32", pytest.param("8bit", marks=needs_torchao)])
+@pytest.mark.parametrize(
+    "moments", [pytest.param("float32", marks=pytest.mark.slow), pytest.param("8bit", marks=needs_torchao)]
+)
 def test_shards_are_updated_like_unsharded_tensors(moments: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     processes = [
