@@ -152,5 +152,5 @@ def test_the_examples_run(copy: Path) -> None:
 
 @pytest.mark.slow  # a minute: mypy has no cache of the copy
 def test_mypy_accepts_the_additions(copy: Path) -> None:
-    done = run(copy, "-m", "mypy", *TOUCHED)
+    done = run(copy, "-m", "mypy", *(path for path in TOUCHED if path.endswith(".py")))
     assert done.returncode == 0, done.stdout

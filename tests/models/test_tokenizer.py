@@ -63,6 +63,8 @@ def tokenizer(request: pytest.FixtureRequest) -> ImageTokenizer:
 
 
 def test_sizes_beyond_the_weights_are_refused_at_once(tokenizer: ImageTokenizer, tmp_path: Path) -> None:
+    if not list(tokenizer.parameters()):
+        pytest.skip("it has no weights that bound its sizes")
     save_network(tokenizer, IMAGE_TOKENIZERS.name_of(type(tokenizer)), tmp_path)
     values, start = read_json(tmp_path / "config.json"), time.monotonic()
     sizes = [field for field, value in values.items() if type(value) is int and field != "image_size"]
