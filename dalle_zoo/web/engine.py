@@ -264,14 +264,14 @@ class Engine:
                 ticket.request.on_progress(Progress(progress.done, progress.total, read))
 
     def _answer(self, request: Request, codes: Tensor, start: float) -> Answer:
-        images, seeds, scores = self.pipe.decode(codes), request.seeds, None
+        seeds, scores = request.seeds, None
         if request.rerank is not None:
             text = self.pipe.encode_text([request.prompt])
             ranked = self.pipe.rank([request.prompt], text, codes[None], request.given)[0]
             best = ranked.argsort(descending=True, stable=True)[: request.rerank]
-            images, codes, scores = images[best], codes[best], tuple(ranked[best].tolist())
+            codes, scores = codes[best], tuple(ranked[best].tolist())
             seeds = tuple(seeds[index] for index in best.tolist())
-        return Answer(images, codes, seeds, scores, time.perf_counter() - start)
+        return Answer(self.pipe.decode(codes), codes, seeds, scores, time.perf_counter() - start)
 
 
 def _settle(ticket: Ticket, outcome: Answer | Exception) -> None:
