@@ -177,8 +177,9 @@ class DallePipeline(ScoringModel):
         """
         options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, guidance_scale=guidance_scale)
         call = Call(
-            prompt, num_images_per_prompt, rerank, seed, generator, image, mask, prime_rows, given, negative_prompt,
-            window, batch_size, output_type, callback, options,
+            prompt, num_images_per_prompt, rerank=rerank, seed=seed, generator=generator, image=image, mask=mask,
+            prime_rows=prime_rows, given=given, negative_prompt=negative_prompt, window=window, batch_size=batch_size,
+            output_type=output_type, callback=callback, options=options,
         )  # fmt: skip
         if image is not None:
             given = self.kept_codes(image, mask=mask, prime_rows=call.prime_rows)
