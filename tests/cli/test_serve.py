@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -66,9 +67,15 @@ def test_ctrl_c_ends_the_server(tmp_path: Path) -> None:
         text=True,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(serve.__file__).parents[2])},
+        # A shell starts background commands with SIGINT ignored, and a new process inherits that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
     )
-    assert server.stdout is not None
-    assert re.match(r"emoji64 at http://127\.0\.0\.1:\d+ ", server.stdout.readline())
-    server.send_signal(signal.SIGINT)
-    rest, errors = server.communicate(timeout=60)
+    try:
+        assert server.stdout is not None
+        assert re.match(r"emoji64 at http://127\.0\.0\.1:\d+ ", server.stdout.readline())
+        server.send_signal(signal.SIGINT)
+        rest, errors = server.communicate(timeout=60)
+    finally:
+        server.kill()
+        server.wait()
     assert (server.returncode, rest, errors) == (0, "stopped\n", "")
