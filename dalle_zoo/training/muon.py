@@ -7,7 +7,8 @@ W ← W − lr · weight_decay · W − lr · √max(1, rows / columns) · U
 
 `torch.optim.Muon` computes the same, but always in bfloat16 and one matrix at a time. On a CPU without bfloat16
 arithmetic that takes several times as long as float32, more than the rest of a small update. Here the precision
-follows the device, and matrices of one shape are orthogonalized in one batched product. The tests compare both.
+follows the device, matrices of one shape are orthogonalized in one batched product, and the ranks of a run share the
+matrices among them. The tests compare both.
 
 Reference: Muon: An optimizer for hidden layers in neural networks (Jordan et al., 2024). Not in the paper.
 """
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 
 # R rows, C columns of a matrix, N matrices of one shape
@@ -124,7 +125,7 @@ class Muon(torch.optim.Optimizer):
                 by_shape[*matrix.shape, matrix.device].append(matrix)
         for (rows, columns, device), matrices in by_shape.items():
             directions = torch.stack([self._direction(matrix) for matrix in matrices])
-            updates = orthogonalized(directions, self.config.iterations, self.config.dtype_on(device))
+            updates = orthogonalized_by_all(directions, self.config.iterations, self.config.dtype_on(device))
             rate = group["lr"] * math.sqrt(max(1, rows / columns))
             for matrix, update in zip(matrices, updates, strict=True):
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
@@ -140,6 +141,30 @@ class Muon(torch.optim.Optimizer):
         momentum: Tensor = state["momentum_buffer"]
         momentum.lerp_(gradient, 1 - self.config.momentum)
         return gradient.lerp(momentum, self.config.momentum)
+
+
+def orthogonalized_by_all(matrices: Tensor, iterations: int, dtype: torch.dtype) -> Tensor:
+    """Orthogonalizes a share of the matrices on each rank, and gathers all of them on every rank.
+
+    Args:
+        matrices: float32 (N, R, C), the same on every rank: gradients are averaged before.
+        iterations: Number of iterations.
+        dtype: Precision of the products.
+
+    Returns:
+        Tensor of ``dtype``, (N, R, C), the same on every rank.
+    """
+    ranks = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    if ranks == 1:
+        return orthogonalized(matrices, iterations, dtype)
+    share = math.ceil(len(matrices) / ranks)
+    start = share * distributed.get_rank()
+    own = matrices.new_zeros((share, *matrices.shape[1:]), dtype=dtype)
+    if mine := len(matrices[start : start + share]):
+        own[:mine] = orthogonalized(matrices[start : start + share], iterations, dtype)
+    gathered = own.new_empty((ranks * share, *matrices.shape[1:]))
+    distributed.all_gather_into_tensor(gathered, own)
+    return gathered[: len(matrices)]
 
 
 def orthogonalized(matrices: Tensor, iterations: int, dtype: torch.dtype) -> Tensor:

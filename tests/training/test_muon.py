@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dalle_zoo.models.prior import PriorConfig
+from dalle_zoo.training import muon
 from dalle_zoo.training.muon import Muon, MuonConfig, orthogonalized
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names, make_optimizer
 from dalle_zoo.training.schedules import LearningRate, LearningRateScheduler
@@ -67,6 +68,24 @@ def test_singular_values_become_nearly_one(shape: tuple[int, int, int]) -> None:
     values = torch.linalg.svdvals(orthogonalized(matrices, 8, torch.float32))
     assert values.min() > 0.6
     assert values.max() < 1.3
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 7])
+def test_ranks_share_the_matrices_and_gather_all(monkeypatch: pytest.MonkeyPatch, ranks: int) -> None:
+    matrices = torch.randn(5, 8, 16, generator=torch.Generator().manual_seed(0))
+    shares: list[Tensor] = []
+    results: list[Tensor] = []
+    monkeypatch.setattr(muon.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(muon.distributed, "get_world_size", lambda: ranks)
+    # All ranks in turn: first what each one contributes, then what each one receives.
+    for gather in (lambda output, own: shares.append(own), lambda output, own: output.copy_(torch.cat(shares))):
+        monkeypatch.setattr(muon.distributed, "all_gather_into_tensor", gather)
+        for rank in range(ranks):
+            monkeypatch.setattr(muon.distributed, "get_rank", lambda rank=rank: rank)
+            results.append(muon.orthogonalized_by_all(matrices, 5, torch.float32))
+    assert sum(share.any(dim=(1, 2)).sum() for share in shares) == len(matrices)  # each matrix on one rank only
+    for result in results[ranks:]:
+        torch.testing.assert_close(result, orthogonalized(matrices, 5, torch.float32))
 
 
 def test_a_resumed_run_goes_on_bit_for_bit() -> None:
