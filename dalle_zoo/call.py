@@ -14,7 +14,7 @@ from torch import Tensor
 from dalle_zoo.images import upright
 from dalle_zoo.sampling import SamplingOptions, derive_seed
 from dalle_zoo.sampling.jacobi import MAX_IMAGES
-from dalle_zoo.values import as_integer
+from dalle_zoo.values import as_integer, shown
 
 # P prompts, N candidates of a prompt
 
@@ -75,8 +75,7 @@ class Call:
             object.__setattr__(self, name, value)
         if self.output_type not in get_args(OutputType):
             raise ValueError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {self.output_type!r}")
-        if self.callback is not None and not callable(self.callback):
-            raise TypeError(f"callback must be a function of one Progress, got {self.callback!r}")
+        check_callback(self.callback)
         self._check_window()
         self._check_generators()
         self._check_region()
@@ -127,7 +126,7 @@ class Call:
         several = isinstance(self.generator, Sequence)
         given: list[Any] = [*self.generator] if isinstance(self.generator, Sequence) else [self.generator]
         if not all(isinstance(each, torch.Generator) for each in given):
-            raise TypeError(f"generator must be a torch.Generator or a list of them, got {self.generator!r}")
+            raise TypeError(f"generator must be a torch.Generator or a list of them, got {shown(self.generator)}")
         images = len(self.prompts) * self.num_images_per_prompt
         if several and len(given) != images:
             raise ValueError(f"expected {images} generators, one per image, got {len(given)}")
@@ -164,9 +163,9 @@ def as_texts(name: str, value: object) -> list[str]:
     """
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"{name} must be a string or a non-empty list of strings, got {value!r}")
+        raise TypeError(f"{name} must be a string or a non-empty list of strings, got {shown(value)}")
     if (broken := next((text for text in texts if not _is_unicode(text)), None)) is not None:
-        raise ValueError(f"{name} must be valid Unicode, got half a surrogate pair in {broken!r}")
+        raise ValueError(f"{name} must be valid Unicode, got half a surrogate pair in {shown(broken)}")
     return list(texts)
 
 
@@ -186,6 +185,12 @@ def check_ids(name: str, value: object) -> None:
     if not isinstance(value, Tensor) or value.dtype != torch.long:
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} must be an int64 tensor, got {kind}")
+
+
+def check_callback(callback: object) -> None:
+    """Raises `TypeError` unless a callback can be called, or none is given."""
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be a function of one Progress, got {shown(callback)}")
 
 
 def check_image(image: object) -> None:
@@ -210,7 +215,7 @@ def check_images(images: object) -> None:
         check_image(images)
         return
     if not isinstance(images, Sequence) or not images or not all(isinstance(each, Image.Image) for each in images):
-        raise TypeError(f"images must be a non-empty list of PIL images, or pixels (B, 3, H, W), got {images!r}")
+        raise TypeError(f"images must be a non-empty list of PIL images, or pixels (B, 3, H, W), got {shown(images)}")
 
 
 def check_mask(mask: object) -> None:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle_zoo.call import BATCH_SIZE, check_image
+from dalle_zoo.call import BATCH_SIZE, as_texts, check_ids, check_image, check_mask
 from dalle_zoo.loading import PretrainedModel
 from dalle_zoo.regions import cells_to_sample, fit_image
 from dalle_zoo.sampling import SAMPLE
@@ -20,9 +20,9 @@ from dalle_zoo.values import as_integer
 class CodecModel(PretrainedModel):
     """A model that encodes captions and images, and decodes codes; the constructor is that of `PretrainedModel`."""
 
-    def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Encodes prompts to padded text ids, int64 (P, T), on the device of the model."""
-        return self.prior.encode_captions(self.tokenizer, prompts).to(self.device)
+    def encode_text(self, prompts: str | Sequence[str]) -> Tensor:
+        """Encodes a prompt or a list of prompts to padded text ids, int64 (P, T), on the device of the model."""
+        return self.prior.encode_captions(self.tokenizer, as_texts("prompts", prompts)).to(self.device)
 
     def encode_image(self, image: Image.Image | Tensor) -> Tensor:
         """Encodes an image to codes.
@@ -83,6 +83,7 @@ class CodecModel(PretrainedModel):
         """
         codes = self.encode_image(image)
         if mask is not None:
+            check_mask(mask)
             codes[cells_to_sample(mask, self.image_size, (len(codes), codes.shape[1]))] = SAMPLE
             return codes
         height = len(codes)
@@ -92,6 +93,8 @@ class CodecModel(PretrainedModel):
 
     def decode(self, codes: Tensor, batch_size: int = BATCH_SIZE) -> Tensor:
         """Decodes codes, int64 (B, h, w), to pixels in [0, 1] on the CPU, (B, 3, H, W)."""
+        check_ids("codes", codes)
+        batch_size = as_integer("batch_size", batch_size, least=1)
         with torch.inference_mode():
             parts = [
                 self.image_tokenizer.decode(codes[start : start + batch_size].to(self.device)).cpu()
@@ -109,6 +112,7 @@ class CodecModel(PretrainedModel):
         Returns:
             Pixels in [0, 1] on the CPU, (B, 3, H, W), gray at the cells that are not sampled yet.
         """
+        check_ids("codes", codes)
         images = self.decode(codes.clamp(min=0), batch_size)
         missing = (codes == SAMPLE).cpu().float()[:, None]
         missing = torch.nn.functional.interpolate(missing, images.shape[2:], mode="nearest")

@@ -60,6 +60,12 @@ def is_hub_name(location: object) -> bool:
     return isinstance(location, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", location, re.ASCII) is not None
 
 
+def check_hub_name(name: object) -> None:
+    """Raises `ValueError` unless a value is a name on the Hub."""
+    if not is_hub_name(name):
+        raise ValueError(f"{name!r} is not a name on the Hub: expected organization/name")
+
+
 # ---------------------------------------------------------------- download
 
 
@@ -82,6 +88,7 @@ def download(name: str, access: Access = DEFAULT, component: str | None = None) 
             cannot be reached and files are missing from the cache.
         UnknownNameError: The model has no such component.
     """
+    check_hub_name(name)
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

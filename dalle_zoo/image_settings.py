@@ -15,8 +15,9 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from dalle_zoo.files import FileError, parse_json
+from dalle_zoo.files import FileError, escape_surrogates, parse_json
 from dalle_zoo.models.quantization import Bits
+from dalle_zoo.paths import user_path
 from dalle_zoo.sampling import SamplingOptions
 from dalle_zoo.version import __version__
 
@@ -98,8 +99,9 @@ class ImageSettings:
     def to_png(self, width: int, height: int) -> PngImagePlugin.PngInfo:
         """The text chunks for `PIL.Image.Image.save` (``pnginfo``)."""
         info = PngImagePlugin.PngInfo()
-        info.add_itxt(PARAMETERS, self.parameters(width, height))
-        info.add_itxt(KEY, json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, allow_nan=False))
+        settings = json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, allow_nan=False)
+        for key, text in ((PARAMETERS, self.parameters(width, height)), (KEY, settings)):
+            info.add_itxt(key, escape_surrogates(text))  # of a folder whose name is not UTF-8
         return info
 
     @classmethod
@@ -166,6 +168,7 @@ def read_settings(path: str | Path) -> ImageSettings:
         >>> read_settings("grid/000-000.png").prompt  # doctest: +SKIP
         'a red apple'
     """
+    path = user_path(path)
     try:
         with Image.open(path) as image:
             text = image.info.get(KEY)

@@ -12,6 +12,7 @@ from typing import Any
 
 from dalle_zoo.files import sha256_file, try_read_json
 from dalle_zoo.model_folder import CHECKSUMS, COMPONENTS, CONFIG, RECORD
+from dalle_zoo.paths import user_path
 from dalle_zoo.tokenizers.words import WORDS_FILE
 from dalle_zoo.version import __version__
 from dalle_zoo.zoo import find_model
@@ -40,6 +41,7 @@ def describe_image(path: str | Path) -> dict[str, Any]:
 
     from dalle_zoo.image_settings import read_settings  # loads torch, which a description of a model does not need
 
+    path = user_path(path)
     settings = read_settings(path)
     with Image.open(path) as image:
         width, height = image.size

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 
 from dalle_zoo.files import new_folder, read_json, sha256_file, write_json
-from dalle_zoo.hub import Access, upload
+from dalle_zoo.hub import Access, check_hub_name, upload
 from dalle_zoo.model_folder import (
     CHECKSUMS,
     COMPONENTS,
@@ -34,6 +34,7 @@ from dalle_zoo.publish import prepare
 from dalle_zoo.ranker_folder import load_ranker, save_ranker
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo.tokenizers import TextTokenizer, load_text_tokenizer
+from dalle_zoo.values import as_integer, check_type, suggests_arguments
 from dalle_zoo.weights import SHARD_BYTES
 from dalle_zoo.zoo import find_component, find_model
 
@@ -67,6 +68,9 @@ class PretrainedModel:
         location: str | None = None,
         quantized: Bits | None = None,
     ) -> None:
+        check_type("image_tokenizer", image_tokenizer, ImageTokenizer, "an ImageTokenizer")
+        check_type("prior", prior, ImagePrior, "an ImagePrior")
+        check_type("tokenizer", tokenizer, TextTokenizer, "a TextTokenizer")
         self.image_tokenizer, self.prior, self.tokenizer = image_tokenizer.eval(), prior.eval(), tokenizer
         self.folder, self.quantized = folder, quantized
         self.location = location or (str(folder) if folder is not None else "not saved")
@@ -119,6 +123,7 @@ class PretrainedModel:
         return load_ranker(self.folder / "ranker").to(self.device)
 
     @classmethod
+    @suggests_arguments
     def from_pretrained(
         cls,
         model: str | Path | Sequence[str | Path],
@@ -158,6 +163,7 @@ class PretrainedModel:
             WeightFileError: Weights of another code base are damaged, or incomplete.
         """
         _check_dtype(dtype)
+        _check_device(device)
         if quantize is not None:
             check_quantization(quantize)
         access = Access(revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
@@ -185,6 +191,7 @@ class PretrainedModel:
         if isinstance(device, torch.dtype):
             raise TypeError(f"device must be the name of a device, got {device}: pass dtype={device}")
         _check_dtype(dtype)
+        _check_device(device)
         self.image_tokenizer.to(device=device)
         self.prior.to(device=device, dtype=dtype)
         if "ranker" in self.__dict__ and self.ranker is not None:
@@ -215,6 +222,9 @@ class PretrainedModel:
             ValueError: The prior is quantized.
         """
         _check_dtype(dtype)
+        if record is not None:
+            check_type("record", record, Mapping, "a mapping with description, license and data")
+        shard_bytes = as_integer("shard_bytes", shard_bytes, least=1)
         if is_quantized(self.prior):
             raise ValueError("weights that were rounded to fewer bits are not saved: save the model as it was loaded")
         ranker, known = self.ranker, self._record()  # before the folder may be replaced
@@ -264,6 +274,7 @@ class PretrainedModel:
             HubError: The Hub rejects the commit, or cannot be reached; the repository is unchanged.
             ValueError: The record is incomplete, or a result belongs to other weights.
         """
+        check_hub_name(name)
         with TemporaryDirectory() as folder:
             saved = self.save_pretrained(Path(folder) / name.rpartition("/")[2], dtype=dtype, record=record)
             files = prepare(saved, name, results=results).files
@@ -286,6 +297,17 @@ def _check_dtype(dtype: object) -> None:
     if dtype is not None and dtype not in DTYPES:
         known = ", ".join(map(str, DTYPES))
         raise TypeError(f"dtype must be one of {known}, or None, got {dtype!r}; for 8 or 4 bits pass quantize=")
+
+
+def _check_device(device: str | torch.device | None) -> None:
+    """Raises an error unless a device has a name that PyTorch knows, or none is given."""
+    if device is None:
+        return
+    check_type("device", device, (str, torch.device), "the name of a device, such as cpu or cuda")
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device must be the name of a device, such as cpu or cuda, got {device!r}") from None
 
 
 def _incomplete(folder: Path) -> str:
@@ -312,6 +334,7 @@ def load_component(
     if component not in COMPONENTS:
         raise UnknownNameError(suggest("component", component, COMPONENTS))
     _check_dtype(dtype)
+    _check_device(device)
     folder = find_component(location, component, access, files)
     if component == "dvae":
         return load_image_tokenizer(folder, device)

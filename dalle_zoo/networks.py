@@ -15,6 +15,7 @@ from dalle_zoo.model_folder import CONFIG, WEIGHTS, ModelFolderError, config_fro
 from dalle_zoo.models import IMAGE_TOKENIZERS, PRIORS
 from dalle_zoo.models.image_prior import ImagePrior
 from dalle_zoo.models.tokenizer import ImageTokenizer
+from dalle_zoo.paths import user_path
 from dalle_zoo.weights import (
     SHARD_BYTES,
     check_numbers,
@@ -56,10 +57,11 @@ def load_image_tokenizer(folder: Path, device: str | torch.device | None = None)
         folder: Folder with ``config.json`` and weights.
         device: Device to load it to. Defaults to the CPU.
     """
+    folder = user_path(folder, "folder")
     values = _read_config(folder)
     cls = IMAGE_TOKENIZERS[values.pop("type", "dvae")]
     net: Any = _build(cls, folder, values)  # torch does not declare the overload of `to` below
-    load_weights(net, Path(folder) / WEIGHTS, device=device)
+    load_weights(net, folder / WEIGHTS, device=device)
     on_gpu = device is not None and torch.device(device).type != "cpu"
     layout = torch.channels_last if on_gpu else torch.preserve_format  # on a CPU every call would convert the layout
     tokenizer: ImageTokenizer = net.to(device, memory_format=layout).eval()
@@ -74,25 +76,26 @@ def load_prior(folder: Path, device: str | torch.device | None = None, dtype: to
         device: Device to load it to. Defaults to the CPU.
         dtype: Dtype to load it in. Defaults to float32.
     """
+    folder = user_path(folder, "folder")
     values = _read_config(folder)
     kind = values.pop("type", None)
     if kind not in PRIORS:
         raise ModelFolderError(f'{folder}/{CONFIG} is not a prior: expected "type": "prior", or {", ".join(PRIORS)}')
     net: ImagePrior = _build(PRIORS[kind], folder, values)
-    load_weights(net, Path(folder) / WEIGHTS, device=device, dtype=dtype)
+    load_weights(net, folder / WEIGHTS, device=device, dtype=dtype)
     return net.eval()
 
 
 def _build(cls: type[Any], folder: Path, values: dict[str, Any]) -> Any:
     """Builds a network without storage, after its configuration was compared with the headers of its weights."""
-    where, headers = str(Path(folder) / CONFIG), read_headers(Path(folder) / WEIGHTS)
+    where, headers = str(folder / CONFIG), read_headers(folder / WEIGHTS)
     check_numbers(values, headers, where)
     config = config_from_dict(cls.config_class, values, where)
     return without_storage(lambda: cls(config), headers)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = Path(folder) / CONFIG
+    path = folder / CONFIG
     values = read_json(path, "a folder written by dalle-zoo")
     if not isinstance(values.get("type", ""), str):
         raise ModelFolderError(f"{path}: type must be the name of a network, got {type(values['type']).__name__}")

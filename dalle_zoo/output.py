@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dalle_zoo.image_settings import ImageSettings
 from dalle_zoo.images import from_pil, make_grid, save_png, square_columns, to_pil
+from dalle_zoo.paths import user_path
 from dalle_zoo.values import as_integer
 
 # B images, H W pixels, h w code grid
@@ -48,10 +49,10 @@ class PipelineOutput:
         Raises:
             ValueError: The output holds codes, not images.
         """
-        images = to_pil(self._pixels())
+        images, folder = to_pil(self._pixels()), user_path(folder, "folder")
         settings: Sequence[ImageSettings | None] = self.settings or [None] * len(images)
         return [
-            save_png(image, Path(folder) / f"{index:03d}.png", each)
+            save_png(image, folder / f"{index:03d}.png", each)
             for index, (image, each) in enumerate(zip(images, settings, strict=True))
         ]
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle_zoo.call import BATCH_SIZE, Call, OutputType, check_ids
+from dalle_zoo.call import BATCH_SIZE, Call, OutputType, check_callback, check_ids
 from dalle_zoo.hub import Access
 from dalle_zoo.image_settings import ImageSettings
 from dalle_zoo.images import to_pil
@@ -23,7 +23,7 @@ from dalle_zoo.regions import ranks_by_likelihood
 from dalle_zoo.sampling import SAMPLE, Callback, Progress, SamplingOptions, sample_codes
 from dalle_zoo.scoring import ScoringModel
 from dalle_zoo.tokenizers.words import note_unknown
-from dalle_zoo.values import as_integer
+from dalle_zoo.values import as_integer, check_type, suggests_arguments
 
 # P prompts, N candidates of a prompt, B = P * N images, T text positions, h w code grid
 
@@ -77,8 +77,10 @@ class DallePipeline(ScoringModel):
         batch_size = as_integer("batch_size", batch_size, least=1)
         window = None if window is None else as_integer("window", window, least=1)
         for name, ids in {"text": text, "seeds": seeds, "given": given, "negative": negative}.items():
-            if ids is not None:
+            if ids is not None or name in ("text", "seeds"):
                 check_ids(name, ids)
+        check_type("options", options, (SamplingOptions, type(None)), "SamplingOptions")
+        check_callback(callback)
         if seeds.ndim != 2 or len(seeds) != len(text):
             raise ValueError(f"seeds must have shape ({len(text)}, N), one row per prompt, got {tuple(seeds.shape)}")
         prompts, count = seeds.shape
@@ -106,6 +108,7 @@ class DallePipeline(ScoringModel):
             codes[p, n] = sampled.cpu()
         return codes
 
+    @suggests_arguments
     def __call__(
         self,
         prompt: str | Sequence[str],
@@ -267,6 +270,7 @@ def _of_batch(callback: Callback, codes: Tensor, place: tuple[slice, slice], num
     return report
 
 
+@suggests_arguments
 def load_model(
     location: str | Path | Sequence[str | Path],
     component: str | None = None,

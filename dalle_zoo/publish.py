@@ -15,7 +15,7 @@ from typing import Any
 
 from dalle_zoo.cards import check_weights, license_id, render_any_card
 from dalle_zoo.files import escape_surrogates, json_text, read_json, sha256_file
-from dalle_zoo.hub import ENDINGS, is_hub_name, stamp_card
+from dalle_zoo.hub import ENDINGS, check_hub_name, stamp_card
 from dalle_zoo.model_folder import (
     CARD,
     CHECKSUMS,
@@ -26,6 +26,7 @@ from dalle_zoo.model_folder import (
     read_checksums,
     verify_checksums,
 )
+from dalle_zoo.paths import user_path
 from dalle_zoo.recipes import find_recipe
 from dalle_zoo.results import SUBFOLDER, Result, figures, results_of
 
@@ -75,9 +76,8 @@ def prepare(
         ValueError: A file is not a result file, a run is not finished, or the folder contains a ``README.md`` that
             differs from the rendered card.
     """
-    folder = Path(folder)
-    if not is_hub_name(name):
-        raise ValueError(f"{name!r} is not a name on the Hub: expected organization/name")
+    folder = user_path(folder, "folder")
+    check_hub_name(name)
     if not (folder / INDEX).is_file():
         raise ModelFolderError(
             f"{folder} has no {INDEX}: expected a folder from save_pretrained or `dalle-zoo export`"

@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 from dalle_zoo.files import read_json, write_json
 from dalle_zoo.model_folder import CONFIG, WEIGHTS, ModelFolderError, has_type
 from dalle_zoo.models.ranker import Preprocessing, Ranker
+from dalle_zoo.paths import user_path
 from dalle_zoo.registry import suggest
 from dalle_zoo.tokenizers.library import TOKENIZER_FILE, open_tokenizer_json
 from dalle_zoo.weights import check_numbers, index_path, load_weights, read_headers, without_storage
@@ -67,9 +68,9 @@ def load_ranker(folder: str | Path) -> Ranker:
         ValueError: The folder has another kind of model, pickled weights, a preprocessing that is not supported, or
             files that do not fit together.
     """
+    folder = user_path(folder, "folder")
     from transformers.models.clip.modeling_clip import CLIPModel
 
-    folder = Path(folder)
     values = _read_config(folder)
     _check_weights(folder)
     tokenizer, headers = _open_tokenizer(folder), read_headers(folder / WEIGHTS)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dalle_zoo.images import from_pil, to_rgb
 from dalle_zoo.sampling import SAMPLE
+from dalle_zoo.values import as_integer, check_type
 
 # H W pixels, h w code grid
 
@@ -95,6 +96,8 @@ def shift_image(image: Image.Image, right: int, down: int) -> tuple[Image.Image,
     Raises:
         ValueError: Nothing of the image would remain.
     """
+    check_type("image", image, Image.Image, "a PIL image")
+    right, down = as_integer("right", right), as_integer("down", down)
     image = to_rgb(image)  # upright
     if abs(right) >= image.width or abs(down) >= image.height:
         raise ValueError(f"a shift of ({right}, {down}) pixels leaves nothing of an image of {image.size}")

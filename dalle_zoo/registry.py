@@ -25,8 +25,10 @@ class PluginError(ImportError):
     """A member of another distribution cannot be loaded. The message names it and the reason."""
 
 
-def suggest(kind: str, name: str, known: Iterable[str]) -> str:
+def suggest(kind: str, name: object, known: Iterable[str]) -> str:
     """Returns an error message for an unknown name, with the closest known name and a list of all of them.
+
+    The closest name is one that begins with the unknown name, or else one of similar spelling.
 
     Args:
         kind: Kind of object that the name denotes ("mask").
@@ -38,7 +40,8 @@ def suggest(kind: str, name: str, known: Iterable[str]) -> str:
         "unknown mask 'colum'. Did you mean 'column'? Known: column, row"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    longer = [known for known in names if len(str(name)) > 2 and known.startswith(str(name))]
+    near = longer[:1] or difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}"
 
@@ -108,7 +111,7 @@ class Registry(Mapping[str, T], Generic[T]):
     def __getitem__(self, name: str) -> T:
         if name not in self._members:
             if name not in self._external():
-                raise UnknownNameError(suggest(self.kind, str(name), self))
+                raise UnknownNameError(suggest(self.kind, name, self))
             self._add(name, self._load(name))
         return self._members[name]
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle_zoo.call import BATCH_SIZE, as_texts, check_images
+from dalle_zoo.call import BATCH_SIZE, as_texts, check_ids, check_images
 from dalle_zoo.codec import CodecModel
 from dalle_zoo.regions import following, ranks_by_likelihood
 from dalle_zoo.sampling import token_log_likelihood
@@ -100,6 +100,13 @@ class ScoringModel(CodecModel):
         Returns:
             Scores, (P, N).
         """
+        for name, ids in {"text": text, "codes": codes}.items():
+            check_ids(name, ids)
+        if codes.ndim != 4 or not len(prompts) == len(text) == len(codes):
+            raise ValueError(
+                f"codes must have shape (P, N, h, w) with one row per prompt, got {tuple(codes.shape)} for "
+                f"{len(prompts)} prompts and {len(text)} rows of text"
+            )
         count = codes.shape[1]
         if given is not None and ranks_by_likelihood(given):
             values = token_log_likelihood(self.prior, text.cpu().repeat_interleave(count, 0), codes.flatten(0, 1))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from dalle_zoo.values import check_type
+
 _SHAPE = re.compile(r"\s*([^\s(),=]+)\s*(?:\(([^()]*)\))?\s*")
 _OPTION = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*([+-]?\d+)\s*")
 
@@ -20,12 +22,14 @@ def parse_spec(text: str, kind: str = "spec", example: str = "conv(kernel=3)") -
         The name, and the options in the order of the text.
 
     Raises:
+        TypeError: It is not text.
         ValueError: The text does not have this form, or an option is given twice.
 
     Example:
         >>> parse_spec(" hsdp_powersgd( rank = 896, shard_size=8 ) ")
         ('hsdp_powersgd', {'rank': 896, 'shard_size': 8})
     """
+    check_type(kind, text, str, "text")
     shape = _SHAPE.fullmatch(text)
     if shape is None:
         raise ValueError(

@@ -1,16 +1,29 @@
-"""Checks numbers that callers pass, in one place for the pipeline, the command, the evaluation and recipes.
+"""Checks values that callers pass, in one place for the pipeline, the command, the evaluation and recipes.
 
 A wrong type raises `TypeError`, a value out of range `ValueError`; both name the argument. The integers of numpy and
-of PyTorch are integers; a truth value, text and 3.0 are not.
+of PyTorch are integers; a truth value, text and 3.0 are not. Paths are checked by `dalle_zoo.paths.user_path`.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import operator
+import re
+import reprlib
 import sys
+from collections.abc import Callable
 from numbers import Real
-from typing import SupportsIndex
+from typing import ParamSpec, SupportsIndex, TypeVar
+
+from dalle_zoo.registry import suggest
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
 
 
 def as_integer(
@@ -33,7 +46,7 @@ def as_integer(
         >>> as_integer("batch_size", 8, least=1)
         8
     """
-    expected = f"{name} must be an integer{_limits(least, most)}{meaning}, got {value!r}"
+    expected = f"{name} must be an integer{_limits(least, most)}{meaning}, got {shown(value)}"
     if _is_truth(value) or not isinstance(value, SupportsIndex):
         raise TypeError(expected)
     try:
@@ -66,7 +79,7 @@ def as_number(
         0.7
     """
     limits = _limits(*(None if math.isinf(limit) else limit for limit in (least, most)))
-    expected = f"{name} must be a finite number{limits}{meaning}, got {value!r}"
+    expected = f"{name} must be a finite number{limits}{meaning}, got {shown(value)}"
     if _is_truth(value) or not isinstance(value, Real):
         raise TypeError(expected)
     number = int(value) if isinstance(value, SupportsIndex) else float(value)
@@ -89,6 +102,47 @@ def check_integers(config: object, *names: str, least: int = 1) -> None:
     """
     for name in names:
         object.__setattr__(config, name, as_integer(name, getattr(config, name), least=least))
+
+
+def check_type(name: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
+    """Raises `TypeError` unless a value is an instance of a type.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: The value.
+        kind: The type, or several of which one suffices.
+        expected: What the argument must be, with its article, for the message.
+
+    Example:
+        >>> check_type("record", None, dict, "a dict")
+        Traceback (most recent call last):
+        TypeError: record must be a dict, got None
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {expected}, got {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """Returns a value as it appears in a message: on one line, long ones shortened, without addresses in memory."""
+    return re.sub(r" at 0x[\dA-Fa-f]+", "", _SHORT.repr(value).replace("\n", " "))
+
+
+def suggests_arguments(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorates a public function: an unknown keyword argument raises an error that suggests the nearest known one."""
+    known = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and name not in ("self", "cls")
+    ]
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(suggest("argument", name, known))
+        return function(*args, **kwargs)
+
+    return checked
 
 
 def _is_truth(value: object) -> bool:

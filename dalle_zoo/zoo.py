@@ -14,6 +14,7 @@ from dalle_zoo.model_folder import CHECKSUMS, COMPONENTS, CONFIG, INDEX, RECORD,
 from dalle_zoo.paths import user_path
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo.results import Figure, figures, results_of
+from dalle_zoo.values import check_type
 from dalle_zoo.workspaces import recover
 
 BUNDLED = Path(__file__).parent / "_models"
@@ -76,12 +77,16 @@ def find_model(
         files: Patterns of the files of an external model to download and to read. Defaults to all.
 
     Raises:
-        UnknownNameError: Nothing was found; the message suggests the closest name.
+        UnknownNameError: There is no model of that name; the message suggests the closest one.
+        FileNotFoundError: There is no folder at a path.
+        TypeError: A location is neither text nor a path.
         HubError: The Hub does not have the model, or cannot be reached.
         WeightFileError: The model is external, and is damaged, incomplete, or more than one model.
     """
-    locations = [location] if isinstance(location, str | Path) else list(location)
-    locations = [user_path(one, "location") if str(one)[:1] in ("", "~") else one for one in locations]
+    locations = [location] if isinstance(location, str | Path) else location
+    check_type("location", locations, Sequence, "a name, a path or a list of them")
+    locations = [_as_typed(one) for one in locations]
+    check_type("files", files, Sequence, "a list of patterns")
     files = [files] if isinstance(files, str) else files
     if not locations:
         raise ValueError("no location is given: expected a name, a folder, or several locations that belong together")
@@ -99,20 +104,41 @@ def find_model(
     return folder or places[0]
 
 
+def _as_typed(location: str | Path) -> str | Path:
+    """Checks a location, and resolves one in a home folder; a name remains text."""
+    path = user_path(location, "location")
+    return path if str(location).startswith("~") else location
+
+
 def find_place(location: str | Path, access: Access = hub.DEFAULT, files: Sequence[str] = ()) -> Path:
     """Returns the local file or folder of one location, without converting it. Arguments are those of `find_model`."""
+    check_location(location)
     if isinstance(location, str) and location in model_names():
         return BUNDLED / location
-    recover(Path(location).absolute())
-    if Path(location).exists():
+    if not is_remote(location):
         return Path(location)
-    if is_remote(location):
-        try:
-            return hub.download(str(location), access)
-        except ExternalRepositoryError:
-            return hub.download_external(str(location), access, files)
+    try:
+        return hub.download(str(location), access)
+    except ExternalRepositoryError:
+        return hub.download_external(str(location), access, files)
+
+
+def check_location(location: str | Path) -> None:
+    """Raises an error unless a location is a bundled name, exists here or may be on the Hub, which is not asked.
+
+    Raises:
+        UnknownNameError: There is no bundled model of that name; the message suggests the closest one.
+        FileNotFoundError: There is nothing at a path.
+    """
+    if isinstance(location, str) and location in model_names():
+        return
+    recover(Path(location).absolute())
+    if Path(location).exists() or is_remote(location):
+        return
+    if isinstance(location, Path) or "/" in location:
+        raise FileNotFoundError(_missing(location))
     raise UnknownNameError(
-        f"{suggest('model', str(location), model_names())}. A local folder (./my-model) or a model on the Hub "
+        f"{suggest('model', location, model_names())}. A local folder (./my-model) or a model on the Hub "
         "(organization/name) can be given as well"
     )
 
@@ -143,6 +169,7 @@ def find_component(
     Raises:
         UnknownNameError: The model has no such component. Other errors are those of `find_model`.
     """
+    check_type("component", component, str, f"one of {', '.join(COMPONENTS)}")
     folder = _download_component(location, component, access) or find_model(location, access, files)
     if (folder / component).is_dir():
         return folder / component
@@ -165,5 +192,13 @@ def _download_component(location: object, component: str, access: Access) -> Pat
 
 
 def is_remote(location: str | Path) -> bool:
-    """Returns whether a location has the form of a name on the Hub and is not a local path."""
-    return hub.is_hub_name(location) and not Path(location).exists()
+    """Returns whether a location has the form of a name on the Hub, and no folder here has its organization's name."""
+    return hub.is_hub_name(location) and not Path(location).parent.exists()
+
+
+def _missing(location: str | Path) -> str:
+    """Error message for a path where there is no file or folder."""
+    text = f"no folder {location}: check its name"
+    if hub.is_hub_name(location):
+        return f"{text}, or run the command where there is no folder {Path(location).parent} to look it up on the Hub"
+    return f"{text}. Names of models: {', '.join(model_names())}, or organization/name on the Hub"

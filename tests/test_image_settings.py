@@ -30,6 +30,11 @@ def test_settings_survive_the_file(tmp_path: Path) -> None:
     assert read_settings(write(tmp_path / "b.png", plain)) == plain
 
 
+def test_a_model_in_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    settings = ImageSettings(prompt="a", seed=0, model="models/caf\udce9")
+    assert read_settings(write(tmp_path / "a.png", settings)) == settings
+
+
 def test_other_tools_read_the_parameters(tmp_path: Path) -> None:
     with Image.open(write(tmp_path / "a.png")) as image:
         text = image.info["parameters"]

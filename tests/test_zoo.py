@@ -49,6 +49,25 @@ def test_a_model_by_name_or_folder(bundled: Path, tmp_path: Path) -> None:
         zoo.find_model("emoij64")
 
 
+def test_a_missing_folder_is_not_looked_up_on_the_hub(
+    bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(*_: object) -> Path:
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr(zoo.hub, "download", download)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for location in ("runs/mine", "runs/x/model", "./mine", Path("runs/mine"), "/nowhere/mine"):
+        with pytest.raises(FileNotFoundError, match=f"no folder {Path(location)}: check its name|no folder ./mine"):
+            zoo.find_model(location)
+        with pytest.raises(FileNotFoundError, match="no folder"):
+            zoo.find_component(location, "dvae")
+    assert zoo.is_remote("org/name")
+    with pytest.raises(AssertionError, match="the Hub was asked"):
+        zoo.find_model("org/name")
+
+
 def test_a_bundled_name_comes_before_a_folder_here(
     bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,6 @@ The same command resumes an interrupted run from its newest checkpoint, with the
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import os
@@ -33,7 +32,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dalle_zoo.claims import CLAIM, Claims
 from dalle_zoo.cli.errors import UserError
-from dalle_zoo.cli.keys import KeyChecker, fields_of
+from dalle_zoo.cli.keys import OPTIONS, RESERVED, TOP_KEYS, KeyChecker, fields_of
+from dalle_zoo.cli.parser_errors import explain
 from dalle_zoo.cli.trainer_options import check_trainer
 from dalle_zoo.files import atomic_write, new_folder
 from dalle_zoo.networks import save_network
@@ -294,17 +294,12 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 def key_checker(subcommand: str) -> KeyChecker:
     """Returns a checker of the keys of a recipe, and of the classes that it can name without their module."""
-    method = set(inspect.signature(getattr(Trainer, subcommand)).parameters) - {"self"}
-    root: dict[str, Any] = {
-        "seed_everything": None,
-        "model": None,
-        "data": None,
+    root: dict[str, Any] = dict.fromkeys(TOP_KEYS[subcommand]) | {
         "trainer": fields_of(Trainer),
         "checkpoint": fields_of(Checkpoint),
         "images": fields_of(ImageLogger),
         "watch": fields_of(RankWatch),
     }
-    root |= dict.fromkeys(method - LightningCLI.subcommands()[subcommand])
     classes: dict[str, dict[str, type]] = {
         "model": {stage.__name__: stage for stage in STAGES.values()},
         "data": {cls.__name__: cls for stage in STAGES.values() for cls in stage.data_classes},
@@ -315,13 +310,12 @@ def key_checker(subcommand: str) -> KeyChecker:
 def check_keys(subcommand: str, files: Mapping[Path, Keys], overrides: Iterable[Override]) -> None:
     """Raises `UserError` for an unknown key, with the nearest known one, before anything is built."""
     checker = key_checker(subcommand)
-    options = ("run", "parts", *(["overwrite"] if subcommand == "fit" else []))
     for path, content in files.items():
         checker.check(content, str(path))
     for key, text in overrides:
         if key == "trainer.default_root_dir":
             raise UserError("trainer.default_root_dir is the folder of the run: use --run FOLDER")
-        checker.check(override(key, text or ""), "command line", options=options)
+        checker.check(override(key, text or ""), "command line", options=OPTIONS[subcommand])
 
 
 def run_recipe(
@@ -337,7 +331,7 @@ def run_recipe(
         arguments: Keys such as ``--trainer.max_steps 10``, ``--help`` or ``--print_config``.
     """
     logging.getLogger("lightning").handlers.clear()  # on import it gets one, which would print every line twice
-    overrides, others = split_arguments(arguments, reserved=("--help", "--print_config"))
+    overrides, others = split_arguments(arguments, reserved=RESERVED)
     check_keys(subcommand, files, overrides)
     # It is read as YAML, which has no surrogate pairs, so other characters than ASCII are not escaped.
     keys = json.dumps(resolve(files.values(), overrides), ensure_ascii=False)
@@ -359,18 +353,3 @@ def run_recipe(
             # Its threads release Python objects: when one does while the interpreter ends, C++ ends the process with
             # "terminate called without an active exception".
             torch.distributed.destroy_process_group()
-
-
-def explain(error: Exception) -> str:
-    """Returns the reasons in a parser's message, without union types and values."""
-    text = str(error)
-    if "Does not validate" not in text:
-        return text
-    reasons: list[str] = []
-    for line in text.partition("Errors:")[2].partition("Given value type:")[0].splitlines():
-        words = line.strip()
-        if words.startswith("- "):
-            reasons.append(words.removeprefix("- "))
-        elif words and reasons:  # a reason continues on indented lines
-            reasons[-1] += f" {words}"
-    return "; ".join(reason for reason in reasons if "NoneType" not in reason) or text

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import secrets
 from argparse import Namespace
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.outputs import check_folder
@@ -22,9 +22,12 @@ from dalle_zoo.cli.sampling import (
     without_collection,
 )
 from dalle_zoo.workspaces import claimed_folder
+from dalle_zoo.zoo import check_location
 
 if TYPE_CHECKING:
+    from dalle_zoo.image_settings import ImageSettings
     from dalle_zoo.models.quantization import Bits
+    from dalle_zoo.sampling import SamplingOptions
 
 MOST_COLUMNS = 8
 """Images in a row of a grid for several prompts."""
@@ -86,15 +89,16 @@ def generate(arguments: list[str]) -> None:
 
         generate_file(options)
         return
+    request = _request(options)
     options.out = options.out or Path("grid.png")
     check_out(options.out, options.overwrite)
     if options.folder is None:
-        _generate(options)
+        _generate(options, request)
         return
     check_folder("--folder", options.folder, overwrite=options.overwrite)
     with claimed_folder(options.folder):
         check_folder("--folder", options.folder, overwrite=options.overwrite)  # another call may just have ended
-        _generate(options)
+        _generate(options, request)
 
 
 def _check_source(options: Namespace) -> None:
@@ -110,18 +114,27 @@ def _check_source(options: Namespace) -> None:
                  "negative_prompt", "image", "mask", "shift", "prime_rows", "dtype", "quantize")  # fmt: skip
         if given := [f"--{name.replace('_', '-')}" for name in fixed if getattr(options, name) is not None]:
             raise UserError(f"--like takes all settings from the file, and {', '.join(given)} would change them")
+    if options.model is not None:
+        check_location(options.model)
 
 
-def _generate(options: Namespace) -> None:
+@dataclass(frozen=True)
+class _Request:
+    """Checked arguments of a call of the pipeline."""
+
+    prompts: list[str]
+    call: dict[str, Any]
+    sampling: SamplingOptions
+    like: ImageSettings | None
+    """Settings of the image that is generated again."""
+
+
+def _request(options: Namespace) -> _Request:
+    """Returns what the options ask for, or raises an error for what no model can generate."""
     with without_collection():
-        import torch
-
         from dalle_zoo.call import Call
         from dalle_zoo.image_settings import read_settings
-        from dalle_zoo.images import save_images, save_png, square_columns, to_pil
-        from dalle_zoo.pipeline import DallePipeline
 
-    device = choose_device(options.device)
     like = read_settings(options.like) if options.like else None
     sampling = sampling_options(options) if like is None else like.options()
     prompts = options.prompt if like is None else [like.prompt]
@@ -133,7 +146,19 @@ def _generate(options: Namespace) -> None:
         "window": options.window,
         "batch_size": options.batch_size,
     }
-    Call(prompts, **call, options=sampling)  # raises for what no model can generate
+    Call(prompts, **call, options=sampling)
+    return _Request(prompts, call, sampling, like)
+
+
+def _generate(options: Namespace, request: _Request) -> None:
+    with without_collection():
+        import torch
+
+        from dalle_zoo.images import save_images, save_png, square_columns, to_pil
+        from dalle_zoo.pipeline import DallePipeline
+
+    device = choose_device(options.device)
+    prompts, call, like = request.prompts, request.call, request.like
     dtype = getattr(torch, options.dtype or (like.dtype if like else "float32"))
     quantize: Bits | None = like.quantize if like else options.quantize
     pipe = DallePipeline.from_pretrained(
@@ -146,7 +171,7 @@ def _generate(options: Namespace) -> None:
         call |= {"given": like.given_codes()}
         if like.model_digest != pipe.digest:
             raise UserError(f"{options.like} was generated with other weights of {like.model}: pixels would differ")
-    output = pipe(prompts, **call, **asdict(sampling), output_type="pt")
+    output = pipe(prompts, **call, **asdict(request.sampling), output_type="pt")
     each = len(output.images) // len(prompts)
     settings = output.settings if like is None else [like]  # with the score it was chosen for
     if options.folder:
@@ -158,5 +183,5 @@ def _generate(options: Namespace) -> None:
     else:
         save_sheet(output.images, prompts, columns=columns, out=options.out)
     if like is None:
-        print(f"seed: {call['seed']} (the same images again: --seed {call['seed']})")
+        print(f"seed: {call['seed']} (repeat with --seed {call['seed']})")
     print(options.out.resolve())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import sys
 import warnings
@@ -71,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments without the program's name. Defaults to those of the process.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is not UTF-8 must not end a command after its work
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = DEBUG in arguments
     arguments = [argument for argument in arguments if argument != DEBUG]
@@ -117,7 +120,7 @@ def quiet_third_parties() -> None:
         warnings.filterwarnings("ignore", message=f".*{message}.*")
     # Lightning calls functions that jsonargparse will rename.
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
-    # Lightning logs advertisements.
+    # Lightning logs advertisements, and which devices do not exist.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     # huggingface_hub has a handler of its own: its lines would be printed twice.
     logging.getLogger("huggingface_hub").propagate = False
@@ -126,7 +129,7 @@ def quiet_third_parties() -> None:
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage()
+    return not any(text in record.getMessage() for text in ("Tip:", "GPU available: False", "TPU available: False"))
 
 
 def _is_not_for_users(record: logging.LogRecord) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dalle_zoo.claims import CLAIM
 from dalle_zoo.cli.errors import UserError
+from dalle_zoo.files import escape_surrogates
 
 MOST_BYTES = 200
 """Longest name of a file or folder. File systems allow 255 bytes, and a temporary name adds a prefix and an ending."""
@@ -25,7 +26,7 @@ def check_file(option: str, path: Path, *, overwrite: bool = True) -> None:
 
     Raises:
         FileExistsError: The file exists and must not be replaced.
-        UserError: The path is a folder, its name is too long, or its folder cannot be written to.
+        UserError: The path is a folder, its name is not UTF-8 or too long, or its folder cannot be written to.
     """
     _check_names(option, path)
     if path.is_dir():
@@ -45,7 +46,7 @@ def check_folder(option: str, path: Path, *, overwrite: bool = True) -> None:
 
     Raises:
         FileExistsError: The folder contains files and must not.
-        UserError: The path is a file, its name is too long, or it cannot be written to.
+        UserError: The path is a file, its name is not UTF-8 or too long, or it cannot be written to.
     """
     _check_names(option, path)
     if path.exists() and not path.is_dir():
@@ -57,6 +58,8 @@ def check_folder(option: str, path: Path, *, overwrite: bool = True) -> None:
 
 def _check_names(option: str, path: Path) -> None:
     for name in path.parts:
+        if escape_surrogates(name) != name:  # records and PNG files state it as text
+            raise UserError(f"{option} has a name that is not UTF-8 ({name!a}): choose another name")
         if len(os.fsencode(name)) > MOST_BYTES:
             raise UserError(
                 f"{option} has a name of {len(os.fsencode(name))} bytes ({name[:20]}…): choose one of at most "

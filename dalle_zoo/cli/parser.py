@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
         self.register("type", Path, path_argument)
 
     def error(self, message: str) -> NoReturn:
-        """Prints the message with a suggestion and exits with status 2."""
+        """Prints one line with the message and a suggestion, and exits with status 2."""
         unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
         choice = re.search(r"argument (\S+): invalid choice: '([^']*)'", message)
         if unknown:
@@ -30,7 +30,20 @@ class Parser(argparse.ArgumentParser):
                 a for a in self._actions if choice.group(1) in (a.dest, a.metavar, "/".join(a.option_strings))
             )
             message = suggest(choice.group(1), choice.group(2), [str(c) for c in action.choices or ()])
-        super().error(message)
+        for pattern, plain in _PLAIN:
+            message = re.sub(pattern, plain, message)
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+_PLAIN = (
+    (r"argument (\S+): invalid int value: (.*)", r"\1 must be an integer, got \2"),
+    (r"argument (\S+): invalid float value: (.*)", r"\1 must be a number, got \2"),
+    (r"argument (\S+): expected one argument", r"\1 needs a value"),
+    (r"argument (\S+): expected (.*) arguments?", r"\1 needs \2 values"),
+    (r"argument (\S+): ", r"\1: "),
+    (r"the following arguments are required: (.*)", r"missing: \1"),
+)
+"""Messages of argparse, and ours."""
 
 
 def path_argument(text: str) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from dalle_zoo.cli.errors import UserError, check_device
 from dalle_zoo.cli.outputs import check_folder
 from dalle_zoo.cli.parser import parser
+from dalle_zoo.zoo import check_location, find_component
 
 
 def tokenizer(arguments: list[str]) -> None:
@@ -37,7 +38,7 @@ def tokenizer(arguments: list[str]) -> None:
     with new_folder(
         options.out, overwrite=options.overwrite, marker=CONFIG_FILE, contents=(*own, WORDS_FILE)
     ) as folder:
-        samples = tqdm(source.stream(needs_captions=True), total=source.num_samples, desc="captions")
+        samples = tqdm(source.stream(needs_captions=True), total=source.num_samples, desc="captions", disable=None)
         captions = [caption for sample in samples for caption in sample.captions]
         if not captions:
             raise ValueError(f"{options.data} holds no captions")
@@ -77,6 +78,7 @@ def encode(arguments: list[str]) -> None:
     options = p.parse_args(arguments)
     if options.compile and options.device == "cpu":
         raise UserError("--compile needs a GPU: on a CPU the convolutions are already fused; leave it out")
+    check_location(options.model)
     check_folder("--out", options.out)  # an interrupted encoding is resumed there
 
     import torch
@@ -85,7 +87,6 @@ def encode(arguments: list[str]) -> None:
     from dalle_zoo.files import sha256_file
     from dalle_zoo.model_folder import WEIGHTS
     from dalle_zoo.networks import load_image_tokenizer
-    from dalle_zoo.zoo import find_component
 
     check_device(options.device)
     folder = find_component(options.model, "dvae")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dalle_zoo.cli.parser import parser
 from dalle_zoo.cli.sampling import MODEL_HELP, check_out, open_image
+from dalle_zoo.zoo import check_location, find_component
 
 
 def reconstruct(arguments: list[str]) -> None:
@@ -16,6 +17,7 @@ def reconstruct(arguments: list[str]) -> None:
     p.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="PNG to write [reconstructions.png]")
     p.add_argument("--overwrite", action="store_true", help="replace an existing file")
     options = p.parse_args(arguments)
+    check_location(options.model)
     check_out(options.out, options.overwrite)
 
     import torch
@@ -23,7 +25,6 @@ def reconstruct(arguments: list[str]) -> None:
     from dalle_zoo.data import center_transform
     from dalle_zoo.images import image_rows, psnr, save_png
     from dalle_zoo.networks import load_image_tokenizer
-    from dalle_zoo.zoo import find_component
 
     net = load_image_tokenizer(find_component(options.model, "dvae"))
     images = torch.stack([center_transform(open_image(path), net.image_size) for path in options.files]).float() / 255

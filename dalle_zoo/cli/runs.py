@@ -8,6 +8,7 @@ from pathlib import Path
 from dalle_zoo.cli.outputs import check_file, check_folder
 from dalle_zoo.cli.parser import parser
 from dalle_zoo.files import check_ending
+from dalle_zoo.model_folder import COMPONENTS
 from dalle_zoo.plots import CURVES, read_rows
 
 
@@ -72,6 +73,7 @@ def export(arguments: list[str]) -> None:
     p.add_argument("--overwrite", action="store_true", help="replace an existing model")
     options = p.parse_args(arguments)
     check_folder("--out", options.out, overwrite=options.overwrite)
+    parts = {name: trained(getattr(options, name), name) for name in COMPONENTS if getattr(options, name)}
 
     import torch
 
@@ -81,10 +83,10 @@ def export(arguments: list[str]) -> None:
     from dalle_zoo.tokenizers import load_text_tokenizer
 
     pipe = DallePipeline(
-        load_image_tokenizer(trained(options.dvae, "dvae")),
-        load_prior(trained(options.prior, "prior")),
-        load_text_tokenizer(trained(options.tokenizer, "tokenizer")),
-        load_ranker(trained(options.ranker, "ranker")) if options.ranker else None,
+        load_image_tokenizer(parts["dvae"]),
+        load_prior(parts["prior"]),
+        load_text_tokenizer(parts["tokenizer"]),
+        load_ranker(parts["ranker"]) if "ranker" in parts else None,
     )
     record = {"description": options.description, "license": options.license, "data": options.data}
     dtype: torch.dtype = getattr(torch, options.dtype)

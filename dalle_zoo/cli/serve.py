@@ -12,6 +12,7 @@ from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.parser import parser
 from dalle_zoo.cli.sampling import DTYPES, MODEL_HELP, choose_device, without_collection
 from dalle_zoo.values import as_integer
+from dalle_zoo.zoo import check_location
 
 TOKEN = "DALLE_ZOO_TOKEN"
 """Environment variable with the token that clients must send."""
@@ -42,6 +43,7 @@ def serve(arguments: list[str]) -> None:
     options = p.parse_args(arguments)
     token = os.environ.get(TOKEN) or None
     _check(options, token)
+    check_location(options.model)
     with _bind(options.host, options.port) as listener:
         _serve(options, token, listener)
 

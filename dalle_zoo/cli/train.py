@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dalle_zoo.cli.keys import RESERVED, check_names
 from dalle_zoo.cli.parser import Parser
-from dalle_zoo.recipes import find_part, find_recipe, list_recipes, read_recipe
+from dalle_zoo.recipes import find_part, find_recipe, list_recipes, read_recipe, split_arguments
 
 WHAT = {
     "fit": "Train a recipe. Run the same command again to resume an interrupted run from its newest checkpoint.",
@@ -66,6 +67,7 @@ def run_command(subcommand: str, arguments: list[str]) -> None:
         return
     known, overrides = parser.parse_known_args(arguments)
     files = {path: read_recipe(path) for path in (find_recipe(known.recipe), *map(find_part, known.parts))}
+    check_names(subcommand, files, split_arguments(overrides, reserved=RESERVED)[0])
     name = known.recipe if known.recipe in list_recipes() else Path(known.recipe).stem
 
     from dalle_zoo.cli.fit import run_recipe  # loads PyTorch and Lightning, which takes seconds

@@ -14,6 +14,7 @@ from dalle_zoo.composition.kinds import KINDS, SHARES
 from dalle_zoo.composition.picker import Picker, Pools
 from dalle_zoo.composition.scene import Pixels, Scene, render
 from dalle_zoo.composition.sprites import SpriteSet, bundled_folder
+from dalle_zoo.paths import user_path
 from dalle_zoo.seeds import seeded_rng
 
 COMBINATIONS = ("ground", "hue", "count", "pair")
@@ -54,7 +55,7 @@ class CompositionConfig:
         Raises:
             ValueError: The file is not a mapping, or has another field.
         """
-        file = bundled_folder() / "composition.yaml" if path is None else Path(path)
+        file = bundled_folder() / "composition.yaml" if path is None else user_path(path)
         values = yaml.safe_load(file.read_text("utf-8")) or {}
         if not isinstance(values, dict) or (unknown := set(values) - set(cls.__dataclass_fields__)):
             what = f"the key {sorted(map(str, unknown))[0]!r}" if isinstance(values, dict) else type(values).__name__

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from dalle_zoo.composition.colors import is_single_hued
+from dalle_zoo.paths import user_path
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -104,7 +105,7 @@ class SpriteSet:
         Raises:
             ValueError: The folder holds neither, or a file is damaged or has no transparency.
         """
-        root = bundled_folder() if folder is None else Path(folder)
+        root = bundled_folder() if folder is None else user_path(folder, "folder of sprites")
         if (root / INDEX).is_file():
             return cls._from_archive(root)
         if not root.is_dir():

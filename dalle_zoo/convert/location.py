@@ -10,7 +10,9 @@ from typing import Any
 from dalle_zoo.convert.checkpoints import open_checkpoint
 from dalle_zoo.convert.pickles import UnrelatedFileError, WeightFileError
 from dalle_zoo.convert.stored import Checkpoint
+from dalle_zoo.paths import user_path
 from dalle_zoo.plain_data import PlainDataError, json_value, yaml_value
+from dalle_zoo.values import check_type
 
 CONFIGS = (".json", ".yaml", ".yml")
 """Extensions of files that are read as configurations."""
@@ -66,7 +68,9 @@ def inspect_files(paths: str | Path | Sequence[str | Path], only: Sequence[str] 
             file nor a folder.
         ValueError: No path is given, or `only` is a string instead of a list.
     """
-    given = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
+    several = [paths] if isinstance(paths, str | Path) else paths
+    check_type("paths", several, Sequence, "a path or a list of paths")
+    given = [user_path(path) for path in several]
     if not given:
         raise ValueError("no location is given: expected files or folders of weights")
     if isinstance(only, str):

@@ -169,7 +169,7 @@ def _encode_shards(folder: Path, encoding: _Encoding, settings: Mapping[str, Any
     total, samples_per_shard = encoding.source.num_samples, settings["samples_per_shard"]
     codebook_size, chunk = settings["tokenizer"]["codebook_size"], settings["chunk"]
     shards = []
-    with tqdm(total=total, desc="encode", unit="image", disable=not progress) as bar:
+    with tqdm(total=total, desc="encode", unit="image", disable=None if progress else True) as bar:
         for number, start in enumerate(range(0, total, samples_per_shard)):
             path = folder / f"codes-{number:05d}.tar"
             stop = min(start + samples_per_shard, total)

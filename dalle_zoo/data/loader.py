@@ -222,9 +222,8 @@ class ResumableLoader:
         sizes = (self.batch_size,) * full + ((rest,) if rest and not drop_last else ())
         if not sizes:
             raise ValueError(
-                f"batch_size {self.batch_size} on {self.world_size} rank(s) needs at least "
-                f"{self.batch_size * self.world_size} samples, got {total}: "
-                "lower batch_size or set drop_last=False"
+                f"batch_size {self.batch_size} in each of {self.world_size} processes needs at least "
+                f"{self.batch_size * self.world_size} samples, got {total}: lower it to at most {per_rank}"
             )
         return sizes
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dalle_zoo.masks.layout import MaskMod, TextImageLayout
 from dalle_zoo.masks.lines import LinePlan, LineSizes, line_sizes, line_sizes_of, plan_lines
 from dalle_zoo.masks.spec import MaskSpec
+from dalle_zoo.values import check_type
 
 if TYPE_CHECKING:  # functions that create tensors import torch: listing masks does not
     from collections.abc import Iterator
@@ -100,6 +101,7 @@ class Mask:
                 `ValueError`.
             ValueError: The text is not a spec, or an option is out of range.
         """
+        check_type("layout", layout, TextImageLayout, "a TextImageLayout")
         parsed = MaskSpec.parse(spec)
         mask = cls(str(parsed), layout, parsed.build(layout))
         object.__setattr__(mask, "registered", True)

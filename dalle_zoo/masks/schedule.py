@@ -5,6 +5,7 @@ from __future__ import annotations
 from dalle_zoo.masks.layout import MASKS
 from dalle_zoo.masks.spec import MaskSpec, split_specs
 from dalle_zoo.registry import UnknownNameError, suggest
+from dalle_zoo.values import as_integer, check_type
 
 
 def layer_masks(schedule: str, num_layers: int) -> tuple[str, ...]:
@@ -17,6 +18,7 @@ def layer_masks(schedule: str, num_layers: int) -> tuple[str, ...]:
         num_layers: Number of layers of the network, at least 1.
 
     Raises:
+        TypeError: The schedule is not text, or the number is not an integer.
         UnknownNameError: A name or an option is unknown; the message suggests the most similar one. It is also a
             `ValueError`.
         ValueError: The text is not a schedule, or ``num_layers`` is below 1.
@@ -27,8 +29,8 @@ def layer_masks(schedule: str, num_layers: int) -> tuple[str, ...]:
         >>> layer_masks("row, conv(kernel=3)", 3)
         ('row', 'conv(kernel=3)', 'row')
     """
-    if num_layers < 1:
-        raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+    check_type("schedule", schedule, str, "text")
+    num_layers = as_integer("num_layers", num_layers, least=1)
     entries = [MaskSpec.split(part) for part in split_specs(schedule)]
     for entry in entries:
         if entry.name != "paper" and entry.name not in MASKS:

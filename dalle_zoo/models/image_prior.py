@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dalle_zoo.registry import Registry
 from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
+from dalle_zoo.values import check_type
 
 # P prompts, n candidates of each, B images, T text positions, h w code grid, N = h * w image tokens, K codebook size
 
@@ -86,6 +87,8 @@ class ImagePrior(nn.Module, ABC):
     def check(self, text: Tensor, codes: Tensor) -> None:
         """Raises `ValueError` if text (B, T) and codes (B, h, w) do not fit the configuration."""
         c = self.config
+        check_type("text", text, Tensor, "a tensor")
+        check_type("codes", codes, Tensor, "a tensor")
         if text.ndim != 2 or text.shape[1] != c.text_length:
             raise ValueError(f"text must have shape (B, {c.text_length}), got {tuple(text.shape)}")
         if codes.ndim != 3 or tuple(codes.shape[1:]) != (c.image_height, c.image_width):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from dalle_zoo.registry import Registry
+from dalle_zoo.values import check_type
 
 # B batch, C channels, H W image, h w code grid, K codebook size
 
@@ -62,6 +63,7 @@ class ImageTokenizer(nn.Module, ABC):
 
     def check_images(self, images: Tensor) -> None:
         """Raises `ValueError` unless the images are (B, C, H, W) floats with sides that the factor divides."""
+        check_type("images", images, Tensor, "a tensor")
         if images.ndim != 4 or not images.is_floating_point():
             raise ValueError(
                 f"images must be floats of shape (B, C, H, W) in [0, 1], got {images.dtype} {tuple(images.shape)}"
@@ -73,6 +75,7 @@ class ImageTokenizer(nn.Module, ABC):
 
     def check_codes(self, codes: Tensor) -> None:
         """Raises `ValueError` unless the codes are integers of shape (B, h, w) below the codebook size."""
+        check_type("codes", codes, Tensor, "a tensor")
         if codes.ndim != 3 or codes.is_floating_point():
             raise ValueError(f"codes must be integers of shape (B, h, w), got {codes.dtype} {tuple(codes.shape)}")
         if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.codebook_size):

@@ -54,11 +54,11 @@ class SamplingOptions:
             "guidance_scale": as_number("guidance_scale", self.guidance_scale, least=0, most=LARGEST_FACTOR),
         }
         if self.top_k is not None:
-            checked["top_k"] = as_integer("top_k", self.top_k, least=1, meaning=", or None to keep all tokens")
+            checked["top_k"] = as_integer("top_k", self.top_k, least=1, meaning=" (omit it to keep all tokens)")
         if self.top_p is not None:
             checked["top_p"] = as_number("top_p", self.top_p)
             if not 0 < self.top_p <= 1:
-                raise ValueError(f"top_p must be in (0, 1], or None to keep all tokens, got {self.top_p!r}")
+                raise ValueError(f"top_p must be in (0, 1] (omit it to keep all tokens), got {self.top_p!r}")
         for name, value in checked.items():  # numbers of numpy become plain ones, which can be stored as JSON
             object.__setattr__(self, name, value)
 

@@ -6,13 +6,14 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from operator import index
 from pathlib import Path
 from typing import ClassVar, Self
 
 from dalle_zoo.files import atomic_write, json_text, read_json
+from dalle_zoo.paths import user_path
 from dalle_zoo.registry import Registry
 from dalle_zoo.tokenizers.words import WORDS_FILE
+from dalle_zoo.values import as_integer, check_type
 
 CONFIG_FILE = "tokenizer_config.json"
 KIND_KEY = "text_tokenizer"
@@ -91,18 +92,19 @@ class TextTokenizer(ABC):
             FileNotFoundError: The folder or a file is missing.
             ValueError: A file cannot be read or belongs to another kind.
         """
+        folder = user_path(folder, "folder")
         kind = recorded_kind(folder)
         if kind not in (None, cls.kind):
             raise ValueError(
                 f"{folder} has a tokenizer of kind {kind!r}, expected {cls.kind!r}: open it with load_text_tokenizer"
             )
-        tokenizer, words = cls.read(Path(folder)), Path(folder) / WORDS_FILE
+        tokenizer, words = cls.read(folder), folder / WORDS_FILE
         tokenizer.words = read_json(words) if words.is_file() else None
         return tokenizer
 
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer into a folder, which is created if needed; each file is written atomically."""
-        folder = Path(folder)
+        folder = user_path(folder, "folder")
         # The other two keys are for transformers' AutoTokenizer, which opens the folder too.
         config = {
             KIND_KEY: self.kind,
@@ -127,8 +129,9 @@ class TextTokenizer(ABC):
             raise ValueError(f"seed must be at least 0, got {seed}")
 
     def known_ids(self, ids: Iterable[int]) -> list[int]:
-        """Returns the ids without padding; raises `ValueError` for negative ids."""
-        indices = [index(i) for i in ids]
+        """Returns the ids without padding; raises an error for values that are no ids."""
+        check_type("ids", ids, Iterable, "a list of integers")
+        indices = [as_integer("ids", i) for i in ids]
         if indices and min(indices) < 0:
             raise ValueError(f"ids must be at least 0, got {min(indices)}")
         return [i for i in indices if i < self.vocab_size]
@@ -156,7 +159,7 @@ TEXT_TOKENIZERS: Registry[type[TextTokenizer]] = Registry(
 
 def recorded_kind(folder: str | Path) -> str | None:
     """Returns the kind that `TextTokenizer.save` recorded in a folder; None if there is no record."""
-    folder = Path(folder)
+    folder = user_path(folder, "folder")
     if not folder.is_dir():
         raise FileNotFoundError(f"folder {folder} does not exist: expected one with tokenizer.json and {CONFIG_FILE}")
     path = folder / CONFIG_FILE

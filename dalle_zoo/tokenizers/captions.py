@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dalle_zoo.registry import suggest
 from dalle_zoo.tokenizers.base import TextTokenizer
+from dalle_zoo.values import as_integer, check_type
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,8 @@ class CaptionEncoder:
         overlong: Overlong = "truncate",
         dropout: float = 0.0,
     ) -> None:
-        if length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
+        check_type("tokenizer", tokenizer, TextTokenizer, "a TextTokenizer")
+        length = as_integer("length", length, least=1)
         if overlong not in get_args(Overlong):
             raise ValueError(suggest("overlong", overlong, get_args(Overlong)))
         tokenizer.check_dropout(dropout)
@@ -73,6 +74,7 @@ class CaptionEncoder:
         """
         if isinstance(texts, str):
             raise TypeError(f"texts must be a sequence, got a single caption: pass [{_short(texts)}]")
+        check_type("texts", texts, Sequence, "a sequence of captions")
         if seeds is None:
             if self.dropout:
                 raise ValueError(f"dropout {self.dropout} needs seeds, one per caption, got none")

@@ -181,7 +181,7 @@ class FeatureStore:
             Claims() as claims,
             ThreadPoolExecutor(1) as ahead,
             ThreadPoolExecutor(1) as writer,
-            tqdm(total=len(wanted), desc=label, unit="chunk") as bar,
+            tqdm(total=len(wanted), desc=label, unit="chunk", disable=None) as bar,
         ):
             begun = self._begin(wanted[0], images, claims, ahead, wait=wait)
             for following in [*wanted[1:], None]:

@@ -64,7 +64,7 @@ class Scorer:
         for rule, sets in self.group.plan:
             names = extractors_of(rule, self.group.extractors) if needs_extractor(rule) else [None]
             work += [(rule, sets, extractor) for extractor in names if sets]
-        for rule, sets, extractor in tqdm(work, desc=f"score {self.group.name}", unit="metric"):
+        for rule, sets, extractor in tqdm(work, desc=f"score {self.group.name}", unit="metric", disable=None):
             self._score(rule, sets, extractor)
         return self.rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,20 @@ def test_an_existing_folder_is_replaced_only_when_asked(
     assert export(runs, model, "--overwrite") == 0
     assert DallePipeline.from_pretrained(scratch / "mine")
     assert export(runs, model, "--overwrite") == 0, "all that export writes may be replaced"
+
+
+def test_a_name_that_is_not_utf8_is_refused_before_work(
+    model: Path, scratch: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it raises an error
+    for command in (
+        ["export", "--dvae", str(model), "--prior", str(model), "--tokenizer", str(model), "--out", "caf\udce9"],
+        ["encode", "emoji64:train", "--model", str(model), "--out", "caf\udce9/codes"],
+        ["reconstruct", "a.png", "--model", str(model), "--out", "caf\udce9.png"],
+    ):
+        assert main(command) == 2
+        assert r"--out has a name that is not UTF-8 ('caf\udce9" in capsys.readouterr().err
+    assert list(scratch.iterdir()) == []
 
 
 @pytest.mark.parametrize("command", [["consolidate", "a.ckpt"], ["tokenizer", "emoji64:val-concepts"]])

@@ -183,7 +183,7 @@ def test_two_processes_do_not_train_one_run(
     ("options", "message"),
     [
         (["--data.train", "nowhere"], "location 'nowhere' does not exist"),
-        (["--data.batch_size", "4000"], "batch_size 4000 on 1 rank(s) needs at least 4000 samples, got 413"),
+        (["--data.batch_size", "4000"], "needs at least 4000 samples, got 413: lower it to at most 413"),
         (["--data.image_size", "64"], "data.init_args.image_size is 64, the dVAE's config.image_size 32"),
         (["--model.config.width", "5"], "width must be a multiple of 4"),
         (["--checkpoint.every", "0"], "every must be at least 1"),

@@ -157,7 +157,7 @@ def test_priming_keeps_the_top_of_an_image(model: Path, images: Path, scratch: P
         (["--temperature", "-1"], "temperature"),
         (["--device", "cdua"], "device 'cdua' cannot be used"),
         (["--window", "8"], "window is faster only for at most 4 images at once, got 16"),
-        (["-n", "many"], "invalid int value: 'many'"),
+        (["-n", "many"], "-n/--num-images must be an integer, got 'many'"),
     ],
 )
 def test_bad_options_stop_before_work_begins(
@@ -172,6 +172,14 @@ def test_bad_options_stop_before_work_begins(
     assert message in said
     assert "Traceback" not in said
     assert list(scratch.iterdir()) == []
+
+
+def test_arguments_are_checked_before_outputs(model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (scratch / "grid.png").touch()
+    assert generate(model, "--temperature", "-1") == 2
+    assert "temperature must be a finite number of at least 0, got -1.0" in capsys.readouterr().err
+    assert generate(model) == 2
+    assert "grid.png exists: pass --overwrite" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["generate", "a cat"], ["reconstruct", "a.png"]])
@@ -263,7 +271,7 @@ def test_an_image_is_generated_again_from_its_own_settings(
     Image.fromarray(mask).save(scratch / "mask.png")
     options = ["-n", "3", "--seed", "5", "--temperature", "0.7", "--folder", "each", "--rerank", "2"]
     assert generate(model, *options, "--image", "photo.png", "--mask", "mask.png") == 0
-    assert "seed: 5 (the same images again: --seed 5)" in capsys.readouterr().out
+    assert "seed: 5 (repeat with --seed 5)" in capsys.readouterr().out
     for name in ("000-000.png", "000-001.png"):
         assert main(["generate", "--like", f"each/{name}", "--out", "again.png", "--overwrite"]) == 0
         assert (scratch / "again.png").read_bytes() == (scratch / "each" / name).read_bytes()

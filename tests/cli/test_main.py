@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import subprocess
@@ -11,8 +12,11 @@ import warnings
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningCLI
 
 import dalle_zoo
+from dalle_zoo.cli.keys import TOP_KEYS
 from dalle_zoo.cli.main import COMMANDS, main, quiet_third_parties
 from dalle_zoo.cli.parser import parser
 from dalle_zoo.masks import MASKS
@@ -166,7 +170,7 @@ def test_masks_are_plotted_once(scratch: Path, capsys: pytest.CaptureFixture[str
         ("generate x --modle y", "unknown option '--modle'. Did you mean '--model'?"),
         ("export --dvae a --prior b --tokenizer c --out d --dtype flot32",
          "unknown --dtype 'flot32'. Did you mean 'float32'?"),
-        ("fit", "the following arguments are required: RECIPE"),
+        ("fit", "missing: RECIPE; see dalle-zoo fit --help"),
         ("fit dvae/tinny", "unknown recipe 'dvae/tinny'. Did you mean 'dvae/tiny'?"),
         ("fit dvae/tiny --overwite", "unknown option or key 'overwite'. Did you mean 'overwrite'?"),
         ("fit dvae/tiny --trainer.max_stps 3", "trainer.max_stps: unknown key 'max_stps'. Did you mean 'max_steps'?"),
@@ -183,11 +187,21 @@ def test_masks_are_plotted_once(scratch: Path, capsys: pytest.CaptureFixture[str
         ("fit dvae/tiny --data.init_args.train emoji64:trian", "'trian'. Did you mean 'train'?"),
         ("fit prior/tiny --model.init_args.config.masks rwo", "'rwo'. Did you mean 'row'?"),
         ("fit dvae/tiny --trainer.max_steps abc", "trainer.max_steps"),
-        ("fit dvae/tiny --model.config.width x", 'Parser key "config.width": Expected a <class'),
-        (
-            "fit prior/tiny --data.class_path CodeDataModule --data.init_args.train t",
-            "the following arguments are required: text.tokenizer",
-        ),
+        ("fit dvae/tiny --model.config.width x", "fit: model.init_args.config.width must be an integer, got x\n"),
+        ("fit dvae/tiny --seed_everything x", "fit: seed_everything must be an integer or true or false, got x\n"),
+        ("fit dvae/tiny --trainer.max_steps null", "trainer.max_steps cannot be null: omit it for its default"),
+        ("fit dvae/tiny --trainer 7", "command line: trainer must have keys such as accelerator, got 7"),
+        ("fit dvae/tiny --checkpoint 5", "command line: checkpoint must have keys such as"),
+        ("fit dvae/tiny --model.config [1]",
+         "command line: model.init_args.config must have keys such as image_size, got [1]"),
+        ("fit dvae/tiny --model.learning_rate 5", "model.init_args.learning_rate must have keys such as"),
+        ("fit prior/tiny --data.class_path CodeDataModule --data.init_args.train t",
+         "fit: data.init_args.text.tokenizer is missing"),
+        ("generate x -n 2.5", "generate: -n/--num-images must be an integer, got '2.5'; see"),
+        ("generate x --top-p", "generate: --top-p needs a value; see"),
+        ("generate x --shift 1", "generate: --shift needs 2 values; see"),
+        ("generate x --model runs/none/model", "no folder runs/none/model: check its name"),
+        ("plan prior/tiny --mfu x", "plan: --mfu must be a number, got 'x'; see dalle-zoo plan --help"),
         ("fit dvae/tiny trainer.max_steps=3", "trainer.max_steps=3"),
     ],
 )  # fmt: skip
@@ -199,6 +213,40 @@ def test_a_typo_is_answered_with_the_nearest_right_word(
     assert answer in err
     assert "Traceback" not in err
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("fit dvae/tiny --overwite", "unknown option or key 'overwite'. Did you mean 'overwrite'?"),
+        ("fit dvae/tiny --trianer.max_steps 3", "unknown option or key 'trianer'. Did you mean 'trainer'?"),
+        ("fit prior/tiny --model.config.masks rwo", "'rwo'. Did you mean 'row'?"),
+        ("fit prior/tiny --trainer.max_steps", "--trainer.max_steps has no value"),
+        ("validate prior/tiny --overwrite", "unknown option or key 'overwrite'"),
+        ("fit own.yaml", "own.yaml: modle: unknown key 'modle'. Did you mean 'model'?"),
+        ("generate x --model runs/none", "no folder runs/none: check its name, or run the command where"),
+        ("serve runs/none", "no folder runs/none"),
+        ("encode x --model runs/none --out y", "no folder runs/none"),
+        ("reconstruct x.png --model runs/none", "no folder runs/none"),
+    ],
+)  # fmt: skip
+def test_names_are_checked_before_torch_is_imported(
+    line: str, answer: str, scratch: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("torch", "dalle_zoo.cli.fit"):
+        monkeypatch.setitem(sys.modules, module, None)  # importing it raises an error
+    (scratch / "runs").mkdir()
+    (scratch / "own.yaml").write_text("modle: {}\n")
+    status, _, err = say(line.split(), capsys)
+    assert (status, err.count("\n")) == (2, 1)
+    assert answer in err
+
+
+def test_top_level_keys_are_those_of_lightning() -> None:
+    for name in TOP_KEYS:
+        arguments = set(inspect.signature(getattr(Trainer, name)).parameters) - LightningCLI.subcommands()[name]
+        own = {"seed_everything", "model", "data", "trainer", "checkpoint", "images", "watch"}
+        assert set(TOP_KEYS[name]) == own | (arguments - {"self"})
 
 
 def test_the_process_ends_with_the_status_of_the_command() -> None:
@@ -216,8 +264,8 @@ def test_the_process_ends_with_the_status_of_the_command() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["convert", "x", "--out", ""], "argument --out: path is empty, as an unset variable is"),
-        (["eval", "folder", "--images", ""], "argument --images: path is empty"),
+        (["convert", "x", "--out", ""], "convert: --out: path is empty, as an unset variable is"),
+        (["eval", "folder", "--images", ""], "folder: --images: path is empty"),
         (["convert", "x", "--out=~nobody-here/x"], "'~nobody-here/x': this home folder is not known"),
         (["eval", "folder", "--network", "clip=~nobody-here/x"], "this home folder is not known"),
         (["generate", "x", "--model", ""], "location is empty"),

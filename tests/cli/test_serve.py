@@ -36,7 +36,7 @@ def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_cannot_be_served_is_refused(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["serve", "no-model-is-loaded", *options]) == 2
+    assert main(["serve", "emoji64", *options]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -48,7 +48,7 @@ def test_hosts_of_this_machine_need_no_token(host: str) -> None:
 def test_a_port_in_use_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        assert main(["serve", "no-model-is-loaded", "--port", str(port)]) == 2
+        assert main(["serve", "emoji64", "--port", str(port)]) == 2
     assert f"cannot serve at 127.0.0.1, port {port} (Address already in use)" in capsys.readouterr().err
 
 
