@@ -90,7 +90,7 @@ def evaluate(pipe: DallePipeline, codes: Tensor, captions: list[str], candidates
         if not torch.equal(sampled[:, 0][given != SAMPLE], codes[given != SAMPLE]):
             raise AssertionError("kept codes were changed")
         likelihood = torch.cat(
-            [pipe.rank([captions[i]], text[i : i + 1], sampled[i : i + 1], given[i]) for i in range(len(codes))]
+            [pipe.following_log_likelihood(text[i : i + 1], sampled[i : i + 1], given[i]) for i in range(len(codes))]
         )
         images = pipe.decode(sampled.flatten(0, 1)).unflatten(0, (len(codes), candidates))
         scores = torch.stack([pipe.score(images[i], [captions[i]] * candidates) for i in range(len(codes))])

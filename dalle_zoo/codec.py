@@ -12,6 +12,7 @@ from dalle_zoo.call import BATCH_SIZE, as_texts, check_ids, check_image, check_m
 from dalle_zoo.loading import PretrainedModel
 from dalle_zoo.regions import cells_to_sample, fit_image
 from dalle_zoo.sampling import SAMPLE
+from dalle_zoo.tokenizers.words import unknown_note
 from dalle_zoo.values import as_integer
 
 # P prompts, B images, T text positions, H W pixels, h w code grid
@@ -23,6 +24,19 @@ class CodecModel(PretrainedModel):
     def encode_text(self, prompts: str | Sequence[str]) -> Tensor:
         """Encodes a prompt or a list of prompts to padded text ids, int64 (P, T), on the device of the model."""
         return self.prior.encode_captions(self.tokenizer, as_texts("prompts", prompts)).to(self.device)
+
+    def prompt_notes(self, prompt: str) -> list[str]:
+        """What a user should know of a prompt: words that the model never saw, and a text that is truncated.
+
+        Example:
+            >>> DallePipeline.from_pretrained("emoji64").prompt_notes("!")  # doctest: +SKIP
+            ["prompt '!' has no words: the images show anything that the model knows"]
+        """
+        notes = [unknown_note(prompt, self.tokenizer.words)]
+        tokens, limit = len(self.tokenizer.encode(prompt)), self.prior.caption_length
+        if tokens > limit:
+            notes.append(f"prompt {prompt!r} has {tokens} tokens: the model uses the first {limit} only")
+        return [note for note in notes if note]
 
     def encode_image(self, image: Image.Image | Tensor) -> Tensor:
         """Encodes an image to codes.

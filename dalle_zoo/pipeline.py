@@ -201,13 +201,12 @@ class DallePipeline(ScoringModel):
                 batch_size=call.batch_size,
                 callback=report,
             )
-        scores = None
+        scores, pixels = None, None
         if call.rerank is not None:
-            scores = self.rank(call.prompts, text, codes, given, call.batch_size)
-            scores, best = scores.sort(descending=True, stable=True)
-            best, scores = best[:, : call.rerank], scores[:, : call.rerank]
-            codes, seeds = codes.take_along_dim(best[..., None, None], 1), seeds.take_along_dim(best, 1)
-        images = self._output(codes.flatten(0, 1), output_type, call.batch_size)
+            chosen = self.select(call.prompts, text, codes, call.rerank, given, call.batch_size)
+            scores, pixels = chosen.scores, chosen.images
+            codes, seeds = codes.take_along_dim(chosen.best[..., None, None], 1), seeds.take_along_dim(chosen.best, 1)
+        images = self._output(codes, pixels, output_type, call.batch_size)
         if not return_dict:
             return (images,)
         flat_scores = None if scores is None else scores.flatten()
@@ -241,10 +240,11 @@ class DallePipeline(ScoringModel):
             for seed, score in zip(row, some, strict=True)
         ]
 
-    def _output(self, codes: Tensor, output_type: OutputType, batch_size: int) -> Any:
+    def _output(self, codes: Tensor, pixels: Tensor | None, output_type: OutputType, batch_size: int) -> Any:
+        """Converts codes (P, N, h, w), or their pixels (P, N, 3, H, W) if ranking has decoded them, to the output."""
         if output_type == "latent":
-            return codes
-        images = self.decode(codes, batch_size)
+            return codes.flatten(0, 1)
+        images = self.decode(codes.flatten(0, 1), batch_size) if pixels is None else pixels.flatten(0, 1)
         if output_type == "pt":
             return images
         if output_type == "np":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -13,7 +14,19 @@ from dalle_zoo.codec import CodecModel
 from dalle_zoo.regions import following, ranks_by_likelihood
 from dalle_zoo.sampling import token_log_likelihood
 
-# P prompts, N candidates of a prompt, B images, T text positions, h w code grid
+# P prompts, N candidates of a prompt, K of them kept, B images, T text positions, h w code grid
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The best K candidates of every prompt, best first."""
+
+    best: Tensor
+    """Numbers of the candidates, int64 (P, K)."""
+    scores: Tensor
+    """Their scores, (P, K)."""
+    images: Tensor | None
+    """Their pixels in [0, 1], (P, K, 3, H, W); None if they were ranked without being decoded."""
 
 
 class ScoringModel(CodecModel):
@@ -77,28 +90,25 @@ class ScoringModel(CodecModel):
         best = values.argsort(descending=True, stable=True).tolist()
         return [(captions[index], float(values[index])) for index in best]
 
-    def rank(
+    def select(
         self,
         prompts: Sequence[str],
         text: Tensor,
         codes: Tensor,
+        keep: int,
         given: Tensor | None = None,
         batch_size: int = BATCH_SIZE,
-    ) -> Tensor:
-        """Scores candidates: by the ranker, or by how well sampled cells lead to kept cells that follow them.
-
-        The log-likelihood is that of the prior at temperature 1 and without guidance.
+    ) -> Selection:
+        """Selects the best candidates: by the ranker, or by how likely the kept cells are that follow sampled ones.
 
         Args:
             prompts: P prompts.
             text: Their text ids, int64 (P, T).
             codes: Complete codes, int64 (P, N, h, w).
+            keep: Number K of candidates to keep per prompt.
             given: Kept codes, int64 (h, w), with `SAMPLE` elsewhere. If any of them follows a sampled cell in raster
-                order, the score is the log-likelihood of those that do. Defaults to none.
+                order, candidates are ranked by `following_log_likelihood`. Defaults to none.
             batch_size: Number of images decoded at once. Defaults to 64.
-
-        Returns:
-            Scores, (P, N).
         """
         for name, ids in {"text": text, "codes": codes}.items():
             check_ids(name, ids)
@@ -107,15 +117,29 @@ class ScoringModel(CodecModel):
                 f"codes must have shape (P, N, h, w) with one row per prompt, got {tuple(codes.shape)} for "
                 f"{len(prompts)} prompts and {len(text)} rows of text"
             )
-        count = codes.shape[1]
         if given is not None and ranks_by_likelihood(given):
-            values = token_log_likelihood(self.prior, text.cpu().repeat_interleave(count, 0), codes.flatten(0, 1))
-            return (values * following(given)).sum((1, 2)).view(codes.shape[:2])
-        rows = [
-            self.score(self.decode(candidates, batch_size), [prompt] * count)
-            for prompt, candidates in zip(prompts, codes, strict=True)
-        ]
-        return torch.stack(rows)
+            scores, best = self.following_log_likelihood(text, codes, given).sort(descending=True, stable=True)
+            return Selection(best[:, :keep], scores[:, :keep], None)
+        parts = []
+        for prompt, candidates in zip(prompts, codes, strict=True):
+            images = self.decode(candidates, batch_size)
+            scores, best = self.score(images, [prompt] * len(images)).sort(descending=True, stable=True)
+            parts.append((best[:keep], scores[:keep], images[best[:keep]]))
+        return Selection(*map(torch.stack, zip(*parts, strict=True)))
+
+    def following_log_likelihood(self, text: Tensor, codes: Tensor, given: Tensor) -> Tensor:
+        """Log-likelihood of the kept cells that follow a sampled cell, at temperature 1 and without guidance.
+
+        Args:
+            text: Text ids, int64 (P, T).
+            codes: Complete codes, int64 (P, N, h, w).
+            given: Kept codes, int64 (h, w), with `SAMPLE` elsewhere.
+
+        Returns:
+            Sums over the cells, natural logarithm, (P, N).
+        """
+        values = token_log_likelihood(self.prior, text.cpu().repeat_interleave(codes.shape[1], 0), codes.flatten(0, 1))
+        return (values * following(given)).sum((1, 2)).view(codes.shape[:2])
 
 
 def _texts_of(images: Sequence[Image.Image] | Tensor, texts: Sequence[str]) -> list[str]:

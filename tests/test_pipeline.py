@@ -226,6 +226,19 @@ def test_the_best_come_first(pipe: DallePipeline) -> None:
         torch.testing.assert_close(best.images[at], everything.images[expected], atol=ROUNDING, rtol=0)
 
 
+def test_ranking_decodes_every_candidate_once(pipe: DallePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[torch.Tensor] = []
+    decode = pipe.image_tokenizer.decode
+
+    def count(codes: torch.Tensor) -> torch.Tensor:
+        decoded.append(codes)
+        return decode(codes)
+
+    monkeypatch.setattr(pipe.image_tokenizer, "decode", count)
+    pipe(PROMPTS, num_images_per_prompt=6, rerank=2, seed=2)
+    assert len(torch.cat(decoded)) == 6 * len(PROMPTS)
+
+
 def test_an_image_can_be_generated_again_from_its_seed(pipe: DallePipeline) -> None:
     from dalle_zoo.sampling import sample_codes
 

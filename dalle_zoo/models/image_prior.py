@@ -64,6 +64,12 @@ class ImagePrior(nn.Module, ABC):
         """Device of the weights."""
         return next(self.parameters()).device
 
+    @property
+    def caption_length(self) -> int:
+        """Number of caption tokens that fit; longer captions are truncated."""
+        length: int = self.config.text_length
+        return length
+
     def check_tokenizer(self, tokenizer: TextTokenizer) -> None:
         """Raises `ValueError` if the prior cannot have been trained with the tokenizer."""
         if self.config.text_vocab != tokenizer.vocab_size:
@@ -74,7 +80,7 @@ class ImagePrior(nn.Module, ABC):
 
     def encode_captions(self, tokenizer: TextTokenizer, captions: Sequence[str]) -> Tensor:
         """Encodes captions to ids with special tokens and padding: int64 (P, T) on the CPU."""
-        return CaptionEncoder(tokenizer, self.config.text_length)(captions)
+        return CaptionEncoder(tokenizer, self.caption_length)(captions)
 
     def null_text(self) -> Tensor:
         """Ids of the empty caption, for classifier-free guidance: int64 (T,).

@@ -28,7 +28,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 
 from dalle_zoo.version import __version__
 from dalle_zoo.web.engine import Answer, Engine, QueueFullError, Ticket
-from dalle_zoo.web.generation import GenerationRequest, Limits, png_files
+from dalle_zoo.web.generation import GenerationRequest, Limits, notes, png_files
 
 POLL = 0.25
 """Seconds between two checks whether the client is still connected."""
@@ -99,7 +99,8 @@ def create_app(engine: Engine, *, limits: Limits | None = None, token: str | Non
             )
             score = None if answer.scores is None else answer.scores[index]
             data.append({**shown, "seed": answer.seeds[index], "score": score})
-        return {"created": int(time.time()), "data": data, "model": pipe.location}
+        warnings = await asyncio.to_thread(notes, request, pipe)
+        return {"created": int(time.time()), "data": data, "model": pipe.location, "warnings": warnings}
 
     return app
 

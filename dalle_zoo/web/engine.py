@@ -264,14 +264,15 @@ class Engine:
                 ticket.request.on_progress(Progress(progress.done, progress.total, read))
 
     def _answer(self, request: Request, codes: Tensor, start: float) -> Answer:
-        seeds, scores = request.seeds, None
+        seeds, scores, images = request.seeds, None, None
         if request.rerank is not None:
             text = self.pipe.encode_text([request.prompt])
-            ranked = self.pipe.rank([request.prompt], text, codes[None], request.given)[0]
-            best = ranked.argsort(descending=True, stable=True)[: request.rerank]
-            codes, scores = codes[best], tuple(ranked[best].tolist())
-            seeds = tuple(seeds[index] for index in best.tolist())
-        return Answer(self.pipe.decode(codes), codes, seeds, scores, time.perf_counter() - start)
+            chosen = self.pipe.select([request.prompt], text, codes[None], request.rerank, request.given)
+            codes, scores = codes[chosen.best[0]], tuple(chosen.scores[0].tolist())
+            seeds = tuple(seeds[index] for index in chosen.best[0].tolist())
+            images = None if chosen.images is None else chosen.images[0]
+        images = self.pipe.decode(codes) if images is None else images
+        return Answer(images, codes, seeds, scores, time.perf_counter() - start)
 
 
 def _settle(ticket: Ticket, outcome: Answer | Exception) -> None:

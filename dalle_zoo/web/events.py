@@ -20,7 +20,7 @@ from dalle_zoo.images import to_pil
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.sampling import Progress
 from dalle_zoo.web.engine import Answer, Engine, QueueFullError, Request
-from dalle_zoo.web.generation import GenerationRequest, Limits, png_files
+from dalle_zoo.web.generation import GenerationRequest, Limits, notes, png_files
 
 PREVIEW_SECONDS = 0.3
 """Shortest time between two previews."""
@@ -97,18 +97,20 @@ async def generate(
         )
         given = await asyncio.to_thread(kept_codes, pipe, editor, restored)
         request = fields.to_request(pipe, limits, given=given, on_progress=watch.see)
+        noted = await asyncio.to_thread(notes, request, pipe)
         ticket = engine.submit(request)
     except (ValueError, TypeError, OSError, QueueFullError) as error:
         raise refusal(error) from None
     future = asyncio.wrap_future(ticket.future)
     try:
-        yield [], None, "Waiting for other requests …" if engine.waiting else "Generating …"
+        state = "Waiting for other requests …" if engine.waiting else "Generating …"
+        yield [], None, "\n".join([state, *noted])
         while not future.done():
             await asyncio.wait([future], timeout=PREVIEW_SECONDS)
-            if not future.done() and (state := watch.take()) is not None:
-                done, total, codes = state
+            if not future.done() and (seen := watch.take()) is not None:
+                done, total, codes = seen
                 images = await asyncio.to_thread(lambda codes: to_pil(pipe.preview(codes)), codes)
-                yield images, None, f"{done} of {total} tokens"
+                yield images, None, "\n".join([f"{done} of {total} tokens", *noted])
     finally:
         if not future.done():
             ticket.cancel()
@@ -117,7 +119,7 @@ async def generate(
     answer = future.result()
     with TemporaryDirectory(prefix="dalle-zoo-") as folder:  # gradio copies the files before the generator goes on
         paths = await asyncio.to_thread(write_files, answer, request, pipe, Path(folder))
-        yield list(zip(paths, captions(answer), strict=True)), paths, summary(answer)
+        yield list(zip(paths, captions(answer), strict=True)), paths, "\n".join([summary(answer), *noted])
 
 
 def kept_codes(pipe: DallePipeline, editor: dict[str, Any] | None, restored: str | None) -> Tensor | None:
@@ -178,7 +180,8 @@ def captions(answer: Answer) -> list[str]:
 
 def summary(answer: Answer) -> str:
     """One line about an answer."""
-    return f"{len(answer.seeds)} images in {answer.seconds:.1f} s. Seed of the first: {answer.seeds[0]}"
+    images = f"{len(answer.seeds)} image{'s' * (len(answer.seeds) > 1)}"
+    return f"{images} in {answer.seconds:.1f} s. Seed of the first: {answer.seeds[0]}"
 
 
 def restore(pipe: DallePipeline, path: str) -> list[Any]:

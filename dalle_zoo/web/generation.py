@@ -95,6 +95,12 @@ class GenerationRequest(BaseModel):
             raise ValueError(f"this server has the model {pipe.location}, not {self.model!r}")
 
 
+def notes(request: Request, pipe: DallePipeline) -> list[str]:
+    """What a client should know of the texts of a request, see `DallePipeline.prompt_notes`."""
+    texts = dict.fromkeys(text for text in (request.prompt, request.negative_prompt) if text)
+    return [note for text in texts for note in pipe.prompt_notes(text)]
+
+
 def png_files(answer: Answer, request: Request, pipe: DallePipeline) -> list[bytes]:
     """PNG files of an answer, each with its settings."""
     common: dict[str, Any] = pipe.common_settings(request.options, request.given)

@@ -62,6 +62,20 @@ def test_images_have_the_bytes_of_the_pipeline(client: openai.OpenAI, port: int,
     assert [fetch(port, url.partition(str(port))[2])[1] for url in urls] == files
 
 
+def test_what_a_client_should_know_of_its_prompt_is_in_the_answer(client: openai.OpenAI, pipe: Slow) -> None:
+    pipe.tokenizer.words = {"a": 2, "cat": 1, "fig": 1}
+    extra = {"negative_prompt": "a dog", "guidance_scale": 2.0}
+    answer = client.images.generate(prompt="a cat", extra_body=extra)
+    assert answer.model_extra == {
+        "model": "not saved", "warnings": ["prompt 'a dog': the model never saw the word 'dog'"],
+    }  # fmt: skip
+    answer = client.images.generate(prompt="a fig cat")
+    assert (answer.model_extra or {})["warnings"] == [
+        "prompt 'a fig cat' has 9 tokens: the model uses the first 8 only"
+    ]
+    assert client.images.generate(prompt="a cat").model_extra == {"model": "not saved", "warnings": []}
+
+
 def test_only_recent_images_are_stored(client: openai.OpenAI, port: int) -> None:
     first = client.images.generate(prompt="a cat", n=1).data
     client.images.generate(prompt="a cat", n=3)

@@ -47,6 +47,16 @@ def test_a_batch_gives_the_images_of_single_calls(engine: Engine, pipe: Slow) ->
     assert torch.equal(answers[2].codes[0, 1:3], given[1:3])
 
 
+def test_ranked_images_are_those_of_the_pipeline(engine: Engine, pipe: Slow) -> None:
+    given = torch.full((4, 4), SAMPLE)
+    given[2:] = 5
+    answer = engine.submit(Request(prompt="a fig", seeds=(1, 2, 3, 4), rerank=2, given=given)).future.result(30)
+    alone = pipe("a fig", num_images_per_prompt=4, seed=[1, 2, 3, 4], rerank=2, given=given, output_type="pt")
+    assert torch.equal(answer.images, alone.images)
+    assert answer.seeds == tuple(alone.seeds.tolist())
+    assert answer.scores == tuple(alone.scores.tolist())
+
+
 def test_a_full_queue_says_when_to_come_back(engine: Engine, pipe: Slow) -> None:
     hold(engine, pipe)
     tickets = [engine.submit(Request(prompt="a", seeds=(n,))) for n in range(8)]

@@ -59,6 +59,13 @@ def test_an_image_of_the_form_is_that_of_the_pipeline(engine: Engine, pipe: Slow
     assert not Path(gallery[0][0]).exists(), "gradio has its own copies"
 
 
+def test_the_status_has_what_a_user_should_know_of_the_prompt(engine: Engine, pipe: Slow) -> None:
+    pipe.tokenizer.words = {"a": 2, "cat": 1}
+    states = run(engine, *form(prompt="a cta"))
+    note = "prompt 'a cta': the model never saw the word 'cta'"
+    assert [status.partition("\n")[2] for _, _, status in states] == [note] * len(states)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -257,10 +257,15 @@ class DalleMini(ImagePrior):
                 f"{self.config.text_vocab} rows: use the tokenizer that the prior was trained with"
             )
 
+    @property
+    def caption_length(self) -> int:
+        """Number of caption tokens that fit between begin and end."""
+        return self.config.text_length - 2
+
     def encode_captions(self, tokenizer: TextTokenizer, captions: Sequence[str]) -> Tensor:
         """Encodes captions to begin, ids, end, padding: int64 (P, T) on the CPU. A truncated caption keeps its end."""
         c = self.config
-        rows = CaptionEncoder(tokenizer, c.text_length - 2)(captions)
+        rows = CaptionEncoder(tokenizer, self.caption_length)(captions)
         is_token = rows < tokenizer.vocab_size
         text = torch.full((len(rows), c.text_length), c.pad_token)
         text[:, 0] = c.begin_token

@@ -124,7 +124,7 @@ class MinDALLE(ImagePrior):
 
     def encode_captions(self, tokenizer: TextTokenizer, captions: Sequence[str]) -> Tensor:
         """Encodes captions, truncated or padded with [PAD] to T ids: int64 (P, T) on the CPU."""
-        ids = CaptionEncoder(tokenizer, self.config.text_length)(captions)
+        ids = CaptionEncoder(tokenizer, self.caption_length)(captions)
         return ids.where(ids < tokenizer.vocab_size, self._padding_id())
 
     def null_text(self) -> Tensor:

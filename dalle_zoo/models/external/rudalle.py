@@ -176,6 +176,11 @@ class RuDALLE(ImagePrior):
 
     # ------------------------------------------------------------ captions
 
+    @property
+    def caption_length(self) -> int:
+        """Number of caption tokens that fit after the start token."""
+        return self.config.text_length - 1
+
     def encode_captions(self, tokenizer: TextTokenizer, captions: Sequence[str]) -> Tensor:
         """Encodes captions in lower case to start, ids, end and one padding id per position: int64 (P, T) on the CPU.
 
@@ -184,7 +189,7 @@ class RuDALLE(ImagePrior):
         length, vocab = self.config.text_length, self.config.text_vocab
         for caption in captions:
             tokenizer.check(caption)
-        ids = CaptionEncoder(tokenizer, length - 1)([caption.lower().strip() for caption in captions])
+        ids = CaptionEncoder(tokenizer, self.caption_length)([caption.lower().strip() for caption in captions])
         end = 1 + (ids < vocab).sum(1, keepdim=True)
         ids = F.pad(ids, (1, 0), value=BOS)
         positions = torch.arange(length)
