@@ -5,12 +5,16 @@
 | `inception-2015` | TensorFlow's Inception, 2048; also 1008 logits | ``weights-inception-2015-12-05-6726825d.pth`` |
 | `dmgan` | torchvision's Inception with the input of the DM-GAN code, 2048 | ``inception_v3_google-1a9a5a14.pth`` |
 | `clip` | a CLIP model of transformers; also captions | its folder |
+| `clip-l14-336` | that of CMMD, images squeezed to 336 x 336 | its folder |
+| `pickscore` | that of PickScore | its folder |
+| `dinov2` | DINOv2 ViT-L/14, 1024 | its folder, or ``dinov2_vitl14_pretrain.pth`` |
 | `ranker` | the ranker of a dalle-zoo model; also captions | folder of the model, or of the ranker |
 | `mobilenet` | MobileNet v1, 256 | ``mobilenet_v1_025_224.safetensors`` |
 | `sprites` | things, ground, layout and hue of composed images, by pixels | none: in the package |
 | `sprites-mobilenet` | likewise, things compared by that network | that of `mobilenet` |
 | `sprites-clip` | likewise | that of `clip` |
 | `sprites-ranker` | likewise | that of `ranker` |
+| `pixels` | the image at 8 x 8 pixels, 192 | none |
 | `image_tokenizer`, `prior` | codes, likelihoods | none: parts of the evaluated model |
 
 A Fréchet distance in the features of the first two is called FID, each in a column of its own. All files are local,
@@ -27,7 +31,15 @@ from pathlib import Path
 
 import torch
 
-from dalle_zoo_eval.extractors import clip, inception, mobilenet, model_parts, sprites  # noqa: F401 (they register themselves)
+from dalle_zoo_eval.extractors import (  # noqa: F401 (they register themselves)
+    clip,
+    dinov2,
+    inception,
+    mobilenet,
+    model_parts,
+    pixels,
+    sprites,
+)
 from dalle_zoo_eval.extractors.base import (
     EXTRACTORS,
     Extractor,

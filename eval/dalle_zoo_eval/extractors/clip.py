@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,34 @@ def load_ranker(location: Path, device: torch.device, expected_sha256: str | Non
     return open_contrastive("ranker", inner if inner.is_dir() else location, device, expected_sha256)
 
 
+@EXTRACTORS.register(
+    "clip-l14-336", obtain="clip-l14-336, the folder openai/clip-vit-large-patch14-336 as transformers writes it"
+)
+def load_clip_336(location: Path, device: torch.device, expected_sha256: str | None = None) -> ContrastiveExtractor:
+    """Opens the CLIP of CMMD: patches of 14 pixels, and images squeezed to 336 x 336 without a crop, as in its code.
+
+    Arguments and errors are those of `load_clip`; a network with other patches or images is refused.
+    """
+    opened = open_contrastive("clip-l14-336", location, device, expected_sha256)
+    vision = opened.ranker.model.config.vision_config
+    if (vision.image_size, vision.patch_size) != (336, 14):
+        raise ExtractorFileError(
+            f"{location} takes images of {vision.image_size} pixels in patches of {vision.patch_size}, expected 336 "
+            "and 14: CMMD is defined with openai/clip-vit-large-patch14-336"
+        )
+    opened.ranker.preprocessing = replace(opened.ranker.preprocessing, resize=(336, 336), crop=None)
+    record = {**opened.record, "resize": f"{opened.ranker.preprocessing.mode} with antialias, aspect not kept"}
+    return replace(opened, record=record)
+
+
+@EXTRACTORS.register(
+    "pickscore", obtain="pickscore, the folder yuvalkirstain/PickScore_v1 with the tokenizer of its CLIP"
+)
+def load_pickscore(location: Path, device: torch.device, expected_sha256: str | None = None) -> ContrastiveExtractor:
+    """Opens the CLIP of PickScore; arguments and errors as in `load_clip`."""
+    return open_contrastive("pickscore", location, device, expected_sha256)
+
+
 def open_contrastive(
     name: str, folder: Path, device: torch.device, expected_sha256: str | None
 ) -> ContrastiveExtractor:
@@ -93,7 +121,7 @@ def open_contrastive(
             "tokenizer.json; copy it there, for example openai/clip-vit-base-patch32 saved with save_pretrained"
         )
     try:
-        digest = _digest(weights)
+        digest = digest_of_weights(weights)
         if expected_sha256 and digest != expected_sha256:
             raise ValueError(f"{weights.name} has sha256 {digest}, expected {expected_sha256}: copy the right folder")
         ranker = ranker_folder.load_ranker(folder).to(device).requires_grad_(False)
@@ -110,7 +138,7 @@ def open_contrastive(
     return ContrastiveExtractor(name=name, record=record, ranker=ranker)
 
 
-def _digest(weights: Path) -> str:
+def digest_of_weights(weights: Path) -> str:
     """Returns the sha256 of the weights; of shards that of their digests, in the order of their names."""
     digests = [sha256_file(file) for file in sorted({header.file for header in read_headers(weights).values()})]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

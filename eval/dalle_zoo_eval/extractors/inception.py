@@ -95,7 +95,7 @@ def load_inception_2015(
     path, digest = find_weights(location, [WEIGHTS_2015], expected_sha256)
     # torch-fidelity unpickles any file. It gets bytes that were written here from checked tensors.
     checked = io.BytesIO()
-    torch.save(_read_tensors(path), checked)
+    torch.save(read_tensors(path), checked)
     checked.seek(0)
     kinds = {"features": "2048", "logits": "logits_unbiased"}
     with torch.random.fork_rng(devices=[]):  # initial weights are sampled and discarded
@@ -136,7 +136,7 @@ def load_dmgan(location: Path, device: torch.device, expected_sha256: str | None
     with torch.random.fork_rng(devices=[]):
         net = Inception3(transform_input=False, init_weights=False)
     try:
-        net.load_state_dict(_read_tensors(path))
+        net.load_state_dict(read_tensors(path))
     except RuntimeError as error:
         raise _wrong_weights(path, WEIGHTS_DMGAN[0], error) from None
     net.fc = nn.Identity()
@@ -181,18 +181,23 @@ def _resize(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(scaled)).permute(2, 0, 1)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads a state dict; a file with anything but tensors is rejected and not run."""
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Returns a state dict; a file with anything but tensors is rejected and not run."""
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged bytes the reader raises nearly anything
         raise ExtractorFileError(f"{path} is not a readable file of weights: {str(error)[:300]}") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ExtractorFileError(f"{path} must hold a dict of tensors, got {type(tensors).__name__}")
+    check_finite(tensors, path)
+    return tensors
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raises `ExtractorFileError` for weights that are NaN or infinite."""
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise ExtractorFileError(f"{path} holds NaN or infinity in {str(name)[:100]}: the weights are unusable")
-    return tensors
 
 
 def _wrong_weights(path: Path, file: WeightsFile, error: RuntimeError) -> ExtractorFileError:

@@ -10,11 +10,15 @@ docs/evaluation.md. ``METRICS["kid"]()`` is a metric for any training loop:
 
 from dalle_zoo_eval.metrics import (  # noqa: F401 (they register themselves)
     bits_per_token,
+    caption_match,
     clip_score,
+    cmmd,
     codebook_use,
     composition,
     concept_accuracy,
+    density_coverage,
     distinct_images,
+    fd_dinov2,
     frechet,
     inception_score,
     kid,
@@ -23,6 +27,7 @@ from dalle_zoo_eval.metrics import (  # noqa: F401 (they register themselves)
     r_precision,
     retrieval,
     seen_combinations,
+    vendi,
 )
 from dalle_zoo_eval.metrics.base import METRICS, MetricSpec
 

@@ -65,6 +65,12 @@ class MetricSpec:
     """Whether a report of several groups shows it as a bar chart."""
     inputs: frozenset[str] = frozenset()
     """What `update` takes."""
+    source: str = ""
+    """Paper that defines it; "" for those of this project."""
+    least: int = 0
+    """Number of samples, on every side, below which its scores vary or are biased too much to be compared."""
+    interval: str = ""
+    """How its interval or deviation is estimated; "" if it has none."""
     check: Callable[..., None] | None = None
     """Called with the keys and concepts of the reference of all groups, and the options, before any work."""
     remark: Callable[[Mapping[str, Mapping[str, float]]], str] | None = None
@@ -72,8 +78,9 @@ class MetricSpec:
 
     def record(self) -> dict[str, Any]:
         """What a result file repeats, so that a report needs no registry."""
-        left_out = ("name", "paired", "every", "reference", "images", "inputs", "check", "remark")
-        shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
+        left_out = {"name", "paired", "every", "reference", "images", "inputs", "check", "remark"}
+        of_document = {"source", "least", "interval"}  # the table of docs/evaluation.md
+        shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out | of_document}
         return shown | {"parts": dict(self.parts)}
 
 

@@ -41,6 +41,7 @@ _REGIONS = {name: number for number, name in enumerate(REGIONS)}
     every=True,
     by_group=True,
     relative_to="reconstructed",
+    interval="bootstrap over the prompts",
 )
 def composition(
     grounds: Tensor,

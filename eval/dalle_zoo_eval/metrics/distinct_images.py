@@ -22,6 +22,7 @@ SAME = 0.06
     section="Distinct images",
     images=("candidates",),
     every=True,
+    interval="bootstrap over the prompts",
 )
 def distinct_images(thumbnails: Tensor) -> dict[str, Estimate]:
     """Returns the mean number of different images among the candidates of a prompt, as ``value``.

@@ -13,6 +13,8 @@ LEVEL = 0.95
 """Share of repetitions within an interval."""
 SEED = 0
 """Seed of the bootstrap, and of the order of smaller sets."""
+BLOCK = 2**22
+"""Resampled numbers in memory at once."""
 
 
 class Estimate(NamedTuple):
@@ -25,20 +27,47 @@ class Estimate(NamedTuple):
     high: float
     """Upper end."""
 
+    def annotated(self) -> dict[str, float]:
+        """Returns the score of a metric with one value: ``value``, ``low`` and ``high``."""
+        return self._asdict()
 
-def bootstrapped(values: Tensor) -> Estimate:
-    """Mean over prompts, and the interval of the means of resampled prompts.
+
+def interval_of_mean(values: Tensor) -> tuple[float, float]:
+    """Returns the interval of the means of resampled values.
 
     Args:
-        values: One number per prompt, (B,).
+        values: One number per sample, (n,).
+    """
+    generator, values = torch.Generator().manual_seed(SEED), values.double()
+    rounds = max(1, BLOCK // len(values))
+    means = []
+    for start in range(0, ROUNDS, rounds):
+        chosen = torch.randint(len(values), (min(rounds, ROUNDS - start), len(values)), generator=generator)
+        means.append(values[chosen].mean(1))
+    tail = (1 - LEVEL) / 2
+    low, high = torch.cat(means).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def bootstrapped(values: Tensor) -> Estimate:
+    """Mean over prompts or images, and the interval of the means of resampled ones.
+
+    Args:
+        values: One number per prompt or image, (n,).
 
     Example:
         >>> bootstrapped(torch.ones(4))
         Estimate(value=1.0, low=1.0, high=1.0)
     """
-    generator = torch.Generator().manual_seed(SEED)
-    chosen = torch.randint(len(values), (ROUNDS, len(values)), generator=generator)
-    means = values.double()[chosen].mean(1)
-    tail = (1 - LEVEL) / 2
-    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Estimate(float(values.double().mean()), low, high)
+    return Estimate(float(values.double().mean()), *interval_of_mean(values))
+
+
+def shifted(value: float, influences: Tensor) -> Estimate:
+    """Returns a score that is no mean over samples, with the bootstrap interval of its linear part.
+
+    Args:
+        value: The score.
+        influences: n times the derivative of the score by the weight of each of n samples, (n,), of mean 0.
+    """
+    low, high = interval_of_mean(influences)
+    return Estimate(value, value + low, value + high)

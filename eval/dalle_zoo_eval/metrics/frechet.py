@@ -31,6 +31,9 @@ CHUNK = 4096
 """Samples that are processed at once."""
 POINTS = 6
 """Number of sample sizes to which the line is fitted."""
+LEAST = 10_000
+"""Samples of a distance that is to be compared: with fewer, its bias exceeds the differences of systems."""
+INTERVAL = "bootstrap of the linear part, and the value at infinity"
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -284,11 +287,17 @@ class FrechetBase(Metric):
         setattr(self, f"{side}_outer", moments.outer)
 
 
-@METRICS.register("fid", extractor=FID_FAMILIES, lower_is_better=True, label="FID", format=".2f", sweep=True)
+@METRICS.register(
+    "fid", extractor=FID_FAMILIES, lower_is_better=True, label="FID", format=".2f", sweep=True,
+    source="Heusel et al., 2017", least=LEAST, interval=INTERVAL,
+)  # fmt: skip
 class FrechetInceptionDistance(FrechetBase):
     """The distance in the features of an Inception network, one of `FID_FAMILIES`."""
 
 
-@METRICS.register("frechet", lower_is_better=True, label="Fréchet distance", format=".3f", sweep=True)
+@METRICS.register(
+    "frechet", lower_is_better=True, label="Fréchet distance", format=".3f", sweep=True,
+    source="Heusel et al., 2017", interval=INTERVAL,
+)  # fmt: skip
 class FrechetDistance(FrechetBase):
     """The distance in the features of any other network; never called FID."""

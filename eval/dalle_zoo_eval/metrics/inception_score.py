@@ -13,7 +13,10 @@ SHUFFLE_SEED = 2020
 """Seed of torch-fidelity's order."""
 
 
-@METRICS.register("is", extractor="inception-2015", label="Inception score", format=".2f", sweep=True)
+@METRICS.register(
+    "is", extractor="inception-2015", label="Inception score", format=".2f", sweep=True,
+    source="Salimans et al., 2016", least=10_000, interval="deviation over splits",
+)  # fmt: skip
 def inception_score(logits: Tensor, *, splits: int = 10, seed: int | None = SHUFFLE_SEED) -> tuple[float, float]:
     """Returns ``exp(mean KL(p(y|x) || p(y)))`` of every split, by torch-fidelity.
 

@@ -10,7 +10,10 @@ from dalle_zoo_eval.moments import StatisticsError
 # n samples, m of them in a subset, d features
 
 
-@METRICS.register("kid", extractor="inception-2015", lower_is_better=True, label="KID")
+@METRICS.register(
+    "kid", extractor="inception-2015", lower_is_better=True, label="KID", source="Binkowski et al., 2018", least=1000,
+    interval="deviation over subsets",
+)  # fmt: skip
 def kernel_distance(
     features: Tensor, real_features: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
 ) -> tuple[float, float]:

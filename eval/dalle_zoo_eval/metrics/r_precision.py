@@ -18,7 +18,10 @@ CHUNK = 128
 """Images compared at once."""
 
 
-@METRICS.register("r_precision", extractor="ranker", label="R-precision")
+@METRICS.register(
+    "r_precision", extractor="ranker", label="R-precision", source="Xu et al., 2018", least=1000,
+    interval="deviation over splits",
+)  # fmt: skip
 def r_precision(
     features: Tensor,
     text_features: Tensor,

@@ -27,6 +27,7 @@ from dalle_zoo_eval.metrics.estimates import Estimate, bootstrapped
     paired=True,
     every=True,
     by_group=True,
+    interval="bootstrap over the prompts",
 )
 def seen_combinations(novel: Tensor, targets: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
     """Returns the share of images whose nearest training composite has the same thing, place and ground, as ``value``.

@@ -15,7 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dalle_zoo.files import sha256_file
+from dalle_zoo.models.ranker import Ranker, RankerConfig
+from dalle_zoo.ranker_folder import save_ranker
 from dalle_zoo.registry import UnknownNameError
+from dalle_zoo.tokenizers import ByteTokenizer
 
 # Of unit vectors: transformers resizes with Pillow, we with torch, which differ by a level here and there.
 PREPROCESSING = 2e-2
@@ -31,10 +34,10 @@ def images() -> Tensor:
 def locations(model: Path, tmp_path: Path) -> dict[str, Path]:
     """Where the networks that need no other package are."""
     save_file(MobileNet().state_dict(), tmp_path / WEIGHTS_FILE)
-    return {"mobilenet": tmp_path, "ranker": model, "clip": model / "ranker"}
+    return {"mobilenet": tmp_path, "ranker": model, "clip": model / "ranker", "pixels": tmp_path}
 
 
-@pytest.fixture(params=["mobilenet", "ranker", "clip"])
+@pytest.fixture(params=["mobilenet", "ranker", "clip", "pixels"])
 def network(request: pytest.FixtureRequest, locations: dict[str, Path]) -> Extractor:
     return load_extractor(request.param, locations[request.param])
 
@@ -43,8 +46,26 @@ def test_the_table_names_them_all() -> None:
     import dalle_zoo_eval.extractors as package
 
     assert package.__doc__
-    networks = {"inception-2015", "dmgan", "clip", "ranker", "mobilenet", "image_tokenizer", "prior"}
-    assert set(EXTRACTORS) == {*networks, "sprites", "sprites-clip", "sprites-ranker", "sprites-mobilenet"}
+    networks = {
+        "inception-2015",
+        "dmgan",
+        "clip",
+        "clip-l14-336",
+        "pickscore",
+        "dinov2",
+        "ranker",
+        "mobilenet",
+        "pixels",
+    }
+    assert set(EXTRACTORS) == {
+        *networks,
+        "image_tokenizer",
+        "prior",
+        "sprites",
+        "sprites-clip",
+        "sprites-ranker",
+        "sprites-mobilenet",
+    }
     assert EXTRACTORS.names(fid=True) == ["inception-2015", "dmgan"]
     assert all(f"`{name}`" in str(package.__doc__) for name in EXTRACTORS)
     with pytest.raises(UnknownNameError, match="Did you mean 'inception-2015'"):
@@ -75,7 +96,7 @@ def test_settings_of_the_caller_change_nothing(network: Extractor, images: Tenso
 def test_a_record_is_plain_and_complete(network: Extractor) -> None:
     assert network.record["name"] == network.name
     assert len(str(network.record["sha256"])) == 64
-    more = {"mobilenet": "title"}.get(network.name, "files_sha256")
+    more = {"mobilenet": "title", "pixels": "title"}.get(network.name, "files_sha256")
     assert {"name", "sha256", "pixels", "resize", more} == set(network.record)
     if more == "files_sha256":
         assert {"config.json", "tokenizer.json", "preprocessor_config.json"} <= set(network.record["files_sha256"])
@@ -128,6 +149,23 @@ def test_clip_equals_transformers(model: Path, images: Tensor) -> None:
     text = network.text_features(captions)
     assert torch.allclose(text, torch.nn.functional.normalize(read), atol=1e-5)
     assert torch.equal(text[0], text[2])
+
+
+def test_the_clip_of_cmmd_squeezes_images(model: Path, tmp_path: Path, images: Tensor) -> None:
+    """The code of CMMD scales the complete image; the folder says to crop it."""
+    torch.manual_seed(0)
+    small = RankerConfig(
+        image_size=336, patch_size=14, vision_width=8, vision_layers=1, vision_heads=1, text_width=8, text_layers=1,
+        text_heads=1, embed_dim=8, text_length=12, text_vocab=256,
+    )  # fmt: skip
+    ranker = Ranker.create(small, ByteTokenizer())
+    save_ranker(ranker, tmp_path / "clip")
+    found = load_extractor("clip-l14-336", tmp_path / "clip")(images)["features"]
+    scaled = torch.nn.functional.interpolate(images, (336, 336), mode="bicubic", antialias=True).float() / 255
+    assert torch.allclose(found, ranker.eval().image_features(scaled), atol=1e-5)
+    assert not torch.allclose(found, load_extractor("clip", tmp_path / "clip")(images)["features"], atol=1e-3)
+    with pytest.raises(ExtractorFileError, match="takes images of 16 pixels in patches of 8, expected 336"):
+        load_extractor("clip-l14-336", model / "ranker")
 
 
 def test_mobilenet_reads_no_captions(locations: dict[str, Path]) -> None:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric, MetricCollection
 
 from dalle_zoo.results import IMAGE_SETS
+from tools.metric_table import DOCUMENT, table, with_table
 
 N = 240
 GENERATOR = torch.Generator().manual_seed(0)
@@ -198,3 +199,9 @@ def test_the_document_says_whose_every_metric_is() -> None:
     table = text.partition("| metric | implementation | why |")[2].partition("\n\n")[0]
     named = [name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.partition(" | ")[0])]
     assert sorted(named) == list(METRICS)
+
+
+def test_the_table_of_the_document_is_that_of_the_registry() -> None:
+    text = DOCUMENT.read_text()
+    assert text == with_table(text), "run python tools/metric_table.py"
+    assert table() in text

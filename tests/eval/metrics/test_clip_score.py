@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dalle_zoo_eval.metrics.clip_score import clip_score
+from dalle_zoo_eval.metrics.clip_score import clip_score as annotated
+
+
+def clip_score(features: torch.Tensor, text_features: torch.Tensor) -> float:
+    return annotated(features, text_features)["value"]
+
 
 UP = torch.tensor([[0.0, 1.0]])
 

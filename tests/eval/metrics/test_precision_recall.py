@@ -9,7 +9,10 @@ from torch import Tensor
 
 
 def precision_recall(reference: Tensor, generated: Tensor, k: int = 3) -> tuple[float, float]:
-    return module.precision(generated, reference, k=k), module.recall(generated, reference, k=k)
+    measures = module.precision, module.recall
+    found = [measure(generated, reference, k=k) for measure in measures]
+    assert all(each["low"] <= each["value"] <= each["high"] for each in found)
+    return found[0]["value"], found[1]["value"]
 
 
 def by_hand(reference: Tensor, generated: Tensor, k: int) -> tuple[float, float]:

@@ -1,0 +1,55 @@
+"""CMMD: maximum mean discrepancy of CLIP features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dalle_zoo_eval.metrics.base import METRICS
+from dalle_zoo_eval.metrics.estimates import shifted
+from dalle_zoo_eval.metrics.precision_recall import ROWS, squared_distances
+from dalle_zoo_eval.moments import in_batches
+
+# n generated, m reference, d features
+
+SIGMA = 10.0
+"""Width of the Gaussian kernel."""
+SCALE = 1000.0
+"""Factor of the score, which makes it easy to read."""
+
+
+@METRICS.register(
+    "cmmd", extractor="clip-l14-336", lower_is_better=True, label="CMMD", format=".3f",
+    source="Jayasumana et al., 2024", least=1000, interval="bootstrap of the linear part",
+)  # fmt: skip
+def cmmd(features: Tensor, real_features: Tensor) -> dict[str, float]:
+    """Returns 1000 times the squared maximum mean discrepancy with a Gaussian kernel of width 10, with its interval.
+
+    The means of the kernel include the pairs of a sample with itself, as in the code of the paper, so the value is at
+    least 0.
+
+    Reference: Rethinking FID: Towards a Better Evaluation Metric for Image Generation (Jayasumana et al., 2024).
+
+    Args:
+        features: (n, d) of the generated side; need not be unit vectors.
+        real_features: (m, d) of the reference.
+
+    Raises:
+        ValueError: Features of different lengths.
+    """
+    if features.ndim != 2 or real_features.ndim != 2 or features.shape[1] != real_features.shape[1]:
+        raise ValueError(
+            f"features must be (n, d) with one d, got {tuple(features.shape)} and {tuple(real_features.shape)}"
+        )
+    x, y = (F.normalize(side.double(), dim=1) for side in (features, real_features))
+    own, other, reference = _mean_kernel(x, x), _mean_kernel(x, y), _mean_kernel(y, y)
+    value = own.mean() - 2 * other.mean() + reference.mean()
+    influences = 2 * (own - other)
+    return shifted(SCALE * float(value), SCALE * (influences - influences.mean())).annotated()
+
+
+def _mean_kernel(x: Tensor, y: Tensor) -> Tensor:
+    """Returns the mean of the kernel of each sample with all others, (n, d) and (m, d) to (n,)."""
+    parts = [(squared_distances(rows, y) / (-2 * SIGMA**2)).exp().mean(1) for rows in in_batches(x, ROWS)]
+    return torch.cat(parts)
