@@ -1,4 +1,4 @@
-"""None and other wrong types at the entry points of the package: an error of ours that names the argument."""
+"""None and other wrong types at the entry points of the package: an error of the package that names the argument."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ def test_wrong_types_for_a_pipeline(pipe: Any, name: str) -> None:
 
 
 def test_unknown_arguments_of_functions() -> None:
-    with pytest.raises(TypeError, match=r"unknown argument 'quantise'. Did you mean 'quantize'"):
-        DallePipeline.from_pretrained("emoji64", quantise="int8")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"unknown argument 'quantizes'. Did you mean 'quantize'"):
+        DallePipeline.from_pretrained("emoji64", quantizes="int8")  # type: ignore[call-arg]
 
     @suggests_arguments
     def function(path: Path, /, number: int = 1, *, name: str = "") -> tuple[Path, int, str]:
