@@ -114,7 +114,7 @@ def _no_file(where: str, error: BaseException) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
     name = where.partition(" ")[0]
-    for reason in list(_chain(error))[1:]:
+    for reason in list(exception_chain(error))[1:]:
         if isinstance(reason, HfHubHTTPError):
             return refusal(where, reason, name)
     unknown = f"it is not in the cache either. If a local folder was meant: no folder {name!r} exists"
@@ -185,7 +185,7 @@ def silence(where: str, error: BaseException, *, writes: bool = False) -> str:
     """
     endpoint = where.rpartition(" on ")[2]
     again = "; the same command resumes the upload" if writes else ""
-    chain = list(_chain(error))
+    chain = list(exception_chain(error))
     kinds = {type(each).__name__ for each in chain}
     text = " ".join(str(each) for each in chain)
     known = (
@@ -210,7 +210,7 @@ def silence(where: str, error: BaseException, *, writes: bool = False) -> str:
     return f"{where} did not respond ({detail}): check the network{again}"
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def exception_chain(error: BaseException) -> Iterator[BaseException]:
     """Yields an exception and those that it was raised from or while handling."""
     current: BaseException | None = error
     while current is not None:

@@ -239,7 +239,7 @@ def resolve(files: Iterable[Keys], overrides: Iterable[Override] = ()) -> dict[s
 
 
 def value_at(keys: Keys, path: str) -> Any:
-    """Value of a key such as ``trainer.devices``, None without one."""
+    """Returns the value of a key such as ``trainer.devices``; None if the key is missing."""
     value: Any = keys
     for part in path.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None

@@ -6,12 +6,13 @@ import difflib
 import importlib.metadata
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Entry = TypeVar("Entry")
+Spec = TypeVar("Spec")
 
 
 class UnknownNameError(KeyError, ValueError):
@@ -156,3 +157,43 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __repr__(self) -> str:
         return f"Registry({self.kind!r}: {', '.join(self)})"
+
+
+class SpecRegistry(Registry[T], Generic[T, Spec]):
+    """A registry that also knows a spec of each member, which is available before the member is called.
+
+    Args:
+        kind: What the members are, for messages.
+        group: Entry-point group for other distributions.
+        spec: Dataclass of the specs. Its field ``name`` is the name of the member; all others have defaults, which are
+            used for members without a spec.
+    """
+
+    def __init__(self, kind: str, *, group: str, spec: Callable[..., Spec]) -> None:
+        super().__init__(kind, group=group)
+        self._spec_class = spec
+        self._specs: dict[str, Spec] = {}
+
+    def register(self, name: str, **fields: Any) -> Callable[[Entry], Entry]:
+        """Returns a decorator that adds a member.
+
+        Args:
+            name: Name of the member.
+            **fields: Further fields of its spec.
+        """
+        add = super().register(name)
+
+        def add_with_spec(entry: Entry) -> Entry:
+            self._specs[name] = self._spec_class(name=name, **fields)
+            return add(entry)
+
+        return add_with_spec
+
+    def spec(self, name: str) -> Spec:
+        """Returns the spec of a member; raises `UnknownNameError` for an unknown name."""
+        self[name]  # loads a member of another distribution, which may register a spec
+        return self._specs.get(name, self._spec_class(name=name))
+
+    def specs(self) -> list[Spec]:
+        """Returns all specs, in the order of registration; those of other distributions have defaults until loaded."""
+        return [*self._specs.values(), *(self._spec_class(name=name) for name in self if name not in self._specs)]

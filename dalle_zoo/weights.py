@@ -7,7 +7,7 @@ meta device), and each tensor is read separately and moved directly to the reque
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -229,13 +229,22 @@ def _headers_of_file(path: Path) -> dict[str, Header]:
 
 def _check_fit(path: Path, expected: Mapping[str, Tensor], headers: Mapping[str, Header]) -> None:
     """Compares names, shapes and dtypes."""
-    problems = [f"missing {name}" for name in sorted(expected.keys() - headers.keys())]
-    problems += [f"unexpected {name}" for name in sorted(headers.keys() - expected.keys())]
-    for name in sorted(expected.keys() & headers.keys()):
-        problems += _mismatches(name, expected[name], headers[name])
-    if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise ModelFolderError(f"{path} does not fit its config.json: {shown}")
+    if problems := misfit(expected.keys(), headers.keys(), lambda n: _mismatches(n, expected[n], headers[n])):
+        raise ModelFolderError(f"{path} does not fit its config.json: {problems}")
+
+
+def misfit(expected: Set[str], found: Set[str], mismatches: Callable[[str], Iterable[str]]) -> str:
+    """Describes how stored tensors differ from expected ones; empty if they fit.
+
+    Args:
+        expected: Names of the expected tensors.
+        found: Names of the stored tensors.
+        mismatches: Returns the differences of a tensor that is in both.
+    """
+    problems = [f"missing {name}" for name in sorted(expected - found)]
+    problems += [f"unexpected {name}" for name in sorted(found - expected)]
+    problems += [problem for name in sorted(expected & found) for problem in mismatches(name)]
+    return "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
 
 
 def _mismatches(name: str, target: Tensor, stored: Header) -> Iterable[str]:

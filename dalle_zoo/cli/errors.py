@@ -5,11 +5,10 @@ from __future__ import annotations
 import dis
 import re
 import traceback
-from collections.abc import Iterator
 from types import TracebackType
 
 from dalle_zoo.files import is_disk_full
-from dalle_zoo.hub_errors import hide_secrets
+from dalle_zoo.hub_errors import exception_chain, hide_secrets
 
 USER, FAULT = 2, 1
 """Exit statuses: of an error that the user can act on, and of one that this package did not expect."""
@@ -73,7 +72,7 @@ def _is_deliberate(error: Exception) -> bool:
 
 def _of_system(error: Exception) -> str | None:
     """Message for an error of the operating system, with the file that it concerns."""
-    full = next((each for each in _chain(error) if is_disk_full(each)), None)
+    full = next((each for each in exception_chain(error) if is_disk_full(each)), None)
     if full is not None:
         file = _final(getattr(full, "filename", None) or "a file")
         return f"{file} cannot be written: no space left on the disk. Free some space, then run the same command again"
@@ -92,14 +91,6 @@ def _of_system(error: Exception) -> str | None:
 def _final(path: object) -> str:
     """Returns the place of a file that was to be moved out of a workspace (`dalle_zoo.workspaces`)."""
     return re.sub(r"/\.([^/]+)\.writing/[0-9a-f]+(?=/|$)", r"/\1", str(path))
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yields an exception and those that it was raised from or while handling."""
-    current: BaseException | None = error
-    while current is not None:
-        yield current
-        current = current.__cause__ or current.__context__
 
 
 def _of_memory(error: Exception) -> str | None:

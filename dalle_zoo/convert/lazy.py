@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dalle_zoo.convert.pickles import WeightFileError
-from dalle_zoo.weights import Lazy, save_weights
+from dalle_zoo.weights import Lazy, misfit, save_weights
 
 CONVERTED_SHARD_BYTES = 10**9
 """Weights larger than this are split into shards, of which one is in memory at a time."""
@@ -93,17 +93,16 @@ def check_fit(tensors: Mapping[str, Lazy], expected: Mapping[str, Tensor]) -> No
         tensors: Weights under native names.
         expected: State dict of the network; may be on the meta device.
     """
-    problems = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
-    problems += [f"unexpected {name}" for name in sorted(tensors.keys() - expected.keys())]
-    for name in sorted(expected.keys() & tensors.keys()):
+
+    def mismatches(name: str) -> Iterator[str]:
         stored = tensors[name]
         if stored.shape != tuple(expected[name].shape):
-            problems.append(f"{name} has shape {stored.shape}, expected {tuple(expected[name].shape)}")
+            yield f"{name} has shape {stored.shape}, expected {tuple(expected[name].shape)}"
         elif not stored.dtype.is_floating_point:
-            problems.append(f"{name} is {stored.dtype}, expected floating point")
-    if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise WeightFileError(f"the weights do not fit: {shown}")
+            yield f"{name} is {stored.dtype}, expected floating point"
+
+    if problems := misfit(expected.keys(), tensors.keys(), mismatches):
+        raise WeightFileError(f"the weights do not fit: {problems}")
 
 
 def _finite(name: str, tensor: Lazy) -> DerivedTensor:

@@ -31,7 +31,6 @@ from dalle_zoo.data.datasets import CaptionedDataset, Item, pick_caption
 from dalle_zoo.data.ordering import shuffled, stretches
 from dalle_zoo.data.samples import Skipped
 from dalle_zoo.files import FileError
-from dalle_zoo.seeds import seeded_rng
 
 # n samples, h w code grid
 
@@ -161,10 +160,8 @@ class CodeDataset(CaptionedDataset):
     def records(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[CodeRecord | Skipped]:
         """See `CaptionedDataset.records`."""
         records = self._in_order(seed, epoch, start, stop)
-        if seed is None:
-            return records
         # Shuffled as stored, in a quarter of the memory of int64.
-        return shuffled(records, self.shuffle_buffer, seeded_rng("buffer", seed, epoch, start))
+        return shuffled(records, self.shuffle_buffer, seed=seed, epoch=epoch, start=start)
 
     def item(self, record: CodeRecord, epoch: int) -> Item:
         """See `CaptionedDataset.item`."""

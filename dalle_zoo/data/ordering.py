@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import TypeVar
 
 from dalle_zoo.seeds import seeded_rng
@@ -45,8 +45,20 @@ def stretches(counts: Sequence[int], *, seed: int | None, epoch: int, start: int
         position += counts[shard]
 
 
-def shuffled(items: Iterable[T], buffer_size: int, rng: random.Random) -> Iterator[T]:
-    """Shuffles with a buffer: each item is sampled from the next ``buffer_size`` ones."""
+def shuffled(items: Iterable[T], buffer_size: int, *, seed: int | None, epoch: int, start: int) -> Iterator[T]:
+    """Shuffles the items of a stretch with a buffer: each is sampled from the next ``buffer_size`` ones.
+
+    Args:
+        items: Items from position ``start`` on.
+        buffer_size: Number of items in the buffer.
+        seed: Seed of the order; None for the given order.
+        epoch: Number of the pass over the data.
+        start: Position of the first item.
+    """
+    if seed is None:
+        yield from items
+        return
+    rng = seeded_rng("buffer", seed, epoch, start)
     buffer: list[T] = []
     for item in items:
         buffer.append(item)
@@ -56,7 +68,7 @@ def shuffled(items: Iterable[T], buffer_size: int, rng: random.Random) -> Iterat
         yield _take(buffer, rng)
 
 
-def _take(buffer: list[T], rng: random.Random) -> T:
+def _take(buffer: list[T], rng: Random) -> T:
     index = rng.randrange(len(buffer))
     buffer[index], buffer[-1] = buffer[-1], buffer[index]
     return buffer.pop()

@@ -19,7 +19,6 @@ from dalle_zoo.data.ordering import shuffled, stretches
 from dalle_zoo.data.samples import Sample, SampleSource, Skipped, read_sample
 from dalle_zoo.data.selection import CAPTION_SUFFIXES, IMAGE_SUFFIXES, is_hidden, suffix_of, valid_name
 from dalle_zoo.files import try_read_json
-from dalle_zoo.seeds import seeded_rng
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +68,7 @@ class ShardSource(SampleSource):
     def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Sample | Skipped]:
         """See `SampleSource.read`."""
         records = self._in_order(seed, epoch, start, stop)
-        if seed is None:
-            return records
-        return shuffled(records, self.shuffle_buffer, seeded_rng("buffer", seed, epoch, start))
+        return shuffled(records, self.shuffle_buffer, seed=seed, epoch=epoch, start=start)
 
     def problems(self) -> Iterator[Skipped]:
         """Names the members that cannot be samples, without reading contents."""

@@ -12,9 +12,8 @@ from dalle_zoo.planning.dvae import DVAEWorkload
 from dalle_zoo.planning.prior import PriorWorkload
 from dalle_zoo.planning.setup import Setup
 from dalle_zoo.planning.workload import Workload
+from dalle_zoo.recipes import Keys, value_at
 from dalle_zoo.values import as_integer
-
-Keys = Mapping[str, Any]
 
 AVERAGING = ("WeightEMA", "EMAWeightAveraging", "WeightAveraging")
 """Callbacks that store averaged weights."""
@@ -71,7 +70,7 @@ def read_work(keys: Keys) -> Workload:
             "GPU"
         )
     workload = WORKLOADS[name]
-    config = _config(workload.config_class, _at(keys, "model.init_args.config") or {})
+    config = _config(workload.config_class, value_at(keys, "model.init_args.config") or {})
     if isinstance(config, PriorConfig):
         check_grid(config)
     return workload(config)
@@ -90,26 +89,26 @@ def read_setup(keys: Keys, paper_formats: bool = False) -> Setup:
     """
     values: dict[str, Any] = {"devices": _devices(keys), "paper_formats": paper_formats}
     for field, key in INTEGERS.items():
-        value = _at(keys, key)
+        value = value_at(keys, key)
         if value is not None:
             values[field] = _integer(key, value)
     for field, key in NAMES.items():
-        value = _at(keys, key)
+        value = value_at(keys, key)
         if value is not None and not isinstance(value, str | int):
             raise ValueError(f"{key} must be a name for a plan, got {value!r}")
         if value is not None:
             values[field] = str(value)
-    recompute = _at(keys, "model.init_args.recompute")
+    recompute = value_at(keys, "model.init_args.recompute")
     if recompute is not None and not isinstance(recompute, bool):
         raise ValueError(f"model.init_args.recompute must be true or false, got {recompute!r}")
-    steps = _at(keys, "trainer.max_steps")
+    steps = value_at(keys, "trainer.max_steps")
     if steps is not None and _integer("trainer.max_steps", steps) > 0:
         values["steps"] = steps
-    clips = _at(keys, "model.init_args.adamw.variance_clip") is not None
-    if "variance_clip" not in (_at(keys, "model.init_args.adamw") or {}):
+    clips = value_at(keys, "model.init_args.adamw.variance_clip") is not None
+    if "variance_clip" not in (value_at(keys, "model.init_args.adamw") or {}):
         workload = WORKLOADS.get(_module(keys))
         clips = workload is not None and workload.clips_variance
-    average = _average(_at(keys, "trainer.callbacks") or [])
+    average = _average(value_at(keys, "trainer.callbacks") or [])
     return Setup(**values, recompute=bool(recompute), clips_variance=clips, average=average)
 
 
@@ -122,17 +121,9 @@ def check_grid(config: PriorConfig) -> None:
         )
 
 
-def _at(keys: Keys, path: str) -> Any:
-    """Value of a key such as ``trainer.devices``; None if it is missing."""
-    value: Any = keys
-    for part in path.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
 def _module(keys: Keys) -> str:
     """Name of the LightningModule's class; empty if there is none."""
-    return str(_at(keys, "model.class_path") or "").rpartition(".")[2]
+    return str(value_at(keys, "model.class_path") or "").rpartition(".")[2]
 
 
 def _integer(key: str, value: Any) -> int:
@@ -144,8 +135,8 @@ def _integer(key: str, value: Any) -> int:
 
 def _devices(keys: Keys) -> int:
     """GPUs per node, from their number or a list of them; on the CPU one process counts as one."""
-    value = _at(keys, "trainer.devices")
-    if value in (None, "auto") and _at(keys, "trainer.accelerator") == "cpu":
+    value = value_at(keys, "trainer.devices")
+    if value in (None, "auto") and value_at(keys, "trainer.accelerator") == "cpu":
         return 1
     if isinstance(value, list):
         return len(value)

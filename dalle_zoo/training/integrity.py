@@ -26,11 +26,6 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.ckpt"))
 
 
-def newest_checkpoint(run: Path) -> Path | None:
-    """The checkpoint of the highest step in a run folder, or None. It may be damaged."""
-    return next(reversed(list_checkpoints(run / "checkpoints")), None)
-
-
 def newest_intact(run: Path) -> Path | None:
     """The checkpoint of the highest step in a run folder that is not damaged; warns about each damaged one.
 

@@ -135,9 +135,10 @@ def _parser(name: str, protocol: Protocol) -> argparse.ArgumentParser:
     )
     p.add_argument("--data", type=Path, help="folder of the dataset; bundled datasets need none")
     p.add_argument("--layout", help="layout of the dataset folder [the protocol's first layout]")
+    networks = [spec.name for spec in EXTRACTORS.specs() if not spec.model_part]
     p.add_argument(
         "--network", type=_named_path, action="append", default=[], metavar="NAME=PATH",
-        help=f"file or folder of a network: {', '.join(EXTRACTORS.names(model_part=False))}; repeatable",
+        help=f"file or folder of a network: {', '.join(networks)}; repeatable",
     )  # fmt: skip
     p.add_argument(
         "--leave-out", action="append", default=[], metavar="NAME", help="omit a network and its metrics; repeatable"

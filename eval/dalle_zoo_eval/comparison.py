@@ -110,7 +110,7 @@ def _pairs(first: Result, other: Result) -> list[tuple[str, Any, Any]]:
             pairs.append((f"options of {name}", rules[0][name].get("options"), rules[1][name].get("options")))
     # Each model may have its own ranker: its digest is part of the family of its scores instead.
     one, two = (result.get("extractors") or {} for result in (first, other))
-    own = {name for name in EXTRACTORS.names() if name not in EXTRACTORS.names(model_folder="")}
+    own = {spec.name for spec in EXTRACTORS.specs() if spec.model_folder}
     for name in sorted((set(one) & set(two)) - own):
         pairs.append((f"sha256 of {name}", one[name].get("sha256"), two[name].get("sha256")))
     return pairs

@@ -77,7 +77,7 @@ def nearest(features: Tensor, gallery: Iterable[Tensor], *, batch_size: int = 10
     total = 0
     if not len(features):
         raise ValueError("both sets must hold images, got 0 query images")
-    for part in regrouped(gallery, GALLERY):
+    for (part,) in regrouped(zip(gallery), GALLERY):
         if features.shape[1] != part.shape[1]:
             raise ValueError(f"features must be of one network, got {features.shape[1]} and {part.shape[1]} numbers")
         known = F.normalize(part.float(), dim=1).t()

@@ -1,18 +1,13 @@
-"""Mean and covariance of features, as sums that are accumulated in chunks, combined and stored."""
+"""Mean and covariance of features, as sums that are accumulated in chunks and combined."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-
-from dalle_zoo.files import atomic_write
 
 # n samples, d features
 
@@ -53,19 +48,11 @@ class Moments:
     def of_parts(cls, parts: Iterable[Tensor]) -> Self:
         """Returns the moments of features in one or more parts (n_i, d); memory does not grow with their number."""
         found: Self | None = None
-        for part in regrouped(parts, ROWS):
+        for (part,) in regrouped(zip(parts), ROWS):
             found = (cls.zero(part.shape[1]) if found is None else found).add(part)
         if found is None:
             raise StatisticsError("there are no features")
         return found
-
-    @classmethod
-    def exact(cls, mean: Tensor, covariance: Tensor, count: int) -> Self:
-        """Returns the moments with a given mean (d,) and covariance (d, d, divided by n - 1)."""
-        mean, covariance = mean.double(), covariance.double()
-        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-            raise StatisticsError(f"expected (d,) and (d, d), got {tuple(mean.shape)} and {tuple(covariance.shape)}")
-        return cls(count=count, total=mean * count, outer=covariance * (count - 1) + count * torch.outer(mean, mean))
 
     def add(self, features: Tensor) -> Self:
         """Returns the moments with further samples.
@@ -122,44 +109,22 @@ class Moments:
         """Whether there are too few samples for a covariance of full rank (n <= d)."""
         return self.count <= len(self.total)
 
-    def save(self, path: Path) -> None:
-        """Writes a safetensors file, atomically."""
-        tensors = {"count": torch.tensor(self.count), "total": self.total.cpu(), "outer": self.outer.cpu()}
-        with atomic_write(path) as aside:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
 
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Reads what `save` wrote.
+def regrouped(parts: Iterable[tuple[Tensor, ...]], rows: int) -> Iterator[tuple[Tensor, ...]]:
+    """Yields the same rows in larger parts.
 
-        Raises:
-            StatisticsError: The file is missing, damaged, or holds something else.
-        """
-        try:
-            tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise StatisticsError(
-                f"{path} cannot be read as statistics ({error}): delete it and measure again"
-            ) from None
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        d = shapes.get("total", (0,))[0]
-        if shapes != {"count": (), "total": (d,), "outer": (d, d)}:
-            raise StatisticsError(f"{path} must hold count, total (d,) and outer (d, d), got {shapes}")
-        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-            raise StatisticsError(f"{path} holds NaN or infinity: delete it and measure again")
-        return cls(count=int(tensors["count"]), total=tensors["total"].double(), outer=tensors["outer"].double())
-
-
-def regrouped(parts: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
-    """The same rows in larger parts: each but the last has at least ``rows``."""
-    waiting: list[Tensor] = []
+    Args:
+        parts: Parts with one or more tensors each; the tensors of a part have equal numbers of rows.
+        rows: Minimum number of rows of every part but the last; 0 leaves the parts unchanged.
+    """
+    waiting: list[tuple[Tensor, ...]] = []
     for part in parts:
         waiting.append(part)
-        if sum(map(len, waiting)) >= rows:
-            yield torch.cat(waiting)
+        if sum(len(tensors[0]) for tensors in waiting) >= rows:
+            yield tuple(torch.cat(column) for column in zip(*waiting, strict=True))
             waiting.clear()
     if waiting:
-        yield torch.cat(waiting)
+        yield tuple(torch.cat(column) for column in zip(*waiting, strict=True))
 
 
 def in_batches(tensor: Tensor, batch_size: int) -> Iterator[Tensor]:

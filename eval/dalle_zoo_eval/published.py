@@ -122,8 +122,6 @@ class PublishedTable:
     """Number of samples of a score unless its note states another; None if not published."""
     rows: tuple[PublishedRow, ...]
     """The scores, in the order of the file."""
-    without_score: tuple[str, ...] = ()
-    """Sentences on systems without a score."""
 
     def __post_init__(self) -> None:
         seen = set()
@@ -176,19 +174,17 @@ def read_published(path: Path) -> PublishedTable:
         DataFileError: A field is unknown, missing or wrong, or a score appears twice.
     """
     values = read_yaml(path)
-    known = ("title", "samples", "without_score", "groups")
+    known = ("title", "samples", "groups")
     check_keys(values, known, str(path), required=known)
     try:
-        for name in ("groups", "without_score"):
-            if not isinstance(values[name], list):
-                raise DataFileError(f"{name} must be a list, got {values[name]!r}")
+        if not isinstance(values["groups"], list):
+            raise DataFileError(f"groups must be a list, got {values['groups']!r}")
         rows = [row for number, group in enumerate(values["groups"], 1) for row in _group(group, number)]
         return PublishedTable(
             name=path.stem,
             title=values["title"],
             samples=values["samples"],
             rows=tuple(rows),
-            without_score=tuple(values["without_score"]),
         )
     except DataFileError as error:
         raise DataFileError(f"{path}: {error}") from None

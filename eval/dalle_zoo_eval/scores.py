@@ -20,7 +20,7 @@ from dalle_zoo_eval.image_sources import EVERY
 from dalle_zoo_eval.metrics import METRICS
 from dalle_zoo_eval.metrics.base import ANNOTATIONS, MetricSpec
 from dalle_zoo_eval.metrics.estimates import Estimate
-from dalle_zoo_eval.moments import ROWS, StatisticsError
+from dalle_zoo_eval.moments import ROWS, StatisticsError, regrouped
 from dalle_zoo_eval.opening import OTHER_INPUTS, extractors_of, needs_extractor
 from dalle_zoo_eval.rules import MetricRule
 
@@ -166,7 +166,7 @@ class Scorer:
         if spec.every and view.count != EVERY:
             chunks = ((*(t[:, None] for t in tensors[: len(parts)]), *tensors[len(parts) :]) for tensors in chunks)
         start = 0
-        for tensors in self._paired(spec, view, _regrouped(chunks, 0 if pixels else ROWS)):
+        for tensors in self._paired(spec, view, regrouped(chunks, 0 if pixels else ROWS)):
             stop = start + len(tensors[0])
             yield {
                 **dict(zip(names, tensors, strict=True)),
@@ -281,15 +281,3 @@ def _estimate(computed: Any) -> float | Estimate:
 
 def _value(computed: float | Estimate) -> float:
     return computed.value if isinstance(computed, Estimate) else computed
-
-
-def _regrouped(batches: Iterator[tuple[Tensor, ...]], rows: int) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows in larger batches: each but the last has at least ``rows``."""
-    waiting: list[tuple[Tensor, ...]] = []
-    for batch in batches:
-        waiting.append(batch)
-        if sum(len(b[0]) for b in waiting) >= rows:
-            yield tuple(torch.cat(column) for column in zip(*waiting, strict=True))
-            waiting.clear()
-    if waiting:
-        yield tuple(torch.cat(column) for column in zip(*waiting, strict=True))

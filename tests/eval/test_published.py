@@ -148,7 +148,7 @@ GROUP: dict[str, Any] = {
 
 
 def written(path: Path, *groups: Any, **others: Any) -> Path:
-    table = {"title": "T", "samples": None, "without_score": [], "groups": list(groups), **others}
+    table = {"title": "T", "samples": None, "groups": list(groups), **others}
     path.write_text(yaml.safe_dump(table))
     return path
 

@@ -14,7 +14,7 @@ from typing import Any
 from dalle_zoo.data.captions import MAX_CAPTION_BYTES, read_captions, valid_captions
 from dalle_zoo.data.decoding import CorruptImageError, read_file
 from dalle_zoo.data.selection import valid_name
-from dalle_zoo.registry import Registry, UnknownNameError, suggest
+from dalle_zoo.registry import SpecRegistry, UnknownNameError, suggest
 from dalle_zoo_eval.datasets.digests import content_digests
 
 log = logging.getLogger(__name__)
@@ -108,27 +108,22 @@ class EvalDataset:
 Reader = Callable[[Path | None, str], EvalDataset]
 """(root, split) to a dataset; the root is the folder given with ``--data``, None if there is none."""
 
-DATASETS: Registry[Reader] = Registry("evaluation dataset", group="dalle_zoo.eval_datasets")
 
-_LAYOUT_FILES = {
-    # layout: (what it alone has, all that belongs there); the first that fits names a folder
-    "attngan": (
-        "captions.pickle",
-        "captions.pickle, SPLIT/filenames.pickle and images/KEY.jpg, or, for birds, CUB_200_2011/images.txt, "
-        "CUB_200_2011/bounding_boxes.txt and CUB_200_2011/images/KEY.jpg; perhaps SPLIT/class_info.pickle and "
-        "text/KEY.txt",
-    ),
-    "cub": (
-        "images.txt",
-        "images.txt, image_class_labels.txt, classes.txt, images/CLASS/NAME.jpg, text_c10/CLASS/NAME.txt, perhaps "
-        "bounding_boxes.txt, and for the split zeroshot_train.txt with zeroshot_test.txt, or train_test_split.txt",
-    ),
-    "folder": (".", "images, perhaps with captions of the same name in .txt files"),
-    "coco": (
-        "annotations",
-        "annotations/captions_SPLIT.json (or .json.gz) and the images in SPLIT/ or images/SPLIT/",
-    ),
-}
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """Layout of a dataset on disk."""
+
+    name: str
+    """Name in `DATASETS`."""
+    files: str = ""
+    """Files that its folder must contain, for messages. Empty if the dataset needs no folder."""
+    mark: str = ""
+    """File or folder that only this layout has, which identifies a folder. Defaults to none."""
+
+
+DATASETS: SpecRegistry[Reader, DatasetSpec] = SpecRegistry(
+    "evaluation dataset", group="dalle_zoo.eval_datasets", spec=DatasetSpec
+)
 
 
 def read_dataset(layout: str, root: Path | None, split: str) -> EvalDataset:
@@ -150,7 +145,7 @@ def read_dataset(layout: str, root: Path | None, split: str) -> EvalDataset:
     if root is not None and not root.is_dir():
         found = "it is a file (archives and statistics are not read)" if root.exists() else "there is no such folder"
         raise DatasetError(f"expected a folder of images or of a dataset, got {str(root)!r}: {found}")
-    if root is None and layout in _LAYOUT_FILES:
+    if root is None and DATASETS.spec(layout).files:
         raise DatasetError(f"the folder of the dataset ({layout}) is needed: give it with --data DIR")
     dataset = read(root, split)
     if skipped := dataset.skipped:
@@ -215,12 +210,12 @@ def missing(layout: str, root: Path, what: str) -> DatasetError:
     elif not found and (inside := {p.name: look for p in sorted(root.iterdir()) if (look := _recognized(p))}):
         name, found = next(iter(inside.items()))
         hint = f" Its folder {name} looks like the layout {found!r}: perhaps name that one."
-    return DatasetError(f"{root}: there is no {what}. The layout {layout!r} has {_LAYOUT_FILES[layout][1]}.{hint}")
+    return DatasetError(f"{root}: there is no {what}. The layout {layout!r} has {DATASETS.spec(layout).files}.{hint}")
 
 
 def _recognized(folder: Path) -> str | None:
     """Known layout that a folder seems to have."""
-    return next((name for name, (mark, _) in _LAYOUT_FILES.items() if mark != "." and (folder / mark).exists()), None)
+    return next((spec.name for spec in DATASETS.specs() if spec.mark and (folder / spec.mark).exists()), None)
 
 
 def read_lines(layout: str, root: Path, name: str) -> list[str]:

@@ -33,7 +33,11 @@ MAX_BYTES = 2**30
 SPLITS = ("train2014", "val2014", "train2017", "val2017")
 
 
-@DATASETS.register("coco")
+@DATASETS.register(
+    "coco",
+    mark="annotations",
+    files="annotations/captions_SPLIT.json (or .json.gz) and the images in SPLIT/ or images/SPLIT/",
+)
 def read_coco(root: Path | None, split: str) -> EvalDataset:
     """Reads a split; a key is the name of the image file without its ending.
 

@@ -19,7 +19,7 @@ from dalle_zoo_eval.datasets.base import (
 SPLITS = ("all",)
 
 
-@DATASETS.register("folder")
+@DATASETS.register("folder", files="images, perhaps with captions of the same name in .txt files")
 def read_folder(root: Path | None, split: str) -> EvalDataset:
     """Reads the images below a folder; keys and captions as `dalle_zoo.data.FolderSource`.
 

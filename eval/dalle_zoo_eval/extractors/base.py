@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dalle_zoo.files import sha256_file
-from dalle_zoo.registry import Registry
+from dalle_zoo.registry import SpecRegistry
 
 # B images, H W pixels, d features, c classes
 
@@ -119,44 +119,9 @@ Opener = Callable[..., Extractor]
 """``(location, device, expected_sha256)``, with a file or folder; for parts of a model ``(pipe, files_sha256)``."""
 
 
-class ExtractorRegistry(Registry[Opener]):
-    """`Registry` of functions that open extractors, each with an `ExtractorSpec`."""
-
-    def __init__(self, kind: str, *, group: str) -> None:
-        super().__init__(kind, group=group)
-        self._specs: dict[str, ExtractorSpec] = {}
-
-    def register(self, name: str, **fields: Any) -> Callable[[Any], Any]:
-        """Returns a decorator that adds an extractor.
-
-        Args:
-            name: Name in protocols and of ``--network``.
-            **fields: Further fields of `ExtractorSpec`.
-        """
-        add = super().register(name)
-
-        def add_with_spec(opener: Any) -> Any:
-            self._specs[name] = ExtractorSpec(name=name, **fields)
-            return add(opener)
-
-        return add_with_spec
-
-    def spec(self, name: str) -> ExtractorSpec:
-        """Returns the spec of an extractor; raises `UnknownNameError` for an unknown name."""
-        self[name]  # loads the extractor of another distribution, which may register a spec
-        return self._specs.get(name, ExtractorSpec(name=name))
-
-    def names(self, **fields: Any) -> list[str]:
-        """Returns the names whose spec has certain values, in the order of registration; loads nothing.
-
-        Args:
-            **fields: Fields of `ExtractorSpec` and their values.
-        """
-        known = [*self._specs.values(), *(ExtractorSpec(name=name) for name in self if name not in self._specs)]
-        return [spec.name for spec in known if all(getattr(spec, field) == value for field, value in fields.items())]
-
-
-EXTRACTORS = ExtractorRegistry("feature extractor", group="dalle_zoo.extractors")
+EXTRACTORS: SpecRegistry[Opener, ExtractorSpec] = SpecRegistry(
+    "feature extractor", group="dalle_zoo.extractors", spec=ExtractorSpec
+)
 
 
 def find_weights(location: Path, files: Sequence[WeightsFile], expected_sha256: str | None) -> tuple[Path, str]:

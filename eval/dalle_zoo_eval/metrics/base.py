@@ -131,6 +131,13 @@ class MetricRegistry(Registry[type[Metric]]):
         return found
 
 
+def check_sides(features: Tensor, real_features: Tensor) -> None:
+    """Raises `ValueError` unless both sides are features (n, d) with the same d."""
+    a, b = features, real_features
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"features must be (n, d) with one d, got {tuple(a.shape)} and {tuple(b.shape)}")
+
+
 def _of_finite_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     """Makes a function refuse NaN and infinity in its tensors: some scores of NaN are plausible numbers."""
     signature = inspect.signature(function)

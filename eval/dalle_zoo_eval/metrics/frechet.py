@@ -25,7 +25,7 @@ from dalle_zoo_eval.moments import Moments, StatisticsError, in_batches
 
 # n samples, d features, r rank
 
-FID_FAMILIES = tuple(EXTRACTORS.names(fid=True))
+FID_FAMILIES = tuple(spec.name for spec in EXTRACTORS.specs() if spec.fid)
 """Extractors whose distances are called FID. Their scores of the same images differ by several points."""
 CHUNK = 4096
 """Samples that are processed at once."""

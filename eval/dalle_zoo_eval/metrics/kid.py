@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dalle_zoo_eval.metrics.base import METRICS
+from dalle_zoo_eval.metrics.base import METRICS, check_sides
 from dalle_zoo_eval.moments import StatisticsError
 
 # n samples, m of them in a subset, d features
@@ -41,8 +41,7 @@ def kernel_distance(
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     a, b = features, real_features
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise ValueError(f"features must be (n, d) with one d, got {tuple(a.shape)} and {tuple(b.shape)}")
+    check_sides(a, b)
     if subset_size < 2 or subsets < 1:
         raise ValueError(f"subset_size must be at least 2 and subsets 1, got {subset_size} and {subsets}")
     if min(len(a), len(b)) < subset_size:

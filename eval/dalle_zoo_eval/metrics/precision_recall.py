@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dalle_zoo_eval.metrics.base import METRICS
+from dalle_zoo_eval.metrics.base import METRICS, check_sides
 from dalle_zoo_eval.metrics.estimates import bootstrapped
 from dalle_zoo_eval.moments import StatisticsError, in_batches
 
@@ -51,8 +51,7 @@ def recall(features: Tensor, real_features: Tensor, *, k: int = 3) -> dict[str, 
 
 def check_neighbors(a: Tensor, b: Tensor, k: int) -> None:
     """Raises an error unless both sides have features of one length, and more samples than ``k`` neighbors."""
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise ValueError(f"features must be (n, d) with one d, got {tuple(a.shape)} and {tuple(b.shape)}")
+    check_sides(a, b)
     if not 1 <= k < min(len(a), len(b)):
         raise StatisticsError(f"{k} neighbors need more samples, got {min(len(a), len(b))}")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dalle_zoo_eval.datasets import DATASETS, DatasetError, EvalDataset, Item, read_dataset
-from dalle_zoo_eval.datasets.base import checked_key, clean_captions, usable
+from dalle_zoo_eval.datasets import DATASETS, DatasetError, EvalDataset, Item, base, read_dataset
+from dalle_zoo_eval.datasets.base import DatasetSpec, checked_key, clean_captions, usable
 
-from dalle_zoo.registry import UnknownNameError
+from dalle_zoo.registry import SpecRegistry, UnknownNameError
 
 SPLITS = {"coco": "val2014", "cub": "test", "attngan": "test", "folder": "all"}
 MAKERS: dict[str, Callable[[Any], Path]] = {
@@ -66,6 +66,23 @@ def test_the_right_folder_one_level_below_is_named(make: Any) -> None:
     make.cub()
     with pytest.raises(DatasetError, match=r"Its folder CUB_200_2011 looks like the layout 'cub'"):
         read_dataset("cub", make.root, "test")
+
+
+def test_a_registered_layout_describes_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = SpecRegistry("evaluation dataset", group="example.datasets", spec=DatasetSpec)
+    monkeypatch.setattr(base, "DATASETS", registry)
+
+    @registry.register("tree", files="a tree")
+    @registry.register("table", mark="captions.tsv", files="captions.tsv and its images")
+    def read_table(root: Path | None, split: str) -> EvalDataset:
+        raise AssertionError("the folder is checked first")
+
+    with pytest.raises(DatasetError, match=r"the folder of the dataset \(table\) is needed"):
+        read_dataset("table", None, "all")
+    error = base.missing("table", tmp_path, "captions.tsv")
+    assert str(error).endswith("there is no captions.tsv. The layout 'table' has captions.tsv and its images.")
+    (tmp_path / "captions.tsv").touch()
+    assert "looks like the layout 'table'" in str(base.missing("tree", tmp_path, "tree"))
 
 
 @pytest.mark.parametrize("layout", ["coco", "cub", "attngan"])

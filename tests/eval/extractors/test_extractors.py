@@ -66,7 +66,7 @@ def test_the_table_names_them_all() -> None:
         "sprites-ranker",
         "sprites-mobilenet",
     }
-    assert EXTRACTORS.names(fid=True) == ["inception-2015", "dmgan"]
+    assert [spec.name for spec in EXTRACTORS.specs() if spec.fid] == ["inception-2015", "dmgan"]
     assert all(f"`{name}`" in str(package.__doc__) for name in EXTRACTORS)
     with pytest.raises(UnknownNameError, match="Did you mean 'inception-2015'"):
         load_extractor("inception", "nowhere")
