@@ -1,11 +1,12 @@
-"""From images to features on disk, in chunks that are complete or absent.
+"""Extracts features of images and stores them on disk in chunks.
 
     image source ─► images ─► blur radii ─► extractor ─► one safetensors file per chunk and extractor
     └──────── a thread, one chunk ahead ────────┘
 
-A chunk has a fixed number of samples, because the features of an image depend, in the last bits, on the other images
-of its batch. So neither a kill nor the number of processes changes a number. Process r of w begins with chunks r,
-r + w, ...; process 0 then does what is missing and nobody has claimed, and finally waits for what others have.
+The last bits of the features of an image depend on the other images of its batch. Therefore all chunks have the same
+number of samples, and their files are written atomically: neither an interrupted run nor the number of processes
+changes a score. Process r of w begins with chunks r, r + w, ...; process 0 then computes the missing chunks that no
+other process has claimed, and finally waits for the claimed ones.
 """
 
 from __future__ import annotations
@@ -36,19 +37,19 @@ from dalle_zoo_eval.provenance import IDENTITY, PACKAGES, digest, package_versio
 # B samples of a chunk, d features, c classes
 
 SECONDS = "seconds"
-"""Name, in the metadata of a chunk, of the time that its network took."""
+"""Key, in the metadata of a chunk, of the time that its network took."""
 LOADING = "loading"
-"""Likewise of the time in which its images were generated or read, by the thread that is one chunk ahead."""
+"""Key of the time that generating or reading its images took, in the thread that is one chunk ahead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Which chunks a process begins with."""
+    """The chunks with which a process begins."""
 
     rank: int = 0
-    """Number of the process."""
+    """Index of the process."""
     world: int = 1
-    """Processes in all."""
+    """Total number of processes."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world:
@@ -60,38 +61,42 @@ class Ready:
     """The images of a chunk, prepared for the extractors."""
 
     batch: ImageBatch
-    """The images themselves."""
+    """The original images."""
     views: dict[str, dict[str, list[Tensor]]]
-    """For every extractor and every ``radius/candidates`` the prepared images, those of one size together."""
+    """Prepared images by extractor and ``radius/candidates``, in one tensor per image size."""
     places: dict[str, list[list[int]]]
-    """For every ``radius/candidates`` the places of these images in the chunk."""
+    """Indices of these images in the chunk by ``radius/candidates``, in one list per image size."""
     seconds: float
-    """Time in which the images were generated or read."""
+    """Time that generating or reading the images took."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    """A chunk that a thread prepares."""
+    """A chunk that is being prepared in a thread."""
 
     chunk: int
-    """Its number."""
+    """Index of the chunk."""
     extractors: list[str]
-    """Extractors whose features are missing; this process has claimed it for them."""
+    """Extractors whose features are missing; this process holds the claims for them."""
     ready: Future[Ready]
-    """Its images."""
+    """The prepared images."""
 
 
 class FeatureStore:
-    """Features of an image source, chunk by chunk.
+    """Stores the features of an image source in chunks.
 
     Args:
         source: The images.
         extractors: Extractors by name.
         radii: Radii of the Gaussian blur, pixels; 0 is none.
-        chunk: Samples of a chunk.
-        cache: Folder of all features. Each extractor has a folder there, named by the digest of what fixes its
-            numbers, so that another extractor or another model can be added without measuring the rest again.
-        device: Where the extractors compute; its kind fixes numbers too, as do the versions of packages.
+        chunk: Number of samples per chunk.
+        cache: Folder of all features. Each extractor has a folder in it, named by the digest of everything that
+            determines its features. Another extractor or model can be added without computing the others again.
+        device: Device of the extractors. Its type and the versions of packages are part of that digest. Defaults to
+            ``cpu``.
+
+    Raises:
+        ValueError: The source has fewer than 2 samples, or ``chunk`` is less than 1.
     """
 
     def __init__(
@@ -110,7 +115,7 @@ class FeatureStore:
         self.source, self.extractors, self.radii, self.chunk = source, dict(extractors), tuple(radii), chunk
         self.cache, self.counts = cache, source.counts
         self.chunks = -(-len(source) // chunk)
-        # Without the part after a "+", the kind of build: the kind of device states it.
+        # The local version after a "+" names the build, which the type of the device already determines.
         versions = {n: v.partition("+")[0] for n, v in package_versions(PACKAGES).items()}
         common = {
             "source": source.identity, "radii": list(self.radii), "chunk": chunk,
@@ -120,22 +125,22 @@ class FeatureStore:
         self.folders = {name: cache / f"{name}-{digest(found)[:16]}" for name, found in self.identities.items()}
 
     def path(self, extractor: str, chunk: int) -> Path:
-        """File of a chunk."""
+        """Returns the file of a chunk."""
         return self.folders[extractor] / f"{chunk:06d}.safetensors"
 
     def run(self, share: Share, *, label: str, images: Path | None = None) -> None:
-        """Computes the chunks that are missing.
+        """Computes the missing chunks.
 
         Args:
-            share: Which chunks this process begins with; process 0 ends with all of them computed.
-            label: What the progress bar says.
-            images: Folder for PNG files of the images, each with its caption in a text file of the same name, written
-                by a thread of its own.
+            share: Chunks with which this process begins. When process 0 returns, all chunks are complete.
+            label: Label of the progress bar.
+            images: Folder for PNG files of the images, each with its caption in a text file of the same name; a
+                separate thread writes them. Defaults to None, which writes no images.
         """
         for name, folder in self.folders.items():
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / IDENTITY, self.identities[name])
-        # Once around both threads: the flags belong to the process, and must not change while either computes.
+        # Set once for both threads: the flags belong to the process and must not change while either one computes.
         with exact_float32(torch.device("cpu")):
             self._run(range(share.rank, self.chunks, share.world), label, images)
             if share.rank == 0:
@@ -143,15 +148,15 @@ class FeatureStore:
                 self._run(range(self.chunks), label, images, wait=True)
 
     def missing(self) -> int:
-        """Samples of which features are missing."""
+        """Returns the number of samples with missing features."""
         return sum(len(self._indices(chunk)) for chunk in range(self.chunks) if self._lacking(chunk))
 
     def seconds(self) -> float:
-        """Time that the extractors themselves took, summed over chunks and processes."""
+        """Returns the time that the extractors took, summed over chunks and processes."""
         return sum(self._recorded(name, SECONDS) for name in self.extractors)
 
     def loading_seconds(self) -> float:
-        """Time in which the images were generated or read, summed likewise; extractors compute meanwhile."""
+        """Returns the time that generating or reading images took, which overlaps with that of the extractors."""
         return self._recorded(next(iter(self.extractors)), LOADING)
 
     def _recorded(self, extractor: str, what: str) -> float:
@@ -165,18 +170,18 @@ class FeatureStore:
         return range(chunk * self.chunk, min((chunk + 1) * self.chunk, len(self.source)))
 
     def _lacking(self, chunk: int) -> list[str]:
-        """Extractors whose features of a chunk are missing; in one order for all processes, so that none deadlocks."""
+        """Returns the extractors without features of a chunk, in one order for all processes to avoid deadlocks."""
         return [name for name in sorted(self.extractors) if not self.path(name, chunk).is_file()]
 
     def _unwritten(self, chunk: int, images: Path | None) -> bool:
         return images is not None and not all(_png(images, i).is_file() for i in self._indices(chunk))
 
     def _run(self, chunks: Sequence[int], label: str, images: Path | None, *, wait: bool = False) -> None:
-        """Computes what is missing of some chunks and is not claimed by others, or else waits for them."""
+        """Computes missing features; skips those claimed by other processes, or waits for them with ``wait``."""
         wanted = [chunk for chunk in chunks if self._lacking(chunk) or self._unwritten(chunk, images)]
         if not wanted:
             return
-        # Two threads: one prepares the chunk after the one that the extractors work on, one writes PNG files.
+        # Two threads: one prepares the next chunk while the extractors run, the other writes PNG files.
         with (
             Claims() as claims,
             ThreadPoolExecutor(1) as ahead,
@@ -195,7 +200,7 @@ class FeatureStore:
     def _begin(
         self, chunk: int, images: Path | None, claims: Claims, ahead: ThreadPoolExecutor, *, wait: bool
     ) -> Begun | None:
-        """Claims what is missing of a chunk and has its images prepared; None if there is nothing to do."""
+        """Claims the missing features of a chunk and starts preparing its images; None if there is nothing to do."""
         lacking, extractors = self._lacking(chunk), []
         for name in lacking:
             if not claims.take(self._claim(name, chunk), wait=wait):
@@ -204,7 +209,7 @@ class FeatureStore:
                 claims.release(self._claim(name, chunk))
             else:
                 extractors.append(name)
-        # Whoever has the claim writes the images too; those that are missing at the end were not requested before.
+        # The process with the claim also writes the images. Those still missing at the end were not requested earlier.
         writes = (wait or not lacking) and self._unwritten(chunk, images)
         if not extractors and not writes:
             return None
@@ -220,7 +225,7 @@ class FeatureStore:
         views: dict[str, dict[str, list[Tensor]]] = {name: {} for name in extractors}
         places = {}
         for count, images in batch.images.items() if extractors else ():
-            # The curve over candidates is measured without blur.
+            # The curve over candidates is computed without blur.
             radii = self.radii if count == self.counts[-1] else (0,)
             for radius, blurred in gaussian_blur(images, radii).items():
                 view = f"{radius}/{count}"
@@ -236,7 +241,7 @@ class FeatureStore:
         writing = None if images is None else writer.submit(self._write_images, ready.batch, begun.chunk, images)
         features = {name: self._extract(name, ready) for name in begun.extractors}
         if writing is not None:
-            writing.result()  # the PNG files first: a chunk that is there is not opened again
+            writing.result()  # PNG files first: once its features exist, a chunk is not processed again
         for name, (tensors, seconds) in features.items():
             with atomic_write(self.path(name, begun.chunk)) as aside:
                 recorded = {SECONDS: f"{seconds:.6f}", LOADING: f"{ready.seconds:.6f}"}
@@ -244,7 +249,7 @@ class FeatureStore:
             claims.release(self._claim(name, begun.chunk))
 
     def _extract(self, name: str, ready: Ready) -> tuple[dict[str, Tensor], float]:
-        """All features of some samples, named ``radius/candidates/kind``, and the seconds that they took."""
+        """Returns the features of a chunk, named ``radius/candidates/kind``, and the time that they took, seconds."""
         start, extractor, batch = time.perf_counter(), self.extractors[name], ready.batch
         tensors = {f"chosen/{count}": torch.tensor(chosen) for count, chosen in batch.chosen.items()}
         for view, stacks in ready.views[name].items():
@@ -274,7 +279,11 @@ class FeatureStore:
             save_png(image, path)
 
     def read(self, extractor: str, name: str) -> Iterator[Tensor]:
-        """A tensor of every chunk, in order.
+        """Yields a tensor of every chunk, in order.
+
+        Args:
+            extractor: Name of the extractor.
+            name: Name of the tensor, such as ``0/1/features`` (radius, candidates, kind).
 
         Raises:
             ValueError: A chunk is missing or damaged.
@@ -289,7 +298,7 @@ class FeatureStore:
             yield values
 
     def kinds(self, extractor: str) -> list[str]:
-        """Names of the tensors that an extractor gives, such as ``features`` and ``logits``."""
+        """Returns the kinds of tensors of an extractor, such as ``features`` and ``logits``."""
         with self._opened(extractor, 0) as file:
             return sorted({name.split("/", 2)[2] for name in file.keys() if name.count("/") == 2})  # noqa: SIM118
 
@@ -303,11 +312,11 @@ class FeatureStore:
             raise ValueError(f"{path} cannot be read ({error}): delete it and run again") from None
 
     def all(self, extractor: str, name: str) -> Tensor:
-        """A tensor of all samples, (n, ...)."""
+        """Returns a tensor of all samples, (n, ...); arguments and errors as in `read`."""
         return torch.cat(list(self.read(extractor, name)))
 
     def images(self, indices: Sequence[int]) -> list[Tensor]:
-        """The images of some samples, read or generated again; of each the chosen candidate."""
+        """Returns images of some samples, read or generated again; with several candidates, the chosen one of each."""
         return [self.source.load([index]).images[self.counts[-1]][0] for index in indices]
 
 
@@ -316,7 +325,7 @@ def _png(folder: Path, index: int) -> Path:
 
 
 def _check_finite(found: Tensor, extractor: str, kind: str) -> None:
-    """Raises `ExtractorFileError` for NaN and infinity, before further images are generated for them."""
+    """Raises `ExtractorFileError` for NaN and infinity, before more images are generated."""
     if found.is_floating_point() and not bool(found.isfinite().all()):
         raise ExtractorFileError(
             f"the {kind} of {extractor} hold NaN or infinity: its weights are broken; give others with --network, or "
@@ -325,7 +334,7 @@ def _check_finite(found: Tensor, extractor: str, kind: str) -> None:
 
 
 def _by_size(images: Sequence[Tensor]) -> list[list[int]]:
-    """Places of the images of one size, for every size."""
+    """Returns the indices of the images of each size."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, image in enumerate(images):
         groups.setdefault(tuple(image.shape), []).append(number)

@@ -1,4 +1,4 @@
-"""The images that a model generates from prompts, and the store of their codes."""
+"""Generates images from prompts with a model, and stores their codes."""
 
 from __future__ import annotations
 
@@ -33,23 +33,28 @@ BATCH = 64
 
 
 class GeneratedImages:
-    """Images that a model generates, N candidates per prompt, of which its ranker chooses one.
+    """Generates N candidates per prompt, of which the model's ranker chooses one.
 
-    The chosen images are scaled to the size of the protocol (bicubic), so that a blur of 8 pixels is as strong on both
-    sides. Codes are stored by chunk, so that a killed run, or one with further extractors, samples nothing twice.
+    Images are scaled to the size of the protocol (bicubic), so that a blur of 8 pixels has the same strength on both
+    sides. Codes are stored in chunks: an interrupted run, or a run with more extractors, samples nothing twice.
 
     Args:
         pipe: The model.
-        captions: One caption per sample.
-        sampling: What fixes the images besides the model and the captions.
-        seed: Seed of the noise.
-        group: Name of the group, on which the noise depends with ``sampling.seeds="chunk"``.
-        size: Side of the images, pixels; as they are generated if None.
-        batch_size: Images generated at once; memory and time, not the images.
-        every: Whether all candidates are measured, and so stored, and not only the chosen ones.
-        cache: Folder of the codes; None stores none.
-        primes: Image of each caption, whose top rows every candidate begins with. Defaults to none.
-        prime_rows: Rows of codes that are given.
+        captions: Caption of each sample.
+        sampling: Candidates, seeds and sampling options.
+        seed: Seed of the noise. Defaults to 0.
+        group: Name of the group, on which the noise depends if ``sampling.seeds`` is ``chunk``. Defaults to ``all``.
+        size: Side of the images, pixels. Defaults to the side of the generated images.
+        batch_size: Number of images generated at once, which affects memory and time but not the images. Defaults to
+            `BATCH`.
+        every: Whether all candidates are evaluated and stored instead of only the chosen ones. Defaults to False.
+        cache: Folder of the codes. Defaults to None, which stores none.
+        primes: Image of each caption, whose top rows are given to every candidate. Defaults to none.
+        prime_rows: Number of given rows of codes. Defaults to 0.
+
+    Raises:
+        ValueError: There are several candidates but no ranker to choose among them, the model is not in a folder, or a
+            number is out of range.
     """
 
     def __init__(
@@ -70,7 +75,7 @@ class GeneratedImages:
         batch_size, seed = as_integer("batch_size", batch_size, least=1), as_integer("seed", seed, least=0)
         self.ranked = sampling.candidates == 1 or pipe.ranker is not None
         if not self.ranked and not every:
-            raise ValueError("more than one candidate needs a ranker to choose, and this model has none")
+            raise ValueError("choosing among candidates needs a ranker, and this model has none")
         self.options = sampling.options
         self.pipe, self.captions, self.sampling, self.seed, self.group = pipe, list(captions), sampling, seed, group
         self.size, self.batch_size, self.every = size, batch_size, every
@@ -91,12 +96,12 @@ class GeneratedImages:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Weights, captions, sampling and size."""
+        """Digests of weights and captions, sampling rule, and size."""
         return self._fixed() | {"size": self.size}
 
     @property
     def counts(self) -> list[int]:
-        """Numbers of candidates that are measured; without a ranker to choose, the first candidate alone."""
+        """Numbers of candidates to evaluate; only the first candidate if there is no ranker."""
         return list(self.sampling.counts) if self.ranked else [1]
 
     def __len__(self) -> int:
@@ -104,12 +109,12 @@ class GeneratedImages:
 
     @torch.inference_mode()
     def load(self, indices: Sequence[int]) -> ImageBatch:
-        """Generates all candidates, or reads their codes, and decodes those that are measured."""
+        """Generates all candidates or reads their stored codes, and decodes those to evaluate."""
         tensors = self._codes(indices)
         images: dict[int, list[Tensor]] = {n: [] for n in self.counts}
         chosen = {n: tensors[f"chosen/{n}"].tolist() for n in self.counts}
         if self.every:
-            # Complete prompts are decoded as they were for the ranker.
+            # All candidates of a prompt are decoded together, as they were for the ranker.
             decoded = [self._decoded(codes) for codes in tensors["codes"].long()]
             images[EVERY] = [self._scaled(image) for some in decoded for image in some]
             for n in self.counts:
@@ -121,7 +126,7 @@ class GeneratedImages:
         return ImageBatch(images=images, chosen=chosen, captions=captions, others=[])
 
     def _codes(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Codes of some samples, out of the stored chunk where there is one; a complete chunk is stored."""
+        """Returns the codes of some samples, from the stored chunk if there is one; stores a complete chunk."""
         start = indices[0] - indices[0] % self.sampling.chunk
         chunk = range(start, min(start + self.sampling.chunk, len(self)))
         path = None if self.folder is None else self.folder / f"{start:06d}.safetensors"
@@ -140,7 +145,7 @@ class GeneratedImages:
             raise ValueError(f"{path} cannot be read ({error}): delete it and run again") from None
 
     def _generate(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Codes of the candidates that are measured, and the numbers of the chosen ones."""
+        """Samples codes; returns those of the candidates to evaluate, and the indices of the chosen ones."""
         captions = [self.captions[i] for i in indices]
         seeds = self._seeds(indices, range(self.sampling.candidates))
         codes = self._sample(captions, seeds, self._primed(indices))
@@ -157,7 +162,7 @@ class GeneratedImages:
         return tensors | {name: some.to(torch.int32).contiguous() for name, some in picked.items()}
 
     def _seeds(self, indices: Sequence[int], candidates: Sequence[int]) -> Tensor:
-        """Seeds of candidates, (B, N)."""
+        """Returns the seeds of candidates, (B, N)."""
         if self.sampling.seeds == "prompt":
             return torch.tensor([[derive_seed(self.seed, "eval", i, c) for c in candidates] for i in indices])
         rows = []
@@ -168,7 +173,7 @@ class GeneratedImages:
         return torch.tensor(rows)
 
     def _scores(self, codes: Tensor, caption: str) -> Tensor:
-        """The ranker's score of every candidate, (N,)."""
+        """Returns the ranker's score of every candidate, (N,)."""
         ranker = self.pipe.ranker
         if ranker is None or len(codes) == 1:
             return torch.zeros(len(codes))
@@ -187,20 +192,24 @@ class GeneratedImages:
         return torch.from_numpy(np.array(pil)).permute(2, 0, 1).contiguous()
 
     def _primed(self, indices: Sequence[int]) -> Tensor | None:
-        """Codes that the images of some samples keep, (B, h, w); None where nothing is given."""
+        """Returns the given codes of some samples, (B, h, w); None if nothing is given."""
         if self.primes is None:
             return None
         images = self.primes.load(indices).images[1]
         return torch.stack([self.pipe.kept_codes(i.float() / 255, prime_rows=self.prime_rows) for i in images])
 
     def _sample(self, captions: list[str], seeds: Tensor, given: Tensor | None = None) -> Tensor:
-        """Codes (B, N, h, w)."""
+        """Samples codes, (B, N, h, w)."""
         text = self.pipe.encode_text(captions)
         return self.pipe.sample(text, seeds, self.options, given=given, batch_size=self.batch_size)
 
 
 def model_sha256(pipe: DallePipeline) -> dict[str, str]:
-    """Digest of every file of a model: weights, configurations, tokenizer. Loading has checked them."""
+    """Returns the sha256 of every file of a model by name; loading the model has checked them.
+
+    Raises:
+        ValueError: The model is not in a folder.
+    """
     if pipe.folder is None:
-        raise ValueError("the model must be saved in a folder to be measured: save_pretrained it first")
+        raise ValueError("the model must be in a folder to be evaluated: call save_pretrained first")
     return {str(name): str(digest) for name, digest in read_json(pipe.folder / CHECKSUMS).items()}

@@ -1,4 +1,4 @@
-"""A group of prompts at work: its real images, the generated ones, and the feature stores of its image sets."""
+"""Evaluates a group of prompts: real images, generated images, and the feature stores of all image sets."""
 
 from __future__ import annotations
 
@@ -26,46 +26,47 @@ from dalle_zoo_eval.provenance import digest
 from dalle_zoo_eval.rules import MetricRule
 
 STORED_AS = {"candidates": "generated", "shuffled": "generated"}
-"""Image sets whose features are in the store of another one."""
+"""Image sets whose features are in the store of another image set."""
 GALLERY = "gallery"
 """Store of all images of the group's dataset, for metrics whose reference is that of all groups."""
 PRIOR = "prior"
-"""Extractor that compares captions with those of other images."""
+"""Extractor that also takes captions of other images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """The real images of a group, and the captions that images are generated from."""
+    """The real images of a group, and the captions from which images are generated."""
 
     dataset: EvalDataset
     """All images of the split."""
     sha256: str
     """Digest of the dataset."""
     samples: list[Item]
-    """Real images that are measured."""
+    """Real images to evaluate."""
     captions: CaptionList | None
-    """Chosen captions; None where there are none."""
+    """Chosen captions; None if no images are generated."""
     expected: int
-    """Captions that the protocol asks for, whatever a caller gives instead; 0 if unknown."""
+    """Number of captions that the protocol requires, regardless of changes by the caller; 0 if unknown."""
     excluded: frozenset[str]
-    """Keys of images that are left out."""
+    """Keys of excluded images."""
 
 
 def read_prompts(
     protocol: Protocol, name: str, *, layout: str | None, data: Path | None, excluded: frozenset[str], cache: Path
 ) -> Prompts:
-    """Reads the dataset of a group, and chooses its samples and captions.
+    """Reads the dataset of a group and chooses its samples.
 
     Args:
-        protocol: What is measured.
+        protocol: Protocol of the evaluation.
         name: Name of the group.
-        layout: Layout of the dataset. Defaults to the usual one of the group.
-        data: Folder of the dataset.
-        excluded: Keys of images that are left out.
-        cache: Folder that remembers digests of images.
+        layout: Layout of the dataset. None selects the first layout of the group.
+        data: Folder of the dataset; None for datasets that need none.
+        excluded: Keys of excluded images.
+        cache: Folder in which digests of images are cached.
 
     Raises:
-        DatasetError: The dataset is not the one that the protocol means, or has too few images.
+        UnknownNameError: The protocol does not list the layout.
+        DatasetError: The dataset is not the one of the protocol, has too few images, or lacks usable bounding boxes.
     """
     rule = protocol.groups[name]
     layout = layout or rule.layout
@@ -77,12 +78,12 @@ def read_prompts(
         order = torch.Generator().manual_seed(derive_seed(protocol.seed, "samples", name))
         samples = [samples[i] for i in torch.randperm(len(samples), generator=order)[: rule.samples].tolist()]
     if len(samples) < 2:
-        raise DatasetError(f"dataset {dataset.name} in {dataset.root} has {len(samples)} images: too few")
+        raise DatasetError(f"dataset {dataset.name} in {dataset.root} has {len(samples)} images, expected at least 2")
     boxless = [item.key for item in samples if item.box is None]
     if protocol.image.crop == "box" and boxless:
         raise DatasetError(
-            f"{protocol.name} crops images to their bounding boxes, and {len(boxless)} of {dataset.name}, such as "
-            f"{boxless[0]!r}, have none: is there a bounding_boxes.txt?"
+            f"{protocol.name} crops images to their bounding boxes, but {len(boxless)} images of {dataset.name}, "
+            f"such as {boxless[0]!r}, have none: is there a bounding_boxes.txt?"
         )
     tiny = [i.key for i in samples if i.box is not None and box_radius(i.box) < 1]
     if protocol.image.crop == "box" and tiny:
@@ -101,13 +102,16 @@ def read_prompts(
 
 
 def choose(protocol: Protocol, name: str, prompts: Prompts, *, count: int | None) -> CaptionList:
-    """Captions of a group.
+    """Chooses the captions of a group.
 
     Args:
-        protocol: What is measured.
+        protocol: Protocol of the evaluation.
         name: Name of the group.
-        prompts: Its dataset and samples.
-        count: How many; None takes all.
+        prompts: Dataset and samples of the group.
+        count: Number of captions; None takes all.
+
+    Raises:
+        DatasetError: There are fewer captions than ``count``.
     """
     rule = protocol.groups[name].captions
     seed = protocol.seed if rule.seed is None else rule.seed
@@ -122,8 +126,8 @@ def _check_dataset(protocol: Protocol, name: str, layout: str, dataset: EvalData
     if len(dataset.items) != expected:
         first = f", such as {dataset.skipped[0]}" if dataset.skipped else ""
         raise DatasetError(
-            f"{protocol.name} means the {expected} captioned images of {dataset.name}, {dataset.root} has "
-            f"{len(dataset.items)} ({len(dataset.skipped)} were left out{first}): complete the dataset, or write "
+            f"{protocol.name} is defined for the {expected} captioned images of {dataset.name}, but {dataset.root} "
+            f"has {len(dataset.items)} ({len(dataset.skipped)} were left out{first}): complete the dataset, or write "
             "a protocol of another name"
         )
 
@@ -138,15 +142,15 @@ def generate(
     batch_size: int,
     cache: Path,
 ) -> GeneratedSet:
-    """The images that a model generates for a group.
+    """Returns the images that a model generates for a group; they are generated when they are first needed.
 
     Args:
         pipe: The model.
-        protocol: How images are generated.
+        protocol: Protocol of the evaluation.
         name: Name of the group.
-        prompts: Its captions.
-        size: Side of the images, pixels.
-        batch_size: Images generated at once.
+        prompts: Dataset and captions of the group.
+        size: Side to which images are scaled, pixels; None leaves them unscaled.
+        batch_size: Number of images generated at once.
         cache: Folder of the codes.
     """
     assert prompts.captions is not None
@@ -180,18 +184,21 @@ def generate(
 
 
 class Group:
-    """Image sets of a group, and what the metrics know of their samples.
+    """Image sets of a group, and the annotations of their samples that metrics use.
 
     Args:
         name: Name of the group.
-        protocol: What is measured.
+        protocol: Protocol of the evaluation.
         prompts: Real images and captions.
         generated: Generated images.
         extractors: All opened extractors.
         pipe: The model; None for images of another system.
-        cache: Folder of features.
-        device: Where extractors compute.
-        more: Extractors that are applied to the generated images besides those that metrics need.
+        cache: Folder of the features.
+        device: Device of the extractors.
+        more: Extractors to apply to the generated images in addition to those of the metrics. Defaults to none.
+
+    Raises:
+        ValueError: Captions cannot be shuffled across concepts, or there are fewer than 2 samples.
     """
 
     def __init__(
@@ -209,7 +216,7 @@ class Group:
     ) -> None:
         self.name, self.protocol, self.prompts, self.generated = name, protocol, prompts, generated
         self.extractors, self.left_out = extractors, list[str]()
-        # Every metric with the image sets on which it can be computed.
+        # Each metric with the image sets on which it can be computed.
         self.plan = [(rule, self._possible(rule, pipe)) for rule in protocol.groups[name].metrics]
         size = protocol.image.size or (pipe.image_size[0] if pipe is not None else None)
         chunk, crop = protocol.image.chunk or protocol.sampling.chunk, protocol.image.crop
@@ -236,12 +243,12 @@ class Group:
             self.shuffled = self._shuffle(generated.concepts)
 
     def _possible(self, rule: MetricRule, pipe: DallePipeline | None) -> list[str]:
-        """Image sets of a metric without those that cannot be had; why is in ``left_out``."""
+        """Returns the available image sets of a metric; adds the reasons for the others to ``left_out``."""
         images = list(rule.images)
         unranked = pipe is not None and pipe.ranker is None and self.protocol.sampling.candidates > 1
         for name, reason, impossible in (
-            ("reconstructed", "the images are of no model", pipe is None),
-            ("candidates", "the images are of no model", pipe is None),
+            ("reconstructed", "the images were not generated by a model", pipe is None),
+            ("candidates", "the images were not generated by a model", pipe is None),
             ("generated", "the model has no ranker to choose among candidates", unranked),
         ):
             if impossible and name in images:
@@ -250,7 +257,7 @@ class Group:
         return images
 
     def _needed(self, more: Sequence[str]) -> dict[str, list[str]]:
-        """Extractors of every image set."""
+        """Returns the extractors of every image set."""
         sets = ("real", "reconstructed", "generated", GALLERY)
         needed: dict[str, dict[str, None]] = {images: {} for images in sets}
         needed["generated"].update(dict.fromkeys(more))
@@ -271,13 +278,17 @@ class Group:
             raise ValueError(f"group {self.name}: {error}") from None
 
     def _other_captions(self) -> list[str]:
-        """For every sample the caption of one of another concept."""
+        """Returns for every sample the caption of a sample of another concept."""
         samples = self.prompts.samples
         order = self._shuffle([item.concept or item.key for item in samples])
         return [samples[i].captions[0] for i in order]
 
     def known(self, images: str) -> dict[str, list[Any] | None]:
-        """What is known of the samples of an image set, by the name under which metrics take it."""
+        """Returns the annotations of an image set by the names of metric inputs; None where they are missing.
+
+        Args:
+            images: Name of the image set.
+        """
         if STORED_AS.get(images, images) == "generated":
             found = self.generated
             order = self.shuffled if images == "shuffled" else range(len(found.keys))
@@ -298,17 +309,17 @@ class Group:
 
     @property
     def generates(self) -> bool:
-        """Whether any metric needs generated images."""
+        """Whether generated images are needed."""
         measured = {STORED_AS.get(images, images) for _, sets in self.plan for images in sets}
         return "generated" in measured or bool(self.stores["generated"].extractors)
 
     def paired_places(self) -> list[int]:
-        """For every prompt the place of its image among the samples."""
+        """Returns for every prompt the index of its real image among the samples."""
         places = {item.key: number for number, item in enumerate(self.prompts.samples)}
         return [places[key] for key in self.generated.keys if key in places]
 
     def record(self) -> dict[str, Any]:
-        """What the result file says of the group."""
+        """Returns the entry of the group in the result file."""
         prompts, generated = self.prompts, self.generated
         return {
             "samples": len(prompts.samples),

@@ -1,7 +1,6 @@
-"""Image sources: rows of numbered samples with their images, from files or from a model.
+"""Image sources: numbered samples with their images, from files or from a model.
 
-What sample i shows depends on i alone, so any number of processes may share the work, and a killed run may continue,
-without a change in the images.
+Sample i depends on i alone, so neither the number of processes nor an interruption of the run changes the images.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from dalle_zoo_eval.provenance import digest
 # B samples, H W pixels
 
 READERS = 4
-"""Threads that decode images; the decoders of Pillow and torch leave the interpreter while they work."""
+"""Number of threads that decode images; the decoders of Pillow and torch release the GIL."""
 EVERY = 0
-"""Instead of a number of candidates: all candidates of every sample, one after the other."""
+"""Used instead of a number of candidates: all candidates of every sample, one after the other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,60 +35,63 @@ class ImageBatch:
     """The images of some samples."""
 
     images: dict[int, list[Tensor]]
-    """For every number of candidates n, the image chosen among the first n, uint8 (3, H, W) each; for `EVERY` all N
-    candidates of every sample. A source that generates nothing has 1 alone."""
+    """Images by number of candidates n: for every sample the one chosen among its first n, uint8 (3, H, W). The key
+    `EVERY` has all N candidates of every sample. A source that generates nothing has only the key 1."""
     chosen: dict[int, list[int]]
-    """Likewise the number of the chosen candidate; not for `EVERY`."""
+    """Index of the chosen candidate of every sample by number of candidates; without `EVERY`."""
     captions: list[str]
-    """Caption of every sample, empty where there is none."""
+    """Caption of every sample; empty if it has none."""
     others: list[str]
-    """Caption of another sample for each; empty where there are none."""
+    """Caption of another sample for every sample. The list is empty if no extractor needs them."""
 
 
 class ImageSource(Protocol):
-    """A row of samples with their images."""
+    """Numbered samples with their images."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that fixes the images, as plain data."""
+        """Everything that determines the images, as plain data."""
 
     @property
     def counts(self) -> list[int]:
-        """Numbers of candidates that are measured, smallest first; 1 where nothing is generated."""
+        """Numbers of candidates to evaluate, smallest first; 1 if nothing is generated."""
 
     def __len__(self) -> int: ...
 
     def load(self, indices: Sequence[int]) -> ImageBatch:
-        """The images of some samples."""
+        """Returns the images of some samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedSet:
-    """The images that are measured, and what is known of them besides their pixels."""
+    """The images to evaluate, with their annotations."""
 
     source: ImageSource
     """The images."""
     record: dict[str, Any]
-    """What the result file says of them."""
+    """Entry ``source`` of the result file."""
     keys: list[str]
-    """Key of the dataset's image whose caption was the prompt, or of the image itself."""
+    """Key of the dataset's image whose caption was the prompt, or key of the image itself."""
     concepts: list[str]
-    """Concept of what each prompt describes, or else its key."""
+    """Concept of each prompt; its key if the dataset has no concepts."""
     texts: list[str] | None
-    """Prompt of every image; None where they have none."""
+    """Prompt of every image; None if images have no captions."""
     targets: list[Mapping[str, Any]]
-    """What each image must show."""
+    """What each image should show, for metrics that take ``targets``."""
 
 
 class ImageFiles:
-    """Images of files.
+    """Reads images from files.
 
     Args:
-        items: The samples, in order; each needs an image.
-        crop: As in `load_image`.
-        size: Side in pixels, or None to leave them as they are.
-        source: sha256 of what the items were read from.
-        others: Caption of another sample for each, where an extractor needs them.
+        items: The samples, in order; each must have an image.
+        crop: Crop, as in `load_image`.
+        size: Side to which images are scaled, pixels; None leaves them unscaled.
+        source: sha256 of the dataset.
+        others: Caption of another sample for every sample, if an extractor needs them. Defaults to none.
+
+    Raises:
+        ValueError: An item has no image.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class ImageFiles:
         return len(self.items)
 
     def load(self, indices: Sequence[int]) -> ImageBatch:
-        """Decodes the files, several at a time."""
+        """Decodes the images of some samples in parallel."""
         with ThreadPoolExecutor(READERS) as threads:
             images = list(threads.map(lambda i: load_image(self.items[i], self.crop, self.size), indices))
         captions, others = [self.captions[i] for i in indices], [self.others[i] for i in indices if self.others]
@@ -127,12 +129,12 @@ class ImageFiles:
 
 
 class Reconstructions:
-    """The images of another source, encoded and decoded by the image tokenizer of a model.
+    """Encodes and decodes the images of another source with the image tokenizer of a model.
 
     Args:
-        source: The images.
+        source: The original images.
         pipe: The model.
-        weights: sha256 of the model's files.
+        weights: sha256 of the model's files by name.
     """
 
     def __init__(self, source: ImageFiles, pipe: DallePipeline, weights: dict[str, str]) -> None:

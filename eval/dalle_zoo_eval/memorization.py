@@ -1,8 +1,8 @@
-"""Has a model copied? And do two sets of images overlap? The nearest image by the features of a network.
+"""Searches copies of training images, and overlaps of datasets, by nearest neighbors in the features of a network.
 
-Both questions have one answer: for every image of one set the most similar one of another, by the cosine between
-features. A model's images are compared with its training images; a training set is compared with a dataset to make
-the exclusion list of the de-duplicated protocols (section 3.1 of the paper removes overlapping images the same way).
+For every image of one set, the most similar image of another set is found by cosine similarity of features. Comparing
+generated images with training images finds copies. Comparing a dataset with training images gives the exclusion list
+of the deduplicated protocols; section 3.1 of the paper removes overlapping images in the same way.
 """
 
 from __future__ import annotations
@@ -32,46 +32,46 @@ from dalle_zoo_eval.rules import ImageRule
 from dalle_zoo_eval.sheets import comparison_sheet
 from dalle_zoo_eval.training_images import UNREADABLE, TrainingImages
 
-# Q query images, G gallery, d features
+# Q query images, G gallery images, d features
 
 INCEPTION = FID_FAMILIES[0]
-"""Extractor that searches for copies unless another is named."""
+"""Default extractor for the search."""
 GALLERY = 32768
-"""Gallery images compared at once: memory does not grow with the gallery."""
+"""Number of gallery images compared at once, which bounds memory."""
 PAIRS = 24
-"""Pairs on a sheet."""
+"""Number of pairs on a sheet."""
 SIDE = 128
 """Side of an image on a sheet, pixels."""
 
 
 @dataclass(frozen=True)
 class Neighbors:
-    """The most similar image of the gallery for every image of a set."""
+    """The most similar gallery image of every query image."""
 
     similarity: Tensor
-    """Cosine, float32 (Q,)."""
+    """Cosine similarity, float32 (Q,)."""
     index: Tensor
-    """Its place in the gallery, int64 (Q,)."""
+    """Index in the gallery, int64 (Q,)."""
 
     def share_above(self, threshold: float) -> float:
-        """Share of images whose nearest one is at least so similar."""
+        """Returns the share of images whose neighbor has at least this similarity."""
         return float((self.similarity >= threshold).double().mean())
 
     def closest(self, count: int) -> list[int]:
-        """The images with the most similar neighbors, most similar first."""
+        """Returns the indices of the images with the most similar neighbors, most similar first."""
         return self.similarity.argsort(descending=True, stable=True)[:count].tolist()
 
 
 def nearest(features: Tensor, gallery: Iterable[Tensor], *, batch_size: int = 1024) -> Neighbors:
-    """Finds the most similar gallery image of every image.
+    """Finds the most similar gallery image of every query image.
 
     Args:
-        features: (Q, d).
-        gallery: (G, d) in parts; a row that is not finite is never the nearest.
-        batch_size: Images compared at once; memory, not the result.
+        features: Features of the query images, (Q, d).
+        gallery: Features of the gallery images, (G, d) in parts. Rows with NaN or infinity are ignored.
+        batch_size: Number of query images compared at once, which affects memory but not the result. Defaults to 1024.
 
     Raises:
-        ValueError: One of the two is empty, or they are of different networks.
+        ValueError: One of the sets is empty, or their features have different lengths.
     """
     similarity, index = torch.full((len(features),), -2.0), torch.zeros(len(features), dtype=torch.long)
     total = 0
@@ -93,12 +93,15 @@ def nearest(features: Tensor, gallery: Iterable[Tensor], *, batch_size: int = 10
 
 
 def pair_sheet(found: Neighbors, images: Sequence[Tensor], gallery: Sequence[Tensor]) -> Image.Image:
-    """The closest pairs, most similar first: the asked image left, its neighbor right, the cosine below.
+    """Renders the closest pairs, most similar first: query image left, neighbor right, cosine similarity below.
 
     Args:
-        found: Neighbors of all images.
-        images: The closest images, uint8 (3, H, W), in the order of `Neighbors.closest`.
-        gallery: Their neighbors.
+        found: Neighbors of all query images.
+        images: The closest query images, uint8 (3, H, W), in the order of `Neighbors.closest`.
+        gallery: Neighbors of these images, uint8 (3, H, W).
+
+    Returns:
+        An RGB image.
     """
     closest = found.closest(len(images))
     captions = [f"{float(found.similarity[i]):.3f}" for i in closest]
@@ -112,14 +115,14 @@ def _square(image: Tensor) -> Tensor:
 
 
 def write_exclusions(found: Neighbors, keys: Sequence[str], threshold: float, path: Path, *, note: str) -> int:
-    """Writes the keys of the images whose neighbor is at least so similar, one per line.
+    """Writes the keys of the images whose neighbor reaches a threshold, one per line.
 
     Args:
         found: Neighbors of the dataset's images in the training set.
         keys: Keys of the dataset's images.
-        threshold: Least cosine of an overlap.
-        path: The list, replaced.
-        note: Where it comes from, for the comment at its head.
+        threshold: Minimum cosine similarity of an overlap.
+        path: File to write; an existing file is replaced.
+        note: Origin of the list, written as a comment on the first line.
 
     Returns:
         The number of keys.
@@ -131,12 +134,12 @@ def write_exclusions(found: Neighbors, keys: Sequence[str], threshold: float, pa
 
 
 def check_threshold(threshold: float) -> None:
-    """Raises `ValueError` unless a threshold is a cosine."""
+    """Raises `ValueError` unless a threshold is in -1..1."""
     if not -1 <= threshold <= 1:
         raise ValueError(f"--threshold must be a cosine, -1 to 1, got {threshold}")
 
 
-def measured_training(
+def training_features(
     location: str,
     image: ImageRule,
     networks: Mapping[str, Extractor],
@@ -145,19 +148,19 @@ def measured_training(
     device: str = "cpu",
     network: str | None = None,
 ) -> FeatureStore:
-    """Training images, to be measured by the network that compares them.
+    """Returns the feature store of training images.
 
     Args:
-        location: Folder, shards, or a pattern of shards.
-        image: How the real images are cropped and scaled.
-        networks: Networks by name.
-        chunk: Images that are measured together.
-        cache: Folder of measured chunks.
-        device: Where the network computes.
-        network: Name of the extractor that compares. Defaults to Inception, or else the first one.
+        location: Training images: folder, shards, or a pattern of shards.
+        image: Crop and size of the real images of the protocol.
+        networks: Extractors by name.
+        chunk: Number of images per chunk.
+        cache: Folder of the features.
+        device: Device of the extractor. Defaults to ``cpu``.
+        network: Name of the extractor that compares. Defaults to `INCEPTION` if it is available, or else to the first.
 
     Raises:
-        ValueError: There is no such network.
+        ValueError: There is no such extractor, the protocol states no size, or the location has no images.
     """
     name = network or (INCEPTION if INCEPTION in networks else next(iter(networks)))
     if name not in networks:
@@ -169,16 +172,16 @@ def measured_training(
 
 
 def find_copies(generated: FeatureStore, known: FeatureStore, *, threshold: float, sheet: Path) -> dict[str, Any]:
-    """Compares generated images with training images, and renders the sheet of the closest pairs.
+    """Compares generated images with training images, and writes a sheet of the closest pairs.
 
     Args:
         generated: Features of the generated images.
-        known: Those of the training images, from `measured_training`.
-        threshold: Cosine from which an image counts as a copy.
-        sheet: PNG file.
+        known: Features of the training images, from `training_features`.
+        threshold: Minimum cosine similarity of a copy.
+        sheet: PNG file to write.
 
     Returns:
-        What the result file says of it.
+        Entry ``memorization`` of the result file.
     """
     check_threshold(threshold)
     (name,) = known.extractors
@@ -205,14 +208,14 @@ def find_copies(generated: FeatureStore, known: FeatureStore, *, threshold: floa
 
 
 def _readable(known: FeatureStore, network: str) -> Iterator[Tensor]:
-    """Features of training images; not finite where an image could not be read."""
+    """Yields features of training images; NaN for images that could not be read."""
     parts = zip(known.read(network, "0/1/features"), known.read(network, "chosen/1"), strict=True)
     for features, chosen in parts:
         yield torch.where(chosen[:, None] == UNREADABLE, torch.nan, features)
 
 
 def _sha256(known: FeatureStore) -> str:
-    """Digest of the names and sizes of the files of a training set; their contents would take long to read."""
+    """Returns a digest of the names and sizes of the training files; reading their contents would take too long."""
     return str(known.source.identity["source"])
 
 
@@ -231,21 +234,24 @@ def find_overlaps(
     device: str = "cpu",
     share: Share | None = None,
 ) -> tuple[int, int] | None:
-    """Writes the list of a dataset's images that are in a training set too, and the sheet of the closest pairs.
+    """Writes the list of dataset images that are also in a training set, and a sheet of the closest pairs.
 
     Args:
-        protocol: States the dataset, and how its images are cropped.
+        protocol: Protocol that states the dataset and the crop of its images.
         data: Folder of the dataset.
-        layout: Its layout. Defaults to the protocol's usual one.
+        layout: Layout of the dataset. None selects the first layout of the protocol.
         training: Training images: folder, shards, or a pattern of shards.
-        network: Name and location of the network that compares.
-        threshold: Cosine from which images overlap.
-        out: The list; features are stored next to it in ``.cache``.
-        device: Where the network computes.
-        share: Which part of the work this process begins with. Defaults to all of it.
+        network: Name and location of the extractor that compares.
+        threshold: Minimum cosine similarity of an overlap.
+        out: File of the list (``.txt``); features are stored next to it in ``.cache``.
+        device: Device of the extractor. Defaults to ``cpu``.
+        share: Part of the work with which this process begins. Defaults to all of it.
 
     Returns:
-        Images on the list, and images in all; None in a process other than the first.
+        Number of images on the list, and of all images; None in every process but the first.
+
+    Raises:
+        ValueError: The protocol has several groups, or an argument is wrong.
     """
     check_threshold(threshold)
     check_ending("--out", out, (".txt",))
@@ -261,17 +267,17 @@ def find_overlaps(
     cache, chunk = out.parent / ".cache", rules.image.chunk or rules.sampling.chunk
     source = side.sha256(cache / MEMO)
     images = ImageFiles(items, rules.image.crop, rules.image.size, source=source)
-    asked = FeatureStore(images, networks, (0,), chunk, cache, device)
-    known = measured_training(training, rules.image, networks, chunk, cache, device)
+    queries = FeatureStore(images, networks, (0,), chunk, cache, device)
+    known = training_features(training, rules.image, networks, chunk, cache, device)
     remember(side.image_files, cache / MEMO)
-    asked.run(share, label="dataset")
+    queries.run(share, label="dataset")
     known.run(share, label="training images")
     if share.rank != 0:
         return None
-    found = nearest(asked.all(name, "0/1/features"), _readable(known, name))
+    found = nearest(queries.all(name, "0/1/features"), _readable(known, name))
     closest = found.closest(PAIRS)
     save_png(
-        pair_sheet(found, asked.images(closest), known.images(found.index[closest].tolist())),
+        pair_sheet(found, queries.images(closest), known.images(found.index[closest].tolist())),
         out.with_suffix(".png"),
     )
     assert isinstance(known.source, TrainingImages)

@@ -1,13 +1,11 @@
-"""Runs a protocol: from datasets and a model, or a folder of images, to result file and report."""
+"""Runs a protocol on a model or on a folder of images, and writes the result file and the report."""
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import platform
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +19,7 @@ from dalle_zoo.claims import Claims
 from dalle_zoo.files import write_json
 from dalle_zoo.images import save_png
 from dalle_zoo.pipeline import DallePipeline
-from dalle_zoo.results import check_result, scores_of, selected
+from dalle_zoo.results import check_result
 from dalle_zoo.values import as_integer
 from dalle_zoo_eval.datasets import load_exclusions, load_image, save_captions
 from dalle_zoo_eval.datasets.digests import MEMO, remember
@@ -29,7 +27,7 @@ from dalle_zoo_eval.external import read_from_folder
 from dalle_zoo_eval.features import FeatureStore, Share
 from dalle_zoo_eval.generation import BATCH
 from dalle_zoo_eval.groups import GALLERY, Group, Prompts, choose, generate, read_prompts
-from dalle_zoo_eval.memorization import check_threshold, find_copies, measured_training
+from dalle_zoo_eval.memorization import check_threshold, find_copies, training_features
 from dalle_zoo_eval.metrics import METRICS
 from dalle_zoo_eval.metrics.estimates import LEVEL, ROUNDS, SEED
 from dalle_zoo_eval.opening import check_extractors, open_extractors
@@ -45,28 +43,30 @@ from dalle_zoo_eval.provenance import (
 )
 from dalle_zoo_eval.report import COPIES, Output, sheet_name, write_report_of
 from dalle_zoo_eval.request import Request
-from dalle_zoo_eval.rules import TargetRule
-from dalle_zoo_eval.scores import Scorer
+from dalle_zoo_eval.scores import Scorer, remark_on, targets
 from dalle_zoo_eval.selfcheck import SelfCheck, check_reference
 from dalle_zoo_eval.sheets import comparison_sheet
 
 log = logging.getLogger(__name__)
 
 SHEET = 24
-"""Samples on a sheet."""
+"""Number of samples on a sheet."""
 
 
 def evaluate(request: Request) -> dict[str, Any] | None:
-    """Evaluates; the same request again continues where a killed one stopped.
+    """Runs an evaluation, or continues an interrupted one with the same request.
 
-    All that processes share is the folder of the result, so they may be on several machines with a common disk.
+    Processes share only the folder of the result, so they may run on several machines with a common disk.
+
+    Args:
+        request: What to evaluate, with what, and where to write.
 
     Returns:
-        What the result file holds; None in a process other than the first, whose work ends with its share.
+        Contents of the result file; None in every process but the first, which only does its share of the work.
 
     Raises:
-        ValueError: The request, the data, or a file does not fit; before any work begins wherever that can be seen.
-        FileExistsError: The result file is there, holds something else, and ``overwrite`` is False.
+        ValueError: The request, the data or a file is wrong. Where possible, this is raised before any work begins.
+        FileExistsError: The result file exists, holds something else, and ``overwrite`` is False.
     """
     run = Evaluation(request)
     run.extract()
@@ -77,7 +77,7 @@ def evaluate(request: Request) -> dict[str, Any] | None:
 
 
 class Evaluation:
-    """An evaluation at work; see `evaluate`."""
+    """A running evaluation; see `evaluate`."""
 
     def __init__(self, request: Request) -> None:
         usual = find_protocol(request.protocol)
@@ -97,7 +97,7 @@ class Evaluation:
         )
         self.known: FeatureStore | None = None
         if request.training is not None:
-            self.known = measured_training(
+            self.known = training_features(
                 request.training, self.protocol.image, self.extractors, self._chunk(), self.cache, request.device,
                 request.copies_network,
             )  # fmt: skip
@@ -115,7 +115,7 @@ class Evaluation:
         return self.protocol.image.chunk or self.protocol.sampling.chunk
 
     def _prompts(self, name: str, usual: Protocol, excluded: frozenset[str], *, generates: bool) -> Prompts:
-        """The dataset of a group and, where images are generated, its captions; no model is needed yet."""
+        """Reads the dataset of a group and, if images will be generated, chooses its captions."""
         request, protocol = self.request, self.protocol
         prompts = read_prompts(
             protocol, name, layout=request.layout, data=request.data, excluded=excluded, cache=self.cache
@@ -148,7 +148,7 @@ class Evaluation:
         )  # fmt: skip
 
     def _check_references(self) -> None:
-        """Lets metrics whose reference is that of all groups refuse it before any work."""
+        """Runs the checks of metrics whose reference is that of all groups, before any work begins."""
         items = [item for group in self.groups if GALLERY in group.stores for item in group.prompts.dataset.items]
         for rule in self.protocol.metrics:
             check = METRICS.spec(rule.name).check
@@ -156,7 +156,7 @@ class Evaluation:
                 check([item.key for item in items], [item.concept for item in items], **rule.options)
 
     def _identity(self) -> dict[str, Any]:
-        """What one folder of results holds. Extractors may be added to it later."""
+        """Returns what identifies the evaluation of a result folder; more extractors may be added later."""
         return {
             "protocol": asdict(self.protocol),
             "source": {group.name: group.generated.source.identity for group in self.groups},
@@ -167,18 +167,18 @@ class Evaluation:
         }
 
     def _refuse_other_result(self) -> None:
-        """Raises an error where the place of the result holds another evaluation, or another file."""
+        """Raises an error if the output folder holds another evaluation, or the result file is another file."""
         refuse_other_run(self.out.folder, self.identity)
         if self.request.share.rank == 0 and self.out.result.exists() and not self.out.identity.exists():
-            raise FileExistsError(f"{self.out.result}: already there; choose another --out or pass --overwrite")
+            raise FileExistsError(f"{self.out.result} already exists: choose another --out or pass --overwrite")
 
     # ------------------------------------------------------------ features
 
     def extract(self) -> None:
-        """Computes the features of this process's share: real images, their check, then generated and training ones.
+        """Computes this process's share of the features: real images with their self-check, then all other images.
 
         Raises:
-            SelfCheckError: The real images are not those that the protocol means; nothing is generated.
+            SelfCheckError: The real images fail the self-check; nothing is generated.
         """
         request = self.request
         self._phase("reference", "real")
@@ -210,10 +210,10 @@ class Evaluation:
         self.phases[label] = {"images": count, "seconds": seconds, "images_per_second": count / seconds}
 
     def _check_before_sampling(self, group: Group) -> None:
-        """Checks the real images, unless another process has; none continues to the generated ones before.
+        """Checks the real images before any process generates images.
 
-        Whoever comes first checks, while the others wait: a lock that ends with its owner, so that no process waits
-        for one that is gone. The first process, which writes the result, always has a check of its own.
+        One process checks while the others wait for its lock. The lock is released when its owner ends, so that no
+        process waits for one that no longer exists. The first process, which writes the result, always checks itself.
         """
         reference, items, share = group.stores["real"], group.prompts.samples, self.request.share
         fixed = {
@@ -227,7 +227,7 @@ class Evaluation:
             claims.take(passed.with_suffix(".claim"), wait=True)
             if share.rank != 0 and passed.is_file():  # while we waited
                 return
-            reference.run(Share(), label="reference")  # what other processes have not done yet
+            reference.run(Share(), label="reference")  # the chunks that other processes have not computed yet
             rule = self.protocol.groups[group.name]
             found = check_reference(
                 reference, self.protocol, items, known=bool(rule.num_images), exclusions=rule.captions.exclusions
@@ -238,9 +238,12 @@ class Evaluation:
     # ------------------------------------------------------------ results
 
     def write(self) -> dict[str, Any]:
-        """Computes the scores, and writes sheets, report and, last, the result file.
+        """Computes the scores and writes sheets, report and, last of all, the result file.
 
-        While the result file is missing, whatever else is there is from a killed run, and is replaced.
+        If the result file is missing, other files in the folder are from an interrupted run and are replaced.
+
+        Returns:
+            Contents of the result file.
         """
         request, out = self.request, self.out
         scores, left_out = [], [*self.left_out, *(line for check in self.checks for line in check.left_out)]
@@ -253,12 +256,12 @@ class Evaluation:
         sheets = [save_png(self._sheet(group), out.folder / sheet_name(group.name)) for group in self.groups]
         memorization = None
         if self.known is not None:
-            # Copies are searched among the images of the first group: protocols with several have data of their own.
+            # Only in the first group: protocols with several groups bring their own data.
             generated = self.groups[0].stores["generated"]
             sheets.append(out.folder / COPIES)
             memorization = find_copies(generated, self.known, threshold=request.threshold, sheet=sheets[-1])
         result = self._record(scores, left_out) | ({"memorization": memorization} if memorization else {})
-        result = json.loads(json.dumps(result))  # as those will read it who render the report again
+        result = json.loads(json.dumps(result))  # as read from the file when the report is rendered again
         check_result(result)
         write_report_of([result], out.folder, sheets=sheets)
         write_json(out.result, result)
@@ -269,7 +272,7 @@ class Evaluation:
         metrics: dict[str, dict[str, Any]] = {name: METRICS.spec(name).record() for name in names}
         groups = {group.name: group.record() for group in self.groups}
         for name in names:
-            if remark := _remark(name, scores):
+            if remark := remark_on(name, scores):
                 metrics[name]["remark"] = remark
         for record in groups.values():
             record["dataset"]["exclusions"] = request.exclusions.name if request.exclusions is not None else None
@@ -290,7 +293,7 @@ class Evaluation:
             "speed": self._speed(),
             "code_version": code_version(),
             "versions": {"python": platform.python_version(), **package_versions(PACKAGES)},
-            "device": torch.device(request.device).type,  # without a number, which is the process's
+            "device": torch.device(request.device).type,  # without the index, which differs between processes
             "run": {
                 "command": request.command,
                 "batch_size": None if self.pipe is None else request.batch_size or BATCH,
@@ -317,7 +320,7 @@ class Evaluation:
         return speed
 
     def _sheet(self, group: Group) -> Image.Image:
-        """The first generated images; where a model generated them, next to the real image of the same caption."""
+        """Renders the first generated images, next to the real images of their captions if a model generated them."""
         found, image = group.generated, self.protocol.image
         indices = range(min(SHEET, len(found.keys)))
         by_key = {item.key: item for item in group.prompts.dataset.items}
@@ -332,38 +335,8 @@ class Evaluation:
         return comparison_sheet(*stacked, captions=names[: len(indices)], scale=2 if size < 128 else 1)
 
 
-def targets(protocol: Protocol, result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the model was to reach, what it reached, and whether that is enough; without what was not measured."""
-    scores, rows = scores_of(result), []
-
-    def value(rule: TargetRule, change: Mapping[str, Any]) -> float:
-        found = selected({"group": rule.group, **rule.score, **change}, scores)
-        return found[0].value if len(found) == 1 else math.nan
-
-    for rule in protocol.targets:
-        reached = value(rule, {})
-        if rule.divided_by:
-            reached /= value(rule, rule.divided_by) or math.nan
-        if rule.minus:
-            reached -= value(rule, rule.minus)
-        if math.isfinite(reached):
-            met = reached >= rule.required
-            rows.append({"name": rule.name, "required": rule.required, "reached": reached, "met": met})
-    return rows
-
-
-def _remark(metric: str, scores: Sequence[Mapping[str, Any]]) -> str:
-    """What a metric has to say about its scores, by group and part."""
-    remark = METRICS.spec(metric).remark
-    values: dict[str, dict[str, float]] = {}
-    for row in scores:
-        if row["metric"] == metric and row["part"] is not None:
-            values.setdefault(row["group"], {})[row["part"]] = row["value"]
-    return str(remark(values)) if remark is not None and values else ""
-
-
 def _run(store: FeatureStore, share: Share, *, label: str, images: Path | None = None) -> dict[str, Any]:
-    """Runs a phase; the wall-clock time that it took here, for what was still missing when it began."""
+    """Computes missing features; returns the number of images, the wall-clock time in seconds, and the speed."""
     missing, start = store.missing(), time.perf_counter()
     store.run(share, label=label, images=images)
     seconds = time.perf_counter() - start
@@ -374,9 +347,7 @@ def _check_request(request: Request, model: str | None) -> None:
     if (model is None) == (request.images is None):
         raise ValueError("give either --model, which generates images, or --images, a folder of images")
     if request.images is not None and (request.batch_size is not None or set(request.changes) - {"captions"}):
-        raise ValueError(
-            "--candidates, --batch-size and the options of sampling belong to --model; --images are generated already"
-        )
+        raise ValueError("--candidates, --batch-size and sampling options need --model, not --images")
     check_threshold(request.threshold)
     if request.batch_size is not None:
         as_integer("batch_size", request.batch_size, least=1)
@@ -386,11 +357,13 @@ def _exclusions(protocol: Protocol, request: Request) -> frozenset[str]:
     excludes = any(group.captions.exclusions for group in protocol.groups.values())
     if excludes and request.exclusions is None:
         raise ValueError(
-            f"{protocol.name} leaves out images that overlap with the training set: give their list with "
-            "--exclusions FILE (dalle-zoo overlap makes one)"
+            f"{protocol.name} excludes images that overlap with the training set: give their list with "
+            "--exclusions FILE (dalle-zoo overlap writes one)"
         )
     if request.exclusions is not None and not excludes:
-        raise ValueError(f"{protocol.name} leaves no image out, so --exclusions would change what its name means")
+        raise ValueError(
+            f"{protocol.name} excludes no images: leave out --exclusions, or write a protocol that excludes them"
+        )
     return load_exclusions(request.exclusions) if request.exclusions is not None else frozenset()
 
 

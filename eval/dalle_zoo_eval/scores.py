@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from tqdm import tqdm
 
+from dalle_zoo.results import scores_of, selected
 from dalle_zoo_eval.extractors import EXTRACTORS, TextExtractor
 from dalle_zoo_eval.groups import GALLERY, STORED_AS, Group
 from dalle_zoo_eval.image_sources import EVERY
@@ -22,7 +23,8 @@ from dalle_zoo_eval.metrics.base import ANNOTATIONS, MetricSpec
 from dalle_zoo_eval.metrics.estimates import Estimate
 from dalle_zoo_eval.moments import ROWS, StatisticsError, regrouped
 from dalle_zoo_eval.opening import OTHER_INPUTS, extractors_of, needs_extractor
-from dalle_zoo_eval.rules import MetricRule
+from dalle_zoo_eval.protocol import Protocol
+from dalle_zoo_eval.rules import MetricRule, TargetRule
 
 # n samples, N candidates
 
@@ -265,6 +267,45 @@ class Scorer:
         if extractor is not None and EXTRACTORS.spec(extractor).model_folder:  # models have their own
             return f"{extractor} {str(self.group.extractors[extractor].record['sha256'])[:8]}"
         return extractor
+
+
+def targets(protocol: Protocol, result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the targets of a protocol with the reached values.
+
+    Args:
+        protocol: Protocol with targets.
+        result: Result with scores.
+
+    Returns:
+        For every target whose scores exist its ``name``, the ``required`` and ``reached`` values, and whether it is
+        ``met``.
+    """
+    scores, rows = scores_of(result), []
+
+    def value(rule: TargetRule, change: Mapping[str, Any]) -> float:
+        found = selected({"group": rule.group, **rule.score, **change}, scores)
+        return found[0].value if len(found) == 1 else math.nan
+
+    for rule in protocol.targets:
+        reached = value(rule, {})
+        if rule.divided_by:
+            reached /= value(rule, rule.divided_by) or math.nan
+        if rule.minus:
+            reached -= value(rule, rule.minus)
+        if math.isfinite(reached):
+            met = reached >= rule.required
+            rows.append({"name": rule.name, "required": rule.required, "reached": reached, "met": met})
+    return rows
+
+
+def remark_on(metric: str, scores: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the remark of a metric on its scores; empty if there is none."""
+    remark = METRICS.spec(metric).remark
+    values: dict[str, dict[str, float]] = {}
+    for row in scores:
+        if row["metric"] == metric and row["part"] is not None:
+            values.setdefault(row["group"], {})[row["part"]] = row["value"]
+    return str(remark(values)) if remark is not None and values else ""
 
 
 def _finite(value: float) -> float:

@@ -88,7 +88,7 @@ def test_overlaps_are_left_out_of_the_deduplicated_protocol(
     deduplicated = protocol("toy-dedup", count=6, exclusions="true")
     arguments = ["--model", str(model), "--data", str(data), f"--network=mobilenet={mobilenet}", f"--out={clean}"]
     assert main(["eval", deduplicated, *arguments]) == 2
-    assert "toy-dedup leaves out images that overlap" in capsys.readouterr().err
+    assert "toy-dedup excludes images that overlap" in capsys.readouterr().err
     result = run(deduplicated, model, mobilenet, data, clean, "--exclusions", str(overlaps))
     assert result["groups"]["all"]["dataset"]["excluded"] == 2
     assert result["groups"]["all"]["dataset"]["exclusions"] == "overlaps.txt"

@@ -339,7 +339,7 @@ def test_wrong_requests_are_refused_before_any_work(
     ask: Ask, toy: Path, tmp_path: Path, calls: list[list[str]]
 ) -> None:
     (tmp_path / "r.json").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"r\.json: already there; .*--overwrite"):
+    with pytest.raises(FileExistsError, match=r"r\.json already exists: .*--overwrite"):
         evaluate(ask(tmp_path / "r.json"))
     assert (tmp_path / "r.json").read_text() == "mine"
     with pytest.raises(ValueError, match="temperature must be a finite number of at least 0"):

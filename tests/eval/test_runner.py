@@ -340,7 +340,7 @@ def test_the_network_that_looks_for_copies_can_be_chosen(
         ({"batch_size": 0}, "batch_size must be an integer of at least 1"),
         ({"networks": {"inception-2015": Path("gone"), "dmgan": UNUSED, "clip": UNUSED}},
          "--network inception-2015=gone: there is no such file or folder; expected"),
-        ({"exclusions": Path("some.txt")}, "leaves no image out"),
+        ({"exclusions": Path("some.txt")}, "excludes no images"),
         ({"layout": "cub"}, "unknown layout 'cub'"),
         ({"changes": {"top_k": 0}}, "top_k must be an integer of at least 1"),
         ({"changes": {"seed": -1}}, "seed must be an integer of at least 0, got -1"),
@@ -514,7 +514,7 @@ def test_birds_are_cropped_to_their_boxes_and_images_from_elsewhere_are_not(
     read = evaluate(request_of(str(path), cub, tmp_path / "read", images=elsewhere, networks=given))
     assert scores(read, "fid")[0]["samples"] == 2
     (cub / "bounding_boxes.txt").unlink()
-    with pytest.raises(ValueError, match=r"2 of cub:test, such as .* have none: is there a bounding_boxes"):
+    with pytest.raises(ValueError, match=r"2 images of cub:test, such as .* have none: is there a bounding_boxes"):
         evaluate(request_of(str(path), cub, tmp_path / "boxless", images=elsewhere, networks=given))
     assert not (tmp_path / "boxless").exists()
 
@@ -525,7 +525,7 @@ def test_an_incomplete_data_set_is_refused(
     del networks
     path = tmp_path / "counted.yaml"
     path.write_text(Path(protocol).read_text() + "num_images: {coco: 30}\n")
-    with pytest.raises(ValueError, match=r"means the 30 captioned images of coco:val2017, .* has 26"):
+    with pytest.raises(ValueError, match=r"is defined for the 30 captioned images of coco:val2017, .* has 26"):
         evaluate(request_of(str(path), coco, tmp_path / "out", model=str(model)))
 
 
