@@ -237,7 +237,7 @@ def _tables(
 
 
 def _group_tables(systems: Sequence[Measured]) -> Iterator[Block]:
-    """Tables with a row per group, and bars of the same."""
+    """Returns tables with a row per group, and bar charts of the same scores."""
     for system in systems:
         heading = "" if len(systems) == 1 else f", {system.name}"
         shown = [s for s in system.scores if system.data["metrics"][s.metric].get("by_group")]

@@ -1,6 +1,6 @@
-"""What the pixels of an image say about a composed scene: ground, layout, hue, and the things cut out of it.
+"""Measures ground, layout, hues and things of a composed scene in the pixels of an image.
 
-Nothing here is learned: a ground is the color of the border, a thing is what differs from it.
+Nothing is learned: the ground is the color of the border, and things are the pixels that differ from it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dalle_zoo.composition.sprites import SIZE
 
 WHITE = "white"
 GROUND_NAMES = (WHITE, *GROUNDS)
-"""Grounds that are told apart; white is the one without a name in captions."""
+"""Distinguished grounds; captions do not mention white."""
 HUE_NAMES = tuple(HUES)
-"""Hues of things that are told apart."""
+"""Distinguished hues of things."""
 _HALF = SIZE // 2
 REGIONS = {
     "all": (0, 0, SIZE, SIZE),
@@ -41,7 +41,7 @@ LAYOUTS = {
     "three": (_HALF, GRIDS[3]),
     "four": (_HALF, GRIDS[4]),
 }
-"""Side of the things, and left and top of each, in the layouts that are told apart, pixels."""
+"""Side of the things, and left and top of each, in the distinguished layouts, pixels."""
 LAYOUT_REGIONS = {
     "one": ("all",),
     "one small": ("all",),
@@ -55,11 +55,11 @@ CROP = 12
 """Side of a cut-out thing, pixels: enough to find the sprite of 99 % of reconstructions of single things."""
 
 _RING = 2
-"""Width of the border whose color is the ground's, pixels."""
+"""Width of the border that determines the ground, pixels."""
 _FAINT, _CLEAR = 24, 60
-"""Differences from the ground, of 255, at which a pixel begins to belong to a thing, and at which it does."""
+"""Differences from the ground, in 0..255, at which the coverage of a pixel is 0 and 1."""
 _SPECK = 2
-"""Pixels that a row or column of a thing needs: fewer are noise of a reconstruction."""
+"""Minimum number of pixels in a row or column of a thing; fewer are noise of a reconstruction."""
 
 
 def to_side(images: Tensor) -> Tensor:
@@ -71,10 +71,10 @@ def to_side(images: Tensor) -> Tensor:
 
 
 def ground_shares(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Ground color by the border.
+    """Measures the ground color in the border.
 
     Args:
-        pixels: (B, 3, S, S) in 0..255.
+        pixels: Pixels in 0..255, (B, 3, S, S).
 
     Returns:
         Share of the border that is nearest to each of `GROUND_NAMES`, (B, G), and the mean color of the largest
@@ -91,21 +91,21 @@ def ground_shares(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def coverage(pixels: Tensor, ground: Tensor) -> Tensor:
-    """How much each pixel belongs to a thing, 0 to 1.
+    """Returns the coverage of each pixel by things, from 0 to 1.
 
     Args:
-        pixels: (B, 3, S, S) in 0..255.
+        pixels: Pixels in 0..255, (B, 3, S, S).
         ground: Color of the ground, (B, 3).
 
     Returns:
-        (B, S, S).
+        Coverage, (B, S, S).
     """
     difference = (pixels - ground[:, :, None, None]).abs().amax(1)
     return ((difference - _FAINT) / (_CLEAR - _FAINT)).clamp(0, 1)
 
 
 def hue_shares(pixels: Tensor, covered: Tensor) -> Tensor:
-    """Share of the saturated pixels of things that are nearest to each of `HUE_NAMES`, (B, U); 0 where none are."""
+    """Returns the share of saturated pixels of things nearest to each of `HUE_NAMES`, (B, U); 0 without such pixels."""
     rgb = pixels / 255
     value, low = rgb.amax(1), rgb.amin(1)
     span = value - low
@@ -121,7 +121,7 @@ def hue_shares(pixels: Tensor, covered: Tensor) -> Tensor:
 
 
 def layout_templates(alpha: Tensor) -> Tensor:
-    """What an average thing covers in each of `LAYOUTS`, (layouts, d), for `nearest_layout`.
+    """Returns the coverage by average things in each of `LAYOUTS`, (layouts, d), for `nearest_layout`.
 
     Args:
         alpha: Mean opacity of the sprites, (S, S).
@@ -135,10 +135,10 @@ def layout_templates(alpha: Tensor) -> Tensor:
 
 
 def nearest_layout(covered: Tensor, templates: Tensor) -> Tensor:
-    """Index in `LAYOUTS` of the layout that an image is most like, (B,).
+    """Returns the index in `LAYOUTS` of the most similar layout, (B,).
 
-    Where things are is compared, not how many separate parts there are: 98 % of composed counts are found, against
-    74 % by connected components, because a pair of dice has two parts and neighbors touch.
+    Places of things are compared instead of counting connected components. This finds 98 % of composed counts,
+    compared with 74 % by connected components: a pair of dice has two components, and neighboring things touch.
     """
     return (_coarse(covered) @ templates.t()).argmax(1)
 
@@ -148,24 +148,24 @@ def _coarse(covered: Tensor) -> Tensor:
 
 
 def centered(values: Tensor) -> Tensor:
-    """Subtracts the mean of the last axis and scales it to length 1, so that products are correlations."""
+    """Subtracts the mean of the last axis and scales it to length 1, so that dot products are correlations."""
     return F.normalize(values - values.mean(-1, keepdim=True), dim=-1)
 
 
 def cut_out(
     pixels: Tensor, covered: Tensor, region: tuple[int, int, int, int], side: int = CROP
 ) -> tuple[Tensor, Tensor]:
-    """The thing in a region, on white and scaled to fill a square.
+    """Cuts out the thing in a region, puts it on white and scales it to fill a square.
 
     Args:
-        pixels: (B, 3, S, S) in 0..255.
-        covered: From `coverage`, (B, S, S).
+        pixels: Pixels in 0..255, (B, 3, S, S).
+        covered: Coverage, from `coverage`, (B, S, S).
         region: Left, top, right and bottom, pixels.
         side: Side n of the crops, pixels. Defaults to `CROP`.
 
     Returns:
-        The crops, 0 where white and 1 where black, (B, 3, n, n), and their boxes: left, top, right and bottom in
-        pixels, int64 (B, 4), zeros where the region is empty.
+        Crops, (B, 3, n, n), where 0 is white and 1 is black, and their boxes, int64 (B, 4): left, top, right and
+        bottom in pixels, or zeros if the region is empty.
     """
     left, top, right, bottom = region
     inside = torch.zeros_like(covered)
@@ -178,25 +178,25 @@ def cut_out(
     center = (box[:, :2] + box[:, 2:]) / SIZE - 1
     affine = torch.zeros(len(pixels), 2, 3)
     affine[:, 0, 0], affine[:, 1, 1], affine[:, :, 2] = scale, scale, center
-    # Twice the side and then means, which is close to an area average for things of up to half of the image.
+    # Sampling at twice the side and averaging is close to an area average for things of up to half of the image.
     grid = F.affine_grid(affine, [len(pixels), 3, 2 * side, 2 * side], align_corners=False)
     on_white = (1 - pixels / 255) * inside[:, None]
     return F.avg_pool2d(F.grid_sample(on_white, grid, align_corners=False), 2), box
 
 
 def _ends(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """First occupied place and the one after the last, (B,) each."""
+    """Returns the first occupied index and the one after the last, (B,) each."""
     first = occupied.int().argmax(1)
     return first, occupied.shape[1] - occupied.flip(1).int().argmax(1)
 
 
 def color_features(crops: Tensor) -> Tensor:
-    """Crops (..., 3, n, n) as unit vectors whose products compare shape and color."""
+    """Maps crops (..., 3, n, n) to unit vectors that represent shape and color."""
     return centered(crops.flatten(-3))
 
 
 def shape_features(crops: Tensor) -> Tensor:
-    """Crops (..., 3, n, n) as unit vectors that compare brightness and colorfulness, the same in every hue."""
+    """Maps crops (..., 3, n, n) to unit vectors of brightness and saturation, which are the same for every hue."""
     brightest, darkest = 1 - crops.amin(-3), 1 - crops.amax(-3)
     parts = [centered(brightest.flatten(-2)), centered((brightest - darkest).flatten(-2))]
     return F.normalize(torch.cat(parts, -1), dim=-1)

@@ -1,4 +1,4 @@
-"""From feature stores to scores: feeds every metric of a group with what its `update` takes."""
+"""Computes scores: passes stored features and annotations to the metrics of a group."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ from dalle_zoo_eval.rules import MetricRule, TargetRule
 Row = dict[str, Any]
 TEXT_FEATURES = "text_features"
 LISTS = ("keys", "concepts", "captions", "targets")
-"""Inputs of metrics that are lists with an entry per image."""
+"""Metric inputs that are lists with one entry per image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Images that a score is computed on."""
+    """The images on which a score is computed."""
 
     images: str
     """Image set."""
     blur: int = 0
-    """Radius, pixels."""
+    """Radius of the Gaussian blur, pixels."""
     count: int = 1
-    """Number of candidates of which the best are taken; `EVERY` for all of them."""
+    """Number of candidates from which the best is taken, or `EVERY` for all candidates."""
 
 
 class Scorer:
     """Computes the scores of a group.
 
     Args:
-        group: Its stores.
-        groups: All groups, for metrics whose reference is that of all.
+        group: The group.
+        groups: All groups, for metrics whose reference is that of all groups.
     """
 
     def __init__(self, group: Group, groups: Sequence[Group]) -> None:
@@ -61,7 +61,7 @@ class Scorer:
         self._texts: dict[tuple[str, str], Tensor] = {}
 
     def score(self) -> list[Row]:
-        """All scores; what could not be computed is in ``left_out``, with its reason."""
+        """Returns all scores; ``left_out`` then lists those that could not be computed, with reasons."""
         work: list[tuple[MetricRule, list[str], str | None]] = []
         for rule, sets in self.group.plan:
             names = extractors_of(rule, self.group.extractors) if needs_extractor(rule) else [None]
@@ -90,11 +90,11 @@ class Scorer:
                 self._leave_out(f"{what} of {name}: {reason}")
 
     def _leave_out(self, line: str) -> None:
-        if line not in self.left_out:  # the points of a figure lack the same for the same reason
+        if line not in self.left_out:  # points of a figure often lack a score for the same reason
             self.left_out.append(line)
 
     def _views(self, spec: MetricSpec, sets: Sequence[str]) -> Iterator[View]:
-        """Views of a metric; those of one blur radius are consecutive: the reference is fed once for each."""
+        """Yields the views of a metric. Those of one blur radius are consecutive, so that they share a reference."""
         counts = self.group.stores["generated"].counts
         for images in sets:
             if images in STORED_AS:
@@ -111,7 +111,7 @@ class Scorer:
     # ------------------------------------------------------------ feeding
 
     def _feed_reference(self, metric: Metric, spec: MetricSpec, extractor: str | None, view: View) -> None:
-        """Updates a metric with the real images that it compares with."""
+        """Updates a metric with its reference images."""
         groups, images = ([self.group], "real") if spec.reference == "group" else (self.groups, GALLERY)
         for group in groups:
             scorer = self if group is self.group else Scorer(group, self.groups)
@@ -121,7 +121,11 @@ class Scorer:
     def _compute(
         self, metric: Metric, spec: MetricSpec, extractor: str | None, view: View
     ) -> tuple[dict[str, float | Estimate], int]:
-        """Value of a metric by part and annotation, and the number of samples; of all candidates, their means."""
+        """Computes a metric; with all candidates, its mean over them.
+
+        Returns:
+            Values by part or annotation, and the number of samples.
+        """
         more = {"real": False} if "real" in spec.inputs else {}
         found: list[dict[str, float | Estimate]] = []
         samples = 0
@@ -137,7 +141,7 @@ class Scorer:
             found.append({part: _estimate(value) for part, value in values.items()})
         if len(found) == 1:
             return found[0], samples
-        # A part that one candidate lacks has no mean; nor have intervals one.
+        # Parts that some candidate lacks have no mean, and neither do intervals.
         shared = [part for part in found[0] if all(part in values for values in found)]
         means = {part: mean(_value(values[part]) for values in found) for part in shared}
         return dict(means), samples
@@ -145,7 +149,7 @@ class Scorer:
     def _batches(
         self, spec: MetricSpec, extractor: str | None, view: View, candidate: int | None = None
     ) -> Iterator[dict[str, Any]]:
-        """What the `update` of a metric takes, of some samples after the other."""
+        """Yields arguments of the metric's `update`, batch by batch."""
         store = self.group.stores[STORED_AS.get(view.images, view.images)]
         known, lists = self.group.known(view.images), dict[str, Any]()
         for name in (n for n in LISTS if n in spec.inputs):
@@ -158,7 +162,7 @@ class Scorer:
         if extractor is not None and kinds:
             missing = sorted(set(kinds) - set(store.kinds(extractor)))
             if missing:
-                raise StatisticsError(f"{extractor} gives no {', '.join(missing)}")
+                raise StatisticsError(f"{extractor} has no output {', '.join(missing)}")
         parts = [store.read(extractor, f"{view.blur}/{view.count}/{kind}") for kind in kinds if extractor is not None]
         pixels = [self._images(store, view, candidate)] if "images" in spec.inputs else []
         if "reference_images" in spec.inputs:
@@ -179,7 +183,7 @@ class Scorer:
     def _selected(
         self, chunks: Iterator[tuple[Tensor, ...]], candidate: int | None, num_features: int
     ) -> Iterator[tuple[Tensor, ...]]:
-        """Of features of all candidates, (n, N, ...), those of one."""
+        """Selects one candidate from features of all candidates, (n, N, ...); None leaves the features unchanged."""
         for tensors in chunks:
             some = [t if candidate is None else t[:, candidate] for t in tensors[:num_features]]
             yield (*some, *tensors[num_features:])
@@ -187,7 +191,7 @@ class Scorer:
     def _paired(
         self, spec: MetricSpec, view: View, batches: Iterator[tuple[Tensor, ...]]
     ) -> Iterator[tuple[Tensor, ...]]:
-        """Of real and reconstructed images those of the prompts, where the metric is paired."""
+        """Selects the real or reconstructed images of the prompts if the metric is paired."""
         if not self._limits(spec, view):
             yield from batches
             return
@@ -205,20 +209,20 @@ class Scorer:
         return {n: v[places] if isinstance(v, Tensor) else [v[i] for i in places] for n, v in lists.items()}
 
     def _text_features(self, extractor: str | None, images: str) -> Tensor:
-        """Features of the captions of an image set."""
+        """Returns the features of the captions of an image set, (n, d)."""
         assert extractor is not None
         captions, reader = self.group.known(images)["captions"], self.group.extractors[extractor]
         if captions is None:
             raise StatisticsError("the images have no captions")
         if not isinstance(reader, TextExtractor):
-            raise StatisticsError(f"{extractor} reads no captions")
+            raise StatisticsError(f"{extractor} does not encode captions")
         key = extractor, images
         if key not in self._texts:
             self._texts[key] = reader.text_features(captions)
         return self._texts[key]
 
     def _images(self, store: Any, view: View, candidate: int | None) -> Iterator[Tensor]:
-        """Pixels of an image set, chunk by chunk, uint8 (B, 3, H, W)."""
+        """Yields the pixels of an image set chunk by chunk, uint8 (B, 3, H, W)."""
         for chunk in range(store.chunks):
             indices = range(chunk * store.chunk, min((chunk + 1) * store.chunk, len(store.source)))
             images = store.source.load(indices).images[view.count]
@@ -264,7 +268,7 @@ class Scorer:
                 self.rows.append({**row, "part": None if part == "value" else part, "value": _value(value), **own})
 
     def _family(self, extractor: str | None) -> str | None:
-        if extractor is not None and EXTRACTORS.spec(extractor).model_folder:  # models have their own
+        if extractor is not None and EXTRACTORS.spec(extractor).model_folder:  # each model has its own weights
             return f"{extractor} {str(self.group.extractors[extractor].record['sha256'])[:8]}"
         return extractor
 
@@ -309,14 +313,14 @@ def remark_on(metric: str, scores: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _finite(value: float) -> float:
-    """Returns a score; raises `StatisticsError` if it is no number that a result file can hold."""
+    """Returns a score; raises `StatisticsError` if it is not finite, which a result file cannot hold."""
     if not math.isfinite(value):
         raise StatisticsError(f"the score is {value}, which is not finite")
     return value
 
 
 def _estimate(computed: Any) -> float | Estimate:
-    """A number, or a number with its interval, that a metric has computed."""
+    """Converts a computed value: a scalar to a number, a tensor (3,) to a number with its interval."""
     return Estimate(*computed.tolist()) if getattr(computed, "ndim", 0) else _finite(float(computed))
 
 

@@ -103,7 +103,7 @@ def check_reference(
         spread = float(complete.covariance.trace())
         if not spread > 0:
             raise SelfCheckError(
-                f"{network} finds all {complete.count} images of the reference alike: check the dataset"
+                f"{network} has the same features for all {complete.count} images of the reference: check the dataset"
             )
         itself = frechet_distance(complete, complete) / spread
         found.add(

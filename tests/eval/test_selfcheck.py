@@ -160,7 +160,7 @@ def test_few_images_are_not_split(tmp_path: Path) -> None:
 
 
 def test_equal_images_are_caught(tmp_path: Path) -> None:
-    with pytest.raises(SelfCheckError, match="finds all 5 images of the reference alike"):
+    with pytest.raises(SelfCheckError, match="the same features for all 5 images of the reference"):
         check(torch.full((5, 3, SIDE, SIDE), 7, dtype=torch.uint8), tmp_path)
 
 

@@ -1,20 +1,21 @@
-"""Datasets of evaluations: folders in a known layout, or any other source, to captioned images.
+"""Datasets of evaluations: readers of captioned images in known layouts and from other sources.
 
-| module | what it holds |
+| module | content |
 |---|---|
-| `base` | what every reader returns, and the registry |
+| `base` | the registry, the type that readers return, and helpers of readers |
 | `coco` | MS-COCO captions 2014 and 2017 |
 | `cub` | CUB-200-2011, with the class-disjoint split and bounding boxes |
-| `attngan` | the layout of AttnGAN and DM-GAN, for both |
+| `attngan` | birds and MS-COCO in the layout of AttnGAN and DM-GAN |
 | `folder` | any folder of images |
-| `composition` | prompts that are made for what they test, with composed images |
-| `source` | shards, folders and data in the package, as `dalle_zoo.data.open_source` reads them |
+| `composition` | prompts for composed scenes, with composed images |
+| `source` | shards, folders and bundled data, read by `dalle_zoo.data.open_source` |
 | `safe_pickle` | pickles of plain data |
-| `prompts` | the pinned list of prompts |
+| `prompts` | the captions from which images are generated, chosen by seed; exclusion lists |
 | `images`, `digests` | decoding and cropping; digests of files by their contents |
 
-A new dataset is one file with ``@DATASETS.register(...)`` and one import line here; other distributions use the
-entry-point group ``dalle_zoo.eval_datasets``.
+A new dataset is one file with ``@DATASETS.register(...)`` and one import line here. The fields of `DatasetSpec`
+describe the layout of its folder for messages. Other distributions use the entry-point group
+``dalle_zoo.eval_datasets``.
 """
 
 from dalle_zoo_eval.datasets import (  # noqa: F401 (they register themselves)

@@ -1,15 +1,15 @@
-"""The layout that AttnGAN introduced and DM-GAN uses, for birds and MS-COCO.
+"""Birds and MS-COCO in the layout of AttnGAN, which DM-GAN also uses.
 
 ```
-captions.pickle          train captions, test captions, word of an id, id of a word
-<split>/filenames.pickle class_info.pickle          keys; class of each, for birds
+captions.pickle          train captions, test captions, words by id, ids by word
+<split>/filenames.pickle class_info.pickle          keys; class of each key, for birds
 CUB_200_2011/images.txt  bounding_boxes.txt  images/<key>.jpg    birds
 images/<key>.jpg                                                 MS-COCO
 text/<key>.txt           captions, one per line
 ```
 
-``captions.pickle`` holds lower-case words alone, a fixed number of captions per image. Where ``text/`` has been
-unpacked, its captions are taken instead, as people wrote them.
+``captions.pickle`` holds a fixed number of captions per image, reduced to lower-case words. If ``text/`` has been
+unpacked, its original captions are used instead.
 
 Reference: AttnGAN (Xu et al., 2018), code/datasets.py; DM-GAN (Zhu et al., 2019).
 """
@@ -48,15 +48,15 @@ _END = 0
     "text/KEY.txt",
 )
 def read_attngan(root: Path | None, split: str) -> EvalDataset:
-    """Reads a split; keys are those of filenames.pickle.
+    """Reads a split; the keys are those of filenames.pickle.
 
     Args:
         root: Folder with captions.pickle.
         split: ``train`` or ``test``.
 
     Raises:
-        UnknownNameError: Another split.
-        DatasetError: Files are missing or damaged, do not fit each other, or no image of the split is there.
+        UnknownNameError: There is no such split.
+        DatasetError: Files are missing, damaged or contradict each other, or there is no image of the split.
         UnsafePickleError: A pickle holds more than plain data.
     """
     check_split("attngan", split, SPLITS)
@@ -87,7 +87,7 @@ def read_attngan(root: Path | None, split: str) -> EvalDataset:
 
 
 def _pickled_captions(path: Path, split: str, num_keys: int) -> list[tuple[str, ...]]:
-    """Captions of every key, their words joined by spaces."""
+    """Returns the captions of every key, as words separated by spaces."""
     parts = _list(load_plain(path), path, "train captions, test captions and two tables of words")
     if len(parts) != 4 or not isinstance(parts[2], dict):
         raise DatasetError(
@@ -112,7 +112,7 @@ def _sentence(ids: Any, words: dict[Any, Any], path: Path) -> str:
 
 
 def _groups(root: Path, split: str, num_keys: int) -> Sequence[str]:
-    """Number of every key's class; MS-COCO has none."""
+    """Returns the class number of every key; empty for MS-COCO."""
     path = root / split / "class_info.pickle"
     if not path.is_file():
         return [""] * num_keys

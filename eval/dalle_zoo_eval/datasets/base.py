@@ -1,4 +1,4 @@
-"""What every reader of a dataset returns: captioned images, and the names of those it left out."""
+"""Datasets of evaluations: the registry, the type that readers return, and helpers of readers."""
 
 from __future__ import annotations
 
@@ -20,47 +20,49 @@ from dalle_zoo_eval.datasets.digests import content_digests
 log = logging.getLogger(__name__)
 
 NAMED = 20
-"""Entries left out that a result names."""
+"""Maximum number of skipped entries that a result lists."""
 
 
 class DatasetError(ValueError):
-    """A dataset is not what it should be; the message states what was expected, what was found, and what to do."""
+    """A dataset is unusable. The message states what was expected, what was found, and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One image of a dataset, not yet decoded."""
+    """An image of a dataset, not yet decoded."""
 
     key: str
-    """Name, unique in its dataset: a relative path without its ending."""
+    """Name that is unique in the dataset: a relative path without suffix."""
     image: Path | bytes | None
-    """Image file, or its contents; None if only the captions are available."""
+    """Image file, or its contents; None if only captions are available."""
     captions: tuple[str, ...]
-    """Captions without line breaks, not empty; none at all in a folder without captions."""
+    """Captions, not empty and without line breaks. The tuple is empty in a folder without captions."""
     box: tuple[float, float, float, float] | None = None
-    """Left, top, width and height of what the image shows, in pixels."""
+    """Bounding box of the depicted object: left, top, width and height in pixels."""
     invalid: str = ""
-    """Why captions were left out."""
+    """Reason why captions were left out; empty if none were."""
     concept: str = ""
-    """Class or concept of what the image shows, where the dataset has classes."""
+    """Class or concept of the image; empty if the dataset has none."""
     targets: Mapping[str, Any] = field(default_factory=dict)
-    """What an image of the caption must show, for metrics whose `update` takes ``targets``."""
+    """What an image of the caption should show, for metrics whose `update` takes ``targets``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalDataset:
-    """Images and captions to measure with; the readers sort them by key.
+    """Images and captions of an evaluation. Most readers sort them by key.
 
     Raises:
-        DatasetError: No item at all, or two of one key.
+        DatasetError: There are no items, or two have the same key.
     """
 
     name: str
     """Layout and split, such as ``coco:val2014``."""
     root: Path | str
+    """Folder or location of the dataset, for messages."""
     items: tuple[Item, ...]
+    """Usable images and captions."""
     skipped: tuple[str, ...] = ()
-    """What was left out, as "key: reason"."""
+    """Entries that were left out, as "key: reason"."""
 
     def __post_init__(self) -> None:
         if not self.items:
@@ -77,16 +79,16 @@ class EvalDataset:
         return [item.image for item in self.items if isinstance(item.image, Path)]
 
     def left_out(self) -> dict[str, Any]:
-        """What a result says of the entries that were left out: how many, and the names of the first ones."""
+        """Returns the number of skipped entries and the names of the first ones, for the result file."""
         return {"skipped": len(self.skipped), "skipped_names": [s.partition(": ")[0] for s in self.skipped[:NAMED]]}
 
     def sha256(self, memo: Path | None = None) -> str:
-        """Digest of keys, captions, boxes, classes, and the names and contents of the image files.
+        """Returns a digest of keys, captions, boxes, concepts, targets, and names and contents of the image files.
 
-        Neither the location of the folder nor the locations of images in it matter.
+        It does not depend on the location of the folder or of the images in it.
 
         Args:
-            memo: JSON file with digests of the images, which `remember` wrote.
+            memo: JSON file with digests of images, written by `remember`. Defaults to none.
         """
         digest = hashlib.sha256()
         contents = dict(zip(self.image_files, content_digests(self.image_files, memo), strict=True))
@@ -106,7 +108,7 @@ class EvalDataset:
 
 
 Reader = Callable[[Path | None, str], EvalDataset]
-"""(root, split) to a dataset; the root is the folder given with ``--data``, None if there is none."""
+"""Maps (root, split) to a dataset. The root is the folder given with ``--data``, or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,19 +129,18 @@ DATASETS: SpecRegistry[Reader, DatasetSpec] = SpecRegistry(
 
 
 def read_dataset(layout: str, root: Path | None, split: str) -> EvalDataset:
-    """Reads a dataset; no image is decoded yet.
+    """Reads a dataset without decoding images.
 
-    Entries without captions or without an image are left out, named in `EvalDataset.skipped`, and counted in a
-    warning of the log.
+    Entries without captions or images are left out, listed in `EvalDataset.skipped`, and counted in a logged warning.
 
     Args:
-        layout: A name of `DATASETS`: ``coco``, ``cub``, ``attngan``, ``folder``.
-        root: Its folder.
-        split: A split of the layout; see the readers.
+        layout: Name in `DATASETS`, such as ``coco``, ``cub``, ``attngan`` or ``folder``.
+        root: Folder of the dataset; None for datasets that need none.
+        split: Split of the layout; see its reader.
 
     Raises:
-        UnknownNameError: No such layout or split.
-        DatasetError: Files are missing, damaged or do not fit each other, or nothing is left.
+        UnknownNameError: There is no such layout or split.
+        DatasetError: The folder or files are missing, damaged or contradict each other, or no entry is usable.
     """
     read = DATASETS[layout]
     if root is not None and not root.is_dir():
@@ -154,7 +155,7 @@ def read_dataset(layout: str, root: Path | None, split: str) -> EvalDataset:
     return dataset
 
 
-# ---- what the readers share
+# ---------------------------------------------------------------- helpers of readers
 
 
 def check_split(layout: str, split: str, known: Iterable[str]) -> None:
@@ -166,13 +167,13 @@ def check_split(layout: str, split: str, known: Iterable[str]) -> None:
 def usable(
     name: str, root: Path, items: Iterable[Item], skipped: Sequence[str] = (), *, needs_captions: bool = True
 ) -> EvalDataset:
-    """Returns the dataset of the items that have valid captions and an image file; the others are listed in it.
+    """Returns the dataset of all items with valid captions and an image file; skipped entries are listed in it.
 
     Args:
         name: Layout and split.
         root: Folder of the dataset.
         items: All entries, in any order.
-        skipped: What the reader left out before.
+        skipped: Entries that the reader has left out. Defaults to none.
         needs_captions: Whether items without a caption are left out. Defaults to True.
     """
     retained, left_out = [], list(skipped)
@@ -191,18 +192,18 @@ def usable(
 
 
 def _valid(item: Item) -> Item:
-    """Leaves out captions that are not valid Unicode."""
+    """Removes captions that are not valid Unicode."""
     captions, invalid = valid_captions(item.captions)
     return replace(item, key=valid_name(item.key), captions=captions, invalid=item.invalid or invalid)
 
 
 def missing(layout: str, root: Path, what: str) -> DatasetError:
-    """The error for a file or folder that a layout needs, with what the folder looks like instead.
+    """Returns the error for a missing file or folder, with the layout that the given folder seems to have.
 
     Args:
         layout: Requested layout.
-        root: Folder that should have it.
-        what: The missing path or paths, relative to the folder.
+        root: Folder of the dataset.
+        what: Missing path or paths, relative to the folder.
     """
     hint = ""
     if (found := _recognized(root)) and found != layout:
@@ -214,12 +215,12 @@ def missing(layout: str, root: Path, what: str) -> DatasetError:
 
 
 def _recognized(folder: Path) -> str | None:
-    """Known layout that a folder seems to have."""
+    """Returns the layout that a folder seems to have; None if it is unknown."""
     return next((spec.name for spec in DATASETS.specs() if spec.mark and (folder / spec.mark).exists()), None)
 
 
 def read_lines(layout: str, root: Path, name: str) -> list[str]:
-    """Lines of a text file that a layout needs, stripped, without empty ones."""
+    """Returns the stripped, non-empty lines of a text file of a layout; raises `DatasetError` if it is missing."""
     try:
         lines = (root / name).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
@@ -230,7 +231,7 @@ def read_lines(layout: str, root: Path, name: str) -> list[str]:
 
 
 def checked_key(key: object, where: str) -> str:
-    """A key out of an external file, which must stay inside the folder it is joined to."""
+    """Returns a key from an external file; raises `DatasetError` if it points outside of the dataset's folder."""
     if not isinstance(key, str) or not key or "\0" in key:
         raise DatasetError(f"{where}: expected the name of an image, got {key!r}")
     path = PurePosixPath(key)
@@ -240,10 +241,10 @@ def checked_key(key: object, where: str) -> str:
 
 
 def clean_captions(captions: Iterable[str]) -> tuple[str, ...]:
-    r"""Captions with single spaces between words and no others; empty ones are dropped.
+    r"""Returns captions with single spaces between words; empty captions are dropped.
 
-    MS-COCO has captions with line breaks in them. The replacement character U+FFFD, which some captions of birds
-    have where a character was lost, counts as a space.
+    Some captions of MS-COCO contain line breaks. The replacement character U+FFFD, which marks lost characters in some
+    captions of birds, is treated as a space.
 
     Example:
         >>> clean_captions([" a cat\non a mat ", " "])
@@ -254,7 +255,7 @@ def clean_captions(captions: Iterable[str]) -> tuple[str, ...]:
 
 
 def captions_beside(path: Path) -> tuple[str, ...]:
-    """Captions of a text file, one per line; none if the file is missing. `usable` drops those that are not UTF-8."""
+    """Returns the captions of a text file, one per line; none if the file is missing. `usable` drops invalid ones."""
     try:
         return clean_captions(read_captions(None, read_file(path, MAX_CAPTION_BYTES)))
     except CorruptImageError:

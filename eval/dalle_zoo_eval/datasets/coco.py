@@ -29,7 +29,7 @@ from dalle_zoo_eval.datasets.base import (
 )
 
 MAX_BYTES = 2**30
-"""Size limit of a caption file; the largest, of the images to train with, has 90 MB."""
+"""Maximum size of a caption file, bytes; the largest one, of the training images, has 90 MB."""
 SPLITS = ("train2014", "val2014", "train2017", "val2017")
 
 
@@ -39,15 +39,15 @@ SPLITS = ("train2014", "val2014", "train2017", "val2017")
     files="annotations/captions_SPLIT.json (or .json.gz) and the images in SPLIT/ or images/SPLIT/",
 )
 def read_coco(root: Path | None, split: str) -> EvalDataset:
-    """Reads a split; a key is the name of the image file without its ending.
+    """Reads a split; the keys are the names of the image files without suffix.
 
     Args:
         root: Folder with ``annotations/`` and the images.
         split: One of `SPLITS`.
 
     Raises:
-        UnknownNameError: Another split.
-        DatasetError: Files are missing or damaged, or no image of the split is there.
+        UnknownNameError: There is no such split.
+        DatasetError: Files are missing or damaged, or there is no image of the split.
     """
     check_split("coco", split, SPLITS)
     assert root is not None  # `read_dataset` has checked it
@@ -83,13 +83,13 @@ def _annotation_file(root: Path, split: str) -> Path:
 
 
 def _annotations(path: Path) -> tuple[list[Any], list[Any]]:
-    """The lists ``images`` and ``annotations`` of a caption file."""
+    """Returns the lists ``images`` and ``annotations`` of a caption file."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            # A short archive can hold any number of bytes.
+            # A small archive can decompress to any number of bytes.
             record = json_value(file.read(MAX_BYTES + 1), max_bytes=MAX_BYTES)
     except (PlainDataError, EOFError, OSError, zlib.error) as error:
-        raise DatasetError(f"{path} is no JSON, or is truncated ({error}): fetch it again") from None
+        raise DatasetError(f"{path} is not JSON or is truncated ({error}): download it again") from None
     images, annotations = (record.get(k) if isinstance(record, dict) else None for k in ("images", "annotations"))
     if not isinstance(images, list) or not isinstance(annotations, list):
         raise DatasetError(
@@ -102,7 +102,7 @@ def _field(entry: Any, name: str, kind: type, path: Path, part: str, number: int
     value = entry.get(name) if isinstance(entry, dict) else None
     if not isinstance(value, kind):
         raise DatasetError(
-            f"{path}: entry {number} of {part!r} must have the field {name!r} ({kind.__name__}), got {value!r}: this "
-            "is no file of captions, or it is damaged"
+            f"{path}: entry {number} of {part!r} must have the field {name!r} ({kind.__name__}), got {value!r}: it "
+            "is not a caption file or is damaged"
         )
     return value

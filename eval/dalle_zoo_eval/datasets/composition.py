@@ -1,4 +1,4 @@
-"""Prompts for composed scenes, each with an image that shows it and with what an image of it must show."""
+"""Prompts for composed scenes, each with a composed image and with targets for metrics."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from dalle_zoo_eval.datasets.base import DATASETS, DatasetError, EvalDataset, It
 from dalle_zoo_eval.scene_pixels import LAYOUT_REGIONS
 
 PROMPTS = "composition-prompts.txt"
-"""List of the plain prompts, next to the protocols."""
+"""File of the plain prompts, next to the protocols."""
 NAMED = ("plain", "styled")
-"""Splits of the prompts of that list: as they are, and with a style."""
+"""Splits of the prompts of that file: unchanged, and with a style."""
 HELD_OUT = ("ground", "hue", "count", "pair")
-"""Splits of combinations that training never composes; with ``seen-`` in front, the same of those that it does."""
+"""Splits of combinations that are held out of training; with the prefix ``seen-``, of combinations that are not."""
 TRAINED = ("place", "styles")
-"""Splits of kinds that hold no combination out."""
+"""Splits of kinds without held-out combinations."""
 SPLITS = (*NAMED, *HELD_OUT, *(f"seen-{kind}" for kind in HELD_OUT), *TRAINED)
 PROMPTS_OF_A_KIND = 128
-"""Prompts of each split that is composed; protocols take fewer."""
+"""Number of prompts of each composed split; protocols use fewer."""
 _ARTICLE = re.compile("^(a|an|the) ")
 
 
 @DATASETS.register("composition")
 def read_composition(root: Path | None, split: str) -> EvalDataset:
-    """Makes prompts and their images from sprites; the same ones every time.
+    """Composes prompts and images from sprites, deterministically.
 
     Args:
-        root: Folder of sprites, as for `SpriteSet.load`; with another than the bundled set, measure with
-            ``--network sprites=FOLDER`` too. Defaults to the bundled set.
+        root: Folder of sprites, as for `SpriteSet.load`; None selects the bundled set. For any other set, also pass
+            ``--network sprites=FOLDER``.
         split: One of `SPLITS`.
 
     Raises:
-        UnknownNameError: Another split.
-        DatasetError: The sprites show nothing that the prompts name.
+        UnknownNameError: There is no such split.
+        DatasetError: No prompt names a sprite of the folder.
         ValueError: The folder holds no sprites.
     """
     check_split("composition", split, SPLITS)
@@ -59,25 +59,25 @@ def read_composition(root: Path | None, split: str) -> EvalDataset:
 
 @cache
 def sprite_set(folder: Path) -> SpriteSet:
-    """The sprites of a folder, read once per process: every group and the extractor have the same."""
+    """Returns the sprites of a folder, read once per process because all groups and the extractor use them."""
     return SpriteSet.load(folder)
 
 
 @cache
 def trained_sprites(folder: Path) -> SpriteSet:
-    """The sprites of a folder in the styles that models are trained on: those of the bundled data set, or all."""
+    """Returns the sprites in the styles of the training data, for the bundled set; all sprites of any other set."""
     sprites = sprite_set(folder)
     return sprites.subset(CompositionConfig.load().styles) if folder == sprites_folder() else sprites
 
 
 def read_prompts() -> list[str]:
-    """The plain prompts: one per line, without comments."""
+    """Returns the plain prompts."""
     lines = (bundled_folder("protocols") / PROMPTS).read_text("utf-8").splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
 
 def _named(sprites: SpriteSet, split: str, skipped: list[str]) -> Iterator[Item]:
-    """Single things that people name, in a style that a seed chooses; without those that no sprite shows."""
+    """Yields single things by name, in a style chosen by seed; adds prompts without a sprite to ``skipped``."""
     by_name: dict[str, list[int]] = {}
     for place in range(max(len(sprite.names) for sprite in sprites.sprites)):  # less common names come last
         for i, sprite in enumerate(sprites.sprites):
@@ -104,7 +104,7 @@ def _named(sprites: SpriteSet, split: str, skipped: list[str]) -> Iterator[Item]
 
 
 def _composed(known: SpriteSet, split: str) -> Iterator[Item]:
-    """Scenes of one kind with the captions of the training data, no caption twice."""
+    """Yields scenes of one kind with captions as in the training data, each caption once."""
     kind = split.removeprefix("seen-")
     composer = Composer(known, seed=f"evaluation {split}", shares={kind: 1.0}, held_out=split in HELD_OUT)
     captions: set[str] = set()
@@ -130,7 +130,7 @@ def _item(sprites: SpriteSet, split: str, sample: Composed, targets: dict[str, A
 
 
 def _targets(sample: Composed, shown: list[Sprite]) -> dict[str, Any]:
-    """What an image of a caption must show."""
+    """Returns what an image of a caption should show."""
     scene = sample.scene
     if scene.kind == "styles":  # the top half is given
         return {"things": {"bottom": shown[1].thing}, "styles": {"bottom": shown[1].style}}
@@ -145,7 +145,7 @@ def _targets(sample: Composed, shown: list[Sprite]) -> dict[str, Any]:
 
 
 def _place(sample: Composed) -> list[float]:
-    """Shares of the free space, as `PLACES` has them."""
+    """Returns the place of a single thing as shares of the free space, from `PLACES`."""
     (item,) = sample.scene.items
     x, y = ((at - 1) / (SIZE - 2 - item.size) for at in (item.left, item.top))
     nearest = min(PLACES.values(), key=lambda place: abs(place[0] - x) + abs(place[1] - y))

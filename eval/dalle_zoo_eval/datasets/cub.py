@@ -29,7 +29,7 @@ from dalle_zoo_eval.datasets.base import (
     usable,
 )
 
-# split: the value of train_test_split.txt that it has
+# Values of train_test_split.txt by split.
 _OFFICIAL = {"train-official": "1", "test-official": "0"}
 _ZEROSHOT = {"train": "zeroshot_train.txt", "test": "zeroshot_test.txt"}
 SPLITS = (*_ZEROSHOT, *_OFFICIAL)
@@ -44,16 +44,16 @@ Box = tuple[float, float, float, float]
     "bounding_boxes.txt, and for the split zeroshot_train.txt with zeroshot_test.txt, or train_test_split.txt",
 )
 def read_cub(root: Path | None, split: str) -> EvalDataset:
-    """Reads a split; a key is the path of the image below ``images/`` without its ending.
+    """Reads a split; the keys are the paths of the images in ``images/`` without suffix.
 
     Args:
         root: The folder ``CUB_200_2011``.
-        split: ``train`` or ``test`` of the class-disjoint split for text to image, of 8,855 and 2,933 images;
-            or ``train-official``, ``test-official``, where all classes are in both.
+        split: ``train`` or ``test`` of the class-disjoint split for text-to-image generation (8,855 and 2,933 images),
+            or ``train-official`` or ``test-official``, which have all classes each.
 
     Raises:
-        UnknownNameError: Another split.
-        DatasetError: Files are missing or damaged, do not fit each other, or no image of the split is there.
+        UnknownNameError: There is no such split.
+        DatasetError: Files are missing, damaged or contradict each other, or there is no image of the split.
     """
     check_split("cub", split, SPLITS)
     assert root is not None  # `read_dataset` has checked it
@@ -84,16 +84,16 @@ def read_cub(root: Path | None, split: str) -> EvalDataset:
 
 
 def read_boxes(root: Path) -> dict[str, Box]:
-    """Bounding boxes of the birds.
+    """Reads the bounding boxes of the birds.
 
     Args:
         root: The folder ``CUB_200_2011``, with images.txt and bounding_boxes.txt.
 
     Returns:
-        Left, top, width, height in pixels of every key of images.txt.
+        Left, top, width and height in pixels for every key of images.txt.
 
     Raises:
-        DatasetError: A file is missing or damaged, or the two do not fit.
+        DatasetError: A file is missing or damaged, or the files contradict each other.
     """
     files, lines = _table(root, "images.txt"), _table(root, "bounding_boxes.txt")
     _check_ids(root, "bounding_boxes.txt", files, lines)
@@ -114,7 +114,7 @@ def _box(root: Path, identity: str, line: str) -> Box:
 
 
 def _table(root: Path, name: str) -> dict[str, str]:
-    """Lines "number rest" of a file, by number."""
+    """Returns the values of the lines "number value" of a file, by number."""
     table: dict[str, str] = {}
     for line in read_lines("cub", root, name):
         number, _, rest = line.partition(" ")
@@ -147,7 +147,7 @@ def _official_keys(root: Path, split: str, files: dict[str, str], ids: dict[str,
 
 
 def _zeroshot_keys(root: Path, split: str, groups: dict[str, str]) -> list[str]:
-    """Keys of one half, after a check that the halves share no class."""
+    """Returns the keys of a class-disjoint split; raises `DatasetError` if both splits share a class."""
     halves = {}
     for name, file in _ZEROSHOT.items():
         halves[name] = read_lines("cub", root, file)

@@ -1,4 +1,4 @@
-"""Digests of files by their contents, which are not read again while a file stays as it is."""
+"""Digests of file contents, cached while files are unchanged."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from pathlib import Path
 from dalle_zoo.files import read_json, sha256_file, write_json
 
 MEMO = "digests.json"
-"""Usual name of the file that remembers digests, in the folder of measured chunks."""
+"""Usual name of the file with cached digests, in the folder of features."""
 HASHERS = 4
-"""Threads that read files; hashing leaves the interpreter."""
+"""Number of threads that read files; hashing releases the GIL."""
 SETTLED = 2.0
-"""Seconds after which a file's times tell whether it has changed since: file systems count in steps of up to two."""
+"""Age in seconds from which the times of a file reveal a change: file systems have a resolution of up to 2 s."""
 
 Stamp = tuple[int, int, int]
 
-_known: dict[str, tuple[Stamp, str]] = {}  # of this process: path to what it was when it was read, and its digest
+_known: dict[str, tuple[Stamp, str]] = {}  # cache of this process: stamp and digest by path
 
 
 def content_digests(paths: Sequence[Path], memo: Path | None = None) -> list[str]:
-    """sha256 of the contents of files, in order.
+    """Returns the sha256 of the contents of files, in order.
 
-    A file whose size and times (of its contents, and of its entry in the folder) are those of an earlier look keeps
-    its digest. What was changed in the last two seconds is read again at every call.
+    The digest of a file is reused if its size and times (modification and status change) are unchanged. Files changed
+    in the last `SETTLED` seconds are read again at every call.
 
     Args:
         paths: The files.
-        memo: What `remember` wrote in another process; what cannot be read there is worked out again.
+        memo: File that `remember` wrote in another process; unreadable entries are computed again. Defaults to none.
     """
     for name, entry in _remembered(memo).items():
         _known.setdefault(name, entry)
@@ -42,7 +42,7 @@ def content_digests(paths: Sequence[Path], memo: Path | None = None) -> list[str
 
 
 def remember(paths: Sequence[Path], memo: Path) -> None:
-    """Adds to a JSON file what this process knows of some files, for the next one."""
+    """Adds the known digests of files to a JSON file, for other processes."""
     before, names = _remembered(memo), [str(path.resolve()) for path in paths]
     after = before | {name: _known[name] for name in names if name in _known}
     if after != before:

@@ -21,17 +21,17 @@ SPLITS = ("all",)
 
 @DATASETS.register("folder", files="images, perhaps with captions of the same name in .txt files")
 def read_folder(root: Path | None, split: str) -> EvalDataset:
-    """Reads the images below a folder; keys and captions as `dalle_zoo.data.FolderSource`.
+    """Reads the images of a folder and its subfolders, with keys and captions as in `dalle_zoo.data.FolderSource`.
 
-    Where no image has captions, all are kept: they can be measured, but nothing can be sampled from them. Where some
-    have, the others are left out.
+    If no image has captions, all images are used: they can be evaluated, but no images can be generated from them. If
+    some images have captions, the others are left out.
 
     Args:
         root: The folder.
-        split: ``all``; to read a part, name its folder.
+        split: ``all``; to read a part, give its subfolder.
 
     Raises:
-        UnknownNameError: Another split.
+        UnknownNameError: There is no such split.
         DatasetError: There is no image.
     """
     check_split("folder", split, SPLITS)
@@ -43,6 +43,6 @@ def read_folder(root: Path | None, split: str) -> EvalDataset:
     ]
     if not items:
         raise DatasetError(
-            f"{root} holds no image ({source.selection.describe()}): name a folder with .jpg, .png or other images"
+            f"{root} holds no image ({source.selection.describe()}): give a folder with .jpg, .png or other images"
         )
     return usable("folder:all", root, items, needs_captions=any(item.captions for item in items))

@@ -1,4 +1,4 @@
-"""Reference images from file to pixels."""
+"""Decoding, cropping and scaling of reference images."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def load_image(item: Item, crop: Crop, size: int | None) -> Tensor:
     | ``center`` | the square in its center | that square, resized |
     | ``box`` | the square around its bounding box | the square in the center of that, resized |
 
-    The square of ``box`` is one and a half times as wide as the longer side of the box and clipped to the image, so
-    it may come out oblong. Resizing is Lanczos, as in `dalle_zoo.data.center_transform`.
+    The square of ``box`` has one and a half times the longer side of the box and is clipped to the image, so the
+    result may not be square. Resizing is Lanczos, as in `dalle_zoo.data.center_transform`.
 
     Args:
-        item: What to load.
-        crop: Part of the image.
-        size: Side of the result in pixels, or None to leave it as it is.
+        item: Item of a dataset.
+        crop: Crop of the image.
+        size: Side of the result, pixels; None leaves it unscaled.
 
     Returns:
-        uint8 (3, H, W).
+        Pixels, uint8 (3, H, W).
 
     Raises:
-        UnknownNameError: Another crop.
-        DatasetError: The image is missing or damaged, or has no bounding box inside it.
+        UnknownNameError: There is no such crop.
+        DatasetError: The image is missing or damaged, or its bounding box is missing or outside of it.
     """
     if crop not in get_args(Crop):
         raise UnknownNameError(suggest("crop", crop, get_args(Crop)))
@@ -74,10 +74,10 @@ def _place(item: Item) -> str:
 
 
 def stored_size(item: Item) -> tuple[int, int]:
-    """Width and height of an image file as its head tells them, before any rotation; nothing is decoded.
+    """Returns width and height from the header of an image file, before any rotation, without decoding it.
 
     Raises:
-        DatasetError: The file is missing or no image.
+        DatasetError: The file is missing or is not an image.
     """
     assert item.image is not None
     file = io.BytesIO(item.image) if isinstance(item.image, bytes) else item.image
@@ -91,12 +91,12 @@ def stored_size(item: Item) -> tuple[int, int]:
 
 
 def box_radius(box: tuple[float, float, float, float]) -> int:
-    """Half the side of the square that is cropped around a bounding box, pixels; 0 if the box is too small."""
+    """Returns half the side of the square around a bounding box, pixels; 0 if the box is too small to be cropped."""
     return int(0.75 * max(int(box[2]), int(box[3])))
 
 
 def _box_crop(item: Item, image: Image.Image) -> Image.Image:
-    """The square around a bounding box, rounded as AttnGAN's code/datasets.py does (`get_imgs`)."""
+    """Crops the square around a bounding box, rounded as in AttnGAN's code/datasets.py (`get_imgs`)."""
     if item.box is None:
         raise DatasetError(
             f"{item.key} has no bounding box: is there a bounding_boxes.txt? Otherwise use another crop"

@@ -1,4 +1,4 @@
-"""Chooses the captions from which images are generated: a list determined by a seed, identified by its sha256."""
+"""Chooses the captions from which images are generated, by seed; reads exclusion lists."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionList:
-    """Captions in the order in which images are generated from them."""
+    """Captions in the order in which images are generated."""
 
     entries: tuple[tuple[str, str], ...]
-    """Key of an item, and one of its captions."""
+    """Pairs of the key of an item and one of its captions."""
     seed: int
     """Seed of the choice."""
     source: str
@@ -33,7 +33,7 @@ class CaptionList:
 
     @property
     def sha256(self) -> str:
-        """Digest of the entries in their order: equal lists have equal ones, however they came about."""
+        """Digest of the entries in their order; equal lists have equal digests, however they were chosen."""
         digest = hashlib.sha256()
         for entry in self.entries:
             digest.update(_line(entry))
@@ -51,22 +51,22 @@ def choose_captions(
 ) -> CaptionList:
     """Chooses captions by seed.
 
-    Order and choice come from SHA-256 of the seed and the key or caption itself. So a list is the same on every
-    machine and version of Python, a shorter one is the beginning of a longer one, and leaving out some items changes
-    nothing of the others.
+    Order and choice depend on the SHA-256 of the seed and the key or caption. A list is therefore the same on every
+    machine and version of Python, a shorter list is the beginning of a longer one, and leaving out some items does not
+    affect the others.
 
     Args:
-        dataset: What to choose from.
-        count: Captions to choose; None chooses all there are.
-        rule: ``one`` caption per item, chosen among its own, as for MS-COCO; ``unique``, every different caption
-            once, with the first item that has it, as for CUB; or ``first``, the first caption of each item in order.
+        dataset: Dataset of the captions.
+        count: Number of captions; None chooses all.
+        rule: ``one`` chooses one caption per item, as for MS-COCO. ``unique`` takes every distinct caption once, with
+            the first item that has it, as for CUB. ``first`` takes the first caption of each item, in order.
         seed: Seed of order and choice.
-        exclude: Keys of items to leave out.
-        items: The items to choose from, in their order. Defaults to all of the dataset.
+        exclude: Keys of excluded items. Defaults to none.
+        items: Items to choose from, in their order. Defaults to all items of the dataset.
 
     Raises:
-        UnknownNameError: Another rule.
-        DatasetError: There are fewer captions than ``count``, none at all, or none of the keys of ``exclude``.
+        UnknownNameError: There is no such rule.
+        DatasetError: There are no captions, fewer than ``count``, or no item has a key of ``exclude``.
     """
     if rule not in get_args(Choice):
         raise UnknownNameError(suggest("rule of caption choice", rule, get_args(Choice)))
@@ -101,12 +101,12 @@ def _one_caption(item: Item, seed: int) -> str:
 
 
 def _rank(seed: int, *parts: str) -> bytes:
-    """Place in a random order."""
+    """Returns the sort key of a random order."""
     return hashlib.sha256(json.dumps([seed, *parts]).encode()).digest()
 
 
 def check_exclusions(dataset: EvalDataset, exclude: frozenset[str]) -> None:
-    """Raises `DatasetError` if an exclusion list belongs to another dataset; warns of single unknown keys."""
+    """Raises `DatasetError` if no key of an exclusion list is in the dataset; warns of some unknown keys."""
     unknown = sorted(exclude - {item.key for item in dataset.items})
     if unknown and len(unknown) == len(exclude):
         raise DatasetError(
@@ -121,7 +121,7 @@ def check_exclusions(dataset: EvalDataset, exclude: frozenset[str]) -> None:
 
 
 def save_captions(captions: CaptionList, path: Path) -> None:
-    """Writes a list as JSON lines, atomically: first what it is, then ``[key, caption]`` each."""
+    """Writes a list as JSON lines, atomically: a header, and then ``[key, caption]`` for each entry."""
     head = {
         "captions": len(captions.entries),
         "seed": captions.seed,
@@ -138,36 +138,36 @@ def _line(entry: Sequence[str]) -> bytes:
 
 
 def load_exclusions(path: Path) -> frozenset[str]:
-    """Keys of items to leave out, one per line; lines that begin with ``#`` are comments.
+    """Reads the keys of excluded items, one per line; lines that begin with ``#`` are comments.
 
     Raises:
-        DatasetError: The file is missing, is not UTF-8, or holds neither a key nor a comment.
+        DatasetError: The file is missing, is not UTF-8, or is empty.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"exclusion list {path} cannot be read: {error}") from None
     keys = frozenset(line for line in lines if line and not line.startswith("#"))
-    if not any(lines):  # a comment alone is the list of a search that found nothing
+    if not any(lines):  # a list with only a comment is from a search that found nothing
         raise DatasetError(f"exclusion list {path} holds no key: expected one per line")
     return keys
 
 
 def shuffle_concepts(concepts: Sequence[str], seed: int) -> list[int]:
-    """A fixed permutation that gives every sample one of another concept.
+    """Returns a permutation that maps every sample to a sample of another concept.
 
-    Samples are put in groups by concept, the groups in random order, and each sample takes the one
-    that is further by the size of the largest group: never one of its own.
+    Samples are grouped by concept, in random order. The concatenated groups are then rotated by the size of the
+    largest group, so that no sample is mapped to its own concept.
 
     Args:
         concepts: Concept of each of B samples.
         seed: Seed of the random order.
 
     Returns:
-        B places; no concept is mapped to itself.
+        Index of another sample for each of B samples.
 
     Raises:
-        ValueError: One concept has more than half of the samples, so there is no such permutation.
+        ValueError: One concept has more than half of the samples, so no such permutation exists.
     """
     generator = torch.Generator().manual_seed(seed)
     groups: dict[str, list[int]] = {}

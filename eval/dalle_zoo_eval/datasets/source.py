@@ -1,4 +1,4 @@
-"""Captioned images wherever `dalle_zoo.data.open_source` finds them: shards, folders, data in the package."""
+"""Captioned images of any source of `dalle_zoo.data.open_source`: shards, folders, bundled data."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dalle_zoo_eval.datasets.base import DATASETS, EvalDataset, Item, clean_capt
 
 @DATASETS.register("source")
 def read_source(root: Path | None, split: str) -> EvalDataset:
-    """Reads captioned images in their stored order; the contents of the files stay in memory.
+    """Reads captioned images in their stored order and keeps the contents of the files in memory.
 
-    A key ``<concept>_<style>`` names the concept of its image.
+    A key ``<concept>_<style>`` states the concept of its image.
 
     Args:
-        root: Not used: the location says all.
+        root: Not used, since ``split`` is a location.
         split: Location as for `open_source`, such as ``emoji64:train``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Networks that see images and read captions: CLIP, and our rankers, which are the same thing on disk."""
+"""Networks of images and captions: CLIP, and the rankers of dalle-zoo, which have the same format on disk."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from dalle_zoo_eval.extractors.base import EXTRACTORS, ExtractorFileError, check
 # B images or captions, H W pixels, d features
 
 TEXTS = (".json", ".txt", ".model")
-"""Endings of the files that say how images are scaled and captions become tokens."""
+"""Suffixes of the files that determine how images are scaled and captions are tokenized."""
 CAPTIONS = 256
-"""Captions encoded at once."""
+"""Number of captions encoded at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class ContrastiveExtractor:
     ranker: Ranker
 
     def prepare(self, images: Tensor) -> Tensor:
-        """The images as they are: all is done where the network computes."""
+        """Returns the images unchanged: they are scaled on the device."""
         return images
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -61,7 +61,7 @@ def load_clip(location: Path, device: torch.device, expected_sha256: str | None 
 
     Args:
         location: Folder with the files of `dalle_zoo.ranker_folder`.
-        device: Where it computes.
+        device: Device of the network.
         expected_sha256: Digest that the weights must have, as in the record of an earlier evaluation. Defaults to any.
     """
     return open_contrastive("clip", location, device, expected_sha256)
@@ -75,7 +75,7 @@ def load_ranker(location: Path, device: torch.device, expected_sha256: str | Non
 
     Args:
         location: Folder of a model, whose ``ranker`` is taken, or of a ranker.
-        device: Where it computes.
+        device: Device of the network.
         expected_sha256: Digest that its weights must have. Defaults to any.
     """
     inner = location / "ranker"
@@ -139,6 +139,6 @@ def open_contrastive(
 
 
 def digest_of_weights(weights: Path) -> str:
-    """Returns the sha256 of the weights; of shards that of their digests, in the order of their names."""
+    """Returns the sha256 of the weights; for shards, the sha256 of their digests in the order of their names."""
     digests = [sha256_file(file) for file in sorted({header.file for header in read_headers(weights).values()})]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -85,8 +85,8 @@ def load_inception_2015(
 
     Args:
         location: The weights file or its folder.
-        device: Where it computes.
-        expected_sha256: Digest of another file to accept instead of the published one.
+        device: Device of the network.
+        expected_sha256: Digest of another file to accept instead of the published one. Defaults to none.
     """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -125,8 +125,8 @@ def load_dmgan(location: Path, device: torch.device, expected_sha256: str | None
 
     Args:
         location: The weights file or its folder.
-        device: Where it computes.
-        expected_sha256: Digest of another file to accept instead of the published ones.
+        device: Device of the network.
+        expected_sha256: Digest of another file to accept instead of the published ones. Defaults to none.
     """
     try:
         from torchvision.models.inception import Inception3

@@ -45,7 +45,7 @@ class Convolution(nn.Module):
         self.norm = nn.BatchNorm2d(outputs, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, H, W), or half of the sides."""
+        """Maps (B, inputs, H, W) to (B, outputs, H, W), with half the sides for a stride of 2."""
         return F.relu6(self.norm(self.conv(F.pad(x, self.padding))))
 
 
@@ -69,14 +69,14 @@ class MobileNet(nn.Module):
 
     @torch.inference_mode()
     def features(self, images: Tensor, batch_size: int = 64) -> Tensor:
-        """Mean of the last feature maps.
+        """Returns the means of the last feature maps.
 
         Args:
             images: Pixels in [0, 1] or uint8, (B, 3, H, W).
-            batch_size: Images at once.
+            batch_size: Number of images processed at once. Defaults to 64.
 
         Returns:
-            float32 (B, 256), at least 0, on the CPU.
+            Features of at least 0, float32 (B, 256) on the CPU.
         """
         parts = [self._features(part.to(self.head.weight.device)) for part in in_batches(images, batch_size)]
         return torch.cat(parts).cpu()

@@ -29,7 +29,7 @@ class ImageTokenizerExtractor:
     name: str = "image_tokenizer"
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Returns the images as they are."""
+        """Returns the images unchanged."""
         return images
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -57,7 +57,7 @@ class PriorExtractor:
         raise TypeError("the prior needs captions: call pairs")
 
     def pairs(self, images: Tensor, captions: Sequence[str], others: Sequence[str]) -> dict[str, Tensor]:
-        """Negative log-likelihoods of the codes of images.
+        """Returns negative log-likelihoods of the codes of images.
 
         Args:
             images: uint8 (B, 3, H, W).

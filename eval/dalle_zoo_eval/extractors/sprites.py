@@ -1,4 +1,4 @@
-"""Which sprites an image shows, and where: pixels of things compared with those of all sprites; no network."""
+"""Finds the sprites that an image shows, and their places, by comparing things with all sprites."""
 
 from __future__ import annotations
 
@@ -43,27 +43,27 @@ from dalle_zoo_eval.scene_pixels import (
 # B images, R regions, N sprites and mirrored sprites, d features
 
 THUMBNAIL = 16
-"""Side of the thumbnails by which images are told apart, pixels."""
+"""Side of the thumbnails that distinguish images, pixels."""
 EMPTY = -1
-"""In the place of a sprite where a region holds nothing."""
+"""Value instead of a sprite for an empty region."""
 NETWORK_SIDE = 64
-"""Side of the things that a network sees, pixels."""
+"""Side of cut-out things for a network, pixels."""
 
 
 def identifier(name: str) -> int:
-    """Number of a thing or style, the same for every sprite set: the first bytes of SHA-256."""
+    """Returns a number for a thing or style, the same in every sprite set: the first bytes of its SHA-256."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpritesExtractor:
-    """Compares the things of an image with sprites, in pixels or in the features of a network."""
+    """Compares the things of an image with sprites by pixels, or by the features of a network."""
 
     name: str
     sprites: SpriteSet
     record: Mapping[str, Any]
     network: Extractor | None = None
-    """Network whose features compare things. Defaults to none: pixels do."""
+    """Network whose features are compared. Defaults to None, which compares pixels."""
     _own_hues: dict[int, str] = field(default_factory=dict)
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -74,11 +74,15 @@ class SpritesExtractor:
         """Measures uint8 images (B, 3, H, W).
 
         Returns:
-            ``grounds`` (B, G) and ``hues`` (B, U), shares; ``layout`` (B,), index in `LAYOUTS`; of every region
-            ``boxes`` (B, R, 4) in pixels, and the `identifier` of the nearest sprite's thing and style, ``things``,
-            ``shapes`` (the thing whatever its hue) and ``styles``, int64 (B, R), `EMPTY` where there is none;
-            ``novel`` (B, 4), whether the ground, hue, number and order that it shows are held out of training; and
-            ``thumbnails``, uint8 (B, 3, 16, 16).
+            A dict with
+
+            - ``grounds`` (B, G) and ``hues`` (B, U): shares of colors;
+            - ``layout`` (B,): index in `LAYOUTS`;
+            - ``boxes`` (B, R, 4): box of the thing in every region, pixels;
+            - ``things``, ``shapes`` and ``styles``, int64 (B, R): `identifier` of the nearest sprite's thing, of the
+              nearest sprite's thing regardless of hue, and of its style; `EMPTY` for empty regions;
+            - ``novel`` (B, 4): whether the ground, hue, number and order of things are held out of training;
+            - ``thumbnails``, uint8 (B, 3, 16, 16).
         """
         check_images(images)
         with exact_float32(torch.device("cpu")):
@@ -139,7 +143,7 @@ class SpritesExtractor:
         return self._features(torch.cat([crops, crops[self._mirrored].flip(3)]))
 
     def _features(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of crops (..., 3, n, n) by color and by shape; those of a network serve for both."""
+        """Returns features of crops (..., 3, n, n) for color and for shape; those of a network are used for both."""
         if self.network is None:
             return color_features(crops), shape_features(crops)
         images = ((1 - crops) * 255).round().to(torch.uint8).flatten(0, -4)
@@ -148,7 +152,7 @@ class SpritesExtractor:
         return unit, unit
 
     def _nearest(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        """Nearest entry of the gallery by color and by shape, (B, R) each."""
+        """Returns the nearest entry of the gallery by color and by shape, (B, R) each."""
         pairs = zip(self._features(crops), self._gallery, strict=True)
         by_color, by_shape = ((features @ gallery.t()).argmax(-1) for features, gallery in pairs)
         return by_color, by_shape
@@ -156,7 +160,7 @@ class SpritesExtractor:
     # ------------------------------------------------------------ held-out combinations
 
     def _novel(self, found: Mapping[str, Tensor], by_color: Tensor, by_shape: Tensor) -> Tensor:
-        """Whether what an image shows is held out, in the order of `dalle_zoo.composition.COMBINATIONS`, (B, 4)."""
+        """Returns which combinations of an image are held out, in the order of `COMBINATIONS`, bool (B, 4)."""
         rows = []
         for i in range(len(by_color)):
             things = dict(zip(REGIONS, (self._sprite(int(j)).thing for j in by_color[i]), strict=True))
@@ -179,7 +183,7 @@ class SpritesExtractor:
         return self.sprites.sprites[self._order[entry]]
 
     def _own_hue(self, sprite: int) -> str:
-        """Name of the hue that a sprite has by itself."""
+        """Returns the name of a sprite's original hue."""
         if sprite not in self._own_hues:
             hue = dominant_hue(self.sprites.pixels[sprite])[0]
             self._own_hues[sprite] = min(HUES, key=lambda name: abs((HUES[name] - hue + 180) % 360 - 180))
@@ -188,7 +192,7 @@ class SpritesExtractor:
 
 @EXTRACTORS.register("sprites", bundled=bundled_folder(), obtain="a folder of sprites")
 def load_sprites(location: Path, device: torch.device, expected_sha256: str | None = None) -> SpritesExtractor:
-    """Opens a sprite set, whose things are compared by their pixels.
+    """Opens a sprite set as an extractor that compares things by their pixels.
 
     Args:
         location: Folder of sprites, see `SpriteSet.load`.
@@ -196,7 +200,7 @@ def load_sprites(location: Path, device: torch.device, expected_sha256: str | No
         expected_sha256: Fingerprint that the set must have. Defaults to any.
 
     Raises:
-        ExtractorFileError: The set is another one.
+        ExtractorFileError: The set has another fingerprint.
         ValueError: The folder holds no sprites.
     """
     del device
@@ -206,7 +210,7 @@ def load_sprites(location: Path, device: torch.device, expected_sha256: str | No
 def _opened(
     name: str, sprites: SpriteSet, network: Extractor | None, expected_sha256: str | None = None
 ) -> SpritesExtractor:
-    """A sprite set with what compares its things."""
+    """Returns an extractor of a sprite set, with a network or by pixels."""
     fingerprint = sprites.fingerprint()
     if network is None and expected_sha256 not in (None, fingerprint):
         raise ExtractorFileError(f"the sprites have the fingerprint {fingerprint}, expected {expected_sha256}")
@@ -219,7 +223,7 @@ def _opened(
 
 
 def _compared_by(name: str, load: Callable[[Path, torch.device, str | None], Extractor]) -> None:
-    """Registers the bundled sprites compared in the features of a network, which is what the location holds."""
+    """Registers an extractor of the bundled sprites with a network, which is read from the location."""
 
     def opener(location: Path, device: torch.device, expected_sha256: str | None = None) -> SpritesExtractor:
         return _opened(f"sprites-{name}", sprite_set(bundled_folder()), load(location, device, expected_sha256))

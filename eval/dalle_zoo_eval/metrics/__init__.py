@@ -1,11 +1,11 @@
-"""Metrics: torchmetrics `Metric`s over pure functions of features; no network, no file.
+"""Metrics: torchmetrics `Metric`s over pure functions of features, without networks or files.
 
-docs/evaluation.md lists them, with whose implementation is used and why.
+docs/evaluation.md lists the metrics, states whose implementation each one uses and why, and explains their inputs.
 
-A new metric is one file with ``@METRICS.register(...)``, above a pure function or a torchmetrics class, and one import
-line here; other distributions use the entry-point group ``dalle_zoo.metrics``. Its parameters name what it needs, see
-docs/evaluation.md. ``METRICS["kid"]()`` is a metric for any training loop:
-``metric.update(features=x, real=True)``, ``metric.compute()``.
+A new metric is one file with ``@METRICS.register(...)`` above a pure function or a torchmetrics class, and one import
+line here. The names of its parameters select its inputs. Other distributions use the entry-point group
+``dalle_zoo.metrics``. ``METRICS["kid"]()`` also works in any training loop: ``metric.update(features=x, real=True)``,
+``metric.compute()``.
 """
 
 from dalle_zoo_eval.metrics import (  # noqa: F401 (they register themselves)

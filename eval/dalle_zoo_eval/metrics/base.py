@@ -1,4 +1,4 @@
-"""The registry of metrics, what it knows of each, and metrics made of pure functions."""
+"""Registry and specs of metrics, and the torchmetrics class of metrics that are pure functions."""
 
 from __future__ import annotations
 
@@ -18,66 +18,66 @@ from dalle_zoo.registry import Registry
 from dalle_zoo_eval.moments import StatisticsError
 
 ANNOTATIONS = ("std", "low", "high", "at_infinity", "rank_deficient")
-"""Keys of a computed dict that annotate its ``value`` instead of being parts of their own."""
+"""Keys of a computed dict that annotate its ``value`` and are not parts of the score."""
 TEXTS = ("keys", "concepts", "captions")
-"""Inputs that are texts, one per image."""
+"""Inputs that are lists of texts, one per image."""
 TARGETS = "targets"
-"""Input of one dict per image, which ranks cannot gather."""
+"""Input with one dict per image, which is not gathered across ranks."""
 REAL = "real_"
-"""Begins the parameters of a function that are rows of the reference side."""
+"""Prefix of function parameters that are rows of the reference side."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricSpec:
-    """How a metric is fed and shown."""
+    """Inputs of a metric and the presentation of its scores."""
 
     name: str
     """Name in `METRICS`."""
     label: str
-    """What people call it; "" where the labels of its parts say all."""
+    """Name in reports; empty if the labels of the parts suffice."""
     extractor: tuple[str, ...] = ()
-    """Extractors whose features it is defined with; empty where any may be named by a protocol."""
+    """Extractors whose features define it; empty if a protocol may name any extractor."""
     lower_is_better: bool = False
-    """Whether a lower score is the better one."""
+    """Whether lower scores are better."""
     unit: str = ""
-    """Appended to labels; scores of unit "%" are shares and are shown times 100."""
+    """Unit, appended to labels. Scores with unit "%" are shares in [0, 1], displayed times 100."""
     format: str = ".4f"
-    """How a score is shown."""
+    """Format of a displayed score."""
     section: str = ""
     """Heading of its table. Defaults to the label."""
     parts: Mapping[str, str] = field(default_factory=dict)
-    """Labels of the parts that `compute` returns, in their order; a part without a label is called by its name."""
+    """Labels of the parts that `compute` returns, in order. Defaults to the name of each part."""
     sweep: bool = False
     """Whether it is computed at every blur radius and number of candidates, and compared with published scores."""
     paired: bool = False
-    """Whether it is computed for the prompts that were generated from alone, on every image set."""
+    """Whether real and reconstructed images are limited to those of the prompts."""
     reference: Literal["group", "all"] = "group"
-    """Which real images the reference side (``real=True``) has: those of the group, or of all groups."""
+    """Real images of the reference side (``real=True``): those of the group, or those of all groups."""
     images: tuple[str, ...] = ("generated",)
-    """Image sets, of `dalle_zoo.results.IMAGE_SETS`, on which it is computed unless a protocol says otherwise."""
+    """Default image sets, from `dalle_zoo.results.IMAGE_SETS`."""
     every: bool = False
-    """Whether its rows are prompts with all of their images: tensors (B, N, ...), N = 1 except for the candidates."""
+    """Whether a row is a prompt with all its images: tensors (B, N, ...), where N = 1 except for ``candidates``."""
     by_group: bool = False
-    """Whether it has tables of its own: one per part, with a row per group and a column per image set."""
+    """Whether each part has its own table, with a row per group and a column per image set."""
     relative_to: str = ""
-    """Image set whose score is the ceiling; tables by group then show the share of it that was reached."""
+    """Image set whose score is the maximum; tables by group then also show the share of it that was reached."""
     bars: bool = False
-    """Whether a report of several groups shows it as a bar chart."""
+    """Whether reports with several groups show it as a bar chart."""
     inputs: frozenset[str] = frozenset()
-    """What `update` takes."""
+    """Names of the arguments of `update`."""
     source: str = ""
-    """Paper that defines it; "" for those of this project."""
+    """Paper that defines it; empty for metrics of this project."""
     least: int = 0
-    """Number of samples, on every side, below which its scores vary or are biased too much to be compared."""
+    """Minimum number of samples per side for comparable scores; with fewer, they vary or are biased too much."""
     interval: str = ""
-    """How its interval or deviation is estimated; "" if it has none."""
+    """Method that estimates its interval or deviation; empty if it has none."""
     check: Callable[..., None] | None = None
-    """Called with the keys and concepts of the reference of all groups, and the options, before any work."""
+    """Checks keys and concepts of the reference of all groups, and the options, before any work begins."""
     remark: Callable[[Mapping[str, Mapping[str, float]]], str] | None = None
-    """What a report says of the scores, by group and part; "" for nothing."""
+    """Returns a remark for reports, given scores by group and part; empty for none."""
 
     def record(self) -> dict[str, Any]:
-        """What a result file repeats, so that a report needs no registry."""
+        """Returns the entry of the result file, from which reports are rendered without the registry."""
         left_out = {"name", "paired", "every", "reference", "images", "inputs", "check", "remark"}
         of_document = {"source", "least", "interval"}  # the table of docs/evaluation.md
         shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out | of_document}
@@ -90,14 +90,14 @@ class MetricRegistry(Registry[type[Metric]]):
     def register(
         self, name: str, *, label: str | None = None, extractor: str | Sequence[str] = (), **fields: Any
     ) -> Callable[[Any], Any]:
-        """Decorator that adds a torchmetrics class, or a pure function, of which `RowsMetric` makes one.
+        """Returns a decorator that adds a torchmetrics class, or a pure function as a `RowsMetric`.
 
-        The function then raises `StatisticsError` for features that are not finite.
+        The decorated function also raises `StatisticsError` for features with NaN or infinity.
 
         Args:
-            name: What protocols call it.
-            label: What people call it. Defaults to the name.
-            extractor: Extractor, or several, that its features come from.
+            name: Name in protocols and results.
+            label: Name in reports. Defaults to ``name``.
+            extractor: Extractor, or several alternatives, of its features. Defaults to any.
             **fields: Further fields of `MetricSpec`.
         """
         extractors = (extractor,) if isinstance(extractor, str) else tuple(extractor)
@@ -124,7 +124,12 @@ class MetricRegistry(Registry[type[Metric]]):
         return super().__getitem__(name)
 
     def spec(self, name: str) -> MetricSpec:
-        """The spec of a metric; `UnknownNameError` for another name."""
+        """Returns the spec of a metric.
+
+        Raises:
+            UnknownNameError: There is no such metric.
+            TypeError: The metric of another distribution is not decorated.
+        """
         found = getattr(self[name], "spec", None)
         if not isinstance(found, MetricSpec):
             raise TypeError(f"metric {name!r} has no spec: decorate it with @METRICS.register({name!r}, ...)")
@@ -139,7 +144,7 @@ def check_sides(features: Tensor, real_features: Tensor) -> None:
 
 
 def _of_finite_rows(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a function refuse NaN and infinity in its tensors: some scores of NaN are plausible numbers."""
+    """Makes a function raise an error for NaN and infinity, which may result in plausible scores."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -156,15 +161,18 @@ METRICS = MetricRegistry("metric", group="dalle_zoo.metrics", base=Metric)
 
 
 class RowsMetric(Metric):
-    """A pure function as a metric: rows are retained until it computes, and those of all ranks are concatenated.
+    """A pure function as a metric: retains rows until it computes, and concatenates those of all ranks.
 
     The positional parameters of the function are rows: tensors, texts (`TEXTS`), or dicts (`TARGETS`, which are not
-    gathered from other ranks). A parameter ``real_features`` is the rows ``features`` of the reference side.
-    Keyword-only parameters are options: counts, or lists of rising counts, and perhaps a ``seed``.
+    gathered from other ranks). A parameter ``real_features`` takes the rows ``features`` of the reference side.
+    Keyword-only parameters are options: counts or increasing lists of counts, and optionally a ``seed``.
 
     Args:
-        reset_real_features: Whether `reset` forgets the reference side, as in torchmetrics.
+        reset_real_features: Whether `reset` also removes the reference side, as in torchmetrics. Defaults to True.
         **options: Options of the function.
+
+    Raises:
+        TypeError: An option is unknown.
     """
 
     is_differentiable = False
@@ -195,13 +203,13 @@ class RowsMetric(Metric):
 
     @classmethod
     def inputs(cls) -> frozenset[str]:
-        """What `update` takes: the rows, and ``real`` where the function has a reference side."""
+        """Returns the arguments of `update`: the rows, and ``real`` if the function has a reference side."""
         names = cls._rows()
         sides = {"real"} if any(name.startswith(REAL) for name in names) else set()
         return frozenset({name.removeprefix(REAL) for name in names} | sides)
 
     def update(self, *, real: bool = False, **rows: Any) -> None:
-        """Adds rows of one side, by name: B of each."""
+        """Adds B rows of one side, by name."""
         prefix = REAL if real else ""
         for name, values in rows.items():
             if f"{prefix}{name}" in self._rows():
@@ -209,7 +217,7 @@ class RowsMetric(Metric):
                 state.extend(values) if name == TARGETS else state.append(self._tensor(name, values))
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns what the function does; a pair is ``value`` and ``std``, an `Estimate` a tensor (3,)."""
+        """Returns the values of the function: a pair as ``value`` and ``std``, an `Estimate` as a tensor (3,)."""
         found = self.function(*(self._gathered(name) for name in self._rows()), **self.options)
         if isinstance(found, tuple):
             found = {"value": found[0], "std": found[1]}
@@ -218,7 +226,7 @@ class RowsMetric(Metric):
         return {name: torch.as_tensor(value, dtype=torch.float64) for name, value in found.items()}
 
     def reset(self) -> None:
-        """Forgets the rows; those of the reference side only with ``reset_real_features``."""
+        """Removes the rows; those of the reference side only with ``reset_real_features``."""
         # Copies: `Metric.reset` empties lists in place.
         real = {name: [*getattr(self, name)] for name in self._defaults if name.startswith(f"rows_{REAL}")}
         super().reset()
@@ -226,7 +234,7 @@ class RowsMetric(Metric):
             setattr(self, name, state)
 
     def _tensor(self, name: str, values: Any) -> Tensor:
-        """Rows as a tensor; texts as two int64 each, which ranks can gather: the first 16 bytes of SHA-256."""
+        """Returns rows as a tensor that ranks can gather; a text as two int64, the first 16 bytes of its SHA-256."""
         if name not in TEXTS:
             return values  # type: ignore[no-any-return]
         rows = []
@@ -244,5 +252,5 @@ class RowsMetric(Metric):
         if isinstance(state, list) and not state:
             raise ValueError(f"{self.spec.name} has no {name}: call update first")
         rows = dim_zero_cat(state)
-        # Texts that another rank has added keep a name made of their digest.
+        # Texts added on another rank are represented by their digest.
         return [self.texts.get((a, b), f"{a:x}{b:x}") for a, b in rows.tolist()] if name.endswith(TEXTS) else rows

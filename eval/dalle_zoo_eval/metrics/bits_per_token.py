@@ -1,4 +1,4 @@
-"""Bits that the prior needs per image token, with the right, another and no caption."""
+"""Bits per image token of the prior, with the right caption, another caption and no caption."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dalle_zoo_eval.metrics.base import METRICS
 
 
 def remark(values: Mapping[str, Mapping[str, float]]) -> str:
-    """Names the groups in which captions do not help.
+    """Returns a remark on groups whose images are more likely without captions; empty if there are none.
 
     Args:
-        values: Bits by group and part.
+        values: Bits per token by group and part.
     """
     worse = [group for group, bits in values.items() if bits["none"] < bits["right"]]
     text = "the right captions cost bits: the model predicts these images better without a caption."
@@ -38,7 +38,7 @@ def bits_per_token(nll: Tensor, num_tokens: Tensor) -> dict[str, float]:
 
     Args:
         nll: Sum over the image tokens with the right, a shuffled and no caption, nats, (B, 3).
-        num_tokens: Image tokens of each image, (B,).
+        num_tokens: Number of image tokens of each image, (B,).
     """
     bits = nll.double().sum(0) / num_tokens.sum() / math.log(2)
     return dict(zip(("right", "shuffled", "none"), bits.tolist(), strict=True))

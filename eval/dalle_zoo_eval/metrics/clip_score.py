@@ -1,4 +1,4 @@
-"""CLIP score: how well images fit their captions."""
+"""CLIP score: similarity of images and captions."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def clip_score(features: Tensor, text_features: Tensor) -> dict[str, float]:
     2021), which is the mean of ``2.5 max(cosine, 0)``: for positive cosines, this number divided by 40.
 
     Args:
-        features: (B, d); need not be unit vectors.
-        text_features: (B, d), row i for the caption of image i.
+        features: Features of the images, (B, d); they need not be unit vectors.
+        text_features: Features of the captions, (B, d); row i belongs to image i.
 
     Returns:
-        Between 0 and 100.
+        Score in 0..100.
 
     Raises:
-        ValueError: The two do not pair up, or there are none.
+        ValueError: The shapes differ, or there are no images.
     """
     found = bootstrapped(100 * paired_cosines(features, text_features))
     return Estimate(*(max(0.0, number) for number in found)).annotated()

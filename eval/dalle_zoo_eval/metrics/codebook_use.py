@@ -1,4 +1,4 @@
-"""How much of the codebook a set of images uses."""
+"""Codebook use: share of the codes that a set of images uses, and their perplexity."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from dalle_zoo_eval.metrics.base import METRICS
     images=("real",),
 )
 def codebook_use(codes: Tensor, codebook_size: Tensor | int) -> dict[str, float]:
-    """Returns how many codes occur, and how evenly.
+    """Returns the share of codes that occur, and the perplexity of their distribution.
 
     Args:
         codes: Codes of all images, integers of any shape.
-        codebook_size: K; may be repeated for every image.
+        codebook_size: Size K of the codebook; may be repeated for every image.
 
     Returns:
-        ``used``, the share of codes that occur at all, and ``perplexity``, exp of the entropy of their frequencies:
-        between 1 and K.
+        ``used``, the share of codes that occur, and ``perplexity``, exp of the entropy of their frequencies, in 1..K.
     """
     counts = torch.bincount(codes.flatten(), minlength=int(torch.as_tensor(codebook_size).max())).double()
     share = counts / counts.sum()

@@ -1,4 +1,4 @@
-"""Whether an image shows the scene that its caption asks for: color, layout, things and style."""
+"""Composition accuracy: whether an image has the things, colors, layout and style of its caption."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dalle_zoo_eval.scene_pixels import GROUND_NAMES, HUE_NAMES, LAYOUTS, REGION
 Target = Mapping[str, Any]
 SETS = ("real", "reconstructed", "generated", "candidates", "shuffled")
 SMALL = 46
-"""Longer side of a thing that is small enough to be somewhere in particular, pixels."""
+"""Maximum longer side of a thing for which a place in the image is meaningful, pixels."""
 _REGIONS = {name: number for number, name in enumerate(REGIONS)}
 
 
@@ -53,21 +53,21 @@ def composition(
     styles: Tensor,
     targets: Sequence[Target],
 ) -> dict[str, Estimate]:
-    """Returns the share of images in which each part of the caption is right, with bootstrap intervals over prompts.
+    """Returns the share of images that match each part of the caption, with bootstrap intervals over prompts.
 
     Args:
-        grounds: Shares of the border, (B, N, G).
-        hues: Shares of the saturated pixels of things, (B, N, U).
+        grounds: Share of each ground color in the border, (B, N, G).
+        hues: Share of each hue in the saturated pixels of things, (B, N, U).
         layout: Index of the nearest layout, (B, N).
-        boxes: Boxes of the things of every region, (B, N, R, 4).
-        things: Thing of the nearest sprite of every region, (B, N, R).
-        shapes: The same whatever the hue, (B, N, R).
+        boxes: Box of the thing in every region, pixels, (B, N, R, 4).
+        things: Thing of the nearest sprite in every region, (B, N, R).
+        shapes: Thing of the nearest sprite regardless of hue, (B, N, R).
         styles: Style of the nearest sprite, (B, N, R).
-        targets: What each prompt asks for; a part that no prompt asks for is left out. Keys: ``things`` and
-            ``styles``, region to name; ``ground``, ``hue`` and ``layout``, a name; ``place``, shares of free space.
+        targets: Content of each prompt, with the keys ``things`` and ``styles`` (region to name), ``ground``, ``hue``
+            and ``layout`` (a name) and ``place`` (shares of the free space). All keys are optional.
 
     Returns:
-        ``thing``, ``color``, ``layout`` and ``style``, as far as the prompt states them, and ``all`` of them.
+        ``thing``, ``color``, ``layout`` and ``style``, for those that occur in a prompt, and ``all`` of them together.
     """
     right: dict[str, list[Tensor]] = {}
     for i, target in enumerate(targets):
@@ -91,12 +91,12 @@ def composition(
 
 
 def _is_largest(shares: Tensor, index: int) -> Tensor:
-    """Whether the share of a color is the largest one, and there is any; (N,)."""
+    """Returns whether the share of a color is the largest and not 0, (N,)."""
     return (shares.argmax(-1) == index) & (shares.sum(-1) > 0)
 
 
 def _is_placed(boxes: Tensor, place: Sequence[float]) -> Tensor:
-    """Whether the things are small, and nearest to a place out of start, middle and end along both axes, (N,)."""
+    """Returns whether things are small and nearest to a place (start, middle or end along each axis), (N,)."""
     low, high = boxes[:, :2].float(), boxes[:, 2:].float()
     free = (SIZE - (high - low)).clamp(min=1)
     share = ((low / free) * 2).round() / 2

@@ -1,4 +1,4 @@
-"""Whether an image is recognized as what its caption asks for, by its nearest real images."""
+"""Concept accuracy: whether the real images nearest to an image have its concept."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dalle_zoo_eval.metrics.base import METRICS
 
 
 def check(keys: Sequence[str], concepts: Sequence[str], *, ks: Sequence[int] = (1, 5)) -> None:
-    """Raises `ValueError` for a gallery in which no concept can be searched.
+    """Raises `ValueError` unless every gallery image has a concept and a unique key.
 
     Args:
         keys: Keys of the gallery.
-        concepts: Concept of each, empty where a key names none.
+        concepts: Concept of each key; empty if it has none.
         ks: Numbers of neighbors.
     """
     nameless = [key for key, concept in zip(keys, concepts, strict=True) if not concept]
@@ -55,21 +55,24 @@ def concept_accuracy(
     *,
     ks: Sequence[int] = (1, 5),
 ) -> dict[str, float]:
-    """Returns the share of queries that have their concept among the k nearest images of the gallery, for every k.
+    """Returns the share of queries with an image of their concept among the k nearest gallery images, for every k.
 
-    Nearest by cosine. The gallery image with the query's own key is left out.
+    Images are compared by cosine similarity. The gallery image with the key of the query is excluded.
 
     Args:
-        features: Queries, (Q, d), of any length.
+        features: Features of the queries, (Q, d); they need not be unit vectors.
         keys: Key of the real image of each query.
         concepts: Concept of each query.
-        real_features: The gallery, (G, d).
+        real_features: Features of the gallery, (G, d).
         real_keys: Keys of the gallery, all different.
         real_concepts: Concepts of the gallery.
-        ks: Numbers of neighbors, fewer than G.
+        ks: Numbers of neighbors, less than G. Defaults to 1 and 5.
 
     Returns:
-        ``top1`` and so on.
+        Share for every k, under ``top1``, ``top5`` and so on.
+
+    Raises:
+        ValueError: As for `check`, or features, keys and concepts differ in number.
     """
     check(real_keys, real_concepts, ks=ks)
     if not len(features) == len(keys) == len(concepts):

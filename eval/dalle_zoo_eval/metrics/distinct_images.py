@@ -1,4 +1,4 @@
-"""How many different images a model generates from one prompt."""
+"""Number of distinct images that a model generates from one prompt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dalle_zoo_eval.metrics.estimates import Estimate, bootstrapped
 # B prompts, N images of a prompt
 
 SAME = 0.06
-"""Root mean square difference of thumbnails, of pixels in [0, 1], below which an image repeats an earlier one."""
+"""Root mean square difference of thumbnails, pixels in [0, 1], below which two images are the same."""
 
 
 @METRICS.register(
@@ -25,12 +25,12 @@ SAME = 0.06
     interval="bootstrap over the prompts",
 )
 def distinct_images(thumbnails: Tensor) -> dict[str, Estimate]:
-    """Returns the mean number of different images among the candidates of a prompt, as ``value``.
+    """Returns the mean number of distinct images among the candidates of a prompt, as ``value``.
 
-    An image counts unless it is within `SAME` of one that counted before it.
+    An image is distinct unless it is the same, by `SAME`, as an earlier distinct one.
 
     Args:
-        thumbnails: uint8 (B, N, 3, h, w).
+        thumbnails: Thumbnails of all candidates, uint8 (B, N, 3, h, w).
     """
     pixels = thumbnails.flatten(2).double() / 255
     apart = torch.cdist(pixels, pixels) / pixels.shape[-1] ** 0.5

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 ROUNDS = 1000
-"""Rounds of the bootstrap: the ends of a 95 % interval then vary by some 2 % of its width."""
+"""Rounds of the bootstrap. With 1000, the ends of a 95 % interval vary by about 2 % of its width."""
 LEVEL = 0.95
-"""Share of repetitions within an interval."""
+"""Confidence level of intervals."""
 SEED = 0
-"""Seed of the bootstrap, and of the order of smaller sets."""
+"""Seed of the bootstrap, and of the order from which smaller sets are taken."""
 BLOCK = 2**22
-"""Resampled numbers in memory at once."""
+"""Number of resampled values in memory at once."""
 
 
 class Estimate(NamedTuple):
-    """A part of a score with its own interval."""
+    """A score, or part of a score, with its confidence interval."""
 
     value: float
     """The score."""

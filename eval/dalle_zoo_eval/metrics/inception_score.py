@@ -1,4 +1,4 @@
-"""Inception score: sure of each image, undecided over all of them."""
+"""Inception score: confident class predictions for each image, diverse predictions over all images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dalle_zoo_eval.moments import StatisticsError
 # n images, c classes
 
 SHUFFLE_SEED = 2020
-"""Seed of torch-fidelity's order."""
+"""Seed with which torch-fidelity shuffles."""
 
 
 @METRICS.register(
@@ -26,17 +26,18 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int | None = SHUF
     Reference: Improved Techniques for Training GANs (Salimans et al., 2016), section 4.
 
     Args:
-        logits: (n, c).
-        splits: Parts of the images. Split i has the images i n / splits to (i + 1) n / splits of the order.
-        seed: Seed of the order; None keeps the images as they are listed, as the code of the baselines does on
-            MS-COCO.
+        logits: Logits of all images, (n, c).
+        splits: Number of splits; split i has the images i n / splits to (i + 1) n / splits of the order. Defaults to
+            10.
+        seed: Seed of the order. None keeps the given order, as the code of the baselines does on MS-COCO. Defaults to
+            `SHUFFLE_SEED`.
 
     Returns:
-        Mean and standard deviation (divided by ``splits``) over the splits; between 1 and c.
+        Mean, in 1..c, and standard deviation (divided by ``splits``) over the splits.
 
     Raises:
-        ValueError: The logits have another shape.
-        StatisticsError: Fewer images than splits.
+        ValueError: The logits have another shape, or ``splits`` is less than 1.
+        StatisticsError: There are fewer images than splits.
     """
     from torch_fidelity.metric_isc import isc_features_to_metric
 

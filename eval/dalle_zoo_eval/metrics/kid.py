@@ -1,4 +1,4 @@
-"""Kernel distance: with Inception's features, the KID."""
+"""Kernel distance; with Inception's features it is the KID."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from dalle_zoo_eval.metrics.base import METRICS, check_sides
 from dalle_zoo_eval.moments import StatisticsError
 
-# n samples, m of them in a subset, d features
+# n samples, d features
 
 
 @METRICS.register(
@@ -17,26 +17,26 @@ from dalle_zoo_eval.moments import StatisticsError
 def kernel_distance(
     features: Tensor, real_features: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
 ) -> tuple[float, float]:
-    """Returns torch-fidelity's kernel distance of features, in float64.
+    """Returns the kernel distance of two sets of features, computed by torch-fidelity in float64.
 
-    The squared maximum mean discrepancy with the kernel ``(x.y / d + 1)^3``, unbiased, over random subsets. Values
-    slightly below 0 are right where both sides are alike.
+    It is the unbiased squared maximum mean discrepancy with the kernel ``(x.y / d + 1)^3`` over random subsets.
+    Similar sides can have values slightly below 0.
 
     Reference: Demystifying MMD GANs (Binkowski et al., 2018).
 
     Args:
-        features: (n, d) of one side.
-        real_features: (m, d) of the other.
-        subsets: Repetitions.
-        subset_size: m, at most the samples of a side and at least 2.
-        seed: Seed of the subsets.
+        features: Features of the generated side, (n, d).
+        real_features: Features of the reference side, (m, d).
+        subsets: Number of subsets. Defaults to 100.
+        subset_size: Samples per subset and side, at least 2. Defaults to 1000.
+        seed: Seed of the subsets. Defaults to 2020, as in torch-fidelity.
 
     Returns:
         Mean and standard deviation (divided by ``subsets``) over the subsets.
 
     Raises:
-        ValueError: Features of different lengths.
-        StatisticsError: Fewer samples than a subset needs.
+        ValueError: Features have different lengths, or an option is out of range.
+        StatisticsError: A side has fewer samples than a subset.
     """
     from torch_fidelity.metric_kid import kid_features_to_metric
 

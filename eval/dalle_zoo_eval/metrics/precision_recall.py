@@ -1,4 +1,4 @@
-"""Precision and recall: how much of each side is inside the manifold of the other."""
+"""Precision and recall: share of each side that is inside the manifold of the other side."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dalle_zoo_eval.metrics.base import METRICS, check_sides
 from dalle_zoo_eval.metrics.estimates import bootstrapped
 from dalle_zoo_eval.moments import StatisticsError, in_batches
 
-# G generated, R reference, n samples, d features
+# G generated images, R reference images, n samples, d features
 
 ROWS, COLUMNS = 512, 4096
-"""Tile of distances worked out at once: memory grows with the samples, not with their square."""
+"""Size of a tile of distances: memory grows with the number of samples, not with its square."""
 SOURCE = "Kynkäänniemi et al., 2019"
 INTERVAL = "bootstrap over the images of the share"
 
@@ -21,22 +21,23 @@ INTERVAL = "bootstrap over the images of the share"
     "precision", extractor="inception-2015", label="Precision", source=SOURCE, least=10_000, interval=INTERVAL
 )
 def precision(features: Tensor, real_features: Tensor, *, k: int = 3) -> dict[str, float]:
-    """Returns the share of generated images near the reference, with its interval.
+    """Returns the share of generated images that are near a reference image, with its interval.
 
-    Near means within a sphere around an image of the other side that reaches its k-th nearest neighbor of its own
-    side. Distances are float64, and features that agree to rounding have distance 0, which torch-fidelity's do not.
+    An image is near if it is within the sphere around a reference image that reaches the k-th nearest neighbor of that
+    image in the reference. Distances are float64. Features that are equal up to rounding have distance 0, unlike in
+    torch-fidelity.
 
     Reference: Improved Precision and Recall Metric for Assessing Generative Models (Kynkaanniemi et al., 2019). It
-    takes features of VGG-16; the protocols here take those of Inception, so their values do not compare with its own.
+    uses features of VGG-16. The protocols here use those of Inception, so the values are not comparable.
 
     Args:
-        features: (G, d) of the generated side.
-        real_features: (R, d) of the reference.
-        k: Neighbors, fewer than R and G.
+        features: Features of the generated side, (G, d).
+        real_features: Features of the reference side, (R, d).
+        k: Number of neighbors, less than R and G. Defaults to 3.
 
     Raises:
-        ValueError: Features of different lengths.
-        StatisticsError: Too few samples.
+        ValueError: Features have different lengths.
+        StatisticsError: A side has too few samples.
     """
     check_neighbors(features, real_features, k)
     return _share_within(features, real_features, k)
@@ -44,7 +45,7 @@ def precision(features: Tensor, real_features: Tensor, *, k: int = 3) -> dict[st
 
 @METRICS.register("recall", extractor="inception-2015", label="Recall", source=SOURCE, least=10_000, interval=INTERVAL)
 def recall(features: Tensor, real_features: Tensor, *, k: int = 3) -> dict[str, float]:
-    """Returns the share of the reference near generated images; arguments and errors as in `precision`."""
+    """Returns the share of reference images near a generated image; arguments and errors as in `precision`."""
     check_neighbors(features, real_features, k)
     return _share_within(real_features, features, k)
 
@@ -58,7 +59,7 @@ def check_neighbors(a: Tensor, b: Tensor, k: int) -> None:
 
 def squared_radii(centers: Tensor, k: int) -> Tensor:
     """Returns the squared distance of each center to its k-th nearest neighbor, (n,)."""
-    # A center is its own nearest neighbor, hence one more.
+    # Each center is its own nearest neighbor, hence k + 1.
     return torch.cat([squared_distances(rows, centers).kthvalue(k + 1).values for rows in in_batches(centers, ROWS)])
 
 
@@ -71,7 +72,7 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
         tile = tile.double()
         sum_of_squares = squares + tile.square().sum(1)
         distances = sum_of_squares - 2 * x @ tile.t()
-        # The difference of equal features is rounding alone.
+        # For equal features, the difference is only rounding.
         parts.append(torch.where(distances <= 1e-12 * sum_of_squares, 0, distances))
     return torch.cat(parts, 1)
 

@@ -12,7 +12,7 @@ from dalle_zoo_eval.metrics.base import METRICS
     "psnr", label="reconstruction PSNR", unit="dB", format=".2f", section="Reconstruction", images=("reconstructed",)
 )
 class PSNR(PeakSignalNoiseRatio):
-    """Mean over images of ``-10 log10(mean squared error)``, in dB, by torchmetrics."""
+    """Computes ``-10 log10(mean squared error)`` per image and its mean over images, in dB, with torchmetrics."""
 
     def __init__(self) -> None:
         super().__init__(data_range=1.0, dim=(1, 2, 3), reduction="elementwise_mean")

@@ -1,4 +1,4 @@
-"""R-precision: does an image find its caption among a hundred?"""
+"""R-precision: share of images whose own caption is the most similar among a hundred."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dalle_zoo_eval.moments import StatisticsError, in_batches
 # B images, M mismatched captions, d features
 
 CHUNK = 128
-"""Images compared at once."""
+"""Number of images compared at once."""
 
 
 @METRICS.register(
@@ -31,34 +31,34 @@ def r_precision(
     splits: int = 10,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Share of images whose own caption is nearest by cosine, among it and random ones of other groups.
+    """Returns the share of images whose own caption is nearest by cosine, among random captions of other concepts.
 
-    As in AttnGAN and DM-GAN, except for the network (theirs is DAMSM) and for ties: where m others
-    are as near as the own caption, it counts 1 / (m + 1), so that equal captions do no harm and a network that cannot
-    tell captions apart is at chance.
+    This follows AttnGAN and DM-GAN, except for the network (theirs is DAMSM) and for ties: if m other captions are as
+    near as the own one, the image counts as 1 / (m + 1). Equal captions then do no harm, and a network that cannot
+    distinguish captions scores at chance level.
 
     Reference: AttnGAN: Fine-Grained Text to Image Generation with Attentional Generative Adversarial Networks (Xu et
     al., 2018), section 4.
 
     Args:
-        features: (B, d).
-        text_features: (B, d), row i for the caption of image i.
-        concepts: Class of every image, or where there are no classes its key.
-        mismatched: M, sampled without replacement for every image.
-        splits: Parts, in order, over which mean and deviation are taken; at most B.
-        seed: Seed of the samples.
+        features: Features of the images, (B, d).
+        text_features: Features of the captions, (B, d); row i belongs to image i.
+        concepts: Concept of every image; its key if there are no concepts.
+        mismatched: Number M of other captions, sampled without replacement for every image. Defaults to 99.
+        splits: Number of consecutive splits, at most B. Defaults to 10.
+        seed: Seed of the sampled captions. Defaults to 0.
 
     Returns:
         Mean and standard deviation (divided by ``splits``) over the splits, shares in [0, 1].
 
     Raises:
-        ValueError: The arguments do not pair up.
-        StatisticsError: There are too few images, or some concept leaves fewer than M captions of others.
+        ValueError: Features and concepts differ in number, or features have different lengths.
+        StatisticsError: There are too few images, or too few captions of other concepts.
     """
     b = len(concepts)
     if features.ndim != 2 or features.shape != text_features.shape or len(features) != b:
         raise ValueError(
-            f"features of images and captions must be (B, d) alike with one concept per row, got "
+            "features of images and captions must both be (B, d), with one concept per row, got "
             f"{tuple(features.shape)}, {tuple(text_features.shape)} and {b} concepts"
         )
     if not 1 <= splits <= b:
@@ -79,7 +79,7 @@ def r_precision(
 
 
 def _sample(groups: np.ndarray, own: int, count: int, random: np.random.RandomState) -> list[int]:
-    """Distinct numbers of captions of other groups than that of number ``own``."""
+    """Samples the indices of ``count`` distinct captions of other groups than that of caption ``own``."""
     generated: dict[int, None] = {}
     while len(generated) < count:
         numbers = random.randint(len(groups), size=count)
@@ -88,7 +88,7 @@ def _sample(groups: np.ndarray, own: int, count: int, random: np.random.RandomSt
 
 
 def _hits(images: Tensor, texts: Tensor, generated: Tensor, rows: Tensor) -> Tensor:
-    """1 for the own caption first, 0 for another, a share for several; (rows,)."""
+    """Returns 1 if the own caption is nearest, 0 if it is not, and a fraction for ties, (rows,)."""
     candidates = torch.cat([rows[:, None], generated[rows]], 1)
     cosine = (images[rows, None] * texts[candidates]).sum(-1)
     best = cosine == cosine.max(1, keepdim=True).values

@@ -1,4 +1,4 @@
-"""Retrieval of captions by images, and of images by captions."""
+"""Retrieval accuracy: captions by images, and images by captions."""
 
 from __future__ import annotations
 
@@ -23,5 +23,10 @@ from dalle_zoo_eval.metrics.base import METRICS
     images=("real",),
 )
 def retrieval(features: Tensor, text_features: Tensor) -> dict[str, float]:
-    """Returns `retrieval_accuracy` among all images and captions, both ways, for k = 1 and 5; unit vectors (B, d)."""
+    """Returns `retrieval_accuracy` among all images and captions in both directions, for k = 1 and 5.
+
+    Args:
+        features: Features of the images, unit vectors (B, d).
+        text_features: Features of the captions, unit vectors (B, d).
+    """
     return retrieval_accuracy(features, text_features)

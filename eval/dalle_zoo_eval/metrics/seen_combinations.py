@@ -1,4 +1,4 @@
-"""Memorization of a composed data set: how often an image shows a combination that training composes."""
+"""Memorization of composed training data: how often an image shows a combination that training contains."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from dalle_zoo_eval.metrics.estimates import Estimate, bootstrapped
     interval="bootstrap over the prompts",
 )
 def seen_combinations(novel: Tensor, targets: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
-    """Returns the share of images whose nearest training composite has the same thing, place and ground, as ``value``.
+    """Returns the share of images that show a combination of the training data, as ``value``.
 
-    Training composes every thing in every place, except the combinations that it holds out. So the nearest training
-    composite of an image has what the image shows (the nearest sprite, in its hue, number or order, on its ground),
-    unless that combination is held out. Of prompts for held-out combinations, this is the share of images for which
-    the model fell back on a combination that it was trained on; real images are the floor.
+    Training data contain every combination of thing, hue, number, order and ground that is not held out. An image that
+    shows no held-out combination therefore has a training image with the same content. For prompts of held-out
+    combinations, the score is the share of images in which the model fell back on a combination of its training data;
+    the score of real images is the minimum.
 
     Args:
         novel: Whether the ground, hue, number and order that an image shows are held out, bool (B, N, 4).

@@ -72,7 +72,7 @@ def test_missing_images(make: Any) -> None:
 def test_a_pickle_that_runs_something_is_refused(make: Any, name: str) -> None:
     root, proof = make.attngan(birds=True, text=False), make.root / "ran"
     make.pickle(root / name, [Touch(proof)])
-    with pytest.raises(UnsafePickleError, match=f"{name} is not opened: it must hold plain data alone"):
+    with pytest.raises(UnsafePickleError, match=f"{name} is not opened: it must hold only plain data"):
         read_dataset("attngan", root, "test")
     assert not proof.exists()
 

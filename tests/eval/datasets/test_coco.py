@@ -55,7 +55,7 @@ def test_a_truncated_caption_file(make: Any, zipped: bool) -> None:
     root = make.coco(zipped=zipped)
     path = next((root / "annotations").iterdir())
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(DatasetError, match=r"captions_val2014\.json.* is no JSON, or is truncated .*fetch it again"):
+    with pytest.raises(DatasetError, match=r"captions_val2014\.json.* is not JSON or is truncated .*download it again"):
         read_dataset("coco", root, "val2014")
 
 

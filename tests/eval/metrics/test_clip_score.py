@@ -32,7 +32,7 @@ def test_the_mean_is_clipped_and_not_the_pairs() -> None:
 
 
 def test_wrong_input_is_refused() -> None:
-    with pytest.raises(ValueError, match="alike and not none"):
+    with pytest.raises(ValueError, match="with B of at least 1"):
         clip_score(UP, UP.repeat(2, 1))
-    with pytest.raises(ValueError, match="alike and not none"):
+    with pytest.raises(ValueError, match="with B of at least 1"):
         clip_score(UP[:0], UP[:0])
