@@ -105,7 +105,7 @@ def coverage(pixels: Tensor, ground: Tensor) -> Tensor:
 
 
 def hue_shares(pixels: Tensor, covered: Tensor) -> Tensor:
-    """Returns the share of saturated pixels of things nearest to each of `HUE_NAMES`, (B, U); 0 without such pixels."""
+    """Returns the share of saturated pixels of things nearest to each of `HUE_NAMES`, (B, U); 0 if none are."""
     rgb = pixels / 255
     value, low = rgb.amax(1), rgb.amin(1)
     span = value - low

@@ -82,7 +82,7 @@ def test_every_exception_is_one_line(
     assert said.count("\n") == 1
 
 
-def test_messages_of_the_package_are_told_from_those_of_python(run: Callable[..., tuple[int, str]]) -> None:
+def test_package_messages_are_distinguished_from_python_messages(run: Callable[..., tuple[int, str]]) -> None:
     assert run(lambda _: as_integer("seed", "x")) == (2, "dalle-zoo masks: seed must be an integer, got 'x'\n")
     status, said = run(lambda _: nested(0))
     assert (status, said.count("\n")) == (2, 1)
@@ -114,7 +114,7 @@ def test_debug_is_an_option_of_every_command(capsys: pytest.CaptureFixture[str])
     assert "--debug" in capsys.readouterr().out
 
 
-def test_an_output_is_checked_before_work(tmp_path: Path) -> None:
+def test_output_is_checked_before_work(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").touch()
     check_file("--out", tmp_path / "new" / "deeper" / "a.png")
@@ -136,12 +136,12 @@ def test_an_output_is_checked_before_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc, a folder that even root cannot write to")
-def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+def test_unwritable_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--out /proc/x.png cannot be written \(/proc: .*\): choose another place"):
         check_file("--out", Path("/proc/x.png"))
 
 
-def test_a_full_disk_is_seen_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_reported_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -150,7 +150,7 @@ def test_a_full_disk_is_seen_before_work(tmp_path: Path, monkeypatch: pytest.Mon
         check_file("--out", tmp_path / "a.png")
 
 
-def test_a_checkpoint_on_a_full_disk_is_named(
+def test_checkpoint_on_full_disk_is_reported(
     run: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(_: object) -> None:

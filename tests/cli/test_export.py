@@ -30,7 +30,7 @@ def export(runs: Path, model: Path, *options: str) -> int:
     return main(["export", *parts, "--out", "mine", *options])
 
 
-def test_what_is_exported_generates_the_same(
+def test_exported_model_generates_same_images(
     runs: Path, model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export(runs, model) == 0
@@ -41,7 +41,7 @@ def test_what_is_exported_generates_the_same(
     assert DallePipeline.from_pretrained(scratch / "mine").ranker is None
 
 
-def test_stored_precision(runs: Path, model: Path, scratch: Path) -> None:
+def test_stored_precision_is_as_requested(runs: Path, model: Path, scratch: Path) -> None:
     assert export(runs, model, "--dtype", "bfloat16") == 0
     # A code is an argmax: the image tokenizer stays as it was trained.
     for stage, dtype in (("dvae", torch.float32), ("prior", torch.bfloat16)):
@@ -50,7 +50,7 @@ def test_stored_precision(runs: Path, model: Path, scratch: Path) -> None:
     assert main(["generate", "a cat", "--model", "mine", "-n", "1"]) == 0
 
 
-def test_an_existing_folder_is_replaced_only_when_asked(
+def test_existing_folder_is_replaced_only_with_overwrite(
     runs: Path, model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (scratch / "mine").mkdir()
@@ -83,7 +83,7 @@ def test_a_name_that_is_not_utf8_is_refused_before_work(
 
 
 @pytest.mark.parametrize("command", [["consolidate", "a.ckpt"], ["tokenizer", "emoji64:val-concepts"]])
-def test_a_complete_model_is_not_replaced_by_a_part(
+def test_complete_model_is_not_replaced_by_part(
     command: list[str], model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(model, scratch / "mine")
@@ -95,19 +95,21 @@ def test_a_complete_model_is_not_replaced_by_a_part(
     assert sorted((scratch / "mine").rglob("*")) == before
 
 
-def test_a_bundled_name_comes_before_a_run_of_that_name(runs: Path) -> None:
+def test_bundled_name_precedes_run_name(runs: Path) -> None:
     (runs / "dvae").rename(runs.parent / "emoji64")
     assert trained("emoji64", "dvae") == find_component("emoji64", "dvae") != trained("./emoji64", "dvae")
 
 
-def test_an_unfinished_run_says_so(runs: Path, model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unfinished_run_is_reported(
+    runs: Path, model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.rmtree(runs / "prior" / "model")
     assert export(runs, model) == 2
     assert "is a run that has not finished" in capsys.readouterr().err
     assert not (scratch / "mine").exists()
 
 
-def test_plot_needs_a_run(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plot_without_run_raises(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plot", "nowhere"]) == 2
     assert "expected the folder of a run" in capsys.readouterr().err
     assert list(scratch.iterdir()) == []

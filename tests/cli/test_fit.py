@@ -53,7 +53,7 @@ def own_recipe(path: Path, **changes: Any) -> Path:
     return path
 
 
-def test_a_run_lies_below_runs_under_the_name_of_its_recipe(scratch: Path, finished: Path) -> None:
+def test_run_folder_is_named_after_its_recipe(scratch: Path, finished: Path) -> None:
     # In a process of its own: pytest has its own hands in logging.
     script = "import sys; from dalle_zoo.cli.main import main; sys.exit(main())"
     done = subprocess.run(
@@ -71,14 +71,14 @@ def test_a_run_lies_below_runs_under_the_name_of_its_recipe(scratch: Path, finis
     assert any("train/loss" in line for line in lines), "the progress bar"
 
 
-def test_a_recipe_from_elsewhere_runs_below_runs(scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_recipe_from_another_folder_runs_in_runs(scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     recipe = own_recipe(tmp_path_factory.mktemp("elsewhere") / "mine.yaml")
     assert main(["fit", str(recipe), *SHORT]) == 0
     assert (scratch / "runs" / "mine" / "model" / "dvae" / "model.safetensors").is_file()
     assert [path.name for path in recipe.parent.iterdir()] == ["mine.yaml"]
 
 
-def test_a_run_is_its_resolved_recipe(run: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_stores_resolved_recipe(run: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # The folder was copied, and its own file is the recipe: it goes on, to the same weights.
     weights = contents(run / "model")
     assert main(["fit", str(run / "config.yaml"), "--run", str(run)]) == 0
@@ -91,7 +91,7 @@ def test_a_run_is_its_resolved_recipe(run: Path, finished: Path, capsys: pytest.
     assert "error" not in capsys.readouterr().err
 
 
-def test_another_recipe_is_refused_with_what_differs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_recipe_raises_with_differences(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(run)
     other = ["--data.batch_size", "4", "--model.config.width", "12"]
     assert main([*TINY, *other, "--run", str(run)]) == 2
@@ -103,7 +103,7 @@ def test_another_recipe_is_refused_with_what_differs(run: Path, capsys: pytest.C
     assert contents(run) == before
 
 
-def test_a_run_that_never_began_can_begin_with_other_options(
+def test_run_that_never_began_accepts_other_options(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def built(self: ZooCLI) -> None:
@@ -120,7 +120,7 @@ def test_a_run_that_never_began_can_begin_with_other_options(
     assert "holds a run of another recipe" in capsys.readouterr().err
 
 
-def test_overwrite_throws_the_old_run_away(run: Path) -> None:
+def test_overwrite_deletes_old_run(run: Path) -> None:
     (run / "notes.txt").write_text("old")
     assert main([*TINY, "--data.batch_size", "4", "--run", str(run), "--overwrite"]) == 0
     config = read_run(run)
@@ -130,7 +130,7 @@ def test_overwrite_throws_the_old_run_away(run: Path) -> None:
     assert [path.name for path in run.parent.iterdir()] == ["run"]
 
 
-def test_overwrite_waits_until_the_new_run_can_begin(run: Path) -> None:
+def test_overwrite_deletes_only_when_new_run_can_begin(run: Path) -> None:
     before = contents(run)
     assert main([*TINY, "--data.batch_size", "4000", "--run", str(run), "--overwrite"]) == 2
     assert contents(run) == before
@@ -138,7 +138,7 @@ def test_overwrite_waits_until_the_new_run_can_begin(run: Path) -> None:
 
 @pytest.mark.parametrize("config", [None, "a: 1\n", "]["])
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
-def test_a_folder_of_others_is_left_alone(
+def test_unrelated_folder_is_not_changed(
     config: str | None, overwrite: list[str], scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = scratch / "mine"
@@ -152,14 +152,14 @@ def test_a_folder_of_others_is_left_alone(
     assert contents(folder) == before
 
 
-def test_a_file_is_left_alone(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_file_is_not_changed(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (scratch / "file").write_text("mine")
     assert main([*TINY, "--run", "file", "--overwrite"]) == 2
     assert "file is a file" in capsys.readouterr().err
     assert (scratch / "file").read_text() == "mine"
 
 
-def test_a_run_killed_when_it_had_just_begun_begins_again(scratch: Path) -> None:
+def test_run_killed_at_its_beginning_starts_again(scratch: Path) -> None:
     (scratch / "run" / ".config.yaml.writing").mkdir(parents=True)
     (scratch / "run" / ".config.yaml.writing" / "0123").write_text("trai")
     (scratch / "run" / ".claim").write_text("process 1 on another machine")
@@ -169,7 +169,7 @@ def test_a_run_killed_when_it_had_just_begun_begins_again(scratch: Path) -> None
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
-def test_two_processes_do_not_train_one_run(
+def test_second_process_for_same_run_raises(
     overwrite: list[str], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with claimed_folder(run):
@@ -198,7 +198,7 @@ def test_two_processes_do_not_train_one_run(
         (["--trainer.default_root_dir", "elsewhere"], "use --run FOLDER"),
     ],
 )
-def test_what_cannot_work_leaves_no_folder(
+def test_impossible_run_leaves_no_folder(
     options: list[str], message: str, scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*TINY, *options, "--run", "new/run"]) == 2
@@ -208,7 +208,7 @@ def test_what_cannot_work_leaves_no_folder(
     assert list(scratch.iterdir()) == []
 
 
-def test_an_empty_name_of_a_run_is_refused(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_run_name_raises(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([*TINY, "--run", ""])
     assert "argument --run: expected a folder, got nothing" in capsys.readouterr().err
@@ -216,7 +216,7 @@ def test_an_empty_name_of_a_run_is_refused(scratch: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("name", [".", "./", "..", "new"])
-def test_a_run_folder_has_a_name(name: str, scratch: Path) -> None:
+def test_run_folder_has_a_name_for_relative_paths(name: str, scratch: Path) -> None:
     folder = run_folder(name)
     assert folder.name not in ("", "..")
     assert folder.resolve() == (scratch / name).resolve()
@@ -226,19 +226,19 @@ def test_a_run_folder_has_a_name(name: str, scratch: Path) -> None:
     ("location", "message"),
     [("\N{RED APPLE}", "'\N{RED APPLE}' does not exist"), ("caf\udce9", r"'caf\udce9' is not valid Unicode")],
 )
-def test_text_beyond_ascii_reaches_the_recipe(
+def test_non_ascii_text_reaches_the_recipe(
     location: str, message: str, scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*TINY, "--data.train", location, "--run", "r"]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_validation_needs_data(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validation_without_data_raises(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", "dvae/tiny", "--data.val", "null", "--run", str(finished)]) == 2
     assert "validate needs validation data, and the recipe has none: set data.val" in capsys.readouterr().err
 
 
-def test_the_bundled_weights_can_be_trained_on(
+def test_bundled_weights_can_be_trained_further(
     scratch: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def built(self: ZooCLI) -> None:
@@ -264,7 +264,7 @@ def test_the_bundled_weights_can_be_trained_on(
         ),
     ],
 )
-def test_other_stages_refuse_before_they_claim_a_folder(
+def test_impossible_stage_raises_before_claiming_a_folder(
     recipe: str,
     options: list[str],
     message: str,
@@ -278,7 +278,7 @@ def test_other_stages_refuse_before_they_claim_a_folder(
     assert list(scratch.iterdir()) == []
 
 
-def test_a_ranker_has_nothing_to_generate(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_with_ranker_raises(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "ranker/tiny", "--run", "run"]) == 2
     assert "RankerModule has nothing to generate" in capsys.readouterr().err
 
@@ -292,7 +292,7 @@ def test_a_ranker_has_nothing_to_generate(scratch: Path, capsys: pytest.CaptureF
         (["--model.init_args.seed=4", "--seed_everything", "7"], (4, 7)),
     ],
 )
-def test_one_seed_rules_unless_others_are_stated(
+def test_one_seed_sets_all_seeds_unless_stated(
     options: list[str], expected: tuple[int, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -313,7 +313,7 @@ def test_one_seed_rules_unless_others_are_stated(
         ({"model": 3}, "model must have class_path and init_args, got 3"),
     ],
 )
-def test_a_typo_in_a_file_names_the_file_and_the_key(
+def test_typo_in_recipe_raises_with_file_and_key(
     changes: dict[str, Any], message: str, scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = own_recipe(scratch / "mine.yaml", **changes)
@@ -325,13 +325,15 @@ def test_a_typo_in_a_file_names_the_file_and_the_key(
 
 
 @pytest.mark.parametrize(("text", "message"), [("a: [", "is not valid YAML"), ("- 1", "expected keys such as model")])
-def test_a_file_that_is_no_recipe(text: str, message: str, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_file_that_is_no_recipe_raises(
+    text: str, message: str, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (scratch / "mine.yaml").write_text(text)
     assert main(["fit", "mine.yaml"]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_recipe_without_data(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipe_without_data_raises(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = yaml.safe_load(find_recipe("dvae/tiny").read_text())
     del recipe["data"]
     (scratch / "mine.yaml").write_text(yaml.safe_dump(recipe))
@@ -340,7 +342,7 @@ def test_a_recipe_without_data(scratch: Path, capsys: pytest.CaptureFixture[str]
     assert [path.name for path in scratch.iterdir()] == ["mine.yaml"]
 
 
-def test_parts_lie_over_the_recipe(scratch: Path) -> None:
+def test_parts_override_the_recipe(scratch: Path) -> None:
     (scratch / "small.yaml").write_text("data: {init_args: {batch_size: 2}}\n")
     assert main(["fit", "dvae/tiny", "--parts", "small.yaml", *SHORT, "--run", "run"]) == 0
     config = read_run(scratch / "run")
@@ -349,13 +351,13 @@ def test_parts_lie_over_the_recipe(scratch: Path) -> None:
     assert config["data"]["init_args"]["image_size"] == 32
 
 
-def test_arguments_of_the_process_stay_as_they_are(finished: Path, run: Path) -> None:
+def test_process_arguments_are_not_changed(finished: Path, run: Path) -> None:
     before = list(sys.argv)
     assert main([*TINY, "--run", str(run)]) == 0
     assert sys.argv == before, "lightning starts further processes with them"
 
 
-def test_differences_name_every_leaf() -> None:
+def test_differences_list_every_leaf() -> None:
     old, new = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 1, "c": [2]}, "e": 3}
     assert differences(old, new) == ["a.c: [1] → [2]", "d: 2 → None", "e: None → 3"]
     assert differences(old, old) == []

@@ -20,7 +20,7 @@ from dalle_zoo.version import __version__
 SETTINGS = ImageSettings(prompt="a りんご", seed=2**62, model="tiny", given=((1, -1), (2, 3)), score=-1.5)
 
 
-def test_an_image(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_image_is_described(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_png(Image.new("RGB", (6, 4)), scratch / "a.png", SETTINGS)
     assert main(["inspect", "a.png", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -32,7 +32,7 @@ def test_an_image(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not any("None" in line for line in lines)
 
 
-def test_a_model(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_model_is_described(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(model), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == describe_model(model)
@@ -44,14 +44,14 @@ def test_a_model(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prior["bytes"] == sum(path.stat().st_size for path in (model / "prior").iterdir())
 
 
-def test_the_bundled_model(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bundled_model_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "emoji64"]) == 0
     said = capsys.readouterr().out
     for line in ("license: Apache-2.0", "  prior:", "    type: prior", "    parameters: 5,147,392", "  ranker:"):
         assert line in said.splitlines()
 
 
-def test_known_words(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_vocabulary_words_are_listed(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
     for entry in model.iterdir():
@@ -67,9 +67,7 @@ def test_known_words(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     ("target", "message"),
     [("plain.png", "has no settings of dalle-zoo"), ("text.png", "text.png"), ("emoji46", "unknown model 'emoji46'")],
 )
-def test_what_cannot_be_described(
-    target: str, message: str, scratch: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_files_raise(target: str, message: str, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (2, 2)).save(scratch / "plain.png")
     (scratch / "text.png").write_text("text")
     assert main(["inspect", target]) == 2
@@ -78,7 +76,7 @@ def test_what_cannot_be_described(
     assert said.count("\n") == 1
 
 
-def test_the_environment(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_is_described(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert main(["env", "--json"]) == 0
     said = capsys.readouterr().out

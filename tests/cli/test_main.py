@@ -39,7 +39,7 @@ def say(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, 
 
 
 @pytest.mark.parametrize("name", LIGHT)
-def test_lists_and_help_answer_at_once_without_torch(name: str) -> None:
+def test_lists_and_help_are_fast_without_torch(name: str) -> None:
     script = (
         "import sys; from dalle_zoo.cli.main import main; status = main(sys.argv[1:])\n"
         "heavy = {'torch', 'lightning', 'transformers', 'matplotlib', 'numpy'} & set(sys.modules)\n"
@@ -71,7 +71,7 @@ def test_lists_and_help_answer_at_once_without_torch(name: str) -> None:
         ("fit half.yaml", "half.yaml is not valid YAML"),
     ],
 )
-def test_a_wrong_recipe_is_answered_without_torch(line: str, answer: str, scratch: Path) -> None:
+def test_wrong_recipe_is_reported_without_torch(line: str, answer: str, scratch: Path) -> None:
     (scratch / "half.yaml").write_text("a: [")
     script = (
         "import sys; from dalle_zoo.cli.main import main; status = main(sys.argv[1:])\n"
@@ -88,14 +88,14 @@ def test_a_wrong_recipe_is_answered_without_torch(line: str, answer: str, scratc
     assert answer in done.stderr
 
 
-def test_help_of_training_shows_how_keys_are_set(capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_help_shows_how_to_set_keys(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = say(["fit", "--help"], capsys)
     assert all(words in out for words in ("--trainer.accelerator", "--print_config", "RECIPE --help", "--overwrite"))
     _, out, _ = say(["predict", "--help"], capsys)
     assert "at most --model.num_samples" in out
 
 
-def test_lines_of_libraries_that_a_user_cannot_act_on_are_hidden(caplog: pytest.LogCaptureFixture) -> None:
+def test_useless_messages_of_libraries_are_hidden(caplog: pytest.LogCaptureFixture) -> None:
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
         quiet_third_parties()
@@ -109,7 +109,7 @@ def test_lines_of_libraries_that_a_user_cannot_act_on_are_hidden(caplog: pytest.
     assert [record.getMessage() for record in caplog.records] == ["another line"]
 
 
-def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["-h"], ["--help"]):
         status, out, _ = say(arguments, capsys)
         assert status == 0
@@ -118,14 +118,14 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
-def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = say([name, "--help"], capsys)
     assert (status, err) == (0, "")
     assert out.startswith(f"usage: dalle-zoo {name}")
     assert len(out.splitlines()) > 4
 
 
-def test_lists_name_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lists_show_available_names(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = say(["recipes"], capsys)
     assert [line.split()[0] for line in out.splitlines()] == list_recipes()
     assert all(len(line.split()) > 3 for line in out.splitlines())
@@ -137,7 +137,7 @@ def test_lists_name_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in out.splitlines()] == ["row"]
 
 
-def test_the_bundled_model_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bundled_model_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = say(["models"], capsys)
     assert status == 0
     assert out.startswith("emoji64  ")
@@ -205,9 +205,7 @@ def test_masks_are_plotted_once(scratch: Path, capsys: pytest.CaptureFixture[str
         ("fit dvae/tiny trainer.max_steps=3", "trainer.max_steps=3"),
     ],
 )  # fmt: skip
-def test_a_typo_is_answered_with_the_nearest_right_word(
-    line: str, answer: str, scratch: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_typo_suggests_closest_name(line: str, answer: str, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = say(line.split(), capsys)
     assert status == 2
     assert answer in err
@@ -249,7 +247,7 @@ def test_top_level_keys_are_those_of_lightning() -> None:
         assert set(TOP_KEYS[name]) == own | (arguments - {"self"})
 
 
-def test_the_process_ends_with_the_status_of_the_command() -> None:
+def test_process_exits_with_status_of_command() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import sys; from dalle_zoo.cli.main import main; sys.exit(main())", "masks", "colum"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -272,7 +270,7 @@ def test_the_process_ends_with_the_status_of_the_command() -> None:
         (["tokenizer", "", "--out", "x"], "location of the data is empty"),
     ],
 )
-def test_paths_that_are_not_set(
+def test_empty_paths_are_reported(
     arguments: list[str],
     message: str,
     capsys: pytest.CaptureFixture[str],
@@ -286,7 +284,7 @@ def test_paths_that_are_not_set(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_home_folder_in_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_home_folder_in_options_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     p = parser("x", "")
     p.add_argument("--out", type=Path)

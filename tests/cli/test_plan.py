@@ -33,7 +33,7 @@ def say(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, 
     return status, said.out, said.err
 
 
-def test_1024_gpus_without_lightning_and_the_compiler() -> None:
+def test_plan_for_1024_gpus_imports_neither_lightning_nor_compiler() -> None:
     script = (
         "import sys; from dalle_zoo.cli.main import main; status = main(sys.argv[1:])\n"
         "sys.exit(status or bool({'lightning', 'torch._dynamo', 'sympy'} & set(sys.modules)))"
@@ -50,7 +50,7 @@ def test_1024_gpus_without_lightning_and_the_compiler() -> None:
 
 
 @pytest.mark.parametrize("grid", [[], LARGE], ids=["paper", "128x128"])
-def test_1024_gpus_are_answered_at_once(grid: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_for_1024_gpus_is_fast(grid: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     taken = []
     for _ in range(3):
         start = time.process_time()
@@ -61,7 +61,7 @@ def test_1024_gpus_are_answered_at_once(grid: list[str], capsys: pytest.CaptureF
     assert min(taken) < SECONDS
 
 
-def test_the_papers_setting(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_plan_of_paper_setting(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     sharded = ["--trainer.strategy", "hsdp_powersgd(rank=896)", "--trainer.precision=16-resblock"]
     sharded += ["--model.recompute", "true", "--gpu", "v100-16gb", "--json", str(tmp_path / "plan.json")]
     status, out, _ = say([*PAPER, *sharded, "--formats", "paper"], capsys)
@@ -92,7 +92,7 @@ def test_suggestions_are_command_lines_that_fit(capsys: pytest.CaptureFixture[st
         assert (status, "FITS with" in out) == (0, True), words
 
 
-def test_a_part_names_the_memory(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_recipe_part_sets_memory(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     part = tmp_path / "2x24gb.yaml"
     part.write_text("trainer: {devices: 2, num_nodes: 1, strategy: fsdp2, precision: bf16-mixed}\n")
     status, out, _ = say(["plan", "prior/tiny", "--parts", str(part)], capsys)
@@ -103,7 +103,7 @@ def test_a_part_names_the_memory(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert memory_in(["1gpu"]) is None
 
 
-def test_a_dvae(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_of_dvae(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = say(["plan", "dvae/paper", "--gpu", "v100-16gb"], capsys)
     assert status == 0
     assert "FITS" in out
@@ -129,13 +129,15 @@ def test_a_dvae(capsys: pytest.CaptureFixture[str]) -> None:
         (["ranker/tiny"], "a plan supports PriorModule and DVAEModule"),
     ],
 )
-def test_mistakes_are_answered(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_raise_with_explanation(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     status, out, err = say(["plan", *arguments], capsys)
     assert (status, out) == (2, "")
     assert message in err
 
 
-def test_the_page_shows_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_documentation_shows_printed_plan(capsys: pytest.CaptureFixture[str]) -> None:
     page = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
     shown = re.findall(r"^```console\n\$ dalle-zoo (plan .+?)\n(.+?)\n```$", page, re.MULTILINE | re.DOTALL)
     assert len(shown) >= 2
@@ -143,7 +145,7 @@ def test_the_page_shows_what_the_command_prints(capsys: pytest.CaptureFixture[st
         assert say(shlex.split(command), capsys)[1].rstrip() == output, f"write the output of {command} anew"
 
 
-def test_a_file_is_not_overwritten(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_existing_file_is_not_overwritten(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     file.write_text("mine")
     command = ["plan", "prior/tiny", "--json", str(file)]

@@ -33,7 +33,7 @@ def test_encode_writes_code_shards(
     assert [path.name for path in scratch.iterdir()] == ["codes"]
 
 
-def test_encode_in_bfloat16_says_so(model: Path, images: Path, scratch: Path) -> None:
+def test_encode_in_bfloat16_records_precision(model: Path, images: Path, scratch: Path) -> None:
     command = ["encode", str(images), "--model", str(model)]
     assert main([*command, "--out", "exact"]) == 0
     assert main([*command, "--out", "half", "--dtype", "bfloat16"]) == 0
@@ -55,7 +55,7 @@ def test_encode_in_bfloat16_says_so(model: Path, images: Path, scratch: Path) ->
         (None, ["--compile"], "--compile needs a GPU"),
     ],
 )
-def test_encode_refuses(
+def test_encode_with_wrong_options_raises(
     data: str | None,
     options: list[str],
     message: str,
@@ -70,9 +70,7 @@ def test_encode_refuses(
     assert list(scratch.iterdir()) == []
 
 
-def test_a_tokenizer_is_trained_on_all_captions(
-    images: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tokenizer_is_trained_on_all_captions(images: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["tokenizer", str(images), "--vocab-size", "270", "--out", "tokenizer"]
     assert main(command) == 0
     assert "tokenizer: 270 entries; tokens per caption: median" in capsys.readouterr().out
@@ -89,7 +87,7 @@ def test_a_tokenizer_is_trained_on_all_captions(
     assert load_text_tokenizer(scratch / "tokenizer").vocab_size == 265
 
 
-def test_overwriting_spares_what_is_no_tokenizer(
+def test_overwrite_does_not_delete_unrelated_files(
     images: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (scratch / "thesis").write_text("mine")
@@ -98,7 +96,7 @@ def test_overwriting_spares_what_is_no_tokenizer(
     assert [path.name for path in scratch.iterdir()] == ["thesis"]
 
 
-def test_a_tokenizer_needs_captions(
+def test_tokenizer_without_captions_raises(
     images: Path, tmp_path_factory: pytest.TempPathFactory, scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mute = tmp_path_factory.mktemp("mute")
@@ -110,7 +108,7 @@ def test_a_tokenizer_needs_captions(
     assert list(scratch.iterdir()) == []
 
 
-def test_a_tokenizer_is_trained_in_spite_of_bad_captions(
+def test_tokenizer_training_skips_bad_captions(
     images: Path,
     tmp_path_factory: pytest.TempPathFactory,
     scratch: Path,

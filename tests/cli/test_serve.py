@@ -33,7 +33,7 @@ def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--max-waiting", "0"], "--max-waiting must be an integer"),
     ],
 )
-def test_what_cannot_be_served_is_refused(
+def test_wrong_options_raise(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["serve", "emoji64", *options]) == 2
@@ -41,25 +41,25 @@ def test_what_cannot_be_served_is_refused(
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_hosts_of_this_machine_need_no_token(host: str) -> None:
+def test_loopback_hosts_need_no_token(host: str) -> None:
     assert serve.is_loopback(host)
 
 
-def test_a_port_in_use_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+def test_port_in_use_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         assert main(["serve", "emoji64", "--port", str(port)]) == 2
     assert f"cannot serve at 127.0.0.1, port {port} (Address already in use)" in capsys.readouterr().err
 
 
-def test_a_missing_extra_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_extra_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(serve, "NEEDED", ("gradio_that_is_not_installed",))
     assert main(["serve"]) == 2
     assert "serve needs gradio_that_is_not_installed: pip install 'dalle-zoo[web]'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_server(tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_server(tmp_path: Path) -> None:
     server = subprocess.Popen(
         [sys.executable, "-m", "dalle_zoo", "serve", "--port", "0"],
         stdout=subprocess.PIPE,

@@ -69,7 +69,7 @@ def test_from_checkpoint_to_images(checkpoint: Path, images: Path, capsys: pytes
     assert pipe("a flower", num_images_per_prompt=2, output_type="pt").images.shape == (2, 3, 16, 16)
 
 
-def test_a_decoder_alone_says_so(scratch: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_decoder_only_model_is_reported(scratch: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = {n: t for n, t in VQGAN(CONFIG).state_dict().items() if not n.startswith(("encoder.", "quant_conv."))}
     state["embedding.weight"] = state.pop("quantize.embedding.weight")
     torch.save(state, scratch / "detoker.pt")

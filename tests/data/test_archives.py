@@ -88,7 +88,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
 @pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_headers(make: Any, case: str, name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_malicious_headers_are_rejected(make: Any, case: str, name: str, caplog: pytest.LogCaptureFixture) -> None:
     tail, message = HOSTILE[case]
     source = shard(make, tail, name)
     assert source.num_samples == 3 + (case.startswith("extended headers"))
@@ -102,7 +102,7 @@ def test_hostile_headers(make: Any, case: str, name: str, caplog: pytest.LogCapt
         assert len(skipped.reason) < 250
 
 
-def test_members_above_the_limit_are_listed_and_named(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_members_above_the_limit_are_skipped_and_listed(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "MAX_IMAGE_BYTES", 1000)
     source = open_source(make.tar("a.tar", {**make.members(0, 1), "b.png": bytes(1001), **make.members(2, 3)}))
     assert source.num_samples == 3
@@ -113,7 +113,7 @@ def test_members_above_the_limit_are_listed_and_named(make: Any, monkeypatch: py
     assert only.key == "s0002", "a skipped sample has a position"
 
 
-def test_links_say_why_they_are_not_read(make: Any) -> None:
+def test_links_are_skipped_with_reason(make: Any) -> None:
     tail = header(b"a.png", len(make.image())) + padded(make.image()) + header(b"a.txt", 9, b"1", b"s0000.txt")
     source = shard(make, tail + header(b"b.png", 0, b"2", b"s0000.png"))
     assert source.num_samples == 5
@@ -124,7 +124,7 @@ def test_links_say_why_they_are_not_read(make: Any) -> None:
     assert "`tar --dereference --hard-dereference`" in records[1].reason
 
 
-def test_what_is_listed_is_read(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_listed_members_are_read(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     image = make.image()
     members = {
         "__a__/000.png": image,
@@ -165,7 +165,7 @@ def test_groups_agree_with_webdataset(make: Any) -> None:
     assert [(sample.key, sample.image) for sample in open_source(path).stream()] == expected
 
 
-def test_names_that_are_not_utf8(make: Any) -> None:
+def test_names_that_are_not_utf8_are_escaped(make: Any) -> None:
     image = make.image()
     tail = header(b"caf\xe9.png", len(image)) + padded(image) + header(b"caf\xe9.txt", 6) + padded(b"coffee")
     tail += pax(record("path", "na")[:-3] + b"\xef\xff\n") + header(b"x", len(image)) + padded(image)
@@ -182,7 +182,7 @@ def test_names_that_are_not_utf8(make: Any) -> None:
         (("0.png", "0.PNG"), "the first is used of several members of a.tar with the suffix 'png'"),
     ],
 )
-def test_reasons_for_members_that_are_not_used(make: Any, members: tuple[str, ...], reason: str) -> None:
+def test_unused_members_have_reasons(make: Any, members: tuple[str, ...], reason: str) -> None:
     path = make.tar("a.tar", dict.fromkeys(members, make.image()))
     assert reason in next(ShardSource([path]).problems()).reason
     if "v1" in members[0]:

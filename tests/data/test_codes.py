@@ -60,7 +60,7 @@ def source(make: Any) -> Any:
     return open_source(make.shards(17, 9))
 
 
-def test_files(make: Any, source: Any) -> None:
+def test_code_files_have_expected_format(make: Any, source: Any) -> None:
     out = make.root / "out"
     manifest = encode_source(source, encode, out, **OPTIONS)
     assert json.loads((out / "manifest.json").read_text()) == manifest
@@ -82,7 +82,7 @@ def test_files(make: Any, source: Any) -> None:
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2, 4])
-def test_on_the_fly_equals_encoded(make: Any, source: Any, epoch: int) -> None:
+def test_codes_on_the_fly_equal_encoded_codes(make: Any, source: Any, epoch: int) -> None:
     encode_source(source, encode, make.root / "out", **OPTIONS)
     stored = CodeDataset(make.root / "out", caption="random", seed=5)
     fresh = ImageTextDataset(source, transform="prior", size=SIZE, seed=5, variants=3, caption="random")
@@ -96,7 +96,7 @@ def test_on_the_fly_equals_encoded(make: Any, source: Any, epoch: int) -> None:
         assert torch.equal(a["codes"], encode(b["image"][None].float() / 255)[0])
 
 
-def test_variants_differ(make: Any, source: Any) -> None:
+def test_variants_have_different_crops(make: Any, source: Any) -> None:
     encode_source(source, encode, make.root / "out", **OPTIONS)
     data = CodeDataset(make.root / "out")
     epochs = [
@@ -129,7 +129,7 @@ def test_code_batches_are_complete_and_resumable(make: Any, source: Any, workers
         assert torch.equal(a["codes"], b["codes"])
 
 
-def test_windows_of_code_shards(make: Any, source: Any) -> None:
+def test_windows_of_code_shards_have_expected_samples(make: Any, source: Any) -> None:
     encode_source(source, encode, make.root / "out", **OPTIONS)
     data = CodeDataset(make.root / "out")
     for start, stop in ((0, 1), (3, 5), (7, 23), (9, 11), (25, 26)):
@@ -143,7 +143,7 @@ def test_large_codebooks_are_stored_wider(make: Any, source: Any) -> None:
     assert next(iter(CodeDataset(make.root / "out")))["codes"].min() >= 69_000
 
 
-def test_unusable_samples_are_left_out_and_named(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_unusable_samples_are_skipped_and_listed(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     members = make.members(0, 12)
     members["s0003.png"] = b"oops"
     del members["s0011.txt"], members["s0011.json"]
@@ -157,7 +157,7 @@ def test_unusable_samples_are_left_out_and_named(make: Any, caplog: pytest.LogCa
     assert len(data) == len(list(data)) == 10
 
 
-def test_skipped_samples_leave_equal_bytes(make: Any) -> None:
+def test_skipped_samples_do_not_change_bytes_of_others(make: Any) -> None:
     members = {**make.members(0, 3), "bad.png": b"oops", "bad.txt": b"caption"}
     source = open_source(make.tar("a.tar", members))
     first, second = (encode_source(source, encode, make.root / name, **OPTIONS) for name in ("one", "two"))
@@ -166,7 +166,7 @@ def test_skipped_samples_leave_equal_bytes(make: Any) -> None:
     assert hashes(make.root / "one") == hashes(make.root / "two")
 
 
-def test_nothing_usable_is_an_error(make: Any) -> None:
+def test_no_usable_sample_raises(make: Any) -> None:
     source = open_source(make.tar("a.tar", {"x.png": b"oops", "x.txt": b"caption"}))
     with pytest.raises(ValueError, match="no sample of the source can be used: x: not a readable"):
         encode_source(source, encode, make.root / "out", **OPTIONS)
@@ -174,7 +174,7 @@ def test_nothing_usable_is_an_error(make: Any) -> None:
 
 
 @pytest.mark.parametrize("fail_at", [1, 4, 6, 13, 20])
-def test_an_interrupted_encoding_continues(make: Any, source: Any, fail_at: int) -> None:
+def test_interrupted_encoding_is_continued(make: Any, source: Any, fail_at: int) -> None:
     calls = 0
 
     def failing(images: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ t.encode_source(t.open_source({shards!r}), slow, {out!r}, **t.OPTIONS)
 
 
 @pytest.mark.slow
-def test_a_killed_process_loses_nothing(make: Any, source: Any) -> None:
+def test_killed_process_loses_no_chunks(make: Any, source: Any) -> None:
     encode_source(source, encode, make.root / "complete", **OPTIONS)
     out = make.root / "out"
     script = SCRIPT.format(tests=str(Path(__file__).parent), shards=str(make.root / "shards"), out=str(out))
@@ -227,7 +227,7 @@ def test_a_killed_process_loses_nothing(make: Any, source: Any) -> None:
     assert hashes(out) == hashes(make.root / "complete")
 
 
-def test_killed_between_the_manifest_and_the_end(make: Any, source: Any) -> None:
+def test_process_killed_after_manifest_is_complete(make: Any, source: Any) -> None:
     out = make.root / "out"
     manifest = encode_source(source, encode, out, **OPTIONS)
     before = hashes(out)
@@ -237,7 +237,7 @@ def test_killed_between_the_manifest_and_the_end(make: Any, source: Any) -> None
     assert hashes(out) == before
 
 
-def test_nothing_is_overwritten_unasked(make: Any, source: Any) -> None:
+def test_existing_shards_are_not_overwritten(make: Any, source: Any) -> None:
     out = make.root / "out"
     encode_source(source, encode, out, **OPTIONS)
     before = hashes(out)
@@ -252,7 +252,7 @@ def test_nothing_is_overwritten_unasked(make: Any, source: Any) -> None:
     assert hashes(out) == before
 
 
-def test_the_old_encoding_stays_until_the_new_one_is_complete(make: Any, source: Any) -> None:
+def test_old_encoding_remains_until_new_one_is_complete(make: Any, source: Any) -> None:
     out, calls = make.root / "out", 0
     encode_source(source, encode, out, **OPTIONS)
     before = hashes(out)
@@ -280,7 +280,7 @@ def test_the_old_encoding_stays_until_the_new_one_is_complete(make: Any, source:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_of_two_encodings_at_once_the_second_is_refused(make: Any, source: Any, overwrite: bool) -> None:
+def test_second_concurrent_encoding_raises(make: Any, source: Any, overwrite: bool) -> None:
     out, refusals = make.root / "out", []
     options = OPTIONS | {"samples_per_shard": 30, "overwrite": overwrite}  # one shard of several chunks
     if overwrite:
@@ -298,7 +298,7 @@ def test_of_two_encodings_at_once_the_second_is_refused(make: Any, source: Any, 
     assert hashes(out) == hashes(make.root / "complete")
 
 
-def test_without_locks_two_encodings_at_once_lose_nothing(
+def test_concurrent_encodings_without_locks_lose_nothing(
     make: Any, source: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(claims, "fcntl", None)
@@ -317,7 +317,7 @@ def test_without_locks_two_encodings_at_once_lose_nothing(
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_kill_at_any_moment_loses_nothing(
+def test_kill_at_any_time_loses_nothing(
     make: Any, overwrite: bool, tmp_path: Path, killed_states: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
@@ -343,7 +343,7 @@ def test_a_kill_at_any_moment_loses_nothing(
         assert [path.name for path in state.iterdir()] == ["out"], "nothing is left"
 
 
-def test_other_settings_and_other_files_are_refused(make: Any, source: Any) -> None:
+def test_other_settings_or_files_raise(make: Any, source: Any) -> None:
     out = make.root / "out"
 
     def broken(images: Tensor) -> Tensor:
@@ -367,7 +367,7 @@ def test_other_settings_and_other_files_are_refused(make: Any, source: Any) -> N
     assert (photos / "a.png").read_bytes() == b"mine"
 
 
-def test_bad_options(make: Any, source: Any) -> None:
+def test_wrong_options_raise(make: Any, source: Any) -> None:
     out = make.root / "out"
     for changes, message in (
         ({"variants": 0}, "variants must be an integer of at least 1"),
@@ -385,7 +385,7 @@ def test_bad_options(make: Any, source: Any) -> None:
         writer.add("k", ["c"], torch.zeros(2, 2))
 
 
-def test_wrong_folders(make: Any, source: Any) -> None:
+def test_wrong_folders_raise(make: Any, source: Any) -> None:
     with pytest.raises(ValueError, match="it holds nothing"):
         CodeDataset(make.root / "missing")
     with pytest.raises(ValueError, match="it holds images"):
@@ -414,7 +414,7 @@ def test_wrong_folders(make: Any, source: Any) -> None:
         ({"shards": [{"file": "codes-00000.tar", "samples": -1, "bytes": 10240}]}, "cannot have -1 samples"),
     ],
 )
-def test_manifests_that_lie(make: Any, source: Any, change: dict[str, Any], message: str) -> None:
+def test_wrong_manifests_raise(make: Any, source: Any, change: dict[str, Any], message: str) -> None:
     encode_source(source, encode, make.root / "out", **OPTIONS)
     path = make.root / "out/manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -441,7 +441,7 @@ def array(values: Any) -> bytes:
         (None, b"", "there is no 000001.npy"),
     ],
 )
-def test_damaged_chunks_are_named_and_the_rest_is_used(
+def test_damaged_chunks_are_skipped_and_listed(
     make: Any, source: Any, name: str | None, data: bytes, message: str
 ) -> None:
     out = make.root / "out"
@@ -463,7 +463,7 @@ def test_damaged_chunks_are_named_and_the_rest_is_used(
     assert len(records) == 26 - 4 + 1
 
 
-def test_bad_captions_and_names_do_not_end_an_encoding(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_captions_and_names_do_not_stop_encoding(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make.root / "in"
     root.mkdir()
     for i, name in enumerate((b"a", b"b", b"caf\xe9", b"c")):

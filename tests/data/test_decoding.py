@@ -28,12 +28,12 @@ def color(data: bytes, at: tuple[int, int] = (0, 0)) -> tuple[int, ...]:
     return pixel
 
 
-def test_gray(make: Any) -> None:
+def test_gray_is_converted_to_rgb(make: Any) -> None:
     assert color(make.encoded(Image.new("L", (4, 4), 77))) == (77, 77, 77)
     assert color(make.encoded(Image.new("1", (4, 4), 1))) == WHITE
 
 
-def test_palette(make: Any) -> None:
+def test_palette_is_converted_to_rgb(make: Any) -> None:
     image = Image.new("P", (4, 4), 1)
     image.putpalette([*GREEN, *RED])
     assert color(make.encoded(image)) == RED
@@ -41,7 +41,7 @@ def test_palette(make: Any) -> None:
     assert color(make.encoded(image, "GIF")) == RED
 
 
-def test_transparency_lies_on_white(make: Any) -> None:
+def test_transparency_is_composited_on_white(make: Any) -> None:
     assert color(make.encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 0)))) == WHITE
     assert color(make.encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 51)))) == (255, 204, 204)
     assert color(make.encoded(Image.new("LA", (4, 4), (0, 51)))) == (204, 204, 204)
@@ -50,7 +50,7 @@ def test_transparency_lies_on_white(make: Any) -> None:
     assert color(make.encoded(Image.new("L", (4, 4), 3), transparency=3)) == WHITE
 
 
-def test_cmyk(make: Any) -> None:
+def test_cmyk_is_converted_to_rgb(make: Any) -> None:
     data = make.encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
     assert np.abs(np.subtract(color(data), RED)).max() <= JPEG_ERROR
 
@@ -62,7 +62,7 @@ def test_sixteen_bits_are_scaled_not_clipped(make: Any, format: str) -> None:
     assert np.asarray(image)[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
-def test_32_bit_integers_and_floats(make: Any) -> None:
+def test_32_bit_integers_and_floats_are_scaled(make: Any) -> None:
     integers = np.array([[0, 65535]], np.int32)
     assert np.asarray(decode_image(make.encoded(Image.fromarray(integers), "TIFF")))[0, :, 1].tolist() == [0, 255]
     floats = np.array([[0.0, 0.5, 1.0, np.nan]], np.float32)
@@ -75,7 +75,7 @@ def test_32_bit_integers_and_floats(make: Any) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation(make: Any, orientation: int) -> None:
+def test_exif_rotation_is_applied(make: Any, orientation: int) -> None:
     # Red where a viewer shows the top left corner; the stored image is turned the other way.
     upright = Image.new("RGB", (32, 16), GREEN)
     upright.paste(RED, (0, 0, 16, 8))
@@ -98,7 +98,7 @@ def test_exif_rotation(make: Any, orientation: int) -> None:
     assert worst <= JPEG_ERROR
 
 
-def test_broken_exif_does_not_cost_the_image(make: Any) -> None:
+def test_broken_exif_does_not_lose_the_image(make: Any) -> None:
     data = make.encoded(Image.new("RGB", (8, 8), RED), "JPEG", exif=b"Exif\0\0broken", quality=95)
     assert decode_image(data).size == (8, 8)
 
@@ -110,11 +110,11 @@ def test_animation_gives_the_first_frame(make: Any) -> None:
         assert color(data) == RED
 
 
-def test_one_pixel(make: Any) -> None:
+def test_one_pixel_is_decoded(make: Any) -> None:
     assert decode_image(make.encoded(Image.new("RGB", (1, 1), RED))).size == (1, 1)
 
 
-def test_too_many_pixels_are_refused_before_decoding() -> None:
+def test_too_many_pixels_raise_before_decoding() -> None:
     def block(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -133,7 +133,7 @@ def test_large_images_within_the_limit_do_not_warn(make: Any, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_truncated_images(make: Any, format: str) -> None:
+def test_truncated_images_raise(make: Any, format: str) -> None:
     data = make.image(0, (64, 64), format)
     assert decode_image(data).size == (64, 64)
     with pytest.raises(CorruptImageError):
@@ -141,13 +141,13 @@ def test_truncated_images(make: Any, format: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"not an image", bytes(1000), b"%!PS-Adobe-3.0 EPSF-3.0\n"])
-def test_not_an_image(data: bytes) -> None:
+def test_file_that_is_no_image_raises(data: bytes) -> None:
     with pytest.raises(CorruptImageError, match="not a readable image") as caught:
         decode_image(data)
     assert "0x" not in str(caught.value), "an address differs from call to call"
 
 
-def test_reasons_hold_no_address(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_contain_no_memory_address(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Image.Image) -> None:
         raise OSError("broken data stream in <_io.BytesIO object at 0x7f00DEADbeef>")
 
@@ -156,7 +156,7 @@ def test_reasons_hold_no_address(make: Any, monkeypatch: pytest.MonkeyPatch) -> 
         decode_image(make.image())
 
 
-def test_random_damage_never_raises_anything_else(make: Any) -> None:
+def test_random_damage_raises_only_corrupt_image_error(make: Any) -> None:
     rng = np.random.default_rng(0)
     for format in ("PNG", "JPEG", "WEBP", "GIF", "TIFF"):
         complete = np.frombuffer(make.image(1, (16, 16), format), np.uint8)
@@ -171,14 +171,14 @@ def test_random_damage_never_raises_anything_else(make: Any) -> None:
             assert len(image.tobytes()) == 3 * image.width * image.height
 
 
-def test_transparent_sixteen_bit_gray(make: Any) -> None:
+def test_transparent_sixteen_bit_gray_is_decoded(make: Any) -> None:
     values = np.array([[0, 257, 65535]], np.uint16)
     image = decode_image(make.encoded(Image.fromarray(values), transparency=257))
     assert np.asarray(image)[0, :, 0].tolist() == [0, 255, 255]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "F"])
-def test_parts_of_an_image_are_converted_alike(make: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crops_are_converted_like_the_image(make: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)
     image = Image.fromarray(values)
     if mode == "P":
@@ -195,7 +195,7 @@ def test_parts_of_an_image_are_converted_alike(make: Any, mode: str, monkeypatch
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["I;16", "RGBA", "CMYK", "WEBP"])
-def test_memory_of_the_largest_image(kind: str, tmp_path: Path) -> None:
+def test_largest_image_stays_within_memory_limit(kind: str, tmp_path: Path) -> None:
     file = tmp_path / "image"
     side = math.isqrt(decoding.MAX_PIXELS)
     formats = {"CMYK": "JPEG", "WEBP": "WEBP"}
@@ -210,7 +210,7 @@ def test_memory_of_the_largest_image(kind: str, tmp_path: Path) -> None:
     assert int(done.stdout) < 1.1e9
 
 
-def test_files_are_read_up_to_a_limit(tmp_path: Path) -> None:
+def test_files_above_the_size_limit_raise(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(bytes(11))
     assert decoding.read_file(tmp_path / "a.png", 11) == bytes(11)
     with pytest.raises(CorruptImageError, match="11 bytes, more than 10"):

@@ -61,7 +61,7 @@ def same(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> bool:
     )
 
 
-def test_items(source: Any, make: Any) -> None:
+def test_items_have_key_image_and_caption(source: Any, make: Any) -> None:
     dataset = images(source)
     assert len(dataset) == TOTAL
     items = list(dataset)
@@ -93,7 +93,7 @@ def test_random_captions_depend_on_key_and_epoch(source: Any) -> None:
     assert {c.split()[0] for c in captions(0)} == {"thing", "one"}
 
 
-def test_batches(source: Any) -> None:
+def test_batches_have_expected_shapes(source: Any) -> None:
     batch = next(iter(ResumableLoader(images(source), 4, seed=0, collate=Collate(encode))))
     assert batch.keys() == {"key", "image", "caption", "epoch", "text"}
     assert batch["image"].shape == (4, 3, 8, 8)
@@ -128,7 +128,7 @@ def test_an_epoch_reads_every_sample_once(source: Any, workers: int, world_size:
             assert sum(counts.values()) == -(-TOTAL // world_size) * world_size
 
 
-def test_epochs_are_shuffled_anew(source: Any) -> None:
+def test_epochs_have_different_orders(source: Any) -> None:
     loader = ResumableLoader(images(source), 4, seed=0)
     orders = [[k for b in loader for k in b["key"]] for _ in range(3)]
     assert orders[0] != orders[1] != orders[2]
@@ -141,7 +141,7 @@ def test_epochs_are_shuffled_anew(source: Any) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [0, 3, 5, 7, 12])  # 5 batches an epoch: within, at and beyond ends
-def test_resumed_stream_is_the_undisturbed_one(source: Any, workers: int, stop: int) -> None:
+def test_resumed_stream_equals_uninterrupted_stream(source: Any, workers: int, stop: int) -> None:
     def loader() -> ResumableLoader:
         dataset = images(source, caption="random")
         return ResumableLoader(
@@ -161,7 +161,7 @@ def test_resumed_stream_is_the_undisturbed_one(source: Any, workers: int, stop: 
     assert same(take(resumed, 14 - stop), everything[stop:])
 
 
-def test_the_position_is_advanced_before_the_last_batch_is_given(source: Any) -> None:
+def test_position_advances_before_last_batch_is_returned(source: Any) -> None:
     loader = ResumableLoader(images(source), 4, seed=7)
     batches = iter(loader)
     for _ in range(len(loader)):
@@ -170,7 +170,7 @@ def test_the_position_is_advanced_before_the_last_batch_is_given(source: Any) ->
     assert (state["epoch"], state["batches"]) == (1, 0)
 
 
-def test_an_epoch_left_half_way_is_not_repeated(source: Any) -> None:
+def test_interrupted_epoch_is_not_repeated(source: Any) -> None:
     loader = ResumableLoader(images(source), 4, seed=7)
     first, second = (next(iter(loader)) for _ in range(2))
     assert (first["epoch"], second["epoch"]) == (0, 1)
@@ -178,7 +178,7 @@ def test_an_epoch_left_half_way_is_not_repeated(source: Any) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_stream_decodes_nothing_that_it_passes_over(mixed: Any, workers: int) -> None:
+def test_resumed_stream_does_not_decode_skipped_samples(mixed: Any, workers: int) -> None:
     def loader() -> ResumableLoader:
         return ResumableLoader(images(mixed), 3, seed=0, num_workers=workers)
 
@@ -205,7 +205,7 @@ def test_a_resumed_stream_decodes_nothing_that_it_passes_over(mixed: Any, worker
         assert passed & set(decoded) <= set(batch["key"]) <= set(decoded)
 
 
-def test_a_position_without_unusable_samples_is_found_by_decoding(mixed: Any, caplog: Any) -> None:
+def test_position_without_unusable_keys_is_found_by_decoding(mixed: Any, caplog: Any) -> None:
     alone, broken = take(ResumableLoader(images(mixed), 3, seed=0), 4), ResumableLoader(images(mixed), 3, seed=0)
     take(broken, 2)
     state = broken.state_dict()
@@ -216,7 +216,7 @@ def test_a_position_without_unusable_samples_is_found_by_decoding(mixed: Any, ca
     assert "does not list unusable samples: 2 batches are decoded again" in caplog.text
 
 
-def test_a_limited_epoch_ends_at_its_limit(source: Any) -> None:
+def test_limited_epoch_ends_at_its_limit(source: Any) -> None:
     def loader() -> ResumableLoader:
         return ResumableLoader(images(source), 4, seed=7, limit=2)
 
@@ -232,7 +232,7 @@ def test_a_limited_epoch_ends_at_its_limit(source: Any) -> None:
         assert same(take(resumed, 4), alone[2:])
 
 
-def test_reading_leaves_global_randomness_alone(source: Any) -> None:
+def test_reading_does_not_use_global_randomness(source: Any) -> None:
     torch.manual_seed(0)
     random.seed(0)
     expected = torch.rand(1), random.random()
@@ -243,7 +243,7 @@ def test_reading_leaves_global_randomness_alone(source: Any) -> None:
     assert (torch.rand(1), random.random()) == expected
 
 
-def test_another_layout_is_reported(source: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_batch_layout_is_reported(source: Any, caplog: pytest.LogCaptureFixture) -> None:
     state = ResumableLoader(images(source), 4, seed=7).state_dict() | {"batches": 3}
     ResumableLoader(images(source), 2, seed=7).load_state_dict(state)
     assert "batch_size was 4" in caplog.text
@@ -252,7 +252,7 @@ def test_another_layout_is_reported(source: Any, caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.parametrize(("batch_size", "world_size", "batches"), [(2, 1, 6), (2, 2, 3), (1, 4, 3), (20, 1, 0)])
-def test_a_position_is_kept_in_samples(source: Any, batch_size: int, world_size: int, batches: int) -> None:
+def test_position_is_stored_in_samples(source: Any, batch_size: int, world_size: int, batches: int) -> None:
     state = ResumableLoader(images(source), 4, seed=7).state_dict() | {"batches": 3}
     other = ResumableLoader(images(source), batch_size, seed=7, world_size=world_size)
     other.load_state_dict(state)
@@ -270,7 +270,7 @@ def mixed(make: Any) -> ShardSource:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_unusable_samples_are_skipped_counted_and_named(
+def test_unusable_samples_are_skipped_counted_and_listed(
     mixed: Any, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     loader = ResumableLoader(images(mixed), 3, seed=0, num_workers=workers)
@@ -288,7 +288,7 @@ def test_unusable_samples_are_skipped_counted_and_named(
     assert "3 samples or parts of files have been skipped" in caplog.text
 
 
-def test_iteration_in_order_skips_too(mixed: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_ordered_iteration_skips_unusable_samples(mixed: Any, caplog: pytest.LogCaptureFixture) -> None:
     batches = list(iterate_batches(images(mixed), 4))
     assert [len(batch["key"]) for batch in batches] == [4, 4, 1]
     assert "skipped 3 of 12 samples" in caplog.text
@@ -298,14 +298,14 @@ def test_iteration_in_order_skips_too(mixed: Any, caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_nothing_usable_is_an_error(make: Any, workers: int) -> None:
+def test_no_usable_sample_raises(make: Any, workers: int) -> None:
     path = make.tar("bad.tar", {f"{i}.png": b"oops" for i in range(9)})
     loader = ResumableLoader(images(open_source(path)), 2, seed=0, num_workers=workers)
     with pytest.raises(EmptyDataError, match=r"^none of .* samples .*no caption"):
         next(iter(loader))
 
 
-def test_bad_options(source: Any, make: Any) -> None:
+def test_wrong_options_raise(source: Any, make: Any) -> None:
     data = images(source)
     for options, message in (
         ({"batch_size": 0}, "batch_size must be an integer of at least 1"),
@@ -331,7 +331,7 @@ def test_bad_options(source: Any, make: Any) -> None:
 
 
 @pytest.mark.parametrize(("workers", "world_size"), [(0, 1), (0, 3), (2, 1)])
-def test_lanes_without_a_usable_sample_take_those_of_others(make: Any, workers: int, world_size: int) -> None:
+def test_lanes_without_usable_samples_use_those_of_others(make: Any, workers: int, world_size: int) -> None:
     bare = {name: data for name, data in make.members(0, 10).items() if name.endswith(".png")}
     data = images(ShardSource([make.tar("a.tar", bare), make.tar("b.tar", make.members(10, 20))]))
     loaders = [
@@ -346,7 +346,7 @@ def test_lanes_without_a_usable_sample_take_those_of_others(make: Any, workers: 
     assert skipped == {f"s{i:04d}" for i in range(10)}
 
 
-def test_bad_captions_are_skipped_counted_and_named(make: Any) -> None:
+def test_bad_captions_are_skipped_counted_and_listed(make: Any) -> None:
     members = make.members(0, 6)
     members["s0001.json"] = b'{"caption": "half \\ud83d"}'
     members["s0002.json"] = b'{"captions": ["half \\ud83d", "whole"]}'

@@ -27,14 +27,14 @@ def keys(source: Any) -> list[str]:
     return [sample.key for sample in source.stream()]
 
 
-def test_suffixes_are_those_of_the_decoded_formats() -> None:
+def test_suffixes_match_decoded_formats() -> None:
     Image.init()
     known = {suffix[1:] for suffix, name in Image.registered_extensions().items() if name in FORMATS}
     optional = {"avif", "avifs", "webp"}  # builds of Pillow may lack them
     assert known | optional == IMAGE_SUFFIXES
 
 
-def test_captions_count_in_upper_and_lower_case(make: Any) -> None:
+def test_caption_suffixes_ignore_case(make: Any) -> None:
     root = write(make.root / "in", "a.PNG", "b.jfif", "c.png", data=make.image())
     write(root, "a.TXT", "c.Json", "c.txt", data=b'{"caption": "a thing"}')
     write(root, "b.TXT", data=b"upper")
@@ -43,7 +43,7 @@ def test_captions_count_in_upper_and_lower_case(make: Any) -> None:
     assert captions == {"a": ('{"caption": "a thing"}',), "b": ("lower",), "c": ("a thing",)}
 
 
-def test_everything_else_is_named_in_one_line(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_files_are_reported_in_one_line(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     root = write(make.root / "in", "a.png", data=make.image())
     write(
         root, "a.txt", "._a.png", ".DS_Store", "__MACOSX/b.png", ".cache/x.png", "notes.txt", "c.heic", "sub/old.tgz"
@@ -56,12 +56,12 @@ def test_everything_else_is_named_in_one_line(make: Any, caplog: pytest.LogCaptu
     )
 
 
-def test_a_clean_folder_is_read_without_a_word(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_clean_folder_is_read_without_messages(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     open_source(write(make.root / "in", "a.png", "a.txt"))
     assert not caplog.records
 
 
-def test_images_and_archives_together_are_refused(make: Any) -> None:
+def test_mixed_images_and_archives_raise(make: Any) -> None:
     folder = make.shards(2)
     write(folder, "._00000.tar", "images/a.png")
     with pytest.raises(ValueError, match=r"both images, such as 'images/a.png', and archives, such as '00000.tar'"):
@@ -82,7 +82,9 @@ def test_images_and_archives_together_are_refused(make: Any) -> None:
         (("model_index.json", "dvae/config.json"), "a model"),
     ],
 )
-def test_output_is_no_input(make: Any, files: tuple[str, ...], kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_output_of_dalle_zoo_is_not_read(
+    make: Any, files: tuple[str, ...], kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     root = write(make.root / "in", "a.png", data=make.image())
     write(root / "out", *files)
     assert keys(open_source(root)) == ["a"]
@@ -91,7 +93,7 @@ def test_output_is_no_input(make: Any, files: tuple[str, ...], kind: str, caplog
         open_source(root / "out")
 
 
-def test_linked_folders_are_read_and_cycles_are_named(make: Any) -> None:
+def test_linked_folders_are_read_and_cycles_are_reported(make: Any) -> None:
     write(make.root / "real", "a.png", "sub/b.png")
     linked = write(make.root / "linked", "c.png")
     (linked / "r").symlink_to(make.root / "real")
@@ -102,7 +104,7 @@ def test_linked_folders_are_read_and_cycles_are_named(make: Any) -> None:
     assert selection.passed_over == {"links to a folder above them": ["up", "r/back"]}
 
 
-def test_broken_links_and_pipes_are_counted_and_named(make: Any) -> None:
+def test_broken_links_and_pipes_are_counted_and_listed(make: Any) -> None:
     root = write(make.root / "in", "a.png", data=make.image())
     (root / "b.png").symlink_to("/nowhere/b.png")
     os.mkfifo(root / "c.png")
@@ -115,7 +117,7 @@ def test_broken_links_and_pipes_are_counted_and_named(make: Any) -> None:
     ]
 
 
-def test_names_that_are_not_utf8_are_spelled_out(make: Any) -> None:
+def test_names_that_are_not_utf8_are_escaped(make: Any) -> None:
     root = write(make.root / "in", "a.png", data=make.image())
     for name in (b"caf\xe9", b"caf\xe8"):
         write(root, os.fsdecode(name + b".png"), data=make.image())
@@ -127,23 +129,21 @@ def test_names_that_are_not_utf8_are_spelled_out(make: Any) -> None:
 
 
 @pytest.mark.parametrize("location", ["", " "])
-def test_an_empty_location_is_not_the_working_directory(
-    make: Any, location: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_empty_location_raises(make: Any, location: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(write(make.root / "in", "a.png", data=make.image()))
     assert open_source(".").num_samples == 1
     with pytest.raises(ValueError, match="location of the data is empty, as an unset variable is"):
         open_source(location)
 
 
-def test_the_home_folder(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_folder_is_expanded(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(make.root))
     assert user_path("~/x") == make.root / "x"
     with pytest.raises(ValueError, match="location of the data '~nobody-here/x': this home folder is not known"):
         open_source("~nobody-here/x")
 
 
-def test_a_folder_without_images_says_what_it_has(make: Any) -> None:
+def test_folder_without_images_raises_with_its_contents(make: Any) -> None:
     make.shards(1, folder="in/part")
     with pytest.raises(ValueError, match=r"holds no image \(0 images; passed over: 1 archives \(part/00000.tar\)\)"):
         open_source(make.root / "in")

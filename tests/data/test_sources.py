@@ -19,7 +19,7 @@ def keys(source: Any, **arguments: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("ending", ["tar", "tar.gz", "tgz"])
-def test_every_way_to_name_shards(make: Any, ending: str) -> None:
+def test_every_form_of_shard_location_is_opened(make: Any, ending: str) -> None:
     folder = make.shards(3, 2, ending=ending)
     (folder / "00000.parquet").write_bytes(b"PAR1")
     (folder / "00000_stats.json").write_text("{}")
@@ -34,7 +34,7 @@ def test_every_way_to_name_shards(make: Any, ending: str) -> None:
     assert first == Sample("s0000", make.image(0), ("thing 0", "one 0"))
 
 
-def test_captions_of_shards(make: Any) -> None:
+def test_captions_of_shards_are_read(make: Any) -> None:
     image = make.image()
     captions = {
         "list": {"json": b'{"captions": ["a", " b ", "", 3], "caption": "no"}', "txt": b"no"},
@@ -62,7 +62,7 @@ def test_captions_of_shards(make: Any) -> None:
     assert source.num_samples == 6
 
 
-def test_counts_come_from_a_fitting_manifest(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_are_read_from_matching_manifest(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make.shards(3, 2)
     records = [
         {"file": p.name, "bytes": p.stat().st_size, "samples": n}
@@ -78,7 +78,7 @@ def test_counts_come_from_a_fitting_manifest(make: Any, monkeypatch: pytest.Monk
     assert scanned == ["00001.tar"]  # the one that has changed, and only once
 
 
-def test_broken_manifests_are_passed_over(make: Any) -> None:
+def test_broken_manifests_are_ignored(make: Any) -> None:
     folder = make.shards(3)
     for text in ("", "[]", '{"shards": [1], "splits": [2]}'):
         (folder / "manifest.json").write_text(text)
@@ -105,7 +105,7 @@ def test_parts_are_disjoint_equal_and_complete(make: Any, seed: int | None, num_
         next(source.stream(part=num_parts, num_parts=num_parts))
 
 
-def test_order_depends_on_seed_and_epoch_alone(make: Any) -> None:
+def test_order_depends_only_on_seed_and_epoch(make: Any) -> None:
     source = open_source(make.shards(20, 20, 20))
     orders = [keys(source, seed=s, epoch=e) for s, e in ((0, 0), (0, 0), (0, 1), (1, 0))]
     assert orders[0] == orders[1]
@@ -120,7 +120,7 @@ def test_stretches_read_no_more_than_needed() -> None:
     assert [(p.shard, p.start, p.stop) for p in parts] == [(0, 3, 4), (1, 0, 4), (2, 0, 1)]
 
 
-def test_folder_tree(make: Any) -> None:
+def test_folder_tree_is_read(make: Any) -> None:
     root = make.root / "tree"
     for name in ("b/cat.png", "a/cat.jpeg", "a/dog.PNG", "a/twin.png", "a/twin.jpg", ".h/x.png"):
         path = root / name
@@ -143,7 +143,7 @@ def test_folder_tree(make: Any) -> None:
     assert records[0].key == "a/cat"
 
 
-def test_fingerprint_follows_names_and_sizes(make: Any) -> None:
+def test_fingerprint_depends_on_names_and_sizes(make: Any) -> None:
     folder = make.shards(2, 2)
     before = open_source(folder).fingerprint()
     assert before == open_source(folder).fingerprint()
@@ -179,7 +179,7 @@ def flipped(path: Path, make: Any) -> None:
     ("ending", "spoil"),
     [("tar", damaged_header), ("tar", truncated), ("tar.gz", truncated), ("tar.gz", flipped)],
 )
-def test_damaged_shards_are_named_and_the_rest_goes_on(
+def test_damaged_shards_are_listed_and_others_are_read(
     make: Any, caplog: pytest.LogCaptureFixture, ending: str, spoil: Any
 ) -> None:
     folder = make.shards(6, 6, ending=ending)
@@ -195,7 +195,7 @@ def test_damaged_shards_are_named_and_the_rest_goes_on(
     assert "damaged" in warnings[0]
 
 
-def test_a_zipped_tar_with_an_early_end_loses_the_tail_only(make: Any) -> None:
+def test_truncated_gzip_shard_loses_only_its_tail(make: Any) -> None:
     path = make.shards(50, ending="tar.gz") / "00000.tar.gz"
     truncated(path, make)
     found = keys(ShardSource([path]))
@@ -212,7 +212,7 @@ def test_captions_without_an_image_are_skipped(make: Any) -> None:
     assert isinstance(records[2], Skipped)
 
 
-def test_a_user_without_a_home_directory() -> None:
+def test_user_without_home_directory_is_reported() -> None:
     with pytest.raises(ValueError, match="location of the data '~no-such-user/x': this home folder is not known"):
         open_source("~no-such-user/x")
 
@@ -233,7 +233,7 @@ def test_a_user_without_a_home_directory() -> None:
         ("codes", "CodeDataset"),
     ],
 )
-def test_wrong_locations(make: Any, location: str, message: str) -> None:
+def test_wrong_locations_raise(make: Any, location: str, message: str) -> None:
     (make.shards(2, 2) / "00000.txt").write_text("x")
     (make.root / "empty").mkdir()
     (make.root / "images").mkdir()
@@ -261,12 +261,12 @@ def test_bundled_data_is_suggested(location: str, meant: str, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("location", ["https://example.org/a.tar", "pipe:touch x", "s3://b/a.tar"])
-def test_only_local_paths(location: str) -> None:
+def test_remote_locations_raise(location: str) -> None:
     with pytest.raises(ValueError, match="not a local path"):
         open_source(location)
 
 
-def test_bundled_names(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundled_names_are_opened(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in ("train", "val-styles", "val-concepts"):
         make.tar(f"_data/emoji64/emoji64-{split}-00000.tar.gz", make.members(0, 2, split))
     monkeypatch.setattr(sources.importlib.resources, "files", lambda _: make.root)
@@ -280,7 +280,7 @@ def test_bundled_names(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         open_source("emoji64:train")
 
 
-def test_gzip_is_told_by_its_contents(make: Any) -> None:
+def test_gzip_is_recognized_by_contents(make: Any) -> None:
     path = make.tar("a.tar", make.members(0, 3))
     path.write_bytes(gzip.compress(path.read_bytes()))
     assert len(keys(open_source(path))) == 3
@@ -294,14 +294,14 @@ def listing(folder: Path, *counts: Any) -> None:
 
 
 @pytest.mark.parametrize("count", [-1, 0, 10**12, 1e3, "3", None, [3], True])
-def test_impossible_counts_are_not_believed(make: Any, count: Any) -> None:
+def test_impossible_counts_are_ignored(make: Any, count: Any) -> None:
     folder = make.shards(3)
     listing(folder, count)
     assert open_source(folder).num_samples == 3
 
 
 @pytest.mark.parametrize(("count", "relation"), [(2, "more"), (5, "fewer")])
-def test_wrong_counts_are_named(make: Any, count: int, relation: str) -> None:
+def test_wrong_counts_are_reported(make: Any, count: int, relation: str) -> None:
     folder = make.shards(3, 4)
     listing(folder, count, 4)
     source = open_source(folder)
@@ -312,7 +312,7 @@ def test_wrong_counts_are_named(make: Any, count: int, relation: str) -> None:
     assert sum(record.listed for record in records) == min(count, 3) + 4
 
 
-def test_a_shard_without_samples_is_named(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_shard_without_samples_is_reported(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     folder = make.shards(3)
     (folder / "1.tar").write_bytes(b"noise" * 1000)
     assert open_source(folder).num_samples == 3

@@ -52,12 +52,12 @@ def slow_area(pixels: np.ndarray, t: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("s", "t"), [(12, 9), (12, 11), (17, 5), (9, 5), (30, 2)])
-def test_area_resize_equals_the_slow_average(s: int, t: int) -> None:
+def test_area_resize_equals_reference_average(s: int, t: int) -> None:
     pixels = np.asarray(noise(s, s))
     assert np.abs(area_resize(pixels, t).astype(int) - slow_area(pixels, t)).max() <= ROUNDING
 
 
-def test_area_resize_keeps_flat_and_equal_sizes() -> None:
+def test_area_resize_preserves_constant_and_unscaled_images() -> None:
     flat = np.full((10, 10, 3), 201, np.uint8)
     assert (area_resize(flat, 7) == 201).all()
     assert (area_resize(flat, 1) == 201).all()
@@ -69,7 +69,7 @@ def test_area_resize_keeps_flat_and_equal_sizes() -> None:
 
 @pytest.mark.parametrize("name", ["dvae", "prior", "center"])
 @pytest.mark.parametrize("shape", [(16, 16), (40, 23), (23, 40), (7, 5), (1, 1), (3, 200), (200, 9)])
-def test_every_shape_gives_the_size(name: str, shape: tuple[int, int]) -> None:
+def test_every_shape_is_resized_to_size(name: str, shape: tuple[int, int]) -> None:
     pixels = TRANSFORMS[name](noise(*shape), 16, sample_rng(0, "k", 0))
     assert pixels.shape == (3, 16, 16)
     assert pixels.dtype == torch.uint8
@@ -88,7 +88,7 @@ def record_sides(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return sides
 
 
-def test_sides_at_the_size_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crop_sides_match_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
     sides = record_sides(monkeypatch)
     image = Image.new("RGB", (500, 400))
     for variant in range(2000):
@@ -111,7 +111,7 @@ def test_sides_at_the_size_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None
     assert sides == [(256, 256)]
 
 
-def test_dvae_takes_the_square_anywhere_and_flips_half_of_them() -> None:
+def test_dvae_transform_crops_anywhere_and_flips_half() -> None:
     image = ramp(8, 40)
     lefts: Counter[int] = Counter()
     flips = 0
@@ -123,7 +123,7 @@ def test_dvae_takes_the_square_anywhere_and_flips_half_of_them() -> None:
     assert 430 < flips < 570
 
 
-def test_prior_stays_in_the_center_and_never_flips() -> None:
+def test_prior_transform_crops_near_center_without_flips() -> None:
     # slack 32: offsets 12 .. 19
     columns, rows = Counter[int](), Counter[int]()
     for variant in range(300):
@@ -137,7 +137,7 @@ def test_prior_stays_in_the_center_and_never_flips() -> None:
     assert {int(prior_transform(ramp(8, 9), 8, sample_rng(0, "k", v))[0, 0, 0]) for v in range(50)} == {0}
 
 
-def test_center_is_the_notebook_recipe() -> None:
+def test_center_transform_equals_notebook() -> None:
     image = noise(32, 64)
     small = np.asarray(image.resize((32, 16), Image.Resampling.LANCZOS))
     got = center_transform(image, 16).permute(1, 2, 0).numpy()
@@ -146,7 +146,7 @@ def test_center_is_the_notebook_recipe() -> None:
     assert (center_transform(square, 16).permute(1, 2, 0).numpy() == np.asarray(square)).all()
 
 
-def test_seeds_differ_by_each_part_and_never_change() -> None:
+def test_seeds_depend_on_every_part_and_are_pinned() -> None:
     values = {
         sample_rng(*what).random() for what in [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (0, "a0", 0)]
     }
@@ -155,11 +155,11 @@ def test_seeds_differ_by_each_part_and_never_change() -> None:
     assert sample_rng(0, "key", 0).randint(0, 10**9) == 143028826
 
 
-def test_gray_pixels_are_refused() -> None:
+def test_gray_pixels_raise() -> None:
     with pytest.raises(ValueError, match="RGB"):
         center_transform(Image.new("L", (4, 4)), 4)
 
 
-def test_unknown_name_suggests() -> None:
+def test_unknown_name_suggests_the_closest() -> None:
     with pytest.raises(ValueError, match="Did you mean 'center'"):
         TRANSFORMS["centr"]

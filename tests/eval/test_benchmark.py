@@ -36,7 +36,7 @@ def script() -> Any:
     return module
 
 
-def test_the_stored_result_is_of_this_script(script: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_stored_result_matches_benchmark_script(script: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(script, "open_inception", lambda *_: Means())
     out = tmp_path / "evaluation.json"
     arguments = ["evaluation.py", "--images", "6", "--size", "16", "--rounds", "1", "--out", str(out)]

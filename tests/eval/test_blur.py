@@ -15,7 +15,7 @@ def images() -> list[torch.Tensor]:
     return [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=random) for size in ((20, 30), (33, 16))]
 
 
-def test_it_is_the_filter_of_pillow(images: list[torch.Tensor]) -> None:
+def test_blur_equals_pillow_filter(images: list[torch.Tensor]) -> None:
     blurred = gaussian_blur(images, (0, 1, 2, 4, 8))
     assert list(blurred) == [0, 1, 2, 4, 8]
     for radius, results in blurred.items():
@@ -25,14 +25,14 @@ def test_it_is_the_filter_of_pillow(images: list[torch.Tensor]) -> None:
             assert np.array_equal(result.permute(1, 2, 0).numpy(), np.array(pillow))
 
 
-def test_radius_0_changes_nothing_and_greater_ones_smooth_more(images: list[torch.Tensor]) -> None:
+def test_larger_radius_smooths_more_and_radius_0_changes_nothing(images: list[torch.Tensor]) -> None:
     blurred = gaussian_blur(images, (0, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(blurred[0], images, strict=True))
     spread = [float(blurred[radius][0].float().std()) for radius in (0, 1, 2)]
     assert spread[0] > 1.5 * spread[1] > 1.5 * spread[2]
 
 
-def test_the_radius_is_the_standard_deviation_in_pixels() -> None:
+def test_radius_is_standard_deviation_in_pixels() -> None:
     """A step becomes the Gaussian's cumulative distribution: one deviation from the edge it is 84.1 % white."""
     step = torch.zeros(3, 4, 200, dtype=torch.uint8)
     step[..., 100:] = 255
@@ -41,7 +41,7 @@ def test_the_radius_is_the_standard_deviation_in_pixels() -> None:
     assert float(beside) == pytest.approx(0.841, abs=0.01)
 
 
-def test_wrong_input_is_refused(images: list[torch.Tensor]) -> None:
+def test_wrong_input_raises(images: list[torch.Tensor]) -> None:
     with pytest.raises(ValueError, match="at least 0 pixels"):
         gaussian_blur(images, [-1])
     with pytest.raises(ValueError, match="uint8"):

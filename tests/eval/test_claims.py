@@ -62,7 +62,7 @@ class Slow:
         return {"features": images.float().flatten(1)}
 
 
-def test_processes_of_unlike_speed_measure_each_chunk_once(tmp_path: Path) -> None:
+def test_processes_of_different_speed_compute_each_chunk_once(tmp_path: Path) -> None:
     network = {rank: Slow(seconds) for rank, seconds in enumerate((0.001, 0.02, 0.04))}
 
     def work(rank: int) -> None:
@@ -81,7 +81,7 @@ def test_processes_of_unlike_speed_measure_each_chunk_once(tmp_path: Path) -> No
     assert not list(tmp_path.rglob("*.claim"))
 
 
-def test_what_a_killed_process_had_claimed_is_measured_by_the_first(tmp_path: Path) -> None:
+def test_claims_of_killed_process_are_computed_by_the_first(tmp_path: Path) -> None:
     network = Slow(0)
     measured = FeatureStore(Colors(), {"slow": network}, (0,), CHUNK, tmp_path)
     path = measured.path("slow", 3).with_suffix(".claim")
@@ -103,7 +103,7 @@ def test_what_a_killed_process_had_claimed_is_measured_by_the_first(tmp_path: Pa
     assert network.seen == dict.fromkeys(range(SAMPLES), 1)
 
 
-def test_an_error_gives_claims_back(tmp_path: Path) -> None:
+def test_error_releases_claims(tmp_path: Path) -> None:
     class Broken(Slow):
         def __call__(self, images: Tensor) -> dict[str, Tensor]:
             raise RuntimeError("out of memory")

@@ -86,7 +86,7 @@ def scored(found: dict[str, Tensor], targets: Sequence[Any]) -> dict[str, float]
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_known_composites_score_one_and_other_captions_nothing(folder: Path, sprites: Extractor, split: str) -> None:
+def test_composites_score_1_for_their_captions_and_0_for_others(folder: Path, sprites: Extractor, split: str) -> None:
     dataset = read_dataset("composition", folder, split)
     found, targets = measured(sprites, dataset), [item.targets for item in dataset.items]
     right = scored(found, targets)
@@ -97,7 +97,7 @@ def test_known_composites_score_one_and_other_captions_nothing(folder: Path, spr
 
 
 @pytest.mark.parametrize("kind", HELD_OUT)
-def test_unseen_combinations_are_told_from_those_of_training(folder: Path, sprites: Extractor, kind: str) -> None:
+def test_held_out_combinations_are_distinguished_from_training(folder: Path, sprites: Extractor, kind: str) -> None:
     for split, share in ((kind, 0.0), (f"seen-{kind}", 1.0)):
         dataset = read_dataset("composition", folder, split)
         found = measured(sprites, dataset)["novel"]
@@ -106,7 +106,7 @@ def test_unseen_combinations_are_told_from_those_of_training(folder: Path, sprit
         assert seen_combinations(found[tested], [dataset.items[i].targets for i in tested])["value"].value == share
 
 
-def test_an_error_in_one_part_costs_that_part_alone(folder: Path, sprites: Extractor) -> None:
+def test_error_in_one_part_lowers_only_that_part(folder: Path, sprites: Extractor) -> None:
     dataset = read_dataset("composition", folder, "ground")
     found, first = measured(sprites, dataset), dataset.items[0].targets
     other = "red" if first["ground"] != "red" else "blue"
@@ -115,14 +115,14 @@ def test_an_error_in_one_part_costs_that_part_alone(folder: Path, sprites: Extra
     assert scored(found, targets) == {"thing": 1.0, "color": pytest.approx(share), "all": pytest.approx(share)}
 
 
-def test_small_images_and_empty_ones_are_measured(sprites: Extractor) -> None:
+def test_small_and_empty_images_are_scored(sprites: Extractor) -> None:
     found = sprites(torch.full((2, 3, 16, 16), 255, dtype=torch.uint8))
     assert (found["things"] == -1).all()
     assert found["grounds"][:, 0].tolist() == [1, 1]
     assert found["hues"].sum() == 0
 
 
-def test_a_cut_out_thing_is_the_same_wherever_it_is() -> None:
+def test_cut_out_thing_does_not_depend_on_its_place() -> None:
     pixels = torch.full((2, 3, 64, 64), 255.0)
     pixels[0, :, 4:24, 10:30] = pixels[1, :, 40:60, 33:53] = 0
     crops, boxes = cut_out(pixels, (pixels[:, 0] == 0).float(), (0, 0, 64, 64))
@@ -139,13 +139,13 @@ def test_repeated_images_count_once() -> None:
     assert distinct_images(thumbnails)["value"].value == (3 + 1) / 2
 
 
-def test_intervals_hold_the_mean_and_shrink() -> None:
+def test_intervals_contain_the_mean_and_shrink_with_samples() -> None:
     few, many = (bootstrapped(torch.arange(n) % 2) for n in (10, 1000))
     assert few.low < few.value == 0.5 < few.high
     assert few.high - few.low > 5 * (many.high - many.low)
 
 
-def test_the_list_of_prompts_fits_the_bundled_sprites() -> None:
+def test_prompt_list_matches_bundled_sprites() -> None:
     prompts = read_prompts()
     assert len(prompts) == len(set(prompts)) == 100
     index = Path(__file__).parents[2] / "dalle_zoo/_data/sprites64/sprites.jsonl"
@@ -158,7 +158,7 @@ def test_the_list_of_prompts_fits_the_bundled_sprites() -> None:
     assert [p for p in prompts if p.split(" ", 1)[-1] not in known and p not in known] == []
 
 
-def test_sprites_without_any_of_the_names_are_refused(tmp_path: Path) -> None:
+def test_sprites_without_known_names_raise(tmp_path: Path) -> None:
     Image.new("RGBA", (64, 64)).save(tmp_path / "quux.png")
     with pytest.raises(DatasetError, match="show none of the things in composition-prompts"):
         read_dataset("composition", tmp_path, "plain")
@@ -166,7 +166,7 @@ def test_sprites_without_any_of_the_names_are_refused(tmp_path: Path) -> None:
         load_extractor("sprites", tmp_path, expected_sha256="f00")
 
 
-def test_networks_compare_the_same_things(folder: Path, sprites: Extractor, mobilenet: Path) -> None:
+def test_networks_compare_the_same_crops(folder: Path, sprites: Extractor, mobilenet: Path) -> None:
     assert {"sprites", "sprites-mobilenet", "sprites-clip", "sprites-ranker"} <= set(EXTRACTORS)
     network = load_extractor("mobilenet", mobilenet)
     by_network = SpritesExtractor(name="x", sprites=sprite_set(folder), record={}, network=network)
@@ -192,7 +192,7 @@ def small(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_run_from_protocol_to_report(
+def test_evaluation_from_protocol_to_report(
     small: Path, folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     primed: list[Any] = []
@@ -235,7 +235,7 @@ def test_a_run_from_protocol_to_report(
     assert "| ground |" in render_card(model, result).partition("Composition, the right thing, %:")[2]
 
 
-def test_the_bundled_protocol_is_what_was_asked_for() -> None:
+def test_bundled_protocol_has_expected_groups_and_targets() -> None:
     protocol = find_protocol("composition")
     assert list(protocol.groups) == [
         "plain", "styled", *HELD_OUT, "place", "styles", *(f"seen-{kind}" for kind in HELD_OUT)

@@ -19,7 +19,7 @@ from dalle_zoo.results import read_result
 RESULT = Path(__file__).parents[2] / "eval/results/emoji64.json"
 
 
-def test_the_file_fixes_what_was_fixed() -> None:
+def test_protocol_file_has_expected_values() -> None:
     protocol = find_protocol("emoji64")
     groups, sampling = protocol.groups, protocol.sampling
     assert {group.dataset["source"] for group in groups.values()} == {f"emoji64:{name}" for name in BUNDLED["emoji64"]}
@@ -37,7 +37,7 @@ def test_the_file_fixes_what_was_fixed() -> None:
     ]
 
 
-def test_the_committed_result_was_measured_by_the_committed_protocol() -> None:
+def test_committed_result_has_committed_protocol() -> None:
     result = read_result(RESULT)
     measured, protocol = Protocol.from_dict(result["protocol"]), find_protocol("emoji64")
     # Titles and notes may be worded better without measuring again.
@@ -51,7 +51,7 @@ def test_the_committed_result_was_measured_by_the_committed_protocol() -> None:
     ]
 
 
-def test_the_committed_report_is_that_of_the_committed_result(tmp_path: Path) -> None:
+def test_committed_report_equals_rendered_result(tmp_path: Path) -> None:
     folder = RESULT.with_suffix("")
     text = write_report([RESULT], tmp_path)[0].read_text(encoding="utf-8")
     assert (folder / "report.md").read_text(encoding="utf-8") == text, "run `dalle-zoo report`"
@@ -60,13 +60,13 @@ def test_the_committed_report_is_that_of_the_committed_result(tmp_path: Path) ->
     assert shown == {path.name for path in folder.glob("*.png")} == {path.name for path in tmp_path.glob("*.png")}
 
 
-def test_a_wrong_protocol_is_answered_with_the_right_one() -> None:
+def test_misspelled_protocol_suggests_the_closest() -> None:
     assert "emoji64" in list_protocols()
     with pytest.raises(UnknownNameError, match="Did you mean 'emoji64'"):
         main(["emoji46"])
 
 
-def test_the_options_show_what_the_file_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_defaults_of_protocol(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["emoji64", "--help"])
     said = " ".join(capsys.readouterr().out.split())

@@ -53,7 +53,7 @@ def distances(result: dict[str, Any], network: str) -> list[tuple[int, int, int]
     return [(row["blur"], row["samples"], row["reference_samples"]) for row in rows]
 
 
-def test_the_attngan_layout_of_coco(make: Any, protocol: Any, model: Path, mobilenet: Path, tmp_path: Path) -> None:
+def test_attngan_layout_of_coco(make: Any, protocol: Any, model: Path, mobilenet: Path, tmp_path: Path) -> None:
     data = make.attngan(birds=False, text=False, test=range(2, 10))
     out = tmp_path / "out"
     result = run(protocol("toy", count=6), model, mobilenet, data, out, "--layout", "attngan")
@@ -66,7 +66,7 @@ def test_the_attngan_layout_of_coco(make: Any, protocol: Any, model: Path, mobil
     assert (out / "report.html").is_file()
 
 
-def test_the_attngan_layout_of_birds(make: Any, protocol: Any, model: Path, mobilenet: Path, tmp_path: Path) -> None:
+def test_attngan_layout_of_birds(make: Any, protocol: Any, model: Path, mobilenet: Path, tmp_path: Path) -> None:
     data = make.attngan(birds=True)
     out = tmp_path / "out"
     result = run(protocol("toy", count=2, crop="box"), model, mobilenet, data, out, "--layout", "attngan")
@@ -74,7 +74,7 @@ def test_the_attngan_layout_of_birds(make: Any, protocol: Any, model: Path, mobi
     assert distances(result, "mobilenet") == [(0, 2, 2), (2, 2, 2)]
 
 
-def test_overlaps_are_left_out_of_the_deduplicated_protocol(
+def test_deduplicated_protocol_excludes_overlaps(
     make: Any, protocol: Any, model: Path, mobilenet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = make.coco("val2014", {i: [f"caption {c} of {i}" for c in range(2)] for i in range(1, 9)})
@@ -100,7 +100,7 @@ def test_overlaps_are_left_out_of_the_deduplicated_protocol(
     assert not retained & set(names)
 
 
-def test_other_weights_than_the_pinned_are_refused(
+def test_weights_other_than_pinned_raise(
     make: Any, protocol: Any, model: Path, mobilenet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pinned = protocol("toy", count=2, sha256="f" * 64)

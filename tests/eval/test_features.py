@@ -60,7 +60,7 @@ class Means:
         return {"features": images.float().mean((2, 3))}
 
 
-def test_images_are_made_ready_in_another_thread_and_keep_their_order(tmp_path: Path) -> None:
+def test_images_are_prepared_in_another_thread_in_order(tmp_path: Path) -> None:
     subject, network = Mixed(), Means()
     measured = FeatureStore(subject, {"means": network}, (0, 1), 4, tmp_path)
     measured.run(Share(), label="mixed")
@@ -82,14 +82,14 @@ class Broken(Means):
         return found
 
 
-def test_features_that_are_not_finite_end_the_run_and_are_not_stored(tmp_path: Path) -> None:
+def test_non_finite_features_raise_and_are_not_stored(tmp_path: Path) -> None:
     measured = FeatureStore(Mixed(), {"means": Broken()}, (0,), 4, tmp_path)
     with pytest.raises(ExtractorFileError, match=r"the features of means hold NaN or infinity.*--leave-out means"):
         measured.run(Share(), label="mixed")
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_chunks_of_other_packages_or_devices_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_packages_or_devices_have_other_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def folder(device: str = "cpu") -> Path:
         return FeatureStore(Mixed(), {"means": Means()}, (0,), 4, tmp_path, device).folders["means"]
 

@@ -82,7 +82,7 @@ def changed(toy: Path, **changes: Any) -> Protocol:
     return Protocol.from_dict(yaml.safe_load(toy.read_text()) | changes)
 
 
-def test_samples_are_chosen_by_seed_and_captions_are_their_first(toy: Path, tmp_path: Path) -> None:
+def test_samples_are_chosen_by_seed_with_first_captions(toy: Path, tmp_path: Path) -> None:
     def keys(**changes: Any) -> list[str]:
         return [item.key for item in prompts(changed(toy, **changes), "train", tmp_path).samples]
 
@@ -97,9 +97,7 @@ def test_samples_are_chosen_by_seed_and_captions_are_their_first(toy: Path, tmp_
     assert {item.concept for item in found.samples} <= {"traina", "trainb", "trainc"}
 
 
-def test_what_could_not_be_measured_is_refused_before_any_work(
-    toy: Path, ask: Ask, tmp_path: Path, calls: list[list[str]]
-) -> None:
+def test_impossible_group_raises_before_work(toy: Path, ask: Ask, tmp_path: Path, calls: list[list[str]]) -> None:
     def refused(message: str, **changes: Any) -> None:
         before = yaml.safe_load(toy.read_text())
         toy.write_text(json.dumps(before | changes))  # safe_dump would write repeated values as aliases
@@ -131,7 +129,7 @@ def pipe(model: Path) -> DallePipeline:
     return DallePipeline.from_pretrained(model)
 
 
-def test_codes_are_stored_by_what_fixes_them(pipe: DallePipeline, tmp_path: Path) -> None:
+def test_codes_are_stored_by_digest_of_their_inputs(pipe: DallePipeline, tmp_path: Path) -> None:
     def folder(**changes: Any) -> Path | None:
         given = {"captions": ["a cat", "a dog"], "sampling": SamplingRule(candidates=2, chunk=2), **changes}
         return GeneratedImages(pipe, **given, cache=tmp_path).folder
@@ -166,7 +164,7 @@ def test_stored_codes_give_the_same_images(
     assert torch.equal(one.images[3][0], stored.load(range(2)).images[3][1])
 
 
-def test_what_another_has_claimed_is_waited_for(pipe: DallePipeline, tmp_path: Path) -> None:
+def test_claimed_chunks_are_awaited(pipe: DallePipeline, tmp_path: Path) -> None:
     class Means:
         name = "means"
         record: dict[str, str] = {"sha256": "0"}  # noqa: RUF012
@@ -198,7 +196,7 @@ def test_what_another_has_claimed_is_waited_for(pipe: DallePipeline, tmp_path: P
 # ---------------------------------------------------------------- results
 
 
-def test_a_result_holds_everything(ask: Ask, tmp_path: Path, calls: list[list[str]]) -> None:
+def test_result_has_all_scores_and_records(ask: Ask, tmp_path: Path, calls: list[list[str]]) -> None:
     out = tmp_path / "a" / "r.json"
     result = evaluate(ask(out))
     assert result is not None
@@ -240,7 +238,7 @@ def test_a_result_holds_everything(ask: Ask, tmp_path: Path, calls: list[list[st
     assert len(calls) == 16
 
 
-def test_all_candidates_are_a_mean_and_one_candidate_is_itself(ask: Ask, toy: Path, tmp_path: Path) -> None:
+def test_scores_of_single_candidate_equal_generated_images(ask: Ask, toy: Path, tmp_path: Path) -> None:
     toy.write_text(toy.read_text().replace("candidates: 3", "candidates: 1"))
     result = evaluate(ask(tmp_path / "r.json"))
     for group in ("train", "val-styles"):
@@ -250,7 +248,9 @@ def test_all_candidates_are_a_mean_and_one_candidate_is_itself(ask: Ask, toy: Pa
         assert distances[0] == pytest.approx(distances[1])
 
 
-def test_killed_and_shared_runs_end_as_one_left_alone(ask: Ask, tmp_path: Path, calls: list[list[str]]) -> None:
+def test_interrupted_and_shared_runs_equal_an_uninterrupted_run(
+    ask: Ask, tmp_path: Path, calls: list[list[str]]
+) -> None:
     alone = lasting(evaluate(ask(tmp_path / "alone/r.json")))
     calls[:] = [["kill"]]
     out = tmp_path / "killed/r.json"
@@ -281,7 +281,7 @@ def test_killed_and_shared_runs_end_as_one_left_alone(ask: Ask, tmp_path: Path, 
         for default in [(writer, after) in (("save_png", True), ("write_json", False))]  # the others take a minute
     ],
 )
-def test_a_run_killed_while_it_writes_is_continued_by_the_same_call(
+def test_run_killed_while_writing_is_continued(
     writer: str, after: bool, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, write = tmp_path / "r.json", getattr(runner, writer)
@@ -303,7 +303,7 @@ def test_a_run_killed_while_it_writes_is_continued_by_the_same_call(
     assert (tmp_path / "r/report.md").read_bytes() == report
 
 
-def test_a_damaged_chunk_of_codes_is_named(ask: Ask, tmp_path: Path) -> None:
+def test_damaged_chunk_of_codes_raises_with_its_name(ask: Ask, tmp_path: Path) -> None:
     evaluate(ask(tmp_path / "r.json", networks={}))
     chunk = sorted((tmp_path / ".cache").glob("codes-*/*.safetensors"))[0]
     chunk.write_bytes(b"torn")
@@ -311,7 +311,7 @@ def test_a_damaged_chunk_of_codes_is_named(ask: Ask, tmp_path: Path) -> None:
         evaluate(ask(tmp_path / "s.json"))  # which needs them for another extractor
 
 
-def test_without_evaluator_and_ranker_it_says_so(ask: Ask, model: Path, mobilenet: Path, tmp_path: Path) -> None:
+def test_missing_extractor_and_ranker_are_reported(ask: Ask, model: Path, mobilenet: Path, tmp_path: Path) -> None:
     pipe = DallePipeline.from_pretrained(model)
     bare = str(DallePipeline(pipe.image_tokenizer, pipe.prior, pipe.tokenizer).save_pretrained(tmp_path / "bare"))
     result = evaluate(ask(tmp_path / "r.json", model=bare, networks={}))
@@ -335,9 +335,7 @@ def test_without_evaluator_and_ranker_it_says_so(ask: Ask, model: Path, mobilene
     assert (tmp_path / "s/concept-accuracy-top1.png").is_file()
 
 
-def test_wrong_requests_are_refused_before_any_work(
-    ask: Ask, toy: Path, tmp_path: Path, calls: list[list[str]]
-) -> None:
+def test_wrong_requests_raise_before_work(ask: Ask, toy: Path, tmp_path: Path, calls: list[list[str]]) -> None:
     (tmp_path / "r.json").write_text("mine")
     with pytest.raises(FileExistsError, match=r"r\.json already exists: .*--overwrite"):
         evaluate(ask(tmp_path / "r.json"))
@@ -350,7 +348,9 @@ def test_wrong_requests_are_refused_before_any_work(
     assert not calls
 
 
-def test_the_command(toy: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_evaluates_and_prints_report(
+    toy: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "r.json"
     options = ["--train-captions", "2", "--val-captions", "4", "--candidates", "2", "--temperature", "0.5"]
     command = ["eval", str(toy), "--model", str(model), "--out", str(out)]
@@ -375,7 +375,7 @@ def test_the_command(toy: Path, model: Path, tmp_path: Path, capsys: pytest.Capt
 # ---------------------------------------------------------------- distances
 
 
-def test_distances_are_those_of_the_images(ask: Ask, toy: Path, make: Any, tmp_path: Path) -> None:
+def test_distances_equal_direct_computation(ask: Ask, toy: Path, make: Any, tmp_path: Path) -> None:
     """Reconstructions and generated images of noise are apart from it, and a set of itself is not."""
     given = yaml.safe_load(toy.read_text())
     frechet = {"frechet": {"extractor": "ranker", "images": ["real", "reconstructed"], "interval": False}}

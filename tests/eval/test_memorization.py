@@ -13,7 +13,7 @@ def features(count: int, seed: int) -> torch.Tensor:
     return torch.randn(count, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_copy_is_found() -> None:
+def test_copy_is_found() -> None:
     gallery = features(20, 0)
     asked = torch.cat([features(3, 1), 2 * gallery[[7]], features(2, 2)])  # the cosine knows no length
     found = nearest(asked, [gallery])
@@ -23,7 +23,7 @@ def test_a_copy_is_found() -> None:
     assert found.share_above(0.999) == pytest.approx(1 / 6)
 
 
-def test_it_is_the_most_similar_one_whatever_the_batch() -> None:
+def test_nearest_does_not_depend_on_batch_size() -> None:
     asked, gallery = features(30, 1), features(50, 2)
     cosines = torch.nn.functional.cosine_similarity(asked[:, None], gallery[None], dim=-1)
     for batch_size in (7, 1024):
@@ -32,7 +32,7 @@ def test_it_is_the_most_similar_one_whatever_the_batch() -> None:
         assert torch.equal(found.index, cosines.argmax(1))
 
 
-def test_sets_that_cannot_be_compared_are_refused() -> None:
+def test_incompatible_sets_raise() -> None:
     with pytest.raises(ValueError, match="must hold images, got 0 query images"):
         nearest(features(0, 0), [features(4, 0)])
     with pytest.raises(ValueError, match="must hold images, got an empty gallery"):
@@ -41,7 +41,7 @@ def test_sets_that_cannot_be_compared_are_refused() -> None:
         nearest(features(2, 0), [features(2, 0)[:, :4]])
 
 
-def test_what_could_not_be_read_is_nearest_to_nothing() -> None:
+def test_unreadable_images_are_never_nearest() -> None:
     gallery = features(6, 0)
     asked = gallery.clone()
     gallery[2] = torch.nan
@@ -51,7 +51,7 @@ def test_what_could_not_be_read_is_nearest_to_nothing() -> None:
     assert bool(found.similarity.isfinite().all())
 
 
-def test_the_sheet_has_a_tile_a_pair() -> None:
+def test_sheet_has_one_tile_per_pair() -> None:
     found = nearest(features(5, 1), [features(9, 2)])
     images = [torch.full((3, 40, 60), 9, dtype=torch.uint8)] * 2
     sheet = pair_sheet(found, images, [torch.zeros(3, 20, 20, dtype=torch.uint8)] * 2)
@@ -59,7 +59,7 @@ def test_the_sheet_has_a_tile_a_pair() -> None:
     assert sheet.convert("L").getextrema() == (0, 255)
 
 
-def test_the_list_of_overlaps(tmp_path: Path) -> None:
+def test_exclusion_list_has_overlapping_keys(tmp_path: Path) -> None:
     gallery = features(4, 0)
     found = nearest(torch.cat([gallery[:2], -gallery[2:3]]), [gallery])
     path = tmp_path / "lists" / "overlaps.txt"

@@ -21,7 +21,7 @@ def summed(x: torch.Tensor, *batch_sizes: int) -> Moments:
     return moments
 
 
-def test_mean_and_covariance_are_those_of_the_samples() -> None:
+def test_mean_and_covariance_equal_those_of_samples() -> None:
     x = features()
     moments = summed(x)
     assert moments.count == 50
@@ -31,7 +31,7 @@ def test_mean_and_covariance_are_those_of_the_samples() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(50,), (1,) * 50, (7, 13, 30), (49, 1)])
-def test_batches_and_processes_change_nothing(sizes: tuple[int, ...]) -> None:
+def test_moments_do_not_depend_on_batches(sizes: tuple[int, ...]) -> None:
     x = features()
     streamed = summed(x, *sizes)
     combined = Moments.zero(4)
@@ -43,7 +43,7 @@ def test_batches_and_processes_change_nothing(sizes: tuple[int, ...]) -> None:
         assert torch.allclose(moments.outer, summed(x).outer, rtol=ROUNDING)
 
 
-def test_parts_stream_and_samples_can_be_taken_out() -> None:
+def test_parts_are_streamed_and_samples_can_be_subtracted() -> None:
     x = features(5000)
     streamed = Moments.of_parts(x.split(7))
     assert torch.equal(streamed.outer, Moments.of_parts(iter(x.split(7))).outer)
@@ -55,7 +55,7 @@ def test_parts_stream_and_samples_can_be_taken_out() -> None:
         Moments.of_parts([])
 
 
-def test_rows_in_larger_parts() -> None:
+def test_regrouped_yields_larger_parts() -> None:
     x = torch.arange(10)
     parts = list(regrouped(zip(x.split(3), (-x).split(3), strict=True), 5))
     assert [len(rows) for rows, _ in parts] == [6, 4]
@@ -74,7 +74,7 @@ def test_float16_sums_do_not_stall() -> None:
     assert moments.total.item() == moments.outer.item() == 5000
 
 
-def test_too_few_samples_are_refused_or_flagged() -> None:
+def test_too_few_samples_raise_or_are_flagged() -> None:
     with pytest.raises(StatisticsError, match="no samples"):
         _ = Moments.zero(4).mean
     with pytest.raises(StatisticsError, match="at least 2 samples, got 1"):
@@ -84,14 +84,14 @@ def test_too_few_samples_are_refused_or_flagged() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_broken_features_are_refused(bad: float) -> None:
+def test_non_finite_features_raise(bad: float) -> None:
     x = features()
     x[3, 2] = bad
     with pytest.raises(StatisticsError, match="NaN or infinity"):
         summed(x)
 
 
-def test_features_of_another_network_are_refused() -> None:
+def test_features_of_another_length_raise() -> None:
     with pytest.raises(StatisticsError, match=r"\(n, 4\), got \(50, 3\)"):
         Moments.zero(4).add(features(d=3))
     with pytest.raises(StatisticsError, match="4 and of 3 features"):

@@ -11,7 +11,7 @@ from PIL import Image
 BARS = {"$right$": {"train": 0.0, "_val": 2.5}, "none": {"train": 1.0, "_val": 3.0}}
 
 
-def test_bars_are_sampled_and_equal_heights_give_equal_files() -> None:
+def test_equal_bars_give_equal_files() -> None:
     png = bar_figure(BARS, title="$t$", score="bits")
     with Image.open(BytesIO(png)) as image:
         assert image.width > image.height
@@ -24,6 +24,6 @@ def test_bars_are_sampled_and_equal_heights_give_equal_files() -> None:
     "bars",
     [{}, {"a": {}}, {"a": {"x": 1.0}, "b": {"y": 1.0}}, {str(number): {"x": 1.0} for number in range(6)}],
 )
-def test_bars_that_do_not_fit_are_refused(bars: dict[str, dict[str, float]]) -> None:
+def test_inconsistent_bars_raise(bars: dict[str, dict[str, float]]) -> None:
     with pytest.raises(ValueError, match="one to 5 kinds of bars, each with a height in the same groups"):
         bar_figure(bars, title="t", score="s")

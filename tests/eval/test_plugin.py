@@ -47,7 +47,7 @@ def run(site: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_a_plugin_measures_by_name(site: Path, model: Path, tmp_path: Path) -> None:
+def test_plugin_metric_extractor_and_dataset_work_by_name(site: Path, model: Path, tmp_path: Path) -> None:
     path, out = tmp_path / "colors.yaml", tmp_path / "out"
     path.write_text(PROTOCOL)
     assert "color_error, frechet" in run(site, "eval", str(path), "--help")

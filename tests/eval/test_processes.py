@@ -55,7 +55,7 @@ def scores(out: Path) -> Any:
     return result(out)["scores"]
 
 
-def test_killed_and_shared_runs_end_as_one_left_alone(command: list[str], tmp_path: Path) -> None:
+def test_interrupted_and_shared_runs_equal_an_uninterrupted_run(command: list[str], tmp_path: Path) -> None:
     alone, killed, shared = (tmp_path / name for name in ("alone", "killed", "shared"))
     assert start(command, alone).wait() == 0
     assert len(scores(alone)) == 4  # the distance of two networks for two numbers of candidates
@@ -75,7 +75,7 @@ def test_killed_and_shared_runs_end_as_one_left_alone(command: list[str], tmp_pa
     assert scores(shared) == scores(alone)
 
 
-def test_torchrun_writes_the_result_of_one_process(command: list[str], tmp_path: Path) -> None:
+def test_torchrun_equals_one_process(command: list[str], tmp_path: Path) -> None:
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     assert start(command, alone).wait() == 0
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -85,7 +85,7 @@ def test_torchrun_writes_the_result_of_one_process(command: list[str], tmp_path:
         assert (shared / name).read_bytes() == (alone / name).read_bytes()
 
 
-def test_torchrun_shares_a_protocol_of_several_groups(toy: Path, model: Path, mobilenet: Path, tmp_path: Path) -> None:
+def test_torchrun_shares_several_groups(toy: Path, model: Path, mobilenet: Path, tmp_path: Path) -> None:
     command = ["dalle_zoo", "eval", str(toy), "--model", str(model), "--network", f"mobilenet={mobilenet}"]
 
     def run(folder: str, *launcher: str) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -33,7 +33,7 @@ def values(**changes: Any) -> dict[str, Any]:
     return {**least, **changes}
 
 
-def test_the_shipped_protocols_are_those_of_the_paper() -> None:
+def test_bundled_protocols_match_the_paper() -> None:
     assert list_protocols() == ["coco-30k", "coco-30k-dedup", "composition", "cub", "emoji64", "folder"]
     protocols = find_protocol("coco-30k"), find_protocol("cub")
     coco, cub = (protocol.groups["all"] for protocol in protocols)
@@ -52,7 +52,7 @@ def test_the_shipped_protocols_are_those_of_the_paper() -> None:
     assert find_protocol("folder").published == ()
 
 
-def test_the_deduplicated_variant_differs_in_nothing_else() -> None:
+def test_deduplicated_variant_differs_only_in_exclusions() -> None:
     plain, other = asdict(find_protocol("coco-30k")), asdict(find_protocol("coco-30k-dedup"))
     assert other["groups"]["all"]["captions"].pop("exclusions")
     assert not plain["groups"]["all"]["captions"].pop("exclusions")
@@ -62,7 +62,7 @@ def test_the_deduplicated_variant_differs_in_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("name", list_protocols())
-def test_a_protocol_survives_a_result_file(name: str) -> None:
+def test_protocol_round_trips_through_result_file(name: str) -> None:
     protocol = find_protocol(name)
     assert protocol.name == name
     assert Protocol.from_dict(json.loads(json.dumps(asdict(protocol)))) == protocol
@@ -70,11 +70,11 @@ def test_a_protocol_survives_a_result_file(name: str) -> None:
     assert set(protocol.published) <= set(list_published())
 
 
-def test_no_statistics_are_recorded_that_nobody_measured() -> None:
+def test_bundled_protocols_record_no_unmeasured_statistics() -> None:
     assert all(find_protocol(name).reference == () for name in list_protocols())
 
 
-def test_a_file_of_ones_own(tmp_path: Path) -> None:
+def test_custom_protocol_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     reference = [{"family": "inception-2015", "trace": 3.5, "tolerance": 0.01}]
     path.write_text(yaml.safe_dump(values(reference=reference, blur=[0, 3])))
@@ -83,7 +83,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     assert (protocol.reference[0].trace, protocol.reference[0].mean_norm) == (3.5, None)
 
 
-def test_an_unknown_name_answers_with_the_nearest() -> None:
+def test_unknown_name_suggests_the_closest() -> None:
     with pytest.raises(UnknownNameError, match=r"Did you mean 'coco-30k'\?.*A YAML file works as well"):
         find_protocol("coco30k")
     with pytest.raises(UnknownNameError, match=r"cub: unknown layout 'coc'"):
@@ -144,7 +144,7 @@ def test_an_unknown_name_answers_with_the_nearest() -> None:
         ),
     ],
 )
-def test_a_wrong_field_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_wrong_field_raises_with_its_name(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump(values(**changes)))
     with pytest.raises(ProtocolError, match=message) as caught:
@@ -153,7 +153,7 @@ def test_a_wrong_field_is_named(tmp_path: Path, changes: dict[str, Any], message
 
 
 @pytest.mark.parametrize("missing", ["name", "title", "dataset", "captions", "metrics"])
-def test_what_has_no_default_must_be_stated(missing: str) -> None:
+def test_missing_required_field_raises(missing: str) -> None:
     given = values()
     given.pop(missing)
     with pytest.raises(ProtocolError, match=f"the field '{missing}' is required"):
@@ -188,7 +188,7 @@ def test_what_has_no_default_must_be_stated(missing: str) -> None:
         ({"sampling": {"seeds": "image"}}, "unknown sampling.seeds 'image'"),
     ],
 )
-def test_a_wrong_field_of_groups_or_sampling_is_named(changes: dict[str, Any], message: str) -> None:
+def test_wrong_field_of_groups_or_sampling_raises_with_its_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ProtocolError, match=message):
         Protocol.from_dict(values(**changes))
 
@@ -201,7 +201,7 @@ def groups() -> Protocol:
     return Protocol.from_dict(given)
 
 
-def test_groups_share_the_fields_at_the_top() -> None:
+def test_groups_inherit_top_level_fields() -> None:
     protocol = groups()
     assert [(rule.captions.rule, rule.captions.count) for rule in protocol.groups.values()] == [
         ("first", 4), ("first", None), ("first", None)
@@ -213,7 +213,7 @@ def test_groups_share_the_fields_at_the_top() -> None:
     assert [rule.metrics[0].name for rule in Protocol.from_dict(own).groups.values()] == ["fid", "kid"]
 
 
-def test_what_a_caller_gives_replaces_the_file() -> None:
+def test_caller_values_override_the_file() -> None:
     protocol = groups()
     assert protocol.changed(seed=None, train_captions=None) == protocol
     assert protocol.changed(seed=0, candidates=3, train_captions=4).overridden == ()  # what the file says anyway
@@ -232,7 +232,7 @@ def test_what_a_caller_gives_replaces_the_file() -> None:
         find_protocol("folder").changed(train_captions=2)
 
 
-def test_numbers_of_candidates() -> None:
+def test_counts_include_curve_and_candidates() -> None:
     rule = SamplingRule(candidates=4, curve=(1, 2, 4, 8))
     assert rule.counts == (1, 2, 4)
     assert replace(rule, candidates=1).counts == (1,)
@@ -240,7 +240,7 @@ def test_numbers_of_candidates() -> None:
     assert SamplingRule(candidates=3).counts == (3,)
 
 
-def test_yaml_is_read_strictly(tmp_path: Path) -> None:
+def test_invalid_yaml_raises(tmp_path: Path) -> None:
     path = tmp_path / "file.yaml"
     path.write_text("name: a\nname: b\n")
     with pytest.raises(DataFileError, match="'name' appears twice"):
@@ -258,7 +258,7 @@ def test_yaml_is_read_strictly(tmp_path: Path) -> None:
         read_yaml(tmp_path / "none.yaml")
 
 
-def test_a_wheel_carries_the_data_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wheel_contains_data_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     carried = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
     installed = tmp_path / "dalle_zoo_eval"

@@ -32,7 +32,7 @@ def value(table: str, **wanted: Any) -> float:
     return row.value
 
 
-def test_every_score_is_there() -> None:
+def test_tables_have_all_scores() -> None:
     assert list_published() == ["coco", "cub"]
     counts = {
         name: Counter((row.metric, row.family) for row in find_published(name).rows) for name in list_published()
@@ -93,12 +93,12 @@ def test_every_score_is_there() -> None:
         ("cub", {"system": "LAFITE", "metric": "fid"}, 10.48),
     ],
 )  # fmt: skip
-def test_values(table: str, wanted: dict[str, Any], expected: float) -> None:
+def test_tables_have_expected_values(table: str, wanted: dict[str, Any], expected: float) -> None:
     assert value(table, **wanted) == expected
 
 
 @pytest.mark.parametrize("table", list_published())
-def test_every_score_says_what_it_is(table: str) -> None:
+def test_every_score_states_its_origin(table: str) -> None:
     found = find_published(table)
     assert len({row.key for row in found.rows}) == len(found.rows)
     for row in found.rows:
@@ -110,7 +110,7 @@ def test_every_score_says_what_it_is(table: str) -> None:
         assert row.value > 0
 
 
-def test_families_do_not_mix() -> None:
+def test_families_are_not_mixed() -> None:
     # Where the code is not stated, nothing may be compared.
     assert rows("coco", system="XMC-GAN")[0].family == "unknown"
     assert rows("coco", system="Kandinsky 12 B (ruDALL-E family)")[0].family == "unknown"
@@ -127,7 +127,7 @@ def test_families_do_not_mix() -> None:
     assert {r.family for r in rows("cub", metric="is", setting="zero-shot")} == {"stackgan-birds"}
 
 
-def test_the_rejected_score_is_listed_and_never_shown() -> None:
+def test_rejected_score_is_never_shown() -> None:
     (rejected,) = [row for name in list_published() for row in find_published(name).rows if row.do_not_use]
     assert (rejected.system, rejected.value) == ("DALL-E 12 B", 17.89)
     assert "inception score" in rejected.do_not_use
@@ -153,7 +153,7 @@ def written(path: Path, *groups: Any, **others: Any) -> Path:
     return path
 
 
-def test_a_row_overrides_its_group_and_a_series_becomes_rows(tmp_path: Path) -> None:
+def test_row_overrides_its_group_and_series_becomes_rows(tmp_path: Path) -> None:
     group = {
         **GROUP, "over": "blur",
         "rows": [{"system": "A", "values": {0: 3.5, 2: 4}}, {"system": "B", "value": 1, "family": "unknown"}],
@@ -184,14 +184,14 @@ def test_a_row_overrides_its_group_and_a_series_becomes_rows(tmp_path: Path) -> 
         ({"rows": [{"system": "A", "value": 1}, {"system": "A", "value": 2}]}, "fid at blur 0 appears twice"),
     ],
 )
-def test_a_wrong_row_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_wrong_row_raises_with_its_place(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = written(tmp_path / "t.yaml", {**GROUP, **changes})
     with pytest.raises(DataFileError, match=message) as caught:
         read_published(path)
     assert str(path) in str(caught.value)
 
 
-def test_a_wrong_table_is_named(tmp_path: Path) -> None:
+def test_wrong_table_raises_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match=r"unknown field 'sampels'\. Did you mean 'samples'"):
         read_published(written(tmp_path / "t.yaml", GROUP, sampels=3))
     with pytest.raises(DataFileError, match="groups must be a list"):

@@ -100,7 +100,7 @@ def cells(text: str, system: str) -> list[list[str]]:
     return [row for row in table if row[0].strip("*") == system]
 
 
-def test_a_report_is_complete(put: Put, tmp_path: Path) -> None:
+def test_report_is_complete(put: Put, tmp_path: Path) -> None:
     files = write_report([put(made_up(BY_BLUR))], tmp_path / "out")
     assert [path.name for path in files] == [
         "report.md", "report.html", "fid-blur-dmgan.png", "fid-candidates-dmgan.png", "is-blur-inception-2015.png",
@@ -124,7 +124,7 @@ def test_a_report_is_complete(put: Put, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("lines")
-def test_signs_are_explained_where_they_stand(put: Put) -> None:
+def test_marks_are_explained_next_to_their_table(put: Put) -> None:
     text = summary([put(made_up(BY_BLUR))])
     fid, inception = section("\n" + text, "FID, dmgan"), section("\n" + text, "Inception score, inception-2015")
     assert "in brackets its 95 % bootstrap interval; n → ∞ the value extrapolated to infinitely many samples." in fid
@@ -133,7 +133,7 @@ def test_signs_are_explained_where_they_stand(put: Put) -> None:
     assert "standard deviation" in summary([put(made_up([score("kid", 0.5, "inception-2015", std=0.1)]))])
 
 
-def test_a_distance_of_too_few_samples_is_marked(put: Put, lines: list[Line]) -> None:
+def test_distance_of_too_few_samples_is_marked(put: Put, lines: list[Line]) -> None:
     few = [score("frechet", 9.0, "clip", samples=300, rank_deficient=True)]
     text = summary([put(made_up(few))])
     assert cells(text, "model-a")[0][4] == "9.000 † ‡"
@@ -145,7 +145,7 @@ def test_a_distance_of_too_few_samples_is_marked(put: Put, lines: list[Line]) ->
 
 
 @pytest.mark.usefixtures("lines")
-def test_the_closest_training_images_are_a_table(put: Put, tmp_path: Path) -> None:
+def test_closest_training_images_are_listed(put: Put, tmp_path: Path) -> None:
     pairs = [{"sample": 3, "training": "a/b", "similarity": 0.975}, {"sample": 1, "training": "c", "similarity": 0.5}]
     result = made_up(BY_BLUR) | {"memorization": {"network": "clip", "share_above": 0.5, "closest": pairs}}
     text = write_report([put(result)], tmp_path / "out")[0].read_text()
@@ -162,7 +162,7 @@ def test_equal_results_give_equal_files(put: Put, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("lines")
-def test_measured_rows_stand_beside_published_rows_of_their_family(put: Put, tmp_path: Path) -> None:
+def test_measured_rows_are_listed_with_published_rows_of_same_family(put: Put, tmp_path: Path) -> None:
     both = [*BY_BLUR, score("fid", 20.0, "inception-2015")]
     text = write_report([put(made_up(both))], tmp_path / "out")[0].read_text()
     dmgan, modern = section(text, "FID, dmgan"), section(text, "FID, inception-2015")
@@ -183,7 +183,7 @@ def test_measured_rows_stand_beside_published_rows_of_their_family(put: Put, tmp
 
 
 @pytest.mark.usefixtures("lines")
-def test_the_curve_over_candidates_is_that_of_figure_9c(put: Put, tmp_path: Path) -> None:
+def test_candidates_curve_matches_figure_9c(put: Put, tmp_path: Path) -> None:
     curve = [score("fid", 40.0 - n, candidates=n) for n in (1, 2, 4)]
     text = write_report([put(made_up(curve))], tmp_path / "out")[0].read_text()
     by_blur, by_candidates = section(text, "FID, dmgan").split("### FID by candidates")
@@ -195,7 +195,7 @@ def test_the_curve_over_candidates_is_that_of_figure_9c(put: Put, tmp_path: Path
 
 
 @pytest.mark.usefixtures("lines")
-def test_deduplicated_references_stand_beside_deduplicated_ones(put: Put, tmp_path: Path) -> None:
+def test_deduplicated_scores_are_listed_with_deduplicated_ones(put: Put, tmp_path: Path) -> None:
     text = write_report([put(made_up(BY_BLUR, protocol="coco-30k-dedup"))], tmp_path / "out")[0].read_text()
     rows = cells(section(text, "FID, dmgan"), "DALL-E 12 B")
     assert "27.5" in {row[4] for row in rows}
@@ -203,7 +203,7 @@ def test_deduplicated_references_stand_beside_deduplicated_ones(put: Put, tmp_pa
     assert cells(text, "model-a")[0][2] == "without overlaps"
 
 
-def test_another_number_of_samples_is_marked(put: Put, tmp_path: Path, lines: list[Line]) -> None:
+def test_other_number_of_samples_is_marked(put: Put, tmp_path: Path, lines: list[Line]) -> None:
     few = made_up([score("fid", 60.0, blur=r, samples=100) for r in ALL_RADII], name="few")
     text = write_report([put(made_up(BY_BLUR)), put(few, "two")], tmp_path / "out")[0].read_text()
     fid = section(text, "FID, dmgan")
@@ -217,7 +217,7 @@ def test_another_number_of_samples_is_marked(put: Put, tmp_path: Path, lines: li
 
 
 @pytest.mark.usefixtures("lines")
-def test_a_protocol_of_a_smaller_count_does_not_make_scores_comparable(put: Put, tmp_path: Path) -> None:
+def test_smaller_protocol_does_not_make_scores_comparable(put: Put, tmp_path: Path) -> None:
     small = made_up([score("fid", 60.0, samples=100)])
     small["groups"]["all"]["expected_captions"] = 100
     text = write_report([put(small)], tmp_path / "out")[0].read_text()
@@ -226,7 +226,9 @@ def test_a_protocol_of_a_smaller_count_does_not_make_scores_comparable(put: Put,
 
 @pytest.mark.parametrize(("captions", "marked"), [(500, False), (600, True), (0, True)])
 @pytest.mark.usefixtures("lines")
-def test_all_unique_captions(put: Put, tmp_path: Path, captions: int, marked: bool) -> None:
+def test_number_of_unique_captions_decides_comparability(
+    put: Put, tmp_path: Path, captions: int, marked: bool
+) -> None:
     birds = made_up([score("fid", 60.0, samples=500)], protocol="cub")
     birds["groups"]["all"]["expected_captions"] = (
         captions  # 0: images without captions, whose right number nobody knows
@@ -235,7 +237,7 @@ def test_all_unique_captions(put: Put, tmp_path: Path, captions: int, marked: bo
     assert (MARK in cells(text, "model-a")[0][4]) == marked
 
 
-def test_a_folder_without_published_scores_has_no_marks(put: Put, tmp_path: Path) -> None:
+def test_protocol_without_published_scores_has_no_marks(put: Put, tmp_path: Path) -> None:
     own = made_up([score("frechet", 3.5, "mobilenet", samples=7)], protocol="folder")
     own["groups"]["all"]["expected_captions"] = 0
     own["source"]["kind"] = "images"
@@ -248,7 +250,7 @@ def test_a_folder_without_published_scores_has_no_marks(put: Put, tmp_path: Path
 
 
 @pytest.mark.usefixtures("lines")
-def test_names_are_shown_as_they_are(put: Put, tmp_path: Path) -> None:
+def test_names_are_escaped(put: Put, tmp_path: Path) -> None:
     hostile = made_up(BY_BLUR, name=NASTY)
     hostile["left_out"] = ["<img src=x onerror=alert(1)>"]
     hostile["versions"] = {"<b>": "<i>"}
@@ -263,7 +265,7 @@ def test_names_are_shown_as_they_are(put: Put, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("lines")
-def test_two_of_one_name_are_numbered(put: Put, tmp_path: Path) -> None:
+def test_equal_names_are_numbered(put: Put, tmp_path: Path) -> None:
     text = summary([put(made_up(BY_BLUR)), put(made_up(BY_BLUR), "two")])
     assert cells(text, "model-a (1)")
     assert cells(text, "model-a (2)")
@@ -271,7 +273,7 @@ def test_two_of_one_name_are_numbered(put: Put, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("lines")
-def test_sheets_are_shown(put: Put, tmp_path: Path) -> None:
+def test_sheets_are_included(put: Put, tmp_path: Path) -> None:
     sheets = [tmp_path / "one/samples.png", tmp_path / "two/samples.png"]
     result = read_results([put(made_up(BY_BLUR))])
     for sheet in sheets:
@@ -310,7 +312,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("extractors/dmgan/sha256", "13", "differ in sha256 of dmgan: '12' and '13'"),
     ],
 )
-def test_results_that_do_not_belong_together(put: Put, tmp_path: Path, path: str, value: Any, message: str) -> None:
+def test_incompatible_results_raise(put: Put, tmp_path: Path, path: str, value: Any, message: str) -> None:
     one, two = put(made_up(BY_BLUR)), put(changed(path, value), "two")
     with pytest.raises(ResultError, match=message) as caught:
         write_report([one, two], tmp_path / "out")
@@ -320,7 +322,7 @@ def test_results_that_do_not_belong_together(put: Put, tmp_path: Path, path: str
 
 
 @pytest.mark.usefixtures("lines")
-def test_other_sampling_belongs_together(put: Put) -> None:
+def test_results_with_other_sampling_are_compatible(put: Put) -> None:
     assert cells(summary([put(made_up(BY_BLUR)), put(changed("protocol/sampling/candidates", 8), "two")]), "model-b")
 
 
@@ -342,7 +344,7 @@ def test_other_sampling_belongs_together(put: Put) -> None:
         (changed("selfcheck", [{"name": "halves", "passed": False}]), r"the self-check failed \(halves\)"),
     ],
 )
-def test_a_wrong_result_file_is_named(put: Put, tmp_path: Path, result: Any, message: str) -> None:
+def test_wrong_result_file_raises_with_its_name(put: Put, tmp_path: Path, result: Any, message: str) -> None:
     path = put(result)
     with pytest.raises(ResultError, match=message) as caught:
         write_report([path], tmp_path / "out")
@@ -351,7 +353,7 @@ def test_a_wrong_result_file_is_named(put: Put, tmp_path: Path, result: Any, mes
 
 
 @pytest.mark.usefixtures("lines")
-def test_wrong_arguments(put: Put, tmp_path: Path) -> None:
+def test_wrong_arguments_raise(put: Put, tmp_path: Path) -> None:
     path = put(made_up(BY_BLUR))
     with pytest.raises(ResultError, match="no result file is given"):
         write_report([], tmp_path / "out")
@@ -368,7 +370,7 @@ def test_wrong_arguments(put: Put, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_unknown_fields_of_a_score_are_passed_over(put: Put) -> None:
+def test_unknown_fields_of_a_score_are_ignored(put: Put) -> None:
     result = read_result(put(made_up([score("fid", 1.5, fit={"slope": 3.0})])))
     assert [s.value for s in scores_of(result)] == [1.5]
 
@@ -377,7 +379,7 @@ def test_unknown_fields_of_a_score_are_passed_over(put: Put) -> None:
 
 
 @pytest.mark.usefixtures("lines")
-def test_a_result_is_rendered_where_it_was(put: Put, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_is_written_next_to_result(put: Put, capsys: pytest.CaptureFixture[str]) -> None:
     path = put(made_up([score("clip_score", 0.25, "clip")]))
     Image.new("RGB", (8, 8)).save(path.parent / "samples.png")
     assert main(["report", str(path)]) == 0
@@ -405,7 +407,7 @@ SYSTEMS = {"some": 0.25, "another": 0.5}
 # ---------------------------------------------------------------- its parts
 
 
-def test_figures_take_any_name() -> None:
+def test_figures_accept_any_name() -> None:
     names = ["_hidden", "$x$ and $", "木", "long " * 20]
     lines = [Line(label=name, points={1: 2.0, 512: 3.0}, intervals={1: (1.0, 2.5)}, measured=True) for name in names]
     lines += [Line(label=name, points={1: 1.0, 2: 2.0}, measured=False) for name in names * 3]
@@ -419,12 +421,12 @@ def test_figures_take_any_name() -> None:
         line_figure([Line(label="x", points={}, measured=True)], title="t", score="s", axis="a")
 
 
-def test_a_document_holds_names_that_are_not_utf8(tmp_path: Path) -> None:
+def test_document_escapes_names_that_are_not_utf8(tmp_path: Path) -> None:
     for file in write_document([Paragraph("caf\udce9.png")], tmp_path):
         assert r"caf\udce9.png" in file.read_text(encoding="utf-8").replace("\\\\", "\\")
 
 
-def test_documents_in_both_forms() -> None:
+def test_documents_are_rendered_as_markdown_and_html() -> None:
     blocks = [
         Heading(1, "A & B"),
         Paragraph("one\ntwo"),

@@ -125,7 +125,7 @@ def scores(result: dict[str, Any] | None, metric: str, **fields: Any) -> list[di
     return [r for r in result["scores"] if r["metric"] == metric and all(r[k] == v for k, v in fields.items())]
 
 
-def test_from_captions_to_report(
+def test_evaluation_from_captions_to_report(
     networks: dict[str, StubExtractor], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -187,7 +187,7 @@ def test_from_captions_to_report(
     assert {name: extractor.calls for name, extractor in networks.items()} == calls  # all from the chunks
 
 
-def test_killed_or_shared_runs_give_the_same_scores(
+def test_interrupted_or_shared_runs_give_equal_scores(
     networks: dict[str, StubExtractor],
     protocol: str,
     coco: Path,
@@ -222,7 +222,7 @@ def test_killed_or_shared_runs_give_the_same_scores(
     assert resumed["scores"] == alone["scores"]
 
 
-def test_a_distance_of_too_few_samples_is_marked(
+def test_distance_of_too_few_samples_is_marked(
     networks: dict[str, StubExtractor], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     del networks
@@ -257,7 +257,7 @@ def test_external_images_are_counted_by_size(make: Any) -> None:
 LEAVES_OUT = PROTOCOL.replace("seed: 0}", "seed: 0, exclusions: true}").replace("count: 12, ", "")
 
 
-def test_external_images_as_dm_gan_names_them_are_left_out_by_name(make: Any) -> None:
+def test_external_images_with_dm_gan_names_are_excluded_by_name(make: Any) -> None:
     coco, generated = make.coco("val2017"), make.root / "sampled"
     for number in (4, 9, 25):
         for turn in range(2):
@@ -278,7 +278,7 @@ def test_external_images_as_dm_gan_names_them_are_left_out_by_name(make: Any) ->
         external(generated, protocol, benchmark, excluded)
 
 
-def test_external_images_take_their_class_by_name_where_one_image_has_it(make: Any) -> None:
+def test_external_images_get_class_of_unique_namesake(make: Any) -> None:
     benchmark, generated = read_dataset("cub", make.cub(), "train"), make.root / "sampled"
     for path in ("single/001.Tern/Tern_0001_11_s-1_0.png", "002.Wren/Wren_0001_21.png", "x/Wren_0002_22_s0_12.png"):
         make.image(generated / path)
@@ -289,7 +289,7 @@ def test_external_images_take_their_class_by_name_where_one_image_has_it(make: A
     assert found.concepts[1] == "single/001.Tern/Tern_0001_11_s-1_0"  # of which of the two is not known
 
 
-def test_a_folder_of_images_is_scored_without_a_model(
+def test_folder_of_images_is_scored_without_model(
     networks: dict[str, StubExtractor], protocol: str, coco: Path, tmp_path: Path
 ) -> None:
     del networks
@@ -305,7 +305,7 @@ def test_a_folder_of_images_is_scored_without_a_model(
     assert {row["candidates"] for row in result["scores"]} == {None}
 
 
-def test_entries_that_were_left_out_are_named(
+def test_skipped_entries_are_listed(
     networks: dict[str, StubExtractor], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     del networks
@@ -317,7 +317,7 @@ def test_entries_that_were_left_out_are_named(
     assert result["groups"]["all"]["dataset"]["skipped_names"] == ["000000000003"]
 
 
-def test_the_network_that_looks_for_copies_can_be_chosen(
+def test_copies_network_can_be_chosen(
     networks: dict[str, StubExtractor], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     del networks
@@ -352,7 +352,7 @@ def test_the_network_that_looks_for_copies_can_be_chosen(
         ({"leave_out": ("mobilenet",)}, "--leave-out mobilenet: toy does not need it"),
     ],
 )  # fmt: skip
-def test_a_wrong_request_stops_before_a_model_is_loaded(
+def test_wrong_request_raises_before_model_is_loaded(
     options: dict[str, Any],
     message: str,
     networks: dict[str, StubExtractor],
@@ -369,7 +369,7 @@ def test_a_wrong_request_stops_before_a_model_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
-def test_metrics_without_a_network_are_left_out_by_name(
+def test_metrics_without_network_are_left_out_and_listed(
     networks: dict[str, StubExtractor], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     del networks
@@ -390,7 +390,7 @@ def test_metrics_without_a_network_are_left_out_by_name(
     assert "ranker" in result["extractors"]  # the model's own
 
 
-def test_another_evaluation_in_the_same_folder_is_refused(
+def test_other_evaluation_in_same_folder_raises(
     networks: dict[str, StubExtractor], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     del networks
@@ -399,7 +399,7 @@ def test_another_evaluation_in_the_same_folder_is_refused(
         evaluate(request_of(protocol, coco, tmp_path / "out", model=str(model), changes={"seed": 1}))
 
 
-def test_other_pixels_in_a_file_of_equal_size_are_measured_again(
+def test_changed_pixels_in_file_of_equal_size_are_computed_again(
     networks: dict[str, StubExtractor], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     del networks
@@ -418,7 +418,7 @@ def test_other_pixels_in_a_file_of_equal_size_are_measured_again(
     assert scores(before, "fid")[0]["value"] != scores(after, "fid")[0]["value"]
 
 
-def test_a_reference_unlike_the_recorded_one_stops_the_run(
+def test_reference_unlike_record_raises(
     networks: dict[str, StubExtractor], coco: Path, model: Path, tmp_path: Path
 ) -> None:
     del networks
@@ -435,7 +435,7 @@ def test_a_reference_unlike_the_recorded_one_stops_the_run(
     assert not list(out.rglob("*.claim"))
 
 
-def test_no_process_begins_before_the_reference_is_checked(
+def test_no_process_generates_before_reference_is_checked(
     networks: dict[str, StubExtractor],
     protocol: str,
     coco: Path,
@@ -458,7 +458,7 @@ def test_no_process_begins_before_the_reference_is_checked(
         assert (out / "run.json").exists() == (checks == 2)
 
 
-def test_a_damaged_chunk_is_named(
+def test_damaged_chunk_raises_with_its_name(
     networks: dict[str, StubExtractor], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     del networks
@@ -469,7 +469,7 @@ def test_a_damaged_chunk_is_named(
         evaluate(request_of(protocol, coco, tmp_path / "out", model=str(model)))
 
 
-def test_a_measurement_needs_two_samples(tmp_path: Path) -> None:
+def test_fewer_than_two_samples_raise(tmp_path: Path) -> None:
     class One:
         identity: dict[str, Any] = {}  # noqa: RUF012
         counts = [1]  # noqa: RUF012
@@ -495,7 +495,7 @@ metrics: [{fid: {extractor: dmgan}}]
 """
 
 
-def test_birds_are_cropped_to_their_boxes_and_images_from_elsewhere_are_not(
+def test_dataset_images_are_cropped_to_boxes_and_external_images_are_not(
     networks: dict[str, StubExtractor], make: Any, model: Path, tmp_path: Path
 ) -> None:
     del networks
@@ -519,7 +519,7 @@ def test_birds_are_cropped_to_their_boxes_and_images_from_elsewhere_are_not(
     assert not (tmp_path / "boxless").exists()
 
 
-def test_an_incomplete_data_set_is_refused(
+def test_incomplete_dataset_raises(
     networks: dict[str, StubExtractor], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     del networks
@@ -529,7 +529,7 @@ def test_an_incomplete_data_set_is_refused(
         evaluate(request_of(str(path), coco, tmp_path / "out", model=str(model)))
 
 
-def test_images_that_a_kill_left_unwritten_are_written(
+def test_images_missing_after_interruption_are_written(
     networks: dict[str, StubExtractor], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     del networks
@@ -550,7 +550,7 @@ def test_images_that_a_kill_left_unwritten_are_written(
         assert scores(read, metric)[0]["value"] == pytest.approx(scores(generated, metric)[0]["value"])
 
 
-def test_the_best_of_the_first_candidates(model: Path) -> None:
+def test_curve_uses_best_of_first_candidates(model: Path) -> None:
     pipe = DallePipeline.from_pretrained(model)
     captions = ["a cat", "a dog", "two birds"]
     many = GeneratedImages(pipe, captions, SamplingRule(candidates=6, curve=(1, 2, 6)), batch_size=4, every=True)
@@ -567,7 +567,7 @@ def test_the_best_of_the_first_candidates(model: Path) -> None:
         assert torch.equal(batch.images[6][number], candidates[best])
 
 
-def test_the_command_samples_measures_and_reports(
+def test_command_generates_evaluates_and_reports(
     networks: dict[str, StubExtractor],
     protocol: str,
     coco: Path,
@@ -600,7 +600,7 @@ def test_the_command_samples_measures_and_reports(
     assert "--leave-out NAME" in missing
 
 
-def test_copies_are_looked_for_in_shards_by_all_processes(
+def test_copies_are_searched_in_shards_by_all_processes(
     networks: dict[str, StubExtractor], protocol: str, coco: Path, model: Path, tmp_path: Path
 ) -> None:
     shard = tmp_path / "00000.tar"
@@ -627,7 +627,7 @@ def test_copies_are_looked_for_in_shards_by_all_processes(
     del networks
 
 
-def test_overlaps_make_an_exclusion_list(
+def test_overlaps_are_written_as_exclusion_list(
     networks: dict[str, StubExtractor],
     protocol: str,
     coco: Path,

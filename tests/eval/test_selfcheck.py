@@ -103,7 +103,7 @@ HALVES = "first half of the reference against its second"
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_an_honest_reference_passes(seed: int, tmp_path: Path) -> None:
+def test_correct_reference_passes(seed: int, tmp_path: Path) -> None:
     found = check(noise(seed), tmp_path)
     assert passed(found) == {
         "sha256 of its weights": True,
@@ -112,14 +112,14 @@ def test_an_honest_reference_passes(seed: int, tmp_path: Path) -> None:
     }
 
 
-def test_a_reference_half_blurred_is_caught(tmp_path: Path) -> None:
+def test_half_blurred_reference_fails(tmp_path: Path) -> None:
     images = noise()
     blurred = torch.stack(gaussian_blur(list(images[COUNT // 2 :]), [1])[1])
     with pytest.raises(SelfCheckError, match=rf"{HALVES}: 0\.\d+, expected at most 0\.0\d+, where 16 random splits"):
         check(torch.cat([images[: COUNT // 2], blurred]), tmp_path)
 
 
-def test_a_last_third_of_another_kind_is_caught(tmp_path: Path) -> None:
+def test_last_third_of_another_kind_fails(tmp_path: Path) -> None:
     images = noise()
     images[2 * COUNT // 3 :] //= 2  # darker
     with pytest.raises(SelfCheckError, match=HALVES):
@@ -127,7 +127,7 @@ def test_a_last_third_of_another_kind_is_caught(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [120, 600])  # of 192 features
-def test_a_second_half_of_less_detail_is_caught_with_few_images_and_with_many(count: int, tmp_path: Path) -> None:
+def test_second_half_with_less_detail_fails(count: int, tmp_path: Path) -> None:
     images = noise(count=count)
     assert passed(check(images, tmp_path / "honest", network=Pixels()))[HALVES]
     coarse = images[count // 2 :].float()
@@ -138,7 +138,7 @@ def test_a_second_half_of_less_detail_is_caught_with_few_images_and_with_many(co
         check(damaged, tmp_path / "damaged", network=Pixels())
 
 
-def test_classes_and_folders_may_differ(tmp_path: Path) -> None:
+def test_different_classes_and_folders_pass(tmp_path: Path) -> None:
     """Birds are sorted by class: only within a class does the order say nothing."""
     images = noise()
     images[COUNT // 2 :] //= 2
@@ -146,7 +146,7 @@ def test_classes_and_folders_may_differ(tmp_path: Path) -> None:
     assert passed(check(images, tmp_path, kinds))[HALVES]
 
 
-def test_a_folder_that_nobody_knows_is_not_stopped_by_its_order(tmp_path: Path) -> None:
+def test_unknown_folder_is_not_stopped_by_its_order(tmp_path: Path) -> None:
     images = noise()
     images[COUNT // 2 :] //= 2
     found = check(images, tmp_path, protocol=find_protocol("folder"))
@@ -159,18 +159,18 @@ def test_few_images_are_not_split(tmp_path: Path) -> None:
     assert f"self-check of {NETWORK} by halves: too few images, 99 of 100" in found.left_out
 
 
-def test_equal_images_are_caught(tmp_path: Path) -> None:
+def test_equal_images_fail(tmp_path: Path) -> None:
     with pytest.raises(SelfCheckError, match="the same features for all 5 images of the reference"):
         check(torch.full((5, 3, SIDE, SIDE), 7, dtype=torch.uint8), tmp_path)
 
 
-def test_other_weights_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_weights_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Contrast, "record", {"sha256": "ab"})
     with pytest.raises(SelfCheckError, match=r"sha256 of its weights: ab, expected 6726825d0af5"):
         check(noise(), tmp_path)
 
 
-def test_what_was_found_can_be_recorded_and_is_then_checked(tmp_path: Path) -> None:
+def test_recorded_statistics_are_checked(tmp_path: Path) -> None:
     protocol = find_protocol("coco-30k")
     found = check(noise(), tmp_path)
     (line,) = (line for line in found.left_out if "add to the protocol: " in line)
@@ -185,12 +185,12 @@ def test_what_was_found_can_be_recorded_and_is_then_checked(tmp_path: Path) -> N
         check(noise() // 2, tmp_path / "dark", protocol=recorded)
 
 
-def test_a_reference_that_depends_on_a_list_is_not_recorded(tmp_path: Path) -> None:
+def test_reference_with_exclusions_is_not_recorded(tmp_path: Path) -> None:
     found = check(noise(), tmp_path, protocol=find_protocol("coco-30k-dedup"))
     assert "self-check by record: the reference depends on the exclusion list" in found.left_out
 
 
-def test_the_first_half_takes_half_of_every_kind() -> None:
+def test_first_half_has_half_of_every_kind() -> None:
     kinds = ["a"] * 4 + ["b"] * 3 + ["c"] * 3
     assert first_half(kinds, range(10)).tolist() == [1, 1, 0, 0, 1, 0, 0, 1, 1, 0]
     assert first_half(["a", "b", "c", "d"], range(4)).tolist() == [False, True, False, True]

@@ -8,7 +8,7 @@ import torch
 from dalle_zoo_eval.sheets import comparison_sheet
 
 
-def test_images_and_captions_are_where_they_belong() -> None:
+def test_images_and_captions_are_in_their_tiles() -> None:
     left = torch.zeros(3, 3, 16, 16)
     right = torch.ones(3, 3, 16, 16) * torch.tensor([1.0, 0, 0])[:, None, None]
     words = ["one", "two " * 40, "three"]
@@ -20,6 +20,6 @@ def test_images_and_captions_are_where_they_belong() -> None:
     assert len(sheet) == 2 * (32 + 42 + 10) + 10  # two rows
 
 
-def test_captions_must_match() -> None:
+def test_wrong_number_of_captions_raises() -> None:
     with pytest.raises(ValueError, match="one per caption"):
         comparison_sheet(torch.zeros(2, 3, 8, 8), captions=["one"])

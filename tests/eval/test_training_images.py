@@ -34,7 +34,7 @@ def shards(folder: Path, *ends: int) -> str:
 
 
 @pytest.mark.parametrize("block", [1, 3, 1000])
-def test_shards_and_folder_hold_the_same(folder: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_and_folder_give_equal_images(folder: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_images, "BLOCK", block)
     one, other = TrainingImages(str(folder), "center", 8), TrainingImages(shards(folder, 4, 9), "center", 8)
     assert len(one) == len(other) == COUNT
@@ -47,14 +47,14 @@ def test_shards_and_folder_hold_the_same(folder: Path, block: int, monkeypatch: 
     assert one.identity != other.identity
 
 
-def test_what_cannot_be_read_is_marked(folder: Path) -> None:
+def test_unreadable_images_are_marked(folder: Path) -> None:
     (folder / "03.png").write_bytes(b"cut")
     shown = TrainingImages(str(folder), "center", 8).load(range(2, 5))
     assert shown.chosen == {1: [0, UNREADABLE, 0]}
     assert not shown.images[1][1].any()
 
 
-def test_a_shard_that_was_truncated_keeps_its_numbers(folder: Path) -> None:
+def test_truncated_shard_retains_sample_numbers(folder: Path) -> None:
     pattern = shards(folder, 6)
     complete = TrainingImages(pattern, "center", 8)
     last = complete.load([COUNT - 1]).images[1][0]
@@ -67,12 +67,12 @@ def test_a_shard_that_was_truncated_keeps_its_numbers(folder: Path) -> None:
     assert torch.equal(shown.images[1][-1], last)
 
 
-def test_nothing_there_is_an_error(tmp_path: Path) -> None:
+def test_missing_location_raises(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         TrainingImages(str(tmp_path / "none"), "center", 8)
 
 
-def test_records_out_of_turn_do_not_move_others(folder: Path, make: Any) -> None:
+def test_unlisted_records_do_not_shift_others(folder: Path, make: Any) -> None:
     """Half-bad captions and captions without an image take no place; unreadable members keep theirs."""
     members = {f"{number:02}.png": (folder / f"{number:02}.png").read_bytes() for number in range(4)}
     members |= {"01.json": b'{"captions": ["half \\ud83d", "whole"]}', "stray.txt": b"x", "02.png": b"cut"}

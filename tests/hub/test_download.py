@@ -29,7 +29,7 @@ def change(hub: Any, path: str, content: bytes, branch: str = "main") -> str:
     return commit
 
 
-def test_a_model_of_the_hub_is_the_one_of_the_folder(on_the_hub: str, model_folder: Path) -> None:
+def test_downloaded_model_equals_the_published_folder(on_the_hub: str, model_folder: Path) -> None:
     pipe = DallePipeline.from_pretrained(on_the_hub)
     mine = DallePipeline.from_pretrained(model_folder)
     generated = [p("ab", num_images_per_prompt=2, seed=0, output_type="pt").images for p in (pipe, mine)]
@@ -39,7 +39,7 @@ def test_a_model_of_the_hub_is_the_one_of_the_folder(on_the_hub: str, model_fold
     assert half.image_tokenizer.encoder.input.weight.dtype == torch.float32  # type: ignore[attr-defined]
 
 
-def test_only_what_is_listed_is_downloaded(on_the_hub: str, local_hub: Any) -> None:
+def test_only_listed_files_are_downloaded(on_the_hub: str, local_hub: Any) -> None:
     change(local_hub, "prior/evil.pkl", b"code")
     change(local_hub, "stray.json", b"{}")
     folder = download(on_the_hub)
@@ -48,7 +48,7 @@ def test_only_what_is_listed_is_downloaded(on_the_hub: str, local_hub: Any) -> N
     assert found == {*listed, "sha256.json"}
 
 
-def test_one_part_is_downloaded_alone_and_verified(on_the_hub: str, local_hub: Any) -> None:
+def test_single_part_is_downloaded_and_verified(on_the_hub: str, local_hub: Any) -> None:
     net = load_model(on_the_hub, "dvae")
     assert net.codebook_size == 7
     assert not [path for _, path in local_hub.requests if "/prior/" in path]
@@ -61,7 +61,7 @@ def test_one_part_is_downloaded_alone_and_verified(on_the_hub: str, local_hub: A
         zoo.find_component(on_the_hub, "tokenizer")
 
 
-def test_a_folder_here_comes_before_the_hub(
+def test_local_folder_precedes_the_hub(
     on_the_hub: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "org").mkdir()
@@ -73,7 +73,7 @@ def test_a_folder_here_comes_before_the_hub(
     ]  # fmt: skip
 
 
-def test_a_revision_is_pinned(on_the_hub: str, local_hub: Any) -> None:
+def test_revision_is_pinned(on_the_hub: str, local_hub: Any) -> None:
     repository = local_hub.repositories[on_the_hub]
     first = repository.branches["main"]
     repository.branches["v1"] = first
@@ -85,7 +85,7 @@ def test_a_revision_is_pinned(on_the_hub: str, local_hub: Any) -> None:
 
 
 @pytest.mark.parametrize("path", ["prior/model-00001-of-00002.safetensors", "dvae/config.json", "model_index.json"])
-def test_a_corrupted_file_is_refused(on_the_hub: str, local_hub: Any, path: str) -> None:
+def test_corrupted_file_raises(on_the_hub: str, local_hub: Any, path: str) -> None:
     path = path.replace("00002", f"{len([p for p in local_hub.files(on_the_hub) if 'prior/model-' in p]):05d}")
     content = local_hub.files(on_the_hub)[path]
     change(local_hub, path, content[:-1] + bytes([content[-1] ^ 1]))
@@ -93,7 +93,7 @@ def test_a_corrupted_file_is_refused(on_the_hub: str, local_hub: Any, path: str)
         DallePipeline.from_pretrained(on_the_hub)
 
 
-def test_a_listed_file_that_is_not_there_is_named(on_the_hub: str, local_hub: Any) -> None:
+def test_missing_listed_file_raises_with_its_name(on_the_hub: str, local_hub: Any) -> None:
     repository = local_hub.repositories[on_the_hub]
     files = dict(repository.commits[repository.branches["main"]])
     del files["dvae/config.json"]
@@ -103,7 +103,7 @@ def test_a_listed_file_that_is_not_there_is_named(on_the_hub: str, local_hub: An
 
 
 @pytest.mark.parametrize("token", [None, "hf_stranger"])
-def test_a_private_repository_needs_the_token(on_the_hub: str, local_hub: Any, token: str | None) -> None:
+def test_private_repository_needs_token(on_the_hub: str, local_hub: Any, token: str | None) -> None:
     local_hub.repositories[on_the_hub].private = True
     with pytest.raises(
         HubError, match=r"there is no org/toy on .*, or it is private and the token does not give access"
@@ -112,21 +112,21 @@ def test_a_private_repository_needs_the_token(on_the_hub: str, local_hub: Any, t
     assert DallePipeline.from_pretrained(on_the_hub, token=TOKEN).prior.config.codebook_size == 7
 
 
-def test_a_gated_repository_says_so(on_the_hub: str, local_hub: Any) -> None:
+def test_gated_repository_is_reported(on_the_hub: str, local_hub: Any) -> None:
     local_hub.repositories[on_the_hub].gated = True
     with pytest.raises(HubError, match=r"org/toy on .* is gated: request access on its page"):
         DallePipeline.from_pretrained(on_the_hub)
 
 
 @pytest.mark.slow  # the client tries again for 23 s
-def test_a_hub_that_does_not_answer_is_named(local_hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_is_reported(local_hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(local_hub.url, "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     with pytest.raises(HubError, match=r"did not respond .*: check the network; it is not in the cache either"):
         DallePipeline.from_pretrained("org/toy")
 
 
-def test_what_is_not_there_is_named(on_the_hub: str, local_hub: Any) -> None:
+def test_missing_repository_or_revision_is_reported(on_the_hub: str, local_hub: Any) -> None:
     with pytest.raises(HubError, match=r"there is no org/tyo on .* no folder 'org/tyo' exists"):
         DallePipeline.from_pretrained("org/tyo")
     with pytest.raises(
@@ -153,7 +153,7 @@ def test_what_is_not_there_is_named(on_the_hub: str, local_hub: Any) -> None:
         ),
     ],
 )
-def test_a_list_that_leads_astray_is_refused(on_the_hub: str, local_hub: Any, listed: bytes, message: str) -> None:
+def test_listed_paths_outside_the_folder_raise(on_the_hub: str, local_hub: Any, listed: bytes, message: str) -> None:
     change(local_hub, "sha256.json", listed)
     local_hub.requests.clear()
     with pytest.raises(HubError, match=message):
@@ -163,7 +163,7 @@ def test_a_list_that_leads_astray_is_refused(on_the_hub: str, local_hub: Any, li
     assert {path.rpartition("/")[2] for path in of_the_model} == {"sha256.json"}
 
 
-def test_offline_takes_the_cache_or_says_what_is_missing(
+def test_offline_uses_cache_or_reports_missing_files(
     on_the_hub: str, local_hub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
@@ -185,7 +185,7 @@ def test_offline_takes_the_cache_or_says_what_is_missing(
     assert local_hub.requests == []
 
 
-def test_the_cache_can_lie_elsewhere(on_the_hub: str, tmp_path: Path) -> None:
+def test_cache_folder_can_be_chosen(on_the_hub: str, tmp_path: Path) -> None:
     pipe = DallePipeline.from_pretrained(on_the_hub, cache_dir=tmp_path / "elsewhere")
     assert pipe.folder is not None
     assert pipe.folder.is_relative_to(tmp_path / "elsewhere")
@@ -206,7 +206,7 @@ def external(local_hub: Any) -> str:
     return "other/vqgan"
 
 
-def test_an_external_repository_is_converted_once(external: str, local_hub: Any, conversion_cache: Path) -> None:
+def test_external_repository_is_converted_once(external: str, local_hub: Any, conversion_cache: Path) -> None:
     first = load_model(external, "dvae")
     (folder,) = (conversion_cache / "converted").iterdir()
     stamp = (folder / "record.json").stat().st_mtime_ns
@@ -222,14 +222,14 @@ def test_an_external_repository_is_converted_once(external: str, local_hub: Any,
         DallePipeline.from_pretrained(external)
 
 
-def test_only_the_files_asked_for_are_downloaded(external: str, local_hub: Any) -> None:
+def test_only_matching_files_are_downloaded(external: str, local_hub: Any) -> None:
     with pytest.raises(HubError, match=r"other/vqgan has no file that matches \*.bin"):
         load_model(external, "dvae", files=["*.bin"])
     assert not [path for _, path in local_hub.requests if path.endswith(".ckpt")]
     assert load_model(external, "dvae", files=["*.ckpt"]).codebook_size
 
 
-def test_a_repository_of_neither_kind_is_refused(local_hub: Any) -> None:
+def test_unrelated_repository_raises(local_hub: Any) -> None:
     local_hub.add("other/text", {"config.json": b"{}"})
     with pytest.raises(
         HubError, match=r"not a model of dalle-zoo, as it has no sha256\.json, and it contains no weights"
@@ -238,7 +238,7 @@ def test_a_repository_of_neither_kind_is_refused(local_hub: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["flag", "variable", pytest.param("no answer", marks=pytest.mark.slow)])
-def test_an_external_repository_is_read_from_the_cache(
+def test_external_repository_is_read_from_cache(
     external: str, local_hub: Any, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codes = torch.zeros(1, 2, 2, dtype=torch.long)

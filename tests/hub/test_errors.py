@@ -90,7 +90,7 @@ def test_each_way_without_a_response_has_its_message(error: Exception, expected:
     assert "not in the cache either. If a local folder was meant: no folder 'org/toy' exists" in message(missing)
 
 
-def test_uploads_repeat_the_words_of_the_hub() -> None:
+def test_upload_errors_quote_the_hub() -> None:
     full = message(refused(403, "Private repository storage limit reached"), writes=True)
     assert "403, 'Private repository storage limit reached'): do what these words ask for" in full
     assert "auth login" not in full
@@ -100,7 +100,7 @@ def test_uploads_repeat_the_words_of_the_hub() -> None:
     assert "did not respond (cut)" in message(RuntimeError("cut"), writes=True)
 
 
-def test_what_is_not_of_the_hub_passes() -> None:
+def test_unrelated_errors_are_not_changed() -> None:
     for error in (RuntimeError("a bug"), PermissionError(13, "no"), OSError(28, "full"), HubError("ours")):
         with pytest.raises(type(error)) as caught, explained("org/toy"):
             raise error
@@ -109,7 +109,7 @@ def test_what_is_not_of_the_hub_passes() -> None:
         raise refused(404, kind=errors.RemoteEntryNotFoundError)
 
 
-def test_offline_is_no_fault_of_the_network() -> None:
+def test_offline_mode_is_not_reported_as_network_error() -> None:
     missing = errors.LocalEntryNotFoundError("no")
     assert "at revision 'v1' is neither a local folder nor" in message(missing, revision="v1", offline="it is set")
     assert "HF_HUB_OFFLINE is set" in message(errors.OfflineModeIsEnabled("no"))
@@ -118,7 +118,7 @@ def test_offline_is_no_fault_of_the_network() -> None:
 # ---------------------------------------------------------------- tokens
 
 
-def test_a_token_is_never_in_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_contain_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "from-the-environment")
     leak = "Illegal header value b'Bearer hf_SECRET123', Bearer s3cret, from-the-environment"
     for error in (named("LocalProtocolError", leak), refused(403, leak), RuntimeError(leak)):
@@ -133,7 +133,7 @@ def test_a_token_is_never_in_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("token", ["", "  \n", "hf_SECRET 123", "hf_SECRET\n123", "hf_SECRÉT", 5, True])
-def test_what_is_no_token_is_not_sent(token: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_malformed_token_is_not_sent(token: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(HfApi, "create_repo")
     for call in (
         lambda: DallePipeline.from_pretrained("org/toy", token=token),
@@ -144,7 +144,7 @@ def test_what_is_no_token_is_not_sent(token: Any, monkeypatch: pytest.MonkeyPatc
         assert "SECR" not in str(caught.value)
 
 
-def test_white_space_around_a_token_is_dropped() -> None:
+def test_white_space_around_token_is_removed() -> None:
     assert checked_token(" hf_abc\r\n") == "hf_abc"
     assert checked_token(None) is None
     assert constants.ENDPOINT, "the messages name the address"

@@ -68,7 +68,7 @@ def again_with(folder: Path, **record: str) -> Path:
 # ------------------------------------------------------------ end to end
 
 
-def test_what_is_published_is_what_comes_back(
+def test_published_model_round_trips(
     local_hub: Any, model_folder: Path, result: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
@@ -94,7 +94,7 @@ def test_what_is_published_is_what_comes_back(
         DallePipeline.from_pretrained("org/toy", cache_dir=tmp_path / "empty")
 
 
-def test_a_pipeline_is_pushed(local_hub: Any, model_folder: Path) -> None:
+def test_pipeline_is_pushed(local_hub: Any, model_folder: Path) -> None:
     pipe = DallePipeline.from_pretrained(model_folder)
     first = pipe.push_to_hub("org/toy", token=TOKEN)
     second = pipe.push_to_hub("org/toy", token=TOKEN, dtype=torch.float16, revision="half")
@@ -107,7 +107,7 @@ def test_a_pipeline_is_pushed(local_hub: Any, model_folder: Path) -> None:
         assert DallePipeline.from_pretrained("org/toy", revision=revision).prior.config == pipe.prior.config
 
 
-def test_publishing_again_sends_and_keeps_only_what_changed(local_hub: Any, model_folder: Path, result: Path) -> None:
+def test_publishing_again_uploads_only_changes(local_hub: Any, model_folder: Path, result: Path) -> None:
     publish(prepare(model_folder, "org/toy", results=[result]), token=TOKEN)
     commits, uploads = len(local_hub.repositories["org/toy"].commits), len(local_hub.uploads)
     publish(prepare(model_folder, "org/toy", results=[result]), token=TOKEN)
@@ -120,7 +120,7 @@ def test_publishing_again_sends_and_keeps_only_what_changed(local_hub: Any, mode
     assert ".gitattributes" in files
 
 
-def test_a_killed_upload_changes_nothing_and_goes_on(local_hub: Any, model_folder: Path) -> None:
+def test_interrupted_upload_changes_nothing_and_continues(local_hub: Any, model_folder: Path) -> None:
     publish(prepare(model_folder, "org/toy"), token=TOKEN)
     before = local_hub.files("org/toy")
     pipe = DallePipeline.from_pretrained(model_folder)
@@ -146,7 +146,7 @@ def test_a_killed_upload_changes_nothing_and_goes_on(local_hub: Any, model_folde
     assert torch.equal(text, DallePipeline.from_pretrained(model_folder).prior.start_of_text)
 
 
-def test_who_may_not_write_is_told(local_hub: Any, on_the_hub: str, model_folder: Path) -> None:
+def test_missing_write_permission_is_reported(local_hub: Any, on_the_hub: str, model_folder: Path) -> None:
     publication = prepare(model_folder, on_the_hub)
     with pytest.raises(HubError, match=r"org/toy on .* cannot be written to with this token"):
         publish(publication, token="hf_stranger")
@@ -155,7 +155,7 @@ def test_who_may_not_write_is_told(local_hub: Any, on_the_hub: str, model_folder
     assert len(local_hub.repositories[on_the_hub].commits) == 1
 
 
-def test_a_repository_of_other_things_is_not_touched(local_hub: Any, on_the_hub: str, model_folder: Path) -> None:
+def test_unrelated_repository_is_not_changed(local_hub: Any, on_the_hub: str, model_folder: Path) -> None:
     repository = local_hub.repositories[on_the_hub]
     commit = repository.commit({"README.md": local_hub.store(b"x"), "thesis.json": local_hub.store(b"{}")}, "main")
     with pytest.raises(HubError, match="org/toy contains files that are not a model of dalle-zoo"):
@@ -174,7 +174,7 @@ def add_on_the_hub(local_hub: Any, name: str, files: dict[str, bytes]) -> str:
     return str(repository.commit(head | {path: local_hub.store(data) for path, data in files.items()}, "main"))
 
 
-def test_publishing_again_deletes_only_what_was_published(local_hub: Any, model_folder: Path, result: Path) -> None:
+def test_publishing_again_deletes_only_published_files(local_hub: Any, model_folder: Path, result: Path) -> None:
     publish(prepare(model_folder, "org/toy", results=[result]), token=TOKEN)
     others = {"LICENSE": b"MIT", "samples/cat.png": b"png", "results/others.json": b"{}"}
     add_on_the_hub(local_hub, "org/toy", others)
@@ -184,7 +184,7 @@ def test_publishing_again_deletes_only_what_was_published(local_hub: Any, model_
     assert {name: files.get(name) for name in others} == others
 
 
-def test_a_file_of_others_is_not_replaced(local_hub: Any, model_folder: Path, result: Path) -> None:
+def test_unrelated_file_is_not_replaced(local_hub: Any, model_folder: Path, result: Path) -> None:
     publish(prepare(model_folder, "org/toy"), token=TOKEN)
     commit = add_on_the_hub(local_hub, "org/toy", {"results/coco-30k.json": b"{}"})
     with pytest.raises(HubError, match=r"org/toy contains results/coco-30k\.json, which dalle-zoo did not publish"):
@@ -192,7 +192,7 @@ def test_a_file_of_others_is_not_replaced(local_hub: Any, model_folder: Path, re
     assert local_hub.repositories["org/toy"].branches["main"] == commit
 
 
-def test_a_card_that_was_edited_on_the_hub_is_not_replaced(local_hub: Any, model_folder: Path) -> None:
+def test_edited_card_is_not_replaced(local_hub: Any, model_folder: Path) -> None:
     publish(prepare(model_folder, "org/toy"), token=TOKEN)
     card = local_hub.files("org/toy")["README.md"]
     publication = prepare(again_with(model_folder, description="Better."), "org/toy")
@@ -212,7 +212,7 @@ def test_a_card_that_was_edited_on_the_hub_is_not_replaced(local_hub: Any, model
     assert b"Better." in local_hub.files("org/toy")["README.md"]
 
 
-def test_a_commit_of_somebody_else_in_between_is_kept(
+def test_concurrent_commit_is_retained(
     local_hub: Any, on_the_hub: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository = local_hub.repositories[on_the_hub]
@@ -231,9 +231,7 @@ def test_a_commit_of_somebody_else_in_between_is_kept(
     assert len(repository.commits) == 2
 
 
-def test_a_hub_that_does_not_answer_is_named(
-    local_hub: Any, model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreachable_hub_is_reported(local_hub: Any, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     publication = prepare(model_folder, "org/toy")
@@ -249,7 +247,7 @@ def test_a_hub_that_does_not_answer_is_named(
 # ------------------------------------------------------------ checks before anything is sent
 
 
-def test_a_dry_run_shows_files_and_card(model_folder: Path, result: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_prints_files_and_card(model_folder: Path, result: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["publish", str(model_folder), "org/toy", "--result", str(result), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert f"{(model_folder / 'dvae/model.safetensors').stat().st_size:>14,}  dvae/model.safetensors" in shown
@@ -258,7 +256,7 @@ def test_a_dry_run_shows_files_and_card(model_folder: Path, result: Path, capsys
     assert "| FID, inception-2015, best of 512 | coco-30k | – | 27.34 | samples 30000, candidates 512 |" in shown
 
 
-def test_the_card_has_metadata_that_the_client_reads(model_folder: Path, result: Path) -> None:
+def test_card_has_metadata_that_the_client_reads(model_folder: Path, result: Path) -> None:
     data: Any = ModelCard(prepare(model_folder, "org/toy", results=[result]).card).data
     assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "dalle-zoo", "text-to-image")
     (figure,) = data.eval_results
@@ -277,9 +275,7 @@ def test_the_card_has_metadata_that_the_client_reads(model_folder: Path, result:
         ("MIT AND Apache-2.0", "other", "mit-and-apache-2.0"),
     ],
 )
-def test_a_license_is_one_that_the_hub_takes(
-    model_folder: Path, stated: str, identifier: str, name: str | None
-) -> None:
+def test_license_is_known_to_the_hub(model_folder: Path, stated: str, identifier: str, name: str | None) -> None:
     card = prepare(again_with(model_folder, license=stated), "org/toy").card
     data: Any = ModelCard(card).data
     assert (data.license, data.get("license_name")) == (identifier, name)
@@ -290,12 +286,12 @@ def test_a_license_is_one_that_the_hub_takes(
     ("field", "value"),
     [("license", "unknown"), ("license", "unknown: see there"), ("license", ""), ("data", "unknown")],
 )
-def test_a_record_that_says_too_little_is_refused(model_folder: Path, field: str, value: str) -> None:
+def test_incomplete_record_raises(model_folder: Path, field: str, value: str) -> None:
     with pytest.raises(ModelFolderError, match=rf"record.json does not state {field} .*export --{field}"):
         prepare(again_with(model_folder, **{field: value}), "org/toy")
 
 
-def test_a_folder_that_is_not_complete_is_refused(model_folder: Path, tmp_path: Path) -> None:
+def test_incomplete_folder_raises(model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'toy' is not a name on the Hub: expected organization/name"):
         prepare(model_folder, "toy")
     with pytest.raises(ModelFolderError, match=r"has no model_index.json"):
@@ -314,7 +310,7 @@ def test_a_folder_that_is_not_complete_is_refused(model_folder: Path, tmp_path: 
         prepare(model_folder, "org/toy")
 
 
-def test_a_result_of_other_weights_is_refused(model_folder: Path, tmp_path: Path) -> None:
+def test_result_of_other_weights_raises(model_folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text(
         json.dumps(make_result(model_folder, source={"name": "toy", "weights_sha256": {"prior/x.safetensors": "0"}}))
@@ -328,7 +324,7 @@ def test_a_result_of_other_weights_is_refused(model_folder: Path, tmp_path: Path
         prepare(model_folder, "org/toy", runs=[tmp_path])
 
 
-def test_only_the_rendered_card_is_published(model_folder: Path, result: Path) -> None:
+def test_only_rendered_card_is_published(model_folder: Path, result: Path) -> None:
     rendered = prepare(model_folder, "org/toy", results=[result]).card
     card = model_folder / "README.md"
     card.write_text(rendered)
@@ -345,6 +341,6 @@ def test_only_the_rendered_card_is_published(model_folder: Path, result: Path) -
         prepare(model_folder, "org/toy")
 
 
-def test_free_text_comes_from_the_record(model_folder: Path) -> None:
+def test_free_text_of_card_comes_from_record(model_folder: Path) -> None:
     text = "Trained on few images.\n\nIt cannot write."
     assert text in prepare(again_with(model_folder, description=text), "org/toy").card

@@ -33,7 +33,7 @@ def average(dtype: torch.dtype, updates: int, first: int = 1, **options: Any) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_small_steps_are_not_rounded_away(dtype: torch.dtype) -> None:
+def test_small_steps_are_not_lost_to_rounding(dtype: torch.dtype) -> None:
     ema, module = average(dtype, 3001, first=100_000, decay=0.999)  # long after the warm-up of the decay
     assert ema.average is not None
     expected = 0.03 + (0.02 - 0.03) * 0.999**3000
@@ -43,14 +43,14 @@ def test_small_steps_are_not_rounded_away(dtype: torch.dtype) -> None:
     assert module.weight[0].item() == pytest.approx(expected, rel=1e-2)
 
 
-def test_a_short_run_is_not_averaged_with_its_beginning() -> None:
+def test_average_of_short_run_excludes_initial_weights() -> None:
     ema, _ = average(torch.float32, 20, decay=0.999)
     assert ema.average is not None
     assert float(ema.average[0][0]) == pytest.approx(0.03, abs=1e-6)  # with 0.999 from the start: 0.0202
     assert [ema.decay_at(step) for step in (0, 10, 10**6)] == [1 / 10, 11 / 20, 0.999]
 
 
-def test_it_steps_when_it_is_told_to() -> None:
+def test_average_is_updated_at_configured_steps() -> None:
     ema, _ = average(torch.float32, 12, decay=0.5, every=5, start=5)
     assert ema.average is not None
     assert float(ema.average[0][0]) == pytest.approx(0.03)  # taken at step 10, when the weight was 0.03
@@ -58,7 +58,7 @@ def test_it_steps_when_it_is_told_to() -> None:
     assert average(torch.float32, 4, every=5)[0].average is None
 
 
-def test_the_weights_come_back_also_behind_an_error() -> None:
+def test_weights_are_restored_after_an_error() -> None:
     ema, module = average(torch.float32, 2, decay=0.5)
     own = module.weight.detach().clone()
 
@@ -73,12 +73,12 @@ def test_the_weights_come_back_also_behind_an_error() -> None:
 
 
 @pytest.mark.parametrize("options", [{"decay": 1.0}, {"decay": -0.1}, {"every": 0}, {"start": -1}])
-def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
+def test_options_out_of_range_raise(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))} must"):
         WeightEMA(**options)
 
 
-def test_a_run_that_ends_with_its_first_weights_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_average_dominated_by_initial_weights_warns(caplog: pytest.LogCaptureFixture) -> None:
     for updates, told in ((2, True), (20, False)):
         ema, module = average(torch.float32, updates, decay=0.999)
         module.trainer.is_global_zero = True
@@ -94,7 +94,7 @@ def test_a_run_that_ends_with_its_first_weights_says_so(caplog: pytest.LogCaptur
     assert [late.share_of_start(step) for step in (15, 19, 20)] == [1, 1, late.decay_at(1)]
 
 
-def test_what_a_killed_run_left_half_removed_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partially_removed_checkpoints_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     for name in (".00000003.ckpt.writing/0123", ".00000004.ckpt.writing/4567", "00000005.ckpt"):
         (tmp_path / name).mkdir(parents=True)

@@ -39,7 +39,7 @@ def log_images(callback: ImageLogger, trainer: Any, stage: DVAEModule, index: in
     callback.on_validation_batch_start(trainer, stage, batch, index)
 
 
-def test_the_first_batch_is_sampled_and_shown_to_loggers(tmp_path: Path, stage: DVAEModule) -> None:
+def test_images_of_first_batch_are_logged(tmp_path: Path, stage: DVAEModule) -> None:
     callback, shown = ImageLogger(count=2), []
     callback.folder = tmp_path / "images"
     board = SimpleNamespace(experiment=SimpleNamespace(add_image=lambda *args: shown.append(args)))
@@ -56,7 +56,7 @@ def test_the_first_batch_is_sampled_and_shown_to_loggers(tmp_path: Path, stage: 
     ("enabled", "changes", "index"),
     [(False, {}, 0), (True, {"sanity_checking": True}, 0), (True, {"is_global_zero": False}, 0), (True, {}, 1)],
 )
-def test_otherwise_nothing_is_sampled(
+def test_disabled_image_logger_samples_nothing(
     enabled: bool, changes: dict[str, Any], index: int, tmp_path: Path, stage: DVAEModule
 ) -> None:
     callback = ImageLogger(enabled=enabled)
@@ -65,7 +65,7 @@ def test_otherwise_nothing_is_sampled(
     assert not callback.folder.exists()
 
 
-def test_curves_go_to_csv_and_to_tensorboard_when_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_are_logged_to_csv_and_installed_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed = importlib.util.find_spec("tensorboard") is not None
     assert len(default_loggers(tmp_path)) == 1 + installed
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -77,7 +77,7 @@ def test_curves_go_to_csv_and_to_tensorboard_when_it_is_there(tmp_path: Path, mo
     assert (tmp_path / CURVES).read_text().splitlines() == ["step,loss", "3,0.5"]
 
 
-def test_a_resumed_run_continues_its_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_run_continues_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logger = CurveLogger(tmp_path)
     for step in range(3):
         logger.log_metrics({"loss": torch.tensor(step / 4), "epoch": 0.0}, step=step)
@@ -102,7 +102,7 @@ def test_a_resumed_run_continues_its_curves(tmp_path: Path, monkeypatch: pytest.
     assert [path.name for path in (tmp_path / "metrics").iterdir()] == ["metrics.csv"]
 
 
-def test_a_state_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, io = tmp_path / "new" / "00000003.ckpt", AtomicCheckpointIO()
     io.save_checkpoint({"step": 3}, path)
     assert torch.load(path, weights_only=True) == {"step": 3}
@@ -120,6 +120,6 @@ def test_a_state_is_written_atomically(tmp_path: Path, monkeypatch: pytest.Monke
         io.save_checkpoint({}, path, storage_options={})
 
 
-def test_states_need_a_distance() -> None:
+def test_checkpoint_interval_must_be_positive() -> None:
     with pytest.raises(ValueError, match="every must be at least 1 step, got 0"):
         Checkpoint(every=0)

@@ -59,7 +59,7 @@ def loader(count: int = 100) -> torch.utils.data.DataLoader[Any]:
     return torch.utils.data.DataLoader([batch()] * count, batch_size=None)  # type: ignore[arg-type]
 
 
-def test_the_defaults_are_the_papers() -> None:
+def test_defaults_match_the_paper() -> None:
     stage = DVAEModule(CONFIG)
     assert (stage.kl_weight, stage.temperature, stage.learning_rate) == (PAPER_KL, PAPER_TEMPERATURE, PAPER_RATE)
     assert (PAPER_KL(5000), PAPER_TEMPERATURE(150_000)) == (6.6, 1 / 16)
@@ -67,7 +67,7 @@ def test_the_defaults_are_the_papers() -> None:
     assert stage.adamw == AdamWConfig(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=1e-4)
 
 
-def test_matrices_decay_and_vectors_do_not() -> None:
+def test_only_matrices_decay() -> None:
     stage = module()
     optimizer = stage.configure_optimizers()["optimizer"]  # type: ignore[index, call-overload]
     groups = optimizer.param_groups
@@ -77,7 +77,7 @@ def test_matrices_decay_and_vectors_do_not() -> None:
     assert sum(len(group["params"]) for group in groups) == len(list(stage.parameters()))
 
 
-def test_it_learns_and_logs_its_schedules() -> None:
+def test_training_reduces_loss_and_logs_schedules() -> None:
     stage, runner = module(kl_weight=Cosine(start=0.0, end=0.1, steps=4)), trainer(60)
     runner.validate(stage, loader(1), verbose=False)
     before = float(runner.callback_metrics["val/psnr"])
@@ -91,7 +91,7 @@ def test_it_learns_and_logs_its_schedules() -> None:
     assert float(runner.callback_metrics["val/psnr"]) > before + 3
 
 
-def test_the_decoder_alone_is_trained_with_the_codes_as_they_are(tmp_path: Path) -> None:
+def test_decoder_training_does_not_change_encoder(tmp_path: Path) -> None:
     first = module()
     first.export(tmp_path)
     stage = module(init_from=str(tmp_path), freeze_encoder=True)
@@ -113,7 +113,7 @@ def test_the_decoder_alone_is_trained_with_the_codes_as_they_are(tmp_path: Path)
         module(freeze_encoder=True)
 
 
-def test_noise_is_a_function_of_seed_update_and_batch() -> None:
+def test_noise_depends_only_on_seed_step_and_batch() -> None:
     def sampled(stage: DVAEModule, index: int) -> list[float]:
         return torch.rand(4, generator=stage.noise_generator(index)).tolist()
 
@@ -122,7 +122,7 @@ def test_noise_is_a_function_of_seed_update_and_batch() -> None:
     assert sampled(module(), 3) != sampled(module(seed=1), 3)
 
 
-def test_validation_counts_codes_over_the_complete_pass() -> None:
+def test_validation_counts_codes_over_all_batches() -> None:
     stage = module()
     with torch.no_grad():  # one code for dark cells, another for bright ones
         for parameter in stage.net.encoder.output.parameters():
@@ -137,7 +137,7 @@ def test_validation_counts_codes_over_the_complete_pass() -> None:
     assert float(runner.callback_metrics["val/kl"]) == pytest.approx(float(kl), rel=1e-4)
 
 
-def test_what_is_exported_is_the_network(tmp_path: Path) -> None:
+def test_exported_weights_equal_network(tmp_path: Path) -> None:
     stage = module()
     stage.export(tmp_path)
     images = torch.rand(2, 3, 16, 16)
@@ -147,7 +147,7 @@ def test_what_is_exported_is_the_network(tmp_path: Path) -> None:
     assert grid.shape == (3, 2 + 2 * 18, 2 + 4 * 18)
 
 
-def test_data_that_do_not_fit_are_refused(shards: Path, codes: Path, parts: Path) -> None:
+def test_wrong_data_raise(shards: Path, codes: Path, parts: Path) -> None:
     stage = module()
     stage.check_data(ImageDataModule(str(shards), image_size=16, transform="dvae"))
     with pytest.raises(ValueError, match=r"image_size is 24, the dVAE's config\.image_size 16"):
@@ -166,7 +166,7 @@ def test_data_that_do_not_fit_are_refused(shards: Path, codes: Path, parts: Path
         ({"text": TextConfig(tokenizer="nowhere")}, "unknown model 'nowhere'"),
     ],
 )
-def test_bad_data_stop_in_setup(options: dict[str, Any], message: str, shards: Path, tmp_path: Path) -> None:
+def test_wrong_data_raise_in_setup(options: dict[str, Any], message: str, shards: Path, tmp_path: Path) -> None:
     data = ImageDataModule(**{"train": str(shards), "image_size": 16, **options})  # a constructor opens nothing
     stage = module()
     before = {name: weight.clone() for name, weight in stage.state_dict().items()}
@@ -180,7 +180,7 @@ def test_bad_data_stop_in_setup(options: dict[str, Any], message: str, shards: P
     assert all(torch.equal(before[name], weight) for name, weight in stage.state_dict().items())
 
 
-def test_data_that_do_not_fit_stop_training(shards: Path) -> None:
+def test_wrong_data_stop_training(shards: Path) -> None:
     trainer = Trainer(
         accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
@@ -189,7 +189,7 @@ def test_data_that_do_not_fit_stop_training(shards: Path) -> None:
         trainer.fit(module(), datamodule=ImageDataModule(str(shards), image_size=24))
 
 
-def test_only_fit_opens_the_training_data(shards: Path) -> None:
+def test_only_fit_opens_training_data(shards: Path) -> None:
     data = ImageDataModule("nowhere", val=str(shards), image_size=16)
     data.setup("validate")
     assert len(list(data.val_dataloader())) == 3  # 22 samples, 8 per batch
@@ -197,7 +197,7 @@ def test_only_fit_opens_the_training_data(shards: Path) -> None:
         data.setup("fit")
 
 
-def test_a_run_shorter_than_its_schedules_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_run_shorter_than_its_schedules_warns(caplog: pytest.LogCaptureFixture) -> None:
     rate = LearningRate(peak=1e-3, warmup_steps=10, decay="cosine", decay_steps=90)
     short = Cosine(start=1.0, end=0.5, steps=50)
     stage = DVAEModule(CONFIG, kl_weight=short, temperature=Cosine(start=1.0, end=0.5, steps=200), learning_rate=rate)

@@ -56,14 +56,14 @@ def step(guard: FiniteGuard, loss: float, gradient: float, precision: Any = None
         (1.0, -math.inf, "the gradient of 'second' is not finite"),
     ],
 )
-def test_the_first_step_that_is_not_finite_is_named(loss: float, gradient: float, what: str) -> None:
+def test_first_non_finite_step_is_reported(loss: float, gradient: float, what: str) -> None:
     guard = FiniteGuard()
     step(guard, 1e30, 1e30)
     with pytest.raises(NonFiniteError, match=f"stops in step 7: {what}"):
         step(guard, loss, gradient)
 
 
-def test_float16_skips_and_counts_until_no_scale_can_mend_it() -> None:
+def test_float16_skips_steps_until_scales_are_exhausted() -> None:
     scaled = SimpleNamespace(scaler=object())
     guard = FiniteGuard()
     for number in range(MAX_SKIPPED):
@@ -80,7 +80,7 @@ def test_float16_skips_and_counts_until_no_scale_can_mend_it() -> None:
     assert (max_skipped(ResblockPrecision(), True), max_skipped(ResblockPrecision(), False)) == (34 * 125, 100)
 
 
-def test_values_are_found_wherever_they_are() -> None:
+def test_non_finite_values_are_found_anywhere() -> None:
     assert float(largest([torch.tensor([1.0, -3.0]), torch.zeros(0), torch.tensor(2.0, dtype=torch.bfloat16)])) == 3
     assert float(largest([])) == 0
     for wrong in (math.nan, math.inf, -math.inf):
@@ -93,9 +93,7 @@ def test_values_are_found_wherever_they_are() -> None:
         check_weights(net, "nothing is exported")
 
 
-def test_a_run_that_diverges_ends_with_its_last_finite_checkpoints(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_diverged_run_ends_with_last_finite_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     options = ["--model.learning_rate.peak", "1e8", "--checkpoint.every", "1", "--trainer.limit_val_batches", "0"]
     assert main(["fit", "dvae/tiny", *options, "--run", str(run)]) == 2

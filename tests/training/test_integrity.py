@@ -54,7 +54,7 @@ def save_shards(run: Path, step: int) -> Path:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_the_checkpoint_before_a_damaged_one_is_taken(
+def test_checkpoint_before_damaged_one_is_used(
     damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     older, newer = save(tmp_path, 3), save(tmp_path, 6)
@@ -70,7 +70,7 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(
     assert newest_intact(tmp_path / "none") is None
 
 
-def test_damaged_shards_are_named(tmp_path: Path) -> None:
+def test_damaged_shards_raise_with_their_names(tmp_path: Path) -> None:
     older, newer = save_shards(tmp_path, 3), save_shards(tmp_path, 6)
     shard = sorted(newer.glob("*.safetensors"))[1]
     check_intact(newer)
@@ -88,7 +88,7 @@ def test_damaged_shards_are_named(tmp_path: Path) -> None:
     assert "state.pt: " in str(damage_of(newer))
 
 
-def test_older_shards_without_digests_are_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_shards_without_digests_are_accepted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = save_shards(tmp_path, 3)
     torch.save({"global_step": 3}, path / STATE)
     assert newest_intact(tmp_path) == path

@@ -38,7 +38,7 @@ def run(module: nn.Module, *optimizers: torch.optim.Optimizer, steps: int = 5, f
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_it_computes_what_pytorchs_muon_and_adamw_do(weight_decay: float) -> None:
+def test_steps_equal_pytorch_muon_and_adamw(weight_decay: float) -> None:
     native, external = net(), net()
     mine = optimizer(native, weight_decay=weight_decay, dtype="bfloat16")
     matrices = [p for p in external.parameters() if p.ndim == 2]
@@ -88,7 +88,7 @@ def test_ranks_share_the_matrices_and_gather_all(monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(result, orthogonalized(matrices, 5, torch.float32))
 
 
-def test_a_resumed_run_goes_on_bit_for_bit() -> None:
+def test_resumed_optimizer_equals_uninterrupted_one() -> None:
     straight, stopped = net(), net()
     run(straight, optimizer(straight), steps=6)
     before = optimizer(stopped)
@@ -101,7 +101,7 @@ def test_a_resumed_run_goes_on_bit_for_bit() -> None:
         assert a.equal(b)
 
 
-def test_the_schedule_keeps_the_ratio_of_the_learning_rates() -> None:
+def test_schedule_preserves_ratio_of_learning_rates() -> None:
     chosen = optimizer(net(), adamw_ratio=0.25)
     scheduler = LearningRateScheduler(chosen, LearningRate(peak=0.02, warmup_steps=4, decay="constant"))
     for step in range(6):
@@ -112,14 +112,14 @@ def test_the_schedule_keeps_the_ratio_of_the_learning_rates() -> None:
         scheduler.step()
 
 
-def test_parameters_without_gradient_are_left_alone() -> None:
+def test_parameters_without_gradient_are_not_changed() -> None:
     module = net()
     before: list[Tensor] = [p.detach().clone() for p in module.parameters()]
     optimizer(module).step()
     assert all(a.equal(b) for a, b in zip(before, module.parameters(), strict=True))
 
 
-def test_the_matrices_of_the_prior_are_those_of_its_blocks() -> None:
+def test_muon_matrices_of_prior_are_those_of_its_blocks() -> None:
     config = PriorConfig(
         text_length=4, text_vocab=8, image_height=2, image_width=2, codebook_size=8, width=16, num_layers=2,
         num_heads=2, masks="full",
@@ -132,7 +132,7 @@ def test_the_matrices_of_the_prior_are_those_of_its_blocks() -> None:
     assert len(matrices) == 8
 
 
-def test_what_cannot_be_orthogonalized_is_refused() -> None:
+def test_parameters_that_are_not_matrices_raise() -> None:
     module = net()
     adamw = torch.optim.AdamW(module.parameters())
     with pytest.raises(ValueError, match="nothing to update"):

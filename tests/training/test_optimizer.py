@@ -63,7 +63,7 @@ def make(config: AdamWConfig, net: nn.Module) -> torch.optim.Optimizer:
     return make_optimizer(net, config, 1e-2, decayed_names(net))
 
 
-def test_without_clipping_it_is_pytorchs() -> None:
+def test_without_clipping_equals_pytorch() -> None:
     left, right = network(), network()
     train(left, clipped(left), range(20))
     train(right, plain(right), range(20))
@@ -73,7 +73,7 @@ def test_without_clipping_it_is_pytorchs() -> None:
 
 @pytest.mark.parametrize("first", [clipped, plain])
 @pytest.mark.parametrize("second", [clipped, plain])
-def test_states_move_between_the_classes(first: Any, second: Any) -> None:
+def test_states_are_exchangeable_between_classes(first: Any, second: Any) -> None:
     net, twin = network(), network()
     train(twin, plain(twin), range(10))
     before = first(net)
@@ -84,7 +84,7 @@ def test_states_move_between_the_classes(first: Any, second: Any) -> None:
     torch.testing.assert_close(weights(net), weights(twin), **SAME)
 
 
-def test_the_state_has_the_names_of_pytorchs() -> None:
+def test_state_has_names_of_pytorch() -> None:
     left, right = network(), network()
     native, external = clipped(left), plain(right)
     train(left, native, range(1))
@@ -97,7 +97,7 @@ def test_the_state_has_the_names_of_pytorchs() -> None:
         }
 
 
-def test_a_clipped_variance_by_hand() -> None:
+def test_clipped_variance_equals_manual_computation() -> None:
     weight = nn.Parameter(torch.tensor([1.0, 1.0]))
     optimizer = ClippedAdamW([weight], lr=0.1, betas=(0.5, 0.5), eps=0.0, weight_decay=0.0, variance_clip=5.0)
     weight.grad = torch.tensor([4.0, 1.0])
@@ -116,7 +116,7 @@ def test_a_clipped_variance_by_hand() -> None:
 
 
 @pytest.mark.parametrize("moments", ["float32", pytest.param("8bit", marks=[needs_torchao, quiet])])
-def test_a_parameter_without_a_gradient_is_left_alone(moments: str) -> None:
+def test_parameter_without_gradient_is_not_changed(moments: str) -> None:
     net = network(64)
     optimizer = clipped(net, moments=moments)
     train(net, optimizer, range(2))
@@ -138,7 +138,7 @@ def test_a_parameter_without_a_gradient_is_left_alone(moments: str) -> None:
     assert [s["step"].item() for s in expected.state.values()] == [2, 3, 3, 3, 3, 3]
 
 
-def test_a_skipped_step_changes_nothing() -> None:
+def test_skipped_step_changes_nothing() -> None:
     net = network()
     optimizer = clipped(net)
     train(net, optimizer, range(2))
@@ -148,7 +148,7 @@ def test_a_skipped_step_changes_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(weights(net), before, strict=True))
 
 
-def test_the_closure_gives_gradients_and_loss() -> None:
+def test_closure_computes_gradients_and_loss() -> None:
     net = network()
     optimizer = clipped(net)
 
@@ -162,7 +162,7 @@ def test_the_closure_gives_gradients_and_loss() -> None:
     assert not torch.equal(before[0], net[0].weight)
 
 
-def test_chunks_hold_all_and_no_more_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_contain_all_parameters_within_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = network(), network()
     train(left, clipped(left), range(3))
     monkeypatch.setattr(module_under_test, "CHUNK", 70)
@@ -210,7 +210,7 @@ def test_reduced_moments_are_clipped_too(moments: str) -> None:
 @needs_torchao
 @quiet
 @pytest.mark.parametrize("moments", ["8bit", "fp8"])
-def test_a_state_holds_reduced_moments_in_float32(moments: str, tmp_path: Path) -> None:
+def test_state_stores_reduced_moments_in_float32(moments: str, tmp_path: Path) -> None:
     net = network(64)
     optimizer = clipped(net, moments=moments)
     train(net, optimizer, range(3))
@@ -227,7 +227,7 @@ def test_a_state_holds_reduced_moments_in_float32(moments: str, tmp_path: Path) 
     plain(net).load_state_dict(state)
 
 
-def test_matrices_decay_and_vectors_do_not() -> None:
+def test_only_matrices_decay() -> None:
     net = network()
     net[2].weight.requires_grad_(False)
     for config in (AdamWConfig(weight_decay=0.5), AdamWConfig(weight_decay=0.5, variance_clip=5.0)):
@@ -239,7 +239,7 @@ def test_matrices_decay_and_vectors_do_not() -> None:
         assert {group["lr"] for group in optimizer.param_groups} == {1e-2}
 
 
-def test_names_and_not_shapes_say_what_decays() -> None:
+def test_names_instead_of_shapes_decide_decay() -> None:
     net = network()
     names = decayed_names(net)
     assert names == {"0.weight", "2.weight"}
@@ -253,7 +253,7 @@ def test_names_and_not_shapes_say_what_decays() -> None:
         make_optimizer(net[:2], AdamWConfig(), 1e-2, names)
 
 
-def test_the_class_follows_the_settings() -> None:
+def test_optimizer_class_depends_on_settings() -> None:
     assert type(make(AdamWConfig(), network())) is torch.optim.AdamW
     optimizer = make(AdamWConfig(beta1=0.8, beta2=0.96, eps=1e-6, variance_clip=5.0), network())
     assert isinstance(optimizer, ClippedAdamW)
@@ -263,7 +263,7 @@ def test_the_class_follows_the_settings() -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_the_plain_one_is_fused_and_may_be_scaled() -> None:
+def test_adamw_on_gpu_is_fused_and_supports_scaling() -> None:
     net = network().cuda()
     optimizer = make(AdamWConfig(), net)
     assert optimizer.param_groups[0]["fused"]
@@ -287,12 +287,12 @@ def test_on_a_gpu_the_plain_one_is_fused_and_may_be_scaled() -> None:
         ("moments", "4bit"),
     ],
 )
-def test_settings_out_of_range_are_refused(field: str, value: Any) -> None:
+def test_settings_out_of_range_raise(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{field} must .*got {value!r}"):
         AdamWConfig(**{field: value})
 
 
-def test_reduced_moments_without_torchao_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reduced_moments_without_torchao_raise_with_install_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("torchao.optim.subclass_8bit", "torchao.optim.subclass_fp8"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r"moments '8bit' needs torchao: pip install dalle-zoo\[moments\]"):

@@ -37,7 +37,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
 
 
 @pytest.mark.parametrize("size", ["2", "4"])
-def test_low_rank_gradients_and_uncompressed_tensors_get_their_exact_mean(processes: list[Found], size: str) -> None:
+def test_low_rank_gradients_and_uncompressed_tensors_have_exact_means(processes: list[Found], size: str) -> None:
     for found in processes:
         entry = found["exact_for_low_rank"][size]
         assert set(entry["compressed"]) == COMPRESSED
@@ -46,7 +46,7 @@ def test_low_rank_gradients_and_uncompressed_tensors_get_their_exact_mean(proces
         assert entry["outside"], "a view was written beyond its bounds"
 
 
-def test_at_full_rank_nothing_is_compressed_and_all_is_exact(processes: list[Found]) -> None:
+def test_full_rank_gradients_are_exact(processes: list[Found]) -> None:
     for found in processes:
         entry = found["uncompressed_at_high_rank"]
         assert entry["distance"] < EXACT
@@ -55,20 +55,20 @@ def test_at_full_rank_nothing_is_compressed_and_all_is_exact(processes: list[Fou
 
 
 @pytest.mark.parametrize("size", ["1", "2", "4"])
-def test_what_is_applied_and_the_mean_error_make_up_the_exact_gradient(processes: list[Found], size: str) -> None:
+def test_applied_gradient_plus_error_equals_exact_gradient(processes: list[Found], size: str) -> None:
     for found in processes:
         assert found["invariant"][size]["invariant"] < EXACT
         assert found["invariant"][size]["gap"] > 0.3, "nothing was compressed, so this shows nothing"
 
 
-def test_error_feedback_beats_none(processes: list[Found]) -> None:
+def test_error_feedback_reduces_error(processes: list[Found]) -> None:
     for found in processes:
         entry = found["error_feedback"]
         assert entry["with"] < 0.9 * entry["without"]
         assert entry["kept without"] == []
 
 
-def test_bfloat16_halves_the_bytes_of_the_factors_and_is_close(processes: list[Found]) -> None:
+def test_bfloat16_factors_have_half_the_bytes_and_small_error(processes: list[Found]) -> None:
     for found in processes:
         entry = found["bfloat16"]
         assert 0 < entry["first step"] < 2e-2  # a few units of 2^-8
@@ -82,7 +82,7 @@ def test_bfloat16_halves_the_bytes_of_the_factors_and_is_close(processes: list[F
 
 
 @pytest.mark.parametrize("spoilt", ["infinite_matrix", "nan_elsewhere", "flagged", "overflow"])
-def test_a_step_that_is_not_finite_on_one_process_is_skipped_on_all(processes: list[Found], spoilt: str) -> None:
+def test_non_finite_step_of_one_process_is_skipped_on_all(processes: list[Found], spoilt: str) -> None:
     for found in processes:
         entry = found["not_finite"][spoilt]
         assert entry["returned"] == [True, False, True]
@@ -90,14 +90,14 @@ def test_a_step_that_is_not_finite_on_one_process_is_skipped_on_all(processes: l
         assert entry["applied"]
 
 
-def test_a_buffer_that_is_not_finite_starts_again_from_zero(processes: list[Found]) -> None:
+def test_non_finite_error_buffer_is_reset_to_zero(processes: list[Found]) -> None:
     for rank, found in enumerate(processes):
         entry = found["broken_buffer"]
         assert entry["returned"] == [False, True]
         assert entry["zero"] == {"wide": False, "tall": rank == 0, "square": False}
 
 
-def test_bytes_are_those_of_the_formula(processes: list[Found]) -> None:
+def test_bytes_equal_formula(processes: list[Found]) -> None:
     r = 4
     factors = 4 * r * ((24 + 40) + (64 + 16) + (32 + 32))
     uncompressed = 4 * (4 * 50 + 7)
@@ -111,7 +111,7 @@ def test_bytes_are_those_of_the_formula(processes: list[Found]) -> None:
         assert entry["sent"] == factors + uncompressed
 
 
-def test_bytes_are_those_that_planning_expects(processes: list[Found]) -> None:
+def test_bytes_equal_plan(processes: list[Found]) -> None:
     shapes = {"wide": (24, 40), "tall": (64, 16), "square": (32, 32), "tiny": (4, 50), "vector": (7,)}
     parameters = tuple(Parameter(name=name, shape=shape, unit="block") for name, shape in shapes.items())
     planned = factors_of(parameters, shards=1, rank=4)
@@ -121,7 +121,7 @@ def test_bytes_are_those_that_planning_expects(processes: list[Found]) -> None:
     assert processes[0]["traffic"]["counted"][0] == 4 * planned.left
 
 
-def test_error_buffers_saved_on_four_machines_go_on_on_two(processes: list[Found]) -> None:
+def test_error_buffers_of_four_machines_are_loaded_on_two(processes: list[Found]) -> None:
     for found in processes:
         entry = found["save_on_four_load_on_two"]
         assert entry["same"] < EXACT
@@ -152,7 +152,7 @@ def test_gradients_of_bfloat16_weights_are_accumulated_in_float32(processes: lis
         ("off", "error_feedback is off"),
     ],
 )
-def test_mistakes_are_named(processes: list[Found], mistake: str, message: str) -> None:
+def test_mistakes_raise_with_explanation(processes: list[Found], mistake: str, message: str) -> None:
     assert message in processes[0]["refusals"][mistake]
 
 
@@ -167,7 +167,7 @@ def test_mistakes_are_named(processes: list[Found], mistake: str, message: str) 
         ({"rank": 1, "error_dtype": torch.float64}, "error_dtype must be torch.float32 or torch.bfloat16"),
     ],
 )
-def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
+def test_wrong_options_raise(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PowerSGD(**options)
 
@@ -182,19 +182,19 @@ def test_bases_are_orthonormal_and_span_the_columns() -> None:
         torch.testing.assert_close(basis @ (basis.t() @ matrix), matrix, rtol=1e-4, atol=1e-5 * matrix.abs().max())
 
 
-def test_the_basis_of_zero_is_the_identity() -> None:
+def test_basis_of_zero_is_identity() -> None:
     (basis,) = orthonormal([torch.zeros(5, 3)])
     torch.testing.assert_close(basis.abs(), torch.eye(5, 3))
 
 
-def test_the_shorter_side_comes_first_without_a_copy() -> None:
+def test_shorter_side_comes_first_without_copy() -> None:
     tall, wide = torch.zeros(5, 3), torch.zeros(3, 5)
     assert shorter_side_first(tall).shape == shorter_side_first(wide).shape == (3, 5)
     assert shorter_side_first(tall).data_ptr() == tall.data_ptr()
 
 
 @pytest.mark.parametrize(("width", "rank", "rate"), [(1920, 512, 0.833), (2688, 640, 0.851), (3968, 896, 0.859)])
-def test_the_rates_of_the_paper(width: int, rank: int, rate: float) -> None:
+def test_compression_rates_match_the_paper(width: int, rank: int, rate: float) -> None:
     # table 1, from the shards that one of 8 processes holds of a layer (table 2), in torch's layout (out, in)
     shards = [(width // 8, width)] * 4 + [(4 * width // 8, width), (width, 4 * width // 8)]
     each = rank // 8
@@ -205,7 +205,7 @@ def test_the_rates_of_the_paper(width: int, rank: int, rate: float) -> None:
     assert traffic.compression_rate == pytest.approx(1 - 5 * rank / (8 * width))
 
 
-def test_a_matrix_is_sent_uncompressed_where_factors_save_nothing() -> None:
+def test_matrix_is_uncompressed_if_factors_save_nothing() -> None:
     assert compresses((20, 20), 9)
     assert not compresses((20, 20), 10)  # 10 * 40 numbers either way
     assert not compresses((0, 20), 1)  # a process without rows of an uneven shard

@@ -92,7 +92,7 @@ def weights(module: Any) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("kind", ["plain", "fsdp2"])
-def test_names_for_unsharded_weights_and_fsdp2(kind: Any, device: str) -> None:
+def test_names_of_precisions_without_shards_and_with_fsdp2(kind: Any, device: str) -> None:
     assert type(make_precision("32-true", device, kind)) is Precision
     mixed, half = make_precision("bf16-mixed", device, kind), make_precision("bf16-true", device, kind)
     assert isinstance(mixed, MixedPrecision)
@@ -109,7 +109,7 @@ def test_names_for_unsharded_weights_and_fsdp2(kind: Any, device: str) -> None:
 @pytest.mark.parametrize(
     ("name", "gathered"), [("32-true", None), ("bf16-mixed", torch.bfloat16), ("bf16-true", None)]
 )
-def test_names_for_fsdp1(name: str, gathered: torch.dtype | None) -> None:
+def test_names_of_precisions_with_fsdp1(name: str, gathered: torch.dtype | None) -> None:
     precision = make_precision(name, "cpu", "fsdp")
     assert isinstance(precision, FSDPPrecision)
     assert precision.precision == name
@@ -124,7 +124,7 @@ def test_fsdp2_gathers_branches_in_float16_and_averages_in_float32() -> None:
     assert ResblockPrecision("emulated").unit_policy.param_dtype is None
 
 
-def test_what_lightning_takes() -> None:
+def test_lightning_precisions_are_accepted() -> None:
     """A string 16-mixed it would refuse for this strategy, and turn into bfloat16 on the CPU."""
     precision = ResblockPrecision("emulated")
     strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)
@@ -141,13 +141,13 @@ def test_what_lightning_takes() -> None:
         ("16-resblock", "cuda", "fsdp", "use fsdp2, or 32-true, bf16-mixed"),
     ],
 )
-def test_names_that_cannot_be(name: str, device: str, kind: Any, message: str) -> None:
+def test_wrong_names_raise(name: str, device: str, kind: Any, message: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the message is compared below)
         make_precision(name, device, kind)
     assert message in str(caught.value)
 
 
-def test_a_network_without_residual_blocks() -> None:
+def test_network_without_residual_blocks_raises() -> None:
     module = DVAEModule(DVAEConfig(image_size=16, width=4, num_groups=3, blocks_per_group=1, codebook_size=8))
     with pytest.raises(ValueError, match=r"such as the prior; DVAE has no residual_blocks\(\): use 16-mixed or bf16"):
         ResblockPrecision().convert_module(module)
@@ -157,7 +157,7 @@ def test_a_network_without_residual_blocks() -> None:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_equal_to_float32_where_nothing_over_or_underflows(recompute: bool) -> None:
+def test_gradients_equal_float32_without_over_or_underflow(recompute: bool) -> None:
     """Bit by bit, with clipping, which therefore sees unscaled gradients."""
     _, exact, module = runs.train(Precision())
     precision = ResblockPrecision("float32", CONSTANT)
@@ -177,7 +177,7 @@ def test_gradients_are_accumulated_before_they_are_unscaled() -> None:
 
 
 @pytest.mark.parametrize("carrier", ["float16", "emulated"])
-def test_float16_trains_as_float32_does(carrier: Any) -> None:
+def test_float16_training_matches_float32(carrier: Any) -> None:
     _, exact, _ = runs.train(Precision())
     precision = ResblockPrecision(carrier)
     _, recorder, _ = runs.train(precision)
@@ -191,7 +191,7 @@ def test_float16_trains_as_float32_does(carrier: Any) -> None:
     assert precision.scales.values.tolist() == pytest.approx([8192 * 2 ** (runs.STEPS / 1000)] * 4, rel=1e-5)
 
 
-def test_an_overflow_skips_the_step_and_moves_the_scale_of_its_block_alone() -> None:
+def test_overflow_skips_step_and_changes_only_scale_of_its_block() -> None:
     precision, meddler = ResblockPrecision("emulated"), Meddler(update=2, block=1)
     _, recorder, _ = runs.train(precision, callbacks=(meddler,))
     assert recorder.finite == [True, True, False, True, True, True]
@@ -204,7 +204,7 @@ def test_an_overflow_skips_the_step_and_moves_the_scale_of_its_block_alone() -> 
     assert precision.num_skipped == 1
 
 
-def test_an_overflow_outside_the_blocks_skips_the_step_and_divides_no_scale() -> None:
+def test_overflow_outside_blocks_skips_step_and_changes_no_scale() -> None:
     precision = ResblockPrecision("emulated")
     _, recorder, _ = runs.train(precision, spoil={1: "row_position.weight"})
     assert recorder.finite == [True, False, True, True, True, True]
@@ -214,7 +214,7 @@ def test_an_overflow_outside_the_blocks_skips_the_step_and_divides_no_scale() ->
     assert min(precision.scales.values.tolist()) > 8192
 
 
-def test_a_resumed_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
+def test_resumed_run_equals_uninterrupted_run(tmp_path: Path) -> None:
     """Scales and counters too: an overflow before the checkpoint, and one after it that comes too soon to divide."""
     spoil = {1: runs.SPOILED, 4: runs.SPOILED, 5: "row_position.weight"}
     complete = ResblockPrecision("emulated")
@@ -229,7 +229,7 @@ def test_a_resumed_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
     assert complete.state_dict()["scales"]["since_division"].tolist()[2] == 4
 
 
-def test_the_trainer_leaves_the_network_as_it_was_and_keeps_the_scales() -> None:
+def test_trainer_restores_network_and_retains_scales() -> None:
     precision = ResblockPrecision("emulated")
     trainer, _, module = runs.train(precision, spoil={1: runs.SPOILED}, limit_val_batches=None)
     assert {block.residual.around for block in module.net.residual_blocks()} == {plain}
@@ -291,7 +291,7 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize("case", ["ddp", "fsdp2", "fsdp2 recomputed"])
-def test_two_processes_have_the_gradients_of_one(processes: Found, case: str) -> None:
+def test_two_processes_have_gradients_of_one(processes: Found, case: str) -> None:
     (one,) = processes["one"]
     assert len(processes[case]) == 2
     for found in processes[case]:
@@ -301,7 +301,7 @@ def test_two_processes_have_the_gradients_of_one(processes: Found, case: str) ->
 
 
 @pytest.mark.parametrize("case", ["ddp float16", "fsdp2 float16"])
-def test_two_processes_with_float16(processes: Found, case: str) -> None:
+def test_two_processes_train_with_float16(processes: Found, case: str) -> None:
     (one,), (exact,) = processes["one float16"], processes["one"]
     for found in processes[case]:
         assert distance(found["gradients"], one["gradients"]) < FLOAT16_ERROR
@@ -309,7 +309,7 @@ def test_two_processes_with_float16(processes: Found, case: str) -> None:
         assert found["losses"] == pytest.approx(one["losses"], rel=1e-4)
 
 
-def test_recomputation_gathers_no_weight_again(processes: Found) -> None:
+def test_recomputation_gathers_weights_once(processes: Found) -> None:
     """Once for the forward pass and once for the backward pass, which recomputes; the root unit once."""
     updates, units = runs.STEPS, 2 * runs.CONFIG.num_layers
     for case in ("fsdp2", "fsdp2 recomputed"):
@@ -317,7 +317,7 @@ def test_recomputation_gathers_no_weight_again(processes: Found) -> None:
 
 
 @pytest.mark.parametrize("case", ["one spoiled", "ddp spoiled", "fsdp2 spoiled", "ddp_powersgd spoiled"])
-def test_an_overflow_in_one_process_skips_the_step_in_all(processes: Found, case: str) -> None:
+def test_overflow_in_one_process_skips_step_in_all(processes: Found, case: str) -> None:
     for found in processes[case]:
         assert found["finite"] == [True, True, False, True, True, True]
         assert found["unchanged"] == [False, False, True, False, False]
@@ -327,14 +327,14 @@ def test_an_overflow_in_one_process_skips_the_step_in_all(processes: Found, case
         assert runs.equal(found["state"]["scales"], one["state"]["scales"])
 
 
-def test_a_sharded_run_goes_on_bit_by_bit(processes: Found) -> None:
+def test_resumed_sharded_run_equals_uninterrupted_run(processes: Found) -> None:
     for found, complete in zip(processes["fsdp2 resumed"], processes["fsdp2 spoiled"], strict=True):
         assert found["losses"] == complete["losses"][runs.EPOCH :]
         assert found["state"]["num_skipped"] == 1
         assert runs.equal(found["state"]["scales"], complete["state"]["scales"])
 
 
-def test_one_scale_of_the_loss_with_shards(processes: Found) -> None:
+def test_sharded_run_with_single_loss_scale(processes: Found) -> None:
     """What overflows in one process's shard skips the step in both."""
     for found in processes["fsdp2 16-mixed spoiled"]:
         assert found["unchanged"] == [False, False, True, False, False]
@@ -343,7 +343,7 @@ def test_one_scale_of_the_loss_with_shards(processes: Found) -> None:
 
 @pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_sharded_bfloat16(processes: Found, strategy: str, precision: str) -> None:
+def test_sharded_run_trains_in_bfloat16(processes: Found, strategy: str, precision: str) -> None:
     (one,), (exact,) = processes[f"one {precision}"], processes["one"]
     for found in processes[f"{strategy} {precision}"]:
         assert found["losses"][0] == pytest.approx(one["losses"][0], rel=1e-3)
@@ -351,6 +351,6 @@ def test_sharded_bfloat16(processes: Found, strategy: str, precision: str) -> No
         assert found["losses"] != pytest.approx(exact["losses"], rel=1e-5)
 
 
-def test_sharded_float32(processes: Found) -> None:
+def test_sharded_run_trains_in_float32(processes: Found) -> None:
     for found in processes["fsdp 32-true"]:
         assert found["losses"] == pytest.approx(processes["one"][0]["losses"], rel=1e-5)

@@ -89,7 +89,7 @@ class Gradients(Callback):
             self.taken.append(torch.stack(parts).norm())
 
 
-def test_two_batches_of_four_are_one_of_eight() -> None:
+def test_two_batches_of_four_equal_one_of_eight() -> None:
     complete = [batch(8, seed) for seed in range(3)]
     # With a large eps the step is smooth in the gradient: else AdamW would magnify the rounding of the small ones.
     adamw = AdamWConfig(eps=1e-2)
@@ -105,7 +105,7 @@ def test_two_batches_of_four_are_one_of_eight() -> None:
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_one_batch_is_learnt_by_heart(precision: Any) -> None:
+def test_one_batch_is_overfitted(precision: Any) -> None:
     stage, data = module(), batch(4)
     before = stage.net.loss(data["text"], data["codes"]).total.item()
     fit(stage, [data] * 60, 60, precision=precision)
@@ -122,7 +122,7 @@ def test_gradients_are_clipped() -> None:
     assert len(clipped.taken) >= 2
 
 
-def test_plateau_windows_count_updates_not_batches() -> None:
+def test_plateau_windows_count_steps_instead_of_batches() -> None:
     rate = LearningRate(
         peak=1e-9, warmup_steps=1, plateau_window=2, plateau_patience=1, plateau_threshold=0.5, max_halvings=2
     )
@@ -137,14 +137,14 @@ def test_plateau_windows_count_updates_not_batches() -> None:
     assert scheduler.best == pytest.approx(mean, rel=1e-3)
 
 
-def test_the_learning_rate_is_logged() -> None:
+def test_learning_rate_is_logged() -> None:
     rate = LearningRate(peak=0.1, warmup_steps=4)
     trainer = fit(module(learning_rate=rate), [batch(2)] * 3, 3)
     assert float(trainer.callback_metrics["schedule/learning_rate"]) == pytest.approx(0.075)
     assert {"train/loss", "train/text_loss", "train/image_loss", "train/image_bits"} <= trainer.callback_metrics.keys()
 
 
-def test_dropped_captions_are_a_function_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropped_captions_depend_only_on_step(monkeypatch: pytest.MonkeyPatch) -> None:
     def captions(seed: int) -> list[Tensor]:
         stage, seen = module(caption_dropout=0.5, seed=seed), []
         loss = stage.net.loss
@@ -171,7 +171,7 @@ def data(kind: type[ImageDataModule] | type[CodeDataModule], location: Path, par
     return module
 
 
-def test_images_and_code_shards_give_the_same(shards: Path, codes: Path, parts: Path) -> None:
+def test_images_and_code_shards_give_equal_losses(shards: Path, codes: Path, parts: Path) -> None:
     config = PriorConfig(
         text_length=12, text_vocab=280, image_height=4, image_width=4, codebook_size=8, width=8, num_layers=1,
         num_heads=1, masks="row",
@@ -218,7 +218,7 @@ def test_sample_grids_are_generated_from_prompts(parts: Path, codes: Path) -> No
         ({"image_height": 5}, r"height of the codes of .* is 4, the prior's config\.image_height 5"),
     ],
 )
-def test_data_that_do_not_fit_are_refused(changes: dict[str, int], message: str, codes: Path, parts: Path) -> None:
+def test_wrong_data_raise(changes: dict[str, int], message: str, codes: Path, parts: Path) -> None:
     fits = {"text_length": 12, "text_vocab": 280, "image_height": 4, "image_width": 4, "codebook_size": 8}
     shape = {"width": 8, "num_layers": 1, "num_heads": 1, "masks": "row"}
     own = data(CodeDataModule, codes, parts)
@@ -227,7 +227,7 @@ def test_data_that_do_not_fit_are_refused(changes: dict[str, int], message: str,
         PriorModule(PriorConfig(**fits | changes, **shape)).check_data(own)
 
 
-def test_codes_of_validation_and_of_other_weights_are_refused(codes: Path, parts: Path, tmp_path: Path) -> None:
+def test_codes_of_validation_or_other_weights_raise(codes: Path, parts: Path, tmp_path: Path) -> None:
     fits = {"text_length": 12, "text_vocab": 280, "image_height": 4, "image_width": 4, "codebook_size": 8}
     config = PriorConfig(**fits, width=8, num_layers=1, num_heads=1, masks="row")
     own = data(CodeDataModule, codes, parts)
@@ -255,7 +255,7 @@ def test_codes_of_validation_and_of_other_weights_are_refused(codes: Path, parts
     stage.check_data(other)
 
 
-def test_images_need_their_image_tokenizer(shards: Path, parts: Path) -> None:
+def test_images_without_image_tokenizer_raise(shards: Path, parts: Path) -> None:
     config = PriorConfig(
         text_length=12, text_vocab=280, image_height=4, image_width=4, codebook_size=8, width=8, num_layers=1,
         num_heads=1, masks="row",
@@ -277,12 +277,12 @@ def test_images_need_their_image_tokenizer(shards: Path, parts: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
-def test_caption_dropout_is_a_share(share: float) -> None:
+def test_caption_dropout_out_of_range_raises(share: float) -> None:
     with pytest.raises(ValueError, match=r"caption_dropout must be in \[0, 1\)"):
         module(caption_dropout=share)
 
 
-def test_training_starts_from_the_weights_of_a_model(tmp_path: Path) -> None:
+def test_training_starts_from_weights_of_a_model(tmp_path: Path) -> None:
     first = PriorModule(CONFIG)
     first.export(tmp_path)
     second = PriorModule(CONFIG, init_from=str(tmp_path))
@@ -292,7 +292,7 @@ def test_training_starts_from_the_weights_of_a_model(tmp_path: Path) -> None:
         PriorModule(replace(CONFIG, width=2 * CONFIG.width), init_from=str(tmp_path))
 
 
-def test_blocks_are_compiled_where_that_is_asked_for_and_works() -> None:
+def test_blocks_are_compiled_on_request_if_possible() -> None:
     assert all(block.residual.compiled for block in module(compile=True).net.residual_blocks())
     assert not any(block.residual.compiled for block in module().net.residual_blocks())
     options: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False, "max_steps": 1}

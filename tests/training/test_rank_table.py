@@ -38,7 +38,7 @@ def named(failure: FailureReport | None) -> list[int]:
     return failure.failed_ranks
 
 
-def test_nobody_is_named_while_all_is_well() -> None:
+def test_healthy_ranks_are_not_reported() -> None:
     found = table(10, 10, 10)
     assert found.failure(TIMEOUT - 1, {}) is None
     found.hear(status(1, 11), TIMEOUT - 1)  # one that advances is enough: the others wait for something
@@ -47,7 +47,7 @@ def test_nobody_is_named_while_all_is_well() -> None:
     assert found.failure(2 * TIMEOUT, {}) is not None
 
 
-def test_a_closed_connection_is_a_death_and_a_status_says_how() -> None:
+def test_closed_connection_is_death_with_exit_status() -> None:
     found = table(10, 10)
     found.lose(1)
     failure = found.failure(0.1, {})
@@ -61,7 +61,7 @@ def test_a_closed_connection_is_a_death_and_a_status_says_how() -> None:
     assert (ended_how(3), ended_how(-250)) == ("it ended with status 3", "it was killed by signal 250")
 
 
-def test_one_that_has_finished_may_end() -> None:
+def test_finished_rank_may_exit() -> None:
     found = table(10, 10)
     found.hear(status(1, 11, finished=True), 1.0)
     found.lose(1)
@@ -69,7 +69,7 @@ def test_one_that_has_finished_may_end() -> None:
     assert found.failure(10 * TIMEOUT, {1: 0}) is None, "the other one exports, and nobody waits"
 
 
-def test_the_first_exception_is_named() -> None:
+def test_first_exception_is_reported() -> None:
     found = table(10, 10, 10)
     found.hear_exception(2, "ValueError: bad", 1.0)
     found.hear_exception(0, "RuntimeError: Connection closed by peer", 1.5)
@@ -82,14 +82,14 @@ def test_the_first_exception_is_named() -> None:
     assert named(found.failure(3.0, {2: 1})) == [2]
 
 
-def test_a_death_is_the_cause_of_an_exception_before_it() -> None:
+def test_death_explains_earlier_exception_of_another_rank() -> None:
     found = table(10, 10)
     found.hear_exception(0, "RuntimeError: Connection closed by peer", 1.0)
     found.lose(1)
     assert named(found.failure(1.1, {})) == [1]
 
 
-def test_the_one_behind_hangs_not_those_that_wait_for_it() -> None:
+def test_hanging_rank_is_the_one_behind() -> None:
     found = table(12, 10, 12)
     beat(found, TIMEOUT)
     failure = found.failure(TIMEOUT, {})
@@ -101,7 +101,7 @@ def test_the_one_behind_hangs_not_those_that_wait_for_it() -> None:
     )
 
 
-def test_the_one_that_does_not_answer_hangs_wherever_it_is() -> None:
+def test_unresponsive_rank_hangs_at_any_step() -> None:
     found = table(12, 10, 12)
     beat(found, TIMEOUT, 2)
     failure = found.failure(TIMEOUT, {})
@@ -111,7 +111,7 @@ def test_the_one_that_does_not_answer_hangs_wherever_it_is() -> None:
 
 
 @pytest.mark.parametrize("silent", [(), (0, 1)])
-def test_where_none_is_behind_all_are_named(silent: tuple[int, ...]) -> None:
+def test_all_ranks_are_reported_if_none_is_behind(silent: tuple[int, ...]) -> None:
     found = table(10, 10)
     beat(found, TIMEOUT, *silent)
     failure = found.failure(TIMEOUT, {})

@@ -74,7 +74,7 @@ def module(tokenizer: str) -> RankerModule:
     return RankerModule(CONFIG, tokenizer, learning_rate=rate)
 
 
-def test_it_learns_four_pairs_and_exports_them(module: RankerModule, tmp_path: Path) -> None:
+def test_training_learns_four_pairs_and_exports(module: RankerModule, tmp_path: Path) -> None:
     run = trainer(tmp_path, 60)
     run.fit(module, loader(), loader(1))
     assert run.callback_metrics["val/loss"] < 0.1 < math.log(4)
@@ -86,7 +86,7 @@ def test_it_learns_four_pairs_and_exports_them(module: RankerModule, tmp_path: P
         assert torch.allclose(image, module.eval().net.image_features(batch()["image"]))
 
 
-def test_the_temperature_is_clamped(module: RankerModule, tmp_path: Path) -> None:
+def test_temperature_is_clamped(module: RankerModule, tmp_path: Path) -> None:
     with torch.no_grad():
         module.net.model.logit_scale.fill_(20.0)
     trainer(tmp_path, 1).fit(module, loader(), loader())
@@ -94,9 +94,7 @@ def test_the_temperature_is_clamped(module: RankerModule, tmp_path: Path) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable.*")  # its batches are all the same
-def test_a_run_goes_on_exactly_where_the_ceiling_binds(
-    tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clamped_run_resumes_exactly(tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dalle_zoo.training.ranker_module.MAX_LOG_SCALE", 1.0)  # below where it starts
 
     def train(folder: str, steps: int, state: Path | None = None) -> dict[str, Any]:
@@ -117,7 +115,7 @@ def test_a_run_goes_on_exactly_where_the_ceiling_binds(
         assert all(torch.equal(after[part][name], tensor) for name, tensor in alone[part].items()), part
 
 
-def test_other_data_are_refused(module: RankerModule) -> None:
+def test_wrong_data_raise(module: RankerModule) -> None:
     captions = TextConfig(tokenizer="emoji64", length=12)
     module.check_data(ImageDataModule("emoji64:val-styles", image_size=16, text=captions))
     with pytest.raises(ValueError, match="the ranker is trained on captions"):
@@ -126,13 +124,13 @@ def test_other_data_are_refused(module: RankerModule) -> None:
         module.check_data(CodeDataModule.__new__(CodeDataModule))
 
 
-def test_a_checkpoint_says_what_it_holds(module: RankerModule) -> None:
+def test_checkpoint_records_its_architecture(module: RankerModule) -> None:
     checkpoint: dict[str, Any] = {}
     module.on_save_checkpoint(checkpoint)
     assert checkpoint["dalle_zoo"]["stage"] == "ranker"
     assert RankerConfig(**checkpoint["dalle_zoo"]["config"]) == CONFIG
 
 
-def test_another_vocabulary_is_refused(tokenizer: str) -> None:
+def test_other_vocabulary_raises(tokenizer: str) -> None:
     with pytest.raises(ValueError, match="set text_vocab to 256"):
         RankerModule(RankerConfig(), tokenizer)

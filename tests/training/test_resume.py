@@ -84,7 +84,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize(("hook", "newest"), [("on_validation_start", 2), ("on_train_batch_start", 4)])
-def test_a_kill_next_to_a_validation_loses_nothing(
+def test_kill_near_validation_loses_nothing(
     hook: str, newest: int, fit: Any, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(self: StageModule, *args: Any) -> None:
@@ -103,7 +103,7 @@ def test_a_kill_next_to_a_validation_loses_nothing(
     assert images(run) == images(alone)
 
 
-def test_sigterm_saves_a_checkpoint_and_is_no_success(
+def test_sigterm_saves_checkpoint_and_exits_with_error(
     fit: Any, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
@@ -125,7 +125,7 @@ def test_sigterm_saves_a_checkpoint_and_is_no_success(
     assert weights(tmp_path / "run") == weights(alone)
 
 
-def test_a_run_that_early_stopping_ended_stays_ended(fit: Any, tmp_path: Path) -> None:
+def test_run_ended_by_early_stopping_is_not_resumed(fit: Any, tmp_path: Path) -> None:
     early = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/loss"]
     early += ["--trainer.callbacks.patience", "1", "--trainer.callbacks.min_delta", "100"]
     assert fit(*early) == 0
@@ -135,7 +135,7 @@ def test_a_run_that_early_stopping_ended_stays_ended(fit: Any, tmp_path: Path) -
     assert (checkpoints(tmp_path / "run"), weights(tmp_path / "run")) == (ended, first)
 
 
-def test_a_limited_epoch_is_resumed_at_its_end(fit: Any, tmp_path: Path) -> None:
+def test_limited_epoch_is_resumed_at_its_end(fit: Any, tmp_path: Path) -> None:
     limited = ["--trainer.limit_train_batches", "2", "--trainer.max_steps"]
     for steps in ("2", "6"):
         assert fit(*limited, steps) == 0
@@ -157,9 +157,7 @@ def test_overfitting_repeats_its_batches(fit: Any, monkeypatch: pytest.MonkeyPat
     assert keys[0] != keys[1]
 
 
-def test_changed_data_are_refused(
-    recipe: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_changed_data_raise(recipe: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = Path(shutil.copytree(shards, tmp_path / "data"))
     arguments = ["fit", str(recipe), "--data.train", str(own), "--run", str(tmp_path / "run"), "--trainer.max_steps"]
     assert main([*arguments, "1"]) == 0
@@ -170,7 +168,7 @@ def test_changed_data_are_refused(
     assert checkpoints(tmp_path / "run") == [1]
 
 
-def test_a_checkpoint_of_an_earlier_version_is_resumed(
+def test_checkpoint_of_earlier_version_is_resumed(
     fit: Any, alone: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = Path(shutil.copytree(alone, tmp_path / "run"))
@@ -194,7 +192,7 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_options_that_a_run_cannot_honor_are_refused(name: str) -> None:
+def test_unsupported_options_raise(name: str) -> None:
     harmless = {option: values[0] for option, (values, _) in REFUSED.items()}
     check_trainer(SimpleNamespace(**harmless))
     check_trainer(SimpleNamespace())
@@ -212,7 +210,7 @@ def stopped_state(*callbacks: Any) -> bool:
     return bool(checkpoint["callbacks"][callback.state_key]["stopped"])
 
 
-def test_a_limit_of_time_may_be_extended() -> None:
+def test_time_limit_can_be_extended() -> None:
     assert stopped_state()
     assert stopped_state(Timer(timedelta(seconds=60)))
     assert not stopped_state(Timer(timedelta(0)))

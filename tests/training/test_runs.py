@@ -224,7 +224,7 @@ def assert_same(left: Any, right: Any, where: str = "") -> None:
         assert left == right, where
 
 
-def test_a_killed_run_ends_with_the_same_bits(run: Run) -> None:
+def test_interrupted_run_ends_with_equal_bits(run: Run) -> None:
     weights = [folder / "model" / run.stage / "model.safetensors" for folder in (run.alone, run.killed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     last = [state(folder / "checkpoints" / f"{STEPS:08d}.ckpt") for folder in (run.alone, run.killed)]
@@ -237,14 +237,14 @@ def test_a_killed_run_ends_with_the_same_bits(run: Run) -> None:
     assert_same(loader[0], loader[1], "loader")
 
 
-def test_the_kills_hit_where_they_should(runs: dict[str, Run]) -> None:
+def test_kills_happen_at_intended_steps(runs: dict[str, Run]) -> None:
     # An epoch of the dVAE has five steps, so its run dies in the third of the second epoch.
     assert sorted(runs["dvae"].left) == ["00000003.ckpt", "00000006.ckpt"]
     # Half of a checkpoint is next to its place, under a name that nothing picks.
     assert sorted(runs["prior"].left) == [".00000009.ckpt.writing", "00000003.ckpt", "00000006.ckpt"]
 
 
-def test_half_a_state_is_never_picked_and_goes_away(runs: dict[str, Run], tmp_path: Path) -> None:
+def test_partial_checkpoint_is_never_used_and_removed(runs: dict[str, Run], tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     assert newest_checkpoint(tmp_path) is None
     (tmp_path / "checkpoints" / ".00000009.ckpt.writing").mkdir()
@@ -259,7 +259,7 @@ def test_half_a_state_is_never_picked_and_goes_away(runs: dict[str, Run], tmp_pa
             assert {path.name for path in (folder / "checkpoints").iterdir()} == {"00000012.ckpt", "00000013.ckpt"}
 
 
-def test_weights_are_the_averaged_ones(run: Run) -> None:
+def test_exported_weights_are_averaged(run: Run) -> None:
     exported = load_file(run.alone / "model" / run.stage / "model.safetensors")
     last = state(run.alone / "checkpoints" / f"{STEPS:08d}.ckpt")
     differ = 0
@@ -269,7 +269,7 @@ def test_weights_are_the_averaged_ones(run: Run) -> None:
     assert differ > len(exported) // 2
 
 
-def test_the_plateau_rule_halves_and_survives_the_kill(runs: dict[str, Run]) -> None:
+def test_plateau_schedule_halves_and_resumes(runs: dict[str, Run]) -> None:
     scheduler = state(runs["prior"].alone / "checkpoints" / f"{STEPS:08d}.ckpt")["lr_schedulers"][0]
     # Eleven steps behind the warm-up are five windows of two: the first is the best, each further one halves.
     assert (scheduler["last_epoch"], scheduler["halvings"], scheduler["loss_count"]) == (STEPS, 4, 1)
@@ -279,7 +279,7 @@ def test_the_plateau_rule_halves_and_survives_the_kill(runs: dict[str, Run]) -> 
     assert rates[STEPS - 1] == pytest.approx(RATE["peak"] / 16)
 
 
-def test_curves_of_a_killed_run_go_on(run: Run) -> None:
+def test_curves_of_interrupted_run_continue(run: Run) -> None:
     alone, killed = read_curves(run.alone), read_curves(run.killed)
     assert rows_of(run.killed) == rows_of(run.alone), "one file, in which no row is twice"
     wanted = {"train/loss", "val/loss", "schedule/learning_rate"}
@@ -297,7 +297,7 @@ def rows_of(run: Path) -> list[dict[str, str]]:
     return read_rows(run / CURVES)[1]
 
 
-def test_images_appear_at_every_validation(run: Run) -> None:
+def test_images_are_written_at_every_validation(run: Run) -> None:
     name = {"dvae": "reconstructions", "prior": "samples"}[run.stage]
     for folder in (run.alone, run.killed):
         files = sorted((folder / "images").iterdir())
@@ -314,7 +314,9 @@ def with_images(stage: str) -> list[int]:
     return [batch // 11 * 6 + batch % 11 // 2 for batch in range(4, 25, 4)]  # 11 batches an epoch are 6 steps
 
 
-def test_plot_plots_the_curves(runs: dict[str, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plot_writes_figure_of_curves(
+    runs: dict[str, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "new" / "curves.png"
     assert main(["plot", str(runs["dvae"].killed), "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out)
@@ -324,14 +326,14 @@ def test_plot_plots_the_curves(runs: dict[str, Run], tmp_path: Path, capsys: pyt
     assert [path.name for path in out.parent.iterdir()] == ["curves.png"]
 
 
-def test_half_a_line_of_a_curve_is_left_out(tmp_path: Path) -> None:
+def test_incomplete_line_of_curves_is_ignored(tmp_path: Path) -> None:
     folder = tmp_path / "metrics" / "version_0"
     folder.mkdir(parents=True)
     (folder / "metrics.csv").write_text("epoch,step,train/loss\n0,10,0.5\n0,11,0.4\n0,12,0.")
     assert read_curves(tmp_path) == {"train/loss": {10: 0.5, 11: 0.4}}
 
 
-def test_a_finished_run_goes_on_in_silence(
+def test_finished_run_resumes_without_messages(
     runs: dict[str, Run], recipes: dict[str, Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = runs["dvae"].alone
@@ -345,7 +347,7 @@ def test_a_finished_run_goes_on_in_silence(
     assert "Warning" not in said.err
 
 
-def test_more_steps_go_on_where_the_run_ended(recipes: dict[str, Path], runs: dict[str, Run], tmp_path: Path) -> None:
+def test_more_steps_continue_finished_run(recipes: dict[str, Path], runs: dict[str, Run], tmp_path: Path) -> None:
     # In three pieces, the first of which ends between two states and in the middle of an epoch.
     arguments = ["fit", str(recipes["prior"]), "--run", str(tmp_path / "run"), "--trainer.max_steps"]
     assert main([*arguments, "7"]) == 0
@@ -360,7 +362,7 @@ def test_more_steps_go_on_where_the_run_ended(recipes: dict[str, Path], runs: di
 
 
 @pytest.mark.parametrize("stage", ["dvae", "prior"])
-def test_a_run_that_ends_by_epochs_goes_on(stage: str, recipes: dict[str, Path], tmp_path: Path) -> None:
+def test_run_limited_by_epochs_is_resumed(stage: str, recipes: dict[str, Path], tmp_path: Path) -> None:
     def fit(run: str, epochs: int) -> bytes:
         options = ["--trainer.max_steps", "-1", "--checkpoint.every", "1000"]
         arguments = [*options, "--trainer.max_epochs", str(epochs), "--run", str(tmp_path / run)]
@@ -392,7 +394,7 @@ class StopAfter(Callback):
 
 
 @pytest.mark.parametrize(("where", "updates"), [("batch", 1), ("validation", 3)])
-def test_a_run_that_is_stopped_ends_with_a_complete_update_and_its_state(
+def test_stopped_run_ends_with_complete_step_and_checkpoint(
     where: str, updates: int, recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A step of the prior is two batches, and a validation falls behind the fourth.
@@ -415,7 +417,7 @@ def test_a_run_that_is_stopped_ends_with_a_complete_update_and_its_state(
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_validate_measures_what_training_measured(
+def test_validate_equals_validation_of_training(
     runs: dict[str, Run], recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     states = runs["dvae"].alone / "checkpoints"
@@ -437,7 +439,7 @@ def test_validate_measures_what_training_measured(
     assert "has no checkpoint: run `dalle-zoo fit` first" in capsys.readouterr().err
 
 
-def test_the_state_of_another_network_is_refused(
+def test_checkpoint_of_another_network_raises(
     runs: dict[str, Run], recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = runs["dvae"].alone / "checkpoints" / "00000012.ckpt"

@@ -38,23 +38,23 @@ STEP_SIZE = Cosine(start=1e-4, end=1.25e-6, steps=1_200_000)
         (STEP_SIZE, 3_000_000, 1.25e-6),
     ],
 )
-def test_the_three_cosines_of_the_dvae(schedule: Cosine, step: int, value: float) -> None:
+def test_dvae_schedules_match_the_paper(schedule: Cosine, step: int, value: float) -> None:
     assert schedule(step) == pytest.approx(value, rel=1e-6, abs=1e-15)
 
 
-def test_a_schedule_depends_on_the_step_alone() -> None:
+def test_schedule_depends_only_on_step() -> None:
     before = TEMPERATURE(10_000)
     for step in range(0, 200_000, 1_000):
         TEMPERATURE(step)
     assert TEMPERATURE(10_000) == before
 
 
-def test_a_cosine_needs_a_step() -> None:
+def test_cosine_without_steps_raises() -> None:
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         Cosine(start=0, end=1, steps=0)
 
 
-def test_warm_up_is_linear_to_the_peak() -> None:
+def test_warm_up_is_linear_to_peak() -> None:
     rate = LearningRate()
     assert rate.at(0) == pytest.approx(4.5e-4 / 5_000)
     assert rate.at(2_499) == pytest.approx(2.25e-4)
@@ -85,7 +85,7 @@ def test_cosine_decay_starts_where_the_warm_up_ends() -> None:
         ({"max_halvings": -1}, "max_halvings must be at least 0"),
     ],
 )
-def test_a_bad_rate_is_refused(wrong: dict[str, Any], message: str) -> None:
+def test_wrong_rate_raises(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LearningRate(**wrong)
 
@@ -113,13 +113,13 @@ class Run:
         return rates.pop()
 
 
-def test_the_scheduler_gives_every_step_its_rate() -> None:
+def test_scheduler_sets_rate_of_every_step() -> None:
     rate = LearningRate(peak=1.0, warmup_steps=3, decay="cosine", final=0.1, decay_steps=4)
     run = Run(rate)
     assert [run.update(9.0) for _ in range(10)] == [rate.at(step) for step in range(10)]
 
 
-def test_a_plateau_halves_five_times() -> None:
+def test_plateau_halves_at_most_five_times() -> None:
     run = Run(LearningRate(warmup_steps=2, plateau_window=3, plateau_patience=2))
     rates = [run.update(2.0) for _ in range(60)]
     assert rates[:2] == [2.25e-4, 4.5e-4]
@@ -132,7 +132,7 @@ def test_a_plateau_halves_five_times() -> None:
     assert run.scheduler.halvings == 5
 
 
-def test_no_halving_while_the_loss_falls() -> None:
+def test_falling_loss_does_not_halve() -> None:
     run = Run(LearningRate(warmup_steps=0, plateau_window=2, plateau_patience=1, plateau_threshold=1e-3))
     assert {run.update(5 * 0.99**step) for step in range(100)} == {4.5e-4}
     # A fall below the threshold does not count.
@@ -141,19 +141,19 @@ def test_no_halving_while_the_loss_falls() -> None:
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_changes_nothing(loss: float) -> None:
+def test_non_finite_loss_is_ignored(loss: float) -> None:
     run = Run(LearningRate(warmup_steps=0, plateau_window=2, plateau_patience=1, plateau_threshold=1e-3))
     assert {run.update(loss if step % 3 == 0 else 5 * 0.99**step) for step in range(100)} == {4.5e-4}
 
 
-def test_the_warm_up_is_not_compared() -> None:
+def test_warm_up_losses_are_not_compared() -> None:
     run = Run(LearningRate(warmup_steps=4, plateau_window=1, plateau_patience=1))
     for loss in (0.1, 0.1, 0.1, 0.1):
         run.update(loss)
     assert run.scheduler.best == math.inf
 
 
-def test_a_restart_changes_nothing() -> None:
+def test_restart_does_not_change_schedule() -> None:
     rate = LearningRate(warmup_steps=3, plateau_window=3, plateau_patience=2)
     losses = [2.0 + 0.1 * math.sin(step) for step in range(80)]
     complete = Run(rate)

@@ -116,7 +116,7 @@ def apart(one: list[float], other: list[float]) -> float:
 
 
 @pytest.mark.parametrize(("strategy", "world"), SPREAD)
-def test_gradients_and_loss_are_those_of_one_process(result: Any, strategy: str, world: int) -> None:
+def test_gradients_and_loss_equal_those_of_one_process(result: Any, strategy: str, world: int) -> None:
     one, spread = result("auto", 1), result(strategy, world)
     assert error(one, spread, 0) < 1e-6
     assert error(one, spread, 5) < 2e-6  # the weights have had five steps to move apart
@@ -125,12 +125,12 @@ def test_gradients_and_loss_are_those_of_one_process(result: Any, strategy: str,
     assert apart(one["losses"], spread["losses"]) < 1e-6
 
 
-def test_shards_need_not_be_even(result: Any) -> None:
+def test_uneven_shards_are_supported(result: Any) -> None:
     assert len(result("fsdp2", 3)["losses"]) == 2  # 128 inputs of the MLP's second matrix, of three processes
 
 
 @pytest.mark.parametrize(("strategy", "world"), VALIDATED)
-def test_the_average_is_measured_and_training_goes_on_without_it(result: Any, strategy: str, world: int) -> None:
+def test_validation_uses_average_and_training_does_not(result: Any, strategy: str, world: int) -> None:
     one, alone, measured = result("auto", 1, "measured"), result("auto", 1), result(strategy, world, "measured")
     assert apart(alone["losses"], measured["losses"]) < 1e-6
     assert measured["measured"]["val/image_loss"] == pytest.approx(one["measured"]["val/image_loss"], abs=1e-6)
@@ -138,14 +138,14 @@ def test_the_average_is_measured_and_training_goes_on_without_it(result: Any, st
 
 
 @pytest.mark.parametrize(("strategy", "world"), RECOMPUTED)
-def test_recomputing_changes_nothing(result: Any, strategy: str, world: int) -> None:
+def test_recomputation_does_not_change_results(result: Any, strategy: str, world: int) -> None:
     retained, recomputed = result(strategy, world), result(strategy, world, "again")
     assert error(retained, recomputed, 0) == 0
     assert retained["losses"] == recomputed["losses"]
 
 
 @pytest.mark.parametrize(("strategy", "world"), LOW_RANK)
-def test_low_rank_gradients_are_others_but_train(result: Any, strategy: str, world: int) -> None:
+def test_low_rank_gradients_differ_but_train(result: Any, strategy: str, world: int) -> None:
     one, low = result("auto", 1), result(strategy, world)
     assert error(one, low, 0) > 0.01
     assert low["losses"][0] == pytest.approx(one["losses"][0], abs=1e-6)
@@ -153,15 +153,13 @@ def test_low_rank_gradients_are_others_but_train(result: Any, strategy: str, wor
 
 
 @pytest.mark.parametrize(("first", "begun", "strategy", "world"), RESUMED)
-def test_a_run_goes_on_under_another_strategy(result: Any, first: str, begun: int, strategy: str, world: int) -> None:
+def test_run_resumes_with_another_strategy(result: Any, first: str, begun: int, strategy: str, world: int) -> None:
     alone, resumed = result("auto", 1), result(first, begun, strategy, world)
     assert apart(alone["losses"][HALF:], resumed["losses"]) < 1e-6
 
 
 @pytest.mark.parametrize(("first", "begun", "strategy", "world"), RESUMED_LOW_RANK)
-def test_what_was_left_to_send_is_sent_after_all(
-    result: Any, first: str, begun: int, strategy: str, world: int
-) -> None:
+def test_error_feedback_is_sent_later(result: Any, first: str, begun: int, strategy: str, world: int) -> None:
     alone, resumed = result(first, begun), result(first, begun, strategy, world)
     assert apart(alone["losses"][HALF:], resumed["losses"]) < 1e-6
 
@@ -185,7 +183,7 @@ def unsharded_or_file(run: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_checkpoint_of_any_strategy_becomes_one_folder_of_weights(result: Any, tmp_path: Path) -> None:
+def test_checkpoints_of_all_strategies_consolidate_to_equal_weights(result: Any, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     for strategy, world in [("auto", 1), ("fsdp2", 4), ("fsdp", 2), ("hsdp_powersgd(rank=64, shard_size=2)", 4)]:
@@ -204,7 +202,7 @@ def test_a_checkpoint_of_any_strategy_becomes_one_folder_of_weights(result: Any,
         assert not all(torch.equal(others[name], weight) for name, weight in tensors.items())
 
 
-def test_shards_are_no_pickles_and_nothing_else_lies_about(result: Any) -> None:
+def test_sharded_checkpoint_has_only_safetensors_and_state(result: Any) -> None:
     folder = result("fsdp2", 4)["folder"] / "checkpoints"
     newest, older = list_checkpoints(folder)[-1], list_checkpoints(folder)[0]
     assert sorted(path.suffix for path in newest.iterdir()) == [".pt", *[".safetensors"] * 4]
@@ -212,7 +210,7 @@ def test_shards_are_no_pickles_and_nothing_else_lies_about(result: Any) -> None:
 
 
 @pytest.mark.slow  # half a minute: each of the twenty lives has two processes to connect
-def test_twenty_kills_change_nothing_and_leave_no_half_checkpoint(tmp_path: Path) -> None:
+def test_twenty_kills_change_nothing_and_leave_no_partial_checkpoint(tmp_path: Path) -> None:
     usual = {"strategy": "fsdp2", "world": 2, "every": 1, "clip": 0.5}
     alone, killed = {**usual, "out": str(tmp_path / "alone")}, {**usual, "out": str(tmp_path / "killed"), "pace": 0.05}
     launch([alone], tmp_path)
@@ -223,7 +221,7 @@ def test_twenty_kills_change_nothing_and_leave_no_half_checkpoint(tmp_path: Path
     assert all(torch.equal(ends[1][name], weight) for name, weight in ends[0].items())
 
 
-def test_names_are_checked_before_anything_is_built() -> None:
+def test_names_are_checked_before_construction() -> None:
     with pytest.raises(ValueError, match=r"unknown strategy 'hsdp_power'.*Did you mean 'hsdp_powersgd'"):
         make_strategy("hsdp_power(rank=4)")
     with pytest.raises(ValueError, match="needs rank"):
@@ -238,7 +236,7 @@ def test_names_are_checked_before_anything_is_built() -> None:
         make_strategy("ddp_powersgd(rank=2, wire_bits=8)")
 
 
-def test_the_trainer_knows_them_by_name() -> None:
+def test_trainer_accepts_strategies_by_name() -> None:
     options: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False}
     assert isinstance(ZooTrainer(strategy="hsdp_powersgd(rank=8)", **options).strategy, HSDPPowerSGD)
     assert isinstance(ZooTrainer(strategy="ddp", **options).strategy, DDPStrategy)
@@ -257,14 +255,14 @@ def test_the_trainer_knows_them_by_name() -> None:
         ZooTrainer(precision="16-resblok", **options)
 
 
-def test_only_fully_shard_takes_networks_without_weights() -> None:
+def test_only_fully_shard_accepts_networks_without_weights() -> None:
     names = ("fsdp2", "hsdp", "hsdp_powersgd(rank=8)", "fsdp", "ddp", "auto", None)
     assert [defers_weights(name) for name in names] == [True, True, True, False, False, False, False]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cpp_compiler")
-def test_compiled_blocks_train_as_eager_ones(tmp_path: Path) -> None:
+def test_compiled_blocks_match_eager_blocks(tmp_path: Path) -> None:
     cases: dict[str, dict[str, Any]] = {
         "one": {"strategy": "auto", "world": 1},
         "ddp": {"strategy": "ddp", "world": 2, "compile": True},

@@ -39,13 +39,13 @@ def test_kmeans_finds_clusters() -> None:
     assert float(distance) == pytest.approx(0.02, rel=0.3)
 
 
-def test_an_empty_cluster_moves() -> None:
+def test_empty_cluster_moves_to_a_vector() -> None:
     vectors = torch.cat([torch.zeros(50, 2), torch.ones(1, 2)])
     found = {tuple(kmeans(vectors, 2, 50, seeded(s))[0].sum(1).sort().values.tolist()) for s in range(3)}
     assert found == {(0.0, 2.0)}  # though both centers start at zero nearly always
 
 
-def test_kmeans_needs_as_many_vectors_as_codes() -> None:
+def test_kmeans_with_too_few_vectors_raises() -> None:
     with pytest.raises(ValueError, match="at least 5 vectors for as many codes, got 4"):
         kmeans(torch.zeros(4, 2), 5, 1, seeded())
 
@@ -94,7 +94,7 @@ def codes_used(stage: DVAEModule) -> int:
 
 
 @pytest.mark.slow  # a complete run
-def test_a_run_spreads_its_codes() -> None:
+def test_warm_start_increases_codebook_use() -> None:
     stage = module(warm_start=WarmStart(steps=60, gather=8))
     fit(stage, 60)
     assert len(stage.features) == 8
@@ -109,7 +109,7 @@ def test_a_run_spreads_its_codes() -> None:
     assert codes_used(stage) > 2 * codes_used(plain)
 
 
-def test_quantized_steps_learn_encoder_codes_and_decoder_together() -> None:
+def test_quantized_steps_train_encoder_codes_and_decoder() -> None:
     """Images get better than right after k-means, and the network's own layers are the codebook."""
     images = F.interpolate(torch.rand(64, 3, 2, 2, generator=seeded(1)), (16, 16))
 
@@ -134,7 +134,7 @@ def test_quantized_steps_learn_encoder_codes_and_decoder_together() -> None:
     )
 
 
-def test_the_gradient_passes_straight_through_the_codes() -> None:
+def test_gradient_passes_straight_through_codes() -> None:
     codebook = Codebook(4, 3, WarmStart(steps=1, gather=1))
     codebook.start(torch.randn(4, 3, generator=seeded()), torch.ones(()))
     features = torch.randn(2, 3, 2, 2, generator=seeded(1)).requires_grad_()
@@ -152,7 +152,7 @@ def test_the_gradient_passes_straight_through_the_codes() -> None:
     assert codebook(moved)[2][:, -1].sum() < facts[:, -1].sum()  # nearer to the codes
 
 
-def test_codes_are_running_means_of_their_features() -> None:
+def test_codes_are_running_means_of_features() -> None:
     codebook = Codebook(2, 2, WarmStart(steps=1, gather=1, codebook_decay=0.5))
     codebook.start(torch.tensor([[0.0, 0.0], [5.0, 5.0]]), torch.ones(()))
     codebook.observe(torch.tensor([[8.0, 4.0, 2.0, 6.0], [0.0, 0.0, 0.0, 0.0]]))
@@ -180,7 +180,7 @@ def test_unused_codes_move_to_features() -> None:
         ({"steps": 40, "iterations": 0}, "iterations at least 1"),
     ],
 )
-def test_impossible_settings_are_refused(options: dict[str, Any], message: str) -> None:
+def test_impossible_settings_raise(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WarmStart(**options)
 

@@ -117,7 +117,7 @@ def who(rank: int, outcome: Outcome) -> str:
     return f"rank {rank} ({socket.gethostname()}, process {outcome.pids[rank]})"
 
 
-def test_a_killed_rank_is_named(tmp_path: Path) -> None:
+def test_killed_rank_is_reported(tmp_path: Path) -> None:
     outcome = Outcome(tmp_path, "SIGKILL", 1)
     assert outcome.status == 1
     assert len(outcome.reports) == 1, outcome.said
@@ -127,7 +127,7 @@ def test_a_killed_rank_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_rank_0_is_named(tmp_path: Path) -> None:
+def test_killed_rank_0_is_reported(tmp_path: Path) -> None:
     outcome = Outcome(tmp_path, "SIGKILL", 0, processes=3)
     assert outcome.status == -9
     assert len(outcome.reports) == 2, outcome.said
@@ -137,7 +137,7 @@ def test_a_killed_rank_0_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_stopped_rank_is_named_and_killed(tmp_path: Path) -> None:
+def test_stopped_rank_is_reported_and_killed(tmp_path: Path) -> None:
     outcome = Outcome(tmp_path, "SIGSTOP", 1, processes=3)
     assert outcome.status == 1
     assert len(outcome.reports) == 2, outcome.said
@@ -145,7 +145,7 @@ def test_a_stopped_rank_is_named_and_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_stopped_rank_0_is_named_and_killed(tmp_path: Path) -> None:
+def test_stopped_rank_0_is_reported_and_killed(tmp_path: Path) -> None:
     outcome = Outcome(tmp_path, "SIGSTOP", 0)
     assert outcome.status == -9
     assert len(outcome.reports) == 1, outcome.said
@@ -154,7 +154,7 @@ def test_a_stopped_rank_0_is_named_and_killed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_hangs_is_named_and_shows_where(rank: int, tmp_path: Path) -> None:
+def test_hanging_rank_is_reported_with_its_stack(rank: int, tmp_path: Path) -> None:
     outcome = Outcome(tmp_path, "sleep", rank)
     assert outcome.status == 1
     assert len(outcome.reports) == 2, outcome.said
@@ -165,7 +165,7 @@ def test_a_rank_that_hangs_is_named_and_shows_where(rank: int, tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_fails_is_named_with_its_traceback(rank: int, tmp_path: Path) -> None:
+def test_failing_rank_is_reported_with_its_traceback(rank: int, tmp_path: Path) -> None:
     outcome = Outcome(tmp_path, "raise", rank)
     assert outcome.status == 1
     assert len(outcome.reports) == 2, outcome.said
@@ -176,7 +176,7 @@ def test_a_rank_that_fails_is_named_with_its_traceback(rank: int, tmp_path: Path
 
 
 @pytest.mark.slow  # three processes for ten seconds
-def test_a_run_that_ends_well_says_nothing(tmp_path: Path) -> None:
+def test_successful_run_reports_nothing(tmp_path: Path) -> None:
     outcome = Outcome(tmp_path, "pending", 0)
     assert outcome.status == 0, outcome.said
     assert not outcome.reports
@@ -185,7 +185,7 @@ def test_a_run_that_ends_well_says_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "run/model/dvae/model.safetensors").is_file()
 
 
-def test_strangers_are_sent_away() -> None:
+def test_unknown_connections_are_rejected() -> None:
     server = Server("localhost", RankTable(60.0, time.monotonic()), {}, world_size=2)
     server.start()
     mine = {"token": server.token, "status": vars(RankStatus(rank=1, host="h", pid=1))}
@@ -212,7 +212,7 @@ def test_strangers_are_sent_away() -> None:
     assert not server.is_alive(), "a rank that is gone is a failure report"
 
 
-def test_silent_strangers_do_not_fill_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_connections_do_not_exhaust_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "STRANGERS", 2)
     server = Server("localhost", RankTable(60.0, time.monotonic()), {}, world_size=2)
     strangers = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(6)]
@@ -230,7 +230,7 @@ def test_silent_strangers_do_not_fill_the_server(monkeypatch: pytest.MonkeyPatch
     server._socket.close()
 
 
-def test_a_time_in_which_the_process_was_stopped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_while_stopped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     table, clock = RankTable(60.0, now[0]), Clock()
@@ -269,7 +269,7 @@ with launcher.tied_to_launcher():
 """
 
 
-def test_a_rank_ends_with_the_process_that_launched_it() -> None:
+def test_rank_ends_with_its_launcher() -> None:
     shell = f'{LAUNCHER}=$$ LOCAL_RANK=1 "$0" -c "$1" "$2" & echo $!; read _'
     process = subprocess.Popen(
         ["sh", "-c", shell, sys.executable, CONNECTING, str(launcher.__file__)],
@@ -290,6 +290,6 @@ def test_a_rank_ends_with_the_process_that_launched_it() -> None:
     wait_for_the_end([rank])
 
 
-def test_the_timeout_must_be_positive() -> None:
+def test_timeout_must_be_positive() -> None:
     with pytest.raises(ValueError, match="timeout must be above 0 seconds, got 0"):
         RankWatch(0)

@@ -19,7 +19,7 @@ class Touch:
         return Path.touch, (self.path,)
 
 
-def test_birds(make: Any) -> None:
+def test_birds_are_read(make: Any) -> None:
     root = make.attngan(birds=True)
     first, second = read_dataset("attngan", root, "test").items
     assert first.key == "003.Crow/Crow_0001_31"
@@ -30,7 +30,7 @@ def test_birds(make: Any) -> None:
     assert [item.concept for item in read_dataset("attngan", root, "train").items] == ["1", "1", "2", "2"]
 
 
-def test_coco(make: Any) -> None:
+def test_coco_is_read(make: Any) -> None:
     root = make.attngan(birds=False)
     items = read_dataset("attngan", root, "test").items
     assert [item.key for item in items] == ["COCO_val2014_000000000003", "COCO_val2014_000000000007"]
@@ -39,13 +39,13 @@ def test_coco(make: Any) -> None:
 
 
 @pytest.mark.parametrize("birds", [False, True])
-def test_captions_of_the_pickle_where_no_text_is(make: Any, birds: bool) -> None:
+def test_captions_are_read_from_pickle_without_text_folder(make: Any, birds: bool) -> None:
     root = make.attngan(birds=birds, text=False)
     for split in ("train", "test"):
         assert {i.captions for i in read_dataset("attngan", root, split).items} == {("a bird", "two bird")}
 
 
-def test_captions_belong_to_their_images(make: Any) -> None:
+def test_captions_match_their_images(make: Any) -> None:
     root = make.attngan(birds=False, text=False)
     make.pickle(root / "captions.pickle", [[], [[1, 1], [1], [2], [2, 2, 0, 0]], {0: "<end>", 1: "x", 2: "y"}, {}])
     three, seven = read_dataset("attngan", root, "test").items  # filenames.pickle lists 7 first
@@ -54,14 +54,14 @@ def test_captions_belong_to_their_images(make: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["captions.pickle", "test/filenames.pickle"])
-def test_missing_pickles_are_named(make: Any, name: str) -> None:
+def test_missing_pickles_raise_with_their_names(make: Any, name: str) -> None:
     root = make.attngan(birds=True)
     (root / name).unlink()
     with pytest.raises(DatasetError, match=f"there is no {name}"):
         read_dataset("attngan", root, "test")
 
 
-def test_missing_images(make: Any) -> None:
+def test_missing_images_raise(make: Any) -> None:
     root = make.attngan(birds=False)
     (root / "images").rename(root / "elsewhere")
     with pytest.raises(DatasetError, match="there is no images/"):
@@ -69,7 +69,7 @@ def test_missing_images(make: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["captions.pickle", "test/filenames.pickle", "test/class_info.pickle"])
-def test_a_pickle_that_runs_something_is_refused(make: Any, name: str) -> None:
+def test_pickle_with_code_raises(make: Any, name: str) -> None:
     root, proof = make.attngan(birds=True, text=False), make.root / "ran"
     make.pickle(root / name, [Touch(proof)])
     with pytest.raises(UnsafePickleError, match=f"{name} is not opened: it must hold only plain data"):
@@ -91,14 +91,14 @@ def test_a_pickle_that_runs_something_is_refused(make: Any, name: str) -> None:
         ([[], [1, 2], {1: "a"}, {}], "must hold a list of word ids, got int"),
     ],
 )
-def test_wrong_captions(make: Any, value: object, message: str) -> None:
+def test_wrong_captions_raise(make: Any, value: object, message: str) -> None:
     root = make.attngan(birds=False, text=False)
     make.pickle(root / "captions.pickle", value)
     with pytest.raises(DatasetError, match=message):
         read_dataset("attngan", root, "test")
 
 
-def test_lists_that_do_not_fit(make: Any) -> None:
+def test_inconsistent_lists_raise(make: Any) -> None:
     root = make.attngan(birds=True)
     make.pickle(root / "test/class_info.pickle", [3])
     with pytest.raises(DatasetError, match="must hold one class per image, got 1 for 2 images"):

@@ -28,7 +28,7 @@ def test_every_layout_is_tested() -> None:
 
 
 @pytest.mark.parametrize("layout", MAKERS)
-def test_every_layout(make: Any, layout: str) -> None:
+def test_every_layout_is_read(make: Any, layout: str) -> None:
     root = MAKERS[layout](make)
     benchmark = read_dataset(layout, root, SPLITS[layout])
     assert benchmark.name == f"{layout}:{SPLITS[layout]}"
@@ -42,7 +42,7 @@ def test_every_layout(make: Any, layout: str) -> None:
         read_dataset(layout, root, "tset")
 
 
-def test_unknown_layout_and_missing_folder(tmp_path: Path) -> None:
+def test_unknown_layout_and_missing_folder_raise(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match=r"unknown evaluation dataset 'cocoo'. Did you mean 'coco'\?"):
         read_dataset("cocoo", tmp_path, "val2014")
     with pytest.raises(DatasetError, match="there is no such folder"):
@@ -62,13 +62,13 @@ def test_another_layout_is_recognized(make: Any, asked: str, given: str) -> None
     assert str(caught.value).endswith(f"The folder looks like the layout '{given}'.")
 
 
-def test_the_right_folder_one_level_below_is_named(make: Any) -> None:
+def test_folder_one_level_below_is_suggested(make: Any) -> None:
     make.cub()
     with pytest.raises(DatasetError, match=r"Its folder CUB_200_2011 looks like the layout 'cub'"):
         read_dataset("cub", make.root, "test")
 
 
-def test_a_registered_layout_describes_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registered_layout_describes_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = SpecRegistry("evaluation dataset", group="example.datasets", spec=DatasetSpec)
     monkeypatch.setattr(base, "DATASETS", registry)
 
@@ -86,12 +86,12 @@ def test_a_registered_layout_describes_its_folder(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("layout", ["coco", "cub", "attngan"])
-def test_an_empty_folder(tmp_path: Path, layout: str) -> None:
+def test_empty_folder_raises_with_layout(tmp_path: Path, layout: str) -> None:
     with pytest.raises(DatasetError, match=rf"there is no .*The layout '{layout}' has .*\.$"):
         read_dataset(layout, tmp_path, SPLITS[layout])
 
 
-def test_the_digest_sees_every_part(toy: EvalDataset) -> None:
+def test_digest_depends_on_every_part(toy: EvalDataset) -> None:
     first = toy.items[0]
     assert first.image is not None
     digests = {toy.sha256()}
@@ -108,13 +108,13 @@ def test_the_digest_sees_every_part(toy: EvalDataset) -> None:
     assert len(digests) == len(changes) + 3
 
 
-def test_the_digest_does_not_depend_on_the_place(make: Any) -> None:
+def test_digest_does_not_depend_on_location(make: Any) -> None:
     first = read_dataset("coco", make.coco(name="one"), "val2014")
     second = read_dataset("coco", make.coco(name="two", inside="images", zipped=True), "val2014")
     assert first.sha256() == second.sha256()
 
 
-def test_what_is_left_out_is_named_and_counted(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_skipped_entries_are_listed_and_counted(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     root = make.coco(captions={1: ["a"], 2: [" ", "\n"], 3: ["c"], 4: ["d"], 5: ["e"]})
     images = root / "val2014"
     (images / "COCO_val2014_000000000003.jpg").unlink()
@@ -130,7 +130,7 @@ def test_what_is_left_out_is_named_and_counted(make: Any, caplog: pytest.LogCapt
     assert "3 of 5 entries left out, such as COCO_val2014_000000000002: has no caption" in caplog.text
 
 
-def test_nothing_left_is_an_error(make: Any) -> None:
+def test_no_usable_image_raises(make: Any) -> None:
     root = make.coco()
     for path in (root / "val2014").iterdir():
         path.unlink()
@@ -138,7 +138,7 @@ def test_nothing_left_is_an_error(make: Any) -> None:
         read_dataset("coco", root, "val2014")
 
 
-def test_equal_keys_are_an_error(tmp_path: Path) -> None:
+def test_equal_keys_raise(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"a")
     item = Item(key="a", image=tmp_path / "a.png", captions=("a",))
     with pytest.raises(DatasetError, match="lists the image 'a' twice"):
@@ -146,7 +146,7 @@ def test_equal_keys_are_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["../a", "a/../../b", "/etc/a", "a\0b", "", None, 3, "..\\a"])
-def test_keys_stay_inside_the_folder(key: object) -> None:
+def test_keys_outside_the_folder_raise(key: object) -> None:
     with pytest.raises(DatasetError, match=r"list\.txt: expected"):
         checked_key(key, "list.txt")
 

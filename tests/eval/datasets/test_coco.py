@@ -22,7 +22,7 @@ def edit(root: Path, part: str, **changes: Any) -> None:
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("inside", ["", "images"])
 @pytest.mark.parametrize("zipped", [False, True])
-def test_official_layouts(make: Any, split: str, inside: str, zipped: bool) -> None:
+def test_official_layouts_are_read(make: Any, split: str, inside: str, zipped: bool) -> None:
     root = make.coco(split, inside=inside, zipped=zipped)
     benchmark = read_dataset("coco", root, split)
     prefix = f"COCO_{split}_" if "2014" in split else ""
@@ -38,12 +38,12 @@ def test_captions_have_no_line_breaks(make: Any) -> None:
     assert read_dataset("coco", root, "val2014").items[0].captions == ("a dog runs.", "a dog")
 
 
-def test_a_missing_caption_file_names_those_that_are_there(make: Any) -> None:
+def test_missing_caption_file_raises_with_present_files(make: Any) -> None:
     with pytest.raises(DatasetError, match=r"no annotations/captions_val2017\.json \(but captions_val2014\.json\)"):
         read_dataset("coco", make.coco(), "val2017")
 
 
-def test_missing_images(make: Any) -> None:
+def test_missing_images_raise(make: Any) -> None:
     root = make.coco()
     (root / "val2014").rename(root / "elsewhere")
     with pytest.raises(DatasetError, match=r"no folder of images val2014/ or images/val2014/"):
@@ -51,37 +51,39 @@ def test_missing_images(make: Any) -> None:
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_a_truncated_caption_file(make: Any, zipped: bool) -> None:
+def test_truncated_caption_file_raises(make: Any, zipped: bool) -> None:
     root = make.coco(zipped=zipped)
     path = next((root / "annotations").iterdir())
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(DatasetError, match=r"captions_val2014\.json.* is not JSON or is truncated .*download it again"):
+    with pytest.raises(
+        DatasetError, match=r"captions_val2014\.json.* is not JSON or is truncated .*download it again"
+    ):
         read_dataset("coco", root, "val2014")
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"images": [], "annotations": {}}'])
-def test_another_json(make: Any, text: str) -> None:
+def test_unrelated_json_raises(make: Any, text: str) -> None:
     root = make.coco()
     (root / "annotations/captions_val2014.json").write_text(text)
     with pytest.raises(DatasetError, match="must hold the lists 'images' and 'annotations'"):
         read_dataset("coco", root, "val2014")
 
 
-def test_a_file_of_boxes_is_no_caption_file(make: Any) -> None:
+def test_file_of_boxes_raises(make: Any) -> None:
     root = make.coco()
     edit(root, "annotations", caption=None, bbox=[0, 0, 1, 1])
     with pytest.raises(DatasetError, match=r"entry 0 of 'annotations' must have the field 'caption' \(str\)"):
         read_dataset("coco", root, "val2014")
 
 
-def test_an_image_outside_the_folder(make: Any) -> None:
+def test_image_outside_the_folder_raises(make: Any) -> None:
     root = make.coco()
     edit(root, "images", file_name="../../secret.jpg")
     with pytest.raises(DatasetError, match="expected a name inside the folder of the images"):
         read_dataset("coco", root, "val2014")
 
 
-def test_captions_of_an_unlisted_image_are_named(make: Any) -> None:
+def test_captions_of_unlisted_image_are_skipped(make: Any) -> None:
     root = make.coco(captions={1: ["a"], 2: ["b"]})
     edit(root, "images", id=77)
     benchmark = read_dataset("coco", root, "val2014")

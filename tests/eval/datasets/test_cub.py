@@ -18,7 +18,7 @@ def change(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def test_the_splits(make: Any) -> None:
+def test_splits_have_expected_items(make: Any) -> None:
     root = make.cub()
     keys = {split: {item.key for item in read_dataset("cub", root, split).items} for split in SPLITS}
     assert keys["test"] == {"003.Crow/Crow_0001_31", "003.Crow/Crow_0002_32"}
@@ -28,7 +28,7 @@ def test_the_splits(make: Any) -> None:
     assert {key[-1] for key in keys["train-official"]} == {"1"}  # odd numbers are marked 1
 
 
-def test_an_item(make: Any) -> None:
+def test_item_has_image_captions_box_and_class(make: Any) -> None:
     root = make.cub()
     item = read_dataset("cub", root, "test").items[1]
     assert item.key == "003.Crow/Crow_0002_32"
@@ -38,13 +38,13 @@ def test_an_item(make: Any) -> None:
     assert item.captions == ("a bird", *(f"bird 5 from side {side}" for side in range(9)))
 
 
-def test_captions_with_lost_characters(make: Any) -> None:
+def test_lost_characters_of_captions_are_spaces(make: Any) -> None:
     root = make.cub()
     make.text(root / "text_c10/003.Crow/Crow_0001_31.txt", "it has a 3\ufffd\ufffd bill", "", "black")
     assert read_dataset("cub", root, "test").items[0].captions == ("it has a 3 bill", "black")
 
 
-def test_a_missing_or_unreadable_caption_file_is_named(make: Any) -> None:
+def test_missing_or_unreadable_caption_file_is_skipped(make: Any) -> None:
     root = make.cub()
     (root / "text_c10/001.Tern/Tern_0001_11.txt").unlink()
     (root / "text_c10/001.Tern/Tern_0002_12.txt").write_bytes(b"a \xff bird\n")
@@ -57,7 +57,7 @@ def test_a_missing_or_unreadable_caption_file_is_named(make: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["images.txt", "classes.txt", "image_class_labels.txt", "zeroshot_train.txt"])
-def test_missing_files_are_named(make: Any, name: str) -> None:
+def test_missing_files_raise_with_their_names(make: Any, name: str) -> None:
     root = make.cub()
     (root / name).unlink()
     with pytest.raises(DatasetError, match=rf"there is no {name}\. The layout 'cub' has images\.txt"):
@@ -65,14 +65,14 @@ def test_missing_files_are_named(make: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["images", "text_c10"])
-def test_missing_folders_are_named(make: Any, name: str) -> None:
+def test_missing_folders_raise_with_their_names(make: Any, name: str) -> None:
     root = make.cub()
     (root / name).rename(root / "elsewhere")
     with pytest.raises(DatasetError, match=f"there is no {name}/"):
         read_dataset("cub", root, "test")
 
 
-def test_without_the_zero_shot_lists_the_official_split_remains(make: Any) -> None:
+def test_official_split_works_without_zero_shot_lists(make: Any) -> None:
     root = make.cub()
     (root / "zeroshot_train.txt").unlink()
     (root / "zeroshot_test.txt").unlink()
@@ -82,14 +82,14 @@ def test_without_the_zero_shot_lists_the_official_split_remains(make: Any) -> No
         read_dataset("cub", root, "test-official")
 
 
-def test_boxes_may_be_absent(make: Any) -> None:
+def test_boxes_are_optional(make: Any) -> None:
     root = make.cub()
     (root / "bounding_boxes.txt").unlink()
     assert {item.box for item in read_dataset("cub", root, "test").items} == {None}
 
 
 @pytest.mark.parametrize("name", ["bounding_boxes.txt", "image_class_labels.txt", "train_test_split.txt"])
-def test_truncated_tables(make: Any, name: str) -> None:
+def test_truncated_tables_raise(make: Any, name: str) -> None:
     root = make.cub()
     make.text(root / name, *(root / name).read_text().splitlines()[:4])
     with pytest.raises(DatasetError, match=rf"{name} lacks 2 of the 6 images of images\.txt, such as number 5"):
@@ -99,14 +99,14 @@ def test_truncated_tables(make: Any, name: str) -> None:
 @pytest.mark.parametrize(
     "box", ["6 6.0 2.0 4.0", "6 a b c d", "6 1.0 1.0 0.0 4.0", "6 nan 1.0 2.0 2.0", "6 1 1 inf 2"]
 )
-def test_wrong_boxes(make: Any, box: str) -> None:
+def test_wrong_boxes_raise(make: Any, box: str) -> None:
     root = make.cub()
     change(root / "bounding_boxes.txt", "6 6.0 2.0 4.0 6.0", box)
     with pytest.raises(DatasetError, match="image 6 must have left, top, width and height"):
         read_boxes(root)
 
 
-def test_tables_of_another_form(make: Any) -> None:
+def test_malformed_tables_raise(make: Any) -> None:
     root = make.cub()
     change(root / "image_class_labels.txt", "2 1\n", "two 1\n")
     with pytest.raises(DatasetError, match="expected lines of a number and a value, got 'two 1'"):
@@ -125,14 +125,14 @@ def test_tables_of_another_form(make: Any) -> None:
         read_dataset("cub", root, "test")
 
 
-def test_a_class_without_a_name(make: Any) -> None:
+def test_class_without_name_raises(make: Any) -> None:
     root = make.cub()
     change(root / "classes.txt", "3 003.Crow\n", "")
     with pytest.raises(DatasetError, match=r"classes\.txt lacks class 3"):
         read_dataset("cub", root, "test")
 
 
-def test_splits_that_do_not_fit(make: Any) -> None:
+def test_inconsistent_splits_raise(make: Any) -> None:
     root = make.cub()
     change(root / "zeroshot_test.txt", "Crow_0001_31", "Crow_0001_99")
     with pytest.raises(DatasetError, match=r"names 1 images that images\.txt lacks, such as '003\.Crow/Crow_0001_99'"):
@@ -143,7 +143,7 @@ def test_splits_that_do_not_fit(make: Any) -> None:
         read_dataset("cub", root, "test")
 
 
-def test_a_name_outside_the_folder(make: Any) -> None:
+def test_name_outside_the_folder_raises(make: Any) -> None:
     root = make.cub()
     change(root / "images.txt", "001.Tern/Tern_0001_11.jpg", "../../secret.jpg")
     with pytest.raises(DatasetError, match="expected a name inside the folder"):

@@ -34,14 +34,14 @@ def old(path: Path, text: str) -> Path:
     return path
 
 
-def test_a_file_is_read_once(tmp_path: Path, read: list[str]) -> None:
+def test_file_is_read_once(tmp_path: Path, read: list[str]) -> None:
     paths = [old(tmp_path / name, name) for name in "ab"]
     expected = [sha256_file(path) for path in paths]
     assert content_digests(paths) == content_digests(paths) == expected
     assert sorted(read) == ["a", "b"]
 
 
-def test_another_process_reads_the_memo(tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_process_reads_memo(tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     path, memo = old(tmp_path / "a", "one"), tmp_path / "cache" / MEMO
     (expected,) = content_digests([path], memo)
     assert not memo.parent.exists()
@@ -56,7 +56,7 @@ def test_another_process_reads_the_memo(tmp_path: Path, read: list[str], monkeyp
 
 
 @pytest.mark.parametrize("text", ["two", "longer"])
-def test_a_changed_file_is_read_again(tmp_path: Path, text: str) -> None:
+def test_changed_file_is_read_again(tmp_path: Path, text: str) -> None:
     path, memo = old(tmp_path / "a", "one"), tmp_path / MEMO
     (before,) = content_digests([path])
     remember([path], memo)
@@ -65,7 +65,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path, text: str) -> None:
     assert content_digests([path], memo) == [sha256_file(path)] != [before]
 
 
-def test_a_file_of_this_moment_is_not_remembered(tmp_path: Path, read: list[str]) -> None:
+def test_recently_changed_file_is_not_cached(tmp_path: Path, read: list[str]) -> None:
     path = tmp_path / "a"
     for text in ("one", "two"):
         path.write_text(text)

@@ -14,7 +14,7 @@ from dalle_zoo_eval.datasets.digests import remember
 from dalle_zoo.data.captions import INVALID_CAPTION
 
 
-def test_captions_beside_images(make: Any) -> None:
+def test_captions_are_read_from_text_files(make: Any) -> None:
     root = make.root / "mine"
     make.image(root / "b/one.png")
     make.image(root / "two.jpg")
@@ -26,7 +26,7 @@ def test_captions_beside_images(make: Any) -> None:
     assert (second.key, second.captions) == ("two", ("a two",))
 
 
-def test_images_alone(make: Any) -> None:
+def test_images_without_captions_are_all_used(make: Any) -> None:
     for name in ("a-1", "a", "a/b"):
         make.image(make.root / f"mine/{name}.png")
     benchmark = read_dataset("folder", make.root / "mine", "all")
@@ -34,7 +34,7 @@ def test_images_alone(make: Any) -> None:
     assert not benchmark.skipped
 
 
-def test_images_without_captions_among_others_are_named(make: Any) -> None:
+def test_images_without_captions_among_others_are_skipped(make: Any) -> None:
     make.image(make.root / "mine/a.png")
     make.image(make.root / "mine/b.png")
     make.text(make.root / "mine/b.txt", "b")
@@ -43,13 +43,13 @@ def test_images_without_captions_among_others_are_named(make: Any) -> None:
     assert benchmark.skipped == ("a: has no caption",)
 
 
-def test_no_image(tmp_path: Path) -> None:
+def test_folder_without_images_raises(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(DatasetError, match="holds no image"):
         read_dataset("folder", tmp_path, "all")
 
 
-def test_captions_in_another_encoding_are_named(make: Any) -> None:
+def test_captions_in_another_encoding_are_skipped(make: Any) -> None:
     root = make.root / "mine"
     for key, text in (("0", b"a cup"), ("1", "caf\u00e9".encode("latin-1")), ("2", "a cup\nof tea".encode("utf-16"))):
         make.image(root / f"{key}.png").with_suffix(".txt").write_bytes(text)
@@ -61,7 +61,7 @@ def test_captions_in_another_encoding_are_named(make: Any) -> None:
         read_dataset("folder", root, "all")
 
 
-def test_other_endings_and_names(make: Any) -> None:
+def test_other_suffixes_and_names_are_read(make: Any) -> None:
     root = make.root / "mine"
     image = make.image(root / "a.jpg")
     for name in (b"b.jfif", b"c.JPE", b"caf\xe9.jpeg"):
@@ -75,7 +75,7 @@ def test_other_endings_and_names(make: Any) -> None:
     assert benchmark.sha256(make.root / "memo.json") == benchmark.sha256()
 
 
-def test_own_output_is_not_measured(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_output_of_dalle_zoo_is_not_read(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     root = make.root / "mine"
     make.image(root / "a.png")
     for name in ("samples.png", "images/0.png"):
@@ -88,7 +88,7 @@ def test_own_output_is_not_measured(make: Any, caplog: pytest.LogCaptureFixture)
         read_dataset("folder", root / "eval-folder", "all")
 
 
-def test_a_file_is_no_folder(make: Any) -> None:
+def test_file_instead_of_folder_raises(make: Any) -> None:
     file = make.image(make.root / "a.png")
     with pytest.raises(
         DatasetError, match=r"expected a folder of images or of a dataset, got '.*a.png': it is a file"

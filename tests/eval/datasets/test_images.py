@@ -38,7 +38,7 @@ def extent(pixels: torch.Tensor) -> tuple[int, int, int, int]:
     return left, top, right + 1, bottom + 1
 
 
-def test_crops_without_a_size(path: Path) -> None:
+def test_crops_without_size(path: Path) -> None:
     assert extent(load_image(item(path), "none", None)) == (0, 0, WIDTH, HEIGHT)
     assert extent(load_image(item(path), "center", None)) == (4, 0, 16, 12)
 
@@ -82,7 +82,7 @@ def test_exif_rotation_and_other_modes(tmp_path: Path, path: Path) -> None:
     assert set(load_image(item(tmp_path / "gray.png"), "none", None).flatten().tolist()) == {7}
 
 
-def test_a_truncated_image_is_named(make: Any) -> None:
+def test_truncated_image_raises_with_its_key(make: Any) -> None:
     root = make.coco()
     broken = read_dataset("coco", root, "val2014").items[1]
     assert broken.image is not None
@@ -94,7 +94,7 @@ def test_a_truncated_image_is_named(make: Any) -> None:
         load_image(broken, "center", 8)
 
 
-def test_wrong_arguments(path: Path) -> None:
+def test_wrong_arguments_raise(path: Path) -> None:
     center: Any = "centered"
     with pytest.raises(UnknownNameError, match=r"unknown crop 'centered'\. Did you mean 'center'"):
         load_image(item(path), center, 8)

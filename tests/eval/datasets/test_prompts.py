@@ -28,7 +28,7 @@ def choose(benchmark: EvalDataset, **changes: Any) -> CaptionList:
     return choose_captions(benchmark, **({"count": None, "rule": "one", "seed": 0} | changes))
 
 
-def test_one_caption_an_item(toy: EvalDataset) -> None:
+def test_rule_one_chooses_one_caption_per_item(toy: EvalDataset) -> None:
     chosen = choose(toy)
     captions = {item.key: item.captions for item in toy.items}
     assert sorted(key for key, _ in chosen.entries) == sorted(captions)
@@ -38,7 +38,7 @@ def test_one_caption_an_item(toy: EvalDataset) -> None:
     assert (chosen.seed, chosen.source) == (0, toy.sha256())
 
 
-def test_unique_captions(toy: EvalDataset) -> None:
+def test_rule_unique_takes_each_caption_once(toy: EvalDataset) -> None:
     chosen = choose(toy, rule="unique")
     assert len(chosen.entries) == 1 + 20 * 4
     assert len({caption for _, caption in chosen.entries}) == 1 + 20 * 4
@@ -46,22 +46,22 @@ def test_unique_captions(toy: EvalDataset) -> None:
     assert chosen.entries != tuple(sorted(chosen.entries))
 
 
-def test_the_list_is_pinned(toy: EvalDataset) -> None:
+def test_list_has_pinned_digest(toy: EvalDataset) -> None:
     assert choose(toy).sha256.startswith(PINNED)
     assert choose(toy).sha256 == choose(toy).sha256
     assert choose(toy, seed=1).sha256 != choose(toy).sha256
 
 
-def test_the_order_of_items_does_not_count(toy: EvalDataset) -> None:
+def test_list_does_not_depend_on_order_of_items(toy: EvalDataset) -> None:
     assert choose(replace(toy, items=toy.items[::-1])).entries == choose(toy).entries
 
 
 @pytest.mark.parametrize("rule", ["one", "unique"])
-def test_a_shorter_list_begins_a_longer_one(toy: EvalDataset, rule: str) -> None:
+def test_shorter_list_is_prefix_of_longer_list(toy: EvalDataset, rule: str) -> None:
     assert choose(toy, rule=rule, count=7).entries == choose(toy, rule=rule).entries[:7]
 
 
-def test_exclusions_change_nothing_of_the_others(toy: EvalDataset) -> None:
+def test_exclusions_do_not_change_other_captions(toy: EvalDataset) -> None:
     exclude = frozenset({"03", "11"})
     remaining = tuple(entry for entry in choose(toy).entries if entry[0] not in exclude)
     assert choose(toy, exclude=exclude).entries == remaining
@@ -70,7 +70,7 @@ def test_exclusions_change_nothing_of_the_others(toy: EvalDataset) -> None:
     assert not any(caption.startswith("thing 0,") for _, caption in unique)
 
 
-def test_exclusions_of_another_data_set(toy: EvalDataset, caplog: pytest.LogCaptureFixture) -> None:
+def test_exclusions_of_another_dataset_raise(toy: EvalDataset, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(DatasetError, match="none of the 2 excluded keys, such as 'x', is in the dataset toy:all"):
         choose(toy, exclude=frozenset({"x", "y"}))
     with caplog.at_level(logging.WARNING):
@@ -78,7 +78,7 @@ def test_exclusions_of_another_data_set(toy: EvalDataset, caplog: pytest.LogCapt
     assert "1 of 2 excluded keys, such as 'x', are not in the dataset toy:all" in caplog.text
 
 
-def test_too_few_captions(toy: EvalDataset) -> None:
+def test_too_few_captions_raise(toy: EvalDataset) -> None:
     assert len(choose(toy, count=20).entries) == 20
     with pytest.raises(DatasetError, match=r"has 19 captions by the rule 'one', of 20 items, 1 keys .* expected 20"):
         choose(toy, count=20, exclude=frozenset({"03"}))
@@ -91,7 +91,7 @@ def test_too_few_captions(toy: EvalDataset) -> None:
         choose(toy, rule="uniq")
 
 
-def test_a_saved_list_has_its_digest_and_one_entry_per_line(toy: EvalDataset, tmp_path: Path) -> None:
+def test_saved_list_has_digest_and_one_entry_per_line(toy: EvalDataset, tmp_path: Path) -> None:
     item = replace(toy.items[0], captions=("«ein Ding»\u2028 🐦",))
     chosen = choose(replace(toy, items=(item, *toy.items[1:])), seed=5)
     save_captions(chosen, tmp_path / "new/list.jsonl")
@@ -101,7 +101,7 @@ def test_a_saved_list_has_its_digest_and_one_entry_per_line(toy: EvalDataset, tm
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["list.jsonl"]
 
 
-def test_exclusion_lists(tmp_path: Path) -> None:
+def test_exclusion_lists_are_read(tmp_path: Path) -> None:
     path = tmp_path / "exclude.txt"
     path.write_text("# overlaps\na/b\n\n  c#1 \n#d\n")
     assert load_exclusions(path) == {"a/b", "c#1"}

@@ -40,26 +40,26 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("value", PLAIN)
-def test_plain_data_of_every_protocol(path: Path, value: Any, protocol: int) -> None:
+def test_plain_data_of_every_protocol_are_read(path: Path, value: Any, protocol: int) -> None:
     path.write_bytes(pickle.dumps(value, protocol))
     assert load_plain(path) == value
 
 
 @pytest.mark.parametrize("protocol", [4, 5])  # the earlier ones write sets and bytes as calls
-def test_sets_and_bytes(path: Path, protocol: int) -> None:
+def test_sets_and_bytes_are_read(path: Path, protocol: int) -> None:
     value = [{1, 2}, frozenset({3}), b"b", b"b" * 300]
     path.write_bytes(pickle.dumps(value, protocol))
     assert load_plain(path) == value
 
 
-def test_text_of_python_2(path: Path) -> None:
+def test_text_of_python_2_is_read(path: Path) -> None:
     # pickle.dumps(["a/b", u"c", "\xe9"], 2) of Python 2.7
     path.write_bytes(b"\x80\x02]q\x00(U\x03a/bq\x01X\x01\x00\x00\x00cq\x02U\x01\xe9q\x03e.")
     assert load_plain(path) == ["a/b", "c", "\xe9"]
 
 
 @pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
-def test_numpy_scalars_of_python_2(path: Path, module: bytes) -> None:
+def test_numpy_scalars_of_python_2_are_read(path: Path, module: bytes) -> None:
     # As in the class numbers of AttnGAN's birds: protocol 0, and one scalar in the list twice.
     scalar = b"c" + module + b"\nscalar\np1\n(cnumpy\ndtype\np2\n(S'i8'\np3\nI0\nI1\ntp4\nRp5\n"
     scalar += b"(I3\nS'<'\np6\nNNNI-1\nI-1\nI0\ntp7\nbS'\\x80\\x01\\x00\\x00\\x00\\x00\\x00\\x00'\np8\ntp9\nRp10\n"
@@ -71,7 +71,7 @@ def test_numpy_scalars_of_python_2(path: Path, module: bytes) -> None:
 
 @pytest.mark.parametrize("dtype", ["<i2", ">i4", "<i8", "u1", "<u2", "<u4", "<u8", "<f4", ">f8"])
 @pytest.mark.parametrize("protocol", [3, 4, 5])
-def test_numpy_scalars(path: Path, dtype: str, protocol: int) -> None:
+def test_numpy_scalars_are_read(path: Path, dtype: str, protocol: int) -> None:
     scalar = np.array([100], dtype)[0]
     path.write_bytes(pickle.dumps([scalar], protocol))
     assert load_plain(path) == [100]
@@ -80,7 +80,7 @@ def test_numpy_scalars(path: Path, dtype: str, protocol: int) -> None:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("deep", [False, True])
-def test_nothing_is_run(path: Path, tmp_path: Path, protocol: int, deep: bool) -> None:
+def test_code_is_not_executed(path: Path, tmp_path: Path, protocol: int, deep: bool) -> None:
     proof = tmp_path / "ran"
     calls = [
         Call(Path.touch, proof),
@@ -118,7 +118,7 @@ def test_nothing_is_run(path: Path, tmp_path: Path, protocol: int, deep: bool) -
     ],
     ids=repr,
 )
-def test_other_objects_are_refused(path: Path, value: object) -> None:
+def test_other_objects_raise(path: Path, value: object) -> None:
     path.write_bytes(pickle.dumps(value, 2))
     with pytest.raises(DatasetError, match=r"a\.pickle"):
         load_plain(path)
@@ -138,13 +138,13 @@ def test_other_objects_are_refused(path: Path, value: object) -> None:
         ("NEXT_BUFFER", b"\x80\x05\x97."),
     ],
 )
-def test_instructions_that_plain_data_does_not_need(path: Path, name: str, data: bytes) -> None:
+def test_unneeded_instructions_raise(path: Path, name: str, data: bytes) -> None:
     path.write_bytes(data)
     with pytest.raises(UnsafePickleError, match=f"has the instruction {name}$"):
         load_plain(path)
 
 
-def test_the_table_of_extensions_is_not_used(path: Path) -> None:
+def test_extension_registry_is_not_used(path: Path) -> None:
     copyreg.add_extension("os", "system", 241)
     try:
         path.write_bytes(b"\x80\x02\x82\xf1X\x04\x00\x00\x00true\x85R.")
@@ -154,7 +154,7 @@ def test_the_table_of_extensions_is_not_used(path: Path) -> None:
         copyreg.remove_extension("os", "system", 241)
 
 
-def test_a_high_number_takes_no_memory(path: Path) -> None:
+def test_high_memo_index_allocates_no_memory(path: Path) -> None:
     path.write_bytes(b"\x80\x02Nr\xf0\xff\xff\xff.")  # Python's reader in C would take 64 GiB
     assert load_plain(path) is None
 
@@ -174,7 +174,7 @@ def test_a_high_number_takes_no_memory(path: Path) -> None:
         b"\x80\x02\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.",  # longer than the file
     ],
 )
-def test_damaged_files(path: Path, data: bytes) -> None:
+def test_damaged_files_raise(path: Path, data: bytes) -> None:
     path.write_bytes(data)
     with pytest.raises(DatasetError, match=r"a\.pickle is not a pickle, or is damaged"):
         load_plain(path)
@@ -187,18 +187,18 @@ def test_damaged_files(path: Path, data: bytes) -> None:
         b"\x80\x02cnumpy\ndtype\n(X\x02\x00\x00\x00i8tR(NN" + b"2\x86" * 60 + b"tb.",  # a byte order likewise
     ],
 )
-def test_exploding_values_are_not_hashed(path: Path, data: bytes) -> None:
+def test_expensive_values_are_not_hashed(path: Path, data: bytes) -> None:
     path.write_bytes(data)
-    with pytest.raises(UnsafePickleError, match="NumPy .* that is not a string"):
+    with pytest.raises(UnsafePickleError, match=r"NumPy .* that is not a string"):
         load_plain(path)
 
 
-def test_missing_file(path: Path) -> None:
+def test_missing_file_raises(path: Path) -> None:
     with pytest.raises(DatasetError, match=r"FileNotFoundError"):
         load_plain(path)
 
 
-def test_large_files_are_not_opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_files_raise_without_being_opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(safe_pickle, "MAX_BYTES", 10)
     path.write_bytes(pickle.dumps("0123456789"))
     with pytest.raises(UnsafePickleError, match="bytes, more than 10"):

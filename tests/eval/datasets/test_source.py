@@ -10,7 +10,7 @@ from dalle_zoo_eval.datasets import load_image, read_dataset
 from dalle_zoo.data.captions import INVALID_CAPTION, NO_CAPTION
 
 
-def test_data_of_the_package() -> None:
+def test_bundled_data_are_read() -> None:
     dataset = read_dataset("source", None, "emoji64:val-styles")
     assert len(dataset.items) == len({item.key for item in dataset.items}) == 413
     first = dataset.items[0]
@@ -20,7 +20,7 @@ def test_data_of_the_package() -> None:
     assert dataset.sha256() != read_dataset("source", None, "emoji64:val-concepts").sha256()
 
 
-def test_a_folder_with_captions(make: Any) -> None:
+def test_folder_with_captions_is_read(make: Any) -> None:
     for key in ("a_flat", "b_blob"):
         make.text(make.image(make.root / f"data/{key}.png").with_suffix(".txt"), f"a {key}", "another")
     make.image(make.root / "data/captionless.png")
@@ -33,7 +33,7 @@ def test_a_folder_with_captions(make: Any) -> None:
         read_dataset("source", None, str(make.root / "none"))
 
 
-def test_what_cannot_be_used_is_named(make: Any) -> None:
+def test_unusable_samples_are_skipped(make: Any) -> None:
     for key in ("a_x", "b_x", "c_x"):
         make.text(make.image(make.root / f"data/{key}.png").with_suffix(".txt"), "a thing")
     (make.root / "data/b_x.json").write_text('{"caption": "half \\ud83d"}')

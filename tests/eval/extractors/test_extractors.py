@@ -42,7 +42,7 @@ def network(request: pytest.FixtureRequest, locations: dict[str, Path]) -> Extra
     return load_extractor(request.param, locations[request.param])
 
 
-def test_the_table_names_them_all() -> None:
+def test_docstring_table_lists_all_extractors() -> None:
     import dalle_zoo_eval.extractors as package
 
     assert package.__doc__
@@ -81,7 +81,7 @@ def test_features_do_not_depend_on_the_batch(network: Extractor, images: Tensor)
     assert not together.requires_grad
 
 
-def test_settings_of_the_caller_change_nothing(network: Extractor, images: Tensor) -> None:
+def test_global_settings_do_not_change_features(network: Extractor, images: Tensor) -> None:
     plain = network(images)["features"]
     precision = torch.get_float32_matmul_precision()
     try:
@@ -93,7 +93,7 @@ def test_settings_of_the_caller_change_nothing(network: Extractor, images: Tenso
         torch.set_float32_matmul_precision(precision)
 
 
-def test_a_record_is_plain_and_complete(network: Extractor) -> None:
+def test_record_is_plain_and_complete(network: Extractor) -> None:
     assert network.record["name"] == network.name
     assert len(str(network.record["sha256"])) == 64
     more = {"mobilenet": "title", "pixels": "title"}.get(network.name, "files_sha256")
@@ -102,14 +102,14 @@ def test_a_record_is_plain_and_complete(network: Extractor) -> None:
         assert {"config.json", "tokenizer.json", "preprocessor_config.json"} <= set(network.record["files_sha256"])
 
 
-def test_only_bytes_are_looked_at(network: Extractor, images: Tensor) -> None:
+def test_wrong_images_raise(network: Extractor, images: Tensor) -> None:
     for wrong in (images.float() / 255, images[0], images[:, :1]):
         with pytest.raises(ValueError, match=r"uint8 \(B, 3, H, W\)"):
             network(wrong)
 
 
 @pytest.mark.parametrize("name", ["mobilenet", "ranker", "clip"])
-def test_another_digest_than_expected_is_refused(name: str, locations: dict[str, Path]) -> None:
+def test_unexpected_digest_raises(name: str, locations: dict[str, Path]) -> None:
     digest = str(load_extractor(name, locations[name]).record["sha256"])
     assert load_extractor(name, locations[name], expected_sha256=digest).record["sha256"] == digest
     with pytest.raises(ExtractorFileError, match=f"has sha256 {digest}, expected 000"):
@@ -117,13 +117,13 @@ def test_another_digest_than_expected_is_refused(name: str, locations: dict[str,
 
 
 @pytest.mark.parametrize("name", ["mobilenet", "ranker", "clip"])
-def test_a_missing_file_is_asked_for(name: str, tmp_path: Path) -> None:
+def test_missing_file_raises_with_download_hint(name: str, tmp_path: Path) -> None:
     expected = "mobilenet_v1_025_224" if name == "mobilenet" else "model.safetensors"
     with pytest.raises(ExtractorFileError, match=rf"{expected}.* is missing|is missing: expected {expected}"):
         load_extractor(name, tmp_path)
 
 
-def test_the_ranker_of_a_model_is_found_by_the_folder_of_either(model: Path) -> None:
+def test_ranker_is_found_in_model_or_ranker_folder(model: Path) -> None:
     of_model, own = load_extractor("ranker", model), load_extractor("ranker", model / "ranker")
     assert of_model.record == own.record
     assert of_model.record["sha256"] == sha256_file(model / "ranker" / "model.safetensors")
@@ -168,18 +168,18 @@ def test_the_clip_of_cmmd_squeezes_images(model: Path, tmp_path: Path, images: T
         load_extractor("clip-l14-336", model / "ranker")
 
 
-def test_mobilenet_reads_no_captions(locations: dict[str, Path]) -> None:
+def test_mobilenet_is_no_text_extractor(locations: dict[str, Path]) -> None:
     assert not isinstance(load_extractor("mobilenet", locations["mobilenet"]), TextExtractor)
 
 
-def test_another_kind_of_folder_is_refused(model: Path, tmp_path: Path) -> None:
+def test_unrelated_folder_raises(model: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes((model / "ranker" / "model.safetensors").read_bytes())
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ExtractorFileError, match="cannot be opened as a CLIP folder"):
         load_extractor("clip", tmp_path)
 
 
-def test_float32_is_exact_inside_and_settings_come_back() -> None:
+def test_exact_float32_restores_settings() -> None:
     before = torch.backends.cudnn.allow_tf32
     with exact_float32(torch.device("cpu")):
         assert not torch.backends.cudnn.allow_tf32

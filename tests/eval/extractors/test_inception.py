@@ -130,7 +130,7 @@ def distance(seen: tuple[dict[str, Tensor], ...]) -> float:
     return frechet_distance(a, b)
 
 
-def test_features_and_logits_have_their_shapes(seen: tuple[dict[str, Tensor], ...]) -> None:
+def test_features_and_logits_have_expected_shapes(seen: tuple[dict[str, Tensor], ...]) -> None:
     for side in seen:
         assert {kind: tuple(values.shape) for kind, values in side.items()} == {
             "features": (N, 2048),
@@ -140,7 +140,7 @@ def test_features_and_logits_have_their_shapes(seen: tuple[dict[str, Tensor], ..
         assert side["features"].std(0).mean() > 1e-3  # else the comparisons below would compare nothing
 
 
-def test_scores_equal_torch_fidelitys(
+def test_scores_equal_torch_fidelity(
     weights_2015: Path, sides: tuple[Tensor, Tensor], seen: tuple[dict[str, Tensor], ...]
 ) -> None:
     reference = fidelity(
@@ -155,7 +155,7 @@ def test_scores_equal_torch_fidelitys(
     assert ours == pytest.approx([reference[name] for name in [*names, "precision", "recall"]], rel=RELATIVE)
 
 
-def test_the_distance_of_their_features_equals_torch_fidelitys(seen: tuple[dict[str, Tensor], ...]) -> None:
+def test_distance_equals_torch_fidelity(seen: tuple[dict[str, Tensor], ...]) -> None:
     """Of the first 64 features: all 2048 need half a minute there, see the slow test below."""
     fid = package("torch_fidelity.metric_fid")
     few = tuple({"features": side["features"][:, :64].contiguous()} for side in seen)
@@ -167,7 +167,7 @@ def test_the_distance_of_their_features_equals_torch_fidelitys(seen: tuple[dict[
 
 
 @pytest.mark.slow
-def test_fid_equals_torch_fidelitys_and_torchmetrics(
+def test_fid_equals_torch_fidelity_and_torchmetrics(
     weights_2015: Path, sides: tuple[Tensor, Tensor], seen: tuple[dict[str, Tensor], ...]
 ) -> None:
     reference = fidelity(sides, weights_2015, fid=True)["frechet_inception_distance"]
@@ -180,7 +180,7 @@ def test_fid_equals_torch_fidelitys_and_torchmetrics(
     assert distance(seen) == pytest.approx(float(fid.compute()), rel=RELATIVE)
 
 
-def test_the_batch_changes_the_features_by_rounding_alone(
+def test_batch_size_changes_features_only_by_rounding(
     network_2015: InceptionExtractor, sides: tuple[Tensor, Tensor], seen: tuple[dict[str, Tensor], ...]
 ) -> None:
     again = network_2015(sides[0][:2])
@@ -188,7 +188,7 @@ def test_the_batch_changes_the_features_by_rounding_alone(
     assert torch.allclose(again["logits"], seen[0]["logits"][:2], rtol=BATCHES, atol=BATCHES)
 
 
-def test_dmgan_is_torchvisions_network_with_its_own_input(
+def test_dmgan_equals_torchvision_with_dmgan_input(
     weights_dmgan: Path, dmgan: InceptionExtractor, sides: tuple[Tensor, Tensor]
 ) -> None:
     """Written out step by step: Pillow, [0, 1], the change of scale, every layer up to the pool."""
@@ -213,27 +213,27 @@ def test_dmgan_is_torchvisions_network_with_its_own_input(
     assert torch.allclose(found["features"], x.flatten(1), rtol=1e-3, atol=1e-4)
 
 
-def test_dmgan_sees_the_range_of_the_published_numbers() -> None:
+def test_dmgan_input_has_published_range() -> None:
     ends = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 1, 1)
     low, high = dmgan_input(ends).flatten(1)
     assert low.tolist() == pytest.approx([-0.030, -0.088, -0.188], abs=1e-6)
     assert high.tolist() == pytest.approx([0.428, 0.360, 0.262], abs=1e-6)
 
 
-def test_dmgan_leaves_images_of_its_size_alone() -> None:
+def test_dmgan_does_not_resize_images_of_its_size() -> None:
     images = torch.randint(0, 256, (1, 3, 299, 299), dtype=torch.uint8)
     assert dmgan_resize(images) is images
     assert dmgan_resize(images[..., :200, :100]).shape == (1, 3, 299, 299)
 
 
-def test_images_scaled_beforehand_give_the_same(network_2015: InceptionExtractor, dmgan: InceptionExtractor) -> None:
+def test_prepared_images_give_equal_features(network_2015: InceptionExtractor, dmgan: InceptionExtractor) -> None:
     images = torch.randint(0, 256, (2, 3, 40, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert dmgan.prepare(images).shape == (2, 3, 299, 299)
     for network in (network_2015, dmgan):
         assert torch.equal(network(network.prepare(images))["features"], network(images)["features"])
 
 
-def test_records_tell_the_two_apart(
+def test_records_distinguish_the_networks(
     network_2015: InceptionExtractor, dmgan: InceptionExtractor, weights_2015: Path, weights_dmgan: Path
 ) -> None:
     assert network_2015.record == {
@@ -247,7 +247,7 @@ def test_records_tell_the_two_apart(
     assert dmgan.record["resize"] != network_2015.record["resize"]
 
 
-def test_the_published_digests_begin_as_the_file_names_end() -> None:
+def test_published_digests_match_file_names() -> None:
     for file in (WEIGHTS_2015, *WEIGHTS_DMGAN):
         assert len(file.sha256) == 64
         assert file.sha256.startswith(file.name.removesuffix(".pth").rpartition("-")[2])
@@ -257,7 +257,7 @@ NAMES = {"inception-2015": ("torch_fidelity", WEIGHTS_2015), "dmgan": ("torchvis
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_missing_file_is_asked_for(name: str, tmp_path: Path) -> None:
+def test_missing_file_raises_with_download_hint(name: str, tmp_path: Path) -> None:
     needed, file = NAMES[name]
     package(needed)
     for location in (tmp_path, tmp_path / file.name):
@@ -268,7 +268,7 @@ def test_a_missing_file_is_asked_for(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_another_file_is_not_opened(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_file_is_not_opened(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed, file = NAMES[name]
     package(needed)
     path = tmp_path / file.name
@@ -290,7 +290,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_that_is_more_than_tensors_does_not_run(name: str, tmp_path: Path) -> None:
+def test_file_with_code_is_not_executed(name: str, tmp_path: Path) -> None:
     needed, file = NAMES[name]
     package(needed)
     path, trace = tmp_path / file.name, tmp_path / "trace"
@@ -305,7 +305,7 @@ def test_a_file_that_is_more_than_tensors_does_not_run(name: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_of_another_network_are_refused(name: str, tmp_path: Path) -> None:
+def test_weights_of_another_network_raise(name: str, tmp_path: Path) -> None:
     needed, file = NAMES[name]
     package(needed)
     path = tmp_path / file.name
@@ -315,14 +315,14 @@ def test_weights_of_another_network_are_refused(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("images", [torch.zeros(1, 3, 8, 8), torch.zeros(3, 8, 8, dtype=torch.uint8)])
-def test_only_bytes_are_looked_at(dmgan: InceptionExtractor, images: Tensor) -> None:
+def test_wrong_images_raise(dmgan: InceptionExtractor, images: Tensor) -> None:
     with pytest.raises(ValueError, match=r"uint8 \(B, 3, H, W\)"):
         dmgan(images)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("error", [ImportError, RuntimeError])
-def test_a_missing_package_is_asked_for(
+def test_missing_package_raises_with_install_hint(
     name: str, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torchvision with a torch that it was not built for raises RuntimeError."""

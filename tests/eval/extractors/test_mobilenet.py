@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from dalle_zoo.files import sha256_file
 
 
-def test_it_has_the_weights_of_mobilenet() -> None:
+def test_network_has_parameters_of_mobilenet() -> None:
     net = MobileNet()
     # 470,072 trained numbers; 5,472 channels carry a running mean and variance besides.
     assert sum(p.numel() for p in net.parameters()) == 470_072
@@ -30,7 +30,7 @@ def test_features_do_not_depend_on_batches_or_on_the_type_of_pixels() -> None:
     assert torch.allclose(net.features(images.float() / 255), together, atol=1e-5)
 
 
-def test_halving_pads_at_the_end_only() -> None:
+def test_stride_2_pads_only_at_the_end() -> None:
     """As TensorFlow does: the first output of a halving layer sees rows 0 to 2, the last has padding."""
     torch.manual_seed(0)
     first = MobileNet().eval().body[0]
@@ -41,7 +41,7 @@ def test_halving_pads_at_the_end_only() -> None:
     assert changed.nonzero().tolist() == [[1, 1]]
 
 
-def test_it_loads_from_file_or_folder(tmp_path: Path) -> None:
+def test_loads_from_file_or_folder(tmp_path: Path) -> None:
     net = MobileNet()
     save_file(net.state_dict(), tmp_path / WEIGHTS_FILE)
     for location in (tmp_path, tmp_path / WEIGHTS_FILE):
@@ -52,7 +52,7 @@ def test_it_loads_from_file_or_folder(tmp_path: Path) -> None:
         assert not loaded.training
 
 
-def test_wrong_files_are_refused(tmp_path: Path) -> None:
+def test_wrong_files_raise(tmp_path: Path) -> None:
     with pytest.raises(ExtractorFileError, match=WEIGHTS_FILE):
         load_mobilenet(tmp_path)
     save_file({"x": torch.zeros(1)}, tmp_path / WEIGHTS_FILE)

@@ -77,7 +77,7 @@ NUMBERS = {"features", "text_features", "logits", "nll"}
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", [name for name in METRICS if METRICS.spec(name).inputs & NUMBERS])
-def test_numbers_that_are_not_finite_are_no_score(name: str, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_non_finite_scores_raise(name: str, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """A CLIP score of NaN would be 0, as max(0, NaN) is."""
     broken = sorted(METRICS.spec(name).inputs & NUMBERS)[0]
     values = INPUTS[broken].clone()
@@ -93,13 +93,13 @@ def test_numbers_that_are_not_finite_are_no_score(name: str, bad: float, monkeyp
         score()
 
 
-def test_a_function_refuses_them_too() -> None:
+def test_function_with_non_finite_input_raises() -> None:
     with pytest.raises(StatisticsError, match="text_features hold NaN or infinity"):
         clip_score(torch.ones(2, 3), torch.full((2, 3), torch.nan))
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_batches_do_not_matter_and_a_reset_forgets(name: str) -> None:
+def test_score_does_not_depend_on_batches_and_reset_clears(name: str) -> None:
     complete, parts = made(name), made(name)
     feed(complete, name, 0, N)
     for start, stop in ((0, 100), (100, 101), (101, N)):
@@ -111,7 +111,7 @@ def test_batches_do_not_matter_and_a_reset_forgets(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_ranks_merge(name: str) -> None:
+def test_ranks_are_merged(name: str) -> None:
     """As torchmetrics gathers states: lists are concatenated, sums are added."""
     complete, ranks = made(name), [made(name), made(name)]
     feed(complete, name, 0, N)
@@ -130,7 +130,7 @@ def test_ranks_merge(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_a_spec_says_how_it_is_fed_and_shown(name: str) -> None:
+def test_spec_lists_inputs_and_labels(name: str) -> None:
     spec = METRICS.spec(name)
     assert spec.inputs <= {*INPUTS, "real"}
     assert set(spec.images) <= set(IMAGE_SETS)
@@ -139,7 +139,7 @@ def test_a_spec_says_how_it_is_fed_and_shown(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in METRICS if "real" in METRICS.spec(name).inputs])
-def test_the_reference_may_stay(name: str) -> None:
+def test_reset_can_retain_the_reference(name: str) -> None:
     metric = METRICS[name](**OPTIONS.get(name, {}), reset_real_features=False)
     feed(metric, name, 0, N)
     expected = values(metric)
@@ -149,7 +149,7 @@ def test_the_reference_may_stay(name: str) -> None:
     assert values(metric) == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_collection_feeds_each_metric_with_what_it_takes() -> None:
+def test_collection_passes_each_metric_its_inputs() -> None:
     collection = MetricCollection({name: METRICS[name]() for name in ("clip_score", "codebook_use")})
     collection.update(**{key: INPUTS[key] for key in ("features", "text_features", "codes", "codebook_size")})
     found = collection.compute()
@@ -172,7 +172,7 @@ class Validated(lightning.LightningModule):
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*treespec, LeafSpec.*")
-def test_it_works_in_a_validation_step() -> None:
+def test_metric_works_in_validation_step() -> None:
     trainer = lightning.Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
@@ -182,7 +182,7 @@ def test_it_works_in_a_validation_step() -> None:
     assert logged["kid"] > 0
 
 
-def test_functions_and_classes_of_others_are_checked() -> None:
+def test_external_functions_and_classes_are_checked() -> None:
     with pytest.raises(TypeError, match="unknown option 'split': known are splits, seed"):
         METRICS["is"](split=3)
     empty = METRICS["kid"]()
@@ -194,7 +194,7 @@ def test_functions_and_classes_of_others_are_checked() -> None:
     assert issubclass(METRICS["kid"], RowsMetric)
 
 
-def test_the_document_says_whose_every_metric_is() -> None:
+def test_documentation_lists_implementation_of_every_metric() -> None:
     text = (Path(__file__).parents[3] / "docs/evaluation.md").read_text()
     table = text.partition("| metric | implementation | why |")[2].partition("\n\n")[0]
     named = [name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.partition(" | ")[0])]

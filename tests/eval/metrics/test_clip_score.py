@@ -19,19 +19,19 @@ def directions(*degrees: float) -> torch.Tensor:
     return torch.stack([angles.sin(), angles.cos()], 1) * torch.arange(1, len(degrees) + 1)[:, None]
 
 
-def test_it_is_the_mean_cosine_times_100() -> None:
+def test_score_is_mean_cosine_times_100() -> None:
     """Of any lengths; without the factor 2.5 of Hessel et al."""
     assert clip_score(directions(0, 60, 90), UP.repeat(3, 1)) == pytest.approx(50, abs=1e-5)
     assert clip_score(7 * UP, UP) == pytest.approx(100)
 
 
-def test_the_mean_is_clipped_and_not_the_pairs() -> None:
+def test_mean_is_clipped_instead_of_pairs() -> None:
     """As torchmetrics computes it: a pair that points away takes from the others."""
     assert clip_score(directions(0, 120), UP.repeat(2, 1)) == pytest.approx(25, abs=1e-5)
     assert clip_score(directions(180, 120), UP.repeat(2, 1)) == 0
 
 
-def test_wrong_input_is_refused() -> None:
+def test_wrong_input_raises() -> None:
     with pytest.raises(ValueError, match="with B of at least 1"):
         clip_score(UP, UP.repeat(2, 1))
     with pytest.raises(ValueError, match="with B of at least 1"):

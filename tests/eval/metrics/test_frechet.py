@@ -37,7 +37,7 @@ def rotation(d: int) -> Tensor:
     return torch.linalg.qr(gaussian(d, d, seed=9)).Q
 
 
-def test_gaussians_that_commute_have_a_closed_form() -> None:
+def test_commuting_covariances_match_closed_form() -> None:
     """Equal axes: ``|mu_a - mu_b|^2 + sum (sqrt(a) - sqrt(b))^2``."""
     a, b = torch.tensor([1.0, 4.0, 9.0]).double(), torch.tensor([4.0, 4.0, 0.25]).double()
     turn = rotation(3)
@@ -48,7 +48,7 @@ def test_gaussians_that_commute_have_a_closed_form() -> None:
     assert frechet_distance(right, left) == pytest.approx(expected, rel=1e-12)
 
 
-def test_gaussians_of_two_dimensions_have_a_closed_form() -> None:
+def test_two_dimensional_gaussians_match_closed_form() -> None:
     """Unlike axes: the trace of the root of a 2 x 2 product is ``sqrt(tr + 2 sqrt(det))``."""
     a = torch.tensor([[2.0, 0.3], [0.3, 1.0]]).double()
     b = torch.tensor([[1.0, -0.8], [-0.8, 3.0]]).double()
@@ -59,7 +59,7 @@ def test_gaussians_of_two_dimensions_have_a_closed_form() -> None:
     assert got == pytest.approx(expected, rel=1e-12)
 
 
-def test_it_equals_scipys_matrix_root() -> None:
+def test_distance_equals_scipy_matrix_root() -> None:
     linalg = pytest.importorskip("scipy.linalg", reason="scipy is missing: it is in the test extra")
     d = 48
     a, b = gaussian(500, d, 0) @ gaussian(d, d, 1), gaussian(400, d, 2, shift=0.5) @ gaussian(d, d, 3)
@@ -70,12 +70,12 @@ def test_it_equals_scipys_matrix_root() -> None:
 
 
 @pytest.mark.parametrize("n", [3, 200])
-def test_a_set_has_no_distance_to_itself(n: int) -> None:
+def test_distance_to_itself_is_0(n: int) -> None:
     x = moments(gaussian(n, 32, 0) @ torch.diag(torch.logspace(1, -4, 32).double()))
     assert 0 <= frechet_distance(x, x) < 1e-9
 
 
-def test_fewer_samples_than_features_still_give_the_distance_of_their_covariances() -> None:
+def test_fewer_samples_than_features_give_correct_distance() -> None:
     """Features in a plane, turned into 64 dimensions, are as far apart as in the plane."""
     a, b = gaussian(20, 2, 0), gaussian(300, 2, 1, scale=2, shift=1)
     turn = rotation(64)[:2]
@@ -83,14 +83,14 @@ def test_fewer_samples_than_features_still_give_the_distance_of_their_covariance
     assert lifted == pytest.approx(frechet_distance(moments(a), moments(b)), rel=1e-6)
 
 
-def test_constant_features_are_a_point() -> None:
+def test_constant_features_have_no_covariance() -> None:
     point = moments(torch.zeros(5, 3))
     cloud = moments_of(torch.tensor([2.0, 0.0, 0.0]), torch.eye(3), 10)
     assert frechet_distance(point, cloud) == pytest.approx(4 + 3)
     assert frechet_distance(point, point) == 0
 
 
-def test_what_cannot_be_compared_is_refused() -> None:
+def test_incompatible_moments_raise() -> None:
     with pytest.raises(StatisticsError, match="equally long, got 3 and 4"):
         frechet_distance(moments(gaussian(5, 3, 0)), moments(gaussian(6, 4, 0)))
     with pytest.raises(StatisticsError, match="at least 2 samples"):
@@ -111,14 +111,14 @@ def at_infinity(features: Tensor, reference: Reference, seed: int = 0) -> Extrap
 
 
 @pytest.mark.parametrize("n", [20, 40, 500])
-def test_a_reference_gives_the_distance_of_two_sides(n: int) -> None:
+def test_reference_distance_equals_frechet_distance(n: int) -> None:
     """Whichever side has fewer samples than the 32 features."""
     few, many = moments(gaussian(n, 32, 0)), moments(gaussian(300, 32, 1, scale=2))
     for one, other in ((few, many), (many, few)):
         assert Reference.of(one).distance(other) == pytest.approx(frechet_distance(few, many), rel=1e-9)
 
 
-def test_the_line_to_infinity_takes_the_bias_away() -> None:
+def test_extrapolation_removes_bias() -> None:
     """Samples of the reference's own Gaussian: the true distance is 0, that of 1000 samples is not."""
     features, reference = gaussian(1000, 32, 0), white(32)
     biased = reference.distance(moments(features))
@@ -132,7 +132,7 @@ def test_the_line_to_infinity_takes_the_bias_away() -> None:
     assert list(found.distances) == sorted(found.distances, reverse=True)
 
 
-def test_the_line_to_infinity_depends_on_the_seed_alone() -> None:
+def test_extrapolation_depends_only_on_seed() -> None:
     features, reference = gaussian(100, 8, 0, shift=0.2), white(8)
     assert at_infinity(features, reference) == at_infinity(features, reference)
     assert at_infinity(features, reference) != at_infinity(features, reference, seed=1)
@@ -140,7 +140,7 @@ def test_the_line_to_infinity_depends_on_the_seed_alone() -> None:
         at_infinity(features[:23], reference)
 
 
-def test_influences_are_the_derivative_by_the_weight_of_a_sample() -> None:
+def test_influences_are_derivatives_by_sample_weight() -> None:
     x = gaussian(60, 4, 0) * torch.tensor([1.0, 2.0, 0.5, 1.0]) + 0.3
     reference = Reference.of(moments(gaussian(80, 4, 1)))
 
@@ -159,7 +159,7 @@ def test_influences_are_the_derivative_by_the_weight_of_a_sample() -> None:
         assert float(found[sample]) == pytest.approx(slope, rel=0.03, abs=0.02)  # n or n - 1
 
 
-def test_the_interval_has_the_width_of_repeated_experiments() -> None:
+def test_interval_width_matches_repeated_experiments() -> None:
     """Compared with what other samples of as many samples really give."""
     reference = white(8)
     generates = [gaussian(400, 8, seed, shift=0.3) for seed in range(60)]
@@ -172,7 +172,7 @@ def test_the_interval_has_the_width_of_repeated_experiments() -> None:
     assert (low, high) == interval(generates[0], reference)
 
 
-def test_the_linear_part_is_spread_as_the_distance_is() -> None:
+def test_linear_part_has_spread_of_distance() -> None:
     """Compared with a bootstrap that works out every distance, at half of the samples a feature that 30,000 have."""
     d, n = 32, 240
     x = gaussian(n, d, 0, scale=1.2, shift=0.1) * torch.arange(1, d + 1).double() ** -0.5
@@ -183,7 +183,7 @@ def test_the_linear_part_is_spread_as_the_distance_is() -> None:
     assert (high - low) / 2 == pytest.approx(1.96 * float(torch.tensor(generated).std()), rel=0.2)
 
 
-def test_no_interval_without_enough_samples() -> None:
+def test_interval_with_few_samples_raises() -> None:
     with pytest.raises(StatisticsError, match="more than 8 samples"):
         interval(gaussian(8, 8, 0), white(8))
     with pytest.raises(ValueError, match="at least 2"):

@@ -24,7 +24,7 @@ def sides(n: int = 30, d: int = 3, shift: float = 0.5) -> tuple[Tensor, Tensor]:
     return torch.randn(n, d, generator=random).double(), torch.randn(n + 5, d, generator=random).double() + shift
 
 
-def test_it_is_the_sum_over_pairs() -> None:
+def test_value_equals_sum_over_pairs() -> None:
     a, b = sides()
     random = np.random.RandomState(7)
     values = []
@@ -36,7 +36,7 @@ def test_it_is_the_sum_over_pairs() -> None:
     assert got == (pytest.approx(np.mean(values), rel=1e-10), pytest.approx(np.std(values), rel=1e-10))
 
 
-def test_it_has_no_bias() -> None:
+def test_estimate_is_unbiased() -> None:
     """Equal distributions: around 0 at any size of the subsets; unequal ones: above."""
     same, deviation = kernel_distance(*sides(2000, shift=0), subsets=200, subset_size=20)
     assert abs(same) < 3 * deviation / 200**0.5
@@ -44,7 +44,7 @@ def test_it_has_no_bias() -> None:
     assert apart > 10 * abs(same)
 
 
-def test_wrong_input_is_refused() -> None:
+def test_wrong_input_raises() -> None:
     a, b = sides()
     with pytest.raises(ValueError, match="subsets of 31 need as many samples, got 30"):
         kernel_distance(a, b, subset_size=31)

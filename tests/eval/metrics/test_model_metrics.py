@@ -56,14 +56,12 @@ def bits(pipe: DallePipeline, images: Tensor, captions: list[str], others: list[
 IMAGES = torch.randint(256, (5, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
-def test_an_untrained_prior_needs_log2_k_bits(pipe: DallePipeline) -> None:
+def test_untrained_prior_needs_log2_k_bits(pipe: DallePipeline) -> None:
     found = bits(pipe, IMAGES, ["a cat"] * 5, ["a dog"] * 5)
     assert found == pytest.approx(dict.fromkeys(("right", "shuffled", "none"), 3.0))
 
 
-def test_bits_are_those_of_the_head_and_not_of_the_batches(
-    pipe: DallePipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bits_do_not_depend_on_batches(pipe: DallePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """A head that gives code 0 half of the mass: 1 bit for it, log2(14) for each of the others."""
     with torch.no_grad():
         pipe.prior.image_head.bias[0] = math.log(7)
@@ -76,12 +74,12 @@ def test_bits_are_those_of_the_head_and_not_of_the_batches(
         assert bits(pipe, IMAGES, ["a cat"] * 5, ["a dog"] * 5)["right"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_likelihood_needs_captions(pipe: DallePipeline) -> None:
+def test_prior_extractor_without_captions_raises(pipe: DallePipeline) -> None:
     with pytest.raises(TypeError, match="the prior needs captions"):
         open_prior(pipe, model_sha256(pipe))(IMAGES)
 
 
-def test_the_remark_names_groups_in_which_captions_cost_bits() -> None:
+def test_remark_lists_groups_where_captions_cost_bits() -> None:
     remark = METRICS.spec("bits_per_token").remark
     assert remark is not None
     helps, costs = {"right": 1.0, "shuffled": 2.5, "none": 2.25}, {"right": 1.0, "shuffled": 2.5, "none": 0.9}
@@ -90,7 +88,7 @@ def test_the_remark_names_groups_in_which_captions_cost_bits() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4])
-def test_retrieval_finds_the_partner_among_all(batch: int) -> None:
+def test_retrieval_finds_partner_among_all(batch: int) -> None:
     def shares(text: Tensor) -> dict[str, float]:
         metric, images = METRICS["retrieval"](), torch.eye(4)
         for start in range(0, 4, batch):
@@ -110,13 +108,13 @@ KEYS, CONCEPTS = ["a_x", "a_y", "b_x", "b_y"], ["a", "a", "b", "b"]
 
 
 @pytest.mark.parametrize(("k", "expected"), [(1, 0.75), (2, 0.75), (3, 1.0)])
-def test_concept_accuracy_leaves_the_own_image_out(k: int, expected: float) -> None:
+def test_concept_accuracy_excludes_own_image(k: int, expected: float) -> None:
     """Nearest to 40 degrees are 10 and 0, both of another concept, and only then 90."""
     got = concept_accuracy(GALLERY, KEYS, CONCEPTS, GALLERY, KEYS, CONCEPTS, ks=(k,))
     assert got == {f"top{k}": expected}
 
 
-def test_concept_accuracy_of_queries_that_are_no_gallery_image() -> None:
+def test_concept_accuracy_of_queries_outside_the_gallery() -> None:
     near_a = torch.tensor([[1.0, 0.01]])
 
     def got(key: str, concept: str, k: int) -> float:
@@ -127,7 +125,7 @@ def test_concept_accuracy_of_queries_that_are_no_gallery_image() -> None:
     assert got("c_x", "c", 3) == 0
 
 
-def test_concept_accuracy_refuses_what_does_not_fit() -> None:
+def test_concept_accuracy_with_wrong_input_raises() -> None:
     with pytest.raises(ValueError, match=r"1\.\.3"):
         concept_accuracy(GALLERY, KEYS, CONCEPTS, GALLERY, KEYS, CONCEPTS, ks=(4,))
     with pytest.raises(ValueError, match="one per query"):

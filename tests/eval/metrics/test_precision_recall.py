@@ -29,7 +29,7 @@ def sample(n: int, seed: int, shift: float = 0.0) -> Tensor:
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
-def test_it_is_what_the_definition_says(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_equal_definition(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     reference, generated = sample(40, 0), sample(25, 1, shift=1)
     expected = by_hand(reference.double(), generated.double(), k)
     assert min(expected) > 0.1
@@ -40,7 +40,7 @@ def test_it_is_what_the_definition_says(k: int, monkeypatch: pytest.MonkeyPatch)
     assert precision_recall(reference, generated, k) == pytest.approx(expected)
 
 
-def test_a_model_of_one_mode_is_precise_without_recall() -> None:
+def test_collapsed_model_has_precision_without_recall() -> None:
     """The reference is a line of 20 points; the model repeats points near the first."""
     reference = torch.arange(20.0)[:, None] * torch.tensor([[1.0, 0.0]])
     generated = torch.tensor([[0.0, 0.1], [0.1, 0.0], [0.0, -0.1], [-0.1, 0.0], [0.0, 0.0]])
@@ -50,14 +50,14 @@ def test_a_model_of_one_mode_is_precise_without_recall() -> None:
     assert precision_recall(generated, reference) == (recall, precision)
 
 
-def test_a_set_covers_itself_even_where_it_repeats() -> None:
+def test_set_with_duplicates_covers_itself() -> None:
     """Spheres of radius 0 hold their center, far from the origin too."""
     x = torch.cat([sample(5, 0).repeat(6, 1), sample(20, 1)]) + 1000
     assert precision_recall(x, x.clone()) == (1, 1)
     assert precision_recall(x, sample(30, 2)) == (0, 0)
 
 
-def test_wrong_input_is_refused() -> None:
+def test_wrong_input_raises() -> None:
     with pytest.raises(ValueError, match="4 neighbors need more samples, got 4"):
         precision_recall(sample(10, 0), sample(4, 1), k=4)
     with pytest.raises(ValueError, match="one d"):

@@ -10,13 +10,13 @@ N = 120
 KEYS = [f"image {i}" for i in range(N)]
 
 
-def test_images_that_point_at_their_caption_find_it() -> None:
+def test_matching_features_score_1() -> None:
     features = torch.eye(N) + 0.1
     assert r_precision(3 * features, features, KEYS) == (1, 0)
     assert r_precision(features.roll(1, 0), features, KEYS)[0] < 0.2
 
 
-def test_splits_are_in_order() -> None:
+def test_splits_are_consecutive() -> None:
     """The first half of the images is right, the second points away from its caption."""
     text = torch.eye(N)
     image = text.clone()
@@ -25,7 +25,7 @@ def test_splits_are_in_order() -> None:
     assert r_precision(image, text, KEYS, splits=1) == (0.5, 0)
 
 
-def test_noise_is_at_chance() -> None:
+def test_noise_scores_chance_level() -> None:
     random = torch.Generator().manual_seed(0)
     image, text = (torch.randn(2000, 16, generator=random) for _ in range(2))
     mean, deviation = r_precision(image, text, [str(i) for i in range(2000)], mismatched=9)
@@ -33,12 +33,12 @@ def test_noise_is_at_chance() -> None:
     assert 0 < deviation < 0.05
 
 
-def test_a_network_that_cannot_tell_captions_apart_is_at_chance() -> None:
+def test_equal_captions_score_chance_level() -> None:
     same = torch.ones(N, 4)
     assert r_precision(same, same, KEYS)[0] == pytest.approx(1 / 100)
 
 
-def test_mismatched_captions_are_of_other_groups() -> None:
+def test_mismatched_captions_have_other_concepts() -> None:
     """All captions of a class are alike: were one of the own class sampled, it would tie."""
     groups = [str(i % 4) for i in range(N)]
     features = torch.eye(4)[[i % 4 for i in range(N)]]
@@ -47,7 +47,7 @@ def test_mismatched_captions_are_of_other_groups() -> None:
         r_precision(features, features, groups, mismatched=91)
 
 
-def test_it_depends_on_the_seed_alone() -> None:
+def test_score_depends_only_on_seed() -> None:
     random = torch.Generator().manual_seed(0)
     image = torch.randn(N, 8, generator=random)
     text = image + torch.randn(N, 8, generator=random)
@@ -56,7 +56,7 @@ def test_it_depends_on_the_seed_alone() -> None:
     assert first != r_precision(image, text, KEYS, mismatched=20, seed=1)
 
 
-def test_wrong_input_is_refused() -> None:
+def test_wrong_input_raises() -> None:
     features = torch.eye(N)
     with pytest.raises(ValueError, match="one concept per row"):
         r_precision(features, features, KEYS[:-1])

@@ -50,7 +50,7 @@ def intact(study: Study, pair: int) -> int:
     return next(system for system in study.pairs[pair].systems if system is not None)
 
 
-def test_the_levels_of_figure_7() -> None:
+def test_levels_match_figure_7() -> None:
     assert levels(5) == {"5 of 5": 5, "at least 4 of 5": 4, "at least 3 of 5": 3}
     assert levels(4) == {"4 of 4": 4, "at least 3 of 4": 3}
     assert levels(1) == {"1 of 1": 1}
@@ -65,7 +65,7 @@ def test_shares_of_counted_votes() -> None:
     assert second["share of votes"].value == pytest.approx(0.25)
 
 
-def test_votes_are_counted_for_systems_whatever_their_side(made: Any) -> None:
+def test_votes_are_counted_by_system_regardless_of_side(made: Any) -> None:
     study = made(controls=0)
     votes = votes_of(study, lambda rater, pair, question: 0 if rater < 4 or question == "match" else 1).votes
     assert {vote.answer for vote in votes} == {1, 2}
@@ -172,7 +172,7 @@ def test_strengths_of_scripted_raters_are_recovered(monkeypatch: pytest.MonkeyPa
     assert covered >= 0.88 * 3 * runs
 
 
-def test_a_system_that_never_wins_has_a_finite_strength(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_system_that_never_wins_has_finite_strength(monkeypatch: pytest.MonkeyPatch) -> None:
     few_rounds(monkeypatch, FEW_ROUNDS)
     counts, pairs = np.array([[5, 0, 0]] * 4), [(0, 1), (0, 2), (1, 2)]
     beaten = [Answers(question="q", systems=pair, counts=counts, incomplete=0) for pair in pairs]
@@ -217,7 +217,7 @@ def test_results_and_report_of_three_systems(
     assert write_report(files, tmp_path / "together")[0].is_file()
 
 
-def test_votes_that_do_not_suffice_are_an_error(made: Any) -> None:
+def test_too_few_votes_raise(made: Any) -> None:
     study = made(controls=0)
     votes = votes_of(study, lambda *_: 0)
     few = Votes(votes=tuple(v for v in votes.votes if v.rater < 4), repeated=0)

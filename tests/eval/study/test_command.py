@@ -34,7 +34,7 @@ def test_make_writes_page_codes_and_study(tmp_path: Path, capsys: pytest.Capture
     assert not (tmp_path / "three").exists()
 
 
-def test_mistakes_are_explained(tmp_path: Path) -> None:
+def test_mistakes_raise_with_explanation(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="mak"):
         main(["mak"])
     with pytest.raises(ValueError, match=r"study\.json is missing: expected the folder of a study"):

@@ -22,7 +22,7 @@ def pairs_of(count: int, controls: int = 0) -> list[Pair]:
     return real + [Pair(caption=n, images=(f"{n}a", f"{n}c"), systems=(0, None)) for n in range(controls)]
 
 
-def test_each_pair_has_as_many_raters_as_votes_and_balanced_sides() -> None:
+def test_each_pair_has_one_rater_per_vote_and_balanced_sides() -> None:
     raters = plan_raters(pairs_of(20, controls=2), seed=3, votes=4, per_rater=6)
     assert len(raters) == 4 * 4  # 20 pairs in sheets of at most 6 are 4 sheets
     assert max(len(rater.order) for rater in raters) <= 6 + 2
@@ -36,7 +36,7 @@ def test_each_pair_has_as_many_raters_as_votes_and_balanced_sides() -> None:
     assert len({rater.order for rater in raters}) == 16
 
 
-def test_a_plan_depends_on_the_seed_but_codes_are_secret() -> None:
+def test_plan_depends_on_seed_but_codes_are_secret() -> None:
     one, again, other = (plan_raters(pairs_of(9), seed=seed, votes=2) for seed in (0, 0, 1))
     assert [(r.order, r.flipped) for r in one] == [(r.order, r.flipped) for r in again]
     assert [r.order for r in one] != [r.order for r in other]
@@ -44,7 +44,7 @@ def test_a_plan_depends_on_the_seed_but_codes_are_secret() -> None:
     assert len(plan_raters(pairs_of(9), seed=0, votes=2, spare=3)) == 5
 
 
-def test_a_study_is_read_as_it_was_written_and_not_after_a_change(made: Any, tmp_path: Path) -> None:
+def test_study_round_trips_and_raises_after_change(made: Any, tmp_path: Path) -> None:
     study = made(names=("a", "b", "c"), controls=2)
     assert Study.read(tmp_path / "study") == study
     assert Counter(pair.systems[0] is None or pair.systems[1] is None for pair in study.pairs) == {False: 9, True: 2}
@@ -96,7 +96,7 @@ def white(path: Path) -> Path:
     return path
 
 
-def test_a_manifest_gives_the_first_image_of_each_row(tmp_path: Path) -> None:
+def test_manifest_gives_first_image_of_each_row(tmp_path: Path) -> None:
     names = ["a0.png", "a1.png", "b0.png", "c0.png"]
     rows = [("0", "a cat"), ("0", "a cat"), ("1", "a  dog"), ("2", "a cat")]
     lines = [{"id": i, "prompt": p, "image_path": n} for n, (i, p) in zip(names, rows, strict=True)]
@@ -112,14 +112,14 @@ def test_a_manifest_gives_the_first_image_of_each_row(tmp_path: Path) -> None:
         read_system(tmp_path / "m", "m", ["a cat"])
 
 
-def test_images_without_captions_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_images_without_captions_are_ordered_by_number(tmp_path: Path) -> None:
     files = [white(tmp_path / "f" / f"image{n}.png") for n in (1, 2, 10)]
     assert read_system(tmp_path / "f", "f", ["x", "y", "z"]).images == tuple(files)
     with pytest.raises(StudyError, match="3 images for 2 captions"):
         read_system(tmp_path / "f", "f", ["x", "y"])
 
 
-def test_images_with_text_files_belong_to_their_captions(tmp_path: Path) -> None:
+def test_images_with_text_files_match_their_captions(tmp_path: Path) -> None:
     for name in ("one", "two"):
         white(tmp_path / "f" / f"{name}.png")
         (tmp_path / "f" / f"{name}.txt").write_text(f"the caption {name}")
@@ -136,7 +136,7 @@ def test_images_with_text_files_belong_to_their_captions(tmp_path: Path) -> None
         ("{", "line 1 is not valid JSON"),
     ],
 )
-def test_a_wrong_manifest_is_an_error(tmp_path: Path, line: str, problem: str) -> None:
+def test_wrong_manifest_raises(tmp_path: Path, line: str, problem: str) -> None:
     (tmp_path / "manifest.jsonl").write_text(line + "\n")
     with pytest.raises(StudyError, match=problem):
         read_system(tmp_path, "m", ["x"])
@@ -153,7 +153,7 @@ def test_captions_are_lines_or_prompts(tmp_path: Path) -> None:
         read_captions(tmp_path / "none.txt")
 
 
-def test_questions_of_a_file(tmp_path: Path) -> None:
+def test_questions_are_read_from_file(tmp_path: Path) -> None:
     assert read_questions(None) == PAPER
     path = tmp_path / "q.yaml"
     path.write_text('questions:\n- {id: realism, text: "Which one?", neither: true}\n')
@@ -170,7 +170,7 @@ def test_questions_of_a_file(tmp_path: Path) -> None:
             read_questions(path)
 
 
-def test_a_study_that_is_too_large_is_refused(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_study_raises(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dalle_zoo_eval.study.make.MAX_BYTES", 1000)
     with pytest.raises(StudyError, match="choose fewer captions with --num-captions"):
         made()
@@ -185,15 +185,13 @@ def test_a_study_that_is_too_large_is_refused(made: Any, tmp_path: Path, monkeyp
         ({"names": ("one",)}, "at least 2 systems, got 1"),
     ],
 )
-def test_wrong_options_are_errors_before_anything_is_written(
-    made: Any, tmp_path: Path, options: dict[str, Any], problem: str
-) -> None:
+def test_wrong_options_raise_before_writing(made: Any, tmp_path: Path, options: dict[str, Any], problem: str) -> None:
     with pytest.raises(StudyError, match=problem):
         made(**options)
     assert not (tmp_path / "study").exists()
 
 
-def test_a_damaged_image_is_named_and_leaves_no_folder(made: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_damaged_image_raises_and_leaves_no_folder(made: Any, tmp_path: Path, monkeypatch: Any) -> None:
     made(controls=0)
     (tmp_path / "ours/1.png").write_bytes(b"no image")
     from dalle_zoo_eval.study.make import make_study

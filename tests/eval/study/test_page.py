@@ -44,7 +44,7 @@ def answer_by_key(page: Any, key: str) -> None:
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_the_page_works_from_the_disk_on_a_phone_and_by_keyboard(browser: Any, made: Any, tmp_path: Path) -> None:
+def test_page_works_from_disk_on_phone_and_by_keyboard(browser: Any, made: Any, tmp_path: Path) -> None:
     study: Study = made(controls=1)
     address = (tmp_path / "study/page/index.html").as_uri()
     context = browser.new_context(viewport=PHONE, has_touch=True, accept_downloads=True, offline=True)
@@ -87,7 +87,7 @@ def test_the_page_works_from_the_disk_on_a_phone_and_by_keyboard(browser: Any, m
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_the_page_sends_votes_and_sends_them_again(browser: Any, made: Any, tmp_path: Path) -> None:
+def test_page_sends_votes_and_retries(browser: Any, made: Any, tmp_path: Path) -> None:
     study: Study = made(controls=0)
     with StudyServer(tmp_path / "study", port=0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -111,7 +111,7 @@ def test_the_page_sends_votes_and_sends_them_again(browser: Any, made: Any, tmp_
         server.shutdown()
 
 
-def test_the_page_holds_no_secret_and_no_caption_ends_its_script(made: Any, tmp_path: Path) -> None:
+def test_page_has_no_secrets_and_captions_do_not_end_its_script(made: Any, tmp_path: Path) -> None:
     study = made(captions=("a </script><script>alert(1)</script>", "<!--", "x"))
     html = page_html(study)
     assert html.count("</script>") == 2

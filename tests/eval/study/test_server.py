@@ -54,7 +54,7 @@ def all_votes(study: Study, rater: int, system: int = 0) -> list[dict[str, objec
     return [vote_for(study, rater, pair, q.id, system) for pair in study.raters[rater].order for q in study.questions]
 
 
-def test_the_server_serves_the_page_and_nothing_else(served: tuple[Study, StudyServer]) -> None:
+def test_server_serves_only_the_page(served: tuple[Study, StudyServer]) -> None:
     study, server = served
     assert post(server.server_port, exported(study, 0, all_votes(study, 0))) == (200, b'{"new": 6}')
     status, page = ask(server.server_port, "GET", "/?x=1")
@@ -69,7 +69,7 @@ def test_the_server_serves_the_page_and_nothing_else(served: tuple[Study, StudyS
     assert secret not in page
 
 
-def test_an_address_in_use_is_named(made: Any, tmp_path: Path) -> None:
+def test_address_in_use_raises_with_its_name(made: Any, tmp_path: Path) -> None:
     made(controls=0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -78,7 +78,7 @@ def test_an_address_in_use_is_named(made: Any, tmp_path: Path) -> None:
     StudyServer(tmp_path / "study", port=0).server_close()  # its log was released
 
 
-def test_wrong_requests_are_refused_and_store_nothing(served: tuple[Study, StudyServer]) -> None:
+def test_wrong_requests_fail_and_store_nothing(served: tuple[Study, StudyServer]) -> None:
     study, server = served
     port, right = server.server_port, all_votes(study, 0)
     wrong_code = {**exported(study, 0, right), "rater": "1-aaaaaaaaaa"}
@@ -101,7 +101,7 @@ def test_wrong_requests_are_refused_and_store_nothing(served: tuple[Study, Study
     assert server.votes.path.read_bytes() == b""
 
 
-def test_there_is_one_vote_per_rater_pair_and_question(served: tuple[Study, StudyServer], tmp_path: Path) -> None:
+def test_one_vote_per_rater_pair_and_question_is_stored(served: tuple[Study, StudyServer], tmp_path: Path) -> None:
     study, server = served
     first, changed = all_votes(study, 0, system=0), all_votes(study, 0, system=1)
     assert post(server.server_port, exported(study, 0, [first[0], changed[0]])) == (200, b'{"new": 1}')
@@ -111,14 +111,14 @@ def test_there_is_one_vote_per_rater_pair_and_question(served: tuple[Study, Stud
     assert [vote.answer for vote in votes] == [first[0]["answer"], first[1]["answer"]]
 
 
-def test_a_rater_votes_only_on_the_own_pairs(made: Any, tmp_path: Path) -> None:
+def test_rater_votes_only_on_own_pairs(made: Any, tmp_path: Path) -> None:
     study = made(controls=0, per_rater=1)
     others = vote_for(study, 1, study.raters[1].order[0], "realism", 0)
     with VoteLog(study, tmp_path / "study") as log, pytest.raises(StudyError, match="one that the rater was asked"):
         log.append(exported(study, 0, [others]))
 
 
-def test_fifty_raters_at_once(made: Any, tmp_path: Path) -> None:
+def test_fifty_concurrent_raters_lose_no_votes(made: Any, tmp_path: Path) -> None:
     study = made(controls=0, votes=50)
     with StudyServer(tmp_path / "study", port=0) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -135,7 +135,7 @@ def test_fifty_raters_at_once(made: Any, tmp_path: Path) -> None:
     assert len(read_votes(study, [tmp_path / "study"]).votes) == 50 * 2
 
 
-def test_an_unfinished_line_is_removed_and_a_damaged_one_is_named(made: Any, tmp_path: Path) -> None:
+def test_unfinished_line_is_removed_and_damaged_line_raises(made: Any, tmp_path: Path) -> None:
     study = made(controls=0)
     with VoteLog(study, tmp_path / "study") as log:
         log.append(exported(study, 0, all_votes(study, 0)[:2]))
@@ -154,7 +154,7 @@ def test_an_unfinished_line_is_removed_and_a_damaged_one_is_named(made: Any, tmp
     assert not (log.path.parent / ".claim").exists()
 
 
-def test_a_full_disk_stores_no_part_of_a_vote(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_stores_no_partial_vote(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = made(controls=0)
     with VoteLog(study, tmp_path / "study") as log:
         log.append(exported(study, 0, all_votes(study, 0)[:1]))
