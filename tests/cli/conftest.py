@@ -45,6 +45,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Commands write below the current folder unless told otherwise."""
+    """Changes to an empty folder, in which commands write by default."""
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -1,4 +1,4 @@
-"""One boundary turns every exception into one line, and its status."""
+"""Errors of the command: one line and an exit status for every exception."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def nested(depth: int) -> int:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Runs a command whose function is given, and returns its status and what it printed as an error."""
+    """Runs a command with the given function; returns its exit status and the text on stderr."""
 
     def run(function: Callable[[list[str]], object], *options: str) -> tuple[int, str]:
         monkeypatch.setitem(sys.modules, "a_command", SimpleNamespace(run=function))

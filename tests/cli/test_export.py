@@ -43,7 +43,7 @@ def test_exported_model_generates_same_images(
 
 def test_stored_precision_is_as_requested(runs: Path, model: Path, scratch: Path) -> None:
     assert export(runs, model, "--dtype", "bfloat16") == 0
-    # A code is an argmax: the image tokenizer stays as it was trained.
+    # A code is an argmax, so the image tokenizer retains its precision.
     for stage, dtype in (("dvae", torch.float32), ("prior", torch.bfloat16)):
         tensors = load_file(scratch / "mine" / stage / "model.safetensors")
         assert {tensor.dtype for tensor in tensors.values()} == {dtype}

@@ -1,4 +1,4 @@
-"""``dalle-zoo fit``: what happens to run folders, and what is said."""
+"""``dalle-zoo fit``: run folders and messages."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    """A finished run of one step, to do with as one likes."""
+    """A finished run of one step, which tests may change."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
@@ -54,7 +54,7 @@ def own_recipe(path: Path, **changes: Any) -> Path:
 
 
 def test_run_folder_is_named_after_its_recipe(scratch: Path, finished: Path) -> None:
-    # In a process of its own: pytest has its own hands in logging.
+    # In a separate process, since pytest configures logging.
     script = "import sys; from dalle_zoo.cli.main import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", script, *TINY], env=ENVIRONMENT, capture_output=True, text=True, check=False
@@ -62,7 +62,7 @@ def test_run_folder_is_named_after_its_recipe(scratch: Path, finished: Path) -> 
     assert done.returncode == 0, done.stderr
     assert [path.name for path in scratch.iterdir()] == ["runs"]
     assert contents(scratch / "runs/dvae/tiny/model") == contents(finished / "model")
-    # Every line once, and no advertisement.
+    # Every line once, without advertisements of libraries.
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     assert [line for line in lines if "Seed set" in line] == ["Seed set to 0"]
     assert "weights are in runs/dvae/tiny/model/dvae" in lines
@@ -79,7 +79,7 @@ def test_recipe_from_another_folder_runs_in_runs(scratch: Path, tmp_path_factory
 
 
 def test_run_stores_resolved_recipe(run: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # The folder was copied, and its own file is the recipe: it goes on, to the same weights.
+    # The run of a copied folder with its own recipe resumes and gives the same weights.
     weights = contents(run / "model")
     assert main(["fit", str(run / "config.yaml"), "--run", str(run)]) == 0
     assert contents(run / "model") == weights

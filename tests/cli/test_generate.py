@@ -1,4 +1,4 @@
-"""``dalle-zoo demo | generate | reconstruct``: images, and what is never overwritten."""
+"""``dalle-zoo demo | generate | reconstruct``: images, and protection of existing files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_grid_and_images_are_written(model: Path, scratch: Path, capsys: pytest.
     assert generate(model, "-n", "5", "--out", "new/grid.png", "--folder", "each") == 0
     said = capsys.readouterr()
     assert said.out.splitlines()[-1] == str(scratch / "new/grid.png")
-    # Five images make three columns and two rows, twice as large, below a line with the caption.
+    # Five images give three columns and two rows, enlarged twice, below a line with the caption.
     assert size(scratch / "new/grid.png") == (2 * (2 + 3 * 18), 2 * (2 + 2 * 18) + 18)
     names = sorted(path.name for path in (scratch / "each").iterdir())
     assert names == [".sha256.json", *(f"000-{number:03d}.png" for number in range(5))]
@@ -258,7 +258,7 @@ def test_quantized_weights_are_accepted(model: Path, scratch: Path, capsys: pyte
     assert "int8" in capsys.readouterr().err
 
 
-# ------------------------------------------------------------ images that can be generated again
+# ------------------------------------------------------------ regenerated images
 
 
 def test_image_is_regenerated_from_its_settings(
@@ -364,7 +364,7 @@ def test_prompt_file_gives_images_and_manifest(model: Path, scratch: Path) -> No
         assert (settings.prompt, settings.seed, settings.temperature) == (
             line["prompt"], line["seed"], line["temperature"],
         )  # fmt: skip
-    # One batch or several, one process or two, killed or not: the same files.
+    # The files do not depend on batches, processes or interruptions.
     for rank in (1, 0):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RANK", str(rank))

@@ -1,4 +1,4 @@
-"""``dalle-zoo inspect | env``: what is printed, as text and as JSON."""
+"""``dalle-zoo inspect | env``: output as text and as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command: help and lists answer at once, and a mistake is answered with the nearest right word."""
+"""The command: fast help and lists, and suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dalle_zoo.recipes import list_recipes
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 2.0
-"""What people are promised is one second; twice that leaves room for a busy machine."""
+"""The documented limit is one second; a busy machine may take twice as long."""
 LIGHT = ["--help", "recipes", "masks", "models", "fit --help", "predict --help"]
 
 

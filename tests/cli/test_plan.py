@@ -1,4 +1,4 @@
-"""``dalle-zoo plan``: quick, without Lightning, and with an answer to every mistake."""
+"""``dalle-zoo plan``: fast, without Lightning, and with explained errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dalle_zoo.cli.plan import memory_in
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 1.0
-"""CPU time that a plan may take once PyTorch is imported, on a busy machine too."""
+"""Maximum CPU time of a plan after the import of PyTorch, on a busy machine."""
 PAPER = ["plan", "prior/paper-12b", "--trainer.devices", "8", "--trainer.num_nodes", "128"]
 LARGE = ["--model.config.image_height", "128", "--model.config.image_width", "128"]
 """A grid whose masks would take 277 MB each as a matrix of booleans."""

@@ -1,4 +1,4 @@
-"""``dalle-zoo tokenizer | encode``: what stage 2 trains from."""
+"""``dalle-zoo tokenizer | encode``: inputs of stage 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``dalle-zoo serve``: what is refused before a model is loaded, and the end with Ctrl-C."""
+"""``dalle-zoo serve``: errors before a model is loaded, and Ctrl-C."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A converted VQGAN wherever an image tokenizer is needed: reconstruct, encode, the prior's training, pipelines."""
+"""A converted VQGAN as image tokenizer: reconstruct, encode, training of a prior, pipelines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards whose headers lie: each ends quickly, in named samples or named damage."""
+"""Shards with wrong headers: reading ends quickly and reports damage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ END = bytes(1024)
 
 
 def header(name: bytes, size: bytes | int, kind: bytes = b"0", link: bytes = b"") -> bytes:
-    """A header whose size is stored as it is given, with the right checksum."""
+    """A header with any given size field and a valid checksum."""
     block = bytearray(512)
     fields = {0: name, 100: b"0000644\0", 124: b"%011o\0" % size if isinstance(size, int) else size}
     fields |= {136: b"%011o\0" % 0, 148: b" " * 8, 156: kind, 157: link, 257: b"ustar\x0000"}
@@ -47,7 +47,7 @@ def pax(*fields: bytes, kind: bytes = b"x") -> bytes:
 
 
 def shard(make: Any, tail: bytes, name: str = "a.tar") -> ShardSource:
-    """Three good samples, and then the bytes of a test."""
+    """Three valid samples, followed by given bytes."""
     path: Path = make.tar("plain.tar", make.members(0, 3))
     with tarfile.open(path) as archive:
         last = archive.getmembers()[-1]

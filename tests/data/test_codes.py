@@ -45,7 +45,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def encode(images: Tensor) -> Tensor:
-    """A stand-in for an image tokenizer: codes (B, 2, 4) that tell images and crops apart."""
+    """Replaces an image tokenizer: codes (B, 2, 4) that distinguish images and crops."""
     assert images.dtype == torch.float32
     assert images.max() <= 1
     return (images.unfold(2, 4, 4).unfold(3, 2, 2).sum((1, 4, 5)) * 12).long() % BOOK

@@ -76,7 +76,7 @@ def test_32_bit_integers_and_floats_are_scaled(make: Any) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_applied(make: Any, orientation: int) -> None:
-    # Red where a viewer shows the top left corner; the stored image is turned the other way.
+    # Red is at the top left as displayed; the stored image is rotated.
     upright = Image.new("RGB", (32, 16), GREEN)
     upright.paste(RED, (0, 0, 16, 8))
     undo = {

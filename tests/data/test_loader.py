@@ -46,7 +46,7 @@ def encode(captions: Sequence[str], keys: Sequence[str], epoch: int) -> Tensor:
 
 
 def take(loader: ResumableLoader, count: int) -> list[dict[str, Any]]:
-    """Batches over as many epochs as it takes."""
+    """Yields a number of batches over several epochs."""
     found: list[dict[str, Any]] = []
     while len(found) < count:
         found.extend(itertools.islice(loader, count - len(found)))

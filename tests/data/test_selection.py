@@ -1,4 +1,4 @@
-"""Which files of a folder are data, and which are named as passed over."""
+"""Selection of data files in a folder, and reports of ignored files."""
 
 from __future__ import annotations
 

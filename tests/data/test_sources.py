@@ -157,7 +157,7 @@ def test_fingerprint_depends_on_names_and_sizes(make: Any) -> None:
 
 
 def damaged_header(path: Path, make: Any) -> None:
-    """Spoils the header of the second sample's first member."""
+    """Damages the header of the second sample's first member."""
     with tarfile.open(path) as archive:
         offset = archive.getmember("s0001.png").offset
     data = bytearray(path.read_bytes())
@@ -287,7 +287,7 @@ def test_gzip_is_recognized_by_contents(make: Any) -> None:
 
 
 def listing(folder: Path, *counts: Any) -> None:
-    """A manifest that lists counts, true or not."""
+    """Writes a manifest with the given counts."""
     paths = sorted(folder.glob("*.tar"))
     shards = [{"file": p.name, "bytes": p.stat().st_size, "samples": n} for p, n in zip(paths, counts, strict=True)]
     (folder / "manifest.json").write_text(json.dumps({"shards": shards}))

@@ -26,7 +26,7 @@ def noise(height: int, width: int, seed: int = 0) -> Image.Image:
 
 
 def ramp(height: int, width: int) -> Image.Image:
-    """Red tells the column, green the row."""
+    """Red encodes the column, green the row."""
     rows, columns = np.mgrid[0:height, 0:width]
     return Image.fromarray(np.stack([columns, rows, rows * 0], -1).astype(np.uint8))
 
@@ -133,7 +133,7 @@ def test_prior_transform_crops_near_center_without_flips() -> None:
         columns[wide[0]] += 1
         rows[tall[0]] += 1
     assert sorted(columns) == sorted(rows) == list(range(12, 20))
-    # slack 1 leaves one place
+    # slack 1 allows one offset
     assert {int(prior_transform(ramp(8, 9), 8, sample_rng(0, "k", v))[0, 0, 0]) for v in range(50)} == {0}
 
 
@@ -151,7 +151,7 @@ def test_seeds_depend_on_every_part_and_are_pinned() -> None:
         sample_rng(*what).random() for what in [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (0, "a0", 0)]
     }
     assert len(values) == 5
-    # Fixed for ever: other numbers would change the codes of every encoded data set.
+    # Pinned: other numbers would change the codes of every encoded dataset.
     assert sample_rng(0, "key", 0).randint(0, 10**9) == 143028826
 
 

@@ -1,4 +1,4 @@
-"""The stored benchmark of measuring has the keys that its script writes: it was made by this version of it."""
+"""The stored benchmark of the evaluation has the keys that the current script writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Means:
-    """Means of the channels."""
+    """Returns channel means."""
 
     name = "inception-2015"
     record: dict[str, str] = {"sha256": "0"}  # noqa: RUF012

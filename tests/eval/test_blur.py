@@ -33,7 +33,7 @@ def test_larger_radius_smooths_more_and_radius_0_changes_nothing(images: list[to
 
 
 def test_radius_is_standard_deviation_in_pixels() -> None:
-    """A step becomes the Gaussian's cumulative distribution: one deviation from the edge it is 84.1 % white."""
+    """A step becomes the cumulative distribution of a Gaussian: 84.1 % at one standard deviation from the edge."""
     step = torch.zeros(3, 4, 200, dtype=torch.uint8)
     step[..., 100:] = 255
     row = gaussian_blur([step], [8])[8][0][0, 0].double() / 255

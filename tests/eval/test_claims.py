@@ -1,4 +1,4 @@
-"""Chunks of features are claimed: each is measured once by any number of processes, and a kill releases it."""
+"""Claims of feature chunks: any number of processes compute each chunk once; a killed process releases its claims."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ time.sleep(600)
 
 
 class Colors:
-    """Plain images, one color a sample."""
+    """Images of one color each."""
 
     identity: dict[str, Any] = {"kind": "colors"}  # noqa: RUF012
     counts = [1]  # noqa: RUF012
@@ -45,7 +45,7 @@ class Colors:
 
 
 class Slow:
-    """Remembers what it saw, and takes its time."""
+    """A slow extractor that records its inputs."""
 
     name = "slow"
     record: dict[str, str | int] = {"sha256": "0"}  # noqa: RUF012

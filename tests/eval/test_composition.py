@@ -1,4 +1,4 @@
-"""The protocol of composed scenes: what its measures say of images that are known, and a complete small run."""
+"""The protocol of composed scenes: metrics of known images, and a small evaluation."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ THINGS: dict[str, Polygon] = {
     "star": ((32, 2), (40, 24), (62, 26), (44, 40), (52, 62), (32, 48), (12, 62), (20, 40), (2, 26), (24, 24)),
     "key": ((2, 2), (62, 2), (62, 18), (18, 18), (18, 62), (2, 62)),
 }
-"""Corners of shapes that stand for things."""
+"""Corners of the shapes that represent things."""
 COLORS = {"flat": (0, 205, 200), "3d": (0, 150, 150)}
 """Far from the colors of all grounds."""
 
@@ -75,7 +75,7 @@ def sprites(folder: Path) -> Extractor:
 
 
 def measured(sprites: Extractor, dataset: EvalDataset) -> dict[str, Tensor]:
-    """What the extractor finds in the images of a dataset, one per prompt."""
+    """Outputs of the extractor for the images of a dataset, one image per prompt."""
     images = torch.stack([load_image(item, "center", None) for item in dataset.items])
     return {name: values[:, None] for name, values in sprites(images).items()}
 
@@ -101,7 +101,7 @@ def test_held_out_combinations_are_distinguished_from_training(folder: Path, spr
     for split, share in ((kind, 0.0), (f"seen-{kind}", 1.0)):
         dataset = read_dataset("composition", folder, split)
         found = measured(sprites, dataset)["novel"]
-        # A blue thing that is asked for in blue shows nothing new.
+        # A prompt for a blue thing in blue is no new combination.
         tested = [i for i, item in enumerate(dataset.items) if item.targets.get("hue") != "blue"]
         assert seen_combinations(found[tested], [dataset.items[i].targets for i in tested])["value"].value == share
 
@@ -172,7 +172,7 @@ def test_networks_compare_the_same_crops(folder: Path, sprites: Extractor, mobil
     by_network = SpritesExtractor(name="x", sprites=sprite_set(folder), record={}, network=network)
     dataset = read_dataset("composition", folder, "plain")
     found = measured(by_network, dataset)
-    # Equal crops have equal features, even in a network that was not trained.
+    # Equal crops have equal features, even in an untrained network.
     assert scored(found, [item.targets for item in dataset.items])["thing"] == 1
 
 

@@ -1,4 +1,4 @@
-"""The protocol of the bundled model: what the file fixes, and that committed result and report belong to it."""
+"""The protocol of the bundled model, and the committed result and report."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_protocol_file_has_expected_values() -> None:
 def test_committed_result_has_committed_protocol() -> None:
     result = read_result(RESULT)
     measured, protocol = Protocol.from_dict(result["protocol"]), find_protocol("emoji64")
-    # Titles and notes may be worded better without measuring again.
+    # Titles and notes may change without a new evaluation.
     assert replace(measured, title="x", notes=()) == replace(protocol, title="x", notes=())
     assert Protocol.from_dict(json.loads(json.dumps(asdict(protocol)))) == protocol
     assert result["extractors"]["mobilenet"]["sha256"] == protocol.extractors["mobilenet"].sha256

@@ -1,4 +1,4 @@
-"""From the command line to the result file, with small real networks and made-up data in the published layouts."""
+"""Evaluation from command line to result file, with small networks and synthetic data in the published layouts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(protocol: str, model: Path, mobilenet: Path, data: Path, out: Path, *opt
 
 
 def chosen(out: Path) -> list[tuple[str, str]]:
-    """Keys and captions that were sampled from, in their order."""
+    """Keys and captions from which images were generated, in order."""
     _, *entries = (json.loads(line) for line in (out / "captions.jsonl").read_text().splitlines())
     return [(key, caption) for key, caption in entries]
 

@@ -1,4 +1,4 @@
-"""Images to features: what happens in which thread, and images of several sizes."""
+"""Feature stores: threads, and images of several sizes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 class Mixed:
-    """Noise of two sizes, in turn."""
+    """Noise images of two alternating sizes."""
 
     identity: dict[str, Any] = {"kind": "mixed"}  # noqa: RUF012
     counts = [1]  # noqa: RUF012
@@ -41,7 +41,7 @@ class Mixed:
 
 
 class Means:
-    """Means of the channels, of images that were doubled beforehand."""
+    """Returns channel means of images that `prepare` has doubled."""
 
     name = "means"
     record: dict[str, str | int] = {"sha256": "0"}  # noqa: RUF012
@@ -74,7 +74,7 @@ def test_images_are_prepared_in_another_thread_in_order(tmp_path: Path) -> None:
 
 
 class Broken(Means):
-    """A network whose numbers overflow for one image."""
+    """A network whose features overflow for one image."""
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         found = super().__call__(images)

@@ -1,4 +1,4 @@
-"""Protocols with several groups: prompts chosen by seed, one result, resumable, honest about what is left out."""
+"""Protocols with several groups: prompts chosen by seed, one resumable result, listed omissions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SETS = {"real", "reconstructed", "generated", "candidates", "shuffled"}
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Captions of every sampling; the fifth call is killed if the list says so by a first entry."""
+    """Records the captions of every sampling call; a first entry in the list makes the fifth call fail."""
     seen: list[list[str]] = []
     sample = GeneratedImages._sample
 
@@ -65,7 +65,7 @@ def values(result: dict[str, Any] | None, metric: str, group: str, images: str |
 
 
 def lasting(result: dict[str, Any] | None) -> dict[str, Any]:
-    """A result without what the clock and the number of processes change."""
+    """A result without fields that depend on time or number of processes."""
     assert result is not None
     return {name: value for name, value in result.items() if name not in ("speed", "run", "date", "code_version")}
 
@@ -208,7 +208,7 @@ def test_result_has_all_scores_and_records(ask: Ask, tmp_path: Path, calls: list
     for name, captions in (("train", 4), ("val-styles", 6), ("val-concepts", 6)):
         group = result["groups"][name]
         assert (group["samples"], group["captions"]) == (6, captions)
-        # An untrained prior is uniform over its 8 codes, whatever the caption.
+        # An untrained prior is uniform over its 8 codes for any caption.
         assert values(result, "bits_per_token", name) == pytest.approx(
             dict.fromkeys(("right", "shuffled", "none"), 3.0)
         )
@@ -221,7 +221,7 @@ def test_result_has_all_scores_and_records(ask: Ask, tmp_path: Path, calls: list
         assert [r["samples"] for r in distances] == [6, captions, captions]
         with Image.open(tmp_path / f"a/r/samples-{name}.png") as sheet:
             assert sheet.width > 100
-    # Among noise no real image has its concept near it: there is no ceiling to reach a share of.
+    # For noise, no real image has its concept among its neighbors, so the maximum is 0.
     assert values(result, "concept_accuracy", "train", "real")["top5"] == 0
     assert [target["name"].partition(",")[0] for target in result["targets"]] == ["bits"]
     assert {path.name for path in (tmp_path / "a/r").iterdir()} == {
@@ -230,7 +230,7 @@ def test_result_has_all_scores_and_records(ask: Ask, tmp_path: Path, calls: list
         *(f"captions-{group}.jsonl" for group in result["groups"]),
     }  # fmt: skip
 
-    # Another seed is sampled anew, the same one is not.
+    # Another seed samples again, the same seed does not.
     assert [len(captions) for captions in calls] == [2] * 8  # 2 + 3 + 3 chunks
     evaluate(ask(tmp_path / "a" / "s.json", networks={}))
     assert len(calls) == 8
@@ -267,7 +267,7 @@ def test_interrupted_and_shared_runs_equal_an_uninterrupted_run(
     assert not out.exists()
     assert lasting(evaluate(ask(out, share=Share(rank=0, world=3)))) == alone
     assert len(calls) == 8
-    # A process that comes late finds its share done and the result written.
+    # A late process finds its share complete and the result written.
     assert evaluate(ask(out, share=Share(rank=2, world=3))) is None
     assert len(calls) == 8
 
@@ -325,7 +325,7 @@ def test_missing_extractor_and_ranker_are_reported(ask: Ask, model: Path, mobile
     assert "## Concept accuracy" not in text
     assert "## Retrieval" not in text
 
-    # Without a ranker concepts are searched in every candidate, and there is no best one.
+    # Without a ranker, all candidates are evaluated, but none is chosen.
     result = evaluate(ask(tmp_path / "s.json", model=bare))
     assert result is not None
     rows = [row for row in result["scores"] if row["metric"] == "concept_accuracy"]
@@ -376,7 +376,7 @@ def test_command_evaluates_and_prints_report(
 
 
 def test_distances_equal_direct_computation(ask: Ask, toy: Path, make: Any, tmp_path: Path) -> None:
-    """Reconstructions and generated images of noise are apart from it, and a set of itself is not."""
+    """Reconstructions and generated images differ from noise, and a set does not differ from itself."""
     given = yaml.safe_load(toy.read_text())
     frechet = {"frechet": {"extractor": "ranker", "images": ["real", "reconstructed"], "interval": False}}
     toy.write_text(yaml.safe_dump(given | {"metrics": [frechet], "targets": [], "extractors": {}}, sort_keys=False))

@@ -1,4 +1,4 @@
-"""The nearest image: who it is, how the pairs are shown, and the list of overlaps."""
+"""Nearest images, sheets of pairs, and exclusion lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Another distribution adds a metric, an extractor and a dataset: the protocol names them, all else follows."""
+"""Another distribution adds a metric, an extractor and a dataset, which a protocol names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation by real processes: killed at any moment, and several at once."""
+"""Evaluation in real processes: interrupted, and shared by several."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def start(command: list[str], out: Path, *launcher: str, **environment: str) -> 
 
 
 def result(out: Path) -> dict[str, Any]:
-    """Result file without what the clock and the checkout may change between two runs."""
+    """Result file without fields that depend on time or checkout."""
     found: dict[str, Any] = json.loads((out / "result.json").read_text())
     assert found.pop("speed")["extractors_only_images_per_second"] > 0
     return {name: value for name, value in found.items() if name not in ("date", "code_version", "run")}

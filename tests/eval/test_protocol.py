@@ -1,4 +1,4 @@
-"""Protocols: the shipped ones are complete, and a wrong one says what is wrong."""
+"""Protocols: bundled ones are complete, and wrong ones raise with an explanation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RADII = (0, 1, 2, 4, 8)
 
 
 def values(**changes: Any) -> dict[str, Any]:
-    """A valid protocol as YAML has it, with changes."""
+    """Values of a valid protocol file, with changes."""
     least: dict[str, Any] = {
         "name": "mine", "title": "Mine", "dataset": {"folder": "all"}, "captions": {"rule": "one"}, "metrics": ["fid"]
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Published scores: every one is there, with its family, setting and source, and a wrong table is refused."""
+"""Published scores: complete tables with family, setting and source; wrong tables raise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports: measured rows next to published rows of the same family only, written atomically, nothing interpreted."""
+"""Reports: measured rows next to published rows of the same family, atomic writing, escaped text."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ Put = Callable[..., Path]
 
 
 def summary(paths: Sequence[Path]) -> str:
-    """The tables alone, as the command prints them."""
+    """Returns only the tables, as the command prints them."""
     return report.summary(read_results(paths))
 
 
@@ -83,7 +83,7 @@ def put(tmp_path: Path) -> Put:
 
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> list[Line]:
-    """The lines of all figures, which are not sampled: that takes most of the time of a report."""
+    """Records the lines of all figures instead of plotting them, which takes most of the time of a report."""
     seen: list[Line] = []
     monkeypatch.setattr(sweeps, "line_figure", lambda lines, **_: seen.extend(lines) or b"")
     return seen

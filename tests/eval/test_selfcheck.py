@@ -1,4 +1,4 @@
-"""The reference checks itself: honest images pass, others are caught, and what was found can be put on record."""
+"""Self-check of the reference: correct images pass, others fail, and statistics can be recorded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COUNT, SIDE = 240, 8
 
 
 class Stack:
-    """Images in memory as a subject."""
+    """An image source of images in memory."""
 
     counts = [1]  # noqa: RUF012
 
@@ -42,7 +42,7 @@ class Stack:
 
 
 class Pixels:
-    """Features: all pixels, so that there may be fewer images than features."""
+    """Returns all pixels as features, so that there may be fewer images than features."""
 
     name = NETWORK
     record: dict[str, str | int] = {"sha256": EXTRACTORS.spec(NETWORK).weights[0].sha256}  # noqa: RUF012
@@ -55,7 +55,7 @@ class Pixels:
 
 
 class Contrast:
-    """Features: means of the four quarters, and how much the pixels differ."""
+    """Returns the means of the four quarters and the deviation of the pixels as features."""
 
     name = NETWORK
     record: dict[str, str | int] = {"sha256": EXTRACTORS.spec(NETWORK).weights[0].sha256}  # noqa: RUF012
@@ -139,7 +139,7 @@ def test_second_half_with_less_detail_fails(count: int, tmp_path: Path) -> None:
 
 
 def test_different_classes_and_folders_pass(tmp_path: Path) -> None:
-    """Birds are sorted by class: only within a class does the order say nothing."""
+    """Birds are sorted by class, so the order carries no information only within a class."""
     images = noise()
     images[COUNT // 2 :] //= 2
     kinds = ["bright"] * (COUNT // 2) + ["dark"] * (COUNT // 2)

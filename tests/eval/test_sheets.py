@@ -1,4 +1,4 @@
-"""Sheets: every image at its place, a caption below it."""
+"""Sheets: each image in its tile, above its caption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training images: shards and folders alike, in any order, with what cannot be read."""
+"""Training images of shards and folders, in any order, including unreadable ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def folder(make: Any) -> Path:
 
 
 def shards(folder: Path, *ends: int) -> str:
-    """The images in shards; every number ends one."""
+    """Writes the images to shards that end after the given numbers."""
     paths = sorted(folder.iterdir())
     for number, (start, end) in enumerate(zip([0, *ends], [*ends, COUNT], strict=False)):
         with tarfile.open(folder.parent / f"{number}.tar", "w") as archive:
@@ -73,7 +73,7 @@ def test_missing_location_raises(tmp_path: Path) -> None:
 
 
 def test_unlisted_records_do_not_shift_others(folder: Path, make: Any) -> None:
-    """Half-bad captions and captions without an image take no place; unreadable members keep theirs."""
+    """Captions without images take no index, and unreadable images retain theirs."""
     members = {f"{number:02}.png": (folder / f"{number:02}.png").read_bytes() for number in range(4)}
     members |= {"01.json": b'{"captions": ["half \\ud83d", "whole"]}', "stray.txt": b"x", "02.png": b"cut"}
     path = folder.parent / "a.tar"

@@ -1,4 +1,4 @@
-"""A local server with the HTTP interface of the Hub, for model repositories that are kept in memory."""
+"""A local server with the HTTP interface of the Hub and model repositories in memory."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class LocalHub(ThreadingHTTPServer):
 
 
 def card_errors(content: str) -> Iterator[dict[str, str]]:
-    """What the Hub refuses of a card's metadata, as far as we know it."""
+    """Returns the known errors of the Hub for a card's metadata."""
     metadata = yaml.safe_load(content.split("---")[1])
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", metadata["license"]):
         yield {"message": f"license {metadata['license']!r} is none of the list"}
@@ -209,7 +209,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.reply(200, {"commitUrl": f"{hub.url}/{name}/commit/{sha}", "commitOid": sha, "success": True})
 
     def oid(self, path: str, files: dict[str, str]) -> str | None:
-        """What git calls a file: its digest if it is large, else that of its blob."""
+        """Returns the git id of a file: its digest if it is large, else that of its blob."""
         if path not in files or path.endswith(".safetensors"):
             return files.get(path)
         content = self.server.blobs[files[path]]
@@ -242,7 +242,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def local_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
-    """A running hub that the real client of this process talks to, with an empty cache and no stored token."""
+    """A running server to which the client of this process connects, with an empty cache and no stored token."""
     from huggingface_hub import constants
 
     server = LocalHub()

@@ -1,4 +1,4 @@
-"""Models of the Hub through the real client: found, pinned, held against their checksums, and used offline."""
+"""Models of the Hub with the real client: found, pinned, verified, and used offline."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOKEN = "hf_owner"
 
 
 def change(hub: Any, path: str, content: bytes, branch: str = "main") -> str:
-    """Replaces a file of org/toy by a commit; returns the commit."""
+    """Replaces a file of org/toy in a new commit, which is returned."""
     repository = hub.repositories["org/toy"]
     files = repository.commits[repository.branches[branch]] | {path: hub.store(content)}
     commit: str = repository.commit(files, branch)
@@ -197,7 +197,7 @@ def test_cache_folder_can_be_chosen(on_the_hub: str, tmp_path: Path) -> None:
 
 @pytest.fixture
 def external(local_hub: Any) -> str:
-    """A repository with a VQGAN as another code base stores it, its code, and another kind of the same weights."""
+    """A repository with a VQGAN of another code base: weights in two formats, and code."""
     weights = fuzz_files.vqgan_weights()
     buffer = io.BytesIO()
     torch.save({"state_dict": weights}, buffer)

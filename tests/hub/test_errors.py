@@ -1,4 +1,4 @@
-"""Each response of the Hub, and each way in which none arrives, has its own message."""
+"""Messages for every response of the Hub, and for every way in which it may be unreachable."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_each_response_has_its_message(error: Any, expected: str) -> None:
 
 
 def named(name: str, text: str = "of a library", base: type[Exception] | None = None) -> Exception:
-    """An exception that a HTTP library would raise, by the name of its class."""
+    """An exception of an HTTP library, by the name of its class."""
     library = errors.HfHubHTTPError.__bases__[0] if base is None else base
     return type(name, (library,), {})(text)
 

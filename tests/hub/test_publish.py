@@ -1,4 +1,4 @@
-"""Publishing through the real client: checked before, atomically, with a card that says what was measured."""
+"""Publishing with the real client: checked beforehand, atomic, with a card of the measured scores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dalle_zoo.publish import Publication, prepare
 ROOT = Path(__file__).parents[2]
 TOKEN = "hf_owner"
 
-# The client's own way of sending a file, which its HTTP library would have otherwise.
+# Replaces the upload of files, which the client implements without its HTTP library.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 

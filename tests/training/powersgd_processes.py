@@ -25,7 +25,7 @@ from dalle_zoo.training.powersgd import PowerSGD
 
 WORLD, RANK, STEPS = 4, 4, 12
 SHAPES = {"wide": (24, 40), "tall": (64, 16), "square": (32, 32), "tiny": (4, 50)}
-"""The last has no two factors of rank 4 that are smaller."""
+"""The last matrix has no smaller factors of rank 4."""
 COMPRESSED = ("wide", "tall", "square")
 
 Gradients = dict[str, Tensor]
@@ -37,7 +37,7 @@ def noise(*key: int | str) -> torch.Generator:
 
 
 def gradients(machine: int, step: int, true_rank: int | None = None) -> Gradients:
-    """Float32 gradients as training has them: part is common to all machines and steps, part is not."""
+    """Float32 gradients as in training: one part is common to all machines and steps, the other is not."""
     sampled = {}
     for name, (rows, columns) in SHAPES.items():
         if true_rank is None:
@@ -62,7 +62,7 @@ def exact_mean(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """Relative to the second."""
+    """Returns the distance relative to the second tensor."""
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
@@ -91,11 +91,11 @@ class Run:
         return self
 
     def gap(self) -> float:
-        """Distance of what was applied from what is exact, over the compressed matrices."""
+        """Distance of the applied from the exact gradients, over the compressed matrices."""
         return max(distance(self.applied[name], self.exact[name]) for name in COMPRESSED)
 
     def invariant(self) -> float:
-        """Distance of what was applied and the mean error from what is exact."""
+        """Distance of applied gradients plus mean error from the exact gradients."""
         errors = self.powersgd.error_means()
         return max(distance(self.applied[name] + errors[name].double(), self.exact[name]) for name in COMPRESSED)
 
@@ -126,7 +126,7 @@ def exact_for_low_rank(groups: Groups) -> dict[str, Any]:
 
 
 def uncompressed_at_high_rank(groups: Groups) -> dict[str, Any]:
-    """At full rank nothing is compressed, and everything is exact."""
+    """At full rank, gradients are exact."""
     local = gradients(dist.get_rank(), 0)
     mean = {name: exact_mean(gradient, groups[4]) for name, gradient in local.items()}
     powersgd = PowerSGD(50, groups[4], groups[4])
@@ -173,7 +173,7 @@ def bfloat16(groups: Groups) -> dict[str, Any]:
 
 
 def not_finite(groups: Groups) -> dict[str, Any]:
-    """Two machines of two processes: rank 3 fails, and so the other ordinal must not apply anything either."""
+    """Two machines of two processes: rank 3 fails, so the other ranks must not apply anything either."""
 
     def infinite_matrix(local: Gradients, other: Tensor, flag: Tensor) -> None:
         local["tall"][5, 3] = torch.inf
@@ -205,7 +205,7 @@ def not_finite(groups: Groups) -> dict[str, Any]:
 
 
 def broken_buffer(groups: Groups) -> dict[str, Any]:
-    """A buffer that is not finite itself starts from zero, the others stay."""
+    """A non-finite buffer is reset to zero, all others are retained."""
     powersgd = PowerSGD(RANK, groups[2], None)
     powersgd.reduce(gradients(dist.get_rank(), 0), [])
     means = powersgd.error_means()
@@ -271,7 +271,7 @@ def determinism(groups: Groups) -> dict[str, Any]:
 
 
 def half_gradients(groups: Groups) -> dict[str, Any]:
-    """Gradients of bfloat16 weights: the sums with their errors are float32 all the same."""
+    """Gradients of bfloat16 weights: sums with errors are still float32."""
     powersgd = PowerSGD(RANK, groups[2], groups[2])
     applied, exact = torch.zeros(24, 40, dtype=torch.float64), torch.zeros(24, 40, dtype=torch.float64)
     for step in range(STEPS):
@@ -309,7 +309,7 @@ SCENARIOS: tuple[Callable[[Groups], dict[str, Any]], ...] = (
 
 
 def work(rank: int, folder: Path) -> None:
-    """One process."""
+    """Runs one process."""
     store = dist.FileStore(str(folder / "store"), WORLD)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=60))
     groups: Groups = {}
@@ -324,7 +324,7 @@ def work(rank: int, folder: Path) -> None:
 
 
 def main() -> None:
-    """Forks the processes and ends with the number of those that failed."""
+    """Forks the processes and exits with the number of failed ones."""
     children = []
     for rank in range(WORLD):
         child = os.fork()

@@ -14,7 +14,7 @@ from dalle_zoo.training.saving import Checkpoint
 
 
 class Weight(nn.Module):
-    """One weight, with the part of a trainer that averaging reads."""
+    """One weight, with the attributes of a trainer that averaging reads."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()

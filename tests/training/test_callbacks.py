@@ -1,4 +1,4 @@
-"""Images, curves and states."""
+"""Callbacks: images, curves and checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dalle_zoo.training.saving import Checkpoint
 
 
 def stand_in(**changes: Any) -> Any:
-    """What the callback asks a trainer for."""
+    """Attributes of a trainer that the callback reads."""
     return SimpleNamespace(
         **{"sanity_checking": False, "is_global_zero": True, "global_step": 7, "loggers": []} | changes
     )
@@ -72,7 +72,7 @@ def test_curves_are_logged_to_csv_and_installed_tensorboard(tmp_path: Path, monk
     (logger,) = default_loggers(tmp_path)
     assert isinstance(logger, CurveLogger)
     assert list(tmp_path.iterdir()) == []
-    # A line is on disk as soon as it is logged: a kill loses none of those before the state it resumes from.
+    # A line is on disk as soon as it is logged, so a kill loses none before the checkpoint.
     logger.log_metrics({"loss": 0.5}, step=3)
     assert (tmp_path / CURVES).read_text().splitlines() == ["step,loss", "3,0.5"]
 

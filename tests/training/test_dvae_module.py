@@ -1,4 +1,4 @@
-"""Stage 1: schedules, noise, what validation measures, and what is exported."""
+"""Stage 1: schedules, noise, validation and export."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dalle_zoo.training.warm_start import WarmStart
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`.*"),
-    # lightning 2.6 calls a deprecated part of torch's pytree
+    # Lightning 2.6 calls a deprecated part of torch's pytree.
     pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*"),
 ]
 CONFIG = DVAEConfig(image_size=16, width=8, num_groups=3, blocks_per_group=1, decoder_stem=8, codebook_size=8)

@@ -1,4 +1,4 @@
-"""A damaged checkpoint is named, and the one before it is taken."""
+"""Damaged checkpoints are reported, and earlier ones are used."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def save(run: Path, step: int) -> Path:
 
 
 def save_shards(run: Path, step: int) -> Path:
-    """A folder as the sharded strategies write it."""
+    """A checkpoint folder of a sharded strategy."""
     path = run / "checkpoints" / f"{step:08d}.ckpt"
     path.mkdir(parents=True)
     shards = [path / f"shard-{number:05d}-model-00001-of-00001.safetensors" for number in (1, 2)]

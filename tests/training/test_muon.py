@@ -14,7 +14,7 @@ from dalle_zoo.training.optimizer import AdamWConfig, decayed_names, make_optimi
 from dalle_zoo.training.schedules import LearningRate, LearningRateScheduler
 
 BFLOAT16 = 2e-2
-"""PyTorch's own Muon orthogonalizes in bfloat16 whatever the device."""
+"""PyTorch's Muon orthogonalizes in bfloat16 on any device."""
 
 
 def net() -> nn.Sequential:

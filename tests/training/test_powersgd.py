@@ -1,4 +1,4 @@
-"""PowerSGD: what four processes found in groups of 1, 2 and 4, and the parts that need no process."""
+"""PowerSGD in groups of 1, 2 and 4 processes, and its parts in one process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Found = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
-    """What every one of the four processes found, by scenario."""
+    """Results of the four processes, by scenario."""
     folder = tmp_path_factory.mktemp("powersgd")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     script = Path(__file__).with_name("powersgd_processes.py")

@@ -30,16 +30,16 @@ from dalle_zoo.training.precision import ResblockPrecision, make_precision
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`.*"),
-    # Lightning's own use of a PyTorch function that is on its way out
+    # Lightning calls a deprecated function of PyTorch.
     pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*"),
 ]
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("precision_processes.py")
 CONSTANT = GradientScalingConfig(growth=1.0)
-"""Scales stay powers of two, which change no bit."""
+"""Scales are powers of two, so scaling is exact."""
 FLOAT32_NOISE = 1e-6
-"""Relative: sums in another order."""
+"""Relative tolerance for sums in another order."""
 FLOAT16_ERROR = 3e-3
 """Relative error of gradients through some dozen roundings to 11 significant bits."""
 
@@ -57,7 +57,7 @@ runs = load_script()
 
 
 class Meddler(Callback):
-    """Gives a block a scale beyond all limits for one step, so that its gradients overflow."""
+    """Sets an extreme scale of a block for one step, so that its gradients overflow."""
 
     def __init__(self, update: int, block: int) -> None:
         self.update, self.block = update, block
@@ -125,7 +125,7 @@ def test_fsdp2_gathers_branches_in_float16_and_averages_in_float32() -> None:
 
 
 def test_lightning_precisions_are_accepted() -> None:
-    """A string 16-mixed it would refuse for this strategy, and turn into bfloat16 on the CPU."""
+    """Lightning would reject the name 16-mixed for this strategy, and use bfloat16 on the CPU."""
     precision = ResblockPrecision("emulated")
     strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)
     trainer = Trainer(accelerator="cpu", devices=1, strategy=strategy, plugins=[precision], logger=False)
@@ -158,7 +158,7 @@ def test_network_without_residual_blocks_raises() -> None:
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_gradients_equal_float32_without_over_or_underflow(recompute: bool) -> None:
-    """Bit by bit, with clipping, which therefore sees unscaled gradients."""
+    """Equal in every bit, also with clipping, which therefore works on unscaled gradients."""
     _, exact, module = runs.train(Precision())
     precision = ResblockPrecision("float32", CONSTANT)
     _, recorder, scaled = runs.train(precision, module=runs.make_module(recompute))
@@ -215,7 +215,7 @@ def test_overflow_outside_blocks_skips_step_and_changes_no_scale() -> None:
 
 
 def test_resumed_run_equals_uninterrupted_run(tmp_path: Path) -> None:
-    """Scales and counters too: an overflow before the checkpoint, and one after it that comes too soon to divide."""
+    """Includes scales and counters: one overflow precedes the checkpoint, another follows too soon to change a scale."""
     spoil = {1: runs.SPOILED, 4: runs.SPOILED, 5: "row_position.weight"}
     complete = ResblockPrecision("emulated")
     _, _, module = runs.train(complete, spoil=spoil)
@@ -269,7 +269,7 @@ def test_scales_are_logged_and_plotted(tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """What every process of every case found."""
+    """Results of all processes of all cases."""
     folder = tmp_path_factory.mktemp("precision")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -335,7 +335,7 @@ def test_resumed_sharded_run_equals_uninterrupted_run(processes: Found) -> None:
 
 
 def test_sharded_run_with_single_loss_scale(processes: Found) -> None:
-    """What overflows in one process's shard skips the step in both."""
+    """An overflow in the shard of one process skips the step in both."""
     for found in processes["fsdp2 16-mixed spoiled"]:
         assert found["unchanged"] == [False, False, True, False, False]
         assert found["losses"][:3] == pytest.approx(processes["one"][0]["losses"][:3], rel=1e-3)

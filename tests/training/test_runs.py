@@ -1,4 +1,4 @@
-"""Runs from shards: killed at any moment they go on to the same weights, and what a researcher sees is there."""
+"""Training runs from shards: interrupted runs give the same weights, and outputs are complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schedules: golden values of the paper, the plateau rule, and states that survive a restart."""
+"""Schedules: values of the paper, the plateau rule, and restored states."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Run:
         self.scheduler = LearningRateScheduler(self.optimizer, rate)
 
     def update(self, loss: float) -> float:
-        """Does a step with this training loss; returns the rate that it used."""
+        """Performs a step with this training loss; returns its learning rate."""
         rates = {group["lr"] for group in self.optimizer.param_groups}
         assert len(rates) == 1
         mean = self.scheduler.window_mean(loss)
@@ -123,7 +123,7 @@ def test_plateau_halves_at_most_five_times() -> None:
     run = Run(LearningRate(warmup_steps=2, plateau_window=3, plateau_patience=2))
     rates = [run.update(2.0) for _ in range(60)]
     assert rates[:2] == [2.25e-4, 4.5e-4]
-    # The first window is the best one; every two windows of three steps without a better one halve.
+    # The first window is the best; the rate halves after every two windows of three steps without a better one.
     assert rates[2:11] == [4.5e-4] * 9
     assert rates[11:17] == [2.25e-4] * 6
     assert rates[17] == 1.125e-4
@@ -135,7 +135,7 @@ def test_plateau_halves_at_most_five_times() -> None:
 def test_falling_loss_does_not_halve() -> None:
     run = Run(LearningRate(warmup_steps=0, plateau_window=2, plateau_patience=1, plateau_threshold=1e-3))
     assert {run.update(5 * 0.99**step) for step in range(100)} == {4.5e-4}
-    # A fall below the threshold does not count.
+    # A decrease below the threshold does not count.
     assert run.update(5 * 0.99**99) == 4.5e-4
     assert {run.update(5 * 0.99**99 * (1 - 1e-5 * step)) for step in range(20)} > {4.5e-4, 2.25e-4}
 

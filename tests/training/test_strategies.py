@@ -1,4 +1,4 @@
-"""Every strategy trains as one process does, and a run goes on under any other."""
+"""All strategies train like one process, and runs resume with any other strategy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HALF = 10
 
 SPREAD = [
     ("ddp", 2), ("ddp", 4), ("fsdp", 2), ("fsdp2", 2), ("fsdp2", 4), ("hsdp(shard_size=2)", 4),
-    # Of a rank that would save nothing, matrices go uncompressed: the exchange itself, without its loss.
+    # With a rank that saves nothing, matrices are uncompressed: this tests the exchange without compression loss.
     ("ddp_powersgd(rank=32)", 2), ("hsdp_powersgd(rank=64, shard_size=2)", 4),
 ]  # fmt: skip
 RECOMPUTED = [("fsdp", 2), ("fsdp2", 2), ("hsdp(shard_size=2)", 4)]
@@ -42,7 +42,7 @@ RESUMED = [
 RESUMED_LOW_RANK = [
     ("hsdp_powersgd(rank=8, shard_size=2)", 4, "hsdp_powersgd(rank=8, shard_size=2)", 4),
     ("ddp_powersgd(rank=4)", 2, "hsdp_powersgd(rank=4, shard_size=1)", 2),
-    # The smaller matrices go uncompressed at this rank, the larger ones do not.
+    # At this rank, only the larger matrices are compressed.
     ("hsdp_powersgd(rank=22, shard_size=2)", 4, "hsdp_powersgd(rank=22, shard_size=2)", 4),
 ]
 PRECISE = [
@@ -70,7 +70,7 @@ def launch(cases: list[dict[str, Any]], folder: Path, *options: str) -> str:
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
-    """What came of a case, by its parts; all cases run at once, because one process can import for all of them."""
+    """Returns the results of a case; all cases run together, because one process can import for all of them."""
     folder = tmp_path_factory.mktemp("strategies")
     cases: dict[str, dict[str, Any]] = {}
 
@@ -169,7 +169,7 @@ def test_precisions_stay_near_float32(result: Any, strategy: str, world: int, pr
     one, spread = result("auto", 1), result(strategy, world, precision)
     assert 0 < error(one, spread, 0) < 0.03
     if precision == "16-resblock":
-        # Processes round gradients of their own parts, so a little is left.
+        # Processes round the gradients of their parts, so small differences remain.
         assert error(result("auto", 1, precision), spread, 0) < 1e-3
         state = unsharded_or_file(spread["folder"])["ResblockPrecision"]
         assert state["scales"]["values"].tolist() == pytest.approx([2**13 * 2 ** (20 / 1000)] * 4)

@@ -1,4 +1,4 @@
-"""A benchmark whose images are never decoded."""
+"""A dataset whose images are never decoded."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from dalle_zoo_eval.datasets import DatasetError, UnsafePickleError, read_datase
 
 
 class Touch:
-    """Asks for a file to be made while it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""What holds for every layout: names, digests, what is left out, and folders of another layout."""
+"""Contract of all layouts: names, digests, skipped entries, and folders of another layout."""
 
 from __future__ import annotations
 

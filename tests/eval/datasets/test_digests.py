@@ -1,4 +1,4 @@
-"""Digests by contents: each file is read once, and again when it has changed."""
+"""Digests of contents: each file is read once, and again after a change."""
 
 from __future__ import annotations
 

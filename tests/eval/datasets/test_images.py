@@ -1,4 +1,4 @@
-"""Images from file to pixels."""
+"""Decoding, cropping and scaling of images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WIDTH, HEIGHT = 20, 12
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """An image in which every pixel says where it is: red is x, green is y."""
+    """An image whose pixels encode their coordinates: red is x, green is y."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     path = tmp_path / "a.png"
     Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8)).save(path)

@@ -1,4 +1,4 @@
-"""The choice of captions depends on the seed and the captions alone."""
+"""Choice of captions: depends only on the seed and the captions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dalle_zoo_eval.datasets import (
 from dalle_zoo.registry import UnknownNameError
 
 PINNED = "1cd97e63"
-"""First digits of the list of the toy benchmark by seed 0; another value breaks every published list."""
+"""Prefix of the digest of the list of the toy dataset for seed 0; another value would break every published list."""
 
 
 def choose(benchmark: EvalDataset, **changes: Any) -> CaptionList:

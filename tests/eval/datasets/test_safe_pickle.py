@@ -1,4 +1,4 @@
-"""Pickles hold plain data, or are refused before anything of them runs."""
+"""Pickles of plain data are read; all others raise before any code runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLAIN = [
 
 
 class Call:
-    """Is pickled as the call of a function."""
+    """An object that is pickled as a function call."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.function, self.arguments = function, arguments

@@ -1,4 +1,4 @@
-"""What every network must do, and the ones that see images and captions."""
+"""Contract of all extractors, and tests of those for images and captions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dalle_zoo.ranker_folder import save_ranker
 from dalle_zoo.registry import UnknownNameError
 from dalle_zoo.tokenizers import ByteTokenizer
 
-# Of unit vectors: transformers resizes with Pillow, we with torch, which differ by a level here and there.
+# For unit vectors: transformers resizes with Pillow, which differs from torch by single levels.
 PREPROCESSING = 2e-2
 
 
@@ -32,7 +32,7 @@ def images() -> Tensor:
 
 @pytest.fixture
 def locations(model: Path, tmp_path: Path) -> dict[str, Path]:
-    """Where the networks that need no other package are."""
+    """Locations of the networks that need no other package."""
     save_file(MobileNet().state_dict(), tmp_path / WEIGHTS_FILE)
     return {"mobilenet": tmp_path, "ranker": model, "clip": model / "ranker", "pixels": tmp_path}
 

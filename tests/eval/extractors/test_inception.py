@@ -1,4 +1,4 @@
-"""The two Inceptions: torch-fidelity's and torchmetrics' numbers, the input of the DM-GAN code, checked files.
+"""The two Inception networks: equal to torch-fidelity and torchmetrics, input of the DM-GAN code, checked files.
 
 The weights are random: each file has the shape of the published one and its own digest.
 """
@@ -33,14 +33,14 @@ from torch import Tensor, nn
 from dalle_zoo.files import sha256_file
 
 N = 4
-# What the protocols promise.
+# Tolerances that the protocols state.
 RELATIVE = 1e-4
-# Of float32 features whose convolutions saw other batches.
+# For float32 features of convolutions with other batch sizes.
 BATCHES = 1e-4
 
 
 def package(name: str) -> Any:
-    """A module, or a skip where it is missing or does not fit the installed torch."""
+    """Imports a module; skips the test if it is missing or does not fit the installed torch."""
     try:
         return importlib.import_module(name)
     except (ImportError, RuntimeError) as error:
@@ -48,7 +48,7 @@ def package(name: str) -> Any:
 
 
 def random_weights(path: Path, **options: Any) -> Path:
-    """Weights that keep the size of what passes through them, unlike torch's initial ones."""
+    """Initializes weights that preserve the scale of activations, unlike torch's initialization."""
     inception = package("torchvision.models.inception")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -105,7 +105,7 @@ def seen(network_2015: InceptionExtractor, sides: tuple[Tensor, Tensor]) -> tupl
 
 
 class Images(torch.utils.data.Dataset[Tensor]):
-    """A data set as torch-fidelity reads it."""
+    """A dataset for torch-fidelity."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -156,7 +156,7 @@ def test_scores_equal_torch_fidelity(
 
 
 def test_distance_equals_torch_fidelity(seen: tuple[dict[str, Tensor], ...]) -> None:
-    """Of the first 64 features: all 2048 need half a minute there, see the slow test below."""
+    """Uses the first 64 features, since all 2048 take half a minute; see the slow test below."""
     fid = package("torch_fidelity.metric_fid")
     few = tuple({"features": side["features"][:, :64].contiguous()} for side in seen)
     reference = fid.fid_statistics_to_metric(
@@ -191,7 +191,7 @@ def test_batch_size_changes_features_only_by_rounding(
 def test_dmgan_equals_torchvision_with_dmgan_input(
     weights_dmgan: Path, dmgan: InceptionExtractor, sides: tuple[Tensor, Tensor]
 ) -> None:
-    """Written out step by step: Pillow, [0, 1], the change of scale, every layer up to the pool."""
+    """The reference is written step by step: Pillow, [0, 1], second scaling, every layer up to the pool."""
     images = sides[0][:2]
     resized = [
         np.asarray(Image.fromarray(i.permute(1, 2, 0).numpy()).resize((299, 299), Image.Resampling.BILINEAR))
@@ -280,7 +280,7 @@ def test_unexpected_file_is_not_opened(name: str, tmp_path: Path, monkeypatch: p
 
 
 class Bomb:
-    """Leaves a trace if it is unpickled."""
+    """Creates a file if it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -325,7 +325,7 @@ def test_wrong_images_raise(dmgan: InceptionExtractor, images: Tensor) -> None:
 def test_missing_package_raises_with_install_hint(
     name: str, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torchvision with a torch that it was not built for raises RuntimeError."""
+    """torchvision raises RuntimeError with a torch for which it was not built."""
     import builtins
 
     real = builtins.__import__

@@ -1,4 +1,4 @@
-"""The evaluator network: its shape, its file, and that batches do not matter."""
+"""MobileNet: parameters, files, and independence of batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dalle_zoo.files import sha256_file
 
 def test_network_has_parameters_of_mobilenet() -> None:
     net = MobileNet()
-    # 470,072 trained numbers; 5,472 channels carry a running mean and variance besides.
+    # 470,072 parameters; 5,472 channels also have a running mean and variance.
     assert sum(p.numel() for p in net.parameters()) == 470_072
     assert {"body.0.conv.weight", "body.26.norm.running_var", "head.bias"} <= net.state_dict().keys()
 
@@ -31,7 +31,7 @@ def test_features_do_not_depend_on_batches_or_on_the_type_of_pixels() -> None:
 
 
 def test_stride_2_pads_only_at_the_end() -> None:
-    """As TensorFlow does: the first output of a halving layer sees rows 0 to 2, the last has padding."""
+    """As in TensorFlow, the first output of a halving layer depends on rows 0 to 2, and the last one on padding."""
     torch.manual_seed(0)
     first = MobileNet().eval().body[0]
     image = torch.zeros(1, 3, 8, 8)

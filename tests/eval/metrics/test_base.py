@@ -1,4 +1,4 @@
-"""Every metric of the registry: batches and ranks do not matter, any training loop can use it, others may join."""
+"""Contract of all registered metrics: independent of batches and ranks, usable in training loops, extensible."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ INPUTS: dict[str, Any] = {
     "reference_images": torch.randint(256, (N, 3, 4, 4), generator=GENERATOR, dtype=torch.uint8),
     "keys": [f"{i}_x" for i in range(N)],
     "concepts": [str(i % 120) for i in range(N)],
-    # Of two images of a prompt, nine regions, ten grounds and seven hues.
+    # Two images per prompt, nine regions, ten grounds and seven hues.
     "grounds": torch.rand(N, 2, 10, generator=GENERATOR),
     "hues": torch.rand(N, 2, 7, generator=GENERATOR),
     "layout": torch.randint(6, (N, 2), generator=GENERATOR),
@@ -68,7 +68,7 @@ def feed(metric: Metric, name: str, start: int, stop: int) -> None:
 def values(metric: Metric) -> dict[str, float]:
     found = metric.compute()
     parts = found if isinstance(found, Mapping) else {"value": found}
-    # A part may be a value with its interval.
+    # Parts may have intervals.
     return {f"{k} {i}": n for k, v in parts.items() for i, n in enumerate(torch.as_tensor(v).flatten().tolist())}
 
 
@@ -78,7 +78,7 @@ NUMBERS = {"features", "text_features", "logits", "nll"}
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", [name for name in METRICS if METRICS.spec(name).inputs & NUMBERS])
 def test_non_finite_scores_raise(name: str, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CLIP score of NaN would be 0, as max(0, NaN) is."""
+    """Without the check, the CLIP score of NaN would be max(0, NaN) = 0."""
     broken = sorted(METRICS.spec(name).inputs & NUMBERS)[0]
     values = INPUTS[broken].clone()
     values[3, 2] = bad
@@ -112,7 +112,7 @@ def test_score_does_not_depend_on_batches_and_reset_clears(name: str) -> None:
 
 @pytest.mark.parametrize("name", METRICS)
 def test_ranks_are_merged(name: str) -> None:
-    """As torchmetrics gathers states: lists are concatenated, sums are added."""
+    """Merges states like torchmetrics: lists are concatenated, sums are added."""
     complete, ranks = made(name), [made(name), made(name)]
     feed(complete, name, 0, N)
     feed(ranks[0], name, 0, 130)

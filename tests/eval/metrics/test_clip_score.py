@@ -20,13 +20,13 @@ def directions(*degrees: float) -> torch.Tensor:
 
 
 def test_score_is_mean_cosine_times_100() -> None:
-    """Of any lengths; without the factor 2.5 of Hessel et al."""
+    """Features may have any length; there is no factor 2.5 as in Hessel et al."""
     assert clip_score(directions(0, 60, 90), UP.repeat(3, 1)) == pytest.approx(50, abs=1e-5)
     assert clip_score(7 * UP, UP) == pytest.approx(100)
 
 
 def test_mean_is_clipped_instead_of_pairs() -> None:
-    """As torchmetrics computes it: a pair that points away takes from the others."""
+    """As in torchmetrics, pairs with negative cosine lower the mean."""
     assert clip_score(directions(0, 120), UP.repeat(2, 1)) == pytest.approx(25, abs=1e-5)
     assert clip_score(directions(180, 120), UP.repeat(2, 1)) == 0
 

@@ -1,4 +1,4 @@
-"""Frechet distance: closed forms on Gaussians, scipy, bias and spread of samples."""
+"""Fréchet distance: closed forms of Gaussians, SciPy, and bias and spread of samples."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def rotation(d: int) -> Tensor:
 
 
 def test_commuting_covariances_match_closed_form() -> None:
-    """Equal axes: ``|mu_a - mu_b|^2 + sum (sqrt(a) - sqrt(b))^2``."""
+    """With equal eigenvectors, the distance is ``|mu_a - mu_b|^2 + sum (sqrt(a) - sqrt(b))^2``."""
     a, b = torch.tensor([1.0, 4.0, 9.0]).double(), torch.tensor([4.0, 4.0, 0.25]).double()
     turn = rotation(3)
     left = moments_of(torch.zeros(3), turn * a @ turn.t(), 10)
@@ -49,7 +49,7 @@ def test_commuting_covariances_match_closed_form() -> None:
 
 
 def test_two_dimensional_gaussians_match_closed_form() -> None:
-    """Unlike axes: the trace of the root of a 2 x 2 product is ``sqrt(tr + 2 sqrt(det))``."""
+    """With different eigenvectors, the trace of the root of a 2 x 2 product is ``sqrt(tr + 2 sqrt(det))``."""
     a = torch.tensor([[2.0, 0.3], [0.3, 1.0]]).double()
     b = torch.tensor([[1.0, -0.8], [-0.8, 3.0]]).double()
     root = math.sqrt(float((a @ b).trace()) + 2 * math.sqrt(float(torch.linalg.det(a) * torch.linalg.det(b))))
@@ -76,7 +76,7 @@ def test_distance_to_itself_is_0(n: int) -> None:
 
 
 def test_fewer_samples_than_features_give_correct_distance() -> None:
-    """Features in a plane, turned into 64 dimensions, are as far apart as in the plane."""
+    """Features of a plane that are rotated into 64 dimensions keep their distance."""
     a, b = gaussian(20, 2, 0), gaussian(300, 2, 1, scale=2, shift=1)
     turn = rotation(64)[:2]
     lifted = frechet_distance(moments(a @ turn), moments(b @ turn))
@@ -98,7 +98,7 @@ def test_incompatible_moments_raise() -> None:
 
 
 def white(d: int, count: int = 10**6) -> Reference:
-    """The standard Gaussian."""
+    """Returns the standard Gaussian as a reference."""
     return Reference.of(moments_of(torch.zeros(d), torch.eye(d), count))
 
 
@@ -112,14 +112,14 @@ def at_infinity(features: Tensor, reference: Reference, seed: int = 0) -> Extrap
 
 @pytest.mark.parametrize("n", [20, 40, 500])
 def test_reference_distance_equals_frechet_distance(n: int) -> None:
-    """Whichever side has fewer samples than the 32 features."""
+    """Either side may have fewer samples than the 32 features."""
     few, many = moments(gaussian(n, 32, 0)), moments(gaussian(300, 32, 1, scale=2))
     for one, other in ((few, many), (many, few)):
         assert Reference.of(one).distance(other) == pytest.approx(frechet_distance(few, many), rel=1e-9)
 
 
 def test_extrapolation_removes_bias() -> None:
-    """Samples of the reference's own Gaussian: the true distance is 0, that of 1000 samples is not."""
+    """The samples are from the Gaussian of the reference: the true distance is 0, that of 1000 samples is larger."""
     features, reference = gaussian(1000, 32, 0), white(32)
     biased = reference.distance(moments(features))
     found = at_infinity(features, reference)
@@ -160,7 +160,7 @@ def test_influences_are_derivatives_by_sample_weight() -> None:
 
 
 def test_interval_width_matches_repeated_experiments() -> None:
-    """Compared with what other samples of as many samples really give."""
+    """The interval is compared with distances of other samples of the same size."""
     reference = white(8)
     generates = [gaussian(400, 8, seed, shift=0.3) for seed in range(60)]
     values = torch.tensor([reference.distance(moments(x)) for x in generates], dtype=torch.float64)
@@ -173,7 +173,7 @@ def test_interval_width_matches_repeated_experiments() -> None:
 
 
 def test_linear_part_has_spread_of_distance() -> None:
-    """Compared with a bootstrap that works out every distance, at half of the samples a feature that 30,000 have."""
+    """The spread is compared with a bootstrap of full distances, with half as many samples per feature as usual."""
     d, n = 32, 240
     x = gaussian(n, d, 0, scale=1.2, shift=0.1) * torch.arange(1, d + 1).double() ** -0.5
     reference = Reference.of(moments(gaussian(900, d, 1) * torch.arange(1, d + 1).double() ** -0.5))

@@ -11,7 +11,7 @@ from dalle_zoo_eval.metrics.inception_score import inception_score
 
 
 def test_confident_diverse_predictions_score_number_of_classes() -> None:
-    """Each split of 5 images shows each of 5 classes, without a doubt."""
+    """Each split of 5 images has each of 5 classes with certainty."""
     logits = 100 * torch.eye(5).repeat(4, 1)
     assert inception_score(logits, splits=4, seed=None) == (pytest.approx(5), pytest.approx(0))
 
@@ -24,7 +24,7 @@ def test_equal_images_score_1(row: list[float]) -> None:
 
 
 def test_two_kinds_of_images_match_closed_form() -> None:
-    """p = (q, 1 - q) or the other way round: the score is 2 exp(-entropy(q))."""
+    """With p = (q, 1 - q) or (1 - q, q), the score is 2 exp(-entropy(q))."""
     q = 0.9
     rows = torch.tensor([[q, 1 - q], [1 - q, q]]).log()
     entropy = -(q * math.log(q) + (1 - q) * math.log(1 - q))

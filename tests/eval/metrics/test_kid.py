@@ -1,4 +1,4 @@
-"""Kernel distance against a sum over pairs, written out."""
+"""Kernel distance, compared with an explicit sum over pairs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_value_equals_sum_over_pairs() -> None:
 
 
 def test_estimate_is_unbiased() -> None:
-    """Equal distributions: around 0 at any size of the subsets; unequal ones: above."""
+    """For equal distributions, the estimate is about 0 for any subset size; for different ones, it is larger."""
     same, deviation = kernel_distance(*sides(2000, shift=0), subsets=200, subset_size=20)
     assert abs(same) < 3 * deviation / 200**0.5
     apart, _ = kernel_distance(*sides(2000, shift=1), subsets=20, subset_size=20)

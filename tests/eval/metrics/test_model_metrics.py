@@ -1,4 +1,4 @@
-"""Metrics of a model's own parts, and of concepts, against values known in closed form."""
+"""Metrics of model parts and of concepts, compared with closed forms."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_untrained_prior_needs_log2_k_bits(pipe: DallePipeline) -> None:
 
 
 def test_bits_do_not_depend_on_batches(pipe: DallePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A head that gives code 0 half of the mass: 1 bit for it, log2(14) for each of the others."""
+    """A head with probability 1/2 for code 0 needs 1 bit for it and log2(14) bits for each other code."""
     with torch.no_grad():
         pipe.prior.image_head.bias[0] = math.log(7)
     with torch.inference_mode():
@@ -101,7 +101,7 @@ def test_retrieval_finds_partner_among_all(batch: int) -> None:
     assert half["image_to_text_top1"] == half["text_to_image_top1"] == 0.5
 
 
-# Directions at 0, 10, 40 and 90 degrees: neighbors can be told by eye.
+# Directions at 0, 10, 40 and 90 degrees have obvious neighbors.
 ANGLES = torch.tensor([0.0, 10.0, 40.0, 90.0]).deg2rad()
 GALLERY = torch.stack([ANGLES.cos(), ANGLES.sin()], 1) * torch.tensor([[1.0], [9.0], [2.0], [0.1]])
 KEYS, CONCEPTS = ["a_x", "a_y", "b_x", "b_y"], ["a", "a", "b", "b"]

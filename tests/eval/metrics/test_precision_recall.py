@@ -1,4 +1,4 @@
-"""Precision and recall against distances one by one, and on sets that can be told by eye."""
+"""Precision and recall, compared with individual distances and for sets with obvious values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""R-precision of features whose order is known."""
+"""R-precision of features with known order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_matching_features_score_1() -> None:
 
 
 def test_splits_are_consecutive() -> None:
-    """The first half of the images is right, the second points away from its caption."""
+    """The first half of the images matches its captions, the second half is opposite to them."""
     text = torch.eye(N)
     image = text.clone()
     image[N // 2 :] *= -1
@@ -39,7 +39,7 @@ def test_equal_captions_score_chance_level() -> None:
 
 
 def test_mismatched_captions_have_other_concepts() -> None:
-    """All captions of a class are alike: were one of the own class sampled, it would tie."""
+    """Captions of a class are equal, so a sampled caption of the own class would tie."""
     groups = [str(i % 4) for i in range(N)]
     features = torch.eye(4)[[i % 4 for i in range(N)]]
     assert r_precision(features, features, groups, mismatched=90) == (1, 0)
