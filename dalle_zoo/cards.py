@@ -1,4 +1,4 @@
-"""Model cards, rendered from files: nothing in them is typed by hand."""
+"""Model cards, rendered entirely from files."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from string import Template
 from typing import Any
 
 from dalle_zoo.files import atomic_write, escape_surrogates, read_json
-from dalle_zoo.model_folder import RECORD, ModelFolderError
+from dalle_zoo.model_folder import CHECKSUMS, RECORD, ModelFolderError
+from dalle_zoo.model_results import figures, listed_weights, measured_weights
 from dalle_zoo.recipes import list_recipes, recipe_header, recipe_root
 from dalle_zoo.registry import suggest
-from dalle_zoo.results import Result, figures, group_tables, measured_weights, score_tables, target_status
+from dalle_zoo.results import Result, group_tables, score_tables, target_status
 from dalle_zoo.sampling import SamplingOptions
 
 TEMPLATES = Path(__file__).parent / "_cards"
-"""One template a protocol: what a card says depends on what was measured."""
+"""Templates, one per protocol, since cards depend on the evaluation."""
 GENERAL = "model"
-"""The template of all others."""
+"""Name of the template for all other models."""
 
 HUB_LICENSES = (
     *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "zlib", "mpl-2.0", "artistic-2.0", "unlicense"),
@@ -29,17 +30,16 @@ HUB_LICENSES = (
     *("cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0"),
     *("openrail", "bigscience-openrail-m", "creativeml-openrail-m"),
 )
-"""Identifiers that the Hub takes as a license; every other is "other" with a name."""
+"""Identifiers that the Hub accepts as a license; any other license is "other" with a name."""
 
 
 def render_card(folder: str | Path, result: Result, name: str | None = None) -> str:
     """Renders the card of a model.
 
     Args:
-        folder: The model: its ``record.json`` and ``model_index.json`` are read. The folder's name is that of its
-            recipes.
+        folder: Model folder with ``record.json`` and ``model_index.json``. Its name is that of the model's recipes.
         result: Contents of its result file.
-        name: What the model is called. Defaults to the name of the folder.
+        name: Name of the model. Defaults to the name of the folder.
 
     Returns:
         Markdown. The same files give the same text.
@@ -84,12 +84,12 @@ def render_card(folder: str | Path, result: Result, name: str | None = None) -> 
 
 
 def render_any_card(folder: Path, results: Sequence[Result], name: str) -> str:
-    """Renders the card of any model: as `render_card` where one result has a template, else a general one.
+    """Renders the card of any model: as `render_card` if one result has a template, else a general one.
 
     Args:
-        folder: The model.
-        results: Contents of its result files; none where nothing was measured, and the card says so.
-        name: What the model is called.
+        folder: Model folder.
+        results: Contents of its result files. Without results, the card states that nothing was measured.
+        name: Name of the model.
     """
     if len(results) == 1 and (TEMPLATES / f"{results[0]['protocol']['name']}.md").is_file():
         return render_card(folder, results[0], name)
@@ -107,7 +107,7 @@ def render_any_card(folder: Path, results: Sequence[Result], name: str) -> str:
 
 
 def license_id(license: str) -> str:
-    """The Hub's identifier of a license, "other" if it has none.
+    """Returns the Hub's identifier of a license, or "other".
 
     Example:
         >>> license_id("Apache-2.0"), license_id("Modified MIT (OpenAI)")
@@ -117,7 +117,7 @@ def license_id(license: str) -> str:
 
 
 def _license(record: Mapping[str, Any]) -> str:
-    """The license as people read it."""
+    """Returns the license for display."""
     name, note = record.get("license_name") or record["license"], record.get("license_note")
     return f"{name} ({note})" if note else str(name)
 
@@ -126,7 +126,7 @@ def write_card(folder: str | Path, result_file: str | Path, out: str | Path) -> 
     """Renders a card from a model folder and a result file into ``out``, atomically.
 
     Raises:
-        ModelFolderError: As `render_card`, or the result was measured with other weights.
+        ModelFolderError: The result was measured with other weights. Other errors are those of `render_card`.
     """
     folder, out = Path(folder), Path(out)
     result = read_json(Path(result_file))
@@ -139,8 +139,7 @@ def write_card(folder: str | Path, result_file: str | Path, out: str | Path) -> 
 
 def check_weights(folder: Path, result: Result) -> None:
     """Raises `ModelFolderError` unless the result was measured with the weights of the folder."""
-    listed, measured = read_json(folder / "sha256.json"), measured_weights(result)
-    current = {name: digest for name, digest in listed.items() if name.endswith(".safetensors")}
+    current, measured = listed_weights(read_json(folder / CHECKSUMS)), measured_weights(result)
     changed = sorted(n for n in {*current, *measured} if current.get(n) != measured.get(n))
     if changed:
         raise ModelFolderError(
@@ -173,7 +172,7 @@ def _name(name: str) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first row is its head.
+    """Returns a Markdown table; the first row is its head.
 
     Example:
         >>> print(table([["part", "parameters"], ["dvae", "7"]]))
@@ -215,7 +214,7 @@ def _sampling(sampling: Mapping[str, Any]) -> str:
 
 
 def _evaluator(result: Result) -> str:
-    """Describes the networks that took no part in generation: those with a title."""
+    """Describes the networks that were not used in generation, which have a title."""
     sentences = [
         f"The evaluator is {record['title']}, at {record['pixels']} pixels (sha256 {record['sha256'][:16]}…); it took "
         "no part in the generated images, and its numbers are not FID."
@@ -236,7 +235,7 @@ def _targets(result: Result) -> str:
 
 
 def _recipes(name: str, components: Sequence[str]) -> str:
-    """Headers of the recipes that are named like the model, and of their further steps (``NAME-decoder``)."""
+    """Returns the headers of the recipes named like the model, and of their further steps (``NAME-decoder``)."""
     known = list_recipes()
     recipes = [r for part in components for r in known if r == f"{part}/{name}" or r.startswith(f"{part}/{name}-")]
     blocks = [f"`{recipe}`\n```\n{recipe_header(recipe)}\n```" for recipe in recipes]
@@ -244,7 +243,7 @@ def _recipes(name: str, components: Sequence[str]) -> str:
 
 
 def _trials(path: Path) -> str:
-    """Tables of the trials by which sizes were chosen: ``{title: [{column: value, …}, …], …}``."""
+    """Returns tables of the trials that determined sizes, from ``{title: [{column: value, …}, …], …}``."""
     if not path.is_file():
         return ""
     blocks = []

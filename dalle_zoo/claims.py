@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 CLAIM = ".claim"
 """Name of the file whose claim is needed to write to a folder."""
 PATIENCE = 60.0
-"""Seconds after which a waiting process says what it waits for."""
+"""Seconds after which a waiting process logs what it waits for."""
 
 
 class ClaimedError(OSError):
@@ -92,7 +92,7 @@ class Claims:
             raise ClaimedError(f"{_owner(path)} writes {work}: wait until it ends, or choose another destination")
 
     def excludes_others(self, path: Path) -> bool:
-        """Returns whether nobody else can have this claim; False where the file system has no locks."""
+        """Returns whether no other process can have this claim; False if the file system has no locks."""
         return path in self._locked
 
     def release(self, path: Path) -> None:
@@ -100,7 +100,7 @@ class Claims:
         file = self._files.pop(path)
         self._locked.discard(path)
         with suppress(OSError):
-            path.unlink()  # while the lock is held; whoever waits for this file notices, and creates another one
+            path.unlink()  # while the lock is held; a process that waits for it notices, and creates another one
         _DESCRIPTORS.discard(file)
         os.close(file)
 

@@ -49,7 +49,7 @@ def _code(letter: str) -> str:
 
 
 def _without_glyph(font: Any, letters: set[str]) -> set[str]:
-    """Letters that a font renders as it renders what is no letter."""
+    """Returns the letters that a font renders like a missing glyph."""
 
     def rendered(letter: str) -> tuple[Any, bytes]:
         mask = font.getmask(letter)

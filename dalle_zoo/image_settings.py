@@ -1,6 +1,6 @@
-"""Settings of a generated image inside its PNG file, so that the image can be generated again.
+"""Settings of a generated image in its PNG file, from which the image can be generated again.
 
-Two text chunks hold them: ``parameters`` in the form of AUTOMATIC1111's web UI, which other tools read, and
+They are stored in two text chunks: ``parameters`` in the format of AUTOMATIC1111's web UI, which other tools read, and
 ``dalle-zoo``, JSON with everything that determines the pixels.
 """
 
@@ -28,17 +28,17 @@ PARAMETERS = "parameters"
 FORMAT = 1
 """Version of the JSON."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-"""Precisions that a prior can compute in."""
+"""Dtypes in which a prior can compute."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSettings:
-    """What an image was generated with."""
+    """Settings with which an image was generated."""
 
     prompt: str
     """The prompt."""
     seed: int
-    """Seed of the image itself."""
+    """Seed of the image."""
     model: str
     """Name, folder or repository of the model."""
     model_digest: str | None = None
@@ -46,34 +46,34 @@ class ImageSettings:
     temperature: float = 1.0
     """Divides the logits."""
     top_k: int | None = None
-    """Sampled among the k most likely tokens; None: among all."""
+    """Number of most likely tokens from which tokens were sampled; None: all."""
     top_p: float | None = None
-    """Sampled among the tokens that together reach p; None: among all."""
+    """Total probability of the most likely tokens from which tokens were sampled; None: all tokens."""
     guidance_scale: float = 1.0
     """Scale of classifier-free guidance."""
     negative_prompt: str | None = None
-    """Prompt in place of the empty caption under guidance."""
+    """Prompt that replaces the empty caption in guidance; None: the empty caption."""
     given: tuple[tuple[int, ...], ...] | None = None
-    """Rows of codes that were kept, -1 where a code was sampled; None: all were sampled."""
+    """Rows of given codes, with -1 for sampled codes; None: all codes were sampled."""
     dtype: str = "float32"
     """Precision of the prior; other precisions round differently on other devices."""
     quantize: Bits | None = None
-    """Bits that the prior's matrices were rounded to; None: not rounded."""
+    """Format to which the prior's matrices were quantized; None: not quantized."""
     score: float | None = None
-    """The ranker's score, or the log-likelihood of kept cells, whichever the image was ranked by; None: unranked."""
+    """Score by which the image was ranked, from the ranker or as log-likelihood of given cells; None: unranked."""
     version: str = __version__
     """Version of dalle-zoo."""
 
     def options(self) -> SamplingOptions:
-        """Temperature, filters and guidance."""
+        """Returns temperature, filters and guidance."""
         return SamplingOptions(**{f.name: getattr(self, f.name) for f in fields(SamplingOptions)})
 
     def given_codes(self) -> Tensor | None:
-        """Codes that were kept, int64 (h, w); None if all were sampled."""
+        """Returns the given codes, int64 (h, w); None if all were sampled."""
         return None if self.given is None else torch.tensor(self.given)
 
     def parameters(self, width: int, height: int) -> str:
-        """The text that AUTOMATIC1111's web UI writes: prompt, negative prompt, and a line of named values.
+        """Returns the text of AUTOMATIC1111's web UI: prompt, negative prompt, and a line of named values.
 
         Args:
             width: Width of the image, pixels.
@@ -97,7 +97,7 @@ class ImageSettings:
         return "\n".join(lines)
 
     def to_png(self, width: int, height: int) -> PngImagePlugin.PngInfo:
-        """The text chunks for `PIL.Image.Image.save` (``pnginfo``)."""
+        """Returns the text chunks for `PIL.Image.Image.save` (``pnginfo``)."""
         info = PngImagePlugin.PngInfo()
         settings = json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, allow_nan=False)
         for key, text in ((PARAMETERS, self.parameters(width, height)), (KEY, settings)):
@@ -162,7 +162,7 @@ def read_settings(path: str | Path) -> ImageSettings:
 
     Raises:
         FileError: The file has no settings, or damaged ones.
-        OSError: The file cannot be read, or is no image.
+        OSError: The file cannot be read, or is not an image.
 
     Example:
         >>> read_settings("grid/000-000.png").prompt  # doctest: +SKIP
@@ -182,6 +182,6 @@ def read_settings(path: str | Path) -> ImageSettings:
 
 
 def _quoted(value: Any) -> str:
-    """A value as the web UI writes it: as JSON if it contains a separator."""
+    """Returns a value as written by the web UI: as JSON if it contains a separator."""
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",\n:") else text

@@ -95,7 +95,7 @@ def save_png(image: Tensor | Image.Image, path: str | Path, settings: ImageSetti
     Args:
         image: A uint8 tensor, (3, H, W), or a PIL image.
         path: Path of the file, which must end in ``.png``.
-        settings: What the image was generated with, which the file then contains. Defaults to none.
+        settings: Settings of the image, which are stored in the file. Defaults to none.
 
     Returns:
         The path.
@@ -116,7 +116,7 @@ def save_images(images: Mapping[str, tuple[Image.Image, ImageSettings | None]], 
     unchanged are removed; a warning counts the other images.
 
     Args:
-        images: Images, and what each was generated with, by file name.
+        images: Images with their settings, by file name.
         folder: Existing folder.
     """
     for name, digest in (try_read_json(folder / WRITTEN) or {}).items():
@@ -138,7 +138,7 @@ def save_images(images: Mapping[str, tuple[Image.Image, ImageSettings | None]], 
 
 
 def png_bytes(image: Image.Image, settings: ImageSettings | None) -> bytes:
-    """Encodes an image as PNG, with what it was generated with inside the file, if that is known."""
+    """Encodes an image as PNG, with its settings in the file if they are known."""
     file = io.BytesIO()
     image.save(file, format="PNG", pnginfo=settings.to_png(*image.size) if settings is not None else None)
     return file.getvalue()

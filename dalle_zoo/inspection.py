@@ -1,4 +1,4 @@
-"""Describes images, models and the environment, as JSON values, for people and for reports of faults."""
+"""Describes images, models and the environment as JSON values, for display and for bug reports."""
 
 from __future__ import annotations
 

@@ -23,22 +23,22 @@ from dalle_zoo.values import as_integer
 
 @dataclass(frozen=True)
 class PipelineOutput:
-    """Images, and what they were ranked by. In a notebook, it is displayed as a grid."""
+    """Images with their scores, seeds and settings. Notebooks display it as a grid."""
 
     images: Any
     """Images, those of the first prompt first: a list of PIL images, an array (B, H, W, 3) or a tensor (B, 3, H, W) in
     [0, 1], or codes (B, h, w), depending on ``output_type``."""
     scores: Tensor | None = None
-    """Score of every returned image, (B,), best first within a prompt: the ranker's, or the log-likelihood of kept
-    cells, see ``rerank``; None without reranking."""
+    """Score of every returned image, (B,), best first within a prompt: from the ranker, or the log-likelihood of given
+    cells, see ``rerank``. None without reranking."""
     seeds: Tensor | None = None
     """Seed of every returned image, int64 (B,): the call with ``seed=seeds[k]`` generates image k again."""
 
     settings: list[ImageSettings] | None = None
-    """What every returned image was generated with."""
+    """Settings of every returned image."""
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Writes every image as PNG, with its settings inside, to files ``000.png``, ``001.png`` and so on.
+        """Writes every image with its settings to a PNG file ``000.png``, ``001.png`` and so on.
 
         Args:
             folder: Folder; created if it does not exist. Files of the same names are replaced.
@@ -70,7 +70,7 @@ class PipelineOutput:
         return Image.fromarray(make_grid(images, min(most, len(images))).permute(1, 2, 0).numpy())
 
     def _pixels(self) -> Tensor:
-        """Pixels in [0, 1], (B, 3, H, W)."""
+        """Returns pixels in [0, 1], (B, 3, H, W)."""
         if isinstance(self.images, list):
             return torch.stack([from_pil(image) for image in self.images])
         if isinstance(self.images, np.ndarray):
@@ -81,7 +81,7 @@ class PipelineOutput:
         return pixels
 
     def _repr_png_(self) -> bytes | None:
-        """The grid as PNG, for notebooks; None for codes."""
+        """Returns the grid as PNG, for notebooks; None for codes."""
         if isinstance(self.images, Tensor) and self.images.ndim != 4:
             return None
         buffer = io.BytesIO()

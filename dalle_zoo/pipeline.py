@@ -230,7 +230,7 @@ class DallePipeline(ScoringModel):
         }
 
     def _settings(self, call: Call, given: Tensor | None, seeds: Tensor, scores: Tensor | None) -> list[ImageSettings]:
-        """What every image was generated with, in the order of the images."""
+        """Returns the settings of every image, in the order of the images."""
         common = self.common_settings(call.options, given)
         negative: Sequence[str | None] = call.negative_prompt or [None] * len(call.prompts)
         rows = [[None] * seeds.shape[1]] * len(seeds) if scores is None else scores.tolist()

@@ -26,9 +26,10 @@ from dalle_zoo.model_folder import (
     read_checksums,
     verify_checksums,
 )
+from dalle_zoo.model_results import SUBFOLDER, figures, results_of
 from dalle_zoo.paths import user_path
 from dalle_zoo.recipes import find_recipe
-from dalle_zoo.results import SUBFOLDER, Result, figures, results_of
+from dalle_zoo.results import Result
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,17 @@
-"""Result files of ``dalle-zoo eval``: their schema, and their scores as tables and lists. No torch.
+"""Result files of ``dalle-zoo eval``: their schema, and tables of their scores. No torch.
 
-A result file is a JSON object. What every reader may rely on:
+A result file is a JSON object with at least these keys:
 
-| key | holds |
+| key | content |
 |---|---|
 | ``protocol`` | all fields of the protocol |
-| ``source`` | what was measured: ``kind`` ("model" or "images"), ``name``, ``weights_sha256``, ... |
-| ``groups`` | by group: ``samples`` (real images), ``captions`` (that images were generated from), ``dataset``, ... |
+| ``source`` | what was evaluated: ``kind`` ("model" or "images"), ``name``, ``weights_sha256``, ... |
+| ``groups`` | by group: ``samples`` (real images), ``captions`` (prompts of generated images), ``dataset``, ... |
 | ``metrics`` | by metric: ``label``, ``unit``, ``format``, ``lower_is_better``, ``section``, ``parts``, ... |
 | ``scores`` | one object per score, the fields of `Score` |
-| ``targets`` | what the model was to reach: ``name``, ``required``, ``reached``, ``met`` |
-| ``extractors`` | by extractor: ``sha256``, what else fixes its features, ``title`` if not used in generation |
-| ``left_out`` | what was not measured, and why |
+| ``targets`` | targets of the protocol: ``name``, ``required``, ``reached``, ``met`` |
+| ``extractors`` | by extractor: ``sha256``, what determines its features, ``title`` if not used in generation |
+| ``left_out`` | omitted scores and checks, with reasons |
 """
 
 from __future__ import annotations
@@ -19,21 +19,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dalle_zoo.files import FileError, read_json, try_read_json
-from dalle_zoo.model_folder import CHECKSUMS
+from dalle_zoo.files import FileError, read_json
 from dalle_zoo.registry import suggest
 from dalle_zoo.result_schema import problem_of
-
-_PACKAGE = Path(__file__).parent
-_ROOTS = (_PACKAGE / "_results", _PACKAGE.parent / "eval" / "results")
-"""In a wheel the result files are inside the package; in a checkout they are in ``eval``."""
-SUBFOLDER = "results"
-"""Folder of the result files of a published model."""
 
 Result = Mapping[str, Any]
 """Contents of a result file."""
@@ -45,14 +38,14 @@ IMAGE_SETS = {
     "candidates": "one image",
     "shuffled": "shuffled captions (floor)",
 }
-"""Image sets that a score may be of, and what people call them, from ceiling to floor.
+"""Image sets of scores and their labels, from the maximum (ceiling) to chance level (floor).
 
 ``generated`` is the candidate that the ranker prefers; ``candidates`` is the mean over all candidates; ``shuffled``
 compares the candidates with the targets of another caption."""
 
 
 class ResultError(ValueError):
-    """A result file that cannot be used; the message names it."""
+    """A result file cannot be used; the message names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,29 +57,29 @@ class Score:
     value: float
     """The score."""
     samples: int
-    """Images that were measured."""
+    """Number of evaluated images."""
     part: str | None = None
-    """Part of the metric, such as ``top5``; None where it has one value."""
+    """Part of the metric, such as ``top5``; None if it has one value."""
     family: str | None = None
-    """Extractor of the features; None where the metric needs none."""
+    """Extractor of the features; None if the metric needs none."""
     group: str = "all"
     """Group of prompts."""
     images: str = "generated"
     """Image set, of `IMAGE_SETS`."""
     reference_samples: int | None = None
-    """Images that they were compared with, where the metric compares."""
+    """Number of reference images; None if the metric has no reference."""
     blur: int = 0
     """Radius of the blur of both sides, pixels."""
     candidates: int | None = None
-    """Images generated per caption; None for images that nothing here has generated."""
+    """Number of images generated per caption; None for images that the model did not generate."""
     interval: tuple[float, float] | None = None
     """Bootstrap interval."""
     std: float | None = None
-    """Standard deviation over the parts of the samples."""
+    """Standard deviation over splits or subsets of the samples."""
     at_infinity: float | None = None
     """The score extrapolated to infinitely many samples."""
     rank_deficient: bool = False
-    """Whether there are no more samples than features, on one side: a Fréchet distance is then far too high."""
+    """Whether a side has no more samples than features, which makes a Fréchet distance far too high."""
 
     def __post_init__(self) -> None:
         for name in ("metric", "group", "images"):
@@ -115,7 +108,7 @@ class Score:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What no two scores of a result share."""
+        """Fields that identify a score within a result."""
         return self.metric, self.part, self.family, self.group, self.images, self.blur, self.candidates
 
 
@@ -135,8 +128,7 @@ def read_result(path: Path) -> dict[str, Any]:
     """Reads and checks a result file.
 
     Raises:
-        ResultError: It is not there, is no result of this package, a score is wrong or repeated, or a self-check
-            failed.
+        ResultError: The file is missing or is not a result, a score is wrong or repeated, or a self-check failed.
     """
     try:
         data = read_json(path, "a result file of dalle-zoo eval")
@@ -153,17 +145,17 @@ def check_result(data: Any) -> list[Score]:
     """Checks the contents of a result file.
 
     Returns:
-        Its scores.
+        The scores.
 
     Raises:
-        ResultError: It is no result, or a wrong one.
+        ResultError: The contents are not a valid result.
     """
     problem = problem_of(data, {field.name for field in fields(Score)})
     if problem is not None:
         raise ResultError(problem)
     failed = [str(check.get("name")) for check in data.get("selfcheck") or [] if not check.get("passed")]
     if failed:
-        raise ResultError(f"the self-check failed ({', '.join(failed)}): its scores mean nothing; measure again")
+        raise ResultError(f"the self-check failed ({', '.join(failed)}): its scores are meaningless; evaluate again")
     if not data["scores"]:
         raise ResultError("holds no score")
     scores = []
@@ -183,7 +175,7 @@ def check_result(data: Any) -> list[Score]:
 
 
 def scores_of(result: Result) -> list[Score]:
-    """Scores of a checked result."""
+    """Returns the scores of a checked result."""
     return [_score(entry) for entry in result["scores"]]
 
 
@@ -196,14 +188,14 @@ def _score(entry: Mapping[str, Any]) -> Score:
 
 
 def selected(selector: Mapping[str, Any], scores: Iterable[Score]) -> list[Score]:
-    """Scores that have all fields of a selector, such as ``{metric: concept_accuracy, part: top5}``."""
+    """Returns the scores that match a selector, such as ``{metric: concept_accuracy, part: top5}``."""
     return [score for score in scores if all(getattr(score, name) == value for name, value in selector.items())]
 
 
 def score_label(result: Result, score: Score) -> str:
-    """What people call a score within its result: metric, part, family, image set and blur, and the unit.
+    """Returns the label of a score within its result: metric, part, family, image set, blur and unit.
 
-    What all scores of the metric share, and the metric itself implies, is left out.
+    Fields that are the same in all scores of the metric and implied by the metric are left out.
     """
     spec = result["metrics"][score.metric]
     siblings = [s for s in scores_of(result) if s.metric == score.metric]
@@ -220,26 +212,26 @@ def score_label(result: Result, score: Score) -> str:
 
 
 def part_label(result: Result, score: Score) -> str:
-    """What people call the part of a score, "" where its metric has one value; ``top5`` is "top 5" unless named."""
+    """Returns the label of a score's part; empty without parts. ``top5`` is "top 5" unless it has a label."""
     if score.part is None:
         return ""
     return str(result["metrics"][score.metric]["parts"].get(score.part, re.sub(r"^top(\d+)$", r"top \1", score.part)))
 
 
 def images_label(score: Score) -> str:
-    """What people call the image set of a score."""
+    """Returns the label of a score's image set."""
     if score.images == "generated" and score.candidates in (None, 1):
         return "generated images"
     return IMAGE_SETS[score.images].format(candidates=score.candidates)
 
 
 def score_text(result: Result, score: Score) -> str:
-    """A score as it is shown."""
+    """Returns a score as text."""
     return value_text(result, score, score.value)
 
 
 def value_text(result: Result, score: Score, value: float) -> str:
-    """A value of the kind of a score as it is shown: shares in per cent where the label ends in "%"."""
+    """Returns a value in the format of a score; shares are in percent if the label ends in "%"."""
     times = 100 if score_label(result, score).endswith("%") else 1
     form = result["metrics"][score.metric]["format"]
     try:
@@ -253,16 +245,15 @@ def score_tables(
     cell: Callable[[Result, Score], str] = score_text,
     wanted: Callable[[Score], bool] = lambda _: True,
 ) -> dict[str, list[list[str]]]:
-    """Scores of a result, as card and report show them.
+    """Returns the scores of a result as tables for cards and reports.
 
     Args:
         result: A checked result.
-        cell: Text of a score.
-        wanted: Which scores are shown.
+        cell: Returns the text of a score. Defaults to `score_text`.
+        wanted: Returns whether a score is included. Defaults to all.
 
     Returns:
-        Section to rows of a label and one cell per group, in the order of the scores. What was not measured for any
-        group has no row.
+        Rows by section, each with a label and one cell per group, in the order of the scores.
     """
     groups = list(result["groups"])
     tables: dict[str, dict[str, dict[str, str]]] = {"Samples": {}}
@@ -283,15 +274,15 @@ def score_tables(
 
 
 def group_tables(result: Result, cell: Callable[[Result, Score], str] = score_text) -> dict[str, list[list[str]]]:
-    """Scores of metrics that have tables by group: a table per part, with a row per group.
+    """Returns the scores of metrics with tables by group: a table per part, with a row per group.
 
     Args:
         result: A checked result.
-        cell: Text of a score.
+        cell: Returns the text of a score. Defaults to `score_text`.
 
     Returns:
-        Title to a head and rows: a column per image set from ceiling to floor, and, where the metric says which is the
-        ceiling, the share of it that the generated images reach. Groups in which nothing was measured have no row.
+        Head and rows by title, with a column per image set from ceiling to floor. If the metric states its ceiling,
+        further columns have the share of it that generated images reach. Groups without scores have no row.
     """
     tables: dict[str, dict[str, dict[str, Score]]] = {}
     for score in sorted(scores_of(result), key=lambda s: _order(result, s)):
@@ -308,7 +299,7 @@ def group_tables(result: Result, cell: Callable[[Result, Score], str] = score_te
 def _group_table(
     result: Result, rows: Mapping[str, Mapping[str, Score]], cell: Callable[[Result, Score], str]
 ) -> list[list[str]]:
-    """Head and rows of a table of one part."""
+    """Returns head and rows of the table of one part."""
     found = {images: score for row in rows.values() for images, score in row.items()}
     sets = [images for images in IMAGE_SETS if images in found]
     ceiling = result["metrics"][next(iter(found.values())).metric].get("relative_to") or ""
@@ -325,7 +316,7 @@ def _group_table(
 
 
 def _order(result: Result, score: Score) -> tuple[Any, ...]:
-    """Place of a score in tables: by metric, family, part, and image set from ceiling to floor."""
+    """Returns the sort key of scores in tables: metric, family, part, and image set from ceiling to floor."""
     spec, metrics, sets = result["metrics"][score.metric], list(result["metrics"]), list(IMAGE_SETS)
     parts = list(spec["parts"])
     part = parts.index(score.part) if score.part in parts else len(parts)
@@ -333,92 +324,8 @@ def _order(result: Result, score: Score) -> tuple[Any, ...]:
     return metrics.index(score.metric), score.family or "", part, score.part or "", sets.index(score.images), place
 
 
-# ---------------------------------------------------------------- what was measured of a model
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One measured number and what it was measured on."""
-
-    metric: str
-    """Short name, such as "fid"."""
-    label: str
-    """What people call it."""
-    protocol: str
-    """Name of the protocol."""
-    title: str
-    """What the protocol says of itself."""
-    split: str | None
-    """Group of prompts; None where the protocol has one group."""
-    value: float
-    """The number."""
-    settings: dict[str, Any]
-    """What else fixes it: samples, candidates, blur, ...."""
-
-
-def figures(result: Result) -> list[Figure]:
-    """Headlines of a result file: the scores that its protocol names, or else all.
-
-    Raises:
-        ResultError: It is no result file of ``dalle-zoo eval``.
-    """
-    scores, protocol = check_result(result), result["protocol"]
-    headlines: Sequence[Mapping[str, Any]] = protocol.get("headlines") or [{}]
-    several = len(result["groups"]) > 1
-    # By group where there are several, as people read them; in the order of the headlines within.
-    places = {group: number for number, group in enumerate(result["groups"])}
-    chosen = sorted((s for h in headlines for s in selected(h, scores)), key=lambda s: places[s.group])
-    found = []
-    for score in chosen:
-        settings = {"samples": score.samples, "candidates": score.candidates, "blur": score.blur or None}
-        if score.images != "real":
-            sampling = protocol.get("sampling") or {}
-            settings |= {"seed": protocol.get("seed"), "temperature": sampling.get("temperature")}
-        found.append(
-            Figure(
-                metric="_".join(word for word in (score.metric, score.part) if word),
-                label=score_label(result, score).removesuffix(", %"),  # the value is a share
-                protocol=protocol["name"],
-                title=protocol.get("title") or protocol["name"],
-                split=score.group if several else None,
-                value=score.value,
-                settings={key: value for key, value in settings.items() if value is not None},
-            )
-        )
-    return found
-
-
-def measured_weights(result: Result) -> dict[str, str]:
-    """sha256 of every file of weights that was measured, by its path in the model; empty where images were."""
-    source = result.get("source")
-    found = source.get("weights_sha256") if isinstance(source, Mapping) else None
-    return dict(found) if isinstance(found, Mapping) else {}
-
-
-def fits(result: Result, listed: Mapping[str, str]) -> bool:
-    """Whether a result was measured with the weights that the ``sha256.json`` of a model lists."""
-    current = {name: digest for name, digest in listed.items() if name.endswith(".safetensors")}
-    return bool(current) and measured_weights(result) == current
-
-
-def results_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Result files that were measured with the weights of a model: its own, and those that come with the package.
-
-    Returns:
-        Contents by file name. What is no result file, or belongs to other weights, is left out.
-    """
-    listed = try_read_json(folder / CHECKSUMS) or {}
-    found = {}
-    for root in (*_ROOTS, folder / SUBFOLDER):
-        for path in sorted(root.glob("*.json")):
-            result = try_read_json(path)
-            if result is not None and fits(result, listed):
-                found[path.name] = result
-    return found
-
-
 def target_status(result: Result, met: bool) -> str:
-    """Whether a target was reached, in words; a result of other values than the protocol's does not say."""
+    """Returns whether a target was reached, as text; undecided if values of the protocol were changed."""
     if result["protocol"].get("overridden"):
         return "not the protocol's numbers"
     return "reached" if met else "not reached"

@@ -44,7 +44,7 @@ def caption_sheet(images: Tensor, captions: list[str], columns: int, scale: int 
 
 
 def _block(grid: Tensor, caption: str, scale: int) -> Image.Image:
-    """A grid, uint8 (3, H, W), enlarged, below its caption."""
+    """Returns an enlarged grid, uint8 (3, H, W), below its caption."""
     from PIL import ImageDraw
 
     image = Image.fromarray(grid.permute(1, 2, 0).numpy())
@@ -107,7 +107,7 @@ def fit_line(text: str, font: Any, width: float) -> str:
 
 
 def _fitting(line: str, font: Any, width: float, end: str = "") -> int:
-    """Number of letters from the start of a line that fit a width, with an end after them; -1 if not even the end."""
+    """Returns how many leading letters of a line fit a width with an ending; -1 if not even the ending fits."""
     # No letter that is seen is narrower than a pixel: the rest of a long text is never measured.
     some = line[: max(int(width), 0) + 1]
     fits = range(len(some) + 1)

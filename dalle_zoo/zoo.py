@@ -11,9 +11,9 @@ from dalle_zoo.files import read_json, try_read_json
 from dalle_zoo.hub import Access
 from dalle_zoo.hub_errors import ExternalRepositoryError, HubError
 from dalle_zoo.model_folder import CHECKSUMS, COMPONENTS, CONFIG, INDEX, RECORD, verify_checksums
+from dalle_zoo.model_results import Figure, figures, results_of
 from dalle_zoo.paths import user_path
 from dalle_zoo.registry import UnknownNameError, suggest
-from dalle_zoo.results import Figure, figures, results_of
 from dalle_zoo.values import check_type
 from dalle_zoo.workspaces import recover
 

@@ -11,9 +11,10 @@ import pytest
 
 from dalle_zoo.convert import inspect_files
 from dalle_zoo.files import FileError, read_json, try_read_json
+from dalle_zoo.model_results import results_of
 from dalle_zoo.plain_data import MAX_BYTES, MAX_DEPTH, PlainDataError, json_value, unique_keys, yaml_value
 from dalle_zoo.recipes import read_recipe
-from dalle_zoo.results import ResultError, read_result, results_of
+from dalle_zoo.results import ResultError, read_result
 
 SECONDS = 3.0
 """Many times what a refusal takes."""

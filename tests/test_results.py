@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from dalle_zoo import results, zoo
+from dalle_zoo import model_results, zoo
 from dalle_zoo.cli.main import main
-from dalle_zoo.results import ResultError, figures, fits, measured_weights, results_of, score_tables
+from dalle_zoo.model_results import figures, fits, measured_weights, results_of
+from dalle_zoo.results import ResultError, score_tables
 
 ROOT = Path(__file__).parents[1]
 METRICS = {
@@ -133,7 +134,7 @@ def test_a_result_belongs_to_its_weights() -> None:
 
 def test_results_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = tmp_path / "shipped"
-    monkeypatch.setattr(results, "_ROOTS", (shipped,))
+    monkeypatch.setattr(model_results, "_ROOTS", (shipped,))
     model = tmp_path / "model"
     for folder in (shipped, model / "results"):
         folder.mkdir(parents=True)

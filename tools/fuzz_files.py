@@ -27,6 +27,7 @@ from dalle_zoo.convert import WeightFileError, inspect_files, open_checkpoint, r
 from dalle_zoo.convert.object_pickles import load_objects
 from dalle_zoo.data import CodeDataset, ShardSource
 from dalle_zoo.data.code_files import FORMAT
+from dalle_zoo.model_results import figures
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.external.vqgan import VQGAN, VQGANConfig
 from dalle_zoo.models.prior import Prior, PriorConfig
@@ -34,7 +35,7 @@ from dalle_zoo.models.ranker import Ranker, RankerConfig
 from dalle_zoo.networks import load_image_tokenizer, load_prior, save_network
 from dalle_zoo.ranker_folder import load_ranker, save_ranker
 from dalle_zoo.recipes import read_recipe
-from dalle_zoo.results import ResultError, figures, read_result, score_tables
+from dalle_zoo.results import ResultError, read_result, score_tables
 from dalle_zoo.tokenizers import ByteTokenizer
 from dalle_zoo.training.checkpoints import consolidate
 

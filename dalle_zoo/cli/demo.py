@@ -22,7 +22,7 @@ DEMO_TEMPERATURE = 0.7
 
 
 def demo(arguments: list[str]) -> None:
-    """Sixteen images from the bundled weights."""
+    """Generates sixteen images with the bundled weights."""
     p = parser("demo", "Generate a grid of 16 images with the bundled weights.")
     p.add_argument("prompt", nargs="?", help="prompt [four built-in prompts]")
     p.add_argument("--seed", type=int, default=0, help="seed [0]")

@@ -34,7 +34,7 @@ MOST_COLUMNS = 8
 
 
 def generate(arguments: list[str]) -> None:
-    """Images from prompts."""
+    """Generates images from prompts."""
     p = parser(
         "generate",
         "Generate images from prompts.\n\n"

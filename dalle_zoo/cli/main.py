@@ -50,7 +50,7 @@ DEBUG = "--debug"
 
 
 def usage() -> str:
-    """The help page."""
+    """Returns the help page."""
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:<{width}}{text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(

@@ -54,7 +54,7 @@ def sampling_options(options: Namespace) -> Any:
 
 
 def region(options: Namespace) -> dict[str, Any]:
-    """Returns the image of a command line, and which part of it is kept, as arguments of the pipeline."""
+    """Returns the image of a command line and its kept part as arguments of the pipeline."""
     if options.image is None:
         if options.shift is not None:
             raise UserError("--shift needs --image, the image that is moved")
@@ -72,7 +72,7 @@ def region(options: Namespace) -> dict[str, Any]:
 
 
 def check_out(path: Path, overwrite: bool) -> None:
-    """Refuses what cannot be written, before any work."""
+    """Raises an error before any work if the output cannot be written."""
     check_ending("--out", path)
     check_file("--out", path, overwrite=overwrite)
 
@@ -90,7 +90,7 @@ def open_image(path: Path) -> Any:
 
 
 def save_sheet(images: Any, prompts: list[str], columns: int, out: Path) -> None:
-    """A grid with the captions written above their images."""
+    """Writes a grid with captions above the images."""
     from dalle_zoo.images import save_png
     from dalle_zoo.sheets import caption_sheet
 

@@ -1,4 +1,4 @@
-"""Colors of grounds and things: their names, and how a sprite takes another hue."""
+"""Colors of grounds and things, and recoloring of sprites."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ GROUNDS: dict[str, tuple[int, int, int]] = {
     "gray": (150, 150, 155),
     "black": (25, 25, 30),
 }
-"""RGB of the backgrounds that captions name; without a name the background is white."""
+"""RGB of named backgrounds; captions that name none have a white background."""
 HUES = {"red": 2, "orange": 28, "yellow": 50, "green": 120, "blue": 218, "purple": 275, "pink": 330}
-"""Hue of the colors that a thing can be given, degrees."""
+"""Hues of the colors of things, degrees."""
 
 _NEAR = 45
-"""Hues that count as the dominant one, degrees to each side."""
+"""Half-width of the range of hues that are recolored, degrees."""
 
 
 def hsv(sprite: Pixels) -> tuple[Floats, Floats]:
-    """HSV and opacity of premultiplied RGBA.
+    """Converts a sprite to HSV and opacity.
 
     Args:
-        sprite: uint8 (h, w, 4).
+        sprite: Premultiplied RGBA, uint8 (h, w, 4).
 
     Returns:
-        float32 (h, w, 3), each in 0..255, and float32 (h, w) in [0, 1].
+        HSV in 0..255, float32 (h, w, 3), and opacity in [0, 1], float32 (h, w).
     """
     alpha = sprite[..., 3].astype(np.float32) / np.float32(255)
     rgb = sprite[..., :3] / np.maximum(alpha, 1 / 255)[..., None]
@@ -46,14 +46,14 @@ def hsv(sprite: Pixels) -> tuple[Floats, Floats]:
 
 
 def dominant_hue(sprite: Pixels) -> tuple[float, float, float]:
-    """The hue that most of a sprite's saturated area has.
+    """Returns the dominant hue of a sprite.
 
     Args:
-        sprite: uint8 (h, w, 4), premultiplied RGBA.
+        sprite: Premultiplied RGBA, uint8 (h, w, 4).
 
     Returns:
         The hue in degrees, the share of the saturated area within 35 degrees of it, and the share of the sprite that
-        is saturated; zeros where hardly anything is.
+        is saturated. All are 0 if almost nothing is saturated.
     """
     values, alpha = hsv(sprite)
     weights = alpha * ((values[..., 1] > 70) & (values[..., 2] > 50))
@@ -73,20 +73,20 @@ def dominant_hue(sprite: Pixels) -> tuple[float, float, float]:
 
 
 def is_single_hued(sprite: Pixels) -> bool:
-    """Whether one hue dominates a sprite, so that recoloring it gives a thing "of that color"."""
+    """Returns whether one hue dominates a sprite, so that recoloring changes the color of the thing."""
     _, share, saturated = dominant_hue(sprite)
     return share > 0.8 and saturated > 0.5
 
 
 def recolored(sprite: Pixels, color: str) -> Pixels:
-    """A sprite whose dominant hue is replaced; other hues, shading and highlights stay.
+    """Replaces the dominant hue of a sprite; other hues, shading and highlights do not change.
 
     Args:
-        sprite: uint8 (h, w, 4), premultiplied RGBA.
+        sprite: Premultiplied RGBA, uint8 (h, w, 4).
         color: Name in `HUES`.
 
     Returns:
-        uint8 (h, w, 4), premultiplied RGBA.
+        Premultiplied RGBA, uint8 (h, w, 4).
     """
     dominant, _, _ = dominant_hue(sprite)
     values, alpha = hsv(sprite)
@@ -95,7 +95,7 @@ def recolored(sprite: Pixels, color: str) -> Pixels:
     offset = (degrees - dominant + 180) % 360 - 180
     near = (np.abs(offset) < _NEAR) & (saturation > 40)
     result = values.copy()
-    # Half of the spread around the dominant hue is kept, so that shading keeps its tint.
+    # Half of the spread around the dominant hue is preserved, and with it the tint of shading.
     result[..., 0] = np.where(near, (offset * 0.5 + HUES[color]) % 360 * 256 / 360, hue)
     if color == "pink":  # a light red: less saturated and brighter
         result[..., 1] = np.where(near, saturation * 0.55, saturation)

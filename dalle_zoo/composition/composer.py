@@ -1,4 +1,4 @@
-"""Composes samples: from a seed and an index to a scene, its caption and its pixels."""
+"""Composes samples: maps a seed and an index to a scene, its caption and its pixels."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from dalle_zoo.paths import user_path
 from dalle_zoo.seeds import seeded_rng
 
 COMBINATIONS = ("ground", "hue", "count", "pair")
-"""Kinds that hold combinations out of training."""
+"""Kinds with combinations that are held out of training."""
 _ATTEMPTS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompositionConfig:
-    """What a composed data set is made of."""
+    """Configuration of a composed dataset."""
 
     sprites: str | None = None
-    """Folder of sprites, see `SpriteSet.load`; relative to the file that names it. Defaults to the bundled set."""
+    """Folder of sprites, see `SpriteSet.load`; relative to the configuration file. Defaults to the bundled set."""
     styles: tuple[str, ...] = ()
-    """Styles to take. Defaults to all."""
+    """Styles of the sprites. Defaults to all."""
     shares: Mapping[str, float] = field(default_factory=lambda: dict(SHARES))
     """Share of each kind; they need not add up to 1."""
     samples: int = 20_000
-    """Samples in an epoch. Every epoch composes new ones."""
+    """Number of samples per epoch. Every epoch composes new samples."""
 
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
         for kind, share in self.shares.items():
-            KINDS[kind]  # an unknown name raises, with the nearest known one
+            KINDS[kind]  # raises an error for an unknown name
             if not share >= 0:
                 raise ValueError(f"the share of {kind!r} must be at least 0, got {share}")
         if not sum(self.shares.values()) > 0:
@@ -66,25 +66,25 @@ class CompositionConfig:
         return cls(**fields)
 
     def open_sprites(self) -> SpriteSet:
-        """The sprites of the chosen styles."""
+        """Returns the sprites of the chosen styles."""
         sprites = SpriteSet.load(self.sprites)
         return sprites.subset(self.styles) if self.styles else sprites
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for fingerprints and records."""
+        """Returns plain values, for fingerprints and records."""
         return {"styles": list(self.styles), "shares": dict(self.shares), "samples": self.samples}
 
 
 @dataclass(frozen=True)
 class Composed:
-    """One composed sample, not yet rendered."""
+    """A composed sample, not yet rendered."""
 
     index: int
-    """Its number."""
+    """Index of the sample."""
     scene: Scene
-    """What it shows."""
+    """Scene of the image."""
     caption: str
-    """Its caption, in lower case except for acronyms."""
+    """Caption, in lower case except for acronyms."""
 
 
 class Composer:
@@ -95,11 +95,11 @@ class Composer:
         seed: Seed of all samples.
         split: Split of the sprites: "train", "val-styles" or "val-concepts".
         shares: Share of each kind. Defaults to `SHARES`.
-        held_out: False composes only what training may see, True only combinations that it never sees; kinds that
-            combine nothing are left out then.
+        held_out: Whether only combinations that are held out of training are composed, which leaves out kinds without
+            combinations. Defaults to False, which composes only the other combinations.
 
     Raises:
-        ValueError: No kind is left, or the sprites allow none.
+        ValueError: No kind remains.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Composer:
         self._cumulative = list(itertools.accumulate(chosen.values()))
 
     def compose(self, index: int) -> Composed:
-        """The sample with this index."""
+        """Returns the sample with an index; raises `ValueError` if the sprites do not allow any kind."""
         rng = seeded_rng("composition", self.seed, index)
         picker = Picker(self.pools, rng, self.held_out)
         for _ in range(_ATTEMPTS):
@@ -131,5 +131,5 @@ class Composer:
         raise ValueError(f"{_ATTEMPTS} attempts composed nothing: the sprites allow none of {', '.join(self.kinds)}")
 
     def render(self, sample: Composed) -> Pixels:
-        """Pixels of a sample, uint8 (64, 64, 3)."""
+        """Returns the pixels of a sample, uint8 (64, 64, 3)."""
         return render(sample.scene, self.sprites)

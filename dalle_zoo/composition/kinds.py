@@ -1,7 +1,7 @@
-"""The kinds of composed samples: each a short function that chooses a scene and a caption for it.
+"""The kinds of composed samples: short functions that choose a scene and its caption.
 
-To add a kind, write a function from a `Picker` to a `Scene` and its caption, or to None where the choices made do not
-allow one (another attempt follows), and register it with its share of the samples:
+To add a kind, write a function that maps a `Picker` to a `Scene` and its caption, or to None if its choices allow no
+scene (another attempt follows), and register it:
 
 ```python
 @KINDS.register("corner")
@@ -11,7 +11,7 @@ def corner(pick: Picker) -> tuple[Scene, str] | None:
     return scene, f"{pick.short_phrase(sprite)} in the corner"
 ```
 
-Shares are in `SHARES` and can be given anew in a composition's file.
+`SHARES` has the default share of each kind; a configuration file can override them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SHARES = {
     "count": 0.06,
     "styles": 0.06,
 }
-"""Share of each kind among the samples, by default."""
+"""Default share of each kind among the samples."""
 
 PLACES = {
     "in the top left corner": (0.0, 0.0),
@@ -50,7 +50,7 @@ PLACES = {
     "on the right": (1.0, 0.5),
     "in the middle": (0.5, 0.5),
 }
-"""Where a small thing can be, as shares of the free space from the left and from the top."""
+"""Places of small things, as shares of the free space from the left and from the top."""
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 _HALF = SIZE // 2
 GRIDS = {
@@ -58,12 +58,12 @@ GRIDS = {
     3: ((_HALF // 2, 0), (0, _HALF), (_HALF, _HALF)),
     4: ((0, 0), (_HALF, 0), (0, _HALF), (_HALF, _HALF)),
 }
-"""Left and top of the things that are counted, pixels."""
+"""Left and top of counted things by their number, pixels."""
 
 
 @KINDS.register("single")
 def single(pick: Picker) -> tuple[Scene, str] | None:
-    """One thing on white, filling the image."""
+    """Composes one thing on white that fills the image."""
     sprite = pick.sprite()
     scene = Scene(kind="single", items=(Placed(sprite=sprite, flipped=pick.flip(sprite)),))
     return scene, pick.on_ground(pick.phrase(sprite), None)
@@ -71,7 +71,7 @@ def single(pick: Picker) -> tuple[Scene, str] | None:
 
 @KINDS.register("ground")
 def ground(pick: Picker) -> tuple[Scene, str] | None:
-    """One thing on a colored ground."""
+    """Composes one thing on a colored ground."""
     sprite = pick.sprite()
     color = pick.ground([sprite])
     if color is None:
@@ -84,7 +84,7 @@ def ground(pick: Picker) -> tuple[Scene, str] | None:
 
 @KINDS.register("hue")
 def hue(pick: Picker) -> tuple[Scene, str] | None:
-    """One thing in another color."""
+    """Composes one thing in another color."""
     if not pick.pools.single_hued:
         return None
     sprite = pick.sprite(pick.pools.single_hued)
@@ -97,7 +97,7 @@ def hue(pick: Picker) -> tuple[Scene, str] | None:
 
 @KINDS.register("place")
 def place(pick: Picker) -> tuple[Scene, str] | None:
-    """A small thing somewhere."""
+    """Composes a small thing at a named place."""
     sprite, size = pick.sprite(), pick.choice((24, 28, 32, 36))
     where, (x, y) = pick.choice(tuple(PLACES.items()))
     color = pick.ground([sprite], held_out=False) if pick.chance(0.4) else None
@@ -114,7 +114,7 @@ def place(pick: Picker) -> tuple[Scene, str] | None:
 
 @KINDS.register("pair")
 def pair(pick: Picker) -> tuple[Scene, str] | None:
-    """Two things, one beside or above the other."""
+    """Composes two things, one next to or above the other."""
     style = pick.choice(tuple(pick.pools.by_style))
     pool = pick.pools.by_style[style] if pick.chance(0.8) else None
     first, second = pick.sprite(pool), pick.sprite(pool)
@@ -133,7 +133,7 @@ def pair(pick: Picker) -> tuple[Scene, str] | None:
 
 
 def _related(pick: Picker, first: int, second: int, beside: bool) -> str:
-    together = pick.chance(0.6)  # no style, or one for both at the end
+    together = pick.chance(0.6)  # no style, or one style for both at the end of the caption
     a, b = (pick.short_phrase(sprite, styled=0.0 if together else 0.4) for sprite in (first, second))
     templates = (
         ("{a} and {b}", "{a} next to {b}", "{a} to the left of {b}", "{a} left of {b}", "{b} to the right of {a}")
@@ -148,7 +148,7 @@ def _related(pick: Picker, first: int, second: int, beside: bool) -> str:
 
 @KINDS.register("count")
 def count(pick: Picker) -> tuple[Scene, str] | None:
-    """Two to four of one thing."""
+    """Composes two to four copies of one thing."""
     if not pick.pools.countable:
         return None
     sprite, number = pick.sprite(pick.pools.countable), pick.choice(tuple(NUMBERS))
@@ -169,7 +169,7 @@ def count(pick: Picker) -> tuple[Scene, str] | None:
 
 @KINDS.register("styles")
 def styles(pick: Picker) -> tuple[Scene, str] | None:
-    """One thing in two styles, one above the other (as in section 3.3 of the paper)."""
+    """Composes one thing in two styles, one above the other (as in section 3.3 of the paper)."""
     if not pick.pools.in_several_styles:
         return None
     top, bottom = pick.rng.sample(pick.choice(pick.pools.in_several_styles), 2)

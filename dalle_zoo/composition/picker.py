@@ -1,4 +1,4 @@
-"""Random choices of one sample: things, colors, and combinations that are held out of training or not."""
+"""Random choices for a sample: things, colors and captions, with or without held-out combinations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dalle_zoo.composition.words import is_countable, recolored_name, with_artic
 T = TypeVar("T")
 
 HELD_OUT = 0.1
-"""Share of the combinations that training never sees."""
+"""Share of combinations that are held out of training."""
 
 _STYLED = (
     "a {style} emoji of {a}",
@@ -42,22 +42,22 @@ _PLAIN = (
 )
 _STYLED_SHORT = ("a {style} emoji of {a}", "a {style} {name}")
 _COMMON_KEYWORD = 12
-"""A keyword is used as a name only if at most this many things have it."""
+"""Maximum number of things with a keyword that can replace a name."""
 
 
 def is_held_out(kind: str, *parts: str) -> bool:
-    """Whether a combination is never composed for training: a hash decides, so it is the same in every run.
+    """Returns whether a combination is held out of training, decided by a hash and therefore the same in every run.
 
     Args:
-        kind: What is combined: "ground", "hue", "count" or "pair".
-        parts: Its parts in order, such as the thing and the color.
+        kind: Kind of combination: "ground", "hue", "count" or "pair".
+        parts: Parts of the combination in order, such as thing and color.
     """
     digest = hashlib.sha256(":".join(["held out", kind, *parts]).encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48 < HELD_OUT
 
 
 class Pools:
-    """Sprites of one split, grouped for quick choices.
+    """Sprites of one split, grouped for fast choices.
 
     Args:
         sprites: The set.
@@ -87,17 +87,17 @@ class Pools:
 
     @cached_property
     def single_hued(self) -> list[int]:
-        """Sprites that a color word can change."""
+        """Sprites that can be recolored."""
         return [i for i in self.all if i in self.sprites.single_hued]
 
 
 class Picker:
-    """Choices of one sample, which depend only on its generator.
+    """Random choices for one sample, which depend only on its generator.
 
     Args:
         pools: Sprites to choose from.
         rng: Generator of the sample.
-        held_out: False never picks a held-out combination, True picks nothing else.
+        held_out: Whether only held-out combinations are picked. Defaults to False, which never picks them.
     """
 
     def __init__(self, pools: Pools, rng: random.Random, held_out: bool = False) -> None:
@@ -107,27 +107,27 @@ class Picker:
         return self.pools.sprites.sprites[sprite]
 
     def chance(self, probability: float) -> bool:
-        """True with this probability."""
+        """Returns True with a probability."""
         return self.rng.random() < probability
 
     def choice(self, options: Sequence[T]) -> T:
-        """One of several, uniformly."""
+        """Returns one of several options, uniformly."""
         return self.rng.choice(options)
 
     def sprite(self, options: Sequence[int] | None = None) -> int:
-        """A sprite, by default any of the split."""
+        """Returns one of several sprites. Defaults to all sprites of the split."""
         return self.rng.choice(self.pools.all if options is None else options)
 
     def flip(self, sprite: int) -> bool:
-        """Whether to mirror it."""
+        """Returns whether to mirror a sprite."""
         return self[sprite].mirrored and self.chance(0.3)
 
     def ground(self, sprites: Iterable[int], *, held_out: bool | None = None) -> str | None:
-        """A ground color that these things may be combined with, None if there is none.
+        """Returns a ground color that may be combined with things; None if there is none.
 
         Args:
-            sprites: The things on it.
-            held_out: As the picker's, by default; False where the combination is not what is being tested.
+            sprites: Sprites on the ground.
+            held_out: Whether the combination is held out. Defaults to the value of the picker.
         """
         wanted = self.held_out if held_out is None else held_out
         things = [self[i].thing for i in sprites]
@@ -135,14 +135,14 @@ class Picker:
         return self.rng.choice(free) if free else None
 
     def hue(self, sprite: int) -> str | None:
-        """A color that this thing may be given, None if there is none."""
+        """Returns a color for a thing; None if there is none."""
         free = [c for c in HUES if is_held_out("hue", self[sprite].thing, c) == self.held_out]
         return self.rng.choice(free) if free else None
 
     # ------------------------------------------------------------ words
 
     def name(self, sprite: int, color: str | None = None, *, keywords: bool = False) -> str:
-        """A name of the thing, now and then a less common one or a keyword instead."""
+        """Returns a name of the thing, sometimes a less common one or a keyword."""
         names = self[sprite].names
         name = names[0] if len(names) == 1 or self.chance(0.6) else self.choice(names[1:])
         if color is not None:
@@ -153,7 +153,7 @@ class Picker:
         return name
 
     def phrase(self, sprite: int, color: str | None = None) -> str:
-        """A caption of one thing: bare, with an article, as a drawing of it, with its style or without."""
+        """Returns a caption of one thing, with or without article, medium and style."""
         style, name = self[sprite].style, self.name(sprite, color, keywords=True)
         template = self.choice(_STYLED if style and self.chance(0.4) else _PLAIN)
         caption = template.format(style=style, name=name, a=with_article(name))
@@ -163,13 +163,13 @@ class Picker:
         return caption
 
     def short_phrase(self, sprite: int, color: str | None = None, *, styled: float = 0.3) -> str:
-        """A noun phrase to be used inside a sentence."""
+        """Returns a noun phrase for use within a sentence."""
         style, name = self[sprite].style, self.name(sprite, color)
         template = self.choice(_STYLED_SHORT) if style and self.chance(styled) else "{a}"
         return template.format(style=style, name=name, a=with_article(name))
 
     def on_ground(self, caption: str, ground: str | None) -> str:
-        """The caption with its background; a white one is seldom mentioned."""
+        """Returns a caption with its background; white is rarely mentioned."""
         if ground is None:
             return f"{caption} on a white background" if self.chance(0.08) else caption
         templates = (" on {a} background", " on {a} background", " on {name}", ", {name} background")

@@ -1,4 +1,4 @@
-"""Scenes: sprites placed on a ground, and how they become pixels."""
+"""Scenes: sprites placed on a ground, and their rendering."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """A sprite at a place."""
+    """A sprite at a position."""
 
     sprite: int
     """Index in the sprite set."""
@@ -27,14 +27,14 @@ class Placed:
     top: int = 0
     """Distance from the top border, pixels."""
     flipped: bool = False
-    """Mirrored left to right."""
+    """Whether it is mirrored horizontally."""
     color: str | None = None
-    """Name in `HUES` of the color that replaces its own."""
+    """Name in `HUES` of the color that replaces its dominant hue. Defaults to none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What an image shows; enough to render it and to score another image against it."""
+    """Contents of an image, sufficient to render it and to compare another image with it."""
 
     kind: str
     """Name of the kind in `KINDS`."""
@@ -47,7 +47,7 @@ class Scene:
 
 
 def render(scene: Scene, sprites: SpriteSet) -> Pixels:
-    """Pixels of a scene, uint8 (64, 64, 3)."""
+    """Renders a scene to uint8 (64, 64, 3)."""
     canvas = np.empty((SIZE, SIZE, 3), np.float32)
     canvas[:] = 255 if scene.ground is None else GROUNDS[scene.ground]
     for item in scene.items:
@@ -56,7 +56,7 @@ def render(scene: Scene, sprites: SpriteSet) -> Pixels:
 
 
 def _pixels(item: Placed, sprites: SpriteSet) -> Pixels:
-    """uint8 (size, size, 4), premultiplied."""
+    """Returns the pixels of a placed sprite, premultiplied RGBA, uint8 (size, size, 4)."""
     image: Pixels = sprites.pixels[item.sprite]
     if item.color is not None:
         image = recolored(image, item.color)

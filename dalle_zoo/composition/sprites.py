@@ -24,7 +24,7 @@ Pixels = npt.NDArray[np.uint8]
 SIZE = 64
 """Side of a sprite, pixels."""
 BUNDLED = "sprites64"
-"""Name of the sprite set in the package."""
+"""Name of the bundled sprite set."""
 ARCHIVE, INDEX = "sprites.tar", "sprites.jsonl"
 """Files of a built sprite set: WebP images, and one JSON record per image."""
 _SUFFIXES = (".png", ".webp")
@@ -35,27 +35,28 @@ class Sprite:
     """Names and origin of one sprite."""
 
     key: str
-    """Unique name in its set."""
+    """Name that is unique in its set."""
     thing: str
-    """Identifier of what it shows; sprites of one thing in several styles share it."""
+    """Identifier of the depicted thing, shared by its sprites in several styles."""
     names: tuple[str, ...]
-    """What people call it, the most common name first."""
+    """Names, the most common one first."""
     style: str
-    """Word for its style in captions, "3d" or "flat"; empty if the set has only one."""
+    """Word for its style in captions, such as "3d" or "flat"; empty if the set has only one style."""
     keywords: tuple[str, ...] = ()
-    """Other words that people use for it."""
+    """Related words."""
     mirrored: bool = False
-    """Whether it may be flipped: animals and food look right both ways, letters do not."""
+    """Whether it may be mirrored, which is right for animals and food but not for letters."""
     split: str = "train"
-    """"train", "val-styles" (this style of the thing is not trained on) or "val-concepts" (the thing is not)."""
+    """Split: "train", "val-styles" (training has the thing only in other styles) or "val-concepts" (training does not
+    have the thing)."""
 
 
 class SpriteSet:
     """Sprites and their pixels.
 
     Args:
-        sprites: Records.
-        pixels: uint8 (N, 64, 64, 4), premultiplied RGBA.
+        sprites: Records of N sprites.
+        pixels: Premultiplied RGBA, uint8 (N, 64, 64, 4).
 
     Raises:
         ValueError: The set is empty, or records and pixels differ in number.
@@ -69,14 +70,14 @@ class SpriteSet:
 
     @cached_property
     def single_hued(self) -> frozenset[int]:
-        """Indices of the sprites that one hue dominates, which a color word can change."""
+        """Indices of the sprites with one dominant hue, which can be recolored."""
         return frozenset(i for i, image in enumerate(self.pixels) if is_single_hued(image))
 
     def __len__(self) -> int:
         return len(self.sprites)
 
     def subset(self, styles: Sequence[str]) -> SpriteSet:
-        """The sprites of some styles.
+        """Returns the sprites of some styles.
 
         Raises:
             ValueError: The set has no such style.
@@ -88,7 +89,7 @@ class SpriteSet:
         return SpriteSet([self.sprites[i] for i in chosen], self.pixels[chosen])
 
     def fingerprint(self) -> str:
-        """SHA-256, hexadecimal, of records and pixels."""
+        """Returns the hexadecimal SHA-256 of records and pixels."""
         digest = hashlib.sha256(self.pixels.tobytes())
         digest.update(repr(self.sprites).encode())
         return digest.hexdigest()
@@ -136,7 +137,7 @@ class SpriteSet:
 
 
 def bundled_folder() -> Path:
-    """Folder of the bundled sprite set."""
+    """Returns the folder of the bundled sprite set."""
     return Path(str(importlib.resources.files("dalle_zoo"))) / "_data" / BUNDLED
 
 

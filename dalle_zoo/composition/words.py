@@ -1,4 +1,4 @@
-"""English for captions: articles, plurals, and names with another color word."""
+"""English of captions: articles, plurals, and names with another color word."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ _SAME_IN_PLURAL = ("fish", "shrimp", "squid", "bison", "moose", "salmon", "sheep
 COLOR_WORDS = frozenset(
     ["red", "orange", "yellow", "green", "blue", "purple", "pink", "gray", "black", "white", "brown"]
 )
-"""Words that a color prompt replaces."""
+"""Color words in names, which are replaced when a sprite is recolored."""
 
 
 def is_plural(name: str) -> bool:
-    """Whether a name is a plural already: "grapes", "paw prints".
+    """Returns whether a name is a plural, such as "grapes" or "paw prints".
 
     Example:
         >>> is_plural("glasses"), is_plural("cactus"), is_plural("glass of milk")
@@ -64,7 +64,7 @@ def is_plural(name: str) -> bool:
 
 
 def with_article(name: str) -> str:
-    """Adds "a" or "an" where English wants one.
+    """Adds "a" or "an" if the name needs an article.
 
     Example:
         >>> with_article("red apple"), with_article("owl"), with_article("grapes"), with_article("honey")
@@ -77,7 +77,7 @@ def with_article(name: str) -> str:
 
 
 def is_countable(name: str) -> bool:
-    """Whether "two ..." makes sense: the name takes an article.
+    """Returns whether things of a name can be counted: whether it takes an article.
 
     Example:
         >>> is_countable("cat"), is_countable("rice")
@@ -87,7 +87,7 @@ def is_countable(name: str) -> bool:
 
 
 def plural(name: str) -> str:
-    """The plural of a countable name; what follows a preposition stays.
+    """Returns the plural of a countable name; only the part before a preposition changes.
 
     Example:
         >>> plural("cat"), plural("box"), plural("cherry"), plural("cup of coffee"), plural("snowman")
@@ -115,7 +115,7 @@ def plural(name: str) -> str:
 
 
 def recolored_name(name: str, color: str) -> str:
-    """The name with a color word before it, which replaces the color word of the name if there is one.
+    """Returns a name with another color word, which replaces that of the name if there is one.
 
     Example:
         >>> recolored_name("red apple", "blue"), recolored_name("cat", "purple"), recolored_name("orange", "blue")
@@ -126,7 +126,7 @@ def recolored_name(name: str, color: str) -> str:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Head of a name, and the rest from its first preposition on."""
+    """Returns the head of a name, and the rest from its first preposition on."""
     match = _HEAD.fullmatch(name)
     assert match is not None
     return match.group(1), match.group(2) or ""

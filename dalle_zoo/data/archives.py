@@ -161,7 +161,7 @@ class _Header:
     """Fields of extended headers."""
 
     def problem(self, limit: int) -> str:
-        """Says why the contents cannot be used; ``""`` if they can."""
+        """Returns the reason why the contents cannot be used; empty if they can."""
         if self.info.type in (tarfile.LNKTYPE, tarfile.SYMTYPE):
             target = self.extended.get("linkpath", self.info.linkname)
             return (

@@ -52,12 +52,12 @@ class CompositionSource(SampleSource):
             raise ValueError(f"there is no split {split!r}: expected one of {', '.join(SPLITS)}")
         self.config, self.split = config, split
         self.sprites = config.open_sprites()
-        self.composer(0)  # refuses sprites that allow nothing before anything is trained
+        self.composer(0)  # raises an error for unusable sprites before training
 
     def composer(self, seed: int | str) -> Composer:
-        """The composer of a seed."""
+        """Returns the composer of a seed."""
         sprite_split = self.split if self.split.startswith("val-") else "train"
-        # Of a style or a thing that is new, single images alone say how well it is known.
+        # For new styles and things, only single images show how well the model knows them.
         shares = {"single": 1.0} if self.split.startswith("val-") else self.config.shares
         return Composer(self.sprites, seed=seed, split=sprite_split, shares=shares, held_out=self.split == "held-out")
 
@@ -67,19 +67,19 @@ class CompositionSource(SampleSource):
         return self.config.samples if self.split == "train" else max(1, self.config.samples // 20)
 
     def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Sample | Skipped]:
-        """As `SampleSource.read`; no sample is ever skipped."""
+        """See `SampleSource.read`; no sample is ever skipped."""
         composer = self.composer(f"stored {self.split}" if seed is None else seed)
         first = 0 if seed is None else epoch * self.num_samples
         for index in range(first + start, first + stop):
             yield ComposedSample(composer, index)
 
     def fingerprint(self) -> str:
-        """SHA-256, hexadecimal, of the sprites and of what is composed of them."""
+        """Returns the hexadecimal SHA-256 of the sprites and of the configuration."""
         facts = {"sprites": self.sprites.fingerprint(), "split": self.split, **self.config.as_dict()}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def ppm(pixels: Pixels) -> bytes:
-    """An image as a PPM file: nothing is compressed, so writing and reading it cost next to nothing."""
+    """Returns an image as a PPM file, which is uncompressed and therefore fast to write and read."""
     height, width, _ = pixels.shape
     return b"P6 %d %d 255\n" % (width, height) + pixels.tobytes()

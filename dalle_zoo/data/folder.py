@@ -74,7 +74,7 @@ class FolderSource(SampleSource):
         return digest.hexdigest()
 
     def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Sample | Skipped]:
-        """As `SampleSource.read`."""
+        """See `SampleSource.read`."""
         keys = list(self.images)
         if seed is not None:
             # The string is part of the seed of the shuffle: another one would change the order of every run.

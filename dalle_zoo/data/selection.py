@@ -72,7 +72,7 @@ class Selection:
     """Names of everything else, by the reason."""
 
     def describe(self) -> str:
-        """Says in one line what is read and what is passed over."""
+        """Describes the read and the ignored files in one line."""
         reasons = [
             f"{len(names)} {reason} ({', '.join(sorted(map(valid_name, names))[:_NAMED])})"
             for reason, names in sorted(self.passed_over.items())
@@ -81,7 +81,7 @@ class Selection:
 
 
 def output_kind(names: set[str]) -> str | None:
-    """Says what dalle-zoo has written into a folder with these files; None for any other folder."""
+    """Returns the kind of output of dalle-zoo that a folder with these files is; None for any other folder."""
     return next((kind for kind, marks in OUTPUTS if marks <= names), None)
 
 

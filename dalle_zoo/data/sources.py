@@ -63,7 +63,7 @@ def open_source(location: str | Path) -> SampleSource:
 
 
 def _reason(source: SampleSource) -> str:
-    """Says why a source without samples has none, if that is known."""
+    """Returns the known reason why a source has no samples; empty if it is unknown."""
     if isinstance(source, ShardSource):
         return "".join(f" ({problem})" for problem in itertools.islice(source.problems(), 1))
     if isinstance(source, FolderSource) and source.selection.passed_over:

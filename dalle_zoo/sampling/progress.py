@@ -1,4 +1,4 @@
-"""What a callback learns while images are sampled."""
+"""Progress of sampling, for callbacks."""
 
 from __future__ import annotations
 

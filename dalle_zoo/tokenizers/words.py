@@ -1,4 +1,4 @@
-"""The words of training captions, and what to say of a prompt that has others.
+"""The words of training captions, and messages for prompts with other words.
 
 A model knows the words of its training captions and no others. A tokenizer that is trained on those captions records
 them in ``words.json`` next to its own files, and every copy of the tokenizer keeps them.
@@ -49,8 +49,8 @@ def note_unknown(prompts: Sequence[str], words: Mapping[str, int] | None) -> Non
     """Logs one line per prompt that is empty or has words that the model never saw.
 
     Args:
-        prompts: What images are generated from.
-        words: Words of the training captions; None where they are not known, which is true of most models.
+        prompts: Prompts of the images.
+        words: Words of the training captions; None if they are unknown, as for most models.
     """
     for prompt in dict.fromkeys(prompts):
         if note := unknown_note(prompt, words):
@@ -58,7 +58,7 @@ def note_unknown(prompts: Sequence[str], words: Mapping[str, int] | None) -> Non
 
 
 def unknown_note(prompt: str, words: Mapping[str, int] | None) -> str:
-    """What to say of a prompt, "" if there is nothing.
+    """Returns a message about unknown words of a prompt; empty if there are none.
 
     Example:
         >>> unknown_note("a yelow cat", {"a": 9, "cat": 2, "yellow": 1})

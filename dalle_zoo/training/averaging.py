@@ -58,7 +58,7 @@ class WeightEMA(Callback):
         return min(self.decay, (1 + step) / (10 + step))
 
     def share_of_start(self, step: int) -> float:
-        """Share that the first averaged weights still have in the average after a number of steps, 1 at first."""
+        """Returns the share of the first averaged weights in the average after a number of steps; initially 1."""
         share = 1.0
         for update in range(self.start // self.every + 2, step // self.every + 1):
             share *= self.decay_at((update * self.every - self.start) // self.every)

@@ -99,7 +99,7 @@ class DVAEModule(StageModule):
             )
 
     def schedule_ends(self) -> dict[str, int]:
-        """Adds the schedules of the relaxation, where there is one after the warm start."""
+        """Adds the schedules of the relaxation, if there is one after the warm start."""
         ends = super().schedule_ends()
         if not self.freeze_encoder and self.warm_start is None:
             ends |= {"kl_weight.steps": self.kl_weight.steps, "temperature.steps": self.temperature.steps}
@@ -149,7 +149,7 @@ class DVAEModule(StageModule):
         return loss + _nothing(self.net.encoder.output, self.net.decoder.input)
 
     def _quantize(self, images: Tensor, warm: WarmStart) -> Tensor:
-        """Likelihood given quantized features, and what pulls codes and features together."""
+        """Likelihood given quantized features, plus the loss that pulls codes and features together."""
         x = self.net.map_pixels(images)
         features = self.bridge(self.net.encoder.features(x)).float()
         quantized, pull, facts = self.codebook(features)

@@ -14,7 +14,7 @@ SILENT = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class RankStatus:
-    """What a rank is doing."""
+    """Status of a rank."""
 
     rank: int
     host: str
@@ -85,7 +85,7 @@ class RankTable:
         entry.raised, entry.raised_at = exception, now
 
     def pause(self, seconds: float) -> None:
-        """Leaves out a time in which this process was stopped, since it has heard nobody in that time."""
+        """Ignores a time in which this process was stopped, since it received no messages in that time."""
         self.advanced += seconds
         for entry in self.entries.values():
             entry.heard += seconds

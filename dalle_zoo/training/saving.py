@@ -96,7 +96,7 @@ class Checkpoint(callbacks.Checkpoint):
         self._stopping |= trainer.should_stop
         trainer.should_stop = self._stopping and step > self._steps_before
         last = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
-        # Before min_steps and min_epochs the run goes on.
+        # The run continues until min_steps and min_epochs.
         ends = self._terminated or (self._stopping and trainer.fit_loop._can_stop_early)
         due = step % self.every == 0 or step == trainer.max_steps or last or ends
         if step == self._steps_before or not due:

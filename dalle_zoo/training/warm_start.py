@@ -1,7 +1,7 @@
 """Starts the codes of stage 1 where images put them: an autoencoder first, then k-means of its features.
 
 Not in the paper, which has three million steps to spread its codes. In the few thousand that two CPU cores can do,
-the relaxation from random weights keeps a handful of codes and never wakes the others.
+the relaxation from random weights uses only a few codes and never the others.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class WarmStart:
     commitment: float = 0.25
     """Weight of the squared distance of features to their codes, as a share of their variance, in those steps."""
     codebook_decay: float = 0.99
-    """Share of the running mean of a code that stays in a step."""
+    """Decay of the running mean of a code per step."""
     revive_every: int = 100
     """Codes that no feature chose in this number of those steps move to features of the latest batch."""
 
@@ -171,7 +171,7 @@ class Codebook(nn.Module):
         self.use = torch.zeros_like(self.use)
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs."""
+        """Returns the state for resuming a run."""
         return {name: getattr(self, name) for name in ("sums", "counts", "use", "distance")}
 
     def restore(self, state: dict[str, Tensor]) -> None:

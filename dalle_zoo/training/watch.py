@@ -88,7 +88,7 @@ class RankWatch(Callback):
         self._reporter.start()
 
     def _report(self, trainer: Trainer, doing: str, finished: bool = False) -> None:
-        """Records what the rank is doing; it is reported at the next beat."""
+        """Records the activity of the rank, which the next beat reports."""
         if self._reporter is not None:
             old = self._reporter.status
             step, progress = trainer.global_step, old.progress + 1
@@ -198,7 +198,7 @@ class Reporter(threading.Thread):
                 self._end(FailureReport(text=text, failed_ranks=[0]), stopped=self.first.pid)
 
     def leave(self) -> None:
-        """Reports the status for the last time; from then on, the rank ends by itself."""
+        """Reports the status for the last time; after that, the rank may exit."""
         self._left = True
         self._send_status()
 

@@ -33,7 +33,7 @@ from dalle_zoo.web.generation import GenerationRequest, Limits, notes, png_files
 POLL = 0.25
 """Seconds between two checks whether the client is still connected."""
 CLIENT_CLOSED = 499
-"""Status that nginx logs for a client that disconnected; nobody receives it."""
+"""Status that nginx logs for a client that has disconnected."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ def create_app(engine: Engine, *, limits: Limits | None = None, token: str | Non
 
     Args:
         engine: Runs the requests; the caller closes it.
-        limits: What one request may ask for. Defaults to `Limits`.
+        limits: Limits of a request. Defaults to `Limits`.
         token: Token that clients must send as ``Authorization: Bearer``. Defaults to none.
     """
     limits, pipe = limits or Limits(), engine.pipe
@@ -106,10 +106,10 @@ def create_app(engine: Engine, *, limits: Limits | None = None, token: str | Non
 
 
 async def wait(ticket: Ticket, http: HTTPRequest) -> Answer:
-    """Waits for the images, and cancels the request if the client goes away.
+    """Waits for the images, and cancels the request if the client disconnects.
 
     Raises:
-        HTTPException: The client has gone away, the server is shutting down, or the generation failed.
+        HTTPException: The client has disconnected, the server is shutting down, or the generation failed.
     """
     future = asyncio.wrap_future(ticket.future)
     try:
@@ -128,7 +128,7 @@ async def wait(ticket: Ticket, http: HTTPRequest) -> Answer:
 
 
 def fault_message(fault: BaseException) -> str:
-    """What a client learns of an unexpected error; its text may hold secrets."""
+    """Returns the message of an unexpected error for clients, without its text, which may hold secrets."""
     return f"unexpected {type(fault).__name__}: the server's log has the traceback"
 
 

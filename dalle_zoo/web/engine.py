@@ -5,7 +5,7 @@ submit(request) ─► queue (bounded) ─► worker thread: requests with equal
                                           pipe.sample ─► previews ─► pipe.decode ─► ranker ─► result
 ```
 One thread uses the model, so that requests share its weights and the processor. Images depend only on their own
-prompt, seed and options, so a batch gives every client the images it would get alone.
+prompt, seed and options, so a batch gives every client the same images as a separate call.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Preview = Callable[[Progress], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Images that a client asks for."""
+    """A request for images."""
 
     prompt: str
     """The prompt."""
@@ -89,13 +89,13 @@ class Ticket:
         return self._canceled.is_set()
 
     def cancel(self) -> None:
-        """Gives up the request: it leaves the queue, or the batch stops if nobody else waits for it."""
+        """Cancels the request: removes it from the queue, or stops its batch if no other client waits for it."""
         self._canceled.set()
         self.future.cancel()
 
 
 class Stopped(Exception):
-    """Ends a batch for which nobody waits, or whose engine is closed."""
+    """Stops a batch for which no client waits, or whose engine is closed."""
 
 
 class Engine:
@@ -250,7 +250,7 @@ class Engine:
         return torch.stack(rows)
 
     def _report(self, batch: Sequence[Ticket], counts: Sequence[int], progress: Progress) -> None:
-        """Tells clients that watch how far their images are, and stops if nobody waits or the engine is closed."""
+        """Reports progress to clients; stops the batch if no client waits or the engine is closed."""
         if self._closed or all(ticket.canceled for ticket in batch):
             raise Stopped
         start = 0
@@ -276,7 +276,7 @@ class Engine:
 
 
 def _settle(ticket: Ticket, outcome: Answer | Exception) -> None:
-    """Gives a ticket its result, unless the client has gone away."""
+    """Sets the result of a ticket, unless the client has disconnected."""
     if ticket.future.cancelled() or not ticket.future.set_running_or_notify_cancel():
         return
     if isinstance(outcome, Exception):

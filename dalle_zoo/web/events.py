@@ -1,4 +1,4 @@
-"""What the web page does: generates the images of its form, and restores the settings of an image."""
+"""Actions of the web page: generating the images of its form, and restoring the settings of an image."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def generate(
 
     Args:
         engine: Runs the request.
-        limits: What a request may ask for.
+        limits: Limits of a request.
         prompt: The prompt.
         candidates: Number of images to generate.
         keep_best: Number of images to keep, ranked; 0 keeps all of them.
@@ -117,7 +117,7 @@ async def generate(
     if ticket.canceled:
         raise refusal(RuntimeError("the server is shutting down"))
     answer = future.result()
-    with TemporaryDirectory(prefix="dalle-zoo-") as folder:  # gradio copies the files before the generator goes on
+    with TemporaryDirectory(prefix="dalle-zoo-") as folder:  # gradio copies the files before the generator continues
         paths = await asyncio.to_thread(write_files, answer, request, pipe, Path(folder))
         yield list(zip(paths, captions(answer), strict=True)), paths, "\n".join([summary(answer), *noted])
 
@@ -179,7 +179,7 @@ def captions(answer: Answer) -> list[str]:
 
 
 def summary(answer: Answer) -> str:
-    """One line about an answer."""
+    """Returns a summary of an answer in one line."""
     images = f"{len(answer.seeds)} image{'s' * (len(answer.seeds) > 1)}"
     return f"{images} in {answer.seconds:.1f} s. Seed of the first: {answer.seeds[0]}"
 
@@ -211,6 +211,6 @@ def restore(pipe: DallePipeline, path: str) -> list[Any]:
 
 
 def refusal(error: Exception, path: str | None = None) -> gr.Error:
-    """Our message for the page, which shows it as HTML; a path of the server is reduced to the file's name."""
+    """Returns the message of an error as HTML for the page; paths of the server are reduced to file names."""
     text = str(error) if path is None else str(error).replace(path, Path(path).name)
     return gr.Error(html.escape(text), print_exception=False)

@@ -1,4 +1,4 @@
-"""What clients ask for: limits, the fields of a request, and the PNG files of its answer."""
+"""Requests of clients: limits, fields, and the PNG files of an answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dalle_zoo.web.engine import Answer, Preview, Request
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may ask for."""
+    """Limits of a request."""
 
     max_images: int = 16
     """Largest number of images. Defaults to 16."""
@@ -54,7 +54,7 @@ class GenerationRequest(BaseModel):
 
         Args:
             pipe: The pipeline that will run it.
-            limits: What a request may ask for.
+            limits: Limits of a request.
             given: Codes to keep, int64 (h, w), with `SAMPLE` where to sample. Defaults to none.
             on_progress: Called after every pass, see `Request`. Defaults to none.
 

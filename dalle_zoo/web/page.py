@@ -15,8 +15,8 @@ from gradio.components import Component
 
 from dalle_zoo.cards import render_any_card
 from dalle_zoo.model_folder import RECORD
+from dalle_zoo.model_results import results_of
 from dalle_zoo.pipeline import DallePipeline
-from dalle_zoo.results import results_of
 from dalle_zoo.web.engine import Engine
 from dalle_zoo.web.events import generate, restore
 from dalle_zoo.web.generation import Limits
@@ -66,7 +66,7 @@ def mount_page(app: FastAPI, engine: Engine, limits: Limits, *, token: str | Non
     Args:
         app: The application, whose routes come before the page's.
         engine: Runs the requests; the caller closes it.
-        limits: What one request may ask for.
+        limits: Limits of a request.
         token: Password of the page, for any user name. Defaults to none.
     """
     mounted: FastAPI = gr.mount_gradio_app(

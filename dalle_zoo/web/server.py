@@ -1,4 +1,4 @@
-"""The complete server: API and page, with the headers that keep browsers on this machine."""
+"""The complete server: API and page, with headers that prevent requests of browsers to other hosts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def create_server(engine: Engine, *, limits: Limits | None = None, token: str | 
 
     Args:
         engine: Runs the requests; the caller closes it.
-        limits: What one request may ask for. Defaults to `Limits`.
+        limits: Limits of a request. Defaults to `Limits`.
         token: Token of the API and password of the page. Defaults to none.
     """
     limits = limits or Limits()

@@ -215,7 +215,7 @@ def test_overflow_outside_blocks_skips_step_and_changes_no_scale() -> None:
 
 
 def test_resumed_run_equals_uninterrupted_run(tmp_path: Path) -> None:
-    """Includes scales and counters: one overflow precedes the checkpoint, another follows too soon to change a scale."""
+    """Includes scales and counters: one overflow precedes the checkpoint, one follows too soon to change a scale."""
     spoil = {1: runs.SPOILED, 4: runs.SPOILED, 5: "row_position.weight"}
     complete = ResblockPrecision("emulated")
     _, _, module = runs.train(complete, spoil=spoil)
