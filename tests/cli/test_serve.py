@@ -33,9 +33,7 @@ def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--max-waiting", "0"], "--max-waiting must be an integer"),
     ],
 )
-def test_wrong_options_raise(
-    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_options_raise(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "emoji64", *options]) == 2
     assert message in capsys.readouterr().err
 
