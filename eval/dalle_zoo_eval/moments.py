@@ -131,3 +131,8 @@ def in_batches(tensor: Tensor, batch_size: int) -> Iterator[Tensor]:
     """Yields parts of a tensor along its first axis, the last one shorter."""
     for start in range(0, len(tensor), batch_size):
         yield tensor[start : start + batch_size]
+
+
+def above_rounding(values: Tensor) -> Tensor:
+    """Returns which eigenvalues, smallest first, exceed the rounding of the largest one."""
+    return values > len(values) * torch.finfo(torch.float64).eps * values[-1]

@@ -1,28 +1,28 @@
-"""Extractors: from images, and captions for some, to features.
+"""Extractors: networks and other functions that map images, and sometimes captions, to features.
 
 | name | features | file |
 |---|---|---|
 | `inception-2015` | TensorFlow's Inception, 2048; also 1008 logits | ``weights-inception-2015-12-05-6726825d.pth`` |
 | `dmgan` | torchvision's Inception with the input of the DM-GAN code, 2048 | ``inception_v3_google-1a9a5a14.pth`` |
 | `clip` | a CLIP model of transformers; also captions | its folder |
-| `clip-l14-336` | that of CMMD, images squeezed to 336 x 336 | its folder |
-| `pickscore` | that of PickScore | its folder |
+| `clip-l14-336` | the CLIP of CMMD, images scaled to 336 x 336 | its folder |
+| `pickscore` | the CLIP of PickScore; also captions | its folder |
 | `dinov2` | DINOv2 ViT-L/14, 1024 | its folder, or ``dinov2_vitl14_pretrain.pth`` |
 | `ranker` | the ranker of a dalle-zoo model; also captions | folder of the model, or of the ranker |
 | `mobilenet` | MobileNet v1, 256 | ``mobilenet_v1_025_224.safetensors`` |
-| `sprites` | things, ground, layout and hue of composed images, by pixels | none: in the package |
-| `sprites-mobilenet` | likewise, things compared by that network | that of `mobilenet` |
-| `sprites-clip` | likewise | that of `clip` |
-| `sprites-ranker` | likewise | that of `ranker` |
+| `sprites` | things, ground, layout and hue of composed images, by pixels | none: bundled |
+| `sprites-mobilenet` | as `sprites`, things compared by the network | that of `mobilenet` |
+| `sprites-clip` | as `sprites`, things compared by the network | that of `clip` |
+| `sprites-ranker` | as `sprites`, things compared by the network | that of `ranker` |
 | `pixels` | the image at 8 x 8 pixels, 192 | none |
 | `image_tokenizer`, `prior` | codes, likelihoods | none: parts of the evaluated model |
 
-A Fréchet distance in the features of the first two is called FID, each in a column of its own. All files are local,
-and nothing but tensors is unpickled.
+A Fréchet distance in the features of the first two is called FID; the two have separate columns. All files are
+local, and only tensors are unpickled.
 
-A new extractor is one file with ``@EXTRACTORS.register(...)``, above a function that opens it, and one import line
-here. The fields of `ExtractorSpec` state its file, where to get it, and which weights are accepted; messages,
-``--help`` and default locations follow. Other distributions use the entry-point group ``dalle_zoo.extractors``.
+A new extractor is one file with ``@EXTRACTORS.register(...)`` above a function that opens it, and one import line
+here. The fields of `ExtractorSpec` state its file, its origin and the accepted weights, which determine messages,
+``--help`` and default locations. Other distributions use the entry-point group ``dalle_zoo.extractors``.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def load_ranker(location: Path, device: torch.device, expected_sha256: str | Non
 def load_clip_336(location: Path, device: torch.device, expected_sha256: str | None = None) -> ContrastiveExtractor:
     """Opens the CLIP of CMMD: patches of 14 pixels, and images squeezed to 336 x 336 without a crop, as in its code.
 
-    Arguments and errors are those of `load_clip`; a network with other patches or images is refused.
+    Arguments and errors are those of `load_clip`; a network with other patches or images also raises an error.
     """
     opened = open_contrastive("clip-l14-336", location, device, expected_sha256)
     vision = opened.ranker.model.config.vision_config

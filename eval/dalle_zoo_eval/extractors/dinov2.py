@@ -1,8 +1,8 @@
-"""DINOv2 ViT-L/14, as torch-fidelity runs it: the class token of images of 224 x 224 pixels.
+"""DINOv2 ViT-L/14 as in torch-fidelity: the class token of images of 224 x 224 pixels.
 
-Weights come from a folder of transformers (facebook/dinov2-large), or from the file that the authors published,
+Weights are read from a folder of transformers (facebook/dinov2-large), or from the file of the authors,
 ``dinov2_vitl14_pretrain.pth``. Position embeddings are interpolated as in the code of the authors; transformers
-interpolates them to slightly different positions, which moves the features by a few per mille.
+interpolates them to slightly different positions, which changes the features by a few per mille.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from dalle_zoo_eval.extractors.inception import check_finite, read_tensors
 SIDE, PATCH = 224, 14
 """Sides of the network's input and of a patch, pixels."""
 OFFSET = 0.1
-"""Added to the side of the new grid before the positions are scaled, in the code of the authors."""
+"""Offset of the side of the new grid when positions are scaled, as in the code of the authors."""
 FILE = "dinov2_vitl14_pretrain.pth"
 HEAD_WIDTH = 64
-"""Features of an attention head, in all networks of the authors."""
+"""Width of an attention head in all networks of the authors."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 POSITIONS = "embeddings.position_embeddings"
@@ -51,7 +51,7 @@ _RENAMED = {
     r"\.attention\.output\.dense\.": ".attention.o_proj.",
     r"\.ls([12])\.gamma$": r".layer_scale\1.lambda1",
 }
-"""Names of the authors and of transformers before version 5, as patterns, and those of transformers."""
+"""Patterns of the names of the authors and of transformers before version 5, with their replacements."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ def _translated(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _network(tensors: Mapping[str, Tensor]) -> Any:
-    """Returns the network whose sizes are those of its tensors."""
+    """Returns the network with sizes inferred from its tensors."""
     from transformers.models.dinov2.configuration_dinov2 import Dinov2Config
     from transformers.models.dinov2.modeling_dinov2 import Dinov2Model
 

@@ -182,7 +182,7 @@ def _resize(pixels: np.ndarray) -> Tensor:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Returns a state dict; a file with anything but tensors is rejected and not run."""
+    """Reads a state dict; raises `ExtractorFileError` for a file with anything but tensors, without running it."""
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged bytes the reader raises nearly anything

@@ -1,7 +1,7 @@
 """Features without a network: the image scaled to 8 x 8 pixels.
 
-They see the layout of colors alone. Distances in them find sets that differ in colors, crops or scales, and are
-available on every machine; they say nothing about what the images show.
+They represent only the layout of colors. Distances in them reveal sets that differ in colors, crops or scales, and are
+available on every machine, but they do not depend on the objects in the images.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIDE = 8
 """Side to which images are scaled, pixels: 192 features."""
 RESIZE = "area"
 FINGERPRINT = hashlib.sha256(f"{SIDE} x {SIDE} pixels, {RESIZE}, RGB in [0, 1]".encode()).hexdigest()
-"""Takes the place of the sha256 of weights."""
+"""Replaces the sha256 of weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +50,12 @@ def load_pixels(location: Path, device: torch.device, expected_sha256: str | Non
     """Opens the extractor.
 
     Args:
-        location: Not used: there is no file.
-        device: Not used: pixels are averaged on the CPU.
-        expected_sha256: `FINGERPRINT`, or None.
+        location: Not used, since there is no file.
+        device: Not used, since pixels are averaged on the CPU.
+        expected_sha256: `FINGERPRINT`, or None for any.
+
+    Raises:
+        ExtractorFileError: Another fingerprint is expected.
     """
     del location, device
     if expected_sha256 not in (None, FINGERPRINT):

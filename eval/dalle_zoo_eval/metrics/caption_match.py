@@ -1,4 +1,4 @@
-"""Scores of images with their captions by networks that were trained on the preferences of people, or by any CLIP."""
+"""Similarity of images and captions by networks trained on human preferences, or by any CLIP."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ INTERVAL = "bootstrap over the captions"
 def pick_score(features: Tensor, text_features: Tensor) -> dict[str, float]:
     """Returns the mean cosine times 100, with its interval.
 
-    This is the logit of the network without its learned temperature, whose published value is 100, too. The mean over
-    the captions is not clipped.
+    The factor replaces the learned temperature of the network, whose published value is 100 as well. The mean over the
+    captions is not clipped.
 
     Reference: Pick-a-Pic: An Open Dataset of User Preferences for Text-to-Image Generation (Kirstain et al., 2023).
 
     Args:
-        features: (B, d) of images; need not be unit vectors.
-        text_features: (B, d), row i for the caption of image i.
+        features: Features of the images, (B, d); they need not be unit vectors.
+        text_features: Features of the captions, (B, d); row i belongs to image i.
 
     Raises:
-        ValueError: The two do not pair up, or there are none.
+        ValueError: The shapes differ, or there are no images.
     """
     return _mean_logit(features, text_features)
 
@@ -48,7 +48,7 @@ def paired_cosines(features: Tensor, text_features: Tensor) -> Tensor:
     """Returns the cosine of each image with its caption, float64 (B,); errors as in `pick_score`."""
     if features.ndim != 2 or features.shape != text_features.shape or not len(features):
         raise ValueError(
-            "features of images and captions must be (B, d) alike and not none, got "
+            "features of images and captions must both be (B, d) with B of at least 1, got "
             f"{tuple(features.shape)} and {tuple(text_features.shape)}"
         )
     return (F.normalize(features.double(), dim=1) * F.normalize(text_features.double(), dim=1)).sum(1)

@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle_zoo_eval.metrics.base import METRICS
+from dalle_zoo_eval.metrics.base import METRICS, check_sides
 from dalle_zoo_eval.metrics.estimates import shifted
 from dalle_zoo_eval.metrics.precision_recall import ROWS, squared_distances
 from dalle_zoo_eval.moments import in_batches
 
-# n generated, m reference, d features
+# n generated images, m reference images, d features
 
 SIGMA = 10.0
 """Width of the Gaussian kernel."""
 SCALE = 1000.0
-"""Factor of the score, which makes it easy to read."""
+"""Factor of the score, for readability."""
 
 
 @METRICS.register(
@@ -32,16 +32,13 @@ def cmmd(features: Tensor, real_features: Tensor) -> dict[str, float]:
     Reference: Rethinking FID: Towards a Better Evaluation Metric for Image Generation (Jayasumana et al., 2024).
 
     Args:
-        features: (n, d) of the generated side; need not be unit vectors.
-        real_features: (m, d) of the reference.
+        features: Features of the generated side, (n, d); they need not be unit vectors.
+        real_features: Features of the reference side, (m, d).
 
     Raises:
-        ValueError: Features of different lengths.
+        ValueError: Features have different lengths.
     """
-    if features.ndim != 2 or real_features.ndim != 2 or features.shape[1] != real_features.shape[1]:
-        raise ValueError(
-            f"features must be (n, d) with one d, got {tuple(features.shape)} and {tuple(real_features.shape)}"
-        )
+    check_sides(features, real_features)
     x, y = (F.normalize(side.double(), dim=1) for side in (features, real_features))
     own, other, reference = _mean_kernel(x, x), _mean_kernel(x, y), _mean_kernel(y, y)
     value = own.mean() - 2 * other.mean() + reference.mean()

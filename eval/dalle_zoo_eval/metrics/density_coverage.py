@@ -1,4 +1,4 @@
-"""Density and coverage: precision and recall that outliers of the reference do not inflate."""
+"""Density and coverage: alternatives to precision and recall that are robust to outliers of the reference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dalle_zoo_eval.metrics.estimates import bootstrapped
 from dalle_zoo_eval.metrics.precision_recall import ROWS, check_neighbors, squared_distances, squared_radii
 from dalle_zoo_eval.moments import in_batches
 
-# G generated, R reference, d features
+# G generated images, R reference images, d features
 
 SOURCE = "Naeem et al., 2020"
 
@@ -19,21 +19,21 @@ SOURCE = "Naeem et al., 2020"
     "density", label="Density", source=SOURCE, least=1000, interval="bootstrap over the generated images"
 )
 def density(features: Tensor, real_features: Tensor, *, k: int = 5) -> dict[str, float]:
-    """Returns in how many spheres of the reference a generated image is, divided by ``k``, with its interval.
+    """Returns the mean number of spheres of the reference that contain a generated image, divided by ``k``.
 
-    A sphere reaches the k-th nearest neighbor of its center in the reference. The mean is 1 where both sides have one
-    distribution, and may exceed 1.
+    A sphere reaches the k-th nearest neighbor of its center in the reference. The mean is 1 for equal distributions
+    and may exceed 1. The result includes an interval.
 
     Reference: Reliable Fidelity and Diversity Metrics for Generative Models (Naeem et al., 2020).
 
     Args:
-        features: (G, d) of the generated side.
-        real_features: (R, d) of the reference.
-        k: Neighbors, fewer than R and G. Defaults to 5, as in the paper.
+        features: Features of the generated side, (G, d).
+        real_features: Features of the reference side, (R, d).
+        k: Number of neighbors, less than R and G. Defaults to 5, as in the paper.
 
     Raises:
-        ValueError: Features of different lengths.
-        StatisticsError: Too few samples.
+        ValueError: Features have different lengths.
+        StatisticsError: A side has too few samples.
     """
     check_neighbors(features, real_features, k)
     radii = squared_radii(real_features, k)
@@ -45,7 +45,7 @@ def density(features: Tensor, real_features: Tensor, *, k: int = 5) -> dict[str,
     "coverage", label="Coverage", source=SOURCE, least=1000, interval="bootstrap over the reference images"
 )
 def coverage(features: Tensor, real_features: Tensor, *, k: int = 5) -> dict[str, float]:
-    """Returns the share of reference images whose sphere has a generated image in it; all else as in `density`."""
+    """Returns the share of reference images whose sphere contains a generated image; otherwise as `density`."""
     check_neighbors(features, real_features, k)
     radii = squared_radii(real_features, k)
     nearest = [squared_distances(rows, features).min(1).values for rows in in_batches(real_features, ROWS)]

@@ -33,7 +33,7 @@ class Estimate(NamedTuple):
 
 
 def interval_of_mean(values: Tensor) -> tuple[float, float]:
-    """Returns the interval of the means of resampled values.
+    """Returns the bootstrap interval of the mean of values.
 
     Args:
         values: One number per sample, (n,).
@@ -50,7 +50,7 @@ def interval_of_mean(values: Tensor) -> tuple[float, float]:
 
 
 def bootstrapped(values: Tensor) -> Estimate:
-    """Mean over prompts or images, and the interval of the means of resampled ones.
+    """Returns the mean over prompts or images with a bootstrap interval.
 
     Args:
         values: One number per prompt or image, (n,).
@@ -63,11 +63,12 @@ def bootstrapped(values: Tensor) -> Estimate:
 
 
 def shifted(value: float, influences: Tensor) -> Estimate:
-    """Returns a score that is no mean over samples, with the bootstrap interval of its linear part.
+    """Returns a score that is not a mean over samples, with the bootstrap interval of its linear part.
 
     Args:
         value: The score.
-        influences: n times the derivative of the score by the weight of each of n samples, (n,), of mean 0.
+        influences: n times the derivative of the score with respect to the weight of each of n samples, (n,), with
+            mean 0.
     """
     low, high = interval_of_mean(influences)
     return Estimate(value, value + low, value + high)

@@ -11,7 +11,7 @@ from dalle_zoo_eval.metrics.frechet import INTERVAL, LEAST, FrechetBase
     source="Stein et al., 2023", least=LEAST, interval=INTERVAL,
 )  # fmt: skip
 class FrechetDINOv2Distance(FrechetBase):
-    """The distance in the features of DINOv2 ViT-L/14, which fits the votes of people better than that of Inception.
+    """Fréchet distance in the features of DINOv2 ViT-L/14, which agrees better with human votes than the FID.
 
     Reference: Exposing flaws of generative model evaluation metrics and their unfair treatment of diffusion models
     (Stein et al., 2023).

@@ -21,7 +21,7 @@ from torchmetrics.utilities import dim_zero_cat
 from dalle_zoo_eval.extractors import EXTRACTORS
 from dalle_zoo_eval.metrics.base import METRICS
 from dalle_zoo_eval.metrics.estimates import LEVEL, ROUNDS, SEED
-from dalle_zoo_eval.moments import Moments, StatisticsError, in_batches
+from dalle_zoo_eval.moments import Moments, StatisticsError, above_rounding, in_batches
 
 # n samples, d features, r rank
 
@@ -68,7 +68,7 @@ class Reference:
     def of(cls, moments: Moments) -> Self:
         """Computes the factor; raises `StatisticsError` for fewer than 2 samples."""
         values, vectors = torch.linalg.eigh(moments.covariance)
-        retained = _not_rounding(values)
+        retained = above_rounding(values)
         return cls(moments=moments, factor=vectors[:, retained] * values[retained].sqrt())
 
     def distance(self, other: Moments) -> float:
@@ -84,11 +84,6 @@ class Reference:
         means = (here.mean - other.mean).square().sum()
         # Rounding can make the distance of equal sides negative.
         return max(0.0, float(means + self.factor.square().sum() + covariance.trace() - 2 * root))
-
-
-def _not_rounding(values: Tensor) -> Tensor:
-    """Returns which eigenvalues, smallest first, exceed the rounding of the largest one."""
-    return values > len(values) * torch.finfo(torch.float64).eps * values[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +159,7 @@ def influences(features: Tensor, moments: Moments, reference: Reference) -> Tens
     """
     mean = moments.mean
     values, vectors = torch.linalg.eigh(reference.factor.t() @ moments.covariance @ reference.factor)
-    retained = _not_rounding(values)
+    retained = above_rounding(values)
     root = reference.factor @ (vectors[:, retained] * values[retained] ** -0.25)  # T = root root^T
     parts = []
     for part in in_batches(features, CHUNK):

@@ -78,7 +78,7 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _share_within(points: Tensor, centers: Tensor, k: int) -> dict[str, float]:
-    """Share of points inside a sphere of a center."""
+    """Returns the share of points inside the sphere of some center, with its interval."""
     radii = squared_radii(centers, k)
     inside = [(squared_distances(rows, centers) <= radii).any(1) for rows in in_batches(points, ROWS)]
     return bootstrapped(torch.cat(inside)).annotated()

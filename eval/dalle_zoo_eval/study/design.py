@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from dalle_zoo.files import FileError, read_json, write_json
 from dalle_zoo.seeds import seeded_rng
@@ -161,14 +161,3 @@ def plan_raters(
         flipped = tuple(first[pair] != turned for pair in order)
         raters.append(Rater(code=f"{number + 1}-{secret}", order=tuple(order), flipped=flipped))
     return tuple(raters)
-
-
-def shown_order(study: Study, rater: int) -> list[dict[str, Any]]:
-    """Returns the pairs of a rater as they are displayed: number of the pair, caption, left and right image."""
-    plan = study.raters[rater]
-    shown = []
-    for number, flipped in zip(plan.order, plan.flipped, strict=True):
-        pair = study.pairs[number]
-        left, right = reversed(pair.images) if flipped else pair.images
-        shown.append({"pair": number, "caption": study.captions[pair.caption], "left": left, "right": right})
-    return shown

@@ -54,3 +54,14 @@ def vote_for(study: Study, rater: int, pair: int, question: str, system: int | N
 def exported(study: Study, rater: int, votes: list[dict[str, object]]) -> dict[str, object]:
     """Returns what the page of a rater exports."""
     return {"study": study.id, "rater": study.raters[rater].code, "votes": votes}
+
+
+def shown_order(study: Study, rater: int) -> list[dict[str, Any]]:
+    """Returns the pairs of a rater as they are displayed: number of the pair, caption, left and right image."""
+    plan = study.raters[rater]
+    shown = []
+    for number, flipped in zip(plan.order, plan.flipped, strict=True):
+        pair = study.pairs[number]
+        left, right = reversed(pair.images) if flipped else pair.images
+        shown.append({"pair": number, "caption": study.captions[pair.caption], "left": left, "right": right})
+    return shown

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dalle_zoo_eval.study.design import Pair, Study, plan_raters, shown_order
+from dalle_zoo_eval.study.design import Pair, Study, plan_raters
 from dalle_zoo_eval.study.errors import StudyError
 from dalle_zoo_eval.study.make import Plan
 from dalle_zoo_eval.study.questions import PAPER, read_questions
 from dalle_zoo_eval.study.sources import read_captions, read_system
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from tests.eval.study.conftest import shown_order
 
 
 def pairs_of(count: int, controls: int = 0) -> list[Pair]:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dalle_zoo_eval.study.design import Study, shown_order
+from dalle_zoo_eval.study.design import Study
 from dalle_zoo_eval.study.page import page_html
 from dalle_zoo_eval.study.server import StudyServer
 from dalle_zoo_eval.study.votes import read_votes
+
+from tests.eval.study.conftest import shown_order
 
 CHROMIUM = Path("/usr/bin/chromium")
 PHONE = {"width": 390, "height": 844}
