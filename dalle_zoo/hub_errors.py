@@ -154,7 +154,7 @@ def refusal(where: str, error: Any, name: str, *, writes: bool = False) -> str:
         return f"{where} is out of order (status {status}{words}): try again later{again}"
     advice = {
         401: "the token is wrong or expired, run `hf auth login`",
-        403: "do what these words ask for" if words else "the token lacks a permission, or a proxy blocks the request",
+        403: "follow this message" if words else "the token lacks a permission, or a proxy blocks the request",
         404: "this address does not exist, check the name and the variable HF_ENDPOINT",
         407: "the proxy requires a login, set it in HTTPS_PROXY",
         410: "it was removed, choose another model",

@@ -234,7 +234,7 @@ def test_a_vocabulary_in_two_files(folder: Path) -> None:
 def test_scores_that_are_not_finite_rank_nothing(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors") | {"logit_scale": torch.tensor(200.0)}  # finite; its exp is not
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="the scores of the ranker are not finite, so they rank nothing"):
+    with pytest.raises(ValueError, match="the scores of the ranker are not finite, so images cannot be ranked"):
         load_ranker(folder).rank(torch.rand(2, 3, SIZE, SIZE), "a red apple")
 
 

@@ -125,7 +125,7 @@ class ZooCLI(LightningCLI):
         old = read_run(self.run)
         if old is None:
             raise UserError(
-                f"{self.run} exists and is no run (it has no valid {CONFIG}): use --run FOLDER for another folder"
+                f"{self.run} exists and is not a run (it has no valid {CONFIG}): use --run FOLDER for another folder"
             )
         if self.overwrite or [path.name for path in self.run.iterdir() if path.name[0] != "."] == [CONFIG]:
             return  # a run that ended before its first step, such as one with too little data, has nothing to lose

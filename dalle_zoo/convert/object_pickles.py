@@ -97,7 +97,7 @@ class ObjectUnpickler(PlainUnpickler):
         """Returns the name alone. Names of the standard library are refused, except for a few types."""
         full = f"{module}.{name}"
         if not (isinstance(module, str) and isinstance(name, str)):
-            raise WeightFileError("it names a class by something that is no text")
+            raise WeightFileError("it names a class by something that is not a string")
         if len(full) > MAX_CLASS_NAME:
             raise WeightFileError(f"it names a class by more than {MAX_CLASS_NAME} characters")
         self._count(_worth(full))
@@ -122,7 +122,7 @@ class ObjectUnpickler(PlainUnpickler):
 
     def _make(self, reference: Any, arguments: Any) -> Any:
         if not isinstance(reference, Reference):
-            raise WeightFileError(f"it calls {type(reference).__name__}, which is no class or function")
+            raise WeightFileError(f"it calls {type(reference).__name__}, which is not a class or function")
         if not isinstance(arguments, tuple):
             raise WeightFileError(f"it calls {reference.name} with {type(arguments).__name__} in place of arguments")
         if reference.name in self._builders:
@@ -227,4 +227,6 @@ def load_objects(
     except WeightFileError:
         raise
     except Exception as error:  # the reader raises many kinds of errors on damaged bytes
-        raise WeightFileError(f"it is no pickle, or damaged ({type(error).__name__}: {str(error)[:200]})") from None
+        raise WeightFileError(
+            f"it is not a pickle, or is damaged ({type(error).__name__}: {str(error)[:200]})"
+        ) from None

@@ -55,7 +55,7 @@ def _tensor(storage: Any, start: Any, shape: Any, stride: Any, *_: Any) -> Store
 def _parameter(tensor: Any, *_: Any) -> Any:
     """Replaces ``torch._utils._rebuild_parameter``."""
     if not isinstance(tensor, StoredTensor):
-        raise WeightFileError("it has a parameter that is no tensor")
+        raise WeightFileError("it has a parameter that is not a tensor")
     return tensor
 
 

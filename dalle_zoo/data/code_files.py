@@ -134,7 +134,7 @@ class ChunkFile:
                 raise ValueError("another version of the format")
             found, _, dtype = np.lib.format.read_array_header_1_0(file)
         except Exception as error:  # the parser of headers raises many kinds of exceptions on damaged bytes
-            raise FileError(f"{name} is no array ({error})") from None
+            raise FileError(f"{name} is not an array ({error})") from None
         if found != shape or dtype.kind not in "iu" or math.prod(shape) * dtype.itemsize > len(file.getbuffer()):
             raise FileError(f"{name} must hold integers of shape {shape}, got {dtype} of shape {found}")
         return cast(Codes, np.load(io.BytesIO(file.getvalue()), allow_pickle=False))

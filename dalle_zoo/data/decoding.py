@@ -54,7 +54,7 @@ def decode_image(data: bytes) -> Image.Image:
         except CorruptImageError:
             raise
         except UnidentifiedImageError as error:
-            raise CorruptImageError("not a readable image (of no known format, or damaged)") from error
+            raise CorruptImageError("not a readable image (unknown format, or damaged)") from error
         except Exception as error:  # decoders raise many kinds of exceptions on damaged bytes
             # Reasons are stored in code shards: memory addresses would make every encoding differ.
             reason = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error))

@@ -279,7 +279,9 @@ class Ranker(nn.Module):
         text = self.text_features(list(unique))[rows]
         scores = self.scale * (self.image_features(images) * text).sum(-1)
         if not bool(scores.isfinite().all()):
-            raise ValueError("the scores of the ranker are not finite, so they rank nothing: its weights are unusable")
+            raise ValueError(
+                "the scores of the ranker are not finite, so images cannot be ranked: its weights are unusable"
+            )
         return scores
 
     def rank(self, images: Tensor, caption: str) -> Tensor:

@@ -100,5 +100,5 @@ def _damage_of_zip(path: Path) -> str | None:
     except FileNotFoundError:
         return f"{path.name} is missing"
     except (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
-        return f"{path.stat().st_size} bytes that are no complete archive: {error}"
+        return f"{path.stat().st_size} bytes that are not a complete archive: {error}"
     return None if changed is None else f"its part {changed!r} was changed"

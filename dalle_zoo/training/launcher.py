@@ -34,6 +34,6 @@ def tied_to_launcher() -> Iterator[None]:
 def _end_after(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(INTERVAL)
-    sys.stderr.write(f"\ndalle-zoo: the run ends: process {parent}, which launched this one, is gone\n")
+    sys.stderr.write(f"\ndalle-zoo: the run ends: process {parent}, which launched this one, has ended\n")
     sys.stderr.flush()
     os._exit(1)

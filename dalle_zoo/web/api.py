@@ -77,7 +77,7 @@ def create_app(engine: Engine, *, limits: Limits | None = None, token: str | Non
     @app.get("/v1/images/{name}.png", dependencies=allowed)
     async def image(name: str) -> Response:
         if name not in images.stored:
-            raise HTTPException(404, "there is no such image: only recent ones are kept")
+            raise HTTPException(404, "there is no such image: only recent images are available")
         return Response(images.stored[name], media_type="image/png")
 
     @app.post("/v1/images/generations", dependencies=allowed)
@@ -116,7 +116,7 @@ async def wait(ticket: Ticket, http: HTTPRequest) -> Answer:
         while not future.done():
             await asyncio.wait([future], timeout=POLL)
             if not future.done() and await http.is_disconnected():
-                raise HTTPException(CLIENT_CLOSED, "the client has gone away")
+                raise HTTPException(CLIENT_CLOSED, "the client has disconnected")
     finally:
         if not future.done():
             ticket.cancel()

@@ -99,7 +99,9 @@ class ImageFiles:
     ) -> None:
         without = [item.key for item in items if item.image is None]
         if without:
-            raise ValueError(f"{len(without)} samples have no image, such as {without[0]!r}: it cannot be measured")
+            raise ValueError(
+                f"{len(without)} samples have no image, such as {without[0]!r}: leave them out or add their images"
+            )
         self.items, self.crop, self.size, self.source = tuple(items), crop, size, source
         self.captions, self.others = [(item.captions or ("",))[0] for item in items], list(others)
 

@@ -122,7 +122,7 @@ def open_extractors(
         else:
             opened[name] = EXTRACTORS[name](pipe, model_sha256(pipe))
     if not opened and needed:
-        raise ExtractorFileError(f"every network of {protocol.name} is left out: nothing can be measured")
+        raise ExtractorFileError(f"every network of {protocol.name} is left out: nothing can be evaluated")
     return opened, left_out
 
 

@@ -148,7 +148,7 @@ def test_unrelated_folder_is_not_changed(
         (folder / "config.yaml").write_text(config)
     before = contents(folder)
     assert main([*TINY, "--run", str(folder), *overwrite]) == 2
-    assert "is no run" in capsys.readouterr().err
+    assert "is not a run" in capsys.readouterr().err
     assert contents(folder) == before
 
 

@@ -330,7 +330,7 @@ def rebuilt(*arguments: bytes) -> bytes:
         (b"K\x01Q", "something other than a storage"),
         (b"(X\x04\x00\x00\x00evilK\x01tQ", "something other than a storage"),
         (FLOATS.replace(b"tQ", b"(K\x00ttQ"), "views of storages"),
-        (b"ctorch._utils\n_rebuild_parameter\n(K\x01K\x01K\x01tR", "a parameter that is no tensor"),
+        (b"ctorch._utils\n_rebuild_parameter\n(K\x01K\x01K\x01tR", "a parameter that is not a tensor"),
     ],
 )
 def test_invalid_tensors_and_storages_raise(pickled: bytes, message: str, path: Path) -> None:

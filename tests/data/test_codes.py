@@ -431,7 +431,7 @@ def array(values: Any) -> bytes:
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("000001.npy", b"x", "000001.npy is no array"),
+        ("000001.npy", b"x", "000001.npy is not an array"),
         ("000001.npy", array(np.zeros((4, 3, 2, 5), np.uint16)), "must hold integers of shape"),
         ("000001.npy", array(np.zeros((4, 3, 2, 4))), "must hold integers of shape"),
         ("000001.npy", array(np.full((4, 3, 2, 4), BOOK, np.uint16)), r"codes must be in 0..299, got 300..300"),

@@ -82,7 +82,7 @@ def test_only_recent_images_are_stored(client: openai.OpenAI, port: int) -> None
     assert first
     status, data = fetch(port, str(first[0].url).partition(str(port))[2])
     assert status == 404
-    assert json.loads(data)["error"]["message"] == "there is no such image: only recent ones are kept"
+    assert json.loads(data)["error"]["message"] == "there is no such image: only recent images are available"
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ _END = 0
     "attngan",
     mark="captions.pickle",
     files="captions.pickle, SPLIT/filenames.pickle and images/KEY.jpg, or, for birds, CUB_200_2011/images.txt, "
-    "CUB_200_2011/bounding_boxes.txt and CUB_200_2011/images/KEY.jpg; perhaps SPLIT/class_info.pickle and "
+    "CUB_200_2011/bounding_boxes.txt and CUB_200_2011/images/KEY.jpg; optionally SPLIT/class_info.pickle and "
     "text/KEY.txt",
 )
 def read_attngan(root: Path | None, split: str) -> EvalDataset:

@@ -210,7 +210,7 @@ def missing(layout: str, root: Path, what: str) -> DatasetError:
         hint = f" The folder looks like the layout {found!r}."
     elif not found and (inside := {p.name: look for p in sorted(root.iterdir()) if (look := _recognized(p))}):
         name, found = next(iter(inside.items()))
-        hint = f" Its folder {name} looks like the layout {found!r}: perhaps name that one."
+        hint = f" Its folder {name} looks like the layout {found!r}: give that folder instead."
     return DatasetError(f"{root}: there is no {what}. The layout {layout!r} has {DATASETS.spec(layout).files}.{hint}")
 
 

@@ -40,7 +40,7 @@ Box = tuple[float, float, float, float]
 @DATASETS.register(
     "cub",
     mark="images.txt",
-    files="images.txt, image_class_labels.txt, classes.txt, images/CLASS/NAME.jpg, text_c10/CLASS/NAME.txt, perhaps "
+    files="images.txt, image_class_labels.txt, classes.txt, images/CLASS/NAME.jpg, text_c10/CLASS/NAME.txt, optionally "
     "bounding_boxes.txt, and for the split zeroshot_train.txt with zeroshot_test.txt, or train_test_split.txt",
 )
 def read_cub(root: Path | None, split: str) -> EvalDataset:

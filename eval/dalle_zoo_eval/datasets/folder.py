@@ -19,7 +19,7 @@ from dalle_zoo_eval.datasets.base import (
 SPLITS = ("all",)
 
 
-@DATASETS.register("folder", files="images, perhaps with captions of the same name in .txt files")
+@DATASETS.register("folder", files="images, optionally with captions of the same name in .txt files")
 def read_folder(root: Path | None, split: str) -> EvalDataset:
     """Reads the images of a folder and its subfolders, with keys and captions as in `dalle_zoo.data.FolderSource`.
 

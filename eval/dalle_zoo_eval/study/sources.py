@@ -66,7 +66,7 @@ def read_system(path: Path, name: str, captions: Sequence[str]) -> System:
             return System(name=name, images=_in_order(path, items, captions))
         found = [(" ".join(item.captions[0].split()), _file(item)) for item in items]
     else:
-        problem = "is no manifest in JSONL" if path.exists() else "does not exist"
+        problem = "is not a JSONL manifest" if path.exists() else "does not exist"
         raise StudyError(f"{path} {problem}: expected a folder of images, or {MANIFEST} of dalle-zoo generate")
     return System(name=name, images=_by_caption(path, found, captions))
 
