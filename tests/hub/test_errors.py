@@ -34,7 +34,7 @@ def message(error: BaseException, **options: Any) -> str:
     ("error", "expected"),
     [
         (refused(401), "refused the request (status 401): the token is wrong or expired, run `hf auth login`"),
-        (refused(403, "You must accept the terms"), "403, 'You must accept the terms'): do what these words ask for"),
+        (refused(403, "You must accept the terms"), "403, 'You must accept the terms'): follow this message"),
         (refused(403), "the token lacks a permission, or a proxy blocks the request"),
         (refused(403, kind=errors.GatedRepoError), "is gated: request access on its page"),
         (refused(403, kind=errors.DisabledRepoError), "was disabled by its owner"),
@@ -92,7 +92,7 @@ def test_each_way_without_a_response_has_its_message(error: Exception, expected:
 
 def test_upload_errors_quote_the_hub() -> None:
     full = message(refused(403, "Private repository storage limit reached"), writes=True)
-    assert "403, 'Private repository storage limit reached'): do what these words ask for" in full
+    assert "403, 'Private repository storage limit reached'): follow this message" in full
     assert "auth login" not in full
     assert "with a token that has write access" in message(refused(401), writes=True)
     assert "received another commit" in message(refused(412), writes=True)

@@ -40,8 +40,9 @@ Box = tuple[float, float, float, float]
 @DATASETS.register(
     "cub",
     mark="images.txt",
-    files="images.txt, image_class_labels.txt, classes.txt, images/CLASS/NAME.jpg, text_c10/CLASS/NAME.txt, optionally "
-    "bounding_boxes.txt, and for the split zeroshot_train.txt with zeroshot_test.txt, or train_test_split.txt",
+    files="images.txt, image_class_labels.txt, classes.txt, images/CLASS/NAME.jpg, text_c10/CLASS/NAME.txt, "
+    "optionally bounding_boxes.txt, and for the split zeroshot_train.txt with zeroshot_test.txt, or "
+    "train_test_split.txt",
 )
 def read_cub(root: Path | None, split: str) -> EvalDataset:
     """Reads a split; the keys are the paths of the images in ``images/`` without suffix.
