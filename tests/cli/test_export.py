@@ -68,7 +68,7 @@ def test_existing_folder_is_replaced_only_with_overwrite(
     assert export(runs, model, "--overwrite") == 0, "all that export writes may be replaced"
 
 
-def test_a_name_that_is_not_utf8_is_refused_before_work(
+def test_name_that_is_not_utf8_raises_before_work(
     model: Path, scratch: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it raises an error

@@ -106,7 +106,7 @@ def test_batches_have_expected_shapes(source: Any) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2, 3])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_an_epoch_reads_every_sample_once(source: Any, workers: int, world_size: int) -> None:
+def test_epoch_reads_every_sample_once(source: Any, workers: int, world_size: int) -> None:
     dataset = images(source)
     for drop_last in (True, False):
         loaders = [

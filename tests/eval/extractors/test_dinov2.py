@@ -89,7 +89,7 @@ def weights(tmp_path: Path) -> Path:
 IMAGES = torch.randint(0, 256, (3, 3, 50, 70), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
-def test_it_equals_torch_fidelity(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_equal_torch_fidelity(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 
     monkeypatch.setattr(torch.hub, "load", lambda *_: Plain(random_weights()))
@@ -102,7 +102,7 @@ def test_it_equals_torch_fidelity(weights: Path, monkeypatch: pytest.MonkeyPatch
     assert torch.allclose(found, expected, atol=CLOSE)
 
 
-def test_a_folder_of_transformers_gives_the_same(weights: Path, tmp_path: Path) -> None:
+def test_transformers_folder_gives_equal_features(weights: Path, tmp_path: Path) -> None:
     """In the names of transformers before version 5, which the published folder has."""
     folder, renamed = tmp_path / "folder", {}
     for name, tensor in random_weights().items():
@@ -123,7 +123,7 @@ def test_a_folder_of_transformers_gives_the_same(weights: Path, tmp_path: Path) 
     assert torch.equal(one, other)
 
 
-def test_other_files_are_refused(weights: Path, tmp_path: Path) -> None:
+def test_other_files_raise(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(ExtractorFileError, match=r"neither model\.safetensors nor dinov2_vitl14_pretrain"):
         load_extractor("dinov2", tmp_path / "nowhere")
     with pytest.raises(ExtractorFileError, match="expected 000"):

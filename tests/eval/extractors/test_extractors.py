@@ -151,7 +151,7 @@ def test_clip_equals_transformers(model: Path, images: Tensor) -> None:
     assert torch.equal(text[0], text[2])
 
 
-def test_the_clip_of_cmmd_squeezes_images(model: Path, tmp_path: Path, images: Tensor) -> None:
+def test_clip_of_cmmd_scales_images_without_crop(model: Path, tmp_path: Path, images: Tensor) -> None:
     """The code of CMMD scales the complete image; the folder says to crop it."""
     torch.manual_seed(0)
     small = RankerConfig(

@@ -201,7 +201,7 @@ def test_documentation_lists_implementation_of_every_metric() -> None:
     assert sorted(named) == list(METRICS)
 
 
-def test_the_table_of_the_document_is_that_of_the_registry() -> None:
+def test_documented_table_equals_registry() -> None:
     text = DOCUMENT.read_text()
     assert text == with_table(text), "run python tools/metric_table.py"
     assert table() in text
