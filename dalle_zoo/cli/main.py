@@ -36,6 +36,7 @@ COMMANDS = {
     "plot": ("dalle_zoo.cli.runs:plot", "plot the training curves of a run"),
     "consolidate": ("dalle_zoo.cli.runs:consolidate", "convert a checkpoint of any strategy to a folder of weights"),
     "eval": ("dalle_zoo_eval.command:main", "evaluate a model with a protocol"),
+    "compare": ("dalle_zoo_eval.compare:main", "compare two sets of images: folders, archives, models, statistics"),
     "report": ("dalle_zoo_eval.command:report", "render a report from result files"),
     "study": ("dalle_zoo_eval.study.command:main", "compare systems by votes of people"),
     "overlap": ("dalle_zoo_eval.command:overlap", "list benchmark images that are also in a training set"),

@@ -5,6 +5,7 @@ Modules in the order in which a protocol passes through them; docs/architecture.
 | module | content |
 |---|---|
 | `command` | ``dalle-zoo eval``, ``report``, ``overlap`` and ``card`` |
+| `compare`, `sides` | ``dalle-zoo compare``: two sets of any kind |
 | `protocol`, `rules`, `choices`, `published` | protocols and published scores, read from YAML |
 | `request`, `runner` | the request; from datasets and a model, or images, to result file and report |
 | `opening` | the extractors of a protocol, opened |
@@ -15,11 +16,12 @@ Modules in the order in which a protocol passes through them; docs/architecture.
 | `extractors` | images to features |
 | `features`, `blur` | features on disk, chunk by chunk, by any number of processes |
 | `metrics`, `scores`, `moments` | torchmetrics metrics; feature stores to scores; moments that add up |
+| `statistics` | reference statistics in files |
 | `selfcheck` | checks of the real images before anything is generated |
 | `memorization` | nearest images in a training set: copies and overlaps |
 | `comparison`, `report`, `sweeps` | from result files to tables and figures |
 | `study` | ``dalle-zoo study``: human studies, from the page for raters to result files |
-| `documents`, `plots`, `sheets` | documents in two forms; figures; images with captions below them |
+| `documents`, `latex`, `score_rows`, `plots`, `sheets` | documents, figures, captioned images |
 | `data_files`, `provenance` | data files of the package; digests and versions |
 
 `dalle_zoo.results` defines the schema of a result file.

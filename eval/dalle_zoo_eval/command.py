@@ -56,11 +56,14 @@ def _check_places(options: argparse.Namespace) -> None:
     out = Output.of(options.out)
     check_file("--out", out.result)  # a killed evaluation is continued there
     check_folder("--out", out.folder)
+    if options.save_reference is not None:
+        check_file("--save-reference", options.save_reference)
     if options.cache is not None:
         check_folder("--cache", options.cache)
     for option in ("data", "images"):
         place = getattr(options, option)
-        if place is not None and not place.is_dir():
+        manifest = option == "images" and place is not None and place.suffix == ".jsonl" and place.is_file()
+        if place is not None and not place.is_dir() and not manifest:
             problem = "is a file" if place.exists() else "does not exist"
             raise UserError(f"--{option} {place} {problem}: expected a folder")
 
@@ -81,6 +84,8 @@ def _run(name: str, options: argparse.Namespace, command: str) -> None:
         networks=dict(options.network),
         leave_out=tuple(options.leave_out),
         exclusions=options.exclusions,
+        reference=options.reference,
+        save_reference=options.save_reference,
         changes={n: value for n, value in changes.items() if value is not None},
         training=options.training,
         threshold=COPY if options.threshold is None else options.threshold,
@@ -131,17 +136,23 @@ def _parser(name: str, protocol: Protocol) -> argparse.ArgumentParser:
     default = f" [{protocol.model}]" if protocol.model else ""
     p.add_argument("--model", help=f"name of a bundled model, or a model folder such as ./mine{default}")
     p.add_argument(
-        "--images", type=Path, help="folder of images to evaluate instead of a model; captions in .txt files"
+        "--images",
+        type=Path,
+        help="images to evaluate instead of a model: a folder, with captions in .txt files, or a manifest in JSONL",
     )
     p.add_argument("--data", type=Path, help="folder of the dataset; bundled datasets need none")
     p.add_argument("--layout", help="layout of the dataset folder [the protocol's first layout]")
     networks = [spec.name for spec in EXTRACTORS.specs() if not spec.model_part]
     p.add_argument(
-        "--network", type=_named_path, action="append", default=[], metavar="NAME=PATH",
+        "--network", type=named_path, action="append", default=[], metavar="NAME=PATH",
         help=f"file or folder of a network: {', '.join(networks)}; repeatable",
     )  # fmt: skip
     p.add_argument(
         "--leave-out", action="append", default=[], metavar="NAME", help="omit a network and its metrics; repeatable"
+    )
+    p.add_argument("--reference", type=Path, help="file of statistics in the place of the real images")
+    p.add_argument(
+        "--save-reference", type=Path, help="also write the statistics of the real images: NAME.safetensors"
     )
     p.add_argument("--exclusions", type=Path, help="list of dataset images to exclude, one key per line")
     p.add_argument(
@@ -188,7 +199,8 @@ def _parser(name: str, protocol: Protocol) -> argparse.ArgumentParser:
     return p
 
 
-def _named_path(text: str) -> tuple[str, Path]:
+def named_path(text: str) -> tuple[str, Path]:
+    """Parses ``NAME=PATH``, an option of a network."""
     name, sign, path = text.partition("=")
     if not (name and sign and path):
         raise argparse.ArgumentTypeError(f"expected NAME=PATH, such as clip=./clip-vit-base-patch32, got {text!r}")
@@ -205,17 +217,31 @@ def report(arguments: list[str]) -> None:
         "report",
         "Render a report from result files of `dalle-zoo eval`: one result, or several results of one protocol.\n\n"
         "  dalle-zoo report eval/results/emoji64.json\n"
-        "  dalle-zoo report eval-one/result.json eval-other/result.json --out comparison",
+        "  dalle-zoo report eval-one/result.json eval-other/result.json --out comparison --name one --name other\n"
+        "  dalle-zoo report eval-one/result.json --format latex,csv --out table",
     )
     p.add_argument("results", type=Path, nargs="+", help="result files")
     p.add_argument("--out", type=Path, help="output folder of the report [folder of the evaluation]")
+    p.add_argument(
+        "--format", default="md,html",
+        help="comma-separated formats of md, html, latex (with the figures as PDF) and csv [md,html]",
+    )  # fmt: skip
+    p.add_argument(
+        "--name", action="append", default=[], help="name of a system, once per result, in their order [the results']"
+    )
     options = p.parse_args(arguments)
 
     if options.out is not None:
         check_folder("--out", options.out)
-    from dalle_zoo_eval.report import write_report
+    from dalle_zoo_eval.report import FORMS, write_report
 
-    print(write_report(options.results, options.out)[1])  # noqa: T201
+    forms = [form.strip() for form in options.format.split(",") if form.strip()]
+    for form in forms:
+        if form not in FORMS:
+            raise UserError(suggest("format", form, FORMS))
+    written = write_report(options.results, options.out, forms=forms, names=options.name)
+    for path in written[: len(forms)]:
+        print(path)  # noqa: T201
 
 
 def overlap(arguments: list[str]) -> None:
@@ -237,7 +263,7 @@ def overlap(arguments: list[str]) -> None:
         "--training", required=True, help="training images: folder, shards, or a pattern such as 'shards/*.tar'"
     )
     p.add_argument(
-        "--network", type=_named_path, required=True, metavar="NAME=PATH", help="network that compares the images"
+        "--network", type=named_path, required=True, metavar="NAME=PATH", help="network that compares the images"
     )
     p.add_argument("--threshold", type=float, default=COPY, help=f"minimum cosine similarity of an overlap [{COPY}]")
     p.add_argument("--device", default="cpu", help="device of the network, such as cuda [cpu]")

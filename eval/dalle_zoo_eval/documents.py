@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dalle_zoo.files import atomic_write, escape_surrogates
@@ -66,6 +66,8 @@ class Image:
     png: bytes
     text: str
     """Alternative text."""
+    vector: Callable[[], bytes] | None = field(default=None, compare=False)
+    """Returns the same figure as a PDF file; None for sheets of images."""
 
 
 Block = Heading | Paragraph | Bullets | Table | Image
@@ -77,7 +79,11 @@ def write_document(blocks: Sequence[Block], out: Path) -> list[Path]:
     Returns:
         The files that were written, the two reports first.
     """
-    texts = {"report.md": to_markdown(blocks), "report.html": to_html(blocks)}
+    return write_files({"report.md": to_markdown(blocks), "report.html": to_html(blocks)}, blocks, out)
+
+
+def write_files(texts: Mapping[str, str], blocks: Sequence[Block], out: Path) -> list[Path]:
+    """Writes documents by file name, then the images of their blocks as PNG files; returns all files."""
     files = {name: escape_surrogates(text).encode() for name, text in texts.items()}
     files |= {block.name: block.png for block in blocks if isinstance(block, Image)}
     for name, data in files.items():

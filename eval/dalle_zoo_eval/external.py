@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from dalle_zoo.files import sha256_file
 from dalle_zoo_eval.datasets import DatasetError, EvalDataset, Item, read_dataset
+from dalle_zoo_eval.datasets.digests import content_digests
 from dalle_zoo_eval.datasets.images import stored_size
+from dalle_zoo_eval.datasets.prompts import choose_items
 from dalle_zoo_eval.image_sources import GeneratedSet, ImageFiles
 from dalle_zoo_eval.provenance import digest
 from dalle_zoo_eval.rules import CaptionRule, ImageRule
-
-log = logging.getLogger(__name__)
 
 PASS = re.compile(r"_s-?\d+_\d+$")
 """Suffix that the code of AttnGAN and DM-GAN adds to image names: sentence (-1 for all) and number of the pass."""
@@ -24,7 +22,14 @@ SIZES = 8
 
 
 def read_from_folder(
-    folder: Path, rule: CaptionRule, image: ImageRule, dataset: EvalDataset, *, name: str, excluded: frozenset[str]
+    folder: Path,
+    rule: CaptionRule,
+    image: ImageRule,
+    dataset: EvalDataset,
+    *,
+    name: str,
+    excluded: frozenset[str],
+    seed: int | None = None,
 ) -> GeneratedSet:
     """Reads the images of a folder in the order of their names, cropped and scaled like those of the dataset.
 
@@ -33,17 +38,18 @@ def read_from_folder(
     name without its folders is compared.
 
     Args:
-        folder: Images, optionally with captions in text files of the same name.
+        folder: Images, optionally with captions in text files of the same name; or a manifest, or its folder.
         rule: States the number of images.
         image: How they are cropped and scaled.
         dataset: Dataset that they will be compared with.
         name: Name of the protocol.
         excluded: Keys of excluded images.
+        seed: Seed that chooses among more images than the rule asks for. Defaults to None: such a folder is refused.
 
     Raises:
         DatasetError: The folder has a different number of images, or images must be excluded and no name matches.
     """
-    found = read_dataset("folder", folder, "all")
+    found = read_dataset("place", None, str(folder))
     namesakes = _namesakes(found, dataset)
     if rule.exclusions and not namesakes:
         raise DatasetError(
@@ -53,18 +59,20 @@ def read_from_folder(
     left_out = {key for key, namesake in namesakes.items() if namesake.key in excluded}
     items = [item for item in found.items if item.key not in left_out]
     wanted = rule.count
+    if wanted is not None and seed is not None and len(items) > wanted:
+        items = choose_items(items, wanted, seed)
     if wanted is not None and len(items) != wanted:
         raise DatasetError(
             f"{folder} has {len(items)} images, expected {wanted}: give a folder with exactly those, or pass "
             f"--captions {len(items)} for scores that are marked as not comparable"
         )
-    if Path(found.root).resolve() == Path(dataset.root).resolve():
-        log.warning("%s is the folder of the dataset itself: distances to itself are meaningless", folder)
     texts = [item.captions[0] for item in items if item.captions]
     concepts = {key: namesake.concept or namesake.key for key, namesake in namesakes.items()}
     targets = {key: namesake.targets for key, namesake in namesakes.items()}
     # Contents, not names: images that are generated again have the same names, and perhaps the same sizes.
-    contents = digest([[item.key, sha256_file(item.image)] for item in items if isinstance(item.image, Path)])
+    files = [item.image for item in items if isinstance(item.image, Path)]
+    digests = content_digests(files)
+    contents = digest([[item.key, sha256] for item, sha256 in zip(items, digests, strict=True)])
     return GeneratedSet(
         source=ImageFiles(items, image.external_crop, image.size, source=contents),
         record={
@@ -76,6 +84,7 @@ def read_from_folder(
             **found.left_out(),
             "named_as_dataset": len(namesakes),
             "excluded": len(left_out),
+            "same_as_dataset": sorted(digests) == sorted(content_digests(dataset.image_files)),
             "captions_sha256": digest(texts) if texts else None,
         },
         keys=[item.key for item in items],

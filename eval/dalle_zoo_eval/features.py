@@ -32,6 +32,7 @@ from dalle_zoo.version import __version__
 from dalle_zoo_eval.blur import gaussian_blur
 from dalle_zoo_eval.extractors.base import Extractor, ExtractorFileError, PairExtractor, exact_float32
 from dalle_zoo_eval.image_sources import EVERY, ImageBatch, ImageSource
+from dalle_zoo_eval.moments import Moments
 from dalle_zoo_eval.provenance import IDENTITY, PACKAGES, digest, package_versions
 
 # B samples of a chunk, d features, c classes
@@ -314,6 +315,10 @@ class FeatureStore:
     def all(self, extractor: str, name: str) -> Tensor:
         """Returns a tensor of all samples, (n, ...); arguments and errors as in `read`."""
         return torch.cat(list(self.read(extractor, name)))
+
+    def moments(self, extractor: str) -> Moments:
+        """Mean and covariance of the features of all samples, without blur."""
+        return Moments.of_parts(self.read(extractor, f"0/{self.counts[-1]}/features"))
 
     def images(self, indices: Sequence[int]) -> list[Tensor]:
         """Returns images of some samples, read or generated again; with several candidates, the chosen one of each."""

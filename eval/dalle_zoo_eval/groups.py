@@ -24,6 +24,7 @@ from dalle_zoo_eval.opening import extractors_of
 from dalle_zoo_eval.protocol import Protocol
 from dalle_zoo_eval.provenance import digest
 from dalle_zoo_eval.rules import MetricRule
+from dalle_zoo_eval.statistics import StoredReference
 
 STORED_AS = {"candidates": "generated", "shuffled": "generated"}
 """Image sets whose features are in the store of another image set."""
@@ -195,6 +196,7 @@ class Group:
         pipe: The model; None for images of another system.
         cache: Folder of the features.
         device: Device of the extractors.
+        reference: Statistics in the place of the real images. Defaults to none.
         more: Extractors to apply to the generated images in addition to those of the metrics. Defaults to none.
 
     Raises:
@@ -212,6 +214,7 @@ class Group:
         pipe: DallePipeline | None,
         cache: Path,
         device: str,
+        reference: StoredReference | None = None,
         more: Sequence[str] = (),
     ) -> None:
         self.name, self.protocol, self.prompts, self.generated = name, protocol, prompts, generated
@@ -231,13 +234,14 @@ class Group:
         if needed[GALLERY]:
             items = [item for item in prompts.dataset.items if item.image is not None]
             sources[GALLERY] = (ImageFiles(items, crop, size, source=prompts.sha256), chunk)
-        self.stores = {
+        self.stores: dict[str, FeatureStore] = {
             images: FeatureStore(
                 source, {n: extractors[n] for n in needed[images]},
                 protocol.blur if images in ("real", "generated") else (0,), chunk, cache, device,
             )
             for images, (source, chunk) in sources.items()
         }  # fmt: skip
+        self.reference: FeatureStore | StoredReference = reference or self.stores["real"]
         self.shuffled: list[int] = []
         if any("shuffled" in images for _, images in self.plan):
             self.shuffled = self._shuffle(generated.concepts)
@@ -318,11 +322,21 @@ class Group:
         places = {item.key: number for number, item in enumerate(self.prompts.samples)}
         return [places[key] for key in self.generated.keys if key in places]
 
+    @property
+    def reference_size(self) -> int | None:
+        """Number of real images that metrics compare with; None if it is unknown."""
+        if isinstance(self.reference, StoredReference):
+            return self.reference.saved.count
+        return len(self.reference.source)
+
     def record(self) -> dict[str, Any]:
         """Returns the entry of the group in the result file."""
-        prompts, generated = self.prompts, self.generated
+        prompts, generated, stored = self.prompts, self.generated, {}
+        if isinstance(self.reference, StoredReference):
+            saved = self.reference.saved
+            stored = {"name": f"statistics:{saved.name}", "sha256": saved.sha256, "items": saved.count}
         return {
-            "samples": len(prompts.samples),
+            "samples": self.reference_size,
             "captions": len(generated.keys) if self.generates else 0,
             "expected_captions": prompts.expected,
             "keys_sha256": digest([item.key for item in prompts.samples]),
@@ -334,5 +348,6 @@ class Group:
                 **prompts.dataset.left_out(),
                 "excluded": sum(item.key in prompts.excluded for item in prompts.dataset.items),
                 "exclusions_sha256": digest(sorted(prompts.excluded)) if prompts.excluded else None,
+                **stored,
             },
         }

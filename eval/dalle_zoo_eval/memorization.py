@@ -106,7 +106,9 @@ def pair_sheet(found: Neighbors, images: Sequence[Tensor], gallery: Sequence[Ten
     closest = found.closest(len(images))
     captions = [f"{float(found.similarity[i]):.3f}" for i in closest]
     sides = [torch.stack([_square(image) for image in images]) for images in (images, gallery)]
-    return comparison_sheet(*sides, captions=captions, scale=1)
+    return comparison_sheet(
+        *sides, captions=captions, scale=1, title="left generated or asked, right its nearest image"
+    )
 
 
 def _square(image: Tensor) -> Tensor:

@@ -7,13 +7,14 @@ import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 # Colors of Okabe and Ito, which color-blind people can distinguish; their yellow is too pale on white.
 _COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#000000")
 _GRAYS = ("0.35", "0.5", "0.65")
 _MARKERS = "os^Dv"
 _DASHES = ("--", "-.", ":")
+Form = Literal["png", "pdf"]
 LABELED = 20
 """Bars of a figure at most that have their value above them: more would overlap."""
 _OPEN_MARKERS = "oxsD^+v*"
@@ -35,7 +36,9 @@ class Line:
     """False makes the line dotted: its number of samples differs."""
 
 
-def line_figure(lines: Sequence[Line], *, title: str, score: str, axis: str, logarithmic: bool = False) -> bytes:
+def line_figure(
+    lines: Sequence[Line], *, title: str, score: str, axis: str, logarithmic: bool = False, form: Form = "png"
+) -> bytes:
     """Plots lines with a legend to their right.
 
     Args:
@@ -45,9 +48,10 @@ def line_figure(lines: Sequence[Line], *, title: str, score: str, axis: str, log
         axis: Label of the x axis.
         logarithmic: Whether the x axis is logarithmic (candidates). Defaults to equally spaced places, as in figure 9
             of the paper.
+        form: Format of the file. Defaults to PNG.
 
     Returns:
-        A PNG file.
+        The file.
     """
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
@@ -81,19 +85,20 @@ def line_figure(lines: Sequence[Line], *, title: str, score: str, axis: str, log
     axes.set_title(title, parse_math=False)
     axes.set_xlabel(axis)
     axes.set_ylabel(score)
-    return _finished(figure, axes, handles, labels)
+    return _finished(figure, axes, handles, labels, form)
 
 
-def bar_figure(bars: Mapping[str, Mapping[str, float]], *, title: str, score: str) -> bytes:
+def bar_figure(bars: Mapping[str, Mapping[str, float]], *, title: str, score: str, form: Form = "png") -> bytes:
     """Plots groups of bars, each with its value above it where there is room.
 
     Args:
         bars: Heights by group, for each color by its label; at most five colors, all with the same groups.
         title: Title of the figure.
         score: Label of the y axis.
+        form: Format of the file. Defaults to PNG.
 
     Returns:
-        A PNG file.
+        The file.
     """
     from matplotlib.figure import Figure
 
@@ -112,11 +117,11 @@ def bar_figure(bars: Mapping[str, Mapping[str, float]], *, title: str, score: st
     axes.set_xticks(range(len(groups)), groups, parse_math=False)
     axes.set_title(title, parse_math=False)
     axes.set_ylabel(score)
-    return _finished(figure, axes, handles, [textwrap.fill(label, 34) for label in bars])
+    return _finished(figure, axes, handles, [textwrap.fill(label, 34) for label in bars], form)
 
 
-def _finished(figure: Any, axes: Any, handles: Sequence[Any], labels: Sequence[str]) -> bytes:
-    """Adds grid and legend, and returns the PNG file."""
+def _finished(figure: Any, axes: Any, handles: Sequence[Any], labels: Sequence[str], form: Form) -> bytes:
+    """Adds grid and legend, and returns the file."""
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -130,8 +135,9 @@ def _finished(figure: Any, axes: Any, handles: Sequence[Any], labels: Sequence[s
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name with letters that the font lacks
-        # Without the version of matplotlib in the file, equal scores give equal files.
-        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
+        # Without the version of matplotlib and the date in the file, equal scores give equal files.
+        unstable = ("Software",) if form == "png" else ("Creator", "Producer", "CreationDate")
+        figure.savefig(file, format=form, dpi=110, metadata=dict.fromkeys(unstable))
     return file.getvalue()
 
 

@@ -6,14 +6,17 @@ All values come from result files and from the tables of published scores; nothi
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from PIL import Image as PILImage
 from PIL import UnidentifiedImageError
 
+from dalle_zoo.files import atomic_write
 from dalle_zoo.results import (
     IMAGE_SETS,
     Result,
@@ -35,15 +38,20 @@ from dalle_zoo_eval.documents import (
     Table,
     field_table,
     field_text,
+    to_html,
     to_markdown,
-    write_document,
+    write_files,
 )
+from dalle_zoo_eval.latex import to_latex
 from dalle_zoo_eval.plots import bar_figure
 from dalle_zoo_eval.protocol import ALL
 from dalle_zoo_eval.provenance import IDENTITY
 from dalle_zoo_eval.published import PublishedTable, find_published
+from dalle_zoo_eval.score_rows import scores_csv
 from dalle_zoo_eval.sweeps import deficient_note, footnote, legend, measured_cell, samples_text, sweep_blocks
 
+FORMS = ("md", "html", "latex", "csv")
+"""Formats of reports: ``report.md``, ``report.html``, ``report.tex`` with figures as PDF, and ``scores.csv``."""
 COPIES = "memorization.png"
 """Sheet of the nearest training images."""
 
@@ -85,7 +93,9 @@ def sheet_name(group: str) -> str:
     return "samples.png" if group == ALL else f"samples-{group}.png"
 
 
-def write_report(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
+def write_report(
+    paths: Sequence[Path], out: Path | None = None, *, forms: Sequence[str] = FORMS[:2], names: Sequence[str] = ()
+) -> list[Path]:
     """Writes ``report.md``, ``report.html`` and their images, with the sheets of the evaluation.
 
     Nothing is written unless all result files can be used and belong together.
@@ -93,9 +103,11 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
     Args:
         paths: Result files of ``dalle-zoo eval`` with the same protocol and datasets.
         out: Output folder; existing files are replaced. Defaults to the folder of the evaluation.
+        forms: Formats of the report, of `FORMS`. LaTeX comes with the figures as PDF. Defaults to Markdown and HTML.
+        names: Name of each system. Defaults to those in the results.
 
     Returns:
-        The files that were written, the two reports first.
+        The files that were written, the reports first.
 
     Raises:
         ResultError: A result file or a sheet cannot be used, the results do not belong together, or there are
@@ -104,30 +116,53 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
     if len(paths) > 1 and out is None:
         raise ResultError("a report of several results needs a folder: give --out DIR")
     results, outputs = read_results(paths), [Output.of_result(Path(path)) for path in paths]
+    if names:
+        if len(names) != len(results):
+            raise ResultError(f"there are {len(results)} results and {len(names)} names: give --name once for each")
+        results = [{**r, "source": {**r["source"], "name": n}} for r, n in zip(results, names, strict=True)]
     sheets = [sheet for output, result in zip(outputs, results, strict=True) for sheet in output.sheets(result)]
-    return write_report_of(results, out or outputs[0].folder, sheets=sheets)
+    return write_report_of(results, out or outputs[0].folder, sheets=sheets, forms=forms)
 
 
-def write_report_of(results: Sequence[Result], out: Path, *, sheets: Sequence[Path] = ()) -> list[Path]:
+def write_report_of(
+    results: Sequence[Result], out: Path, *, sheets: Sequence[Path] = (), forms: Sequence[str] = FORMS[:2]
+) -> list[Path]:
     """Writes the report of loaded results, as `write_report`.
 
     Args:
         results: Results that belong together.
         out: Output folder.
         sheets: PNG files to show; those in other folders are copied.
+        forms: Formats of the report.
     """
     if out.exists() and not out.is_dir():
         raise ResultError(f"out must be a folder, got the file {out}")
     shown: list[Image] = []
     for path in sheets:
         shown.append(read_sheet(path, taken=[image.name for image in shown]))
-    return write_document(report_blocks(results, shown), out)
+    blocks, texts = report_blocks(results, shown), {}
+    for form in forms:
+        match form:
+            case "md":
+                texts["report.md"] = to_markdown(blocks)
+            case "html":
+                texts["report.html"] = to_html(blocks)
+            case "latex":
+                texts["report.tex"] = to_latex([*_head(results), *_scores_and_notes(measured(results))])
+            case _:
+                texts["scores.csv"] = scores_csv(measured(results))
+    files = write_files(texts, blocks, out)
+    for block in blocks if "latex" in forms else ():
+        if isinstance(block, Image) and block.vector is not None:
+            with atomic_write((out / block.name).with_suffix(".pdf")) as aside:
+                aside.write_bytes(block.vector())
+            files.append((out / block.name).with_suffix(".pdf"))
+    return files
 
 
 def summary(results: Sequence[Result]) -> str:
     """Returns only targets and tables, as Markdown, for the terminal."""
-    systems = measured(results)
-    blocks = [*_targets(systems), *_score_blocks(systems)]
+    blocks = _scores_and_notes(measured(results))
     return to_markdown([block for block in blocks if not isinstance(block, Image)])
 
 
@@ -138,18 +173,31 @@ def report_blocks(results: Sequence[Result], sheets: Sequence[Image] = ()) -> li
         results: Results that belong together.
         sheets: Images of samples.
     """
+    systems = measured(results)
+    blocks = [*_head(results), *_scores_and_notes(systems)]
+    if sheets:
+        text = "In each pair, the left image is generated and the right one is real; a folder of images has no pairs."
+        if results[0]["protocol"]["name"] == "compare":
+            text = "The images of both sides, in the order of their names; they are not paired."
+        blocks += [Heading(2, "Images"), Paragraph(text), *sheets]
+    return [*blocks, *_provenance(systems)]
+
+
+def _head(results: Sequence[Result]) -> list[Block]:
     systems, protocol = measured(results), results[0]["protocol"]
-    blocks: list[Block] = [
+    return [
         Heading(1, str(protocol.get("title") or protocol["name"])),
         Paragraph(f"Protocol {protocol['name']}. Measured: {', '.join(system.name for system in systems)}."),
         Bullets([str(note) for note in protocol.get("notes") or []]),
-        *_targets(systems),
-        *_score_blocks(systems),
     ]
-    if sheets:
-        text = "In each pair, the left image is generated and the right one is real; a folder of images has no pairs."
-        blocks += [Heading(2, "Images"), Paragraph(text), *sheets]
-    return [*blocks, *_provenance(systems)]
+
+
+def _scores_and_notes(systems: Sequence[Measured]) -> list[Block]:
+    blocks = [*_targets(systems), *_score_blocks(systems)]
+    for system in systems:
+        name = f"{system.name}: " if len(systems) > 1 else ""
+        blocks.append(Bullets([f"{name}{line}" for line in system.data.get("notes") or []]))
+    return blocks
 
 
 # ---------------------------------------------------------------- scores
@@ -177,11 +225,10 @@ def _score_blocks(systems: Sequence[Measured]) -> Iterator[Block]:
     if len(systems[0].groups) == 1:
         for system in systems:
             specs = system.data["metrics"]
-            swept |= dict.fromkeys(
-                (s.metric, s.family or "")
-                for s in system.scores
-                if specs[s.metric]["sweep"] and s.images == "generated"
-            )
+            own = [s for s in system.scores if specs[s.metric]["sweep"] and s.images == "generated"]
+            points = Counter((s.metric, s.family or "") for s in own)
+            # One point that is compared with no published score is a row of the other tables.
+            swept |= {pair: None for pair, count in points.items() if count > 1 or tables}
     for metric, family in sorted(swept, key=lambda pair: (_place(systems, pair[0]), pair[1])):
         yield from sweep_blocks(systems, tables, metric, family)
     yield from _group_tables(systems)
@@ -288,8 +335,8 @@ def _bars(system: Measured, metric: str, spec: dict[str, Any]) -> Iterator[Image
         better = "lower is better" if spec["lower_is_better"] else "higher is better"
         name = "-".join(word for word in (metric.replace("_", "-"), chart) if word)
         unit = f", {spec['unit']}" if spec["unit"] else ""
-        png = bar_figure(bars, title=title, score=f"{spec['label']}{unit}, {better}")
-        yield Image(f"{name}.png", png, title)
+        figure = partial(bar_figure, bars, title=title, score=f"{spec['label']}{unit}, {better}")
+        yield Image(f"{name}.png", figure(), title, partial(figure, form="pdf"))
 
 
 # ---------------------------------------------------------------- provenance

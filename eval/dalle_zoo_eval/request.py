@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from dalle_zoo_eval.features import Share
-from dalle_zoo_eval.protocol import COPY
+from dalle_zoo_eval.protocol import COPY, Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What to evaluate, with what, and where to write."""
 
-    protocol: str
-    """Name of a protocol, or a YAML file."""
+    protocol: str | Protocol
+    """Name of a protocol, a YAML file, or a protocol."""
     out: Path
     """Result file (``.json``), or output folder."""
     data: Path | None = None
@@ -25,7 +25,16 @@ class Request:
     model: str | None = None
     """Model that generates images. Defaults to that of the protocol, unless ``images`` is given."""
     images: Path | None = None
-    """Folder of images of another system, instead of a model."""
+    """Images of another system, instead of a model: a folder, or a manifest."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """What the result file says of the evaluated images besides what is found; a ``name`` replaces that of the
+    folder."""
+    dataset_record: Mapping[str, Any] = field(default_factory=dict)
+    """The same for the real images."""
+    reference: Path | None = None
+    """File of statistics in the place of the real images."""
+    save_reference: Path | None = None
+    """File to which the statistics of the real images are written."""
     layout: str | None = None
     """Layout of the dataset. Defaults to the protocol's first layout."""
     networks: Mapping[str, Path] = field(default_factory=dict)

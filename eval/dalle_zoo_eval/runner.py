@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch.nn import functional as F
 
 from dalle_zoo.claims import Claims
 from dalle_zoo.files import write_json
@@ -21,12 +19,13 @@ from dalle_zoo.images import save_png
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.results import check_result
 from dalle_zoo.values import as_integer
-from dalle_zoo_eval.datasets import load_exclusions, load_image, save_captions
+from dalle_zoo_eval.datasets import load_exclusions, save_captions
 from dalle_zoo_eval.datasets.digests import MEMO, remember
 from dalle_zoo_eval.external import read_from_folder
 from dalle_zoo_eval.features import FeatureStore, Share
 from dalle_zoo_eval.generation import BATCH
 from dalle_zoo_eval.groups import GALLERY, Group, Prompts, choose, generate, read_prompts
+from dalle_zoo_eval.image_sources import GeneratedSet
 from dalle_zoo_eval.memorization import check_threshold, find_copies, training_features
 from dalle_zoo_eval.metrics import METRICS
 from dalle_zoo_eval.metrics.estimates import LEVEL, ROUNDS, SEED
@@ -43,14 +42,12 @@ from dalle_zoo_eval.provenance import (
 )
 from dalle_zoo_eval.report import COPIES, Output, sheet_name, write_report_of
 from dalle_zoo_eval.request import Request
+from dalle_zoo_eval.sample_sheet import sample_sheet
 from dalle_zoo_eval.scores import Scorer, remark_on, targets
 from dalle_zoo_eval.selfcheck import SelfCheck, check_reference
-from dalle_zoo_eval.sheets import comparison_sheet
+from dalle_zoo_eval.statistics import NPZ_EXTRACTOR, StoredReference, load_statistics, save_statistics
 
 log = logging.getLogger(__name__)
-
-SHEET = 24
-"""Number of samples on a sheet."""
 
 
 def evaluate(request: Request) -> dict[str, Any] | None:
@@ -80,7 +77,8 @@ class Evaluation:
     """A running evaluation; see `evaluate`."""
 
     def __init__(self, request: Request) -> None:
-        usual = find_protocol(request.protocol)
+        given = request.protocol
+        usual = given if isinstance(given, Protocol) else find_protocol(given)
         self.request, self.protocol = request, usual.changed(**request.changes)
         self.out = Output.of(request.out)
         self.cache = request.cache or self.out.result.parent / ".cache"
@@ -91,6 +89,8 @@ class Evaluation:
         prompts = {
             name: self._prompts(name, usual, excluded, generates=model is not None) for name in self.protocol.groups
         }
+        self.saved = load_statistics(request.reference) if request.reference is not None else None
+        self.external = {name: self._external(name, usual, of, excluded) for name, of in prompts.items()}
         self.pipe = DallePipeline.from_pretrained(model, device=request.device) if model is not None else None
         self.extractors, self.left_out = open_extractors(
             self.protocol, request.networks, request.leave_out, device=request.device, pipe=self.pipe
@@ -101,7 +101,7 @@ class Evaluation:
                 request.training, self.protocol.image, self.extractors, self._chunk(), self.cache, request.device,
                 request.copies_network,
             )  # fmt: skip
-        self.groups = [self._group(name, of_group, excluded) for name, of_group in prompts.items()]
+        self.groups = [self._group(name, of_group) for name, of_group in prompts.items()]
         self._check_references()
         self.identity = self._identity()
         if not request.overwrite:
@@ -120,31 +120,39 @@ class Evaluation:
         prompts = read_prompts(
             protocol, name, layout=request.layout, data=request.data, excluded=excluded, cache=self.cache
         )
-        rule, expected = protocol.groups[name].captions, usual.groups[name].captions.count
-        if expected is None and any(item.captions for item in prompts.dataset.items):
+        rule, expected = protocol.groups[name], usual.groups[name].captions.count
+        fixed = "place" not in rule.dataset  # a comparison is of any number
+        if expected is None and fixed and any(item.captions for item in prompts.dataset.items):
             expected = len(choose(protocol, name, prompts, count=None).entries)
-        captions = choose(protocol, name, prompts, count=rule.count) if generates else None
+        captions = choose(protocol, name, prompts, count=rule.captions.count) if generates else None
         return replace(prompts, expected=expected or 0, captions=captions)
 
-    def _group(self, name: str, prompts: Prompts, excluded: frozenset[str]) -> Group:
+    def _external(self, name: str, usual: Protocol, prompts: Prompts, excluded: frozenset[str]) -> GeneratedSet | None:
+        """The images of another system, read before any network is opened; None if a model is evaluated."""
+        if self.request.images is None:
+            return None
+        rule, protocol = self.protocol.groups[name].captions, self.protocol
+        found = read_from_folder(
+            self.request.images, rule, protocol.image, prompts.dataset, name=protocol.name, excluded=excluded,
+            seed=protocol.seed if rule.count != usual.groups[name].captions.count else None,
+        )  # fmt: skip
+        return replace(found, record={**found.record, **self.request.record})
+
+    def _group(self, name: str, prompts: Prompts) -> Group:
         request, protocol, pipe = self.request, self.protocol, self.pipe
         if pipe is not None:
             size = protocol.image.size
             batch_size = BATCH if request.batch_size is None else request.batch_size
             generated = generate(pipe, protocol, name, prompts, size=size, batch_size=batch_size, cache=self.cache)
+            generated = replace(generated, record={**generated.record, **request.record})
         else:
-            assert request.images is not None
-            generated = read_from_folder(
-                request.images,
-                protocol.groups[name].captions,
-                protocol.image,
-                prompts.dataset,
-                name=protocol.name,
-                excluded=excluded,
-            )
+            external = self.external[name]
+            assert external is not None
+            generated = external
+        stored = StoredReference(self.saved, self.extractors, self._chunk()) if self.saved is not None else None
         return Group(
             name, protocol, prompts, generated, self.extractors, pipe=pipe, cache=self.cache, device=request.device,
-            more=list(self.known.extractors) if self.known is not None else (),
+            reference=stored, more=list(self.known.extractors) if self.known is not None else (),
         )  # fmt: skip
 
     def _check_references(self) -> None:
@@ -161,6 +169,7 @@ class Evaluation:
             "protocol": asdict(self.protocol),
             "source": {group.name: group.generated.source.identity for group in self.groups},
             "dataset": {group.name: group.prompts.sha256 for group in self.groups},
+            **({"reference": self.saved.sha256} if self.saved is not None else {}),
             "excluded": {
                 g.name: digest(sorted(g.prompts.excluded)) if g.prompts.excluded else None for g in self.groups
             },
@@ -181,7 +190,8 @@ class Evaluation:
             SelfCheckError: The real images fail the self-check; nothing is generated.
         """
         request = self.request
-        self._phase("reference", "real")
+        if self.saved is None:
+            self._phase("reference", "real")
         if self.protocol.selfcheck:
             for group in self.groups:
                 self._check_before_sampling(group)
@@ -215,7 +225,7 @@ class Evaluation:
         One process checks while the others wait for its lock. The lock is released when its owner ends, so that no
         process waits for one that no longer exists. The first process, which writes the result, always checks itself.
         """
-        reference, items, share = group.stores["real"], group.prompts.samples, self.request.share
+        reference, items, share = group.reference, group.prompts.samples, self.request.share
         fixed = {
             "protocol": asdict(self.protocol), "reference": reference.identities,
             "concepts": [item.concept for item in items],
@@ -246,26 +256,49 @@ class Evaluation:
             Contents of the result file.
         """
         request, out = self.request, self.out
-        scores, left_out = [], [*self.left_out, *(line for check in self.checks for line in check.left_out)]
+        left_out = [*self.left_out, *(line for check in self.checks for line in check.left_out)]
+        scores: list[dict[str, Any]] = []
+        notes = self._notes()
         for group in self.groups:
             scorer = Scorer(group, self.groups)
             scores += scorer.score()
             left_out += [line for line in scorer.left_out if line not in left_out]
+            notes += [line for line in scorer.notes if line not in notes]
             if group.prompts.captions is not None:
                 save_captions(group.prompts.captions, out.folder / _by_group("captions", group.name, ".jsonl"))
-        sheets = [save_png(self._sheet(group), out.folder / sheet_name(group.name)) for group in self.groups]
+        # Of a comparison, the images of both sides are shown next to each other.
+        right = request.dataset_record.get("name")
+        sheets = [
+            save_png(sample_sheet(group, self.protocol, right=right), out.folder / sheet_name(group.name))
+            for group in self.groups
+        ]
         memorization = None
         if self.known is not None:
             # Only in the first group: protocols with several groups bring their own data.
             generated = self.groups[0].stores["generated"]
             sheets.append(out.folder / COPIES)
             memorization = find_copies(generated, self.known, threshold=request.threshold, sheet=sheets[-1])
-        result = self._record(scores, left_out) | ({"memorization": memorization} if memorization else {})
+        result = self._record(scores, left_out)
+        result |= {key: value for key, value in (("notes", notes), ("memorization", memorization)) if value}
         result = json.loads(json.dumps(result))  # as read from the file when the report is rendered again
         check_result(result)
         write_report_of([result], out.folder, sheets=sheets)
+        if request.save_reference is not None:
+            store = self.groups[0].stores["real"]
+            save_statistics(store, request.save_reference, name=self.groups[0].prompts.dataset.name)
         write_json(out.result, result)
         return dict(result)
+
+    def _notes(self) -> list[str]:
+        """What readers of the scores must know of the images."""
+        same = self.saved is None and any(g.generated.record.get("same_as_dataset") for g in self.groups)
+        notes = ["both sides hold the same images: distances are 0 except for rounding"] if same else []
+        if self.saved is not None and self.saved.path.suffix == ".npz":
+            notes.append(
+                f"{self.saved.path.name} does not say how its images were scaled: pytorch-fid and clean-fid scale "
+                f"them in other ways than {NPZ_EXTRACTOR} here, which changes a FID by some tenths"
+            )
+        return notes
 
     def _record(self, scores: list[dict[str, Any]], left_out: list[str]) -> dict[str, Any]:
         request, names = self.request, dict.fromkeys(row["metric"] for row in scores)
@@ -276,6 +309,7 @@ class Evaluation:
                 metrics[name]["remark"] = remark
         for record in groups.values():
             record["dataset"]["exclusions"] = request.exclusions.name if request.exclusions is not None else None
+            record["dataset"] |= request.dataset_record
         result: dict[str, Any] = {
             "protocol": asdict(self.protocol),
             "source": self.groups[0].generated.record,
@@ -287,6 +321,7 @@ class Evaluation:
         result["targets"] = targets(self.protocol, result)
         result |= {
             "selfcheck": [check for found in self.checks for check in found.checks],
+            "reference_file": None if self.saved is None else self.saved.record(),
             "reference": [asdict(record) for found in self.checks for record in found.records],
             "bootstrap": {"level": LEVEL, "rounds": ROUNDS, "seed": SEED},
             "left_out": left_out,
@@ -307,7 +342,7 @@ class Evaluation:
 
     def _speed(self) -> dict[str, Any]:
         generated = [group.stores["generated"] for group in self.groups if group.stores["generated"].extractors]
-        real = [group.stores["real"] for group in self.groups if group.stores["real"].extractors]
+        real = [group.reference for group in self.groups if group.reference.extractors]
         speed: dict[str, Any] = {
             **self.phases,
             "loading_seconds": {
@@ -318,21 +353,6 @@ class Evaluation:
         if seconds := sum(store.seconds() for store in generated):
             speed["extractors_only_images_per_second"] = sum(len(store.source) for store in generated) / seconds
         return speed
-
-    def _sheet(self, group: Group) -> Image.Image:
-        """Renders the first generated images, next to the real images of their captions if a model generated them."""
-        found, image = group.generated, self.protocol.image
-        indices = range(min(SHEET, len(found.keys)))
-        by_key = {item.key: item for item in group.prompts.dataset.items}
-        paired = group.prompts.captions is not None and all(by_key[found.keys[i]].image is not None for i in indices)
-        sets = [group.stores["generated"].images(indices)] if group.generates or not paired else []
-        size = image.size or (sets[0][0].shape[-1] if sets else None)
-        if paired:
-            sets.append([load_image(by_key[found.keys[i]], image.crop, size) for i in indices])
-        size = size or sets[0][0].shape[-1]
-        names = found.texts if found.texts is not None else found.keys
-        stacked = [torch.stack([_resized(image, size) for image in images]) for images in sets]
-        return comparison_sheet(*stacked, captions=names[: len(indices)], scale=2 if size < 128 else 1)
 
 
 def _run(store: FeatureStore, share: Share, *, label: str, images: Path | None = None) -> dict[str, Any]:
@@ -369,10 +389,3 @@ def _exclusions(protocol: Protocol, request: Request) -> frozenset[str]:
 
 def _by_group(name: str, group: str, ending: str) -> str:
     return f"{name}{ending}" if group == ALL else f"{name}-{group}{ending}"
-
-
-def _resized(image: torch.Tensor, side: int) -> torch.Tensor:
-    pixels = image[None].float() / 255
-    if image.shape[1:] != (side, side):
-        pixels = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True).clamp(0, 1)
-    return pixels[0]

@@ -16,15 +16,18 @@ from tqdm import tqdm
 
 from dalle_zoo.results import scores_of, selected
 from dalle_zoo_eval.extractors import EXTRACTORS, TextExtractor
+from dalle_zoo_eval.features import FeatureStore
 from dalle_zoo_eval.groups import GALLERY, STORED_AS, Group
 from dalle_zoo_eval.image_sources import EVERY
 from dalle_zoo_eval.metrics import METRICS
 from dalle_zoo_eval.metrics.base import ANNOTATIONS, MetricSpec
 from dalle_zoo_eval.metrics.estimates import Estimate
+from dalle_zoo_eval.metrics.frechet import FrechetBase
 from dalle_zoo_eval.moments import ROWS, StatisticsError, regrouped
 from dalle_zoo_eval.opening import OTHER_INPUTS, extractors_of, needs_extractor
 from dalle_zoo_eval.protocol import Protocol
 from dalle_zoo_eval.rules import MetricRule, TargetRule
+from dalle_zoo_eval.statistics import StoredReference
 
 # n samples, N candidates
 
@@ -58,6 +61,7 @@ class Scorer:
         self.group, self.groups = group, groups
         self.rows: list[Row] = []
         self.left_out: list[str] = list(group.left_out)
+        self.notes: list[str] = []
         self._texts: dict[tuple[str, str], Tensor] = {}
 
     def score(self) -> list[Row]:
@@ -112,6 +116,12 @@ class Scorer:
 
     def _feed_reference(self, metric: Metric, spec: MetricSpec, extractor: str | None, view: View) -> None:
         """Updates a metric with its reference images."""
+        stored = self.group.reference
+        if isinstance(stored, StoredReference) and isinstance(metric, FrechetBase) and extractor is not None:
+            if view.blur:
+                raise StatisticsError(f"{stored.saved.path.name} holds no statistics at blur radius {view.blur}")
+            metric.set_reference(stored.moments(extractor))
+            return
         groups, images = ([self.group], "real") if spec.reference == "group" else (self.groups, GALLERY)
         for group in groups:
             scorer = self if group is self.group else Scorer(group, self.groups)
@@ -150,7 +160,9 @@ class Scorer:
         self, spec: MetricSpec, extractor: str | None, view: View, candidate: int | None = None
     ) -> Iterator[dict[str, Any]]:
         """Yields arguments of the metric's `update`, batch by batch."""
-        store = self.group.stores[STORED_AS.get(view.images, view.images)]
+        store: FeatureStore | StoredReference = self.group.stores[STORED_AS.get(view.images, view.images)]
+        if view.images == "real":
+            store = self.group.reference
         known, lists = self.group.known(view.images), dict[str, Any]()
         for name in (n for n in LISTS if n in spec.inputs):
             if known[name] is None:
@@ -164,7 +176,9 @@ class Scorer:
             if missing:
                 raise StatisticsError(f"{extractor} has no output {', '.join(missing)}")
         parts = [store.read(extractor, f"{view.blur}/{view.count}/{kind}") for kind in kinds if extractor is not None]
-        pixels = [self._images(store, view, candidate)] if "images" in spec.inputs else []
+        pixels = []
+        if "images" in spec.inputs:
+            pixels.append(self._images(self.group.stores[STORED_AS.get(view.images, view.images)], view, candidate))
         if "reference_images" in spec.inputs:
             pixels.append(self._images(self.group.stores["real"], View(images="real"), None))
         names = [*kinds, *(n for n in ("images", "reference_images") if n in spec.inputs)]
@@ -254,9 +268,10 @@ class Scorer:
         }
         spec = METRICS.spec(rule.name)
         if "real" in spec.inputs:
-            sizes = [len(g.stores["real" if spec.reference == "group" else GALLERY].source) for g in self.groups]
-            mine = len(self.group.stores["real"].source)
-            row["reference_samples"] = mine if spec.reference == "group" else sum(sizes)
+            all_groups = spec.reference != "group"
+            size = sum(len(g.stores[GALLERY].source) for g in self.groups) if all_groups else self.group.reference_size
+            row["reference_samples"] = size
+        self._note_few(spec, min(samples, row.get("reference_samples") or samples))
         notes: Row = {name: values[name] for name in ("std", "at_infinity") if name in values}
         if "low" in values:
             notes["interval"] = [values["low"], values["high"]]
@@ -266,6 +281,11 @@ class Scorer:
             if part not in ANNOTATIONS:
                 own = {"interval": [value.low, value.high]} if isinstance(value, Estimate) else notes
                 self.rows.append({**row, "part": None if part == "value" else part, "value": _value(value), **own})
+
+    def _note_few(self, spec: MetricSpec, samples: int) -> None:
+        line = f"{spec.label}: {samples:,} samples, and it needs {spec.least:,} to be compared"
+        if samples < spec.least and line not in self.notes:
+            self.notes.append(line)
 
     def _family(self, extractor: str | None) -> str | None:
         if extractor is not None and EXTRACTORS.spec(extractor).model_folder:  # each model has its own weights

@@ -18,6 +18,8 @@ MARK = "†"
 """Marks a score that is not comparable with published ones."""
 DEFICIENT = "‡"
 """Marks a distance of too few samples for a full-rank covariance."""
+NOISE = 1e-6
+"""Scores of at most this size are rounding, as for identical sets; their curve is not plotted."""
 BLUR, CANDIDATES = "blur radius", "candidates"
 
 
@@ -59,13 +61,17 @@ def sweep_blocks(
     for axis, rows in by_axis.items():
         if not rows:
             continue
-        yield Heading(3, f"{label} by {axis}")
+        single = {place for row in rows for place in row.cells} == {0}
+        if not single:
+            yield Heading(3, f"{label} by {axis}")
         yield _table(rows, axis, label)
         yield from footnote([f"{row.system}: {row.samples}" for row in rows if not row.line.comparable])
         yield from deficient_note(scores)
         lines = [row.line for row in rows if row.line.measured or (len(row.line.points) > 1 and not row.quoted)]
-        if max(len(line.points) for line in lines) > 1:
-            png = line_figure(
+        largest = max(abs(value) for line in lines for value in line.points.values())
+        if largest > NOISE and max(len(line.points) for line in lines) > 1:
+            figure = partial(
+                line_figure,
                 lines,
                 title=f"{label} ({family}) by {axis}",
                 score=f"{label}, {better}",
@@ -73,7 +79,7 @@ def sweep_blocks(
                 logarithmic=axis == CANDIDATES,
             )
             name = f"{metric}-{axis.split()[0]}-{re.sub(r'[^A-Za-z0-9-]+', '-', family)}.png"
-            yield Image(name, png, f"{label} of {family} by {axis}")
+            yield Image(name, figure(), f"{label} of {family} by {axis}", partial(figure, form="pdf"))
 
 
 def legend(scores: Sequence[Score]) -> str:

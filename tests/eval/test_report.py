@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import html
 import json
 import re
@@ -245,7 +246,7 @@ def test_protocol_without_published_scores_has_no_marks(put: Put, tmp_path: Path
     text = files[0].read_text()
     assert len(files) == 2  # one point is no line
     assert MARK not in text
-    assert cells(section(text, "Fréchet distance, mobilenet"), "model-a")[0][3:5] == ["–", "3.500"]
+    assert "| Fréchet distance, mobilenet | 3.500 |" in section(text, "Fréchet distance")
     assert "FID" not in text.split("## What was measured")[0]
 
 
@@ -383,7 +384,7 @@ def test_report_is_written_next_to_result(put: Put, capsys: pytest.CaptureFixtur
     path = put(made_up([score("clip_score", 0.25, "clip")]))
     Image.new("RGB", (8, 8)).save(path.parent / "samples.png")
     assert main(["report", str(path)]) == 0
-    assert capsys.readouterr().out.strip() == str(path.with_name("report.html"))
+    assert capsys.readouterr().out.splitlines() == [str(path.with_name(f"report.{form}")) for form in ("md", "html")]
     text = path.with_name("report.md").read_text()
     assert "|  | model-a |" in text
     assert "| CLIP score | 0.2500 |" in text
@@ -442,3 +443,34 @@ def test_documents_are_rendered_as_markdown_and_html() -> None:
     assert '<tr class="strong"><td>1</td><td>2<br><small>&lt;3&gt;</small></td></tr>' in page
     assert "<ul>\n<li>x*y*</li>\n</ul>" in page
     assert page.count("<ul>") == 1
+
+
+def test_formats_for_print(put: Put, tmp_path: Path) -> None:
+    """LaTeX without a preamble and figures as PDF, CSV with all digits and published rows, names of systems."""
+    forms = ("latex", "csv")
+    files = write_report([put(made_up(BY_BLUR))], tmp_path / "out", forms=forms, names=["a_b & 50 %"])
+    names = [path.name for path in files]
+    assert names[:2] == ["report.tex", "scores.csv"]
+    assert "fid-blur-dmgan.pdf" in names
+    assert "fid-blur-dmgan.png" in names
+    assert (tmp_path / "out/fid-blur-dmgan.pdf").read_bytes().startswith(b"%PDF")
+    text = files[0].read_text()
+    assert r"\textbf{a\_b \& 50 \%}" in text
+    assert r"\includegraphics[width=\linewidth]{fid-blur-dmgan.pdf}" in text
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") >= 1
+    assert "What was measured" not in text
+    rows = list(csv.DictReader(files[1].read_text().splitlines()))
+    own = [row for row in rows if row["source"] == "measured"]
+    assert [float(row["value"]) for row in own] == [score["value"] for score in made_up(BY_BLUR)["scores"]]
+    assert {row["system"] for row in own} == {"a_b & 50 %"}
+    assert any("figure 9(a)" in row["source"] for row in rows)
+    again = write_report([put(made_up(BY_BLUR))], tmp_path / "again", forms=forms, names=["a_b & 50 %"])
+    assert [path.read_bytes() for path in files] == [path.read_bytes() for path in again]
+    with pytest.raises(ResultError, match="there are 1 results and 2 names"):
+        write_report([put(made_up(BY_BLUR))], tmp_path / "out", names=["one", "two"])
+
+
+def test_identical_sets_have_no_plot(put: Put, tmp_path: Path) -> None:
+    flat = made_up([{**score("fid", 1e-9, "dmgan"), "blur": radius} for radius in (0, 1)])
+    flat["protocol"]["published"] = []
+    assert len(write_report([put(flat)], tmp_path / "out")) == 2

@@ -7,6 +7,7 @@
 | `cub` | CUB-200-2011, with the class-disjoint split and bounding boxes |
 | `attngan` | birds and MS-COCO in the layout of AttnGAN and DM-GAN |
 | `folder` | any folder of images |
+| `manifest` | manifests of generated images, and files of captions |
 | `composition` | prompts for composed scenes, with composed images |
 | `source` | shards, folders and bundled data, read by `dalle_zoo.data.open_source` |
 | `safe_pickle` | pickles of plain data |
@@ -24,6 +25,7 @@ from dalle_zoo_eval.datasets import (  # noqa: F401 (they register themselves)
     composition,
     cub,
     folder,
+    manifest,
     source,
 )
 from dalle_zoo_eval.datasets.base import DATASETS, DatasetError, EvalDataset, Item, read_dataset

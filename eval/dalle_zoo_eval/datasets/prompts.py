@@ -96,6 +96,13 @@ def choose_captions(
     return CaptionList(entries=tuple(entries[:count]), seed=seed, source=dataset.sha256())
 
 
+def choose_items(items: Sequence[Item], count: int, seed: int) -> list[Item]:
+    """Chooses items by seed, as `choose_captions` does, and returns them in their order."""
+    chosen = sorted(items, key=lambda item: (_rank(seed, "item", item.key), item.key))[:count]
+    keys = {item.key for item in chosen}
+    return [item for item in items if item.key in keys]
+
+
 def _one_caption(item: Item, seed: int) -> str:
     return min(item.captions, key=lambda caption: _rank(seed, "caption", item.key, caption))
 

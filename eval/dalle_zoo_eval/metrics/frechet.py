@@ -245,6 +245,11 @@ class FrechetBase(Metric):
         elif self.interval:
             getattr(self, "features").append(features)  # noqa: B009 (a list or, gathered, a tensor)
 
+    def set_reference(self, moments: Moments) -> None:
+        """Sets the moments of the reference side, instead of updates with its features."""
+        self._set("real", moments)
+        self._reference = None
+
     def compute(self) -> dict[str, Tensor]:
         """Returns ``value`` and, if they apply, ``low``, ``high``, ``at_infinity`` and ``rank_deficient``."""
         generated = self._moments("generated")

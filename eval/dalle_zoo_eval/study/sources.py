@@ -7,14 +7,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dalle_zoo.files import FileError, parse_json, stays_inside
 from dalle_zoo_eval.datasets import DatasetError, Item, read_dataset
+from dalle_zoo_eval.datasets.manifest import MANIFEST, read_caption_file, read_manifest
 from dalle_zoo_eval.study.errors import StudyError
-
-MANIFEST = "manifest.jsonl"
-"""File of ``dalle-zoo generate --prompts`` with one line per image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,18 +24,11 @@ class System:
 
 
 def read_captions(path: Path) -> list[str]:
-    """Reads captions: one per line of a text file, or the ``prompt`` of each object of a JSONL file.
-
-    Raises:
-        StudyError: The file cannot be read, has no captions, or a line is not an object with a prompt.
-    """
-    if path.suffix == ".jsonl":
-        captions = [_prompt(row, f"{path}, line {number}") for number, row in _rows(path)]
-    else:
-        captions = [" ".join(line.split()) for line in _text(path).splitlines() if line.strip()]
-    if not captions:
-        raise StudyError(f"{path} has no captions: expected one per line")
-    return captions
+    """Returns `read_caption_file`, with errors of studies."""
+    try:
+        return read_caption_file(path)
+    except DatasetError as error:
+        raise StudyError(str(error)) from None
 
 
 def read_system(path: Path, name: str, captions: Sequence[str]) -> System:
@@ -121,37 +110,9 @@ def _file(item: Item) -> Path:
 def _of_manifest(path: Path) -> list[tuple[str, Path]]:
     """Returns prompt and first image of each row of a file of prompts."""
     found: dict[str, tuple[str, Path]] = {}
-    for number, row in _rows(path):
-        where = f"{path}, line {number}"
-        name = row.get("image_path")
-        if not isinstance(name, str) or not stays_inside(name):
-            raise StudyError(f"{where}: image_path must be a path inside the folder, got {name!r}")
-        found.setdefault(str(row.get("id", number)), (_prompt(row, where), path.parent / name))
-    missing = [image for _, image in found.values() if not image.is_file()]
-    if missing:
-        raise StudyError(f"{path} lists images that do not exist, such as {missing[0]}: generate them again")
-    return list(found.values())
-
-
-def _prompt(row: dict[str, Any], where: str) -> str:
-    prompt = row.get("prompt")
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise StudyError(f"{where}: prompt must be text, got {prompt!r}")
-    return " ".join(prompt.split())
-
-
-def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    lines = [(number, line) for number, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
     try:
-        return [(number, parse_json(line.encode(), f"{path}, line {number}")) for number, line in lines]
-    except FileError as error:
+        for row in read_manifest(path):
+            found.setdefault(row.id, (row.prompt, row.image))
+    except DatasetError as error:
         raise StudyError(str(error)) from None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise StudyError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise StudyError(f"{path} is not UTF-8: convert it to UTF-8 text") from None
+    return list(found.values())
