@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--name-b", help="name of B in the report [its last part]")
     p.add_argument(
         "--network", type=named_path, action="append", default=[], metavar="NAME=PATH",
-        help=f"file or folder of a network: {', '.join(s.name for s in EXTRACTORS.specs() if not s.model_part)}; repeatable",
+        help=f"file or folder of a network, repeatable: {', '.join(_networks())}",
     )  # fmt: skip
     p.add_argument(
         "--leave-out", action="append", default=[], metavar="NAME", help="omit a network and its metrics; repeatable"
@@ -105,6 +105,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--cache", type=Path, help="folder of features, which comparisons can share [.cache in --out]")
     p.add_argument("--overwrite", action="store_true", help="replace the result of another comparison")
     return p
+
+
+def _networks() -> list[str]:
+    """Extractors whose networks a user has to provide."""
+    return [spec.name for spec in EXTRACTORS.specs() if not spec.model_part]
 
 
 def _names() -> list[str]:
