@@ -54,6 +54,14 @@ class Moments:
             raise StatisticsError("there are no features")
         return found
 
+    @classmethod
+    def exact(cls, mean: Tensor, covariance: Tensor, count: int) -> Self:
+        """Returns the moments with a given mean (d,) and covariance (d, d, divided by n - 1)."""
+        mean, covariance = mean.double(), covariance.double()
+        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+            raise StatisticsError(f"expected (d,) and (d, d), got {tuple(mean.shape)} and {tuple(covariance.shape)}")
+        return cls(count=count, total=mean * count, outer=covariance * (count - 1) + count * torch.outer(mean, mean))
+
     def add(self, features: Tensor) -> Self:
         """Returns the moments with further samples.
 

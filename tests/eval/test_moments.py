@@ -96,3 +96,12 @@ def test_features_of_another_length_raise() -> None:
         Moments.zero(4).add(features(d=3))
     with pytest.raises(StatisticsError, match="4 and of 3 features"):
         _ = Moments.zero(4) + Moments.zero(3)
+
+
+def test_exact_returns_moments_with_the_given_mean_and_covariance() -> None:
+    mean, covariance = torch.tensor([1.0, -2.0]), torch.tensor([[2.0, 0.5], [0.5, 1.0]])
+    moments = Moments.exact(mean, covariance, 7)
+    assert torch.allclose(moments.mean, mean.double())
+    assert torch.allclose(moments.covariance, covariance.double())
+    with pytest.raises(StatisticsError, match=r"\(d,\) and \(d, d\)"):
+        Moments.exact(mean, covariance[:1], 7)
