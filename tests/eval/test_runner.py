@@ -346,7 +346,7 @@ def test_copies_network_can_be_chosen(
         ({"changes": {"seed": -1}}, "seed must be an integer of at least 0, got -1"),
         ({"changes": {"guidance_scale": -1}}, "guidance_scale must be a finite number"),
         ({"changes": {"guidance_scale": float("nan")}}, "guidance_scale must be a finite number"),
-        ({"model": None, "images": Path("x"), "batch_size": 64}, "--batch-size and the options of sampling belong to"),
+        ({"model": None, "images": Path("x"), "batch_size": 64}, "--batch-size and sampling options need --model"),
         ({"networks": {"clip": UNUSED}}, r"(?s)inception-2015 .*fid, is.*dmgan .*--leave-out NAME"),
         ({"leave_out": ("clip",)}, "--leave-out clip: it is given with --network"),
         ({"leave_out": ("mobilenet",)}, "--leave-out mobilenet: toy does not need it"),

@@ -98,7 +98,7 @@ def test_logits_are_cosines_without_clipping() -> None:
     images = torch.tensor([[0.0, 2.0], [3**0.5, -1.0]])
     assert pick_score(images, up)["value"] == pytest.approx(25, abs=1e-5)
     assert clip_logit(-images, up)["value"] == pytest.approx(-25, abs=1e-5)
-    with pytest.raises(ValueError, match="alike and not none"):
+    with pytest.raises(ValueError, match="with B of at least 1"):
         pick_score(images, up[:1])
 
 
