@@ -13,13 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dalle_zoo.files import stays_inside, try_read_json
 from dalle_zoo.hub_errors import ExternalRepositoryError, HubError, checked_token, explained
 from dalle_zoo.model_folder import CARD, CHECKSUMS, INDEX
 from dalle_zoo.registry import UnknownNameError, suggest
 
+APP = "app.py"
+"""Code of a Space."""
 ENDINGS = (".json", ".safetensors", ".md", ".yaml")
 """Types of file that are uploaded and downloaded. None of them can contain code."""
 EXTERNAL = (
@@ -207,12 +209,13 @@ def upload(
     private: bool = False,
     revision: str | None = None,
     token: str | None = None,
+    kind: Literal["model", "space"] = "model",
 ) -> str:
-    """Uploads a model as one commit. The repository is created if it does not exist.
+    """Uploads a model, or a Space, as one commit. The repository is created if it does not exist.
 
     Large files are uploaded first, and are not visible to readers until the commit names all of them. An interrupted
     upload therefore changes nothing, and the next one uploads only what is missing. Files that an earlier publication
-    listed in its ``sha256.json``, and that the model no longer has, are deleted; other files stay.
+    listed in its ``sha256.json``, and that the new one no longer has, are deleted; other files stay.
 
     Args:
         name: ``organization/name``.
@@ -221,6 +224,7 @@ def upload(
             False.
         revision: Branch to commit to. It is created if it does not exist. Defaults to the main branch.
         token: Token of a user with write access. Defaults to the stored one.
+        kind: Whether the repository is a model or a Space with a page of gradio. Defaults to a model.
 
     Returns:
         URL of the commit.
@@ -234,14 +238,15 @@ def upload(
     token = checked_token(token)
     api = HfApi(token=token)
     with explained(name, revision=revision, writes=True):
-        api.create_repo(name, private=private, exist_ok=True)
-        if private and not api.model_info(name).private:
+        sdk, info = (None, api.model_info) if kind == "model" else ("gradio", api.space_info)
+        api.create_repo(name, repo_type=kind, space_sdk=sdk, private=private, exist_ok=True)
+        if private and not info(name).private:
             raise HubError(f"{name} exists and is public: make it private on the Hub, or omit --private")
         if revision is not None:
-            api.create_branch(name, branch=revision, exist_ok=True)
-        head = api.model_info(name, revision=revision)
+            api.create_branch(name, repo_type=kind, branch=revision, exist_ok=True)
+        head = info(name, revision=revision)
         existing = {file.rfilename for file in head.siblings or []} - {".gitattributes"}
-        earlier = _published_files(name, existing, revision=head.sha, token=token)
+        earlier = _published_files(name, kind, existing, revision=head.sha, token=token)
         if others := sorted((existing & files.keys()) - earlier - {CARD}):
             raise HubError(
                 f"{name} contains {', '.join(others[:3])}, which dalle-zoo did not publish and would replace: "
@@ -255,14 +260,15 @@ def upload(
                     *(CommitOperationAdd(path, file) for path, file in sorted(files.items())),
                     *(CommitOperationDelete(path) for path in sorted((existing & earlier) - files.keys())),
                 ],
-                commit_message=f"Model of dalle-zoo, {len(files)} files",
+                commit_message=f"{kind.capitalize()} of dalle-zoo, {len(files)} files",
+                repo_type=kind,
                 revision=revision,
                 parent_commit=head.sha,  # the Hub refuses the commit if the branch has moved on
             )
     return str(done.commit_url)
 
 
-def _published_files(name: str, existing: set[str], *, revision: str | None, token: str | None) -> set[str]:
+def _published_files(name: str, kind: str, existing: set[str], *, revision: str | None, token: str | None) -> set[str]:
     """Returns the files of the earlier publication in a repository, and protects all that it does not list.
 
     Raises:
@@ -271,11 +277,12 @@ def _published_files(name: str, existing: set[str], *, revision: str | None, tok
     from huggingface_hub import hf_hub_download
 
     def read(path: str) -> Path:
-        return Path(hf_hub_download(name, path, revision=revision, token=token))
+        return Path(hf_hub_download(name, path, repo_type=kind, revision=revision, token=token))
 
+    main = INDEX if kind == "model" else APP
     listed = try_read_json(read(CHECKSUMS)) if CHECKSUMS in existing else {}
-    if listed is None or (INDEX not in listed and existing - {CARD, "LICENSE"}):
-        raise HubError(f"{name} contains files that are not a model of dalle-zoo: choose another name")
+    if listed is None or (main not in listed and existing - {CARD, "LICENSE"}):
+        raise HubError(f"{name} contains files that are not a {kind} of dalle-zoo: choose another name")
     if CARD in existing and not _is_rendered(read(CARD).read_bytes()):
         raise HubError(
             f"{CARD} of {name} was written or edited on the Hub, and would be replaced by the rendered card: put your "
@@ -285,6 +292,8 @@ def _published_files(name: str, existing: set[str], *, revision: str | None, tok
     return {CHECKSUMS, *listed}
 
 
+NEW_SPACE = "Check out the configuration reference at https://"
+"""All text of the card that the Hub writes for a new Space, up to the address."""
 STAMP = "\n<!-- Rendered by dalle-zoo; SHA-256 of the text above: {digest} -->\n"
 
 
@@ -296,6 +305,7 @@ def stamp_card(text: str) -> str:
 def _is_rendered(card: bytes) -> bool:
     """Returns whether a card is an unchanged rendered one, or has metadata but no text, as in a new repository."""
     text = card.decode("utf-8", errors="replace")
-    if not re.sub(r"\A---\n.*?^---$", "", text, flags=re.MULTILINE | re.DOTALL).strip():
+    own = re.sub(r"\A---\n.*?^---$", "", text, flags=re.MULTILINE | re.DOTALL).strip()
+    if not re.sub(r"\A" + NEW_SPACE + r"\S*\Z", "", own):
         return True
     return stamp_card(text[: -len(stamp_card(""))]) == text

@@ -157,7 +157,7 @@ def test_ci_runs_what_people_run() -> None:
     script = ROOT / ".ci/run"
     assert script.stat().st_mode & 0o111, "chmod +x .ci/run"
     commands = [line for line in script.read_text().splitlines() if line and not line.startswith(("#", "set ", "cd "))]
-    assert commands == ["make test"]
+    assert commands == ["make chromium", "make test"]
 
 
 def test_the_prompt_of_make_demo_is_never_an_option(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import html
 import os
 import secrets
 from functools import partial
+from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is imported
 
@@ -73,17 +74,24 @@ def mount_page(app: FastAPI, engine: Engine, limits: Limits, *, token: str | Non
         app,
         create_page(engine, limits),
         path="/",
-        footer_links=[],
         auth=None if token is None else lambda _, password: secrets.compare_digest(password.encode(), token.encode()),
         auth_message="The password is the token of this server; the user name may be anything.",
-        show_error=False,  # other errors than `gr.Error` are faults, and the log has them
-        max_file_size=MAX_UPLOAD,
-        ssr_mode=False,
-        enable_monitoring=False,
-        theme=theme(),
-        css=CSS,
+        **page_options(),
     )
     return mounted
+
+
+def page_options() -> dict[str, Any]:
+    """How gradio shows the page: options of `gr.mount_gradio_app` and of ``launch``."""
+    return {
+        "theme": theme(),
+        "css": CSS,
+        "footer_links": [],
+        "show_error": False,  # other errors than `gr.Error` are faults, and the log has them
+        "max_file_size": MAX_UPLOAD,
+        "ssr_mode": False,
+        "enable_monitoring": False,
+    }
 
 
 def theme() -> gr.themes.Base:

@@ -23,6 +23,11 @@ from dalle_zoo.models.prior import Prior
 from dalle_zoo.tokenizers import ByteTokenizer
 
 TOKEN = "hf_owner"
+NEW_SPACE = (
+    b"---\ntitle: Page\nsdk: gradio\napp_file: app.py\n---\n\n"
+    b"Check out the configuration reference at https://huggingface.co/docs/hub/spaces-config-reference\n"
+)
+"""Card that the Hub writes for a new Space."""
 ERRORS = {401: "RepoNotFound", 404: "EntryNotFound", 409: "", 412: "", 400: ""}
 
 
@@ -126,7 +131,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.create(json.loads(body)) if owner else self.fail(401)
         if match := re.fullmatch(r"/storage/(\w+)", path):
             return self.upload(match[1], body)
-        match = re.match(r"/(?:api/models/)?([\w.-]+/[\w.-]+?)(?:\.git)?(?=/|$)", path)
+        match = re.match(r"/(?:api/models/|api/(?=spaces/))?((?:spaces/)?[\w.-]+/[\w.-]+?)(?:\.git)?(?=/|$)", path)
         if not match or match[1] not in hub.repositories:
             return self.fail(404, "RepoNotFound")
         name, rest = match[1], path[match.end() :]
@@ -143,12 +148,18 @@ class Handler(BaseHTTPRequestHandler):
 
     def create(self, asked: dict[str, Any]) -> None:
         name = "/".join(filter(None, [asked.get("organization"), asked["name"]]))
+        if asked.get("type") == "space":
+            assert asked["sdk"] == "gradio"
+            name = f"spaces/{name}"
         url = {"url": f"{self.server.url}/{name}", "name": name}
         if name in self.server.repositories:
             return self.reply(409, url)
         private = asked.get("private") or asked.get("visibility") == "private"
         self.server.repositories[name] = repository = Repository(bool(private))
-        repository.commit({".gitattributes": self.server.store(b"*.safetensors filter=lfs\n")}, "main")
+        files = {".gitattributes": b"*.safetensors filter=lfs\n"}
+        if name.startswith("spaces/"):
+            files["README.md"] = NEW_SPACE
+        repository.commit({path: self.server.store(content) for path, content in files.items()}, "main")
         return self.reply(200, url)
 
     def upload(self, digest: str, body: bytes) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.tokenizers import ByteTokenizer
 from dalle_zoo.web.engine import Engine
+from tests.web.browser import ARGUMENTS, CHROMIUM, PATIENCE
 
 
 class Slow(DallePipeline):
@@ -30,8 +33,8 @@ class Slow(DallePipeline):
         return super().sample(*arguments, **options)
 
 
-@pytest.fixture
-def pipe() -> Slow:
+def make_pipe() -> Slow:
+    """A pipeline with random weights: images of 16 x 16 pixels, 8 letters of a prompt."""
     torch.manual_seed(0)
     dvae = DVAE(DVAEConfig(image_size=16, width=8, num_groups=3, codebook_size=16, decoder_stem=8))
     tokenizer = ByteTokenizer()
@@ -51,11 +54,46 @@ def pipe() -> Slow:
 
 
 @pytest.fixture
+def pipe() -> Slow:
+    return make_pipe()
+
+
+@pytest.fixture
 def engine(pipe: Slow) -> Iterator[Engine]:
     engine = Engine(pipe, max_waiting=8, max_images=8)
     yield engine
     pipe.released.set()
     engine.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's chromium; tests are skipped where it or Playwright is missing."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not Path(CHROMIUM).exists():
+        pytest.skip(f"{CHROMIUM} is not installed")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS, timeout=PATIENCE)
+        yield browser
+        browser.close()
+
+
+GRADIO_WARNINGS = (
+    "ignore::DeprecationWarning:gradio.*",  # it calls functions of pandas that will change
+    "ignore::ResourceWarning",  # it leaves event loops to the garbage collector
+)
+"""Filters of warnings for the modules that serve the page."""
+
+
+@contextmanager
+def serving_page(engine: Engine, **options: Any) -> Iterator[int]:
+    """Serves API and page on a free port; what gradio leaves behind is collected before other tests run."""
+    from dalle_zoo.web.server import create_server
+
+    with running(create_server(engine, **options)) as port:
+        yield port
+    engine.close()
+    gc.collect()
 
 
 @contextmanager
