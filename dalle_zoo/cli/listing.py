@@ -46,19 +46,19 @@ def masks(arguments: list[str]) -> None:
     p = parser(
         "masks",
         "List or plot the attention masks.\n\n"
-        "  dalle-zoo masks --plot                             all masks, with 16 text and 8 x 8 image positions\n"
+        "  dalle-zoo masks --plot                             all masks, with 16 text and 16 x 16 image positions\n"
         '  dalle-zoo masks row "conv(kernel=3)" --plot --text 6 --height 4 --width 4',
     )
     p.add_argument("mask", nargs="*", help="masks, with options in parentheses [all]")
     p.add_argument("--plot", action="store_true", help="write a plot instead of a list")
     p.add_argument("--text", type=int, help="text positions of the plot [16]")
-    p.add_argument("--height", type=int, help="rows of its code grid [8]")
-    p.add_argument("--width", type=int, help="columns of its code grid [8]")
+    p.add_argument("--height", type=int, help="rows of its code grid [16]")
+    p.add_argument("--width", type=int, help="columns of its code grid [16]")
     p.add_argument("--out", type=Path, help="PNG, PDF or SVG file to write [masks.png]")
     p.add_argument("--overwrite", action="store_true", help="replace an existing file")
     options = p.parse_args(arguments)
     specs = options.mask or [name for name, _ in MASKS.loadable()]
-    sizes = {"text": 16, "height": 8, "width": 8}
+    sizes = {"text": 16, "height": 16, "width": 16}
     layout = TextImageLayout(*(getattr(options, name) or default for name, default in sizes.items()))
     if not options.plot:
         given = [f"--{name}" for name in (*sizes, "out", "overwrite") if getattr(options, name) not in (None, False)]
@@ -73,4 +73,4 @@ def masks(arguments: list[str]) -> None:
     from dalle_zoo.masks import plot_masks
 
     plot_masks(specs, layout, out)
-    print(out)
+    print(out.resolve())

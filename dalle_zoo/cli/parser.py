@@ -43,7 +43,7 @@ _PLAIN = (
     (r"argument (\S+): ", r"\1: "),
     (r"the following arguments are required: (.*)", r"missing: \1"),
 )
-"""Messages of argparse, and ours."""
+"""Messages of argparse, and those that replace them."""
 
 
 def path_argument(text: str) -> Path:

@@ -34,7 +34,7 @@ class FolderSource(SampleSource):
 
     @cached_property
     def selection(self) -> Selection:
-        """The files, found once; what is passed over is logged.
+        """The files, found once; what is ignored is logged.
 
         Raises:
             ValueError: The folder is an output of dalle-zoo, or has both images and shards.

@@ -77,7 +77,7 @@ class Selection:
             f"{len(names)} {reason} ({', '.join(sorted(map(valid_name, names))[:_NAMED])})"
             for reason, names in sorted(self.passed_over.items())
         ]
-        return f"{len(self.images)} images" + (f"; passed over: {', '.join(reasons)}" if reasons else "")
+        return f"{len(self.images)} images" + (f"; ignored: {', '.join(reasons)}" if reasons else "")
 
 
 def output_kind(names: set[str]) -> str | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from dalle_zoo.masks.spec import MaskSpec
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
     from numpy.typing import NDArray
 
 # T text positions, N image positions, L = T + N, H W image grid
@@ -25,17 +27,27 @@ _FUTURE, _UNREAD, _TEXT_TEXT, _IMAGE_TEXT, _IMAGE_IMAGE, _QUERY = range(6)
 _COLORS = ("#d9d9d9", "#ffffff", "#56b4e9", "#009e73", "#e69f00", "#7a0177")
 
 _ENDINGS = (".png", ".pdf", ".svg")
-_PANEL_WIDTH, _ROW_HEIGHT, _SIDE = 5.1, 6.7, 4.2  # inches
+_MATRIX_NAMES = {
+    _TEXT_TEXT: "text → text: causal",
+    _IMAGE_TEXT: "image → text: all",
+    _IMAGE_IMAGE: "image → image: attended",
+    _UNREAD: "past, not attended",
+    _FUTURE: "future, never attended",
+}
+_PANEL_WIDTH, _ROW_HEIGHT, _SIDE = 5.1, 6.7, 4.2  # inches, of one mask
+_CARD_WIDTH, _CARD_HEIGHT, _LEGEND_HEIGHT = 3.1, 6.7, 0.3  # inches, of the overview
+_MOST_COLUMNS = 4
 _LARGEST_NUMBERED_GRID = 12  # wider grids leave no room for a number in a cell
 _SMALLEST_NAMED_TEXT = 0.17  # share of the matrix side that a quadrant's name needs
 _LARGEST_LINED_MATRIX = 100  # more positions than this, and the grid lines would hide the cells
 
 
 def plot_masks(specs: Iterable[str], layout: TextImageLayout, path: str | os.PathLike[str]) -> None:
-    """Plots masks below each other, in three panels each.
+    """Plots one mask in detail, or several in an overview.
 
-    The panels are the matrix of all T + N positions with its quadrants, and on the image grid the cells that two
-    queries attend to: one near the center, and one at the left edge, where rows wrap around.
+    The panels of one mask are the matrix of all T + N positions with its quadrants, and on the image grid the cells
+    that two queries attend to: one near the center, and one at the left edge, where rows wrap around. The overview has
+    a column per mask, with its matrix and the cells of the query near the center.
 
     Args:
         specs: Masks to plot, such as ``["row", "conv(kernel=3)"]``.
@@ -54,19 +66,54 @@ def plot_masks(specs: Iterable[str], layout: TextImageLayout, path: str | os.Pat
     if not masks:
         raise ValueError(f"specs is empty: name at least one mask of {', '.join(MASKS)}")
 
-    figure = Figure(figsize=(3 * _PANEL_WIDTH, _ROW_HEIGHT * len(masks)), facecolor="white")
+    figure = Figure(facecolor="white")
     FigureCanvasAgg(figure)
-    for index, mask in enumerate(masks):
-        _plot_row(figure, mask, bottom=_ROW_HEIGHT * (len(masks) - 1 - index))
+    if len(masks) == 1:
+        _plot_in_detail(figure, masks[0])
+    else:
+        _plot_overview(figure, masks)
 
     with atomic_write(path) as aside:
         figure.savefig(aside, format=path.suffix[1:].lower(), dpi=110)
 
 
-def _plot_row(figure: Figure, mask: Mask, bottom: float) -> None:
-    """Plots one mask: header, matrix, two grids; ``bottom`` is in inches."""
+def _plot_overview(figure: Figure, masks: Sequence[Mask]) -> None:
+    """Plots masks next to each other, `_MOST_COLUMNS` in a row: header, matrix and grid."""
+    columns = min(len(masks), _MOST_COLUMNS)
+    rows = -(-len(masks) // columns)
+    names = _MATRIX_NAMES | {_QUERY: "the query of the grid"}
+    per_line = columns * 3 // 2  # names of the legend
+    legend = _LEGEND_HEIGHT * -(-len(names) // per_line)
+    figure.set_size_inches(columns * _CARD_WIDTH, rows * _CARD_HEIGHT + legend)
     width, height = figure.get_size_inches()
-    lines = (inspect.getdoc(MASKS[MaskSpec.parse(mask.spec).name]) or "").splitlines()
+    for index, mask in enumerate(masks):
+        left, top = index % columns * _CARD_WIDTH + 0.2, height - index // columns * _CARD_HEIGHT
+        for text, y, size, weight in (
+            (mask.spec, 0.25, 14, "bold"),
+            ("\n".join(textwrap.wrap(_first_line(mask), 46, max_lines=2, placeholder=" …")), 0.6, 8, "normal"),
+        ):
+            figure.text(left / width, (top - y) / height, text, fontsize=size, fontweight=weight, va="center")
+        side = _CARD_WIDTH - 0.4
+        for plot, bottom in ((_plot_matrix, 0.85 + side), (_plot_query, 0.95 + 2 * side)):
+            plot(figure.add_axes((left / width, (top - bottom) / height, side / width, side / height)), mask)
+    figure.legend(handles=_patches(names), loc="lower center", ncols=per_line, fontsize=9, frameon=False)
+
+
+def _plot_query(axes: Axes, mask: Mask) -> None:
+    """Plots the cells that the query near the center attends to."""
+    row, column = mask.layout.height // 2, mask.layout.width // 2
+    read = _plot_cells(axes, mask, row, column)
+    axes.set_xlabel(f"row {row}, column {column} attends to {read} of {mask.layout.image} cells", fontsize=8.5)
+
+
+def _first_line(mask: Mask) -> str:
+    return (inspect.getdoc(MASKS[MaskSpec.parse(mask.spec).name]) or "").partition("\n")[0]
+
+
+def _plot_in_detail(figure: Figure, mask: Mask) -> None:
+    """Plots one mask: header, matrix with names of its quadrants, two grids."""
+    figure.set_size_inches(3 * _PANEL_WIDTH, _ROW_HEIGHT)
+    width, height = figure.get_size_inches()
     plan, table = mask.cache_plan(), mask.decode_table()
     facts = (
         f"each image position attends to all {mask.layout.text} text keys and up to "
@@ -75,17 +122,18 @@ def _plot_row(figure: Figure, mask: Mask, bottom: float) -> None:
     )
     for text, y, size, weight in (
         (mask.spec, 0.45, 17, "bold"),
-        (lines[0] if lines else "", 0.75, 12, "normal"),
+        (_first_line(mask), 0.75, 12, "normal"),
         (facts, 1.02, 10.5, "normal"),
     ):
-        top = (bottom + _ROW_HEIGHT - y) / height
-        figure.text(0.55 / width, top, text, fontsize=size, fontweight=weight)
+        figure.text(0.55 / width, (height - y) / height, text, fontsize=size, fontweight=weight)
 
     def panel(column: int) -> Axes:
         left = 0.55 + column * _PANEL_WIDTH
-        return figure.add_axes((left / width, (bottom + 0.9) / height, _SIDE / width, _SIDE / height))
+        return figure.add_axes((left / width, 0.9 / height, _SIDE / width, _SIDE / height))
 
-    _plot_matrix(panel(0), mask)
+    matrix = panel(0)
+    _plot_matrix(matrix, mask)
+    _label_matrix(matrix, mask)
     row, column = mask.layout.height // 2, mask.layout.width // 2
     _plot_grid(panel(1), mask, row, column, "near the center")
     _plot_grid(panel(2), mask, row, 0, "at the left edge")
@@ -104,6 +152,13 @@ def _plot_matrix(axes: Axes, mask: Mask) -> None:
     _paint(axes, kinds, lined=length <= _LARGEST_LINED_MATRIX)
     axes.axhline(text - 0.5, color="black", linewidth=1.6)
     axes.axvline(text - 0.5, color="black", linewidth=1.6)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _label_matrix(axes: Axes, mask: Mask) -> None:
+    """Adds the names of the axes and of the quadrants, and a legend."""
+    text, length = mask.layout.text, mask.layout.length
     middle_of_text, middle_of_image = (text - 1) / 2, text + (mask.layout.image - 1) / 2
     parts = [f"text ({text})", f"image ({mask.layout.image})"]
     axes.set_xticks([middle_of_text, middle_of_image], parts)
@@ -119,19 +174,11 @@ def _plot_matrix(axes: Axes, mask: Mask) -> None:
         _name_quadrant(axes, middle_of_text, middle_of_text, "text → text\ncausal")
         _name_quadrant(axes, middle_of_text, middle_of_image, "image → text\nall")
         _name_quadrant(axes, middle_of_image, middle_of_text, "text → image\nnever")
-    _legend(
-        axes,
-        {
-            _TEXT_TEXT: "text → text: causal",
-            _IMAGE_TEXT: "image → text: all",
-            _IMAGE_IMAGE: "image → image: attended",
-            _UNREAD: "past, not attended",
-            _FUTURE: "future, never attended",
-        },
-    )
+    _legend(axes, _MATRIX_NAMES)
 
 
-def _plot_grid(axes: Axes, mask: Mask, row: int, column: int, where: str) -> None:
+def _plot_cells(axes: Axes, mask: Mask, row: int, column: int) -> int:
+    """Plots the cells that one image position attends to, and returns their number."""
     import numpy as np
 
     layout = mask.layout
@@ -142,8 +189,7 @@ def _plot_grid(axes: Axes, mask: Mask, row: int, column: int, where: str) -> Non
     kinds[read] = _IMAGE_IMAGE
     kinds[query] = _QUERY
     _paint(axes, kinds.reshape(layout.height, layout.width), lined=True)
-    numbered = max(layout.height, layout.width) <= _LARGEST_NUMBERED_GRID
-    if numbered:
+    if _is_numbered(mask):
         for key in read.nonzero()[0].tolist():
             axes.text(
                 key % layout.width,
@@ -156,15 +202,24 @@ def _plot_grid(axes: Axes, mask: Mask, row: int, column: int, where: str) -> Non
             )
     axes.set_xticks([])
     axes.set_yticks([])
+    return int(read.sum())
+
+
+def _is_numbered(mask: Mask) -> bool:
+    return max(mask.layout.height, mask.layout.width) <= _LARGEST_NUMBERED_GRID
+
+
+def _plot_grid(axes: Axes, mask: Mask, row: int, column: int, where: str) -> None:
+    read = _plot_cells(axes, mask, row, column)
     axes.set_title(
-        f"image grid: query {where} (row {row}, column {column})\nattends to {int(read.sum())} cells, itself included",
+        f"image grid: query {where} (row {row}, column {column})\nattends to {read} cells, itself included",
         fontsize=10.5,
     )
     _legend(
         axes,
         {
             _QUERY: "the query itself",
-            _IMAGE_IMAGE: "attended" + (" (number: offset back)" if numbered else ""),
+            _IMAGE_IMAGE: "attended" + (" (number: offset back)" if _is_numbered(mask) else ""),
             _UNREAD: "past, not attended",
             _FUTURE: "not sampled yet",
         },
@@ -195,14 +250,17 @@ def _paint(axes: Axes, kinds: NDArray[Any], *, lined: bool) -> None:
             axes.axvline(edge - 0.5, color="#9a9a9a", linewidth=linewidth)
 
 
-def _legend(axes: Axes, names: dict[int, str]) -> None:
+def _patches(names: dict[int, str]) -> list[Patch]:
     from matplotlib.patches import Patch
 
+    return [
+        Patch(facecolor=_COLORS[kind], edgecolor="#606060", linewidth=0.6, label=name) for kind, name in names.items()
+    ]
+
+
+def _legend(axes: Axes, names: dict[int, str]) -> None:
     axes.legend(
-        handles=[
-            Patch(facecolor=_COLORS[kind], edgecolor="#606060", linewidth=0.6, label=name)
-            for kind, name in names.items()
-        ],
+        handles=_patches(names),
         loc="upper left",
         bbox_to_anchor=(0, -0.01),
         ncols=2,

@@ -125,6 +125,7 @@ def _parser(name: str, protocol: Protocol) -> argparse.ArgumentParser:
         usage = [
             f"  dalle-zoo eval {name} --model MODEL --data DIR --network inception-2015=FILE --network clip=DIR",
             f"  dalle-zoo eval {name} --images DIR --data DIR ...     images of another system",
+            f"  dalle-zoo eval {name} --model MODEL --data DIR --leave-out inception-2015 --leave-out clip",
         ]
     lines = [*usage, f"  torchrun --nproc-per-node 8 -m dalle_zoo eval {name} ...   the same result on 8 processes"]
     metrics = ", ".join(rule.name for rule in protocol.metrics)

@@ -154,8 +154,8 @@ def _check_missing(protocol: Protocol, known: Collection[str]) -> None:
         each = [f"\n  {n} (for {', '.join(needed[n])}): {EXTRACTORS.spec(n).source}" for n in missing]
         raise ExtractorFileError(
             f"{protocol.name} needs networks that were not given:{''.join(each)}\n"
-            f"Put them into {networks_folder()} under these names, give each with --network NAME=PATH, or omit a "
-            "network and its metrics with --leave-out NAME."
+            f"Put them into {networks_folder()} under these names, give each with --network NAME=PATH, or omit their "
+            f"metrics with {' '.join(f'--leave-out {name}' for name in missing)}"
         )
 
 

@@ -147,7 +147,7 @@ def test_bundled_model_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_masks_are_plotted_once(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["masks", "conv(kernel=3)", "--plot", "--text", "3", "--height", "2", "--width", "2"]
     status, out, _ = say(command, capsys)
-    assert (status, out) == (0, "masks.png\n")
+    assert (status, out) == (0, f"{scratch / 'masks.png'}\n")
     before = (scratch / "masks.png").read_bytes()
     status, _, err = say(command, capsys)
     assert status == 2

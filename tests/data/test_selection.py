@@ -51,7 +51,7 @@ def test_other_files_are_reported_in_one_line(make: Any, caplog: pytest.LogCaptu
     assert keys(open_source(root)) == ["a"]
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == (
-        f"folder {root}: 1 images; passed over: 1 archives (sub/old.tgz), 1 files of other kinds (c.heic), "
+        f"folder {root}: 1 images; ignored: 1 archives (sub/old.tgz), 1 files of other kinds (c.heic), "
         "4 hidden files (.DS_Store, ._a.png, .cache), 1 texts without an image (notes.txt)"
     )
 
@@ -145,5 +145,5 @@ def test_home_folder_is_expanded(make: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_folder_without_images_raises_with_its_contents(make: Any) -> None:
     make.shards(1, folder="in/part")
-    with pytest.raises(ValueError, match=r"holds no image \(0 images; passed over: 1 archives \(part/00000.tar\)\)"):
+    with pytest.raises(ValueError, match=r"holds no image \(0 images; ignored: 1 archives \(part/00000.tar\)\)"):
         open_source(make.root / "in")
