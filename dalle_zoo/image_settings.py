@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, BinaryIO, get_args
 
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from dalle_zoo.files import FileError, escape_surrogates, parse_json
@@ -154,25 +154,27 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def read_settings(path: str | Path) -> ImageSettings:
+def read_settings(path: str | Path | BinaryIO) -> ImageSettings:
     """Reads the settings of an image that dalle-zoo generated.
 
     Args:
-        path: Path of a PNG file.
+        path: Path of a PNG file, or an open one.
 
     Raises:
-        FileError: The file has no settings, or damaged ones.
-        OSError: The file cannot be read, or is not an image.
+        FileError: The file is not an image, or has no settings or damaged ones.
+        OSError: The file cannot be read.
 
     Example:
         >>> read_settings("grid/000-000.png").prompt  # doctest: +SKIP
         'a red apple'
     """
-    path = user_path(path)
+    path = user_path(path) if not hasattr(path, "read") else path
     try:
         with Image.open(path) as image:
             text = image.info.get(KEY)
-    except ValueError as error:  # Pillow's limit of text
+    except UnidentifiedImageError:
+        raise FileError(f"{path} is not an image: expected a PNG file of dalle-zoo") from None
+    except (ValueError, Image.DecompressionBombError) as error:  # Pillow's limits of text and of pixels
         raise FileError(f"{path}: {error}") from None
     if not isinstance(text, str):
         raise FileError(

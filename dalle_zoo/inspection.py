@@ -65,7 +65,7 @@ def describe_model(location: str | Path) -> dict[str, Any]:
     folder = find_model(location)
     record = try_read_json(folder / RECORD) or {}
     checksums = try_read_json(folder / CHECKSUMS) or {}
-    parameters = record.get("parameters", {})
+    parameters = record["parameters"] if isinstance(record.get("parameters"), dict) else {}
     components = {}
     for name in COMPONENTS:
         if (folder / name).is_dir():

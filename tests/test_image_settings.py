@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,18 @@ def test_settings_survive_the_file(tmp_path: Path) -> None:
 def test_a_model_in_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
     settings = ImageSettings(prompt="a", seed=0, model="models/caf\udce9")
     assert read_settings(write(tmp_path / "a.png", settings)) == settings
+
+
+def test_images_that_cannot_be_opened_are_named(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("text")
+    with pytest.raises(FileError, match=r"text.png is not an image: expected a PNG file of dalle-zoo"):
+        read_settings(tmp_path / "text.png")
+    data = bytearray(write(tmp_path / "large.png").read_bytes())
+    data[16:24] = (10**5).to_bytes(4, "big") * 2  # width and height
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    (tmp_path / "large.png").write_bytes(data)
+    with pytest.raises(FileError, match=r"large.png: Image size \(10000000000 pixels\) exceeds limit"):
+        read_settings(tmp_path / "large.png")
 
 
 def test_other_tools_read_the_parameters(tmp_path: Path) -> None:

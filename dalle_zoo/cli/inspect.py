@@ -62,6 +62,11 @@ def _short_model(found: dict[str, Any]) -> dict[str, Any]:
     return found | {"components": components, "words": known}
 
 
+def _printable(text: str) -> str:
+    """Escapes control characters, with which a file could change what a terminal shows."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _lines(values: dict[str, Any], indent: str = "") -> list[str]:
     """One line per value that is known, nested values below their name."""
     lines = []
@@ -73,5 +78,5 @@ def _lines(values: dict[str, Any], indent: str = "") -> list[str]:
             lines += [f"{indent}  {', '.join(map(str, each.values()))}" for each in value]
         elif value is not None:
             shown = f"{value:,}" if type(value) is int and name not in ("seed", "threads") else value
-            lines.append(f"{indent}{name}: {shown}")
+            lines.append(f"{indent}{name}: {_printable(str(shown))}")
     return lines

@@ -3,8 +3,8 @@
 ```
 FILE ─► rows ─► batches of rows with equal options ─► images, then a record per row ─► manifest.jsonl at the end
 ```
-A row is done when its record exists, which is written after its images. An image depends only on its prompt, seed and
-options, so a resumed run, or another number of processes, gives the same files.
+A row is done when its record, which is written last, and its images exist. An image depends only on its prompt, seed
+and options, so a resumed run, or another number of processes, gives the same files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dalle_zoo.claims import CLAIM, Claims
 from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.outputs import check_folder
 from dalle_zoo.cli.sampling import choose_device, sampling_options, without_collection
-from dalle_zoo.files import atomic_write, parse_json, read_json, write_json
+from dalle_zoo.files import atomic_write, parse_json, try_read_json, write_json
 
 if TYPE_CHECKING:
     from dalle_zoo.pipeline import DallePipeline
@@ -219,7 +219,7 @@ def _claim(folder: Path, request: str, overwrite: bool) -> None:
     """Binds a folder to the request, or raises if it holds another one's images."""
     records = folder / RECORDS
     if (records / REQUEST).is_file():
-        if read_json(records / REQUEST).get("request") == request:
+        if (try_read_json(records / REQUEST) or {}).get("request") == request:
             return
         if not overwrite:
             raise FileExistsError(
@@ -227,8 +227,8 @@ def _claim(folder: Path, request: str, overwrite: bool) -> None:
                 "choose another --folder"
             )
         for record in records.glob("*.json"):
-            for line in read_json(record).get("images", []):
-                (folder / Path(line["image_path"]).name).unlink(missing_ok=True)
+            for line in _read_record(record):
+                (folder / line["image_path"]).unlink(missing_ok=True)
         shutil.rmtree(records)
         (folder / MANIFEST).unlink(missing_ok=True)
     elif any(entry.name != CLAIM for entry in folder.iterdir()) and not overwrite:
@@ -239,6 +239,20 @@ def _claim(folder: Path, request: str, overwrite: bool) -> None:
 
 def _record(folder: Path, row: Row) -> Path:
     return folder / RECORDS / f"{row.number:06d}.json"
+
+
+def _read_record(record: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a record; none if it is missing or damaged."""
+    lines = (try_read_json(record) or {}).get("images")
+    names = [line.get("image_path") for line in lines if isinstance(line, dict)] if isinstance(lines, list) else []
+    is_valid = all(isinstance(name, str) and name and Path(name).name == name for name in names)
+    return lines if isinstance(lines, list) and is_valid and len(names) == len(lines) else []
+
+
+def _finished(folder: Path, row: Row) -> list[dict[str, Any]]:
+    """Returns the lines of a row whose record and images exist; none otherwise."""
+    lines = _read_record(_record(folder, row))
+    return lines if all((folder / line["image_path"]).is_file() for line in lines) else []
 
 
 def _run(
@@ -253,7 +267,7 @@ def _run(
         for batch in mine:
             claim = _record(folder, batch[0]).with_suffix(".claim")
             claims.take(claim, wait=True)  # the same command may run twice
-            if waiting := [row for row in batch if not _record(folder, row).is_file()]:
+            if waiting := [row for row in batch if not _finished(folder, row)]:
                 _generate(pipe, waiting, base, folder, batch_size)
             claims.release(claim)
             bar.update(sum(row.num_images for row in batch))
@@ -286,9 +300,10 @@ def _generate(pipe: DallePipeline, rows: Sequence[Row], base: int, folder: Path,
 
 def _write_manifest(rows: Sequence[Row], folder: Path) -> bool:
     """Writes the manifest if all rows are done; other processes may still be at work otherwise."""
-    if not all(_record(folder, row).is_file() for row in rows):
+    finished = [_finished(folder, row) for row in rows]
+    if not all(finished):
         return False
-    lines = [line for row in rows for line in read_json(_record(folder, row))["images"]]
+    lines = [line for each in finished for line in each]
     with atomic_write(folder / MANIFEST) as temporary:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         temporary.write_text(text, encoding="utf-8")

@@ -56,6 +56,8 @@ def _check(options: Namespace, token: str | None) -> None:
         as_integer(f"--{name.replace('_', '-')}", getattr(options, name), least=1)
     as_integer("--max-images", options.max_images, least=1, most=options.batch_size, meaning=" (of --batch-size)")
     as_integer("--port", options.port, least=0, most=65535)
+    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+        raise UserError(f"{TOKEN} must consist of printable ASCII characters without spaces, to be sent in a header")
     if token is None and not is_loopback(options.host):
         raise UserError(
             f"--host {options.host} is reachable from other machines: set the variable {TOKEN} to a token that "

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dalle_zoo.composition.kinds import KINDS, SHARES
 from dalle_zoo.composition.picker import Picker, Pools
 from dalle_zoo.composition.scene import Pixels, Scene, render
 from dalle_zoo.composition.sprites import SpriteSet, bundled_folder
 from dalle_zoo.paths import user_path
+from dalle_zoo.plain_data import PlainDataError, yaml_value
 from dalle_zoo.seeds import seeded_rng
+from dalle_zoo.values import as_number, check_integers, check_type, shown
 
 COMBINATIONS = ("ground", "hue", "count", "pair")
 """Kinds with combinations that are held out of training."""
@@ -36,12 +36,14 @@ class CompositionConfig:
     """Number of samples per epoch. Every epoch composes new samples."""
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"samples must be at least 1, got {self.samples}")
+        check_integers(self, "samples")
+        check_type("sprites", self.sprites, (str, type(None)), "the path of a folder")
+        check_type("shares", self.shares, Mapping, "a mapping of kinds to numbers")
+        if not isinstance(self.styles, tuple) or not all(isinstance(style, str) for style in self.styles):
+            raise TypeError(f"styles must be a list of names, got {shown(self.styles)}")
         for kind, share in self.shares.items():
             KINDS[kind]  # raises an error for an unknown name
-            if not share >= 0:
-                raise ValueError(f"the share of {kind!r} must be at least 0, got {share}")
+            as_number(f"the share of {kind!r}", share, least=0)
         if not sum(self.shares.values()) > 0:
             raise ValueError("shares must hold a kind with a share above 0")
 
@@ -53,14 +55,18 @@ class CompositionConfig:
             path: The file. Defaults to the bundled one.
 
         Raises:
-            ValueError: The file is not a mapping, or has another field.
+            ValueError: The file is not a mapping, or a field is unknown or out of range.
+            TypeError: A field is of another type.
         """
         file = bundled_folder() / "composition.yaml" if path is None else user_path(path)
-        values = yaml.safe_load(file.read_text("utf-8")) or {}
+        try:
+            values = yaml_value(file.read_text("utf-8")) or {}
+        except (PlainDataError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file} {error}") from None
         if not isinstance(values, dict) or (unknown := set(values) - set(cls.__dataclass_fields__)):
             what = f"the key {sorted(map(str, unknown))[0]!r}" if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"{file} holds {what}: expected the keys {', '.join(cls.__dataclass_fields__)}")
-        if values.get("sprites") is not None:
+        if isinstance(values.get("sprites"), str):
             values["sprites"] = str((file.parent / values["sprites"]).resolve())
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**fields)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
-import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from dalle_zoo.composition.colors import is_single_hued
+from dalle_zoo.files import escape_surrogates, parse_json
 from dalle_zoo.paths import user_path
+from dalle_zoo.values import shown
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -28,6 +29,7 @@ BUNDLED = "sprites64"
 ARCHIVE, INDEX = "sprites.tar", "sprites.jsonl"
 """Files of a built sprite set: WebP images, and one JSON record per image."""
 _SUFFIXES = (".png", ".webp")
+_AGAIN = "build or install the sprites again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,14 +117,14 @@ class SpriteSet:
 
     @classmethod
     def _from_archive(cls, root: Path) -> SpriteSet:
-        records = [json.loads(line) for line in (root / INDEX).read_text("utf-8").splitlines()]
-        sprites = [_sprite(record) for record in records]
-        with tarfile.open(root / ARCHIVE) as tar:
+        lines = (root / INDEX).read_bytes().splitlines()
+        sprites = [_sprite(line, f"{root / INDEX}, line {number}") for number, line in enumerate(lines, 1)]
+        with _opened(root / ARCHIVE) as tar:
             images = {Path(member.name).stem: tar.extractfile(member) for member in tar if member.isfile()}
             missing = [sprite.key for sprite in sprites if images.get(sprite.key) is None]
             if missing:
                 raise ValueError(f"{root / ARCHIVE} lacks the image of {missing[0]!r}: build or install it again")
-            pixels = [_premultiplied(Image.open(images[sprite.key])) for sprite in sprites]  # type: ignore[arg-type]
+            pixels = [_read(images[sprite.key], f"{root / ARCHIVE}: {sprite.key}") for sprite in sprites]
         return cls(sprites, np.stack(pixels))
 
     @classmethod
@@ -141,9 +143,43 @@ def bundled_folder() -> Path:
     return Path(str(importlib.resources.files("dalle_zoo"))) / "_data" / BUNDLED
 
 
-def _sprite(record: Mapping[str, Any]) -> Sprite:
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
-    return Sprite(**{name: values[name] for name in Sprite.__dataclass_fields__ if name in values})
+def _sprite(line: bytes, where: str) -> Sprite:
+    """Returns the sprite that a line of the index describes."""
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in parse_json(line, where).items()}
+    for name, kind in _KINDS.items():
+        value = values.get(name, kind())
+        texts = value if kind is tuple else ()
+        if name in ("key", "thing", "names", "style") and name not in values:
+            raise ValueError(f"{where} lacks {name}: {_AGAIN}")
+        if not isinstance(value, kind) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(
+                f"{where}: {name} has an invalid value, {shown(value)}: build or install the sprites again"
+            )
+    return Sprite(**{name: values[name] for name in _KINDS if name in values})
+
+
+_KINDS: Mapping[str, type] = {
+    "key": str, "thing": str, "names": tuple, "style": str, "keywords": tuple, "mirrored": bool, "split": str,
+}  # fmt: skip
+"""Types of the fields of `Sprite`."""
+
+
+def _opened(path: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(path)
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is damaged ({error}): {_AGAIN}") from None
+
+
+def _read(file: Any, where: str) -> Pixels:
+    """Reads the image of a sprite."""
+    try:
+        with Image.open(file) as image:
+            if not image.has_transparency_data:
+                raise ValueError(f"sprite {where} has no transparency: save it with a transparent background")
+            return _premultiplied(image)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"sprite {where} cannot be read: {error}") from None
 
 
 def _named_images(root: Path) -> Iterator[tuple[Sprite, Pixels]]:
@@ -153,13 +189,9 @@ def _named_images(root: Path) -> Iterator[tuple[Sprite, Pixels]]:
             continue
         name = path.stem.replace("_", " ").replace("-", " ").strip().lower()
         style = " ".join(parts[:-1]).replace("_", " ").lower()
-        try:
-            with Image.open(path) as image:
-                if not image.has_transparency_data:
-                    raise ValueError(f"sprite {path} has no transparency: save it with a transparent background")
-                pixels = _premultiplied(image)
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"sprite {path} cannot be read: {error}") from error
+        if escape_surrogates(name + style) != name + style:  # they become captions
+            raise ValueError(f"sprite {str(path)!a} has a name that is not UTF-8: rename it")
+        pixels = _read(path, str(path))
         key = path.relative_to(root).with_suffix("").as_posix()
         yield Sprite(key=key, thing=name, names=(name,), style=style), pixels
 

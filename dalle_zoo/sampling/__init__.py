@@ -1,6 +1,6 @@
 """Samples code grids from priors: options, noise, and the decoding loop."""
 
-from dalle_zoo.sampling.decode import decode_logits, sample_codes
+from dalle_zoo.sampling.decode import check_given, decode_logits, sample_codes
 from dalle_zoo.sampling.likelihood import token_log_likelihood
 from dalle_zoo.sampling.noise import derive_seed, gumbel
 from dalle_zoo.sampling.options import SamplingOptions
@@ -11,6 +11,7 @@ __all__ = [
     "Callback",
     "Progress",
     "SamplingOptions",
+    "check_given",
     "decode_logits",
     "derive_seed",
     "gumbel",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -172,9 +173,19 @@ def _check(prior: ImagePrior, text: Tensor, seeds: Tensor, given: Tensor | None,
         raise ValueError(f"text and seeds must have the same number of prompts, got {len(text)} and {len(seeds)}")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, or None to sample one token per pass, got {window}")
-    if given is None:
-        return
-    grid = (len(text), config.image_height, config.image_width)
+    if given is not None:
+        check_given(config, given, len(text))
+
+
+def check_given(config: Any, given: Tensor, prompts: int) -> None:
+    """Raises `ValueError` unless codes that are kept fit a prior.
+
+    Args:
+        config: Configuration of the prior.
+        given: Codes, int64 (P, h, w), with `SAMPLE` at the cells to sample.
+        prompts: Number of prompts P.
+    """
+    grid = (prompts, config.image_height, config.image_width)
     if given.shape != grid or given.dtype != torch.int64:
         raise ValueError(f"given must be int64 of shape {grid}, got {given.dtype} {tuple(given.shape)}")
     if given.numel() and (int(given.min()) < SAMPLE or int(given.max()) >= config.codebook_size):

@@ -166,17 +166,26 @@ class Engine:
     def _work(self) -> None:
         while batch := self._next_batch():
             start = time.perf_counter()
-            try:
-                self._generate(batch)
-            except Stopped:
-                for ticket in batch:  # those of a closed engine still wait
-                    ticket.cancel()
-            except Exception as error:  # a fault of one batch must not end the service
-                log.exception("a batch of %d requests failed", len(batch))
-                for ticket in batch:
-                    _settle(ticket, error)
+            self._run(batch)
             took = (time.perf_counter() - start) / len(batch)
             self._seconds_per_request += 0.2 * (took - self._seconds_per_request)
+
+    def _run(self, batch: Sequence[Ticket]) -> None:
+        """Generates a batch; if that fails, its requests one by one, so that a bad one does not fail the others."""
+        try:
+            self._generate(batch)
+        except Stopped:
+            for ticket in batch:  # those of a closed engine still wait
+                ticket.cancel()
+        except Exception as error:  # a fault of one batch must not end the service
+            if len(batch) == 1:
+                log.exception("a request failed")
+                _settle(batch[0], error)
+                return
+            log.warning("a batch of %d requests failed (%s); each is tried alone", len(batch), type(error).__name__)
+            for ticket in batch:
+                if not ticket.future.done():
+                    self._run([ticket])
 
     def _next_batch(self) -> list[Ticket]:
         """Waits for requests and takes those that fit one batch with the oldest; nothing when the engine is closed."""

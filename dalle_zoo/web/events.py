@@ -19,6 +19,7 @@ from dalle_zoo.image_settings import read_settings
 from dalle_zoo.images import to_pil
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.sampling import Progress
+from dalle_zoo.values import as_integer
 from dalle_zoo.web.engine import Answer, Engine, QueueFullError, Request
 from dalle_zoo.web.generation import GenerationRequest, Limits, notes, png_files
 
@@ -86,11 +87,11 @@ async def generate(
     try:
         fields = GenerationRequest(
             prompt=prompt or "",
-            n=int(candidates),
-            rerank=int(keep_best) or None,
+            n=whole("candidates", candidates),
+            rerank=whole("keep the best", keep_best) or None,
             seed=parse_seed(seed or ""),
             temperature=temperature,
-            top_k=int(top_k) if top_k else None,
+            top_k=whole("top k", top_k) if top_k else None,
             top_p=top_p or None,
             guidance_scale=guidance_scale,
             negative_prompt=negative_prompt or None,
@@ -143,6 +144,11 @@ def painted(layers: Sequence[Image.Image], size: tuple[int, int]) -> Image.Image
     for layer in layers:
         mask |= np.asarray(layer.convert("RGBA").resize(size).getchannel("A")) > 0
     return Image.fromarray(mask.astype(np.uint8) * 255)
+
+
+def whole(name: str, value: object) -> int:
+    """Returns a number of a slider as an integer; browsers send 8.0 or 8."""
+    return as_integer(name, int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def parse_seed(text: str) -> int | None:

@@ -13,7 +13,7 @@ from dalle_zoo.image_settings import ImageSettings
 from dalle_zoo.images import png_bytes, to_pil
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.regions import ranks_by_likelihood
-from dalle_zoo.sampling import SamplingOptions
+from dalle_zoo.sampling import SamplingOptions, check_given
 from dalle_zoo.web.engine import Answer, Preview, Request
 
 
@@ -32,7 +32,8 @@ class Limits:
 class GenerationRequest(BaseModel):
     """Body of ``POST /v1/images/generations``: OpenAI's fields, and those of `SamplingOptions`."""
 
-    model_config = ConfigDict(extra="ignore")  # clients send fields of other models, such as quality
+    # Clients send fields of other models, such as quality. As everywhere, 3.0, "3" and true are no integers.
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     prompt: str
     n: int = 1
@@ -65,6 +66,10 @@ class GenerationRequest(BaseModel):
         options = SamplingOptions(
             temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, guidance_scale=self.guidance_scale
         )
+        if options.guided:
+            pipe.prior.null_text()  # raises an error if the model has no empty caption
+        if given is not None:
+            check_given(pipe.prior.config, given[None], prompts=1)
         call = Call(self.prompt, self.n, self.rerank, self.seed, negative_prompt=self.negative_prompt, options=options)
         if self.rerank is not None and not ranks_by_likelihood(given) and pipe.ranker is None:
             raise ValueError("rerank needs a ranker, and this model has none: omit rerank")

@@ -433,3 +433,18 @@ def test_interrupted_prompt_file_is_continued(
     (scratch / "words.txt").write_text("a fig")
     assert main([*command, "--folder", "part", "--overwrite"]) == 0
     assert [path.name for path in (scratch / "part").glob("*.png")] == ["00000-a-fig-000.png"]
+
+
+def test_damaged_records_and_missing_images_are_generated_again(model: Path, scratch: Path) -> None:
+    (scratch / "words.txt").write_text("a cat\na dog\na fig\n")
+    command = ["generate", "--prompts", "words.txt", "--model", str(model), "--folder", "all"]
+    assert main(command) == 0
+    files = {path.name: path.read_bytes() for path in (scratch / "all").glob("[0m]*")}
+    (scratch / "all" / RECORDS / "000000.json").write_text('{"images": [5, {"image_path": "../words.txt"}]}')
+    (scratch / "all" / RECORDS / "000002.json").write_text("{")
+    next((scratch / "all").glob("00001-*.png")).unlink()
+    assert main(command) == 0
+    assert {path.name: path.read_bytes() for path in (scratch / "all").glob("[0m]*")} == files
+    (scratch / "all" / RECORDS / "000000.json").write_text('{"images": [{"image_path": "../words.txt"}]}')
+    assert main([*command, "--seed", "1", "--overwrite"]) == 0
+    assert (scratch / "words.txt").is_file(), "only files of the folder are replaced"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,16 @@ def test_environment_is_described(capsys: pytest.CaptureFixture[str], monkeypatc
     for private in ("hf_secret", str(Path.home())):
         assert private not in said + lines
     assert describe_environment(["no-such-package"])["packages"] == {"no-such-package": None}
+
+
+def test_control_characters_do_not_reach_the_terminal(
+    model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ImageSettings(prompt="a\x1b[2Jb\x9bc", seed=0, model="m")
+    Image.new("RGB", (4, 2)).save("a.png", pnginfo=settings.to_png(4, 2))
+    assert main(["inspect", "a.png"]) == 0
+    assert r"prompt: a\x1b[2Jb\x9bc" in capsys.readouterr().out
+    shutil.copytree(model, "hostile")
+    Path("hostile/record.json").write_text('{"parameters": [], "license": "\\u001b[2J"}')
+    assert main(["inspect", "hostile"]) == 0
+    assert "\x1b" not in capsys.readouterr().out

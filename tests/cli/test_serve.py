@@ -38,6 +38,17 @@ def test_wrong_options_raise(options: list[str], message: str, capsys: pytest.Ca
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("token", ["two words", "m\u00fcll", "caf\udce9", "a\n"])
+def test_a_token_can_be_sent_in_a_header(
+    token: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(serve.TOKEN, token)
+    assert main(["serve", "emoji64"]) == 2
+    said = capsys.readouterr().err
+    assert f"{serve.TOKEN} must consist of printable ASCII characters without spaces" in said
+    assert token not in said
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_loopback_hosts_need_no_token(host: str) -> None:
     assert serve.is_loopback(host)

@@ -257,16 +257,24 @@ def test_an_own_kind_is_a_short_function(sprites: SpriteSet) -> None:
         ("shares: {singel: 1}", "single"),
         ("shares: {single: 0}", "share above 0"),
         ("shares: {single: -1}", "at least 0"),
-        ("samples: 0", "samples must be at least 1"),
+        ("samples: 0", "samples must be an integer of at least 1, got 0"),
         ("styels: [3d]", "styels"),
         ("[1, 2]", "list"),
         ("styles: [oil]", "oil"),
         ("sprites: nowhere", "does not exist"),
+        ("sprites: 5", "sprites must be the path of a folder, got 5"),
+        ("samples: many", "samples must be an integer of at least 1, got 'many'"),
+        ("shares: [single]", r"shares must be a mapping of kinds to numbers, got \('single',\)"),
+        ("shares: {single: x}", "the share of 'single' must be a finite number of at least 0, got 'x'"),
+        ("shares: {single: .inf}", "the share of 'single' must be a finite number"),
+        ("styles: 3d", "styles must be a list of names, got '3d'"),
+        ("{a: &a [1], b: *a}", "own.yaml has aliases"),
+        ("[" * 100, "own.yaml nests lists"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "own.yaml").write_text(text)
-    with pytest.raises((ValueError, UnknownNameError), match=message):
+    with pytest.raises((ValueError, TypeError, UnknownNameError), match=message):
         open_source(f"{tmp_path / 'own.yaml'}:train")
 
 
@@ -281,6 +289,30 @@ def test_unknown_splits_and_opaque_or_damaged_sprites_are_refused(tmp_path: Path
         SpriteSet.load(tmp_path)
     (tmp_path / "cat.png").unlink()
     with pytest.raises(ValueError, match="holds no image"):
+        SpriteSet.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ("{", r"sprites.jsonl, line 2 is not valid JSON"),
+        ("[]", r"sprites.jsonl, line 2 must contain a JSON object, got list"),
+        ('{"key": "b"}', "line 2 lacks thing: build or install"),
+        ('{"key": "b", "thing": 5, "names": ["b"], "style": ""}', "line 2: thing has an invalid value, 5"),
+        ('{"key": "b", "thing": "b", "names": [5], "style": ""}', "line 2: names has an invalid value"),
+        ('{"key": "b", "thing": "b", "names": ["b"], "style": ""}', "sprites.tar is damaged"),
+    ],
+)
+def test_a_damaged_set_is_refused(tmp_path: Path, record: str, message: str) -> None:
+    (tmp_path / "sprites.jsonl").write_text('{"key": "a", "thing": "a", "names": ["a"], "style": ""}\n' + record)
+    (tmp_path / "sprites.tar").write_text("damaged")
+    with pytest.raises(ValueError, match=message):
+        SpriteSet.load(tmp_path)
+
+
+def test_names_of_sprites_are_valid_unicode(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8)).save(tmp_path / "caf\udce9.png")
+    with pytest.raises(ValueError, match="has a name that is not UTF-8: rename it"):
         SpriteSet.load(tmp_path)
 
 

@@ -124,3 +124,13 @@ def test_a_closed_engine_takes_nothing(pipe: Slow) -> None:
 def test_a_request_fits_a_batch(engine: Engine, seeds: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"a request must be for 1\.\.8 images"):
         engine.submit(Request(prompt="a", seeds=seeds))
+
+
+def test_a_request_that_fails_does_not_fail_others(engine: Engine, pipe: Slow) -> None:
+    hold(engine, pipe)
+    bad = engine.submit(Request(prompt="a", seeds=(1,), given=torch.zeros(2, 2, dtype=torch.long)))
+    good = engine.submit(Request(prompt="b", seeds=(2,)))
+    pipe.released.set()
+    assert torch.equal(good.future.result(30).codes, pipe("b", seed=[2], output_type="latent").images)
+    with pytest.raises(ValueError, match="given must be int64 of shape"):
+        bad.future.result(30)

@@ -67,7 +67,7 @@ def read_caption_file(path: Path) -> list[str]:
     if path.suffix == ".jsonl":
         captions = [_prompt(row, f"{path}, line {number}") for number, row in _lines(path)]
     else:
-        captions = [" ".join(line.split()) for line in _text(path).splitlines() if line.strip()]
+        captions = [" ".join(line.split()) for line in _text(path).split("\n") if line.strip()]
     if not captions:
         raise DatasetError(f"{path} has no captions: expected one per line")
     return captions
@@ -110,7 +110,7 @@ def _prompt(row: dict[str, Any], where: str) -> str:
 
 
 def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    lines = [(number, line) for number, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(_text(path).split("\n"), 1) if line.strip()]
     try:
         return [(number, parse_json(line.encode(), f"{path}, line {number}")) for number, line in lines]
     except FileError as error:

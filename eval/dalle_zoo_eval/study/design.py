@@ -23,6 +23,8 @@ STUDY = "study.json"
 """File of the organizer: which image is from which system, and the codes of the raters."""
 PAGE = "page"
 """Folder for raters: ``index.html`` and ``images``."""
+MAX_RATERS = 10_000
+"""Largest number of raters of a study."""
 RATERS = "raters.txt"
 """Addresses of the page for the raters, for the organizer."""
 
@@ -144,11 +146,19 @@ def plan_raters(
         votes: Votes per pair.
         per_rater: Largest number of pairs per rater, without controls. Defaults to all.
         spare: Number of further raters, who replace those that are excluded. Defaults to 0.
+
+    Raises:
+        StudyError: There would be more than `MAX_RATERS` raters.
     """
     numbers = [number for number, pair in enumerate(pairs) if not pair.is_control]
     controls = [number for number, pair in enumerate(pairs) if pair.is_control]
     seeded_rng("study sheets", seed).shuffle(numbers)
     count = math.ceil(len(numbers) / (per_rater or len(numbers)))
+    if votes * count + spare > MAX_RATERS:
+        raise StudyError(
+            f"the study needs {votes * count + spare} raters, more than {MAX_RATERS}: choose fewer --votes or "
+            "--spare, or more pairs --per-rater"
+        )
     sheets = [numbers[sheet::count] for sheet in range(count)]
     sides = seeded_rng("study sides", seed)
     first = [sides.random() < 0.5 for _ in pairs]

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from dalle_zoo.data.decoding import CorruptImageError, decode_image, read_image
-from dalle_zoo.files import new_folder
+from dalle_zoo.files import escape_surrogates, new_folder
 from dalle_zoo.plain_data import MAX_BYTES
 from dalle_zoo.seeds import seeded_rng
 from dalle_zoo_eval.study.design import PAGE, RATERS, STUDY, Pair, Study, plan_raters, system_pairs
@@ -53,6 +53,9 @@ class Plan:
         for name in names:
             if names.count(name) > 1:
                 raise StudyError(f"two systems have the name {name!r}: give each its own with --name")
+        for text in (self.title, *names):
+            if escape_surrogates(text) != text:
+                raise StudyError(f"{text!a} is not valid Unicode: choose another --title or --name")
         for field, least in (("votes", 1), ("controls", 0), ("num_captions", 1), ("per_rater", 1), ("spare", 0)):
             value = getattr(self, field)
             if value is not None and value < least:

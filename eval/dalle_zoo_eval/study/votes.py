@@ -71,7 +71,7 @@ def parse_votes(study: Study, values: Mapping[str, Any]) -> list[Vote]:
 
 def _rater(study: Study, code: object) -> int:
     """Returns the number of a rater; the comparison takes equally long for all wrong codes."""
-    text = code.encode() if isinstance(code, str) else b""
+    text = code.encode("utf-8", "surrogatepass") if isinstance(code, str) else b""
     found = [number for known, number in study.numbers.items() if hmac.compare_digest(known.encode(), text)]
     if not found:
         raise CodeError("the code of the rater is not one of this study: correct it, or leave the votes out")

@@ -202,3 +202,23 @@ def test_damaged_image_raises_and_leaves_no_folder(made: Any, tmp_path: Path, mo
     with pytest.raises(StudyError, match=r"ours/1\.png: not a readable image"):
         make_study(plan, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_prompts_with_line_separators_stay_whole(tmp_path: Path) -> None:
+    prompt = "a\u2028b\x85c"
+    (tmp_path / "a.png").touch()
+    (tmp_path / "manifest.jsonl").write_text(
+        json.dumps({"id": "0", "prompt": prompt, "image_path": "a.png"}, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    (captions,) = read_captions(tmp_path / "manifest.jsonl")
+    assert captions == "a b c"
+    (tmp_path / "captions.txt").write_text(f"{prompt}\n", encoding="utf-8")
+    assert read_captions(tmp_path / "captions.txt") == [captions]
+    assert read_system(tmp_path, "x", [captions]).images == (tmp_path / "a.png",)
+
+
+@pytest.mark.parametrize("options", [{"votes": 10**9}, {"spare": 10**9}, {"title": "caf\udce9"}])
+def test_what_no_study_can_hold_is_refused_at_once(made: Any, tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(StudyError, match=r"the study needs \d+ raters, more than 10000|not valid Unicode: choose"):
+        made(**options)
+    assert not (tmp_path / "study").exists()

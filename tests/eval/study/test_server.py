@@ -83,6 +83,7 @@ def test_wrong_requests_fail_and_store_nothing(served: tuple[Study, StudyServer]
     port, right = server.server_port, all_votes(study, 0)
     wrong_code = {**exported(study, 0, right), "rater": "1-aaaaaaaaaa"}
     assert post(port, wrong_code)[0] == 403
+    assert post(port, {**wrong_code, "rater": "1-\ud800"})[0] == 403
     for change in ({"answer": 0}, {"answer": 3}, {"answer": True}, {"pair": 99}, {"pair": "0"}, {"question": "x"},
                    {"seconds": -1}, {"seconds": None}, {"more": 1}):  # fmt: skip
         status, reply = post(port, exported(study, 0, [right[1], {**right[0], **change}]))
