@@ -222,7 +222,7 @@ def _recognized(folder: Path) -> str | None:
 def read_lines(layout: str, root: Path, name: str) -> list[str]:
     """Returns the stripped, non-empty lines of a text file of a layout; raises `DatasetError` if it is missing."""
     try:
-        lines = (root / name).read_text(encoding="utf-8-sig").splitlines()
+        lines = (root / name).read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise missing(layout, root, name) from None
     except UnicodeDecodeError as error:

@@ -151,7 +151,7 @@ def load_exclusions(path: Path) -> frozenset[str]:
         DatasetError: The file is missing, is not UTF-8, or is empty.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"exclusion list {path} cannot be read: {error}") from None
     keys = frozenset(line for line in lines if line and not line.startswith("#"))
