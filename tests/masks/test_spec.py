@@ -87,5 +87,5 @@ def test_invalid_schedules_raise_with_a_suggestion(schedule: str, message: str) 
 
 @pytest.mark.parametrize("num_layers", [0, -3])
 def test_schedules_without_layers_raise(num_layers: int) -> None:
-    with pytest.raises(ValueError, match=f"num_layers must be at least 1, got {num_layers}"):
+    with pytest.raises(ValueError, match=f"num_layers must be an integer of at least 1, got {num_layers}"):
         layer_masks("paper", num_layers)

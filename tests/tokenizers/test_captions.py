@@ -63,7 +63,7 @@ def test_dropout_follows_the_seed_not_the_batch(captions: list[str]) -> None:
 
 def test_invalid_arguments_raise(captions: list[str]) -> None:
     tokenizer = BPETokenizer.train(captions, 256)
-    with pytest.raises(ValueError, match="length must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="length must be an integer of at least 1, got 0"):
         CaptionEncoder(tokenizer, 0)
     with pytest.raises(ValueError, match=r"unknown overlong 'truncat'\. Did you mean 'truncate'"):
         CaptionEncoder(tokenizer, 8, overlong="truncat")  # type: ignore[arg-type]
