@@ -251,7 +251,7 @@ def test_partial_checkpoint_is_never_used_and_removed(runs: dict[str, Run], tmp_
         (tmp_path / "checkpoints" / name).write_bytes(b"")
     found = list_checkpoints(tmp_path / "checkpoints")
     assert [path.name for path in found] == ["00000003.ckpt", "00000006.ckpt"]
-    # The newest two are kept, and the half one was written anew before it was removed in its turn.
+    # The newest two are retained; the partial one was completed and removed later.
     for run in runs.values():
         for folder in (run.alone, run.killed):
             assert {path.name for path in (folder / "checkpoints").iterdir()} == {"00000012.ckpt", "00000013.ckpt"}
