@@ -37,7 +37,7 @@ def client(port: int) -> Iterator[openai.OpenAI]:
 
 
 def connect(port: int, token: str = "none") -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=token, max_retries=0, timeout=30)
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=token, max_retries=0, timeout=120)
 
 
 def settings_of(data: bytes, folder: Path) -> ImageSettings:
@@ -46,7 +46,7 @@ def settings_of(data: bytes, folder: Path) -> ImageSettings:
 
 
 def fetch(port: int, path: str, **options: Any) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     connection.request(options.pop("method", "GET"), path, **options)
     response = connection.getresponse()
     data = response.read()
@@ -152,7 +152,7 @@ def test_a_full_queue_says_when_to_come_back_and_a_client_that_leaves_frees_its_
     late.start()
     until(lambda: [ticket.request.prompt for ticket in engine._waiting][-1:] == ["late"])
     pipe.released.set()
-    late.join(30)
+    late.join(120)
     assert len(answers) == 1
     for number in (0, 1, 2, 3, 5, 6, 7, 8):
         data = json.loads(connections[number].getresponse().read())["data"][0]
