@@ -107,8 +107,8 @@ def _check_source(options: Namespace) -> None:
     if len(sources) != 1:
         raise UserError(f"give one of PROMPT, --prompts FILE and --like PNG, got {', '.join(sources) or 'none'}")
     for prompt in options.prompt:
-        if Path(prompt).suffix in (".txt", ".jsonl") and Path(prompt).is_file():
-            raise UserError(f"{prompt} is a file: use --prompts {prompt} for the prompts in it")
+        if _is_file(prompt):
+            raise UserError(f"{prompt} is a file: use --prompts {prompt} for the prompts in it, or describe the image")
     if options.like:
         fixed = ("model", "num_images", "rerank", "seed", "temperature", "top_k", "top_p", "guidance_scale",
                  "negative_prompt", "image", "mask", "shift", "prime_rows", "dtype", "quantize")  # fmt: skip
@@ -116,6 +116,13 @@ def _check_source(options: Namespace) -> None:
             raise UserError(f"--like takes all settings from the file, and {', '.join(given)} would change them")
     if options.model is not None:
         check_location(options.model)
+
+
+def _is_file(prompt: str) -> bool:
+    try:
+        return Path(prompt).is_file()
+    except (OSError, ValueError):  # a prompt may be longer than the name of a file, or have a null character
+        return False
 
 
 @dataclass(frozen=True)

@@ -209,8 +209,8 @@ def restore(pipe: DallePipeline, path: str) -> list[Any]:
         0,
         str(settings.seed),
         settings.temperature,
-        settings.top_k,
-        settings.top_p,
+        settings.top_k or 0,
+        settings.top_p or 0,
         settings.guidance_scale,
         settings.negative_prompt,
     ]

@@ -29,7 +29,7 @@ class Slow(DallePipeline):
 
     def sample(self, *arguments, **options):  # type: ignore[no-untyped-def]
         self.batches.append(len(arguments[0]))
-        assert self.released.wait(30)
+        assert self.released.wait(120)
         return super().sample(*arguments, **options)
 
 
@@ -103,14 +103,14 @@ def running(app: Any) -> Iterator[int]:
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
-        until(lambda: server.started, 120.0)
+        until(lambda: server.started)
         yield server.servers[0].sockets[0].getsockname()[1]
     finally:
         server.should_exit = True
         thread.join(30)
 
 
-def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
+def until(condition: Callable[[], Any], seconds: float = 120.0) -> None:
     """Waits for a condition."""
     end = time.monotonic() + seconds
     while not condition():

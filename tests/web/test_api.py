@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import base64
 import http.client
-import io
 import json
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 import torch
 
-from dalle_zoo.image_settings import read_settings
+from dalle_zoo.image_settings import ImageSettings, read_settings
 from dalle_zoo.images import png_bytes
 from dalle_zoo.web.api import create_app
 from dalle_zoo.web.engine import Engine
@@ -37,11 +37,16 @@ def client(port: int) -> Iterator[openai.OpenAI]:
 
 
 def connect(port: int, token: str = "none") -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=token, max_retries=0, timeout=30)
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=token, max_retries=0, timeout=120)
+
+
+def settings_of(data: bytes, folder: Path) -> ImageSettings:
+    (folder / "image.png").write_bytes(data)
+    return read_settings(folder / "image.png")
 
 
 def fetch(port: int, path: str, **options: Any) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     connection.request(options.pop("method", "GET"), path, **options)
     response = connection.getresponse()
     data = response.read()
@@ -49,13 +54,13 @@ def fetch(port: int, path: str, **options: Any) -> tuple[int, bytes]:
     return response.status, data
 
 
-def test_images_have_the_bytes_of_the_pipeline(client: openai.OpenAI, port: int, pipe: Slow) -> None:
+def test_images_have_the_bytes_of_the_pipeline(client: openai.OpenAI, port: int, pipe: Slow, tmp_path: Path) -> None:
     extra = {"seed": 7, "temperature": 0.8, "top_k": 9, "guidance_scale": 2.0, "negative_prompt": "a dog"}
     expected = pipe("a cat", num_images_per_prompt=2, **extra)
     files = [png_bytes(*each) for each in zip(expected.images, expected.settings, strict=True)]
     answer = client.images.generate(prompt="a cat", n=2, size="16x16", response_format="b64_json", extra_body=extra)
     assert [base64.b64decode(image.b64_json or "") for image in answer.data or []] == files
-    assert read_settings(io.BytesIO(files[1])) == expected.settings[1]
+    assert settings_of(files[1], tmp_path) == expected.settings[1]
     assert [image.model_extra["seed"] for image in answer.data or [] if image.model_extra] == expected.seeds.tolist()
     answer = client.images.generate(prompt="a cat", n=2, model="not saved", extra_body=extra)
     urls = [image.url or "" for image in answer.data or []]
@@ -125,7 +130,7 @@ def test_a_token_is_checked(engine: Engine) -> None:
 
 
 def test_a_full_queue_says_when_to_come_back_and_a_client_that_leaves_frees_its_place(
-    client: openai.OpenAI, port: int, pipe: Slow, engine: Engine
+    client: openai.OpenAI, port: int, pipe: Slow, engine: Engine, tmp_path: Path
 ) -> None:
     pipe.released.clear()
     connections = [http.client.HTTPConnection("127.0.0.1", port) for _ in range(9)]
@@ -147,11 +152,11 @@ def test_a_full_queue_says_when_to_come_back_and_a_client_that_leaves_frees_its_
     late.start()
     until(lambda: [ticket.request.prompt for ticket in engine._waiting][-1:] == ["late"])
     pipe.released.set()
-    late.join(30)
+    late.join(120)
     assert len(answers) == 1
     for number in (0, 1, 2, 3, 5, 6, 7, 8):
         data = json.loads(connections[number].getresponse().read())["data"][0]
-        assert read_settings(io.BytesIO(base64.b64decode(data["b64_json"]))).prompt == f"a {number}"
+        assert settings_of(base64.b64decode(data["b64_json"]), tmp_path).prompt == f"a {number}"
         connections[number].close()
 
 

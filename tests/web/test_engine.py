@@ -33,8 +33,8 @@ def test_a_batch_gives_the_images_of_single_calls(engine: Engine, pipe: Slow) ->
     ]
     tickets = [engine.submit(request) for request in requests]
     pipe.released.set()
-    answers = [ticket.future.result(30) for ticket in tickets]
-    assert first.future.result(30).seeds == (99,)
+    answers = [ticket.future.result(120) for ticket in tickets]
+    assert first.future.result(120).seeds == (99,)
     assert len(pipe.batches) == 3, "the first, three with equal options together, and the hot one"
     for request, answer in zip(requests, answers, strict=True):
         alone = pipe(
@@ -50,7 +50,7 @@ def test_a_batch_gives_the_images_of_single_calls(engine: Engine, pipe: Slow) ->
 def test_ranked_images_are_those_of_the_pipeline(engine: Engine, pipe: Slow) -> None:
     given = torch.full((4, 4), SAMPLE)
     given[2:] = 5
-    answer = engine.submit(Request(prompt="a fig", seeds=(1, 2, 3, 4), rerank=2, given=given)).future.result(30)
+    answer = engine.submit(Request(prompt="a fig", seeds=(1, 2, 3, 4), rerank=2, given=given)).future.result(120)
     alone = pipe("a fig", num_images_per_prompt=4, seed=[1, 2, 3, 4], rerank=2, given=given, output_type="pt")
     assert torch.equal(answer.images, alone.images)
     assert answer.seeds == tuple(alone.seeds.tolist())
@@ -77,14 +77,14 @@ def test_a_batch_stops_when_nobody_waits(engine: Engine, pipe: Slow) -> None:
         passes.append(progress.done)
         if progress.done == 5:
             half.set()
-            assert gone.wait(30)
+            assert gone.wait(120)
 
     gone = threading.Event()
     ticket = engine.submit(Request(prompt="a", seeds=(1,), on_progress=watch))
-    assert half.wait(30)
+    assert half.wait(120)
     ticket.cancel()
     gone.set()
-    assert engine.submit(Request(prompt="b", seeds=(1,))).future.result(30).seeds == (1,)
+    assert engine.submit(Request(prompt="b", seeds=(1,))).future.result(120).seeds == (1,)
     assert passes == [1, 2, 3, 4, 5]
 
 
@@ -94,8 +94,8 @@ def test_clients_watch_their_own_images(engine: Engine, pipe: Slow) -> None:
     other = engine.submit(Request(prompt="a dog", seeds=(3, 4)))
     ticket = engine.submit(Request(prompt="a cat", seeds=(1, 2), on_progress=lambda it: seen.append(it.codes)))
     pipe.released.set()
-    codes = ticket.future.result(30).codes
-    other.future.result(30)
+    codes = ticket.future.result(120).codes
+    other.future.result(120)
     assert len(seen) == 16
     for done, state in enumerate(seen, 1):
         assert state.shape == (1, 2, 4, 4)
@@ -107,8 +107,8 @@ def test_a_failed_batch_does_not_end_the_service(engine: Engine, pipe: Slow, mon
     with monkeypatch.context() as patch:
         patch.setattr(pipe, "decode", lambda codes: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            engine.submit(Request(prompt="a", seeds=(1,))).future.result(30)
-    assert engine.submit(Request(prompt="a", seeds=(1,))).future.result(30).images.shape == (1, 3, 16, 16)
+            engine.submit(Request(prompt="a", seeds=(1,))).future.result(120)
+    assert engine.submit(Request(prompt="a", seeds=(1,))).future.result(120).images.shape == (1, 3, 16, 16)
 
 
 def test_a_closed_engine_takes_nothing(pipe: Slow) -> None:

@@ -116,7 +116,7 @@ def test_a_file_restores_its_settings_and_its_kept_codes(pipe: Slow, tmp_path: P
     given[0] = 3
     output = pipe("a cat", seed=2**62 + 1, top_k=4, guidance_scale=2.0, negative_prompt="a dog", given=given)
     (path,) = output.save(tmp_path)
-    assert restore(pipe, str(path)) == ["a cat", 1, 0, str(2**62 + 1), 1.0, 4, None, 2.0, "a dog"]
+    assert restore(pipe, str(path)) == ["a cat", 1, 0, str(2**62 + 1), 1.0, 4, 0, 2.0, "a dog"]
     assert torch.equal(kept_codes(pipe, None, str(path)) == SAMPLE, given == SAMPLE)  # type: ignore[arg-type]
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     with pytest.raises(gr.Error, match=r"^'plain\.png has no settings of dalle-zoo"):

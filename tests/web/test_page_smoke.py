@@ -33,7 +33,9 @@ def expected_files(pipe: Slow, **options: Any) -> list[bytes]:
 
 def test_gradio_client(server: tuple[Slow, int], tmp_path: Path) -> None:
     pipe, port = server
-    client = gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False, download_files=tmp_path)
+    client = gradio_client.Client(
+        f"http://127.0.0.1:{port}", verbose=False, download_files=tmp_path, httpx_kwargs={"timeout": 120}
+    )
     values = ("a cat", 2, 0, "5", 1, 0, 0, 1, "", None, None)
     _, files, status = client.predict(*values, api_name="/generate")
     client.close()
