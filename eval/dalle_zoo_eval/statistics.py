@@ -145,10 +145,10 @@ def _load_npz(path: Path) -> Saved:
         mean, covariance = (torch.from_numpy(np.asarray(file[name], dtype=np.float64)) for name in ("mu", "sigma"))
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise ValueError(f"expected mu (d,) and sigma (d, d), got {tuple(mean.shape)} and {tuple(covariance.shape)}")
-    total, outer = mean * UNKNOWN, covariance * (UNKNOWN - 1) + UNKNOWN * torch.outer(mean, mean)
-    if not bool(outer.isfinite().all()):
+    moments = Moments.exact(mean, covariance, UNKNOWN)
+    if not bool(moments.outer.isfinite().all()):
         raise ValueError("it holds NaN or infinity")
-    tensors = {f"{NPZ_EXTRACTOR}/total": total, f"{NPZ_EXTRACTOR}/outer": outer}
+    tensors = {f"{NPZ_EXTRACTOR}/total": moments.total, f"{NPZ_EXTRACTOR}/outer": moments.outer}
     return Saved(
         path=path,
         sha256=sha256_file(path),
