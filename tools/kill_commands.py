@@ -48,14 +48,14 @@ HIDDEN = (".sha256.json", ".cache")
 
 def serve() -> None:
     """Starts commands on request, in forked processes that share the imports of this one."""
-    import dalle_zoo_eval.command
+    import dalle_zoo_eval.compare
     import huggingface_hub
 
     import dalle_zoo.cli.fit
     import dalle_zoo.cli.main
     import dalle_zoo.pipeline
 
-    assert dalle_zoo.pipeline, (dalle_zoo_eval.command, huggingface_hub, dalle_zoo.cli.fit)
+    assert dalle_zoo.pipeline, (dalle_zoo_eval.compare, huggingface_hub, dalle_zoo.cli.fit)
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
@@ -242,6 +242,10 @@ def make_cases(root: Path, run: Callable[[list[str]], None]) -> dict[str, Case]:
         "generate": Case(arguments=[*generate, "-n", "2", *replaced], prepare=with_other_image, result=made),
         "eval": Case(
             arguments=["eval", str(root / "noise.yaml"), "--model", model, "--out", "made"], result=scores
+        ),
+        "compare": Case(
+            arguments=["compare", model, images, "--metrics", "frechet:pixels,vendi:pixels", "--out", "made"],
+            result=scores,
         ),
     }  # fmt: skip
 

@@ -40,6 +40,8 @@ COMMANDS = {
     "report": ("dalle_zoo_eval.command:report", "render a report from result files"),
     "study": ("dalle_zoo_eval.study.command:main", "compare systems by votes of people"),
     "overlap": ("dalle_zoo_eval.command:overlap", "list benchmark images that are also in a training set"),
+    "captions": ("dalle_zoo_eval.caption_lists:main", "write the captions of a protocol as files"),
+    "benchmark": ("dalle_zoo_eval.exchange.command:main", "exchange images and results with other benchmarks"),
     "card": ("dalle_zoo_eval.command:card", "render a model card from result files"),
     "convert": ("dalle_zoo.cli.convert:convert", "convert weights of other code bases to a model folder"),
     "publish": ("dalle_zoo.cli.publish:publish", "publish a model folder on the Hub, with its card"),

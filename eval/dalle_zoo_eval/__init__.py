@@ -5,6 +5,7 @@ Modules in the order in which a protocol passes through them; docs/architecture.
 | module | content |
 |---|---|
 | `command` | ``dalle-zoo eval``, ``report``, ``overlap`` and ``card`` |
+| `caption_lists` | ``dalle-zoo captions`` |
 | `compare`, `sides` | ``dalle-zoo compare``: two sets of any kind |
 | `protocol`, `rules`, `choices`, `published` | protocols and published scores, read from YAML |
 | `request`, `runner` | the request; from datasets and a model, or images, to result file and report |
@@ -21,6 +22,7 @@ Modules in the order in which a protocol passes through them; docs/architecture.
 | `memorization` | nearest images in a training set: copies and overlaps |
 | `comparison`, `report`, `sweeps` | from result files to tables and figures |
 | `study` | ``dalle-zoo study``: human studies, from the page for raters to result files |
+| `exchange` | ``dalle-zoo benchmark``: images for, and results of, benchmarks that other code runs |
 | `documents`, `latex`, `score_rows`, `plots`, `sheets` | documents, figures, captioned images |
 | `data_files`, `provenance` | data files of the package; digests and versions |
 

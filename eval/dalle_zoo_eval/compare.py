@@ -51,6 +51,8 @@ def main(arguments: list[str]) -> None:
     check_folder("--out", out.folder)
     if options.save_reference is not None:
         check_file("--save-reference", options.save_reference)
+    if options.training is not None and options.size is None:
+        raise UserError("--training needs --size, the size at which images are compared with training images")
     sides = find_side(options.a, options.name_a), find_side(options.b, options.name_b)
     networks = dict(options.network)
     protocol = _protocol(options, sides, networks)
@@ -96,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--prompts", type=Path, help="captions for a model: a text file, or JSONL with prompt")
     p.add_argument("--seed", type=int, default=0, help="seed of generation and of --captions [0]")
     p.add_argument("--batch-size", type=int, help="number of images that a model generates at once [64]")
+    p.add_argument("--training", help="training images (folder or shards) in which to search for copies of A")
     p.add_argument("--save-reference", type=Path, help="also write the statistics of B: NAME.safetensors")
     p.add_argument("--device", default="cpu", help="device of the networks, such as cuda [cpu]")
     p.add_argument(
@@ -153,9 +156,11 @@ def _available(networks: Mapping[str, Path]) -> list[str]:
 
 def _extractors(metric: str, available: Sequence[str]) -> tuple[str, ...]:
     """Returns the extractors of a metric: its own, the first of the FID families, or the best available one."""
-    own = METRICS.spec(metric).extractor
+    own, reads_captions = METRICS.spec(metric).extractor, "text_features" in METRICS.spec(metric).inputs
     if metric == "fid":
         return own[:1]
+    if reads_captions and not own:
+        return ("clip",)
     return own or (next(name for name in PREFERRED if name in available),)
 
 
@@ -186,6 +191,7 @@ def _request(
         dataset_record={} if saved else {**records[1], "name": sides[1].name},
         reference=saved,
         save_reference=options.save_reference,
+        training=options.training,
         out=options.out,
         cache=cache,
         networks=networks,

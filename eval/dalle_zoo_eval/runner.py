@@ -368,6 +368,8 @@ def _check_request(request: Request, model: str | None) -> None:
         raise ValueError("give either --model, which generates images, or --images, a folder of images")
     if request.images is not None and (request.batch_size is not None or set(request.changes) - {"captions"}):
         raise ValueError("--candidates, --batch-size and sampling options need --model, not --images")
+    if request.save_reference is not None and request.reference is not None:
+        raise ValueError("--save-reference writes the statistics of real images, and --reference replaces them")
     check_threshold(request.threshold)
     if request.batch_size is not None:
         as_integer("batch_size", request.batch_size, least=1)

@@ -143,6 +143,8 @@ def _load_npz(path: Path) -> Saved:
         if not {"mu", "sigma"} <= set(file.files):
             raise ValueError(f"expected mu and sigma, got {', '.join(file.files) or 'nothing'}")
         mean, covariance = (torch.from_numpy(np.asarray(file[name], dtype=np.float64)) for name in ("mu", "sigma"))
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise ValueError(f"expected mu (d,) and sigma (d, d), got {tuple(mean.shape)} and {tuple(covariance.shape)}")
     moments = Moments.exact(mean, covariance, UNKNOWN)
     if not bool(moments.outer.isfinite().all()):
         raise ValueError("it holds NaN or infinity")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dalle_zoo_eval import runner
 from dalle_zoo_eval.extractors import load_extractor
 from dalle_zoo_eval.extractors.pixels import PixelExtractor
 from dalle_zoo_eval.metrics.frechet import frechet_distance
@@ -180,6 +181,30 @@ def test_some_images_are_chosen_by_seed(folders: tuple[Path, Path], tmp_path: Pa
         assert (row["samples"], row["reference_samples"]) == (3, 3)
         chosen[seed] = result["source"]["sha256"]
     assert len(set(chosen.values())) > 1
+
+
+def test_data_is_checked_before_networks_are_opened(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*_: Any, **__: Any) -> None:
+        raise AssertionError("a network was opened")
+
+    monkeypatch.setattr(runner, "open_extractors", opened)
+    a, b = folders
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/x.png").write_bytes((a / "image 0.png").read_bytes())
+    (tmp_path / "bad.npz").write_bytes(b"no statistics")
+    (tmp_path / "file").touch()
+    for arguments, message in (
+        ((tmp_path / "one", b), "a comparison needs at least 2"),
+        ((a, b, "--captions", "20"), "has 7 images, expected 20"),
+        ((a, tmp_path / "bad.npz"), "cannot be read as statistics"),
+        ((a, b, "--training", str(b)), "--training needs --size"),
+        ((a, b, "--out", str(tmp_path / "file/out")), "is a file"),
+    ):
+        places, options = arguments[:2], ["--out", str(tmp_path / "out"), *map(str, arguments[2:])]
+        assert main(["compare", *map(str, places), *options]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_sides_are_recognized(folders: tuple[Path, Path], model: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from dalle_zoo_eval.caption_lists import write_captions
 from dalle_zoo_eval.command import main
 from dalle_zoo_eval.protocol import Protocol, find_protocol, list_protocols
 from dalle_zoo_eval.report import sheet_name, write_report
@@ -17,6 +18,7 @@ from dalle_zoo.registry import UnknownNameError
 from dalle_zoo.results import read_result
 
 RESULT = Path(__file__).parents[2] / "eval/results/emoji64.json"
+CAPTIONS = Path(__file__).parents[2] / "eval/captions"
 
 
 def test_protocol_file_has_expected_values() -> None:
@@ -77,3 +79,12 @@ def test_help_shows_defaults_of_protocol(capsys: pytest.CaptureFixture[str]) -> 
         "concept_accuracy",
     ):
         assert part in said
+
+
+def test_the_published_captions_are_those_of_the_result(tmp_path: Path) -> None:
+    paths = write_captions("emoji64", tmp_path)
+    for path in paths:
+        assert path.read_bytes() == (CAPTIONS / path.name).read_bytes()
+    heads = [json.loads(path.read_text().partition("\n")[0])["sha256"] for path in paths]
+    groups = json.loads(RESULT.read_text())["groups"]
+    assert heads == [groups[path.stem.removeprefix("emoji64-")]["captions_sha256"] for path in paths]

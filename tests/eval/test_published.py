@@ -19,6 +19,7 @@ from dalle_zoo_eval.published import (
 )
 
 from dalle_zoo.registry import UnknownNameError
+from tools.published_page import DOCUMENT, page
 
 FIGURE = "DALL-E paper, figure 9({}), digitised"
 
@@ -198,3 +199,10 @@ def test_wrong_table_raises_with_its_name(tmp_path: Path) -> None:
         read_published(written(tmp_path / "t.yaml", GROUP, groups="none"))
     with pytest.raises(UnknownNameError, match="Did you mean 'coco'"):
         find_published("cocoa")
+
+
+def test_the_page_of_published_scores_is_that_of_the_tables() -> None:
+    assert DOCUMENT.read_text() == page(), "run python tools/published_page.py"
+    number = sum(not row.do_not_use for name in list_published() for row in find_published(name).rows)
+    lines = [line for line in page().splitlines() if line.startswith("| ") and line.endswith("] |")]
+    assert len(lines) == number > 200

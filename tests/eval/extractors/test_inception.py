@@ -148,7 +148,7 @@ def test_scores_equal_torch_fidelity(
     )
     ours = [*inception_score(seen[0]["logits"], splits=2)]
     ours += kernel_distance(seen[0]["features"], seen[1]["features"], subsets=5, subset_size=3)
-    ours += [f(seen[0]["features"], seen[1]["features"]) for f in (precision, recall)]
+    ours += [f(seen[0]["features"], seen[1]["features"])["value"] for f in (precision, recall)]
     names = [
         f"{score}_{part}" for score in ("inception_score", "kernel_inception_distance") for part in ("mean", "std")
     ]
