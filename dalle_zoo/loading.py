@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,9 +11,11 @@ from typing import Any, Self
 
 import torch
 
+from dalle_zoo.adapters import adapter_base, merge_adapters
 from dalle_zoo.files import new_folder, read_json, sha256_file, write_json
 from dalle_zoo.hub import Access, check_hub_name, upload
 from dalle_zoo.model_folder import (
+    ADAPTER,
     CHECKSUMS,
     COMPONENTS,
     CONVERSION,
@@ -73,6 +76,7 @@ class PretrainedModel:
         check_type("tokenizer", tokenizer, TextTokenizer, "a TextTokenizer")
         self.image_tokenizer, self.prior, self.tokenizer = image_tokenizer.eval(), prior.eval(), tokenizer
         self.folder, self.quantized = folder, quantized
+        self._components = folder  # of the model that adapters belong to, if they are loaded
         self.location = location or (str(folder) if folder is not None else "not saved")
         self._ranker = ranker
         self._check_components()
@@ -118,9 +122,9 @@ class PretrainedModel:
         """The ranker, loaded on first use because it imports transformers; None if the model has none."""
         if self._ranker is not None:
             return self._ranker.to(self.device)
-        if self.folder is None or not (self.folder / "ranker").is_dir():
+        if self._components is None or not (self._components / "ranker").is_dir():
             return None
-        return load_ranker(self.folder / "ranker").to(self.device)
+        return load_ranker(self._components / "ranker").to(self.device)
 
     @classmethod
     @suggests_arguments
@@ -142,7 +146,8 @@ class PretrainedModel:
 
         Args:
             model: Name of a bundled model, a folder written by `save_pretrained` or ``dalle-zoo export``, or
-                ``organization/name`` on the Hub; `find_model` states the order. Weights of another code base
+                ``organization/name`` on the Hub; `find_model` states the order. A folder of adapters is opened on top
+                of the model that it names. Weights of another code base
                 (docs/convert.md) are converted when they are first loaded; if their files are in several places, pass
                 a list of all places.
             device: Device of the networks. Defaults to the CPU.
@@ -170,15 +175,24 @@ class PretrainedModel:
         folder = find_model(model, access, files)
         if not (folder / INDEX).is_file():
             raise ModelFolderError(_incomplete(folder))
+        has_adapter, components = (folder / ADAPTER).is_dir(), folder
         if verify:
             verify_checksums(folder)
-        prior = load_prior(folder / "prior", device, dtype)
+        if has_adapter:
+            components = find_model(adapter_base(folder / ADAPTER), replace(access, revision=None))
+            if verify:
+                verify_checksums(components)
+        prior = load_prior(components / "prior", device, dtype)
+        if has_adapter:
+            merge_adapters(prior, folder / ADAPTER, components / "prior")
         if quantize is not None:
             quantize_weights(prior, quantize)
-        image_tokenizer = load_image_tokenizer(folder / "dvae", device)
-        tokenizer = load_text_tokenizer(folder / "tokenizer")
+        image_tokenizer = load_image_tokenizer(components / "dvae", device)
+        tokenizer = load_text_tokenizer(components / "tokenizer")
         name = str(model) if isinstance(model, str | Path) else " ".join(map(str, model))
-        return cls(image_tokenizer, prior, tokenizer, folder=folder, location=name, quantized=quantize)
+        loaded = cls(image_tokenizer, prior, tokenizer, folder=folder, location=name, quantized=quantize)
+        loaded._components = components
+        return loaded
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
         """Moves the networks.

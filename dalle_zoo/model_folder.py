@@ -35,13 +35,18 @@ CONFIG = "config.json"
 """Configuration of a component. The one of the model folder itself lets the Hub count downloads."""
 WEIGHTS = "model.safetensors"
 """Weights of a component."""
+ADAPTER = "adapter"
+"""Subfolder of the adapters of a prior. A model folder with it has no other component, and is opened on top of the
+model that the adapters name."""
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""Files of adapters, as peft names them."""
 
 NETWORK_FILES = (CONFIG, WEIGHTS, f"{WEIGHTS}.index.json", "model-[0-9]*-of-[0-9]*.safetensors")
 """Patterns of the files that are written for a network. Nothing else is removed when it is written again."""
 MODEL_FILES = (
     *(INDEX, RECORD, CONVERSION, CHECKSUMS, CONFIG),
     *(f"{component}/{name}" for component in ("dvae", "prior") for name in NETWORK_FILES),
-    *("tokenizer/*", "ranker/*"),
+    *("tokenizer/*", "ranker/*", f"{ADAPTER}/{ADAPTER_CONFIG}", f"{ADAPTER}/{ADAPTER_WEIGHTS}"),
 )
 """Patterns of the files that are written for a model. A folder with other files is not replaced."""
 
@@ -107,7 +112,7 @@ def has_type(value: Any, hint: Any) -> bool:
 
 def write_index(folder: Path) -> None:
     """Writes ``model_index.json`` and the ``config.json`` of a model folder from the components that it contains."""
-    components = {name: ["dalle_zoo", name] for name in COMPONENTS if (folder / name).is_dir()}
+    components = {name: ["dalle_zoo", name] for name in (*COMPONENTS, ADAPTER) if (folder / name).is_dir()}
     index = {"_class_name": "DallePipeline", "_dalle_zoo_version": __version__, **components}
     write_json(folder / INDEX, index)
     write_json(folder / CONFIG, {"model_type": "dalle-zoo", "components": sorted(components)})

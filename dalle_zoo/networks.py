@@ -60,11 +60,12 @@ def load_image_tokenizer(folder: Path, device: str | torch.device | None = None)
     folder = user_path(folder, "folder")
     values = _read_config(folder)
     cls = IMAGE_TOKENIZERS[values.pop("type", "dvae")]
-    net: Any = _build(cls, folder, values)  # torch does not declare the overload of `to` below
+    config = _config(cls, folder, values)
+    net: Any = without_storage(lambda: cls(config), read_headers(folder / WEIGHTS))
     load_weights(net, folder / WEIGHTS, device=device)
     on_gpu = device is not None and torch.device(device).type != "cpu"
     layout = torch.channels_last if on_gpu else torch.preserve_format  # on a CPU every call would convert the layout
-    tokenizer: ImageTokenizer = net.to(device, memory_format=layout).eval()
+    tokenizer: ImageTokenizer = net.to(device, memory_format=layout).eval()  # an overload that torch does not declare
     return tokenizer
 
 
@@ -77,21 +78,30 @@ def load_prior(folder: Path, device: str | torch.device | None = None, dtype: to
         dtype: Dtype to load it in. Defaults to float32.
     """
     folder = user_path(folder, "folder")
-    values = _read_config(folder)
-    kind = values.pop("type", None)
-    if kind not in PRIORS:
-        raise ModelFolderError(f'{folder}/{CONFIG} is not a prior: expected "type": "prior", or {", ".join(PRIORS)}')
-    net: ImagePrior = _build(PRIORS[kind], folder, values)
+    cls, config = read_prior(folder)
+    net: ImagePrior = without_storage(lambda: cls(config), read_headers(folder / WEIGHTS))
     load_weights(net, folder / WEIGHTS, device=device, dtype=dtype)
     return net.eval()
 
 
-def _build(cls: type[Any], folder: Path, values: dict[str, Any]) -> Any:
-    """Builds a network without storage, after its configuration was compared with the headers of its weights."""
-    where, headers = str(folder / CONFIG), read_headers(folder / WEIGHTS)
-    check_numbers(values, headers, where)
-    config = config_from_dict(cls.config_class, values, where)
-    return without_storage(lambda: cls(config), headers)
+def read_prior(folder: Path) -> tuple[type[ImagePrior], Any]:
+    """Returns type and configuration of the prior in a folder, without loading its weights.
+
+    Raises:
+        ModelFolderError: The folder has no prior of a registered type, or its configuration does not fit the weights.
+    """
+    values = _read_config(folder)
+    kind = values.pop("type", None)
+    if kind not in PRIORS:
+        raise ModelFolderError(f'{folder}/{CONFIG} is not a prior: expected "type": "prior", or {", ".join(PRIORS)}')
+    return PRIORS[kind], _config(PRIORS[kind], folder, values)
+
+
+def _config(cls: type[Any], folder: Path, values: dict[str, Any]) -> Any:
+    """Returns the configuration of a network, after it was compared with the headers of the weights."""
+    where = str(folder / CONFIG)
+    check_numbers(values, read_headers(folder / WEIGHTS), where)
+    return config_from_dict(cls.config_class, values, where)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from dalle_zoo.hub import ENDINGS, check_hub_name, stamp_card
 from dalle_zoo.model_folder import (
     CARD,
     CHECKSUMS,
+    COMPONENTS,
     CONFIG,
     INDEX,
     RECORD,
@@ -133,7 +134,7 @@ def _check_components(folder: Path, listed: Mapping[str, str]) -> None:
 
 
 def _stage(run: Path) -> str:
-    stages = [path.name for path in run.glob("model/[!.]*") if path.is_dir()]
+    stages = [path.name for path in run.glob("model/*") if path.name in COMPONENTS]
     if len(stages) != 1 or not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is not a finished run: expected config.yaml and model/<stage> of `dalle-zoo fit`")
     return stages[0]

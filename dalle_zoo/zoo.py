@@ -179,6 +179,22 @@ def find_component(
     raise UnknownNameError(f"{suggest('component', component, known)} of {folder}")
 
 
+def model_component(location: str | Path | None, component: str) -> Path | None:
+    """Returns the folder of a component of a complete model; None if the location is not one or lacks the component.
+
+    Args:
+        location: As for `find_component`; None for no model.
+        component: Name of the component.
+    """
+    if location is None:
+        return None
+    try:
+        folder = find_component(location, component)
+    except UnknownNameError:
+        return None
+    return folder if folder.name == component else None  # a component of another kind is returned as it is
+
+
 def _download_component(location: object, component: str, access: Access) -> Path | None:
     """Downloads one component of a native model; returns None if the location is not a native model on the Hub."""
     if not isinstance(location, str) or not is_remote(location):

@@ -36,7 +36,6 @@ from dalle_zoo.cli.keys import OPTIONS, RESERVED, TOP_KEYS, KeyChecker, fields_o
 from dalle_zoo.cli.parser_errors import explain
 from dalle_zoo.cli.trainer_options import check_trainer
 from dalle_zoo.files import atomic_write, new_folder
-from dalle_zoo.networks import save_network
 from dalle_zoo.plain_data import PlainDataError, yaml_value
 from dalle_zoo.recipes import Keys, Override, override, resolve, split_arguments
 from dalle_zoo.training import STAGES, StageModule
@@ -177,7 +176,8 @@ class ZooCLI(LightningCLI):
             raise UserError("a sharded network cannot generate images: predict with --trainer.strategy auto or ddp")
         if self.datamodule is None:
             raise UserError("the recipe has no data: set data.class_path and data.init_args")
-        # Lightning does both again on every rank, but only after its loggers have written to the run folder.
+        # Lightning does all again on every rank, but only after its loggers have written to the run folder.
+        self.model.complete_data(self.datamodule)
         self.datamodule.setup(self.subcommand)
         self.model.check_data(self.datamodule)
         if self.subcommand == "fit":
@@ -253,12 +253,10 @@ class ZooCLI(LightningCLI):
         weights = hooks_of(self.trainer.strategy).unsharded_weights("net.")
         if not self.trainer.is_global_zero:
             return
-        with new_folder(self.run / "model" / self.model.stage, overwrite=True) as folder:
-            if weights is None:
-                self.model.export(folder)
-            else:
-                save_network(self.model.net, self.model.stage, folder, weights=weights)
-        log.warning("weights are in %s", self.run / "model" / self.model.stage)
+        for name, write in self.model.exports(weights).items():
+            with new_folder(self.run / "model" / name, overwrite=True) as folder:
+                write(folder)
+            log.warning("weights are in %s", self.run / "model" / name)
 
 
 def find_stage(class_path: str) -> type[StageModule] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from dalle_zoo.cli.outputs import check_file, check_folder
 from dalle_zoo.cli.parser import parser
 from dalle_zoo.files import check_ending
-from dalle_zoo.model_folder import COMPONENTS
+from dalle_zoo.model_folder import ADAPTER, COMPONENTS
 from dalle_zoo.plots import CURVES, read_rows
 
 
@@ -55,11 +55,13 @@ def export(arguments: list[str]) -> None:
         "export",
         "Combine trained stages into one folder that DallePipeline.from_pretrained loads.\n\n"
         "  dalle-zoo export --dvae runs/dvae/emoji64 --prior runs/prior/emoji64 \\\n"
-        "      --ranker runs/ranker/emoji64 --tokenizer runs/tokenizer --out my-model",
+        "      --ranker runs/ranker/emoji64 --tokenizer runs/tokenizer --out my-model\n"
+        "  dalle-zoo export --adapter runs/prior/finetune --out my-adapter",
     )
     for name in ("dvae", "prior", "tokenizer"):
-        p.add_argument(f"--{name}", required=True, help="run, component folder, or model")
+        p.add_argument(f"--{name}", help="run, component folder, or model")
     p.add_argument("--ranker", help="run, transformers CLIP folder, or model")
+    p.add_argument("--adapter", help="run that trained LoRA adapters: writes them alone, without the other options")
     p.add_argument("--out", type=Path, required=True, help="folder to write")
     p.add_argument("--description", default="", help="one sentence about the model")
     p.add_argument("--license", default="unknown", help="SPDX identifier of the weights' license [unknown]")
@@ -73,7 +75,19 @@ def export(arguments: list[str]) -> None:
     p.add_argument("--overwrite", action="store_true", help="replace an existing model")
     options = p.parse_args(arguments)
     check_folder("--out", options.out, overwrite=options.overwrite)
-    parts = {name: trained(getattr(options, name), name) for name in COMPONENTS if getattr(options, name)}
+    record = {"description": options.description, "license": options.license, "data": options.data}
+    given = [name for name in COMPONENTS if getattr(options, name)]
+    if options.adapter:
+        if given:
+            p.error(f"--adapter is exported alone: omit --{' and --'.join(given)}")
+        from dalle_zoo.adapters import adapter_folder
+
+        source = trained(options.adapter, ADAPTER)
+        print(adapter_folder(source, options.out, record, overwrite=options.overwrite).resolve())
+        return
+    if missing := [f"--{name}" for name in COMPONENTS[:3] if name not in given]:
+        p.error(f"the following arguments are required: {', '.join(missing)}")
+    parts = {name: trained(getattr(options, name), name) for name in given}
 
     import torch
 
@@ -88,7 +102,6 @@ def export(arguments: list[str]) -> None:
         load_text_tokenizer(parts["tokenizer"]),
         load_ranker(parts["ranker"]) if "ranker" in parts else None,
     )
-    record = {"description": options.description, "license": options.license, "data": options.data}
     dtype: torch.dtype = getattr(torch, options.dtype)
     folder = pipe.save_pretrained(options.out, dtype=dtype, record=record, overwrite=options.overwrite)
     print(folder.resolve())

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from dalle_zoo.models.attention.backends import BACKENDS
+from dalle_zoo.models.losses import head_loss
+from dalle_zoo.models.residual import ResidualBlock
 from dalle_zoo.registry import Registry
 from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
+from dalle_zoo.tokenizers.captions import Overlong
 from dalle_zoo.values import check_type
 
-# P prompts, n candidates of each, B images, T text positions, h w code grid, N = h * w image tokens, K codebook size
+# P prompts, n candidates of each, B images, T text positions, h w code grid, N = h * w image tokens, K codebook size,
+# M predicted tokens, d width, V rows of a head
 
 
 class Decoding(Protocol):
@@ -50,14 +55,53 @@ class WindowDecoding(Protocol):
         """
 
 
+class PriorLoss(NamedTuple):
+    """The loss and its components, nats per token."""
+
+    total: Tensor
+    """Weighted sum that is minimized."""
+    text: Tensor
+    """Mean over the text tokens of the batch that are predicted; 0 if a prior predicts none."""
+    image: Tensor
+    """Mean over the image tokens of the batch."""
+
+
+class Predicted(NamedTuple):
+    """Tokens of one kind, and the head that predicts them."""
+
+    hidden: Tensor
+    """Inputs of the head, (M, d)."""
+    weight: Tensor
+    """Matrix of the head, (V, d)."""
+    bias: Tensor | None
+    """Bias of the head, (V,), if it has one."""
+    tokens: Tensor
+    """The tokens, int64 (M,)."""
+
+    def loss(self) -> Tensor:
+        """Cross-entropy in nats, summed over the tokens."""
+        return head_loss(*self)
+
+
 class ImagePrior(nn.Module, ABC):
-    """Predicts the image tokens of a caption, one after the other."""
+    """Predicts the image tokens of a caption, one after the other.
+
+    A subclass states in `predicted` which tokens its heads predict from which hidden states; the loss, and with it
+    training, follows.
+    """
 
     config_class: ClassVar[type]
     """Frozen dataclass of the architecture; its fields are what ``config.json`` holds."""
     config: Any
     """Instance of `config_class`, with at least `text_length`, `text_vocab`, `image_height`, `image_width`,
     `image_length` and `codebook_size`."""
+
+    seed: int = 0
+    """Seed of the initial weights."""
+
+    def reset_parameters(self, seed: int | None = None) -> None:
+        """Samples initial weights. Defaults to leaving them, as external priors start from trained weights."""
+        del seed
 
     @property
     def device(self) -> torch.device:
@@ -78,9 +122,21 @@ class ImagePrior(nn.Module, ABC):
                 "use the tokenizer that the prior was trained with"
             )
 
+    def caption_encoder(
+        self, tokenizer: TextTokenizer, overlong: Overlong = "truncate", dropout: float = 0.0
+    ) -> CaptionEncoder:
+        """Returns the encoder of captions to ids with special tokens and padding; it can be sent to other processes.
+
+        Args:
+            tokenizer: The text tokenizer that the prior is trained with.
+            overlong: As for `CaptionEncoder`.
+            dropout: BPE dropout. Defaults to 0.
+        """
+        return CaptionEncoder(tokenizer, self.caption_length, overlong, dropout)
+
     def encode_captions(self, tokenizer: TextTokenizer, captions: Sequence[str]) -> Tensor:
         """Encodes captions to ids with special tokens and padding: int64 (P, T) on the CPU."""
-        return CaptionEncoder(tokenizer, self.caption_length)(captions)
+        return self.caption_encoder(tokenizer)(captions)
 
     def null_text(self) -> Tensor:
         """Ids of the empty caption, for classifier-free guidance: int64 (T,).
@@ -101,6 +157,67 @@ class ImagePrior(nn.Module, ABC):
             raise ValueError(f"codes must have shape (B, {c.image_height}, {c.image_width}), got {tuple(codes.shape)}")
         if len(text) != len(codes):
             raise ValueError(f"text and codes must have the same batch size, got {len(text)} and {len(codes)}")
+
+    # ------------------------------------------------------------ training
+
+    @property
+    def text_loss_weight(self) -> float:
+        """Weight of the text loss; the image loss gets the rest. Defaults to the paper's 1/8 (section 2.2)."""
+        return 0.125
+
+    def is_text_target(self, text: Tensor) -> Tensor:
+        """Which text tokens the text loss counts: ids (B, T) to bool (B, T). Defaults to all."""
+        return torch.ones_like(text, dtype=torch.bool)
+
+    @abstractmethod
+    def predicted(self, text: Tensor, codes: Tensor) -> tuple[Predicted | None, Predicted]:
+        """Runs the network and returns the text tokens and the image tokens that it is trained to predict.
+
+        Args:
+            text: Text ids, int64 (B, T).
+            codes: Image tokens, int64 (B, h, w).
+
+        Returns:
+            The text tokens of `is_text_target`, None for a prior that predicts none; and the image tokens.
+        """
+
+    def loss(self, text: Tensor, codes: Tensor, text_tokens: Tensor | None = None) -> PriorLoss:
+        """Weighted cross-entropy of text and image tokens, each a mean over its tokens in the batch (2.2).
+
+        Only the required logits are computed, of the tokens in `predicted`.
+
+        Args:
+            text: Text ids, int64 (B, T).
+            codes: Image tokens, int64 (B, h, w).
+            text_tokens: Divisor of the text loss. Defaults to the number of predicted text tokens in the batch.
+                Processes that share a batch pass the mean of that number over processes, so that the mean of their
+                losses is the loss of the complete batch.
+        """
+        of_text, of_image = self.predicted(text, codes)
+        image = of_image.loss() / len(of_image.tokens)
+        if of_text is None:
+            return PriorLoss(image, torch.zeros_like(image), image)
+        # A batch of empty captions may have no text target; the sum of nothing is 0 and stays differentiable.
+        count = image.new_tensor(len(of_text.tokens)) if text_tokens is None else text_tokens
+        text_loss = of_text.loss() / count.clamp(min=1e-6)
+        weight = self.text_loss_weight
+        return PriorLoss(weight * text_loss + (1 - weight) * image, text_loss, image)
+
+    def use_attention(self, backend: str) -> None:
+        """Sets the attention back-end of all layers that have a choice, a name in `BACKENDS`."""
+        for module in self.modules():
+            if hasattr(module, "backend"):
+                module.backend = BACKENDS[backend]  # type: ignore[assignment]
+
+    def residual_blocks(self) -> list[ResidualBlock]:
+        """Residual blocks, first to last. Defaults to none: the prior can neither be recomputed nor be sharded."""
+        return []
+
+    def word_embeddings(self) -> list[str]:
+        """Names of the parameters that embed text tokens and nothing else."""
+        return [name for name, _ in self.named_parameters() if name.endswith("text_embedding.weight")]
+
+    # ------------------------------------------------------------ sampling
 
     @abstractmethod
     def image_logits(self, text: Tensor, codes: Tensor) -> Tensor:

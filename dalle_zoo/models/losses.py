@@ -77,7 +77,7 @@ def dvae_loss(
     return loss, {"nll": nll.detach(), "kl": kl.detach()}
 
 
-def head_loss(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+def head_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
     """Cross-entropy of a head's predictions, nats, summed over positions in parts that need little memory.
 
     The value is ``cross_entropy(linear(hidden, weight, bias).float(), target, reduction="sum")``. The forward pass
@@ -88,7 +88,7 @@ def head_loss(hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> T
     Args:
         hidden: Inputs of the head, (M, d); no rows give 0.
         weight: Matrix of the head, (V, d).
-        bias: Bias of the head, (V,).
+        bias: Bias of the head, (V,); None for a head without one.
         target: Target tokens, int64 (M,).
 
     Returns:
@@ -103,7 +103,7 @@ class HeadLoss(torch.autograd.Function):
     """Autograd function of `head_loss`; under autocast its products are computed in the dtype of autocast."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, target: Tensor, graded: bool) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, graded: bool) -> Tensor:
         """Computes the sum and the gradients that are needed; none in validation, where ``graded`` is False."""
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -112,9 +112,9 @@ class HeadLoss(torch.autograd.Function):
         for_inputs, for_weight, for_bias = (graded and needed for needed in ctx.needs_input_grad[:3])
         inputs_gradient = torch.empty_like(hidden) if for_inputs else None
         weight_gradient = torch.zeros_like(weight, dtype=wide) if for_weight else None
-        bias_gradient = torch.zeros_like(bias, dtype=wide) if for_bias else None
+        bias_gradient = torch.zeros_like(bias, dtype=wide) if bias is not None and for_bias else None
         with torch.autocast(device, enabled=False):
-            matrix, offset = weight.to(dtype), bias.to(dtype)
+            matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
             rows = max(1, (LOGITS_ON_CPU if device == "cpu" else LOGITS) // len(weight))
             for start in range(0, len(hidden), rows):
                 inputs, wants = hidden[start : start + rows].to(dtype), target[start : start + rows, None]
@@ -131,7 +131,7 @@ class HeadLoss(torch.autograd.Function):
                 if weight_gradient is not None:
                     _add_product(weight_gradient, errors.t(), inputs)
         ctx.save_for_backward(inputs_gradient, weight_gradient, bias_gradient)
-        ctx.dtypes = hidden.dtype, weight.dtype, bias.dtype
+        ctx.dtypes = hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype
         return summed
 
     @staticmethod
@@ -149,6 +149,15 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left, right)
     else:
         total += left @ right
+
+
+def reduce_gradient(x: Tensor, factor: float) -> Tensor:
+    """Returns the values of a tensor, whose gradient is multiplied by a factor in the backward pass.
+
+    Reference: CogView (Ding et al., 2021), section 2.4, which trains embeddings with a tenth of their gradient.
+    """
+    constant = x.detach()
+    return constant + factor * (x - constant)  # exactly x
 
 
 def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tensor) -> Tensor:

@@ -26,9 +26,8 @@ from dalle_zoo.masks import Mask, layer_masks
 from dalle_zoo.models.attention import Attention
 from dalle_zoo.models.config import ImagePriorConfig
 from dalle_zoo.models.decoding import PriorDecoding
-from dalle_zoo.models.image_prior import PRIORS, ImagePrior
+from dalle_zoo.models.image_prior import PRIORS, ImagePrior, Predicted
 from dalle_zoo.models.initial import fill, fresh_seed
-from dalle_zoo.models.losses import head_loss
 from dalle_zoo.models.residual import Residual, ResidualBlock
 
 # B batch, T text positions, h w code grid, N = h * w image positions, L = T + N, d width, V text vocabulary,
@@ -130,6 +129,16 @@ class Layer(nn.Module):
         return out
 
 
+def blocks_of(layers: Sequence[Layer]) -> list[ResidualBlock]:
+    """Attention and MLP of every layer, first to last."""
+    blocks = []
+    for index, layer in enumerate(layers):
+        for kind in ("attention", "mlp"):
+            norm, residual = getattr(layer, f"{kind}_norm"), getattr(layer, f"{kind}_residual")
+            blocks.append(ResidualBlock(f"layers.{index}.{kind}", norm, getattr(layer, kind), residual))
+    return blocks
+
+
 class Logits(NamedTuple):
     """Predictions at every position."""
 
@@ -137,17 +146,6 @@ class Logits(NamedTuple):
     """(B, T, V)."""
     image: Tensor
     """(B, N, K)."""
-
-
-class PriorLoss(NamedTuple):
-    """The loss and its components, nats per token."""
-
-    total: Tensor
-    """Weighted sum that is minimized."""
-    text: Tensor
-    """Mean over the text tokens of the batch."""
-    image: Tensor
-    """Mean over the image tokens of the batch."""
 
 
 @PRIORS.register("prior")
@@ -254,12 +252,7 @@ class Prior(ImagePrior):
 
     def residual_blocks(self) -> list[ResidualBlock]:
         """Attention and MLP of every layer, first to last: 128 blocks in the paper."""
-        blocks = []
-        for index, layer in enumerate(self.layers):
-            for kind in ("attention", "mlp"):
-                norm, residual = getattr(layer, f"{kind}_norm"), getattr(layer, f"{kind}_residual")
-                blocks.append(ResidualBlock(f"layers.{index}.{kind}", norm, getattr(layer, kind), residual))
-        return blocks
+        return blocks_of(self.layers)
 
     @cached_property
     def masks(self) -> list[Mask]:
@@ -325,33 +318,23 @@ class Prior(ImagePrior):
         """Prefills the captions and prepares to sample up to ``window`` tokens per pass."""
         return PriorDecoding(self, text, num_candidates, window)
 
-    def is_token(self, text: Tensor) -> Tensor:
+    @property
+    def text_loss_weight(self) -> float:
+        """Weight of the text loss, of the config."""
+        return self.config.text_loss_weight
+
+    def is_text_target(self, text: Tensor) -> Tensor:
         """Whether a position has a text token, not padding: bool (B, T)."""
         return text < self.config.text_vocab
 
-    def loss(self, text: Tensor, codes: Tensor, text_tokens: Tensor | None = None) -> PriorLoss:
-        """Weighted cross-entropy of text and image tokens, each a mean over its tokens in the batch (2.2).
-
-        Only the required logits are computed: the text head runs on positions whose target is a text token, the image
-        head on image positions.
-
-        Args:
-            text: Text ids, int64 (B, T).
-            codes: Image tokens, int64 (B, h, w).
-            text_tokens: Divisor of the text loss. Defaults to the number of text tokens in the batch. Processes that
-                share a batch pass the mean of that number over processes, so that the mean of their losses is the
-                loss of the complete batch.
-        """
+    def predicted(self, text: Tensor, codes: Tensor) -> tuple[Predicted, Predicted]:
+        """Text tokens at the positions of the text, without padding, and image tokens at those of the image."""
         x = self.hidden(text, codes)
         split = self.config.text_length
-        is_token = self.is_token(text)
-        image = _summed_loss(self.image_head, x[:, split:].flatten(0, 1), codes.flatten()) / codes.numel()
-        # A batch of empty captions has no text target; the sum of nothing is 0 and stays differentiable.
-        summed = _summed_loss(self.text_head, x[:, :split][is_token], text[is_token])
-        text_loss = summed / (is_token.sum().float() if text_tokens is None else text_tokens).clamp(min=1e-6)
-        weight = self.config.text_loss_weight
-        return PriorLoss(weight * text_loss + (1 - weight) * image, text_loss, image)
-
-
-def _summed_loss(head: nn.Linear, hidden: Tensor, target: Tensor) -> Tensor:
-    return head_loss(hidden, head.weight, head.bias, target)
+        is_token = self.is_text_target(text)
+        heads = self.text_head, self.image_head
+        of_text, of_image = ((head.weight, head.bias) for head in heads)
+        return (
+            Predicted(x[:, :split][is_token], *of_text, text[is_token]),
+            Predicted(x[:, split:].flatten(0, 1), *of_image, codes.flatten()),
+        )

@@ -65,7 +65,7 @@ def collectives(work: Workload, setup: Setup, compress: bool = True) -> list[Col
         found.append(Collective("all-reduce of the rest", "after", sharding.replicas, rest, FLOAT32, 2))
     else:
         passes = setup.accumulate if setup.gathers else 1  # ddp reduces only in the last pass of a step
-        gradients = passes * held(work.parameters, sharding.shards.size)
+        gradients = passes * held(work.trained, sharding.shards.size)
         width = setup.reduced if setup.gathers else f.matrix
         found.append(Collective("all-reduce of gradients", "backward", sharding.replicas, gradients, width, 2))
     return found

@@ -106,13 +106,14 @@ def duration_of(work: Workload, setup: Setup, memory: Memory, rates: Rates, comp
     flops = work.flops
     samples = setup.batch * setup.accumulate
     forward = sum(flops.forward.values())
-    backward = 2 * forward + (flops.recomputed if setup.recompute else 0.0)
+    backward = flops.backward + (flops.recomputed if setup.recompute else 0.0)
     network = {"forward": 0.0, "backward": 0.0, "after": 0.0}
     for c in collectives(work, setup, compress):  # all GPUs of a node share its network
         network[c.when] += c.intra / rates.intra + c.inter * setup.devices / rates.inter
     factors = setup.sharding.factors(work.parameters) if compress else None
     held = memory.held
-    touched = 2 * (held["weights"] + held["AdamW moments"]) + held["gradients"]
+    updated = held["weights"] * sum(p.total for p in work.trained) / sum(p.total for p in work.parameters)
+    touched = 2 * (updated + held["AdamW moments"]) + held["gradients"]
     return Duration(
         forward=(forward + flops.early) * samples / rates.compute,
         backward=(backward - flops.early) * samples / rates.compute,

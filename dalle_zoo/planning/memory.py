@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dalle_zoo.planning.formats import FLOAT32, GIB, SIXTEEN
-from dalle_zoo.planning.parameters import ROOT, held, unit_sizes
+from dalle_zoo.planning.parameters import ROOT, Parameter, held, unit_sizes
 from dalle_zoo.planning.setup import Setup
 from dalle_zoo.planning.workload import Bytes, Workload
 
@@ -67,34 +67,36 @@ def memory_of(work: Workload, setup: Setup, reserve: float | None = None) -> Mem
     backward[largest] = briefly[largest]
     phases = {FORWARD: forward, BACKWARD: backward, STEP: _step(work, setup)}
     if setup.average == "gpu":  # the averaged weights replace the weights, which are copied; no activation is retained
-        waiting = {"weights, while their average is used": _weights(work, setup)}
+        waiting = {"weights, while their average is used": _weights(work.trained, setup)}
         phases[VALIDATION] = {**waiting, **gathered, **_casts(work, setup, all_blocks=False)}
     return Memory(held, phases, f.reserve if reserve is None else reserve, _host(work, setup))
 
 
-def _split(work: Workload, shards: int) -> tuple[int, int]:
+def _split(parameters: tuple[Parameter, ...], shards: int) -> tuple[int, int]:
     """Elements on one GPU in residual branches, and outside."""
-    inside = held((p for p in work.parameters if p.unit != ROOT), shards)
-    return inside, held(work.parameters, shards) - inside
+    inside = held((p for p in parameters if p.unit != ROOT), shards)
+    return inside, held(parameters, shards) - inside
 
 
-def _weights(work: Workload, setup: Setup) -> float:
-    inside, outside = _split(work, setup.sharding.shards.size)
+def _weights(parameters: tuple[Parameter, ...], setup: Setup) -> float:
+    inside, outside = _split(parameters, setup.sharding.shards.size)
     return inside * setup.formats.matrix + outside * setup.formats.other
 
 
 def _averaged(work: Workload, setup: Setup) -> float:
     """Bytes of the averaged weights: float32 under any precision, the formats of the weights in the paper."""
-    return _weights(work, setup) if setup.paper_formats else FLOAT32 * sum(_split(work, setup.sharding.shards.size))
+    if setup.paper_formats:
+        return _weights(work.trained, setup)
+    return FLOAT32 * sum(_split(work.trained, setup.sharding.shards.size))
 
 
 def _held(work: Workload, setup: Setup) -> Bytes:
     sharding, f = setup.sharding, setup.formats
-    inside, outside = _split(work, sharding.shards.size)
+    inside, outside = _split(work.trained, sharding.shards.size)
     # Gradients that are added directly to error buffers need no memory.
     gradient = f.matrix if f.matrix_gradient == 0 and sharding.rank is None else f.matrix_gradient
     kinds = {
-        "weights": _weights(work, setup),
+        "weights": _weights(work.parameters, setup),
         "gradients": inside * gradient + outside * f.other_gradient,
         "AdamW moments": inside * f.matrix_moments + outside * f.other_moments,
     }
@@ -146,7 +148,7 @@ def _gathered(work: Workload, setup: Setup) -> Bytes:
 
 def _early(work: Workload, setup: Setup) -> Bytes:
     """Gradients that the forward pass computes; there are none with the formats of the paper."""
-    early = sum(p.total for p in work.parameters if p.early)
+    early = sum(p.total for p in work.trained if p.early)
     return {"gradients of the heads, float32": early * FLOAT32} if early and not setup.paper_formats else {}
 
 
@@ -183,8 +185,8 @@ def _optimizer(work: Workload, setup: Setup) -> float:
     """Bytes of temporary arrays: none in torch's fused AdamW; `ClippedAdamW` updates a chunk at a time."""
     arrays = 4 if setup.moments != "float32" else 2 if setup.clips_variance else 0
     shards = setup.sharding.shards.size
-    largest = max(math.prod(p.shard_shape(shards)) for p in work.parameters)
-    return arrays * FLOAT32 * min(max(CHUNK, largest), held(work.parameters, shards))
+    largest = max(math.prod(p.shard_shape(shards)) for p in work.trained)
+    return arrays * FLOAT32 * min(max(CHUNK, largest), held(work.trained, shards))
 
 
 def _host(work: Workload, setup: Setup) -> Bytes:

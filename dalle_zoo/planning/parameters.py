@@ -27,6 +27,8 @@ class Parameter:
     """Whether autocast makes a 16-bit copy of it."""
     early: bool = False
     """Whether the forward pass computes its gradient, unsharded and in float32."""
+    trained: bool = True
+    """Whether it has a gradient, moments and an average. Otherwise it is only stored."""
 
     @property
     def low_rank(self) -> bool:

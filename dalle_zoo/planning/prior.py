@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 
+from dalle_zoo.adapters import LoRAConfig
 from dalle_zoo.masks import Mask, layer_masks
 from dalle_zoo.models.attention import Attention
 from dalle_zoo.models.attention.choice import in_lines
+from dalle_zoo.models.external.mindalle import MinDALLE, MinDALLEConfig
+from dalle_zoo.models.external.rudalle import RuDALLE, RuDALLEConfig
+from dalle_zoo.models.image_prior import ImagePrior
 from dalle_zoo.models.initial import shapes_only
 from dalle_zoo.models.losses import LOGITS
 from dalle_zoo.models.prior import Prior, PriorConfig
@@ -19,11 +24,21 @@ from dalle_zoo.planning.formats import FLOAT32, Formats
 from dalle_zoo.planning.parameters import ROOT, Parameter
 from dalle_zoo.planning.workload import Bytes, Flops, Layer, Workload
 
+PlannedConfig = PriorConfig | MinDALLEConfig | RuDALLEConfig
+"""Configurations of the priors whose layers are those of `Prior`."""
+PLANNED: dict[type, type[Any]] = {PriorConfig: Prior, MinDALLEConfig: MinDALLE, RuDALLEConfig: RuDALLE}
+"""Their networks."""
+
 
 class PriorWorkload(Workload):
-    """Training step of the prior with the attention back-end ``auto``.
+    """Training step of a prior with the attention back-end ``auto``.
 
     Layers differ only in their masks, so a network of one layer is built.
+
+    Args:
+        config: Architecture.
+        tune: What is trained, as for `PriorModule`. Defaults to all weights.
+        lora: Which matrices get adapters under ``lora``. Defaults to those of `LoRAConfig`.
     """
 
     stage = "prior"
@@ -32,37 +47,54 @@ class PriorWorkload(Workload):
     recomputes = True
     clips_variance = True
 
-    def __init__(self, config: PriorConfig) -> None:
-        self.config = config
+    def __init__(self, config: PlannedConfig, tune: str | None = None, lora: LoRAConfig | None = None) -> None:
+        self.config, self.tune = config, tune
         self.tokens = config.layout.length
         with shapes_only():
-            net = Prior(replace(config, num_layers=1))
+            net: ImagePrior = PLANNED[type(config)](replace(config, num_layers=1))
         self.blocks = net.residual_blocks()
+        text_rows = config.text_vocab + (config.text_length if isinstance(config, RuDALLEConfig) else 0)
         self.heads = {
-            "text_head": Layer.of(net.text_head, config.text_length),
-            "image_head": Layer.of(net.image_head, config.image_length),
+            "text_head": _head(config.width, text_rows, config.text_length),
+            "image_head": _head(config.width, config.codebook_size, config.image_length),
         }
+        adapted = (lora or LoRAConfig()) if tune == "lora" else None
+        self.rank = adapted.rank if adapted else 0
+        self.adapted = set(adapted.chosen(net).values()) if adapted else set()
+        """Linear layers with adapters."""
+        self.words = net.word_embeddings() if tune == "words" else None
         self.stream = self.tokens * config.width
         """Elements of the identity path of one sample."""
-        specs = Counter(layer_masks(config.masks, config.num_layers))
+        masks = getattr(config, "masks", "full")
+        specs = Counter(layer_masks(masks, config.num_layers) if isinstance(masks, str) else masks)
         self.masks = [(Mask.from_spec(spec, config.layout), count) for spec, count in specs.items()]
         self.parameters = self._parameters(net)
-        self.counts = _counts(config)
+        self.counts = _counts(config, self.parameters)
         self.flops = self._flops()
 
-    def _parameters(self, net: Prior) -> tuple[Parameter, ...]:
+    def _parameters(self, net: ImagePrior) -> tuple[Parameter, ...]:
         units = {p: block.name.rpartition(".")[2] for block in self.blocks for p in block.branch.parameters()}
-        return tuple(
-            Parameter(
-                name=name,
-                shape=tuple(p.shape),
-                count=self.config.num_layers if name.startswith("layers.") else 1,
-                unit=units.get(p, ROOT),
-                autocast=p in units,
-                early=name.startswith(tuple(self.heads)),
+        layers, found = self.config.num_layers, []
+        for name, p in net.named_parameters():
+            found.append(
+                Parameter(
+                    name=name,
+                    shape=tuple(p.shape),
+                    count=layers if name.startswith("layers.") else 1,
+                    unit=units.get(p, ROOT),
+                    autocast=p in units and "norm" not in name,
+                    early=name.startswith((*self.heads, "head.")),
+                    trained=self.tune is None or (self.words is not None and name in self.words),
+                )
             )
-            for name, p in net.named_parameters()
-        )
+        names = {module: name for name, module in net.named_modules()}
+        for module in sorted(self.adapted, key=lambda module: names[module]):
+            name, unit = names[module], units[module.weight]
+            for part, shape in (("A", (self.rank, module.in_features)), ("B", (module.out_features, self.rank))):
+                found.append(
+                    Parameter(name=f"{name}.lora_{part}", shape=shape, count=layers, unit=unit, autocast=True)
+                )
+        return tuple(found)
 
     def _flops(self) -> Flops:
         """Operations of linear layers, of attention over exactly the allowed pairs, and of the heads."""
@@ -73,8 +105,18 @@ class PriorWorkload(Workload):
         heads = float(sum(head.flops for head in self.heads.values()))
         # Recomputation stops before the last matrix of a branch, whose result the backward pass does not need.
         last = k.num_layers * sum(branch[-1].flops for branch in branches)
+        adapters = float(k.num_layers * sum(self._adapter(m).flops for m in self.adapted))
         forward = {"matrices": matrices, "attention": attention, "heads": heads}
-        return Flops(forward, matrices - last + attention, early=2 * heads)
+        if self.adapted:
+            forward["adapters"] = adapters
+        frozen = 0.0 if self.tune is None else matrices + heads
+        early = heads if frozen else 2 * heads
+        return Flops(forward, matrices - last + attention + adapters, early=early, frozen=frozen)
+
+    def _adapter(self, module: nn.Linear) -> Layer:
+        """The product with A: its input, which is copied in the precision of the branch, and its output."""
+        inputs, outputs = module.in_features, module.out_features
+        return Layer(inputs * self.tokens, self.rank * self.tokens, 2 * self.rank * (inputs + outputs) * self.tokens)
 
     def _branch(self, block: ResidualBlock) -> list[Layer]:
         """Linear layers of a residual branch, in the order in which they run."""
@@ -102,7 +144,17 @@ class PriorWorkload(Workload):
     def _branch_bytes(self, block: ResidualBlock, formats: Formats) -> float:
         """Bytes that one branch retains for one sample: inputs and outputs of the operations between linear layers."""
         branch = self._branch(block)
-        values = sum(layer.inputs for layer in branch) + sum(layer.outputs for layer in branch[:-1])
+        linear = [module for module in block.branch.modules() if isinstance(module, nn.Linear)]
+        # A product with a frozen matrix does not need its input again; the adapter beside it does.
+        trained = [self.tune is None or module in self.adapted for module in linear]
+        values = sum(layer.inputs for layer, needed in zip(branch, trained, strict=True) if needed)
+        values += sum(layer.outputs for layer in branch[:-1])
+        for module in self.adapted.intersection(block.branch.modules()):
+            adapter = self._adapter(module)
+            # The first gets a float32 input from the norm. For the others, peft converts 16 bits to the float32 of A, and
+            # autocast back, so that the input is retained twice.
+            copied = formats.compute < FLOAT32 and module is not linear[0]
+            values += adapter.outputs + (adapter.inputs if copied else 0)
         statistics = 2 * self.tokens * formats.residual  # of the norm
         if isinstance(block.branch, Attention):  # and of each head the logarithm of the softmax's sum
             statistics += self.tokens * self.config.num_heads * FLOAT32
@@ -141,9 +193,23 @@ class PriorWorkload(Workload):
         return max((mask.line_sizes.num_gathered for mask, _ in self.masks if in_lines(mask)), default=0)
 
 
-def _counts(config: PriorConfig) -> dict[str, int]:
-    """Parameters of `PriorConfig.count_parameters`, with one entry for the table of text and padding tokens."""
+def _head(width: int, rows: int, positions: int) -> Layer:
+    """Sizes of a head."""
+    return Layer(width * positions, rows * positions, 2 * rows * width * positions)
+
+
+def _counts(config: PlannedConfig, parameters: tuple[Parameter, ...]) -> dict[str, int]:
+    """Parameters of `PriorConfig.count_parameters`, with one entry for the table of text and padding tokens.
+
+    External priors have one entry for all layers, and networks with adapters one for what is trained.
+    """
     counts: dict[str, int] = {}
+    if not isinstance(config, PriorConfig) or not all(p.trained for p in parameters):
+        for p in parameters:
+            part = p.name.partition(".")[0].replace("_", " ")
+            name = f"{part}, trained" if p.trained and not all(q.trained for q in parameters) else part
+            counts[name] = counts.get(name, 0) + p.total
+        return counts
     for part, count in config.count_parameters().items():
         name = "text and padding tokens" if part in ("text tokens", "padding tokens") else part
         counts[name] = counts.get(name, 0) + count

@@ -6,14 +6,17 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from dalle_zoo.model_folder import config_from_dict
-from dalle_zoo.models.prior import PriorConfig
+from dalle_zoo.adapters import LoRAConfig
+from dalle_zoo.files import read_json
+from dalle_zoo.model_folder import CONFIG, config_from_dict
+from dalle_zoo.models import PRIORS
 from dalle_zoo.planning.dvae import DVAEWorkload
-from dalle_zoo.planning.prior import PriorWorkload
+from dalle_zoo.planning.prior import PLANNED, PlannedConfig, PriorWorkload
 from dalle_zoo.planning.setup import Setup
 from dalle_zoo.planning.workload import Workload
 from dalle_zoo.recipes import Keys, value_at
 from dalle_zoo.values import as_integer
+from dalle_zoo.zoo import find_component
 
 AVERAGING = ("WeightEMA", "EMAWeightAveraging", "WeightAveraging")
 """Callbacks that store averaged weights."""
@@ -45,6 +48,9 @@ NAMES = {
 READ = (
     "model.class_path",
     "model.init_args.config",
+    "model.init_args.init_from",
+    "model.init_args.tune",
+    "model.init_args.lora",
     "model.init_args.recompute",
     "model.init_args.adamw.variance_clip",
     "trainer.accelerator",
@@ -70,10 +76,35 @@ def read_work(keys: Keys) -> Workload:
             "GPU"
         )
     workload = WORKLOADS[name]
-    config = _config(workload.config_class, value_at(keys, "model.init_args.config") or {})
-    if isinstance(config, PriorConfig):
-        check_grid(config)
-    return workload(config)
+    values, init_from = value_at(keys, "model.init_args.config"), value_at(keys, "model.init_args.init_from")
+    config_class: type = workload.config_class
+    if workload is PriorWorkload and values is None and init_from is not None:
+        config_class, values = _config_of(init_from)
+    config = _config(config_class, values or {})
+    if workload is not PriorWorkload:
+        return workload(config)
+    check_grid(config)
+    return PriorWorkload(config, *_tuning(keys))
+
+
+def _config_of(init_from: Any) -> tuple[type, dict[str, Any]]:
+    """Class and values of the configuration of the prior that training starts from."""
+    values = read_json(find_component(str(init_from), PriorWorkload.stage) / CONFIG)
+    known = {PRIORS.name_of(net): config_class for config_class, net in PLANNED.items()}
+    kind = values.pop("type", None)
+    if kind not in known:
+        raise ValueError(f"init_from {init_from} is a prior of type {kind!r}: a plan supports {', '.join(known)}")
+    return known[kind], values
+
+
+def _tuning(keys: Keys) -> tuple[str | None, LoRAConfig | None]:
+    """What is trained, and the adapters."""
+    tune, lora = value_at(keys, "model.init_args.tune"), value_at(keys, "model.init_args.lora")
+    if tune not in (None, "lora", "words"):
+        raise ValueError(f"model.init_args.tune must be lora, words or null, got {tune!r}")
+    if lora is not None and not isinstance(lora, Mapping):
+        raise ValueError(f"model.init_args.lora must hold keys of LoRAConfig, got {lora!r}")
+    return tune, None if lora is None else config_from_dict(LoRAConfig, dict(lora), "model.init_args.lora")
 
 
 def read_setup(keys: Keys, paper_formats: bool = False) -> Setup:
@@ -112,7 +143,7 @@ def read_setup(keys: Keys, paper_formats: bool = False) -> Setup:
     return Setup(**values, recompute=bool(recompute), clips_variance=clips, average=average)
 
 
-def check_grid(config: PriorConfig) -> None:
+def check_grid(config: PlannedConfig) -> None:
     """Raises `ValueError` for a grid whose attention would take longer than a second to count."""
     if config.image_height * config.image_width**2 > MOST_COLUMN_PAIRS:
         raise ValueError(

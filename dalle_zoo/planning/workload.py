@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, NamedTuple
 
 from torch import nn
@@ -48,11 +49,18 @@ class Flops:
     """Forward pass of the parts that recomputation computes again."""
     early: float = 0.0
     """Part of the backward pass that the forward pass computes: gradients of the heads, next to their logits."""
+    frozen: float = 0.0
+    """Products of the forward pass with weights that are not trained, which need no gradient."""
+
+    @property
+    def backward(self) -> float:
+        """Backward pass: two products for each product of the forward pass, one if the weight is not trained."""
+        return 2 * sum(self.forward.values()) - self.frozen
 
     @property
     def model(self) -> float:
-        """Forward and backward pass; the backward pass has two products for each product of the forward pass."""
-        return 3 * sum(self.forward.values())
+        """Forward and backward pass."""
+        return sum(self.forward.values()) + self.backward
 
 
 class Workload(ABC):
@@ -74,6 +82,11 @@ class Workload(ABC):
     tokens: int
     """Positions of a sample."""
     flops: Flops
+
+    @cached_property
+    def trained(self) -> tuple[Parameter, ...]:
+        """Parameters with gradients."""
+        return tuple(p for p in self.parameters if p.trained)
 
     @abstractmethod
     def retained(self, batch: int, formats: Formats, recompute: bool) -> Bytes:
@@ -101,4 +114,6 @@ class Workload(ABC):
             raise ValueError("16-mixed skips steps process by process: use 16-resblock or bf16-mixed with PowerSGD")
         if setup.precision == "16-resblock" and name == "fsdp":
             raise ValueError("16-resblock does not work with fsdp: use fsdp2")
+        if len(self.trained) < len(self.parameters) and (name != "ddp" or setup.precision == "16-resblock"):
+            raise ValueError("model.tune trains in complete networks: use strategy auto or ddp, and no 16-resblock")
         setup.sharding.factors(self.parameters)  # raises for a rank that compresses nothing

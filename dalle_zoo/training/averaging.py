@@ -151,11 +151,10 @@ class WeightEMA(Callback):
                 state = trainer.strategy.lightning_module_state_dict()
                 checkpoint[STATE] = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
             return
-        names = (name for name, _ in pl_module.named_parameters())
-        parameters = pl_module.parameters()
+        trained = [(name, p) for name, p in pl_module.named_parameters() if p.requires_grad]
         checkpoint[STATE] = {
             name: shard_like(average, parameter).to("cpu", copy=True)
-            for name, parameter, average in zip(names, parameters, self.average, strict=True)
+            for (name, parameter), average in zip(trained, self.average, strict=True)
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -166,17 +165,18 @@ class WeightEMA(Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             self.fill(pl_module, lambda tensors: [tensor.copy_(average[name]) for name, tensor in tensors.items()])
         else:
-            pl_module.load_state_dict(average)
+            pl_module.load_state_dict({**pl_module.state_dict(), **average})
 
     @torch.no_grad()
     def fill(self, module: LightningModule, load: Callable[[dict[str, Tensor]], Any]) -> None:
         """Sets the average to what ``load`` writes into float32 tensors with the names and shards of the weights."""
-        tensors = {n: torch.zeros_like(p.detach(), dtype=torch.float32) for n, p in module.named_parameters()}
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        tensors = {name: torch.zeros_like(p.detach(), dtype=torch.float32) for name, p in trained.items()}
         load(tensors)
         self.average = [local(tensor).to(self.device) for tensor in tensors.values()]
 
 
 def held(module: LightningModule) -> list[Tensor]:
-    """Returns this process's shards of the module's parameters, which share their memory."""
+    """Returns this process's shards of the module's trained parameters, which share their memory."""
     hooks_of(module.trainer.strategy).release(module)
-    return [local(parameter.detach()) for parameter in module.parameters()]
+    return [local(parameter.detach()) for parameter in module.parameters() if parameter.requires_grad]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,11 +112,13 @@ class StageModule(LightningModule):
         """Loads the weights of a model, given by name or folder; None keeps fresh weights."""
         if location is not None:
             folder = find_component(location, self.stage)
-            kind = read_json(folder / CONFIG).get("type", self.stage)
-            if kind != self.stage:
-                raise ValueError(f"init_from {location!r} must have weights of type {self.stage!r}, got {kind!r}")
+            kind, expected = read_json(folder / CONFIG).get("type", self.stage), self.architecture().get("type")
+            if kind != (expected or self.stage):
+                raise ValueError(
+                    f"init_from {location!r} must have weights of type {expected or self.stage!r}, got {kind!r}"
+                )
             self._weights = folder / WEIGHTS
-            if not self.deferred:
+            if not _DEFERRED.get():
                 load_weights(self.net, self._weights)
 
     @property
@@ -177,7 +180,22 @@ class StageModule(LightningModule):
         """Checks the data on every rank, before training begins; Lightning calls it after the data module's setup."""
         data = getattr(self.trainer, "datamodule", None)
         if data is not None:
+            self.complete_data(data)
             self.check_data(data)
+
+    @property
+    def image_size(self) -> int | None:
+        """Side of the images that the network takes, pixels; None if it takes any or none."""
+        return None
+
+    def complete_data(self, data: LightningDataModule) -> None:
+        """Gives data what the recipe leaves out, before their ``setup``.
+
+        Args:
+            data: Data module. External ones stay as they are.
+        """
+        if isinstance(data, ImageDataModule) and data.image_size is None:
+            data.image_size = self.image_size
 
     def check_data(self, data: LightningDataModule) -> None:
         """Raises `ValueError` for data that the network cannot be trained on.
@@ -337,9 +355,22 @@ class StageModule(LightningModule):
         """Architecture of the network as plain data."""
         return asdict(self.net.config)  # type: ignore[call-overload, no-any-return]
 
-    def export(self, folder: Path) -> None:
-        """Writes the trained weights as a component folder of a published model."""
-        save_network(self.net, self.stage, folder)
+    def export(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Writes the trained weights as a component folder of a published model.
+
+        Args:
+            folder: Existing folder.
+            weights: Unsharded weights of a sharded network. Defaults to those of the network.
+        """
+        save_network(self.net, self.stage, folder, weights=weights)
+
+    def exports(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Callable[[Path], None]]:
+        """What a finished run writes: subfolder of ``model/`` to a function that fills it.
+
+        Args:
+            weights: As for `export`.
+        """
+        return {self.stage: partial(self.export, weights=weights)}
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Computes the metrics of validation."""

@@ -98,7 +98,10 @@ def consolidate(path: Path, folder: Path, *, averaged: bool = True) -> str:
         weights = weights or read_unsharded(path, "model/")["model"]
     else:
         checkpoint = _read_file(path)
-        weights = (checkpoint.get(STATE) if averaged else None) or checkpoint.get("state_dict", {})
+        weights = checkpoint.get("state_dict", {})
+        average = checkpoint.get(STATE) if averaged else None
+        if isinstance(weights, dict) and isinstance(average, dict):
+            weights = {**weights, **average}  # only trained weights are averaged
     described: Any = checkpoint.get("dalle_zoo")
     if not isinstance(described, dict) or described.get("stage") not in ("dvae", "prior"):
         found = described.get("stage") if isinstance(described, dict) else "another file"
@@ -107,6 +110,11 @@ def consolidate(path: Path, folder: Path, *, averaged: bool = True) -> str:
         raise ValueError(f"{path} must hold the configuration of its network")
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise ValueError(f"{path} must hold a dict of tensors as its weights")
+    if any(".lora_" in name for name in weights):
+        raise ValueError(
+            f"{path} has adapters that are not merged yet: run the same `dalle-zoo fit` to its end, or for fewer "
+            "steps with trainer.max_steps, which writes the merged weights and the adapters to model/ in the run"
+        )
     config = {"type": described["stage"], **described["config"]}
     prefix = "net."
     tensors = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}

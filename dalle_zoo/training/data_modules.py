@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
@@ -13,6 +13,7 @@ from torch import Tensor
 from dalle_zoo.data import CaptionedDataset, CodeDataset, Collate, ImageTextDataset, ResumableLoader, open_source
 from dalle_zoo.sampling import derive_seed
 from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer, load_text_tokenizer
+from dalle_zoo.tokenizers.captions import Overlong
 from dalle_zoo.zoo import find_component
 
 
@@ -20,23 +21,30 @@ from dalle_zoo.zoo import find_component
 class TextConfig:
     """How captions are encoded as token ids."""
 
-    tokenizer: str
-    """Folder of a text tokenizer, or a model that has one."""
-    length: int = 256
-    """Text positions T."""
+    tokenizer: str | None = None
+    """Folder of a text tokenizer, or a model that has one. Defaults to that of the model that training starts from."""
+    length: int | None = None
+    """Text positions T. Defaults to those of the prior that is trained, to 256 for other stages."""
     bpe_dropout: float = 0.1
     """BPE dropout during training (10 % in the paper, footnote 5); 0 for tokenizers without it."""
-    overlong: Literal["truncate", "error"] = "truncate"
+    overlong: Overlong = "truncate"
     """What to do with captions of more than `length` tokens."""
     caption: Literal["first", "random"] = "random"
     """Which of several captions to use: always the first, or one sampled in every epoch."""
 
 
+MakeEncoder = Callable[[TextTokenizer, Overlong, float], CaptionEncoder]
+"""Makes the encoder of captions from a tokenizer, what to do with overlong captions, and BPE dropout."""
+
+LENGTH, SIZE = 256, 256
+"""Text positions, and side of images in pixels, where no stage states its own: the paper's."""
+
+
 class _Encode:
     """Encodes captions as ids, seeded by (seed, key, epoch); picklable for loader workers."""
 
-    def __init__(self, tokenizer: TextTokenizer, text: TextConfig, dropout: float, seed: int) -> None:
-        self.encoder = CaptionEncoder(tokenizer, text.length, overlong=text.overlong, dropout=dropout)
+    def __init__(self, encoder: CaptionEncoder, seed: int) -> None:
+        self.encoder = encoder
         self.seed = seed
 
     def __call__(self, captions: Sequence[str], keys: Sequence[str], epoch: int) -> Tensor:
@@ -66,8 +74,22 @@ class CaptionedDataModule(LightningDataModule, ABC):
         self.train, self.val, self.text = train, val, text
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.tokenizer: TextTokenizer | None = None
+        self.make_encoder: MakeEncoder | None = None
         self.opened: dict[str, CaptionedDataset] = {}
         """Open data by the split, "train" or "val"."""
+
+    def complete(self, tokenizer: str | None, length: int, make_encoder: MakeEncoder) -> None:
+        """Takes what the recipe leaves out from the network that is trained.
+
+        Args:
+            tokenizer: Folder of the text tokenizer that the network was trained with; None if there is none yet.
+            length: Text positions of the network.
+            make_encoder: Makes the network's encoder of captions.
+        """
+        if self.text is not None:
+            text = self.text
+            self.text = replace(text, tokenizer=text.tokenizer or tokenizer, length=text.length or length)
+            self.make_encoder = make_encoder
 
     def setup(self, stage: str | None = None) -> None:
         """Opens the tokenizer and the data that a trainer command needs; opens nothing twice.
@@ -80,6 +102,11 @@ class CaptionedDataModule(LightningDataModule, ABC):
             ValueError: A location is wrong, or the data are too few for a batch on every rank.
         """
         if self.text is not None and self.tokenizer is None:
+            if self.text.tokenizer is None:
+                raise ValueError(
+                    "data.init_args.text.tokenizer is missing: set it to a folder or a model, or start from a model "
+                    "that has one with model.init_args.init_from"
+                )
             self.tokenizer = load_text_tokenizer(find_component(self.text.tokenizer, "tokenizer"))
         locations = {"train": self.train if stage in (None, "fit") else None, "val": self.val}
         for split, location in locations.items():
@@ -96,7 +123,8 @@ class CaptionedDataModule(LightningDataModule, ABC):
         training = split == "train"
         encode: _Encode | None = None
         if self.text is not None and self.tokenizer is not None:
-            encode = _Encode(self.tokenizer, self.text, self.text.bpe_dropout if training else 0.0, self.seed)
+            dropout = self.text.bpe_dropout if training else 0.0
+            encode = _Encode(self._encoder(self.tokenizer, self.text, dropout), self.seed)
         world = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
         return ResumableLoader(
@@ -111,6 +139,11 @@ class CaptionedDataModule(LightningDataModule, ABC):
             collate=Collate(encode),
             limit=(getattr(self.trainer, "limit_train_batches", None) or None) if training else None,
         )
+
+    def _encoder(self, tokenizer: TextTokenizer, text: TextConfig, dropout: float) -> CaptionEncoder:
+        if self.make_encoder is not None:
+            return self.make_encoder(tokenizer, text.overlong, dropout)
+        return CaptionEncoder(tokenizer, text.length or LENGTH, text.overlong, dropout)
 
     @property
     def _repeats(self) -> bool:
@@ -142,7 +175,7 @@ class ImageDataModule(CaptionedDataModule):
     Args:
         train: Training data: shards, a folder, or a bundled split such as "emoji64:train".
         val: Validation data, likewise. Defaults to none.
-        image_size: Side of the square images, pixels.
+        image_size: Side of the square images, pixels. Defaults to that of the network, to 256 if it takes any.
         transform: Preprocessing during training, a name in `TRANSFORMS`: "dvae" (Listing 1, with flips) or "prior"
             (Listing 2); validation takes the center crop. Defaults to "prior".
         text: How captions are encoded. Defaults to no captions, as stage 1 needs none.
@@ -157,7 +190,7 @@ class ImageDataModule(CaptionedDataModule):
         self,
         train: str,
         val: str | None = None,
-        image_size: int = 256,
+        image_size: int | None = None,
         transform: str = "prior",
         text: TextConfig | None = None,
         variants: int | None = None,
@@ -173,7 +206,7 @@ class ImageDataModule(CaptionedDataModule):
         return ImageTextDataset(
             open_source(location),
             transform=self.transform if training else "center",
-            size=self.image_size,
+            size=self.image_size or SIZE,
             seed=self.seed,
             variants=self.variants,
             caption=self.text.caption if self.text and training else "first",

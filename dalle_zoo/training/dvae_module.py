@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,15 @@ class DVAEModule(StageModule):
         """The bridge of the warm start."""
         return [] if self.warm_start is None else list(self.bridge.parameters())
 
+    @property
+    def image_size(self) -> int:
+        """Side of the images of the network, pixels."""
+        return self.net.image_size
+
     def check_data(self, data: LightningDataModule) -> None:
         """Raises `ValueError` unless the data are images of the network's size."""
         super().check_data(data)
-        if isinstance(data, ImageDataModule) and data.image_size != self.net.image_size:
+        if isinstance(data, ImageDataModule) and (data.image_size or self.image_size) != self.image_size:
             raise ValueError(
                 f"data.init_args.image_size is {data.image_size}, the dVAE's config.image_size {self.net.image_size}: "
                 "set both to the same"
@@ -223,11 +229,11 @@ class DVAEModule(StageModule):
         if self.warm_start is not None:
             self.codebook.restore(checkpoint["codebook"])
 
-    def export(self, folder: Path) -> None:
-        """Writes the network, with the original weights of a frozen encoder: averaging rounds even those."""
+    def export(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Writes the network, with the original weights of a frozen encoder."""
         if self._frozen:
             self.net.encoder.load_state_dict(self._frozen)
-        super().export(folder)
+        super().export(folder, weights)
 
     def on_validation_epoch_start(self) -> None:
         """Resets the counts of codes."""

@@ -4,38 +4,48 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
+from dalle_zoo.adapters import LoRAConfig, add_adapters, merged_weights, save_adapters
 from dalle_zoo.data import CodeDataset
 from dalle_zoo.files import sha256_file
 from dalle_zoo.images import image_rows
-from dalle_zoo.model_folder import WEIGHTS
+from dalle_zoo.model_folder import ADAPTER, WEIGHTS
 from dalle_zoo.models.gradient_scaling import ScaledBranch
-from dalle_zoo.models.prior import Prior, PriorConfig, PriorLoss
+from dalle_zoo.models.image_prior import PRIORS, ImagePrior, PriorLoss
+from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.models.tokenizer import ImageTokenizer
-from dalle_zoo.networks import load_image_tokenizer, load_prior
+from dalle_zoo.networks import load_image_tokenizer, load_prior, read_prior, save_network
 from dalle_zoo.sampling import derive_seed, sample_codes
 from dalle_zoo.training.base import STAGES, StageModule, build
-from dalle_zoo.training.data_modules import CaptionedDataModule, CodeDataModule, ImageDataModule
+from dalle_zoo.training.data_modules import LENGTH, SIZE, CaptionedDataModule, CodeDataModule, ImageDataModule
 from dalle_zoo.training.muon import MuonConfig
-from dalle_zoo.training.optimizer import AdamWConfig
+from dalle_zoo.training.optimizer import AdamWConfig, decayed_names
 from dalle_zoo.training.schedules import LearningRate
 from dalle_zoo.training.strategy_hooks import hooks_of
-from dalle_zoo.zoo import find_component
+from dalle_zoo.weights import read_headers, without_storage
+from dalle_zoo.zoo import find_component, model_component
 
 
 @STAGES.register("prior")
 class PriorModule(StageModule):
-    """Trains a `Prior`; the defaults are the paper's recipe.
+    """Trains a prior; the defaults are the paper's recipe.
+
+    With ``init_from`` it fine-tunes any prior that the library opens, native or converted, and takes from that model
+    whatever is not stated: architecture, image tokenizer, text tokenizer and the sizes of the data.
 
     Args:
-        config: Architecture.
+        config: Architecture of a `Prior`. Defaults to that of ``init_from``, whatever its type.
         image_tokenizer: Folder or name of a model whose image tokenizer encodes images and generates sample grids.
-            May be omitted when training from code shards; no sample grids are generated then.
+            Defaults to that of ``init_from``, if it has one. May be omitted when training from code shards; no sample
+            grids are generated then.
         caption_dropout: Share of captions replaced by the empty caption, for classifier-free guidance. Defaults to 0,
             as in the paper.
         adamw: Optimizer settings.
@@ -49,17 +59,20 @@ class PriorModule(StageModule):
         muon: Settings of Muon for the matrices of the residual blocks. Defaults to AdamW for all parameters.
         grow_from: Model, by name or folder, whose prior has a smaller grid of the same codes; training starts from its
             weights, each row and column embedding repeated. Defaults to none.
+        tune: What is trained of the weights of ``init_from``: "lora", adapters of the matrices; "words", the
+            embeddings of text tokens. Defaults to all weights.
+        lora: Which matrices get adapters, and their size. Defaults to those of `LoRAConfig`.
     """
 
     stage = "prior"
     config_class = PriorConfig
     data_classes = (ImageDataModule, CodeDataModule)
     entries = ("forward", "loss")
-    net: Prior
+    net: ImagePrior
 
     def __init__(
         self,
-        config: PriorConfig,
+        config: PriorConfig | None = None,
         image_tokenizer: str | None = None,
         caption_dropout: float = 0.0,
         adamw: AdamWConfig = AdamWConfig(beta2=0.96, weight_decay=4.5e-2, variance_clip=5.0),  # noqa: B008 (frozen)
@@ -72,34 +85,70 @@ class PriorModule(StageModule):
         num_samples: int = 8,
         muon: MuonConfig | None = None,
         grow_from: str | None = None,
+        tune: Literal["lora", "words"] | None = None,
+        lora: LoRAConfig | None = None,
     ) -> None:
         if not 0 <= caption_dropout < 1:
             raise ValueError(f"caption_dropout must be in [0, 1), got {caption_dropout}")
-        super().__init__(build(lambda: Prior(config, attention)), adamw, learning_rate, seed, muon)
-        for block in self.net.residual_blocks():
-            block.residual.recompute = recompute
-            block.residual.compiled = compile
-        self.compiled = compile
         if grow_from is not None and init_from is not None:
             raise ValueError("grow_from and init_from both give the first weights: set one of the two to null")
+        _check_tuning(tune, lora, init_from, muon)
+        super().__init__(build(partial(_network, config, init_from, attention)), adamw, learning_rate, seed, muon)
+        self._run_blocks(recompute, compile)
+        self.init_from = init_from
         self.start_from(init_from)
         if grow_from is not None:
             self._grow_from(grow_from)
         self.caption_dropout = caption_dropout
+        if caption_dropout:
+            self.net.null_text()  # raises if the prior has no empty caption
         self.num_samples = num_samples
+        self.tune = tune
+        if tune is not None:
+            self._tune(lora or LoRAConfig())
         # In a tuple, so that the frozen network is not a submodule: not trained, not averaged, not in checkpoints.
         self._frozen: tuple[ImageTokenizer, ...] = ()
-        self.image_tokenizer = image_tokenizer
-        if image_tokenizer is not None:
-            tokenizer = load_image_tokenizer(find_component(image_tokenizer, "dvae"))
+        own = model_component(init_from, "dvae")
+        self.image_tokenizer = str(own) if image_tokenizer is None and own is not None else image_tokenizer
+        if self.image_tokenizer is not None:
+            tokenizer = load_image_tokenizer(find_component(self.image_tokenizer, "dvae"))
             self._check_tokenizer(tokenizer)
             self._frozen = (tokenizer.requires_grad_(False).eval(),)
+
+    def _run_blocks(self, recompute: bool, compile: bool) -> None:
+        """Sets how residual blocks run."""
+        blocks = self.net.residual_blocks()
+        for name in [name for name, wanted in (("recompute", recompute), ("compile", compile)) if wanted]:
+            if not blocks:
+                raise ValueError(
+                    f"{type(self.net).__name__} has no residual blocks for model.{name}: set it to false, and a "
+                    "smaller data.batch_size if memory does not suffice"
+                )
+        for block in blocks:
+            block.residual.recompute = recompute
+            block.residual.compiled = compile
+        self.compiled = compile
+
+    def _tune(self, lora: LoRAConfig) -> None:
+        """Freezes the weights, all but adapters or the embeddings of text tokens."""
+        if self.deferred:
+            raise ValueError(f"model.tune {self.tune} needs the complete network in each process: use strategy ddp")
+        if self.tune == "lora":
+            add_adapters(self.net, lora, self.seed)
+            self.decayed = decayed_names(self.net)
+            return
+        words = self.net.word_embeddings()
+        if not words:
+            raise ValueError("model.tune words is not possible: the prior shares the embeddings of text with its head")
+        for name, parameter in self.net.named_parameters():
+            parameter.requires_grad_(name in words)
+        self.decayed = frozenset()  # words that are in no caption stay as they are
 
     def _grow_from(self, location: str) -> None:
         if self.deferred:
             raise ValueError("grow_from needs the complete network in each process: use strategy ddp")
         small = load_prior(find_component(location, self.stage))
-        if not isinstance(small, Prior):
+        if not isinstance(small, Prior) or not isinstance(self.net, Prior):
             raise ValueError(f"grow_from {location!r} is a {type(small).__name__}, expected a Prior")
         self.net.grow_from(small)
 
@@ -116,6 +165,13 @@ class PriorModule(StageModule):
     def sharding_units(self) -> list[nn.Module]:
         """The attention and the MLP of every layer."""
         return [block.branch for block in self.net.residual_blocks()]
+
+    def configure_model(self) -> None:
+        """Shards or initializes the network; called by Lightning."""
+        strategy = hooks_of(self.trainer.strategy)
+        if self.tune is not None and (strategy.shards or strategy.needs_units):
+            raise ValueError(f"model.tune {self.tune} trains in complete networks: use strategy auto or ddp")
+        super().configure_model()
 
     def on_fit_start(self) -> None:
         """Rejects what PyTorch cannot compile: weights of FSDP1, and float16 emulated on the CPU."""
@@ -137,6 +193,18 @@ class PriorModule(StageModule):
                 f"the image tokenizer has {have} codes, the prior's config expects {want}: set codebook_size to {have}"
             )
 
+    @property
+    def image_size(self) -> int | None:
+        """Side of the images that become the grid of codes, pixels; None without an image tokenizer."""
+        return self.net.config.image_height * self._frozen[0].factor if self._frozen else None
+
+    def complete_data(self, data: LightningDataModule) -> None:
+        """Adds the text tokenizer of the model that training starts from, and the network's encoding of captions."""
+        super().complete_data(data)
+        if isinstance(data, CaptionedDataModule):
+            own = model_component(self.init_from, "tokenizer")
+            data.complete(None if own is None else str(own), self.net.config.text_length, self.net.caption_encoder)
+
     def check_data(self, data: LightningDataModule) -> None:
         """Raises `ValueError` unless the captions and codes fit the network."""
         super().check_data(data)
@@ -145,16 +213,16 @@ class PriorModule(StageModule):
         if data.text is None:
             raise ValueError("the prior is trained on captions: set data.init_args.text")
         assert data.tokenizer is not None, "setup comes first"
-        fits = {
-            "text_length": (data.text.length, "data.init_args.text.length"),
-            "text_vocab": (data.tokenizer.vocab_size, f"the vocabulary of the tokenizer {data.text.tokenizer!r}"),
-        }
+        fits = {"text_length": (data.text.length or LENGTH, "data.init_args.text.length")}
+        if self._weights is None:  # fresh weights can have any size
+            fits["text_vocab"] = data.tokenizer.vocab_size, f"the vocabulary of the tokenizer {data.text.tokenizer!r}"
         self._check_sizes(fits)
+        self.net.check_tokenizer(data.tokenizer)
         for codes in data.opened.values():
             if isinstance(codes, CodeDataset):
                 self._check_codes(codes)
         if isinstance(data, ImageDataModule):
-            self._check_images(data.image_size)
+            self._check_images(data.image_size or SIZE)
 
     def _check_sizes(self, fits: dict[str, tuple[int, str]]) -> None:
         for name, (have, what) in fits.items():
@@ -227,7 +295,7 @@ class PriorModule(StageModule):
 
     def _text_tokens(self, text: Tensor) -> Tensor:
         """Mean number of text tokens per process, since captions differ in length between processes."""
-        count = self.net.is_token(text).sum().float()
+        count = self.net.is_text_target(text).sum().float()
         return self.trainer.strategy.reduce(count, reduce_op="mean")
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -245,6 +313,24 @@ class PriorModule(StageModule):
         }
         self.log_dict(parts, batch_size=size, sync_dist=sync)
 
+    def architecture(self) -> dict[str, Any]:
+        """Architecture of the network as plain data, with its type unless it is a `Prior`."""
+        kind = PRIORS.name_of(type(self.net))
+        return ({} if kind == self.stage else {"type": kind}) | super().architecture()
+
+    def export(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Writes the trained weights, with adapters merged into the matrices."""
+        merged = merged_weights(self.net) if self.tune == "lora" else weights
+        save_network(self.net, PRIORS.name_of(type(self.net)), folder, weights=merged)
+
+    def exports(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Callable[[Path], None]]:
+        """The prior, and its adapters alone if it has any."""
+        exports = super().exports(weights)
+        if self.tune == "lora" and self.init_from is not None:
+            base_folder = find_component(self.init_from, self.stage)
+            exports[ADAPTER] = partial(save_adapters, self.net, base=self.init_from, base_folder=base_folder)
+        return exports
+
     @property
     def has_sample_images(self) -> bool:
         """Whether there is an image tokenizer, and a process holds the unsharded network."""
@@ -261,3 +347,30 @@ class PriorModule(StageModule):
         seeds = torch.tensor([[derive_seed(self.seed, "grid", i)] for i in range(count)], device=self.device)
         sampled = sample_codes(self.net, text, seeds)[:, 0]
         return {"samples": image_rows(tokenizer.decode(codes), tokenizer.decode(sampled))}
+
+
+def _network(config: PriorConfig | None, init_from: str | None, attention: str) -> ImagePrior:
+    """Builds the network of a config, or of the model that training starts from."""
+    if config is not None:
+        return Prior(config, attention)
+    if init_from is None:
+        raise ValueError(
+            "model.init_args.config is missing: state the architecture, or a model to start from in init_from"
+        )
+    folder = find_component(init_from, PriorModule.stage)
+    cls, own = read_prior(folder)
+    net: ImagePrior = without_storage(lambda: cls(own), read_headers(folder / WEIGHTS))  # the weights follow
+    net.use_attention(attention)
+    return net
+
+
+def _check_tuning(tune: str | None, lora: LoRAConfig | None, init_from: str | None, muon: MuonConfig | None) -> None:
+    """Raises `ValueError` for options that contradict each other."""
+    if lora is not None and tune != "lora":
+        raise ValueError(f"model.lora has no effect with model.tune {tune or 'null'}: set model.tune to lora")
+    if tune is None:
+        return
+    if init_from is None:
+        raise ValueError(f"model.tune {tune} keeps most weights as they are: set model.init_from to a trained model")
+    if muon is not None:
+        raise ValueError(f"muon updates complete matrices, which model.tune {tune} does not: leave model.muon out")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,20 @@ class RankerModule(StageModule):
                 "use a bpe, byte or hf tokenizer"
             )
         super().__init__(Ranker.create(config, text), adamw, learning_rate, seed)
-        self.config = config
+        self.config, self.tokenizer = config, tokenizer
         self._tokenizer_digest = text.fingerprint()
         self._seen: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images of the network, pixels; it takes others too."""
+        return self.config.image_size
+
+    def complete_data(self, data: LightningDataModule) -> None:
+        """Adds the tokenizer; captions are encoded in this module."""
+        super().complete_data(data)
+        if isinstance(data, CaptionedDataModule) and data.text is not None and data.text.tokenizer is None:
+            data.text = replace(data.text, tokenizer=self.tokenizer)
 
     def check_data(self, data: LightningDataModule) -> None:
         """Raises `ValueError` unless the data are captioned images; they may have any size."""
@@ -131,6 +143,6 @@ class RankerModule(StageModule):
         """Architecture of the network as plain data."""
         return asdict(self.config)
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Writes the trained ranker as a CLIP folder for transformers."""
         save_ranker(self.net, folder)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from dalle_zoo.adapters import LoRAConfig, add_adapters
+from dalle_zoo.cli.main import main
+from dalle_zoo.files import read_json, write_json
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
+from dalle_zoo.models.external.mindalle import MinDALLE, MinDALLEConfig
 from dalle_zoo.models.losses import dvae_loss
 from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.planning.dvae import DVAEWorkload
@@ -121,7 +126,7 @@ def dvae_step(net: DVAE, batch: int, precision: str) -> Callable[[], Tensor]:
 def retained_bytes(work: PriorWorkload | DVAEWorkload, setup: Setup) -> float:
     """Planned bytes that the forward pass retains: activations, early gradients, copies of weights."""
     activations = sum(work.retained(setup.batch, setup.formats, setup.recompute).values())
-    activations += FLOAT32 * sum(p.total for p in work.parameters if p.early)
+    activations += FLOAT32 * sum(p.total for p in work.trained if p.early)
     if setup.precision != "bf16-mixed":
         return activations
     copied = (p for p in work.parameters if p.autocast and (p.unit == "root" or not setup.recompute))
@@ -273,3 +278,61 @@ def test_sixteen_bit_gradients_are_exchanged_through_float32() -> None:
     work = PriorWorkload(DEEP)
     step = [sum(memory_of(work, replace(setup, precision=p)).phases[STEP].values()) for p in ("bf16-true", "32-true")]
     assert step[0] - step[1] == 4 * factors_of(work.parameters, 2, 8).matrices
+
+
+# ------------------------------------------------------------ fine-tuning
+
+TUNED = MinDALLEConfig(
+    text_length=32, text_vocab=512, image_height=8, image_width=8, codebook_size=256, width=128, num_layers=4,
+    num_heads=2, padding_id=1,
+)  # fmt: skip
+
+
+def tuned(recompute: bool, lora: LoRAConfig) -> MinDALLE:
+    net = MinDALLE(TUNED)
+    for block in net.residual_blocks():
+        block.residual.recompute = recompute
+    add_adapters(net, lora)
+    return net
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_frozen_weights_have_neither_gradients_nor_moments(precision: str, recompute: bool) -> None:
+    torch.manual_seed(0)
+    lora = LoRAConfig(rank=4, layers=("attention",))
+    net = tuned(recompute, lora)
+    text, codes = torch.randint(2, 512, (2, 32)), torch.randint(256, (2, 8, 8))
+
+    def loss() -> Tensor:
+        with precision_context(precision):
+            return net.loss(text, codes).total
+
+    work = PriorWorkload(TUNED, "lora", lora)
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    assert sum(p.total for p in work.trained) == trained
+    assert sum(p.total for p in work.parameters) == sum(p.numel() for p in net.parameters())
+    setup = Setup(devices=1, batch=2, precision=precision, recompute=recompute)
+    held = memory_of(work, setup).held
+    assert (held["gradients"], held["AdamW moments"]) == (4 * trained, 8 * trained)
+    planned = retained_bytes(work, setup)
+    assert planned == pytest.approx(saved_bytes(net, loss), rel=0.06)
+
+
+def test_mindalle_is_tuned_on_one_gpu_of_24_gb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "prior").mkdir()
+    write_json(tmp_path / "prior/config.json", {"type": "mindalle", **asdict(MinDALLEConfig(padding_id=1))})
+    command = ["plan", "prior/finetune", "--parts", "lora", "1gpu", "--model.init_from", str(tmp_path)]
+    command += ["--gpu", "rtx3090-24gb", "--model.recompute", "true", "--json", str(tmp_path / "plan.json")]
+    assert main(command) == 0
+    plan = read_json(tmp_path / "plan.json")
+    parameters = sum(plan["parameters"].values())
+    trained = sum(count for part, count in plan["parameters"].items() if part.endswith("trained"))
+    assert parameters - trained == 1_291_081_728
+    assert trained == 42 * 8 * (4 * 1536 + 2 * 1536 + 2 * 5 * 1536), "rank 8 beside qkv, output and both of the MLP"
+    assert plan["memory_bytes"]["held"]["AdamW moments"] == 8 * trained
+    assert plan["fits"] is True
+    assert plan["memory_bytes"]["total"] < 14 * GIB
+    assert "FITS" in capsys.readouterr().out
+    assert main([*command, "--overwrite", "--model.tune", "null", "--model.lora", "null"]) == 0
+    assert read_json(tmp_path / "plan.json")["fits"] is False, "all weights do not fit, or this shows nothing"

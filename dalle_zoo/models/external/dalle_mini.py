@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle_zoo.models.config import ImagePriorConfig
-from dalle_zoo.models.image_prior import PRIORS, ImagePrior
+from dalle_zoo.models.image_prior import PRIORS, ImagePrior, Predicted
 from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
+from dalle_zoo.tokenizers.captions import Overlong
 
 # P prompts, n candidates of each, B batch, T text positions, h w code grid, N = h * w image tokens, d width, H heads,
 # D head size, K codebook size
@@ -210,12 +211,33 @@ class Stack(nn.Module):
         return out
 
 
+class FramedCaptions(CaptionEncoder):
+    """Encodes captions to begin, ids, end, padding. A truncated caption keeps its end."""
+
+    def __init__(
+        self, config: DalleMiniConfig, tokenizer: TextTokenizer, length: int, overlong: Overlong, dropout: float
+    ) -> None:
+        super().__init__(tokenizer, length, overlong, dropout)
+        self.config = config
+
+    def __call__(self, texts: Sequence[str], seeds: Sequence[int] | None = None) -> Tensor:
+        """Encodes a batch: int64 (B, T)."""
+        c = self.config
+        rows = super().__call__(texts, seeds)
+        is_token = rows < self.tokenizer.vocab_size
+        text = torch.full((len(rows), c.text_length), c.pad_token)
+        text[:, 0] = c.begin_token
+        text[:, 1:-1] = rows.where(is_token, c.pad_token)
+        return text.scatter(1, is_token.sum(1, keepdim=True) + 1, c.end_token)
+
+
 @PRIORS.register("dalle_mini")
 class DalleMini(ImagePrior):
     """DALL-E mini's transformer.
 
     All norms have a gain; in the original, those before a matrix product have none, which equals a gain of 1. The
-    logits are those of the K codes; the other rows of the head, which the original never samples, are dropped.
+    logits are those of the K codes; the other rows of the head, which the original never samples, are dropped. As in
+    the original, the loss is that of the image tokens alone, over all rows of the head.
 
     Args:
         config: Architecture.
@@ -262,15 +284,11 @@ class DalleMini(ImagePrior):
         """Number of caption tokens that fit between begin and end."""
         return self.config.text_length - 2
 
-    def encode_captions(self, tokenizer: TextTokenizer, captions: Sequence[str]) -> Tensor:
-        """Encodes captions to begin, ids, end, padding: int64 (P, T) on the CPU. A truncated caption keeps its end."""
-        c = self.config
-        rows = CaptionEncoder(tokenizer, self.caption_length)(captions)
-        is_token = rows < tokenizer.vocab_size
-        text = torch.full((len(rows), c.text_length), c.pad_token)
-        text[:, 0] = c.begin_token
-        text[:, 1:-1] = rows.where(is_token, c.pad_token)
-        return text.scatter(1, is_token.sum(1, keepdim=True) + 1, c.end_token)
+    def caption_encoder(
+        self, tokenizer: TextTokenizer, overlong: Overlong = "truncate", dropout: float = 0.0
+    ) -> FramedCaptions:
+        """Returns the encoder of captions to begin, ids, end, padding."""
+        return FramedCaptions(self.config, tokenizer, self.caption_length, overlong, dropout)
 
     def null_text(self) -> Tensor:
         """The empty caption: begin, end, padding; int64 (T,)."""
@@ -293,15 +311,32 @@ class DalleMini(ImagePrior):
         """Logits of the codes: states of the last layer (…, d) to (…, K)."""
         return F.linear(self.decoder.final_norm(x), self.image_head.weight[: self.config.codebook_size])
 
-    def image_logits(self, text: Tensor, codes: Tensor) -> Tensor:
-        """Logits of every image token: (B, T) and (B, h, w) to (B, N, K)."""
+    def hidden(self, text: Tensor, codes: Tensor) -> Tensor:
+        """Outputs of the last layer of the decoder: (B, T) and (B, h, w) to (B, N, d)."""
         self.check(text, codes)
         tokens = F.pad(codes.flatten(1)[:, :-1], (1, 0), value=self.config.start_token)
         x = self.decoder.embed(tokens, self.decoder.position.weight)
         for layer, caption in zip(self.decoder_layers, self.encode_text(text), strict=True):
             attend = layer.image_attention
             x = layer(x, lambda normed, a=attend: a(normed, *a.keys_values(normed), causal=True), caption)
-        return self.logits(x)
+        return x
+
+    def image_logits(self, text: Tensor, codes: Tensor) -> Tensor:
+        """Logits of every image token: (B, T) and (B, h, w) to (B, N, K)."""
+        return self.logits(self.hidden(text, codes))
+
+    def is_text_target(self, text: Tensor) -> Tensor:
+        """No text token is predicted: bool (B, T)."""
+        return torch.zeros_like(text, dtype=torch.bool)
+
+    def predicted(self, text: Tensor, codes: Tensor) -> tuple[None, Predicted]:
+        """Every image token, by all rows of the head."""
+        x = self.decoder.final_norm(self.hidden(text, codes))
+        return None, Predicted(x.flatten(0, 1), self.image_head.weight, None, codes.flatten())
+
+    def word_embeddings(self) -> list[str]:
+        """The token embedding of the encoder."""
+        return ["encoder.embedding.weight"]
 
     def decoding(self, text: Tensor, num_candidates: int) -> DalleMiniDecoding:
         """Runs the encoder, once per prompt, and prepares for sampling."""

@@ -42,8 +42,10 @@ from dalle_zoo.models.external.dalle_pytorch_layers import (
     shift_tokens,
 )
 from dalle_zoo.models.external.dalle_pytorch_sparse import BlockCache, attend_blocks, fixed_blocks
-from dalle_zoo.models.image_prior import PRIORS, ImagePrior
-from dalle_zoo.tokenizers import TextTokenizer
+from dalle_zoo.models.image_prior import PRIORS, ImagePrior, Predicted
+from dalle_zoo.models.losses import reduce_gradient
+from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
+from dalle_zoo.tokenizers.captions import Overlong
 
 # B batch, P prompts, n candidates of each, T text tokens, h w code grid, N = h * w image tokens, L = T + 1 + N
 # positions of the layout, M positions of the input, d width, V text vocabulary, K codebook size
@@ -71,9 +73,29 @@ Shift = Callable[[int, Tensor], Tensor]
 """Shifts the inputs of a branch, given by its index: 2 i for the attention of layer i, 2 i + 1 for its MLP."""
 
 
+EMBEDDING_GRADIENT = 0.1
+"""Share of their gradient that embeddings are trained with under the original's option ``stable``."""
+
+
+class PaddedCaptions(CaptionEncoder):
+    """Encodes captions; as in the original, a token of id 0 becomes padding."""
+
+    def __init__(self, config: DallePytorchConfig, tokenizer: TextTokenizer, overlong: Overlong, dropout: float):
+        super().__init__(tokenizer, config.text_length, overlong, dropout)
+        self.config = config
+
+    def __call__(self, texts: Sequence[str], seeds: Sequence[int] | None = None) -> Tensor:
+        """Encodes a batch: int64 (B, T)."""
+        ids = super().__call__(texts, seeds)
+        ids = ids.where(ids < self.config.text_vocab, self.config.padding_id)
+        if self.config.padding == "masked":
+            return ids
+        return ids.where(ids != BOS, torch.arange(ids.shape[1]) + self.config.text_vocab)
+
+
 @PRIORS.register("dalle_pytorch")
 class DallePytorch(ImagePrior):
-    """DALLE-pytorch's transformer, for sampling.
+    """DALLE-pytorch's transformer.
 
     Classifier-free guidance is broken in the original: its second pass also gets the caption, and without a cache it
     erases the caption. Here the second pass gets the empty caption, as intended and as the weights were trained.
@@ -125,13 +147,11 @@ class DallePytorch(ImagePrior):
 
     # ------------------------------------------------------------ captions
 
-    def encode_captions(self, tokenizer: TextTokenizer, captions: Sequence[str]) -> Tensor:
-        """Encodes captions: int64 (P, T). As in the original, a token of id 0 becomes padding."""
-        ids = super().encode_captions(tokenizer, captions)
-        ids = ids.where(ids < self.config.text_vocab, self.config.padding_id)
-        if self.config.padding == "masked":
-            return ids
-        return ids.where(ids != BOS, torch.arange(ids.shape[1]) + self.config.text_vocab)
+    def caption_encoder(
+        self, tokenizer: TextTokenizer, overlong: Overlong = "truncate", dropout: float = 0.0
+    ) -> PaddedCaptions:
+        """Returns the encoder of captions."""
+        return PaddedCaptions(self.config, tokenizer, overlong, dropout)
 
     def null_text(self) -> Tensor:
         """The empty caption, all padding: int64 (T,)."""
@@ -182,11 +202,16 @@ class DallePytorch(ImagePrior):
                 first = second
         return (first + second) / 2
 
+    def _normed(self, x: Tensor) -> Tensor:
+        """Inputs of the head: hidden states (…, d) to (…, d)."""
+        if self.config.divide_by_max:  # by a constant in the backward pass, as in the original
+            x = x / x.amax(-1, keepdim=True).detach()
+        normed: Tensor = self.final_norm(x)
+        return normed
+
     def _logits(self, x: Tensor, columns: slice) -> Tensor:
         """Some logits of the joint head: hidden states (…, d) to (…, columns)."""
-        if self.config.divide_by_max:
-            x = x / x.amax(-1, keepdim=True)
-        return F.linear(self.final_norm(x), self.head.weight[columns], self.head.bias[columns])
+        return F.linear(self._normed(x), self.head.weight[columns], self.head.bias[columns])
 
     def image_head(self, x: Tensor) -> Tensor:
         """Logits of image tokens, the last K of the joint head: (…, d) to (…, K)."""
@@ -259,12 +284,31 @@ class DallePytorch(ImagePrior):
         x = self.run_layers(self.embed_text(text), attend, self.shift_stream)
         return self._logits(x[:, :-1], slice(self.config.text_ids))
 
-    def image_logits(self, text: Tensor, codes: Tensor) -> Tensor:
-        """Logits of every image token in one pass: ids (B, T) and codes (B, h, w) to (B, N, K)."""
+    def hidden(self, text: Tensor, codes: Tensor) -> Tensor:
+        """Hidden states before the final norm at all input positions: (B, T) and (B, h, w) to (B, T + N, d)."""
         self.check(text, codes)
         x = torch.cat([self.embed_text(text), self.embed_image(codes.flatten(1)[:, :-1])], 1)
-        x = self.run_layers(x, partial(self.attend_stream, text_mask=self.text_mask(text)), self.shift_stream)
-        return self.image_head(x[:, self.config.text_length :])
+        if self.config.divide_by_max:
+            x = reduce_gradient(x, EMBEDDING_GRADIENT)
+        return self.run_layers(x, partial(self.attend_stream, text_mask=self.text_mask(text)), self.shift_stream)
+
+    def image_logits(self, text: Tensor, codes: Tensor) -> Tensor:
+        """Logits of every image token in one pass: ids (B, T) and codes (B, h, w) to (B, N, K)."""
+        return self.image_head(self.hidden(text, codes)[:, self.config.text_length :])
+
+    def is_text_target(self, text: Tensor) -> Tensor:
+        """All tokens and learned padding, but not masked padding, as in the original: bool (B, T)."""
+        return text != BOS if self.config.padding == "masked" else super().is_text_target(text)
+
+    def predicted(self, text: Tensor, codes: Tensor) -> tuple[Predicted, Predicted]:
+        """Every position predicts the next one: the first T text ids, the others codes."""
+        x = self._normed(self.hidden(text, codes))
+        length, ids, is_target = self.config.text_length, self.config.text_ids, self.is_text_target(text)
+        weight, bias = self.head.weight, self.head.bias
+        return (
+            Predicted(x[:, :length][is_target], weight[:ids], bias[:ids], text[is_target]),
+            Predicted(x[:, length:].flatten(0, 1), weight[ids:], bias[ids:], codes.flatten()),
+        )
 
     def decoding(self, text: Tensor, num_candidates: int) -> DallePytorchDecoding:
         """Prefills the captions and prepares for sampling."""

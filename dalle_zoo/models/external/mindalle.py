@@ -31,9 +31,11 @@ from torch import Tensor, nn
 from dalle_zoo.masks import Mask
 from dalle_zoo.models.config import ImagePriorConfig
 from dalle_zoo.models.decoding import decode_positions, prefill
-from dalle_zoo.models.image_prior import PRIORS, ImagePrior
-from dalle_zoo.models.prior import Layer
+from dalle_zoo.models.image_prior import PRIORS, ImagePrior, Predicted
+from dalle_zoo.models.prior import Layer, blocks_of
+from dalle_zoo.models.residual import ResidualBlock
 from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
+from dalle_zoo.tokenizers.captions import Overlong
 
 # B batch, P prompts, n candidates of each, T text positions, h w code grid, N = h * w image positions, d width,
 # V text vocabulary, K codebook size
@@ -75,12 +77,26 @@ class MinDALLEConfig(ImagePriorConfig):
             raise ValueError(f"padding_id must be in 0..{self.text_vocab - 1}, got {self.padding_id}")
 
 
+class PaddedCaptions(CaptionEncoder):
+    """Encodes captions, truncated or padded with [PAD] to T ids."""
+
+    def __init__(self, padding_id: int, tokenizer: TextTokenizer, length: int, overlong: Overlong, dropout: float):
+        super().__init__(tokenizer, length, overlong, dropout)
+        self.padding_id = padding_id
+
+    def __call__(self, texts: Sequence[str], seeds: Sequence[int] | None = None) -> Tensor:
+        """Encodes a batch: int64 (B, T)."""
+        ids = super().__call__(texts, seeds)
+        return ids.where(ids < self.tokenizer.vocab_size, self.padding_id)
+
+
 @PRIORS.register("mindalle")
 class MinDALLE(ImagePrior):
-    """minDALL-E's transformer, for sampling.
+    """minDALL-E's transformer.
 
-    Classifier-free guidance works, but it is not known whether the weights were trained with empty captions: the
-    original was published without its training code for captions.
+    The original was published without its training code for captions, so it is not known whether the weights were
+    trained with empty captions, on which classifier-free guidance depends. The loss is the paper's: the original's
+    logits at all positions that it predicts, except padding, with weights of 1/8 and 7/8.
 
     Args:
         config: Architecture.
@@ -122,10 +138,11 @@ class MinDALLE(ImagePrior):
                 "use the tokenizer that the prior was trained with"
             )
 
-    def encode_captions(self, tokenizer: TextTokenizer, captions: Sequence[str]) -> Tensor:
-        """Encodes captions, truncated or padded with [PAD] to T ids: int64 (P, T) on the CPU."""
-        ids = CaptionEncoder(tokenizer, self.caption_length)(captions)
-        return ids.where(ids < tokenizer.vocab_size, self._padding_id())
+    def caption_encoder(
+        self, tokenizer: TextTokenizer, overlong: Overlong = "truncate", dropout: float = 0.0
+    ) -> PaddedCaptions:
+        """Returns the encoder of captions, which truncates or pads with [PAD] to T ids."""
+        return PaddedCaptions(self._padding_id(), tokenizer, self.caption_length, overlong, dropout)
 
     def null_text(self) -> Tensor:
         """The empty caption, all padding: int64 (T,)."""
@@ -154,15 +171,39 @@ class MinDALLE(ImagePrior):
         logits: Tensor = self.text_head(self.final_norm(x))
         return logits
 
-    def image_logits(self, text: Tensor, codes: Tensor) -> Tensor:
-        """Logits of every image token in one pass: ids (B, T) and codes (B, h, w) to (B, N, K)."""
+    def hidden(self, text: Tensor, codes: Tensor) -> Tensor:
+        """Outputs of the last layer at all input positions: (B, T) and (B, h, w) to (B, T + N - 1, d)."""
         self.check(text, codes)
         image = self.image_embedding(codes.flatten(1)) + self.image_position.weight
         x = torch.cat([self.embed_text(text), image], 1)[:, :-1]
         for layer in self.layers:
             x = layer(x)
-        logits: Tensor = self.image_head(self.final_norm(x[:, self.config.text_length - 1 :]))
+        return x
+
+    def image_logits(self, text: Tensor, codes: Tensor) -> Tensor:
+        """Logits of every image token in one pass: ids (B, T) and codes (B, h, w) to (B, N, K)."""
+        x = self.hidden(text, codes)[:, self.config.text_length - 1 :]
+        logits: Tensor = self.image_head(self.final_norm(x))
         return logits
+
+    def is_text_target(self, text: Tensor) -> Tensor:
+        """All tokens but the first, which is never predicted, and padding: bool (B, T)."""
+        is_target = text != self._padding_id()
+        is_target[:, 0] = False
+        return is_target
+
+    def predicted(self, text: Tensor, codes: Tensor) -> tuple[Predicted, Predicted]:
+        """Every position predicts the next one; the last text position predicts the first code."""
+        x = self.final_norm(self.hidden(text, codes))
+        split, is_target = self.config.text_length - 1, self.is_text_target(text)
+        return (
+            Predicted(x[:, :split][is_target[:, 1:]], self.text_head.weight, None, text[is_target]),
+            Predicted(x[:, split:].flatten(0, 1), self.image_head.weight, None, codes.flatten()),
+        )
+
+    def residual_blocks(self) -> list[ResidualBlock]:
+        """Attention and MLP of every layer, first to last."""
+        return blocks_of(self.layers)
 
     def decoding(self, text: Tensor, num_candidates: int) -> MinDALLEDecoding:
         """Prefills the captions and prepares for sampling."""

@@ -38,10 +38,13 @@ from dalle_zoo.masks import Mask
 from dalle_zoo.models.attention import Attention
 from dalle_zoo.models.config import ImagePriorConfig
 from dalle_zoo.models.decoding import decode_positions, prefill
-from dalle_zoo.models.image_prior import PRIORS, ImagePrior
-from dalle_zoo.models.prior import MLP, Layer
+from dalle_zoo.models.image_prior import PRIORS, ImagePrior, Predicted
+from dalle_zoo.models.losses import reduce_gradient
+from dalle_zoo.models.prior import MLP, Layer, blocks_of
+from dalle_zoo.models.residual import ResidualBlock
 from dalle_zoo.registry import suggest
 from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
+from dalle_zoo.tokenizers.captions import Overlong
 
 # B batch, P prompts, n candidates of each, T text positions, h w code grid, N = h * w image tokens, S positions of the
 # stream, d width, V text vocabulary, K codebook size
@@ -54,6 +57,8 @@ BOS, EOS = 2, 3
 MLP_RATIO = 4
 """Hidden width of the MLP in units of d, fixed in the original."""
 FLOAT16_MAX = 65504.0
+EMBEDDING_GRADIENT = 0.1
+"""Share of their gradient that embeddings are trained with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,13 +147,33 @@ class SandwichLayer(Layer):
         self.mlp = SandwichMLP(width, MLP_RATIO * width)
 
 
+class FramedCaptions(CaptionEncoder):
+    """Encodes captions in lower case to start, ids, end and one padding id per position.
+
+    A truncated caption has no end token.
+    """
+
+    def __call__(self, texts: Sequence[str], seeds: Sequence[int] | None = None) -> Tensor:
+        """Encodes a batch: int64 (B, T)."""
+        for caption in texts:
+            self.tokenizer.check(caption)
+        vocab = self.tokenizer.vocab_size
+        ids = super().__call__([caption.lower().strip() for caption in texts], seeds)
+        end = 1 + (ids < vocab).sum(1, keepdim=True)
+        ids = F.pad(ids, (1, 0), value=BOS)
+        positions = torch.arange(ids.shape[1])
+        return ids.where(positions < end, vocab + positions).where(positions != end, EOS)
+
+
 @PRIORS.register("rudalle")
 class RuDALLE(ImagePrior):
-    """ruDALL-E's transformer, for sampling.
+    """ruDALL-E's transformer.
 
-    In v3 the target at position T - 1 was a text id when the original was trained, so the first code, with which
-    sampling begins, was never trained. Classifier-free guidance works, but it is not known whether the
-    weights were trained with empty captions.
+    In v3 the target at position T - 1 is the first code as a text id, in training as in the original. So the image
+    logits of the first code, with which sampling begins, are never trained. Classifier-free guidance works, but it is
+    not known whether the weights were trained with empty captions.
+
+    Embeddings get a tenth of their gradient, and padding is predicted like other text tokens, both as in the original.
 
     Args:
         config: Architecture.
@@ -181,19 +206,11 @@ class RuDALLE(ImagePrior):
         """Number of caption tokens that fit after the start token."""
         return self.config.text_length - 1
 
-    def encode_captions(self, tokenizer: TextTokenizer, captions: Sequence[str]) -> Tensor:
-        """Encodes captions in lower case to start, ids, end and one padding id per position: int64 (P, T) on the CPU.
-
-        A truncated caption has no end token.
-        """
-        length, vocab = self.config.text_length, self.config.text_vocab
-        for caption in captions:
-            tokenizer.check(caption)
-        ids = CaptionEncoder(tokenizer, self.caption_length)([caption.lower().strip() for caption in captions])
-        end = 1 + (ids < vocab).sum(1, keepdim=True)
-        ids = F.pad(ids, (1, 0), value=BOS)
-        positions = torch.arange(length)
-        return ids.where(positions < end, vocab + positions).where(positions != end, EOS)
+    def caption_encoder(
+        self, tokenizer: TextTokenizer, overlong: Overlong = "truncate", dropout: float = 0.0
+    ) -> FramedCaptions:
+        """Returns the encoder of captions to start, ids, end and padding."""
+        return FramedCaptions(tokenizer, self.caption_length, overlong, dropout)
 
     def null_text(self) -> Tensor:
         """The empty caption: start, end, padding; int64 (T,)."""
@@ -218,7 +235,7 @@ class RuDALLE(ImagePrior):
         """Outputs of the last layer at all S positions of the stream: (B, T) and (B, h, w) to (B, S, d)."""
         self.check(text, codes)
         image = self.image_embedding(codes.flatten(1)) + self.image_positions()
-        x = torch.cat([self.embed_text(text), image], 1)[:, :-1]
+        x = reduce_gradient(torch.cat([self.embed_text(text), image], 1)[:, :-1], EMBEDDING_GRADIENT)
         for layer in self.layers:
             x = layer(x)
         return x
@@ -244,6 +261,21 @@ class RuDALLE(ImagePrior):
     def image_logits(self, text: Tensor, codes: Tensor) -> Tensor:
         """Logits of every image token in one pass: ids (B, T) and codes (B, h, w) to (B, N, K)."""
         return self.image_head(self.hidden(text, codes)[:, -self.config.image_length :])
+
+    def predicted(self, text: Tensor, codes: Tensor) -> tuple[Predicted, Predicted]:
+        """T positions predict text ids and the others codes; in v3 the last of the T predicts a code as a text id."""
+        x = self.head_norm(self.final_norm(self.hidden(text, codes)))
+        length, size = self.config.text_length, self.config.codebook_size
+        tokens = F.pad(torch.cat([text, codes.flatten(1)], 1), (self.config.text_cells, 0))[:, 1:]
+        weight, bias = self.head.weight, self.head.bias
+        return (
+            Predicted(x[:, :length].flatten(0, 1), weight[:-size], bias[:-size], tokens[:, :length].flatten()),
+            Predicted(x[:, length:].flatten(0, 1), weight[-size:], bias[-size:], tokens[:, length:].flatten()),
+        )
+
+    def residual_blocks(self) -> list[ResidualBlock]:
+        """Attention and MLP of every layer, first to last."""
+        return blocks_of(self.layers)
 
     def decoding(self, text: Tensor, num_candidates: int) -> RuDALLEDecoding:
         """Prefills the captions and prepares for sampling."""
