@@ -164,7 +164,7 @@ def make_inputs(root: Path) -> None:
         path = root / f"images/{number:02d}.png"
         Image.fromarray(noise.integers(0, 256, (20, 24, 3), np.uint8)).save(path)
         path.with_suffix(".txt").write_text(f"noise number {number}")
-    vqgan_weights = runpy.run_path(str(ROOT / "tools/fuzz_readers.py"))["vqgan_weights"]
+    vqgan_weights = runpy.run_path(str(ROOT / "tools/fuzz_files.py"))["vqgan_weights"]
     for name in ("external", "external-older"):
         (root / name).mkdir()
         torch.save(vqgan_weights(), root / name / "last.ckpt")
