@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 
 from dalle_zoo.data import CodeDataset
 from dalle_zoo.files import sha256_file
-from dalle_zoo.images import image_rows
 from dalle_zoo.model_folder import WEIGHTS
 from dalle_zoo.models.gradient_scaling import ScaledBranch
+from dalle_zoo.models.initial import shapes_only
 from dalle_zoo.models.prior import Prior, PriorConfig, PriorLoss
 from dalle_zoo.models.tokenizer import ImageTokenizer
 from dalle_zoo.networks import load_image_tokenizer, load_prior
@@ -23,6 +24,7 @@ from dalle_zoo.training.base import STAGES, StageModule, build
 from dalle_zoo.training.data_modules import CaptionedDataModule, CodeDataModule, ImageDataModule
 from dalle_zoo.training.muon import MuonConfig
 from dalle_zoo.training.optimizer import AdamWConfig
+from dalle_zoo.training.samples import Samples
 from dalle_zoo.training.schedules import LearningRate
 from dalle_zoo.training.strategy_hooks import hooks_of
 from dalle_zoo.zoo import find_component
@@ -45,7 +47,7 @@ class PriorModule(StageModule):
         attention: Attention back-end.
         recompute: Whether residual blocks store only their input and are recomputed in the backward pass.
         compile: Whether to compile the branch of each residual block; on the CPU this needs a C++ compiler.
-        num_samples: Number of images in a sample grid.
+        num_samples: Maximum number of captions for which sample images are generated.
         muon: Settings of Muon for the matrices of the residual blocks. Defaults to AdamW for all parameters.
         grow_from: Model, by name or folder, whose prior has a smaller grid of the same codes; training starts from its
             weights, each row and column embedding repeated. Defaults to none.
@@ -55,6 +57,7 @@ class PriorModule(StageModule):
     config_class = PriorConfig
     data_classes = (ImageDataModule, CodeDataModule)
     entries = ("forward", "loss")
+    generates_from_captions = True
     net: Prior
 
     def __init__(
@@ -79,7 +82,7 @@ class PriorModule(StageModule):
         for block in self.net.residual_blocks():
             block.residual.recompute = recompute
             block.residual.compiled = compile
-        self.compiled = compile
+        self.compiled, self.attention = compile, attention
         if grow_from is not None and init_from is not None:
             raise ValueError("grow_from and init_from both give the first weights: set one of the two to null")
         self.start_from(init_from)
@@ -246,18 +249,35 @@ class PriorModule(StageModule):
         self.log_dict(parts, batch_size=size, sync_dist=sync)
 
     @property
+    def missing_for_samples(self) -> str:
+        """Says that images need an image tokenizer."""
+        return "" if self._frozen else "set model.image_tokenizer to the model that encoded the images"
+
+    @property
     def has_sample_images(self) -> bool:
         """Whether there is an image tokenizer, and a process holds the unsharded network."""
         return bool(self._frozen) and not self._sharded
 
+    def network_of(self, weights: Mapping[str, Tensor]) -> Prior:
+        """Builds the unsharded network with given weights."""
+        with shapes_only():
+            net = Prior(self.net.config, self.attention)
+        net.load_state_dict(weights, assign=True)
+        return net
+
     @torch.no_grad()
-    def sample_images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Grid with reconstructions of the batch's images above images generated from its captions."""
-        if not self.has_sample_images:
+    def sample_images(self, batch: dict[str, Any], network: nn.Module | None = None) -> dict[str, Samples]:
+        """Images generated from the captions of a batch, next to reconstructions of its images if it has them."""
+        net = network if isinstance(network, Prior) else self.net
+        if not self._frozen or (net is self.net and self._sharded):
             return {}
         tokenizer = self._frozen[0].to(self.device)
-        count = min(self.num_samples, len(batch["text"]))
-        text, codes = batch["text"][:count], self.codes(batch)[:count]
+        only_captions = "codes" not in batch and "image" not in batch
+        count = len(batch["text"]) if only_captions else min(self.num_samples, len(batch["text"]))
+        text = batch["text"][:count]
         seeds = torch.tensor([[derive_seed(self.seed, "grid", i)] for i in range(count)], device=self.device)
-        sampled = sample_codes(self.net, text, seeds)[:, 0]
-        return {"samples": image_rows(tokenizer.decode(codes), tokenizer.decode(sampled))}
+        sampled = tokenizer.decode(sample_codes(net, text, seeds)[:, 0])
+        captions = batch["caption"][:count] if "caption" in batch else None
+        if only_captions:
+            return {"samples": Samples((sampled,), captions)}
+        return {"samples": Samples((tokenizer.decode(self.codes(batch)[:count]), sampled), captions)}
