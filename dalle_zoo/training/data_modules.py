@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dalle_zoo.data import CaptionedDataset, CodeDataset, Collate, ImageTextDataset, ResumableLoader, open_source
 from dalle_zoo.sampling import derive_seed
-from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer, load_text_tokenizer
-from dalle_zoo.zoo import find_component
+from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
+from dalle_zoo.zoo import open_text_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class TextConfig:
     """How captions are encoded as token ids."""
 
     tokenizer: str
-    """Folder of a text tokenizer, or a model that has one."""
+    """Folder of a text tokenizer, a model that has one, or "byte", which needs no training."""
     length: int = 256
     """Text positions T."""
     bpe_dropout: float = 0.1
@@ -80,7 +80,7 @@ class CaptionedDataModule(LightningDataModule, ABC):
             ValueError: A location is wrong, or the data are too few for a batch on every rank.
         """
         if self.text is not None and self.tokenizer is None:
-            self.tokenizer = load_text_tokenizer(find_component(self.text.tokenizer, "tokenizer"))
+            self.tokenizer = open_text_tokenizer(self.text.tokenizer)
         locations = {"train": self.train if stage in (None, "fit") else None, "val": self.val}
         for split, location in locations.items():
             if location is not None and split not in self.opened:

@@ -34,7 +34,7 @@ class Kind:
     name: str
     """Name of the class in `lightning.pytorch.loggers`."""
     package: str
-    """Package that the class imports."""
+    """Package that the class imports, which need not be installed."""
     defaults: Callable[[Path], Mapping[str, Any]]
     """Arguments for a run folder, unless they are given."""
     id_argument: str | None = None
@@ -43,6 +43,11 @@ class Kind:
     """Attribute that then has the id; reading it may create the run."""
     new_id: Callable[[], str | None] = lambda: None
     """Returns the id of a new run, None if the service chooses it."""
+
+    @property
+    def path(self) -> str:
+        """Path of the class."""
+        return f"lightning.pytorch.loggers.{self.name}"
 
 
 KINDS: Mapping[str, Kind] = {
@@ -91,13 +96,13 @@ def listed(value: Any) -> list[Spec]:
 
 
 def _spec(entry: Any) -> Spec:
-    known = {**{name: kind.name for name, kind in KINDS.items()}, **{kind.name: kind.name for kind in KINDS.values()}}
+    known = {name: kind.path for short, kind in KINDS.items() for name in (short, kind.name)}
     mapping: Any = {"class_path": entry} if isinstance(entry, str) else entry
     if not isinstance(mapping, Mapping) or not isinstance(mapping.get("class_path"), str):
         raise ValueError(f"trainer.logger must name loggers, got {entry!r}: use {', '.join(KINDS)}, or a class path")
     path = mapping["class_path"]
     if path in known:
-        path = f"lightning.pytorch.loggers.{known[path]}"
+        path = known[path]
     elif "." not in path:
         raise ValueError(f"trainer.logger: {suggest('logger', path, KINDS)}. The path of a class works as well")
     return {"class_path": path, "init_args": dict(mapping.get("init_args") or {})}
@@ -146,7 +151,7 @@ def _keyed(specs: Iterable[Spec]) -> list[tuple[str, tuple[str, Kind | None], Sp
     found: list[tuple[str, tuple[str, Kind | None], Spec]] = []
     for spec in specs:
         name = spec["class_path"].rpartition(".")[2]
-        short, kind = next(((s, k) for s, k in KINDS.items() if k.name == name), (name, None))
+        short, kind = next(((s, k) for s, k in KINDS.items() if spec["class_path"] == k.path), (name, None))
         number = sum(key.partition("-")[0] == short for key, _, _ in found)
         found.append((f"{short}-{number + 1}" if number else short, (short, kind), spec))
     return found

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -20,8 +20,7 @@ COLUMNS = 4
 """Titled images next to each other."""
 
 
-@dataclass(frozen=True)
-class Samples:
+class Samples(NamedTuple):
     """Images of a batch, such as originals and what the network made of them."""
 
     rows: tuple[Tensor, ...]
