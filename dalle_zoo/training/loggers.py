@@ -4,7 +4,7 @@
 |---|---|---|---|
 | ``tensorboard`` | `TensorBoardLogger` | ``tensorboard/`` in the run folder | the folder |
 | ``wandb`` | `WandbLogger` | ``wandb/`` in the run folder, offline | the run with the recorded id |
-| ``mlflow`` | `MLFlowLogger` | ``mlruns/`` in the run folder | the run with the recorded id |
+| ``mlflow`` | `MLFlowLogger` | ``mlflow.db`` and ``mlruns/`` in the run folder | the run with the recorded id |
 """
 
 from __future__ import annotations
@@ -59,7 +59,13 @@ KINDS: Mapping[str, Kind] = {
     "wandb": Kind(
         name="WandbLogger",
         package="wandb",
-        defaults=lambda run: {"save_dir": str(run), "project": PROJECT, "name": run.name, "offline": True},
+        defaults=lambda run: {
+            "save_dir": str(run),
+            "project": PROJECT,
+            "name": run.name,
+            "offline": True,
+            "resume": "allow",
+        },
         id_argument="id",
         id_attribute="version",
         new_id=lambda: uuid.uuid4().hex[:8],
@@ -68,7 +74,8 @@ KINDS: Mapping[str, Kind] = {
         name="MLFlowLogger",
         package="mlflow",
         defaults=lambda run: {
-            "tracking_uri": f"file:{run.absolute() / 'mlruns'}",
+            "tracking_uri": f"sqlite:///{run.absolute() / 'mlflow.db'}",
+            "artifact_location": f"file:{run.absolute() / 'mlruns'}",
             "experiment_name": PROJECT,
             "run_name": run.name,
         },

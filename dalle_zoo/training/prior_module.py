@@ -36,13 +36,13 @@ class PriorModule(StageModule):
 
     Args:
         config: Architecture.
-        image_tokenizer: Folder or name of a model whose image tokenizer encodes images and generates sample grids.
-            May be omitted when training from code shards; no sample grids are generated then.
+        image_tokenizer: Folder or name of a model whose image tokenizer encodes images and decodes sample images.
+            May be omitted when training from code shards; no sample images are generated then.
         caption_dropout: Share of captions replaced by the empty caption, for classifier-free guidance. Defaults to 0,
             as in the paper.
         adamw: Optimizer settings.
         learning_rate: Learning-rate schedule.
-        seed: Seed of the dropped captions and of the sample grids.
+        seed: Seed of the dropped captions and of the sample images.
         init_from: Name or folder of a model whose weights training starts from. Defaults to fresh weights.
         attention: Attention back-end.
         recompute: Whether residual blocks store only their input and are recomputed in the backward pass.

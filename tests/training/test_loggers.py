@@ -41,7 +41,8 @@ def test_what_is_given_wins_over_defaults(tmp_path: Path, monkeypatch: pytest.Mo
     entry = {"class_path": "wandb", "init_args": {"offline": False, "project": "mine"}}
     first, second, external = completed(listed([entry, "wandb", "their.Logger"]), tmp_path, {"wandb": "old"})
     assert first["init_args"] == {
-        "save_dir": str(tmp_path), "project": "mine", "name": tmp_path.name, "offline": False, "id": "old",
+        "save_dir": str(tmp_path), "project": "mine", "name": tmp_path.name, "offline": False, "resume": "allow",
+        "id": "old",
     }  # fmt: skip
     assert second["init_args"]["offline"] is True
     assert second["init_args"]["id"] != "old", "a second logger of a kind has a run of its own"

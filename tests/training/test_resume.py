@@ -275,14 +275,25 @@ class FakeService(Logger):
 
 class FakeWandb(FakeService):
     def __init__(
-        self, name: str = "", save_dir: str = ".", project: str = "", offline: bool = False, id: str | None = None
+        self,
+        name: str = "",
+        save_dir: str = ".",
+        project: str = "",
+        offline: bool = False,
+        resume: str | None = None,
+        id: str | None = None,
     ) -> None:
-        super().__init__(name=name, save_dir=save_dir, project=project, offline=offline, id=id)
+        super().__init__(name=name, save_dir=save_dir, project=project, offline=offline, resume=resume, id=id)
 
 
 class FakeMLflow(FakeService):
     def __init__(
-        self, experiment_name: str = "", run_name: str = "", tracking_uri: str = "", run_id: str | None = None
+        self,
+        experiment_name: str = "",
+        run_name: str = "",
+        tracking_uri: str = "",
+        artifact_location: str = "",
+        run_id: str | None = None,
     ) -> None:
         super().__init__(tracking_uri=tracking_uri, run_name=run_name, run_id=run_id)
 
@@ -321,8 +332,9 @@ def test_a_killed_run_continues_its_remote_runs_with_the_same_bits(
             f"reconstructions {step}" for step in (2, 4, 6)
         ]
     assert [made.get("id") for made in FakeService.made[::2]] == [ids["wandb"]] * 2
-    assert all(made["offline"] and made["save_dir"] == str(run) for made in FakeService.made[::2])
-    assert all(made["tracking_uri"] == f"file:{run}/mlruns" for made in FakeService.made[1::2])
+    for wandb, mlflow in zip(FakeService.made[::2], FakeService.made[1::2], strict=True):
+        assert (wandb["offline"], wandb["save_dir"], wandb["resume"]) == (True, str(run), "allow")
+        assert mlflow["tracking_uri"] == f"sqlite:///{run}/mlflow.db"
     config = read_run(run)
     assert config is not None
     assert [entry["init_args"] for entry in config["trainer"]["logger"]] == [{}, {}], "folders and ids are this run's"
