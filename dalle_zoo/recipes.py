@@ -264,7 +264,11 @@ def resolve_shares(keys: Keys, length: int | None = None) -> dict[str, Any]:
         {'every': 50}
     """
     length = value_at(keys, "trainer.max_steps") if length is None else length
-    return {key: _in_steps(value, key, STEPS, length) for key, value in keys.items()}
+    resolved = {key: _in_steps(value, key, STEPS, length) for key, value in keys.items()}
+    passes = value_at(keys, "trainer.accumulate_grad_batches")
+    if isinstance(value_at(keys, "trainer.val_check_interval"), str) and isinstance(passes, int):
+        resolved["trainer"]["val_check_interval"] *= passes  # Lightning counts batches there
+    return resolved
 
 
 def _in_steps(value: Any, path: str, names: frozenset[str], length: Any) -> Any:

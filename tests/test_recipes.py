@@ -305,6 +305,8 @@ def test_shares_are_steps_of_the_run() -> None:
     assert keys["data"]["init_args"]["train"] == "50%", "no number of steps"
     assert keys["samples"]["prompts"] == ["50%"]
     assert resolve([recipe], length=100)["trainer"]["val_check_interval"] == 10
+    accumulated = resolve([recipe], [("trainer.accumulate_grad_batches", "3")])
+    assert accumulated["trainer"]["val_check_interval"] == 3 * 40, "which Lightning counts in batches"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import inspect
 import typing
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,6 @@ from lightning.pytorch import Trainer
 
 from dalle_zoo.cli.fit import check_keys, key_checker
 from dalle_zoo.cli.keys import dataclass_in
-from dalle_zoo.cli.train import recipe_parser
 from dalle_zoo.recipes import Keys, Override, resolve, value_at
 from dalle_zoo.training.callbacks import ImageLogger
 from dalle_zoo.training.saving import Checkpoint
@@ -92,24 +90,26 @@ def _origin(hint: Any) -> Any:
     return typing.get_origin(hint) or hint
 
 
-def print_keys(subcommand: str, files: Mapping[Path, Keys], overrides: list[Override]) -> None:
+def print_keys(
+    page: argparse.ArgumentParser, subcommand: str, files: Mapping[Path, Keys], overrides: list[Override]
+) -> None:
     """Prints the keys of a recipe: first those of model and data, last those of Lightning's trainer.
 
     Args:
+        page: Parser of the command's options, which are printed first.
         subcommand: "fit", "validate", "test" or "predict".
         files: Recipe and parts, path to content.
         overrides: Keys of the command line.
     """
     check_keys(subcommand, files, overrides)
     recipe = resolve(files.values(), overrides)
-    page = recipe_parser(subcommand)
     page.epilog = (
         "A number of steps can be a share of trainer.max_steps, such as 2%. All keys with their values: "
         f"dalle-zoo {subcommand} RECIPE --print_config"
     )
     for part in ("model", "data"):
         path = str(value_at(recipe, f"{part}.class_path"))
-        cls = key_checker(subcommand).classes[part].get(path) or _imported(path)
+        cls = key_checker(subcommand).classes[part].get(path)
         _add_section(page, f"{part}: {path}", part, cls, value_at(recipe, f"{part}.init_args") or {})
     for name, cls in SECTIONS.items():
         _add_section(page, name, name, cls, recipe.get(name) or {})
@@ -117,18 +117,10 @@ def print_keys(subcommand: str, files: Mapping[Path, Keys], overrides: list[Over
     page.print_help()
 
 
-def _imported(path: str) -> type | None:
-    module, _, name = path.rpartition(".")
-    found = getattr(importlib.import_module(module), name, None) if module else None
-    return found if isinstance(found, type) else None
-
-
 def _add_section(page: argparse.ArgumentParser, title: str, prefix: str, cls: type | None, given: Keys) -> None:
-    if cls is None:
-        return
-    summary = (inspect.getdoc(cls) or "").partition("\n")[0]
-    group = page.add_argument_group(title, summary.replace("%", "%%"))
-    for key in keys_of(cls):
+    summary = (inspect.getdoc(cls) or "").partition("\n")[0] if cls else "a class of another distribution"
+    group = page.add_argument_group(title, summary)
+    for key in keys_of(cls) if cls else ():
         value = value_at(given, key.name)
         notes = [] if value is None or isinstance(value, Mapping) else [f"{value} in the recipe"]
         if key.default is not NO_DEFAULT and not dataclasses.is_dataclass(key.default):

@@ -75,7 +75,7 @@ def run_command(subcommand: str, arguments: list[str]) -> None:
     if "-h" in overrides or "--help" in overrides:
         from dalle_zoo.cli.key_help import print_keys
 
-        print_keys(subcommand, files, split_arguments(overrides, reserved=("-h", "--help"))[0])
+        print_keys(parser, subcommand, files, split_arguments(overrides, reserved=("-h", "--help"))[0])
         return
     run_recipe(subcommand, known.run or Path("runs") / name, getattr(known, "overwrite", False), files, overrides)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from dalle_zoo.images import save_png
@@ -73,7 +74,7 @@ class ImageLogger(Callback):
         if self.ranker is not None:
             find_component(self.ranker, "ranker")
         if module.missing_for_samples:
-            log.warning("the run generates no sample images: %s", module.missing_for_samples)
+            rank_zero_only(log.warning)("the run generates no sample images: %s", module.missing_for_samples)
 
     # ------------------------------------------------------------ when
 
@@ -135,7 +136,8 @@ class ImageLogger(Callback):
         device = trainer.strategy.root_device
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
         if not trainer.strategy.broadcast(size < 0.9 * free):
-            log.warning("no sample images: the unsharded network takes %.3g GB, which the device lacks", size / 1e9)
+            warn = rank_zero_only(log.warning)
+            warn("no sample images: the unsharded network takes %.3g GB, which the device lacks", size / 1e9)
             return None
         weights = hooks.unsharded_weights("net.")
         assert weights is not None, "a strategy that shards gathers"

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 from dalle_zoo.training.loggers import KINDS, completed, listed, log_image
@@ -70,3 +71,15 @@ def test_images_reach_every_kind_of_logger() -> None:
     ):
         log_image(logger, "samples", image, 7)  # type: ignore[arg-type]
     assert sent == [("samples", (4, 2), 7), ("samples", (2, 4, 3), 7), ("r", "samples", 7)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorboard itself
+def test_tensorboard_of_two_starts_is_one_folder(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="of the extra tensorboard")
+    (spec,) = completed(listed("tensorboard"), tmp_path, {})
+    for step in (1, 2):
+        logger = TensorBoardLogger(**spec["init_args"])
+        logger.log_metrics({"loss": 0.5}, step)
+        logger.finalize("success")
+    files = [path.name for path in (tmp_path / "tensorboard").iterdir()]
+    assert len([name for name in files if name.startswith("events.")]) == 2
