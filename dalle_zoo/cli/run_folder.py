@@ -65,7 +65,9 @@ def check_same_recipe(run: Path, recipe: Mapping[str, Any], overwrite: bool) -> 
         return
     old = read_run(run)
     if old is None:
-        raise UserError(f"{run} exists and is not a run (it has no valid {CONFIG}): use --run FOLDER for another folder")
+        raise UserError(
+            f"{run} exists and is not a run (it has no valid {CONFIG}): use --run FOLDER for another folder"
+        )
     if overwrite or not has_begun(run):
         return  # a run that ended before its first step, such as one with too little data, has nothing to lose
     changes = {line.partition(":")[0]: line for line in differences(old, recipe)}
