@@ -20,7 +20,7 @@ from dalle_zoo.cli.fit import ZooCLI
 from dalle_zoo.cli.main import main
 from dalle_zoo.cli.runs import read_curves
 from dalle_zoo.plots import CURVES, read_rows
-from dalle_zoo.training.integrity import newest_checkpoint
+from dalle_zoo.training.integrity import list_checkpoints
 
 ROOT = Path(__file__).parents[2]
 STEPS, EVERY = 13, 3
@@ -246,13 +246,11 @@ def test_kills_happen_at_intended_steps(runs: dict[str, Run]) -> None:
 
 def test_partial_checkpoint_is_never_used_and_removed(runs: dict[str, Run], tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    assert newest_checkpoint(tmp_path) is None
+    assert list_checkpoints(tmp_path / "checkpoints") == []
     (tmp_path / "checkpoints" / ".00000009.ckpt.writing").mkdir()
     for name in (".00000009.ckpt.writing/0123", "00000006.ckpt", "00000003.ckpt"):
         (tmp_path / "checkpoints" / name).write_bytes(b"")
-    newest = newest_checkpoint(tmp_path)
-    assert newest is not None
-    assert newest.name == "00000006.ckpt"
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["00000003.ckpt", "00000006.ckpt"]
     # The newest two are kept, and the half one was written anew before it was removed in its turn.
     for run in runs.values():
         for folder in (run.alone, run.killed):
