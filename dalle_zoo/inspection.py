@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -112,6 +113,20 @@ def describe_environment(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
         ],
         "mps": torch.backends.mps.is_available(),
     }
+
+
+def code_version() -> str:
+    """Returns the version of this package, with the commit in a checkout."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return __version__
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    try:
+        described = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return __version__
+    commit = described.stdout.strip()
+    return f"{__version__}+{commit}" if commit else __version__
 
 
 def _version(distribution: str) -> str | None:

@@ -21,6 +21,13 @@ Override = tuple[str, str | None]
 CLASSES = ("model", "data")
 """Keys whose values name a class: ``class_path``, and its arguments in ``init_args``."""
 
+STEPS = frozenset(
+    {"steps", "warmup_steps", "decay_steps", "quantized_steps", "plateau_window", "every", "val_check_interval"}
+)
+"""Names of keys that are numbers of steps, so that they can be given as a share of the run."""
+STEPS_OF_CALLBACKS = STEPS | {"start"}
+"""The same below ``callbacks``; elsewhere ``start`` is the first value of a schedule."""
+
 _PACKAGE = Path(__file__).parent
 _ROOTS = (_PACKAGE / "_recipes", _PACKAGE.parent / "recipes")
 """A wheel has the recipes inside the package, a checkout next to it."""
@@ -209,19 +216,20 @@ def merge(below: Keys, above: Keys) -> dict[str, Any]:
     return merged
 
 
-def resolve(files: Iterable[Keys], overrides: Iterable[Override] = ()) -> dict[str, Any]:
+def resolve(files: Iterable[Keys], overrides: Iterable[Override] = (), length: int | None = None) -> dict[str, Any]:
     """Merges a recipe, its parts, keys of the command line and the common seed, the only place that does.
 
     Args:
         files: Contents of the recipe and its parts; later ones win.
         overrides: Keys of the command line and their values, which win over files.
+        length: Steps that shares of the run refer to, see `resolve_shares`. Defaults to ``trainer.max_steps``.
 
     Returns:
         All keys that are stated. ``seed_everything``, if it is a number, becomes the seed of the model and of the
         data, unless they state one or are external classes, which need not have one.
 
     Raises:
-        ValueError: A key of the command line has no value.
+        ValueError: A key of the command line has no value, or a share of the run is not one.
     """
     keys: dict[str, Any] = {}
     for content in files:
@@ -235,7 +243,49 @@ def resolve(files: Iterable[Keys], overrides: Iterable[Override] = ()) -> dict[s
         chosen = keys.get(part)
         if isinstance(chosen, Mapping) and "." not in str(chosen.get("class_path", ".")):
             keys = merge({part: {"class_path": chosen["class_path"], "init_args": {"seed": seed}}}, keys)
-    return keys
+    return resolve_shares(keys, length)
+
+
+_SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%")
+
+
+def resolve_shares(keys: Keys, length: int | None = None) -> dict[str, Any]:
+    """Replaces shares of the run, such as ``warmup_steps: 2%``, by numbers of steps, at least 1.
+
+    Args:
+        keys: Keys of a recipe.
+        length: Steps that the shares refer to. Defaults to ``trainer.max_steps``.
+
+    Raises:
+        ValueError: A share is above 100 %, or the recipe has no length that it could refer to.
+
+    Example:
+        >>> resolve_shares({"trainer": {"max_steps": 500}, "checkpoint": {"every": "10%"}})["checkpoint"]
+        {'every': 50}
+    """
+    length = value_at(keys, "trainer.max_steps") if length is None else length
+    resolved = {key: _in_steps(value, key, STEPS, length) for key, value in keys.items()}
+    passes = value_at(keys, "trainer.accumulate_grad_batches")
+    if isinstance(value_at(keys, "trainer.val_check_interval"), str) and isinstance(passes, int):
+        resolved["trainer"]["val_check_interval"] *= passes  # Lightning counts batches there
+    return resolved
+
+
+def _in_steps(value: Any, path: str, names: frozenset[str], length: Any) -> Any:
+    """Returns a value without shares; `names` are the keys that may have one."""
+    if isinstance(value, Mapping):
+        below = {key: STEPS_OF_CALLBACKS if key == "callbacks" else names for key in value}
+        return {key: _in_steps(item, f"{path}.{key}", below[key], length) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_in_steps(item, path, names, length) for item in value]
+    share = _SHARE.fullmatch(value) if isinstance(value, str) and path.rpartition(".")[2] in names else None
+    if share is None:
+        return value
+    if float(share[1]) > 100:
+        raise ValueError(f"{path} is {value} of the run: expected at most 100%")
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        raise ValueError(f"{path} {value} is a share of trainer.max_steps, which is {length}: set it, or give steps")
+    return max(1, round(length * float(share[1]) / 100))
 
 
 def value_at(keys: Keys, path: str) -> Any:

@@ -20,7 +20,7 @@ MOST_LINES = 3
 _SIZE, _MARGIN = 13, 4
 
 
-def caption_sheet(images: Tensor, captions: list[str], columns: int, scale: int = 2) -> Image.Image:
+def caption_sheet(images: Tensor, captions: list[str], columns: int, scale: int = 2, across: int = 1) -> Image.Image:
     """Renders the images of several captions in one image, with each caption above its images.
 
     Args:
@@ -29,17 +29,21 @@ def caption_sheet(images: Tensor, captions: list[str], columns: int, scale: int 
             three lines.
         columns: Maximum number of images per row.
         scale: Factor by which images are enlarged, in both directions. Defaults to 2.
+        across: Captions next to each other. Defaults to 1.
     """
     each = len(images) // len(captions)
     blocks = [
         _block(make_grid(images[index * each : (index + 1) * each], min(columns, each)), caption, scale)
         for index, caption in enumerate(captions)
     ]
-    sheet = Image.new("RGB", (max(b.width for b in blocks), sum(b.height for b in blocks)), "white")
-    top = 0
-    for block in blocks:
-        sheet.paste(block, (0, top))
-        top += block.height
+    lines = [blocks[first : first + across] for first in range(0, len(blocks), across)]
+    heights, width = [max(block.height for block in line) for line in lines], max(b.width for b in blocks)
+    sheet = Image.new("RGB", (width * max(map(len, lines)), sum(heights)), "white")
+    bottom = 0
+    for line, height in zip(lines, heights, strict=True):
+        bottom += height
+        for number, block in enumerate(line):
+            sheet.paste(block, (number * width, bottom - block.height))
     return sheet
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dalle_zoo import hub
 from dalle_zoo.files import read_json, try_read_json
@@ -16,6 +17,9 @@ from dalle_zoo.paths import user_path
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo.values import check_type
 from dalle_zoo.workspaces import recover
+
+if TYPE_CHECKING:
+    from dalle_zoo.tokenizers import TextTokenizer
 
 BUNDLED = Path(__file__).parent / "_models"
 
@@ -193,6 +197,19 @@ def model_component(location: str | Path | None, component: str) -> Path | None:
     except UnknownNameError:
         return None
     return folder if folder.name == component else None  # a component of another kind is returned as it is
+
+
+def open_text_tokenizer(location: str | Path) -> TextTokenizer:
+    """Opens the text tokenizer of a model or in a folder, or builds one of a kind that needs no training.
+
+    Args:
+        location: As for `find_component`, or the name of such a kind, ``byte``, which wins over a folder: write
+            ``./byte`` for that.
+    """
+    from dalle_zoo.tokenizers import fresh_text_tokenizer, load_text_tokenizer
+
+    fresh = fresh_text_tokenizer(location) if isinstance(location, str) else None
+    return fresh or load_text_tokenizer(find_component(location, "tokenizer"))
 
 
 def _download_component(location: object, component: str, access: Access) -> Path | None:

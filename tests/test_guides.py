@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle_zoo.cli.fit import EXTENDABLE, SHARED, check_keys
+from dalle_zoo.cli.fit import check_keys
 from dalle_zoo.cli.main import COMMANDS, main
+from dalle_zoo.cli.run_folder import EXTENDABLE, SHARED, SHOWING
 from dalle_zoo.cli.train import recipe_parser
 from dalle_zoo.recipes import find_part, find_recipe, read_recipe, split_arguments
 
@@ -28,7 +29,7 @@ SCALING, CAPTIONS = (
 )
 PAGES = pytest.mark.parametrize("page", [SCALING, CAPTIONS], ids=["scaling", "conceptual-captions"])
 SIZES = ["cc-30m", "cc-300m", "cc-1.2b", "paper-2.8b", "paper-5.6b", "paper-12b"]
-UNSAID = {"trainer.default_root_dir", "watch"}
+UNSAID = {"trainer.default_root_dir", "images"}
 """Keys that may change when a run is resumed and that the page need not mention."""
 PARTS = ["8x16gb", "8x80gb", "64x80gb", "1024x16gb"]
 
@@ -136,7 +137,7 @@ def test_the_constants_that_are_named() -> None:
     assert f"seconds in which nobody advances ({RankWatch().timeout:.0f})" in text
     assert f"{default_pg_timeout.total_seconds() / 60:.0f} minutes in Lightning" in text
     changeable = text.partition("These keys may change on resume:")[2].partition("| all else |")[0]
-    for key in [*EXTENDABLE, SHARED]:
+    for key in [*EXTENDABLE, *SHOWING, SHARED]:
         assert f"{key.replace('init_args.', '').removeprefix('trainer.')}`" in changeable or key in UNSAID, key
     parameters = PriorConfig().count_parameters()
     state = 16 * sum(parameters.values()) / 1e9

@@ -277,3 +277,65 @@ def test_arguments_follow_the_class_that_was_appended() -> None:
     given = [("trainer.callbacks+", "EarlyStopping"), ("trainer.callbacks.monitor", "val/loss")]
     early = {"class_path": "EarlyStopping", "init_args": {"monitor": "val/loss"}}
     assert resolve([{"trainer": {}}], given) == {"trainer": {"callbacks": [early]}}
+
+
+# ------------------------------------------------------------ shares of a run
+
+
+def test_shares_are_steps_of_the_run() -> None:
+    recipe = {
+        "model": {
+            "init_args": {"learning_rate": {"warmup_steps": "2%", "decay_steps": "97.5 %"}, "warm_start": {"steps": 7}}
+        },
+        "data": {"init_args": {"train": "50%"}},
+        "trainer": {
+            "max_steps": 400,
+            "val_check_interval": "10%",
+            "callbacks": [{"class_path": "WeightEMA", "init_args": {"start": "50.25%", "every": "0.01%"}}],
+        },
+        "samples": {"prompts": ["50%"]},
+    }
+    keys = resolve([recipe], [("checkpoint.every", "100%")])
+    assert keys["model"]["init_args"] == {
+        "learning_rate": {"warmup_steps": 8, "decay_steps": 390}, "warm_start": {"steps": 7},
+    }  # fmt: skip
+    assert keys["trainer"]["val_check_interval"] == 40
+    assert keys["trainer"]["callbacks"][0]["init_args"] == {"start": 201, "every": 1}, "at least one step"
+    assert keys["checkpoint"]["every"] == 400
+    assert keys["data"]["init_args"]["train"] == "50%", "no number of steps"
+    assert keys["samples"]["prompts"] == ["50%"]
+    assert resolve([recipe], length=100)["trainer"]["val_check_interval"] == 10
+    accumulated = resolve([recipe], [("trainer.accumulate_grad_batches", "3")])
+    assert accumulated["trainer"]["val_check_interval"] == 3 * 40, "which Lightning counts in batches"
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        (
+            {"max_steps": 10, "val_check_interval": "101%"},
+            "trainer.val_check_interval is 101% of the run: expected",
+        ),
+        ({"val_check_interval": "5%"}, "is a share of trainer.max_steps, which is None: set it"),
+        ({"max_steps": -1, "val_check_interval": "5%"}, "is a share of trainer.max_steps, which is -1: set it"),
+    ],
+)
+def test_shares_of_nothing_are_refused(trainer: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resolve([{"trainer": trainer}])
+
+
+def test_schedules_of_recipes_follow_the_length_of_the_run() -> None:
+    for name in ("dvae/emoji64", "prior/cc-300m", "ranker/emoji64"):
+        recipe = read_recipe(find_recipe(name))
+        own, longer = (
+            resolve([recipe], [("trainer.max_steps", str(n * recipe["trainer"]["max_steps"]))]) for n in (1, 2)
+        )
+        rates = [keys["model"]["init_args"]["learning_rate"] for keys in (own, longer)]
+        for key in ("warmup_steps", "decay_steps"):
+            assert rates[1][key] == pytest.approx(2 * rates[0][key], abs=1), name
+    # The bundled weights were trained with these numbers.
+    keys = resolve([read_recipe(find_recipe("dvae/emoji64"))])
+    assert keys["model"]["init_args"]["warm_start"]["steps"] == 5000
+    assert keys["model"]["init_args"]["learning_rate"]["decay_steps"] == 4900
+    assert keys["trainer"]["callbacks"][0]["init_args"]["start"] == 5001

@@ -4,8 +4,8 @@ A run is a folder, ``runs/<recipe>`` unless ``--run`` names another:
 
 ```
 config.yaml    the resolved recipe          checkpoints/   resumable checkpoints
-metrics/       CSV curves                   images/        reconstructions or samples
-model/<stage>/ weights and config.json, written when the run ends
+run.json       versions, hardware, data     images/        reconstructions or samples
+metrics/       CSV curves                   model/<stage>/ weights and config.json, written when the run ends
 ```
 The same command resumes an interrupted run from its newest checkpoint, with the same result.
 """
@@ -34,21 +34,27 @@ from dalle_zoo.claims import CLAIM, Claims
 from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.keys import OPTIONS, RESERVED, TOP_KEYS, KeyChecker, fields_of
 from dalle_zoo.cli.parser_errors import explain
+from dalle_zoo.cli.run_folder import CONFIG, check_same_recipe, describe_start, read_record, write_record
 from dalle_zoo.cli.trainer_options import check_trainer
 from dalle_zoo.files import atomic_write, new_folder
-from dalle_zoo.plain_data import PlainDataError, yaml_value
-from dalle_zoo.recipes import Keys, Override, override, resolve, split_arguments
+from dalle_zoo.planning.recipe import read_setup
+from dalle_zoo.planning.setup import Setup
+from dalle_zoo.recipes import Keys, Override, merge, override, resolve, split_arguments, value_at
 from dalle_zoo.training import STAGES, StageModule
 from dalle_zoo.training.averaging import WeightEMA
 from dalle_zoo.training.base import deferred_weights
-from dalle_zoo.training.callbacks import ImageLogger, default_loggers, quieter
+from dalle_zoo.training.callbacks import ImageLogger
 from dalle_zoo.training.checkpoints import AtomicCheckpointIO
+from dalle_zoo.training.curves import CurveLogger
 from dalle_zoo.training.finite import FiniteGuard, check_weights
 from dalle_zoo.training.integrity import check_intact, newest_intact
 from dalle_zoo.training.launcher import tied_to_launcher
+from dalle_zoo.training.loggers import Spec, completed, ids_of, listed
+from dalle_zoo.training.progress import quieter
 from dalle_zoo.training.saving import Checkpoint
 from dalle_zoo.training.strategies import defers_weights
 from dalle_zoo.training.strategy_hooks import hooks_of
+from dalle_zoo.training.telemetry import Telemetry
 from dalle_zoo.training.trainer import ZooTrainer
 from dalle_zoo.training.watch import RankWatch
 from dalle_zoo.workspaces import claimed_folder, new_path, place_folder, recover, workspace
@@ -56,16 +62,6 @@ from dalle_zoo.workspaces import claimed_folder, new_path, place_folder, recover
 log = logging.getLogger(__name__)
 
 COMMANDS = ("fit", "validate", "test", "predict")
-
-EXTENDABLE = {
-    "trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "trainer.default_root_dir", "trainer.accelerator",
-    "trainer.strategy", "trainer.devices", "trainer.num_nodes", "model.init_args.recompute", "watch", "watch.timeout",
-}  # fmt: skip
-"""Keys that may change when a run is resumed: its length, its folder, and how it uses processes and memory."""
-SHARED = "data.init_args.batch_size"
-"""Key that may change with the number of processes, so that the batch over all of them can stay the same."""
-
-CONFIG = "config.yaml"
 
 
 class ZooCLI(LightningCLI):
@@ -76,10 +72,13 @@ class ZooCLI(LightningCLI):
         overwrite: Whether to replace an existing run.
         claims: Receives the claim on the run folder, for as long as the run lasts.
         args: Command line for LightningCLI, subcommand first.
+        loggers: Loggers as the recipe names them, from `loggers.listed`. Defaults to none.
     """
 
-    def __init__(self, run: Path, overwrite: bool, claims: ExitStack, args: ArgsType) -> None:
-        self.run, self.overwrite, self.claims = run, overwrite, claims
+    def __init__(
+        self, run: Path, overwrite: bool, claims: ExitStack, args: ArgsType, loggers: Sequence[Spec] = ()
+    ) -> None:
+        self.run, self.overwrite, self.claims, self.loggers = run, overwrite, claims, list(loggers)
         super().__init__(
             StageModule,
             None,
@@ -97,7 +96,8 @@ class ZooCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the callbacks of every run, so that recipes and the command line can set their options."""
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
-        parser.add_lightning_class_args(ImageLogger, "images")
+        parser.add_lightning_class_args(ImageLogger, "samples")
+        parser.add_lightning_class_args(Telemetry, "telemetry")
         parser.add_lightning_class_args(RankWatch, "watch")
 
     def resolved(self) -> str:
@@ -105,8 +105,9 @@ class ZooCLI(LightningCLI):
         config = self.config[self.subcommand].clone()
         for name in ("config", "ckpt_path", "verbose", "weights_only", "return_predictions"):
             config.pop(name, None)
+        config.trainer.logger = self.loggers or None  # without folders and ids, which belong to this run
         parser = self._parser(self.subcommand)
-        return str(parser.dump(config, skip_none=False, skip_validation=True))
+        return str(parser.dump(config, skip_unset=False, skip_validation=True))
 
     def before_instantiate_classes(self) -> None:
         """Rejects options that cannot work, and a folder that is not this run's, before building anything."""
@@ -115,27 +116,8 @@ class ZooCLI(LightningCLI):
             raise UserError(f"ckpt_path {state!r} does not exist: expected a file in checkpoints/ of a run")
         check_trainer(self.config[self.subcommand].trainer)
         self._check_memory()
-        if self.subcommand != "fit" or not self.run.exists():
-            return
-        if not self.run.is_dir():
-            raise UserError(f"{self.run} is a file: use --run FOLDER for another folder")
-        if all(path.name.startswith(".") for path in self.run.iterdir()):  # killed right after its start
-            return
-        old = read_run(self.run)
-        if old is None:
-            raise UserError(
-                f"{self.run} exists and is not a run (it has no valid {CONFIG}): use --run FOLDER for another folder"
-            )
-        if self.overwrite or [path.name for path in self.run.iterdir() if path.name[0] != "."] == [CONFIG]:
-            return  # a run that ended before its first step, such as one with too little data, has nothing to lose
-        changes = {line.partition(":")[0]: line for line in differences(old, yaml.safe_load(self.resolved()))}
-        spread = {"trainer.devices", "trainer.num_nodes"} & changes.keys()
-        changed = [c for key, c in changes.items() if key not in EXTENDABLE and not (spread and key == SHARED)]
-        if changed:
-            raise UserError(
-                f"{self.run} holds a run of another recipe:\n  " + "\n  ".join(changed[:10]) + "\n"
-                "Use --run FOLDER for a new run, or --overwrite to replace the old one."
-            )
+        if self.subcommand == "fit":
+            check_same_recipe(self.run, yaml.safe_load(self.resolved()), self.overwrite)
 
     def _check_memory(self) -> None:
         """Rejects a network that does not fit into this machine's memory, before its weights are allocated."""
@@ -183,6 +165,9 @@ class ZooCLI(LightningCLI):
         if self.subcommand == "fit":
             if self.trainer.max_steps > 0:
                 self.model.check_length(self.trainer.max_steps)
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, ImageLogger):
+                    callback.check(self.model, self.datamodule)
         elif getattr(self.datamodule, "val", "") is None:
             raise UserError(f"{self.subcommand} needs validation data, and the recipe has none: set data.val")
 
@@ -196,6 +181,19 @@ class ZooCLI(LightningCLI):
                 self._replace_run()
         self.claims.enter_context(claimed_folder(self.run))
         self._write_config(self.run)
+        self._write_record()
+
+    def _write_record(self) -> None:
+        """Records this start, with the ids of remote runs, which a resumed run continues."""
+        record, chosen = read_record(self.run), self.trainer.loggers[1:]
+        if not record:
+            steps = self.trainer.max_steps
+            record = {"length": steps if steps > 0 else None}
+            for logger in chosen:
+                logger.log_hyperparams(yaml.safe_load(self.resolved()))
+        record["loggers"] = {**record.get("loggers", {}), **ids_of(self.loggers, chosen)}
+        found = self.model.collect_fingerprints(self.datamodule)
+        write_record(self.run, record, describe_start(found, self.trainer.world_size))
 
     def _replace_run(self) -> None:
         """Exchanges an earlier run for one that has only its recipe yet."""
@@ -212,19 +210,22 @@ class ZooCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Directs checkpoints, curves and images to the run folder."""
-        loggers = default_loggers(self.run) if self.subcommand == "fit" else False
+        fits = self.subcommand == "fit"
+        loggers = [CurveLogger(self.run), *(self.config_init[self.subcommand].trainer.logger or [])] if fits else False
         chosen = list(self.config_init[self.subcommand].trainer.callbacks or [])  # a list that Lightning extends
         trainer = super().instantiate_trainer(logger=loggers, **kwargs)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [
             FiniteGuard(),
-            *(callback if callback in chosen else quieter(callback) for callback in callbacks),
+            *(callback if callback in chosen else quieter(callback, fits) for callback in callbacks),
         ]
         for callback in callbacks:
             if isinstance(callback, Checkpoint):
                 callback.folder = self.run / "checkpoints"
             if isinstance(callback, ImageLogger):
                 callback.folder = self.run / "images"
+            if isinstance(callback, Telemetry):
+                callback.planned = planned(yaml.safe_load(self.resolved()))
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
@@ -269,25 +270,12 @@ def machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def read_run(run: Path) -> dict[str, Any] | None:
-    """Returns the resolved recipe of a run folder; None if the folder is no run."""
-    path = run / CONFIG
+def planned(recipe: Mapping[str, Any]) -> Setup | None:
+    """Returns how a resolved recipe trains; None if `dalle-zoo plan` does not know its strategy or its values."""
     try:
-        config = yaml_value(path.read_text(encoding="utf-8"), aliases=True)
-    except (OSError, UnicodeDecodeError, PlainDataError):
+        return read_setup(recipe)
+    except ValueError:
         return None
-    ours = isinstance(config, dict) and {"model", "data", "trainer", "checkpoint"} <= config.keys()
-    return config if ours else None
-
-
-def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """Returns a line "key: old value → new value" for every leaf that differs."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        lines = []
-        for key in sorted({*old, *new}):
-            lines += differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
-        return lines
-    return [] if old == new else [f"{prefix}: {old!r} → {new!r}"]
 
 
 def key_checker(subcommand: str) -> KeyChecker:
@@ -295,7 +283,8 @@ def key_checker(subcommand: str) -> KeyChecker:
     root: dict[str, Any] = dict.fromkeys(TOP_KEYS[subcommand]) | {
         "trainer": fields_of(Trainer),
         "checkpoint": fields_of(Checkpoint),
-        "images": fields_of(ImageLogger),
+        "samples": fields_of(ImageLogger),
+        "telemetry": fields_of(Telemetry),
         "watch": fields_of(RankWatch),
     }
     classes: dict[str, dict[str, type]] = {
@@ -332,7 +321,11 @@ def run_recipe(
     overrides, others = split_arguments(arguments, reserved=RESERVED)
     check_keys(subcommand, files, overrides)
     # It is read as YAML, which has no surrogate pairs, so other characters than ASCII are not escaped.
-    keys = json.dumps(resolve(files.values(), overrides), ensure_ascii=False)
+    record = read_record(run, overwrite)
+    resolved = resolve(files.values(), overrides, record.get("length"))
+    loggers = listed(value_at(resolved, "trainer.logger")) if subcommand == "fit" else []
+    resolved = merge(resolved, {"trainer": {"logger": completed(loggers, run, record.get("loggers", {}))}})
+    keys = json.dumps(resolved, ensure_ascii=False)
     if broken := re.search(r'[^"]*[\ud800-\udfff][^"]*', keys):
         raise UserError(
             f"{broken[0]!a} is not valid Unicode, as a name that is not UTF-8: rename it, or correct the key"
@@ -340,7 +333,7 @@ def run_recipe(
     recover(run)
     try:
         with tied_to_launcher(), ExitStack() as claims:
-            ZooCLI(run, overwrite, claims, [subcommand, f"--config={keys}", *others])
+            ZooCLI(run, overwrite, claims, [subcommand, f"--config={keys}", *others], loggers)
     except (ArgumentError, MisconfigurationException, ValueError) as error:
         raise UserError(explain(error)) from error
     except SIGTERMException:

@@ -15,7 +15,10 @@ from dalle_zoo.masks import layer_masks
 from dalle_zoo.recipes import Keys, Override, override, resolve, value_at
 from dalle_zoo.registry import suggest
 
-_ALL = ("seed_everything", "model", "data", "trainer", "checkpoint", "images", "watch", "ckpt_path", "weights_only")
+_ALL = (
+    "seed_everything", "model", "data", "trainer", "checkpoint", "samples", "telemetry", "watch", "ckpt_path",
+    "weights_only",
+)  # fmt: skip
 TOP_KEYS: Mapping[str, tuple[str, ...]] = {
     "fit": _ALL,
     "validate": (*_ALL, "verbose"),

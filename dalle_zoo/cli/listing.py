@@ -1,17 +1,53 @@
-"""``dalle-zoo recipes | models | masks``: list what is available, without importing torch unless they plot."""
+"""``dalle-zoo list | recipes | models | masks``: list what is available, without importing torch unless they plot."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.outputs import check_file
 from dalle_zoo.cli.parser import parser
+from dalle_zoo.cli.registered import SOURCES, members
+
+
+def list_(arguments: list[str]) -> None:
+    """Lists the members of a registry, or the registries."""
+    p = parser(
+        "list",
+        "List the names that recipes, protocols and commands accept.\n\n"
+        + "\n".join(f"  dalle-zoo list {name:<12}{text}" for name, text in _kinds().items()),
+    )
+    p.add_argument("what", nargs="?", choices=sorted(_kinds()), metavar="WHAT", help="what to list [what there is]")
+    options = p.parse_args(arguments)
+    if options.what is None:
+        _print_table(_kinds())
+    elif options.what == "recipes":
+        _print_table(_recipes())
+    else:
+        _print_table(members(options.what))
+
+
+def _kinds() -> dict[str, str]:
+    return {"recipes": "recipes: dalle-zoo fit RECIPE", **{name: source.what for name, source in SOURCES.items()}}
+
+
+def _print_table(rows: Mapping[str, str]) -> None:
+    width = max(map(len, rows)) + 2
+    for name, text in rows.items():
+        print(f"{name:<{width}}{text}")
+
+
+def _recipes() -> dict[str, str]:
+    """Names of the recipes with the first lines of their headers."""
+    from dalle_zoo.recipes import list_recipes, recipe_header
+
+    return {name: recipe_header(name).splitlines()[0] for name in list_recipes()}
 
 
 def recipes(arguments: list[str]) -> None:
     """Lists recipes with the first line of their headers, or prints one recipe."""
-    from dalle_zoo.recipes import find_recipe, list_recipes, recipe_header
+    from dalle_zoo.recipes import find_recipe
 
     p = parser("recipes", "List the recipes, or print one.")
     p.add_argument("recipe", nargs="?", help="name of a recipe to print")
@@ -19,10 +55,7 @@ def recipes(arguments: list[str]) -> None:
     if options.recipe:
         print(find_recipe(options.recipe).read_text(encoding="utf-8"))
         return
-    names = list_recipes()
-    width = max(map(len, names)) + 2
-    for name in names:
-        print(f"{name:<{width}}{recipe_header(name).splitlines()[0]}")
+    _print_table(_recipes())
 
 
 def models(arguments: list[str]) -> None:

@@ -21,6 +21,7 @@ COMMANDS = {
         "dalle_zoo.cli.reconstruct:reconstruct",
         "encode images with the image tokenizer and decode them",
     ),
+    "list": ("dalle_zoo.cli.listing:list_", "list masks, tokenizers, strategies, precisions, schedules, metrics"),
     "recipes": ("dalle_zoo.cli.listing:recipes", "list the recipes, or print one"),
     "inspect": ("dalle_zoo.cli.inspect:inspect", "print what an image was generated with, or what a model contains"),
     "env": ("dalle_zoo.cli.inspect:env", "print versions and devices, for reports of faults"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dalle_zoo.cli.outputs import check_file, check_folder
 from dalle_zoo.cli.parser import parser
+from dalle_zoo.cli.registered import members
 from dalle_zoo.files import check_ending
 from dalle_zoo.model_folder import ADAPTER, COMPONENTS
 from dalle_zoo.plots import CURVES, read_rows
@@ -58,8 +59,8 @@ def export(arguments: list[str]) -> None:
         "      --ranker runs/ranker/emoji64 --tokenizer runs/tokenizer --out my-model\n"
         "  dalle-zoo export --adapter runs/prior/finetune --out my-adapter",
     )
-    for name in ("dvae", "prior", "tokenizer"):
-        p.add_argument(f"--{name}", help="run, component folder, or model")
+    for name, besides in (("dvae", ""), ("prior", ""), ("tokenizer", ", or byte")):
+        p.add_argument(f"--{name}", help=f"run, component folder, or model{besides}")
     p.add_argument("--ranker", help="run, transformers CLIP folder, or model")
     p.add_argument("--adapter", help="run that trained LoRA adapters: writes them alone, without the other options")
     p.add_argument("--out", type=Path, required=True, help="folder to write")
@@ -76,7 +77,7 @@ def export(arguments: list[str]) -> None:
     options = p.parse_args(arguments)
     check_folder("--out", options.out, overwrite=options.overwrite)
     record = {"description": options.description, "license": options.license, "data": options.data}
-    given = [name for name in COMPONENTS if getattr(options, name)]
+    given = {name: getattr(options, name) for name in COMPONENTS if getattr(options, name)}
     if options.adapter:
         if given:
             p.error(f"--adapter is exported alone: omit --{' and --'.join(given)}")
@@ -87,7 +88,9 @@ def export(arguments: list[str]) -> None:
         return
     if missing := [f"--{name}" for name in COMPONENTS[:3] if name not in given]:
         p.error(f"the following arguments are required: {', '.join(missing)}")
-    parts = {name: trained(getattr(options, name), name) for name in given}
+    if given["tokenizer"] in members("tokenizers"):  # its kind, such as byte
+        del given["tokenizer"]
+    parts = {name: trained(location, name) for name, location in given.items()}
 
     import torch
 
@@ -95,11 +98,12 @@ def export(arguments: list[str]) -> None:
     from dalle_zoo.pipeline import DallePipeline
     from dalle_zoo.ranker_folder import load_ranker
     from dalle_zoo.tokenizers import load_text_tokenizer
+    from dalle_zoo.zoo import open_text_tokenizer
 
     pipe = DallePipeline(
         load_image_tokenizer(parts["dvae"]),
         load_prior(parts["prior"]),
-        load_text_tokenizer(parts["tokenizer"]),
+        load_text_tokenizer(parts["tokenizer"]) if "tokenizer" in parts else open_text_tokenizer(options.tokenizer),
         load_ranker(parts["ranker"]) if "ranker" in parts else None,
     )
     dtype: torch.dtype = getattr(torch, options.dtype)

@@ -24,7 +24,7 @@ Any key of a recipe can be overridden on the command line:
   dalle-zoo {command} prior/tiny --parts 1gpu
 
 `dalle-zoo {command} RECIPE --print_config` prints every key with its value,
-`dalle-zoo {command} RECIPE --help` lists every key with its meaning."""
+`dalle-zoo {command} RECIPE --help` lists every key with its meaning and default, those of model and data first."""
 
 
 def recipe_parser(subcommand: str) -> Parser:
@@ -72,6 +72,11 @@ def run_command(subcommand: str, arguments: list[str]) -> None:
 
     from dalle_zoo.cli.fit import run_recipe  # loads PyTorch and Lightning, which takes seconds
 
+    if "-h" in overrides or "--help" in overrides:
+        from dalle_zoo.cli.key_help import print_keys
+
+        print_keys(parser, subcommand, files, split_arguments(overrides, reserved=("-h", "--help"))[0])
+        return
     run_recipe(subcommand, known.run or Path("runs") / name, getattr(known, "overwrite", False), files, overrides)
 
 

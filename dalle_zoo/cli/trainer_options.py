@@ -8,7 +8,6 @@ from typing import Any
 from dalle_zoo.cli.errors import UserError
 
 REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "logger": ((None, True), "a run always writes its curves to metrics/"),
     "enable_checkpointing": (
         (None, True),
         "a run always writes checkpoints; set checkpoint.every to a large number to write the last one only",

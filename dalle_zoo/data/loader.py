@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -210,6 +211,8 @@ class ResumableLoader:
         self._restored = False
         self.skipped: dict[str, str] = {}
         """Reasons for the samples skipped so far, by key."""
+        self.waited = 0.0
+        """Seconds in which the batches returned so far were waited for."""
 
     def _plan_batches(self, drop_last: bool) -> tuple[int, ...]:
         total = len(self.dataset)
@@ -245,7 +248,7 @@ class ResumableLoader:
         elif self._done:
             self._epoch, self._done = self._epoch + 1, 0
         epoch, skip = self._epoch, self._done
-        for record in self._read(epoch, skip):
+        for record in self._timed(self._read(epoch, skip)):
             if isinstance(record, EmptyDataError):
                 raise record
             batch, skipped = record
@@ -259,6 +262,16 @@ class ResumableLoader:
             yield batch
             if last:
                 return
+
+    def _timed(self, records: Iterator[Any]) -> Iterator[Any]:
+        """Adds up the time in which the trainer waits for records."""
+        while True:
+            began = time.perf_counter()
+            record = next(records, None)
+            self.waited += time.perf_counter() - began
+            if record is None:
+                return
+            yield record
 
     def state_dict(self) -> dict[str, Any]:
         """The position, which is the same on every rank: Lightning saves that of rank 0 only.

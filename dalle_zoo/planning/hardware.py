@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -37,6 +38,29 @@ def known_gpus() -> Mapping[str, GPU]:
     """Returns all GPUs by name."""
     table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     return {name: GPU(name=name, **row) for name, row in table.items()}
+
+
+def recognize_gpu(name: str, memory: float) -> GPU | None:
+    """Returns the known GPU that a driver describes; None if there is none.
+
+    Args:
+        name: Name that the driver reports, such as "NVIDIA H100 80GB HBM3". The slower PCIe and NVL forms of GPUs
+            that the table has as SXM are not known.
+        memory: Its memory, GiB, which drivers report up to 10 % below the nominal size.
+
+    Example:
+        >>> recognize_gpu("NVIDIA A100-SXM4-80GB", 79.2).name, recognize_gpu("NVIDIA A100-SXM4-40GB", 39.4).name
+        ('a100-80gb', 'a100-40gb')
+        >>> recognize_gpu("NVIDIA A1000", 8) is None
+        True
+    """
+    words = re.findall(r"[a-z]+\d*s?", name.lower().replace("rtx ", "rtx"))
+    slower = {"pcie", "nvl"} & set(words)
+    for gpu in known_gpus().values():
+        named = gpu.name.partition("-")[0] in words and not (slower and "SXM" in gpu.source)
+        if named and 0.9 * gpu.memory <= memory <= 1.05 * gpu.memory:
+            return gpu
+    return None
 
 
 def find_gpu(name: str) -> GPU:

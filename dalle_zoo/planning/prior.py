@@ -89,7 +89,7 @@ class PriorWorkload(Workload):
             )
         names = {module: name for name, module in net.named_modules()}
         for module in sorted(self.adapted, key=lambda module: names[module]):
-            name, unit = names[module], units[module.weight]
+            name, unit = names[module], units[module.get_parameter("weight")]
             for part, shape in (("A", (self.rank, module.in_features)), ("B", (module.out_features, self.rank))):
                 found.append(
                     Parameter(name=f"{name}.lora_{part}", shape=shape, count=layers, unit=unit, autocast=True)

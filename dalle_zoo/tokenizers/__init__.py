@@ -15,6 +15,7 @@ write a module with a subclass of `TextTokenizer` that is registered in `TEXT_TO
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 from dalle_zoo.tokenizers.base import TEXT_TOKENIZERS, TextTokenizer, recorded_kind
@@ -34,8 +35,17 @@ __all__ = [
     "DalleMiniTokenizer",
     "HFTokenizer",
     "TextTokenizer",
+    "fresh_text_tokenizer",
     "load_text_tokenizer",
 ]
+
+
+def fresh_text_tokenizer(kind: str) -> TextTokenizer | None:
+    """Builds a tokenizer that needs no training, such as ``byte``; None for other kinds and unknown names."""
+    cls = TEXT_TOKENIZERS.get(kind)
+    if cls is None or any(p.default is p.empty for p in inspect.signature(cls).parameters.values()):
+        return None
+    return cls()
 
 
 def load_text_tokenizer(folder: str | Path) -> TextTokenizer:

@@ -26,6 +26,7 @@ from dalle_zoo.sampling.noise import derive_seed
 from dalle_zoo.training.data_modules import CaptionedDataModule, ImageDataModule
 from dalle_zoo.training.muon import MuonConfig
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names, make_optimizer
+from dalle_zoo.training.samples import Samples
 from dalle_zoo.training.schedules import LearningRate, LearningRateScheduler
 from dalle_zoo.training.strategies.states import DROPPED, EXCHANGE
 from dalle_zoo.training.strategy_hooks import hooks_of
@@ -84,6 +85,9 @@ class StageModule(LightningModule):
     """Data modules that the stage can be trained on."""
     entries: Sequence[str] = ("forward",)
     """Methods of the network that training calls; sharded strategies gather weights around them."""
+
+    generates_from_captions: bool = False
+    """Whether `sample_images` needs only the captions of a batch."""
 
     def __init__(
         self,
@@ -167,9 +171,18 @@ class StageModule(LightningModule):
         self.trained = True
 
     @property
+    def missing_for_samples(self) -> str:
+        """What to set so that `sample_images` returns images; empty if it does. Defaults to none: never images."""
+        return ""
+
+    @property
     def has_sample_images(self) -> bool:
-        """Whether `sample_images` returns images."""
+        """Whether `sample_images` returns images without an unsharded network."""
         return False
+
+    def network_of(self, weights: Mapping[str, Tensor]) -> nn.Module:
+        """Builds the unsharded network with given weights, for a stage that can be sharded."""
+        raise NotImplementedError(f"{type(self).__name__} is never sharded")
 
     @property
     def optimizer_steps(self) -> int:
@@ -234,10 +247,13 @@ class StageModule(LightningModule):
             self._losses.append(loss.detach())
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Logs the learning rate, completes the gradients, and passes the loss of the step to the plateau rule."""
+        """Completes the gradients, logs their norm before clipping, and passes the loss to the plateau rule."""
         self.log("schedule/learning_rate", optimizer.param_groups[0]["lr"])
         finite = getattr(self.trainer.precision_plugin, "finite", None)
-        self.log_dict(hooks_of(self.trainer.strategy).before_step(finite))
+        strategy = hooks_of(self.trainer.strategy)
+        self.log_dict(strategy.before_step(finite))
+        if self.trainer._logger_connector.should_update_logs:
+            self.log("train/gradient_norm", strategy.gradient_norm(self))
         scheduler = self.lr_schedulers()
         if not self._losses or not isinstance(scheduler, LearningRateScheduler):
             return
@@ -288,12 +304,16 @@ class StageModule(LightningModule):
         """SHA-256 of what the stage reads besides the data, by the recipe key that names it. Defaults to none."""
         return {}
 
-    def _all_fingerprints(self) -> dict[str, str]:
+    def collect_fingerprints(self, data: LightningDataModule | None) -> dict[str, str]:
+        """SHA-256 of the data and of what else the stage reads, computed once."""
         if self._fingerprints is None:
-            data = self._trainer.datamodule if self._trainer is not None else None  # type: ignore[attr-defined]
             of_data = data.fingerprints() if isinstance(data, CaptionedDataModule) else {}
             self._fingerprints = {**of_data, **self.fingerprints()}
         return self._fingerprints
+
+    def _all_fingerprints(self) -> dict[str, str]:
+        data = self._trainer.datamodule if self._trainer is not None else None  # type: ignore[attr-defined]
+        return self.collect_fingerprints(data)
 
     def _check_fingerprints(self, checkpoint: dict[str, Any]) -> None:
         """Raises `ValueError` if a run would continue with other data than it began with."""
@@ -376,13 +396,18 @@ class StageModule(LightningModule):
         """Computes the metrics of validation."""
         self.validation_step(batch, batch_idx)
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Samples]:
         """Generates the images of a batch."""
         return self.sample_images(batch)
 
-    def sample_images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Returns image grids that show the progress of training, name to uint8 (3, H, W). Defaults to none."""
-        del batch
+    def sample_images(self, batch: dict[str, Any], network: nn.Module | None = None) -> dict[str, Samples]:
+        """Returns images that show the progress of training, by name. Defaults to none.
+
+        Args:
+            batch: A batch of the data module, or captions only.
+            network: Unsharded network to generate with, from `network_of`. Defaults to the one that is trained.
+        """
+        del batch, network
         return {}
 
 

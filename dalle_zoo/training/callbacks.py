@@ -1,90 +1,162 @@
-"""Curves and images of a run, and what it prints."""
+"""Images that a run generates while it trains."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelSummary, RichProgressBar
-from lightning.pytorch.loggers import Logger
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
 
 from dalle_zoo.images import save_png
+from dalle_zoo.models.ranker import Ranker
+from dalle_zoo.ranker_folder import load_ranker
+from dalle_zoo.tokenizers import CaptionEncoder
+from dalle_zoo.training.averaging import WeightEMA
 from dalle_zoo.training.base import StageModule
-from dalle_zoo.training.curves import CurveLogger
+from dalle_zoo.training.data_modules import CaptionedDataModule
+from dalle_zoo.training.loggers import log_image
+from dalle_zoo.training.samples import Samples
+from dalle_zoo.training.strategy_hooks import hooks_of
+from dalle_zoo.zoo import find_component
 
 log = logging.getLogger(__name__)
 
 
-class ParameterCount(ModelSummary):
-    """Logs the number of parameters in one line. Lightning's table lists one network, and no FLOPs of it."""
-
-    @staticmethod
-    def summarize(
-        summary_data: Any, total_parameters: int, trainable_parameters: int, *args: Any, **kwargs: Any
-    ) -> None:
-        """Logs the line on process 0."""
-        log.warning("%s parameters, %s of them trained", f"{total_parameters:,}", f"{trainable_parameters:,}")
-
-
-class EpochProgressBar(RichProgressBar):
-    """Lightning's progress bar, which names the last epoch only if there is a limit of epochs."""
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        last = self.trainer.max_epochs
-        text = f"Epoch {current_epoch}" if last in (None, -1) else f"Epoch {current_epoch}/{last - 1}"
-        return text.ljust(len(self.validation_description))
-
-
-def quieter(callback: Callback) -> Callback:
-    """Returns this module's replacement of Lightning's summary or progress bar, or the callback itself."""
-    if isinstance(callback, ModelSummary):
-        return ParameterCount()
-    return EpochProgressBar() if type(callback) is RichProgressBar else callback
-
-
-def default_loggers(run: Path) -> list[Logger]:
-    """Returns loggers that write curves as CSV, and to TensorBoard if it is installed."""
-    loggers: list[Logger] = [CurveLogger(run)]
-    if importlib.util.find_spec("tensorboard") is not None:
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        loggers.append(TensorBoardLogger(run, name="tensorboard", version=0))
-    return loggers
-
-
 class ImageLogger(Callback):
-    """Generates reconstructions or samples at every validation, with the averaged weights if there are any.
+    """Generates images at every validation, with the averaged weights if there are any.
 
-    They are saved as ``images/<name>-<step>.png`` in the run folder, and in TensorBoard if it is installed.
+    They are saved as ``images/<name>-<step>.png`` in the run folder, and sent to loggers that accept images. A dVAE
+    reconstructs images of the first validation batch (``reconstructions``). A prior generates images for its captions
+    (``samples``, next to the reconstruction of the true image) and for fixed prompts (``prompts``); the captions are
+    their titles. Without validation data, captions are those of the current training batch.
+
+    A network that is sharded is gathered for it in process 0, if its device has the memory.
 
     Args:
         enabled: Whether to generate images.
-        count: Maximum number of images per grid.
+        count: Maximum number of captions or images of a batch.
+        prompts: Captions to generate an image for. Defaults to none.
+        ranker: Model, by name or folder, whose ranker scores generated images against their captions; the mean is
+            logged as ``val/sample_score``. Defaults to none.
+        every: Optimizer steps between images without validation data.
     """
 
-    def __init__(self, enabled: bool = True, count: int = 8) -> None:
-        self.enabled = enabled
-        self.count = count
+    def __init__(
+        self,
+        enabled: bool = True,
+        count: int = 8,
+        prompts: list[str] | None = None,
+        ranker: str | None = None,
+        every: int = 1000,
+    ) -> None:
+        if count < 1 or every < 1:
+            raise ValueError(f"samples.count and samples.every must be at least 1, got {count} and {every}")
+        self.enabled, self.count, self.every = enabled, count, every
+        self.prompts, self.ranker = prompts or [], ranker
         self.folder: Path | None = None
+        self._last = 0
+        self._scorer: Ranker | None = None
+
+    def check(self, module: LightningModule, data: LightningDataModule) -> None:
+        """Raises `ValueError` for prompts without captions or an unknown ranker; warns if there will be no images."""
+        if not self.enabled or not isinstance(module, StageModule):
+            return
+        captioned = isinstance(data, CaptionedDataModule) and data.text is not None
+        if self.prompts and not (captioned and module.generates_from_captions):
+            raise ValueError(f"the {module.stage} generates no images from captions: leave samples.prompts out")
+        if self.ranker is not None:
+            find_component(self.ranker, "ranker")
+        if module.missing_for_samples:
+            rank_zero_only(log.warning)("the run generates no sample images: %s", module.missing_for_samples)
+
+    # ------------------------------------------------------------ when
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Generates images for the first batch, with the weights that validation uses."""
-        wanted = self.enabled and self.folder is not None and batch_idx == 0 and not trainer.sanity_checking
-        if not wanted or not trainer.is_global_zero or not isinstance(pl_module, StageModule):
+        if batch_idx == 0 and not trainer.sanity_checking:
+            self._generate(trainer, pl_module, batch)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remembers the step of the checkpoint, whose images exist."""
+        self._last = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Generates images for the batch, if it is due and there are no validations."""
+        step = trainer.global_step
+        if step == self._last or step % self.every or any(trainer.num_val_batches):
             return
-        few = {k: v[: self.count] if hasattr(v, "__len__") else v for k, v in batch.items()}
-        for name, grid in pl_module.sample_images(few).items():
-            assert self.folder is not None
-            save_png(grid, self.folder / f"{name}-{pl_module.optimizer_steps:08d}.png")
+        self._last = step
+        averages: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        with ExitStack() as stack, torch.no_grad():
+            for average in averages:
+                if isinstance(average, WeightEMA):
+                    stack.enter_context(average.applied(pl_module))
+            pl_module.eval()
+            self._generate(trainer, pl_module, batch)
+            pl_module.train()
+
+    # ------------------------------------------------------------ what
+
+    def _generate(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
+        if not self.enabled or self.folder is None or not isinstance(module, StageModule):
+            return
+        network = self._unsharded(trainer, module)  # every process takes part
+        if not trainer.is_global_zero:
+            return
+        few = {name: value[: self.count] if hasattr(value, "__len__") else value for name, value in batch.items()}
+        made = module.sample_images(few, network)
+        if self.prompts:
+            for samples in module.sample_images(self._prompt_batch(trainer, module), network).values():
+                made["prompts"] = samples
+        for name, samples in made.items():
+            image = samples.sheet()
+            save_png(image, self.folder / f"{name}-{module.optimizer_steps:08d}.png")
             for logger in trainer.loggers:
-                add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
-                if add_image is not None:
-                    add_image(name, grid, pl_module.optimizer_steps)
+                log_image(logger, name, image, module.optimizer_steps)
+        if self.ranker is not None and (scores := self._scores(module, list(made.values()))):
+            module.log("val/sample_score", math.fsum(scores) / len(scores), batch_size=1, rank_zero_only=True)
+
+    def _unsharded(self, trainer: Trainer, module: StageModule) -> nn.Module | None:
+        """Gathers a sharded network in process 0; None for others, and if its device lacks the memory."""
+        hooks = hooks_of(trainer.strategy)
+        if not hooks.shards or module.missing_for_samples:
+            return None
+        size = 4 * module.num_parameters(module.net.config)
+        device = trainer.strategy.root_device
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+        if not trainer.strategy.broadcast(size < 0.9 * free):
+            warn = rank_zero_only(log.warning)
+            warn("no sample images: the unsharded network takes %.3g GB, which the device lacks", size / 1e9)
+            return None
+        weights = hooks.unsharded_weights("net.")
+        assert weights is not None, "a strategy that shards gathers"
+        return module.network_of(weights).to(device).eval() if trainer.is_global_zero else None
+
+    def _prompt_batch(self, trainer: Trainer, module: StageModule) -> dict[str, Any]:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        text = CaptionEncoder(data.tokenizer, data.text.length)(self.prompts)
+        return {"caption": self.prompts, "text": text.to(module.device)}
+
+    @torch.no_grad()
+    def _scores(self, module: StageModule, made: Sequence[Samples]) -> list[float]:
+        if self._scorer is None:
+            self._scorer = load_ranker(find_component(str(self.ranker), "ranker"))
+        scorer, found = self._scorer.to(module.device), []
+        for samples in made:
+            if samples.captions is not None:
+                found += scorer.scores(samples.generated.to(module.device), samples.captions).tolist()
+        return found
 
     def on_predict_batch_end(
         self,
@@ -98,6 +170,6 @@ class ImageLogger(Callback):
         """Saves the images of every predicted batch."""
         if self.folder is None:
             return
-        for name, grid in (outputs or {}).items():
+        for name, samples in (outputs or {}).items():
             path = self.folder / f"predicted-{name}-{batch_idx:05d}-{trainer.global_rank}.png"
-            save_png(grid, path)
+            save_png(samples.sheet(), path)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dalle_zoo.data import CaptionedDataset, CodeDataset, Collate, ImageTextDataset, ResumableLoader, open_source
 from dalle_zoo.sampling import derive_seed
-from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer, load_text_tokenizer
+from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
 from dalle_zoo.tokenizers.captions import Overlong
-from dalle_zoo.zoo import find_component
+from dalle_zoo.zoo import open_text_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,8 @@ class TextConfig:
     """How captions are encoded as token ids."""
 
     tokenizer: str | None = None
-    """Folder of a text tokenizer, or a model that has one. Defaults to that of the model that training starts from."""
+    """Folder of a text tokenizer, a model that has one, or "byte", which needs no training. Defaults to that of the
+    model that training starts from."""
     length: int | None = None
     """Text positions T. Defaults to those of the prior that is trained, to 256 for other stages."""
     bpe_dropout: float = 0.1
@@ -107,7 +108,7 @@ class CaptionedDataModule(LightningDataModule, ABC):
                     "data.init_args.text.tokenizer is missing: set it to a folder or a model, or start from a model "
                     "that has one with model.init_args.init_from"
                 )
-            self.tokenizer = load_text_tokenizer(find_component(self.text.tokenizer, "tokenizer"))
+            self.tokenizer = open_text_tokenizer(self.text.tokenizer)
         locations = {"train": self.train if stage in (None, "fit") else None, "val": self.val}
         for split, location in locations.items():
             if location is not None and split not in self.opened:

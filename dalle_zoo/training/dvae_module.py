@@ -10,12 +10,13 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
-from dalle_zoo.images import image_rows, psnr
+from dalle_zoo.images import psnr
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.losses import dvae_loss, logit_laplace_nll
 from dalle_zoo.training.base import STAGES, StageModule
 from dalle_zoo.training.data_modules import ImageDataModule
 from dalle_zoo.training.optimizer import AdamWConfig
+from dalle_zoo.training.samples import Samples
 from dalle_zoo.training.schedules import Cosine, LearningRate
 from dalle_zoo.training.warm_start import Codebook, WarmStart, kmeans, set_codes
 
@@ -267,10 +268,11 @@ class DVAEModule(StageModule):
         return True
 
     @torch.no_grad()
-    def sample_images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def sample_images(self, batch: dict[str, Any], network: nn.Module | None = None) -> dict[str, Samples]:
         """Originals above their reconstructions from hard codes."""
+        del network
         images = batch["image"].to(self.device)
-        return {"reconstructions": image_rows(images, self.net.decode(self.net.encode(images)))}
+        return {"reconstructions": Samples((images, self.net.decode(self.net.encode(images))))}
 
 
 def _gathered(mine: Tensor) -> Tensor:

@@ -28,22 +28,47 @@ from dalle_zoo.models.gradient_scaling import Carrier, GradientScales, GradientS
 from dalle_zoo.models.initial import local
 from dalle_zoo.models.residual import ResidualBlock, plain
 from dalle_zoo.plots import GRADIENT_SCALES
-from dalle_zoo.registry import UnknownNameError, suggest
+from dalle_zoo.registry import Registry
 
 StrategyKind = Literal["plain", "fsdp", "fsdp2"]
 """Strategy that a precision is for: one with unsharded weights, FSDP1, or fully_shard."""
 
-_PLAIN: Mapping[str, Callable[[str], Precision]] = {  # device type to plugin
-    "32-true": lambda device: Precision(),
-    "bf16-mixed": lambda device: MixedPrecision("bf16-mixed", device),
-    "bf16-true": lambda device: HalfPrecision("bf16-true"),
-    "16-mixed": lambda device: MixedPrecision("16-mixed", device),
-    "16-resblock": lambda device: ResblockPrecision("emulated" if device == "cpu" else "float16"),
-}
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """Dtype of computation of the precisions with float32 weights."""
-PRECISIONS = tuple(_PLAIN)
-"""Names of the precisions."""
+PRECISIONS: Registry[Callable[[str], Precision]] = Registry("precision", group="dalle_zoo.precisions")
+"""Precisions by name: functions from the type of a device to a plugin."""
+
+
+@PRECISIONS.register("32-true")
+def full(device: str) -> Precision:
+    """float32 everywhere."""
+    return Precision()
+
+
+@PRECISIONS.register("bf16-mixed")
+def bfloat16_mixed(device: str) -> Precision:
+    """bfloat16, with weights and moments in float32."""
+    return MixedPrecision("bf16-mixed", device)
+
+
+@PRECISIONS.register("bf16-true")
+def bfloat16_true(device: str) -> Precision:
+    """bfloat16 everywhere, also weights and moments."""
+    return HalfPrecision("bf16-true")
+
+
+@PRECISIONS.register("16-mixed")
+def float16_mixed(device: str) -> Precision:
+    """float16 with one scale of the loss, weights and moments in float32; needs a GPU."""
+    return MixedPrecision("16-mixed", device)
+
+
+@PRECISIONS.register("16-resblock")
+def float16_resblock(device: str) -> Precision:
+    """float16 in residual branches with a gradient scale for each, float32 elsewhere, as in the paper."""
+    return ResblockPrecision("emulated" if device == "cpu" else "float16")
+
+
 _FSDP1: Mapping[str, Callable[[str], Precision]] = {
     "32-true": lambda device: FSDP1Precision("32-true", device),
     "bf16-mixed": lambda device: FSDP1Precision("bf16-mixed", device),
@@ -64,14 +89,13 @@ def make_precision(name: str, device_type: str, strategy_kind: StrategyKind = "p
         UnknownNameError: The precision is unknown.
         ValueError: The device or the strategy does not support it.
     """
-    if name not in _PLAIN:
-        raise UnknownNameError(suggest("precision", name, _PLAIN))
+    make = PRECISIONS[name]
     if name == "16-mixed" and device_type == "cpu":  # Lightning would silently train in bfloat16
         raise ValueError(
             "precision 16-mixed needs a GPU: on the CPU use bf16-mixed, or 16-resblock, which emulates float16"
         )
     if strategy_kind != "fsdp":
-        return _PLAIN[name](device_type)
+        return make(device_type)
     if name not in _FSDP1:
         raise ValueError(f"strategy fsdp does not support precision {name}: use fsdp2, or {', '.join(_FSDP1)}")
     return _FSDP1[name](device_type)

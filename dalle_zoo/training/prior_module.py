@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from dalle_zoo.adapters import LoRAConfig, add_adapters, merged_weights, save_adapters
 from dalle_zoo.data import CodeDataset
 from dalle_zoo.files import sha256_file
-from dalle_zoo.images import image_rows
 from dalle_zoo.model_folder import ADAPTER, WEIGHTS
 from dalle_zoo.models.gradient_scaling import ScaledBranch
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior, PriorLoss
+from dalle_zoo.models.initial import shapes_only
 from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.models.tokenizer import ImageTokenizer
 from dalle_zoo.networks import load_image_tokenizer, load_prior, read_prior, save_network
@@ -28,6 +28,7 @@ from dalle_zoo.training.base import STAGES, StageModule, build
 from dalle_zoo.training.data_modules import LENGTH, SIZE, CaptionedDataModule, CodeDataModule, ImageDataModule
 from dalle_zoo.training.muon import MuonConfig
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names
+from dalle_zoo.training.samples import Samples
 from dalle_zoo.training.schedules import LearningRate
 from dalle_zoo.training.strategy_hooks import hooks_of
 from dalle_zoo.weights import read_headers, without_storage
@@ -43,19 +44,19 @@ class PriorModule(StageModule):
 
     Args:
         config: Architecture of a `Prior`. Defaults to that of ``init_from``, whatever its type.
-        image_tokenizer: Folder or name of a model whose image tokenizer encodes images and generates sample grids.
+        image_tokenizer: Folder or name of a model whose image tokenizer encodes images and decodes sample images.
             Defaults to that of ``init_from``, if it has one. May be omitted when training from code shards; no sample
-            grids are generated then.
+            images are generated then.
         caption_dropout: Share of captions replaced by the empty caption, for classifier-free guidance. Defaults to 0,
             as in the paper.
         adamw: Optimizer settings.
         learning_rate: Learning-rate schedule.
-        seed: Seed of the dropped captions and of the sample grids.
+        seed: Seed of the dropped captions and of the sample images.
         init_from: Name or folder of a model whose weights training starts from. Defaults to fresh weights.
         attention: Attention back-end.
         recompute: Whether residual blocks store only their input and are recomputed in the backward pass.
         compile: Whether to compile the branch of each residual block; on the CPU this needs a C++ compiler.
-        num_samples: Number of images in a sample grid.
+        num_samples: Maximum number of captions for which sample images are generated.
         muon: Settings of Muon for the matrices of the residual blocks. Defaults to AdamW for all parameters.
         grow_from: Model, by name or folder, whose prior has a smaller grid of the same codes; training starts from its
             weights, each row and column embedding repeated. Defaults to none.
@@ -68,6 +69,7 @@ class PriorModule(StageModule):
     config_class = PriorConfig
     data_classes = (ImageDataModule, CodeDataModule)
     entries = ("forward", "loss")
+    generates_from_captions = True
     net: ImagePrior
 
     def __init__(
@@ -95,6 +97,7 @@ class PriorModule(StageModule):
         _check_tuning(tune, lora, init_from, muon)
         super().__init__(build(partial(_network, config, init_from, attention)), adamw, learning_rate, seed, muon)
         self._run_blocks(recompute, compile)
+        self.attention = attention
         self.init_from = init_from
         self.start_from(init_from)
         if grow_from is not None:
@@ -332,21 +335,39 @@ class PriorModule(StageModule):
         return exports
 
     @property
+    def missing_for_samples(self) -> str:
+        """Says that images need an image tokenizer."""
+        return "" if self._frozen else "set model.image_tokenizer to the model that encoded the images"
+
+    @property
     def has_sample_images(self) -> bool:
         """Whether there is an image tokenizer, and a process holds the unsharded network."""
         return bool(self._frozen) and not self._sharded
 
+    def network_of(self, weights: Mapping[str, Tensor]) -> ImagePrior:
+        """Builds the unsharded network with given weights."""
+        with shapes_only():
+            net = type(self.net)(self.net.config)
+        net.load_state_dict(weights, assign=True)
+        net.use_attention(self.attention)
+        return net
+
     @torch.no_grad()
-    def sample_images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Grid with reconstructions of the batch's images above images generated from its captions."""
-        if not self.has_sample_images:
+    def sample_images(self, batch: dict[str, Any], network: nn.Module | None = None) -> dict[str, Samples]:
+        """Images generated from the captions of a batch, next to reconstructions of its images if it has them."""
+        net = network if isinstance(network, ImagePrior) else self.net
+        if not self._frozen or (net is self.net and self._sharded):
             return {}
         tokenizer = self._frozen[0].to(self.device)
-        count = min(self.num_samples, len(batch["text"]))
-        text, codes = batch["text"][:count], self.codes(batch)[:count]
+        only_captions = "codes" not in batch and "image" not in batch
+        count = len(batch["text"]) if only_captions else min(self.num_samples, len(batch["text"]))
+        text = batch["text"][:count]
         seeds = torch.tensor([[derive_seed(self.seed, "grid", i)] for i in range(count)], device=self.device)
-        sampled = sample_codes(self.net, text, seeds)[:, 0]
-        return {"samples": image_rows(tokenizer.decode(codes), tokenizer.decode(sampled))}
+        sampled = tokenizer.decode(sample_codes(net, text, seeds)[:, 0])
+        captions = batch["caption"][:count] if "caption" in batch else None
+        if only_captions:
+            return {"samples": Samples((sampled,), captions)}
+        return {"samples": Samples((tokenizer.decode(self.codes(batch)[:count]), sampled), captions)}
 
 
 def _network(config: PriorConfig | None, init_from: str | None, attention: str) -> ImagePrior:

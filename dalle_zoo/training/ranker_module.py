@@ -15,13 +15,12 @@ from torch import Tensor
 from dalle_zoo.models.losses import contrastive_loss
 from dalle_zoo.models.ranker import Ranker, RankerConfig, retrieval_accuracy
 from dalle_zoo.ranker_folder import save_ranker
-from dalle_zoo.tokenizers import load_text_tokenizer
 from dalle_zoo.tokenizers.library import LibraryTokenizer
 from dalle_zoo.training.base import STAGES, StageModule
 from dalle_zoo.training.data_modules import CaptionedDataModule
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.schedules import LearningRate
-from dalle_zoo.zoo import find_component
+from dalle_zoo.zoo import open_text_tokenizer
 
 # B pairs of a process, d features
 
@@ -38,7 +37,7 @@ class RankerModule(StageModule):
 
     Args:
         config: Architecture.
-        tokenizer: Folder of a text tokenizer, or a model that has one.
+        tokenizer: Folder of a text tokenizer, a model that has one, or "byte", which needs no training.
         adamw: Optimizer settings; the defaults are CLIP's.
         learning_rate: Learning-rate schedule.
         seed: Seed of the stage.
@@ -56,7 +55,7 @@ class RankerModule(StageModule):
         learning_rate: LearningRate = LearningRate(peak=5e-4, warmup_steps=2000),  # noqa: B008 (frozen)
         seed: int = 0,
     ) -> None:
-        text = load_text_tokenizer(find_component(tokenizer, "tokenizer"))
+        text = open_text_tokenizer(tokenizer)
         if not isinstance(text, LibraryTokenizer):
             raise ValueError(
                 f"tokenizer {tokenizer!r} is a {type(text).__name__}, which has no tokenizer.json: "

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from dalle_zoo.registry import Registry, suggest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +55,8 @@ class LearningRate:
     """Rate after the warm-up."""
     warmup_steps: int = 5000
     """Steps of linear warm-up; with 0, training starts at the peak."""
-    decay: Literal["plateau", "cosine", "constant"] = "plateau"
-    """Decay after the warm-up."""
+    decay: str = "plateau"
+    """Decay after the warm-up, a name in `DECAYS`: "plateau", "cosine" or "constant"."""
     final: float = 0.0
     """Rate at the end of the cosine decay."""
     decay_steps: int = 1
@@ -70,8 +73,8 @@ class LearningRate:
     def __post_init__(self) -> None:
         if self.peak <= 0 or self.final < 0:
             raise ValueError(f"peak must be above 0 and final at least 0, got {self.peak} and {self.final}")
-        if self.decay not in ("plateau", "cosine", "constant"):
-            raise ValueError(f"decay must be 'plateau', 'cosine' or 'constant', got {self.decay!r}")
+        if self.decay not in DECAYS:
+            raise ValueError(suggest("decay", self.decay, DECAYS))
         for name in ("decay_steps", "plateau_window", "plateau_patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -83,9 +86,31 @@ class LearningRate:
         """Rate in step ``step`` (from 0) after a number of halvings. ``halvings`` defaults to 0."""
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
-        if self.decay == "cosine":
-            return Cosine(start=self.peak, end=self.final, steps=self.decay_steps)(step - self.warmup_steps)
-        return self.peak * 0.5**halvings
+        return DECAYS[self.decay](self, step - self.warmup_steps, halvings)
+
+
+Decay = Callable[[LearningRate, int, int], float]
+"""Rate from settings, steps after the warm-up, and number of halvings."""
+DECAYS: Registry[Decay] = Registry("decay of the learning rate", group="dalle_zoo.decays")
+"""Decays after the warm-up."""
+
+
+@DECAYS.register("plateau")
+def plateau(rate: LearningRate, step: int, halvings: int) -> float:
+    """Halved whenever the training loss plateaus, as for the paper's prior."""
+    return rate.peak * 0.5**halvings
+
+
+@DECAYS.register("cosine")
+def cosine(rate: LearningRate, step: int, halvings: int) -> float:
+    """Half a cosine from `peak` to `final` over `decay_steps`, as for the paper's dVAE."""
+    return Cosine(start=rate.peak, end=rate.final, steps=rate.decay_steps)(step)
+
+
+@DECAYS.register("constant")
+def constant(rate: LearningRate, step: int, halvings: int) -> float:
+    """Constant at `peak`."""
+    return rate.peak
 
 
 class LearningRateScheduler(LRScheduler):

@@ -7,6 +7,8 @@ from typing import ClassVar
 
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from dalle_zoo.training.precision import StrategyKind
@@ -58,6 +60,11 @@ class StrategyHooks:
     def clip(self, module: LightningModule, optimizer: Optimizer, value: float | None, algorithm: str | None) -> None:
         """Clips the gradients; a value of None leaves them as they are."""
         module.clip_gradients(optimizer, value, algorithm)
+
+    def gradient_norm(self, module: nn.Module) -> Tensor:
+        """Returns the norm of all gradients, over all shards, a scalar; every process calls it."""
+        norm = get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def release(self, module: nn.Module) -> None:
         """Frees weights that are still gathered, so that the module's parameters are those of this process."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dalle_zoo.files import read_json, write_json
-from dalle_zoo.version import __version__
 
 IDENTITY = "run.json"
 """File that identifies the evaluation, or the features, in a folder."""
@@ -23,20 +21,6 @@ PACKAGES = ("torch", "torchvision", "torch-fidelity", "transformers", "numpy", "
 def digest(plain: Any) -> str:
     """Returns the sha256 of plain data, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
-def code_version() -> str:
-    """Returns the version of this package, with the commit in a checkout."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return __version__
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-    try:
-        described = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return __version__
-    commit = described.stdout.strip()
-    return f"{__version__}+{commit}" if commit else __version__
 
 
 def gpu_name(device: str) -> str | None:

@@ -16,6 +16,7 @@ import torch
 from dalle_zoo.claims import Claims
 from dalle_zoo.files import write_json
 from dalle_zoo.images import save_png
+from dalle_zoo.inspection import code_version
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.results import check_result
 from dalle_zoo.values import as_integer
@@ -34,7 +35,6 @@ from dalle_zoo_eval.protocol import ALL, Protocol, find_protocol
 from dalle_zoo_eval.provenance import (
     PACKAGES,
     bind,
-    code_version,
     digest,
     gpu_name,
     package_versions,

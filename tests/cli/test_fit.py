@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from dalle_zoo.cli.errors import UserError
-from dalle_zoo.cli.fit import ZooCLI, differences, read_run
+from dalle_zoo.cli.fit import ZooCLI
 from dalle_zoo.cli.main import main
+from dalle_zoo.cli.run_folder import differences, read_run
 from dalle_zoo.cli.train import run_folder
 from dalle_zoo.recipes import find_recipe
 from dalle_zoo.workspaces import claimed_folder

@@ -55,7 +55,7 @@ def test_names_and_defaults_are_those_of_training() -> None:
     assert default(Trainer, "precision") is None  # which means float32
     assert setup.precision == "32-true"
     assert set(MOMENTS) == set(get_args(get_type_hints(optimizer.AdamWConfig)["moments"]))
-    assert set(PRECISIONS) == set(precision._PLAIN)
+    assert set(PRECISIONS) == set(precision.PRECISIONS)
     assert {name: f"torch.{PRECISIONS[name]}" for name in precision.MIXED} == {
         name: str(dtype) for name, dtype in precision.MIXED.items()
     }

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.training.averaging import WeightEMA
 from dalle_zoo.training.base import deferred_weights
+from dalle_zoo.training.callbacks import ImageLogger
 from dalle_zoo.training.checkpoints import AtomicCheckpointIO, unsharded_checkpoint
 from dalle_zoo.training.finite import FiniteGuard
 from dalle_zoo.training.integrity import list_checkpoints
@@ -89,6 +90,7 @@ class Recorder(Callback):
         self.at, self.pace, self.out = at, pace, out
         self.losses: list[float] = []
         self.gradients: dict[int, dict[str, Tensor]] = {}
+        self.norms: dict[int, float] = {}
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self.pace and trainer.is_global_zero:
@@ -105,6 +107,13 @@ def unsharded(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
+class Pixels(torch.nn.Module):
+    """Stands for an image tokenizer: each code is a pixel of its brightness."""
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return (codes[:, None] / CONFIG.codebook_size).expand(-1, 3, -1, -1)
+
+
 class RecordingModule(PriorModule):
     """Shows gradients as the optimizer gets them, before they are clipped."""
 
@@ -114,6 +123,7 @@ class RecordingModule(PriorModule):
         model = self.trainer.strategy.model
         flat = isinstance(model, FullyShardedDataParallel)
         if self.global_step in self.recorder.at:
+            self.recorder.norms[self.global_step] = float(hooks_of(self.trainer.strategy).gradient_norm(self))
             context = FullyShardedDataParallel.summon_full_params(model, with_grads=True) if flat else nullcontext()
             with context:
                 self.recorder.gradients[self.global_step] = {
@@ -141,6 +151,9 @@ def train(case: dict[str, Any], rank: int, world: int) -> None:
     module.recorder = recorder = Recorder(case.get("gradients_at", []), case.get("pace", 0.0), out)
     checkpoint = Checkpoint(every=case.get("every", 10))
     checkpoint.folder = out / "checkpoints"
+    images = ImageLogger(count=GLOBAL_BATCH // 2)
+    if case.get("validate"):
+        module._frozen, images.folder = (Pixels(),), out / "images"  # type: ignore[assignment]
     trainer = ZooTrainer(
         strategy=case["strategy"],
         precision=case.get("precision"),
@@ -151,7 +164,7 @@ def train(case: dict[str, Any], rank: int, world: int) -> None:
         val_check_interval=5,
         limit_val_batches=2,
         num_sanity_val_steps=0,
-        callbacks=[FiniteGuard(), recorder, checkpoint, WeightEMA(decay=0.5)],
+        callbacks=[FiniteGuard(), recorder, checkpoint, WeightEMA(decay=0.5), images],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -167,7 +180,13 @@ def train(case: dict[str, Any], rank: int, world: int) -> None:
     measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     if rank == 0:
         torch.save(
-            {"measured": measured, "losses": recorder.losses, "gradients": recorder.gradients, "weights": weights},
+            {
+                "measured": measured,
+                "losses": recorder.losses,
+                "gradients": recorder.gradients,
+                "norms": recorder.norms,
+                "weights": weights,
+            },
             out / "result.pt",
         )
 

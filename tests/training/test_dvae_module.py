@@ -143,8 +143,7 @@ def test_exported_weights_equal_network(tmp_path: Path) -> None:
     images = torch.rand(2, 3, 16, 16)
     net = load_image_tokenizer(tmp_path)
     assert torch.equal(net.encode(images), stage.net.encode(images))
-    grid = stage.sample_images(batch())["reconstructions"]
-    assert grid.shape == (3, 2 + 2 * 18, 2 + 4 * 18)
+    assert stage.sample_images(batch())["reconstructions"].sheet().size == (2 + 4 * 18, 2 + 2 * 18)
 
 
 def test_wrong_data_raise(shards: Path, codes: Path, parts: Path) -> None:

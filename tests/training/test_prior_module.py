@@ -200,10 +200,14 @@ def test_sample_grids_are_generated_from_prompts(parts: Path, codes: Path) -> No
     )  # fmt: skip
     few = next(iter(data(CodeDataModule, codes, parts).val_dataloader()))
     stage = PriorModule(config, image_tokenizer=str(parts), num_samples=3)
-    grid = stage.sample_images(few)["samples"]
-    assert grid.dtype == torch.uint8
-    assert grid.shape == (3, 2 + 2 * 18, 2 + 3 * 18)
-    assert torch.equal(grid, stage.sample_images(few)["samples"])
+    made = stage.sample_images(few)["samples"]
+    assert made.captions == few["caption"][:3]
+    assert [row.shape for row in made.rows] == [(3, 3, 16, 16)] * 2
+    assert torch.equal(made.generated, stage.sample_images(few)["samples"].generated)
+    prompts = stage.sample_images({"text": few["text"], "caption": few["caption"]})["samples"]
+    assert torch.equal(prompts.generated[:3], made.generated), "of all captions, without images of their own"
+    assert len(prompts.rows) == 1
+    assert len(prompts.generated) == len(few["text"]) > 3
     assert PriorModule(config).sample_images(few) == {}
     with pytest.raises(ValueError, match=r"set model\.image_tokenizer"):
         PriorModule(config).codes({"image": torch.zeros(1, 3, 16, 16)})

@@ -9,22 +9,25 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.main import main
+from dalle_zoo.cli.run_folder import read_record, read_run
 from dalle_zoo.cli.runs import read_curves
 from dalle_zoo.cli.trainer_options import REFUSED, check_trainer
 from dalle_zoo.training import StageModule
 from dalle_zoo.training.dvae_module import DVAEModule
 from dalle_zoo.training.integrity import list_checkpoints
 from dalle_zoo.training.saving import TERMINATED, Checkpoint
+from dalle_zoo.version import __version__
 
 STEPS = 6
 SIZE = {"image_size": 16, "width": 4, "num_groups": 3, "blocks_per_group": 1, "decoder_stem": 4, "codebook_size": 8}
@@ -79,6 +82,11 @@ def images(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (run / "images").iterdir()}
 
 
+def curves(run: Path) -> dict[str, dict[int, float]]:
+    """All curves but those that measure the machine."""
+    return {k: points for k, points in read_curves(run).items() if not k.startswith(("speed/", "memory/"))}
+
+
 class Killed(BaseException):
     """Stands for a kill: no handler of exceptions catches it."""
 
@@ -99,7 +107,7 @@ def test_kill_near_validation_loses_nothing(
     assert checkpoints(run)[-1] == newest, "a checkpoint is saved after the validation of its step"
     assert fit() == 0
     assert weights(run) == weights(alone)
-    assert read_curves(run) == read_curves(alone)
+    assert curves(run) == curves(alone)
     assert images(run) == images(alone)
 
 
@@ -225,3 +233,130 @@ def test_early_stopping_decides_after_validations() -> None:
     trainer.callbacks = [EarlyStopping("val/loss", check_on_train_epoch_end=True)]
     with pytest.raises(ValueError, match="leave check_on_train_epoch_end out"):
         callback.setup(trainer, module, "fit")  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------ loggers
+
+
+class FakeService(Logger):
+    """Stands for a logger of a remote service: the run that it writes to, and what it is sent."""
+
+    sent: ClassVar[dict[str, list[str]]] = {}
+    made: ClassVar[list[dict[str, Any]]] = []
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+        self.arguments = arguments
+        self.made.append(arguments)
+
+    @property
+    def version(self) -> str:
+        """Id of the run; reading it creates one, as with MLflow."""
+        wanted = self.arguments.get("id") or self.arguments.get("run_id") or f"chosen-{len(self.sent)}"
+        self.sent.setdefault(wanted, [])
+        self.arguments["run_id"] = wanted
+        return str(wanted)
+
+    run_id = version
+
+    @property
+    def name(self) -> str:
+        return "fake"
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        self.sent[self.version].append("settings")
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.sent[self.version] += sorted(set(metrics) & {"train/loss"})
+
+    def log_image(self, key: str, images: list[Any], step: int) -> None:
+        self.sent[self.version].append(f"{key} {step}")
+
+
+class FakeWandb(FakeService):
+    def __init__(
+        self,
+        name: str = "",
+        save_dir: str = ".",
+        project: str = "",
+        offline: bool = False,
+        resume: str | None = None,
+        id: str | None = None,
+    ) -> None:
+        super().__init__(name=name, save_dir=save_dir, project=project, offline=offline, resume=resume, id=id)
+
+
+class FakeMLflow(FakeService):
+    def __init__(
+        self,
+        experiment_name: str = "",
+        run_name: str = "",
+        tracking_uri: str = "",
+        artifact_location: str = "",
+        run_id: str | None = None,
+    ) -> None:
+        super().__init__(tracking_uri=tracking_uri, run_name=run_name, run_id=run_id)
+
+
+def test_a_killed_run_continues_its_remote_runs_with_the_same_bits(
+    fit: Any, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", FakeWandb)
+    monkeypatch.setattr("lightning.pytorch.loggers.MLFlowLogger", FakeMLflow)
+    monkeypatch.setattr("dalle_zoo.training.loggers.find_spec", lambda package: True)
+    FakeService.sent.clear()
+    FakeService.made.clear()
+
+    def die(self: StageModule, *args: Any) -> None:
+        if self.global_step == 4 and self.trainer.state.fn == TrainerFn.FITTING:
+            raise Killed
+
+    loggers = ["--trainer.logger", "[wandb, mlflow]"]
+    with monkeypatch.context() as killing:
+        killing.setattr(DVAEModule, "on_train_batch_start", die)
+        with pytest.raises(Killed):
+            fit(*loggers)
+    run = tmp_path / "run"
+    begun = read_record(run)
+    assert fit(*loggers) == 0
+    assert weights(run) == weights(alone)
+    assert curves(run) == curves(alone)
+    assert images(run) == images(alone)
+    ids = begun["loggers"]
+    assert set(ids) == {"wandb", "mlflow"}
+    assert set(FakeService.sent) == set(ids.values()), "no third run"
+    for sent in FakeService.sent.values():
+        assert sent.count("settings") == 1
+        assert sent.count("train/loss") == STEPS
+        assert [line for line in sent if line.startswith("reconstructions")] == [
+            f"reconstructions {step}" for step in (2, 4, 6)
+        ]
+    assert [made.get("id") for made in FakeService.made[::2]] == [ids["wandb"]] * 2
+    for wandb, mlflow in zip(FakeService.made[::2], FakeService.made[1::2], strict=True):
+        assert (wandb["offline"], wandb["save_dir"], wandb["resume"]) == (True, str(run), "allow")
+        assert mlflow["tracking_uri"] == f"sqlite:///{run}/mlflow.db"
+    config = read_run(run)
+    assert config is not None
+    assert [entry["init_args"] for entry in config["trainer"]["logger"]] == [{}, {}], "folders and ids are this run's"
+
+
+def test_the_record_has_every_start(fit: Any, alone: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(alone, tmp_path / "run"))
+    assert fit("--trainer.max_steps", "7") == 0
+    record = read_record(run)
+    assert record["length"] == STEPS, "shares of the run keep referring to its first length"
+    first, second = record["starts"]
+    assert first["fingerprints"] == second["fingerprints"]
+    assert {"data.train", "data.val"} <= first["fingerprints"].keys()
+    assert first["environment"]["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert first["code"].startswith(__version__)
+    assert first["processes"] == 1
+
+
+def test_a_share_of_a_run_stays_that_of_its_first_length(fit: Any, tmp_path: Path) -> None:
+    shares = ["--model.learning_rate.decay_steps", "50%", "--trainer.max_steps"]
+    assert fit(*shares, "4") == 0
+    assert fit(*shares, "6") == 0, "not another recipe"
+    config = read_run(tmp_path / "run")
+    assert config is not None
+    assert config["model"]["init_args"]["learning_rate"]["decay_steps"] == 2

@@ -77,7 +77,7 @@ def test_cosine_decay_starts_where_the_warm_up_ends() -> None:
     [
         ({"peak": 0.0}, "peak must be above 0"),
         ({"final": -1.0}, "final at least 0"),
-        ({"decay": "cosin"}, "decay must be 'plateau', 'cosine' or 'constant', got 'cosin'"),
+        ({"decay": "cosin"}, "unknown decay 'cosin'. Did you mean 'cosine'"),
         ({"decay_steps": 0}, "decay_steps must be at least 1"),
         ({"plateau_window": 0}, "plateau_window must be at least 1"),
         ({"plateau_patience": 0}, "plateau_patience must be at least 1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -135,6 +136,23 @@ def test_validation_uses_average_and_training_does_not(result: Any, strategy: st
     assert apart(alone["losses"], measured["losses"]) < 1e-6
     assert measured["measured"]["val/image_loss"] == pytest.approx(one["measured"]["val/image_loss"], abs=1e-6)
     assert measured["measured"]["val/image_loss"] != pytest.approx(measured["losses"][-1], abs=1e-3)
+
+
+@pytest.mark.parametrize(("strategy", "world"), VALIDATED)
+def test_sharded_networks_generate_sample_images(result: Any, strategy: str, world: int) -> None:
+    one, spread = (result(*case, "measured")["folder"] / "images" for case in (("auto", 1), (strategy, world)))
+    names = [f"samples-{step:08d}.png" for step in (5, 10, 15, 20)]
+    assert sorted(path.name for path in spread.iterdir()) == names
+    assert [(spread / name).read_bytes() for name in names] == [(one / name).read_bytes() for name in names]
+    assert len({(one / name).read_bytes() for name in names}) == 4, "they change while training goes on"
+
+
+@pytest.mark.parametrize(("strategy", "world"), [("auto", 1), *SPREAD])
+def test_gradient_norm_covers_all_shards(result: Any, strategy: str, world: int) -> None:
+    found = result(strategy, world)
+    for step in (0, 5):
+        expected = math.sqrt(sum(float(gradient.square().sum()) for gradient in found["gradients"][step].values()))
+        assert found["norms"][step] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(("strategy", "world"), RECOMPUTED)

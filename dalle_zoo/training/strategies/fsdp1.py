@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import FSDPStrategy
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import CustomPolicy
@@ -63,6 +64,12 @@ class FSDP1(ShardedStates, FSDPStrategy):
             raise ValueError(f"fsdp clips by norm only, got gradient_clip_algorithm={algorithm!r}: use fsdp2")
         assert isinstance(self.model, FullyShardedDataParallel)
         self.model.clip_grad_norm_(value)
+
+    def gradient_norm(self, module: nn.Module) -> Tensor:
+        """Returns the norm of the gradients over all shards, which are parts of flat vectors."""
+        squares = super().gradient_norm(module).float().square().to(self.root_device)
+        torch.distributed.all_reduce(squares)
+        return squares.sqrt()
 
     def release(self, module: nn.Module) -> None:
         """Frees the root unit: without a backward pass, its weights stay gathered after a forward pass."""

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from dalle_zoo.files import sha256_file
+from dalle_zoo.inspection import code_version
 from dalle_zoo.results import ResultError, Score, check_result
 from dalle_zoo_eval.datasets.manifest import read_caption_file
 from dalle_zoo_eval.metrics.base import MetricSpec
 from dalle_zoo_eval.metrics.estimates import Estimate, bootstrapped
-from dalle_zoo_eval.provenance import code_version, digest
+from dalle_zoo_eval.provenance import digest
 
 MOST_BYTES = 2**28
 TITLES = {"geneval2": "GenEval 2", "t2i-compbench": "T2I-CompBench", "evalscope": "EvalScope"}

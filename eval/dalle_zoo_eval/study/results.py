@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from dalle_zoo.inspection import code_version
 from dalle_zoo.results import Score, check_result
 from dalle_zoo_eval.metrics.base import MetricSpec
 from dalle_zoo_eval.metrics.estimates import Estimate
-from dalle_zoo_eval.provenance import code_version, package_versions
+from dalle_zoo_eval.provenance import package_versions
 from dalle_zoo_eval.study.analysis import (
     FIRST,
     RULE,
