@@ -14,6 +14,7 @@ import openai
 import pytest
 import torch
 
+from benchmarks import serving
 from dalle_zoo.image_settings import ImageSettings, read_settings
 from dalle_zoo.images import png_bytes
 from dalle_zoo.web.api import create_app
@@ -172,3 +173,15 @@ def test_a_fault_is_reported_and_the_service_goes_on(
             client.images.generate(prompt="a")
     assert "secret" not in str(error.value)
     assert client.images.generate(prompt="a").data
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of the connections that are cut
+def test_no_image_is_lost_or_mixed_up_while_clients_are_killed(pipe: Slow) -> None:
+    engine = Engine(pipe)
+    with running(create_app(engine)) as port:
+        measured = serving.load(pipe, port, requests=200, connections=20)
+        assert json.loads(fetch(port, "/health")[1])["waiting"] == 0
+    engine.close()
+    assert (measured["killed"], measured["arrived"], measured["wrong"]) == (20, 180, 0)
+    assert measured["memory_growth"] <= serving.GROWTH
