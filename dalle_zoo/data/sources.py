@@ -6,14 +6,15 @@ import difflib
 import glob
 import importlib.resources
 import itertools
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from dalle_zoo.composition import CompositionConfig
 from dalle_zoo.data.composition import CompositionSource
 from dalle_zoo.data.folder import FolderSource
+from dalle_zoo.data.remote import RemotePath
 from dalle_zoo.data.samples import SampleSource
 from dalle_zoo.data.selection import IMAGE_SUFFIXES, SHARD_ENDINGS, is_shard, suffix_of
-from dalle_zoo.data.shards import ShardSource
+from dalle_zoo.data.shards import ShardSource, listed_counts
 from dalle_zoo.paths import user_path
 from dalle_zoo.registry import UnknownNameError, suggest
 
@@ -36,6 +37,7 @@ def open_source(location: str | Path) -> SampleSource:
     |---|---|
     | ``file.tar``, ``.tar.gz``, ``.tgz`` | one WebDataset shard |
     | a folder with shards | its shards, from img2dataset or `webdataset` |
+    | ``https://…``, ``s3://…``, ``gs://…``, ``hf://…`` | remote shards: one, a pattern, or a folder |
     | a pattern with ``*``, ``?``, ``[...]``, ``{a..b}`` or ``{a,b}`` | the shards that match |
     | another folder | the images in it and its subfolders, with captions in files of the same name, see docs/data.md |
     | ``emoji64:train`` | shards in the package |
@@ -53,8 +55,10 @@ def open_source(location: str | Path) -> SampleSource:
         source: SampleSource = ShardSource(_bundled_shards(bundle, split))
     elif bundle == COMPOSITION or bundle.endswith((".yaml", ".yml")):
         source = _composition(bundle, split)
-    elif "://" in text or text.startswith("pipe:"):
-        raise ValueError(f"location {text!r} is not a local path: download it first. {_EXPECTED}")
+    elif "://" in text:
+        source = ShardSource(_remote_shards(text))
+    elif text.startswith("pipe:"):
+        raise ValueError(f"location {text!r} starts a program, which is not supported. {_EXPECTED}")
     else:
         source = _open_path(user_path(text, "location of the data"), text)
     if source.num_samples == 0:
@@ -120,6 +124,23 @@ def _matching_shards(pattern: str, text: str) -> list[Path]:
             raise ValueError(f"location {text!r}: {part!r} matches {kinds}. {_EXPECTED}")
         found.update(shards)
     return sorted(found)
+
+
+def _remote_shards(text: str) -> list[RemotePath]:
+    """Finds the shards of a URL: itself, those that match a pattern, or those of a folder."""
+    found: list[RemotePath] = []
+    for url in map(RemotePath, _expand_braces(text)):
+        if is_shard(PurePosixPath(url.name)) and "*" not in str(url):
+            found.append(url)
+        elif "*" in str(url):
+            found += [path for path in url.glob() if is_shard(PurePosixPath(path.name))]
+        elif listed := listed_counts(url):
+            found += [url / name for name in sorted(listed)]
+        else:
+            found += [path for path in (url / "*").glob() if is_shard(PurePosixPath(path.name))]
+    if not found:
+        raise ValueError(f"location {text!r} has no shard, and no manifest.json that lists some. {_EXPECTED}")
+    return found
 
 
 def _images(paths: list[Path]) -> bool:
