@@ -29,7 +29,7 @@ def members(make: Any) -> dict[str, bytes]:
     """Samples whose keys say what becomes of them."""
     captions = {
         "00-kept": CAPTION, "01-short": "a cat", "02-boilerplate": "photographed on 31/01/2019", "04-two": "x",
-        "03-foreign": "ein roter Hund am Strand", "06-wide": CAPTION, "07-tall": CAPTION, "08-damaged": CAPTION,
+        "03-german": "ein roter Hund am Strand", "06-wide": CAPTION, "07-tall": CAPTION, "08-damaged": CAPTION,
         "09-again": CAPTION, "10-again, but dropped": "a cat", "11-limit": CAPTION,
     }  # fmt: skip
     sizes = {"06-wide": (41, 20), "07-tall": (20, 41), "11-limit": (20, 40)}
