@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT)]
 
 from dalle_zoo.files import atomic_write  # noqa: E402 (a checkout runs uninstalled)
-from dalle_zoo.models.dvae import DVAE, DVAEConfig  # noqa: E402
+from dalle_zoo.models.dvae import DVAEConfig  # noqa: E402
+from dalle_zoo.planning.dvae import DVAEWorkload  # noqa: E402
 from dalle_zoo.planning.hardware import find_gpu  # noqa: E402
 
 RESULT, PAGE = Path(__file__).parent / "results/data_at_scale.json", ROOT / "docs/data-at-scale.md"
@@ -49,11 +49,7 @@ HOUR = 3600
 
 def encoder_flops() -> int:
     """Operations that encode an image of 256 x 256 pixels with the paper's dVAE."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        DVAE(DVAEConfig()).encode(torch.rand(1, 3, 256, 256))
-    return int(counter.get_total_flops())
+    return int(DVAEWorkload(DVAEConfig()).flops.forward["encoder"])
 
 
 def steps(result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -85,7 +81,7 @@ def size(count: float) -> str:
 
 
 def short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}" if value >= 0.1 else "< 0.1"
 
 
 def table(heads: list[str], rows: list[list[str]]) -> str:
@@ -108,11 +104,12 @@ def render(result: Mapping[str, Any]) -> str:
         rate = find_gpu(name).tflops[dtype] * 1e12 * MFU / flops
         rows.append([
             name, dtype, f"{rate:,.0f}", *(short(PAIRS / rate / count / HOUR) for count in (1, 8, 64)),
-            f"{rate * filtering:.0f}",
+            f"{math.ceil(1 + rate * filtering)}",
         ])  # fmt: skip
-        restart.append([f"`encode`, a process on one {name}", f"{PER_CODE_SHARD / rate:,.0f} s for one shard"])
+        seconds = PER_CODE_SHARD * (filtering + 1 / rate)  # a process decodes, then encodes
+        restart.append([f"`encode`, a process on one {name}", f"{seconds:,.0f} s for one shard"])
     on_gpus = table(
-        ["GPU", "dtype", "images per second", "hours, 1 GPU", "8 GPUs", "64 GPUs", "cores that decode"],
+        ["GPU", "dtype", "images per second", "hours, 1 GPU", "8 GPUs", "64 GPUs", "processes per GPU"],
         rows,
     )
     order = result["rates"]["order of a resumed run"]

@@ -53,8 +53,12 @@ class Share:
 
 def device_of_environment(device: str) -> str:
     """Returns the GPU of this process under torchrun or srun for ``cuda``; other devices are returned unchanged."""
-    local = next((os.environ[name] for name in _LOCAL_RANKS if name in os.environ), None)
-    return f"cuda:{local}" if device == "cuda" and local is not None else device
+    local = next((int(os.environ[name]) for name in _LOCAL_RANKS if name in os.environ), None)
+    if device != "cuda" or local is None:
+        return device
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    # With --gpus-per-task, srun shows each task only its own GPU.
+    return f"cuda:{local % len(visible.split(',')) if visible else local}"
 
 
 def complete_parts(

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -144,6 +145,13 @@ def test_the_constants_that_are_named() -> None:
     parameters = PriorConfig().count_parameters()
     state = 16 * sum(parameters.values()) / 1e9
     assert f"{state:.0f} and {state + 4 * parameters['matrices'] / 1e9:.0f} GB for 12 billion" in text
+
+
+def test_hours_and_bytes_of_a_large_set() -> None:
+    hours = runpy.run_path(str(ROOT / "benchmarks/data_hours.py"))
+    assert hours["filled"](AT_SCALE, hours["render"](stored("data_at_scale.json"))) == AT_SCALE, (
+        "run python benchmarks/data_hours.py --write"
+    )
 
 
 def test_sizes_of_the_priors() -> None:

@@ -18,14 +18,21 @@ from dalle_zoo.sharing import Share, complete_parts, device_of_environment, remo
         ({}, 0, 1, "cuda"),
         ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, 3, 8, "cuda:1"),
         ({"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0"}, 2, 4, "cuda:0"),
+        (
+            {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "3", "CUDA_VISIBLE_DEVICES": "7"},
+            3,
+            4,
+            "cuda:0",
+        ),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, 0, 1, "cuda"),  # in a job script, outside of srun
     ],
 )
 def test_the_launcher_states_the_share(
     environment: dict[str, str], rank: int, world: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in [name for name in os.environ if name.startswith("SLURM") or "RANK" in name or name == "WORLD_SIZE"]:
-        monkeypatch.delenv(name)
+    for name in list(os.environ):
+        if name.startswith(("SLURM", "CUDA_VISIBLE", "WORLD_SIZE")) or "RANK" in name:
+            monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert Share.of_environment() == Share(rank=rank, world=world)

@@ -7,6 +7,7 @@ from pathlib import Path
 from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.outputs import check_file, check_folder
 from dalle_zoo.cli.parser import parser
+from dalle_zoo.values import as_integer
 
 
 def manifest(arguments: list[str]) -> None:
@@ -19,13 +20,15 @@ def manifest(arguments: list[str]) -> None:
     )
     p.add_argument("data", help="shards: a folder, a file, or a pattern such as 'shards/{00000..00009}.tar'")
     p.add_argument("--out", type=Path, help="file to write [manifest.json next to the shards]")
+    p.add_argument("--processes", type=int, default=1, help="number of processes that count [1]")
     options = p.parse_args(arguments)
+    as_integer("--processes", options.processes, least=1)
 
     from dalle_zoo.data import ShardSource, open_source
     from dalle_zoo.data.shards import MANIFEST
     from dalle_zoo.files import write_json
 
-    source = open_source(options.data)
+    source = open_source(options.data, processes=options.processes)
     if not isinstance(source, ShardSource):
         raise UserError(f"{options.data} has no shards: expected .tar, .tar.gz or .tgz files; others need no manifest")
     folders = {path.parent for path in source.paths}

@@ -6,8 +6,10 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -63,12 +65,13 @@ class ShardSource(SampleSource):
     Args:
         paths: The shards. Other files of img2dataset (``.parquet``, ``_stats.json``) are not needed.
         shuffle_buffer: Undecoded samples in the shuffle buffer. Defaults to 2048.
+        processes: Number of processes that count the samples of shards without a manifest. Defaults to 1.
     """
 
-    def __init__(self, paths: Sequence[ShardPath], *, shuffle_buffer: int = 2048) -> None:
-        check_positive(shuffle_buffer=shuffle_buffer)
+    def __init__(self, paths: Sequence[ShardPath], *, shuffle_buffer: int = 2048, processes: int = 1) -> None:
+        check_positive(shuffle_buffer=shuffle_buffer, processes=processes)
         self.paths = tuple(paths)
-        self.shuffle_buffer = shuffle_buffer
+        self.shuffle_buffer, self.processes = shuffle_buffer, processes
 
     @property
     def num_samples(self) -> int:
@@ -101,13 +104,21 @@ class ShardSource(SampleSource):
     @cached_property
     def counts(self) -> tuple[int, ...]:
         """Number of samples of each shard, from the manifest in its folder, or else from the names of its members."""
-        known = zip(self.paths, self.sizes, self._listed, strict=True)
-        counts = []
-        # Over a second per 10,000 samples without a manifest, on each start.
-        bar = tqdm(known, "counting samples", len(self.paths), unit="shard", delay=BAR_DELAY, disable=None)
-        for path, size, listed in bar:
-            counts.append(listed[1] if listed and listed[0] == size else _scan(path))
-        return tuple(counts)
+        if self.processes == 1:
+            return self._count(map)
+        with ProcessPoolExecutor(self.processes, get_context("spawn")) as pool:
+            return self._count(pool.map)
+
+    def _count(self, apply: Callable[[Callable[[ShardPath], int], list[ShardPath]], Iterable[int]]) -> tuple[int, ...]:
+        stated = [
+            listed[1] if listed and listed[0] == size else None
+            for listed, size in zip(self._listed, self.sizes, strict=True)
+        ]
+        unknown = [path for path, count in zip(self.paths, stated, strict=True) if count is None]
+        # Over a second per 10,000 samples.
+        found = tqdm(apply(_scan, unknown), "counting", len(unknown), unit="shard", delay=BAR_DELAY, disable=None)
+        counted = dict(zip(unknown, found, strict=True))
+        return tuple(counted[path] if count is None else count for path, count in zip(self.paths, stated, strict=True))
 
     def fingerprint(self) -> str:
         """SHA-256 of the names and sizes of the shards."""

@@ -30,7 +30,7 @@ _EXPECTED = (
 )
 
 
-def open_source(location: str | Path) -> SampleSource:
+def open_source(location: str | Path, *, processes: int = 1) -> SampleSource:
     """Recognizes the kind of a location and opens it.
 
     | location | kind |
@@ -46,6 +46,10 @@ def open_source(location: str | Path) -> SampleSource:
     img2dataset adds white borders to images unless it is run with ``--resize_mode keep_ratio``. The borders are not
     removed, so use that mode (docs/conceptual-captions.md).
 
+    Args:
+        location: The location.
+        processes: Number of processes that count the samples of shards without a manifest. Defaults to 1.
+
     Raises:
         ValueError: The location does not exist, or has no usable image.
     """
@@ -56,11 +60,11 @@ def open_source(location: str | Path) -> SampleSource:
     elif bundle == COMPOSITION or bundle.endswith((".yaml", ".yml")):
         source = _composition(bundle, split)
     elif "://" in text:
-        source = ShardSource(_remote_shards(text))
+        source = ShardSource(_remote_shards(text), processes=processes)
     elif text.startswith("pipe:"):
         raise ValueError(f"location {text!r} starts a program, which is not supported. {_EXPECTED}")
     else:
-        source = _open_path(user_path(text, "location of the data"), text)
+        source = _open_path(user_path(text, "location of the data"), text, processes)
     if source.num_samples == 0:
         raise ValueError(f"location {text!r} holds no image{_reason(source)}. {_EXPECTED}")
     return source
@@ -79,19 +83,19 @@ def _composition(location: str, split: str) -> SampleSource:
     return CompositionSource(CompositionConfig.load(None if location == COMPOSITION else location), split)
 
 
-def _open_path(path: Path, text: str) -> SampleSource:
+def _open_path(path: Path, text: str, processes: int) -> SampleSource:
     if path.is_file():
         if not is_shard(path):
             raise ValueError(f"location {text!r} is a file but not a shard. {_EXPECTED}")
-        return ShardSource([path])
+        return ShardSource([path], processes=processes)
     if path.is_dir():
         folder = FolderSource(path)
         shards = [path / name for name in folder.selection.shards]
         if shards and all(p.name.startswith("codes-") for p in shards):
             raise ValueError(f"location {text!r} has code shards, not images: use CodeDataModule (CodeDataset)")
-        return ShardSource(shards) if shards else folder
+        return ShardSource(shards, processes=processes) if shards else folder
     if any(sign in text for sign in "*?[{"):
-        return ShardSource(_matching_shards(str(path), text))
+        return ShardSource(_matching_shards(str(path), text), processes=processes)
     near = _nearest_bundled(text) or _nearest_neighbor(path)
     hint = f" Did you mean {near!r}?" if near else ""
     raise ValueError(f"location {text!r} does not exist.{hint} {_EXPECTED}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from dalle_zoo.cli.main import main
-from dalle_zoo.data import CodeDataset
+from dalle_zoo.data import CodeDataset, shards
 from dalle_zoo.files import sha256_file
 from dalle_zoo.tokenizers import load_text_tokenizer
 
@@ -141,16 +142,32 @@ def test_filter_prints_what_it_drops(images: Path, scratch: Path, capsys: pytest
     assert not (scratch / "none").exists()
 
 
-def test_a_manifest_saves_counting(images: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_manifest_saves_counting(
+    images: Path, scratch: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main(["filter", str(images), "--out", "kept", "--any-language", "--samples-per-shard", "2"]) == 0
     assert main(["manifest", "kept"]) == 0, "the one of the filter is complete"
     (scratch / "kept/manifest.json").unlink()
     assert main(["manifest", "kept"]) == 0
     assert "kept/manifest.json: 5 samples in 3 shards" in capsys.readouterr().out
-    shards = json.loads((scratch / "kept/manifest.json").read_text())["shards"]
-    assert [(shard["file"], shard["samples"]) for shard in shards] == [
+    written = json.loads((scratch / "kept/manifest.json").read_text())["shards"]
+    assert [(shard["file"], shard["samples"]) for shard in written] == [
         ("00000.tar", 2), ("00001.tar", 2), ("00002.tar", 1)
     ]  # fmt: skip
+    before = (scratch / "kept/manifest.json").read_bytes()
+    (scratch / "kept/manifest.json").unlink()
+    started = []
+
+    def threads(count: int, _: object) -> ThreadPoolExecutor:  # processes take seconds to start
+        started.append(count)
+        return ThreadPoolExecutor(count)
+
+    monkeypatch.setattr(shards, "ProcessPoolExecutor", threads)
+    assert main(["manifest", "kept", "--processes", "2"]) == 0
+    assert started == [2]
+    assert (scratch / "kept/manifest.json").read_bytes() == before
+    assert main(["manifest", "kept", "--processes", "0"]) == 2
+    assert "--processes must be an integer of at least 1, got 0" in capsys.readouterr().err
     assert main(["manifest", "kept/{00000..00001}.tar", "--out", "some.json"]) == 0
     assert len(json.loads((scratch / "some.json").read_text())["shards"]) == 2
 
