@@ -30,10 +30,9 @@ from benchmarks.harness import Equality, Row, compare, store  # noqa: E402 (a ch
 from dalle_zoo.data import CodeDataset, Item, ResumableLoader, encode_source  # noqa: E402
 from dalle_zoo.data.codes import CodeRecord  # noqa: E402
 from dalle_zoo.data.datasets import CaptionedDataset  # noqa: E402
-from dalle_zoo.data.ordering import shuffled  # noqa: E402
+from dalle_zoo.data.ordering import Order, in_order  # noqa: E402
 from dalle_zoo.data.samples import Sample, SampleSource, Skipped  # noqa: E402
 from dalle_zoo.data.transforms import area_resize  # noqa: E402
-from dalle_zoo.seeds import seeded_rng  # noqa: E402
 
 SAMPLES, GRID, CODES = 20_000, 32, 8192
 BATCH, SHUFFLE = 256, 4096
@@ -56,8 +55,10 @@ class NumberedSamples(SampleSource):
     def num_samples(self) -> int:
         return self.count
 
-    def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Sample | Skipped]:
-        for number in range(start, stop):
+    def read(
+        self, *, seed: int | None, epoch: int, start: int, stop: int, skip: int = 0
+    ) -> Iterator[Sample | Skipped]:
+        for number in range(start + skip, stop):
             yield Sample(f"{number:08d}", self.image, (f"a photograph of thing number {number} on a table",))
 
     def fingerprint(self) -> str:
@@ -77,10 +78,9 @@ class OneByOne(CaptionedDataset):
     def fingerprint(self) -> str:
         return str(self.path)
 
-    def records(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[CodeRecord]:
-        if seed is None:
-            return self._stored()
-        return shuffled(self._stored(), SHUFFLE, seeded_rng("buffer", seed, epoch, start))
+    def records(self, *, seed: int | None, epoch: int, start: int, stop: int, skip: int = 0) -> Iterator[CodeRecord]:
+        order = Order(self.count, seed=seed, epoch=epoch, start=start, buffer_size=SHUFFLE, skip=skip)
+        return in_order(order, enumerate(self._stored()))
 
     def item(self, record: CodeRecord, epoch: int) -> Item:
         codes = torch.from_numpy(record.codes.astype(np.int64))

@@ -27,12 +27,13 @@ import torch
 from dalle_zoo_eval.blur import gaussian_blur
 from dalle_zoo_eval.datasets import read_dataset
 from dalle_zoo_eval.extractors import Extractor, load_extractor
-from dalle_zoo_eval.features import FeatureStore, Share
+from dalle_zoo_eval.features import FeatureStore
 from dalle_zoo_eval.image_sources import ImageFiles
 from PIL import Image
 from torch import Tensor
 
 from dalle_zoo.files import sha256_file, write_json
+from dalle_zoo.sharing import Share
 
 CHUNK = 25
 CASES = {"without blur": (0,), "with the blur of figure 9": (0, 1, 2, 4, 8)}

@@ -15,10 +15,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any, Literal, Protocol
 
 from dalle_zoo.plain_data import MAX_BYTES, PlainDataError, json_value
 from dalle_zoo.workspaces import new_path, place_folder, workspace
+
+
+class Readable(Protocol):
+    """A file to read: a `Path`, or another object with the same method."""
+
+    def open(self, mode: Literal["rb"]) -> IO[bytes]:
+        """Opens the file."""
 
 
 class FileError(ValueError):
@@ -28,7 +35,7 @@ class FileError(ValueError):
 # ---------------------------------------------------------------- reading
 
 
-def read_json(path: Path, expected: str = "a JSON file") -> dict[str, Any]:
+def read_json(path: Readable, expected: str = "a JSON file") -> dict[str, Any]:
     """Reads a file that contains one JSON object.
 
     Args:
@@ -48,7 +55,7 @@ def read_json(path: Path, expected: str = "a JSON file") -> dict[str, Any]:
     return parse_json(data, path)
 
 
-def parse_json(data: bytes, source: Path | str) -> dict[str, Any]:
+def parse_json(data: bytes, source: Readable | str) -> dict[str, Any]:
     """Parses one JSON object.
 
     Args:
@@ -67,7 +74,7 @@ def parse_json(data: bytes, source: Path | str) -> dict[str, Any]:
     return value
 
 
-def try_read_json(path: Path) -> dict[str, Any] | None:
+def try_read_json(path: Readable) -> dict[str, Any] | None:
     """Returns the JSON object in a file, or None if `read_json` raises `FileError`."""
     try:
         return read_json(path)

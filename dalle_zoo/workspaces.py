@@ -65,17 +65,21 @@ def workspace(path: Path, *, wait: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def claimed_folder(folder: Path) -> Iterator[None]:
+def claimed_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Claims a folder that is filled under its name, file by file; it is created, and removed if it stays empty.
 
     What killed processes left of single files is removed first.
 
+    Args:
+        folder: The folder.
+        wait: Whether to wait while another process has the claim. Defaults to False.
+
     Raises:
-        ClaimedError: Another process writes there.
+        ClaimedError: Another process writes there, and ``wait`` is False.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with Claims() as claims:
-        claims.hold(folder / CLAIM, folder)
+        _claim(claims, folder / CLAIM, folder, wait=wait)
         remove_abandoned(folder)
         try:
             yield

@@ -1,4 +1,4 @@
-"""What docs/scaling.md and docs/conceptual-captions.md say: their numbers are the stored ones, their commands run."""
+"""What the guides in docs/ say: their numbers are the stored ones, their commands run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -24,10 +25,13 @@ from dalle_zoo.cli.train import recipe_parser
 from dalle_zoo.recipes import find_part, find_recipe, read_recipe, split_arguments
 
 ROOT = Path(__file__).parents[1]
-SCALING, CAPTIONS = (
-    (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("scaling.md", "conceptual-captions.md")
+SCALING, CAPTIONS, AT_SCALE = (
+    (ROOT / "docs" / name).read_text(encoding="utf-8")
+    for name in ("scaling.md", "conceptual-captions.md", "data-at-scale.md")
 )
-PAGES = pytest.mark.parametrize("page", [SCALING, CAPTIONS], ids=["scaling", "conceptual-captions"])
+PAGES = pytest.mark.parametrize(
+    "page", [SCALING, CAPTIONS, AT_SCALE], ids=["scaling", "conceptual-captions", "data-at-scale"]
+)
 SIZES = ["cc-30m", "cc-300m", "cc-1.2b", "paper-2.8b", "paper-5.6b", "paper-12b"]
 UNSAID = {"trainer.default_root_dir", "images"}
 """Keys that may change when a run is resumed and that the page need not mention."""
@@ -144,6 +148,13 @@ def test_the_constants_that_are_named() -> None:
     assert f"{state:.0f} and {state + 4 * parameters['matrices'] / 1e9:.0f} GB for 12 billion" in text
 
 
+def test_hours_and_bytes_of_a_large_set() -> None:
+    hours = runpy.run_path(str(ROOT / "benchmarks/data_hours.py"))
+    assert hours["filled"](AT_SCALE, hours["render"](stored("data_at_scale.json"))) == AT_SCALE, (
+        "run python benchmarks/data_hours.py --write"
+    )
+
+
 def test_sizes_of_the_priors() -> None:
     from dalle_zoo.models.prior import PriorConfig
 
@@ -257,13 +268,13 @@ def test_from_shards_to_images(
 ) -> None:
     prepare(monkeypatch, tmp_path)
     monkeypatch.setattr("sys.argv", ["dalle-zoo"])
-    for block in blocks(CAPTIONS, "python"):
-        exec(compile(block, "conceptual-captions.md", "exec"), {})
-    assert capsys.readouterr().out == "train 24\nval 6\n"
+    steps = commands(CAPTIONS.partition("## On SLURM")[0])
+    for counting in (step for step in steps if step.name == "manifest"):
+        run(counting)
+    assert "cc/train/manifest.json: 24 samples in 3 shards" in capsys.readouterr().out
     manifest = json.loads(Path("cc/train/manifest.json").read_text())
     assert [shard["samples"] for shard in manifest["shards"]] == [10, 10, 4]
 
-    steps = commands(CAPTIONS.partition("## On SLURM")[0])
     dvae, prior = (step for step in steps if step.name == "fit")
     run(dvae, *options(SMALL_DVAE | ALONE))
     (tokenizer,) = (step for step in steps if step.name == "tokenizer")

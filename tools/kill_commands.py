@@ -224,6 +224,9 @@ def make_cases(root: Path, run: Callable[[list[str]], None]) -> dict[str, Case]:
         "encode --overwrite": Case(
             arguments=[*encode, "made", *replaced], prepare=copied(root / "codes", "made"), result=made, atomic=True
         ),
+        "filter": Case(
+            arguments=["filter", images, "--any-language", "--samples-per-shard", "7", "--out", "made"], result=made
+        ),
         "tokenizer": Case(
             arguments=[*tokenizer, "266"], prepare=copied(root / "tokenizer", "made"), result=made, atomic=True
         ),

@@ -32,6 +32,8 @@ COMMANDS = {
     "validate": ("dalle_zoo.cli.train:validate", "compute the metrics of a run on its validation data"),
     "test": ("dalle_zoo.cli.train:test", "like validate, but in the trainer's test loop"),
     "predict": ("dalle_zoo.cli.train:predict", "generate images for a run's validation data"),
+    "manifest": ("dalle_zoo.cli.shards:manifest", "count the samples of shards, so that they open at once"),
+    "filter": ("dalle_zoo.cli.shards:filter_shards", "copy the samples that pass the paper's filters to new shards"),
     "tokenizer": ("dalle_zoo.cli.prepare:tokenizer", "train a BPE tokenizer on captions"),
     "encode": ("dalle_zoo.cli.prepare:encode", "encode images as code shards"),
     "plot": ("dalle_zoo.cli.runs:plot", "plot the training curves of a run"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from dalle_zoo.cli.errors import UserError, check_device
 from dalle_zoo.cli.outputs import check_folder
 from dalle_zoo.cli.parser import parser
+from dalle_zoo.sharing import Share, device_of_environment
 from dalle_zoo.zoo import check_location, find_component
 
 
@@ -21,31 +22,44 @@ def tokenizer(arguments: list[str]) -> None:
     p.add_argument("--out", type=Path, required=True, help="folder to write")
     p.add_argument("--vocab-size", type=int, default=16384, help="size of the vocabulary [16384, as in the paper]")
     p.add_argument("--overwrite", action="store_true", help="replace an existing tokenizer")
+    p.add_argument(
+        "--counts",
+        type=Path,
+        help="folder of the counted words, from which another vocabulary is trained without reading the captions "
+        "again; needed under torchrun or srun, whose processes share the counting",
+    )
     options = p.parse_args(arguments)
-    check_folder("--out", options.out, overwrite=options.overwrite)
-
-    from tqdm import tqdm
+    share = Share.of_environment()
+    if share.rank == 0:
+        check_folder("--out", options.out, overwrite=options.overwrite)
+    if options.counts is not None:
+        check_folder("--counts", options.counts)
+    elif share.world > 1:
+        raise UserError(f"{share.world} processes share their counts in a folder: name it with --counts DIR")
 
     from dalle_zoo.data import open_source
+    from dalle_zoo.data.counting import count_captions
     from dalle_zoo.files import new_folder
     from dalle_zoo.tokenizers import BPETokenizer
     from dalle_zoo.tokenizers.base import CONFIG_FILE
     from dalle_zoo.tokenizers.library import TOKENIZER_FILE
-    from dalle_zoo.tokenizers.words import WORDS_FILE, count_words
+    from dalle_zoo.tokenizers.words import WORDS_FILE
 
     source = open_source(options.data)
+    if share.rank != 0:  # that process trains
+        count_captions(source, options.counts, share=share)
+        return
     own = (CONFIG_FILE, TOKENIZER_FILE, WORDS_FILE)
     with new_folder(
         options.out, overwrite=options.overwrite, marker=CONFIG_FILE, contents=(*own, WORDS_FILE)
     ) as folder:
-        samples = tqdm(source.stream(needs_captions=True), total=source.num_samples, desc="captions", disable=None)
-        captions = [caption for sample in samples for caption in sample.captions]
-        if not captions:
+        counts = count_captions(source, options.counts, share=share)
+        if not counts.captions:
             raise ValueError(f"{options.data} holds no captions")
-        trained = BPETokenizer.train(captions, vocab_size=options.vocab_size)
-        trained.words = count_words(captions)
+        trained = BPETokenizer.train_counts(counts.pieces, vocab_size=options.vocab_size)
+        trained.words = counts.words
         trained.save(folder)
-    lengths = sorted(len(trained.encode(caption)) for caption in captions)
+    lengths = sorted(len(trained.encode(caption)) for caption in counts.sample)
     print(
         f"{options.out}: {trained.vocab_size} entries; tokens per caption: median {lengths[len(lengths) // 2]}, "
         f"99 % {lengths[int(len(lengths) * 0.99)]}, longest {lengths[-1]}"
@@ -88,18 +102,19 @@ def encode(arguments: list[str]) -> None:
     from dalle_zoo.model_folder import WEIGHTS
     from dalle_zoo.networks import load_image_tokenizer
 
-    check_device(options.device)
+    share, device = Share.of_environment(), device_of_environment(options.device)
+    check_device(device)
     folder = find_component(options.model, "dvae")
-    net = load_image_tokenizer(folder, options.device)
+    net = load_image_tokenizer(folder, device)
     if options.compile:
         net.compile_networks()
     half = options.dtype == "bfloat16"
     info = {"codebook_size": net.codebook_size, "weights_sha256": sha256_file(folder / WEIGHTS)}
 
     def codes_of(images: torch.Tensor) -> torch.Tensor:
-        kind = torch.device(options.device).type
+        kind = torch.device(device).type
         with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=half):
-            return net.encode(images.to(options.device)).cpu()
+            return net.encode(images.to(device)).cpu()
 
     manifest = encode_source(
         open_source(options.data),
@@ -112,6 +127,7 @@ def encode(arguments: list[str]) -> None:
         samples_per_shard=options.samples_per_shard,
         info=info | ({"dtype": options.dtype} if half else {}),
         overwrite=options.overwrite,
+        share=share,
     )
     skipped = f", {manifest['num_skipped']} skipped" if manifest["num_skipped"] else ""
     print(f"{options.out}: {manifest['count']} samples, {len(manifest['shards'])} shards{skipped}")

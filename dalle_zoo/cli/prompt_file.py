@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import sys
@@ -27,6 +26,7 @@ from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.outputs import check_folder
 from dalle_zoo.cli.sampling import choose_device, sampling_options, without_collection
 from dalle_zoo.files import atomic_write, parse_json, try_read_json, write_json
+from dalle_zoo.sharing import Share, device_of_environment
 
 if TYPE_CHECKING:
     from dalle_zoo.pipeline import DallePipeline
@@ -175,15 +175,15 @@ def generate_file(options: Namespace) -> None:
         raise UserError(f"--prompts generates complete images in --folder: omit {', '.join(given)}")
     folder = options.folder or Path("images")
     check_folder("--folder", folder)
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    share = Share.of_environment()
     with without_collection():
         import torch
 
         from dalle_zoo.pipeline import DallePipeline
     rows, base = read_rows(options.prompts, options), options.seed or 0
     name = options.device
-    if name == "auto" and torch.cuda.is_available() and world > 1:
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    if name == "auto" and torch.cuda.is_available() and share.world > 1:
+        name = device_of_environment("cuda")
     device, dtype = choose_device(name), options.dtype or "float32"
     pipe = DallePipeline.from_pretrained(
         "emoji64" if options.model is None else options.model,
@@ -197,7 +197,7 @@ def generate_file(options: Namespace) -> None:
     with Claims() as claims:
         claims.take(folder / CLAIM, wait=True)  # the processes of torchrun come here at the same time
         _claim(folder, _request(rows, base, pipe), options.overwrite)
-    _run(pipe, rows, base, folder, options.batch_size, rank, world)
+    _run(pipe, rows, base, folder, options.batch_size, share)
     if _write_manifest(rows, folder):
         print((folder / MANIFEST).resolve())
 
@@ -255,13 +255,11 @@ def _finished(folder: Path, row: Row) -> list[dict[str, Any]]:
     return lines if all((folder / line["image_path"]).is_file() for line in lines) else []
 
 
-def _run(
-    pipe: DallePipeline, rows: Sequence[Row], base: int, folder: Path, batch_size: int, rank: int, world: int
-) -> None:
+def _run(pipe: DallePipeline, rows: Sequence[Row], base: int, folder: Path, batch_size: int, share: Share) -> None:
     """Generates the batches of one process, except rows that are done."""
     from tqdm import tqdm
 
-    mine = list(batches(rows, batch_size))[rank::world]
+    mine = list(batches(rows, batch_size))[share.rank :: share.world]
     total = sum(row.num_images for batch in mine for row in batch)
     with Claims() as claims, tqdm(total=total, unit="image", desc="generated", disable=None) as bar:
         for batch in mine:

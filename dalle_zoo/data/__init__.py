@@ -3,7 +3,7 @@
 ```
 open_source ─► SampleSource ─► ImageTextDataset ─┐
                     └─ encode_source ─► shards ─► CodeDataset ─┴─► ResumableLoader, iterate_batches
-                    ─► batches
+                    └─ filter_source ─► shards ─► open_source         ─► batches
 ```
 """
 
@@ -12,6 +12,8 @@ from dalle_zoo.data.composition import CompositionSource
 from dalle_zoo.data.datasets import CaptionedDataset, ImageTextDataset, Item
 from dalle_zoo.data.decoding import CorruptImageError, decode_image
 from dalle_zoo.data.encoding import encode_source
+from dalle_zoo.data.filtering import filter_source
+from dalle_zoo.data.filters import Filters
 from dalle_zoo.data.folder import FolderSource
 from dalle_zoo.data.loader import (
     Batch,
@@ -43,6 +45,7 @@ __all__ = [
     "CorruptImageError",
     "EmptyDataError",
     "EncodeCaptions",
+    "Filters",
     "FolderSource",
     "ImageTextDataset",
     "Item",
@@ -55,6 +58,7 @@ __all__ = [
     "decode_image",
     "dvae_transform",
     "encode_source",
+    "filter_source",
     "iterate_batches",
     "open_source",
     "prior_transform",

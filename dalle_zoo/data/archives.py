@@ -8,14 +8,17 @@ versions of Python loop forever on negative sizes (CVE-2025-8194) and search ext
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
+
+from dalle_zoo.data.remote import RemotePath
 
 MAX_EXTENSION = 2**20
 """Largest long name or extended header, in bytes."""
@@ -57,13 +60,16 @@ class Place:
     size: int
 
 
-def read_members(path: Path, limit: Callable[[str], int | None], *, contents: bool = True) -> Iterator[Member]:
+def read_members(
+    path: Path | RemotePath, limit: Callable[[str], int | None], *, contents: Callable[[str], bool] = lambda name: True
+) -> Iterator[Member]:
     """Reads files from an archive in stored order.
 
     Args:
-        path: A tar file, which may be compressed by gzip.
+        path: A tar file, local or remote, which may be compressed by gzip.
         limit: Function of a member's name that returns its largest accepted size in bytes, or None to ignore it.
-        contents: Whether to read the contents. Without them, the same members are found. Defaults to True.
+        contents: Function of a member's name that returns whether to read its contents. Without them, the same
+            members are found. Defaults to reading all.
 
     Yields:
         Members that are wanted. Links and members above their limit have a problem instead of contents.
@@ -78,7 +84,7 @@ def read_members(path: Path, limit: Callable[[str], int | None], *, contents: bo
             if largest is not None and header.info.type != tarfile.DIRTYPE:
                 problem = header.problem(largest)
                 data = None
-                if contents and not problem:
+                if not problem and contents(header.name):
                     data = reader.read(header.size)
                 else:
                     reader.skip(header.size)  # before the member is yielded, since its contents may be truncated
@@ -98,6 +104,13 @@ def find_members(stream: IO[bytes]) -> Iterator[Place]:
                 yield Place(header.name, reader.position, header.size)
 
 
+def add_file(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Adds a file to an archive. Its owner and time are 0, so that equal data give equal bytes."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    archive.addfile(member, io.BytesIO(data))
+
+
 @contextmanager
 def _damage() -> Iterator[None]:
     try:
@@ -106,11 +119,14 @@ def _damage() -> Iterator[None]:
         raise DamagedArchiveError(f"{type(error).__name__}: {error.args[0] if error.args else 'damaged'}") from None
 
 
-def _open(path: Path) -> IO[bytes]:
+@contextmanager
+def _open(path: Path | RemotePath) -> Iterator[IO[bytes]]:
     with path.open("rb") as file:
         zipped = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-    # gzip checks sizes and checksums; tarfile's own decompression of streams lets damage pass unseen.
-    return cast(IO[bytes], gzip.open(path, "rb")) if zipped else path.open("rb")
+        file.seek(0)
+        # gzip checks sizes and checksums; tarfile's own decompression of streams lets damage pass unseen.
+        with cast(IO[bytes], gzip.open(file, "rb")) if zipped else nullcontext(file) as stream:
+            yield stream
 
 
 class _Reader:
@@ -118,7 +134,10 @@ class _Reader:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
-        self._size = None if isinstance(stream, gzip.GzipFile) else os.fstat(stream.fileno()).st_size
+        self._size: int | None = None
+        if not isinstance(stream, gzip.GzipFile):
+            self._size = stream.seek(0, os.SEEK_END)
+            stream.seek(0)
         self.position = 0
 
     def read(self, size: int) -> bytes:

@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -24,11 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dalle_zoo.data.archives import add_file
 from dalle_zoo.data.captions import valid_captions
 from dalle_zoo.data.checks import check_caption_choice, check_positive
 from dalle_zoo.data.code_files import ChunkFile, Codes, read_manifest
 from dalle_zoo.data.datasets import CaptionedDataset, Item, pick_caption
-from dalle_zoo.data.ordering import shuffled, stretches
+from dalle_zoo.data.ordering import Order, Stretch, in_order, stretches
 from dalle_zoo.data.samples import Skipped
 from dalle_zoo.files import FileError
 
@@ -79,7 +80,7 @@ class CodeShardWriter:
             skipped: Reasons for missing samples, by key.
         """
         self._flush()
-        self._write("skipped.json", _json_bytes(skipped))
+        add_file(self._archive, "skipped.json", _json_bytes(skipped))
 
     def __enter__(self) -> Self:
         return self
@@ -96,15 +97,10 @@ class CodeShardWriter:
         array = io.BytesIO()
         np.save(array, np.stack(codes), allow_pickle=False)
         name = f"{self._num_chunks:06d}"
-        self._write(f"{name}.npy", array.getvalue())
-        self._write(f"{name}.json", _json_bytes({"keys": keys, "captions": captions}))
+        add_file(self._archive, f"{name}.npy", array.getvalue())
+        add_file(self._archive, f"{name}.json", _json_bytes({"keys": keys, "captions": captions}))
         self._pending.clear()
         self._num_chunks += 1
-
-    def _write(self, name: str, data: bytes) -> None:
-        member = tarfile.TarInfo(name)  # owner and time are 0, so that equal data give equal bytes
-        member.size = len(data)
-        self._archive.addfile(member, io.BytesIO(data))
 
 
 class CodeDataset(CaptionedDataset):
@@ -157,11 +153,17 @@ class CodeDataset(CaptionedDataset):
         """SHA-256 of the manifest, which has the digest of every shard."""
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
 
-    def records(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[CodeRecord | Skipped]:
+    def records(
+        self, *, seed: int | None, epoch: int, start: int, stop: int, skip: int = 0
+    ) -> Iterator[CodeRecord | Skipped]:
         """See `CaptionedDataset.records`."""
-        records = self._in_order(seed, epoch, start, stop)
+        counts = [shard["samples"] for shard in self._shards]
+        parts = list(stretches(counts, seed=seed, epoch=epoch, start=start, stop=stop))
+        order = Order(
+            sum(map(len, parts)), seed=seed, epoch=epoch, start=start, buffer_size=self.shuffle_buffer, skip=skip
+        )
         # Shuffled as stored, in a quarter of the memory of int64.
-        return shuffled(records, self.shuffle_buffer, seed=seed, epoch=epoch, start=start)
+        return in_order(order, self._placed(parts, order, epoch % self.variants))
 
     def item(self, record: CodeRecord, epoch: int) -> Item:
         """See `CaptionedDataset.item`."""
@@ -169,31 +171,47 @@ class CodeDataset(CaptionedDataset):
         codes = torch.from_numpy(record.codes.astype(np.int64))
         return {"key": record.key, "codes": codes, "caption": caption}
 
-    def _in_order(self, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[CodeRecord | Skipped]:
-        counts = [shard["samples"] for shard in self._shards]
-        for part in stretches(counts, seed=seed, epoch=epoch, start=start, stop=stop):
-            yield from self._records(self._shards[part.shard], part.start, part.stop, epoch % self.variants)
+    def _placed(
+        self, parts: Iterable[Stretch], order: Order, variant: int
+    ) -> Iterator[tuple[int, CodeRecord | Skipped]]:
+        """Reads what an order wants of some stretches, with the position in all of them together."""
+        first = 0
+        for part in parts:
+            shard, offset = self._shards[part.shard], first - part.start
+            if order.wants_any(first, first + len(part)):
+                with ChunkFile(self.folder / shard["file"]) as chunks:
+                    for number, samples in self._chunks(part, offset, order):
+                        records = self._records(chunks, shard, number, samples, variant)
+                        yield from ((offset + sample, record) for sample, record in records)
+            first += len(part)
+
+    def _chunks(self, part: Stretch, offset: int, order: Order) -> Iterator[tuple[int, list[int]]]:
+        """The chunks of a stretch, each with the samples of the shard that are wanted of it, if there are any."""
+        chunk = self.manifest["chunk"]
+        for number in range(part.start // chunk, -(-part.stop // chunk)):
+            start, stop = max(part.start, number * chunk), min(part.stop, (number + 1) * chunk)
+            if order.wants_any(offset + start, offset + stop):
+                yield number, [sample for sample in range(start, stop) if order.wants(offset + sample)]
 
     def _records(
-        self, shard: Mapping[str, Any], start: int, stop: int, variant: int
-    ) -> Iterator[CodeRecord | Skipped]:
-        path, chunk = self.folder / shard["file"], self.manifest["chunk"]
-        with ChunkFile(path) as chunks:
-            for number in range(start // chunk, -(-stop // chunk)):
-                first = number * chunk
-                shape = min(chunk, shard["samples"] - first), self.variants, *self.grid
-                try:
-                    keys, captions, codes = chunks.read(number, shape, self.codebook_size)
-                except FileError as error:
-                    yield Skipped(f"{path}, chunk {number}", str(error))
-                    continue
-                for i in range(max(start - first, 0), min(stop - first, len(codes))):
-                    texts, invalid = valid_captions(captions[i])
-                    if invalid and not texts:
-                        yield Skipped(keys[i], invalid)
-                        continue
-                    # A copy, since a record in the shuffle buffer would keep its whole chunk in memory.
-                    yield CodeRecord(keys[i], texts, codes[i, variant].copy())
+        self, chunks: ChunkFile, shard: Mapping[str, Any], number: int, samples: Sequence[int], variant: int
+    ) -> Iterator[tuple[int, CodeRecord | Skipped]]:
+        """Reads samples of one chunk."""
+        first = number * self.manifest["chunk"]
+        shape = min(self.manifest["chunk"], shard["samples"] - first), self.variants, *self.grid
+        try:
+            keys, captions, codes = chunks.read(number, shape, self.codebook_size)
+        except FileError as error:
+            lost = Skipped(f"{self.folder / shard['file']}, chunk {number}", str(error))
+            yield from ((sample, lost) for sample in samples)
+            return
+        for sample in samples:
+            key, (texts, invalid) = keys[sample - first], valid_captions(captions[sample - first])
+            if invalid and not texts:
+                yield sample, Skipped(key, invalid)
+                continue
+            # A copy, since a record in the shuffle buffer would keep its whole chunk in memory.
+            yield sample, CodeRecord(key, texts, codes[sample - first, variant].copy())
 
 
 def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

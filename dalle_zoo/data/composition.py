@@ -66,11 +66,13 @@ class CompositionSource(SampleSource):
         """Samples in an epoch."""
         return self.config.samples if self.split == "train" else max(1, self.config.samples // 20)
 
-    def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Sample | Skipped]:
+    def read(
+        self, *, seed: int | None, epoch: int, start: int, stop: int, skip: int = 0
+    ) -> Iterator[Sample | Skipped]:
         """See `SampleSource.read`; no sample is ever skipped."""
         composer = self.composer(f"stored {self.split}" if seed is None else seed)
         first = 0 if seed is None else epoch * self.num_samples
-        for index in range(first + start, first + stop):
+        for index in range(first + start + skip, first + stop):
             yield ComposedSample(composer, index)
 
     def fingerprint(self) -> str:

@@ -35,7 +35,7 @@ class Record(Protocol):
 class CaptionedDataset(torch.utils.data.IterableDataset[Item], ABC):
     """Base of data sets that read items by their position in an epoch.
 
-    Reading is in two steps, `records` and `item`, so that a resumed run can pass over records without decoding them.
+    Reading is in two steps, `records` and `item`, so that what is read can be filtered before it is decoded.
     """
 
     @abstractmethod
@@ -43,7 +43,9 @@ class CaptionedDataset(torch.utils.data.IterableDataset[Item], ABC):
         """Number of listed samples, including corrupt ones."""
 
     @abstractmethod
-    def records(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Record | Skipped]:
+    def records(
+        self, *, seed: int | None, epoch: int, start: int, stop: int, skip: int = 0
+    ) -> Iterator[Record | Skipped]:
         """Reads the records at positions ``start .. stop - 1``, with a `Skipped` for each one that cannot be read.
 
         Args:
@@ -51,6 +53,8 @@ class CaptionedDataset(torch.utils.data.IterableDataset[Item], ABC):
             epoch: Number of the pass over the data, which determines the order.
             start: First position.
             stop: Position after the last.
+            skip: Number of listed records at the beginning of what is returned that are left out, without reading
+                them, so that a resumed run continues within seconds. Defaults to 0.
         """
 
     @abstractmethod
@@ -77,12 +81,14 @@ class CaptionedDataset(torch.utils.data.IterableDataset[Item], ABC):
         """Reads the usable items of epoch 0 in stored order, and warns about each of the others."""
         worker = torch.utils.data.get_worker_info()
         part, parts = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        total, skipped = len(self), 0
+        total, skipped, named = len(self), 0, set()
         start, stop = total * part // parts, total * (part + 1) // parts
         for record in self.read(seed=None, epoch=0, start=start, stop=stop):
             if isinstance(record, Skipped):
                 skipped += 1
-                log.warning("skipped %s", record)
+                if record.key not in named:  # a file has one key for all records that it lacks
+                    log.warning("skipped %s", record)
+                named.add(record.key)
             else:
                 yield record
         if skipped:
@@ -130,9 +136,11 @@ class ImageTextDataset(CaptionedDataset):
         """SHA-256 of the names and sizes of the files of the source."""
         return self.source.fingerprint()
 
-    def records(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Sample | Skipped]:
+    def records(
+        self, *, seed: int | None, epoch: int, start: int, stop: int, skip: int = 0
+    ) -> Iterator[Sample | Skipped]:
         """See `CaptionedDataset.records`."""
-        records = self.source.read(seed=seed, epoch=epoch, start=start, stop=stop)
+        records = self.source.read(seed=seed, epoch=epoch, start=start, stop=stop, skip=skip)
         return map(captioned, records) if self.needs_captions else records
 
     def item(self, record: Sample, epoch: int) -> Item | Skipped:

@@ -22,6 +22,9 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """Formats that are decoded; others of Pillow, such as EPS, would start programs."""
 
 
+_SUFFIXES = {"JPEG": "jpg", "TIFF": "tif"}
+
+
 class CorruptImageError(ValueError):
     """The bytes are not an image, are truncated, or would take too much memory."""
 
@@ -59,6 +62,19 @@ def decode_image(data: bytes) -> Image.Image:
             # Reasons are stored in code shards: memory addresses would make every encoding differ.
             reason = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error))
             raise CorruptImageError(f"not a readable image ({type(error).__name__}: {reason})") from error
+
+
+def image_suffix(data: bytes) -> str:
+    """Returns the suffix of an image file, without the dot, from its first bytes.
+
+    Raises:
+        CorruptImageError: The format is none of `FORMATS`.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_known_formats()) as image:
+            return _SUFFIXES.get(str(image.format), str(image.format).lower())
+    except Exception as error:  # as in `decode_image`
+        raise CorruptImageError("not a readable image (of no known format, or damaged)") from error
 
 
 def read_image(path: Path) -> bytes:

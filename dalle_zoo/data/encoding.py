@@ -8,7 +8,7 @@ import logging
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from dalle_zoo.claims import CLAIM
-from dalle_zoo.data.checks import check_positive
+from dalle_zoo.data.checks import changed_settings, check_positive
 from dalle_zoo.data.code_files import FORMAT, MANIFEST, UNFINISHED
 from dalle_zoo.data.codes import CodeShardWriter, read_member
 from dalle_zoo.data.datasets import crop_of
@@ -26,6 +26,7 @@ from dalle_zoo.data.decoding import CorruptImageError
 from dalle_zoo.data.samples import SampleSource, Skipped, captioned
 from dalle_zoo.data.transforms import TRANSFORMS, Transform
 from dalle_zoo.files import atomic_write, parse_json, sha256_file, try_read_json, write_json
+from dalle_zoo.sharing import Share, complete_parts, remove_claims
 from dalle_zoo.workspaces import RESUMABLE, SUFFIX, claimed_folder, place_folder, recover, workspace
 
 log = logging.getLogger(__name__)
@@ -70,8 +71,9 @@ class _Encoding:
                     crop_of(usable, self.transform, self.size, self.seed, variant) for variant in range(self.variants)
                 ]
             except CorruptImageError as error:
-                lost[record.key] = str(error)
-                log.warning("skipped %s: %s", record.key, error)
+                if record.key not in lost:  # a shard has one key for all samples that it lacks
+                    log.warning("skipped %s: %s", record.key, error)
+                lost.setdefault(record.key, str(error))
             else:
                 yield usable.key, usable.captions, torch.stack(crops)
 
@@ -91,6 +93,7 @@ def encode_source(
     chunk: int = 256,
     progress: bool = True,
     overwrite: bool = False,
+    share: Share | None = None,
 ) -> dict[str, Any]:
     """Encodes every captioned image of a source as code shards.
 
@@ -114,12 +117,14 @@ def encode_source(
         progress: Whether to show a progress bar. Defaults to True.
         overwrite: Whether to replace the code shards in ``out``. A finished encoding is replaced once the new one is
             finished; until then, that is in a hidden folder next to it. Defaults to False.
+        share: Which shards this process begins with, if several processes make the same call (`dalle_zoo.sharing`).
+            Each returns when all shards are complete. Defaults to all shards, and to being the only process.
 
     Returns:
         The content of ``manifest.json``.
 
     Raises:
-        ClaimedError: Another process encodes into the same folder.
+        ClaimedError: Another process, which does not share the work, encodes into the same folder.
         ValueError: An option is invalid, the folder has other contents, or no sample is usable.
     """
     check_positive(
@@ -145,6 +150,10 @@ def encode_source(
         "tokenizer": dict(info),
     }
     folder = Path(out).resolve()  # two names of one folder are one destination
+    if share is not None and share.world > 1:
+        if overwrite:
+            raise ValueError(f"overwrite is for one process, got {share.world}: remove {str(folder)!r} first")
+        return _encode_together(folder, encoding, settings, progress, share)
     recover(folder)
     replaces = overwrite and (try_read_json(folder / MANIFEST) or {}).get("format") == FORMAT
     if not replaces:
@@ -162,26 +171,60 @@ def _encode_into(
 ) -> dict[str, Any]:
     with claimed_folder(folder):
         finished = _begin(folder, settings, overwrite)
-        return _encode_shards(folder, encoding, settings, progress) if finished is None else finished
+        if finished is not None:
+            return finished
+        paths = _encode_shards(folder, encoding, settings, progress, Share())
+        return _finish(folder, settings, paths)
 
 
-def _encode_shards(folder: Path, encoding: _Encoding, settings: Mapping[str, Any], progress: bool) -> dict[str, Any]:
-    total, samples_per_shard = encoding.source.num_samples, settings["samples_per_shard"]
-    codebook_size, chunk = settings["tokenizer"]["codebook_size"], settings["chunk"]
-    shards = []
+def _encode_together(
+    folder: Path, encoding: _Encoding, settings: Mapping[str, Any], progress: bool, share: Share
+) -> dict[str, Any]:
+    """Encodes with other processes, which claim single shards; one of them writes the manifest."""
+    with claimed_folder(folder, wait=True):
+        finished = _finished(folder, settings) or _begin(folder, settings, overwrite=False)
+    if finished is not None:
+        return finished
+    paths = _encode_shards(folder, encoding, settings, progress, share)
+    with claimed_folder(folder, wait=True):
+        return _finished(folder, settings) or _finish(folder, settings, paths)
+
+
+def _finished(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the manifest of a finished encoding with the same settings."""
+    manifest = try_read_json(folder / MANIFEST)
+    same = manifest is not None and all(manifest.get(name) == value for name, value in settings.items())
+    return manifest if same and not (folder / UNFINISHED).exists() else None
+
+
+def _encode_shards(
+    folder: Path, encoding: _Encoding, settings: Mapping[str, Any], progress: bool, share: Share
+) -> list[Path]:
+    """Encodes the shards that are missing, and returns the paths of all."""
+    total = encoding.source.num_samples
+    starts = range(0, total, settings["samples_per_shard"])
+    paths = [folder / f"codes-{number:05d}.tar" for number in range(len(starts))]
+    stops = [*starts[1:], total]
     with tqdm(total=total, desc="encode", unit="image", disable=None if progress else True) as bar:
-        for number, start in enumerate(range(0, total, samples_per_shard)):
-            path = folder / f"codes-{number:05d}.tar"
-            stop = min(start + samples_per_shard, total)
-            if not path.exists():
-                with (
-                    atomic_write(path) as temporary,
-                    CodeShardWriter(temporary, codebook_size=codebook_size, chunk=chunk) as writer,
-                ):
-                    _fill(writer, encoding, start, stop, bar)
-            shards.append(_describe(path))
-            bar.update(stop - bar.n)
-    return _finish(folder, settings, shards)
+        complete = 0
+
+        def make(number: int) -> None:
+            with (
+                atomic_write(paths[number]) as temporary,
+                CodeShardWriter(
+                    temporary, codebook_size=settings["tokenizer"]["codebook_size"], chunk=settings["chunk"]
+                ) as writer,
+            ):
+                _fill(writer, encoding, starts[number], stops[number], bar)
+            write_json(_description(paths[number]), asdict(_measure(paths[number])))
+
+        def done(number: int) -> None:
+            nonlocal complete
+            complete += stops[number] - starts[number]
+            bar.update(complete - bar.n)
+
+        complete_parts(paths, make, share, done=done)
+    return paths
 
 
 def _fill(writer: CodeShardWriter, encoding: _Encoding, start: int, stop: int, bar: tqdm[Any]) -> None:
@@ -192,9 +235,11 @@ def _fill(writer: CodeShardWriter, encoding: _Encoding, start: int, stop: int, b
     writer.finish(lost)
 
 
-def _finish(folder: Path, settings: Mapping[str, Any], shards: Sequence[_Shard]) -> dict[str, Any]:
+def _finish(folder: Path, settings: Mapping[str, Any], paths: Sequence[Path]) -> dict[str, Any]:
+    remove_claims(folder)
+    shards = [_describe(path) for path in paths]
     skipped = {key: reason for shard in shards for key, reason in shard.skipped.items()}
-    grids = {shard.grid for shard in shards if shard.grid is not None}
+    grids = {tuple(shard.grid) for shard in shards if shard.grid is not None}
     if len(grids) != 1:
         _remove_code_files(folder)
         named = "; ".join(f"{key}: {reason}" for key, reason in list(skipped.items())[:3])
@@ -212,8 +257,15 @@ def _finish(folder: Path, settings: Mapping[str, Any], shards: Sequence[_Shard])
         "shards": [{"file": s.file, "samples": s.samples, "bytes": s.bytes, "sha256": s.sha256} for s in shards],
     }
     write_json(folder / MANIFEST, manifest)
-    (folder / UNFINISHED).unlink(missing_ok=True)  # another process removed it, where there are no locks
+    _end(folder)
     return manifest
+
+
+def _end(folder: Path) -> None:
+    """Removes what only an unfinished encoding needs. Another process may have done so, where there are no locks."""
+    for description in folder.glob("codes-*.json"):
+        description.unlink(missing_ok=True)
+    (folder / UNFINISHED).unlink(missing_ok=True)
 
 
 def _begin(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
@@ -226,17 +278,12 @@ def _begin(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[s
     finished = try_read_json(folder / MANIFEST)
     if unfinished == settings:
         if finished is not None:
-            (folder / UNFINISHED).unlink(missing_ok=True)
+            _end(folder)
         return finished
     if unfinished is not None and not overwrite:
-        changed = [
-            f"{name} was {unfinished.get(name)!r} and is {value!r} now"
-            for name, value in settings.items()
-            if unfinished.get(name) != value
-        ]
         raise ValueError(
             f"out {str(folder)!r} holds an unfinished encoding with other settings "
-            f"({'; '.join(changed)}): use those settings, choose another folder, or overwrite"
+            f"({changed_settings(unfinished, settings)}): use those settings, choose another folder, or overwrite"
         )
     if finished is not None and not overwrite:
         raise ValueError(f"out {str(folder)!r} holds a finished encoding: choose another folder, or overwrite")
@@ -249,7 +296,7 @@ def _begin(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[s
 
 
 def _refuse_unknown_files(folder: Path) -> None:
-    others = [path.name for path in folder.iterdir() if path.name != CLAIM and not path.name.endswith(SUFFIX)]
+    others = [path.name for path in folder.iterdir() if not path.name.endswith((CLAIM, SUFFIX))]
     unknown = sorted(name for name in others if not _is_code_file(name))
     manifest = try_read_json(folder / MANIFEST)
     unknown += [MANIFEST] if manifest is not None and manifest.get("format") != FORMAT else []
@@ -258,7 +305,7 @@ def _refuse_unknown_files(folder: Path) -> None:
 
 
 def _is_code_file(name: str) -> bool:
-    return name in (MANIFEST, UNFINISHED) or re.fullmatch(r"codes-\d{5,}\.tar", name) is not None
+    return name in (MANIFEST, UNFINISHED) or re.fullmatch(r"codes-\d{5,}\.(tar|json)", name) is not None
 
 
 def _remove_code_files(folder: Path) -> None:
@@ -274,12 +321,22 @@ class _Shard:
     samples: int
     bytes: int
     sha256: str
-    grid: tuple[int, int] | None
+    grid: Sequence[int] | None
     """Height and width of the code grid; None if no sample of the shard was usable."""
     skipped: dict[str, str]
 
 
+def _description(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
 def _describe(path: Path) -> _Shard:
+    """Describes a shard, as the process that wrote it did: one process alone would take long to read all of them."""
+    known = try_read_json(_description(path))
+    return _measure(path) if known is None else _Shard(**known)
+
+
+def _measure(path: Path) -> _Shard:
     samples, grid, skipped = 0, None, {}
     with tarfile.open(path, "r:") as archive:
         for member in archive:

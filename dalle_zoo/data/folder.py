@@ -73,13 +73,15 @@ class FolderSource(SampleSource):
             digest.update(json.dumps([relative.as_posix(), sizes]).encode())
         return digest.hexdigest()
 
-    def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Sample | Skipped]:
+    def read(
+        self, *, seed: int | None, epoch: int, start: int, stop: int, skip: int = 0
+    ) -> Iterator[Sample | Skipped]:
         """See `SampleSource.read`."""
         keys = list(self.images)
         if seed is not None:
             # The string is part of the seed of the shuffle: another one would change the order of every run.
             seeded_rng("pictures", seed, epoch).shuffle(keys)
-        for key in keys[start:stop]:
+        for key in keys[start + skip : stop]:
             try:
                 image = read_image(self.root / self.images[key])
             except CorruptImageError as error:

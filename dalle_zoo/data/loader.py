@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 # B batch, T text positions, H W image, h w code grid
 
 Batch = dict[str, Any]
+_Read = tuple[Batch, list[Skipped], int]
+"""A batch, what was skipped before it, and the number of records that its lane has read."""
 EncodeCaptions = Callable[[Sequence[str], Sequence[str], int], Tensor]
 """(captions, keys, epoch) to text ids, int64 (B, T)."""
 
@@ -81,54 +83,52 @@ class _Lane:
     step: int
     skip: int
     """Number of batches that the rank had returned before the run was interrupted."""
-    unusable: frozenset[str] | None
-    """Keys of the samples in those batches' positions that could not be used; None: decode them to find out."""
+    position: int
+    """Number of records that the lane had read for them, with those that could not be used."""
 
-    def __iter__(self) -> Iterator[tuple[Batch, list[Skipped]]]:
+    def __iter__(self) -> Iterator[_Read]:
         skipped: list[Skipped] = []
-        numbers = range(self.index, len(self.batch_sizes), self.step)
-        items = self._endless(skipped, sum(self.batch_sizes[number] for number in numbers if number < self.skip))
-        for number in numbers:
+        items = self._endless(skipped)
+        for number in range(self.index, len(self.batch_sizes), self.step):
             if number >= self.skip:
                 chunk = list(itertools.islice(items, self.batch_sizes[number]))
-                yield self.collate(chunk, self.epoch), skipped.copy()
+                yield self.collate([item for _, item in chunk], self.epoch), skipped.copy(), chunk[-1][0]
                 skipped.clear()
 
-    def _endless(self, skipped: list[Skipped], passed: int) -> Iterator[Item]:
+    def _endless(self, skipped: list[Skipped]) -> Iterator[tuple[int, Item]]:
         """Reads the lane's items, and then those of the other lanes, again and again.
 
         Unusable samples must not end an epoch early, and a lane whose own samples are all unusable, such as those of a
-        shard without captions, takes samples of others: it must not end a run that other lanes can continue. The first
-        ``passed`` items are left out, if possible without decoding them.
+        shard without captions, takes samples of others: it must not end a run that other lanes can continue.
+
+        Yields:
+            The number of records up to this item, and the item.
         """
+        position = self.position
         while True:
-            usable = 0
-            for record in self._records():
-                if passed and self.unusable is not None and not isinstance(record, Skipped):
-                    good = record.key not in self.unusable
-                    usable, passed = usable + good, passed - good
-                    continue
+            usable = position % len(self.dataset)  # perhaps none, but the next pass will tell
+            for record in self._records(position % len(self.dataset)):
                 item = record if isinstance(record, Skipped) else self.dataset.item(record, self.epoch)
+                position += not isinstance(record, Skipped) or record.listed
                 if isinstance(item, Skipped):
                     skipped.append(item)
                     continue
                 usable += 1
-                if passed:
-                    passed -= 1
-                else:
-                    yield item
+                yield position, item
             if not usable:
                 reasons = "; ".join(str(record) for record in skipped[:3]) or "the files hold fewer than listed"
                 raise EmptyDataError(f"none of {len(self.dataset)} samples can be used: {reasons}. Check the data.")
 
-    def _records(self) -> Iterator[Record | Skipped]:
-        """Reads the data set once, from the lane's own records on."""
+    def _records(self, skip: int) -> Iterator[Record | Skipped]:
+        """Reads the data set once, from the lane's own records on, without the first ``skip`` ones."""
         for start, stop in ((self.start, self.stop), (self.stop, len(self.dataset)), (0, self.start)):
-            if start < stop:
-                yield from self.dataset.records(seed=self.seed, epoch=self.epoch, start=start, stop=stop)
+            passed = min(skip, stop - start)
+            if start + passed < stop:
+                yield from self.dataset.records(seed=self.seed, epoch=self.epoch, start=start, stop=stop, skip=passed)
+            skip -= passed
 
 
-class _Lanes(torch.utils.data.IterableDataset[tuple[Batch, list[Skipped]] | EmptyDataError]):
+class _Lanes(torch.utils.data.IterableDataset["_Read | EmptyDataError"]):
     """The lanes of one rank; worker w reads lane w.
 
     `EmptyDataError` is returned as data: raised in a worker, its message would be the worker's traceback, and the
@@ -139,7 +139,7 @@ class _Lanes(torch.utils.data.IterableDataset[tuple[Batch, list[Skipped]] | Empt
         super().__init__()
         self.lanes = lanes
 
-    def __iter__(self) -> Iterator[tuple[Batch, list[Skipped]] | EmptyDataError]:
+    def __iter__(self) -> Iterator[_Read | EmptyDataError]:
         worker = torch.utils.data.get_worker_info()
         try:
             yield from self.lanes[0 if worker is None else worker.id]
@@ -205,9 +205,9 @@ class ResumableLoader:
         self.num_workers, self.rank, self.world_size = num_workers, rank, world_size
         self._batch_sizes = self._plan_batches(drop_last)
         self._batches_per_epoch = self._limited(limit)
-        self._unusable: frozenset[str] | None = frozenset()
         self._epoch = 0
         self._done = 0
+        self._positions = self._start()
         self._restored = False
         self.skipped: dict[str, str] = {}
         """Reasons for the samples skipped so far, by key."""
@@ -246,18 +246,19 @@ class ResumableLoader:
         if self._restored:
             self._restored = False
         elif self._done:
-            self._epoch, self._done = self._epoch + 1, 0
+            self._begin(self._epoch + 1)
         epoch, skip = self._epoch, self._done
         for record in self._timed(self._read(epoch, skip)):
             if isinstance(record, EmptyDataError):
                 raise record
-            batch, skipped = record
+            batch, skipped, position = record
             self._record_skipped(skipped)
+            self._positions[self._done % len(self._positions)] = position
             self._done += 1
             last = self._done == self._batches_per_epoch
             if last:
                 # Before the yield, since a trainer that knows the length does not request the end.
-                self._epoch, self._done = epoch + 1, 0
+                self._begin(epoch + 1)
                 self._summarize()
             yield batch
             if last:
@@ -276,31 +277,38 @@ class ResumableLoader:
     def state_dict(self) -> dict[str, Any]:
         """The position, which is the same on every rank: Lightning saves that of rank 0 only.
 
-        In a distributed run every rank calls it, since it collects the keys of unusable samples.
+        In a distributed run every rank calls it, since it collects the positions of all readers.
         """
         return {
             "epoch": self._epoch,
             "batches": self._done,
-            "unusable": sorted(self._unusable_everywhere()),
+            "positions": self._positions_everywhere(),
             **self._layout(),
         }
 
-    def _unusable_everywhere(self) -> set[str]:
-        own = {*self.skipped, *(self._unusable or ())}
-        if self.world_size == 1 or not torch.distributed.is_initialized():
-            return own
-        all_ranks: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(all_ranks, own)
-        return set().union(*all_ranks)
+    def _positions_everywhere(self) -> list[Any]:
+        """Records that each reader of each rank has read in the epoch; None for a rank that is not known."""
+        all_ranks: list[Any] = [None] * self.world_size
+        if self.world_size > 1 and torch.distributed.is_initialized():
+            torch.distributed.all_gather_object(all_ranks, self._positions)
+        all_ranks[self.rank] = self._positions.copy()
+        return all_ranks
+
+    def _start(self, done: int = 0) -> list[int]:
+        """Positions of the readers of this rank after a number of batches, if all of their samples can be used."""
+        count = max(self.num_workers, 1)
+        return [sum(self._batch_sizes[reader:done:count]) for reader in range(count)]
+
+    def _begin(self, epoch: int) -> None:
+        self._epoch, self._done, self._positions = epoch, 0, self._start()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues after a position of `state_dict` at the next `iter`."""
         done = state["batches"]
-        self._unusable = frozenset(state["unusable"]) if "unusable" in state else None
-        if self._unusable is None and done:
+        if "positions" not in state and done:
             log.warning(
-                "the checkpoint does not list unusable samples: %d batches are decoded again to find the position in "
-                "the data",
+                "the checkpoint does not state how far the data were read: if some of the first %d batches could not "
+                "be used, some samples are repeated",
                 done,
             )
         # With another number of processes or batch size, skip as many samples of all of them together.
@@ -322,13 +330,16 @@ class ResumableLoader:
                     value,
                 )
         self._epoch, self._done, self._restored = state["epoch"], done, True
+        same = all(state.get(name) == value for name, value in self._layout().items())
+        known = state["positions"][self.rank] if same and "positions" in state else None
+        self._positions = self._start(done) if known is None else list(known)
         if done >= self._batches_per_epoch:  # saved at the end of a limited epoch, as an unfinished one
-            self._epoch, self._done = state["epoch"] + 1, 0
+            self._begin(state["epoch"] + 1)
 
     def _layout(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in ("batch_size", "num_workers", "world_size")}
 
-    def _read(self, epoch: int, skip: int) -> Iterator[tuple[Batch, list[Skipped]] | EmptyDataError]:
+    def _read(self, epoch: int, skip: int) -> Iterator[_Read | EmptyDataError]:
         lanes = self._lanes(epoch, skip)
         if self.num_workers == 0:
             return iter(lanes[0])
@@ -366,7 +377,7 @@ class ResumableLoader:
                 index,
                 count,
                 skip,
-                self._unusable,
+                self._positions[index],
             )
             for index, (low, high) in enumerate(itertools.pairwise([start, *ends]))
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,7 +36,8 @@ class Skipped:
     key: str
     reason: str
     listed: bool = True
-    """Whether it replaces a sample that `SampleSource.num_samples` counts, and thus has a position."""
+    """Whether it replaces a sample that `SampleSource.num_samples` counts, and thus has a position. Each of several
+    samples that are lost together is replaced, under the key of their file."""
 
     def __str__(self) -> str:
         return f"{self.key}: {self.reason}"
@@ -76,7 +77,9 @@ class SampleSource(ABC):
         """Number of listed samples, including corrupt ones."""
 
     @abstractmethod
-    def read(self, *, seed: int | None, epoch: int, start: int, stop: int) -> Iterator[Sample | Skipped]:
+    def read(
+        self, *, seed: int | None, epoch: int, start: int, stop: int, skip: int = 0
+    ) -> Iterator[Sample | Skipped]:
         """Reads the samples at positions ``start .. stop - 1`` of an epoch, with a `Skipped` for each unreadable one.
 
         Args:
@@ -84,7 +87,13 @@ class SampleSource(ABC):
             epoch: Number of the pass over the data, which determines the order.
             start: First position.
             stop: Position after the last.
+            skip: Number of listed records at the beginning of what is returned that are left out, in little more time
+                than it takes to count them. Defaults to 0.
         """
+
+    def read_captions(self, start: int, stop: int) -> Iterator[Sample | Skipped]:
+        """Reads like `read`, in stored order; the images may be empty."""
+        return self.read(seed=None, epoch=0, start=start, stop=stop)
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -108,14 +117,22 @@ class SampleSource(ABC):
         """
         if not 0 <= part < num_parts:
             raise ValueError(f"part must be in 0..{num_parts - 1} (num_parts {num_parts}), got {part}")
-        total, skipped = self.num_samples, 0
+        total = self.num_samples
         start, stop = total * part // num_parts, total * (part + 1) // num_parts
-        for record in self.read(seed=seed, epoch=epoch, start=start, stop=stop):
-            usable = captioned(record) if needs_captions else record
-            if isinstance(usable, Skipped):
-                skipped += 1
-                log.warning("skipped %s", usable)
-            else:
-                yield usable
-        if skipped:
-            log.warning("%d samples or parts of files are not used; each is named above", skipped)
+        yield from usable(self.read(seed=seed, epoch=epoch, start=start, stop=stop), needs_captions=needs_captions)
+
+
+def usable(records: Iterable[Sample | Skipped], *, needs_captions: bool) -> Iterator[Sample]:
+    """Yields the samples among records, and warns about the others: once per key, and about their number."""
+    skipped, named = 0, set()
+    for record in records:
+        found = captioned(record) if needs_captions else record
+        if isinstance(found, Sample):
+            yield found
+            continue
+        skipped += 1
+        if found.key not in named:  # a shard has one key for all samples that it lacks
+            log.warning("skipped %s", found)
+        named.add(found.key)
+    if skipped:
+        log.warning("%d samples or parts of files are not used; each is named above", skipped)

@@ -43,7 +43,7 @@ def is_hidden(path: PurePosixPath) -> bool:
     return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in path.parts)
 
 
-def is_shard(path: Path) -> bool:
+def is_shard(path: Path | PurePosixPath) -> bool:
     """Whether a path has the name of a shard; hidden files such as ``._0.tar`` are not shards."""
     return path.name.lower().endswith(SHARD_ENDINGS) and not is_hidden(PurePosixPath(path.name))
 
@@ -116,6 +116,8 @@ def select(root: Path) -> Selection:
     stems = {path.with_suffix("") for path in images}
     for stem in texts.keys() - stems:
         passed_over["texts without an image"].extend(path.as_posix() for path in texts.pop(stem).values())
+    if shards and not images:
+        passed_over.pop("texts without an image", None)  # manifest.json, and img2dataset's statistics of shards
     return Selection(tuple(sorted(images)), dict(texts), tuple(sorted(shards)), dict(passed_over))
 
 

@@ -6,14 +6,15 @@ import difflib
 import glob
 import importlib.resources
 import itertools
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from dalle_zoo.composition import CompositionConfig
 from dalle_zoo.data.composition import CompositionSource
 from dalle_zoo.data.folder import FolderSource
+from dalle_zoo.data.remote import RemotePath
 from dalle_zoo.data.samples import SampleSource
 from dalle_zoo.data.selection import IMAGE_SUFFIXES, SHARD_ENDINGS, is_shard, suffix_of
-from dalle_zoo.data.shards import ShardSource
+from dalle_zoo.data.shards import ShardSource, listed_counts
 from dalle_zoo.paths import user_path
 from dalle_zoo.registry import UnknownNameError, suggest
 
@@ -29,13 +30,14 @@ _EXPECTED = (
 )
 
 
-def open_source(location: str | Path) -> SampleSource:
+def open_source(location: str | Path, *, processes: int = 1) -> SampleSource:
     """Recognizes the kind of a location and opens it.
 
     | location | kind |
     |---|---|
     | ``file.tar``, ``.tar.gz``, ``.tgz`` | one WebDataset shard |
     | a folder with shards | its shards, from img2dataset or `webdataset` |
+    | ``https://…``, ``s3://…``, ``gs://…``, ``hf://…`` | remote shards: one, a pattern, or a folder |
     | a pattern with ``*``, ``?``, ``[...]``, ``{a..b}`` or ``{a,b}`` | the shards that match |
     | another folder | the images in it and its subfolders, with captions in files of the same name, see docs/data.md |
     | ``emoji64:train`` | shards in the package |
@@ -43,6 +45,10 @@ def open_source(location: str | Path) -> SampleSource:
 
     img2dataset adds white borders to images unless it is run with ``--resize_mode keep_ratio``. The borders are not
     removed, so use that mode (docs/conceptual-captions.md).
+
+    Args:
+        location: The location.
+        processes: Number of processes that count the samples of shards without a manifest. Defaults to 1.
 
     Raises:
         ValueError: The location does not exist, or has no usable image.
@@ -53,10 +59,12 @@ def open_source(location: str | Path) -> SampleSource:
         source: SampleSource = ShardSource(_bundled_shards(bundle, split))
     elif bundle == COMPOSITION or bundle.endswith((".yaml", ".yml")):
         source = _composition(bundle, split)
-    elif "://" in text or text.startswith("pipe:"):
-        raise ValueError(f"location {text!r} is not a local path: download it first. {_EXPECTED}")
+    elif "://" in text:
+        source = ShardSource(_remote_shards(text), processes=processes)
+    elif text.startswith("pipe:"):
+        raise ValueError(f"location {text!r} starts a program, which is not supported. {_EXPECTED}")
     else:
-        source = _open_path(user_path(text, "location of the data"), text)
+        source = _open_path(user_path(text, "location of the data"), text, processes)
     if source.num_samples == 0:
         raise ValueError(f"location {text!r} holds no image{_reason(source)}. {_EXPECTED}")
     return source
@@ -75,19 +83,19 @@ def _composition(location: str, split: str) -> SampleSource:
     return CompositionSource(CompositionConfig.load(None if location == COMPOSITION else location), split)
 
 
-def _open_path(path: Path, text: str) -> SampleSource:
+def _open_path(path: Path, text: str, processes: int) -> SampleSource:
     if path.is_file():
         if not is_shard(path):
             raise ValueError(f"location {text!r} is a file but not a shard. {_EXPECTED}")
-        return ShardSource([path])
+        return ShardSource([path], processes=processes)
     if path.is_dir():
         folder = FolderSource(path)
         shards = [path / name for name in folder.selection.shards]
         if shards and all(p.name.startswith("codes-") for p in shards):
             raise ValueError(f"location {text!r} has code shards, not images: use CodeDataModule (CodeDataset)")
-        return ShardSource(shards) if shards else folder
+        return ShardSource(shards, processes=processes) if shards else folder
     if any(sign in text for sign in "*?[{"):
-        return ShardSource(_matching_shards(str(path), text))
+        return ShardSource(_matching_shards(str(path), text), processes=processes)
     near = _nearest_bundled(text) or _nearest_neighbor(path)
     hint = f" Did you mean {near!r}?" if near else ""
     raise ValueError(f"location {text!r} does not exist.{hint} {_EXPECTED}")
@@ -120,6 +128,23 @@ def _matching_shards(pattern: str, text: str) -> list[Path]:
             raise ValueError(f"location {text!r}: {part!r} matches {kinds}. {_EXPECTED}")
         found.update(shards)
     return sorted(found)
+
+
+def _remote_shards(text: str) -> list[RemotePath]:
+    """Finds the shards of a URL: itself, those that match a pattern, or those of a folder."""
+    found: list[RemotePath] = []
+    for url in map(RemotePath, _expand_braces(text)):
+        if is_shard(PurePosixPath(url.name)) and "*" not in str(url):
+            found.append(url)
+        elif "*" in str(url):
+            found += [path for path in url.glob() if is_shard(PurePosixPath(path.name))]
+        elif listed := listed_counts(url):
+            found += [url / name for name in sorted(listed)]
+        else:
+            found += [path for path in (url / "*").glob() if is_shard(PurePosixPath(path.name))]
+    if not found:
+        raise ValueError(f"location {text!r} has no shard, and no manifest.json that lists some. {_EXPECTED}")
+    return found
 
 
 def _images(paths: list[Path]) -> bool:

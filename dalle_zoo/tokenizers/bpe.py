@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from operator import index
 from random import Random
 from typing import Self
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 
 MIN_PAIR_COUNT = 2
 """Minimum number of occurrences of a pair that is merged."""
+
+_MOST_REPEATED = 1000  # of a piece in one text
 
 # Settings of the library's BPE model that `DropoutMerger` does not implement, with the values they must have.
 _PLAIN_MODEL = {
@@ -84,27 +87,30 @@ class BPETokenizer(LibraryTokenizer):
             TypeError: A caption is not a string.
             ValueError: There are no captions, one is not valid Unicode, or ``vocab_size`` is too small.
         """
-        if vocab_size < 256:
-            raise ValueError(f"vocab_size must be at least 256, one id per byte, got {vocab_size}")
+        _check_size(vocab_size)
+        return cls.train_counts(count_pieces(captions), vocab_size)
+
+    @classmethod
+    def train_counts(cls, counts: Mapping[str, int], vocab_size: int = 16384) -> Self:
+        """Trains a vocabulary on the counts of `count_pieces`; the result is that of `train` on the same captions.
+
+        Args:
+            counts: Occurrences of each piece; those of several sets of captions are added.
+            vocab_size: As in `train`. Defaults to 16,384.
+        """
+        _check_size(vocab_size)
         tokenizer = Tokenizer(models.BPE())
-        # Lower case first: a lower-case letter may have a composed form that its capital lacks.
-        tokenizer.normalizer = normalizers.Sequence(
-            [
-                normalizers.Lowercase(),
-                normalizers.NFC(),
-                normalizers.Replace(Regex(r"\s+"), " "),
-                normalizers.Strip(),
-            ]
-        )
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+        # Pieces are in the byte-level alphabet, which has no white space: they need not be split or mapped again.
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=MIN_PAIR_COUNT,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(_checked(captions), trainer)
+        tokenizer.train_from_iterator(_repeated(counts), trainer)
+        tokenizer.normalizer, tokenizer.pre_tokenizer = _normalizer(), _pre_tokenizer()
+        tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
         reached = tokenizer.get_vocab_size()
         if reached < vocab_size:
             log.warning("the captions give a vocabulary of only %d ids, not %d", reached, vocab_size)
@@ -125,15 +131,61 @@ class BPETokenizer(LibraryTokenizer):
         return [i for word, _ in words for i in self._merger(word, dropout, random)]
 
 
+def count_pieces(captions: Iterable[str]) -> Counter[str]:
+    """Counts the pieces of captions, such as " cat", "'s" and "!", within which bytes are merged.
+
+    Args:
+        captions: Captions; iterated over once.
+
+    Returns:
+        Occurrences of each piece, in the byte-level alphabet.
+
+    Raises:
+        TypeError: A caption is not a string.
+        ValueError: A caption is not valid Unicode.
+    """
+    normalizer, pre_tokenizer = _normalizer(), _pre_tokenizer()
+    counts: Counter[str] = Counter()
+    for caption in _checked(captions):
+        counts.update(piece for piece, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(caption)))
+    return counts
+
+
+def _normalizer() -> normalizers.Normalizer:
+    # Lower case first: a lower-case letter may have a composed form that its capital lacks.
+    return normalizers.Sequence(
+        [
+            normalizers.Lowercase(),
+            normalizers.NFC(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+    )
+
+
+def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.ByteLevel(add_prefix_space=True)
+
+
+def _check_size(vocab_size: int) -> None:
+    if vocab_size < 256:
+        raise ValueError(f"vocab_size must be at least 256, one id per byte, got {vocab_size}")
+
+
+def _repeated(counts: Mapping[str, int]) -> Iterator[str]:
+    """Yields each piece as often as it was counted: the library counts by itself."""
+    if not counts:
+        raise ValueError("captions is empty: pass at least one caption to train a vocabulary")
+    for piece, count in counts.items():
+        for start in range(0, count, _MOST_REPEATED):
+            yield " ".join([piece] * min(_MOST_REPEATED, count - start))
+
+
 def _checked(captions: Iterable[str]) -> Iterator[str]:
     if isinstance(captions, str):
         raise TypeError("captions must be an iterable of strings, got a string: put it into a list")
-    empty = True
     for number, caption in enumerate(captions):
         if not isinstance(caption, str):
             raise TypeError(f"caption {number} must be a str, got {type(caption).__name__}: {caption!r}")
         check_unicode(caption)
-        empty = False
         yield caption
-    if empty:
-        raise ValueError("captions is empty: pass at least one caption to train a vocabulary")

@@ -42,6 +42,11 @@ def count_words(captions: Iterable[str]) -> dict[str, int] | None:
         counts.update(set(split_words(caption)))
         if len(counts) > MOST_WORDS:
             return None
+    return most_frequent_first(counts)
+
+
+def most_frequent_first(counts: Mapping[str, int]) -> dict[str, int]:
+    """Sorts counts of words; those of equal counts by the alphabet."""
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
 

@@ -69,8 +69,9 @@ def _check_places(options: argparse.Namespace) -> None:
 
 
 def _run(name: str, options: argparse.Namespace, command: str) -> None:
+    from dalle_zoo.sharing import Share, device_of_environment
     from dalle_zoo_eval.report import Output, summary
-    from dalle_zoo_eval.request import Request, device_of_environment, share_of_environment
+    from dalle_zoo_eval.request import Request
     from dalle_zoo_eval.runner import evaluate
 
     changes = {n: getattr(options, n, None) for n in CHANGES}
@@ -94,7 +95,7 @@ def _run(name: str, options: argparse.Namespace, command: str) -> None:
         batch_size=options.batch_size,
         cache=options.cache,
         device=device_of_environment(options.device),
-        share=share_of_environment(),
+        share=Share.of_environment(),
         overwrite=options.overwrite,
         command=command,
     )
@@ -273,12 +274,12 @@ def overlap(arguments: list[str]) -> None:
 
     check_device(options.device)
     check_file("--out", options.out)
+    from dalle_zoo.sharing import Share, device_of_environment
     from dalle_zoo_eval.memorization import find_overlaps
-    from dalle_zoo_eval.request import device_of_environment, share_of_environment
 
     found = find_overlaps(
         options.protocol, options.data, options.layout, options.training, options.network, options.threshold,
-        options.out, device_of_environment(options.device), share_of_environment(),
+        options.out, device_of_environment(options.device), Share.of_environment(),
     )  # fmt: skip
     if found is not None:
         print(f"{options.out}: {found[0]} of {found[1]} images")  # noqa: T201

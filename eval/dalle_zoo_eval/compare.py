@@ -13,6 +13,7 @@ from dalle_zoo.cli.errors import UserError, check_device
 from dalle_zoo.cli.outputs import check_file, check_folder
 from dalle_zoo.cli.parser import parser
 from dalle_zoo.registry import suggest
+from dalle_zoo.sharing import Share, device_of_environment
 from dalle_zoo_eval.choices import Crop
 from dalle_zoo_eval.command import named_path
 from dalle_zoo_eval.datasets import read_dataset
@@ -23,7 +24,7 @@ from dalle_zoo_eval.metrics import METRICS
 from dalle_zoo_eval.opening import check_extractors, needs_extractor, networks_folder
 from dalle_zoo_eval.protocol import ALL, Protocol
 from dalle_zoo_eval.report import Output, summary
-from dalle_zoo_eval.request import Request, device_of_environment, share_of_environment
+from dalle_zoo_eval.request import Request
 from dalle_zoo_eval.rules import CaptionRule, GroupRule, ImageRule, MetricRule
 from dalle_zoo_eval.runner import evaluate
 from dalle_zoo_eval.sides import EXPECTED, Side, find_side, generate_side, unpack
@@ -198,7 +199,7 @@ def _request(
         leave_out=tuple(options.leave_out),
         changes={} if options.captions is None else {"captions": options.captions},
         device=device_of_environment(options.device),
-        share=share_of_environment(),
+        share=Share.of_environment(),
         overwrite=options.overwrite,
     )
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from dalle_zoo.claims import Claims
 from dalle_zoo.files import atomic_write, write_json
 from dalle_zoo.images import save_png
+from dalle_zoo.sharing import Share
 from dalle_zoo.version import __version__
 from dalle_zoo_eval.blur import gaussian_blur
 from dalle_zoo_eval.extractors.base import Extractor, ExtractorFileError, PairExtractor, exact_float32
@@ -41,20 +42,6 @@ SECONDS = "seconds"
 """Key, in the metadata of a chunk, of the time that its network took."""
 LOADING = "loading"
 """Key of the time that generating or reading its images took, in the thread that is one chunk ahead."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """The chunks with which a process begins."""
-
-    rank: int = 0
-    """Index of the process."""
-    world: int = 1
-    """Total number of processes."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.world:
-            raise ValueError(f"rank must be in 0..{self.world - 1}, got {self.rank}")
 
 
 @dataclass(frozen=True, kw_only=True)

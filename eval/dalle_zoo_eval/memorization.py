@@ -19,10 +19,11 @@ from torch.nn import functional as F
 
 from dalle_zoo.files import atomic_write, check_ending
 from dalle_zoo.images import save_png
+from dalle_zoo.sharing import Share
 from dalle_zoo_eval.datasets import read_dataset
 from dalle_zoo_eval.datasets.digests import MEMO, remember
 from dalle_zoo_eval.extractors import Extractor
-from dalle_zoo_eval.features import FeatureStore, Share
+from dalle_zoo_eval.features import FeatureStore
 from dalle_zoo_eval.image_sources import ImageFiles
 from dalle_zoo_eval.metrics.frechet import FID_FAMILIES
 from dalle_zoo_eval.moments import in_batches, regrouped

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dalle_zoo_eval.features import Share
+from dalle_zoo.sharing import Share
 from dalle_zoo_eval.protocol import COPY, Protocol
 
 
@@ -66,14 +65,3 @@ class Request:
     """Whether the result of another evaluation is replaced."""
     command: str | None = None
     """Command line, for the record."""
-
-
-def share_of_environment() -> Share:
-    """Returns the share of this process under torchrun or another launcher."""
-    return Share(rank=int(os.environ.get("RANK", "0")), world=int(os.environ.get("WORLD_SIZE", "1")))
-
-
-def device_of_environment(device: str) -> str:
-    """Returns the GPU of this process under torchrun for ``cuda``; other devices are returned unchanged."""
-    local = os.environ.get("LOCAL_RANK")
-    return f"cuda:{local}" if device == "cuda" and local is not None else device

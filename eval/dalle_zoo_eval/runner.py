@@ -19,11 +19,12 @@ from dalle_zoo.images import save_png
 from dalle_zoo.inspection import code_version
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.results import check_result
+from dalle_zoo.sharing import Share
 from dalle_zoo.values import as_integer
 from dalle_zoo_eval.datasets import load_exclusions, save_captions
 from dalle_zoo_eval.datasets.digests import MEMO, remember
 from dalle_zoo_eval.external import read_from_folder
-from dalle_zoo_eval.features import FeatureStore, Share
+from dalle_zoo_eval.features import FeatureStore
 from dalle_zoo_eval.generation import BATCH
 from dalle_zoo_eval.groups import GALLERY, Group, Prompts, choose, generate, read_prompts
 from dalle_zoo_eval.image_sources import GeneratedSet

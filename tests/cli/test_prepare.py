@@ -1,14 +1,15 @@
-"""``dalle-zoo tokenizer | encode``: inputs of stage 2."""
+"""``dalle-zoo manifest | filter | tokenizer | encode``: what training reads."""
 
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from dalle_zoo.cli.main import main
-from dalle_zoo.data import CodeDataset
+from dalle_zoo.data import CodeDataset, shards
 from dalle_zoo.files import sha256_file
 from dalle_zoo.tokenizers import load_text_tokenizer
 
@@ -123,3 +124,77 @@ def test_tokenizer_training_skips_bad_captions(
     assert "256 entries" in capsys.readouterr().out
     assert "skipped 1: a caption is not valid Unicode" in caplog.text
     assert "1 samples or parts of files are not used" in caplog.text
+
+
+def test_filter_prints_what_it_drops(images: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["filter", str(images), "--out", "kept", "--any-language", "--min-words", "2"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "kept: 5 of 5 samples kept; dropped:" in printed
+    assert "0  duplicate" in printed
+    before = (scratch / "kept/00000.tar").read_bytes()
+    assert main(command) == 0, "finished work is not done again"
+    assert main([*command, "--samples-per-shard", "2"]) == 2
+    assert "samples_per_shard was 10000 and is 2 now" in capsys.readouterr().err
+    assert (scratch / "kept/00000.tar").read_bytes() == before
+    assert main(["filter", str(images), "--out", "none", "--any-language", "--min-words", "0"]) == 2
+    assert "min_words must be an integer of at least 1, got 0" in capsys.readouterr().err
+    assert not (scratch / "none").exists()
+
+
+def test_a_manifest_saves_counting(
+    images: Path, scratch: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["filter", str(images), "--out", "kept", "--any-language", "--samples-per-shard", "2"]) == 0
+    assert main(["manifest", "kept"]) == 0, "the one of the filter is complete"
+    (scratch / "kept/manifest.json").unlink()
+    assert main(["manifest", "kept"]) == 0
+    assert "kept/manifest.json: 5 samples in 3 shards" in capsys.readouterr().out
+    written = json.loads((scratch / "kept/manifest.json").read_text())["shards"]
+    assert [(shard["file"], shard["samples"]) for shard in written] == [
+        ("00000.tar", 2), ("00001.tar", 2), ("00002.tar", 1)
+    ]  # fmt: skip
+    before = (scratch / "kept/manifest.json").read_bytes()
+    (scratch / "kept/manifest.json").unlink()
+    started = []
+
+    def threads(count: int, _: object) -> ThreadPoolExecutor:  # processes take seconds to start
+        started.append(count)
+        return ThreadPoolExecutor(count)
+
+    monkeypatch.setattr(shards, "ProcessPoolExecutor", threads)
+    assert main(["manifest", "kept", "--processes", "2"]) == 0
+    assert started == [2]
+    assert (scratch / "kept/manifest.json").read_bytes() == before
+    assert main(["manifest", "kept", "--processes", "0"]) == 2
+    assert "--processes must be an integer of at least 1, got 0" in capsys.readouterr().err
+    assert main(["manifest", "kept/{00000..00001}.tar", "--out", "some.json"]) == 0
+    assert len(json.loads((scratch / "some.json").read_text())["shards"]) == 2
+
+
+def test_manifest_refuses(images: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["manifest", str(images)]) == 2
+    assert "has no shards: expected .tar" in capsys.readouterr().err
+    assert main(["filter", str(images), "--out", "kept", "--any-language"]) == 0
+    for mine, message in (('{"shards": [], "notes": 1}', "a file with notes"), ("text", "no JSON file")):
+        (scratch / "kept/manifest.json").write_text(mine)
+        assert main(["manifest", "kept"]) == 2
+        assert f"is {message}, which would be lost" in capsys.readouterr().err
+        assert (scratch / "kept/manifest.json").read_text() == mine
+
+
+def test_processes_that_train_a_tokenizer_share_their_counts(
+    images: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["tokenizer", str(images), "--vocab-size", "270"]
+    assert main([*command, "--out", "alone"]) == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert main([*command, "--out", "together"]) == 2
+    assert "name it with --counts DIR" in capsys.readouterr().err
+    assert main([*command, "--out", "together", "--counts", "counts"]) == 0
+    assert not (scratch / "together").exists(), "process 0 trains"
+    monkeypatch.setenv("RANK", "0")
+    assert main([*command, "--out", "together", "--counts", "counts"]) == 0
+    for path in (scratch / "alone").iterdir():
+        assert (scratch / "together" / path.name).read_bytes() == path.read_bytes()

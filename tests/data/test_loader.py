@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import random
 from collections import Counter
@@ -12,12 +13,15 @@ import torch
 from torch import Tensor
 
 from dalle_zoo.data import (
+    CodeDataset,
     Collate,
     EmptyDataError,
     ImageTextDataset,
     ResumableLoader,
     ShardSource,
+    archives,
     decode_image,
+    encode_source,
     iterate_batches,
     open_source,
     prior_transform,
@@ -186,7 +190,8 @@ def test_resumed_stream_does_not_decode_skipped_samples(mixed: Any, workers: int
     broken = loader()
     take(broken, 3)
     state = broken.state_dict()
-    assert set(state["unusable"]) <= {"s0001", "s0005", "s0008"}
+    assert len(state["positions"]) == 1
+    assert sum(state["positions"][0]) == 9 + len(broken.skipped)
     resumed = loader()
     resumed.load_state_dict(state)
     assert same(take(resumed, 5), alone[3:])
@@ -205,15 +210,70 @@ def test_resumed_stream_does_not_decode_skipped_samples(mixed: Any, workers: int
         assert passed & set(decoded) <= set(batch["key"]) <= set(decoded)
 
 
-def test_position_without_unusable_keys_is_found_by_decoding(mixed: Any, caplog: Any) -> None:
-    alone, broken = take(ResumableLoader(images(mixed), 3, seed=0), 4), ResumableLoader(images(mixed), 3, seed=0)
+@pytest.mark.parametrize("layout", ["shards", "gz", "folder", "codes"])
+@pytest.mark.parametrize("buffer", [1, 4, 100])
+@pytest.mark.parametrize("seed", [None, 1])
+def test_skipped_records_are_not_read(make: Any, layout: str, buffer: int, seed: int | None) -> None:
+    data: Any
+    if layout == "folder":
+        for name, content in make.members(0, TOTAL).items():
+            (make.root / name).write_bytes(content)
+        data = open_source(make.root)
+    else:
+        shards = make.shards(9, 2, 12, ending="tar.gz" if layout == "gz" else "tar")
+        data = ShardSource(sorted(shards.iterdir()), shuffle_buffer=buffer)
+    if layout == "codes":
+        encode_source(data, lambda x: x[:, 0, :2, :2].long(), make.root / "codes", size=8, chunk=2, progress=False,
+                      samples_per_shard=10, info={"codebook_size": 2})  # fmt: skip
+        data = CodeDataset(make.root / "codes", shuffle_buffer=buffer)
+    read = data.records if layout == "codes" else data.read
+    everything = [record.key for record in read(seed=seed, epoch=2, start=3, stop=TOTAL)]
+    for skip in (0, 1, 7, TOTAL - 4, TOTAL - 3):
+        rest = list(read(seed=seed, epoch=2, start=3, stop=TOTAL, skip=skip))
+        assert [record.key for record in rest] == everything[skip:]
+        assert layout == "codes" or all(record.image and record.captions for record in rest)
+
+
+def test_what_is_skipped_is_found_without_reading_contents(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, read = ShardSource(sorted(make.shards(9, 2, 12).iterdir()), shuffle_buffer=5), []
+    original = archives._Reader.read
+
+    def spy(self: Any, size: int) -> bytes:
+        read.append(size)
+        return original(self, size)
+
+    monkeypatch.setattr(archives._Reader, "read", spy)
+    records = list(source.read(seed=4, epoch=0, start=0, stop=TOTAL, skip=TOTAL - 4))
+    assert len([size for size in read if size != 512]) == len(records) * 3, "members of four samples"
+
+
+def test_damage_does_not_shift_what_follows(make: Any) -> None:
+    folder = make.shards(9, 2, 12)
+    shards = [
+        {"file": path.name, "bytes": path.stat().st_size, "samples": count}
+        for path, count in zip(sorted(folder.iterdir()), (12, 2, 12), strict=True)
+    ]
+    (folder / "manifest.json").write_text(json.dumps({"shards": shards}))
+
+    def loader() -> ResumableLoader:
+        return ResumableLoader(images(ShardSource(sorted(folder.glob("*.tar")), shuffle_buffer=5)), 2, seed=5)
+
+    alone = take(loader(), 13)
+    for stop in (1, 6, 10, 12):
+        broken, resumed = loader(), loader()
+        take(broken, stop)
+        resumed.load_state_dict(broken.state_dict())
+        assert same(take(resumed, 13 - stop), alone[stop:])
+
+
+def test_a_position_of_an_earlier_version_may_repeat_samples(mixed: Any, caplog: Any) -> None:
+    broken, resumed = (ResumableLoader(images(mixed), 3, seed=0) for _ in range(2))
     take(broken, 2)
     state = broken.state_dict()
-    del state["unusable"]
-    resumed = ResumableLoader(images(mixed), 3, seed=0)
+    del state["positions"]
     resumed.load_state_dict(state)
-    assert same(take(resumed, 2), alone[2:])
-    assert "does not list unusable samples: 2 batches are decoded again" in caplog.text
+    assert len(take(resumed, 2)) == 2
+    assert "if some of the first 2 batches could not be used, some samples are repeated" in caplog.text
 
 
 def test_limited_epoch_ends_at_its_limit(source: Any) -> None:

@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from dalle_zoo_eval.features import FeatureStore, Share
+from dalle_zoo_eval.features import FeatureStore
 from dalle_zoo_eval.image_sources import ImageBatch
 from torch import Tensor
+
+from dalle_zoo.sharing import Share
 
 SAMPLES, CHUNK = 40, 2
 ROOT = Path(__file__).parents[2]

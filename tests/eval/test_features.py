@@ -12,10 +12,12 @@ import torch
 from dalle_zoo_eval import features
 from dalle_zoo_eval.blur import gaussian_blur
 from dalle_zoo_eval.extractors.base import ExtractorFileError
-from dalle_zoo_eval.features import FeatureStore, Share
+from dalle_zoo_eval.features import FeatureStore
 from dalle_zoo_eval.image_sources import ImageBatch
 from dalle_zoo_eval.provenance import PACKAGES
 from torch import Tensor
+
+from dalle_zoo.sharing import Share
 
 
 class Mixed:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from dalle_zoo_eval import runner
-from dalle_zoo_eval.features import FeatureStore, Share
+from dalle_zoo_eval.features import FeatureStore
 from dalle_zoo_eval.generation import GeneratedImages
 from dalle_zoo_eval.groups import choose, read_prompts
 from dalle_zoo_eval.protocol import Protocol, find_protocol
@@ -25,6 +25,7 @@ from PIL import Image
 from dalle_zoo.claims import Claims
 from dalle_zoo.cli.main import main
 from dalle_zoo.pipeline import DallePipeline
+from dalle_zoo.sharing import Share
 
 SETS = {"real", "reconstructed", "generated", "candidates", "shuffled"}
 

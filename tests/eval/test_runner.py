@@ -19,7 +19,7 @@ from dalle_zoo_eval import runner as evaluation
 from dalle_zoo_eval.datasets import EvalDataset, load_exclusions, read_dataset
 from dalle_zoo_eval.external import read_from_folder
 from dalle_zoo_eval.extractors import EXTRACTORS, ExtractorFileError
-from dalle_zoo_eval.features import FeatureStore, Share
+from dalle_zoo_eval.features import FeatureStore
 from dalle_zoo_eval.generation import GeneratedImages
 from dalle_zoo_eval.image_sources import EVERY, GeneratedSet
 from dalle_zoo_eval.protocol import Protocol, find_protocol
@@ -33,6 +33,7 @@ from torch import Tensor
 
 from dalle_zoo.cli.main import main
 from dalle_zoo.pipeline import DallePipeline
+from dalle_zoo.sharing import Share
 
 IMAGES = 26
 PROTOCOL = """

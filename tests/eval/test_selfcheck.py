@@ -15,11 +15,13 @@ from dalle_zoo_eval.blur import gaussian_blur
 from dalle_zoo_eval.datasets import Item
 from dalle_zoo_eval.extractors import EXTRACTORS
 from dalle_zoo_eval.extractors.base import Extractor
-from dalle_zoo_eval.features import FeatureStore, Share
+from dalle_zoo_eval.features import FeatureStore
 from dalle_zoo_eval.image_sources import ImageBatch
 from dalle_zoo_eval.protocol import Protocol, find_protocol
 from dalle_zoo_eval.selfcheck import SelfCheck, SelfCheckError, check_reference, first_half
 from torch import Tensor
+
+from dalle_zoo.sharing import Share
 
 NETWORK = "inception-2015"
 COUNT, SIDE = 240, 8

@@ -187,13 +187,13 @@ def test_checkpoint_of_earlier_version_is_resumed(
     for name in ("Checkpoint", "FiniteGuard"):
         del old["callbacks"][name]
     (loader,) = old["loops"]["fit_loop"]["state_dict"]["combined_loader"]
-    del loader["unusable"]
+    del loader["positions"]
     torch.save(old, path)
     shutil.rmtree(run / "model")
     assert fit() == 0
     assert weights(run) == weights(alone)
     assert "has no fingerprints" in caplog.text
-    assert "does not list unusable samples" in caplog.text
+    assert "does not state how far the data were read" in caplog.text
 
 
 # ------------------------------------------------------------ without a run
