@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +72,8 @@ def main(arguments: list[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     p = parser(
         "compare",
-        f"Compare two sets of images, A with the reference B, each {EXPECTED.removeprefix('expected ')}.\n\n"
+        "Compare two sets of images, A with the reference B. Each is one of:\n"
+        f"{textwrap.fill(EXPECTED.removeprefix('expected '), 100)}\n\n"
         "  dalle-zoo compare generated/ real/\n"
         "  dalle-zoo compare generated.zip real/ --metrics fid,cmmd --network inception-2015=FILE\n"
         "  dalle-zoo compare my-model emoji64:val-styles --name-a 'my model' --out comparison.json\n"

@@ -61,7 +61,7 @@ class Scorer:
         self.group, self.groups = group, groups
         self.rows: list[Row] = []
         self.left_out: list[str] = list(group.left_out)
-        self.notes: list[str] = []
+        self.few: dict[str, tuple[int, int]] = {}
         self._texts: dict[tuple[str, str], Tensor] = {}
 
     def score(self) -> list[Row]:
@@ -111,6 +111,14 @@ class Scorer:
                 yield from (View(images=images, blur=r, count=counts[-1]) for r in self.group.protocol.blur if r)
             else:
                 yield View(images=images, count=counts[-1])
+
+    @property
+    def notes(self) -> list[str]:
+        """Which metrics have fewer samples than they need."""
+        return [
+            f"{label}: {samples:,} samples, and it needs {least:,} to be compared"
+            for label, (samples, least) in self.few.items()
+        ]
 
     # ------------------------------------------------------------ feeding
 
@@ -283,9 +291,8 @@ class Scorer:
                 self.rows.append({**row, "part": None if part == "value" else part, "value": _value(value), **own})
 
     def _note_few(self, spec: MetricSpec, samples: int) -> None:
-        line = f"{spec.label}: {samples:,} samples, and it needs {spec.least:,} to be compared"
-        if samples < spec.least and line not in self.notes:
-            self.notes.append(line)
+        if samples < min(spec.least, self.few.get(spec.label, (spec.least, 0))[0]):
+            self.few[spec.label] = samples, spec.least
 
     def _family(self, extractor: str | None) -> str | None:
         if extractor is not None and EXTRACTORS.spec(extractor).model_folder:  # each model has its own weights

@@ -64,7 +64,10 @@ def test_two_folders_need_nothing_else(
     assert {"density generated", "coverage generated", "vendi generated", "vendi real"} <= set(values(result))
     assert result["source"]["name"] == "ours"
     assert result["groups"]["all"]["dataset"]["name"] == "theirs"
-    assert "Coverage: 7 samples, and it needs 1,000 to be compared" in result["notes"]
+    needs = [
+        f"{name}: 7 samples, and it needs 1,000 to be compared" for name in ("Density", "Coverage", "Vendi score")
+    ]
+    assert result["notes"] == needs
     shown = capsys.readouterr().out
     assert "| Fréchet distance, pixels |" in shown
     assert "Coverage: 7 samples" in shown
@@ -131,6 +134,22 @@ def test_statistics_take_the_place_of_images(
     assert "is not what was saved" in capsys.readouterr().err
     assert main(["compare", str(file), str(a)]) == 2
     assert "give the images as A" in capsys.readouterr().err
+
+
+def test_a_protocol_takes_statistics_too(folders: tuple[Path, Path], model: Path, tmp_path: Path) -> None:
+    """The self-check compares what it can; the scores are those of the images themselves."""
+    a, b = folders
+    file = tmp_path / "b.safetensors"
+    options = ["--leave-out", "inception-2015", "--leave-out", "ranker", "--network", f"clip={model / 'ranker'}"]
+    evaluation = ["eval", "folder", "--images", str(a), "--data", str(b), *options]
+    found = []
+    for name, more in (("direct", ["--save-reference", str(file)]), ("stored", ["--reference", str(file)])):
+        assert main([*evaluation, "--out", str(tmp_path / name), *more]) == 0
+        found.append(json.loads((tmp_path / name / "result.json").read_text()))
+    assert values(found[1]) == pytest.approx(values(found[0]), rel=1e-12)
+    assert "frechet generated" in values(found[0])
+    assert found[1]["reference_file"]["sha256"] == load_statistics(file).sha256
+    assert any("self-check of clip by halves: the reference is b.safetensors" in line for line in found[1]["left_out"])
 
 
 def test_statistics_of_other_weights_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
