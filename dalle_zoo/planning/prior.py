@@ -151,8 +151,8 @@ class PriorWorkload(Workload):
         values += sum(layer.outputs for layer in branch[:-1])
         for module in self.adapted.intersection(block.branch.modules()):
             adapter = self._adapter(module)
-            # The first gets a float32 input from the norm. For the others, peft converts 16 bits to the float32 of A, and
-            # autocast back, so that the input is retained twice.
+            # The first gets a float32 input from the norm. For the others, peft converts 16 bits to the float32 of A,
+            # and autocast back, so that the input is retained twice.
             copied = formats.compute < FLOAT32 and module is not linear[0]
             values += adapter.outputs + (adapter.inputs if copied else 0)
         statistics = 2 * self.tokens * formats.residual  # of the norm
