@@ -111,6 +111,9 @@ def test_it_parses_and_builds_on_the_meta_device(name: str, tmp_path: Path, monk
     assert own.model.class_path.endswith(
         {"dvae": "DVAEModule", "prior": "PriorModule", "ranker": "RankerModule"}[stage]
     )
+    if own.model.init_args.config is None:
+        assert own.model.init_args.init_from
+        return  # the architecture is that of a model, which tests/training/test_finetuning.py opens
     with torch.device("meta"):
         net = BUILDERS[stage](vars(own.model.init_args.config))
     count = sum(p.numel() for p in net.parameters())

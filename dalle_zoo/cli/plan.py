@@ -19,6 +19,7 @@ EXAMPLES = """\
   dalle-zoo plan prior/paper-12b --gpu v100-16gb
   dalle-zoo plan prior/paper-12b --gpu a100-80gb --trainer.num_nodes 8 --trainer.strategy hsdp
   dalle-zoo plan prior/tiny --parts 1gpu --gpu-memory 8 --json plan.json
+  dalle-zoo plan prior/emoji64 --gpu cpu
 
 Keys of the recipe are given as for `dalle-zoo fit`. Formulas and assumptions: docs/planning.md."""
 
@@ -39,7 +40,9 @@ def plan_parser() -> Parser:
     )
     p.add_argument("recipe", metavar="RECIPE", help="name from `dalle-zoo recipes`, or a YAML file")
     p.add_argument("--parts", nargs="+", default=[], metavar="PART", help="parts or YAML files merged into the recipe")
-    p.add_argument("--gpu", metavar="NAME", help="GPU, such as v100-16gb: whether it fits, and times")
+    p.add_argument(
+        "--gpu", metavar="NAME", help="GPU, such as v100-16gb: whether it fits, and times; cpu measures this machine"
+    )
     p.add_argument("--gpu-memory", type=float, metavar="GIB", help="memory of a GPU [of --gpu, or in a part's name]")
     p.add_argument("--reserve", type=float, metavar="GIB", help="memory for CUDA, NCCL and allocator [1.0; paper 0.5]")
     p.add_argument("--mfu", type=float, help=f"share of the peak rate while computing [{MFU}]")
@@ -61,25 +64,28 @@ def plan(arguments: list[str]) -> None:
 
     from dalle_zoo.files import write_json
     from dalle_zoo.planning.formats import GIB
-    from dalle_zoo.planning.hardware import find_gpu
+    from dalle_zoo.planning.hardware import CPU, find_gpu
+    from dalle_zoo.planning.measure import measure_cpu
     from dalle_zoo.planning.plan import Hardware, Plan, as_data
     from dalle_zoo.planning.recipe import READ, read_setup, read_work
     from dalle_zoo.planning.report import render
 
     check_overrides(overrides, others, READ)
     keys = resolve(files, overrides)
-    gpu = find_gpu(options.gpu) if options.gpu else None
     check_numbers(options)
+    work, setup = read_work(keys), read_setup(keys, options.formats == "paper")
+    measured = options.gpu == CPU
+    gpu = measure_cpu(work, setup) if measured else find_gpu(options.gpu) if options.gpu else None
     memory = options.gpu_memory or (gpu.memory if gpu else memory_in(options.parts))
     hardware = Hardware(
         memory=None if memory is None else memory * GIB,
         gpu=gpu,
-        mfu=MFU if options.mfu is None else options.mfu,
+        mfu=(1.0 if measured else MFU) if options.mfu is None else options.mfu,
         intra=options.intra,
         inter=options.inter,
         reserve=None if options.reserve is None else options.reserve * GIB,
     )
-    made = Plan(read_work(keys), read_setup(keys, options.formats == "paper"), hardware)
+    made = Plan(work, setup, hardware)
     print(render(made, options.recipe))
     if options.json is not None:
         write_json(options.json, as_data(made, options.recipe))

@@ -26,6 +26,7 @@ class DVAEWorkload(Workload):
     config_class = DVAEConfig
 
     def __init__(self, config: DVAEConfig) -> None:
+        self.config = config
         with shapes_only():
             net = DVAE(config)
         layers = dict(_layers("encoder", net.encoder, config.image_size))

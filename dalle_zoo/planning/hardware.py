@@ -12,6 +12,8 @@ import yaml
 
 from dalle_zoo.registry import UnknownNameError, suggest
 
+CPU = "cpu"
+"""Name of this machine's CPU, whose rates are measured, among the GPUs of a plan."""
 TABLE = Path(__file__).with_name("hardware.yaml")
 
 
@@ -71,5 +73,5 @@ def find_gpu(name: str) -> GPU:
     """
     gpus = known_gpus()
     if name not in gpus:
-        raise UnknownNameError(suggest("GPU", name, gpus))
+        raise UnknownNameError(suggest("GPU", name, [*gpus, CPU]))
     return gpus[name]

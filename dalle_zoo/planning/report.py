@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dalle_zoo.planning.collectives import Collective
 from dalle_zoo.planning.duration import Duration, computes_in
 from dalle_zoo.planning.formats import GIB
+from dalle_zoo.planning.hardware import CPU
 from dalle_zoo.planning.memory import FORWARD, Memory
 from dalle_zoo.planning.plan import Plan
 from dalle_zoo.planning.workload import Bytes
@@ -132,11 +133,9 @@ def _time(plan: Plan) -> list[str]:
     d, h, rates = plan.duration(), plan.hardware, plan.rates
     if d is None or rates is None or h.gpu is None:
         return ["no times: pass --gpu NAME"]
-    lines = [
-        f"seconds of one step: {h.gpu.name} at {100 * h.mfu:g} % of its peak, "
-        f"{rates.intra / 1e9:g} GB/s per GPU in a node and {rates.inter / 1e9:g} GB/s per node between nodes",
-        *_seconds(d),
-    ]
+    links = f"{rates.intra / 1e9:.3g} GB/s per GPU in a node and {rates.inter / 1e9:.3g} GB/s per node between nodes"
+    how = h.gpu.source if h.gpu.name == CPU else f"{h.gpu.name} at {100 * h.mfu:g} % of its peak, {links}"
+    lines = [f"seconds of one step: {how}", *_seconds(d)]
     uncompressed = plan.duration(compress=False)
     if plan.factors is not None and uncompressed is not None:
         lines.append(_row("total without PowerSGD", f"{uncompressed.total:.3f}"))
@@ -146,7 +145,9 @@ def _time(plan: Plan) -> list[str]:
     if plan.setup.steps:
         days = d.total * plan.setup.steps / 86400
         hours = 24 * days * plan.setup.world
-        lines.append(_row(f"run of {plan.setup.steps:,} steps, days", f"{days:,.2f}", f"{hours:,.0f} GPU-hours"))
+        number, unit = (days, "days") if days >= 1 else (1440 * days, "minutes")
+        note = f"{hours:,.0f} GPU-hours" if days >= 1 else ""
+        lines.append(_row(f"run of {plan.setup.steps:,} steps, {unit}", f"{number:,.2f}", note))
     return lines
 
 

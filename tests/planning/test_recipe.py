@@ -152,6 +152,8 @@ def test_every_recipe_except_rankers_can_be_planned() -> None:
         keys = yaml.safe_load(find_recipe(name).read_text(encoding="utf-8"))
         if keys["model"]["class_path"].rpartition(".")[2] == "RankerModule":
             continue
+        if name == "prior/finetune-cub":  # of a model that is converted first; test_memory.py plans it
+            continue
         keys["trainer"].setdefault("devices", 1)
         read_work(keys).check(read_setup(keys))
         planned += 1
