@@ -216,20 +216,19 @@ def merge(below: Keys, above: Keys) -> dict[str, Any]:
     return merged
 
 
-def resolve(files: Iterable[Keys], overrides: Iterable[Override] = (), length: int | None = None) -> dict[str, Any]:
+def resolve(files: Iterable[Keys], overrides: Iterable[Override] = ()) -> dict[str, Any]:
     """Merges a recipe, its parts, keys of the command line and the common seed, the only place that does.
 
     Args:
         files: Contents of the recipe and its parts; later ones win.
         overrides: Keys of the command line and their values, which win over files.
-        length: Steps that shares of the run refer to, see `resolve_shares`. Defaults to ``trainer.max_steps``.
 
     Returns:
         All keys that are stated. ``seed_everything``, if it is a number, becomes the seed of the model and of the
         data, unless they state one or are external classes, which need not have one.
 
     Raises:
-        ValueError: A key of the command line has no value, or a share of the run is not one.
+        ValueError: A key of the command line has no value.
     """
     keys: dict[str, Any] = {}
     for content in files:
@@ -243,7 +242,7 @@ def resolve(files: Iterable[Keys], overrides: Iterable[Override] = (), length: i
         chosen = keys.get(part)
         if isinstance(chosen, Mapping) and "." not in str(chosen.get("class_path", ".")):
             keys = merge({part: {"class_path": chosen["class_path"], "init_args": {"seed": seed}}}, keys)
-    return resolve_shares(keys, length)
+    return keys
 
 
 _SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%")

@@ -26,6 +26,7 @@ from dalle_zoo.recipes import (
     read_recipe,
     recipe_header,
     resolve,
+    resolve_shares,
     split_arguments,
 )
 from dalle_zoo.registry import UnknownNameError
@@ -99,7 +100,7 @@ def parse(name: str, parts: list[str], tmp_path: Path, monkeypatch: pytest.Monke
     files = [find_recipe(name), *map(find_part, parts)]
     contents = {file: read_recipe(file) for file in files}
     check_keys("fit", contents, [])
-    arguments = ["fit", f"--config={json.dumps(resolve(contents.values()))}"]
+    arguments = ["fit", f"--config={json.dumps(resolve_shares(resolve(contents.values())))}"]
     return Parsed(tmp_path / "run", False, ExitStack(), arguments).config["fit"]
 
 
@@ -298,7 +299,7 @@ def test_shares_are_steps_of_the_run() -> None:
         },
         "samples": {"prompts": ["50%"]},
     }
-    keys = resolve([recipe], [("checkpoint.every", "100%")])
+    keys = resolve_shares(resolve([recipe], [("checkpoint.every", "100%")]))
     assert keys["model"]["init_args"] == {
         "learning_rate": {"warmup_steps": 8, "decay_steps": 390}, "warm_start": {"steps": 7},
     }  # fmt: skip
@@ -307,8 +308,8 @@ def test_shares_are_steps_of_the_run() -> None:
     assert keys["checkpoint"]["every"] == 400
     assert keys["data"]["init_args"]["train"] == "50%", "no number of steps"
     assert keys["samples"]["prompts"] == ["50%"]
-    assert resolve([recipe], length=100)["trainer"]["val_check_interval"] == 10
-    accumulated = resolve([recipe], [("trainer.accumulate_grad_batches", "3")])
+    assert resolve_shares(recipe, length=100)["trainer"]["val_check_interval"] == 10
+    accumulated = resolve_shares(resolve([recipe], [("trainer.accumulate_grad_batches", "3")]))
     assert accumulated["trainer"]["val_check_interval"] == 3 * 40, "which Lightning counts in batches"
 
 
@@ -325,20 +326,18 @@ def test_shares_are_steps_of_the_run() -> None:
 )
 def test_shares_of_nothing_are_refused(trainer: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        resolve([{"trainer": trainer}])
+        resolve_shares({"trainer": trainer})
 
 
 def test_schedules_of_recipes_follow_the_length_of_the_run() -> None:
     for name in ("dvae/emoji64", "prior/cc-300m", "ranker/emoji64"):
         recipe = read_recipe(find_recipe(name))
-        own, longer = (
-            resolve([recipe], [("trainer.max_steps", str(n * recipe["trainer"]["max_steps"]))]) for n in (1, 2)
-        )
+        own, longer = (resolve_shares(recipe, n * recipe["trainer"]["max_steps"]) for n in (1, 2))
         rates = [keys["model"]["init_args"]["learning_rate"] for keys in (own, longer)]
         for key in ("warmup_steps", "decay_steps"):
             assert rates[1][key] == pytest.approx(2 * rates[0][key], abs=1), name
     # The bundled weights were trained with these numbers.
-    keys = resolve([read_recipe(find_recipe("dvae/emoji64"))])
+    keys = resolve_shares(read_recipe(find_recipe("dvae/emoji64")))
     assert keys["model"]["init_args"]["warm_start"]["steps"] == 5000
     assert keys["model"]["init_args"]["learning_rate"]["decay_steps"] == 4900
     assert keys["trainer"]["callbacks"][0]["init_args"]["start"] == 5001

@@ -39,7 +39,7 @@ from dalle_zoo.cli.trainer_options import check_trainer
 from dalle_zoo.files import atomic_write, new_folder
 from dalle_zoo.planning.recipe import read_setup
 from dalle_zoo.planning.setup import Setup
-from dalle_zoo.recipes import Keys, Override, merge, override, resolve, split_arguments, value_at
+from dalle_zoo.recipes import Keys, Override, merge, override, resolve, resolve_shares, split_arguments, value_at
 from dalle_zoo.training import STAGES, StageModule
 from dalle_zoo.training.averaging import WeightEMA
 from dalle_zoo.training.base import deferred_weights
@@ -322,7 +322,7 @@ def run_recipe(
     check_keys(subcommand, files, overrides)
     # It is read as YAML, which has no surrogate pairs, so other characters than ASCII are not escaped.
     record = read_record(run, overwrite)
-    resolved = resolve(files.values(), overrides, record.get("length"))
+    resolved = resolve_shares(resolve(files.values(), overrides), record.get("length"))
     loggers = listed(value_at(resolved, "trainer.logger")) if subcommand == "fit" else []
     resolved = merge(resolved, {"trainer": {"logger": completed(loggers, run, record.get("loggers", {}))}})
     keys = json.dumps(resolved, ensure_ascii=False)

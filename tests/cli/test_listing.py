@@ -47,5 +47,6 @@ def test_help_lists_the_keys_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> 
     assert places[-1] < page.index("--trainer.max_steps "), "those of Lightning are the last"
     assert "--model.config.width INT Model width d. [32 in the recipe, default 3968]" in page
     assert "[3 in the recipe, default 0]" in page
+    assert "[80% in the recipe, default 1]" in page, "a share of the run, as it is written"
     assert "--model.adamw.beta2 FLOAT Decay of the running variance. [0.96]" in page, "the default of the stage"
     assert "--data.text.tokenizer STR Folder of a text tokenizer, a model that has one" in page

@@ -243,7 +243,7 @@ def test_names_are_checked_before_torch_is_imported(
 def test_top_level_keys_are_those_of_lightning() -> None:
     for name in TOP_KEYS:
         arguments = set(inspect.signature(getattr(Trainer, name)).parameters) - LightningCLI.subcommands()[name]
-        own = {"seed_everything", "model", "data", "trainer", "checkpoint", "images", "watch"}
+        own = {"seed_everything", "model", "data", "trainer", "checkpoint", "samples", "telemetry", "watch"}
         assert set(TOP_KEYS[name]) == own | (arguments - {"self"})
 
 
