@@ -62,7 +62,6 @@ EXEMPT = {
     "tests/golden/*.json": "tensors and names of other code bases",
     "*tokenizer.json": "vocabularies",
     "dalle_zoo/_data/*": "captions and names of the data set's sources",
-    "eval/captions/*": "captions of those data sets",
 }
 """Files that may contain any word, and why."""
 

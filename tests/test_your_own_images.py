@@ -185,5 +185,4 @@ def test_fine_tuning_beats_zero_shot_on_held_out_birds(tmp_path: Path, monkeypat
     parts = ["--dvae", "emoji64", "--prior", "run", "--tokenizer", "emoji64"]
     assert main(["export", *parts, "--out", "model"]) == 0
     after = bits("model", Path("val"))
-    print(f"bits per token on held-out birds: {before:.2f} zero-shot, {after:.2f} fine-tuned")
     assert after < before - 1
