@@ -96,6 +96,7 @@ class PriorModule(StageModule):
             raise ValueError("grow_from and init_from both give the first weights: set one of the two to null")
         _check_tuning(tune, lora, init_from, muon)
         super().__init__(build(partial(_network, config, init_from, attention)), adamw, learning_rate, seed, muon)
+        self.kind = PRIORS.name_of(type(self.net))  # before a strategy that shards replaces the network's class
         self._run_blocks(recompute, compile)
         self.attention = attention
         self.init_from = init_from
@@ -318,13 +319,12 @@ class PriorModule(StageModule):
 
     def architecture(self) -> dict[str, Any]:
         """Architecture of the network as plain data, with its type unless it is a `Prior`."""
-        kind = PRIORS.name_of(type(self.net))
-        return ({} if kind == self.stage else {"type": kind}) | super().architecture()
+        return ({} if self.kind == self.stage else {"type": self.kind}) | super().architecture()
 
     def export(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Writes the trained weights, with adapters merged into the matrices."""
         merged = merged_weights(self.net) if self.tune == "lora" else weights
-        save_network(self.net, PRIORS.name_of(type(self.net)), folder, weights=merged)
+        save_network(self.net, self.kind, folder, weights=merged)
 
     def exports(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Callable[[Path], None]]:
         """The prior, and its adapters alone if it has any."""
@@ -347,7 +347,7 @@ class PriorModule(StageModule):
     def network_of(self, weights: Mapping[str, Tensor]) -> ImagePrior:
         """Builds the unsharded network with given weights."""
         with shapes_only():
-            net = type(self.net)(self.net.config)
+            net = PRIORS[self.kind](self.net.config)
         net.load_state_dict(weights, assign=True)
         net.use_attention(self.attention)
         return net
