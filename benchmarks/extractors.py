@@ -24,7 +24,7 @@ import torch
 from dalle_zoo_eval.datasets import read_dataset
 from dalle_zoo_eval.extractors import Extractor, load_extractor
 from dalle_zoo_eval.extractors.base import exact_float32
-from dalle_zoo_eval.features import FeatureStore, Share
+from dalle_zoo_eval.features import FeatureStore
 from dalle_zoo_eval.image_sources import ImageFiles
 from safetensors.torch import save_file
 
@@ -32,6 +32,7 @@ from benchmarks.evaluation import make_images, seconds
 from dalle_zoo.files import write_json
 from dalle_zoo.models.ranker import Ranker, RankerConfig
 from dalle_zoo.ranker_folder import save_ranker
+from dalle_zoo.sharing import Share
 from dalle_zoo.tokenizers import ByteTokenizer
 
 TARGET = 1.2

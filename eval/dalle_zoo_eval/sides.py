@@ -14,10 +14,11 @@ from dalle_zoo.data.selection import IMAGE_SUFFIXES, is_hidden, is_shard, select
 from dalle_zoo.files import new_folder
 from dalle_zoo.model_folder import INDEX
 from dalle_zoo.pipeline import DallePipeline
+from dalle_zoo.sharing import Share
 from dalle_zoo.zoo import is_remote, model_names
 from dalle_zoo_eval.datasets import DatasetError
 from dalle_zoo_eval.datasets.manifest import MANIFEST
-from dalle_zoo_eval.features import FeatureStore, Share
+from dalle_zoo_eval.features import FeatureStore
 from dalle_zoo_eval.generation import BATCH, GeneratedImages, model_sha256
 from dalle_zoo_eval.provenance import digest
 from dalle_zoo_eval.rules import SamplingRule

@@ -25,8 +25,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dalle_zoo.files import atomic_write, sha256_file
+from dalle_zoo.sharing import Share
 from dalle_zoo_eval.extractors import Extractor
-from dalle_zoo_eval.features import FeatureStore, Share
+from dalle_zoo_eval.features import FeatureStore
 from dalle_zoo_eval.moments import Moments, StatisticsError, in_batches
 
 # n samples, d features
