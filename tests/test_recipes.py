@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 
 from dalle_zoo.cli.fit import ZooCLI, check_keys
 from dalle_zoo.cli.main import main, quiet_third_parties
+from dalle_zoo.files import write_json
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
+from dalle_zoo.models.external.mindalle import MinDALLEConfig
 from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.models.ranker import Ranker, RankerConfig
 from dalle_zoo.recipes import (
@@ -154,7 +157,13 @@ def test_what_headers_say_of_memory_is_what_the_plan_says(name: str, options: li
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if not name.startswith("ranker/")])
-def test_each_can_be_planned(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_can_be_planned(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prior = Path("models/mindalle/prior")  # which prior/finetune-cub starts from: of a plan it needs the config only
+    prior.mkdir(parents=True)
+    write_json(prior / "config.json", {"type": "mindalle", **asdict(MinDALLEConfig())})
     assert main(["plan", name, "--gpu", "a100-80gb"]) == 0
     printed = capsys.readouterr().out
     assert f"{PARAMETERS[name]:,}" in printed if name in PARAMETERS else "parameters" in printed

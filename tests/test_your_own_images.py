@@ -154,7 +154,7 @@ def test_the_commands_run_on_birds_and_odd_images(
     assert "broken" in caplog.text, "unreadable images are reported"
 
 
-@pytest.mark.slow  # about a minute on one core
+@pytest.mark.slow  # half a minute of one core
 @quiet
 def test_fine_tuning_beats_zero_shot_on_held_out_birds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -165,24 +165,10 @@ def test_fine_tuning_beats_zero_shot_on_held_out_birds(tmp_path: Path, monkeypat
     write_birds(Path("val"), held_out, 4, 1)
     before = bits("emoji64", Path("val"))
     run = ["fit", "prior/finetune", "--parts", "cpu", "--data.train", "train", "--data.val", "val", "--run", "run"]
-    run += [
-        "--trainer.max_steps",
-        "60",
-        "--trainer.val_check_interval",
-        "60",
-        "--model.learning_rate.decay_steps",
-        "40",
-    ]
-    run += [
-        "--trainer.enable_progress_bar",
-        "false",
-        "--model.learning_rate.peak",
-        "5e-4",
-        "--images.enabled",
-        "false",
-    ]
+    run += ["--trainer.max_steps", "60", "--trainer.val_check_interval", "60", "--samples.enabled", "false"]
+    run += ["--model.learning_rate.peak", "5e-4", "--trainer.enable_progress_bar", "false"]
     assert main(run) == 0
     parts = ["--dvae", "emoji64", "--prior", "run", "--tokenizer", "emoji64"]
     assert main(["export", *parts, "--out", "model"]) == 0
     after = bits("model", Path("val"))
-    assert after < before - 1
+    assert after < before - 1, f"bits per token on held-out birds: {before:.2f} zero-shot, {after:.2f} fine-tuned"

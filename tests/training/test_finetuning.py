@@ -10,13 +10,22 @@ import torch
 from torch import Tensor
 
 from dalle_zoo import DallePipeline
-from dalle_zoo.adapters import LoRAConfig, add_adapters, merge_adapters, merged_weights, save_adapters
+from dalle_zoo.adapters import (
+    LoRAConfig,
+    adapter_folder,
+    add_adapters,
+    merge_adapters,
+    merged_weights,
+    save_adapters,
+)
 from dalle_zoo.model_folder import ADAPTER, ModelFolderError
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.networks import load_prior, save_network
+from dalle_zoo.publish import prepare
 from dalle_zoo.training.data_modules import ImageDataModule, TextConfig
 from dalle_zoo.training.muon import MuonConfig
 from dalle_zoo.training.prior_module import PriorModule
+from dalle_zoo.zoo import find_component
 
 SIZES = {"text_length": 5, "text_vocab": 11, "image_height": 3, "image_width": 4, "codebook_size": 9, "width": 16}
 TINY: dict[str, dict[str, Any]] = {
@@ -175,9 +184,6 @@ def test_priors_of_other_code_bases_are_trained_behind_the_same_module(kind: str
 
 
 def test_a_folder_of_adapters_opens_like_a_model(tmp_path: Path) -> None:
-    from dalle_zoo.adapters import adapter_folder
-    from dalle_zoo.zoo import find_component
-
     module = PriorModule(init_from="emoji64", tune="lora", lora=LoRAConfig(rank=2, layers=("mlp",)))
     with torch.no_grad():
         for name, parameter in module.net.named_parameters():
@@ -193,6 +199,10 @@ def test_a_folder_of_adapters_opens_like_a_model(tmp_path: Path) -> None:
     original = load_prior(find_component("emoji64", "prior")).state_dict()
     assert not torch.equal(original["layers.0.mlp.hidden.weight"], expected["layers.0.mlp.hidden.weight"])
     assert pipe.ranker is not None
+    published = prepare(tmp_path / "mine", "org/mine")
+    assert {f"{ADAPTER}/adapter_config.json", f"{ADAPTER}/adapter_model.safetensors"} < published.files.keys()
+    assert "| adapter |" in published.card
+    assert not any(path.endswith("model.safetensors") and ADAPTER not in path for path in published.files)
     (tmp_path / "mine" / ADAPTER / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(ModelFolderError, match="differs from its sha256"):
         DallePipeline.from_pretrained(tmp_path / "mine")
