@@ -16,10 +16,10 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -37,8 +37,7 @@ from dalle_zoo.cli.parser_errors import explain
 from dalle_zoo.cli.run_folder import CONFIG, check_same_recipe, describe_start, read_record, write_record
 from dalle_zoo.cli.trainer_options import check_trainer
 from dalle_zoo.files import atomic_write, new_folder
-from dalle_zoo.planning.recipe import read_setup
-from dalle_zoo.planning.setup import Setup
+from dalle_zoo.planning.recipe import read_setup, read_work
 from dalle_zoo.recipes import Keys, Override, merge, override, resolve, resolve_shares, split_arguments, value_at
 from dalle_zoo.training import STAGES, StageModule
 from dalle_zoo.training.averaging import WeightEMA
@@ -60,6 +59,8 @@ from dalle_zoo.training.watch import RankWatch
 from dalle_zoo.workspaces import claimed_folder, new_path, place_folder, recover, workspace
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -225,7 +226,8 @@ class ZooCLI(LightningCLI):
             if isinstance(callback, ImageLogger):
                 callback.folder = self.run / "images"
             if isinstance(callback, Telemetry):
-                callback.planned = planned(yaml.safe_load(self.resolved()))
+                recipe = yaml.safe_load(self.resolved())
+                callback.work, callback.planned = or_none(read_work, recipe), or_none(read_setup, recipe)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
@@ -270,10 +272,10 @@ def machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def planned(recipe: Mapping[str, Any]) -> Setup | None:
-    """Returns how a resolved recipe trains; None if `dalle-zoo plan` does not know its strategy or its values."""
+def or_none(read: Callable[[Keys], T], recipe: Keys) -> T | None:
+    """Returns what a function of `dalle-zoo plan` reads from a recipe; None if it cannot plan it."""
     try:
-        return read_setup(recipe)
+        return read(recipe)
     except ValueError:
         return None
 

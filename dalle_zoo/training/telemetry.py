@@ -14,7 +14,6 @@ from dalle_zoo.data import ResumableLoader
 from dalle_zoo.planning.duration import computes_in
 from dalle_zoo.planning.hardware import GPU, recognize_gpu
 from dalle_zoo.planning.plan import Hardware, Plan
-from dalle_zoo.planning.recipe import WORKLOADS
 from dalle_zoo.planning.setup import Setup
 from dalle_zoo.planning.workload import Workload
 
@@ -44,9 +43,10 @@ class Telemetry(Callback):
 
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
+        self.work: Workload | None = None
+        """What the recipe trains, which counts the operations of a sample; None for a stage that has no count."""
         self.planned: Setup | None = None
         """How the recipe trains, for the prediction; None without one."""
-        self._work: Workload | None = None
         self._gpu: GPU | None = None
         self._constant: dict[str, float] = {}
         self._reset()
@@ -58,18 +58,15 @@ class Telemetry(Callback):
         self._waited = 0.0 if trainer is None else waited(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Counts the operations of a sample, and predicts the speed on a known GPU."""
+        """Predicts the speed on a known GPU."""
         if not self.enabled:
             return
-        kind = WORKLOADS.get(type(pl_module).__name__)
-        net: Any = pl_module.net
-        self._work = kind(net.config) if kind is not None else None
         device = trainer.strategy.root_device
         if device.type == "cuda":
             properties = torch.cuda.get_device_properties(device)
             self._gpu = recognize_gpu(properties.name, properties.total_memory / GIB)
-        if self._work is not None and self._gpu is not None and self.planned is not None:
-            self._constant = predicted(Plan(self._work, self.planned, Hardware(gpu=self._gpu, mfu=PLANNED_MFU)))
+        if self.work is not None and self._gpu is not None and self.planned is not None:
+            self._constant = predicted(Plan(self.work, self.planned, Hardware(gpu=self._gpu, mfu=PLANNED_MFU)))
         self._reset(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -102,9 +99,9 @@ class Telemetry(Callback):
             "memory/gib": memory_in_use(trainer.strategy.root_device) / GIB,
             **self._constant,
         }
-        if self._work is not None:
-            found["speed/tokens_per_second"] = images * trainer.world_size * self._work.tokens
-            found["speed/tflops"] = images * self._work.flops.model / 1e12
+        if self.work is not None:
+            found["speed/tokens_per_second"] = images * trainer.world_size * self.work.tokens
+            found["speed/tflops"] = images * self.work.flops.model / 1e12
             if self._gpu is not None and self.planned is not None:
                 found["speed/mfu"] = found["speed/tflops"] / peak_tflops(self._gpu, self.planned)
         scaler = getattr(trainer.precision_plugin, "scaler", None)

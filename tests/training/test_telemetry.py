@@ -23,11 +23,10 @@ CONFIG = PriorConfig(
 )  # fmt: skip
 
 
-class PriorModule:
-    """Has the name and the network of the stage."""
+class Module:
+    """Collects what is logged."""
 
     def __init__(self) -> None:
-        self.net = SimpleNamespace(config=CONFIG)
         self.logged: list[dict[str, float]] = []
 
     def log_dict(self, metrics: dict[str, float], **options: Any) -> None:
@@ -59,8 +58,9 @@ def train(callback: Telemetry, trainer: Any, module: Any, clock: SimpleNamespace
 
 
 def test_rates_are_those_of_all_processes_without_validations(clock: SimpleNamespace) -> None:
-    module: Any = PriorModule()
+    module: Any = Module()
     callback, trainer, work = Telemetry(), stand_in(), PriorWorkload(CONFIG)
+    callback.work = work
     callback.on_train_start(trainer, module)
     callback.on_validation_start(trainer, module)
     clock.time += 100
@@ -85,12 +85,13 @@ def test_utilization_is_next_to_that_of_the_plan(clock: SimpleNamespace, monkeyp
     monkeypatch.setattr(telemetry, "recognize_gpu", lambda name, memory: gpu)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(name="", total_memory=0))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**31)
-    module: Any = PriorModule()
+    module: Any = Module()
     scaler = SimpleNamespace(get_scale=lambda: 1024.0)
     trainer = stand_in(
         strategy=SimpleNamespace(root_device=torch.device("cuda")), precision_plugin=SimpleNamespace(scaler=scaler)
     )
     callback = Telemetry()
+    callback.work = PriorWorkload(CONFIG)
     callback.planned = Setup(devices=2, precision="bf16-mixed", batch=3)
     callback.on_train_start(trainer, module)
     train(callback, trainer, module, clock, 1e-6)
@@ -103,7 +104,7 @@ def test_utilization_is_next_to_that_of_the_plan(clock: SimpleNamespace, monkeyp
 
 
 def test_disabled_telemetry_logs_nothing(clock: SimpleNamespace) -> None:
-    module: Any = PriorModule()
+    module: Any = Module()
     callback, trainer = Telemetry(enabled=False), stand_in()
     callback.on_train_start(trainer, module)
     train(callback, trainer, module, clock, 1.0)
