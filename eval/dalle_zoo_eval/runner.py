@@ -234,6 +234,7 @@ class Evaluation:
         passed = self.cache / f"selfcheck-{digest(fixed)[:16]}.json"
         if share.rank != 0 and passed.is_file():
             return
+        self.cache.mkdir(parents=True, exist_ok=True)  # stored statistics leave nothing to put there
         with Claims() as claims:
             claims.take(passed.with_suffix(".claim"), wait=True)
             if share.rank != 0 and passed.is_file():  # while we waited

@@ -212,7 +212,7 @@ def test_impossible_run_leaves_no_folder(
 def test_empty_run_name_raises(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([*TINY, "--run", ""])
-    assert "argument --run: expected a folder, got nothing" in capsys.readouterr().err
+    assert "--run: expected a folder, got nothing" in capsys.readouterr().err
     assert list(scratch.iterdir()) == []
 
 

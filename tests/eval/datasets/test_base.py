@@ -24,7 +24,7 @@ MAKERS: dict[str, Callable[[Any], Path]] = {
 
 
 def test_every_layout_is_tested() -> None:
-    assert set(DATASETS) == {*MAKERS, "source", "composition"}  # without a folder: test_source, test_composition
+    assert set(DATASETS) == {*MAKERS, "source", "composition", "place"}  # see test_source, test_composition, test_compare
 
 
 @pytest.mark.parametrize("layout", MAKERS)
