@@ -32,6 +32,8 @@ from dalle_zoo.web.generation import GenerationRequest, Limits, notes, png_files
 
 POLL = 0.25
 """Seconds between two checks whether the client is still connected."""
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+"""Methods of HTTP that unknown paths of the API answer."""
 CLIENT_CLOSED = 499
 """Status that nginx logs for a client that has disconnected."""
 
@@ -102,6 +104,11 @@ def create_app(engine: Engine, *, limits: Limits | None = None, token: str | Non
         warnings = await asyncio.to_thread(notes, request, pipe)
         return {"created": int(time.time()), "data": data, "model": pipe.location, "warnings": warnings}
 
+    # The page is mounted at the root: without this route it would answer in its own form.
+    @app.api_route("/v1/{path:path}", methods=METHODS, dependencies=allowed)
+    async def unknown(http: HTTPRequest) -> None:
+        raise HTTPException(404, f"there is no {http.method} {http.url.path}")
+
     return app
 
 
@@ -153,6 +160,8 @@ def _explain_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def explain_body(_: HTTPRequest, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return _error(400, f"the body is not valid JSON: {first['ctx']['error']}")
         name = ".".join(str(part) for part in first["loc"][1:])
         return _error(400, f"{name or 'body'}: {first['msg']}", param=name or None)
 

@@ -101,7 +101,7 @@ async def generate(
         noted = await asyncio.to_thread(notes, request, pipe)
         ticket = engine.submit(request)
     except (ValueError, TypeError, OSError, QueueFullError) as error:
-        raise refusal(error) from None
+        raise refusal(error, restored) from None
     future = asyncio.wrap_future(ticket.future)
     try:
         state = "Waiting for other requests …" if engine.waiting else "Generating …"

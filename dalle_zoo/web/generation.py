@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor
 
 from dalle_zoo.call import Call
@@ -47,6 +47,14 @@ class GenerationRequest(BaseModel):
     top_p: float | None = None
     guidance_scale: float = 1.0
     negative_prompt: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _omit_null(cls, values: Any) -> Any:
+        """Takes null for an omitted field, as OpenAI's API does."""
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if value is not None}
 
     def to_request(
         self, pipe: DallePipeline, limits: Limits, *, given: Tensor | None = None, on_progress: Preview | None = None

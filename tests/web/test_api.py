@@ -116,8 +116,17 @@ def test_a_bad_request_is_explained(client: openai.OpenAI, pipe: Slow, body: dic
 def test_models_health_and_unknown_paths(client: openai.OpenAI, port: int) -> None:
     assert [model.id for model in client.models.list()] == ["not saved"]
     assert json.loads(fetch(port, "/health")[1]) == {"status": "ok", "waiting": 0}
-    status, data = fetch(port, "/v1/nothing")
-    assert (status, json.loads(data)["error"]["message"]) == (404, "Not Found")
+    for method, path in (("GET", "/v1/nothing"), ("GET", "/v1/images/generations"), ("DELETE", "/v1/models")):
+        status, data = fetch(port, path, method=method)
+        assert (status, json.loads(data)["error"]["message"]) == (404, f"there is no {method} {path}")
+
+
+def test_a_body_that_is_no_json_is_explained(port: int) -> None:
+    headers = {"Content-Type": "application/json"}
+    status, data = fetch(port, "/v1/images/generations", method="POST", body=b"{bad", headers=headers)
+    error = json.loads(data)["error"]
+    assert (status, error["param"]) == (400, None)
+    assert error["message"].startswith("the body is not valid JSON: Expecting property name")
 
 
 def test_a_token_is_checked(engine: Engine) -> None:

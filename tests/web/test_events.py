@@ -123,6 +123,12 @@ def test_a_file_restores_its_settings_and_its_kept_codes(pipe: Slow, tmp_path: P
         restore(pipe, str(tmp_path / "plain.png"))
 
 
+def test_places_of_the_server_are_not_shown(engine: Engine, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    with pytest.raises(gr.Error, match=r"^'plain\.png has no settings of dalle-zoo"):
+        run(engine, *form()[:-1], str(tmp_path / "plain.png"))
+
+
 def test_seeds_are_text() -> None:
     assert parse_seed(" 7 ") == 7
     assert parse_seed("") is None

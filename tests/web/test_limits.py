@@ -54,6 +54,11 @@ def test_fields_have_their_types(fields: dict[str, Any]) -> None:
         GenerationRequest(**{"prompt": "a", **fields})
 
 
+def test_null_is_an_omitted_field() -> None:
+    nothing = dict.fromkeys(GenerationRequest.model_fields.keys() - {"prompt"})
+    assert GenerationRequest.model_validate({"prompt": "a", **nothing}) == GenerationRequest(prompt="a")
+
+
 @pytest.mark.parametrize("given", [torch.zeros(2, 2, dtype=torch.long), torch.full((4, 4), 99), torch.zeros(4, 4)])
 def test_kept_codes_fit_the_model(pipe: Slow, given: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="given must"):
