@@ -128,6 +128,8 @@ class ImageSettings:
                 raise FileError(f"{where}: {name} of its settings has an invalid value, {values[name]!r}")
         if missing := [name for name in ("prompt", "seed", "model") if name not in values]:
             raise FileError(f"{where}: its settings lack {', '.join(missing)}")
+        if not 0 <= values["seed"] < 2**63:
+            raise FileError(f"{where}: seed of its settings must be in 0..2^63 - 1, got {values['seed']}")
         for name, known in (("dtype", DTYPES), ("quantize", (None, *get_args(Bits)))):
             if name in values and values[name] not in known:
                 raise FileError(f"{where}: {name} of its settings has an invalid value, {values[name]!r}")
@@ -141,7 +143,7 @@ def _rows(given: list[Any], where: str) -> tuple[tuple[int, ...], ...]:
     codes = [code for row in given if isinstance(row, list) for code in row]
     if not all(isinstance(row, list) for row in given) or not all(type(code) is int for code in codes):
         raise FileError(f"{where}: given of its settings must be rows of integers")
-    if len({len(row) for row in given}) > 1 or not all(-1 <= code < 2**31 for code in codes):
+    if not codes or len({len(row) for row in given}) > 1 or not all(-1 <= code < 2**31 for code in codes):
         raise FileError(f"{where}: given of its settings must be rows of equal length, of codes or -1")
     return tuple(tuple(row) for row in given)
 
@@ -176,6 +178,10 @@ def read_settings(path: str | Path | BinaryIO) -> ImageSettings:
         raise FileError(f"{path} is not an image: expected a PNG file of dalle-zoo") from None
     except (ValueError, Image.DecompressionBombError) as error:  # Pillow's limits of text and of pixels
         raise FileError(f"{path}: {error}") from None
+    except OSError as error:
+        if error.strerror is not None:  # of the system
+            raise
+        raise FileError(f"{path} is damaged ({error}): copy or download it again") from None
     if not isinstance(text, str):
         raise FileError(
             f"{path} has no settings of dalle-zoo: it was not generated with dalle-zoo, or a program removed them"

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dalle_zoo.files import sha256_file, try_read_json
+from dalle_zoo.files import FileError, sha256_file, try_read_json
 from dalle_zoo.model_folder import CHECKSUMS, COMPONENTS, CONFIG, RECORD
 from dalle_zoo.paths import user_path
 from dalle_zoo.tokenizers.words import WORDS_FILE
@@ -61,6 +61,7 @@ def describe_model(location: str | Path) -> dict[str, Any]:
 
     Raises:
         UnknownNameError: There is no such model.
+        FileError: The folder has no component of a model.
         HubError: The Hub does not have the model, or cannot be reached.
     """
     folder = find_model(location)
@@ -77,6 +78,8 @@ def describe_model(location: str | Path) -> dict[str, Any]:
                 "sha256": {path.name: checksums.get(path.relative_to(folder).as_posix()) for path in files},
                 "config": try_read_json(folder / name / CONFIG),
             }
+    if not components and not record:
+        raise FileError(f"{folder} is not a model: expected a folder with some of {', '.join(COMPONENTS)}")
     return {
         "model": str(location),
         "folder": str(folder),

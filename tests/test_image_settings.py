@@ -48,6 +48,13 @@ def test_images_that_cannot_be_opened_are_named(tmp_path: Path) -> None:
         read_settings(tmp_path / "large.png")
 
 
+def test_a_damaged_image_is_named(tmp_path: Path) -> None:
+    data = write(tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[:60])
+    with pytest.raises(FileError, match=r"cut\.png is damaged \(Truncated File Read\): copy or download it again"):
+        read_settings(tmp_path / "cut.png")
+
+
 def test_other_tools_read_the_parameters(tmp_path: Path) -> None:
     with Image.open(write(tmp_path / "a.png")) as image:
         text = image.info["parameters"]
@@ -70,6 +77,8 @@ def test_other_tools_read_the_parameters(tmp_path: Path) -> None:
         ({"given": [[1.5]]}, "given of its settings must be rows of integers"),
         ({"given": [[1, 2], [3]]}, "given of its settings must be rows of equal length, of codes or -1"),
         ({"given": [[2**63]]}, "given of its settings must be rows of equal length, of codes or -1"),
+        ({"given": []}, "given of its settings must be rows of equal length, of codes or -1"),
+        ({"seed": 2**63}, r"seed of its settings must be in 0\.\.2\^63 - 1, got 9223372036854775808"),
         ({"given": [1]}, "given of its settings must be rows of integers"),
         ({"dtype": "nn"}, "dtype of its settings has an invalid value, 'nn'"),
         ({"quantize": "int9"}, "quantize of its settings has an invalid value, 'int9'"),
@@ -77,7 +86,7 @@ def test_other_tools_read_the_parameters(tmp_path: Path) -> None:
         ("[" * 100_000, "a.png"),
         ('{"prompt": "' + "x" * 2**20 + '"}', "too large"),
     ],
-    ids=range(16),
+    ids=range(18),
 )
 def test_other_settings_are_named(tmp_path: Path, change: Any, message: str) -> None:
     info = PngImagePlugin.PngInfo()

@@ -45,6 +45,12 @@ def test_model_is_described(model: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert prior["bytes"] == sum(path.stat().st_size for path in (model / "prior").iterdir())
 
 
+def test_a_folder_without_a_model_is_refused(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (scratch / "photos").mkdir()
+    assert main(["inspect", "./photos"]) == 2
+    assert "photos is not a model: expected a folder with some of dvae, prior" in capsys.readouterr().err
+
+
 def test_bundled_model_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "emoji64"]) == 0
     said = capsys.readouterr().out
