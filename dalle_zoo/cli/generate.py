@@ -191,4 +191,6 @@ def _generate(options: Namespace, request: _Request) -> None:
         save_sheet(output.images, prompts, columns=columns, out=options.out)
     if like is None:
         print(f"seed: {call['seed']} (repeat with --seed {call['seed']})")
+        if len(settings) > 1:
+            print("seeds of the images:", ", ".join(str(each.seed) for each in settings))
     print(options.out.resolve())

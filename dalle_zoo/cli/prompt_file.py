@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-import shutil
 import sys
 from argparse import Namespace
 from collections import Counter
@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dalle_zoo.claims import CLAIM, Claims
+from dalle_zoo.claims import CLAIM, ClaimedError, Claims
 from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.outputs import check_folder
 from dalle_zoo.cli.sampling import choose_device, sampling_options, without_collection
@@ -90,21 +90,20 @@ def read_rows(name: Path, options: Namespace) -> list[Row]:
     Raises:
         UserError: The file cannot be read, or a line is invalid; the message names the line.
     """
-    if str(name) == "-":
-        text, where = sys.stdin.read(), "standard input"
-    else:
-        try:
-            text, where = name.read_text(encoding="utf-8-sig"), str(name)  # Windows adds a byte order mark
-        except UnicodeDecodeError:
-            raise UserError(f"{name} is not UTF-8: convert it to UTF-8 text") from None
+    is_stream = str(name) == "-"
+    where = "standard input" if is_stream else str(name)
+    try:
+        text = (sys.stdin.buffer.read() if is_stream else name.read_bytes()).decode("utf-8-sig")  # Windows adds a mark
+    except UnicodeDecodeError:
+        raise UserError(f"{where} is not UTF-8: convert it to UTF-8 text") from None
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise UserError(f"{where} contains no prompts: expected one per line")
-    is_json = name.suffix == ".jsonl" or (str(name) == "-" and lines[0][1].startswith("{"))
+    is_json = name.suffix == ".jsonl" or (is_stream and lines[0][1].startswith("{"))
     rows = []
     for index, (number, line) in enumerate(lines):
         try:
-            values = _parse(line, where) if is_json else {"prompt": line}
+            values = _parse(line) if is_json else {"prompt": line}
             rows.append(_row(index, values, options))
         except (ValueError, TypeError) as error:
             raise UserError(f"{where}, line {number}: {error}") from None
@@ -114,8 +113,10 @@ def read_rows(name: Path, options: Namespace) -> list[Row]:
     return rows
 
 
-def _parse(line: str, where: str) -> dict[str, Any]:
-    values = parse_json(line.encode(), where)
+def _parse(line: str) -> dict[str, Any]:
+    from dalle_zoo.call import as_texts
+
+    values = parse_json(line.encode(), "the line")
     if unknown := sorted(values.keys() - {*OWN}):
         raise ValueError(f"unknown keys {', '.join(unknown)}: expected some of {', '.join(OWN)}")
     if "prompt" not in values:
@@ -124,6 +125,7 @@ def _parse(line: str, where: str) -> dict[str, Any]:
         raise TypeError(f"prompt must be a string, got {values['prompt']!r}")
     if type(values.get("id", 0)) not in (str, int):
         raise TypeError(f"id must be a string or an integer, got {values['id']!r}")
+    as_texts("id", str(values.get("id", 0)))
     return values
 
 
@@ -196,8 +198,8 @@ def generate_file(options: Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with Claims() as claims:
         claims.take(folder / CLAIM, wait=True)  # the processes of torchrun come here at the same time
-        _claim(folder, _request(rows, base, pipe), options.overwrite)
-    _run(pipe, rows, base, folder, options.batch_size, share)
+        _claim(folder, request := _request(rows, base, pipe), options.overwrite)
+    _run(pipe, rows, base, folder, request, options.batch_size, share)
     if _write_manifest(rows, folder):
         print((folder / MANIFEST).resolve())
 
@@ -219,22 +221,45 @@ def _claim(folder: Path, request: str, overwrite: bool) -> None:
     """Binds a folder to the request, or raises if it holds another one's images."""
     records = folder / RECORDS
     if (records / REQUEST).is_file():
-        if (try_read_json(records / REQUEST) or {}).get("request") == request:
+        if _is_bound(folder, request):
             return
         if not overwrite:
             raise FileExistsError(
                 f"{folder} holds images of other prompts, options or weights: pass --overwrite to replace them, or "
                 "choose another --folder"
             )
-        for record in records.glob("*.json"):
-            for line in _read_record(record):
-                (folder / line["image_path"]).unlink(missing_ok=True)
-        shutil.rmtree(records)
-        (folder / MANIFEST).unlink(missing_ok=True)
+        _remove(folder)
     elif any(entry.name != CLAIM for entry in folder.iterdir()) and not overwrite:
         raise FileExistsError(f"{folder} exists and is not empty: pass --overwrite, or choose another --folder")
     records.mkdir(parents=True, exist_ok=True)
     write_json(records / REQUEST, {"request": request})
+
+
+def _is_bound(folder: Path, request: str) -> bool:
+    return bool((try_read_json(folder / RECORDS / REQUEST) or {}).get("request") == request)
+
+
+def _remove(folder: Path) -> None:
+    """Removes the images and the records of another request.
+
+    Raises:
+        ClaimedError: A process still generates them.
+    """
+    records = folder / RECORDS
+    earlier = try_read_json(records / REQUEST)
+    write_json(records / REQUEST, {"request": None})  # ends a process before its next batch, see `_run`
+    with Claims() as claims:
+        try:
+            for claim in records.glob("*.claim"):
+                claims.hold(claim, f"images to {folder}")
+        except ClaimedError:
+            write_json(records / REQUEST, earlier or {})
+            raise
+        for record in set(records.glob("*.json")) - {records / REQUEST}:
+            for line in _read_record(record):
+                (folder / line["image_path"]).unlink(missing_ok=True)
+            record.unlink()
+    (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def _record(folder: Path, row: Row) -> Path:
@@ -255,16 +280,21 @@ def _finished(folder: Path, row: Row) -> list[dict[str, Any]]:
     return lines if all((folder / line["image_path"]).is_file() for line in lines) else []
 
 
-def _run(pipe: DallePipeline, rows: Sequence[Row], base: int, folder: Path, batch_size: int, share: Share) -> None:
+def _run(
+    pipe: DallePipeline, rows: Sequence[Row], base: int, folder: Path, request: str, batch_size: int, share: Share
+) -> None:
     """Generates the batches of one process, except rows that are done."""
     from tqdm import tqdm
 
-    mine = list(batches(rows, batch_size))[share.rank :: share.world]
+    per_process = math.ceil(sum(row.num_images for row in rows) / share.world)  # so that all processes have work
+    mine = list(batches(rows, min(batch_size, per_process)))[share.rank :: share.world]
     total = sum(row.num_images for batch in mine for row in batch)
     with Claims() as claims, tqdm(total=total, unit="image", desc="generated", disable=None) as bar:
         for batch in mine:
             claim = _record(folder, batch[0]).with_suffix(".claim")
             claims.take(claim, wait=True)  # the same command may run twice
+            if not _is_bound(folder, request):
+                raise UserError(f"another command with --overwrite replaces {folder}: choose another --folder")
             if waiting := [row for row in batch if not _finished(folder, row)]:
                 _generate(pipe, waiting, base, folder, batch_size)
             claims.release(claim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import re
 from argparse import Namespace
@@ -16,6 +17,7 @@ from PIL import Image
 
 from dalle_zoo import DallePipeline
 from dalle_zoo.claims import CLAIM, Claims
+from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.main import main
 from dalle_zoo.cli.prompt_file import RECORDS, read_rows
 from dalle_zoo.image_settings import read_settings
@@ -271,7 +273,10 @@ def test_image_is_regenerated_from_its_settings(
     Image.fromarray(mask).save(scratch / "mask.png")
     options = ["-n", "3", "--seed", "5", "--temperature", "0.7", "--folder", "each", "--rerank", "2"]
     assert generate(model, *options, "--image", "photo.png", "--mask", "mask.png") == 0
-    assert "seed: 5 (repeat with --seed 5)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "seed: 5 (repeat with --seed 5)" in said
+    seeds = [read_settings(scratch / f"each/000-00{number}.png").seed for number in (0, 1)]
+    assert f"seeds of the images: {seeds[0]}, {seeds[1]}\n" in said
     for name in ("000-000.png", "000-001.png"):
         assert main(["generate", "--like", f"each/{name}", "--out", "again.png", "--overwrite"]) == 0
         assert (scratch / "again.png").read_bytes() == (scratch / "each" / name).read_bytes()
@@ -385,6 +390,58 @@ def test_line_numbers_match_an_editor(scratch: Path) -> None:
     assert [row.prompt for row in read_rows(Path("windows.txt"), options)] == ["a cat", "a dog"]
     (scratch / "odd.jsonl").write_text('{"prompt": "a\u2028cat"}\n{"prompt": "a dog"}\n', encoding="utf-8")
     assert [row.prompt for row in read_rows(Path("odd.jsonl"), options)] == ["a\u2028cat", "a dog"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\xff", "standard input is not UTF-8: convert it to UTF-8 text"),
+        (b'{"prompt": "a", "id": "\\ud800"}', r"standard input, line 1: id must be valid Unicode"),
+        (b'{"prompt": "a"}\n{', "standard input, line 2: the line is not valid JSON"),
+    ],
+    ids=["bytes", "surrogate", "json"],
+)
+def test_bad_standard_input_is_explained(monkeypatch: pytest.MonkeyPatch, data: bytes, message: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    with pytest.raises(UserError, match=message):
+        read_rows(Path("-"), Namespace(seed=None, num_images=None))
+
+
+def test_a_mark_of_windows_is_no_part_of_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\ufeffa cat\r\n".encode())))
+    assert [row.prompt for row in read_rows(Path("-"), Namespace(seed=None, num_images=None))] == ["a cat"]
+
+
+def test_all_processes_have_work(model: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (scratch / "words.txt").write_text("a cat\na dog\na fig\n")
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert main(["generate", "--prompts", "words.txt", "--model", str(model), "--folder", "all"]) == 0
+    assert [path.name for path in (scratch / "all").glob("*.png")] == ["00002-a-fig-000.png"]
+
+
+def test_a_running_command_keeps_its_folder(
+    model: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (scratch / "words.txt").write_text("a cat\na dog\n")
+    command = ["generate", "--prompts", "words.txt", "--model", str(model), "--batch-size", "1", "--folder", "all"]
+    call, codes = DallePipeline.__call__, []
+
+    def interfere(self: DallePipeline, *arguments: Any, **options: Any) -> Any:
+        if not codes:
+            codes.append(None)
+            codes[0] = main([*command, "--seed", "1", "--overwrite"])
+        return call(self, *arguments, **options)
+
+    monkeypatch.setattr(DallePipeline, "__call__", interfere)
+    assert main(command) == 0
+    assert codes == [2]
+    assert "writes images to all: wait until it ends" in capsys.readouterr().err
+    lines = [json.loads(line) for line in (scratch / "all/manifest.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == ["a cat", "a dog"]
+    assert main([*command, "--seed", "1", "--overwrite"]) == 0
+    replaced = [json.loads(line) for line in (scratch / "all/manifest.jsonl").read_text().splitlines()]
+    assert {line["seed"] for line in lines}.isdisjoint(line["seed"] for line in replaced)
 
 
 def test_concurrent_processes_share_a_folder(model: Path, scratch: Path) -> None:
