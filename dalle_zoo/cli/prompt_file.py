@@ -27,6 +27,7 @@ from dalle_zoo.cli.outputs import check_folder
 from dalle_zoo.cli.sampling import choose_device, sampling_options, without_collection
 from dalle_zoo.files import atomic_write, parse_json, try_read_json, write_json
 from dalle_zoo.sharing import Share, device_of_environment
+from dalle_zoo.values import as_integer
 
 if TYPE_CHECKING:
     from dalle_zoo.pipeline import DallePipeline
@@ -175,6 +176,7 @@ def generate_file(options: Namespace) -> None:
     unused = ("out", "image", "mask", "shift", "prime_rows", "window")
     if given := [f"--{name.replace('_', '-')}" for name in unused if getattr(options, name) is not None]:
         raise UserError(f"--prompts generates complete images in --folder: omit {', '.join(given)}")
+    as_integer("--batch-size", options.batch_size, least=1)
     folder = options.folder or Path("images")
     check_folder("--folder", folder)
     share = Share.of_environment()

@@ -143,8 +143,9 @@ def _checker(token: str | None) -> Any:
     """Returns a dependency that rejects requests without the token."""
 
     async def check(http: HTTPRequest) -> None:
-        given = http.headers.get("authorization", "").encode("latin-1").removeprefix(b"Bearer ").strip()
-        if token is not None and not secrets.compare_digest(given, token.encode()):
+        scheme, _, given = http.headers.get("authorization", "").encode("latin-1").partition(b" ")
+        is_bearer = scheme.lower() == b"bearer"  # HTTP ignores the case of a scheme
+        if token is not None and not (is_bearer and secrets.compare_digest(given.strip(), token.encode())):
             raise HTTPException(401, "a token is needed: send it as Authorization: Bearer TOKEN")
 
     return check

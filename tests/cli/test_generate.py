@@ -312,6 +312,7 @@ def test_shift_continues_image_beyond_its_frame(model: Path, scratch: Path) -> N
         (["--prompts", "words.txt", "--mask", "photo.png", "--prime-rows", "1"], "omit --mask, --prime-rows"),
         (["--prompts", "words.txt", "--negative-prompt", "b"], "words.txt, line 1: negative_prompt acts through guid"),
         (["--prompts", "id.jsonl"], "id.jsonl, line 1: id must be a string or an integer, got [1]"),
+        (["--prompts", "words.txt", "--batch-size", "0"], "--batch-size must be an integer of at least 1, got 0"),
         (["--prompts", "empty.txt"], "empty.txt contains no prompts"),
         (["--prompts", "bad.jsonl"], "bad.jsonl, line 2: unknown keys promt"),
         (["--prompts", "worse.jsonl"], "worse.jsonl, line 1: num_images_per_prompt must be an integer"),
@@ -337,6 +338,7 @@ def test_contradictory_options_raise(
     )
     assert message in capsys.readouterr().err
     assert not (scratch / "grid.png").exists()
+    assert not (scratch / "images").exists()
 
 
 def test_rows_of_a_grid_for_several_prompts_wrap(model: Path, scratch: Path) -> None:

@@ -137,6 +137,9 @@ def test_a_token_is_checked(engine: Engine) -> None:
         assert fetch(port, "/health")[0] == 200
         allowed = {"Authorization": "Bearer sécret".encode()}
         assert fetch(port, "/v1/models", headers=allowed)[0] == 200
+        for scheme, status in (("bearer ", 200), ("BEARER  ", 200), ("", 401), ("Basic ", 401)):
+            headers = {"Authorization": f"{scheme}sécret".encode()}
+            assert fetch(port, "/v1/models", headers=headers)[0] == status
 
 
 def test_a_full_queue_says_when_to_come_back_and_a_client_that_leaves_frees_its_place(
