@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 
 from dalle_zoo.image_settings import read_settings
-from dalle_zoo.sampling import SAMPLE
+from dalle_zoo.images import to_pil
+from dalle_zoo.sampling import SAMPLE, Progress
+from dalle_zoo.web import events
 from dalle_zoo.web.engine import Engine, Request
-from dalle_zoo.web.events import generate, kept_codes, parse_seed, restore
+from dalle_zoo.web.events import Watch, generate, kept_codes, parse_seed, restore
 from dalle_zoo.web.generation import Limits
 from tests.web.conftest import Slow, until
 
@@ -57,6 +59,25 @@ def test_an_image_of_the_form_is_that_of_the_pipeline(engine: Engine, pipe: Slow
     assert status.startswith("2 images in ")
     assert status.endswith("Seed of the first: 5")
     assert not Path(gallery[0][0]).exists(), "gradio has its own copies"
+
+
+def test_rows_appear_while_they_are_sampled(engine: Engine, pipe: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    see = Watch.see
+
+    def see_and_wait(self: Watch, progress: Progress) -> None:
+        see(self, progress)
+        until(lambda: self._state is None)  # the page has taken the row
+
+    monkeypatch.setattr(events, "PREVIEW_SECONDS", 0.01)
+    monkeypatch.setattr(Watch, "see", see_and_wait)
+    first, *previews, last = run(engine, *form())
+    assert (first[0], len(last[0])) == ([], 2)
+    assert [status for _, _, status in previews] == [f"{done} of 16 tokens" for done in (4, 8, 12, 16)]
+    codes = pipe("a cat", num_images_per_prompt=2, seed=5, output_type="latent").images
+    for rows, (images, _, _) in enumerate(previews, 1):
+        codes_so_far = codes.clone()
+        codes_so_far[:, rows:] = SAMPLE
+        assert images == to_pil(pipe.preview(codes_so_far))
 
 
 def test_the_status_has_what_a_user_should_know_of_the_prompt(engine: Engine, pipe: Slow) -> None:
