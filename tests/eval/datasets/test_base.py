@@ -24,7 +24,7 @@ MAKERS: dict[str, Callable[[Any], Path]] = {
 
 
 def test_every_layout_is_tested() -> None:
-    assert set(DATASETS) == {*MAKERS, "source", "composition", "place"}  # see test_source, test_composition, test_compare
+    assert set(DATASETS) == {*MAKERS, "source", "composition", "place"}  # each has a test of its own
 
 
 @pytest.mark.parametrize("layout", MAKERS)
