@@ -155,7 +155,7 @@ def test_the_peak_equals_that_of_the_memory_tracker(size: str, batch: int, preci
     assert memory_of(PriorWorkload(SIZES[size]), setup, reserve=0).total == pytest.approx(measured, rel=0.1)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", [pytest.param("32-true", marks=pytest.mark.slow), "bf16-mixed"])
 @pytest.mark.parametrize(("size", "batch"), [("small", 2), ("deep", 4)])
 def test_memory_of_the_dvae(size: str, batch: int, precision: str) -> None:
     torch.manual_seed(0)

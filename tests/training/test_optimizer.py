@@ -378,7 +378,11 @@ print("done")
 
 
 @pytest.mark.parametrize(
-    "moments", [pytest.param("float32", marks=pytest.mark.slow), pytest.param("8bit", marks=needs_torchao)]
+    "moments",
+    [
+        pytest.param("float32", marks=pytest.mark.slow),
+        pytest.param("8bit", marks=[needs_torchao, pytest.mark.slow]),
+    ],
 )
 def test_shards_are_updated_like_unsharded_tensors(moments: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -372,7 +372,7 @@ def test_more_steps_continue_finished_run(recipes: dict[str, Path], runs: dict[s
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-@pytest.mark.parametrize("stage", ["dvae", "prior"])
+@pytest.mark.parametrize("stage", [pytest.param("dvae", marks=pytest.mark.slow), "prior"])
 def test_run_limited_by_epochs_is_resumed(stage: str, recipes: dict[str, Path], tmp_path: Path) -> None:
     def fit(run: str, epochs: int) -> bytes:
         options = ["--trainer.max_steps", "-1", "--checkpoint.every", "1000"]

@@ -117,6 +117,7 @@ def who(rank: int, outcome: Outcome) -> str:
     return f"rank {rank} ({socket.gethostname()}, process {outcome.pids[rank]})"
 
 
+@pytest.mark.slow
 def test_killed_rank_is_reported(tmp_path: Path) -> None:
     outcome = Outcome(tmp_path, "SIGKILL", 1)
     assert outcome.status == 1
