@@ -91,15 +91,23 @@ def sha256_file(path: Path) -> str:
 # ---------------------------------------------------------------- paths
 
 
+LONGEST_NAME, LONGEST_PATH = 255, 1024
+"""Bytes of the longest file name that common file systems hold, and of the longest relative path that is accepted."""
+
+
 def stays_inside(name: str) -> bool:
     """Returns whether a relative path, with forward slashes, stays inside the folder that it is relative to.
+
+    A path that no file can have, since it is too long or contains NUL, does not.
 
     Example:
         >>> [stays_inside(name) for name in ("prior/config.json", "../config.json", "/etc/hostname")]
         [True, False, False]
     """
     path = PurePosixPath(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in name
+    sizes = [len(part.encode(errors="surrogatepass")) for part in path.parts]
+    possible = max(sizes, default=0) <= LONGEST_NAME and sum(sizes) <= LONGEST_PATH and "\0" not in name
+    return possible and bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in name
 
 
 def check_ending(name: str, path: Path, endings: tuple[str, ...] = (".png",)) -> None:

@@ -15,6 +15,7 @@ from dalle_zoo.files import (
     new_folder,
     parse_json,
     read_json,
+    stays_inside,
     try_read_json,
     write_json,
 )
@@ -253,3 +254,12 @@ def test_a_full_disk_names_the_file_and_leaves_nothing(error: Exception, tmp_pat
         write()
     assert caught.value.errno == errno.ENOSPC
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size]
+
+
+@pytest.mark.parametrize("name", ["9" * 256, "é" * 128, "/".join(["a" * 200] * 6), "a\0b", "", ".."])
+def test_names_that_no_file_in_the_folder_can_have_do_not_stay_inside(name: str) -> None:
+    assert not stays_inside(name)
+
+
+def test_the_longest_name_stays_inside() -> None:
+    assert stays_inside("shards/" + "9" * 255)

@@ -315,7 +315,8 @@ class Trials:
             processes.append(self.server.start(self.case.arguments, folder))
         time.sleep(at)
         for process in self.random.sample(processes, self.random.randint(1, len(processes))):
-            os.killpg(process, signal.SIGKILL)  # a process that has ended waits for its status
+            with suppress(ProcessLookupError):  # it was forked just now, and its group is not there yet
+                os.killpg(process, signal.SIGKILL)  # a process that has ended waits for its status
         statuses = [self.server.wait(process) for process in processes]
         self.kills += statuses.count(-signal.SIGKILL)
         problem = self._problem(folder, statuses)
