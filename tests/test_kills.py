@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-KILLS = 20
+KILLS = 52
 
 
 @pytest.mark.slow
