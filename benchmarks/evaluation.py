@@ -108,6 +108,17 @@ def compare(
     }
 
 
+def conditions(device: str) -> dict[str, Any]:
+    """Returns what a speed depends on besides the code."""
+    return {
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or "cpu",
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
 def main() -> None:
     """Measures, prints and stores the ratios."""
     parser = argparse.ArgumentParser(
@@ -131,11 +142,7 @@ def main() -> None:
         "command": f"python benchmarks/evaluation.py --images {options.images} --size {options.size} "
         f"--rounds {options.rounds} --device {options.device}",
         "cases": cases,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.processor() or "cpu",
-        "torch": torch.__version__,
-        "date": datetime.now(UTC).date().isoformat(),
+        **conditions(options.device),
     }
     write_json(options.out, result)
     for case, found in cases.items():

@@ -10,12 +10,9 @@ that are scaled and normalized already. Both ways alternate in one process; the 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import tempfile
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +25,7 @@ from dalle_zoo_eval.features import FeatureStore
 from dalle_zoo_eval.image_sources import ImageFiles
 from safetensors.torch import save_file
 
-from benchmarks.evaluation import make_images, seconds
+from benchmarks.evaluation import conditions, make_images, seconds
 from dalle_zoo.files import write_json
 from dalle_zoo.models.ranker import Ranker, RankerConfig
 from dalle_zoo.ranker_folder import save_ranker
@@ -117,11 +114,7 @@ def main() -> None:
         "command": f"python -m benchmarks.extractors --images {options.images} --size {options.size} "
         f"--rounds {options.rounds} --device {options.device}",
         "cases": cases,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.processor() or "cpu",
-        "torch": torch.__version__,
-        "date": datetime.now(UTC).date().isoformat(),
+        **conditions(options.device),
     }
     write_json(options.out, result)
     for case, found in cases.items():

@@ -145,7 +145,7 @@ class PriorWorkload(Workload):
         """Bytes that one branch retains for one sample: inputs and outputs of the operations between linear layers."""
         branch = self._branch(block)
         linear = [module for module in block.branch.modules() if isinstance(module, nn.Linear)]
-        # A product with a frozen matrix does not need its input again; the adapter beside it does.
+        # A product with a frozen matrix does not need its input again; its adapter does.
         trained = [self.tune is None or module in self.adapted for module in linear]
         values = sum(layer.inputs for layer, needed in zip(branch, trained, strict=True) if needed)
         values += sum(layer.outputs for layer in branch[:-1])

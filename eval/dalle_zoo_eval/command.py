@@ -116,8 +116,6 @@ CHANGES = (
 
 
 def _parser(name: str, protocol: Protocol) -> argparse.ArgumentParser:
-    from dalle_zoo_eval.extractors import EXTRACTORS
-
     usual, several = protocol.sampling, len(protocol.groups) > 1
     counts = {group: rule.captions.count or "all" for group, rule in protocol.groups.items()}
     each = "the protocol's" if several else next(iter(counts.values()))
@@ -144,14 +142,7 @@ def _parser(name: str, protocol: Protocol) -> argparse.ArgumentParser:
     )
     p.add_argument("--data", type=Path, help="folder of the dataset; bundled datasets need none")
     p.add_argument("--layout", help="layout of the dataset folder [the protocol's first layout]")
-    networks = [spec.name for spec in EXTRACTORS.specs() if not spec.model_part]
-    p.add_argument(
-        "--network", type=named_path, action="append", default=[], metavar="NAME=PATH",
-        help=f"file or folder of a network: {', '.join(networks)}; repeatable",
-    )  # fmt: skip
-    p.add_argument(
-        "--leave-out", action="append", default=[], metavar="NAME", help="omit a network and its metrics; repeatable"
-    )
+    add_network_options(p)
     p.add_argument("--reference", type=Path, help="file of statistics in the place of the real images")
     p.add_argument(
         "--save-reference", type=Path, help="also write the statistics of the real images: NAME.safetensors"
@@ -199,6 +190,20 @@ def _parser(name: str, protocol: Protocol) -> argparse.ArgumentParser:
     p.add_argument("--cache", type=Path, help="folder of features, which evaluations can share [.cache in --out]")
     p.add_argument("--overwrite", action="store_true", help="replace the result of another evaluation")
     return p
+
+
+def add_network_options(p: argparse.ArgumentParser) -> None:
+    """Adds the options that name the files of networks, or omit them."""
+    from dalle_zoo_eval.extractors import EXTRACTORS
+
+    names = [spec.name for spec in EXTRACTORS.specs() if not spec.model_part]
+    p.add_argument(
+        "--network", type=named_path, action="append", default=[], metavar="NAME=PATH",
+        help=f"file or folder of a network: {', '.join(names)}; repeatable",
+    )  # fmt: skip
+    p.add_argument(
+        "--leave-out", action="append", default=[], metavar="NAME", help="omit a network and its metrics; repeatable"
+    )
 
 
 def named_path(text: str) -> tuple[str, Path]:

@@ -16,7 +16,7 @@ from dalle_zoo.cli.parser import parser
 from dalle_zoo.registry import suggest
 from dalle_zoo.sharing import Share, device_of_environment
 from dalle_zoo_eval.choices import Crop
-from dalle_zoo_eval.command import named_path
+from dalle_zoo_eval.command import add_network_options
 from dalle_zoo_eval.datasets import read_dataset
 from dalle_zoo_eval.datasets.manifest import read_caption_file
 from dalle_zoo_eval.datasets.prompts import choose_items
@@ -89,13 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--name-a", help="name of A in the report [its last part]")
     p.add_argument("--name-b", help="name of B in the report [its last part]")
-    p.add_argument(
-        "--network", type=named_path, action="append", default=[], metavar="NAME=PATH",
-        help=f"file or folder of a network, repeatable: {', '.join(_networks())}",
-    )  # fmt: skip
-    p.add_argument(
-        "--leave-out", action="append", default=[], metavar="NAME", help="omit a network and its metrics; repeatable"
-    )
+    add_network_options(p)
     p.add_argument("--size", type=int, help="crop and scale all images to this side, pixels [as they are]")
     p.add_argument("--captions", type=int, metavar="N", help="compare N images of each side, chosen by seed [all]")
     p.add_argument("--prompts", type=Path, help="captions for a model: a text file, or JSONL with prompt")
@@ -111,11 +105,6 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--cache", type=Path, help="folder of features, which comparisons can share [.cache in --out]")
     p.add_argument("--overwrite", action="store_true", help="replace the result of another comparison")
     return p
-
-
-def _networks() -> list[str]:
-    """Extractors whose networks a user has to provide."""
-    return [spec.name for spec in EXTRACTORS.specs() if not spec.model_part]
 
 
 def _names() -> list[str]:
