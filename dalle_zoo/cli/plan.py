@@ -10,6 +10,7 @@ from pathlib import Path
 from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.outputs import check_file
 from dalle_zoo.cli.parser import Parser
+from dalle_zoo.planning.hardware import MFU
 from dalle_zoo.recipes import Override, complete_key, find_part, find_recipe, read_recipe, resolve, split_arguments
 
 DESCRIPTION = """\
@@ -22,10 +23,6 @@ EXAMPLES = """\
   dalle-zoo plan prior/emoji64 --gpu cpu
 
 Keys of the recipe are given as for `dalle-zoo fit`. Formulas and assumptions: docs/planning.md."""
-
-
-MFU = 0.4
-"""Default share of the GPU's peak rate, which large transformers reach."""
 
 
 def plan_parser() -> Parser:

@@ -12,6 +12,8 @@ import yaml
 
 from dalle_zoo.registry import UnknownNameError, suggest
 
+MFU = 0.4
+"""Default share of the GPU's peak rate, which large transformers reach."""
 CPU = "cpu"
 """Name of this machine's CPU, whose rates are measured, among the GPUs of a plan."""
 TABLE = Path(__file__).with_name("hardware.yaml")

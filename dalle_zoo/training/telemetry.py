@@ -12,14 +12,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dalle_zoo.data import ResumableLoader
 from dalle_zoo.planning.duration import computes_in
-from dalle_zoo.planning.hardware import GPU, recognize_gpu
+from dalle_zoo.planning.hardware import GPU, MFU, recognize_gpu
 from dalle_zoo.planning.plan import Hardware, Plan
 from dalle_zoo.planning.setup import Setup
 from dalle_zoo.planning.workload import Workload
 
 GIB = 2**30
-PLANNED_MFU = 0.4
-"""Share of the peak rate that a plan assumes while the GPU computes, as in ``dalle-zoo plan``."""
 
 
 class Telemetry(Callback):
@@ -66,7 +64,7 @@ class Telemetry(Callback):
             properties = torch.cuda.get_device_properties(device)
             self._gpu = recognize_gpu(properties.name, properties.total_memory / GIB)
         if self.work is not None and self._gpu is not None and self.planned is not None:
-            self._constant = predicted(Plan(self.work, self.planned, Hardware(gpu=self._gpu, mfu=PLANNED_MFU)))
+            self._constant = predicted(Plan(self.work, self.planned, Hardware(gpu=self._gpu, mfu=MFU)))
         self._reset(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
