@@ -13,11 +13,13 @@ arithmetic, whichever is larger.
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import math
 import statistics
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 
@@ -26,7 +28,7 @@ from harness import ROUNDS, Equality, Row, Series, ceilings, compare, interleave
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle_zoo.models.cpu.linears import with_packed_linears
+from dalle_zoo.models.cpu.linears import packed_linears
 from dalle_zoo.models.decoding import PriorDecoding
 from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.sampling import SamplingOptions, gumbel, sample_codes
@@ -47,6 +49,9 @@ WRITTEN_OUT = (
     "paths multiply"
 )
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
+
+PACKED = ExitStack()
+"""Priors whose matrices stay packed to the end of the benchmark."""
 
 
 class ConcatenatedCache:
@@ -154,8 +159,8 @@ def against_concatenation(candidates: int, dtype: torch.dtype, target: float, fu
     """Compares steps in the middle of the image with a concatenated cache."""
     prior = make_prior(PAPER, dtype)
     text, codes = make_text(prior), make_codes(prior, candidates)
-    native = PriorDecoding(with_packed_linears(prior, candidates), text, candidates)
     grown = ConcatenatedCache(prior, text, codes[:, :, :POSITION], fused)
+    native = prior_decoder(prior, text, candidates)
     decode_up_to(native, codes, POSITION)
     came, expected = (advance(decoder, codes, POSITION) for decoder in (native, grown))
     exact = dtype == FLOAT32
@@ -259,8 +264,10 @@ def against_weights(candidates: int, dtype: torch.dtype, target: float) -> Row:
 
 
 def prior_decoder(prior: Prior, text: Tensor, candidates: int) -> PriorDecoding:
-    """Returns a decoding state like that of `sample_codes`."""
-    return PriorDecoding(with_packed_linears(prior, len(text) * candidates), text, candidates)
+    """Returns a decoding state like that of `sample_codes`, on a copy whose matrices stay packed."""
+    prior = copy.deepcopy(prior)
+    PACKED.enter_context(packed_linears(prior, len(text) * candidates))
+    return PriorDecoding(prior, text, candidates)
 
 
 # ------------------------------------------------------------ scaling of the cost

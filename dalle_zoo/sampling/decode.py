@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dalle_zoo.models.cpu.linears import with_packed_linears
+from dalle_zoo.models.cpu.linears import packed_linears
 from dalle_zoo.models.image_prior import ImagePrior
 from dalle_zoo.sampling.capture import SampleFunction, repeated
 from dalle_zoo.sampling.jacobi import sample_windows
@@ -30,10 +30,11 @@ def decode_logits(prior: ImagePrior, text: Tensor, codes: Tensor) -> Iterator[Te
     Yields:
         Logits (P, n, K) of positions 0 … N - 1.
     """
-    decoder = with_packed_linears(prior, codes[..., 0, 0].numel()).decoding(text, codes.shape[1])
     tokens = codes.flatten(2)
-    for index in range(tokens.shape[2]):
-        yield decoder.step(index, tokens[:, :, index - 1] if index else None)
+    with packed_linears(prior, codes[..., 0, 0].numel()):
+        decoder = prior.decoding(text, codes.shape[1])
+        for index in range(tokens.shape[2]):
+            yield decoder.step(index, tokens[:, :, index - 1] if index else None)
 
 
 @torch.inference_mode()
@@ -82,10 +83,12 @@ def sample_codes(
     cells = text.new_full((len(text), config.image_length), SAMPLE) if given is None else given.flatten(1)
     if options.guided:  # conditional and null branch in one batch, each with its own cache
         text = torch.cat([text, prior.null_text().expand(len(text), -1) if negative is None else negative])
-    if window is None:
-        tokens = _sample_steps(prior, text, seeds, options, cells, graph, callback)
-    else:
-        tokens = _sample_windows(prior, text, seeds, options, cells, min(window, config.image_length), callback)
+    window = window and min(window, config.image_length)
+    with packed_linears(prior, len(text) * seeds.shape[1] * (window or 1)):
+        if window is None:
+            tokens = _sample_steps(prior, text, seeds, options, cells, graph, callback)
+        else:
+            tokens = _sample_windows(prior, text, seeds, options, cells, window, callback)
     return tokens.reshape(grid)
 
 
@@ -106,7 +109,7 @@ def _sample_steps(
     """Samples one token per pass, except the given ones, (P, N): tokens (P, n, N)."""
     candidates, total = seeds.shape[1], prior.config.image_length
     grid = (*seeds.shape, prior.config.image_height, prior.config.image_width)
-    decoder = with_packed_linears(prior, len(text) * candidates).decoding(text, candidates)
+    decoder = prior.decoding(text, candidates)
 
     def logits(index: int | Tensor, previous: Tensor | None) -> Tensor:
         return options.guide(decoder.step(index, None if previous is None else _both(previous, options)))
@@ -145,7 +148,7 @@ def _sample_windows(
 ) -> Tensor:
     """Samples by guessing and checking ``window`` tokens per pass: tokens (P, n, N)."""
     candidates = seeds.shape[1]
-    decoder = with_packed_linears(prior, len(text) * candidates * window).window_decoding(text, candidates, window)
+    decoder = prior.window_decoding(text, candidates, window)
     grid = (*seeds.shape, prior.config.image_height, prior.config.image_width)
 
     def report(done: int, tokens: Tensor) -> None:

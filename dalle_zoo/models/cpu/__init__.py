@@ -2,10 +2,11 @@
 
 | shortcut | plain twin | used by |
 |---|---|---|
-| `linears.with_packed_linears(net, rows)` | ``net`` itself, whose layers call `F.linear` | `dalle_zoo.sampling` |
+| `linears.packed_linears(net, rows)` | the layers of ``net``, which call `F.linear` | `dalle_zoo.sampling` |
 | `convolutions.Network`, `Convolution`, `Cells` | the encoder's and decoder's own modules | `dalle_zoo.models.dvae` |
 
-Both shortcuts follow the same rules. The weights stay the parameters of the plain modules; a shortcut holds a copy in
-another memory layout for the length of one call. It is used only if `onednn` finds that the private operators of
-PyTorch behind it exist and agree with their public counterparts on this machine. Otherwise the plain modules run.
+Both shortcuts follow the same rules. The weights are the parameters of the plain modules before and after a call; a
+shortcut holds them in another memory layout for the length of the call. It is used only if `onednn` finds that the
+private operators of PyTorch behind it exist and agree with their public counterparts on this machine. Otherwise the
+plain modules run.
 """

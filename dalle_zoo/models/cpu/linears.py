@@ -1,13 +1,21 @@
 """Linear layers with packed matrices, for the few rows of a decoding step on a CPU.
 
 With few rows, PyTorch's matrix product reaches only a half to two thirds of the memory bandwidth, because the matrix
-is stored in a layout for many rows. oneDNN has layouts for few rows. Packing copies the weights, once per call of the
-sampler.
+is stored in a layout for many rows. oneDNN has layouts for few rows. While a sampler runs, each packed matrix takes
+the place of the plain one in memory; when it ends, the plain one is restored, equal in every bit. Both conversions
+cost about as much as copying the weights.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+import ctypes
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import RLock
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -15,54 +23,149 @@ from torch.nn import functional as F
 
 from dalle_zoo.models.cpu import onednn
 
-Net = TypeVar("Net", bound=nn.Module)
-
 
 class PackedLinear(nn.Module):
-    """A linear layer with the same parameters and a packed copy of its matrix.
+    """Takes the place of a plain linear layer while a sampler runs.
 
     Args:
-        linear: The plain layer.
+        plain: The plain layer.
         rows: Number of input rows to pack for; other numbers give the same values more slowly.
+        release: Whether the plain matrix is removed from memory while the packed one exists.
     """
 
-    def __init__(self, linear: nn.Linear, rows: int) -> None:
+    def __init__(self, plain: nn.Linear, rows: int, release: bool) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
-        self.rows = rows
+        self.in_features, self.out_features = plain.in_features, plain.out_features
+        self.rows, self.releases, self.dtype = rows, release, plain.weight.dtype
         self.packed: Tensor | None = None  # packed on first use: sampling never runs the text head
+        self._plain = (plain,)  # not a child, so that networks have no second name for it
+
+    @property
+    def plain(self) -> nn.Linear:
+        """The plain layer; its matrix may be empty while the packed one exists."""
+        return self._plain[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix, (out, in)."""
+        return self.plain.weight if self.packed is None else self.packed.to_dense()
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, (out,), or none."""
+        return self.plain.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out)."""
-        if x.dtype != self.weight.dtype:  # happens only under autocast
+        if x.dtype != self.dtype:  # happens only under autocast
             return F.linear(x, self.weight, self.bias)
-        if self.packed is None:
-            self.packed = onednn.reorder_linear(self.weight.detach(), self.rows)
-        return onednn.linear(x, self.packed, self.bias)
+        return onednn.linear(x, self._pack() if self.packed is None else self.packed, self.bias)
+
+    def _pack(self) -> Tensor:
+        with _LOCK:
+            if self.packed is None:
+                weight = self.plain.weight
+                self.packed = onednn.reorder_linear(weight.detach(), self.rows)
+                if self.releases:
+                    weight.data = weight.new_empty(0)
+                    _return_freed(self.packed)
+            return self.packed
+
+    # A sampler runs in inference mode, whose tensors could not be trained later.
+    @torch.inference_mode(False)
+    def restore(self) -> None:
+        """Gives the plain layer its matrix back, and removes the packed one."""
+        if self.packed is not None and self.releases:
+            self.plain.weight.data = self.packed.to_dense()
 
 
-def with_packed_linears(net: Net, rows: int) -> Net:
-    """Returns a copy of a network with packed matrices, or the network itself if packing is not faster.
+Replaced = tuple[PackedLinear, list[tuple[nn.Module, str]]]
+"""A packed layer, and the modules that had the plain one as a child, with the name of the child."""
 
-    The copy shares all parameters with the network. Only plain linear layers in float32 or bfloat16 on the CPU are
-    packed, and none under autocast.
+
+@dataclass
+class _Packing:
+    """The layers of a network that are replaced, and how many samplers run on it."""
+
+    replaced: list[Replaced] = field(default_factory=list)
+    samplers: int = 0
+
+
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+_LOCK = RLock()
+_PACKINGS: WeakKeyDictionary[nn.Module, _Packing] = WeakKeyDictionary()
+
+
+@contextmanager
+def packed_linears(net: nn.Module, rows: int) -> Iterator[None]:
+    """Replaces the linear layers of a network by packed ones for the length of a block.
+
+    Within the block the network computes the same function, also in other threads, but does not list the weights of
+    the replaced layers among its parameters. Only PyTorch's own linear layers in float32 or bfloat16 on the CPU are
+    replaced, and none under autocast or where packing does not work. A matrix that shares its memory with another
+    tensor stays in memory beside the packed one.
 
     Args:
         net: The network.
         rows: Number of rows of a decoding step, P * n.
     """
-    if torch.is_autocast_enabled("cpu") or not onednn.linears_work() or not _can_pack(net):
-        return net
-    return _copied(net, rows)
+    if torch.is_autocast_enabled("cpu") or not onednn.linears_work():
+        yield
+        return
+    with _LOCK:
+        packing = _PACKINGS.setdefault(net, _Packing())
+        packing.samplers += 1
+    try:
+        with _LOCK:
+            if not packing.replaced:
+                _replace(net, rows, packing.replaced)
+        yield
+    finally:
+        with _LOCK:
+            packing.samplers -= 1
+            if not packing.samplers:
+                _restore(packing.replaced)
 
 
-def _can_pack(net: nn.Module) -> bool:
-    return any(_is_plain(module) for module in net.modules())
+def _replace(net: nn.Module, rows: int, replaced: list[Replaced]) -> None:
+    """Replaces the plain layers of a network and lists them."""
+    names = Counter(id(parameter) for _, parameter in net.named_parameters(remove_duplicate=False))
+    users: dict[nn.Linear, list[tuple[nn.Module, str]]] = {}
+    for parent in net.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Linear) and _is_plain(child):
+                users.setdefault(child, []).append((parent, name))
+    for plain, found in users.items():
+        packed = PackedLinear(plain, rows, names[id(plain.weight)] == 1 and _fills_its_storage(plain.weight))
+        replaced.append((packed, found))
+        for parent, name in found:
+            setattr(parent, name, packed)
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a module is PyTorch's own linear layer: not a subclass, quantized, sharded or hooked."""
+def _restore(replaced: list[Replaced]) -> None:
+    """Undoes `_replace`."""
+    while replaced:
+        packed, users = replaced[0]
+        packed.restore()
+        for parent, name in users:
+            setattr(parent, name, packed.plain)
+        plain = packed.plain
+        del replaced[0], packed
+        _return_freed(plain.weight)
+
+
+def _return_freed(weight: Tensor) -> None:
+    """Returns memory to the system that was freed along with a large matrix.
+
+    The C library retains freed memory between other allocations, where the next matrix rarely fits: the weights would
+    be in memory almost twice. Only glibc needs this call.
+    """
+    if weight.numel() * weight.element_size() >= 2**20 and _TRIM is not None:
+        _TRIM(0)
+
+
+def _is_plain(module: nn.Linear) -> bool:
+    """Whether a layer is PyTorch's own: not a subclass, quantized, sharded or hooked."""
     if type(module) is not nn.Linear or type(module.weight.data) is not Tensor:
         return False
     if module._forward_hooks or module._forward_pre_hooks:
@@ -70,12 +173,6 @@ def _is_plain(module: nn.Module) -> bool:
     return module.weight.device.type == "cpu" and onednn.computes_in(module.weight.dtype)
 
 
-def _copied(module: Net, rows: int) -> Net:
-    if _is_plain(module):
-        return PackedLinear(module, rows)  # type: ignore[return-value, arg-type]
-    copy = module.__new__(type(module))
-    copy.__dict__ = module.__dict__ | {
-        "_modules": {name: child and _copied(child, rows) for name, child in module._modules.items()},
-        "_compiled_call_impl": None,  # it would call the original
-    }
-    return copy
+def _fills_its_storage(weight: Tensor) -> bool:
+    """Whether no other tensor can be a view of the same memory, such as other weights of a sharded network."""
+    return weight.untyped_storage().nbytes() == weight.numel() * weight.element_size()
