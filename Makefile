@@ -52,7 +52,7 @@ fuzz: $(VENV)/.test ## feed damaged files to their readers (FUZZ_SECONDS=60)
 kills: $(VENV)/.test ## kill commands at random moments and compare their results (KILLS=300)
 	$(BIN)/python tools/kill_commands.py --kills $(KILLS)
 
-bench: $(VENV)/.test ## measure speed and update docs/speed.md (BENCH="decoding --threads 1")
+bench: $(VENV)/.test ## measure speed and update docs/design/speed.md (BENCH="decoding --threads 1")
 	$(BIN)/python -m benchmarks $(BENCH)
 
 format: $(VENV)/.test ## apply ruff fixes and formatting

@@ -1,4 +1,4 @@
-"""docs/generate.md: every block runs, in the order of the page, and its table is the stored one."""
+"""docs/generate/prompts.md: every block runs, in the order of the page, and its table is the stored one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.tokenizers import ByteTokenizer
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs/generate.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/generate/prompts.md").read_text(encoding="utf-8")
 RESULT = json.loads((ROOT / "benchmarks/results/inpainting.json").read_text(encoding="utf-8"))
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
@@ -83,7 +83,7 @@ def run_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     names: dict[str, Any] = {}
     for number, (language, block) in enumerate(BLOCKS):
         if language == "python":
-            exec(compile(block, f"docs/generate.md, block {number}", "exec"), names)
+            exec(compile(block, f"docs/generate/prompts.md, block {number}", "exec"), names)
             continue
         assert language == "sh"
         for line in re.sub(r"\\\n\s*", " ", block).splitlines():

@@ -26,11 +26,11 @@ from dalle_zoo.recipes import find_part, find_recipe, read_recipe, split_argumen
 
 ROOT = Path(__file__).parents[1]
 SCALING, CAPTIONS, AT_SCALE = (
-    (ROOT / "docs" / name).read_text(encoding="utf-8")
-    for name in ("scaling.md", "conceptual-captions.md", "data-at-scale.md")
+    (ROOT / "docs/train" / name).read_text(encoding="utf-8")
+    for name in ("many-gpus.md", "conceptual-captions.md", "data-at-scale.md")
 )
 PAGES = pytest.mark.parametrize(
-    "page", [SCALING, CAPTIONS, AT_SCALE], ids=["scaling", "conceptual-captions", "data-at-scale"]
+    "page", [SCALING, CAPTIONS, AT_SCALE], ids=["many-gpus", "conceptual-captions", "data-at-scale"]
 )
 SIZES = ["cc-30m", "cc-300m", "cc-1.2b", "paper-2.8b", "paper-5.6b", "paper-12b"]
 UNSAID = {"trainer.default_root_dir", "images"}

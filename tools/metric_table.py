@@ -1,4 +1,4 @@
-"""Writes the table of metrics in docs/evaluation.md from the registry.
+"""Writes the table of metrics in docs/evaluate/protocols.md from the registry.
 
     python tools/metric_table.py
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from dalle_zoo_eval.metrics import METRICS, MetricSpec
 from dalle_zoo_eval.opening import OTHER_INPUTS
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "evaluation.md"
+DOCUMENT = Path(__file__).parents[1] / "docs/evaluate/protocols.md"
 HEAD = "| metric | in reports | better | network | interval or deviation | samples | source |"
 
 

@@ -195,7 +195,7 @@ def test_external_functions_and_classes_are_checked() -> None:
 
 
 def test_documentation_lists_implementation_of_every_metric() -> None:
-    text = (Path(__file__).parents[3] / "docs/evaluation.md").read_text()
+    text = (Path(__file__).parents[3] / "docs/evaluate/protocols.md").read_text()
     table = text.partition("| metric | implementation | why |")[2].partition("\n\n")[0]
     named = [name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.partition(" | ")[0])]
     assert sorted(named) == list(METRICS)
