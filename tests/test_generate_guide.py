@@ -1,4 +1,4 @@
-"""docs/generate/prompts.md: every block runs, in the order of the page, and its table is the stored one."""
+"""docs/generate: every block of the first pages runs, in their order; the table of inpainting is stored."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.tokenizers import ByteTokenizer
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs/generate/prompts.md").read_text(encoding="utf-8")
+PAGES = ("prompts", "regions", "reproduce", "rank", "memory-and-speed")
+"""Each page continues with the files and the names of those before it."""
+PAGE = "\n".join((ROOT / f"docs/generate/{name}.md").read_text(encoding="utf-8") for name in PAGES)
 RESULT = json.loads((ROOT / "benchmarks/results/inpainting.json").read_text(encoding="utf-8"))
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```(python|sh)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
 def test_the_table_is_the_stored_one() -> None:
@@ -77,13 +79,10 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Runs all blocks in a folder; returns the names that the Python blocks define."""
     monkeypatch.chdir(folder)
-    mask = Image.new("L", (64, 64))
-    mask.paste(255, (20, 20, 44, 44))
-    mask.save("mask.png")
     names: dict[str, Any] = {}
     for number, (language, block) in enumerate(BLOCKS):
         if language == "python":
-            exec(compile(block, f"docs/generate/prompts.md, block {number}", "exec"), names)
+            exec(compile(block, f"docs/generate, block {number}", "exec"), names)
             continue
         assert language == "sh"
         for line in re.sub(r"\\\n\s*", " ", block).splitlines():

@@ -25,12 +25,14 @@ from dalle_zoo.cli.train import recipe_parser
 from dalle_zoo.recipes import find_part, find_recipe, read_recipe, split_arguments
 
 ROOT = Path(__file__).parents[1]
-SCALING, CAPTIONS, AT_SCALE = (
-    (ROOT / "docs/train" / name).read_text(encoding="utf-8")
-    for name in ("many-gpus.md", "conceptual-captions.md", "data-at-scale.md")
-)
+MANY_GPUS, RESUME, PAPER_RUN, CAPTIONS, AT_SCALE = (
+    (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
+    for name in (
+        "train/many-gpus", "train/resume", "design/paper-run", "train/conceptual-captions", "train/data-at-scale",
+    )
+)  # fmt: skip
 PAGES = pytest.mark.parametrize(
-    "page", [SCALING, CAPTIONS, AT_SCALE], ids=["many-gpus", "conceptual-captions", "data-at-scale"]
+    "page", [MANY_GPUS, CAPTIONS, AT_SCALE], ids=["many-gpus", "conceptual-captions", "data-at-scale"]
 )
 SIZES = ["cc-30m", "cc-300m", "cc-1.2b", "paper-2.8b", "paper-5.6b", "paper-12b"]
 UNSAID = {"trainer.default_root_dir", "images"}
@@ -91,7 +93,7 @@ def test_what_fits_is_what_the_plan_says(tmp_path: Path, capsys: pytest.CaptureF
             cells.append(taken if plan["fits"] else f"**{taken}**")
         rows.append(f"| `prior/{size}` | {' | '.join(cells)} |")
     capsys.readouterr()
-    assert table(SCALING, "| recipe | `8x16gb`") == "\n".join(rows)
+    assert table(MANY_GPUS, "| recipe | `8x16gb`") == "\n".join(rows)
 
 
 def test_gradient_scales() -> None:
@@ -101,7 +103,7 @@ def test_gradient_scales() -> None:
         errors.append(row["error with a scale per block"][-1])
         cells = " | ".join(f"{100 * error:.0f} %" if error > 0.1 else f"{100 * error:.2g} %" for error in errors)
         rows.append(f"| 2^{row['log2 of the spread']:.0f} | {cells} |")
-    assert table(SCALING, "| spread over the depth") == "\n".join(rows)
+    assert table(PAPER_RUN, "| spread over the depth") == "\n".join(rows)
 
 
 def test_powersgd() -> None:
@@ -110,7 +112,7 @@ def test_powersgd() -> None:
         gap = result["train, last quarter, gap"]
         loss, seeds = result["train, last quarter"], ", ".join(f"{g:+.3f}" for g in gap["by seed"])
         rows.append(f"| {name} | {result['bytes per step']:,} | {loss:.3f} | {gap['mean']:+.3f} | {seeds} |")
-    assert table(SCALING, "| gradients | bytes") == "\n".join(rows)
+    assert table(PAPER_RUN, "| gradients | bytes") == "\n".join(rows)
     gaps = {name: result["train, last quarter, gap"]["mean"] for name, result in results.items()}
     noise = abs(gaps["rank width / 8, bfloat16 wire"] - gaps["rank width / 8"])
     for name in ("rank width / 8, no error feedback", "rank width / 8, Q resampled", "rank width / 32"):
@@ -119,7 +121,7 @@ def test_powersgd() -> None:
 
 
 def test_the_plan_on_the_page_is_part_of_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = blocks(SCALING, "console")
+    (block,) = blocks(MANY_GPUS, "console")
     command, *shown = block.splitlines()
     assert main(shlex.split(command.removeprefix("$ dalle-zoo "))) == 0
     printed = iter(capsys.readouterr().out.splitlines())
@@ -137,7 +139,7 @@ def test_the_constants_that_are_named() -> None:
 
     scales = GradientScalingConfig()
     assert (scales.start, scales.smallest, scales.largest) == (2**13, 2**7, 2**24)
-    text = " ".join(SCALING.split())
+    text = " ".join(RESUME.split())
     assert f"seconds in which nobody advances ({RankWatch().timeout:.0f})" in text
     assert f"{default_pg_timeout.total_seconds() / 60:.0f} minutes in Lightning" in text
     changeable = text.partition("These keys may change on resume:")[2].partition("| all else |")[0]
@@ -317,7 +319,7 @@ def test_the_script_for_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert main(["tokenizer", "cc/train", "--vocab-size", "280", "--out", "cc/tokenizer"]) == 0
     for split in ("train", "val"):
         assert main(["encode", f"cc/{split}", "--model", "emoji64", "--out", f"cc/codes/{split}"]) == 0
-    (script,) = (block for block in blocks(SCALING, "sh") if "srun" in block)
+    (script,) = (block for block in blocks(MANY_GPUS, "sh") if "srun" in block)
     bin_folder = tmp_path / ".venv/bin"
     bin_folder.mkdir(parents=True)
     (bin_folder / "activate").write_text("")
