@@ -35,12 +35,14 @@ napoleon_numpy_docstring = False
 myst_enable_extensions = ["attrs_inline", "colon_fence"]
 myst_heading_anchors = 4  # the anchors of a forge, so that links work there too
 
+smartquotes = False  # options begin with two hyphens
 html_theme = "furo"
 html_title = "dalle-zoo"
 html_static_path = ["_static"]
 html_css_files = ["zoo.css"]
 html_show_copyright = html_show_sphinx = False
 copybutton_exclude = ".linenos, .gp, .go"  # prompts and output are not copied
+llms_txt_uri_template = "_sources/{docname}{suffix}{sourcelink_suffix}"  # relative, so that the site can be anywhere
 llms_txt_summary = (
     "A modular model zoo for DALL-E (v1) on PyTorch Lightning: discrete VAE, sparse autoregressive prior, ranker; "
     "training, evaluation, conversion of other systems' weights, sampling and serving."

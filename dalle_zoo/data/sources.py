@@ -52,6 +52,10 @@ def open_source(location: str | Path, *, processes: int = 1) -> SampleSource:
 
     Raises:
         ValueError: The location does not exist, or has no usable image.
+
+    Example:
+        >>> open_source("emoji64:val-styles").num_samples > 100
+        True
     """
     text = str(location)
     bundle, _, split = text.rpartition(":")

@@ -16,6 +16,7 @@ PACKAGES: Mapping[str, str] = {
     "dalle_zoo.masks": "attention masks and everything derived from them",
     "dalle_zoo.tokenizers": "text tokenizers",
     "dalle_zoo.models": "networks and their registries",
+    "dalle_zoo.models.dvae": "configuration of the discrete VAE",
     "dalle_zoo.models.attention": "attention back-ends",
     "dalle_zoo.models.external": "networks of other code bases",
     "dalle_zoo.data": "readers, transforms, code shards and the resumable loader",
@@ -60,11 +61,14 @@ def public(module: str) -> list[str]:
 
 
 def api_pages() -> Iterator[tuple[str, str]]:
-    """Yields the name and the text of each page: one for each module."""
+    """Yields the name and the text of each page: one for each module, without what an earlier page documents."""
+    seen: set[int] = set()
     for name in PACKAGES:
         loaded = importlib.import_module(name)
-        lazy = [member for member in public(name) if member not in vars(loaded)]  # autodoc would not find them
-        members = ", ".join(member for member in public(name) if member not in lazy)
+        fresh = [member for member in public(name) if id(getattr(loaded, member)) not in seen]
+        seen |= {id(getattr(loaded, member)) for member in fresh}
+        lazy = [member for member in fresh if member not in vars(loaded)]  # autodoc would not find them
+        members = ", ".join(member for member in fresh if member not in lazy)
         directives = [f".. automodule:: {name}\n   :members: {members}\n   :show-inheritance:\n"]
         for member in lazy:
             kind = "class" if inspect.isclass(getattr(loaded, member)) else "function"

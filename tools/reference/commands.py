@@ -63,8 +63,10 @@ def parser_of(command: str, *words: str) -> argparse.ArgumentParser:
 def command_pages() -> Iterator[tuple[str, str]]:
     """Yields the name and the text of each page: one for each command."""
     for command, (_, summary) in COMMANDS.items():
-        parts = [f"# dalle-zoo {command}\n", f"{escape(summary[0].upper() + summary[1:])}.\n"]
-        parts += _parser(parser_of(command))
+        parser = parser_of(command)
+        parts = [f"# dalle-zoo {command}\n"]
+        parts += [] if parser.description else [f"{escape(summary[0].upper() + summary[1:])}.\n"]
+        parts += _parser(parser)
         for word in SUBCOMMANDS.get(command, ()):
             parts += [f"## dalle-zoo {command} {word}\n", *_parser(parser_of(command, word))]
         yield f"commands/{command}", "\n".join(parts)
@@ -84,27 +86,37 @@ def command_index() -> str:
 
 
 def _parser(parser: argparse.ArgumentParser) -> Iterator[str]:
-    usage = " ".join(parser.format_usage().removeprefix("usage: ").split())
-    yield f"```text\n{usage}\n```\n"
     yield from _description(parser.description)
+    yield f"```text\n{_usage(parser)}\n```\n"
     rows = [_row(action) for action in parser._actions if action.help != argparse.SUPPRESS and action.dest != "help"]
     yield table(("option", "meaning", "default"), rows)
     yield from _description(parser.epilog)
 
 
+def _usage(parser: argparse.ArgumentParser) -> str:
+    """Returns the usage without the options, which the table lists."""
+    if parser.usage:
+        return parser.usage
+    places = [_value(action) for action in parser._actions if not action.option_strings]
+    return " ".join([parser.prog, "[options]", *places])
+
+
 def _row(action: argparse.Action) -> tuple[str, str, str]:
-    names = list(action.option_strings) or [str(action.metavar or action.dest)]
-    value = ""
-    if action.nargs != 0:
-        choices = "|".join(map(str, action.choices)) if action.choices and not action.metavar else ""
-        metavar = action.metavar or choices or action.dest.upper()
-        value = " ".join(metavar) if isinstance(metavar, tuple) else metavar
-        value += " ..." if action.nargs in ("+", "*") else ""
-    shown = f"{', '.join(names)} {value}" if action.option_strings and value else ", ".join(names)
+    shown = f"{', '.join(action.option_strings)} {_value(action)}".strip()
     text = (action.help or "").replace("%%", "%")
     default = re.search(r" ?\[([^\[\]]*)\]$", text)
     meaning = text[: default.start()] if default else text
     return code(shown), escape(meaning), escape(default[1]) if default else ""
+
+
+def _value(action: argparse.Action) -> str:
+    """Returns the placeholder for the value of an option; nothing for a flag."""
+    if action.nargs == 0:
+        return ""
+    choices = "|".join(map(str, action.choices)) if action.choices and not action.metavar else ""
+    metavar = action.metavar or choices or action.dest.upper()
+    value = " ".join(metavar) if isinstance(metavar, tuple) else metavar
+    return f"{value} ..." if action.nargs in ("+", "*") else value
 
 
 def _description(text: str | None) -> Iterator[str]:

@@ -56,8 +56,9 @@ def messages_page() -> str:
         found.setdefault(message.place, []).append(message)
     parts = [
         "# All error messages\n",
-        f"Every message that the package raises, by module; `{VARIABLE}` stands for what depends on the case. A message "
-        "states what was expected, what was given and what to do. [Errors](../errors.md) explains the frequent ones.\n",
+        f"Every message that the package raises, by module; `{VARIABLE}` stands for what depends on the case. A "
+        "message states what was expected, what was given and what to do. [Errors](../errors.md) explains the "
+        "frequent ones.\n",
     ]
     for place, group in found.items():
         rows = sorted({(code(" ".join(message.text.split())), code(message.error)) for message in group})
