@@ -22,7 +22,7 @@ from PIL import Image
 from dalle_zoo.cli.fit import COMMANDS as TRAINING
 from dalle_zoo.cli.fit import check_keys
 from dalle_zoo.cli.keys import RESERVED
-from dalle_zoo.cli.main import COMMANDS, main
+from dalle_zoo.cli.main import COMMANDS, DEBUG, main
 from dalle_zoo.cli.run_folder import EXTENDABLE, SHARED, SHOWING
 from dalle_zoo.recipes import find_part, find_recipe, read_recipe, split_arguments
 from tools.reference.commands import SUBCOMMANDS, parser_of
@@ -63,10 +63,10 @@ def commands(text: str) -> list[Command]:
     found = []
     for block in blocks(text, "sh"):
         for line in re.sub(r"\\\n\s*", " ", block).splitlines():
-            line = re.sub(r"^\w+=\$\((.*)\)$", r"\1", line)
+            line = re.sub(r"^\w+=\$\((.*)\)$", r"\1", line.strip())
             launched = re.search(r"(?:^dalle-zoo|-m dalle_zoo --|^sbatch .*?train\.sbatch) (.+)", line)
             if launched:
-                words = shlex.split(launched.group(1), comments=True)
+                words = shlex.split(launched.group(1).partition(" > ")[0], comments=True)
                 found.append(Command("fit", words) if line.startswith("sbatch") else Command(words[0], words[1:]))
     return found
 
@@ -189,7 +189,7 @@ def check_recipe(command: Command, known: argparse.Namespace, overrides: list[st
 @PAGES
 def test_every_command_is_accepted(page: str) -> None:
     for command in commands((ROOT / page).read_text(encoding="utf-8")):
-        words = command.arguments
+        words = [word for word in command.arguments if word != DEBUG]
         if "..." in words or "--help" in words:
             continue
         first = words[:1] if command.name in SUBCOMMANDS else []
@@ -202,7 +202,7 @@ def test_every_command_is_accepted(page: str) -> None:
 
 
 def test_the_pages_have_commands() -> None:
-    assert sum(len(commands((ROOT / page).read_text(encoding="utf-8"))) for page in GUIDES) > 150
+    assert sum(len(commands((ROOT / page).read_text(encoding="utf-8"))) for page in GUIDES) > 100
 
 
 def test_what_is_missing_is_missing() -> None:
