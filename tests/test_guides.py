@@ -205,6 +205,27 @@ def test_the_pages_have_commands() -> None:
     assert sum(len(commands((ROOT / page).read_text(encoding="utf-8"))) for page in GUIDES) > 100
 
 
+def run_python(page: str) -> None:
+    for block in blocks((ROOT / page).read_text(encoding="utf-8"), "python"):
+        exec(compile(block, page, "exec"), {})
+
+
+def test_the_python_of_the_page_of_masks_runs() -> None:
+    run_python("docs/train/masks.md")
+
+
+def test_the_python_of_the_page_of_sweeps_compares_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, loss in (("a", 3.5), ("b", 2.5)):
+        curves = tmp_path / f"runs/sweep/{name}/metrics/metrics.csv"
+        curves.parent.mkdir(parents=True)
+        curves.write_text(f"step,train/loss,val/loss\n1,4.0,\n2,{loss},\n2,,5.0\n")
+    run_python("docs/train/sweeps.md")
+    assert capsys.readouterr().out == "a 3.5\nb 2.5\n"
+
+
 def test_what_is_missing_is_missing() -> None:
     assert ("dalle-zoo publish" in CAPTIONS) == ("publish" in COMMANDS), "step 6 speaks of it"
 
