@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from dalle_zoo_eval.datasets import DATASETS
 from dalle_zoo_eval.extractors import EXTRACTORS
@@ -11,7 +12,6 @@ from dalle_zoo_eval.opening import OTHER_INPUTS
 from dalle_zoo_eval.protocol import find_protocol, list_protocols
 
 from dalle_zoo.composition import KINDS
-from dalle_zoo.convert import families
 from dalle_zoo.convert.family import FAMILIES
 from dalle_zoo.data import TRANSFORMS
 from dalle_zoo.models import IMAGE_TOKENIZERS, PRIORS
@@ -41,7 +41,6 @@ NAMES = (
 
 def names_page() -> str:
     """Returns the page of the registries of the package."""
-    families()  # registers them
     parts = [
         "# Names\n",
         "Names that recipes and commands accept, with their options and defaults: `hsdp_powersgd(rank=896)`. "
@@ -54,7 +53,7 @@ def names_page() -> str:
     return "\n".join(parts)
 
 
-def _members(registry: Registry[object]) -> str:
+def _members(registry: Registry[Any]) -> str:
     rows = [(code(name), first_paragraph(member), options(member)) for name, member in registry.loadable()]
     return table(("name", "what it is", "options and defaults"), rows)
 
