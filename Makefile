@@ -10,12 +10,14 @@ JOBS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Warnings are errors; all are printed before the build fails.
+DOCS = $(BIN)/python -m sphinx --quiet --fail-on-warning --builder html docs build/docs
 # The raw text, passed through the environment so that the shell does not interpret quotes and dollar signs in a prompt.
 export DALLE_ZOO_PROMPT = $(value PROMPT)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-browser chromium fuzz kills bench format clean
+.PHONY: help demo test docs test-slow test-browser chromium fuzz kills bench format clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -27,11 +29,15 @@ help: ## print this list
 demo: $(VENV)/.demo ## generate a grid of images with the bundled weights (PROMPT="...")
 	@if [ -n "$$DALLE_ZOO_PROMPT" ]; then $(BIN)/dalle-zoo demo -- "$$DALLE_ZOO_PROMPT"; else $(BIN)/dalle-zoo demo; fi
 
-test: $(VENV)/.test ## run lint, types and tests, as CI does
+test: $(VENV)/.test ## run lint, types, documentation and tests, as CI does
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(DOCS)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+
+docs: $(VENV)/.test ## build the documentation, without the network: build/docs/index.html
+	$(DOCS)
 
 test-slow: $(VENV)/.test ## run the tests that make test omits
 	$(BIN)/python -m pytest -m slow
@@ -52,7 +58,7 @@ fuzz: $(VENV)/.test ## feed damaged files to their readers (FUZZ_SECONDS=60)
 kills: $(VENV)/.test ## kill commands at random moments and compare their results (KILLS=300)
 	$(BIN)/python tools/kill_commands.py --kills $(KILLS)
 
-bench: $(VENV)/.test ## measure speed and update docs/speed.md (BENCH="decoding --threads 1")
+bench: $(VENV)/.test ## measure speed and update docs/design/speed.md (BENCH="decoding --threads 1")
 	$(BIN)/python -m benchmarks $(BENCH)
 
 format: $(VENV)/.test ## apply ruff fixes and formatting

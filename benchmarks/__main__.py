@@ -1,4 +1,4 @@
-"""Runs every speed benchmark and writes docs/speed.md: ``python -m benchmarks [--threads 1 2] [--device cuda]``."""
+"""Runs all benchmarks and writes docs/design/speed.md: ``python -m benchmarks [--threads 1 2] [--device cuda]``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCRIPTS = ("decoding", "memory", "quantization", "jacobi", "training", "dvae", "
 def main() -> int:
     """Runs the scripts, each in its own process, one after the other."""
     parser = argparse.ArgumentParser(
-        prog="make bench", description="Runs all speed benchmarks and writes docs/speed.md."
+        prog="make bench", description="Runs all speed benchmarks and writes docs/design/speed.md."
     )
     parser.add_argument("only", nargs="*", help=f"benchmarks to run: {', '.join(SCRIPTS)} (all)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (1 2)")

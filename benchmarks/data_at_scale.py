@@ -1,4 +1,4 @@
-"""Measures what docs/data-at-scale.md works out: resuming in a large set, two processes against one, rates of steps.
+"""Measures figures of docs/train/data-at-scale.md: resuming in a large set, two processes against one, rates of steps.
 
     python benchmarks/data_at_scale.py        writes benchmarks/results/data_at_scale.json
 

@@ -1,5 +1,5 @@
 """Works out what preparing 250 million pairs takes: ``python benchmarks/data_hours.py`` prints the tables of
-docs/data-at-scale.md, and ``--write`` puts them there.
+docs/train/data-at-scale.md, and ``--write`` puts them there.
 
 CPU rates are those of benchmarks/results/data_at_scale.json. Everything else is an assumption, stated as a constant.
 """
@@ -23,7 +23,7 @@ from dalle_zoo.models.dvae import DVAEConfig  # noqa: E402
 from dalle_zoo.planning.dvae import DVAEWorkload  # noqa: E402
 from dalle_zoo.planning.hardware import find_gpu  # noqa: E402
 
-RESULT, PAGE = Path(__file__).parent / "results/data_at_scale.json", ROOT / "docs/data-at-scale.md"
+RESULT, PAGE = Path(__file__).parent / "results/data_at_scale.json", ROOT / "docs/train/data-at-scale.md"
 
 PAIRS = 250_000_000
 IMAGE = 60_000
@@ -161,7 +161,7 @@ def filled(page: str, text: str) -> str:
 def main() -> None:
     """Prints the tables, or writes them to the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="write docs/data-at-scale.md")
+    parser.add_argument("--write", action="store_true", help="write docs/train/data-at-scale.md")
     options = parser.parse_args()
     text = render(json.loads(RESULT.read_text(encoding="utf-8")))
     print(text)

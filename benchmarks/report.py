@@ -1,4 +1,4 @@
-"""Renders the tables and plots of docs/speed.md from the stored results.
+"""Renders the tables and plots of docs/design/speed.md from the stored results.
 
     python benchmarks/report.py            after `make bench`, which calls it
 
@@ -8,6 +8,7 @@ outside of these lines is written by hand and contains no measured numbers.
 
 from __future__ import annotations
 
+import os
 import re
 import statistics
 import sys
@@ -21,7 +22,7 @@ sys.path[:0] = [str(ROOT)]
 from dalle_zoo.files import atomic_write, read_json  # noqa: E402 (a checkout runs without installing)
 
 RESULTS = ROOT / "benchmarks/results/speed"
-PAGE = ROOT / "docs/speed.md"
+PAGE = ROOT / "docs/design/speed.md"
 
 Result = dict[str, Any]
 
@@ -109,7 +110,9 @@ def render(page: str, results: list[Result]) -> str:
 def images(results: list[Result]) -> list[str]:
     """Links to the plots of a benchmark, each from the first result that has it."""
     shown = {title: series_path(result, title) for result in reversed(results) for title in result["series"]}
-    return [f"![{title}](../{path.relative_to(ROOT).as_posix()})" for title, path in sorted(shown.items())]
+    return [
+        f"![{title}]({Path(os.path.relpath(path, PAGE.parent)).as_posix()})" for title, path in sorted(shown.items())
+    ]
 
 
 def series_path(result: Result, title: str) -> Path:

@@ -91,7 +91,7 @@ class PretrainedModel:
         if not t.decodes:
             raise ValueError(
                 f"the image tokenizer ({type(t).__name__}) has no decoder, so no image can be generated: "
-                "convert it again with its decoder, see docs/convert.md"
+                "convert it again with its decoder, see docs/generate/external.md"
             )
         self.prior.check_tokenizer(self.tokenizer)
 
@@ -147,9 +147,8 @@ class PretrainedModel:
         Args:
             model: Name of a bundled model, a folder written by `save_pretrained` or ``dalle-zoo export``, or
                 ``organization/name`` on the Hub; `find_model` states the order. A folder of adapters is opened on top
-                of the model that it names. Weights of another code base
-                (docs/convert.md) are converted when they are first loaded; if their files are in several places, pass
-                a list of all places.
+                of the model that it names. Weights of another code base (docs/generate/external.md) are converted when
+                they are first loaded; if their files are in several places, pass a list of all places.
             device: Device of the networks. Defaults to the CPU.
             dtype: Precision of the prior. Defaults to float32.
             revision: Branch, tag or commit of a model on the Hub. Defaults to the newest commit of the main branch.

@@ -34,8 +34,10 @@ class DallePipeline(ScoringModel):
     `from_pretrained` loads a pipeline; the constructor takes its components, see `PretrainedModel`.
 
     Example:
-        >>> pipe = DallePipeline.from_pretrained("emoji64")  # doctest: +SKIP
-        >>> pipe("a 3d emoji of a red apple", num_images_per_prompt=16, rerank=4).images  # doctest: +SKIP
+        >>> pipe = DallePipeline.from_pretrained("emoji64")
+        >>> output = pipe("a 3d emoji of a red apple", num_images_per_prompt=2, rerank=1, seed=0)
+        >>> [image.size for image in output.images]
+        [(64, 64)]
     """
 
     def sample(

@@ -95,6 +95,11 @@ def shift_image(image: Image.Image, right: int, down: int) -> tuple[Image.Image,
 
     Raises:
         ValueError: Nothing of the image would remain.
+
+    Example:
+        >>> moved, mask = shift_image(Image.new("RGB", (64, 64)), 16, 0)
+        >>> moved.size, mask.getpixel((15, 0)), mask.getpixel((16, 0))
+        ((64, 64), 255, 0)
     """
     check_type("image", image, Image.Image, "a PIL image")
     right, down = as_integer("right", right), as_integer("down", down)

@@ -53,7 +53,12 @@ class ModelRecord:
 
 
 def list_models() -> list[ModelRecord]:
-    """Returns the records of the bundled models, without importing torch."""
+    """Returns the records of the bundled models, without importing torch.
+
+    Example:
+        >>> [(model.name, model.license) for model in list_models()]
+        [('emoji64', 'Apache-2.0')]
+    """
     return [
         ModelRecord(name=path.parent.name, folder=path.parent, **read_json(path))
         for path in sorted(BUNDLED.glob(f"*/{RECORD}"))

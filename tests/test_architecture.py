@@ -1,4 +1,4 @@
-"""The packages of docs/architecture.md: which may import which, read from the table there."""
+"""The packages of docs/design/architecture.md: which may import which, read from the table there."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ class Import:
 
 @cache
 def rooms() -> dict[str, Room]:
-    """Parts and their rows, from the table of docs/architecture.md."""
+    """Parts and their rows, from the table of docs/design/architecture.md."""
     rows = re.findall(
         r"^\| (\d+) \| (.+?) \| .+? \| (.*?) ?\|$",
-        (ROOT / "docs/architecture.md").read_text(),
+        (ROOT / "docs/design/architecture.md").read_text(),
         re.MULTILINE,
     )
     table = {}
@@ -83,8 +83,8 @@ def rooms() -> dict[str, Room]:
 
 @cache
 def evaluation_ranks() -> dict[str, int]:
-    """Parts of the evaluation and their ranks, from its table in docs/architecture.md."""
-    _, _, section = (ROOT / "docs/architecture.md").read_text().partition("### The evaluation package")
+    """Parts of the evaluation and their ranks, from its table in docs/design/architecture.md."""
+    _, _, section = (ROOT / "docs/design/architecture.md").read_text().partition("### The evaluation package")
     rows = re.findall(r"^\| (\d+) \| (.+?) \| [^|]+ \|$", section.partition("\n## ")[0], re.MULTILINE)
     return {part: int(rank) for rank, where in rows for part in re.findall(r"`(\w+)(?:/|\.py)`", where)}
 
@@ -190,7 +190,7 @@ def test_the_check_covers_the_package() -> None:
 
 def test_every_part_has_a_rank() -> None:
     unranked = {part_of(path) for path in modules()} - set(rooms()) - {"__init__", "__main__"}
-    assert not unranked, f"give a row in docs/architecture.md to {sorted(unranked)}"
+    assert not unranked, f"give a row in docs/design/architecture.md to {sorted(unranked)}"
 
 
 def test_imports_point_down() -> None:
@@ -279,7 +279,7 @@ def test_what_the_table_forbids_is_not_imported() -> None:
         for name in (rooms()[entry.source].forbidden if entry.source in rooms() else ())
         if within(entry.target, name) or within(entry.target, f"{PACKAGE}.{name}")
     ]
-    fail_on(broken, "docs/architecture.md forbids:")
+    fail_on(broken, "docs/design/architecture.md forbids:")
 
 
 def test_lightning_stays_in_training_and_cli() -> None:

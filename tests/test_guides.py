@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -18,20 +19,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dalle_zoo.cli.fit import COMMANDS as TRAINING
 from dalle_zoo.cli.fit import check_keys
-from dalle_zoo.cli.main import COMMANDS, main
+from dalle_zoo.cli.keys import RESERVED
+from dalle_zoo.cli.main import COMMANDS, DEBUG, main
 from dalle_zoo.cli.run_folder import EXTENDABLE, SHARED, SHOWING
-from dalle_zoo.cli.train import recipe_parser
 from dalle_zoo.recipes import find_part, find_recipe, read_recipe, split_arguments
+from tools.reference.commands import SUBCOMMANDS, parser_of
 
 ROOT = Path(__file__).parents[1]
-SCALING, CAPTIONS, AT_SCALE = (
-    (ROOT / "docs" / name).read_text(encoding="utf-8")
-    for name in ("scaling.md", "conceptual-captions.md", "data-at-scale.md")
+MANY_GPUS, RESUME, PAPER_RUN, CAPTIONS, AT_SCALE = (
+    (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
+    for name in (
+        "train/many-gpus", "train/resume", "design/paper-run", "train/conceptual-captions", "train/data-at-scale",
+    )
+)  # fmt: skip
+GUIDES = sorted(
+    path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md") if "generated" not in path.parts
 )
-PAGES = pytest.mark.parametrize(
-    "page", [SCALING, CAPTIONS, AT_SCALE], ids=["scaling", "conceptual-captions", "data-at-scale"]
-)
+PAGES = pytest.mark.parametrize("page", GUIDES)
 SIZES = ["cc-30m", "cc-300m", "cc-1.2b", "paper-2.8b", "paper-5.6b", "paper-12b"]
 UNSAID = {"trainer.default_root_dir", "images"}
 """Keys that may change when a run is resumed and that the page need not mention."""
@@ -57,10 +63,10 @@ def commands(text: str) -> list[Command]:
     found = []
     for block in blocks(text, "sh"):
         for line in re.sub(r"\\\n\s*", " ", block).splitlines():
-            line = re.sub(r"^\w+=\$\((.*)\)$", r"\1", line)
+            line = re.sub(r"^\w+=\$\((.*)\)$", r"\1", line.strip())
             launched = re.search(r"(?:^dalle-zoo|-m dalle_zoo --|^sbatch .*?train\.sbatch) (.+)", line)
             if launched:
-                words = shlex.split(launched.group(1), comments=True)
+                words = shlex.split(launched.group(1).partition(" > ")[0], comments=True)
                 found.append(Command("fit", words) if line.startswith("sbatch") else Command(words[0], words[1:]))
     return found
 
@@ -91,7 +97,7 @@ def test_what_fits_is_what_the_plan_says(tmp_path: Path, capsys: pytest.CaptureF
             cells.append(taken if plan["fits"] else f"**{taken}**")
         rows.append(f"| `prior/{size}` | {' | '.join(cells)} |")
     capsys.readouterr()
-    assert table(SCALING, "| recipe | `8x16gb`") == "\n".join(rows)
+    assert table(MANY_GPUS, "| recipe | `8x16gb`") == "\n".join(rows)
 
 
 def test_gradient_scales() -> None:
@@ -101,7 +107,7 @@ def test_gradient_scales() -> None:
         errors.append(row["error with a scale per block"][-1])
         cells = " | ".join(f"{100 * error:.0f} %" if error > 0.1 else f"{100 * error:.2g} %" for error in errors)
         rows.append(f"| 2^{row['log2 of the spread']:.0f} | {cells} |")
-    assert table(SCALING, "| spread over the depth") == "\n".join(rows)
+    assert table(PAPER_RUN, "| spread over the depth") == "\n".join(rows)
 
 
 def test_powersgd() -> None:
@@ -110,7 +116,7 @@ def test_powersgd() -> None:
         gap = result["train, last quarter, gap"]
         loss, seeds = result["train, last quarter"], ", ".join(f"{g:+.3f}" for g in gap["by seed"])
         rows.append(f"| {name} | {result['bytes per step']:,} | {loss:.3f} | {gap['mean']:+.3f} | {seeds} |")
-    assert table(SCALING, "| gradients | bytes") == "\n".join(rows)
+    assert table(PAPER_RUN, "| gradients | bytes") == "\n".join(rows)
     gaps = {name: result["train, last quarter, gap"]["mean"] for name, result in results.items()}
     noise = abs(gaps["rank width / 8, bfloat16 wire"] - gaps["rank width / 8"])
     for name in ("rank width / 8, no error feedback", "rank width / 8, Q resampled", "rank width / 32"):
@@ -119,7 +125,7 @@ def test_powersgd() -> None:
 
 
 def test_the_plan_on_the_page_is_part_of_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = blocks(SCALING, "console")
+    (block,) = blocks(MANY_GPUS, "console")
     command, *shown = block.splitlines()
     assert main(shlex.split(command.removeprefix("$ dalle-zoo "))) == 0
     printed = iter(capsys.readouterr().out.splitlines())
@@ -137,7 +143,7 @@ def test_the_constants_that_are_named() -> None:
 
     scales = GradientScalingConfig()
     assert (scales.start, scales.smallest, scales.largest) == (2**13, 2**7, 2**24)
-    text = " ".join(SCALING.split())
+    text = " ".join(RESUME.split())
     assert f"seconds in which nobody advances ({RankWatch().timeout:.0f})" in text
     assert f"{default_pg_timeout.total_seconds() / 60:.0f} minutes in Lightning" in text
     changeable = text.partition("These keys may change on resume:")[2].partition("| all else |")[0]
@@ -175,25 +181,49 @@ def test_sizes_of_the_priors() -> None:
 # ------------------------------------------------------------ commands
 
 
+def check_recipe(command: Command, known: argparse.Namespace, overrides: list[str]) -> None:
+    paths = [find_recipe(known.recipe), *map(find_part, known.parts)]
+    check_keys("fit", {path: read_recipe(path) for path in paths}, split_arguments(overrides, RESERVED)[0])
+
+
 @PAGES
-def test_every_command_has_its_options(page: str, capsys: pytest.CaptureFixture[str]) -> None:
-    listed = commands(page)
-    assert len(listed) >= 4
-    for command in listed:
-        if command.name == "fit":
-            known, overrides = recipe_parser("fit").parse_known_args(command.arguments)
-            paths = [find_recipe(known.recipe), *map(find_part, known.parts)]
-            check_keys("fit", {path: read_recipe(path) for path in paths}, split_arguments(overrides)[0])
-        elif command.name == "plan":
-            assert main(["plan", *command.arguments]) == 0
+def test_every_command_is_accepted(page: str) -> None:
+    for command in commands((ROOT / page).read_text(encoding="utf-8")):
+        words = [word for word in command.arguments if word != DEBUG]
+        if "..." in words or "--help" in words:
+            continue
+        first = words[:1] if command.name in SUBCOMMANDS else []
+        parser = parser_of(command.name, *first)
+        if command.name in (*TRAINING, "plan"):
+            if Path(words[0]).suffix != ".yaml":  # a file that the reader writes
+                check_recipe(command, *parser.parse_known_args(words))
         else:
-            assert command.name in COMMANDS
-            protocol = command.arguments[:1] if command.name == "eval" else []
-            with pytest.raises(SystemExit, match="0"):
-                main([command.name, *protocol, "--help"])
-            shown = capsys.readouterr().out
-            for word in command.arguments:
-                assert not word.startswith("-") or re.search(rf"(?<![\w-]){word}\b", shown), f"{command}: {word}"
+            parser.parse_args(words[1:] if command.name in ("study", "benchmark") else words)
+
+
+def test_the_pages_have_commands() -> None:
+    assert sum(len(commands((ROOT / page).read_text(encoding="utf-8"))) for page in GUIDES) > 100
+
+
+def run_python(page: str) -> None:
+    for block in blocks((ROOT / page).read_text(encoding="utf-8"), "python"):
+        exec(compile(block, page, "exec"), {})
+
+
+def test_the_python_of_the_page_of_masks_runs() -> None:
+    run_python("docs/train/masks.md")
+
+
+def test_the_python_of_the_page_of_sweeps_compares_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, loss in (("a", 3.5), ("b", 2.5)):
+        curves = tmp_path / f"runs/sweep/{name}/metrics/metrics.csv"
+        curves.parent.mkdir(parents=True)
+        curves.write_text(f"step,train/loss,val/loss\n1,4.0,\n2,{loss},\n2,,5.0\n")
+    run_python("docs/train/sweeps.md")
+    assert capsys.readouterr().out == "a 3.5\nb 2.5\n"
 
 
 def test_what_is_missing_is_missing() -> None:
@@ -202,9 +232,9 @@ def test_what_is_missing_is_missing() -> None:
 
 @PAGES
 def test_shell_scripts_can_be_read(page: str) -> None:
-    for block in blocks(page, "sh"):
-        done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (0, ""), block
+    script = "\n".join(blocks((ROOT / page).read_text(encoding="utf-8"), "sh"))
+    done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), script
 
 
 DVAE = {"image_size": 32, "width": 8, "num_groups": 3, "blocks_per_group": 1, "decoder_stem": 8, "codebook_size": 32}
@@ -317,7 +347,7 @@ def test_the_script_for_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert main(["tokenizer", "cc/train", "--vocab-size", "280", "--out", "cc/tokenizer"]) == 0
     for split in ("train", "val"):
         assert main(["encode", f"cc/{split}", "--model", "emoji64", "--out", f"cc/codes/{split}"]) == 0
-    (script,) = (block for block in blocks(SCALING, "sh") if "srun" in block)
+    (script,) = (block for block in blocks(MANY_GPUS, "sh") if "srun" in block)
     bin_folder = tmp_path / ".venv/bin"
     bin_folder.mkdir(parents=True)
     (bin_folder / "activate").write_text("")

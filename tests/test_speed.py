@@ -1,4 +1,4 @@
-"""docs/speed.md and the benchmarks' results: the tables are the stored figures, nothing short of its aim is silent."""
+"""docs/design/speed.md: its tables are the stored figures, and whatever misses its aim says why."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RESULTS: list[dict[str, Any]] = report.read_results()
 
 
 def test_the_page_is_what_the_results_say() -> None:
-    page = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/design/speed.md").read_text(encoding="utf-8")
     assert report.render(page, RESULTS) == page, "run python benchmarks/report.py"
     outside = re.sub(r"<!-- [\w-]+ -->.*?<!-- end -->", "", page, flags=re.DOTALL)
     assert not re.search(r"\d\s?(x\b|%|ms\b|times\b)", outside), "figures belong in the tables"
@@ -58,7 +58,9 @@ def test_what_falls_short_says_why() -> None:
 
 
 def test_plots_are_there() -> None:
-    named = re.findall(r"\]\(\.\./(benchmarks/results/speed/[\w./-]+\.png)\)", (ROOT / "docs/speed.md").read_text())
+    named = re.findall(
+        r"\]\(\.\./\.\./(benchmarks/results/speed/[\w./-]+\.png)\)", (ROOT / "docs/design/speed.md").read_text()
+    )
     assert named
     assert all((ROOT / path).is_file() for path in named)
 

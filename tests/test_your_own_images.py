@@ -1,4 +1,4 @@
-"""The page docs/your-own-images.md: its commands run on a small made-up set of birds, and fine-tuning helps."""
+"""The page docs/train/own-images.md: its commands run on a small made-up set of birds, and fine-tuning helps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dalle_zoo.cli.train import recipe_parser
 from dalle_zoo.recipes import find_part, find_recipe, read_recipe, split_arguments
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs/your-own-images.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/train/own-images.md").read_text(encoding="utf-8")
 COLORS = {
     "red": (200, 40, 40), "blue": (40, 70, 200), "green": (50, 150, 60), "yellow": (230, 200, 50),
     "brown": (120, 80, 50), "black": (30, 30, 30),

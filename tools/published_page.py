@@ -1,4 +1,4 @@
-"""Writes docs/published.md: every published score, with the command that measures the same thing here.
+"""Writes docs/evaluate/published.md: every published score, with the command that measures the same thing here.
 
     python tools/published_page.py
 
@@ -22,7 +22,7 @@ from dalle_zoo_eval.published import (
     list_published,
 )
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "published.md"
+DOCUMENT = Path(__file__).parents[1] / "docs/evaluate/published.md"
 DATASETS = {"coco": ("coco-30k", "COCO"), "cub": ("cub", "CUB")}
 """Protocol of a table, and what stands for the folder of its data in commands."""
 LABELS = {
@@ -34,7 +34,7 @@ HEAD = """\
 # Published scores
 
 Every published score that reports show next to measured ones, with the command that measures the same quantity. This
-page is made from [`eval/published`](../eval/published) by `python tools/published_page.py`. `IMAGES` is a folder of
+page is made from `eval/published` by `python tools/published_page.py`. `IMAGES` is a folder of
 images of the system; `--model MODEL` instead generates them. A measured value agrees if it is within the stated
 interval: that of reading a figure (±), or the deviation that the source gives (std). Where none is stated, expect the
 bootstrap interval of the measured value to hold it.

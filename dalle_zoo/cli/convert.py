@@ -15,7 +15,8 @@ def convert(arguments: list[str]) -> None:
     p = parser(
         "convert",
         "Convert weights of other code bases to a model folder that every dalle-zoo command accepts. The format is\n"
-        "recognized from the content of the files, and no code in them is run. Supported models: docs/convert.md.\n\n"
+        "recognized from the content of the files, and no code in them is run. Supported models:\n"
+        "docs/generate/external.md.\n\n"
         "  dalle-zoo convert downloads/openai --out models/openai-dvae\n"
         "  dalle-zoo reconstruct image.png --model models/openai-dvae\n"
         "  dalle-zoo convert downloads/malevich downloads/utils --out models/malevich\n"

@@ -67,10 +67,11 @@ def keys_of(target: Any) -> Iterator[Key]:
 
 
 def _meanings(target: Any) -> dict[str, str]:
-    parsed = [docstring_parser.parse_from_object(target) if dataclasses.is_dataclass(target) else None]
+    bases = [base for base in inspect.getmro(target) if dataclasses.is_dataclass(base)]
+    parsed = [docstring_parser.parse_from_object(base) for base in bases]  # a field is documented where it is declared
     parsed += [docstring_parser.parse(text) for text in (target.__doc__, target.__init__.__doc__) if text]
     found: dict[str, str] = {}
-    for docstring in filter(None, parsed):
+    for docstring in parsed:
         for parameter in docstring.params:
             found.setdefault(parameter.arg_name, " ".join((parameter.description or "").split()))
     return found

@@ -22,7 +22,7 @@ EXAMPLES = """\
   dalle-zoo plan prior/tiny --parts 1gpu --gpu-memory 8 --json plan.json
   dalle-zoo plan prior/emoji64 --gpu cpu
 
-Keys of the recipe are given as for `dalle-zoo fit`. Formulas and assumptions: docs/planning.md."""
+Keys of the recipe are given as for `dalle-zoo fit`. Formulas and assumptions: docs/design/planning.md."""
 
 
 def plan_parser() -> Parser:

@@ -106,6 +106,12 @@ class Composer:
 
     Raises:
         ValueError: No kind remains.
+
+    Example:
+        >>> composer = Composer(CompositionConfig.load().open_sprites(), seed=0)
+        >>> sample = composer.compose(7)
+        >>> sample == composer.compose(7), composer.render(sample).shape
+        (True, (64, 64, 3))
     """
 
     def __init__(

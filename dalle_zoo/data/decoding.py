@@ -43,6 +43,10 @@ def decode_image(data: bytes) -> Image.Image:
 
     Raises:
         CorruptImageError: Not an image, truncated, or more than `MAX_PIXELS` pixels.
+
+    Example:
+        >>> decode_image(b"P6 2 1 255 abcdef").size
+        (2, 1)
     """
     # Pillow warns about broken EXIF blocks, which are harmless, and about large images, which are checked here.
     with warnings.catch_warnings():

@@ -1,6 +1,6 @@
 """The rule by which files become data: what training, evaluation and the commands read of a folder or an archive.
 
-docs/data.md states the rule for users.
+docs/train/data.md states the rule for users.
 """
 
 from __future__ import annotations

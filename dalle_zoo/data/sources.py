@@ -39,12 +39,12 @@ def open_source(location: str | Path, *, processes: int = 1) -> SampleSource:
     | a folder with shards | its shards, from img2dataset or `webdataset` |
     | ``https://…``, ``s3://…``, ``gs://…``, ``hf://…`` | remote shards: one, a pattern, or a folder |
     | a pattern with ``*``, ``?``, ``[...]``, ``{a..b}`` or ``{a,b}`` | the shards that match |
-    | another folder | the images in it and its subfolders, with captions in files of the same name, see docs/data.md |
+    | another folder | the images in it and its subfolders, captions in files of the same name: docs/train/data.md |
     | ``emoji64:train`` | shards in the package |
     | ``composition:train``, ``my.yaml:train`` | samples composed on the fly, see `dalle_zoo.composition` |
 
     img2dataset adds white borders to images unless it is run with ``--resize_mode keep_ratio``. The borders are not
-    removed, so use that mode (docs/conceptual-captions.md).
+    removed, so use that mode (docs/train/conceptual-captions.md).
 
     Args:
         location: The location.
@@ -52,6 +52,10 @@ def open_source(location: str | Path, *, processes: int = 1) -> SampleSource:
 
     Raises:
         ValueError: The location does not exist, or has no usable image.
+
+    Example:
+        >>> open_source("emoji64:val-styles").num_samples > 100
+        True
     """
     text = str(location)
     bundle, _, split = text.rpartition(":")

@@ -41,7 +41,12 @@ __all__ = [
 
 
 def fresh_text_tokenizer(kind: str) -> TextTokenizer | None:
-    """Builds a tokenizer that needs no training, such as ``byte``; None for other kinds and unknown names."""
+    """Builds a tokenizer that needs no training, such as ``byte``; None for other kinds and unknown names.
+
+    Example:
+        >>> fresh_text_tokenizer("byte").encode("a cat")
+        [97, 32, 99, 97, 116]
+    """
     cls = TEXT_TOKENIZERS.get(kind)
     if cls is None or any(p.default is p.empty for p in inspect.signature(cls).parameters.values()):
         return None

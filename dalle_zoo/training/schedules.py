@@ -49,6 +49,10 @@ class LearningRate:
 
     The defaults are those of the prior (appendix B.2): after the warm-up, the rate is halved whenever the training
     loss plateaus, at most five times, to 1/32 of the peak.
+
+    Example:
+        >>> LearningRate(peak=1e-3, warmup_steps=100, decay="cosine", decay_steps=900).decay
+        'cosine'
     """
 
     peak: float = 4.5e-4

@@ -1,6 +1,6 @@
 """Evaluation of dalle-zoo models, and of images from anywhere: one path from a protocol to a number in a report.
 
-Modules in the order in which a protocol passes through them; docs/architecture.md ranks their imports.
+Modules in the order in which a protocol passes through them; docs/design/architecture.md ranks their imports.
 
 | module | content |
 |---|---|

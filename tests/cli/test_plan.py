@@ -138,7 +138,7 @@ def test_mistakes_raise_with_explanation(
 
 
 def test_documentation_shows_printed_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/design/planning.md").read_text(encoding="utf-8")
     shown = re.findall(r"^```console\n\$ dalle-zoo (plan .+?)\n(.+?)\n```$", page, re.MULTILINE | re.DOTALL)
     assert len(shown) >= 2
     for command, output in shown:

@@ -317,7 +317,7 @@ def test_names_of_sprites_are_valid_unicode(tmp_path: Path) -> None:
 
 
 def test_the_python_of_the_page_runs() -> None:
-    page = (Path(__file__).parents[2] / "docs/composition.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs/train/composition.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2
     done = subprocess.run(  # a process of its own: the example registers a kind
@@ -327,7 +327,7 @@ def test_the_python_of_the_page_runs() -> None:
 
 
 def test_the_page_states_what_there_is(sprites: SpriteSet) -> None:
-    page = (Path(__file__).parents[2] / "docs/composition.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs/train/composition.md").read_text(encoding="utf-8")
     complete = SpriteSet.load()
     things = len({sprite.thing for sprite in complete.sprites})
     assert f"{len(complete):,} of {things} things in four styles" in page

@@ -40,7 +40,7 @@ def test_every_family_describes_how_it_is_recognized(name: str) -> None:
 
 
 def test_the_documentation_lists_every_family() -> None:
-    page = (Path(__file__).parents[2] / "docs/convert.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/generate/external.md").read_text()
     table = page.partition("## Families")[2].partition("## ")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(FAMILIES)
 

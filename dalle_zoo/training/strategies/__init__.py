@@ -76,6 +76,10 @@ def make_strategy(spec: str) -> Strategy:
     Raises:
         UnknownNameError: The strategy is unknown; the message suggests the nearest name.
         ValueError: The text is not a spec, or an option is unknown, missing or out of range.
+
+    Example:
+        >>> type(make_strategy("fsdp2")).__name__
+        'FullyShard'
     """
     name, options = parse_spec(spec, "strategy", EXAMPLE)
     factory = STRATEGIES[name]

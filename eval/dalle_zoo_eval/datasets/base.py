@@ -141,6 +141,11 @@ def read_dataset(layout: str, root: Path | None, split: str) -> EvalDataset:
     Raises:
         UnknownNameError: There is no such layout or split.
         DatasetError: The folder or files are missing, damaged or contradict each other, or no entry is usable.
+
+    Example:
+        >>> from dalle_zoo_eval.datasets import read_dataset
+        >>> len(read_dataset("composition", None, "plain").items) > 0
+        True
     """
     read = DATASETS[layout]
     if root is not None and not root.is_dir():

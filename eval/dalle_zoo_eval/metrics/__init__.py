@@ -1,6 +1,6 @@
 """Metrics: torchmetrics `Metric`s over pure functions of features, without networks or files.
 
-docs/evaluation.md lists the metrics, states whose implementation each one uses and why, and explains their inputs.
+docs/evaluate/metrics.md states whose implementation each metric uses and why, and explains their inputs.
 
 A new metric is one file with ``@METRICS.register(...)`` above a pure function or a torchmetrics class, and one import
 line here. The names of its parameters select its inputs. Other distributions use the entry-point group

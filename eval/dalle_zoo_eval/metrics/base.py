@@ -79,7 +79,7 @@ class MetricSpec:
     def record(self) -> dict[str, Any]:
         """Returns the entry of the result file, from which reports are rendered without the registry."""
         left_out = {"name", "paired", "every", "reference", "images", "inputs", "check", "remark"}
-        of_document = {"source", "least", "interval"}  # the table of docs/evaluation.md
+        of_document = {"source", "least", "interval"}  # the documentation's table of metrics
         shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out | of_document}
         return shown | {"parts": dict(self.parts)}
 

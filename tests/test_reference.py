@@ -1,0 +1,85 @@
+"""The generated reference: it covers the package, and what is written by hand about it is true."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from dalle_zoo.cli.main import COMMANDS
+from tools.reference.api import PACKAGES, public
+from tools.reference.commands import GROUPS, command_pages, parser_of
+from tools.reference.docstrings import to_restructured_text
+from tools.reference.errors import VARIABLE, messages
+from tools.reference.pages import from_root
+from tools.reference.recipes import BASES, flat, recipe_pages
+
+ROOT = Path(__file__).parents[1]
+ERRORS = (ROOT / "docs/reference/errors.md").read_text(encoding="utf-8")
+
+
+def test_every_command_is_in_a_group() -> None:
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(COMMANDS)
+
+
+def test_a_command_has_all_options_with_their_defaults() -> None:
+    page = dict(command_pages())["commands/generate"]
+    for action in parser_of("generate")._actions:
+        assert all(option in page for option in action.option_strings if option not in ("-h", "--help"))
+    assert "| `--out OUT` | the grid, a PNG file | grid.png |" in page
+    assert "--mask mask.png    # generate the white part again" in page
+
+
+def test_recipes_state_their_differences() -> None:
+    pages = dict(recipe_pages())
+    assert "| `model.config.width` | `192` | `3968` (default) |" in pages["recipes/prior-emoji64"]
+    assert "| `trainer.devices` | `2` | `8` |" in pages["recipes/prior-emoji64"]
+    assert all(f"recipes/{name.replace('/', '-')}" in pages for name in BASES.values())
+    callbacks = {"callbacks": [{"class_path": "WeightEMA", "init_args": {"decay": 0.9}}]}
+    assert flat({"trainer": callbacks}) == {"trainer.callbacks.WeightEMA.decay": 0.9}
+
+
+def test_every_module_with_public_names_is_documented() -> None:
+    declared = set()
+    for package in ("dalle_zoo", "eval/dalle_zoo_eval"):
+        for path in (ROOT / package).rglob("*.py"):
+            if re.search(r"^__all__ = ", path.read_text(encoding="utf-8"), re.MULTILINE):
+                module = path.relative_to((ROOT / package).parent).with_suffix("").as_posix().replace("/", ".")
+                declared.add(module.removesuffix(".__init__"))
+    known = {name for module in PACKAGES for name in public(module)}
+    missing = {module for module in declared - set(PACKAGES) if not set(public(module)) <= known}
+    assert not missing, "add them to tools/reference/api.py"
+
+
+@cache
+def raised() -> list[str]:
+    """All messages of the package; that of `dalle_zoo.registry.suggest` is not stated in a `raise` statement."""
+    suggestion = f"unknown {VARIABLE} {VARIABLE}.{VARIABLE} Known: {VARIABLE}"
+    return [suggestion, *(message.text for message in messages())]
+
+
+def matches(quoted: str, message: str) -> bool:
+    """Whether a quoted message has the words of a message; `VARIABLE` in it stands for any text."""
+    pattern = "".join(".*" if part == VARIABLE else re.escape(part) for part in re.split(f"({VARIABLE})", quoted))
+    return re.fullmatch(pattern, " ".join(message.replace("`", "").split()), re.DOTALL) is not None
+
+
+@pytest.mark.parametrize("quoted", re.findall(r"^\| `([^`]+)` \|", ERRORS, flags=re.MULTILINE))
+def test_a_quoted_message_is_raised(quoted: str) -> None:
+    assert any(matches(quoted, text) for text in raised())
+
+
+def test_docstrings_become_restructured_text() -> None:
+    assert to_restructured_text(["`Metric`s over `a b`, ``x``"]) == [":py:obj:`Metric`\\ s over ``a b``, ``x``"]
+    rows = ["| a | b |", "|---|---|", "| `x` | y |"]
+    assert to_restructured_text(rows)[1:-1] == [
+        ".. list-table::", "   :header-rows: 1", "", "   * - a", "     - b", "   * - :py:obj:`x`", "     - y",
+    ]  # fmt: skip
+    assert to_restructured_text(["```", "a ─► b", "```"]) == ["::", "", "    a ─► b", ""]
+
+
+def test_links_of_documents_in_the_root() -> None:
+    text = "[a](docs/train/data.md), [b](LICENSE), [c](#d), [e](https://x.org)"
+    assert from_root(text) == "[a](../../train/data.md), b, [c](#d), [e](https://x.org)"
