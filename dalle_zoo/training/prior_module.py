@@ -336,9 +336,7 @@ class PriorModule(StageModule):
 
     @property
     def missing_for_samples(self) -> str:
-        """Says that images need an image tokenizer, and a network that can be gathered."""
-        if self.tune == "lora" and self._sharded:
-            return "the weights of a sharded network with adapters cannot be gathered: use strategy ddp"
+        """Says that images need an image tokenizer."""
         return "" if self._frozen else "set model.image_tokenizer to the model that encoded the images"
 
     @property
