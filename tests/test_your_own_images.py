@@ -15,6 +15,8 @@ from dalle_zoo import DallePipeline
 from dalle_zoo.cli.fit import check_keys
 from dalle_zoo.cli.main import main
 from dalle_zoo.cli.train import recipe_parser
+from dalle_zoo.data import ImageTextDataset, open_source
+from dalle_zoo.data.decoding import decode_image
 from dalle_zoo.recipes import find_part, find_recipe, read_recipe, split_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -63,17 +65,42 @@ def all_birds() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     return [pair for pair in pairs if pair not in held_out], held_out
 
 
+USABLE = ("wide", "gray", "transparent", "tiny", "cmyk", "deep", "turned", "animated", "palette")
+"""Odd images that can be used: of four colors of ink, of 16 bits, turned by its EXIF, of two frames, …"""
+UNUSABLE = {
+    "broken": "not a readable image", "truncated": "not a readable image", "empty": "not a readable image",
+    "without-caption": "no caption", "no-text": "no caption", "latin": "a caption is not valid Unicode",
+}  # fmt: skip
+"""Other odd files, and what the run says of them."""
+
+
 def odd_images(folder: Path) -> None:
     """What folders of people contain besides."""
     rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (70, 64, 3), np.uint8))
     Image.fromarray(rng.integers(0, 256, (40, 300, 3), np.uint8)).save(folder / "wide.jpg")
     Image.fromarray(rng.integers(0, 256, (70, 64), np.uint8)).save(folder / "gray.png")
     Image.fromarray(rng.integers(0, 256, (64, 64, 4), np.uint8)).save(folder / "transparent.png")
     Image.fromarray(rng.integers(0, 256, (5, 4, 3), np.uint8)).save(folder / "tiny.PNG")
-    for name in ("wide", "gray", "transparent", "tiny", "broken"):
-        (folder / f"{name}.txt").write_text(f"a {name} image\n\n  \n")
+    Image.fromarray(rng.integers(0, 65536, (70, 64), np.uint16)).save(folder / "deep.png")
+    noise.convert("CMYK").save(folder / "cmyk.jpg")
+    noise.convert("P").save(folder / "palette.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise.save(folder / "turned.jpg", exif=exif)
+    noise.save(folder / "animated.gif", save_all=True, append_images=[noise.rotate(90, expand=False)])
+    noise.save(folder / "truncated.jpg")
+    data = (folder / "truncated.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(data[: len(data) // 2])
     (folder / "broken.jpg").write_bytes(b"no image")
-    Image.new("RGB", (64, 64)).save(folder / "without-caption.png")
+    (folder / "empty.png").write_bytes(b"")
+    for name in (*USABLE, *UNUSABLE):
+        (folder / f"{name}.txt").write_text(f"a {name} image\n\n  \n")
+    for name in ("without-caption", "no-text", "latin"):
+        noise.save(folder / f"{name}.png")
+    (folder / "without-caption.txt").unlink()
+    (folder / "no-text.txt").write_text(" \n\n")
+    (folder / "latin.txt").write_bytes("ein Vogel über Köln".encode("latin-1"))
     (folder / "notes.md").write_text("not an image")
 
 
@@ -131,9 +158,23 @@ def test_the_plan_on_this_machine_is_in_minutes(capsys: pytest.CaptureFixture[st
     assert 0 <= float(minutes[1]) < 60
 
 
+def test_odd_images_are_used_or_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    odd_images(tmp_path)
+    source = open_source(tmp_path)
+    assert "1 files of other kinds (notes.md)" in caplog.text
+    data = ImageTextDataset(source, transform="prior", size=64)
+    assert {item["key"] for item in data} == set(USABLE)
+    for name, reason in UNUSABLE.items():
+        assert re.search(rf"skipped {name}: {reason}", caplog.text), name
+    turned = decode_image((tmp_path / "turned.jpg").read_bytes())
+    assert turned.size == (70, 64), "as its EXIF says"
+
+
 @pytest.mark.slow  # two minutes: three runs that load PyTorch's parts and generate images
 @quiet
-def test_the_commands_run_on_birds_and_odd_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_run_on_birds_and_odd_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["dalle-zoo"])
     write_birds(Path("mine/train"), all_birds()[0], 2, 0)
@@ -145,6 +186,8 @@ def test_the_commands_run_on_birds_and_odd_images(tmp_path: Path, monkeypatch: p
         words = [*words, *short] if words[0] == "fit" else words
         words = ["-n" if word == "-n" else "2" if word == "16" else word for word in words]
         assert main(words) == 0, words
+    named = {name for name in UNUSABLE if f"skipped {name}: " in caplog.text}
+    assert named == set(UNUSABLE), "each run goes over the data, and names what it cannot use"
     assert {"birds.png", "birds-lora.png"} <= {path.name for path in Path().iterdir()}
     assert sorted(path.name for path in Path("models/mine-lora/adapter").iterdir()) == [
         "adapter_config.json", "adapter_model.safetensors",

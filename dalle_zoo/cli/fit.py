@@ -48,7 +48,7 @@ from dalle_zoo.training.curves import CurveLogger
 from dalle_zoo.training.finite import FiniteGuard, check_weights
 from dalle_zoo.training.integrity import check_intact, newest_intact
 from dalle_zoo.training.launcher import tied_to_launcher
-from dalle_zoo.training.loggers import Spec, completed, ids_of, listed
+from dalle_zoo.training.loggers import Spec, completed, listed, start
 from dalle_zoo.training.progress import quieter
 from dalle_zoo.training.saving import Checkpoint
 from dalle_zoo.training.strategies import defers_weights
@@ -186,13 +186,12 @@ class ZooCLI(LightningCLI):
 
     def _write_record(self) -> None:
         """Records this start, with the ids of remote runs, which a resumed run continues."""
-        record, chosen = read_record(self.run), self.trainer.loggers[1:]
+        record = read_record(self.run)
         if not record:
             steps = self.trainer.max_steps
             record = {"length": steps if steps > 0 else None}
-            for logger in chosen:
-                logger.log_hyperparams(yaml.safe_load(self.resolved()))
-        record["loggers"] = {**record.get("loggers", {}), **ids_of(self.loggers, chosen)}
+        begun, settings = record.get("loggers", {}), yaml.safe_load(self.resolved())
+        record["loggers"] = {**begun, **start(self.loggers, self.trainer.loggers[1:], begun, settings)}
         found = self.model.collect_fingerprints(self.datamodule)
         write_record(self.run, record, describe_start(found, self.trainer.world_size))
 

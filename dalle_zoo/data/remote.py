@@ -147,7 +147,9 @@ def _repeated(path: RemotePath, action: Callable[[Any, str], T]) -> T:
     for delay in (*DELAYS, None):
         try:
             return action(system, inner)
-        except (FileNotFoundError, _PermanentError):
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{path} does not exist ({error})") from None
+        except _PermanentError:
             raise
         except Exception as error:  # each file system raises those of its own library
             status = getattr(error, "status", None)

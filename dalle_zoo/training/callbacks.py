@@ -12,17 +12,16 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
+from torch import Tensor, nn
 
 from dalle_zoo.images import save_png
 from dalle_zoo.models.ranker import Ranker
 from dalle_zoo.ranker_folder import load_ranker
-from dalle_zoo.tokenizers import CaptionEncoder
 from dalle_zoo.training.averaging import WeightEMA
 from dalle_zoo.training.base import StageModule
 from dalle_zoo.training.data_modules import CaptionedDataModule
 from dalle_zoo.training.loggers import log_image
-from dalle_zoo.training.samples import Samples
+from dalle_zoo.training.samples import SAMPLE_SCORES, Samples, SampleScore
 from dalle_zoo.training.strategy_hooks import hooks_of
 from dalle_zoo.zoo import find_component
 
@@ -46,6 +45,9 @@ class ImageLogger(Callback):
         ranker: Model, by name or folder, whose ranker scores generated images against their captions; the mean is
             logged as ``val/sample_score``. Defaults to none.
         every: Optimizer steps between images without validation data.
+        score: Score of images for prompts of its own, a name in `SAMPLE_SCORES` such as "composition"; it is logged as
+            ``val/<score>_<part>``. Defaults to none.
+        score_prompts: Maximum number of prompts of ``score``, for each of which an image is generated.
     """
 
     def __init__(
@@ -55,24 +57,32 @@ class ImageLogger(Callback):
         prompts: list[str] | None = None,
         ranker: str | None = None,
         every: int = 1000,
+        score: str | None = None,
+        score_prompts: int = 32,
     ) -> None:
-        if count < 1 or every < 1:
-            raise ValueError(f"samples.count and samples.every must be at least 1, got {count} and {every}")
+        for name, value in {"count": count, "every": every, "score_prompts": score_prompts}.items():
+            if value < 1:
+                raise ValueError(f"samples.{name} must be at least 1, got {value}")
         self.enabled, self.count, self.every = enabled, count, every
         self.prompts, self.ranker = prompts or [], ranker
+        self.score, self.score_prompts = score, score_prompts
         self.folder: Path | None = None
         self._last = 0
         self._scorer: Ranker | None = None
+        self._score: SampleScore | None = None
 
     def check(self, module: LightningModule, data: LightningDataModule) -> None:
-        """Raises `ValueError` for prompts without captions or an unknown ranker; warns if there will be no images."""
+        """Raises `ValueError` for options that the stage cannot honor; warns if there will be no images."""
         if not self.enabled or not isinstance(module, StageModule):
             return
         captioned = isinstance(data, CaptionedDataModule) and data.text is not None
-        if self.prompts and not (captioned and module.generates_from_captions):
-            raise ValueError(f"the {module.stage} generates no images from captions: leave samples.prompts out")
+        for name in ("prompts", "score"):
+            if getattr(self, name) and not (captioned and module.generates_from_captions):
+                raise ValueError(f"the {module.stage} generates no images from captions: leave samples.{name} out")
         if self.ranker is not None:
             find_component(self.ranker, "ranker")
+        if self.score is not None:
+            self._score = SAMPLE_SCORES[self.score](self.score_prompts)
         if module.missing_for_samples:
             rank_zero_only(log.warning)("the run generates no sample images: %s", module.missing_for_samples)
 
@@ -117,15 +127,26 @@ class ImageLogger(Callback):
         few = {name: value[: self.count] if hasattr(value, "__len__") else value for name, value in batch.items()}
         made = module.sample_images(few, network)
         if self.prompts:
-            for samples in module.sample_images(self._prompt_batch(trainer, module), network).values():
+            for samples in module.sample_images(_prompt_batch(trainer, module, self.prompts), network).values():
                 made["prompts"] = samples
         for name, samples in made.items():
             image = samples.sheet()
             save_png(image, self.folder / f"{name}-{module.optimizer_steps:08d}.png")
             for logger in trainer.loggers:
-                log_image(logger, name, image, module.optimizer_steps)
+                log_image(logger, name, image, max(module.optimizer_steps - 1, 0))  # as the row of the validation
         if self.ranker is not None and (scores := self._scores(module, list(made.values()))):
             module.log("val/sample_score", math.fsum(scores) / len(scores), batch_size=1, rank_zero_only=True)
+        if self._score is not None:
+            for part, value in self._score(self._images_of(self._score.prompts, trainer, module, network)).items():
+                module.log(f"val/{self.score}_{part}", value, batch_size=1, rank_zero_only=True)
+
+    def _images_of(
+        self, prompts: Sequence[str], trainer: Trainer, module: StageModule, network: nn.Module | None
+    ) -> Tensor:
+        """Generates an image for each prompt, ``count`` at a time: (B, 3, H, W)."""
+        parts = [prompts[start : start + self.count] for start in range(0, len(prompts), self.count)]
+        made = (module.sample_images(_prompt_batch(trainer, module, part), network) for part in parts)
+        return torch.cat([samples.generated for each in made for samples in each.values()])
 
     def _unsharded(self, trainer: Trainer, module: StageModule) -> nn.Module | None:
         """Gathers a sharded network in process 0; None for others, and if its device lacks the memory."""
@@ -142,11 +163,6 @@ class ImageLogger(Callback):
         weights = hooks.unsharded_weights("net.")
         assert weights is not None, "a strategy that shards gathers"
         return module.network_of(weights).to(device).eval() if trainer.is_global_zero else None
-
-    def _prompt_batch(self, trainer: Trainer, module: StageModule) -> dict[str, Any]:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        text = CaptionEncoder(data.tokenizer, data.text.length)(self.prompts)
-        return {"caption": self.prompts, "text": text.to(module.device)}
 
     @torch.no_grad()
     def _scores(self, module: StageModule, made: Sequence[Samples]) -> list[float]:
@@ -173,3 +189,8 @@ class ImageLogger(Callback):
         for name, samples in (outputs or {}).items():
             path = self.folder / f"predicted-{name}-{batch_idx:05d}-{trainer.global_rank}.png"
             save_png(samples.sheet(), path)
+
+
+def _prompt_batch(trainer: Trainer, module: StageModule, prompts: Sequence[str]) -> dict[str, Any]:
+    data: CaptionedDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    return {"caption": prompts, "text": data.encode_captions(prompts).to(module.device)}

@@ -141,6 +141,12 @@ class CaptionedDataModule(LightningDataModule, ABC):
             limit=(getattr(self.trainer, "limit_train_batches", None) or None) if training else None,
         )
 
+    def encode_captions(self, captions: Sequence[str]) -> Tensor:
+        """Encodes captions as those of validation: int64 (B, T). `setup` comes first."""
+        assert self.tokenizer is not None
+        assert self.text is not None
+        return self._encoder(self.tokenizer, self.text, dropout=0.0)(captions)
+
     def _encoder(self, tokenizer: TextTokenizer, text: TextConfig, dropout: float) -> CaptionEncoder:
         if self.make_encoder is not None:
             return self.make_encoder(tokenizer, text.overlong, dropout)

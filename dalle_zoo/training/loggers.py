@@ -1,25 +1,29 @@
-"""Loggers of a run beside its CSV file: Lightning's own classes, by short names, with the run they continue.
+"""Loggers of a run beside its CSV file, by short names, with the run they continue.
 
-| name | class of Lightning | default place | a resumed run continues |
+| name | class | default place | a resumed run continues |
 |---|---|---|---|
-| ``tensorboard`` | `TensorBoardLogger` | ``tensorboard/`` in the run folder | the folder |
-| ``wandb`` | `WandbLogger` | ``wandb/`` in the run folder, offline | the run with the recorded id |
-| ``mlflow`` | `MLFlowLogger` | ``mlflow.db`` and ``mlruns/`` in the run folder | the run with the recorded id |
+| ``tensorboard`` | Lightning's `TensorBoardLogger` | ``tensorboard/`` in the run folder | the folder |
+| ``wandb`` | Lightning's `WandbLogger` | ``wandb/`` in the run folder, offline | the run of the recorded id |
+| ``mlflow`` | Lightning's `MLFlowLogger` | ``mlflow.db``, ``mlruns/`` in the run folder | the run of the recorded id |
+| ``trackio`` | `TrackioLogger` | trackio's own folder | the run of the recorded name |
 """
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from dalle_zoo.registry import suggest
+from dalle_zoo.training.curves import CurveLogger
 
 Spec = dict[str, Any]
 """A logger as recipes describe it: ``class_path`` and ``init_args``."""
@@ -29,10 +33,10 @@ PROJECT = "dalle-zoo"
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What a run needs to know of a logger of Lightning."""
+    """What a run needs to know of a logger."""
 
-    name: str
-    """Name of the class in `lightning.pytorch.loggers`."""
+    path: str
+    """Path of the class."""
     package: str
     """Package that the class imports, which need not be installed."""
     defaults: Callable[[Path], Mapping[str, Any]]
@@ -41,23 +45,27 @@ class Kind:
     """Argument that makes it continue an earlier run."""
     id_attribute: str = ""
     """Attribute that then has the id; reading it may create the run."""
-    new_id: Callable[[], str | None] = lambda: None
-    """Returns the id of a new run, None if the service chooses it."""
+    new_id: Callable[[Path], str | None] = lambda run: None
+    """Returns the id of a new run, by its folder; None if the service chooses it."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that keep the package from printing about itself, unless they are set."""
+    replaces_settings: bool = False
+    """Whether each start replaces the settings of the run, even by none."""
 
     @property
-    def path(self) -> str:
-        """Path of the class."""
-        return f"lightning.pytorch.loggers.{self.name}"
+    def name(self) -> str:
+        """Name of the class."""
+        return self.path.rpartition(".")[2]
 
 
 KINDS: Mapping[str, Kind] = {
     "tensorboard": Kind(
-        name="TensorBoardLogger",
+        path="lightning.pytorch.loggers.TensorBoardLogger",
         package="tensorboard",
         defaults=lambda run: {"save_dir": str(run), "name": "tensorboard", "version": ""},
     ),
     "wandb": Kind(
-        name="WandbLogger",
+        path="lightning.pytorch.loggers.WandbLogger",
         package="wandb",
         defaults=lambda run: {
             "save_dir": str(run),
@@ -68,10 +76,11 @@ KINDS: Mapping[str, Kind] = {
         },
         id_argument="id",
         id_attribute="version",
-        new_id=lambda: uuid.uuid4().hex[:8],
+        new_id=lambda run: _random(),
+        environment={"WANDB_SILENT": "true"},
     ),
     "mlflow": Kind(
-        name="MLFlowLogger",
+        path="lightning.pytorch.loggers.MLFlowLogger",
         package="mlflow",
         defaults=lambda run: {
             "tracking_uri": f"sqlite:///{run.absolute() / 'mlflow.db'}",
@@ -82,8 +91,21 @@ KINDS: Mapping[str, Kind] = {
         id_argument="run_id",
         id_attribute="run_id",
     ),
+    "trackio": Kind(
+        path="dalle_zoo.training.trackio_logger.TrackioLogger",
+        package="trackio",
+        defaults=lambda run: {"project": PROJECT},
+        id_argument="name",
+        id_attribute="version",
+        new_id=lambda run: f"{run.name}-{_random()}",
+        replaces_settings=True,
+    ),
 }
 """Loggers by the short names of recipes."""
+
+
+def _random() -> str:
+    return uuid.uuid4().hex[:8]
 
 
 def listed(value: Any) -> list[Spec]:
@@ -121,7 +143,7 @@ def completed(specs: Sequence[Spec], run: Path, ids: Mapping[str, str]) -> list[
     Args:
         specs: Loggers, from `listed`.
         run: Folder of the run.
-        ids: Ids that `ids_of` returned when the run began, empty for a new run.
+        ids: Ids that `start` returned when the run began, empty for a new run.
 
     Raises:
         ImportError: A logger's package is not installed.
@@ -133,23 +155,34 @@ def completed(specs: Sequence[Spec], run: Path, ids: Mapping[str, str]) -> list[
             continue
         if find_spec(kind.package) is None:
             raise ImportError(f"trainer.logger {short} needs {kind.package}: pip install 'dalle-zoo[{short}]'")
-        chosen = ids.get(key) or kind.new_id()
+        for name, value in kind.environment.items():
+            os.environ.setdefault(name, value)
+        chosen = ids.get(key) or kind.new_id(run)
         continued = {kind.id_argument: chosen} if kind.id_argument and chosen else {}
         made.append({**spec, "init_args": {**kind.defaults(run), **continued, **spec["init_args"]}})
     return made
 
 
-def ids_of(specs: Sequence[Spec], loggers: Sequence[Logger]) -> dict[str, str]:
-    """Returns the ids of remote runs by logger; a service that chooses them creates its run now.
+def start(
+    specs: Sequence[Spec], loggers: Sequence[Logger], begun: Mapping[str, str], settings: Mapping[str, Any]
+) -> dict[str, str]:
+    """Sends the settings to the loggers that have none yet; a service that chooses ids creates its run now.
 
     Args:
         specs: Loggers, from `listed`.
         loggers: The objects, in the same order.
+        begun: What this function returned at earlier starts of the run; empty for a new run.
+        settings: The resolved recipe.
+
+    Returns:
+        Ids of remote runs by logger, ``""`` for loggers without ids.
     """
     found = {}
     for (key, (_, kind), _), logger in zip(_keyed(specs), loggers, strict=True):
-        if kind is not None and kind.id_argument is not None:
-            found[key] = str(getattr(logger, kind.id_attribute))
+        if key not in begun or (kind is not None and kind.replaces_settings):
+            logger.log_hyperparams(dict(settings))
+        has_id = kind is not None and kind.id_argument is not None
+        found[key] = str(getattr(logger, kind.id_attribute)) if kind is not None and has_id else ""
     return found
 
 
@@ -164,9 +197,24 @@ def _keyed(specs: Iterable[Spec]) -> list[tuple[str, tuple[str, Kind | None], Sp
     return found
 
 
+@rank_zero_only
+def rewind(logger: Logger, step: int) -> None:
+    """Hides the rows of a step and of later ones, which a run that resumes at this step logs again.
+
+    W&B can do this on its server only, by its own count of rows; MLflow and trackio cannot.
+    """
+    if isinstance(logger, CurveLogger):
+        logger.rewind(step)
+        return
+    writer: Any = getattr(logger, "experiment", None)
+    if hasattr(writer, "purge_step"):  # TensorBoard
+        writer.close()
+        writer.purge_step = max(step, 1)  # of the file that the next row begins; step 0 has the settings of the run
+
+
 def log_image(logger: Logger, name: str, image: Image.Image, step: int) -> None:
     """Sends an image to a logger that accepts images; others ignore it."""
-    if hasattr(logger, "log_image"):  # W&B
+    if hasattr(logger, "log_image"):  # W&B and trackio
         logger.log_image(key=name, images=[image], step=step)
         return
     experiment: Any = getattr(logger, "experiment", None)

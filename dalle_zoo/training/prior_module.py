@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dalle_zoo.adapters import LoRAConfig, add_adapters, merged_weights, save_adapters
 from dalle_zoo.data import CodeDataset
@@ -31,6 +32,7 @@ from dalle_zoo.training.optimizer import AdamWConfig, decayed_names
 from dalle_zoo.training.samples import Samples
 from dalle_zoo.training.schedules import LearningRate
 from dalle_zoo.training.strategy_hooks import hooks_of
+from dalle_zoo.training.words import freeze_all_but_words, limit_to_words
 from dalle_zoo.weights import read_headers, without_storage
 from dalle_zoo.zoo import find_component, model_component
 
@@ -63,6 +65,7 @@ class PriorModule(StageModule):
         tune: What is trained of the weights of ``init_from``: "lora", adapters of the matrices; "words", the
             embeddings of text tokens. Defaults to all weights.
         lora: Which matrices get adapters, and their size. Defaults to those of `LoRAConfig`.
+        words: With tune "words", the words whose tokens alone are trained. Defaults to all text tokens.
     """
 
     stage = "prior"
@@ -89,12 +92,13 @@ class PriorModule(StageModule):
         grow_from: str | None = None,
         tune: Literal["lora", "words"] | None = None,
         lora: LoRAConfig | None = None,
+        words: list[str] | None = None,
     ) -> None:
         if not 0 <= caption_dropout < 1:
             raise ValueError(f"caption_dropout must be in [0, 1), got {caption_dropout}")
         if grow_from is not None and init_from is not None:
             raise ValueError("grow_from and init_from both give the first weights: set one of the two to null")
-        _check_tuning(tune, lora, init_from, muon)
+        _check_tuning(tune, lora, words, init_from, muon)
         super().__init__(build(partial(_network, config, init_from, attention)), adamw, learning_rate, seed, muon)
         self.kind = PRIORS.name_of(type(self.net))  # before a strategy that shards replaces the network's class
         self._run_blocks(recompute, compile)
@@ -107,7 +111,9 @@ class PriorModule(StageModule):
         if caption_dropout:
             self.net.null_text()  # raises if the prior has no empty caption
         self.num_samples = num_samples
-        self.tune = tune
+        self.tune, self.words = tune, words
+        self._embeddings: list[nn.Parameter] = []  # those that tune "words" trains
+        self._limits: list[RemovableHandle] = []
         if tune is not None:
             self._tune(lora or LoRAConfig())
         # In a tuple, so that the frozen network is not a submodule: not trained, not averaged, not in checkpoints.
@@ -141,11 +147,7 @@ class PriorModule(StageModule):
             add_adapters(self.net, lora, self.seed)
             self.decayed = decayed_names(self.net)
             return
-        words = self.net.word_embeddings()
-        if not words:
-            raise ValueError("model.tune words is not possible: the prior shares the embeddings of text with its head")
-        for name, parameter in self.net.named_parameters():
-            parameter.requires_grad_(name in words)
+        self._embeddings = freeze_all_but_words(self.net)
         self.decayed = frozenset()  # words that are in no caption stay as they are
 
     def _grow_from(self, location: str) -> None:
@@ -222,6 +224,10 @@ class PriorModule(StageModule):
             fits["text_vocab"] = data.tokenizer.vocab_size, f"the vocabulary of the tokenizer {data.text.tokenizer!r}"
         self._check_sizes(fits)
         self.net.check_tokenizer(data.tokenizer)
+        if self.words is not None:
+            for limit in self._limits:  # of an earlier check
+                limit.remove()
+            self._limits = limit_to_words(self._embeddings, self.words, self.net.caption_encoder(data.tokenizer))
         for codes in data.opened.values():
             if isinstance(codes, CodeDataset):
                 self._check_codes(codes)
@@ -336,9 +342,7 @@ class PriorModule(StageModule):
 
     @property
     def missing_for_samples(self) -> str:
-        """Says that images need an image tokenizer, and a network that can be gathered."""
-        if self.tune == "lora" and self._sharded:
-            return "the weights of a sharded network with adapters cannot be gathered: use strategy ddp"
+        """Says that images need an image tokenizer."""
         return "" if self._frozen else "set model.image_tokenizer to the model that encoded the images"
 
     @property
@@ -387,8 +391,12 @@ def _network(config: PriorConfig | None, init_from: str | None, attention: str) 
     return net
 
 
-def _check_tuning(tune: str | None, lora: LoRAConfig | None, init_from: str | None, muon: MuonConfig | None) -> None:
+def _check_tuning(
+    tune: str | None, lora: LoRAConfig | None, words: list[str] | None, init_from: str | None, muon: MuonConfig | None
+) -> None:
     """Raises `ValueError` for options that contradict each other."""
+    if words is not None and (tune != "words" or not words):
+        raise ValueError("model.words must name words, and needs model.tune words: set it, or leave model.words out")
     if lora is not None and tune != "lora":
         raise ValueError(f"model.lora has no effect with model.tune {tune or 'null'}: set model.tune to lora")
     if tune is None:

@@ -4,14 +4,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from dalle_zoo.images import image_rows
+from dalle_zoo.registry import Registry
 from dalle_zoo.sheets import caption_sheet
 
 SIDE = 128
@@ -41,3 +42,21 @@ class Samples(NamedTuple):
         scale = max(1, SIDE // images.shape[-1])
         columns = len(self.rows)
         return caption_sheet(images, list(self.captions), columns, scale, across=max(1, COLUMNS // columns))
+
+
+class SampleScore(Protocol):
+    """Scores images that a run generates for fixed prompts."""
+
+    prompts: Sequence[str]
+    """The prompts."""
+
+    def __call__(self, images: Tensor) -> Mapping[str, float]:
+        """Returns scores by name.
+
+        Args:
+            images: Pixels in [0, 1], (B, 3, H, W), one for each prompt.
+        """
+
+
+SAMPLE_SCORES: Registry[Callable[[int], SampleScore]] = Registry("score of samples", group="dalle_zoo.sample_scores")
+"""Scores by name: functions of the maximum number of prompts. Those of the evaluation are entry points."""

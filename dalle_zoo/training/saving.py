@@ -13,9 +13,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.optim import Optimizer
 
-from dalle_zoo.training.curves import CurveLogger
 from dalle_zoo.training.finite import agreed, check_weights
 from dalle_zoo.training.integrity import list_checkpoints
+from dalle_zoo.training.loggers import rewind
 from dalle_zoo.workspaces import remove_abandoned
 
 TERMINATED = 128 + signal.SIGTERM
@@ -64,8 +64,7 @@ class Checkpoint(callbacks.Checkpoint):
         """Removes incomplete checkpoints of a killed run, and curves of steps that are trained again."""
         self._handle_sigterm()
         for logger in trainer.loggers:
-            if isinstance(logger, CurveLogger):
-                logger.rewind(trainer.global_step)
+            rewind(logger, trainer.global_step)
         if trainer.is_global_zero and self.folder is not None:
             remove_abandoned(self.folder)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from dalle_zoo.cli.main import main
@@ -148,6 +149,17 @@ def test_contents_that_change_while_they_are_read_are_named(make: Any, server: S
     path.write_bytes(path.read_bytes()[:6000])
     skipped = [record for record in stream if isinstance(record, Skipped)]
     assert "00000.tar has changed while it was read" in skipped[0].reason
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.tar", "/{00000..00001}.tar"])
+def test_other_file_systems_of_fsspec_are_read_alike(make: Any, pattern: str) -> None:
+    make.shards(5, 4)
+    system = fsspec.filesystem("memory")
+    for path in (make.root / "shards").glob("*.tar"):
+        system.pipe(f"/raw/{path.name}", path.read_bytes())
+    assert records(f"memory://raw{pattern}", seed=3) == records(str(make.root / "shards"), seed=3)
+    with pytest.raises(FileNotFoundError, match=r"memory://raw/nothing.tar does not exist"):
+        _ = open_source("memory://raw/nothing.tar").num_samples
 
 
 def test_what_cannot_be_reached_is_named(server: Server, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ from dalle_zoo_eval.metrics.seen_combinations import seen_combinations
 from dalle_zoo_eval.protocol import find_protocol
 from dalle_zoo_eval.request import Request
 from dalle_zoo_eval.runner import evaluate
+from dalle_zoo_eval.sample_scores import CompositionScore
 from dalle_zoo_eval.scene_pixels import cut_out
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -233,6 +234,16 @@ def test_evaluation_from_protocol_to_report(
     assert "Memorization" in report
     assert "composition-all.png" in report
     assert "| ground |" in render_card(model, result).partition("Composition, the right thing, %:")[2]
+
+
+def test_a_run_scores_its_samples_as_the_protocol_does(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dalle_zoo_eval.sample_scores.bundled_folder", lambda: folder)
+    score = CompositionScore(4)
+    items = read_dataset("composition", folder, "plain").items[:4]
+    assert score.prompts == tuple(item.captions[0] for item in items)
+    images = torch.stack([load_image(item, "center", None) for item in items]).float() / 255
+    assert score(images) == {"thing": 1.0}
+    assert score(images.roll(1, 0)) == {"thing": 0.0}
 
 
 def test_bundled_protocol_has_expected_groups_and_targets() -> None:

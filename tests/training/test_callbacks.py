@@ -14,6 +14,7 @@ from PIL import Image
 from dalle_zoo.models.dvae import DVAEConfig
 from dalle_zoo.plots import CURVES
 from dalle_zoo.sheets import LINE
+from dalle_zoo.tokenizers import CaptionEncoder
 from dalle_zoo.training.averaging import WeightEMA
 from dalle_zoo.training.base import StageModule
 from dalle_zoo.training.callbacks import ImageLogger
@@ -21,7 +22,7 @@ from dalle_zoo.training.checkpoints import AtomicCheckpointIO
 from dalle_zoo.training.curves import CurveLogger
 from dalle_zoo.training.data_modules import CodeDataModule, ImageDataModule, TextConfig
 from dalle_zoo.training.dvae_module import DVAEModule
-from dalle_zoo.training.samples import Samples
+from dalle_zoo.training.samples import SAMPLE_SCORES, Samples
 from dalle_zoo.training.saving import Checkpoint
 from dalle_zoo.zoo import open_text_tokenizer
 
@@ -176,10 +177,45 @@ def test_fixed_prompts_and_scores(tmp_path: Path, parts: Path, monkeypatch: pyte
     assert module.logged["val/sample_score"] == pytest.approx((3 + 2 + 4) / 3)
 
 
+def test_a_score_has_prompts_of_its_own(tmp_path: Path, parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lengths:
+        """Stands for a score of the evaluation, which is an entry point."""
+
+        def __init__(self, count: int) -> None:
+            self.prompts = ["a", "ab", "abc"][:count]
+
+        def __call__(self, images: torch.Tensor) -> dict[str, float]:
+            return {"length": float(images.mean() * 10), "images": len(images)}
+
+    monkeypatch.setitem(SAMPLE_SCORES._members, "lengths", Lengths)
+    module, data = Painter(), CodeDataModule("nowhere", TextConfig(tokenizer=str(parts), length=12))
+    data.tokenizer = open_text_tokenizer(str(parts))
+    callback = ImageLogger(count=2, score="lengths")
+    callback.folder = tmp_path
+    callback.check(module, data)
+    monkeypatch.setattr(Painter, "global_step", 5)
+    callback.on_validation_batch_start(stand_in(datamodule=data), module, {"caption": ["abcdef"]}, 0)
+    assert module.logged == {"val/lengths_length": pytest.approx(2.0), "val/lengths_images": 3}
+    assert [path.name for path in tmp_path.glob("*.png")] == ["samples-00000005.png"]
+    with pytest.raises(ValueError, match="unknown score of samples 'nothing'"):
+        ImageLogger(score="nothing").check(module, data)
+    with pytest.raises(ValueError, match=r"samples\.score_prompts must be at least 1, got 0"):
+        ImageLogger(score_prompts=0)
+
+
+def test_prompts_are_encoded_as_the_network_needs() -> None:
+    data = CodeDataModule("nowhere", TextConfig(tokenizer="byte", bpe_dropout=0.0))
+    data.tokenizer = open_text_tokenizer("byte")
+    data.complete(None, 4, lambda tokenizer, overlong, dropout: CaptionEncoder(tokenizer, 7, overlong, dropout))
+    assert data.encode_captions(["ab"]).shape == (1, 7), "by the network's encoder, as the captions of batches"
+
+
 def test_prompts_need_a_stage_with_captions(stage: DVAEModule, parts: Path) -> None:
     data = ImageDataModule("nowhere", text=TextConfig(tokenizer=str(parts)))
     with pytest.raises(ValueError, match=r"the dvae generates no images from captions: leave samples\.prompts out"):
         ImageLogger(prompts=["a"]).check(stage, data)
+    with pytest.raises(ValueError, match=r"the dvae generates no images from captions: leave samples\.score out"):
+        ImageLogger(score="composition").check(stage, data)
     with pytest.raises(ValueError, match="unknown model"):
         ImageLogger(ranker="nobody").check(stage, data)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
@@ -22,9 +23,11 @@ from dalle_zoo.model_folder import ADAPTER, ModelFolderError
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior
 from dalle_zoo.networks import load_prior, save_network
 from dalle_zoo.publish import prepare
+from dalle_zoo.tokenizers import CaptionEncoder
 from dalle_zoo.training.data_modules import ImageDataModule, TextConfig
 from dalle_zoo.training.muon import MuonConfig
 from dalle_zoo.training.prior_module import PriorModule
+from dalle_zoo.training.words import freeze_all_but_words, limit_to_words
 from dalle_zoo.zoo import find_component
 
 SIZES = {"text_length": 5, "text_vocab": 11, "image_height": 3, "image_width": 4, "codebook_size": 9, "width": 16}
@@ -140,6 +143,8 @@ def test_adapters_of_other_weights_are_refused(tmp_path: Path) -> None:
         ({"tune": "lora"}, "model.tune lora keeps most weights as they are: set model.init_from"),
         ({"lora": LoRAConfig(), "init_from": "emoji64"}, "model.lora has no effect with model.tune null"),
         ({"tune": "words", "init_from": "emoji64", "muon": MuonConfig()}, "leave model.muon out"),
+        ({"words": ["robin"], "init_from": "emoji64"}, "model.words must name words, and needs model.tune words"),
+        ({"words": [], "tune": "words", "init_from": "emoji64"}, "model.words must name words"),
         ({}, "model.init_args.config is missing: state the architecture, or a model to start from in init_from"),
     ],
 )
@@ -163,6 +168,51 @@ def test_one_name_gives_everything() -> None:
     alone = ImageDataModule("emoji64:val-styles", text=TextConfig(), batch_size=2)
     with pytest.raises(ValueError, match=r"data.init_args.text.tokenizer is missing: .* model.init_args.init_from"):
         alone.setup("fit")
+
+
+class Spelled:
+    """Stands for an encoder of captions: "robin" has another token at the beginning than within a caption."""
+
+    tokenizer = SimpleNamespace(decode=str)
+    ids: ClassVar[dict[str, list[int]]] = {"robin": [4, 9], "a robin": [5, 7, 9], "a": [5, 9], "": [9, 9], "it": [9]}
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        return torch.tensor([(self.ids.get(text, []) + 3 * [9])[:3] for text in texts])
+
+
+@every_prior
+def test_only_the_tokens_of_chosen_words_are_trained(kind: str) -> None:
+    prior, encoder = tiny(kind), cast(CaptionEncoder, Spelled())
+    before = {name: tensor.clone() for name, tensor in prior.state_dict().items()}
+    embeddings = freeze_all_but_words(prior)
+    limit_to_words(embeddings, ["robin"], encoder)
+    trained(prior)
+    (name,) = prior.word_embeddings()
+    for other in before.keys() - {name}:
+        assert torch.equal(prior.state_dict()[other], before[other]), other
+    changed = (prior.state_dict()[name] != before[name]).any(1).nonzero().flatten().tolist()
+    assert changed == [4, 7], "neither the word before it nor the padding"
+    with pytest.raises(ValueError, match=r"model\.words: 'it' has no tokens in the text tokenizer"):
+        limit_to_words(embeddings, ["it"], encoder)
+
+
+def test_a_recipe_names_new_words(caplog: pytest.LogCaptureFixture) -> None:
+    module = PriorModule(init_from="emoji64", tune="words", words=["heart"], attention="dense")
+    data = ImageDataModule("emoji64:val-styles", text=TextConfig(bpe_dropout=0.0), batch_size=2)
+    module.complete_data(data)
+    data.setup("fit")
+    for _ in range(2):  # the command checks before Lightning does
+        module.check_data(data)
+    assert len(module._limits) == 1
+    assert "1 text tokens are trained: 'heart'" in caplog.text
+    text = data.encode_captions(["a red heart", "a blue car"])
+    codes = torch.zeros(2, 8, 8, dtype=torch.long)
+    module.net.loss(text, codes).total.backward()
+    gradient = module.net.get_parameter("text_embedding.weight").grad
+    assert gradient is not None
+    (row,) = gradient.abs().sum(1).nonzero().flatten().tolist()
+    assert row in text[0]
+    assert row not in text[1]
 
 
 @pytest.mark.parametrize("kind", ["mindalle", "dalle_mini"])

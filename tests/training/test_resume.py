@@ -329,7 +329,7 @@ def test_a_killed_run_continues_its_remote_runs_with_the_same_bits(
         assert sent.count("settings") == 1
         assert sent.count("train/loss") == STEPS
         assert [line for line in sent if line.startswith("reconstructions")] == [
-            f"reconstructions {step}" for step in (2, 4, 6)
+            f"reconstructions {step - 1}" for step in (2, 4, 6)
         ]
     assert [made.get("id") for made in FakeService.made[::2]] == [ids["wandb"]] * 2
     for wandb, mlflow in zip(FakeService.made[::2], FakeService.made[1::2], strict=True):
