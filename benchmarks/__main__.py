@@ -11,7 +11,7 @@ from pathlib import Path
 from dalle_zoo.registry import suggest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("decoding", "quantization", "jacobi", "training", "dvae", "data", "generate")
+SCRIPTS = ("decoding", "costs", "quantization", "jacobi", "training", "dvae", "data", "generate")
 
 
 def main() -> int:
