@@ -7,6 +7,7 @@ FUZZ_SECONDS ?= 60
 KILLS ?= 300
 BENCH ?=
 JOBS ?= 2
+PEERS_VENV ?= .venv-peers
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -17,7 +18,7 @@ export DALLE_ZOO_PROMPT = $(value PROMPT)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test docs test-slow test-browser chromium fuzz kills bench format clean
+.PHONY: help demo test docs test-slow test-browser chromium fuzz kills bench bench-peers format clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -61,12 +62,15 @@ kills: $(VENV)/.test ## kill commands at random moments and compare their result
 bench: $(VENV)/.test ## measure speed and update docs/design/speed.md (BENCH="decoding --threads 1")
 	$(BIN)/python -m benchmarks $(BENCH)
 
+bench-peers: $(PEERS_VENV)/.peers ## compare speed with other packages and update docs/design/speed.md (BENCH="--shapes S")
+	$(PEERS_VENV)/bin/python -m benchmarks.peers $(BENCH)
+
 format: $(VENV)/.test ## apply ruff fixes and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove the environment and all caches; keep runs/ and outputs
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(PEERS_VENV) .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment. It is reinstalled only after pyproject.toml changed.
@@ -83,6 +87,16 @@ $(VENV)/.test: pyproject.toml tests/requirements-parity.txt $(VENV)/.python
 	@$(PIP) --editable '.[test]'
 	@$(PIP) --no-deps --requirement tests/requirements-parity.txt
 	@touch $@ $(VENV)/.demo
+
+# The compared packages have an environment of their own, which takes torch and all else from that of dalle-zoo.
+$(PEERS_VENV)/.peers: benchmarks/requirements-peers.txt $(VENV)/.test
+	@echo 'installing the compared packages into $(PEERS_VENV) (20 MB) ...'
+	@$(BIN)/python -m venv --clear --without-pip $(PEERS_VENV)
+	@$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' > \
+	  "$$($(PEERS_VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')/dalle_zoo_environment.pth"
+	@$(BIN)/python -m pip --quiet --disable-pip-version-check --python $(PEERS_VENV)/bin/python install --no-deps \
+	  --requirement benchmarks/requirements-peers.txt
+	@touch $@
 
 # Debian's Python may lack ensurepip (package python3-venv); then the pip outside installs pip into the environment.
 $(VENV)/.python:

@@ -11,7 +11,7 @@ from pathlib import Path
 from dalle_zoo.registry import suggest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("decoding", "memory", "quantization", "jacobi", "training", "updates", "dvae", "data", "generate")
+SCRIPTS = ("decoding", "memory", "costs", "quantization", "jacobi", "training", "updates", "dvae", "data", "generate")
 
 
 def main() -> int:

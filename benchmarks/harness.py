@@ -137,6 +137,8 @@ class Series:
     """Label of the vertical axis, with its unit."""
     lines: Mapping[str, list[tuple[float, float]]]
     """Points of every curve, by name."""
+    logarithmic: bool = False
+    """Whether both axes are logarithmic."""
 
 
 def store(

@@ -2,8 +2,9 @@
 
     python benchmarks/report.py            after `make bench`, which calls it
 
-Each table is between ``<!-- NAME -->`` and ``<!-- end -->``; NAME is a benchmark, or "all" for the overview. Text
-outside of these lines is written by hand and contains no measured numbers.
+Each table is between ``<!-- NAME -->`` and ``<!-- end -->``; NAME is a benchmark, "all" for the overview, or "peers"
+for the comparison with other packages (`make bench-peers`). Text outside of these lines is written by hand and
+contains no measured numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from dalle_zoo.files import atomic_write, read_json  # noqa: E402 (a checkout runs without installing)
+from benchmarks.peers import table as peers  # noqa: E402 (a checkout runs without installing)
+from dalle_zoo.files import atomic_write, read_json  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/results/speed"
 PAGE = ROOT / "docs/design/speed.md"
@@ -98,8 +100,11 @@ def render(page: str, results: list[Result]) -> str:
         chosen = [r for r in results if name == r["benchmark"]]
         if name == "all":
             parts = [overview(results)]
+        elif name == "peers":
+            parts = peers.render(peers.read_results())
         elif chosen:
-            parts = [table(chosen), *images(chosen), made_by(chosen)]
+            tables = [table(chosen)] if any(result["rows"] for result in chosen) else []
+            parts = [*tables, *images(chosen), made_by(chosen)]
         else:
             parts = [f"Not measured yet: `make bench BENCH={name}`."]
         return "\n\n".join([f"<!-- {name} -->", *parts, "<!-- end -->"])
@@ -160,7 +165,12 @@ def plot(results: list[Result]) -> list[Path]:
             for label, points in series["lines"].items():
                 axis.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 40 else None)
             axis.set(title=name, xlabel=series["x"], ylabel=series["y"])
-            axis.set_ylim(bottom=0)
+            if series.get("logarithmic"):
+                axis.loglog(base=2)
+                axis.yaxis.set_major_formatter("{x:g}")
+                axis.xaxis.set_major_formatter("{x:g}")
+            else:
+                axis.set_ylim(bottom=0)
             axis.legend(fontsize="small")
             made.append(save(figure, series_path(result, name)))
     return made

@@ -31,6 +31,9 @@ SHARD_BYTES = 5 * 10**9
 """Weights larger than this are split into shards."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Floating-point dtypes accepted in safetensors files, under their names there. Any can be loaded as any other."""
+MAPPED_BYTES = 64 << 20
+"""Tensors are read from one opening of a file until they exceed this size: opening it for each one takes longer than
+reading a small tensor."""
 INTEGERS = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
 """Other dtypes and their names in safetensors files. They must match exactly."""
 
@@ -169,20 +172,28 @@ def load_weights(
     _check_fit(path, expected, headers)
     loaded: dict[str, Tensor] = {}
     with torch.no_grad():
-        for name, header in headers.items():
+        for name, tensor in _tensors(headers):
             target = expected[name]
-            # Opening the file again for each tensor releases the memory-mapped pages of the previous one.
-            with safe_open(header.file, "pt") as shard:
-                tensor: Tensor = shard.get_tensor(name)
-                _check_finite(tensor, name, header.file)
-                if target.is_meta:
-                    target_dtype = dtype if dtype is not None and target.is_floating_point() else target.dtype
-                    loaded[name] = tensor.to(device or "cpu", target_dtype, copy=True)
-                else:
-                    copy_shard(target, tensor.to(target.dtype))
-                del tensor
+            _check_finite(tensor, name, headers[name].file)
+            if target.is_meta:
+                target_dtype = dtype if dtype is not None and target.is_floating_point() else target.dtype
+                loaded[name] = tensor.to(device or "cpu", target_dtype, copy=True)
+            else:
+                copy_shard(target, tensor.to(target.dtype))
+            del tensor
     if loaded:
         net.load_state_dict(loaded, assign=True)
+
+
+def _tensors(headers: Mapping[str, Header]) -> Iterator[tuple[str, Tensor]]:
+    """Yields the tensors of files. Opening a file again releases the memory-mapped pages of what was read before."""
+    for file in dict.fromkeys(header.file for header in headers.values()):
+        # At most 8 bytes per number.
+        sizes = {name: 8 * math.prod(header.shape) for name, header in headers.items() if header.file == file}
+        for names in _assign_shards(sizes, MAPPED_BYTES):
+            with safe_open(file, "pt") as shard:
+                for name in names:
+                    yield name, shard.get_tensor(name)
 
 
 def read_headers(path: Path) -> dict[str, Header]:

@@ -27,6 +27,7 @@ def script(name: str) -> ModuleType:
 
 
 report, harness = script("report"), script("harness")
+peers = report.peers  # the tables of the comparison with other packages
 RESULTS: list[dict[str, Any]] = report.read_results()
 
 
@@ -90,3 +91,40 @@ def test_a_stored_result_reads_back(tmp_path: Path) -> None:
     table = report.table([result])
     assert re.search(r"\| nothing \[1\] \| theirs \| float32 \| .* \| \*\*[\d.]+\*\* \| 1e\+09 \|", table)
     assert table.endswith("[1] it is nothing")
+
+
+def comparison(seconds: dict[str, list[float]], **more: Any) -> dict[str, Any]:
+    """A stored comparison with one row."""
+    row = {"name": "16 images of one prompt", "unit": "image tokens/s", "amount": 32, "dtype": "float32"}
+    return {
+        "shape": "S", "title": "S", "command": "make bench-peers", "device": "a CPU", "cores": 2, "load": 0.5,
+        "torch": "2.11", "date": "2026-11-30", "systems": {}, "repairs": {"package": ["repaired"]},
+        "rows": [{**row, "seconds": seconds, "errors": {}, **more}],
+    }  # fmt: skip
+
+
+def test_the_fastest_package_is_bold_and_the_floor_is_not() -> None:
+    table = peers.table(comparison({"floor": [1.0], "dalle-zoo": [4.0, 2.0, 8.0], "slow": [16.0], "fast": [1.6]}))
+    assert "| 32 | 8 | 2 | **20** | 0.40 |" in table
+
+
+def test_own_prompts_are_a_row_of_their_own() -> None:
+    table = peers.table(comparison({"dalle-zoo": [2.0], "other": [4.0], "dalle-zoo, own prompts": [8.0]}))
+    assert "16 images of one prompt, image tokens/s | float32 | – | **16** | 8 | 2.00 |" in table
+    assert "16 images of 16 prompts, image tokens/s | float32 | – | 4 | **8** | 0.50 |" in table
+
+
+def test_a_package_that_fails_is_reported_with_its_error() -> None:
+    table = peers.table(comparison({"dalle-zoo": [2.0]}, errors={"other": "ImportError: no module"}))
+    assert "| **16** | failed [1] | – |" in table
+    assert "[1] other: ImportError: no module" in table
+
+
+def test_placeholders_replace_only_modules_that_are_absent() -> None:
+    repairs = importlib.import_module("benchmarks.peers.repairs")
+    finder = repairs.Placeholders()
+    assert finder.find_spec("json") is None
+    spec = finder.find_spec("youtokentome")
+    module = finder.create_module(spec)
+    with pytest.raises(RuntimeError, match=r"youtokentome\.BPE is a placeholder"):
+        module.BPE("file")
