@@ -95,6 +95,32 @@ def attention_row(spec: str, dtype: torch.dtype, target: float | None, device: s
     )
 
 
+def choice_row(layout: TextImageLayout, batch: int, heads: int, name: str) -> Row:
+    """Compares the back-end that `auto` takes at the length of the bundled model with another one."""
+    mask = Mask.from_spec("row", layout)
+    given = random_heads(layout, FLOAT32, "cpu", batch, heads)
+    other = attention.BACKENDS[name]
+    paths: dict[str, Callable[[], list[Tensor]]] = {
+        "auto": lambda: forward_and_backward(attention.auto, mask, given),
+        name: lambda: forward_and_backward(other, mask, given),
+    }
+    pairs = zip(*(work() for work in paths.values()), strict=True)
+    return compare(
+        f"attention forward and backward, row, {layout.length} positions, {batch} x {heads} heads of 64",
+        paths,
+        path="auto",
+        against=name,
+        target=0.95,  # the choice may not be the slower one
+        equal=(
+            Equality(
+                what="largest difference of values and gradients",
+                value=max(float((one - two).abs().max()) for one, two in pairs),
+                limit=ROUNDING,
+            ),
+        ),
+    )
+
+
 def attention_by_size(device: str) -> Series:
     """Measures forward and backward pass in ms by the side of the grid, for one image and 8 heads of 64."""
     paths = {"row, dense boolean SDPA": ("row", attention.sdpa)}
@@ -312,6 +338,9 @@ def main() -> None:
     else:
         rows = [attention_row(spec, FLOAT32, 2.3, "cpu") for spec in ("row", "column", "conv")]
         rows += [attention_row(spec, BFLOAT16, None, "cpu") for spec in ("row", "column")]
+        for side in (8, 16):
+            layout = replace(PAPER, text=24, height=side, width=side)
+            rows += [choice_row(layout, 12, 3, name) for name in ("lines", "dense")]
         rows += [head_memory(4), step_row(1)]
     series = {"attention by size of the grid": attention_by_size(options.device)}
     command = f"python benchmarks/training.py --threads {options.threads} --device {options.device}"

@@ -1,4 +1,7 @@
-"""The back-end `auto`: it chooses by the cost of a mask's lines, and by whether the device computes them correctly."""
+"""The back-end `auto`: it chooses by the cost of a mask's lines, and by whether the device computes them correctly.
+
+It measures nothing, so that a resumed run has the back-ends, and with them the rounding, of its first part.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,10 @@ log = logging.getLogger(__name__)
 
 LARGEST_SHARE = 0.7
 """Attention in lines is faster if it costs at most this share of all L * L scores."""
+
+
+SHORTEST_ON_CPU = 400
+"""On a CPU, attention in lines pays for its many small calls from this number of positions on."""
 
 
 @BACKENDS.register("auto")
@@ -41,7 +48,7 @@ def choose(mask: Mask, query: Tensor) -> Backend:
         if not in_lines(mask) or not fused.supported(device, dtype):
             return sdpa
         if device.type == "cpu":  # its only kernel is covered by the tests
-            return lines
+            return lines if mask.layout.length >= SHORTEST_ON_CPU else sdpa
         problem = disagreement(lines, mask, device, dtype, size)
         if problem is not None:
             log.warning("attention in lines is not used for mask %s on %s: %s", mask.spec, device, problem)
