@@ -211,10 +211,10 @@ def make_cases(root: Path, run: Callable[[list[str]], None]) -> dict[str, Case]:
         return tree(folder / "made/model"), sorted(path.name for path in (folder / "made/checkpoints").glob("*"))
 
     def result(folder: Path) -> Any:
-        """The result file, without what a run took and when it was."""
+        """The result file, without how long and when it was, and of which commit."""
         path = folder / "made/result.json"
         found = json.loads(path.read_text()) if path.is_file() else {}
-        return {key: value for key, value in found.items() if key not in ("speed", "run", "date")}
+        return {key: value for key, value in found.items() if key not in ("speed", "run", "date", "code_version")}
 
     replaced = ["--overwrite"]
     return {

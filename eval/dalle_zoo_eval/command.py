@@ -266,7 +266,7 @@ def report(arguments: list[str]) -> None:
         check_folder("--out", options.out)
     from dalle_zoo_eval.report import FORMS, write_report
 
-    forms = [form.strip() for form in options.format.split(",") if form.strip()]
+    forms = [form.strip() for form in options.format.split(",")]
     for form in forms:
         if form not in FORMS:
             raise UserError(suggest("format", form, FORMS))

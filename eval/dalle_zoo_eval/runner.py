@@ -21,7 +21,7 @@ from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.results import check_result
 from dalle_zoo.sharing import Share
 from dalle_zoo.values import as_integer
-from dalle_zoo_eval.datasets import load_exclusions, save_captions
+from dalle_zoo_eval.datasets import save_captions
 from dalle_zoo_eval.datasets.digests import MEMO, remember
 from dalle_zoo_eval.details import COPIES
 from dalle_zoo_eval.external import read_from_folder
@@ -86,7 +86,7 @@ class Evaluation:
         self.cache = request.cache or self.out.result.parent / ".cache"
         model = request.model or (usual.model if request.images is None else None)
         _check_request(request, usual, model)
-        excluded = _exclusions(usual, request)
+        excluded = request.excluded(usual)
         check_extractors(self.protocol, request.networks, request.leave_out, of_model=model is not None)
         prompts = {
             name: self._prompts(name, usual, excluded, generates=model is not None) for name in self.protocol.groups
@@ -386,20 +386,6 @@ def _check_request(request: Request, protocol: Protocol, model: str | None) -> N
     check_threshold(request.threshold)
     if request.batch_size is not None:
         as_integer("batch_size", request.batch_size, least=1)
-
-
-def _exclusions(protocol: Protocol, request: Request) -> frozenset[str]:
-    excludes = any(group.captions.exclusions for group in protocol.groups.values())
-    if excludes and request.exclusions is None:
-        raise ValueError(
-            f"{protocol.name} excludes images that overlap with the training set: give their list with "
-            "--exclusions FILE (dalle-zoo overlap writes one)"
-        )
-    if request.exclusions is not None and not excludes:
-        raise ValueError(
-            f"{protocol.name} excludes no images: leave out --exclusions, or write a protocol that excludes them"
-        )
-    return load_exclusions(request.exclusions) if request.exclusions is not None else frozenset()
 
 
 def _by_group(name: str, group: str, ending: str) -> str:

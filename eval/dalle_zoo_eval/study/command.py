@@ -64,7 +64,7 @@ def make(arguments: list[str]) -> None:
     p.add_argument("--spare", type=int, default=0, help="raters who replace excluded ones [0]")
     p.add_argument("--seed", type=int, default=0, help="seed of sheets, order, sides and controls [0]")
     options = p.parse_args(arguments)
-    check_folder("--out", options.out, overwrite=False)
+    check_folder("--out", options.out, overwrite=None)
     from dalle_zoo_eval.study.design import PAGE, RATERS
     from dalle_zoo_eval.study.make import Plan, make_study
     from dalle_zoo_eval.study.questions import read_questions
