@@ -48,6 +48,10 @@ class ResultError(ValueError):
     """A result file cannot be used; the message names it."""
 
 
+COMPARE = "compare"
+"""Protocol of ``dalle-zoo compare``, whose real images are the other one of two sets."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """One measured score."""
@@ -204,7 +208,7 @@ def score_label(result: Result, score: Score) -> str:
     if len({s.family for s in siblings}) > 1 or len(spec["extractor"]) != 1:
         words.append(score.family or "")
     if len({s.images for s in siblings}) > 1 or (score.images == "generated" and (score.candidates or 1) > 1):
-        words.append(images_label(score))
+        words.append(images_label(result, score))
     if score.blur:
         words.append(f"blur {score.blur}")
     words.append(spec["unit"])
@@ -218,11 +222,19 @@ def part_label(result: Result, score: Score) -> str:
     return str(result["metrics"][score.metric]["parts"].get(score.part, re.sub(r"^top(\d+)$", r"top \1", score.part)))
 
 
-def images_label(score: Score) -> str:
+def images_label(result: Result, score: Score) -> str:
     """Returns the label of a score's image set."""
+    comparison = result["protocol"]["name"] == COMPARE
     if score.images == "generated" and score.candidates in (None, 1):
-        return "generated images"
+        return "evaluated images" if comparison else "generated images"
+    if score.images == "real" and comparison:
+        return f"{compared_with(result)} (reference)"
     return IMAGE_SETS[score.images].format(candidates=score.candidates)
+
+
+def compared_with(result: Result) -> str:
+    """Returns the name of the reference of a comparison of two sets."""
+    return str(next(iter(result["groups"].values()))["dataset"].get("name", "reference"))
 
 
 def score_text(result: Result, score: Score) -> str:
@@ -257,7 +269,7 @@ def score_tables(
     """
     groups = list(result["groups"])
     tables: dict[str, dict[str, dict[str, str]]] = {"Samples": {}}
-    for key, label in (("samples", "samples"), ("captions", "captions generated from")):
+    for key, label in _sample_labels(result).items():
         if any(result["groups"][group].get(key) for group in groups):
             tables["Samples"][label] = {group: str(result["groups"][group].get(key, "–")) for group in groups}
     for score in sorted(filter(wanted, scores_of(result)), key=lambda s: _order(result, s)):
@@ -271,6 +283,13 @@ def score_tables(
         for section, rows in tables.items()
         if rows
     }
+
+
+def _sample_labels(result: Result) -> dict[str, str]:
+    """Returns the labels of the numbers of images and captions by their field."""
+    if result["protocol"]["name"] == COMPARE:
+        return {"captions": "evaluated images", "samples": f"images of {compared_with(result)} (reference)"}
+    return {"samples": "samples", "captions": "captions generated from"}
 
 
 def group_tables(result: Result, cell: Callable[[Result, Score], str] = score_text) -> dict[str, list[list[str]]]:
@@ -305,7 +324,8 @@ def _group_table(
     ceiling = result["metrics"][next(iter(found.values())).metric].get("relative_to") or ""
     shares = [images for images in ("generated", "candidates") if images in sets and ceiling in sets]
     of = f"share of {IMAGE_SETS[ceiling]}" if shares else ""
-    table = [["", *(images_label(found[s]) for s in sets), *(f"{images_label(found[s])}, {of}" for s in shares)]]
+    labels = {images: images_label(result, found[images]) for images in sets}
+    table = [["", *labels.values(), *(f"{labels[images]}, {of}" for images in shares)]]
     for group in (group for group in result["groups"] if group in rows):
         row = rows[group]
         cells = [cell(result, row[images]) if images in row else "–" for images in sets]

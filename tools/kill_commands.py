@@ -210,9 +210,11 @@ def make_cases(root: Path, run: Callable[[list[str]], None]) -> dict[str, Case]:
     def trained(folder: Path) -> Any:
         return tree(folder / "made/model"), sorted(path.name for path in (folder / "made/checkpoints").glob("*"))
 
-    def scores(folder: Path) -> Any:
-        result = folder / "made/result.json"
-        return json.loads(result.read_text())["scores"] if result.is_file() else None
+    def result(folder: Path) -> Any:
+        """The result file, without how long and when it was, and of which commit."""
+        path = folder / "made/result.json"
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        return {key: value for key, value in found.items() if key not in ("speed", "run", "date", "code_version")}
 
     replaced = ["--overwrite"]
     return {
@@ -244,11 +246,11 @@ def make_cases(root: Path, run: Callable[[list[str]], None]) -> dict[str, Case]:
         ),
         "generate": Case(arguments=[*generate, "-n", "2", *replaced], prepare=with_other_image, result=made),
         "eval": Case(
-            arguments=["eval", str(root / "noise.yaml"), "--model", model, "--out", "made"], result=scores
+            arguments=["eval", str(root / "noise.yaml"), "--model", model, "--out", "made"], result=result
         ),
         "compare": Case(
             arguments=["compare", model, images, "--metrics", "frechet:pixels,vendi:pixels", "--out", "made"],
-            result=scores,
+            result=result,
         ),
     }  # fmt: skip
 

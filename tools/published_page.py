@@ -35,9 +35,10 @@ HEAD = """\
 
 Every published score that reports show next to measured ones, with the command that measures the same quantity. This
 page is made from `eval/published` by `python tools/published_page.py`. `IMAGES` is a folder of
-images of the system; `--model MODEL` instead generates them. A measured value agrees if it is within the stated
-interval: that of reading a figure (±), or the deviation that the source gives (std). Where none is stated, expect the
-bootstrap interval of the measured value to hold it.
+images of the system; `--model MODEL --candidates N` instead generates them, with N as in the row. The protocols
+measure every blur radius of the rows. A measured value agrees if it is within the stated interval: that of reading a
+figure (±), or the deviation that the source gives (std). Where none is stated, expect the bootstrap interval of the
+measured value to hold it.
 
 ## Which FID is this paper's?
 
@@ -54,12 +55,17 @@ def page() -> str:
 
 
 def _families(tables: list[PublishedTable]) -> Iterator[str]:
-    sources: dict[str, dict[str, None]] = defaultdict(dict)
-    for row in (row for table in tables for row in table.rows if row.metric == "fid" and not row.do_not_use):
-        sources[row.family][row.source.partition(",")[0]] = None
-    yield "| family | network | papers and code |\n|---|---|---|"
-    for family, names in sources.items():
-        yield f"| `{family}` | {SCORE_FAMILIES[family]} | {'; '.join(names)} |"
+    rows = [row for table in tables for row in table.rows if row.metric == "fid" and not row.do_not_use]
+    yield "| family | network |\n|---|---|"
+    for family in dict.fromkeys(row.family for row in rows):
+        yield f"| `{family}` | {SCORE_FAMILIES[family]} |"
+    systems: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        systems[row.source.partition(",")[0]][row.family][row.system] = None
+    yield "\n| paper or code | family of its FID | of |\n|---|---|---|"
+    for source, families in sorted(systems.items(), key=lambda item: item[0].lower()):
+        for family, names in families.items():
+            yield f"| {source} | `{family}` | {'; '.join(names)} |"
     yield "\nThe marks below say how a number is known: " + "; ".join(f"{k}, {v}" for k, v in MARKS.items()) + ".\n"
 
 

@@ -36,13 +36,14 @@ def check_file(option: str, path: Path, *, overwrite: bool = True) -> None:
     _check_writable(option, path, path.absolute().parent)
 
 
-def check_folder(option: str, path: Path, *, overwrite: bool = True) -> None:
+def check_folder(option: str, path: Path, *, overwrite: bool | None = True) -> None:
     """Raises an error unless a folder can be written.
 
     Args:
         option: Option that the path was passed as, for the message.
         path: The folder.
-        overwrite: Whether it may contain files. Defaults to True.
+        overwrite: Whether it may contain files; None if it may not and the command has no ``--overwrite``. Defaults
+            to True.
 
     Raises:
         FileExistsError: The folder contains files and must not.
@@ -52,7 +53,8 @@ def check_folder(option: str, path: Path, *, overwrite: bool = True) -> None:
     if path.exists() and not path.is_dir():
         raise UserError(f"{option} {path} is a file: expected a folder")
     if path.exists() and not overwrite and any(entry.name != CLAIM for entry in path.iterdir()):
-        raise FileExistsError(f"{path} exists and is not empty: pass --overwrite, or choose another {option}")
+        remedy = "" if overwrite is None else "pass --overwrite, or "
+        raise FileExistsError(f"{path} exists and is not empty: {remedy}choose another {option}")
     _check_writable(option, path, path.absolute())
 
 

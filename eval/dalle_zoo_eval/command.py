@@ -9,6 +9,7 @@ from pathlib import Path
 from dalle_zoo.cli.errors import UserError, check_device
 from dalle_zoo.cli.outputs import check_file, check_folder
 from dalle_zoo.cli.parser import parser, path_argument
+from dalle_zoo.files import check_ending
 from dalle_zoo.registry import UnknownNameError, suggest
 from dalle_zoo_eval.data_files import read_yaml
 from dalle_zoo_eval.protocol import COPY, TRAIN, Protocol, find_protocol, list_protocols, protocol_file
@@ -38,6 +39,19 @@ def main(arguments: list[str]) -> None:
         raise UnknownNameError(suggest("protocol", name, names))
     protocol = find_protocol(name)
     options = _parser(name, protocol).parse_args(arguments)
+    check_options(options)
+    _check_places(options)
+    _run(name, options, shlex.join(["dalle-zoo", "eval", *arguments]))
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Checks the options that ``eval`` and ``compare`` share: networks, copies, device, and places to write to.
+
+    Raises:
+        ValueError: An option cannot be used, needs another one, or is given twice.
+    """
+    from dalle_zoo_eval.report import Output
+
     given = [network for network, _ in options.network]
     if len(set(given)) != len(given):
         raise ValueError(f"--network names {max(given, key=given.count)!r} twice: give each network once")
@@ -45,21 +59,18 @@ def main(arguments: list[str]) -> None:
         if getattr(options, option) is not None and options.training is None:
             raise ValueError(f"--{option.replace('_', '-')} needs --training, the images in which copies are searched")
     check_device(options.device)
-    _check_places(options)
-    _run(name, options, shlex.join(["dalle-zoo", "eval", *arguments]))
-
-
-def _check_places(options: argparse.Namespace) -> None:
-    """Raises an error unless an evaluation can write its files, and its folders of images exist."""
-    from dalle_zoo_eval.report import Output
-
     out = Output.of(options.out)
     check_file("--out", out.result)  # a killed evaluation is continued there
     check_folder("--out", out.folder)
     if options.save_reference is not None:
+        check_ending("--save-reference", options.save_reference, (".safetensors",))
         check_file("--save-reference", options.save_reference)
     if options.cache is not None:
         check_folder("--cache", options.cache)
+
+
+def _check_places(options: argparse.Namespace) -> None:
+    """Raises an error unless the folders of images exist."""
     for option in ("data", "images"):
         place = getattr(options, option)
         manifest = option == "images" and place is not None and place.suffix == ".jsonl" and place.is_file()
@@ -172,23 +183,10 @@ def _parser(name: str, protocol: Protocol) -> argparse.ArgumentParser:
         "--guidance-scale", type=float, help=f"scale of classifier-free guidance [{usual.guidance_scale:g}{none}]"
     )
     p.add_argument("--seed", type=int, help=f"seed for sampling and for the choice of images [{protocol.seed}]")
-    p.add_argument("--training", help="training images (folder or shards) in which to search for copies")
-    p.add_argument("--threshold", type=float, help=f"minimum cosine similarity of a copy [{COPY}]")
-    p.add_argument(
-        "--copies-network",
-        metavar="NAME",
-        help="network for the search for copies [that of the first FID family, or the first given]",
-    )
     p.add_argument("--save-images", action="store_true", help="also write the generated images as PNG files")
     p.add_argument("--batch-size", type=int, help="number of images generated at once [64]")
-    p.add_argument("--device", default="cpu", help="device of the networks, such as cuda [cpu]")
-    stem = Path(name).stem
-    p.add_argument(
-        "--out", type=Path, default=Path(f"eval-{stem}"),
-        help=f"output folder, or result file NAME.json with its report in the folder NAME [eval-{stem}]",
-    )  # fmt: skip
-    p.add_argument("--cache", type=Path, help="folder of features, which evaluations can share [.cache in --out]")
-    p.add_argument("--overwrite", action="store_true", help="replace the result of another evaluation")
+    add_copy_options(p)
+    add_output_options(p, f"eval-{Path(name).stem}")
     return p
 
 
@@ -204,6 +202,32 @@ def add_network_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--leave-out", action="append", default=[], metavar="NAME", help="omit a network and its metrics; repeatable"
     )
+
+
+def add_copy_options(p: argparse.ArgumentParser) -> None:
+    """Adds the options of the search for copies of training images."""
+    p.add_argument("--training", help="training images (folder or shards) in which to search for copies")
+    p.add_argument("--threshold", type=float, help=f"minimum cosine similarity of a copy [{COPY}]")
+    p.add_argument(
+        "--copies-network", metavar="NAME",
+        help="network for the search for copies [that of the first FID family, or the first given]",
+    )  # fmt: skip
+
+
+def add_output_options(p: argparse.ArgumentParser, out: str) -> None:
+    """Adds the options of device, output and cache.
+
+    Args:
+        p: The parser.
+        out: Default output folder.
+    """
+    p.add_argument("--device", default="cpu", help="device of the networks, such as cuda [cpu]")
+    p.add_argument(
+        "--out", type=Path, default=Path(out),
+        help=f"output folder, or result file NAME.json with its report in the folder NAME [{out}]",
+    )  # fmt: skip
+    p.add_argument("--cache", type=Path, help="folder of features, which evaluations can share [.cache in --out]")
+    p.add_argument("--overwrite", action="store_true", help="replace the result of another evaluation")
 
 
 def named_path(text: str) -> tuple[str, Path]:
@@ -242,7 +266,7 @@ def report(arguments: list[str]) -> None:
         check_folder("--out", options.out)
     from dalle_zoo_eval.report import FORMS, write_report
 
-    forms = [form.strip() for form in options.format.split(",") if form.strip()]
+    forms = [form.strip() for form in options.format.split(",")]
     for form in forms:
         if form not in FORMS:
             raise UserError(suggest("format", form, FORMS))

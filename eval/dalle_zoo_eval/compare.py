@@ -10,25 +10,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dalle_zoo.cli.errors import UserError, check_device
-from dalle_zoo.cli.outputs import check_file, check_folder
+from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.parser import parser
 from dalle_zoo.registry import suggest
 from dalle_zoo.sharing import Share, device_of_environment
+from dalle_zoo.values import as_integer
 from dalle_zoo_eval.choices import Crop
-from dalle_zoo_eval.command import add_network_options
-from dalle_zoo_eval.datasets import read_dataset
+from dalle_zoo_eval.command import add_copy_options, add_network_options, add_output_options, check_options
+from dalle_zoo_eval.datasets import Item, read_dataset
 from dalle_zoo_eval.datasets.manifest import read_caption_file
 from dalle_zoo_eval.datasets.prompts import choose_items
 from dalle_zoo_eval.extractors import EXTRACTORS
+from dalle_zoo_eval.memorization import open_training
 from dalle_zoo_eval.metrics import METRICS
 from dalle_zoo_eval.opening import check_extractors, needs_extractor, networks_folder
-from dalle_zoo_eval.protocol import ALL, Protocol
+from dalle_zoo_eval.protocol import ALL, COPY, Protocol
 from dalle_zoo_eval.report import Output, summary
 from dalle_zoo_eval.request import Request
 from dalle_zoo_eval.rules import CaptionRule, GroupRule, ImageRule, MetricRule
 from dalle_zoo_eval.runner import evaluate
 from dalle_zoo_eval.sides import EXPECTED, Side, find_side, generate_side, unpack
+from dalle_zoo_eval.statistics import load_statistics
 
 ALWAYS = ("frechet:pixels", "density:pixels", "coverage:pixels", "vendi:pixels")
 """Metrics without a network, which every comparison has unless ``--metrics`` says otherwise."""
@@ -47,12 +49,10 @@ def main(arguments: list[str]) -> None:
         arguments: Command line after ``dalle-zoo compare``.
     """
     options = _parser().parse_args(arguments)
-    check_device(options.device)
-    out = Output.of(options.out)
-    check_file("--out", out.result)
-    check_folder("--out", out.folder)
-    if options.save_reference is not None:
-        check_file("--save-reference", options.save_reference)
+    check_options(options)
+    for option, least in (("captions", 2), ("size", 1), ("batch_size", 1), ("seed", 0)):
+        if getattr(options, option) is not None:
+            as_integer(f"--{option.replace('_', '-')}", getattr(options, option), least=least)
     if options.training is not None and options.size is None:
         raise UserError("--training needs --size, the size at which images are compared with training images")
     sides = find_side(options.a, options.name_a), find_side(options.b, options.name_b)
@@ -63,6 +63,7 @@ def main(arguments: list[str]) -> None:
     result = evaluate(replace(request, command=shlex.join(["dalle-zoo", "compare", *arguments])))
     if result is None:
         return
+    out = Output.of(options.out)
     print(summary([result]))  # noqa: T201 (what a command is for)
     for line in result["left_out"]:
         print(f"left out: {line}")  # noqa: T201
@@ -95,15 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--prompts", type=Path, help="captions for a model: a text file, or JSONL with prompt")
     p.add_argument("--seed", type=int, default=0, help="seed of generation and of --captions [0]")
     p.add_argument("--batch-size", type=int, help="number of images that a model generates at once [64]")
-    p.add_argument("--training", help="training images (folder or shards) in which to search for copies of A")
+    add_copy_options(p)
     p.add_argument("--save-reference", type=Path, help="also write the statistics of B: NAME.safetensors")
-    p.add_argument("--device", default="cpu", help="device of the networks, such as cuda [cpu]")
-    p.add_argument(
-        "--out", type=Path, default=Path("comparison"),
-        help="output folder, or result file NAME.json with its report in the folder NAME [comparison]",
-    )  # fmt: skip
-    p.add_argument("--cache", type=Path, help="folder of features, which comparisons can share [.cache in --out]")
-    p.add_argument("--overwrite", action="store_true", help="replace the result of another comparison")
+    add_output_options(p, "comparison")
     return p
 
 
@@ -173,7 +168,7 @@ def _request(
     """Returns the request, with archives unpacked and the images of models generated."""
     out = Output.of(options.out)
     cache = options.cache or out.result.parent / ".cache"
-    places, records = _places(options, sides, cache)
+    places, records = _places(options, sides, protocol, cache)
     saved = Path(sides[1].location) if sides[1].kind == "statistics" else None
     group = replace(protocol.groups[ALL], dataset={"place": str(places[1])})
     return Request(
@@ -184,6 +179,8 @@ def _request(
         reference=saved,
         save_reference=options.save_reference,
         training=options.training,
+        threshold=COPY if options.threshold is None else options.threshold,
+        copies_network=options.copies_network,
         out=options.out,
         cache=cache,
         networks=networks,
@@ -196,51 +193,73 @@ def _request(
 
 
 def _places(
-    options: argparse.Namespace, sides: tuple[Side, Side], cache: Path
+    options: argparse.Namespace, sides: tuple[Side, Side], protocol: Protocol, cache: Path
 ) -> tuple[list[Path], list[dict[str, Any]]]:
-    """Returns the folder or manifest of each side, and what the result file says of its model."""
+    """Returns the folder or manifest of each side, and what the result file says of its model.
+
+    Everything that can be checked is checked before a model generates images, which can take hours.
+    """
     first, second = sides
-    if first.kind == "statistics":
-        raise UserError(f"A is the file of statistics {first.location}: give the images as A, and the statistics as B")
     models = [side for side in sides if side.kind == "model"]
-    if models and options.prompts is None and (len(models) == 2 or second.kind == "statistics"):
-        raise UserError(f"the model {models[0].location} needs captions: give them with --prompts FILE")
-    if options.prompts is not None and not models:
-        raise UserError("--prompts are captions for a model, and neither side is a model")
+    _check_sides(options, sides, models)
     places: dict[str, Path] = {}
     for side in sides:
         if side.kind in ("folder", "archive"):
             place = Path(side.location) if side.kind == "folder" else unpack(side.location, cache)
             places[side.location] = place
-            _check_images(place, side)
+            _check_images(place, side, options.captions)
     records: dict[str, dict[str, Any]] = {}
-    for side in models:
+    if models:
         captions = _captions(options, sides, places)
+        if second.kind == "statistics":
+            load_statistics(Path(second.location)).check_images(protocol.image.crop, protocol.image.size)
+        if options.training is not None:
+            open_training(options.training, protocol.image)
+    for side in models:
         places[side.location], records[side.location] = generate_side(
             side.location, captions, cache, seed=options.seed, batch_size=options.batch_size,
-            device=device_of_environment(options.device),
+            device=device_of_environment(options.device), share=Share.of_environment(),
         )  # fmt: skip
     if second.kind == "statistics":
         places[second.location] = places[first.location]  # a protocol names a dataset; none of its images is read
     return [places[s.location] for s in sides], [records.get(s.location, {}) for s in sides]
 
 
-def _check_images(place: Path, side: Side) -> None:
+def _check_sides(options: argparse.Namespace, sides: tuple[Side, Side], models: Sequence[Side]) -> None:
+    """Raises an error if the sides lack something, or options are for models and there is none."""
+    first, second = sides
+    if first.kind == "statistics":
+        raise UserError(f"A is the file of statistics {first.location}: give the images as A, and the statistics as B")
+    if models and options.prompts is None and (len(models) == 2 or second.kind == "statistics"):
+        raise UserError(f"the model {models[0].location} needs captions: give them with --prompts FILE")
+    for option, meaning in (("prompts", "captions for a model"), ("batch_size", "that of a model")):
+        if getattr(options, option) is not None and not models:
+            raise UserError(f"--{option.replace('_', '-')} is {meaning}, and neither side is a model: leave it out")
+
+
+def _check_images(place: Path, side: Side, count: int | None) -> None:
     """Checks that a side has images, before networks or models are opened."""
-    dataset = read_dataset("place", None, str(place))
-    if len(dataset.items) < 2:
-        raise UserError(f"{side.location} has {len(dataset.items)} image: a comparison needs at least 2 of each side")
+    found = len(read_dataset("place", None, str(place)).items)
+    if found < 2:
+        raise UserError(f"{side.location} has {found} image: a comparison needs at least 2 of each side")
+    if count is not None and found < count:
+        raise UserError(f"{side.location} has {found} images, fewer than --captions {count}: choose a smaller number")
 
 
 def _captions(options: argparse.Namespace, sides: tuple[Side, Side], places: Mapping[str, Path]) -> list[str]:
     """Returns the captions that models generate images from."""
     if options.prompts is not None:
-        captions = read_caption_file(options.prompts)
-        return captions if options.captions is None else captions[: options.captions]
-    other = next(side for side in sides if side.location in places)
-    items = [item for item in read_dataset("place", None, str(places[other.location])).items if item.captions]
+        location, found = str(options.prompts), read_caption_file(options.prompts)
+        items = [Item(key=str(number), image=None, captions=(text,)) for number, text in enumerate(found)]
+    else:
+        location = next(side.location for side in sides if side.location in places)
+        items = [item for item in read_dataset("place", None, str(places[location])).items if item.captions]
+    least = options.captions or 2
+    if len(items) < least:
+        raise UserError(
+            f"{location} has {len(items)} captions to generate from, expected at least {least}: give more with "
+            "--prompts FILE"
+        )
     if options.captions is not None:
         items = choose_items(items, options.captions, options.seed)
-    if len(items) < 2:
-        raise UserError(f"{other.location} has no captions to generate from: give them with --prompts FILE")
     return [item.captions[0] for item in items]

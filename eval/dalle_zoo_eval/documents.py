@@ -55,6 +55,8 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     strong: frozenset[int] = frozenset()
+    on_screen: frozenset[str] = frozenset()
+    """Heads of the columns for which a printed page has no room."""
 
 
 @dataclass(frozen=True)

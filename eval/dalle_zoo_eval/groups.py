@@ -184,6 +184,11 @@ def generate(
     )  # fmt: skip
 
 
+def image_size(protocol: Protocol, pipe: DallePipeline | None) -> int | None:
+    """Returns the side to which images are scaled, pixels: that of the protocol, or else of the model's images."""
+    return protocol.image.size or (pipe.image_size[0] if pipe is not None else None)
+
+
 class Group:
     """Image sets of a group, and the annotations of their samples that metrics use.
 
@@ -221,7 +226,7 @@ class Group:
         self.extractors, self.left_out = extractors, list[str]()
         # Each metric with the image sets on which it can be computed.
         self.plan = [(rule, self._possible(rule, pipe)) for rule in protocol.groups[name].metrics]
-        size = protocol.image.size or (pipe.image_size[0] if pipe is not None else None)
+        size = image_size(protocol, pipe)
         chunk, crop = protocol.image.chunk or protocol.sampling.chunk, protocol.image.crop
         needed = self._needed(more)
         others = self._other_captions() if PRIOR in needed["real"] else []

@@ -7,7 +7,7 @@ of the deduplicated protocols; section 3.1 of the paper removes overlapping imag
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from dalle_zoo.images import save_png
 from dalle_zoo.sharing import Share
 from dalle_zoo_eval.datasets import read_dataset
 from dalle_zoo_eval.datasets.digests import MEMO, remember
-from dalle_zoo_eval.extractors import Extractor
 from dalle_zoo_eval.features import FeatureStore
 from dalle_zoo_eval.image_sources import ImageFiles
+from dalle_zoo_eval.metrics.estimates import bootstrapped
 from dalle_zoo_eval.metrics.frechet import FID_FAMILIES
 from dalle_zoo_eval.moments import in_batches, regrouped
 from dalle_zoo_eval.opening import open_extractor
@@ -39,6 +39,8 @@ INCEPTION = FID_FAMILIES[0]
 """Default extractor for the search."""
 GALLERY = 32768
 """Number of gallery images compared at once, which bounds memory."""
+NEAREST = "right its nearest training image, cosine below"
+"""End of the titles of sheets."""
 PAIRS = 24
 """Number of pairs on a sheet."""
 SIDE = 128
@@ -54,9 +56,12 @@ class Neighbors:
     index: Tensor
     """Index in the gallery, int64 (Q,)."""
 
-    def share_above(self, threshold: float) -> float:
-        """Returns the share of images whose neighbor has at least this similarity."""
-        return float((self.similarity >= threshold).double().mean())
+    def record(self, threshold: float) -> dict[str, Any]:
+        """Returns the share above a threshold with its bootstrap interval over images, and the median."""
+        share, low, high = bootstrapped(self.similarity >= threshold)
+        return {
+            "share_above": share, "interval": [low, high], "median_similarity": float(self.similarity.median())
+        }  # fmt: skip
 
     def closest(self, count: int) -> list[int]:
         """Returns the indices of the images with the most similar neighbors, most similar first."""
@@ -93,13 +98,14 @@ def nearest(features: Tensor, gallery: Iterable[Tensor], *, batch_size: int = 10
     return Neighbors(similarity, index)
 
 
-def pair_sheet(found: Neighbors, images: Sequence[Tensor], gallery: Sequence[Tensor]) -> Image.Image:
+def pair_sheet(found: Neighbors, images: Sequence[Tensor], gallery: Sequence[Tensor], *, title: str) -> Image.Image:
     """Renders the closest pairs, most similar first: query image left, neighbor right, cosine similarity below.
 
     Args:
         found: Neighbors of all query images.
         images: The closest query images, uint8 (3, H, W), in the order of `Neighbors.closest`.
         gallery: Neighbors of these images, uint8 (3, H, W).
+        title: Line above the pairs.
 
     Returns:
         An RGB image.
@@ -107,9 +113,7 @@ def pair_sheet(found: Neighbors, images: Sequence[Tensor], gallery: Sequence[Ten
     closest = found.closest(len(images))
     captions = [f"{float(found.similarity[i]):.3f}" for i in closest]
     sides = [torch.stack([_square(image) for image in images]) for images in (images, gallery)]
-    return comparison_sheet(
-        *sides, captions=captions, scale=1, title="left generated or asked, right its nearest image"
-    )
+    return comparison_sheet(*sides, captions=captions, scale=1, title=title)
 
 
 def _square(image: Tensor) -> Tensor:
@@ -142,57 +146,70 @@ def check_threshold(threshold: float) -> None:
         raise ValueError(f"--threshold must be a cosine, -1 to 1, got {threshold}")
 
 
-def training_features(
-    location: str,
-    image: ImageRule,
-    networks: Mapping[str, Extractor],
-    chunk: int,
-    cache: Path,
-    device: str = "cpu",
-    network: str | None = None,
-) -> FeatureStore:
-    """Returns the feature store of training images.
+def open_training(location: str, image: ImageRule) -> TrainingImages:
+    """Opens training images, cropped and scaled like the images of a protocol.
 
     Args:
         location: Training images: folder, shards, or a pattern of shards.
         image: Crop and size of the real images of the protocol.
-        networks: Extractors by name.
-        chunk: Number of images per chunk.
-        cache: Folder of the features.
-        device: Device of the extractor. Defaults to ``cpu``.
-        network: Name of the extractor that compares. Defaults to `INCEPTION` if it is available, or else to the first.
 
     Raises:
-        ValueError: There is no such extractor, the protocol states no size, or the location has no images.
+        ValueError: The protocol states no size, or the location has no images.
     """
-    name = network or (INCEPTION if INCEPTION in networks else next(iter(networks)))
-    if name not in networks:
-        raise ValueError(f"--copies-network {name}: the networks of this evaluation are {', '.join(networks)}")
     if image.size is None:
         raise ValueError("training images are compared at the size of the protocol, and image.size is null")
-    images = TrainingImages(location, image.external_crop, image.size)
-    return FeatureStore(images, {name: networks[name]}, (0,), chunk, cache, device)
+    return TrainingImages(location, image.external_crop, image.size)
 
 
-def find_copies(generated: FeatureStore, known: FeatureStore, *, threshold: float, sheet: Path) -> dict[str, Any]:
-    """Compares generated images with training images, and writes a sheet of the closest pairs.
+def copies_network(networks: Collection[str], name: str | None = None) -> str:
+    """Returns the name of the extractor that searches for copies.
+
+    Args:
+        networks: Names of the extractors of an evaluation.
+        name: The name that was asked for. Defaults to `INCEPTION` if it is available, or else to the first.
+
+    Raises:
+        ValueError: There is no such extractor.
+    """
+    if name is not None and name not in networks:
+        raise ValueError(f"--copies-network {name}: the networks of this evaluation are {', '.join(networks)}")
+    return name or (INCEPTION if INCEPTION in networks else next(iter(networks)))
+
+
+def find_copies(
+    generated: FeatureStore,
+    reference: FeatureStore | None,
+    known: FeatureStore,
+    *,
+    keys: Sequence[str],
+    threshold: float,
+    sheet: Path,
+) -> dict[str, Any]:
+    """Compares generated and reference images with training images, and writes a sheet of the closest pairs.
+
+    The reference shows what to expect without copies: many networks find all images of a kind similar.
 
     Args:
         generated: Features of the generated images.
-        known: Features of the training images, from `training_features`.
+        reference: Features of the reference images; None if the extractor's features of them are not stored.
+        known: Features of the training images.
+        keys: Names of the generated images.
         threshold: Minimum cosine similarity of a copy.
         sheet: PNG file to write.
 
     Returns:
         Entry ``memorization`` of the result file.
     """
-    check_threshold(threshold)
     (name,) = known.extractors
     found = nearest(generated.all(name, f"0/{generated.counts[-1]}/features"), _readable(known, name))
     closest = found.closest(PAIRS)
     neighbors = [int(found.index[i]) for i in closest]
-    save_png(pair_sheet(found, generated.images(closest), known.images(neighbors)), sheet)
+    pairs = pair_sheet(found, generated.images(closest), known.images(neighbors), title=f"left generated, {NEAREST}")
+    save_png(pairs, sheet)
     assert isinstance(known.source, TrainingImages)
+    overlap = None
+    if reference is not None:
+        overlap = nearest(reference.all(name, "0/1/features"), _readable(known, name)).record(threshold)
     return {
         "network": name,
         "network_sha256": known.extractors[name].record["sha256"],
@@ -201,10 +218,10 @@ def find_copies(generated: FeatureStore, known: FeatureStore, *, threshold: floa
         "training_images": len(known.source),
         "unreadable": _unreadable(known, name),
         "threshold": threshold,
-        "share_above": found.share_above(threshold),
-        "median_similarity": float(found.similarity.median()),
+        **found.record(threshold),
+        "reference": overlap,
         "closest": [
-            {"sample": i, "training": known.source.key(j), "similarity": float(found.similarity[i])}
+            {"sample": keys[i], "training": known.source.key(j), "similarity": float(found.similarity[i])}
             for i, j in zip(closest, neighbors, strict=True)
         ],
     }
@@ -271,7 +288,7 @@ def find_overlaps(
     source = side.sha256(cache / MEMO)
     images = ImageFiles(items, rules.image.crop, rules.image.size, source=source)
     queries = FeatureStore(images, networks, (0,), chunk, cache, device)
-    known = training_features(training, rules.image, networks, chunk, cache, device)
+    known = FeatureStore(open_training(training, rules.image), networks, (0,), chunk, cache, device)
     remember(side.image_files, cache / MEMO)
     queries.run(share, label="dataset")
     known.run(share, label="training images")
@@ -279,10 +296,9 @@ def find_overlaps(
         return None
     found = nearest(queries.all(name, "0/1/features"), _readable(known, name))
     closest = found.closest(PAIRS)
-    save_png(
-        pair_sheet(found, queries.images(closest), known.images(found.index[closest].tolist())),
-        out.with_suffix(".png"),
-    )
+    neighbors = known.images(found.index[closest].tolist())
+    pairs = pair_sheet(found, queries.images(closest), neighbors, title=f"left {side.name}, {NEAREST}")
+    save_png(pairs, out.with_suffix(".png"))
     assert isinstance(known.source, TrainingImages)
     note = (
         f"{side.name} (sha256 {source}) in {known.source.name}, a training set of {len(known.source)} images "

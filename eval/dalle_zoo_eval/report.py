@@ -18,10 +18,12 @@ from PIL import UnidentifiedImageError
 
 from dalle_zoo.files import atomic_write
 from dalle_zoo.results import (
+    COMPARE,
     IMAGE_SETS,
     Result,
     ResultError,
     Score,
+    compared_with,
     group_tables,
     images_label,
     part_label,
@@ -29,6 +31,7 @@ from dalle_zoo.results import (
     target_status,
 )
 from dalle_zoo_eval.comparison import Measured, measured, read_results
+from dalle_zoo_eval.details import COPIES, copies_blocks, provenance_blocks
 from dalle_zoo_eval.documents import (
     Block,
     Bullets,
@@ -36,7 +39,6 @@ from dalle_zoo_eval.documents import (
     Image,
     Paragraph,
     Table,
-    field_table,
     field_text,
     to_html,
     to_markdown,
@@ -52,8 +54,6 @@ from dalle_zoo_eval.sweeps import deficient_note, footnote, legend, measured_cel
 
 FORMS = ("md", "html", "latex", "csv")
 """Formats of reports: ``report.md``, ``report.html``, ``report.tex`` with figures as PDF, and ``scores.csv``."""
-COPIES = "memorization.png"
-"""Sheet of the nearest training images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,23 +177,26 @@ def report_blocks(results: Sequence[Result], sheets: Sequence[Image] = ()) -> li
     blocks = [*_head(results), *_scores_and_notes(systems)]
     if sheets:
         text = "In each pair, the left image is generated and the right one is real; a folder of images has no pairs."
-        if results[0]["protocol"]["name"] == "compare":
+        if results[0]["protocol"]["name"] == COMPARE:
             text = "The images of both sides, in the order of their names; they are not paired."
         blocks += [Heading(2, "Images"), Paragraph(text), *sheets]
-    return [*blocks, *_provenance(systems)]
+    return [*blocks, *provenance_blocks(systems)]
 
 
 def _head(results: Sequence[Result]) -> list[Block]:
     systems, protocol = measured(results), results[0]["protocol"]
+    title = str(protocol.get("title") or protocol["name"])
+    if protocol["name"] == COMPARE:
+        title = f"{' and '.join(system.name for system in systems)} against {compared_with(results[0])}"
     return [
-        Heading(1, str(protocol.get("title") or protocol["name"])),
+        Heading(1, title),
         Paragraph(f"Protocol {protocol['name']}. Measured: {', '.join(system.name for system in systems)}."),
         Bullets([str(note) for note in protocol.get("notes") or []]),
     ]
 
 
 def _scores_and_notes(systems: Sequence[Measured]) -> list[Block]:
-    blocks = [*_targets(systems), *_score_blocks(systems)]
+    blocks = [*_targets(systems), *_score_blocks(systems), *copies_blocks(systems)]
     for system in systems:
         name = f"{system.name}: " if len(systems) > 1 else ""
         blocks.append(Bullets([f"{name}{line}" for line in system.data.get("notes") or []]))
@@ -325,7 +328,7 @@ def _bars(system: Measured, metric: str, spec: dict[str, Any]) -> Iterator[Image
             some = [s for s in charted if (s.images == key if by_set else s.part == key)]
             if {s.group for s in some} != groups:
                 continue
-            label = images_label(some[0]) if by_set else part_label(system.data, some[0])
+            label = images_label(system.data, some[0]) if by_set else part_label(system.data, some[0])
             times = 100 if spec["unit"] == "%" else 1
             bars[label] = {s.group: times * s.value for s in some}
         if not bars:
@@ -337,43 +340,6 @@ def _bars(system: Measured, metric: str, spec: dict[str, Any]) -> Iterator[Image
         unit = f", {spec['unit']}" if spec["unit"] else ""
         figure = partial(bar_figure, bars, title=title, score=f"{spec['label']}{unit}, {better}")
         yield Image(f"{name}.png", figure(), title, partial(figure, form="pdf"))
-
-
-# ---------------------------------------------------------------- provenance
-
-
-def _provenance(systems: Sequence[Measured]) -> Iterator[Block]:
-    """Yields everything that determines the numbers: sources, datasets, extractors, self-checks, protocol."""
-    first = systems[0].data["protocol"]
-    hidden = ("notes", "targets", "overridden", "headlines")
-    yield Heading(2, "What was measured")
-    for system in systems:
-        yield Heading(3, system.name)
-        protocol = system.data["protocol"]
-        parts = {
-            "source": system.data["source"],
-            "groups": system.data["groups"],
-            "memorization": {k: v for k, v in (system.at("memorization") or {}).items() if k != "closest"},
-            **{name: system.at(name) for name in ("speed", "code_version", "versions", "device", "run", "bootstrap")},
-            "date": system.at("date"),
-            "protocol": {k: v for k, v in protocol.items() if v != first.get(k) and k not in hidden},
-        }
-        yield field_table(parts)
-        closest = system.at("memorization.closest") or []
-        if closest:
-            rows = [[field_text(pair.get(k)) for k in ("sample", "training", "similarity")] for pair in closest]
-            yield Table(["sample", "nearest training image", "cosine"], rows)
-        checks = system.data.get("selfcheck") or []
-        if checks:
-            head = ["self-check", "found", "expected", "passed"]
-            yield Table(head, [[field_text(check.get(key)) for key in ("name", *head[1:])] for check in checks])
-        yield Bullets([f"left out: {line}" for line in system.data.get("left_out") or []])
-    extractors = {name: record for system in systems for name, record in (system.at("extractors") or {}).items()}
-    if extractors:
-        yield Heading(2, "Extractors")
-        yield field_table(extractors)
-    yield Heading(2, "Protocol")
-    yield field_table({key: value for key, value in first.items() if key not in hidden})
 
 
 def read_sheet(path: Path, *, taken: Sequence[str] = ()) -> Image:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle_zoo.sharing import Share
+from dalle_zoo_eval.datasets import load_exclusions
 from dalle_zoo_eval.protocol import COPY, Protocol
 
 
@@ -65,3 +66,21 @@ class Request:
     """Whether the result of another evaluation is replaced."""
     command: str | None = None
     """Command line, for the record."""
+
+    def excluded(self, protocol: Protocol) -> frozenset[str]:
+        """Returns the keys of the images that a protocol excludes.
+
+        Raises:
+            ValueError: The protocol excludes images and there is no list, or the reverse; or the list is wrong.
+        """
+        excludes = any(group.captions.exclusions for group in protocol.groups.values())
+        if excludes and self.exclusions is None:
+            raise ValueError(
+                f"{protocol.name} excludes images that overlap with the training set: give their list with "
+                "--exclusions FILE (dalle-zoo overlap writes one)"
+            )
+        if self.exclusions is not None and not excludes:
+            raise ValueError(
+                f"{protocol.name} excludes no images: leave out --exclusions, or write a protocol that excludes them"
+            )
+        return load_exclusions(self.exclusions) if self.exclusions is not None else frozenset()

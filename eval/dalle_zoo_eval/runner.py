@@ -21,14 +21,15 @@ from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.results import check_result
 from dalle_zoo.sharing import Share
 from dalle_zoo.values import as_integer
-from dalle_zoo_eval.datasets import load_exclusions, save_captions
+from dalle_zoo_eval.datasets import save_captions
 from dalle_zoo_eval.datasets.digests import MEMO, remember
+from dalle_zoo_eval.details import COPIES
 from dalle_zoo_eval.external import read_from_folder
 from dalle_zoo_eval.features import FeatureStore
 from dalle_zoo_eval.generation import BATCH
-from dalle_zoo_eval.groups import GALLERY, Group, Prompts, choose, generate, read_prompts
+from dalle_zoo_eval.groups import GALLERY, Group, Prompts, choose, generate, image_size, read_prompts
 from dalle_zoo_eval.image_sources import GeneratedSet
-from dalle_zoo_eval.memorization import check_threshold, find_copies, training_features
+from dalle_zoo_eval.memorization import check_threshold, copies_network, find_copies, open_training
 from dalle_zoo_eval.metrics import METRICS
 from dalle_zoo_eval.metrics.estimates import LEVEL, ROUNDS, SEED
 from dalle_zoo_eval.opening import check_extractors, open_extractors
@@ -41,7 +42,7 @@ from dalle_zoo_eval.provenance import (
     package_versions,
     refuse_other_run,
 )
-from dalle_zoo_eval.report import COPIES, Output, sheet_name, write_report_of
+from dalle_zoo_eval.report import Output, sheet_name, write_report_of
 from dalle_zoo_eval.request import Request
 from dalle_zoo_eval.sample_sheet import sample_sheet
 from dalle_zoo_eval.scores import Scorer, remark_on, targets
@@ -84,24 +85,26 @@ class Evaluation:
         self.out = Output.of(request.out)
         self.cache = request.cache or self.out.result.parent / ".cache"
         model = request.model or (usual.model if request.images is None else None)
-        _check_request(request, model)
-        excluded = _exclusions(usual, request)
+        _check_request(request, usual, model)
+        excluded = request.excluded(usual)
         check_extractors(self.protocol, request.networks, request.leave_out, of_model=model is not None)
         prompts = {
             name: self._prompts(name, usual, excluded, generates=model is not None) for name in self.protocol.groups
         }
         self.saved = load_statistics(request.reference) if request.reference is not None else None
+        training = open_training(request.training, self.protocol.image) if request.training is not None else None
         self.external = {name: self._external(name, usual, of, excluded) for name, of in prompts.items()}
         self.pipe = DallePipeline.from_pretrained(model, device=request.device) if model is not None else None
+        if self.saved is not None:
+            self.saved.check_images(self.protocol.image.crop, image_size(self.protocol, self.pipe))
         self.extractors, self.left_out = open_extractors(
             self.protocol, request.networks, request.leave_out, device=request.device, pipe=self.pipe
         )
         self.known: FeatureStore | None = None
-        if request.training is not None:
-            self.known = training_features(
-                request.training, self.protocol.image, self.extractors, self._chunk(), self.cache, request.device,
-                request.copies_network,
-            )  # fmt: skip
+        if training is not None:
+            searching = copies_network(self.extractors, request.copies_network)
+            networks = {searching: self.extractors[searching]}
+            self.known = FeatureStore(training, networks, (0,), self._chunk(), self.cache, request.device)
         self.groups = [self._group(name, of_group) for name, of_group in prompts.items()]
         self._check_references()
         self.identity = self._identity()
@@ -277,9 +280,13 @@ class Evaluation:
         memorization = None
         if self.known is not None:
             # Only in the first group: protocols with several groups bring their own data.
-            generated = self.groups[0].stores["generated"]
+            first, (network,) = self.groups[0], self.known.extractors
+            real = first.stores["real"]
             sheets.append(out.folder / COPIES)
-            memorization = find_copies(generated, self.known, threshold=request.threshold, sheet=sheets[-1])
+            memorization = find_copies(
+                first.stores["generated"], real if network in real.extractors and self.saved is None else None,
+                self.known, keys=first.generated.keys, threshold=request.threshold, sheet=sheets[-1],
+            )  # fmt: skip
         result = self._record(scores, left_out)
         result |= {key: value for key, value in (("notes", notes), ("memorization", memorization)) if value}
         result = json.loads(json.dumps(result))  # as read from the file when the report is rendered again
@@ -365,30 +372,20 @@ def _run(store: FeatureStore, share: Share, *, label: str, images: Path | None =
     return {"images": missing, "seconds": seconds, "images_per_second": missing / seconds}
 
 
-def _check_request(request: Request, model: str | None) -> None:
+def _check_request(request: Request, protocol: Protocol, model: str | None) -> None:
     if (model is None) == (request.images is None):
         raise ValueError("give either --model, which generates images, or --images, a folder of images")
     if request.images is not None and (request.batch_size is not None or set(request.changes) - {"captions"}):
         raise ValueError("--candidates, --batch-size and sampling options need --model, not --images")
     if request.save_reference is not None and request.reference is not None:
         raise ValueError("--save-reference writes the statistics of real images, and --reference replaces them")
+    if len(protocol.groups) > 1 and (request.save_reference or request.reference) is not None:
+        raise ValueError(
+            f"{protocol.name} has several groups, each with its own real images: files of statistics are of one set"
+        )
     check_threshold(request.threshold)
     if request.batch_size is not None:
         as_integer("batch_size", request.batch_size, least=1)
-
-
-def _exclusions(protocol: Protocol, request: Request) -> frozenset[str]:
-    excludes = any(group.captions.exclusions for group in protocol.groups.values())
-    if excludes and request.exclusions is None:
-        raise ValueError(
-            f"{protocol.name} excludes images that overlap with the training set: give their list with "
-            "--exclusions FILE (dalle-zoo overlap writes one)"
-        )
-    if request.exclusions is not None and not excludes:
-        raise ValueError(
-            f"{protocol.name} excludes no images: leave out --exclusions, or write a protocol that excludes them"
-        )
-    return load_exclusions(request.exclusions) if request.exclusions is not None else frozenset()
 
 
 def _by_group(name: str, group: str, ending: str) -> str:

@@ -18,6 +18,7 @@ from dalle_zoo.sharing import Share
 from dalle_zoo.zoo import is_remote, model_names
 from dalle_zoo_eval.datasets import DatasetError
 from dalle_zoo_eval.datasets.manifest import MANIFEST
+from dalle_zoo_eval.extractors import load_extractor
 from dalle_zoo_eval.features import FeatureStore
 from dalle_zoo_eval.generation import BATCH, GeneratedImages, model_sha256
 from dalle_zoo_eval.provenance import digest
@@ -25,6 +26,8 @@ from dalle_zoo_eval.rules import SamplingRule
 from dalle_zoo_eval.statistics import ENDINGS
 
 Kind = Literal["folder", "archive", "model", "statistics"]
+MAX_TEXT_BYTES = 2**20
+"""Largest text file of captions in an archive."""
 EXPECTED = (
     "expected a folder of images, a manifest (manifest.jsonl), an archive (.zip, .tar, .tar.gz), a folder or pattern "
     "of shards, data in the package such as emoji64:train, a model, or a file of statistics (.safetensors, .npz)"
@@ -134,6 +137,8 @@ def _of_zip(path: Path) -> Iterator[tuple[bytes, tuple[str, ...]]]:
                 if members[name].file_size > MAX_IMAGE_BYTES:
                     raise DatasetError(f"{path}: {name} has more than {MAX_IMAGE_BYTES} bytes")
                 text = members.get(str(place.with_suffix(".txt")))
+                if text is not None and text.file_size > MAX_TEXT_BYTES:
+                    raise DatasetError(f"{path}: {text.filename} has more than {MAX_TEXT_BYTES} bytes")
                 captions = archive.read(text).decode("utf-8", "replace").splitlines() if text is not None else []
                 yield archive.read(members[name]), tuple(line.strip() for line in captions if line.strip())
     except (zipfile.BadZipFile, OSError, RuntimeError) as error:
@@ -141,35 +146,33 @@ def _of_zip(path: Path) -> Iterator[tuple[bytes, tuple[str, ...]]]:
 
 
 def generate_side(
-    model: str, captions: list[str], folder: Path, *, seed: int, batch_size: int | None, device: str
+    model: str, captions: list[str], folder: Path, *, seed: int, batch_size: int | None, device: str, share: Share
 ) -> tuple[Path, dict[str, Any]]:
     """Generates an image per caption into a folder, unless they are there from an earlier run.
 
     The noise of an image depends on the seed and the number of its caption, as in every protocol, so a killed run
-    continues, and processes may share the work.
+    continues, and processes share the work. Features of the pixels show which chunks of images are complete.
 
     Args:
         model: Name or folder of a model.
         captions: The captions.
-        folder: Folder in which a folder of the images, and one of their codes, is created.
+        folder: Folder in which folders of the images, their codes and their features are created.
         seed: Seed of the noise.
         batch_size: Images generated at once. Defaults to `BATCH`.
         device: Device of the model.
+        share: Chunks with which this process begins.
 
     Returns:
-        The folder of the images, and what a result file says of the model.
+        The folder of the images, which is complete, and what a result file says of the model.
     """
     pipe = DallePipeline.from_pretrained(model, device=device)
     source = GeneratedImages(
         pipe, captions, SamplingRule(), seed=seed, batch_size=BATCH if batch_size is None else batch_size, cache=folder
     )
     target = folder / f"generated-{digest(source.identity)[:16]}"
-    if not target.is_dir():
-        try:
-            with new_folder(target) as aside:
-                store = FeatureStore(source, {}, (0,), source.sampling.chunk, folder, device)
-                store.run(Share(), label=f"images of {model}", images=aside)
-        except FileExistsError:  # another process was faster
-            pass
+    networks = {"pixels": load_extractor("pixels", "")}
+    store = FeatureStore(source, networks, (0,), source.sampling.chunk, folder, device)
+    for part in (share, Share()):  # then what no other process has begun, and a wait for the rest
+        store.run(part, label=f"images of {model}", images=target)
     weights = {name: sha256 for name, sha256 in model_sha256(pipe).items() if name.endswith(".safetensors")}
     return target, {"model": model, "seed": seed, "weights_sha256": weights}

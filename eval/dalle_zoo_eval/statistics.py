@@ -38,6 +38,8 @@ FEATURES = "0/1/features"
 """Name of the features without blur in a store; those of others begin alike."""
 NPZ_EXTRACTOR = "inception-2015"
 """Network of ``.npz`` files, which do not say what they were computed with."""
+NPZ_FEATURES = 2048
+"""Number of its features."""
 UNKNOWN = 2**31
 """Replaces the number of images where a file does not state it."""
 
@@ -58,10 +60,26 @@ class Saved:
     """sha256 of the weights by extractor; "" if the file does not state them."""
     tensors: Mapping[str, Tensor]
     """``EXTRACTOR/features``, ``EXTRACTOR/total`` and others."""
+    image: tuple[str, int | None] | None = None
+    """Crop and size of the images; None if the file does not state them."""
 
     def record(self) -> dict[str, Any]:
         """Returns what a result file says of the file."""
         return {"name": self.path.name, "sha256": self.sha256, "images": self.count, "of": self.name}
+
+    def check_images(self, crop: str, size: int | None) -> None:
+        """Raises `StatisticsError` unless the images were cropped and scaled as those that they are compared with.
+
+        Args:
+            crop: Crop of the other images.
+            size: Side to which they are scaled, pixels; None leaves them as they are.
+        """
+        if self.image not in (None, (crop, size)):
+            stored, other = (f"crop {c}, size {s or 'as they are'}" for c, s in (self.image, (crop, size)))
+            raise StatisticsError(
+                f"{self.path.name} is of images with {stored}, and they would be compared with images with {other}: "
+                "save the statistics again with the same size, or compare at theirs"
+            )
 
     def moments(self, extractor: str) -> Moments:
         """Returns the moments in the features of an extractor.
@@ -116,7 +134,7 @@ def load_statistics(path: Path) -> Saved:
         raise StatisticsError(f"{path}: statistics are in files that end in {' or '.join(ENDINGS)}")
     try:
         return _load_npz(path) if path.suffix == ".npz" else _load_safetensors(path)
-    except (OSError, SafetensorError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise StatisticsError(f"{path} cannot be read as statistics: {error}") from None
 
 
@@ -136,6 +154,7 @@ def _load_safetensors(path: Path) -> Saved:
         name=str(head["name"]),
         networks={name: str(record["sha256"]) for name, record in head["networks"].items()},
         tensors=tensors,
+        image=(str(head["source"]["crop"]), head["source"]["size"]),
     )
 
 
@@ -144,11 +163,16 @@ def _load_npz(path: Path) -> Saved:
         if not {"mu", "sigma"} <= set(file.files):
             raise ValueError(f"expected mu and sigma, got {', '.join(file.files) or 'nothing'}")
         mean, covariance = (torch.from_numpy(np.asarray(file[name], dtype=np.float64)) for name in ("mu", "sigma"))
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise ValueError(f"expected mu (d,) and sigma (d, d), got {tuple(mean.shape)} and {tuple(covariance.shape)}")
+    if mean.shape != (NPZ_FEATURES,) or covariance.shape != (NPZ_FEATURES, NPZ_FEATURES):
+        raise ValueError(
+            f"expected mu ({NPZ_FEATURES},) and sigma ({NPZ_FEATURES}, {NPZ_FEATURES}) of {NPZ_EXTRACTOR}, got "
+            f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
+        )
     moments = Moments.exact(mean, covariance, UNKNOWN)
     if not bool(moments.outer.isfinite().all()):
         raise ValueError("it holds NaN or infinity")
+    if not torch.allclose(covariance, covariance.t()) or bool((covariance.diagonal() < 0).any()):
+        raise ValueError("sigma is no covariance: expected a symmetric matrix with a diagonal of at least 0")
     tensors = {f"{NPZ_EXTRACTOR}/total": moments.total, f"{NPZ_EXTRACTOR}/outer": moments.outer}
     return Saved(
         path=path,

@@ -237,7 +237,9 @@ def _table(rows: Sequence[Row], axis: str, label: str) -> Table:
         cells = [row.cells.get(place, "–") for place in places]
         body.append([row.system, row.setting, row.references, *count, *cells, row.samples, row.source])
     strong = frozenset(n for n, row in enumerate(rows) if row.line.measured)
-    return Table([*fixed, *columns, "samples", "source"], body, strong)
+    return Table(
+        [*fixed, *columns, "samples", "source"], body, strong, on_screen=frozenset({"references", "samples", "source"})
+    )
 
 
 def _column(axis: str, place: int) -> str:

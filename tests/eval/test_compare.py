@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import tarfile
 import zipfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from dalle_zoo_eval import runner
+from dalle_zoo_eval import runner, sides, statistics
+from dalle_zoo_eval.compare import _captions
 from dalle_zoo_eval.extractors import load_extractor
 from dalle_zoo_eval.extractors.pixels import PixelExtractor
+from dalle_zoo_eval.generation import GeneratedImages
 from dalle_zoo_eval.metrics.frechet import frechet_distance
 from dalle_zoo_eval.moments import Moments, StatisticsError
-from dalle_zoo_eval.sides import find_side
+from dalle_zoo_eval.rules import SamplingRule
+from dalle_zoo_eval.sides import find_side, generate_side
 from dalle_zoo_eval.statistics import NPZ_EXTRACTOR, StoredReference, load_statistics
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dalle_zoo.cli.main import main
+from dalle_zoo.sharing import Share
 
 DISTANCE = "frechet:pixels"
 
@@ -58,12 +66,12 @@ def features(folder: Path) -> Tensor:
 def test_two_folders_need_nothing_else(
     folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = compare(*folders, tmp_path / "out", "--name-a", "ours", "--name-b", "theirs")
+    result = compare(*folders, tmp_path / "out", "--name-a", "ours", "--name-b", "others")
     expected = frechet_distance(*(Moments.of(features(folder)) for folder in folders))
     assert values(result)["frechet generated"] == pytest.approx(expected, rel=1e-6)
     assert {"density generated", "coverage generated", "vendi generated", "vendi real"} <= set(values(result))
     assert result["source"]["name"] == "ours"
-    assert result["groups"]["all"]["dataset"]["name"] == "theirs"
+    assert result["groups"]["all"]["dataset"]["name"] == "others"
     needs = [
         f"{name}: 7 samples, and it needs 1,000 to be compared" for name in ("Density", "Coverage", "Vendi score")
     ]
@@ -72,7 +80,12 @@ def test_two_folders_need_nothing_else(
     assert "| Fréchet distance, pixels |" in shown
     assert "Coverage: 7 samples" in shown
     report = (tmp_path / "out/report.md").read_text()
-    assert "# ours against theirs" in report
+    assert "# ours against others" in report
+    assert "| evaluated images | 7 |\n| images of others (reference) | 8 |" in report
+    assert "| Vendi score, pixels, others (reference) |" in report
+    assert "| Vendi score, pixels, evaluated images |" in report
+    assert main(["report", str(tmp_path / "out/result.json"), "--name", "mine"]) == 0
+    assert "# mine against others" in (tmp_path / "out/report.md").read_text()
     assert "radius" not in report.split("What was measured")[0]
 
 
@@ -161,7 +174,11 @@ def test_statistics_of_other_weights_are_refused(folders: tuple[Path, Path], tmp
         StoredReference(saved, {"pixels": load_extractor("pixels", "")}, 50)
 
 
-def test_statistics_of_other_packages_are_read_without_pickle(tmp_path: Path) -> None:
+def test_statistics_of_other_packages_are_read_without_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "d.npz", mu=np.zeros(64), sigma=np.eye(64))
+    with pytest.raises(StatisticsError, match=r"expected mu \(2048,\) and sigma \(2048, 2048\) of inception-2015"):
+        load_statistics(tmp_path / "d.npz")
+    monkeypatch.setattr(statistics, "NPZ_FEATURES", 4)
     rows = torch.randn(50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     moments = Moments.of(rows)
     np.savez(tmp_path / "s.npz", mu=moments.mean.numpy(), sigma=moments.covariance.numpy())
@@ -174,6 +191,71 @@ def test_statistics_of_other_packages_are_read_without_pickle(tmp_path: Path) ->
     np.savez(tmp_path / "k.npz", feats=np.eye(2))
     with pytest.raises(StatisticsError, match="expected mu and sigma, got feats"):
         load_statistics(tmp_path / "k.npz")
+    np.savez(tmp_path / "a.npz", mu=np.zeros(4), sigma=np.triu(np.ones((4, 4))))
+    with pytest.raises(StatisticsError, match="sigma is no covariance"):
+        load_statistics(tmp_path / "a.npz")
+
+
+def test_statistics_of_other_sizes_are_refused(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = folders
+    file = tmp_path / "b.safetensors"
+    compare(a, b, tmp_path / "out", "--metrics", DISTANCE, "--size", "8", "--save-reference", str(file))
+    assert main(["compare", str(a), str(file), "--out", str(tmp_path / "other")]) == 2
+    assert "is of images with crop center, size 8" in capsys.readouterr().err
+    assert compare(a, file, tmp_path / "same", "--metrics", DISTANCE, "--size", "8")["scores"]
+
+
+def test_copies_of_training_images_are_found(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two images of A are in the training set, and none of B."""
+    a, b = folders
+    (tmp_path / "training").mkdir()
+    for name in ("image 2", "image 5"):
+        (tmp_path / f"training/{name} again.png").write_bytes((a / f"{name}.png").read_bytes())
+    options = ("--training", str(tmp_path / "training"), "--size", "12", "--threshold", "0.999")
+    result = compare(a, b, tmp_path / "out", "--metrics", DISTANCE, *options, "--copies-network", "pixels")
+    found = result["memorization"]
+    assert (found["network"], found["threshold"], found["training_images"]) == ("pixels", 0.999, 2)
+    assert found["share_above"] == pytest.approx(2 / 7)
+    assert 0 <= found["interval"][0] < 2 / 7 < found["interval"][1]
+    assert found["reference"]["share_above"] == 0
+    pairs = [(pair["sample"], pair["training"]) for pair in found["closest"][:2]]
+    assert sorted(pairs) == [("image 2", "image 2 again"), ("image 5", "image 5 again")]
+    shown = capsys.readouterr().out
+    assert "| a | 28.6" in shown
+    assert "| reference images | 0.0" in shown
+    assert (tmp_path / "out/memorization.png").is_file()
+
+
+def test_processes_share_the_images_of_a_model(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images depend on neither the processes nor the batch size, and none is generated twice."""
+    captions, generated = [f"thing {number}" for number in range(7)], []
+    generate = GeneratedImages._generate
+
+    def counted(self: GeneratedImages, indices: Sequence[int]) -> dict[str, Tensor]:
+        generated.append(tuple(indices))
+        return generate(self, indices)
+
+    monkeypatch.setattr(GeneratedImages, "_generate", counted)
+    monkeypatch.setattr(sides, "SamplingRule", partial(SamplingRule, chunk=2))
+
+    def made(cache: str, batch_size: int | None, share: Share) -> dict[str, bytes]:
+        folder, record = generate_side(
+            str(model), captions, tmp_path / cache, seed=3, batch_size=batch_size, device="cpu", share=share
+        )
+        assert record["seed"] == 3
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    alone = made("alone", None, Share())
+    assert sorted(alone) == sorted(f"{n:06d}.{ending}" for n in range(7) for ending in ("png", "txt"))
+    generated.clear()
+    with ThreadPoolExecutor(2) as threads:
+        both = list(threads.map(lambda rank: made("shared", 3, Share(rank=rank, world=2)), range(2)))
+    assert both == [alone, alone]
+    assert sorted(generated) == [(0, 1), (2, 3), (4, 5), (6,)]
 
 
 def test_a_model_generates_from_the_captions_of_the_other_side(
@@ -186,7 +268,18 @@ def test_a_model_generates_from_the_captions_of_the_other_side(
     assert {"frechet generated", "clip_logit generated"} == set(values(result))
     assert {name.split("/")[0] for name in result["source"]["weights_sha256"]} == {"dvae", "prior", "ranker"}
     assert main(["compare", str(model), str(b), "--out", str(tmp_path / "no")]) == 2
-    assert "has no captions to generate from: give them with --prompts" in capsys.readouterr().err
+    assert "has 0 captions to generate from, expected at least 2: give more with --prompts" in capsys.readouterr().err
+
+
+def test_prompts_are_chosen_by_seed(make: Any, tmp_path: Path) -> None:
+    make.text(tmp_path / "prompts.txt", *(f"caption {number}" for number in range(20)))
+    chosen = {
+        seed: _captions(argparse.Namespace(prompts=tmp_path / "prompts.txt", captions=3, seed=seed), (), {})
+        for seed in range(3)
+    }
+    assert len({tuple(captions) for captions in chosen.values()}) == 3
+    for captions in chosen.values():
+        assert captions == sorted(captions, key=lambda caption: int(caption.split()[1]))
 
 
 def test_some_images_are_chosen_by_seed(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -209,15 +302,27 @@ def test_data_is_checked_before_networks_are_opened(
         raise AssertionError("a network was opened")
 
     monkeypatch.setattr(runner, "open_extractors", opened)
+    monkeypatch.setattr(sides.DallePipeline, "from_pretrained", opened)
     a, b = folders
     (tmp_path / "one").mkdir()
     (tmp_path / "one/x.png").write_bytes((a / "image 0.png").read_bytes())
     (tmp_path / "bad.npz").write_bytes(b"no statistics")
     (tmp_path / "file").touch()
+    (tmp_path / "prompts.txt").write_text("one\ntwo\n")
     for arguments, message in (
         ((tmp_path / "one", b), "a comparison needs at least 2"),
-        ((a, b, "--captions", "20"), "has 7 images, expected 20"),
+        ((a, b, "--captions", "20"), "has 7 images, fewer than --captions 20"),
+        ((b, a, "--captions", "8"), "has 7 images, fewer than --captions 8"),
+        ((a, b, "--captions", "1"), "--captions must be an integer of at least 2"),
+        ((a, b, "--batch-size", "2"), "--batch-size is that of a model, and neither side is a model"),
+        ((a, b, "--save-reference", str(tmp_path / "x.npz")), "--save-reference must end in .safetensors"),
+        ((a, b, "--cache", str(tmp_path / "file")), "--cache"),
+        ((a, b, "--network", "clip=x", "--network", "clip=y"), "--network names 'clip' twice"),
+        ((a, b, "--threshold", "0.9"), "--threshold needs --training"),
         ((a, tmp_path / "bad.npz"), "cannot be read as statistics"),
+        (("emoji64", a, "--training", "nowhere", "--size", "8"), "'nowhere' does not exist"),
+        (("emoji64", tmp_path / "bad.npz", "--prompts", str(tmp_path / "prompts.txt")), "read as statistics"),
+        (("emoji64", a, "--captions", "9"), "fewer than --captions 9"),
         ((a, b, "--training", str(b)), "--training needs --size"),
         ((a, b, "--out", str(tmp_path / "file/out")), "is a file"),
     ):

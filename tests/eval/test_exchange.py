@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dalle_zoo_eval.exchange.command import main as main_of_benchmark
 from dalle_zoo_eval.exchange.imports import import_result
 from dalle_zoo_eval.exchange.layouts import export_layout, images_by_prompt
 
@@ -62,6 +63,16 @@ def test_what_does_not_fit_is_refused(make: Any, manifest: Path, tmp_path: Path)
     (tmp_path / "bad.json").write_text("[[2.0], [0.5]]")
     with pytest.raises(ResultError, match="lists of scores from 0 to 1"):
         import_result("geneval2", tmp_path / "bad.json", name="x", prompts=manifest)
+    (tmp_path / "lines.jsonl").write_text("[1]\n")
+    with pytest.raises(ValueError, match=r"lines\.jsonl, line 1 must contain a JSON object, got list"):
+        import_result("geneval2", tmp_path / "bad.json", name="x", prompts=tmp_path / "lines.jsonl")
+    (tmp_path / "odd.json").write_text('{"metrics": [1]}')
+    with pytest.raises(ResultError, match="expected a report of EvalScope with metrics"):
+        import_result("evalscope", tmp_path / "odd.json", name="x")
+    with pytest.raises(ResultError, match="--name must be the name"):
+        import_result("evalscope", tmp_path / "odd.json", name="")
+    with pytest.raises(FileExistsError, match=r"is not empty: choose another --out"):
+        main_of_benchmark(["export", "t2i-compbench", str(manifest), "--out", str(tmp_path / "odd")])
     with pytest.raises(ResultError, match="give their file with --prompts"):
         import_result("geneval2", tmp_path / "bad.json", name="x")
 

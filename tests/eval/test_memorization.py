@@ -20,7 +20,7 @@ def test_copy_is_found() -> None:
     assert found.index[3] == 7
     assert float(found.similarity[3]) == pytest.approx(1, abs=1e-6)
     assert found.closest(2)[0] == 3
-    assert found.share_above(0.999) == pytest.approx(1 / 6)
+    assert found.record(0.999)["share_above"] == pytest.approx(1 / 6)
 
 
 def test_nearest_does_not_depend_on_batch_size() -> None:
@@ -54,7 +54,7 @@ def test_unreadable_images_are_never_nearest() -> None:
 def test_sheet_has_one_tile_per_pair() -> None:
     found = nearest(features(5, 1), [features(9, 2)])
     images = [torch.full((3, 40, 60), 9, dtype=torch.uint8)] * 2
-    sheet = pair_sheet(found, images, [torch.zeros(3, 20, 20, dtype=torch.uint8)] * 2)
+    sheet = pair_sheet(found, images, [torch.zeros(3, 20, 20, dtype=torch.uint8)] * 2, title="pairs")
     assert sheet.width > 4 * 128
     assert sheet.convert("L").getextrema() == (0, 255)
 

@@ -85,6 +85,24 @@ def test_torchrun_equals_one_process(command: list[str], tmp_path: Path) -> None
         assert (shared / name).read_bytes() == (alone / name).read_bytes()
 
 
+def test_torchrun_and_batch_size_do_not_change_a_comparison(model: Path, make: Any, tmp_path: Path) -> None:
+    """60 captions are two chunks of images, so each process generates some."""
+    make.text(tmp_path / "prompts.txt", *(f"thing {number}" for number in range(60)))
+    for number in range(5):
+        make.image(tmp_path / f"real/{number}.png", (20, 20), seed=number)
+    command = [
+        "dalle_zoo", "compare", str(model), str(tmp_path / "real"), "--prompts", str(tmp_path / "prompts.txt"),
+        "--metrics", "frechet:pixels,vendi:pixels",
+    ]  # fmt: skip
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    outs = {name: tmp_path / name for name in ("alone", "batches", "shared")}
+    assert start(command, outs["alone"]).wait() == 0
+    assert start([*command, "--batch-size", "7"], outs["batches"]).wait() == 0
+    assert start(command, outs["shared"], *launcher).wait() == 0
+    assert result(outs["shared"]) == result(outs["batches"]) == result(outs["alone"])
+    assert not list(outs["shared"].rglob("*.claim"))
+
+
 def test_torchrun_shares_several_groups(toy: Path, model: Path, mobilenet: Path, tmp_path: Path) -> None:
     command = ["dalle_zoo", "eval", str(toy), "--model", str(model), "--network", f"mobilenet={mobilenet}"]
 

@@ -458,6 +458,8 @@ def test_formats_for_print(put: Put, tmp_path: Path) -> None:
     assert r"\textbf{a\_b \& 50 \%}" in text
     assert r"\includegraphics[width=\linewidth]{fid-blur-dmgan.pdf}" in text
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") >= 1
+    assert r"\resizebox{\linewidth}{!}{%" in text  # published rows are wider than a page
+    assert "digitised" not in text  # the columns of sources are for the screen
     assert "What was measured" not in text
     rows = list(csv.DictReader(files[1].read_text().splitlines()))
     own = [row for row in rows if row["source"] == "measured"]

@@ -45,7 +45,7 @@ def read_manifest(path: Path) -> list[Row]:
         DatasetError: It cannot be read, a line is not as described above, or an image does not exist.
     """
     rows = []
-    for number, values in _lines(path):
+    for number, values in read_jsonl(path):
         where = f"{path}, line {number}"
         name = values.get("image_path")
         if not isinstance(name, str) or not stays_inside(name):
@@ -65,7 +65,7 @@ def read_caption_file(path: Path) -> list[str]:
         DatasetError: The file cannot be read, has no captions, or a line is not an object with a prompt.
     """
     if path.suffix == ".jsonl":
-        captions = [_prompt(row, f"{path}, line {number}") for number, row in _lines(path)]
+        captions = [_prompt(row, f"{path}, line {number}") for number, row in read_jsonl(path)]
     else:
         captions = [" ".join(line.split()) for line in _text(path).split("\n") if line.strip()]
     if not captions:
@@ -109,7 +109,12 @@ def _prompt(row: dict[str, Any], where: str) -> str:
     return " ".join(prompt.split())
 
 
-def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Reads the objects of a JSONL file, each with the number of its line.
+
+    Raises:
+        DatasetError: The file cannot be read, or a line is not a JSON object.
+    """
     lines = [(number, line) for number, line in enumerate(_text(path).split("\n"), 1) if line.strip()]
     try:
         return [(number, parse_json(line.encode(), f"{path}, line {number}")) for number, line in lines]

@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     if options.layout == "t2i-compbench":
-        check_folder("--out", options.out, overwrite=False)
+        check_folder("--out", options.out, overwrite=None)
     else:
         check_file("--out", options.out)
     count = export_layout(options.layout, options.images, options.out, options.prompts)

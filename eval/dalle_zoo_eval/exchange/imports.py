@@ -16,7 +16,7 @@ import torch
 from dalle_zoo.files import sha256_file
 from dalle_zoo.inspection import code_version
 from dalle_zoo.results import ResultError, Score, check_result
-from dalle_zoo_eval.datasets.manifest import read_caption_file
+from dalle_zoo_eval.datasets.manifest import read_caption_file, read_jsonl
 from dalle_zoo_eval.metrics.base import MetricSpec
 from dalle_zoo_eval.metrics.estimates import Estimate, bootstrapped
 from dalle_zoo_eval.provenance import digest
@@ -49,6 +49,8 @@ def import_result(
     Raises:
         ResultError: The file is not one of the benchmark, or does not fit the prompts.
     """
+    if not name:
+        raise ResultError("--name must be the name of the evaluated system, got an empty one")
     if prompts is None and layout != "evalscope":
         raise ResultError(f"intervals of {TITLES[layout]} are over its prompts: give their file with --prompts")
     values = _read(file)
@@ -75,14 +77,14 @@ def _read(file: Path) -> Any:
 
 def _geneval(values: Any, prompts: Path) -> list[Score]:
     """Scores of each question of each prompt: Soft-TIFA as arithmetic and geometric means, and by skill."""
-    rows = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [row for _, row in read_jsonl(prompts)]
     if not isinstance(values, list) or len(values) != len(rows) or not all(map(_are_shares, values)):
         raise ResultError(
             f"expected a list of {len(rows)} lists of scores from 0 to 1, one for each prompt of {prompts}"
         )
     skills: dict[str, list[float]] = defaultdict(list)
     for row, scores in zip(rows, values, strict=True):
-        if len(row.get("skills", ())) == len(scores):
+        if _are_names(row.get("skills")) and len(row["skills"]) == len(scores):
             for skill in dict.fromkeys(row["skills"]):
                 of_skill = [score for score, own in zip(scores, row["skills"], strict=True) if own == skill]
                 skills[skill].append(sum(of_skill) / len(of_skill))
@@ -90,6 +92,10 @@ def _geneval(values: Any, prompts: Path) -> list[Score]:
     geometric = [math.prod(scores) ** (1 / len(scores)) for scores in values]
     parts = {"mean": means, "geometric mean": geometric, **{f"skill {name}": found for name, found in skills.items()}}
     return [_score("soft_tifa", part, found) for part, found in parts.items()]
+
+
+def _are_names(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) and value for value in values)
 
 
 def _are_shares(values: Any) -> bool:
@@ -120,11 +126,11 @@ def _compbench(values: Any, prompts: Path, part: str) -> list[Score]:
 def _evalscope(values: Any) -> list[Score]:
     """Means of the metrics of a report, of its first and its second schema; it has no single scores."""
     metrics = values.get("metrics") if isinstance(values, Mapping) else None
-    if not isinstance(metrics, list) or not metrics:
+    if not isinstance(metrics, list) or not metrics or not all(isinstance(each, dict) for each in metrics):
         raise ResultError("expected a report of EvalScope with metrics")
     scores = []
     for metric in metrics:
-        identity = metric.get("identity") or {}
+        identity = metric["identity"] if isinstance(metric.get("identity"), dict) else {}
         name, score, count = metric.get("name") or identity.get("name"), metric.get("score"), metric.get("num")
         if not isinstance(name, str) or not isinstance(score, int | float) or not isinstance(count, int) or count < 1:
             raise ResultError(f"expected metrics with name, num and score, got {str(metric)[:100]}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.outputs import check_folder
 from dalle_zoo.cli.parser import parser
 from dalle_zoo.registry import UnknownNameError, suggest
+from dalle_zoo.values import as_integer
 
 HELP = """\
 Compare the images of two or more systems by votes of people, as in figure 7 of the paper.
@@ -62,7 +64,7 @@ def make(arguments: list[str]) -> None:
     p.add_argument("--spare", type=int, default=0, help="raters who replace excluded ones [0]")
     p.add_argument("--seed", type=int, default=0, help="seed of sheets, order, sides and controls [0]")
     options = p.parse_args(arguments)
-    check_folder("--out", options.out, overwrite=False)
+    check_folder("--out", options.out, overwrite=None)
     from dalle_zoo_eval.study.design import PAGE, RATERS
     from dalle_zoo_eval.study.make import Plan, make_study
     from dalle_zoo_eval.study.questions import read_questions
@@ -131,6 +133,10 @@ def report(arguments: list[str]) -> None:
         "votes", type=Path, nargs="+", help="exported votes, server.jsonl, folders of them, or the study's folder"
     )
     p.add_argument("--study", type=Path, help="folder of the study [the one that the votes are in]")
+    p.add_argument(
+        "--votes", dest="counted", type=int, metavar="N",
+        help="votes per caption that count, fewer if raters are excluded and none is spare [those of the study]",
+    )  # fmt: skip
     p.add_argument("--out", type=Path, help="folder of the report [report in the folder of the study]")
     options = p.parse_args(arguments)
     from dalle_zoo_eval.study.analysis import alpha_function
@@ -144,5 +150,9 @@ def report(arguments: list[str]) -> None:
     out = options.out or folder / "report"
     check_folder("--out", out)
     study = Study.read(folder)
-    results = study_results(study, read_votes(study, options.votes))
+    votes = read_votes(study, options.votes)
+    if options.counted is not None:
+        as_integer("--votes", options.counted, least=1, most=study.votes)
+        study = replace(study, votes=options.counted)
+    results = study_results(study, votes)
     print(write_study_report(results, out)[1])  # noqa: T201

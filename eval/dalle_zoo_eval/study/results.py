@@ -103,7 +103,8 @@ def study_results(study: Study, votes: Votes) -> list[dict[str, Any]]:
     if not complete:
         raise StudyError(
             f"no caption has {study.votes} votes of raters that are not excluded: there are {len(votes.votes)} votes, "
-            f"and {len(excluded)} of {len({vote.rater for vote in votes.votes})} raters are excluded. Collect more"
+            f"and {len(excluded)} of {len({vote.rater for vote in votes.votes})} raters are excluded. Collect more, "
+            "or count fewer votes per caption with --votes"
         )
     raters = {"voted": len({vote.rater for vote in votes.votes}), "excluded": len(excluded)}
     results = [_result(study, n, own, raters, left_out) for n, own in enumerate(scores) if own]

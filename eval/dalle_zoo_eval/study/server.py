@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import sys
 import threading
+from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,6 +33,8 @@ MAX_REQUESTS = 256
 """Largest number of simultaneous requests; further connections are closed, and the page tries again."""
 TIMEOUT = 15.0
 """Seconds after which a connection that sends nothing is closed."""
+LIMIT = 120.0
+"""Seconds after which any connection is closed, so that slow ones do not take all places."""
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -77,10 +82,14 @@ class StudyServer(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Handles one connection."""
+        """Handles one connection, of a single request."""
+        end = threading.Timer(LIMIT, partial(_end, request))
+        end.daemon = True
+        end.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
+            end.cancel()
             self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -91,6 +100,11 @@ class StudyServer(ThreadingHTTPServer):
         """Stops listening and closes the log."""
         super().server_close()
         self.votes.close()
+
+
+def _end(connection: socket.socket) -> None:
+    with suppress(OSError):  # it has just ended by itself
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class Handler(BaseHTTPRequestHandler):

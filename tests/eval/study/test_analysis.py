@@ -217,6 +217,23 @@ def test_results_and_report_of_three_systems(
     assert write_report(files, tmp_path / "together")[0].is_file()
 
 
+def test_fewer_votes_can_count(made: Any, tmp_path: Path) -> None:
+    """A study without spare raters, one of whom did not vote."""
+    study = made(controls=0)
+    for rater in range(4):
+        own = [vote_for(study, rater, pair, "realism", 0) for pair in range(len(study.pairs))]
+        folder = tmp_path / "study/votes"
+        folder.mkdir(exist_ok=True)
+        (folder / f"votes-{rater + 1}.json").write_text(json.dumps(exported(study, rater, own)))
+    report = ["report", str(tmp_path / "study")]
+    with pytest.raises(StudyError, match="count fewer votes per caption with --votes"):
+        main(report)
+    with pytest.raises(ValueError, match=r"--votes must be an integer in 1\.\.5"):
+        main([*report, "--votes", "6"])
+    main([*report, "--votes", "4"])
+    assert "4 of 4" in (tmp_path / "study/report/report.md").read_text()
+
+
 def test_too_few_votes_raise(made: Any) -> None:
     study = made(controls=0)
     votes = votes_of(study, lambda *_: 0)

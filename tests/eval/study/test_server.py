@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,17 @@ def test_one_vote_per_rater_pair_and_question_is_stored(served: tuple[Study, Stu
     assert post(server.server_port, exported(study, 0, first[:2])) == (200, b'{"new": 0}')
     votes = read_votes(study, [tmp_path / "study"]).votes
     assert [vote.answer for vote in votes] == [first[0]["answer"], first[1]["answer"]]
+
+
+def test_slow_connections_end(served: tuple[Study, StudyServer], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that sends a byte now and then does not keep its place."""
+    _, server = served
+    monkeypatch.setattr("dalle_zoo_eval.study.server.LIMIT", 0.2)
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as slow:
+        slow.sendall(b"POST /votes HTTP/1.0\r\nContent-Length: 1000\r\n\r\n{")
+        with suppress(ConnectionError):
+            assert slow.recv(100)[:13] in (b"", b"HTTP/1.0 400 ")  # what came is no request
+    assert server.votes.count == 0
 
 
 def test_rater_votes_only_on_own_pairs(made: Any, tmp_path: Path) -> None:
