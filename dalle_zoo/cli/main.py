@@ -36,6 +36,7 @@ COMMANDS = {
     "filter": ("dalle_zoo.cli.shards:filter_shards", "copy the samples that pass the paper's filters to new shards"),
     "tokenizer": ("dalle_zoo.cli.prepare:tokenizer", "train a BPE tokenizer on captions"),
     "encode": ("dalle_zoo.cli.prepare:encode", "encode images as code shards"),
+    "ray": ("dalle_zoo.cli.ray_tasks:ray", "run encode, filter, tokenizer or overlap on a Ray cluster"),
     "plot": ("dalle_zoo.cli.runs:plot", "plot the training curves of a run"),
     "consolidate": ("dalle_zoo.cli.runs:consolidate", "convert a checkpoint of any strategy to a folder of weights"),
     "eval": ("dalle_zoo_eval.command:main", "evaluate a model with a protocol"),

@@ -13,7 +13,7 @@ from tools.reference.markdown import code, escape, table
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Generate": ("demo", "generate", "serve", "reconstruct", "inspect", "models", "convert", "publish"),
-    "Prepare data": ("manifest", "filter", "tokenizer", "encode"),
+    "Prepare data": ("manifest", "filter", "tokenizer", "encode", "ray"),
     "Train": (
         "recipes",
         "list",
