@@ -6,6 +6,7 @@ PROMPT ?=
 FUZZ_SECONDS ?= 60
 KILLS ?= 300
 BENCH ?=
+GPU_CHECK ?=
 JOBS ?= 2
 PEERS_VENV ?= .venv-peers
 
@@ -18,7 +19,7 @@ export DALLE_ZOO_PROMPT = $(value PROMPT)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test docs test-slow test-browser chromium fuzz kills bench bench-peers format clean
+.PHONY: help demo test docs test-slow test-browser chromium fuzz kills bench bench-peers gpu-check format clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -64,6 +65,9 @@ bench: $(VENV)/.test ## measure speed and update docs/design/speed.md (BENCH="de
 
 bench-peers: $(PEERS_VENV)/.peers ## compare speed with other packages and update docs/design/speed.md (BENCH="--shapes S")
 	$(PEERS_VENV)/bin/python -m benchmarks.peers $(BENCH)
+
+gpu-check: $(VENV)/.test ## check and measure everything on one GPU, in 8 minutes (GPU_CHECK="--stages tests sampling")
+	$(BIN)/python -m benchmarks.gpu_check $(GPU_CHECK)
 
 format: $(VENV)/.test ## apply ruff fixes and formatting
 	$(BIN)/ruff check --fix .

@@ -11,7 +11,21 @@ from pathlib import Path
 from dalle_zoo.registry import suggest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("decoding", "memory", "costs", "quantization", "jacobi", "training", "updates", "dvae", "data", "generate")
+SCRIPTS = (
+    "decoding",
+    "memory",
+    "costs",
+    "quantization",
+    "jacobi",
+    "training",
+    "updates",
+    "dvae",
+    "data",
+    "shortcuts",
+    "generate",
+)
+CPU_ONLY = ("shortcuts",)
+"""Benchmarks of what only a CPU uses."""
 
 
 def main() -> int:
@@ -27,15 +41,11 @@ def main() -> int:
         if name not in SCRIPTS:
             parser.error(suggest("benchmark", name, SCRIPTS))
     for script in options.only or SCRIPTS:
+        if script in CPU_ONLY and options.device != "cpu":
+            continue
         for threads in options.threads if options.device == "cpu" else [os.cpu_count() or 1]:
-            command = [
-                sys.executable,
-                f"benchmarks/{script}.py",
-                "--threads",
-                str(threads),
-                "--device",
-                options.device,
-            ]
+            command = [sys.executable, f"benchmarks/{script}.py", "--threads", str(threads)]
+            command += [] if script in CPU_ONLY else ["--device", options.device]
             print(f"\n$ {' '.join(['python', *command[1:]])}", flush=True)
             environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": f"{ROOT}:{ROOT / 'eval'}"}
             done = subprocess.run(command, cwd=ROOT, env=environment, check=False)

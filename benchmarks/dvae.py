@@ -31,6 +31,7 @@ from dalle_zoo.data import center_transform, decode_image, open_source  # noqa: 
 from dalle_zoo.models.dvae import DVAE, DVAEConfig  # noqa: E402
 from dalle_zoo.pipeline import load_model  # noqa: E402
 
+PAPER = DVAEConfig()
 ENCODE_FLOPS = 272e9
 """Operations for one image of 256 x 256 pixels; a multiply-add counts 2."""
 PACKAGE, MODULES = "DALL-E 0.1", "the same calls of F.conv2d as DALL-E 0.1"
@@ -48,22 +49,22 @@ class Peer:
     decode: Callable[[Tensor], Tensor]
 
 
-def native(device: str) -> DVAE:
+def native(device: str, config: DVAEConfig = PAPER) -> DVAE:
     """Returns the native network with random weights."""
     torch.manual_seed(0)
-    net: Any = DVAE(DVAEConfig())  # torch 2.13 does not declare the overload of `to` below
+    net: Any = DVAE(config)  # torch 2.13 does not declare the overload of `to` below
     layout = torch.preserve_format if device == "cpu" else torch.channels_last
     net = net.to(device, memory_format=layout).eval().requires_grad_(False)
     assert isinstance(net, DVAE)
-    net.encoder.output.bias.sub_(net.logits(random_images(1, device)).mean((0, 2, 3)))  # type: ignore[operator]
+    net.encoder.output.bias.sub_(net.logits(random_images(1, device, config.image_size)).mean((0, 2, 3)))  # type: ignore[operator]
     return net
 
 
-def random_images(count: int, device: str) -> Tensor:
-    """Returns images of smooth colors with noise, (count, 3, 256, 256)."""
+def random_images(count: int, device: str, size: int = 256) -> Tensor:
+    """Returns images of smooth colors with noise, (count, 3, size, size)."""
     generator = torch.Generator().manual_seed(count)
-    coarse = F.interpolate(torch.rand(count, 3, 32, 32, generator=generator), size=256, mode="bicubic").clamp(0, 1)
-    return (0.7 * coarse + 0.3 * torch.rand(count, 3, 256, 256, generator=generator)).to(device)
+    coarse = F.interpolate(torch.rand(count, 3, 32, 32, generator=generator), size=size, mode="bicubic").clamp(0, 1)
+    return (0.7 * coarse + 0.3 * torch.rand(count, 3, size, size, generator=generator)).to(device)
 
 
 def peer_of(net: DVAE, device: str) -> Peer:
@@ -134,7 +135,7 @@ ENCODING_NOTE = (
 
 def compare_encoding(net: DVAE, peer: Peer, count: int, target: float | None, device: str, note: str) -> list[Row]:
     """Returns rows of float32 and bfloat16 for ``count`` images per call."""
-    images = random_images(count, device)
+    images = random_images(count, device, net.image_size)
     paths = {
         peer.name: lambda: peer.encode(images),
         OURS: lambda: net.encode(images),
@@ -211,14 +212,14 @@ def compare_trained(device: str) -> list[Row]:
     return [row, with_half(row, HALF, (differ,))]
 
 
-def compare_compiled(net: DVAE, device: str) -> list[Row]:
+def compare_compiled(net: DVAE, device: str, count: int = 32) -> list[Row]:
     """Compares compiled with uncompiled networks in bfloat16 on a GPU, at a batch size that fills it."""
-    images = random_images(32, device)
+    images = random_images(count, device, net.image_size)
     codes = half(net.encode, images)
-    compiled = native(device)
+    compiled = native(device, net.config)
     compiled.compile_networks()
     row = compare(
-        "encode, 32 images per call, compiled",
+        f"encode, {count} images per call, compiled",
         {HALF: lambda: half(net.encode, images), COMPILED: lambda: half(compiled.encode, images)},
         path=COMPILED,
         against=HALF,
@@ -227,7 +228,7 @@ def compare_compiled(net: DVAE, device: str) -> list[Row]:
         device=device,
         dtype="bfloat16",
     )
-    return [rates(row, 32, device)]
+    return [rates(row, count, device)]
 
 
 @torch.no_grad()

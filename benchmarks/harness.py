@@ -181,10 +181,16 @@ def store(
     return path
 
 
-def ceilings(device: str) -> dict[str, float]:
-    """What a GPU reaches: bytes per second of a copy (read and written), FLOP a second of a large bfloat16 product."""
-    big = torch.empty(2**30, dtype=torch.uint8, device=device)
-    other, size = torch.empty_like(big), 8192
+def ceilings(device: str, copied: int = 2**30, size: int = 8192) -> dict[str, float]:
+    """What a GPU reaches: bytes per second of a copy (read and written), FLOP a second of a large bfloat16 product.
+
+    Args:
+        device: "cpu" or "cuda".
+        copied: Bytes of the copy.
+        size: Rows and columns of the matrices.
+    """
+    big = torch.empty(copied, dtype=torch.uint8, device=device)
+    other = torch.empty_like(big)
     a, b = torch.randn(2, size, size, dtype=torch.bfloat16, device=device).unbind(0)
     paths = {"copy": lambda: other.copy_(big), "product": lambda: a @ b}
     seconds = {name: statistics.median(times) for name, times in interleaved(paths, device=device).items()}

@@ -18,8 +18,8 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from decoding import LARGE, keep_freed_memory
-from harness import Equality, Row, Series, ceilings, compare, interleaved, store
+from decoding import LARGE, keep_freed_memory, make_prior
+from harness import ROUNDS, Equality, Row, Series, ceilings, compare, interleaved, store
 from torch import Tensor, nn
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn import functional as F
@@ -64,11 +64,13 @@ def forward_and_backward(backend: Backend, mask: Mask, given: list[Tensor]) -> l
     return [out.detach(), *torch.autograd.grad(out, inputs, gradient.detach())]
 
 
-def attention_row(spec: str, dtype: torch.dtype, target: float | None, device: str) -> Row:
-    """Compares the attention of one layer at 1,280 positions, forward and backward."""
-    mask = Mask.from_spec(spec, PAPER)
+def attention_row(
+    spec: str, dtype: torch.dtype, target: float | None, device: str, layout: TextImageLayout = PAPER
+) -> Row:
+    """Compares the attention of one layer, forward and backward."""
+    mask = Mask.from_spec(spec, layout)
     batch, heads = (2, 8) if device == "cpu" else (16, 32)
-    given = random_heads(PAPER, dtype, device, batch, heads)
+    given = random_heads(layout, dtype, device, batch, heads)
     paths: dict[str, Callable[[], list[Tensor]]] = {
         "lines": lambda: forward_and_backward(attention.auto, mask, given),
         "dense boolean SDPA": lambda: forward_and_backward(attention.sdpa, mask, given),
@@ -77,7 +79,7 @@ def attention_row(spec: str, dtype: torch.dtype, target: float | None, device: s
     pairs = zip(*(work() for work in paths.values()), strict=True)
     apart = max(float((native - dense).abs().max()) / unit for (native, dense), unit in zip(pairs, units, strict=True))
     return compare(
-        f"attention forward and backward, {spec}, 1,280 positions, {batch} x {heads} heads of 64",
+        f"attention forward and backward, {spec}, {layout.length:,} positions, {batch} x {heads} heads of 64",
         paths,
         path="lines",
         against="dense boolean SDPA",
@@ -175,16 +177,6 @@ def separate_heads(prior: Prior, hidden: Tensor, text: Tensor, codes: Tensor) ->
     return c.text_loss_weight * of_text + (1 - c.text_loss_weight) * of_image
 
 
-def make_prior(config: PriorConfig, backend: str, device: str = "cpu") -> Prior:
-    """Returns a prior with random weights, including the heads."""
-    torch.manual_seed(0)
-    prior = Prior(config, backend)
-    with torch.no_grad():
-        for head in (prior.text_head, prior.image_head):
-            head.weight.normal_(std=0.02)
-    return prior.to(device)
-
-
 def make_tokens(config: PriorConfig, batch: int, device: str = "cpu") -> Tokens:
     """Returns text ids without padding, and codes."""
     generator = torch.Generator().manual_seed(1)
@@ -195,7 +187,7 @@ def make_tokens(config: PriorConfig, batch: int, device: str = "cpu") -> Tokens:
 
 def head_memory(batch: int) -> Row:
     """Returns the peak bytes of forward and backward pass of the heads, without weights and hidden states."""
-    prior = make_prior(replace(CONFIG, num_layers=1), "auto")
+    prior = make_prior(replace(CONFIG, num_layers=1), FLOAT32)
     joint, tokens = JointHead(prior), make_tokens(CONFIG, batch)
     hidden = torch.randn(batch, PAPER.length, CONFIG.width)
 
@@ -252,7 +244,7 @@ def update(parameters: list[nn.Parameter], loss: Callable[[], Tensor]) -> Callab
 
 def step_row(batch: int) -> Row:
     """Compares a complete training step with dense attention and a joint head."""
-    native, dense = make_prior(CONFIG, "auto"), make_prior(CONFIG, "sdpa")
+    native, dense = make_prior(CONFIG, FLOAT32), make_prior(CONFIG, FLOAT32, backend="sdpa")
     joint, (text, codes) = JointHead(dense), make_tokens(CONFIG, batch)
     del dense.text_head, dense.image_head
     paths = {
@@ -283,28 +275,35 @@ def grad(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
-def large_step(batch: int, limits: Mapping[str, float]) -> Row:
-    """Compares a step of 1.2 billion parameters in bfloat16 with the time of its operations at the peak rate."""
-    config = LARGE["1.2B"]
-    prior, (text, codes) = make_prior(config, "auto", "cuda"), make_tokens(config, batch, "cuda")
-    eager = make_prior(config, "sdpa", "cuda")
-    with torch.no_grad(), torch.autocast("cuda", BFLOAT16):
+def large_step(
+    name: str,
+    config: PriorConfig,
+    batch: int,
+    limits: Mapping[str, float],
+    device: str = "cuda",
+    rounds: int = ROUNDS,
+    compiled: bool = True,
+) -> Row:
+    """Compares a step in bfloat16 with the time of its operations at the rate of a large product."""
+    prior, (text, codes) = make_prior(config, FLOAT32, device), make_tokens(config, batch, device)
+    eager = make_prior(config, FLOAT32, device, "sdpa")
+    with torch.no_grad(), torch.autocast(device, BFLOAT16):
         expected = eager.loss(text, codes).total
     del eager
     for block in prior.residual_blocks():
-        block.residual.compiled = True
+        block.residual.compiled = compiled
 
     def loss() -> Tensor:
-        with torch.autocast("cuda", BFLOAT16):
+        with torch.autocast(device, BFLOAT16):
             return prior.loss(text, codes).total
 
     step = update(list(prior.parameters()), loss)
     step()  # the first is not compiled
     apart = float((step() - expected).abs())
-    seconds = interleaved({"training step": step}, device="cuda")
+    seconds = interleaved({"training step": step}, rounds, device)
     floor = batch * PriorWorkload(config).flops.model / limits["flop"]
     return Row(
-        name=f"training step, 1.2B, {batch} x 1,280 positions",
+        name=f"training step, {name}, {'compiled, ' if compiled else ''}{batch} x {config.layout.length:,} positions",
         path="training step",
         against="its operations at the rate of a large product",
         target=0.45,
@@ -334,7 +333,7 @@ def main() -> None:
     if options.device == "cuda":
         limits = ceilings("cuda")
         rows = [attention_row(spec, BFLOAT16, None, "cuda") for spec in ("row", "column", "conv")]
-        rows += [large_step(batch, limits) for batch in (8, 16, 32)]
+        rows += [large_step("1.2B", LARGE["1.2B"], batch, limits) for batch in (8, 16, 32)]
     else:
         rows = [attention_row(spec, FLOAT32, 2.3, "cpu") for spec in ("row", "column", "conv")]
         rows += [attention_row(spec, BFLOAT16, None, "cpu") for spec in ("row", "column")]

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from decoding import keep_freed_memory
+from decoding import FLOAT32, keep_freed_memory, make_prior
 from harness import ROUNDS, Equality, Row, interleaved, store
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training import make_prior, make_tokens
+from training import make_tokens
 
 from dalle_zoo.masks import layer_masks
 from dalle_zoo.models.prior import Prior, PriorConfig
@@ -130,9 +130,9 @@ def updater(net: nn.Module, loss: Callable[[], Tensor], dtype: torch.dtype) -> C
 def rows(dtype: torch.dtype, rounds: int) -> list[Row]:
     """Times all paths in turn, and returns a row for each that the recipe's network is compared with."""
     text, codes = make_tokens(CONFIG, BATCH)
-    native = make_prior(CONFIG, GIVEN["attention"])
-    full = make_prior(replace(CONFIG, masks="full"), GIVEN["attention"])
-    plain = PlainPrior(make_prior(CONFIG, GIVEN["attention"]))
+    native = make_prior(CONFIG, FLOAT32, backend=GIVEN["attention"])
+    full = make_prior(replace(CONFIG, masks="full"), FLOAT32, backend=GIVEN["attention"])
+    plain = PlainPrior(make_prior(CONFIG, FLOAT32, backend=GIVEN["attention"]))
     paths = {
         NATIVE: updater(native, lambda: native.loss(text, codes).total, dtype),
         PLAIN: updater(plain, lambda: plain(text, codes), dtype),

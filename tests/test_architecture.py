@@ -27,6 +27,22 @@ The table of commands names the functions of all commands, `dalle-zoo eval` amon
 others."""
 COMPUTED = {"__init__.py", "cli/main.py"}
 """Files that import by a computed name: the public names and the commands, both from tables of strings in the file."""
+PRIVATE: dict[str, set[str]] = {
+    # Operators with plain twins, which `dalle_zoo.models.shortcuts` turns off.
+    f"{PACKAGE}.models.attention.fused": {"torch.ops.aten"},
+    f"{PACKAGE}.models.cpu.onednn": {"torch.ops.mkldnn"},
+    # The limit of graphs has no public name.
+    f"{PACKAGE}.models.attention.flex": {"torch._dynamo.config"},
+    f"{PACKAGE}.models.residual": {"torch._dynamo.config"},
+    # Nested arguments of an operator, as PyTorch passes them.
+    f"{PACKAGE}.models.emulation": {"torch.utils._pytree.tree_map"},
+    # The same functions as in PyTorch's own optimizers and gradient scaler, which have no public names.
+    f"{PACKAGE}.training.optimizer": {"torch._foreach_"},
+    f"{PACKAGE}.training.precision": {"torch._amp_foreach_non_finite_check_and_unscale_"},
+    # What a processor computes in.
+    f"{PACKAGE}.training.muon": {"torch.cpu._is_"},
+}
+"""Private names of PyTorch by module."""
 IMPORT_SECONDS = 15.0  # many times what it takes, so that only a heavy import fails on a busy machine
 
 
@@ -280,6 +296,44 @@ def test_what_the_table_forbids_is_not_imported() -> None:
         if within(entry.target, name) or within(entry.target, f"{PACKAGE}.{name}")
     ]
     fail_on(broken, "docs/design/architecture.md forbids:")
+
+
+def private_names(tree: ast.AST) -> Iterator[str]:
+    """Private names of PyTorch in a file, and operators that are called without their public function."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            names = [name] if re.fullmatch(r"torch(\.\w+)+", name := ast.unparse(node)) else []
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [name for name in targets(node, ROOT / PACKAGE / "x.py") if name.startswith("torch.")]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[1] == "ops" or any(part.startswith("_") and not part.startswith("__") for part in parts):
+                yield name
+
+
+def test_private_names_of_pytorch_are_few_and_known() -> None:
+    found: dict[str, set[str]] = {}
+    for source, path in files_by_module().items():
+        for name in private_names(ast.parse(path.read_text())):
+            kind = next((known for known in PRIVATE.get(source, {}) if name.startswith(known)), name)
+            if not any(other.startswith(f"{name}.") for other in PRIVATE.get(source, {})):  # a part of a known name
+                found.setdefault(source, set()).add(kind)
+    assert found == {source: set(known) for source, known in PRIVATE.items()}, "call a public function instead"
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("torch.ops.aten.mm(x, y)", {"torch.ops.aten.mm", "torch.ops.aten", "torch.ops"}),
+        ("from torch._inductor import config", {"torch._inductor.config"}),
+        ("import torch._dynamo", {"torch._dynamo"}),
+        ("torch.nn.functional.linear(x, y); torch.__version__; x._version", set()),
+    ],
+)
+def test_private_names_are_found(statement: str, expected: set[str]) -> None:
+    assert set(private_names(ast.parse(statement))) == expected
 
 
 def test_lightning_stays_in_training_and_cli() -> None:

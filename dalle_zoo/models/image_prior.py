@@ -66,6 +66,12 @@ class PriorLoss(NamedTuple):
     """Mean over the image tokens of the batch."""
 
 
+TextTargets = tuple[Tensor, Tensor]
+"""Numbers of the captions and of the positions of M text tokens, int64 (M,) each."""
+FEWEST = 1e-6
+"""Smallest divisor of the text loss."""
+
+
 class Predicted(NamedTuple):
     """Tokens of one kind, and the head that predicts them."""
 
@@ -169,19 +175,33 @@ class ImagePrior(nn.Module, ABC):
         """Which text tokens the text loss counts: ids (B, T) to bool (B, T). Defaults to all."""
         return torch.ones_like(text, dtype=torch.bool)
 
+    def text_targets(self, text: Tensor) -> TextTargets:
+        """Numbers of the captions and of the positions that the text loss counts, of `is_text_target`."""
+        caption, position = self.is_text_target(text).nonzero(as_tuple=True)
+        return caption, position
+
     @abstractmethod
-    def predicted(self, text: Tensor, codes: Tensor) -> tuple[Predicted | None, Predicted]:
+    def predicted(
+        self, text: Tensor, codes: Tensor, targets: TextTargets | None = None
+    ) -> tuple[Predicted | None, Predicted]:
         """Runs the network and returns the text tokens and the image tokens that it is trained to predict.
 
         Args:
             text: Text ids, int64 (B, T).
             codes: Image tokens, int64 (B, h, w).
+            targets: `text_targets` of the text. Defaults to computing them, for which the host waits for a GPU.
 
         Returns:
             The text tokens of `is_text_target`, None for a prior that predicts none; and the image tokens.
         """
 
-    def loss(self, text: Tensor, codes: Tensor, text_tokens: Tensor | None = None) -> PriorLoss:
+    def loss(
+        self,
+        text: Tensor,
+        codes: Tensor,
+        text_tokens: Tensor | None = None,
+        targets: TextTargets | None = None,
+    ) -> PriorLoss:
         """Weighted cross-entropy of text and image tokens, each a mean over its tokens in the batch (2.2).
 
         Only the required logits are computed, of the tokens in `predicted`.
@@ -192,14 +212,15 @@ class ImagePrior(nn.Module, ABC):
             text_tokens: Divisor of the text loss. Defaults to the number of predicted text tokens in the batch.
                 Processes that share a batch pass the mean of that number over processes, so that the mean of their
                 losses is the loss of the complete batch.
+            targets: `text_targets` of the text, as for `predicted`.
         """
-        of_text, of_image = self.predicted(text, codes)
+        of_text, of_image = self.predicted(text, codes, targets)
         image = of_image.loss() / len(of_image.tokens)
         if of_text is None:
             return PriorLoss(image, torch.zeros_like(image), image)
         # A batch of empty captions may have no text target; the sum of nothing is 0 and stays differentiable.
-        count = image.new_tensor(len(of_text.tokens)) if text_tokens is None else text_tokens
-        text_loss = of_text.loss() / count.clamp(min=1e-6)
+        count = max(len(of_text.tokens), FEWEST) if text_tokens is None else text_tokens.clamp(min=FEWEST)
+        text_loss = of_text.loss() / count
         weight = self.text_loss_weight
         return PriorLoss(weight * text_loss + (1 - weight) * image, text_loss, image)
 

@@ -26,7 +26,7 @@ from dalle_zoo.masks import Mask, layer_masks
 from dalle_zoo.models.attention import Attention
 from dalle_zoo.models.config import ImagePriorConfig
 from dalle_zoo.models.decoding import PriorDecoding
-from dalle_zoo.models.image_prior import PRIORS, ImagePrior, Predicted
+from dalle_zoo.models.image_prior import PRIORS, ImagePrior, Predicted, TextTargets
 from dalle_zoo.models.initial import fill, fresh_seed
 from dalle_zoo.models.residual import Residual, ResidualBlock
 
@@ -327,14 +327,16 @@ class Prior(ImagePrior):
         """Whether a position has a text token, not padding: bool (B, T)."""
         return text < self.config.text_vocab
 
-    def predicted(self, text: Tensor, codes: Tensor) -> tuple[Predicted, Predicted]:
+    def predicted(
+        self, text: Tensor, codes: Tensor, targets: TextTargets | None = None
+    ) -> tuple[Predicted, Predicted]:
         """Text tokens at the positions of the text, without padding, and image tokens at those of the image."""
         x = self.hidden(text, codes)
         split = self.config.text_length
-        is_token = self.is_text_target(text)
+        chosen = targets or self.text_targets(text)
         heads = self.text_head, self.image_head
         of_text, of_image = ((head.weight, head.bias) for head in heads)
         return (
-            Predicted(x[:, :split][is_token], *of_text, text[is_token]),
+            Predicted(x[:, :split][chosen], *of_text, text[chosen]),
             Predicted(x[:, split:].flatten(0, 1), *of_image, codes.flatten()),
         )

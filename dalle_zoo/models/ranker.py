@@ -103,7 +103,8 @@ class Preprocessing:
                 f"takes {self.size}x{self.size}: pass square images, or set do_resize and do_center_crop in its "
                 "preprocessor_config.json"
             )
-        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        channels = torch.tensor([self.mean, self.std], dtype=images.dtype)[..., None, None]
+        mean, std = channels.to(images.device, non_blocking=True).unbind(0)
         return (images * self.scale - mean) / std
 
     def _resized(self, images: Tensor) -> Tensor:
@@ -236,7 +237,7 @@ class Ranker(nn.Module):
         rows = [self.tokenizer.encode(caption).ids for caption in captions]
         length = max(map(len, rows), default=0)
         padded = [row + [self._end_id] * (length - len(row)) for row in rows]
-        return torch.tensor(padded, dtype=torch.int64, device=self.device)
+        return torch.tensor(padded, dtype=torch.int64).to(self.device, non_blocking=True)
 
     def image_features(self, images: Tensor) -> Tensor:
         """Computes the features of images.
@@ -275,7 +276,7 @@ class Ranker(nn.Module):
         if len(images) != len(captions):
             raise ValueError(f"captions must be one per image, got {len(captions)} for {len(images)} images")
         unique = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
-        rows = torch.tensor([unique[c] for c in captions], dtype=torch.int64, device=self.device)
+        rows = torch.tensor([unique[c] for c in captions], dtype=torch.int64).to(self.device, non_blocking=True)
         text = self.text_features(list(unique))[rows]
         scores = self.scale * (self.image_features(images) * text).sum(-1)
         if not bool(scores.isfinite().all()):

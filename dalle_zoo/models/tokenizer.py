@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from dalle_zoo.registry import Registry
@@ -78,10 +79,11 @@ class ImageTokenizer(nn.Module, ABC):
         check_type("codes", codes, Tensor, "a tensor")
         if codes.ndim != 3 or codes.is_floating_point():
             raise ValueError(f"codes must be integers of shape (B, h, w), got {codes.dtype} {tuple(codes.shape)}")
-        if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.codebook_size):
-            raise ValueError(
-                f"codes must be in 0..{self.codebook_size - 1}, got {int(codes.min())}..{int(codes.max())}"
-            )
+        if not codes.numel():
+            return
+        least, most = torch.stack(codes.aminmax()).tolist()  # read together: each read waits for a GPU
+        if least < 0 or most >= self.codebook_size:
+            raise ValueError(f"codes must be in 0..{self.codebook_size - 1}, got {least}..{most}")
 
 
 IMAGE_TOKENIZERS: Registry[type[ImageTokenizer]] = Registry(

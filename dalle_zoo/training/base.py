@@ -241,6 +241,10 @@ class StageModule(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step", "frequency": 1},
         }
 
+    def log_settings(self, values: Mapping[str, float]) -> None:
+        """Logs numbers of the host, which Lightning would copy to the device, where each copy waits for the step."""
+        self.log_dict({name: torch.tensor(value) for name, value in values.items()})
+
     def observe_loss(self, loss: Tensor) -> None:
         """Records the loss of a training batch for the plateau rule."""
         if self.learning_rate.decay == "plateau":
@@ -248,10 +252,10 @@ class StageModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Completes the gradients, logs their norm before clipping, and passes the loss to the plateau rule."""
-        self.log("schedule/learning_rate", optimizer.param_groups[0]["lr"])
+        self.log_settings({"schedule/learning_rate": optimizer.param_groups[0]["lr"]})
         finite = getattr(self.trainer.precision_plugin, "finite", None)
         strategy = hooks_of(self.trainer.strategy)
-        self.log_dict(strategy.before_step(finite))
+        self.log_settings(strategy.before_step(finite))
         if self.trainer._logger_connector.should_update_logs:
             self.log("train/gradient_norm", strategy.gradient_norm(self))
         scheduler = self.lr_schedulers()

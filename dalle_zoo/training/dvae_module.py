@@ -139,9 +139,9 @@ class DVAEModule(StageModule):
         loss = loss + self._squares(x, parameters[:, : x.shape[1]])
         if self.warm_start is not None:
             loss = loss + _nothing(self.bridge)
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss)
         self.log_dict({f"train/{name}": value for name, value in parts.items()})
-        self.log_dict({"schedule/temperature": tau, "schedule/kl_weight": beta})
+        self.log_settings({"schedule/temperature": tau, "schedule/kl_weight": beta})
         self.observe_loss(loss)
         return loss
 
@@ -197,7 +197,7 @@ class DVAEModule(StageModule):
         loss = logit_laplace_nll(x, mu, log_scale).mean()
         self.log("train/nll", loss.detach())
         loss = loss + self._squares(x, mu)
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss)
         self.observe_loss(loss)
         return loss
 

@@ -36,6 +36,9 @@ from dalle_zoo.training.words import freeze_all_but_words, limit_to_words
 from dalle_zoo.weights import read_headers, without_storage
 from dalle_zoo.zoo import find_component, model_component
 
+TARGETS = "text_targets"
+"""Key of the text tokens of the loss in a batch."""
+
 
 @STAGES.register("prior")
 class PriorModule(StageModule):
@@ -290,6 +293,15 @@ class PriorModule(StageModule):
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return tokenizer.encode(batch["image"].float())
 
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Selects the text tokens of the loss on the host, so that no step waits for a GPU to count them.
+
+        Captions that are dropped have no tokens. They are dropped later, so then the step selects the tokens itself.
+        """
+        if self.caption_dropout or "text" not in batch:
+            return batch
+        return {**batch, TARGETS: self.net.text_targets(batch["text"])}
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Weighted cross-entropy of text and image tokens."""
         text = batch["text"]
@@ -297,8 +309,8 @@ class PriorModule(StageModule):
             generator = self.noise_generator(batch_idx)
             dropped = torch.rand(len(text), generator=generator, device=self.device) < self.caption_dropout
             text = torch.where(dropped[:, None], self.net.null_text(), text)
-        loss = self.net.loss(text, self.codes(batch), self._text_tokens(text))
-        self.log("train/loss", loss.total, prog_bar=True)
+        loss = self.net.loss(text, self.codes(batch), self._text_tokens(text), batch.get(TARGETS))
+        self.log("train/loss", loss.total)
         self._log_parts("train", loss, len(text))
         self.observe_loss(loss.total)
         return loss.total

@@ -15,6 +15,10 @@ from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
+LOSS = "train/loss"
+"""Metric that is shown. It is not logged with ``prog_bar``: Lightning would read it after every step, shown or not, so
+that the host would wait for a GPU to complete the step."""
+
 
 class ParameterCount(ModelSummary):
     """Logs the number of parameters in one line. Lightning's table lists one network, and no FLOPs of it."""
@@ -57,6 +61,12 @@ class RunProgress(ProgressBar):
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Prints above the bar."""
         tqdm.write(" ".join(map(str, args)), file=sys.stderr)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Loss of the latest step, and what is logged for progress bars."""
+        loss = trainer.callback_metrics.get(LOSS)
+        shown = {} if loss is None else {LOSS: float(loss)}
+        return {**shown, **super().get_metrics(trainer, pl_module)}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts at the step of the checkpoint."""

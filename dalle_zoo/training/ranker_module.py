@@ -97,7 +97,7 @@ class RankerModule(StageModule):
         # parallelism averages them, so the step equals that of one process with the total batch.
         image, text = (self._gather(x) for x in self.features(batch))
         loss = contrastive_loss(image, text, self.net.scale)
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss)
         self.log("train/scale", self.net.scale.detach())
         self.observe_loss(loss)
         return loss

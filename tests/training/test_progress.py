@@ -18,7 +18,7 @@ def stand_in(total: float = 100, step: int = 40, every: int = 20, **metrics: flo
     """Attributes of a trainer that the callback reads."""
     return SimpleNamespace(
         estimated_stepping_batches=total, global_step=step, log_every_n_steps=every,
-        progress_bar_metrics=metrics, loggers=[],
+        callback_metrics=metrics, progress_bar_metrics={}, loggers=[],
     )  # fmt: skip
 
 

@@ -9,12 +9,13 @@ called with ``out`` and ``l`` of the total, computes the part's share of the gra
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from dalle_zoo.models.shortcuts import switchable
 
 aten = torch.ops.aten
 
@@ -62,7 +63,7 @@ def supported(device: torch.device, dtype: torch.dtype) -> bool:
 supported._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-@cache
+@switchable
 def _works(device: torch.device, dtype: torch.dtype) -> bool:
     """Runs both passes once without a mask, causally, and with a bias."""
     tokens = 4

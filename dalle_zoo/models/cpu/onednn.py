@@ -2,7 +2,8 @@
 
 They are the operators that `torch.compile` emits for frozen networks on a CPU. PyTorch may rename or change them, so
 each shortcut first asks whether its operators work: `linears_work` and `convolutions_work` compare them with
-`F.linear` and `F.conv2d` once per process, on fixed inputs that use no random numbers.
+`F.linear` and `F.conv2d` once per process, on fixed inputs that use no random numbers. `dalle_zoo.models.shortcuts`
+has the switch that turns them off.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from functools import cache
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from dalle_zoo.models.shortcuts import switchable
 
 # B batch, C channels, H W image or any resolution of it
 
@@ -70,7 +73,7 @@ def computes_in(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and has_bfloat16())
 
 
-@cache
+@switchable
 @torch.inference_mode()
 def linears_work() -> bool:
     """Whether `reorder_linear` and `linear` exist and agree with `F.linear`."""
@@ -83,7 +86,7 @@ def linears_work() -> bool:
         return False
 
 
-@cache
+@switchable
 @torch.inference_mode()
 def convolutions_work() -> bool:
     """Whether the operators of convolutions exist and agree with `F.conv2d`."""

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle_zoo.models.config import ImagePriorConfig
-from dalle_zoo.models.image_prior import PRIORS, ImagePrior, Predicted
+from dalle_zoo.models.image_prior import PRIORS, ImagePrior, Predicted, TextTargets
 from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
 from dalle_zoo.tokenizers.captions import Overlong
 
@@ -329,7 +329,7 @@ class DalleMini(ImagePrior):
         """No text token is predicted: bool (B, T)."""
         return torch.zeros_like(text, dtype=torch.bool)
 
-    def predicted(self, text: Tensor, codes: Tensor) -> tuple[None, Predicted]:
+    def predicted(self, text: Tensor, codes: Tensor, targets: TextTargets | None = None) -> tuple[None, Predicted]:
         """Every image token, by all rows of the head."""
         x = self.decoder.final_norm(self.hidden(text, codes))
         return None, Predicted(x.flatten(0, 1), self.image_head.weight, None, codes.flatten())

@@ -42,7 +42,7 @@ from dalle_zoo.models.external.dalle_pytorch_layers import (
     shift_tokens,
 )
 from dalle_zoo.models.external.dalle_pytorch_sparse import BlockCache, attend_blocks, fixed_blocks
-from dalle_zoo.models.image_prior import PRIORS, ImagePrior, Predicted
+from dalle_zoo.models.image_prior import PRIORS, ImagePrior, Predicted, TextTargets
 from dalle_zoo.models.losses import reduce_gradient
 from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
 from dalle_zoo.tokenizers.captions import Overlong
@@ -300,13 +300,15 @@ class DallePytorch(ImagePrior):
         """All tokens and learned padding, but not masked padding, as in the original: bool (B, T)."""
         return text != BOS if self.config.padding == "masked" else super().is_text_target(text)
 
-    def predicted(self, text: Tensor, codes: Tensor) -> tuple[Predicted, Predicted]:
+    def predicted(
+        self, text: Tensor, codes: Tensor, targets: TextTargets | None = None
+    ) -> tuple[Predicted, Predicted]:
         """Every position predicts the next one: the first T text ids, the others codes."""
         x = self._normed(self.hidden(text, codes))
-        length, ids, is_target = self.config.text_length, self.config.text_ids, self.is_text_target(text)
+        length, ids, chosen = self.config.text_length, self.config.text_ids, targets or self.text_targets(text)
         weight, bias = self.head.weight, self.head.bias
         return (
-            Predicted(x[:, :length][is_target], weight[:ids], bias[:ids], text[is_target]),
+            Predicted(x[:, :length][chosen], weight[:ids], bias[:ids], text[chosen]),
             Predicted(x[:, length:].flatten(0, 1), weight[ids:], bias[ids:], codes.flatten()),
         )
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from dalle_zoo.masks import Mask
 from dalle_zoo.models.config import ImagePriorConfig
 from dalle_zoo.models.decoding import decode_positions, prefill
-from dalle_zoo.models.image_prior import PRIORS, ImagePrior, Predicted
+from dalle_zoo.models.image_prior import PRIORS, ImagePrior, Predicted, TextTargets
 from dalle_zoo.models.prior import Layer, blocks_of
 from dalle_zoo.models.residual import ResidualBlock
 from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
@@ -192,12 +192,15 @@ class MinDALLE(ImagePrior):
         is_target[:, 0] = False
         return is_target
 
-    def predicted(self, text: Tensor, codes: Tensor) -> tuple[Predicted, Predicted]:
+    def predicted(
+        self, text: Tensor, codes: Tensor, targets: TextTargets | None = None
+    ) -> tuple[Predicted, Predicted]:
         """Every position predicts the next one; the last text position predicts the first code."""
         x = self.final_norm(self.hidden(text, codes))
-        split, is_target = self.config.text_length - 1, self.is_text_target(text)
+        split = self.config.text_length - 1
+        caption, position = targets or self.text_targets(text)
         return (
-            Predicted(x[:, :split][is_target[:, 1:]], self.text_head.weight, None, text[is_target]),
+            Predicted(x[:, :split][caption, position - 1], self.text_head.weight, None, text[caption, position]),
             Predicted(x[:, split:].flatten(0, 1), self.image_head.weight, None, codes.flatten()),
         )
 

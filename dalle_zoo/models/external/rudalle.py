@@ -38,7 +38,7 @@ from dalle_zoo.masks import Mask
 from dalle_zoo.models.attention import Attention
 from dalle_zoo.models.config import ImagePriorConfig
 from dalle_zoo.models.decoding import decode_positions, prefill
-from dalle_zoo.models.image_prior import PRIORS, ImagePrior, Predicted
+from dalle_zoo.models.image_prior import PRIORS, ImagePrior, Predicted, TextTargets
 from dalle_zoo.models.losses import reduce_gradient
 from dalle_zoo.models.prior import MLP, Layer, blocks_of
 from dalle_zoo.models.residual import ResidualBlock
@@ -262,7 +262,9 @@ class RuDALLE(ImagePrior):
         """Logits of every image token in one pass: ids (B, T) and codes (B, h, w) to (B, N, K)."""
         return self.image_head(self.hidden(text, codes)[:, -self.config.image_length :])
 
-    def predicted(self, text: Tensor, codes: Tensor) -> tuple[Predicted, Predicted]:
+    def predicted(
+        self, text: Tensor, codes: Tensor, targets: TextTargets | None = None
+    ) -> tuple[Predicted, Predicted]:
         """T positions predict text ids and the others codes; in v3 the last of the T predicts a code as a text id."""
         x = self.head_norm(self.final_norm(self.hidden(text, codes)))
         length, size = self.config.text_length, self.config.codebook_size

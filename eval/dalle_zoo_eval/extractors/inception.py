@@ -169,7 +169,7 @@ def dmgan_input(images: Tensor) -> Tensor:
     Pixels are scaled to [0, 1] and then again, in a way meant for pixels normalized with ImageNet's mean and standard
     deviation. The network, trained on [-1, 1], gets values in about [-0.19, 0.43]. Published numbers depend on this.
     """
-    mean, std = (images.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (_MEAN, _STD))
+    mean, std = torch.tensor([_MEAN, _STD])[..., None, None].to(images.device, non_blocking=True).unbind(0)
     return images.float() / 255 * (std / 0.5) + (mean - 0.5) / 0.5
 
 
