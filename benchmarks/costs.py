@@ -17,11 +17,12 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from decoding import FLOAT32, SMALL, advance, keep_freed_memory, make_codes, make_prior, make_text, prior_decoder
+from decoding import FLOAT32, SMALL, advance, keep_freed_memory, make_codes, make_prior, make_text
 from harness import Series, interleaved, store
 from torch import nn
 from torch.nn import functional as F
 
+from dalle_zoo.models.cpu.linears import packed_linears
 from dalle_zoo.models.prior import Prior, PriorConfig
 
 CANDIDATES = (1, 4, 16, 64, 256, 512)
@@ -42,11 +43,12 @@ Point = tuple[float, float]
 def products(prior: Prior, rows: int) -> Callable[[], None]:
     """Returns a function that multiplies each matrix of a step once, with ``rows`` rows."""
     linears = [m for n, m in prior.named_modules() if isinstance(m, nn.Linear) and n != "text_head"]
-    inputs = {m.in_features: torch.randn(rows, m.in_features, device=prior.device) for m in linears}
+    weights = [linear.weight.clone() for linear in linears]  # packing moves the weights of the prior
+    inputs = {size: torch.randn(rows, size, device=prior.device) for size in {weight.shape[1] for weight in weights}}
 
     def multiply() -> None:
-        for linear in linears:
-            F.linear(inputs[linear.in_features], linear.weight, linear.bias)
+        for weight in weights:
+            F.linear(inputs[weight.shape[1]], weight)
 
     return multiply
 
@@ -55,13 +57,19 @@ def seconds_per_image(prior: Prior, candidates: int) -> tuple[float, float]:
     """Measures the seconds per image of sampling and of the floor."""
     device, length = str(prior.device), prior.config.image_length
     text, codes = make_text(prior), make_codes(prior, candidates).to(device)
-    decoder = prior_decoder(prior, text, candidates)
-    steps = 2 if candidates == 1 else 1
-    # Empty slots of the cache cost as much as full ones, so the steps before the middle are left out.
-    step = partial(advance, decoder, codes, length // 2, steps)
-    prefill = partial(prior_decoder, prior, text, candidates)
-    work = {"step": step, "floor": products(prior, candidates), "prefill": prefill}
-    found = {name: statistics.median(times) for name, times in interleaved(work, ROUNDS, device).items()}
+    multiply, steps = products(prior, candidates), 2 if candidates == 1 else 1
+
+    def prefill() -> None:
+        with packed_linears(prior, candidates):
+            prior.decoding(text, candidates)
+
+    times = interleaved({"prefill": prefill}, ROUNDS, device)
+    with packed_linears(prior, candidates):
+        decoder = prior.decoding(text, candidates)
+        # Empty slots of the cache cost as much as full ones, so the steps before the middle are left out.
+        step = partial(advance, decoder, codes, length // 2, steps)
+        times |= interleaved({"step": step, "floor": multiply}, ROUNDS, device)
+    found = {name: statistics.median(seconds) for name, seconds in times.items()}
     sampling = found["prefill"] + length * found["step"] / steps
     return sampling / candidates, length * found["floor"] / candidates
 
