@@ -12,28 +12,30 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
-from decoding import FLOAT32, SMALL, advance, keep_freed_memory, make_codes, make_prior, make_text, prior_decoder
+from decoding import FLOAT32, SMALL, advance, keep_freed_memory, make_codes, make_prior, make_text
 from harness import Series, interleaved, store
 from torch import nn
 from torch.nn import functional as F
 
+from dalle_zoo.models.cpu.linears import packed_linears
 from dalle_zoo.models.prior import Prior, PriorConfig
 
-CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-GRIDS = (8, 16, 24, 32, 48, 64)
-TEXT_LENGTHS = (16, 64, 128, 256, 512, 1024)
-SIZES = ((6, 384), (12, 512), (12, 768), (24, 768), (24, 1024), (24, 1536), (22, 2048))
+CANDIDATES = (1, 4, 16, 64, 256, 512)
+GRIDS = (8, 16, 32, 64)
+TEXT_LENGTHS = (16, 64, 256, 1024)
+SIZES = ((6, 384), (12, 512), (24, 768), (24, 1024), (22, 2048))
 """Layers and width, from 30 million to 1.2 billion parameters."""
-LARGE = 400_000_000
+LARGE = 300_000_000
 """Parameters above which a prior is timed at `DEPTHS`."""
 DEPTHS = (2, 6)
 FEW, MANY = 1, 16
 """Candidates of the curves over other quantities."""
+NAMES = "sampling", "floor"
 ROUNDS = 3
 Point = tuple[float, float]
 
@@ -41,66 +43,77 @@ Point = tuple[float, float]
 def products(prior: Prior, rows: int) -> Callable[[], None]:
     """Returns a function that multiplies each matrix of a step once, with ``rows`` rows."""
     linears = [m for n, m in prior.named_modules() if isinstance(m, nn.Linear) and n != "text_head"]
-    inputs = {m.in_features: torch.randn(rows, m.in_features, device=prior.device) for m in linears}
+    weights = [linear.weight.clone() for linear in linears]  # packing moves the weights of the prior
+    inputs = {size: torch.randn(rows, size, device=prior.device) for size in {weight.shape[1] for weight in weights}}
 
     def multiply() -> None:
-        for linear in linears:
-            F.linear(inputs[linear.in_features], linear.weight, linear.bias)
+        for weight in weights:
+            F.linear(inputs[weight.shape[1]], weight)
 
     return multiply
 
 
-def seconds_per_image(config: PriorConfig, candidates: int, device: str) -> tuple[float, float]:
+def seconds_per_image(prior: Prior, candidates: int) -> tuple[float, float]:
     """Measures the seconds per image of sampling and of the floor."""
-    prior, middle = make_prior(config, FLOAT32, device), config.image_length // 2
+    device, length = str(prior.device), prior.config.image_length
     text, codes = make_text(prior), make_codes(prior, candidates).to(device)
-    decoder = prior_decoder(prior, text, candidates)
-    steps = max(1, 4 // candidates)
-    # Empty slots of the cache cost as much as full ones, so the steps before the middle are left out.
-    step = partial(advance, decoder, codes, middle, steps)
-    prefill = partial(prior_decoder, prior, text, candidates)
-    work = {"step": step, "floor": products(prior, candidates), "prefill": prefill}
-    found = {name: statistics.median(times) for name, times in interleaved(work, ROUNDS, device).items()}
-    sampling = found["prefill"] + config.image_length * found["step"] / steps
-    return sampling / candidates, config.image_length * found["floor"] / candidates
+    multiply, steps = products(prior, candidates), 2 if candidates == 1 else 1
+
+    def prefill() -> None:
+        with packed_linears(prior, candidates):
+            prior.decoding(text, candidates)
+
+    times = interleaved({"prefill": prefill}, ROUNDS, device)
+    with packed_linears(prior, candidates):
+        decoder = prior.decoding(text, candidates)
+        # Empty slots of the cache cost as much as full ones, so the steps before the middle are left out.
+        step = partial(advance, decoder, codes, length // 2, steps)
+        times |= interleaved({"step": step, "floor": multiply}, ROUNDS, device)
+    found = {name: statistics.median(seconds) for name, seconds in times.items()}
+    sampling = found["prefill"] + length * found["step"] / steps
+    return sampling / candidates, length * found["floor"] / candidates
 
 
-def at_depth(config: PriorConfig, candidates: int, device: str) -> tuple[float, float]:
-    """Like `seconds_per_image`, for a large prior from two of its depths."""
-    if sum(config.count_parameters().values()) < LARGE:
-        return seconds_per_image(config, candidates, device)
-    shallow, deep = (seconds_per_image(replace(config, num_layers=depth), candidates, device) for depth in DEPTHS)
+def measured(config: PriorConfig, counts: Sequence[int], device: str) -> list[tuple[float, float]]:
+    """Measures numbers of candidates; a large prior is measured at two depths, from which its own depth follows."""
+    size = sum(config.count_parameters().values())
+    depths = DEPTHS if size > LARGE else (config.num_layers,)
+    priors = (make_prior(replace(config, num_layers=depth), FLOAT32, device) for depth in depths)
+    found = [[seconds_per_image(prior, candidates) for candidates in counts] for prior in priors]
+    if len(found) == 1:
+        return found[0]
+    # The deeper one has one more cycle of the masks, of four layers.
     scale = (config.num_layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
-    first, second = (few + scale * (more - few) for few, more in zip(shallow, deep, strict=True))
-    return first, second
-
-
-def curves(points: dict[float, PriorConfig], x: str, device: str) -> Series:
-    """Measures one and many candidates of one prompt over a quantity."""
-    lines: dict[str, list[Point]] = {}
-    for value, config in points.items():
-        for candidates in (FEW, MANY):
-            shown = "1 image" if candidates == 1 else f"{candidates} images of one prompt, per image"
-            for name, seconds in zip((shown, f"{shown}: floor"), at_depth(config, candidates, device), strict=True):
-                lines.setdefault(name, []).append((value, seconds))
-                print(f"{x} {value:g}: {name} {seconds:.4g} s", flush=True)
-    return Series(x=x, y="seconds per image", lines=lines, logarithmic=True)
+    return [(a + scale * (c - a), b + scale * (d - b)) for (a, b), (c, d) in zip(*found, strict=True)]
 
 
 def by_candidates(device: str) -> Series:
     """Measures the candidates of one prompt."""
-    lines: dict[str, list[Point]] = {"sampling": [], "floor": []}
-    for candidates in CANDIDATES:
-        for name, seconds in zip(lines, seconds_per_image(SMALL, candidates, device), strict=True):
-            lines[name].append((candidates, seconds))
-            print(f"{candidates} candidates: {name} {seconds:.4g} s", flush=True)
+    found = measured(SMALL, CANDIDATES, device)
+    lines = {
+        name: list(zip(CANDIDATES, times, strict=True))
+        for name, times in zip(NAMES, zip(*found, strict=True), strict=True)
+    }
+    print(lines, flush=True)
     return Series(x="candidates of one prompt", y="seconds per image", lines=lines, logarithmic=True)
+
+
+def curves(points: Mapping[float, PriorConfig], x: str, device: str) -> Series:
+    """Measures one and many candidates of one prompt over another quantity."""
+    lines: dict[str, list[Point]] = {}
+    for value, config in points.items():
+        for candidates, found in zip((FEW, MANY), measured(config, (FEW, MANY), device), strict=True):
+            for name, seconds in zip(NAMES, found, strict=True):
+                lines.setdefault(f"{name}, {candidates} at once", []).append((value, seconds))
+        print(x, value, {name: line[-1][1] for name, line in lines.items()}, flush=True)
+    return Series(x=x, y="seconds per image", lines=lines, logarithmic=True)
 
 
 def by_size(device: str) -> Series:
     """Measures priors of growing width and depth."""
     configs = [replace(SMALL, num_layers=n, width=width, num_heads=width // 64) for n, width in SIZES]
-    return curves({sum(c.count_parameters().values()) / 1e6: c for c in configs}, "millions of parameters", device)
+    sizes = {round(sum(c.count_parameters().values()) / 1e6): c for c in configs}
+    return curves(sizes, "millions of parameters", device)
 
 
 def main() -> None:

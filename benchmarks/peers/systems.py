@@ -10,16 +10,18 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, ClassVar
 
 import torch
-from decoding import make_prior, prior_decoder
+from decoding import make_prior
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.peers.repairs import import_peer
+from dalle_zoo.models.cpu.linears import packed_linears
 from dalle_zoo.models.prior import PriorConfig
 from dalle_zoo.sampling import SamplingOptions
 
@@ -139,12 +141,15 @@ class DalleZoo(System):
             num_layers=s.layers,
         )  # fmt: skip
         self.network: Any = make_prior(config, torch.float32)
+        self.packing = ExitStack()
 
     def start(self, batch: int, position: int) -> Tensor:
         """The cost of a step does not depend on the values in the cache, so earlier positions are skipped."""
         prompts = batch if self.own_prompts else 1
         self.seeds, self.index = torch.arange(batch), position
-        self.decoder = prior_decoder(self.network, self.captions(prompts), batch // prompts)
+        self.packing.close()
+        self.packing.enter_context(packed_linears(self.network, batch))  # as `sample_codes` does
+        self.decoder = self.network.decoding(self.captions(prompts), batch // prompts)
         return self._sample(self.codes[:batch, position - 1] if position else None)
 
     def step(self, previous: Tensor) -> Tensor:
@@ -159,15 +164,18 @@ class DalleZoo(System):
 
     def loss(self, batch: int) -> Tensor:
         """The paper's loss."""
+        self.packing.close()
         codes = self.codes[:batch].view(batch, self.shape.side, self.shape.side)
         total: Tensor = self.network.loss(self.captions(batch), codes).total
         return total
 
     def cached_difference(self) -> float:
         """Three steps against `Prior.image_logits`."""
-        decoder, codes = prior_decoder(self.network, self.caption, 1), self.codes[:1]
-        for index in range(3):
-            logits = decoder.step(index, codes[:, index - 1][None] if index else None)
+        codes = self.codes[:1]
+        with packed_linears(self.network, 1):
+            decoder = self.network.decoding(self.caption, 1)
+            for index in range(3):
+                logits = decoder.step(index, codes[:, index - 1][None] if index else None)
         complete = self.network.image_logits(self.caption, codes.view(1, self.shape.side, -1))
         return float((logits[0, 0] - complete[0, 2]).abs().max())
 
@@ -400,29 +408,28 @@ class Floor(System):
         self.build()
 
     def build(self) -> None:
-        """Collects the matrices that sampling multiplies."""
-        named = self.network.named_modules()
-        self.linears = [module for name, module in named if isinstance(module, nn.Linear) and name != "text_head"]
+        """Copies the matrices, which packing moves while dalle-zoo samples."""
+        linears = {name: module for name, module in self.network.named_modules() if isinstance(module, nn.Linear)}
+        self.matrices = {name: linear.weight.detach().clone() for name, linear in linears.items()}
+        self.sampled = [weight for name, weight in self.matrices.items() if name != "text_head"]
 
     def start(self, batch: int, position: int) -> Tensor:
         """Makes inputs and multiplies once."""
-        sizes = {linear.in_features for linear in self.linears}
-        self.inputs = {size: torch.randn(batch, size).to(self.dtype) for size in sizes}
+        self.inputs = {size: torch.randn(batch, size).to(self.dtype) for size in {w.shape[1] for w in self.sampled}}
         return self.step(torch.zeros(batch, dtype=torch.long))
 
     def step(self, previous: Tensor) -> Tensor:
         """Multiplies each matrix once."""
-        for linear in self.linears:
-            F.linear(self.inputs[linear.in_features], linear.weight, linear.bias)
+        for weight in self.sampled:
+            F.linear(self.inputs[weight.shape[1]], weight)
         return previous
 
     def training(self, batch: int, dtype: torch.dtype) -> Callable[[], None]:
         """Returns a training step: each matrix is multiplied at its positions, forward once and backward twice."""
         s, products = self.shape, []
-        for name, linear in self.network.named_modules():
-            if isinstance(linear, nn.Linear):
-                rows = batch * {"text_head": s.text, "image_head": s.image}.get(name, s.text + s.image)
-                products.append((torch.randn(rows, linear.in_features).to(dtype), linear.weight.detach().to(dtype)))
+        for name, weight in self.matrices.items():
+            rows = batch * {"text_head": s.text, "image_head": s.image}.get(name, s.text + s.image)
+            products.append((torch.randn(rows, weight.shape[1]).to(dtype), weight.to(dtype)))
         gradients = {(len(x), len(weight)): torch.randn(len(x), len(weight)).to(dtype) for x, weight in products}
 
         def multiply() -> None:
