@@ -7,10 +7,12 @@ FUZZ_SECONDS ?= 60
 KILLS ?= 300
 BENCH ?=
 GPU_CHECK ?=
+RELEASE ?=
 JOBS ?= 2
 PEERS_VENV ?= .venv-peers
 
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Warnings are errors; all are printed before the build fails.
 DOCS = $(BIN)/python -m sphinx --quiet --fail-on-warning --builder html docs build/docs
@@ -19,7 +21,7 @@ export DALLE_ZOO_PROMPT = $(value PROMPT)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test docs test-slow test-browser chromium fuzz kills bench bench-peers gpu-check format clean
+.PHONY: help demo test docs test-slow test-browser test-lowest chromium release fuzz kills bench bench-peers gpu-check format clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -47,12 +49,23 @@ test-slow: $(VENV)/.test ## run the tests that make test omits
 test-browser: $(VENV)/.test ## run the tests of the web page in Debian's chromium
 	$(BIN)/python -m pytest -m browser tests/web
 
+# uv resolves the lowest versions of what pyproject.toml names, and the newest of what those need.
+test-lowest: ## run make test with the lowest versions that pyproject.toml allows
+	@$(MAKE) --no-print-directory VENV=$(LOWEST) $(LOWEST)/.python
+	@echo '$(call INSTALLING,the lowest versions of all requirements,$(LOWEST))'
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[test]'
+	$(MAKE) --no-print-directory VENV=$(LOWEST) test
+
 # Without a browser its tests are skipped, with the reason, so a machine that cannot install one passes make test.
 chromium: ## install Debian's chromium, which the tests of the web page need (as root)
 	@if [ -x /usr/bin/chromium ]; then exit 0; fi; \
 	{ command -v apt-get && timeout 120 apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
 	  timeout 300 apt-get -qq --yes --no-install-recommends install chromium; } >/dev/null || \
 	  echo 'chromium could not be installed: the tests of the web page in a browser are skipped' >&2
+
+release: $(VENV)/.test ## build sdist and wheel into dist/ and check them (RELEASE=--fresh)
+	$(BIN)/python -m tools.release $(RELEASE)
 
 fuzz: $(VENV)/.test ## feed damaged files to their readers (FUZZ_SECONDS=60)
 	$(BIN)/python -m tools.fuzz_readers --seconds $(FUZZ_SECONDS)
@@ -74,12 +87,12 @@ format: $(VENV)/.test ## apply ruff fixes and formatting
 	$(BIN)/ruff format .
 
 clean: ## remove the environment and all caches; keep runs/ and outputs
-	rm -rf $(VENV) $(PEERS_VENV) .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(LOWEST) $(PEERS_VENV) .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment. It is reinstalled only after pyproject.toml changed.
 
-INSTALLING = installing $(1) into $(VENV) (the first time 1-3 minutes; about 6 GB where torch comes with CUDA) ...
+INSTALLING = installing $(1) into $(or $(2),$(VENV)) (the first time 1-3 minutes; about 6 GB where torch comes with CUDA) ...
 
 $(VENV)/.demo: pyproject.toml $(VENV)/.python
 	@echo '$(call INSTALLING,dalle-zoo)'

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from dalle_zoo.tokenizers import TextTokenizer
 
 BUNDLED = Path(__file__).parent / "_models"
+DEFAULT_MODEL = "emoji64"
+"""Name of the bundled model that commands use where none is named."""
 
 
 @dataclass(frozen=True)

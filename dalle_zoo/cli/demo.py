@@ -9,6 +9,7 @@ from dalle_zoo.cli.outputs import check_file
 from dalle_zoo.cli.parser import parser
 from dalle_zoo.cli.sampling import save_sheet, without_collection
 from dalle_zoo.files import check_ending
+from dalle_zoo.zoo import DEFAULT_MODEL
 
 DEMO_PROMPTS = (
     "a 3d emoji of a red apple",
@@ -38,7 +39,7 @@ def demo(arguments: list[str]) -> None:
 
     call = {"num_images_per_prompt": 16 // len(prompts), "seed": options.seed}
     Call(prompts, **call)  # raises for what cannot be generated
-    pipe = DallePipeline.from_pretrained("emoji64")
+    pipe = DallePipeline.from_pretrained(DEFAULT_MODEL)
     images = pipe(prompts, **call, temperature=DEMO_TEMPERATURE, output_type="pt").images
     save_sheet(images, prompts, columns=4, out=options.out)
     print(f"{options.out.resolve()}  ({time.perf_counter() - start:.1f} s)")

@@ -22,7 +22,7 @@ from dalle_zoo.cli.sampling import (
     without_collection,
 )
 from dalle_zoo.workspaces import claimed_folder
-from dalle_zoo.zoo import check_location
+from dalle_zoo.zoo import DEFAULT_MODEL, check_location
 
 if TYPE_CHECKING:
     from dalle_zoo.image_settings import ImageSettings
@@ -169,7 +169,7 @@ def _generate(options: Namespace, request: _Request) -> None:
     dtype = getattr(torch, options.dtype or (like.dtype if like else "float32"))
     quantize: Bits | None = like.quantize if like else options.quantize
     pipe = DallePipeline.from_pretrained(
-        like.model if like else "emoji64" if options.model is None else options.model,
+        like.model if like else DEFAULT_MODEL if options.model is None else options.model,
         device=device,
         dtype=dtype,
         quantize=quantize,

@@ -28,6 +28,7 @@ from dalle_zoo.cli.sampling import choose_device, sampling_options, without_coll
 from dalle_zoo.files import atomic_write, parse_json, try_read_json, write_json
 from dalle_zoo.sharing import Share, device_of_environment
 from dalle_zoo.values import as_integer
+from dalle_zoo.zoo import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from dalle_zoo.pipeline import DallePipeline
@@ -190,7 +191,7 @@ def generate_file(options: Namespace) -> None:
         name = device_of_environment("cuda")
     device, dtype = choose_device(name), options.dtype or "float32"
     pipe = DallePipeline.from_pretrained(
-        "emoji64" if options.model is None else options.model,
+        DEFAULT_MODEL if options.model is None else options.model,
         device=device,
         dtype=getattr(torch, dtype),
         quantize=options.quantize,

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from dalle_zoo.cli.parser import parser
 from dalle_zoo.cli.sampling import MODEL_HELP, check_out, open_image
-from dalle_zoo.zoo import check_location, find_component
+from dalle_zoo.zoo import DEFAULT_MODEL, check_location, find_component
 
 
 def reconstruct(arguments: list[str]) -> None:
     """Encodes and decodes images, and shows both."""
     p = parser("reconstruct", "Encode and decode images. The output shows originals above reconstructions.")
     p.add_argument("files", nargs="+", type=Path, help="images")
-    p.add_argument("--model", default="emoji64", help=MODEL_HELP)
+    p.add_argument("--model", default=DEFAULT_MODEL, help=MODEL_HELP)
     p.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="PNG to write [reconstructions.png]")
     p.add_argument("--overwrite", action="store_true", help="replace an existing file")
     options = p.parse_args(arguments)

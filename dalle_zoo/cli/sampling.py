@@ -12,12 +12,15 @@ from typing import Any
 from dalle_zoo.cli.errors import UserError, check_device
 from dalle_zoo.cli.outputs import check_file
 from dalle_zoo.files import check_ending
+from dalle_zoo.zoo import DEFAULT_MODEL
 
 DTYPES = ("float32", "bfloat16", "float16")
 """What a prior can compute in; float16 is slow on most CPUs."""
 
 
-MODEL_HELP = "bundled name, folder such as ./mine, org/name, or weights that `dalle-zoo convert` knows [emoji64]"
+MODEL_HELP = (
+    f"bundled name, folder such as ./mine, org/name, or weights that `dalle-zoo convert` knows [{DEFAULT_MODEL}]"
+)
 
 
 @contextmanager

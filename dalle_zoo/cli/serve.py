@@ -12,7 +12,7 @@ from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.parser import parser
 from dalle_zoo.cli.sampling import DTYPES, MODEL_HELP, choose_device, without_collection
 from dalle_zoo.values import as_integer
-from dalle_zoo.zoo import check_location
+from dalle_zoo.zoo import DEFAULT_MODEL, check_location
 
 TOKEN = "DALLE_ZOO_TOKEN"
 """Environment variable with the token that clients must send."""
@@ -30,7 +30,7 @@ def serve(arguments: list[str]) -> None:
         "  dalle-zoo serve                                       the bundled model at http://127.0.0.1:7860\n"
         f"  {TOKEN}=... dalle-zoo serve my-model --host 0.0.0.0    for other machines",
     )
-    p.add_argument("model", nargs="?", default="emoji64", help=MODEL_HELP)
+    p.add_argument("model", nargs="?", default=DEFAULT_MODEL, help=MODEL_HELP)
     p.add_argument("--host", default="127.0.0.1", help="address to bind to [127.0.0.1: this machine only]")
     p.add_argument("--port", type=int, default=7860, help="port; 0: any free one [7860]")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, … [auto: a GPU if there is one]")

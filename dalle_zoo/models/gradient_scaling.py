@@ -87,10 +87,10 @@ class GradientScales:
     def __init__(
         self,
         count: int,
-        config: GradientScalingConfig = GradientScalingConfig(),
+        config: GradientScalingConfig | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.config = config
+        self.config = config = config or GradientScalingConfig()
         self.values = torch.full((count,), config.start, device=device)
         self.since_division = torch.full((count,), config.cooldown, dtype=torch.int64, device=device)
 

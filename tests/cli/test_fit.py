@@ -245,9 +245,9 @@ def test_bundled_weights_can_be_trained_further(
     def built(self: ZooCLI) -> None:
         raise UserError("built")
 
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/train/recipes.md").read_text()
     options = ["--model.init_from emoji64", "--model.warm_start null"]
-    assert all(f"`{option}`" in readme for option in options)
+    assert all(f"`{option}`" in page for option in options)
     monkeypatch.setattr(ZooCLI, "before_fit", built)
     words = [word for option in options for word in option.split()]
     assert main(["fit", "dvae/emoji64", *words, "--trainer.devices", "1", "--trainer.strategy", "auto"]) == 2
