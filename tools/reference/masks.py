@@ -16,7 +16,7 @@ HEAD = """\
 # Masks
 
 Every registered mask with its plot and its cost for the paper's layout: 256 text and 32 x 32 image positions.
-[Recipes](../../train/monitor.md) explain how a recipe names them.
+[Masks](../../train/masks.md) explains how a recipe names them.
 """
 COSTS = """\
 *Keys* are the image positions that an image position attends to, besides all text. *Pairs* is the share of all causal
