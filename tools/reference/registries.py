@@ -48,8 +48,8 @@ def names_page() -> str:
     ]
     for title, place, registry in NAMES:
         parts += [f"## {title}\n", f"`{place}`; entry-point group `{registry.group}`.\n", _members(registry)]
-    rows = [(code(name), code(kind.name), code(kind.package)) for name, kind in LOGGERS.items()]
-    parts += ["## Loggers\n", "`trainer.logger`.\n", table(("name", "class of Lightning", "package"), rows)]
+    rows = [(code(name), code(kind.path), code(kind.package)) for name, kind in LOGGERS.items()]
+    parts += ["## Loggers\n", "`trainer.logger`.\n", table(("name", "class", "package"), rows)]
     return "\n".join(parts)
 
 
