@@ -7,8 +7,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from dalle_zoo_eval.datasets import DATASETS
+from dalle_zoo_eval.extractors import EXTRACTORS
+from dalle_zoo_eval.metrics import METRICS
 
 from dalle_zoo.cli.main import COMMANDS
+from dalle_zoo.masks import MASKS
 from dalle_zoo.registry import suggest
 from tools.reference.api import PACKAGES, public
 from tools.reference.commands import GROUPS, command_pages, parser_of
@@ -16,6 +20,7 @@ from tools.reference.docstrings import to_restructured_text
 from tools.reference.errors import VARIABLE, messages
 from tools.reference.pages import from_root
 from tools.reference.recipes import BASES, flat, recipe_pages
+from tools.reference.registries import NAMES
 
 ROOT = Path(__file__).parents[1]
 ERRORS = (ROOT / "docs/reference/errors.md").read_text(encoding="utf-8")
@@ -58,6 +63,17 @@ def test_every_module_with_public_names_is_documented() -> None:
 def raised() -> list[str]:
     """All messages of the package; that of `dalle_zoo.registry.suggest` is not stated in a `raise` statement."""
     return [suggest("mask", "colum", ["column"]), *(message.text for message in messages())]
+
+
+def test_every_registry_is_listed() -> None:
+    groups = {registry.group for _, _, registry in NAMES} | {
+        MASKS.group,
+        METRICS.group,
+        EXTRACTORS.group,
+        DATASETS.group,
+    }
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert groups == set(re.findall(r"^\| `(dalle_zoo\.\w+)` \|", contributing, flags=re.MULTILINE))
 
 
 def matches(quoted: str, message: str) -> bool:

@@ -18,8 +18,10 @@ from dalle_zoo.models import IMAGE_TOKENIZERS, PRIORS
 from dalle_zoo.models.attention.backends import BACKENDS
 from dalle_zoo.registry import Registry
 from dalle_zoo.tokenizers import TEXT_TOKENIZERS
+from dalle_zoo.training import STAGES
 from dalle_zoo.training.loggers import KINDS as LOGGERS
 from dalle_zoo.training.precision import PRECISIONS
+from dalle_zoo.training.samples import SAMPLE_SCORES
 from dalle_zoo.training.schedules import DECAYS
 from dalle_zoo.training.strategies import STRATEGIES
 from tools.reference.markdown import code, escape, first_paragraph, options, table
@@ -33,6 +35,8 @@ NAMES = (
     ("Image tokenizers", "kind in config.json", IMAGE_TOKENIZERS),
     ("Priors", "kind in config.json", PRIORS),
     ("Image transforms", "data.transform", TRANSFORMS),
+    ("Training stages", "model.class_path", STAGES),
+    ("Scores of samples", "samples.score", SAMPLE_SCORES),
     ("Kinds of composed samples", "shares in a composition file", KINDS),
     ("Families of weights", "dalle-zoo convert --family", FAMILIES),
 )  # fmt: skip
