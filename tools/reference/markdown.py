@@ -9,22 +9,20 @@ from typing import Any
 
 
 def escape(text: str) -> str:
-    """Returns text whose characters mean themselves in a table cell, except in code spans."""
+    """Returns text as one line whose characters mean themselves, except in code spans."""
     parts = re.split(r"(``?[^`]+``?)", " ".join(text.split()))
-    return "".join(
-        part.replace("|", r"\|") if part.startswith("`") else re.sub(r"([|<*_\[\]$])", r"\\\1", part) for part in parts
-    )
+    return "".join(part if part.startswith("`") else re.sub(r"([<*_\[\]$])", r"\\\1", part) for part in parts)
 
 
 def code(value: Any) -> str:
-    """Returns a value as a code span for a table cell; nothing for empty text."""
-    text = str(value).replace("|", r"\|").replace("`", "'")
+    """Returns a value as a code span; nothing for empty text."""
+    text = str(value).replace("`", "'")
     return f"`{text}`" if text else ""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Returns a table; its cells are Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
+    lines = [[cell.replace("|", r"\|") for cell in cells] for cells in (head, ["---"] * len(head), *rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
