@@ -18,6 +18,8 @@ _KINDS = {
 """What jsonargparse expected, and how it is said."""
 _INSIDE = re.compile(r"Problem with given class_path '[^']*':\s*(.*?)(?=\n    - |\n  Given value|$)", re.DOTALL)
 """The reason that concerns an argument of a class, among those for all alternatives to a class."""
+_RAISED = re.compile(r"^Does not validate .*?Errors:\n\s+- (.*?)\n\s+- Expected a <class 'NoneType'>", re.DOTALL)
+"""What the constructor of an optional class raised, among those for all alternatives to the class."""
 MOST_CHARACTERS = 100
 """Length at which a value is truncated."""
 
@@ -27,7 +29,8 @@ def explain(error: Exception) -> str:
     text = str(error)
     outer = re.search(r'Parser key "([^"]+)"', text)
     if outer is None:
-        return text
+        raised = _RAISED.search(text)
+        return " ".join(raised[1].split()) if raised else text
     prefix = ""
     if inside := _INSIDE.search(text):
         prefix, text = f"{outer[1]}.init_args.", inside[1]

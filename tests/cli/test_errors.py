@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 import dalle_zoo.cli.main as command
+from dalle_zoo.cli import parser_errors
 from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.outputs import check_file, check_folder
 from dalle_zoo.files import atomic_write
@@ -163,3 +164,10 @@ def test_checkpoint_on_full_disk_is_reported(
     status, said = run(write)
     assert (status, f"{tmp_path / '1.ckpt'} cannot be written: no space left on the disk" in said) == (2, True)
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_what_a_constructor_raises_is_one_line() -> None:
+    listed = "Subtypes: [<class 'Stage'>, <class 'NoneType'>]\nErrors:\n  - model.tune lora needs\n    ddp: use it\n"
+    text = f"Does not validate against any of the Union subtypes\n{listed}  - Expected a <class 'NoneType'>\nGiven: x"
+    assert parser_errors.explain(ValueError(text)) == "model.tune lora needs ddp: use it"
+    assert parser_errors.explain(ValueError("no recipe")) == "no recipe"
