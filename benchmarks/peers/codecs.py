@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from dvae import PACKAGE, PEER_ROUNDING, native, peer_of, random_images
 from harness import Equality, interleaved
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
@@ -46,7 +46,8 @@ def on_meta() -> list[tuple[Callable[[Tensor], Tensor], Tensor]]:
     """Encoder and decoder on the meta device, with inputs; 1x1 convolutions of the decoder come before upsampling."""
     with torch.device("meta"):
         net = DVAE(DVAEConfig())
-        return [(net.logits, torch.rand(1, 3, 256, 256)), (net.decoder.from_stem, torch.rand(1, 128, 32, 32))]
+        encoder = nn.Sequential(net.encoder.input, net.encoder.groups, net.encoder.output)
+        return [(encoder, torch.rand(1, 3, 256, 256)), (net.decoder.from_stem, torch.rand(1, 128, 32, 32))]
 
 
 def flops(work: Callable[[Tensor], Tensor], x: Tensor) -> int:

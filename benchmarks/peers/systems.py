@@ -51,9 +51,8 @@ class Shape:
         return self.side**2
 
     def __str__(self) -> str:
-        return (
-            f"{self.layers} layers of width {self.width}, {self.text} text and {self.side} x {self.side} image tokens"
-        )
+        tokens = f"{self.text} text and {self.side} x {self.side} image tokens"
+        return f"{self.name}: {self.layers} layers of width {self.width}, {tokens}"
 
 
 SHAPES = {
