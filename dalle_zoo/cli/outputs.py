@@ -53,8 +53,8 @@ def check_folder(option: str, path: Path, *, overwrite: bool | None = True) -> N
     if path.exists() and not path.is_dir():
         raise UserError(f"{option} {path} is a file: expected a folder")
     if path.exists() and not overwrite and any(entry.name != CLAIM for entry in path.iterdir()):
-        remedy = "" if overwrite is None else "pass --overwrite, or "
-        raise FileExistsError(f"{path} exists and is not empty: {remedy}choose another {option}")
+        advice = "" if overwrite is None else "pass --overwrite, or "
+        raise FileExistsError(f"{path} exists and is not empty: {advice}choose another {option}")
     _check_writable(option, path, path.absolute())
 
 
