@@ -123,6 +123,7 @@ def quiet_third_parties() -> None:
         "across ranks is zero",  # of a recipe without validation data, which needs none
         "LightningCLI's args parameter is intended",  # the arguments of the process name a recipe
         "loading a checkpoint outside the 'fit' stage",  # the averaged weights are loaded on purpose
+        "You have overridden `on_before_batch_transfer`",  # in the module on purpose: which tokens count depends on it
     ):
         warnings.filterwarnings("ignore", message=f".*{message}.*")
     # Lightning calls functions that jsonargparse will rename.

@@ -47,6 +47,7 @@ def run(site: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow  # four processes that import everything; tests/test_plugins.py has the registries
 def test_plugin_metric_extractor_and_dataset_work_by_name(site: Path, model: Path, tmp_path: Path) -> None:
     path, out = tmp_path / "colors.yaml", tmp_path / "out"
     path.write_text(PROTOCOL)

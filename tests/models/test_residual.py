@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from dalle_zoo.models import residual
+from dalle_zoo.models.attention import choice
 from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.models.residual import Around, plain
 
@@ -110,6 +111,7 @@ def test_compiled_blocks_equal_eager_ones(recompute: bool, monkeypatch: pytest.M
         return torch.compile(around, dynamic=False, backend="aot_eager")
 
     torch.compiler.reset()
+    monkeypatch.setattr(choice, "SHORTEST_ON_CPU", 0)  # so that blocks differ in their back-ends
     monkeypatch.setattr(residual, "compiled", traced)
     with torch._dynamo.config.patch(recompile_limit=residual.GRAPHS):
         compare_with_compiled(recompute)

@@ -15,6 +15,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from dalle_zoo.adapters import LoRAConfig, add_adapters
 from dalle_zoo.cli.main import main
 from dalle_zoo.files import read_json, write_json
+from dalle_zoo.models.attention import choice
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.external.mindalle import MinDALLE, MinDALLEConfig
 from dalle_zoo.models.losses import dvae_loss
@@ -49,6 +50,12 @@ DVAES = {
     "small": DVAEConfig(image_size=64, width=16, num_groups=3, codebook_size=128, decoder_stem=16),
     "deep": DVAEConfig(image_size=64, width=32, num_groups=4, blocks_per_group=1, codebook_size=512, decoder_stem=32),
 }
+
+
+@pytest.fixture(autouse=True)
+def attention_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans are for GPUs, where attention in lines is also for short streams."""
+    monkeypatch.setattr(choice, "SHORTEST_ON_CPU", 0)
 
 
 def prior(config: PriorConfig, precision: str, recompute: bool) -> Prior:

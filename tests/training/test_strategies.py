@@ -32,14 +32,14 @@ SPREAD, MORE_SPREAD = (
     [("ddp", 4), ("fsdp2", 4), ("ddp_powersgd(rank=32)", 2)],
 )
 RECOMPUTED, MORE_RECOMPUTED = [("fsdp2", 2)], [("fsdp", 2), ("hsdp(shard_size=2)", 4)]
-VALIDATED = [("auto", 1), ("fsdp2", 2), ("fsdp", 2)]
+VALIDATED, MORE_VALIDATED = [("auto", 1), ("fsdp2", 2)], [("fsdp", 2)]
 LOW_RANK, MORE_LOW_RANK = (
-    [("ddp_powersgd(rank=4)", 2), ("hsdp_powersgd(rank=8, shard_size=2)", 4)],
-    [("hsdp_powersgd(rank=22, shard_size=2)", 4)],
+    [("hsdp_powersgd(rank=8, shard_size=2)", 4)],
+    [("ddp_powersgd(rank=4)", 2), ("hsdp_powersgd(rank=22, shard_size=2)", 4)],
 )
 RESUMED, MORE_RESUMED = (
-    [("fsdp", 2, "ddp", 2), ("hsdp(shard_size=2)", 4, "fsdp2", 2)],
-    [("auto", 1, "fsdp2", 4), ("fsdp2", 4, "auto", 1), ("ddp", 2, "fsdp", 2)],
+    [("fsdp", 2, "ddp", 2)],
+    [("hsdp(shard_size=2)", 4, "fsdp2", 2), ("auto", 1, "fsdp2", 4), ("fsdp2", 4, "auto", 1), ("ddp", 2, "fsdp", 2)],
 )
 RESUMED_LOW_RANK, MORE_RESUMED_LOW_RANK = (
     [("hsdp_powersgd(rank=8, shard_size=2)", 4, "hsdp_powersgd(rank=8, shard_size=2)", 4)],
@@ -86,6 +86,9 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, 
     def case(*parts: Any, **options: Any) -> dict[str, Any]:
         return {"strategy": parts[-2], "world": parts[-1], **options, "out": str(out(*parts))}
 
+    def validated(parts: list[Any]) -> list[dict[str, Any]]:
+        return [{**case(*each, validate=True), "out": str(out(*each, "measured"))} for each in parts]
+
     def cases(
         spread: list[Any], recomputed: list[Any], resumed: list[Any], precise: list[Any]
     ) -> list[dict[str, Any]]:
@@ -105,15 +108,18 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, 
             RESUMED + RESUMED_LOW_RANK,
             [("auto", 1, "16-resblock"), *PRECISE],
         ),
-        *({**case(*parts, validate=True), "out": str(out(*parts, "measured"))} for parts in VALIDATED),
+        *validated(VALIDATED),
         case("fsdp2", 3, steps=2),
     ]
-    more = cases(
-        MORE_SPREAD + MORE_LOW_RANK,
-        MORE_RECOMPUTED,
-        MORE_RESUMED + MORE_RESUMED_LOW_RANK,
-        MORE_PRECISE,
-    )
+    more = [
+        *cases(
+            MORE_SPREAD + MORE_LOW_RANK,
+            MORE_RECOMPUTED,
+            MORE_RESUMED + MORE_RESUMED_LOW_RANK,
+            MORE_PRECISE,
+        ),
+        *validated(MORE_VALIDATED),
+    ]
     launch(usual, folder)
 
     def read(*parts: Any) -> dict[str, Any]:
@@ -151,7 +157,7 @@ def test_uneven_shards_are_supported(result: Any) -> None:
     assert len(result("fsdp2", 3)["losses"]) == 2  # 128 inputs of the MLP's second matrix, of three processes
 
 
-@pytest.mark.parametrize(("strategy", "world"), VALIDATED)
+@pytest.mark.parametrize(("strategy", "world"), marked(VALIDATED, MORE_VALIDATED))
 def test_validation_uses_average_and_training_does_not(result: Any, strategy: str, world: int) -> None:
     one, alone, measured = result("auto", 1, "measured"), result("auto", 1), result(strategy, world, "measured")
     assert apart(alone["losses"], measured["losses"]) < 1e-6
@@ -159,7 +165,7 @@ def test_validation_uses_average_and_training_does_not(result: Any, strategy: st
     assert measured["measured"]["val/image_loss"] != pytest.approx(measured["losses"][-1], abs=1e-3)
 
 
-@pytest.mark.parametrize(("strategy", "world"), VALIDATED)
+@pytest.mark.parametrize(("strategy", "world"), marked(VALIDATED, MORE_VALIDATED))
 def test_sharded_networks_generate_sample_images(result: Any, strategy: str, world: int) -> None:
     one, spread = (result(*case, "measured")["folder"] / "images" for case in (("auto", 1), (strategy, world)))
     names = [f"samples-{step:08d}.png" for step in (5, 10, 15, 20)]
