@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Warnings are errors; all are printed before the build fails.
-DOCS = $(BIN)/python -m sphinx --quiet --fail-on-warning --builder html docs build/docs
+DOCS = $(BIN)/python -m sphinx --jobs $(JOBS) --quiet --fail-on-warning --builder html docs build/docs
 # The raw text, passed through the environment so that the shell does not interpret quotes and dollar signs in a prompt.
 export DALLE_ZOO_PROMPT = $(value PROMPT)
 
