@@ -52,10 +52,12 @@ def limit_to_words(
     spelled = ", ".join(repr(encoder.tokenizer.decode([token]).strip()) for token in tokens)
     rank_zero_only(log.warning)("%d text tokens are trained: %s", len(tokens), spelled)
 
+    rows = torch.tensor(tokens)
+
     def limit(gradient: Tensor) -> Tensor:
-        chosen = torch.zeros_like(gradient[:, :1])
-        chosen[tokens] = 1
-        return gradient * chosen
+        nonlocal rows
+        rows = rows.to(gradient.device)  # copied in the first step only
+        return torch.zeros_like(gradient).index_copy_(0, rows, gradient.index_select(0, rows))
 
     return [embedding.register_hook(limit) for embedding in embeddings]  # type: ignore[no-untyped-call]
 
