@@ -21,10 +21,11 @@ SCRIPTS = (
     "updates",
     "dvae",
     "data",
+    "packing",
     "shortcuts",
     "generate",
 )
-CPU_ONLY = ("shortcuts",)
+CPU_ONLY = ("packing", "shortcuts")
 """Benchmarks of what only a CPU uses."""
 
 

@@ -4,16 +4,22 @@ With few rows, PyTorch's matrix product reaches only a half to two thirds of the
 is stored in a layout for many rows. oneDNN has layouts for few rows. While a sampler runs, each packed matrix takes
 the place of the plain one in memory; when it ends, the plain one is restored, equal in every bit. Both conversions
 cost about as much as copying the weights.
+
+Packing is not faster everywhere: `is_faster` says where. It is a rule and not a measurement, so that a machine always
+computes a seed's image with the same rounding; `benchmarks/packing.py` measures what it is based on.
 """
 
 from __future__ import annotations
 
 import ctypes
+import platform
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from threading import RLock
 from weakref import WeakKeyDictionary
 
@@ -22,6 +28,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle_zoo.models.cpu import onednn
+
+SMALLEST = 2**18
+"""Fewest values of a matrix that is packed, 512 x 512. The packed product takes longer to start, by some 10 us."""
+MOST_ROWS = 64
+"""Most rows for which matrices are packed. With more, the plain product makes better use of the processor."""
+
+
+def is_faster(weight: Tensor, rows: int) -> bool:
+    """Whether the packed product with a matrix is faster than the plain one.
+
+    Args:
+        weight: The matrix, (out, in).
+        rows: Number of input rows.
+    """
+    # For one to three rows PyTorch calls a routine of Intel's library that is at its best on Intel's own processors.
+    fewest = 4 if _is_intel() else 1
+    return weight.numel() >= SMALLEST and fewest <= rows <= MOST_ROWS
+
+
+@cache
+def _is_intel() -> bool:
+    info = Path("/proc/cpuinfo")
+    vendor = info.read_text("utf-8", "replace")[:200] if info.is_file() else platform.processor()
+    return "GenuineIntel" in vendor
 
 
 class PackedLinear(nn.Module):
@@ -102,8 +132,8 @@ def packed_linears(net: nn.Module, rows: int) -> Iterator[None]:
 
     Within the block the network computes the same function, also in other threads, but does not list the weights of
     the replaced layers among its parameters. Only PyTorch's own linear layers in float32 or bfloat16 on the CPU are
-    replaced, and none under autocast or where packing does not work. A matrix that shares its memory with another
-    tensor stays in memory beside the packed one.
+    replaced, and only where that `is_faster`; none under autocast or where packing does not work. A matrix that shares
+    its memory with another tensor stays in memory beside the packed one.
 
     Args:
         net: The network.
@@ -133,7 +163,7 @@ def _replace(net: nn.Module, rows: int, replaced: list[Replaced]) -> None:
     users: dict[nn.Linear, list[tuple[nn.Module, str]]] = {}
     for parent in net.modules():
         for name, child in parent.named_children():
-            if isinstance(child, nn.Linear) and _is_plain(child):
+            if isinstance(child, nn.Linear) and _is_plain(child) and is_faster(child.weight, rows):
                 users.setdefault(child, []).append((parent, name))
     for plain, found in users.items():
         packed = PackedLinear(plain, rows, names[id(plain.weight)] == 1 and _fills_its_storage(plain.weight))

@@ -10,12 +10,18 @@ import pytest
 import torch
 from torch import nn
 
-from dalle_zoo.models.cpu import onednn
-from dalle_zoo.models.cpu.linears import PackedLinear, packed_linears
+from dalle_zoo.models.cpu import linears, onednn
+from dalle_zoo.models.cpu.linears import PackedLinear, is_faster, packed_linears
 from dalle_zoo.models.prior import Prior
 from dalle_zoo.sampling import sample_codes
 
 ROWS = [1, 2, 7, 16, 300]
+
+
+@pytest.fixture(autouse=True)
+def _small_matrices_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linears, "SMALLEST", 1)
+    monkeypatch.setattr(linears, "_is_intel", lambda: False)
 
 
 @pytest.fixture
@@ -121,6 +127,18 @@ def test_two_threads_share_the_packed_matrices(net: nn.Sequential) -> None:
     assert PackedLinear not in types(net)
     for value in [*found, net(x)]:
         torch.testing.assert_close(value, expected)
+
+
+def test_matrices_are_packed_only_where_it_is_faster(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    with packed_linears(net, 65):
+        assert PackedLinear not in types(net)
+    monkeypatch.setattr(linears, "SMALLEST", 24 * 40)
+    with packed_linears(net, 64):
+        assert types(net).count(PackedLinear) == 1  # the smaller one stays
+    large = torch.empty(24, 40)
+    assert [is_faster(large, rows) for rows in (1, 3, 4, 64)] == [True] * 4
+    monkeypatch.setattr(linears, "_is_intel", lambda: True)
+    assert [is_faster(large, rows) for rows in (1, 3, 4, 64)] == [False, False, True, True]
 
 
 def test_what_is_not_a_plain_layer_stays(net: nn.Module) -> None:
