@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from dalle_zoo.models.initial import local
 from dalle_zoo.training.muon import Muon, MuonConfig
@@ -82,7 +83,7 @@ def make_optimizer(
         others: Parameters outside the network that are trained with it and do not decay.
 
     Returns:
-        PyTorch's AdamW, fused on a GPU, where the settings are its own; else `ClippedAdamW`. Their states can be
+        PyTorch's fused AdamW where the settings are its own; else `ClippedAdamW`. Their states can be
         exchanged.
 
     Raises:
@@ -118,7 +119,7 @@ def _adamw(
     settings: dict[str, Any] = {"lr": learning_rate, "betas": (config.beta1, config.beta2), "eps": config.eps}
     if config.variance_clip is not None or config.moments != "float32":
         return ClippedAdamW(groups, **settings, variance_clip=config.variance_clip, moments=config.moments)
-    fused = all(p.is_cuda for p in trained.values())
+    fused = all(p.device.type in ("cpu", "cuda") for p in trained.values())
     optimizer = torch.optim.AdamW(groups, **settings, fused=fused or None)
     # A fused step can unscale gradients by itself, and Lightning then refuses to clip their norm under 16-mixed. This
     # has the gradient scaler do it before the step, as for every other optimizer.
@@ -187,16 +188,62 @@ class ClippedAdamW(torch.optim.Optimizer):
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Updates some parameters of a group."""
-        beta1, beta2 = group["betas"]
         states = [self._state(p) for p in parameters]
-        for state in states:
-            state["step"] += 1
-        counts = [float(state["step"]) for state in states]
         values = [local(p) for p in parameters]
         means = [self._unpacked(state["exp_avg"]) for state in states]
         variances = [self._unpacked(state["exp_avg_sq"]) for state in states]
         gradients = [local(p.grad).to(m.dtype) for p, m in zip(parameters, means, strict=True) if p.grad is not None]
+        update = self._update_fused if self._clips_nothing(values, gradients) else self._update_clipped
+        update(values, gradients, means, variances, [state["step"] for state in states], group)
 
+        for state, mean, variance in zip(states, means, variances, strict=True):
+            for name, moment in (("exp_avg", mean), ("exp_avg_sq", variance)):
+                if self._is_packed(state[name]):
+                    state[name].copy_(moment)
+
+    def _clips_nothing(self, values: list[Tensor], gradients: list[Tensor]) -> bool:
+        """Whether PyTorch's own update is known to give the same result, in a quarter of the time on a CPU.
+
+        The stored variance is at most the limit, so the next one is, too, if every squared gradient is. A GPU is not
+        asked, since the answer would have to be waited for.
+        """
+        if any(value.device.type != "cpu" or value.dtype != torch.float32 for value in values):
+            return False
+        if self.variance_clip is None:
+            return True
+        limit = self.variance_clip**0.5
+        extremes = (torch.aminmax(gradient) for gradient in gradients if gradient.numel())
+        return all(-limit <= float(low) and float(high) <= limit for low, high in extremes)
+
+    @staticmethod
+    def _update_fused(
+        values: list[Tensor],
+        gradients: list[Tensor],
+        means: list[Tensor],
+        variances: list[Tensor],
+        steps: list[Tensor],
+        group: dict[str, Any],
+    ) -> None:
+        beta1, beta2 = group["betas"]
+        settings = {key: group[key] for key in ("lr", "eps", "weight_decay")}
+        adamw(
+            values, gradients, means, variances, [], steps, fused=True, amsgrad=False, maximize=False, beta1=beta1,
+            beta2=beta2, **settings,
+        )  # fmt: skip
+
+    def _update_clipped(
+        self,
+        values: list[Tensor],
+        gradients: list[Tensor],
+        means: list[Tensor],
+        variances: list[Tensor],
+        steps: list[Tensor],
+        group: dict[str, Any],
+    ) -> None:
+        beta1, beta2 = group["betas"]
+        for step in steps:
+            step.add_(1)
+        counts = [float(step) for step in steps]
         torch._foreach_mul_(values, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_lerp_(means, gradients, 1 - beta1)
         torch._foreach_mul_(variances, beta2)
@@ -207,11 +254,6 @@ class ClippedAdamW(torch.optim.Optimizer):
         torch._foreach_div_(roots, [(1 - beta2**count) ** 0.5 for count in counts])
         torch._foreach_add_(roots, group["eps"])
         torch._foreach_addcdiv_(values, means, roots, [-group["lr"] / (1 - beta1**count) for count in counts])
-
-        for state, mean, variance in zip(states, means, variances, strict=True):
-            for name, moment in (("exp_avg", mean), ("exp_avg_sq", variance)):
-                if self._is_packed(state[name]):
-                    state[name].copy_(moment)
 
     def _state(self, parameter: Tensor) -> dict[str, Any]:
         """Returns the state of a parameter, initialized with zeros before its first step."""

@@ -115,6 +115,29 @@ def test_clipped_variance_equals_manual_computation() -> None:
     assert optimizer.state[weight]["step"].item() == 2
 
 
+@pytest.mark.parametrize("clip", [5.0, None])
+def test_the_fused_update_equals_the_clipped_one(clip: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(fused: bool) -> nn.Module:
+        net = network()
+        optimizer = clipped(net)
+        optimizer.variance_clip = clip
+        if not fused:
+            monkeypatch.setattr(optimizer, "_clips_nothing", lambda *_: False)
+        train(net, optimizer, range(20))
+        return net
+
+    torch.testing.assert_close(weights(trained(True)), weights(trained(False)), **SAME)
+
+
+def test_large_gradients_are_not_updated_fused() -> None:
+    optimizer = ClippedAdamW([nn.Parameter(torch.zeros(2))], lr=0.1, variance_clip=4.0)
+    value = [torch.zeros(2)]
+    assert optimizer._clips_nothing(value, [torch.tensor([2.0, -2.0])])
+    assert not optimizer._clips_nothing(value, [torch.tensor([0.0, -2.1])])
+    assert not optimizer._clips_nothing(value, [torch.tensor([torch.nan, 0.0])])
+    assert not optimizer._clips_nothing([torch.zeros(2, dtype=torch.float64)], [torch.zeros(2)])
+
+
 @pytest.mark.parametrize("moments", ["float32", pytest.param("8bit", marks=[needs_torchao, quiet])])
 def test_parameter_without_gradient_is_not_changed(moments: str) -> None:
     net = network(64)
