@@ -48,8 +48,8 @@ KINDS = {"row": "axial_row", "column": "axial_col", "conv": "conv_like"}
 """Kinds of attention of DALLE-pytorch, by the names of masks."""
 NATIVE, PLAIN, ORIGINAL = "prior/emoji64", "the same network, plain, causal SDPA", "DALLE-pytorch 1.6.6"
 NOTES = {
-    PLAIN: "the plain side has PyTorch's fused AdamW; that of the recipe clips its variance, as in the paper, in "
-    "separate operations, and its masks are sparse, which saves nothing at this length",
+    PLAIN: "the optimizer of the recipe clips the variance, as in the paper, and its masks are sparse, which saves "
+    "nothing at this length",
     ORIGINAL: "another network of the same shape, with PyTorch's AdamW: the losses are not comparable",
 }
 ROUNDING = 1e-5
