@@ -14,6 +14,7 @@ PEERS_VENV ?= .venv-peers
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+MYPY = $(BIN)/mypy
 # Warnings are errors; all are printed before the build fails.
 DOCS = $(BIN)/python -m sphinx --jobs $(JOBS) --quiet --fail-on-warning --builder html docs build/docs
 # The raw text, passed through the environment so that the shell does not interpret quotes and dollar signs in a prompt.
@@ -36,7 +37,7 @@ demo: $(VENV)/.demo ## generate a grid of images with the bundled weights (PROMP
 test: $(VENV)/.test ## run lint, types, documentation and tests, as CI does
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(MYPY)
 	$(DOCS)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
@@ -49,13 +50,14 @@ test-slow: $(VENV)/.test ## run the tests that make test omits
 test-browser: $(VENV)/.test ## run the tests of the web page in Debian's chromium
 	$(BIN)/python -m pytest -m browser tests/web
 
-# uv resolves the lowest versions of what pyproject.toml names, and the newest of what those need.
-test-lowest: ## run make test with the lowest versions that pyproject.toml allows
+# uv resolves the lowest versions of what pyproject.toml names, and the newest of what those need. Types are checked against
+# the newest versions alone: earlier ones declare fewer types, or wrong ones.
+test-lowest: ## run make test, without types, with the lowest versions that pyproject.toml allows
 	@$(MAKE) --no-print-directory VENV=$(LOWEST) $(LOWEST)/.python
 	@echo '$(call INSTALLING,the lowest versions of all requirements,$(LOWEST))'
 	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[test]'
-	$(MAKE) --no-print-directory VENV=$(LOWEST) test
+	$(MAKE) --no-print-directory VENV=$(LOWEST) MYPY=true test
 
 # Without a browser its tests are skipped, with the reason, so a machine that cannot install one passes make test.
 chromium: ## install Debian's chromium, which the tests of the web page need (as root)

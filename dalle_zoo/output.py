@@ -48,6 +48,12 @@ class PipelineOutput:
 
         Raises:
             ValueError: The output holds codes, not images.
+
+        Example:
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     [path.name for path in PipelineOutput(torch.zeros(2, 3, 64, 64)).save(folder)]
+            ['000.png', '001.png']
         """
         images, folder = to_pil(self._pixels()), user_path(folder, "folder")
         settings: Sequence[ImageSettings | None] = self.settings or [None] * len(images)
@@ -64,6 +70,10 @@ class PipelineOutput:
 
         Raises:
             ValueError: The output holds codes, not images, or the number of columns is not positive.
+
+        Example:
+            >>> PipelineOutput(torch.zeros(6, 3, 64, 64)).grid(columns=3).size
+            (200, 134)
         """
         images = self._pixels()
         most = square_columns(len(images)) if columns is None else as_integer("columns", columns, least=1)

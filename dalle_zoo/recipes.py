@@ -42,7 +42,12 @@ def recipe_root() -> Path:
 
 
 def list_recipes() -> list[str]:
-    """Names such as "dvae/emoji64"; folders that start with an underscore hold parts, not recipes."""
+    """Names such as "dvae/emoji64"; folders that start with an underscore hold parts, not recipes.
+
+    Example:
+        >>> "prior/tiny" in list_recipes()
+        True
+    """
     root = recipe_root()
     names = (path.relative_to(root).with_suffix("").as_posix() for path in root.glob("*/*.yaml"))
     return sorted(name for name in names if not name.startswith("_"))
@@ -53,6 +58,10 @@ def find_recipe(name: str) -> Path:
 
     Raises:
         UnknownNameError: It is neither; the message suggests the nearest name.
+
+    Example:
+        >>> find_recipe("prior/tiny").name
+        'tiny.yaml'
     """
     path = recipe_root() / f"{name}.yaml"
     if path.is_file() and not name.startswith("_"):
@@ -130,6 +139,10 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: The file is not valid YAML, or does not hold keys.
+
+    Example:
+        >>> read_recipe(find_recipe("prior/tiny"))["trainer"]["max_steps"]
+        10
     """
     try:
         content = yaml_value(path.read_text(encoding="utf-8"), _Loader, aliases=True)
@@ -198,6 +211,12 @@ def merge(below: Keys, above: Keys) -> dict[str, Any]:
 
     Mappings are merged key by key. Another ``class_path`` discards the arguments of the old class; a key that ends
     in ``+`` appends to a list; keys below a list are arguments of the class in its last entry.
+
+    Example:
+        >>> merge({"trainer": {"max_steps": 10, "devices": 1}}, {"trainer": {"max_steps": 20}})
+        {'trainer': {'max_steps': 20, 'devices': 1}}
+        >>> merge({"callbacks": ["A"]}, {"callbacks+": "B"})
+        {'callbacks': ['A', 'B']}
     """
     merged = dict(below)
     for key, value in above.items():
@@ -229,6 +248,10 @@ def resolve(files: Iterable[Keys], overrides: Iterable[Override] = ()) -> dict[s
 
     Raises:
         ValueError: A key of the command line has no value.
+
+    Example:
+        >>> resolve([{"trainer": {"max_steps": 10, "devices": 1}}], [("trainer.max_steps", "20")])
+        {'trainer': {'max_steps': 20, 'devices': 1}}
     """
     keys: dict[str, Any] = {}
     for content in files:

@@ -25,6 +25,10 @@ def fit_image(image: Image.Image, size: tuple[int, int]) -> Tensor:
 
     Returns:
         Pixels in [0, 1], (3, H, W).
+
+    Example:
+        >>> fit_image(Image.new("RGB", (300, 200)), (64, 64)).shape
+        torch.Size([3, 64, 64])
     """
     rgb = to_rgb(image)  # upright, which may exchange width and height
     return from_pil(rgb.resize((size[1], size[0]), Image.Resampling.LANCZOS, crop_box(rgb.size, size)))
@@ -59,6 +63,15 @@ def cells_to_sample(mask: Image.Image | Tensor, size: tuple[int, int], grid: tup
 
     Raises:
         ValueError: The mask is a tensor of another shape.
+
+    Example:
+        >>> mask = Image.new("L", (64, 64))
+        >>> mask.paste(255, (32, 0, 64, 20))  # left, top, right, bottom
+        >>> cells_to_sample(mask, size=(64, 64), grid=(4, 4)).int()
+        tensor([[0, 0, 1, 1],
+                [0, 0, 1, 1],
+                [0, 0, 0, 0],
+                [0, 0, 0, 0]], dtype=torch.int32)
     """
     if isinstance(mask, Tensor):
         if tuple(mask.shape) != size:

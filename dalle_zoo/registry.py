@@ -139,7 +139,15 @@ class Registry(Mapping[str, T], Generic[T]):
                 yield name, member
 
     def name_of(self, member: T) -> str:
-        """Returns the name of a member, and raises `UnknownNameError` if it is not registered."""
+        """Returns the name of a member, and raises `UnknownNameError` if it is not registered.
+
+        Example:
+            >>> REG: Registry[type] = Registry("thing", group="example.things")
+            >>> REG.register("one")(int)
+            <class 'int'>
+            >>> REG.name_of(int)
+            'one'
+        """
         native = (name for name, known in self._members.items() if known is member)
         found = next(native, None) or next((name for name, known in self.loadable() if known is member), None)
         if found is None:

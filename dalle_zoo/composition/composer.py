@@ -57,6 +57,10 @@ class CompositionConfig:
         Raises:
             ValueError: The file is not a mapping, or a field is unknown or out of range.
             TypeError: A field is of another type.
+
+        Example:
+            >>> sorted(CompositionConfig.load().shares)
+            ['count', 'ground', 'hue', 'pair', 'place', 'single', 'styles']
         """
         file = bundled_folder() / "composition.yaml" if path is None else user_path(path)
         try:

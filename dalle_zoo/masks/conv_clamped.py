@@ -26,6 +26,14 @@ def conv_clamped(layout: TextImageLayout, *, kernel: int = 11) -> MaskMod:
 
     Raises:
         ValueError: ``kernel`` is even or not positive.
+
+    Example:
+        >>> from dalle_zoo.masks import Mask, TextImageLayout
+        >>> mask = Mask.from_spec("conv_clamped(kernel=3)", TextImageLayout(text=1, height=3, width=3))
+        >>> mask.dense()[8, 1:].reshape(3, 3).int()  # the keys of the cell in the middle of the last row
+        tensor([[0, 0, 0],
+                [1, 1, 1],
+                [1, 1, 0]], dtype=torch.int32)
     """
     reach, width = kernel_reach("conv_clamped", kernel), layout.width
 

@@ -27,6 +27,14 @@ def conv_quadrant(layout: TextImageLayout, *, kernel: int = 5, dilation: int = 1
 
     Raises:
         ValueError: ``kernel`` or ``dilation`` is not positive.
+
+    Example:
+        >>> from dalle_zoo.masks import Mask, TextImageLayout
+        >>> mask = Mask.from_spec("conv_quadrant(kernel=3)", TextImageLayout(text=1, height=3, width=3))
+        >>> mask.dense()[8, 1:].reshape(3, 3).int()  # the keys of the cell in the middle of the last row
+        tensor([[1, 1, 0],
+                [1, 1, 0],
+                [1, 1, 0]], dtype=torch.int32)
     """
     for name, value in (("kernel", kernel), ("dilation", dilation)):
         if value < 1:

@@ -16,6 +16,14 @@ def full(layout: TextImageLayout) -> MaskMod:
 
     Args:
         layout: Positions of text and image.
+
+    Example:
+        >>> from dalle_zoo.masks import Mask, TextImageLayout
+        >>> mask = Mask.from_spec("full", TextImageLayout(text=1, height=3, width=3))
+        >>> mask.dense()[8, 1:].reshape(3, 3).int()  # the keys of the cell in the middle of the last row
+        tensor([[1, 1, 1],
+                [1, 1, 1],
+                [1, 1, 0]], dtype=torch.int32)
     """
 
     def image_rule(query: Tensor, key: Tensor) -> Tensor:

@@ -100,6 +100,10 @@ class Mask:
             UnknownNameError: There is no such mask or option; the message suggests the most similar name. It is also a
                 `ValueError`.
             ValueError: The text is not a spec, or an option is out of range.
+
+        Example:
+            >>> Mask.from_spec(" conv( kernel = 3 )", TextImageLayout(text=2, height=4, width=4)).spec
+            'conv(kernel=3)'
         """
         check_type("layout", layout, TextImageLayout, "a TextImageLayout")
         parsed = MaskSpec.parse(spec)
@@ -144,6 +148,12 @@ class Mask:
 
         Args:
             device: Device of the tensor. Defaults to the CPU.
+
+        Example:
+            >>> Mask.from_spec("row", TextImageLayout(text=1, height=1, width=2)).dense().int()
+            tensor([[1, 0, 0],
+                    [1, 1, 0],
+                    [1, 1, 1]], dtype=torch.int32)
         """
         return self._dense.to(device or "cpu", copy=True)
 
@@ -155,6 +165,10 @@ class Mask:
 
         Args:
             device: Device of the mask. Defaults to the CPU.
+
+        Example:
+            >>> Mask.from_spec("full", TextImageLayout(text=2, height=2, width=2)).sdpa_arguments()
+            {'is_causal': True}
         """
         _ = self._dense  # raises for a rule whose pairs cannot be counted as `is_causal` does
         return {"is_causal": True} if self.is_causal else {"attn_mask": self.dense(device)}
@@ -223,6 +237,11 @@ class Mask:
         Args:
             num_heads: Number of attention heads.
             head_dim: Size of a head.
+
+        Example:
+            >>> layout = TextImageLayout(text=256, height=32, width=32)
+            >>> [Mask.from_spec(spec, layout).flops(num_heads=1, head_dim=64) for spec in ("full", "row")]
+            [209879040, 84045824]
         """
         multiply_adds = 2 * self.num_pairs * num_heads * head_dim  # scores, then values
         return 2 * multiply_adds

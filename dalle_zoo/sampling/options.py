@@ -82,7 +82,12 @@ class SamplingOptions:
         return null + self.guidance_scale * (conditional - null)
 
     def filter(self, logits: Tensor) -> Tensor:
-        """Applies temperature and filters: logits (…, V) to logits with -inf where a token may not be sampled."""
+        """Applies temperature and filters: logits (…, V) to logits with -inf where a token may not be sampled.
+
+        Example:
+            >>> SamplingOptions(top_k=2).filter(torch.tensor([1.0, 3.0, 2.0]))
+            tensor([-inf, 3., 2.])
+        """
         if self.temperature == 0:
             best = logits.argmax(-1, keepdim=True)
             return torch.full_like(logits, -math.inf).scatter(-1, best, 0.0)

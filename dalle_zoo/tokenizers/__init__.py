@@ -66,5 +66,12 @@ def load_text_tokenizer(folder: str | Path) -> TextTokenizer:
     Raises:
         FileNotFoundError: The folder or its files are missing.
         ValueError: A file cannot be read, or its kind is not registered.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ByteTokenizer().save(folder)
+        ...     load_text_tokenizer(folder).kind
+        'byte'
     """
     return TEXT_TOKENIZERS[recorded_kind(folder) or HFTokenizer.kind].load(folder)

@@ -86,6 +86,10 @@ class BPETokenizer(LibraryTokenizer):
         Raises:
             TypeError: A caption is not a string.
             ValueError: There are no captions, one is not valid Unicode, or ``vocab_size`` is too small.
+
+        Example:
+            >>> BPETokenizer.train(["a red apple", "a red car"], vocab_size=260).vocab_size
+            260
         """
         _check_size(vocab_size)
         return cls.train_counts(count_pieces(captions), vocab_size)

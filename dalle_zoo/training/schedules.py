@@ -87,7 +87,13 @@ class LearningRate:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
 
     def at(self, step: int, halvings: int = 0) -> float:
-        """Rate in step ``step`` (from 0) after a number of halvings. ``halvings`` defaults to 0."""
+        """Rate in step ``step`` (from 0) after a number of halvings. ``halvings`` defaults to 0.
+
+        Example:
+            >>> rate = LearningRate(peak=1e-3, warmup_steps=100, decay="cosine", decay_steps=900)
+            >>> [round(rate.at(step), 6) for step in (0, 99, 550, 1000)]
+            [1e-05, 0.001, 0.0005, 0.0]
+        """
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
         return DECAYS[self.decay](self, step - self.warmup_steps, halvings)
