@@ -131,11 +131,61 @@ def test_the_fused_update_equals_the_clipped_one(clip: float | None, monkeypatch
 
 def test_large_gradients_are_not_updated_fused() -> None:
     optimizer = ClippedAdamW([nn.Parameter(torch.zeros(2))], lr=0.1, variance_clip=4.0)
-    value = [torch.zeros(2)]
-    assert optimizer._clips_nothing(value, [torch.tensor([2.0, -2.0])])
-    assert not optimizer._clips_nothing(value, [torch.tensor([0.0, -2.1])])
-    assert not optimizer._clips_nothing(value, [torch.tensor([torch.nan, 0.0])])
-    assert not optimizer._clips_nothing([torch.zeros(2, dtype=torch.float64)], [torch.zeros(2)])
+    value = zeros = [torch.zeros(2)]
+
+    def fused(*gradient: float, variance: float = 0.0) -> bool:
+        return optimizer._clips_nothing(value, [torch.tensor(gradient)], zeros, [torch.tensor([0.0, variance])])
+
+    assert fused(2.0, -2.0)
+    assert not fused(0.0, -2.1)
+    assert not fused(torch.nan, 0.0)
+    assert fused(0.0, 0.0, variance=4.0)
+    assert not fused(0.0, 0.0, variance=4.1)
+    assert not optimizer._clips_nothing([torch.zeros(2, dtype=torch.float64)], zeros, zeros, zeros)
+
+
+def test_a_loaded_variance_above_the_limit_is_clipped() -> None:
+    net = network()
+    before = plain(net)
+    train(net, before, range(3))
+    after = clipped(net, variance_clip=1e-4)
+    after.load_state_dict(before.state_dict())
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    after.step()
+    assert max(float(state["exp_avg_sq"].max()) for state in after.state.values()) <= 1e-4
+
+
+@pytest.mark.parametrize("clip", [UNREACHED, None])
+def test_moments_in_another_memory_layout_are_loaded(clip: float | None) -> None:
+    def resumed(layout: torch.memory_format) -> Tensor:
+        net = nn.Conv2d(4, 5, 3, bias=False)
+        net.weight = nn.Parameter(torch.linspace(-1, 1, 180).view(5, 4, 3, 3).to(memory_format=layout))
+        optimizer = make_optimizer(net, AdamWConfig(variance_clip=clip), 0.1, frozenset())
+        for update in range(3):
+            net.zero_grad()
+            (net(torch.linspace(-1, 1, 100).view(1, 4, 5, 5).sin()) * (update + 1)).square().sum().backward()
+            optimizer.step()
+            state = optimizer.state_dict()
+            for moment in (s[name] for s in state["state"].values() for name in ("exp_avg", "exp_avg_sq")):
+                moment.data = moment.contiguous()
+            optimizer.load_state_dict(state)
+        loaded = optimizer.state[net.weight]
+        assert loaded["exp_avg"].stride() == loaded["exp_avg_sq"].stride() == net.weight.stride()
+        return net.weight.detach()
+
+    torch.testing.assert_close(resumed(torch.channels_last), resumed(torch.contiguous_format), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_in_another_memory_layout_are_not_updated_fused() -> None:
+    def trained(layout: torch.memory_format) -> Tensor:
+        weight = nn.Parameter(torch.zeros(5, 4, 3, 3))
+        optimizer = ClippedAdamW([weight], lr=0.1, variance_clip=UNREACHED)
+        weight.grad = torch.linspace(-1, 1, 180).view(5, 4, 3, 3).to(memory_format=layout)
+        optimizer.step()
+        return weight.detach()
+
+    torch.testing.assert_close(trained(torch.channels_last), trained(torch.contiguous_format))
 
 
 @pytest.mark.parametrize("moments", ["float32", pytest.param("8bit", marks=[needs_torchao, quiet])])
