@@ -137,7 +137,7 @@ def packed_linears(net: nn.Module, rows: int) -> Iterator[None]:
 
     Args:
         net: The network.
-        rows: Number of rows of a decoding step, P * n.
+        rows: Number of rows of a decoding step, P * n. While samplers overlap, that of the first one counts.
     """
     if torch.is_autocast_enabled("cpu") or not onednn.linears_work():
         yield
@@ -147,7 +147,7 @@ def packed_linears(net: nn.Module, rows: int) -> Iterator[None]:
         packing.samplers += 1
     try:
         with _LOCK:
-            if not packing.replaced:
+            if packing.samplers == 1:  # another one may be computing with the plain matrices
                 _replace(net, rows, packing.replaced)
         yield
     finally:
@@ -195,10 +195,10 @@ def _return_freed(weight: Tensor) -> None:
 
 
 def _is_plain(module: nn.Linear) -> bool:
-    """Whether a layer is PyTorch's own: not a subclass, quantized, sharded or hooked."""
+    """Whether a layer is PyTorch's own: not a subclass, quantized, sharded, hooked or with another ``forward``."""
     if type(module) is not nn.Linear or type(module.weight.data) is not Tensor:
         return False
-    if module._forward_hooks or module._forward_pre_hooks:
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
         return False
     return module.weight.device.type == "cpu" and onednn.computes_in(module.weight.dtype)
 

@@ -129,6 +129,16 @@ def test_two_threads_share_the_packed_matrices(net: nn.Sequential) -> None:
         torch.testing.assert_close(value, expected)
 
 
+def test_a_second_sampler_does_not_pack_under_a_first_one(net: nn.Sequential) -> None:
+    with packed_linears(net, 65), packed_linears(net, 1):
+        assert PackedLinear not in types(net)
+    with packed_linears(net, 1):
+        with packed_linears(net, 65):
+            assert PackedLinear in types(net)
+        assert PackedLinear in types(net)
+    assert PackedLinear not in types(net)
+
+
 def test_matrices_are_packed_only_where_it_is_faster(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     with packed_linears(net, 65):
         assert PackedLinear not in types(net)
@@ -145,7 +155,9 @@ def test_what_is_not_a_plain_layer_stays(net: nn.Module) -> None:
     class Odd(nn.Linear):
         pass
 
-    for other in (nn.Sequential(Odd(3, 4)), net.double(), net.to("meta")):
+    changed = nn.Linear(3, 4)
+    changed.forward = lambda x: x  # type: ignore[method-assign]
+    for other in (nn.Sequential(Odd(3, 4), changed), net.double(), net.to("meta")):
         before = types(other)
         with packed_linears(other, 1):
             assert types(other) == before
