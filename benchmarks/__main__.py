@@ -25,8 +25,8 @@ SCRIPTS = (
     "shortcuts",
     "generate",
 )
-CPU_ONLY = ("packing", "shortcuts")
-"""Benchmarks of what only a CPU uses."""
+CPU_ONLY = ("memory", "updates", "data", "packing", "shortcuts")
+"""Benchmarks of what only a CPU does; they have no option for the device."""
 
 
 def main() -> int:
@@ -36,8 +36,10 @@ def main() -> int:
     )
     parser.add_argument("only", nargs="*", help=f"benchmarks to run: {', '.join(SCRIPTS)} (all)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (1 2)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu or cuda (cpu)")
     options = parser.parse_args()
+    if min(options.threads) < 1:
+        parser.error(f"--threads must be at least 1, got {min(options.threads)}")
     for name in options.only:
         if name not in SCRIPTS:
             parser.error(suggest("benchmark", name, SCRIPTS))

@@ -3,7 +3,7 @@
     python benchmarks/data.py --threads 1        writes benchmarks/results/speed/data_cpu1.json
 
 WebDataset's own writer stores one record per member, as ``KEY.npy`` and ``KEY.json``; that library reads these shards
-here. Nothing in this script runs on a GPU, so ``--device`` accepts only the CPU.
+here. Nothing in this script runs on a GPU.
 """
 
 from __future__ import annotations
@@ -286,11 +286,7 @@ def main() -> None:
     """Runs the benchmark and stores its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (1)")
-    parser.add_argument("--device", default="cpu", help="cpu; anything else measures nothing (cpu)")
     options = parser.parse_args()
-    if options.device != "cpu":
-        print("reading uses no GPU: nothing to measure")
-        return
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         rows = compare_shards(Path(folder)) + compare_images()

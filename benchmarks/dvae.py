@@ -236,7 +236,7 @@ def main() -> None:
     """Runs the benchmark and stores its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (1)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu or cuda (cpu)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     net = native(options.device)

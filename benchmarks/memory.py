@@ -90,7 +90,6 @@ def main() -> None:
     """Runs the benchmark and stores its results."""
     parser = argparse.ArgumentParser(description="Measures the peak memory of sampling on a CPU.")
     parser.add_argument("--threads", type=int, default=1, help="threads of the CPU (1)")
-    parser.add_argument("--device", default="cpu", choices=("cpu",), help="only cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = [row(name, config, candidates) for name, config in SHAPES.items() for candidates in (1, 16)]

@@ -180,7 +180,6 @@ def main() -> None:
     """Runs the benchmark and stores its results."""
     parser = argparse.ArgumentParser(description="Time of complete updates of prior/emoji64.")
     parser.add_argument("--threads", type=int, default=1, help="threads (1)")
-    parser.add_argument("--device", default="cpu", choices=("cpu",), help="cpu: the recipe is for CPUs")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"timed updates of each path ({ROUNDS})")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -120,6 +120,24 @@ def test_a_package_that_fails_is_reported_with_its_error() -> None:
     assert "[1] other: ImportError: no module" in table
 
 
+def test_what_was_not_compared_yet_is_named() -> None:
+    assert 'Not measured yet: `make bench-peers BENCH="--shapes M dvae"`.' in peers.render([comparison({})])
+    assert peers.render([]) == ['Not measured yet: `make bench-peers BENCH="--shapes S M dvae"`.']
+
+
+def test_a_row_in_which_dalle_zoo_fails_is_rendered() -> None:
+    table = peers.table(comparison({"other": [2.0]}, errors={"dalle-zoo": "RuntimeError: no"}))
+    assert "| failed [1] | **16** | – |" in table
+    assert "[1] dalle-zoo: RuntimeError: no" in table
+
+
+def test_benchmarks_of_a_cpu_have_no_option_for_the_device() -> None:
+    main = script("__main__")
+    for name in main.SCRIPTS:
+        text = (ROOT / f"benchmarks/{name}.py").read_text(encoding="utf-8")
+        assert ('"--device"' in text) == (name not in main.CPU_ONLY), name
+
+
 def test_placeholders_replace_only_modules_that_are_absent() -> None:
     repairs = importlib.import_module("benchmarks.peers.repairs")
     finder = repairs.Placeholders()

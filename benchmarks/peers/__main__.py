@@ -236,16 +236,18 @@ def main() -> int:
 
 
 def store(name: str, title: str, rows: list[dict[str, Any]], facts: dict[str, dict[str, Any]]) -> None:
-    """Writes ``results/peers/NAME.json``. Rows and facts that were not measured now remain."""
+    """Writes ``results/peers/NAME.json``. Rows that were not measured now remain if they are of the same machine."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    before = read_json(path) if path.exists() else {"rows": [], "systems": {}}
+    machine = {"device": cpu_name(), "cores": os.cpu_count(), "torch": torch.__version__}
+    before = read_json(path) if path.exists() else {}
+    if any(before.get(key) != value for key, value in machine.items()):
+        before = {"rows": [], "systems": {}}
     known = {(row["name"], row["dtype"]): row for row in [*before["rows"], *rows]}
     result = {
-        "shape": name, "title": title, "command": f'make bench-peers BENCH="--shapes {name}"', "device": cpu_name(),
-        "cores": os.cpu_count(), "load": os.getloadavg()[0], "torch": torch.__version__,
-        "date": datetime.now(UTC).date().isoformat(), "systems": before["systems"] | facts, "repairs": REPAIRS,
-        "rows": list(known.values()),
+        "shape": name, "title": title, "command": f'make bench-peers BENCH="--shapes {name}"', **machine,
+        "load": os.getloadavg()[0], "date": datetime.now(UTC).date().isoformat(),
+        "systems": before["systems"] | facts, "repairs": REPAIRS, "rows": list(known.values()),
     }  # fmt: skip
     write_json(path, result)
 

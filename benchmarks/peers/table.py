@@ -9,6 +9,8 @@ from typing import Any
 from dalle_zoo.files import read_json
 
 RESULTS = Path(__file__).parents[1] / "results" / "peers"
+TABLES = ("S", "M", "dvae")
+"""What `make bench-peers` measures."""
 OURS, OWN_PROMPTS, FLOOR = "dalle-zoo", "dalle-zoo, own prompts", "floor"
 
 Result = dict[str, Any]
@@ -39,7 +41,7 @@ def both_prompts(row: dict[str, Any]) -> list[dict[str, Any]]:
 def line(row: dict[str, Any], systems: list[str], notes: list[str]) -> str:
     """One line of the table; the fastest system, apart from the floor, is in bold."""
     found = rates(row)
-    fastest = max(rate for name, rate in found.items() if name != FLOOR)
+    fastest = max((rate for name, rate in found.items() if name != FLOOR), default=None)
     others = [rate for name, rate in found.items() if name not in (OURS, FLOOR)]
     cells = [f"{row['name']}, {row['unit']}", row["dtype"]]
     for name in systems:
@@ -51,7 +53,7 @@ def line(row: dict[str, Any], systems: list[str], notes: list[str]) -> str:
         else:
             text = f"{found[name]:.3g}"
             cells.append(f"**{text}**" if found[name] == fastest and name != FLOOR else text)
-    cells.append(f"{found[OURS] / max(others):.2f}" if others else "–")
+    cells.append(f"{found[OURS] / max(others):.2f}" if others and OURS in found else "–")
     return f"| {' | '.join(cells)} |"
 
 
@@ -81,9 +83,13 @@ def table(result: Result) -> str:
 
 
 def render(results: list[Result]) -> list[str]:
-    """Renders all tables, and the list of repairs."""
-    if not results:
-        return ["Not measured yet: `make bench-peers`."]
-    repairs = results[0]["repairs"]
-    listed = [f"- {package}: {'; '.join(repaired)}." for package, repaired in repairs.items()]
-    return [*(table(result) for result in results), "Repaired at run time:", "\n".join(listed)]
+    """Renders all tables, what has none yet, and the list of repairs."""
+    measured = {result["shape"] for result in results}
+    missing = " ".join(name for name in TABLES if name not in measured)
+    parts = [table(result) for result in results]
+    if missing:
+        parts.append(f'Not measured yet: `make bench-peers BENCH="--shapes {missing}"`.')
+    if results:
+        repairs = results[0]["repairs"].items()
+        parts += ["Repaired at run time:", "\n".join(f"- {name}: {'; '.join(texts)}." for name, texts in repairs)]
+    return parts
