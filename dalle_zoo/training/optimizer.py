@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
+from torch.optim.adamw import adamw as fused_adamw
 
 from dalle_zoo.models.initial import local
 from dalle_zoo.training.muon import Muon, MuonConfig
@@ -83,8 +83,7 @@ def make_optimizer(
         others: Parameters outside the network that are trained with it and do not decay.
 
     Returns:
-        PyTorch's fused AdamW where the settings are its own; else `ClippedAdamW`. Their states can be
-        exchanged.
+        PyTorch's fused AdamW where the settings are its own; else `ClippedAdamW`. Their states can be exchanged.
 
     Raises:
         ValueError: A name in ``decayed`` is not the network's.
@@ -217,9 +216,16 @@ class ClippedAdamW(torch.optim.Optimizer):
         means = [self._unpacked(state["exp_avg"]) for state in states]
         variances = [self._unpacked(state["exp_avg_sq"]) for state in states]
         gradients = [local(p.grad).to(m.dtype) for p, m in zip(parameters, means, strict=True) if p.grad is not None]
-        fused = self._clips_nothing(values, gradients, means, variances)
-        update = self._update_fused if fused else self._update_clipped
-        update(values, gradients, means, variances, [state["step"] for state in states], group)
+        steps = [state["step"] for state in states]
+        if self._clips_nothing(values, gradients, means, variances):
+            beta1, beta2 = group["betas"]
+            settings = {key: group[key] for key in ("lr", "eps", "weight_decay")}
+            fused_adamw(
+                values, gradients, means, variances, [], steps, fused=True, amsgrad=False, maximize=False, beta1=beta1,
+                beta2=beta2, **settings,
+            )  # fmt: skip
+        else:
+            self._update_clipped(values, gradients, means, variances, steps, group)
 
         for state, mean, variance in zip(states, means, variances, strict=True):
             for name, moment in (("exp_avg", mean), ("exp_avg_sq", variance)):
@@ -245,22 +251,6 @@ class ClippedAdamW(torch.optim.Optimizer):
         return all(-limit <= float(low) and float(high) <= limit for low, high in extremes) and all(
             float(variance.max()) <= self.variance_clip for variance in variances if variance.numel()
         )
-
-    @staticmethod
-    def _update_fused(
-        values: list[Tensor],
-        gradients: list[Tensor],
-        means: list[Tensor],
-        variances: list[Tensor],
-        steps: list[Tensor],
-        group: dict[str, Any],
-    ) -> None:
-        beta1, beta2 = group["betas"]
-        settings = {key: group[key] for key in ("lr", "eps", "weight_decay")}
-        adamw(
-            values, gradients, means, variances, [], steps, fused=True, amsgrad=False, maximize=False, beta1=beta1,
-            beta2=beta2, **settings,
-        )  # fmt: skip
 
     def _update_clipped(
         self,
