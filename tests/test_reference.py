@@ -15,12 +15,12 @@ from dalle_zoo.cli.main import COMMANDS
 from dalle_zoo.masks import MASKS
 from dalle_zoo.registry import suggest
 from tools.reference.api import PACKAGES, public
-from tools.reference.commands import GROUPS, command_pages, parser_of
+from tools.reference.commands import GROUPS, SUBCOMMANDS, command_pages, parser_of
 from tools.reference.docstrings import to_restructured_text
 from tools.reference.errors import VARIABLE, messages
 from tools.reference.pages import from_root
 from tools.reference.recipes import BASES, flat, recipe_pages
-from tools.reference.registries import NAMES
+from tools.reference.registries import NAMES, metrics_page, names_page
 
 ROOT = Path(__file__).parents[1]
 ERRORS = (ROOT / "docs/reference/errors.md").read_text(encoding="utf-8")
@@ -38,13 +38,35 @@ def test_a_command_has_all_options_with_their_defaults() -> None:
     assert "--mask mask.png    # generate the white part again" in page
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_a_meaning(command: str) -> None:
+    for words in ((), *((word,) for word in SUBCOMMANDS.get(command, ()))):
+        parser = parser_of(command, *words)
+        assert parser.description, words
+        assert [action.dest for action in parser._actions if not action.help] == [], words
+
+
+def test_names_have_only_the_options_that_a_recipe_can_give() -> None:
+    page = names_page()
+    assert re.search(r"^\| `hsdp_powersgd` \|.*\| `rank=...`, `shard_size=0`, `wire_bits=32` \|$", page, re.MULTILINE)
+    assert "step=..." not in page  # a decay is a function of the step
+    assert "| `PriorModule` |" in page  # a recipe names the class of a stage
+
+
+def test_metrics_have_only_the_options_that_a_protocol_can_give() -> None:
+    page = metrics_page()
+    assert "reset_real_features" not in page
+    assert "Options: `subsets=100`, `subset_size=1000`, `seed=2020`." in page.partition("## kid")[2]
+    assert "Options" not in page.partition("## psnr")[2].partition("## ")[0]
+
+
 def test_recipes_state_their_differences() -> None:
     pages = dict(recipe_pages())
     assert "| `model.config.width` | `192` | `3968` (default) |" in pages["recipes/prior-emoji64"]
     assert "| `trainer.devices` | `2` | `8` |" in pages["recipes/prior-emoji64"]
     assert all(f"recipes/{name.replace('/', '-')}" in pages for name in BASES.values())
     callbacks = {"callbacks": [{"class_path": "WeightEMA", "init_args": {"decay": 0.9}}]}
-    assert flat({"trainer": callbacks}) == {"trainer.callbacks.WeightEMA.decay": 0.9}
+    assert flat({"trainer": callbacks, "model": {"config": {}}}) == {"trainer.callbacks.WeightEMA.decay": 0.9}
 
 
 def test_every_module_with_public_names_is_documented() -> None:

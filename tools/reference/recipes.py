@@ -85,7 +85,7 @@ def flat(keys: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in keys.items():
         name = prefix if key == "init_args" else f"{prefix}.{key}".removeprefix(".")
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             found |= flat(value, name)
         elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
             for item in value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from dalle_zoo_eval.extractors import EXTRACTORS
 from dalle_zoo_eval.metrics import METRICS, MetricSpec
 from dalle_zoo_eval.opening import OTHER_INPUTS
 from dalle_zoo_eval.protocol import find_protocol, list_protocols
+from torchmetrics import Metric
 
 from dalle_zoo.composition import KINDS
 from dalle_zoo.convert.family import FAMILIES
@@ -27,18 +29,18 @@ from dalle_zoo.training.strategies import STRATEGIES
 from tools.reference.markdown import code, escape, first_paragraph, options, table
 
 NAMES = (
-    ("Strategies", "trainer.strategy", STRATEGIES),
-    ("Precisions", "trainer.precision", PRECISIONS),
-    ("Schedules of the learning rate", "model.learning_rate.decay", DECAYS),
-    ("Attention back-ends", "model.attention", BACKENDS),
-    ("Text tokenizers", "kind in tokenizer_config.json", TEXT_TOKENIZERS),
-    ("Image tokenizers", "kind in config.json", IMAGE_TOKENIZERS),
-    ("Priors", "kind in config.json", PRIORS),
-    ("Image transforms", "data.transform", TRANSFORMS),
-    ("Training stages", "model.class_path", STAGES),
-    ("Scores of samples", "samples.score", SAMPLE_SCORES),
-    ("Kinds of composed samples", "shares in a composition file", KINDS),
-    ("Families of weights", "dalle-zoo convert --family", FAMILIES),
+    ("Strategies", "`trainer.strategy`", STRATEGIES),
+    ("Precisions", "`trainer.precision`", PRECISIONS),
+    ("Schedules of the learning rate", "`model.learning_rate.decay`", DECAYS),
+    ("Attention back-ends", "`model.attention`", BACKENDS),
+    ("Text tokenizers", "`text_tokenizer` in `tokenizer_config.json`", TEXT_TOKENIZERS),
+    ("Image tokenizers", "`type` in `dvae/config.json`", IMAGE_TOKENIZERS),
+    ("Priors", "`type` in `prior/config.json`", PRIORS),
+    ("Image transforms", "`data.transform`", TRANSFORMS),
+    ("Training stages", "`model.class_path`", STAGES),
+    ("Scores of samples", "`samples.score`", SAMPLE_SCORES),
+    ("Kinds of composed samples", "`shares` in a composition file", KINDS),
+    ("Families of weights", "`dalle-zoo convert --family`", FAMILIES),
 )  # fmt: skip
 """Title, where a name is given, and the registry."""
 
@@ -47,19 +49,24 @@ def names_page() -> str:
     """Returns the page of the registries of the package."""
     parts = [
         "# Names\n",
-        "Names that recipes and commands accept, with their options and defaults: `hsdp_powersgd(rank=896)`. "
-        "Other distributions add names through the entry-point group.\n",
+        "Names that recipes, model folders and commands accept. Options are given in parentheses: "
+        "`hsdp_powersgd(rank=896)`. Other distributions add names through the entry-point group.\n",
     ]
     for title, place, registry in NAMES:
-        parts += [f"## {title}\n", f"`{place}`; entry-point group `{registry.group}`.\n", _members(registry)]
+        parts += [f"## {title}\n", f"{place}; entry-point group `{registry.group}`.\n", _members(registry)]
     rows = [(code(name), code(kind.path), code(kind.package)) for name, kind in LOGGERS.items()]
     parts += ["## Loggers\n", "`trainer.logger`.\n", table(("name", "class", "package"), rows)]
     return "\n".join(parts)
 
 
 def _members(registry: Registry[Any]) -> str:
-    rows = [(code(name), first_paragraph(member), options(member)) for name, member in registry.loadable()]
-    return table(("name", "what it is", "options and defaults"), rows)
+    """Returns the table of a registry. Only strategies are named with options; recipes name stages by their class."""
+    members = list(registry.loadable())
+    if registry is STRATEGIES:
+        rows = [(code(name), first_paragraph(member), options(member)) for name, member in members]
+        return table(("name", "what it is", "options and defaults"), rows)
+    named = [(member.__name__ if registry is STAGES else name, member) for name, member in members]
+    return table(("name", "what it is"), [(code(name), first_paragraph(member)) for name, member in named])
 
 
 # ------------------------------------------------------------ evaluation
@@ -77,9 +84,18 @@ def metrics_page() -> str:
         table(head, (_metric(METRICS.spec(name)) for name in METRICS)),
     ]
     for name, metric in METRICS.items():
-        given = options(metric)
+        given = _metric_options(metric)
         parts += [f"## {name}\n", first_paragraph(metric) + ".\n", *([f"Options: {given}.\n"] if given else [])]
     return "\n".join(parts)
+
+
+def _metric_options(metric: type[Metric]) -> str:
+    """Returns what a protocol may set of a metric: ``k=3``. `reset_real_features` is for training loops."""
+    function = getattr(metric, "function", metric)
+    parameters = inspect.signature(function).parameters.values()
+    only = inspect.Parameter.KEYWORD_ONLY
+    given = [p for p in parameters if p.name != "reset_real_features" and (p.kind is only or function is metric)]
+    return ", ".join(code(f"{p.name}={p.default}") for p in given)
 
 
 def _metric(spec: MetricSpec) -> tuple[str, ...]:

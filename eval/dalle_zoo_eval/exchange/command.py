@@ -25,16 +25,21 @@ def main(arguments: list[str]) -> None:
         "  dalle-zoo benchmark import geneval2 score_lists.json --prompts geneval2_data.jsonl --name A --out r.json\n"
         "  dalle-zoo report r.json --out report",
     )
-    actions = p.add_subparsers(dest="action", required=True)
-    export, read = actions.add_parser("export", allow_abbrev=False), actions.add_parser("import", allow_abbrev=False)
-    export.add_argument("layout", choices=LAYOUTS)
+    actions = p.add_subparsers(dest="action", required=True, help="what to do")
+    export = actions.add_parser(
+        "export", allow_abbrev=False, description="Write images in the layout that a benchmark's own code reads."
+    )
+    read = actions.add_parser(
+        "import", allow_abbrev=False, description="Write a result file of the scores that a benchmark's code computed."
+    )
+    export.add_argument("layout", choices=LAYOUTS, help="the benchmark")
     export.add_argument("images", type=Path, help="manifest of dalle-zoo generate, or a folder with .txt files")
     export.add_argument("--prompts", type=Path, help="prompts of the benchmark, which must all have an image")
     export.add_argument(
         "--out", type=Path, required=True,
         help="JSON file of geneval2, folder of t2i-compbench, or JSONL file of evalscope",
     )  # fmt: skip
-    read.add_argument("layout", choices=LAYOUTS)
+    read.add_argument("layout", choices=LAYOUTS, help="the benchmark")
     read.add_argument("file", type=Path, help="score_lists.json, vqa_result.json, or a report of EvalScope")
     read.add_argument("--name", required=True, help="name of the evaluated system")
     read.add_argument("--prompts", type=Path, help="prompts of the benchmark; evalscope needs none")
