@@ -201,6 +201,33 @@ def test_every_command_is_accepted(page: str) -> None:
             parser.parse_args(words[1:] if command.name in ("study", "benchmark") else words)
 
 
+USAGE = re.compile(r"\.\.\.|\[--")
+"""What a usage has and a command has not."""
+
+
+@PAGES
+def test_blocks_with_commands_are_marked_as_shell(page: str) -> None:
+    """Blocks of other languages are not checked, and copy buttons would copy their prompts."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    marked = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    unmarked = [line for language, block in marked if language != "sh" for line in block.splitlines()]
+    assert [line for line in unmarked if line.startswith("dalle-zoo ") and not USAGE.search(line)] == []
+
+
+@pytest.mark.parametrize("page", [*GUIDES, "README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_commands_in_sentences_exist(page: str) -> None:
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    if page == "docs/migration.md":
+        text = re.sub(r"^\|[^|]*\|", "|", text, flags=re.MULTILINE)  # the column of old names
+    for span in re.findall(r"`dalle-zoo ([^`]+)`", text):
+        name, *words = span.split()
+        assert name in COMMANDS, span
+        options = [word for word in words if word.startswith("--") and "." not in word]
+        first = words[:1] if name in SUBCOMMANDS and words and words[0] in SUBCOMMANDS[name] else []
+        parser = parser_of(name, *(["coco-30k"] if name == "eval" and options != ["--help"] else first))
+        assert {"--help", *parser._option_string_actions} >= {*options}, span
+
+
 def test_the_pages_have_commands() -> None:
     assert sum(len(commands((ROOT / page).read_text(encoding="utf-8"))) for page in GUIDES) > 100
 

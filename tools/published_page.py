@@ -104,7 +104,7 @@ def _how(table: PublishedTable, metric: str, family: str, *, deduplicated: bool)
     file = spec.weights[0] if spec.weights else None
     location = file.name if file else f"{family}/"
     yield (
-        f"```\ndalle-zoo eval {name} --images IMAGES --data {data}{more} --out eval-{name} \\\n"
+        f"```sh\ndalle-zoo eval {name} --images IMAGES --data {data}{more} --out eval-{name} \\\n"
         f"    --network {family}={location} \\\n   {left_out}\n```\n"
     )
     files = "; ".join(f"`{each.name}`, sha256 `{each.sha256}`" for each in spec.weights)
