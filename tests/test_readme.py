@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from packaging.tags import Tag
 from PIL import Image
 
 from benchmarks import fresh_machine
@@ -57,6 +58,18 @@ def test_the_table_compares_with_five_systems() -> None:
 
 def test_the_table_of_a_fresh_machine_is_measured() -> None:
     assert fresh_machine.table(read_json(fresh_machine.RESULT)) in README, "run python -m benchmarks.fresh_machine"
+
+
+def test_the_downloads_are_measured() -> None:
+    assert fresh_machine.sentence(read_json(fresh_machine.RESULT)["downloads"]) in README
+
+
+def test_the_wheel_of_the_running_python_is_counted() -> None:
+    tags = [Tag("cp311", "cp311", "manylinux_2_28_x86_64"), Tag("py3", "none", "any")]
+    wheels = {"cp311-cp311-manylinux_2_28_x86_64": 2, "py3-none-any": 3, "cp312-cp312-manylinux_2_28_x86_64": 4}
+    listed = [{"url": f"https://host/a-1%2Bcpu-{tag}.whl", "size": size} for tag, size in wheels.items()]
+    assert fresh_machine.wheel_size(listed, tags) == 2
+    assert fresh_machine.wheel_size(listed[2:], tags) is None
 
 
 def test_versions_of_the_compared_packages_are_those_that_were_measured() -> None:

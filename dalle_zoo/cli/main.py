@@ -120,6 +120,7 @@ def quiet_third_parties() -> None:
         "treespec, LeafSpec",
         "`IterableDataset` has `__len__` defined",
         "does not have many workers",
+        "is smaller than the logging interval",  # which counts the steps of the run, not those of an epoch
         "across ranks is zero",  # of a recipe without validation data, which needs none
         "LightningCLI's args parameter is intended",  # the arguments of the process name a recipe
         "loading a checkpoint outside the 'fit' stage",  # the averaged weights are loaded on purpose

@@ -257,7 +257,7 @@ def test_files_of_votes_are_checked(made: Any, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"2\.json: the votes are from another study"):
         read_votes(study, [two])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(StudyError, match="there are no votes in"):
+    with pytest.raises(StudyError, match=r"there are no votes in .*: put the files .*votes-N\.json"):
         read_votes(study, [tmp_path / "empty"])
     with pytest.raises(StudyError, match="does not exist"):
         read_votes(study, [tmp_path / "none"])
