@@ -137,17 +137,22 @@ def test_commands_of_the_container_exist(capsys: pytest.CaptureFixture[str]) -> 
 # ------------------------------------------------------------ forge
 
 
+LABELS = {"bug", "enhancement", "documentation", "question"}
+"""Labels that every repository of GitHub has; a form's label that does not exist is not set."""
+
+
 @pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)
 def test_forms_for_issues_are_valid(path: Path) -> None:
     form = read_yaml(path)
     assert set(form) == {"name", "description", "labels", "body"}
+    assert set(form["labels"]) <= LABELS
     fields = [field for field in form["body"] if field["type"] != "markdown"]
     assert all(field["type"] in ("textarea", "input", "dropdown", "checkboxes") for field in fields)
     assert all(field["attributes"]["label"] for field in fields)
     assert len({field["id"] for field in fields}) == len(fields)
 
 
-def test_reports_of_faults_have_the_environment() -> None:
+def test_bug_reports_have_the_environment() -> None:
     fields = [field for path in FORMS[:2] for field in read_yaml(path)["body"] if field.get("id") == "environment"]
     assert len(fields) == 2
     assert all("`dalle-zoo env`" in field["attributes"]["label"] for field in fields)

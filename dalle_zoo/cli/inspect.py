@@ -37,7 +37,7 @@ def env(arguments: list[str]) -> None:
     """Describes versions and devices."""
     from dalle_zoo.inspection import describe_environment
 
-    p = parser("env", "Print versions, devices and memory, for reports of faults.")
+    p = parser("env", "Print versions, devices and memory, for bug reports.")
     p.add_argument("--json", action="store_true", help="print JSON")
     options = p.parse_args(arguments)
     found = describe_environment()

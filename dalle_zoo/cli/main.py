@@ -24,7 +24,7 @@ COMMANDS = {
     "list": ("dalle_zoo.cli.listing:list_", "list masks, tokenizers, strategies, precisions, schedules, metrics"),
     "recipes": ("dalle_zoo.cli.listing:recipes", "list the recipes, or print one"),
     "inspect": ("dalle_zoo.cli.inspect:inspect", "print what an image was generated with, or what a model contains"),
-    "env": ("dalle_zoo.cli.inspect:env", "print versions and devices, for reports of faults"),
+    "env": ("dalle_zoo.cli.inspect:env", "print versions and devices, for bug reports"),
     "models": ("dalle_zoo.cli.listing:models", "list the models available by name"),
     "masks": ("dalle_zoo.cli.listing:masks", "list or plot the attention masks"),
     "fit": ("dalle_zoo.cli.train:fit", "train a recipe, or resume an interrupted run"),

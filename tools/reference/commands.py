@@ -28,7 +28,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "export",
     ),
     "Evaluate": ("eval", "compare", "report", "study", "overlap", "captions", "benchmark", "card"),
-    "Report a fault": ("env",),
+    "Report a bug": ("env",),
 }
 """Commands by what they are for; commands that are in no group follow under "Others"."""
 SUBCOMMANDS = {

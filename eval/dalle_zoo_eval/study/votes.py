@@ -134,8 +134,8 @@ def read_votes(study: Study, paths: Sequence[Path]) -> Votes:
             repeated += first.answer != vote.answer
     if not counted:
         raise StudyError(
-            f"there are no votes in {', '.join(map(str, paths))}: put the files that raters return, votes-N.json, into "
-            "the folder votes of the study, or collect votes with 'dalle-zoo study serve'"
+            f"there are no votes in {', '.join(map(str, paths))}: put the files that raters return, votes-N.json, "
+            "into the folder votes of the study, or collect votes with 'dalle-zoo study serve'"
         )
     return Votes(votes=tuple(counted.values()), repeated=repeated)
 
