@@ -40,6 +40,10 @@ def crop_box(image: tuple[int, int], size: tuple[int, int]) -> tuple[float, floa
     Args:
         image: Width and height of the image.
         size: Height and width of the result.
+
+    Example:
+        >>> crop_box((300, 200), (64, 64))
+        (50.0, 0.0, 250.0, 200.0)
     """
     width, height = image
     scale = min(width / size[1], height / size[0])
@@ -127,11 +131,23 @@ def shift_image(image: Image.Image, right: int, down: int) -> tuple[Image.Image,
 
 
 def following(given: Tensor) -> Tensor:
-    """Kept cells that come after the first sampled cell in raster order: codes (…, h, w) to bool (…, h, w)."""
+    """Kept cells that come after the first sampled cell in raster order: codes (…, h, w) to bool (…, h, w).
+
+    Example:
+        >>> following(torch.tensor([[5, SAMPLE], [SAMPLE, 7]])).int()
+        tensor([[0, 0],
+                [0, 1]], dtype=torch.int32)
+    """
     flat = given.flatten(-2)
     return ((flat == SAMPLE).cummax(-1).values & (flat != SAMPLE)).view(given.shape)
 
 
 def ranks_by_likelihood(given: Tensor | None) -> bool:
-    """Whether kept cells follow a sampled one, so that their likelihood tells good candidates from bad ones."""
+    """Whether kept cells follow a sampled one, so that their likelihood tells good candidates from bad ones.
+
+    Example:
+        >>> top, bottom = torch.tensor([[5, 6], [SAMPLE, SAMPLE]]), torch.tensor([[SAMPLE, SAMPLE], [5, 6]])
+        >>> ranks_by_likelihood(top), ranks_by_likelihood(bottom)
+        (False, True)
+    """
     return given is not None and bool(following(given).any())

@@ -51,6 +51,10 @@ def is_held_out(kind: str, *parts: str) -> bool:
     Args:
         kind: Kind of combination: "ground", "hue", "count" or "pair".
         parts: Parts of the combination in order, such as thing and color.
+
+    Example:
+        >>> is_held_out("ground", "robot", "gray"), is_held_out("ground", "robot", "red")
+        (True, False)
     """
     digest = hashlib.sha256(":".join(["held out", kind, *parts]).encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48 < HELD_OUT

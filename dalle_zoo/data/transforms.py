@@ -24,7 +24,12 @@ TRANSFORMS: Registry[Transform] = Registry("image transform", group="dalle_zoo.t
 
 
 def sample_rng(seed: int, key: str, variant: int) -> random.Random:
-    """Returns the generator for the crop of one variant of one sample, the same in every process."""
+    """Returns the generator for the crop of one variant of one sample, the same in every process.
+
+    Example:
+        >>> sample_rng(0, "robin", 1).random() == sample_rng(0, "robin", 1).random()
+        True
+    """
     return seeded_rng("crop", seed, key, variant)
 
 
@@ -87,6 +92,10 @@ def center_transform(image: Image.Image, size: int, rng: random.Random | None = 
 
     Returns:
         uint8 (3, size, size).
+
+    Example:
+        >>> center_transform(Image.new("RGB", (300, 200), "white"), 64).shape
+        torch.Size([3, 64, 64])
     """
     s = min(image.size)
     left, top = (image.width - s) / 2, (image.height - s) / 2

@@ -71,6 +71,15 @@ def sample_codes(
 
     Raises:
         ValueError: A shape, a given token or the window does not fit, or the prior supports no windows or no guidance.
+
+    Example:
+        >>> from dalle_zoo.models.prior import Prior, PriorConfig
+        >>> shape = dict(text_length=4, text_vocab=8, image_height=2, image_width=2, codebook_size=16)
+        >>> prior = Prior(PriorConfig(**shape, width=8, num_layers=1, num_heads=1, masks="row"))
+        >>> text, seeds = torch.zeros(1, 4, dtype=torch.long), torch.tensor([[0, 1, 0]])
+        >>> codes = sample_codes(prior, text, seeds)
+        >>> codes.shape, torch.equal(codes[:, 0], codes[:, 2])  # equal seeds
+        (torch.Size([1, 3, 2, 2]), True)
     """
     _check(prior, text, seeds, given, window)
     if negative is not None and negative.shape != text.shape:

@@ -26,6 +26,14 @@ def token_log_likelihood(prior: ImagePrior, text: Tensor, codes: Tensor, batch_s
 
     Raises:
         ValueError: Text and codes do not fit the prior.
+
+    Example:
+        >>> from dalle_zoo.models.prior import Prior, PriorConfig
+        >>> shape = dict(text_length=4, text_vocab=8, image_height=2, image_width=2, codebook_size=16)
+        >>> prior = Prior(PriorConfig(**shape, width=8, num_layers=1, num_heads=1, masks="row"))
+        >>> text, codes = torch.zeros(3, 4, dtype=torch.long), torch.zeros(3, 2, 2, dtype=torch.long)
+        >>> token_log_likelihood(prior, text, codes).shape
+        torch.Size([3, 2, 2])
     """
     prior.check(text, codes)
     device = prior.device
