@@ -84,12 +84,32 @@ def test_every_requirement_has_a_floor_that_test_lowest_installs() -> None:
     assert "--resolution lowest-direct" in (ROOT / "Makefile").read_text("utf-8")
 
 
+def test_extras_whose_floors_are_not_tested_are_named() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    tested = {Requirement(line).name for extra in ("test", "docs", "eval") for line in extras[extra]}
+    untested = {extra for extra, lines in extras.items() if {Requirement(line).name for line in lines} - tested}
+    sentence = re.search(r"except those of the extras (.+?), which", (ROOT / "SECURITY.md").read_text("utf-8"))
+    assert sentence is not None
+    assert set(re.findall(r"`(\w+)`", sentence[1])) == untested
+
+
 def test_the_version_is_the_same_in_all_files() -> None:
     assert read_yaml(ROOT / "CITATION.cff")["version"] == __version__
     minor = __version__.rpartition(".")[0]
     assert f"| {minor}.x, the latest release | yes |" in (ROOT / "SECURITY.md").read_text("utf-8")
     headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
     assert headings[0] == "Unreleased" or headings[0] == __version__
+
+
+def test_new_names_of_the_migration_page_exist() -> None:
+    tables = (ROOT / "docs/migration.md").read_text("utf-8").partition("## Functions")[2].partition("## Spelling")[0]
+    cells = re.findall(r"^\| `[^|]*\| ([^|]*) \|$", tables, re.MULTILINE)
+    new = {word for cell in cells for span in re.findall(r"`([^`]+)`", cell) for word in re.findall(r"\w{4,}", span)}
+    sources = [*(ROOT / "dalle_zoo").rglob("*.py"), *(ROOT / "eval/dalle_zoo_eval").rglob("*.py")]
+    known = {word for path in sources for word in re.findall(r"\w+", path.read_text("utf-8"))}
+    known |= {path.stem for path in sources} | {path.parent.name for path in sources} | {"kernel", "manifold"}  # old
+    assert len(new) > 60
+    assert new - known == set()
 
 
 # ------------------------------------------------------------ container
