@@ -22,17 +22,20 @@ export DALLE_ZOO_PROMPT = $(value PROMPT)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test docs test-slow test-browser test-lowest chromium release fuzz kills bench bench-peers gpu-check format clean
+.PHONY: help demo images test docs test-slow test-browser test-lowest chromium release fuzz kills bench bench-peers gpu-check format clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 	@echo
-	@echo '  PROMPT="a blob emoji of a red apple"   prompt of make demo'
+	@echo '  PROMPT="a cat on a pink background"    prompt of make demo'
 	@echo '  JOBS=2                                 processes of make test'
 	@echo '  PYTHON=python3.12                      Python that creates the environment $(VENV)'
 
 demo: $(VENV)/.demo ## generate a grid of images with the bundled weights (PROMPT="...")
 	@if [ -n "$$DALLE_ZOO_PROMPT" ]; then $(BIN)/dalle-zoo demo -- "$$DALLE_ZOO_PROMPT"; else $(BIN)/dalle-zoo demo; fi
+
+images: $(VENV)/.test ## generate the images of the README and the documentation again (seed 0, fixed prompts)
+	$(BIN)/python -m tools.doc_images
 
 test: $(VENV)/.test ## run lint, types, documentation and tests, as CI does
 	$(BIN)/ruff check .

@@ -238,7 +238,7 @@ def main() -> None:
             "images": resumed(lambda: ImageTextDataset(images, transform="prior", size=32)),
         }}  # fmt: skip
         print(json.dumps(result, indent=2), flush=True)
-        net = load_image_tokenizer(find_component("emoji64", "dvae"), "cpu")
+        net = load_image_tokenizer(find_component("composition", "dvae"), "cpu")
         with torch.inference_mode():
             encode = partial(encode_work, folder / "photos", net.encode)
             result["processes"] = {

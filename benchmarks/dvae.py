@@ -189,13 +189,13 @@ def compare_decoding(net: DVAE, peer: Peer, count: int, device: str) -> list[Row
 
 def compare_trained(device: str) -> list[Row]:
     """Returns rows of the bundled weights and images, with whose codes those of bfloat16 are compared."""
-    net = load_model("emoji64", "dvae", device=device)
-    samples = list(open_source("emoji64:val-styles").stream())[:64]
+    net = load_model("composition", "dvae", device=device)
+    samples = list(open_source("composition:val-styles").stream())[:64]
     images = torch.stack([center_transform(decode_image(s.image), net.image_size) for s in samples]).to(device) / 255
     codes = net.encode(images)
     plain = net.logits(images).argmax(1)
     row = compare(
-        f"encode, emoji64, {len(images)} images per call",
+        f"encode, composition, {len(images)} images per call",
         {
             MODULES: lambda: net.logits(images).argmax(1),
             OURS: lambda: net.encode(images),

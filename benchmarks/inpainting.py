@@ -113,8 +113,8 @@ def read(source: str, count: int) -> list[tuple[Image.Image, str]]:
 def main() -> None:
     """Runs the evaluation and writes the result file and its sheet."""
     parser = argparse.ArgumentParser(description="Ranks candidates for masked regions by likelihood.")
-    parser.add_argument("--model", default="emoji64", help="model [emoji64]")
-    parser.add_argument("--source", default="emoji64:val-styles", help="captioned images [emoji64:val-styles]")
+    parser.add_argument("--model", default="composition", help="model [composition]")
+    parser.add_argument("--source", default="composition:val-styles", help="captioned images [composition:val-styles]")
     parser.add_argument("--images", type=int, default=128, help="number of images, evenly spaced [128]")
     parser.add_argument("--candidates", type=int, default=16, help="candidates per image and region [16]")
     parser.add_argument("--out", type=Path, default=RESULTS / "inpainting.json", help="result file")

@@ -1,7 +1,7 @@
-"""Measures the loss of low-rank gradients: the prior of emoji64 on two processes, by rank and without error feedback.
+"""Measures the loss of low-rank gradients: a small prior on two processes, by rank and feedback.
 
-    dalle-zoo encode emoji64:train --model emoji64 --out runs/codes/train
-    dalle-zoo encode emoji64:val-styles --model emoji64 --out runs/codes/val-styles
+    dalle-zoo encode composition:train --model composition --out runs/codes/train
+    dalle-zoo encode composition:val-styles --model composition --out runs/codes/val-styles
     python benchmarks/powersgd.py              writes benchmarks/results/powersgd.json and powersgd.png
 
 Every run starts from the same weights and sees the same batches in the same order, so the gap between two runs comes
@@ -34,6 +34,7 @@ from torch import Tensor
 from dalle_zoo.data import CodeDataset
 from dalle_zoo.files import write_json
 from dalle_zoo.models.prior import Prior, PriorConfig
+from dalle_zoo.recipes import find_recipe, read_recipe
 from dalle_zoo.tokenizers import CaptionEncoder, load_text_tokenizer
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names, make_optimizer
 from dalle_zoo.training.powersgd import PowerSGD
@@ -68,17 +69,15 @@ EXCHANGES = {
 
 
 def network(width: int, num_layers: int) -> PriorConfig:
-    """Returns the prior of recipes/prior/emoji64.yaml with another width and depth."""
-    return PriorConfig(
-        text_length=20, text_vocab=2048, image_height=8, image_width=8, codebook_size=2048, width=width,
-        num_layers=num_layers, num_heads=width // 64, masks="paper(kernel=5)",
-    )  # fmt: skip
+    """Returns the prior of the recipe `prior/composition` with another width and depth."""
+    config = read_recipe(find_recipe("prior/composition"))["model"]["init_args"]["config"]
+    return PriorConfig(**config | {"width": width, "num_layers": num_layers, "num_heads": width // 64})
 
 
 def read_codes(folder: Path, text_length: int) -> tuple[Tensor, Tensor]:
     """Reads all records of code shards: text ids (N, T), codes (N, h, w)."""
     items = list(CodeDataset(folder))
-    encoder = CaptionEncoder(load_text_tokenizer(find_component("emoji64", "tokenizer")), text_length)
+    encoder = CaptionEncoder(load_text_tokenizer(find_component("composition", "tokenizer")), text_length)
     return encoder([item["caption"] for item in items]), torch.stack([item["codes"] for item in items])
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/quantization.py --threads 1
 
-The images are outside of the training set (emoji64:val-styles). On a CPU, 4 bits are stored as bytes.
+The images are outside of the training set (composition:val-styles). On a CPU, 4 bits are stored as bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ IMAGES, CANDIDATES = 256, 16
 
 def held_out(pipe: DallePipeline) -> tuple[Tensor, Tensor]:
     """Returns text ids (B, T) and codes (B, h, w) of images outside of the training set."""
-    samples = [sample for _, sample in zip(range(IMAGES), open_source("emoji64:val-styles").stream(), strict=False)]
+    samples = [
+        sample for _, sample in zip(range(IMAGES), open_source("composition:val-styles").stream(), strict=False)
+    ]
     size = pipe.image_size[0]
     images = torch.stack([center_transform(decode_image(sample.image), size) for sample in samples])
     codes = pipe.image_tokenizer.encode(images.to(pipe.device).float() / 255)
@@ -65,13 +67,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rows: list[Row] = []
     with torch.inference_mode():
-        exact = DallePipeline.from_pretrained("emoji64", device=options.device)
+        exact = DallePipeline.from_pretrained("composition", device=options.device)
         text, codes = held_out(exact)
         loss, choices = loss_and_choices(exact.prior, text, codes)
         sample = sampling(exact.prior, text)
         images = sample()
         for name, arguments in VARIANTS.items():
-            prior = DallePipeline.from_pretrained("emoji64", device=options.device, **arguments).prior
+            prior = DallePipeline.from_pretrained("composition", device=options.device, **arguments).prior
             other_loss, other_choices = loss_and_choices(prior, text, codes)
             other_sample = sampling(prior, text)
             rows.append(

@@ -40,7 +40,7 @@ GROWTH = 0.05
 PROMPTS = (
     "a 3d emoji of a red apple",
     "a flat emoji of a red heart",
-    "a blob emoji of a cat",
+    "a 3d emoji of a cat",
     "a cartoon emoji of a dog",
 )
 
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (1)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    pipe = DallePipeline.from_pretrained("emoji64")
+    pipe = DallePipeline.from_pretrained("composition")
     engine = Engine(pipe)
     server = uvicorn.Server(uvicorn.Config(create_app(engine), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
@@ -157,7 +157,7 @@ def main() -> None:
         result = {
             "command": f"python benchmarks/serving.py --requests {options.requests} "
             f"--connections {options.connections} --threads {options.threads}",
-            "model": "emoji64",
+            "model": "composition",
             "code_version": __version__,
             "torch": torch.__version__,
             "target_ratio": TARGET,

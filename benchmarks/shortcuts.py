@@ -81,8 +81,8 @@ def sampling(candidates: int, dtype: torch.dtype) -> Row:
 
 def images() -> list[Row]:
     """Compares encoding and decoding images by fused convolutions and by the modules of the network."""
-    net = load_model("emoji64", "dvae")
-    samples = list(open_source("emoji64:val-styles").stream())[:16]
+    net = load_model("composition", "dvae")
+    samples = list(open_source("composition:val-styles").stream())[:16]
     pixels = torch.stack([center_transform(decode_image(s.image), net.image_size) for s in samples]) / 255
     codes = net.encode(pixels)
     decoded = net.decode(codes)
@@ -100,7 +100,7 @@ def images() -> list[Row]:
         plain = without_shortcuts(work)
         rows.append(
             compare(
-                f"{name}, emoji64, {len(pixels)} images per call",
+                f"{name}, composition, {len(pixels)} images per call",
                 {ON: work, OFF: plain},
                 path=ON,
                 against=OFF,

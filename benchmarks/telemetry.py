@@ -1,4 +1,4 @@
-"""Measures what the telemetry of a run costs: the share of CPU time of its functions while `prior/emoji64` trains.
+"""Measures what the telemetry of a run costs: its share of the CPU time while `prior/composition-8x8` trains.
 
     python benchmarks/telemetry.py --steps 100 --every 10
 
@@ -73,12 +73,11 @@ def main() -> None:
         meter.spent["Telemetry.on_train_start, once per run"] = began - before
 
     Telemetry.on_train_start = started  # type: ignore[method-assign]
-    data = ["--data", "ImageDataModule", "--data.train", "emoji64:train", "--data.image_size", "64"]
-    data += ["--data.text.tokenizer", "emoji64", "--data.text.length", "20", "--data.batch_size", "12"]
+    data = ["--model.image_tokenizer", "composition", "--data.text.tokenizer", "composition"]
     data += ["--trainer.devices", "1", "--trainer.strategy", "auto", "--samples.enabled", "false"]
     data += ["--trainer.max_steps", str(options.steps), "--trainer.log_every_n_steps", str(options.every)]
     with tempfile.TemporaryDirectory() as folder:
-        assert command(["fit", "prior/emoji64", *data, "--run", f"{folder}/run"]) == 0
+        assert command(["fit", "prior/composition-8x8", *data, "--run", f"{folder}/run"]) == 0
     per_step = {name: seconds for name, seconds in meter.spent.items() if "once" not in name}
     total = meter.ended - began
     share = sum(per_step.values()) / total

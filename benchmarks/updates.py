@@ -1,4 +1,4 @@
-"""Times complete updates of the recipe `prior/emoji64` against a plain network, and against DALLE-pytorch 1.6.6.
+"""Times updates of the recipe `prior/composition-8x8` against a plain network and DALLE-pytorch 1.6.6.
 
     python benchmarks/updates.py --threads 1
 
@@ -38,7 +38,7 @@ from dalle_zoo.recipes import find_recipe, read_recipe
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names, make_optimizer
 
 ROOT = Path(__file__).parents[1]
-RECIPE = read_recipe(find_recipe("prior/emoji64"))
+RECIPE = read_recipe(find_recipe("prior/composition-8x8"))
 GIVEN = RECIPE["model"]["init_args"]
 CONFIG = PriorConfig(**GIVEN["config"])
 BATCH = int(RECIPE["data"]["init_args"]["batch_size"])
@@ -46,7 +46,7 @@ ADAMW = AdamWConfig(beta2=0.96, weight_decay=4.5e-2, variance_clip=5.0)
 """That of `PriorModule`, which the recipe leaves as it is."""
 KINDS = {"row": "axial_row", "column": "axial_col", "conv": "conv_like"}
 """Kinds of attention of DALLE-pytorch, by the names of masks."""
-NATIVE, PLAIN, ORIGINAL = "prior/emoji64", "the same network, plain, causal SDPA", "DALLE-pytorch 1.6.6"
+NATIVE, PLAIN, ORIGINAL = "prior/composition-8x8", "the same network, plain, causal SDPA", "DALLE-pytorch 1.6.6"
 NOTES = {
     PLAIN: "the optimizer of the recipe clips the variance, as in the paper, and its masks are sparse, which saves "
     "nothing at this length",
@@ -93,17 +93,17 @@ class PlainPrior(nn.Module):
         return attention.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
-def dalle_pytorch() -> nn.Module:
-    """Returns DALLE-pytorch's network of the recipe's shape."""
+def dalle_pytorch(depth: int = CONFIG.num_layers) -> nn.Module:
+    """Returns DALLE-pytorch's network of the recipe's shape, or of another number of layers."""
     runpy.run_path(str(ROOT / "tests/golden/dalle_pytorch.py"))["stubs"]()
     from dalle_pytorch import DALLE, DiscreteVAE
 
     c = CONFIG
     vae = DiscreteVAE(image_size=4 * c.image_width, num_layers=2, num_tokens=c.codebook_size, hidden_dim=8)
     return DALLE(  # type: ignore[no-any-return]
-        dim=c.width, vae=vae, num_text_tokens=c.text_vocab, text_seq_len=c.text_length, depth=c.num_layers,
+        dim=c.width, vae=vae, num_text_tokens=c.text_vocab, text_seq_len=c.text_length, depth=depth,
         heads=c.num_heads, dim_head=c.width // c.num_heads, rotary_emb=False, shift_tokens=False,
-        attn_types=tuple(KINDS[spec.partition("(")[0]] for spec in layer_masks(c.masks, c.num_layers)),
+        attn_types=tuple(KINDS[spec.partition("(")[0]] for spec in layer_masks(c.masks, c.num_layers))[:depth],
     )  # fmt: skip
 
 
@@ -130,9 +130,9 @@ def updater(net: nn.Module, loss: Callable[[], Tensor], dtype: torch.dtype) -> C
 def rows(dtype: torch.dtype, rounds: int) -> list[Row]:
     """Times all paths in turn, and returns a row for each that the recipe's network is compared with."""
     text, codes = make_tokens(CONFIG, BATCH)
-    native = make_prior(CONFIG, FLOAT32, backend=GIVEN["attention"])
-    full = make_prior(replace(CONFIG, masks="full"), FLOAT32, backend=GIVEN["attention"])
-    plain = PlainPrior(make_prior(CONFIG, FLOAT32, backend=GIVEN["attention"]))
+    native = make_prior(CONFIG, FLOAT32, backend=GIVEN.get("attention", "auto"))
+    full = make_prior(replace(CONFIG, masks="full"), FLOAT32, backend=GIVEN.get("attention", "auto"))
+    plain = PlainPrior(make_prior(CONFIG, FLOAT32, backend=GIVEN.get("attention", "auto")))
     paths = {
         NATIVE: updater(native, lambda: native.loss(text, codes).total, dtype),
         PLAIN: updater(plain, lambda: plain(text, codes), dtype),
@@ -156,7 +156,7 @@ def row(against: str, seconds: dict[str, list[float]], equal: tuple[Equality, ..
     """Makes a row of measured times, and prints it."""
     middle = {name: sorted(times)[len(times) // 2] for name, times in seconds.items()}
     made = Row(
-        name=f"update of prior/emoji64, {BATCH} x {CONFIG.layout.length} positions",
+        name=f"update of prior/composition-8x8, {BATCH} x {CONFIG.layout.length} positions",
         path=NATIVE,
         against=against,
         target=None,
@@ -178,7 +178,7 @@ def row(against: str, seconds: dict[str, list[float]], equal: tuple[Equality, ..
 
 def main() -> None:
     """Runs the benchmark and stores its results."""
-    parser = argparse.ArgumentParser(description="Time of complete updates of prior/emoji64.")
+    parser = argparse.ArgumentParser(description="Time of complete updates of prior/composition-8x8.")
     parser.add_argument("--threads", type=int, default=1, help="threads (1)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"timed updates of each path ({ROUNDS})")
     options = parser.parse_args()

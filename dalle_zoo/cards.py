@@ -13,7 +13,7 @@ from typing import Any
 from dalle_zoo.files import atomic_write, escape_surrogates, read_json
 from dalle_zoo.model_folder import CHECKSUMS, RECORD, ModelFolderError
 from dalle_zoo.model_results import figures, listed_weights, measured_weights
-from dalle_zoo.recipes import list_recipes, recipe_header, recipe_root
+from dalle_zoo.recipes import list_recipes, recipe_header
 from dalle_zoo.registry import suggest
 from dalle_zoo.results import Result, group_tables, score_tables, target_status
 from dalle_zoo.sampling import SamplingOptions
@@ -71,14 +71,12 @@ def render_card(folder: str | Path, result: Result, name: str | None = None) -> 
         candidates=plain(protocol["sampling"]["candidates"]),
         sampling=_sampling(protocol["sampling"]),
         notes="\n".join(f"- {plain(note)}" for note in protocol["notes"]),
-        evaluator=plain(_evaluator(result)),
         device=plain(result["device"]),
         versions=plain(versions),
         code_version=plain(result["code_version"]),
         date=plain(result["date"]),
         targets=_targets(result),
         recipes=_recipes(folder.name, components),
-        trials=_trials(recipe_root() / "trials" / f"{folder.name}.json"),
     )
     return text.rstrip() + "\n"
 
@@ -213,17 +211,6 @@ def _sampling(sampling: Mapping[str, Any]) -> str:
     return f" ({', '.join(changed)})" if changed else " (temperature 1, no truncation, no guidance)"
 
 
-def _evaluator(result: Result) -> str:
-    """Describes the networks that were not used in generation, which have a title."""
-    sentences = [
-        f"The evaluator is {record['title']}, at {record['pixels']} pixels (sha256 {record['sha256'][:16]}…); it took "
-        "no part in the generated images, and its numbers are not FID."
-        for record in result["extractors"].values()
-        if "title" in record
-    ]
-    return "\n".join(sentences) or "No evaluator network was given."
-
-
 def _targets(result: Result) -> str:
     if not result["targets"]:
         return ""
@@ -240,15 +227,3 @@ def _recipes(name: str, components: Sequence[str]) -> str:
     recipes = [r for part in components for r in known if r == f"{part}/{name}" or r.startswith(f"{part}/{name}-")]
     blocks = [f"`{recipe}`\n```\n{recipe_header(recipe)}\n```" for recipe in recipes]
     return "\n\n".join(blocks)
-
-
-def _trials(path: Path) -> str:
-    """Returns tables of the trials that determined sizes, from ``{title: [{column: value, …}, …], …}``."""
-    if not path.is_file():
-        return ""
-    blocks = []
-    for title, trials in read_json(path).items():
-        columns = list(trials[0])
-        rows = [[str(trial.get(column, "–")) for column in columns] for trial in trials]
-        blocks.append(f"{plain(title)}\n\n{table([columns, *rows])}")
-    return "\n### Trials\n\n" + "\n\n".join(blocks)

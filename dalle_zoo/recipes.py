@@ -42,7 +42,7 @@ def recipe_root() -> Path:
 
 
 def list_recipes() -> list[str]:
-    """Names such as "dvae/emoji64"; folders that start with an underscore hold parts, not recipes.
+    """Names such as "dvae/composition"; folders that start with an underscore hold parts, not recipes.
 
     Example:
         >>> "prior/tiny" in list_recipes()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dalle_zoo import hub
 from dalle_zoo.files import read_json, try_read_json
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from dalle_zoo.tokenizers import TextTokenizer
 
 BUNDLED = Path(__file__).parent / "_models"
-DEFAULT_MODEL = "emoji64"
+DEFAULT_MODEL = "composition"
 """Name of the bundled model that commands use where none is named."""
+DEFAULT_SAMPLING: dict[str, Any] = {"temperature": 0.7, "guidance_scale": 1.0}
+"""Sampling options of that model in the demo, the images of the documents and its protocol."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def list_models() -> list[ModelRecord]:
 
     Example:
         >>> [(model.name, model.license) for model in list_models()]
-        [('emoji64', 'Apache-2.0')]
+        [('composition', 'Apache-2.0')]
     """
     return [
         ModelRecord(name=path.parent.name, folder=path.parent, **read_json(path))
@@ -82,7 +84,7 @@ def find_model(
     Args:
         location: Name or path of the model. Text is looked up as the name of a bundled model first, then as a local
             path, then as ``organization/name`` on the Hub. To open a local folder that has the name of a bundled
-            model, write ``./emoji64`` or pass a `Path`. An external model may also be a single file, or several
+            model, write ``./composition`` or pass a `Path`. An external model may also be a single file, or several
             locations that belong together.
         access: How to access the Hub. Defaults to the latest revision, with the stored token.
         files: Patterns of the files of an external model to download and to read. Defaults to all.

@@ -73,7 +73,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             num_heads=2, masks="row",
         )
     )  # fmt: skip
-    DallePipeline(dvae, prior, ByteTokenizer()).save_pretrained(tmp_path / "bundled/emoji64")
+    DallePipeline(dvae, prior, ByteTokenizer()).save_pretrained(tmp_path / "bundled/composition")
     monkeypatch.setattr("dalle_zoo.zoo.BUNDLED", tmp_path / "bundled")
     monkeypatch.setattr(DallePipeline, "ranker", Brightness())
 
@@ -100,8 +100,8 @@ def check_page(folder: Path, names: dict[str, Any]) -> None:
     with Image.open(folder / "again.png") as again, Image.open(folder / "apples/000-000.png") as first:
         assert again.convert("RGB").tobytes() == first.convert("RGB").tobytes()
     assert len(list((folder / "apples").glob("*.png"))) == 2
-    lines = [json.loads(line) for line in (folder / "emoji/manifest.jsonl").read_text().splitlines()]
-    assert [line["prompt"] for line in lines] == ["a 3d emoji of a red apple", "a flat emoji of a blue heart"]
+    lines = [json.loads(line) for line in (folder / "samples/manifest.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == ["a red apple", "a blue heart"]
     assert read_settings(names["paths"][0]) == names["output"].settings[0]
     kept = names["inpainted"].settings[0].given_codes()
     assert (kept >= 0).sum() == 64 - 16, "the mask touches 4 x 4 cells"

@@ -373,7 +373,7 @@ def test_the_script_for_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     prepare(monkeypatch, tmp_path)
     assert main(["tokenizer", "cc/train", "--vocab-size", "280", "--out", "cc/tokenizer"]) == 0
     for split in ("train", "val"):
-        assert main(["encode", f"cc/{split}", "--model", "emoji64", "--out", f"cc/codes/{split}"]) == 0
+        assert main(["encode", f"cc/{split}", "--model", "composition", "--out", f"cc/codes/{split}"]) == 0
     (script,) = (block for block in blocks(MANY_GPUS, "sh") if "srun" in block)
     bin_folder = tmp_path / ".venv/bin"
     bin_folder.mkdir(parents=True)

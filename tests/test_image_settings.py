@@ -27,7 +27,7 @@ def write(path: Path, settings: ImageSettings = SETTINGS) -> Path:
 
 def test_settings_survive_the_file(tmp_path: Path) -> None:
     assert read_settings(write(tmp_path / "a.png")) == SETTINGS
-    plain = ImageSettings(prompt="", seed=0, model="emoji64")
+    plain = ImageSettings(prompt="", seed=0, model="composition")
     assert read_settings(write(tmp_path / "b.png", plain)) == plain
 
 

@@ -42,12 +42,18 @@ def pipe(random_prior: Callable[..., Any]) -> Any:
 WITHOUT_MODEL: dict[str, tuple[Callable[[], Any], str]] = {
     "from_pretrained": (lambda: DallePipeline.from_pretrained(WRONG), "location must be a name, a path or a list"),
     "a location": (lambda: DallePipeline.from_pretrained([WRONG]), "location must be a path, got None"),
-    "bytes": (lambda: DallePipeline.from_pretrained(b"emoji64"), "location must be a path, got 101"),  # type: ignore[arg-type]
-    "files": (lambda: DallePipeline.from_pretrained("emoji64", files=WRONG), "files must be a list of patterns"),
-    "a number as device": (lambda: DallePipeline.from_pretrained("emoji64", device=3.5), "device must be the name"),  # type: ignore[arg-type]
-    "an unknown device": (lambda: DallePipeline.from_pretrained("emoji64", device="gpu"), "cpu or cuda, got 'gpu'"),
+    "bytes": (lambda: DallePipeline.from_pretrained(b"composition"), "location must be a path, got 99"),  # type: ignore[arg-type]
+    "files": (lambda: DallePipeline.from_pretrained("composition", files=WRONG), "files must be a list of patterns"),
+    "a number as device": (
+        lambda: DallePipeline.from_pretrained("composition", device=3.5),  # type: ignore[arg-type]
+        "device must be the name",
+    ),
+    "an unknown device": (
+        lambda: DallePipeline.from_pretrained("composition", device="gpu"),
+        "cpu or cuda, got 'gpu'",
+    ),
     "load_model": (lambda: load_model(WRONG), "location must be a name"),
-    "a component": (lambda: load_model("emoji64", 3), "unknown component 3"),  # type: ignore[arg-type]
+    "a component": (lambda: load_model("composition", 3), "unknown component 3"),  # type: ignore[arg-type]
     "the constructor": (lambda: DallePipeline(WRONG, WRONG, WRONG), "image_tokenizer must be an ImageTokenizer"),
     "settings": (lambda: read_settings(WRONG), "path must be a path, got None"),
     "describe_image": (lambda: describe_image(WRONG), "path must be a path, got None"),
@@ -116,7 +122,7 @@ def test_wrong_types_for_a_pipeline(pipe: Any, name: str) -> None:
 
 def test_unknown_arguments_of_functions() -> None:
     with pytest.raises(TypeError, match=r"unknown argument 'quantizes'. Did you mean 'quantize'"):
-        DallePipeline.from_pretrained("emoji64", quantizes="int8")  # type: ignore[call-arg]
+        DallePipeline.from_pretrained("composition", quantizes="int8")  # type: ignore[call-arg]
 
     @suggests_arguments
     def function(path: Path, /, number: int = 1, *, name: str = "") -> tuple[Path, int, str]:

@@ -10,7 +10,9 @@ from packaging.tags import Tag
 from PIL import Image
 
 from benchmarks import fresh_machine
+from dalle_zoo import DallePipeline
 from dalle_zoo.files import read_json
+from dalle_zoo.zoo import DEFAULT_MODEL
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -40,7 +42,7 @@ def test_the_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (program,) = blocks("python")
     exec(program, {})
     with Image.open("apple.png") as image:
-        assert image.size == (64, 64)
+        assert image.size == DallePipeline.from_pretrained(DEFAULT_MODEL).image_size
 
 
 def test_the_table_compares_with_five_systems() -> None:

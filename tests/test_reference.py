@@ -62,8 +62,8 @@ def test_metrics_have_only_the_options_that_a_protocol_can_give() -> None:
 
 def test_recipes_state_their_differences() -> None:
     pages = dict(recipe_pages())
-    assert "| `model.config.width` | `192` | `3968` (default) |" in pages["recipes/prior-emoji64"]
-    assert "| `trainer.devices` | `2` | `8` |" in pages["recipes/prior-emoji64"]
+    assert "| `model.config.width` | `192` | `3968` (default) |" in pages["recipes/prior-composition"]
+    assert "| `trainer.devices` | `2` | `8` |" in pages["recipes/prior-composition"]
     assert all(f"recipes/{name.replace('/', '-')}" in pages for name in BASES.values())
     callbacks = {"callbacks": [{"class_path": "WeightEMA", "init_args": {"decay": 0.9}}]}
     assert flat({"trainer": callbacks, "model": {"config": {}}}) == {"trainer.callbacks.WeightEMA.decay": 0.9}

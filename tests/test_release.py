@@ -49,10 +49,10 @@ def test_files_of_the_wheel_follow_from_those_of_the_repository() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     files = ["dalle_zoo/zoo.py", "recipes/dvae/tiny.yaml", "eval/dalle_zoo_eval/blur.py", "tests/test_zoo.py"]
     names = release.wheel_names(
-        [*files, "eval/results/emoji64.json"], settings["tool"]["hatch"]["build"]["targets"]["wheel"]
+        [*files, "eval/results/composition.json"], settings["tool"]["hatch"]["build"]["targets"]["wheel"]
     )
     expected = {"dalle_zoo/zoo.py", "dalle_zoo/_recipes/dvae/tiny.yaml", "dalle_zoo_eval/blur.py"}
-    assert names == expected | {"dalle_zoo/_results/emoji64.json"}
+    assert names == expected | {"dalle_zoo/_results/composition.json"}
 
 
 def test_missing_and_surplus_files_are_refused() -> None:

@@ -11,6 +11,7 @@ import tomllib
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
     path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")] if "generated" not in path.parts
 )
-EMOJI64 = ROOT / "dalle_zoo/_data/emoji64"
+SPRITES = ROOT / "dalle_zoo/_data/sprites64"
 # Folders of this repository: a word in backticks that begins with one must be a path that exists.
 FOLDERS = ("dalle_zoo", "docs", "eval", "model_cards", "recipes", "tests", "tools")
 # Built from parts, so that this file does not hold what it looks for.
@@ -26,8 +27,8 @@ MACHINE_PATHS = [f"/{name}/" for name in ("work", "home", "root", "Users", "mnt"
 
 
 @cache
-def manifest() -> dict[str, dict[str, dict[str, object]]]:
-    read: dict[str, dict[str, dict[str, object]]] = json.loads((EMOJI64 / "manifest.json").read_text())
+def manifest() -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((SPRITES / "manifest.json").read_text())
     return read
 
 
@@ -125,29 +126,20 @@ def test_the_notice_names_every_source_of_the_images() -> None:
         assert row, f"{source['npm']} has no row"
         for fact in ("caption_word", "license", "credit"):
             assert str(source[fact]) in row
-    assert "rasterised, put on white and scaled" in notice
+    assert "rasterized and scaled" in notice
 
 
-def test_the_manifest_describes_the_shipped_shards() -> None:
-    shipped = {path.name for path in EMOJI64.glob("*.tar.gz")}
-    for split in manifest()["splits"].values():
-        shards = split["shards"]
-        assert isinstance(shards, list)
-        styles: Counter[str] = Counter()
-        for shard in shards:
-            data = (EMOJI64 / shard["file"]).read_bytes()
-            assert len(data) == shard["bytes"]
-            assert hashlib.sha256(data).hexdigest() == shard["sha256"]
-            with tarfile.open(EMOJI64 / shard["file"]) as tar:
-                names = tar.getnames()
-            samples = [name.removesuffix(".webp") for name in names if name.endswith(".webp")]
-            assert len(samples) == shard["samples"]
-            assert len(names) == len(manifest()["keys"]) * shard["samples"]
-            styles.update(sample.split("_")[1] for sample in samples)
-            shipped.remove(shard["file"])
-        assert styles == split["styles"]
-        assert styles.total() == split["samples"]
-    assert not shipped, "shards that the manifest does not name"
+def test_the_manifest_describes_the_shipped_sprites() -> None:
+    records = [json.loads(line) for line in (SPRITES / "sprites.jsonl").read_text("utf-8").splitlines()]
+    for name, digest in manifest()["files"].items():
+        assert hashlib.sha256((SPRITES / name).read_bytes()).hexdigest() == digest
+    with tarfile.open(SPRITES / "sprites.tar") as tar:
+        assert tar.getnames() == [f"{record['key']}.webp" for record in records]
+    assert Counter(record["split"] for record in records) == manifest()["splits"]
+    assert len({record["thing"] for record in records}) == manifest()["things"]
+    notice = (ROOT / "THIRD_PARTY_NOTICES.md").read_text()
+    for style, count in Counter(record["style"] for record in records).items():
+        assert re.search(rf"^\| {style} \|.*\| {count:,} \|", notice, re.MULTILINE), style
 
 
 def test_the_version_is_written_once() -> None:

@@ -148,15 +148,15 @@ def test_results_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_list_of_models_shows_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    (record,) = [record for record in zoo.list_models() if record.name == "emoji64"]
-    measured = json.loads((ROOT / "eval/results/emoji64.json").read_text())
+    (record,) = [record for record in zoo.list_models() if record.name == "composition"]
+    measured = json.loads((ROOT / "eval/results/composition.json").read_text())
     found = {(figure.metric, figure.split): figure.value for figure in record.figures}
-    assert found["psnr", "train"] == next(s["value"] for s in measured["scores"] if s["metric"] == "psnr")
+    assert found["psnr", "plain"] == next(s["value"] for s in measured["scores"] if s["metric"] == "psnr")
     assert main(["models"]) == 0
     shown = capsys.readouterr().out
     for fact in (record.license, record.data, f"{record.num_bytes / 1e6:.0f} MB"):
         assert fact in shown
-    assert f"reconstruction PSNR, dB: {found['psnr', 'train']:.4g} (emoji64, train)" in shown
+    assert f"reconstruction PSNR, dB: {found['psnr', 'plain']:.4g} (composition, plain)" in shown
 
 
 def test_listing_loads_no_torch() -> None:

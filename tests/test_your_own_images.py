@@ -25,9 +25,6 @@ COLORS = {
     "red": (200, 40, 40), "blue": (40, 70, 200), "green": (50, 150, 60), "yellow": (230, 200, 50),
     "brown": (120, 80, 50), "black": (30, 30, 30),
 }  # fmt: skip
-TOKENS = 64
-"""Codes of an image of the bundled model."""
-
 quiet = pytest.mark.filterwarnings("ignore:.*(does not have many workers|log_every_n_steps|treespec, LeafSpec).*")
 
 
@@ -119,9 +116,9 @@ def bits(model: str, folder: Path) -> float:
     """Bits per image token, on images and their first captions."""
     files = sorted(folder.glob("*.png"))
     captions = [file.with_suffix(".txt").read_text().splitlines()[0] for file in files]
-    images = [Image.open(file).convert("RGB").resize((64, 64)) for file in files]
-    likelihood = DallePipeline.from_pretrained(model).log_likelihood(images, captions)
-    return -float(likelihood.mean()) / math.log(2) / TOKENS
+    images = [Image.open(file).convert("RGB") for file in files]
+    pipe = DallePipeline.from_pretrained(model)
+    return -float(pipe.log_likelihood(images, captions).mean()) / math.log(2) / pipe.encode_image(images[0]).numel()
 
 
 def test_every_command_of_the_page_has_its_options() -> None:
@@ -203,12 +200,12 @@ def test_fine_tuning_beats_zero_shot_on_held_out_birds(tmp_path: Path, monkeypat
     assert len(set(train) & set(held_out)) == 0
     write_birds(Path("train"), train, 4, 0)
     write_birds(Path("val"), held_out, 4, 1)
-    before = bits("emoji64", Path("val"))
+    before = bits("composition", Path("val"))
     run = ["fit", "prior/finetune", "--parts", "cpu", "--data.train", "train", "--data.val", "val", "--run", "run"]
     run += ["--trainer.max_steps", "60", "--trainer.val_check_interval", "60", "--samples.enabled", "false"]
     run += ["--model.learning_rate.peak", "5e-4", "--trainer.enable_progress_bar", "false"]
     assert main(run) == 0
-    parts = ["--dvae", "emoji64", "--prior", "run", "--tokenizer", "emoji64"]
+    parts = ["--dvae", "composition", "--prior", "run", "--tokenizer", "composition"]
     assert main(["export", *parts, "--out", "model"]) == 0
     after = bits("model", Path("val"))
     assert after < before - 1, f"bits per token on held-out birds: {before:.2f} zero-shot, {after:.2f} fine-tuned"

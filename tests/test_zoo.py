@@ -26,9 +26,9 @@ def dvae() -> DVAE:
 
 @pytest.fixture
 def bundled(dvae: DVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model folder with a dVAE that is bundled under the name of emoji64."""
+    """A model folder with a dVAE that is bundled under the name of the default model."""
     models = tmp_path / "models"
-    folder = models / "emoji64"
+    folder = models / "composition"
     (folder / "dvae").mkdir(parents=True)
     save_network(dvae, "dvae", folder / "dvae")
     (folder / "tokenizer").mkdir()
@@ -41,12 +41,14 @@ def bundled(dvae: DVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def test_a_model_by_name_or_folder(bundled: Path, tmp_path: Path) -> None:
-    assert zoo.find_model("emoji64") == bundled
+    assert zoo.find_model("composition") == bundled
     assert zoo.find_model(tmp_path) == tmp_path
     assert zoo.find_model(str(bundled)) == bundled
-    assert zoo.model_names() == ["emoji64"]
-    with pytest.raises(UnknownNameError, match=r"unknown model 'emoij64'. Did you mean 'emoji64'.* A local folder"):
-        zoo.find_model("emoij64")
+    assert zoo.model_names() == ["composition"]
+    with pytest.raises(
+        UnknownNameError, match=r"unknown model 'compositoin'. Did you mean 'composition'.* A local folder"
+    ):
+        zoo.find_model("compositoin")
 
 
 def test_a_missing_folder_is_not_looked_up_on_the_hub(
@@ -72,42 +74,42 @@ def test_a_bundled_name_comes_before_a_folder_here(
     bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = tmp_path / "here"
-    (here / "emoji64/dvae").mkdir(parents=True)
+    (here / "composition/dvae").mkdir(parents=True)
     monkeypatch.chdir(here)
-    assert zoo.find_model("emoji64") == bundled
-    assert zoo.find_component("emoji64", "dvae") == bundled / "dvae"
-    for location in ("./emoji64", Path("emoji64")):
-        assert zoo.find_model(location).resolve() == here / "emoji64"
-        assert zoo.find_component(location, "dvae").resolve() == here / "emoji64/dvae"
+    assert zoo.find_model("composition") == bundled
+    assert zoo.find_component("composition", "dvae") == bundled / "dvae"
+    for location in ("./composition", Path("composition")):
+        assert zoo.find_model(location).resolve() == here / "composition"
+        assert zoo.find_component(location, "dvae").resolve() == here / "composition/dvae"
 
 
 def test_a_part_by_name_or_folder(bundled: Path) -> None:
-    for location in ("emoji64", bundled, bundled / "dvae"):
+    for location in ("composition", bundled, bundled / "dvae"):
         assert zoo.find_component(location, "dvae") == bundled / "dvae"
-    for location in ("emoji64", bundled):
+    for location in ("composition", bundled):
         with pytest.raises(UnknownNameError, match=r"unknown component 'prior'.* Known: dvae, tokenizer of"):
             zoo.find_component(location, "prior")
-    with pytest.raises(UnknownNameError, match="unknown model 'emoji46'"):
-        zoo.find_component("emoji46", "dvae")
+    with pytest.raises(UnknownNameError, match="unknown model 'compositoin'"):
+        zoo.find_component("compositoin", "dvae")
 
 
 def test_parts_are_loaded(bundled: Path, dvae: DVAE) -> None:
-    assert torch.equal(load_model("emoji64", "dvae").encoder.input.weight, dvae.encoder.input.weight)
+    assert torch.equal(load_model("composition", "dvae").encoder.input.weight, dvae.encoder.input.weight)
     assert isinstance(load_model(bundled, "tokenizer"), ByteTokenizer)
     with pytest.raises(UnknownNameError, match="Did you mean 'dvae'"):
-        load_model("emoji64", "dvea")
+        load_model("composition", "dvea")
 
 
 def test_records(bundled: Path) -> None:
     (record,) = zoo.list_models()
-    assert (record.name, record.folder, record.parameters) == ("emoji64", bundled, {"dvae": 9})
+    assert (record.name, record.folder, record.parameters) == ("composition", bundled, {"dvae": 9})
     assert record.num_bytes == sum(path.stat().st_size for path in bundled.rglob("*") if path.is_file())
 
 
 def test_loading_a_model_does_not_load_the_compiler() -> None:
     """A second of every command: `torch.nn.init` on the meta device imports it."""
     code = (
-        "import sys; from dalle_zoo import DallePipeline; DallePipeline.from_pretrained('emoji64'); "
+        "import sys; from dalle_zoo import DallePipeline; DallePipeline.from_pretrained('composition'); "
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode == 0

@@ -1,6 +1,6 @@
 """Build the bundled sprite set (transparent 64 x 64 images) from npm tarballs.
 
-Get the sources with ``npm pack`` (pinned versions, see SOURCES in build_emoji_shards.py) into one folder, then
+Get the sources with ``npm pack`` (pinned versions, see SOURCES in emoji_sources.py) into one folder, then
 
     python -m tools.build_sprites --sources DIR --out dalle_zoo/_data/sprites64
 
@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tools.build_emoji_shards import PERMISSIVE, SOURCES, Entry, load_images, load_names, slug, split_of
+from tools.emoji_sources import SOURCES, Entry, load_images, load_names, slug, split_of
 
 SIZE = 64
 MIRRORED = {"animals-nature", "food-drink", "people-body", "travel-places"}
@@ -65,7 +65,7 @@ def chosen(sources: Path, names: dict[str, tuple[str, ...]]) -> Iterator[tuple[E
     """Entry, style and split of every sprite."""
     entries = load_names(sources)
     by_name = {slug(entry.label): code for code, entry in reversed(list(entries.items()))}
-    for style in sorted(PERMISSIVE, key=lambda name: name == "noto-v1"):
+    for style in sorted(SOURCES, key=lambda name: name == "noto-v1"):
         for code, image in load_images(sources, style, by_name).items():
             if code in entries:
                 entries[code].images[style] = image
@@ -74,7 +74,7 @@ def chosen(sources: Path, names: dict[str, tuple[str, ...]]) -> Iterator[tuple[E
         raise SystemExit(f"the sources have no {sorted(missing)[0]!r}")
     for entry in sorted(entries.values(), key=lambda e: e.code):
         if entry.name in names and not entry.tone and entry.code == entry.base:
-            styles = [style for style in PERMISSIVE if style in entry.images]
+            styles = [style for style in SOURCES if style in entry.images]
             for style in styles:
                 yield entry, style, split_of(entry, style, styles, 0.05, 0.25)
 
@@ -133,7 +133,7 @@ def main() -> None:
             name: hashlib.sha256((args.out / name).read_bytes()).hexdigest()
             for name in ("sprites.tar", "sprites.jsonl")
         },
-        "sources": {style: SOURCES[style].facts() for style in PERMISSIVE},
+        "sources": {style: SOURCES[style].facts() for style in SOURCES},
     }
     (args.out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     print(dict(counts), "in all", len(records))

@@ -288,6 +288,6 @@ def originals() -> dict[str, Original]:
     found["manifest.json"] = Original(manifest, lambda data, folder: read_shard(one, folder, data), ())
     found["codes.json"] = Original(codes, read_codes)
     found["checkpoint.zip"] = Original(checkpoint(), read_checkpoint)
-    found["result.json"] = Original((ROOT / "eval/results/emoji64.json").read_bytes(), read_scores, (ResultError,))
-    found["recipe.yaml"] = Original((ROOT / "recipes/prior/emoji64.yaml").read_bytes(), read_recipe_file)
+    found["result.json"] = Original((ROOT / "eval/results/composition.json").read_bytes(), read_scores, (ResultError,))
+    found["recipe.yaml"] = Original((ROOT / "recipes/prior/composition.yaml").read_bytes(), read_recipe_file)
     return found

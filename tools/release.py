@@ -26,8 +26,6 @@ ROOT = Path(__file__).parents[1]
 LARGEST = 100e6
 """Size that PyPI accepts of a file, bytes."""
 LICENSES = ("LICENSE", "NOTICE", "THIRD_PARTY_NOTICES.md")
-NOT_IN_SDIST = ("intermediate_weights/",)
-"""Tracked folders that a source distribution omits, as [tool.hatch.build.targets.sdist] says."""
 OFFLINE = {"HF_HUB_OFFLINE": "1", "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
 """Environment in which nothing can be downloaded: no server listens on the discard port."""
 INSTALLED = """
@@ -130,7 +128,7 @@ def check_sdist(sdist: Path) -> str:
     """Checks that the source distribution has the tracked files; the wheel was built from it."""
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    difference(sdist.name, names, {name for name in tracked() if not name.startswith(NOT_IN_SDIST)} | {"PKG-INFO"})
+    difference(sdist.name, names, {*tracked(), "PKG-INFO"})
     return f"{len(names)} files, from which the wheel was built"
 
 

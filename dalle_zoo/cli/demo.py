@@ -9,37 +9,54 @@ from dalle_zoo.cli.outputs import check_file
 from dalle_zoo.cli.parser import parser
 from dalle_zoo.cli.sampling import save_sheet, without_collection
 from dalle_zoo.files import check_ending
-from dalle_zoo.zoo import DEFAULT_MODEL
+from dalle_zoo.zoo import DEFAULT_MODEL, DEFAULT_SAMPLING
 
 DEMO_PROMPTS = (
-    "a 3d emoji of a red apple",
-    "a flat emoji of a grinning face",
-    "a cartoon emoji of a blue heart",
-    "a blob emoji of a star",
+    "a cat",
+    "pizza",
+    "a rocket",
+    "a robot",
+    "a strawberry",
+    "a flat emoji of a tree",
+    "a blue apple",
+    "a pink heart",
+    "a blue dog",
+    "a purple unicorn",
+    "a cat on a pink background",
+    "a rocket on a blue background",
+    "three cars",
+    "a dog to the left of a house",
+    "a frog to the left of a robot",
+    "a small star in the top right corner",
 )
-"""Prompts of the demo's rows by default, all of the training set."""
-DEMO_TEMPERATURE = 0.7
-"""Where the bundled weights generate best (model_cards/emoji64.md)."""
+"""Prompts of the demo by default: things, and combinations most of which training never composes."""
+CANDIDATES = 4
+"""Images per prompt of the demo, of which the ranker chooses one."""
+IMAGES = 16
+_COLUMNS, _PIXELS = 4, 192  # across the grid, and the side that an image is enlarged to
 
 
 def demo(arguments: list[str]) -> None:
     """Generates sixteen images with the bundled weights."""
     p = parser("demo", "Generate a grid of 16 images with the bundled weights.")
-    p.add_argument("prompt", nargs="?", help="prompt [four built-in prompts]")
+    p.add_argument("prompt", nargs="?", help="prompt of all images, best first [16 built-in prompts]")
     p.add_argument("--seed", type=int, default=0, help="seed [0]")
     p.add_argument("--out", type=Path, default=Path("demo.png"), help="PNG file to write; it is replaced [demo.png]")
     options = p.parse_args(arguments)
     check_ending("--out", options.out)
     check_file("--out", options.out)
-    prompts = list(DEMO_PROMPTS) if options.prompt is None else [options.prompt]
+    single = options.prompt is not None
+    prompts = [options.prompt] if single else list(DEMO_PROMPTS)
     start = time.perf_counter()
     with without_collection():
         from dalle_zoo.call import Call
         from dalle_zoo.pipeline import DallePipeline
 
-    call = {"num_images_per_prompt": 16 // len(prompts), "seed": options.seed}
+    count, kept = (IMAGES, IMAGES) if single else (CANDIDATES, 1)
+    call = {"num_images_per_prompt": count, "rerank": kept, "seed": options.seed}
     Call(prompts, **call)  # raises for what cannot be generated
     pipe = DallePipeline.from_pretrained(DEFAULT_MODEL)
-    images = pipe(prompts, **call, temperature=DEMO_TEMPERATURE, output_type="pt").images
-    save_sheet(images, prompts, columns=4, out=options.out)
+    images = pipe(prompts, **call, **DEFAULT_SAMPLING, output_type="pt").images
+    scale, across = max(1, _PIXELS // images.shape[-1]), 1 if single else _COLUMNS
+    save_sheet(images, prompts, columns=_COLUMNS, out=options.out, scale=scale, across=across)
     print(f"{options.out.resolve()}  ({time.perf_counter() - start:.1f} s)")

@@ -38,7 +38,7 @@ def generate(arguments: list[str]) -> None:
     p = parser(
         "generate",
         "Generate images from prompts.\n\n"
-        '  dalle-zoo generate "a 3d emoji of a red apple" -n 16 --rerank 4 --seed 0 --out grid.png\n'
+        '  dalle-zoo generate "a red apple" -n 16 --rerank 4 --seed 0 --out grid.png\n'
         '  dalle-zoo generate "a red apple" --image photo.png --mask mask.png    generate the white part again\n'
         "  dalle-zoo generate --prompts prompts.txt --folder images              an image file per image, resumable\n"
         "  dalle-zoo generate --like image.png                                   the same image again",

@@ -20,7 +20,7 @@ def inspect(arguments: list[str]) -> None:
         "inspect",
         "Print what an image was generated with, or what a model contains.\n\n"
         "  dalle-zoo inspect image.png          prompt, seed, model, options\n"
-        "  dalle-zoo inspect emoji64 --json     components, sizes, checksums, license, known words",
+        "  dalle-zoo inspect composition --json     components, sizes, checksums, license, known words",
     )
     p.add_argument("target", help="PNG file, or a model: bundled name, folder, or org/name, which is downloaded")
     p.add_argument("--json", action="store_true", help="print JSON")

@@ -20,7 +20,7 @@ EXAMPLES = """\
   dalle-zoo plan prior/paper-12b --gpu v100-16gb
   dalle-zoo plan prior/paper-12b --gpu a100-80gb --trainer.num_nodes 8 --trainer.strategy hsdp
   dalle-zoo plan prior/tiny --parts 1gpu --gpu-memory 8 --json plan.json
-  dalle-zoo plan prior/emoji64 --gpu cpu
+  dalle-zoo plan prior/composition --gpu cpu
 
 Keys of the recipe are given as for `dalle-zoo fit`. Formulas and assumptions: docs/design/planning.md."""
 

@@ -16,9 +16,9 @@ def tokenizer(arguments: list[str]) -> None:
     p = parser(
         "tokenizer",
         "Train a BPE text tokenizer on the captions of a data set.\n\n"
-        "  dalle-zoo tokenizer emoji64:train --vocab-size 2048 --out runs/tokenizer",
+        "  dalle-zoo tokenizer composition:train --vocab-size 2048 --out runs/tokenizer",
     )
-    p.add_argument("data", help="shards, a folder, or a bundled split such as emoji64:train")
+    p.add_argument("data", help="shards, a folder, or a bundled split such as composition:train")
     p.add_argument("--out", type=Path, required=True, help="folder to write")
     p.add_argument("--vocab-size", type=int, default=16384, help="size of the vocabulary [16384, as in the paper]")
     p.add_argument("--overwrite", action="store_true", help="replace an existing tokenizer")
@@ -71,9 +71,9 @@ def encode(arguments: list[str]) -> None:
     p = parser(
         "encode",
         "Encode the images of a data set as code shards. Run the same command again to resume an interrupted one.\n\n"
-        "  dalle-zoo encode emoji64:train --model emoji64 --out codes/train",
+        "  dalle-zoo encode composition:train --model composition --out codes/train",
     )
-    p.add_argument("data", help="shards, a folder, or a bundled split such as emoji64:train")
+    p.add_argument("data", help="shards, a folder, or a bundled split such as composition:train")
     p.add_argument("--model", required=True, help="model, or folder of an image tokenizer")
     p.add_argument("--out", type=Path, required=True, help="folder to write")
     p.add_argument("--variants", type=int, default=1, help="random crops per image [1]")

@@ -15,7 +15,7 @@ from dalle_zoo.plots import CURVES, read_rows
 
 def plot(arguments: list[str]) -> None:
     """Plots the training curves of a run."""
-    p = parser("plot", "Plot the training curves of a run.\n\n  dalle-zoo plot runs/prior/emoji64")
+    p = parser("plot", "Plot the training curves of a run.\n\n  dalle-zoo plot runs/prior/composition")
     p.add_argument("run", type=Path, help="folder of the run")
     p.add_argument("--out", type=Path, help="PNG file to write or replace [curves.png in the run]")
     options = p.parse_args(arguments)
@@ -55,8 +55,8 @@ def export(arguments: list[str]) -> None:
     p = parser(
         "export",
         "Combine trained stages into one folder that DallePipeline.from_pretrained loads.\n\n"
-        "  dalle-zoo export --dvae runs/dvae/emoji64 --prior runs/prior/emoji64 \\\n"
-        "      --ranker runs/ranker/emoji64 --tokenizer runs/tokenizer --out my-model\n"
+        "  dalle-zoo export --dvae runs/dvae/composition --prior runs/prior/composition \\\n"
+        "      --ranker runs/ranker/composition --tokenizer runs/tokenizer --out my-model\n"
         "  dalle-zoo export --adapter runs/prior/finetune --out my-adapter",
     )
     for name, besides in (("dvae", ""), ("prior", ""), ("tokenizer", ", or byte")):

@@ -92,9 +92,9 @@ def open_image(path: Path) -> Any:
         raise UserError(f"{path}: {error}") from None
 
 
-def save_sheet(images: Any, prompts: list[str], columns: int, out: Path) -> None:
-    """Writes a grid with captions above the images."""
+def save_sheet(images: Any, prompts: list[str], columns: int, out: Path, scale: int = 2, across: int = 1) -> None:
+    """Writes a grid with captions above the images, see `caption_sheet`."""
     from dalle_zoo.images import save_png
     from dalle_zoo.sheets import caption_sheet
 
-    save_png(caption_sheet(images, prompts, columns), out)
+    save_png(caption_sheet(images, prompts, columns, scale, across), out)

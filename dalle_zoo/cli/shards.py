@@ -70,7 +70,7 @@ def filter_shards(arguments: list[str]) -> None:
         "work under torchrun or srun.\n\n"
         "  dalle-zoo filter cc/train --out cc/filtered",
     )
-    p.add_argument("data", help="shards, a folder, or a bundled split such as emoji64:train")
+    p.add_argument("data", help="shards, a folder, or a bundled split such as composition:train")
     p.add_argument("--out", type=Path, required=True, help="folder to write")
     p.add_argument(
         "--min-words", type=int, default=defaults.min_words, help=f"minimum words of a caption [{defaults.min_words}]"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,22 @@ class CompositionConfig:
 
     def open_sprites(self) -> SpriteSet:
         """Returns the sprites of the chosen styles."""
-        sprites = SpriteSet.load(self.sprites)
-        return sprites.subset(self.styles) if self.styles else sprites
+        return _bundled_sprites(self.styles) if self.sprites is None else _chosen(self.sprites, self.styles)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns plain values, for fingerprints and records."""
         return {"styles": list(self.styles), "shares": dict(self.shares), "samples": self.samples}
+
+
+def _chosen(folder: str | None, styles: tuple[str, ...]) -> SpriteSet:
+    sprites = SpriteSet.load(folder)
+    return sprites.subset(styles) if styles else sprites
+
+
+@cache
+def _bundled_sprites(styles: tuple[str, ...]) -> SpriteSet:
+    """Returns sprites of the bundled set, which every split shares: decoding them takes a second."""
+    return _chosen(None, styles)
 
 
 @dataclass(frozen=True)

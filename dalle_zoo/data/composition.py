@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dalle_zoo.composition.composer import Composer, CompositionConfig
 from dalle_zoo.composition.scene import Pixels
 from dalle_zoo.data.samples import Sample, SampleSource, Skipped
+from dalle_zoo.registry import UnknownNameError, suggest
 
 SPLITS = ("train", "val-styles", "val-concepts", "held-out")
 """``held-out`` composes only combinations that training never sees."""
@@ -44,12 +45,12 @@ class CompositionSource(SampleSource):
         split: One of `SPLITS`. Those but ``train`` have a twentieth of the samples.
 
     Raises:
-        ValueError: There is no such split.
+        UnknownNameError: There is no such split; the message suggests the nearest one.
     """
 
     def __init__(self, config: CompositionConfig, split: str = "train") -> None:
         if split not in SPLITS:
-            raise ValueError(f"there is no split {split!r}: expected one of {', '.join(SPLITS)}")
+            raise UnknownNameError(suggest("split", split, SPLITS))
         self.config, self.split = config, split
         self.sprites = config.open_sprites()
         self.composer(0)  # raises an error for unusable sprites before training

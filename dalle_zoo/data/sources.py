@@ -1,32 +1,28 @@
-"""Opens data given as text: shards, patterns, folders, bundled or generated data."""
+"""Opens data given as text: shards, patterns, folders, or composed data."""
 
 from __future__ import annotations
 
 import difflib
 import glob
-import importlib.resources
 import itertools
 from pathlib import Path, PurePosixPath
 
 from dalle_zoo.composition import CompositionConfig
-from dalle_zoo.data.composition import CompositionSource
+from dalle_zoo.data.composition import SPLITS, CompositionSource
 from dalle_zoo.data.folder import FolderSource
 from dalle_zoo.data.remote import RemotePath
 from dalle_zoo.data.samples import SampleSource
 from dalle_zoo.data.selection import IMAGE_SUFFIXES, SHARD_ENDINGS, is_shard, suffix_of
 from dalle_zoo.data.shards import ShardSource, listed_counts
 from dalle_zoo.paths import user_path
-from dalle_zoo.registry import UnknownNameError, suggest
 
-BUNDLED = {"emoji64": ("train", "val-styles", "val-concepts")}
-"""Data sets in the package and their splits, as in ``emoji64:train``; ``all`` is every split."""
 COMPOSITION = "composition"
 """The bundled composition, as in ``composition:train``."""
 
 _EXPECTED = (
     f"Expected a shard ({', '.join(SHARD_ENDINGS)}), a folder of shards, a pattern such as "
     "'shards/*.tar' or 'shards/{00000..00009}.tar', a folder of images with captions in .txt "
-    "files of the same name, or data in the package such as 'emoji64:train'"
+    "files of the same name, or 'composition:train'"
 )
 
 
@@ -40,7 +36,6 @@ def open_source(location: str | Path, *, processes: int = 1) -> SampleSource:
     | ``https://…``, ``s3://…``, ``gs://…``, ``hf://…`` | remote shards: one, a pattern, or a folder |
     | a pattern with ``*``, ``?``, ``[...]``, ``{a..b}`` or ``{a,b}`` | the shards that match |
     | another folder | the images in it and its subfolders, captions in files of the same name: docs/train/data.md |
-    | ``emoji64:train`` | shards in the package |
     | ``composition:train``, ``my.yaml:train`` | samples composed on the fly, see `dalle_zoo.composition` |
 
     img2dataset adds white borders to images unless it is run with ``--resize_mode keep_ratio``. The borders are not
@@ -54,15 +49,13 @@ def open_source(location: str | Path, *, processes: int = 1) -> SampleSource:
         ValueError: The location does not exist, or has no usable image.
 
     Example:
-        >>> open_source("emoji64:val-styles").num_samples > 100
-        True
+        >>> open_source("composition:train").num_samples
+        20000
     """
     text = str(location)
-    bundle, _, split = text.rpartition(":")
-    if bundle in BUNDLED and split and not Path(text).exists():
-        source: SampleSource = ShardSource(_bundled_shards(bundle, split))
-    elif bundle == COMPOSITION or bundle.endswith((".yaml", ".yml")):
-        source = _composition(bundle, split)
+    composition, _, split = text.rpartition(":")
+    if composition == COMPOSITION or composition.endswith((".yaml", ".yml")):
+        source: SampleSource = _composition(composition, split)
     elif "://" in text:
         source = ShardSource(_remote_shards(text), processes=processes)
     elif text.startswith("pipe:"):
@@ -100,18 +93,17 @@ def _open_path(path: Path, text: str, processes: int) -> SampleSource:
         return ShardSource(shards, processes=processes) if shards else folder
     if any(sign in text for sign in "*?[{"):
         return ShardSource(_matching_shards(str(path), text), processes=processes)
-    near = _nearest_bundled(text) or _nearest_neighbor(path)
+    near = _nearest_composition(text) or _nearest_neighbor(path)
     hint = f" Did you mean {near!r}?" if near else ""
     raise ValueError(f"location {text!r} does not exist.{hint} {_EXPECTED}")
 
 
-def _nearest_bundled(text: str) -> str | None:
-    """Suggests a bundled data set and split: ``emoji64:train`` for ``emoji46``."""
-    bundle, _, split = text.partition(":")
-    for name in difflib.get_close_matches(bundle, BUNDLED, n=1):
-        near = difflib.get_close_matches(split, [*BUNDLED[name], "all"], n=1)
-        return f"{name}:{(near or BUNDLED[name])[0]}"
-    return None
+def _nearest_composition(text: str) -> str | None:
+    """Suggests the bundled composition and a split: ``composition:train`` for ``compositoin``."""
+    name, _, split = text.partition(":")
+    if not difflib.get_close_matches(name, [COMPOSITION]):
+        return None
+    return f"{COMPOSITION}:{(difflib.get_close_matches(split, SPLITS, n=1) or SPLITS)[0]}"
 
 
 def _nearest_neighbor(path: Path) -> str | None:
@@ -164,15 +156,3 @@ def _expand_braces(pattern: str) -> list[str]:
         return list(braceexpand.braceexpand(pattern))
     except ValueError as error:
         raise ValueError(f"location {pattern!r} has unbalanced braces: {error}") from error
-
-
-def _bundled_shards(bundle: str, split: str) -> list[Path]:
-    splits = BUNDLED[bundle]
-    if split != "all" and split not in splits:
-        raise UnknownNameError(suggest(f"split of {bundle}", split, [*splits, "all"]))
-    folder = Path(str(importlib.resources.files("dalle_zoo"))) / "_data" / bundle
-    wanted = splits if split == "all" else (split,)
-    shards = sorted(p for name in wanted for p in folder.glob(f"{bundle}-{name}-*.tar.gz"))
-    if not shards:
-        raise ValueError(f"this installation has no shards of {bundle}:{split} in {folder}: reinstall the package")
-    return shards

@@ -180,7 +180,7 @@ class ImageDataModule(CaptionedDataModule):
     """Images, with captions when ``text`` is given.
 
     Args:
-        train: Training data: shards, a folder, or a bundled split such as "emoji64:train".
+        train: Training data: shards, a folder, or a bundled split such as "composition:train".
         val: Validation data, likewise. Defaults to none.
         image_size: Side of the square images, pixels. Defaults to that of the network, to 256 if it takes any.
         transform: Preprocessing during training, a name in `TRANSFORMS`: "dvae" (Listing 1, with flips) or "prior"

@@ -107,7 +107,7 @@ class Engine:
         max_images: Largest number of images in a batch. Defaults to 64.
 
     Example:
-        >>> engine = Engine(DallePipeline.from_pretrained("emoji64"))  # doctest: +SKIP
+        >>> engine = Engine(DallePipeline.from_pretrained("composition"))  # doctest: +SKIP
         >>> engine.submit(Request(prompt="a red apple", seeds=(0, 1))).future.result().images.shape  # doctest: +SKIP
         torch.Size([2, 3, 64, 64])
     """

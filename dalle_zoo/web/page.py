@@ -23,13 +23,13 @@ from dalle_zoo.web.events import generate, restore
 from dalle_zoo.web.generation import Limits
 
 EXAMPLES = (
-    "a 3d emoji of a red apple",
-    "a blob emoji of a red heart",
-    "a flat emoji of a red heart",
-    "a 3d emoji of a blue apple",
-    "a cartoon emoji of a cat with a red balloon",
+    "a red apple",
+    "a flat emoji of a tree",
+    "a cat on a pink background",
+    "a purple unicorn",
+    "a frog to the left of a robot",
 )
-"""Known things in several styles, and compositions that the bundled model has not seen."""
+"""Plain prompts, and combinations that training of the bundled model never composes."""
 CSS = """
 .gradio-container { max-width: min(1100px, 100vw) !important; margin: auto; }
 #main { display: grid; grid-template: "prompt results" auto "options results" 1fr / 1fr 1fr; align-items: start; }

@@ -247,7 +247,7 @@ def report(arguments: list[str]) -> None:
     p = parser(
         "report",
         "Render a report from result files of `dalle-zoo eval`: one result, or several results of one protocol.\n\n"
-        "  dalle-zoo report eval/results/emoji64.json\n"
+        "  dalle-zoo report eval/results/composition.json\n"
         "  dalle-zoo report eval-one/result.json eval-other/result.json --out comparison --name one --name other\n"
         "  dalle-zoo report eval-one/result.json --format latex,csv --out table",
     )
@@ -323,7 +323,7 @@ def card(arguments: list[str]) -> None:
     p = parser(
         "card",
         "Render the card of a model from its files and its result file.\n\n"
-        "  dalle-zoo card emoji64 --result eval/results/emoji64.json --out model_cards/emoji64.md",
+        "  dalle-zoo card composition --result eval/results/composition.json --out model_cards/composition.md",
     )
     p.add_argument("model", help="name of a bundled model, or a model folder")
     p.add_argument("--result", type=Path, required=True, help="result file of dalle-zoo eval")

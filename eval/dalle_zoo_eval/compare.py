@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         f"{textwrap.fill(EXPECTED.removeprefix('expected '), 100)}\n\n"
         "  dalle-zoo compare generated/ real/\n"
         "  dalle-zoo compare generated.zip real/ --metrics fid,cmmd --network inception-2015=FILE\n"
-        "  dalle-zoo compare my-model emoji64:val-styles --name-a 'my model' --out comparison.json\n"
+        "  dalle-zoo compare my-model composition:val-styles --name-a 'my model' --out comparison.json\n"
         "  dalle-zoo compare generated/ statistics.safetensors\n\n"
         "Without --metrics, all metrics are computed whose networks are given or found in the usual folder, and\n"
         "those that need no network. A model generates one image per caption of the other side, or of --prompts.",

@@ -30,7 +30,7 @@ MAX_TEXT_BYTES = 2**20
 """Largest text file of captions in an archive."""
 EXPECTED = (
     "expected a folder of images, a manifest (manifest.jsonl), an archive (.zip, .tar, .tar.gz), a folder or pattern "
-    "of shards, data in the package such as emoji64:train, a model, or a file of statistics (.safetensors, .npz)"
+    "of shards, data in the package such as composition:train, a model, or a file of statistics (.safetensors, .npz)"
 )
 
 

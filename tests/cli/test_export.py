@@ -74,7 +74,7 @@ def test_name_that_is_not_utf8_raises_before_work(
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it raises an error
     for command in (
         ["export", "--dvae", str(model), "--prior", str(model), "--tokenizer", str(model), "--out", "caf\udce9"],
-        ["encode", "emoji64:train", "--model", str(model), "--out", "caf\udce9/codes"],
+        ["encode", "composition:train", "--model", str(model), "--out", "caf\udce9/codes"],
         ["reconstruct", "a.png", "--model", str(model), "--out", "caf\udce9.png"],
     ):
         assert main(command) == 2
@@ -82,7 +82,7 @@ def test_name_that_is_not_utf8_raises_before_work(
     assert list(scratch.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", [["consolidate", "a.ckpt"], ["tokenizer", "emoji64:val-concepts"]])
+@pytest.mark.parametrize("command", [["consolidate", "a.ckpt"], ["tokenizer", "composition:val-concepts"]])
 def test_complete_model_is_not_replaced_by_part(
     command: list[str], model: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,8 +96,8 @@ def test_complete_model_is_not_replaced_by_part(
 
 
 def test_bundled_name_precedes_run_name(runs: Path) -> None:
-    (runs / "dvae").rename(runs.parent / "emoji64")
-    assert trained("emoji64", "dvae") == find_component("emoji64", "dvae") != trained("./emoji64", "dvae")
+    (runs / "dvae").rename(runs.parent / "composition")
+    assert trained("composition", "dvae") == find_component("composition", "dvae") != trained("./composition", "dvae")
 
 
 def test_unfinished_run_is_reported(

@@ -184,7 +184,7 @@ def test_second_process_for_same_run_raises(
     ("options", "message"),
     [
         (["--data.train", "nowhere"], "location 'nowhere' does not exist"),
-        (["--data.batch_size", "4000"], "needs at least 4000 samples, got 413: lower it to at most 413"),
+        (["--data.batch_size", "4000"], "needs at least 4000 samples, got 1000: lower it to at most 1000"),
         (["--data.image_size", "64"], "data.init_args.image_size is 64, the dVAE's config.image_size 32"),
         (["--model.config.width", "5"], "width must be a multiple of 4"),
         (["--checkpoint.every", "0"], "every must be at least 1"),
@@ -246,11 +246,11 @@ def test_bundled_weights_can_be_trained_further(
         raise UserError("built")
 
     page = (Path(__file__).parents[2] / "docs/train/recipes.md").read_text()
-    options = ["--model.init_from emoji64", "--model.warm_start null"]
+    options = ["--model.init_from composition", "--model.warm_start null"]
     assert all(f"`{option}`" in page for option in options)
     monkeypatch.setattr(ZooCLI, "before_fit", built)
     words = [word for option in options for word in option.split()]
-    assert main(["fit", "dvae/emoji64", *words, "--trainer.devices", "1", "--trainer.strategy", "auto"]) == 2
+    assert main(["fit", "dvae/composition", *words, "--trainer.devices", "1", "--trainer.strategy", "auto"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "dalle-zoo fit: built"
 
 

@@ -13,15 +13,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dalle_zoo import DallePipeline
 from dalle_zoo.claims import CLAIM, Claims
+from dalle_zoo.cli.demo import DEMO_PROMPTS
 from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.main import main
 from dalle_zoo.cli.prompt_file import RECORDS, read_rows
+from dalle_zoo.composition import CompositionConfig, is_held_out
+from dalle_zoo.composition.colors import HUES
+from dalle_zoo.composition.kinds import NUMBERS
 from dalle_zoo.image_settings import read_settings
+from dalle_zoo.tokenizers.words import WORDS_FILE
 from dalle_zoo.workspaces import claimed_folder
+from dalle_zoo.zoo import BUNDLED, DEFAULT_MODEL
 
 SHEET = 2 + 18, 2 + 18
 """A grid of one image of 16 pixels with rims of 2."""
@@ -186,9 +193,9 @@ def test_arguments_are_checked_before_outputs(model: Path, scratch: Path, capsys
 
 @pytest.mark.parametrize("command", [["generate", "a cat"], ["reconstruct", "a.png"]])
 def test_wrong_model_raises(command: list[str], scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*command, "--model", "emoji46"]) == 2
+    assert main([*command, "--model", "compositoin"]) == 2
     said = capsys.readouterr().err
-    assert "unknown model 'emoji46'" in said
+    assert "unknown model 'compositoin'" in said
     assert "A local folder" in said
     (scratch / "empty").mkdir()
     assert main([*command, "--model", "empty"]) == 2
@@ -222,16 +229,72 @@ def test_file_that_is_no_image_raises(
     assert [path.name for path in scratch.iterdir()] == ["words.png"]
 
 
-def test_demo_generates_with_bundled_model(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def tiny_bundled(model: Path, monkeypatch: pytest.MonkeyPatch) -> DallePipeline:
+    """A tiny model in place of the bundled one, with the words of that and a ranker."""
+    pipe = DallePipeline.from_pretrained(model)
+    pipe.tokenizer.words = json.loads((BUNDLED / DEFAULT_MODEL / "tokenizer" / WORDS_FILE).read_text("utf-8"))
+    monkeypatch.setattr(DallePipeline, "from_pretrained", lambda _: pipe)
+    monkeypatch.setattr(DallePipeline, "ranker", Brightness())
+    return pipe
+
+
+class Brightness(torch.nn.Module):
+    """A ranker that prefers bright images."""
+
+    def scores(self, images: torch.Tensor, captions: list[str]) -> torch.Tensor:
+        return images.mean((1, 2, 3))
+
+
+def test_demo_has_an_image_for_each_prompt(
+    tiny_bundled: DallePipeline, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["demo", "--out", "sheet.png"]) == 0
     assert str(scratch / "sheet.png") in capsys.readouterr().out
-    width, height = size(scratch / "sheet.png")
-    assert (width, height) == (2 * (2 + 4 * 66), 4 * (2 * (2 + 66) + 18))
-    with Image.open(scratch / "sheet.png") as sheet:
-        assert len(sheet.convert("RGB").getcolors(1 << 20)) > 500, "colorful, not blank"
+    assert not [note for prompt in DEMO_PROMPTS for note in tiny_bundled.prompt_notes(prompt)[:1] if "never" in note]
+    assert size(scratch / "sheet.png")[0] == 4 * 12 * 20, "four images of 16 pixels and their rims, enlarged 12 times"
     before = (scratch / "sheet.png").read_bytes()
     assert main(["demo", "--out", "sheet.png"]) == 0
     assert (scratch / "sheet.png").read_bytes() == before, "the same seed, and a demo may be sampled again"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "note"),
+    [
+        ("a yelow cat", "the model never saw the word 'yelow' (did you mean 'yellow'?)"),
+        ("eine rote Katze", "so it knows none of the prompt"),
+        ("", "prompt '' has no words"),
+    ],
+)
+def test_bundled_model_notes_what_it_does_not_know(
+    prompt: str, note: str, tiny_bundled: DallePipeline, scratch: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(["demo", "--", prompt]) == 0
+    assert note in caplog.text
+    assert note in tiny_bundled.prompt_notes(prompt)[0], "as the web page and the server say"
+    assert size(scratch / "demo.png")[0] == 12 * (2 + 4 * 18)
+
+
+def test_most_combinations_of_the_demo_are_held_out_of_training() -> None:
+    sprites = CompositionConfig.load().open_sprites()
+    things = {name: sprite.thing for sprite in sprites.sprites if sprite.split == "train" for name in sprite.names}
+    forms = {
+        "ground": r"an? (.+) on an? (\w+) background",
+        "hue": rf"an? ({'|'.join(HUES)}) (.+)",
+        "count": r"(two|three|four) (.+)s",
+        "pair": r"an? (.+) to the left of an? (.+)",
+    }
+    held_out = []
+    for prompt in DEMO_PROMPTS:
+        for kind, form in forms.items():
+            if match := re.fullmatch(form, prompt):
+                a, b = match.groups()
+                numbers = {word: str(number) for number, word in NUMBERS.items()}
+                parts = (a, b) if kind in ("ground", "pair") else (b, numbers.get(a, a))
+                named = {"apple": "red apple"}
+                held_out.append(is_held_out(kind, *(things.get(named.get(p, p), p) for p in parts)))
+    assert len(held_out) >= 8
+    assert sum(held_out) > len(held_out) / 2
 
 
 @pytest.mark.parametrize("command", [["plot", "."], ["demo"], ["generate", "a cat"], ["reconstruct", "a.png"]])

@@ -17,6 +17,7 @@ from dalle_zoo.images import save_png
 from dalle_zoo.inspection import describe_environment, describe_model
 from dalle_zoo.model_folder import CHECKSUMS
 from dalle_zoo.version import __version__
+from dalle_zoo.zoo import list_models
 
 SETTINGS = ImageSettings(prompt="a りんご", seed=2**62, model="tiny", given=((1, -1), (2, 3)), score=-1.5)
 
@@ -52,9 +53,11 @@ def test_a_folder_without_a_model_is_refused(scratch: Path, capsys: pytest.Captu
 
 
 def test_bundled_model_is_described(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", "emoji64"]) == 0
+    assert main(["inspect", "composition"]) == 0
     said = capsys.readouterr().out
-    for line in ("license: Apache-2.0", "  prior:", "    type: prior", "    parameters: 5,147,392", "  ranker:"):
+    (record,) = list_models()
+    parameters = f"    parameters: {record.parameters['prior']:,}"
+    for line in ("license: Apache-2.0", "  prior:", "    type: prior", parameters, "  ranker:"):
         assert line in said.splitlines()
 
 
@@ -72,7 +75,11 @@ def test_vocabulary_words_are_listed(model: Path, tmp_path: Path, capsys: pytest
 
 @pytest.mark.parametrize(
     ("target", "message"),
-    [("plain.png", "has no settings of dalle-zoo"), ("text.png", "text.png"), ("emoji46", "unknown model 'emoji46'")],
+    [
+        ("plain.png", "has no settings of dalle-zoo"),
+        ("text.png", "text.png"),
+        ("compositoin", "unknown model 'compositoin'"),
+    ],
 )
 def test_unknown_files_raise(target: str, message: str, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (2, 2)).save(scratch / "plain.png")

@@ -140,7 +140,7 @@ def test_lists_show_available_names(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bundled_model_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = say(["models"], capsys)
     assert status == 0
-    assert out.startswith("emoji64  ")
+    assert out.startswith("composition  ")
     assert "MB" in out
 
 
@@ -184,7 +184,7 @@ def test_masks_are_plotted_once(scratch: Path, capsys: pytest.CaptureFixture[str
             "fit dvae/tiny --data.class_path ImageDataModul",
             "unknown class 'ImageDataModul'. Did you mean 'ImageDataModule'?",
         ),
-        ("fit dvae/tiny --data.init_args.train emoji64:trian", "'trian'. Did you mean 'train'?"),
+        ("fit dvae/tiny --data.init_args.train composition:trian", "'trian'. Did you mean 'train'?"),
         ("fit prior/tiny --model.init_args.config.masks rwo", "'rwo'. Did you mean 'row'?"),
         ("fit dvae/tiny --trainer.max_steps abc", "trainer.max_steps"),
         ("fit dvae/tiny --model.config.width x", "fit: model.init_args.config.width must be an integer, got x\n"),

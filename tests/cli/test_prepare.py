@@ -49,10 +49,10 @@ def test_encode_in_bfloat16_records_precision(model: Path, images: Path, scratch
     ("data", "options", "message"),
     [
         ("nowhere", [], "location 'nowhere' does not exist"),
-        ("emoji64:trian", [], "Did you mean 'train'?"),
+        ("composition:trian", [], "Did you mean 'train'?"),
         (None, ["--variants", "0"], "variants must be"),
         (None, ["--device", "cdua"], "device 'cdua' cannot be used"),
-        (None, ["--model", "emoji46"], "unknown model 'emoji46'"),
+        (None, ["--model", "compositoin"], "unknown model 'compositoin'"),
         (None, ["--compile"], "--compile needs a GPU"),
     ],
 )

@@ -34,7 +34,7 @@ def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_wrong_options_raise(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", "emoji64", *options]) == 2
+    assert main(["serve", "composition", *options]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -43,7 +43,7 @@ def test_a_token_can_be_sent_in_a_header(
     token: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(serve.TOKEN, token)
-    assert main(["serve", "emoji64"]) == 2
+    assert main(["serve", "composition"]) == 2
     said = capsys.readouterr().err
     assert f"{serve.TOKEN} must consist of printable ASCII characters without spaces" in said
     assert token not in said
@@ -57,7 +57,7 @@ def test_loopback_hosts_need_no_token(host: str) -> None:
 def test_port_in_use_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        assert main(["serve", "emoji64", "--port", str(port)]) == 2
+        assert main(["serve", "composition", "--port", str(port)]) == 2
     assert f"cannot serve at 127.0.0.1, port {port} (Address already in use)" in capsys.readouterr().err
 
 
@@ -81,7 +81,7 @@ def test_ctrl_c_stops_the_server(tmp_path: Path) -> None:
     )
     try:
         assert server.stdout is not None
-        assert re.match(r"emoji64 at http://127\.0\.0\.1:\d+ ", server.stdout.readline())
+        assert re.match(r"composition at http://127\.0\.0\.1:\d+ ", server.stdout.readline())
         server.send_signal(signal.SIGINT)
         rest, errors = server.communicate(timeout=60)
     finally:

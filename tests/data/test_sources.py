@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import logging
 import tarfile
@@ -10,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from dalle_zoo.data import FolderSource, Sample, ShardSource, Skipped, open_source, sources
+from dalle_zoo.composition import CompositionConfig
+from dalle_zoo.data import FolderSource, Sample, ShardSource, Skipped, open_source
 from dalle_zoo.data.ordering import stretches
+from dalle_zoo.registry import UnknownNameError
 
 
 def keys(source: Any, **arguments: Any) -> list[str]:
@@ -248,13 +251,14 @@ def test_wrong_locations_raise(make: Any, location: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("location", "meant"),
     [
-        ("emoji46:train", "emoji64:train"),
-        ("emoji46:val-style", "emoji64:val-styles"),
-        ("emoji64", "emoji64:train"),
-        ("emoij64", "emoji64:train"),
+        ("compositoin:train", "composition:train"),
+        ("compositon:val-style", "composition:val-styles"),
+        ("composition", "composition:train"),
     ],
 )
-def test_bundled_data_is_suggested(location: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bundled_composition_is_suggested(
+    location: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"does not exist. Did you mean '{meant}'"):
         open_source(location)
@@ -265,18 +269,12 @@ def test_locations_that_start_programs_raise() -> None:
         open_source("pipe:touch x")
 
 
-def test_bundled_names_are_opened(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for split in ("train", "val-styles", "val-concepts"):
-        make.tar(f"_data/emoji64/emoji64-{split}-00000.tar.gz", make.members(0, 2, split))
-    monkeypatch.setattr(sources.importlib.resources, "files", lambda _: make.root)
-    assert keys(open_source("emoji64:train")) == ["train0000", "train0001"]
-    assert keys(open_source("emoji64:val-styles")) == ["val-styles0000", "val-styles0001"]
-    assert open_source("emoji64:all").num_samples == 6
-    with pytest.raises(ValueError, match="Did you mean 'val-styles'"):
-        open_source("emoji64:val-style")
-    monkeypatch.setattr(sources.importlib.resources, "files", lambda _: make.root / "shards")
-    with pytest.raises(ValueError, match="has no shards"):
-        open_source("emoji64:train")
+def test_splits_of_a_composition() -> None:
+    assert open_source("composition:train").num_samples == CompositionConfig.load().samples
+    first = itertools.islice(open_source("composition:val-styles").stream(), 3)
+    assert [sample.key for sample in first] == ["single-0", "single-1", "single-2"]
+    with pytest.raises(UnknownNameError, match="Did you mean 'val-styles'"):
+        open_source("composition:val-style")
 
 
 def test_gzip_is_recognized_by_contents(make: Any) -> None:

@@ -320,9 +320,9 @@ def test_data_is_checked_before_networks_are_opened(
         ((a, b, "--network", "clip=x", "--network", "clip=y"), "--network names 'clip' twice"),
         ((a, b, "--threshold", "0.9"), "--threshold needs --training"),
         ((a, tmp_path / "bad.npz"), "cannot be read as statistics"),
-        (("emoji64", a, "--training", "nowhere", "--size", "8"), "'nowhere' does not exist"),
-        (("emoji64", tmp_path / "bad.npz", "--prompts", str(tmp_path / "prompts.txt")), "read as statistics"),
-        (("emoji64", a, "--captions", "9"), "fewer than --captions 9"),
+        (("composition", a, "--training", "nowhere", "--size", "8"), "'nowhere' does not exist"),
+        (("composition", tmp_path / "bad.npz", "--prompts", str(tmp_path / "prompts.txt")), "read as statistics"),
+        (("composition", a, "--captions", "9"), "fewer than --captions 9"),
         ((a, b, "--training", str(b)), "--training needs --size"),
         ((a, b, "--out", str(tmp_path / "file/out")), "is a file"),
     ):
@@ -333,7 +333,7 @@ def test_data_is_checked_before_networks_are_opened(
 
 def test_sides_are_recognized(folders: tuple[Path, Path], model: Path, tmp_path: Path) -> None:
     (tmp_path / "x.npz").touch()
-    kinds = {str(folders[0]): "folder", str(model): "model", "emoji64": "model", "emoji64:train": "archive"}
+    kinds = {str(folders[0]): "folder", str(model): "model", "composition": "model", "composition:train": "archive"}
     kinds |= {str(tmp_path / "x.npz"): "statistics", "shards/*.tar": "archive", "org/name": "model"}
     assert {location: find_side(location).kind for location in kinds} == kinds
     with pytest.raises(ValueError, match="does not exist: expected a folder of images"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from dalle_zoo_eval.metrics.composition import composition
 from dalle_zoo_eval.metrics.distinct_images import distinct_images
 from dalle_zoo_eval.metrics.estimates import bootstrapped
 from dalle_zoo_eval.metrics.seen_combinations import seen_combinations
-from dalle_zoo_eval.protocol import find_protocol
+from dalle_zoo_eval.protocol import Protocol, find_protocol
+from dalle_zoo_eval.report import write_report
 from dalle_zoo_eval.request import Request
 from dalle_zoo_eval.runner import evaluate
 from dalle_zoo_eval.sample_scores import CompositionScore
@@ -32,7 +35,10 @@ from torch import Tensor
 from dalle_zoo.cards import render_card
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.results import group_tables, read_result
+from dalle_zoo.zoo import DEFAULT_SAMPLING
 
+RESULT = Path(__file__).parents[2] / "eval/results/composition.json"
+CAPTIONS = Path(__file__).parents[2] / "eval/captions"
 Polygon = Sequence[tuple[int, int]]
 THINGS: dict[str, Polygon] = {
     "cat": ((8, 60), (8, 4), (24, 20), (40, 20), (56, 4), (56, 60)),
@@ -257,3 +263,30 @@ def test_bundled_protocol_has_expected_groups_and_targets() -> None:
     assert {target.group for target in protocol.targets if target.divided_by.get("group")} == {
         f"seen-{kind}" for kind in HELD_OUT
     }
+
+
+# ---------------------------------------------------------------- the committed result of the bundled model
+
+
+def test_bundled_protocol_samples_as_the_demo() -> None:
+    sampling = find_protocol("composition").sampling
+    assert {name: getattr(sampling, name) for name in DEFAULT_SAMPLING} == DEFAULT_SAMPLING
+
+
+def test_committed_result_is_of_the_committed_protocol() -> None:
+    result, protocol = read_result(RESULT), find_protocol("composition")
+    assert not result["protocol"].get("overridden"), "run `dalle-zoo eval composition` without other values"
+    # Titles and notes may change without a new evaluation.
+    measured = Protocol.from_dict(result["protocol"])
+    assert replace(measured, title="x", notes=()) == replace(protocol, title="x", notes=())
+    for name, group in result["groups"].items():
+        head = (CAPTIONS / f"composition-{name}.jsonl").read_text("utf-8").partition("\n")[0]
+        assert json.loads(head)["sha256"] == group["captions_sha256"]
+
+
+def test_committed_report_equals_rendered_result(tmp_path: Path) -> None:
+    folder = RESULT.with_suffix("")
+    text = write_report([RESULT], tmp_path)[0].read_text(encoding="utf-8")
+    assert (folder / "report.md").read_text(encoding="utf-8") == text, "run `dalle-zoo report`"
+    shown = set(re.findall(r"\]\((.+?\.png)\)", text))
+    assert shown == {path.name for path in folder.glob("*.png")} == {path.name for path in tmp_path.glob("*.png")}

@@ -34,7 +34,7 @@ def values(**changes: Any) -> dict[str, Any]:
 
 
 def test_bundled_protocols_match_the_paper() -> None:
-    assert list_protocols() == ["coco-30k", "coco-30k-dedup", "composition", "cub", "emoji64", "folder"]
+    assert list_protocols() == ["coco-30k", "coco-30k-dedup", "composition", "cub", "folder"]
     protocols = find_protocol("coco-30k"), find_protocol("cub")
     coco, cub = (protocol.groups["all"] for protocol in protocols)
     assert (coco.layout, coco.dataset) == ("coco", {"coco": "val2014", "attngan": "test"})

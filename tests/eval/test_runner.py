@@ -593,7 +593,7 @@ def test_command_generates_evaluates_and_reports(
     said = capsys.readouterr().err
     assert said.startswith("dalle-zoo eval: device 'nonsense' cannot be used")
     assert said.count("\n") == 1
-    assert main(["eval", "coco30k", "--model", "emoji64"]) == 2
+    assert main(["eval", "coco30k", "--model", "composition"]) == 2
     assert "Did you mean 'coco-30k'" in capsys.readouterr().err
     assert main(["eval", "coco-30k", "--model", str(model), "--data", str(coco)]) == 2
     missing = capsys.readouterr().err

@@ -130,9 +130,9 @@ def test_missing_repository_or_revision_is_reported(on_the_hub: str, local_hub: 
     with pytest.raises(HubError, match=r"there is no org/tyo on .* no folder 'org/tyo' exists"):
         DallePipeline.from_pretrained("org/tyo")
     with pytest.raises(
-        UnknownNameError, match=r"unknown model 'emoij64'. Did you mean 'emoji64'.* or a model on the Hub"
+        UnknownNameError, match=r"unknown model 'compositoin'. Did you mean 'composition'.* or a model on the Hub"
     ):
-        DallePipeline.from_pretrained("emoij64")
+        DallePipeline.from_pretrained("compositoin")
     repository = local_hub.repositories[on_the_hub]
     repository.commit({"pytorch_model.bin": local_hub.store(b"x")}, "main")
     with pytest.raises(HubError, match=r"is not a model of dalle-zoo, as it has no sha256.json"):

@@ -161,7 +161,7 @@ def test_wrong_data_raise(shards: Path, codes: Path, parts: Path) -> None:
         ({"batch_size": 23}, "batch_size 23 in each of 1 processes needs at least 23 samples, got 22"),
         ({"batch_size": 0}, "batch_size must be .*0"),
         ({"train": "nowhere"}, "location 'nowhere' does not exist"),
-        ({"val": "emoji64:val-stiles"}, "Did you mean 'val-styles'"),
+        ({"val": "composition:val-stiles"}, "Did you mean 'val-styles'"),
         ({"text": TextConfig(tokenizer="nowhere")}, "unknown model 'nowhere'"),
     ],
 )

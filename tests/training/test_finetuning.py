@@ -141,10 +141,10 @@ def test_adapters_of_other_weights_are_refused(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"tune": "lora"}, "model.tune lora keeps most weights as they are: set model.init_from"),
-        ({"lora": LoRAConfig(), "init_from": "emoji64"}, "model.lora has no effect with model.tune null"),
-        ({"tune": "words", "init_from": "emoji64", "muon": MuonConfig()}, "leave model.muon out"),
-        ({"words": ["robin"], "init_from": "emoji64"}, "model.words must name words, and needs model.tune words"),
-        ({"words": [], "tune": "words", "init_from": "emoji64"}, "model.words must name words"),
+        ({"lora": LoRAConfig(), "init_from": "composition"}, "model.lora has no effect with model.tune null"),
+        ({"tune": "words", "init_from": "composition", "muon": MuonConfig()}, "leave model.muon out"),
+        ({"words": ["robin"], "init_from": "composition"}, "model.words must name words, and needs model.tune words"),
+        ({"words": [], "tune": "words", "init_from": "composition"}, "model.words must name words"),
         ({}, "model.init_args.config is missing: state the architecture, or a model to start from in init_from"),
     ],
 )
@@ -154,18 +154,18 @@ def test_contradictions_raise(options: dict[str, Any], message: str) -> None:
 
 
 def test_one_name_gives_everything() -> None:
-    module = PriorModule(init_from="emoji64", tune="words", attention="dense")
+    module = PriorModule(init_from="composition", tune="words", attention="dense")
     own = [name for name, p in module.net.named_parameters() if p.requires_grad]
     assert own == ["text_embedding.weight"]
-    assert (module.decayed, module.image_size) == (frozenset(), 64)
-    data = ImageDataModule("emoji64:val-styles", text=TextConfig(bpe_dropout=0.0), batch_size=2)
+    assert module.decayed == frozenset()
+    data = ImageDataModule("composition:val-styles", text=TextConfig(bpe_dropout=0.0), batch_size=2)
     module.complete_data(data)
     data.setup("fit")
     module.check_data(data)
     assert data.text is not None
-    assert (data.text.length, data.image_size) == (20, 64)
-    assert next(iter(data.train_dataloader()))["text"].shape == (2, 20)
-    alone = ImageDataModule("emoji64:val-styles", text=TextConfig(), batch_size=2)
+    assert (data.text.length, data.image_size) == (module.net.config.text_length, module.image_size)
+    assert next(iter(data.train_dataloader()))["text"].shape == (2, data.text.length)
+    alone = ImageDataModule("composition:val-styles", text=TextConfig(), batch_size=2)
     with pytest.raises(ValueError, match=r"data.init_args.text.tokenizer is missing: .* model.init_args.init_from"):
         alone.setup("fit")
 
@@ -197,8 +197,8 @@ def test_only_the_tokens_of_chosen_words_are_trained(kind: str) -> None:
 
 
 def test_a_recipe_names_new_words(caplog: pytest.LogCaptureFixture) -> None:
-    module = PriorModule(init_from="emoji64", tune="words", words=["heart"], attention="dense")
-    data = ImageDataModule("emoji64:val-styles", text=TextConfig(bpe_dropout=0.0), batch_size=2)
+    module = PriorModule(init_from="composition", tune="words", words=["heart"], attention="dense")
+    data = ImageDataModule("composition:val-styles", text=TextConfig(bpe_dropout=0.0), batch_size=2)
     module.complete_data(data)
     data.setup("fit")
     for _ in range(2):  # the command checks before Lightning does
@@ -206,7 +206,8 @@ def test_a_recipe_names_new_words(caplog: pytest.LogCaptureFixture) -> None:
     assert len(module._limits) == 1
     assert "1 text tokens are trained: 'heart'" in caplog.text
     text = data.encode_captions(["a red heart", "a blue car"])
-    codes = torch.zeros(2, 8, 8, dtype=torch.long)
+    shape = module.net.config.image_height, module.net.config.image_width
+    codes = torch.zeros(2, *shape, dtype=torch.long)
     module.net.loss(text, codes).total.backward()
     gradient = module.net.get_parameter("text_embedding.weight").grad
     assert gradient is not None
@@ -234,7 +235,7 @@ def test_priors_of_other_code_bases_are_trained_behind_the_same_module(kind: str
 
 
 def test_a_folder_of_adapters_opens_like_a_model(tmp_path: Path) -> None:
-    module = PriorModule(init_from="emoji64", tune="lora", lora=LoRAConfig(rank=2, layers=("mlp",)))
+    module = PriorModule(init_from="composition", tune="lora", lora=LoRAConfig(rank=2, layers=("mlp",)))
     with torch.no_grad():
         for name, parameter in module.net.named_parameters():
             if ".lora_B" in name:
@@ -246,7 +247,7 @@ def test_a_folder_of_adapters_opens_like_a_model(tmp_path: Path) -> None:
     pipe = DallePipeline.from_pretrained(tmp_path / "mine")
     expected = merged_weights(module.net)
     assert all(torch.allclose(t, expected[n], atol=1e-6) for n, t in pipe.prior.state_dict().items())
-    original = load_prior(find_component("emoji64", "prior")).state_dict()
+    original = load_prior(find_component("composition", "prior")).state_dict()
     assert not torch.equal(original["layers.0.mlp.hidden.weight"], expected["layers.0.mlp.hidden.weight"])
     assert pipe.ranker is not None
     published = prepare(tmp_path / "mine", "org/mine")

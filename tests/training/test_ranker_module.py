@@ -116,10 +116,10 @@ def test_clamped_run_resumes_exactly(tokenizer: str, tmp_path: Path, monkeypatch
 
 
 def test_wrong_data_raise(module: RankerModule) -> None:
-    captions = TextConfig(tokenizer="emoji64", length=12)
-    module.check_data(ImageDataModule("emoji64:val-styles", image_size=16, text=captions))
+    captions = TextConfig(tokenizer="composition", length=12)
+    module.check_data(ImageDataModule("composition:val-styles", image_size=16, text=captions))
     with pytest.raises(ValueError, match="the ranker is trained on captions"):
-        module.check_data(ImageDataModule("emoji64:val-styles", image_size=16))
+        module.check_data(ImageDataModule("composition:val-styles", image_size=16))
     with pytest.raises(ValueError, match="the ranker cannot be trained on CodeDataModule"):
         module.check_data(CodeDataModule.__new__(CodeDataModule))
 

@@ -187,4 +187,4 @@ def test_impossible_settings_raise(options: dict[str, Any], message: str) -> Non
 
 def test_warm_start_and_trained_codes_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="would overwrite the codes of init_from"):
-        module(warm_start=WarmStart(steps=40), init_from="emoji64")
+        module(warm_start=WarmStart(steps=40), init_from="composition")

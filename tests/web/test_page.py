@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.browser, *map(pytest.mark.filterwarn
 
 @pytest.fixture(scope="module")
 def bundled() -> Iterator[tuple[DallePipeline, int]]:
-    pipe = DallePipeline.from_pretrained("emoji64")
+    pipe = DallePipeline.from_pretrained("composition")
     engine = Engine(pipe)
     with serving_page(engine, limits=Limits(max_images=8)) as port:
         yield pipe, port

@@ -17,7 +17,7 @@ def read_source(root: Path | None, split: str) -> EvalDataset:
 
     Args:
         root: Not used, since ``split`` is a location.
-        split: Location as for `open_source`, such as ``emoji64:train``.
+        split: Location as for `open_source`, such as ``composition:train``.
 
     Raises:
         ValueError: The location cannot be opened.
