@@ -68,7 +68,7 @@ def test_images_of_the_page_have_no_metadata_and_controls_keep_their_pixels(made
     study = made(controls=1)
     (control,) = (pair for pair in study.pairs if pair.is_control)
     paths = [tmp_path / "study/page/images" / name for name in control.images]
-    pixels = [sorted(Image.open(path).get_flattened_data()) for path in paths]
+    pixels = [sorted(Image.open(path).getcolors(2**24) or []) for path in paths]
     assert pixels[0] == pixels[1]
     assert Image.open(paths[0]).tobytes() != Image.open(paths[1]).tobytes()
     assert "study.json" not in {path.name for path in (tmp_path / "study/page").rglob("*")}
