@@ -59,7 +59,8 @@ test-lowest: ## run make test, without types, with the lowest versions that pypr
 	@$(MAKE) --no-print-directory VENV=$(LOWEST) $(LOWEST)/.python
 	@echo '$(call INSTALLING,the lowest versions of all requirements,$(LOWEST))'
 	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[test]'
+	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --compile-bytecode \
+	  --editable '.[test]'
 	$(MAKE) --no-print-directory VENV=$(LOWEST) MYPY=true test
 
 # Without a browser its tests are skipped, with the reason, so a machine that cannot install one passes make test.
