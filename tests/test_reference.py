@@ -165,6 +165,10 @@ def test_docstrings_become_restructured_text() -> None:
     assert to_restructured_text(rows)[1:-1] == [
         ".. list-table::", "   :header-rows: 1", "", "   * - a", "     - b", "   * - :py:obj:`x`", "     - y",
     ]  # fmt: skip
+    assert to_restructured_text(["    >>> print(*names)", "a pattern '*'"]) == [
+        "    >>> print(*names)",
+        "a pattern '\\*'",
+    ]
     assert to_restructured_text(["```", "a ─► b", "```"]) == ["::", "", "    a ─► b", ""]
 
 
