@@ -29,7 +29,8 @@ class CodecModel(PretrainedModel):
         """What a user should know of a prompt: words that the model never saw, and a text that is truncated.
 
         Example:
-            >>> DallePipeline.from_pretrained("composition").prompt_notes("!")  # doctest: +SKIP
+            >>> from dalle_zoo import DallePipeline
+            >>> DallePipeline.from_pretrained("composition").prompt_notes("!")
             ["prompt '!' has no words: the images show anything that the model knows"]
         """
         notes = [unknown_note(prompt, self.tokenizer.words)]

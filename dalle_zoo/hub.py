@@ -63,7 +63,14 @@ def is_hub_name(location: object) -> bool:
 
 
 def check_hub_name(name: object) -> None:
-    """Raises `ValueError` unless a value is a name on the Hub."""
+    """Raises `ValueError` unless a value is a name on the Hub.
+
+    Example:
+        >>> check_hub_name("org/name")
+        >>> check_hub_name("my-model")
+        Traceback (most recent call last):
+        ValueError: 'my-model' is not a name on the Hub: expected organization/name
+    """
     if not is_hub_name(name):
         raise ValueError(f"{name!r} is not a name on the Hub: expected organization/name")
 

@@ -23,9 +23,17 @@ CURVES = "metrics/metrics.csv"
 
 
 def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Returns the columns and the complete rows of a CSV file; nothing if it does not exist.
+    r"""Returns the columns and the complete rows of a CSV file; nothing if it does not exist.
 
     A killed run may end in half a line, which is left out.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "metrics.csv")
+        ...     _ = path.write_text("step,loss\n1,2.5\n2,1.")
+        ...     read_rows(path)
+        (['step', 'loss'], [{'step': '1', 'loss': '2.5'}])
     """
     if not path.is_file():
         return [], []
@@ -45,6 +53,13 @@ def plot_curves(curves: Mapping[str, Mapping[int, float]], out: str | Path, titl
 
     Returns:
         ``out``.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     curves = {"train/loss": {1: 2.5, 2: 1.5}, "val/loss": {2: 1.75}}
+        ...     plot_curves(curves, Path(folder, "curves.png")).stat().st_size > 0
+        True
     """
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 

@@ -16,7 +16,15 @@ Spec = TypeVar("Spec")
 
 
 class UnknownNameError(KeyError, ValueError):
-    """A name is not known. The message suggests the closest known name and lists all of them."""
+    """A name is not known. The message suggests the closest known name and lists all of them.
+
+    Example:
+        >>> REG: Registry[type] = Registry("mask", group="example.things")
+        >>> _ = REG.register("column")(int)
+        >>> REG["colum"]
+        Traceback (most recent call last):
+        dalle_zoo.registry.UnknownNameError: unknown mask 'colum'. Did you mean 'column'? Known: column
+    """
 
     def __str__(self) -> str:  # KeyError would print the repr of the message
         return str(self.args[0])
@@ -175,6 +183,14 @@ class SpecRegistry(Registry[T], Generic[T, Spec]):
         group: Entry-point group for other distributions.
         spec: Dataclass of the specs. Its field ``name`` is the name of the member; all others have defaults, which are
             used for members without a spec.
+
+    Example:
+        >>> from types import SimpleNamespace as Spec  # usually a dataclass
+        >>> REG = SpecRegistry("thing", group="example.things", spec=Spec)
+        >>> @REG.register("speed", unit="m/s")
+        ... def speed() -> float: ...
+        >>> REG.spec("speed").unit, REG["speed"] is speed
+        ('m/s', True)
     """
 
     def __init__(self, kind: str, *, group: str, spec: Callable[..., Spec]) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
+import inspect
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dalle_zoo_eval.datasets import DATASETS
@@ -21,6 +26,20 @@ from tools.reference.errors import VARIABLE, messages
 from tools.reference.pages import from_root
 from tools.reference.recipes import BASES, flat, recipe_pages
 from tools.reference.registries import NAMES, metrics_page, names_page
+
+WITHOUT_EXAMPLE = {
+    "Architecture": "families fill it, see Source",
+    "CodeDataset": "the example of encode_source reads one",
+    "Conversion": "families fill it, see convert",
+    "Found": "families fill it, see Source",
+    "ImageTokenizerFamily": "a base class; CONTRIBUTING.md has an example",
+    "PluginError": "needs another distribution",
+    "PriorFamily": "a base class; CONTRIBUTING.md has an example",
+    "StageModule": "a base class of what a training run uses",
+    "cached": "writes into the cache of the user",
+    "flex": "compiles, which takes seconds",
+}
+"""Public classes and functions without an example, and why."""
 
 ROOT = Path(__file__).parents[1]
 ERRORS = (ROOT / "docs/reference/errors.md").read_text(encoding="utf-8")
@@ -81,6 +100,37 @@ def test_every_module_with_public_names_is_documented() -> None:
     assert not missing, "add them to tools/reference/api.py"
 
 
+def public_members() -> Iterator[tuple[str, str, Any]]:
+    """Module, name and value of every public class and function of this project."""
+    for module in PACKAGES:
+        for name in public(module):
+            value = getattr(importlib.import_module(module), name)
+            if (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__.startswith("dalle_zoo"):
+                yield value.__module__, name, value
+
+
+def has_example(value: Any) -> bool:
+    """Whether the documentation of a class, of one of its methods, or of a function has an example."""
+    methods = filter(inspect.isroutine, vars(value).values()) if inspect.isclass(value) else ()
+    return any(">>>" in (each.__doc__ or "") for each in (value, *methods))
+
+
+def test_public_names_have_examples() -> None:
+    assert {name for _, name, value in public_members() if not has_example(value)} == set(WITHOUT_EXAMPLE)
+
+
+def test_examples_of_public_names_run() -> None:
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    found = {
+        test.name
+        for module in {module for module, _, _ in public_members()}
+        for test in finder.find(importlib.import_module(module))
+        if test.examples
+    }
+    expected = {f"{value.__module__}.{value.__qualname__}" for _, _, value in public_members() if has_example(value)}
+    assert sorted(name for name in expected if not any(f"{test}.".startswith(f"{name}.") for test in found)) == []
+
+
 @cache
 def raised() -> list[str]:
     """All messages of the package; that of `dalle_zoo.registry.suggest` is not stated in a `raise` statement."""
@@ -115,6 +165,10 @@ def test_docstrings_become_restructured_text() -> None:
     assert to_restructured_text(rows)[1:-1] == [
         ".. list-table::", "   :header-rows: 1", "", "   * - a", "     - b", "   * - :py:obj:`x`", "     - y",
     ]  # fmt: skip
+    assert to_restructured_text(["    >>> print(*names)", "a pattern '*'"]) == [
+        "    >>> print(*names)",
+        "a pattern '\\*'",
+    ]
     assert to_restructured_text(["```", "a ─► b", "```"]) == ["::", "", "    a ─► b", ""]
 
 

@@ -98,7 +98,14 @@ def _bundled_sprites(styles: tuple[str, ...]) -> SpriteSet:
 
 @dataclass(frozen=True)
 class Composed:
-    """A composed sample, not yet rendered."""
+    """A composed sample, not yet rendered.
+
+    Example:
+        >>> composer = Composer(CompositionConfig.load().open_sprites(), shares={"ground": 1.0})
+        >>> composed = composer.compose(0)
+        >>> composed.scene.kind, composed.scene.ground in composed.caption
+        ('ground', True)
+    """
 
     index: int
     """Index of the sample."""

@@ -102,6 +102,14 @@ class Picker:
         pools: Sprites to choose from.
         rng: Generator of the sample.
         held_out: Whether only held-out combinations are picked. Defaults to False, which never picks them.
+
+    Example:
+        >>> import numpy as np
+        >>> sprites = [Sprite(key=name, thing=name, names=(name,), style="flat") for name in ("fox", "owl", "cat")]
+        >>> pools = Pools(SpriteSet(sprites, np.zeros((3, 64, 64, 4), np.uint8)), "train")
+        >>> first, again = Picker(pools, random.Random(0)), Picker(pools, random.Random(0))
+        >>> first.phrase(first.sprite()) == again.phrase(again.sprite())
+        True
     """
 
     def __init__(self, pools: Pools, rng: random.Random, held_out: bool = False) -> None:

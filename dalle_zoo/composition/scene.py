@@ -16,7 +16,12 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """A sprite at a position."""
+    """A sprite at a position.
+
+    Example:
+        >>> Placed(sprite=3)  # fills the image
+        Placed(sprite=3, size=64, left=0, top=0, flipped=False, color=None)
+    """
 
     sprite: int
     """Index in the sprite set."""
@@ -34,7 +39,14 @@ class Placed:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Contents of an image, sufficient to render it and to compare another image with it."""
+    """Contents of an image, sufficient to render it and to compare another image with it.
+
+    Example:
+        >>> from dalle_zoo.composition import Composer, CompositionConfig
+        >>> scene = Composer(CompositionConfig.load().open_sprites(), shares={"pair": 1.0}).compose(0).scene
+        >>> scene.kind, len(scene.items), scene.relation in ("beside", "above")
+        ('pair', 2, True)
+    """
 
     kind: str
     """Name of the kind in `KINDS`."""
@@ -47,7 +59,17 @@ class Scene:
 
 
 def render(scene: Scene, sprites: SpriteSet) -> Pixels:
-    """Renders a scene to uint8 (64, 64, 3)."""
+    """Renders a scene to uint8 (64, 64, 3).
+
+    Example:
+        >>> from dalle_zoo.composition.sprites import Sprite
+        >>> square = np.zeros((1, SIZE, SIZE, 4), np.uint8)
+        >>> square[:, 16:48, 16:48] = 255, 0, 0, 255  # red and opaque
+        >>> sprites = SpriteSet([Sprite(key="square", thing="square", names=("square",), style="flat")], square)
+        >>> pixels = render(Scene(kind="single", items=(Placed(sprite=0, size=32, left=32),)), sprites)
+        >>> pixels[16, 48].tolist(), pixels[48, 16].tolist()  # row, column
+        ([255, 0, 0], [255, 255, 255])
+    """
     canvas = np.empty((SIZE, SIZE, 3), np.float32)
     canvas[:] = 255 if scene.ground is None else GROUNDS[scene.ground]
     for item in scene.items:

@@ -34,7 +34,13 @@ _AGAIN = "build or install the sprites again"
 
 @dataclass(frozen=True, kw_only=True)
 class Sprite:
-    """Names and origin of one sprite."""
+    """Names and origin of one sprite.
+
+    Example:
+        >>> fox = Sprite(key="flat/red_fox", thing="red fox", names=("red fox", "fox"), style="flat", mirrored=True)
+        >>> fox.names[0], fox.split
+        ('red fox', 'train')
+    """
 
     key: str
     """Name that is unique in its set."""
@@ -62,6 +68,16 @@ class SpriteSet:
 
     Raises:
         ValueError: The set is empty, or records and pixels differ in number.
+
+    Example:
+        >>> square = np.zeros((1, SIZE, SIZE, 4), np.uint8)
+        >>> square[:, 16:48, 16:48] = 255, 0, 0, 255  # red and opaque
+        >>> sprites = SpriteSet([Sprite(key="square", thing="square", names=("square",), style="flat")], square)
+        >>> len(sprites), sprites.single_hued  # sprite 0 can be recolored
+        (1, frozenset({0}))
+        >>> sprites.subset(["3d"])
+        Traceback (most recent call last):
+        ValueError: there is no style '3d' in the sprite set: expected some of ['flat']
     """
 
     def __init__(self, sprites: Sequence[Sprite], pixels: Pixels) -> None:

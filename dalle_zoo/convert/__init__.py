@@ -122,6 +122,16 @@ def recognize(
         WeightFileError: There are weights of several families; weights of one family are damaged or incomplete; or a
             file next to recognized weights cannot be read, which might be a part of the model.
         FileNotFoundError: The location does not exist.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from dalle_zoo.models.external.dalle_pytorch_vae import DallePytorchVAE, DallePytorchVAEConfig
+        >>> vae = DallePytorchVAE(DallePytorchVAEConfig(width=4, code_channels=4, codebook_size=16))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"weights": vae.state_dict()}, Path(folder, "vae.pt"))
+        ...     source = recognize(folder)
+        >>> source.family, source.config["codebook_size"]
+        ('dalle_pytorch_vae', 16)
     """
     return _recognize(inspect_files(location, only), family)
 
@@ -157,7 +167,18 @@ def _known(seen: Location, name: str | None) -> Source | None:
 
 
 def find(location: str | Path | Sequence[str | Path], family: str | None = None, only: Sequence[str] = ()) -> Source:
-    """Returns the result of `recognize`, or raises `WeightFileError` with the known families and the files found."""
+    """Returns the result of `recognize`, or raises `WeightFileError` with the known families and the files found.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "notes.txt").write_text("no weights")
+        ...     try:
+        ...         find(folder)
+        ...     except WeightFileError as error:
+        ...         print(str(error).rpartition("opened: ")[2])
+        it is not a file of torch, safetensors or Flax
+    """
     seen = inspect_files(location, only)
     return _recognize(seen, family) or _refuse(seen, family)
 
@@ -197,6 +218,18 @@ def convert(source: Source, out: str | Path, *, overwrite: bool = False) -> dict
     Raises:
         WeightFileError: A tensor is missing, has another shape, or is damaged.
         FileExistsError: The folder is not empty and may not be replaced.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from dalle_zoo.models.external.dalle_pytorch_vae import DallePytorchVAE, DallePytorchVAEConfig
+        >>> vae = DallePytorchVAE(DallePytorchVAEConfig(width=4, code_channels=4, codebook_size=16))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"weights": vae.state_dict()}, Path(folder, "vae.pt"))
+        ...     record = convert(find(folder), Path(folder, "model"))
+        ...     sorted(path.name for path in Path(folder, "model").iterdir() if path.is_dir())
+        ['dvae']
+        >>> record["description"]
+        "DALLE-pytorch's discrete VAE of 16 codes and factor 8"
     """
     is_prior = FAMILIES[source.family].component == "prior"
     with new_folder(Path(out), overwrite=overwrite, marker=CONVERSION, contents=MODEL_FILES) as folder:

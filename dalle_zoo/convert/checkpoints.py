@@ -25,6 +25,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
         UnrelatedFileError: The file has none of the formats.
         WeightFileError: The file is damaged, or a pickle in it does more than weights need.
         FileNotFoundError: The file does not exist.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"weight": torch.ones(2, 3)}, path := Path(folder, "net.pt"))
+        ...     open_checkpoint(path).summary()
+        'a file of torch with 1 tensors (weight [2, 3], ...)'
     """
     path = Path(path)
     try:

@@ -79,7 +79,13 @@ VARIANT: dict[str, Any] = {
 
 @FAMILIES.register("dalle_mini")
 class DalleMiniFamily(PriorFamily):
-    """Checkpoints of DALL-E mini and mega."""
+    """Checkpoints of DALL-E mini and mega.
+
+    Example:
+        >>> from dalle_zoo.models.external.dalle_mini import DalleMiniConfig
+        >>> DalleMiniFamily("dalle_mini").describe(DalleMiniConfig())
+        "DALL-E mini's transformer: 12 and 12 layers of width 1024"
+    """
 
     title = "DALL-E mini"
     expects = (

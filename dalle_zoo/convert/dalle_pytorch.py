@@ -43,7 +43,13 @@ from dalle_zoo.weights import Lazy
 
 @FAMILIES.register("dalle_pytorch")
 class DallePytorchFamily(PriorFamily):
-    """Checkpoints of priors that DALLE-pytorch's train_dalle.py writes."""
+    """Checkpoints of priors that DALLE-pytorch's train_dalle.py writes.
+
+    Example:
+        >>> from dalle_zoo.models.external.dalle_pytorch import DallePytorchConfig
+        >>> DallePytorchFamily("dalle_pytorch").describe(DallePytorchConfig())
+        'DALLE-pytorch: 2 layers of width 512, 256 text tokens, 32 x 32 codes'
+    """
 
     title = "DALLE-pytorch"
     expects = (

@@ -32,7 +32,12 @@ _BLOCK = re.compile(r"encoder\.\d{1,3}\.net\.0\.weight")
 
 @FAMILIES.register("dalle_pytorch_vae")
 class DallePytorchVAEFamily(ImageTokenizerFamily):
-    """Checkpoints of the discrete VAE that DALLE-pytorch trains itself."""
+    """Checkpoints of the discrete VAE that DALLE-pytorch trains itself.
+
+    Example:
+        >>> DallePytorchVAEFamily("dalle_pytorch_vae").describe(DallePytorchVAEConfig())
+        "DALLE-pytorch's discrete VAE of 512 codes and factor 8"
+    """
 
     title = "DALLE-pytorch's discrete VAE"
     expects = (

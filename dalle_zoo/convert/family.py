@@ -31,7 +31,21 @@ NOUNS = {"dvae": "image tokenizer"}
 
 @dataclass(frozen=True)
 class Source:
-    """Recognized weights, ready to be converted."""
+    """Recognized weights, ready to be converted.
+
+    Example:
+        >>> import tempfile
+        >>> from dalle_zoo.convert import find
+        >>> from dalle_zoo.models.external.dalle_pytorch_vae import DallePytorchVAE, DallePytorchVAEConfig
+        >>> vae = DallePytorchVAE(DallePytorchVAEConfig(width=4, code_channels=4, codebook_size=16))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"weights": vae.state_dict()}, Path(folder, "vae.pt"))
+        ...     source = find(folder)
+        >>> source.family, [path.name for path in source.weight_files()]
+        ('dalle_pytorch_vae', ['vae.pt'])
+        >>> source.parts["dvae"]["codebook.weight"].shape, source.notes["image_size"]
+        ((16, 4), 'assumed, as no hyper-parameters were found')
+    """
 
     family: str
     """Name in `FAMILIES`."""
@@ -112,6 +126,11 @@ class Family(ABC):
 
     Args:
         name: Name in `FAMILIES`.
+
+    Example:
+        >>> from dalle_zoo.convert import FAMILIES
+        >>> [FAMILIES[name].component for name in ("mindalle", "openai_dvae")]
+        ['prior', 'dvae']
     """
 
     title: ClassVar[str]

@@ -24,7 +24,20 @@ MAX_FILES = 1000
 
 @dataclass(frozen=True)
 class Location:
-    """Opened files of external weights."""
+    """Opened files of external weights.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("en.model", "de.model"):
+        ...         _ = Path(folder, name).write_text("a vocabulary")
+        ...     location = inspect_files(folder)
+        ...     try:
+        ...         location.check_single([*location.files.values()], "vocabularies")
+        ...     except WeightFileError as error:
+        ...         print(str(error).partition("holds ")[2])
+        several vocabularies (de.model, en.model): name the files of one with --files or files=
+    """
 
     path: str
     """The paths as the caller gave them, for messages."""
@@ -67,6 +80,15 @@ def inspect_files(paths: str | Path | Sequence[str | Path], only: Sequence[str] 
         WeightFileError: Two files have the same name, there are more than `MAX_FILES` files, or a path is neither a
             file nor a folder.
         ValueError: No path is given, or `only` is a string instead of a list.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "config.json").write_text('{"layers": 2}')
+        ...     _ = Path(folder, "notes.txt").write_text("no weights")
+        ...     location = inspect_files(folder)
+        >>> location.configs, list(location.unread)
+        ({'config.json': {'layers': 2}}, ['notes.txt'])
     """
     several = [paths] if isinstance(paths, str | Path) else paths
     check_type("paths", several, Sequence, "a path or a list of paths")

@@ -56,7 +56,13 @@ UNKNOWN = "[UNK]"
 
 @FAMILIES.register("mindalle")
 class MinDALLEFamily(PriorFamily):
-    """Checkpoints of minDALL-E's second stage."""
+    """Checkpoints of minDALL-E's second stage.
+
+    Example:
+        >>> from dalle_zoo.models.external.mindalle import MinDALLEConfig
+        >>> MinDALLEFamily("mindalle").describe(MinDALLEConfig())
+        'minDALL-E: 42 layers of width 1536, 64 text tokens, 16 x 16 codes'
+    """
 
     title = "minDALL-E"
     expects = (

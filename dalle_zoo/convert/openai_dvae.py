@@ -37,7 +37,13 @@ _PREFIXES = (
 
 @FAMILIES.register("openai_dvae")
 class OpenAIDVAEFamily(ImageTokenizerFamily):
-    """OpenAI's discrete VAE, or only its encoder."""
+    """OpenAI's discrete VAE, or only its encoder.
+
+    Example:
+        >>> from dalle_zoo.models.dvae_networks import DVAEConfig, DVAEEncoderConfig
+        >>> [OpenAIDVAEFamily("openai_dvae").describe(config()) for config in (DVAEConfig, DVAEEncoderConfig)]
+        ["OpenAI's discrete VAE", "OpenAI's discrete VAE (encoder only: it cannot decode)"]
+    """
 
     title = "OpenAI's discrete VAE"
     expects = (

@@ -33,11 +33,38 @@ PLAIN = frozenset(_PLAIN.split())
 
 
 class WeightFileError(ValueError):
-    """A weight file is damaged, or does more than weights need; no code of it was run."""
+    """A weight file is damaged, or does more than weights need; no code of it was run.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from dalle_zoo.convert import WeightFileError, open_checkpoint
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"weight": torch.ones(2, 3)}, path := Path(folder, "net.pt"))
+        ...     _ = path.write_bytes(path.read_bytes()[:-100])
+        ...     try:
+        ...         open_checkpoint(path)
+        ...     except WeightFileError as error:
+        ...         print(str(error).partition("opened: ")[2])
+        its archive has no directory, or one that is too long: it is truncated or damaged
+    """
 
 
 class UnrelatedFileError(WeightFileError):
-    """A file is something other than weights; such files are allowed next to weights."""
+    """A file is something other than weights; such files are allowed next to weights.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from dalle_zoo.convert import UnrelatedFileError, open_checkpoint
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "notes.txt").write_text("no weights")
+        ...     try:
+        ...         open_checkpoint(Path(folder, "notes.txt"))
+        ...     except UnrelatedFileError as error:
+        ...         print(str(error).partition(": ")[2])
+        it is not a file of torch, safetensors or Flax
+    """
 
 
 class Reference:

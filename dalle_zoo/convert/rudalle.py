@@ -64,7 +64,13 @@ _MASK = re.compile(r"(?:transformer\.)?(row|col|conv)_mask")
 
 @FAMILIES.register("rudalle")
 class RuDALLEFamily(PriorFamily):
-    """Checkpoints of ruDALL-E's priors, versions v2 and v3."""
+    """Checkpoints of ruDALL-E's priors, versions v2 and v3.
+
+    Example:
+        >>> from dalle_zoo.models.external.rudalle import RuDALLEConfig
+        >>> RuDALLEFamily("rudalle").describe(RuDALLEConfig())
+        'ruDALL-E: 24 layers of width 2048, 128 text tokens, 32 x 32 codes, version v3'
+    """
 
     title = "ruDALL-E"
     expects = (

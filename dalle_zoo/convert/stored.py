@@ -55,7 +55,17 @@ class Storage:
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """A tensor that is still in its file."""
+    """A tensor that is still in its file.
+
+    Example:
+        >>> import tempfile
+        >>> from dalle_zoo.convert import open_checkpoint
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"vae.weight": torch.ones(2, 3), "step": 7}, path := Path(folder, "net.pt"))
+        ...     tensor = open_checkpoint(path).tensors["vae.weight"]
+        ...     tensor.shape, tensor.read().sum()
+        ((2, 3), tensor(6.))
+    """
 
     storage: Storage
     shape: tuple[int, ...]
@@ -113,7 +123,17 @@ Tensors = Mapping[str, StoredTensor]
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """An opened weight file, whose tensors are still on disk."""
+    """An opened weight file, whose tensors are still on disk.
+
+    Example:
+        >>> import tempfile
+        >>> from dalle_zoo.convert import open_checkpoint
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"vae.weight": torch.ones(2, 3), "step": 7}, path := Path(folder, "net.pt"))
+        ...     checkpoint = open_checkpoint(path)
+        ...     list(checkpoint.state_dict("vae.")), checkpoint.content["step"]
+        (['weight'], 7)
+    """
 
     path: Path
     format: str

@@ -44,7 +44,13 @@ _BLOCK = re.compile(r"decoder\.up\.(?P<level>\d{1,3})\.block\.\d{1,3}\.conv1\.we
 
 @FAMILIES.register("vqgan")
 class VQGANFamily(ImageTokenizerFamily):
-    """Checkpoints of VQGANs whose code is derived from taming-transformers."""
+    """Checkpoints of VQGANs whose code is derived from taming-transformers.
+
+    Example:
+        >>> from dalle_zoo.models.external.vqgan import VQGANConfig
+        >>> VQGANFamily("vqgan").describe(VQGANConfig())
+        'VQGAN of 16384 codes and factor 16'
+    """
 
     title = "VQGAN"
     expects = (

@@ -53,6 +53,16 @@ class CodeShardWriter:
         codebook_size: Number of codes; up to 65,536 they are stored as uint16, else as int32.
         chunk: Samples per member. Large members are read forty times as fast as members of one sample. Defaults to
             256.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with CodeShardWriter(Path(folder, "codes.tar"), codebook_size=16) as writer:
+        ...         writer.add("robin", ["a robin"], torch.tensor([[[3, 5], [0, 15]]]))
+        ...         writer.finish({"wren": "no caption"})
+        ...     with tarfile.open(Path(folder, "codes.tar")) as shard:
+        ...         print(*shard.getnames())
+        000000.npy 000000.json skipped.json
     """
 
     def __init__(self, path: Path, *, codebook_size: int, chunk: int = 256) -> None:

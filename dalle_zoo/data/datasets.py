@@ -36,6 +36,13 @@ class CaptionedDataset(torch.utils.data.IterableDataset[Item], ABC):
     """Base of data sets that read items by their position in an epoch.
 
     Reading is in two steps, `records` and `item`, so that what is read can be filtered before it is decoded.
+
+    Example:
+        >>> from dalle_zoo.data import open_source
+        >>> dataset = ImageTextDataset(open_source("composition:train"), transform="prior", size=32)
+        >>> first, again = (next(dataset.read(seed=0, epoch=3, start=5, stop=6)) for _ in range(2))
+        >>> torch.equal(first["image"], again["image"])  # the position determines sample and crop
+        True
     """
 
     @abstractmethod
@@ -107,6 +114,12 @@ class ImageTextDataset(CaptionedDataset):
             each epoch.
         caption: Which of several captions to use: the ``first``, or a ``random`` one in each epoch.
         needs_captions: Whether to skip samples without a caption; otherwise their caption is ``""``.
+
+    Example:
+        >>> from dalle_zoo.data import open_source
+        >>> dataset = ImageTextDataset(open_source("composition:train"), transform="center", size=32)
+        >>> len(dataset), next(iter(dataset))["image"].shape
+        (20000, torch.Size([3, 32, 32]))
     """
 
     def __init__(

@@ -26,7 +26,13 @@ _SUFFIXES = {"JPEG": "jpg", "TIFF": "tif"}
 
 
 class CorruptImageError(ValueError):
-    """The bytes are not an image, are truncated, or would take too much memory."""
+    """The bytes are not an image, are truncated, or would take too much memory.
+
+    Example:
+        >>> decode_image(b"no image")
+        Traceback (most recent call last):
+        dalle_zoo.data.decoding.CorruptImageError: not a readable image (unknown format, or damaged)
+    """
 
 
 def decode_image(data: bytes) -> Image.Image:

@@ -126,6 +126,20 @@ def encode_source(
     Raises:
         ClaimedError: Another process, which does not share the work, encodes into the same folder.
         ValueError: An option is invalid, the folder has other contents, or no sample is usable.
+
+    Example:
+        >>> import tempfile
+        >>> from dalle_zoo.data import CodeDataset, FolderSource
+        >>> def encode(pixels: Tensor) -> Tensor:  # codes of 0 to 15: the brightness of every pixel
+        ...     return (pixels.mean(1) * 15).round().long()
+        >>> with tempfile.TemporaryDirectory() as images, tempfile.TemporaryDirectory() as out:
+        ...     _ = Path(images, "dot.ppm").write_bytes(b"P6 1 1 255 " + bytes([255, 255, 255]))
+        ...     _ = Path(images, "dot.txt").write_text("a white dot")
+        ...     info = {"codebook_size": 16}
+        ...     _ = encode_source(FolderSource(Path(images)), encode, out, size=2, info=info, progress=False)
+        ...     next(iter(CodeDataset(out)))
+        {'key': 'dot', 'codes': tensor([[15, 15],
+                [15, 15]]), 'caption': 'a white dot'}
     """
     check_positive(
         size=size,

@@ -84,6 +84,18 @@ def filter_source(
         ClaimedError: Another process, which does not share the work, writes to the same folder.
         ValueError: An option is invalid, or the folder has other contents.
         ImportError: The package that identifies languages is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from dalle_zoo.data import FolderSource
+        >>> with tempfile.TemporaryDirectory() as images, tempfile.TemporaryDirectory() as out:
+        ...     for key, caption in (("1", "a gray dot"), ("2", "a dot")):
+        ...         _ = Path(images, f"{key}.ppm").write_bytes(b"P6 1 1 255 abc")
+        ...         _ = Path(images, f"{key}.txt").write_text(caption)
+        ...     filters = Filters(english=False)
+        ...     manifest = filter_source(FolderSource(Path(images)), out, filters=filters, progress=False)
+        ...     manifest["count"], manifest["dropped"]["caption too short"]
+        (1, 1)
     """
     check_positive(samples_per_shard=samples_per_shard)
     filters, share = filters or Filters(), share or Share()

@@ -59,7 +59,15 @@ _WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
-    """Options of the filters."""
+    """Options of the filters.
+
+    Example:
+        >>> filters = Filters(min_words=3)
+        >>> [filters.caption(text, is_english=str.isascii) for text in ("a cat", "a cat on a mat", "ein Bär im Wald")]
+        ['caption too short', '', 'not English']
+        >>> filters.image(b"P6 3 1 255 abcdefghi")  # 3 x 1 pixels
+        'aspect ratio'
+    """
 
     min_words: int = 3
     """Words of a caption that is long enough."""

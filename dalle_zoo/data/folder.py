@@ -27,6 +27,14 @@ class FolderSource(SampleSource):
 
     Args:
         root: The folder; `dalle_zoo.data.selection` says which of its files are read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "dot.ppm").write_bytes(b"P6 1 1 255 abc")
+        ...     _ = Path(folder, "dot.txt").write_text("a gray dot")
+        ...     [(sample.key, sample.captions) for sample in FolderSource(Path(folder)).stream()]
+        [('dot', ('a gray dot',))]
     """
 
     def __init__(self, root: Path) -> None:

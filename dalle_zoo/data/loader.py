@@ -34,6 +34,12 @@ class Collate:
 
     A batch has ``key`` and ``caption`` (lists of str) and ``epoch`` (int); ``image``, float32 (B, 3, H, W) in [0, 1],
     or ``codes``, int64 (B, h, w), as the items have; and ``text``, int64 (B, T), with ``encode_captions``.
+
+    Example:
+        >>> item = {"key": "white", "caption": "a square", "image": torch.full((3, 8, 8), 255, dtype=torch.uint8)}
+        >>> batch = Collate()([item, item], epoch=0)
+        >>> batch["image"].shape, batch["image"].max(), batch["caption"]
+        (torch.Size([2, 3, 8, 8]), tensor(1.), ['a square', 'a square'])
     """
 
     encode_captions: EncodeCaptions | None = None
@@ -56,7 +62,14 @@ _PLAIN = Collate()
 
 
 def iterate_batches(dataset: CaptionedDataset, batch_size: int, collate: Collate = _PLAIN) -> Iterator[Batch]:
-    """Yields every usable item of epoch 0 once, in stored order; the last batch may be smaller."""
+    """Yields every usable item of epoch 0 once, in stored order; the last batch may be smaller.
+
+    Example:
+        >>> from dalle_zoo.data import ImageTextDataset, open_source
+        >>> dataset = ImageTextDataset(open_source("composition:val-styles"), transform="center", size=32)
+        >>> next(iterate_batches(dataset, batch_size=4))["image"].shape
+        torch.Size([4, 3, 32, 32])
+    """
     check_positive(batch_size=batch_size)
     items = iter(dataset)
     while chunk := list(itertools.islice(items, batch_size)):
@@ -64,7 +77,13 @@ def iterate_batches(dataset: CaptionedDataset, batch_size: int, collate: Collate
 
 
 class EmptyDataError(ValueError):
-    """The data set has no usable sample."""
+    """The data set has no usable sample.
+
+    Example:
+        >>> ResumableLoader([], batch_size=4, seed=0)
+        Traceback (most recent call last):
+        dalle_zoo.data.loader.EmptyDataError: the data set is empty. Check its location.
+    """
 
 
 @dataclass(frozen=True)
@@ -179,6 +198,16 @@ class ResumableLoader:
     Raises:
         ValueError: An option is out of range, or there are too few samples for one batch. An `EmptyDataError`, also
             while reading, means that no sample can be used.
+
+    Example:
+        >>> from dalle_zoo.data import ImageTextDataset, open_source
+        >>> dataset = ImageTextDataset(open_source("composition:val-styles"), transform="prior", size=32)
+        >>> loader, resumed = (ResumableLoader(dataset, batch_size=4, seed=0) for _ in range(2))
+        >>> batches = iter(loader)
+        >>> _ = next(batches)
+        >>> resumed.load_state_dict(loader.state_dict())  # continues with the second batch
+        >>> next(iter(resumed))["key"] == next(batches)["key"]
+        True
     """
 
     def __init__(

@@ -15,7 +15,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sample:
-    """One captioned image, not decoded yet."""
+    """One captioned image, not decoded yet.
+
+    Example:
+        >>> next(read_sample("dot", b"P6 1 1 255 abc", None, b"a gray dot"))
+        Sample(key='dot', image=b'P6 1 1 255 abc', captions=('a gray dot',), problem='')
+    """
 
     listed: ClassVar[bool] = True
 
@@ -31,7 +36,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Skipped:
-    """Replaces a sample, or a part of a file, that cannot be used."""
+    """Replaces a sample, or a part of a file, that cannot be used.
+
+    Example:
+        >>> str(captioned(Sample("dot", b"P6 1 1 255 abc", (), problem="the caption is not UTF-8")))
+        'dot: the caption is not UTF-8'
+    """
 
     key: str
     reason: str
@@ -69,6 +79,17 @@ class SampleSource(ABC):
 
     Positions ``0 .. num_samples - 1`` number the samples in the order of one epoch. The order depends only on
     ``(seed, epoch)``, so disjoint positions are disjoint samples in every process.
+
+    Example:
+        >>> class Dots(SampleSource):
+        ...     num_samples = 3
+        ...     def fingerprint(self):
+        ...         return "three dots"
+        ...     def read(self, *, seed, epoch, start, stop, skip=0):  # always in stored order
+        ...         for number in range(start + skip, stop):
+        ...             yield Sample(str(number), b"P6 1 1 255 abc", (f"dot {number}",))
+        >>> [sample.captions[0] for sample in Dots().stream(part=1, num_parts=2)]
+        ['dot 1', 'dot 2']
     """
 
     @property

@@ -66,6 +66,16 @@ class ShardSource(SampleSource):
         paths: The shards. Other files of img2dataset (``.parquet``, ``_stats.json``) are not needed.
         shuffle_buffer: Undecoded samples in the shuffle buffer. Defaults to 2048.
         processes: Number of processes that count the samples of shards without a manifest. Defaults to 1.
+
+    Example:
+        >>> import tarfile, tempfile
+        >>> from dalle_zoo.data.archives import add_file
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with tarfile.open(Path(folder, "0.tar"), "w") as shard:
+        ...         add_file(shard, "dot.ppm", b"P6 1 1 255 abc")
+        ...         add_file(shard, "dot.txt", b"a gray dot")
+        ...     [(sample.key, sample.captions) for sample in ShardSource([Path(folder, "0.tar")]).stream()]
+        [('dot', ('a gray dot',))]
     """
 
     def __init__(self, paths: Sequence[ShardPath], *, shuffle_buffer: int = 2048, processes: int = 1) -> None:

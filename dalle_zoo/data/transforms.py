@@ -48,6 +48,12 @@ def dvae_transform(image: Image.Image, size: int, rng: random.Random) -> Tensor:
 
     Returns:
         uint8 (3, size, size).
+
+    Example:
+        >>> image = Image.linear_gradient("L").convert("RGB")  # 256 x 256 pixels
+        >>> first, again, other = (dvae_transform(image, 64, sample_rng(0, "robin", variant)) for variant in (1, 1, 2))
+        >>> first.shape, torch.equal(first, again), torch.equal(first, other)
+        (torch.Size([3, 64, 64]), True, False)
     """
     s = min(image.size)
     square = _square(image, rng.randint(0, image.width - s), rng.randint(0, image.height - s), size)
@@ -73,6 +79,12 @@ def prior_transform(image: Image.Image, size: int, rng: random.Random) -> Tensor
 
     Returns:
         uint8 (3, size, size).
+
+    Example:
+        >>> image = Image.linear_gradient("L").convert("RGB")  # black at the top, white at the bottom
+        >>> crop = prior_transform(image, 64, sample_rng(0, "robin", 1))
+        >>> crop.shape, bool(crop[0, 0, 0] < crop[0, 63, 0])  # never mirrored
+        (torch.Size([3, 64, 64]), True)
     """
     s = min(image.size)
     left, top = (_central_offset(slack, rng) for slack in (image.width - s, image.height - s))

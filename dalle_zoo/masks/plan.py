@@ -26,7 +26,13 @@ PAIRS = 2**22
 
 @dataclass(frozen=True, eq=False)
 class DecodeTable:
-    """Image keys that each image step attends to. Text is not listed: every step attends to all of it."""
+    """Image keys that each image step attends to. Text is not listed: every step attends to all of it.
+
+    Example:
+        >>> table = Mask.from_spec("row", TextImageLayout(text=1, height=2, width=2)).decode_table()
+        >>> [keys[valid].tolist() for keys, valid in zip(table.keys, table.valid)]  # two cells back and itself
+        [[0], [0, 1], [0, 1, 2], [1, 2, 3]]
+    """
 
     keys: Tensor
     """Raster indices, ascending, int64 (N, n). Padding repeats the step's own key."""
@@ -45,6 +51,11 @@ class CachePlan:
 
     Slots are numbered along the rows or columns of the grid that form the lines of the mask's line plan, so that keys
     that are read together are contiguous.
+
+    Example:
+        >>> plan = Mask.from_spec("row", TextImageLayout(text=2, height=4, width=4)).cache_plan()
+        >>> plan.num_slots, len(plan.slot_of_key)  # 5 slots are enough for 16 keys
+        (5, 16)
     """
 
     num_slots: int

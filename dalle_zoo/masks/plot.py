@@ -56,6 +56,13 @@ def plot_masks(specs: Iterable[str], layout: TextImageLayout, path: str | os.Pat
 
     Raises:
         ValueError: There are no specs, the file format is unknown, or `Mask.from_spec` rejects a spec.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     plot_masks(["row"], TextImageLayout(text=2, height=3, width=3), Path(folder, "row.svg"))
+        ...     "row 1, column 1" in Path(folder, "row.svg").read_text(encoding="utf-8")
+        True
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -71,6 +71,11 @@ class DVAEEncoder(EncodingTokenizer):
 
     Args:
         config: Architecture.
+
+    Example:
+        >>> encoder = DVAEEncoder(DVAEEncoderConfig(image_size=32, width=8, num_groups=3, codebook_size=16))
+        >>> encoder.encode(torch.rand(2, 3, 32, 32)).shape, encoder.decodes
+        (torch.Size([2, 8, 8]), False)
     """
 
     config_class = DVAEEncoderConfig

@@ -28,7 +28,13 @@ _LOGITS_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 
 @dataclass(frozen=True, kw_only=True)
 class DVAEEncoderConfig:
-    """Architecture of the encoder; defaults are the paper's (appendix A.1)."""
+    """Architecture of the encoder; defaults are the paper's (appendix A.1).
+
+    Example:
+        >>> config = DVAEEncoderConfig(image_size=64, width=32, num_groups=3)
+        >>> config.factor, config.grid_size, config.widths
+        (4, 16, [32, 64, 128])
+    """
 
     image_size: int = 256
     """Side of the square training images, pixels. The network itself takes any multiple of the factor."""
@@ -88,7 +94,12 @@ class DVAEEncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DVAEConfig(DVAEEncoderConfig):
-    """Architecture of the discrete VAE; defaults are the paper's (appendix A.1)."""
+    """Architecture of the discrete VAE; defaults are the paper's (appendix A.1).
+
+    Example:
+        >>> DVAEConfig().image_size, DVAEConfig().grid_size  # the paper's
+        (256, 32)
+    """
 
     decoder_stem: int = 128
     """Dimension of a code's embedding, the input of the decoder."""

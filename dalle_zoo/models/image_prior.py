@@ -94,6 +94,15 @@ class ImagePrior(nn.Module, ABC):
 
     A subclass states in `predicted` which tokens its heads predict from which hidden states; the loss, and with it
     training, follows.
+
+    Example:
+        >>> from dalle_zoo.models.prior import Prior, PriorConfig
+        >>> shape = dict(text_length=4, text_vocab=8, image_height=2, image_width=2, codebook_size=16)
+        >>> prior = Prior(PriorConfig(**shape, width=8, num_layers=1, num_heads=1, masks="row"))
+        >>> text, codes = torch.zeros(3, 4, dtype=torch.long), torch.zeros(3, 2, 2, dtype=torch.long)
+        >>> loss = prior.loss(text, codes)
+        >>> torch.allclose(loss.total, loss.text / 8 + 7 / 8 * loss.image)
+        True
     """
 
     config_class: ClassVar[type]

@@ -28,6 +28,11 @@ def logit_laplace_nll(x: Tensor, mu: Tensor, log_scale: Tensor) -> Tensor:
         x: Mapped pixels, strictly between 0 and 1.
         mu: Location on the logit scale, same shape.
         log_scale: ln b, same shape.
+
+    Example:
+        >>> nll = logit_laplace_nll(torch.tensor([0.5, 0.9]), mu=torch.zeros(2), log_scale=torch.zeros(2))
+        >>> nll.round(decimals=3)  # the pixel at the location is more likely
+        tensor([-0.6930,  0.4820])
     """
     log_x, log_1mx = torch.log(x), torch.log1p(-x)
     deviation = (log_x - log_1mx - mu).abs()
@@ -45,6 +50,12 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
 
     Returns:
         (B, h, w), between 0 and ln K.
+
+    Example:
+        >>> logits = torch.zeros(1, 8, 1, 2)
+        >>> logits[0, 0, 0, 1] = 100  # the second cell is certain of a code
+        >>> kl_to_uniform(logits).abs().round(decimals=3)  # 0 and ln 8
+        tensor([[[0.0000, 2.0790]]])
     """
     log_q = F.log_softmax(logits.float(), dim=1)
     return math.log(logits.shape[1]) + (log_q.exp() * log_q).sum(1)
@@ -68,6 +79,12 @@ def dvae_loss(
 
     Returns:
         The scalar loss, and its detached parts ``nll`` (nats per value) and ``kl`` (nats per cell).
+
+    Example:
+        >>> x, parameters, logits = torch.full((1, 3, 8, 8), 0.5), torch.zeros(1, 6, 8, 8), torch.randn(1, 16, 1, 1)
+        >>> loss, parts = dvae_loss(x, parameters, logits, kl_weight=6.6)
+        >>> torch.allclose(loss, parts["nll"] + 6.6 * parts["kl"] / 192)  # a cell for 8 x 8 x 3 values
+        True
     """
     mu, log_scale = parameters.chunk(2, dim=1)
     nll = logit_laplace_nll(x, mu, log_scale).mean()
@@ -93,6 +110,12 @@ def head_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tenso
 
     Returns:
         Scalar, float32 or wider.
+
+    Example:
+        >>> hidden, weight, target = torch.randn(5, 4), torch.randn(7, 4), torch.arange(5)
+        >>> expected = F.cross_entropy(F.linear(hidden, weight), target, reduction="sum")
+        >>> torch.allclose(head_loss(hidden, weight, None, target), expected, atol=1e-4)
+        True
     """
     apply: Any = HeadLoss.apply  # typed in some versions of PyTorch only
     summed: Tensor = apply(hidden, weight, bias, target, torch.is_grad_enabled())
@@ -155,6 +178,12 @@ def reduce_gradient(x: Tensor, factor: float) -> Tensor:
     """Returns the values of a tensor, whose gradient is multiplied by a factor in the backward pass.
 
     Reference: CogView (Ding et al., 2021), section 2.4, which trains embeddings with a tenth of their gradient.
+
+    Example:
+        >>> x = torch.ones((), requires_grad=True)
+        >>> reduce_gradient(x, 0.1).backward()
+        >>> x.grad
+        tensor(0.1000)
     """
     constant = x.detach()
     return constant + factor * (x - constant)  # exactly x
@@ -167,6 +196,11 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tenso
         image_features: Normalized features, (B, d).
         text_features: Normalized features, (B, d); row i belongs to image i.
         scale: Inverse temperature, a scalar.
+
+    Example:
+        >>> features = torch.eye(4)
+        >>> [round(contrastive_loss(features, features, torch.tensor(scale)).item(), 3) for scale in (0.0, 100.0)]
+        [1.386, 0.0]
     """
     logits = scale * image_features @ text_features.t()
     target = torch.arange(len(logits), device=logits.device)

@@ -15,7 +15,17 @@ from dalle_zoo.values import check_type
 
 
 class ImageTokenizer(nn.Module, ABC):
-    """Maps images to a grid of codes and back. Stage 2 and sampling use only this interface."""
+    """Maps images to a grid of codes and back. Stage 2 and sampling use only this interface.
+
+    Example:
+        >>> from dalle_zoo.models.dvae import DVAE, DVAEConfig
+        >>> dvae = DVAE(DVAEConfig(image_size=32, width=8, num_groups=3, codebook_size=16, decoder_stem=8))
+        >>> dvae.codebook_size, dvae.factor
+        (16, 4)
+        >>> dvae.check_codes(torch.tensor([[[3, 16]]]))
+        Traceback (most recent call last):
+        ValueError: codes must be in 0..15, got 3..16
+    """
 
     config_class: ClassVar[type]
     """Frozen dataclass of the architecture; its fields are what ``config.json`` holds."""

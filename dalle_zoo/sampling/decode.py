@@ -29,6 +29,15 @@ def decode_logits(prior: ImagePrior, text: Tensor, codes: Tensor) -> Iterator[Te
 
     Yields:
         Logits (P, n, K) of positions 0 … N - 1.
+
+    Example:
+        >>> from dalle_zoo.models.prior import Prior, PriorConfig
+        >>> shape = dict(text_length=4, text_vocab=8, image_height=2, image_width=2, codebook_size=16)
+        >>> prior = Prior(PriorConfig(**shape, width=8, num_layers=1, num_heads=1, masks="row"))
+        >>> text, codes = torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 1, 2, 2, dtype=torch.long)
+        >>> steps = torch.stack([*decode_logits(prior, text, codes)], dim=2)
+        >>> torch.allclose(steps[:, 0], prior.image_logits(text, codes[:, 0]), atol=1e-5)
+        True
     """
     tokens = codes.flatten(2)
     with packed_linears(prior, codes[..., 0, 0].numel()):
@@ -196,6 +205,14 @@ def check_given(config: Any, given: Tensor, prompts: int) -> None:
         config: Configuration of the prior.
         given: Codes, int64 (P, h, w), with `SAMPLE` at the cells to sample.
         prompts: Number of prompts P.
+
+    Example:
+        >>> from dalle_zoo.models.prior import PriorConfig
+        >>> config = PriorConfig(image_height=2, image_width=2, codebook_size=16, masks="row")
+        >>> check_given(config, torch.tensor([[[5, 15], [SAMPLE, SAMPLE]]]), prompts=1)  # keeps the top row
+        >>> check_given(config, torch.tensor([[[5, 16], [SAMPLE, SAMPLE]]]), prompts=1)
+        Traceback (most recent call last):
+        ValueError: given must hold codes in 0..15, or -1 where to sample, got -1..16
     """
     grid = (prompts, config.image_height, config.image_width)
     if given.shape != grid or given.dtype != torch.int64:

@@ -60,6 +60,11 @@ def gumbel(seeds: Tensor, step: int | Tensor, size: int) -> Tensor:
 
     Returns:
         float32 (B, V).
+
+    Example:
+        >>> noise = gumbel(torch.tensor([7, 7, 8]), step=0, size=4)
+        >>> noise.shape, torch.equal(noise[0], noise[1]), torch.equal(noise[0], noise[2])  # equal seeds, equal noise
+        (torch.Size([3, 4]), True, False)
     """
     # In place throughout: at V = 8,192, allocating memory for every operation takes longer than the arithmetic.
     moved = (step + 1) * _signed(_GOLDEN) if isinstance(step, Tensor) else _signed((step + 1) * _GOLDEN)

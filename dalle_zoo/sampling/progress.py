@@ -15,7 +15,15 @@ SAMPLE = -1
 
 @dataclass(frozen=True)
 class Progress:
-    """State of a generation after a pass of the prior."""
+    """State of a generation after a pass of the prior.
+
+    Example:
+        >>> import torch
+        >>> codes = torch.tensor([[[[5, 3], [7, SAMPLE]]]])  # one prompt, one candidate, 2 x 2 cells
+        >>> progress = Progress(done=3, total=4, read_codes=codes.clone)
+        >>> progress.done / progress.total, (progress.codes == SAMPLE).sum().item()
+        (0.75, 1)
+    """
 
     done: int
     """Number of tokens of an image that are final, summed over the batches of a call."""

@@ -24,6 +24,13 @@ class TextTokenizer(ABC):
 
     Ids are 0 .. ``vocab_size`` - 1. `CaptionEncoder` adds padding, with one id per position from
     ``vocab_size`` on, and `decode` drops it.
+
+    Example:
+        >>> from dalle_zoo.tokenizers import ByteTokenizer
+        >>> tokenizer = ByteTokenizer()
+        >>> padding = tokenizer.vocab_size  # of the first position
+        >>> tokenizer.decode([*tokenizer.encode("a cat"), padding])
+        'a cat'
     """
 
     kind: ClassVar[str]

@@ -66,6 +66,11 @@ class CLIPTokenizer(LibraryTokenizer):
 
     Args:
         tokenizer: Tokenizer of the library, as `clip_bpe` builds it.
+
+    Example:
+        >>> tokenizer = CLIPTokenizer(clip_bpe([("a", "t</w>"), ("c", "at</w>")]))
+        >>> tokenizer.decode(tokenizer.encode("A  CAT")), len(tokenizer.encode("A  CAT"))
+        ('a cat', 2)
     """
 
     kind = "clip"

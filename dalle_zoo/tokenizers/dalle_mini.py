@@ -95,6 +95,12 @@ class DalleMiniTokenizer(LibraryTokenizer):
 
     Args:
         tokenizer: Byte-level BPE of the library that prepends a space, as `bart_bpe` builds it.
+
+    Example:
+        >>> vocabulary = {"Ġ": 0, "a": 1, "c": 2, "t": 3, "Ġc": 4, "at": 5, "Ġcat": 6}  # Ġ is a space
+        >>> merges = [("Ġ", "c"), ("a", "t"), ("Ġc", "at")]
+        >>> DalleMiniTokenizer(bart_bpe(vocabulary, merges, simplified=True)).encode("A CAT!")
+        [0, 1, 6]
     """
 
     kind = "dalle_mini"

@@ -19,6 +19,13 @@ class HFTokenizer(LibraryTokenizer):
 
     Args:
         tokenizer: Tokenizer of the library.
+
+    Example:
+        >>> from tokenizers import models, pre_tokenizers
+        >>> words = Tokenizer(models.WordLevel({"a": 0, "cat": 1, "?": 2}, unk_token="?"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> HFTokenizer(words).encode("a cat sat")
+        [0, 1, 2]
     """
 
     kind = "hf"

@@ -24,7 +24,14 @@ size, and below four for quantized moments."""
 
 @dataclass(frozen=True, kw_only=True)
 class AdamWConfig:
-    """AdamW; tensors of two or more dimensions decay (matrices, convolutions, embeddings), biases and gains do not."""
+    """AdamW; tensors of two or more dimensions decay (matrices, convolutions, embeddings), biases and gains do not.
+
+    Example:
+        >>> net, config = nn.Linear(2, 2), AdamWConfig(weight_decay=0.1)
+        >>> optimizer = make_optimizer(net, config, learning_rate=1e-3, decayed=decayed_names(net))
+        >>> [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]  # matrix, bias
+        [(1, 0.1), (1, 0.0)]
+    """
 
     beta1: float = 0.9
     """Decay of the running mean."""

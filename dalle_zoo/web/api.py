@@ -61,6 +61,15 @@ def create_app(engine: Engine, *, limits: Limits | None = None, token: str | Non
         engine: Runs the requests; the caller closes it.
         limits: Limits of a request. Defaults to `Limits`.
         token: Token that clients must send as ``Authorization: Bearer``. Defaults to none.
+
+    Example:
+        >>> from dalle_zoo import DallePipeline
+        >>> from dalle_zoo.web.engine import Engine
+        >>> engine = Engine(DallePipeline.from_pretrained("composition"))
+        >>> app = create_app(engine, token="secret")
+        >>> "/v1/images/generations" in [route.path for route in app.routes]
+        True
+        >>> engine.close()
     """
     limits, pipe = limits or Limits(), engine.pipe
     app = FastAPI(title="dalle-zoo", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)

@@ -33,7 +33,13 @@ Preview = Callable[[Progress], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A request for images."""
+    """A request for images.
+
+    Example:
+        >>> request = Request(prompt="a red apple", seeds=(4, 9), options=SamplingOptions(temperature=0.7))
+        >>> len(request.seeds), request.rerank  # two images, unranked
+        (2, None)
+    """
 
     prompt: str
     """The prompt."""
@@ -53,7 +59,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """Images of a request, best first if ranked."""
+    """Images of a request, best first if ranked.
+
+    Example:
+        >>> images, codes = torch.rand(2, 3, 8, 8), torch.zeros(2, 1, 1, dtype=torch.long)
+        >>> answer = Answer(images, codes, seeds=(9, 4), scores=(0.8, 0.3), seconds=1.5)
+        >>> answer.seeds[0]  # that of the best image
+        9
+    """
 
     images: Tensor
     """Pixels in [0, 1], (n, 3, H, W)."""
@@ -68,7 +81,12 @@ class Answer:
 
 
 class QueueFullError(Exception):
-    """There are too many waiting requests; `retry_after` is the estimated number of seconds until there is room."""
+    """There are too many waiting requests; `retry_after` is the estimated number of seconds until there is room.
+
+    Example:
+        >>> str(QueueFullError(waiting=64, retry_after=12))
+        '64 requests are waiting, which is the limit: try again in 12 s'
+    """
 
     def __init__(self, waiting: int, retry_after: int) -> None:
         super().__init__(f"{waiting} requests are waiting, which is the limit: try again in {retry_after} s")
@@ -76,7 +94,14 @@ class QueueFullError(Exception):
 
 
 class Ticket:
-    """A submitted request."""
+    """A submitted request.
+
+    Example:
+        >>> ticket = Ticket(Request(prompt="a red apple", seeds=(0,)))
+        >>> ticket.cancel()
+        >>> ticket.canceled, ticket.future.cancelled()
+        (True, True)
+    """
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -107,9 +132,12 @@ class Engine:
         max_images: Largest number of images in a batch. Defaults to 64.
 
     Example:
-        >>> engine = Engine(DallePipeline.from_pretrained("composition"))  # doctest: +SKIP
-        >>> engine.submit(Request(prompt="a red apple", seeds=(0, 1))).future.result().images.shape  # doctest: +SKIP
-        torch.Size([2, 3, 64, 64])
+        >>> engine = Engine(DallePipeline.from_pretrained("composition"))
+        >>> tickets = [engine.submit(Request(prompt="a red apple", seeds=(seed, 9))) for seed in (0, 1)]
+        >>> first, second = (ticket.future.result() for ticket in tickets)
+        >>> engine.close()
+        >>> torch.equal(first.codes[1], second.codes[1])  # equal seeds
+        True
     """
 
     def __init__(self, pipe: DallePipeline, *, max_waiting: int = 64, max_images: int = 64) -> None:

@@ -25,6 +25,11 @@ class Moments:
 
     Sums of parts add up to the sums of all samples, so parts may come from any number of processes and have any size:
     results change by no more than the rounding of float64. Equal parts in equal order give equal bits.
+
+    Example:
+        >>> features = torch.tensor([[0.0, 1.0], [2.0, 5.0], [4.0, 0.0]])
+        >>> (Moments.of(features[:1]) + Moments.of(features[1:])).mean  # of parts, as of all
+        tensor([2., 2.], dtype=torch.float64)
     """
 
     count: int
@@ -136,7 +141,12 @@ def regrouped(parts: Iterable[tuple[Tensor, ...]], rows: int) -> Iterator[tuple[
 
 
 def in_batches(tensor: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """Yields parts of a tensor along its first axis, the last one shorter."""
+    """Yields parts of a tensor along its first axis, the last one shorter.
+
+    Example:
+        >>> [len(part) for part in in_batches(torch.zeros(5, 3), 2)]
+        [2, 2, 1]
+    """
     for start in range(0, len(tensor), batch_size):
         yield tensor[start : start + batch_size]
 

@@ -31,6 +31,8 @@ def to_restructured_text(lines: Sequence[str]) -> list[str]:
             while waiting and waiting[0].lstrip().startswith("|"):
                 rows.append(waiting.pop(0))
             out += ["", *(indent + text for text in _list_table(rows)), ""]
+        elif line.lstrip().startswith((">>> ", "... ")):
+            out.append(line)
         else:
             out.append(SPAN.sub(_reference, re.sub(r"""(?<=["'(])\*""", r"\\*", line)))  # a pattern, no emphasis
     return out

@@ -38,7 +38,16 @@ def cached(mask: Mask, name: str, device: torch.device, make: Callable[[Mask, to
 
 @BACKENDS.register("dense")
 def dense(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
-    """softmax(Q K^T / sqrt(D) + M) V with all scores in memory: the reference."""
+    """softmax(Q K^T / sqrt(D) + M) V with all scores in memory: the reference.
+
+    Example:
+        >>> from dalle_zoo.masks import TextImageLayout
+        >>> mask = Mask.from_spec("full", TextImageLayout(text=1, height=1, width=2))
+        >>> query, key, value = torch.zeros(3, 1, 1, 3, 1)
+        >>> value = torch.tensor([1.0, 3.0, 8.0]).view(1, 1, 3, 1)
+        >>> dense(query, key, value, mask).flatten()  # equal scores: means of the positions so far
+        tensor([1., 2., 4.])
+    """
     length = query.shape[-2]
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     allowed = cached(mask, "matrix", query.device, Mask.dense)[:length, :length]

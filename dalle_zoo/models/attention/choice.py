@@ -28,7 +28,15 @@ SHORTEST_ON_CPU = 400
 
 @BACKENDS.register("auto")
 def auto(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
-    """`lines` if it is cheaper and correct, otherwise `sdpa`; `sdpa` also for a prefix of the stream."""
+    """`lines` if it is cheaper and correct, otherwise `sdpa`; `sdpa` also for a prefix of the stream.
+
+    Example:
+        >>> from dalle_zoo.masks import TextImageLayout
+        >>> layout = TextImageLayout(text=16, height=20, width=20)
+        >>> query = torch.zeros(1, 1, layout.length, 8)
+        >>> [choose(Mask.from_spec(spec, layout), query).__name__ for spec in ("full", "column")]  # on a CPU
+        ['sdpa', 'lines']
+    """
     complete = query.shape[-2] == mask.layout.length
     return (choose(mask, query) if complete else sdpa)(query, key, value, mask)
 

@@ -20,6 +20,15 @@ class Attention(nn.Module):
         num_heads: Number of heads H; must divide the width.
         mask: Which positions attend to which.
         backend: Name in `BACKENDS`. Defaults to "auto".
+
+    Example:
+        >>> import torch
+        >>> from dalle_zoo.masks import TextImageLayout
+        >>> attention = Attention(8, 2, Mask.from_spec("row", TextImageLayout(text=2, height=2, width=2)))
+        >>> x = torch.randn(1, 6, 8)
+        >>> before, x[:, 5] = attention(x), 0.0  # no position before 5 attends to it
+        >>> torch.allclose(attention(x)[:, :5], before[:, :5], atol=1e-5)
+        True
     """
 
     def __init__(self, width: int, num_heads: int, mask: Mask, backend: str = "auto") -> None:

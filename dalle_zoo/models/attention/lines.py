@@ -70,7 +70,16 @@ class Lines(NamedTuple):
 
 @BACKENDS.register("lines")
 def lines(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
-    """Exact attention over only the image keys of each line; a prefix of the stream uses `sdpa`."""
+    """Exact attention over only the image keys of each line; a prefix of the stream uses `sdpa`.
+
+    Example:
+        >>> from dalle_zoo.masks import TextImageLayout
+        >>> from dalle_zoo.models.attention import dense
+        >>> mask = Mask.from_spec("column", TextImageLayout(text=4, height=3, width=3))
+        >>> query, key, value = torch.randn(3, 1, 2, 13, 8)  # one sample, two heads, 13 positions
+        >>> torch.allclose(lines(query, key, value, mask), dense(query, key, value, mask), atol=1e-5)
+        True
+    """
     complete = query.shape[-2] == mask.layout.length and query.numel()
     if not complete or not fused.supported(query.device, query.dtype):
         return sdpa(query, key, value, mask)

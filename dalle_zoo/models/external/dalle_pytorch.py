@@ -103,6 +103,13 @@ class DallePytorch(ImagePrior):
     Args:
         config: Architecture.
         backend: Attention back-end, a name in `models.attention.BACKENDS`.
+
+    Example:
+        >>> shape = dict(text_length=4, text_vocab=8, image_height=2, image_width=2, codebook_size=16)
+        >>> prior = DallePytorch(DallePytorchConfig(**shape, width=16, num_layers=1, num_heads=2, head_size=8))
+        >>> text, codes = torch.zeros(3, 4, dtype=torch.long), torch.zeros(3, 2, 2, dtype=torch.long)
+        >>> prior.image_logits(text, codes).shape
+        torch.Size([3, 4, 16])
     """
 
     config_class = DallePytorchConfig

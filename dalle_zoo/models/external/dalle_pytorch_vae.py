@@ -103,6 +103,12 @@ class DallePytorchVAE(ImageTokenizer):
 
     Args:
         config: Architecture.
+
+    Example:
+        >>> vae = DallePytorchVAE(DallePytorchVAEConfig(image_size=32, width=8, code_channels=8, codebook_size=16))
+        >>> codes = vae.encode(torch.rand(2, 3, 32, 32))
+        >>> codes.shape, vae.decode(codes).shape
+        (torch.Size([2, 4, 4]), torch.Size([2, 3, 32, 32]))
     """
 
     config_class = DallePytorchVAEConfig

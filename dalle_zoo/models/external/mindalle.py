@@ -101,6 +101,12 @@ class MinDALLE(ImagePrior):
     Args:
         config: Architecture.
         backend: Attention back-end, a name in `models.attention.BACKENDS`.
+
+    Example:
+        >>> shape = dict(text_length=4, text_vocab=8, image_height=2, image_width=2, codebook_size=16)
+        >>> prior = MinDALLE(MinDALLEConfig(**shape, width=8, num_layers=1, num_heads=2, padding_id=7))
+        >>> prior.null_text()
+        tensor([7, 7, 7, 7])
     """
 
     config_class = MinDALLEConfig

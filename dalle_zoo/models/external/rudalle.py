@@ -178,6 +178,12 @@ class RuDALLE(ImagePrior):
     Args:
         config: Architecture.
         backend: Attention back-end, a name in `models.attention.BACKENDS`.
+
+    Example:
+        >>> shape = dict(text_length=4, text_vocab=8, image_height=2, image_width=2, codebook_size=16)
+        >>> prior = RuDALLE(RuDALLEConfig(**shape, width=8, num_layers=1, num_heads=2))
+        >>> prior.null_text()  # start, end, padding
+        tensor([ 2,  3, 10, 11])
     """
 
     config_class = RuDALLEConfig

@@ -65,7 +65,12 @@ STRATEGIES.register("hsdp_powersgd")(HSDPPowerSGD)
 
 
 def defers_weights(spec: object) -> bool:
-    """Whether a strategy, as recipes name it, shards a network before it has weights."""
+    """Whether a strategy, as recipes name it, shards a network before it has weights.
+
+    Example:
+        >>> [defers_weights(spec) for spec in ("ddp", "fsdp", "fsdp2", EXAMPLE)]
+        [False, False, True, True]
+    """
     name = parse_spec(spec, "strategy", EXAMPLE)[0] if isinstance(spec, str) else ""
     return name in STRATEGIES and hooks_of(make_strategy(str(spec))).defers_weights
 

@@ -21,6 +21,11 @@ class FSDP1(ShardedStates, FSDPStrategy):
     """Shards weights, gradients and moments over all processes, as one flat vector per residual block.
 
     Lightning's own class supports CUDA only.
+
+    Example:
+        >>> from dalle_zoo.training.strategies import make_strategy
+        >>> type(make_strategy("fsdp")).__name__, FSDP1.flat
+        ('FSDP1', True)
     """
 
     flat = True

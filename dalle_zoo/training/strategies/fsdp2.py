@@ -30,6 +30,11 @@ class FullyShard(ShardedStates, ModelParallelStrategy):
     Args:
         shard_size: Number of processes that share a copy of the network; gradients are averaged over the copies. 0
             means the processes of one machine. Defaults to all processes.
+
+    Example:
+        >>> from dalle_zoo.training.strategies import make_strategy
+        >>> make_strategy("hsdp(shard_size=4)").shard_size, FullyShard.defers_weights
+        (4, True)
     """
 
     defers_weights = True

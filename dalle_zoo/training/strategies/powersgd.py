@@ -113,6 +113,12 @@ class DDPPowerSGD(ExchangesGradients, DDPStrategy):
         rank: Rank of every gradient matrix; the smallest rank without a loss of quality grows with the width (table
             1).
         wire_bits: Bits of the factors, 32 or 16 (bfloat16). Defaults to 32.
+
+    Example:
+        >>> from dalle_zoo.training.strategies import make_strategy
+        >>> strategy = make_strategy("ddp_powersgd(rank=32, wire_bits=16)")
+        >>> strategy.rank, strategy.wire
+        (32, torch.bfloat16)
     """
 
     def __init__(self, rank: int, wire_bits: int = 32) -> None:
@@ -151,6 +157,12 @@ class HSDPPowerSGD(ExchangesGradients, FullyShard):
             eight GPUs); each process factorizes its own shard with rank / shard_size.
         shard_size: Number of processes that share a copy of the network. Defaults to 0: those of one machine.
         wire_bits: Bits of the factors, 32 or 16 (bfloat16). Defaults to 32.
+
+    Example:
+        >>> from dalle_zoo.training.strategies import make_strategy
+        >>> strategy = make_strategy("hsdp_powersgd(rank=896, shard_size=8)")
+        >>> strategy.rank // strategy.shard_size  # rank of the shard of each process
+        112
     """
 
     def __init__(self, rank: int, shard_size: int = 0, wire_bits: int = 32) -> None:

@@ -24,12 +24,24 @@ NAMED = 20
 
 
 class DatasetError(ValueError):
-    """A dataset is unusable. The message states what was expected, what was found, and what to do."""
+    """A dataset is unusable. The message states what was expected, what was found, and what to do.
+
+    Example:
+        >>> EvalDataset(name="birds", root="photos/birds", items=())
+        Traceback (most recent call last):
+        dalle_zoo_eval.datasets.base.DatasetError: dataset birds in photos/birds holds no usable image
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """An image of a dataset, not yet decoded."""
+    """An image of a dataset, not yet decoded.
+
+    Example:
+        >>> item = Item(key="birds/robin", image=None, captions=("a robin",), concept="robin")
+        >>> item.box is None, item.concept
+        (True, 'robin')
+    """
 
     key: str
     """Name that is unique in the dataset: a relative path without suffix."""
@@ -53,6 +65,12 @@ class EvalDataset:
 
     Raises:
         DatasetError: There are no items, or two have the same key.
+
+    Example:
+        >>> items = tuple(Item(key=key, image=None, captions=(f"a {key}",)) for key in ("robin", "wren", "owl"))
+        >>> here, there = (EvalDataset(name="birds", root=root, items=items) for root in ("here", "there"))
+        >>> here.sha256() == there.sha256()  # of the contents
+        True
     """
 
     name: str

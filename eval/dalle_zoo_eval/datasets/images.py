@@ -41,6 +41,11 @@ def load_image(item: Item, crop: Crop, size: int | None) -> Tensor:
     Raises:
         UnknownNameError: There is no such crop.
         DatasetError: The image is missing or damaged, or its bounding box is missing or outside of it.
+
+    Example:
+        >>> item = Item(key="strip", image=b"P6 2 1 255 abcdef", captions=())  # 2 x 1 pixels
+        >>> load_image(item, "none", None).shape, load_image(item, "center", 4).shape
+        (torch.Size([3, 1, 2]), torch.Size([3, 4, 4]))
     """
     if crop not in get_args(Crop):
         raise UnknownNameError(suggest("crop", crop, get_args(Crop)))

@@ -22,7 +22,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionList:
-    """Captions in the order in which images are generated."""
+    """Captions in the order in which images are generated.
+
+    Example:
+        >>> chosen = [CaptionList(entries=(("robin", "a robin"),), seed=seed, source="") for seed in (0, 1)]
+        >>> chosen[0].sha256 == chosen[1].sha256
+        True
+    """
 
     entries: tuple[tuple[str, str], ...]
     """Pairs of the key of an item and one of its captions."""
@@ -67,6 +73,13 @@ def choose_captions(
     Raises:
         UnknownNameError: There is no such rule.
         DatasetError: There are no captions, fewer than ``count``, or no item has a key of ``exclude``.
+
+    Example:
+        >>> items = tuple(Item(key=key, image=None, captions=(f"a {key}",)) for key in ("robin", "wren", "owl"))
+        >>> birds = EvalDataset(name="birds", root="birds", items=items)
+        >>> two, three = (choose_captions(birds, count=count, rule="one", seed=0).entries for count in (2, 3))
+        >>> two == three[:2]  # the shorter list is the beginning of the longer one
+        True
     """
     if rule not in get_args(Choice):
         raise UnknownNameError(suggest("rule of caption choice", rule, get_args(Choice)))
@@ -113,7 +126,16 @@ def _rank(seed: int, *parts: str) -> bytes:
 
 
 def check_exclusions(dataset: EvalDataset, exclude: frozenset[str]) -> None:
-    """Raises `DatasetError` if no key of an exclusion list is in the dataset; warns of some unknown keys."""
+    """Raises `DatasetError` if no key of an exclusion list is in the dataset; warns of some unknown keys.
+
+    Example:
+        >>> item = Item(key="robin", image=None, captions=("a robin",))
+        >>> birds = EvalDataset(name="birds", root="birds", items=(item,))
+        >>> check_exclusions(birds, frozenset({"robin"}))
+        >>> check_exclusions(birds, frozenset({"cat"}))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        dalle_zoo_eval.datasets.base.DatasetError: none of the 1 excluded keys, such as 'cat', is in the dataset ...
+    """
     unknown = sorted(exclude - {item.key for item in dataset.items})
     if unknown and len(unknown) == len(exclude):
         raise DatasetError(
@@ -128,7 +150,16 @@ def check_exclusions(dataset: EvalDataset, exclude: frozenset[str]) -> None:
 
 
 def save_captions(captions: CaptionList, path: Path) -> None:
-    """Writes a list as JSON lines, atomically: a header, and then ``[key, caption]`` for each entry."""
+    """Writes a list as JSON lines, atomically: a header, and then ``[key, caption]`` for each entry.
+
+    Example:
+        >>> import tempfile
+        >>> captions = CaptionList(entries=(("robin", "a robin"),), seed=0, source="")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_captions(captions, Path(folder, "captions.jsonl"))
+        ...     print(Path(folder, "captions.jsonl").read_text().splitlines()[1])
+        ["robin", "a robin"]
+    """
     head = {
         "captions": len(captions.entries),
         "seed": captions.seed,
@@ -145,10 +176,17 @@ def _line(entry: Sequence[str]) -> bytes:
 
 
 def load_exclusions(path: Path) -> frozenset[str]:
-    """Reads the keys of excluded items, one per line; lines that begin with ``#`` are comments.
+    r"""Reads the keys of excluded items, one per line; lines that begin with ``#`` are comments.
 
     Raises:
         DatasetError: The file is missing, is not UTF-8, or is empty.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "exclude.txt").write_text("# seen in training\nrobin\n")
+        ...     load_exclusions(Path(folder, "exclude.txt"))
+        frozenset({'robin'})
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
@@ -175,6 +213,11 @@ def shuffle_concepts(concepts: Sequence[str], seed: int) -> list[int]:
 
     Raises:
         ValueError: One concept has more than half of the samples, so no such permutation exists.
+
+    Example:
+        >>> concepts = ["cat", "dog", "cat", "owl"]
+        >>> all(concepts[other] != concept for concept, other in zip(concepts, shuffle_concepts(concepts, seed=0)))
+        True
     """
     generator = torch.Generator().manual_seed(seed)
     groups: dict[str, list[int]] = {}

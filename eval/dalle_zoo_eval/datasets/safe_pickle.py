@@ -25,7 +25,18 @@ _FORMATS = {"i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u
 
 
 class UnsafePickleError(DatasetError):
-    """A pickle contains more than plain data; none of it was run."""
+    """A pickle contains more than plain data; none of it was run.
+
+    Example:
+        >>> import pickle, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "names.pickle").write_bytes(pickle.dumps(print))
+        ...     try:
+        ...         load_plain(Path(folder, "names.pickle"))
+        ...     except UnsafePickleError as error:
+        ...         print(str(error).partition("opened: ")[2])
+        it must hold only plain data, but requests builtins.print
+    """
 
 
 def load_plain(path: Path) -> Any:
@@ -42,6 +53,13 @@ def load_plain(path: Path) -> Any:
     Raises:
         UnsafePickleError: The file requests an import or a call, or is larger than `MAX_BYTES`.
         DatasetError: The file is missing, is not a pickle, or is damaged.
+
+    Example:
+        >>> import pickle, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "names.pickle").write_bytes(pickle.dumps({"names": ["robin"], "count": 1}))
+        ...     load_plain(Path(folder, "names.pickle"))
+        {'names': ['robin'], 'count': 1}
     """
     try:
         size = path.stat().st_size

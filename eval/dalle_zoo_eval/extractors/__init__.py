@@ -77,6 +77,11 @@ def load_extractor(
             where to.
         UnknownNameError: There is no such extractor.
         ImportError: A package of the ``eval`` extra is missing.
+
+    Example:
+        >>> pixels = load_extractor("pixels", "")  # needs no file
+        >>> pixels(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))["features"].shape
+        torch.Size([2, 192])
     """
     if EXTRACTORS.spec(name).model_part:
         raise ExtractorFileError(f"{name} is a part of the evaluated model, which --model gives: it has no file")

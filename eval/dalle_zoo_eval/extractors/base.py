@@ -18,11 +18,25 @@ from dalle_zoo.registry import SpecRegistry
 
 
 class ExtractorFileError(ValueError):
-    """A file of a network is missing or is the wrong one; the message states which file is needed, and where."""
+    """A file of a network is missing or is the wrong one; the message states which file is needed, and where.
+
+    Example:
+        >>> from dalle_zoo_eval.extractors import load_extractor
+        >>> load_extractor("prior", "prior.safetensors")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        dalle_zoo_eval.extractors.base.ExtractorFileError: prior is a part of the evaluated model, ...
+    """
 
 
 class Extractor(Protocol):
-    """Images to features."""
+    """Images to features.
+
+    Example:
+        >>> from dalle_zoo_eval.extractors import load_extractor
+        >>> pixels: Extractor = load_extractor("pixels", "")
+        >>> pixels.record["title"]
+        '8 x 8 pixels'
+    """
 
     @property
     def name(self) -> str:
@@ -54,7 +68,13 @@ class Extractor(Protocol):
 
 @runtime_checkable
 class TextExtractor(Extractor, Protocol):
-    """An extractor that also encodes captions."""
+    """An extractor that also encodes captions.
+
+    Example:
+        >>> from dalle_zoo_eval.extractors import load_extractor
+        >>> isinstance(load_extractor("pixels", ""), TextExtractor)
+        False
+    """
 
     def text_features(self, captions: Sequence[str]) -> Tensor:
         """Returns features of B captions in the same space as those of images: float32 (B, d) on the CPU."""
@@ -62,7 +82,13 @@ class TextExtractor(Extractor, Protocol):
 
 @runtime_checkable
 class PairExtractor(Extractor, Protocol):
-    """An extractor of images together with captions."""
+    """An extractor of images together with captions.
+
+    Example:
+        >>> from dalle_zoo_eval.extractors import load_extractor
+        >>> isinstance(load_extractor("pixels", ""), PairExtractor)
+        False
+    """
 
     def pairs(self, images: Tensor, captions: Sequence[str], others: Sequence[str]) -> dict[str, Tensor]:
         """Returns tensors of B images, given their captions and captions of other images; replaces `__call__`."""
@@ -85,7 +111,13 @@ class WeightsFile:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractorSpec:
-    """What is known of an extractor before it is opened."""
+    """What is known of an extractor before it is opened.
+
+    Example:
+        >>> from dalle_zoo_eval.extractors import EXTRACTORS
+        >>> [EXTRACTORS.spec(name).fid for name in ("inception-2015", "dinov2")]
+        [True, False]
+    """
 
     name: str
     """Name in `EXTRACTORS`."""

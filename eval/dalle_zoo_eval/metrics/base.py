@@ -29,7 +29,14 @@ REAL = "real_"
 
 @dataclass(frozen=True, kw_only=True)
 class MetricSpec:
-    """Inputs of a metric and the presentation of its scores."""
+    """Inputs of a metric and the presentation of its scores.
+
+    Example:
+        >>> from dalle_zoo_eval.metrics import METRICS
+        >>> spec = METRICS.spec("kid")
+        >>> spec.lower_is_better, sorted(spec.inputs)
+        (True, ['features', 'real'])
+    """
 
     name: str
     """Name in `METRICS`."""
@@ -173,6 +180,14 @@ class RowsMetric(Metric):
 
     Raises:
         TypeError: An option is unknown.
+
+    Example:
+        >>> from dalle_zoo_eval.metrics import METRICS
+        >>> vendi = METRICS["vendi"]()
+        >>> vendi.update(features=torch.eye(3))
+        >>> vendi.update(features=torch.eye(3))  # the same images again
+        >>> round(vendi.compute()["value"].item(), 3)
+        3.0
     """
 
     is_differentiable = False

@@ -31,6 +31,12 @@ def pick_score(features: Tensor, text_features: Tensor) -> dict[str, float]:
 
     Raises:
         ValueError: The shapes differ, or there are no images.
+
+    Example:
+        >>> import torch
+        >>> images, captions = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+        >>> pick_score(images, captions)["value"], pick_score(images, -captions)["value"]
+        (100.0, -100.0)
     """
     return _mean_logit(features, text_features)
 

@@ -29,6 +29,12 @@ def clip_score(features: Tensor, text_features: Tensor) -> dict[str, float]:
 
     Raises:
         ValueError: The shapes differ, or there are no images.
+
+    Example:
+        >>> import torch
+        >>> images, captions = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+        >>> clip_score(images, captions)["value"], clip_score(images, -captions)["value"]
+        (100.0, 0.0)
     """
     found = bootstrapped(100 * paired_cosines(features, text_features))
     return Estimate(*(max(0.0, number) for number in found)).annotated()

@@ -37,6 +37,12 @@ def cmmd(features: Tensor, real_features: Tensor) -> dict[str, float]:
 
     Raises:
         ValueError: Features have different lengths.
+
+    Example:
+        >>> features = torch.eye(4)
+        >>> equal, opposite = (cmmd(features, sign * features)["value"] for sign in (1, -1))
+        >>> abs(equal) < 1e-6 < opposite
+        True
     """
     check_sides(features, real_features)
     x, y = (F.normalize(side.double(), dim=1) for side in (features, real_features))

@@ -26,6 +26,10 @@ def codebook_use(codes: Tensor, codebook_size: Tensor | int) -> dict[str, float]
 
     Returns:
         ``used``, the share of codes that occur, and ``perplexity``, exp of the entropy of their frequencies, in 1..K.
+
+    Example:
+        >>> codebook_use(torch.tensor([[0, 1], [1, 0]]), codebook_size=4)  # two codes, equally often
+        {'used': 0.5, 'perplexity': 2.0}
     """
     counts = torch.bincount(codes.flatten(), minlength=int(torch.as_tensor(codebook_size).max())).double()
     share = counts / counts.sum()

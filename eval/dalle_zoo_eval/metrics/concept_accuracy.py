@@ -73,6 +73,12 @@ def concept_accuracy(
 
     Raises:
         ValueError: As for `check`, or features, keys and concepts differ in number.
+
+    Example:
+        >>> keys, concepts = ["cat_1", "dog_1", "cat_2", "dog_2"], ["cat", "dog", "cat", "dog"]
+        >>> gallery = torch.eye(2).repeat(2, 1)  # cats and dogs
+        >>> concept_accuracy(gallery[:2], keys[:2], concepts[:2], gallery, keys, concepts, ks=[1])
+        {'top1': 1.0}
     """
     check(real_keys, real_concepts, ks=ks)
     if not len(features) == len(keys) == len(concepts):

@@ -34,6 +34,11 @@ def density(features: Tensor, real_features: Tensor, *, k: int = 5) -> dict[str,
     Raises:
         ValueError: Features have different lengths.
         StatisticsError: A side has too few samples.
+
+    Example:
+        >>> real = torch.arange(8.0).view(8, 1)
+        >>> density(real + 100, real, k=2)["value"]
+        0.0
     """
     check_neighbors(features, real_features, k)
     radii = squared_radii(real_features, k)
@@ -45,7 +50,13 @@ def density(features: Tensor, real_features: Tensor, *, k: int = 5) -> dict[str,
     "coverage", label="Coverage", source=SOURCE, least=1000, interval="bootstrap over the reference images"
 )
 def coverage(features: Tensor, real_features: Tensor, *, k: int = 5) -> dict[str, float]:
-    """Returns the share of reference images whose sphere contains a generated image; otherwise as `density`."""
+    """Returns the share of reference images whose sphere contains a generated image; otherwise as `density`.
+
+    Example:
+        >>> real = torch.arange(8.0).view(8, 1)
+        >>> coverage(real, real, k=2)["value"], coverage(real[:4], real, k=2)["value"]  # half of the images
+        (1.0, 0.5)
+    """
     check_neighbors(features, real_features, k)
     radii = squared_radii(real_features, k)
     nearest = [squared_distances(rows, features).min(1).values for rows in in_batches(real_features, ROWS)]

@@ -31,6 +31,11 @@ def distinct_images(thumbnails: Tensor) -> dict[str, Estimate]:
 
     Args:
         thumbnails: Thumbnails of all candidates, uint8 (B, N, 3, h, w).
+
+    Example:
+        >>> black, white = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.full((3, 8, 8), 255, dtype=torch.uint8)
+        >>> distinct_images(torch.stack([black, white, black])[None])["value"].value
+        2.0
     """
     pixels = thumbnails.flatten(2).double() / 255
     apart = torch.cdist(pixels, pixels) / pixels.shape[-1] ** 0.5

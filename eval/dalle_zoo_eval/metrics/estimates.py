@@ -37,6 +37,11 @@ def interval_of_mean(values: Tensor) -> tuple[float, float]:
 
     Args:
         values: One number per sample, (n,).
+
+    Example:
+        >>> low, high = interval_of_mean(torch.tensor([0.0, 1.0]).repeat(50))
+        >>> 0.35 < low < 0.5 < high < 0.65
+        True
     """
     generator, values = torch.Generator().manual_seed(SEED), values.double()
     rounds = max(1, BLOCK // len(values))
@@ -69,6 +74,10 @@ def shifted(value: float, influences: Tensor) -> Estimate:
         value: The score.
         influences: n times the derivative of the score with respect to the weight of each of n samples, (n,), with
             mean 0.
+
+    Example:
+        >>> shifted(2.0, torch.zeros(4))
+        Estimate(value=2.0, low=2.0, high=2.0)
     """
     low, high = interval_of_mean(influences)
     return Estimate(value, value + low, value + high)

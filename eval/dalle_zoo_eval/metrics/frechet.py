@@ -49,6 +49,11 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     Raises:
         StatisticsError: A side has fewer than 2 samples, or features have different lengths. Fewer samples than
             features are accepted: check `Moments.rank_deficient` before reporting a distance.
+
+    Example:
+        >>> features = torch.randn(10, 2)
+        >>> round(frechet_distance(Moments.of(features), Moments.of(features + 3)), 3)  # 3^2 + 3^2
+        18.0
     """
     # The side of lower rank gives the smaller matrix, without eigenvalues that are 0 except for rounding.
     a, b = sorted((a, b), key=lambda side: side.count)
@@ -306,4 +311,12 @@ class FrechetInceptionDistance(FrechetBase):
     source="Heusel et al., 2017", interval=INTERVAL,
 )  # fmt: skip
 class FrechetDistance(FrechetBase):
-    """Fréchet distance in the features of any other network; never called FID."""
+    """Fréchet distance in the features of any other network; never called FID.
+
+    Example:
+        >>> distance, features = FrechetDistance(interval=False), torch.randn(10, 2)
+        >>> distance.update(features, real=True)
+        >>> distance.update(features + 3, real=False)
+        >>> round(distance.compute()["value"].item(), 3)  # 3^2 + 3^2
+        18.0
+    """

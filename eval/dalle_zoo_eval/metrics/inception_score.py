@@ -38,6 +38,12 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int | None = SHUF
     Raises:
         ValueError: The logits have another shape, or ``splits`` is less than 1.
         StatisticsError: There are fewer images than splits.
+
+    Example:
+        >>> import torch
+        >>> mean, deviation = inception_score(100 * torch.eye(4), splits=1)  # each image of another class
+        >>> round(float(mean), 3)
+        4.0
     """
     from torch_fidelity.metric_isc import isc_features_to_metric
 

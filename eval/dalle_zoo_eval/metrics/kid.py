@@ -37,6 +37,13 @@ def kernel_distance(
     Raises:
         ValueError: Features have different lengths, or an option is out of range.
         StatisticsError: A side has fewer samples than a subset.
+
+    Example:
+        >>> import torch
+        >>> real = torch.randn(20, 4)
+        >>> far, near = (kernel_distance(real + shift, real, subsets=2, subset_size=20)[0] for shift in (1, 0))
+        >>> bool(far > near)
+        True
     """
     from torch_fidelity.metric_kid import kid_features_to_metric
 

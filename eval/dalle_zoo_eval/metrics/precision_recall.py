@@ -38,6 +38,11 @@ def precision(features: Tensor, real_features: Tensor, *, k: int = 3) -> dict[st
     Raises:
         ValueError: Features have different lengths.
         StatisticsError: A side has too few samples.
+
+    Example:
+        >>> real = torch.arange(10.0).view(10, 1)
+        >>> precision(real[:5], real)["value"], precision(real + 100, real)["value"]
+        (1.0, 0.0)
     """
     check_neighbors(features, real_features, k)
     return _share_within(features, real_features, k)
@@ -45,7 +50,13 @@ def precision(features: Tensor, real_features: Tensor, *, k: int = 3) -> dict[st
 
 @METRICS.register("recall", extractor="inception-2015", label="Recall", source=SOURCE, least=10_000, interval=INTERVAL)
 def recall(features: Tensor, real_features: Tensor, *, k: int = 3) -> dict[str, float]:
-    """Returns the share of reference images near a generated image; arguments and errors as in `precision`."""
+    """Returns the share of reference images near a generated image; arguments and errors as in `precision`.
+
+    Example:
+        >>> real = torch.arange(10.0).view(10, 1)
+        >>> recall(real[:5], real)["value"]  # images 0 to 4 reach up to 7
+        0.8
+    """
     check_neighbors(features, real_features, k)
     return _share_within(real_features, features, k)
 

@@ -54,6 +54,11 @@ def r_precision(
     Raises:
         ValueError: Features and concepts differ in number, or features have different lengths.
         StatisticsError: There are too few images, or too few captions of other concepts.
+
+    Example:
+        >>> features, concepts = torch.eye(4), ["robin", "wren", "owl", "crow"]
+        >>> r_precision(features, features, concepts, mismatched=3, splits=1)
+        (1.0, 0.0)
     """
     b = len(concepts)
     if features.ndim != 2 or features.shape != text_features.shape or len(features) != b:

@@ -28,5 +28,11 @@ def retrieval(features: Tensor, text_features: Tensor) -> dict[str, float]:
     Args:
         features: Features of the images, unit vectors (B, d).
         text_features: Features of the captions, unit vectors (B, d).
+
+    Example:
+        >>> import torch
+        >>> found = retrieval(torch.eye(6), torch.eye(6).roll(1, 0))  # each caption belongs to another image
+        >>> found["image_to_text_top1"]
+        0.0
     """
     return retrieval_accuracy(features, text_features)

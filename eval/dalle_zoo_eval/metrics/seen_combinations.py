@@ -40,6 +40,12 @@ def seen_combinations(novel: Tensor, targets: Sequence[Mapping[str, Any]]) -> di
     Args:
         novel: Whether the ground, hue, number and order that an image shows are held out, bool (B, N, 4).
         targets: One dict per prompt with the ``kind`` of combination.
+
+    Example:
+        >>> novel = torch.zeros(1, 2, 4, dtype=torch.bool)  # two images of a prompt
+        >>> novel[0, 0, COMBINATIONS.index("hue")] = True
+        >>> seen_combinations(novel, [{"kind": "hue"}])["value"].value
+        0.5
     """
     kinds = torch.tensor([COMBINATIONS.index(target["kind"]) for target in targets])
     seen = ~novel[torch.arange(len(kinds)), :, kinds]

@@ -29,6 +29,10 @@ def vendi_score(features: Tensor) -> dict[str, float]:
 
     Args:
         features: Features of the images, (n, d).
+
+    Example:
+        >>> [round(vendi_score(features)["value"], 3) for features in (torch.eye(3), torch.ones(3, 3))]
+        [3.0, 1.0]
     """
     rows = F.normalize(features.double(), dim=1)
     # The matrix (d, d) has the nonzero eigenvalues of the similarities (n, n) divided by n.
