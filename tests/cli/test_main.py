@@ -95,7 +95,10 @@ def test_training_help_shows_how_to_set_keys(capsys: pytest.CaptureFixture[str])
     assert "at most --model.num_samples" in out
 
 
-def test_useless_messages_of_libraries_are_hidden(caplog: pytest.LogCaptureFixture) -> None:
+def test_useless_messages_of_libraries_are_hidden(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("torch"), "propagate", True)  # PyTorch 2.11 keeps its lines to itself
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
         quiet_third_parties()

@@ -415,7 +415,8 @@ def test_figures_accept_any_name() -> None:
     for logarithmic in (False, True):
         png = line_figure(lines, title="$t$", score="s", axis="a", logarithmic=logarithmic)
         with Image.open(BytesIO(png)) as image:
-            assert image.size == (1045, 506)
+            assert image.width == 1045
+            assert 505 <= image.height <= 506  # versions of matplotlib round in different ways
     with pytest.raises(ValueError, match="at least one line"):
         line_figure([], title="t", score="s", axis="a")
     with pytest.raises(ValueError, match="at least one line"):
