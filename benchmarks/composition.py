@@ -47,6 +47,7 @@ from dalle_zoo.training.data_modules import ImageDataModule, TextConfig
 from dalle_zoo.training.muon import MuonConfig
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.prior_module import PriorModule
+from dalle_zoo.training.schedules import LearningRate
 from dalle_zoo.zoo import DEFAULT_MODEL, DEFAULT_SAMPLING
 
 # B samples, T text positions, h w of the grid of image tokens, N = h w, P prompts, n images of a prompt
@@ -59,8 +60,8 @@ RATES = (3e-4, 1e-3, 3e-3)
 """Learning rates of DALLE-pytorch to choose from; the first is the default of its training script."""
 TRIAL = 1 / 15
 """Share of the time in which each of them is tried."""
-WARM_UP, FINAL = 0.03, 0.01
-"""Share of the time in which the rate rises, and its last value as a share of the highest."""
+SCHEDULE = LearningRate(peak=1.0, warmup_steps=30, decay="cosine", final=0.01, decay_steps=970)
+"""Factor of the learning rate, by thousandths of the time."""
 GROUPS = ("plain", "ground", "hue", "count", "pair")
 IMAGES = 4
 """Images of each prompt."""
@@ -204,7 +205,7 @@ def train(contender: Contender, tokens: Tokens, seconds: float) -> int:
     for text, codes in tokens.batches():
         started = time.process_time()
         for group, rate in zip(contender.optimizer.param_groups, highest, strict=True):
-            group["lr"] = rate * schedule(spent / seconds)
+            group["lr"] = rate * SCHEDULE.at(int(1000 * spent / seconds))
         contender.optimizer.zero_grad()
         contender.loss(text, codes).backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -218,13 +219,6 @@ def train(contender: Contender, tokens: Tokens, seconds: float) -> int:
     bar.close()
     contender.net.eval()
     return updates
-
-
-def schedule(share: float) -> float:
-    """Factor of the learning rate after a share of the time."""
-    if share < WARM_UP:
-        return share / WARM_UP
-    return FINAL + (1 - FINAL) * (1 + math.cos(math.pi * min(1, (share - WARM_UP) / (1 - WARM_UP)))) / 2
 
 
 @torch.no_grad()
@@ -280,7 +274,7 @@ def compare(model: str, seconds: float, prompts: int) -> dict[str, Any]:
         "sampling": dict(DEFAULT_SAMPLING),
         "rates_tried": tried,
         "systems": systems,
-        "text": asdict(CONFIG),
+        "config": asdict(CONFIG),
         "hardware": cpu_name(),
         "torch": torch.__version__,
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
