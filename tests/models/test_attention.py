@@ -195,6 +195,22 @@ def test_auto_chooses_lines_if_they_are_cheap(
     assert choice.choose(Mask.from_spec(spec, layout), query) is attention.sdpa
 
 
+@pytest.mark.parametrize(
+    ("side", "dtype", "expected"),
+    [
+        (8, torch.bfloat16, attention.dense),
+        (8, torch.float32, attention.sdpa),
+        (16, torch.bfloat16, attention.sdpa),
+        (24, torch.bfloat16, attention.lines),
+    ],
+)
+def test_auto_chooses_by_dtype_for_short_streams_on_a_cpu(
+    side: int, dtype: torch.dtype, expected: attention.Backend
+) -> None:
+    layout = TextImageLayout(24, side, side)
+    assert choice.choose(Mask.from_spec("row", layout), torch.empty(1, 1, layout.length, 8, dtype=dtype)) is expected
+
+
 def changed(*_: object, **__: object) -> None:
     raise RuntimeError("missing value for an argument")
 

@@ -1,5 +1,7 @@
 """The back-end `auto`: it chooses by the cost of a mask's lines, and by whether the device computes them correctly.
 
+On a CPU, `benchmarks/training.py` measures it against the other back-ends by length and dtype.
+
 It measures nothing, so that a resumed run has the back-ends, and with them the rounding, of its first part.
 """
 
@@ -13,7 +15,7 @@ from torch import Tensor
 from dalle_zoo.masks import Mask
 from dalle_zoo.models.attention import fused
 from dalle_zoo.models.attention.agreement import disagreement
-from dalle_zoo.models.attention.backends import BACKENDS, Backend, cached, sdpa
+from dalle_zoo.models.attention.backends import BACKENDS, Backend, cached, dense, sdpa
 from dalle_zoo.models.attention.lines import lines
 
 log = logging.getLogger(__name__)
@@ -25,10 +27,15 @@ LARGEST_SHARE = 0.7
 SHORTEST_ON_CPU = 400
 """On a CPU, attention in lines pays for its many small calls from this number of positions on."""
 
+LONGEST_DENSE = 200
+"""On a CPU in bfloat16, matrix products are faster than the fused kernel up to this number of positions."""
+
 
 @BACKENDS.register("auto")
 def auto(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
-    """`lines` if it is cheaper and correct, otherwise `sdpa`; `sdpa` also for a prefix of the stream.
+    """`lines` if it is cheaper and correct, otherwise `sdpa`, or `dense` for short streams in bfloat16 on a CPU.
+
+    A prefix of the stream, such as the caption, is always left to `sdpa`.
 
     Example:
         >>> from dalle_zoo.masks import TextImageLayout
@@ -53,6 +60,8 @@ def choose(mask: Mask, query: Tensor) -> Backend:
     dtype, size = query.dtype, query.shape[-1]
 
     def find(mask: Mask, device: torch.device) -> Backend:
+        if device.type == "cpu" and dtype == torch.bfloat16 and mask.layout.length <= LONGEST_DENSE:
+            return dense
         if not in_lines(mask) or not fused.supported(device, dtype):
             return sdpa
         if device.type == "cpu":  # its only kernel is covered by the tests
