@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[1]
 BEYOND = 0.3
 """Seconds that the command may take beyond the import of PyTorch."""
 RUN = "import sys; from dalle_zoo.cli.main import main; sys.exit(main())"
+IMPORTS = "import dalle_zoo.call, dalle_zoo.cli.generate, dalle_zoo.loading, dalle_zoo.pipeline"
+"""What the command imports before it reads weights."""
 PROMPT, CANDIDATES = "a red apple", 16
 
 
@@ -45,13 +47,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads of the CPU (2)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu or cuda (cpu)")
     options = parser.parse_args()
-    now, alone = "now", f"import torch and {BEYOND} s"
-    seconds: dict[str, list[float]] = {now: [], alone: []}
+    now, alone, imports = "now", f"import torch and {BEYOND} s", "imports of the command"
+    seconds: dict[str, list[float]] = {now: [], alone: [], imports: []}
     with tempfile.TemporaryDirectory() as folder:
         command = ["generate", PROMPT, "-n", str(CANDIDATES), "--seed", "0", "--device", options.device]
         command += ["--out", str(Path(folder) / "grid.png"), "--overwrite"]
         for number in range(-1, ROUNDS):  # the first one fills the caches of the file system and of Python
-            times = {now: run(RUN, options.threads, *command), alone: run("import torch", options.threads) + BEYOND}
+            times = {
+                now: run(RUN, options.threads, *command),
+                alone: run("import torch", options.threads) + BEYOND,
+                imports: run(IMPORTS, options.threads),
+            }
             for name, took in times.items():
                 seconds[name] += [took] * (number >= 0)
     middle = {name: statistics.median(times) for name, times in seconds.items()}
@@ -64,7 +70,8 @@ def main() -> None:
         equal=(),
         seconds=seconds,
         threads=options.threads,
-        note=f"{middle[now] - middle[alone] + BEYOND:.2f} s more than `import torch`",
+        note=f"{middle[imports] - middle[alone] + BEYOND:.2f} s more than `import torch` for the other imports, then "
+        f"{middle[now] - middle[imports]:.2f} s to read the weights, sample, rank and decode",
     )
     print(f"{row.name}: {row.ratio:.2f}x of {row.target}x; {middle}")
     arguments = f"python benchmarks/generate.py --threads {options.threads} --device {options.device}"
