@@ -113,7 +113,9 @@ def duration_of(work: Workload, setup: Setup, memory: Memory, rates: Rates, comp
     factors = setup.sharding.factors(work.parameters) if compress else None
     held = memory.held
     updated = held["weights"] * sum(p.total for p in work.trained) / sum(p.total for p in work.parameters)
-    touched = 2 * (updated + held["AdamW moments"]) + held["gradients"]
+    moments = held["AdamW moments"] + held.get("Muon momentum", 0.0)
+    touched = 2 * (updated + moments) + held["gradients"]
+    orthogonalization = setup.muon_iterations * _iteration(work) / setup.world  # the ranks share the matrices
     return Duration(
         forward=(forward + flops.early) * samples / rates.compute,
         backward=(backward - flops.early) * samples / rates.compute,
@@ -121,5 +123,11 @@ def duration_of(work: Workload, setup: Setup, memory: Memory, rates: Rates, comp
         backward_network=network["backward"],
         exchange=network["after"],
         powersgd=factors.flops / rates.float32 if factors else 0.0,
-        optimizer=touched / rates.memory,
+        optimizer=touched / rates.memory + orthogonalization / rates.compute,
     )
+
+
+def _iteration(work: Workload) -> float:
+    """Operations of an iteration of Muon: three products with every matrix, the short side first."""
+    sides = ((min(p.shape), max(p.shape), p.count) for p in work.trained if p.low_rank)
+    return sum(2.0 * count * (2 * short**2 * long + short**3) for short, long, count in sides)

@@ -15,6 +15,8 @@ PROCESS = 4.0 * GIB
 """Bytes of the node's memory assumed per process: Python, torch, CUDA and data loaders."""
 CHUNK = 2**25
 """Values that the optimizer updates together, `dalle_zoo.training.optimizer.CHUNK`."""
+MUON_ARRAYS = 4
+"""Copies of the matrices of one shape that Muon's step needs: directions, their stack, and two of the iteration."""
 
 FORWARD, BACKWARD, STEP = "end of the forward pass", "backward pass", "optimizer step"
 VALIDATION = "validation"
@@ -98,7 +100,7 @@ def _held(work: Workload, setup: Setup) -> Bytes:
     kinds = {
         "weights": _weights(work.parameters, setup),
         "gradients": inside * gradient + outside * f.other_gradient,
-        "AdamW moments": inside * f.matrix_moments + outside * f.other_moments,
+        **_moments(work, setup, inside * f.matrix_moments + outside * f.other_moments),
     }
     if setup.average == "gpu":
         kinds["averaged weights"] = _averaged(work, setup)
@@ -109,6 +111,16 @@ def _held(work: Workload, setup: Setup) -> Bytes:
     if setup.buckets:
         kinds["gradient buckets"] = kinds["gradients"]
     return kinds
+
+
+def _moments(work: Workload, setup: Setup, of_adamw: float) -> Bytes:
+    if not setup.muon_iterations:
+        return {"AdamW moments": of_adamw}
+    matrices = held((p for p in work.trained if p.low_rank), setup.sharding.shards.size)
+    return {
+        "AdamW moments": of_adamw - matrices * setup.formats.matrix_moments,
+        "Muon momentum": matrices * float(FLOAT32),
+    }
 
 
 def _casts(work: Workload, setup: Setup, all_blocks: bool) -> Bytes:
@@ -169,16 +181,19 @@ def _unsharded(work: Workload, setup: Setup) -> Bytes:
 
 
 def _step(work: Workload, setup: Setup) -> Bytes:
-    """Buffers of the gradient exchange or of AdamW, whichever are larger: one follows the other."""
+    """Buffers of the gradient exchange, of AdamW or of Muon, whichever are larger: one follows the other."""
     factors, f = setup.sharding.factors(work.parameters), setup.formats
-    adamw = {"AdamW: arrays of the step": _optimizer(work, setup)}
+    optimizers = [{"AdamW: arrays of the step": _optimizer(work, setup)}]
+    if setup.muon_iterations:
+        optimizers.append({"Muon: arrays of the step": _orthogonalization(work)})
+    optimizer = max(optimizers, key=lambda kinds: sum(kinds.values()))
     if factors is None:
-        return adamw
+        return optimizer
     size = 2 * (factors.left + factors.right) * f.factor + factors.uncompressed * FLOAT32
     if f.matrix_gradient == SIXTEEN:  # sums of gradients and errors are float32
         size += factors.matrices * FLOAT32
     exchange = {"PowerSGD: P and R, twice, and uncompressed": size}
-    return max(adamw, exchange, key=lambda kinds: sum(kinds.values()))
+    return max(optimizer, exchange, key=lambda kinds: sum(kinds.values()))
 
 
 def _optimizer(work: Workload, setup: Setup) -> float:
@@ -187,6 +202,15 @@ def _optimizer(work: Workload, setup: Setup) -> float:
     shards = setup.sharding.shards.size
     largest = max(math.prod(p.shard_shape(shards)) for p in work.trained)
     return arrays * FLOAT32 * min(max(CHUNK, largest), held(work.trained, shards))
+
+
+def _orthogonalization(work: Workload) -> float:
+    """Bytes of Muon's temporary arrays: it updates all matrices of one shape together."""
+    by_shape: dict[tuple[int, ...], int] = {}
+    for p in work.trained:
+        if p.low_rank:
+            by_shape[p.shape] = by_shape.get(p.shape, 0) + p.total
+    return MUON_ARRAYS * FLOAT32 * max(by_shape.values(), default=0)
 
 
 def _host(work: Workload, setup: Setup) -> Bytes:

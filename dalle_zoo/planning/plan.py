@@ -8,7 +8,7 @@ from typing import Any
 
 from dalle_zoo.planning.collectives import Collective, collectives
 from dalle_zoo.planning.duration import Duration, Rates, duration_of, rates_of
-from dalle_zoo.planning.hardware import GPU
+from dalle_zoo.planning.hardware import CPU, GPU
 from dalle_zoo.planning.memory import Memory, memory_of
 from dalle_zoo.planning.setup import Setup
 from dalle_zoo.planning.strategies import Factors
@@ -64,6 +64,12 @@ class Plan:
         """Memory with recomputation toggled; None for a stage that cannot recompute."""
         other = replace(self.setup, recompute=not self.setup.recompute)
         return memory_of(self.work, other, self.hardware.reserve) if self.work.recomputes else None
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it is planned for processes on a CPU: those of the recipe, unless a GPU or its memory is given."""
+        gpu, memory = self.hardware.gpu, self.hardware.memory
+        return gpu.name == CPU if gpu is not None else self.setup.on_cpu and memory is None
 
     @property
     def fits(self) -> bool | None:

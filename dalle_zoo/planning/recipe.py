@@ -26,6 +26,9 @@ WORKLOADS: Mapping[str, type[PriorWorkload | DVAEWorkload]] = {
 }
 """Stages that can be planned, by the name of their LightningModule."""
 
+MUON_ITERATIONS = 5
+"""Default of `dalle_zoo.training.muon.MuonConfig`, whose package imports Lightning."""
+
 LARGEST = 2**31 - 1
 """Largest count in a recipe that is planned with."""
 LAYERS = ("num_layers", "num_groups", "blocks_per_group")
@@ -53,6 +56,7 @@ READ = (
     "model.init_args.lora",
     "model.init_args.recompute",
     "model.init_args.adamw.variance_clip",
+    "model.init_args.muon",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.max_steps",
@@ -140,7 +144,22 @@ def read_setup(keys: Keys, paper_formats: bool = False) -> Setup:
         workload = WORKLOADS.get(_module(keys))
         clips = workload is not None and workload.clips_variance
     average = _average(value_at(keys, "trainer.callbacks") or [])
-    return Setup(**values, recompute=bool(recompute), clips_variance=clips, average=average)
+    return Setup(
+        **values,
+        recompute=bool(recompute),
+        clips_variance=clips,
+        muon_iterations=_muon_iterations(value_at(keys, "model.init_args.muon")),
+        on_cpu=value_at(keys, "trainer.accelerator") == "cpu",
+        average=average,
+    )
+
+
+def _muon_iterations(values: Any) -> int:
+    if values is None:
+        return 0
+    if not isinstance(values, Mapping):
+        raise ValueError(f"model.init_args.muon must hold keys of MuonConfig, got {values!r}")
+    return _integer("model.init_args.muon.iterations", values.get("iterations", MUON_ITERATIONS))
 
 
 def check_grid(config: PlannedConfig) -> None:

@@ -27,6 +27,18 @@ def _row(name: str, value: str, note: str = "") -> str:
     return f"  {name:<{WIDTH}}{value:>12}{'   ' + note if note else ''}".rstrip()
 
 
+def _device(plan: Plan) -> str:
+    return "process" if plan.on_cpu else "GPU"
+
+
+def _devices(plan: Plan) -> str:
+    return "CPU processes" if plan.on_cpu else "GPUs"
+
+
+def _name(plan: Plan) -> str:
+    return CPU if plan.on_cpu else "NAME"
+
+
 def _rows(kinds: Bytes) -> Iterator[str]:
     for name, size in kinds.items():
         yield _row(name, f"{size / GIB:.3f}")
@@ -36,9 +48,9 @@ def _head(plan: Plan, recipe: str) -> list[str]:
     s, sharding = plan.setup, plan.setup.sharding
     strategy = sharding.name if s.strategy == "auto" else s.strategy
     lines = [
-        f"{recipe}: {s.nodes} x {s.devices} GPUs, {strategy}, numbers as {s.formats.name}",
+        f"{recipe}: {s.nodes} x {s.devices} {_devices(plan)}, {strategy}, numbers as {s.formats.name}",
         f"  shards: {sharding.shards.size}, replicas: {sharding.replicas.size}; {s.batch} x {s.accumulate} samples "
-        f"per GPU and step{', blocks recomputed' if s.recompute else ''}",
+        f"per {_device(plan)} and step{', blocks recomputed' if s.recompute else ''}",
     ]
     gpu = plan.hardware.gpu
     if gpu is not None and computes_in(s) not in gpu.tflops:
@@ -56,10 +68,11 @@ def _parameters(plan: Plan) -> list[str]:
 
 def _memory(plan: Plan) -> list[str]:
     m, hardware = plan.memory, plan.hardware
-    lines = ["memory of a GPU, GiB", *_rows(m.held)]
+    lines = [f"memory of a {_device(plan)}, GiB", *_rows(m.held)]
     for phase, kinds in m.phases.items():
         lines += [f" {phase}{' (peak)' if phase == m.fullest else ''}", *_rows(kinds)]
-    lines += [" assumed", _row("CUDA, NCCL, allocator", f"{m.reserve / GIB:.3f}")]
+    assumed = "Python, PyTorch, allocator" if plan.on_cpu else "CUDA, NCCL, allocator"
+    lines += [" assumed", _row(assumed, f"{m.reserve / GIB:.3f}")]
     room = "" if hardware.memory is None else f"of {hardware.memory / GIB:g}"
     lines.append(_row("total at the peak", f"{m.total / GIB:.2f}", room))
     if plan.other_recompute is not None:
@@ -77,13 +90,13 @@ def _retained(memory: Memory) -> float:
 
 def _fit(plan: Plan) -> list[str]:
     if plan.fits is None:
-        return ["not compared with a GPU: pass --gpu NAME, or --gpu-memory GIB"]
+        return [f"not compared with a {_device(plan)}: pass --gpu {_name(plan)}, or --gpu-memory GIB"]
     left = (plan.hardware.memory or 0) - plan.memory.total
     if plan.fits:
         return [f"FITS with {left / GIB:.2f} GiB to spare"]
     lines = [f"DOES NOT FIT: {-left / GIB:.2f} GiB too much"]
     if not plan.suggestions:
-        return [*lines, "  no known change makes it fit: use GPUs with more memory or a smaller model"]
+        return [*lines, f"  no known change makes it fit: use {_devices(plan)} with more memory or a smaller model"]
     lines.append("  each of these suggestions makes it fit:")
     for number, suggestion in enumerate(plan.suggestions, start=1):
         lines.append(f"  {number}. {'; '.join(suggestion.words)}: {suggestion.total / GIB:.2f} GiB")
@@ -93,6 +106,8 @@ def _fit(plan: Plan) -> list[str]:
 
 def _host(plan: Plan) -> list[str]:
     kinds = plan.memory.host
+    if plan.on_cpu:  # its processes hold what a GPU would
+        kinds = {**kinds, "processes": plan.setup.devices * plan.memory.total}
     return ["memory of a node, GiB", *_rows(kinds), _row("total", f"{sum(kinds.values()) / GIB:.1f}")]
 
 
@@ -105,7 +120,7 @@ def _step(plan: Plan) -> list[str]:
     lines.append(_row("forward and backward, TFLOP per sample", f"{flops.model / 1e12:.3f}"))
     if s.recompute:
         lines.append(_row("recomputed, TFLOP per sample", f"{flops.recomputed / 1e12:.3f}"))
-    lines.append(_row("model operations of all GPUs, PFLOP", f"{plan.model_flops / 1e15:.3f}"))
+    lines.append(_row(f"model operations of all {_devices(plan)}, PFLOP", f"{plan.model_flops / 1e15:.3f}"))
     return lines
 
 
@@ -113,7 +128,8 @@ def _traffic(plan: Plan) -> list[str]:
     sent = plan.sent()
     if not sent:
         return []
-    lines = ["sent by a GPU in one step, GB" + " " * (WIDTH - 18) + "in node   to others", *_sent(sent)]
+    title = f"sent by a {_device(plan)} in one step, GB"
+    lines = [f"{title:<{WIDTH + 11}}in node   to others", *_sent(sent)]
     if plan.factors is not None:
         gradients = [c for c in plan.sent(compress=False) if c.name == "all-reduce of gradients"]
         if gradients:
@@ -132,7 +148,7 @@ def _sent(found: Iterable[Collective]) -> Iterator[str]:
 def _time(plan: Plan) -> list[str]:
     d, h, rates = plan.duration(), plan.hardware, plan.rates
     if d is None or rates is None or h.gpu is None:
-        return ["no times: pass --gpu NAME"]
+        return [f"no times: pass --gpu {_name(plan)}"]
     links = f"{rates.intra / 1e9:.3g} GB/s per GPU in a node and {rates.inter / 1e9:.3g} GB/s per node between nodes"
     how = h.gpu.source if h.gpu.name == CPU else f"{h.gpu.name} at {100 * h.mfu:g} % of its peak, {links}"
     lines = [f"seconds of one step: {how}", *_seconds(d)]
@@ -140,13 +156,13 @@ def _time(plan: Plan) -> list[str]:
     if plan.factors is not None and uncompressed is not None:
         lines.append(_row("total without PowerSGD", f"{uncompressed.total:.3f}"))
     tokens = plan.setup.samples * plan.work.tokens / d.total
-    lines.append(_row("tokens per second", f"{tokens:,.0f}", f"{tokens / plan.setup.world:,.0f} per GPU"))
+    lines.append(_row("tokens per second", f"{tokens:,.0f}", f"{tokens / plan.setup.world:,.0f} per {_device(plan)}"))
     lines.append(_row("model FLOP utilization of the step", f"{100 * (plan.utilization or 0):.1f} %"))
     if plan.setup.steps:
         days = d.total * plan.setup.steps / 86400
         hours = 24 * days * plan.setup.world
         number, unit = (days, "days") if days >= 1 else (1440 * days, "minutes")
-        note = f"{hours:,.0f} GPU-hours" if days >= 1 else ""
+        note = f"{hours:,.0f} {_device(plan)}-hours" if days >= 1 else ""
         lines.append(_row(f"run of {plan.setup.steps:,} steps, {unit}", f"{number:,.2f}", note))
     return lines
 

@@ -24,6 +24,10 @@ class Setup:
     """Format of AdamW's moments."""
     clips_variance: bool = False
     """Whether AdamW clips its second moment."""
+    muon_iterations: int = 0
+    """Iterations of Muon, which updates the matrices of the residual branches; 0 if AdamW updates them."""
+    on_cpu: bool = False
+    """Whether the recipe trains on the CPU, where every device is a process."""
     batch: int = 8
     """Samples per GPU and forward pass."""
     accumulate: int = 1

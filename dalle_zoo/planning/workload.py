@@ -116,4 +116,9 @@ class Workload(ABC):
             raise ValueError("16-resblock does not work with fsdp: use fsdp2")
         if len(self.trained) < len(self.parameters) and (name != "ddp" or setup.precision == "16-resblock"):
             raise ValueError("model.tune trains in complete networks: use strategy auto or ddp, and no 16-resblock")
+        if setup.muon_iterations and not self.recomputes:
+            raise ValueError(f"the {self.stage} has no residual blocks of matrices: leave model.muon out")
+        if setup.muon_iterations and (setup.gathers or setup.moments != "float32"):
+            what = "complete matrices: use strategy ddp or ddp_powersgd" if setup.gathers else "float32 moments"
+            raise ValueError(f"Muon needs {what}, or leave model.muon out")
         setup.sharding.factors(self.parameters)  # raises for a rank that compresses nothing

@@ -33,6 +33,14 @@ def say(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, 
     return status, said.out, said.err
 
 
+def test_a_plan_of_a_cpu_names_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = say(["plan", "prior/composition"], capsys)
+    assert "1 x 2 CPU processes" in out
+    assert "Muon momentum" in out
+    assert "pass --gpu cpu" in out
+    assert not re.search("GPU|CUDA|NCCL", out)
+
+
 def test_plan_for_1024_gpus_imports_neither_lightning_nor_compiler() -> None:
     script = (
         "import sys; from dalle_zoo.cli.main import main; status = main(sys.argv[1:])\n"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,12 +21,15 @@ from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.external.mindalle import MinDALLE, MinDALLEConfig
 from dalle_zoo.models.losses import dvae_loss
 from dalle_zoo.models.prior import Prior, PriorConfig
+from dalle_zoo.planning import recipe
 from dalle_zoo.planning.dvae import DVAEWorkload
 from dalle_zoo.planning.formats import FLOAT32, GIB
 from dalle_zoo.planning.memory import BACKWARD, FORWARD, STEP, memory_of
 from dalle_zoo.planning.prior import PriorWorkload
 from dalle_zoo.planning.setup import Setup
 from dalle_zoo.planning.strategies import factors_of
+from dalle_zoo.training.muon import MuonConfig
+from dalle_zoo.training.optimizer import AdamWConfig, decayed_names, make_optimizer
 
 NARROW = PriorConfig(
     text_length=32, text_vocab=512, image_height=8, image_width=8, codebook_size=256, width=128, num_layers=4,
@@ -56,6 +60,7 @@ DVAES = {
 def attention_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans are for GPUs, where attention in lines is also for short streams."""
     monkeypatch.setattr(choice, "SHORTEST_ON_CPU", 0)
+    monkeypatch.setattr(choice, "LONGEST_DENSE", 0)
 
 
 def prior(config: PriorConfig, precision: str, recompute: bool) -> Prior:
@@ -93,9 +98,17 @@ def saved_bytes(net: nn.Module, loss: Callable[[], Tensor]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in retained.values())
 
 
-def peak_bytes(net: nn.Module, loss: Callable[[], Tensor]) -> int:
+def plain_adamw(net: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(net.parameters(), foreach=False)
+
+
+def peak_bytes(
+    net: nn.Module,
+    loss: Callable[[], Tensor],
+    make: Callable[[nn.Module], torch.optim.Optimizer] = plain_adamw,
+) -> int:
     """Peak bytes in two optimizer steps: weights, gradients, moments, activations and all others."""
-    optimizer = torch.optim.AdamW(net.parameters(), foreach=False)
+    optimizer = make(net)
     tracker = MemTracker()
     tracker.track_external(net, optimizer)
     with tracker:
@@ -205,6 +218,42 @@ def test_weights_gradients_and_moments_are_exact() -> None:
         "gradients": sum(p.grad.nbytes for p in parameters if p.grad is not None),
         "AdamW moments": sum(m.nbytes for m in moments),
     }
+
+
+def test_muon_has_one_moment_for_the_matrices_of_the_blocks() -> None:
+    work = PriorWorkload(NARROW)
+    adamw, muon = Setup(devices=1), Setup(devices=1, muon_iterations=MuonConfig().iterations)
+    matrices = sum(p.nbytes for name, p in Prior(NARROW).named_parameters() if p.ndim == 2 and "layers." in name)
+    held, plain = memory_of(work, muon).held, memory_of(work, adamw).held
+    assert held["Muon momentum"] == matrices > 0
+    assert held["AdamW moments"] == plain["AdamW moments"] - 2 * matrices
+    assert MuonConfig().iterations == recipe.MUON_ITERATIONS  # a copy, since the planner does not import Lightning
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [({"strategy": "fsdp2", "devices": 2}, "complete matrices"), ({"moments": "8bit"}, "float32 moments")],
+)
+def test_a_plan_refuses_what_training_with_muon_refuses(change: dict[str, Any], wanted: str) -> None:
+    with pytest.raises(ValueError, match=f"Muon needs {wanted}.*leave model.muon out"):
+        PriorWorkload(NARROW).check(Setup(**{"devices": 1, "muon_iterations": 5, **change}))
+    with pytest.raises(ValueError, match="no residual blocks of matrices"):
+        DVAEWorkload(DVAES["small"]).check(Setup(devices=1, muon_iterations=5))
+
+
+def test_the_peak_with_muon_equals_that_of_the_memory_tracker() -> None:
+    torch.manual_seed(0)
+    net = prior(DEEP, "32-true", True)
+    hidden = frozenset(name for name, p in net.named_parameters() if p.ndim == 2 and "layers." in name)
+
+    def optimizer(net: nn.Module) -> torch.optim.Optimizer:
+        return make_optimizer(net, AdamWConfig(variance_clip=None), 1e-3, decayed_names(net), MuonConfig(), hidden)
+
+    measured = peak_bytes(net, prior_loss(net, 1, "32-true"), optimizer)
+    setup = Setup(devices=1, batch=1, recompute=True, muon_iterations=5)
+    planned = memory_of(PriorWorkload(DEEP), setup, reserve=0)
+    assert planned.fullest == STEP
+    assert planned.total == pytest.approx(measured, rel=0.1)
 
 
 # ------------------------------------------------------------ the paper
