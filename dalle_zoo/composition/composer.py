@@ -31,6 +31,8 @@ class CompositionConfig:
     """Folder of sprites, see `SpriteSet.load`; relative to the configuration file. Defaults to the bundled set."""
     styles: tuple[str, ...] = ()
     """Styles of the sprites. Defaults to all."""
+    things: tuple[str, ...] = ()
+    """Names of the things that are composed for training. Defaults to all. Those of ``val-concepts`` always remain."""
     shares: Mapping[str, float] = field(default_factory=lambda: dict(SHARES))
     """Share of each kind; they need not add up to 1."""
     samples: int = 20_000
@@ -40,8 +42,10 @@ class CompositionConfig:
         check_integers(self, "samples")
         check_type("sprites", self.sprites, (str, type(None)), "the path of a folder")
         check_type("shares", self.shares, Mapping, "a mapping of kinds to numbers")
-        if not isinstance(self.styles, tuple) or not all(isinstance(style, str) for style in self.styles):
-            raise TypeError(f"styles must be a list of names, got {shown(self.styles)}")
+        for name in ("styles", "things"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or not all(isinstance(text, str) for text in value):
+                raise TypeError(f"{name} must be a list of names, got {shown(value)}")
         for kind, share in self.shares.items():
             KINDS[kind]  # raises an error for an unknown name
             as_number(f"the share of {kind!r}", share, least=0)
@@ -77,23 +81,26 @@ class CompositionConfig:
         return cls(**fields)
 
     def open_sprites(self) -> SpriteSet:
-        """Returns the sprites of the chosen styles."""
-        return _bundled_sprites(self.styles) if self.sprites is None else _chosen(self.sprites, self.styles)
+        """Returns the sprites of the chosen styles and things."""
+        open_chosen = _bundled_sprites if self.sprites is None else _chosen
+        return open_chosen(self.sprites, self.styles, self.things)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns plain values, for fingerprints and records."""
-        return {"styles": list(self.styles), "shares": dict(self.shares), "samples": self.samples}
+        return {
+            "styles": list(self.styles),
+            "things": list(self.things),
+            "shares": dict(self.shares),
+            "samples": self.samples,
+        }
 
 
-def _chosen(folder: str | None, styles: tuple[str, ...]) -> SpriteSet:
-    sprites = SpriteSet.load(folder)
-    return sprites.subset(styles) if styles else sprites
+def _chosen(folder: str | None, styles: tuple[str, ...], things: tuple[str, ...]) -> SpriteSet:
+    return SpriteSet.load(folder).subset(styles, things)
 
 
-@cache
-def _bundled_sprites(styles: tuple[str, ...]) -> SpriteSet:
-    """Returns sprites of the bundled set, which every split shares: decoding them takes a second."""
-    return _chosen(None, styles)
+_bundled_sprites = cache(_chosen)
+"""Sprites of the bundled set, which every split shares: decoding them takes a second."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from PIL import Image
 from dalle_zoo.composition.colors import is_single_hued
 from dalle_zoo.files import escape_surrogates, parse_json
 from dalle_zoo.paths import user_path
+from dalle_zoo.registry import suggest
 from dalle_zoo.values import shown
 
 Pixels = npt.NDArray[np.uint8]
@@ -94,16 +95,30 @@ class SpriteSet:
     def __len__(self) -> int:
         return len(self.sprites)
 
-    def subset(self, styles: Sequence[str]) -> SpriteSet:
-        """Returns the sprites of some styles.
+    def subset(self, styles: Sequence[str] = (), things: Sequence[str] = ()) -> SpriteSet:
+        """Returns the sprites of some styles and things; those of ``val-concepts`` are kept for any things.
+
+        Args:
+            styles: Styles. Defaults to all.
+            things: Names of things, the first of each sprite. Defaults to all.
 
         Raises:
-            ValueError: The set has no such style.
+            ValueError: The set has no such style or thing.
         """
         have = sorted({sprite.style for sprite in self.sprites})
         if unknown := set(styles) - set(have):
             raise ValueError(f"there is no style {sorted(unknown)[0]!r} in the sprite set: expected some of {have}")
-        chosen = [i for i, sprite in enumerate(self.sprites) if sprite.style in styles]
+        names = sorted({sprite.names[0] for sprite in self.sprites})
+        if unknown := set(things) - set(names):
+            raise ValueError(f"things: {suggest('thing', sorted(unknown)[0], names)}")
+        chosen = [
+            i
+            for i, sprite in enumerate(self.sprites)
+            if (not styles or sprite.style in styles)
+            and (not things or sprite.names[0] in things or sprite.split == "val-concepts")
+        ]
+        if not chosen:
+            raise ValueError(f"no sprite is of the styles {list(styles)} and the things {list(things)}")
         return SpriteSet([self.sprites[i] for i in chosen], self.pixels[chosen])
 
     def fingerprint(self) -> str:

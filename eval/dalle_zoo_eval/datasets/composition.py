@@ -65,9 +65,9 @@ def sprite_set(folder: Path) -> SpriteSet:
 
 @cache
 def trained_sprites(folder: Path) -> SpriteSet:
-    """Returns the sprites in the styles of the training data, for the bundled set; all sprites of any other set."""
-    sprites = sprite_set(folder)
-    return sprites.subset(CompositionConfig.load().styles) if folder == sprites_folder() else sprites
+    """Returns the styles and things of the training data, for the bundled set; all sprites of any other set."""
+    sprites, trained = sprite_set(folder), CompositionConfig.load()
+    return sprites.subset(trained.styles, trained.things) if folder == sprites_folder() else sprites
 
 
 def read_prompts() -> list[str]:
