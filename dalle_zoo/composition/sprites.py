@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.resources
 import tarfile
@@ -18,7 +19,6 @@ from PIL import Image
 from dalle_zoo.composition.colors import is_single_hued
 from dalle_zoo.files import escape_surrogates, parse_json
 from dalle_zoo.paths import user_path
-from dalle_zoo.registry import suggest
 from dalle_zoo.values import shown
 
 Pixels = npt.NDArray[np.uint8]
@@ -110,7 +110,10 @@ class SpriteSet:
             raise ValueError(f"there is no style {sorted(unknown)[0]!r} in the sprite set: expected some of {have}")
         names = sorted({sprite.names[0] for sprite in self.sprites})
         if unknown := set(things) - set(names):
-            raise ValueError(f"things: {suggest('thing', sorted(unknown)[0], names)}")
+            name = sorted(unknown)[0]
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"there is no thing {name!r} in the sprite set{hint}: expected some of {shown(names)}")
         chosen = [
             i
             for i, sprite in enumerate(self.sprites)

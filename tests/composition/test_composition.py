@@ -73,8 +73,8 @@ def test_training_never_sees_a_held_out_combination(sprites: SpriteSet) -> None:
         assert is_held_out(*unseen)
 
 
-def test_a_tenth_of_the_combinations_is_held_out(sprites: SpriteSet) -> None:
-    things = sorted({sprite.thing for sprite in sprites.sprites})
+def test_a_tenth_of_the_combinations_is_held_out() -> None:
+    things = sorted({sprite.thing for sprite in CompositionConfig().open_sprites().sprites})
     for kind, parts in (("ground", list(GROUNDS)), ("hue", list(HUES)), ("count", ["2", "3", "4"])):
         share = np.mean([is_held_out(kind, thing, part) for thing in things for part in parts])
         assert share == pytest.approx(HELD_OUT, abs=0.015)  # at least 1,700 combinations: three standard errors
@@ -203,6 +203,36 @@ def test_images_reach_the_network_as_composed() -> None:
     composer = source.composer("stored train")
     expected = composer.render(composer.compose(0))
     assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), expected)
+
+
+def test_things_choose_what_is_trained_and_keep_what_is_tested(sprites: SpriteSet) -> None:
+    chosen = sprites.subset(styles=["flat", "3d"], things=["cat", "pizza"])
+    assert {(s.names[0], s.style) for s in chosen.sprites if s.split == "train"} == {
+        (name, style) for name in ("cat", "pizza") for style in ("flat", "3d")
+    }
+    untrained = {s.key for s in sprites.sprites if s.split == "val-concepts" and s.style != "cartoon"}
+    assert {s.key for s in chosen.sprites if s.split == "val-concepts"} == untrained
+    config = CompositionConfig(things=("cat", "pizza"))
+    assert config.open_sprites().subset(["flat", "3d"]).sprites == chosen.sprites
+    composer = Composer(config.open_sprites())
+    assert all("cat" in text or "pizza" in text for text in (composer.compose(i).caption for i in range(20)))
+
+
+def test_other_things_are_another_composition() -> None:
+    configs = (CompositionConfig(things=things) for things in ((), ("cat",), ("cat", "pizza")))
+    assert len({CompositionSource(config).fingerprint() for config in configs}) == 3
+
+
+@pytest.mark.parametrize(
+    ("things", "message"),
+    [
+        (("cat", "piza"), r"no thing 'piza' in the sprite set \(did you mean 'pizza'\?\): expected some of"),
+        (("qqq",), "no thing 'qqq' in the sprite set: expected some of"),
+    ],
+)
+def test_an_unknown_thing_is_refused_with_the_nearest_one(things: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CompositionConfig(things=things).open_sprites()
 
 
 @pytest.mark.parametrize("split", SPLITS)
