@@ -68,6 +68,7 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = plain.in_features, plain.out_features
         self.rows, self.releases, self.dtype = rows, release, plain.weight.dtype
         self.packed: Tensor | None = None  # packed on first use: sampling never runs the text head
+        self._inference = plain.weight.is_inference()
         self._plain = (plain,)  # not a child, so that networks have no second name for it
 
     @property
@@ -101,12 +102,13 @@ class PackedLinear(nn.Module):
                     _return_freed(self.packed)
             return self.packed
 
-    # A sampler runs in inference mode, whose tensors could not be trained later.
-    @torch.inference_mode(False)
     def restore(self) -> None:
         """Gives the plain layer its matrix back, and removes the packed one."""
         if self.packed is not None and self.releases:
-            self.plain.weight.data = self.packed.to_dense()
+            # A sampler runs in inference mode, whose tensors could not be trained later; a matrix that was made in
+            # inference mode must be one of them again.
+            with torch.inference_mode(self._inference):
+                self.plain.weight.data = self.packed.to_dense()
 
 
 Replaced = tuple[PackedLinear, list[tuple[nn.Module, str]]]

@@ -77,6 +77,16 @@ def test_a_training_goes_on_after_sampling(net: nn.Sequential) -> None:
 
 
 @torch.inference_mode()
+def test_a_network_that_was_made_in_inference_mode_is_used_plain_after_sampling() -> None:
+    made = nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 8))
+    x = torch.randn(3, 24)
+    expected = made(x)
+    with packed_linears(made, 1):
+        made(torch.randn(1, 24))
+    assert torch.equal(made(x), expected)
+
+
+@torch.inference_mode()
 def test_plain_matrices_are_not_in_memory_beside_packed_ones(net: nn.Sequential) -> None:
     plain = net[0]
     assert isinstance(plain, nn.Linear)
