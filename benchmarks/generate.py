@@ -23,9 +23,8 @@ ROOT = Path(__file__).parents[1]
 BEYOND = 0.3
 """Seconds that the command may take beyond the import of PyTorch."""
 RUN = "import sys; from dalle_zoo.cli.main import main; sys.exit(main())"
-IMPORTS = (
-    "import gc; gc.disable(); import dalle_zoo.call, dalle_zoo.cli.generate, dalle_zoo.loading, dalle_zoo.pipeline"
-)
+MODULES = "dalle_zoo.call, dalle_zoo.cli.generate, dalle_zoo.loading, dalle_zoo.pipeline"
+IMPORTS = f"import gc; gc.disable(); import {MODULES}"
 """What the command imports before it reads weights, as it does it: without collecting garbage."""
 PROMPT, CANDIDATES = "a red apple", 16
 
