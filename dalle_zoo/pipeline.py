@@ -37,7 +37,7 @@ class DallePipeline(ScoringModel):
         >>> pipe = DallePipeline.from_pretrained("composition")
         >>> output = pipe("a 3d emoji of a red apple", num_images_per_prompt=2, rerank=1, seed=0)
         >>> [image.size for image in output.images]
-        [(32, 32)]
+        [(64, 64)]
         >>> pipe.score(output.images, ["a red apple"]).shape, pipe.log_likelihood(output.images, ["a red apple"]).shape
         (torch.Size([1]), torch.Size([1]))
         >>> ranked = pipe.rank_captions(output.images[0], ["a red apple", "a blue heart"])
@@ -46,7 +46,7 @@ class DallePipeline(ScoringModel):
         >>> text, seeds = pipe.encode_text("a red apple"), torch.tensor([[0, 1]])
         >>> codes = pipe.sample(text, seeds, SamplingOptions(temperature=0.7))
         >>> pipe.decode(codes[0]).shape
-        torch.Size([2, 3, 32, 32])
+        torch.Size([2, 3, 64, 64])
         >>> kept = pipe.kept_codes(output.images[0], prime_rows=4)
         >>> kept.shape == codes.shape[2:]
         True
