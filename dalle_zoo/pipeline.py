@@ -316,7 +316,7 @@ def load_model(
 
     Example:
         >>> load_model("composition", "prior").config.image_height
-        8
+        16
     """
     access = Access(revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     if component is None:
