@@ -71,8 +71,8 @@ def main() -> None:
         equal=(),
         seconds=seconds,
         threads=options.threads,
-        note=f"{middle[imports] - middle[alone] + BEYOND:.2f} s more than `import torch` for the other imports, then "
-        f"{middle[now] - middle[imports]:.2f} s to read the weights, sample, rank and decode",
+        note=f"{middle[imports]:.2f} s for all imports, {middle[alone] - BEYOND:.2f} s for `import torch` alone, and "
+        f"{middle[now] - middle[imports]:.2f} s to read the weights, sample {CANDIDATES} images and decode them",
     )
     print(f"{row.name}: {row.ratio:.2f}x of {row.target}x; {middle}")
     arguments = f"python benchmarks/generate.py --threads {options.threads} --device {options.device}"
