@@ -113,10 +113,15 @@ def _held(work: Workload, setup: Setup) -> Bytes:
     return kinds
 
 
+def _by_muon(work: Workload, setup: Setup) -> list[Parameter]:
+    """Parameters that Muon updates: the matrices of the residual branches."""
+    return [p for p in work.trained if setup.muon_iterations and p.low_rank]
+
+
 def _moments(work: Workload, setup: Setup, of_adamw: float) -> Bytes:
     if not setup.muon_iterations:
         return {"AdamW moments": of_adamw}
-    matrices = held((p for p in work.trained if p.low_rank), setup.sharding.shards.size)
+    matrices = held(_by_muon(work, setup), setup.sharding.shards.size)
     return {
         "AdamW moments": of_adamw - matrices * setup.formats.matrix_moments,
         "Muon momentum": matrices * float(FLOAT32),
@@ -185,7 +190,7 @@ def _step(work: Workload, setup: Setup) -> Bytes:
     factors, f = setup.sharding.factors(work.parameters), setup.formats
     optimizers = [{"AdamW: arrays of the step": _optimizer(work, setup)}]
     if setup.muon_iterations:
-        optimizers.append({"Muon: arrays of the step": _orthogonalization(work)})
+        optimizers.append({"Muon: arrays of the step": _orthogonalization(work, setup)})
     optimizer = max(optimizers, key=lambda kinds: sum(kinds.values()))
     if factors is None:
         return optimizer
@@ -200,16 +205,17 @@ def _optimizer(work: Workload, setup: Setup) -> float:
     """Bytes of temporary arrays: none in torch's fused AdamW; `ClippedAdamW` updates a chunk at a time."""
     arrays = 4 if setup.moments != "float32" else 2 if setup.clips_variance else 0
     shards = setup.sharding.shards.size
-    largest = max(math.prod(p.shard_shape(shards)) for p in work.trained)
-    return arrays * FLOAT32 * min(max(CHUNK, largest), held(work.trained, shards))
+    muon = _by_muon(work, setup)
+    own = [p for p in work.trained if p not in muon]
+    largest = max((math.prod(p.shard_shape(shards)) for p in own), default=0)
+    return arrays * FLOAT32 * min(max(CHUNK, largest), held(own, shards))
 
 
-def _orthogonalization(work: Workload) -> float:
+def _orthogonalization(work: Workload, setup: Setup) -> float:
     """Bytes of Muon's temporary arrays: it updates all matrices of one shape together."""
     by_shape: dict[tuple[int, ...], int] = {}
-    for p in work.trained:
-        if p.low_rank:
-            by_shape[p.shape] = by_shape.get(p.shape, 0) + p.total
+    for p in _by_muon(work, setup):
+        by_shape[p.shape] = by_shape.get(p.shape, 0) + p.total
     return MUON_ARRAYS * FLOAT32 * max(by_shape.values(), default=0)
 
 

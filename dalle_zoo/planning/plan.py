@@ -13,7 +13,7 @@ from dalle_zoo.planning.memory import Memory, memory_of
 from dalle_zoo.planning.setup import Setup
 from dalle_zoo.planning.strategies import Factors
 from dalle_zoo.planning.suggestions import BFLOAT16, Suggestion, suggestions
-from dalle_zoo.planning.workload import Workload
+from dalle_zoo.planning.workload import Bytes, Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,12 @@ class Plan:
         """Whether it is planned for processes on a CPU: those of the recipe, unless a GPU or its memory is given."""
         gpu, memory = self.hardware.gpu, self.hardware.memory
         return gpu.name == CPU if gpu is not None else self.setup.on_cpu and memory is None
+
+    @property
+    def host(self) -> Bytes:
+        """Memory of a node; on a CPU its processes hold what a GPU would."""
+        host = self.memory.host
+        return {**host, "processes": self.setup.devices * self.memory.total} if self.on_cpu else host
 
     @property
     def fits(self) -> bool | None:
@@ -138,7 +144,7 @@ def as_data(plan: Plan, recipe: str) -> dict[str, Any]:
         },
         "hardware": asdict(plan.hardware),
         "parameters": dict(plan.work.counts),
-        "memory_bytes": {**asdict(plan.memory), "total": plan.memory.total},
+        "memory_bytes": {**asdict(plan.memory), "host": dict(plan.host), "total": plan.memory.total},
         "fits": plan.fits,
         "suggestions": [asdict(suggestion) for suggestion in plan.suggestions],
         "operations_per_sample": asdict(plan.work.flops),

@@ -105,9 +105,7 @@ def _fit(plan: Plan) -> list[str]:
 
 
 def _host(plan: Plan) -> list[str]:
-    kinds = plan.memory.host
-    if plan.on_cpu:  # its processes hold what a GPU would
-        kinds = {**kinds, "processes": plan.setup.devices * plan.memory.total}
+    kinds = plan.host
     return ["memory of a node, GiB", *_rows(kinds), _row("total", f"{sum(kinds.values()) / GIB:.1f}")]
 
 

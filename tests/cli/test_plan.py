@@ -33,8 +33,10 @@ def say(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, 
     return status, said.out, said.err
 
 
-def test_a_plan_of_a_cpu_names_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
-    _, out, _ = say(["plan", "prior/composition"], capsys)
+def test_a_plan_of_a_cpu_names_no_gpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    _, out, _ = say(["plan", "prior/composition", "--json", str(tmp_path / "plan.json")], capsys)
+    memory = json.loads((tmp_path / "plan.json").read_text())["memory_bytes"]
+    assert memory["host"]["processes"] == 2 * memory["total"]
     assert "1 x 2 CPU processes" in out
     assert "Muon momentum" in out
     assert "pass --gpu cpu" in out

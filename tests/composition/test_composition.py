@@ -361,6 +361,8 @@ def test_the_page_states_what_there_is(sprites: SpriteSet) -> None:
     complete = SpriteSet.load()
     things = len({sprite.thing for sprite in complete.sprites})
     assert f"{len(complete):,} of {things} things in four styles" in page
-    assert f"{len(sprites):,} sprites" in page
+    trained = len({sprite.thing for sprite in sprites.sprites if sprite.split == "train"})
+    assert f"{len(sprites):,} sprites: {trained} things" in page
+    assert f"It knows {trained} common" in (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     for kind, share in SHARES.items():
         assert f"| `{kind}` | {share:.0%} |".replace("%", " %") in page

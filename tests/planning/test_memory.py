@@ -227,6 +227,10 @@ def test_muon_has_one_moment_for_the_matrices_of_the_blocks() -> None:
     held, plain = memory_of(work, muon).held, memory_of(work, adamw).held
     assert held["Muon momentum"] == matrices > 0
     assert held["AdamW moments"] == plain["AdamW moments"] - 2 * matrices
+    # The temporary arrays of AdamW are of the other parameters alone.
+    wordy = [p for name, p in Prior(WORDY).named_parameters() if p.ndim == 1 or "layers." not in name]
+    step = memory_of(PriorWorkload(WORDY), replace(muon, clips_variance=True)).phases[STEP]
+    assert step == {"AdamW: arrays of the step": 2 * sum(p.nbytes for p in wordy)}
     assert MuonConfig().iterations == recipe.MUON_ITERATIONS  # a copy, since the planner does not import Lightning
 
 
