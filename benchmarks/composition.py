@@ -48,7 +48,7 @@ from dalle_zoo.training.muon import MuonConfig
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.prior_module import PriorModule
 from dalle_zoo.training.schedules import LearningRate
-from dalle_zoo.zoo import DEFAULT_MODEL, DEFAULT_SAMPLING
+from dalle_zoo.zoo import DEFAULT_MODEL
 
 # B samples, T text positions, h w of the grid of image tokens, N = h w, P prompts, n images of a prompt
 
@@ -65,6 +65,8 @@ SCHEDULE = LearningRate(peak=1.0, warmup_steps=30, decay="cosine", final=0.01, d
 GROUPS = ("plain", "ground", "hue", "count", "pair")
 IMAGES = 4
 """Images of each prompt."""
+SAMPLING = {"temperature": 0.4, "guidance_scale": 1.0}
+"""Sampling options of both; without dropped captions there is nothing to guide with."""
 
 
 class Contender(Protocol):
@@ -110,7 +112,7 @@ class Native:
 
     def sample(self, text: Tensor, seed: int) -> Tensor:
         seeds = torch.arange(len(text) * IMAGES).view(-1, IMAGES) + seed
-        return sample_codes(self.net, text, seeds, SamplingOptions(**DEFAULT_SAMPLING))
+        return sample_codes(self.net, text, seeds, SamplingOptions(**SAMPLING))
 
 
 class Peer:
@@ -146,7 +148,7 @@ class Peer:
         many = text.repeat_interleave(IMAGES, 0)
         codes = torch.empty(len(many), 0, dtype=torch.long)
         for _ in range(CONFIG.image_length):
-            logits = self._image_logits(many, codes)[:, -1] / DEFAULT_SAMPLING["temperature"]
+            logits = self._image_logits(many, codes)[:, -1] / SAMPLING["temperature"]
             codes = torch.cat([codes, torch.multinomial(logits.softmax(-1), 1, generator=generator)], 1)
         return codes.view(len(text), IMAGES, CONFIG.image_height, CONFIG.image_width)
 
@@ -271,7 +273,7 @@ def compare(model: str, seconds: float, prompts: int) -> dict[str, Any]:
         "minutes": seconds / 60,
         "batch_size": DATA["batch_size"],
         "images_of_a_prompt": IMAGES,
-        "sampling": dict(DEFAULT_SAMPLING),
+        "sampling": dict(SAMPLING),
         "rates_tried": tried,
         "systems": systems,
         "config": asdict(CONFIG),

@@ -72,7 +72,7 @@ def screenshot(out: Path) -> None:
 
 def main() -> None:
     """Generates all images."""
-    assert command(["demo", "--seed", "0", "--out", str(IMAGES / "readme.png")]) == 0
+    assert command(["demo", "--candidates", "4", "--out", str(IMAGES / "readme.png")]) == 0
     assert command([*sample_command(), "--out", str(IMAGES / "samples.png"), "--overwrite"]) == 0
     if CHROMIUM.exists():
         screenshot(IMAGES / "serve.png")

@@ -9,6 +9,7 @@ from dalle_zoo.cli.outputs import check_file
 from dalle_zoo.cli.parser import parser
 from dalle_zoo.cli.sampling import save_sheet, without_collection
 from dalle_zoo.files import check_ending
+from dalle_zoo.values import as_integer
 from dalle_zoo.zoo import DEFAULT_MODEL, DEFAULT_SAMPLING
 
 DEMO_PROMPTS = (
@@ -30,8 +31,6 @@ DEMO_PROMPTS = (
     "a small star in the top right corner",
 )
 """Prompts of the demo by default: things, and combinations most of which training never composes."""
-CANDIDATES = 4
-"""Images per prompt of the demo, of which the ranker chooses one."""
 IMAGES = 16
 _COLUMNS, _PIXELS = 4, 192  # across the grid, and the side that an image is enlarged to
 
@@ -39,10 +38,14 @@ _COLUMNS, _PIXELS = 4, 192  # across the grid, and the side that an image is enl
 def demo(arguments: list[str]) -> None:
     """Generates sixteen images with the bundled weights."""
     p = parser("demo", "Generate a grid of 16 images with the bundled weights.")
-    p.add_argument("prompt", nargs="?", help="prompt of all images, best first [16 built-in prompts]")
+    p.add_argument("prompt", nargs="?", help="prompt of all images [16 built-in prompts]")
     p.add_argument("--seed", type=int, default=0, help="seed [0]")
+    p.add_argument(
+        "--candidates", type=int, default=1, metavar="N", help="generate N times as many and show what ranks best [1]"
+    )
     p.add_argument("--out", type=Path, default=Path("demo.png"), help="PNG file to write; it is replaced [demo.png]")
     options = p.parse_args(arguments)
+    as_integer("--candidates", options.candidates, least=1)
     check_ending("--out", options.out)
     check_file("--out", options.out)
     single = options.prompt is not None
@@ -52,8 +55,12 @@ def demo(arguments: list[str]) -> None:
         from dalle_zoo.call import Call
         from dalle_zoo.pipeline import DallePipeline
 
-    count, kept = (IMAGES, IMAGES) if single else (CANDIDATES, 1)
-    call = {"num_images_per_prompt": count, "rerank": kept, "seed": options.seed}
+    shown, ranked = IMAGES // len(prompts), options.candidates > 1  # the ranker takes seconds to import
+    call = {
+        "num_images_per_prompt": shown * options.candidates,
+        "rerank": shown if ranked else None,
+        "seed": options.seed,
+    }
     Call(prompts, **call)  # raises for what cannot be generated
     pipe = DallePipeline.from_pretrained(DEFAULT_MODEL)
     images = pipe(prompts, **call, **DEFAULT_SAMPLING, output_type="pt").images

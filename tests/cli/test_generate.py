@@ -258,6 +258,26 @@ def test_demo_has_an_image_for_each_prompt(
     assert (scratch / "sheet.png").read_bytes() == before, "the same seed, and a demo may be sampled again"
 
 
+@pytest.mark.parametrize("prompt", [[], ["a cat"]])
+def test_demo_shows_the_best_candidates(
+    prompt: list[str], tiny_bundled: DallePipeline, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[int] = []
+
+    class Counting(Brightness):
+        def scores(self, images: torch.Tensor, captions: list[str]) -> torch.Tensor:
+            scored.append(len(images))
+            return super().scores(images, captions)
+
+    monkeypatch.setattr(DallePipeline, "ranker", Counting())
+    for candidates, images in (("1", 0), ("3", 16 * 3)):
+        scored.clear()
+        assert main(["demo", "--candidates", candidates, "--out", f"{candidates}.png", *prompt]) == 0
+        assert sum(scored) == images, "the ranker, which takes seconds to import, is used for candidates only"
+    assert size(scratch / "1.png") == size(scratch / "3.png")
+    assert (scratch / "1.png").read_bytes() != (scratch / "3.png").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("prompt", "note"),
     [
