@@ -25,7 +25,7 @@ BUNDLED = Path(__file__).parent / "_models"
 DEFAULT_MODEL = "composition"
 """Name of the bundled model that commands use where none is named."""
 DEFAULT_SAMPLING: dict[str, Any] = {"temperature": 0.4, "guidance_scale": 1.5}
-"""Sampling options of that model in the demo, the images of the documents and its protocol."""
+"""Sampling options of that model in the demo and in its protocol."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def demo(arguments: list[str]) -> None:
     p.add_argument("prompt", nargs="?", help="prompt of all images [16 built-in prompts]")
     p.add_argument("--seed", type=int, default=0, help="seed [0]")
     p.add_argument(
-        "--candidates", type=int, default=1, metavar="N", help="generate N times as many and show what ranks best [1]"
+        "--candidates", type=int, default=1, metavar="N", help="images for each one shown, of which the ranker keeps the best [1]"
     )
     p.add_argument("--out", type=Path, default=Path("demo.png"), help="PNG file to write; it is replaced [demo.png]")
     options = p.parse_args(arguments)

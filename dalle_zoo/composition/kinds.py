@@ -13,9 +13,9 @@ def corner(pick: Picker) -> tuple[Scene, str] | None:
 
 `SHARES` has the default share of each kind; a configuration file can override them.
 
-Things fill the image or are half as large, and they begin at multiples of 4 pixels, the side of an image token: then
-a thing has the same image tokens at every place, and a prior learns to compose from fewer samples. For the same reason
-only single things on white are mirrored.
+The things of these kinds fill the image or are half as large, and they begin at multiples of 4 pixels, the side of an
+image token: then a thing has nearly the same image tokens at every place, and a prior learns to compose from fewer
+samples. For the same reason only single things on white are mirrored.
 """
 
 from __future__ import annotations

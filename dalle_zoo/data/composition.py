@@ -13,6 +13,8 @@ from dalle_zoo.registry import UnknownNameError, suggest
 
 SPLITS = ("train", "val-styles", "val-concepts", "held-out")
 """``held-out`` composes only combinations that training never sees."""
+_COMPARED = 64
+"""Number of samples in the fingerprint, which so changes with the code of a kind."""
 
 
 class ComposedSample(Sample):
@@ -51,7 +53,7 @@ class CompositionSource(SampleSource):
         >>> source = CompositionSource(CompositionConfig.load(), "train")
         >>> first, again = (next(source.read(seed=0, epoch=1, start=7, stop=8)) for _ in range(2))
         >>> first.key, first.image == again.image  # sample 1 * 20,000 + 7 of the seed
-        ('ground-20007', True)
+        ('single-20007', True)
     """
 
     def __init__(self, config: CompositionConfig, split: str = "train") -> None:
@@ -83,8 +85,10 @@ class CompositionSource(SampleSource):
             yield ComposedSample(composer, index)
 
     def fingerprint(self) -> str:
-        """Returns the hexadecimal SHA-256 of the sprites and of the configuration."""
-        facts = {"sprites": self.sprites.fingerprint(), "split": self.split, **self.config.as_dict()}
+        """Returns the hexadecimal SHA-256 of the sprites, of the configuration and of what the kinds make of them."""
+        composer = self.composer("fingerprint")
+        composed = [repr(composer.compose(index)) for index in range(_COMPARED)]
+        facts = {"sprites": self.sprites.fingerprint(), "split": self.split, **self.config.as_dict(), "made": composed}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

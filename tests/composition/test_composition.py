@@ -112,7 +112,7 @@ def test_every_kind_says_what_it_shows(sprites: SpriteSet, kind: str) -> None:
             assert item.color is None or item.color in caption
             assert 0 <= item.left <= 64 - item.size
             assert 0 <= item.top <= 64 - item.size
-            # At multiples of the side of an image token, so that a thing has the same tokens everywhere.
+            # At multiples of the side of an image token, so that a thing has nearly the same tokens everywhere.
             assert item.left % 4 == item.top % 4 == 0
             assert item.size in (32, 64)
 
