@@ -40,9 +40,8 @@ def demo(arguments: list[str]) -> None:
     p = parser("demo", "Generate a grid of 16 images with the bundled weights.")
     p.add_argument("prompt", nargs="?", help="prompt of all images [16 built-in prompts]")
     p.add_argument("--seed", type=int, default=0, help="seed [0]")
-    p.add_argument(
-        "--candidates", type=int, default=1, metavar="N", help="images for each one shown, of which the ranker keeps the best [1]"
-    )
+    ranked = "images for each one shown, of which the ranker keeps the best [1]"
+    p.add_argument("--candidates", type=int, default=1, metavar="N", help=ranked)
     p.add_argument("--out", type=Path, default=Path("demo.png"), help="PNG file to write; it is replaced [demo.png]")
     options = p.parse_args(arguments)
     as_integer("--candidates", options.candidates, least=1)
@@ -55,12 +54,9 @@ def demo(arguments: list[str]) -> None:
         from dalle_zoo.call import Call
         from dalle_zoo.pipeline import DallePipeline
 
-    shown, ranked = IMAGES // len(prompts), options.candidates > 1  # the ranker takes seconds to import
-    call = {
-        "num_images_per_prompt": shown * options.candidates,
-        "rerank": shown if ranked else None,
-        "seed": options.seed,
-    }
+    shown = IMAGES // len(prompts)
+    rerank = shown if options.candidates > 1 else None  # the ranker takes seconds to import
+    call = {"num_images_per_prompt": shown * options.candidates, "rerank": rerank, "seed": options.seed}
     Call(prompts, **call)  # raises for what cannot be generated
     pipe = DallePipeline.from_pretrained(DEFAULT_MODEL)
     images = pipe(prompts, **call, **DEFAULT_SAMPLING, output_type="pt").images
