@@ -8,7 +8,7 @@ import logging
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -223,14 +223,14 @@ def _encode_shards(
         complete = 0
 
         def make(number: int) -> None:
-            with (
-                atomic_write(paths[number]) as temporary,
-                CodeShardWriter(
+            path = paths[number]
+            with atomic_write(path) as temporary:
+                with CodeShardWriter(
                     temporary, codebook_size=settings["tokenizer"]["codebook_size"], chunk=settings["chunk"]
-                ) as writer,
-            ):
-                _fill(writer, encoding, starts[number], stops[number], bar)
-            write_json(_description(paths[number]), asdict(_measure(paths[number])))
+                ) as writer:
+                    _fill(writer, encoding, starts[number], stops[number], bar)
+                # Before the shard: once all shards exist, another process finishes and removes the descriptions.
+                write_json(_description(path), asdict(replace(_measure(temporary), file=path.name)))
 
         def done(number: int) -> None:
             nonlocal complete

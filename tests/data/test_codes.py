@@ -486,6 +486,20 @@ def test_bad_captions_and_names_do_not_stop_encoding(make: Any, monkeypatch: pyt
     }  # fmt: skip
 
 
+def test_description_of_a_shard_precedes_it(make: Any, source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    early, write = [], encoding.write_json
+
+    def watch(path: Path, value: Any) -> None:
+        if path.name.startswith("codes-"):
+            early.append(not path.with_suffix(".tar").exists())
+        write(path, value)
+
+    monkeypatch.setattr(encoding, "write_json", watch)
+    manifest = encode_source(source, encode, make.root / "out", **OPTIONS)
+    # Otherwise another process could find all shards, finish, and leave a description that comes later.
+    assert early == [True] * len(manifest["shards"])
+
+
 @pytest.mark.parametrize("world", [2, 5])
 def test_processes_that_share_the_work_write_the_same_bytes(make: Any, source: Any, world: int) -> None:
     encode_source(source, encode, make.root / "complete", **OPTIONS)
