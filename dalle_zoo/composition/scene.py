@@ -13,6 +13,9 @@ from dalle_zoo.composition.sprites import SIZE, SpriteSet
 
 Pixels = npt.NDArray[np.uint8]
 
+_VISIBLE = 16
+"""Least opacity that counts as covered, of 255."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
@@ -75,6 +78,15 @@ def render(scene: Scene, sprites: SpriteSet) -> Pixels:
     for item in scene.items:
         _paste(canvas, _pixels(item, sprites), item.left, item.top)
     return (canvas + 0.5).clip(0, 255).astype(np.uint8)
+
+
+def coverage(item: Placed, sprites: SpriteSet) -> npt.NDArray[np.bool_]:
+    """Returns which pixels of an image a placed sprite visibly covers: bool (64, 64)."""
+    canvas = np.zeros((SIZE, SIZE, 3), np.float32)
+    alpha = np.repeat(_pixels(item, sprites)[..., 3:], 4, -1)
+    alpha[..., 3] = 0  # nothing of the canvas shows through
+    _paste(canvas, alpha, item.left, item.top)
+    return canvas[..., 0] >= _VISIBLE
 
 
 def _pixels(item: Placed, sprites: SpriteSet) -> Pixels:

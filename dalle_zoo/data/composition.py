@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 
 from dalle_zoo.composition.composer import Composer, CompositionConfig
+from dalle_zoo.composition.layers import Layers, layers
 from dalle_zoo.composition.scene import Pixels
 from dalle_zoo.data.samples import Sample, SampleSource, Skipped
 from dalle_zoo.registry import UnknownNameError, suggest
@@ -34,6 +35,10 @@ class ComposedSample(Sample):
     def image(self) -> bytes:
         """Contents of an image file."""
         return ppm(self.__dict__["_composer"].render(self.__dict__["_composed"]))
+
+    def layers(self, grid: int) -> Layers:
+        """Returns the layers of its scene, see `dalle_zoo.composition.layers.layers`."""
+        return layers(self.__dict__["_composed"].scene, self.__dict__["_composer"].sprites, grid)
 
 
 class CompositionSource(SampleSource):

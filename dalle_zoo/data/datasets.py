@@ -7,10 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+import torch
 import torch.utils.data
 from torch import Tensor
 
+from dalle_zoo.composition.sprites import SIZE
 from dalle_zoo.data.checks import check_caption_choice, check_positive
+from dalle_zoo.data.composition import ComposedSample, CompositionSource
 from dalle_zoo.data.decoding import CorruptImageError, decode_image
 from dalle_zoo.data.samples import Sample, SampleSource, Skipped, captioned
 from dalle_zoo.data.transforms import TRANSFORMS, Transform, sample_rng
@@ -18,10 +21,11 @@ from dalle_zoo.seeds import seeded_rng
 
 log = logging.getLogger(__name__)
 
-# h w code grid
+# h w code grid, L layers of a composed image
 
 Item = dict[str, Any]
-"""``key`` and ``caption`` (str), and ``image`` uint8 (3, size, size) or ``codes`` int64 (h, w)."""
+"""``key`` and ``caption`` (str), and ``image`` uint8 (3, size, size) or ``codes`` int64 (h, w). Composed images may have
+``layers``, uint8 (L, 3, size, size), and ``cells``, int64 (h, w), as in `Layers`."""
 
 
 class Record(Protocol):
@@ -114,6 +118,11 @@ class ImageTextDataset(CaptionedDataset):
             each epoch.
         caption: Which of several captions to use: the ``first``, or a ``random`` one in each epoch.
         needs_captions: Whether to skip samples without a caption; otherwise their caption is ``""``.
+        layers: Image tokens in a row for which items get their layers, see `layers`; only for composed data. Defaults
+            to none.
+
+    Raises:
+        ValueError: Layers are asked of images that are not composed, or are changed after composing.
 
     Example:
         >>> from dalle_zoo.data import open_source
@@ -132,15 +141,20 @@ class ImageTextDataset(CaptionedDataset):
         variants: int | None = None,
         caption: str = "first",
         needs_captions: bool = True,
+        layers: int | None = None,
     ) -> None:
         super().__init__()
         check_positive(size=size)
+        if layers is not None and (not isinstance(source, CompositionSource) or size != SIZE or transform == "dvae"):
+            what = "of composed data such as composition:train" if size == SIZE else f"at an image_size of {SIZE}"
+            raise ValueError(f"layers are only there {what}, with transform prior: leave layers out")
         if variants is not None:  # None: a new crop each epoch
             check_positive(variants=variants)
         check_caption_choice(caption)
         self.source, self.size, self.seed = source, size, seed
         self.transform = TRANSFORMS[transform]
         self.variants, self.caption, self.needs_captions = variants, caption, needs_captions
+        self.layers = layers
 
     def __len__(self) -> int:
         return self.source.num_samples
@@ -164,7 +178,12 @@ class ImageTextDataset(CaptionedDataset):
         except CorruptImageError as error:
             return Skipped(record.key, str(error))
         caption = pick_caption(record.captions, self.caption, self.seed, record.key, epoch)
-        return {"key": record.key, "image": image, "caption": caption}
+        item = {"key": record.key, "image": image, "caption": caption}
+        if self.layers is not None and isinstance(record, ComposedSample):
+            separate = record.layers(self.layers)
+            item["layers"] = torch.from_numpy(separate.images.transpose(0, 3, 1, 2).copy())
+            item["cells"] = torch.from_numpy(separate.cells)
+        return item
 
 
 def crop_of(sample: Sample, transform: Transform, size: int, seed: int, variant: int) -> Tensor:

@@ -191,6 +191,8 @@ class ImageDataModule(CaptionedDataModule):
         batch_size: Samples per batch and process.
         num_workers: Loader processes. 0 loads in the training process.
         seed: Seed of order, crops, captions and BPE dropout.
+        layers: Image tokens in a row, for composed data: the tokens of a thing are then those of the thing alone, on
+            any ground and next to any other thing. Defaults to none: tokens are those of the image.
     """
 
     def __init__(
@@ -204,9 +206,10 @@ class ImageDataModule(CaptionedDataModule):
         batch_size: int = 8,
         num_workers: int = 0,
         seed: int = 0,
+        layers: int | None = None,
     ) -> None:
         super().__init__(train, val, text, batch_size, num_workers, seed)
-        self.image_size, self.transform, self.variants = image_size, transform, variants
+        self.image_size, self.transform, self.variants, self.layers = image_size, transform, variants, layers
 
     def dataset(self, location: str, training: bool) -> ImageTextDataset:
         """Opens the images of a location."""
@@ -218,6 +221,7 @@ class ImageDataModule(CaptionedDataModule):
             variants=self.variants,
             caption=self.text.caption if self.text and training else "first",
             needs_captions=self.text is not None,
+            layers=self.layers,
         )
 
 

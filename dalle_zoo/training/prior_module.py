@@ -27,6 +27,7 @@ from dalle_zoo.networks import load_image_tokenizer, load_prior, read_prior, sav
 from dalle_zoo.sampling import derive_seed, sample_codes
 from dalle_zoo.training.base import STAGES, StageModule, build
 from dalle_zoo.training.data_modules import LENGTH, SIZE, CaptionedDataModule, CodeDataModule, ImageDataModule
+from dalle_zoo.training.layer_tokens import LayerTokens
 from dalle_zoo.training.muon import MuonConfig
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names
 from dalle_zoo.training.samples import Samples
@@ -127,6 +128,7 @@ class PriorModule(StageModule):
             tokenizer = load_image_tokenizer(find_component(self.image_tokenizer, "dvae"))
             self._check_tokenizer(tokenizer)
             self._frozen = (tokenizer.requires_grad_(False).eval(),)
+            self._layer_tokens = LayerTokens(tokenizer)
 
     def _run_blocks(self, recompute: bool, compile: bool) -> None:
         """Sets how residual blocks run."""
@@ -282,13 +284,15 @@ class PriorModule(StageModule):
         return {"model.image_tokenizer": digest.hexdigest()} if self._frozen else {}
 
     def codes(self, batch: dict[str, Any]) -> Tensor:
-        """Returns the image tokens (B, h, w) of a batch: stored codes, or the argmax codes of its images."""
+        """Returns the image tokens (B, h, w) of a batch: stored codes, or those of its layers or images."""
         if "codes" in batch:
             codes: Tensor = batch["codes"]
             return codes
         if not self._frozen:
             raise ValueError("the batch holds images: set model.image_tokenizer, or train from code shards")
         tokenizer = self._frozen[0].to(self.device)
+        if "layers" in batch:
+            return self._layer_tokens(batch)
         # In float32 with any precision of the trainer, so that images give the same codes as code shards.
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return tokenizer.encode(batch["image"].float())

@@ -1,0 +1,80 @@
+"""The layers of a scene: its ground and each of its things alone, and which image token shows which of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from dalle_zoo.composition.scene import Pixels, Placed, Scene, coverage, render
+from dalle_zoo.composition.sprites import SIZE, SpriteSet
+
+# L layers, h w of the grid of image tokens
+
+MIXED = -1
+"""In `Layers.cells`: the pixels of the token show several things."""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The ground and the things of a scene, each alone in an image."""
+
+    images: Pixels
+    """The ground first, then every different thing, on white and near the middle, uint8 (L, 64, 64, 3)."""
+    cells: npt.NDArray[np.int64]
+    """For each image token of the scene, the token of a layer with the same contents: the index among all L h w
+    tokens of the layers in reading order, int64 (h, w); `MIXED` where several things meet."""
+
+
+def layers(scene: Scene, sprites: SpriteSet, grid: int) -> Layers:
+    """Separates a scene into its layers.
+
+    A thing is moved toward the middle by whole image tokens, so that its tokens depend on its place within a token
+    alone. All tokens of the ground are compared with one token in its middle.
+
+    Args:
+        scene: The scene.
+        sprites: Its sprites.
+        grid: Image tokens in a row and in a column.
+
+    Raises:
+        ValueError: The grid does not divide the side of the image.
+
+    Example:
+        >>> from dalle_zoo.composition.sprites import Sprite
+        >>> square = np.zeros((1, SIZE, SIZE, 4), np.uint8)
+        >>> square[:, 16:48, 16:48] = 255, 0, 0, 255  # red and opaque
+        >>> sprites = SpriteSet([Sprite(key="square", thing="square", names=("square",), style="flat")], square)
+        >>> scene = Scene(kind="ground", items=(Placed(sprite=0),), ground="blue")
+        >>> layers(scene, sprites, grid=4).cells  # 10 is the ground's token, those from 16 on show the square on white
+        array([[10, 10, 10, 10],
+               [10, 21, 22, 10],
+               [10, 25, 26, 10],
+               [10, 10, 10, 10]])
+    """
+    if SIZE % grid:
+        raise ValueError(f"grid must divide {SIZE}, got {grid}")
+    side = SIZE // grid
+    images = [render(Scene(kind="ground", items=(), ground=scene.ground), sprites)]
+    cells = np.full((grid, grid), (grid // 2) * (grid + 1), np.int64)
+    owners = np.zeros((grid, grid), np.int64)
+    numbers: dict[Placed, int] = {}
+    for item in scene.items:
+        alone = replace(item, left=_toward_middle(item.left, item.size, side), top=_toward_middle(item.top, item.size, side))
+        if alone not in numbers:
+            numbers[alone] = len(images)
+            images.append(render(Scene(kind="single", items=(alone,)), sprites))
+        shown = coverage(item, sprites).reshape(grid, side, grid, side).any((1, 3))
+        rows, columns = np.nonzero(shown)
+        there = (rows + (alone.top - item.top) // side) * grid + columns + (alone.left - item.left) // side
+        cells[rows, columns] = numbers[alone] * grid * grid + there
+        owners += shown
+    cells[owners > 1] = MIXED
+    return Layers(np.stack(images), cells)
+
+
+def _toward_middle(start: int, size: int, side: int) -> int:
+    """Moves a start by whole tokens to where the thing is in the middle, or at most a token before it."""
+    middle = (SIZE - size) // 2
+    return middle - (middle - start) % side

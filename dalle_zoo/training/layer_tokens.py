@@ -1,0 +1,77 @@
+"""Image tokens of composed images, each taken from its layer alone: the same for a thing on every ground."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dalle_zoo.composition.layers import MIXED
+from dalle_zoo.models.tokenizer import ImageTokenizer
+
+# B images, L layers of all of them, H W image, h w code grid
+
+_REMEMBERED = 20_000
+"""Number of layers whose tokens are kept."""
+
+
+class LayerTokens:
+    """Tokenizes the layers of composed images instead of the images.
+
+    A convolutional encoder gives a thing other tokens on every ground and next to every other thing, and each of
+    these combinations would have to be learned. Here a token that shows a part of a thing is that of the thing alone
+    on white, and a token that shows the ground is that of the ground alone.
+
+    Args:
+        tokenizer: Frozen image tokenizer. The tokens of layers are remembered, so that it encodes each only once.
+    """
+
+    def __init__(self, tokenizer: ImageTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._known: dict[bytes, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, batch: Mapping[str, Any]) -> Tensor:
+        """Returns the image tokens of a batch with ``layers``, int64 (B, h, w).
+
+        Args:
+            batch: ``image``, (B, 3, H, W) in [0, 1]; ``layers``, uint8 (L, 3, H, W); ``cells``, int64 (B, h, w), as in
+                `Layers.cells`. Where several things meet, tokens are those of the image.
+
+        Raises:
+            ValueError: The tokenizer has another grid.
+        """
+        cells: Tensor = batch["cells"]
+        side = batch["image"].shape[-1] // self.tokenizer.factor
+        if cells.shape[-1] != side:
+            raise ValueError(
+                f"data.init_args.layers is {cells.shape[-1]}, the image tokenizer has {side} tokens in a row: set it "
+                f"to {side}"
+            )
+        alone = self._of_layers(batch["layers"]).flatten()
+        mixed = cells == MIXED
+        tokens = alone[cells.clamp(min=0)]
+        if bool(mixed.any()):
+            some = mixed.flatten(1).any(1)
+            tokens[some] = torch.where(mixed[some], self._encode(batch["image"][some]), tokens[some])
+        return tokens
+
+    def _of_layers(self, layers: Tensor) -> Tensor:
+        """Tokens of layers, int64 (L, h, w)."""
+        if layers.device.type != "cpu":  # encoding is faster there than comparing
+            return self._encode(layers.float() / 255)
+        keys = [layer.numpy().tobytes() for layer in layers]
+        if len(self._known) + len(keys) > _REMEMBERED:
+            self._known.clear()
+        new = list({key: i for i, key in enumerate(keys) if key not in self._known}.values())
+        if new:
+            found = self._encode(layers[new].float() / 255)
+            self._known |= {keys[i]: tokens.clone() for i, tokens in zip(new, found, strict=True)}
+        return torch.stack([self._known[key] for key in keys])
+
+    def _encode(self, images: Tensor) -> Tensor:
+        """Tokens of pixels in [0, 1], in float32 with any precision of the trainer."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.tokenizer.encode(images.float())
