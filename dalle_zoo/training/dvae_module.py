@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dalle_zoo.images import psnr
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.losses import dvae_loss, logit_laplace_nll
 from dalle_zoo.training.base import STAGES, StageModule
 from dalle_zoo.training.data_modules import ImageDataModule
+from dalle_zoo.training.layer_tokens import LayerTokens
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.samples import Samples
 from dalle_zoo.training.schedules import Cosine, LearningRate
@@ -29,6 +32,9 @@ PAPER_RATE = LearningRate(peak=1e-4, warmup_steps=0, decay="cosine", final=1.25e
 class DVAEModule(StageModule):
     """Trains a `DVAE`; the defaults are the paper's recipe.
 
+    With ``layers`` of `ImageDataModule`, the codes of ``init_from`` stay: the encoder learns to give a composed image
+    the codes of its layers (`LayerTokens`), by cross-entropy, and the decoder to decode them.
+
     Args:
         config: Architecture.
         kl_weight: Schedule of the KL weight beta.
@@ -37,8 +43,8 @@ class DVAEModule(StageModule):
         learning_rate: Learning-rate schedule.
         seed: Seed of the Gumbel noise.
         init_from: Name or folder of a model whose weights training starts from. Defaults to fresh weights.
-        freeze_encoder: Whether to train only the decoder, on hard codes: reconstructions improve while the codes,
-            and priors trained on them, stay valid. Temperature and KL weight are then unused.
+        freeze_encoder: Whether to train only the decoder, on hard codes, or on those of layers: reconstructions improve
+            while the codes, and priors trained on them, stay valid. Temperature and KL weight are then unused.
         warm_start: Train an autoencoder, cluster its features with k-means, and train with quantized features before
             the relaxation begins. Validation uses hard codes, so its metrics are meaningless before k-means. Defaults
             to none, as in the paper.
@@ -71,6 +77,9 @@ class DVAEModule(StageModule):
             raise ValueError("freeze_encoder needs init_from, the model whose codes are kept")
         super().__init__(DVAE(config), adamw, learning_rate, seed)
         self.start_from(init_from)
+        # Not a submodule: it is neither trained nor saved.
+        self._layer_tokens = None if init_from is None else LayerTokens(deepcopy(self.net).requires_grad_(False).eval())
+        self.learns_layers = False  # with data that have them
         self.freeze_encoder = freeze_encoder
         self.net.encoder.requires_grad_(not freeze_encoder)
         self._frozen = {n: t.clone() for n, t in self.net.encoder.state_dict().items()} if freeze_encoder else {}
@@ -96,6 +105,15 @@ class DVAEModule(StageModule):
         """Side of the images of the network, pixels."""
         return self.net.image_size
 
+    def complete_data(self, data: LightningDataModule) -> None:
+        """Notes whether the data have layers; raises `ValueError` if there are no codes for them."""
+        super().complete_data(data)
+        self.learns_layers = isinstance(data, ImageDataModule) and data.layers is not None
+        if self.learns_layers and self._layer_tokens is None:
+            raise ValueError(
+                "data.init_args.layers keeps the codes of a trained dVAE: name it in model.init_args.init_from"
+            )
+
     def check_data(self, data: LightningDataModule) -> None:
         """Raises `ValueError` unless the data are images of the network's size."""
         super().check_data(data)
@@ -108,7 +126,7 @@ class DVAEModule(StageModule):
     def schedule_ends(self) -> dict[str, int]:
         """Adds the schedules of the relaxation, if there is one after the warm start."""
         ends = super().schedule_ends()
-        if not self.freeze_encoder and self.warm_start is None:
+        if not self.freeze_encoder and not self.learns_layers and self.warm_start is None:
             ends |= {"kl_weight.steps": self.kl_weight.steps, "temperature.steps": self.temperature.steps}
         return ends
 
@@ -124,6 +142,8 @@ class DVAEModule(StageModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Negative evidence lower bound with the beta and tau of this step."""
         images = batch["image"].to(memory_format=torch.channels_last)
+        if self.learns_layers:
+            return self._learn_layers(images, batch)
         if self.warm_start is not None and self.global_step < self.warm_start.steps:
             return self._autoencode(images, self.warm_start)
         if self.warm_start is not None and self.features:
@@ -184,6 +204,17 @@ class DVAEModule(StageModule):
     def _write_codes(self, warm: WarmStart) -> None:
         distance = max(float(self.codebook.distance), 1e-12)
         set_codes(self.net, self.bridge, self.codebook.vectors, warm.sharpness / distance)
+
+    def _learn_layers(self, images: Tensor, batch: dict[str, Any]) -> Tensor:
+        """Likelihood of images given the codes of their layers, and cross-entropy of these codes given the images."""
+        assert self._layer_tokens is not None
+        codes = self._layer_tokens(batch)
+        loss = self._likelihood(self.net.map_pixels(images), self.net.decoder.from_codes(codes))
+        if self.freeze_encoder:
+            return loss
+        of_codes = F.cross_entropy(self.net.logits(images), codes)
+        self.log("train/codes", of_codes.detach())
+        return loss + of_codes
 
     def _decode_hard_codes(self, images: Tensor) -> Tensor:
         """Negative log-likelihood of images given their hard codes."""
@@ -250,6 +281,8 @@ class DVAEModule(StageModule):
         loss, parts = dvae_loss(self.net.map_pixels(images), parameters, logits, beta)
         metrics = {"val/loss": loss, "val/psnr": psnr(self.net.pixels(parameters), images).mean()}
         metrics |= {f"val/{name}": value for name, value in parts.items()}
+        if self.learns_layers and self._layer_tokens is not None:
+            metrics["val/codes_of_layers"] = (codes == self._layer_tokens(batch)).float().mean()
         self.log_dict(metrics, batch_size=len(images), sync_dist=True)
         self.code_counts += torch.bincount(codes.flatten(), minlength=self.net.codebook_size)
 

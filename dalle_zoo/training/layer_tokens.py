@@ -44,6 +44,7 @@ class LayerTokens:
             ValueError: The tokenizer has another grid.
         """
         cells: Tensor = batch["cells"]
+        self.tokenizer.to(cells.device)
         side = batch["image"].shape[-1] // self.tokenizer.factor
         if cells.shape[-1] != side:
             raise ValueError(
