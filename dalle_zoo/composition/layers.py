@@ -61,7 +61,9 @@ def layers(scene: Scene, sprites: SpriteSet, grid: int) -> Layers:
     owners = np.zeros((grid, grid), np.int64)
     numbers: dict[Placed, int] = {}
     for item in scene.items:
-        alone = replace(item, left=_toward_middle(item.left, item.size, side), top=_toward_middle(item.top, item.size, side))
+        alone = replace(
+            item, left=_toward_middle(item.left, item.size, side), top=_toward_middle(item.top, item.size, side)
+        )
         if alone not in numbers:
             numbers[alone] = len(images)
             images.append(render(Scene(kind="single", items=(alone,)), sprites))

@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 # h w code grid, L layers of a composed image
 
 Item = dict[str, Any]
-"""``key`` and ``caption`` (str), and ``image`` uint8 (3, size, size) or ``codes`` int64 (h, w). Composed images may have
-``layers``, uint8 (L, 3, size, size), and ``cells``, int64 (h, w), as in `Layers`."""
+"""``key`` and ``caption`` (str), and ``image`` uint8 (3, size, size) or ``codes`` int64 (h, w). Composed images may
+have ``layers``, uint8 (L, 3, size, size), and ``cells``, int64 (h, w), as in `Layers`."""
 
 
 class Record(Protocol):

@@ -34,8 +34,8 @@ class Collate:
     """Collates items to a batch.
 
     A batch has ``key`` and ``caption`` (lists of str) and ``epoch`` (int); ``image``, float32 (B, 3, H, W) in [0, 1],
-    or ``codes``, int64 (B, h, w), as the items have; ``text``, int64 (B, T), with ``encode_captions``; and for items with
-    layers, all of their layers, uint8 (L, 3, H, W), and ``cells``, int64 (B, h, w), their tokens among all of these.
+    or ``codes``, int64 (B, h, w), as the items have; ``text``, int64 (B, T), with ``encode_captions``; and for items
+    with layers, all of their layers, uint8 (L, 3, H, W), and ``cells``, int64 (B, h, w), tokens among all of these.
 
     Example:
         >>> item = {"key": "white", "caption": "a square", "image": torch.full((3, 8, 8), 255, dtype=torch.uint8)}

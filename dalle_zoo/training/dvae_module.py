@@ -43,7 +43,7 @@ class DVAEModule(StageModule):
         learning_rate: Learning-rate schedule.
         seed: Seed of the Gumbel noise.
         init_from: Name or folder of a model whose weights training starts from. Defaults to fresh weights.
-        freeze_encoder: Whether to train only the decoder, on hard codes, or on those of layers: reconstructions improve
+        freeze_encoder: Whether to train only the decoder, on hard codes or those of layers: reconstructions improve
             while the codes, and priors trained on them, stay valid. Temperature and KL weight are then unused.
         warm_start: Train an autoencoder, cluster its features with k-means, and train with quantized features before
             the relaxation begins. Validation uses hard codes, so its metrics are meaningless before k-means. Defaults
@@ -77,8 +77,8 @@ class DVAEModule(StageModule):
             raise ValueError("freeze_encoder needs init_from, the model whose codes are kept")
         super().__init__(DVAE(config), adamw, learning_rate, seed)
         self.start_from(init_from)
-        # Not a submodule: it is neither trained nor saved.
-        self._layer_tokens = None if init_from is None else LayerTokens(deepcopy(self.net).requires_grad_(False).eval())
+        first = None if init_from is None else deepcopy(self.net).requires_grad_(False).eval()
+        self._layer_tokens = None if first is None else LayerTokens(first)  # not a submodule, so not trained or saved
         self.learns_layers = False  # with data that have them
         self.freeze_encoder = freeze_encoder
         self.net.encoder.requires_grad_(not freeze_encoder)

@@ -1,0 +1,202 @@
+"""Tokens of layers: in the data, in the prior's training and in that of the dVAE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from dalle_zoo.composition.layers import MIXED
+from dalle_zoo.data import Collate, ImageTextDataset, open_source
+from dalle_zoo.models.dvae import DVAE, DVAEConfig
+from dalle_zoo.models.prior import PriorConfig
+from dalle_zoo.networks import load_image_tokenizer, save_network
+from dalle_zoo.training import Cosine, LearningRate
+from dalle_zoo.training.data_modules import ImageDataModule
+from dalle_zoo.training.dvae_module import DVAEModule
+from dalle_zoo.training.layer_tokens import LayerTokens
+from dalle_zoo.training.prior_module import PriorModule
+from dalle_zoo.training.warm_start import WarmStart
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*"),  # Lightning 2.6 calls a deprecated part of torch
+]
+CONFIG = DVAEConfig(
+    image_size=64, width=8, num_groups=3, blocks_per_group=1, decoder_stem=8, codebook_size=16, residual_gain=1.0
+)
+GRID = CONFIG.grid_size
+
+
+def dvae(seed: int = 0) -> DVAE:
+    torch.manual_seed(seed)
+    net = DVAE(CONFIG).eval()
+    net.encoder.output.weight.data *= 10  # random weights give most cells one code otherwise
+    return net
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict[str, Any]:
+    dataset = ImageTextDataset(open_source("composition:train"), transform="prior", size=64, layers=GRID)
+    return Collate()(list(dataset.read(seed=0, epoch=0, start=0, stop=24)), 0)
+
+
+def one_by_one(net: DVAE, batch: dict[str, Any]) -> Tensor:
+    """Tokens of a batch from the tokens of every layer, without remembering any."""
+    alone = torch.stack([net.encode(layer[None].float() / 255)[0] for layer in batch["layers"]]).flatten()
+    return torch.tensor([[[int(alone[cell]) for cell in row] for row in image] for image in batch["cells"].tolist()])
+
+
+def test_layers_of_a_batch_are_joined(batch: dict[str, Any]) -> None:
+    dataset = ImageTextDataset(open_source("composition:train"), transform="prior", size=64, layers=GRID)
+    items = list(dataset.read(seed=0, epoch=0, start=0, stop=24))
+    assert batch["layers"].shape == (sum(len(item["layers"]) for item in items), 3, 64, 64)
+    assert batch["layers"].dtype == torch.uint8
+    assert batch["cells"].shape == (24, GRID, GRID)
+    start = 0
+    for item, cells in zip(items, batch["cells"], strict=True):
+        assert torch.equal(cells, item["cells"] + start)
+        start += len(item["layers"]) * GRID * GRID
+
+
+def test_tokens_are_those_of_layers(batch: dict[str, Any]) -> None:
+    net = dvae()
+    tokens, expected = LayerTokens(net), one_by_one(net, batch)
+    assert torch.equal(tokens(batch), expected)
+    assert torch.equal(tokens(batch), expected)  # from memory
+    assert not torch.equal(net.encode(batch["image"]), expected)
+
+
+def test_each_layer_is_encoded_once(batch: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    net = dvae()
+    tokens, encoded = LayerTokens(net), []
+    encode = net.encode
+    monkeypatch.setattr(net, "encode", lambda images: encoded.extend(images) or encode(images))
+    tokens(batch)
+    different = len({layer.numpy().tobytes() for layer in batch["layers"]})
+    assert len(encoded) == different < len(batch["layers"])
+    tokens(batch)
+    assert len(encoded) == different
+
+
+def test_memory_of_layers_is_limited(batch: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dalle_zoo.training.layer_tokens._REMEMBERED", 10)
+    tokens = LayerTokens(dvae())
+    assert torch.equal(tokens(batch), tokens(batch))
+    assert len(tokens._known) <= len(batch["layers"])
+
+
+def test_where_things_meet_tokens_are_those_of_the_image(batch: dict[str, Any]) -> None:
+    net = dvae()
+    cells = batch["cells"].clone()
+    cells[3, 4:9, 2:7] = MIXED
+    found, usual = LayerTokens(net)({**batch, "cells": cells}), LayerTokens(net)(batch)
+    image = net.encode(batch["image"])
+    assert torch.equal(found[3, 4:9, 2:7], image[3, 4:9, 2:7])
+    assert torch.equal(found[cells != MIXED], usual[cells != MIXED])
+
+
+def test_another_grid_is_refused(batch: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"data.init_args.layers is 8, .* has 16 tokens in a row: set it to 16"):
+        LayerTokens(dvae())({**batch, "cells": batch["cells"][:, :8, :8]})
+
+
+def test_only_composed_images_have_layers(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (64, 64)).save(tmp_path / "black.png")
+    with pytest.raises(ValueError, match="only there of composed data such as composition:train"):
+        ImageTextDataset(open_source(str(tmp_path)), transform="prior", size=64, layers=16)
+    with pytest.raises(ValueError, match="only there at an image_size of 64"):
+        ImageTextDataset(open_source("composition:train"), transform="prior", size=32, layers=16)
+    with pytest.raises(ValueError, match="with transform prior"):
+        ImageTextDataset(open_source("composition:train"), transform="dvae", size=64, layers=16)
+
+
+def test_the_prior_learns_tokens_of_layers(batch: dict[str, Any], tmp_path: Path) -> None:
+    net = dvae()
+    save_network(net, "dvae", tmp_path)
+    config = PriorConfig(
+        text_length=4, text_vocab=8, image_height=GRID, image_width=GRID, codebook_size=16, width=8, num_layers=1,
+        num_heads=1, masks="row",
+    )  # fmt: skip
+    module = PriorModule(config, image_tokenizer=str(tmp_path))
+    assert torch.equal(module.codes(batch), one_by_one(net, batch))
+    images = {"image": batch["image"]}
+    assert torch.equal(module.codes(images), net.encode(batch["image"]))
+
+
+def layered(folder: Path, **options: Any) -> DVAEModule:
+    torch.manual_seed(0)
+    rate = LearningRate(peak=3e-3, warmup_steps=0, decay="constant")
+    return DVAEModule(CONFIG, learning_rate=rate, init_from=str(folder), **options)
+
+
+def fit(module: DVAEModule, steps: int, **options: Any) -> Trainer:
+    data = ImageDataModule(
+        "composition:train", "composition:held-out", image_size=64, batch_size=16, **{"layers": GRID, **options}
+    )
+    trainer = Trainer(
+        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=2, num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    trainer.validate(module, datamodule=data, verbose=False)
+    return trainer
+
+
+def test_the_dvae_learns_tokens_of_layers(batch: dict[str, Any], tmp_path: Path) -> None:
+    first = dvae()
+    save_network(first, "dvae", tmp_path)
+    module = layered(tmp_path)
+    expected = one_by_one(first, batch)
+
+    def measured(net: DVAE) -> tuple[float, float]:
+        with torch.no_grad():
+            right = (net.encode(batch["image"]) == expected).float().mean()
+            return float(right), float((net.decode(expected) - batch["image"]).abs().mean())
+
+    before = measured(module.net)
+    trainer = fit(module, 40)
+    after = measured(module.net)
+    assert 1 - after[0] < 0.8 * (1 - before[0])  # the encoder finds them
+    assert after[1] < before[1]  # the decoder joins them
+    assert 0 < float(trainer.callback_metrics["val/codes_of_layers"]) <= 1
+    assert {"train/codes", "train/nll"} <= trainer.callback_metrics.keys()
+    module.export(tmp_path / "exported")  # the network in training, not the first
+    exported = load_image_tokenizer(tmp_path / "exported")
+    assert not torch.equal(exported.encoder.output.weight, first.encoder.output.weight)  # type: ignore[union-attr]
+    assert not any("_layer_tokens" in name for name in module.state_dict())
+
+
+def test_a_frozen_encoder_learns_to_decode_tokens_of_layers(batch: dict[str, Any], tmp_path: Path) -> None:
+    first = dvae()
+    save_network(first, "dvae", tmp_path)
+    module, codes = layered(tmp_path, freeze_encoder=True), one_by_one(first, batch)
+    fit(module, 20)
+    assert torch.equal(module.net.encode(batch["image"]), first.encode(batch["image"]))
+    with torch.no_grad():
+        errors = [float((net.decode(codes) - batch["image"]).abs().mean()) for net in (first, module.net)]
+    assert errors[1] < errors[0]
+
+
+def test_layers_need_codes_to_keep() -> None:
+    data = ImageDataModule("composition:train", image_size=64, layers=GRID)
+    with pytest.raises(ValueError, match=r"layers keeps the codes of a trained dVAE: name it in model.init_args"):
+        DVAEModule(CONFIG).complete_data(data)
+    warm = DVAEModule(CONFIG, warm_start=WarmStart(steps=40))
+    with pytest.raises(ValueError, match="layers keeps the codes"):
+        warm.complete_data(data)
+
+
+def test_the_relaxation_is_no_schedule_of_layers(tmp_path: Path) -> None:
+    save_network(dvae(), "dvae", tmp_path)
+    module = DVAEModule(CONFIG, kl_weight=Cosine(start=0.0, end=1.0, steps=9), init_from=str(tmp_path))
+    assert "kl_weight.steps" in module.schedule_ends()
+    module.complete_data(ImageDataModule("composition:train", image_size=64, layers=GRID))
+    assert "kl_weight.steps" not in module.schedule_ends()
