@@ -147,7 +147,7 @@ class ImageTextDataset(CaptionedDataset):
         check_positive(size=size)
         if layers is not None and (not isinstance(source, CompositionSource) or size != SIZE or transform == "dvae"):
             what = "of composed data such as composition:train" if size == SIZE else f"at an image_size of {SIZE}"
-            raise ValueError(f"layers are only there {what}, with transform prior: leave layers out")
+            raise ValueError(f"layers are only there {what}, with transform prior: set layers to null")
         if variants is not None:  # None: a new crop each epoch
             check_positive(variants=variants)
         check_caption_choice(caption)

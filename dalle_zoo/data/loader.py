@@ -13,7 +13,6 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from dalle_zoo.composition.layers import MIXED
 from dalle_zoo.data.checks import check_positive
 from dalle_zoo.data.datasets import CaptionedDataset, Item, Record
 from dalle_zoo.data.samples import Skipped
@@ -35,7 +34,7 @@ class Collate:
 
     A batch has ``key`` and ``caption`` (lists of str) and ``epoch`` (int); ``image``, float32 (B, 3, H, W) in [0, 1],
     or ``codes``, int64 (B, h, w), as the items have; ``text``, int64 (B, T), with ``encode_captions``; and for items
-    with layers, all of their layers, uint8 (L, 3, H, W), and ``cells``, int64 (B, h, w), tokens among all of these.
+    with layers, ``layers``, a list of B tensors uint8 (L, 3, H, W), and ``cells``, int64 (B, h, w).
 
     Example:
         >>> item = {"key": "white", "caption": "a square", "image": torch.full((3, 8, 8), 255, dtype=torch.uint8)}
@@ -56,20 +55,11 @@ class Collate:
         if "codes" in items[0]:
             batch["codes"] = torch.stack([item["codes"] for item in items])
         if "layers" in items[0]:
-            batch["layers"], batch["cells"] = _joined_layers(items)
+            batch["layers"] = [item["layers"] for item in items]
+            batch["cells"] = torch.stack([item["cells"] for item in items])
         if self.encode_captions is not None:
             batch["text"] = self.encode_captions(batch["caption"], batch["key"], epoch)
         return batch
-
-
-def _joined_layers(items: Sequence[Item]) -> tuple[Tensor, Tensor]:
-    """Joins the layers of items, and numbers their tokens accordingly."""
-    cells, start = [], 0
-    for item in items:
-        own = item["cells"]
-        cells.append(torch.where(own == MIXED, own, own + start))
-        start += len(item["layers"]) * own.numel()
-    return torch.cat([item["layers"] for item in items]), torch.stack(cells)
 
 
 _PLAIN = Collate()

@@ -37,8 +37,9 @@ class LayerTokens:
         """Returns the image tokens of a batch with ``layers``, int64 (B, h, w).
 
         Args:
-            batch: ``image``, (B, 3, H, W) in [0, 1]; ``layers``, uint8 (L, 3, H, W); ``cells``, int64 (B, h, w), as in
-                `Layers.cells`. Where several things meet, tokens are those of the image.
+            batch: ``image``, (B, 3, H, W) in [0, 1]; ``layers``, B tensors uint8 (L, 3, H, W) with the layers of each
+                image; ``cells``, int64 (B, h, w), as in `Layers.cells`. Where several things meet, tokens are those
+                of the image.
 
         Raises:
             ValueError: The tokenizer has another grid.
@@ -51,9 +52,11 @@ class LayerTokens:
                 f"data.init_args.layers is {cells.shape[-1]}, the image tokenizer has {side} tokens in a row: set it "
                 f"to {side}"
             )
-        alone = self._of_layers(batch["layers"]).flatten()
+        counts = torch.tensor([len(own) for own in batch["layers"]], device=cells.device)
+        first = (counts.cumsum(0) - counts) * cells[0].numel()  # token of each image's layers among those of all
+        alone = self._of_layers(torch.cat(list(batch["layers"]))).flatten()
         mixed = cells == MIXED
-        tokens = alone[cells.clamp(min=0)]
+        tokens = alone[cells.clamp(min=0) + first[:, None, None]]
         if bool(mixed.any()):
             some = mixed.flatten(1).any(1)
             tokens[some] = torch.where(mixed[some], self._encode(batch["image"][some]), tokens[some])
