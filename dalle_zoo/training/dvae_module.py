@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 from dalle_zoo.images import psnr
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.losses import dvae_loss, logit_laplace_nll
+from dalle_zoo.networks import load_image_tokenizer
 from dalle_zoo.training.base import STAGES, StageModule
 from dalle_zoo.training.data_modules import ImageDataModule
 from dalle_zoo.training.layer_tokens import LayerTokens
@@ -22,6 +22,7 @@ from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.samples import Samples
 from dalle_zoo.training.schedules import Cosine, LearningRate
 from dalle_zoo.training.warm_start import Codebook, WarmStart, kmeans, set_codes
+from dalle_zoo.zoo import find_component
 
 PAPER_KL = Cosine(start=0.0, end=6.6, steps=5_000)
 PAPER_TEMPERATURE = Cosine(start=1.0, end=1 / 16, steps=150_000)
@@ -32,8 +33,8 @@ PAPER_RATE = LearningRate(peak=1e-4, warmup_steps=0, decay="cosine", final=1.25e
 class DVAEModule(StageModule):
     """Trains a `DVAE`; the defaults are the paper's recipe.
 
-    With ``layers`` of `ImageDataModule`, the codes of ``init_from`` stay: the encoder learns to give a composed image
-    the codes of its layers (`LayerTokens`), by cross-entropy, and the decoder to decode them.
+    With ``layers`` of `ImageDataModule`, the codes of a trained model stay: the encoder learns to give a composed image
+    the codes that its layers have in it (`LayerTokens`), by cross-entropy, and the decoder to decode them.
 
     Args:
         config: Architecture.
@@ -50,6 +51,7 @@ class DVAEModule(StageModule):
             to none, as in the paper.
         squared_error: Weight of the mean squared error of the decoded pixels, added to the likelihood: like PSNR, it
             favors the mean of what a code represents over the median. Defaults to 0, as in the paper.
+        layer_codes: Name or folder of the model whose codes layers have. Defaults to ``init_from``.
     """
 
     stage = "dvae"
@@ -68,6 +70,7 @@ class DVAEModule(StageModule):
         freeze_encoder: bool = False,
         warm_start: WarmStart | None = None,
         squared_error: float = 0.0,
+        layer_codes: str | None = None,
     ) -> None:
         if squared_error < 0:
             raise ValueError(f"squared_error must be at least 0, got {squared_error}")
@@ -77,9 +80,9 @@ class DVAEModule(StageModule):
             raise ValueError("freeze_encoder needs init_from, the model whose codes are kept")
         super().__init__(DVAE(config), adamw, learning_rate, seed)
         self.start_from(init_from)
-        first = None if init_from is None else deepcopy(self.net).requires_grad_(False).eval()
-        self._layer_tokens = None if first is None else LayerTokens(first)  # not a submodule, so not trained or saved
-        self.learns_layers = False  # with data that have them
+        self.layer_codes = layer_codes or init_from
+        self._layer_tokens: LayerTokens | None = None  # with data that have layers
+        self.init_from = init_from
         self.freeze_encoder = freeze_encoder
         self.net.encoder.requires_grad_(not freeze_encoder)
         self._frozen = {n: t.clone() for n, t in self.net.encoder.state_dict().items()} if freeze_encoder else {}
@@ -106,13 +109,24 @@ class DVAEModule(StageModule):
         return self.net.image_size
 
     def complete_data(self, data: LightningDataModule) -> None:
-        """Notes whether the data have layers; raises `ValueError` if there are no codes for them."""
+        """Loads the codes of layers, if the data have them; raises `ValueError` if there are none."""
         super().complete_data(data)
-        self.learns_layers = isinstance(data, ImageDataModule) and data.layers is not None
-        if self.learns_layers and self._layer_tokens is None:
+        if not isinstance(data, ImageDataModule) or data.layers is None:
+            if self.layer_codes not in (None, self.init_from):
+                raise ValueError("model.layer_codes has no effect without data.init_args.layers: set both, or none")
+            return
+        if self.layer_codes is None:
             raise ValueError(
                 "data.init_args.layers keeps the codes of a trained dVAE: name it in model.init_args.init_from"
             )
+        if self._layer_tokens is None:
+            tokenizer = load_image_tokenizer(find_component(self.layer_codes, self.stage))
+            if tokenizer.codebook_size != self.net.codebook_size or tokenizer.factor != self.net.factor:
+                raise ValueError(
+                    f"model.layer_codes has {tokenizer.codebook_size} codes of {tokenizer.factor} pixels, "
+                    f"model.config {self.net.codebook_size} of {self.net.factor}: set config to that of the codes"
+                )
+            self._layer_tokens = LayerTokens(tokenizer.requires_grad_(False).eval())  # not a submodule: not saved
 
     def check_data(self, data: LightningDataModule) -> None:
         """Raises `ValueError` unless the data are images of the network's size."""
@@ -126,7 +140,7 @@ class DVAEModule(StageModule):
     def schedule_ends(self) -> dict[str, int]:
         """Adds the schedules of the relaxation, if there is one after the warm start."""
         ends = super().schedule_ends()
-        if not self.freeze_encoder and not self.learns_layers and self.warm_start is None:
+        if not self.freeze_encoder and self._layer_tokens is None and self.warm_start is None:
             ends |= {"kl_weight.steps": self.kl_weight.steps, "temperature.steps": self.temperature.steps}
         return ends
 
@@ -142,8 +156,8 @@ class DVAEModule(StageModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Negative evidence lower bound with the beta and tau of this step."""
         images = batch["image"].to(memory_format=torch.channels_last)
-        if self.learns_layers:
-            return self._learn_layers(images, batch)
+        if self._layer_tokens is not None:
+            return self._learn_layers(images, self._layer_tokens(batch))
         if self.warm_start is not None and self.global_step < self.warm_start.steps:
             return self._autoencode(images, self.warm_start)
         if self.warm_start is not None and self.features:
@@ -205,10 +219,8 @@ class DVAEModule(StageModule):
         distance = max(float(self.codebook.distance), 1e-12)
         set_codes(self.net, self.bridge, self.codebook.vectors, warm.sharpness / distance)
 
-    def _learn_layers(self, images: Tensor, batch: dict[str, Any]) -> Tensor:
+    def _learn_layers(self, images: Tensor, codes: Tensor) -> Tensor:
         """Likelihood of images given the codes of their layers, and cross-entropy of these codes given the images."""
-        assert self._layer_tokens is not None
-        codes = self._layer_tokens(batch)
         loss = self._likelihood(self.net.map_pixels(images), self.net.decoder.from_codes(codes))
         if self.freeze_encoder:
             return loss
@@ -281,7 +293,7 @@ class DVAEModule(StageModule):
         loss, parts = dvae_loss(self.net.map_pixels(images), parameters, logits, beta)
         metrics = {"val/loss": loss, "val/psnr": psnr(self.net.pixels(parameters), images).mean()}
         metrics |= {f"val/{name}": value for name, value in parts.items()}
-        if self.learns_layers and self._layer_tokens is not None:
+        if self._layer_tokens is not None:
             metrics["val/codes_of_layers"] = (codes == self._layer_tokens(batch)).float().mean()
         self.log_dict(metrics, batch_size=len(images), sync_dist=True)
         self.code_counts += torch.bincount(codes.flatten(), minlength=self.net.codebook_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,17 +141,15 @@ def layered(folder: Path, **options: Any) -> DVAEModule:
     return DVAEModule(CONFIG, learning_rate=rate, init_from=str(folder), **options)
 
 
-def fit(module: DVAEModule, steps: int, **options: Any) -> Trainer:
-    data = ImageDataModule(
-        "composition:train", "composition:held-out", image_size=64, batch_size=16, **{"layers": GRID, **options}
-    )
+def fit(module: DVAEModule, steps: int) -> tuple[Trainer, ImageDataModule]:
+    data = ImageDataModule("composition:train", "composition:held-out", image_size=64, batch_size=16, layers=GRID)
+    module.complete_data(data)
     trainer = Trainer(
         max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=2, num_sanity_val_steps=0,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
-    trainer.validate(module, datamodule=data, verbose=False)
-    return trainer
+    return trainer, data
 
 
 def test_the_dvae_learns_tokens_of_layers(batch: dict[str, Any], tmp_path: Path) -> None:
@@ -158,7 +157,8 @@ def test_the_dvae_learns_tokens_of_layers(batch: dict[str, Any], tmp_path: Path)
     save_network(first, "dvae", tmp_path)
     module = layered(tmp_path)
     logged: dict[str, Any] = {}
-    module.log = lambda name, value, **_: logged.update({name: value})  # type: ignore[method-assign]
+    log = module.log
+    module.log = lambda name, value, **_: logged.update({name: value}) or log(name, value)  # type: ignore[method-assign, func-returns-value, misc]
     expected = one_by_one(first, batch)
 
     def measured(net: DVAE) -> tuple[float, float]:
@@ -167,10 +167,11 @@ def test_the_dvae_learns_tokens_of_layers(batch: dict[str, Any], tmp_path: Path)
             return float(right), float((net.decode(expected) - batch["image"]).abs().mean())
 
     before = measured(module.net)
-    trainer = fit(module, 40)
+    trainer, data = fit(module, 40)
     after = measured(module.net)
     assert 1 - after[0] < 0.8 * (1 - before[0])  # the encoder finds them
     assert after[1] < before[1]  # the decoder joins them
+    trainer.validate(module, datamodule=data, verbose=False)
     assert 0 < float(trainer.callback_metrics["val/codes_of_layers"]) <= 1
     assert {"train/codes", "train/nll", "train/loss"} <= logged.keys()
     module.export(tmp_path / "exported")  # the network in training, not the first
@@ -197,6 +198,27 @@ def test_layers_need_codes_to_keep() -> None:
     warm = DVAEModule(CONFIG, warm_start=WarmStart(steps=40))
     with pytest.raises(ValueError, match="layers keeps the codes"):
         warm.complete_data(data)
+
+
+def test_training_continues_with_the_codes_of_the_first_model(batch: dict[str, Any], tmp_path: Path) -> None:
+    first, other = dvae(), dvae(seed=1)
+    for name, net in {"first": first, "other": other}.items():
+        (tmp_path / name).mkdir()
+        save_network(net, "dvae", tmp_path / name)
+    module = layered(tmp_path / "other", layer_codes=str(tmp_path / "first"))
+    module.complete_data(ImageDataModule("composition:train", image_size=64, layers=GRID))
+    assert module._layer_tokens is not None
+    assert torch.equal(module._layer_tokens(batch), one_by_one(first, batch))
+    assert torch.equal(module.net.encode(batch["image"]), other.encode(batch["image"]))
+    with pytest.raises(ValueError, match=r"layer_codes has no effect without data.init_args.layers"):
+        module.complete_data(ImageDataModule("composition:train", image_size=64))
+
+
+def test_codes_of_another_size_are_refused(tmp_path: Path) -> None:
+    save_network(dvae(), "dvae", tmp_path)
+    module = DVAEModule(replace(CONFIG, codebook_size=8), layer_codes=str(tmp_path))
+    with pytest.raises(ValueError, match="layer_codes has 16 codes of 4 pixels, model.config 8 of 4"):
+        module.complete_data(ImageDataModule("composition:train", image_size=64, layers=GRID))
 
 
 def test_the_relaxation_is_no_schedule_of_layers(tmp_path: Path) -> None:
