@@ -217,7 +217,7 @@ def test_training_continues_with_the_codes_of_the_first_model(batch: dict[str, A
 def test_codes_of_another_size_are_refused(tmp_path: Path) -> None:
     save_network(dvae(), "dvae", tmp_path)
     module = DVAEModule(replace(CONFIG, codebook_size=8), layer_codes=str(tmp_path))
-    with pytest.raises(ValueError, match="layer_codes has 16 codes of 4 pixels, model.config 8 of 4"):
+    with pytest.raises(ValueError, match=r"layer_codes has 16 codes of 4 pixels, model.config 8 of 4"):
         module.complete_data(ImageDataModule("composition:train", image_size=64, layers=GRID))
 
 
