@@ -33,8 +33,8 @@ PAPER_RATE = LearningRate(peak=1e-4, warmup_steps=0, decay="cosine", final=1.25e
 class DVAEModule(StageModule):
     """Trains a `DVAE`; the defaults are the paper's recipe.
 
-    With ``layers`` of `ImageDataModule`, the codes of a trained model stay: by cross-entropy the encoder learns to give
-    a composed image the codes that its layers have in that model (`LayerTokens`), and the decoder to decode them.
+    With ``layers`` of `ImageDataModule`, the codes of a trained model stay: by cross-entropy the encoder learns to
+    give a composed image the codes that its layers have in that model (`LayerTokens`), and the decoder to decode them.
 
     Args:
         config: Architecture.

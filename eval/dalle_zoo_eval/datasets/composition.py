@@ -147,6 +147,6 @@ def _targets(sample: Composed, shown: list[Sprite]) -> dict[str, Any]:
 def _place(sample: Composed) -> list[float]:
     """Returns the place of a single thing as shares of the free space, from `PLACES`."""
     (item,) = sample.scene.items
-    x, y = (at / (SIZE - item.size) for at in (item.left, item.top))
+    x, y = (at / max(1, SIZE - item.size) for at in (item.left, item.top))  # a kind of one's own may fill the image
     nearest = min(PLACES.values(), key=lambda place: abs(place[0] - x) + abs(place[1] - y))
     return list(nearest)
