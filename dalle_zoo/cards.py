@@ -70,6 +70,8 @@ def render_card(folder: str | Path, result: Result, name: str | None = None) -> 
         seed=plain(protocol["seed"]),
         candidates=plain(protocol["sampling"]["candidates"]),
         sampling=_sampling(protocol["sampling"]),
+        options="".join(f" --{name} {value}" for name, value in _changed(protocol["sampling"]).items()),
+        arguments="".join(f", {n.replace('-', '_')}={value}" for n, value in _changed(protocol["sampling"]).items()),
         notes="\n".join(f"- {plain(note)}" for note in protocol["notes"]),
         device=plain(result["device"]),
         versions=plain(versions),
@@ -205,9 +207,14 @@ def _results(result: Result) -> str:
     return "\n".join([*by_group, table(rows), *(["", *left_out] if left_out else [])])
 
 
-def _sampling(sampling: Mapping[str, Any]) -> str:
+def _changed(sampling: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the sampling options that are not the defaults, by their name on the command line."""
     defaults = asdict(SamplingOptions())
-    changed = [f"{n.replace('_', '-')} {plain(sampling[n])}" for n, v in defaults.items() if sampling[n] != v]
+    return {n.replace("_", "-"): plain(sampling[n]) for n, value in defaults.items() if sampling[n] != value}
+
+
+def _sampling(sampling: Mapping[str, Any]) -> str:
+    changed = [f"{name} {value}" for name, value in _changed(sampling).items()]
     return f" ({', '.join(changed)})" if changed else " (temperature 1, no truncation, no guidance)"
 
 
