@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def dvae(seed: int = 0) -> DVAE:
 @pytest.fixture(scope="module")
 def batch() -> dict[str, Any]:
     dataset = ImageTextDataset(open_source("composition:train"), transform="prior", size=64, layers=GRID)
-    return Collate()(list(dataset.read(seed=0, epoch=0, start=0, stop=24)), 0)
+    return Collate()([dict(item) for item in itertools.islice(dataset, 24)], 0)
 
 
 def one_by_one(net: DVAE, batch: dict[str, Any]) -> Tensor:
@@ -77,9 +78,14 @@ def test_tokens_are_those_of_layers(batch: dict[str, Any]) -> None:
 
 def test_each_layer_is_encoded_once(batch: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     net = dvae()
-    tokens, encoded = LayerTokens(net), []
-    encode = net.encode
-    monkeypatch.setattr(net, "encode", lambda images: encoded.extend(images) or encode(images))
+    tokens, encode = LayerTokens(net), net.encode
+    encoded: list[Tensor] = []
+
+    def counted(images: Tensor) -> Tensor:
+        encoded.extend(images)
+        return encode(images)
+
+    monkeypatch.setattr(net, "encode", counted)
     tokens(batch)
     every = [layer.numpy().tobytes() for own in batch["layers"] for layer in own]
     different = len(set(every))
@@ -157,8 +163,13 @@ def test_the_dvae_learns_tokens_of_layers(batch: dict[str, Any], tmp_path: Path)
     save_network(first, "dvae", tmp_path)
     module = layered(tmp_path)
     logged: dict[str, Any] = {}
-    log = module.log
-    module.log = lambda name, value, **_: logged.update({name: value}) or log(name, value)  # type: ignore[method-assign, func-returns-value, misc]
+    log: Any = module.log
+
+    def recorded(name: str, value: Any, **options: Any) -> None:
+        logged[name] = value
+        log(name, value, **options)
+
+    module.log = recorded  # type: ignore[method-assign, assignment]
     expected = one_by_one(first, batch)
 
     def measured(net: DVAE) -> tuple[float, float]:
@@ -176,7 +187,8 @@ def test_the_dvae_learns_tokens_of_layers(batch: dict[str, Any], tmp_path: Path)
     assert {"train/codes", "train/nll", "train/loss"} <= logged.keys()
     module.export(tmp_path / "exported")  # the network in training, not the first
     exported = load_image_tokenizer(tmp_path / "exported")
-    assert not torch.equal(exported.encoder.output.weight, first.encoder.output.weight)  # type: ignore[union-attr]
+    assert isinstance(exported, DVAE)
+    assert not torch.equal(exported.encoder.output.weight, first.encoder.output.weight)
     assert not any("_layer_tokens" in name for name in module.state_dict())
 
 
