@@ -30,8 +30,8 @@ class Layers:
 def layers(scene: Scene, sprites: SpriteSet, grid: int) -> Layers:
     """Separates a scene into its layers.
 
-    A thing is moved toward the middle by whole image tokens, so that its tokens depend on its place within a token
-    alone. All tokens of the ground are compared with one token in its middle.
+    A thing is moved toward the middle by whole image tokens, so that its tokens depend only on its size and on its
+    place within a token. All tokens of the ground are compared with one token in its middle.
 
     Args:
         scene: The scene.
@@ -77,6 +77,8 @@ def layers(scene: Scene, sprites: SpriteSet, grid: int) -> Layers:
 
 
 def _toward_middle(start: int, size: int, side: int) -> int:
-    """Moves a start by whole tokens to where the thing is in the middle, or at most a token before it."""
+    """Moves a start by whole tokens to near the middle; leaves it where the thing would then be cut off."""
     middle = (SIZE - size) // 2
-    return middle - (middle - start) % side
+    moved = middle - (middle - start) % side
+    moved += side if moved < 0 else 0
+    return moved if 0 <= moved <= SIZE - size else start

@@ -122,7 +122,7 @@ class ImageTextDataset(CaptionedDataset):
             to none.
 
     Raises:
-        ValueError: Layers are asked of images that are not composed, or are changed after composing.
+        ValueError: Layers are asked of images that are not composed, or that are changed after composing.
 
     Example:
         >>> from dalle_zoo.data import open_source
@@ -145,9 +145,14 @@ class ImageTextDataset(CaptionedDataset):
     ) -> None:
         super().__init__()
         check_positive(size=size)
-        if layers is not None and (not isinstance(source, CompositionSource) or size != SIZE or transform == "dvae"):
-            what = "of composed data such as composition:train" if size == SIZE else f"at an image_size of {SIZE}"
-            raise ValueError(f"layers are only there {what}, with transform prior: set layers to null")
+        if layers is not None:
+            check_positive(layers=layers)
+            unchanged = size == SIZE and transform in ("prior", "center") and SIZE % layers == 0
+            if not isinstance(source, CompositionSource) or not unchanged:
+                raise ValueError(
+                    f"layers exist only for composed data such as composition:train, with image_size {SIZE}, "
+                    f"transform prior and a number of tokens that divides {SIZE}: set layers to null"
+                )
         if variants is not None:  # None: a new crop each epoch
             check_positive(variants=variants)
         check_caption_choice(caption)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -62,6 +63,14 @@ def build(make: Callable[[], N]) -> N:
     """Builds a network; without weights inside `deferred_weights`."""
     with torch.device("meta") if _DEFERRED.get() else nullcontext():
         return make()
+
+
+def weights_digest(net: nn.Module) -> str:
+    """Returns the hexadecimal SHA-256 of the names and weights of a network."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 class StageModule(LightningModule):

@@ -15,9 +15,9 @@ from dalle_zoo.images import psnr
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.losses import dvae_loss, logit_laplace_nll
 from dalle_zoo.networks import load_image_tokenizer
-from dalle_zoo.training.base import STAGES, StageModule
+from dalle_zoo.training.base import STAGES, StageModule, weights_digest
 from dalle_zoo.training.data_modules import ImageDataModule
-from dalle_zoo.training.layer_tokens import LayerTokens
+from dalle_zoo.training.layer_tokens import LayerTokens, check_layers
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.samples import Samples
 from dalle_zoo.training.schedules import Cosine, LearningRate
@@ -115,9 +115,10 @@ class DVAEModule(StageModule):
             if self.layer_codes not in (None, self.init_from):
                 raise ValueError("model.layer_codes has no effect without data.init_args.layers: set both, or none")
             return
-        if self.layer_codes is None:
+        if self.layer_codes is None or self.warm_start is not None:
             raise ValueError(
-                "data.init_args.layers keeps the codes of a trained dVAE: name it in model.init_args.init_from"
+                "data.init_args.layers keeps the codes of a trained dVAE: name it in model.init_args.init_from, and "
+                "set warm_start to null"
             )
         if self._layer_tokens is None:
             tokenizer = load_image_tokenizer(find_component(self.layer_codes, self.stage))
@@ -131,11 +132,18 @@ class DVAEModule(StageModule):
     def check_data(self, data: LightningDataModule) -> None:
         """Raises `ValueError` unless the data are images of the network's size."""
         super().check_data(data)
+        if isinstance(data, ImageDataModule):
+            check_layers(data.layers, self.net.config.grid_size)
         if isinstance(data, ImageDataModule) and (data.image_size or self.image_size) != self.image_size:
             raise ValueError(
                 f"data.init_args.image_size is {data.image_size}, the dVAE's config.image_size {self.net.image_size}: "
                 "set both to the same"
             )
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of the weights whose codes layers have, if the data have layers."""
+        tokens = self._layer_tokens
+        return {} if tokens is None else {"model.layer_codes": weights_digest(tokens.tokenizer)}
 
     def schedule_ends(self) -> dict[str, int]:
         """Adds the schedules of the relaxation, if there is one after the warm start."""
@@ -221,12 +229,11 @@ class DVAEModule(StageModule):
 
     def _learn_layers(self, images: Tensor, codes: Tensor) -> Tensor:
         """Likelihood of images given the codes of their layers, and cross-entropy of these codes given the images."""
-        loss = self._likelihood(self.net.map_pixels(images), self.net.decoder.from_codes(codes))
-        if self.freeze_encoder:
-            return loss
-        of_codes = F.cross_entropy(self.net.logits(images), codes)
-        self.log("train/codes", of_codes.detach())
-        return loss + of_codes
+        of_codes: Tensor | float = 0.0
+        if not self.freeze_encoder:
+            of_codes = F.cross_entropy(self.net.logits(images), codes)
+            self.log("train/codes", of_codes.detach())
+        return self._likelihood(self.net.map_pixels(images), self.net.decoder.from_codes(codes), of_codes)
 
     def _decode_hard_codes(self, images: Tensor) -> Tensor:
         """Negative log-likelihood of images given their hard codes."""
@@ -234,12 +241,12 @@ class DVAEModule(StageModule):
             codes = self.net.encode(images)
         return self._likelihood(self.net.map_pixels(images), self.net.decoder.from_codes(codes))
 
-    def _likelihood(self, x: Tensor, parameters: Tensor) -> Tensor:
-        """Mean negative log-likelihood of mapped pixels, logged as the loss."""
+    def _likelihood(self, x: Tensor, parameters: Tensor, other: Tensor | float = 0.0) -> Tensor:
+        """Mean negative log-likelihood of mapped pixels, plus another loss; logs both and their sum."""
         mu, log_scale = parameters.chunk(2, dim=1)
         loss = logit_laplace_nll(x, mu, log_scale).mean()
         self.log("train/nll", loss.detach())
-        loss = loss + self._squares(x, mu)
+        loss = loss + self._squares(x, mu) + other
         self.log("train/loss", loss)
         self.observe_loss(loss)
         return loss

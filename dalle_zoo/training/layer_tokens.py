@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,15 @@ from dalle_zoo.models.tokenizer import ImageTokenizer
 
 _REMEMBERED = 20_000
 """Number of layers whose tokens are kept."""
+
+
+def check_layers(layers: int | None, grid: int) -> None:
+    """Raises `ValueError` for layers of data with another number of tokens in a row than the grid; None is none."""
+    if layers is not None and layers != grid:
+        raise ValueError(
+            f"data.init_args.layers is {layers}, the image tokenizer has {grid} tokens in a row: set it to {grid}, or "
+            "to null"
+        )
 
 
 class LayerTokens:
@@ -42,16 +52,13 @@ class LayerTokens:
                 of the image.
 
         Raises:
-            ValueError: The tokenizer has another grid.
+            ValueError: The batch has no layers, or the tokenizer has another grid.
         """
+        if "layers" not in batch or "cells" not in batch:
+            raise ValueError("the batch has no layers, but data.init_args.layers is set: they come with composed data")
         cells: Tensor = batch["cells"]
         self.tokenizer.to(cells.device)
-        side = batch["image"].shape[-1] // self.tokenizer.factor
-        if cells.shape[-1] != side:
-            raise ValueError(
-                f"data.init_args.layers is {cells.shape[-1]}, the image tokenizer has {side} tokens in a row: set it "
-                f"to {side}"
-            )
+        check_layers(cells.shape[-1], batch["image"].shape[-1] // self.tokenizer.factor)
         counts = torch.tensor([len(own) for own in batch["layers"]], device=cells.device)
         first = (counts.cumsum(0) - counts) * cells[0].numel()  # token of each image's layers among those of all
         alone = self._of_layers(torch.cat(list(batch["layers"]))).flatten()
@@ -66,7 +73,7 @@ class LayerTokens:
         """Tokens of layers, int64 (L, h, w)."""
         if layers.device.type != "cpu":  # encoding is faster there than comparing
             return self._encode(layers.float() / 255)
-        keys = [layer.numpy().tobytes() for layer in layers]
+        keys = [hashlib.blake2b(layer.numpy().tobytes(), digest_size=16).digest() for layer in layers]
         if len(self._known) + len(keys) > _REMEMBERED:
             self._known.clear()
         new = list({key: i for i, key in enumerate(keys) if key not in self._known}.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -25,9 +24,9 @@ from dalle_zoo.models.prior import Prior, PriorConfig
 from dalle_zoo.models.tokenizer import ImageTokenizer
 from dalle_zoo.networks import load_image_tokenizer, load_prior, read_prior, save_network
 from dalle_zoo.sampling import derive_seed, sample_codes
-from dalle_zoo.training.base import STAGES, StageModule, build
+from dalle_zoo.training.base import STAGES, StageModule, build, weights_digest
 from dalle_zoo.training.data_modules import LENGTH, SIZE, CaptionedDataModule, CodeDataModule, ImageDataModule
-from dalle_zoo.training.layer_tokens import LayerTokens
+from dalle_zoo.training.layer_tokens import LayerTokens, check_layers
 from dalle_zoo.training.muon import MuonConfig
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names
 from dalle_zoo.training.samples import Samples
@@ -238,6 +237,7 @@ class PriorModule(StageModule):
                 self._check_codes(codes)
         if isinstance(data, ImageDataModule):
             self._check_images(data.image_size or SIZE)
+            check_layers(data.layers, self.net.config.image_width)
 
     def _check_sizes(self, fits: dict[str, tuple[int, str]]) -> None:
         for name, (have, what) in fits.items():
@@ -278,10 +278,7 @@ class PriorModule(StageModule):
 
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of the weights of the image tokenizer, which determine the codes of images."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self._frozen[0].state_dict().items() if self._frozen else ()):
-            digest.update(name.encode() + tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-        return {"model.image_tokenizer": digest.hexdigest()} if self._frozen else {}
+        return {"model.image_tokenizer": weights_digest(self._frozen[0])} if self._frozen else {}
 
     def codes(self, batch: dict[str, Any]) -> Tensor:
         """Returns the image tokens (B, h, w) of a batch: stored codes, or those of its layers or images."""

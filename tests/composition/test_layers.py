@@ -67,6 +67,14 @@ def test_only_whole_tokens_are_moved(sprites: SpriteSet) -> None:
     assert np.abs(alone.astype(int) - patches(render(Scene(kind="x", items=(item,)), sprites))).max() <= 16
 
 
+@pytest.mark.parametrize(("size", "left", "top"), [(64, 1, 0), (60, 3, 3), (62, 2, 2), (80, -16, -16), (32, 50, -9)])
+def test_large_things_and_those_partly_outside_stay_whole(size: int, left: int, top: int, sprites: SpriteSet) -> None:
+    scene = Scene(kind="x", items=(Placed(sprite=3, size=size, left=left, top=top),))
+    found = layers(scene, sprites, GRID)
+    alone = patches(found.images).reshape(-1, SIDE, SIDE, 3)[found.cells]
+    assert np.abs(alone.astype(int) - patches(render(scene, sprites))).max() <= 16
+
+
 def test_tokens_that_show_two_things_are_mixed(sprites: SpriteSet) -> None:
     one, other = Placed(sprite=3), Placed(sprite=9, size=32, left=30, top=30)
     cells = layers(Scene(kind="x", items=(one, other)), sprites, GRID).cells

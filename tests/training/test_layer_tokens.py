@@ -16,12 +16,14 @@ from dalle_zoo.composition.layers import MIXED
 from dalle_zoo.data import Collate, ImageTextDataset, open_source
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.prior import PriorConfig
+from dalle_zoo.models.ranker import RankerConfig
 from dalle_zoo.networks import load_image_tokenizer, save_network
 from dalle_zoo.training import Cosine, LearningRate
-from dalle_zoo.training.data_modules import ImageDataModule
+from dalle_zoo.training.data_modules import ImageDataModule, TextConfig
 from dalle_zoo.training.dvae_module import DVAEModule
 from dalle_zoo.training.layer_tokens import LayerTokens
 from dalle_zoo.training.prior_module import PriorModule
+from dalle_zoo.training.ranker_module import RankerModule
 from dalle_zoo.training.warm_start import WarmStart
 
 pytestmark = [
@@ -120,12 +122,14 @@ def test_only_composed_images_have_layers(tmp_path: Path) -> None:
     from PIL import Image
 
     Image.new("RGB", (64, 64)).save(tmp_path / "black.png")
-    with pytest.raises(ValueError, match="only there of composed data such as composition:train"):
+    with pytest.raises(ValueError, match="layers exist only for composed data such as composition:train"):
         ImageTextDataset(open_source(str(tmp_path)), transform="prior", size=64, layers=16)
-    with pytest.raises(ValueError, match="only there at an image_size of 64"):
-        ImageTextDataset(open_source("composition:train"), transform="prior", size=32, layers=16)
-    with pytest.raises(ValueError, match="with transform prior"):
-        ImageTextDataset(open_source("composition:train"), transform="dvae", size=64, layers=16)
+    for changed in ({"size": 32}, {"transform": "dvae"}, {"layers": 10}):
+        options: dict[str, Any] = {"transform": "prior", "size": 64, "layers": 16, **changed}
+        with pytest.raises(ValueError, match=r"image_size 64, transform prior and a number of tokens that divides 64"):
+            ImageTextDataset(open_source("composition:train"), **options)
+    with pytest.raises(ValueError, match="layers must be"):
+        ImageTextDataset(open_source("composition:train"), transform="prior", size=64, layers=0)
 
 
 def test_the_prior_learns_tokens_of_layers(batch: dict[str, Any], tmp_path: Path) -> None:
@@ -139,6 +143,34 @@ def test_the_prior_learns_tokens_of_layers(batch: dict[str, Any], tmp_path: Path
     assert torch.equal(module.codes(batch), one_by_one(net, batch))
     images = {"image": batch["image"]}
     assert torch.equal(module.codes(images), net.encode(batch["image"]))
+    with pytest.raises(ValueError, match=r"the batch has no layers, but data.init_args.layers is set"):
+        module.codes({**images, "layers": batch["layers"]})
+
+
+def test_another_grid_is_refused_before_training(tmp_path: Path) -> None:
+    save_network(dvae(), "dvae", tmp_path)
+    data = ImageDataModule("composition:train", image_size=64, layers=8)
+    module = layered(tmp_path)
+    module.complete_data(data)
+    with pytest.raises(ValueError, match=r"layers is 8, the image tokenizer has 16 tokens in a row: set it to 16"):
+        module.check_data(data)
+
+
+def test_a_run_does_not_continue_with_codes_of_other_weights(tmp_path: Path) -> None:
+    found = []
+    for seed in (0, 1):
+        save_network(dvae(seed), "dvae", tmp_path)
+        module = layered(tmp_path)
+        assert module.fingerprints() == {}
+        module.complete_data(ImageDataModule("composition:train", image_size=64, layers=GRID))
+        found.append(module.fingerprints()["model.layer_codes"])
+    assert found[0] != found[1]
+
+
+def test_the_ranker_has_no_use_for_layers() -> None:
+    data = ImageDataModule("composition:train", image_size=64, text=TextConfig(), layers=GRID)
+    with pytest.raises(ValueError, match=r"the ranker reads whole images: set data.init_args.layers to null"):
+        RankerModule(RankerConfig(text_vocab=2048), tokenizer="composition").check_data(data)
 
 
 def layered(folder: Path, **options: Any) -> DVAEModule:
@@ -166,7 +198,7 @@ def test_the_dvae_learns_tokens_of_layers(batch: dict[str, Any], tmp_path: Path)
     log: Any = module.log
 
     def recorded(name: str, value: Any, **options: Any) -> None:
-        logged[name] = value
+        logged[name] = torch.as_tensor(value).detach()
         log(name, value, **options)
 
     module.log = recorded  # type: ignore[method-assign, assignment]
@@ -184,7 +216,8 @@ def test_the_dvae_learns_tokens_of_layers(batch: dict[str, Any], tmp_path: Path)
     assert after[1] < before[1]  # the decoder joins them
     trainer.validate(module, datamodule=data, verbose=False)
     assert 0 < float(trainer.callback_metrics["val/codes_of_layers"]) <= 1
-    assert {"train/codes", "train/nll", "train/loss"} <= logged.keys()
+    parts = (float(logged[f"train/{name}"]) for name in ("codes", "nll"))
+    assert float(logged["train/loss"]) == pytest.approx(sum(parts), rel=1e-4)
     module.export(tmp_path / "exported")  # the network in training, not the first
     exported = load_image_tokenizer(tmp_path / "exported")
     assert isinstance(exported, DVAE)
@@ -207,8 +240,8 @@ def test_layers_need_codes_to_keep() -> None:
     data = ImageDataModule("composition:train", image_size=64, layers=GRID)
     with pytest.raises(ValueError, match=r"layers keeps the codes of a trained dVAE: name it in model.init_args"):
         DVAEModule(CONFIG).complete_data(data)
-    warm = DVAEModule(CONFIG, warm_start=WarmStart(steps=40))
-    with pytest.raises(ValueError, match="layers keeps the codes"):
+    warm = DVAEModule(CONFIG, warm_start=WarmStart(steps=40), layer_codes="composition")
+    with pytest.raises(ValueError, match="set warm_start to null"):
         warm.complete_data(data)
 
 
