@@ -18,6 +18,9 @@ from pathlib import Path
 
 from dalle_zoo import DallePipeline
 from dalle_zoo.cli.main import main as command
+from dalle_zoo.composition import CompositionConfig, Placed, Scene, render
+from dalle_zoo.composition.layers import layers
+from dalle_zoo.composition.sprites import SIZE
 from dalle_zoo.zoo import DEFAULT_MODEL
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +28,8 @@ IMAGES = ROOT / "docs/images"
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 """Arguments of Chromium: the image editor of the page needs WebGL."""
+GRID = 16
+"""Tokens in a row in the drawing of layers, as of the bundled model."""
 PROMPT = "a purple unicorn"
 SECONDS = 300
 
@@ -70,8 +75,37 @@ def screenshot(out: Path) -> None:
         engine.close()
 
 
+def drawing_of_layers(out: Path) -> None:
+    """Draws composed images, which layer each of their tokens belongs to, and the layers."""
+    import matplotlib.pyplot as plt
+
+    sprites = CompositionConfig.load().open_sprites()
+    number = {(sprite.names[0], sprite.style): i for i, sprite in enumerate(sprites.sprites)}
+    cat, house = (number[name, "3d"] for name in ("cat", "house"))
+    half = SIZE // 2
+    beside = tuple(Placed(sprite=s, size=half, left=x, top=half // 2) for s, x in ((cat, 0), (house, half)))
+    scenes = (
+        Scene(kind="single", items=(Placed(sprite=cat),)),
+        Scene(kind="ground", items=(Placed(sprite=cat),), ground="blue"),
+        Scene(kind="pair", items=beside, ground="pink", relation="beside"),
+    )
+    columns = ["image", f"layer of each of {GRID} x {GRID} tokens", "ground", "first thing", "second thing"]
+    figure, axes = plt.subplots(len(scenes), len(columns), figsize=(10, 6.2), layout="constrained")
+    for scene, row in zip(scenes, axes, strict=True):
+        found = layers(scene, sprites, GRID)
+        for axis, picture in zip(row, [render(scene, sprites), found.cells // GRID**2, *found.images], strict=False):
+            axis.imshow(picture, cmap="viridis", vmin=0, vmax=2)
+        for axis in row:
+            axis.set(xticks=[], yticks=[], frame_on=False)
+    for axis, title in zip(axes[0], columns, strict=True):
+        axis.set_title(title, fontsize=9)
+    figure.savefig(out, dpi=80, metadata={"Software": None})
+    plt.close(figure)
+
+
 def main() -> None:
     """Generates all images."""
+    drawing_of_layers(IMAGES / "layers.png")
     assert command(["demo", "--candidates", "4", "--out", str(IMAGES / "readme.png")]) == 0
     assert command([*sample_command(), "--out", str(IMAGES / "samples.png"), "--overwrite"]) == 0
     if CHROMIUM.exists():
