@@ -93,8 +93,8 @@ def drawing_of_layers(out: Path) -> None:
     figure, axes = plt.subplots(len(scenes), len(columns), figsize=(10, 6.2), layout="constrained")
     for scene, row in zip(scenes, axes, strict=True):
         found = layers(scene, sprites, GRID)
-        for axis, picture in zip(row, [render(scene, sprites), found.cells // GRID**2, *found.images], strict=False):
-            axis.imshow(picture, cmap="viridis", vmin=0, vmax=2)
+        for axis, shown in zip(row, [render(scene, sprites), found.cells // GRID**2, *found.images], strict=False):
+            axis.imshow(shown, cmap="viridis", vmin=0, vmax=2)
         for axis in row:
             axis.set(xticks=[], yticks=[], frame_on=False)
     for axis, title in zip(axes[0], columns, strict=True):
