@@ -29,7 +29,7 @@ CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 """Arguments of Chromium: the image editor of the page needs WebGL."""
 GRID = 16
-"""Tokens in a row in the drawing of layers, as of the bundled model."""
+"""Tokens in a row in the figure of layers, as of the bundled model."""
 PROMPT = "a purple unicorn"
 SECONDS = 300
 
@@ -75,8 +75,8 @@ def screenshot(out: Path) -> None:
         engine.close()
 
 
-def drawing_of_layers(out: Path) -> None:
-    """Draws composed images, which layer each of their tokens belongs to, and the layers."""
+def plot_layers(out: Path) -> None:
+    """Plots composed images, the layer that each of their tokens belongs to, and the layers."""
     import matplotlib.pyplot as plt
 
     sprites = CompositionConfig.load().open_sprites()
@@ -105,7 +105,7 @@ def drawing_of_layers(out: Path) -> None:
 
 def main() -> None:
     """Generates all images."""
-    drawing_of_layers(IMAGES / "layers.png")
+    plot_layers(IMAGES / "layers.png")
     assert command(["demo", "--candidates", "4", "--out", str(IMAGES / "readme.png")]) == 0
     assert command([*sample_command(), "--out", str(IMAGES / "samples.png"), "--overwrite"]) == 0
     if CHROMIUM.exists():

@@ -12,19 +12,17 @@ from dalle_zoo.composition.sprites import SIZE, SpriteSet
 
 # L layers, h w of the grid of image tokens
 
-MIXED = -1
-"""In `Layers.cells`: the pixels of the token show several things."""
-
 
 @dataclass(frozen=True)
 class Layers:
     """The ground and the things of a scene, each alone in an image."""
 
     images: Pixels
-    """The ground first, then every different thing, on white and near the middle, uint8 (L, 64, 64, 3)."""
+    """The ground, every different thing on white and near the middle, and last, if things meet within an image token,
+    the whole image; uint8 (L, 64, 64, 3)."""
     cells: npt.NDArray[np.int64]
     """For each image token of the scene, the token of a layer with the same contents: the index among all L h w
-    tokens of the layers in reading order, int64 (h, w); `MIXED` where several things meet."""
+    tokens of the layers in reading order, int64 (h, w)."""
 
 
 def layers(scene: Scene, sprites: SpriteSet, grid: int) -> Layers:
@@ -72,7 +70,9 @@ def layers(scene: Scene, sprites: SpriteSet, grid: int) -> Layers:
         there = (rows + (alone.top - item.top) // side) * grid + columns + (alone.left - item.left) // side
         cells[rows, columns] = numbers[alone] * grid * grid + there
         owners += shown
-    cells[owners > 1] = MIXED
+    if (meet := owners > 1).any():
+        cells[meet] = len(images) * grid * grid + np.flatnonzero(meet)
+        images.append(render(scene, sprites))
     return Layers(np.stack(images), cells)
 
 

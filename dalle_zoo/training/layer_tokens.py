@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dalle_zoo.composition.layers import MIXED
 from dalle_zoo.models.tokenizer import ImageTokenizer
 
 # B images, L layers of all of them, H W image, h w code grid
@@ -27,6 +26,21 @@ def check_layers(layers: int | None, grid: int) -> None:
         )
 
 
+@torch.no_grad()
+def image_tokens(tokenizer: ImageTokenizer, images: Tensor) -> Tensor:
+    """Tokens of pixels in [0, 1], in float32 with any precision of the trainer: the same as in code shards.
+
+    Args:
+        tokenizer: Frozen image tokenizer; it is moved to the device of the images.
+        images: (B, 3, H, W).
+
+    Returns:
+        int64 (B, h, w).
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        return tokenizer.to(images.device).encode(images.float())
+
+
 class LayerTokens:
     """Tokenizes the layers of composed images instead of the images.
 
@@ -42,14 +56,12 @@ class LayerTokens:
         self.tokenizer = tokenizer
         self._known: dict[bytes, Tensor] = {}
 
-    @torch.no_grad()
     def __call__(self, batch: Mapping[str, Any]) -> Tensor:
         """Returns the image tokens of a batch with ``layers``, int64 (B, h, w).
 
         Args:
-            batch: ``image``, (B, 3, H, W) in [0, 1]; ``layers``, B tensors uint8 (L, 3, H, W) with the layers of each
-                image; ``cells``, int64 (B, h, w), as in `Layers.cells`. Where several things meet, tokens are those
-                of the image.
+            batch: ``layers``, B tensors uint8 (L, 3, H, W) with the layers of each image; ``cells``, int64 (B, h, w),
+                as in `Layers.cells`.
 
         Raises:
             ValueError: The batch has no layers, or the tokenizer has another grid.
@@ -57,32 +69,21 @@ class LayerTokens:
         if "layers" not in batch or "cells" not in batch:
             raise ValueError("the batch has no layers, but data.init_args.layers is set: they come with composed data")
         cells: Tensor = batch["cells"]
-        self.tokenizer.to(cells.device)
-        check_layers(cells.shape[-1], batch["image"].shape[-1] // self.tokenizer.factor)
+        check_layers(cells.shape[-1], batch["layers"][0].shape[-1] // self.tokenizer.factor)
         counts = torch.tensor([len(own) for own in batch["layers"]], device=cells.device)
         first = (counts.cumsum(0) - counts) * cells[0].numel()  # token of each image's layers among those of all
         alone = self._of_layers(torch.cat(list(batch["layers"]))).flatten()
-        mixed = cells == MIXED
-        tokens = alone[cells.clamp(min=0) + first[:, None, None]]
-        if bool(mixed.any()):
-            some = mixed.flatten(1).any(1)
-            tokens[some] = torch.where(mixed[some], self._encode(batch["image"][some]), tokens[some])
-        return tokens
+        return alone[cells + first[:, None, None]]
 
     def _of_layers(self, layers: Tensor) -> Tensor:
         """Tokens of layers, int64 (L, h, w)."""
         if layers.device.type != "cpu":  # encoding is faster there than comparing
-            return self._encode(layers.float() / 255)
+            return image_tokens(self.tokenizer, layers.float() / 255)
         keys = [hashlib.blake2b(layer.numpy().tobytes(), digest_size=16).digest() for layer in layers]
         if len(self._known) + len(keys) > _REMEMBERED:
             self._known.clear()
         new = list({key: i for i, key in enumerate(keys) if key not in self._known}.values())
         if new:
-            found = self._encode(layers[new].float() / 255)
+            found = image_tokens(self.tokenizer, layers[new].float() / 255)
             self._known |= {keys[i]: tokens.clone() for i, tokens in zip(new, found, strict=True)}
         return torch.stack([self._known[key] for key in keys])
-
-    def _encode(self, images: Tensor) -> Tensor:
-        """Tokens of pixels in [0, 1], in float32 with any precision of the trainer."""
-        with torch.autocast(images.device.type, enabled=False):
-            return self.tokenizer.encode(images.float())

@@ -26,7 +26,7 @@ from dalle_zoo.networks import load_image_tokenizer, load_prior, read_prior, sav
 from dalle_zoo.sampling import derive_seed, sample_codes
 from dalle_zoo.training.base import STAGES, StageModule, build, weights_digest
 from dalle_zoo.training.data_modules import LENGTH, SIZE, CaptionedDataModule, CodeDataModule, ImageDataModule
-from dalle_zoo.training.layer_tokens import LayerTokens, check_layers
+from dalle_zoo.training.layer_tokens import LayerTokens, check_layers, image_tokens
 from dalle_zoo.training.muon import MuonConfig
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names
 from dalle_zoo.training.samples import Samples
@@ -287,12 +287,7 @@ class PriorModule(StageModule):
             return codes
         if not self._frozen:
             raise ValueError("the batch holds images: set model.image_tokenizer, or train from code shards")
-        tokenizer = self._frozen[0].to(self.device)
-        if "layers" in batch:
-            return self._layer_tokens(batch)
-        # In float32 with any precision of the trainer, so that images give the same codes as code shards.
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return tokenizer.encode(batch["image"].float())
+        return self._layer_tokens(batch) if "layers" in batch else image_tokens(self._frozen[0], batch["image"])
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Selects the text tokens of the loss on the host, so that no step waits for a GPU to count them.

@@ -8,7 +8,7 @@ import pytest
 
 from dalle_zoo.composition import KINDS, Composer, Placed, Scene, SpriteSet, render
 from dalle_zoo.composition.colors import GROUNDS
-from dalle_zoo.composition.layers import MIXED, layers
+from dalle_zoo.composition.layers import layers
 from dalle_zoo.composition.scene import coverage
 from dalle_zoo.composition.sprites import SIZE
 
@@ -30,7 +30,7 @@ def test_layers_show_what_the_tokens_of_the_image_show(kind: str, sprites: Sprit
         assert found.images.dtype == np.uint8
         assert found.images.shape == (1 + len({(i.sprite, i.size) for i in scene.items}), SIZE, SIZE, 3)
         assert found.cells.shape == (GRID, GRID)
-        assert (found.cells != MIXED).all()  # the things of the bundled kinds never share a token
+        # The things of the bundled kinds never share a token, so the image is none of the layers.
         alone = patches(found.images).reshape(-1, SIDE, SIDE, 3)[found.cells].astype(int)
         image = patches(render(scene, sprites)).astype(int)
         things = found.cells >= GRID**2
@@ -75,12 +75,16 @@ def test_large_things_and_those_partly_outside_stay_whole(size: int, left: int, 
     assert np.abs(alone.astype(int) - patches(render(scene, sprites))).max() <= 16
 
 
-def test_tokens_that_show_two_things_are_mixed(sprites: SpriteSet) -> None:
+def test_tokens_that_show_two_things_are_those_of_the_image(sprites: SpriteSet) -> None:
     one, other = Placed(sprite=3), Placed(sprite=9, size=32, left=30, top=30)
-    cells = layers(Scene(kind="x", items=(one, other)), sprites, GRID).cells
+    scene = Scene(kind="x", items=(one, other))
+    found = layers(scene, sprites, GRID)
     both = [coverage(item, sprites).reshape(GRID, SIDE, GRID, SIDE).any((1, 3)) for item in (one, other)]
-    assert np.array_equal(cells == MIXED, both[0] & both[1])
-    assert (cells == MIXED).any()
+    meet = both[0] & both[1]
+    assert meet.any()
+    assert np.array_equal(found.images[-1], render(scene, sprites))
+    assert np.array_equal(found.cells // GRID**2 == len(found.images) - 1, meet)
+    assert np.array_equal(found.cells[meet] % GRID**2, np.flatnonzero(meet))
 
 
 def test_a_grid_that_does_not_divide_the_image_is_refused(sprites: SpriteSet) -> None:

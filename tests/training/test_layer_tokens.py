@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from dalle_zoo.composition.layers import MIXED
 from dalle_zoo.data import Collate, ImageTextDataset, open_source
 from dalle_zoo.models.dvae import DVAE, DVAEConfig
 from dalle_zoo.models.prior import PriorConfig
@@ -101,16 +100,6 @@ def test_memory_of_layers_is_limited(batch: dict[str, Any], monkeypatch: pytest.
     tokens = LayerTokens(dvae())
     assert torch.equal(tokens(batch), tokens(batch))
     assert len(tokens._known) <= sum(len(own) for own in batch["layers"])
-
-
-def test_where_things_meet_tokens_are_those_of_the_image(batch: dict[str, Any]) -> None:
-    net = dvae()
-    cells = batch["cells"].clone()
-    cells[3, 4:9, 2:7] = MIXED
-    found, usual = LayerTokens(net)({**batch, "cells": cells}), LayerTokens(net)(batch)
-    image = net.encode(batch["image"])
-    assert torch.equal(found[3, 4:9, 2:7], image[3, 4:9, 2:7])
-    assert torch.equal(found[cells != MIXED], usual[cells != MIXED])
 
 
 def test_another_grid_is_refused(batch: dict[str, Any]) -> None:
