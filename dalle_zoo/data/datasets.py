@@ -151,7 +151,7 @@ class ImageTextDataset(CaptionedDataset):
             if not isinstance(source, CompositionSource) or not unchanged:
                 raise ValueError(
                     f"layers exist only for composed data such as composition:train, with image_size {SIZE}, "
-                    f"transform prior and a number of tokens that divides {SIZE}: set layers to null"
+                    f"transform prior and a number of tokens that divides {SIZE}: set layers to false"
                 )
         if variants is not None:  # None: a new crop each epoch
             check_positive(variants=variants)

@@ -210,14 +210,20 @@ class StageModule(LightningModule):
         """Side of the images that the network takes, pixels; None if it takes any or none."""
         return None
 
+    @property
+    def grid_size(self) -> int | None:
+        """Image tokens in a row of the network; None if it has none."""
+        return None
+
     def complete_data(self, data: LightningDataModule) -> None:
         """Gives data what the recipe leaves out, before their ``setup``.
 
         Args:
             data: Data module. External ones stay as they are.
         """
-        if isinstance(data, ImageDataModule) and data.image_size is None:
-            data.image_size = self.image_size
+        if isinstance(data, ImageDataModule):
+            data.image_size = data.image_size or self.image_size
+            data.grid_size = self.grid_size
 
     def check_data(self, data: LightningDataModule) -> None:
         """Raises `ValueError` for data that the network cannot be trained on.

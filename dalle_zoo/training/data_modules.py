@@ -191,8 +191,8 @@ class ImageDataModule(CaptionedDataModule):
         batch_size: Samples per batch and process.
         num_workers: Loader processes. 0 loads in the training process.
         seed: Seed of order, crops, captions and BPE dropout.
-        layers: Image tokens in a row, for composed data: the tokens of a thing are then those of the thing alone, on
-            any ground and next to any other thing. Defaults to none: tokens are those of the image.
+        layers: Whether the image tokens of a thing are those of the thing alone, on any ground and next to any other
+            thing; only for composed data. Defaults to those of the whole image.
     """
 
     def __init__(
@@ -206,13 +206,18 @@ class ImageDataModule(CaptionedDataModule):
         batch_size: int = 8,
         num_workers: int = 0,
         seed: int = 0,
-        layers: int | None = None,
+        layers: bool = False,
     ) -> None:
         super().__init__(train, val, text, batch_size, num_workers, seed)
         self.image_size, self.transform, self.variants, self.layers = image_size, transform, variants, layers
+        self.grid_size: int | None = None  # image tokens in a row; the module sets it before `setup`
 
     def dataset(self, location: str, training: bool) -> ImageTextDataset:
         """Opens the images of a location."""
+        if self.layers and self.grid_size is None:
+            raise ValueError(
+                "data.init_args.layers is for networks with image tokens, a dVAE or a prior: set it to false"
+            )
         return ImageTextDataset(
             open_source(location),
             transform=self.transform if training else "center",
@@ -221,7 +226,7 @@ class ImageDataModule(CaptionedDataModule):
             variants=self.variants,
             caption=self.text.caption if self.text and training else "first",
             needs_captions=self.text is not None,
-            layers=self.layers,
+            layers=self.grid_size if self.layers else None,
         )
 
 

@@ -17,7 +17,7 @@ from dalle_zoo.models.losses import dvae_loss, logit_laplace_nll
 from dalle_zoo.networks import load_image_tokenizer
 from dalle_zoo.training.base import STAGES, StageModule, weights_digest
 from dalle_zoo.training.data_modules import ImageDataModule
-from dalle_zoo.training.layer_tokens import LayerTokens, check_layers
+from dalle_zoo.training.layer_tokens import LayerTokens
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.samples import Samples
 from dalle_zoo.training.schedules import Cosine, LearningRate
@@ -108,10 +108,15 @@ class DVAEModule(StageModule):
         """Side of the images of the network, pixels."""
         return self.net.image_size
 
+    @property
+    def grid_size(self) -> int:
+        """Image tokens in a row."""
+        return self.net.config.grid_size
+
     def complete_data(self, data: LightningDataModule) -> None:
         """Loads the codes of layers, if the data have them; raises `ValueError` if there are none."""
         super().complete_data(data)
-        if not isinstance(data, ImageDataModule) or data.layers is None:
+        if not isinstance(data, ImageDataModule) or not data.layers:
             if self.layer_codes not in (None, self.init_from):
                 raise ValueError("model.layer_codes has no effect without data.init_args.layers: set both, or none")
             return
@@ -132,8 +137,6 @@ class DVAEModule(StageModule):
     def check_data(self, data: LightningDataModule) -> None:
         """Raises `ValueError` unless the data are images of the network's size."""
         super().check_data(data)
-        if isinstance(data, ImageDataModule):
-            check_layers(data.layers, self.net.config.grid_size)
         if isinstance(data, ImageDataModule) and (data.image_size or self.image_size) != self.image_size:
             raise ValueError(
                 f"data.init_args.image_size is {data.image_size}, the dVAE's config.image_size {self.net.image_size}: "

@@ -17,15 +17,6 @@ _REMEMBERED = 20_000
 """Number of layers whose tokens are kept."""
 
 
-def check_layers(layers: int | None, grid: int) -> None:
-    """Raises `ValueError` for layers of data with another number of tokens in a row than the grid; None is none."""
-    if layers is not None and layers != grid:
-        raise ValueError(
-            f"data.init_args.layers is {layers}, the image tokenizer has {grid} tokens in a row: set it to {grid}, or "
-            "to null"
-        )
-
-
 @torch.no_grad()
 def image_tokens(tokenizer: ImageTokenizer, images: Tensor) -> Tensor:
     """Tokens of pixels in [0, 1], in float32 with any precision of the trainer: the same as in code shards.
@@ -69,7 +60,9 @@ class LayerTokens:
         if "layers" not in batch or "cells" not in batch:
             raise ValueError("the batch has no layers, but data.init_args.layers is set: they come with composed data")
         cells: Tensor = batch["cells"]
-        check_layers(cells.shape[-1], batch["layers"][0].shape[-1] // self.tokenizer.factor)
+        grid = batch["layers"][0].shape[-1] // self.tokenizer.factor
+        if cells.shape[-1] != grid:
+            raise ValueError(f"the batch has layers of {cells.shape[-1]} tokens in a row, the image tokenizer {grid}")
         counts = torch.tensor([len(own) for own in batch["layers"]], device=cells.device)
         first = (counts.cumsum(0) - counts) * cells[0].numel()  # token of each image's layers among those of all
         alone = self._of_layers(torch.cat(list(batch["layers"]))).flatten()

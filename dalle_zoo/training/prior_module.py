@@ -26,7 +26,7 @@ from dalle_zoo.networks import load_image_tokenizer, load_prior, read_prior, sav
 from dalle_zoo.sampling import derive_seed, sample_codes
 from dalle_zoo.training.base import STAGES, StageModule, build, weights_digest
 from dalle_zoo.training.data_modules import LENGTH, SIZE, CaptionedDataModule, CodeDataModule, ImageDataModule
-from dalle_zoo.training.layer_tokens import LayerTokens, check_layers, image_tokens
+from dalle_zoo.training.layer_tokens import LayerTokens, image_tokens
 from dalle_zoo.training.muon import MuonConfig
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names
 from dalle_zoo.training.samples import Samples
@@ -208,6 +208,12 @@ class PriorModule(StageModule):
         """Side of the images that become the grid of codes, pixels; None without an image tokenizer."""
         return self.net.config.image_height * self._frozen[0].factor if self._frozen else None
 
+    @property
+    def grid_size(self) -> int:
+        """Image tokens in a row."""
+        width: int = self.net.config.image_width
+        return width
+
     def complete_data(self, data: LightningDataModule) -> None:
         """Adds the text tokenizer of the model that training starts from, and the network's encoding of captions."""
         super().complete_data(data)
@@ -237,7 +243,6 @@ class PriorModule(StageModule):
                 self._check_codes(codes)
         if isinstance(data, ImageDataModule):
             self._check_images(data.image_size or SIZE)
-            check_layers(data.layers, self.net.config.image_width)
 
     def _check_sizes(self, fits: dict[str, tuple[int, str]]) -> None:
         for name, (have, what) in fits.items():

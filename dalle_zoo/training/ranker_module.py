@@ -17,7 +17,7 @@ from dalle_zoo.models.ranker import Ranker, RankerConfig, retrieval_accuracy
 from dalle_zoo.ranker_folder import save_ranker
 from dalle_zoo.tokenizers.library import LibraryTokenizer
 from dalle_zoo.training.base import STAGES, StageModule
-from dalle_zoo.training.data_modules import CaptionedDataModule, ImageDataModule
+from dalle_zoo.training.data_modules import CaptionedDataModule
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.schedules import LearningRate
 from dalle_zoo.zoo import open_text_tokenizer
@@ -82,8 +82,6 @@ class RankerModule(StageModule):
         super().check_data(data)
         if isinstance(data, CaptionedDataModule) and data.text is None:
             raise ValueError("the ranker is trained on captions: set data.init_args.text")
-        if isinstance(data, ImageDataModule) and data.layers is not None:
-            raise ValueError("the ranker reads whole images: set data.init_args.layers to null")
 
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of the tokenizer of this module."""

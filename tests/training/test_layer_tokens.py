@@ -103,7 +103,7 @@ def test_memory_of_layers_is_limited(batch: dict[str, Any], monkeypatch: pytest.
 
 
 def test_another_grid_is_refused(batch: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"data.init_args.layers is 8, .* has 16 tokens in a row: set it to 16"):
+    with pytest.raises(ValueError, match=r"the batch has layers of 8 tokens in a row, the image tokenizer 16"):
         LayerTokens(dvae())({**batch, "cells": batch["cells"][:, :8, :8]})
 
 
@@ -136,13 +136,14 @@ def test_the_prior_learns_tokens_of_layers(batch: dict[str, Any], tmp_path: Path
         module.codes({**images, "layers": batch["layers"]})
 
 
-def test_another_grid_is_refused_before_training(tmp_path: Path) -> None:
-    save_network(dvae(), "dvae", tmp_path)
-    data = ImageDataModule("composition:train", image_size=64, layers=8)
-    module = layered(tmp_path)
-    module.complete_data(data)
-    with pytest.raises(ValueError, match=r"layers is 8, the image tokenizer has 16 tokens in a row: set it to 16"):
-        module.check_data(data)
+@pytest.mark.parametrize("side", [8, 16, 32])
+def test_layers_have_the_grid_of_the_network(side: int) -> None:
+    config = PriorConfig(text_length=4, text_vocab=8, image_height=side, image_width=side, codebook_size=16, width=8,
+                         num_layers=1, num_heads=1, masks="row")  # fmt: skip
+    data = ImageDataModule("composition:train", image_size=64, layers=True)
+    PriorModule(config).complete_data(data)
+    data.setup("fit")
+    assert next(iter(data.train_dataloader()))["cells"].shape == (8, side, side)
 
 
 def test_a_run_does_not_continue_with_codes_of_other_weights(tmp_path: Path) -> None:
@@ -151,15 +152,16 @@ def test_a_run_does_not_continue_with_codes_of_other_weights(tmp_path: Path) -> 
         save_network(dvae(seed), "dvae", tmp_path)
         module = layered(tmp_path)
         assert module.fingerprints() == {}
-        module.complete_data(ImageDataModule("composition:train", image_size=64, layers=GRID))
+        module.complete_data(ImageDataModule("composition:train", image_size=64, layers=True))
         found.append(module.fingerprints()["model.layer_codes"])
     assert found[0] != found[1]
 
 
 def test_the_ranker_has_no_use_for_layers() -> None:
-    data = ImageDataModule("composition:train", image_size=64, text=TextConfig(), layers=GRID)
-    with pytest.raises(ValueError, match=r"the ranker reads whole images: set data.init_args.layers to null"):
-        RankerModule(RankerConfig(text_vocab=2048), tokenizer="composition").check_data(data)
+    data = ImageDataModule("composition:train", image_size=64, text=TextConfig(), layers=True)
+    RankerModule(RankerConfig(text_vocab=2048), tokenizer="composition").complete_data(data)
+    with pytest.raises(ValueError, match=r"layers is for networks with image tokens, .* set it to false"):
+        data.setup("fit")
 
 
 def layered(folder: Path, **options: Any) -> DVAEModule:
@@ -169,7 +171,7 @@ def layered(folder: Path, **options: Any) -> DVAEModule:
 
 
 def fit(module: DVAEModule, steps: int) -> tuple[Trainer, ImageDataModule]:
-    data = ImageDataModule("composition:train", "composition:held-out", image_size=64, batch_size=16, layers=GRID)
+    data = ImageDataModule("composition:train", "composition:held-out", image_size=64, batch_size=16, layers=True)
     module.complete_data(data)
     trainer = Trainer(
         max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
@@ -226,7 +228,7 @@ def test_a_frozen_encoder_learns_to_decode_tokens_of_layers(batch: dict[str, Any
 
 
 def test_layers_need_codes_to_keep() -> None:
-    data = ImageDataModule("composition:train", image_size=64, layers=GRID)
+    data = ImageDataModule("composition:train", image_size=64, layers=True)
     with pytest.raises(ValueError, match=r"layers keeps the codes of a trained dVAE: name it in model.init_args"):
         DVAEModule(CONFIG).complete_data(data)
     warm = DVAEModule(CONFIG, warm_start=WarmStart(steps=40), layer_codes="composition")
@@ -240,7 +242,7 @@ def test_training_continues_with_the_codes_of_the_first_model(batch: dict[str, A
         (tmp_path / name).mkdir()
         save_network(net, "dvae", tmp_path / name)
     module = layered(tmp_path / "other", layer_codes=str(tmp_path / "first"))
-    module.complete_data(ImageDataModule("composition:train", image_size=64, layers=GRID))
+    module.complete_data(ImageDataModule("composition:train", image_size=64, layers=True))
     assert module._layer_tokens is not None
     assert torch.equal(module._layer_tokens(batch), one_by_one(first, batch))
     assert torch.equal(module.net.encode(batch["image"]), other.encode(batch["image"]))
@@ -252,12 +254,12 @@ def test_codes_of_another_size_are_refused(tmp_path: Path) -> None:
     save_network(dvae(), "dvae", tmp_path)
     module = DVAEModule(replace(CONFIG, codebook_size=8), layer_codes=str(tmp_path))
     with pytest.raises(ValueError, match=r"layer_codes has 16 codes of 4 pixels, model.config 8 of 4"):
-        module.complete_data(ImageDataModule("composition:train", image_size=64, layers=GRID))
+        module.complete_data(ImageDataModule("composition:train", image_size=64, layers=True))
 
 
 def test_the_relaxation_is_no_schedule_of_layers(tmp_path: Path) -> None:
     save_network(dvae(), "dvae", tmp_path)
     module = DVAEModule(CONFIG, kl_weight=Cosine(start=0.0, end=1.0, steps=9), init_from=str(tmp_path))
     assert "kl_weight.steps" in module.schedule_ends()
-    module.complete_data(ImageDataModule("composition:train", image_size=64, layers=GRID))
+    module.complete_data(ImageDataModule("composition:train", image_size=64, layers=True))
     assert "kl_weight.steps" not in module.schedule_ends()
