@@ -87,10 +87,11 @@ def plot_layers(out: Path) -> None:
     scenes = (
         Scene(kind="single", items=(Placed(sprite=cat),)),
         Scene(kind="ground", items=(Placed(sprite=cat),), ground="blue"),
+        Scene(kind="hue", items=(Placed(sprite=cat, color="purple"),)),
         Scene(kind="pair", items=beside, ground="pink", relation="beside"),
     )
     columns = ["image", f"layer of each of {GRID} x {GRID} tokens", "ground", "first thing", "second thing"]
-    figure, axes = plt.subplots(len(scenes), len(columns), figsize=(10, 6.2), layout="constrained")
+    figure, axes = plt.subplots(len(scenes), len(columns), figsize=(10, 8.2), layout="constrained")
     for scene, row in zip(scenes, axes, strict=True):
         found = layers(scene, sprites, GRID)
         for axis, shown in zip(row, [render(scene, sprites), found.cells // GRID**2, *found.images], strict=False):

@@ -72,6 +72,16 @@ def dominant_hue(sprite: Pixels) -> tuple[float, float, float]:
     return hue % 360, float(np.asarray(windows)[peak]) / total, total / float(alpha.sum())
 
 
+def nearest_hue(degrees: float) -> str:
+    """Returns the name in `HUES` of the nearest hue.
+
+    Example:
+        >>> nearest_hue(350), nearest_hue(60)
+        ('red', 'yellow')
+    """
+    return min(HUES, key=lambda name: abs((HUES[name] - degrees + 180) % 360 - 180))
+
+
 def is_single_hued(sprite: Pixels) -> bool:
     """Returns whether one hue dominates a sprite, so that recoloring changes the color of the thing."""
     _, share, saturated = dominant_hue(sprite)

@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from dalle_zoo.composition.colors import HUES, dominant_hue, nearest_hue
 from dalle_zoo.composition.scene import Pixels, Placed, Scene, coverage, render
 from dalle_zoo.composition.sprites import SIZE, SpriteSet
 
 # L layers, h w of the grid of image tokens
+
+_UNCHANGED = (-1, -1)
 
 
 @dataclass(frozen=True)
@@ -18,11 +21,14 @@ class Layers:
     """The ground and the things of a scene, each alone in an image."""
 
     images: Pixels
-    """The ground, every different thing on white and near the middle, and last, if things meet within an image token,
-    the whole image; uint8 (L, 64, 64, 3)."""
+    """The ground, every different thing on white, near the middle and in its own color, and last, if things meet
+    within an image token, the whole image; uint8 (L, 64, 64, 3)."""
     cells: npt.NDArray[np.int64]
     """For each image token of the scene, the token of a layer with the same contents: the index among all L h w
     tokens of the layers in reading order, int64 (h, w)."""
+    recolored: npt.NDArray[np.int64]
+    """For each layer, which has its own color, the indices in `HUES` of the color that the thing has and of the one
+    that replaces it in the scene, int64 (L, 2); -1 if it is not recolored."""
 
 
 def layers(scene: Scene, sprites: SpriteSet, grid: int) -> Layers:
@@ -57,6 +63,7 @@ def layers(scene: Scene, sprites: SpriteSet, grid: int) -> Layers:
     images = [render(Scene(kind="ground", items=(), ground=scene.ground), sprites)]
     cells = np.full((grid, grid), (grid // 2) * (grid + 1), np.int64)
     owners = np.zeros((grid, grid), np.int64)
+    recolored = [_UNCHANGED]
     numbers: dict[Placed, int] = {}
     for item in scene.items:
         alone = replace(
@@ -64,7 +71,8 @@ def layers(scene: Scene, sprites: SpriteSet, grid: int) -> Layers:
         )
         if alone not in numbers:
             numbers[alone] = len(images)
-            images.append(render(Scene(kind="single", items=(alone,)), sprites))
+            images.append(render(Scene(kind="single", items=(replace(alone, color=None),)), sprites))
+            recolored.append(_colors(item, sprites))
         shown = coverage(item, sprites).reshape(grid, side, grid, side).any((1, 3))
         rows, columns = np.nonzero(shown)
         there = (rows + (alone.top - item.top) // side) * grid + columns + (alone.left - item.left) // side
@@ -73,7 +81,17 @@ def layers(scene: Scene, sprites: SpriteSet, grid: int) -> Layers:
     if (meet := owners > 1).any():
         cells[meet] = len(images) * grid * grid + np.flatnonzero(meet)
         images.append(render(scene, sprites))
-    return Layers(np.stack(images), cells)
+        recolored.append(_UNCHANGED)
+    return Layers(np.stack(images), cells, np.array(recolored))
+
+
+def _colors(item: Placed, sprites: SpriteSet) -> tuple[int, int]:
+    """Indices in `HUES` of the color of a sprite and of the one that replaces it."""
+    if item.color is None:
+        return _UNCHANGED
+    names = list(HUES)
+    own, _, _ = dominant_hue(sprites.pixels[item.sprite])
+    return names.index(nearest_hue(own)), names.index(item.color)
 
 
 def _toward_middle(start: int, size: int, side: int) -> int:

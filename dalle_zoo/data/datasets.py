@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 Item = dict[str, Any]
 """``key`` and ``caption`` (str), and ``image`` uint8 (3, size, size) or ``codes`` int64 (h, w). Composed images may
-have ``layers``, uint8 (L, 3, size, size), and ``cells``, int64 (h, w), as in `Layers`."""
+have ``layers``, uint8 (L, 3, size, size), ``cells``, int64 (h, w), and ``recolored``, int64 (L, 2), as in `Layers`."""
 
 
 class Record(Protocol):
@@ -188,6 +188,7 @@ class ImageTextDataset(CaptionedDataset):
             separate = record.layers(self.layers)
             item["layers"] = torch.from_numpy(separate.images.transpose(0, 3, 1, 2).copy())
             item["cells"] = torch.from_numpy(separate.cells)
+            item["recolored"] = torch.from_numpy(separate.recolored)
         return item
 
 

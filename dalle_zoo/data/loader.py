@@ -34,7 +34,8 @@ class Collate:
 
     A batch has ``key`` and ``caption`` (lists of str) and ``epoch`` (int); ``image``, float32 (B, 3, H, W) in [0, 1],
     or ``codes``, int64 (B, h, w), as the items have; ``text``, int64 (B, T), with ``encode_captions``; and for items
-    with layers, ``layers``, a list of B tensors uint8 (L, 3, H, W), and ``cells``, int64 (B, h, w).
+    with layers, ``layers`` and ``recolored``, lists of B tensors uint8 (L, 3, H, W) and int64 (L, 2), and ``cells``,
+    int64 (B, h, w).
 
     Example:
         >>> item = {"key": "white", "caption": "a square", "image": torch.full((3, 8, 8), 255, dtype=torch.uint8)}
@@ -55,7 +56,7 @@ class Collate:
         if "codes" in items[0]:
             batch["codes"] = torch.stack([item["codes"] for item in items])
         if "layers" in items[0]:
-            batch["layers"] = [item["layers"] for item in items]
+            batch |= {name: [item[name] for item in items] for name in ("layers", "recolored")}
             batch["cells"] = torch.stack([item["cells"] for item in items])
         if self.encode_captions is not None:
             batch["text"] = self.encode_captions(batch["caption"], batch["key"], epoch)

@@ -25,6 +25,7 @@ from dalle_zoo.networks import save_network
 from dalle_zoo.registry import Registry
 from dalle_zoo.sampling.noise import derive_seed
 from dalle_zoo.training.data_modules import CaptionedDataModule, ImageDataModule
+from dalle_zoo.training.layer_tokens import LayerTokens
 from dalle_zoo.training.muon import MuonConfig
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names, make_optimizer
 from dalle_zoo.training.samples import Samples
@@ -116,6 +117,7 @@ class StageModule(LightningModule):
         self.seed = seed
         self._losses: list[Tensor] = []  # of the batches of the next step, for the plateau rule
         self._restored_steps = 0
+        self._layer_tokens: LayerTokens | None = None
         self._weights: Path | None = None  # of the model that training starts from
         self._sharded = False
         self._fingerprints: dict[str, str] | None = None
@@ -204,6 +206,8 @@ class StageModule(LightningModule):
         if data is not None:
             self.complete_data(data)
             self.check_data(data)
+            if self._layer_tokens is not None and isinstance(data, ImageDataModule) and data.layers:
+                self._layer_tokens.prepare(data.sprites, self.trainer.strategy.root_device)
 
     @property
     def image_size(self) -> int | None:

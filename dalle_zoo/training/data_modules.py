@@ -10,7 +10,9 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from dalle_zoo.composition.sprites import SpriteSet
 from dalle_zoo.data import CaptionedDataset, CodeDataset, Collate, ImageTextDataset, ResumableLoader, open_source
+from dalle_zoo.data.composition import CompositionSource
 from dalle_zoo.sampling import derive_seed
 from dalle_zoo.tokenizers import CaptionEncoder, TextTokenizer
 from dalle_zoo.tokenizers.captions import Overlong
@@ -228,6 +230,12 @@ class ImageDataModule(CaptionedDataModule):
             needs_captions=self.text is not None,
             layers=self.grid_size if self.layers else None,
         )
+
+    @property
+    def sprites(self) -> SpriteSet:
+        """Sprites of composed data, those of training if it was opened; `setup` comes first."""
+        sources = (data.source for data in self.opened.values() if isinstance(data, ImageTextDataset))
+        return next(source.sprites for source in sources if isinstance(source, CompositionSource))
 
 
 class CodeDataModule(CaptionedDataModule):

@@ -81,7 +81,6 @@ class DVAEModule(StageModule):
         super().__init__(DVAE(config), adamw, learning_rate, seed)
         self.start_from(init_from)
         self.layer_codes = layer_codes or init_from
-        self._layer_tokens: LayerTokens | None = None  # with data that have layers
         self.init_from = init_from
         self.freeze_encoder = freeze_encoder
         self.net.encoder.requires_grad_(not freeze_encoder)

@@ -292,7 +292,9 @@ class PriorModule(StageModule):
             return codes
         if not self._frozen:
             raise ValueError("the batch holds images: set model.image_tokenizer, or train from code shards")
-        return self._layer_tokens(batch) if "layers" in batch else image_tokens(self._frozen[0], batch["image"])
+        if self._layer_tokens is not None and "layers" in batch:
+            return self._layer_tokens(batch)
+        return image_tokens(self._frozen[0], batch["image"])
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Selects the text tokens of the loss on the host, so that no step waits for a GPU to count them.

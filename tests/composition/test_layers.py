@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from dalle_zoo.composition import KINDS, Composer, Placed, Scene, SpriteSet, render
-from dalle_zoo.composition.colors import GROUNDS
+from dalle_zoo.composition.colors import GROUNDS, HUES, dominant_hue, nearest_hue
 from dalle_zoo.composition.layers import layers
 from dalle_zoo.composition.scene import coverage
 from dalle_zoo.composition.sprites import SIZE
@@ -32,7 +34,8 @@ def test_layers_show_what_the_tokens_of_the_image_show(kind: str, sprites: Sprit
         assert found.cells.shape == (GRID, GRID)
         # The things of the bundled kinds never share a token, so the image is none of the layers.
         alone = patches(found.images).reshape(-1, SIDE, SIDE, 3)[found.cells].astype(int)
-        image = patches(render(scene, sprites)).astype(int)
+        own = replace(scene, items=tuple(replace(item, color=None) for item in scene.items))
+        image = patches(render(own, sprites)).astype(int)
         things = found.cells >= GRID**2
         assert np.abs(alone - image)[~things].max(initial=0) <= 16  # invisible parts of things count as ground
         if scene.ground is None:
@@ -90,3 +93,22 @@ def test_tokens_that_show_two_things_are_those_of_the_image(sprites: SpriteSet) 
 def test_a_grid_that_does_not_divide_the_image_is_refused(sprites: SpriteSet) -> None:
     with pytest.raises(ValueError, match="grid must divide 64, got 10"):
         layers(Scene(kind="x", items=()), sprites, 10)
+
+
+def test_layers_have_their_own_color(sprites: SpriteSet) -> None:
+    red = next(i for i in sorted(sprites.single_hued) if nearest_hue(dominant_hue(sprites.pixels[i])[0]) == "red")
+    thing = Placed(sprite=red, size=32, left=0, top=0)
+    scene = Scene(kind="x", items=(thing, replace(thing, left=32, color="blue"), replace(thing, top=32, color="pink")))
+    found = layers(scene, sprites, GRID)
+    names = list(HUES)
+    assert found.recolored.tolist() == [
+        [-1, -1], [-1, -1], [names.index("red"), names.index("blue")], [names.index("red"), names.index("pink")],
+    ]  # fmt: skip
+    assert np.array_equal(found.images[1], found.images[2])
+    assert np.array_equal(found.images[1], found.images[3])
+    numbers = found.cells // GRID**2
+    assert numbers[:8, :8].max() == 1
+    assert numbers[:8, 8:].max() == 2
+    assert numbers[8:, :8].max() == 3
+    meeting = replace(scene, items=(thing, replace(thing, left=6, color="blue")))
+    assert layers(meeting, sprites, GRID).recolored[-1].tolist() == [-1, -1]  # the whole image has its colors
