@@ -20,6 +20,8 @@ from dalle_zoo.values import as_integer, shown
 
 BATCH_SIZE = 64
 """Default number of images that are generated at once."""
+MOST_IMAGES = 100_000
+"""Largest number of images of a call, which holds all of them in memory."""
 OutputType = Literal["pil", "np", "pt", "latent"]
 
 
@@ -52,6 +54,11 @@ class Call:
     def __post_init__(self) -> None:
         prompts = as_texts("prompt", self.prompt)
         count = as_integer("num_images_per_prompt", self.num_images_per_prompt, least=1)
+        if len(prompts) * count > MOST_IMAGES:
+            raise ValueError(
+                f"a call holds its images in memory: expected at most {MOST_IMAGES:,}, got {len(prompts) * count:,} "
+                f"({len(prompts)} prompts, num_images_per_prompt {count:,}); generate them in several calls"
+            )
         checked: dict[str, Any] = {"prompt": prompts, "num_images_per_prompt": count}
         if self.negative_prompt is not None:
             negative = as_texts("negative_prompt", self.negative_prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +27,8 @@ from dalle_zoo.tokenizers.words import note_unknown
 from dalle_zoo.values import as_integer, check_type, suggests_arguments
 
 # P prompts, N candidates of a prompt, B = P * N images, T text positions, h w code grid
+
+log = logging.getLogger(__name__)
 
 
 class DallePipeline(ScoringModel):
@@ -149,12 +152,13 @@ class DallePipeline(ScoringModel):
     ) -> Any:
         """Generates images.
 
-        Logs a line per prompt that is empty or has words that the model never saw, where it knows its words, and one
-        if a prompt is longer than the model's text and was truncated.
+        Logs a line per prompt that is empty or has words that the model never or hardly saw, where it knows its words,
+        one if a prompt is longer than the model's text and was truncated, and one if all of an image is kept.
 
         Args:
             prompt: A prompt or a list of prompts.
-            num_images_per_prompt: Number N of images to generate per prompt. Defaults to 1.
+            num_images_per_prompt: Number N of images to generate per prompt; at most 100,000 images in all. Defaults
+                to 1.
             rerank: Number of images to keep per prompt, ranked, best first: by CLIP-style score or, if a mask keeps
                 cells after sampled ones, by the log-likelihood of those cells, which sampling in raster order cannot
                 see. Defaults to all of them, unranked.
@@ -200,6 +204,8 @@ class DallePipeline(ScoringModel):
         )  # fmt: skip
         if image is not None:
             given = self.kept_codes(image, mask=mask, prime_rows=call.prime_rows)
+            if (given != SAMPLE).all():
+                log.warning("the whole image is kept, so nothing is generated again: mark a part of the mask in white")
         if call.rerank is not None and not ranks_by_likelihood(given) and self.ranker is None:
             raise ValueError("rerank needs a ranker, and this model has none: omit rerank")
         seeds, text = call.seeds(), self.encode_text(call.prompts)

@@ -31,6 +31,12 @@ def test_counts_and_seeds_are_integers(name: str, value: Any) -> None:
         Call(["a", "b"], **{name: value})
 
 
+def test_a_call_has_a_largest_number_of_images() -> None:
+    assert Call(["a"] * 4, num_images_per_prompt=25_000).num_images_per_prompt == 25_000
+    with pytest.raises(ValueError, match=r"at most 100,000, got 100,004 \(4 prompts, num_images_per_prompt 25,001\)"):
+        Call(["a"] * 4, num_images_per_prompt=25_001)
+
+
 @pytest.mark.parametrize("generator", [5, np.random.default_rng(0), [5, 5], "cpu"])
 def test_a_generator_is_that_of_torch(generator: Any) -> None:
     with pytest.raises(TypeError, match=r"generator must be a torch.Generator or a list of them"):

@@ -270,6 +270,17 @@ def test_any_pil_image_is_brought_to_size(pipe: DallePipeline) -> None:
         assert pipe.kept_codes(Image.new(mode, size), prime_rows=2).shape == (3, 4)
 
 
+def test_a_mask_that_keeps_everything_is_noted(pipe: DallePipeline, caplog: pytest.LogCaptureFixture) -> None:
+    image, mask = Image.new("RGB", (WIDTH, HEIGHT), "red"), Image.new("L", (WIDTH, HEIGHT))
+    codes = pipe("ab", image=image, mask=mask, seed=0, output_type="latent").images
+    assert torch.equal(codes[0], pipe.kept_codes(image, mask=mask))
+    assert [message for message in caplog.messages if "the whole image is kept, so nothing is generated" in message]
+    caplog.clear()
+    mask.putpixel((0, 0), 255)
+    pipe("ab", image=image, mask=mask, seed=0, output_type="latent")
+    assert not [message for message in caplog.messages if "kept" in message]
+
+
 # ------------------------------------------------------------ progress
 
 

@@ -36,7 +36,7 @@ SECONDS = 300
 
 def sample_command() -> list[str]:
     """Returns the arguments of the first `dalle-zoo generate` of docs/generate/prompts.md."""
-    page = (ROOT / "docs/generate/prompts.md").read_text("utf-8")
+    page = (ROOT / "docs/generate/prompts.md").read_text("utf-8").replace("\\\n", "")
     match = re.search(r"^dalle-zoo (generate .+)$", page, re.MULTILINE)
     assert match is not None
     return shlex.split(match.group(1))

@@ -20,6 +20,8 @@ MOST_WORDS = 20_000
 """With more different words than this a vocabulary is not closed, and none is recorded."""
 PUNCTUATION = string.punctuation + "\u2018\u2019\u201c\u201d\u2026"
 """What may be around a word, typographic quotation marks and the ellipsis too."""
+_RARE = 1 / 5000
+"""A word in at most this share of the captions is rare; the most frequent word, such as "a", counts as all of them."""
 _NEAR = 0.8
 """Similarity from which a known word is suggested instead of an unknown one: one letter of five."""
 
@@ -51,7 +53,7 @@ def most_frequent_first(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def note_unknown(prompts: Sequence[str], words: Mapping[str, int] | None) -> None:
-    """Logs one line per prompt that is empty or has words that the model never saw.
+    """Logs one line per prompt that is empty or has words that the model never or hardly saw.
 
     Args:
         prompts: Prompts of the images.
@@ -63,22 +65,36 @@ def note_unknown(prompts: Sequence[str], words: Mapping[str, int] | None) -> Non
 
 
 def unknown_note(prompt: str, words: Mapping[str, int] | None) -> str:
-    """Returns a message about unknown words of a prompt; empty if there are none.
+    """Returns a message about unknown and rare words of a prompt; empty if there are none.
 
     Example:
         >>> unknown_note("a yelow cat", {"a": 9, "cat": 2, "yellow": 1})
         "prompt 'a yelow cat': the model never saw the word 'yelow' (did you mean 'yellow'?)"
+        >>> unknown_note("a king", {"a": 9000, "king": 1})
+        "prompt 'a king': the model hardly saw the word 'king'"
     """
     asked = split_words(prompt)
     if not asked:
         return f"prompt {prompt!r} has no words: the images show anything that the model knows"
-    unknown = [word for word in dict.fromkeys(asked) if words is not None and word not in words]
-    if not unknown or words is None:
+    if words is None:
         return ""
-    named = [f"{word!r}{_suggestion(word, words)}" for word in unknown]
-    known = len(set(asked)) - len(unknown)
-    note = f"prompt {prompt!r}: the model never saw the word{'s' * (len(named) > 1)} {', '.join(named)}"
-    return note if known else f"{note}, so it knows none of the prompt; among its words are {_examples(words)}"
+    unknown = [word for word in dict.fromkeys(asked) if word not in words]
+    rare = [word for word in dict.fromkeys(asked) if 0 < words.get(word, 0) <= _RARE * max(words.values())]
+    notes = []
+    if unknown:
+        notes.append("never" + _listed([f"{word!r}{_suggestion(word, words)}" for word in unknown]))
+    if rare:
+        notes.append("hardly" + _listed([repr(word) for word in rare]))
+    if not notes:
+        return ""
+    note = f"prompt {prompt!r}: the model {', and '.join(notes)}"
+    if len(unknown) < len(set(asked)):
+        return note
+    return f"{note}, so it knows none of the prompt; among its words are {_examples(words)}"
+
+
+def _listed(named: list[str]) -> str:
+    return f" saw the word{'s' * (len(named) > 1)} {', '.join(named)}"
 
 
 def _suggestion(word: str, words: Mapping[str, int]) -> str:

@@ -248,7 +248,9 @@ class PriorModule(StageModule):
         for name, (have, what) in fits.items():
             want = getattr(self.net.config, name)
             if have != want:
-                raise ValueError(f"{what} is {have}, the prior's config.{name} {want}: set it to {have}")
+                raise ValueError(
+                    f"{what} is {have}, the prior's config.{name} {want}: set model.config.{name} to {have}"
+                )
 
     def _check_codes(self, codes: CodeDataset) -> None:
         location = str(codes.folder)

@@ -44,6 +44,23 @@ def test_unknown_words_are_named(prompt: str, parts: list[str]) -> None:
     assert [part for part in parts if part not in note] == [], note
 
 
+@pytest.mark.parametrize(
+    ("prompt", "note"),
+    [
+        ("a cat", ""),
+        ("a king", "prompt 'a king': the model hardly saw the word 'king'"),
+        ("King, king and queen", "prompt 'King, king and queen': the model hardly saw the words 'king', 'queen'"),
+        (
+            "a king and emu",
+            "prompt 'a king and emu': the model never saw the word 'emu', and hardly saw the word 'king'",
+        ),
+    ],
+)
+def test_rare_words_are_named(prompt: str, note: str) -> None:
+    words = {"a": 10_000, "and": 5_000, "cat": 3, "king": 2, "queen": 1}
+    assert unknown_note(prompt, words) == note
+
+
 def test_without_recorded_words_only_emptiness_is_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         note_unknown(["a wizard", "", ""], None)

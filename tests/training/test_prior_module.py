@@ -216,7 +216,10 @@ def test_sample_grids_are_generated_from_prompts(parts: Path, codes: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"text_length": 11}, r"text\.length is 12, the prior's config\.text_length 11: set it to 12"),
+        (
+            {"text_length": 11},
+            r"text\.length is 12, the prior's config\.text_length 11: set model\.config\.text_length to 12",
+        ),
         ({"text_vocab": 281}, r"vocabulary of the tokenizer .* is 280, the prior's config\.text_vocab 281"),
         ({"codebook_size": 9}, r"codebook of .* is 8, the prior's config\.codebook_size 9"),
         ({"image_height": 5}, r"height of the codes of .* is 4, the prior's config\.image_height 5"),
