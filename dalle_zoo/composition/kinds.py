@@ -33,12 +33,12 @@ Kind = Callable[[Picker], tuple[Scene, str] | None]
 KINDS: Registry[Kind] = Registry("kind of composition", group="dalle_zoo.compositions")
 
 SHARES = {
-    "ground": 0.3,
+    "ground": 0.25,
     "single": 0.22,
-    "pair": 0.2,
-    "styles": 0.1,
+    "pair": 0.18,
+    "hue": 0.15,
+    "styles": 0.08,
     "count": 0.07,
-    "hue": 0.06,
     "place": 0.05,
 }
 """Default share of each kind among the samples."""

@@ -58,7 +58,7 @@ class CompositionSource(SampleSource):
         >>> source = CompositionSource(CompositionConfig.load(), "train")
         >>> first, again = (next(source.read(seed=0, epoch=1, start=7, stop=8)) for _ in range(2))
         >>> first.key, first.image == again.image  # sample 1 * 20,000 + 7 of the seed
-        ('single-20007', True)
+        ('pair-20007', True)
     """
 
     def __init__(self, config: CompositionConfig, split: str = "train") -> None:
