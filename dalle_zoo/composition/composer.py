@@ -69,9 +69,10 @@ class CompositionConfig:
         """
         file = bundled_folder() / "composition.yaml" if path is None else user_path(path)
         try:
-            values = yaml_value(file.read_text("utf-8")) or {}
+            values = yaml_value(file.read_text("utf-8"))
         except (PlainDataError, UnicodeDecodeError) as error:
             raise ValueError(f"{file} {error}") from None
+        values = {} if values is None else values  # an empty file
         if not isinstance(values, dict) or (unknown := set(values) - set(cls.__dataclass_fields__)):
             what = f"the key {sorted(map(str, unknown))[0]!r}" if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"{file} holds {what}: expected the keys {', '.join(cls.__dataclass_fields__)}")
@@ -169,7 +170,17 @@ class Composer:
             made = KINDS[kind](picker)
             if made is not None:
                 return Composed(index, *made)
-        raise ValueError(f"{_ATTEMPTS} attempts composed nothing: the sprites allow none of {', '.join(self.kinds)}")
+        raise ValueError(self._nothing_composed())
+
+    def _nothing_composed(self) -> str:
+        """Returns the message for sprites that do not allow any kind."""
+        kinds, start = ", ".join(self.kinds), f"{_ATTEMPTS} attempts composed nothing: the sprites allow"
+        if not self.held_out:
+            return f"{start} none of {kinds}: add sprites, or give a share to kinds that they allow"
+        return (
+            f"{start} no held-out combination of {kinds}, since few sprites have few or none: add sprites, give a "
+            "share to kinds that they allow, or leave the held-out data out (`--data.val null`)"
+        )
 
     def render(self, sample: Composed) -> Pixels:
         """Returns the pixels of a sample, uint8 (64, 64, 3)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.resources
+import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ ARCHIVE, INDEX = "sprites.tar", "sprites.jsonl"
 """Files of a built sprite set: WebP images, and one JSON record per image."""
 _SUFFIXES = (".png", ".webp")
 _AGAIN = "build or install the sprites again"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Line breaks and other control characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +143,8 @@ class SpriteSet:
                 Defaults to the bundled set.
 
         Raises:
-            ValueError: The folder holds neither, or a file is damaged or has no transparency.
+            ValueError: The folder holds neither, a file is damaged, opaque or fully transparent, its name gives no
+                words, or two files show the same thing in the same style.
         """
         root = bundled_folder() if folder is None else user_path(folder, "folder of sprites")
         if (root / INDEX).is_file():
@@ -206,33 +210,75 @@ def _opened(path: Path) -> tarfile.TarFile:
 
 
 def _read(file: Any, where: str) -> Pixels:
-    """Reads the image of a sprite."""
+    """Reads the image of a sprite.
+
+    Raises:
+        ValueError: The image is damaged, opaque or fully transparent.
+    """
     try:
         with Image.open(file) as image:
-            if not image.has_transparency_data:
-                raise ValueError(f"sprite {where} has no transparency: save it with a transparent background")
-            return _premultiplied(image)
+            rgba = image.convert("RGBA") if image.has_transparency_data else None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"sprite {where} cannot be read: {error}") from None
+    if rgba is None or rgba.getchannel("A").getextrema()[0] == 255:
+        raise ValueError(f"sprite {where} has no transparency: save it with a transparent background")
+    if rgba.getchannel("A").getbbox() is None:
+        raise ValueError(f"sprite {where} is fully transparent: save it with a visible thing")
+    return _premultiplied(rgba)
 
 
 def _named_images(root: Path) -> Iterator[tuple[Sprite, Pixels]]:
+    for (thing, style), path in _named_files(root).items():
+        key = path.relative_to(root).with_suffix("").as_posix()
+        yield Sprite(key=key, thing=thing, names=(thing,), style=style), _read(path, str(path))
+
+
+def _named_files(root: Path) -> dict[tuple[str, str], Path]:
+    """Returns the image files of a folder by the thing and the style that they show.
+
+    Raises:
+        ValueError: A name gives no words, or two files show the same thing in the same style.
+    """
+    files: dict[tuple[str, str], Path] = {}
     for path in sorted(root.rglob("*")):
         parts = path.relative_to(root).parts
         if path.suffix.lower() not in _SUFFIXES or any(part.startswith(".") for part in parts):
             continue
-        name = path.stem.replace("_", " ").replace("-", " ").strip().lower()
-        style = " ".join(parts[:-1]).replace("_", " ").lower()
-        if escape_surrogates(name + style) != name + style:  # they become captions
-            raise ValueError(f"sprite {str(path)!a} has a name that is not UTF-8: rename it")
-        pixels = _read(path, str(path))
-        key = path.relative_to(root).with_suffix("").as_posix()
-        yield Sprite(key=key, thing=name, names=(name,), style=style), pixels
+        named = _thing_and_style(path, parts)
+        if named in files:
+            raise ValueError(
+                f"sprites {str(files[named])!r} and {str(path)!r} show the same thing, {named[0]!r}, in the same "
+                "style: remove or rename one, or put each into a sub-folder named after its style"
+            )
+        files[named] = path
+    return files
+
+
+def _thing_and_style(path: Path, parts: Sequence[str]) -> tuple[str, str]:
+    """Returns the thing and the style in the name of an image file, which become captions.
+
+    Args:
+        path: The file.
+        parts: Parts of its path in the folder of sprites.
+
+    Raises:
+        ValueError: The name is not UTF-8, gives no words, or has control characters.
+    """
+    thing = path.stem.replace("_", " ").replace("-", " ").strip().lower()
+    style = " ".join(parts[:-1]).replace("_", " ").lower()
+    if escape_surrogates(thing + style) != thing + style:
+        raise ValueError(f"sprite {str(path)!a} has a name that is not UTF-8: rename it")
+    if not thing or not all(part.strip("_- ") for part in parts[:-1]) or _CONTROL.search("".join(parts)):
+        raise ValueError(
+            f"sprite {str(path)!a} has a name without words or with control characters: rename it to what it shows, "
+            "such as red_fox.png, or flat/red_fox.png with the style as sub-folder"
+        )
+    return thing, style
 
 
 def _premultiplied(image: Image.Image) -> Pixels:
-    """Fits an image into `SIZE` x `SIZE`, centered, as premultiplied RGBA."""
-    rgba = image.convert("RGBA").convert("RGBa")
+    """Fits an RGBA image into `SIZE` x `SIZE`, centered, as premultiplied RGBA."""
+    rgba = image.convert("RGBa")
     if rgba.size != (SIZE, SIZE):
         scale = SIZE / max(rgba.size)
         size = (max(1, round(rgba.width * scale)), max(1, round(rgba.height * scale)))

@@ -248,6 +248,14 @@ def test_every_split_opens(split: str) -> None:
     assert split != "held-out" or kinds <= set(COMBINATIONS)
 
 
+def save_sprite(path: Path) -> None:
+    """Saves a red square on a transparent background."""
+    image = Image.new("RGBA", (40, 40))
+    image.paste((255, 0, 0, 255), (5, 5, 35, 35))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
 @pytest.fixture
 def own_sprites(tmp_path: Path) -> Path:
     """A person's own transparent images: two styles of three things."""
@@ -293,6 +301,8 @@ def test_an_own_kind_is_a_short_function(sprites: SpriteSet) -> None:
         ("samples: 0", "samples must be an integer of at least 1, got 0"),
         ("styels: [3d]", "styels"),
         ("[1, 2]", "list"),
+        ("[]", "own.yaml holds list: expected the keys sprites, styles"),
+        ("false", "own.yaml holds bool: expected the keys"),
         ("styles: [oil]", "oil"),
         ("sprites: nowhere", "does not exist"),
         ("sprites: 5", "sprites must be the path of a folder, got 5"),
@@ -311,11 +321,40 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, message: str) -> Non
         open_source(f"{tmp_path / 'own.yaml'}:train")
 
 
+def test_an_empty_file_has_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("# nothing\n")
+    assert CompositionConfig.load(tmp_path / "own.yaml") == CompositionConfig()
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        (
+            "held-out",
+            "allow no held-out combination of pair, since few sprites have few or none: add sprites, give a share to "
+            r"kinds that they allow, or leave the held-out data out \(`--data.val null`\)",
+        ),
+        ("train", "allow none of pair: add sprites, or give a share to kinds that they allow"),
+    ],
+)
+def test_too_few_sprites_are_refused(tmp_path: Path, split: str, message: str) -> None:
+    save_sprite(tmp_path / "sprites/fox.png")
+    (tmp_path / "own.yaml").write_text("sprites: sprites\nshares: {pair: 1}\n")
+    with pytest.raises(ValueError, match=message):
+        open_source(f"{tmp_path / 'own.yaml'}:{split}").fingerprint()
+
+
 def test_unknown_splits_and_opaque_or_damaged_sprites_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="held-out"):
         open_source("composition:test")
     Image.new("RGB", (8, 8)).save(tmp_path / "cat.png")
     with pytest.raises(ValueError, match="no transparency"):
+        SpriteSet.load(tmp_path)
+    Image.new("RGBA", (8, 16), (0, 0, 0, 255)).save(tmp_path / "cat.png")
+    with pytest.raises(ValueError, match=r"cat\.png has no transparency: save it with a transparent background"):
+        SpriteSet.load(tmp_path)
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "cat.png")
+    with pytest.raises(ValueError, match=r"cat\.png is fully transparent: save it with a visible thing"):
         SpriteSet.load(tmp_path)
     (tmp_path / "cat.png").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"cat\.png cannot be read"):
@@ -347,6 +386,31 @@ def test_names_of_sprites_are_valid_unicode(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8)).save(tmp_path / "caf\udce9.png")
     with pytest.raises(ValueError, match="has a name that is not UTF-8: rename it"):
         SpriteSet.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["_.png", "- -.webp", "a\nb.png", "a\tb.png", "_/fox.png", "oil\n/fox.png"])
+def test_names_of_sprites_give_words(tmp_path: Path, name: str) -> None:
+    save_sprite(tmp_path / name)
+    with pytest.raises(ValueError, match="has a name without words or with control characters: rename it") as error:
+        SpriteSet.load(tmp_path)
+    assert repr(str(tmp_path / name)) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("red-fox.png", "red_fox.png"),
+        ("Red Fox.webp", "red_fox.png"),
+        ("fox.png", "fox.webp"),
+        ("Flat/fox.png", "flat/fox.png"),
+    ],
+)
+def test_a_thing_has_one_sprite_per_style(tmp_path: Path, first: str, second: str) -> None:
+    for name in (first, second):
+        save_sprite(tmp_path / name)
+    with pytest.raises(ValueError, match=r"show the same thing, '(red )?fox', in the same style: remove") as error:
+        SpriteSet.load(tmp_path)
+    assert f"{str(tmp_path / first)!r} and {str(tmp_path / second)!r}" in str(error.value)
 
 
 def test_the_python_of_the_page_runs() -> None:

@@ -166,7 +166,9 @@ def test_prompt_list_matches_bundled_sprites() -> None:
 
 
 def test_sprites_without_known_names_raise(tmp_path: Path) -> None:
-    Image.new("RGBA", (64, 64)).save(tmp_path / "quux.png")
+    image = Image.new("RGBA", (64, 64))
+    image.paste((250, 0, 0, 255), (16, 16, 48, 48))
+    image.save(tmp_path / "quux.png")
     with pytest.raises(DatasetError, match="show none of the things in composition-prompts"):
         read_dataset("composition", tmp_path, "plain")
     with pytest.raises(ExtractorFileError, match="expected f00"):
