@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from dalle_zoo.composition import (
     SHARES,
     Composer,
     CompositionConfig,
+    Placed,
     Scene,
     SpriteSet,
     is_held_out,
@@ -26,7 +28,7 @@ from dalle_zoo.composition.colors import GROUNDS, HUES, dominant_hue, recolored
 from dalle_zoo.composition.kinds import NUMBERS
 from dalle_zoo.composition.picker import HELD_OUT
 from dalle_zoo.data import CompositionSource, ImageTextDataset, ResumableLoader, open_source
-from dalle_zoo.data.composition import SPLITS
+from dalle_zoo.data.composition import SPLITS, ppm
 from dalle_zoo.data.samples import Sample
 from dalle_zoo.registry import UnknownNameError
 
@@ -71,6 +73,16 @@ def test_training_never_sees_a_held_out_combination(sprites: SpriteSet) -> None:
         unseen = combination(sprites, held_out.compose(index).scene)
         assert unseen is not None
         assert is_held_out(*unseen)
+
+
+@pytest.mark.parametrize("kind", ["place", "pair", "count"])
+def test_no_thing_is_on_a_ground_that_is_held_out_for_it(sprites: SpriteSet, kind: str) -> None:
+    composer = Composer(sprites, shares={kind: 1})
+    scenes = [scene for index in range(COUNT) if (scene := composer.compose(index).scene).ground is not None]
+    assert len(scenes) > COUNT / 10
+    for scene in scenes:
+        for item in scene.items:
+            assert not is_held_out("ground", sprites.sprites[item.sprite].thing, str(scene.ground))
 
 
 def test_a_tenth_of_the_combinations_is_held_out() -> None:
@@ -163,6 +175,17 @@ def test_pixels_are_where_the_scene_says(sprites: SpriteSet) -> None:
         assert np.abs(image[~outside] - ground).max() > 20
 
 
+def test_a_flipped_thing_is_mirrored_at_its_place(sprites: SpriteSet) -> None:
+    for item in (Placed(sprite=3), Placed(sprite=3, size=32, left=16, top=8)):
+        image, mirrored = (
+            render(Scene(kind="single", items=(replace(item, flipped=flipped),)), sprites).astype(int)
+            for flipped in (False, True)
+        )
+        # A smaller thing is resized after it is mirrored, which rounds other values.
+        assert np.abs(mirrored - image[:, ::-1]).max() <= 2
+        assert np.abs(mirrored - image).max() > 100
+
+
 def test_recoloring_gives_the_hue_and_keeps_the_shape(sprites: SpriteSet) -> None:
     composer = Composer(sprites)
     for index in composer.pools.single_hued[:15]:
@@ -190,6 +213,20 @@ def test_the_source_composes_anew_in_each_epoch_and_resumes() -> None:
     later = ResumableLoader(dataset, 4, seed=1)
     later.load_state_dict({**state, "epoch": 1, "batches": 0})
     assert next(iter(later))["caption"] != first[0]
+
+
+def test_epochs_of_a_seed_continue_its_samples(own_sprites: Path) -> None:
+    (own_sprites / "own.yaml").write_text("sprites: sprites\nsamples: 10\n")
+    source = CompositionSource(CompositionConfig.load(own_sprites / "own.yaml"))
+    composer = source.composer(3)
+    images = []
+    for epoch in (0, 1, 7):
+        read = [s for s in source.read(seed=3, epoch=epoch, start=0, stop=10) if isinstance(s, Sample)]
+        composed = [composer.compose(epoch * 10 + position) for position in range(10)]
+        assert [s.captions for s in read] == [(c.caption,) for c in composed]
+        images.append([s.image for s in read])
+        assert images[-1] == [ppm(composer.render(c)) for c in composed]
+    assert images[0] != images[1] != images[2]
 
 
 def test_a_sample_is_rendered_only_when_its_image_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +317,7 @@ def test_own_sprites_take_the_place_of_the_bundled_ones(own_sprites: Path) -> No
 
 
 def test_an_own_kind_is_a_short_function(sprites: SpriteSet) -> None:
-    from dalle_zoo.composition import Picker, Placed
+    from dalle_zoo.composition import Picker
 
     @KINDS.register("test-corner")
     def corner(pick: Picker) -> tuple[Scene, str] | None:

@@ -33,6 +33,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from dalle_zoo.cards import render_card
+from dalle_zoo.composition import COMBINATIONS, Placed, Scene, is_held_out, render
+from dalle_zoo.composition.colors import HUES
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.results import group_tables, read_result
 from dalle_zoo.zoo import DEFAULT_SAMPLING
@@ -127,6 +129,38 @@ def test_small_and_empty_images_are_scored(sprites: Extractor) -> None:
     assert (found["things"] == -1).all()
     assert found["grounds"][:, 0].tolist() == [1, 1]
     assert found["hues"].sum() == 0
+
+
+def test_thing_that_fills_the_image_is_at_no_place(folder: Path, sprites: Extractor) -> None:
+    dataset = read_dataset("composition", folder, "plain")
+    targets = [dict(item.targets, place=(0.5, 0.5)) for item in dataset.items]
+    assert scored(measured(sprites, dataset), targets) == {"thing": 1.0, "layout": 0.0, "all": 0.0}
+
+
+def test_empty_images_have_no_hue(sprites: Extractor) -> None:
+    found = sprites(torch.full((len(HUES), 3, 64, 64), 255, dtype=torch.uint8))
+    by_prompt = {name: values[:, None] for name, values in found.items()}
+    assert scored(by_prompt, [{"hue": name} for name in HUES]) == {"color": 0.0, "all": 0.0}
+
+
+def test_things_in_their_own_hue_are_no_held_out_combination(folder: Path, sprites: Extractor) -> None:
+    assert any(is_held_out("hue", name, "blue") for name in THINGS)
+    known = sprite_set(folder)
+    flat = [i for i, sprite in enumerate(known.sprites) if sprite.style == "flat"]
+    scenes = (Scene(kind="single", items=(Placed(sprite=i),)) for i in flat)
+    images = torch.stack([torch.from_numpy(render(scene, known)).permute(2, 0, 1) for scene in scenes])
+    found = sprites(images)
+    assert {list(HUES)[i] for i in found["hues"].argmax(1)} == {"blue"}
+    assert not found["novel"][:, COMBINATIONS.index("hue")].any()
+
+
+def test_styled_prompts_ask_for_their_style(folder: Path, sprites: Extractor) -> None:
+    dataset = read_dataset("composition", folder, "styled")
+    for item in dataset.items:
+        assert item.captions[0].startswith(f"a {item.targets['styles']['all']} emoji of ")
+    other = {"flat": "3d", "3d": "flat"}
+    targets = [dict(item.targets, styles={"all": other[item.targets["styles"]["all"]]}) for item in dataset.items]
+    assert scored(measured(sprites, dataset), targets) == {"thing": 1.0, "style": 0.0, "all": 0.0}
 
 
 def test_cut_out_thing_does_not_depend_on_its_place() -> None:

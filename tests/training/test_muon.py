@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +13,14 @@ from dalle_zoo.models.prior import PriorConfig
 from dalle_zoo.training import muon
 from dalle_zoo.training.muon import Muon, MuonConfig, orthogonalized
 from dalle_zoo.training.optimizer import AdamWConfig, decayed_names, make_optimizer
+from dalle_zoo.training.prior_module import PriorModule
 from dalle_zoo.training.schedules import LearningRate, LearningRateScheduler
+from dalle_zoo.training.strategies import make_strategy
 
+PRIOR = PriorConfig(
+    text_length=4, text_vocab=8, image_height=2, image_width=2, codebook_size=8, width=16, num_layers=2,
+    num_heads=2, masks="full",
+)  # fmt: skip
 BFLOAT16 = 2e-2
 """PyTorch's Muon orthogonalizes in bfloat16 on any device."""
 
@@ -120,16 +128,34 @@ def test_parameters_without_gradient_are_not_changed() -> None:
 
 
 def test_muon_matrices_of_prior_are_those_of_its_blocks() -> None:
-    config = PriorConfig(
-        text_length=4, text_vocab=8, image_height=2, image_width=2, codebook_size=8, width=16, num_layers=2,
-        num_heads=2, masks="full",
-    )  # fmt: skip
-    from dalle_zoo.training.prior_module import PriorModule
-
-    module = PriorModule(config, muon=MuonConfig())
+    module = PriorModule(PRIOR, muon=MuonConfig())
     matrices = {name for name, p in module.net.named_parameters() if p.ndim == 2 and name.startswith("layers.")}
     assert module.hidden == matrices
     assert len(matrices) == 8
+
+
+@pytest.mark.parametrize(
+    ("spec", "shards"),
+    [
+        ("ddp", False),
+        ("ddp_powersgd(rank=4)", False),
+        ("fsdp", True),
+        ("fsdp2", True),
+        ("hsdp(shard_size=2)", True),
+        ("hsdp_powersgd(rank=4, shard_size=2)", True),
+    ],
+)
+def test_strategies_that_shard_refuse_muon(monkeypatch: pytest.MonkeyPatch, spec: str, shards: bool) -> None:
+    strategy = make_strategy(spec)
+    # Sharding needs several processes.
+    monkeypatch.setattr(strategy, "shard", lambda net, units, entries: None, raising=False)
+    for options in ({}, {"muon": MuonConfig()}):
+        module = PriorModule(PRIOR, **options)
+        monkeypatch.setattr(module, "_trainer", SimpleNamespace(strategy=strategy))
+        module.configure_model()
+        refused = pytest.raises(ValueError, match="Muon needs complete matrices: use strategy ddp or ddp_powersgd")
+        with refused if shards and options else nullcontext():
+            module.configure_optimizers()
 
 
 def test_parameters_that_are_not_matrices_raise() -> None:
