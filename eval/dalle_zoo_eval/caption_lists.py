@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 
 from dalle_zoo.cli.outputs import check_folder
 from dalle_zoo.cli.parser import parser
-from dalle_zoo_eval.datasets import load_exclusions, save_captions
+from dalle_zoo_eval.datasets import DatasetError, UnavailableGroupError, load_exclusions, save_captions
 from dalle_zoo_eval.groups import choose, read_prompts
 from dalle_zoo_eval.protocol import ALL, find_protocol
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str]) -> None:
@@ -64,15 +67,24 @@ def write_captions(
 
     Returns:
         The files.
+
+    Raises:
+        DatasetError: The dataset is unusable, or allows no group.
     """
     protocol = find_protocol(name).changed(captions=count, seed=seed)
     excluded = frozenset[str]() if exclusions is None else load_exclusions(exclusions)
     paths = []
     with tempfile.TemporaryDirectory() as cache:
         for group, rule in protocol.groups.items():
-            prompts = read_prompts(protocol, group, layout=layout, data=data, excluded=excluded, cache=Path(cache))
+            try:
+                prompts = read_prompts(protocol, group, layout=layout, data=data, excluded=excluded, cache=Path(cache))
+            except UnavailableGroupError as error:
+                log.warning("the group %s is left out: %s", group, error)
+                continue
             captions = choose(protocol, group, prompts, count=rule.captions.count)
             path = out / (f"{protocol.name}.jsonl" if group == ALL else f"{protocol.name}-{group}.jsonl")
             save_captions(captions, path)
             paths.append(path)
+    if not paths:
+        raise DatasetError(f"{data} allows no group of {protocol.name}: see the warnings")
     return paths

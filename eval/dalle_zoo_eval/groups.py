@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,7 @@ def read_prompts(
     Raises:
         UnknownNameError: The protocol does not list the layout.
         DatasetError: The dataset is not the one of the protocol, has too few images, or lacks usable bounding boxes.
+        UnavailableGroupError: The user's own files do not allow the group.
     """
     rule = protocol.groups[name]
     layout = layout or rule.layout
@@ -77,7 +79,8 @@ def read_prompts(
     samples = [item for item in dataset.items if item.image is not None and item.key not in excluded]
     if rule.samples is not None or rule.captions.rule == "first":
         order = torch.Generator().manual_seed(derive_seed(protocol.seed, "samples", name))
-        samples = [samples[i] for i in torch.randperm(len(samples), generator=order)[: rule.samples].tolist()]
+        samples = [samples[i] for i in torch.randperm(len(samples), generator=order).tolist()]
+        samples = alternating(samples, rule.samples) if dataset.any_number else samples[: rule.samples]
     if len(samples) < 2:
         raise DatasetError(f"dataset {dataset.name} in {dataset.root} has {len(samples)} images, expected at least 2")
     boxless = [item.key for item in samples if item.box is None]
@@ -102,6 +105,29 @@ def read_prompts(
     )
 
 
+def alternating(items: Sequence[Item], count: int | None = None) -> list[Item]:
+    """Returns items in an order that alternates between concepts, none of which has more than half of them.
+
+    Args:
+        items: Items of two or more concepts.
+        count: Maximum number of items. Defaults to all.
+
+    Example:
+        >>> cats = [Item(key=f"cat {n}", image=None, captions=("a cat",), concept="cat") for n in range(3)]
+        >>> dog = Item(key="dog", image=None, captions=("a dog",), concept="dog")
+        >>> [item.key for item in alternating([*cats, dog])]
+        ['cat 0', 'dog']
+    """
+    turns = Counter[str]()
+    ordered: list[tuple[int, int]] = []
+    for place, item in enumerate(items):
+        ordered.append((turns[item.concept], place))
+        turns[item.concept] += 1
+    chosen = [items[place] for _, place in sorted(ordered)][:count]
+    largest = max(Counter(item.concept for item in chosen).values(), default=0)
+    return chosen[: 2 * (len(chosen) - largest)]  # the surplus of the largest concept comes last
+
+
 def choose(protocol: Protocol, name: str, prompts: Prompts, *, count: int | None) -> CaptionList:
     """Chooses the captions of a group.
 
@@ -109,7 +135,7 @@ def choose(protocol: Protocol, name: str, prompts: Prompts, *, count: int | None
         protocol: Protocol of the evaluation.
         name: Name of the group.
         prompts: Dataset and samples of the group.
-        count: Number of captions; None takes all.
+        count: Number of captions; None takes all. Datasets of any number of prompts may have fewer.
 
     Raises:
         DatasetError: There are fewer captions than ``count``.
@@ -117,6 +143,9 @@ def choose(protocol: Protocol, name: str, prompts: Prompts, *, count: int | None
     rule = protocol.groups[name].captions
     seed = protocol.seed if rule.seed is None else rule.seed
     items = prompts.samples if rule.rule == "first" else prompts.dataset.items
+    if prompts.dataset.any_number and count is not None:
+        items = alternating(items, count)
+        count = len(items)
     return choose_captions(
         prompts.dataset, items=items, count=count, rule=rule.rule, seed=seed, exclude=prompts.excluded
     )

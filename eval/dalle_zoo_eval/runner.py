@@ -21,7 +21,7 @@ from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.results import check_result
 from dalle_zoo.sharing import Share
 from dalle_zoo.values import as_integer
-from dalle_zoo_eval.datasets import save_captions
+from dalle_zoo_eval.datasets import DatasetError, UnavailableGroupError, save_captions
 from dalle_zoo_eval.datasets.digests import MEMO, remember
 from dalle_zoo_eval.details import COPIES
 from dalle_zoo_eval.external import read_from_folder
@@ -88,9 +88,8 @@ class Evaluation:
         _check_request(request, usual, model)
         excluded = request.excluded(usual)
         check_extractors(self.protocol, request.networks, request.leave_out, of_model=model is not None)
-        prompts = {
-            name: self._prompts(name, usual, excluded, generates=model is not None) for name in self.protocol.groups
-        }
+        asked, self.unavailable = self.protocol, list[str]()
+        prompts = self._all_prompts(usual, excluded, generates=model is not None)
         self.saved = load_statistics(request.reference) if request.reference is not None else None
         training = open_training(request.training, self.protocol.image) if request.training is not None else None
         self.external = {name: self._external(name, usual, of, excluded) for name, of in prompts.items()}
@@ -98,7 +97,7 @@ class Evaluation:
         if self.saved is not None:
             self.saved.check_images(self.protocol.image.crop, image_size(self.protocol, self.pipe))
         self.extractors, self.left_out = open_extractors(
-            self.protocol, request.networks, request.leave_out, device=request.device, pipe=self.pipe
+            asked, request.networks, request.leave_out, device=request.device, pipe=self.pipe
         )
         self.known: FeatureStore | None = None
         if training is not None:
@@ -117,6 +116,25 @@ class Evaluation:
 
     def _chunk(self) -> int:
         return self.protocol.image.chunk or self.protocol.sampling.chunk
+
+    def _all_prompts(self, usual: Protocol, excluded: frozenset[str], *, generates: bool) -> dict[str, Prompts]:
+        """Reads the datasets of all groups, and removes the groups that the user's own files do not allow."""
+        found = {}
+        for name in self.protocol.groups:
+            try:
+                found[name] = self._prompts(name, usual, excluded, generates=generates)
+            except UnavailableGroupError as error:
+                self.unavailable.append(f"the group {name}: {error}")
+                log.warning("the group %s is left out: %s", name, error)
+        if not found:
+            reasons = "\n  ".join(self.unavailable)
+            raise DatasetError(f"{self.request.data} allows no group of {self.protocol.name}:\n  {reasons}")
+        self.protocol = replace(
+            self.protocol,
+            groups={name: rule for name, rule in self.protocol.groups.items() if name in found},
+            targets=tuple(target for target in self.protocol.targets if target.group in found),
+        )
+        return found
 
     def _prompts(self, name: str, usual: Protocol, excluded: frozenset[str], *, generates: bool) -> Prompts:
         """Reads the dataset of a group and, if images will be generated, chooses its captions."""
@@ -261,7 +279,7 @@ class Evaluation:
             Contents of the result file.
         """
         request, out = self.request, self.out
-        left_out = [*self.left_out, *(line for check in self.checks for line in check.left_out)]
+        left_out = [*self.unavailable, *self.left_out, *(line for check in self.checks for line in check.left_out)]
         scores: list[dict[str, Any]] = []
         notes = self._notes()
         for group in self.groups:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from dalle_zoo_eval.caption_lists import write_captions
 from dalle_zoo_eval.data_files import bundled_folder
-from dalle_zoo_eval.datasets import DatasetError, EvalDataset, read_dataset
+from dalle_zoo_eval.datasets import DatasetError, EvalDataset, UnavailableGroupError, read_dataset
 from dalle_zoo_eval.datasets.composition import HELD_OUT, SPLITS, read_prompts, sprite_set
 from dalle_zoo_eval.datasets.images import load_image
 from dalle_zoo_eval.extractors import EXTRACTORS, Extractor, ExtractorFileError, load_extractor
@@ -199,14 +201,24 @@ def test_prompt_list_matches_bundled_sprites() -> None:
     assert [p for p in prompts if p.split(" ", 1)[-1] not in known and p not in known] == []
 
 
-def test_sprites_without_known_names_raise(tmp_path: Path) -> None:
+def test_sprites_of_one_thing_raise(tmp_path: Path) -> None:
     image = Image.new("RGBA", (64, 64))
     image.paste((250, 0, 0, 255), (16, 16, 48, 48))
     image.save(tmp_path / "quux.png")
-    with pytest.raises(DatasetError, match="show none of the things in composition-prompts"):
+    with pytest.raises(UnavailableGroupError, match="are of 'quux', and prompts of two different things are needed"):
         read_dataset("composition", tmp_path, "plain")
+    with pytest.raises(UnavailableGroupError, match="no sprite has a style"):
+        read_dataset("composition", tmp_path, "styled")
     with pytest.raises(ExtractorFileError, match="expected f00"):
         load_extractor("sprites", tmp_path, expected_sha256="f00")
+
+
+def test_plain_prompts_of_an_own_set_are_its_names(tmp_path: Path) -> None:
+    for name in ("quux", "cat", "the_end", "apples"):
+        Image.new("RGBA", (64, 64), (0, 205, 200, 255)).save(tmp_path / f"{name}.png")
+    dataset = read_dataset("composition", tmp_path, "plain")
+    assert [item.captions[0] for item in dataset.items] == ["apples", "a cat", "a quux", "a the end"]
+    assert dataset.skipped == ()
 
 
 def test_networks_compare_the_same_crops(folder: Path, sprites: Extractor, mobilenet: Path) -> None:
@@ -276,6 +288,70 @@ def test_evaluation_from_protocol_to_report(
     assert "Memorization" in report
     assert "composition-all.png" in report
     assert "| ground |" in render_card(model, result).partition("Composition, the right thing, %:")[2]
+
+
+def own_sprites(folder: Path, root: Path, styles: Sequence[str], things: Sequence[str]) -> Path:
+    """Some of the sprites; those of a single style are in no folder of a style."""
+    for style in styles:
+        target = root / style if len(styles) > 1 else root
+        target.mkdir(parents=True)
+        for thing in things:
+            shutil.copy(folder / style / f"{thing}.png", target)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("styles", "things", "allowed", "reasons"),
+    [
+        (["flat"], ["cat", "dog"], {"plain", "place", "seen-ground"}, {"styled": "style", "styles": "two styles"}),
+        (["flat", "3d"], ["cat", "dog", "pizza"], {"plain", "styled", "place", "styles"}, {}),
+    ],
+)
+@pytest.mark.parametrize("captions", [None, 3])
+def test_groups_that_own_sprites_do_not_allow_are_left_out(
+    styles: Sequence[str],
+    things: Sequence[str],
+    allowed: set[str],
+    reasons: dict[str, str],
+    captions: int | None,
+    folder: Path,
+    model: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    own = own_sprites(folder, tmp_path / "own", styles, things)
+    changes = {"candidates": 2, "captions": captions}
+    request = Request(
+        protocol="composition", out=tmp_path / "out", model=str(model), data=own, networks={"sprites": own},
+        changes=changes,
+    )  # fmt: skip
+    result = evaluate(request)
+    assert result is not None
+    groups, every = set(result["groups"]), set(find_protocol("composition").groups)
+    assert allowed <= groups < every
+    assert set(result["protocol"]["groups"]) == groups >= {target["group"] for target in result["protocol"]["targets"]}
+    left_out = [r.getMessage() for r in caplog.records if "is left out" in r.getMessage()]
+    assert sorted(line.split()[2] for line in left_out) == sorted(every - groups)
+    assert not [r for r in caplog.records if "entries left out" in r.getMessage()]
+    for name, reason in reasons.items():
+        assert any(line.startswith(f"the group {name} is left out: ") and reason in line for line in left_out)
+        assert any(line.startswith(f"the group {name}: ") for line in result["left_out"])
+    plain = [row for row in result["scores"] if row["group"] == "plain" and row["images"] == "real"]
+    assert [row["value"] for row in plain if row["part"] == "thing"] == [1.0]
+    assert (tmp_path / "out/report.md").is_file()
+    written = write_captions("composition", tmp_path / "captions", data=own, count=captions)
+    assert {path.stem.removeprefix("composition-") for path in written} == groups
+
+
+def test_sprites_that_allow_no_group_raise_with_all_reasons(folder: Path, model: Path, tmp_path: Path) -> None:
+    own = own_sprites(folder, tmp_path / "own", ["flat"], ["cat"])
+    request = Request(
+        protocol="composition", out=tmp_path / "out", model=str(model), data=own, networks={"sprites": own}
+    )
+    with pytest.raises(DatasetError, match="allows no group of composition:\n  the group plain: all prompts"):
+        evaluate(request)
+    with pytest.raises(DatasetError, match="allows no group of composition"):
+        write_captions("composition", tmp_path / "captions", data=own)
 
 
 def test_a_run_scores_its_samples_as_the_protocol_does(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,14 @@ from dalle_zoo_eval.datasets import (  # noqa: F401 (they register themselves)
     manifest,
     source,
 )
-from dalle_zoo_eval.datasets.base import DATASETS, DatasetError, EvalDataset, Item, read_dataset
+from dalle_zoo_eval.datasets.base import (
+    DATASETS,
+    DatasetError,
+    EvalDataset,
+    Item,
+    UnavailableGroupError,
+    read_dataset,
+)
 from dalle_zoo_eval.datasets.images import load_image
 from dalle_zoo_eval.datasets.prompts import (
     CaptionList,
@@ -45,6 +52,7 @@ __all__ = [
     "DatasetError",
     "EvalDataset",
     "Item",
+    "UnavailableGroupError",
     "UnsafePickleError",
     "check_exclusions",
     "choose_captions",

@@ -33,6 +33,16 @@ class DatasetError(ValueError):
     """
 
 
+class UnavailableGroupError(DatasetError):
+    """The user's own files do not allow a split. A run leaves out its group, and continues with the others.
+
+    Example:
+        >>> raise UnavailableGroupError("no sprite has a style")
+        Traceback (most recent call last):
+        dalle_zoo_eval.datasets.base.UnavailableGroupError: no sprite has a style
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
 class Item:
     """An image of a dataset, not yet decoded.
@@ -81,6 +91,9 @@ class EvalDataset:
     """Usable images and captions."""
     skipped: tuple[str, ...] = ()
     """Entries that were left out, as "key: reason"."""
+    any_number: bool = False
+    """Whether the user's own files determine the prompts, so that there may be few, of as few as two concepts. Samples
+    then alternate between concepts, and fewer captions than requested are accepted. Defaults to False."""
 
     def __post_init__(self) -> None:
         if not self.items:
@@ -159,6 +172,7 @@ def read_dataset(layout: str, root: Path | None, split: str) -> EvalDataset:
     Raises:
         UnknownNameError: There is no such layout or split.
         DatasetError: The folder or files are missing, damaged or contradict each other, or no entry is usable.
+        UnavailableGroupError: The user's own files do not allow the split.
 
     Example:
         >>> from dalle_zoo_eval.datasets import read_dataset

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from dalle_zoo.composition.words import with_article
 from dalle_zoo.data.composition import ppm
 from dalle_zoo.seeds import seeded_rng
 from dalle_zoo_eval.data_files import bundled_folder
-from dalle_zoo_eval.datasets.base import DATASETS, DatasetError, EvalDataset, Item, check_split
+from dalle_zoo_eval.datasets.base import DATASETS, EvalDataset, Item, UnavailableGroupError, check_split
 from dalle_zoo_eval.scene_pixels import LAYOUT_REGIONS
 
 PROMPTS = "composition-prompts.txt"
@@ -30,12 +30,23 @@ TRAINED = ("place", "styles")
 SPLITS = (*NAMED, *HELD_OUT, *(f"seen-{kind}" for kind in HELD_OUT), *TRAINED)
 PROMPTS_OF_A_KIND = 128
 """Number of prompts of each composed split; protocols use fewer."""
+NO_STYLES = "no sprite has a style: put them into a folder for each style, such as flat/cat.png"
+NOT_ALLOWED = {
+    "ground": "its things allow no such ground: more things allow some",
+    "hue": "no sprite of a single hue allows such a color: more things allow some",
+    "pair": "its things allow no such pair: more things allow some",
+    "count": "its things allow no such number: more things allow some",
+    "styles": "no thing is in two styles: put the same name into a folder for each style, such as flat/cat.png",
+}
+"""Why sprites may allow no scene of a kind."""
 _ARTICLE = re.compile("^(a|an|the) ")
 
 
 @DATASETS.register("composition")
 def read_composition(root: Path | None, split: str) -> EvalDataset:
     """Composes prompts and images from sprites, deterministically.
+
+    Plain and styled prompts are those of a list for the bundled set, and name all things of any other set.
 
     Args:
         root: Folder of sprites, as for `SpriteSet.load`; None selects the bundled set. For any other set, also pass
@@ -44,17 +55,20 @@ def read_composition(root: Path | None, split: str) -> EvalDataset:
 
     Raises:
         UnknownNameError: There is no such split.
-        DatasetError: No prompt names a sprite of the folder.
+        UnavailableGroupError: The sprites allow no prompt of the split, or only prompts of one thing.
         ValueError: The folder holds no sprites.
     """
     check_split("composition", split, SPLITS)
     sprites = trained_sprites(root or sprites_folder())
     skipped: list[str] = []
-    items = list(_named(sprites, split, skipped) if split in NAMED else _composed(sprites, split))
-    if not items:
-        raise DatasetError(f"the sprites in {root} show none of the things in {PROMPTS}: expected names such as 'cat'")
+    own = root not in (None, sprites_folder())
+    prompts = _own_prompts(sprites) if own else read_prompts()
+    items = list(_named(sprites, split, prompts, skipped) if split in NAMED else _composed(sprites, split))
+    _check_concepts(split, items)
     name = f"composition:{split}"
-    return EvalDataset(name=name, root=name if root is None else root, items=tuple(items), skipped=tuple(skipped))
+    return EvalDataset(
+        name=name, root=name if root is None else root, items=tuple(items), skipped=tuple(skipped), any_number=own
+    )
 
 
 @cache
@@ -76,7 +90,25 @@ def read_prompts() -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def _named(sprites: SpriteSet, split: str, skipped: list[str]) -> Iterator[Item]:
+def _own_prompts(sprites: SpriteSet) -> list[str]:
+    """Returns a plain prompt for every thing of a set of the user's own."""
+    return list(dict.fromkeys(with_article(s.names[0]) for s in sprites.sprites if s.split == "train"))
+
+
+def _check_concepts(split: str, items: Sequence[Item]) -> None:
+    """Raises `UnavailableGroupError` if there are no prompts, or only prompts of one thing: scores need others."""
+    kind = split.removeprefix("seen-")
+    if not items:
+        why = NO_STYLES if split == "styled" else NOT_ALLOWED.get(kind, "its things are of another split")
+        raise UnavailableGroupError(f"the sprites allow no prompt: {why}")
+    if len({item.concept for item in items}) == 1:
+        raise UnavailableGroupError(
+            f"all prompts that the sprites allow are of {items[0].concept!r}, and prompts of two different things are "
+            "needed: add more things"
+        )
+
+
+def _named(sprites: SpriteSet, split: str, prompts: Sequence[str], skipped: list[str]) -> Iterator[Item]:
     """Yields single things by name, in a style chosen by seed; adds prompts without a sprite to ``skipped``."""
     by_name: dict[str, list[int]] = {}
     for place in range(max(len(sprite.names) for sprite in sprites.sprites)):  # less common names come last
@@ -85,18 +117,17 @@ def _named(sprites: SpriteSet, split: str, skipped: list[str]) -> Iterator[Item]
                 found = by_name.setdefault(sprite.names[place], [])
                 if not found or sprites.sprites[found[0]].thing == sprite.thing:
                     found.append(i)
-    for prompt in read_prompts():
-        name = _ARTICLE.sub("", prompt)
-        if name not in by_name:
-            skipped.append(f"{prompt}: no sprite of that name")
+    for prompt in prompts:
+        name = prompt if prompt in by_name else _ARTICLE.sub("", prompt)
+        known = by_name.get(name, [])
+        usable = [i for i in known if split != "styled" or sprites.sprites[i].style]
+        if not usable:
+            skipped.append(f"{prompt}: {'its sprites have no style' if known else 'no sprite of that name'}")
             continue
-        chosen = seeded_rng("evaluation", split, prompt).choice(by_name[name])
+        chosen = seeded_rng("evaluation", split, prompt).choice(usable)
         sprite = sprites.sprites[chosen]
         targets: dict[str, Any] = {"things": {"all": sprite.thing}}
         if split == "styled":
-            if not sprite.style:
-                skipped.append(f"{prompt}: its sprites have no style")
-                continue
             prompt = f"a {sprite.style} emoji of {with_article(name)}"
             targets["styles"] = {"all": sprite.style}
         scene = Scene(kind="single", items=(Placed(sprite=chosen),))
@@ -109,7 +140,10 @@ def _composed(known: SpriteSet, split: str) -> Iterator[Item]:
     composer = Composer(known, seed=f"evaluation {split}", shares={kind: 1.0}, held_out=split in HELD_OUT)
     captions: set[str] = set()
     for index in range(10 * PROMPTS_OF_A_KIND):
-        sample = composer.compose(index)
+        try:
+            sample = composer.compose(index)
+        except ValueError:  # the sprites do not allow the kind
+            return
         if sample.caption in captions:
             continue
         captions.add(sample.caption)
