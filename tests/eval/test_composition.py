@@ -215,7 +215,9 @@ def test_sprites_of_one_thing_raise(tmp_path: Path) -> None:
 
 def test_plain_prompts_of_an_own_set_are_its_names(tmp_path: Path) -> None:
     for name in ("quux", "cat", "the_end", "apples"):
-        Image.new("RGBA", (64, 64), (0, 205, 200, 255)).save(tmp_path / f"{name}.png")
+        image = Image.new("RGBA", (64, 64))
+        image.paste((0, 205, 200, 255), (16, 16, 48, 48))
+        image.save(tmp_path / f"{name}.png")
     dataset = read_dataset("composition", tmp_path, "plain")
     assert [item.captions[0] for item in dataset.items] == ["apples", "a cat", "a quux", "a the end"]
     assert dataset.skipped == ()
