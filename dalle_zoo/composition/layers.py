@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from dalle_zoo.composition.colors import HUES, dominant_hue, nearest_hue
+from dalle_zoo.composition.colors import HUES
 from dalle_zoo.composition.scene import Pixels, Placed, Scene, coverage, render
 from dalle_zoo.composition.sprites import SIZE, SpriteSet
 
@@ -90,8 +90,7 @@ def _colors(item: Placed, sprites: SpriteSet) -> tuple[int, int]:
     if item.color is None:
         return _UNCHANGED
     names = list(HUES)
-    own, _, _ = dominant_hue(sprites.pixels[item.sprite])
-    return names.index(nearest_hue(own)), names.index(item.color)
+    return names.index(sprites.color(item.sprite)), names.index(item.color)
 
 
 def _toward_middle(start: int, size: int, side: int) -> int:

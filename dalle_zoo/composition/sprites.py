@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dalle_zoo.composition.colors import is_single_hued
+from dalle_zoo.composition.colors import dominant_hue, is_single_hued, nearest_hue
 from dalle_zoo.files import escape_surrogates, parse_json
 from dalle_zoo.paths import user_path
 from dalle_zoo.values import shown
@@ -89,11 +89,18 @@ class SpriteSet:
             raise ValueError(f"expected one image per sprite, got {len(sprites)} sprites and {len(pixels)} images")
         self.sprites = tuple(sprites)
         self.pixels = pixels
+        self._colors: dict[int, str] = {}
 
     @cached_property
     def single_hued(self) -> frozenset[int]:
         """Indices of the sprites with one dominant hue, which can be recolored."""
         return frozenset(i for i, image in enumerate(self.pixels) if is_single_hued(image))
+
+    def color(self, sprite: int) -> str:
+        """Returns the name in `HUES` that is nearest to the dominant hue of a sprite, given by its index."""
+        if sprite not in self._colors:
+            self._colors[sprite] = nearest_hue(dominant_hue(self.pixels[sprite])[0])
+        return self._colors[sprite]
 
     def __len__(self) -> int:
         return len(self.sprites)

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle_zoo.composition.colors import HUES, dominant_hue, nearest_hue
+from dalle_zoo.composition.colors import HUES
 from dalle_zoo.composition.picker import is_held_out
 from dalle_zoo.composition.scene import Placed, Scene, render
 from dalle_zoo.composition.sprites import SIZE, SpriteSet
@@ -131,7 +131,7 @@ def exchanged_tokens(tokenizer: ImageTokenizer, sprites: SpriteSet, device: torc
     """
     table = np.tile(np.arange(tokenizer.codebook_size), (len(HUES) + 1, len(HUES) + 1, 1))
     used = [i for i in sorted(sprites.single_hued) if sprites.sprites[i].split == "train"]
-    owns = np.array([list(HUES).index(nearest_hue(dominant_hue(sprites.pixels[i])[0])) for i in used], np.int64)
+    owns = np.array([list(HUES).index(sprites.color(i)) for i in used], np.int64)
     tokens = _encoded(tokenizer, sprites, used, None, device)
     shown = not getattr(rank_zero_only, "rank", 0)
     for other, color in enumerate(tqdm(HUES, "tokens of other colors", unit="color", leave=False, disable=not shown)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle_zoo.composition import Placed, Scene, Sprite, SpriteSet, render
-from dalle_zoo.composition.colors import HUES, dominant_hue
 from dalle_zoo.composition.picker import is_held_out
 from dalle_zoo.composition.sprites import bundled_folder
 from dalle_zoo_eval.datasets.composition import sprite_set
@@ -64,7 +63,6 @@ class SpritesExtractor:
     record: Mapping[str, Any]
     network: Extractor | None = None
     """Network whose features are compared. Defaults to None, which compares pixels."""
-    _own_hues: dict[int, str] = field(default_factory=dict)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Returns the images as they are."""
@@ -172,7 +170,7 @@ class SpritesExtractor:
             rows.append(
                 [
                     ground != WHITE and is_held_out("ground", things["all"], ground),
-                    self._own_hue(shape) != hue and is_held_out("hue", self.sprites.sprites[shape].thing, hue),
+                    self.sprites.color(shape) != hue and is_held_out("hue", self.sprites.sprites[shape].thing, hue),
                     len(regions) > 1 and is_held_out("count", pair[0], str(len(regions))),
                     len(regions) == 2 and is_held_out("pair", *pair),
                 ]
@@ -181,13 +179,6 @@ class SpritesExtractor:
 
     def _sprite(self, entry: int) -> Sprite:
         return self.sprites.sprites[self._order[entry]]
-
-    def _own_hue(self, sprite: int) -> str:
-        """Returns the name of a sprite's original hue."""
-        if sprite not in self._own_hues:
-            hue = dominant_hue(self.sprites.pixels[sprite])[0]
-            self._own_hues[sprite] = min(HUES, key=lambda name: abs((HUES[name] - hue + 180) % 360 - 180))
-        return self._own_hues[sprite]
 
 
 @EXTRACTORS.register("sprites", bundled=bundled_folder(), obtain="a folder of sprites")
