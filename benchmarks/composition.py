@@ -48,7 +48,7 @@ from dalle_zoo.training.muon import MuonConfig
 from dalle_zoo.training.optimizer import AdamWConfig
 from dalle_zoo.training.prior_module import PriorModule
 from dalle_zoo.training.schedules import LearningRate
-from dalle_zoo.zoo import DEFAULT_MODEL, DEFAULT_SAMPLING
+from dalle_zoo.zoo import DEFAULT_MODEL
 
 # B samples, T text positions, h w of the grid of image tokens, N = h w, P prompts, n images of a prompt
 
@@ -65,7 +65,7 @@ SCHEDULE = LearningRate(peak=1.0, warmup_steps=30, decay="cosine", final=0.01, d
 GROUPS = ("plain", "ground", "hue", "count", "pair")
 IMAGES = 4
 """Images of each prompt."""
-SAMPLING = {**DEFAULT_SAMPLING, "guidance_scale": 1.0}
+SAMPLING = {"temperature": 0.4}
 """Sampling options of both; without dropped captions there is nothing to guide with."""
 
 

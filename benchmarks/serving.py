@@ -23,6 +23,7 @@ import uvicorn
 from dalle_zoo import DallePipeline
 from dalle_zoo.files import write_json
 from dalle_zoo.images import png_bytes
+from dalle_zoo.sampling import SamplingDefaults
 from dalle_zoo.version import __version__
 from dalle_zoo.web.api import create_app
 from dalle_zoo.web.engine import Engine
@@ -144,6 +145,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     pipe = DallePipeline.from_pretrained("composition")
+    pipe.sampling = SamplingDefaults()  # one sequence per image, as other servers have
     engine = Engine(pipe)
     server = uvicorn.Server(uvicorn.Config(create_app(engine), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)

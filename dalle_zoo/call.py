@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -48,8 +48,9 @@ class Call:
     batch_size: int = BATCH_SIZE
     output_type: str = "pil"
     callback: Any = None
-    options: SamplingOptions = field(default_factory=SamplingOptions)
-    """Temperature, filters and guidance."""
+    options: SamplingOptions | None = None
+    """Temperature, filters and guidance. None: those of a model that is not loaded yet, so that nobody knows whether a
+    negative prompt acts."""
 
     def __post_init__(self) -> None:
         prompts = as_texts("prompt", self.prompt)
@@ -62,7 +63,7 @@ class Call:
         checked: dict[str, Any] = {"prompt": prompts, "num_images_per_prompt": count}
         if self.negative_prompt is not None:
             negative = as_texts("negative_prompt", self.negative_prompt)
-            if not self.options.guided:
+            if self.options is not None and not self.options.guided:
                 raise ValueError("negative_prompt acts through guidance: set guidance_scale to another value than 1")
             if len(negative) not in (1, len(prompts)):
                 raise ValueError(f"negative_prompt must be one text, or one for each of {len(prompts)} prompts")

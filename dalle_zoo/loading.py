@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +22,9 @@ from dalle_zoo.model_folder import (
     INDEX,
     MODEL_FILES,
     RECORD,
+    SAMPLING,
     ModelFolderError,
+    config_from_dict,
     verify_checksums,
     write_checksums,
     write_index,
@@ -36,6 +38,7 @@ from dalle_zoo.paths import user_path
 from dalle_zoo.publish import prepare
 from dalle_zoo.ranker_folder import load_ranker, save_ranker
 from dalle_zoo.registry import UnknownNameError, suggest
+from dalle_zoo.sampling import SamplingDefaults
 from dalle_zoo.tokenizers import TextTokenizer, load_text_tokenizer
 from dalle_zoo.values import as_integer, check_type, suggests_arguments
 from dalle_zoo.weights import SHARD_BYTES
@@ -56,6 +59,7 @@ class PretrainedModel:
         folder: Folder that the model was loaded from. Defaults to none.
         location: Name, folder or repository that it was loaded by. Defaults to the folder.
         quantized: Bits that the prior's matrices were rounded to. Defaults to not rounded.
+        sampling: How it is sampled where a call does not say. Defaults to plain sampling.
 
     Raises:
         ValueError: The components were not trained together, or the image tokenizer has no decoder.
@@ -70,12 +74,15 @@ class PretrainedModel:
         folder: Path | None = None,
         location: str | None = None,
         quantized: Bits | None = None,
+        sampling: SamplingDefaults | None = None,
     ) -> None:
         check_type("image_tokenizer", image_tokenizer, ImageTokenizer, "an ImageTokenizer")
         check_type("prior", prior, ImagePrior, "an ImagePrior")
         check_type("tokenizer", tokenizer, TextTokenizer, "a TextTokenizer")
+        check_type("sampling", sampling, (SamplingDefaults, type(None)), "SamplingDefaults")
         self.image_tokenizer, self.prior, self.tokenizer = image_tokenizer.eval(), prior.eval(), tokenizer
         self.folder, self.quantized = folder, quantized
+        self.sampling = sampling or SamplingDefaults()
         self._components = folder  # of the model that adapters belong to, if they are loaded
         self.location = location or (str(folder) if folder is not None else "not saved")
         self._ranker = ranker
@@ -189,7 +196,10 @@ class PretrainedModel:
         image_tokenizer = load_image_tokenizer(components / "dvae", device)
         tokenizer = load_text_tokenizer(components / "tokenizer")
         name = str(model) if isinstance(model, str | Path) else " ".join(map(str, model))
-        loaded = cls(image_tokenizer, prior, tokenizer, folder=folder, location=name, quantized=quantize)
+        sampling = _read_sampling(components / SAMPLING)
+        loaded = cls(
+            image_tokenizer, prior, tokenizer, folder=folder, location=name, quantized=quantize, sampling=sampling
+        )
         loaded._components = components
         return loaded
 
@@ -254,6 +264,8 @@ class PretrainedModel:
             if ranker is not None:
                 save_ranker(ranker, new / "ranker")
             write_index(new)
+            if self.sampling != SamplingDefaults():
+                write_json(new / SAMPLING, asdict(self.sampling))
             write_json(new / RECORD, {**known, **(record or {}), "parameters": self.num_parameters()})
             write_checksums(new)
         return folder
@@ -303,6 +315,14 @@ class PretrainedModel:
         """Number of parameters of every network."""
         nets = {"dvae": self.image_tokenizer, "prior": self.prior, "ranker": self.ranker}
         return {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items() if net is not None}
+
+
+def _read_sampling(path: Path) -> SamplingDefaults:
+    """Reads how a model is sampled where a call does not say; plainly if there is no such file."""
+    if not path.is_file():
+        return SamplingDefaults()
+    defaults: SamplingDefaults = config_from_dict(SamplingDefaults, read_json(path), str(path))
+    return defaults
 
 
 def _check_dtype(dtype: object) -> None:

@@ -26,6 +26,8 @@ RECORD = "record.json"
 CONVERSION = "conversion.json"
 """Lists the external files that the model was converted from. A folder with this file can be converted again, so it
 may be replaced."""
+SAMPLING = "generation_config.json"
+"""How the model is sampled where a call does not say, see `SamplingDefaults`. Without it: plainly."""
 CHECKSUMS = "sha256.json"
 """Lists the SHA-256 digest of every file that loading may read."""
 CARD = "README.md"
@@ -44,7 +46,7 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 NETWORK_FILES = (CONFIG, WEIGHTS, f"{WEIGHTS}.index.json", "model-[0-9]*-of-[0-9]*.safetensors")
 """Patterns of the files that are written for a network. Nothing else is removed when it is written again."""
 MODEL_FILES = (
-    *(INDEX, RECORD, CONVERSION, CHECKSUMS, CONFIG),
+    *(INDEX, RECORD, CONVERSION, CHECKSUMS, CONFIG, SAMPLING),
     *(f"{component}/{name}" for component in ("dvae", "prior") for name in NETWORK_FILES),
     *("tokenizer/*", "ranker/*", f"{ADAPTER}/{ADAPTER_CONFIG}", f"{ADAPTER}/{ADAPTER_WEIGHTS}"),
 )

@@ -134,10 +134,10 @@ class DallePipeline(ScoringModel):
         rerank: int | None = None,
         seed: int | Sequence[int] | Tensor | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         image: Image.Image | Tensor | None = None,
         mask: Image.Image | Tensor | None = None,
@@ -166,10 +166,11 @@ class DallePipeline(ScoringModel):
                 single seed is that of the first image, so a returned seed generates its image again.
             generator: Source of randomness instead of a seed: one generator for the call, or a list with one generator
                 per image. Without seed and generator, the global generator is used, so `torch.manual_seed` applies.
-            temperature: Divides the logits; 0 takes the most likely token. Defaults to 1.
+            temperature: Divides the logits; 0 takes the most likely token. Defaults to the model's, see `sampling`;
+                1 is that of the paper.
             top_k: Sample among the k most likely image tokens. Defaults to all tokens.
             top_p: Sample among the most likely image tokens whose probability reaches p. Defaults to all tokens.
-            guidance_scale: Scale of classifier-free guidance. Defaults to 1, no guidance.
+            guidance_scale: Scale of classifier-free guidance; 1 is none. Defaults to the model's, see `sampling`.
             negative_prompt: Text that guidance leads away from, in place of the empty caption: one for all prompts or
                 one for each. Defaults to none.
             image: Image of which a part is kept. Defaults to none.
@@ -196,7 +197,9 @@ class DallePipeline(ScoringModel):
             TypeError: An argument is of another type, such as a prompt that is not a string or a list of strings.
             ValueError: An argument is out of range, or the model lacks what it needs.
         """
-        options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, guidance_scale=guidance_scale)
+        options = self.sampling.options(
+            temperature=temperature, top_k=top_k, top_p=top_p, guidance_scale=guidance_scale
+        )
         call = Call(
             prompt, num_images_per_prompt, rerank=rerank, seed=seed, generator=generator, image=image, mask=mask,
             prime_rows=prime_rows, given=given, negative_prompt=negative_prompt, window=window, batch_size=batch_size,
@@ -230,7 +233,7 @@ class DallePipeline(ScoringModel):
         if not return_dict:
             return (images,)
         flat_scores = None if scores is None else scores.flatten()
-        settings = self._settings(call, given, seeds, scores)
+        settings = self._settings(call, options, given, seeds, scores)
         return PipelineOutput(images, flat_scores, seeds.flatten(), settings)
 
     def common_settings(self, options: SamplingOptions, given: Tensor | None = None) -> dict[str, Any]:
@@ -249,9 +252,11 @@ class DallePipeline(ScoringModel):
             "quantize": self.quantized,
         }
 
-    def _settings(self, call: Call, given: Tensor | None, seeds: Tensor, scores: Tensor | None) -> list[ImageSettings]:
+    def _settings(
+        self, call: Call, options: SamplingOptions, given: Tensor | None, seeds: Tensor, scores: Tensor | None
+    ) -> list[ImageSettings]:
         """Returns the settings of every image, in the order of the images."""
-        common = self.common_settings(call.options, given)
+        common = self.common_settings(options, given)
         negative: Sequence[str | None] = call.negative_prompt or [None] * len(call.prompts)
         rows = [[None] * seeds.shape[1]] * len(seeds) if scores is None else scores.tolist()
         return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dalle_zoo import hub
 from dalle_zoo.files import read_json, try_read_json
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 BUNDLED = Path(__file__).parent / "_models"
 DEFAULT_MODEL = "composition"
 """Name of the bundled model that commands use where none is named."""
-DEFAULT_SAMPLING: dict[str, Any] = {"temperature": 0.4, "guidance_scale": 1.5}
-"""Sampling options of that model in the demo and in its protocol."""
 
 
 @dataclass(frozen=True)

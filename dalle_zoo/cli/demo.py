@@ -10,7 +10,7 @@ from dalle_zoo.cli.parser import parser
 from dalle_zoo.cli.sampling import save_sheet, without_collection
 from dalle_zoo.files import check_ending
 from dalle_zoo.values import as_integer
-from dalle_zoo.zoo import DEFAULT_MODEL, DEFAULT_SAMPLING
+from dalle_zoo.zoo import DEFAULT_MODEL
 
 DEMO_PROMPTS = (
     "a cat",
@@ -59,7 +59,7 @@ def demo(arguments: list[str]) -> None:
     call = {"num_images_per_prompt": shown * options.candidates, "rerank": rerank, "seed": options.seed}
     Call(prompts, **call)  # raises for what cannot be generated
     pipe = DallePipeline.from_pretrained(DEFAULT_MODEL)
-    images = pipe(prompts, **call, **DEFAULT_SAMPLING, output_type="pt").images
+    images = pipe(prompts, **call, output_type="pt").images
     scale, across = max(1, _PIXELS // images.shape[-1]), 1 if single else _COLUMNS
     save_sheet(images, prompts, columns=_COLUMNS, out=options.out, scale=scale, across=across)
     print(f"{options.out.resolve()}  ({time.perf_counter() - start:.1f} s)")

@@ -15,10 +15,11 @@ from dalle_zoo.cli.sampling import (
     DTYPES,
     MODEL_HELP,
     check_out,
+    checked_call,
     choose_device,
     region,
-    sampling_options,
     save_sheet,
+    stated_options,
     without_collection,
 )
 from dalle_zoo.workspaces import claimed_folder
@@ -27,7 +28,6 @@ from dalle_zoo.zoo import DEFAULT_MODEL, check_location
 if TYPE_CHECKING:
     from dalle_zoo.image_settings import ImageSettings
     from dalle_zoo.models.quantization import Bits
-    from dalle_zoo.sampling import SamplingOptions
 
 MOST_COLUMNS = 8
 """Images in a row of a grid for several prompts."""
@@ -55,10 +55,10 @@ def generate(arguments: list[str]) -> None:
     p.add_argument("-n", "--num-images", type=int, help="number of images per prompt [16; 1 with --prompts]")
     p.add_argument("--rerank", type=int, help="number of images to keep per prompt, ranked by score [all]")
     p.add_argument("--seed", type=int, help="seed for sampling; the same seed gives the same images [random]")
-    p.add_argument("--temperature", type=float, help="sampling temperature [1]")
+    p.add_argument("--temperature", type=float, help="sampling temperature [the model's]")
     p.add_argument("--top-k", type=int, help="sample among the k most likely image tokens [all]")
     p.add_argument("--top-p", type=float, help="sample among the most likely tokens that together reach p [all]")
-    p.add_argument("--guidance-scale", type=float, help="classifier-free guidance scale [1: no guidance]")
+    p.add_argument("--guidance-scale", type=float, help="classifier-free guidance scale [the model's; 1: no guidance]")
     p.add_argument("--negative-prompt", help="text that guidance leads away from [the empty caption]")
     p.add_argument("--image", type=Path, help="image of which a part is kept")
     p.add_argument("--mask", type=Path, help="which part of it is generated again: white pixels")
@@ -131,7 +131,8 @@ class _Request:
 
     prompts: list[str]
     call: dict[str, Any]
-    sampling: SamplingOptions
+    stated: dict[str, Any]
+    """Options of sampling that the command line states; the model has the others."""
     like: ImageSettings | None
     """Settings of the image that is generated again."""
 
@@ -139,11 +140,10 @@ class _Request:
 def _request(options: Namespace) -> _Request:
     """Returns what the options ask for, or raises an error for what no model can generate."""
     with without_collection():
-        from dalle_zoo.call import Call
         from dalle_zoo.image_settings import read_settings
 
     like = read_settings(options.like) if options.like else None
-    sampling = sampling_options(options) if like is None else like.options()
+    stated = stated_options(options) if like is None else asdict(like.options())
     prompts = options.prompt if like is None else [like.prompt]
     call = region(options) | {
         "num_images_per_prompt": 1 if like is not None else 16 if options.num_images is None else options.num_images,
@@ -153,8 +153,8 @@ def _request(options: Namespace) -> _Request:
         "window": options.window,
         "batch_size": options.batch_size,
     }
-    Call(prompts, **call, options=sampling)
-    return _Request(prompts, call, sampling, like)
+    checked_call(prompts, stated, **call)
+    return _Request(prompts, call, stated, like)
 
 
 def _generate(options: Namespace, request: _Request) -> None:
@@ -178,7 +178,7 @@ def _generate(options: Namespace, request: _Request) -> None:
         call |= {"given": like.given_codes()}
         if like.model_digest != pipe.digest:
             raise UserError(f"{options.like} was generated with other weights of {like.model}: pixels would differ")
-    output = pipe(prompts, **call, **asdict(request.sampling), output_type="pt")
+    output = pipe(prompts, **call, **request.stated, output_type="pt")
     each = len(output.images) // len(prompts)
     settings = output.settings if like is None else [like]  # with the score it was chosen for
     if options.folder:

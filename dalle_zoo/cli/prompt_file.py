@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from dalle_zoo.claims import CLAIM, ClaimedError, Claims
 from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.outputs import check_folder
-from dalle_zoo.cli.sampling import choose_device, sampling_options, without_collection
+from dalle_zoo.cli.sampling import checked_call, choose_device, stated_options, without_collection
 from dalle_zoo.files import atomic_write, parse_json, try_read_json, write_json
 from dalle_zoo.sharing import Share, device_of_environment
 from dalle_zoo.values import as_integer
@@ -32,7 +32,6 @@ from dalle_zoo.zoo import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from dalle_zoo.pipeline import DallePipeline
-    from dalle_zoo.sampling import SamplingOptions
 
 RECORDS = ".records"
 """Folder with one file per finished prompt."""
@@ -63,8 +62,8 @@ class Row:
     """Seed of the row's first image; None: derived from the seed of the command."""
     negative_prompt: str | None
     """Text that guidance leads away from."""
-    options: SamplingOptions
-    """Temperature, filters and guidance."""
+    stated: dict[str, Any]
+    """Temperature, filters and guidance that the row or the command line states; the model has the others."""
 
     def seeds(self, base: int) -> list[int]:
         """Seeds of the row's images."""
@@ -133,16 +132,15 @@ def _parse(line: str) -> dict[str, Any]:
 
 def _row(index: int, values: dict[str, Any], options: Namespace) -> Row:
     """Checks the values of a row, as a call of the pipeline would."""
-    from dalle_zoo.call import Call
 
     def value(name: str, default: Any = None) -> Any:
         given = getattr(options, name, None)
         return values.get(name, default if given is None else given)
 
-    sampling = sampling_options(Namespace(**{name: value(name) for name in SAMPLING}))
-    call = Call(
-        values["prompt"], value("num_images", 1), value("rerank"), values.get("seed"),
-        negative_prompt=value("negative_prompt"), options=sampling,
+    stated = stated_options(Namespace(**{name: value(name) for name in SAMPLING}))
+    call = checked_call(
+        values["prompt"], stated, num_images_per_prompt=value("num_images", 1), rerank=value("rerank"),
+        seed=values.get("seed"), negative_prompt=value("negative_prompt"),
     )  # fmt: skip
     return Row(
         number=index,
@@ -152,7 +150,7 @@ def _row(index: int, values: dict[str, Any], options: Namespace) -> Row:
         rerank=call.rerank,
         seed=values.get("seed"),
         negative_prompt=value("negative_prompt"),
-        options=sampling,
+        stated=stated,
     )
 
 
@@ -160,7 +158,7 @@ def batches(rows: Sequence[Row], batch_size: int) -> Iterator[list[Row]]:
     """Groups consecutive rows with equal options to at most ``batch_size`` images, at least one row each."""
 
     def kind(row: Row) -> tuple[Any, ...]:
-        return row.options, row.num_images, row.rerank, row.negative_prompt
+        return row.stated, row.num_images, row.rerank, row.negative_prompt
 
     batch: list[Row] = []
     for row in rows:
@@ -198,6 +196,7 @@ def generate_file(options: Namespace) -> None:
     )
     if any(row.rerank is not None for row in rows) and pipe.ranker is None:
         raise UserError(f"--rerank needs a ranker, and {pipe.location} has none: omit it")
+    _check_guidance(options.prompts, rows, pipe)
     folder.mkdir(parents=True, exist_ok=True)
     with Claims() as claims:
         claims.take(folder / CLAIM, wait=True)  # the processes of torchrun come here at the same time
@@ -205,6 +204,15 @@ def generate_file(options: Namespace) -> None:
     _run(pipe, rows, base, folder, request, options.batch_size, share)
     if _write_manifest(rows, folder):
         print((folder / MANIFEST).resolve())
+
+
+def _check_guidance(name: Path, rows: Sequence[Row], pipe: DallePipeline) -> None:
+    """Raises `UserError` if a negative prompt would not act: whether a model is guided is known once it is loaded."""
+    for row in rows:
+        try:
+            checked_call(row.prompt, asdict(pipe.sampling.options(**row.stated)), negative_prompt=row.negative_prompt)
+        except ValueError as error:
+            raise UserError(f"{name}, prompt {row.id}: {error}") from None
 
 
 def _request(rows: Sequence[Row], base: int, pipe: DallePipeline) -> str:
@@ -317,7 +325,7 @@ def _generate(pipe: DallePipeline, rows: Sequence[Row], base: int, folder: Path,
         negative_prompt=first.negative_prompt,
         batch_size=batch_size,
         progress_bar=False,  # there is one over all images
-        **asdict(first.options),
+        **first.stated,
     )
     each = len(output.images) // len(rows)
     for index, row in enumerate(rows):

@@ -73,14 +73,18 @@ def export(arguments: list[str]) -> None:
         default="float32",
         help="stored dtype [float32]",
     )
+    p.add_argument("--temperature", type=float, help="sampling temperature where a call states none [1]")
+    p.add_argument("--guidance-scale", type=float, help="guidance scale where a call states none [1: no guidance]")
     p.add_argument("--overwrite", action="store_true", help="replace an existing model")
     options = p.parse_args(arguments)
     check_folder("--out", options.out, overwrite=options.overwrite)
     record = {"description": options.description, "license": options.license, "data": options.data}
     given = {name: getattr(options, name) for name in COMPONENTS if getattr(options, name)}
+    usual = {name: getattr(options, name) for name in ("temperature", "guidance_scale")}
+    usual = {name: value for name, value in usual.items() if value is not None}
     if options.adapter:
-        if given:
-            p.error(f"--adapter is exported alone: omit --{' and --'.join(given)}")
+        if others := [name.replace("_", "-") for name in (*given, *usual)]:
+            p.error(f"--adapter is exported alone: omit --{' and --'.join(others)}")
         from dalle_zoo.adapters import adapter_folder
 
         source = trained(options.adapter, ADAPTER)
@@ -97,14 +101,17 @@ def export(arguments: list[str]) -> None:
     from dalle_zoo.networks import load_image_tokenizer, load_prior
     from dalle_zoo.pipeline import DallePipeline
     from dalle_zoo.ranker_folder import load_ranker
+    from dalle_zoo.sampling import SamplingDefaults
     from dalle_zoo.tokenizers import load_text_tokenizer
     from dalle_zoo.zoo import open_text_tokenizer
 
+    sampling = SamplingDefaults(**usual)
     pipe = DallePipeline(
         load_image_tokenizer(parts["dvae"]),
         load_prior(parts["prior"]),
         load_text_tokenizer(parts["tokenizer"]) if "tokenizer" in parts else open_text_tokenizer(options.tokenizer),
         load_ranker(parts["ranker"]) if "ranker" in parts else None,
+        sampling=sampling,
     )
     dtype: torch.dtype = getattr(torch, options.dtype)
     folder = pipe.save_pretrained(options.out, dtype=dtype, record=record, overwrite=options.overwrite)

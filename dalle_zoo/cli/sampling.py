@@ -48,12 +48,28 @@ def choose_device(name: str) -> str:
     return name
 
 
-def sampling_options(options: Namespace) -> Any:
-    """Returns the `SamplingOptions` of a command line."""
+def stated_options(options: Namespace) -> dict[str, Any]:
+    """Returns the options of sampling that a command line states, checked; the model has the others."""
     from dalle_zoo.sampling import SamplingOptions
 
     names = ("temperature", "top_k", "top_p", "guidance_scale")
-    return SamplingOptions(**{n: getattr(options, n) for n in names if getattr(options, n) is not None})
+    stated = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    SamplingOptions(**stated)
+    return stated
+
+
+def checked_call(prompts: Any, stated: dict[str, Any], **arguments: Any) -> Any:
+    """Returns the arguments of a call as `Call`, or raises an error for what no model can generate.
+
+    Args:
+        prompts: One prompt or several.
+        stated: Options of sampling from `stated_options`.
+        arguments: The other arguments of the pipeline.
+    """
+    from dalle_zoo.call import Call
+    from dalle_zoo.sampling import SamplingOptions
+
+    return Call(prompts, **arguments, options=SamplingOptions(**stated) if "guidance_scale" in stated else None)
 
 
 def region(options: Namespace) -> dict[str, Any]:

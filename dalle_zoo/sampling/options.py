@@ -17,6 +17,56 @@ LARGEST_FACTOR = 1e6
 # B images, V vocabulary
 
 
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """How a model is sampled where a call does not say: its folder has them in ``generation_config.json``.
+
+    The file is named as in transformers. It has only these two: a model needs them to give its best images, while the
+    filters are a choice of the call.
+
+    Raises:
+        TypeError: A value is not a number.
+        ValueError: A value is out of range.
+
+    Example:
+        >>> SamplingDefaults(temperature=0.4, guidance_scale=1.5).options(guidance_scale=1, top_k=8)
+        SamplingOptions(temperature=0.4, top_k=8, top_p=None, guidance_scale=1.0)
+    """
+
+    temperature: float = 1.0
+    """Divides the logits. Defaults to 1, as in the paper."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance. Defaults to 1, no guidance, as in the paper."""
+
+    def __post_init__(self) -> None:
+        checked = self.options()
+        for name in ("temperature", "guidance_scale"):
+            object.__setattr__(self, name, getattr(checked, name))
+
+    def options(
+        self,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_scale: float | None = None,
+    ) -> SamplingOptions:
+        """Returns the options of a call.
+
+        Args:
+            temperature: As in `SamplingOptions`. Defaults to the model's.
+            top_k: As in `SamplingOptions`.
+            top_p: As in `SamplingOptions`.
+            guidance_scale: As in `SamplingOptions`. Defaults to the model's.
+        """
+        return SamplingOptions(
+            temperature=self.temperature if temperature is None else temperature,
+            top_k=top_k,
+            top_p=top_p,
+            guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
     """Distribution that tokens are sampled from. The defaults are the paper's plain sampling (section 2.6).
@@ -50,16 +100,16 @@ class SamplingOptions:
                 f"{self.temperature!r}"
             )
         checked: dict[str, float | None] = {
-            "temperature": temperature,
-            "guidance_scale": as_number("guidance_scale", self.guidance_scale, least=0, most=LARGEST_FACTOR),
+            "temperature": float(temperature),
+            "guidance_scale": float(as_number("guidance_scale", self.guidance_scale, least=0, most=LARGEST_FACTOR)),
         }
         if self.top_k is not None:
             checked["top_k"] = as_integer("top_k", self.top_k, least=1, meaning=" (omit it to keep all tokens)")
         if self.top_p is not None:
-            checked["top_p"] = as_number("top_p", self.top_p)
+            checked["top_p"] = float(as_number("top_p", self.top_p))
             if not 0 < self.top_p <= 1:
                 raise ValueError(f"top_p must be in (0, 1] (omit it to keep all tokens), got {self.top_p!r}")
-        for name, value in checked.items():  # numbers of numpy become plain ones, which can be stored as JSON
+        for name, value in checked.items():  # plain numbers, 1.0 and not 1: equal options are equal in files too
             object.__setattr__(self, name, value)
 
     @property

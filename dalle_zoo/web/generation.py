@@ -13,7 +13,7 @@ from dalle_zoo.image_settings import ImageSettings
 from dalle_zoo.images import png_bytes, to_pil
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.regions import ranks_by_likelihood
-from dalle_zoo.sampling import SamplingOptions, check_given
+from dalle_zoo.sampling import check_given
 from dalle_zoo.web.engine import Answer, Preview, Request
 
 
@@ -30,7 +30,7 @@ class Limits:
 
 
 class GenerationRequest(BaseModel):
-    """Body of ``POST /v1/images/generations``: OpenAI's fields, and those of `SamplingOptions`."""
+    """Body of ``POST /v1/images/generations``: OpenAI's fields, and those of `SamplingDefaults.options`."""
 
     # Clients send fields of other models, such as quality. As everywhere, 3.0, "3" and true are no integers.
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -42,10 +42,10 @@ class GenerationRequest(BaseModel):
     model: str | None = None
     seed: int | None = None
     rerank: int | None = None
-    temperature: float = 1.0
+    temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
-    guidance_scale: float = 1.0
+    guidance_scale: float | None = None
     negative_prompt: str | None = None
 
     @model_validator(mode="before")
@@ -71,7 +71,7 @@ class GenerationRequest(BaseModel):
             ValueError: A value is out of range, or the model cannot do it; the message says what to do.
         """
         self._check(pipe, limits)
-        options = SamplingOptions(
+        options = pipe.sampling.options(
             temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, guidance_scale=self.guidance_scale
         )
         if options.guided:

@@ -164,10 +164,12 @@ def options_form(pipe: DallePipeline, limits: Limits) -> tuple[list[Component], 
         label="Seed", placeholder="random", max_lines=1, elem_id="seed", info="The same seed gives the same images"
     )
     with gr.Accordion("Sampling", open=False):
-        temperature = gr.Slider(0, 2, 1, step=0.05, label="Temperature")
+        temperature = gr.Slider(0, 2, pipe.sampling.temperature, step=0.05, label="Temperature")
         top_k = gr.Number(0, label="Top k", precision=0, minimum=0, info="0: all tokens")
         top_p = gr.Number(0, label="Top p", minimum=0, maximum=1, step=0.05, info="0: all tokens")
-        guidance = gr.Slider(0, 10, 1, step=0.1, label="Guidance scale", info="1: no guidance")
+        guidance = gr.Slider(
+            0, 10, pipe.sampling.guidance_scale, step=0.1, label="Guidance scale", info="1: no guidance"
+        )
         negative = gr.Textbox(
             label="Negative prompt", max_length=limits.max_prompt, info="Guidance leads away from this text"
         )

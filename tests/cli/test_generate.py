@@ -393,7 +393,10 @@ def test_shift_continues_image_beyond_its_frame(model: Path, scratch: Path) -> N
         (["a", "--mask", "photo.png"], "--mask needs --image"),
         (["--prompts", "words.txt", "--out", "a.png"], "--prompts generates complete images in --folder: omit --out"),
         (["--prompts", "words.txt", "--mask", "photo.png", "--prime-rows", "1"], "omit --mask, --prime-rows"),
-        (["--prompts", "words.txt", "--negative-prompt", "b"], "words.txt, line 1: negative_prompt acts through guid"),
+        (
+            ["--prompts", "words.txt", "--negative-prompt", "b"],
+            "words.txt, prompt 0: negative_prompt acts through g",
+        ),
         (["--prompts", "id.jsonl"], "id.jsonl, line 1: id must be a string or an integer, got [1]"),
         (["--prompts", "words.txt", "--batch-size", "0"], "--batch-size must be an integer of at least 1, got 0"),
         (["--prompts", "empty.txt"], "empty.txt contains no prompts"),

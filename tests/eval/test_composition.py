@@ -37,9 +37,11 @@ from torch import Tensor
 from dalle_zoo.cards import render_card
 from dalle_zoo.composition import COMBINATIONS, Placed, Scene, is_held_out, render
 from dalle_zoo.composition.colors import HUES
+from dalle_zoo.files import read_json
+from dalle_zoo.model_folder import SAMPLING
 from dalle_zoo.pipeline import DallePipeline
 from dalle_zoo.results import group_tables, read_result
-from dalle_zoo.zoo import DEFAULT_SAMPLING
+from dalle_zoo.zoo import BUNDLED, DEFAULT_MODEL
 
 RESULT = Path(__file__).parents[2] / "eval/results/composition.json"
 CAPTIONS = Path(__file__).parents[2] / "eval/captions"
@@ -382,9 +384,9 @@ def test_bundled_protocol_has_expected_groups_and_targets() -> None:
 # ---------------------------------------------------------------- the committed result of the bundled model
 
 
-def test_bundled_protocol_samples_as_the_demo() -> None:
-    sampling = find_protocol("composition").sampling
-    assert {name: getattr(sampling, name) for name in DEFAULT_SAMPLING} == DEFAULT_SAMPLING
+def test_bundled_protocol_samples_as_the_bundled_model() -> None:
+    sampling, usual = find_protocol("composition").sampling, read_json(BUNDLED / DEFAULT_MODEL / SAMPLING)
+    assert {name: getattr(sampling, name) for name in usual} == usual
 
 
 def test_committed_result_is_of_the_committed_protocol() -> None:

@@ -13,11 +13,11 @@ from PIL import Image
 
 from dalle_zoo.image_settings import read_settings
 from dalle_zoo.images import to_pil
-from dalle_zoo.sampling import SAMPLE, Progress
+from dalle_zoo.sampling import SAMPLE, Progress, SamplingDefaults, SamplingOptions
 from dalle_zoo.web import events
 from dalle_zoo.web.engine import Engine, Request
 from dalle_zoo.web.events import Watch, generate, kept_codes, parse_seed, restore
-from dalle_zoo.web.generation import Limits
+from dalle_zoo.web.generation import GenerationRequest, Limits
 from tests.web.conftest import Slow, until
 
 DEFAULTS = ("a cat", 2, 0, "5", 1.0, None, None, 1.0, "", None, None)
@@ -50,6 +50,13 @@ def run(engine: Engine, *values: Any) -> list[Any]:
         return states
 
     return asyncio.run(collect())
+
+
+def test_a_request_starts_from_what_suits_the_model(pipe: Slow) -> None:
+    pipe.sampling = SamplingDefaults(0.5, 2)
+    request = GenerationRequest.model_validate({"prompt": "a cat", "temperature": None, "top_k": 2})
+    options = request.to_request(pipe, Limits()).options
+    assert options == SamplingOptions(temperature=0.5, top_k=2, guidance_scale=2)
 
 
 def test_an_image_of_the_form_is_that_of_the_pipeline(engine: Engine, pipe: Slow, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from dalle_zoo.image_settings import read_settings
 from dalle_zoo.images import png_bytes
+from dalle_zoo.sampling import SamplingDefaults
 from dalle_zoo.web.engine import Engine
 from tests.web.browser import Page
 from tests.web.conftest import GRADIO_WARNINGS, Slow, make_pipe, serving_page
@@ -21,6 +22,7 @@ pytestmark = [*map(pytest.mark.filterwarnings, GRADIO_WARNINGS)]
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[Slow, int]]:
     pipe = make_pipe()
+    pipe.sampling = SamplingDefaults(temperature=0.5, guidance_scale=2)
     engine = Engine(pipe)
     with serving_page(engine) as port:
         yield pipe, port
@@ -38,8 +40,14 @@ def test_gradio_client(server: tuple[Slow, int], tmp_path: Path) -> None:
     )
     values = ("a cat", 2, 0, "5", 1, 0, 0, 1, "", None, None)
     _, files, status = client.predict(*values, api_name="/generate")
+    fields = client.view_api(return_format="dict", print_info=False)["named_endpoints"]["/generate"]["parameters"]
     client.close()
-    assert [Path(file).read_bytes() for file in files] == expected_files(pipe, num_images_per_prompt=2, seed=5)
+    usual = {field["label"]: field.get("parameter_default") for field in fields}
+    assert (usual["Temperature"], usual["Guidance scale"]) == (0.5, 2)
+    stated = {"temperature": 1, "guidance_scale": 1}
+    assert [Path(file).read_bytes() for file in files] == expected_files(
+        pipe, num_images_per_prompt=2, seed=5, **stated
+    )
     assert status.startswith("2 images in ")
 
 
