@@ -18,8 +18,13 @@ _KINDS = {
 """What jsonargparse expected, and how it is said."""
 _INSIDE = re.compile(r"Problem with given class_path '[^']*':\s*(.*?)(?=\n    - |\n  Given value|$)", re.DOTALL)
 """The reason that concerns an argument of a class, among those for all alternatives to a class."""
-_RAISED = re.compile(r"^Does not validate .*?Errors:\n\s+- (.*?)\n\s+- Expected a <class 'NoneType'>", re.DOTALL)
-"""What the constructor of an optional class raised, among those for all alternatives to the class."""
+_NESTED = re.compile(
+    r"""^Parser key "([^"]+)":.*Problem with given class_path '[^']*':\s*(.*?)(?=\n\s+- |\n\s+Given value|$)""",
+    re.DOTALL,
+)
+"""The same for an argument that is itself a dataclass or null, such as ``muon``."""
+_RAISED = re.compile(r"^Does not validate .*Errors:\n\s+- (.*?)\n\s+- Expected a <class 'NoneType'>", re.DOTALL)
+"""What the constructor of an optional class raised, among those for all alternatives to the innermost class."""
 MOST_CHARACTERS = 100
 """Length at which a value is truncated."""
 
@@ -34,6 +39,8 @@ def explain(error: Exception) -> str:
     prefix = ""
     if inside := _INSIDE.search(text):
         prefix, text = f"{outer[1]}.init_args.", inside[1]
+        if nested := _NESTED.search(text):
+            prefix, text = f"{prefix}{nested[1]}.", nested[2]
     if missing := re.search(r"the following arguments are required: (.*)", text):
         return f"{prefix}{missing[1]} is missing"
     key, value = re.search(r'Parser key "([^"]+)"', text), re.search(r"(?:Got|Given) value: (.*)", text, re.DOTALL)

@@ -23,6 +23,10 @@ COMBINATIONS = ("ground", "hue", "count", "pair")
 _ATTEMPTS = 1000
 
 
+class NothingComposedError(ValueError):
+    """The sprites do not allow any of the kinds."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompositionConfig:
     """Configuration of a composed dataset."""
@@ -162,7 +166,7 @@ class Composer:
         self._cumulative = list(itertools.accumulate(chosen.values()))
 
     def compose(self, index: int) -> Composed:
-        """Returns the sample with an index; raises `ValueError` if the sprites do not allow any kind."""
+        """Returns the sample with an index; raises `NothingComposedError` if the sprites do not allow any kind."""
         rng = seeded_rng("composition", self.seed, index)
         picker = Picker(self.pools, rng, self.held_out)
         for _ in range(_ATTEMPTS):
@@ -170,7 +174,7 @@ class Composer:
             made = KINDS[kind](picker)
             if made is not None:
                 return Composed(index, *made)
-        raise ValueError(self._nothing_composed())
+        raise NothingComposedError(self._nothing_composed())
 
     def _nothing_composed(self) -> str:
         """Returns the message for sprites that do not allow any kind."""

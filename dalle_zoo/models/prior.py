@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, cast
 
@@ -241,9 +241,14 @@ class Prior(ImagePrior):
                 raise ValueError(f"{name} {large} is not a multiple of {little}, the {name} of the prior to grow from")
             repeats[name] = large // little
         if small.config != replace(self.config, **{name: getattr(small.config, name) for name in repeats}):
+            other = "; ".join(
+                f"{name} {getattr(self.config, name)}, {getattr(small.config, name)}"
+                for name in asdict(self.config)
+                if name not in repeats and getattr(self.config, name) != getattr(small.config, name)
+            )
             raise ValueError(
-                "a prior can only grow from one that differs in image_height and image_width: expected otherwise "
-                f"{self.config}, got {small.config}"
+                "a prior can only grow from one that differs in image_height and image_width"
+                f" alone, expected and got: {other}"
             )
         state = small.state_dict()
         for name, times in (("row_position", "image_height"), ("column_position", "image_width")):

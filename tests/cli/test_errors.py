@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 import dalle_zoo.cli.main as command
 from dalle_zoo.cli import parser_errors
 from dalle_zoo.cli.errors import UserError
+from dalle_zoo.cli.main import main
 from dalle_zoo.cli.outputs import check_file, check_folder
 from dalle_zoo.files import atomic_write
 from dalle_zoo.values import as_integer
@@ -171,3 +172,18 @@ def test_what_a_constructor_raises_is_one_line() -> None:
     text = f"Does not validate against any of the Union subtypes\n{listed}  - Expected a <class 'NoneType'>\nGiven: x"
     assert parser_errors.explain(ValueError(text)) == "model.tune lora needs ddp: use it"
     assert parser_errors.explain(ValueError("no recipe")) == "no recipe"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("1.5", "momentum must be in [0, 1), got 1.5"),
+        ("high", "model.init_args.muon.momentum must be a number, got high"),
+    ],
+)
+def test_a_wrong_field_of_an_optional_part_is_named(
+    value: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "prior/composition", "--model.muon.momentum", value]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"dalle-zoo fit: {message}"

@@ -8,7 +8,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dalle_zoo.composition import Composed, Composer, CompositionConfig, Placed, Scene, Sprite, SpriteSet, render
+from dalle_zoo.composition import (
+    Composed,
+    Composer,
+    CompositionConfig,
+    NothingComposedError,
+    Placed,
+    Scene,
+    Sprite,
+    SpriteSet,
+    render,
+)
 from dalle_zoo.composition.kinds import PLACES
 from dalle_zoo.composition.sprites import SIZE
 from dalle_zoo.composition.sprites import bundled_folder as sprites_folder
@@ -142,7 +152,7 @@ def _composed(known: SpriteSet, split: str) -> Iterator[Item]:
     for index in range(10 * PROMPTS_OF_A_KIND):
         try:
             sample = composer.compose(index)
-        except ValueError:  # the sprites do not allow the kind
+        except NothingComposedError:
             return
         if sample.caption in captions:
             continue
