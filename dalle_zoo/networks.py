@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,39 @@ def load_prior(folder: Path, device: str | torch.device | None = None, dtype: to
     net: ImagePrior = without_storage(lambda: cls(config), read_headers(folder / WEIGHTS))
     load_weights(net, folder / WEIGHTS, device=device, dtype=dtype)
     return net.eval()
+
+
+@torch.no_grad()
+def mean_prior(folders: Sequence[Path], weights: Sequence[float]) -> ImagePrior:
+    """Loads the weighted mean of the weights of priors, one after the other.
+
+    The mean of weights before and after further training often does well on what either does well on (Wortsman et al.,
+    "Robust fine-tuning of zero-shot models" and "Model soups").
+
+    Args:
+        folders: Folders of priors of one type and configuration.
+        weights: Weight of each, above 0; they need not add up to 1.
+
+    Raises:
+        ModelFolderError: Two priors differ in type or configuration; the message says in what.
+    """
+    shares = [weight / sum(weights) for weight in weights]
+    mean = load_prior(folders[0])
+    floats = {name: tensor for name, tensor in mean.state_dict().items() if tensor.is_floating_point()}
+    sums = {name: tensor.double() * shares[0] for name, tensor in floats.items()}
+    for folder, share in zip(folders[1:], shares[1:], strict=True):
+        other = load_prior(folder)
+        if type(other) is not type(mean):
+            raise ModelFolderError(f"{folder} is a {type(other).__name__}, {folders[0]} a {type(mean).__name__}")
+        first, second = asdict(mean.config), asdict(other.config)
+        if differing := [name for name in first if first[name] != second[name]]:
+            values = "; ".join(f"{name} {first[name]}, {second[name]}" for name in differing)
+            raise ModelFolderError(f"{folders[0]} and {folder} differ in {values}: only equal networks have a mean")
+        state = other.state_dict()
+        for name, total in sums.items():
+            total.add_(state[name].double(), alpha=share)
+    mean.load_state_dict({name: total.float() for name, total in sums.items()}, strict=False)
+    return mean
 
 
 def read_prior(folder: Path) -> tuple[type[ImagePrior], Any]:

@@ -39,6 +39,7 @@ COMMANDS = {
     "ray": ("dalle_zoo.cli.ray_tasks:ray", "run encode, filter, tokenizer or overlap on a Ray cluster"),
     "plot": ("dalle_zoo.cli.runs:plot", "plot the training curves of a run"),
     "consolidate": ("dalle_zoo.cli.runs:consolidate", "convert a checkpoint of any strategy to a folder of weights"),
+    "average": ("dalle_zoo.cli.runs:average", "write the mean of the weights of several priors"),
     "eval": ("dalle_zoo_eval.command:main", "evaluate a model with a protocol"),
     "compare": ("dalle_zoo_eval.compare:main", "compare two sets of images: folders, archives, models, statistics"),
     "report": ("dalle_zoo_eval.command:report", "render a report from result files"),

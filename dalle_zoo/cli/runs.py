@@ -1,4 +1,4 @@
-"""``dalle-zoo plot | export | consolidate``: use the results of a run."""
+"""``dalle-zoo plot | export | consolidate | average``: use the results of runs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dalle_zoo.cli.registered import members
 from dalle_zoo.files import check_ending
 from dalle_zoo.model_folder import ADAPTER, COMPONENTS
 from dalle_zoo.plots import CURVES, read_rows
+from dalle_zoo.values import as_number
 
 
 def plot(arguments: list[str]) -> None:
@@ -142,6 +143,42 @@ def consolidate(arguments: list[str]) -> None:
     with new_folder(options.out, overwrite=options.overwrite, contents=NETWORK_FILES) as folder:
         stage = checkpoints.consolidate(path, folder, averaged=not options.raw)
     print(f"{options.out.resolve()}: {stage} of {path}")
+
+
+def average(arguments: list[str]) -> None:
+    """Averages the weights of priors of one architecture."""
+    p = parser(
+        "average",
+        "Write the weighted mean of the weights of priors, such as one before and one after it was trained further.\n"
+        "It often has much of what both can do (Wortsman et al., arXiv 2203.05482, 2109.01903). Export and evaluate\n"
+        "it as any other prior.\n\n"
+        "  dalle-zoo average composition runs/prior/composition --out prior-mean\n"
+        "  dalle-zoo average runs/prior/a runs/prior/b --weights 1 3 --out prior-mean",
+    )
+    p.add_argument("priors", nargs="+", metavar="PRIOR", help="run, component folder, or model; two or more")
+    p.add_argument("--weights", type=float, nargs="+", metavar="W", help="weight of each, above 0 [equal]")
+    p.add_argument("--out", type=Path, required=True, help="folder to write")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing component folder")
+    options = p.parse_args(arguments)
+    weights = options.weights or [1.0] * len(options.priors)
+    if len(options.priors) < 2 or len(weights) != len(options.priors):
+        p.error(f"expected two priors or more, and a weight for each, got {len(options.priors)} and {len(weights)}")
+    for weight in weights:
+        as_number("--weights", weight, least=0)
+    if not min(weights) > 0:
+        p.error("--weights must be above 0: omit a prior that has no weight")
+    check_folder("--out", options.out, overwrite=options.overwrite)
+    folders = [trained(location, "prior") for location in options.priors]
+
+    from dalle_zoo.files import new_folder
+    from dalle_zoo.model_folder import NETWORK_FILES
+    from dalle_zoo.models import PRIORS
+    from dalle_zoo.networks import mean_prior, save_network
+
+    net = mean_prior(folders, weights)
+    with new_folder(options.out, overwrite=options.overwrite, contents=NETWORK_FILES) as folder:
+        save_network(net, PRIORS.name_of(type(net)), folder)
+    print(f"{options.out.resolve()}: mean of {len(folders)} priors")
 
 
 def trained(location: str, component: str) -> Path:

@@ -6,7 +6,7 @@ sprites (SpriteSet) ─► Picker: things, colors, places by seed ─► kind (K
 ```
 """
 
-from dalle_zoo.composition.composer import COMBINATIONS, Composed, Composer, CompositionConfig, NothingComposedError
+from dalle_zoo.composition.composer import COMBINATIONS, Composed, Composer, CompositionConfig
 from dalle_zoo.composition.kinds import KINDS, SHARES
 from dalle_zoo.composition.picker import Picker, is_held_out
 from dalle_zoo.composition.scene import Placed, Scene, render
@@ -19,7 +19,6 @@ __all__ = [
     "Composed",
     "Composer",
     "CompositionConfig",
-    "NothingComposedError",
     "Picker",
     "Placed",
     "Scene",

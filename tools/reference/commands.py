@@ -25,6 +25,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "predict",
         "plot",
         "consolidate",
+        "average",
         "export",
     ),
     "Evaluate": ("eval", "compare", "report", "study", "overlap", "captions", "benchmark", "card"),

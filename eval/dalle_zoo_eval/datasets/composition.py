@@ -8,17 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dalle_zoo.composition import (
-    Composed,
-    Composer,
-    CompositionConfig,
-    NothingComposedError,
-    Placed,
-    Scene,
-    Sprite,
-    SpriteSet,
-    render,
-)
+from dalle_zoo.composition import Composed, Composer, CompositionConfig, Placed, Scene, Sprite, SpriteSet, render
+from dalle_zoo.composition.composer import NothingComposedError
 from dalle_zoo.composition.kinds import PLACES
 from dalle_zoo.composition.sprites import SIZE
 from dalle_zoo.composition.sprites import bundled_folder as sprites_folder
