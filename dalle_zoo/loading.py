@@ -319,7 +319,7 @@ class PretrainedModel:
 
 def _read_sampling(path: Path) -> SamplingDefaults:
     """Reads how a model is sampled where a call does not say; plainly if there is no such file."""
-    if not path.is_file():
+    if not path.exists():
         return SamplingDefaults()
     defaults: SamplingDefaults = config_from_dict(SamplingDefaults, read_json(path), str(path))
     return defaults

@@ -98,7 +98,8 @@ def mean_prior(folders: Sequence[Path], weights: Sequence[float]) -> ImagePrior:
     Raises:
         ModelFolderError: Two priors differ in type or configuration; the message says in what.
     """
-    shares = [weight / sum(weights) for weight in weights]
+    relative = [weight / max(weights) for weight in weights]  # the sum of large weights would be infinite
+    shares = [weight / sum(relative) for weight in relative]
     mean = load_prior(folders[0])
     floats = {name: tensor for name, tensor in mean.state_dict().items() if tensor.is_floating_point()}
     sums = {name: tensor.double() * shares[0] for name, tensor in floats.items()}

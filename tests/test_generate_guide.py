@@ -100,7 +100,7 @@ def check_page(folder: Path, names: dict[str, Any]) -> None:
     with Image.open(folder / "again.png") as again, Image.open(folder / "dogs/000-000.png") as first:
         assert again.convert("RGB").tobytes() == first.convert("RGB").tobytes()
     assert len(list((folder / "dogs").glob("*.png"))) == 2
-    lines = [json.loads(line) for line in (folder / "samples/manifest.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "from-file/manifest.jsonl").read_text().splitlines()]
     assert [line["prompt"] for line in lines] == ["a red apple", "a blue heart"]
     assert read_settings(names["paths"][0]) == names["output"].settings[0]
     kept = names["inpainted"].settings[0].given_codes()

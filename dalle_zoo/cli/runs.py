@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from dalle_zoo.cli.registered import members
 from dalle_zoo.files import check_ending
 from dalle_zoo.model_folder import ADAPTER, COMPONENTS
 from dalle_zoo.plots import CURVES, read_rows
-from dalle_zoo.values import as_number
 
 
 def plot(arguments: list[str]) -> None:
@@ -163,10 +163,8 @@ def average(arguments: list[str]) -> None:
     weights = options.weights or [1.0] * len(options.priors)
     if len(options.priors) < 2 or len(weights) != len(options.priors):
         p.error(f"expected two priors or more, and a weight for each, got {len(options.priors)} and {len(weights)}")
-    for weight in weights:
-        as_number("--weights", weight, least=0)
-    if not min(weights) > 0:
-        p.error("--weights must be above 0: omit a prior that has no weight")
+    if not all(0 < weight < math.inf for weight in weights):
+        p.error(f"--weights must be finite and above 0 (omit a prior that has no weight), got {weights}")
     check_folder("--out", options.out, overwrite=options.overwrite)
     folders = [trained(location, "prior") for location in options.priors]
 

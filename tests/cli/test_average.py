@@ -25,7 +25,7 @@ def moved(model: Path, scratch: Path) -> Path:
     return scratch / "run"
 
 
-@pytest.mark.parametrize(("weights", "share"), [([], 0.5), (["1", "3"], 0.75)])
+@pytest.mark.parametrize(("weights", "share"), [([], 0.5), (["1", "3"], 0.75), (["1e308", "1e308"], 0.5)])
 def test_mean_of_two_priors(model: Path, moved: Path, scratch: Path, weights: list[str], share: float) -> None:
     options = ["--weights", *weights] if weights else []
     assert main(["average", str(model), str(moved), "--out", "mean", *options]) == 0
@@ -43,8 +43,8 @@ def test_mean_of_two_priors(model: Path, moved: Path, scratch: Path, weights: li
     [
         ([], "expected two priors or more, and a weight for each, got 1 and 1"),
         (["run", "--weights", "1"], "expected two priors or more, and a weight for each, got 2 and 1"),
-        (["run", "--weights", "1", "0"], "--weights must be above 0"),
-        (["run", "--weights", "1", "nan"], "--weights must be"),
+        (["run", "--weights", "1", "0"], "--weights must be finite and above 0"),
+        (["run", "--weights", "1", "nan"], "--weights must be finite"),
         (["nowhere"], "nowhere"),
     ],
 )
