@@ -16,6 +16,7 @@ from dalle_zoo.models import IMAGE_TOKENIZERS, PRIORS
 from dalle_zoo.models.image_prior import ImagePrior
 from dalle_zoo.models.tokenizer import ImageTokenizer
 from dalle_zoo.paths import user_path
+from dalle_zoo.values import differences
 from dalle_zoo.weights import (
     SHARD_BYTES,
     check_numbers,
@@ -107,9 +108,7 @@ def mean_prior(folders: Sequence[Path], weights: Sequence[float]) -> ImagePrior:
         other = load_prior(folder)
         if type(other) is not type(mean):
             raise ModelFolderError(f"{folder} is a {type(other).__name__}, {folders[0]} a {type(mean).__name__}")
-        first, second = asdict(mean.config), asdict(other.config)
-        if differing := [name for name in first if first[name] != second[name]]:
-            values = "; ".join(f"{name} {first[name]}, {second[name]}" for name in differing)
+        if values := differences(mean.config, other.config):
             raise ModelFolderError(f"{folders[0]} and {folder} differ in {values}: only equal networks have a mean")
         state = other.state_dict()
         for name, total in sums.items():

@@ -13,9 +13,10 @@ import operator
 import re
 import reprlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import fields
 from numbers import Real
-from typing import ParamSpec, SupportsIndex, TypeVar
+from typing import Any, ParamSpec, SupportsIndex, TypeVar
 
 from dalle_zoo.registry import suggest
 
@@ -120,6 +121,18 @@ def check_type(name: str, value: object, kind: type | tuple[type, ...], expected
     """
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {expected}, got {shown(value)}")
+
+
+def differences(first: Any, second: Any, besides: Collection[str] = ()) -> str:
+    """Returns the fields in which two configurations differ, with both values; empty if they do not.
+
+    Args:
+        first: A dataclass.
+        second: Another one of the same type.
+        besides: Names of fields that may differ. Defaults to none.
+    """
+    pairs = {f.name: (getattr(first, f.name), getattr(second, f.name)) for f in fields(first) if f.name not in besides}
+    return "; ".join(f"{name} {one}, {other}" for name, (one, other) in pairs.items() if one != other)
 
 
 def shown(value: object) -> str:

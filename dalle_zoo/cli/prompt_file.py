@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from dalle_zoo.claims import CLAIM, ClaimedError, Claims
 from dalle_zoo.cli.errors import UserError
 from dalle_zoo.cli.outputs import check_folder
-from dalle_zoo.cli.sampling import checked_call, choose_device, stated_options, without_collection
+from dalle_zoo.cli.sampling import SAMPLING, checked_call, choose_device, stated_options, without_collection
 from dalle_zoo.files import atomic_write, parse_json, try_read_json, write_json
 from dalle_zoo.sharing import Share, device_of_environment
 from dalle_zoo.values import as_integer
@@ -39,7 +39,6 @@ REQUEST = "request.json"
 """Which prompts, options and weights the records belong to."""
 MANIFEST = "manifest.jsonl"
 """One line per image: id, prompt, image_path, seed, score and all options."""
-SAMPLING = ("temperature", "top_k", "top_p", "guidance_scale")
 OWN = ("id", "prompt", "num_images", "rerank", "seed", "negative_prompt", *SAMPLING)
 """Keys of a row of a JSONL file."""
 

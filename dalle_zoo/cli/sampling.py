@@ -18,6 +18,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 """What a prior can compute in; float16 is slow on most CPUs."""
 
 
+SAMPLING = ("temperature", "top_k", "top_p", "guidance_scale")
+"""Names of the options of sampling, on the command line and in a file of prompts."""
 MODEL_HELP = (
     f"bundled name, folder such as ./mine, org/name, or weights that `dalle-zoo convert` knows [{DEFAULT_MODEL}]"
 )
@@ -52,8 +54,7 @@ def stated_options(options: Namespace) -> dict[str, Any]:
     """Returns the options of sampling that a command line states, checked; the model has the others."""
     from dalle_zoo.sampling import SamplingOptions
 
-    names = ("temperature", "top_k", "top_p", "guidance_scale")
-    stated = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    stated = {name: getattr(options, name) for name in SAMPLING if getattr(options, name) is not None}
     SamplingOptions(**stated)
     return stated
 

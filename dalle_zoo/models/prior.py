@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, cast
 
@@ -29,6 +29,7 @@ from dalle_zoo.models.decoding import PriorDecoding
 from dalle_zoo.models.image_prior import PRIORS, ImagePrior, Predicted, TextTargets
 from dalle_zoo.models.initial import fill, fresh_seed
 from dalle_zoo.models.residual import Residual, ResidualBlock
+from dalle_zoo.values import differences
 
 # B batch, T text positions, h w code grid, N = h * w image positions, L = T + N, d width, V text vocabulary,
 # K codebook size
@@ -240,15 +241,10 @@ class Prior(ImagePrior):
             if large % little:
                 raise ValueError(f"{name} {large} is not a multiple of {little}, the {name} of the prior to grow from")
             repeats[name] = large // little
-        if small.config != replace(self.config, **{name: getattr(small.config, name) for name in repeats}):
-            other = "; ".join(
-                f"{name} {getattr(self.config, name)}, {getattr(small.config, name)}"
-                for name in asdict(self.config)
-                if name not in repeats and getattr(self.config, name) != getattr(small.config, name)
-            )
+        if other := differences(self.config, small.config, besides=repeats):
             raise ValueError(
-                "a prior can only grow from one that differs in image_height and image_width"
-                f" alone, expected and got: {other}"
+                f"a prior can only grow from one that differs in {' and '.join(repeats)} alone, expected "
+                f"and got: {other}"
             )
         state = small.state_dict()
         for name, times in (("row_position", "image_height"), ("column_position", "image_width")):
